@@ -1,0 +1,57 @@
+# sidestack: `make help` lists what there is.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3.11
+CONFIG ?= configs/complete_journey.yaml
+SET    ?=
+BIN    := .venv/bin
+ACCEL  := $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
+STAMP  := .venv/.installed-$(ACCEL)
+PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input -q
+
+.PHONY: help install run test test-slow lint types format doctor golden clean
+
+help: ## what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+install: $(STAMP) ## make .venv and install everything pinned (CPU or CUDA build, by what the machine has)
+
+# torch first, then fbgemm and torchrec with --no-deps: torchrec's own requirement names the CUDA build of fbgemm,
+# which would overwrite the CPU build's folder (docs/architecture.md, "Installation").
+$(STAMP): requirements/$(ACCEL).txt requirements/torch-$(ACCEL).txt requirements/base.txt requirements/dev.txt pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "sidestack needs Python 3.11: set PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "installing into .venv ($(ACCEL) build; a few minutes the first time)"
+	@$(PYTHON) -m venv .venv
+	@$(PIP) install -r requirements/torch-$(ACCEL).txt || $(PIP) install -r requirements/torch.txt
+	@$(PIP) install --no-deps -r requirements/$(ACCEL).txt
+	@$(PIP) install -r requirements/base.txt -r requirements/dev.txt
+	@$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+run: install ## the whole path on real data: raw log -> encoder -> SID columns -> ranker arms -> comparison
+	@$(BIN)/python -m pipelines.run --config $(CONFIG) $(foreach s,$(SET),--set $(s))
+
+test: install ## all tests but the slow ones
+	@$(BIN)/python -m pytest
+
+test-slow: install ## every test
+	@$(BIN)/python -m pytest -m ''
+
+lint: install ## ruff: rules and format
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: install ## mypy, strict
+	@$(BIN)/mypy
+
+format: install ## let ruff mend what it can
+	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+doctor: install ## imports, versions, torchrun, gloo, GPU and nccl
+	@$(BIN)/python -m infra.doctor
+
+golden: install ## write the golden files of the dry runs anew (look at the diff before you commit it)
+	@$(BIN)/python -m tests.components.golden
+
+clean: ## remove .venv and caches; runs/ stays
+	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache

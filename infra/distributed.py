@@ -1,0 +1,166 @@
+"""Distributed start-up, and the rule that a failure on one rank is a failure on every rank."""
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from infra.errors import SidestackError, StageError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class World:
+    """The process group a stage runs in.
+
+    Attributes:
+        rank: this process's number, 0 to size - 1.
+        size: the number of processes.
+        local_rank: this process's number on its host; its GPU's number under nccl.
+        device: where tensors live.
+        backend: ``gloo`` or ``nccl``.
+    """
+
+    rank: int
+    size: int
+    local_rank: int
+    device: torch.device
+    backend: str
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0, the one that talks and commits."""
+        return self.rank == 0
+
+
+@contextlib.contextmanager
+def started(timeout_s: float = 600.0) -> Iterator[World]:
+    """Join the process group that torchrun describes; without torchrun, a group of one.
+
+    The backend is nccl where each local rank has a GPU of its own, else gloo. The group is destroyed at exit.
+
+    Args:
+        timeout_s: how long, in seconds, a collective may wait for a rank that never comes.
+    """
+    environment = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    if "RANK" not in os.environ:
+        os.environ.update(environment, MASTER_ADDR="localhost", MASTER_PORT=str(_free_port()))
+    local_rank = int(os.environ["LOCAL_RANK"])
+    has_gpu = torch.cuda.is_available() and torch.cuda.device_count() >= int(os.environ["LOCAL_WORLD_SIZE"])
+    backend = "nccl" if has_gpu else "gloo"
+    device = torch.device("cuda", local_rank) if has_gpu else torch.device("cpu")
+    if has_gpu:
+        torch.cuda.set_device(device)
+    # gloo rides along under nccl for collectives of small Python objects on the CPU.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpu else "gloo", timeout=timedelta(seconds=timeout_s))
+    try:
+        yield World(dist.get_rank(), dist.get_world_size(), local_rank, device, backend)
+    finally:
+        dist.destroy_process_group()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return int(probe.getsockname()[1])
+
+
+def gather(world: World, value: T) -> list[T]:
+    """Give every rank the list of all ranks' values (small, JSON-like objects), in rank order."""
+    if world.size == 1:
+        return [value]
+    values: list[T | None] = [None] * world.size
+    dist.all_gather_object(values, value)
+    return values  # type: ignore[return-value]
+
+
+def broadcast(world: World, value: T) -> T:
+    """Give every rank what rank 0 passed."""
+    if world.size == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def barrier(world: World) -> None:
+    """Wait until every rank is here."""
+    if world.size > 1:
+        dist.barrier()
+
+
+def sum_over_ranks(world: World, values: torch.Tensor) -> torch.Tensor:
+    """Give the element-wise sum of `values` over all ranks, as a new tensor of the same shape and type."""
+    total = values.detach().clone()
+    if world.size > 1:
+        dist.all_reduce(total)
+    return total
+
+
+@contextlib.contextmanager
+def together(world: World, what: str) -> Iterator[None]:
+    """Raise on every rank when the body raises on any.
+
+    A rank that fails alone would leave the others waiting in their next collective until the timeout. The body
+    must hold no collective that a failing rank would skip: it is for reading, planning, building and writing.
+
+    Args:
+        world: the process group.
+        what: what is being done, for the message on ranks that did not fail themselves.
+
+    Raises:
+        StageError: on a rank that did not fail itself, with the failing rank's message. The failing rank raises
+            its own error.
+    """
+    failure: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        failure = error
+    _raise_everywhere(world, failure, what)
+
+
+def lockstep(world: World, items: Iterable[T], what: str) -> Iterator[T]:
+    """Iterate on every rank in step, raising on every rank when one rank's source raises.
+
+    Every rank must hold the same number of items; one small all-reduce an item is the price.
+
+    Raises:
+        StageError: see `together`.
+    """
+    source = iter(items)
+    end = object()
+    while True:
+        item: object = end
+        failure: Exception | None = None
+        try:
+            item = next(source, end)
+        except Exception as error:
+            failure = error
+        _raise_everywhere(world, failure, what)
+        if item is end:
+            return
+        yield item  # type: ignore[misc]
+
+
+def _raise_everywhere(world: World, failure: Exception | None, what: str) -> None:
+    # The usual case costs one integer; the messages travel only when there are some.
+    failed = sum_over_ranks(world, torch.tensor([int(failure is not None)]))
+    if not failed.item():
+        return
+    reports = gather(world, None if failure is None else _describe(failure))
+    if failure is not None:
+        raise failure
+    rank, report = next((rank, report) for rank, report in enumerate(reports) if report is not None)
+    raise StageError(f"{what}: rank {rank} failed: {report}")
+
+
+def _describe(failure: Exception) -> str:
+    return str(failure) if isinstance(failure, SidestackError) else f"{type(failure).__name__}: {failure}"

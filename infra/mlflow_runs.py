@@ -1,0 +1,300 @@
+"""MLflow as the view of a pipeline: one parent run, under it one child run a stage or arm.
+
+A child is filled by the same code whether its stage runs now (`infra.tracking.Mirror`), or was
+committed long ago and is shown under a new parent (`replay`). Only rank 0 and the driver come here.
+"""
+
+import json
+import logging
+import math
+import os
+import re
+import socket
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from infra.commit import MANIFEST, is_committed, read_manifest
+from infra.tracking import CONFIG_FILE, HISTORY_FILE, SUMMARY_FILE
+
+if TYPE_CHECKING:
+    from mlflow.entities import DatasetInput
+    from mlflow.tracking import MlflowClient
+
+HistoryRow = tuple[float, int, Mapping[str, float]]
+"""One line of a history: Unix time in seconds, step, values by name."""
+
+URI_VARIABLE = "MLFLOW_TRACKING_URI"
+
+# What the tracking store accepts in one request, and in one value.
+_METRICS_A_BATCH = 1000
+_PARAMS_A_BATCH = 100
+_PARAM_LENGTH = 500
+_DIGEST_LENGTH = 36
+
+
+def use_store(runs_dir: Path) -> str:
+    """Choose the tracking store, for this process and those it starts, and give its URI.
+
+    It is `MLFLOW_TRACKING_URI` where that is set, else an SQLite file in `runs_dir`.
+    """
+    local = f"sqlite:///{runs_dir.resolve() / 'mlflow.db'}"
+    return os.environ.setdefault(URI_VARIABLE, local)
+
+
+def connect() -> "MlflowClient":
+    """Give a client of the store named by `MLFLOW_TRACKING_URI`, without mlflow's chatter.
+
+    Raises:
+        KeyError: the variable is not set; see `use_store`.
+    """
+    uri = os.environ[URI_VARIABLE]
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from mlflow.tracking import MlflowClient
+
+        # mlflow configures its own logger while it is imported.
+        logging.getLogger("mlflow").setLevel(logging.ERROR)
+        return MlflowClient(tracking_uri=uri)
+
+
+def open_parent(
+    client: "MlflowClient", name: str, runs_dir: Path, config: Mapping[str, Any]
+) -> str:
+    """Open a pipeline's run in the experiment `name`, and sweep what a killed driver left there.
+
+    Args:
+        client: the store.
+        name: the run's name, which is the experiment's too: reruns lie side by side.
+        runs_dir: where a local store keeps artifacts, in `mlartifacts/`; a server has its own place.
+        config: the whole resolved config, logged as params.
+
+    Returns:
+        the run id, which the stages get as `--parent-run`.
+    """
+    experiment = _experiment(client, name, runs_dir)
+    _sweep(client, experiment)
+    tags = {"sidestack.host": socket.gethostname(), "sidestack.process": _process(os.getpid())}
+    run_id: str = client.create_run(experiment, run_name=name, tags=tags).info.run_id
+    _log_params(client, run_id, config)
+    return run_id
+
+
+def _experiment(client: "MlflowClient", name: str, runs_dir: Path) -> str:
+    if (found := client.get_experiment_by_name(name)) is not None:
+        return str(found.experiment_id)
+    is_local = os.environ[URI_VARIABLE].startswith("sqlite:")
+    place = (runs_dir.resolve() / "mlartifacts" / name).as_uri() if is_local else None
+    return str(client.create_experiment(name, artifact_location=place))
+
+
+def _sweep(client: "MlflowClient", experiment: str) -> None:
+    """End runs that stayed RUNNING because their driver, on this host, was killed."""
+    for run in _running(client, experiment, f"tags.`sidestack.host` = '{socket.gethostname()}'"):
+        recorded = run.data.tags.get("sidestack.process", "")
+        pid = int(recorded.partition(":")[0] or 0)
+        if _process(pid) != recorded:
+            end_parent(client, run.info.run_id, "KILLED")
+
+
+def _process(pid: int) -> str:
+    """Name a process so that a later one with the same id is not taken for it; empty if gone."""
+    try:
+        # Field 22 of stat is the start time; the second field, in brackets, may hold spaces.
+        started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""
+    return f"{pid}:{started}"
+
+
+def _running(client: "MlflowClient", experiment: str, condition: str) -> Sequence[Any]:
+    query = f"attributes.status = 'RUNNING' and {condition}"
+    return list(client.search_runs([experiment], filter_string=query))
+
+
+def end_parent(client: "MlflowClient", run_id: str, status: str) -> None:
+    """End a pipeline's run with MLflow's `FINISHED`, `FAILED` or `KILLED`.
+
+    Children that are still RUNNING have lost their process and are ended as KILLED.
+    """
+    experiment = client.get_run(run_id).info.experiment_id
+    for child in _running(client, experiment, f"tags.`mlflow.parentRunId` = '{run_id}'"):
+        client.set_terminated(child.info.run_id, "KILLED")
+    client.set_terminated(run_id, status)
+
+
+def log_artifacts(client: "MlflowClient", run_id: str, files: Iterable[Path]) -> None:
+    """Attach files to a run; those that do not exist are passed over."""
+    for file in files:
+        if file.is_file():
+            client.log_artifact(run_id, str(file))
+
+
+class ChildRun:
+    """One stage's, or arm's, run under a pipeline's run."""
+
+    def __init__(self, client: "MlflowClient", run_id: str) -> None:
+        """Write to an existing run; `start` makes one."""
+        self._client = client
+        self.run_id = run_id
+
+    @classmethod
+    def start(
+        cls,
+        client: "MlflowClient",
+        parent_run: str,
+        stage: str,
+        config: Mapping[str, Any],
+        inputs: Mapping[str, Path],
+        key: str,
+        reused_from: Path | None = None,
+    ) -> "ChildRun":
+        """Create the run with its tags, params and datasets.
+
+        Args:
+            client: the store.
+            parent_run: the pipeline's run id.
+            stage: the stage's name; a ranker's run is named `ranker-<arm>`.
+            config: the resolved section, flattened into params.
+            inputs: committed directories by name, logged as datasets with their manifests' digests.
+            key: the stage's key.
+            reused_from: the committed directory, where the stage did not run now.
+        """
+        arm = config.get("arm")
+        tags = {"mlflow.parentRunId": parent_run, "sidestack.stage": stage, "sidestack.key": key}
+        if arm is not None:
+            tags["sidestack.arm"] = str(arm)
+        if reused_from is not None:
+            tags["sidestack.reused_from"] = str(reused_from)
+        experiment = client.get_run(parent_run).info.experiment_id
+        name = stage if arm is None else f"{stage}-{arm}"
+        run_id = client.create_run(experiment, run_name=name, tags=tags).info.run_id
+        _log_params(client, run_id, config)
+        client.log_inputs(run_id, _datasets(inputs))
+        return cls(client, run_id)
+
+    def log_history(self, rows: Sequence[HistoryRow]) -> None:
+        """Log history rows as metrics, in batches."""
+        self._log_metrics(
+            (name, value, at, step) for at, step, values in rows for name, value in values.items()
+        )
+
+    def finish(self, status: str, out: Path) -> None:
+        """Log the summary's numbers, attach the record and the manifest, and end the run."""
+        summary = out / SUMMARY_FILE
+        if summary.is_file():
+            now = time.time()
+            leaves = flatten(json.loads(summary.read_text())).items()
+            self._log_metrics(
+                (f"summary/{name}", float(value), now, 0)
+                for name, value in leaves
+                if isinstance(value, int | float) and not isinstance(value, bool)
+            )
+        files = [out / name for name in (MANIFEST, CONFIG_FILE, SUMMARY_FILE, HISTORY_FILE)]
+        log_artifacts(self._client, self.run_id, files)
+        self._client.set_terminated(self.run_id, status)
+
+    def _log_metrics(self, points: Iterable[tuple[str, float, float, int]]) -> None:
+        from mlflow.entities import Metric
+
+        metrics = [
+            Metric(_metric_name(name), value, int(at * 1000), step)
+            for name, value, at, step in points
+            if math.isfinite(value)
+        ]
+        for start in range(0, len(metrics), _METRICS_A_BATCH):
+            self._client.log_batch(self.run_id, metrics=metrics[start : start + _METRICS_A_BATCH])
+
+
+def replay(
+    client: "MlflowClient", parent_run: str, committed: Path, inputs: Mapping[str, Path]
+) -> None:
+    """Show a stage that was committed earlier under a new parent, from its files alone.
+
+    Args:
+        client: the store.
+        parent_run: the new pipeline's run id.
+        committed: the stage's output.
+        inputs: the stage's input directories by name.
+
+    Raises:
+        CommitError: `committed` is no committed directory.
+    """
+    manifest = read_manifest(committed)
+    config = _read_config(committed / CONFIG_FILE)
+    child = ChildRun.start(
+        client, parent_run, manifest.stage, config, inputs, manifest.key, committed
+    )
+    child.log_history(list(_read_history(committed / HISTORY_FILE)))
+    child.finish("FINISHED", committed)
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    """Give the one section that a stage's `config.yaml` holds."""
+    sections = yaml.safe_load(file.read_text()) if file.is_file() else None
+    (section,) = sections.values() if sections else ({},)
+    return dict(section)
+
+
+def _read_history(file: Path) -> Iterator[HistoryRow]:
+    if not file.is_file():
+        return
+    at = file.stat().st_mtime
+    for line in file.read_text().splitlines():
+        values = json.loads(line)
+        step = values.pop("step")
+        yield at, step, {name: value for name, value in values.items() if value is not None}
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Give nested mappings as one with dotted keys; lists stay as they are."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _log_params(client: "MlflowClient", run_id: str, config: Mapping[str, Any]) -> None:
+    from mlflow.entities import Param
+
+    params = [
+        Param(_metric_name(key), _shortened(str(value))) for key, value in flatten(config).items()
+    ]
+    for start in range(0, len(params), _PARAMS_A_BATCH):
+        client.log_batch(run_id, params=params[start : start + _PARAMS_A_BATCH])
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _PARAM_LENGTH else text[: _PARAM_LENGTH - 1] + "…"
+
+
+def _metric_name(name: str) -> str:
+    """Replace what the store refuses in the names of metrics and params."""
+    return re.sub(r"[^\w\-. :/]", "_", name)
+
+
+def _datasets(inputs: Mapping[str, Path]) -> "list[DatasetInput]":
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    logged = []
+    for name, path in inputs.items():
+        if not is_committed(path):
+            continue
+        digest = read_manifest(path).digest
+        source = json.dumps({"path": str(path)})
+        # The store cuts digests at 36 characters, so the whole one goes into a tag.
+        dataset = Dataset(name, digest[:_DIGEST_LENGTH], "local", source)
+        tags = [InputTag("mlflow.data.context", name), InputTag("sidestack.digest", digest)]
+        logged.append(DatasetInput(dataset, tags))
+    return logged

@@ -1,0 +1,165 @@
+"""One stage, one process group, one committed directory.
+
+`run_stage` is the whole main program of every stage: it reads the arguments and the config, joins the process
+group, verifies the inputs, opens the output, runs the body, and commits.
+"""
+
+import argparse
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from infra.commit import Manifest, committing, read_manifest, refuse_taken, verify
+from infra.config import Config, digest, load_section, plain
+from infra.distributed import World, started, together
+from infra.errors import ConfigError, SidestackError
+from infra.tracking import RunLog
+
+C = TypeVar("C", bound=Config)
+
+
+@dataclass(frozen=True)
+class StageRun(Generic[C]):
+    """What a stage's body works with.
+
+    Attributes:
+        config: the stage's section, resolved.
+        inputs: name -> committed directory, verified.
+        out: the temporary directory being committed; every rank may write its own files.
+        world: the process group.
+        log: metrics, summary and words for people; rank 0 acts.
+        facts: what the body adds here is saved in the manifest (rank 0's counts).
+    """
+
+    config: C
+    inputs: Mapping[str, Path]
+    out: Path
+    world: World
+    log: RunLog
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def run_stage(
+    name: str,
+    section: str,
+    config_type: type[C],
+    inputs: Sequence[str],
+    body: Callable[[StageRun[C]], None],
+    argv: Sequence[str] | None = None,
+) -> None:
+    """Run a stage as this process's main program.
+
+    Args:
+        name: the stage's name, such as ``encoder``.
+        section: the section of the run's file that configures it. config_type: that section's model.
+        inputs: the inputs' names; one ending in ``.*`` stands for one or more inputs with that beginning.
+        body: the work; called on every rank.
+        argv: the arguments, by default the command line's.
+
+    Raises:
+        SystemExit: with status 1 after a user's error was printed on every rank; with 2 on wrong arguments.
+    """
+    _quiet()
+    arguments = _parse(name, inputs, argv)
+    try:
+        _run(name, section, config_type, inputs, body, arguments)
+    except SidestackError as error:
+        # A short message, not a trace: the user can mend it. torchrun's error file carries it to the driver.
+        _record(error)
+        print(f"{name}: rank {os.environ.get('RANK', '0')}: error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(1) from error
+    except Exception as error:
+        _record(error)
+        raise
+
+
+def _run(
+    name: str,
+    section: str,
+    config_type: type[C],
+    inputs: Sequence[str],
+    body: Callable[[StageRun[C]], None],
+    arguments: argparse.Namespace,
+) -> None:
+    config = load_section(config_type, arguments.config, section, arguments.set)
+    paths = _named(arguments.input, inputs)
+    refuse_taken(arguments.out)
+    with started() as world:
+        manifests = _verified(world, paths)
+        facts: dict[str, Any] = {"config": digest(config), "world_size": world.size}
+        digests = {name: manifest.digest for name, manifest in manifests.items()}
+        log: RunLog | None = None
+        try:
+            with committing(
+                arguments.out, world, stage=name, key=arguments.key, inputs=digests, facts=facts
+            ) as out:
+                log = RunLog.open(world.rank, name, out, plain(config), paths, arguments.key, arguments.parent_run)
+                body(StageRun(config, paths, out, world, log, facts))
+        except BaseException:
+            if log is not None:
+                log.finish("FAILED")
+            raise
+        assert log is not None
+        log.finish("FINISHED", arguments.out)
+
+
+def _parse(name: str, inputs: Sequence[str], argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=name, description=f"Run the stage {name!r} and commit its output.")
+    parser.add_argument("--config", type=Path, required=True, help="the run's YAML file")
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override a config value")
+    parser.add_argument(
+        "--input", action="append", default=[], metavar="NAME=DIR",
+        help=f"a committed input directory; takes: {', '.join(inputs) or 'none'}",
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path, required=True, help="the directory to commit; must be free")
+    parser.add_argument("--key", default="", help="the digest that names this work, saved in the manifest")
+    parser.add_argument("--parent-run", default=None, help="the MLflow run to log a child run under")
+    return parser.parse_args(argv)
+
+
+def _named(pairs: Sequence[str], expected: Sequence[str]) -> dict[str, Path]:
+    """Parse NAME=DIR pairs and hold them against the names the stage takes."""
+    paths: dict[str, Path] = {}
+    for pair in pairs:
+        name, separator, path = pair.partition("=")
+        if not separator or not path:
+            raise ConfigError(f"--input {pair!r}: must look like name=directory")
+        if name in paths:
+            raise ConfigError(f"--input {name!r}: given twice")
+        paths[name] = Path(path)
+    prefixes = tuple(name[:-1] for name in expected if name.endswith(".*"))
+    for name in paths:
+        if name not in expected and not (prefixes and name.startswith(prefixes)):
+            raise ConfigError(f"--input {name!r}: unknown; this stage takes: {', '.join(expected) or 'none'}")
+    for name in expected:
+        given = any(path.startswith(name[:-1]) for path in paths) if name.endswith(".*") else name in paths
+        if not given:
+            raise ConfigError(f"--input {name}=DIR: is missing")
+    return paths
+
+
+def _verified(world: World, paths: Mapping[str, Path]) -> dict[str, Manifest]:
+    # Every rank reads the inputs, on its own host, so every rank checks the manifests; the first on each host
+    # pays for the hashing.
+    with together(world, "verifying the inputs"):
+        check = verify if world.local_rank == 0 else read_manifest
+        return {name: check(path) for name, path in paths.items()}
+
+
+def _quiet() -> None:
+    """Keep library warnings out of what people read; ours are raised or said."""
+    warnings.filterwarnings("ignore")
+    for name in ("torchrec", "fbgemm_gpu", "torch.distributed", "mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _record(error: BaseException) -> None:
+    if "TORCHELASTIC_ERROR_FILE" in os.environ:
+        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+        get_error_handler().record_exception(error)

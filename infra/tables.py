@@ -1,0 +1,348 @@
+"""The tables' contract: what `items`, `users` and `events` hold, and the checks that hold them to it.
+
+A dataset is a directory:
+
+    dataset.json                               the DatasetSpec: signals, features, splits
+    items/part-00000.parquet                   one row an item, item_id = row number
+    users/part-00000.parquet                   one row a user, user_id = row number
+    events/date=2017-09-10/part-00000.parquet  one row an impression, by the date of its event_time
+
+Columns beyond the contract are carried along untouched; that is how SID columns travel.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date, datetime
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import model_validator
+
+from infra.config import Config, parse
+from infra.errors import DataError
+from infra.parquet import RowGroup
+
+SPEC_FILE = "dataset.json"
+TIME = pa.timestamp("us")
+TASKS = ("click", "conversion")
+EVENT_COLUMNS = ("event_time", "user_id", "item_id", *TASKS, "history_item_ids", "history_times")
+"""The columns every events table has, beside the dense and sparse ones its spec names."""
+
+
+class DatasetSpec(Config):
+    """What a dataset holds, beside the columns every dataset has (ids, times, labels, history)."""
+
+    embeddings: dict[str, int]
+    """Item embedding signals: name -> dimensions."""
+    categoricals: dict[str, int]
+    """Item categorical signals: name -> cardinality; ids lie in [0, cardinality)."""
+    user_categoricals: dict[str, int]
+    """User categorical signals, likewise."""
+    num_items: int
+    """Items; item_id lies in [0, num_items)."""
+    num_users: int
+    """Users; user_id lies in [0, num_users)."""
+    dense: tuple[str, ...]
+    """Event columns of type float32."""
+    sparse: dict[str, int]
+    """Event columns of type list<int64>: name -> number of ids; ids lie in [0, number)."""
+    max_history: int
+    """The longest history an event may carry."""
+    train: tuple[date, date]
+    """First and last date of training events, inclusive."""
+    test: tuple[date, date]
+    """First and last date of test events, inclusive."""
+    origin: str
+    """One sentence: where the data is from."""
+
+    @model_validator(mode="after")
+    def _check_splits(self) -> "DatasetSpec":
+        if not self.train[0] <= self.train[1] < self.test[0] <= self.test[1]:
+            raise ValueError(f"train {self.train} must end before test {self.test} begins")
+        return self
+
+    @model_validator(mode="after")
+    def _check_names(self) -> "DatasetSpec":
+        tables = {
+            "items": ["item_id", "text", *self.embeddings, *self.categoricals],
+            "users": ["user_id", *self.user_categoricals],
+            "events": [*EVENT_COLUMNS, *self.dense, *self.sparse],
+        }
+        for table, names in tables.items():
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise ValueError(f"{table}: column {twice[0]!r} is named twice")
+        return self
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset's directory and its spec."""
+
+    path: Path
+    spec: DatasetSpec
+
+    @property
+    def item_files(self) -> tuple[Path, ...]:
+        """The files of the items table, in order."""
+        return self._files("items")
+
+    @property
+    def user_files(self) -> tuple[Path, ...]:
+        """The files of the users table, in order."""
+        return self._files("users")
+
+    def event_files(self, first: date, last: date) -> tuple[Path, ...]:
+        """Give the event files of the dates from `first` to `last`, inclusive, in order of time.
+
+        Raises:
+            DataError: there is no event file in the range.
+        """
+        folders = sorted(self.path.glob("events/date=*"))
+        chosen = [folder for folder in folders if first <= date.fromisoformat(folder.name[5:]) <= last]
+        files = tuple(file for folder in chosen for file in sorted(folder.glob("*.parquet")))
+        if not files:
+            raise DataError(f"{self.path}/events: no files from {first} to {last}")
+        return files
+
+    def all_event_files(self) -> tuple[Path, ...]:
+        """Give every event file, in order of time."""
+        return self.event_files(date.min, date.max)
+
+    def _files(self, table: str) -> tuple[Path, ...]:
+        files = tuple(sorted((self.path / table).glob("*.parquet")))
+        if not files:
+            raise DataError(f"{self.path}/{table}: holds no Parquet file")
+        return files
+
+
+def read_dataset(path: Path) -> Dataset:
+    """Open a dataset by its `dataset.json`.
+
+    Raises:
+        DataError: there is none. ConfigError: it breaks the DatasetSpec.
+    """
+    file = Path(path) / SPEC_FILE
+    try:
+        values = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: cannot be read as a dataset's description: {error}") from error
+    return Dataset(Path(path), parse(DatasetSpec, values, str(file)))
+
+
+def write_spec(path: Path, spec: DatasetSpec) -> None:
+    """Write the spec as `dataset.json` into the directory."""
+    (Path(path) / SPEC_FILE).write_text(spec.model_dump_json(indent=1))
+
+
+def item_schema(spec: DatasetSpec, embedding_type: pa.DataType | None = None) -> pa.Schema:
+    """Give the items' schema; embeddings are stored as float16 unless told otherwise."""
+    stored = embedding_type or pa.float16()
+    return pa.schema([
+        pa.field("item_id", pa.int64(), nullable=False),
+        pa.field("text", pa.string()),
+        *(pa.field(name, pa.list_(stored, dim)) for name, dim in spec.embeddings.items()),
+        *(pa.field(name, pa.int32()) for name in spec.categoricals),
+    ])
+
+
+def user_schema(spec: DatasetSpec) -> pa.Schema:
+    """Give the users' schema."""
+    return pa.schema([
+        pa.field("user_id", pa.int64(), nullable=False),
+        *(pa.field(name, pa.int32()) for name in spec.user_categoricals),
+    ])
+
+
+def event_schema(spec: DatasetSpec) -> pa.Schema:
+    """Give the events' schema: one row an impression."""
+    return pa.schema([
+        pa.field("event_time", TIME, nullable=False),
+        pa.field("user_id", pa.int64(), nullable=False),
+        pa.field("item_id", pa.int64(), nullable=False),
+        pa.field("click", pa.int8(), nullable=False),
+        pa.field("conversion", pa.int8()),
+        *(pa.field(name, pa.float32(), nullable=False) for name in spec.dense),
+        *(pa.field(name, pa.list_(pa.int64())) for name in spec.sparse),
+        pa.field("history_item_ids", pa.list_(pa.int64())),
+        pa.field("history_times", pa.list_(TIME)),
+    ])
+
+
+def check_items(table: pa.Table, spec: DatasetSpec, where: RowGroup) -> None:
+    """Check rows of the items table: types, ids, finite embeddings, categorical ranges.
+
+    Only the contract's columns that the table holds are checked, so that a reader of a few columns can use it.
+
+    Raises:
+        DataError: naming file, row group, column and rule.
+    """
+    check = _Checker(table, where)
+    check.equals_row_number("item_id", spec.num_items)
+    for name, dim in spec.embeddings.items():
+        check.embedding(name, dim)
+    for name, cardinality in spec.categoricals.items():
+        check.ids(name, pa.int32(), cardinality)
+
+
+def check_users(table: pa.Table, spec: DatasetSpec, where: RowGroup) -> None:
+    """Check rows of the users table.
+
+    Raises:
+        DataError: naming file, row group, column and rule.
+    """
+    check = _Checker(table, where)
+    check.equals_row_number("user_id", spec.num_users)
+    for name, cardinality in spec.user_categoricals.items():
+        check.ids(name, pa.int32(), cardinality)
+
+
+def check_events(table: pa.Table, spec: DatasetSpec, where: RowGroup) -> None:
+    """Check rows of the events table: types, nulls, labels, finite dense values, id ranges, history before event.
+
+    Only the contract's columns that the table holds are checked, so that a reader of a few columns can use it.
+
+    Raises:
+        DataError: naming file, row group, column and rule.
+    """
+    check = _Checker(table, where)
+    check.present("event_time", TIME)
+    for name, number in (("user_id", spec.num_users), ("item_id", spec.num_items)):
+        check.ids(name, pa.int64(), number, nullable=False)
+    check.label("click", nullable=False)
+    check.label("conversion", nullable=True)
+    for name in spec.dense:
+        check.finite(name)
+    for name, number in spec.sparse.items():
+        check.id_lists(name, number)
+    check.id_lists("history_item_ids", spec.num_items)
+    check.history(spec.max_history)
+
+
+def require_columns(schema: pa.Schema, expected: pa.Schema, where: RowGroup | Path) -> None:
+    """Check that every column of `expected` is there, with its type (embeddings as float16 or float32).
+
+    Raises:
+        DataError: naming the missing column, or the type it has and the one it should have.
+    """
+    for field in expected:
+        if field.name not in schema.names:
+            raise DataError(f"{where}: column {field.name!r} is missing; expected type {field.type}")
+        _require_type(field.name, schema.field(field.name).type, field.type, where)
+
+
+def _require_type(name: str, found: pa.DataType, expected: pa.DataType, where: RowGroup | Path) -> None:
+    if pa.types.is_fixed_size_list(expected) and pa.types.is_fixed_size_list(found):
+        same = found.list_size == expected.list_size and pa.types.is_floating(found.value_type)
+    else:
+        same = found == expected
+    if not same:
+        raise DataError(f"{where}: column {name!r} has type {found}, must be {expected}")
+
+
+class _Checker:
+    """The single rules, each over one column of one row group."""
+
+    def __init__(self, table: pa.Table, where: RowGroup) -> None:
+        self.table = table
+        self.where = where
+
+    def fail(self, column: str, rule: str) -> None:
+        raise DataError(f"{self.where}: column {column!r}: {rule}")
+
+    def present(self, name: str, expected: pa.DataType, nullable: bool = False) -> pa.ChunkedArray | None:
+        """Give the column if the table holds it, after checking its type and nulls."""
+        if name not in self.table.column_names:
+            return None
+        column = self.table[name]
+        _require_type(name, column.type, expected, self.where)
+        if not nullable and column.null_count:
+            row = int(np.flatnonzero(column.is_null().to_numpy())[0])
+            self.fail(name, f"must not be null; is null in {column.null_count} rows, first in row {row}")
+        return column
+
+    def ids(self, name: str, expected: pa.DataType, number: int, nullable: bool = True) -> None:
+        column = self.present(name, expected, nullable)
+        if column is not None:
+            self._in_range(name, column, number)
+
+    def id_lists(self, name: str, number: int) -> None:
+        column = self.present(name, pa.list_(pa.int64()))
+        if column is None:
+            return
+        values = pc.list_flatten(column)
+        if values.null_count:
+            self.fail(name, "must hold no null inside a list")
+        self._in_range(name, values, number)
+
+    def _in_range(self, name: str, values: pa.ChunkedArray, number: int) -> None:
+        bounds = pc.min_max(values)
+        low, high = bounds["min"].as_py(), bounds["max"].as_py()
+        if low is not None and (low < 0 or high >= number):
+            self.fail(name, f"id {low if low < 0 else high} is outside the table [0, {number})")
+
+    def equals_row_number(self, name: str, number: int) -> None:
+        column = self.present(name, pa.int64())
+        if column is None:
+            return
+        self._in_range(name, column, number)
+        expected = np.arange(self.where.start, self.where.start + len(column))
+        wrong = np.flatnonzero(column.to_numpy() != expected)
+        if len(wrong):
+            row = int(wrong[0])
+            self.fail(name, f"must equal the row number; row {expected[row]} has {column[row].as_py()}")
+
+    def label(self, name: str, nullable: bool) -> None:
+        column = self.present(name, pa.int8(), nullable)
+        if column is None:
+            return
+        bounds = pc.min_max(column)
+        for value in (bounds["min"].as_py(), bounds["max"].as_py()):
+            if value not in (0, 1, None):
+                self.fail(name, f"label {value} is not 0 or 1")
+
+    def finite(self, name: str) -> None:
+        column = self.present(name, pa.float32())
+        if column is not None:
+            self._all_finite(name, column.to_numpy())
+
+    def embedding(self, name: str, dim: int) -> None:
+        column = self.present(name, pa.list_(pa.float16(), dim), nullable=True)
+        if column is not None:
+            # flatten() leaves the nulls' own slots out, whatever bytes they hold.
+            for chunk in column.chunks:
+                self._all_finite(name, chunk.flatten().to_numpy(zero_copy_only=False))
+
+    def _all_finite(self, name: str, values: npt.NDArray[np.floating]) -> None:
+        if not np.isfinite(values).all():
+            self.fail(name, f"must be finite; holds {values[~np.isfinite(values)][0]}")
+
+    def history(self, longest: int) -> None:
+        times = self.present("history_times", pa.list_(TIME))
+        if times is None or "history_item_ids" not in self.table.column_names:
+            return
+        lengths = pc.list_value_length(times).to_numpy()
+        if not np.array_equal(lengths, pc.list_value_length(self.table["history_item_ids"]).to_numpy()):
+            self.fail("history_times", "must have as many entries as history_item_ids in every row")
+        if len(lengths) and lengths.max() > longest:
+            self.fail("history_times", f"has {lengths.max()} entries, more than max_history={longest}")
+        flat = pc.list_flatten(times).cast(pa.int64()).to_numpy()
+        row_of = np.repeat(np.arange(len(lengths)), lengths)
+        if (np.diff(flat)[np.diff(row_of) == 0] < 0).any():
+            self.fail("history_times", "must be oldest first")
+        if "event_time" in self.table.column_names:
+            event = self.table["event_time"].cast(pa.int64()).to_numpy()
+            late = np.flatnonzero(flat >= event[row_of])
+            if len(late):
+                row, entry = int(row_of[late[0]]), int(flat[late[0]])
+                at = datetime.fromtimestamp(entry / 1e6, tz=None)
+                self.fail("history_times", f"must lie strictly before event_time; row {row} has an entry at {at}")
+
+
+def cardinalities(spec: DatasetSpec) -> Mapping[str, int]:
+    """Give every id space of the events: sparse columns and the ids of users and items, name -> number of ids."""
+    return {"user_id": spec.num_users, "item_id": spec.num_items, **spec.sparse}

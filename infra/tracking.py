@@ -1,0 +1,228 @@
+"""A stage's record of itself: kept in its own output, mirrored to MLflow under a parent run.
+
+The files are the truth and MLflow is a view of them: a tracking server that is slow or away costs a
+warning, never a training run, and a stage that is skipped because it is already committed is shown
+under a new parent by replaying the same files (`infra.mlflow_runs.replay`).
+
+| file | what |
+|---|---|
+| `config.yaml` | the resolved section, under its name (written by `infra.stage`) |
+| `history.jsonl` | one object a line: `{"step": 10, "loss": 0.3}` |
+| `summary.json` | the stage's closing numbers, nested as the stage wrote them |
+"""
+
+import json
+import math
+import queue
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from infra.mlflow_runs import ChildRun, HistoryRow
+
+CONFIG_FILE = "config.yaml"
+HISTORY_FILE = "history.jsonl"
+SUMMARY_FILE = "summary.json"
+
+_FLUSH_SECONDS = 5.0
+_FINISH_SECONDS = 120.0
+
+
+class RunLog:
+    """The record of one stage's run; every method does nothing on ranks other than 0."""
+
+    def __init__(self, out: Path | None, mirror: "Mirror | None" = None) -> None:
+        """Hold the directory to write to (None: say and write nothing); `open` is the usual way."""
+        self._out = out
+        self._mirror = mirror
+        self._history: IO[str] | None = None
+        self._finished = False
+
+    @classmethod
+    def open(
+        cls,
+        world_rank: int,
+        stage: str,
+        out: Path,
+        config: Mapping[str, Any],
+        inputs: Mapping[str, Path],
+        key: str,
+        parent_run: str | None,
+    ) -> "RunLog":
+        """Start the record of one stage in `out`, which must exist, and its MLflow child run.
+
+        Args:
+            world_rank: this process's global rank; only rank 0 writes.
+            stage: the stage's name, e.g. `ranker`.
+            out: the directory that is being written and will be committed.
+            config: the resolved section; `config["arm"]`, where there is one, becomes a tag.
+            inputs: committed input directories by name, logged as MLflow datasets.
+            key: the stage's key (see `pipelines.graph`), empty for a run by hand.
+            parent_run: MLflow run id of the pipeline's run; None keeps the record in files only.
+        """
+        if world_rank != 0:
+            return cls(None)
+        if parent_run is None:
+            return cls(out)
+
+        def start() -> "ChildRun":
+            from infra.mlflow_runs import ChildRun, connect
+
+            return ChildRun.start(connect(), parent_run, stage, config, inputs, key)
+
+        return cls(out, Mirror(start))
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Append one line to `history.jsonl`; a value that is not finite is written as null."""
+        if self._out is None:
+            return
+        if self._history is None:
+            self._history = self._out.joinpath(HISTORY_FILE).open("a")
+        numbers = {name: float(value) for name, value in values.items()}
+        self._history.write(json.dumps({"step": step, **_finite(numbers)}) + "\n")
+        self._history.flush()  # the commit hashes the file while this handle is still open
+        if self._mirror is not None:
+            self._mirror.put((time.time(), step, numbers))
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """Write `summary.json` (nested JSON allowed; numbers that are not finite become null)."""
+        if self._out is None:
+            return
+        text = json.dumps(_finite(dict(values)), indent=2) + "\n"
+        self._out.joinpath(SUMMARY_FILE).write_text(text)
+
+    def say(self, text: str) -> None:
+        """Print one short line for people, on stderr: stdout belongs to a command's result."""
+        if self._out is not None:
+            print(text, file=sys.stderr, flush=True)
+
+    def progress(self, total: int, what: str) -> AbstractContextManager[Callable[[int], None]]:
+        """Show the way to `total`: a bar on a terminal, otherwise a line at each quarter.
+
+        Returns:
+            a context manager whose value is `advance(n)`.
+        """
+        if self._out is None:
+            return _silent()
+        return _bar(total, what) if sys.stderr.isatty() else _lines(total, what)
+
+    def finish(self, status: str, committed: Path | None = None) -> None:
+        """Close the record; later calls do nothing.
+
+        Args:
+            status: MLflow's word: `FINISHED`, `FAILED` or `KILLED`.
+            committed: where the output lies now, if the commit moved it; its manifest, config and
+                summary become the child run's artifacts.
+        """
+        if self._out is None or self._finished:
+            return
+        self._finished = True
+        if self._history is not None:
+            self._history.close()
+        if self._mirror is not None:
+            self._mirror.finish(status, committed or self._out)
+
+
+class Mirror:
+    """Sends history rows to an MLflow child run from a thread of its own, in batches.
+
+    Importing mlflow and talking to its store take seconds; a thread keeps them off the training
+    loop. The first failure is told once and ends the mirroring: the files keep the whole record.
+    """
+
+    def __init__(self, start: Callable[[], "ChildRun"]) -> None:
+        """Begin mirroring; `start` opens the child run and is called in the thread."""
+        self._start = start
+        self._rows: queue.SimpleQueue[HistoryRow | None] = queue.SimpleQueue()
+        self._closing: tuple[str, Path] = ("KILLED", Path())
+        self._thread = threading.Thread(target=self._run, name="mlflow-mirror", daemon=True)
+        self._thread.start()
+
+    def put(self, row: "HistoryRow") -> None:
+        """Queue one history row; never blocks."""
+        self._rows.put(row)
+
+    def finish(self, status: str, out: Path) -> None:
+        """Send what is queued, attach `out`'s record, end the run with `status`, and wait."""
+        self._closing = (status, out)
+        self._rows.put(None)
+        self._thread.join(_FINISH_SECONDS)
+        if self._thread.is_alive():
+            _warn(f"no answer within {_FINISH_SECONDS:.0f} s")
+
+    def _run(self) -> None:
+        try:
+            child = self._start()
+            is_open = True
+            while is_open:
+                rows, is_open = self._collect()
+                child.log_history(rows)
+            child.finish(*self._closing)
+        except Exception as error:
+            first_line, *_ = str(error).splitlines() or [""]
+            _warn(f"{type(error).__name__}: {first_line}")
+
+    def _collect(self) -> "tuple[list[HistoryRow], bool]":
+        """Take the rows of the next `_FLUSH_SECONDS`, and say whether more may follow."""
+        rows: list[HistoryRow] = []
+        deadline = time.monotonic() + _FLUSH_SECONDS
+        while (left := deadline - time.monotonic()) > 0:
+            try:
+                row = self._rows.get(timeout=left)
+            except queue.Empty:
+                break
+            if row is None:
+                return rows, False
+            rows.append(row)
+        return rows, True
+
+
+def _warn(why: str) -> None:
+    print(f"tracking: MLflow is not recording this run ({why})", file=sys.stderr, flush=True)
+
+
+def _finite(value: Any) -> Any:
+    """Replace numbers JSON has no word for (NaN, infinities) by None, at any depth."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+@contextmanager
+def _silent() -> Iterator[Callable[[int], None]]:
+    yield lambda n: None
+
+
+@contextmanager
+def _bar(total: int, what: str) -> Iterator[Callable[[int], None]]:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda n: bar.advance(task, n)
+
+
+@contextmanager
+def _lines(total: int, what: str) -> Iterator[Callable[[int], None]]:
+    started = time.monotonic()
+    done = 0
+
+    def advance(n: int) -> None:
+        nonlocal done
+        quarter_before = done * 4 // max(total, 1)
+        done += n
+        if done * 4 // max(total, 1) > quarter_before:
+            seconds = time.monotonic() - started
+            print(f"{what}: {done:,} of {total:,} ({seconds:.0f} s)", file=sys.stderr, flush=True)
+
+    yield advance

@@ -1,0 +1,63 @@
+"""Run a function on several gloo ranks, each its own process, and raise here what any of them raised."""
+
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import Any
+
+import torch
+
+from infra.distributed import World, started
+
+
+def run_distributed(function: Callable[..., Any], *args: Any, world_size: int = 2, timeout_s: float = 60.0) -> list[Any]:
+    """Call `function(world, *args)` on every rank and give the results in rank order.
+
+    Args:
+        function: a module-level function; its arguments and result are pickled between processes.
+        args: passed on.
+        world_size: the number of ranks.
+        timeout_s: how long a collective may wait.
+
+    Raises:
+        RankFailure: some rank raised; `errors` holds, by rank, its message or None.
+    """
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    with ProcessPoolExecutor(world_size, mp_context=get_context("spawn")) as pool:
+        futures = [
+            pool.submit(_on_rank, function, args, rank, world_size, port, timeout_s) for rank in range(world_size)
+        ]
+        results = [future.result() for future in futures]
+    errors = [error for _, error in results]
+    if any(errors):
+        raise RankFailure(errors)
+    return [value for value, _ in results]
+
+
+class RankFailure(AssertionError):
+    """At least one rank raised. `errors[rank]` is its trace, or None."""
+
+    def __init__(self, errors: list[str | None]) -> None:
+        super().__init__("\n".join(f"rank {rank}: {error}" for rank, error in enumerate(errors) if error))
+        self.errors = errors
+
+
+def _on_rank(
+    function: Callable[..., Any], args: tuple[Any, ...], rank: int, world_size: int, port: int, timeout_s: float
+) -> tuple[Any, str | None]:
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(world_size),
+        MASTER_ADDR="localhost", MASTER_PORT=str(port), CUDA_VISIBLE_DEVICES="",
+    )  # fmt: skip
+    torch.set_num_threads(1)
+    try:
+        with started(timeout_s) as world:
+            assert isinstance(world, World)
+            return function(world, *args), None
+    except Exception:
+        return None, traceback.format_exc()

@@ -1,0 +1,76 @@
+from pathlib import Path
+
+import pytest
+
+from infra.config import Config, digest, load_file, load_section, parse, to_yaml
+from infra.errors import ConfigError
+
+
+class Inner(Config):
+    rate: float = 0.1
+
+
+class Outer(Config):
+    inner: Inner = Inner()
+    names: tuple[str, ...] = ()
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_overrides_are_parsed_as_yaml_and_reach_nested_keys(tmp_path: Path) -> None:
+    file = write(tmp_path / "run.yaml", "encoder: {inner: {rate: 0.5}}")
+    config = load_section(Outer, file, "encoder", ["encoder.inner.rate=1e-2", "encoder.names=[a, b]"])
+    assert config == Outer(inner=Inner(rate=0.01), names=("a", "b"))
+
+
+def test_absent_section_means_defaults(tmp_path: Path) -> None:
+    assert load_section(Outer, write(tmp_path / "run.yaml", "prepare: {}"), "encoder") == Outer()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"inner": {"rte": 1}}, r"here\.inner\.rte: unknown key \(value: 1\)"),
+        ({"inner": {"rate": "fast"}}, r"here\.inner\.rate: .*number.*'fast'"),
+        ({"names": 3}, r"here\.names: .*tuple.*3"),
+    ],
+)
+def test_a_fault_names_key_value_and_rule(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse(Outer, values, "here")
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "message"),
+    [
+        ("encodr: {}", [], "unknown section 'encodr'"),
+        ("[1, 2]", [], "must be a mapping"),
+        ("a: [", [], "not valid YAML"),
+        ("encoder: {}", ["encoder.rate"], "must look like"),
+        ("encoder: {rate: 1}", ["encoder.rate.x=1"], "'rate' is a value"),
+    ],
+)
+def test_a_bad_file_or_override_is_refused(
+    tmp_path: Path, text: str, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_file(write(tmp_path / "run.yaml", text), overrides)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="absent.yaml: cannot be read"):
+        load_file(tmp_path / "absent.yaml")
+
+
+def test_digest_ignores_key_order_but_not_values() -> None:
+    assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
+    assert digest(Outer()) != digest(Outer(inner=Inner(rate=0.2)))
+
+
+def test_resolved_yaml_reads_back_as_the_same_config(tmp_path: Path) -> None:
+    config = Outer(inner=Inner(rate=0.3), names=("x",))
+    file = write(tmp_path / "run.yaml", to_yaml({"encoder": config.model_dump(mode="json")}))
+    assert load_section(Outer, file, "encoder") == config

@@ -1,0 +1,93 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from infra.commit import committing, verify
+from infra.config import load_section
+from infra.distributed import started
+from infra.errors import ConfigError
+from infra.stage import _named
+from tests.infra.tiny_stage import TinyConfig
+
+
+@pytest.fixture
+def before(tmp_path: Path) -> Path:
+    with started() as world, committing(tmp_path / "before", world, stage="before") as staging:
+        (staging / "data.txt").write_text("1 2 3")
+    return tmp_path / "before"
+
+
+def launch(tmp_path: Path, before: Path, *arguments: str, ranks: int = 2) -> subprocess.CompletedProcess[str]:
+    config = tmp_path / "run.yaml"
+    config.write_text("encoder: {number: 4}")
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}",
+        "-m", "tests.infra.tiny_stage", "--config", str(config), "--out", str(tmp_path / "out"),
+        "--input", f"before={before}", "--input", f"arm.none={before}", *arguments,
+    ]  # fmt: skip
+    return subprocess.run(command, capture_output=True, text=True, timeout=100, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def test_a_stage_on_two_ranks_commits_its_parts_config_record_and_lineage(tmp_path: Path, before: Path) -> None:
+    done = launch(tmp_path, before, "--set", "encoder.number=6", "--key", "abc")
+    assert done.returncode == 0, done.stderr
+    manifest = verify(tmp_path / "out")
+    assert set(manifest.files) == {"part-0.txt", "part-1.txt", "config.yaml", "history.jsonl", "summary.json"}
+    assert manifest.key == "abc"
+    assert manifest.inputs == {"before": verify(before).digest, "arm.none": verify(before).digest}
+    assert (manifest.facts["doubled"], manifest.facts["world_size"]) == (12, 2)
+    assert load_section(TinyConfig, tmp_path / "out/config.yaml", "encoder").number == 6
+    assert json.loads((tmp_path / "out/summary.json").read_text())["inputs"]["arm.none"] == "before"
+
+
+def test_an_error_on_one_rank_names_itself_and_leaves_nothing(tmp_path: Path, before: Path) -> None:
+    done = launch(tmp_path, before, "--set", "encoder.fail_on_rank=1")
+    assert done.returncode != 0
+    assert "tiny: rank 1: error: numbers.parquet, row group 3: 4 is odd" in done.stderr
+    assert sorted(os.listdir(tmp_path)) == ["before", "run.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "encoder.nmber=1"], "encoder.nmber: unknown key"),
+        (["--input", "other=x"], "--input 'other': unknown; this stage takes: before, arm.*"),
+    ],
+)
+def test_a_user_error_is_said_on_every_rank(tmp_path: Path, before: Path, arguments: list[str], message: str) -> None:
+    done = launch(tmp_path, before, *arguments)
+    assert done.returncode != 0
+    assert all(f"tiny: rank {rank}: error: " in done.stderr for rank in (0, 1))
+    assert message in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_altered_input_is_refused_on_every_rank(tmp_path: Path, before: Path) -> None:
+    (before / "data.txt").write_text("1 2 4")
+    done = launch(tmp_path, before)
+    assert all(f"rank {rank}: error: " in done.stderr for rank in (0, 1))
+    assert "data.txt: SHA-256" in done.stderr
+
+
+def test_a_committed_output_is_never_overwritten(tmp_path: Path, before: Path) -> None:
+    assert launch(tmp_path, before, ranks=1).returncode == 0
+    again = launch(tmp_path, before, "--set", "encoder.number=9", ranks=1)
+    assert again.returncode != 0
+    assert "committed already and is never overwritten" in again.stderr
+    assert (tmp_path / "out/part-0.txt").read_text() == "4"
+
+
+def test_inputs_are_held_against_the_names_a_stage_takes() -> None:
+    assert _named(["a=x", "arm.side=y"], ["a", "arm.*"]) == {"a": Path("x"), "arm.side": Path("y")}
+    for pairs, message in [
+        (["a"], "must look like name=directory"),
+        (["a=x", "a=y"], "given twice"),
+        (["a=x"], r"--input arm\.\*=DIR: is missing"),
+        (["arm.x=y"], "--input a=DIR: is missing"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            _named(pairs, ["a", "arm.*"])

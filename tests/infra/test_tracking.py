@@ -1,0 +1,191 @@
+"""A stage's record: its files, and the MLflow runs that are made from them."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from infra.commit import committing, read_manifest
+from infra.distributed import World
+from infra.mlflow_runs import connect, end_parent, flatten, open_parent, replay, use_store
+from infra.tracking import RunLog
+
+ONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), backend="gloo")
+CONFIG = {"arm": "side", "lr": 0.1, "towers": {"widths": [4, 2], "note": "x" * 9000}}
+
+
+@pytest.fixture(scope="module")
+def runs_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Give one SQLite store for the module: making its tables takes seconds."""
+    path = tmp_path_factory.mktemp("runs")
+    before = os.environ.pop("MLFLOW_TRACKING_URI", None)
+    use_store(path)
+    yield path
+    os.environ.pop("MLFLOW_TRACKING_URI")
+    if before is not None:
+        os.environ["MLFLOW_TRACKING_URI"] = before
+
+
+@pytest.fixture(scope="module")
+def client(runs_dir: Path) -> Any:
+    return connect()
+
+
+def commit_dataset(path: Path) -> Path:
+    with committing(path, ONE, stage="prepare") as out:
+        out.joinpath("rows.txt").write_text("1\n")
+    return path
+
+
+def commit_ranker(path: Path, dataset: Path, parent: str | None) -> Path:
+    with committing(path, ONE, stage="ranker", key="k1") as out:
+        out.joinpath("config.yaml").write_text(yaml.safe_dump({"ranker": CONFIG}))
+        log = RunLog.open(0, "ranker", out, CONFIG, {"dataset": dataset}, "k1", parent)
+        for step in range(3):
+            log.metrics(step, {"loss": 1.0 / (step + 1), "auc": float("nan")})
+        log.summary({"click": {"ne": 0.75, "gain": float("inf")}, "arm": "side"})
+    log.finish("FINISHED", path)
+    return path
+
+
+def children(client: Any, parent: str) -> list[Any]:
+    experiment = client.get_run(parent).info.experiment_id
+    return list(client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'"))
+
+
+def content(client: Any, run: Any) -> dict[str, Any]:
+    """Give what a run says, without when and under whom it was said."""
+    history = client.get_metric_history(run.info.run_id, "loss")
+    tags = {k: v for k, v in run.data.tags.items() if k in ("sidestack.stage", "sidestack.arm")}
+    return {
+        "name": run.info.run_name,
+        "status": run.info.status,
+        "params": run.data.params,
+        "metrics": run.data.metrics,
+        "history": [(point.step, point.value) for point in history],
+        "tags": tags,
+        "datasets": [(d.dataset.name, d.dataset.digest) for d in run.inputs.dataset_inputs],
+        "artifacts": sorted(file.path for file in client.list_artifacts(run.info.run_id)),
+    }
+
+
+def test_the_files_are_the_record_without_mlflow(tmp_path: Path) -> None:
+    dataset = commit_dataset(tmp_path / "data")
+    out = commit_ranker(tmp_path / "ranker", dataset, parent=None)
+    lines = [json.loads(line) for line in out.joinpath("history.jsonl").read_text().splitlines()]
+    assert lines[0] == {"step": 0, "loss": 1.0, "auc": None}
+    assert [line["step"] for line in lines] == [0, 1, 2]
+    summary = json.loads(out.joinpath("summary.json").read_text())
+    assert summary == {"click": {"ne": 0.75, "gain": None}, "arm": "side"}
+    # The manifest covers the record, although the log was still open when it was written.
+    assert set(read_manifest(out).files) == {"config.yaml", "history.jsonl", "summary.json"}
+
+
+def test_other_ranks_neither_write_nor_speak(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    log = RunLog.open(1, "encoder", tmp_path, {}, {}, "", parent_run="never-looked-up")
+    log.metrics(0, {"loss": 1.0})
+    log.summary({"loss": 1.0})
+    log.say("hello")
+    with log.progress(4, "items") as advance:
+        advance(4)
+    log.finish("FINISHED")
+    assert list(tmp_path.iterdir()) == []
+    assert capfd.readouterr() == ("", "")
+
+
+def test_progress_without_a_terminal_is_a_few_lines(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    log = RunLog.open(0, "encoder", tmp_path, {}, {}, "", None)
+    with log.progress(1000, "items") as advance:
+        for _ in range(1000):
+            advance(1)
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert [line.split(" (")[0] for line in err.splitlines()] == [
+        f"items: {count} of 1,000" for count in ("250", "500", "750", "1,000")
+    ]
+
+
+def test_live_child_and_replayed_child_say_the_same(
+    client: Any, runs_dir: Path, tmp_path: Path
+) -> None:
+    dataset = commit_dataset(tmp_path / "data")
+    first = open_parent(client, "sameness", runs_dir, {"ranker": CONFIG})
+    out = commit_ranker(tmp_path / "ranker", dataset, parent=first)
+    end_parent(client, first, "FINISHED")
+    second = open_parent(client, "sameness", runs_dir, {"ranker": CONFIG})
+    replay(client, second, out, {"dataset": dataset})
+    (live,), (replayed,) = children(client, first), children(client, second)
+
+    said = content(client, live)
+    assert said == content(client, replayed)
+    assert said["name"] == "ranker-side" and said["status"] == "FINISHED"
+    assert said["metrics"] == {"loss": pytest.approx(1 / 3), "summary/click.ne": 0.75}
+    assert said["history"] == [(0, 1.0), (1, 0.5), (2, pytest.approx(1 / 3))]
+    assert said["params"]["towers.widths"] == "[4, 2]"
+    assert len(said["params"]["towers.note"]) == 500
+    assert said["datasets"] == [("dataset", read_manifest(dataset).digest[:36])]
+    assert {"manifest.json", "config.yaml", "summary.json"} <= set(said["artifacts"])
+    assert "sidestack.reused_from" not in live.data.tags
+    assert replayed.data.tags["sidestack.reused_from"] == str(out)
+
+
+def test_hundreds_of_params_fit(client: Any, runs_dir: Path) -> None:
+    config = {f"key{i}": i for i in range(250)}
+    parent = open_parent(client, "many", runs_dir, {"prepare": config})
+    assert len(client.get_run(parent).data.params) == 250
+
+
+def test_artifacts_of_a_local_store_lie_beside_it(
+    client: Any, runs_dir: Path, tmp_path: Path
+) -> None:
+    dataset = commit_dataset(tmp_path / "data")
+    parent = open_parent(client, "place", runs_dir, {})
+    commit_ranker(tmp_path / "ranker", dataset, parent)
+    assert list(runs_dir.joinpath("mlartifacts", "place").rglob("manifest.json"))
+
+
+def test_runs_of_a_killed_driver_are_swept_and_live_ones_left(
+    client: Any, runs_dir: Path
+) -> None:
+    script = (
+        "from pathlib import Path; from infra.mlflow_runs import *;"
+        "c = connect(); p = open_parent(c, 'swept', Path(%r), {});"
+        "ChildRun.start(c, p, 'encoder', {}, {}, ''); print(p)" % str(runs_dir)
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    killed = ended.stdout.strip()
+    assert client.get_run(killed).info.status == "RUNNING", ended.stderr
+
+    mine = open_parent(client, "swept", runs_dir, {})
+    open_parent(client, "swept", runs_dir, {})
+    assert client.get_run(killed).info.status == "KILLED"
+    assert [child.info.status for child in children(client, killed)] == ["KILLED"]
+    assert client.get_run(mine).info.status == "RUNNING"
+
+
+def test_a_store_that_fails_costs_one_line_not_the_run(
+    tmp_path: Path, runs_dir: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    log = RunLog.open(0, "encoder", tmp_path, {}, {}, "", parent_run="no-such-run")
+    log.metrics(0, {"loss": 1.0})
+    log.finish("FINISHED")
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert re.match(r"tracking: MLflow is not recording this run \(.*no-such-run", lines[0])
+    assert json.loads(tmp_path.joinpath("history.jsonl").read_text()) == {"step": 0, "loss": 1.0}
+
+
+def test_flatten_keeps_empty_mappings_and_lists() -> None:
+    assert flatten({"a": {"b": 1, "c": {}}, "d": [1, 2]}) == {"a.b": 1, "a.c": {}, "d": [1, 2]}

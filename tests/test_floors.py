@@ -1,0 +1,35 @@
+"""The house's one structural rule: a module imports only from its own floor or below (docs/architecture.md)."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MAY_IMPORT = {
+    "infra": {"infra"},
+    "encoder": {"infra", "encoder"},
+    "ranker": {"infra", "ranker", "encoder.sid"},
+    "components": {"components"},
+    "pipelines": {"infra", "encoder", "ranker", "components", "pipelines"},
+}
+MODULES = sorted(file for floor in MAY_IMPORT for file in (ROOT / floor).rglob("*.py"))
+
+
+def imported(file: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return {name for name in found if name.split(".")[0] in MAY_IMPORT}
+
+
+@pytest.mark.parametrize("file", MODULES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_a_module_imports_only_from_its_own_floor_or_below(file: Path) -> None:
+    floor = file.relative_to(ROOT).parts[0]
+    allowed = MAY_IMPORT[floor]
+    for name in imported(file):
+        fits = any(name == rule or name.startswith(f"{rule}.") or rule == f"{name}.sid" for rule in allowed)
+        assert fits, f"{file.relative_to(ROOT)} imports {name}; {floor}/ may import of ours only {sorted(allowed)}"
