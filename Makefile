@@ -8,7 +8,7 @@ SET    ?=
 BIN    := .venv/bin
 ACCEL  := $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
 STAMP  := .venv/.installed-$(ACCEL)
-PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input -q
+PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
 
 .PHONY: help install run test test-slow lint types format doctor golden clean
 
@@ -17,15 +17,15 @@ help: ## what there is
 
 install: $(STAMP) ## make .venv and install everything pinned (CPU or CUDA build, by what the machine has)
 
-# torch first, then fbgemm and torchrec with --no-deps: torchrec's own requirement names the CUDA build of fbgemm,
+# torch first, fbgemm and torchrec last and with --no-deps: torchrec's own requirement names the CUDA build of fbgemm,
 # which would overwrite the CPU build's folder (docs/architecture.md, "Installation").
 $(STAMP): requirements/$(ACCEL).txt requirements/torch-$(ACCEL).txt requirements/base.txt requirements/dev.txt pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "sidestack needs Python 3.11: set PYTHON=/path/to/python3.11"; exit 1; }
 	@echo "installing into .venv ($(ACCEL) build; a few minutes the first time)"
 	@$(PYTHON) -m venv .venv
-	@$(PIP) install -r requirements/torch-$(ACCEL).txt || $(PIP) install -r requirements/torch.txt
-	@$(PIP) install --no-deps -r requirements/$(ACCEL).txt
+	@$(PIP) install -r requirements/torch-$(ACCEL).txt 2>/dev/null || $(PIP) install -r requirements/torch.txt
 	@$(PIP) install -r requirements/base.txt -r requirements/dev.txt
+	@$(PIP) install --no-deps -r requirements/$(ACCEL).txt
 	@$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 

@@ -66,9 +66,7 @@ def connect() -> "MlflowClient":
         return MlflowClient(tracking_uri=uri)
 
 
-def open_parent(
-    client: "MlflowClient", name: str, runs_dir: Path, config: Mapping[str, Any]
-) -> str:
+def open_parent(client: "MlflowClient", name: str, runs_dir: Path, config: Mapping[str, Any]) -> str:
     """Open a pipeline's run in the experiment `name`, and sweep what a killed driver left there.
 
     Args:
@@ -183,9 +181,7 @@ class ChildRun:
 
     def log_history(self, rows: Sequence[HistoryRow]) -> None:
         """Log history rows as metrics, in batches."""
-        self._log_metrics(
-            (name, value, at, step) for at, step, values in rows for name, value in values.items()
-        )
+        self._log_metrics((name, value, at, step) for at, step, values in rows for name, value in values.items())
 
     def finish(self, status: str, out: Path) -> None:
         """Log the summary's numbers, attach the record and the manifest, and end the run."""
@@ -214,9 +210,7 @@ class ChildRun:
             self._client.log_batch(self.run_id, metrics=metrics[start : start + _METRICS_A_BATCH])
 
 
-def replay(
-    client: "MlflowClient", parent_run: str, committed: Path, inputs: Mapping[str, Path]
-) -> None:
+def replay(client: "MlflowClient", parent_run: str, committed: Path, inputs: Mapping[str, Path]) -> None:
     """Show a stage that was committed earlier under a new parent, from its files alone.
 
     Args:
@@ -230,9 +224,7 @@ def replay(
     """
     manifest = read_manifest(committed)
     config = _read_config(committed / CONFIG_FILE)
-    child = ChildRun.start(
-        client, parent_run, manifest.stage, config, inputs, manifest.key, committed
-    )
+    child = ChildRun.start(client, parent_run, manifest.stage, config, inputs, manifest.key, committed)
     child.log_history(list(_read_history(committed / HISTORY_FILE)))
     child.finish("FINISHED", committed)
 
@@ -268,9 +260,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _log_params(client: "MlflowClient", run_id: str, config: Mapping[str, Any]) -> None:
     from mlflow.entities import Param
 
-    params = [
-        Param(_metric_name(key), _shortened(str(value))) for key, value in flatten(config).items()
-    ]
+    params = [Param(_metric_name(key), _shortened(str(value))) for key, value in flatten(config).items()]
     for start in range(0, len(params), _PARAMS_A_BATCH):
         client.log_batch(run_id, params=params[start : start + _PARAMS_A_BATCH])
 

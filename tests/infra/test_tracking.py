@@ -89,9 +89,7 @@ def test_the_files_are_the_record_without_mlflow(tmp_path: Path) -> None:
     assert set(read_manifest(out).files) == {"config.yaml", "history.jsonl", "summary.json"}
 
 
-def test_other_ranks_neither_write_nor_speak(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_other_ranks_neither_write_nor_speak(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     log = RunLog.open(1, "encoder", tmp_path, {}, {}, "", parent_run="never-looked-up")
     log.metrics(0, {"loss": 1.0})
     log.summary({"loss": 1.0})
@@ -103,9 +101,7 @@ def test_other_ranks_neither_write_nor_speak(
     assert capfd.readouterr() == ("", "")
 
 
-def test_progress_without_a_terminal_is_a_few_lines(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_progress_without_a_terminal_is_a_few_lines(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     log = RunLog.open(0, "encoder", tmp_path, {}, {}, "", None)
     with log.progress(1000, "items") as advance:
         for _ in range(1000):
@@ -117,9 +113,7 @@ def test_progress_without_a_terminal_is_a_few_lines(
     ]
 
 
-def test_live_child_and_replayed_child_say_the_same(
-    client: Any, runs_dir: Path, tmp_path: Path
-) -> None:
+def test_live_child_and_replayed_child_say_the_same(client: Any, runs_dir: Path, tmp_path: Path) -> None:
     dataset = commit_dataset(tmp_path / "data")
     first = open_parent(client, "sameness", runs_dir, {"ranker": CONFIG})
     out = commit_ranker(tmp_path / "ranker", dataset, parent=first)
@@ -147,18 +141,14 @@ def test_hundreds_of_params_fit(client: Any, runs_dir: Path) -> None:
     assert len(client.get_run(parent).data.params) == 250
 
 
-def test_artifacts_of_a_local_store_lie_beside_it(
-    client: Any, runs_dir: Path, tmp_path: Path
-) -> None:
+def test_artifacts_of_a_local_store_lie_beside_it(client: Any, runs_dir: Path, tmp_path: Path) -> None:
     dataset = commit_dataset(tmp_path / "data")
     parent = open_parent(client, "place", runs_dir, {})
     commit_ranker(tmp_path / "ranker", dataset, parent)
     assert list(runs_dir.joinpath("mlartifacts", "place").rglob("manifest.json"))
 
 
-def test_runs_of_a_killed_driver_are_swept_and_live_ones_left(
-    client: Any, runs_dir: Path
-) -> None:
+def test_runs_of_a_killed_driver_are_swept_and_live_ones_left(client: Any, runs_dir: Path) -> None:
     script = (
         "from pathlib import Path; from infra.mlflow_runs import *;"
         "c = connect(); p = open_parent(c, 'swept', Path(%r), {});"
