@@ -86,9 +86,38 @@ def read_row_group(group: RowGroup, columns: Sequence[str] | None = None) -> pa.
             if column not in file.schema_arrow.names:
                 raise DataError(f"{group}: column {column!r} is missing; the file has {file.schema_arrow.names}")
         try:
-            return file.read_row_group(group.index, columns=columns, use_threads=False)
+            return _restored(file.read_row_group(group.index, columns=columns, use_threads=False))
         except (OSError, pa.ArrowInvalid) as error:
             raise DataError(f"{group}: cannot be decoded: {error}") from error
+
+
+_LIST_SIZE = b"sidestack.list_size"
+
+
+def _stored(schema: pa.Schema) -> pa.Schema:
+    """Give the schema as it lies on disk: fixed-size lists as plain lists that remember their size.
+
+    pyarrow up to 25 writes a null fixed-size list to Parquet but cannot read it again (apache/arrow#35692).
+    """
+    fields = []
+    for field in schema:
+        if pa.types.is_fixed_size_list(field.type):
+            size = {_LIST_SIZE: str(field.type.list_size).encode()}
+            field = field.with_type(pa.list_(field.type.value_type)).with_metadata({**(field.metadata or {}), **size})
+        fields.append(field)
+    return pa.schema(fields, schema.metadata)
+
+
+def _restored(table: pa.Table) -> pa.Table:
+    """Undo `_stored` on a table that was read."""
+    fields = []
+    for field in table.schema:
+        metadata = dict(field.metadata or {})
+        if _LIST_SIZE in metadata:
+            size = int(metadata.pop(_LIST_SIZE))
+            field = field.with_type(pa.list_(field.type.value_type, size)).with_metadata(metadata or None)
+        fields.append(field)
+    return table.cast(pa.schema(fields, table.schema.metadata))
 
 
 class TableWriter:
@@ -106,7 +135,8 @@ class TableWriter:
         self._pending_rows = 0
         with self._naming_disk_errors():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._writer = pq.ParquetWriter(self.path, schema, compression="zstd", compression_level=3)
+            self._file_schema = _stored(schema)
+            self._writer = pq.ParquetWriter(self.path, self._file_schema, compression="zstd", compression_level=3)
 
     def write(self, table: pa.Table) -> None:
         """Append rows; the table must have the writer's schema (its metadata aside).
@@ -114,7 +144,7 @@ class TableWriter:
         Raises:
             DataError: the disk is full or the file cannot be written.
         """
-        self._pending.append(table.cast(self.schema))
+        self._pending.append(table.cast(self.schema).cast(self._file_schema))
         self._pending_rows += table.num_rows
         while self._pending_rows >= self.row_group_rows:
             self._flush(self.row_group_rows)

@@ -7,6 +7,7 @@ A dataset is a directory:
     users/part-00000.parquet                   one row a user, user_id = row number
     events/date=2017-09-10/part-00000.parquet  one row an impression, by the date of its event_time
 
+Embeddings are fixed-size lists, which lie in Parquet as plain lists that remember their size (infra/parquet.py).
 Columns beyond the contract are carried along untouched; that is how SID columns travel.
 """
 

@@ -52,6 +52,16 @@ def test_bytes_do_not_depend_on_how_the_rows_were_cut(tmp_path: Path) -> None:
     assert whole.read_bytes() == cut.read_bytes()
 
 
+def test_null_vectors_and_field_metadata_survive(tmp_path: Path) -> None:
+    field = pa.field("v", pa.list_(pa.float16(), 2), metadata={"who": "me"})
+    rows = pa.table([pa.array([[0.5, 1.0], None, [2.0, 3.0]], field.type)], schema=pa.schema([field]))
+    with TableWriter(tmp_path / "v.parquet", rows.schema) as writer:
+        writer.write(rows)
+    read = read_row_group(row_groups([tmp_path / "v.parquet"])[0])
+    assert read.equals(rows)
+    assert read.schema.field("v").metadata == {b"who": b"me"}
+
+
 def test_a_truncated_file_is_named(tmp_path: Path) -> None:
     (file,) = write(tmp_path, [20])
     os.truncate(file, 100)
