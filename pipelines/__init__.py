@@ -1,0 +1,1 @@
+"""What runs when: prepare, encoder, materialize, the ranker arms, compare; launched as one pipeline."""

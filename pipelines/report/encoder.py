@@ -1,0 +1,37 @@
+"""What the comparison shows of the encoder, read from its closing numbers."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from infra.errors import DataError
+from infra.tracking import SUMMARY_FILE
+from pipelines.report.comparison import EncoderResult, SignalLoss
+from pipelines.report.outputs import read_json
+
+
+def read_encoder(path: Path) -> EncoderResult:
+    """Read the held-out measures in the `summary.json` of an encoder's output.
+
+    Raises:
+        DataError: the file is missing, or is not an encoder's.
+    """
+    file = Path(path) / SUMMARY_FILE
+    values = read_json(file)
+    try:
+        holdout, digits = values["holdout"], values["holdout"]["digits"]
+        return EncoderResult(
+            items=holdout["items"],
+            losses=tuple(_signal(name, measured) for name, measured in holdout["signals"].items()),
+            unique_share=holdout["unique_share"],
+            histogram=digits["histogram"],
+            entropy_bits=digits["entropy_bits"],
+            most_bits=digits["most_bits"],
+        )
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise DataError(f"{file}: not an encoder's summary: {type(error).__name__}: {error}") from error
+
+
+def _signal(name: str, measured: Mapping[str, Any]) -> SignalLoss:
+    top1 = measured.get("top1")
+    return SignalLoss(name=name, kind="cosine" if top1 is None else "cross-entropy", loss=measured["loss"], top1=top1)

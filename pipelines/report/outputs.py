@@ -1,0 +1,96 @@
+"""What the comparison reads of the other stages' outputs: their summaries, curves and resolved configuration."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict, ValidationError
+
+from infra.config import Config
+from infra.errors import DataError
+from infra.tracking import CONFIG_FILE, HISTORY_FILE, SUMMARY_FILE
+
+Curve = list[tuple[float, float]]
+
+
+class RankerSummary(Config):
+    """The closing numbers of one arm's training that the comparison needs; further ones are ignored.
+
+    So are its metrics: the comparison measures them anew, from the predictions it pairs.
+    """
+
+    model_config = ConfigDict(extra="ignore")
+
+    arm: str
+    sid_table_bytes: int
+    table_bytes: int
+    feature_bytes_per_row: float
+    samples_per_second: float
+    peak_memory_bytes: int
+    train_seconds: float | None = None
+    parameters: int | None = None
+    world_size: int | None = None
+
+
+def read_ranker_summary(path: Path) -> RankerSummary:
+    """Read the `summary.json` of a ranker's output.
+
+    Raises:
+        DataError: it is missing, or lacks a number the comparison needs.
+    """
+    file = Path(path) / SUMMARY_FILE
+    try:
+        return RankerSummary.model_validate(read_json(file))
+    except ValidationError as error:
+        faults = (f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        raise DataError(f"{file}: not a ranker's summary: {'; '.join(faults)}") from error
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        DataError: the file is missing or holds no JSON object.
+    """
+    try:
+        values = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: cannot be read as JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise DataError(f"{file}: must hold a JSON object, holds a {type(values).__name__}")
+    return values
+
+
+def read_curves(path: Path) -> dict[str, Curve]:
+    """Read `history.jsonl` as a curve of (step, value) for each name; a null or absent value leaves a gap.
+
+    An output without history has no curves.
+
+    Raises:
+        DataError: a line is not a JSON object with a step.
+    """
+    file = Path(path) / HISTORY_FILE
+    curves: dict[str, Curve] = {}
+    for number, line in enumerate(file.read_text().splitlines() if file.exists() else (), start=1):
+        try:
+            values = json.loads(line)
+            step = float(values.pop("step"))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{file}, line {number}: must be a JSON object with a step") from error
+        for name, value in values.items():
+            if isinstance(value, int | float):
+                curves.setdefault(name, []).append((step, float(value)))
+    return curves
+
+
+def learning_curve(curves: dict[str, Curve], task: str) -> Curve:
+    """Pick the training NE of a task, of the window where there is one; empty without any."""
+    names = [name for name in curves if task in name and "ne" in name.replace("/", "_").split("_")]
+    preferred = sorted(names, key=lambda name: ("window" not in name, "train" not in name, name))
+    return curves[preferred[0]] if preferred else []
+
+
+def read_config_text(path: Path) -> str:
+    """Read the resolved configuration a stage was run with; empty when the output has none."""
+    file = Path(path) / CONFIG_FILE
+    return file.read_text() if file.exists() else ""

@@ -1,0 +1,106 @@
+"""The HTML page: one file that needs nothing beside itself, light or dark, wide or narrow."""
+
+import base64
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from pipelines.report.comparison import Comparison, Gain
+from pipelines.report.figures import DARK, LIGHT, Plot, Theme, arm_colors, render
+from pipelines.report.table import (
+    Block,
+    between_block,
+    cost_block,
+    footnotes,
+    quality_block,
+    return_block,
+    tasks_of,
+    undefined_reason,
+)
+from pipelines.report.units import byte_size, percent, percent_interval
+
+
+def render_page(comparison: Comparison, figures: Sequence[Plot], configs: Mapping[str, str]) -> str:
+    """Give the page's HTML.
+
+    Args:
+        comparison: the numbers.
+        figures: what to draw; each is embedded twice, for light and dark pages.
+        configs: the resolved configuration of each input, as YAML, to be folded away at the end.
+    """
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(_asset("page.html.jinja"))
+    return template.render(
+        comparison=comparison,
+        style=_asset("page.css"),
+        colors=_color_rules(comparison),
+        lead=lead(comparison),
+        blocks=_blocks(comparison),
+        between=between_block(comparison),
+        footnotes=footnotes(comparison),
+        figures=[_embedded(figure) for figure in figures],
+        configs={name: text for name, text in configs.items() if text},
+    )
+
+
+def lead(comparison: Comparison) -> list[str]:
+    """Say in a sentence for each arm what came out, without a word more than the intervals allow."""
+    return [f"{name}: {_told(comparison, name)}." for name in comparison.arms if name != comparison.reference]
+
+
+def _told(comparison: Comparison, name: str) -> str:
+    arm = comparison.arms[name]
+    parts = []
+    for task in tasks_of(comparison):
+        result = arm.tasks[task]
+        why = undefined_reason(result)
+        gain = result.over.get(comparison.reference)
+        parts.append(f"{task} {_gain_words(gain) if gain else f'undefined ({why})'}")
+    costs = f"{_unbroken(byte_size(arm.sid_table_bytes))} of SID tables"
+    return f"{'; '.join(parts)}; {costs}"
+
+
+def _gain_words(gain: Gain) -> str:
+    bounds = _unbroken(percent_interval(gain.ne_gain_interval))
+    if gain.holds_zero:
+        return f"no difference shown ({bounds})"
+    return f"NE gain {_unbroken(percent(gain.ne_gain))} ({bounds})"
+
+
+def _unbroken(text: str) -> str:
+    """Keep a number and its unit on one line."""
+    return text.replace(" ", "\u00a0")
+
+
+def _blocks(comparison: Comparison) -> list[Block]:
+    quality = [quality_block(comparison, task) for task in tasks_of(comparison)]
+    return [*quality, cost_block(comparison), return_block(comparison)]
+
+
+def _color_rules(comparison: Comparison) -> str:
+    """Give the arms' colours as CSS variables, for the light page and the dark."""
+
+    def rules(theme: Theme) -> str:
+        colors = arm_colors(comparison, theme).values()
+        return "".join(f"--arm-{number}:{color};" for number, color in enumerate(colors))
+
+    return f":root{{{rules(LIGHT)}}}@media (prefers-color-scheme:dark){{:root{{{rules(DARK)}}}}}"
+
+
+def _embedded(figure: Plot) -> dict[str, Any]:
+    return {
+        "title": figure.title,
+        "text": figure.text,
+        "light": _data_uri(render(figure, LIGHT, "svg")),
+        "dark": _data_uri(render(figure, DARK, "svg")),
+    }
+
+
+def _data_uri(svg: bytes) -> str:
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
+
+
+def _asset(name: str) -> str:
+    return resources.files("pipelines.report").joinpath(name).read_text(encoding="utf-8")

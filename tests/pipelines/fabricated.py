@@ -1,0 +1,171 @@
+"""Fabricated outputs of the stages before `compare`: seeded, small, of the real layout."""
+
+import json
+from collections.abc import Callable, Mapping
+from datetime import date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from infra.commit import committing
+from infra.distributed import World
+from infra.parquet import TableWriter
+from infra.tables import DatasetSpec, write_spec
+
+WORLD = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), backend="gloo")
+ARMS = {"none": 0.9, "sid_ngram": 0.75, "side": 0.45}
+"""Arm -> standard deviation of the noise on its logits: less is better."""
+
+SPEC = DatasetSpec(
+    embeddings={"text_embedding": 4},
+    categoricals={"brand": 3},
+    user_categoricals={},
+    num_items=50,
+    num_users=400,
+    dense=(),
+    sparse={},
+    max_history=5,
+    train=(date(2017, 9, 10), date(2017, 11, 11)),
+    test=(date(2017, 11, 12), date(2017, 12, 9)),
+    origin="fabricated for tests",
+)
+
+SUMMARY = {
+    "table_bytes": 12_690_000,
+    "samples_per_second": 12_345.6,
+    "train_seconds": 61.2,
+    "peak_memory_bytes": 1_300_000_000,
+    "parameters": 3_200_000,
+    "world_size": 2,
+}
+SID_TABLE_BYTES = {"none": 0, "sid_ngram": 100_663_296, "side": 0}
+FEATURE_BYTES = {"none": 0.0, "sid_ngram": 1224.0, "side": 408.0}
+
+
+def committed(
+    path: Path, stage: str, write: Callable[[Path], None], inputs: Mapping[str, str] | None = None, **facts: Any
+) -> Path:
+    """Commit what `write` puts into a directory."""
+    with committing(path, WORLD, stage=stage, inputs=inputs, facts=facts) as staging:
+        write(staging)
+    return path
+
+
+def truth(rows: int = 4000, users: int = 400, seed: int = 0) -> dict[str, NDArray[Any]]:
+    """Draw impressions: ids, the true logits, and labels; a conversion is -1 where it is not judged."""
+    rng = np.random.default_rng(seed)
+    user = rng.integers(0, users, rows)
+    logit = rng.normal(-2.0, 1.0, rows) + rng.normal(0, 0.7, users)[user]
+    click = rng.random(rows) < 1 / (1 + np.exp(-logit))
+    conversion = click & (rng.random(rows) < 0.2 + 0.4 / (1 + np.exp(-logit)))
+    return {
+        "user_id": user,
+        "item_id": rng.integers(0, 50, rows),
+        "logit": logit,
+        "click": click.astype(np.int8),
+        "conversion": np.where(click & (rng.random(rows) > 0.1), conversion, -1).astype(np.int8),
+    }
+
+
+def predictions(drawn: Mapping[str, NDArray[Any]], noise: float, seed: int) -> pa.Table:
+    """Give the table an arm would write that sees the true logits through noise."""
+    rng = np.random.default_rng([seed, 7])
+    rows = len(drawn["logit"])
+    click = 1 / (1 + np.exp(-drawn["logit"] - rng.normal(0, noise, rows)))
+    start = datetime(2017, 11, 12)
+    return pa.table({
+        "row": pa.array(np.arange(rows), pa.int64()),
+        "user_id": pa.array(drawn["user_id"], pa.int64()),
+        "item_id": pa.array(drawn["item_id"], pa.int64()),
+        "event_time": pa.array([start + timedelta(minutes=i) for i in range(rows)], pa.timestamp("us")),
+        "click": pa.array(drawn["click"], pa.int8()),
+        "conversion": pa.array(drawn["conversion"], pa.int8(), mask=drawn["conversion"] < 0),
+        "p_click": pa.array(click, pa.float32()),
+        "p_conversion": pa.array(0.2 + 0.4 * click, pa.float32()),
+    })  # fmt: skip
+
+
+def ranker_output(
+    path: Path,
+    arm: str,
+    table: pa.Table,
+    *,
+    ranks: int = 2,
+    summary: Mapping[str, Any] | None = None,
+    dataset: str = "",
+) -> Path:
+    """Commit a ranker's output whose ranks hold interleaved rows, as the lane reader deals them."""
+    values = {
+        "arm": arm, **SUMMARY,
+        "sid_table_bytes": SID_TABLE_BYTES.get(arm, 0),
+        "feature_bytes_per_row": FEATURE_BYTES.get(arm, 0.0), **(summary or {}),
+    }  # fmt: skip
+
+    def write(staging: Path) -> None:
+        owner = np.arange(table.num_rows) // 16 % max(ranks, 1)
+        for rank in range(ranks):
+            file = staging / "predictions" / f"part-{rank:05d}.parquet"
+            with TableWriter(file, table.schema, row_group_rows=512) as writer:
+                writer.write(table.filter(pa.array(owner == rank)))
+        (staging / "summary.json").write_text(json.dumps(values))
+        (staging / "config.yaml").write_text(f"arm: {arm}\n")
+        (staging / "history.jsonl").write_text("".join(_history(arm)))
+
+    return committed(path, "ranker", write, {"dataset": dataset} if dataset else None, config=arm)
+
+
+def _history(arm: str) -> list[str]:
+    rng = np.random.default_rng(len(arm))
+    floor = 0.55 + 0.15 * ARMS.get(arm, 0.6)
+    lines = []
+    for step in range(50, 3050, 50):
+        noisy = floor + 0.5 * np.exp(-step / 300) + rng.normal(0, 0.006)
+        values = {"step": step, "train_click_ne": noisy, "train_conversion_ne": noisy + 0.2}
+        lines.append(json.dumps(values) + "\n")
+    return lines
+
+
+def dataset_output(path: Path) -> Path:
+    """Commit a dataset that has only its description."""
+    return committed(path, "materialize", lambda staging: write_spec(staging, SPEC), config="m")
+
+
+def all_inputs(root: Path, arms: Mapping[str, float] | None = None, rows: int = 4000) -> dict[str, Path]:
+    """Commit all that a comparison takes."""
+    drawn = truth(rows)
+    noises = arms or ARMS
+    found = {
+        f"arm.{arm}": ranker_output(root / f"ranker-{arm}", arm, predictions(drawn, noise, seed))
+        for seed, (arm, noise) in enumerate(noises.items())
+    }
+    return {**found, "encoder": encoder_output(root / "encoder"), "dataset": dataset_output(root / "dataset")}
+
+
+def encoder_output(path: Path) -> Path:
+    """Commit an encoder's closing numbers."""
+    rng = np.random.default_rng(3)
+    histogram = (rng.dirichlet([4.0, 5.0, 4.0], size=15) * 4000).astype(int)
+    shares = histogram / histogram.sum(axis=1, keepdims=True)
+    signals = {
+        "text_embedding": {"loss": 0.2134},
+        "copurchase_embedding": {"loss": 0.4127},
+        "department": {"loss": 0.3125, "top1": 0.942},
+        "brand": {"loss": 2.4021, "top1": 0.487},
+    }
+    digits = {
+        "histogram": histogram.tolist(),
+        "entropy_bits": (-shares * np.log2(shares)).sum(axis=1).tolist(),
+        "most_bits": float(np.log2(3)),
+        "dead_share": [0.0] * 15,
+    }
+    values = {"holdout": {"items": 4000, "unique_share": 0.871, "signals": signals, "digits": digits}}
+
+    def write(staging: Path) -> None:
+        (staging / "summary.json").write_text(json.dumps(values))
+        (staging / "config.yaml").write_text("quantizer: fsq\n")
+
+    return committed(path, "encoder", write, config="e")

@@ -1,0 +1,318 @@
+"""The comparison stage over fabricated outputs: its numbers, its refusals, its files."""
+
+import csv
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from infra.commit import read_manifest, verify
+from infra.errors import DataError
+from infra.stage import StageRun
+from infra.tracking import RunLog
+from pipelines.compare import CompareConfig, compare
+from ranker.statistics import log_loss, task_metrics
+from tests.pipelines import fabricated
+from tests.pipelines.fabricated import WORLD, all_inputs, predictions, ranker_output, truth
+
+REQUIRED_TASK_KEYS = {"ne", "ne_gain", "auc", "calibration"}
+REQUIRED_ARM_KEYS = {
+    "tasks",
+    "sid_table_bytes",
+    "table_bytes",
+    "feature_bytes_per_row",
+    "samples_per_second",
+    "peak_memory_bytes",
+}
+
+
+def run_compare(inputs: dict[str, Path], out: Path, draw: bool = False, **config: Any) -> dict[str, Any]:
+    """Run the stage's body on one rank and give `comparison.json`; figures, which take seconds, only if asked."""
+    out.mkdir()
+    settings = CompareConfig(**{"resamples": 200, **config})
+    drawing = nullcontext() if draw else patch("pipelines.compare.plots", return_value=())
+    with drawing:
+        compare(StageRun(settings, inputs, out, WORLD, RunLog(out)))
+    found: dict[str, Any] = json.loads((out / "comparison.json").read_text())
+    return found
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return all_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(scope="module")
+def out(inputs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("compare") / "out"
+    run_compare(inputs, folder, draw=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def comparison(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((out / "comparison.json").read_text())
+    return found
+
+
+def judged(drawn: dict[str, Any], table: pa.Table, task: str) -> tuple[Any, Any, Any]:
+    """Give labels, scores and users of the rows that count for a task."""
+    keep = drawn[task] >= 0
+    return drawn[task][keep], table[f"p_{task}"].to_numpy()[keep], drawn["user_id"][keep]
+
+
+def test_numbers_are_those_of_the_predictions(comparison: dict[str, Any]) -> None:
+    drawn = truth()
+    tables = {arm: predictions(drawn, noise, seed) for seed, (arm, noise) in enumerate(fabricated.ARMS.items())}
+    for task in ("click", "conversion"):
+        measured = {arm: task_metrics(*judged(drawn, table, task)[:2]) for arm, table in tables.items()}
+        for arm, metrics in measured.items():
+            found = comparison["arms"][arm]["tasks"][task]
+            assert (found["num"], found["positives"]) == (metrics.num, metrics.positives)
+            assert found["ne"] == pytest.approx(metrics.ne, rel=1e-12)
+            assert found["auc"] == pytest.approx(metrics.auc, rel=1e-12)
+            assert found["calibration"] == pytest.approx(metrics.calibration, rel=1e-12)
+            assert found["ne_gain"] == pytest.approx(1 - found["ne"] / measured["none"].ne, abs=1e-12)
+
+
+def test_intervals_are_those_of_a_plain_paired_bootstrap_over_users(comparison: dict[str, Any]) -> None:
+    drawn = truth()
+    users_N = drawn["user_id"]
+    losses = [
+        log_loss(drawn["click"], predictions(drawn, fabricated.ARMS[arm], seed)["p_click"].to_numpy())
+        for seed, arm in ((0, "none"), (2, "side"))
+    ]
+    by_user = [[loss[users_N == user].sum() for user in np.unique(users_N)] for loss in losses]
+    rng = np.random.default_rng(0)
+    gains = []
+    for _ in range(200):
+        drawn_users = rng.integers(0, len(by_user[0]), len(by_user[0]))
+        gains.append(1 - np.sum(np.array(by_user[1])[drawn_users]) / np.sum(np.array(by_user[0])[drawn_users]))
+    found = comparison["arms"]["side"]["tasks"]["click"]["ne_gain_interval"]
+    assert found == pytest.approx(np.quantile(gains, [0.025, 0.975]).tolist(), abs=1e-9)
+
+
+def test_comparison_has_the_promised_keys_and_every_arm(comparison: dict[str, Any]) -> None:
+    assert list(comparison["arms"]) == ["none", "sid_ngram", "side"]
+    for arm in comparison["arms"].values():
+        assert set(arm) >= REQUIRED_ARM_KEYS
+        assert set(arm["tasks"]) == {"click", "conversion"}
+        assert all(set(task) >= REQUIRED_TASK_KEYS for task in arm["tasks"].values())
+    assert comparison["arms"]["side"]["sid_table_bytes"] == 0
+    assert re.fullmatch("[0-9a-f]{64}", comparison["config_digest"])
+    assert "torch" in comparison["versions"]
+
+
+def test_side_is_better_and_the_reference_gains_nothing(comparison: dict[str, Any]) -> None:
+    tasks = {arm: values["tasks"]["click"] for arm, values in comparison["arms"].items()}
+    assert (tasks["none"]["ne_gain"], tasks["none"]["ne_gain_interval"]) == (0.0, None)
+    assert tasks["side"]["ne_gain_interval"][0] > 0
+    over = tasks["side"]["over"]["sid_ngram"]
+    assert over["ne_gain"] == pytest.approx(1 - tasks["side"]["ne"] / tasks["sid_ngram"]["ne"])
+
+
+def test_roi_is_the_mean_gain_for_each_kib(comparison: dict[str, Any]) -> None:
+    arm = comparison["arms"]["side"]
+    gains = [task["ne_gain"] for task in arm["tasks"].values()]
+    assert arm["roi"] == pytest.approx(sum(gains) / 2 / (408 / 1024))
+    assert comparison["arms"]["none"]["roi"] is None
+
+
+def test_files_hold_the_same_numbers(out: Path, comparison: dict[str, Any]) -> None:
+    names = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    figures = {
+        f"figures/{kind}_{task}.png" for kind in ("ne_gain", "learning", "cost") for task in ("click", "conversion")
+    }
+    expected = {"comparison.json", "summary.json", "table.txt", "table.md", "table.csv", "report.html"}
+    assert names == expected | figures | {"figures/codebook_use.png"}
+    rows = list(csv.DictReader((out / "table.csv").open()))
+    assert len(rows) == 6
+    for row in rows:
+        assert float(row["ne"]) == comparison["arms"][row["arm"]]["tasks"][row["task"]]["ne"]
+    gain = comparison["arms"]["side"]["tasks"]["click"]["ne_gain"]
+    for name in ("table.txt", "table.md", "report.html"):
+        assert f"{100 * gain:+.2f} %" in (out / name).read_text()
+
+
+def test_equal_inputs_give_equal_bytes(inputs: dict[str, Path], out: Path, tmp_path: Path) -> None:
+    run_compare(inputs, tmp_path / "again", draw=True)
+    for path in out.rglob("*"):
+        if path.is_file():
+            assert (tmp_path / "again" / path.relative_to(out)).read_bytes() == path.read_bytes(), path
+
+
+def test_the_number_of_ranks_that_wrote_predictions_does_not_matter(
+    inputs: dict[str, Path], comparison: dict[str, Any], tmp_path: Path
+) -> None:
+    arms = {
+        f"arm.{arm}": ranker_output(tmp_path / arm, arm, predictions(truth(), noise, seed), ranks=seed + 1)
+        for seed, (arm, noise) in enumerate(fabricated.ARMS.items())
+    }
+    again = run_compare({**inputs, **arms}, tmp_path / "out")
+    assert again["arms"] == comparison["arms"]
+
+
+def test_rows_without_a_label_do_not_count(inputs: dict[str, Path], comparison: dict[str, Any], tmp_path: Path) -> None:
+    def unlabelled_to_zero(table: pa.Table) -> pa.Table:
+        scores = np.where(truth()["conversion"] >= 0, table["p_conversion"].to_numpy(), 0.0)
+        return with_column(table, "p_conversion", pa.array(scores, pa.float32()))
+
+    moved = {**inputs, "arm.side": altered(tmp_path / "side", unlabelled_to_zero)}
+    again = run_compare(moved, tmp_path / "out")
+    assert again["arms"]["side"]["tasks"] == comparison["arms"]["side"]["tasks"]
+
+
+def test_another_reference_turns_the_gains_around(
+    inputs: dict[str, Path], comparison: dict[str, Any], tmp_path: Path
+) -> None:
+    found = run_compare(inputs, tmp_path / "out", reference="side")
+    assert list(found["arms"]) == ["side", "none", "sid_ngram"]
+    assert found["arms"]["none"]["tasks"]["click"]["ne_gain"] < 0
+    assert found["config_digest"] != comparison["config_digest"]
+
+
+def test_an_arm_like_the_reference_is_marked_as_no_difference(inputs: dict[str, Path], tmp_path: Path) -> None:
+    table = predictions(truth(), fabricated.ARMS["none"], 11)
+    both = {**inputs, "arm.side": ranker_output(tmp_path / "side", "side", table)}
+    run_compare(both, tmp_path / "out")
+    text = (tmp_path / "out" / "table.txt").read_text()
+    assert re.search(r"^side .* % ~ ", text, re.MULTILINE)
+    assert "~ the interval holds 0" in text
+    assert "no difference shown" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_task_without_positives_is_said_to_be_undefined(tmp_path: Path) -> None:
+    drawn = truth()
+    drawn["conversion"] = np.minimum(drawn["conversion"], 0)
+    arms = {
+        f"arm.{arm}": ranker_output(tmp_path / arm, arm, predictions(drawn, noise, 0))
+        for arm, noise in fabricated.ARMS.items()
+    }
+    others = {
+        "encoder": fabricated.encoder_output(tmp_path / "encoder"),
+        "dataset": fabricated.dataset_output(tmp_path / "dataset"),
+    }
+    found = run_compare({**arms, **others}, tmp_path / "out", draw=True)
+    for arm in found["arms"].values():
+        conversion = arm["tasks"]["conversion"]
+        assert conversion["positives"] == 0 and conversion["num"] > 0
+        assert [conversion[key] for key in ("ne", "ne_gain", "auc", "calibration")] == [None] * 4
+    for name in ("table.txt", "table.md", "report.html"):
+        text = (tmp_path / "out" / name).read_text()
+        assert "undefined (no positives)" in text
+        assert "nan" not in re.sub('base64,[^"]*', "", text).lower()
+    assert not (tmp_path / "out" / "figures" / "ne_gain_conversion.png").exists()
+
+
+def test_differences_beside_the_arm_are_told(inputs: dict[str, Path], tmp_path: Path, capfd: Any) -> None:
+    table = predictions(truth(), 0.5, 0)
+    odd = ranker_output(tmp_path / "side", "side", table, summary={"world_size": 8}, dataset="another")
+    found = run_compare({**inputs, "arm.side": odd}, tmp_path / "out")
+    assert "different numbers of ranks (none 2, sid_ngram 2, side 8)" in found["warnings"][0]
+    assert "arm side was trained on another dataset" in found["warnings"][1]
+    assert all(warning in capfd.readouterr().err for warning in found["warnings"][:1])
+
+
+def with_column(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
+    return table.set_column(table.schema.get_field_index(name), name, values)
+
+
+def altered(path: Path, change: Callable[[pa.Table], pa.Table]) -> Path:
+    """Commit the arm `side` with its predictions changed."""
+    return ranker_output(path, "side", change(predictions(truth(), fabricated.ARMS["side"], 2)))
+
+
+def one_value(name: str, row: int, value: object) -> Callable[[pa.Table], pa.Table]:
+    """Change one row's value of a column."""
+
+    def change(table: pa.Table) -> pa.Table:
+        values = table[name].to_pylist()
+        values[row] = value
+        return with_column(table, name, pa.array(values, table.schema.field(name).type))
+
+    return change
+
+
+CLICKED = int(np.flatnonzero(truth()["click"] == 1)[3])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda table: table.slice(1), r"cannot be paired: 3,999 predicted rows against 4,000"),
+        (one_value("click", CLICKED, 0), rf"row {CLICKED} has click 0 against 1"),
+        (one_value("conversion", CLICKED, None), rf"row {CLICKED} has conversion -1 against [01]"),
+        (one_value("user_id", 7, 399_999), r"row 7 has user_id 399999 against \d+"),
+        (one_value("row", 7, 4000), r"row 7 has row 8 against 7"),
+        (one_value("row", 7, 8), r"row 8 was predicted more than once"),
+        (one_value("click", 7, 2), r"row group 0: column 'click' holds 2; must be 0, 1 or null"),
+        (one_value("p_click", 7, 1.5), r"row group 0: column 'p_click' holds 1.5; must be a probability"),
+        (one_value("p_click", 7, float("nan")), r"column 'p_click' holds nan; must be a probability"),
+        (one_value("p_click", 7, None), r"column 'p_click' has 1 nulls; none may be"),
+        (lambda table: table.drop_columns(["p_conversion"]), r"column 'p_conversion' is missing"),
+        (lambda table: table.slice(0, 0), r"predictions: holds no row"),
+    ],
+)
+def test_predictions_that_cannot_be_paired_are_refused(
+    inputs: dict[str, Path], tmp_path: Path, change: Callable[[pa.Table], pa.Table], message: str
+) -> None:
+    bad = {**inputs, "arm.side": altered(tmp_path / "side", change)}
+    with pytest.raises(DataError, match=message):
+        run_compare(bad, tmp_path / "out")
+    assert not (tmp_path / "out" / "comparison.json").exists()
+
+
+def test_the_same_rows_in_another_order_are_the_same_rows(
+    inputs: dict[str, Path], comparison: dict[str, Any], tmp_path: Path
+) -> None:
+    shuffled = np.random.default_rng(0).permutation(4000)
+    same = {**inputs, "arm.side": altered(tmp_path / "side", lambda table: table.take(pa.array(shuffled)))}
+    assert run_compare(same, tmp_path / "out")["arms"] == comparison["arms"]
+
+
+def test_inputs_that_are_not_the_arms_are_refused(inputs: dict[str, Path], tmp_path: Path) -> None:
+    without = {name: path for name, path in inputs.items() if name != "arm.none"}
+    with pytest.raises(DataError, match=r"reference='none': must be one of the arms given \(sid_ngram, side\)"):
+        run_compare(without, tmp_path / "a")
+    with pytest.raises(DataError, match="holds the arm 'sid_ngram', was given as arm.side"):
+        run_compare({**inputs, "arm.side": inputs["arm.sid_ngram"]}, tmp_path / "b")
+    with pytest.raises(DataError, match="summary.json: not a ranker's summary: arm: Field required"):
+        run_compare({**inputs, "arm.side": inputs["encoder"]}, tmp_path / "c")
+    with pytest.raises(DataError, match="predictions: holds no Parquet file"):
+        bare = ranker_output(tmp_path / "bare", "side", predictions(truth(), 0.5, 0), ranks=0)
+        run_compare({**inputs, "arm.side": bare}, tmp_path / "d")
+
+
+def test_other_ranks_write_nothing(inputs: dict[str, Path], tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    second = replace(WORLD, rank=1, size=2)
+    compare(StageRun(CompareConfig(), inputs, tmp_path, second, RunLog(None)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_commits_and_shows_the_table(inputs: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("compare: {resamples: 200}\n")
+    pairs = [part for name, path in inputs.items() for part in ("--input", f"{name}={path}")]
+    command = [sys.executable, "-m", "pipelines.compare", "--config", str(tmp_path / "run.yaml"), *pairs]
+    done = subprocess.run([*command, "--out", str(tmp_path / "out")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == (tmp_path / "out" / "table.txt").read_text() + "\n"
+    assert "\x1b" not in done.stderr
+    manifest = verify(tmp_path / "out")
+    assert (
+        manifest.facts["config_digest"]
+        == json.loads((tmp_path / "out" / "comparison.json").read_text())["config_digest"]
+    )
+    assert manifest.inputs["arm.side"] == read_manifest(inputs["arm.side"]).digest
+    assert pq.read_table(inputs["arm.side"] / "predictions").num_rows == 4000
