@@ -90,7 +90,7 @@ def compare(run: StageRun[CompareConfig]) -> None:
     run.facts["config_digest"] = comparison.config_digest
     _write(run, comparison, arms)
     run.log.summary(comparison.model_dump(mode="json", include={"arms"}))
-    run.log.say(as_text(comparison))
+    print(as_text(comparison), flush=True)  # the stage's result: on stdout, apart from the log
 
 
 def _reference_first(run: StageRun[CompareConfig]) -> dict[str, Path]:

@@ -220,7 +220,8 @@ def test_differences_beside_the_arm_are_told(inputs: dict[str, Path], tmp_path: 
     found = run_compare({**inputs, "arm.side": odd}, tmp_path / "out")
     assert "different numbers of ranks (none 2, sid_ngram 2, side 8)" in found["warnings"][0]
     assert "arm side was trained on another dataset" in found["warnings"][1]
-    assert all(warning in capfd.readouterr().err for warning in found["warnings"][:1])
+    shown = capfd.readouterr().out
+    assert all(warning in shown for warning in found["warnings"][:1])
 
 
 def with_column(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
@@ -307,8 +308,8 @@ def test_the_command_commits_and_shows_the_table(inputs: dict[str, Path], tmp_pa
     command = [sys.executable, "-m", "pipelines.compare", "--config", str(tmp_path / "run.yaml"), *pairs]
     done = subprocess.run([*command, "--out", str(tmp_path / "out")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stderr == (tmp_path / "out" / "table.txt").read_text() + "\n"
-    assert "\x1b" not in done.stderr
+    assert done.stdout == (tmp_path / "out" / "table.txt").read_text() + "\n"
+    assert "\x1b" not in done.stdout
     manifest = verify(tmp_path / "out")
     assert (
         manifest.facts["config_digest"]
