@@ -139,10 +139,19 @@ def committing(
             pass  # nobody seals before everybody has written
         with together(world, f"committing {out}"):
             if world.is_main:
-                _seal(staging, out, Manifest(
-                    stage=stage, key=key, created=datetime.now(UTC).isoformat(timespec="seconds"),
-                    inputs=dict(inputs or {}), facts=dict(facts or {}), versions=_versions(), files=_describe(staging),
-                ))
+                _seal(
+                    staging,
+                    out,
+                    Manifest(
+                        stage=stage,
+                        key=key,
+                        created=datetime.now(UTC).isoformat(timespec="seconds"),
+                        inputs=dict(inputs or {}),
+                        facts=dict(facts or {}),
+                        versions=_versions(),
+                        files=_describe(staging),
+                    ),
+                )
     except BaseException as error:
         shutil.rmtree(staging, ignore_errors=True)
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:

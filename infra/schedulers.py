@@ -7,6 +7,7 @@ the pipeline's driver.
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -20,6 +21,8 @@ from torchx.schedulers.slurm_scheduler import (
     SlurmScheduler,
 )
 from torchx.specs import AppDef, AppState, ReplicaStatus, Role, RoleStatus
+
+_ASK_SECONDS = 2.0
 
 # While its processes end, a job is COMPLETING; torchx has no word for that.
 _STATES = {**SLURM_STATES, "COMPLETING": AppState.RUNNING, "CONFIGURING": AppState.PENDING}
@@ -35,7 +38,7 @@ _WORST_FIRST = (
 )
 
 
-class SlurmNodes(SlurmScheduler):
+class SlurmNodes(SlurmScheduler):  # type: ignore[misc]  # torchx is not typed
     """Slurm, asking for GPUs by node and needing no accounting database.
 
     torchx 0.7.0 asks for `--gpus-per-task`, which newer Slurm refuses without a task count, and for
@@ -51,10 +54,21 @@ class SlurmNodes(SlurmScheduler):
                 replica.sbatch_opts["gpus-per-node"] = gpus
         return info
 
+    def __init__(self, session_name: str) -> None:
+        super().__init__(session_name)
+        self._told: dict[str, tuple[float, DescribeAppResponse | None]] = {}
+
     def describe(self, app_id: str) -> DescribeAppResponse | None:
-        """Give the job's state from the queue, or from the accounts once the queue forgot it."""
-        parts = _queued(app_id) or _accounted(app_id)
-        return _response(app_id, parts) if parts else None
+        """Give the job's state from the queue, or from the accounts once the queue forgot it.
+
+        The answer is kept for some seconds: torchx asks ten times a second while it follows a log.
+        """
+        asked, answer = self._told.get(app_id, (float("-inf"), None))
+        if time.monotonic() - asked > _ASK_SECONDS:
+            parts = _queued(app_id) or _accounted(app_id)
+            answer = _response(app_id, parts) if parts else None
+            self._told[app_id] = time.monotonic(), answer
+        return answer
 
 
 def _queued(job_id: str) -> list[tuple[str, str]]:

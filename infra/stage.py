@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from infra.commit import Manifest, committing, read_manifest, refuse_taken, verify
-from infra.config import Config, digest, load_section, plain
+from infra.config import Config, digest, load_section, plain, to_yaml
 from infra.distributed import World, started, together
 from infra.errors import ConfigError, SidestackError
-from infra.tracking import RunLog
+from infra.tracking import CONFIG_FILE, RunLog
 
 C = TypeVar("C", bound=Config)
 
@@ -95,17 +95,26 @@ def _run(
         digests = {name: manifest.digest for name, manifest in manifests.items()}
         log: RunLog | None = None
         try:
-            with committing(
-                arguments.out, world, stage=name, key=arguments.key, inputs=digests, facts=facts
-            ) as out:
+            with committing(arguments.out, world, stage=name, key=arguments.key, inputs=digests, facts=facts) as out:
+                if world.is_main:
+                    (out / CONFIG_FILE).write_text(to_yaml({section: plain(config)}))
                 log = RunLog.open(world.rank, name, out, plain(config), paths, arguments.key, arguments.parent_run)
-                body(StageRun(config, paths, out, world, log, facts))
+                _call(body, StageRun(config, paths, out, world, log, facts))
         except BaseException:
             if log is not None:
                 log.finish("FAILED")
             raise
         assert log is not None
         log.finish("FINISHED", arguments.out)
+
+
+def _call(body: Callable[[StageRun[C]], None], run: StageRun[C]) -> None:
+    """Run the body; put its error on record before the other ranks fail for want of this one."""
+    try:
+        body(run)
+    except Exception as error:
+        _record(error)
+        raise
 
 
 def _parse(name: str, inputs: Sequence[str], argv: Sequence[str] | None) -> argparse.Namespace:

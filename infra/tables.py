@@ -101,10 +101,10 @@ class Dataset:
         """Give the event files of the dates from `first` to `last`, inclusive, in order of time.
 
         Raises:
-            DataError: there is no event file in the range.
+            DataError: there is no event file in the range, or a folder's name is no date.
         """
         folders = sorted(self.path.glob("events/date=*"))
-        chosen = [folder for folder in folders if first <= date.fromisoformat(folder.name[5:]) <= last]
+        chosen = [folder for folder in folders if first <= _date_of(folder) <= last]
         files = tuple(file for folder in chosen for file in sorted(folder.glob("*.parquet")))
         if not files:
             raise DataError(f"{self.path}/events: no files from {first} to {last}")
@@ -119,6 +119,13 @@ class Dataset:
         if not files:
             raise DataError(f"{self.path}/{table}: holds no Parquet file")
         return files
+
+
+def _date_of(folder: Path) -> date:
+    try:
+        return date.fromisoformat(folder.name.removeprefix("date="))
+    except ValueError:
+        raise DataError(f"{folder}: the folder's name must be date=YYYY-MM-DD") from None
 
 
 def read_dataset(path: Path) -> Dataset:
@@ -143,35 +150,41 @@ def write_spec(path: Path, spec: DatasetSpec) -> None:
 def item_schema(spec: DatasetSpec, embedding_type: pa.DataType | None = None) -> pa.Schema:
     """Give the items' schema; embeddings are stored as float16 unless told otherwise."""
     stored = embedding_type or pa.float16()
-    return pa.schema([
-        pa.field("item_id", pa.int64(), nullable=False),
-        pa.field("text", pa.string()),
-        *(pa.field(name, pa.list_(stored, dim)) for name, dim in spec.embeddings.items()),
-        *(pa.field(name, pa.int32()) for name in spec.categoricals),
-    ])
+    return pa.schema(
+        [
+            pa.field("item_id", pa.int64(), nullable=False),
+            pa.field("text", pa.string()),
+            *(pa.field(name, pa.list_(stored, dim)) for name, dim in spec.embeddings.items()),
+            *(pa.field(name, pa.int32()) for name in spec.categoricals),
+        ]
+    )
 
 
 def user_schema(spec: DatasetSpec) -> pa.Schema:
     """Give the users' schema."""
-    return pa.schema([
-        pa.field("user_id", pa.int64(), nullable=False),
-        *(pa.field(name, pa.int32()) for name in spec.user_categoricals),
-    ])
+    return pa.schema(
+        [
+            pa.field("user_id", pa.int64(), nullable=False),
+            *(pa.field(name, pa.int32()) for name in spec.user_categoricals),
+        ]
+    )
 
 
 def event_schema(spec: DatasetSpec) -> pa.Schema:
     """Give the events' schema: one row an impression."""
-    return pa.schema([
-        pa.field("event_time", TIME, nullable=False),
-        pa.field("user_id", pa.int64(), nullable=False),
-        pa.field("item_id", pa.int64(), nullable=False),
-        pa.field("click", pa.int8(), nullable=False),
-        pa.field("conversion", pa.int8()),
-        *(pa.field(name, pa.float32(), nullable=False) for name in spec.dense),
-        *(pa.field(name, pa.list_(pa.int64())) for name in spec.sparse),
-        pa.field("history_item_ids", pa.list_(pa.int64())),
-        pa.field("history_times", pa.list_(TIME)),
-    ])
+    return pa.schema(
+        [
+            pa.field("event_time", TIME, nullable=False),
+            pa.field("user_id", pa.int64(), nullable=False),
+            pa.field("item_id", pa.int64(), nullable=False),
+            pa.field("click", pa.int8(), nullable=False),
+            pa.field("conversion", pa.int8()),
+            *(pa.field(name, pa.float32(), nullable=False) for name in spec.dense),
+            *(pa.field(name, pa.list_(pa.int64())) for name in spec.sparse),
+            pa.field("history_item_ids", pa.list_(pa.int64())),
+            pa.field("history_times", pa.list_(TIME)),
+        ]
+    )
 
 
 def check_items(table: pa.Table, spec: DatasetSpec, where: RowGroup) -> None:

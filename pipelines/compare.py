@@ -11,14 +11,14 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
 from infra.commit import Manifest, read_manifest
-from infra.config import Config, digest, to_yaml
+from infra.config import digest, to_yaml
 from infra.errors import DataError
 from infra.stage import StageRun, run_stage
 from infra.tables import TASKS, read_dataset
 from pipelines.report.comparison import ArmResult, Comparison, Gain, TaskResult
+from pipelines.report.config import CompareConfig
 from pipelines.report.encoder import read_encoder
 from pipelines.report.figures import LIGHT, Plot, plots, render
 from pipelines.report.outputs import (
@@ -44,19 +44,6 @@ from ranker.statistics import (
 )
 
 PREFIX = "arm."
-
-
-class CompareConfig(Config):
-    """How the arms are compared."""
-
-    reference: str = "none"
-    """The arm that NE gains are over."""
-    resamples: int = Field(default=1000, ge=100)
-    """Bootstrap resamples of users."""
-    confidence: float = Field(default=0.95, gt=0.5, lt=1.0)
-    """Share of the resamples inside an interval."""
-    seed: int = Field(default=0, ge=0)
-    """Seed of the resamples."""
 
 
 @dataclass

@@ -13,7 +13,9 @@ import torch
 from infra.distributed import World, started
 
 
-def run_distributed(function: Callable[..., Any], *args: Any, world_size: int = 2, timeout_s: float = 60.0) -> list[Any]:
+def run_distributed(
+    function: Callable[..., Any], *args: Any, world_size: int = 2, timeout_s: float = 60.0
+) -> list[Any]:
     """Call `function(world, *args)` on every rank and give the results in rank order.
 
     Args:

@@ -53,9 +53,7 @@ def test_a_fault_names_key_value_and_rule(values: dict[str, object], message: st
         ("encoder: {rate: 1}", ["encoder.rate.x=1"], "'rate' is a value"),
     ],
 )
-def test_a_bad_file_or_override_is_refused(
-    tmp_path: Path, text: str, overrides: list[str], message: str
-) -> None:
+def test_a_bad_file_or_override_is_refused(tmp_path: Path, text: str, overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_file(write(tmp_path / "run.yaml", text), overrides)
 

@@ -81,18 +81,15 @@ def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     writer = TableWriter(tmp_path / "a.parquet", SCHEMA)
     monkeypatch.setattr(parquet.pq.ParquetWriter, "write_table", full)
-    with pytest.raises(DataError, match=r"a\.parquet: cannot be written: no space left on the disk"):
-        with writer:
-            writer.write(table(0, 3))
+    with pytest.raises(DataError, match=r"a\.parquet: cannot be written: no space left on the disk"), writer:
+        writer.write(table(0, 3))
 
 
 def global_batches(files: list[Path], world_size: int, epoch: int, **changes: object) -> list[list[int]]:
     parts: list[Iterator[Batch]] = [
         reader(files, world_size, rank, **changes).epoch(epoch) for rank in range(world_size)
     ]
-    return [
-        [int(x) for batch in batches for x in batch.table["x"].to_numpy()] for batches in zip(*parts, strict=True)
-    ]
+    return [[int(x) for batch in batches for x in batch.table["x"].to_numpy()] for batches in zip(*parts, strict=True)]
 
 
 @pytest.mark.parametrize("seed", [None, 3])
@@ -104,7 +101,9 @@ def test_global_batches_are_the_same_for_any_number_of_ranks(tmp_path: Path, see
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=4), st.sampled_from([1, 2, 4]))
-def test_in_order_every_row_comes_exactly_once(tmp_path_factory: pytest.TempPathFactory, sizes: list[int], lanes: int) -> None:
+def test_in_order_every_row_comes_exactly_once(
+    tmp_path_factory: pytest.TempPathFactory, sizes: list[int], lanes: int
+) -> None:
     files = write(tmp_path_factory.mktemp("data"), sizes)
     seen = []
     for batch in reader(files, lanes=lanes).epoch(0):

@@ -29,7 +29,9 @@ def launch(tmp_path: Path, before: Path, *arguments: str, ranks: int = 2) -> sub
         "-m", "tests.infra.tiny_stage", "--config", str(config), "--out", str(tmp_path / "out"),
         "--input", f"before={before}", "--input", f"arm.none={before}", *arguments,
     ]  # fmt: skip
-    return subprocess.run(command, capture_output=True, text=True, timeout=100, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=100, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
 
 
 def test_a_stage_on_two_ranks_commits_its_parts_config_record_and_lineage(tmp_path: Path, before: Path) -> None:

@@ -54,19 +54,27 @@ def events(**changes: Any) -> pa.Table:
         "history_times": [[BEFORE, BEFORE], []],
     }
     types = {field.name: field.type for field in event_schema(SPEC)}
-    return pa.table({
-        name: changes[name] if isinstance(changes.get(name), pa.Array) else pa.array(changes.get(name, value), types[name])
-        for name, value in columns.items()
-    })
+    return pa.table(
+        {
+            name: changes[name]
+            if isinstance(changes.get(name), pa.Array)
+            else pa.array(changes.get(name, value), types[name])
+            for name, value in columns.items()
+        }
+    )
 
 
 def items(**changes: Any) -> pa.Table:
     vectors = changes.get("vector", [[0.5, 1.0], None])
-    return pa.table({
-        "item_id": pa.array(changes.get("item_id", [0, 1]), pa.int64()),
-        "vector": pa.array([None if v is None else np.array(v, np.float16) for v in vectors], pa.list_(pa.float16(), 2)),
-        "brand": pa.array(changes.get("brand", [2, None]), pa.int32()),
-    })
+    return pa.table(
+        {
+            "item_id": pa.array(changes.get("item_id", [0, 1]), pa.int64()),
+            "vector": pa.array(
+                [None if v is None else np.array(v, np.float16) for v in vectors], pa.list_(pa.float16(), 2)
+            ),
+            "brand": pa.array(changes.get("brand", [2, None]), pa.int32()),
+        }
+    )
 
 
 def test_rows_that_keep_the_contract_pass() -> None:
@@ -91,7 +99,10 @@ def test_rows_that_keep_the_contract_pass() -> None:
         ({"history_item_ids": [[1], []]}, "'history_times': must have as many entries"),
         ({"history_times": [[BEFORE, NOW], []]}, "'history_times': must lie strictly before event_time; row 0"),
         ({"history_times": [[BEFORE, datetime(2019, 1, 1)], []]}, "'history_times': must be oldest first"),
-        ({"history_item_ids": [[1] * 4, []], "history_times": [[BEFORE] * 4, []]}, "'history_times': has 4 entries, more than max_history=3"),
+        (
+            {"history_item_ids": [[1] * 4, []], "history_times": [[BEFORE] * 4, []]},
+            "'history_times': has 4 entries, more than max_history=3",
+        ),
     ],
 )
 def test_each_broken_rule_of_events_is_named(changes: dict[str, Any], message: str) -> None:
@@ -122,7 +133,10 @@ def test_what_lies_under_a_null_embedding_does_not_matter() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda schema: schema.remove(schema.get_field_index("click")), "column 'click' is missing; expected type int8"),
+        (
+            lambda schema: schema.remove(schema.get_field_index("click")),
+            "column 'click' is missing; expected type int8",
+        ),
         (
             lambda schema: schema.set(schema.get_field_index("event_time"), pa.field("event_time", pa.string())),
             "column 'event_time' has type string",
@@ -151,6 +165,9 @@ def test_a_dataset_is_found_by_its_spec_and_its_dates(tmp_path: Path) -> None:
     assert len(dataset.all_event_files()) == 2
     with pytest.raises(DataError, match="no files from 2021"):
         dataset.event_files(date(2021, 1, 1), date(2021, 1, 2))
+    (tmp_path / "events/date=monday").mkdir()
+    with pytest.raises(DataError, match="date=monday: the folder's name must be date=YYYY-MM-DD"):
+        dataset.all_event_files()
     with pytest.raises(DataError, match="items: holds no Parquet file"):
         _ = dataset.item_files
 
@@ -158,7 +175,9 @@ def test_a_dataset_is_found_by_its_spec_and_its_dates(tmp_path: Path) -> None:
 def test_a_bad_description_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"dataset\.json: cannot be read"):
         read_dataset(tmp_path)
-    (tmp_path / "dataset.json").write_text(SPEC.model_dump_json().replace('"test":["2020-01-03"', '"test":["2020-01-02"'))
+    (tmp_path / "dataset.json").write_text(
+        SPEC.model_dump_json().replace('"test":["2020-01-03"', '"test":["2020-01-02"')
+    )
     with pytest.raises(ConfigError, match="must end before test"):
         read_dataset(tmp_path)
 

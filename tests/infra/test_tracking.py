@@ -15,7 +15,7 @@ import yaml
 
 from infra.commit import committing, read_manifest
 from infra.distributed import World
-from infra.mlflow_runs import connect, end_parent, flatten, open_parent, replay, use_store
+from infra.mlflow_runs import connect, end_parent, flatten, log_artifacts, open_parent, replay, use_store
 from infra.tracking import RunLog
 
 ONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), backend="gloo")
@@ -47,7 +47,7 @@ def commit_dataset(path: Path) -> Path:
 
 def commit_ranker(path: Path, dataset: Path, parent: str | None) -> Path:
     with committing(path, ONE, stage="ranker", key="k1") as out:
-        out.joinpath("config.yaml").write_text(yaml.safe_dump({"ranker": CONFIG}))
+        out.joinpath("config.yaml").write_text(yaml.safe_dump({"ranker": CONFIG}))  # as `infra.stage` does
         log = RunLog.open(0, "ranker", out, CONFIG, {"dataset": dataset}, "k1", parent)
         for step in range(3):
             log.metrics(step, {"loss": 1.0 / (step + 1), "auc": float("nan")})
@@ -151,8 +151,8 @@ def test_artifacts_of_a_local_store_lie_beside_it(client: Any, runs_dir: Path, t
 def test_runs_of_a_killed_driver_are_swept_and_live_ones_left(client: Any, runs_dir: Path) -> None:
     script = (
         "from pathlib import Path; from infra.mlflow_runs import *;"
-        "c = connect(); p = open_parent(c, 'swept', Path(%r), {});"
-        "ChildRun.start(c, p, 'encoder', {}, {}, ''); print(p)" % str(runs_dir)
+        f"c = connect(); p = open_parent(c, 'swept', Path({str(runs_dir)!r}), {{}});"
+        "ChildRun.start(c, p, 'encoder', {}, {}, ''); print(p)"
     )
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     killed = ended.stdout.strip()
@@ -175,6 +175,15 @@ def test_a_store_that_fails_costs_one_line_not_the_run(
     assert len(lines) == 1
     assert re.match(r"tracking: MLflow is not recording this run \(.*no-such-run", lines[0])
     assert json.loads(tmp_path.joinpath("history.jsonl").read_text()) == {"step": 0, "loss": 1.0}
+
+
+def test_artifacts_may_be_whole_directories(client: Any, runs_dir: Path, tmp_path: Path) -> None:
+    tmp_path.joinpath("figures").mkdir()
+    tmp_path.joinpath("figures", "ne.png").touch()
+    parent = open_parent(client, "figures", runs_dir, {})
+    log_artifacts(client, parent, [tmp_path / "figures", tmp_path / "absent.txt"])
+    assert [file.path for file in client.list_artifacts(parent)] == ["figures"]
+    assert [file.path for file in client.list_artifacts(parent, "figures")] == ["figures/ne.png"]
 
 
 def test_flatten_keeps_empty_mappings_and_lists() -> None:

@@ -20,7 +20,8 @@ from infra.commit import read_manifest, verify
 from infra.errors import DataError
 from infra.stage import StageRun
 from infra.tracking import RunLog
-from pipelines.compare import CompareConfig, compare
+from pipelines.compare import compare
+from pipelines.report.config import CompareConfig
 from ranker.statistics import log_loss, task_metrics
 from tests.pipelines import fabricated
 from tests.pipelines.fabricated import WORLD, all_inputs, predictions, ranker_output, truth

@@ -1,0 +1,148 @@
+"""Jobs of the pipeline's own stages, and of the whole pipeline."""
+
+# torchx 0.7.0's linter knows only these spellings of types.
+# ruff: noqa: UP006, UP035, UP045
+
+from typing import Dict, List, Optional
+
+from torchx import specs
+
+from components.torchrun import IMAGE, Launch, app, quoted, stage_app
+
+
+def run(
+    *overrides: str,
+    config: str,
+    image: str = IMAGE,
+    cpu: int = 2,
+    memMB: int = 6144,
+    env: Optional[Dict[str, str]] = None,
+    mounts: Optional[List[str]] = None,
+) -> specs.AppDef:
+    """Run the whole pipeline: the driver, which launches every stage that is not done.
+
+    The driver runs where this job runs, and launches the stages on the scheduler that the config's
+    section `run` names; that scheduler's commands must be at hand there.
+
+    Args:
+        overrides: dotted settings over the file's, such as encoder.key=value
+        config: the run's YAML file
+        image: the container image, where the scheduler uses one
+        cpu: CPU cores
+        memMB: memory, in MB
+        env: environment variables, as A=1,B=2
+        mounts: mounts, as type=bind,src=/shared,dst=/shared
+    """
+    launch = Launch.of("1x1", image, cpu, 0, memMB, env, mounts, 0, 0)
+    words = ["python", "-m", "pipelines.run", "--config", config]
+    for override in overrides:
+        words += ["--set", override]
+    return app("pipeline", [quoted(word) for word in words], launch)
+
+
+def prepare(
+    *overrides: str,
+    config: str,
+    out: str,
+    key: str = "",
+    parent_run: str = "",
+    j: str = "1x1",
+    image: str = IMAGE,
+    cpu: int = 2,
+    gpu: int = 0,
+    memMB: int = 6144,
+    env: Optional[Dict[str, str]] = None,
+    mounts: Optional[List[str]] = None,
+    max_restarts: int = 0,
+    max_retries: int = 0,
+) -> specs.AppDef:
+    """Turn a raw log into the tables of the contract: items, users, events.
+
+    On more than one node, config, inputs and out are paths on a filesystem that all nodes share.
+
+    Args:
+        overrides: dotted settings over the file's, such as prepare.key=value
+        config: the run's YAML file
+        out: the directory to commit; it must be free
+        key: the digest that names this work, saved in the manifest
+        parent_run: the MLflow run to log a child run under
+        j: {nodes}x{ranks a node}
+        image: the container image, where the scheduler uses one
+        cpu: CPU cores a node
+        gpu: GPUs a node; with one for each rank the stage uses nccl
+        memMB: memory a node, in MB
+        env: environment variables, as A=1,B=2
+        mounts: mounts, as type=bind,src=/shared,dst=/shared
+        max_restarts: how often torchrun starts the ranks anew after a failure
+        max_retries: how often the scheduler runs the whole job anew
+    """
+    launch = Launch.of(j, image, cpu, gpu, memMB, env, mounts, max_restarts, max_retries)
+    return stage_app(
+        "prepare",
+        "pipelines.prepare",
+        launch,
+        config=config,
+        out=out,
+        inputs={},
+        overrides=overrides,
+        key=key,
+        parent_run=parent_run,
+    )
+
+
+def compare(
+    *overrides: str,
+    config: str,
+    arms: Dict[str, str],
+    encoder: str,
+    dataset: str,
+    out: str,
+    key: str = "",
+    parent_run: str = "",
+    j: str = "1x1",
+    image: str = IMAGE,
+    cpu: int = 2,
+    gpu: int = 0,
+    memMB: int = 6144,
+    env: Optional[Dict[str, str]] = None,
+    mounts: Optional[List[str]] = None,
+    max_restarts: int = 0,
+    max_retries: int = 0,
+) -> specs.AppDef:
+    """Compare trained arms: tables, figures and the report.
+
+    On more than one node, config, inputs and out are paths on a filesystem that all nodes share.
+
+    Args:
+        overrides: dotted settings over the file's, such as compare.key=value
+        config: the run's YAML file
+        arms: committed outputs of ranker by arm, as none=DIR,side=DIR
+        encoder: committed output of the encoder's training
+        dataset: committed output of materialize
+        out: the directory to commit; it must be free
+        key: the digest that names this work, saved in the manifest
+        parent_run: the MLflow run to log a child run under
+        j: {nodes}x{ranks a node}
+        image: the container image, where the scheduler uses one
+        cpu: CPU cores a node
+        gpu: GPUs a node; with one for each rank the stage uses nccl
+        memMB: memory a node, in MB
+        env: environment variables, as A=1,B=2
+        mounts: mounts, as type=bind,src=/shared,dst=/shared
+        max_restarts: how often torchrun starts the ranks anew after a failure
+        max_retries: how often the scheduler runs the whole job anew
+    """
+    launch = Launch.of(j, image, cpu, gpu, memMB, env, mounts, max_restarts, max_retries)
+    inputs = {f"arm.{arm}": path for arm, path in arms.items()}
+    inputs |= {"encoder": encoder, "dataset": dataset}
+    return stage_app(
+        "compare",
+        "pipelines.compare",
+        launch,
+        config=config,
+        out=out,
+        inputs=inputs,
+        overrides=overrides,
+        key=key,
+        parent_run=parent_run,
+    )

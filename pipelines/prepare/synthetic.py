@@ -1,0 +1,285 @@
+"""A seeded synthetic log in the tables' contract, at any size and in bounded memory.
+
+Every item belongs to a latent cluster and subcluster. They decide its embeddings and categorical signals, and
+with the user's type how probable a click is. So content explains clicks, also on items that were never shown
+before; an item's own quality is the part that only its id can learn. Every draw is a pure function of the seed
+and its own keys (`hashing`), so any rank may make any day.
+"""
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date, timedelta
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from scipy.special import expit, ndtri
+
+from infra.distributed import together
+from infra.stage import StageRun
+from infra.tables import DatasetSpec, event_schema, item_schema, user_schema, write_spec
+from pipelines.prepare.columns import (
+    ITEMS_FILE,
+    USERS_FILE,
+    Ragged,
+    days_between,
+    embeddings,
+    events_file,
+    nullable,
+    table,
+)
+from pipelines.prepare.config import PrepareConfig, Synthetic
+from pipelines.prepare.hashing import below, uniform
+from pipelines.prepare.write import share, write_stream
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+CHUNK_ROWS = 16_384
+"""Rows built at a time: memory is bounded by it, whatever the sizes asked for."""
+NUM_USER_TYPES = 12
+NUM_SLOTS = 6
+ACTIONS_PER_DAY = 2
+"""Organic actions of a user a day: they fill the histories."""
+TASTE_TRIES = 3
+"""An organic action is the best liked of so many random items, so histories tell the taste."""
+DAY_US = 86_400_000_000
+
+# One tag for each kind of draw keeps them independent of each other.
+_CLUSTER, _SUBCLUSTER, _QUALITY, _TYPE, _ITEM, _USER, _TIME, _SLOT, _CLICK, _CONVERT = range(10)
+_NULL, _SWAP, _SWAPPED, _ACTION_TIME, _ACTION_ITEM, _CENTRE, _TASTE, _OWN, _SEGMENT = range(10, 19)
+
+
+def prepare_synthetic(run: StageRun[PrepareConfig], config: Synthetic) -> None:
+    """Write the synthetic dataset: rank 0 its items and users, every rank its own days."""
+    log = SyntheticLog(config)
+    with together(run.world, "making the synthetic log"):
+        if run.world.is_main:
+            write_spec(run.out, log.spec)
+            write_stream(run.out / ITEMS_FILE, item_schema(log.spec), log.items())
+            write_stream(run.out / USERS_FILE, user_schema(log.spec), log.users())
+        for day in share(run.world, days_between(log.spec.train[0], log.spec.test[1])):
+            schema = event_schema(log.spec)
+            write_stream(run.out / events_file(day), schema, log.events(day))
+
+
+def synthetic_spec(config: Synthetic) -> DatasetSpec:
+    """Describe the dataset that this configuration makes."""
+    split = config.first_day + timedelta(days=config.train_days)
+    return DatasetSpec(
+        embeddings=config.embeddings,
+        categoricals=config.categoricals,
+        user_categoricals={"segment": NUM_USER_TYPES},
+        num_items=config.num_items,
+        num_users=config.num_users,
+        dense=("item_rank", "hour_fraction"),
+        sparse={"slot": NUM_SLOTS, "weekday": 7},
+        max_history=config.max_history,
+        train=(config.first_day, split - timedelta(days=1)),
+        test=(split, split + timedelta(days=config.test_days - 1)),
+        origin=f"synthetic, seed {config.seed}: latent item clusters drive content and clicks",
+    )
+
+
+@dataclass(frozen=True)
+class Tastes:
+    """How much each type of user likes each cluster and subcluster of items (unit normal draws)."""
+
+    cluster_TC: Floats
+    subcluster_TCS: Floats
+
+    @classmethod
+    def drawn(cls, config: Synthetic) -> "Tastes":
+        """Draw the tastes of a seed."""
+        rng = np.random.default_rng([config.seed, _TASTE])
+        shape = (NUM_USER_TYPES, config.num_clusters)
+        return cls(rng.standard_normal(shape), rng.standard_normal((*shape, config.num_subclusters)))
+
+
+class SyntheticLog:
+    """The rows of a synthetic dataset, chunk by chunk.
+
+    Args:
+        config: sizes, seed and shares.
+    """
+
+    def __init__(self, config: Synthetic) -> None:
+        self.config = config
+        self.spec = synthetic_spec(config)
+        self._tastes = Tastes.drawn(config)
+        self._num_warm = max(1, round(config.num_items * (1.0 - config.cold_share)))
+
+    def cluster(self, items_N: Ints) -> Ints:
+        """Give the items' latent clusters, in [0, num_clusters)."""
+        return below(self.config.num_clusters, self.config.seed, _CLUSTER, items_N)
+
+    def subcluster(self, items_N: Ints) -> Ints:
+        """Give the items' latent subclusters, in [0, num_subclusters)."""
+        return below(self.config.num_subclusters, self.config.seed, _SUBCLUSTER, items_N)
+
+    def user_type(self, users_N: Ints) -> Ints:
+        """Give the users' latent types, in [0, NUM_USER_TYPES)."""
+        return below(NUM_USER_TYPES, self.config.seed, _TYPE, users_N)
+
+    def affinity(self, users_N: Ints, items_N: Ints) -> Floats:
+        """Give how much users like the content of items: about unit normal over random pairs."""
+        types_N, clusters_N = self.user_type(users_N), self.cluster(items_N)
+        coarse_N = self._tastes.cluster_TC[types_N, clusters_N]
+        fine_N = self._tastes.subcluster_TCS[types_N, clusters_N, self.subcluster(items_N)]
+        return 0.8 * coarse_N + 0.6 * fine_N
+
+    def click_probability(self, users_N: Ints, items_N: Ints, slots_N: Ints) -> Floats:
+        """Give the probability of a click: content, the item's own quality, and the slot."""
+        quality_N = _normal(self.config.seed, _QUALITY, items_N)
+        return np.asarray(expit(-2.0 + 1.3 * self.affinity(users_N, items_N) + 0.5 * quality_N - 0.2 * slots_N))
+
+    def items(self) -> Iterator[pa.Table]:
+        """Give the items table in chunks."""
+        schema = item_schema(self.spec)
+        for items_N in _chunks(self.config.num_items):
+            columns: dict[str, Any] = {"item_id": items_N, "text": pa.array(self._texts(items_N))}
+            for name, dim in self.config.embeddings.items():
+                columns[name] = self._embedding(name, dim, items_N)
+            for number, (name, cardinality) in enumerate(self.config.categoricals.items()):
+                columns[name] = self._categorical(name, number, cardinality, items_N)
+            yield table(columns, schema)
+
+    def users(self) -> Iterator[pa.Table]:
+        """Give the users table in chunks; `segment` tells the user's type for most users."""
+        schema = user_schema(self.spec)
+        for users_N in _chunks(self.config.num_users):
+            known_N = uniform(self.config.seed, _SEGMENT, users_N) < 0.7
+            segment = nullable(self.user_type(users_N).astype(np.int32), known_N)
+            yield table({"user_id": users_N, "segment": segment}, schema)
+
+    def events(self, day: date) -> Iterator[pa.Table]:
+        """Give a day's events in chunks, in order of time."""
+        schema = event_schema(self.spec)
+        total = self.config.events_per_day
+        for rows_N in _chunks(total):
+            yield table(self._event_columns(day, rows_N, total), schema)
+
+    def _event_columns(self, day: date, rows_N: Ints, total: int) -> dict[str, Any]:
+        seed, number = self.config.seed, day.toordinal()
+        # Row r lies in the r-th of `total` equal parts of the day: chunks come in order of time.
+        of_day_N = (rows_N + uniform(seed, _TIME, number, rows_N)) / total
+        times_N = _midnight(number) + np.floor(of_day_N * DAY_US).astype(np.int64)
+        users_N = below(self.config.num_users, seed, _USER, number, rows_N)
+        items_N = self._shown_items(day, rows_N)
+        slots_N = below(NUM_SLOTS, seed, _SLOT, number, rows_N)
+        clicks_N = uniform(seed, _CLICK, number, rows_N) < self.click_probability(users_N, items_N, slots_N)
+        history, history_times = self._histories(users_N, times_N)
+        return {
+            "event_time": times_N.astype("datetime64[us]"),
+            "user_id": users_N,
+            "item_id": items_N,
+            "click": clicks_N.astype(np.int8),
+            "conversion": self._conversions(number, rows_N, times_N, users_N, items_N, clicks_N),
+            "item_rank": np.log1p(items_N).astype(np.float32),
+            "hour_fraction": of_day_N.astype(np.float32),
+            "slot": Ragged.single(slots_N),
+            "weekday": Ragged.single(np.full(len(rows_N), day.weekday())),
+            "history_item_ids": history,
+            "history_times": history_times,
+        }
+
+    def _shown_items(self, day: date, rows_N: Ints) -> Ints:
+        """Draw items with more weight on low ids; the last ids are cold, shown in test days only."""
+        shown = self._num_warm if day < self.spec.test[0] else self.config.num_items
+        skewed_N = uniform(self.config.seed, _ITEM, day.toordinal(), rows_N) ** 1.5
+        return np.floor(shown * skewed_N).astype(np.int64)
+
+    def _conversions(
+        self,
+        number: int,
+        rows_N: Ints,
+        times_N: Ints,
+        users_N: Ints,
+        items_N: Ints,
+        clicks_N: npt.NDArray[np.bool_],
+    ) -> pa.Array:
+        chance_N = expit(-1.0 + self.affinity(users_N, items_N))
+        converted_N = clicks_N & (uniform(self.config.seed, _CONVERT, number, rows_N) < chance_N)
+        log_end = _midnight(self.spec.test[1].toordinal() + 1)
+        known_N = times_N + self.config.followup_days * DAY_US <= log_end
+        return nullable(converted_N.astype(np.int8), known_N)
+
+    def _histories(self, users_N: Ints, times_N: Ints) -> tuple[Ragged, Ragged]:
+        """Give the newest `max_history` organic actions before each time, oldest first."""
+        days = -(-self.config.max_history // ACTIONS_PER_DAY)
+        at_N1 = times_N[:, None] // DAY_US
+        back_K = np.repeat(np.arange(days, -1, -1), ACTIONS_PER_DAY)
+        turn_K = np.tile(np.arange(ACTIONS_PER_DAY), days + 1)
+        # The t-th action of a day lies in the t-th part of it, so actions are in order of time.
+        part_NK = uniform(self.config.seed, _ACTION_TIME, users_N[:, None], at_N1 - back_K, turn_K)
+        acted_NK = (at_N1 - back_K) * DAY_US + np.floor((turn_K + part_NK) * (DAY_US // ACTIONS_PER_DAY)).astype(
+            np.int64
+        )
+        before_NK = acted_NK < times_N[:, None]
+        newer_NK = np.cumsum(before_NK[:, ::-1], axis=1)[:, ::-1]
+        keep_NK = before_NK & (newer_NK <= self.config.max_history)
+        who_NK = np.broadcast_to(users_N[:, None], keep_NK.shape)
+        when = Ragged.masked(acted_NK, keep_NK)
+        liked = self._liked_items(who_NK[keep_NK], when.values)
+        return Ragged(liked, when.offsets_N1), Ragged(when.values.astype("datetime64[us]"), when.offsets_N1)
+
+    def _liked_items(self, users_M: Ints, times_M: Ints) -> Ints:
+        tries_MT = below(
+            self._num_warm, self.config.seed, _ACTION_ITEM, users_M[:, None], times_M[:, None],
+            np.arange(TASTE_TRIES),
+        )  # fmt: skip
+        who_MT = np.broadcast_to(users_M[:, None], tries_MT.shape)
+        best_M = self.affinity(who_MT, tries_MT).argmax(axis=1)
+        liked_M: Ints = tries_MT[np.arange(len(tries_MT)), best_M]
+        return liked_M
+
+    def _texts(self, items_N: Ints) -> list[str]:
+        pairs = zip(items_N, self.cluster(items_N), self.subcluster(items_N), strict=True)
+        return [f"item {item} of cluster {coarse}.{fine}" for item, coarse, fine in pairs]
+
+    def _embedding(self, name: str, dim: int, items_N: Ints) -> pa.Array:
+        config, tag = self.config, _tag(name)
+        rng = np.random.default_rng([config.seed, _CENTRE, tag])
+        centres_CD = rng.standard_normal((config.num_clusters, dim))
+        fine_CSD = rng.standard_normal((config.num_clusters, config.num_subclusters, dim))
+        clusters_N = self.cluster(items_N)
+        own_ND = _normal(config.seed, _OWN, tag, items_N[:, None], np.arange(dim))
+        vectors_ND = (
+            0.8 * centres_CD[clusters_N] + 0.6 * fine_CSD[clusters_N, self.subcluster(items_N)] + config.noise * own_ND
+        )
+        vectors_ND /= np.linalg.norm(vectors_ND, axis=1, keepdims=True)
+        return embeddings(vectors_ND.astype(np.float16), self._present(tag, items_N))
+
+    def _categorical(self, name: str, number: int, cardinality: int, items_N: Ints) -> pa.Array:
+        """Give a signal that follows the cluster (every second one the subcluster), 1 in 10 at random."""
+        config, tag = self.config, _tag(name)
+        latent_N = self.cluster(items_N)
+        if number % 2:
+            latent_N = latent_N * config.num_subclusters + self.subcluster(items_N)
+        random_N = below(cardinality, config.seed, _SWAPPED, tag, items_N)
+        is_random_N = uniform(config.seed, _SWAP, tag, items_N) < 0.1
+        ids_N = np.where(is_random_N, random_N, latent_N % cardinality).astype(np.int32)
+        return nullable(ids_N, self._present(tag, items_N))
+
+    def _present(self, tag: int, items_N: Ints) -> npt.NDArray[np.bool_]:
+        return uniform(self.config.seed, _NULL, tag, items_N) >= self.config.null_share
+
+
+def _chunks(total: int) -> Iterator[Ints]:
+    for start in range(0, total, CHUNK_ROWS):
+        yield np.arange(start, min(start + CHUNK_ROWS, total))
+
+
+def _midnight(ordinal: int) -> int:
+    return (ordinal - date(1970, 1, 1).toordinal()) * DAY_US
+
+
+def _tag(name: str) -> int:
+    return zlib.crc32(name.encode())
+
+
+def _normal(*keys: int | Ints) -> Floats:
+    # 2^-54 is half a step of `uniform`: the quantile function never sees 0.
+    return np.asarray(ndtri(uniform(*keys) + 2.0**-54))

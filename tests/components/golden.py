@@ -1,0 +1,99 @@
+"""The dry runs that `golden/` keeps as text; `make golden` (`python -m tests.components.golden`) writes it anew."""
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from unittest import mock
+
+from torchx.runner import Runner
+from torchx.specs import CfgVal
+
+from infra.schedulers import FACTORIES
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = Path(__file__).parent / "golden"
+
+COMMON = ["--config", "/shared/run.yaml", "--key", "0123abcd", "--parent_run", "f00d", "--image", "sidestack:test"]
+TWO_NODES = [
+    "--j",
+    "2x8",
+    "--cpu",
+    "32",
+    "--gpu",
+    "8",
+    "--memMB",
+    "262144",
+    "--mounts",
+    "type=bind,src=/shared,dst=/shared",
+]
+DATA = ["--dataset", "/shared/materialize"]
+
+STAGES: Mapping[str, tuple[str, list[str]]] = {
+    "pipeline": ("pipeline.py:run", ["--config", "/shared/run.yaml", "--image", "sidestack:test", "run.name=night"]),
+    "prepare": ("pipeline.py:prepare", [*COMMON, "--out", "/shared/prepare"]),
+    "encoder": ("encoder.py:train", [*COMMON, *TWO_NODES, "--dataset", "/shared/prepare", "--out", "/shared/encoder"]),
+    "materialize": (
+        "encoder.py:materialize",
+        [
+            *COMMON,
+            *TWO_NODES,
+            "--dataset",
+            "/shared/prepare",
+            "--encoder",
+            "/shared/encoder",
+            "--out",
+            "/shared/materialize",
+        ],
+    ),
+    "ranker": (
+        "ranker.py:train",
+        [*COMMON, *TWO_NODES, "--max_restarts", "2", "--arm", "side", *DATA, "--out", "/shared/side", "ranker.seed=7"],
+    ),
+    "compare": (
+        "pipeline.py:compare",
+        [
+            *COMMON,
+            "--arms",
+            "none=/shared/none,side=/shared/side",
+            "--encoder",
+            "/shared/encoder",
+            *DATA,
+            "--out",
+            "/shared/compare",
+        ],
+    ),
+}
+
+SCHEDULERS: Mapping[str, Mapping[str, CfgVal]] = {
+    "slurm": {"partition": "gpu", "time": "04:00:00"},
+    "kubernetes": {"queue": "default"},
+    "aws_batch": {"queue": "default", "user": "tester"},
+}
+
+
+def dry_run(stage: str, scheduler: str) -> str:
+    """Give the job that `torchx run --dryrun` would submit, with a fixed id in place of its random one.
+
+    The random ids differ in length, and with it the lines of the YAML.
+    """
+    component, arguments = STAGES[stage]
+    fixed = mock.patch("torchx.schedulers.ids.random_id", return_value="fixed0123456")
+    with fixed, warnings.catch_warnings(), Runner("sidestack", dict(FACTORIES)) as runner:
+        warnings.simplefilter("ignore", UserWarning)  # an AWS instance's type is for the user to name
+        info = runner.dryrun_component(
+            f"{ROOT}/components/{component}", arguments, scheduler, SCHEDULERS[scheduler], workspace=None
+        )
+    return str(info).rstrip() + "\n"
+
+
+def file_of(stage: str, scheduler: str) -> Path:
+    """Give the golden file of a dry run."""
+    return GOLDEN / f"{stage}.{scheduler}.txt"
+
+
+if __name__ == "__main__":
+    GOLDEN.mkdir(exist_ok=True)
+    for scheduler in SCHEDULERS:
+        for stage in STAGES:
+            file_of(stage, scheduler).write_text(dry_run(stage, scheduler))
+    print(f"wrote {len(STAGES) * len(SCHEDULERS)} files in {GOLDEN.relative_to(ROOT)}")

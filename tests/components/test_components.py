@@ -1,0 +1,119 @@
+"""The jobs: held against golden files, against torchx's linter, and against what people type."""
+
+import ast
+import inspect
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from torchx.specs.file_linter import get_fn_docstring, validate
+
+from components import encoder, pipeline, ranker
+from components.torchrun import Launch, stage_app
+from tests.components.golden import ROOT, SCHEDULERS, STAGES, dry_run, file_of
+
+COMPONENTS = [pipeline.run, pipeline.prepare, pipeline.compare, encoder.train, encoder.materialize, ranker.train]
+STAGE_MODULES = {
+    pipeline.prepare: "pipelines.prepare",
+    encoder.train: "encoder.train",
+    encoder.materialize: "encoder.materialize",
+    ranker.train: "ranker.train",
+    pipeline.compare: "pipelines.compare",
+}
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("stage", STAGES)
+def test_dry_run_is_the_golden_job(stage: str, scheduler: str) -> None:
+    assert dry_run(stage, scheduler) == file_of(stage, scheduler).read_text(), "if this is meant: make golden"
+
+
+def test_golden_files_are_those_of_the_dry_runs() -> None:
+    expected = {file_of(stage, scheduler) for stage in STAGES for scheduler in SCHEDULERS}
+    assert set(file_of("x", "y").parent.iterdir()) == expected
+
+
+@pytest.mark.parametrize("component", COMPONENTS, ids=lambda c: f"{c.__module__}.{c.__name__}")
+def test_torchx_accepts_the_component_and_every_argument_has_help(component: object) -> None:
+    assert validate(inspect.getfile(component), component.__name__) == []  # type: ignore[arg-type,attr-defined]
+    summary, arguments = get_fn_docstring(component)  # type: ignore[arg-type]
+    assert "TIP" not in summary
+    assert all(text.strip() for text in arguments.values())
+    documented = inspect.getdoc(component) or ""
+    for name in inspect.signature(component).parameters:  # type: ignore[arg-type]
+        assert f"    {name}: " in documented, f"{name} has no help"
+
+
+def test_the_command_line_tool_prints_the_job(tmp_path: Path) -> None:
+    arguments = ["-s", "slurm", "components/encoder.py:train", "--config", "c.yaml", "--dataset", "d", "--out", "o"]
+    ended = subprocess.run(
+        [sys.executable, "-m", "torchx.cli.main", "run", "--dryrun", "--workspace", "", *arguments],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert "-m encoder.train --config c.yaml --input dataset=d --out o" in ended.stdout
+
+
+@pytest.mark.parametrize("component", STAGE_MODULES, ids=lambda c: f"{c.__module__}.{c.__name__}")
+def test_each_stage_component_runs_a_module_that_exists(component: object) -> None:
+    assert STAGE_MODULES[component] in inspect.getsource(component)  # type: ignore[index,arg-type]
+    path = ROOT / STAGE_MODULES[component].replace(".", "/")  # type: ignore[index]
+    assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file()
+
+
+def test_components_import_nothing_but_torchx_and_the_standard_library() -> None:
+    allowed = sys.stdlib_module_names | {"torchx", "components"}
+    for file in (ROOT / "components").glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for name in names:
+                assert name.split(".")[0] in allowed, f"{file.name} imports {name}"
+
+
+def command_of(launch: Launch, **changes: object) -> str:
+    arguments = {"config": "c.yaml", "out": "out", "inputs": {}} | changes
+    (role,) = stage_app("encoder", "encoder.train", launch, **arguments).roles  # type: ignore[arg-type]
+    return str(role.args[1])
+
+
+def test_one_node_needs_no_rendezvous_and_more_nodes_meet_at_the_first() -> None:
+    assert "--standalone" in command_of(Launch(j="1x4"))
+    several = command_of(Launch(j="3x4"))
+    assert "--standalone" not in several
+    assert "--nnodes 3 --nproc-per-node 4 --rdzv-backend c10d" in several
+
+
+@pytest.mark.parametrize("j", ["", "2", "0x2", "2x0", "1x-2", "axb", "1x2x3"])
+def test_a_malformed_shape_is_refused(j: str) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        command_of(Launch(j=j))
+
+
+def test_words_with_spaces_quotes_and_dollars_reach_the_stage_unchanged() -> None:
+    from torchx.specs import macros
+
+    override = """encoder.note='a b' "$HOME" ${app_id} $$"""
+    app = stage_app("encoder", "encoder.train", Launch(), config="a b.yaml", out="o", inputs={}, overrides=[override])
+    values = macros.Values(img_root="", app_id="id", replica_id="0", rank0_env="RANK0")
+    words = shlex.split(values.apply(app.roles[0]).args[1])
+    assert words[words.index("--set") + 1] == override
+    assert words[words.index("--config") + 1] == "a b.yaml"
+
+
+def test_restarts_switch_off_the_shared_store() -> None:
+    def env(restarts: int) -> dict[str, str]:
+        launch = Launch(max_restarts=restarts)
+        return dict(stage_app("e", "m", launch, config="c", out="o", inputs={}).roles[0].env)
+
+    assert "TORCH_DISABLE_SHARE_RDZV_TCP_STORE" not in env(0)
+    assert env(2)["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
+
+
+def test_cores_are_shared_out_over_the_ranks() -> None:
+    for cpu, j, threads in ((32, "1x8", "4"), (2, "1x8", "1"), (3, "2x2", "1")):
+        (role,) = stage_app("e", "m", Launch(j=j, cpu=cpu), config="c", out="o", inputs={}).roles
+        assert role.env["OMP_NUM_THREADS"] == threads

@@ -1,0 +1,48 @@
+"""Stages small enough to launch in tests: `python -m tests.pipelines.fake_stage NAME ...` under torchrun."""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from infra.config import Config
+from infra.distributed import barrier
+from infra.errors import DataError
+from infra.stage import StageRun, run_stage
+
+
+class FakeConfig(Config):
+    """What a fake stage does."""
+
+    text: str = "hello"
+    fail_rank: int | None = None
+    fault: str = "bug"
+    sleep_s: float = 0.0
+
+
+def fake(run: StageRun[FakeConfig]) -> None:
+    """Write every rank's file, and fail as told."""
+    run.log.say(f"{run.config.text} from {run.world.size} ranks")
+    if run.world.rank == run.config.fail_rank:
+        if run.config.fault == "data":
+            raise DataError("part.parquet: row group 3: column click: must be 0 or 1, is 7")
+        if run.config.fault == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise RuntimeError("the deliberate bug")
+    if run.config.sleep_s:
+        Path(f"{run.out}.asleep").touch()
+    time.sleep(run.config.sleep_s)
+    run.out.joinpath(f"rank{run.world.rank}.txt").write_text(run.config.text)
+    if run.world.is_main:
+        for name in ("table.txt", "comparison.json", "report.html"):
+            run.out.joinpath(name).write_text(f"{run.config.text}: {name}\n")
+    run.log.metrics(0, {"loss": 0.5})
+    run.log.summary({"ne": 0.9})
+    barrier(run.world)
+
+
+if __name__ == "__main__":
+    stage = sys.argv[1]
+    inputs = ("dataset",) if stage == "ranker" else ()
+    run_stage(stage, stage, FakeConfig, inputs, fake, sys.argv[2:])

