@@ -14,14 +14,14 @@ MINIMAL = {"run": {"name": "night"}}
 def test_a_name_is_all_it_takes() -> None:
     config = parse(PipelineConfig, MINIMAL, "c.yaml")
     assert config.run.scheduler == "local_cwd"
-    assert (config.run.launch.prepare.ranks, config.run.launch.ranker.ranks) == (1, 2)
+    assert (config.run.launch.compare.ranks, config.run.launch.ranker.ranks) == (1, 2)
     assert config.arms == tuple(config.ranker.arms)
 
 
 def test_part_of_a_launch_leaves_the_rest_at_its_default() -> None:
-    values = {"run": {"name": "n", "launch": {"prepare": {"cpu": 8}, "ranker": {"nodes": 4}}}}
+    values = {"run": {"name": "n", "launch": {"compare": {"cpu": 8}, "ranker": {"nodes": 4}}}}
     launch = parse(PipelineConfig, values, "c.yaml").run.launch
-    assert (launch.prepare.ranks, launch.prepare.cpu) == (1, 8)
+    assert (launch.compare.ranks, launch.compare.cpu) == (1, 8)
     assert (launch.ranker.nodes, launch.ranker.ranks) == (4, 2)
 
 
