@@ -1,0 +1,58 @@
+"""One batch as the model takes it, able to move between devices and CUDA streams."""
+
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torchrec import KeyedJaggedTensor
+from torchrec.streamable import Pipelineable
+
+
+@dataclass
+class RankerBatch(Pipelineable):  # type: ignore[misc]
+    """One rank's part of a global batch: B rows, T history entries over all of them.
+
+    Attributes:
+        bags: ids of the sparse block, by feature.
+        sequences: ids of the history, by feature; every feature has the same lengths.
+        dense_BF: dense features.
+        item_sids_BC: the ad's SID in C columns (C = 0 where the arm does not unpack it).
+        item_known_B: False where the ad's SID is null.
+        history_sids_TC: the history's SIDs. history_known_T: False where a SID is null.
+        history_gap_T: log(1 + days) from the history entry to the event.
+        history_offsets_B1: row b owns history entries offsets[b] to offsets[b + 1].
+        labels_BT: 0 or 1 by task (click, conversion).
+        weights_BT: 1 where the label counts: not on padding; a conversion only of a click, and not when null.
+        longest: the longest history in the batch.
+    """
+
+    bags: KeyedJaggedTensor
+    sequences: KeyedJaggedTensor
+    dense_BF: Tensor
+    item_sids_BC: Tensor
+    item_known_B: Tensor
+    history_sids_TC: Tensor
+    history_known_T: Tensor
+    history_gap_T: Tensor
+    history_offsets_B1: Tensor
+    labels_BT: Tensor
+    weights_BT: Tensor
+    longest: int
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Self:
+        """Give the batch on `device`."""
+        return self._mapped(lambda value: value.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        """Give the batch in page-locked host memory, from which copies to a GPU overlap computation."""
+        return self._mapped(lambda value: value.pin_memory())
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Tell the allocator that `stream` uses this batch's memory."""
+        self._mapped(lambda value: value.record_stream(stream))
+
+    def _mapped(self, change: Any) -> Self:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        changed = {name: value if name == "longest" else change(value) for name, value in values.items()}
+        return type(self)(**changed)

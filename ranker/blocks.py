@@ -1,0 +1,108 @@
+"""The blocks of the ranking model (SIDE paper, section 5 and Figure 3), each a module over dense tensors."""
+
+import torch
+from torch import Tensor, nn
+from torchrec.modules.crossnet import LowRankCrossNet
+from torchrec.sparse.jagged_tensor import JaggedTensor
+
+from ranker.batch import RankerBatch
+from ranker.config import ModelConfig
+from ranker.features import HISTORY_IDS, ArmFeatures
+from ranker.pma import HistoryAttention
+from ranker.side import Side, SidUnpack
+
+
+def perceptron(widths: tuple[int, ...]) -> nn.Sequential:
+    """Give linear layers of the widths given, input first, with a ReLU between each two."""
+    layers: list[nn.Module] = []
+    for before, after in zip(widths[:-1], widths[1:], strict=True):
+        layers += [nn.Linear(before, after), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+class DenseBlock(nn.Module):
+    """The dense features as one vector v, mapped to r vectors D_1(v) ... D_r(v) of width d."""
+
+    def __init__(self, num_dense: int, model: ModelConfig) -> None:
+        super().__init__()
+        self.dim = model.embedding_dim
+        self.layers = perceptron((num_dense, model.dense_hidden, model.dense_outputs * self.dim))
+
+    def forward(self, dense_BF: Tensor) -> Tensor:
+        """Give float [B, r, d]."""
+        # Counts and amounts have long tails; the sign is kept for what can be negative.
+        compressed_BF = dense_BF.sign() * dense_BF.abs().log1p()
+        outputs_BN: Tensor = self.layers(compressed_BF)
+        return outputs_BN.view(len(dense_BF), -1, self.dim)
+
+
+class EmbeddingBlock(nn.Module):
+    """One embedding feature through its own two-layer perceptron, r = 1; here the ad's SIDE codes."""
+
+    def __init__(self, features: ArmFeatures, model: ModelConfig) -> None:
+        super().__init__()
+        assert features.sid is not None
+        self.unpack = SidUnpack(features.sid, features.scale_steps)
+        self.layers = perceptron((self.unpack.num_digits, model.content_hidden, model.embedding_dim))
+
+    def forward(self, sids_BC: Tensor, known_B: Tensor) -> Tensor:
+        """Give float [B, d]; a null SID gives zeros."""
+        content_BD: Tensor = self.layers(self.unpack(sids_BC, known_B))
+        return content_BD * known_B.unsqueeze(1)
+
+
+class HistoryBlock(nn.Module):
+    """The user's history as k vectors: V = item embedding + content + time gap, pooled by attention.
+
+    Content is the sum of the SID prefixes' embeddings (`sid_ngram`), or the unpacked SID times Omega (`side`).
+    """
+
+    def __init__(self, features: ArmFeatures, model: ModelConfig, query_features: int) -> None:
+        super().__init__()
+        dim = model.embedding_dim
+        self.contents = features.sequence_contents
+        self.gap = nn.Linear(1, dim)
+        self.side: Side | None = None
+        if features.history_sids:
+            assert features.sid is not None
+            self.side = Side(features.sid, features.scale_steps, dim)
+        self.attention = HistoryAttention(dim, model.history_queries, query_features)
+
+    def forward(self, query_BF: Tensor, sequences: dict[str, JaggedTensor], batch: RankerBatch) -> Tensor:
+        """Give U, float [B, k, d]; zeros for a row without history."""
+        values_TD = sequences[HISTORY_IDS].values() + self.gap(batch.history_gap_T.unsqueeze(1))
+        if self.side is not None:
+            values_TD = values_TD + self.side(batch.history_sids_TC, batch.history_known_T)
+        elif self.contents:
+            content_TD = torch.stack([sequences[name].values() for name in self.contents]).sum(0)
+            values_TD = values_TD + content_TD * batch.history_known_T.unsqueeze(1)
+        history_BKD: Tensor = self.attention(query_BF, values_TD, batch.history_offsets_B1, batch.longest)
+        return history_BKD
+
+
+class Interaction(nn.Module):
+    """All feature vectors side by side, crossed by a low-rank DCNv2, then the layers both tasks share."""
+
+    def __init__(self, num_vectors: int, model: ModelConfig) -> None:
+        super().__init__()
+        width = num_vectors * model.embedding_dim
+        self.cross = LowRankCrossNet(width, model.cross_layers, model.cross_rank)
+        self.over_arch = perceptron((width, *model.over_arch))
+
+    def forward(self, vectors_BND: Tensor) -> Tensor:
+        """Give float [B, last width of over_arch]."""
+        shared_BH: Tensor = self.over_arch(self.cross(vectors_BND.flatten(1)))
+        return shared_BH.relu()
+
+
+class Towers(nn.Module):
+    """One small perceptron a task, from the shared representation to a logit."""
+
+    def __init__(self, tasks: tuple[str, ...], model: ModelConfig) -> None:
+        super().__init__()
+        widths = (model.over_arch[-1], model.tower_hidden, 1)
+        self.tasks = nn.ModuleDict({task: perceptron(widths) for task in tasks})
+
+    def forward(self, shared_BH: Tensor) -> Tensor:
+        """Give logits [B, tasks], in the order of `tasks`."""
+        return torch.cat([tower(shared_BH) for tower in self.tasks.values()], dim=1)

@@ -1,0 +1,158 @@
+"""The ranker's configuration: one model, and the arms that say how content reaches it.
+
+An arm is a few lines: how the Semantic ID enters at the ad's position and in the user's history, the settings of
+its SID tables, and an overlay of what may be tuned for it alone. All else is equal across arms.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+
+from infra.config import Config, parse
+from infra.errors import ConfigError
+
+Content = Literal["none", "sid_ngram", "side"]
+"""How a Semantic ID enters: not at all, as prefix n-grams with tables, or unpacked without a table."""
+
+ShardingType = Literal["table_wise", "row_wise", "column_wise", "table_row_wise", "data_parallel"]
+
+OVERLAY_KEYS = {"training": ("sparse_learning_rate", "dense_learning_rate", "warmup_steps")}
+"""What an arm may set for itself. Data order, seed, sizes and budget stay equal, or arms could not be compared."""
+
+
+class ArmConfig(Config):
+    """How content reaches the ranker in one arm."""
+
+    item: Content = "none"
+    """The ad's own SID."""
+    history: Content = "none"
+    """The SIDs of the items in the user's history."""
+    max_rows: PositiveInt = 2**18
+    """Rows of a SID table at most; a prefix with more ids than that is hashed by modulo (collisions)."""
+    scale_steps: bool = True
+    """`side` multiplies each centred digit by the codebook's recorded step."""
+    overlay: dict[str, dict[str, Any]] = {}
+    """Settings tuned for this arm alone, such as `training: {sparse_learning_rate: 0.02}`."""
+
+    @field_validator("overlay")
+    @classmethod
+    def _check_overlay(cls, overlay: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for section, values in overlay.items():
+            allowed = OVERLAY_KEYS.get(section, ())
+            for key in values:
+                if key not in allowed:
+                    known = ", ".join(f"{name}.{one}" for name, ones in OVERLAY_KEYS.items() for one in ones)
+                    raise ValueError(f"{section}.{key} must be equal in all arms; an overlay may set {known}")
+        return overlay
+
+
+class ModelConfig(Config):
+    """The sizes of the model (SIDE paper, section 5)."""
+
+    embedding_dim: PositiveInt = Field(default=32, multiple_of=4)
+    """d: the width of every embedding. fbgemm's kernels want a multiple of 4."""
+    dense_outputs: PositiveInt = 2
+    """r: how many d-wide vectors the dense block gives."""
+    dense_hidden: PositiveInt = 64
+    """Width of the dense block's hidden layer."""
+    content_hidden: PositiveInt = 64
+    """Width of the hidden layer of the embedding block's two-layer MLP."""
+    history_queries: PositiveInt = 4
+    """k: how many vectors the user history block (PMA) gives."""
+    cross_layers: PositiveInt = 2
+    """Layers of the low-rank DCNv2."""
+    cross_rank: PositiveInt = 64
+    """Rank of each DCNv2 layer's weight matrix."""
+    over_arch: tuple[PositiveInt, ...] = (128, 64)
+    """Widths of the shared layers between interaction and towers."""
+    tower_hidden: PositiveInt = 32
+    """Width of the hidden layer of each task's tower."""
+
+
+class TrainingConfig(Config):
+    """How the model is trained and evaluated."""
+
+    epochs: PositiveInt = 1
+    batch_size: PositiveInt = 1024
+    """Rows of a global batch, over all ranks: the same batches whatever the number of ranks."""
+    eval_batch_size: PositiveInt = 4096
+    """Rows of a global batch when evaluating."""
+    lanes: PositiveInt = 8
+    """Ranges the rows are cut into; the number of ranks must divide it (see `infra.parquet.LaneReader`)."""
+    sparse_learning_rate: PositiveFloat = 0.05
+    """RowWiseAdagrad's, for all embedding tables."""
+    dense_learning_rate: PositiveFloat = 0.001
+    """Adam's, for everything else."""
+    warmup_steps: int = Field(default=50, ge=0)
+    """Steps over which both learning rates rise linearly from 0."""
+    final_learning_rate: float = Field(default=0.05, gt=0, le=1)
+    """Share of both learning rates that is left at the end, after a linear fall; 1 keeps them constant."""
+    conversion_weight: PositiveFloat = 1.0
+    """Weight of the conversion loss beside the click loss."""
+    seed: int = 0
+    """Seeds initial weights and data order."""
+    log_every: PositiveInt = 50
+    """Steps between two points of the learning curve."""
+
+
+class ShardingConfig(Config):
+    """What the planner may do with the embedding tables."""
+
+    types: tuple[ShardingType, ...] = ("table_wise", "row_wise")
+    """Sharding types the planner chooses from. These two keep a row whole, so that RowWiseAdagrad, which has one
+    state a row, trains the same on any number of ranks. Bags on a CPU can not be row-wise: torchrec leaves it out."""
+    memory_gib: PositiveFloat | None = None
+    """Memory of a rank's device that the planner may fill; by default what the device (or the host's share) has."""
+
+
+class RankerConfig(Config):
+    """The `ranker` section."""
+
+    arm: str = "side"
+    """Which of `arms` to train."""
+    arms: dict[str, ArmConfig] = {
+        "none": ArmConfig(),
+        "sid_ngram": ArmConfig(item="sid_ngram", history="sid_ngram"),
+        "side": ArmConfig(item="side", history="side"),
+    }
+    """The contest's arms by name."""
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+    sharding: ShardingConfig = ShardingConfig()
+
+    @model_validator(mode="after")
+    def _check_arm(self) -> "RankerConfig":
+        if self.arm not in self.arms:
+            raise ValueError(f"arm {self.arm!r} is unknown; arms are {', '.join(self.arms)}")
+        return self
+
+    @property
+    def content(self) -> ArmConfig:
+        """The chosen arm."""
+        return self.arms[self.arm]
+
+    def resolved(self, arm: str | None = None) -> "RankerConfig":
+        """Give the configuration of one arm alone: its overlay applied, `arms` reduced to it.
+
+        This is what the stage's key is made of: changing another arm leaves it as it is. Resolving twice changes
+        nothing.
+
+        Args:
+            arm: an arm's name; by default the one chosen.
+
+        Raises:
+            ConfigError: the arm is unknown, or its overlay does not fit the settings it overlays.
+        """
+        name = self.arm if arm is None else arm
+        if name not in self.arms:
+            raise ConfigError(f"ranker.arm: {name!r} is unknown; arms are {', '.join(self.arms)}")
+        chosen = self.arms[name]
+        values = _overlaid(self.model_dump(mode="json", exclude={"arms"}), chosen.overlay)
+        bare = chosen.model_copy(update={"overlay": {}})
+        values |= {"arm": name, "arms": {name: bare.model_dump(mode="json")}}
+        return parse(RankerConfig, values, f"ranker (arm {name!r})")
+
+
+def _overlaid(values: dict[str, Any], overlay: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    return values | {section: values[section] | dict(changes) for section, changes in overlay.items()}

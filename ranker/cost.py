@@ -1,0 +1,65 @@
+"""What an arm costs, measured: bytes of its columns in the Parquet files, and peak memory."""
+
+import resource
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow.parquet as pq
+import torch
+
+from infra.distributed import World, gather
+from infra.parquet import open_parquet, row_groups
+
+
+class ColumnCost(NamedTuple):
+    """Bytes a row that some columns take, as stored and before compression."""
+
+    compressed: float
+    uncompressed: float
+
+
+def column_cost(files: Sequence[Path], columns: Sequence[str]) -> ColumnCost:
+    """Add up what columns take in Parquet files, from the files' own metadata.
+
+    Args:
+        files: the files. columns: their top-level columns to count.
+
+    Returns:
+        Bytes a row.
+    """
+    chunks = list(_chunks(files, columns))
+    rows = _rows(files)
+    compressed = sum(chunk.total_compressed_size for chunk in chunks)
+    return ColumnCost(compressed / rows, sum(chunk.total_uncompressed_size for chunk in chunks) / rows)
+
+
+def mean_entries(files: Sequence[Path], column: str) -> float:
+    """Give how many entries a list column has a row, from the files' metadata (an empty list counts as one)."""
+    entries: int = sum(chunk.num_values for chunk in _chunks(files, (column,)))
+    return entries / _rows(files)
+
+
+def _rows(files: Sequence[Path]) -> int:
+    return max(1, sum(group.rows for group in row_groups(files)))
+
+
+def _chunks(files: Sequence[Path], columns: Sequence[str]) -> Iterator[pq.ColumnChunkMetaData]:
+    for path in files:
+        with open_parquet(path) as file:
+            metadata = file.metadata
+        for group in range(metadata.num_row_groups):
+            for leaf in range(metadata.num_columns):
+                chunk = metadata.row_group(group).column(leaf)
+                if chunk.path_in_schema.split(".")[0] in columns:
+                    yield chunk
+
+
+def peak_memory_bytes(world: World) -> int:
+    """Give the largest memory any rank's process has held: resident on the host, plus allocated on its GPU."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    if world.device.type == "cuda":
+        peak += torch.cuda.max_memory_allocated(world.device)
+    return max(gather(world, int(peak)))

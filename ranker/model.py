@@ -1,0 +1,148 @@
+"""The ranking model: tables, the dense part over them, and a loss that is the same for any number of ranks."""
+
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, EmbeddingCollection, EmbeddingConfig
+from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
+
+from infra.errors import DataError
+from infra.tables import TASKS
+from ranker.batch import RankerBatch
+from ranker.blocks import DenseBlock, EmbeddingBlock, HistoryBlock, Interaction, Towers
+from ranker.config import RankerConfig
+from ranker.features import ArmFeatures, IdFeature
+
+
+class StepOutput(NamedTuple):
+    """What one step gives beside the loss.
+
+    Attributes:
+        probabilities_BT: float32, this rank's rows, by task.
+        totals_3T: float64, over all ranks: sum of log losses, number of labels, number of positives, by task.
+    """
+
+    probabilities_BT: Tensor
+    totals_3T: Tensor
+
+
+class NonFiniteLossError(DataError):
+    """The loss of a global batch is NaN or infinite."""
+
+
+class Body(nn.Module):
+    """Everything between the looked-up embeddings and the logits (SIDE paper, Figure 3).
+
+    Every arm has the same vectors in the same places, zeros where it has no content for the ad, so that all weights
+    but those of the content itself have the same shapes, and the same initial values, in all arms.
+    """
+
+    def __init__(self, features: ArmFeatures, config: RankerConfig) -> None:
+        super().__init__()
+        model = config.model
+        self.names = tuple(feature.column for feature in features.bags)
+        self.num_ids = len(self.names) - len(features.bag_contents)
+        self.dense = DenseBlock(len(features.dense), model) if features.dense else None
+        self.content = EmbeddingBlock(features, model) if features.item_sids else None
+        query_vectors = self.num_ids + 1  # ids and the ad's content
+        self.history = HistoryBlock(features, model, query_vectors * model.embedding_dim)
+        dense_vectors = model.dense_outputs if features.dense else 0
+        self.interaction = Interaction(query_vectors + dense_vectors + model.history_queries, model)
+        self.towers = Towers(TASKS, model)
+
+    def forward(self, batch: RankerBatch, bags: KeyedTensor, sequences: dict[str, JaggedTensor]) -> Tensor:
+        """Give logits [B, tasks]."""
+        by_name = bags.to_dict()  # by name: their order is the sharding's
+        bags_BFD = torch.stack([by_name[name] for name in self.names], dim=1)
+        ids_BFD, prefixes_BFD = bags_BFD[:, : self.num_ids], bags_BFD[:, self.num_ids :]
+        if self.content is not None:
+            content_BD = self.content(batch.item_sids_BC, batch.item_known_B)
+        else:
+            content_BD = prefixes_BFD.sum(1)  # over no prefix: zeros
+        features_BFD = torch.cat([ids_BFD, content_BD.unsqueeze(1)], dim=1)
+        history_BKD = self.history(features_BFD.flatten(1), sequences, batch)
+        vectors = [features_BFD, history_BKD]
+        if self.dense is not None:
+            vectors.append(self.dense(batch.dense_BF))
+        logits_BT: Tensor = self.towers(self.interaction(torch.cat(vectors, dim=1)))
+        return logits_BT
+
+
+class GlobalLoss(nn.Module):
+    """Log loss averaged over the labels of the global batch, and a stop when it is not finite.
+
+    torchrec and DDP average gradients over ranks. Each rank therefore gives `world size * its own sum / the global
+    number of labels`, whose average over ranks is the mean over the global batch, however its rows are spread.
+    """
+
+    task_weights_T: Tensor
+
+    def __init__(self, task_weights: tuple[float, ...]) -> None:
+        super().__init__()
+        self.register_buffer("task_weights_T", torch.tensor(task_weights), persistent=False)
+
+    def forward(self, logits_BT: Tensor, batch: RankerBatch) -> tuple[Tensor, StepOutput]:
+        """Give this rank's loss to differentiate, and the step's output.
+
+        Raises:
+            NonFiniteLossError: on every rank, before any weight changes.
+        """
+        labels_BT, weights_BT = batch.labels_BT, batch.weights_BT
+        losses_BT = binary_cross_entropy_with_logits(logits_BT, labels_BT, reduction="none") * weights_BT
+        sums_T = losses_BT.sum(0)
+        totals_3T = torch.stack([sums_T.detach(), weights_BT.sum(0), (labels_BT * weights_BT).sum(0)]).double()
+        world_size = dist.get_world_size()
+        if world_size > 1:
+            dist.all_reduce(totals_3T)
+        if not bool(totals_3T.isfinite().all()):
+            by_task = ", ".join(f"{task} {loss}" for task, loss in zip(TASKS, totals_3T[0].tolist(), strict=True))
+            raise NonFiniteLossError(f"the loss of the global batch is not finite: {by_task}")
+        counts_T = totals_3T[1].clamp(min=1.0).float()
+        loss = world_size * (self.task_weights_T * sums_T / counts_T).sum()
+        return loss, StepOutput(logits_BT.detach().sigmoid(), totals_3T)
+
+
+class Ranker(nn.Module):
+    """Click and conversion from ids, context, history and, by arm, Semantic IDs (SIDE paper, section 5).
+
+    `forward` stays plain: the training pipeline traces it to find the tables and the batch's part each is fed with.
+
+    Args of the constructor:
+        features: what the arm reads and looks up.
+        config: the arm's resolved configuration.
+        device: of everything but the tables, which stay on the meta device until they are sharded.
+    """
+
+    def __init__(self, features: ArmFeatures, config: RankerConfig, device: torch.device) -> None:
+        super().__init__()
+        dim, meta = config.model.embedding_dim, torch.device("meta")
+        self.bags = EmbeddingBagCollection(
+            device=meta,
+            tables=[EmbeddingBagConfig(**_table(feature, dim)) for feature in features.bags],
+        )
+        self.sequences = EmbeddingCollection(
+            device=meta,
+            tables=[EmbeddingConfig(**_table(feature, dim)) for feature in features.sequences],
+        )
+        self.body = Body(features, config).to(device)
+        self.loss = GlobalLoss((1.0, config.training.conversion_weight)).to(device)
+
+    def forward(self, batch: RankerBatch) -> tuple[Tensor, StepOutput]:
+        """Give the loss and the step's output; see `GlobalLoss`."""
+        bags = self.bags(batch.bags)
+        sequences = self.sequences(batch.sequences)
+        result: tuple[Tensor, StepOutput] = self.loss(self.body(batch, bags, sequences), batch)
+        return result
+
+
+def _table(feature: IdFeature, dim: int) -> dict[str, object]:
+    return {
+        "name": feature.table,
+        "feature_names": [feature.column],
+        "num_embeddings": feature.rows,
+        "embedding_dim": dim,
+        "init_fn": nn.init.zeros_,  # `ranker.initial` fills them, the same for any sharding
+    }

@@ -1,0 +1,215 @@
+"""Parquet to batches: only the columns an arm needs, checked as they are read, without a Python loop over rows."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+from torchrec import KeyedJaggedTensor
+
+from infra.distributed import World
+from infra.errors import DataError
+from infra.parquet import Batch, LaneReader, RowGroup
+from infra.tables import DatasetSpec, check_events
+from ranker.batch import RankerBatch
+from ranker.config import TrainingConfig
+from ranker.features import HISTORY_IDS, ArmFeatures, IdFeature
+
+Integers = npt.NDArray[np.int64]
+
+_MICROSECONDS_A_DAY = 86_400_000_000.0
+
+
+def open_events(
+    files: Sequence[Path],
+    features: ArmFeatures,
+    spec: DatasetSpec,
+    training: TrainingConfig,
+    world: World,
+    is_training: bool,
+) -> LaneReader:
+    """Open event files for training (shuffled by the seed, whole batches) or evaluation (in order, every row).
+
+    Args:
+        files: the split's event files, in order. features: what the arm reads. spec: the dataset's description.
+        training: batch sizes, lanes and seed. world: the process group. is_training: which of the two.
+
+    Raises:
+        ConfigError: ranks, lanes and batch size do not divide. DataError: too few rows.
+    """
+    return LaneReader(
+        files,
+        features.columns,
+        batch_size=training.batch_size if is_training else training.eval_batch_size,
+        lanes=training.lanes,
+        rank=world.rank,
+        world_size=world.size,
+        seed=training.seed if is_training else None,
+        check=partial(check_rows, features=features, spec=spec),
+    )
+
+
+def check_rows(table: pa.Table, where: RowGroup, *, features: ArmFeatures, spec: DatasetSpec) -> None:
+    """Check one row group: the events' contract, and every SID inside the ids its digits can spell.
+
+    fbgemm turns an id outside its table into a silent zero; here it is an error.
+
+    Raises:
+        DataError: naming file, row group, column and rule.
+    """
+    check_events(table, spec, where)
+    for column, sid in features.sid_columns.items():
+        first = 1 if sid.packing == "paper_eq5" else 0
+        number = sid.radix ** (sid.chunk_sizes[sid.chunk] + first)
+        _check_sids(table[column], column, number, where)
+        if pa.types.is_list(table[column].type):
+            _check_aligned(table, column, where)
+
+
+def _check_sids(column: pa.ChunkedArray, name: str, number: int, where: RowGroup) -> None:
+    values = pc.list_flatten(column) if pa.types.is_list(column.type) else column
+    if values.type != pa.int64():
+        raise DataError(f"{where}: column {name!r} has type {column.type}, must hold int64")
+    bounds = pc.min_max(values)
+    low, high = bounds["min"].as_py(), bounds["max"].as_py()
+    if low is not None and (low < 0 or high >= number):
+        wrong = low if low < 0 else high
+        raise DataError(f"{where}: column {name!r}: id {wrong} is outside [0, {number}), what its digits spell")
+
+
+def _check_aligned(table: pa.Table, name: str, where: RowGroup) -> None:
+    lengths = pc.list_value_length(table[name])
+    if lengths.null_count or not lengths.equals(pc.list_value_length(table[HISTORY_IDS])):
+        raise DataError(f"{where}: column {name!r}: must have as many entries as {HISTORY_IDS} in every row")
+
+
+def to_ranker_batch(batch: Batch, features: ArmFeatures) -> RankerBatch:
+    """Turn one rank's rows into what the model takes; pointers and lengths come straight from Arrow's buffers."""
+    table = batch.table
+    history = _array(table, HISTORY_IDS)
+    lengths_B = history.value_lengths().to_numpy(zero_copy_only=False)
+    offsets_B1 = np.concatenate([[0], np.cumsum(lengths_B, dtype=np.int64)])
+    labels_BT, weights_BT = _labels(batch)
+    item_sids_BC, item_known_B = _sids([_array(table, column) for column in features.item_sids], len(lengths_B))
+    history_sids_TC, history_known_T = _sids(_history_sids(table, features), int(offsets_B1[-1]))
+    return RankerBatch(
+        bags=_bags(table, features.bags),
+        sequences=_sequences(table, features.sequences, lengths_B),
+        dense_BF=_dense(table, features.dense),
+        item_sids_BC=item_sids_BC[:, : len(features.item_sids)],
+        item_known_B=item_known_B,
+        history_sids_TC=history_sids_TC[:, : len(features.history_sids)],
+        history_known_T=history_known_T,
+        history_gap_T=_gaps(table, lengths_B),
+        history_offsets_B1=torch.from_numpy(offsets_B1),
+        labels_BT=labels_BT,
+        weights_BT=weights_BT,
+        longest=int(lengths_B.max(initial=0)),
+    )
+
+
+def _array(table: pa.Table, column: str) -> pa.Array:
+    chunked = table[column]
+    return chunked.chunk(0) if chunked.num_chunks == 1 else chunked.combine_chunks()
+
+
+def _numpy(array: pa.Array) -> npt.NDArray[np.generic]:
+    values: npt.NDArray[np.generic] = array.to_numpy(zero_copy_only=False)
+    return values
+
+
+def _labels(batch: Batch) -> tuple[Tensor, Tensor]:
+    click_B = _numpy(_array(batch.table, "click")).astype(np.float32)
+    conversion = _array(batch.table, "conversion")
+    conversion_B = _numpy(conversion.fill_null(0)).astype(np.float32)
+    is_complete_B: npt.NDArray[np.bool_] = conversion.is_valid().to_numpy(zero_copy_only=False)
+    labels_BT = np.stack([click_B, conversion_B], axis=1)
+    # The conversion tower learns from clicks alone: it gives p(conversion | click).
+    weights_BT = np.stack([batch.valid_N, batch.valid_N & is_complete_B & (click_B > 0)], axis=1)
+    return torch.from_numpy(labels_BT), torch.from_numpy(weights_BT.astype(np.float32))
+
+
+def _dense(table: pa.Table, names: tuple[str, ...]) -> Tensor:
+    dense_BF = np.empty((table.num_rows, len(names)), np.float32)
+    for i, name in enumerate(names):
+        dense_BF[:, i] = _numpy(_array(table, name))
+    return torch.from_numpy(dense_BF)
+
+
+def _hashed(ids: Integers, feature: IdFeature) -> Integers:
+    return ids % feature.rows if feature.rows < feature.num_ids else ids
+
+
+def _bags(table: pa.Table, features: tuple[IdFeature, ...]) -> KeyedJaggedTensor:
+    ids, lengths = [], []
+    for feature in features:
+        column = _array(table, feature.column)
+        if pa.types.is_list(column.type):
+            lengths.append(_numpy(column.value_lengths()).astype(np.int32))
+            values = column.flatten()
+        else:
+            lengths.append(_numpy(column.is_valid()).astype(np.int32))
+            values = column.drop_null() if column.null_count else column
+        ids.append(_hashed(_numpy(values).astype(np.int64, copy=False), feature))
+    return _keyed(features, ids, lengths)
+
+
+def _sequences(table: pa.Table, features: tuple[IdFeature, ...], lengths_B: npt.NDArray[np.int32]) -> KeyedJaggedTensor:
+    ids = []
+    for feature in features:
+        values = _array(table, feature.column).flatten()
+        # A null SID holds its place in the sequence with id 0; the model masks what is looked up there.
+        values = values.fill_null(0) if values.null_count else values
+        ids.append(_hashed(_numpy(values).astype(np.int64, copy=False), feature))
+    return _keyed(features, ids, [lengths_B] * len(features))
+
+
+def _keyed(
+    features: tuple[IdFeature, ...], ids: list[Integers], lengths: list[npt.NDArray[np.int32]]
+) -> KeyedJaggedTensor:
+    return KeyedJaggedTensor(
+        keys=[feature.column for feature in features],
+        values=torch.from_numpy(np.concatenate(ids)),
+        lengths=torch.from_numpy(np.concatenate(lengths)),
+    )
+
+
+def _history_sids(table: pa.Table, features: ArmFeatures) -> list[pa.Array]:
+    """Give the history's SID columns, flat; of n-gram columns one is enough, for the mask: all are null together."""
+    columns = features.history_sids or features.sequence_contents[:1]
+    return [_array(table, column).flatten() for column in columns]
+
+
+def _sids(columns: list[pa.Array], number: int) -> tuple[Tensor, Tensor]:
+    if not columns:
+        return torch.empty(number, 0, dtype=torch.int64), torch.empty(number, dtype=torch.bool)
+    known_N = torch.from_numpy(_numpy(columns[0].is_valid()).copy())
+    parts = [_numpy(column.fill_null(0) if column.null_count else column) for column in columns]
+    return torch.from_numpy(np.stack(parts, axis=1)), known_N
+
+
+def _gaps(table: pa.Table, lengths_B: npt.NDArray[np.int32]) -> Tensor:
+    event_B = _numpy(_array(table, "event_time").view(pa.int64()))
+    entry_T = _numpy(_array(table, "history_times").flatten().view(pa.int64()))
+    days_T = (np.repeat(event_B, lengths_B) - entry_T) / _MICROSECONDS_A_DAY
+    return torch.from_numpy(np.log1p(days_T).astype(np.float32))
+
+
+def ranker_batches(
+    batches: Iterator[Batch], features: ArmFeatures, world: World, seen: Callable[[Batch], None]
+) -> Iterator[RankerBatch]:
+    """Convert batches as they come, in pinned memory where a GPU will copy them.
+
+    Args:
+        batches: of a `LaneReader`. features: what the arm reads. world: the process group.
+        seen: called with every source batch, in order, for who needs the rows beside the tensors.
+    """
+    for batch in batches:
+        seen(batch)
+        converted = to_ranker_batch(batch, features)
+        yield converted.pin_memory() if world.device.type == "cuda" else converted

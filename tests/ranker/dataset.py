@@ -1,0 +1,109 @@
+"""A small materialized dataset: an events log whose clicks follow the items' content, with SID columns."""
+
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from encoder.sid import EVENT_HISTORY_BASE, SidSpec, event_columns, with_sid_metadata
+from infra.parquet import TableWriter
+from infra.tables import DatasetSpec, event_schema, write_spec
+
+SPEC = DatasetSpec(
+    embeddings={},
+    categoricals={},
+    user_categoricals={},
+    num_items=300,
+    num_users=60,
+    dense=("rank", "price"),
+    sparse={"slot": 5, "topics": 11},
+    max_history=6,
+    train=(date(2024, 1, 1), date(2024, 1, 4)),
+    test=(date(2024, 1, 5), date(2024, 1, 6)),
+    origin="made by the ranker's tests",
+)
+
+SID = SidSpec(
+    quantizer="test",
+    levels=3,
+    digits=6,
+    depth=3,
+    groups=2,
+    prefix_lengths=(2, 4, 6),
+    steps=(1.0, 0.9, 0.5, 0.4, 0.2, 0.1),
+    fingerprint="ab" * 32,
+)
+
+
+def write_dataset(path: Path, sid: SidSpec | None = SID, rows_a_day: int = 512, null_share: float = 0.1) -> Path:
+    """Write the six days of `SPEC`; the same arguments give the same bytes."""
+    path.mkdir(parents=True, exist_ok=True)
+    write_spec(path, SPEC)
+    rng = np.random.default_rng(7)
+    digits_ID = rng.integers(0, 3, (SPEC.num_items, 6))
+    known_I = rng.random(SPEC.num_items) >= null_share
+    day = SPEC.train[0]
+    while day <= SPEC.test[1]:
+        table = events(rng, day, rows_a_day, digits_ID)
+        if sid is not None:
+            table = with_sids(table, sid, digits_ID, known_I)
+        file = path / f"events/date={day}/part-00000.parquet"
+        with TableWriter(file, table.schema, row_group_rows=128) as writer:
+            writer.write(table)
+        day += timedelta(days=1)
+    return path
+
+
+def events(rng: np.random.Generator, day: date, rows: int, digits_ID: np.ndarray) -> pa.Table:
+    """Draw one day's events; a click is likelier the higher the item's first digit."""
+    start = int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp() * 1e6)
+    time_N = np.sort(start + rng.integers(0, 86_400_000_000, rows))
+    item_N = rng.integers(0, SPEC.num_items, rows)
+    click_N = rng.random(rows) < 0.1 + 0.3 * digits_ID[item_N, 0] / 2
+    conversion_N = (rng.random(rows) < 0.4) & click_N
+    lengths_N = rng.integers(0, SPEC.max_history + 1, rows)
+    lengths_N[rng.random(rows) < 0.2] = 0
+    history_T = rng.integers(0, SPEC.num_items, lengths_N.sum())
+    gap_T = np.concatenate([np.sort(rng.integers(1, 10**12, n))[::-1] for n in lengths_N])
+    topics_N = rng.integers(0, 4, rows)
+    columns = {
+        "event_time": pa.array(time_N, pa.timestamp("us")),
+        "user_id": pa.array(rng.integers(0, SPEC.num_users, rows)),
+        "item_id": pa.array(item_N),
+        "click": pa.array(click_N.astype(np.int8)),
+        "conversion": pa.array(conversion_N.astype(np.int8), mask=rng.random(rows) < 0.1),
+        "rank": pa.array(rng.integers(1, 20, rows).astype(np.float32)),
+        "price": pa.array(rng.normal(0, 3, rows).astype(np.float32)),
+        "slot": jagged(rng.integers(0, 5, rows), np.ones(rows, int)),
+        "topics": jagged(rng.integers(0, 11, topics_N.sum()), topics_N),
+        "history_item_ids": jagged(history_T, lengths_N),
+        "history_times": jagged(
+            pa.array(np.repeat(time_N, lengths_N) - gap_T.astype(np.int64), pa.timestamp("us")), lengths_N
+        ),
+    }
+    return pa.table(columns, schema=event_schema(SPEC))
+
+
+def jagged(values_T: np.ndarray | pa.Array, lengths_N: np.ndarray) -> pa.ListArray:
+    """Cut flat values into lists."""
+    offsets = np.concatenate([[0], np.cumsum(lengths_N)]).astype(np.int32)
+    return pa.ListArray.from_arrays(offsets, pa.array(values_T))
+
+
+def with_sids(table: pa.Table, sid: SidSpec, digits_ID: np.ndarray, known_I: np.ndarray) -> pa.Table:
+    """Add every SID column of `sid`, from the items' digits; unknown items have null SIDs."""
+    history = table["history_item_ids"].combine_chunks()
+    item_N, history_T = table["item_id"].to_numpy(), history.flatten().to_numpy()
+    lengths_N = history.value_lengths().to_numpy()
+    for name, held in event_columns(sid).items():
+        digits_IP = torch.from_numpy(digits_ID[:, : held.held_digits])
+        ids_I = held.pack(digits_IP)[:, held.chunk].numpy()
+        if name.startswith(EVENT_HISTORY_BASE):
+            values_T = pa.array(ids_I[history_T], mask=~known_I[history_T])
+            column: pa.Array = jagged(values_T, lengths_N)
+        else:
+            column = pa.array(ids_I[item_N], mask=~known_I[item_N])
+        table = table.append_column(with_sid_metadata(pa.field(name, column.type), held), column)
+    return table

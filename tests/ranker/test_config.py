@@ -1,0 +1,66 @@
+"""The ranker's configuration: arms, overlays, and what a stage's key is made of."""
+
+import pytest
+
+from infra.config import digest, parse
+from infra.errors import ConfigError
+from ranker.config import RankerConfig
+
+
+def test_the_default_arms_are_the_contest() -> None:
+    arms = RankerConfig().arms
+    assert {name: (arm.item, arm.history) for name, arm in arms.items()} == {
+        "none": ("none", "none"),
+        "sid_ngram": ("sid_ngram", "sid_ngram"),
+        "side": ("side", "side"),
+    }
+
+
+def test_an_unknown_arm_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"'sidee' is unknown; arms are none, sid_ngram, side"):
+        parse(RankerConfig, {"arm": "sidee"}, "ranker")
+    with pytest.raises(ConfigError, match="'dense' is unknown"):
+        RankerConfig().resolved("dense")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"trainings": {}}, "ranker.trainings: unknown key"),
+        ({"arms": {"side": {"item": "sids"}}}, "ranker.arms.side.item"),
+        ({"model": {"embedding_dim": 30}}, "multiple of 4"),
+        ({"training": {"batch_size": 0}}, "ranker.training.batch_size"),
+    ],
+)
+def test_bad_values_are_refused_by_key(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse(RankerConfig, values, "ranker")
+
+
+def with_overlay(overlay: dict[str, object]) -> RankerConfig:
+    return parse(RankerConfig, {"arm": "a", "arms": {"a": {"overlay": overlay}, "b": {}}}, "ranker")
+
+
+def test_an_overlay_changes_its_own_arm_alone() -> None:
+    config = with_overlay({"training": {"sparse_learning_rate": 0.25}})
+    assert config.resolved("a").training.sparse_learning_rate == 0.25
+    assert config.resolved("b").training == config.training
+
+
+@pytest.mark.parametrize("overlay", [{"training": {"seed": 1}}, {"model": {"embedding_dim": 64}}])
+def test_an_overlay_may_not_change_what_arms_share(overlay: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="must be equal in all arms"):
+        with_overlay(overlay)
+
+
+def test_an_overlay_of_a_wrong_value_is_refused_when_resolved() -> None:
+    with pytest.raises(ConfigError, match=r"arm 'a'.*sparse_learning_rate"):
+        with_overlay({"training": {"sparse_learning_rate": -1}}).resolved("a")
+
+
+def test_resolving_leaves_other_arms_out_of_the_key() -> None:
+    config = with_overlay({"training": {"warmup_steps": 3}})
+    changed = config.model_copy(update={"arms": {**config.arms, "b": RankerConfig().arms["side"]}})
+    assert digest(config.resolved("a")) == digest(changed.resolved("a"))
+    assert digest(config.resolved("b")) != digest(changed.resolved("b"))
+    assert config.resolved("a").resolved() == config.resolved("a")

@@ -1,0 +1,43 @@
+"""Initial weights depend on seed and name alone: not on sharding, not on the arm."""
+
+import pytest
+import torch
+from torch import nn
+
+from ranker.initial import BLOCK_ROWS, TABLE_BOUND, fill_dense, fill_table
+
+ROWS, DIM = BLOCK_ROWS + 100, 8
+
+
+def whole(seed: int = 0, name: str = "t") -> torch.Tensor:
+    table = torch.empty(ROWS, DIM)
+    fill_table(table, name, seed, 0, 0, DIM)
+    return table
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns"),
+    [((0, 50), (0, 8)), ((50, ROWS), (0, 8)), ((BLOCK_ROWS - 3, BLOCK_ROWS + 3), (0, 8)), ((10, 90), (4, 8))],
+)
+def test_a_shard_holds_its_part_of_the_whole_table(rows: tuple[int, int], columns: tuple[int, int]) -> None:
+    shard = torch.empty(rows[1] - rows[0], columns[1] - columns[0])
+    fill_table(shard, "t", 0, rows[0], columns[0], DIM)
+    assert torch.equal(shard, whole()[rows[0] : rows[1], columns[0] : columns[1]])
+
+
+def test_tables_differ_by_name_and_seed_and_stay_in_bounds() -> None:
+    table = whole()
+    assert not torch.equal(table, whole(seed=1))
+    assert not torch.equal(table, whole(name="u"))
+    assert not torch.equal(table[:100], table[BLOCK_ROWS:])
+    assert TABLE_BOUND * 0.9 < table.abs().max() <= TABLE_BOUND
+
+
+def test_dense_weights_do_not_depend_on_what_else_a_model_holds() -> None:
+    small = nn.ModuleDict({"b": nn.Linear(4, 3)})
+    large = nn.ModuleDict({"a": nn.Linear(9, 9), "b": nn.Linear(4, 3)})
+    fill_dense(small, 5)
+    fill_dense(large, 5)
+    assert torch.equal(small["b"].weight, large["b"].weight)
+    assert small["b"].bias.abs().max() == 0
+    assert small["b"].weight.std() > 0

@@ -1,0 +1,80 @@
+"""The metrics of a run: exact, equal to torchrec's, and plain about what is not defined."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from torchrec.metrics.auc import compute_auc
+from torchrec.metrics.calibration import compute_calibration
+from torchrec.metrics.ne import compute_cross_entropy, compute_ne
+
+from infra.parquet import TableWriter
+from ranker.metrics import PREDICTION_SCHEMA, TrainingWindow, prediction_metrics
+
+
+def write_predictions(path: Path, click: list[int], conversion: list[int | None], p: list[float]) -> Path:
+    number = len(click)
+    columns = {
+        "row": range(number), "user_id": [0] * number, "item_id": [0] * number, "event_time": [0] * number,
+        "click": click, "conversion": conversion, "p_click": p, "p_conversion": p,
+    }  # fmt: skip
+    with TableWriter(path, PREDICTION_SCHEMA) as writer:
+        writer.write(pa.table([pa.array(values) for values in columns.values()], schema=PREDICTION_SCHEMA))
+    return path
+
+
+def torchrec_metrics(labels: list[int], probabilities: list[float]) -> tuple[float, float, float]:
+    """Give NE, AUC and calibration by torchrec's own functions, in float64."""
+    y, p = torch.tensor([labels]).double(), torch.tensor([probabilities]).double()
+    w = torch.ones_like(y)
+    entropy = compute_cross_entropy(y, p, w, 1e-12).sum(-1)
+    ne = compute_ne(entropy, w.sum(-1), y.sum(-1), (1 - y).sum(-1), 1e-12)
+    auc = compute_auc(1, [p], [y], [w])
+    return ne.item(), auc.item(), compute_calibration(p.sum(-1), y.sum(-1)).item()
+
+
+def test_equal_torchrecs_over_the_files_of_all_ranks(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    click = (rng.random(800) < 0.3).astype(int).tolist()
+    conversion = [int(rng.random() < 0.5) if c and rng.random() < 0.8 else None for c in click]
+    p = np.float32(rng.permutation(800) / 801 + 0.0005).tolist()
+    files = [
+        write_predictions(tmp_path / "0.parquet", click[:300], conversion[:300], p[:300]),
+        write_predictions(tmp_path / "1.parquet", click[300:], conversion[300:], p[300:]),
+    ]
+    measured = prediction_metrics(files)
+    known = [i for i, label in enumerate(conversion) if label is not None]
+    expected = {
+        "click": torchrec_metrics(click, p),
+        "conversion": torchrec_metrics([conversion[i] for i in known], [p[i] for i in known]),
+    }
+    for task, values in expected.items():
+        found = measured[task]
+        assert (found["ne"], found["auc"], found["calibration"]) == pytest.approx(values, rel=1e-6)
+    assert measured["conversion"]["num"] == len(known)
+
+
+@pytest.mark.parametrize(
+    ("click", "reason"), [([0, 0], "none of the 2 click labels is positive"), ([1, 1], "labels is negative")]
+)
+def test_says_why_a_metric_is_not_defined(tmp_path: Path, click: list[int], reason: str) -> None:
+    measured = prediction_metrics([write_predictions(tmp_path / "p.parquet", click, [None, None], [0.5, 0.4])])
+    assert measured["click"]["ne"] is None
+    assert measured["click"]["auc"] is None
+    assert reason in measured["click"]["reason"]
+    assert measured["conversion"]["reason"] == "no row has a complete conversion label"
+
+
+def test_a_training_window_gives_mean_loss_and_ne_and_starts_anew() -> None:
+    window = TrainingWindow()
+    window.add(torch.tensor([[6.0, 0.0], [10.0, 0.0], [4.0, 0.0]]).double())
+    window.add(torch.tensor([[4.0, 1.0], [10.0, 2.0], [6.0, 2.0]]).double())
+    values = window.take()
+    assert values["train_click_loss"] == pytest.approx(0.5)
+    assert values["train_click_ne"] == pytest.approx(0.5 / math.log(2))
+    assert math.isnan(values["train_conversion_ne"])  # only positives: not defined
+    window.add(torch.tensor([[1.0, 1.0], [1.0, 1.0], [0.0, 0.0]]).double())
+    assert window.take()["train_click_loss"] == pytest.approx(1.0)

@@ -1,0 +1,210 @@
+"""From Parquet to batches: right tensors, only the arm's columns, and clear errors for bad rows."""
+
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from encoder.sid import with_sid_metadata
+from infra.errors import DataError, SpecError
+from infra.parquet import Batch
+from infra.tables import read_dataset
+from ranker.config import RankerConfig
+from ranker.features import ArmFeatures, arm_features, dataset_sid
+from ranker.reader import to_ranker_batch
+from ranker.train import open_splits
+from tests.ranker.dataset import SID, SPEC, write_dataset
+from tests.ranker.training import ONE, config_of, open_training
+
+Change = Callable[[pa.Table], pa.Table]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("reader") / "dataset", rows_a_day=128)
+
+
+def features_of(arm: str) -> ArmFeatures:
+    return arm_features(SPEC, RankerConfig().arms[arm], SID)
+
+
+def first_rows(dataset: Path, rows: int = 40) -> pa.Table:
+    return pq.read_table(dataset / "events/date=2024-01-01/part-00000.parquet", partitioning=None).slice(3, rows)
+
+
+def batch_of(table: pa.Table) -> Batch:
+    rows = table.num_rows
+    return Batch(table.combine_chunks(), np.arange(rows), np.arange(rows) < rows - 2)
+
+
+def test_bags_hold_each_rows_ids_and_none_for_a_null_sid(dataset: Path) -> None:
+    table = first_rows(dataset)
+    bags = to_ranker_batch(batch_of(table), features_of("sid_ngram")).bags.to_dict()
+    assert tuple(bags) == (
+        "user_id", "item_id", "slot", "topics", "item_sid_prefix_2", "item_sid_prefix_4", "item_sid",
+    )  # fmt: skip
+    for name, bag in bags.items():
+        expected = [row if isinstance(row, list) else [row] * (row is not None) for row in table[name].to_pylist()]
+        assert [ids.tolist() for ids in bag.to_dense()] == expected
+    assert table["item_sid"].null_count > 0
+
+
+def test_sequences_stay_aligned_where_a_sid_is_null(dataset: Path) -> None:
+    table = first_rows(dataset)
+    batch = to_ranker_batch(batch_of(table), features_of("sid_ngram"))
+    flat = [sid for row in table["history_sids_prefix_4"].to_pylist() for sid in row]
+    assert batch.sequences["history_sids_prefix_4"].values().tolist() == [sid or 0 for sid in flat]
+    assert batch.history_known_T.tolist() == [sid is not None for sid in flat]
+    assert batch.history_offsets_B1.diff().tolist() == [len(row) for row in table["history_item_ids"].to_pylist()]
+    assert batch.longest == max(len(row) for row in table["history_item_ids"].to_pylist())
+
+
+def test_side_takes_ids_and_no_tables(dataset: Path) -> None:
+    table = first_rows(dataset)
+    batch = to_ranker_batch(batch_of(table), features_of("side"))
+    assert batch.item_sids_BC[:, 0].tolist() == [sid or 0 for sid in table["item_sid"].to_pylist()]
+    assert batch.item_known_B.tolist() == [sid is not None for sid in table["item_sid"].to_pylist()]
+    assert batch.sequences.keys() == ["history_item_ids"]
+    assert batch.history_sids_TC.shape == (len(batch.sequences.values()), 1)
+
+
+def test_labels_weights_and_gaps(dataset: Path) -> None:
+    table = first_rows(dataset)
+    batch = to_ranker_batch(batch_of(table), features_of("none"))
+    click, conversion = table["click"].to_pylist(), table["conversion"].to_pylist()
+    assert batch.labels_BT.tolist() == [[c, v or 0] for c, v in zip(click, conversion, strict=True)]
+    valid = [True] * 38 + [False] * 2
+    assert batch.weights_BT.tolist() == [
+        [v, v and c == 1 and label is not None] for v, c, label in zip(valid, click, conversion, strict=True)
+    ]
+    events, histories = table["event_time"].to_pylist(), table["history_times"].to_pylist()
+    gaps = [(at - entry).total_seconds() / 86400 for at, row in zip(events, histories, strict=True) for entry in row]
+    torch.testing.assert_close(batch.history_gap_T, torch.tensor(gaps).log1p())
+
+
+def test_a_prefix_with_more_ids_than_rows_is_hashed_by_modulo(dataset: Path) -> None:
+    arm = RankerConfig().arms["sid_ngram"].model_copy(update={"max_rows": 50})
+    features = arm_features(SPEC, arm, SID)
+    rows = {feature.column: (feature.num_ids, feature.rows) for feature in features.sequences if feature.is_sid}
+    assert rows == {"history_sids_prefix_2": (9, 9), "history_sids_prefix_4": (81, 50), "history_sids": (729, 50)}
+    table = first_rows(dataset)
+    batch = to_ranker_batch(batch_of(table), features)
+    expected = [(sid or 0) % 50 for row in table["history_sids"].to_pylist() for sid in row]
+    assert batch.sequences["history_sids"].values().tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("arm", "content"),
+    [
+        ("none", set()),
+        ("side", {"item_sid", "history_sids"}),
+        (
+            "sid_ngram",
+            {f"{base}{end}" for base in ("item_sid", "history_sids") for end in ("", "_prefix_2", "_prefix_4")},
+        ),
+    ],
+)
+def test_an_arm_reads_its_own_columns_alone(dataset: Path, arm: str, content: set[str]) -> None:
+    batch = next(open_training(dataset, arm).epoch(0))
+    assert {name for name in batch.table.column_names if "sid" in name} == content
+    assert set(features_of(arm).sid_columns) == content
+
+
+def altered(tmp_path: Path, change: Change) -> Path:
+    """Write the dataset with the second row group of its second day changed."""
+    path = write_dataset(tmp_path / "dataset", rows_a_day=256)
+    file = path / "events/date=2024-01-02/part-00000.parquet"
+    table = pq.read_table(file, partitioning=None)
+    pq.write_table(change(table).cast(table.schema), file, row_group_size=128)
+    return path
+
+
+def replace(name: str, row: int, value: object) -> Change:
+    def change(table: pa.Table) -> pa.Table:
+        values = table[name].to_pylist()
+        values[row] = value
+        at = table.schema.get_field_index(name)
+        return table.set_column(at, table.schema.field(at), pa.array(values, table.schema.field(at).type))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("arm", "name", "value", "rule"),
+    [
+        ("none", "item_id", 300, r"id 300 is outside the table \[0, 300\)"),
+        ("none", "user_id", -1, r"id -1 is outside the table \[0, 60\)"),
+        ("none", "topics", [2, 11], r"id 11 is outside the table \[0, 11\)"),
+        ("none", "click", 2, "label 2 is not 0 or 1"),
+        ("none", "price", float("nan"), "must be finite"),
+        ("side", "item_sid", 729, r"id 729 is outside \[0, 729\)"),
+        ("sid_ngram", "item_sid_prefix_2", 9, r"id 9 is outside \[0, 9\)"),
+        ("sid_ngram", "history_sids_prefix_4", [81], r"id 81 is outside \[0, 81\)"),
+        ("side", "history_sids", [0] * 7, "must have as many entries as history_item_ids"),
+    ],
+)
+def test_a_bad_row_is_named_by_file_row_group_column_and_rule(
+    tmp_path: Path, arm: str, name: str, value: object, rule: str
+) -> None:
+    path = altered(tmp_path, replace(name, 200, value))
+    where = rf"date=2024-01-02/part-00000.parquet, row group 1: column '{name}': {rule}"
+    with pytest.raises(DataError, match=where):
+        list(open_training(path, arm).epoch(0))
+
+
+def test_a_missing_column_is_named(tmp_path: Path) -> None:
+    path = write_dataset(tmp_path / "dataset", rows_a_day=64)
+    for file in path.glob("events/*/*.parquet"):
+        pq.write_table(pq.read_table(file, partitioning=None).drop_columns(["price"]), file)
+    with pytest.raises(DataError, match="column 'price' is missing"):
+        list(open_training(path, "none", batch_size=32).epoch(0))
+
+
+def test_sids_of_another_codebook_in_one_file_are_refused(tmp_path: Path) -> None:
+    def change(table: pa.Table) -> pa.Table:
+        other = SID.model_copy(update={"fingerprint": "cd" * 32})
+        at = table.schema.get_field_index("item_sid")
+        return table.set_column(at, with_sid_metadata(table.schema.field(at), other), table["item_sid"])
+
+    path = write_dataset(tmp_path / "dataset", rows_a_day=64)
+    file = path / "events/date=2024-01-06/part-00000.parquet"
+    pq.write_table(change(pq.read_table(file, partitioning=None)), file)
+    with pytest.raises(SpecError, match=r"date=2024-01-06.*'item_sid' has SIDs of fingerprint cdcd.*asked for is abab"):
+        open_splits(read_dataset(path), config_of("side"))
+    open_splits(read_dataset(path), config_of("none"))  # an arm that does not read them does not mind
+
+
+def test_an_arm_with_content_wants_a_materialized_dataset(tmp_path: Path) -> None:
+    path = write_dataset(tmp_path / "dataset", sid=None, rows_a_day=64)
+    assert dataset_sid(read_dataset(path)) is None
+    with pytest.raises(SpecError, match="has no SID columns"):
+        open_splits(read_dataset(path), config_of("side"))
+    with pytest.raises(SpecError, match="have no prefix columns"):
+        open_splits(read_dataset(path), config_of("sid_ngram"))
+
+
+def test_side_refuses_digits_of_several_lines() -> None:
+    sid = SID.model_copy(update={"lines": 2})
+    with pytest.raises(SpecError, match="2 lines"):
+        arm_features(SPEC, RankerConfig().arms["side"], sid)
+
+
+def test_evaluation_gives_every_row_once(dataset: Path) -> None:
+    config = config_of("none")
+    _, testing = open_splits(read_dataset(dataset), config)
+    batches = list(testing.open(config.training, ONE, is_training=False).epoch(0))
+    rows = np.concatenate([batch.rows_N[batch.valid_N] for batch in batches])
+    assert sorted(rows) == list(range(256))
+
+
+def test_a_batch_moves_whole(dataset: Path) -> None:
+    batch = to_ranker_batch(batch_of(first_rows(dataset)), features_of("sid_ngram"))
+    moved = batch.to(torch.device("meta"))
+    parts = [getattr(moved, field.name) for field in fields(moved) if field.name != "longest"]
+    assert {str(part.device if isinstance(part, torch.Tensor) else part.device()) for part in parts} == {"meta"}
+    assert moved.longest == batch.longest

@@ -1,0 +1,186 @@
+"""The stage from end to end on one rank: what it writes, what it reports, and how it refuses."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch.distributed.checkpoint import FileSystemReader, load
+
+from infra.commit import committing, read_manifest
+from infra.distributed import World, started
+from infra.stage import StageRun
+from infra.tables import read_dataset
+from infra.tracking import RunLog
+from ranker.config import RankerConfig
+from ranker.cost import column_cost
+from ranker.metrics import PREDICTION_SCHEMA, prediction_metrics
+from ranker.model import NonFiniteLossError
+from ranker.sharding import build_sharded
+from ranker.train import learning_rates, open_splits, train
+from tests.ranker.dataset import SPEC, write_dataset
+from tests.ranker.training import config_of, run_steps
+
+ARMS = ("none", "sid_ngram", "side")
+ROWS_A_DAY = 250  # no multiple of the batch: the last test batches are padded
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    before = dict(os.environ)
+    with started() as world:
+        yield world
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("train") / "dataset", rows_a_day=ROWS_A_DAY)
+
+
+def run_stage_body(world: World, dataset: Path, out: Path, config: RankerConfig) -> StageRun[RankerConfig]:
+    out.mkdir(parents=True)
+    log = RunLog.open(0, "ranker", out, config.model_dump(mode="json"), {}, "", None)
+    run = StageRun(config, {"dataset": dataset}, out, world, log)
+    train(run)
+    log.finish("FINISHED")
+    return run
+
+
+@pytest.fixture(scope="module")
+def outputs(world: World, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("out")
+    return {arm: run_stage_body(world, dataset, folder / arm, config_of(arm)).out for arm in ARMS}
+
+
+def summary_of(out: Path) -> dict[str, object]:
+    return json.loads((out / "summary.json").read_text())
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_predicts_every_test_row_once_with_its_labels(arm: str, dataset: Path, outputs: dict[str, Path]) -> None:
+    found = pq.read_table(outputs[arm] / "predictions").sort_by("row")
+    assert found.schema.names == PREDICTION_SCHEMA.names
+    files = read_dataset(dataset).event_files(*SPEC.test)
+    events = pa.concat_tables([pq.read_table(file, partitioning=None) for file in files])
+    assert found["row"].to_pylist() == list(range(2 * ROWS_A_DAY))
+    for name in ("user_id", "item_id", "event_time", "click"):
+        assert found[name].to_pylist() == events[name].to_pylist()
+    # Only clicks have a conversion to be judged.
+    pairs = zip(events["click"].to_pylist(), events["conversion"].to_pylist(), strict=True)
+    assert found["conversion"].to_pylist() == [label if click else None for click, label in pairs]
+    assert ((found["p_click"].to_numpy() > 0) & (found["p_click"].to_numpy() < 1)).all()
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_the_summary_says_what_was_measured(arm: str, dataset: Path, outputs: dict[str, Path]) -> None:
+    summary = summary_of(outputs[arm])
+    assert summary["arm"] == arm
+    assert summary["tasks"] == prediction_metrics(sorted((outputs[arm] / "predictions").glob("*.parquet")))
+    assert summary["steps"] == 4 * ROWS_A_DAY // 64
+    assert summary["world_size"] == 1
+    assert summary["samples_per_second"] > 0
+    assert 2**26 < summary["peak_memory_bytes"] < 2**32
+    prefixes = 3**2 + 3**4 + 3**6
+    assert summary["sid_table_bytes"] == (2 * prefixes * 8 * 4 if arm == "sid_ngram" else 0)
+    assert summary["table_bytes"] - summary["sid_table_bytes"] == (300 + 60 + 5 + 11 + 300) * 8 * 4
+
+
+def test_feature_bytes_are_those_of_the_columns_an_arm_adds(dataset: Path, outputs: dict[str, Path]) -> None:
+    assert summary_of(outputs["none"])["feature_bytes_per_row"] == 0
+    files = read_dataset(dataset).event_files(SPEC.train[0], SPEC.test[1])
+    for arm, columns in {
+        "side": ("item_sid", "history_sids"),
+        "sid_ngram": tuple(
+            f"{base}{end}" for base in ("item_sid", "history_sids") for end in ("", "_prefix_2", "_prefix_4")
+        ),
+    }.items():
+        expected = column_cost(files, columns)
+        assert expected.compressed > 0
+        assert summary_of(outputs[arm])["feature_bytes_per_row"] == expected.compressed
+        assert summary_of(outputs[arm])["feature_bytes_per_row_uncompressed"] == expected.uncompressed
+
+
+def test_column_cost_counts_what_the_file_says(tmp_path: Path) -> None:
+    table = pa.table({"a": [1, 2, 3], "b": [[1], [2, 3], []], "ab": [7, 8, 9]})
+    pq.write_table(table, tmp_path / "t.parquet")
+    group = pq.read_metadata(tmp_path / "t.parquet").row_group(0)
+    assert column_cost([tmp_path / "t.parquet"], ("b",)).compressed == group.column(1).total_compressed_size / 3
+
+
+def test_the_learning_curve_is_logged(outputs: dict[str, Path]) -> None:
+    lines = [json.loads(line) for line in (outputs["side"] / "history.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "train_click_ne" in line] == [8, 15]
+    assert {"test_click_ne", "test_conversion_auc"} <= set(lines[-1])
+
+
+def test_the_checkpoint_holds_weights_and_optimizer(world: World, dataset: Path, outputs: dict[str, Path]) -> None:
+    config = config_of("side")
+    fitting, _ = open_splits(read_dataset(dataset), config)
+    sharded = build_sharded(fitting.features, config, world)
+    before = sharded.model.state_dict()["body.history.side.omega"].clone()
+    state = {"model": sharded.model.state_dict()}
+    load(state, storage_reader=FileSystemReader(outputs["side"] / "checkpoint"))
+    assert not torch.equal(state["model"]["body.history.side.omega"], before)
+    names = FileSystemReader(outputs["side"] / "checkpoint").read_metadata().state_dict_metadata
+    assert any(name.startswith("optimizer.state.bags") and name.endswith("momentum1") for name in names)
+    assert any(name.startswith("optimizer.state.body") and name.endswith("exp_avg_sq") for name in names)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_rows(
+    world: World, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of("none")
+    monkeypatch.setattr(
+        "ranker.blocks.DenseBlock.forward", lambda self, dense_BF: torch.full((len(dense_BF), 2, 8), float("nan"))
+    )
+    with pytest.raises(NonFiniteLossError, match=r"click nan.*batch 0, this rank's 64 rows are in .*row group 0"):
+        run_steps(world, dataset, config, 1)
+
+
+def test_learning_rates_rise_and_then_fall() -> None:
+    training = config_of("none").training
+    rates = [learning_rates(training, step, 20)[0] / training.sparse_learning_rate for step in range(21)]
+    assert rates[0] == pytest.approx(1 / 5)
+    assert max(rates) == rates[3] or max(rates) == rates[4]
+    assert rates[-1] == pytest.approx(training.final_learning_rate)
+    assert np.all(np.diff(rates[4:]) < 0)
+
+
+def command(folder: Path, out: str, *overrides: str) -> subprocess.CompletedProcess[str]:
+    """Run the stage as its users do, in a process of its own."""
+    sets = [part for override in overrides for part in ("--set", override)]
+    line = [sys.executable, "-m", "ranker.train", "--config", folder / "config.yaml", *sets]
+    line += ["--input", f"dataset={folder / 'dataset'}", "--out", folder / out]
+    clean = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    return subprocess.run(line, capture_output=True, text=True, env=clean, check=False)
+
+
+def test_the_command_commits_once_speaks_briefly_and_refuses_clearly(world: World, tmp_path: Path) -> None:
+    with committing(tmp_path / "dataset", world, stage="materialize") as out:
+        write_dataset(out, rows_a_day=128)
+    (tmp_path / "config.yaml").write_text(
+        "ranker: {model: {embedding_dim: 8}, training: {batch_size: 64, eval_batch_size: 64}}"
+    )
+    done = command(tmp_path, "out", "ranker.arm=side")
+    assert done.returncode == 0, done.stderr
+    manifest = read_manifest(tmp_path / "out")
+    assert manifest.facts["arm"] == "side"
+    assert {"summary.json", "plan.json", "predictions/part-00000.parquet"} <= set(manifest.files)
+    assert "Warning" not in done.stderr
+    assert len(done.stderr.splitlines()) < 12
+    again = command(tmp_path, "out", "ranker.arm=side")
+    assert again.returncode == 1
+    assert "is committed already and is never overwritten" in again.stderr
+    unknown = command(tmp_path, "other", "ranker.arm=dense")
+    assert unknown.returncode == 1
+    assert "arm 'dense' is unknown; arms are none, sid_ngram, side" in unknown.stderr
+    assert not list(tmp_path.glob("*other*"))

@@ -1,0 +1,163 @@
+"""The promises of training: equal for any number of ranks, equal where arms share, and failing together."""
+
+import json
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from infra.distributed import World
+from infra.errors import ConfigError, DataError, StageError
+from infra.tables import read_dataset
+from ranker.sharding import build_sharded
+from ranker.train import open_splits
+from tests.distributed import run_distributed
+from tests.ranker.dataset import write_dataset
+from tests.ranker.training import Outcome, config_of, run_steps
+
+STEPS = 20
+ARMS = ("none", "sid_ngram", "side")
+GOLDEN = Path(__file__).with_name("golden_losses.json")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("training") / "dataset")
+
+
+def every_arm(world: World, dataset: Path, steps: int) -> dict[str, Outcome]:
+    return {arm: run_steps(world, dataset, config_of(arm), steps) for arm in ARMS}
+
+
+def refusal(world: World, dataset: Path) -> str:
+    """Build tables that fit nowhere, and give the error."""
+    config = config_of("none", sharding={"memory_gib": 1e-7})
+    fitting, _ = open_splits(read_dataset(dataset), config)
+    try:
+        build_sharded(fitting.features, config, world)
+    except (ConfigError, StageError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+
+def failed_read(world: World, dataset: Path) -> str:
+    """Train on data with a bad row that only the second rank reads, and give the error."""
+    try:
+        run_steps(world, dataset, config_of("none", training={"batch_size": 512}), 4)
+    except (DataError, StageError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+
+def both(world: World, dataset: Path, broken: Path) -> tuple[str, str, dict[str, Outcome]]:
+    return refusal(world, dataset), failed_read(world, broken), every_arm(world, dataset, STEPS)
+
+
+@pytest.fixture(scope="module")
+def one_rank(dataset: Path) -> dict[str, Outcome]:
+    (outcomes,) = run_distributed(every_arm, dataset, STEPS, world_size=1)
+    return outcomes
+
+
+@pytest.fixture(scope="module")
+def on_both_ranks(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Any, ...]]:
+    broken = write_dataset(tmp_path_factory.mktemp("broken") / "dataset")
+    file = broken / "events/date=2024-01-04/part-00000.parquet"
+    table = pq.read_table(file, partitioning=None)
+    ids = table["item_id"].to_numpy().copy()
+    ids[500] = 999
+    at = table.schema.get_field_index("item_id")
+    pq.write_table(table.set_column(at, table.schema.field(at), pa.array(ids)), file, row_group_size=128)
+    return run_distributed(both, dataset, broken, world_size=2)  # one start of two processes for all tests
+
+
+@pytest.fixture(scope="module")
+def two_ranks(on_both_ranks: list[tuple[Any, ...]]) -> dict[str, Outcome]:
+    first, second = (rank[2] for rank in on_both_ranks)
+    assert all(first[arm].losses == second[arm].losses for arm in ARMS)  # every rank knows the global loss
+    return first
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_one_and_two_ranks_train_the_same(
+    arm: str, one_rank: dict[str, Outcome], two_ranks: dict[str, Outcome]
+) -> None:
+    one, two = one_rank[arm], two_ranks[arm]
+    assert torch.tensor(two.losses).allclose(torch.tensor(one.losses), rtol=1e-4, atol=1e-5)
+    assert two.weights.keys() == one.weights.keys()
+    for name, expected in one.weights.items():
+        torch.testing.assert_close(two.weights[name], expected, rtol=1e-3, atol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_gradients_have_the_same_size_on_one_and_two_ranks(
+    arm: str, one_rank: dict[str, Outcome], two_ranks: dict[str, Outcome]
+) -> None:
+    # Adagrad and Adam forgive a gradient that is twice too large; the squares they sum up do not.
+    one, two = one_rank[arm].states, two_ranks[arm].states
+    summed = [name for name in one if name.endswith(("momentum1", "sum", "exp_avg_sq"))]
+    assert len(summed) > len(one_rank[arm].plan)
+    for name in summed:
+        expected = one[name].sum()
+        assert expected > 0
+        torch.testing.assert_close(two[name].sum(), expected, rtol=2e-3, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_tables_are_sharded_over_the_ranks(two_ranks: dict[str, Outcome]) -> None:
+    plan = two_ranks["sid_ngram"].plan
+    assert plan["t_history_item_ids"] == "row_wise"
+    assert set(plan.values()) <= {"table_wise", "row_wise"}
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_what_arms_share_starts_equal_on_any_number_of_ranks(
+    arm: str, one_rank: dict[str, Outcome], two_ranks: dict[str, Outcome]
+) -> None:
+    start, plain = one_rank[arm].start, one_rank["none"].start
+    assert all(torch.equal(two_ranks[arm].start[name], value) for name, value in start.items())
+    # The arm without content is contained, name by name and value by value, in every arm with it.
+    assert all(torch.equal(start[name], value) for name, value in plain.items())
+    own = {"none": "^$", "sid_ngram": "_sids?", "side": r"^body\.(content\.layers\.|history\.side\.omega$)"}[arm]
+    assert all(re.search(own, name) for name in start.keys() - plain.keys())
+
+
+def test_golden_losses(one_rank: dict[str, Outcome]) -> None:
+    """A change of these numbers is a change of the model, the data order or the start.
+
+    Renew them by `python -m tests.ranker.test_training`, and say in the commit what changed them.
+    """
+    golden = json.loads(GOLDEN.read_text())
+    for arm in ARMS:
+        assert torch.tensor(one_rank[arm].losses[:8]).allclose(torch.tensor(golden[arm]), rtol=1e-4, atol=0)
+
+
+def test_a_plan_that_fails_fails_on_every_rank(on_both_ranks: list[tuple[Any, ...]]) -> None:
+    first, second = (rank[0] for rank in on_both_ranks)
+    assert first.startswith("ConfigError: ranker.sharding: no plan")
+    assert "memory_gib=1e-07" in first
+    assert second.startswith("StageError: planning the embedding tables: rank 0 failed: ranker.sharding: no plan")
+
+
+def test_a_bad_row_on_one_rank_stops_every_rank(on_both_ranks: list[tuple[Any, ...]]) -> None:
+    first, second = (rank[1] for rank in on_both_ranks)
+    fault = "date=2024-01-04/part-00000.parquet, row group 3: column 'item_id': id 999 is outside the table [0, 300)"
+    assert second.startswith("DataError: ")
+    assert fault in second
+    assert first.startswith("StageError: reading events: rank 1 failed: ")
+    assert fault in first
+
+
+def renew_golden_losses() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        (outcomes,) = run_distributed(every_arm, write_dataset(Path(folder) / "dataset"), STEPS, world_size=1)
+    golden = {arm: outcome.losses[:8] for arm, outcome in outcomes.items()}
+    GOLDEN.write_text(json.dumps(golden, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    renew_golden_losses()

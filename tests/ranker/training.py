@@ -1,0 +1,112 @@
+"""Short trainings for the tests: a few steps of one arm on one rank or more."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+
+from infra.config import parse
+from infra.distributed import World, gather
+from infra.parquet import LaneReader
+from infra.tables import read_dataset
+from ranker.config import RankerConfig
+from ranker.sharding import ShardedRanker, build_sharded
+from ranker.train import Progress, learning_rates, open_splits
+
+ONE = World(0, 1, 0, torch.device("cpu"), "gloo")
+
+SMALL: dict[str, Any] = {
+    "model": {"embedding_dim": 8, "dense_hidden": 8, "content_hidden": 8, "cross_rank": 8, "over_arch": [16, 8]},
+    "training": {"batch_size": 64, "eval_batch_size": 64, "warmup_steps": 4, "log_every": 8},
+}
+
+
+def config_of(arm: str, **sections: dict[str, Any]) -> RankerConfig:
+    """Give a small configuration of one arm, with settings laid over it by section."""
+    values = {name: {**SMALL.get(name, {}), **sections.get(name, {})} for name in {*SMALL, *sections}}
+    return parse(RankerConfig, {"arm": arm, **values}, "test").resolved()
+
+
+def open_training(dataset: Path, arm: str, **training: Any) -> LaneReader:
+    """Open the training split on one rank."""
+    config = config_of(arm, training=training)
+    fitting, _ = open_splits(read_dataset(dataset), config)
+    return fitting.open(config.training, ONE, is_training=True)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What some steps of training gave.
+
+    Attributes:
+        losses: mean loss by step and task. plan: table -> sharding type.
+        start: every parameter whole, by name, before the first step. weights: after the last.
+        states: every optimizer state whole, by name.
+    """
+
+    losses: list[list[float]]
+    plan: dict[str, str]
+    start: dict[str, Tensor]
+    weights: dict[str, Tensor]
+    states: dict[str, Tensor]
+
+
+def run_steps(world: World, dataset: Path, config: RankerConfig, steps: int) -> Outcome:
+    """Train `steps` steps on every rank and give what became of it."""
+    fitting, _ = open_splits(read_dataset(dataset), config)
+    sharded = build_sharded(fitting.features, config, world)
+    start = whole_weights(world, sharded)
+    pipeline = TrainPipelineSparseDist(sharded.model, sharded.optimizer, world.device)
+    reader = fitting.open(config.training, world, is_training=True)
+    losses: list[list[float]] = []
+    epoch = Progress(pipeline, fitting.features, world).over(reader, 0)
+    for step in range(steps):
+        sharded.set_learning_rates(*learning_rates(config.training, step, reader.num_batches))
+        _, output = next(epoch)
+        losses.append((output.totals_3T[0] / output.totals_3T[1].clamp(min=1)).tolist())
+    epoch.close()
+    plan = {table: described["sharding"] for table, described in sharded.plan.items()}
+    return Outcome(losses, plan, start, whole_weights(world, sharded), whole_states(world, sharded))
+
+
+def whole_weights(world: World, sharded: ShardedRanker) -> dict[str, Tensor]:
+    """Give every parameter by name, shards put together."""
+    return whole(world, sharded.model.state_dict())
+
+
+def whole_states(world: World, sharded: ShardedRanker) -> dict[str, Tensor]:
+    """Give every optimizer state by parameter and name, shards put together."""
+    found = {}
+    for parameter, states in sharded.optimizer.state_dict()["state"].items():
+        for name, value in states.items():
+            if isinstance(value, Tensor):
+                found[f"{parameter}/{name.split('.')[-1]}"] = value
+    return whole(world, found)
+
+
+def whole(world: World, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Put sharded tensors together on every rank; a rank may lack those it holds no part of."""
+    parts = {name: _parts(value) for name, value in values.items()}
+    by_name: dict[str, list[tuple[list[int], Tensor]]] = {}
+    for rank_parts in gather(world, parts):
+        for name, pieces in rank_parts.items():
+            by_name.setdefault(name, []).extend(pieces)
+    return {name: _assembled(pieces) for name, pieces in by_name.items() if pieces}
+
+
+def _parts(value: Tensor) -> list[tuple[list[int], Tensor]]:
+    if not isinstance(value, ShardedTensor):
+        return [([0] * value.dim(), value.detach().clone())]
+    return [(shard.metadata.shard_offsets, shard.tensor.detach().clone()) for shard in value.local_shards()]
+
+
+def _assembled(pieces: list[tuple[list[int], Tensor]]) -> Tensor:
+    ends = [[at + size for at, size in zip(offsets, part.shape, strict=True)] for offsets, part in pieces]
+    out = torch.zeros([max(axis) for axis in zip(*ends, strict=True)])
+    for offsets, part in pieces:
+        out[tuple(slice(at, at + size) for at, size in zip(offsets, part.shape, strict=True))] = part
+    return out
