@@ -47,7 +47,18 @@ STAGES: Mapping[str, tuple[str, list[str]]] = {
     ),
     "ranker": (
         "ranker.py:train",
-        [*COMMON, *TWO_NODES, "--max_restarts", "2", "--arm", "side", *DATA, "--out", "/shared/side", "ranker.training.seed=7"],
+        [
+            *COMMON,
+            *TWO_NODES,
+            "--max_restarts",
+            "2",
+            "--arm",
+            "side",
+            *DATA,
+            "--out",
+            "/shared/side",
+            "ranker.training.seed=7",
+        ],
     ),
     "compare": (
         "pipeline.py:compare",

@@ -1,0 +1,1 @@
+"""Content signals to Semantic IDs: signals, fusion, quantizers, SID codec, training, materialization."""

@@ -1,0 +1,84 @@
+"""The encoder's two config sections: `encoder` (training) and `materialize`."""
+
+from typing import Annotated
+
+from pydantic import Field, PositiveInt
+
+from encoder.quantizers import QuantizerConfig, StructuredConfig
+from encoder.sid import Packing
+from infra.config import Config
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+
+
+class NetworkConfig(Config):
+    """Sizes of the fusion network; the decoder mirrors the encoder."""
+
+    embedding_width: PositiveInt = 128
+    """Units in which an embedding signal's own encoder e_k hands it to the fusion network."""
+    categorical_width: PositiveInt = 32
+    """Dimensions of a categorical signal's embedding table."""
+    hidden: PositiveInt = 384
+    """Units of the fusion network f and of its mirror r."""
+    blocks: PositiveInt = 2
+    """Residual blocks of f, and of r."""
+
+
+class TrainingConfig(Config):
+    """How the network is trained."""
+
+    epochs: PositiveInt = 12
+    """Passes over the items."""
+    batch_size: PositiveInt = 512
+    """Items in a global batch, over all ranks."""
+    lanes: PositiveInt = 8
+    """Parts the table is read in; the number of ranks must divide it. See infra.parquet."""
+    learning_rate: Positive = 2e-3
+    """AdamW's learning rate at its peak; it follows a cosine down to 0."""
+    warmup_share: Share = 0.05
+    """Share of the steps in which the rate rises from 0 to its peak."""
+    weight_decay: NotNegative = 0.01
+    """AdamW's weight decay, on matrices only."""
+    clip_norm: Positive = 1.0
+    """The longest gradient; a longer one is scaled down to it."""
+    codebook_weight: NotNegative = 1.0
+    """alpha, the weight of the codebook loss."""
+    commitment_weight: NotNegative = 0.25
+    """beta, the weight of the commitment loss."""
+    codebook_starts: tuple[Share, ...] = (0.0, 0.05, 0.1, 0.2, 0.3)
+    """When, in shares of the steps, the codebook is set (again) from the latent vectors. At the
+    very start these are those of an untrained network; a codebook left at them keeps dead levels."""
+    revive_every: PositiveInt = 100
+    """Steps between restarts of lines that nothing uses (K > 1 only)."""
+    seed: int = 0
+    """Seed of initial weights, of the codebook's start and of the order of rows."""
+    holdout_share: Share = 0.05
+    """Share of the items, by a hash of item_id, that are never trained on."""
+    holdout_rows: PositiveInt = 8192
+    """The most held-out items that are kept in memory, over all ranks, to measure on."""
+    log_every: PositiveInt = 50
+    """Steps between two records of the training metrics."""
+
+
+class EncoderConfig(Config):
+    """Section `encoder`: which signals, what network, which quantizer, how trained."""
+
+    signals: dict[str, Positive] = {}
+    """Weight w_k of every signal's loss; empty: all signals of the dataset, embeddings with
+    weight 1, categoricals with 0.1 (their cross-entropy is in nats, a cosine loss is below 1)."""
+    network: NetworkConfig = NetworkConfig()
+    quantizer: QuantizerConfig = StructuredConfig()
+    training: TrainingConfig = TrainingConfig()
+
+
+class MaterializeConfig(Config):
+    """Section `materialize`: the ids' form, and how much is encoded at a time."""
+
+    prefix_lengths: tuple[PositiveInt, ...] = (5, 10, 15)
+    """Prefixes, in digits, that the events carry as columns of their own; the whole SID always is."""
+    packing: Packing = "mixed_radix"
+    """How digits are summed into ids; `paper_eq5` is there for parity with the paper."""
+    batch_size: PositiveInt = 4096
+    """Items turned into tensors at a time on each rank. It bounds memory; ids do not depend on it."""

@@ -1,0 +1,72 @@
+"""Finite scalar quantization: every latent dimension rounded by itself to L levels.
+
+Source: Mentzer et al., "Finite Scalar Quantization: VQ-VAE Made Simple"; in the paper, [11]. It
+has no codebook to learn, and L=2 is lookup-free quantization.
+"""
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from encoder.quantizers.contract import Quantizer, at_least_float32
+from encoder.quantizers.scalar import centred_levels, squash
+from encoder.sid import Bound, SidSpec
+from infra.config import Config
+
+
+class FsqConfig(Config):
+    """Settings of FSQ."""
+
+    kind: Literal["fsq"] = "fsq"
+    levels: Annotated[int, Field(ge=2, le=256)] = 3
+    """Levels L of every dimension."""
+    digits: Annotated[int, Field(ge=1)] = 15
+    """Latent dimensions, one digit each."""
+    bound: Bound = "clamp"
+    """How a dimension is brought to [-1, 1] before rounding."""
+
+    def build(self) -> "Fsq":
+        """Make the quantizer."""
+        return Fsq(self)
+
+
+class Fsq(Quantizer):
+    """FSQ over [-1, 1]: level l decodes to q_l / ((L-1)/2), for odd and even L alike."""
+
+    def __init__(self, config: FsqConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.latent_dim = self.digits = config.digits
+        self.radius = (config.levels - 1) / 2
+        # A buffer, so that the fingerprint of a codebook without parameters still covers it.
+        values_L = (centred_levels(config.levels) / self.radius).float()
+        self.values_L: Tensor
+        self.register_buffer("values_L", values_L)
+
+    def latent(self, h_BH: Tensor) -> Tensor:
+        """Squash to [-1, 1] (`clamp`: unchanged; the commitment loss keeps it in range)."""
+        return squash(h_BH, self.config.bound)
+
+    def encode(self, h_BH: Tensor) -> Tensor:
+        """Round every dimension to its level: int64 [B, digits] in [0, L)."""
+        scaled_BH = self.latent(at_least_float32(h_BH)) * self.radius + self.radius
+        return scaled_BH.round().clamp(0, self.config.levels - 1).to(torch.int64)
+
+    def decode(self, digits_BN: Tensor) -> Tensor:
+        """Give each level's value in [-1, 1]: float32 [B, digits]."""
+        return self.values_L[digits_BN]
+
+    def sid_spec(self, fingerprint: str) -> SidSpec:
+        """Describe the digits: one depth, as many groups as dimensions."""
+        return SidSpec(
+            quantizer=self.config.kind,
+            levels=self.config.levels,
+            digits=self.digits,
+            depth=1,
+            groups=self.digits,
+            bound=self.config.bound,
+            steps=(1 / self.radius,) * self.digits,
+            fingerprint=fingerprint,
+        )

@@ -1,0 +1,162 @@
+"""Content signals: which ones an encoder takes, and rows of the items table as tensors."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from infra.config import Config
+from infra.errors import ConfigError, DataError
+from infra.parquet import Check, RowGroup
+from infra.tables import DatasetSpec, check_items
+
+CATEGORICAL_WEIGHT = 0.1
+
+TensorMap = Callable[[Tensor], Tensor]
+
+
+class SignalSpec(Config):
+    """The signals an encoder takes, in the order of its network's parts."""
+
+    embeddings: dict[str, int]
+    """Embedding signals: name -> dimensions."""
+    categoricals: dict[str, int]
+    """Categorical signals: name -> cardinality."""
+    weights: dict[str, float]
+    """Weight of every signal's loss."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All signals, embeddings first."""
+        return (*self.embeddings, *self.categoricals)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of the items table that hold them, and item_id."""
+        return ("item_id", *self.names)
+
+    def require(self, spec: DatasetSpec, path: Path) -> None:
+        """Check that a dataset has these signals, in these sizes.
+
+        Raises:
+            DataError: a signal is missing or of another size; names dataset, signal and both sizes.
+        """
+        offered = {**spec.embeddings, **spec.categoricals}
+        for name, size in {**self.embeddings, **self.categoricals}.items():
+            if offered.get(name) != size:
+                raise DataError(f"{path}: signal {name!r} has size {offered.get(name)}, the encoder takes {size}")
+
+
+def chosen_signals(weights: Mapping[str, float], spec: DatasetSpec) -> SignalSpec:
+    """Choose signals of a dataset by their weights; none given means all.
+
+    Raises:
+        ConfigError: a name is no signal of the dataset, or there is no signal at all.
+    """
+    if not weights:
+        weights = dict.fromkeys(spec.embeddings, 1.0) | dict.fromkeys(spec.categoricals, CATEGORICAL_WEIGHT)
+    known = [*spec.embeddings, *spec.categoricals]
+    for name in weights:
+        if name not in known:
+            raise ConfigError(f"encoder.signals.{name}: not a signal of the dataset; it has {', '.join(known)}")
+    if not weights:
+        raise ConfigError("encoder.signals: the dataset has no content signal to encode")
+    return SignalSpec(
+        embeddings={name: dim for name, dim in spec.embeddings.items() if name in weights},
+        categoricals={name: number for name, number in spec.categoricals.items() if name in weights},
+        weights=dict(weights),
+    )
+
+
+@dataclass(frozen=True)
+class SignalBatch:
+    """Rows of items as tensors.
+
+    Attributes:
+        embeddings: name -> float32 [B, dim]; zeros where missing.
+        categoricals: name -> int64 [B]; 0 where missing.
+        present: name -> bool [B]; False where the signal is missing (null).
+    """
+
+    embeddings: dict[str, Tensor]
+    categoricals: dict[str, Tensor]
+    present: dict[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.present.values())))
+
+    @property
+    def any_present(self) -> Tensor:
+        """Whether an item has any signal at all: bool [B]; without one it gets a null SID."""
+        return torch.stack(list(self.present.values())).any(0)
+
+    def to(self, device: torch.device) -> "SignalBatch":
+        """Move to a device."""
+        return self._mapped(lambda x: x.to(device))
+
+    def padded(self, rows: int) -> "SignalBatch":
+        """Append rows without signals up to a number of rows."""
+        missing = rows - len(self)
+        return self._mapped(lambda x: torch.cat([x, x.new_zeros(missing, *x.shape[1:])]))
+
+    def blocks(self, rows: int) -> Iterator["SignalBatch"]:
+        """Cut into blocks of so many rows; the last may be shorter."""
+        for start in range(0, len(self), rows):
+            yield self.sliced(start, start + rows)
+
+    def sliced(self, start: int, stop: int) -> "SignalBatch":
+        """Give the rows from `start` to before `stop`."""
+        return self._mapped(lambda x: x[start:stop])
+
+    def _mapped(self, function: TensorMap) -> Self:
+        parts = (self.embeddings, self.categoricals, self.present)
+        return type(self)(*({name: function(x) for name, x in part.items()} for part in parts))
+
+
+def signal_batch(table: pa.Table, signals: SignalSpec) -> SignalBatch:
+    """Turn rows of the items table into tensors; the table must have passed `signal_check`."""
+    embeddings, categoricals, present = {}, {}, {}
+    for name, dim in signals.embeddings.items():
+        column = table[name].combine_chunks()
+        present[name] = _validity(column)
+        x_BD = torch.zeros(table.num_rows, dim)
+        # flatten() leaves out the slots of nulls, whatever bytes they hold.
+        values = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+        x_BD[present[name]] = torch.from_numpy(values).view(-1, dim)
+        embeddings[name] = x_BD
+    for name in signals.categoricals:
+        column = table[name].combine_chunks()
+        present[name] = _validity(column)
+        categoricals[name] = torch.from_numpy(column.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64))
+    return SignalBatch(embeddings, categoricals, present)
+
+
+def concatenated(batches: list[SignalBatch]) -> SignalBatch:
+    """Join batches of the same signals, row after row."""
+    first = batches[0]
+
+    def joined(part: str) -> dict[str, Tensor]:
+        return {name: torch.cat([getattr(batch, part)[name] for batch in batches]) for name in getattr(first, part)}
+
+    return SignalBatch(joined("embeddings"), joined("categoricals"), joined("present"))
+
+
+def signal_check(spec: DatasetSpec) -> Check:
+    """Give the check of rows on their way in: types, finite embeddings, categoricals in range.
+
+    The check raises DataError naming file, row group, signal and rule.
+    """
+
+    def check(table: pa.Table, where: RowGroup) -> None:
+        check_items(table, spec, where)
+
+    return check
+
+
+def _validity(column: pa.Array) -> Tensor:
+    return torch.from_numpy(column.is_valid().to_numpy(zero_copy_only=False))

@@ -1,0 +1,183 @@
+"""The structured quantizer: Eq. 2 by hand, the fast encoding against the plain loop, start, revival."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from encoder.quantizers.structured import Structured, StructuredConfig
+from infra.config import parse
+from infra.errors import ConfigError
+
+B = 512
+
+
+def fitted(dtype: torch.dtype = torch.float64, seed: int = 0, **settings: object) -> tuple[Structured, Tensor]:
+    """Make a quantizer started on a sample of correlated vectors, and the sample."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        quantizer = StructuredConfig.model_validate(settings).build().to(dtype)
+    mix = torch.randn(quantizer.latent_dim, quantizer.latent_dim, generator=generator, dtype=torch.float64)
+    h_BH = torch.randn(B, quantizer.latent_dim, generator=generator, dtype=torch.float64) @ mix
+    quantizer.start(h_BH.to(dtype), generator)
+    with torch.no_grad():  # generic, not the tidy axes and centred offsets of the start
+        for parameter in quantizer.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=dtype)
+    return quantizer, h_BH.to(dtype)
+
+
+def eq2_by_hand(quantizer: Structured, h_H: Tensor) -> list[int]:
+    """Paper Eq. 2-3 in scalar Python, for one vector."""
+    config, (u, b, a) = quantizer.config, quantizer.codebook()
+    digits = []
+    blocks = list(h_H.split(config.group_dim))
+    for d in range(config.depth):
+        for p in range(config.groups):
+            best: tuple[float, int, int] | None = None
+            for k in range(config.lines):
+                x = blocks[p] - b[d, p, k]
+                along = float(x @ u[d, p, k])
+                step = float(a[d, p, k])
+                level = min(max(round(along / step + (config.levels - 1) / 2), 0), config.levels - 1)
+                distance = float(x @ x) - along**2
+                if config.assign == "codeword":
+                    distance += (along - step * (level - (config.levels - 1) / 2)) ** 2
+                if best is None or distance < best[0]:
+                    best = (distance, k, level)
+            assert best is not None
+            _, k, level = best
+            digits.append(k * config.levels + level)
+            blocks[p] = blocks[p] - b[d, p, k] - a[d, p, k] * (level - (config.levels - 1) / 2) * u[d, p, k]
+    return digits
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"levels": 3, "lines": 1, "groups": 3, "depth": 5, "group_dim": 4},
+        {"levels": 4, "lines": 1, "groups": 2, "depth": 3, "group_dim": 5},
+        {"levels": 3, "lines": 5, "groups": 2, "depth": 2, "group_dim": 4},
+        {"levels": 2, "lines": 4, "groups": 1, "depth": 3, "group_dim": 6, "assign": "codeword"},
+    ],
+)
+def test_codes_are_those_of_the_paper(settings: dict[str, object]) -> None:
+    quantizer, h_BH = fitted(**settings)
+    expected = [eq2_by_hand(quantizer, h_H) for h_H in h_BH[:16]]
+    assert quantizer.encode_by_residuals(h_BH[:16]).tolist() == expected
+    assert quantizer.encode(h_BH[:16]).tolist() == expected
+
+
+@pytest.mark.parametrize("bound", ["clamp", "tanh", "ifsq"])
+@pytest.mark.parametrize(("levels", "groups", "depth"), [(3, 3, 5), (3, 1, 15), (8, 2, 4), (2, 15, 1)])
+def test_one_product_gives_the_codes_of_the_plain_loop(bound: str, levels: int, groups: int, depth: int) -> None:
+    quantizer, h_BH = fitted(bound=bound, levels=levels, groups=groups, depth=depth, group_dim=8)
+    slow_BN, fast_BN = quantizer.encode_by_residuals(h_BH), quantizer.encode_by_one_product(h_BH)
+    assert torch.equal(slow_BN, fast_BN)
+    assert all(len(column.unique()) == levels for column in slow_BN[:, :groups].T)
+
+
+def test_one_product_in_float32_differs_only_on_the_border() -> None:
+    """In float32 the two orders of summation may part where a projection lies on a threshold."""
+    quantizer, h_BH = fitted(torch.float32, groups=3, depth=5, group_dim=8)
+    slow_BN, fast_BN = quantizer.encode_by_residuals(h_BH), quantizer.encode_by_one_product(h_BH)
+    exact_BN = quantizer.double().encode_by_residuals(h_BH.double())
+    for codes_BN in (slow_BN, fast_BN):
+        assert (codes_BN == exact_BN).all(-1).float().mean() > 0.99
+    assert (slow_BN == fast_BN).all(-1).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_one_layer_by_codeword_is_never_worse_than_by_line(seed: int) -> None:
+    settings = {"levels": 3, "lines": 6, "groups": 2, "depth": 1, "group_dim": 4}
+    by_line, h_BH = fitted(seed=seed, assign="line", **settings)
+    by_codeword, _ = fitted(seed=seed, assign="codeword", **settings)
+    by_codeword.load_state_dict(by_line.state_dict())
+    line_B = (h_BH - by_line.decode(by_line.encode(h_BH))).square().sum(-1)
+    codeword_B = (h_BH - by_codeword.decode(by_codeword.encode(h_BH))).square().sum(-1)
+    assert bool((codeword_B <= line_B + 1e-9).all())
+    assert float(codeword_B.sum()) < float(line_B.sum())
+
+
+def test_deeper_layers_refine() -> None:
+    quantizer, h_BH = fitted(groups=1, depth=12, group_dim=6)
+    quantizer.start(h_BH, torch.Generator().manual_seed(1))
+    errors, residual_BPM = [], quantizer._blocks(h_BH)
+    for depth in range(12):
+        residual_BPM = quantizer._left_over(residual_BPM, depth)
+        errors.append(float(residual_BPM.square().mean()))
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 0.15 * float(h_BH.var())
+
+
+def test_pca_start_beats_random_start() -> None:
+    errors = {}
+    for directions in ("pca", "random"):
+        quantizer, h_BH = fitted(directions=directions, groups=1, depth=6, group_dim=12)
+        quantizer.start(h_BH, torch.Generator().manual_seed(1))
+        errors[directions] = float((h_BH - quantizer.decode(quantizer.encode(h_BH))).square().mean())
+    assert errors["pca"] < errors["random"]
+
+
+def test_start_is_a_function_of_sample_and_seed() -> None:
+    first, h_BH = fitted(lines=3, groups=2, depth=2)
+    second, _ = fitted(seed=7, lines=3, groups=2, depth=2)
+    for quantizer in (first, second):
+        quantizer.start(h_BH, torch.Generator().manual_seed(3))
+    for one, other in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_dead_lines_are_revived() -> None:
+    quantizer, h_BH = fitted(levels=3, lines=8, groups=2, depth=1, group_dim=4)
+    with torch.no_grad():
+        quantizer.offset_DPKM[0, 0, 3:] = 1e4
+    assert quantizer.revive(h_BH, torch.Generator().manual_seed(0)) >= 5
+    used = (quantizer.encode(h_BH)[:, 0] // 3).unique()
+    assert len(used) == 8
+    assert quantizer.revive(h_BH, torch.Generator().manual_seed(0)) == 0
+
+
+def test_training_step_moves_codebook_and_passes_gradient_straight_through() -> None:
+    quantizer, h_BH = fitted(torch.float32, groups=2, depth=3, group_dim=4)
+    h_BH.requires_grad_()
+    quantized = quantizer(h_BH)
+    assert torch.allclose(quantized.straight_through, quantized.h_hat, atol=1e-6)
+    quantized.straight_through.sum().backward(retain_graph=True)
+    assert torch.equal(h_BH.grad, torch.ones_like(h_BH))
+    assert all(parameter.grad is None for parameter in quantizer.parameters())
+    quantized.codebook_loss().mean().backward()
+    assert all(parameter.grad.abs().max() > 0 for parameter in quantizer.parameters())
+    before = quantized.codebook_loss().mean().item()
+    with torch.no_grad():
+        for parameter in quantizer.parameters():
+            parameter -= 1e-4 * parameter.grad
+    assert quantizer(h_BH).codebook_loss().mean().item() < before
+
+
+def test_quantization_runs_in_float32_under_autocast_and_for_half_inputs() -> None:
+    quantizer, h_BH = fitted(torch.float32, groups=3, depth=5, group_dim=4)
+    half_BH = h_BH.bfloat16()
+    expected_BN = quantizer.encode(half_BH.float())
+    with torch.autocast("cpu", torch.bfloat16):
+        quantized = quantizer(half_BH)
+    assert torch.equal(quantized.digits, expected_BN)
+    assert quantized.h_hat.dtype == torch.float32
+
+
+def test_spec_publishes_positive_steps_and_the_pair_digit() -> None:
+    dpca, _ = fitted(torch.float32, groups=3, depth=5)
+    spec = dpca.sid_spec("ab")
+    assert (spec.levels, spec.digits, spec.depth, spec.groups, spec.radix) == (3, 15, 5, 3, 3)
+    assert len(spec.steps) == 15 and min(spec.steps) > 0
+    lines, h_BH = fitted(torch.float32, levels=3, lines=5, groups=1, depth=2)
+    spec = lines.sid_spec("ab")
+    assert spec.radix == 15 and spec.steps == ()
+    digits_BN = lines.encode(h_BH)
+    assert torch.equal(spec.unpack(spec.pack(digits_BN)), digits_BN)
+
+
+def test_unknown_quantizer_settings_are_refused() -> None:
+    with pytest.raises(ConfigError, match="quantizer.colour: unknown key"):
+        parse(StructuredConfig, {"colour": 1}, "quantizer")
+    with pytest.raises(ConfigError, match="levels"):
+        parse(StructuredConfig, {"levels": 1}, "quantizer")

@@ -1,0 +1,72 @@
+"""The bundle: same weights and spec back, and a fingerprint over all that decides an id and no more."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from encoder.bundle import ENCODER_FILE, WEIGHTS_FILE, fingerprint, load_bundle
+from infra.commit import read_manifest
+from infra.errors import DataError, SpecError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def copy(encoder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(encoder, tmp_path / "copy"))
+
+
+def change_weight(bundle: Path, name: str) -> None:
+    weights = load_file(bundle / WEIGHTS_FILE)
+    weights[name].view(-1)[0] += 1e-3
+    save_file(weights, bundle / WEIGHTS_FILE)
+
+
+def test_a_bundle_comes_back_as_it_was_saved(encoder: Path) -> None:
+    bundle = load_bundle(encoder, CPU)
+    assert not bundle.model.training
+    assert bundle.spec.fingerprint == fingerprint(bundle.model, bundle.config)
+    assert bundle.spec.fingerprint == read_manifest(encoder).facts["fingerprint"]
+    assert (bundle.spec.digits, bundle.spec.depth, bundle.spec.groups) == (6, 3, 2)
+    assert len(bundle.spec.steps) == 6
+    for name, tensor in load_file(encoder / WEIGHTS_FILE).items():
+        assert torch.equal(bundle.model.state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize("name", ["quantizer.offset_DPKM", "quantizer.log_step_DPK", "encoder.fuse.0.weight"])
+def test_changed_weights_are_refused(copy: Path, name: str) -> None:
+    change_weight(copy, name)
+    with pytest.raises(SpecError, match=r"fingerprint of these weights is [0-9a-f]{16}…, encoder.json says"):
+        load_bundle(copy, CPU)
+
+
+def test_the_decoder_decides_no_id(copy: Path, encoder: Path) -> None:
+    change_weight(copy, "decoder.unmix.0.weight")
+    assert load_bundle(copy, CPU).spec == load_bundle(encoder, CPU).spec
+
+
+def test_settings_that_decide_ids_are_in_the_fingerprint(encoder: Path) -> None:
+    bundle = load_bundle(encoder, CPU)
+    other = bundle.config.quantizer.model_copy(update={"assign": "codeword"})
+    changed = bundle.config.model_copy(update={"quantizer": other})
+    assert fingerprint(bundle.model, changed) != bundle.spec.fingerprint
+    training = bundle.config.training.model_copy(update={"seed": 99})
+    trained_alike = bundle.config.model_copy(update={"training": training})
+    assert fingerprint(bundle.model, trained_alike) == bundle.spec.fingerprint
+
+
+def test_what_is_no_bundle_is_refused(copy: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="not an encoder bundle"):
+        load_bundle(tmp_path / "nowhere", CPU)
+    description = json.loads((copy / ENCODER_FILE).read_text())
+    description["config"]["network"]["hidden"] = 16
+    (copy / ENCODER_FILE).write_text(json.dumps(description))
+    with pytest.raises(DataError, match="does not fit encoder.json"):
+        load_bundle(copy, CPU)
+    (copy / WEIGHTS_FILE).write_bytes(b"not safetensors")
+    with pytest.raises(DataError, match="not an encoder bundle"):
+        load_bundle(copy, CPU)

@@ -1,0 +1,107 @@
+"""Signals: chosen by name, nulls as zeros with a mask, wrong values refused by file and row group."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from encoder.signals import SignalSpec, chosen_signals, concatenated, signal_batch, signal_check
+from infra.errors import ConfigError, DataError
+from infra.parquet import RowGroup, read_row_group, row_groups
+from tests.encoder.fabricated import SPEC, embedding_column, item_table, write_table
+
+SIGNALS = chosen_signals({}, SPEC)
+
+
+def test_all_signals_by_default_and_a_choice_by_name() -> None:
+    assert SIGNALS.names == ("text_embedding", "behaviour_embedding", "type", "brand")
+    assert SIGNALS.weights == {"text_embedding": 1, "behaviour_embedding": 1, "type": 0.1, "brand": 0.1}
+    chosen = chosen_signals({"brand": 0.5, "text_embedding": 2}, SPEC)
+    assert chosen.names == ("text_embedding", "brand")
+    assert chosen.columns == ("item_id", "text_embedding", "brand")
+    with pytest.raises(ConfigError, match=r"encoder.signals.colour: not a signal .* it has text_embedding"):
+        chosen_signals({"colour": 1.0}, SPEC)
+
+
+def test_a_dataset_of_other_sizes_is_refused() -> None:
+    wider = SPEC.model_copy(update={"embeddings": {"text_embedding": 32, "behaviour_embedding": 8}})
+    with pytest.raises(DataError, match="'text_embedding' has size 32, the encoder takes 16"):
+        SIGNALS.require(wider, Path("dataset"))
+    fewer = SPEC.model_copy(update={"categoricals": {}})
+    with pytest.raises(DataError, match="'type' has size None"):
+        SIGNALS.require(fewer, Path("dataset"))
+
+
+def test_rows_become_tensors_with_nulls_masked(dataset: Path) -> None:
+    table = item_table()
+    groups = row_groups(sorted((dataset / "items").glob("*.parquet")))
+    batch = concatenated([signal_batch(read_row_group(group, SIGNALS.columns), SIGNALS) for group in groups])
+    assert len(batch) == SPEC.num_items
+    for name in SPEC.embeddings:
+        rows = table[name].to_pylist()
+        assert batch.present[name].tolist() == [row is not None for row in rows]
+        expected = np.array([row or [0.0] * SPEC.embeddings[name] for row in rows], np.float32)
+        assert np.array_equal(batch.embeddings[name].numpy(), expected)
+    for name in SPEC.categoricals:
+        ids = table[name].to_pylist()
+        assert batch.present[name].tolist() == [i is not None for i in ids]
+        assert batch.categoricals[name].tolist() == [i or 0 for i in ids]
+    assert (~batch.any_present).nonzero().flatten().tolist() == [17, 400, 699]
+
+
+def test_slices_of_arrow_tables_are_read_where_they_begin() -> None:
+    table = item_table()
+    whole, part = signal_batch(table, SIGNALS), signal_batch(table.slice(123, 50), SIGNALS)
+    for name in SPEC.embeddings:
+        assert torch.equal(part.embeddings[name], whole.embeddings[name][123:173])
+    filtered = signal_batch(table.filter(pa.array(np.arange(SPEC.num_items) % 3 == 0)), SIGNALS)
+    assert torch.equal(filtered.embeddings["text_embedding"], whole.embeddings["text_embedding"][::3])
+
+
+def test_blocks_and_padding() -> None:
+    batch = signal_batch(item_table(), SIGNALS)
+    assert [len(block) for block in batch.blocks(256)] == [256, 256, 188]
+    padded = next(batch.sliced(512, 700).blocks(256)).padded(256)
+    assert len(padded) == 256
+    assert not padded.any_present[188:].any()
+
+
+def with_column(name: str, column: pa.Array) -> pa.Table:
+    table = item_table()
+    return table.set_column(table.column_names.index(name), name, column)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "rule"),
+    [("text_embedding", np.nan, "must be finite; holds nan"), ("behaviour_embedding", np.inf, "must be finite")],
+)
+def test_an_embedding_that_is_not_finite_is_refused(tmp_path: Path, name: str, value: float, rule: str) -> None:
+    x_ND = np.ones((SPEC.num_items, SPEC.embeddings[name]), np.float16)
+    x_ND[450, 3] = value
+    refused_at_450(tmp_path, with_column(name, embedding_column(x_ND, np.zeros(len(x_ND), bool))), name, rule)
+
+
+def test_a_category_outside_its_range_is_refused(tmp_path: Path) -> None:
+    ids_N = np.zeros(SPEC.num_items, np.int32)
+    ids_N[450] = 12
+    refused_at_450(tmp_path, with_column("brand", pa.array(ids_N)), "brand", r"id 12 is outside the table \[0, 12\)")
+
+
+def refused_at_450(tmp_path: Path, table: pa.Table, name: str, rule: str) -> None:
+    path = tmp_path / "part-00000.parquet"
+    write_table(path, table, row_group_rows=100)
+    check = signal_check(SPEC)
+    passed: list[RowGroup] = []
+    with pytest.raises(DataError, match=rule) as refused:
+        for group in row_groups([path]):
+            check(read_row_group(group, SIGNALS.columns), group)
+            passed.append(group)
+    assert len(passed) == 4
+    assert f"{path}, row group 4" in str(refused.value)
+    assert repr(name) in str(refused.value)
+
+
+def test_spec_survives_json() -> None:
+    assert SignalSpec.model_validate_json(SIGNALS.model_dump_json()) == SIGNALS
