@@ -20,22 +20,22 @@ class NetworkConfig(Config):
     """Units in which an embedding signal's own encoder e_k hands it to the fusion network."""
     categorical_width: PositiveInt = 32
     """Dimensions of a categorical signal's embedding table."""
-    hidden: PositiveInt = 384
+    hidden: PositiveInt = 256
     """Units of the fusion network f and of its mirror r."""
-    blocks: PositiveInt = 2
+    blocks: PositiveInt = 1
     """Residual blocks of f, and of r."""
 
 
 class TrainingConfig(Config):
     """How the network is trained."""
 
-    epochs: PositiveInt = 12
+    epochs: PositiveInt = 5
     """Passes over the items."""
-    batch_size: PositiveInt = 512
+    batch_size: PositiveInt = 128
     """Items in a global batch, over all ranks."""
     lanes: PositiveInt = 8
     """Parts the table is read in; the number of ranks must divide it. See infra.parquet."""
-    learning_rate: Positive = 2e-3
+    learning_rate: Positive = 4e-3
     """AdamW's learning rate at its peak; it follows a cosine down to 0."""
     warmup_share: Share = 0.05
     """Share of the steps in which the rate rises from 0 to its peak."""
@@ -58,7 +58,7 @@ class TrainingConfig(Config):
     """Share of the items, by a hash of item_id, that are never trained on."""
     holdout_rows: PositiveInt = 8192
     """The most held-out items that are kept in memory, over all ranks, to measure on."""
-    log_every: PositiveInt = 50
+    log_every: PositiveInt = 100
     """Steps between two records of the training metrics."""
 
 

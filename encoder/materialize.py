@@ -155,7 +155,7 @@ def _write_tables(run: StageRun[MaterializeConfig], work: Work) -> None:
     jobs: list[Callable[[], None]] = []
     jobs += [_rewriting(work, groups, with_item_sids) for groups in _by_file(dataset.item_files)]
     jobs += [_rewriting(work, groups, with_event_sids) for groups in _by_file(dataset.all_event_files())]
-    jobs += [_copying(work, path) for path in dataset.user_files]
+    jobs += [_copying(work, path) for path in _other_files(dataset)]
     own = jobs[run.world.rank :: run.world.size]
     with run.log.progress(len(own), "materialize: files written") as advance:
         for job in own:
@@ -192,6 +192,12 @@ def _parts(path: Path, groups: list[RowGroup]) -> Iterator[tuple[pa.Table, RowGr
     if not groups:
         with open_parquet(path) as file:
             yield file.schema_arrow.empty_table(), RowGroup(path, 0, 0, 0)
+
+
+def _other_files(dataset: Dataset) -> list[Path]:
+    """Give what is carried along unchanged: users, and any folder beside the tables (vocabularies)."""
+    folders = sorted(path for path in dataset.path.iterdir() if path.is_dir() and path.name not in ("items", "events"))
+    return [path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
 
 
 def _copying(work: Work, path: Path) -> Callable[[], None]:

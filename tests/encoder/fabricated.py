@@ -54,6 +54,8 @@ def write_dataset(path: Path, row_group_rows: int = 90) -> Path:
     write_table(path / "items/part-00001.parquet", items.slice(400), row_group_rows)
     for day in (SPEC.train[0], SPEC.test[0]):
         write_table(path / f"events/date={day}/part-00000.parquet", events(day), row_group_rows)
+    (path / "vocabularies").mkdir(exist_ok=True)
+    (path / "vocabularies/brand.json").write_text('["a", "b"]')
     write_spec(path, SPEC)
     return path
 
@@ -151,6 +153,8 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
 
 
 def tables_of(path: Path) -> dict[str, bytes]:
-    """Give the bytes of every Parquet file and of dataset.json, by name."""
-    files = [*sorted(path.rglob("*.parquet")), path / "dataset.json"]
+    """Give the bytes of every file of the dataset, by name."""
+    folders = (path / name for name in ("items", "users", "events", "vocabularies"))
+    files = [file for folder in folders for file in sorted(folder.rglob("*.*")) if file.is_file()]
+    files.append(path / "dataset.json")
     return {str(file.relative_to(path)): file.read_bytes() for file in files}

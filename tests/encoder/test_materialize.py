@@ -105,10 +105,11 @@ def test_spec_and_fingerprint_are_in_every_column(materialized: Path, encoder: P
 def test_the_rest_is_as_it_was_and_the_map_is_gone(materialized: Path, dataset: Path) -> None:
     before, after = tables_of(dataset), tables_of(materialized)
     assert set(before) == set(after)
-    for name in ("users/part-00000.parquet", "dataset.json"):
+    for name in ("users/part-00000.parquet", "vocabularies/brand.json", "dataset.json"):
         assert before[name] == after[name]
     assert {path.name for path in materialized.iterdir()} <= {
-        "items", "users", "events", "dataset.json", "manifest.json", "summary.json", "config.yaml", "history.jsonl",
+        "items", "users", "events", "vocabularies", "dataset.json",
+        "manifest.json", "summary.json", "config.yaml", "history.jsonl",
     }  # fmt: skip
     summary = json.loads((materialized / "summary.json").read_text())
     sids = [sid for sid in table_of(materialized, "items")["sid"].to_pylist() if sid is not None]
@@ -162,8 +163,13 @@ def test_long_sids_take_several_columns(dataset: Path, tmp_path: Path) -> None:
     ]  # fmt: skip
     known = items.filter(items["sid"].is_valid())
     ids_NC = torch.stack([torch.from_numpy(known[name].to_numpy()) for name in ("sid", "sid_1")], dim=-1)
-    digits = [row for row in expected_digits(tmp_path / "encoder", item_table()) if row is not None]
-    assert spec.unpack(ids_NC).tolist() == digits
+    alone = [row for row in expected_digits(tmp_path / "encoder", item_table()) if row is not None]
+    # With steps this fine, some rows encoded one by one fall across a border: the reason for BLOCK_ROWS.
+    same = [found == row for found, row in zip(spec.unpack(ids_NC).tolist(), alone, strict=True)]
+    assert np.mean(same) > 0.98
+    sid_of = dict(zip(items["item_id"].to_pylist(), items["sid"].to_pylist(), strict=True))
+    wanted = [None if sid_of[i] is None else sid_of[i] // 256**4 for i in events["item_id"].to_pylist()]
+    assert events["item_sid_prefix_3"].to_pylist() == wanted
 
 
 def test_the_paper_s_packing(dataset: Path, encoder: Path, tmp_path: Path) -> None:
