@@ -29,9 +29,9 @@ class NetworkConfig(Config):
 class TrainingConfig(Config):
     """How the network is trained."""
 
-    epochs: PositiveInt = 5
+    epochs: PositiveInt = 4
     """Passes over the items."""
-    batch_size: PositiveInt = 128
+    batch_size: PositiveInt = 256
     """Items in a global batch, over all ranks."""
     lanes: PositiveInt = 8
     """Parts the table is read in; the number of ranks must divide it. See infra.parquet."""

@@ -253,13 +253,14 @@ def _optimizer(model: VQFusion, config: TrainingConfig) -> torch.optim.Optimizer
     decayed = [parameter for parameter in model.parameters() if id(parameter) in linear]
     others = [parameter for parameter in model.parameters() if id(parameter) not in linear]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.learning_rate)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
 
 
 def _replicated(model: VQFusion, world: World) -> nn.Module:
     if world.size == 1:
         return model
-    return DistributedDataParallel(model, device_ids=[world.local_rank] if world.device.type == "cuda" else None)
+    devices = [world.local_rank] if world.device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
 
 
 def _meets(group: RowGroup, source: Batch) -> bool:
