@@ -31,7 +31,7 @@ class ArmConfig(Config):
     max_rows: PositiveInt = 2**18
     """Rows of a SID table at most; a prefix with more ids than that is hashed by modulo (collisions)."""
     scale_steps: bool = True
-    """`side` multiplies each centred digit by the codebook's recorded step."""
+    """`side` multiplies each centred digit by the codebook's recorded step, over the mean step."""
     overlay: dict[str, dict[str, Any]] = {}
     """Settings tuned for this arm alone, such as `training: {sparse_learning_rate: 0.02}`."""
 

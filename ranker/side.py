@@ -15,7 +15,8 @@ class SidUnpack(nn.Module):
     """Unpack SIDs into their latent codes h (the paper's Eq. 5 undone); it has no weights.
 
     Digit g becomes g - (L-1)/2, times its step when the codebook has steps and they are asked for, so that the code
-    is the encoder's own up to the directions.
+    is the encoder's own up to the directions and a common factor: steps are taken over their mean, since the latent's
+    unit is an accident of the encoder's training and would set how loudly content enters the ranker.
 
     Args of the constructor:
         spec: the SIDs' spec, with one line a layer. scale_steps: multiply by the recorded steps.
@@ -30,7 +31,8 @@ class SidUnpack(nn.Module):
         self.spec = spec
         self.num_digits = spec.held_digits
         scale = spec.steps if scale_steps and spec.steps else (1.0,) * spec.digits
-        scale_t = torch.tensor(scale[: spec.held_digits], dtype=torch.float32)
+        scale_t = torch.tensor(scale, dtype=torch.float32)
+        scale_t = (scale_t / scale_t.mean())[: spec.held_digits]
         # Constants of the spec, not state: they are rebuilt from it and stay out of checkpoints.
         self.register_buffer("scale_t", scale_t, persistent=False)
         self.register_buffer("shift_t", -spec.centre * scale_t, persistent=False)

@@ -45,10 +45,10 @@ def test_agrees_with_the_codec_also_over_several_columns(packing: str, levels: i
     torch.testing.assert_close(h_Nt, spec.unpack(sids_NC).float() - spec.centre)
 
 
-def test_multiplies_by_the_recorded_steps_when_asked() -> None:
-    spec = spec_of(3, 3, steps=(2.0, 1.0, 0.5))
+def test_multiplies_by_the_recorded_steps_over_their_mean_when_asked() -> None:
+    spec = spec_of(3, 3, steps=(8.0, 4.0, 0.0))
     sids_NC, known_N = spec.pack(torch.tensor([[0, 1, 2], [2, 2, 2]])), torch.ones(2, dtype=torch.bool)
-    assert SidUnpack(spec, scale_steps=True)(sids_NC, known_N).tolist() == [[-2.0, 0.0, 0.5], [2.0, 1.0, 0.5]]
+    assert SidUnpack(spec, scale_steps=True)(sids_NC, known_N).tolist() == [[-2.0, 0.0, 0.0], [2.0, 1.0, 0.0]]
     assert SidUnpack(spec, scale_steps=False)(sids_NC, known_N).tolist() == [[-1.0, 0.0, 1.0], [1.0, 1.0, 1.0]]
 
 
