@@ -10,7 +10,7 @@ ACCEL  := $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
 STAMP  := .venv/.installed-$(ACCEL)
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
 
-.PHONY: help install run test test-slow lint types format doctor golden clean
+.PHONY: help install run test test-quick lint types format doctor golden clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -32,11 +32,11 @@ $(STAMP): requirements/$(ACCEL).txt requirements/torch-$(ACCEL).txt requirements
 run: install ## the whole path on real data: raw log -> encoder -> SID columns -> ranker arms -> comparison
 	@$(BIN)/python -m pipelines.run --config $(CONFIG) $(foreach s,$(SET),--set $(s))
 
-test: install ## all tests but the slow ones
-	@$(BIN)/python -m pytest
-
-test-slow: install ## every test
+test: install ## every test
 	@$(BIN)/python -m pytest -m ''
+
+test-quick: install ## all tests but the slow ones
+	@$(BIN)/python -m pytest
 
 lint: install ## ruff: rules and format
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -120,12 +120,12 @@ def say(label: str, text: str) -> None:
 def _why(label: str, state: AppState, rank_logs: Path, unmarked: list[str]) -> str:
     """Tell people why a job failed: the rank that failed first, or else the last lines of all."""
     failures = sorted(_failures(rank_logs))
-    if failures:
-        _, _, rank, text = failures[0]
+    is_echo, _, rank, text = failures[0] if failures else (True, 0, "", "")
+    if not is_echo:
         reason = f"{rank}: {text}"
-    else:
+    else:  # echoes alone: the rank they echo was killed without a word, and only torchrun saw it
         reason = "\n".join(
-            ["no rank left a traceback; the last lines:", *_last_lines(rank_logs), *unmarked[-_LAST_LINES:]]
+            ["no rank left a traceback of its own; the last lines:", *_last_lines(rank_logs), *unmarked[-_LAST_LINES:]]
         )
     return f"[{label}] {state.name.lower()}: {reason}\nlogs of all ranks: {rank_logs}"
 

@@ -165,7 +165,8 @@ def fit(progress: Progress, sharded: ShardedRanker, split: Split, config: Ranker
                 advance(training.batch_size)
                 if step == untimed:
                     started = time.monotonic()
-                if step % training.log_every == 0 or step == total:
+                # Whole windows only: the few last steps alone would look like a jump of the curve.
+                if step % training.log_every == 0 or step == total < training.log_every:
                     log.metrics(step, window.take())
     seconds = time.monotonic() - started
     rate = (total - untimed) * training.batch_size / seconds

@@ -266,6 +266,7 @@ def _cost_plot(comparison: Comparison, task: str) -> Plot:
         axes.tick_params(length=0)
         _percent_ticks(axes.yaxis)
         axes.set_ylabel(f"NE gain over {comparison.reference}, %")
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(nbins=8, integer=True))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         axes.set_xlabel("bytes of content feature a row")
 

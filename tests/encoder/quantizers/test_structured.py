@@ -36,7 +36,7 @@ def eq2_by_hand(quantizer: Structured, h_H: Tensor) -> list[int]:
             best: tuple[float, int, int] | None = None
             for k in range(config.lines):
                 x = blocks[p] - b[d, p, k]
-                along = float(x @ u[d, p, k])
+                along = float((x @ u[d, p, k]).detach())
                 step = float(a[d, p, k])
                 level = min(max(round(along / step + (config.levels - 1) / 2), 0), config.levels - 1)
                 distance = float(x @ x) - along**2
