@@ -24,6 +24,7 @@ from pydantic import ValidationError
 from infra.config import Config
 from infra.distributed import World, barrier, broadcast, together
 from infra.errors import CommitError
+from infra.tracking import HISTORY_FILE, SUMMARY_FILE
 
 MANIFEST = "manifest.json"
 VERSIONS = ("torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "torchx", "pyarrow", "mlflow", "sidestack")
@@ -55,8 +56,13 @@ class Manifest(Config):
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the names and contents of the files: equal bytes give equal digests, whenever made."""
-        lines = [f"{name} {entry.sha256}" for name, entry in sorted(self.files.items())]
+        """SHA-256 over the names and contents of the files, the stage's record aside.
+
+        The record (history and summary) tells how long things took; without it, the same work made twice has the same
+        digest, and what comes after it the same key.
+        """
+        data = {name: entry.sha256 for name, entry in self.files.items() if name not in (HISTORY_FILE, SUMMARY_FILE)}
+        lines = [f"{name} {sha256}" for name, sha256 in sorted(data.items())]
         return hashlib.sha256("\n".join([self.stage, *lines]).encode()).hexdigest()
 
 

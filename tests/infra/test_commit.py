@@ -41,6 +41,16 @@ def test_digest_depends_on_contents_alone(tmp_path: Path, world: World) -> None:
     assert read_manifest(first).digest == read_manifest(second).digest != read_manifest(third).digest
 
 
+def test_digest_leaves_out_the_record_of_how_long_it_took(tmp_path: Path, world: World) -> None:
+    for name, seconds in (("a", "1.5"), ("b", "2.5")):
+        with committing(tmp_path / name, world, stage="test") as staging:
+            (staging / "data.txt").write_text("same")
+            (staging / "summary.json").write_text(f'{{"seconds": {seconds}}}')
+    first, second = verify(tmp_path / "a"), verify(tmp_path / "b")
+    assert first.digest == second.digest
+    assert first.files["summary.json"] != second.files["summary.json"]
+
+
 def flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
