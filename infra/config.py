@@ -88,8 +88,10 @@ def parse(cls: type[C], values: Mapping[str, Any] | None, where: str) -> C:
         lines = []
         for fault in error.errors():
             key = ".".join(str(part) for part in fault["loc"]) or "(whole)"
-            shown = "" if fault["type"] == "missing" else f" (value: {_short(fault['input'])})"
-            rule = "unknown key" if fault["type"] == "extra_forbidden" else fault["msg"]
+            # The rule of a whole mapping names what it is about itself; the mapping would drown it.
+            is_whole = fault["type"] == "missing" or isinstance(fault["input"], Mapping)
+            shown = "" if is_whole else f" (value: {_short(fault['input'])})"
+            rule = "unknown key" if fault["type"] == "extra_forbidden" else fault["msg"].removeprefix("Value error, ")
             lines.append(f"{where}.{key}: {rule}{shown}")
         raise ConfigError("\n".join(lines)) from error
 
