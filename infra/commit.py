@@ -24,7 +24,7 @@ from pydantic import ValidationError
 from infra.config import Config
 from infra.distributed import World, barrier, broadcast, together
 from infra.errors import CommitError
-from infra.tracking import HISTORY_FILE, SUMMARY_FILE
+from infra.record import HISTORY_FILE, SUMMARY_FILE
 
 MANIFEST = "manifest.json"
 VERSIONS = ("torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "torchx", "pyarrow", "mlflow", "sidestack")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from infra.commit import MANIFEST, is_committed, read_manifest
-from infra.tracking import CONFIG_FILE, HISTORY_FILE, SUMMARY_FILE
+from infra.record import CONFIG_FILE, HISTORY_FILE, SUMMARY_FILE
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput

@@ -18,7 +18,8 @@ from infra.commit import Manifest, committing, read_manifest, refuse_taken, veri
 from infra.config import Config, digest, load_section, plain, to_yaml
 from infra.distributed import World, started, together
 from infra.errors import ConfigError, SidestackError
-from infra.tracking import CONFIG_FILE, RunLog
+from infra.record import CONFIG_FILE
+from infra.tracking import RunLog
 
 C = TypeVar("C", bound=Config)
 

@@ -3,12 +3,7 @@
 The files are the truth and MLflow is a view of them: a tracking server that is slow or away costs a
 warning, never a training run, and a stage that is skipped because it is already committed is shown
 under a new parent by replaying the same files (`infra.mlflow_runs.replay`).
-
-| file | what |
-|---|---|
-| `config.yaml` | the resolved section, under its name (written by `infra.stage`) |
-| `history.jsonl` | one object a line: `{"step": 10, "loss": 0.3}` |
-| `summary.json` | the stage's closing numbers, nested as the stage wrote them |
+The files' names are in `infra.record`.
 """
 
 import json
@@ -22,12 +17,11 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from infra.record import HISTORY_FILE, SUMMARY_FILE
+
 if TYPE_CHECKING:
     from infra.mlflow_runs import ChildRun, HistoryRow
 
-CONFIG_FILE = "config.yaml"
-HISTORY_FILE = "history.jsonl"
-SUMMARY_FILE = "summary.json"
 
 _FLUSH_SECONDS = 5.0
 _FINISH_SECONDS = 120.0

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.errors import DataError
-from infra.tracking import SUMMARY_FILE
+from infra.record import SUMMARY_FILE
 from pipelines.report.comparison import EncoderResult, SignalLoss
 from pipelines.report.outputs import read_json
 

@@ -8,7 +8,7 @@ from pydantic import ConfigDict, ValidationError
 
 from infra.config import Config
 from infra.errors import DataError
-from infra.tracking import CONFIG_FILE, HISTORY_FILE, SUMMARY_FILE
+from infra.record import CONFIG_FILE, HISTORY_FILE, SUMMARY_FILE
 
 Curve = list[tuple[float, float]]
 
