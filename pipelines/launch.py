@@ -22,6 +22,9 @@ _LAST_LINES = 15
 # torchrun marks the ranks' own lines; what has no mark is torchrun's or the shell's.
 _RANK_LINE = re.compile(r"^\[\w*?\d+\]:")
 
+# torchrun's word for a rank that a signal ended, such as the kernel's when memory runs out.
+_KILLED = re.compile(r"Signal \d+ \(SIG\w+\) received")
+
 # Where the two streams are told apart, people's lines are on stderr (`RunLog.say`).
 _SPLIT_STREAMS = ("local_cwd", "slurm")
 
@@ -124,9 +127,9 @@ def _why(label: str, state: AppState, rank_logs: Path, unmarked: list[str]) -> s
     if not is_echo:
         reason = f"{rank}: {text}"
     else:  # echoes alone: the rank they echo was killed without a word, and only torchrun saw it
-        reason = "\n".join(
-            ["no rank left a traceback of its own; the last lines:", *_last_lines(rank_logs), *unmarked[-_LAST_LINES:]]
-        )
+        killed = [line.strip() for line in unmarked if _KILLED.search(line)]
+        last = [*_last_lines(rank_logs), *unmarked[-_LAST_LINES:]]
+        reason = "\n".join(["no rank left a traceback of its own", *killed, "the last lines:", *last])
     return f"[{label}] {state.name.lower()}: {reason}\nlogs of all ranks: {rank_logs}"
 
 

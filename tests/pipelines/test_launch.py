@@ -42,6 +42,12 @@ def test_an_echo_of_another_ranks_failure_is_not_the_cause(tmp_path: Path, echo:
     assert "rank 1: DataError: column click\n" in why(logs)
 
 
+def test_a_rank_that_was_killed_is_named_by_what_torchrun_saw(tmp_path: Path) -> None:
+    leave(tmp_path, "job_a", 0, "RuntimeError: Connection reset by peer", 9)
+    seen = ["  rank      : 1 (local_rank: 1)", "  traceback : Signal 9 (SIGKILL) received by PID 7", *["more"] * 20]
+    assert "traceback : Signal 9 (SIGKILL) received by PID 7\n" in _why("ranker", AppState.FAILED, tmp_path, seen)
+
+
 def test_a_missing_file_of_the_users_is_no_echo(tmp_path: Path) -> None:
     logs = tmp_path / "abc.logs"
     leave(logs, "job_a", 0, "FileNotFoundError: [Errno 2] No such file or directory: '/data/raw.csv'", 9)
