@@ -141,8 +141,7 @@ def committing(
         # Not under `together`: a rank that fails in the body leaves at once, and its launcher ends the others,
         # which may be waiting for it in a collective of the body.
         yield staging
-        with together(world, f"committing {out}"):
-            pass  # nobody seals before everybody has written
+        barrier(world)  # nobody seals before everybody has written
         with together(world, f"committing {out}"):
             if world.is_main:
                 _seal(
@@ -163,7 +162,6 @@ def committing(
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise CommitError(f"{out}: no space left on the disk; nothing was committed") from error
         raise
-    barrier(world)
 
 
 def refuse_taken(out: Path) -> None:

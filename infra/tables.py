@@ -12,7 +12,6 @@ Columns beyond the contract are carried along untouched; that is how SID columns
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
@@ -355,8 +354,3 @@ class _Checker:
                 row, entry = int(row_of[late[0]]), int(flat[late[0]])
                 at = datetime.fromtimestamp(entry / 1e6, tz=None)
                 self.fail("history_times", f"must lie strictly before event_time; row {row} has an entry at {at}")
-
-
-def cardinalities(spec: DatasetSpec) -> Mapping[str, int]:
-    """Give every id space of the events: sparse columns and the ids of users and items, name -> number of ids."""
-    return {"user_id": spec.num_users, "item_id": spec.num_items, **spec.sparse}
