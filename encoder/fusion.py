@@ -35,6 +35,18 @@ class Losses(NamedTuple):
     commitment: Tensor
 
 
+class Answer(NamedTuple):
+    """What the decoder gives back of a batch.
+
+    Attributes:
+        embeddings: x_hat of every embedding signal, [B, dim] each.
+        logits: of every categorical signal, [B, cardinality] each.
+    """
+
+    embeddings: list[Tensor]
+    logits: list[Tensor]
+
+
 class ResidualBlock(nn.Module):
     """x + W2 gelu(W1 layernorm(x)), of one width throughout."""
 
@@ -149,10 +161,10 @@ class FusionDecoder(nn.Module):
             for number in signals.categoricals.values()
         )
 
-    def forward(self, s_BH: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Map s to reconstructed embeddings [B, dim] and categorical logits [B, cardinality]."""
+    def forward(self, s_BH: Tensor) -> Answer:
+        """Map s [B, latent_dim] to what it says of every signal."""
         y_BW = self.unmix(s_BH)
-        return [decode(y_BW) for decode in self.embeddings], [decode(y_BW) for decode in self.categoricals]
+        return Answer([decode(y_BW) for decode in self.embeddings], [decode(y_BW) for decode in self.categoricals])
 
 
 class VQFusion(nn.Module):
@@ -179,30 +191,40 @@ class VQFusion(nn.Module):
                 batch's own rows, makes the average over ranks the average over items.
         """
         quantized = self.quantizer(self.encoder(batch))
-        sums_K, correct_K = self._reconstruction(batch, quantized.straight_through)
+        answer = self.decoder(quantized.straight_through)
+        sums_K = self.row_losses(batch, answer).sum(1)
         codebook = quantized.codebook_loss().sum() / rows
         commitment = quantized.commitment_loss().sum() / rows
         total: Tensor = (self.weights_K * sums_K).sum() / rows
         total = total + self.codebook_weight * codebook + self.commitment_weight * commitment
         present_K = torch.stack([batch.present[name].sum() for name in self.signals.names])
+        correct_K = torch.zeros_like(sums_K.detach()) if self.training else self._correct(batch, answer)
         return Losses(total, sums_K.detach(), present_K, correct_K, codebook.detach(), commitment.detach())
 
     def digits(self, batch: SignalBatch) -> Tensor:
         """Give the SID digits of a batch: int64 [B, digits]."""
         return self.quantizer.encode(self.encoder(batch))
 
-    def _reconstruction(self, batch: SignalBatch, s_BH: Tensor) -> tuple[Tensor, Tensor]:
-        """Give every signal's loss, summed over the rows that have it, and right answers, [K] each."""
-        embeddings, logits = self.decoder(s_BH)
-        sums, correct = [], []
-        for name, x_hat_BD in zip(self.signals.embeddings, embeddings, strict=True):
+    def reconstruct(self, digits_BN: Tensor, kept_BN: Tensor | None = None) -> Answer:
+        """Decode digits, or (see `Quantizer.decode`) those of them that are kept, to signals."""
+        answer: Answer = self.decoder(self.quantizer.decode(digits_BN, kept_BN))
+        return answer
+
+    def row_losses(self, batch: SignalBatch, answer: Answer) -> Tensor:
+        """Give every signal's loss of every row, [K, B]; 0 where the row does not have the signal."""
+        losses = []
+        for name, x_hat_BD in zip(self.signals.embeddings, answer.embeddings, strict=True):
             cosine_B = functional.cosine_similarity(x_hat_BD.float(), batch.embeddings[name], dim=-1)
-            sums.append(((1 - cosine_B) * batch.present[name]).sum())
-            correct.append(torch.zeros_like(sums[-1]))
-        for name, logits_BC in zip(self.signals.categoricals, logits, strict=True):
-            ids_B, present_B = batch.categoricals[name], batch.present[name]
-            loss_B = functional.cross_entropy(logits_BC.float(), ids_B, reduction="none")
-            sums.append((loss_B * present_B).sum())
-            right_B = torch.zeros_like(present_B) if self.training else logits_BC.argmax(-1) == ids_B
-            correct.append((right_B & present_B).sum().float())
-        return torch.stack(sums), torch.stack(correct).detach()
+            losses.append((1 - cosine_B) * batch.present[name])
+        for name, logits_BC in zip(self.signals.categoricals, answer.logits, strict=True):
+            entropy_B = functional.cross_entropy(logits_BC.float(), batch.categoricals[name], reduction="none")
+            losses.append(entropy_B * batch.present[name])
+        return torch.stack(losses)
+
+    def _correct(self, batch: SignalBatch, answer: Answer) -> Tensor:
+        """Count the rows whose categorical is the most likely one, [K]; 0 for embeddings."""
+        counts = [torch.zeros((), device=self.weights_K.device) for _ in self.signals.embeddings]
+        for name, logits_BC in zip(self.signals.categoricals, answer.logits, strict=True):
+            right_B = logits_BC.argmax(-1) == batch.categoricals[name]
+            counts.append((right_B & batch.present[name]).sum().float())
+        return torch.stack(counts)

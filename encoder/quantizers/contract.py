@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from encoder.sid import SidSpec
 
@@ -71,8 +72,25 @@ class Quantizer(nn.Module, ABC):
         """Give the digits of latent vectors: int64 [B, digits], depth-major."""
 
     @abstractmethod
-    def decode(self, digits_BN: Tensor) -> Tensor:
-        """Give the vectors that digits stand for: float32 [B, latent_dim]."""
+    def codewords(self) -> Tensor:
+        """Give what every value of every digit adds to h_hat: [digits, radix, latent_dim], with gradient."""
+
+    def decode(self, digits_BN: Tensor, kept_BN: Tensor | None = None) -> Tensor:
+        """Give the vectors that digits stand for, the sums of their codewords (Eq. 4), with gradient.
+
+        Args:
+            digits_BN: integers in [0, radix), [B, digits].
+            kept_BN: bool [B, digits]; a digit that is not kept adds nothing, so that a prefix is
+                decoded by keeping its digits alone. None keeps all.
+
+        Returns:
+            h_hat_BH: [B, latent_dim].
+        """
+        table_NRH = self.codewords()
+        num_digits, radix, _ = table_NRH.shape
+        rows_BN = digits_BN + torch.arange(num_digits, device=digits_BN.device) * radix
+        weights_BN = None if kept_BN is None else kept_BN.to(table_NRH.dtype)
+        return functional.embedding_bag(rows_BN, table_NRH.flatten(0, 1), mode="sum", per_sample_weights=weights_BN)
 
     @abstractmethod
     def sid_spec(self, fingerprint: str) -> SidSpec:

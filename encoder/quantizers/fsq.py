@@ -54,9 +54,10 @@ class Fsq(Quantizer):
         scaled_BH = self.latent(at_least_float32(h_BH)) * self.radius + self.radius
         return scaled_BH.round().clamp(0, self.config.levels - 1).to(torch.int64)
 
-    def decode(self, digits_BN: Tensor) -> Tensor:
-        """Give each level's value in [-1, 1]: float32 [B, digits]."""
-        return self.values_L[digits_BN]
+    def codewords(self) -> Tensor:
+        """Give each level's value in [-1, 1], on the digit's own dimension: [digits, L, digits]."""
+        axes_NN = torch.eye(self.digits, device=self.values_L.device)
+        return self.values_L[None, :, None] * axes_NN[:, None, :]
 
     def sid_spec(self, fingerprint: str) -> SidSpec:
         """Describe the digits: one depth, as many groups as dimensions."""

@@ -117,16 +117,14 @@ class Structured(Quantizer):
             z_DPB[d + 1 :] -= overlap_DDP[d, d + 1 :, :, None] * taken_PB
         return levels_DPB.flatten(0, 1).T.contiguous()
 
-    def decode(self, digits_BN: Tensor) -> Tensor:
-        """Sum the codewords of all layers (Eq. 4): float32 [B, latent_dim], with gradient."""
-        book = self.codebook()
-        digits_BDP = digits_BN.reshape(-1, self.config.depth, self.config.groups)
-        if self.config.lines == 1:  # nothing to look up, so the sum over layers is a product
-            steps_DPM = book.a * book.u.squeeze(2)
-            h_BPM = torch.einsum("bdp,dpm->bpm", self.values_L[digits_BDP], steps_DPM)
-            return (h_BPM + book.b.squeeze(2).sum(0)).flatten(1)
-        layers = (self._codewords(digit_BP, book, depth) for depth, digit_BP in enumerate(digits_BDP.unbind(1)))
-        return torch.stack(tuple(layers)).sum(0).flatten(1)
+    def codewords(self) -> Tensor:
+        """Give b_k + a_k * q_l * u_k, in its group's block and 0 elsewhere: [digits, K * L, latent_dim]."""
+        config, book = self.config, self.codebook()
+        line_DPKLM = book.a[..., None, None] * self.values_L[:, None] * book.u[..., None, :]
+        word_DPRM = (book.b[..., None, :] + line_DPKLM).flatten(2, 3)
+        blocks_PP = torch.eye(config.groups, device=word_DPRM.device)
+        table_DPRPM = word_DPRM[:, :, :, None, :] * blocks_PP[:, None, :, None]
+        return table_DPRPM.reshape(self.digits, -1, self.latent_dim)
 
     def sid_spec(self, fingerprint: str) -> SidSpec:
         """Describe the digits; steps are published where K=1, depth-major."""
