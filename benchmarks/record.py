@@ -52,7 +52,8 @@ def print_table(title: str, rows: Sequence[Row], columns: Mapping[str, str]) -> 
         table.add_column(name, justify="right" if form else "left")
     for row in rows:
         table.add_row(*(_cell(row.get(name), form) for name, form in columns.items()))
-    Console().print(table)
+    console = Console()
+    Console(width=None if console.is_terminal else 200).print(table)  # a file has no width to cut tables to
 
 
 def markdown_table(rows: Sequence[Row], columns: Mapping[str, str]) -> str:

@@ -114,3 +114,55 @@ def materialize(
         key=key,
         parent_run=parent_run,
     )
+
+
+def export(
+    *overrides: str,
+    config: str,
+    encoder: str,
+    sids: str,
+    out: str,
+    key: str = "",
+    parent_run: str = "",
+    j: str = "1x1",
+    image: str = IMAGE,
+    cpu: int = 2,
+    gpu: int = 0,
+    memMB: int = 4096,
+    env: Optional[Dict[str, str]] = None,
+    mounts: Optional[List[str]] = None,
+    max_restarts: int = 0,
+    max_retries: int = 0,
+) -> specs.AppDef:
+    """Save the encoder as an MLflow model that serves SIDs, check it against the tables, and register it.
+
+    Args:
+        overrides: dotted settings over the file's, such as export.key=value
+        config: the run's YAML file
+        encoder: committed output of the encoder's training
+        sids: committed output of materialize, made with that encoder
+        out: the directory to commit; it must be free
+        key: the digest that names this work, saved in the manifest
+        parent_run: the MLflow run to log a child run under
+        j: {nodes}x{ranks a node}; one rank does the work
+        image: the container image, where the scheduler uses one
+        cpu: CPU cores a node
+        gpu: GPUs a node; the work needs none
+        memMB: memory a node, in MB
+        env: environment variables, as A=1,B=2; MLFLOW_TRACKING_URI says where to register
+        mounts: mounts, as type=bind,src=/shared,dst=/shared
+        max_restarts: how often torchrun starts the ranks anew after a failure
+        max_retries: how often the scheduler runs the whole job anew
+    """
+    launch = Launch.of(j, image, cpu, gpu, memMB, env, mounts, max_restarts, max_retries)
+    return stage_app(
+        "export",
+        "encoder.export",
+        launch,
+        config=config,
+        out=out,
+        inputs={"encoder": encoder, "sids": sids},
+        overrides=overrides,
+        key=key,
+        parent_run=parent_run,
+    )

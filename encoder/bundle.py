@@ -8,6 +8,7 @@ with one fingerprint give the same ids, and a bundle whose weights were changed 
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -46,19 +47,42 @@ class EncoderBundle:
 def fingerprint(model: VQFusion, config: EncoderConfig) -> str:
     """Give the SHA-256 (hex) over all that decides an id: shapes, codebook and encoder weights.
 
-    The decoder is left out: it decides no id. Tensors are taken in the order of their names.
+    The decoder and the signals' weights decide ids only where digits are searched by the loss that
+    they give. Tensors are taken in the order of their names.
     """
-    deciding = {
+    deciding: dict[str, Any] = {
         "signals": {"embeddings": model.signals.embeddings, "categoricals": model.signals.categoricals},
         "network": config.network.model_dump(mode="json"),
         "quantizer": config.quantizer.model_dump(mode="json"),
     }
+    parts: tuple[str, ...] = ("encoder.", "quantizer.")
+    if config.search.rounds:
+        deciding |= {"search": config.search.model_dump(mode="json"), "weights": model.signals.weights}
+        parts = ("decoder.", *parts)
     sha = hashlib.sha256(digest(deciding).encode())
+    _add_state(sha, model, parts)
+    return sha.hexdigest()
+
+
+def codebook_digest(model: VQFusion) -> str:
+    """Give the SHA-256 (hex) over the quantizer's weights and buffers alone."""
+    sha = hashlib.sha256()
+    _add_state(sha, model, ("quantizer.",))
+    return sha.hexdigest()
+
+
+def network_digest(model: VQFusion) -> str:
+    """Give the SHA-256 (hex) over the weights of the networks around the quantizer."""
+    sha = hashlib.sha256()
+    _add_state(sha, model, ("encoder.", "decoder."))
+    return sha.hexdigest()
+
+
+def _add_state(sha: "hashlib._Hash", model: VQFusion, prefixes: tuple[str, ...]) -> None:
     for name, tensor in sorted(model.state_dict().items()):
-        if name.startswith(("encoder.", "quantizer.")):
+        if name.startswith(prefixes):
             sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
             sha.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return sha.hexdigest()
 
 
 def save_bundle(out: Path, model: VQFusion, config: EncoderConfig) -> SidSpec:

@@ -1,10 +1,11 @@
 """The encoder's two config sections: `encoder` (training) and `materialize`."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from encoder.quantizers import QuantizerConfig, StructuredConfig
+from encoder.search import SearchConfig
 from encoder.sid import Packing
 from infra.config import Config
 
@@ -43,10 +44,12 @@ class TrainingConfig(Config):
     """AdamW's weight decay, on matrices only."""
     clip_norm: Positive = 1.0
     """The longest gradient; a longer one is scaled down to it."""
-    codebook_weight: NotNegative = 1.0
+    codebook_weight: NotNegative = 10.0
     """alpha, the weight of the codebook loss."""
-    commitment_weight: NotNegative = 0.25
-    """beta, the weight of the commitment loss."""
+    commitment_weight: NotNegative = 2.5
+    """beta, the weight of the commitment loss; none where a bound squashes the latent vectors."""
+    signal_dropout: Share = 0.1
+    """Share of the rows of which the encoder sees only some signals, at random; the losses ask for all of them."""
     codebook_starts: tuple[Share, ...] = (0.0, 0.05, 0.1, 0.2, 0.3)
     """When, in shares of the steps, the codebook is set (again) from the latent vectors. At the
     very start these are those of an untrained network; a codebook left at them keeps dead levels."""
@@ -60,6 +63,16 @@ class TrainingConfig(Config):
     """The most held-out items that are kept in memory, over all ranks, to measure on."""
     log_every: PositiveInt = 100
     """Steps between two records of the training metrics."""
+    collapse: Literal["warn", "stop", "off"] = "warn"
+    """What happens when a digit's use is under `collapse_threshold`, from the codebook's last start on."""
+    collapse_threshold: Share = 0.05
+    """The least use of a digit over the `log_every` steps of a record: 0 where one value takes all rows, 1 where all
+    values are taken alike; see `encoder.evaluation.codebook_use`."""
+    checkpoint_every: NonNegativeInt = 1000
+    """Steps between two checkpoints, from which a training that was stopped goes on; 0: none."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the networks' matrix products in training (autocast). Quantization, losses, weights and what decides an id
+    are float32 in any case."""
 
 
 class EncoderConfig(Config):
@@ -71,6 +84,7 @@ class EncoderConfig(Config):
     network: NetworkConfig = NetworkConfig()
     quantizer: QuantizerConfig = StructuredConfig()
     training: TrainingConfig = TrainingConfig()
+    search: SearchConfig = SearchConfig()
 
 
 class MaterializeConfig(Config):

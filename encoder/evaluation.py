@@ -1,4 +1,4 @@
-"""What an encoder is worth: held-out losses by signal, use of the codebook, share of unique SIDs."""
+"""What an encoder is worth: held-out losses by signal and by prefix, use of the codebook, share of unique SIDs."""
 
 import math
 from typing import Any
@@ -6,8 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from encoder.fusion import VQFusion
-from encoder.signals import SignalBatch
+from encoder.fusion import Answer, VQFusion
+from encoder.quantizers.usage import count_values
+from encoder.sid import SidSpec
+from encoder.signals import SignalBatch, SignalSpec
 from infra.distributed import World, gather, sum_over_ranks
 
 _ROWS = 1024
@@ -23,48 +25,66 @@ def evaluate(model: VQFusion, holdout: SignalBatch, world: World) -> dict[str, A
 
     Returns:
         `signals.<name>.loss`: mean cosine loss of an embedding, mean cross-entropy (nats) of a
-        categorical, over items that have it; `signals.<name>.top1` for categoricals; `digits`: see
+        categorical, over items that have it, decoded from the digits that would be written;
+        `signals.<name>.top1` for categoricals; `prefixes`: for each number of whole depths, its
+        `digits` and the `loss` of every signal when the other digits are left out; `digits`: see
         `codebook_use`; `unique_share`: different SIDs by items; `items`: how many were measured.
     """
     spec = model.quantizer.sid_spec("")
     num_signals = len(model.signals.names)
-    totals = torch.zeros(3, num_signals, dtype=torch.float64, device=world.device)
+    losses_DK = torch.zeros(spec.depth, num_signals, dtype=torch.float64, device=world.device)
+    counts_2K = torch.zeros(2, num_signals, dtype=torch.int64, device=world.device)
     histogram_NL = torch.zeros(spec.digits, spec.radix, dtype=torch.int64, device=world.device)
     ids: list[list[int]] = []
     for batch in holdout.blocks(_ROWS):
-        losses = model(batch, len(batch))
-        totals += torch.stack([losses.signal_sums, losses.present, losses.correct]).double()
         digits_BN = model.digits(batch)
-        histogram_NL += histogram(digits_BN, spec.radix)
+        answers = [model.reconstruct(digits_BN, kept_BN) for kept_BN in _by_depth(spec, digits_BN)]
+        losses_DK += torch.stack([model.row_losses(batch, answer).double().sum(1) for answer in answers])
+        counts_2K += _counts(batch, answers[-1], model.signals)
+        histogram_NL += count_values(digits_BN, spec.radix)
         ids += spec.pack(digits_BN[batch.any_present]).tolist()
-    totals = sum_over_ranks(world, totals)
-    histogram_NL = sum_over_ranks(world, histogram_NL)
+    present_K, correct_K = sum_over_ranks(world, counts_2K)
+    losses_DK = sum_over_ranks(world, losses_DK) / present_K.clamp(min=1)
     everyone = [tuple(sid) for part in gather(world, ids) for sid in part]
     return {
         "items": len(everyone),
         "unique_share": len(set(everyone)) / max(len(everyone), 1),
-        "signals": _by_signal(model, totals.tolist()),
-        "digits": codebook_use(histogram_NL),
+        "signals": _by_signal(model.signals, losses_DK[-1].tolist(), present_K.tolist(), correct_K.tolist()),
+        "prefixes": [
+            {"digits": (depth + 1) * spec.groups, "loss": dict(zip(model.signals.names, losses_K, strict=True))}
+            for depth, losses_K in enumerate(losses_DK.tolist())
+        ],
+        "digits": codebook_use(sum_over_ranks(world, histogram_NL)),
     }
 
 
-def _by_signal(model: VQFusion, totals: list[list[float]]) -> dict[str, dict[str, float]]:
+def _by_depth(spec: SidSpec, digits_BN: Tensor) -> list[Tensor]:
+    """Give which digits are kept when 1, 2, ... whole depths are: bool [B, digits] each."""
+    depth_N = torch.arange(spec.digits, device=digits_BN.device) // spec.groups
+    return [(depth_N <= depth).expand_as(digits_BN) for depth in range(spec.depth)]
+
+
+def _counts(batch: SignalBatch, answer: Answer, signals: SignalSpec) -> Tensor:
+    """Count the rows that have each signal, and those whose categorical is the likeliest (embeddings: 0); [2, K]."""
+    present_K = torch.stack([batch.present[name].sum() for name in signals.names])
+    correct_K = torch.zeros_like(present_K)
+    first = len(signals.embeddings)
+    for at, (name, logits_BC) in enumerate(zip(signals.categoricals, answer.logits, strict=True), start=first):
+        correct_K[at] = ((logits_BC.argmax(-1) == batch.categoricals[name]) & batch.present[name]).sum()
+    return torch.stack([present_K, correct_K])
+
+
+def _by_signal(
+    signals: SignalSpec, losses: list[float], present: list[int], correct: list[int]
+) -> dict[str, dict[str, float]]:
     measured: dict[str, dict[str, float]] = {}
-    for name, loss, present, correct in zip(model.signals.names, *totals, strict=True):
-        if not present:
+    for name, loss, rows, right in zip(signals.names, losses, present, correct, strict=True):
+        if not rows:
             continue
-        measured[name] = {"loss": loss / present}
-        if name in model.signals.categoricals:
-            measured[name]["top1"] = correct / present
+        measured[name] = {"loss": loss}
+        if name in signals.categoricals:
+            measured[name]["top1"] = right / rows
     return measured
-
-
-def histogram(digits_BN: Tensor, radix: int) -> Tensor:
-    """Count each digit's values: int64 [digits, radix]."""
-    num_digits = digits_BN.shape[1]
-    offsets_N = torch.arange(num_digits, device=digits_BN.device) * radix
-    counts = torch.bincount((digits_BN + offsets_N).flatten(), minlength=num_digits * radix)
-    return counts.view(num_digits, radix)
 
 
 def codebook_use(histogram_NL: Tensor) -> dict[str, Any]:
@@ -74,14 +94,24 @@ def codebook_use(histogram_NL: Tensor) -> dict[str, Any]:
         histogram_NL: counts [digits, radix].
 
     Returns:
-        `histogram`; `entropy_bits` of each digit, of at most `most_bits`; `dead_share`: the share
-        of each digit's values that never occur.
+        `histogram`; of each digit `entropy_bits`, of at most `most_bits`; `perplexity`, 2 to the
+        entropy: as many values, taken alike, would be as hard to guess; `use`: the perplexity
+        between 1 (use 0) and the most that so many rows can show (use 1); `dead_levels`: the number
+        of values that never occur; `dead_share`: their share.
     """
-    shares_NL = histogram_NL.double() / histogram_NL.sum(-1, keepdim=True).clamp(min=1)
+    rows_N = histogram_NL.sum(-1)
+    radix = histogram_NL.shape[1]
+    shares_NL = histogram_NL.double() / rows_N[:, None].clamp(min=1)
     entropy_N = -torch.special.xlogy(shares_NL, shares_NL).sum(-1) / math.log(2)
+    perplexity_N = entropy_N.exp2()
+    use_N = (perplexity_N - 1) / (rows_N.clamp(min=2, max=radix) - 1)
+    dead_N = (histogram_NL == 0).sum(-1)
     return {
         "histogram": histogram_NL.tolist(),
         "entropy_bits": entropy_N.tolist(),
-        "most_bits": math.log2(histogram_NL.shape[1]),
-        "dead_share": (histogram_NL == 0).double().mean(-1).tolist(),
+        "most_bits": math.log2(radix),
+        "perplexity": perplexity_N.tolist(),
+        "use": use_N.tolist(),
+        "dead_levels": dead_N.tolist(),
+        "dead_share": (dead_N / radix).tolist(),
     }

@@ -5,6 +5,7 @@ x_hat_k = g_k(r(s)), where r mirrors f and g_k mirrors e_k. Everything acts on o
 (LayerNorm, no batch statistics), so an item's code does not depend on the items beside it.
 """
 
+import itertools
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from torch.nn import functional
 
 from encoder.config import EncoderConfig, NetworkConfig
 from encoder.quantizers import Quantizer
+from encoder.search import searched
 from encoder.signals import SignalBatch, SignalSpec
 
 
@@ -23,16 +25,16 @@ class Losses(NamedTuple):
         total: scalar, the weighted sum that is minimized, per row.
         signal_sums: [K], each signal's loss summed over the rows that have it (cosine loss, or
             cross-entropy in nats). present: [K], the number of those rows.
-        correct: [K], rows whose categorical was decoded right (embeddings, and in training: 0).
         codebook, commitment: scalars, mean over rows.
+        digits: int64 [B, digits], as rounded.
     """
 
     total: Tensor
     signal_sums: Tensor
     present: Tensor
-    correct: Tensor
     codebook: Tensor
     commitment: Tensor
+    digits: Tensor
 
 
 class Answer(NamedTuple):
@@ -71,10 +73,14 @@ class EmbeddingEncoder(nn.Module):
         self.project = nn.Linear(dim, width)
         self.block = ResidualBlock(width)
 
-    def forward(self, x_BD: Tensor, present_B: Tensor) -> Tensor:
-        """Map [B, dim] to [B, width]; a missing row is replaced by a learned vector."""
+    def unit(self, x_BD: Tensor, present_B: Tensor) -> Tensor:
+        """Bring rows to unit length, [B, dim]; a missing row is replaced by a learned vector."""
         unit_BD = functional.normalize(x_BD, dim=-1)
-        out_BW: Tensor = self.block(self.project(torch.where(present_B[:, None], unit_BD, self.null_D)))
+        return torch.where(present_B[:, None], unit_BD, self.null_D)
+
+    def forward(self, unit_BD: Tensor) -> Tensor:
+        """Map [B, dim] to [B, width]."""
+        out_BW: Tensor = self.block(self.project(unit_BD))
         return out_BW
 
 
@@ -99,7 +105,7 @@ class EmbeddingDecoder(nn.Module):
         super().__init__()
         self.narrow = nn.Linear(hidden, width)
         self.block = ResidualBlock(width)
-        self.project = nn.Linear(width, dim)
+        self.project = _from_zero(nn.Linear(width, dim))
 
     def forward(self, y_BW: Tensor) -> Tensor:
         """Map [B, hidden] to [B, dim]."""
@@ -108,7 +114,11 @@ class EmbeddingDecoder(nn.Module):
 
 
 class FusionEncoder(nn.Module):
-    """e_1..e_n and f: the part that decides the code."""
+    """e_1..e_n and f: the part that decides the code. Beside them, a linear path from the embeddings to h.
+
+    The linear path starts as a principal component analysis (`VQFusion.start_linear`) and the others
+    at 0, so that training begins where linear quantization ends.
+    """
 
     def __init__(self, signals: SignalSpec, network: NetworkConfig, latent_dim: int) -> None:
         super().__init__()
@@ -125,25 +135,30 @@ class FusionEncoder(nn.Module):
             nn.Linear(joint, network.hidden),
             *(ResidualBlock(network.hidden) for _ in range(network.blocks)),
             nn.LayerNorm(network.hidden),
-            nn.Linear(network.hidden, latent_dim),
+            _from_zero(nn.Linear(network.hidden, latent_dim)),
         )
+        self.linear = nn.Linear(sum(signals.embeddings.values()), latent_dim) if signals.embeddings else None
+
+    def units(self, batch: SignalBatch) -> list[Tensor]:
+        """Give the embeddings at unit length, nulls replaced: [B, dim] each."""
+        encoders = (module for module in self.embeddings if isinstance(module, EmbeddingEncoder))
+        named = zip(self.embedding_names, encoders, strict=True)
+        return [encode.unit(batch.embeddings[name], batch.present[name]) for name, encode in named]
 
     def forward(self, batch: SignalBatch) -> Tensor:
         """Map signals to h, float [B, latent_dim]."""
-        parts = [
-            encode(batch.embeddings[name], batch.present[name])
-            for name, encode in zip(self.embedding_names, self.embeddings, strict=True)
-        ]
+        units = self.units(batch)
+        parts = [encode(unit_BD) for unit_BD, encode in zip(units, self.embeddings, strict=True)]
         parts += [
             encode(batch.categoricals[name], batch.present[name])
             for name, encode in zip(self.categorical_names, self.categoricals, strict=True)
         ]
         h_BH: Tensor = self.fuse(torch.cat(parts, dim=-1))
-        return h_BH
+        return h_BH if self.linear is None else h_BH + self.linear(torch.cat(units, dim=-1))
 
 
 class FusionDecoder(nn.Module):
-    """r and g_1..g_n, the mirror of `FusionEncoder`."""
+    """r and g_1..g_n, the mirror of `FusionEncoder`, linear path and all."""
 
     def __init__(self, signals: SignalSpec, network: NetworkConfig, latent_dim: int) -> None:
         super().__init__()
@@ -156,6 +171,7 @@ class FusionDecoder(nn.Module):
         self.embeddings = nn.ModuleList(
             EmbeddingDecoder(hidden, network.embedding_width, dim) for dim in signals.embeddings.values()
         )
+        self.linears = nn.ModuleList(nn.Linear(latent_dim, dim) for dim in signals.embeddings.values())
         self.categoricals = nn.ModuleList(
             nn.Sequential(nn.Linear(hidden, network.categorical_width), nn.Linear(network.categorical_width, number))
             for number in signals.categoricals.values()
@@ -164,7 +180,19 @@ class FusionDecoder(nn.Module):
     def forward(self, s_BH: Tensor) -> Answer:
         """Map s [B, latent_dim] to what it says of every signal."""
         y_BW = self.unmix(s_BH)
-        return Answer([decode(y_BW) for decode in self.embeddings], [decode(y_BW) for decode in self.categoricals])
+        paths = zip(self.embeddings, self.linears, strict=True)
+        embeddings = [decode(y_BW) + linear(s_BH) for decode, linear in paths]
+        return Answer(embeddings, [decode(y_BW) for decode in self.categoricals])
+
+
+def _set(linear: nn.Module, weight: Tensor, bias: Tensor) -> None:
+    linear.load_state_dict({"weight": weight, "bias": bias})
+
+
+def _from_zero(linear: nn.Linear) -> nn.Linear:
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear
 
 
 class VQFusion(nn.Module):
@@ -173,9 +201,12 @@ class VQFusion(nn.Module):
     def __init__(self, config: EncoderConfig, signals: SignalSpec) -> None:
         super().__init__()
         self.signals = signals
+        self.search = config.search
         self.codebook_weight = config.training.codebook_weight
-        self.commitment_weight = config.training.commitment_weight
+        self.signal_dropout = config.training.signal_dropout
         self.quantizer: Quantizer = config.quantizer.build()
+        # Pulled to even levels, latents that are squashed anyway end on few of them: FSQ has no such loss.
+        self.commitment_weight = 0.0 if self.quantizer.squashes else config.training.commitment_weight
         self.encoder = FusionEncoder(signals, config.network, self.quantizer.latent_dim)
         self.decoder = FusionDecoder(signals, config.network, self.quantizer.latent_dim)
         weights_K = torch.tensor([signals.weights[name] for name in signals.names])
@@ -190,7 +221,7 @@ class VQFusion(nn.Module):
             rows: what sums over rows are divided by. One number on every rank, rather than this
                 batch's own rows, makes the average over ranks the average over items.
         """
-        quantized = self.quantizer(self.encoder(batch))
+        quantized = self.quantizer(self.encoder(self._seen(batch)))
         answer = self.decoder(quantized.straight_through)
         sums_K = self.row_losses(batch, answer).sum(1)
         codebook = quantized.codebook_loss().sum() / rows
@@ -198,12 +229,66 @@ class VQFusion(nn.Module):
         total: Tensor = (self.weights_K * sums_K).sum() / rows
         total = total + self.codebook_weight * codebook + self.commitment_weight * commitment
         present_K = torch.stack([batch.present[name].sum() for name in self.signals.names])
-        correct_K = torch.zeros_like(sums_K.detach()) if self.training else self._correct(batch, answer)
-        return Losses(total, sums_K.detach(), present_K, correct_K, codebook.detach(), commitment.detach())
+        return Losses(total, sums_K.detach(), present_K, codebook.detach(), commitment.detach(), quantized.digits)
+
+    def weighted_units(self, batch: SignalBatch) -> Tensor:
+        """Give all embeddings of a batch beside each other, [B, sum of dims], as `start_linear` takes them.
+
+        Each at unit length times the root of its weight: half the squared distance of two such rows
+        is then the weighted sum of their cosine losses.
+        """
+        scales = [self.signals.weights[name] ** 0.5 for name in self.signals.embeddings]
+        units = zip(self.encoder.units(batch), scales, strict=True)
+        return torch.cat([unit_BD * scale for unit_BD, scale in units], dim=-1)
+
+    @torch.no_grad()
+    def start_linear(self, x_ND: Tensor) -> None:
+        """Set the linear paths to the principal axes of a sample, and back.
+
+        The axes are dealt out over the quantizer's blocks in turn, so that each block gets its share
+        of the variance. A quantizer with levels of a fixed spread gets axes scaled to it.
+
+        Args:
+            x_ND: `weighted_units` of a sample, the same on every rank.
+        """
+        if self.encoder.linear is None:
+            return
+        mean_D = x_ND.mean(0)
+        axes_DH, spread_H = _principal_axes(x_ND - mean_D, self.quantizer.latent_dim)
+        order_H = torch.arange(axes_DH.shape[1]).view(-1, self.quantizer.latent_blocks).T.flatten()
+        axes_DH, spread_H = axes_DH[:, order_H], spread_H[order_H]
+        wanted = self.quantizer.latent_spread
+        scale_H = torch.ones_like(spread_H) if wanted is None else wanted / spread_H.clamp(min=1e-6)
+        sizes = self.signals.embeddings
+        root_D = torch.cat([mean_D.new_full((dim,), self.signals.weights[name] ** 0.5) for name, dim in sizes.items()])
+        _set(self.encoder.linear, (axes_DH * scale_H).T * root_D, -(mean_D @ axes_DH) * scale_H)
+        back_DH, centre_D = axes_DH / scale_H / root_D[:, None], mean_D / root_D
+        ends = itertools.accumulate(sizes.values())
+        for linear, dim, end in zip(self.decoder.linears, sizes.values(), ends, strict=True):
+            _set(linear, back_DH[end - dim : end], centre_D[end - dim : end])
+
+    def _seen(self, batch: SignalBatch) -> SignalBatch:
+        """Hide signals from the encoder in training: of a share of the rows, each signal with even odds, but not all.
+
+        The losses still ask for what was hidden, so the code learns to stand for an item of which
+        only some signals are known. Drawn from torch's global generator, whose state is in checkpoints.
+        """
+        if not self.training or not self.signal_dropout:
+            return batch
+        present_KB = torch.stack([batch.present[name] for name in self.signals.names]).cpu()
+        chance_KB = torch.rand(present_KB.shape) * present_KB
+        kept_KB = (chance_KB > 0.5) | (chance_KB == chance_KB.amax(0))  # the likeliest stays in any case
+        whole_B = torch.rand(present_KB.shape[1]) >= self.signal_dropout
+        seen_KB = (present_KB & (kept_KB | whole_B)).to(self.weights_K.device)
+        return batch.with_present(dict(zip(self.signals.names, seen_KB, strict=True)))
 
     def digits(self, batch: SignalBatch) -> Tensor:
-        """Give the SID digits of a batch: int64 [B, digits]."""
-        return self.quantizer.encode(self.encoder(batch))
+        """Give the SID digits of a batch, rounded and (by config) searched: int64 [B, digits]."""
+        h_BH = self.encoder(batch)
+        digits_BN = self.quantizer.encode(h_BH)
+        if not self.search.rounds:
+            return digits_BN
+        return searched(self, batch, self.quantizer.latent(h_BH), digits_BN, self.search)[0]
 
     def reconstruct(self, digits_BN: Tensor, kept_BN: Tensor | None = None) -> Answer:
         """Decode digits, or (see `Quantizer.decode`) those of them that are kept, to signals."""
@@ -221,10 +306,14 @@ class VQFusion(nn.Module):
             losses.append(entropy_B * batch.present[name])
         return torch.stack(losses)
 
-    def _correct(self, batch: SignalBatch, answer: Answer) -> Tensor:
-        """Count the rows whose categorical is the most likely one, [K]; 0 for embeddings."""
-        counts = [torch.zeros((), device=self.weights_K.device) for _ in self.signals.embeddings]
-        for name, logits_BC in zip(self.signals.categoricals, answer.logits, strict=True):
-            right_B = logits_BC.argmax(-1) == batch.categoricals[name]
-            counts.append((right_B & batch.present[name]).sum().float())
-        return torch.stack(counts)
+
+def _principal_axes(x_ND: Tensor, number: int) -> tuple[Tensor, Tensor]:
+    """Give the axes of largest variance, [D, number], and the deviations along them; zeros beyond D."""
+    covariance_DD = (x_ND.double().T @ x_ND.double()) / len(x_ND)
+    variances_D, axes_DD = torch.linalg.eigh(covariance_DD)
+    axes_DH = axes_DD.flip(1)[:, :number]
+    axes_DH = axes_DH * axes_DH.gather(0, axes_DH.abs().argmax(0, keepdim=True)).sign()  # one of two senses, for good
+    spread_H = variances_D.flip(0)[:number].clamp(min=0).sqrt()
+    missing = number - axes_DH.shape[1]
+    padding = (0, missing)
+    return functional.pad(axes_DH, padding).to(x_ND), functional.pad(spread_H, padding).to(x_ND)

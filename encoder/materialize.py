@@ -1,13 +1,16 @@
 """Stage `materialize`: encode every item, and write the tables again with SID columns.
 
-Items are encoded in shards over all ranks into one map on disk; then every rank rewrites its own
-files, row group by row group. Memory is one row group and what the page cache gives the map.
+The items are cut into segments of whole row groups, which are shared out over the ranks. A segment is read once and
+written once, as a file of its own, and its SIDs go into a map on disk that all ranks share; with the map whole, every
+rank rewrites its share of the events' files. Reading, encoding and writing go on at the same time, a row group each,
+so memory is a few row groups and what the page cache gives the map.
 """
 
 import contextlib
+import itertools
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,11 +30,12 @@ from encoder.sid import (
     with_sid_metadata,
 )
 from encoder.sid_map import NULL, SidMap
-from encoder.signals import SignalBatch, signal_batch, signal_check
+from encoder.signals import SignalBatch, signal_batch
+from encoder.write_behind import WriteBehind
 from infra.config import parse
 from infra.distributed import together
 from infra.errors import DataError
-from infra.parquet import RowGroup, TableWriter, open_parquet, read_row_group, row_groups
+from infra.parquet import Check, RowGroup, TableWriter, open_parquet, prefetched, read_row_group, row_groups
 from infra.stage import StageRun, run_stage
 from infra.tables import Dataset, check_events, check_items, read_dataset, write_spec
 
@@ -43,6 +47,14 @@ decides a code that lies on a border. So a row is always encoded in a block of t
 the place in it that its row group gives it, by one thread: its id then depends on nothing else,
 not on the batch size, nor on the number of ranks. More speed comes from more ranks.
 """
+SEGMENT_ROWS = 1 << 17
+"""The most rows of an items file that is written, and so of what one rank encodes at a time.
+
+A file is written by one rank alone, and its bytes are the same for any number of ranks. A longer file becomes several,
+so that the ranks share the work however few files there were.
+"""
+
+Extend = Callable[[pa.Table, RowGroup], pa.Table]
 
 
 @dataclass(frozen=True)
@@ -69,13 +81,14 @@ def materialize(run: StageRun[MaterializeConfig]) -> None:
         work = _opened(run)
         if world.is_main:
             work.sids.create()
-    _encode_items(run, work)
+    with together(world, "encoding the items"):
+        _write_items(run, work)
     encoded = time.monotonic()
-    with together(world, "writing the tables"):
-        _write_tables(run, work)
+    with together(world, "writing the events"):
+        _write_events_and_others(run, work)
     with together(world, "closing the tables"):
         if world.is_main:
-            _close(run, work, encoded - started, time.monotonic() - encoded)
+            _close(run, work, started, encoded)
 
 
 def _opened(run: StageRun[MaterializeConfig]) -> Work:
@@ -91,47 +104,91 @@ def _opened(run: StageRun[MaterializeConfig]) -> Work:
     return Work(dataset, bundle, spec, sids, run.out)
 
 
-def _encode_items(run: StageRun[MaterializeConfig], work: Work) -> None:
-    """Encode this rank's row groups of the items into the map."""
-    world, check = run.world, signal_check(work.dataset.spec)
-    groups = row_groups(work.dataset.item_files)[world.rank :: world.size]
-    batch_rows = -(-run.config.batch_size // BLOCK_ROWS) * BLOCK_ROWS  # whole blocks: see BLOCK_ROWS
-    with (
-        together(world, "encoding the items"),
-        run.log.progress(sum(group.rows for group in groups), "materialize: items encoded") as advance,
-    ):
-        for group in groups:
-            table = read_row_group(group, work.bundle.signals.columns)
-            check(table, group)
-            for start in range(0, table.num_rows, batch_rows):
-                batch = signal_batch(table.slice(start, batch_rows), work.bundle.signals)
-                work.sids.write(group.start + start, encode(work.bundle, work.spec, batch))
-                advance(len(batch))
+@dataclass(frozen=True)
+class Segment:
+    """Consecutive row groups of a file, and the file they become."""
+
+    source: Path
+    groups: tuple[RowGroup, ...]
+    target: Path
 
 
-def encode(bundle: EncoderBundle, spec: SidSpec, batch: SignalBatch) -> npt.NDArray[np.int64]:
+def _write_items(run: StageRun[MaterializeConfig], work: Work) -> None:
+    """Encode this rank's segments of the items, into the map and into their files."""
+
+    def with_sids(table: pa.Table, group: RowGroup) -> pa.Table:
+        ids_NC = _encoded(table, work, run.config.batch_size)
+        work.sids.write(group.start, ids_NC)
+        advance(len(ids_NC))
+        return _with_columns(table, ITEM_BASE, work.spec, ids_NC, group)
+
+    def check(table: pa.Table, group: RowGroup) -> None:
+        check_items(table, work.dataset.spec, group)
+
+    own = _segments(work)[run.world.rank :: run.world.size]
+    rows = sum(group.rows for segment in own for group in segment.groups)
+    with run.log.progress(rows, "materialize: items encoded") as advance:
+        for segment in own:
+            _rewrite(segment, check, with_sids)
+
+
+def _segments(work: Work) -> list[Segment]:
+    """Cut every file of the items into segments; one that is not cut keeps its name."""
+    segments = []
+    for path, groups in _by_file(work.dataset.item_files):
+        target = work.out / path.relative_to(work.dataset.path)
+        parts = list(_runs(groups, SEGMENT_ROWS))
+        names = [f"{path.stem}-{part:05d}{path.suffix}" for part in range(len(parts))] if parts[1:] else [path.name]
+        segments += [Segment(path, part, target.with_name(name)) for part, name in zip(parts, names, strict=True)]
+    return segments
+
+
+def _runs(groups: Sequence[RowGroup], rows: int) -> Iterator[tuple[RowGroup, ...]]:
+    """Cut row groups into runs of at most so many rows, or of one row group; no row group is one empty run."""
+    start = 0
+    for end in range(1, len(groups) + 1):
+        if end == len(groups) or sum(group.rows for group in groups[start : end + 1]) > rows:
+            yield tuple(groups[start:end])
+            start = end
+    if not groups:
+        yield ()
+
+
+def _encoded(table: pa.Table, work: Work, batch_size: int) -> npt.NDArray[np.int64]:
+    """Give the SIDs of a row group, batch by batch."""
+    rows = -(-batch_size // BLOCK_ROWS) * BLOCK_ROWS  # whole blocks: see BLOCK_ROWS
+    starts = range(0, table.num_rows, rows)
+    batches = (signal_batch(table.slice(start, rows), work.bundle.signals) for start in starts)
+    parts = [encode(work.bundle, work.spec, batch) for batch in batches]
+    return np.concatenate([np.empty((0, work.sids.chunks), np.int64), *parts])
+
+
+def encode(
+    bundle: EncoderBundle, spec: SidSpec, batch: SignalBatch, block_rows: int = BLOCK_ROWS
+) -> npt.NDArray[np.int64]:
     """Give the SIDs of a batch, block by block, so that each is the same in any batch.
 
     Args:
         bundle: the encoder.
         spec: how digits become ids; its digits are the bundle's.
         batch: the items' signals, beginning at a block's border.
+        block_rows: rows of a block; another number than `BLOCK_ROWS` must have been found to give the same.
 
     Returns:
         int64 [N, chunks]; `NULL` where every signal is missing.
     """
-    parts = []
-    with torch.inference_mode(), _one_thread():
-        for block in batch.blocks(BLOCK_ROWS):
-            on_device = block.padded(BLOCK_ROWS).to(bundle.model.weights_K.device)
-            ids_NC = spec.pack(bundle.model.digits(on_device)[: len(block)]).cpu()
-            ids_NC[~block.any_present] = NULL
-            parts.append(ids_NC)
-    return torch.cat(parts).numpy()
+    device = bundle.model.weights_K.device
+    with torch.inference_mode(), one_thread():
+        blocks = batch.to(device).blocks(block_rows)
+        digits_ND = torch.cat([bundle.model.digits(block.padded(block_rows))[: len(block)] for block in blocks])
+        ids_NC = spec.pack(digits_ND).cpu()
+        ids_NC[~batch.any_present] = NULL
+    return ids_NC.numpy()
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """Let torch use one thread, so that the order in which a product adds up is the same on any machine's cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -140,21 +197,21 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _write_tables(run: StageRun[MaterializeConfig], work: Work) -> None:
-    """Write this rank's files; a file is written by one rank alone, so its bytes are the same for any number."""
+def _write_events_and_others(run: StageRun[MaterializeConfig], work: Work) -> None:
+    """Write this rank's share of the other files; each is written by one rank alone."""
     dataset, ids_NC = work.dataset, work.sids.opened()
 
-    def with_item_sids(table: pa.Table, group: RowGroup) -> pa.Table:
-        check_items(table, dataset.spec, group)
-        return _with_columns(table, ITEM_BASE, work.spec, ids_NC[group.start : group.start + group.rows], group)
-
-    def with_event_sids(table: pa.Table, group: RowGroup) -> pa.Table:
+    def check(table: pa.Table, group: RowGroup) -> None:
         check_events(table, dataset.spec, group)
+
+    def with_sids(table: pa.Table, group: RowGroup) -> pa.Table:
         return _event_columns(table, work.spec, ids_NC, group)
 
-    jobs: list[Callable[[], None]] = []
-    jobs += [_rewriting(work, groups, with_item_sids) for groups in _by_file(dataset.item_files)]
-    jobs += [_rewriting(work, groups, with_event_sids) for groups in _by_file(dataset.all_event_files())]
+    def rewriting(path: Path, groups: list[RowGroup]) -> Callable[[], None]:
+        segment = Segment(path, tuple(groups), work.out / path.relative_to(dataset.path))
+        return lambda: _rewrite(segment, check, with_sids)
+
+    jobs = [rewriting(path, groups) for path, groups in _by_file(dataset.all_event_files())]
     jobs += [_copying(work, path) for path in _other_files(dataset)]
     own = jobs[run.world.rank :: run.world.size]
     with run.log.progress(len(own), "materialize: files written") as advance:
@@ -164,34 +221,35 @@ def _write_tables(run: StageRun[MaterializeConfig], work: Work) -> None:
 
 
 def _by_file(paths: tuple[Path, ...]) -> list[tuple[Path, list[RowGroup]]]:
-    groups = row_groups(paths)
-    return [(path, [group for group in groups if group.path == path]) for path in paths]
+    groups = itertools.groupby(row_groups(paths), key=lambda group: group.path)
+    found = {path: list(of_path) for path, of_path in groups}
+    return [(path, found.get(path, [])) for path in paths]
 
 
-def _rewriting(
-    work: Work, file: tuple[Path, list[RowGroup]], extend: Callable[[pa.Table, RowGroup], pa.Table]
-) -> Callable[[], None]:
-    path, groups = file
-    target = work.out / path.relative_to(work.dataset.path)
+def _rewrite(segment: Segment, check: Check, extend: Extend) -> None:
+    """Write a segment's rows again, with the columns that `extend` appends.
 
-    def rewrite() -> None:
-        tables = (extend(table, group) for table, group in _parts(path, groups))
-        first = next(tables)
-        with TableWriter(target, first.schema) as writer:
-            writer.write(first)
-            for table in tables:
-                writer.write(table)
-
-    return rewrite
+    The next row group is read and checked, and the last one written, while one is extended.
+    """
+    with contextlib.ExitStack() as stack:
+        write: WriteBehind | None = None
+        for table, group in prefetched(_checked(segment, check), depth=1):
+            extended = extend(table, group)
+            if write is None:
+                writer = stack.enter_context(TableWriter(segment.target, extended.schema))
+                write = stack.enter_context(WriteBehind(writer.write))
+            write(extended)
 
 
-def _parts(path: Path, groups: list[RowGroup]) -> Iterator[tuple[pa.Table, RowGroup]]:
-    """Give a file's row groups one by one; a file without any (a day without events) as one empty part."""
-    for group in groups:
-        yield read_row_group(group), group
-    if not groups:
-        with open_parquet(path) as file:
-            yield file.schema_arrow.empty_table(), RowGroup(path, 0, 0, 0)
+def _checked(segment: Segment, check: Check) -> Iterator[tuple[pa.Table, RowGroup]]:
+    """Give a segment's row groups one by one; a file without any (a day without events) as one empty part."""
+    for group in segment.groups:
+        table = read_row_group(group)
+        check(table, group)
+        yield table, group
+    if not segment.groups:
+        with open_parquet(segment.source) as file:
+            yield file.schema_arrow.empty_table(), RowGroup(segment.source, 0, 0, 0)
 
 
 def _other_files(dataset: Dataset) -> list[Path]:
@@ -254,8 +312,9 @@ def _with_columns(
     return table
 
 
-def _close(run: StageRun[MaterializeConfig], work: Work, encoding_s: float, writing_s: float) -> None:
+def _close(run: StageRun[MaterializeConfig], work: Work, started: float, encoded: float) -> None:
     """Write what is not a table, take the map away, and sum up."""
+    written = time.monotonic()
     nulls, distinct = work.sids.count()
     shutil.rmtree(work.sids.path.parent)
     write_spec(work.out, work.dataset.spec)
@@ -268,9 +327,10 @@ def _close(run: StageRun[MaterializeConfig], work: Work, encoding_s: float, writ
             "null_sids": nulls,
             "distinct_sids": distinct,
             "unique_share": unique_share,
-            "encoding_seconds": encoding_s,
-            "items_per_second": items / encoding_s,
-            "writing_seconds": writing_s,
+            "encoding_seconds": encoded - started,
+            "items_per_second": items / (encoded - started),
+            "writing_seconds": written - encoded,
+            "seconds": time.monotonic() - started,
             "sid_spec": work.spec.model_dump(mode="json"),
         }
     )

@@ -6,20 +6,25 @@ depth-major (all groups of the coarsest depth first), so that a prefix is a coar
 summed in int64 from integer digits, never from floats, which are exact only up to 24 bits.
 """
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import torch
 from pydantic import Field, ValidationError, model_validator
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from infra.config import Config
 from infra.errors import SpecError
 
 Packing = Literal["mixed_radix", "paper_eq5"]
 Bound = Literal["clamp", "tanh", "ifsq"]
+Ids = TypeVar("Ids", Tensor, npt.NDArray[np.int64])
 
 METADATA_KEY = b"sidestack.sid"
 ITEM_BASE = "sid"
@@ -63,24 +68,27 @@ def pack_digits(digits_ND: Tensor, radix: int, packing: Packing = "mixed_radix")
         raise SpecError(f"digits are {digits_ND.dtype}; ids are summed from integer digits only")
     digits_ND = digits_ND.to(torch.int64)
     if digits_ND.numel():
-        low, high = int(digits_ND.min()), int(digits_ND.max())
+        low, high = (int(bound) for bound in torch.aminmax(digits_ND))
         if low < 0 or high >= radix:
             raise SpecError(f"digit {low if low < 0 else high} is outside [0, {radix})")
     weights_D = torch.tensor(_weights(num_digits, radix, packing), device=digits_ND.device)
     return (digits_ND * weights_D).sum(-1)
 
 
-def unpack_ids(ids_N: Tensor, radix: int, num_digits: int, packing: Packing = "mixed_radix") -> Tensor:
-    """Undo `pack_digits` by floor division and modulo (paper section 3.3).
+def unpack_ids(
+    ids_N: Tensor, radix: int, num_digits: int, packing: Packing = "mixed_radix", dtype: torch.dtype = torch.int64
+) -> Tensor:
+    """Undo `pack_digits`: floor division and modulo (paper section 3.3), by look-up where the radix allows it.
 
     Args:
         ids_N: int64, any shape [...].
         radix: values a digit can take.
         num_digits: digits an id holds.
         packing: as packed.
+        dtype: what to give the digits in; a byte a digit (torch.uint8) is the fastest to write.
 
     Returns:
-        digits_ND: int64 [..., num_digits], in [0, radix).
+        digits_ND: [..., num_digits], in [0, radix).
 
     Raises:
         SpecError: the digits do not fit int64, or an id is outside what they can spell.
@@ -88,18 +96,129 @@ def unpack_ids(ids_N: Tensor, radix: int, num_digits: int, packing: Packing = "m
     _require_fit(num_digits, radix, packing)
     first = 1 if packing == "paper_eq5" else 0
     if ids_N.numel():
-        low, high = int(ids_N.min()), int(ids_N.max())
+        low, high = (int(bound) for bound in torch.aminmax(ids_N))
         if low < 0 or high >= radix ** (num_digits + first):
             wrong = low if low < 0 else high
             raise SpecError(f"id {wrong} is no SID of {num_digits} digits with {radix} values each")
-    digits_ND = torch.empty((*ids_N.shape, num_digits), dtype=torch.int64, device=ids_N.device)
-    rest_N = ids_N // radix if packing == "paper_eq5" else ids_N
-    order = range(num_digits) if packing == "paper_eq5" else range(num_digits - 1, -1, -1)
-    for i in order:
-        above_N = rest_N // radix
-        torch.sub(rest_N, above_N * radix, out=digits_ND[..., i])
-        rest_N = above_N
+    if radix > LOOKUP_ROWS:
+        numbers_ND = ids_N.new_empty((*ids_N.shape, num_digits))
+        _cut_into(numbers_ND, ids_N // radix**first, radix, packing)
+        return numbers_ND.to(dtype)
+    digits_ND: Tensor = _digit_lookup(radix, num_digits, packing, dtype, ids_N.device)(ids_N)
     return digits_ND
+
+
+LOOKUP_ROWS = 1 << 13
+"""The most numbers whose digits a look-up table holds: 6,561 of 8 ternary digits are 210 kB in float32, which stay in
+a core's second cache."""
+_IDS_AT_A_TIME = 1 << 14
+"""Ids unpacked at a time on a CPU, so that what lies between two steps stays in the cache too."""
+
+
+class DigitLookup(nn.Module):
+    """What every digit of an id stands for, several digits by one look-up; it has no weights.
+
+    An id is cut by division into numbers of k digits each, and row r of a table holds what the k digits of r stand
+    for. k is a power of two: rows of 8 to 64 bytes are copied in one move. An id's last or first number may have
+    digits to spare; their columns are left out of the result, which is then a view.
+
+    Args of the constructor:
+        values_DR: what value r of digit i stands for, any dtype, [num_digits, radix]; radix at most `LOOKUP_ROWS`.
+        packing: how the digits are summed into ids; they must fit one int64.
+    """
+
+    table_Tk: Tensor
+
+    def __init__(self, values_DR: Tensor, packing: Packing) -> None:
+        super().__init__()
+        self.num_digits, self.radix = values_DR.shape
+        self.packing = packing
+        self.width = max(k for k in (1, 2, 4, 8) if self.radix**k <= LOOKUP_ROWS)
+        self.numbers = -(-self.num_digits // self.width)
+        self.rows = self.radix**self.width
+        # Constants, not state: they are made again from the spec and stay out of checkpoints.
+        self.register_buffer("table_Tk", self._table(values_DR), persistent=False)
+
+    def forward(self, ids_N: Tensor, known_N: Tensor | None = None) -> Tensor:
+        """Unpack.
+
+        Args:
+            ids_N: int64, any shape [...], each in the range that the digits can spell where it is known.
+            known_N: bool [...]; where False the result is zeros, whatever the id. None: all are known.
+
+        Returns:
+            [..., num_digits], in the values' dtype.
+        """
+        shape = (*ids_N.shape, self.numbers * self.width)
+        first = 0 if self.packing == "paper_eq5" else shape[-1] - self.num_digits
+        gather = self._gather_by_blocks if ids_N.device.type == "cpu" else self._gather
+        out = gather(ids_N.reshape(-1), None if known_N is None else known_N.reshape(-1))
+        return out.view(shape)[..., first : first + self.num_digits]
+
+    def _gather(self, ids_N: Tensor, known_N: Tensor | None) -> Tensor:
+        rows_NC = ids_N.new_empty(len(ids_N), self.numbers)
+        _cut_into(rows_NC, self._whole(ids_N), self.rows, self.packing, apart=True)
+        if known_N is not None:
+            rows_NC.masked_fill_(~known_N[:, None], len(self.table_Tk) - 1)
+        return self.table_Tk.index_select(0, rows_NC.view(-1))
+
+    def _gather_by_blocks(self, ids_N: Tensor, known_N: Tensor | None) -> Tensor:
+        """Do the same with numpy, whose division and copies of short rows are three times as fast on a CPU."""
+        out_NCk = self.table_Tk.new_empty(len(ids_N), self.numbers, self.width)
+        table_Tk, out, ids = self.table_Tk.numpy(), out_NCk.numpy(), ids_N.numpy()
+        known = None if known_N is None else known_N.numpy()
+        rows_BC = np.empty((min(len(ids), _IDS_AT_A_TIME), self.numbers), np.int64)
+        for start in range(0, len(ids), _IDS_AT_A_TIME):
+            block = slice(start, min(start + _IDS_AT_A_TIME, len(ids)))
+            part_BC = rows_BC[: block.stop - start]
+            _cut_into(part_BC, self._whole(ids[block]), self.rows, self.packing, apart=True)
+            if known is not None:
+                part_BC[np.flatnonzero(~known[block])] = len(table_Tk) - 1
+            # `clip` needs no buffer between table and result; nothing is clipped but what an unknown id may hold.
+            np.take(table_Tk, part_BC, axis=0, out=out[block], mode="clip")
+        return out_NCk
+
+    def _whole(self, ids_N: Ids) -> Ids:
+        return ids_N // self.radix if self.packing == "paper_eq5" else ids_N
+
+    def _table(self, values_DR: Tensor) -> Tensor:
+        """Give a block of rows for each of an id's numbers, and a last row of zeros for ids that are not known."""
+        spare = self.numbers * self.width - self.num_digits
+        pad = (0, 0, 0, spare) if self.packing == "paper_eq5" else (0, 0, spare, 0)
+        values_CkR = functional.pad(values_DR, pad).view(self.numbers, self.width, self.radix)
+        digits_Rk = values_DR.new_empty(self.rows, self.width, dtype=torch.int64)
+        _cut_into(digits_Rk, torch.arange(self.rows), self.radix, self.packing)
+        table_CRk = torch.stack([values_CkR[:, i, digits_Rk[:, i]] for i in range(self.width)], dim=-1)
+        return functional.pad(table_CRk.flatten(0, 1), (0, 0, 0, 1))
+
+
+@functools.lru_cache(maxsize=16)
+@torch.inference_mode(False)  # the first to ask may be in inference, the next in training
+def _digit_lookup(
+    radix: int, num_digits: int, packing: Packing, dtype: torch.dtype, device: torch.device
+) -> DigitLookup:
+    return DigitLookup(torch.arange(radix, dtype=dtype).expand(num_digits, -1), packing).to(device)
+
+
+def _cut_into(numbers_NC: Ids, ids_N: Ids, size: int, packing: Packing, apart: bool = False) -> None:
+    """Cut ids into numbers in [0, size), each from the quotient of the one before; arrays and tensors alike.
+
+    Args:
+        numbers_NC: where they go, [..., C]; the most significant first, or last under `paper_eq5`.
+        ids_N: [...], below size**C. size: one more than the largest number.
+        packing: the digits' order. apart: add i * size to number i, so that no two have a value in common.
+    """
+    count = numbers_NC.shape[-1]
+    places = range(count) if packing == "paper_eq5" else range(count - 1, -1, -1)
+    rest_N = ids_N
+    for place in places:
+        start = place if apart else 0
+        if place == places[-1]:
+            numbers_NC[..., place] = rest_N + start * size
+        else:
+            above_N = rest_N // size
+            numbers_NC[..., place] = rest_N - (above_N - start) * size
+            rest_N = above_N
 
 
 def _require_fit(num_digits: int, radix: int, packing: Packing) -> None:
@@ -122,8 +241,9 @@ class SidSpec(Config):
 
     quantizer: str
     """The kind of quantizer that made the digits, for people."""
-    levels: Annotated[int, Field(ge=2)]
-    """Levels L of the scalar quantizer; level l stands for q_l = l - (L-1)/2."""
+    levels: Annotated[int, Field(ge=1)]
+    """Levels L of the scalar quantizer; level l stands for q_l = l - (L-1)/2. L=1: codewords without order, a
+    codebook's digits, each a "line" of one point."""
     lines: Annotated[int, Field(ge=1)] = 1
     """Lines K of a layer; a digit is k * L + l."""
     digits: Annotated[int, Field(ge=1)]
@@ -153,6 +273,8 @@ class SidSpec(Config):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if self.radix < 2:
+            raise ValueError(f"levels {self.levels} x lines {self.lines} must be at least 2 values a digit")
         if self.depth * self.groups != self.digits:
             raise ValueError(f"digits {self.digits} must be depth {self.depth} x groups {self.groups}")
         lengths = self.prefix_lengths
@@ -221,22 +343,23 @@ class SidSpec(Config):
         parts = torch.split(digits_ND, list(self.chunk_sizes), dim=-1)
         return torch.stack([pack_digits(part, self.radix, self.packing) for part in parts], dim=-1)
 
-    def unpack(self, ids_NC: Tensor) -> Tensor:
+    def unpack(self, ids_NC: Tensor, dtype: torch.dtype = torch.int64) -> Tensor:
         """Undo `pack`.
 
         Args:
             ids_NC: int64 [N, number of chunks], without nulls.
+            dtype: see `unpack_ids`.
 
         Returns:
-            digits_ND: int64 [N, held_digits] in [0, radix).
+            digits_ND: [N, held_digits] in [0, radix).
 
         Raises:
             SpecError: wrong number of chunks, or see `unpack_ids`.
         """
         self._require_chunks(ids_NC)
         columns = zip(ids_NC.unbind(-1), self.chunk_sizes, strict=True)
-        parts = [unpack_ids(ids_N, self.radix, size, self.packing) for ids_N, size in columns]
-        return torch.cat(parts, dim=-1)
+        parts = [unpack_ids(ids_N, self.radix, size, self.packing, dtype) for ids_N, size in columns]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
     def cut(self, ids_NC: Tensor, length: int) -> Tensor:
         """Shorten ids to their first digits, by one floor division (Eq. 5 packing: one modulo).

@@ -5,17 +5,22 @@ is up to the page cache, not to the table's size.
 """
 
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+Ids = npt.NDArray[np.int64]
+
 NULL = -1
 """Stands for a null SID in the map; ids are never negative."""
 
 _BYTES = 8
-_ROWS_AT_A_TIME = 1 << 20
-_DISTINCT_AT_A_TIME = 1 << 24
+_ROWS_AT_A_TIME = 1 << 18
+_DISTINCT_AT_A_TIME = 1 << 20
+_MIX = np.uint64(0x9E3779B97F4A7C15)
+"""2^64 over the golden ratio: the high bits of a product with it are scattered, whatever ids have in common."""
 
 
 class SidMap:
@@ -32,7 +37,7 @@ class SidMap:
         with self.path.open("wb") as file:
             file.truncate(self.num_items * self.chunks * _BYTES)
 
-    def write(self, start: int, ids_NC: npt.NDArray[np.int64]) -> None:
+    def write(self, start: int, ids_NC: Ids) -> None:
         """Write the SIDs of the items from `start` on.
 
         By pwrite, not through the mapping: a full disk is then an error, not a killed process.
@@ -47,24 +52,54 @@ class SidMap:
         finally:
             os.close(handle)
 
-    def opened(self) -> npt.NDArray[np.int64]:
+    def opened(self) -> Ids:
         """Map the whole for reading: int64 [num_items, chunks]."""
         return np.memmap(self.path, np.int64, "r", shape=(self.num_items, self.chunks))
 
     def count(self) -> tuple[int, int]:
         """Count (null SIDs, different SIDs that are not null), in bounded memory.
 
-        More SIDs than fit are counted in several passes, each over the ids of one remainder.
+        The SIDs are shared out by a hash into files small enough to be sorted, which lie beside the map and are
+        taken away again; equal SIDs meet in one file. Everything is read, and where it does not fit written, once.
         """
-        ids_NC = self.opened()
-        passes = -(-self.num_items // _DISTINCT_AT_A_TIME)
+        shares = -(-self.num_items // _DISTINCT_AT_A_TIME)
+        files = [self.path.with_name(f"{self.path.name}.share-{share}") for share in range(shares)]
         nulls = distinct = 0
-        for remainder in range(passes):
-            found: list[npt.NDArray[np.int64]] = []
-            for start in range(0, self.num_items, _ROWS_AT_A_TIME):
-                part_NC = ids_NC[start : start + _ROWS_AT_A_TIME]
-                nulls += int((part_NC[:, 0] == NULL).sum()) if remainder == 0 else 0
-                chosen_N = (part_NC[:, 0] != NULL) & (part_NC[:, 0] % passes == remainder)
-                found.append(np.unique(part_NC[chosen_N], axis=0))
-            distinct += len(np.unique(np.concatenate(found), axis=0)) if found else 0
+        for part_NC in self._parts():
+            present_N = part_NC[:, 0] != NULL
+            nulls += len(part_NC) - int(present_N.sum())
+            _share_out(_different(part_NC[present_N]), files)
+        for file in files:
+            if file.exists():
+                distinct += len(_different(np.fromfile(file, np.int64).reshape(-1, self.chunks)))
+                file.unlink()
         return nulls, distinct
+
+    def _parts(self) -> Iterator[Ids]:
+        # Read, not mapped: pages of a mapping count as this process's memory.
+        with self.path.open("rb") as file:
+            for start in range(0, self.num_items, _ROWS_AT_A_TIME):
+                rows = min(_ROWS_AT_A_TIME, self.num_items - start)
+                yield np.fromfile(file, np.int64, rows * self.chunks).reshape(rows, self.chunks)
+
+
+def _different(ids_NC: Ids) -> Ids:
+    # Nearly every SID is one number; sorting those is many times faster than np.unique, which hashes, and than rows.
+    if ids_NC.shape[1] > 1:
+        return np.unique(ids_NC, axis=0)
+    sorted_N1 = np.sort(ids_NC, axis=0)
+    is_first_N = np.ones(len(sorted_N1), bool)
+    is_first_N[1:] = sorted_N1[1:, 0] != sorted_N1[:-1, 0]
+    return sorted_N1[is_first_N]
+
+
+def _share_out(ids_NC: Ids, files: Sequence[Path]) -> None:
+    """Append each SID to the file that its first number's hash gives."""
+    mixed_N = ids_NC[:, 0].astype(np.uint64) * _MIX >> np.uint64(40)
+    share_N = (mixed_N % np.uint64(len(files))).astype(np.uint16 if len(files) <= 2**16 else np.int64)
+    order_N = np.argsort(share_N, kind="stable")
+    ends = np.cumsum(np.bincount(share_N, minlength=len(files)))
+    for file, part_NC in zip(files, np.split(ids_NC[order_N], ends[:-1]), strict=True):
+        if len(part_NC):
+            with file.open("ab") as out:
+                out.write(part_NC.tobytes())

@@ -7,22 +7,35 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
-from encoder.bundle import save_bundle
+from encoder.bundle import codebook_digest, network_digest, save_bundle
 from encoder.config import EncoderConfig, TrainingConfig
 from encoder.evaluation import evaluate
+from encoder.faults import faults, finite_or_zero
 from encoder.fusion import Losses, VQFusion
 from encoder.holdout import collect_held_out, held_out
-from encoder.quantizers import StructuredConfig
 from encoder.signals import SignalBatch, SignalSpec, chosen_signals, signal_batch, signal_check
-from infra.distributed import World, gather, lockstep, sum_over_ranks, together
+from encoder.training_state import (
+    load_optimizer_state,
+    load_random_state,
+    load_schedule_state,
+    optimizer_state,
+    part,
+    prefixed,
+    random_state,
+    schedule_state,
+)
+from encoder.window import CollapseWatch, Window
+from infra.checkpoint import Checkpoint
+from infra.distributed import World, average_gradients, gather, lockstep, require_same, sum_over_ranks, together
 from infra.errors import ConfigError, DataError
-from infra.parquet import Batch, LaneReader, RowGroup
+from infra.parquet import Batch, LaneReader, prefetched
 from infra.stage import StageRun, run_stage
 from infra.tables import Dataset, read_dataset
 
@@ -34,6 +47,8 @@ def train(run: StageRun[EncoderConfig]) -> None:
 
     Raises:
         ConfigError, DataError: a setting or a row breaks a rule, or the loss stops being finite.
+        TrainingError: digits have collapsed and the config says stop, or ranks hold different weights.
+        CommitError: there is a checkpoint of other work beside the output.
     """
     config, world = run.config, run.world
     with together(world, "opening the dataset"):
@@ -44,9 +59,9 @@ def train(run: StageRun[EncoderConfig]) -> None:
     model = VQFusion(config, signals).to(world.device)
     holdout = _holdout(dataset, signals, config.training, world)
     trainer = Trainer(model, reader, holdout, run)
+    trainer.go_on()
     with run.log.progress(trainer.num_steps, "encoder: steps") as advance:
-        for epoch in range(config.training.epochs):
-            trainer.run_epoch(epoch, advance)
+        trainer.run(advance)
     run.log.summary(trainer.summary())
     with together(world, "writing the encoder bundle"):
         if world.is_main:
@@ -83,6 +98,17 @@ def _holdout(dataset: Dataset, signals: SignalSpec, training: TrainingConfig, wo
     return holdout.to(world.device)
 
 
+class TrainingRows(NamedTuple):
+    """This rank's part of a global batch, held-out items left out.
+
+    Attributes:
+        signals: of B rows. rows_B: their global row numbers.
+    """
+
+    signals: SignalBatch
+    rows_B: npt.NDArray[np.int64]
+
+
 class Trainer:
     """The training loop and what it has to remember."""
 
@@ -92,47 +118,67 @@ class Trainer:
         self.holdout = holdout
         self.log = run.log
         self.world = run.world
+        self.checkpoints = run.checkpoints
         self.config = run.config.training
-        self.revives = isinstance(run.config.quantizer, StructuredConfig) and run.config.quantizer.lines > 1
         self.generator = torch.Generator().manual_seed(self.config.seed)
         self.num_steps = self.config.epochs * reader.num_batches
         self.starts = {int(share * self.num_steps) for share in self.config.codebook_starts}
         self.optimizer = _optimizer(model, self.config)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
-        self.replicas = _replicated(model, run.world)
+        spec = model.quantizer.sid_spec("")
+        self.window = Window(model.signals.names, spec, run.world)
+        self.collapse = CollapseWatch(self.config, spec, after=max(self.starts, default=0))
+        model.quantizer.register_forward_pre_hook(self._guard_latents)
         self.step = 0
+        self.resumed_from: int | None = None
         self.revived = 0
+        self.waited = 0.0
         self.started = time.monotonic()
-        self.window = _Window(len(model.signals.names), run.world)
         self.sample: list[SignalBatch] = []
         self.measured: dict[str, Any] = {}
 
-    def run_epoch(self, epoch: int, advance: Callable[[int], None]) -> None:
-        """Train one epoch and measure on the held-out items."""
+    def go_on(self) -> None:
+        """Take up the last checkpoint, where there is one.
+
+        Raises:
+            CommitError: it is of other work.
+        """
+        checkpoint = self.checkpoints.load() if self.checkpoints is not None and self.config.checkpoint_every else None
+        if checkpoint is None:
+            return
+        self._restore(checkpoint)
+        self.log.say(f"encoder: goes on from the checkpoint at step {self.step} of {self.num_steps}")
+
+    def run(self, advance: Callable[[int], None]) -> None:
+        """Take the steps that are left, measuring on the held-out items after each epoch."""
+        self._require_same_state()
+        advance(self.step)
         self.model.train()
-        for source, batch in self._training_batches(epoch):
+        left = self._rows_left()
+        if self.step == 0:
+            self._start_linear()
+        for rows in left:
             if self.step in self.starts:
                 self._start_codebook()
-            self._take_step(source, batch)
-            if self.revives and self.step % self.config.revive_every == 0:
-                self._revive(batch)
-            if self.step % self.config.log_every == 0:
-                self.log.metrics(self.step, self._training_metrics())
+            self._take_step(rows)
+            self._after_step(rows)
             advance(1)
-        self.model.eval()
-        self.measured = evaluate(self.model, self.holdout, self.world)
-        self.log.metrics(self.step, _flat(self.measured))
 
     def summary(self) -> dict[str, Any]:
         """Give the closing numbers: held-out measures, sizes and speed."""
         seconds = time.monotonic() - self.started
+        waited = sum(gather(self.world, self.waited)) / self.world.size
         return {
             "items": self.reader.num_rows,
             "steps": self.step,
+            "resumed_from_step": self.resumed_from,
             "seconds": seconds,
             "items_per_second": self.step * self.config.batch_size / seconds,
+            "data_wait_share": waited / seconds,
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "revived_lines": self.revived,
+            "collapsed_digits": sorted(self.collapse.collapsed),
+            "codebook_sha256": codebook_digest(self.model),
             "holdout": self.measured,
         }
 
@@ -141,54 +187,144 @@ class Trainer:
         losses = ", ".join(f"{name} {m['loss']:.4f}" for name, m in self.measured["signals"].items())
         return f"encoder: held-out {losses}; unique SIDs {self.measured['unique_share']:.1%}"
 
-    def _training_batches(self, epoch: int) -> Iterator[tuple[Batch, SignalBatch]]:
-        for batch in lockstep(self.world, self.reader.epoch(epoch), "reading items"):
-            ids_N = batch.table["item_id"].to_numpy()
-            kept = batch.table.filter(~held_out(ids_N, self.config.holdout_share))
-            yield batch, signal_batch(kept, self.model.signals).to(self.world.device)
+    def _rows_left(self) -> Iterator[TrainingRows]:
+        """Give the rows of the steps that are left."""
+        epoch, start = divmod(self.step, self.reader.num_batches)
+        rows = self._training_rows(range(epoch, self.config.epochs), start)
+        if self.step > 0:
+            return rows
+        first = list(itertools.islice(rows, self._sample_batches))  # lest they be read twice
+        self.sample = [each.signals for each in first]
+        return itertools.chain(first, rows)
 
-    def _take_step(self, source: Batch, batch: SignalBatch) -> None:
-        losses: Losses = self.replicas(batch, self.config.batch_size // self.world.size)
+    @property
+    def _sample_batches(self) -> int:
+        """How many batches hold the sample; as many on every rank, for the ranks read in step."""
+        return min(-(-_SAMPLE_ROWS // self.config.batch_size), self.reader.num_batches)
+
+    def _training_rows(self, epochs: range, start: int = 0) -> Iterator[TrainingRows]:
+        # Turned into tensors by the reader's thread, so that the loop waits for neither disk nor conversion.
+        ahead = prefetched(map(self._without_held_out, self.reader.batches(epochs, start)), depth=2)
+        for rows in lockstep(self.world, self._timed(ahead), "reading items"):
+            yield rows._replace(signals=rows.signals.to(self.world.device))
+
+    def _without_held_out(self, batch: Batch) -> TrainingRows:
+        kept_N = ~held_out(batch.table["item_id"].to_numpy(), self.config.holdout_share)
+        return TrainingRows(signal_batch(batch.table.filter(kept_N), self.model.signals), batch.rows_N[kept_N])
+
+    def _timed(self, source: Iterator[TrainingRows]) -> Iterator[TrainingRows]:
+        """Count the time this rank waits for its own data, not for other ranks, once its first rows are there."""
+        rows = next(source, None)
+        while rows is not None:
+            yield rows
+            asked = time.monotonic()
+            rows = next(source, None)
+            waited = time.monotonic() - asked
+            self.waited += waited
+            self.window.waited += waited
+
+    def _take_step(self, rows: TrainingRows) -> None:
+        with self._autocast():
+            losses: Losses = self.model(rows.signals, self.config.batch_size // self.world.size)
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(losses.total)
+        average_gradients(self.world, self.model.parameters())
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
-        self._require_finite(losses.total, norm, source)
+        self._require_finite(losses.total, norm, rows)
         self.optimizer.step()
         self.schedule.step()
+        self.model.quantizer.after_step(self.world)
         self.step += 1
         self.window.add(losses, norm)
 
-    def _require_finite(self, loss: Tensor, norm: Tensor, source: Batch) -> None:
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
+
+    def _guard_latents(self, quantizer: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+        # A vector that is not finite has no digits, and a digit out of range ends a GPU's whole process: such a
+        # vector is zeroed, and the step is refused once every rank knows of it.
+        (h_BH,) = inputs
+        self.latents_are_finite = torch.isfinite(h_BH.detach()).all()
+        return finite_or_zero(h_BH)
+
+    def _require_finite(self, loss: Tensor, norm: Tensor, rows: TrainingRows) -> None:
         """Refuse to step on a loss or gradient that is not finite, on every rank at once."""
-        bad = ~(torch.isfinite(loss.detach()) & torch.isfinite(norm))
-        if not sum_over_ranks(self.world, bad.int()).item():
+        own = torch.isfinite(loss.detach()) & self.latents_are_finite
+        if not sum_over_ranks(self.world, (~(own & torch.isfinite(norm))).int()).item():
             return
-        value = float(loss.detach())
-        report = None if math.isfinite(value) else f"rank {self.world.rank}: loss {value} on {self._origin(source)}"
-        reports = [text for text in gather(self.world, report) if text] or ["finite losses, but gradient is not"]
+        finite = gather(self.world, bool(own))
+        report = None
+        if not finite[self.world.rank] or all(finite):  # all: then it is a gradient
+            with self._autocast():
+                report = f"rank {self.world.rank}: {faults(self.model, rows.signals, rows.rows_B, self.reader.groups)}"
+        reports = [text for text in gather(self.world, report) if text]
         raise DataError(f"encoder: step {self.step}: loss or gradient is not finite; " + "; ".join(reports))
 
-    def _origin(self, source: Batch) -> str:
-        low, high = int(source.rows_N.min()), int(source.rows_N.max())
-        touched = [group for group in self.reader.groups if _meets(group, source)]
-        return f"rows {low} to {high}: " + ", ".join(map(str, touched))
+    def _after_step(self, rows: TrainingRows) -> None:
+        """Do what is due after so many steps; a checkpoint comes last, so that it holds all of it."""
+        if self.model.quantizer.revives and self.step % self.config.revive_every == 0:
+            self._revive(rows.signals)
+        if self.step % self.config.log_every == 0:
+            self._record()
+        if self.step % self.reader.num_batches == 0:
+            self._measure()
+        every = self.config.checkpoint_every
+        if self.checkpoints is not None and every and self.step % every == 0 and self.step < self.num_steps:
+            self._note_state("checkpoint")
+            self.checkpoints.save(self._checkpoint())
+
+    def _record(self) -> None:
+        first_step = self.step - self.window.steps
+        metrics, use_N = self.window.close(self.config.batch_size)
+        self.log.metrics(self.step, {**metrics, "train/learning_rate": float(self.schedule.get_last_lr()[0])})
+        for warning in self.collapse.check(first_step, self.step, use_N):
+            self.log.say(warning)
+
+    def _measure(self) -> None:
+        self.model.eval()
+        self.measured = evaluate(self.model, self.holdout, self.world)
+        self.model.train()
+        self.log.metrics(self.step, _flat(self.measured))
+        self._note_state("epoch")
+
+    @torch.no_grad()
+    def _start_linear(self) -> None:
+        """Set the networks' linear paths from the embeddings of the first training rows."""
+        x_BD = torch.cat([self.model.weighted_units(batch) for batch in self.sample])
+        self.model.start_linear(self._in_common(x_BD, "embeddings"))
 
     @torch.no_grad()
     def _start_codebook(self) -> None:
         """Set the codebook from the latent vectors of the first training rows."""
-        if not self.sample:  # as many batches on every rank, for the ranks read in step
-            batches = -(-_SAMPLE_ROWS // self.config.batch_size)
-            self.sample = [batch for _, batch in itertools.islice(self._training_batches(epoch=0), batches)]
+        if not self.sample:  # this training goes on from a checkpoint
+            self.sample = [
+                rows.signals for rows in itertools.islice(self._training_rows(range(1)), self._sample_batches)
+            ]
         h_BH = torch.cat([self.model.encoder(batch) for batch in self.sample])
-        sample_NH = common_sample(self.world, h_BH, _SAMPLE_ROWS)
+        self.model.quantizer.start(self._in_common(h_BH, "latent vectors"), self.generator)
+        self._note_state("start")
+
+    def _in_common(self, x_BH: Tensor, what: str) -> Tensor:
+        sample_NH = common_sample(self.world, x_BH, _SAMPLE_ROWS)
         if not torch.isfinite(sample_NH).all():  # the same sample, hence the same decision, on every rank
-            raise DataError(f"encoder: step {self.step}: latent vectors are not finite: the training has diverged")
-        self.model.quantizer.start(sample_NH, self.generator)
+            raise DataError(f"encoder: step {self.step}: {what} are not finite: the training has diverged")
+        return sample_NH
 
     @torch.no_grad()
     def _revive(self, batch: SignalBatch) -> None:
-        sample_NH = common_sample(self.world, self.model.encoder(batch), _SAMPLE_ROWS)
+        sample_NH = self._in_common(self.model.encoder(batch), "latent vectors")
         self.revived += self.model.quantizer.revive(sample_NH, self.generator)
+        self._note_state("revival")
+
+    def _note_state(self, after: str) -> None:
+        self._require_same_state()
+        self.log.note(self.step, {"codebook_sha256": codebook_digest(self.model), "after": after})
+
+    def _require_same_state(self) -> None:
+        """Check that all ranks hold the same codebook and networks."""
+        where = f"encoder: step {self.step}: the SHA-256 of the"
+        require_same(self.world, codebook_digest(self.model), f"{where} codebook")
+        require_same(self.world, network_digest(self.model), f"{where} networks")
 
     def _rate(self, step: int) -> float:
         warmup = max(int(self.config.warmup_share * self.num_steps), 1)
@@ -196,39 +332,35 @@ class Trainer:
             return (step + 1) / warmup
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(self.num_steps - warmup, 1)))
 
-    def _training_metrics(self) -> dict[str, float]:
-        metrics = self.window.means(self.model.signals.names, self.config.batch_size)
-        return {**metrics, "train/learning_rate": float(self.schedule.get_last_lr()[0])}
+    def _checkpoint(self) -> Checkpoint:
+        """Give all that the rest of the training depends on; its place in the data is the step."""
+        shared = prefixed("model", self.model.state_dict()) | prefixed("optimizer", optimizer_state(self.optimizer))
+        shared["generator"] = self.generator.get_state()
+        own = prefixed("random", random_state(self.world.device)) | prefixed("window", self.window.state())
+        values = {
+            "schedule": schedule_state(self.schedule),
+            "revived": self.revived,
+            "collapsed": sorted(self.collapse.collapsed),
+            "seconds": time.monotonic() - self.started,
+            "waited": self.waited,
+            "history": self.log.history(),
+        }
+        return Checkpoint(self.step, shared, own, values)
 
-
-class _Window:
-    """Sums of losses since the last record, reduced over ranks only when they are recorded."""
-
-    def __init__(self, num_signals: int, world: World) -> None:
-        self.world = world
-        self.shape = (2, num_signals)
-        self._reset()
-
-    def _reset(self) -> None:
-        self.signals = torch.zeros(self.shape, dtype=torch.float64, device=self.world.device)
-        self.scalars = torch.zeros(4, dtype=torch.float64, device=self.world.device)
-        self.steps = 0
-        self.since = time.monotonic()
-
-    def add(self, losses: Losses, norm: Tensor) -> None:
-        self.signals += torch.stack([losses.signal_sums, losses.present]).double()
-        self.scalars += torch.stack([losses.total.detach(), losses.codebook, losses.commitment, norm]).double()
-        self.steps += 1
-
-    def means(self, names: tuple[str, ...], batch_size: int) -> dict[str, float]:
-        sums, present = sum_over_ranks(self.world, self.signals).tolist()
-        scalars = (sum_over_ranks(self.world, self.scalars) / (self.steps * self.world.size)).tolist()
-        metrics = dict(zip(("loss", "codebook", "commitment", "gradient_norm"), scalars, strict=True))
-        metrics["items_per_second"] = self.steps * batch_size / (time.monotonic() - self.since)
-        for name, total, count in zip(names, sums, present, strict=True):
-            metrics[f"{name}/loss"] = total / max(count, 1)
-        self._reset()
-        return {f"train/{name}": value for name, value in metrics.items()}
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        shared, own, values = checkpoint.shared, checkpoint.own, checkpoint.values
+        self.model.load_state_dict(part("model", shared))
+        load_optimizer_state(self.optimizer, part("optimizer", shared))
+        load_schedule_state(self.schedule, values["schedule"])
+        self.generator.set_state(shared["generator"])
+        load_random_state(part("random", own), self.world.device)
+        self.window.load_state(part("window", own))
+        self.step = self.resumed_from = checkpoint.step
+        self.revived = values["revived"]
+        self.collapse.collapsed = set(values["collapsed"])
+        self.started = time.monotonic() - values["seconds"]
+        self.waited = values["waited"]  # rank 0's; its mean over ranks is what is told
+        self.log.go_on(values["history"])
 
 
 def common_sample(world: World, h_BH: Tensor, rows: int) -> Tensor:
@@ -256,24 +388,17 @@ def _optimizer(model: VQFusion, config: TrainingConfig) -> torch.optim.Optimizer
     return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
 
 
-def _replicated(model: VQFusion, world: World) -> nn.Module:
-    if world.size == 1:
-        return model
-    devices = [world.local_rank] if world.device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
-
-
-def _meets(group: RowGroup, source: Batch) -> bool:
-    return bool(((source.rows_N >= group.start) & (source.rows_N < group.start + group.rows)).any())
-
-
 def _flat(measured: dict[str, Any]) -> dict[str, float]:
     """Give the scalars of an evaluation under the names of the history."""
     metrics = {"holdout/unique_share": measured["unique_share"]}
     for name, values in measured["signals"].items():
         metrics |= {f"holdout/{name}/{what}": value for what, value in values.items()}
-    for digit, bits in enumerate(measured["digits"]["entropy_bits"]):
-        metrics[f"holdout/entropy_bits/{digit:02d}"] = bits
+    for prefix in measured["prefixes"]:
+        for name, loss in prefix["loss"].items():
+            metrics[f"holdout/prefix_{prefix['digits']:02d}/{name}/loss"] = loss
+    for what in ("entropy_bits", "perplexity", "dead_levels"):
+        for digit, value in enumerate(measured["digits"][what]):
+            metrics[f"holdout/{what}/{digit:02d}"] = value
     dead = measured["digits"]["dead_share"]
     return {**metrics, "holdout/dead_share": sum(dead) / len(dead)}
 

@@ -20,7 +20,7 @@ class Config(BaseModel):
 
 C = TypeVar("C", bound=Config)
 
-SECTIONS = ("prepare", "encoder", "materialize", "ranker", "compare", "run")
+SECTIONS = ("prepare", "encoder", "materialize", "export", "ranker", "compare", "run")
 """The sections a run's file may have: one for each kind of stage, and `run` for how they are launched."""
 
 

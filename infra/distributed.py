@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from infra.errors import SidestackError, StageError
+from infra.errors import SidestackError, StageError, TrainingError
 
 T = TypeVar("T")
 
@@ -102,6 +102,32 @@ def sum_over_ranks(world: World, values: torch.Tensor) -> torch.Tensor:
     if world.size > 1:
         dist.all_reduce(total)
     return total
+
+
+def average_gradients(world: World, parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Replace every gradient by its mean over ranks; the ranks must have gradients of the same parameters.
+
+    One buffer in the parameters' order, not DistributedDataParallel's buckets: those are laid out anew after the first
+    step, by the order in which gradients came, and a ring adds three or more ranks up in the order of the layout. A
+    run that goes on from a checkpoint would then differ in last bits from one that was never stopped.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if world.size == 1 or not gradients:
+        return
+    mean = sum_over_ranks(world, torch.nn.utils.parameters_to_vector(gradients)) / world.size
+    torch.nn.utils.vector_to_parameters(mean, gradients)
+
+
+def require_same(world: World, value: str, what: str) -> None:
+    """Check that a text, such as a digest, is the same on every rank.
+
+    Raises:
+        TrainingError: on every rank; names what differs, the ranks and their texts.
+    """
+    values = gather(world, value)
+    if len(set(values)) > 1:
+        listed = ", ".join(f"rank {rank}: {text}" for rank, text in enumerate(values))
+        raise TrainingError(f"{what} is not the same on every rank: {listed}")
 
 
 @contextlib.contextmanager

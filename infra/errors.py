@@ -27,3 +27,7 @@ class SpecError(SidestackError):
 
 class StageError(SidestackError):
     """A stage failed on some rank, or a launched stage ended without success."""
+
+
+class TrainingError(SidestackError):
+    """A training went wrong in a way that more steps will not mend: collapsed digits, or ranks that drifted apart."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from infra.commit import MANIFEST, is_committed, read_manifest
-from infra.record import CONFIG_FILE, HISTORY_FILE, SUMMARY_FILE
+from infra.record import CONFIG_FILE, HISTORY_FILE, SUMMARY_FILE, numbers_of
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput
@@ -66,22 +66,23 @@ def connect() -> "MlflowClient":
         return MlflowClient(tracking_uri=uri)
 
 
-def open_parent(client: "MlflowClient", name: str, runs_dir: Path, config: Mapping[str, Any]) -> str:
-    """Open a pipeline's run in the experiment `name`, and sweep what a killed driver left there.
+def open_parent(client: "MlflowClient", experiment: str, name: str, runs_dir: Path, config: Mapping[str, Any]) -> str:
+    """Open a pipeline's run in an experiment, and sweep what a killed driver left there.
 
     Args:
         client: the store.
-        name: the run's name, which is the experiment's too: reruns lie side by side.
+        experiment: the experiment's name: reruns lie side by side in it.
+        name: the run's name.
         runs_dir: where a local store keeps artifacts, in `mlartifacts/`; a server has its own place.
         config: the whole resolved config, logged as params.
 
     Returns:
         the run id, which the stages get as `--parent-run`.
     """
-    experiment = _experiment(client, name, runs_dir)
-    _sweep(client, experiment)
+    experiment_id = _experiment(client, experiment, runs_dir)
+    _sweep(client, experiment_id)
     tags = {"sidestack.host": socket.gethostname(), "sidestack.process": _process(os.getpid())}
-    run_id: str = client.create_run(experiment, run_name=name, tags=tags).info.run_id
+    run_id: str = client.create_run(experiment_id, run_name=name, tags=tags).info.run_id
     _log_params(client, run_id, config)
     return run_id
 
@@ -241,9 +242,7 @@ def _read_history(file: Path) -> Iterator[HistoryRow]:
         return
     at = file.stat().st_mtime
     for line in file.read_text().splitlines():
-        values = json.loads(line)
-        step = values.pop("step")
-        yield at, step, {name: value for name, value in values.items() if value is not None}
+        yield at, *numbers_of(line)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

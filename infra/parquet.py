@@ -4,15 +4,17 @@ The lane reader gives every rank its part of the same global batches, whatever t
 makes a run with one rank comparable, step by step, with a run with eight.
 """
 
+import collections
 import contextlib
 import errno
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +46,7 @@ class RowGroup:
 
 
 Check = Callable[[pa.Table, RowGroup], None]
+T = TypeVar("T")
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
@@ -120,6 +123,20 @@ def _restored(table: pa.Table) -> pa.Table:
     return table.cast(pa.schema(fields, table.schema.metadata))
 
 
+def dictionary_columns(schema: pa.Schema) -> list[str]:
+    """Give the Parquet paths of the columns whose values are worth a dictionary: all but embeddings.
+
+    The numbers of an embedding hardly repeat; a dictionary of them took half of all the time of writing, and made
+    the file larger.
+    """
+    elements = {field.name: getattr(field.type, "value_type", None) for field in schema}
+    return [
+        name if element is None else f"{name}.list.element"
+        for name, element in elements.items()
+        if element is None or not pa.types.is_floating(element)
+    ]
+
+
 class TableWriter:
     """Write tables of one schema into a Parquet file whose bytes depend on the rows alone.
 
@@ -136,7 +153,13 @@ class TableWriter:
         with self._naming_disk_errors():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file_schema = _stored(schema)
-            self._writer = pq.ParquetWriter(self.path, self._file_schema, compression="zstd", compression_level=3)
+            self._writer = pq.ParquetWriter(
+                self.path,
+                self._file_schema,
+                compression="zstd",
+                compression_level=3,
+                use_dictionary=dictionary_columns(schema),
+            )
 
     def write(self, table: pa.Table) -> None:
         """Append rows; the table must have the writer's schema (its metadata aside).
@@ -197,6 +220,14 @@ class Batch(NamedTuple):
     valid_N: npt.NDArray[np.bool_]
 
 
+class _Chunk(NamedTuple):
+    """Rows of a lane as they are read, their global numbers, and whether they are the epoch's last."""
+
+    table: pa.Table
+    rows_N: npt.NDArray[np.int64]
+    is_last: bool
+
+
 class LaneReader:
     """Stream global batches that are the same for any number of ranks.
 
@@ -206,7 +237,8 @@ class LaneReader:
 
     With a seed, row groups are permuted within a lane and rows shuffled within a buffer of `shuffle_groups` row
     groups; what does not fill a last batch is dropped. Without, rows come in order and the last batches are padded.
-    Memory: `lanes / world_size` buffers of `shuffle_groups + 1` row groups, and two batches ahead.
+    Every lane reads its next buffer in a thread while the present one is used.
+    Memory: `lanes / world_size` times two buffers of `shuffle_groups + 1` row groups, and two batches ahead.
 
     Args:
         files: the Parquet files, in order. columns: what to read.
@@ -261,27 +293,40 @@ class LaneReader:
         Raises:
             DataError: a row group cannot be read, or the check refuses it.
         """
-        return _prefetched(self._batches(epoch, start), depth=2)
+        return prefetched(self.batches(range(epoch, epoch + 1), start), depth=2)
 
-    def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
-        streams = [self._lane_stream(lane, epoch) for lane in self._lanes]
-        for number in range(self.num_batches):
-            parts = [next(stream) for stream in streams]
-            if number >= start:
-                yield _joined(parts)
+    def batches(self, epochs: range, start: int = 0) -> Iterator[Batch]:
+        """Give what `epoch` gives for one epoch after another, `start` being of the first.
 
-    def _lane_stream(self, lane: int, epoch: int) -> Iterator[Batch]:
-        """Give the lane's rows, `lane_batch` at a time, padded without end once they run out (no seed)."""
+        The batches are put together when they are asked for: the caller prefetches what it makes of them. Epochs in
+        one stream need not wait for their first row groups, which are read while the epoch before ends.
+        """
+        assert len(epochs) == 1 or self.seed is not None  # without a seed, a stream is padded without end
+        chunks = [_one_ahead(self._lane_chunks(lane, epochs)) for lane in self._lanes]
+        for epoch in epochs:
+            streams = [self._lane_stream(lane, source) for lane, source in zip(self._lanes, chunks, strict=True)]
+            for number in range(self.num_batches):
+                parts = [next(stream) for stream in streams]
+                if epoch > epochs[0] or number >= start:
+                    yield _joined(parts)
+            if epoch < epochs[-1]:
+                for stream in streams:  # what does not fill a batch
+                    collections.deque(stream, maxlen=0)
+
+    def _lane_stream(self, lane: int, chunks: Iterator[_Chunk]) -> Iterator[Batch]:
+        """Give an epoch of the lane, `lane_batch` rows at a time, padded without end once they run out (no seed)."""
         size = self.lane_batch
         table: pa.Table | None = None
         rows_N = np.empty(0, np.int64)
-        for chunk, chunk_rows_N in self._lane_chunks(lane, epoch):
+        for chunk, chunk_rows_N, is_last in chunks:
             table = chunk if table is None else pa.concat_tables([table, chunk])
             rows_N = np.concatenate([rows_N, chunk_rows_N])
             full = len(rows_N) // size * size
             for at in range(0, full, size):
                 yield Batch(table.slice(at, size), rows_N[at : at + size], np.ones(size, bool))
             table, rows_N = table.slice(full), rows_N[full:]
+            if is_last:
+                break
         if self.seed is None:
             yield from self._padding(lane, table, rows_N)
 
@@ -300,20 +345,23 @@ class LaneReader:
         while True:
             yield Batch(table.take(pa.array(fill)), rows_N[fill], np.zeros(size, bool))
 
-    def _lane_chunks(self, lane: int, epoch: int) -> Iterator[tuple[pa.Table, npt.NDArray[np.int64]]]:
+    def _lane_chunks(self, lane: int, epochs: range) -> Iterator[_Chunk]:
+        """Give the lane's row groups, or with a seed shuffled buffers of them, epoch after epoch."""
         low, high = self._bounds[lane]
         groups = [group for group in self.groups if group.start < high and group.start + group.rows > low]
-        if self.seed is None:
-            for group in groups:
-                yield self._clipped(group, low, high)
-            return
-        rng = np.random.default_rng([self.seed, epoch, lane])
-        order = rng.permutation(len(groups))
-        for at in range(0, len(order), self._shuffle_groups):
-            parts = [self._clipped(groups[i], low, high) for i in order[at : at + self._shuffle_groups]]
-            rows_N = np.concatenate([rows for _, rows in parts])
-            mix = rng.permutation(len(rows_N))
-            yield pa.concat_tables([table for table, _ in parts]).take(pa.array(mix)), rows_N[mix]
+        for epoch in epochs:
+            if self.seed is None:
+                for group in groups:
+                    yield _Chunk(*self._clipped(group, low, high), group is groups[-1])
+                continue
+            rng = np.random.default_rng([self.seed, epoch, lane])
+            order = rng.permutation(len(groups))
+            for at in range(0, len(order), self._shuffle_groups):
+                parts = [self._clipped(groups[i], low, high) for i in order[at : at + self._shuffle_groups]]
+                rows_N = np.concatenate([rows for _, rows in parts])
+                mix = rng.permutation(len(rows_N))
+                table = pa.concat_tables([table for table, _ in parts]).take(pa.array(mix))
+                yield _Chunk(table, rows_N[mix], at + self._shuffle_groups >= len(order))
 
     def _clipped(self, group: RowGroup, low: int, high: int) -> tuple[pa.Table, npt.NDArray[np.int64]]:
         table = read_row_group(group, self.columns)
@@ -331,12 +379,22 @@ def _joined(parts: list[Batch]) -> Batch:
     )
 
 
-def _prefetched(source: Iterator[Batch], depth: int) -> Iterator[Batch]:
+def _one_ahead(source: Iterator[T]) -> Iterator[T]:
+    """Give the source's items, the next one being made in a thread meanwhile; no more than that one."""
+    end = object()
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        upcoming: Future[T | object] = pool.submit(next, source, end)
+        while (item := upcoming.result()) is not end:
+            upcoming = pool.submit(next, source, end)
+            yield item  # type: ignore[misc]
+
+
+def prefetched(source: Iterator[T], depth: int) -> Iterator[T]:
     """Run the source in a thread, `depth` items ahead; its errors are raised here, in order."""
-    ahead: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=depth)
+    ahead: queue.Queue[T | BaseException | None] = queue.Queue(maxsize=depth)
     stopped = threading.Event()
 
-    def offer(item: Batch | BaseException | None) -> bool:
+    def offer(item: T | BaseException | None) -> bool:
         while not stopped.is_set():
             try:
                 ahead.put(item, timeout=0.1)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from infra.checkpoint import Checkpoints
 from infra.commit import Manifest, committing, read_manifest, refuse_taken, verify
 from infra.config import Config, digest, load_section, plain, to_yaml
 from infra.distributed import World, started, together
@@ -35,6 +36,7 @@ class StageRun(Generic[C]):
         world: the process group.
         log: metrics, summary and words for people; rank 0 acts.
         facts: what the body adds here is saved in the manifest (rank 0's counts).
+        checkpoints: where a long stage leaves what it needs to go on; None where the caller keeps none.
     """
 
     config: C
@@ -43,6 +45,7 @@ class StageRun(Generic[C]):
     world: World
     log: RunLog
     facts: dict[str, Any] = field(default_factory=dict)
+    checkpoints: Checkpoints | None = None
 
 
 def run_stage(
@@ -94,19 +97,29 @@ def _run(
         manifests = _verified(world, paths)
         facts: dict[str, Any] = {"config": digest(config), "world_size": world.size}
         digests = {name: manifest.digest for name, manifest in manifests.items()}
+        checkpoints = _checkpoints(arguments, world, name, digests, facts["config"])
         log: RunLog | None = None
         try:
             with committing(arguments.out, world, stage=name, key=arguments.key, inputs=digests, facts=facts) as out:
                 if world.is_main:
                     (out / CONFIG_FILE).write_text(to_yaml({section: plain(config)}))
                 log = RunLog.open(world.rank, name, out, plain(config), paths, arguments.key, arguments.parent_run)
-                _call(body, StageRun(config, paths, out, world, log, facts))
+                _call(body, StageRun(config, paths, out, world, log, facts, checkpoints))
         except BaseException:
             if log is not None:
                 log.finish("FAILED")
             raise
+        checkpoints.remove()
         assert log is not None
         log.finish("FINISHED", arguments.out)
+
+
+def _checkpoints(
+    arguments: argparse.Namespace, world: World, stage: str, inputs: Mapping[str, str], config: str
+) -> Checkpoints:
+    out = Path(arguments.out)
+    work = {"key": arguments.key, "config": config, "inputs": dict(inputs)}
+    return Checkpoints(out.with_name(f"{out.name}.checkpoint"), world, stage, work)
 
 
 def _call(body: Callable[[StageRun[C]], None], run: StageRun[C]) -> None:

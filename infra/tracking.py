@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from infra.record import HISTORY_FILE, SUMMARY_FILE
+from infra.record import HISTORY_FILE, SUMMARY_FILE, numbers_of
 
 if TYPE_CHECKING:
     from infra.mlflow_runs import ChildRun, HistoryRow
@@ -75,13 +75,30 @@ class RunLog:
         """Append one line to `history.jsonl`; a value that is not finite is written as null."""
         if self._out is None:
             return
-        if self._history is None:
-            self._history = self._out.joinpath(HISTORY_FILE).open("a")
         numbers = {name: float(value) for name, value in values.items()}
-        self._history.write(json.dumps({"step": step, **_finite(numbers)}) + "\n")
-        self._history.flush()  # the commit hashes the file while this handle is still open
+        self._append(json.dumps({"step": step, **_finite(numbers)}) + "\n")
         if self._mirror is not None:
             self._mirror.put((time.time(), step, numbers))
+
+    def note(self, step: int, texts: Mapping[str, str]) -> None:
+        """Append one line of texts to `history.jsonl`, such as a digest; MLflow, which takes numbers, gets none."""
+        if self._out is not None:
+            self._append(json.dumps({"step": step, **texts}) + "\n")
+
+    def history(self) -> str:
+        """Give what `history.jsonl` holds so far, to be kept in a checkpoint; empty on ranks other than 0."""
+        file = None if self._out is None else self._out / HISTORY_FILE
+        return file.read_text() if file is not None and file.exists() else ""
+
+    def go_on(self, history: str) -> None:
+        """Begin with the history of a checkpoint, in the file and in MLflow."""
+        if self._out is None or not history:
+            return
+        self._append(history)
+        if self._mirror is not None:
+            now = time.time()
+            for line in history.splitlines():
+                self._mirror.put((now, *numbers_of(line)))
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Write `summary.json` (nested JSON allowed; numbers that are not finite become null)."""
@@ -104,6 +121,13 @@ class RunLog:
         if self._out is None:
             return _silent()
         return _bar(total, what) if sys.stderr.isatty() else _lines(total, what)
+
+    def _append(self, lines: str) -> None:
+        assert self._out is not None
+        if self._history is None:
+            self._history = self._out.joinpath(HISTORY_FILE).open("a")
+        self._history.write(lines)
+        self._history.flush()  # the commit hashes the file while this handle is still open
 
     def finish(self, status: str, committed: Path | None = None) -> None:
         """Close the record; later calls do nothing.

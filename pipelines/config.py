@@ -7,6 +7,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from components.torchrun import IMAGE
 from encoder.config import EncoderConfig, MaterializeConfig
+from encoder.export_config import ExportConfig
 from infra.config import Config
 from pipelines.prepare.config import PrepareConfig
 from pipelines.report.config import CompareConfig
@@ -80,6 +81,8 @@ class PipelineConfig(Config):
     prepare: PrepareConfig = Field(default_factory=PrepareConfig)
     encoder: EncoderConfig = Field(default_factory=EncoderConfig)
     materialize: MaterializeConfig = Field(default_factory=MaterializeConfig)
+    export: ExportConfig = Field(default_factory=ExportConfig)
+    """Of `encoder.export`, which is no stage of the pipeline: it is run for an encoder that is to be served."""
     ranker: RankerConfig = Field(default_factory=RankerConfig)
     compare: CompareConfig = Field(default_factory=CompareConfig)
     run: RunConfig

@@ -161,7 +161,13 @@ def run_pipeline(config_file: Path, overrides: Sequence[str] = ()) -> Path:
     return run_stages(stages(config), config.run, values, plain(config))
 
 
-def run_stages(plan: Sequence[Stage], run: RunConfig, values: Mapping[str, Any], resolved: Mapping[str, Any]) -> Path:
+def run_stages(
+    plan: Sequence[Stage],
+    run: RunConfig,
+    values: Mapping[str, Any],
+    resolved: Mapping[str, Any],
+    title: str | None = None,
+) -> Path:
     """Bring the stages of a plan one after another, under one MLflow run.
 
     Args:
@@ -169,6 +175,7 @@ def run_stages(plan: Sequence[Stage], run: RunConfig, values: Mapping[str, Any],
         run: how they are launched.
         values: the run's file with overrides applied, which is what the stages read.
         resolved: the same with all defaults, for MLflow.
+        title: the MLflow run's name, where it is not the run's own.
 
     Returns:
         the last stage's committed directory.
@@ -179,7 +186,7 @@ def run_stages(plan: Sequence[Stage], run: RunConfig, values: Mapping[str, Any],
     with _alone(run_dir(run)):
         frozen = _freeze(run, values)
         launcher = Launcher(run.scheduler, run.scheduler_options, run_dir(run) / "logs")
-        with _stopping(), _parent(run, resolved) as (client, parent_run):
+        with _stopping(), _parent(run, resolved, title or run.name) as (client, parent_run):
             pipeline = Pipeline(run, frozen, launcher, client, parent_run)
             try:
                 outputs = [pipeline.bring(stage) for stage in plan]
@@ -248,11 +255,11 @@ def _stopping() -> Iterator[None]:
 
 
 @contextmanager
-def _parent(run: RunConfig, resolved: Mapping[str, Any]) -> "Iterator[tuple[MlflowClient, str]]":
+def _parent(run: RunConfig, resolved: Mapping[str, Any], title: str) -> "Iterator[tuple[MlflowClient, str]]":
     """Open the pipeline's MLflow run, and end it as the body ends."""
     use_store(run.runs_dir)
     client = connect()
-    parent_run = open_parent(client, run.name, run.runs_dir, resolved)
+    parent_run = open_parent(client, run.name, title, run.runs_dir, resolved)
     status = "KILLED"
     try:
         yield client, parent_run

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from encoder.sid import SidSpec
+from infra.distributed import World
 
 
 class Quantized(NamedTuple):
@@ -19,13 +20,16 @@ class Quantized(NamedTuple):
 
     Attributes:
         latent: [B, H], the bounded latent vectors, with gradient to the encoder.
-        h_hat: [B, H], the vectors the digits stand for, with gradient to the codebook.
+        h_hat: [B, H], the vectors the digits stand for, with gradient to the codebook. Under prefix dropout: the
+            vectors that the kept digits stand for.
         digits: int64 [B, N], each in [0, radix).
+        whole: [B, H], what all digits stand for; h_hat itself where none was dropped.
     """
 
     latent: Tensor
     h_hat: Tensor
     digits: Tensor
+    whole: Tensor
 
     @property
     def straight_through(self) -> Tensor:
@@ -37,12 +41,17 @@ class Quantized(NamedTuple):
 
         The mean over dimensions, not the sum, so that a weight means the same for any width: with
         the sum, a commitment weight of 0.25 freezes the codes of 24 dimensions soon after the start.
+        Under prefix dropout it is the kept prefix that moves, to the mean of what it stands for.
         """
         return (self.latent.detach() - self.h_hat).square().mean(-1)
 
     def commitment_loss(self) -> Tensor:
-        """(h - stop_gradient(h_hat))^2 by row, [B], mean over dimensions: keeps vectors near their codes."""
-        return (self.latent - self.h_hat.detach()).square().mean(-1)
+        """(h - stop_gradient(h_hat))^2 by row, [B], mean over dimensions: keeps vectors near their codes.
+
+        Always near their whole codes: committed to a prefix, h would shrink onto the coarse codewords, and nothing
+        would be left for the layers below.
+        """
+        return (self.latent - self.whole.detach()).square().mean(-1)
 
 
 class Quantizer(nn.Module, ABC):
@@ -54,6 +63,16 @@ class Quantizer(nn.Module, ABC):
 
     latent_dim: int
     digits: int
+    latent_blocks: int = 1
+    """Parts of equal width that the latent vector is split in and quantized by, beside each other."""
+    squashes: bool = False
+    """Whether `latent` keeps vectors in bounds by itself, so that a commitment loss has nothing to hold."""
+    latent_spread: float | None = None
+    """The deviation that latents should have along an axis, where levels do not follow the data; None: any."""
+    depth: int = 1
+    """Residual layers; digits / depth of them are beside each other, the digits of one layer together."""
+    prefix_dropout: float = 0.0
+    """In training, the share of rows that are decoded from a random prefix of whole layers."""
 
     def forward(self, h_BH: Tensor) -> Quantized:
         """Quantize a batch for training."""
@@ -61,7 +80,15 @@ class Quantizer(nn.Module, ABC):
             latent_BH = self.latent(at_least_float32(h_BH))
             with torch.no_grad():
                 digits_BN = self.encode(h_BH)
-            return Quantized(latent_BH, self.decode(digits_BN), digits_BN)
+                if self.training:
+                    self.observe(latent_BH, digits_BN)
+            if not self.training or not self.prefix_dropout:
+                h_hat_BH = self.decode(digits_BN)
+                return Quantized(latent_BH, h_hat_BH, digits_BN, h_hat_BH)
+            h_hat_BH = self.decode(digits_BN, self._kept_prefixes(digits_BN))
+            with torch.no_grad():
+                whole_BH = self.decode(digits_BN)
+            return Quantized(latent_BH, h_hat_BH, digits_BN, whole_BH)
 
     def latent(self, h_BH: Tensor) -> Tensor:
         """Give the vectors that are rounded: h itself, unless a bound squashes it."""
@@ -99,9 +126,35 @@ class Quantizer(nn.Module, ABC):
     def start(self, h_NH: Tensor, generator: torch.Generator) -> None:
         """Set the codebook from a sample of latent vectors, the same on every rank; nothing to set: nothing done."""
 
+    @property
+    def revives(self) -> bool:
+        """Whether `revive` can have anything to do."""
+        return False
+
     def revive(self, h_NH: Tensor, generator: torch.Generator) -> int:
-        """Restart the parts of the codebook that a sample leaves unused; give their number."""
+        """Restart the parts of the codebook that go unused, from a sample equal on every rank; give their number."""
         return 0
+
+    def observe(self, latent_BH: Tensor, digits_BN: Tensor) -> None:
+        """See a training batch of this rank; what is remembered of it is for `after_step`."""
+
+    def after_step(self, world: World) -> None:
+        """Learn what is not learned by gradient from what was observed since the last call, the same on every rank.
+
+        To be called on every rank after the optimizer's step, and so never after a step that was refused.
+        """
+
+    def _kept_prefixes(self, digits_BN: Tensor) -> Tensor:
+        """Draw the digits to keep, bool [B, digits]: all, or (by `prefix_dropout`) those of 1..depth layers.
+
+        Source: structured quantizer dropout, Zeghidour et al., "SoundStream", section III.D. Drawn from torch's
+        global generator on the CPU, whose state is in the checkpoint.
+        """
+        batch, num_digits = digits_BN.shape
+        dropped_B = torch.rand(batch) < self.prefix_dropout
+        layers_B = torch.randint(1, self.depth + 1, (batch,)).where(dropped_B, self.depth)
+        layer_N = torch.arange(num_digits) // (num_digits // self.depth)
+        return (layer_N < layers_B[:, None]).to(digits_BN.device)
 
 
 def at_least_float32(h_BH: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from encoder.quantizers.contract import Quantizer, at_least_float32
-from encoder.quantizers.scalar import centred_levels, squash
+from encoder.quantizers.scalar import centred_levels, squash, suited_spread
 from encoder.sid import Bound, SidSpec
 from infra.config import Config
 
@@ -33,13 +33,20 @@ class FsqConfig(Config):
 
 
 class Fsq(Quantizer):
-    """FSQ over [-1, 1]: level l decodes to q_l / ((L-1)/2), for odd and even L alike."""
+    """FSQ over [-1, 1]: level l decodes to q_l / ((L-1)/2), for odd and even L alike.
+
+    Unlike the structured quantizer's, a squashing bound's levels are no centroids here. The latent vector that is
+    committed and passed on is the squashed one, on whose line the cells are even and their values the middles; what
+    law h has in them is the network's to choose, and the decoder is learned on the values as they are.
+    """
 
     def __init__(self, config: FsqConfig) -> None:
         super().__init__()
         self.config = config
         self.latent_dim = self.digits = config.digits
         self.radius = (config.levels - 1) / 2
+        self.squashes = config.bound != "clamp"
+        self.latent_spread = suited_spread(config.levels, config.bound)
         # A buffer, so that the fingerprint of a codebook without parameters still covers it.
         values_L = (centred_levels(config.levels) / self.radius).float()
         self.values_L: Tensor

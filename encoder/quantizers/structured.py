@@ -6,17 +6,23 @@ blocks (disjoint blocks are the paper's orthogonal codebooks); in each block `de
 quantize what the layers before have left over.
 """
 
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
+from encoder.quantizers.clustering import kmeans
 from encoder.quantizers.contract import Quantizer, at_least_float32
+from encoder.quantizers.lines import Line, fitted_line, refitted_lines
+from encoder.quantizers.recursion import Layers, encode_by_recursion
+from encoder.quantizers.residual import nearest_paths, spread_over_groups
 from encoder.quantizers.scalar import best_step, thresholds_and_values
+from encoder.quantizers.usage import Usage, count_values
 from encoder.sid import Bound, SidSpec
 from infra.config import Config
+from infra.distributed import World
 
 
 class StructuredConfig(Config):
@@ -39,6 +45,18 @@ class StructuredConfig(Config):
     """What happens beyond the outermost level."""
     directions: Literal["pca", "random"] = "pca"
     """Where directions start: principal axes of the first sample's residuals, or anywhere."""
+    refits: Annotated[int, Field(ge=0)] = 0
+    """Times that the start assigns its sample to a layer anew and refits the layer's lines in closed form."""
+    beam: Annotated[int, Field(ge=1)] = 1
+    """Paths kept while encoding; 1 takes every layer's nearest line or codeword."""
+    prefix_dropout: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the training rows that are decoded from a random prefix of layers (Matryoshka training)."""
+
+    @model_validator(mode="after")
+    def _beam_compares_codewords(self) -> Self:
+        if self.beam > 1 and self.assign != "codeword":
+            raise ValueError(f"beam {self.beam} compares codewords: it needs assign: codeword, not {self.assign}")
+        return self
 
     def build(self) -> "Structured":
         """Make the quantizer."""
@@ -59,8 +77,9 @@ class Structured(Quantizer):
     def __init__(self, config: StructuredConfig) -> None:
         super().__init__()
         self.config = config
+        self.depth, self.prefix_dropout = config.depth, config.prefix_dropout
         self.digits = config.depth * config.groups
-        self.latent_dim = config.groups * config.group_dim
+        self.latent_blocks, self.latent_dim = config.groups, config.groups * config.group_dim
         layers = (config.depth, config.groups, config.lines)
         self.direction_DPKM = nn.Parameter(torch.randn(*layers, config.group_dim))
         self.offset_DPKM = nn.Parameter(torch.zeros(*layers, config.group_dim))
@@ -72,6 +91,8 @@ class Structured(Quantizer):
         self.values_L: Tensor
         self.register_buffer("thresholds", thresholds.float())
         self.register_buffer("values_L", values.float())
+        if self.revives:
+            self.usage = Usage(self.digits, config.lines * config.levels)
 
     def codebook(self) -> Codebook:
         """Give directions of unit length, offsets and steps, with gradient."""
@@ -80,6 +101,8 @@ class Structured(Quantizer):
 
     def encode(self, h_BH: Tensor) -> Tensor:
         """Give the digits k * L + l, int64 [B, digits]; by one matrix product where K=1."""
+        if self.config.beam > 1:
+            return nearest_paths(self._blocks(h_BH), self._words(), self.config.beam)
         if self.config.lines == 1:
             return self.encode_by_one_product(h_BH)
         return self.encode_by_residuals(h_BH)
@@ -96,35 +119,15 @@ class Structured(Quantizer):
         return torch.cat(digits, dim=-1)
 
     def encode_by_one_product(self, h_BH: Tensor) -> Tensor:
-        """Encode with K=1 by Z = U h once, then Z_j -= a_d c_d <u_d, u_j> down the depth.
-
-        The residual before layer j is h minus what was taken before, so its projection on u_j is
-        h's minus theirs: the serial part works on one number a digit, not on vectors.
-        """
+        """Encode with K=1 by one matrix product and a recursion on one number a digit (`recursion.py`)."""
         assert self.config.lines == 1
-        u_DPKM, b_DPKM, a_DPK = self.codebook()
-        u_DPM, b_DPM, a_DP = u_DPKM.squeeze(2), b_DPKM.squeeze(2), a_DPK.squeeze(2)
-        overlap_DDP = torch.einsum("dpm,jpm->djp", u_DPM, u_DPM) * a_DP[:, None]
-        # A layer's own offset and those of all layers before are constants of its projection.
-        constant_DP = (b_DPM.cumsum(0) * u_DPM).sum(-1)
-        product_DPB = torch.einsum("dpm,bpm->dpb", u_DPM, self._blocks(h_BH)).contiguous()
-        z_DPB = product_DPB - constant_DP[..., None]
-        levels_DPB = torch.empty(z_DPB.shape, dtype=torch.int64, device=z_DPB.device)
-        for d in range(self.config.depth):
-            t_PB = z_DPB[d] / a_DP[d, :, None]
-            levels_DPB[d] = torch.bucketize(t_PB, self.thresholds)
-            taken_PB = self.values_L[levels_DPB[d]]
-            z_DPB[d + 1 :] -= overlap_DDP[d, d + 1 :, :, None] * taken_PB
-        return levels_DPB.flatten(0, 1).T.contiguous()
+        layers = Layers(*(part.squeeze(2) for part in self.codebook()))
+        even = self.config.bound == "clamp"
+        return encode_by_recursion(at_least_float32(h_BH), layers, self.thresholds, self.values_L, even=even)
 
     def codewords(self) -> Tensor:
         """Give b_k + a_k * q_l * u_k, in its group's block and 0 elsewhere: [digits, K * L, latent_dim]."""
-        config, book = self.config, self.codebook()
-        line_DPKLM = book.a[..., None, None] * self.values_L[:, None] * book.u[..., None, :]
-        word_DPRM = (book.b[..., None, :] + line_DPKLM).flatten(2, 3)
-        blocks_PP = torch.eye(config.groups, device=word_DPRM.device)
-        table_DPRPM = word_DPRM[:, :, :, None, :] * blocks_PP[:, None, :, None]
-        return table_DPRPM.reshape(self.digits, -1, self.latent_dim)
+        return spread_over_groups(self._words())
 
     def sid_spec(self, fingerprint: str) -> SidSpec:
         """Describe the digits; steps are published where K=1, depth-major."""
@@ -145,40 +148,81 @@ class Structured(Quantizer):
     @torch.no_grad()
     def start(self, h_NH: Tensor, generator: torch.Generator) -> None:
         """Set offsets, directions and steps layer by layer from the residuals of a sample."""
-        everything_PK = torch.ones(self.config.groups, self.config.lines, dtype=torch.bool)
         residual_NPM = self._blocks(h_NH)
         for depth in range(self.config.depth):
-            self._restart(depth, everything_PK, residual_NPM, generator)
+            for group in range(self.config.groups):
+                self._start_lines(depth, group, residual_NPM[:, group], generator)
+            for _ in range(self.config.refits):
+                self._refit(depth, residual_NPM)
             residual_NPM = self._left_over(residual_NPM, depth)
+        if self.revives:
+            self.usage.reset()
+
+    @property
+    def revives(self) -> bool:
+        """Lines may die where there are several."""
+        return self.config.lines > 1
 
     @torch.no_grad()
     def revive(self, h_NH: Tensor, generator: torch.Generator) -> int:
-        """Restart every line that no vector of the sample takes, from the residuals it meets."""
+        """Restart every line that no row took, since the last revival and in the sample, from the residuals it meets.
+
+        Each is fitted to the N / K rows nearest to one at random.
+        """
+        if not self.revives:
+            return 0
         residual_NPM = self._blocks(h_NH)
+        unused_DPK = self._by_line(self.usage.counts_NR).view(self.depth, self.config.groups, -1) == 0
         revived = 0
         for depth in range(self.config.depth):
-            digit_NP = self._nearest(residual_NPM, self.codebook(), depth)
-            lines_NPK = functional.one_hot(digit_NP // self.config.levels, self.config.lines)
-            dead_PK = lines_NPK.sum(0) == 0
-            self._restart(depth, dead_PK, residual_NPM, generator)
+            taken_NR = count_values(self._nearest(residual_NPM, self.codebook(), depth), self.usage.counts_NR.shape[1])
+            dead_PK = unused_DPK[depth] & (self._by_line(taken_NR) == 0)
+            for group, line in dead_PK.nonzero().tolist():
+                self._restart_line(depth, group, line, residual_NPM[:, group], generator)
             revived += int(dead_PK.sum())
             residual_NPM = self._left_over(residual_NPM, depth)
+        self.usage.reset()
         return revived
+
+    def observe(self, latent_BH: Tensor, digits_BN: Tensor) -> None:
+        """Count the codewords that are taken."""
+        if self.revives:
+            self.usage.note(digits_BN)
+
+    def after_step(self, world: World) -> None:
+        """Settle the counts."""
+        if self.revives:
+            self.usage.settle(world)
+
+    def _by_line(self, counts_NR: Tensor) -> Tensor:
+        """Sum counts of codewords [..., K * L] over each line's levels: [..., K]."""
+        return counts_NR.view(*counts_NR.shape[:-1], self.config.lines, self.config.levels).sum(-1)
+
+    def _words(self) -> Tensor:
+        """Give b_k + a_k * q_l * u_k: [D, P, K * L, M]."""
+        u_DPKM, b_DPKM, a_DPK = self.codebook()
+        line_DPKLM = a_DPK[..., None, None] * self.values_L[:, None] * u_DPKM[..., None, :]
+        return (b_DPKM[..., None, :] + line_DPKLM).flatten(2, 3)
 
     def _blocks(self, h_BH: Tensor) -> Tensor:
         return at_least_float32(h_BH).reshape(-1, self.config.groups, self.config.group_dim)
 
     def _nearest(self, residual_BPM: Tensor, book: Codebook, depth: int) -> Tensor:
-        """Give the digit k * L + l of every block at one depth, [B, P]."""
+        """Give the digit k * L + l of every block at one depth, [B, P].
+
+        With x = r - b, |x|^2 = |r|^2 - 2 <r, b> + |b|^2 and <x, u> = <r, u> - <b, u>: one matrix product with all
+        offsets and directions, and no [B, P, K, M] differences. |r|^2 is every line's alike, and left out.
+        """
         u_PKM, b_PKM, a_PK = book.u[depth], book.b[depth], book.a[depth]
-        x_BPKM = residual_BPM[:, :, None] - b_PKM
-        along_BPK = (x_BPKM * u_PKM).sum(-1)
-        level_BPK = torch.bucketize(along_BPK / a_PK, self.thresholds)
-        distance_BPK = x_BPKM.square().sum(-1) - along_BPK.square()
+        both_PMK = torch.cat([u_PKM, b_PKM], dim=1).transpose(1, 2)
+        u_PBK, b_PBK = torch.bmm(residual_BPM.transpose(0, 1), both_PMK).chunk(2, dim=-1)
+        along_PBK = u_PBK - (b_PKM * u_PKM).sum(-1)[:, None]
+        level_PBK = torch.bucketize(along_PBK / a_PK[:, None], self.thresholds)
+        distance_PBK = b_PKM.square().sum(-1)[:, None] - 2 * b_PBK - along_PBK.square()
         if self.config.assign == "codeword":
-            distance_BPK += (along_BPK - a_PK * self.values_L[level_BPK]).square()
-        line_BP1 = distance_BPK.argmin(-1, keepdim=True)
-        return (line_BP1 * self.config.levels + level_BPK.gather(-1, line_BP1)).squeeze(-1)
+            distance_PBK += (along_PBK - a_PK[:, None] * self.values_L[level_PBK]).square()
+        line_PB1 = distance_PBK.argmin(-1, keepdim=True)
+        return (line_PB1 * self.config.levels + level_PBK.gather(-1, line_PB1)).squeeze(-1).T
 
     def _codewords(self, digit_BP: Tensor, book: Codebook, depth: int) -> Tensor:
         """Give b_k + a_k * q_l * u_k of every block at one depth, [B, P, M]."""
@@ -193,26 +237,41 @@ class Structured(Quantizer):
         book = self.codebook()
         return residual_NPM - self._codewords(self._nearest(residual_NPM, book, depth), book, depth)
 
-    def _restart(self, depth: int, which_PK: Tensor, residual_NPM: Tensor, generator: torch.Generator) -> None:
-        """Fit the chosen lines of a layer to residuals: each to its N / K nearest of one at random."""
-        share = max(len(residual_NPM) // self.config.lines, 2)
-        for group, line in which_PK.nonzero().tolist():
-            x_NM = residual_NPM[:, group]
-            centre_M = x_NM[int(torch.randint(len(x_NM), (1,), generator=generator))]
-            near_N = (x_NM - centre_M).square().sum(-1).topk(share, largest=False).indices
-            offset_M, u_M, step = self._fitted_line(x_NM[near_N], generator)
-            self.offset_DPKM[depth, group, line] = offset_M
-            self.direction_DPKM[depth, group, line] = u_M
-            self.log_step_DPK[depth, group, line] = step.clamp(min=1e-6).log()
+    def _start_lines(self, depth: int, group: int, x_NM: Tensor, generator: torch.Generator) -> None:
+        """Fit a layer's lines in one group to residuals: each to its cluster of a k-means, a single one to all."""
+        if self.config.lines == 1:
+            self._restart_line(depth, group, 0, x_NM, generator)
+            return
+        centres_KM = kmeans(x_NM, self.config.lines, generator)
+        owner_N = nearest_paths(x_NM[:, None], centres_KM[None, None], beam=1).squeeze(-1)
+        for line, centre_M in enumerate(centres_KM):
+            own_NM = x_NM[owner_N == line]
+            self._fit_line(depth, group, line, own_NM if len(own_NM) > 1 else self._around(centre_M, x_NM), generator)
 
-    def _fitted_line(self, x_NM: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Give mean, direction, and the step that suits a normal law of the spread along it."""
-        offset_M = x_NM.mean(0)
-        centred_NM = (x_NM - offset_M).double()
-        if self.config.directions == "random":
-            u_M = functional.normalize(torch.randn(x_NM.shape[1], generator=generator, dtype=torch.float64), dim=0)
-        else:
-            u_M = torch.linalg.eigh(centred_NM.T @ centred_NM).eigenvectors[:, -1]
-            u_M = u_M * u_M[u_M.abs().argmax()].sign()  # an axis has two senses; take one for good
-        spread = (centred_NM @ u_M.to(x_NM.device)).std()
-        return offset_M, u_M.to(x_NM), (spread * best_step(self.config.levels, self.config.bound)).to(x_NM)
+    def _restart_line(self, depth: int, group: int, line: int, x_NM: Tensor, generator: torch.Generator) -> None:
+        """Fit a line to the N / K residuals nearest to one at random."""
+        centre_M = x_NM[int(torch.randint(len(x_NM), (1,), generator=generator))]
+        self._fit_line(depth, group, line, self._around(centre_M, x_NM), generator)
+
+    def _around(self, centre_M: Tensor, x_NM: Tensor) -> Tensor:
+        share = min(max(len(x_NM) // self.config.lines, 2), len(x_NM))
+        return x_NM[(x_NM - centre_M).square().sum(-1).topk(share, largest=False).indices]
+
+    def _fit_line(self, depth: int, group: int, line: int, x_NM: Tensor, generator: torch.Generator) -> None:
+        offset_M, u_M, spread = fitted_line(x_NM, generator if self.config.directions == "random" else None)
+        step = spread * best_step(self.config.levels, self.config.bound)
+        self._set_lines(depth, group, line, Line(offset_M, u_M, step))
+
+    def _refit(self, depth: int, residual_NPM: Tensor) -> None:
+        """Assign residuals to a layer's codewords, and fit the layer's lines to those that took them."""
+        digit_NP = self._nearest(residual_NPM, self.codebook(), depth)
+        for group in range(self.config.groups):
+            line_N, level_N = digit_NP[:, group] // self.config.levels, digit_NP[:, group] % self.config.levels
+            lines, fit = refitted_lines(residual_NPM[:, group], line_N, self.values_L[level_N], self.config.lines)
+            self._set_lines(depth, group, lines, fit)
+
+    def _set_lines(self, depth: int, group: int, lines: Tensor | int, fit: Line) -> None:
+        dtype = self.offset_DPKM.dtype
+        self.offset_DPKM[depth, group, lines] = fit.offset.to(dtype)
+        self.direction_DPKM[depth, group, lines] = fit.direction.to(dtype)
+        self.log_step_DPK[depth, group, lines] = fit.length.to(dtype).clamp(min=1e-6).log()

@@ -45,6 +45,10 @@ STAGES: Mapping[str, tuple[str, list[str]]] = {
             "/shared/materialize",
         ],
     ),
+    "export": (
+        "encoder.py:export",
+        [*COMMON, "--encoder", "/shared/encoder", "--sids", "/shared/materialize", "--out", "/shared/export"],
+    ),
     "ranker": (
         "ranker.py:train",
         [

@@ -15,11 +15,15 @@ from components import encoder, pipeline, ranker
 from components.torchrun import Launch, stage_app
 from tests.components.golden import ROOT, SCHEDULERS, STAGES, dry_run, file_of
 
-COMPONENTS = [pipeline.run, pipeline.prepare, pipeline.compare, encoder.train, encoder.materialize, ranker.train]
+COMPONENTS = [
+    *(pipeline.run, pipeline.prepare, pipeline.compare),
+    *(encoder.train, encoder.materialize, encoder.export, ranker.train),
+]
 STAGE_MODULES = {
     pipeline.prepare: "pipelines.prepare",
     encoder.train: "encoder.train",
     encoder.materialize: "encoder.materialize",
+    encoder.export: "encoder.export",
     ranker.train: "ranker.train",
     pipeline.compare: "pipelines.compare",
 }

@@ -12,8 +12,9 @@ import torch
 from encoder.config import EncoderConfig, MaterializeConfig
 from encoder.materialize import materialize
 from encoder.train import train
+from infra.checkpoint import Checkpoints
 from infra.commit import committing
-from infra.config import parse, plain
+from infra.config import digest, parse, plain
 from infra.distributed import World
 from infra.parquet import TableWriter
 from infra.stage import StageRun
@@ -123,13 +124,21 @@ def events(day: date, rows: int = 200) -> pa.Table:
     )
 
 
-def train_encoder(world: World, dataset: Path, out: Path, changes: Mapping[str, Any] | None = None) -> None:
+def train_encoder(
+    world: World,
+    dataset: Path,
+    out: Path,
+    changes: Mapping[str, Any] | None = None,
+    log_type: type[RunLog] = RunLog,
+) -> None:
     """Run the body of stage `encoder` and commit it, as its main program would."""
     config = parse(EncoderConfig, merged(ENCODER, changes or {}), "encoder")
     facts: dict[str, Any] = {}
+    checkpoints = Checkpoints(out.with_name(f"{out.name}.checkpoint"), world, "encoder", {"config": digest(config)})
     with committing(out, world, stage="encoder", facts=facts) as staging:
-        log = RunLog.open(world.rank, "encoder", staging, plain(config), {}, "", None)
-        train(StageRun(config, {"dataset": dataset}, staging, world, log, facts))
+        log = log_type.open(world.rank, "encoder", staging, plain(config), {}, "", None)
+        train(StageRun(config, {"dataset": dataset}, staging, world, log, facts, checkpoints))
+    checkpoints.remove()
 
 
 def materialize_dataset(

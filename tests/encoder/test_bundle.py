@@ -59,6 +59,26 @@ def test_settings_that_decide_ids_are_in_the_fingerprint(encoder: Path) -> None:
     assert fingerprint(bundle.model, trained_alike) == bundle.spec.fingerprint
 
 
+def test_where_digits_are_searched_the_decoder_and_the_weights_decide_ids(encoder: Path) -> None:
+    bundle = load_bundle(encoder, CPU)
+    model = bundle.model
+
+    def of(rounds: int) -> str:
+        search = bundle.config.search.model_copy(update={"rounds": rounds})
+        return fingerprint(model, bundle.config.model_copy(update={"search": search}))
+
+    rounded, once, twice = (of(rounds) for rounds in (0, 1, 2))
+    assert len({rounded, once, twice}) == 3
+    model.signals = model.signals.model_copy(update={"weights": {name: 2.0 for name in model.signals.names}})
+    assert of(0) == rounded
+    reweighted = of(1)
+    assert reweighted != once
+    with torch.no_grad():
+        model.decoder.unmix[0].weight[0, 0] += 1e-3
+    assert of(0) == rounded
+    assert of(1) != reweighted
+
+
 def test_what_is_no_bundle_is_refused(copy: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not an encoder bundle"):
         load_bundle(tmp_path / "nowhere", CPU)

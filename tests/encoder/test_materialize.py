@@ -134,6 +134,34 @@ def test_any_number_of_ranks_gives_the_same_bytes(
     assert tables_of(tmp_path / "out") == tables_of(materialized)
 
 
+def test_the_stored_precision_does_not_show(materialized: Path, dataset: Path, encoder: Path, tmp_path: Path) -> None:
+    """Halves, and the same values stored as float32."""
+    wide = Path(shutil.copytree(dataset, tmp_path / "wide"))
+    for file in sorted((wide / "items").glob("*.parquet")):
+        table = pa.concat_tables(read_row_group(group) for group in row_groups([file]))
+        for name, dim in SPEC.embeddings.items():
+            at = table.column_names.index(name)
+            table = table.set_column(at, name, table[name].cast(pa.list_(pa.float32(), dim)))
+        write_table(file, table, 90)
+    materialize_dataset(LOCAL, wide, encoder, tmp_path / "out")
+    assert table_of(tmp_path / "out", "items").schema.field("text_embedding").type.value_type == pa.float32()
+    assert table_of(tmp_path / "out", "items")["sid"].equals(table_of(materialized, "items")["sid"])
+    assert table_of(tmp_path / "out", "events").equals(table_of(materialized, "events"))
+
+
+@pytest.mark.parametrize("segment_rows", [1, 200])
+def test_a_long_file_becomes_several_with_the_same_rows(
+    materialized: Path, dataset: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, segment_rows: int
+) -> None:
+    monkeypatch.setattr("encoder.materialize.SEGMENT_ROWS", segment_rows)
+    materialize_dataset(LOCAL, dataset, encoder, tmp_path / "out")
+    assert table_of(tmp_path / "out", "items").equals(table_of(materialized, "items"))
+    names = [path.name for path in sorted((tmp_path / "out/items").iterdir())]
+    # Row groups of 90: files of 400 and 300 rows are cut after 180 rows, or after every row group.
+    per_file = {1: (5, 4), 200: (3, 2)}[segment_rows]
+    assert names == [f"part-{file:05d}-{part:05d}.parquet" for file in (0, 1) for part in range(per_file[file])]
+
+
 def test_an_id_depends_on_its_own_signals_alone(encoder: Path) -> None:
     """Other items, their order, the place in a block, the stored precision: none of them shows."""
     bundle = load_bundle(encoder, CPU)

@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from encoder import sid
 from encoder.sid import (
+    DigitLookup,
     SidSpec,
     event_columns,
     item_columns,
@@ -103,6 +105,53 @@ def test_chunked_ids_and_prefixes(levels: int, lines: int, digits: int, packing:
     assert torch.equal(spec.cut(ids_NC, length), shorter.pack(digits_ND[:, :length]))
 
 
+def by_division(ids_N: torch.Tensor, radix: int, num_digits: int, packing: str) -> torch.Tensor:
+    """Unpack as the formula reads: a division and a remainder a digit."""
+    first = 1 if packing == "paper_eq5" else 0
+    powers = [radix ** (first + i) for i in range(num_digits)]
+    digits = [ids_N // power % radix for power in powers]
+    return torch.stack(digits if packing == "paper_eq5" else digits[::-1], dim=-1)
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.parametrize(("radix", "num_digits"), [(2, 62), (3, 15), (3, 38), (4, 30), (64, 9), (256, 6), (9000, 3)])
+def test_look_ups_give_what_division_gives(radix: int, num_digits: int, packing: str) -> None:
+    first = 1 if packing == "paper_eq5" else 0
+    ids_N = torch.randint(radix**num_digits, (50_000,), generator=torch.Generator().manual_seed(0)) * radix**first
+    wanted_ND = by_division(ids_N, radix, num_digits, packing)
+    for dtype in (torch.int64, torch.int32, torch.float32):
+        digits_ND = unpack_ids(ids_N, radix, num_digits, packing, dtype)
+        assert digits_ND.dtype == dtype
+        assert torch.equal(digits_ND, wanted_ND.to(dtype))
+    assert torch.equal(unpack_ids(ids_N.view(5, 10_000), radix, num_digits, packing)[3, 7], wanted_ND[30_007])
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_an_id_that_is_not_known_gives_zeros_whatever_it_is(packing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sid, "_IDS_AT_A_TIME", 7)
+    values_DR = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    lookup = DigitLookup(values_DR, packing)
+    assert not list(lookup.state_dict())
+    digits_ND = torch.randint(3, (40, 5), generator=torch.Generator().manual_seed(0))
+    ids_N, known_N = pack_digits(digits_ND, 3, packing), torch.arange(40) % 3 > 0
+    ids_N[::3] = torch.tensor([-1, 2**62, 0, -(2**63)] * 4)[:14]
+    wanted_ND = values_DR[torch.arange(5), digits_ND] * known_N[:, None]
+    assert torch.equal(lookup(ids_N, known_N), wanted_ND)
+    rows_NCk = lookup._gather(ids_N, known_N).view(40, -1)  # the way of other devices
+    assert torch.equal(rows_NCk[:, :5] if packing == "paper_eq5" else rows_NCk[:, -5:], wanted_ND)
+
+
+def test_a_look_up_made_in_inference_serves_training() -> None:
+    sid._digit_lookup.cache_clear()
+    ids_N = torch.arange(27)
+    with torch.inference_mode():
+        unpack_ids(ids_N, 3, 3, dtype=torch.float32)
+    weights = torch.ones(3, requires_grad=True)
+    torch.autograd.backward((unpack_ids(ids_N, 3, 3, dtype=torch.float32) * weights).sum())
+    assert weights.grad is not None
+    assert weights.grad.tolist() == [27.0] * 3
+
+
 def test_the_paper_s_equation_5_as_printed() -> None:
     codeword = torch.tensor([[-1, 0, 1], [1, 1, -1]])
     ids_N = pack_digits(codeword + 1, 3, "paper_eq5")
@@ -151,7 +200,7 @@ def test_float_digits_and_foreign_ids_are_refused() -> None:
         ({"steps": (1.0,)}, "1 steps given for 15 digits"),
         ({"prefix": 16}, "must be in 1..15"),
         ({"chunk": 1}, "must be in 0..0"),
-        ({"levels": 1}, "greater than or equal to 2"),
+        ({"levels": 1}, "levels 1 x lines 1 must be at least 2 values a digit"),
         ({"null": "zero"}, "Input should be 'null'"),
     ],
 )

@@ -32,3 +32,4 @@ def test_counts_are_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_a_
     sids.write(0, ids_NC)
     present = [tuple(row) for row in ids_NC.tolist() if row[0] != NULL]
     assert sids.count() == (1000 - len(present), len(set(present)))
+    assert list(sids.path.parent.iterdir()) == [sids.path]

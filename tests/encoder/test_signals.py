@@ -51,6 +51,19 @@ def test_rows_become_tensors_with_nulls_masked(dataset: Path) -> None:
     assert (~batch.any_present).nonzero().flatten().tolist() == [17, 400, 699]
 
 
+@pytest.mark.parametrize("stored", [np.float16, np.float32])
+@pytest.mark.parametrize("missing", [(), (0,), (0, 1, 4), (0, 1, 2, 3, 4)])
+def test_missing_embeddings_are_zeros_in_any_precision(stored: type, missing: tuple[int, ...]) -> None:
+    x_ND = np.arange(1, 5 * 16 + 1).reshape(5, 16).astype(stored)
+    gone_N = np.isin(np.arange(5), missing)
+    table = item_table().slice(0, 5)
+    at = table.column_names.index("text_embedding")
+    table = table.set_column(at, "text_embedding", embedding_column(x_ND, gone_N))
+    batch = signal_batch(table, SIGNALS)
+    assert batch.present["text_embedding"].tolist() == (~gone_N).tolist()
+    assert batch.embeddings["text_embedding"].tolist() == np.where(gone_N[:, None], 0, x_ND).tolist()
+
+
 def test_slices_of_arrow_tables_are_read_where_they_begin() -> None:
     table = item_table()
     whole, part = signal_batch(table, SIGNALS), signal_batch(table.slice(123, 50), SIGNALS)

@@ -1,8 +1,17 @@
 import pytest
 import torch
 
-from infra.distributed import World, broadcast, gather, lockstep, sum_over_ranks, together
-from infra.errors import DataError
+from infra.distributed import (
+    World,
+    average_gradients,
+    broadcast,
+    gather,
+    lockstep,
+    require_same,
+    sum_over_ranks,
+    together,
+)
+from infra.errors import DataError, TrainingError
 from tests.distributed import RankFailure, run_distributed
 
 
@@ -47,3 +56,18 @@ def test_lockstep_raises_on_every_rank_at_the_same_item() -> None:
     with pytest.raises(RankFailure) as failure:
         run_distributed(source, 2)
     assert all(error and "batch 2" in error for error in failure.value.errors)
+
+
+def gradients_and_texts(world: World) -> list[list[float] | None]:
+    parameters = [torch.nn.Parameter(torch.zeros(2)) for _ in range(3)]
+    parameters[0].grad = torch.tensor([1.0, 2.0]) * (world.rank + 1)
+    parameters[2].grad = torch.tensor([4.0, -8.0]) * world.rank
+    average_gradients(world, parameters)
+    require_same(world, "abc", "the word")
+    with pytest.raises(TrainingError, match="step 3: the word is not the same on every rank: rank 0: w0, rank 1: w1$"):
+        require_same(world, f"w{world.rank}", "step 3: the word")
+    return [None if parameter.grad is None else parameter.grad.tolist() for parameter in parameters]
+
+
+def test_gradients_are_averaged_and_texts_that_differ_are_named_on_every_rank() -> None:
+    assert run_distributed(gradients_and_texts) == [[[1.5, 3.0], None, [2.0, -4.0]]] * 2

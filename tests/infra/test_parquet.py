@@ -1,5 +1,6 @@
 import errno
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -126,6 +127,44 @@ def test_an_epoch_can_start_in_the_middle(tmp_path: Path) -> None:
     files = write(tmp_path, [100])
     whole = [batch.rows_N.tolist() for batch in reader(files, seed=5).epoch(2)]
     assert [batch.rows_N.tolist() for batch in reader(files, seed=5).epoch(2, start=7)] == whole[7:]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(8, 40), min_size=1, max_size=3), st.sampled_from([1, 2, 4]), st.integers(0, 2))
+def test_epochs_in_one_stream_are_the_epochs_one_by_one(
+    tmp_path_factory: pytest.TempPathFactory, sizes: list[int], buffer: int, start: int
+) -> None:
+    files = write(tmp_path_factory.mktemp("data"), sizes)
+    source = reader(files, seed=3, shuffle_groups=buffer)
+    found = [batch.rows_N.tolist() for batch in source.batches(range(1, 4), start)]
+    assert found == [
+        batch.rows_N.tolist()
+        for epoch in (1, 2, 3)
+        for batch in source.epoch(epoch, start if epoch == 1 else 0)
+    ]  # fmt: skip
+
+
+def test_the_next_buffer_is_read_while_the_last_one_is_used_and_no_more(tmp_path: Path) -> None:
+    """One lane of three buffers: two are read with the first batch, and the next epoch's before this one ends."""
+    files = write(tmp_path, [48], row_group_rows=8)
+    read: list[int] = []
+    arrived = threading.Semaphore(0)
+
+    def note(rows: pa.Table, group: RowGroup) -> None:
+        read.append(group.index)
+        arrived.release()
+
+    source = reader(files, batch_size=8, lanes=1, seed=3, shuffle_groups=2, check=note)
+    stream = source.batches(range(2))
+    for batches, groups in [(1, 4), (2, 2), (2, 2)]:
+        for _ in range(batches):
+            next(stream)
+        for _ in range(groups):
+            assert arrived.acquire(timeout=10)
+        assert not arrived.acquire(timeout=0.05)
+    stream.close()
+    assert sorted(read[:6]) == list(range(6))
+    assert len(read) == 8
 
 
 def test_the_check_sees_the_row_group_and_its_error_is_raised_here(tmp_path: Path) -> None:

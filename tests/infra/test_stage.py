@@ -10,8 +10,8 @@ from infra.commit import committing, verify
 from infra.config import load_section
 from infra.distributed import started
 from infra.errors import ConfigError
-from infra.stage import _named
-from tests.infra.tiny_stage import TinyConfig
+from infra.stage import _named, run_stage
+from tests.infra.tiny_stage import TinyConfig, body
 
 
 @pytest.fixture
@@ -81,6 +81,30 @@ def test_a_committed_output_is_never_overwritten(tmp_path: Path, before: Path) -
     assert again.returncode != 0
     assert "committed already and is never overwritten" in again.stderr
     assert (tmp_path / "out/part-0.txt").read_text() == "4"
+
+
+def run_tiny(tmp_path: Path, before: Path, *arguments: str) -> None:
+    (tmp_path / "run.yaml").write_text("encoder: {number: 4, fail_after_checkpoint: true}")
+    inputs = ["--input", f"before={before}", "--input", f"arm.none={before}"]
+    places = ["--config", str(tmp_path / "run.yaml"), "--out", str(tmp_path / "out")]
+    run_stage("tiny", "encoder", TinyConfig, ["before", "arm.*"], body, [*places, *inputs, *arguments])
+
+
+def test_a_stage_finds_its_checkpoint_until_it_is_committed(
+    tmp_path: Path, before: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for arguments, message in [
+        (["--key", "abc"], "failed after its checkpoint"),
+        (["--key", "abd"], "out.checkpoint: is a checkpoint of other work (key: 'abc' there, 'abd' here)"),
+        (["--key", "abc", "--set", "encoder.number=5"], "is a checkpoint of other work (config: "),
+    ]:
+        with pytest.raises(SystemExit):
+            run_tiny(tmp_path, before, *arguments)
+        assert message in capfd.readouterr().err
+        assert sorted(os.listdir(tmp_path)) == ["before", "out.checkpoint", "run.yaml"]
+    run_tiny(tmp_path, before, "--key", "abc")
+    assert verify(tmp_path / "out").facts["resumed_from"] == 4
+    assert sorted(os.listdir(tmp_path)) == ["before", "out", "run.yaml"]
 
 
 def test_inputs_are_held_against_the_names_a_stage_takes() -> None:

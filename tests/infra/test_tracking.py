@@ -51,6 +51,7 @@ def commit_ranker(path: Path, dataset: Path, parent: str | None) -> Path:
         log = RunLog.open(0, "ranker", out, CONFIG, {"dataset": dataset}, "k1", parent)
         for step in range(3):
             log.metrics(step, {"loss": 1.0 / (step + 1), "auc": float("nan")})
+        log.note(2, {"sha256": "ab12"})
         log.summary({"click": {"ne": 0.75, "gain": float("inf")}, "arm": "side"})
     log.finish("FINISHED", path)
     return path
@@ -82,16 +83,47 @@ def test_the_files_are_the_record_without_mlflow(tmp_path: Path) -> None:
     out = commit_ranker(tmp_path / "ranker", dataset, parent=None)
     lines = [json.loads(line) for line in out.joinpath("history.jsonl").read_text().splitlines()]
     assert lines[0] == {"step": 0, "loss": 1.0, "auc": None}
-    assert [line["step"] for line in lines] == [0, 1, 2]
+    assert [line["step"] for line in lines] == [0, 1, 2, 2]
+    assert lines[3] == {"step": 2, "sha256": "ab12"}
     summary = json.loads(out.joinpath("summary.json").read_text())
     assert summary == {"click": {"ne": 0.75, "gain": None}, "arm": "side"}
     # The manifest covers the record, although the log was still open when it was written.
     assert set(read_manifest(out).files) == {"config.yaml", "history.jsonl", "summary.json"}
 
 
+class Mirrored:
+    """What would be sent to MLflow."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[int, dict[str, float]]] = []
+
+    def put(self, row: tuple[float, int, dict[str, float]]) -> None:
+        self.rows.append(row[1:])
+
+
+def test_a_record_goes_on_from_a_checkpoints_history(tmp_path: Path) -> None:
+    (tmp_path / "before").mkdir()
+    first = RunLog.open(0, "encoder", tmp_path / "before", {}, {}, "", None)
+    assert first.history() == ""
+    first.metrics(1, {"loss": 0.1 + 0.2, "auc": float("nan")})
+    first.note(1, {"sha256": "ab12"})
+    mirror: Any = Mirrored()
+    second = RunLog(tmp_path, mirror)
+    second.go_on(first.history())
+    second.metrics(2, {"loss": 0.25})
+    lines = [json.loads(line) for line in second.history().splitlines()]
+    assert lines == [
+        {"step": 1, "loss": 0.1 + 0.2, "auc": None}, {"step": 1, "sha256": "ab12"}, {"step": 2, "loss": 0.25},
+    ]  # fmt: skip
+    assert mirror.rows == [(1, {"loss": 0.1 + 0.2}), (1, {}), (2, {"loss": 0.25})]
+
+
 def test_other_ranks_neither_write_nor_speak(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     log = RunLog.open(1, "encoder", tmp_path, {}, {}, "", parent_run="never-looked-up")
     log.metrics(0, {"loss": 1.0})
+    log.note(0, {"sha256": "ab12"})
+    log.go_on('{"step": 0, "loss": 1.0}\n')
+    assert log.history() == ""
     log.summary({"loss": 1.0})
     log.say("hello")
     with log.progress(4, "items") as advance:
@@ -115,10 +147,10 @@ def test_progress_without_a_terminal_is_a_few_lines(tmp_path: Path, capfd: pytes
 
 def test_live_child_and_replayed_child_say_the_same(client: Any, runs_dir: Path, tmp_path: Path) -> None:
     dataset = commit_dataset(tmp_path / "data")
-    first = open_parent(client, "sameness", runs_dir, {"ranker": CONFIG})
+    first = open_parent(client, "sameness", "sameness", runs_dir, {"ranker": CONFIG})
     out = commit_ranker(tmp_path / "ranker", dataset, parent=first)
     end_parent(client, first, "FINISHED")
-    second = open_parent(client, "sameness", runs_dir, {"ranker": CONFIG})
+    second = open_parent(client, "sameness", "sameness", runs_dir, {"ranker": CONFIG})
     replay(client, second, out, {"dataset": dataset})
     (live,), (replayed,) = children(client, first), children(client, second)
 
@@ -137,13 +169,13 @@ def test_live_child_and_replayed_child_say_the_same(client: Any, runs_dir: Path,
 
 def test_hundreds_of_params_fit(client: Any, runs_dir: Path) -> None:
     config = {f"key{i}": i for i in range(250)}
-    parent = open_parent(client, "many", runs_dir, {"prepare": config})
+    parent = open_parent(client, "many", "many", runs_dir, {"prepare": config})
     assert len(client.get_run(parent).data.params) == 250
 
 
 def test_artifacts_of_a_local_store_lie_beside_it(client: Any, runs_dir: Path, tmp_path: Path) -> None:
     dataset = commit_dataset(tmp_path / "data")
-    parent = open_parent(client, "place", runs_dir, {})
+    parent = open_parent(client, "place", "place", runs_dir, {})
     commit_ranker(tmp_path / "ranker", dataset, parent)
     assert list(runs_dir.joinpath("mlartifacts", "place").rglob("manifest.json"))
 
@@ -151,15 +183,15 @@ def test_artifacts_of_a_local_store_lie_beside_it(client: Any, runs_dir: Path, t
 def test_runs_of_a_killed_driver_are_swept_and_live_ones_left(client: Any, runs_dir: Path) -> None:
     script = (
         "from pathlib import Path; from infra.mlflow_runs import *;"
-        f"c = connect(); p = open_parent(c, 'swept', Path({str(runs_dir)!r}), {{}});"
+        f"c = connect(); p = open_parent(c, 'swept', 'swept', Path({str(runs_dir)!r}), {{}});"
         "ChildRun.start(c, p, 'encoder', {}, {}, ''); print(p)"
     )
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     killed = ended.stdout.strip()
     assert client.get_run(killed).info.status == "RUNNING", ended.stderr
 
-    mine = open_parent(client, "swept", runs_dir, {})
-    open_parent(client, "swept", runs_dir, {})
+    mine = open_parent(client, "swept", "swept", runs_dir, {})
+    open_parent(client, "swept", "swept", runs_dir, {})
     assert client.get_run(killed).info.status == "KILLED"
     assert [child.info.status for child in children(client, killed)] == ["KILLED"]
     assert client.get_run(mine).info.status == "RUNNING"
@@ -180,7 +212,7 @@ def test_a_store_that_fails_costs_one_line_not_the_run(
 def test_artifacts_may_be_whole_directories(client: Any, runs_dir: Path, tmp_path: Path) -> None:
     tmp_path.joinpath("figures").mkdir()
     tmp_path.joinpath("figures", "ne.png").touch()
-    parent = open_parent(client, "figures", runs_dir, {})
+    parent = open_parent(client, "figures", "figures", runs_dir, {})
     log_artifacts(client, parent, [tmp_path / "figures", tmp_path / "absent.txt"])
     assert [file.path for file in client.list_artifacts(parent)] == ["figures"]
     assert [file.path for file in client.list_artifacts(parent, "figures")] == ["figures/ne.png"]

@@ -1,5 +1,6 @@
 """A stage that does next to nothing, for the tests of `run_stage`: every rank writes one number."""
 
+from infra.checkpoint import Checkpoint
 from infra.config import Config
 from infra.errors import DataError
 from infra.stage import StageRun, run_stage
@@ -8,15 +9,27 @@ from infra.stage import StageRun, run_stage
 class TinyConfig(Config):
     number: int = 1
     fail_on_rank: int | None = None
+    fail_after_checkpoint: bool = False
 
 
 def body(run: StageRun[TinyConfig]) -> None:
     if run.config.fail_on_rank == run.world.rank:
         raise DataError(f"numbers.parquet, row group 3: {run.config.number} is odd")
+    if run.config.fail_after_checkpoint:
+        go_on_or_fail(run)
     (run.out / f"part-{run.world.rank}.txt").write_text(str(run.config.number))
     run.log.metrics(1, {"number": run.config.number})
     run.log.summary({"inputs": {name: path.name for name, path in run.inputs.items()}})
     run.facts["doubled"] = 2 * run.config.number
+
+
+def go_on_or_fail(run: StageRun[TinyConfig]) -> None:
+    assert run.checkpoints is not None
+    found = run.checkpoints.load()
+    if found is None:
+        run.checkpoints.save(Checkpoint(run.config.number, {}, {}, {}))
+        raise DataError("failed after its checkpoint")
+    run.facts["resumed_from"] = found.step
 
 
 if __name__ == "__main__":

@@ -60,6 +60,18 @@ def test_a_null_sid_gives_zeros_and_id_0_does_not() -> None:
     assert e_Nd[1].tolist() == [0.0] * 8
 
 
+def test_many_ids_of_which_some_are_null() -> None:
+    """More than are unpacked at a time, nulls holding what the columns' nulls hold."""
+    spec = spec_of(3, 15)
+    ids_N = torch.randint(3**15, (40_000,), generator=torch.Generator().manual_seed(0))
+    known_N = torch.arange(40_000) % 7 > 0
+    h_Nt = SidUnpack(spec, scale_steps=True)(torch.where(known_N, ids_N, -1)[:, None], known_N)
+    rows = [0, 1, 16_383, 16_384, 39_999]
+    wanted = [slow_unpack(int(ids_N[i]), 3, 15) if known_N[i] else [0.0] * 15 for i in rows]
+    assert h_Nt[rows].tolist() == wanted
+    assert bool((h_Nt[~known_N] == 0).all())
+
+
 def test_owns_omega_and_nothing_else() -> None:
     side = Side(spec_of(3, 15), scale_steps=True, dim=32)
     assert {name: tuple(value.shape) for name, value in side.state_dict().items()} == {"omega": (15, 32)}

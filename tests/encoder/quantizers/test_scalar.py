@@ -10,11 +10,30 @@ from encoder.quantizers.scalar import best_step, centred_levels, normal_mse, thr
 def test_mse_on_the_normal_law(levels: int, mse: float) -> None:
     thresholds, values = thresholds_and_values(levels, "clamp")
     step = best_step(levels, "clamp")
-    clamp = normal_mse(step * thresholds, step * values)
-    assert clamp == pytest.approx(mse, rel=0.06)
-    squashed = {bound: normal_mse(*thresholds_and_values(levels, bound)) for bound in ("ifsq", "tanh")}
-    assert clamp < squashed["ifsq"]
-    assert clamp < squashed["tanh"]
+    assert normal_mse(step * thresholds, step * values) == pytest.approx(mse, rel=0.06)
+
+
+@pytest.mark.parametrize(
+    ("levels", "even", "centroids"), [(3, 0.194, 0.1902), (8, 0.0648, 0.0375), (64, 0.0041, 0.0007)]
+)
+def test_squashed_cells_lose_unless_they_decode_to_centroids(levels: int, even: float, centroids: float) -> None:
+    """The notes' tanh figures are of values even on the squashed line, in the best unit; centroids mend them."""
+    middles = (centred_levels(levels)[1:] + centred_levels(levels)[:-1]) / (levels - 1)
+    found = min(
+        normal_mse(unit * torch.atanh(middles), unit * centred_levels(levels) / ((levels - 1) / 2))
+        for unit in torch.arange(0.5, 6, 0.01).tolist()
+    )
+    assert found == pytest.approx(even, rel=0.01)
+    for bound in ("tanh", "ifsq"):
+        assert normal_mse(*thresholds_and_values(levels, bound)) == pytest.approx(centroids, abs=6e-5)
+
+
+@pytest.mark.parametrize("bound", ["clamp", "tanh", "ifsq"])
+@pytest.mark.parametrize("levels", [2, 3, 8, 64, 256])
+def test_values_lie_in_their_cells_and_alike_on_both_sides(levels: int, bound: str) -> None:
+    thresholds, values = thresholds_and_values(levels, bound)
+    assert bool((values[1:] > thresholds).all()) and bool((values[:-1] < thresholds).all())
+    assert torch.allclose(values, -values.flip(0))
 
 
 def test_the_best_ternary_step_is_lloyd_max() -> None:

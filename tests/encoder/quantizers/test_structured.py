@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from encoder.quantizers import RqVaeConfig
+from encoder.quantizers.lines import refitted_lines
 from encoder.quantizers.structured import Structured, StructuredConfig
 from infra.config import parse
 from infra.errors import ConfigError
@@ -26,6 +28,7 @@ def fitted(dtype: torch.dtype = torch.float64, seed: int = 0, **settings: object
     return quantizer, h_BH.to(dtype)
 
 
+@torch.no_grad()
 def eq2_by_hand(quantizer: Structured, h_H: Tensor) -> list[int]:
     """Paper Eq. 2-3 in scalar Python, for one vector."""
     config, (u, b, a) = quantizer.config, quantizer.codebook()
@@ -36,7 +39,7 @@ def eq2_by_hand(quantizer: Structured, h_H: Tensor) -> list[int]:
             best: tuple[float, int, int] | None = None
             for k in range(config.lines):
                 x = blocks[p] - b[d, p, k]
-                along = float((x @ u[d, p, k]).detach())
+                along = float(x @ u[d, p, k])
                 step = float(a[d, p, k])
                 level = min(max(round(along / step + (config.levels - 1) / 2), 0), config.levels - 1)
                 distance = float(x @ x) - along**2
@@ -181,3 +184,78 @@ def test_unknown_quantizer_settings_are_refused() -> None:
         parse(StructuredConfig, {"colour": 1}, "quantizer")
     with pytest.raises(ConfigError, match="levels"):
         parse(StructuredConfig, {"levels": 1}, "quantizer")
+
+
+def clustered(rows: int, dim: int) -> Tensor:
+    """Give float64 vectors of a mixture of normal laws."""
+    generator = torch.Generator().manual_seed(11)
+    centres_CM = torch.randn(40, dim, generator=generator, dtype=torch.float64)
+    owner_N = torch.randint(40, (rows,), generator=generator)
+    return centres_CM[owner_N] + 0.4 * torch.randn(rows, dim, generator=generator, dtype=torch.float64)
+
+
+def start_error(h_BH: Tensor, **settings: object) -> float:
+    quantizer = StructuredConfig.model_validate({"group_dim": h_BH.shape[1], "groups": 1, **settings}).build().double()
+    quantizer.start(h_BH, torch.Generator().manual_seed(0))
+    return float((h_BH - quantizer.decode(quantizer.encode(h_BH))).detach().square().mean() / h_BH.var())
+
+
+@pytest.mark.parametrize("assign", ["line", "codeword"])
+def test_lines_start_near_a_free_codebook_of_as_many_codewords(assign: str) -> None:
+    h_BH = clustered(4096, 8)
+    free = RqVaeConfig(codes=64, depth=2, group_dim=8).build().double()
+    free.start(h_BH, torch.Generator().manual_seed(0))
+    reference = float((h_BH - free.decode(free.encode(h_BH))).detach().square().mean() / h_BH.var())
+    error = start_error(h_BH, lines=32, levels=2, depth=2, assign=assign, refits=5)
+    assert error < 1.15 * reference
+
+
+@pytest.mark.parametrize("assign", ["line", "codeword"])
+def test_refits_lower_the_error(assign: str) -> None:
+    h_BH = clustered(4096, 8)
+    crude = start_error(h_BH, lines=21, levels=3, depth=2, assign=assign)
+    assert start_error(h_BH, lines=21, levels=3, depth=2, assign=assign, refits=5) < 0.95 * crude
+
+
+def test_a_refit_is_the_least_squares_of_each_line() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x_NM = torch.randn(300, 4, generator=generator, dtype=torch.float64)
+    line_N, q_N = torch.randint(3, (300,), generator=generator), torch.randint(-1, 2, (300,), generator=generator)
+    q_N = torch.where(line_N == 1, 1, q_N).double()  # line 1's points all take one value; line 3 has no points
+    lines, fit = refitted_lines(x_NM, line_N, q_N, 4)
+    assert lines.tolist() == [0, 2]
+    for line, b_M, v_M, length in zip(lines, *fit, strict=True):
+        own_N = line_N == line
+        design_N2 = torch.stack([torch.ones(int(own_N.sum()), dtype=torch.float64), q_N[own_N]], dim=1)
+        expected_2M = torch.linalg.lstsq(design_N2, x_NM[own_N]).solution
+        assert torch.allclose(torch.stack([b_M, v_M]), expected_2M)
+        assert length == pytest.approx(float(v_M.norm()))
+
+
+def test_a_beam_over_lines_errs_less_and_needs_codewords() -> None:
+    settings = {"levels": 3, "lines": 5, "groups": 2, "depth": 4, "group_dim": 4, "assign": "codeword"}
+    greedy, h_BH = fitted(**settings)
+    errors = []
+    for beam in (1, 2, 16):
+        quantizer = StructuredConfig.model_validate({**settings, "beam": beam}).build().double()
+        quantizer.load_state_dict(greedy.state_dict())
+        digits_BN = quantizer.encode(h_BH)
+        errors.append(float((h_BH - quantizer.decode(digits_BN)).detach().square().mean()))
+    assert errors[0] > errors[1] > errors[2]
+    with pytest.raises(ConfigError, match="beam 4 compares codewords: it needs assign: codeword, not line"):
+        parse(StructuredConfig, {"beam": 4}, "quantizer")
+
+
+def test_products_take_the_line_that_differences_take_in_float32() -> None:
+    """|r - b|^2 by products cancels where vectors lie far from 0; only what lies on a border may differ."""
+    quantizer, h_BH = fitted(torch.float32, levels=3, lines=16, groups=2, depth=3, group_dim=8)
+    far_BH = h_BH + 10
+    quantizer.start(far_BH, torch.Generator().manual_seed(0))
+    exact_BN = torch.tensor([eq2_by_hand(quantizer, h_H) for h_H in far_BH[:64]])
+    assert (quantizer.encode(far_BH[:64]) == exact_BN).all(1).float().mean() > 0.95
+
+
+def test_only_several_lines_carry_counters() -> None:
+    """The state of one line a layer, and so its fingerprint, is that of releases before there were any."""
+    one, _ = fitted(torch.float32)
+    assert sorted(one.state_dict()) == ["direction_DPKM", "log_step_DPK", "offset_DPKM", "thresholds", "values_L"]

@@ -1,0 +1,141 @@
+"""The items that the encoders of the fusion benchmark are trained on, cut out of a prepared dataset.
+
+The encoder holds items out by a hash of their number. Many items of the default data share a text, so the rows are
+numbered here in such an order that all items of one text fall on one side of that split.
+"""
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+
+from encoder.holdout import held_out
+from infra.commit import committing, is_committed, read_manifest
+from infra.config import digest
+from infra.distributed import World
+from infra.errors import DataError
+from infra.parquet import TableWriter, read_row_group, row_groups
+from infra.tables import Dataset, item_schema, read_dataset, write_spec
+
+ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), backend="gloo")
+SEED = 0
+"""Of the order of texts, hence of what is held out; the encoders' seeds leave it alone."""
+
+Rows = npt.NDArray[np.int64]
+
+
+class Choice(Protocol):
+    """Chooses rows of an items table by the signals they have."""
+
+    __name__: str
+
+    def __call__(self, table: pa.Table, names: tuple[str, ...]) -> Rows:
+        """Give the rows' numbers, [N]."""
+
+
+def newest_dataset(runs: Path) -> Path:
+    """Give the prepare output below a directory of runs that was committed last.
+
+    Raises:
+        DataError: there is none.
+    """
+    committed = [path for path in runs.glob("*/prepare/*") if is_committed(path)]
+    if not committed:
+        raise DataError(f"{runs}: no committed prepare output below; `make run` makes one, or give --dataset DIR")
+    return max(committed, key=lambda path: read_manifest(path).created)
+
+
+def paired(table: pa.Table, names: tuple[str, ...]) -> Rows:
+    """Choose the items that have all of the signals named."""
+    has_all = np.logical_and.reduce([_has(table, name) for name in names])
+    return np.flatnonzero(has_all)
+
+
+def distinct(table: pa.Table, names: tuple[str, ...]) -> Rows:
+    """Choose one item of each text: the first that has most of the signals named."""
+    number = np.sum([_has(table, name) for name in names], axis=0)
+    order = np.argsort(-number, kind="stable")
+    _, first = np.unique(text_groups(table)[order], return_index=True)
+    return np.sort(order[first])
+
+
+def text_groups(table: pa.Table) -> Rows:
+    """Number the texts of items, [N]; an item without a text has a number of its own."""
+    texts = [f"{row}" if text is None else f"={text}" for row, text in enumerate(table["text"].to_pylist())]
+    return np.unique(texts, return_inverse=True)[1].astype(np.int64)
+
+
+def arranged(groups_N: Rows, share: float) -> Rows:
+    """Order items so that those of one group are all held out by the encoder, or none of them.
+
+    Args:
+        groups_N: the items' groups, [N].
+        share: of the items to hold out.
+
+    Returns:
+        items in their new order, [at most N]: a few may be left over, which no order could place.
+    """
+    rng = np.random.default_rng(SEED)
+    slots_N = held_out(np.arange(len(groups_N)), share)
+    labels, sizes = np.unique(groups_N, return_counts=True)
+    shuffled = rng.permutation(len(labels))
+    last = int(np.searchsorted(sizes[shuffled].cumsum(), slots_N.sum()))
+    is_held_N = np.isin(groups_N, labels[shuffled[: last + 1]])
+    items = rng.permutation(len(groups_N))
+    held, others = items[is_held_N[items]], items[~is_held_N[items]]
+    fits_N = (slots_N.cumsum() <= len(held)) & ((~slots_N).cumsum() <= len(others))
+    slots_M = slots_N[: int(fits_N.sum())]
+    order_M = np.empty(len(slots_M), np.int64)
+    order_M[slots_M], order_M[~slots_M] = held[: slots_M.sum()], others[: (~slots_M).sum()]
+    return order_M
+
+
+def write_corpus(
+    cache: Path, source: Path, choice: Choice, names: tuple[str, ...], share: float, rows: int | None
+) -> Path:
+    """Commit the chosen items as a dataset of items alone; one that is there already is used again.
+
+    Args:
+        cache: the directory to commit below.
+        source: the prepared dataset.
+        choice: chooses rows of its items table, `paired` or `distinct`. names: the signals it looks at.
+        share: of the items that will be held out.
+        rows: the most items to take; None for all.
+
+    Returns:
+        the committed directory.
+
+    Raises:
+        DataError, CommitError: the dataset is not one, or nothing is left of it.
+    """
+    name = choice.__name__
+    made_of = {"source": read_manifest(source).digest, "choice": name, "of": names, "share": share, "rows": rows}
+    out = cache / f"corpus-{name}-{digest(made_of)[:12]}"
+    if is_committed(out):
+        return out
+    dataset = read_dataset(source)
+    table = _items(dataset)
+    chosen = choice(table, names)
+    chosen = np.random.default_rng(SEED).permutation(chosen)[:rows]
+    chosen = chosen[arranged(text_groups(table.take(chosen)), share)]
+    if not len(chosen):
+        raise DataError(f"{source}: no item is left for the corpus {name!r}")
+    spec = dataset.spec.model_copy(update={"num_items": len(chosen)})
+    renumbered = table.take(chosen).set_column(0, "item_id", pa.array(np.arange(len(chosen))))
+    with committing(out, ALONE, stage="corpus", facts=made_of) as staging:
+        write_spec(staging, spec)
+        with TableWriter(staging / "items" / "part-00000.parquet", renumbered.schema) as writer:
+            writer.write(renumbered)
+    return out
+
+
+def _items(dataset: Dataset) -> pa.Table:
+    columns = item_schema(dataset.spec).names
+    return pa.concat_tables(read_row_group(group, columns) for group in row_groups(dataset.item_files))
+
+
+def _has(table: pa.Table, name: str) -> npt.NDArray[np.bool_]:
+    return np.asarray(table[name].is_valid().to_numpy())

@@ -1,0 +1,95 @@
+"""Datasets of any number of items, with an encoder for them, for the benchmarks that run whole stages."""
+
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from encoder.bundle import save_bundle
+from encoder.config import EncoderConfig
+from encoder.fusion import VQFusion
+from encoder.signals import SignalBatch, chosen_signals
+from infra.commit import committing
+from infra.distributed import World
+from infra.parquet import ROW_GROUP_ROWS, TableWriter
+from infra.tables import DatasetSpec, event_schema, item_schema, user_schema, write_spec
+
+DIM, CATEGORIES = 64, 1000
+LOCAL = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), backend="gloo")
+FILE_ROWS = 1_000_000
+_DIFFERENT_ROWS = 1 << 16
+
+
+def items_spec(rows: int) -> DatasetSpec:
+    """Describe a dataset of so many items with an embedding and a category, one user, and no events."""
+    return DatasetSpec(
+        embeddings={"embedding": DIM},
+        categoricals={"category": CATEGORIES},
+        user_categoricals={},
+        num_items=rows,
+        num_users=1,
+        dense=(),
+        sparse={},
+        max_history=1,
+        train=(date(2024, 1, 1), date(2024, 1, 1)),
+        test=(date(2024, 1, 2), date(2024, 1, 2)),
+        origin="random vectors, for benchmarks",
+    )
+
+
+def write_items(out: Path, rows: int) -> None:
+    """Commit a dataset of random items as `out`, in files of `FILE_ROWS`."""
+    spec = items_spec(rows)
+    with committing(out, LOCAL, stage="prepare") as staging:
+        schema = item_schema(spec)
+        for number, start in enumerate(range(0, rows, FILE_ROWS)):
+            with TableWriter(staging / f"items/part-{number:05d}.parquet", schema) as writer:
+                for chunk in _items(start, min(start + FILE_ROWS, rows), schema):
+                    writer.write(chunk)
+        for day in (spec.train[0], spec.test[0]):
+            _write_one(staging / f"events/date={day}/part-00000.parquet", event_schema(spec).empty_table())
+        _write_one(staging / "users/part-00000.parquet", pa.table([pa.array([0])], schema=user_schema(spec)))
+        write_spec(staging, spec)
+
+
+def write_encoder(out: Path, config: EncoderConfig) -> None:
+    """Commit an encoder that was not trained, its codebook set from items, as `out`."""
+    torch.manual_seed(0)
+    model = VQFusion(config, chosen_signals({}, items_spec(1))).eval()
+    with committing(out, LOCAL, stage="encoder") as staging, torch.no_grad():
+        model.quantizer.start(model.encoder(random_batch(1 << 12)), torch.Generator().manual_seed(0))
+        save_bundle(staging, model, config)
+
+
+def random_batch(rows: int) -> SignalBatch:
+    """Give items as tensors."""
+    generator = torch.Generator().manual_seed(0)
+    return SignalBatch(
+        {"embedding": torch.randn(rows, DIM, generator=generator)},
+        {"category": torch.randint(CATEGORIES, (rows,), generator=generator)},
+        {name: torch.ones(rows, dtype=torch.bool) for name in ("embedding", "category")},
+    )
+
+
+def _items(start: int, stop: int, schema: pa.Schema) -> Iterator[pa.Table]:
+    """Give items in row groups; their vectors are those of 65,536 random rows, turned, so that making them is quick."""
+    rng = np.random.default_rng(0)
+    some_SD = rng.standard_normal((_DIFFERENT_ROWS, DIM)).astype(np.float16)
+    for first in range(start, stop, ROW_GROUP_ROWS):
+        ids_N = np.arange(first, min(first + ROW_GROUP_ROWS, stop))
+        x_ND = np.roll(some_SD[ids_N % _DIFFERENT_ROWS], first // _DIFFERENT_ROWS, axis=1)
+        columns = [
+            pa.array(ids_N),
+            pa.array([f"item {i}" for i in ids_N.tolist()]),
+            pa.FixedSizeListArray.from_arrays(pa.array(x_ND.ravel()), DIM),
+            pa.array((ids_N % CATEGORIES).astype(np.int32)),
+        ]
+        yield pa.table(columns, schema=schema)
+
+
+def _write_one(path: Path, table: pa.Table) -> None:
+    with TableWriter(path, table.schema) as writer:
+        writer.write(table)

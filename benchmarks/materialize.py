@@ -1,0 +1,156 @@
+"""Stage `materialize` beside raw Parquet reading and writing and beside its network alone; its memory by rows.
+
+`python -m benchmarks.materialize [--quick] [--rows N] [--out DIR]`. The stage runs as it always does, as a program.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from benchmarks.goals import goal, publish
+from benchmarks.items import FILE_ROWS, LOCAL, random_batch, write_encoder, write_items
+from benchmarks.record import RESULTS
+from benchmarks.timing import Contestant, Finished, Spread, Times, run_program, spread, take_turns, threads
+from encoder.bundle import load_bundle
+from encoder.config import EncoderConfig
+from encoder.materialize import encode
+from infra.parquet import ROW_GROUP_ROWS
+
+COLUMNS = {
+    "what": "", "rows": ",d", "rows_per_second": ",.0f", "low": ",.0f", "high": ",.0f", "peak_mib": ".0f",
+    "bytes_a_row": ".0f",
+}  # fmt: skip
+WORDS = """
+Items with an embedding of 64 halves, a category and a short text, in files of a million rows, to SIDs by an encoder of
+the default sizes, on one rank. "read and write" reads the same row groups and writes them again with the same
+compression and nothing else; "network alone" encodes rows that lie ready as tensors. Each of the two on one thread.
+The stage's time is that of its body: reading, checks, encoding, writing, counting; not starting Python, nor the
+hashing of inputs and outputs, which "program" includes. Memory is the program's largest resident set.
+"""
+ALONE = ("read and write", "network alone")
+FLAT = 1.15
+"""Memory of the most rows over that of the fewest, at most."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Rows of the smaller and the larger run, and of one round of network alone; rounds."""
+
+    few: int
+    many: int
+    network: int
+    rounds: int
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.materialize", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
+    parser.add_argument("--rows", type=int, default=10_000_000, help="items of the largest run")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="where materialize.json and materialize.md go")
+    arguments = parser.parse_args()
+    full = Sizes(few=FILE_ROWS, many=arguments.rows, network=1 << 17, rounds=3)
+    sizes = Sizes(few=50_000, many=200_000, network=1 << 14, rounds=2) if arguments.quick else full
+    with tempfile.TemporaryDirectory(prefix="sidestack-materialize-") as folder, threads(1):
+        rows = measured(Path(folder), sizes)
+    publish("materialize", "Materialization", WORDS, rows, COLUMNS, packages=["pyarrow"], out=arguments.out)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A run of the stage: seconds of its body, and of the whole program."""
+
+    seconds: float
+    program: Finished
+    written_bytes: int
+
+
+def measured(folder: Path, sizes: Sizes) -> list[dict[str, Any]]:
+    """Measure in turns with the fewer rows, then the stage once with the more."""
+    write_encoder(folder / "encoder", EncoderConfig())
+    few, times = _in_turns(folder, sizes)
+    write_items(folder / "many", sizes.many)
+    many = run_stage(folder, "many")
+    rows = [_row(name, sizes.few, times.rate(name)) for name in ALONE]
+    for stages, number in ((few, sizes.few), ([many], sizes.many)):
+        bodies = spread([number / stage.seconds for stage in stages])
+        programs = spread([number / stage.program.seconds for stage in stages])
+        rows += [_row("stage", number, bodies, stages), _row("program", number, programs, stages)]
+    slower = min(ALONE, key=lambda name: times.rate(name).median)
+    # The run with more rows stands alone: it is held against the median of the others.
+    late = sizes.many / many.seconds / times.rate(slower).median
+    growth = max(stage.program.peak_bytes for stage in few) * FLAT / many.program.peak_bytes
+    return [
+        *rows,
+        goal(f"stage / {slower}, {sizes.few:,} rows", times.ratio("stage", slower), 0.7),
+        goal(f"stage / {slower}, {sizes.many:,} rows", Spread(late, late, late), 0.7),
+        goal(f"{FLAT} x memory of {sizes.few:,} rows / memory of {sizes.many:,}", Spread(growth, growth, growth), 1),
+    ]
+
+
+def _in_turns(folder: Path, sizes: Sizes) -> tuple[list[Stage], Times]:
+    """Run the stage, reading and writing alone, and the network alone in turns."""
+    write_items(folder / "few", sizes.few)
+    bundle = load_bundle(folder / "encoder", LOCAL.device)
+    batch = random_batch(sizes.network)
+    files = sorted((folder / "few" / "items").glob("*.parquet"))
+    stages: list[Stage] = []
+    contestants = {
+        "read and write": Contestant(lambda: read_and_write(files, folder / "copy.parquet"), sizes.few),
+        "network alone": Contestant(lambda: encode(bundle, bundle.spec, batch), sizes.network),
+        "program": Contestant(lambda: stages.append(run_stage(folder, "few")), sizes.few),
+    }
+    times = take_turns(contestants, sizes.rounds)
+    shutil.rmtree(folder / "few")
+    counted = stages[-sizes.rounds :]
+    return counted, Times({**times.seconds, "stage": [stage.seconds / sizes.few for stage in counted]})
+
+
+def read_and_write(files: Sequence[Path], copy: Path) -> None:
+    """Read Parquet files row group by row group and write them as one, in the compression our tables have."""
+    with pq.ParquetFile(files[0]) as first:
+        schema = first.schema_arrow
+    # Embeddings without a dictionary, which is the fastest way to write them.
+    dictionary = ["text", "category"]
+    with pq.ParquetWriter(copy, schema, compression="zstd", compression_level=3, use_dictionary=dictionary) as writer:
+        for path in files:
+            with pq.ParquetFile(path) as file:
+                for group in range(file.metadata.num_row_groups):
+                    table = file.read_row_group(group, use_threads=False)
+                    writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
+    copy.unlink()
+
+
+def run_stage(folder: Path, dataset: str) -> Stage:
+    """Run the stage as a program on one rank; its output is taken away."""
+    config, out = folder / "config.yaml", folder / "out"
+    config.write_text("materialize: {prefix_lengths: [5, 10]}\n")
+    program = run_program(
+        [sys.executable, "-m", "encoder.materialize", "--config", str(config), "--out", str(out),
+         "--input", f"dataset={folder / dataset}", "--input", f"encoder={folder / 'encoder'}"],
+        {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    summary = json.loads((out / "summary.json").read_text())
+    written = sum(path.stat().st_size for path in (out / "items").iterdir())
+    shutil.rmtree(out)
+    return Stage(summary["seconds"], program, written)
+
+
+def _row(what: str, rows: int, rate: Spread, stages: Sequence[Stage] = ()) -> dict[str, Any]:
+    found = {"what": what, "rows": rows, "rows_per_second": rate.median, "low": rate.low, "high": rate.high}
+    if not stages:
+        return found
+    peak_mib = max(stage.program.peak_bytes for stage in stages) / 2**20
+    return {**found, "peak_mib": peak_mib, "bytes_a_row": stages[0].written_bytes / rows}
+
+
+if __name__ == "__main__":
+    main()

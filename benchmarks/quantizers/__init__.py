@@ -1,0 +1,1 @@
+"""Every quantizer on the same vectors at equal bits; `python -m benchmarks.quantizers`."""

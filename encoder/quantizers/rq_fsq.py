@@ -1,0 +1,182 @@
+"""RQ-FSQ: layers of finite scalar quantization, each of what the ones before left over, in two readings.
+
+Source: "Quantizing Intent", which names the method and gives no code. `scale`: a layer rounds the same dimensions at
+L^-depth of the first one's scale; all layers together are one even grid of L^depth cells, and a layer's digits are its
+digits in base L. `project`: a layer rounds new coordinates of what is left over, in a basis of its own that is learned.
+"""
+
+from abc import abstractmethod
+from typing import Annotated, Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from encoder.quantizers.contract import Quantizer, at_least_float32
+from encoder.quantizers.scalar import best_step, centred_levels, squash, suited_spread, thresholds_and_values
+from encoder.sid import Bound, SidSpec
+from infra.config import Config
+
+
+class RqFsqConfig(Config):
+    """Settings of RQ-FSQ."""
+
+    kind: Literal["rq_fsq"] = "rq_fsq"
+    reading: Literal["scale", "project"] = "scale"
+    """`scale`: the same dimensions, ever finer. `project`: a learned basis for every layer."""
+    levels: Annotated[int, Field(ge=2, le=256)] = 3
+    """Levels L of every digit."""
+    dims: Annotated[int, Field(ge=1)] = 5
+    """Digits of a layer."""
+    depth: Annotated[int, Field(ge=1)] = 3
+    """Layers."""
+    latent_dim: Annotated[int, Field(ge=1)] | None = None
+    """Dimensions of the latent vector, at least `dims`; None, and in the reading `scale` always: `dims`."""
+    bound: Bound = "clamp"
+    """What happens beyond the outermost level; `scale` bounds the vector, `project` every coordinate."""
+    prefix_dropout: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the training rows that are decoded from a random prefix of layers (Matryoshka training)."""
+
+    @model_validator(mode="after")
+    def _basis_fits(self) -> Self:
+        width = self.latent_dim or self.dims
+        if width < self.dims or (self.reading == "scale" and width != self.dims):
+            rule = "equal" if self.reading == "scale" else "be at least"
+            raise ValueError(f"latent_dim {width} must {rule} dims {self.dims} in the reading {self.reading!r}")
+        return self
+
+    def build(self) -> "RqFsq":
+        """Make the quantizer of the reading."""
+        return ScaledRqFsq(self) if self.reading == "scale" else ProjectedRqFsq(self)
+
+
+class RqFsq(Quantizer):
+    """What the two readings have in common."""
+
+    def __init__(self, config: RqFsqConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.depth, self.prefix_dropout = config.depth, config.prefix_dropout
+        self.digits = config.depth * config.dims
+        self.latent_dim = config.latent_dim or config.dims
+
+    def sid_spec(self, fingerprint: str) -> SidSpec:
+        """Describe the digits: as many groups as a layer has digits."""
+        return SidSpec(
+            quantizer=self.config.kind,
+            levels=self.config.levels,
+            digits=self.digits,
+            depth=self.depth,
+            groups=self.config.dims,
+            bound=self.config.bound,
+            steps=self.steps(),
+            fingerprint=fingerprint,
+        )
+
+    @abstractmethod
+    def steps(self) -> tuple[float, ...]:
+        """Give every digit's step: the length of its codeword is the step times q_l."""
+
+
+class ScaledRqFsq(RqFsq):
+    """Layer d rounds what is left over to q_l * s_d, s_d = L^-d / ((L-1)/2); h is bounded to [-1, 1] as in FSQ."""
+
+    scale_D: Tensor
+    values_L: Tensor
+
+    def __init__(self, config: RqFsqConfig) -> None:
+        super().__init__(config)
+        radius = (config.levels - 1) / 2
+        scale_D = torch.tensor([config.levels**-depth / radius for depth in range(config.depth)], dtype=torch.float64)
+        self.squashes = config.bound != "clamp"
+        # All layers together are one scalar quantizer of L^depth levels (many are as good as all).
+        self.latent_spread = suited_spread(min(config.levels**config.depth, 4096), config.bound)
+        self.register_buffer("scale_D", scale_D.float())
+        self.register_buffer("values_L", centred_levels(config.levels).float())
+
+    def latent(self, h_BH: Tensor) -> Tensor:
+        """Squash to [-1, 1] (`clamp`: unchanged; the commitment loss keeps it in range)."""
+        return squash(h_BH, self.config.bound)
+
+    def encode(self, h_BH: Tensor) -> Tensor:
+        """Round layer by layer: int64 [B, digits] in [0, L)."""
+        residual_BN = self.latent(at_least_float32(h_BH))
+        top, digits = self.config.levels - 1, []
+        for scale in self.scale_D:
+            level_BN = (residual_BN / scale + top / 2).round().clamp(0, top).to(torch.int64)
+            residual_BN = residual_BN - self.values_L[level_BN] * scale
+            digits.append(level_BN)
+        return torch.cat(digits, dim=1)
+
+    def codewords(self) -> Tensor:
+        """Give each level's value on its own dimension: [digits, L, dims]."""
+        value_DL = self.scale_D[:, None] * self.values_L
+        axes_NN = torch.eye(self.config.dims, device=value_DL.device)
+        return (value_DL[:, None, :, None] * axes_NN[None, :, None, :]).flatten(0, 1)
+
+    def steps(self) -> tuple[float, ...]:
+        """Give each layer's scale, once for each of its digits."""
+        return tuple(self.scale_D.repeat_interleave(self.config.dims).tolist())
+
+
+class ProjectedRqFsq(RqFsq):
+    """Layer d has an offset b and a basis V [dims, H]; it rounds the coordinates z of r - b, r - b ~ z V, to levels.
+
+    The coordinates are those of least squares, by V's pseudo-inverse, so that V is all there is to learn, and the
+    codebook loss learns it; an encoding matrix of its own would have no gradient.
+    """
+
+    thresholds: Tensor
+    values_L: Tensor
+
+    def __init__(self, config: RqFsqConfig) -> None:
+        super().__init__(config)
+        self.basis_DNH = nn.Parameter(torch.randn(config.depth, config.dims, self.latent_dim))
+        self.offset_DH = nn.Parameter(torch.zeros(config.depth, self.latent_dim))
+        thresholds, values = thresholds_and_values(config.levels, config.bound)
+        self.register_buffer("thresholds", thresholds.float())
+        self.register_buffer("values_L", values.float())
+
+    def encode(self, h_BH: Tensor) -> Tensor:
+        """Round the coordinates of what is left over, layer by layer: int64 [B, digits] in [0, L)."""
+        residual_BH = at_least_float32(h_BH)
+        inverse_DHN = torch.linalg.pinv(self.basis_DNH.detach())
+        digits = []
+        for depth, inverse_HN in enumerate(inverse_DHN):
+            level_BN, residual_BH = self._round(residual_BH, depth, inverse_HN)
+            digits.append(level_BN)
+        return torch.cat(digits, dim=1)
+
+    def codewords(self) -> Tensor:
+        """Give q_l times the basis' vectors; a layer's offset comes with its first digit: [digits, L, latent_dim]."""
+        table_DNLH = self.basis_DNH[:, :, None] * self.values_L[:, None]
+        is_first_N = torch.arange(self.config.dims, device=table_DNLH.device) == 0
+        table_DNLH = table_DNLH + self.offset_DH[:, None, None] * is_first_N[:, None, None]
+        return table_DNLH.flatten(0, 1)
+
+    def steps(self) -> tuple[float, ...]:
+        """Give the lengths of the basis' vectors."""
+        return tuple(self.basis_DNH.detach().norm(dim=-1).flatten().tolist())
+
+    @torch.no_grad()
+    def start(self, h_NH: Tensor, generator: torch.Generator) -> None:
+        """Set offsets to means and bases to leading principal axes, a step long each, of what is left over."""
+        residual_NH = at_least_float32(h_NH)
+        for depth in range(self.depth):
+            mean_H = residual_NH.mean(0)
+            centred_NH = (residual_NH - mean_H).double()
+            variance_H, axes_HH = torch.linalg.eigh(centred_NH.T @ centred_NH / len(centred_NH))
+            spread_N = variance_H[-self.config.dims :].flip(0).clamp(min=1e-12).sqrt()
+            axes_NH = axes_HH.T[-self.config.dims :].flip(0)
+            largest_N1 = axes_NH.abs().argmax(1, keepdim=True)
+            axes_NH = axes_NH * axes_NH.gather(1, largest_N1).sign()  # an axis has two senses; take one for good
+            step_N1 = spread_N[:, None] * best_step(self.config.levels, self.config.bound)
+            self.offset_DH[depth] = mean_H
+            self.basis_DNH[depth] = (axes_NH * step_N1).to(self.basis_DNH)
+            residual_NH = self._round(residual_NH, depth, torch.linalg.pinv(self.basis_DNH[depth]))[1]
+
+    def _round(self, residual_BH: Tensor, depth: int, inverse_HN: Tensor) -> tuple[Tensor, Tensor]:
+        """Give one layer's levels, int64 [B, dims], and what they leave over, [B, H]."""
+        centred_BH = residual_BH - self.offset_DH[depth]
+        level_BN = torch.bucketize(centred_BH @ inverse_HN, self.thresholds)
+        return level_BN, centred_BH - self.values_L[level_BN] @ self.basis_DNH[depth]

@@ -1,0 +1,84 @@
+"""Top-k k-means: a vector's k nearest centroids, nearest first; nothing learned by gradient.
+
+The clustering baseline of ranking models: cluster ids as a bag of categories. Its vector is the nearest centroid; the
+other digits say what else is near, and add nothing.
+"""
+
+from typing import Annotated, Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from encoder.quantizers.clustering import kmeans
+from encoder.quantizers.contract import Quantizer, at_least_float32
+from encoder.sid import SidSpec
+from infra.config import Config
+
+
+class TopkKmeansConfig(Config):
+    """Settings of top-k k-means."""
+
+    kind: Literal["topk_kmeans"] = "topk_kmeans"
+    clusters: Annotated[int, Field(ge=2)] = 1024
+    """Centroids."""
+    k: Annotated[int, Field(ge=1)] = 1
+    """Nearest centroids that are named, a digit each."""
+    latent_dim: Annotated[int, Field(ge=1)] = 32
+    """Dimensions of the latent vector."""
+
+    @model_validator(mode="after")
+    def _enough_clusters(self) -> Self:
+        if self.k > self.clusters:
+            raise ValueError(f"k {self.k} must be at most clusters {self.clusters}")
+        return self
+
+    def build(self) -> "TopkKmeans":
+        """Make the quantizer."""
+        return TopkKmeans(self)
+
+
+class TopkKmeans(Quantizer):
+    """The numbers of the k nearest centroids; see the module's text."""
+
+    centroids_CH: Tensor
+
+    def __init__(self, config: TopkKmeansConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.digits, self.depth, self.latent_dim = config.k, config.k, config.latent_dim
+        self.register_buffer("centroids_CH", torch.randn(config.clusters, config.latent_dim))
+
+    def encode(self, h_BH: Tensor) -> Tensor:
+        """Give the nearest centroids, nearest first: int64 [B, k]."""
+        h_BH = at_least_float32(h_BH)
+        cost_BC = torch.addmm(self.centroids_CH.square().sum(-1), h_BH, self.centroids_CH.T, alpha=-2)
+        return cost_BC.topk(self.config.k, largest=False).indices
+
+    def codewords(self) -> Tensor:
+        """Give the centroids for the first digit and zeros for all others: [k, clusters, latent_dim]."""
+        table_KCH = self.centroids_CH.new_zeros(self.config.k, *self.centroids_CH.shape)
+        table_KCH[0] = self.centroids_CH
+        return table_KCH
+
+    def decode(self, digits_BN: Tensor, kept_BN: Tensor | None = None) -> Tensor:
+        """Give the nearest centroid, as the base does, without a table of k times the centroids."""
+        h_hat_BH = self.centroids_CH[digits_BN[:, 0]]
+        return h_hat_BH if kept_BN is None else h_hat_BH * kept_BN[:, :1]
+
+    def sid_spec(self, fingerprint: str) -> SidSpec:
+        """Describe the digits: one cluster's number a depth, nearest first, so that a prefix is a smaller k."""
+        return SidSpec(
+            quantizer=self.config.kind,
+            levels=1,
+            lines=self.config.clusters,
+            digits=self.digits,
+            depth=self.depth,
+            groups=1,
+            fingerprint=fingerprint,
+        )
+
+    @torch.no_grad()
+    def start(self, h_NH: Tensor, generator: torch.Generator) -> None:
+        """Set the centroids by k-means of a sample."""
+        self.centroids_CH.copy_(kmeans(at_least_float32(h_NH), self.config.clusters, generator))

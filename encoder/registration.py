@@ -1,0 +1,57 @@
+"""A saved model in MLflow's registry: a version of its own, and the alias moved to it."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from infra.errors import StageError
+from infra.mlflow_runs import URI_VARIABLE, connect
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+_SQLITE = "sqlite:///"
+
+
+def register(model: Path, name: str, alias: str, tags: Mapping[str, str]) -> str:
+    """Copy a saved model into the store of `MLFLOW_TRACKING_URI`, register it, move the alias to it.
+
+    The copy is the store's own, so the version outlives the directory it was made from. The alias
+    moves last: it never points to a model that is not whole.
+
+    Args:
+        model: a saved MLflow model. name: the registered model, made where there is none.
+        alias: what moves. tags: written to the version.
+
+    Returns:
+        the version's number.
+
+    Raises:
+        StageError: the store refuses or does not answer.
+    """
+    from mlflow.exceptions import MlflowException
+
+    client = connect()
+    try:
+        logged = client.create_logged_model(_experiment(client, name), name=name, tags=dict(tags))
+        client.log_model_artifacts(logged.model_id, str(model))
+        client.finalize_logged_model(logged.model_id, "READY")
+        if not client.search_registered_models(f"name = '{name}'"):
+            client.create_registered_model(name)
+        source = f"models:/{logged.model_id}"
+        version = str(client.create_model_version(name, source, tags=dict(tags), model_id=logged.model_id).version)
+        client.set_registered_model_alias(name, alias, version)
+    except (MlflowException, OSError) as error:
+        why, *_ = str(error).splitlines() or [""]
+        raise StageError(f"export.registered_model {name!r}: {os.environ[URI_VARIABLE]} refuses: {why}") from error
+    return version
+
+
+def _experiment(client: "MlflowClient", name: str) -> str:
+    """Give the experiment of the model's own name; a local store keeps its artifacts beside its file."""
+    if (found := client.get_experiment_by_name(name)) is not None:
+        return str(found.experiment_id)
+    uri = os.environ[URI_VARIABLE]
+    beside = Path(uri.removeprefix(_SQLITE)).resolve().parent / "mlartifacts" / name
+    return str(client.create_experiment(name, artifact_location=beside.as_uri() if uri.startswith(_SQLITE) else None))

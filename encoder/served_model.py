@@ -1,0 +1,60 @@
+"""The code of the MLflow model that `encoder.export` saves ("models from code").
+
+MLflow runs this file, with the model's configuration, when it saves and when it loads the model;
+nothing imports it. There is no pickle: the weights are the bundle's safetensors, an artifact.
+"""
+
+from pathlib import Path
+
+import torch
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelConfig, set_model
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from mlflow.pyfunc import PythonModel, PythonModelContext
+from pydantic import BaseModel
+
+from encoder.bundle import WEIGHTS_FILE, load_bundle
+from encoder.serving import Answer, ServedConfig, ServedEncoder, answer_type, item_type
+from infra.config import parse
+from infra.errors import DataError
+
+CONFIG = parse(ServedConfig, ModelConfig().to_dict(), "the served model's configuration")
+
+
+class WrongInput(MlflowException):  # type: ignore[misc]
+    """An input that breaks a rule: HTTP 400, with the rule as its message."""
+
+    def __init__(self, rule: str) -> None:
+        super().__init__(rule, error_code=INVALID_PARAMETER_VALUE)
+        self._rule = rule
+
+    def serialize_as_json(self) -> str:
+        """Give the response's body; the server has put the whole input before the rule, in which nobody finds it."""
+        self.message = self._rule
+        return str(super().serialize_as_json())
+
+
+class SidModel(PythonModel):  # type: ignore[misc]
+    """Signals in, SIDs and digits out."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Load the weights and hold them against the SIDs' fingerprint."""
+        bundle = load_bundle(Path(context.artifacts[WEIGHTS_FILE]).parent, torch.device("cpu"))
+        self._served = ServedEncoder(bundle, CONFIG)
+
+    def predict(self, model_input: list[BaseModel]) -> list[Answer]:
+        """Encode items.
+
+        Raises:
+            WrongInput: see `ServedEncoder.answers`.
+        """
+        try:
+            return self._served.answers([{**item.__dict__, **(item.model_extra or {})} for item in model_input])
+        except DataError as error:
+            raise WrongInput(str(error)) from error
+
+    # MLflow takes the signature from the annotations, and these depend on the encoder.
+    predict.__annotations__ = {"model_input": list[item_type(CONFIG.signals)], "return": list[answer_type(CONFIG.spec)]}  # type: ignore[misc]
+
+
+set_model(SidModel())

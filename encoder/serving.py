@@ -1,0 +1,253 @@
+"""The encoder behind a request: items as plain values in, SIDs and digits out, each fault named.
+
+Nothing here knows of MLflow (`encoder/served_model.py` does). An item is a mapping from signal to
+value; a signal that is absent or null is missing, as in the items table. The SIDs are those that
+`materialize` writes: same weights, same packing, embeddings rounded as the tables store them, and
+the last bits of a whole block of rows even where one item is asked for (`exact_rows`).
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import BaseModel, ConfigDict, PositiveInt, SkipValidation, create_model
+
+from encoder.bundle import EncoderBundle
+from encoder.materialize import BLOCK_ROWS, encode, one_thread
+from encoder.sid import ITEM_BASE, SidSpec, sid_columns
+from encoder.sid_map import NULL
+from encoder.signals import SignalBatch, SignalSpec
+from infra.config import Config
+from infra.errors import DataError, SpecError
+
+Item = Mapping[str, Any]
+Answer = dict[str, Any]
+
+EXACT_IN_JSON = 2**53
+"""Integers below this are exact for every reader of JSON; many hold a number as a double."""
+
+_FEW = (16, 64)
+"""Blocks that are tried for few items, see `exact_rows`; 16 rows cost little more than one."""
+
+
+class ServedConfig(Config):
+    """What the served model is told beside its weights."""
+
+    signals: SignalSpec
+    spec: SidSpec
+    """Of the tables: packing and fingerprint."""
+    stored: dict[str, Literal["float16", "float32", "float64"]]
+    """Precision in which the tables store each embedding. A request's numbers are rounded to it, so
+    that an item gets the SID it would have if it were in the tables."""
+    max_items: PositiveInt
+    """The most items a request may hold."""
+
+
+def sid_is_text(spec: SidSpec) -> bool:
+    """Whether ids are given as decimal text, because some are beyond what JSON carries exactly."""
+    first = 1 if spec.packing == "paper_eq5" else 0
+    return bool(spec.radix ** (max(spec.chunk_sizes) + first) > EXACT_IN_JSON)
+
+
+def item_type(signals: SignalSpec) -> type[BaseModel]:
+    """Make the type of a request's item, from which MLflow reads the signature.
+
+    It declares types and checks none, and takes keys it does not know: the rules are those of
+    `ServedEncoder`, whose messages do not repeat the whole input.
+
+    Raises:
+        DataError: a signal has a name that no field of a pydantic model may have.
+    """
+    for name in signals.names:
+        if name.startswith("_") or (name.startswith("model_") and hasattr(BaseModel, name)):
+            raise DataError(f"signal {name!r}: cannot be served; a name must not begin with _ or be one of pydantic's")
+    fields: dict[str, Any] = {name: (_unchecked(list[float]), None) for name in signals.embeddings}
+    fields |= {name: (_unchecked(int), None) for name in signals.categoricals}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a signal may be called "copy", though models have a method of that name
+        return create_model("Item", __config__=ConfigDict(extra="allow", protected_namespaces=()), **fields)
+
+
+def answer_type(spec: SidSpec) -> type[BaseModel]:
+    """Make the type of an answer: the SID columns of the items table, and the digits; all null for a null SID."""
+    sid: Any = str if sid_is_text(spec) else int
+    fields: dict[str, Any] = {name: (_unchecked(sid), None) for name in sid_columns(ITEM_BASE, spec)}
+    return create_model("Answer", **fields, digits=(_unchecked(list[int]), None))
+
+
+def _unchecked(kind: Any) -> Any:
+    return SkipValidation[kind | None]  # type: ignore[misc]  # a type made at run time
+
+
+def require_same_encoder(encoder: SidSpec, sids: SidSpec) -> None:
+    """Check that SIDs are of the encoder that is to be served.
+
+    Raises:
+        SpecError: names both fingerprints.
+    """
+    if encoder.fingerprint != sids.fingerprint:
+        raise SpecError(
+            f"the encoder's fingerprint is {encoder.fingerprint[:16]}…, the SIDs' is {sids.fingerprint[:16]}…:"
+            " the tables were encoded by another encoder"
+        )
+
+
+class ServedEncoder:
+    """An encoder that answers requests. It keeps no state between them, so threads may share it."""
+
+    def __init__(self, bundle: EncoderBundle, config: ServedConfig) -> None:
+        """Take a loaded bundle.
+
+        Raises:
+            SpecError: see `require_same_encoder`.
+        """
+        require_same_encoder(bundle.spec, config.spec)
+        self._bundle = bundle
+        self._config = config
+        self._columns = tuple(sid_columns(ITEM_BASE, config.spec))
+        self._number = str if sid_is_text(config.spec) else int
+        self._few = exact_rows(bundle)
+
+    def answers(self, items: Sequence[Item]) -> list[Answer]:
+        """Give SID columns and digits of each item; all None where an item has no signal.
+
+        Raises:
+            DataError: names item, signal and rule.
+        """
+        if len(items) > self._config.max_items:
+            raise DataError(f"inputs: {len(items)} items, a request may hold {self._config.max_items}")
+        if not items:
+            return []
+        ids_NC = self._ids(signal_batch(items, self._config))
+        null_N = ids_NC[:, 0] == NULL
+        digits_ND = self._config.spec.unpack(torch.from_numpy(np.where(null_N[:, None], 0, ids_NC)))
+        rows = zip(ids_NC.tolist(), digits_ND.tolist(), null_N.tolist(), strict=True)
+        return [self._answer(ids, digits, is_null) for ids, digits, is_null in rows]
+
+    def _ids(self, batch: SignalBatch) -> npt.NDArray[np.int64]:
+        """Give the SIDs that `encode` gives, for few items by a block of few rows."""
+        block_rows = self._few if len(batch) <= self._few else BLOCK_ROWS
+        return encode(self._bundle, self._config.spec, batch, block_rows)
+
+    def _answer(self, ids: list[int], digits: list[int], is_null: bool) -> Answer:
+        sids = {name: None if is_null else self._number(i) for name, i in zip(self._columns, ids, strict=True)}
+        return {**sids, "digits": None if is_null else digits}
+
+
+def exact_rows(bundle: EncoderBundle) -> int:
+    """Find how few rows the network may take at a time and still give what `BLOCK_ROWS` rows give, to the last bit.
+
+    A matrix product may add in another order for fewer rows, and a last bit decides a code on a
+    border. Which order it takes does not depend on the numbers: where it is another one, some of
+    256 rows of random numbers differ.
+
+    Returns:
+        one of `_FEW`, or BLOCK_ROWS where none of them does.
+    """
+    batch = _random_batch(bundle.signals, torch.Generator().manual_seed(0))
+    with torch.inference_mode(), one_thread():
+        for rows in _FEW:
+            if all(
+                torch.equal(torch.cat([function(block) for block in batch.blocks(rows)]), function(batch))
+                for function in (bundle.model.encoder, bundle.model.digits)
+            ):
+                return rows
+    return BLOCK_ROWS
+
+
+def _random_batch(signals: SignalSpec, generator: torch.Generator) -> SignalBatch:
+    def integers(below: int) -> torch.Tensor:
+        return torch.randint(below, (BLOCK_ROWS,), generator=generator)
+
+    return SignalBatch(
+        {name: torch.randn(BLOCK_ROWS, dim, generator=generator) for name, dim in signals.embeddings.items()},
+        {name: integers(cardinality) for name, cardinality in signals.categoricals.items()},
+        {name: integers(4) > 0 for name in signals.names},
+    )
+
+
+def signal_batch(items: Sequence[Item], config: ServedConfig) -> SignalBatch:
+    """Turn items into tensors.
+
+    Raises:
+        DataError: a signal is unknown, of a wrong type or dimension, not finite, or out of range.
+    """
+    signals = config.signals
+    for row, item in enumerate(items):
+        for name in item:
+            if name not in signals.names:
+                raise DataError(f"inputs[{row}]: unknown signal {name!r}; the model takes {', '.join(signals.names)}")
+    present_N = {name: np.array([item.get(name) is not None for item in items]) for name in signals.names}
+    embeddings = {
+        name: _embeddings([item.get(name) for item in items], name, dim, config.stored[name])
+        for name, dim in signals.embeddings.items()
+    }
+    categoricals = {
+        name: _categoricals([item.get(name) for item in items], name, cardinality)
+        for name, cardinality in signals.categoricals.items()
+    }
+    return SignalBatch(
+        {name: torch.from_numpy(x_ND) for name, x_ND in embeddings.items()},
+        {name: torch.from_numpy(ids_N) for name, ids_N in categoricals.items()},
+        {name: torch.from_numpy(mask_N) for name, mask_N in present_N.items()},
+    )
+
+
+def _embeddings(values: list[Any], name: str, dim: int, stored: str) -> npt.NDArray[np.float32]:
+    """Give float32 [N, dim], zeros where a value is None."""
+    x_ND = np.zeros((len(values), dim))
+    for row, value in enumerate(values):
+        if value is not None:
+            x_ND[row] = _vector(value, f"inputs[{row}].{name}", dim)
+    with np.errstate(over="ignore"):  # told below
+        # By way of float32, in which embeddings are computed: rounding twice is not rounding once.
+        rounded_ND = x_ND.astype(np.float32).astype(stored).astype(np.float32)
+    wrong = np.argwhere(~np.isfinite(rounded_ND))
+    if len(wrong):
+        row, at = wrong[0].tolist()
+        beyond = f"is beyond {stored}, in which the tables store it"
+        rule = beyond if np.isfinite(x_ND[row, at]) else "is not finite"
+        raise DataError(f"inputs[{row}].{name}[{at}]: {values[row][at]} {rule}")
+    return rounded_ND
+
+
+def _vector(value: Any, where: str, dim: int) -> npt.NDArray[Any]:
+    if not isinstance(value, list | tuple | np.ndarray):
+        raise DataError(f"{where}: must be a list of {dim} numbers, is {_short(value)}")
+    if len(value) != dim:
+        raise DataError(f"{where}: has {len(value)} numbers, must have {dim}")
+    # Without a type given, numpy keeps text, null and nested lists apart from numbers.
+    try:
+        x_D = np.asarray(value)
+    except ValueError:
+        x_D = np.empty(0, object)
+    if x_D.ndim != 1 or x_D.dtype.kind not in "fiu":
+        wrong = next((i for i, part in enumerate(value) if not _is_number(part)), 0)
+        raise DataError(f"{where}[{wrong}]: must be a number, is {_short(value[wrong])}")
+    return x_D
+
+
+def _categoricals(values: list[Any], name: str, cardinality: int) -> npt.NDArray[np.int64]:
+    """Give int64 [N], 0 where a value is None; 3.0 counts as 3, for some writers of JSON know only doubles."""
+    ids_N = np.zeros(len(values), np.int64)
+    for row, value in enumerate(values):
+        if value is None:
+            continue
+        if not _is_number(value) or value != value // 1:
+            raise DataError(f"inputs[{row}].{name}: must be an integer, is {_short(value)}")
+        if not 0 <= value < cardinality:
+            raise DataError(f"inputs[{row}].{name}: {value} is outside [0, {cardinality})")
+        ids_N[row] = int(value)
+    return ids_N
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."

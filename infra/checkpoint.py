@@ -1,0 +1,121 @@
+"""Checkpoints of a stage under way, from which it goes on when it is started again.
+
+They lie beside the output, in `<out>.checkpoint/`, because the output's own temporary directory goes with a failure,
+and they are taken away once the output is committed. Each one is a committed directory of its own (`infra.commit`), so
+that it is whole or does not count, and holds safetensors and JSON: no pickle is ever loaded.
+
+Going on promises the very bytes that the run would have given without a stop. So a checkpoint of other work (another
+config, input, number of ranks, version of torch) is refused, not passed over: it may be hours of somebody's work, and
+the run that ignored it would write over it.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from infra.commit import committing, is_committed, read_manifest, verify
+from infra.distributed import World, together
+from infra.errors import CommitError
+
+SHARED_FILE = "shared.safetensors"
+VALUES_FILE = "values.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a stage was.
+
+    Attributes:
+        step: the steps that were taken.
+        shared: tensors that are the same on every rank; rank 0's are kept.
+        own: this rank's own tensors.
+        values: JSON-ready values; rank 0's are kept.
+    """
+
+    step: int
+    shared: dict[str, Tensor]
+    own: dict[str, Tensor]
+    values: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one stage's work; every method is called on every rank.
+
+    Args:
+        path: the directory that has them, the same for every rank.
+        world: the process group.
+        stage: the stage's name.
+        work: what decides the stage's bytes, by name. Ranks, device and torch are added to it.
+    """
+
+    def __init__(self, path: Path, world: World, stage: str, work: Mapping[str, Any]) -> None:
+        self.path = Path(path).absolute()
+        self.world = world
+        self.stage = stage
+        machine = {"ranks": world.size, "device": world.device.type, "torch": str(torch.__version__)}
+        self.work = {**work, **machine}
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Commit a checkpoint, then remove the earlier ones.
+
+        Raises:
+            CommitError: the disk is full.
+        """
+        name = f"step-{checkpoint.step:012d}"
+        with committing(self.path / name, self.world, stage=f"{self.stage}-checkpoint", facts=self.work) as out:
+            _write(checkpoint.own, out / _own_file(self.world.rank))
+            if self.world.is_main:
+                _write(checkpoint.shared, out / SHARED_FILE)
+                (out / VALUES_FILE).write_text(json.dumps({"step": checkpoint.step, **checkpoint.values}))
+        if self.world.is_main:
+            for entry in self.path.iterdir():
+                if entry.name != name:
+                    shutil.rmtree(entry, ignore_errors=True)
+
+    def load(self) -> Checkpoint | None:
+        """Give the last checkpoint that was committed; None where there is none.
+
+        Raises:
+            CommitError: it is of other work, or was altered.
+        """
+        with together(self.world, f"reading {self.path}"):
+            committed = [entry for entry in self.path.glob("step-*") if is_committed(entry)]
+            return self._read(max(committed)) if committed else None
+
+    def remove(self) -> None:
+        """Remove all of them; the output they led to is committed."""
+        if self.world.is_main:
+            shutil.rmtree(self.path, ignore_errors=True)
+
+    def _read(self, path: Path) -> Checkpoint:
+        manifest = verify(path) if self.world.local_rank == 0 else read_manifest(path)
+        for name in sorted(manifest.facts.keys() | self.work.keys()):
+            found, wanted = manifest.facts.get(name), self.work.get(name)
+            if found != wanted:
+                raise CommitError(
+                    f"{self.path}: is a checkpoint of other work ({name}: {found!r} there, {wanted!r} here); start that"
+                    " work again to go on, or remove the directory to begin anew"
+                )
+        try:
+            shared, own = load_file(path / SHARED_FILE), load_file(path / _own_file(self.world.rank))
+            values = json.loads((path / VALUES_FILE).read_text())
+            return Checkpoint(values.pop("step"), shared, own, values)
+        except (OSError, SafetensorError, ValueError, KeyError) as error:
+            raise CommitError(f"{path}: is not a checkpoint of ours: {error}") from error
+
+
+def _own_file(rank: int) -> str:
+    return f"rank-{rank:04d}.safetensors"
+
+
+def _write(tensors: Mapping[str, Tensor], file: Path) -> None:
+    # Contiguous copies: safetensors refuses views of a shared storage, which the tensors of a model may be.
+    save_file({name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}, file)

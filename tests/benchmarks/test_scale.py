@@ -1,0 +1,45 @@
+"""docs/scale.md's arithmetic: from the results alone, and silent on nothing that is missing."""
+
+import json
+from pathlib import Path
+
+from benchmarks.record import Row
+from benchmarks.scale import BEGIN, END, PAGE, Results, arithmetic, between_marks
+
+
+def write(folder: Path, name: str, rows: list[Row]) -> None:
+    folder.mkdir(exist_ok=True)
+    made = {"date": "2024-01-01", "device": "a machine"}
+    (folder / f"{name}.json").write_text(json.dumps({"conditions": made, "rows": rows}))
+
+
+def test_the_arithmetic_is_that_of_the_results(tmp_path: Path) -> None:
+    write(tmp_path, "training", [{"what": "x", "ranks": 1, "batch": 512, "items_per_second": 10_000.0}])
+    stage = {"rows": 5_000_000, "rows_per_second": 50_000.0, "peak_mib": 432.1, "bytes_a_row": 150.0}
+    write(tmp_path, "materialize", [{"what": "stage", **stage}, {"what": "program", **stage}])
+    text = arithmetic(Results(tmp_path), Results(tmp_path / "gpu"))
+    assert "111.1 hours of one rank; 1.74 hours of 64" in text  # 1e9 x 4 epochs / 10,000 / 3600
+    assert "5.6 hours of one rank; 0.09 hours of 64" in text
+    assert "| 432 MiB |" in text
+    assert "| 150.0 GB |" in text
+    assert "3.0 GB; 768.0 GB" in text
+    assert "a machine" in text
+    assert "run `python -m benchmarks.unpack`" in text
+    assert "run `python -m benchmarks.encoding`" in text
+
+
+def test_gpus_are_said_to_be_unmeasured_unless_they_were(tmp_path: Path) -> None:
+    assert "**Not measured.**" in arithmetic(Results(tmp_path), Results(tmp_path / "gpu"))
+    write(tmp_path / "gpu", "training", [{"what": "x", "ranks": 1, "batch": 512, "items_per_second": 1e6}])
+    text = arithmetic(Results(tmp_path), Results(tmp_path / "gpu"))
+    assert "**Not measured.**" not in text
+    assert "1.1 hours of one rank" in text
+
+
+def test_the_page_has_its_marks_and_keeps_what_is_around_them() -> None:
+    page = PAGE.read_text()
+    assert page.count(BEGIN) == page.count(END) == 1
+    once = between_marks(page, "new figures")
+    assert between_marks(once, "new figures") == once
+    assert once.replace("new figures", "").split(BEGIN)[0] == page.split(BEGIN)[0]
+    assert once.endswith(page.split(END)[1])

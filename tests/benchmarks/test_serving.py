@@ -1,0 +1,79 @@
+"""The serving benchmark: what it times, what it reports, and that the server it starts is gone afterwards."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import serving
+from benchmarks.scoring_server import ScoringServer, resident_mib
+from benchmarks.serving import (
+    DEFAULT_SIGNALS,
+    GOALS_MS,
+    Load,
+    batches,
+    in_process,
+    main,
+    percentiles,
+    random_encoder,
+    saved,
+)
+
+
+def test_requests_that_warm_up_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 100.0, 200.0, 200.010, 300.0, 300.030])
+    monkeypatch.setattr(serving.time, "perf_counter", lambda: next(clock))
+    asked: list[int] = []
+    times = percentiles(asked.append, [1, 2, 3], warm_up=1)
+    assert asked == [1, 2, 3]
+    assert times == {"p50_ms": pytest.approx(20.0), "p99_ms": pytest.approx(29.8)}
+
+
+def test_requests_hold_whole_items_and_are_not_one_request_again_and_again() -> None:
+    first, second = batches(DEFAULT_SIGNALS, size=2, number=2)
+    assert [len(first), len(second)] == [2, 2]
+    assert set(first[0]) == set(DEFAULT_SIGNALS.names)
+    assert len(first[0]["text_embedding"]) == 384
+    assert first[1] == second[0] != first[0]
+
+
+def test_memory_is_this_processs() -> None:
+    held = bytearray(64 * 2**20)
+    held[::4096] = b"\1" * len(held[::4096])
+    with_it = resident_mib(os.getpid())
+    del held
+    assert 50 < with_it - resident_mib(os.getpid()) < 80
+
+
+def test_rows_say_which_goals_are_met(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    signals = saved(random_encoder(tmp_path / "encoder"), tmp_path / "model")
+    monkeypatch.setattr(serving, "GOAL_MIB", 1.0)
+    monkeypatch.setattr(serving, "GOALS_MS", {1: 1e6, 4: 0.0})
+    rows = in_process(tmp_path / "model", signals, Load({1: 3, 4: 2}, 1))
+    assert [(row.get("items"), row.get("met")) for row in rows] == [(1, "yes"), (4, "no"), (None, None), (None, "no")]
+    assert rows[1]["goal"] == "p99 < 0 ms"
+    assert all(row["p50_ms"] <= row["p99_ms"] for row in rows[:2])
+
+
+@pytest.mark.slow
+def test_the_whole_benchmark_writes_its_figures_and_leaves_no_server(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[int] = []
+    measure = ScoringServer.resident_mib
+
+    def noting(server: ScoringServer) -> float:
+        started.extend(server.pids())
+        return measure(server)
+
+    monkeypatch.setattr(ScoringServer, "resident_mib", noting)
+    main(["--quick", "--out", str(tmp_path)])
+    assert len(started) == 2  # the launcher and the server
+    results: dict[str, Any] = json.loads((tmp_path / "serving.json").read_text())
+    timed = [(row["where"], row["items"]) for row in results["rows"] if "items" in row]
+    assert timed == [(where, size) for where in ("in process", "http") for size in GOALS_MS]
+    assert results["conditions"]["versions"]["mlflow"]
+    assert "The served encoder" in capfd.readouterr().out
+    assert not [pid for pid in started if Path(f"/proc/{pid}").exists()]

@@ -1,0 +1,132 @@
+"""A SID depends on its item's signals alone: not on which other items exist, nor on their order or number."""
+
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from encoder.bundle import load_bundle
+from encoder.config import EncoderConfig, NetworkConfig
+from encoder.fusion import VQFusion
+from encoder.materialize import BLOCK_ROWS
+from encoder.signals import SignalBatch, SignalSpec, signal_batch
+from infra.parquet import read_row_group, row_groups
+from infra.tables import DatasetSpec, write_spec
+from tests.encoder.fabricated import LOCAL, SPEC, events, item_table, materialize_dataset, users, write_table
+
+
+def write_items(path: Path, table: pa.Table, row_group_rows: int) -> None:
+    """Write a dataset whose items are these rows, numbered anew; its events are of the first ten."""
+    spec = DatasetSpec.model_validate({**SPEC.model_dump(), "num_items": len(table)})
+    numbered = table.set_column(0, table.schema.field(0), pa.array(np.arange(len(table))))
+    write_table(path / "items/part-00000.parquet", numbered, row_group_rows)
+    write_table(path / "users/part-00000.parquet", users(), row_group_rows)
+    for day in (SPEC.train[0], SPEC.test[0]):
+        write_table(path / f"events/date={day}/part-00000.parquet", few_events(day), row_group_rows)
+    write_spec(path, spec)
+
+
+def few_events(day: date) -> pa.Table:
+    table = events(day, rows=10)
+    history = table["history_item_ids"].combine_chunks()
+    few = pa.array(history.flatten().to_numpy() % 10)
+    columns = {
+        "item_id": pa.array(table["item_id"].to_numpy() % 10),
+        "history_item_ids": pa.ListArray.from_arrays(history.offsets, few),
+    }
+    for name, column in columns.items():
+        table = table.set_column(table.column_names.index(name), table.schema.field(name), column)
+    return table
+
+
+def sids(path: Path) -> list[int | None]:
+    files = sorted((path / "items").glob("*.parquet"))
+    found: list[int | None] = pa.concat_tables(read_row_group(g) for g in row_groups(files))["sid"].to_pylist()
+    return found
+
+
+@pytest.mark.parametrize("row_group_rows", [90, 300])
+def test_an_item_keeps_its_sid_when_others_come_and_go(
+    dataset: Path, encoder: Path, tmp_path: Path, row_group_rows: int
+) -> None:
+    materialize_dataset(LOCAL, dataset, encoder, tmp_path / "all")
+    expected = sids(tmp_path / "all")
+    rng = np.random.default_rng(row_group_rows)
+    # A third of the items in another order, between strangers: the signals of two items mixed.
+    chosen = rng.permutation(SPEC.num_items)[: SPEC.num_items // 3]
+    table = item_table()
+    other = table.take(pa.array(rng.permutation(SPEC.num_items)))
+    strangers = table.set_column(2, table.schema.field(2), other.column(2)).slice(0, 300)
+    order = rng.permutation(len(chosen) + len(strangers))
+    mixed = pa.concat_tables([table.take(pa.array(chosen)), strangers]).take(pa.array(order))
+    write_items(tmp_path / "few", mixed, row_group_rows)
+    materialize_dataset(LOCAL, tmp_path / "few", encoder, tmp_path / "few-sids")
+    found = sids(tmp_path / "few-sids")
+    place = np.argsort(order)[: len(chosen)]
+    assert [found[at] for at in place] == [expected[item] for item in chosen]
+    assert len(set(found)) > 20
+
+
+def wide_network() -> VQFusion:
+    """Give a network of sizes that are no multiples of a processor's vectors, where kernels treat edges apart."""
+    signals = SignalSpec(
+        embeddings={"text": 100, "image": 33}, categoricals={"type": 30}, weights={"text": 1, "image": 1, "type": 1}
+    )
+    torch.manual_seed(0)
+    network = NetworkConfig(embedding_width=77, categorical_width=13, hidden=131)
+    return VQFusion(EncoderConfig(network=network), signals).eval()
+
+
+def random_batch(signals: SignalSpec, rng: torch.Generator) -> SignalBatch:
+    rows = BLOCK_ROWS
+    return SignalBatch(
+        {name: torch.randn(rows, dim, generator=rng) for name, dim in signals.embeddings.items()},
+        {name: torch.randint(number, (rows,), generator=rng) for name, number in signals.categoricals.items()},
+        {name: torch.rand(rows, generator=rng) < 0.8 for name in signals.names},
+    )
+
+
+def replaced(batch: SignalBatch, others: SignalBatch, order_B: torch.Tensor, kept_B: torch.Tensor) -> SignalBatch:
+    """Put the batch's rows in another order, and other rows in the place of those that are not kept."""
+
+    def chosen(part: str) -> dict[str, torch.Tensor]:
+        of, instead = getattr(batch, part), getattr(others, part)
+        wide = {name: kept_B.view(-1, *[1] * (x.ndim - 1)) for name, x in of.items()}
+        return {name: torch.where(wide[name], x[order_B], instead[name]) for name, x in of.items()}
+
+    return SignalBatch(chosen("embeddings"), chosen("categoricals"), chosen("present"))
+
+
+@pytest.mark.parametrize("network", ["trained", "wide"])
+def test_not_one_bit_of_a_latent_vector_depends_on_the_rest_of_its_block(encoder: Path, network: str) -> None:
+    """The latent vector, not only its digits: a difference of one bit would show in a digit once in many items."""
+    model = load_bundle(encoder, LOCAL.device).model if network == "trained" else wide_network()
+    rng = torch.Generator().manual_seed(1)
+    batch = random_batch(model.signals, rng)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as materialize does
+    try:
+        with torch.inference_mode():
+            h_BH, digits_BN = model.encoder(batch), model.digits(batch)
+            for share in (0.02, 0.5, 1.0) * 5:
+                order_B = torch.randperm(BLOCK_ROWS, generator=rng)
+                kept_B = torch.rand(BLOCK_ROWS, generator=rng) < share
+                among_others = replaced(batch, random_batch(model.signals, rng), order_B, kept_B)
+                assert torch.equal(model.encoder(among_others)[kept_B], h_BH[order_B[kept_B]])
+                assert torch.equal(model.digits(among_others)[kept_B], digits_BN[order_B[kept_B]])
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_signal_batch_of_a_row_is_the_row(dataset: Path, encoder: Path) -> None:
+    """Turning a table into tensors looks at each row alone, nulls among the others notwithstanding."""
+    signals = load_bundle(encoder, LOCAL.device).signals
+    whole = signal_batch(item_table(), signals)
+    for row in range(0, SPEC.num_items, 53):
+        alone = signal_batch(item_table().slice(row, 1), signals)
+        for part in ("embeddings", "categoricals", "present"):
+            for name, x in getattr(alone, part).items():
+                assert torch.equal(x[0], getattr(whole, part)[name][row])

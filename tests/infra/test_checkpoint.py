@@ -1,0 +1,108 @@
+"""Checkpoints: the same state back, the last whole one only, and never one of other work."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from infra.checkpoint import Checkpoint, Checkpoints
+from infra.distributed import World
+from infra.errors import CommitError
+from tests.distributed import run_distributed
+
+ONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), backend="gloo")
+WORK = {"key": "k", "config": "c", "inputs": {"dataset": "d"}}
+
+
+def checkpoint(step: int, rank: int = 0) -> Checkpoint:
+    table = torch.arange(6.0).view(2, 3) / 7 + step
+    shared = {
+        "table": table,
+        "transposed": table.T,
+        "counts": torch.tensor(step),
+        "bytes": torch.tensor([1], dtype=torch.uint8),
+    }
+    return Checkpoint(step, shared, {"own": torch.tensor([rank, step])}, {"rate": 1 / 3, "history": '{"step": 1}\n'})
+
+
+def require_equal(found: Checkpoint | None, expected: Checkpoint) -> None:
+    assert found is not None
+    assert (found.step, found.values) == (expected.step, expected.values)
+    for part in ("shared", "own"):
+        tensors, wanted = getattr(found, part), getattr(expected, part)
+        assert tensors.keys() == wanted.keys()
+        assert all(torch.equal(tensors[name], wanted[name]) for name in wanted)
+        assert all(tensors[name].dtype == wanted[name].dtype for name in wanted)
+
+
+def test_the_last_one_comes_back_and_the_others_are_gone(tmp_path: Path) -> None:
+    kept = Checkpoints(tmp_path / "out.checkpoint", ONE, "encoder", WORK)
+    assert kept.load() is None
+    for step in (9, 10, 100):
+        kept.save(checkpoint(step))
+    require_equal(kept.load(), checkpoint(100))
+    assert [path.name for path in kept.path.iterdir()] == ["step-000000000100"]
+    files = {path.suffix for path in kept.path.rglob("*") if path.is_file()}
+    assert files == {".json", ".safetensors"}  # nothing that is unpickled
+    kept.remove()
+    assert list(tmp_path.iterdir()) == []
+    kept.remove()  # nothing there: nothing done
+
+
+def test_a_torn_one_does_not_count(tmp_path: Path) -> None:
+    kept = Checkpoints(tmp_path / "out.checkpoint", ONE, "encoder", WORK)
+    kept.save(checkpoint(9))
+    torn = kept.path / ".step-000000000010.abcd.tmp"
+    torn.mkdir()
+    (torn / "values.json").write_text('{"st')
+    (kept.path / "step-000000000011").mkdir()
+    require_equal(kept.load(), checkpoint(9))
+    kept.save(checkpoint(12))
+    assert [path.name for path in kept.path.iterdir()] == ["step-000000000012"]
+
+
+def test_an_altered_one_is_refused(tmp_path: Path) -> None:
+    kept = Checkpoints(tmp_path / "out.checkpoint", ONE, "encoder", WORK)
+    kept.save(checkpoint(9))
+    (file,) = kept.path.glob("*/shared.safetensors")
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(CommitError, match=r"shared\.safetensors: SHA-256"):
+        kept.load()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("key", "l", "key: 'k' there, 'l' here"),
+        ("config", "e", "config: 'c' there, 'e' here"),
+        ("inputs", {"dataset": "f"}, "inputs: {'dataset': 'd'} there, {'dataset': 'f'} here"),
+        ("torch", "2.0", r"torch: '2\.\d+\.\d+.*' there, '2.0' here"),
+        ("device", "cuda", "device: 'cpu' there, 'cuda' here"),
+        ("ranks", 2, "ranks: 1 there, 2 here"),
+    ],
+)
+def test_one_of_other_work_is_refused(tmp_path: Path, name: str, value: Any, message: str) -> None:
+    Checkpoints(tmp_path / "out.checkpoint", ONE, "encoder", WORK).save(checkpoint(9))
+    other = Checkpoints(tmp_path / "out.checkpoint", ONE, "encoder", WORK)
+    other.work[name] = value
+    with pytest.raises(CommitError, match=message):
+        other.load()
+    assert list((tmp_path / "out.checkpoint").iterdir())
+
+
+def save_and_load(world: World, path: Path) -> list[int]:
+    kept = Checkpoints(path, world, "encoder", WORK)
+    kept.save(checkpoint(5, world.rank))
+    found = kept.load()
+    require_equal(found, checkpoint(5, world.rank))
+    assert found is not None
+    return [int(x) for x in found.own["own"]]
+
+
+def test_every_rank_has_its_own_and_another_number_of_ranks_is_refused(tmp_path: Path) -> None:
+    assert run_distributed(save_and_load, tmp_path / "out.checkpoint") == [[0, 5], [1, 5]]
+    with pytest.raises(CommitError, match="ranks: 2 there, 1 here"):
+        Checkpoints(tmp_path / "out.checkpoint", ONE, "encoder", WORK).load()

@@ -1,0 +1,89 @@
+"""The sweep's command: what it prints, and, slowly, the whole of it on a small synthetic log."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipelines.report.comparison import ArmResult, Comparison, Gain, TaskResult
+from pipelines.sweep.__main__ import main, parity_text
+from pipelines.sweep.result import SweepResult
+from tests.components.golden import ROOT
+
+
+def task(ne: float | None, gain: tuple[float, float, float] | None) -> TaskResult:
+    over = {"side": Gain(ne_gain=gain[0], ne_gain_interval=gain[1:])} if gain else {}
+    return TaskResult(
+        num=9, positives=3, ne=ne, ne_gain=None, ne_gain_interval=None, auc=None, calibration=None, over=over
+    )
+
+
+def comparison(chosen: dict[str, TaskResult], own: dict[str, TaskResult]) -> Comparison:
+    arms = {name: ArmResult.model_construct(tasks=tasks) for name, tasks in (("side", own), ("side_chosen", chosen))}
+    return Comparison.model_construct(arms=arms)
+
+
+def test_parity_is_told_with_its_interval() -> None:
+    text = parity_text(
+        comparison(
+            {"click": task(0.51, (0.002, 0.001, 0.003)), "conversion": task(0.75, (-0.001, -0.004, 0.002))},
+            {"click": task(0.52, None), "conversion": task(0.74, None)},
+        )
+    )
+    assert "click       0.5100, 0.5200: gain +0.20 % (+0.10 to +0.30 %)\n" in text
+    assert "conversion  0.7500, 0.7400: gain -0.10 % (-0.40 to +0.20 %) ~\n" in text
+
+
+def test_parity_of_what_is_not_defined_says_so() -> None:
+    text = parity_text(comparison({"click": task(None, None)}, {"click": task(None, None)}))
+    assert "click       undefined on these rows" in text
+
+
+def test_a_fault_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(f"run: {{name: test, runs_dir: {tmp_path}}}\n")
+    with pytest.raises(SystemExit) as stopped:
+        main(["--config", str(file), "--bits", "24", "--levels", "7"])
+    assert stopped.value.code == 1
+    assert capsys.readouterr().err == ("error: sweep: 7 levels: 8 digits leave more than 1.5 of 24 bits unused\n")
+
+
+def run(tmp_path: Path, *words: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "pipelines.sweep", "--config", str(tmp_path / "run.yaml"), "--bits", "8", *words],
+        env={**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db", "PYTHONPATH": str(ROOT)},
+        cwd=ROOT, capture_output=True, text=True, timeout=900, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_whole_sweep_and_its_parity_check_and_again_from_what_is_done(tmp_path: Path) -> None:
+    one_rank = {stage: {"ranks": 1} for stage in ("prepare", "encoder", "materialize", "ranker")}
+    values = {
+        "prepare": {
+            "source": {"kind": "synthetic", "num_items": 600, "num_users": 80, "events_per_day": 400}
+            | {"train_days": 3, "test_days": 2},
+        },
+        "encoder": {
+            "network": {"embedding_width": 16, "categorical_width": 8, "hidden": 32},
+            "quantizer": {"kind": "structured", "levels": 2, "depth": 1, "groups": 5, "group_dim": 2},
+            "training": {"epochs": 2, "batch_size": 64},
+        },
+        "materialize": {"prefix_lengths": [2, 5]},
+        "ranker": {"training": {"batch_size": 128, "warmup_steps": 2}},
+        "run": {"name": "small", "runs_dir": f"{tmp_path}/runs", "launch": one_rank},
+    }  # fmt: skip
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(values))
+    first = run(tmp_path, "--levels", "16", "--parity")
+    assert first.returncode == 0, first.stderr
+    assert "parity: NE with the chosen setting" in first.stdout and "  click " in first.stdout
+    (file,) = tmp_path.glob("runs/small/sweep/*/sweep.json")
+    assert {one.setting.name for one in SweepResult.model_validate_json(file.read_bytes()).results} == {
+        "L16-d1-g2", "L16-d2-g1",
+    }  # fmt: skip
+    again = run(tmp_path, "--levels", "16", "--parity")
+    assert again.returncode == 0 and " starts with " not in again.stderr
+    assert again.stdout == first.stdout
