@@ -47,7 +47,7 @@ class TrainingConfig(Config):
     codebook_weight: NotNegative = 10.0
     """alpha, the weight of the codebook loss."""
     commitment_weight: NotNegative = 2.5
-    """beta, the weight of the commitment loss; none where a bound squashes the latent vectors."""
+    """beta, the weight of the commitment loss; see `Quantizer.commitment_scale`."""
     signal_dropout: Share = 0.1
     """Share of the rows of which the encoder sees only some signals, at random; the losses ask for all of them."""
     codebook_starts: tuple[Share, ...] = (0.0, 0.05, 0.1, 0.2, 0.3)

@@ -205,8 +205,7 @@ class VQFusion(nn.Module):
         self.codebook_weight = config.training.codebook_weight
         self.signal_dropout = config.training.signal_dropout
         self.quantizer: Quantizer = config.quantizer.build()
-        # Pulled to even levels, latents that are squashed anyway end on few of them: FSQ has no such loss.
-        self.commitment_weight = 0.0 if self.quantizer.squashes else config.training.commitment_weight
+        self.commitment_weight = config.training.commitment_weight * self.quantizer.commitment_scale
         self.encoder = FusionEncoder(signals, config.network, self.quantizer.latent_dim)
         self.decoder = FusionDecoder(signals, config.network, self.quantizer.latent_dim)
         weights_K = torch.tensor([signals.weights[name] for name in signals.names])

@@ -65,8 +65,9 @@ class Quantizer(nn.Module, ABC):
     digits: int
     latent_blocks: int = 1
     """Parts of equal width that the latent vector is split in and quantized by, beside each other."""
-    squashes: bool = False
-    """Whether `latent` keeps vectors in bounds by itself, so that a commitment loss has nothing to hold."""
+    commitment_scale: float = 1.0
+    """What the commitment loss is taken times: its squares are small in the embeddings' own unit (deviations near
+    .15), and not so where levels are even over [-1, 1]; there, pulled too hard, latents end on few levels."""
     latent_spread: float | None = None
     """The deviation that latents should have along an axis, where levels do not follow the data; None: any."""
     depth: int = 1

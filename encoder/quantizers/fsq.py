@@ -45,7 +45,7 @@ class Fsq(Quantizer):
         self.config = config
         self.latent_dim = self.digits = config.digits
         self.radius = (config.levels - 1) / 2
-        self.squashes = config.bound != "clamp"
+        self.commitment_scale = 0.1
         self.latent_spread = suited_spread(config.levels, config.bound)
         # A buffer, so that the fingerprint of a codebook without parameters still covers it.
         values_L = (centred_levels(config.levels) / self.radius).float()

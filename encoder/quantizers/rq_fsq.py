@@ -88,7 +88,7 @@ class ScaledRqFsq(RqFsq):
         super().__init__(config)
         radius = (config.levels - 1) / 2
         scale_D = torch.tensor([config.levels**-depth / radius for depth in range(config.depth)], dtype=torch.float64)
-        self.squashes = config.bound != "clamp"
+        self.commitment_scale = 0.1
         # All layers together are one scalar quantizer of L^depth levels (many are as good as all).
         self.latent_spread = suited_spread(min(config.levels**config.depth, 4096), config.bound)
         self.register_buffer("scale_D", scale_D.float())
