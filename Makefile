@@ -10,7 +10,9 @@ ACCEL  := $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
 STAMP  := .venv/.installed-$(ACCEL)
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
 
-.PHONY: help install run test test-quick lint types format doctor golden clean
+BENCH  := quantizers
+
+.PHONY: help install run bench test test-quick lint types format doctor golden clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -31,6 +33,13 @@ $(STAMP): requirements/$(ACCEL).txt requirements/torch-$(ACCEL).txt requirements
 
 run: install ## the whole path on real data: raw log -> encoder -> SID columns -> ranker arms -> comparison
 	@$(BIN)/python -m pipelines.run --config $(CONFIG) $(foreach s,$(SET),--set $(s))
+
+bench: install .venv/.installed-benchmarks ## a benchmark: BENCH=quantizers, fusion, encoding, unpack, materialize, training, serving, scale
+	@$(BIN)/python -m benchmarks.$(BENCH)
+
+.venv/.installed-benchmarks: requirements/benchmarks.txt $(STAMP)
+	@$(PIP) install -r requirements/benchmarks.txt
+	@touch $@
 
 test: install ## every test
 	@$(BIN)/python -m pytest -m ''

@@ -288,15 +288,28 @@ def _tell_result(compared: Path) -> None:
         local = Path(uri.removeprefix("sqlite:///")).relative_to(Path.cwd())
         uri = f"sqlite:///{local}"
     tool = Path(sys.executable).parent / "mlflow"
-    opening = f"{_near(tool)} ui --backend-store-uri {uri}" if uri.startswith("sqlite:") else uri
+    opening = f"{near(tool)} ui --backend-store-uri {uri}" if uri.startswith("sqlite:") else uri
     print((compared / "table.txt").read_text().rstrip())
     print()
-    print(f"report  {_near(compared / 'report.html')}")
+    print(f"report  {near(compared / 'report.html')}")
     print(f"MLflow  {opening}")
-    print(_near(compared / "comparison.json"), flush=True)
+    print(near(compared / "comparison.json"), flush=True)
 
 
-def _near(path: Path) -> Path:
+@contextmanager
+def exit_status() -> Iterator[None]:
+    """Turn a fault into one line and status 1, a signal into 128 + its number."""
+    try:
+        yield
+    except SidestackError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except Stopped as stop:
+        print(f"stopped by {stop}; the running stage was cancelled", file=sys.stderr)
+        raise SystemExit(128 + stop.signum) from None
+
+
+def near(path: Path) -> Path:
     """Give a path as seen from here, where it lies below."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
@@ -311,14 +324,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--config", type=Path, required=True, help="the run's YAML file")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override a config value")
     arguments = parser.parse_args(argv)
-    try:
+    with exit_status():
         _tell_result(run_pipeline(arguments.config, arguments.set))
-    except SidestackError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
-    except Stopped as stop:
-        print(f"stopped by {stop}; the running stage was cancelled", file=sys.stderr)
-        raise SystemExit(128 + stop.signum) from None
 
 
 if __name__ == "__main__":

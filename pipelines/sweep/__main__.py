@@ -5,20 +5,18 @@ the one of least loss. With `--parity` the ranker says whether that one is as go
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from infra.commit import is_committed
 from infra.config import load_file, parse, plain
-from infra.errors import SidestackError
 from pipelines.config import PipelineConfig
 from pipelines.launch import say
 from pipelines.report.comparison import Comparison
 from pipelines.report.table import NO_DIFFERENCE
 from pipelines.report.units import percent, percent_interval
-from pipelines.run import Stopped, run_stages
+from pipelines.run import exit_status, near, run_stages
 from pipelines.sweep.choose import CHOSEN_FILE, PICTURE_FILE, RESULT_FILE, TABLE_FILE
 from pipelines.sweep.grid import LEVELS, Budget
 from pipelines.sweep.plan import CHOSEN, SIDE, parity_overrides, parity_stages, sweep_stages
@@ -82,11 +80,7 @@ def parity_text(comparison: Comparison) -> str:
 def _tell(found: Path) -> None:
     print((found / TABLE_FILE).read_text())
     for what, file in (("heat map", PICTURE_FILE), ("chosen", CHOSEN_FILE), ("all", RESULT_FILE)):
-        print(f"{what:<9}{_near(found / file)}")
-
-
-def _near(path: Path) -> Path:
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+        print(f"{what:<9}{near(found / file)}")
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -104,7 +98,7 @@ def _run(arguments: argparse.Namespace) -> None:
     assert is_committed(compared)
     print(f"\n{(compared / 'table.txt').read_text()}")
     print(parity_text(Comparison.model_validate_json((compared / "comparison.json").read_bytes())))
-    print(f"report   {_near(compared / 'report.html')}", flush=True)
+    print(f"report   {near(compared / 'report.html')}", flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -120,14 +114,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override a config value")
     parser.add_argument("--parity", action="store_true", help="compare the chosen setting in the ranker, too")
     arguments = parser.parse_args(argv)
-    try:
+    with exit_status():
         _run(arguments)
-    except SidestackError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
-    except Stopped as stop:
-        print(f"stopped by {stop}; the running stage was cancelled", file=sys.stderr)
-        raise SystemExit(128 + stop.signum) from None
 
 
 if __name__ == "__main__":
