@@ -250,8 +250,7 @@ class VQFusion(nn.Module):
         Args:
             x_ND: `weighted_units` of a sample, the same on every rank.
         """
-        if self.encoder.linear is None:
-            return
+        assert self.encoder.linear is not None, "categoricals alone have no axes"
         mean_D = x_ND.mean(0)
         axes_DH, spread_H = _principal_axes(x_ND - mean_D, self.quantizer.latent_dim)
         order_H = torch.arange(axes_DH.shape[1]).view(-1, self.quantizer.latent_blocks).T.flatten()

@@ -290,6 +290,8 @@ class Trainer:
     @torch.no_grad()
     def _start_linear(self) -> None:
         """Set the networks' linear paths from the embeddings of the first training rows."""
+        if not self.model.signals.embeddings:
+            return
         x_BD = torch.cat([self.model.weighted_units(batch) for batch in self.sample])
         self.model.start_linear(self._in_common(x_BD, "embeddings"))
 

@@ -68,6 +68,15 @@ def test_every_signal_is_learned_and_measured(encoder: Path, dataset: Path, tmp_
     assert 0 < measured["unique_share"] <= 1
 
 
+def test_categoricals_alone_train(dataset: Path, tmp_path: Path) -> None:
+    """Without an embedding there are no axes for a linear path to start from, and none is there."""
+    weights = {name: 1.0 for name in SPEC.categoricals}
+    train_encoder(LOCAL, dataset, tmp_path / "out", {"signals": weights, **TEN_STEPS})
+    found = losses(tmp_path / "out")
+    assert len(found) == 10
+    assert all(math.isfinite(loss) for loss in found)
+
+
 def test_the_record_has_the_curves(encoder: Path) -> None:
     rows = history(encoder)
     training = [row for row in rows if "train/loss" in row]
