@@ -17,23 +17,17 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.goals import goal, publish
+from benchmarks.items import DEFAULT_SIGNALS, NETWORKS
 from benchmarks.record import RESULTS
 from benchmarks.timing import Contestant, Times, peak_bytes, take_turns, thread_numbers, threads
-from encoder.config import EncoderConfig, NetworkConfig
+from encoder.config import EncoderConfig
 from encoder.fusion import FusionEncoder, VQFusion
 from encoder.materialize import BLOCK_ROWS
 from encoder.quantizers.fsq import Fsq, FsqConfig
 from encoder.quantizers.structured import Structured, StructuredConfig
-from encoder.signals import SignalBatch, SignalSpec
+from encoder.signals import SignalBatch
 
 DIM, DIGITS = 384, 15
-EMBEDDINGS = {"text_embedding": 384, "behaviour_embedding": 64}
-CATEGORICALS = {"department": 32, "category": 303, "subcategory": 2378, "brand": 2, "manufacturer": 6471}
-SIGNALS = SignalSpec(
-    embeddings=EMBEDDINGS, categoricals=CATEGORICALS, weights=dict.fromkeys((*EMBEDDINGS, *CATEGORICALS), 1.0)
-)
-"""The default data's signals, in number and size."""
-NETWORKS = {"default": NetworkConfig(), "1,024 units": NetworkConfig(embedding_width=256, hidden=1024, blocks=2)}
 COLUMNS = {
     "what": "", "threads": "d", "items_per_second": ",.0f", "low": ",.0f", "high": ",.0f", "peak_mib": ".1f",
 }  # fmt: skip
@@ -145,7 +139,7 @@ def network_rows(sizes: Sizes, number: int) -> list[dict[str, Any]]:
     rows = []
     for title, network in NETWORKS.items():
         torch.manual_seed(0)
-        model = VQFusion(EncoderConfig(network=network), SIGNALS).eval()
+        model = VQFusion(EncoderConfig(network=network), DEFAULT_SIGNALS).eval()
         blocks = list(_items(sizes.items).blocks(BLOCK_ROWS))
         contestants = {
             f"network ({title})": Contestant(_each(blocks, model.encoder), sizes.items),
@@ -186,9 +180,12 @@ def _products(encoder: FusionEncoder, blocks: int) -> Callable[[], object]:
 def _items(rows: int) -> SignalBatch:
     generator = torch.Generator().manual_seed(0)
     return SignalBatch(
-        {name: torch.randn(rows, dim, generator=generator) for name, dim in EMBEDDINGS.items()},
-        {name: torch.randint(size, (rows,), generator=generator) for name, size in CATEGORICALS.items()},
-        {name: torch.rand(rows, generator=generator) < 0.9 for name in SIGNALS.names},
+        {name: torch.randn(rows, dim, generator=generator) for name, dim in DEFAULT_SIGNALS.embeddings.items()},
+        {
+            name: torch.randint(size, (rows,), generator=generator)
+            for name, size in DEFAULT_SIGNALS.categoricals.items()
+        },
+        {name: torch.rand(rows, generator=generator) < 0.9 for name in DEFAULT_SIGNALS.names},
     )
 
 

@@ -9,16 +9,27 @@ import pyarrow as pa
 import torch
 
 from encoder.bundle import save_bundle
-from encoder.config import EncoderConfig
+from encoder.config import EncoderConfig, NetworkConfig
 from encoder.fusion import VQFusion
-from encoder.signals import SignalBatch, chosen_signals
+from encoder.signals import SignalBatch, SignalSpec, chosen_signals
 from infra.commit import committing
 from infra.distributed import World
 from infra.parquet import ROW_GROUP_ROWS, TableWriter
 from infra.tables import DatasetSpec, event_schema, item_schema, user_schema, write_spec
 
 DIM, CATEGORIES = 64, 1000
-LOCAL = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), backend="gloo")
+ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), backend="gloo")
+"""A benchmark's own process, where it commits or measures without a process group."""
+DEFAULT_EMBEDDINGS = {"text_embedding": 384, "behaviour_embedding": 64}
+DEFAULT_CATEGORICALS = {"department": 32, "category": 303, "subcategory": 2378, "brand": 2, "manufacturer": 6471}
+DEFAULT_SIGNALS = SignalSpec(
+    embeddings=DEFAULT_EMBEDDINGS,
+    categoricals=DEFAULT_CATEGORICALS,
+    weights=dict.fromkeys((*DEFAULT_EMBEDDINGS, *DEFAULT_CATEGORICALS), 1.0),
+)
+"""The default data's signals, in number and size."""
+NETWORKS = {"default": NetworkConfig(), "1,024 units": NetworkConfig(embedding_width=256, hidden=1024, blocks=2)}
+"""The networks whose speed is told."""
 FILE_ROWS = 1_000_000
 _DIFFERENT_ROWS = 1 << 16
 
@@ -43,7 +54,7 @@ def items_spec(rows: int) -> DatasetSpec:
 def write_items(out: Path, rows: int) -> None:
     """Commit a dataset of random items as `out`, in files of `FILE_ROWS`."""
     spec = items_spec(rows)
-    with committing(out, LOCAL, stage="prepare") as staging:
+    with committing(out, ALONE, stage="prepare") as staging:
         schema = item_schema(spec)
         for number, start in enumerate(range(0, rows, FILE_ROWS)):
             with TableWriter(staging / f"items/part-{number:05d}.parquet", schema) as writer:
@@ -59,7 +70,7 @@ def write_encoder(out: Path, config: EncoderConfig) -> None:
     """Commit an encoder that was not trained, its codebook set from items, as `out`."""
     torch.manual_seed(0)
     model = VQFusion(config, chosen_signals({}, items_spec(1))).eval()
-    with committing(out, LOCAL, stage="encoder") as staging, torch.no_grad():
+    with committing(out, ALONE, stage="encoder") as staging, torch.no_grad():
         model.quantizer.start(model.encoder(random_batch(1 << 12)), torch.Generator().manual_seed(0))
         save_bundle(staging, model, config)
 

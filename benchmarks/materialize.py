@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from benchmarks.goals import goal, publish
-from benchmarks.items import FILE_ROWS, LOCAL, random_batch, write_encoder, write_items
+from benchmarks.items import ALONE, FILE_ROWS, random_batch, write_encoder, write_items
 from benchmarks.record import RESULTS
 from benchmarks.timing import Contestant, Finished, Spread, Times, run_program, spread, take_turns, threads
 from encoder.bundle import load_bundle
@@ -35,7 +35,7 @@ compression and nothing else; "network alone" encodes rows that lie ready as ten
 The stage's time is that of its body: reading, checks, encoding, writing, counting; not starting Python, nor the
 hashing of inputs and outputs, which "program" includes. Memory is the program's largest resident set.
 """
-ALONE = ("read and write", "network alone")
+BOUNDS = ("read and write", "network alone")
 FLAT = 1.15
 """Memory of the most rows over that of the fewest, at most."""
 
@@ -79,12 +79,12 @@ def measured(folder: Path, sizes: Sizes) -> list[dict[str, Any]]:
     few, times = _in_turns(folder, sizes)
     write_items(folder / "many", sizes.many)
     many = run_stage(folder, "many")
-    rows = [_row(name, sizes.few, times.rate(name)) for name in ALONE]
+    rows = [_row(name, sizes.few, times.rate(name)) for name in BOUNDS]
     for stages, number in ((few, sizes.few), ([many], sizes.many)):
         bodies = spread([number / stage.seconds for stage in stages])
         programs = spread([number / stage.program.seconds for stage in stages])
         rows += [_row("stage", number, bodies, stages), _row("program", number, programs, stages)]
-    slower = min(ALONE, key=lambda name: times.rate(name).median)
+    slower = min(BOUNDS, key=lambda name: times.rate(name).median)
     # The run with more rows stands alone: it is held against the median of the others.
     late = sizes.many / many.seconds / times.rate(slower).median
     growth = max(stage.program.peak_bytes for stage in few) * FLAT / many.program.peak_bytes
@@ -99,7 +99,7 @@ def measured(folder: Path, sizes: Sizes) -> list[dict[str, Any]]:
 def _in_turns(folder: Path, sizes: Sizes) -> tuple[list[Stage], Times]:
     """Run the stage, reading and writing alone, and the network alone in turns."""
     write_items(folder / "few", sizes.few)
-    bundle = load_bundle(folder / "encoder", LOCAL.device)
+    bundle = load_bundle(folder / "encoder", ALONE.device)
     batch = random_batch(sizes.network)
     files = sorted((folder / "few" / "items").glob("*.parquet"))
     stages: list[Stage] = []

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.items import DEFAULT_SIGNALS
 from benchmarks.record import RESULTS, Row, print_table, write_results
 from benchmarks.scoring_server import resident_mib, serving
 from encoder.bundle import load_bundle, save_bundle
@@ -29,12 +30,6 @@ from encoder.fusion import VQFusion
 from encoder.serving import Item, ServedConfig
 from encoder.signals import SignalSpec
 
-_EMBEDDINGS = {"text_embedding": 384, "behaviour_embedding": 64}
-_CATEGORICALS = {"department": 32, "category": 303, "subcategory": 2378, "brand": 2, "manufacturer": 6471}
-DEFAULT_SIGNALS = SignalSpec(
-    embeddings=_EMBEDDINGS, categoricals=_CATEGORICALS, weights=dict.fromkeys((*_EMBEDDINGS, *_CATEGORICALS), 1.0)
-)
-"""The default data's signals in number and size."""
 GOALS_MS = {1: 20.0, 256: 100.0}
 """99th percentile in process, by items a request."""
 GOAL_MIB = 1024.0

@@ -17,15 +17,14 @@ from typing import Any
 import torch
 
 from benchmarks.goals import goal, publish
-from benchmarks.items import items_spec, random_batch, write_items
+from benchmarks.items import NETWORKS, items_spec, random_batch, write_items
 from benchmarks.record import RESULTS
 from benchmarks.timing import Contestant, Spread, run_program, spread, take_turns, threads
-from encoder.config import EncoderConfig, NetworkConfig, TrainingConfig
+from encoder.config import EncoderConfig, TrainingConfig
 from encoder.fusion import VQFusion
 from encoder.signals import chosen_signals
 from infra.config import plain, to_yaml
 
-NETWORKS = {"default": NetworkConfig(), "1,024 units": NetworkConfig(embedding_width=256, hidden=1024, blocks=2)}
 COLUMNS = {
     "what": "", "ranks": "d", "batch": "d", "items_per_second": ",.0f", "wait_share": ".2%", "peak_mib": ".0f",
     "note": "",

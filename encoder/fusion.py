@@ -196,7 +196,7 @@ def _from_zero(linear: nn.Linear) -> nn.Linear:
 
 
 class VQFusion(nn.Module):
-    """The whole auto-encoder. `encoder` and `quantizer` decide the SID; `decoder` only trains them."""
+    """The whole auto-encoder. `encoder` and `quantizer` decide the SID, `decoder` too where codes are searched."""
 
     def __init__(self, config: EncoderConfig, signals: SignalSpec) -> None:
         super().__init__()

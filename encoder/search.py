@@ -45,9 +45,8 @@ def searched(
         digits int64 [B, digits], and their loss [B].
     """
     table_NRH = model.quantizer.codewords().detach()
-    offset_N = torch.arange(len(table_NRH), device=h_BH.device)
     digits_BN = digits_BN.clone()
-    h_hat_BH = table_NRH[offset_N, digits_BN].sum(1)
+    h_hat_BH = model.quantizer.decode(digits_BN)
     loss_B = _losses(model, batch, h_hat_BH[:, None]).squeeze(1)
     for _ in range(config.rounds):
         for n, table_RH in enumerate(table_NRH):

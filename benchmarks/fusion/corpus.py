@@ -10,17 +10,15 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import torch
 
+from benchmarks.items import ALONE
 from encoder.holdout import held_out
 from infra.commit import committing, is_committed, read_manifest
 from infra.config import digest
-from infra.distributed import World
 from infra.errors import DataError
 from infra.parquet import TableWriter, read_row_group, row_groups
 from infra.tables import Dataset, item_schema, read_dataset, write_spec
 
-ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), backend="gloo")
 SEED = 0
 """Of the order of texts, hence of what is held out; the encoders' seeds leave it alone."""
 

@@ -17,13 +17,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import torch
 import yaml
 
+from benchmarks.items import ALONE
 from benchmarks.quantizers.measures import nearest, unit
 from encoder.holdout import held_out
 from infra.commit import committing, is_committed, read_manifest
-from infra.distributed import World
 from infra.errors import ConfigError, DataError
 from infra.parquet import TableWriter, read_row_group, row_groups
 from infra.record import CONFIG_FILE
@@ -39,7 +38,6 @@ VALIDATION_SHARE = 0.05
 TEST_SHARE = 0.2
 TRUE_NEIGHBOURS = 20
 _LEAST_ROWS = 1000
-_ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), backend="gloo")
 
 
 @dataclass(frozen=True)
@@ -202,7 +200,7 @@ def laid_down(source: Source, folder: Path, sizes: Sizes) -> Corpus:
     sha.update(np.ascontiguousarray(source.vectors_ND).data)
     path = folder / f"{source.name}-{sha.hexdigest()[:12]}"
     if not is_committed(path):
-        with committing(path, _ALONE, stage="corpus") as staging:
+        with committing(path, ALONE, stage="corpus") as staging:
             _write(source, sizes, staging)
     return Corpus(source.name, path.resolve())
 

@@ -172,8 +172,4 @@ def nearest(vectors_ND: Vectors, queries_Q: Ids, number: int) -> Ids:
 def use_of_digits(digits_NK: Ids, radix: int) -> dict[str, Any]:
     """Sum up each digit's use: `entropy_bits`, `perplexity`, `dead_levels`, one number a digit."""
     use = codebook_use(count_values(torch.from_numpy(digits_NK), radix))
-    return {
-        "entropy_bits": use["entropy_bits"],
-        "perplexity": [2**bits for bits in use["entropy_bits"]],
-        "dead_levels": [round(share * radix) for share in use["dead_share"]],
-    }
+    return {name: use[name] for name in ("entropy_bits", "perplexity", "dead_levels")}

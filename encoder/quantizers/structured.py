@@ -17,7 +17,7 @@ from encoder.quantizers.clustering import kmeans
 from encoder.quantizers.contract import Quantizer, at_least_float32
 from encoder.quantizers.lines import Line, fitted_line, refitted_lines
 from encoder.quantizers.recursion import Layers, encode_by_recursion
-from encoder.quantizers.residual import nearest_paths, spread_over_groups
+from encoder.quantizers.residual import nearest_paths, spread_over_groups, take_words
 from encoder.quantizers.scalar import best_step, thresholds_and_values
 from encoder.quantizers.usage import Usage, count_values
 from encoder.sid import Bound, SidSpec
@@ -112,9 +112,9 @@ class Structured(Quantizer):
         residual_BPM = self._blocks(h_BH)
         book = self.codebook()
         digits = []
-        for depth in range(self.config.depth):
+        for depth, words_PRM in enumerate(self._words()):
             digit_BP = self._nearest(residual_BPM, book, depth)
-            residual_BPM = residual_BPM - self._codewords(digit_BP, book, depth)
+            residual_BPM = residual_BPM - take_words(words_PRM, digit_BP)
             digits.append(digit_BP)
         return torch.cat(digits, dim=-1)
 
@@ -224,18 +224,9 @@ class Structured(Quantizer):
         line_PB1 = distance_PBK.argmin(-1, keepdim=True)
         return (line_PB1 * self.config.levels + level_PBK.gather(-1, line_PB1)).squeeze(-1).T
 
-    def _codewords(self, digit_BP: Tensor, book: Codebook, depth: int) -> Tensor:
-        """Give b_k + a_k * q_l * u_k of every block at one depth, [B, P, M]."""
-        line_BP = digit_BP // self.config.levels
-        value_BP = self.values_L[digit_BP % self.config.levels]
-        group_P = torch.arange(self.config.groups, device=digit_BP.device)
-        u_BPM = book.u[depth][group_P, line_BP]
-        length_BP = book.a[depth][group_P, line_BP] * value_BP
-        return book.b[depth][group_P, line_BP] + length_BP[..., None] * u_BPM
-
     def _left_over(self, residual_NPM: Tensor, depth: int) -> Tensor:
-        book = self.codebook()
-        return residual_NPM - self._codewords(self._nearest(residual_NPM, book, depth), book, depth)
+        digit_NP = self._nearest(residual_NPM, self.codebook(), depth)
+        return residual_NPM - take_words(self._words()[depth], digit_NP)
 
     def _start_lines(self, depth: int, group: int, x_NM: Tensor, generator: torch.Generator) -> None:
         """Fit a layer's lines in one group to residuals: each to its cluster of a k-means, a single one to all."""

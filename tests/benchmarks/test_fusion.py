@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 
 from benchmarks.fusion import training as training_module
 from benchmarks.fusion.__main__ import main
-from benchmarks.fusion.corpus import ALONE, arranged, distinct, newest_dataset, paired, write_corpus
+from benchmarks.fusion.corpus import arranged, distinct, newest_dataset, paired, write_corpus
 from benchmarks.fusion.figures import draw_changes, draw_missing
 from benchmarks.fusion.measures import PAPER, paper_rows, plan, rows_of
 from benchmarks.fusion.missing import Case, cases, guessed, hidden_but, measure
 from benchmarks.fusion.page import as_markdown
 from benchmarks.fusion.training import FUSION, METHODS, ONE_EACH, Trainer, Training
+from benchmarks.items import ALONE
 from encoder.config import EncoderConfig
 from encoder.evaluation import evaluate
 from encoder.fusion import VQFusion

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from benchmarks import serving
+from benchmarks.items import DEFAULT_SIGNALS
 from benchmarks.scoring_server import ScoringServer, resident_mib
 from benchmarks.serving import (
-    DEFAULT_SIGNALS,
     GOALS_MS,
     Load,
     batches,
