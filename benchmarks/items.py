@@ -1,4 +1,4 @@
-"""Datasets of any number of items, with an encoder for them, for the benchmarks that run whole stages."""
+"""The datasets of the benchmarks: the default data as a run prepared it, and random items of any number."""
 
 from collections.abc import Iterator
 from datetime import date
@@ -7,14 +7,17 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
+import yaml
 
 from encoder.bundle import save_bundle
 from encoder.config import EncoderConfig, NetworkConfig
 from encoder.fusion import VQFusion
 from encoder.signals import SignalBatch, SignalSpec, chosen_signals
-from infra.commit import committing
+from infra.commit import committing, is_committed
 from infra.distributed import World
+from infra.errors import ConfigError
 from infra.parquet import ROW_GROUP_ROWS, TableWriter
+from infra.record import CONFIG_FILE
 from infra.tables import DatasetSpec, event_schema, item_schema, user_schema, write_spec
 
 DIM, CATEGORIES = 64, 1000
@@ -32,6 +35,26 @@ NETWORKS = {"default": NetworkConfig(), "1,024 units": NetworkConfig(embedding_w
 """The networks whose speed is told."""
 FILE_ROWS = 1_000_000
 _DIFFERENT_ROWS = 1 << 16
+
+
+def newest_dataset(runs: Path) -> Path:
+    """Find the newest committed output of `prepare` for Complete Journey.
+
+    Raises:
+        ConfigError: there is none; the message says what makes one.
+    """
+    found = [path.parent for path in runs.glob(f"*/prepare/*/{CONFIG_FILE}") if _is_complete_journey(path)]
+    if not found:
+        raise ConfigError(
+            f"{runs}: holds no prepared Complete Journey dataset; `make run` or `python -m pipelines.prepare"
+            " --config configs/complete_journey.yaml --out DIR` makes one, and --dataset DIR names it"
+        )
+    return max(found, key=lambda path: path.stat().st_mtime)
+
+
+def _is_complete_journey(file: Path) -> bool:
+    section = (yaml.safe_load(file.read_text()) or {}).get("prepare", {})
+    return is_committed(file.parent) and section.get("source", {}).get("kind") == "complete_journey"
 
 
 def items_spec(rows: int) -> DatasetSpec:

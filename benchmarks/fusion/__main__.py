@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.fusion.corpus import distinct, newest_dataset, paired, write_corpus
+from benchmarks.fusion.corpus import distinct, paired, write_corpus
 from benchmarks.fusion.figures import draw_changes, draw_missing
 from benchmarks.fusion.measures import Row, plan, rows_of
 from benchmarks.fusion.missing import missing_rows
 from benchmarks.fusion.page import as_markdown, print_page
 from benchmarks.fusion.training import FUSION, METHODS, Trainer
+from benchmarks.items import newest_dataset
 from benchmarks.record import RESULTS, write_results
 from encoder.signals import chosen_signals
 from infra.errors import DataError, SidestackError

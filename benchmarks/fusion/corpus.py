@@ -34,18 +34,6 @@ class Choice(Protocol):
         """Give the rows' numbers, [N]."""
 
 
-def newest_dataset(runs: Path) -> Path:
-    """Give the prepare output below a directory of runs that was committed last.
-
-    Raises:
-        DataError: there is none.
-    """
-    committed = [path for path in runs.glob("*/prepare/*") if is_committed(path)]
-    if not committed:
-        raise DataError(f"{runs}: no committed prepare output below; `make run` makes one, or give --dataset DIR")
-    return max(committed, key=lambda path: read_manifest(path).created)
-
-
 def paired(table: pa.Table, names: tuple[str, ...]) -> Rows:
     """Choose the items that have all of the signals named."""
     has_all = np.logical_and.reduce([_has(table, name) for name in names])

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import record
+from benchmarks.items import newest_dataset
 from benchmarks.quantizers import corpora as sources
 from benchmarks.quantizers import figures, table
 from benchmarks.quantizers.corpora import Corpus, Sizes, Source
@@ -97,7 +98,7 @@ def _sources(arguments: argparse.Namespace) -> list[Source]:
         return [sources.file_source(arguments.vectors)]
     found = []
     if "text" in arguments.corpora:
-        found.append(sources.text_source(arguments.dataset or sources.newest_dataset(Path("runs"))))
+        found.append(sources.text_source(arguments.dataset or newest_dataset(Path("runs"))))
     if "glove" in arguments.corpora:
         found.append(sources.glove_source())
     return found

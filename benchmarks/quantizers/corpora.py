@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import yaml
 
 from benchmarks.items import ALONE
 from benchmarks.quantizers.measures import nearest, unit
@@ -25,7 +24,6 @@ from encoder.holdout import held_out
 from infra.commit import committing, is_committed, read_manifest
 from infra.errors import ConfigError, DataError
 from infra.parquet import TableWriter, read_row_group, row_groups
-from infra.record import CONFIG_FILE
 from infra.tables import DatasetSpec, item_schema, read_dataset, write_spec
 from pipelines.prepare.columns import embeddings
 
@@ -129,26 +127,6 @@ def distinct_rows(table: pa.Table, signal: str) -> Ids:
     rows_N = np.flatnonzero(present_N)
     _, first = np.unique(np.array(table["text"].to_pylist(), dtype=object)[rows_N].astype(str), return_index=True)
     return rows_N[np.sort(first)]
-
-
-def newest_dataset(runs: Path) -> Path:
-    """Find the newest committed output of `prepare` for Complete Journey.
-
-    Raises:
-        ConfigError: there is none; the message says what makes one.
-    """
-    found = [path.parent for path in runs.glob(f"*/prepare/*/{CONFIG_FILE}") if _is_default(path)]
-    if not found:
-        raise ConfigError(
-            f"{runs}: holds no prepared Complete Journey dataset; `make run` or `python -m pipelines.prepare"
-            " --config configs/complete_journey.yaml --out DIR` makes one, and --dataset DIR names it"
-        )
-    return max(found, key=lambda path: path.stat().st_mtime)
-
-
-def _is_default(file: Path) -> bool:
-    section = (yaml.safe_load(file.read_text()) or {}).get("prepare", {})
-    return is_committed(file.parent) and section.get("source", {}).get("kind") == "complete_journey"
 
 
 def glove_source() -> Source:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from benchmarks.fusion import training as training_module
 from benchmarks.fusion.__main__ import main
-from benchmarks.fusion.corpus import arranged, distinct, newest_dataset, paired, write_corpus
+from benchmarks.fusion.corpus import arranged, distinct, paired, write_corpus
 from benchmarks.fusion.figures import draw_changes, draw_missing
 from benchmarks.fusion.measures import PAPER, paper_rows, plan, rows_of
 from benchmarks.fusion.missing import Case, cases, guessed, hidden_but, measure
@@ -30,7 +30,7 @@ from encoder.holdout import held_out
 from encoder.signals import SignalBatch, SignalSpec
 from infra.commit import committing
 from infra.config import parse
-from infra.errors import ConfigError, DataError, StageError
+from infra.errors import ConfigError, StageError
 from infra.parquet import RowGroup, TableWriter, read_row_group, row_groups
 from infra.tables import check_items, item_schema, read_dataset, write_spec
 from tests.pipelines.fabricated import SPEC as BARE_SPEC
@@ -130,12 +130,6 @@ def test_a_corpus_is_written_once_and_anew_for_other_rows(dataset: Path, tmp_pat
     assert len(read(first)) <= 100
     assert write_corpus(tmp_path, dataset, paired, TWO, 0.1, 100) == first
     assert write_corpus(tmp_path, dataset, paired, TWO, 0.1, 90) != first
-
-
-def test_newest_dataset_is_found_and_its_absence_told(dataset: Path, tmp_path: Path) -> None:
-    assert newest_dataset(dataset.parents[2]) == dataset
-    with pytest.raises(DataError, match="no committed prepare output"):
-        newest_dataset(tmp_path)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from benchmarks.items import newest_dataset
 from benchmarks.quantizers import corpora
 from benchmarks.quantizers.corpora import SIGNAL, VALIDATION_SHARE, Sizes, Source, distinct_rows, laid_down, split
 from benchmarks.quantizers.measures import unit
@@ -110,11 +111,11 @@ def test_text_embeddings_are_read_from_a_dataset(tmp_path: Path) -> None:
 
 def test_the_newest_prepared_dataset_is_found_and_its_absence_says_what_makes_one(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"make run.*pipelines\.prepare"):
-        corpora.newest_dataset(tmp_path)
+        newest_dataset(tmp_path)
     for run, kind in (("first", "complete_journey"), ("second", "complete_journey"), ("third", "synthetic")):
         with committing(tmp_path / run / "prepare" / "key", LOCAL, stage="prepare") as out:
             (out / "config.yaml").write_text(f"prepare: {{source: {{kind: {kind}}}}}\n")
-    assert corpora.newest_dataset(tmp_path) == tmp_path / "second" / "prepare" / "key"
+    assert newest_dataset(tmp_path) == tmp_path / "second" / "prepare" / "key"
 
 
 def test_the_corpus_says_how_to_install_glove(monkeypatch: pytest.MonkeyPatch) -> None:
