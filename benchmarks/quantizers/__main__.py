@@ -21,7 +21,7 @@ from benchmarks.quantizers import figures, table
 from benchmarks.quantizers.corpora import Corpus, Sizes, Source
 from benchmarks.quantizers.methods import BITS, METHODS
 from benchmarks.quantizers.work import Outcome, Task, outcomes
-from infra.errors import SidestackError
+from infra.errors import DataError, SidestackError
 
 _HERE = Path(__file__).parent
 _PACKAGES = ("faiss-cpu", "numpy", "pyarrow")
@@ -59,6 +59,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--jobs", type=int, default=os.cpu_count(), help="runs side by side, one thread each; default: the cores")
     add("--quick", action="store_true", help="few rows, steps and methods, 24 bits, one seed: does it run?")
     add("--fresh", action="store_true", help="run also what was run before")
+    add("--kept", action="store_true", help="run nothing: tables of what was run before, of all that is asked for")
     add("--cache", type=Path, default=Path("runs/benchmarks/quantizers"), metavar="DIR", help="where runs are kept")
     add(
         "--out", type=Path, metavar="DIR", help="where table and plots go; default: docs/results, or the cache if quick"
@@ -83,8 +84,13 @@ def _run(arguments: argparse.Namespace) -> list[Outcome]:
         config = (arguments.config or _config(source.name)).resolve()
         runs = product(arguments.seeds, arguments.bits, arguments.methods)
         tasks += [Task(corpus, method, bits, seed, config, sets) for seed, bits, method in runs]
+    folder = arguments.cache / "runs"
+    if arguments.kept:
+        tasks = [task for task in tasks if task.kept_in(folder).is_file()]
+        if not tasks:
+            raise DataError(f"{folder}: keeps no result of what is asked for, by the code as it is now")
     done = []
-    for outcome in outcomes(tasks, arguments.cache / "runs", jobs=arguments.jobs, fresh=arguments.fresh):
+    for outcome in outcomes(tasks, folder, jobs=arguments.jobs, fresh=arguments.fresh):
         done.append(outcome)
         _tell(outcome, len(done), len(tasks))
     rows = table.rows_of(done) + table.reference_rows([corpus for corpus, _ in corpora], arguments.bits)

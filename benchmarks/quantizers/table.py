@@ -20,6 +20,7 @@ COLUMNS = {
     "real bits": ".1f",
     "cosine loss": ".4f",
     "± seeds": ".4f",
+    "seeds": "d",
     "valid.": ".4f",
     "mse": ".4f",
     "R@20": ".3f",
@@ -117,6 +118,7 @@ def _cells(row: Row) -> Row:
     use = row["use"]
     return cells | {
         "± seeds": row["spread"]["cosine_loss"],
+        "seeds": len(row["seeds"]),
         "valid.": row["validation_loss"],
         **{f"R@{k}": share for k, share in row["recall"].items()},
         "SIDE R@20": side.get("20"),
@@ -196,18 +198,18 @@ def _best(rows: Sequence[Row]) -> Row:
 
 _HOW = """\
 Cosine loss is the mean of 1 - cos(x, decoded) over the test rows, which nothing was trained or chosen on; rows are
-ordered by it. `± seeds` is the standard deviation over seeds, `valid.` the same loss on the validation rows. `mse`
-is the mean of |x - c d|^2 over unit vectors x, with d the decoded vector at unit length and c one number fitted on
-training rows. `R@k` is the share of the true 20 nearest test rows among the nearest k by cosine, where queries and
-corpus are both what the code makes of them: decoded vectors, `SIDE` the centred digits themselves, `steps` those times
-the published steps. `entropy` is the entropy of the digits over their real bits, `dead` the number of values that no
-test row takes, `unique` different codes by test rows. `train s` and `vectors/s` (encoding) are seconds of one thread,
-with as many such runs side by side as there were jobs. Our encoders have one network and one budget for each
-corpus; faiss's quantizers learn from at most 131,072 of the same training rows. `+search` is the same trained encoder
-with its codes refined by two rounds of coordinate descent through the decoder; `vectors/s` tells what that costs.
-`dpca_prefix` decoded half of its training rows from a random prefix. `gaussian_rd` is
-the rate-distortion value D(R) of a normal law of the training rows' covariance (reverse water-filling), and as
-cosine loss 1 - sqrt(1 - D); it is no floor, for no corpus here is normal.
+ordered by it. `± seeds` is the standard deviation over so many `seeds`, `valid.` the same loss on the validation
+rows. `mse` is the mean of |x - c d|^2 over unit vectors x, with d the decoded vector at unit length and c one number
+fitted on training rows. `R@k` is the share of the true 20 nearest test rows among the nearest k by cosine, where
+queries and corpus are both what the code makes of them: decoded vectors, `SIDE` the centred digits themselves,
+`steps` those times the published steps. `entropy` is the entropy of the digits over their real bits, `dead` the
+number of values that no test row takes, `unique` different codes by test rows. `train s` and `vectors/s` (encoding)
+are seconds of one thread, with as many such runs side by side as there were jobs. Our encoders have one network and
+one budget for each corpus; faiss's quantizers learn from at most 131,072 of the same training rows. `+search` is the
+same trained encoder with its codes refined by two rounds of coordinate descent through the decoder; `vectors/s` tells
+what that costs. `dpca_prefix` decoded half of its training rows from a random prefix. `gaussian_rd` is the
+rate-distortion value D(R) of a normal law of the training rows' covariance (reverse water-filling), and as cosine
+loss 1 - sqrt(1 - D); it is no floor, for no corpus here is normal.
 """
 
 

@@ -169,3 +169,8 @@ def test_the_whole_benchmark_on_a_small_matrix(tmp_path: Path, capsys: pytest.Ca
     capsys.readouterr()
     main(command)
     assert capsys.readouterr().err.count("(kept)") == 3
+    main([*command, "--kept", "--seeds", "0", "1"])
+    assert capsys.readouterr().err.count("(kept)") == 3
+    with pytest.raises(SystemExit):
+        main([*command, "--kept", "--seeds", "1"])
+    assert "keeps no result" in capsys.readouterr().err
