@@ -78,6 +78,25 @@ def row_groups(files: Sequence[Path]) -> tuple[RowGroup, ...]:
     return tuple(groups)
 
 
+def require_one_schema(files: Sequence[Path], columns: Sequence[str]) -> None:
+    """Check that columns have the same types in all files; what a file lacks is told where it is read.
+
+    Raises:
+        DataError: they differ; names column, both files and both types.
+    """
+    first: dict[str, tuple[Path, pa.DataType]] = {}
+    for path in files:
+        with open_parquet(path) as file:
+            for field in _restored_schema(file.schema_arrow):
+                if field.name in columns:
+                    known_path, known = first.setdefault(field.name, (path, field.type))
+                    if field.type != known:
+                        raise DataError(
+                            f"{path}: column {field.name!r} is {field.type}, in {known_path} it is {known}:"
+                            " all files of a table must store a column in one type"
+                        )
+
+
 def read_row_group(group: RowGroup, columns: Sequence[str] | None = None) -> pa.Table:
     """Read one row group, all columns or those named.
 
@@ -113,14 +132,18 @@ def _stored(schema: pa.Schema) -> pa.Schema:
 
 def _restored(table: pa.Table) -> pa.Table:
     """Undo `_stored` on a table that was read."""
+    return table.cast(_restored_schema(table.schema))
+
+
+def _restored_schema(schema: pa.Schema) -> pa.Schema:
     fields = []
-    for field in table.schema:
+    for field in schema:
         metadata = dict(field.metadata or {})
         if _LIST_SIZE in metadata:
             size = int(metadata.pop(_LIST_SIZE))
             field = field.with_type(pa.list_(field.type.value_type, size)).with_metadata(metadata or None)
         fields.append(field)
-    return table.cast(pa.schema(fields, table.schema.metadata))
+    return pa.schema(fields, schema.metadata)
 
 
 def dictionary_columns(schema: pa.Schema) -> list[str]:
@@ -251,7 +274,7 @@ class LaneReader:
 
     Raises:
         ConfigError: lanes, batch size and world size do not divide.
-        DataError: the files hold no full batch (with a seed) or no row (without).
+        DataError: the files hold no full batch (with a seed) or no row (without), or a column in several types.
     """
 
     def __init__(
@@ -271,6 +294,7 @@ class LaneReader:
             raise ConfigError(f"lanes={lanes}: must be a multiple of the number of ranks, {world_size}")
         if batch_size % lanes:
             raise ConfigError(f"batch_size={batch_size}: must be a multiple of lanes, {lanes}")
+        require_one_schema(files, columns)
         self.groups = row_groups(files)
         self.columns = list(columns)
         self.num_rows = sum(group.rows for group in self.groups)

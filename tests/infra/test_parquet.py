@@ -53,6 +53,20 @@ def test_bytes_do_not_depend_on_how_the_rows_were_cut(tmp_path: Path) -> None:
     assert whole.read_bytes() == cut.read_bytes()
 
 
+def test_files_that_store_a_column_in_two_types_are_refused_by_name(tmp_path: Path) -> None:
+    files = []
+    for number, element in enumerate((pa.float16(), pa.float32())):
+        rows = pa.table(
+            {"x": [1, 2], "v": pa.array([[0.5, 1.0]] * 2, pa.list_(element, 2)), "own": pa.nulls(2, element)}
+        )
+        files.append(tmp_path / f"part-{number}.parquet")
+        with TableWriter(files[-1], rows.schema) as writer:
+            writer.write(rows)
+    with pytest.raises(DataError, match=r"part-1.*'v' is .*<.*float.*part-0.*halffloat.*one type"):
+        LaneReader(files, ["x", "v"], batch_size=2, lanes=1, rank=0, world_size=1, seed=None)
+    assert LaneReader(files, ["x"], batch_size=2, lanes=1, rank=0, world_size=1, seed=None).num_rows == 4
+
+
 def test_null_vectors_and_field_metadata_survive(tmp_path: Path) -> None:
     field = pa.field("v", pa.list_(pa.float16(), 2), metadata={"who": "me"})
     rows = pa.table([pa.array([[0.5, 1.0], None, [2.0, 3.0]], field.type)], schema=pa.schema([field]))
