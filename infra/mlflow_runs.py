@@ -154,27 +154,32 @@ class ChildRun:
         config: Mapping[str, Any],
         inputs: Mapping[str, Path],
         key: str,
-        reused_from: Path | None = None,
+        out: Path,
+        *,
+        is_reused: bool = False,
     ) -> "ChildRun":
         """Create the run with its tags, params and datasets.
 
         Args:
             client: the store.
             parent_run: the pipeline's run id.
-            stage: the stage's name; a ranker's run is named `ranker-<arm>`.
+            stage: the stage's name; a ranker's run is named `ranker-<arm>`, and one of several encoders as its
+                directory is, `encoder-<setting>`.
             config: the resolved section, flattened into params.
             inputs: committed directories by name, logged as datasets with their manifests' digests.
             key: the stage's key.
-            reused_from: the committed directory, where the stage did not run now.
+            out: the output's directory, or that which is written before it beside it.
+            is_reused: whether it was committed before, and the stage did not run now.
         """
         arm = config.get("arm")
         tags = {"mlflow.parentRunId": parent_run, "sidestack.stage": stage, "sidestack.key": key}
         if arm is not None:
             tags["sidestack.arm"] = str(arm)
-        if reused_from is not None:
-            tags["sidestack.reused_from"] = str(reused_from)
+        if is_reused:
+            tags["sidestack.reused_from"] = str(out)
         experiment = client.get_run(parent_run).info.experiment_id
-        name = stage if arm is None else f"{stage}-{arm}"
+        place = out.parent.name
+        name = f"{stage}-{arm}" if arm is not None else place if place.startswith(f"{stage}-") else stage
         run_id = client.create_run(experiment, run_name=name, tags=tags).info.run_id
         _log_params(client, run_id, config)
         client.log_inputs(run_id, _datasets(inputs))
@@ -225,7 +230,7 @@ def replay(client: "MlflowClient", parent_run: str, committed: Path, inputs: Map
     """
     manifest = read_manifest(committed)
     config = _read_config(committed / CONFIG_FILE)
-    child = ChildRun.start(client, parent_run, manifest.stage, config, inputs, manifest.key, committed)
+    child = ChildRun.start(client, parent_run, manifest.stage, config, inputs, manifest.key, committed, is_reused=True)
     child.log_history(list(_read_history(committed / HISTORY_FILE)))
     child.finish("FINISHED", committed)
 

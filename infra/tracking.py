@@ -67,7 +67,7 @@ class RunLog:
         def start() -> "ChildRun":
             from infra.mlflow_runs import ChildRun, connect
 
-            return ChildRun.start(connect(), parent_run, stage, config, inputs, key)
+            return ChildRun.start(connect(), parent_run, stage, config, inputs, key, out)
 
         return cls(out, Mirror(start))
 

@@ -15,7 +15,7 @@ import yaml
 
 from infra.commit import committing, read_manifest
 from infra.distributed import World
-from infra.mlflow_runs import connect, end_parent, flatten, log_artifacts, open_parent, replay, use_store
+from infra.mlflow_runs import ChildRun, connect, end_parent, flatten, log_artifacts, open_parent, replay, use_store
 from infra.tracking import RunLog
 
 ONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), backend="gloo")
@@ -167,6 +167,15 @@ def test_live_child_and_replayed_child_say_the_same(client: Any, runs_dir: Path,
     assert replayed.data.tags["sidestack.reused_from"] == str(out)
 
 
+@pytest.mark.parametrize("is_reused", [False, True])
+def test_one_of_several_encoders_is_named_as_its_directory(client: Any, runs_dir: Path, *, is_reused: bool) -> None:
+    parent = open_parent(client, "names", "names", runs_dir, {})
+    for label in ("encoder", "encoder-L3-d5-g3", "by_hand"):
+        ChildRun.start(client, parent, "encoder", {}, {}, "", runs_dir / label / "0123", is_reused=is_reused)
+    names = {child.info.run_name for child in children(client, parent)}
+    assert names == {"encoder", "encoder-L3-d5-g3"}
+
+
 def test_hundreds_of_params_fit(client: Any, runs_dir: Path) -> None:
     config = {f"key{i}": i for i in range(250)}
     parent = open_parent(client, "many", "many", runs_dir, {"prepare": config})
@@ -184,7 +193,7 @@ def test_runs_of_a_killed_driver_are_swept_and_live_ones_left(client: Any, runs_
     script = (
         "from pathlib import Path; from infra.mlflow_runs import *;"
         f"c = connect(); p = open_parent(c, 'swept', 'swept', Path({str(runs_dir)!r}), {{}});"
-        "ChildRun.start(c, p, 'encoder', {}, {}, ''); print(p)"
+        "ChildRun.start(c, p, 'encoder', {}, {}, '', Path('out')); print(p)"
     )
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     killed = ended.stdout.strip()
