@@ -7,6 +7,7 @@ from benchmarks.fusion.measures import PAPER_SIGNALS, Row, paper_rows
 from benchmarks.fusion.missing import GUESS
 from benchmarks.fusion.training import FUSION, ONE_EACH
 from benchmarks.record import conditions, markdown_table, print_table
+from encoder.config import TrainingConfig
 
 NAMES = {"dpca": "DPCA", "fsq": "FSQ", "rq": "RQ"}
 MOST_CHANGE = 9.99
@@ -14,7 +15,9 @@ MOST_CHANGE = 9.99
 DIFFERENCE = (
     "The paper's signals are two 1,024-dimensional embeddings of image and text from production models, a billion"
     " items to train on; ours are {paired:,} items with both of {first} and {second}, whose texts are short and made"
-    " from a few fields. Compare the changes, not the losses. The paper prints RQ's change on text without its sign."
+    " from a few fields. Image and text of one thing say much the same; what a product's text says and who buys it with"
+    " what do not, so one code of 24 bits has to hold nearly the sum of both. Compare the changes, not the losses. The"
+    " paper prints RQ's change on text without its sign."
 )
 READING = (
     "`1:1`: an encoder of its own for each signal, 24 bits each. `fusion`: one of 24 bits for all. Held-out items;"
@@ -24,7 +27,8 @@ HIDDEN = (
     "Held-out loss of each signal when the encoder of all of them gets only some to see. `!`: worse than one and"
     " the same guess for all items, by what the others are like on the whole (last row)."
     " An item counts where something of it is left to see."
-    " Nothing was hidden in training but what is null in the data."
+    " In training too some rows show only some of their signals: `encoder.training.signal_dropout`, {share:.0%} of them"
+    " where it is not set."
 )
 
 
@@ -58,9 +62,13 @@ def sections(rows: Sequence[Row], corpora: Mapping[str, int]) -> Iterator[Sectio
     hidden = [row for row in rows if row["table"] == "missing"]
     for method in dict.fromkeys(row["method"] for row in hidden):
         of_method = [row for row in hidden if row["method"] == method]
-        yield _by_case(of_method, "loss", f"{NAMES[method]}: loss with signals missing", HIDDEN)
+        yield _by_case(of_method, "loss", f"{NAMES[method]}: loss with signals missing", _hidden())
         if any("top1" in row for row in of_method):
             yield _by_case(of_method, "top1", f"{NAMES[method]}: top-1 accuracy with signals missing", "")
+
+
+def _hidden() -> str:
+    return HIDDEN.format(share=TrainingConfig().signal_dropout)
 
 
 def _beside_the_paper(two: Sequence[Row], text: str) -> Section:
@@ -157,6 +165,7 @@ def as_markdown(rows: Sequence[Row], corpora: Mapping[str, int], pictures: Mappi
         "",
     ]
     for section in sections(rows, corpora):
-        lines += [f"## {section.title}", "", section.text, "", markdown_table(section.rows, section.columns)]
+        text = [section.text, ""] if section.text else []
+        lines += [f"## {section.title}", "", *text, markdown_table(section.rows, section.columns)]
     lines += [f"![{text}]({name})\n" for name, text in pictures.items()]
     return "\n".join(lines).rstrip("\n") + "\n"
