@@ -227,6 +227,7 @@ def page(
     parts = ["# Quantizers at equal bits", made, _HOW]
     if goals := goals_of(rows):
         parts += ["## Goals", markdown_table([goal.cells() for goal in goals], GOAL_COLUMNS)]
+        parts.append("What was tried on the way is in [quantizer-trials.md](quantizer-trials.md).")
     for corpus, origin in corpora:
         parts.append(f"## {corpus.name}")
         sizes = f"{len(corpus.training):,} training, {len(corpus.validation):,} validation, {len(corpus.test):,} test"
