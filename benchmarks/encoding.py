@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from benchmarks.goals import goal, publish
 from benchmarks.items import DEFAULT_SIGNALS, NETWORKS
-from benchmarks.record import RESULTS
+from benchmarks.record import results_folder
 from benchmarks.timing import Contestant, Times, peak_bytes, take_turns, thread_numbers, threads
 from encoder.config import EncoderConfig
 from encoder.fusion import FusionEncoder, VQFusion
@@ -60,8 +60,9 @@ def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.encoding", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small sizes and few rounds, to see that it runs")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="where encoding.json and encoding.md go")
+    parser.add_argument("--out", type=Path, help="where encoding.json and encoding.md go")
     arguments = parser.parse_args()
+    out = results_folder(arguments.out, quick=arguments.quick)
     sizes = QUICK if arguments.quick else FULL
     rows: list[dict[str, Any]] = []
     with torch.inference_mode():
@@ -69,7 +70,15 @@ def main() -> None:
         for number in thread_numbers():
             with threads(number):
                 rows += quantizer_rows(contestants, sizes.rounds, number) + network_rows(sizes, number)
-    publish("encoding", "Encoding speed", WORDS, rows, COLUMNS, packages=["faiss-cpu"], out=arguments.out)
+    publish(
+        "encoding",
+        "Encoding speed",
+        WORDS,
+        rows,
+        COLUMNS,
+        packages=["faiss-cpu"],
+        out=out,
+    )
 
 
 def quantizers(sizes: Sizes) -> dict[str, Contestant]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import RESULTS, Row, conditions, markdown_table, print_table, write_results
+from benchmarks.record import Row, conditions, markdown_table, print_table, write_results
 from benchmarks.timing import Spread
 
 GOAL_COLUMNS = {"goal": "", "threads": "d", "ratio": ".2f", "low": ".2f", "high": ".2f", "at_least": ".2f", "met": ""}
@@ -31,21 +31,19 @@ def publish(
     columns: Mapping[str, str],
     *,
     packages: Sequence[str] = (),
-    out: Path | None = RESULTS,
+    out: Path,
 ) -> None:
     """Print measured rows and goals (the rows that have "goal"), and write `<name>.json` and `<name>.md`.
 
     Args:
         name: the benchmark's. title: the page's heading. words: what was measured, in Markdown.
         rows: measured rows and goals' rows. columns: the measured rows' columns, name -> format.
-        packages: whose versions matter, beside torch's. out: where the files go; None writes none.
+        packages: whose versions matter, beside torch's. out: where the files go.
     """
     measured = [row for row in rows if "goal" not in row]
     goals = [row for row in rows if "goal" in row]
     print_table(title, measured, columns)
     print_table("goals", goals, GOAL_COLUMNS)
-    if out is None:
-        return
     write_results(name, rows, packages=packages, out=out)
     (out / f"{name}.md").write_text(_page(title, words, measured, columns, goals, conditions(packages)))
 
@@ -55,6 +53,6 @@ def _page(
 ) -> str:
     versions = ", ".join(f"{package} {number}" for package, number in made["versions"].items())
     source = f"`{made['command']}` on {made['date']}, {made['device']}, {made['cores']} cores; {versions}."
-    reading = "A ratio is the median over rounds in which all contestants took turns, with its quartiles."
+    reading = "A ratio is the median over rounds in which all contestants took turns, with its quartiles; of a single run, itself."
     tables = [markdown_table(measured, columns), "## Goals", reading, markdown_table(goals, GOAL_COLUMNS)]
     return "\n\n".join([f"# {title}", words.strip(), source, *tables])

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.goals import goal, publish
 from benchmarks.items import ALONE, FILE_ROWS, random_batch, write_encoder, write_items
-from benchmarks.record import RESULTS
+from benchmarks.record import results_folder
 from benchmarks.timing import Contestant, Finished, Spread, Times, run_program, spread, take_turns, threads
 from encoder.bundle import load_bundle
 from encoder.config import EncoderConfig
@@ -55,13 +55,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.materialize", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
     parser.add_argument("--rows", type=int, default=10_000_000, help="items of the largest run")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="where materialize.json and materialize.md go")
+    parser.add_argument("--out", type=Path, help="where materialize.json and materialize.md go")
     arguments = parser.parse_args()
+    out = results_folder(arguments.out, quick=arguments.quick)
     full = Sizes(few=FILE_ROWS, many=arguments.rows, network=1 << 17, rounds=3)
     sizes = Sizes(few=50_000, many=200_000, network=1 << 14, rounds=2) if arguments.quick else full
     with tempfile.TemporaryDirectory(prefix="sidestack-materialize-") as folder, threads(1):
         rows = measured(Path(folder), sizes)
-    publish("materialize", "Materialization", WORDS, rows, COLUMNS, packages=["pyarrow"], out=arguments.out)
+    publish(
+        "materialize",
+        "Materialization",
+        WORDS,
+        rows,
+        COLUMNS,
+        packages=["pyarrow"],
+        out=out,
+    )
 
 
 @dataclass(frozen=True)

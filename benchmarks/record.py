@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
+QUICK_RESULTS = Path("runs/benchmarks/quick")
 
 Row = Mapping[str, Any]
 
@@ -30,6 +31,11 @@ def conditions(packages: Sequence[str] = ()) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "versions": {name: version(name) for name in ("torch", *packages)} | {"python": platform.python_version()},
     }
+
+
+def results_folder(out: Path | None, *, quick: bool) -> Path:
+    """Give where results go: as asked, else docs/results; a quick run's figures say nothing and go elsewhere."""
+    return out or (QUICK_RESULTS if quick else RESULTS)
 
 
 def write_results(name: str, rows: Sequence[Row], *, packages: Sequence[str] = (), out: Path = RESULTS) -> Path:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from benchmarks.items import DEFAULT_SIGNALS
-from benchmarks.record import RESULTS, Row, print_table, write_results
+from benchmarks.record import Row, print_table, results_folder, write_results
 from benchmarks.scoring_server import resident_mib, serving
 from encoder.bundle import load_bundle, save_bundle
 from encoder.config import EncoderConfig
@@ -158,11 +158,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serving", description=__doc__)
     parser.add_argument("--encoder", type=Path, help="an encoder's committed directory; by default an untrained one")
     parser.add_argument("--quick", action="store_true", help="few requests; tells that it runs, not how fast")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="where serving.json goes")
+    parser.add_argument("--out", type=Path, help="where serving.json goes")
     arguments = parser.parse_args(argv)
+    out = results_folder(arguments.out, quick=arguments.quick)
     rows = measured(arguments.encoder, QUICK if arguments.quick else FULL)
     print_table("The served encoder", rows, COLUMNS)
-    write_results("serving", rows, packages=("mlflow",), out=arguments.out)
+    write_results("serving", rows, packages=("mlflow",), out=out)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.goals import goal, publish
 from benchmarks.items import NETWORKS, items_spec, random_batch, write_items
-from benchmarks.record import RESULTS
+from benchmarks.record import results_folder
 from benchmarks.timing import Contestant, Spread, run_program, spread, take_turns, threads
 from encoder.config import EncoderConfig, TrainingConfig
 from encoder.fusion import VQFusion
@@ -57,8 +57,9 @@ def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one small network, without torch.compile")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="where training.json and training.md go")
+    parser.add_argument("--out", type=Path, help="where training.json and training.md go")
     arguments = parser.parse_args()
+    out = results_folder(arguments.out, quick=arguments.quick)
     sizes = QUICK if arguments.quick else FULL
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="sidestack-training-") as folder, threads(1):
@@ -68,7 +69,14 @@ def main() -> None:
                 rows += training_rows(Path(folder), network, precision, sizes)
         for network in sizes.networks if sizes.rounds else ():
             rows += step_rows(network, max(sizes.batches), sizes.rounds)
-    publish("training", "Training speed", WORDS, rows + _goals(rows), COLUMNS, out=arguments.out)
+    publish(
+        "training",
+        "Training speed",
+        WORDS,
+        rows + _goals(rows),
+        COLUMNS,
+        out=out,
+    )
 
 
 def precisions() -> list[str]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.goals import goal, publish
-from benchmarks.record import RESULTS
+from benchmarks.record import results_folder
 from benchmarks.timing import Contestant, Spread, Times, take_turns, thread_numbers, threads
 from encoder.sid import SidSpec
 from ranker.side import SidUnpack
@@ -37,14 +37,15 @@ def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.unpack", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few rounds, to see that it runs")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="where unpack.json and unpack.md go")
+    parser.add_argument("--out", type=Path, help="where unpack.json and unpack.md go")
     arguments = parser.parse_args()
+    out = results_folder(arguments.out, quick=arguments.quick)
     rows: list[dict[str, Any]] = []
     for number in thread_numbers():
         with threads(number), torch.inference_mode():
             for ids in (BATCH, TABLE):
                 rows += measured(ids, 3 if arguments.quick else 25, number)
-    publish("unpack", "Unpacking speed", WORDS, rows, COLUMNS, out=arguments.out)
+    publish("unpack", "Unpacking speed", WORDS, rows, COLUMNS, out=out)
 
 
 def measured(ids: int, rounds: int, number: int) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from benchmarks.fusion.missing import missing_rows
 from benchmarks.fusion.page import as_markdown, print_page
 from benchmarks.fusion.training import FUSION, METHODS, Trainer
 from benchmarks.items import newest_dataset
-from benchmarks.record import RESULTS, write_results
+from benchmarks.record import results_folder, write_results
 from encoder.signals import chosen_signals
 from infra.errors import DataError, SidestackError
 from infra.tables import read_dataset
@@ -64,7 +64,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks.fusion", description=__doc__)
     parser.add_argument("--dataset", type=Path, help="a committed prepare output; default: the newest below runs/")
     parser.add_argument("--cache", type=Path, default=Path("runs/benchmarks/fusion"), help="keeps what is trained")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="directory of fusion.json, fusion.md and pictures")
+    parser.add_argument("--out", type=Path, help="directory of fusion.json, fusion.md and pictures")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), help="quantizers; default: all")
     parser.add_argument("--seeds", type=int, help=f"of the table of two signals; default {FULL.seeds}")
     parser.add_argument("--many-seeds", type=int, help=f"of the table of all signals; default {FULL.many_seeds}")
@@ -111,7 +111,11 @@ def _run(arguments: argparse.Namespace) -> None:
             if setting == FUSION and training.method == method
         ]
         rows += missing_rows(method, fused, corpora["distinct"], HOLDOUT)
-    _write(arguments.out, rows, {name: read_dataset(path).spec.num_items for name, path in corpora.items()})
+    _write(
+        results_folder(arguments.out, quick=arguments.quick),
+        rows,
+        {name: read_dataset(path).spec.num_items for name, path in corpora.items()},
+    )
 
 
 def _write(out: Path, rows: Sequence[Row], items: dict[str, int]) -> None:

@@ -57,11 +57,12 @@ def draw_missing(rows: Sequence[Row], method: str, file: Path) -> None:
     hidden = [row for row in rows if row["table"] == "missing" and row["method"] == method]
     labels = list(dict.fromkeys(row["case"] for row in hidden))
     names = list(dict.fromkeys(row["signal"] for row in hidden))
-    loss_CK = np.full((len(labels), len(names)), np.nan)
+    loss_CK, guess_CK = np.full((2, len(labels), len(names)), np.nan)
     for row in hidden:
-        loss_CK[labels.index(row["case"]), names.index(row["signal"])] = row["loss"]
-    best_K, guess_K = loss_CK[labels.index("all")], loss_CK[labels.index(GUESS)]
-    lost_CK = (loss_CK - best_K) / np.maximum(guess_K - best_K, 1e-9)
+        place = labels.index(row["case"]), names.index(row["signal"])
+        loss_CK[place], guess_CK[place] = row["loss"], row["loss"] if row["case"] == GUESS else row["guess"]
+    best_K = loss_CK[labels.index("all")]
+    lost_CK = (loss_CK - best_K) / np.maximum(guess_CK - best_K, 1e-9)
     figure = Figure(figsize=(1.9 + 0.85 * len(names), 1.1 + 0.3 * len(labels)), layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(lost_CK, cmap="RdYlBu_r", vmin=0, vmax=1.5, aspect="auto")

@@ -50,8 +50,7 @@ def cases(names: Sequence[str]) -> Iterator[Case]:
 
 def hidden_but(batch: SignalBatch, seen: Sequence[str]) -> SignalBatch:
     """Give a batch in which all signals but those named are missing."""
-    present = {name: has_B & (name in seen) for name, has_B in batch.present.items()}
-    return SignalBatch(batch.embeddings, batch.categoricals, present)
+    return batch.with_present({name: has_B & (name in seen) for name, has_B in batch.present.items()})
 
 
 @torch.no_grad()
@@ -77,6 +76,12 @@ def measure(model: VQFusion, batch: SignalBatch, case: Case) -> tuple[Tensor, Te
     return losses_KB.sum(1), (right_KB & present_KB).sum(1), present_KB.sum(1)
 
 
+def counted(batch: SignalBatch, case: Case) -> SignalBatch:
+    """Give a batch with all it has, but nothing of the items of which the case shows nothing."""
+    seen_B = hidden_but(batch, case.seen).any_present
+    return batch.with_present({name: has_B & seen_B for name, has_B in batch.present.items()})
+
+
 def missing_rows(method: str, outputs: Sequence[Path], corpus: Path, share: float) -> list[Row]:
     """Measure all cases for the encoders of one method, one for each seed.
 
@@ -86,8 +91,8 @@ def missing_rows(method: str, outputs: Sequence[Path], corpus: Path, share: floa
         corpus: the dataset they were trained on. share: of its items, held out.
 
     Returns:
-        a row for each case and signal: `loss`, `top1` for categoricals (means over encoders), and `items`; and those
-        of the case `GUESS`, which no encoder should be worse than.
+        a row for each case and signal: `loss`, `top1` for categoricals (means over encoders), `items`, and `guess`,
+        the loss of one answer for all on the same items; and those of the case `GUESS`, of that answer on all items.
     """
     found: dict[tuple[str, str], list[Row]] = {}
     for out in outputs:
@@ -95,8 +100,9 @@ def missing_rows(method: str, outputs: Sequence[Path], corpus: Path, share: floa
         held, others = split_items(corpus, model.signals, share)
         for case in cases(model.signals.names):
             parts = [torch.stack(measure(model, part, case)) for part in held.blocks(_ROWS)]
+            guess = dict(_means(model.signals, torch.stack(guessed(model.signals, others, counted(held, case)))))
             for name, row in _means(model.signals, torch.stack(parts).sum(0)):
-                found.setdefault((case.label, name), []).append(row)
+                found.setdefault((case.label, name), []).append(row | {"guess": guess[name]["loss"]})
         for name, row in _means(model.signals, torch.stack(guessed(model.signals, others, held))):
             found.setdefault((GUESS, name), []).append(row)
     return [

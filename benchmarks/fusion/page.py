@@ -8,6 +8,7 @@ from benchmarks.fusion.missing import GUESS
 from benchmarks.fusion.training import FUSION, ONE_EACH
 from benchmarks.record import conditions, markdown_table, print_table
 from encoder.config import TrainingConfig
+from encoder.signals import CATEGORICAL_WEIGHT
 
 NAMES = {"dpca": "DPCA", "fsq": "FSQ", "rq": "RQ"}
 MOST_CHANGE = 9.99
@@ -23,10 +24,14 @@ READING = (
     "`1:1`: an encoder of its own for each signal, 24 bits each. `fusion`: one of 24 bits for all. Held-out items;"
     " no text is on both sides of the split. Mean and standard deviation over seeds."
 )
+MANY = (
+    "{items:,} items, one of each text; seeds: {seeds}. A categorical's loss has weight 1 where it is alone and"
+    " {weight:g} where all signals share a code, so its change is of both, the sharing and the weight."
+)
 HIDDEN = (
-    "Held-out loss of each signal when the encoder of all of them gets only some to see. `!`: worse than one and"
-    " the same guess for all items, by what the others are like on the whole (last row)."
-    " An item counts where something of it is left to see."
+    "Held-out loss of each signal when the encoder of all of them gets only some to see. An item counts where something"
+    " of it is left to see. `!`: worse, on the items that count, than one and the same guess for all of them, by what"
+    " the others are like on the whole (the last row has it on all items)."
     " In training too some rows show only some of their signals: `encoder.training.signal_dropout`, {share:.0%} of them"
     " where it is not set."
 )
@@ -58,7 +63,10 @@ def sections(rows: Sequence[Row], corpora: Mapping[str, int]) -> Iterator[Sectio
     text = f"{READING} {DIFFERENCE.format(first=first, second=second, **corpora)}"
     yield _beside_the_paper(two, text)
     many = [row for row in rows if row["table"] == "many"]
-    yield _by_signal(many, f"{corpora['distinct']:,} items, one of each text.")
+    text = MANY.format(
+        items=corpora["distinct"], weight=CATEGORICAL_WEIGHT, seeds=max(len(row["losses"]) for row in many)
+    )
+    yield _by_signal(many, text)
     hidden = [row for row in rows if row["table"] == "missing"]
     for method in dict.fromkeys(row["method"] for row in hidden):
         of_method = [row for row in hidden if row["method"] == method]
@@ -128,12 +136,11 @@ def _by_signal(many: Sequence[Row], text: str) -> Section:
 
 def _by_case(hidden: Sequence[Row], what: str, title: str, text: str) -> Section:
     form = ".3g" if what == "loss" else ".1%"
-    guess = {row["signal"]: row.get(what) for row in hidden if row["case"] == GUESS}
     lines: dict[str, Row] = {}
     for row in hidden:
         if what not in row:
             continue
-        is_worse = what == "loss" and row["case"] != GUESS and row[what] > guess[row["signal"]]
+        is_worse = what == "loss" and row["case"] != GUESS and row[what] > row["guess"]
         mark = " !" if is_worse else ""
         lines.setdefault(row["case"], {"seen": row["case"].replace("_embedding", "")})[_short(row["signal"])] = (
             f"{row[what]:{form}}{mark}"

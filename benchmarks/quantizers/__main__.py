@@ -21,7 +21,7 @@ from benchmarks.quantizers import figures, table
 from benchmarks.quantizers.corpora import Corpus, Sizes, Source
 from benchmarks.quantizers.methods import BITS, METHODS
 from benchmarks.quantizers.work import Outcome, Task, outcomes
-from infra.errors import DataError, SidestackError
+from infra.errors import ConfigError, DataError, SidestackError
 
 _HERE = Path(__file__).parent
 _PACKAGES = ("faiss-cpu", "numpy", "pyarrow")
@@ -62,14 +62,17 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--kept", action="store_true", help="run nothing: tables of what was run before, of all that is asked for")
     add("--cache", type=Path, default=Path("runs/benchmarks/quantizers"), metavar="DIR", help="where runs are kept")
     add(
-        "--out", type=Path, metavar="DIR", help="where table and plots go; default: docs/results, or the cache if quick"
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="where table and plots go; default: docs/results, if quick runs/benchmarks/quick",
     )
     arguments = parser.parse_args(argv)
     quick = arguments.quick
     arguments.methods = arguments.methods or (list(_QUICK_METHODS) if quick else list(METHODS))
     arguments.bits = arguments.bits or ([24] if quick else list(BITS))
     arguments.seeds = arguments.seeds or ([0] if quick else [0, 1, 2])
-    arguments.out = arguments.out or (arguments.cache / "quick" if quick else record.RESULTS)
+    arguments.out = record.results_folder(arguments.out, quick=quick)
     return arguments
 
 
@@ -86,6 +89,8 @@ def _run(arguments: argparse.Namespace) -> list[Outcome]:
         tasks += [Task(corpus, method, bits, seed, config, sets) for seed, bits, method in runs]
     folder = arguments.cache / "runs"
     if arguments.kept:
+        if arguments.fresh:
+            raise ConfigError("--kept runs nothing, --fresh runs everything: give one of them")
         tasks = [task for task in tasks if task.kept_in(folder).is_file()]
         if not tasks:
             raise DataError(f"{folder}: keeps no result of what is asked for, by the code as it is now")

@@ -19,7 +19,7 @@ from benchmarks.fusion.__main__ import main
 from benchmarks.fusion.corpus import arranged, distinct, paired, write_corpus
 from benchmarks.fusion.figures import draw_changes, draw_missing
 from benchmarks.fusion.measures import PAPER, paper_rows, plan, rows_of
-from benchmarks.fusion.missing import Case, cases, guessed, hidden_but, measure
+from benchmarks.fusion.missing import Case, cases, counted, guessed, hidden_but, measure
 from benchmarks.fusion.page import as_markdown
 from benchmarks.fusion.training import FUSION, METHODS, ONE_EACH, Trainer, Training
 from benchmarks.items import ALONE
@@ -235,6 +235,13 @@ def test_items_of_which_nothing_is_seen_do_not_count() -> None:
     assert only_K[1] == (rows.present["type"] & rows.present["brand"]).sum()
 
 
+def test_the_guess_is_judged_on_the_items_that_count() -> None:
+    fusion, rows, case = model(), batch(), Case("only brand", ("brand",))
+    _, _, counted_K = measure(fusion, rows, case)
+    _, _, judged_K = guessed(fusion.signals, rows, counted(rows, case))
+    assert judged_K.tolist() == counted_K.tolist()
+
+
 def test_one_guess_is_mean_direction_and_frequencies() -> None:
     spec = SignalSpec(embeddings={"text": 2}, categoricals={"type": 3}, weights={})
     here = torch.tensor([True, True, True, False])
@@ -302,7 +309,7 @@ def fabricated_rows() -> list[dict[str, Any]]:
             rows.append(row | {"spread": None, "losses": [0.5], "seconds": 1.0, "change": 1e4})
         for label, loss in (("all", 0.2), ("no brand", 0.9), ("one guess", 0.7)):
             row = {"table": "missing", "method": method, "case": label, "signal": "brand", "loss": loss}
-            rows.append(row | {"top1": 0.5, "items": 10})
+            rows.append(row | {"top1": 0.5, "items": 10} | ({} if label == "one guess" else {"guess": 0.7}))
     return rows
 
 
