@@ -53,6 +53,8 @@ def _page(
 ) -> str:
     versions = ", ".join(f"{package} {number}" for package, number in made["versions"].items())
     source = f"`{made['command']}` on {made['date']}, {made['device']}, {made['cores']} cores; {versions}."
-    reading = "A ratio is the median over rounds in which all contestants took turns, with its quartiles; of a single run, itself."
+    reading = (
+        "A ratio is the median over rounds in which all contestants took turns, with its quartiles, or a single run's."
+    )
     tables = [markdown_table(measured, columns), "## Goals", reading, markdown_table(goals, GOAL_COLUMNS)]
     return "\n\n".join([f"# {title}", words.strip(), source, *tables])

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from encoder.config import EncoderConfig
 from encoder.fusion import VQFusion
@@ -21,6 +21,7 @@ from encoder.sid import SidSpec
 from encoder.signals import SignalSpec
 from infra.config import Config, digest
 from infra.errors import DataError, SpecError
+from infra.tensors import write_tensors
 
 ENCODER_FILE = "encoder.json"
 WEIGHTS_FILE = "weights.safetensors"
@@ -90,7 +91,7 @@ def save_bundle(out: Path, model: VQFusion, config: EncoderConfig) -> SidSpec:
     spec = model.quantizer.sid_spec(fingerprint(model, config))
     description = Description(config=config, signals=model.signals, spec=spec)
     (out / ENCODER_FILE).write_text(description.model_dump_json(indent=1) + "\n")
-    save_file({name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}, out / WEIGHTS_FILE)
+    write_tensors(model.state_dict(), out / WEIGHTS_FILE)
     return spec
 
 

@@ -1,8 +1,8 @@
 """The encoder's two config sections: `encoder` (training) and `materialize`."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from encoder.quantizers import QuantizerConfig, StructuredConfig
 from encoder.search import SearchConfig
@@ -54,8 +54,8 @@ class TrainingConfig(Config):
     """When, in shares of the steps, the codebook is set (again) from the latent vectors. At the
     very start these are those of an untrained network; a codebook left at them keeps dead levels."""
     revive_every: PositiveInt = 100
-    """Steps between restarts of lines that nothing uses (K > 1 only)."""
-    seed: int = 0
+    """Steps between restarts of the lines (of several) or codes that nothing uses."""
+    seed: NonNegativeInt = 0
     """Seed of initial weights, of the codebook's start and of the order of rows."""
     holdout_share: Share = 0.05
     """Share of the items, by a hash of item_id, that are never trained on."""
@@ -85,6 +85,12 @@ class EncoderConfig(Config):
     quantizer: QuantizerConfig = StructuredConfig()
     training: TrainingConfig = TrainingConfig()
     search: SearchConfig = SearchConfig()
+
+    @model_validator(mode="after")
+    def _search_has_digits_to_turn(self) -> Self:
+        if self.search.rounds and self.quantizer.kind == "topk_kmeans":
+            raise ValueError("search.rounds: topk_kmeans decodes its first digit alone, there is nothing to search")
+        return self
 
 
 class MaterializeConfig(Config):

@@ -35,7 +35,16 @@ from encoder.write_behind import WriteBehind
 from infra.config import parse
 from infra.distributed import together
 from infra.errors import DataError
-from infra.parquet import Check, RowGroup, TableWriter, open_parquet, prefetched, read_row_group, row_groups
+from infra.parquet import (
+    Check,
+    RowGroup,
+    TableWriter,
+    open_parquet,
+    prefetched,
+    read_row_group,
+    require_columns,
+    row_groups,
+)
 from infra.stage import StageRun, run_stage
 from infra.tables import Dataset, check_events, check_items, read_dataset, write_spec
 
@@ -123,6 +132,7 @@ def _write_items(run: StageRun[MaterializeConfig], work: Work) -> None:
         return _with_columns(table, ITEM_BASE, work.spec, ids_NC, group)
 
     def check(table: pa.Table, group: RowGroup) -> None:
+        require_columns(table.schema, work.bundle.signals.columns, group)
         check_items(table, work.dataset.spec, group)
 
     own = _segments(work)[run.world.rank :: run.world.size]
@@ -140,6 +150,12 @@ def _segments(work: Work) -> list[Segment]:
         parts = list(_runs(groups, SEGMENT_ROWS))
         names = [f"{path.stem}-{part:05d}{path.suffix}" for part in range(len(parts))] if parts[1:] else [path.name]
         segments += [Segment(path, part, target.with_name(name)) for part, name in zip(parts, names, strict=True)]
+    targets = [segment.target for segment in segments]
+    if targets != sorted(set(targets)):
+        raise DataError(
+            f"{work.dataset.path}: files of more than {SEGMENT_ROWS:,} items are cut, and the parts' names would not"
+            " sort as the items do; name the files part-00000.parquet, part-00001.parquet, ..."
+        )
     return segments
 
 
@@ -202,6 +218,7 @@ def _write_events_and_others(run: StageRun[MaterializeConfig], work: Work) -> No
     dataset, ids_NC = work.dataset, work.sids.opened()
 
     def check(table: pa.Table, group: RowGroup) -> None:
+        require_columns(table.schema, ("item_id", "history_item_ids"), group)
         check_events(table, dataset.spec, group)
 
     def with_sids(table: pa.Table, group: RowGroup) -> pa.Table:

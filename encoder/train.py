@@ -57,6 +57,8 @@ def train(run: StageRun[EncoderConfig]) -> None:
         reader = item_reader(dataset, signals, config.training, world, shuffled=True)
     torch.manual_seed(config.training.seed)  # the same initial weights on every rank
     model = VQFusion(config, signals).to(world.device)
+    if not world.is_main:  # or the ranks would hide and shorten the same rows of their batches
+        torch.manual_seed(config.training.seed + (world.rank << 32))
     holdout = _holdout(dataset, signals, config.training, world)
     trainer = Trainer(model, reader, holdout, run)
     trainer.go_on()
@@ -92,8 +94,8 @@ def _holdout(dataset: Dataset, signals: SignalSpec, training: TrainingConfig, wo
         holdout = collect_held_out(reader, signals, training.holdout_share, rows)
     if not sum(gather(world, len(holdout))):
         raise ConfigError(
-            f"encoder.training.holdout_share={training.holdout_share}: holds out none of the"
-            f" {dataset.spec.num_items} items"
+            f"encoder.training.holdout_share={training.holdout_share}, holdout_rows={training.holdout_rows}: hold out"
+            f" none of the {dataset.spec.num_items} items on {world.size} ranks"
         )
     return holdout.to(world.device)
 
@@ -143,7 +145,7 @@ class Trainer:
         Raises:
             CommitError: it is of other work.
         """
-        checkpoint = self.checkpoints.load() if self.checkpoints is not None and self.config.checkpoint_every else None
+        checkpoint = self.checkpoints.load() if self.checkpoints is not None else None
         if checkpoint is None:
             return
         self._restore(checkpoint)
@@ -229,8 +231,9 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(losses.total)
         average_gradients(self.world, self.model.parameters())
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
-        self._require_finite(losses.total, norm, rows)
+        norm = nn.utils.get_total_norm(p.grad for p in self.model.parameters() if p.grad is not None)
+        self._require_finite(losses.total, norm, rows)  # before clipping, which would spread a NaN over all of them
+        nn.utils.clip_grads_with_norm_(self.model.parameters(), self.config.clip_norm, norm)
         self.optimizer.step()
         self.schedule.step()
         self.model.quantizer.after_step(self.world)

@@ -9,6 +9,7 @@ config, input, number of ranks, version of torch) is refused, not passed over: i
 the run that ignored it would write over it.
 """
 
+import contextlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -18,12 +19,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from infra.commit import committing, is_committed, read_manifest, verify
 from infra.distributed import World, together
 from infra.errors import CommitError
+from infra.tensors import write_tensors
 
 SHARED_FILE = "shared.safetensors"
 VALUES_FILE = "values.json"
@@ -62,6 +64,7 @@ class Checkpoints:
         self.stage = stage
         machine = {"ranks": world.size, "device": world.device.type, "torch": str(torch.__version__)}
         self.work = {**work, **machine}
+        self._are_ours = False
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Commit a checkpoint, then remove the earlier ones.
@@ -71,14 +74,13 @@ class Checkpoints:
         """
         name = f"step-{checkpoint.step:012d}"
         with committing(self.path / name, self.world, stage=f"{self.stage}-checkpoint", facts=self.work) as out:
-            _write(checkpoint.own, out / _own_file(self.world.rank))
+            write_tensors(checkpoint.own, out / _own_file(self.world.rank))
             if self.world.is_main:
-                _write(checkpoint.shared, out / SHARED_FILE)
+                write_tensors(checkpoint.shared, out / SHARED_FILE)
                 (out / VALUES_FILE).write_text(json.dumps({"step": checkpoint.step, **checkpoint.values}))
+        self._are_ours = True
         if self.world.is_main:
-            for entry in self.path.iterdir():
-                if entry.name != name:
-                    shutil.rmtree(entry, ignore_errors=True)
+            self._remove(keeping=name)
 
     def load(self) -> Checkpoint | None:
         """Give the last checkpoint that was committed; None where there is none.
@@ -88,12 +90,23 @@ class Checkpoints:
         """
         with together(self.world, f"reading {self.path}"):
             committed = [entry for entry in self.path.glob("step-*") if is_committed(entry)]
-            return self._read(max(committed)) if committed else None
+            if not committed:
+                return None
+            found = self._read(max(committed))
+        self._are_ours = True
+        return found
 
     def remove(self) -> None:
-        """Remove all of them; the output they led to is committed."""
-        if self.world.is_main:
-            shutil.rmtree(self.path, ignore_errors=True)
+        """Remove those that this run has loaded or saved, and their directory; their output is committed."""
+        if self.world.is_main and self._are_ours:
+            self._remove()
+            with contextlib.suppress(OSError):  # something else lies in it: not ours to remove
+                self.path.rmdir()
+
+    def _remove(self, keeping: str | None = None) -> None:
+        for entry in [*self.path.glob("step-*"), *self.path.glob(".step-*.tmp")]:
+            if entry.name != keeping:
+                shutil.rmtree(entry, ignore_errors=True)
 
     def _read(self, path: Path) -> Checkpoint:
         manifest = verify(path) if self.world.local_rank == 0 else read_manifest(path)
@@ -114,8 +127,3 @@ class Checkpoints:
 
 def _own_file(rank: int) -> str:
     return f"rank-{rank:04d}.safetensors"
-
-
-def _write(tensors: Mapping[str, Tensor], file: Path) -> None:
-    # Contiguous copies: safetensors refuses views of a shared storage, which the tensors of a model may be.
-    save_file({name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}, file)

@@ -78,6 +78,17 @@ def row_groups(files: Sequence[Path]) -> tuple[RowGroup, ...]:
     return tuple(groups)
 
 
+def require_columns(schema: pa.Schema, columns: Sequence[str], where: RowGroup) -> None:
+    """Check that columns are there.
+
+    Raises:
+        DataError: one is missing; names file, row group and column.
+    """
+    for column in columns:
+        if column not in schema.names:
+            raise DataError(f"{where}: column {column!r} is missing; the file has {schema.names}")
+
+
 def require_one_schema(files: Sequence[Path], columns: Sequence[str]) -> None:
     """Check that columns have the same types in all files; what a file lacks is told where it is read.
 
@@ -104,9 +115,7 @@ def read_row_group(group: RowGroup, columns: Sequence[str] | None = None) -> pa.
         DataError: a column is missing, or the bytes cannot be decoded.
     """
     with open_parquet(group.path) as file:
-        for column in columns or ():
-            if column not in file.schema_arrow.names:
-                raise DataError(f"{group}: column {column!r} is missing; the file has {file.schema_arrow.names}")
+        require_columns(file.schema_arrow, columns or (), group)
         try:
             return _restored(file.read_row_group(group.index, columns=columns, use_threads=False))
         except (OSError, pa.ArrowInvalid) as error:

@@ -72,6 +72,7 @@ class RqVae(Codebooks):
                 rows_C = torch.randperm(len(h_NH), generator=generator)[: len(codes_C)].to(h_NH.device)
                 # More dead codes than rows: the rest stay dead until the next revival.
                 words_PRM[group, codes_C[: len(rows_C)]] = residual_NPM[rows_C, group]
+                dead_DPR[depth, group, codes_C[len(rows_C) :]] = False
             residual_NPM = residual_NPM - take_words(words_PRM, self.nearest(residual_NPM, words_PRM))
         self.usage.reset()
         self._renew_averages(dead_DPR)

@@ -162,6 +162,29 @@ def test_a_long_file_becomes_several_with_the_same_rows(
     assert names == [f"part-{file:05d}-{part:05d}.parquet" for file in (0, 1) for part in range(per_file[file])]
 
 
+def test_parts_that_would_not_sort_as_the_items_do_are_refused(
+    dataset: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("encoder.materialize.SEGMENT_ROWS", 200)
+    other = shutil.copytree(dataset, tmp_path / "other")
+    (other / "items/part-00001.parquet").rename(other / "items/part.parquet")
+    (other / "items/part-00000.parquet").rename(other / "items/part-2.parquet")
+    with pytest.raises(DataError, match="would not sort as the items do"):
+        materialize_dataset(LOCAL, other, encoder, tmp_path / "out")
+
+
+@pytest.mark.parametrize(("table", "column"), [("items", "brand"), ("events", "history_item_ids")])
+def test_a_column_that_is_missing_is_named(
+    dataset: Path, encoder: Path, tmp_path: Path, table: str, column: str
+) -> None:
+    other = shutil.copytree(dataset, tmp_path / "other")
+    file = sorted((other / table).rglob("*.parquet"))[0]
+    rows = pa.concat_tables(read_row_group(group) for group in row_groups([file]))
+    write_table(file, rows.drop_columns([column]), 90)
+    with pytest.raises(DataError, match=rf"part-00000\.parquet, row group 0: column '{column}' is missing"):
+        materialize_dataset(LOCAL, other, encoder, tmp_path / "out")
+
+
 def test_an_id_depends_on_its_own_signals_alone(encoder: Path) -> None:
     """Other items, their order, the place in a block, the stored precision: none of them shows."""
     bundle = load_bundle(encoder, CPU)

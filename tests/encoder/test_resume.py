@@ -120,6 +120,8 @@ def test_a_checkpoint_of_other_work_is_refused_and_kept(dataset: Path, tmp_path:
         CommitError, match=r"out\.checkpoint: is a checkpoint of other work \(config: '\w+' there, '\w+'"
     ):
         train_encoder(LOCAL, dataset, out, changed)
+    with pytest.raises(CommitError, match="is a checkpoint of other work"):
+        train_encoder(LOCAL, dataset, out, {"training": {**EVERY_STEP["training"], "checkpoint_every": 0}})
     shutil.rmtree(tmp_path / "out.checkpoint")
     train_encoder(LOCAL, dataset, out, changed)
     assert json.loads((out / "summary.json").read_text())["resumed_from_step"] is None

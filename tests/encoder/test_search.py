@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from encoder.config import EncoderConfig
@@ -108,3 +109,10 @@ def test_the_config_decides_what_digits_gives(batch: SignalBatch) -> None:
     expected_BN, _ = searched(plain, batch, plain.encoder(batch), rounded_BN, SearchConfig(rounds=2))
     assert torch.equal(searching.digits(batch), expected_BN)
     assert not torch.equal(expected_BN, rounded_BN)
+
+
+def test_there_is_nothing_to_search_where_one_digit_alone_is_decoded() -> None:
+    quantizer = {"kind": "topk_kmeans", "clusters": 16, "k": 3, "latent_dim": 8}
+    EncoderConfig.model_validate({"quantizer": quantizer})
+    with pytest.raises(ValidationError, match="nothing to search"):
+        EncoderConfig.model_validate({"quantizer": quantizer, "search": {"rounds": 1}})

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -276,13 +277,36 @@ def test_two_ranks_stop_together_and_say_where_it_was(dataset: Path, tmp_path: P
     assert not any(path.is_file() for path in (tmp_path / "out").rglob("*"))
 
 
+def test_a_gradient_that_is_not_finite_is_named(dataset: Path, tmp_path: Path) -> None:
+    def spoiled(world: World, parameters: Iterable[torch.nn.Parameter]) -> None:
+        *_, last = (parameter for parameter in parameters if parameter.grad is not None)
+        assert last.grad is not None
+        last.grad[0] = torch.nan
+
+    with pytest.raises(DataError) as error, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage, "average_gradients", spoiled)
+        train_encoder(LOCAL, dataset, tmp_path / "out")
+    assert "the gradient of decoder." in str(error.value)
+    assert "the gradient of quantizer." not in str(error.value)
+
+
+def next_random(world: World, dataset: Path, out: Path) -> float:
+    train_encoder(world, dataset, out, {"training": {"epochs": 1, "signal_dropout": 0.0}})
+    return torch.rand(()).item()
+
+
+def test_ranks_draw_what_they_hide_each_for_itself(dataset: Path, tmp_path: Path) -> None:
+    first, second = run_distributed(next_random, dataset, tmp_path / "out")
+    assert first != second
+
+
 def test_a_codebook_is_not_set_from_vectors_that_are_not_finite(dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="step 1: latent vectors are not finite"):
         train_encoder(LOCAL, dataset, tmp_path / "out", {"training": DIVERGING})
 
 
 def test_a_hold_out_of_nothing_is_refused(dataset: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="holdout_share=1e-09: holds out none of the 700 items"):
+    with pytest.raises(ConfigError, match=r"holdout_share=1e-09, .*: hold out none of the 700 items on 1 "):
         train_encoder(LOCAL, dataset, tmp_path / "out", {"training": {"holdout_share": 1e-9}})
 
 

@@ -50,6 +50,21 @@ def test_the_last_one_comes_back_and_the_others_are_gone(tmp_path: Path) -> None
     kept.remove()  # nothing there: nothing done
 
 
+def test_what_this_run_never_loaded_or_saved_is_left(tmp_path: Path) -> None:
+    Checkpoints(tmp_path / "out.checkpoint", ONE, "encoder", WORK).save(checkpoint(9))
+    other = Checkpoints(tmp_path / "out.checkpoint", ONE, "materialize", WORK)
+    other.remove()
+    assert [path.name for path in other.path.iterdir()] == ["step-000000000009"]
+
+
+def test_what_is_not_a_checkpoint_is_left(tmp_path: Path) -> None:
+    kept = Checkpoints(tmp_path / "out.checkpoint", ONE, "encoder", WORK)
+    (kept.path / "mine").mkdir(parents=True)
+    kept.save(checkpoint(9))
+    kept.remove()
+    assert [path.name for path in kept.path.iterdir()] == ["mine"]
+
+
 def test_a_torn_one_does_not_count(tmp_path: Path) -> None:
     kept = Checkpoints(tmp_path / "out.checkpoint", ONE, "encoder", WORK)
     kept.save(checkpoint(9))

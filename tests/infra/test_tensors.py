@@ -1,0 +1,31 @@
+"""Tensors on disk: the same back, for others to read, and a full disk told as one."""
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from infra.tensors import write_tensors
+
+
+def test_views_come_back_and_others_may_read_them(tmp_path: Path) -> None:
+    whole = torch.arange(6.0).view(2, 3)
+    before = os.umask(0o022)
+    try:
+        write_tensors({"whole": whole, "turned": whole.T}, tmp_path / "some.safetensors")
+    finally:
+        os.umask(before)
+    found = load_file(tmp_path / "some.safetensors")
+    assert torch.equal(found["whole"], whole) and torch.equal(found["turned"], whole.T)
+    assert stat.S_IMODE((tmp_path / "some.safetensors").stat().st_mode) == 0o644
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="no /dev/full here")
+def test_a_full_disk_is_an_os_error() -> None:
+    with pytest.raises(OSError) as error:
+        write_tensors({"some": torch.zeros(1 << 16)}, Path("/dev/full"))
+    assert error.value.errno == errno.ENOSPC
