@@ -84,8 +84,7 @@ def _tell(found: Path) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    levels = tuple(arguments.levels or LEVELS)
-    budget = parse(Budget, {"bits": arguments.bits, "levels": levels}, "sweep")
+    budget = parse(Budget, {"bits": arguments.bits, "levels": arguments.levels or ()}, "sweep")
     found = sweep(arguments.config, arguments.set, budget)
     _tell(found)
     if not arguments.parity:
@@ -110,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="pipelines.sweep", description="Sweep levels, depth and groups of the SID.")
     parser.add_argument("--config", type=Path, required=True, help="the run's YAML file")
     parser.add_argument("--bits", type=float, default=24.0, help="the most bits of a SID; default 24")
-    parser.add_argument("--levels", type=int, nargs="+", help=f"levels to try; default {' '.join(map(str, LEVELS))}")
+    parser.add_argument("--levels", type=int, nargs="+", help=f"levels to try; default: of {LEVELS} those that fit")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override a config value")
     parser.add_argument("--parity", action="store_true", help="compare the chosen setting in the ranker, too")
     arguments = parser.parse_args(argv)

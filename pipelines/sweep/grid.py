@@ -12,7 +12,7 @@ from infra.config import Config, parse
 from infra.errors import ConfigError
 
 LEVELS = (2, 3, 4, 8, 16, 64)
-"""Levels that are tried where none are named."""
+"""Levels that are tried where none are named, as far as they can spend the budget."""
 
 SLACK_BITS = 1.5
 """Bits of the budget that a setting may leave unused: digits of 3 levels never fill a whole number."""
@@ -48,8 +48,14 @@ class Budget(Config):
 
     bits: PositiveFloat
     """The most bits of a SID."""
-    levels: tuple[Annotated[int, Field(ge=2)], ...] = LEVELS
-    """Levels to try."""
+    levels: tuple[Annotated[int, Field(ge=2)], ...] = ()
+    """Levels to try; none: those of `LEVELS` that can spend the bits."""
+
+    def digits(self, levels: int, lines: int) -> int | None:
+        """Give how many digits fit; None where they leave more than `SLACK_BITS` unused."""
+        bits_a_digit = math.log2(levels * lines)
+        digits = int(self.bits / bits_a_digit + 1e-9)
+        return digits if digits * bits_a_digit >= self.bits - SLACK_BITS else None
 
 
 def settings(budget: Budget, lines: int = 1) -> Iterator[Setting]:
@@ -62,17 +68,16 @@ def settings(budget: Budget, lines: int = 1) -> Iterator[Setting]:
         lines: K, which multiplies the values of a digit.
 
     Raises:
-        ConfigError: a number of levels cannot spend the budget to within `SLACK_BITS`.
+        ConfigError: a number of levels that the budget names cannot spend it to within `SLACK_BITS`.
     """
-    for levels in budget.levels:
-        bits_a_digit = math.log2(levels * lines)
-        digits = int(budget.bits / bits_a_digit + 1e-9)
-        if digits * bits_a_digit < budget.bits - SLACK_BITS:
+    for levels in budget.levels or LEVELS:
+        digits = budget.digits(levels, lines)
+        if digits is None and budget.levels:
             raise ConfigError(
-                f"sweep: {levels} levels: {digits} digits leave more than {SLACK_BITS:g} of {budget.bits:g} bits unused"
+                f"sweep: {levels} levels: their digits leave more than {SLACK_BITS:g} of {budget.bits:g} bits unused"
             )
-        for depth in range(1, digits + 1):
-            if digits % depth == 0:
+        for depth in range(1, (digits or 0) + 1):
+            if digits and digits % depth == 0:
                 yield Setting(levels=levels, depth=depth, groups=digits // depth)
 
 

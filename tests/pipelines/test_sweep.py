@@ -48,7 +48,7 @@ def test_a_fault_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     with pytest.raises(SystemExit) as stopped:
         main(["--config", str(file), "--bits", "24", "--levels", "7"])
     assert stopped.value.code == 1
-    assert capsys.readouterr().err == ("error: sweep: 7 levels: 8 digits leave more than 1.5 of 24 bits unused\n")
+    assert capsys.readouterr().err == ("error: sweep: 7 levels: their digits leave more than 1.5 of 24 bits unused\n")
 
 
 def run(tmp_path: Path, *words: str) -> "subprocess.CompletedProcess[str]":

@@ -49,8 +49,13 @@ def test_settings_are_those_of_a_plain_search(bits: int, levels: int, lines: int
 
 
 def test_levels_that_cannot_spend_the_budget_are_refused() -> None:
-    with pytest.raises(ConfigError, match="sweep: 7 levels: 8 digits leave more than 1.5 of 24 bits unused"):
+    with pytest.raises(ConfigError, match="sweep: 7 levels: their digits leave more than 1.5 of 24 bits unused"):
         found(24, 7)
+
+
+def test_levels_that_nobody_named_are_left_out_where_they_do_not_fit() -> None:
+    assert {setting.levels for setting in found(24)} == {2, 3, 4, 8, 16, 64}
+    assert {setting.levels for setting in found(32)} == {2, 3, 4, 16}
 
 
 @pytest.mark.parametrize(("values", "rule"), [({"levels": [3, 1]}, "levels.1"), ({"bits": 0}, "bits")])
