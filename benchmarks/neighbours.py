@@ -169,7 +169,9 @@ def page(sheets: Sequence[Sheet], catalogue: Catalogue, picture: str | None) -> 
         "# Nearest neighbours",
         f"Made by `{conditions['command']}` on {conditions['date']}.",
         f"Queries drawn at random among {len(catalogue.ids):,} items of distinct texts. True: by cosine of the raw"
-        f" embedding. SIDE: by cosine of {_CODE[catalogue.unpacked]}. Bold: named by both, {hits} of {asked}.",
+        f" embedding. SIDE: by cosine of {_CODE[catalogue.unpacked]}. Bold: named by both, {hits} of {asked}."
+        " The SID stands for all signals of the encoder, the raw embedding for one of them; most of these items were"
+        " trained on.",
     ]
     parts += [f"![neighbours]({picture})"] if picture else []
     parts += [_sheet_text(sheet, catalogue) for sheet in sheets]
