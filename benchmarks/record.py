@@ -22,7 +22,7 @@ Row = Mapping[str, Any]
 
 def conditions(packages: Sequence[str] = ()) -> dict[str, Any]:
     """Give what a figure depends on beside the code: command, date, machine, threads, versions."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name()
+    device = ", ".join([_cpu_name(), *([torch.cuda.get_device_name()] if torch.cuda.is_available() else [])])
     return {
         "command": " ".join(["python -m", _module_name(), *sys.argv[1:]]),
         "date": date.today().isoformat(),

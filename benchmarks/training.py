@@ -84,13 +84,19 @@ def precisions() -> list[str]:
     return ["float32", "bfloat16"] if torch.cuda.is_available() else ["float32"]
 
 
+def rank_numbers() -> tuple[int, ...]:
+    """Give the numbers of ranks measured: one and two; with GPUs, no more than there are."""
+    gpus = torch.cuda.device_count()
+    return tuple(ranks for ranks in (1, 2) if not gpus or ranks <= gpus)
+
+
 def training_rows(folder: Path, network: str, precision: str, sizes: Sizes) -> list[dict[str, Any]]:
     """Train by one and two ranks in turns, for every batch size (the wide network: the largest alone)."""
     rows = []
     for batch in sizes.batches if network == "default" else sizes.batches[-1:]:
         runs = [(ranks, _train(folder, network, precision, batch, ranks))
-                for _ in range(sizes.repetitions) for ranks in (1, 2)]  # fmt: skip
-        for ranks in (1, 2):
+                for _ in range(sizes.repetitions) for ranks in rank_numbers()]  # fmt: skip
+        for ranks in rank_numbers():
             own = [run for number, run in runs if number == ranks]
             rate = spread([run["items_per_second"] for run in own])
             rows.append(
@@ -123,9 +129,9 @@ def _train(folder: Path, network: str, precision: str, batch: int, ranks: int) -
 
 
 def step_rows(network: str, batch: int, rounds: int) -> list[dict[str, Any]]:
-    """Time forward and backward as it is and compiled."""
+    """Time forward and backward as it is and compiled, on a GPU where there is one."""
     torch.manual_seed(0)
-    model = VQFusion(EncoderConfig(network=NETWORKS[network]), chosen_signals({}, items_spec(1))).train()
+    model = VQFusion(EncoderConfig(network=NETWORKS[network]), chosen_signals({}, items_spec(1))).train().to(_device())
     found = {"ranks": 1, "batch": batch}
     compiled = torch.compile(model)
     began = time.perf_counter()
@@ -152,12 +158,18 @@ def _rate(rate: Spread) -> dict[str, float]:
 
 
 def _step(model: Callable[..., Any], rows: int) -> Callable[[], None]:
-    batch = random_batch(rows)
+    batch = random_batch(rows).to(_device())
 
     def step() -> None:
         torch.autograd.backward(model(batch, rows).total)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
 
     return step
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _goals(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

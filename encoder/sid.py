@@ -259,7 +259,9 @@ class SidSpec(Config):
     prefix_lengths: tuple[int, ...] = ()
     """The prefixes, in digits, that are written as columns of their own."""
     steps: tuple[float, ...] = ()
-    """The step a of every digit, where a digit has one: the codeword's length is a * q_l."""
+    """The step a of every digit, where a digit has one: the codeword's length is a times its level's value."""
+    values: tuple[float, ...] = ()
+    """What each level stands for in steps, where that is not q_l: the centroids of cells that a bound has squashed."""
     bound: Bound = "clamp"
     """How values beyond the outermost level were brought in."""
     null: Literal["null"] = "null"
@@ -282,6 +284,8 @@ class SidSpec(Config):
             raise ValueError(f"prefix_lengths {lengths} must rise within 1..{self.digits}")
         if len(self.steps) not in (0, self.digits):
             raise ValueError(f"{len(self.steps)} steps given for {self.digits} digits")
+        if len(self.values) not in (0, self.levels):
+            raise ValueError(f"{len(self.values)} values given for {self.levels} levels")
         if self.prefix is not None and not 1 <= self.prefix <= self.digits:
             raise ValueError(f"prefix {self.prefix} must be in 1..{self.digits}")
         if not 0 <= self.chunk < len(self.chunk_sizes):
@@ -297,6 +301,11 @@ class SidSpec(Config):
     def centre(self) -> float:
         """The level, possibly half-way between two, that stands for 0: (L-1)/2."""
         return (self.levels - 1) / 2
+
+    @property
+    def level_values(self) -> tuple[float, ...]:
+        """What level l stands for in steps: q_l = l - (L-1)/2, unless the spec says otherwise."""
+        return self.values or tuple(level - self.centre for level in range(self.levels))
 
     @property
     def held_digits(self) -> int:

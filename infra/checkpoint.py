@@ -55,7 +55,7 @@ class Checkpoints:
         path: the directory that has them, the same for every rank.
         world: the process group.
         stage: the stage's name.
-        work: what decides the stage's bytes, by name. Ranks, device and torch are added to it.
+        work: what decides the stage's bytes, by name. Ranks, device, threads and torch are added to it.
     """
 
     def __init__(self, path: Path, world: World, stage: str, work: Mapping[str, Any]) -> None:
@@ -63,6 +63,7 @@ class Checkpoints:
         self.world = world
         self.stage = stage
         machine = {"ranks": world.size, "device": world.device.type, "torch": str(torch.__version__)}
+        machine["threads"] = torch.get_num_threads()  # in how many parts a sum is added up
         self.work = {**work, **machine}
         self._are_ours = False
 

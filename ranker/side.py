@@ -13,9 +13,10 @@ from encoder.sid import DigitLookup, SidSpec
 class SidUnpack(nn.Module):
     """Unpack SIDs into their latent codes h (the paper's Eq. 5 undone); it has no weights.
 
-    Digit g becomes g - (L-1)/2, times its step when the codebook has steps and they are asked for, so that the code
-    is the encoder's own up to the directions and a common factor: steps are taken over their mean, since the latent's
-    unit is an accident of the encoder's training and would set how loudly content enters the ranker.
+    Digit g becomes what its level stands for, g - (L-1)/2 or a centroid under a squashing bound, times its step when
+    the codebook has steps and they are asked for, so that the code is the encoder's own up to the directions and a common
+    factor: steps are taken over their mean, since the latent's unit is an accident of the encoder's training and would
+    set how loudly content enters the ranker.
 
     Args of the constructor:
         spec: the SIDs' spec, with one line a layer. scale_steps: multiply by the recorded steps.
@@ -28,7 +29,7 @@ class SidUnpack(nn.Module):
         scale = spec.steps if scale_steps and spec.steps else (1.0,) * spec.digits
         scale_t = torch.tensor(scale, dtype=torch.float32)
         scale_t = (scale_t / scale_t.mean())[: spec.held_digits]
-        values_tL = (torch.arange(spec.levels) - spec.centre) * scale_t[:, None]
+        values_tL = torch.tensor(spec.level_values, dtype=torch.float32) * scale_t[:, None]
         parts = torch.split(values_tL, list(spec.chunk_sizes))
         self.columns = nn.ModuleList(DigitLookup(part_tL, spec.packing) for part_tL in parts)
 

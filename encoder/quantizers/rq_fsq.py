@@ -70,12 +70,17 @@ class RqFsq(Quantizer):
             groups=self.config.dims,
             bound=self.config.bound,
             steps=self.steps(),
+            values=self.values(),
             fingerprint=fingerprint,
         )
 
     @abstractmethod
     def steps(self) -> tuple[float, ...]:
-        """Give every digit's step: the length of its codeword is the step times q_l."""
+        """Give every digit's step: the length of its codeword is the step times its level's value."""
+
+    def values(self) -> tuple[float, ...]:
+        """Give what the levels stand for, where that is not q_l."""
+        return ()
 
 
 class ScaledRqFsq(RqFsq):
@@ -157,6 +162,10 @@ class ProjectedRqFsq(RqFsq):
     def steps(self) -> tuple[float, ...]:
         """Give the lengths of the basis' vectors."""
         return tuple(self.basis_DNH.detach().norm(dim=-1).flatten().tolist())
+
+    def values(self) -> tuple[float, ...]:
+        """Give the centroids of a squashed line's cells."""
+        return () if self.config.bound == "clamp" else tuple(self.values_L.tolist())
 
     @torch.no_grad()
     def start(self, h_NH: Tensor, generator: torch.Generator) -> None:

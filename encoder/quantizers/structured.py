@@ -142,6 +142,7 @@ class Structured(Quantizer):
             groups=config.groups,
             bound=config.bound,
             steps=tuple(steps),
+            values=() if config.bound == "clamp" else tuple(self.values_L.tolist()),
             fingerprint=fingerprint,
         )
 

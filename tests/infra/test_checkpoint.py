@@ -97,6 +97,7 @@ def test_an_altered_one_is_refused(tmp_path: Path) -> None:
         ("torch", "2.0", r"torch: '2\.\d+\.\d+.*' there, '2.0' here"),
         ("device", "cuda", "device: 'cpu' there, 'cuda' here"),
         ("ranks", 2, "ranks: 1 there, 2 here"),
+        ("threads", 99, r"threads: \d+ there, 99 here"),
     ],
 )
 def test_one_of_other_work_is_refused(tmp_path: Path, name: str, value: Any, message: str) -> None:

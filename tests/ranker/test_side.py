@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from encoder.quantizers import StructuredConfig
 from encoder.sid import SidSpec, max_digits
 from ranker.config import ArmConfig
 from ranker.features import arm_features
@@ -50,6 +51,18 @@ def test_multiplies_by_the_recorded_steps_over_their_mean_when_asked() -> None:
     sids_NC, known_N = spec.pack(torch.tensor([[0, 1, 2], [2, 2, 2]])), torch.ones(2, dtype=torch.bool)
     assert SidUnpack(spec, scale_steps=True)(sids_NC, known_N).tolist() == [[-2.0, 0.0, 0.0], [2.0, 1.0, 0.0]]
     assert SidUnpack(spec, scale_steps=False)(sids_NC, known_N).tolist() == [[-1.0, 0.0, 1.0], [1.0, 1.0, 1.0]]
+
+
+@pytest.mark.parametrize("bound", ["clamp", "tanh", "ifsq"])
+def test_unpacks_what_the_encoder_decodes_up_to_its_directions(bound: str) -> None:
+    quantizer = StructuredConfig(levels=8, groups=2, depth=2, group_dim=3, bound=bound).build()
+    quantizer.start(torch.randn(500, 6, generator=torch.Generator().manual_seed(0)), torch.Generator())
+    spec, book = quantizer.sid_spec("00"), quantizer.codebook()
+    digits_ND = torch.randint(0, 8, (20, 4), generator=torch.Generator().manual_seed(1))
+    h_N4 = SidUnpack(spec, scale_steps=True)(spec.pack(digits_ND), torch.ones(20, dtype=torch.bool))
+    mean_step = torch.tensor(spec.steps).mean()
+    parts_N22M = (h_N4 * mean_step).view(20, 2, 2, 1) * book.u.squeeze(2) + book.b.squeeze(2)
+    torch.testing.assert_close(parts_N22M.sum(1).flatten(1), quantizer.decode(digits_ND).detach())
 
 
 def test_a_null_sid_gives_zeros_and_id_0_does_not() -> None:
