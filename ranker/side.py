@@ -13,10 +13,10 @@ from encoder.sid import DigitLookup, SidSpec
 class SidUnpack(nn.Module):
     """Unpack SIDs into their latent codes h (the paper's Eq. 5 undone); it has no weights.
 
-    Digit g becomes what its level stands for, g - (L-1)/2 or a centroid under a squashing bound, times its step when
-    the codebook has steps and they are asked for, so that the code is the encoder's own up to the directions and a common
-    factor: steps are taken over their mean, since the latent's unit is an accident of the encoder's training and would
-    set how loudly content enters the ranker.
+    Digit g becomes what its level stands for, g - (L-1)/2 or a centroid under a squashing bound, times its step
+    when the codebook has steps and they are asked for, so that the code is the encoder's own up to the directions
+    and a common factor: steps are taken over their mean, since the latent's unit is an accident of the encoder's
+    training and would set how loudly content enters the ranker.
 
     Args of the constructor:
         spec: the SIDs' spec, with one line a layer. scale_steps: multiply by the recorded steps.
