@@ -98,7 +98,8 @@ def _run(arguments: argparse.Namespace) -> list[Outcome]:
     for outcome in outcomes(tasks, folder, jobs=arguments.jobs, fresh=arguments.fresh):
         done.append(outcome)
         _tell(outcome, len(done), len(tasks))
-    rows = table.rows_of(done) + table.reference_rows([corpus for corpus, _ in corpora], arguments.bits)
+    rows = table.rows_of(done)
+    rows += table.reference_rows([corpus for corpus, _ in corpora], rows)
     _show(rows, corpora, arguments.bits)
     _write(rows, corpora, arguments.out)
     return [outcome for outcome in done if outcome.result is None]
@@ -131,8 +132,8 @@ def _tell(outcome: Outcome, number: int, total: int) -> None:
 
 def _show(rows: list[table.Row], corpora: Sequence[tuple[Corpus, str]], bits: Sequence[int]) -> None:
     for (corpus, _), number in product(corpora, bits):
-        here = table.table_rows(rows, corpus.name, number)
-        record.print_table(f"\n{corpus.name}, {number} bits", here, table.CONSOLE_COLUMNS)
+        if here := table.table_rows(rows, corpus.name, number):
+            record.print_table(f"\n{corpus.name}, {number} bits", here, table.CONSOLE_COLUMNS)
     if goals := table.goals_of(rows):
         record.print_table("\ngoals", [goal.cells() for goal in goals], table.GOAL_COLUMNS)
 

@@ -88,11 +88,11 @@ def _deviation(values: Sequence[float]) -> float | None:
     return stdev(values) if len(values) > 1 else None
 
 
-def reference_rows(corpora: Sequence[Corpus], bits: Sequence[int]) -> list[Row]:
-    """Give the Gaussian rate-distortion values, one row for each corpus and number of bits."""
+def reference_rows(corpora: Sequence[Corpus], measured: Sequence[Row]) -> list[Row]:
+    """Give the Gaussian rate-distortion values, one row for each corpus and number of bits that was measured."""
     rows = []
     for corpus in corpora:
-        for number in bits:
+        for number in sorted({row["bits"] for row in measured if row["corpus"] == corpus.name}):
             mse, loss = gaussian_reference(corpus.training, number)
             row = {"corpus": corpus.name, "method": REFERENCE, "family": "reference", "bits": number}
             rows.append({**row, "real_bits": float(number), "cosine_loss": loss, "mse": mse})
@@ -233,7 +233,7 @@ def page(
         sizes = f"{len(corpus.training):,} training, {len(corpus.validation):,} validation, {len(corpus.test):,} test"
         parts.append(f"{origin}. {corpus.test.shape[1]} dimensions; {sizes} rows; {len(corpus.queries):,} queries.")
         parts += [f"![{corpus.name}]({name})" for name in figures if name.startswith(f"quantizers-{corpus.name}-")]
-        for bits in sorted({row["bits"] for row in rows}):
+        for bits in sorted({row["bits"] for row in rows if row["corpus"] == corpus.name}):
             table = table_rows(rows, corpus.name, bits)
             parts += [f"### {corpus.name}, {bits} bits", markdown_table(table, COLUMNS)]
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
