@@ -204,12 +204,13 @@ fitted on training rows. `R@k` is the share of the true 20 nearest test rows amo
 queries and corpus are both what the code makes of them: decoded vectors, `SIDE` the centred digits themselves,
 `steps` those times the published steps. `entropy` is the entropy of the digits over their real bits, `dead` the
 number of values that no test row takes, `unique` different codes by test rows. `train s` and `vectors/s` (encoding)
-are seconds of one thread, with as many such runs side by side as there were jobs. Our encoders have one network and
-one budget for each corpus; faiss's quantizers learn from at most 131,072 of the same training rows. `+search` is the
-same trained encoder with its codes refined by two rounds of coordinate descent through the decoder; `vectors/s` tells
-what that costs. `dpca_prefix` decoded half of its training rows from a random prefix. `gaussian_rd` is the
-rate-distortion value D(R) of a normal law of the training rows' covariance (reverse water-filling), and as cosine
-loss 1 - sqrt(1 - D); it is no floor, for no corpus here is normal.
+are seconds of one thread, with as many such runs side by side as there were jobs, and whatever else the machine did;
+[encoding](encoding.md) has the speed on quiet cores. Our encoders have one network and one budget for each corpus;
+faiss's quantizers learn from at most 131,072 of the same training rows. `+search` is the same trained encoder with
+its codes refined by two rounds of coordinate descent through the decoder; `vectors/s` tells what that costs.
+`dpca_prefix` decoded half of its training rows from a random prefix. `gaussian_rd` is the rate-distortion value D(R)
+of a normal law of the training rows' covariance (reverse water-filling), and as cosine loss 1 - sqrt(1 - D); it is no
+floor, for no corpus here is normal.
 """
 
 
