@@ -98,7 +98,7 @@ def test_one_layer_by_codeword_is_never_worse_than_by_line(seed: int) -> None:
     line_B = (h_BH - by_line.decode(by_line.encode(h_BH))).square().sum(-1)
     codeword_B = (h_BH - by_codeword.decode(by_codeword.encode(h_BH))).square().sum(-1)
     assert bool((codeword_B <= line_B + 1e-9).all())
-    assert float(codeword_B.sum()) < float(line_B.sum())
+    assert codeword_B.sum().item() < line_B.sum().item()
 
 
 def test_deeper_layers_refine() -> None:
