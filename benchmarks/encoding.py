@@ -70,15 +70,7 @@ def main() -> None:
         for number in thread_numbers():
             with threads(number):
                 rows += quantizer_rows(contestants, sizes.rounds, number) + network_rows(sizes, number)
-    publish(
-        "encoding",
-        "Encoding speed",
-        WORDS,
-        rows,
-        COLUMNS,
-        packages=["faiss-cpu"],
-        out=out,
-    )
+    publish("encoding", "Encoding speed", WORDS, rows, COLUMNS, packages=["faiss-cpu"], out=out)
 
 
 def quantizers(sizes: Sizes) -> dict[str, Contestant]:

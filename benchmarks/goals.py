@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import Row, conditions, markdown_table, print_table, write_results
+from benchmarks.record import Row, markdown_table, print_table, source, write_results
 from benchmarks.timing import Spread
 
 GOAL_COLUMNS = {"goal": "", "threads": "d", "ratio": ".2f", "low": ".2f", "high": ".2f", "at_least": ".2f", "met": ""}
@@ -45,16 +45,14 @@ def publish(
     print_table(title, measured, columns)
     print_table("goals", goals, GOAL_COLUMNS)
     write_results(name, rows, packages=packages, out=out)
-    (out / f"{name}.md").write_text(_page(title, words, measured, columns, goals, conditions(packages)))
+    (out / f"{name}.md").write_text(_page(title, words, measured, columns, goals, source(packages)))
 
 
 def _page(
-    title: str, words: str, measured: list[Row], columns: Mapping[str, str], goals: list[Row], made: Mapping[str, Any]
+    title: str, words: str, measured: list[Row], columns: Mapping[str, str], goals: list[Row], made_by: str
 ) -> str:
-    versions = ", ".join(f"{package} {number}" for package, number in made["versions"].items())
-    source = f"`{made['command']}` on {made['date']}, {made['device']}, {made['cores']} cores; {versions}."
     reading = (
         "A ratio is the median over rounds in which all contestants took turns, with its quartiles, or a single run's."
     )
     tables = [markdown_table(measured, columns), "## Goals", reading, markdown_table(goals, GOAL_COLUMNS)]
-    return "\n\n".join([f"# {title}", words.strip(), source, *tables])
+    return "\n\n".join([f"# {title}", words.strip(), made_by, *tables])

@@ -62,15 +62,7 @@ def main() -> None:
     sizes = Sizes(few=50_000, many=200_000, network=1 << 14, rounds=2) if arguments.quick else full
     with tempfile.TemporaryDirectory(prefix="sidestack-materialize-") as folder, threads(1):
         rows = measured(Path(folder), sizes)
-    publish(
-        "materialize",
-        "Materialization",
-        WORDS,
-        rows,
-        COLUMNS,
-        packages=["pyarrow"],
-        out=out,
-    )
+    publish("materialize", "Materialization", WORDS, rows, COLUMNS, packages=["pyarrow"], out=out)
 
 
 @dataclass(frozen=True)

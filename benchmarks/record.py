@@ -33,6 +33,13 @@ def conditions(packages: Sequence[str] = ()) -> dict[str, Any]:
     }
 
 
+def source(packages: Sequence[str] = ()) -> str:
+    """Give the line of a page that says what made its figures."""
+    made = conditions(packages)
+    versions = ", ".join(f"{package} {number}" for package, number in made["versions"].items())
+    return f"`{made['command']}` on {made['date']}, {made['device']}, {made['cores']} cores; {versions}."
+
+
 def results_folder(out: Path | None, *, quick: bool) -> Path:
     """Give where results go: as asked, else docs/results; a quick run's figures say nothing and go elsewhere."""
     return out or (QUICK_RESULTS if quick else RESULTS)

@@ -144,11 +144,8 @@ def materialization(results: Results) -> tuple[str, str, str]:
 def encoding(results: Results) -> tuple[str, str, str]:
     """Encode alone, which is what GPUs would take over."""
     rate = results.figure("encoding", "items_per_second", what="network and quantizer (default)", threads=1)
-    return (
-        f"network and quantizer alone; {FULL}",
-        f"{ITEMS:,} items / {rate:,.0f} a second a core",
-        _hours(ITEMS / rate),
-    )
+    what = f"network and quantizer alone; {FULL}"
+    return what, f"{ITEMS:,} items / {rate:,.0f} a second a core", _hours(ITEMS / rate)
 
 
 def memory(results: Results) -> tuple[str, str, str]:

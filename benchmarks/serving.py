@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from benchmarks.items import DEFAULT_SIGNALS
-from benchmarks.record import Row, markdown_table, print_table, results_folder, write_results
+from benchmarks.record import Row, markdown_table, print_table, results_folder, source, write_results
 from benchmarks.scoring_server import resident_mib, serving
 from encoder.bundle import load_bundle, save_bundle
 from encoder.config import EncoderConfig
@@ -48,6 +48,7 @@ Requests one after another, of one item or of 256, each item with the default da
 the loaded model; "http" is `mlflow models serve` on loopback, one client that keeps its connection, and includes
 reading 2 MB of JSON for 256 items. The goals are for the process.
 """
+_PACKAGES = ("mlflow",)
 _DIFFERENT_ITEMS = 512
 _DIFFERENT_BODIES = 16  # of 2 MB for 256 items
 
@@ -158,11 +159,9 @@ def measured(encoder: Path | None, load: Load) -> list[Row]:
         return [*rows, *over_http(place / "model", signals, load, place / "server.log")]
 
 
-def page(rows: Sequence[Row], made: dict[str, Any]) -> str:
+def page(rows: Sequence[Row]) -> str:
     """Give the figures as Markdown, with what made them."""
-    versions = ", ".join(f"{name} {number}" for name, number in made["versions"].items())
-    source = f"`{made['command']}` on {made['date']}, {made['device']}, {made['cores']} cores; {versions}."
-    return "\n\n".join(["# The served encoder", WORDS.strip(), source, markdown_table(rows, COLUMNS)])
+    return "\n\n".join(["# The served encoder", WORDS.strip(), source(_PACKAGES), markdown_table(rows, COLUMNS)])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -175,8 +174,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     out = results_folder(arguments.out, quick=arguments.quick)
     rows = measured(arguments.encoder, QUICK if arguments.quick else FULL)
     print_table("The served encoder", rows, COLUMNS)
-    made = json.loads(write_results("serving", rows, packages=("mlflow",), out=out).read_text())["conditions"]
-    (out / "serving.md").write_text(page(rows, made))
+    write_results("serving", rows, packages=_PACKAGES, out=out)
+    (out / "serving.md").write_text(page(rows))
 
 
 if __name__ == "__main__":

@@ -69,14 +69,7 @@ def main() -> None:
                 rows += training_rows(Path(folder), network, precision, sizes)
         for network in sizes.networks if sizes.rounds else ():
             rows += step_rows(network, max(sizes.batches), sizes.rounds)
-    publish(
-        "training",
-        "Training speed",
-        WORDS,
-        rows + _goals(rows),
-        COLUMNS,
-        out=out,
-    )
+    publish("training", "Training speed", WORDS, rows + _goals(rows), COLUMNS, out=out)
 
 
 def precisions() -> list[str]:

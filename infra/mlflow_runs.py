@@ -178,8 +178,9 @@ class ChildRun:
         if is_reused:
             tags["sidestack.reused_from"] = str(out)
         experiment = client.get_run(parent_run).info.experiment_id
-        place = out.parent.name
-        name = f"{stage}-{arm}" if arm is not None else place if place.startswith(f"{stage}-") else stage
+        name = stage if arm is None else f"{stage}-{arm}"
+        if arm is None and out.parent.name.startswith(f"{stage}-"):
+            name = out.parent.name
         run_id = client.create_run(experiment, run_name=name, tags=tags).info.run_id
         _log_params(client, run_id, config)
         client.log_inputs(run_id, _datasets(inputs))

@@ -61,16 +61,22 @@ def open_parquet(path: Path) -> pq.ParquetFile:
         raise DataError(f"{path}: cannot be read as Parquet: {error}") from error
 
 
-def row_groups(files: Sequence[Path]) -> tuple[RowGroup, ...]:
+def row_groups(files: Sequence[Path], columns: Sequence[str] = ()) -> tuple[RowGroup, ...]:
     """List the row groups of the files, in the order given, with global row numbers.
 
+    Args:
+        files: the files of one table.
+        columns: those that must have one type in all files; what a file lacks is told where it is read.
+
     Raises:
-        DataError: see `open_parquet`.
+        DataError: see `open_parquet`; or a column's types differ: names it, both files and both types.
     """
     groups = []
     start = 0
+    types: dict[str, tuple[Path, pa.DataType]] = {}
     for path in files:
         with open_parquet(path) as file:
+            _require_types(file, path, columns, types)
             for index in range(file.metadata.num_row_groups):
                 rows = file.metadata.row_group(index).num_rows
                 groups.append(RowGroup(Path(path), index, start, rows))
@@ -89,23 +95,19 @@ def require_columns(schema: pa.Schema, columns: Sequence[str], where: RowGroup) 
             raise DataError(f"{where}: column {column!r} is missing; the file has {schema.names}")
 
 
-def require_one_schema(files: Sequence[Path], columns: Sequence[str]) -> None:
-    """Check that columns have the same types in all files; what a file lacks is told where it is read.
-
-    Raises:
-        DataError: they differ; names column, both files and both types.
-    """
-    first: dict[str, tuple[Path, pa.DataType]] = {}
-    for path in files:
-        with open_parquet(path) as file:
-            for field in _restored_schema(file.schema_arrow):
-                if field.name in columns:
-                    known_path, known = first.setdefault(field.name, (path, field.type))
-                    if field.type != known:
-                        raise DataError(
-                            f"{path}: column {field.name!r} is {field.type}, in {known_path} it is {known}:"
-                            " all files of a table must store a column in one type"
-                        )
+def _require_types(
+    file: pq.ParquetFile, path: Path, columns: Sequence[str], types: dict[str, tuple[Path, pa.DataType]]
+) -> None:
+    """Hold a file's columns against the types that the files before it had, and note those that are new."""
+    for field in _restored_schema(file.schema_arrow):
+        if field.name not in columns:
+            continue
+        known_path, known = types.setdefault(field.name, (path, field.type))
+        if field.type != known:
+            raise DataError(
+                f"{path}: column {field.name!r} is {field.type}, in {known_path} it is {known}:"
+                " all files of a table must store a column in one type"
+            )
 
 
 def read_row_group(group: RowGroup, columns: Sequence[str] | None = None) -> pa.Table:
@@ -303,8 +305,7 @@ class LaneReader:
             raise ConfigError(f"lanes={lanes}: must be a multiple of the number of ranks, {world_size}")
         if batch_size % lanes:
             raise ConfigError(f"batch_size={batch_size}: must be a multiple of lanes, {lanes}")
-        require_one_schema(files, columns)
-        self.groups = row_groups(files)
+        self.groups = row_groups(files, columns)
         self.columns = list(columns)
         self.num_rows = sum(group.rows for group in self.groups)
         self.seed = seed

@@ -111,11 +111,8 @@ def _run(arguments: argparse.Namespace) -> None:
             if setting == FUSION and training.method == method
         ]
         rows += missing_rows(method, fused, corpora["distinct"], HOLDOUT)
-    _write(
-        results_folder(arguments.out, quick=arguments.quick),
-        rows,
-        {name: read_dataset(path).spec.num_items for name, path in corpora.items()},
-    )
+    items = {name: read_dataset(path).spec.num_items for name, path in corpora.items()}
+    _write(results_folder(arguments.out, quick=arguments.quick), rows, items)
 
 
 def _write(out: Path, rows: Sequence[Row], items: dict[str, int]) -> None:

@@ -32,8 +32,8 @@ HIDDEN = (
     "Held-out loss of each signal when the encoder of all of them gets only some to see. An item counts where something"
     " of it is left to see. `!`: worse, on the items that count, than one and the same guess for all of them, by what"
     " the others are like on the whole (the last row has it on all items)."
-    " In training too some rows show only some of their signals: `encoder.training.signal_dropout`, {share:.0%} of them"
-    " where it is not set."
+    " In training too some rows show only some of their signals: `encoder.training.signal_dropout`,"
+    f" {TrainingConfig().signal_dropout:.0%} of them where it is not set."
 )
 
 
@@ -70,13 +70,9 @@ def sections(rows: Sequence[Row], corpora: Mapping[str, int]) -> Iterator[Sectio
     hidden = [row for row in rows if row["table"] == "missing"]
     for method in dict.fromkeys(row["method"] for row in hidden):
         of_method = [row for row in hidden if row["method"] == method]
-        yield _by_case(of_method, "loss", f"{NAMES[method]}: loss with signals missing", _hidden())
+        yield _by_case(of_method, "loss", f"{NAMES[method]}: loss with signals missing", HIDDEN)
         if any("top1" in row for row in of_method):
             yield _by_case(of_method, "top1", f"{NAMES[method]}: top-1 accuracy with signals missing", "")
-
-
-def _hidden() -> str:
-    return HIDDEN.format(share=TrainingConfig().signal_dropout)
 
 
 def _beside_the_paper(two: Sequence[Row], text: str) -> Section:

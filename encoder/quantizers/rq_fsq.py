@@ -13,7 +13,14 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from encoder.quantizers.contract import Quantizer, at_least_float32
-from encoder.quantizers.scalar import best_step, centred_levels, squash, suited_spread, thresholds_and_values
+from encoder.quantizers.scalar import (
+    best_step,
+    centred_levels,
+    squash,
+    suited_spread,
+    thresholds_and_values,
+    uneven_values,
+)
 from encoder.sid import Bound, SidSpec
 from infra.config import Config
 
@@ -165,7 +172,7 @@ class ProjectedRqFsq(RqFsq):
 
     def values(self) -> tuple[float, ...]:
         """Give the centroids of a squashed line's cells."""
-        return () if self.config.bound == "clamp" else tuple(self.values_L.tolist())
+        return uneven_values(self.config.levels, self.config.bound)
 
     @torch.no_grad()
     def start(self, h_NH: Tensor, generator: torch.Generator) -> None:

@@ -44,6 +44,11 @@ def squash(x: Tensor, bound: Bound) -> Tensor:
     return x if bound == "clamp" else _SQUASH[bound](x)
 
 
+def uneven_values(levels: int, bound: Bound) -> tuple[float, ...]:
+    """Give what the levels decode to in steps, where that is not q_l: under a bound that squashes."""
+    return () if bound == "clamp" else tuple(thresholds_and_values(levels, bound)[1].tolist())
+
+
 def thresholds_and_values(levels: int, bound: Bound) -> tuple[Tensor, Tensor]:
     """Give the borders between the levels' cells and the value each level decodes to.
 

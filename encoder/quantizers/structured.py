@@ -18,7 +18,7 @@ from encoder.quantizers.contract import Quantizer, at_least_float32
 from encoder.quantizers.lines import Line, fitted_line, refitted_lines
 from encoder.quantizers.recursion import Layers, encode_by_recursion
 from encoder.quantizers.residual import nearest_paths, spread_over_groups, take_words
-from encoder.quantizers.scalar import best_step, thresholds_and_values
+from encoder.quantizers.scalar import best_step, thresholds_and_values, uneven_values
 from encoder.quantizers.usage import Usage, count_values
 from encoder.sid import Bound, SidSpec
 from infra.config import Config
@@ -142,7 +142,7 @@ class Structured(Quantizer):
             groups=config.groups,
             bound=config.bound,
             steps=tuple(steps),
-            values=() if config.bound == "clamp" else tuple(self.values_L.tolist()),
+            values=uneven_values(config.levels, config.bound),
             fingerprint=fingerprint,
         )
 

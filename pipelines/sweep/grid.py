@@ -76,8 +76,10 @@ def settings(budget: Budget, lines: int = 1) -> Iterator[Setting]:
             raise ConfigError(
                 f"sweep: {levels} levels: their digits leave more than {SLACK_BITS:g} of {budget.bits:g} bits unused"
             )
-        for depth in range(1, (digits or 0) + 1):
-            if digits and digits % depth == 0:
+        if digits is None:
+            continue
+        for depth in range(1, digits + 1):
+            if digits % depth == 0:
                 yield Setting(levels=levels, depth=depth, groups=digits // depth)
 
 
