@@ -5,12 +5,16 @@ its SID tables, and an overlay of what may be tuned for it alone. All else is eq
 """
 
 from collections.abc import Mapping
+from datetime import date, timedelta
 from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from infra.config import Config, parse
 from infra.errors import ConfigError
+from infra.tables import DatasetSpec
+
+Dates = tuple[date, date]
 
 Content = Literal["none", "sid_ngram", "side"]
 """How a Semantic ID enters: not at all, as prefix n-grams with tables, or unpacked without a table."""
@@ -106,6 +110,33 @@ class ShardingConfig(Config):
     """Memory of a rank's device that the planner may fill; by default what the device (or the host's share) has."""
 
 
+class HoldoutConfig(Config):
+    """The dates an arm is measured on, and so those it is trained on."""
+
+    kind: Literal["test", "validation"] = "test"
+    """`test`: trained on all training dates, measured on the test dates. `validation`: the last training dates are
+    held out instead, and nothing of the test dates is read: settings are chosen by these."""
+    validation_days: PositiveInt = 7
+    """How many of the last training dates are held out for validation."""
+
+    def windows(self, spec: DatasetSpec) -> tuple[Dates, Dates]:
+        """Give the dates to train on and those to measure on, each first and last, inclusive.
+
+        Raises:
+            ConfigError: validation would leave no date to train on.
+        """
+        if self.kind == "test":
+            return spec.train, spec.test
+        first, last = spec.train
+        held_out = last - timedelta(days=self.validation_days - 1)
+        if held_out <= first:
+            raise ConfigError(
+                f"ranker.holdout.validation_days={self.validation_days}: training is {first} to {last},"
+                " of which at least one day must be left"
+            )
+        return (first, held_out - timedelta(days=1)), (held_out, last)
+
+
 class RankerConfig(Config):
     """The `ranker` section."""
 
@@ -120,6 +151,7 @@ class RankerConfig(Config):
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
     sharding: ShardingConfig = ShardingConfig()
+    holdout: HoldoutConfig = HoldoutConfig()
 
     @model_validator(mode="after")
     def _check_arm(self) -> "RankerConfig":

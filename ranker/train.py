@@ -1,9 +1,9 @@
-"""The `ranker` stage: one arm, trained on the train dates, measured on the test dates.
+"""The `ranker` stage: one arm, trained on some dates and measured on later ones (`HoldoutConfig`).
 
     python -m ranker.train --config FILE --set ranker.arm=side --input dataset=DIR --out DIR
 
 In reading order: lay out what the arm reads, shard the model, stream the training events through torchrec's
-pipeline, predict every test row, write predictions, checkpoint and summary.
+pipeline, predict every held-out row, write predictions, checkpoint and summary.
 """
 
 import json
@@ -28,7 +28,7 @@ from infra.stage import StageRun, run_stage
 from infra.tables import Dataset, DatasetSpec, read_dataset
 from infra.tracking import RunLog
 from ranker.batch import RankerBatch
-from ranker.config import RankerConfig, TrainingConfig
+from ranker.config import Dates, RankerConfig, TrainingConfig
 from ranker.cost import column_cost, mean_entries, peak_memory_bytes
 from ranker.features import HISTORY_IDS, ArmFeatures, arm_features, dataset_sid, require_sids
 from ranker.metrics import PREDICTION_SCHEMA, TrainingWindow, prediction_metrics
@@ -42,8 +42,9 @@ UNTIMED_STEPS = 10
 
 @dataclass(frozen=True)
 class Split:
-    """One split's event files and what reads them."""
+    """One split's dates (first and last), its event files, and what reads them."""
 
+    dates: Dates
     files: tuple[Path, ...]
     spec: DatasetSpec
     features: ArmFeatures
@@ -107,29 +108,32 @@ def train(run: StageRun[RankerConfig]) -> None:
     config, world = run.config.resolved(), run.world
     with together(world, "opening the dataset"):
         dataset = read_dataset(run.inputs["dataset"])
-        fitting, testing = open_splits(dataset, config)
+        fitting, held_out = open_splits(dataset, config)
     features = fitting.features
     sharded = build_sharded(features, config, world, mean_entries(fitting.files, HISTORY_IDS))
     pipeline = TrainPipelineSparseDist(sharded.model, sharded.optimizer, world.device)
     progress = Progress(pipeline, features, world)
     speed = fit(progress, sharded, fitting, config, run.log)
-    predict(progress, sharded, testing, config, run.out / "predictions", run.log)
+    predict(progress, sharded, held_out, config, run.out / "predictions", run.log)
     save(sharded, run.out / "checkpoint")
     peak = peak_memory_bytes(world)
     if world.is_main:
         measured = prediction_metrics(sorted((run.out / "predictions").glob("*.parquet")))
-        cost = _cost(sharded, fitting.files + testing.files, features, config) | {"peak_memory_bytes": peak}
+        cost = _cost(sharded, fitting.files + held_out.files, features, config) | {"peak_memory_bytes": peak}
         (run.out / "plan.json").write_text(json.dumps(sharded.plan, indent=1))
-        run.log.metrics(speed["steps"], _flat(measured))
-        run.log.summary({"arm": config.arm, "tasks": measured, **cost, **speed, "world_size": world.size})
-        run.log.say(_closing_line(config.arm, measured, speed))
+        dates = {"train": _iso(fitting.dates), "held_out": _iso(held_out.dates)}
+        run.log.metrics(speed["steps"], _flat(config.holdout.kind, measured))
+        run.log.summary(
+            {"arm": config.arm, "dates": dates, "tasks": measured, **cost, **speed, "world_size": world.size}
+        )
+        run.log.say(_closing_line(config, measured, speed))
     run.facts["arm"] = config.arm
     run.facts["sid_fingerprint"] = features.sid.fingerprint if features.sid else None
     barrier(world)
 
 
 def open_splits(dataset: Dataset, config: RankerConfig) -> tuple[Split, Split]:
-    """Lay out the arm over the dataset, and give the training and the test split.
+    """Lay out the arm over the dataset, and give the training and the held-out split.
 
     Raises:
         SpecError: the arm's SIDs are missing, or some file's are of another spec or codebook.
@@ -137,7 +141,8 @@ def open_splits(dataset: Dataset, config: RankerConfig) -> tuple[Split, Split]:
     """
     spec = dataset.spec
     features = arm_features(spec, config.content, dataset_sid(dataset))
-    splits = tuple(Split(dataset.event_files(*dates), spec, features) for dates in (spec.train, spec.test))
+    windows = config.holdout.windows(spec)
+    splits = tuple(Split(dates, dataset.event_files(*dates), spec, features) for dates in windows)
     for split in splits:
         require_sids(features, split.files)
     return splits[0], splits[1]
@@ -189,7 +194,10 @@ def predict(
     reader = split.open(config.training, progress.world, is_training=False)
     sharded.model.eval()
     path = out / f"part-{progress.world.rank:05d}.parquet"
-    with TableWriter(path, PREDICTION_SCHEMA) as writer, log.progress(reader.num_rows, "test") as advance:
+    with (
+        TableWriter(path, PREDICTION_SCHEMA) as writer,
+        log.progress(reader.num_rows, f"measure {config.arm}") as advance,
+    ):
         for batch, output in progress.over(reader, epoch=0):
             with together(progress.world, "writing predictions"):
                 writer.write(prediction_table(batch, output))
@@ -235,19 +243,23 @@ def _cost(
     }
 
 
-def _flat(measured: dict[str, dict[str, Any]]) -> dict[str, float]:
-    kinds = ("ne", "auc", "calibration")
+def _iso(dates: Dates) -> list[str]:
+    return [day.isoformat() for day in dates]
+
+
+def _flat(kind: str, measured: dict[str, dict[str, Any]]) -> dict[str, float]:
     return {
-        f"test_{task}_{kind}": values[kind]
+        f"{kind}_{task}_{metric}": values[metric]
         for task, values in measured.items()
-        for kind in kinds
-        if values[kind] is not None
+        for metric in ("ne", "auc", "calibration")
+        if values[metric] is not None
     }
 
 
-def _closing_line(arm: str, measured: dict[str, dict[str, Any]], speed: dict[str, Any]) -> str:
-    parts = [f"{name} {value:.4f}" for name, value in _flat(measured).items() if "calibration" not in name]
-    return f"{arm}: {', '.join(parts)}, {speed['samples_per_second']:,.0f} samples/s"
+def _closing_line(config: RankerConfig, measured: dict[str, dict[str, Any]], speed: dict[str, Any]) -> str:
+    flat = _flat(config.holdout.kind, measured)
+    parts = [f"{name} {value:.4f}" for name, value in flat.items() if "calibration" not in name]
+    return f"{config.arm}: {', '.join(parts)}, {speed['samples_per_second']:,.0f} samples/s"
 
 
 def main() -> None:

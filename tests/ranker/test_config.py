@@ -1,10 +1,13 @@
 """The ranker's configuration: arms, overlays, and what a stage's key is made of."""
 
+from datetime import date
+
 import pytest
 
 from infra.config import digest, parse
 from infra.errors import ConfigError
-from ranker.config import RankerConfig
+from ranker.config import HoldoutConfig, RankerConfig
+from tests.ranker.dataset import SPEC
 
 
 def test_the_default_arms_are_the_contest() -> None:
@@ -64,3 +67,12 @@ def test_resolving_leaves_other_arms_out_of_the_key() -> None:
     assert digest(config.resolved("a")) == digest(changed.resolved("a"))
     assert digest(config.resolved("b")) != digest(changed.resolved("b"))
     assert config.resolved("a").resolved() == config.resolved("a")
+
+
+def test_validation_holds_out_the_last_training_dates_and_leaves_the_test_dates_alone() -> None:
+    assert HoldoutConfig().windows(SPEC) == (SPEC.train, SPEC.test)
+    fitting, held_out = HoldoutConfig(kind="validation", validation_days=1).windows(SPEC)
+    assert fitting == (date(2024, 1, 1), date(2024, 1, 3))
+    assert held_out == (date(2024, 1, 4), date(2024, 1, 4))
+    with pytest.raises(ConfigError, match=r"validation_days=4: training is 2024-01-01 to 2024-01-04"):
+        HoldoutConfig(kind="validation", validation_days=4).windows(SPEC)

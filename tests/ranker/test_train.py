@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from ranker.config import RankerConfig
 from ranker.cost import column_cost
 from ranker.metrics import PREDICTION_SCHEMA, prediction_metrics
 from ranker.model import NonFiniteLossError
+from ranker.reader import open_events
 from ranker.sharding import build_sharded
 from ranker.train import learning_rates, open_splits, train
 from tests.ranker.dataset import SPEC, write_dataset
@@ -144,6 +146,24 @@ def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_rows(
     )
     with pytest.raises(NonFiniteLossError, match=r"click nan.*batch 0, this rank's 64 rows are in .*row group 0"):
         run_steps(world, dataset, config, 1)
+
+
+def test_a_validation_run_reads_no_test_date(
+    world: World, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of("side", holdout={"kind": "validation", "validation_days": 1})
+    opened: list[Path] = []
+    monkeypatch.setattr(
+        "ranker.train.open_events", lambda files, *rest: opened.extend(files) or open_events(files, *rest)
+    )
+    out = run_stage_body(world, dataset, tmp_path / "out", config).out
+    assert {file.parent.name for file in opened} == {f"date=2024-01-0{day}" for day in (1, 2, 3, 4)}
+    days = pq.read_table(out / "predictions")["event_time"].cast(pa.date32()).unique().to_pylist()
+    assert days == [date(2024, 1, 4)]
+    assert summary_of(out)["dates"] == {
+        "train": ["2024-01-01", "2024-01-03"],
+        "held_out": ["2024-01-04", "2024-01-04"],
+    }
 
 
 def test_learning_rates_rise_and_then_fall() -> None:
