@@ -133,10 +133,10 @@ def read_and_write(files: Sequence[Path], copy: Path) -> None:
 def run_stage(folder: Path, dataset: str) -> Stage:
     """Run the stage as a program on one rank; its output is taken away."""
     config, out = folder / "config.yaml", folder / "out"
-    config.write_text("materialize: {prefix_lengths: [5, 10]}\n")
+    config.write_text("materialize: {prefix_lengths: {sid: [5, 10]}}\n")
     program = run_program(
         [sys.executable, "-m", "encoder.materialize", "--config", str(config), "--out", str(out),
-         "--input", f"dataset={folder / dataset}", "--input", f"encoder={folder / 'encoder'}"],
+         "--input", f"dataset={folder / dataset}", "--input", f"encoder.sid={folder / 'encoder'}"],
         {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     summary = json.loads((out / "summary.json").read_text())

@@ -66,7 +66,7 @@ def materialize(
     *overrides: str,
     config: str,
     dataset: str,
-    encoder: str,
+    encoders: Dict[str, str],
     out: str,
     key: str = "",
     parent_run: str = "",
@@ -88,7 +88,7 @@ def materialize(
         overrides: dotted settings over the file's, such as materialize.key=value
         config: the run's YAML file
         dataset: committed output of prepare
-        encoder: committed output of the encoder's training
+        encoders: committed outputs of the encoder's training by the name of their SIDs, as sid=DIR
         out: the directory to commit; it must be free
         key: the digest that names this work, saved in the manifest
         parent_run: the MLflow run to log a child run under
@@ -109,7 +109,7 @@ def materialize(
         launch,
         config=config,
         out=out,
-        inputs={"dataset": dataset, "encoder": encoder},
+        inputs={"dataset": dataset} | {f"encoder.{name}": path for name, path in encoders.items()},
         overrides=overrides,
         key=key,
         parent_run=parent_run,

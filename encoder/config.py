@@ -6,7 +6,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from encoder.quantizers import QuantizerConfig, StructuredConfig
 from encoder.search import SearchConfig
-from encoder.sid import Packing
+from encoder.sid import DEFAULT_NAME, Packing
 from infra.config import Config
 
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -96,8 +96,8 @@ class EncoderConfig(Config):
 class MaterializeConfig(Config):
     """Section `materialize`: the ids' form, and how much is encoded at a time."""
 
-    prefix_lengths: tuple[PositiveInt, ...] = (5, 10, 15)
-    """Prefixes, in digits, that the events carry as columns of their own; the whole SID always is."""
+    prefix_lengths: dict[str, tuple[PositiveInt, ...]] = {DEFAULT_NAME: (5, 10, 15)}
+    """By the SIDs' name: prefixes, in digits, that the events carry as columns of their own, as they do the whole."""
     packing: Packing = "mixed_radix"
     """How digits are summed into ids; `paper_eq5` is there for parity with the paper."""
     batch_size: PositiveInt = 4096

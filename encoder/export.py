@@ -22,7 +22,7 @@ from encoder.bundle import ENCODER_FILE, WEIGHTS_FILE, load_bundle
 from encoder.export_config import ExportConfig
 from encoder.registration import register
 from encoder.serving import Answer, Item, ServedConfig, require_same_encoder
-from encoder.sid import ITEM_BASE, SidSpec, read_sid_spec, sid_columns
+from encoder.sid import DEFAULT_NAME, SidSpec, read_sid_spec, sid_columns
 from encoder.signals import SignalSpec
 from infra.config import plain
 from infra.distributed import together
@@ -101,10 +101,10 @@ def read_reference(dataset: Dataset, signals: SignalSpec, number: int) -> Refere
     signals.require(dataset.spec, dataset.path)
     with open_parquet(dataset.item_files[0]) as file:
         schema = file.schema_arrow
-    if ITEM_BASE not in schema.names:
-        raise SpecError(f"{dataset.path}/items: no column {ITEM_BASE!r}; input sids is what materialize commits")
-    spec = read_sid_spec(schema.field(ITEM_BASE))
-    columns = list(sid_columns(ITEM_BASE, spec))
+    if DEFAULT_NAME not in schema.names:
+        raise SpecError(f"{dataset.path}/items: no column {DEFAULT_NAME!r}; input sids is what materialize commits")
+    spec = read_sid_spec(schema.field(DEFAULT_NAME))
+    columns = list(sid_columns(DEFAULT_NAME, spec))
     groups = [group for group in row_groups(dataset.item_files) if group.start < number]
     table = pa.concat_tables([read_row_group(group, (*signals.names, *columns)) for group in groups])
     stored = {name: schema.field(name).type.value_type.to_pandas_dtype().__name__ for name in signals.embeddings}

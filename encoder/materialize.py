@@ -1,5 +1,8 @@
 """Stage `materialize`: encode every item, and write the tables again with SID columns.
 
+One encoder gives one set of SIDs; each of several (`--input encoder.<name>=DIR`) gives a set under its own name, so
+that a ranker can hold them against each other on the same rows. Beside the tables lies each set's frozen codebook.
+
 The items are cut into segments of whole row groups, which are shared out over the ranks. A segment is read once and
 written once, as a file of its own, and its SIDs go into a map on disk that all ranks share; with the map whole, every
 rank rewrites its share of the events' files. Reading, encoding and writing go on at the same time, a row group each,
@@ -13,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,20 +25,14 @@ import torch
 
 from encoder.bundle import EncoderBundle, load_bundle
 from encoder.config import MaterializeConfig
-from encoder.sid import (
-    EVENT_HISTORY_BASE,
-    EVENT_ITEM_BASE,
-    ITEM_BASE,
-    SidSpec,
-    sid_columns,
-    with_sid_metadata,
-)
+from encoder.sid import DEFAULT_NAME, SidSpec, sid_columns, with_sid_metadata
+from encoder.sid_codebook import write_codebook
 from encoder.sid_map import NULL, SidMap
 from encoder.signals import SignalBatch, signal_batch
 from encoder.write_behind import WriteBehind
 from infra.config import parse
 from infra.distributed import together
-from infra.errors import DataError
+from infra.errors import ConfigError, DataError
 from infra.parquet import (
     Check,
     RowGroup,
@@ -66,14 +64,25 @@ so that the ranks share the work however few files there were.
 Extend = Callable[[pa.Table, RowGroup], pa.Table]
 
 
+ENCODER_INPUT = "encoder."
+"""Begins the inputs' names; what follows is the name of the SIDs that the encoder gives."""
+
+
+@dataclass(frozen=True)
+class SidSet:
+    """One encoder, and the SIDs that it gives to the items."""
+
+    bundle: EncoderBundle
+    spec: SidSpec
+    sids: SidMap
+
+
 @dataclass(frozen=True)
 class Work:
     """What all parts of the stage share."""
 
     dataset: Dataset
-    bundle: EncoderBundle
-    spec: SidSpec
-    sids: SidMap
+    sets: tuple[SidSet, ...]
     out: Path
 
 
@@ -81,15 +90,16 @@ def materialize(run: StageRun[MaterializeConfig]) -> None:
     """Write the dataset again, with SID columns, into `run.out`.
 
     Raises:
-        ConfigError: a prefix does not fit the encoder's digits.
+        ConfigError: a prefix does not fit its encoder's digits, or is of no encoder.
         DataError: a row breaks the tables' contract, or the dataset is not what the encoder takes.
-        SpecError: the encoder's weights are not those of its fingerprint.
+        SpecError: an encoder's weights are not those of its fingerprint.
     """
     world, started = run.world, time.monotonic()
-    with together(world, "opening dataset and encoder"):
+    with together(world, "opening dataset and encoders"):
         work = _opened(run)
         if world.is_main:
-            work.sids.create()
+            for one in work.sets:
+                one.sids.create()
     with together(world, "encoding the items"):
         _write_items(run, work)
     encoded = time.monotonic()
@@ -102,15 +112,26 @@ def materialize(run: StageRun[MaterializeConfig]) -> None:
 
 def _opened(run: StageRun[MaterializeConfig]) -> Work:
     dataset = read_dataset(run.inputs["dataset"])
-    bundle = load_bundle(run.inputs["encoder"], run.world.device)
-    bundle.signals.require(dataset.spec, dataset.path)
-    chosen = {"prefix_lengths": run.config.prefix_lengths, "packing": run.config.packing}
-    spec = parse(SidSpec, {**bundle.spec.model_dump(), **chosen}, "materialize")
     rows = sum(group.rows for group in row_groups(dataset.item_files))
     if rows != dataset.spec.num_items:
         raise DataError(f"{dataset.path}/items: has {rows} rows, dataset.json says {dataset.spec.num_items}")
-    sids = SidMap(run.out / "sid-map" / "items.int64", rows, len(spec.chunk_sizes))
-    return Work(dataset, bundle, spec, sids, run.out)
+    paths = {name.removeprefix(ENCODER_INPUT): path for name, path in run.inputs.items() if name != "dataset"}
+    for name in run.config.prefix_lengths:
+        if name not in paths and name != DEFAULT_NAME:
+            raise ConfigError(
+                f"materialize.prefix_lengths.{name}: no encoder of this name; given are {', '.join(paths)}"
+            )
+    return Work(dataset, tuple(_sid_set(run, dataset, name, path) for name, path in paths.items()), run.out)
+
+
+def _sid_set(run: StageRun[MaterializeConfig], dataset: Dataset, name: str, encoder: Path) -> SidSet:
+    bundle = load_bundle(encoder, run.world.device)
+    bundle.signals.require(dataset.spec, dataset.path)
+    lengths = run.config.prefix_lengths.get(name, ())
+    chosen = {"name": name, "prefix_lengths": lengths, "packing": run.config.packing}
+    spec = parse(SidSpec, {**bundle.spec.model_dump(), **chosen}, f"materialize (SIDs {name!r})")
+    sids = SidMap(run.out / "sid-map" / f"{name}.int64", dataset.spec.num_items, len(spec.chunk_sizes))
+    return SidSet(bundle, spec, sids)
 
 
 @dataclass(frozen=True)
@@ -126,13 +147,17 @@ def _write_items(run: StageRun[MaterializeConfig], work: Work) -> None:
     """Encode this rank's segments of the items, into the map and into their files."""
 
     def with_sids(table: pa.Table, group: RowGroup) -> pa.Table:
-        ids_NC = _encoded(table, work, run.config.batch_size)
-        work.sids.write(group.start, ids_NC)
-        advance(len(ids_NC))
-        return _with_columns(table, ITEM_BASE, work.spec, ids_NC, group)
+        extended = table
+        for one in work.sets:
+            ids_NC = _encoded(table, one, run.config.batch_size)
+            one.sids.write(group.start, ids_NC)
+            extended = _with_columns(extended, one.spec.name, one.spec, ids_NC, group)
+        advance(table.num_rows)
+        return extended
 
     def check(table: pa.Table, group: RowGroup) -> None:
-        require_columns(table.schema, work.bundle.signals.columns, group)
+        for one in work.sets:
+            require_columns(table.schema, one.bundle.signals.columns, group)
         check_items(table, work.dataset.spec, group)
 
     own = _segments(work)[run.world.rank :: run.world.size]
@@ -170,13 +195,13 @@ def _runs(groups: Sequence[RowGroup], rows: int) -> Iterator[tuple[RowGroup, ...
         yield ()
 
 
-def _encoded(table: pa.Table, work: Work, batch_size: int) -> npt.NDArray[np.int64]:
+def _encoded(table: pa.Table, one: SidSet, batch_size: int) -> npt.NDArray[np.int64]:
     """Give the SIDs of a row group, batch by batch."""
     rows = -(-batch_size // BLOCK_ROWS) * BLOCK_ROWS  # whole blocks: see BLOCK_ROWS
     starts = range(0, table.num_rows, rows)
-    batches = (signal_batch(table.slice(start, rows), work.bundle.signals) for start in starts)
-    parts = [encode(work.bundle, work.spec, batch) for batch in batches]
-    return np.concatenate([np.empty((0, work.sids.chunks), np.int64), *parts])
+    batches = (signal_batch(table.slice(start, rows), one.bundle.signals) for start in starts)
+    parts = [encode(one.bundle, one.spec, batch) for batch in batches]
+    return np.concatenate([np.empty((0, one.sids.chunks), np.int64), *parts])
 
 
 def encode(
@@ -215,14 +240,17 @@ def one_thread() -> Iterator[None]:
 
 def _write_events_and_others(run: StageRun[MaterializeConfig], work: Work) -> None:
     """Write this rank's share of the other files; each is written by one rank alone."""
-    dataset, ids_NC = work.dataset, work.sids.opened()
+    dataset = work.dataset
+    sets = [(one.spec, one.sids.opened()) for one in work.sets]
 
     def check(table: pa.Table, group: RowGroup) -> None:
         require_columns(table.schema, ("item_id", "history_item_ids"), group)
         check_events(table, dataset.spec, group)
 
     def with_sids(table: pa.Table, group: RowGroup) -> pa.Table:
-        return _event_columns(table, work.spec, ids_NC, group)
+        for spec, ids_NC in sets:
+            table = _event_columns(table, spec, ids_NC, group)
+        return table
 
     def rewriting(path: Path, groups: list[RowGroup]) -> Callable[[], None]:
         segment = Segment(path, tuple(groups), work.out / path.relative_to(dataset.path))
@@ -292,7 +320,8 @@ def _event_columns(table: pa.Table, spec: SidSpec, ids_NC: npt.NDArray[np.int64]
     lengths = history.value_lengths().to_numpy()
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     histories_NC = ids_NC[history.flatten().to_numpy()]
-    for base, sids_NC, ends in ((EVENT_ITEM_BASE, items_NC, None), (EVENT_HISTORY_BASE, histories_NC, offsets)):
+    columns = ((spec.event_item_base, items_NC, None), (spec.event_history_base, histories_NC, offsets))
+    for base, sids_NC, ends in columns:
         table = _with_columns(table, base, spec, sids_NC, group, ends)
         for length in spec.prefix_lengths:
             if length < spec.digits:
@@ -330,29 +359,37 @@ def _with_columns(
 
 
 def _close(run: StageRun[MaterializeConfig], work: Work, started: float, encoded: float) -> None:
-    """Write what is not a table, take the map away, and sum up."""
+    """Write what is not a table, take the maps away, and sum up."""
     written = time.monotonic()
-    nulls, distinct = work.sids.count()
-    shutil.rmtree(work.sids.path.parent)
     write_spec(work.out, work.dataset.spec)
-    items = work.sids.num_items
-    unique_share = distinct / max(items - nulls, 1)
-    run.facts["fingerprint"] = work.spec.fingerprint
+    for one in work.sets:
+        write_codebook(work.out, one.spec, one.bundle.model.quantizer.codewords().detach())
+    found = {one.spec.name: _summary(one) for one in work.sets}
+    shutil.rmtree(work.sets[0].sids.path.parent)
+    run.facts["fingerprints"] = {one.spec.name: one.spec.fingerprint for one in work.sets}
+    items = work.dataset.spec.num_items
     run.log.summary(
         {
             "items": items,
-            "null_sids": nulls,
-            "distinct_sids": distinct,
-            "unique_share": unique_share,
+            "sids": found,
             "encoding_seconds": encoded - started,
             "items_per_second": items / (encoded - started),
             "writing_seconds": written - encoded,
             "seconds": time.monotonic() - started,
-            "sid_spec": work.spec.model_dump(mode="json"),
         }
     )
-    run.log.say(f"materialize: {items:,} items, {distinct:,} different SIDs ({unique_share:.1%}), {nulls:,} null")
+    for name, of_set in found.items():
+        run.log.say(
+            f"materialize: {name}: {items:,} items, {of_set['distinct']:,} different SIDs"
+            f" ({of_set['unique_share']:.1%}), {of_set['null']:,} null"
+        )
+
+
+def _summary(one: SidSet) -> dict[str, Any]:
+    nulls, distinct = one.sids.count()
+    share = distinct / max(one.sids.num_items - nulls, 1)
+    return {"null": nulls, "distinct": distinct, "unique_share": share, "spec": one.spec.model_dump(mode="json")}
 
 
 if __name__ == "__main__":
-    run_stage("materialize", "materialize", MaterializeConfig, ["dataset", "encoder"], materialize)
+    run_stage("materialize", "materialize", MaterializeConfig, ["dataset", f"{ENCODER_INPUT}*"], materialize)

@@ -27,9 +27,8 @@ Bound = Literal["clamp", "tanh", "ifsq"]
 Ids = TypeVar("Ids", Tensor, npt.NDArray[np.int64])
 
 METADATA_KEY = b"sidestack.sid"
-ITEM_BASE = "sid"
-EVENT_ITEM_BASE = "item_sid"
-EVENT_HISTORY_BASE = "history_sids"
+DEFAULT_NAME = "sid"
+"""The name of the SIDs of a run's one encoder; others may stand beside them, each set under a name of its own."""
 
 _INT64_VALUES = 2**63  # ids are never negative
 
@@ -239,6 +238,8 @@ class SidSpec(Config):
     A SID with more digits than int64 holds is split, in order, into several columns ("chunks").
     """
 
+    name: Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")] = DEFAULT_NAME
+    """The name of this set of SIDs among those of a dataset, which its columns are named after."""
     quantizer: str
     """The kind of quantizer that made the digits, for people."""
     levels: Annotated[int, Field(ge=1)]
@@ -291,6 +292,16 @@ class SidSpec(Config):
         if not 0 <= self.chunk < len(self.chunk_sizes):
             raise ValueError(f"chunk {self.chunk} must be in 0..{len(self.chunk_sizes) - 1}")
         return self
+
+    @property
+    def event_item_base(self) -> str:
+        """The stem of the events' columns for the advertised item: `item_sid`."""
+        return f"item_{self.name}"
+
+    @property
+    def event_history_base(self) -> str:
+        """The stem of the events' columns for the items in the history: `history_sids`."""
+        return f"history_{self.name}s"
 
     @property
     def radix(self) -> int:
@@ -420,14 +431,14 @@ def sid_columns(base: str, spec: SidSpec) -> dict[str, SidSpec]:
 
 def item_columns(spec: SidSpec) -> dict[str, SidSpec]:
     """Give all SID columns of the items table: name -> the spec in its metadata."""
-    return sid_columns(ITEM_BASE, spec)
+    return sid_columns(spec.name, spec)
 
 
 def event_columns(spec: SidSpec) -> dict[str, SidSpec]:
     """Give all SID columns of the events tables, prefixes included: name -> its spec."""
     shorter = [spec.of_prefix(p) for p in spec.prefix_lengths if p < spec.digits]
     columns: dict[str, SidSpec] = {}
-    for base in (EVENT_ITEM_BASE, EVENT_HISTORY_BASE):
+    for base in (spec.event_item_base, spec.event_history_base):
         for held in (spec, *shorter):
             columns |= sid_columns(base, held)
     return columns

@@ -33,7 +33,7 @@ class SidMap:
 
     def create(self) -> None:
         """Make the file, in its full size, so that every rank can write into its own part."""
-        self.path.parent.mkdir(parents=True)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("wb") as file:
             file.truncate(self.num_items * self.chunks * _BYTES)
 

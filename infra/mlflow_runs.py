@@ -163,8 +163,8 @@ class ChildRun:
         Args:
             client: the store.
             parent_run: the pipeline's run id.
-            stage: the stage's name; a ranker's run is named `ranker-<arm>`, and one of several encoders as its
-                directory is, `encoder-<setting>`.
+            stage: the stage's name. The run is named as its directory is where that begins so, such as
+                `encoder-text_sid`; a ranker's elsewhere is named `ranker-<arm>`.
             config: the resolved section, flattened into params.
             inputs: committed directories by name, logged as datasets with their manifests' digests.
             key: the stage's key.
@@ -179,7 +179,7 @@ class ChildRun:
             tags["sidestack.reused_from"] = str(out)
         experiment = client.get_run(parent_run).info.experiment_id
         name = stage if arm is None else f"{stage}-{arm}"
-        if arm is None and out.parent.name.startswith(f"{stage}-"):
+        if out.parent.name.startswith(f"{stage}-"):
             name = out.parent.name
         run_id = client.create_run(experiment, run_name=name, tags=tags).info.run_id
         _log_params(client, run_id, config)

@@ -1,14 +1,16 @@
 """The whole of a run's file: the stages' sections, and `run`, which says how they are launched."""
 
+import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from components.torchrun import IMAGE
 from encoder.config import EncoderConfig, MaterializeConfig
 from encoder.export_config import ExportConfig
-from infra.config import Config
+from encoder.sid import DEFAULT_NAME
+from infra.config import Config, parse, plain
 from pipelines.prepare.config import PrepareConfig
 from pipelines.report.config import CompareConfig
 from ranker.config import RankerConfig
@@ -71,6 +73,9 @@ class RunConfig(Config):
     """Environment variables of every stage."""
     launch: StageLaunches = StageLaunches()
     """Nodes, ranks and resources by stage."""
+    replicates: PositiveInt = 1
+    """How often encoders and arms are trained, each time from seeds one higher: what one training alone moves can
+    then be told from what arms differ by."""
     timeout_minutes: PositiveFloat = 1440.0
     """A stage that takes longer, waiting in the scheduler's queue included, is cancelled."""
 
@@ -80,6 +85,9 @@ class PipelineConfig(Config):
 
     prepare: PrepareConfig = Field(default_factory=PrepareConfig)
     encoder: EncoderConfig = Field(default_factory=EncoderConfig)
+    encoders: dict[str, dict[str, Any]] = {}
+    """Further encoders, by the name of the SIDs they give (`text_sid` gives columns `item_text_sid`): what each has
+    otherwise than `encoder`. Its signals and quantizer are replaced whole, other settings one by one."""
     materialize: MaterializeConfig = Field(default_factory=MaterializeConfig)
     export: ExportConfig = Field(default_factory=ExportConfig)
     """Of `encoder.export`, which is no stage of the pipeline: it is run for an encoder that is to be served."""
@@ -97,6 +105,53 @@ class PipelineConfig(Config):
             known = ", ".join(self.arms)
             raise ValueError(f"compare.reference {self.compare.reference!r}: not trained; arms are {known}")
         return self
+
+    @model_validator(mode="after")
+    def _check_encoders(self) -> "PipelineConfig":
+        if DEFAULT_NAME in self.encoders:
+            raise ValueError(f"encoders.{DEFAULT_NAME}: is what section encoder gives; must be another name")
+        for name in self.encoders:
+            if not re.fullmatch("[a-z][a-z0-9_]*", name):
+                raise ValueError(f"encoders.{name}: must be of a-z, 0-9 and _, as columns are named after it")
+            self.encoder_of(name)
+        for name in self.materialize.prefix_lengths:
+            if name not in self.sid_names:
+                raise ValueError(f"materialize.prefix_lengths.{name}: SIDs are {', '.join(self.sid_names)}")
+        for arm in self.arms:
+            for name in self.ranker.arms[arm].sids:
+                if name not in self.sid_names:
+                    raise ValueError(
+                        f"ranker.arms.{arm}.sids: {name!r} is unknown; SIDs are {', '.join(self.sid_names)}"
+                    )
+        return self
+
+    @property
+    def sid_names(self) -> tuple[str, ...]:
+        """The names of all sets of SIDs."""
+        return (DEFAULT_NAME, *self.encoders)
+
+    def encoder_of(self, name: str, replicate: int = 0) -> EncoderConfig:
+        """Give the configuration of one encoder in one replicate.
+
+        Args:
+            name: one of `sid_names`. replicate: added to its seed.
+
+        Raises:
+            ConfigError: what it has otherwise does not fit.
+        """
+        values, where = plain(self.encoder), f"encoders.{name}"
+        for key, value in self.encoders.get(name, {}).items():
+            is_section = key in ("network", "training", "search") and isinstance(value, dict)
+            values[key] = {**values[key], **value} if is_section else value
+        resolved = parse(EncoderConfig, values, where)
+        seeded = resolved.training.model_copy(update={"seed": resolved.training.seed + replicate})
+        return resolved.model_copy(update={"training": seeded})
+
+    def ranker_of(self, arm: str, replicate: int = 0) -> RankerConfig:
+        """Give the configuration of one arm in one replicate, whose number is added to its seed."""
+        resolved = self.ranker.resolved(arm)
+        seeded = resolved.training.model_copy(update={"seed": resolved.training.seed + replicate})
+        return resolved.model_copy(update={"training": seeded})
 
     @property
     def arms(self) -> tuple[str, ...]:

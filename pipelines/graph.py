@@ -1,10 +1,14 @@
 """The stages, what each is made from, and the keys by which a stage that is done is known.
 
+Everything after the dataset is made once for every replicate: replicate r trains its encoders and its arms from the
+configured seeds plus r. Within a replicate all arms read one materialized dataset.
+
 A key covers all that decides a stage's output: its resolved section, the bytes of its inputs, and
 the code it may run. It leaves out what does not: the scheduler, the ranks, the run's name.
 """
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,17 +20,20 @@ from torchx.specs import AppDef
 from components import encoder as encoder_jobs
 from components import pipeline as pipeline_jobs
 from components import ranker as ranker_jobs
+from encoder.config import EncoderConfig
+from encoder.sid import DEFAULT_NAME
 from infra.config import Config, digest, plain
 from pipelines.config import LaunchConfig, PipelineConfig
 
 ROOT = Path(__file__).parents[1]
 
 ARM_INPUT = "arm."
+ENCODER_INPUT = "encoder."
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of a pipeline, or one arm of one.
+    """One stage of a pipeline: of several of its name, the one of a variant and a replicate.
 
     Attributes:
         name: the stage's name, which its manifest carries.
@@ -35,7 +42,8 @@ class Stage:
         config: its resolved section.
         launch: nodes, ranks and resources.
         inputs: input name -> label of the stage whose output it is.
-        arm: the ranker's arm.
+        variant: the ranker's arm, or the name of an encoder's SIDs where that is not the default.
+        replicate: which of the trainings that differ in their seeds alone.
     """
 
     name: str
@@ -44,61 +52,99 @@ class Stage:
     config: Config
     launch: LaunchConfig
     inputs: Mapping[str, str]
-    arm: str | None = None
+    variant: str | None = None
+    replicate: int = 0
 
     @property
     def label(self) -> str:
-        """The name among its pipeline's stages, such as `ranker-side`."""
-        return self.name if self.arm is None else f"{self.name}-{self.arm}"
+        """The name among its pipeline's stages, such as `ranker-side`, or `ranker-side-r1` of the second replicate."""
+        replicate = f"r{self.replicate}" if self.replicate else None
+        return "-".join(part for part in (self.name, self.variant, replicate) if part)
 
 
 def stages(config: PipelineConfig) -> tuple[Stage, ...]:
     """Give a pipeline's stages, each after those it takes its inputs from."""
-    launch = config.run.launch
-    prepare = Stage(
-        "prepare", pipeline_jobs.prepare, ("infra", "pipelines/prepare"), config.prepare, launch.prepare, {}
+    plan = [prepare_stage(config)]
+    for replicate in range(config.run.replicates):
+        encoders = [encoder_stage(config, name, replicate) for name in config.sid_names]
+        materialize = _materialize(config, encoders, replicate)
+        plan += [*encoders, materialize, *(_ranker(config, arm, materialize, replicate) for arm in config.arms)]
+    return *plan, _comparison(config, plan)
+
+
+def prepare_stage(config: PipelineConfig) -> Stage:
+    """Give the stage that makes the dataset."""
+    code = ("infra", "pipelines/prepare")
+    return Stage("prepare", pipeline_jobs.prepare, code, config.prepare, config.run.launch.prepare, {})
+
+
+def encoder_stage(config: PipelineConfig, name: str = DEFAULT_NAME, replicate: int = 0) -> Stage:
+    """Give the stage that trains the encoder of a set of SIDs."""
+    resolved = config.encoder_of(name, replicate)
+    return Stage(
+        "encoder",
+        partial(encoder_jobs.train, *_overrides(config.encoder, resolved)),
+        ("infra", "encoder"),
+        resolved,
+        config.run.launch.encoder,
+        {"dataset": "prepare"},
+        None if name == DEFAULT_NAME else name,
+        replicate,
     )
-    encoder = Stage(
-        "encoder", encoder_jobs.train, ("infra", "encoder"), config.encoder, launch.encoder, {"dataset": "prepare"}
-    )
-    materialize = Stage(
+
+
+def _overrides(own: EncoderConfig, resolved: EncoderConfig) -> Iterator[str]:
+    """Give the overrides that make the file's section that of one encoder."""
+    before, after = plain(own), plain(resolved)
+    return (f"encoder.{key}={json.dumps(after[key])}" for key in after if after[key] != before[key])
+
+
+def _materialize(config: PipelineConfig, encoders: Sequence[Stage], replicate: int) -> Stage:
+    inputs = {f"{ENCODER_INPUT}{encoder.variant or DEFAULT_NAME}": encoder.label for encoder in encoders}
+    return Stage(
         "materialize",
-        encoder_jobs.materialize,
+        partial(_gathered, encoder_jobs.materialize, "encoders", ENCODER_INPUT),
         ("infra", "encoder"),
         config.materialize,
-        launch.materialize,
-        {"dataset": "prepare", "encoder": "encoder"},
+        config.run.launch.materialize,
+        {"dataset": "prepare", **inputs},
+        replicate=replicate,
     )
-    rankers = [_ranker(config, arm) for arm in config.arms]
-    compare = Stage(
-        "compare",
-        _compare,
-        ("infra", "pipelines/compare.py", "pipelines/report", "ranker", "encoder"),
-        config.compare,
-        launch.compare,
-        {f"{ARM_INPUT}{ranker.arm}": ranker.label for ranker in rankers}
-        | {"encoder": "encoder", "dataset": "materialize"},
-    )
-    return prepare, encoder, materialize, *rankers, compare
 
 
-def _ranker(config: PipelineConfig, arm: str) -> Stage:
+def _ranker(config: PipelineConfig, arm: str, materialize: Stage, replicate: int) -> Stage:
+    resolved = config.ranker_of(arm, replicate)
+    seed = (f"ranker.training.seed={resolved.training.seed}",) if replicate else ()
     return Stage(
         "ranker",
-        partial(ranker_jobs.train, arm=arm),
-        ("infra", "ranker", "encoder/__init__.py", "encoder/sid.py"),
-        config.ranker.resolved(arm),
+        partial(ranker_jobs.train, *seed, arm=arm),
+        ("infra", "ranker", "encoder/__init__.py", "encoder/sid.py", "encoder/sid_codebook.py"),
+        resolved,
         config.run.launch.ranker,
-        {"dataset": "materialize"},
+        {"dataset": materialize.label},
         arm,
+        replicate,
     )
 
 
-def _compare(**arguments: Any) -> AppDef:
-    """Gather the inputs `arm.<name>` into the one argument that the component takes."""
-    names = [name for name in arguments if name.startswith(ARM_INPUT)]
-    arms = {name.removeprefix(ARM_INPUT): arguments.pop(name) for name in names}
-    return pipeline_jobs.compare(arms=arms, **arguments)
+def _comparison(config: PipelineConfig, plan: Sequence[Stage]) -> Stage:
+    """Give the last stage; what it tells of encoder and dataset is the first replicate's."""
+    arms = {f"{ARM_INPUT}{stage.variant}.{stage.replicate}": stage.label for stage in plan if stage.name == "ranker"}
+    return Stage(
+        "compare",
+        partial(_gathered, pipeline_jobs.compare, "arms", ARM_INPUT),
+        ("infra", "pipelines/compare.py", "pipelines/report", "ranker", "encoder"),
+        config.compare,
+        config.run.launch.compare,
+        {**arms, "encoder": "encoder", "dataset": "materialize"},
+    )
+
+
+def _gathered(component: Callable[..., AppDef], argument: str, prefix: str, *overrides: str, **given: Any) -> AppDef:
+    """Gather the inputs of a prefix into the one argument that the component takes."""
+    names = [name for name in given if name.startswith(prefix)]
+    gathered = {name.removeprefix(prefix): given.pop(name) for name in names}
+    return component(*overrides, **{argument: gathered}, **given)
 
 
 def key(stage: Stage, inputs: Mapping[str, str], root: Path = ROOT) -> str:

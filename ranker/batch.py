@@ -17,9 +17,9 @@ class RankerBatch(Pipelineable):  # type: ignore[misc]
         bags: ids of the sparse block, by feature.
         sequences: ids of the history, by feature; every feature has the same lengths.
         dense_BF: dense features.
-        item_sids_BC: the ad's SID in C columns (C = 0 where the arm does not unpack it).
-        item_known_B: False where the ad's SID is null.
-        history_sids_TC: the history's SIDs. history_known_T: False where a SID is null.
+        item_sids_BC: the ad's SIDs in C columns, set after set (C = 0 where the arm does not unpack them).
+        item_known_BS: False where the ad's SID of a set is null (S = 0 where the arm does not ask).
+        history_sids_TC: the history's SIDs. history_known_TS: False where a SID of a set is null.
         history_gap_T: log(1 + days) from the history entry to the event.
         history_offsets_B1: row b owns history entries offsets[b] to offsets[b + 1].
         labels_BT: 0 or 1 by task (click, conversion).
@@ -31,9 +31,9 @@ class RankerBatch(Pipelineable):  # type: ignore[misc]
     sequences: KeyedJaggedTensor
     dense_BF: Tensor
     item_sids_BC: Tensor
-    item_known_B: Tensor
+    item_known_BS: Tensor
     history_sids_TC: Tensor
-    history_known_T: Tensor
+    history_known_TS: Tensor
     history_gap_T: Tensor
     history_offsets_B1: Tensor
     labels_BT: Tensor

@@ -7,17 +7,10 @@ from torchrec.sparse.jagged_tensor import JaggedTensor
 
 from ranker.batch import RankerBatch
 from ranker.config import ModelConfig
+from ranker.content import HistoryContent, perceptron
 from ranker.features import HISTORY_IDS, ArmFeatures
+from ranker.frozen import Frozen
 from ranker.pma import HistoryAttention
-from ranker.side import Side, SidUnpack
-
-
-def perceptron(widths: tuple[int, ...]) -> nn.Sequential:
-    """Give linear layers of the widths given, input first, with a ReLU between each two."""
-    layers: list[nn.Module] = []
-    for before, after in zip(widths[:-1], widths[1:], strict=True):
-        layers += [nn.Linear(before, after), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
 
 
 class DenseBlock(nn.Module):
@@ -36,46 +29,22 @@ class DenseBlock(nn.Module):
         return outputs_BN.view(len(dense_BF), -1, self.dim)
 
 
-class EmbeddingBlock(nn.Module):
-    """One embedding feature through its own two-layer perceptron, r = 1; here the ad's SIDE codes."""
-
-    def __init__(self, features: ArmFeatures, model: ModelConfig) -> None:
-        super().__init__()
-        assert features.sid is not None
-        self.unpack = SidUnpack(features.sid, features.scale_steps)
-        self.layers = perceptron((self.unpack.num_digits, model.content_hidden, model.embedding_dim))
-
-    def forward(self, sids_BC: Tensor, known_B: Tensor) -> Tensor:
-        """Give float [B, d]; a null SID gives zeros."""
-        content_BD: Tensor = self.layers(self.unpack(sids_BC, known_B))
-        return content_BD * known_B.unsqueeze(1)
-
-
 class HistoryBlock(nn.Module):
-    """The user's history as k vectors: V = item embedding + content + time gap, pooled by attention.
+    """The user's history as k vectors: V = item embedding + content + time gap, pooled by attention."""
 
-    Content is the sum of the SID prefixes' embeddings (`sid_ngram`), or the unpacked SID times Omega (`side`).
-    """
-
-    def __init__(self, features: ArmFeatures, model: ModelConfig, query_features: int) -> None:
+    def __init__(self, features: ArmFeatures, model: ModelConfig, query_features: int, frozen: Frozen) -> None:
         super().__init__()
         dim = model.embedding_dim
-        self.contents = features.sequence_contents
         self.gap = nn.Linear(1, dim)
-        self.side: Side | None = None
-        if features.history_sids:
-            assert features.sid is not None
-            self.side = Side(features.sid, features.scale_steps, dim)
+        self.content = None if features.history.kind == "none" else HistoryContent(features, model, frozen)
         self.attention = HistoryAttention(dim, model.history_queries, query_features)
 
     def forward(self, query_BF: Tensor, sequences: dict[str, JaggedTensor], batch: RankerBatch) -> Tensor:
         """Give U, float [B, k, d]; zeros for a row without history."""
-        values_TD = sequences[HISTORY_IDS].values() + self.gap(batch.history_gap_T.unsqueeze(1))
-        if self.side is not None:
-            values_TD = values_TD + self.side(batch.history_sids_TC, batch.history_known_T)
-        elif self.contents:
-            content_TD = torch.stack([sequences[name].values() for name in self.contents]).sum(0)
-            values_TD = values_TD + content_TD * batch.history_known_T.unsqueeze(1)
+        embedded = {name: sequence.values() for name, sequence in sequences.items()}
+        values_TD = embedded[HISTORY_IDS] + self.gap(batch.history_gap_T.unsqueeze(1))
+        if self.content is not None:
+            values_TD = values_TD + self.content(batch, embedded)
         history_BKD: Tensor = self.attention(query_BF, values_TD, batch.history_offsets_B1, batch.longest)
         return history_BKD
 

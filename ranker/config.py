@@ -10,14 +10,17 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
+from encoder.sid import DEFAULT_NAME
 from infra.config import Config, parse
 from infra.errors import ConfigError
 from infra.tables import DatasetSpec
 
 Dates = tuple[date, date]
 
-Content = Literal["none", "sid_ngram", "side"]
-"""How a Semantic ID enters: not at all, as prefix n-grams with tables, or unpacked without a table."""
+ContentKind = Literal["none", "dense", "kmeans", "sid_ngram", "hde", "side"]
+"""How content enters: not at all; as the raw embedding; as the numbers of the nearest clusters, in one table; as
+prefix n-grams of a Semantic ID, in a table each, summed; the same set beside each other and projected (hierarchical
+discrete embedding); or as a Semantic ID unpacked without a table."""
 
 ShardingType = Literal["table_wise", "row_wise", "column_wise", "table_row_wise", "data_parallel"]
 
@@ -28,16 +31,31 @@ OVERLAY_KEYS = {"training": ("sparse_learning_rate", "dense_learning_rate", "war
 class ArmConfig(Config):
     """How content reaches the ranker in one arm."""
 
-    item: Content = "none"
-    """The ad's own SID."""
-    history: Content = "none"
-    """The SIDs of the items in the user's history."""
+    item: ContentKind = "none"
+    """The ad's own content."""
+    history: ContentKind = "none"
+    """The content of the items in the user's history."""
+    sids: tuple[str, ...] = (DEFAULT_NAME,)
+    """Which of the dataset's sets of SIDs enter, all but for `none` and `dense`; several enter beside each other."""
+    prefix_lengths: tuple[PositiveInt, ...] | None = None
+    """`sid_ngram` and `hde`: which of the prefixes that were materialized; by default all."""
+    clusters: PositiveInt | None = None
+    """`kmeans`: how many of the nearest clusters; by default all that the SID names."""
+    embeddings: tuple[str, ...] = ()
+    """`dense`: which of the items' embeddings; by default all."""
     max_rows: PositiveInt = 2**18
     """Rows of a SID table at most; a prefix with more ids than that is hashed by modulo (collisions)."""
     scale_steps: bool = True
     """`side` multiplies each centred digit by the codebook's recorded step, over the mean step."""
     overlay: dict[str, dict[str, Any]] = {}
     """Settings tuned for this arm alone, such as `training: {sparse_learning_rate: 0.02}`."""
+
+    @field_validator("sids")
+    @classmethod
+    def _check_sids(cls, sids: tuple[str, ...]) -> tuple[str, ...]:
+        if not sids or len(set(sids)) < len(sids):
+            raise ValueError(f"{list(sids)} must name at least one set of SIDs, each once")
+        return sids
 
     @field_validator("overlay")
     @classmethod
@@ -144,6 +162,7 @@ class RankerConfig(Config):
     """Which of `arms` to train."""
     arms: dict[str, ArmConfig] = {
         "none": ArmConfig(),
+        "dense": ArmConfig(item="dense", history="dense"),
         "sid_ngram": ArmConfig(item="sid_ngram", history="sid_ngram"),
         "side": ArmConfig(item="side", history="side"),
     }

@@ -11,6 +11,7 @@ import torch
 
 from infra.distributed import World, gather
 from infra.parquet import open_parquet, row_groups
+from ranker.features import ArmFeatures
 
 
 class ColumnCost(NamedTuple):
@@ -39,6 +40,15 @@ def mean_entries(files: Sequence[Path], column: str) -> float:
     """Give how many entries a list column has a row, from the files' metadata (an empty list counts as one)."""
     entries: int = sum(chunk.num_values for chunk in _chunks(files, (column,)))
     return entries / _rows(files)
+
+
+def embedding_bytes(features: ArmFeatures, mean_history: float) -> float:
+    """Give the bytes a row that raw embeddings take where they are the content: 2 a dimension, for every item in it.
+
+    The ranker looks them up by item id; a log of impressions, as a recurring training reads it, carries them.
+    """
+    entries = ((features.item, 1.0), (features.history, mean_history))
+    return sum(2.0 * sum((content.embeddings or {}).values()) * number for content, number in entries)
 
 
 def _rows(files: Sequence[Path]) -> int:

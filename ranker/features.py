@@ -4,26 +4,24 @@ Reader, model, planner and cost accounting all follow this description, so an ar
 cost does not count, nor own a table that the report does not show.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from encoder.sid import (
-    EVENT_HISTORY_BASE,
-    EVENT_ITEM_BASE,
-    SidSpec,
-    event_columns,
-    read_sid_spec,
-    require_spec,
-    sid_columns,
-)
-from infra.errors import SpecError
+from encoder.sid import METADATA_KEY, SidSpec, event_columns, read_sid_spec, require_spec, sid_columns
+from infra.errors import DataError, SpecError
 from infra.parquet import open_parquet
 from infra.tables import Dataset, DatasetSpec
-from ranker.config import ArmConfig
+from ranker.config import ArmConfig, ContentKind
 
 BASE_COLUMNS = ("event_time", "user_id", "item_id", "click", "conversion")
 HISTORY_COLUMNS = ("history_item_ids", "history_times")
+ITEM_IDS = "item_id"
 HISTORY_IDS = "history_item_ids"
+
+Sids = Mapping[str, SidSpec]
+Position = Literal["item", "history"]
 
 
 @dataclass(frozen=True)
@@ -31,21 +29,63 @@ class IdFeature:
     """One id column and the embedding table it is looked up in.
 
     Attributes:
-        column: the events column, which is also the feature's name.
+        column: the events column, which is also the feature's name; of clusters a name of their own.
         num_ids: ids lie in [0, num_ids); anything else is an error, never a silent zero.
         rows: rows of the table. Fewer than num_ids means hashing by modulo.
-        is_sid: whether the table holds Semantic IDs, whose bytes are the arm's own cost.
+        sid: the set of Semantic IDs that the ids are of, whose bytes are the arm's own cost.
+        clusters: more than 0: the ids are so many first digits of the SID, unpacked from its columns.
     """
 
     column: str
     num_ids: int
     rows: int
-    is_sid: bool = False
+    sid: SidSpec | None = None
+    clusters: int = 0
 
     @property
     def table(self) -> str:
         """The embedding table's name."""
         return f"t_{self.column}"
+
+    @property
+    def is_sid(self) -> bool:
+        """Whether the table holds Semantic IDs."""
+        return self.sid is not None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The events columns that the ids come from."""
+        if not self.clusters:
+            return (self.column,)
+        assert self.sid is not None
+        base = self.column.removesuffix(CLUSTERS)
+        return tuple(sid_columns(base, self.sid))[: len(self.sid.of_prefix(self.clusters).chunk_sizes)]
+
+    @property
+    def ids_per_entry(self) -> int:
+        """How many ids stand for one item."""
+        return max(self.clusters, 1)
+
+
+CLUSTERS = "_clusters"
+
+
+@dataclass(frozen=True)
+class Content:
+    """How content reaches one position: the ad's own, or the history's.
+
+    Attributes:
+        kind: the way. sids: the sets of Semantic IDs that it takes.
+        unpacked: the columns of `side`, set after set; more than one a set where its SIDs do not fit one int64.
+        known: for each set a column that is null where an item has no SID of it.
+        embeddings: item signals of `dense`, name -> dimensions.
+    """
+
+    kind: ContentKind
+    sids: tuple[SidSpec, ...] = ()
+    unpacked: tuple[str, ...] = ()
+    known: tuple[str, ...] = ()
+    embeddings: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -54,28 +94,28 @@ class ArmFeatures:
 
     Attributes:
         dense: float columns of the dense block.
-        bags: id features of the sparse block: ids, context, and in `sid_ngram` the ad's SID prefixes.
+        bags: id features of the sparse block: ids, context, and the ad's SID tables.
         sequences: id features of the user's history, aligned with `history_item_ids`, which comes first.
-        item_sids: columns that SIDE unpacks for the ad; more than one when the SID does not fit one int64.
-        history_sids: the same for the history.
-        sid: the whole SID's spec; None when the arm takes no content.
+        item: how content reaches the ad's position. history: and the history's.
         scale_steps: whether SIDE multiplies by the codebook's steps.
     """
 
     dense: tuple[str, ...]
     bags: tuple[IdFeature, ...]
     sequences: tuple[IdFeature, ...]
-    item_sids: tuple[str, ...]
-    history_sids: tuple[str, ...]
-    sid: SidSpec | None
+    item: Content
+    history: Content
     scale_steps: bool
+
+    @property
+    def sids(self) -> dict[str, SidSpec]:
+        """The sets of SIDs that the arm takes, by name."""
+        return {sid.name: sid for content in (self.item, self.history) for sid in content.sids}
 
     @property
     def sid_columns(self) -> dict[str, SidSpec]:
         """The SID columns read, with the spec each must carry."""
-        if self.sid is None:
-            return {}
-        known = event_columns(self.sid)
+        known = {name: held for sid in self.sids.values() for name, held in event_columns(sid).items()}
         return {column: known[column] for column in self.columns if column in known}
 
     @property
@@ -85,85 +125,133 @@ class ArmFeatures:
             *BASE_COLUMNS,
             *HISTORY_COLUMNS,
             *self.dense,
-            *(feature.column for feature in (*self.bags, *self.sequences)),
-            *self.item_sids,
-            *self.history_sids,
+            *(column for feature in (*self.bags, *self.sequences) for column in feature.columns),
+            *(column for content in (self.item, self.history) for column in (*content.unpacked, *content.known)),
         ]
         return tuple(dict.fromkeys(wanted))
 
     @property
-    def bag_contents(self) -> tuple[str, ...]:
+    def bag_contents(self) -> tuple[IdFeature, ...]:
         """The bags that together are the ad's content."""
-        return tuple(feature.column for feature in self.bags if feature.is_sid)
+        return tuple(feature for feature in self.bags if feature.is_sid)
 
     @property
-    def sequence_contents(self) -> tuple[str, ...]:
+    def sequence_contents(self) -> tuple[IdFeature, ...]:
         """The sequences that together are the history's content."""
-        return tuple(feature.column for feature in self.sequences if feature.is_sid)
+        return tuple(feature for feature in self.sequences if feature.is_sid)
 
 
-def arm_features(spec: DatasetSpec, arm: ArmConfig, sid: SidSpec | None) -> ArmFeatures:
+def arm_features(spec: DatasetSpec, arm: ArmConfig, sids: Sids) -> ArmFeatures:
     """Lay out what an arm reads and looks up.
 
     Args:
         spec: the dataset's description. arm: how content reaches the ranker.
-        sid: the spec of the dataset's SIDs; not needed by an arm without content.
+        sids: the dataset's sets of SIDs by name.
 
     Raises:
         SpecError: the arm needs SIDs that the dataset lacks, or that it can not take.
+        DataError: it needs an embedding that the items lack.
     """
-    if "side" in (arm.item, arm.history):
-        _require_side(sid)
     ids = [IdFeature("user_id", spec.num_users, spec.num_users)]
-    ids += [IdFeature("item_id", spec.num_items, spec.num_items)]
+    ids += [IdFeature(ITEM_IDS, spec.num_items, spec.num_items)]
     ids += [IdFeature(name, number, number) for name, number in spec.sparse.items()]
     history = [IdFeature(HISTORY_IDS, spec.num_items, spec.num_items)]
-    if arm.item == "sid_ngram":
-        ids += _prefix_features(EVENT_ITEM_BASE, sid, arm.max_rows)
-    if arm.history == "sid_ngram":
-        history += _prefix_features(EVENT_HISTORY_BASE, sid, arm.max_rows)
     return ArmFeatures(
         dense=spec.dense,
-        bags=tuple(ids),
-        sequences=tuple(history),
-        item_sids=tuple(sid_columns(EVENT_ITEM_BASE, sid)) if sid and arm.item == "side" else (),
-        history_sids=tuple(sid_columns(EVENT_HISTORY_BASE, sid)) if sid and arm.history == "side" else (),
-        sid=sid if (arm.item, arm.history) != ("none", "none") else None,
+        bags=(*ids, *_tables("item", arm, sids)),
+        sequences=(*history, *_tables("history", arm, sids)),
+        item=_content("item", arm, sids, spec),
+        history=_content("history", arm, sids, spec),
         scale_steps=arm.scale_steps,
     )
 
 
-def _require_side(sid: SidSpec | None) -> None:
-    if sid is not None and sid.lines > 1:
-        raise SpecError(f"arm content 'side': the SIDs have {sid.lines} lines a layer; it unpacks lines=1 only")
-    if sid is None:
-        raise SpecError("arm content 'side': the dataset has no SID columns")
+def _content(position: Position, arm: ArmConfig, sids: Sids, spec: DatasetSpec) -> Content:
+    kind: ContentKind = getattr(arm, position)
+    if kind == "none":
+        return Content(kind)
+    if kind == "dense":
+        return Content(kind, embeddings=_embeddings(arm, spec))
+    taken = _taken(position, arm, sids)
+    unpacked = [column for sid in taken for column in sid_columns(_base(position, sid), sid)]
+    # A bag of no id is zeros already; a sequence needs to be told which of its entries hold a place alone.
+    first = {feature.sid: feature.columns[0] for feature in reversed(_tables(position, arm, sids))}
+    if kind == "side":
+        return Content(kind, taken, tuple(unpacked), tuple(_base(position, sid) for sid in taken))
+    return Content(kind, taken, known=tuple(first[sid] for sid in taken) if position == "history" else ())
 
 
-def _prefix_features(base: str, sid: SidSpec | None, max_rows: int) -> list[IdFeature]:
-    if sid is None or not sid.prefix_lengths:
-        raise SpecError("arm content 'sid_ngram': the dataset's SIDs have no prefix columns")
+def _embeddings(arm: ArmConfig, spec: DatasetSpec) -> dict[str, int]:
+    for name in arm.embeddings:
+        if name not in spec.embeddings:
+            known = ", ".join(spec.embeddings) or "none"
+            raise DataError(f"arm content 'dense': the items have no embedding {name!r}; they have {known}")
+    if not spec.embeddings:
+        raise DataError("arm content 'dense': the items have no embedding")
+    return {name: spec.embeddings[name] for name in arm.embeddings or spec.embeddings}
+
+
+def _taken(position: Position, arm: ArmConfig, sids: Sids) -> tuple[SidSpec, ...]:
+    kind = getattr(arm, position)
+    for name in arm.sids:
+        if name not in sids:
+            known = ", ".join(sids) or "none"
+            raise SpecError(f"arm content {kind!r}: the dataset has no SIDs {name!r}; it has {known}")
+    return tuple(sids[name] for name in arm.sids)
+
+
+def _base(position: Position, sid: SidSpec) -> str:
+    return sid.event_item_base if position == "item" else sid.event_history_base
+
+
+def _tables(position: Position, arm: ArmConfig, sids: Sids) -> list[IdFeature]:
+    """Give the id features that have an embedding table for the content of a position."""
+    kind = getattr(arm, position)
+    if kind == "kmeans":
+        return [_clusters(position, sid, arm) for sid in _taken(position, arm, sids)]
+    if kind in ("sid_ngram", "hde"):
+        return [feature for sid in _taken(position, arm, sids) for feature in _prefixes(position, kind, sid, arm)]
+    return []
+
+
+def _clusters(position: Position, sid: SidSpec, arm: ArmConfig) -> IdFeature:
+    clusters = sid.digits if arm.clusters is None else arm.clusters
+    if clusters > sid.digits:
+        raise SpecError(f"arm content 'kmeans': clusters={clusters}; the SIDs {sid.name!r} name {sid.digits}")
+    if sid.packing != "mixed_radix" or sid.levels > 1:
+        raise SpecError(f"arm content 'kmeans': the SIDs {sid.name!r} ({sid.quantizer}) are no clusters' numbers")
+    return IdFeature(f"{_base(position, sid)}{CLUSTERS}", sid.radix, min(sid.radix, arm.max_rows), sid, clusters)
+
+
+def _prefixes(position: Position, kind: str, sid: SidSpec, arm: ArmConfig) -> list[IdFeature]:
+    lengths = arm.prefix_lengths or sid.prefix_lengths
+    if not lengths:
+        raise SpecError(f"arm content {kind!r}: the dataset's SIDs {sid.name!r} have no prefix columns")
     features = []
-    for length in sid.prefix_lengths:
+    for length in lengths:
+        if length not in (*sid.prefix_lengths, sid.digits):
+            raise SpecError(
+                f"arm content {kind!r}: the SIDs {sid.name!r} have no prefix of {length} digits, but"
+                f" {', '.join(map(str, sid.prefix_lengths))}; see materialize.prefix_lengths"
+            )
         held = sid.of_prefix(length)
-        columns = list(sid_columns(base, held))
+        columns = list(sid_columns(_base(position, sid), held))
         if len(columns) > 1:
             raise SpecError(
-                f"arm content 'sid_ngram': a prefix of {length} digits takes {len(columns)} columns, must be one"
+                f"arm content {kind!r}: a prefix of {length} digits takes {len(columns)} columns, must be one"
             )
         first = 1 if sid.packing == "paper_eq5" else 0
         num_ids = sid.radix ** (length + first)
-        features.append(IdFeature(columns[0], num_ids, min(num_ids, max_rows), is_sid=True))
+        features.append(IdFeature(columns[0], num_ids, min(num_ids, arm.max_rows), sid))
     return features
 
 
-def dataset_sid(dataset: Dataset) -> SidSpec | None:
-    """Read the SID spec of a materialized dataset from its first event file; None when it has no SIDs."""
+def dataset_sids(dataset: Dataset) -> dict[str, SidSpec]:
+    """Read the specs of a materialized dataset's SIDs, by name, from its first event file."""
     with open_parquet(dataset.all_event_files()[0]) as file:
         schema = file.schema_arrow
-    if EVENT_ITEM_BASE not in schema.names:
-        return None
-    return read_sid_spec(schema.field(EVENT_ITEM_BASE))
+    specs = [read_sid_spec(field) for field in schema if METADATA_KEY in (field.metadata or {})]
+    return {spec.name: spec for spec in specs if spec.prefix is None and spec.chunk == 0}
 
 
 def require_sids(features: ArmFeatures, files: tuple[Path, ...]) -> None:

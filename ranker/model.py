@@ -12,9 +12,11 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 from infra.errors import DataError
 from infra.tables import TASKS
 from ranker.batch import RankerBatch
-from ranker.blocks import DenseBlock, EmbeddingBlock, HistoryBlock, Interaction, Towers
+from ranker.blocks import DenseBlock, HistoryBlock, Interaction, Towers
 from ranker.config import RankerConfig
+from ranker.content import ItemContent
 from ranker.features import ArmFeatures, IdFeature
+from ranker.frozen import Frozen
 
 
 class StepOutput(NamedTuple):
@@ -40,15 +42,14 @@ class Body(nn.Module):
     but those of the content itself have the same shapes, and the same initial values, in all arms.
     """
 
-    def __init__(self, features: ArmFeatures, config: RankerConfig) -> None:
+    def __init__(self, features: ArmFeatures, config: RankerConfig, frozen: Frozen) -> None:
         super().__init__()
         model = config.model
-        self.names = tuple(feature.column for feature in features.bags)
-        self.num_ids = len(self.names) - len(features.bag_contents)
+        self.ids = tuple(feature.column for feature in features.bags if not feature.is_sid)
         self.dense = DenseBlock(len(features.dense), model) if features.dense else None
-        self.content = EmbeddingBlock(features, model) if features.item_sids else None
-        query_vectors = self.num_ids + 1  # ids and the ad's content
-        self.history = HistoryBlock(features, model, query_vectors * model.embedding_dim)
+        self.content = None if features.item.kind == "none" else ItemContent(features, model, frozen)
+        query_vectors = len(self.ids) + 1  # ids and the ad's content
+        self.history = HistoryBlock(features, model, query_vectors * model.embedding_dim, frozen)
         dense_vectors = model.dense_outputs if features.dense else 0
         self.interaction = Interaction(query_vectors + dense_vectors + model.history_queries, model)
         self.towers = Towers(TASKS, model)
@@ -56,13 +57,12 @@ class Body(nn.Module):
     def forward(self, batch: RankerBatch, bags: KeyedTensor, sequences: dict[str, JaggedTensor]) -> Tensor:
         """Give logits [B, tasks]."""
         by_name = bags.to_dict()  # by name: their order is the sharding's
-        bags_BFD = torch.stack([by_name[name] for name in self.names], dim=1)
-        ids_BFD, prefixes_BFD = bags_BFD[:, : self.num_ids], bags_BFD[:, self.num_ids :]
+        vectors = [by_name[name] for name in self.ids]
         if self.content is not None:
-            content_BD = self.content(batch.item_sids_BC, batch.item_known_B)
+            vectors.append(self.content(batch, by_name))
         else:
-            content_BD = prefixes_BFD.sum(1)  # over no prefix: zeros
-        features_BFD = torch.cat([ids_BFD, content_BD.unsqueeze(1)], dim=1)
+            vectors.append(torch.zeros_like(vectors[0]))
+        features_BFD = torch.stack(vectors, dim=1)
         history_BKD = self.history(features_BFD.flatten(1), sequences, batch)
         vectors = [features_BFD, history_BKD]
         if self.dense is not None:
@@ -114,9 +114,10 @@ class Ranker(nn.Module):
         features: what the arm reads and looks up.
         config: the arm's resolved configuration.
         device: of everything but the tables, which stay on the meta device until they are sharded.
+        frozen: the constants that its content needs.
     """
 
-    def __init__(self, features: ArmFeatures, config: RankerConfig, device: torch.device) -> None:
+    def __init__(self, features: ArmFeatures, config: RankerConfig, device: torch.device, frozen: Frozen) -> None:
         super().__init__()
         dim, meta = config.model.embedding_dim, torch.device("meta")
         self.bags = EmbeddingBagCollection(
@@ -127,7 +128,7 @@ class Ranker(nn.Module):
             device=meta,
             tables=[EmbeddingConfig(**_table(feature, dim)) for feature in features.sequences],
         )
-        self.body = Body(features, config).to(device)
+        self.body = Body(features, config, frozen).to(device)
         self.loss = GlobalLoss((1.0, config.training.conversion_weight)).to(device)
 
     def forward(self, batch: RankerBatch) -> tuple[Tensor, StepOutput]:

@@ -95,16 +95,15 @@ def to_ranker_batch(batch: Batch, features: ArmFeatures) -> RankerBatch:
     lengths_B = history.value_lengths().to_numpy(zero_copy_only=False)
     offsets_B1 = np.concatenate([[0], np.cumsum(lengths_B, dtype=np.int64)])
     labels_BT, weights_BT = _labels(batch)
-    item_sids_BC, item_known_B = _sids([_array(table, column) for column in features.item_sids], len(lengths_B))
-    history_sids_TC, history_known_T = _sids(_history_sids(table, features), int(offsets_B1[-1]))
+    rows, entries = table.num_rows, int(offsets_B1[-1])
     return RankerBatch(
         bags=_bags(table, features.bags),
         sequences=_sequences(table, features.sequences, lengths_B),
         dense_BF=_dense(table, features.dense),
-        item_sids_BC=item_sids_BC[:, : len(features.item_sids)],
-        item_known_B=item_known_B,
-        history_sids_TC=history_sids_TC[:, : len(features.history_sids)],
-        history_known_T=history_known_T,
+        item_sids_BC=_side_by_side(table, features.item.unpacked, rows, np.int64),
+        item_known_BS=_side_by_side(table, features.item.known, rows, np.bool_),
+        history_sids_TC=_side_by_side(table, features.history.unpacked, entries, np.int64),
+        history_known_TS=_side_by_side(table, features.history.known, entries, np.bool_),
         history_gap_T=_gaps(table, lengths_B),
         history_offsets_B1=torch.from_numpy(offsets_B1),
         labels_BT=labels_BT,
@@ -148,25 +147,40 @@ def _hashed(ids: Integers, feature: IdFeature) -> Integers:
 def _bags(table: pa.Table, features: tuple[IdFeature, ...]) -> KeyedJaggedTensor:
     ids, lengths = [], []
     for feature in features:
-        column = _array(table, feature.column)
-        if pa.types.is_list(column.type):
-            lengths.append(_numpy(column.value_lengths()).astype(np.int32))
-            values = column.flatten()
+        columns = [_array(table, column) for column in feature.columns]
+        if pa.types.is_list(columns[0].type):
+            lengths.append(_numpy(columns[0].value_lengths()).astype(np.int32))
+            columns = [column.flatten() for column in columns]
         else:
-            lengths.append(_numpy(column.is_valid()).astype(np.int32))
-            values = column.drop_null() if column.null_count else column
-        ids.append(_hashed(_numpy(values).astype(np.int64, copy=False), feature))
+            lengths.append(_numpy(columns[0].is_valid()).astype(np.int32) * np.int32(feature.ids_per_entry))
+            columns = [column.drop_null() if column.null_count else column for column in columns]
+        ids.append(_ids(columns, feature))
     return _keyed(features, ids, lengths)
 
 
 def _sequences(table: pa.Table, features: tuple[IdFeature, ...], lengths_B: npt.NDArray[np.int32]) -> KeyedJaggedTensor:
-    ids = []
+    ids, lengths = [], []
     for feature in features:
-        values = _array(table, feature.column).flatten()
         # A null SID holds its place in the sequence with id 0; the model masks what is looked up there.
-        values = values.fill_null(0) if values.null_count else values
-        ids.append(_hashed(_numpy(values).astype(np.int64, copy=False), feature))
-    return _keyed(features, ids, [lengths_B] * len(features))
+        columns = [_without_nulls(_array(table, column).flatten()) for column in feature.columns]
+        ids.append(_ids(columns, feature))
+        lengths.append(lengths_B * np.int32(feature.ids_per_entry))
+    return _keyed(features, ids, lengths)
+
+
+def _without_nulls(column: pa.Array) -> pa.Array:
+    return column.fill_null(0) if column.null_count else column
+
+
+def _ids(columns: list[pa.Array], feature: IdFeature) -> Integers:
+    """Give the ids to look up, of columns without nulls; all of an entry's one after another."""
+    values = [_numpy(column).astype(np.int64, copy=False) for column in columns]
+    if not feature.clusters:
+        return _hashed(values[0], feature)
+    assert feature.sid is not None
+    held = feature.sid.of_prefix(sum(feature.sid.chunk_sizes[: len(values)]))
+    digits_ND = held.unpack(torch.from_numpy(np.stack(values, axis=1))).numpy()
+    return _hashed(digits_ND[:, : feature.clusters].ravel(), feature)
 
 
 def _keyed(
@@ -179,18 +193,14 @@ def _keyed(
     )
 
 
-def _history_sids(table: pa.Table, features: ArmFeatures) -> list[pa.Array]:
-    """Give the history's SID columns, flat; of n-gram columns one is enough, for the mask: all are null together."""
-    columns = features.history_sids or features.sequence_contents[:1]
-    return [_array(table, column).flatten() for column in columns]
-
-
-def _sids(columns: list[pa.Array], number: int) -> tuple[Tensor, Tensor]:
-    if not columns:
-        return torch.empty(number, 0, dtype=torch.int64), torch.empty(number, dtype=torch.bool)
-    known_N = torch.from_numpy(_numpy(columns[0].is_valid()).copy())
-    parts = [_numpy(column.fill_null(0) if column.null_count else column) for column in columns]
-    return torch.from_numpy(np.stack(parts, axis=1)), known_N
+def _side_by_side(table: pa.Table, columns: tuple[str, ...], rows: int, kind: type[np.int64 | np.bool_]) -> Tensor:
+    """Give the ids in some columns [rows, columns], 0 where null; or, asked for bool, whether they are not null."""
+    out_NC = np.empty((rows, len(columns)), kind)
+    for place, name in enumerate(columns):
+        column = _array(table, name)
+        values = column.flatten() if pa.types.is_list(column.type) else column
+        out_NC[:, place] = _numpy(values.is_valid() if kind is np.bool_ else _without_nulls(values))
+    return torch.from_numpy(out_NC)
 
 
 def _gaps(table: pa.Table, lengths_B: npt.NDArray[np.int32]) -> Tensor:

@@ -32,6 +32,7 @@ from infra.distributed import World, together
 from infra.errors import ConfigError
 from ranker.config import RankerConfig
 from ranker.features import ArmFeatures
+from ranker.frozen import Frozen
 from ranker.initial import fill_dense, fill_table
 from ranker.kernels import speed_up_sequences
 from ranker.model import Ranker
@@ -65,19 +66,20 @@ class ShardedRanker:
 
 
 def build_sharded(
-    features: ArmFeatures, config: RankerConfig, world: World, mean_history: float = 1.0
+    features: ArmFeatures, config: RankerConfig, world: World, frozen: Frozen, mean_history: float = 1.0
 ) -> ShardedRanker:
     """Build the model, plan its tables, shard it, and give every part its initial weights.
 
     Args:
         features: what the arm reads and looks up. config: the arm's resolved configuration.
         world: the process group; every rank calls.
+        frozen: the constants that the arm's content needs.
         mean_history: history entries an event on average, for the planner's estimates.
 
     Raises:
         ConfigError: the tables do not fit what the planner may use (on rank 0). StageError: the same, elsewhere.
     """
-    model = Ranker(features, config, world.device)
+    model = Ranker(features, config, world.device, frozen)
     fill_dense(model.body, config.training.seed)
     for tables in (model.bags, model.sequences):
         settings = {"lr": config.training.sparse_learning_rate, "eps": 1e-8}
@@ -172,8 +174,8 @@ def _constraints(
     kernels = [EmbeddingComputeKernel.FUSED.value]
     if world.device.type == "cuda":
         kernels += [EmbeddingComputeKernel.FUSED_UVM_CACHING.value]
-    lengths = {feature.table: 1.0 for feature in features.bags}
-    lengths |= {feature.table: mean_history for feature in features.sequences}
+    lengths = {feature.table: float(feature.ids_per_entry) for feature in features.bags}
+    lengths |= {feature.table: mean_history * feature.ids_per_entry for feature in features.sequences}
     return {
         table: ParameterConstraints(
             sharding_types=[ShardingType(name).value for name in config.sharding.types],

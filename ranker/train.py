@@ -29,8 +29,9 @@ from infra.tables import Dataset, DatasetSpec, read_dataset
 from infra.tracking import RunLog
 from ranker.batch import RankerBatch
 from ranker.config import Dates, RankerConfig, TrainingConfig
-from ranker.cost import column_cost, mean_entries, peak_memory_bytes
-from ranker.features import HISTORY_IDS, ArmFeatures, arm_features, dataset_sid, require_sids
+from ranker.cost import column_cost, embedding_bytes, mean_entries, peak_memory_bytes
+from ranker.features import HISTORY_IDS, ArmFeatures, arm_features, dataset_sids, require_sids
+from ranker.frozen import read_frozen
 from ranker.metrics import PREDICTION_SCHEMA, TrainingWindow, prediction_metrics
 from ranker.model import NonFiniteLossError, StepOutput
 from ranker.reader import open_events, ranker_batches
@@ -109,8 +110,9 @@ def train(run: StageRun[RankerConfig]) -> None:
     with together(world, "opening the dataset"):
         dataset = read_dataset(run.inputs["dataset"])
         fitting, held_out = open_splits(dataset, config)
-    features = fitting.features
-    sharded = build_sharded(features, config, world, mean_entries(fitting.files, HISTORY_IDS))
+        features = fitting.features
+        frozen = read_frozen(dataset, features)
+    sharded = build_sharded(features, config, world, frozen, mean_entries(fitting.files, HISTORY_IDS))
     pipeline = TrainPipelineSparseDist(sharded.model, sharded.optimizer, world.device)
     progress = Progress(pipeline, features, world)
     speed = fit(progress, sharded, fitting, config, run.log)
@@ -128,7 +130,7 @@ def train(run: StageRun[RankerConfig]) -> None:
         )
         run.log.say(_closing_line(config, measured, speed))
     run.facts["arm"] = config.arm
-    run.facts["sid_fingerprint"] = features.sid.fingerprint if features.sid else None
+    run.facts["sid_fingerprints"] = {name: sid.fingerprint for name, sid in features.sids.items()}
     barrier(world)
 
 
@@ -140,7 +142,7 @@ def open_splits(dataset: Dataset, config: RankerConfig) -> tuple[Split, Split]:
         DataError: a split has no files.
     """
     spec = dataset.spec
-    features = arm_features(spec, config.content, dataset_sid(dataset))
+    features = arm_features(spec, config.content, dataset_sids(dataset))
     windows = config.holdout.windows(spec)
     splits = tuple(Split(dates, dataset.event_files(*dates), spec, features) for dates in windows)
     for split in splits:
@@ -231,14 +233,15 @@ def _cost(
     sharded: ShardedRanker, files: tuple[Path, ...], features: ArmFeatures, config: RankerConfig
 ) -> dict[str, Any]:
     content = column_cost(files, tuple(features.sid_columns))
+    raw = embedding_bytes(features, mean_entries(files, HISTORY_IDS))
     dim = config.model.embedding_dim
     tables = table_bytes(features, dim)
     dense = sum(parameter.numel() for parameter in sharded.dense_optimizer.params.values())
     return {
         "sid_table_bytes": table_bytes(features, dim, only_sids=True),
         "table_bytes": tables,
-        "feature_bytes_per_row": content.compressed,
-        "feature_bytes_per_row_uncompressed": content.uncompressed,
+        "feature_bytes_per_row": content.compressed + raw,
+        "feature_bytes_per_row_uncompressed": content.uncompressed + raw,
         "parameters": dense + tables // 4,
     }
 

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 MAY_IMPORT = {
     "infra": {"infra"},
     "encoder": {"infra", "encoder"},
-    "ranker": {"infra", "ranker", "encoder.sid"},
+    "ranker": {"infra", "ranker", "encoder.sid", "encoder.sid_codebook"},
     "components": {"components"},
     "pipelines": {"infra", "encoder", "ranker", "components", "pipelines"},
     "benchmarks": {"infra", "encoder", "ranker", "pipelines", "benchmarks"},

@@ -12,6 +12,7 @@ from typing import Any
 from infra.commit import is_committed
 from infra.config import load_file, parse, plain
 from pipelines.config import PipelineConfig
+from pipelines.graph import stages
 from pipelines.launch import say
 from pipelines.report.comparison import Comparison
 from pipelines.report.table import NO_DIFFERENCE
@@ -19,7 +20,7 @@ from pipelines.report.units import percent, percent_interval
 from pipelines.run import exit_status, near, run_stages
 from pipelines.sweep.choose import CHOSEN_FILE, PICTURE_FILE, RESULT_FILE, TABLE_FILE
 from pipelines.sweep.grid import LEVELS, Budget
-from pipelines.sweep.plan import CHOSEN, SIDE, parity_overrides, parity_stages, sweep_stages
+from pipelines.sweep.plan import CHOSEN, SIDE, parity_overrides, sweep_stages
 from pipelines.sweep.result import SweepResult
 
 
@@ -53,8 +54,8 @@ def check_parity(config_file: Path, overrides: Sequence[str], found: SweepResult
     if chosen == found.own:
         return None
     _, config = _read(config_file, overrides)
-    values, contest = _read(config_file, [*overrides, *parity_overrides(config)])
-    return run_stages(parity_stages(contest, chosen), contest.run, values, plain(contest), "parity")
+    values, contest = _read(config_file, [*overrides, *parity_overrides(config, chosen)])
+    return run_stages(stages(contest), contest.run, values, plain(contest), "parity")
 
 
 def _read(config_file: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], PipelineConfig]:

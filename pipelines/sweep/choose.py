@@ -11,6 +11,7 @@ import torch
 
 from encoder.bundle import load_bundle
 from encoder.config import EncoderConfig
+from encoder.sid import DEFAULT_NAME
 from infra.config import plain, to_yaml
 from infra.errors import DataError
 from infra.record import SUMMARY_FILE
@@ -84,10 +85,8 @@ def _measured(path: Path) -> tuple[dict[str, float], SettingResult]:
 
 def overlay(config: EncoderConfig, chosen: Setting) -> str:
     """Give the chosen setting as YAML, to be laid over a run's file."""
-    quantizer = quantizer_of(structured(config), chosen)
-    return to_yaml({
-        "encoder": {"quantizer": plain(quantizer)}, "materialize": {"prefix_lengths": prefix_lengths(chosen)},
-    })  # fmt: skip
+    quantizer, lengths = plain(quantizer_of(structured(config), chosen)), prefix_lengths(chosen)
+    return to_yaml({"encoder": {"quantizer": quantizer}, "materialize": {"prefix_lengths": {DEFAULT_NAME: lengths}}})
 
 
 if __name__ == "__main__":

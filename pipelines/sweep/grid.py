@@ -35,8 +35,8 @@ class Setting(Config):
 
     @property
     def name(self) -> str:
-        """A short name that a file or stage may have."""
-        return f"L{self.levels}-d{self.depth}-g{self.groups}"
+        """A short name that a file, a stage and a set of SIDs may have."""
+        return f"l{self.levels}_d{self.depth}_g{self.groups}"
 
     def bits(self, lines: int = 1) -> float:
         """Give the bits of the SID: digits times the logarithm of what a digit can be."""

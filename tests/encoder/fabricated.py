@@ -42,7 +42,7 @@ ENCODER: dict[str, Any] = {
     "quantizer": {"kind": "structured", "groups": 2, "depth": 3, "group_dim": 4},
     "training": {"epochs": 2, "batch_size": 64, "lanes": 4, "learning_rate": 0.003, "log_every": 5},
 }
-MATERIALIZE: dict[str, Any] = {"prefix_lengths": [2, 4, 6], "batch_size": 128}
+MATERIALIZE: dict[str, Any] = {"prefix_lengths": {"sid": [2, 4, 6]}, "batch_size": 128}
 
 LOCAL = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), backend="gloo")
 
@@ -142,14 +142,15 @@ def train_encoder(
 
 
 def materialize_dataset(
-    world: World, dataset: Path, encoder: Path, out: Path, changes: Mapping[str, Any] | None = None
+    world: World, dataset: Path, encoder: Path, out: Path, changes: Mapping[str, Any] | None = None, **others: Path
 ) -> None:
-    """Run the body of stage `materialize` and commit it."""
+    """Run the body of stage `materialize` and commit it; `others` are further encoders by their SIDs' name."""
     config = parse(MaterializeConfig, merged(MATERIALIZE, changes or {}), "materialize")
     facts: dict[str, Any] = {}
     with committing(out, world, stage="materialize", facts=facts) as staging:
         log = RunLog.open(world.rank, "materialize", staging, plain(config), {}, "", None)
-        materialize(StageRun(config, {"dataset": dataset, "encoder": encoder}, staging, world, log, facts))
+        encoders = {f"encoder.{name}": path for name, path in {"sid": encoder, **others}.items()}
+        materialize(StageRun(config, {"dataset": dataset, **encoders}, staging, world, log, facts))
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -268,7 +268,7 @@ def test_long_sids_are_served_as_text_in_the_tables_columns(dataset: Path, tmp_p
     """Ids above 2^53 would be rounded by whoever reads JSON's numbers as doubles."""
     quantizer = {"kind": "structured", "levels": 256, "groups": 1, "depth": 9, "group_dim": 6}
     train_encoder(LOCAL, dataset, tmp_path / "encoder", {"quantizer": quantizer, "training": {"epochs": 1}})
-    materialize_dataset(LOCAL, dataset, tmp_path / "encoder", tmp_path / "sids", {"prefix_lengths": [9]})
+    materialize_dataset(LOCAL, dataset, tmp_path / "encoder", tmp_path / "sids", {"prefix_lengths": {"sid": [9]}})
     long = load_bundle(tmp_path / "encoder", CPU)
     tables = read_reference(read_dataset(tmp_path / "sids"), long.signals, 50)
     config = ServedConfig(signals=long.signals, spec=tables.spec, stored=tables.stored, max_items=50)  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ import torch
 from encoder.bundle import load_bundle
 from encoder.materialize import encode
 from encoder.sid import SidSpec, event_columns, item_columns, read_sid_spec, require_spec
+from encoder.sid_codebook import read_codebook
 from encoder.sid_map import NULL
 from encoder.signals import signal_batch
 from infra.distributed import World
@@ -104,18 +105,19 @@ def test_spec_and_fingerprint_are_in_every_column(materialized: Path, encoder: P
 
 def test_the_rest_is_as_it_was_and_the_map_is_gone(materialized: Path, dataset: Path) -> None:
     before, after = tables_of(dataset), tables_of(materialized)
-    assert set(before) == set(after)
+    assert set(before) == set(after) - {"codebooks/sid.safetensors"}
     for name in ("users/part-00000.parquet", "vocabularies/brand.json", "dataset.json"):
         assert before[name] == after[name]
     assert {path.name for path in materialized.iterdir()} <= {
-        "items", "users", "events", "vocabularies", "dataset.json",
+        "items", "users", "events", "vocabularies", "codebooks", "dataset.json",
         "manifest.json", "summary.json", "config.yaml", "history.jsonl",
     }  # fmt: skip
     summary = json.loads((materialized / "summary.json").read_text())
     sids = [sid for sid in table_of(materialized, "items")["sid"].to_pylist() if sid is not None]
-    assert (summary["items"], summary["null_sids"]) == (700, 3)
-    assert summary["distinct_sids"] == len(set(sids))
-    assert summary["unique_share"] == pytest.approx(len(set(sids)) / 697)
+    found = summary["sids"]["sid"]
+    assert (summary["items"], found["null"]) == (700, 3)
+    assert found["distinct"] == len(set(sids))
+    assert found["unique_share"] == pytest.approx(len(set(sids)) / 697)
 
 
 @pytest.mark.parametrize("batch_size", [1, 300, 100_000])
@@ -204,7 +206,7 @@ def test_an_id_depends_on_its_own_signals_alone(encoder: Path) -> None:
 def test_long_sids_take_several_columns(dataset: Path, tmp_path: Path) -> None:
     quantizer = {"kind": "structured", "levels": 256, "groups": 1, "depth": 9, "group_dim": 6}
     train_encoder(LOCAL, dataset, tmp_path / "encoder", {"quantizer": quantizer, "training": {"epochs": 1}})
-    changes = {"prefix_lengths": [3, 8]}
+    changes = {"prefix_lengths": {"sid": [3, 8]}}
     materialize_dataset(LOCAL, dataset, tmp_path / "encoder", tmp_path / "out", changes)
     spec = load_bundle_spec(tmp_path / "out")
     items, events = table_of(tmp_path / "out", "items"), table_of(tmp_path / "out", "events")
@@ -235,6 +237,44 @@ def test_the_paper_s_packing(dataset: Path, encoder: Path, tmp_path: Path) -> No
     assert prefixes == wanted
 
 
+def test_several_encoders_give_each_what_it_gives_alone(
+    materialized: Path, dataset: Path, encoder: Path, tmp_path: Path
+) -> None:
+    quantizer = {"kind": "rqvae", "codes": 16, "depth": 2, "groups": 1, "group_dim": 6}
+    train_encoder(LOCAL, dataset, tmp_path / "other", {"quantizer": quantizer, "training": {"epochs": 1}})
+    changes = {"prefix_lengths": {"code": [1]}}
+    materialize_dataset(LOCAL, dataset, encoder, tmp_path / "both", changes, code=tmp_path / "other")
+    both, one = table_of(tmp_path / "both", "events"), table_of(materialized, "events")
+    assert both.column_names == [
+        *one.column_names,
+        "item_code",
+        "item_code_prefix_1",
+        "history_codes",
+        "history_codes_prefix_1",
+    ]
+    assert both.select(one.column_names).equals(one)
+    bundle = load_bundle(tmp_path / "other", CPU)
+    spec = read_sid_spec(both.schema.field("item_code"))
+    assert spec == bundle.spec.model_copy(update={"name": "code", "prefix_lengths": (1,)})
+    digits = expected_digits(tmp_path / "other", item_table())
+    wanted = [None if row is None else 16 * row[0] + row[1] for row in digits]
+    assert table_of(tmp_path / "both", "items")["code"].to_pylist() == wanted
+    assert torch.equal(read_codebook(tmp_path / "both", spec), bundle.model.quantizer.codewords())
+
+
+def test_a_codebook_of_another_encoder_is_refused(materialized: Path) -> None:
+    spec = load_bundle_spec(materialized)
+    with pytest.raises(SpecError, match=r"sid.safetensors: fingerprint .*the SIDs 'sid' have abab"):
+        read_codebook(materialized, spec.model_copy(update={"fingerprint": "ab" * 32}))
+    with pytest.raises(DataError, match="cannot be read as the codebook of the SIDs 'other'"):
+        read_codebook(materialized, spec.model_copy(update={"name": "other"}))
+
+
+def test_a_prefix_of_sids_that_no_encoder_gives_is_refused(dataset: Path, encoder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"prefix_lengths.other: no encoder of this name; given are sid"):
+        materialize_dataset(LOCAL, dataset, encoder, tmp_path / "out", {"prefix_lengths": {"other": [2]}})
+
+
 def test_a_day_without_events_still_has_the_columns(encoder: Path, tmp_path: Path) -> None:
     path = write_dataset(tmp_path / "dataset")
     empty = path / "events/date=2024-01-02/part-00000.parquet"
@@ -247,7 +287,7 @@ def test_a_day_without_events_still_has_the_columns(encoder: Path, tmp_path: Pat
 
 def test_a_prefix_longer_than_the_sid_is_refused(dataset: Path, encoder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"prefix_lengths \(5, 10\) must rise within 1..6"):
-        materialize_dataset(LOCAL, dataset, encoder, tmp_path / "out", {"prefix_lengths": [5, 10]})
+        materialize_dataset(LOCAL, dataset, encoder, tmp_path / "out", {"prefix_lengths": {"sid": [5, 10]}})
 
 
 def test_a_dataset_with_sids_is_refused(materialized: Path, encoder: Path, tmp_path: Path) -> None:

@@ -39,6 +39,14 @@ def test_part_of_a_launch_leaves_the_rest_at_its_default() -> None:
         ({"run": {"name": "n", "arms": ["none", "magic"]}}, r"'magic' is unknown"),
         ({"run": {"name": "n", "arms": ["none", "none"]}}, r"names an arm twice"),
         ({"run": {"name": "n", "arms": ["side"]}}, r"compare\.reference 'none': not trained"),
+        ({**MINIMAL, "encoders": {"sid": {}}}, r"encoders\.sid: is what section encoder gives"),
+        ({**MINIMAL, "encoders": {"Text": {}}}, r"encoders\.Text: must be of a-z"),
+        ({**MINIMAL, "encoders": {"t": {"network": {"hiden": 1}}}}, r"encoders\.t\.network\.hiden: unknown key"),
+        ({**MINIMAL, "materialize": {"prefix_lengths": {"t": [1]}}}, r"prefix_lengths\.t: SIDs are sid"),
+        (
+            {**MINIMAL, "ranker": {"arms": {"none": {"sids": ["t"]}}, "arm": "none"}},
+            r"arms\.none\.sids: 't' is unknown",
+        ),
     ],
 )
 def test_a_fault_names_key_value_and_rule(values: dict[str, Any], message: str) -> None:
@@ -51,3 +59,18 @@ def test_faults_of_several_sections_are_told_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         parse(PipelineConfig, values, "c.yaml")
     assert len(str(caught.value).splitlines()) == 2
+
+
+def test_an_encoder_has_what_it_says_and_all_else_of_the_section() -> None:
+    values = {
+        **MINIMAL,
+        "encoder": {"signals": {"text": 1.0, "brand": 0.1}, "training": {"epochs": 7, "seed": 3}},
+        "encoders": {"text_sid": {"signals": {"text": 2.0}, "training": {"batch_size": 64}}},
+    }
+    config = parse(PipelineConfig, values, "c.yaml")
+    assert config.sid_names == ("sid", "text_sid")
+    own, text = config.encoder_of("sid"), config.encoder_of("text_sid", replicate=2)
+    assert own == config.encoder
+    assert text.signals == {"text": 2.0}
+    assert (text.training.epochs, text.training.batch_size, text.training.seed) == (7, 64, 5)
+    assert text.quantizer == own.quantizer

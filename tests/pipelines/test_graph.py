@@ -47,8 +47,36 @@ def test_stages_come_after_what_they_take_their_inputs_from() -> None:
         assert set(stage.inputs.values()) <= seen
         seen.add(label)
     assert list(plan()) == [
-        "prepare", "encoder", "materialize", "ranker-none", "ranker-sid_ngram", "ranker-side", "compare",
+        "prepare", "encoder", "materialize", "ranker-none", "ranker-dense", "ranker-sid_ngram", "ranker-side",
+        "compare",
     ]  # fmt: skip
+
+
+def test_every_replicate_has_encoders_dataset_and_arms_of_its_own() -> None:
+    run = {"name": "test", "arms": ["none", "side"], "replicates": 2}
+    found = plan(run=run, encoders={"text_sid": {"signals": {"text_embedding": 1.0}}})
+    assert list(found) == [
+        "prepare",
+        "encoder", "encoder-text_sid", "materialize", "ranker-none", "ranker-side",
+        "encoder-r1", "encoder-text_sid-r1", "materialize-r1", "ranker-none-r1", "ranker-side-r1",
+        "compare",
+    ]  # fmt: skip
+    assert found["materialize-r1"].inputs == {
+        "dataset": "prepare", "encoder.sid": "encoder-r1", "encoder.text_sid": "encoder-text_sid-r1",
+    }  # fmt: skip
+    assert found["ranker-side-r1"].inputs == {"dataset": "materialize-r1"}
+    assert found["compare"].inputs == {
+        "arm.none.0": "ranker-none", "arm.side.0": "ranker-side",
+        "arm.none.1": "ranker-none-r1", "arm.side.1": "ranker-side-r1",
+        "encoder": "encoder", "dataset": "materialize",
+    }  # fmt: skip
+
+
+def test_a_further_replicate_leaves_the_first_as_it_is() -> None:
+    before, after = keys(), keys(run={"name": "test", "replicates": 2})
+    assert {label for label in before if before[label] != after[label]} == {"compare"}
+    assert after["encoder-r1"] != after["encoder"]
+    assert after["ranker-none-r1"] != after["ranker-none"]
 
 
 def test_keys_are_the_same_every_time() -> None:
@@ -58,7 +86,7 @@ def test_keys_are_the_same_every_time() -> None:
 
 def test_a_ranker_setting_leaves_everything_above_the_ranker() -> None:
     after = keys(ranker={"training": {"seed": 12345}})
-    assert changed(keys(), after) == {"ranker-none", "ranker-sid_ngram", "ranker-side", "compare"}
+    assert changed(keys(), after) == {"ranker-none", "ranker-dense", "ranker-sid_ngram", "ranker-side", "compare"}
 
 
 def test_a_setting_of_one_arm_leaves_the_other_arms() -> None:

@@ -72,7 +72,7 @@ def test_whole_sweep_and_its_parity_check_and_again_from_what_is_done(tmp_path: 
             "quantizer": {"kind": "structured", "levels": 2, "depth": 1, "groups": 5, "group_dim": 2},
             "training": {"epochs": 2, "batch_size": 64},
         },
-        "materialize": {"prefix_lengths": [2, 5]},
+        "materialize": {"prefix_lengths": {"sid": [2, 5]}},
         "ranker": {"training": {"batch_size": 128, "warmup_steps": 2}},
         "run": {"name": "small", "runs_dir": f"{tmp_path}/runs", "launch": one_rank},
     }  # fmt: skip
@@ -82,7 +82,7 @@ def test_whole_sweep_and_its_parity_check_and_again_from_what_is_done(tmp_path: 
     assert "parity: NE with the chosen setting" in first.stdout and "  click " in first.stdout
     (file,) = tmp_path.glob("runs/small/sweep/*/sweep.json")
     assert {one.setting.name for one in SweepResult.model_validate_json(file.read_bytes()).results} == {
-        "L16-d1-g2", "L16-d2-g1",
+        "l16_d1_g2", "l16_d2_g1",
     }  # fmt: skip
     again = run(tmp_path, "--levels", "16", "--parity")
     assert again.returncode == 0 and " starts with " not in again.stderr

@@ -103,7 +103,7 @@ def test_stage_leaves_table_picture_and_an_overlay_that_a_run_takes(tmp_path: Pa
     laid_over = yaml.safe_load((out / "chosen.yaml").read_text())
     quantizer = parse(EncoderConfig, laid_over["encoder"], "chosen").quantizer
     assert quantizer == quantizer_of(StructuredConfig(), chosen)
-    assert laid_over["materialize"] == {"prefix_lengths": [3, 5, 8]}
+    assert laid_over["materialize"] == {"prefix_lengths": {"sid": [3, 5, 8]}}
 
 
 def whole_sweep() -> SweepResult:

@@ -30,7 +30,7 @@ def found(bits: float, *levels: int, lines: int = 1) -> list[Setting]:
 
 def test_fifteen_ternary_digits_are_parted_in_every_way() -> None:
     assert [(s.levels, s.depth, s.groups) for s in found(24, 3)] == [(3, 1, 15), (3, 3, 5), (3, 5, 3), (3, 15, 1)]
-    assert [s.name for s in found(24, 64)] == ["L64-d1-g4", "L64-d2-g2", "L64-d4-g1"]
+    assert [s.name for s in found(24, 64)] == ["l64_d1_g4", "l64_d2_g2", "l64_d4_g1"]
 
 
 @given(st.integers(2, 40), st.integers(2, 40), st.integers(1, 4))
@@ -85,7 +85,7 @@ def test_the_latent_vector_keeps_its_width_and_all_else(depth: int, groups: int)
 
 
 def test_a_knob_out_of_range_is_refused_by_the_quantizers_own_rule() -> None:
-    with pytest.raises(ConfigError, match=r"sweep: L257-d1-g3.levels: .*256 \(value: 257\)"):
+    with pytest.raises(ConfigError, match=r"sweep: l257_d1_g3.levels: .*256 \(value: 257\)"):
         quantizer_of(StructuredConfig(), Setting(levels=257, depth=1, groups=3))
 
 

@@ -8,13 +8,13 @@ import pytest
 import yaml
 from torchx.specs import AppDef
 
-from encoder.config import EncoderConfig, MaterializeConfig
+from encoder.config import EncoderConfig
 from infra.config import Config, load_file, load_section, parse
 from infra.errors import ConfigError
 from pipelines.config import PipelineConfig
 from pipelines.graph import Stage, key, stages
 from pipelines.sweep.grid import Budget, Setting
-from pipelines.sweep.plan import parity_overrides, parity_stages, sweep_stages
+from pipelines.sweep.plan import parity_overrides, sweep_stages
 
 CHOSEN = Setting(levels=8, depth=4, groups=2)
 
@@ -47,10 +47,10 @@ def after(app: AppDef, flag: str) -> list[str]:
 def test_a_sweep_is_the_dataset_an_encoder_for_each_setting_and_the_choice() -> None:
     plan = swept(3, 64)
     assert list(plan) == [
-        "prepare", "encoder-L3-d1-g15", "encoder-L3-d3-g5", "encoder", "encoder-L3-d15-g1",
-        "encoder-L64-d1-g4", "encoder-L64-d2-g2", "encoder-L64-d4-g1", "sweep",
+        "prepare", "encoder-l3_d1_g15", "encoder-l3_d3_g5", "encoder", "encoder-l3_d15_g1",
+        "encoder-l64_d1_g4", "encoder-l64_d2_g2", "encoder-l64_d4_g1", "sweep",
     ]  # fmt: skip
-    assert plan["sweep"].inputs["encoder.L3-d5-g3"] == "encoder"
+    assert plan["sweep"].inputs["encoder.l3_d5_g3"] == "encoder"
     assert sorted(plan["sweep"].inputs.values()) == sorted(label for label in plan if label.startswith("encoder"))
 
 
@@ -79,61 +79,46 @@ def test_the_choice_is_told_every_encoder() -> None:
 def contest(**sections: Any) -> tuple[PipelineConfig, dict[str, Stage]]:
     base = config(**sections)
     values: dict[str, Any] = {"run": {"name": "test"}} | sections
-    for override in parity_overrides(base):
+    for override in parity_overrides(base, CHOSEN):
         dotted, _, text = override.partition("=")
-        section, name = dotted.split(".")
-        values[section] = {**values.get(section, {}), name: yaml.safe_load(text)}
+        section, _, name = dotted.partition(".")
+        laid_over = yaml.safe_load(text)
+        values[section] = {**values.get(section, {}), name: laid_over} if name else laid_over
     made = parse(PipelineConfig, values, "test")
-    return made, {stage.label: stage for stage in parity_stages(made, CHOSEN)}
+    return made, {stage.label: stage for stage in stages(made)}
 
 
-def test_parity_trains_each_arm_on_the_sids_it_is_about() -> None:
-    _, plan = contest()
-    ranker = {label: plan[f"ranker-{label}"].inputs["dataset"] for label in ("none", "side", "side_chosen")}
-    assert ranker == {"none": "materialize", "side": "materialize", "side_chosen": "materialize-L8-d4-g2"}
-    assert plan["materialize"].inputs["encoder"] == "encoder"
-    assert plan["materialize-L8-d4-g2"].inputs == {"dataset": "prepare", "encoder": "encoder-L8-d4-g2"}
-    assert {name for name in plan["compare"].inputs if name.startswith("arm.")} == {
-        "arm.none", "arm.side", "arm.side_chosen",
+def test_parity_gives_each_arm_the_sids_it_is_about_on_the_same_rows() -> None:
+    made, plan = contest()
+    assert made.arms == ("none", "side", "side_chosen")
+    assert {name: arm.sids for name, arm in made.ranker.arms.items() if name != "none"} == {
+        "side": ("sid",), "side_chosen": ("l8_d4_g2",),
     }  # fmt: skip
+    assert plan["materialize"].inputs == {
+        "dataset": "prepare", "encoder.sid": "encoder", "encoder.l8_d4_g2": "encoder-l8_d4_g2",
+    }  # fmt: skip
+    assert all(plan[f"ranker-{arm}"].inputs == {"dataset": "materialize"} for arm in made.arms)
 
 
-def test_parity_comes_in_an_order_that_can_be_run_and_ends_with_the_comparison() -> None:
-    _, plan = contest()
-    seen: set[str] = set()
-    for label, stage in plan.items():
-        assert set(stage.inputs.values()) <= seen
-        seen.add(label)
-    assert label == "compare"
-
-
-def test_parity_reuses_the_arms_of_the_pipeline() -> None:
-    pipeline = {stage.label: stage for stage in stages(config())}
-    _, plan = contest()
-    for label in ("encoder", "materialize", "ranker-none", "ranker-side"):
-        names = dict.fromkeys(plan[label].inputs, "d")
-        assert key(plan[label], names) == key(pipeline[label], names)
-    assert key(plan["ranker-side_chosen"], {"dataset": "d"}) != key(pipeline["ranker-side"], {"dataset": "d"})
+def test_parity_reuses_the_encoders_of_pipeline_and_sweep() -> None:
+    own, (_, plan), grid = {stage.label: stage for stage in stages(config())}, contest(), swept(8)
+    assert key(plan["encoder"], {"dataset": "d"}) == key(own["encoder"], {"dataset": "d"})
+    assert key(plan["encoder-l8_d4_g2"], {"dataset": "d"}) == key(grid["encoder-l8_d4_g2"], {"dataset": "d"})
 
 
 def test_chosen_arm_is_the_side_arm_with_its_settings() -> None:
     arm = {"item": "side", "history": "side", "overlay": {"training": {"warmup_steps": 7}}}
-    made, plan = contest(ranker={"arms": {"none": {}, "side": arm, "other": {}}})
-    assert list(made.arms) == ["none", "side", "side_chosen"]
+    _, plan = contest(ranker={"arms": {"none": {}, "side": arm, "other": {}}})
     resolved: Config = plan["ranker-side_chosen"].config
     assert resolved.training.warmup_steps == 7  # type: ignore[attr-defined]
 
 
-def test_chosen_sids_have_prefixes_they_can_have(tmp_path: Path) -> None:
-    _, plan = contest()
-    stage = plan["materialize-L8-d4-g2"]
-    file = tmp_path / "run.yaml"
-    file.write_text("run: {name: test}\n")
-    assert stage.config == MaterializeConfig(prefix_lengths=(3, 5, 8))
-    assert load_section(MaterializeConfig, file, "materialize", after(job(stage, str(file)), "--set")) == stage.config
+def test_chosen_sids_have_prefixes_they_can_have() -> None:
+    made, _ = contest()
+    assert made.materialize.prefix_lengths == {"sid": (5, 10, 15), "l8_d4_g2": (3, 5, 8)}
 
 
 def test_without_an_arm_side_there_is_nothing_to_hand_the_setting_to() -> None:
     made = config(ranker={"arm": "none", "arms": {"none": {}}})
     with pytest.raises(ConfigError, match="needs an arm 'side'"):
-        list(parity_overrides(made))
+        list(parity_overrides(made, CHOSEN))

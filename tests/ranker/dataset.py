@@ -1,4 +1,4 @@
-"""A small materialized dataset: an events log whose clicks follow the items' content, with SID columns."""
+"""A small materialized dataset: an events log whose clicks follow the items' content, with several sets of SIDs."""
 
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -7,12 +7,13 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from encoder.sid import EVENT_HISTORY_BASE, SidSpec, event_columns, with_sid_metadata
+from encoder.sid import SidSpec, event_columns, with_sid_metadata
+from encoder.sid_codebook import write_codebook
 from infra.parquet import TableWriter
-from infra.tables import DatasetSpec, event_schema, write_spec
+from infra.tables import DatasetSpec, event_schema, item_schema, write_spec
 
 SPEC = DatasetSpec(
-    embeddings={},
+    embeddings={"words": 6, "behaviour": 4},
     categoricals={},
     user_categoricals={},
     num_items=300,
@@ -36,24 +37,61 @@ SID = SidSpec(
     fingerprint="ab" * 32,
 )
 
+LINES = SidSpec(
+    name="lines", quantizer="test", levels=3, lines=4, digits=4, depth=2, groups=2, prefix_lengths=(2,),
+    fingerprint="cd" * 32,
+)  # fmt: skip
+"""Several lines a layer: what its digits stand for is in the codebook beside the tables."""
+CLUSTERS = SidSpec(
+    name="clusters", quantizer="test", levels=1, lines=2**15, digits=6, depth=6, groups=1, fingerprint="ef" * 32
+)
+"""The numbers of the six nearest clusters, in two columns."""
+SIDS = {sid.name: sid for sid in (SID, LINES, CLUSTERS)}
+LATENT_DIM = 5
+
 
 def write_dataset(path: Path, sid: SidSpec | None = SID, rows_a_day: int = 512, null_share: float = 0.1) -> Path:
-    """Write the six days of `SPEC`; the same arguments give the same bytes."""
+    """Write the six days of `SPEC` with all sets of SIDs, or none; the same arguments give the same bytes."""
     path.mkdir(parents=True, exist_ok=True)
     write_spec(path, SPEC)
     rng = np.random.default_rng(7)
     digits_ID = rng.integers(0, 3, (SPEC.num_items, 6))
     known_I = rng.random(SPEC.num_items) >= null_share
+    sets = {} if sid is None else {**SIDS, "sid": sid}
+    digits = {
+        name: np.random.default_rng(8).integers(0, one.radix, (SPEC.num_items, one.digits))
+        for name, one in sets.items()
+    }
+    digits |= {"sid": digits_ID}
+    write_items(path)
+    for name in sets.keys() & {"lines", "clusters"}:
+        codewords = torch.randn(
+            sets[name].digits, sets[name].radix, LATENT_DIM, generator=torch.Generator().manual_seed(1)
+        )
+        write_codebook(path, sets[name], codewords)
     day = SPEC.train[0]
     while day <= SPEC.test[1]:
         table = events(rng, day, rows_a_day, digits_ID)
-        if sid is not None:
-            table = with_sids(table, sid, digits_ID, known_I)
+        for name, one in sets.items():
+            table = with_sids(table, one, digits[name], known_I)
         file = path / f"events/date={day}/part-00000.parquet"
         with TableWriter(file, table.schema, row_group_rows=128) as writer:
             writer.write(table)
         day += timedelta(days=1)
     return path
+
+
+def write_items(path: Path) -> None:
+    """Write the items' embeddings; every seventh item has no text, every eleventh no behaviour."""
+    rng, item_I = np.random.default_rng(9), np.arange(SPEC.num_items)
+    schema = item_schema(SPEC)
+    columns = {"item_id": pa.array(item_I), "text": pa.nulls(SPEC.num_items, pa.string())}
+    for (name, dim), every in zip(SPEC.embeddings.items(), (7, 11), strict=True):
+        values = rng.normal(0, 0.1, (SPEC.num_items, dim)).astype(np.float16)
+        rows = [None if i % every == 0 else list(row) for i, row in enumerate(values)]
+        columns[name] = pa.array(rows, schema.field(name).type)
+    with TableWriter(path / "items/part-00000.parquet", schema, row_group_rows=128) as writer:
+        writer.write(pa.table(columns, schema=schema))
 
 
 def events(rng: np.random.Generator, day: date, rows: int, digits_ID: np.ndarray) -> pa.Table:
@@ -100,7 +138,7 @@ def with_sids(table: pa.Table, sid: SidSpec, digits_ID: np.ndarray, known_I: np.
     for name, held in event_columns(sid).items():
         digits_IP = torch.from_numpy(digits_ID[:, : held.held_digits])
         ids_I = held.pack(digits_IP)[:, held.chunk].numpy()
-        if name.startswith(EVENT_HISTORY_BASE):
+        if name.startswith(sid.event_history_base):
             values_T = pa.array(ids_I[history_T], mask=~known_I[history_T])
             column: pa.Array = jagged(values_T, lengths_N)
         else:

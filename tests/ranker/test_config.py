@@ -14,16 +14,17 @@ def test_the_default_arms_are_the_contest() -> None:
     arms = RankerConfig().arms
     assert {name: (arm.item, arm.history) for name, arm in arms.items()} == {
         "none": ("none", "none"),
+        "dense": ("dense", "dense"),
         "sid_ngram": ("sid_ngram", "sid_ngram"),
         "side": ("side", "side"),
     }
 
 
 def test_an_unknown_arm_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"'sidee' is unknown; arms are none, sid_ngram, side"):
+    with pytest.raises(ConfigError, match=r"'sidee' is unknown; arms are none, dense, sid_ngram, side"):
         parse(RankerConfig, {"arm": "sidee"}, "ranker")
-    with pytest.raises(ConfigError, match="'dense' is unknown"):
-        RankerConfig().resolved("dense")
+    with pytest.raises(ConfigError, match="'densest' is unknown"):
+        RankerConfig().resolved("densest")
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,15 @@ import pytest
 import torch
 
 from encoder.sid import with_sid_metadata
+from infra.config import parse
 from infra.errors import DataError, SpecError
 from infra.parquet import Batch
 from infra.tables import read_dataset
-from ranker.config import RankerConfig
-from ranker.features import ArmFeatures, arm_features, dataset_sid
+from ranker.config import ArmConfig, RankerConfig
+from ranker.features import ArmFeatures, arm_features, dataset_sids
 from ranker.reader import to_ranker_batch
 from ranker.train import open_splits
-from tests.ranker.dataset import SID, SPEC, write_dataset
+from tests.ranker.dataset import CLUSTERS, SID, SIDS, SPEC, write_dataset
 from tests.ranker.training import ONE, config_of, open_training
 
 Change = Callable[[pa.Table], pa.Table]
@@ -30,7 +31,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def features_of(arm: str) -> ArmFeatures:
-    return arm_features(SPEC, RankerConfig().arms[arm], SID)
+    return arm_features(SPEC, RankerConfig().arms[arm], SIDS)
 
 
 def first_rows(dataset: Path, rows: int = 40) -> pa.Table:
@@ -59,7 +60,7 @@ def test_sequences_stay_aligned_where_a_sid_is_null(dataset: Path) -> None:
     batch = to_ranker_batch(batch_of(table), features_of("sid_ngram"))
     flat = [sid for row in table["history_sids_prefix_4"].to_pylist() for sid in row]
     assert batch.sequences["history_sids_prefix_4"].values().tolist() == [sid or 0 for sid in flat]
-    assert batch.history_known_T.tolist() == [sid is not None for sid in flat]
+    assert batch.history_known_TS[:, 0].tolist() == [sid is not None for sid in flat]
     assert batch.history_offsets_B1.diff().tolist() == [len(row) for row in table["history_item_ids"].to_pylist()]
     assert batch.longest == max(len(row) for row in table["history_item_ids"].to_pylist())
 
@@ -68,7 +69,7 @@ def test_side_takes_ids_and_no_tables(dataset: Path) -> None:
     table = first_rows(dataset)
     batch = to_ranker_batch(batch_of(table), features_of("side"))
     assert batch.item_sids_BC[:, 0].tolist() == [sid or 0 for sid in table["item_sid"].to_pylist()]
-    assert batch.item_known_B.tolist() == [sid is not None for sid in table["item_sid"].to_pylist()]
+    assert batch.item_known_BS[:, 0].tolist() == [sid is not None for sid in table["item_sid"].to_pylist()]
     assert batch.sequences.keys() == ["history_item_ids"]
     assert batch.history_sids_TC.shape == (len(batch.sequences.values()), 1)
 
@@ -89,7 +90,7 @@ def test_labels_weights_and_gaps(dataset: Path) -> None:
 
 def test_a_prefix_with_more_ids_than_rows_is_hashed_by_modulo(dataset: Path) -> None:
     arm = RankerConfig().arms["sid_ngram"].model_copy(update={"max_rows": 50})
-    features = arm_features(SPEC, arm, SID)
+    features = arm_features(SPEC, arm, SIDS)
     rows = {feature.column: (feature.num_ids, feature.rows) for feature in features.sequences if feature.is_sid}
     assert rows == {"history_sids_prefix_2": (9, 9), "history_sids_prefix_4": (81, 50), "history_sids": (729, 50)}
     table = first_rows(dataset)
@@ -181,17 +182,77 @@ def test_sids_of_another_codebook_in_one_file_are_refused(tmp_path: Path) -> Non
 
 def test_an_arm_with_content_wants_a_materialized_dataset(tmp_path: Path) -> None:
     path = write_dataset(tmp_path / "dataset", sid=None, rows_a_day=64)
-    assert dataset_sid(read_dataset(path)) is None
-    with pytest.raises(SpecError, match="has no SID columns"):
+    assert dataset_sids(read_dataset(path)) == {}
+    with pytest.raises(SpecError, match="'side': the dataset has no SIDs 'sid'; it has none"):
         open_splits(read_dataset(path), config_of("side"))
-    with pytest.raises(SpecError, match="have no prefix columns"):
+    with pytest.raises(SpecError, match="'sid_ngram': the dataset has no SIDs 'sid'; it has none"):
         open_splits(read_dataset(path), config_of("sid_ngram"))
 
 
-def test_side_refuses_digits_of_several_lines() -> None:
-    sid = SID.model_copy(update={"lines": 2})
-    with pytest.raises(SpecError, match="2 lines"):
-        arm_features(SPEC, RankerConfig().arms["side"], sid)
+def laid_out(**arm: object) -> ArmFeatures:
+    return arm_features(SPEC, parse(ArmConfig, arm, "arm"), SIDS)
+
+
+def test_all_sets_of_sids_are_found(dataset: Path) -> None:
+    assert dataset_sids(read_dataset(dataset)) == SIDS
+
+
+@pytest.mark.parametrize(
+    ("arm", "message"),
+    [
+        ({"item": "side", "sids": ["texts"]}, r"'side': the dataset has no SIDs 'texts'; it has sid, lines, clusters"),
+        ({"item": "sid_ngram", "sids": ["clusters"]}, "SIDs 'clusters' have no prefix columns"),
+        ({"item": "hde", "prefix_lengths": [3]}, "'hde': the SIDs 'sid' have no prefix of 3 digits, but 2, 4, 6"),
+        ({"item": "kmeans"}, r"'kmeans': the SIDs 'sid' \(test\) are no clusters' numbers"),
+        ({"item": "kmeans", "sids": ["clusters"], "clusters": 7}, "clusters=7; the SIDs 'clusters' name 6"),
+    ],
+)
+def test_an_arm_that_asks_for_what_is_not_there_is_refused(arm: dict[str, object], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        laid_out(**arm)
+
+
+def test_an_embedding_that_is_not_there_is_refused() -> None:
+    with pytest.raises(DataError, match="no embedding 'image'; they have words, behaviour"):
+        laid_out(item="dense", embeddings=["image"])
+
+
+def test_clusters_are_unpacked_and_only_the_columns_needed_are_read(dataset: Path) -> None:
+    table = first_rows(dataset)
+    few = laid_out(item="kmeans", history="kmeans", sids=["clusters"], clusters=2)
+    assert {name for name in few.columns if "clusters" in name} == {"item_clusters", "history_clusterss"}
+    batch = to_ranker_batch(batch_of(table), few)
+    number = 2**15
+    flat = [sid for row in table["history_clusterss"].to_pylist() for sid in row]
+    wanted = [part for sid in flat for part in ((sid or 0) // number**3, (sid or 0) // number**2 % number)]
+    assert batch.sequences["history_clusterss_clusters"].values().tolist() == wanted
+    assert batch.sequences["history_clusterss_clusters"].lengths().tolist() == [
+        2 * len(row) for row in table["history_item_ids"].to_pylist()
+    ]
+    assert batch.history_known_TS[:, 0].tolist() == [sid is not None for sid in flat]
+    bag = batch.bags["item_clusters_clusters"].to_dense()
+    assert [len(ids) for ids in bag] == [0 if sid is None else 2 for sid in table["item_clusters"].to_pylist()]
+
+
+def test_all_clusters_take_both_columns(dataset: Path) -> None:
+    table, every = first_rows(dataset), laid_out(item="kmeans", sids=["clusters"])
+    assert {name for name in every.columns if "clusters" in name} == {"item_clusters", "item_clusters_1"}
+    bag = to_ranker_batch(batch_of(table), every).bags["item_clusters_clusters"].to_dense()
+    rows = zip(table["item_clusters"].to_pylist(), table["item_clusters_1"].to_pylist(), strict=True)
+    for ids, (first, second) in zip(bag, rows, strict=True):
+        spelled = [] if first is None else CLUSTERS.unpack(torch.tensor([[first, second]]))[0].tolist()
+        assert ids.tolist() == spelled
+
+
+def test_several_sets_lie_side_by_side(dataset: Path) -> None:
+    table = first_rows(dataset)
+    batch = to_ranker_batch(batch_of(table), laid_out(item="side", history="side", sids=["sid", "lines"]))
+    assert batch.item_sids_BC.tolist() == [
+        [one or 0, other or 0]
+        for one, other in zip(table["item_sid"].to_pylist(), table["item_lines"].to_pylist(), strict=True)
+    ]
+    assert batch.item_known_BS.shape == (40, 2)
+    assert batch.history_known_TS.shape == (len(batch.history_gap_T), 2)
 
 
 def test_evaluation_gives_every_row_once(dataset: Path) -> None:

@@ -6,11 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from encoder.quantizers import StructuredConfig
+from encoder.quantizers.rqvae import RqVaeConfig
 from encoder.sid import SidSpec, max_digits
-from ranker.config import ArmConfig
+from infra.errors import SpecError
+from ranker.config import ArmConfig, ModelConfig
+from ranker.content import HistoryContent
 from ranker.features import arm_features
-from ranker.side import Side, SidUnpack
-from tests.ranker.dataset import SID, SPEC
+from ranker.frozen import Frozen
+from ranker.side import CodewordUnpack, SidUnpack
+from tests.ranker.dataset import SIDS, SPEC
 
 
 def spec_of(levels: int, digits: int, packing: str = "mixed_radix", steps: tuple[float, ...] = ()) -> SidSpec:
@@ -66,11 +70,32 @@ def test_unpacks_what_the_encoder_decodes_up_to_its_directions(bound: str) -> No
 
 
 def test_a_null_sid_gives_zeros_and_id_0_does_not() -> None:
-    side = Side(spec_of(3, 4), scale_steps=True, dim=8)
-    torch.nn.init.ones_(side.omega)
-    e_Nd = side(torch.zeros(2, 1, dtype=torch.int64), torch.tensor([True, False]))
-    assert e_Nd[0].tolist() == [-4.0] * 8
-    assert e_Nd[1].tolist() == [0.0] * 8
+    h_Nt = SidUnpack(spec_of(3, 4), scale_steps=True)(torch.zeros(2, 1, dtype=torch.int64), torch.tensor([True, False]))
+    assert h_Nt.tolist() == [[-1.0] * 4, [0.0] * 4]
+
+
+@pytest.mark.parametrize("quantizer", [
+    StructuredConfig(levels=3, lines=5, groups=2, depth=2, group_dim=3),
+    RqVaeConfig(codes=16, depth=3, groups=1, group_dim=4),
+])  # fmt: skip
+def test_codewords_give_the_latent_vector_that_the_encoder_decodes(quantizer: StructuredConfig | RqVaeConfig) -> None:
+    built = quantizer.build()
+    built.start(torch.randn(500, built.latent_dim, generator=torch.Generator().manual_seed(0)), torch.Generator())
+    spec, codewords_DRH = built.sid_spec("00"), built.codewords().detach()
+    digits_ND = torch.randint(0, spec.radix, (20, spec.digits), generator=torch.Generator().manual_seed(1))
+    known_N = torch.arange(20) != 3
+    unpack = CodewordUnpack(spec, codewords_DRH)
+    h_NH = unpack(spec.pack(digits_ND), known_N)
+    length = codewords_DRH.square().sum(-1).mean(-1).sqrt().mean()
+    torch.testing.assert_close(h_NH[known_N] * length, built.decode(digits_ND).detach()[known_N])
+    assert h_NH[3].tolist() == [0.0] * built.latent_dim
+    assert not list(unpack.parameters()) and not unpack.state_dict()
+
+
+def test_more_values_than_a_lookup_holds_are_refused() -> None:
+    spec = SidSpec(quantizer="test", levels=1, lines=2**14, digits=2, depth=2, groups=1, fingerprint="00")
+    with pytest.raises(SpecError, match="16384 values a digit; it unpacks up to 8192"):
+        CodewordUnpack(spec, torch.zeros(2, 2**14, 4))
 
 
 def test_many_ids_of_which_some_are_null() -> None:
@@ -86,7 +111,7 @@ def test_many_ids_of_which_some_are_null() -> None:
 
 
 def test_owns_omega_and_nothing_else() -> None:
-    side = Side(spec_of(3, 15), scale_steps=True, dim=32)
-    assert {name: tuple(value.shape) for name, value in side.state_dict().items()} == {"omega": (15, 32)}
-    features = arm_features(SPEC, ArmConfig(item="side", history="side"), SID)
+    features = arm_features(SPEC, ArmConfig(item="side", history="side"), SIDS)
+    content = HistoryContent(features, ModelConfig(embedding_dim=32), Frozen())
+    assert {name: tuple(value.shape) for name, value in content.state_dict().items()} == {"omega": (6, 32)}
     assert not any(feature.is_sid for feature in (*features.bags, *features.sequences))

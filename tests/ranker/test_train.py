@@ -22,6 +22,7 @@ from infra.tables import read_dataset
 from infra.tracking import RunLog
 from ranker.config import RankerConfig
 from ranker.cost import column_cost
+from ranker.frozen import Frozen
 from ranker.metrics import PREDICTION_SCHEMA, prediction_metrics
 from ranker.model import NonFiniteLossError
 from ranker.reader import open_events
@@ -127,11 +128,11 @@ def test_the_learning_curve_is_logged(outputs: dict[str, Path]) -> None:
 def test_the_checkpoint_holds_weights_and_optimizer(world: World, dataset: Path, outputs: dict[str, Path]) -> None:
     config = config_of("side")
     fitting, _ = open_splits(read_dataset(dataset), config)
-    sharded = build_sharded(fitting.features, config, world)
-    before = sharded.model.state_dict()["body.history.side.omega"].clone()
+    sharded = build_sharded(fitting.features, config, world, Frozen())
+    before = sharded.model.state_dict()["body.history.content.omega"].clone()
     state = {"model": sharded.model.state_dict()}
     load(state, storage_reader=FileSystemReader(outputs["side"] / "checkpoint"))
-    assert not torch.equal(state["model"]["body.history.side.omega"], before)
+    assert not torch.equal(state["model"]["body.history.content.omega"], before)
     names = FileSystemReader(outputs["side"] / "checkpoint").read_metadata().state_dict_metadata
     assert any(name.startswith("optimizer.state.bags") and name.endswith("momentum1") for name in names)
     assert any(name.startswith("optimizer.state.body") and name.endswith("exp_avg_sq") for name in names)
@@ -200,7 +201,7 @@ def test_the_command_commits_once_speaks_briefly_and_refuses_clearly(world: Worl
     again = command(tmp_path, "out", "ranker.arm=side")
     assert again.returncode == 1
     assert "is committed already and is never overwritten" in again.stderr
-    unknown = command(tmp_path, "other", "ranker.arm=dense")
+    unknown = command(tmp_path, "other", "ranker.arm=densest")
     assert unknown.returncode == 1
-    assert "arm 'dense' is unknown; arms are none, sid_ngram, side" in unknown.stderr
+    assert "arm 'densest' is unknown; arms are none, dense, sid_ngram, side" in unknown.stderr
     assert not list(tmp_path.glob("*other*"))

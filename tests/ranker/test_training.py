@@ -14,14 +14,16 @@ import torch
 from infra.distributed import World
 from infra.errors import ConfigError, DataError, StageError
 from infra.tables import read_dataset
+from ranker.frozen import Frozen
 from ranker.sharding import build_sharded
 from ranker.train import open_splits
 from tests.distributed import run_distributed
 from tests.ranker.dataset import write_dataset
+from tests.ranker.training import ARMS as EVERY_ARM
 from tests.ranker.training import Outcome, config_of, run_steps
 
 STEPS = 20
-ARMS = ("none", "sid_ngram", "side")
+ARMS = tuple(EVERY_ARM)
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 
 
@@ -39,7 +41,7 @@ def refusal(world: World, dataset: Path) -> str:
     config = config_of("none", sharding={"memory_gib": 1e-7})
     fitting, _ = open_splits(read_dataset(dataset), config)
     try:
-        build_sharded(fitting.features, config, world)
+        build_sharded(fitting.features, config, world, Frozen())
     except (ConfigError, StageError) as error:
         return f"{type(error).__name__}: {error}"
     return "no error"
@@ -122,8 +124,12 @@ def test_what_arms_share_starts_equal_on_any_number_of_ranks(
     assert all(torch.equal(two_ranks[arm].start[name], value) for name, value in start.items())
     # The arm without content is contained, name by name and value by value, in every arm with it.
     assert all(torch.equal(start[name], value) for name, value in plain.items())
-    own = {"none": "^$", "sid_ngram": "_sids?", "side": r"^body\.(content\.layers\.|history\.side\.omega$)"}[arm]
+    own = r"^body\.content\.|^body\.history\.content\.|t_(item|history)_(sid|lines|clusters)"
     assert all(re.search(own, name) for name in start.keys() - plain.keys())
+    if arm.startswith(("side", "dense")):
+        assert {name for name in start.keys() - plain.keys() if name.startswith("body.history")} == {
+            "body.history.content.omega"
+        }
 
 
 def test_golden_losses(one_rank: dict[str, Outcome]) -> None:

@@ -14,6 +14,7 @@ from infra.distributed import World, gather
 from infra.parquet import LaneReader
 from infra.tables import read_dataset
 from ranker.config import RankerConfig
+from ranker.frozen import read_frozen
 from ranker.sharding import ShardedRanker, build_sharded
 from ranker.train import Progress, learning_rates, open_splits
 
@@ -25,10 +26,24 @@ SMALL: dict[str, Any] = {
 }
 
 
+ARMS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "dense": {"item": "dense", "history": "dense"},
+    "kmeans": {"item": "kmeans", "history": "kmeans", "sids": ["clusters"], "clusters": 3, "max_rows": 500},
+    "sid_ngram": {"item": "sid_ngram", "history": "sid_ngram"},
+    "hde": {"item": "hde", "history": "hde", "prefix_lengths": [2, 6]},
+    "side": {"item": "side", "history": "side"},
+    "side_lines": {"item": "side", "history": "side", "sids": ["lines"]},
+    "side_two": {"item": "side", "history": "side", "sids": ["sid", "lines"]},
+    "ngram_two": {"history": "sid_ngram", "sids": ["sid", "lines"], "prefix_lengths": [2]},
+}
+"""Every way that content can enter, over the sets of SIDs of the tests' dataset."""
+
+
 def config_of(arm: str, **sections: dict[str, Any]) -> RankerConfig:
     """Give a small configuration of one arm, with settings laid over it by section."""
     values = {name: {**SMALL.get(name, {}), **sections.get(name, {})} for name in {*SMALL, *sections}}
-    return parse(RankerConfig, {"arm": arm, **values}, "test").resolved()
+    return parse(RankerConfig, {"arms": ARMS, "arm": arm, **values}, "test").resolved()
 
 
 def open_training(dataset: Path, arm: str, **training: Any) -> LaneReader:
@@ -58,7 +73,7 @@ class Outcome:
 def run_steps(world: World, dataset: Path, config: RankerConfig, steps: int) -> Outcome:
     """Train `steps` steps on every rank and give what became of it."""
     fitting, _ = open_splits(read_dataset(dataset), config)
-    sharded = build_sharded(fitting.features, config, world)
+    sharded = build_sharded(fitting.features, config, world, read_frozen(read_dataset(dataset), fitting.features))
     start = whole_weights(world, sharded)
     pipeline = TrainPipelineSparseDist(sharded.model, sharded.optimizer, world.device)
     reader = fitting.open(config.training, world, is_training=True)

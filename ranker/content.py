@@ -1,0 +1,142 @@
+"""Content at one position: whatever the arm, vectors of the model's width, zeros where an item has no content.
+
+What is unpacked or raw (`side`, `dense`) is a latent vector, which a perceptron (the ad's) or a matrix (the history's)
+takes to the model's width. What is looked up (`kmeans`, `sid_ngram`, `hde`) has that width already.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ranker.batch import RankerBatch
+from ranker.config import ModelConfig
+from ranker.features import HISTORY_IDS, ITEM_IDS, ArmFeatures, Content, IdFeature
+from ranker.frozen import Frozen
+from ranker.side import sid_unpack
+
+
+def perceptron(widths: tuple[int, ...]) -> nn.Sequential:
+    """Give linear layers of the widths given, input first, with a ReLU between each two."""
+    layers: list[nn.Module] = []
+    for before, after in zip(widths[:-1], widths[1:], strict=True):
+        layers += [nn.Linear(before, after), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+class Unpacked(nn.Module):
+    """The latent vectors of one or more sets of SIDs, side by side; it has no weights."""
+
+    def __init__(self, content: Content, scale_steps: bool, frozen: Frozen) -> None:
+        super().__init__()
+        sets = [sid_unpack(sid, scale_steps, frozen.codebooks) for sid in content.sids]
+        self.sets = nn.ModuleList(sets)
+        self.sizes = [len(sid.chunk_sizes) for sid in content.sids]
+        self.width = sum(one.width for one in sets)
+
+    def forward(self, sids_NC: Tensor, known_NS: Tensor) -> tuple[Tensor, Tensor]:
+        """Give the latent vectors [N, width], zeros for a null SID, and bool [N]: whether there is any SID.
+
+        Args:
+            sids_NC: int64, the columns of all sets. known_NS: bool, whether the SID of each set is known.
+        """
+        columns = zip(self.sets, torch.split(sids_NC, self.sizes, dim=1), known_NS.unbind(1), strict=True)
+        parts = [unpack(part_NC, known_N) for unpack, part_NC, known_N in columns]
+        return torch.cat(parts, dim=1) if parts[1:] else parts[0], known_NS.any(1)
+
+
+class RawEmbedding(nn.Module):
+    """The items' embeddings as they are, from a constant that every rank holds; it has no weights."""
+
+    embeddings_IE: Tensor
+    known_I: Tensor
+
+    def __init__(self, frozen: Frozen) -> None:
+        super().__init__()
+        assert frozen.embeddings_IE is not None
+        self.width = frozen.embeddings_IE.shape[1]
+        self.register_buffer("embeddings_IE", frozen.embeddings_IE, persistent=False)
+        self.register_buffer("known_I", frozen.embeddings_IE.ne(0).any(1), persistent=False)
+
+    def forward(self, item_ids_N: Tensor) -> tuple[Tensor, Tensor]:
+        """Give float32 [N, width], zeros where the items have no embedding, and bool [N]: whether they have one."""
+        return self.embeddings_IE.index_select(0, item_ids_N).float(), self.known_I.index_select(0, item_ids_N)
+
+
+def latent_of(features: ArmFeatures, content: Content, frozen: Frozen) -> Unpacked | RawEmbedding | None:
+    """Give what makes a position's latent vectors; None where its content is looked up."""
+    if content.kind == "side":
+        return Unpacked(content, features.scale_steps, frozen)
+    return RawEmbedding(frozen) if content.kind == "dense" else None
+
+
+class ItemContent(nn.Module):
+    """The ad's content, r = 1: a latent vector through its own two-layer perceptron, or embeddings of its ids."""
+
+    def __init__(self, features: ArmFeatures, model: ModelConfig, frozen: Frozen) -> None:
+        super().__init__()
+        self.names = [feature.column for feature in features.bag_contents]
+        self.latent = latent_of(features, features.item, frozen)
+        self.layers: nn.Sequential | None = None
+        if self.latent is not None:
+            self.layers = perceptron((self.latent.width, model.content_hidden, model.embedding_dim))
+        self.projection = _projection(features.item, self.names, model.embedding_dim)
+
+    def forward(self, batch: RankerBatch, bags: dict[str, Tensor]) -> Tensor:
+        """Give float [B, d], zeros where the ad has no content; `bags` are pooled embeddings [B, d] by feature."""
+        if self.latent is None:
+            return _combined([bags[name] for name in self.names], self.projection)
+        assert self.layers is not None
+        if isinstance(self.latent, RawEmbedding):
+            latent_BF, known_B = self.latent(batch.bags[ITEM_IDS].values())
+        else:
+            latent_BF, known_B = self.latent(batch.item_sids_BC, batch.item_known_BS)
+        content_BD: Tensor = self.layers(latent_BF) * known_B.unsqueeze(1)
+        return content_BD
+
+
+class HistoryContent(nn.Module):
+    """The history's content: the latent vectors times Omega, or embeddings of the items' ids."""
+
+    def __init__(self, features: ArmFeatures, model: ModelConfig, frozen: Frozen) -> None:
+        super().__init__()
+        dim = model.embedding_dim
+        self.tables = features.sequence_contents
+        self.places = [features.history.sids.index(table.sid) for table in self.tables if table.sid is not None]
+        self.latent = latent_of(features, features.history, frozen)
+        self.omega = None if self.latent is None else nn.Parameter(torch.empty(self.latent.width, dim))
+        self.projection = _projection(features.history, self.tables, dim)
+
+    def forward(self, batch: RankerBatch, sequences: dict[str, Tensor]) -> Tensor:
+        """Give float [T, d], zeros where an item has no content.
+
+        Args:
+            batch: T history entries. sequences: embeddings [T x ids an entry, d] by feature.
+        """
+        if self.latent is None:
+            tables, known_TS = zip(self.tables, self.places, strict=True), batch.history_known_TS
+            parts = [_pooled(sequences[table.column], table) * known_TS[:, s : s + 1] for table, s in tables]
+            return _combined(parts, self.projection)
+        if isinstance(self.latent, RawEmbedding):
+            latent_TF, _ = self.latent(batch.sequences[HISTORY_IDS].values())
+        else:
+            latent_TF, _ = self.latent(batch.history_sids_TC, batch.history_known_TS)
+        content_TD: Tensor = latent_TF @ self.omega
+        return content_TD
+
+
+def _projection(content: Content, tables: Sequence[object], dim: int) -> nn.Linear | None:
+    """Give the layer of a hierarchical discrete embedding; without a bias, so that no content stays zeros."""
+    return nn.Linear(len(tables) * dim, dim, bias=False) if content.kind == "hde" else None
+
+
+def _pooled(values_ND: Tensor, table: IdFeature) -> Tensor:
+    many = table.ids_per_entry
+    return values_ND if many == 1 else values_ND.view(-1, many, values_ND.shape[1]).sum(1)
+
+
+def _combined(parts: list[Tensor], projection: nn.Linear | None) -> Tensor:
+    if projection is None:
+        return torch.stack(parts).sum(0)
+    projected: Tensor = projection(torch.cat(parts, dim=1))
+    return projected
