@@ -38,7 +38,8 @@ class ArmConfig(Config):
     sids: tuple[str, ...] = (DEFAULT_NAME,)
     """Which of the dataset's sets of SIDs enter, all but for `none` and `dense`; several enter beside each other."""
     prefix_lengths: tuple[PositiveInt, ...] | None = None
-    """`sid_ngram` and `hde`: which of the prefixes that were materialized; by default all."""
+    """`sid_ngram` and `hde`: which of the prefixes that were materialized; by default all. `side`: the one prefix
+    that is unpacked; by default the whole SID."""
     clusters: PositiveInt | None = None
     """`kmeans`: how many of the nearest clusters; by default all that the SID names."""
     embeddings: tuple[str, ...] = ()

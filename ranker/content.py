@@ -29,9 +29,9 @@ class Unpacked(nn.Module):
 
     def __init__(self, content: Content, scale_steps: bool, frozen: Frozen) -> None:
         super().__init__()
-        sets = [sid_unpack(sid, scale_steps, frozen.codebooks) for sid in content.sids]
+        sets = [sid_unpack(sid, scale_steps, frozen.codebooks) for sid in content.held]
         self.sets = nn.ModuleList(sets)
-        self.sizes = [len(sid.chunk_sizes) for sid in content.sids]
+        self.sizes = [len(sid.chunk_sizes) for sid in content.held]
         self.width = sum(one.width for one in sets)
 
     def forward(self, sids_NC: Tensor, known_NS: Tensor) -> tuple[Tensor, Tensor]:

@@ -75,14 +75,16 @@ class Content:
     """How content reaches one position: the ad's own, or the history's.
 
     Attributes:
-        kind: the way. sids: the sets of Semantic IDs that it takes.
-        unpacked: the columns of `side`, set after set; more than one a set where its SIDs do not fit one int64.
+        kind: the way. sids: the sets of Semantic IDs that it takes, each by the spec of the whole.
+        held: of `side`: for each set what is unpacked of it, the whole or a prefix.
+        unpacked: the columns of those, set after set; more than one a set where its SIDs do not fit one int64.
         known: for each set a column that is null where an item has no SID of it.
         embeddings: item signals of `dense`, name -> dimensions.
     """
 
     kind: ContentKind
     sids: tuple[SidSpec, ...] = ()
+    held: tuple[SidSpec, ...] = ()
     unpacked: tuple[str, ...] = ()
     known: tuple[str, ...] = ()
     embeddings: Mapping[str, int] | None = None
@@ -173,12 +175,32 @@ def _content(position: Position, arm: ArmConfig, sids: Sids, spec: DatasetSpec) 
     if kind == "dense":
         return Content(kind, embeddings=_embeddings(arm, spec))
     taken = _taken(position, arm, sids)
-    unpacked = [column for sid in taken for column in sid_columns(_base(position, sid), sid)]
+    if kind == "side":
+        held = tuple(_unpacked_part(sid, arm) for sid in taken)
+        columns = [tuple(sid_columns(_base(position, sid), sid)) for sid in held]
+        unpacked = tuple(name for names in columns for name in names)
+        return Content(kind, taken, held, unpacked, known=tuple(names[0] for names in columns))
     # A bag of no id is zeros already; a sequence needs to be told which of its entries hold a place alone.
     first = {feature.sid: feature.columns[0] for feature in reversed(_tables(position, arm, sids))}
-    if kind == "side":
-        return Content(kind, taken, tuple(unpacked), tuple(_base(position, sid) for sid in taken))
     return Content(kind, taken, known=tuple(first[sid] for sid in taken) if position == "history" else ())
+
+
+def _unpacked_part(sid: SidSpec, arm: ArmConfig) -> SidSpec:
+    """Give what `side` unpacks of a set: the whole SID, or the one prefix that the arm names."""
+    lengths = arm.prefix_lengths or (sid.digits,)
+    if len(lengths) > 1:
+        raise SpecError(f"arm content 'side': prefix_lengths={list(lengths)}; it unpacks one id, of one length")
+    return _prefix("side", sid, lengths[0])
+
+
+def _prefix(kind: str, sid: SidSpec, length: int) -> SidSpec:
+    if length not in (*sid.prefix_lengths, sid.digits):
+        known = ", ".join(map(str, sid.prefix_lengths)) or "none"
+        raise SpecError(
+            f"arm content {kind!r}: the SIDs {sid.name!r} have no prefix of {length} digits; materialize.prefix_lengths"
+            f" has {known}"
+        )
+    return sid.of_prefix(length)
 
 
 def _embeddings(arm: ArmConfig, spec: DatasetSpec) -> dict[str, int]:
@@ -229,12 +251,7 @@ def _prefixes(position: Position, kind: str, sid: SidSpec, arm: ArmConfig) -> li
         raise SpecError(f"arm content {kind!r}: the dataset's SIDs {sid.name!r} have no prefix columns")
     features = []
     for length in lengths:
-        if length not in (*sid.prefix_lengths, sid.digits):
-            raise SpecError(
-                f"arm content {kind!r}: the SIDs {sid.name!r} have no prefix of {length} digits, but"
-                f" {', '.join(map(str, sid.prefix_lengths))}; see materialize.prefix_lengths"
-            )
-        held = sid.of_prefix(length)
+        held = _prefix(kind, sid, length)
         columns = list(sid_columns(_base(position, sid), held))
         if len(columns) > 1:
             raise SpecError(

@@ -15,8 +15,10 @@ from infra.config import parse
 from infra.errors import DataError, SpecError
 from infra.parquet import Batch
 from infra.tables import read_dataset
-from ranker.config import ArmConfig, RankerConfig
+from ranker.config import ArmConfig, ModelConfig, RankerConfig
+from ranker.content import ItemContent
 from ranker.features import ArmFeatures, arm_features, dataset_sids
+from ranker.frozen import Frozen
 from ranker.reader import to_ranker_batch
 from ranker.train import open_splits
 from tests.ranker.dataset import CLUSTERS, SID, SIDS, SPEC, write_dataset
@@ -202,7 +204,8 @@ def test_all_sets_of_sids_are_found(dataset: Path) -> None:
     [
         ({"item": "side", "sids": ["texts"]}, r"'side': the dataset has no SIDs 'texts'; it has sid, lines, clusters"),
         ({"item": "sid_ngram", "sids": ["clusters"]}, "SIDs 'clusters' have no prefix columns"),
-        ({"item": "hde", "prefix_lengths": [3]}, "'hde': the SIDs 'sid' have no prefix of 3 digits, but 2, 4, 6"),
+        ({"item": "hde", "prefix_lengths": [3]}, "'hde': the SIDs 'sid' have no prefix of 3 digits; .* has 2, 4, 6"),
+        ({"item": "side", "prefix_lengths": [2, 4]}, r"prefix_lengths=\[2, 4\]; it unpacks one id"),
         ({"item": "kmeans"}, r"'kmeans': the SIDs 'sid' \(test\) are no clusters' numbers"),
         ({"item": "kmeans", "sids": ["clusters"], "clusters": 7}, "clusters=7; the SIDs 'clusters' name 6"),
     ],
@@ -242,6 +245,21 @@ def test_all_clusters_take_both_columns(dataset: Path) -> None:
     for ids, (first, second) in zip(bag, rows, strict=True):
         spelled = [] if first is None else CLUSTERS.unpack(torch.tensor([[first, second]]))[0].tolist()
         assert ids.tolist() == spelled
+
+
+def test_side_may_unpack_a_prefix(dataset: Path) -> None:
+    table = first_rows(dataset)
+    features = laid_out(item="side", prefix_lengths=[4])
+    assert list(features.sid_columns) == ["item_sid_prefix_4"]
+    batch = to_ranker_batch(batch_of(table), features)
+    content = ItemContent(features, ModelConfig(), Frozen())
+    latent_BF, known_B = content.latent(batch.item_sids_BC, batch.item_known_BS)  # type: ignore[misc]
+    sids = table["item_sid_prefix_4"].to_pylist()
+    assert known_B.tolist() == [sid is not None for sid in sids]
+    steps = torch.tensor(SID.steps)
+    for row_F, sid in zip(latent_BF, sids, strict=True):
+        digits = [0.0] * 4 if sid is None else [float(sid // 3 ** (3 - i) % 3) - 1 for i in range(4)]
+        torch.testing.assert_close(row_F, torch.tensor(digits) * (steps / steps.mean())[:4])
 
 
 def test_several_sets_lie_side_by_side(dataset: Path) -> None:
