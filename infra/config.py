@@ -20,8 +20,9 @@ class Config(BaseModel):
 
 C = TypeVar("C", bound=Config)
 
-SECTIONS = ("prepare", "encoder", "materialize", "export", "ranker", "compare", "run")
-"""The sections a run's file may have: one for each kind of stage, and `run` for how they are launched."""
+SECTIONS = ("prepare", "encoder", "encoders", "materialize", "export", "ranker", "tune", "compare", "tables", "run")
+"""The sections a run's file may have: one for each kind of stage, `encoders` for further encoders, `tables` for which
+arms are held against each other, and `run` for how the stages are launched."""
 
 
 def load_file(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from encoder.sid import DEFAULT_NAME
 from infra.config import Config, parse, plain
 from pipelines.prepare.config import PrepareConfig
 from pipelines.report.config import CompareConfig
+from pipelines.tune.config import TuneConfig
 from ranker.config import RankerConfig
 
 
@@ -80,6 +81,40 @@ class RunConfig(Config):
     """A stage that takes longer, waiting in the scheduler's queue included, is cancelled."""
 
 
+class PaperFigures(Config):
+    """What a paper's table has of one arm."""
+
+    cost: float | None = None
+    """Incremental cost, over that of the table's first arm."""
+    click: float | None = None
+    """Click NE gain in per cent."""
+    conversion: float | None = None
+    """Conversion NE gain in per cent."""
+    roi: float | None = None
+    """Return on investment, over that of the table's first arm."""
+
+
+class TableConfig(Config):
+    """One table of a paper: the arms that are held against each other."""
+
+    title: str
+    arms: tuple[str, ...]
+    """Of `ranker.arms`, the reference among them."""
+    reference: str = "none"
+    """The arm that gains are over."""
+    differs: str
+    """How our setting differs from the paper's."""
+    paper: dict[str, PaperFigures] = {}
+    """By arm: the paper's figures."""
+
+    @model_validator(mode="after")
+    def _check_arms(self) -> "TableConfig":
+        for name in (self.reference, *self.paper):
+            if name not in self.arms:
+                raise ValueError(f"{name!r} must be one of the table's arms, {', '.join(self.arms)}")
+        return self
+
+
 class PipelineConfig(Config):
     """Every section of a run's file; the driver validates them all before it launches anything."""
 
@@ -92,7 +127,10 @@ class PipelineConfig(Config):
     export: ExportConfig = Field(default_factory=ExportConfig)
     """Of `encoder.export`, which is no stage of the pipeline: it is run for an encoder that is to be served."""
     ranker: RankerConfig = Field(default_factory=RankerConfig)
+    tune: TuneConfig = Field(default_factory=TuneConfig)
     compare: CompareConfig = Field(default_factory=CompareConfig)
+    tables: dict[str, TableConfig] = {}
+    """The papers' tables by name, for `pipelines.tables`."""
     run: RunConfig
 
     @model_validator(mode="after")
@@ -123,6 +161,14 @@ class PipelineConfig(Config):
                     raise ValueError(
                         f"ranker.arms.{arm}.sids: {name!r} is unknown; SIDs are {', '.join(self.sid_names)}"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _check_tables(self) -> "PipelineConfig":
+        for name, table in self.tables.items():
+            for arm in table.arms:
+                if arm not in self.ranker.arms:
+                    raise ValueError(f"tables.{name}.arms: {arm!r} is unknown; arms are {', '.join(self.ranker.arms)}")
         return self
 
     @property

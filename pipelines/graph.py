@@ -20,6 +20,7 @@ from torchx.specs import AppDef
 from components import encoder as encoder_jobs
 from components import pipeline as pipeline_jobs
 from components import ranker as ranker_jobs
+from components.torchrun import Launch, stage_app
 from encoder.config import EncoderConfig
 from encoder.sid import DEFAULT_NAME
 from infra.config import Config, digest, plain
@@ -67,8 +68,8 @@ def stages(config: PipelineConfig) -> tuple[Stage, ...]:
     plan = [prepare_stage(config)]
     for replicate in range(config.run.replicates):
         encoders = [encoder_stage(config, name, replicate) for name in config.sid_names]
-        materialize = _materialize(config, encoders, replicate)
-        plan += [*encoders, materialize, *(_ranker(config, arm, materialize, replicate) for arm in config.arms)]
+        materialize = materialize_stage(config, encoders, replicate)
+        plan += [*encoders, materialize, *(ranker_stage(config, arm, materialize, replicate) for arm in config.arms)]
     return *plan, _comparison(config, plan)
 
 
@@ -99,7 +100,8 @@ def _overrides(own: EncoderConfig, resolved: EncoderConfig) -> Iterator[str]:
     return (f"encoder.{key}={json.dumps(after[key])}" for key in after if after[key] != before[key])
 
 
-def _materialize(config: PipelineConfig, encoders: Sequence[Stage], replicate: int) -> Stage:
+def materialize_stage(config: PipelineConfig, encoders: Sequence[Stage], replicate: int = 0) -> Stage:
+    """Give the stage that writes the tables with the SIDs of all encoders."""
     inputs = {f"{ENCODER_INPUT}{encoder.variant or DEFAULT_NAME}": encoder.label for encoder in encoders}
     return Stage(
         "materialize",
@@ -112,7 +114,8 @@ def _materialize(config: PipelineConfig, encoders: Sequence[Stage], replicate: i
     )
 
 
-def _ranker(config: PipelineConfig, arm: str, materialize: Stage, replicate: int) -> Stage:
+def ranker_stage(config: PipelineConfig, arm: str, materialize: Stage, replicate: int = 0) -> Stage:
+    """Give the stage that trains an arm on a materialized dataset."""
     resolved = config.ranker_of(arm, replicate)
     seed = (f"ranker.training.seed={resolved.training.seed}",) if replicate else ()
     return Stage(
@@ -145,6 +148,30 @@ def _gathered(component: Callable[..., AppDef], argument: str, prefix: str, *ove
     names = [name for name in given if name.startswith(prefix)]
     gathered = {name.removeprefix(prefix): given.pop(name) for name in names}
     return component(*overrides, **{argument: gathered}, **given)
+
+
+def internal_job(
+    name: str,
+    module: str,
+    *,
+    config: str,
+    out: str,
+    key: str,
+    parent_run: str,
+    j: str,
+    image: str,
+    cpu: int,
+    gpu: int,
+    memMB: int,
+    env: dict[str, str],
+    mounts: Sequence[str],
+    max_restarts: int,
+    max_retries: int,
+    **inputs: str,
+) -> AppDef:
+    """Make the job of a stage that is no component of its own, for it takes inputs of names that a plan makes up."""
+    launch = Launch.of(j, image, cpu, gpu, memMB, env, list(mounts), max_restarts, max_retries)
+    return stage_app(name, module, launch, config=config, out=out, inputs=inputs, key=key, parent_run=parent_run)
 
 
 def key(stage: Stage, inputs: Mapping[str, str], root: Path = ROOT) -> str:

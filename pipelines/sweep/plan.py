@@ -5,18 +5,16 @@ So a sweep's encoders lie in the pipeline's directories, and whatever one of the
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
-from torchx.specs import AppDef
-
-from components.torchrun import Launch, stage_app
 from encoder.config import EncoderConfig
 from encoder.sid import DEFAULT_NAME
 from infra.config import parse, plain
 from infra.errors import ConfigError
 from pipelines.config import PipelineConfig
-from pipelines.graph import Stage, encoder_stage, prepare_stage
+from pipelines.graph import Stage, encoder_stage, internal_job, prepare_stage
 from pipelines.sweep.grid import Budget, Setting, prefix_lengths, quantizer_of, setting_of, settings, structured
 from pipelines.sweep.result import INPUT
 
@@ -35,7 +33,8 @@ def sweep_stages(config: PipelineConfig, budget: Budget) -> tuple[Stage, ...]:
     grid = list(settings(budget, structured(config.encoder).lines))
     encoders = [encoder_stage(with_setting(config, setting), sid_name(config.encoder, setting)) for setting in grid]
     inputs = {f"{INPUT}{setting.name}": stage.label for setting, stage in zip(grid, encoders, strict=True)}
-    choice = Stage("sweep", _choose, CODE, config.encoder, config.run.launch.compare, inputs)
+    job = partial(internal_job, "sweep", "pipelines.sweep.choose")
+    choice = Stage("sweep", job, CODE, config.encoder, config.run.launch.compare, inputs)
     return prepare_stage(config), *encoders, choice
 
 
@@ -73,28 +72,3 @@ def parity_overrides(config: PipelineConfig, chosen: Setting) -> Iterator[str]:
     yield f"ranker.arms={json.dumps({name: plain(arm) for name, arm in contest.items()})}"
     yield f"ranker.arm={SIDE}"
     yield f"run.arms={json.dumps(list(contest))}"
-
-
-def _choose(
-    *,
-    config: str,
-    out: str,
-    key: str,
-    parent_run: str,
-    j: str,
-    image: str,
-    cpu: int,
-    gpu: int,
-    memMB: int,
-    env: dict[str, str],
-    mounts: Sequence[str],
-    max_restarts: int,
-    max_retries: int,
-    **encoders: Any,
-) -> AppDef:
-    """Make the job of the last stage, which takes a name for each setting."""
-    launch = Launch.of(j, image, cpu, gpu, memMB, env, list(mounts), max_restarts, max_retries)
-    return stage_app(
-        "sweep", "pipelines.sweep.choose", launch, config=config, out=out, inputs=encoders, key=key,
-        parent_run=parent_run,
-    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""The papers' tables, each a comparison of some arms beside what the paper found."""

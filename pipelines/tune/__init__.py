@@ -1,0 +1,1 @@
+"""Tuning: the same settings for every arm, held against each other on validation dates."""

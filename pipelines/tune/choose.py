@@ -1,0 +1,118 @@
+"""Stage `tune`: for each arm the setting that is best on the validation dates.
+
+Inputs are the trainings (`--input arm.<arm>.<setting>=DIR`). The output is `tune.json`, the same as a table, and
+`tuned.yaml`, the arms' overlays to be laid over a run's file. Best is the least product of the tasks' normalized
+entropies, so that a per cent of either task counts alike.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from infra.config import Config, to_yaml
+from infra.errors import DataError
+from infra.record import SUMMARY_FILE
+from infra.stage import StageRun, run_stage
+from pipelines.report.outputs import read_json
+from pipelines.tune.config import Setting, TuneConfig
+from pipelines.tune.plan import INPUT
+
+RESULT_FILE, TUNED_FILE, TABLE_FILE = "tune.json", "tuned.yaml", "table.txt"
+
+
+class Trial(Config):
+    """One arm with one setting, on the validation dates."""
+
+    arm: str
+    setting: Setting
+    ne: dict[str, float]
+    """Normalized entropy by task."""
+
+    @property
+    def score(self) -> float:
+        """The logarithm of the tasks' normalized entropies, summed; less is better."""
+        return sum(math.log(ne) for ne in self.ne.values())
+
+
+class Tuned(Config):
+    """All trials, and what they were held against each other on."""
+
+    held_out: tuple[str, str]
+    """First and last validation date."""
+    trials: tuple[Trial, ...]
+
+    @property
+    def best(self) -> dict[str, Trial]:
+        """The best trial of each arm."""
+        arms = dict.fromkeys(trial.arm for trial in self.trials)
+        return {arm: min((one for one in self.trials if one.arm == arm), key=lambda one: one.score) for arm in arms}
+
+
+def choose(run: StageRun[TuneConfig]) -> None:
+    """Read every training's measures, choose for each arm, and write it all down; rank 0 works.
+
+    Raises:
+        DataError: an input is no training on validation dates, or a task is not defined on them.
+    """
+    if not run.world.is_main:
+        return
+    read = [_trial(run.config, name, path) for name, path in run.inputs.items()]
+    dates = {held_out for _, held_out in read}
+    if len(dates) > 1:
+        raise DataError(f"tune: the trainings are measured on different dates: {sorted(dates)}")
+    tuned = Tuned(held_out=dates.pop(), trials=tuple(trial for trial, _ in read))
+    (run.out / RESULT_FILE).write_text(tuned.model_dump_json(indent=1) + "\n")
+    (run.out / TABLE_FILE).write_text(as_text(tuned, run.config))
+    (run.out / TUNED_FILE).write_text(overlays(tuned))
+    run.log.summary({arm: best.setting.model_dump() for arm, best in tuned.best.items()})
+
+
+def _trial(config: TuneConfig, name: str, path: Path) -> tuple[Trial, tuple[str, str]]:
+    arm, _, setting = name.removeprefix(INPUT).partition(".")
+    tried = next((one for one in config.settings() if one.name == setting), None)
+    summary: dict[str, Any] = read_json(path / SUMMARY_FILE)
+    tasks = {task: measured["ne"] for task, measured in summary.get("tasks", {}).items()}
+    if tried is None or summary.get("arm") != arm or not tasks:
+        raise DataError(f"{path}: is no training of the arm {arm!r} with a setting of the grid")
+    for task, ne in tasks.items():
+        if ne is None:
+            raise DataError(f"{path}: {task} has no normalized entropy on the validation dates")
+    first, last = summary["dates"]["held_out"]
+    return Trial(arm=arm, setting=tried, ne=tasks), (first, last)
+
+
+def overlays(tuned: Tuned) -> str:
+    """Give the chosen settings as YAML, by arm, as `ranker.arms.<arm>.overlay` takes them."""
+    arms = {arm: {"overlay": {"training": best.setting.model_dump()}} for arm, best in tuned.best.items()}
+    return to_yaml({"ranker": {"arms": arms}})
+
+
+def as_text(tuned: Tuned, config: TuneConfig) -> str:
+    """Give the chosen settings as a table, and say where one lies at the grid's edge."""
+    first, last = tuned.held_out
+    each = len(list(config.settings()))
+    width = max(len(arm) for arm in tuned.best)
+    lines = [
+        f"{each} settings an arm, on {first} to {last}",
+        "",
+        f"{'arm':<{width}}  sparse   dense  click NE  conv. NE",
+    ]
+    for arm, best in tuned.best.items():
+        edges = ", ".join(_edges(best.setting, config))
+        note = f"  (at the grid's edge: {edges})" if edges else ""
+        ne = "  ".join(f"{value:8.4f}" for value in best.ne.values())
+        setting = best.setting
+        lines.append(
+            f"{arm:<{width}}  {setting.sparse_learning_rate:<6g}  {setting.dense_learning_rate:<6g}  {ne}{note}"
+        )
+    return "\n".join([*lines, ""])
+
+
+def _edges(setting: Setting, config: TuneConfig) -> list[str]:
+    grids = {"sparse": config.sparse_learning_rates, "dense": config.dense_learning_rates}
+    chosen = {"sparse": setting.sparse_learning_rate, "dense": setting.dense_learning_rate}
+    return [name for name, grid in grids.items() if len(grid) > 1 and chosen[name] in (min(grid), max(grid))]
+
+
+if __name__ == "__main__":
+    run_stage("tune", "tune", TuneConfig, (f"{INPUT}*",), choose)

@@ -1,0 +1,58 @@
+"""The stages of tuning: every arm with every setting, on validation dates, and the choice for each."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+
+from components import ranker as ranker_jobs
+from infra.config import parse, plain
+from pipelines.config import PipelineConfig
+from pipelines.graph import Stage, encoder_stage, internal_job, materialize_stage, prepare_stage, ranker_stage
+from pipelines.tune.config import Setting
+from ranker.config import ArmConfig, HoldoutConfig, RankerConfig
+
+CODE = ("infra", "ranker", "pipelines/tune", "pipelines/report")
+INPUT = "arm."
+
+
+def tune_stages(config: PipelineConfig) -> tuple[Stage, ...]:
+    """Give the stages: dataset and encoders as the pipeline has them, the trainings, and the choice.
+
+    Raises:
+        ConfigError: a setting does not fit an arm.
+    """
+    encoders = [encoder_stage(config, name) for name in config.sid_names]
+    materialize = materialize_stage(config, encoders)
+    trainings = {
+        f"{INPUT}{arm}.{setting.name}": _training(config, ranker_stage(config, arm, materialize), arm, setting)
+        for arm in config.arms
+        for setting in config.tune.settings()
+    }
+    inputs = {name: stage.label for name, stage in trainings.items()}
+    job = partial(internal_job, "tune", "pipelines.tune.choose")
+    choice = Stage("tune", job, CODE, config.tune, config.run.launch.compare, inputs)
+    return prepare_stage(config), *encoders, materialize, *trainings.values(), choice
+
+
+def _training(config: PipelineConfig, stage: Stage, arm: str, setting: Setting) -> Stage:
+    tried = _with(config.ranker.arms[arm], setting)
+    holdout = HoldoutConfig(kind="validation", validation_days=config.tune.validation_days)
+    values = {**plain(config.ranker), "arm": arm, "arms": {arm: plain(tried)}, "holdout": plain(holdout)}
+    resolved = parse(RankerConfig, values, f"tune (arm {arm!r})").resolved()
+    return replace(
+        stage,
+        component=partial(ranker_jobs.train, *_overrides(arm, tried, holdout), arm=arm),
+        config=resolved,
+        variant=f"{arm}-{setting.name}",
+    )
+
+
+def _with(arm: ArmConfig, setting: Setting) -> ArmConfig:
+    training = {**arm.overlay.get("training", {}), **plain(setting)}
+    return arm.model_copy(update={"overlay": {**arm.overlay, "training": training}})
+
+
+def _overrides(arm: str, tried: ArmConfig, holdout: HoldoutConfig) -> Iterator[str]:
+    yield f"ranker.arms={json.dumps({arm: plain(tried)})}"
+    yield f"ranker.holdout={json.dumps(plain(holdout))}"

@@ -1,0 +1,111 @@
+"""Tuning: every arm gets the same settings, on validation dates, and what is chosen is the best of them."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from infra.config import load_section, parse
+from infra.errors import DataError
+from pipelines.config import PipelineConfig
+from pipelines.graph import Stage
+from pipelines.tune.choose import Trial, Tuned, _trial, as_text, overlays
+from pipelines.tune.config import Setting, TuneConfig
+from pipelines.tune.plan import tune_stages
+from ranker.config import RankerConfig
+from tests.components.golden import ROOT
+from tests.pipelines.test_tables import SMALL
+
+ARMS = {"none": {}, "side": {"item": "side", "overlay": {"training": {"warmup_steps": 7}}}}
+GRID = {"sparse_learning_rates": [0.02, 0.04], "dense_learning_rates": [0.001]}
+
+
+def plan() -> dict[str, Stage]:
+    values = {"run": {"name": "test"}, "ranker": {"arm": "none", "arms": ARMS}, "tune": GRID}
+    return {stage.label: stage for stage in tune_stages(parse(PipelineConfig, values, "test"))}
+
+
+def test_every_arm_gets_every_setting_and_nothing_else_differs() -> None:
+    found = plan()
+    names = [f"ranker-{arm}-sparse{sparse}_dense0.001" for arm in ARMS for sparse in (0.02, 0.04)]
+    assert list(found) == ["prepare", "encoder", "materialize", *names, "tune"]
+    assert [name.removeprefix("ranker-").replace("-", ".", 1) for name in names] == [
+        name.removeprefix("arm.") for name in found["tune"].inputs
+    ]
+    configs = {name: found[name].config for name in names}
+    for config in configs.values():
+        assert isinstance(config, RankerConfig)
+        assert config.holdout.kind == "validation"
+    side = configs["ranker-side-sparse0.04_dense0.001"]
+    assert isinstance(side, RankerConfig)
+    assert (side.training.sparse_learning_rate, side.training.warmup_steps) == (0.04, 7)
+
+
+def test_a_training_runs_what_its_key_says(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("run: {name: test}\n")  # the arms of the plan reach the stage by overrides alone
+    for stage in (stage for stage in plan().values() if stage.name == "ranker"):
+        app = stage.component(
+            config=str(file), out="/out", key="k", parent_run="", j="1x1", image="", cpu=1, gpu=0, memMB=1, env={},
+            mounts=[], max_restarts=0, max_retries=0, dataset="/d",
+        )  # fmt: skip
+        line = shlex.split(app.roles[0].args[1].replace("$$", "$"))
+        overrides = [line[place + 1] for place, word in enumerate(line) if word == "--set"]
+        assert load_section(RankerConfig, file, "ranker", overrides).resolved() == stage.config
+
+
+def trial(arm: str, sparse: float, click: float, conversion: float) -> Trial:
+    setting = Setting(sparse_learning_rate=sparse, dense_learning_rate=0.001)
+    return Trial(arm=arm, setting=setting, ne={"click": click, "conversion": conversion})
+
+
+TUNED = Tuned(
+    held_out=("2020-01-01", "2020-01-07"),
+    trials=(
+        trial("none", 0.02, 0.60, 0.80), trial("none", 0.04, 0.61, 0.81),
+        trial("side", 0.02, 0.60, 0.80), trial("side", 0.04, 0.61, 0.78),  # a per cent of either counts alike
+    ),
+)  # fmt: skip
+
+
+def test_the_best_of_each_arm_is_chosen_and_told() -> None:
+    laid_over = yaml.safe_load(overlays(TUNED))["ranker"]["arms"]
+    assert {arm: one["overlay"]["training"]["sparse_learning_rate"] for arm, one in laid_over.items()} == {
+        "none": 0.02, "side": 0.04,
+    }  # fmt: skip
+    grid = TuneConfig(sparse_learning_rates=(0.01, 0.02, 0.04), dense_learning_rates=(0.001,))
+    lines = as_text(TUNED, grid).splitlines()
+    assert lines[0] == "3 settings an arm, on 2020-01-01 to 2020-01-07"
+    assert "edge" not in lines[3]
+    assert lines[4].endswith("(at the grid's edge: sparse)")
+
+
+def test_what_is_no_training_of_the_grid_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text(json.dumps({"arm": "side", "tasks": {"click": {"ne": None}}}))
+    with pytest.raises(DataError, match="no training of the arm 'none'"):
+        _trial(parse(TuneConfig, GRID, "t"), "arm.none.sparse0.02_dense0.001", tmp_path)
+    with pytest.raises(DataError, match="click has no normalized entropy on the validation dates"):
+        _trial(parse(TuneConfig, GRID, "t"), "arm.side.sparse0.02_dense0.001", tmp_path)
+
+
+@pytest.mark.slow
+def test_whole_tuning_of_a_small_log(tmp_path: Path) -> None:
+    launch = {stage: {"ranks": 1} for stage in ("prepare", "encoder", "materialize", "ranker")}
+    run = {"name": "small", "runs_dir": f"{tmp_path}/runs", "launch": launch, "arms": ["none", "side"]}
+    values: dict[str, Any] = {**SMALL, "run": run, "tune": {**GRID, "validation_days": 1}}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(values))
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines.tune", "--config", str(tmp_path / "run.yaml")],
+        env={**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db", "PYTHONPATH": str(ROOT)},
+        cwd=ROOT, capture_output=True, text=True, timeout=900, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("2 settings an arm, on 2024-01-03 to 2024-01-03")
+    (chosen,) = tmp_path.glob("runs/small/tune/*/tuned.yaml")
+    assert set(yaml.safe_load(chosen.read_text())["ranker"]["arms"]) == {"none", "side"}
