@@ -76,7 +76,7 @@ def stages(config: PipelineConfig) -> tuple[Stage, ...]:
         ("infra", "pipelines/compare.py", "pipelines/report", "ranker", "encoder"),
         config.compare,
         launch.compare,
-        {f"{ARM_INPUT}{ranker.arm}": ranker.label for ranker in rankers}
+        {f"{ARM_INPUT}{ranker.arm}.0": ranker.label for ranker in rankers}
         | {"encoder": "encoder", "dataset": "materialize"},
     )
     return prepare, encoder, materialize, *rankers, compare
@@ -95,7 +95,7 @@ def _ranker(config: PipelineConfig, arm: str) -> Stage:
 
 
 def _compare(**arguments: Any) -> AppDef:
-    """Gather the inputs `arm.<name>` into the one argument that the component takes."""
+    """Gather the inputs `arm.<name>.<replicate>` into the one argument that the component takes."""
     names = [name for name in arguments if name.startswith(ARM_INPUT)]
     arms = {name.removeprefix(ARM_INPUT): arguments.pop(name) for name in names}
     return pipeline_jobs.compare(arms=arms, **arguments)

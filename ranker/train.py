@@ -249,7 +249,7 @@ def _cost(
 
 
 def _flat(measured: dict[str, dict[str, Any]]) -> dict[str, float]:
-    kinds = ("ne", "auc", "calibration")
+    kinds = ("ne", "auc", "gauc", "calibration")
     return {
         f"test_{task}_{kind}": values[kind]
         for task, values in measured.items()

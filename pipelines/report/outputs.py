@@ -27,6 +27,7 @@ class RankerSummary(Config):
     feature_bytes_per_row: float
     samples_per_second: float
     peak_memory_bytes: int
+    flops_per_sample: float | None = None
     train_seconds: float | None = None
     parameters: int | None = None
     world_size: int | None = None

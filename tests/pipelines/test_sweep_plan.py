@@ -94,7 +94,7 @@ def test_parity_trains_each_arm_on_the_sids_it_is_about() -> None:
     assert plan["materialize"].inputs["encoder"] == "encoder"
     assert plan["materialize-L8-d4-g2"].inputs == {"dataset": "prepare", "encoder": "encoder-L8-d4-g2"}
     assert {name for name in plan["compare"].inputs if name.startswith("arm.")} == {
-        "arm.none", "arm.side", "arm.side_chosen",
+        "arm.none.0", "arm.side.0", "arm.side_chosen.0",
     }  # fmt: skip
 
 
