@@ -116,7 +116,7 @@ def compare(
     Args:
         overrides: dotted settings over the file's, such as compare.key=value
         config: the run's YAML file
-        arms: committed outputs of ranker by arm, as none=DIR,side=DIR
+        arms: committed outputs of ranker by arm, and replicate, as none.0=DIR,side.0=DIR
         encoder: committed output of the encoder's training
         dataset: committed output of materialize
         out: the directory to commit; it must be free

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from torch import Tensor
 
 from infra.tables import TASKS
-from ranker.statistics import task_metrics
+from ranker.statistics import auc_by_user, task_metrics
 
 PREDICTION_SCHEMA = pa.schema(
     [
@@ -39,15 +39,20 @@ def prediction_metrics(files: Sequence[Path]) -> dict[str, dict[str, Any]]:
         files: Parquet files of `PREDICTION_SCHEMA`.
 
     Returns:
-        task -> ne, auc, calibration, num, positives. What is not defined is None, and `reason` says why.
+        task -> ne, auc, calibration, num, positives; gauc, gauc_users, gauc_rows (AUC within users who have both
+        labels, weighted by rows). What is not defined is None, and `reason` says why.
     """
-    parts = [pq.read_table(file, columns=["click", "conversion", "p_click", "p_conversion"]) for file in files]
+    columns = ["user_id", *TASKS, *(f"p_{task}" for task in TASKS)]
+    parts = [pq.read_table(file, columns=columns) for file in files]
     table = pa.concat_tables(parts)
     measured = {}
     for task in TASKS:
         judged = table.filter(table[task].is_valid())
-        metrics = asdict(task_metrics(judged[task].to_numpy(), judged[f"p_{task}"].to_numpy()))
-        measured[task] = metrics | _reason(task, metrics)
+        labels_N, scores_N = judged[task].to_numpy(), judged[f"p_{task}"].to_numpy()
+        metrics = asdict(task_metrics(labels_N, scores_N))
+        users = auc_by_user(judged["user_id"].to_numpy(), labels_N, scores_N)
+        within = {"gauc": users.gauc, "gauc_users": len(users.users_V), "gauc_rows": int(users.rows_V.sum())}
+        measured[task] = metrics | within | _reason(task, metrics)
     return measured
 
 

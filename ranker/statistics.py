@@ -1,12 +1,8 @@
-"""The statistics that compare arms: exact metrics of one arm, and paired intervals for the gain between two.
-
-Rows of one user are alike, so rows are not independent draws: an interval that resamples rows is far too narrow.
-Whole users are resampled instead. A resample of users needs only each user's sums, so a thousand resamples are
-one product of a count matrix with the sums; every arm meets the same resamples, which makes the gain paired.
-"""
+"""How well one arm predicts: exact metrics over rows with labels. `ranker.intervals` compares arms with them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +13,7 @@ Integers = NDArray[np.int64]
 EPSILON = 1e-12
 """Probabilities are kept this far from 0 and 1, as in torchrec's normalized entropy."""
 
-_CHUNK_COUNTS = 1 << 22  # 32 MiB of int64 counts at a time, whatever the number of users and resamples
+DECILES = 10
 
 
 @dataclass(frozen=True)
@@ -87,80 +83,85 @@ def _area_under_curve(positives_N: NDArray[np.bool_], probabilities_N: NDArray[n
     return float(above / positives / negatives)
 
 
-def sum_by_user(users_N: Integers, losses_N: Floats) -> tuple[Integers, Floats]:
-    """Add up the log loss of each user's rows, all that a resample of users needs to know.
+class UserAuc(NamedTuple):
+    """AUC within each user who has both labels; of the others AUC is not defined, and they do not count.
+
+    Attributes:
+        users_V: those users, ascending.
+        auc_V: the chance that a user's positive row is scored above the same user's negative row.
+        rows_V: how many rows each has: the weights.
+    """
+
+    users_V: Integers
+    auc_V: Floats
+    rows_V: Integers
+
+    @property
+    def gauc(self) -> float | None:
+        """GAUC: the users' AUC averaged with their rows as weights (Zhu et al., 2017); None without such users."""
+        return float(self.auc_V @ self.rows_V / self.rows_V.sum()) if len(self.users_V) else None
+
+
+def auc_by_user(users_N: Integers, labels_N: NDArray[np.generic], probabilities_N: NDArray[np.floating]) -> UserAuc:
+    """Measure how well rows are ordered within each user; ties count half.
 
     Args:
         users_N: the user of each row, any order.
-        losses_N: the log loss of each row.
-
-    Returns:
-        The distinct users [U], ascending, and the sum of their losses [U].
+        labels_N: 0 or 1, no missing label.
+        probabilities_N: the predicted chance of label 1.
     """
-    users_U, position_N = np.unique(users_N, return_inverse=True)
-    # Without rows, bincount forgets its weights' type.
-    return users_U, np.bincount(position_N, weights=losses_N, minlength=len(users_U)).astype(np.float64)
+    order_N = np.lexsort((probabilities_N, users_N))
+    users_N, scores_N, positives_N = users_N[order_N], probabilities_N[order_N], labels_N[order_N].astype(bool)
+    first_N = _differs_from_last(users_N)
+    user_N = np.cumsum(first_N) - 1
+    # Equal scores of one user share the mean of their ranks, counted from the user's first row.
+    tie_N = np.cumsum(first_N | _differs_from_last(scores_N)) - 1
+    size_T = np.bincount(tie_N)
+    rank_N = (np.cumsum(size_T) - (size_T - 1) / 2.0)[tie_N] - np.flatnonzero(first_N)[user_N]
+    rows_U = np.bincount(user_N)
+    positives_U = np.bincount(user_N[positives_N], minlength=len(rows_U))
+    ranks_U = np.bincount(user_N[positives_N], weights=rank_N[positives_N], minlength=len(rows_U))
+    both_U = (positives_U > 0) & (positives_U < rows_U)
+    p_V, rows_V = positives_U[both_U], rows_U[both_U]
+    auc_V = (ranks_U[both_U] - p_V * (p_V + 1) / 2.0) / (p_V * (rows_V - p_V))
+    return UserAuc(users_N[first_N][both_U], auc_V, rows_V)
 
 
-def resample_users(losses_UA: Floats, num_resamples: int, seed: int) -> Floats:
-    """Draw users with replacement, as many as there are, and add up the losses of those drawn.
+def _differs_from_last(values_N: NDArray[np.generic]) -> NDArray[np.bool_]:
+    return np.concatenate([np.ones(min(len(values_N), 1), bool), values_N[1:] != values_N[:-1]])
 
-    All arms meet the same draws. Memory stays bounded by drawing a few resamples at a time, which does not change
-    them.
+
+class Decile(NamedTuple):
+    """A tenth of the rows, by predicted chance.
+
+    Attributes:
+        rows: how many. predicted: their mean predicted chance. observed: the share of them with label 1.
+    """
+
+    rows: int
+    predicted: float
+    observed: float
+
+
+def calibration_deciles(labels_N: NDArray[np.generic], probabilities_N: NDArray[np.floating]) -> tuple[Decile, ...]:
+    """Hold prediction against outcome in ten equal parts of the rows, lowest predictions first.
+
+    Fewer than ten rows give a part each; parts differ by at most one row.
 
     Args:
-        losses_UA: each user's summed log loss under each arm.
-        num_resamples: how many resamples, B.
-        seed: the same seed gives the same resamples.
-
-    Returns:
-        The summed loss of each resample under each arm, [B, A].
+        labels_N: 0 or 1, no missing label.
+        probabilities_N: the predicted chance of label 1.
     """
-    num_users, num_arms = losses_UA.shape
-    sums_BA = np.zeros((num_resamples, num_arms))
-    if num_users == 0:
-        return sums_BA
-    rng = np.random.default_rng(seed)
-    chunk = max(1, _CHUNK_COUNTS // num_users)
-    for start in range(0, num_resamples, chunk):
-        rows = min(chunk, num_resamples - start)
-        sums_BA[start : start + rows] = _draw_counts(rng, rows, num_users) @ losses_UA
-    return sums_BA
-
-
-def _draw_counts(rng: np.random.Generator, rows: int, num_users: int) -> Floats:
-    # Counting uniform draws gives the multinomial, far faster than drawing it category by category.
-    drawn_RU = rng.integers(0, num_users, size=(rows, num_users))
-    drawn_RU += np.arange(rows)[:, None] * num_users
-    counts = np.bincount(drawn_RU.ravel(), minlength=rows * num_users)
-    return counts.reshape(rows, num_users).astype(np.float64)
-
-
-def gain(loss: float, reference_loss: float) -> float | None:
-    """Give the NE gain 1 - NE(arm) / NE(reference), from losses (or NEs) on the same rows.
-
-    On the same rows both NEs have the same denominator (Eq. 7), so the ratio of NEs is the ratio of losses.
-    None when the reference has no loss to improve on.
-    """
-    return 1.0 - loss / reference_loss if reference_loss > 0 else None
-
-
-def gain_interval(sums_B: Floats, reference_sums_B: Floats, confidence: float) -> tuple[float, float] | None:
-    """Give the percentile interval of the paired NE gain.
-
-    Args:
-        sums_B: the arm's summed loss in each resample, of `resample_users`.
-        reference_sums_B: the reference's, in the same resamples.
-        confidence: the share of resamples inside, such as 0.95.
-
-    Returns:
-        The lower and upper bound; None when some resample of the reference has no loss.
-    """
-    if not (reference_sums_B > 0).all():
-        return None
-    tail = (1.0 - confidence) / 2.0
-    low, high = np.quantile(1.0 - sums_B / reference_sums_B, [tail, 1.0 - tail])
-    return float(low), float(high)
+    parts = np.array_split(np.argsort(probabilities_N, kind="stable"), DECILES)
+    return tuple(
+        Decile(
+            rows=len(part),
+            predicted=float(probabilities_N[part].mean(dtype=np.float64)),
+            observed=float(labels_N[part].mean(dtype=np.float64)),
+        )
+        for part in parts
+        if len(part)
+    )
 
 
 def return_on_investment(gains: Sequence[float], cost: float) -> float | None:

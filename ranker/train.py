@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from torch.distributed.checkpoint import state_dict_saver
+from torch.utils.flop_counter import FlopCounterMode
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from infra.distributed import World, barrier, lockstep, together
@@ -116,12 +118,13 @@ def train(run: StageRun[RankerConfig]) -> None:
     pipeline = TrainPipelineSparseDist(sharded.model, sharded.optimizer, world.device)
     progress = Progress(pipeline, features, world)
     speed = fit(progress, sharded, fitting, config, run.log)
-    predict(progress, sharded, held_out, config, run.out / "predictions", run.log)
+    flops = predict(progress, sharded, held_out, config, run.out / "predictions", run.log)
     save(sharded, run.out / "checkpoint")
     peak = peak_memory_bytes(world)
     if world.is_main:
         measured = prediction_metrics(sorted((run.out / "predictions").glob("*.parquet")))
-        cost = _cost(sharded, fitting.files + held_out.files, features, config) | {"peak_memory_bytes": peak}
+        cost = _cost(sharded, fitting.files + held_out.files, features, config)
+        cost |= {"flops_per_sample": flops, "peak_memory_bytes": peak}
         (run.out / "plan.json").write_text(json.dumps(sharded.plan, indent=1))
         dates = {"train": _iso(fitting.dates), "held_out": _iso(held_out.dates)}
         run.log.metrics(speed["steps"], _flat(config.holdout.kind, measured))
@@ -191,21 +194,31 @@ def learning_rates(training: TrainingConfig, step: int, total: int) -> tuple[flo
 @torch.no_grad()
 def predict(
     progress: Progress, sharded: ShardedRanker, split: Split, config: RankerConfig, out: Path, log: RunLog
-) -> None:
-    """Predict every row of a split; each rank writes the rows it read as `part-<rank>.parquet`."""
+) -> float:
+    """Predict every row of a split; each rank writes the rows it read as `part-<rank>.parquet`.
+
+    Returns:
+        the floating-point operations of one row's forward pass, counted on this rank's first batch: two for each
+        multiplication and addition of a matrix product. fbgemm's kernels (lookups, padding) and what is done element
+        by element are not counted.
+    """
     reader = split.open(config.training, progress.world, is_training=False)
     sharded.model.eval()
     path = out / f"part-{progress.world.rank:05d}.parquet"
+    steps = progress.over(reader, epoch=0)
+    with FlopCounterMode(display=False) as counter:
+        first = next(steps)
     with (
         TableWriter(path, PREDICTION_SCHEMA) as writer,
         log.progress(reader.num_rows, f"measure {config.arm}") as advance,
     ):
-        for batch, output in progress.over(reader, epoch=0):
+        for batch, output in chain([first], steps):
             with together(progress.world, "writing predictions"):
                 writer.write(prediction_table(batch, output))
             # Padding is at most the last batches' share, so this rank's rows stand for every rank's.
             advance(int(batch.valid_N.sum()) * progress.world.size)
     barrier(progress.world)
+    return float(counter.get_total_flops() / len(first[0].rows_N))
 
 
 def prediction_table(batch: Batch, output: StepOutput) -> pa.Table:
@@ -254,7 +267,7 @@ def _flat(kind: str, measured: dict[str, dict[str, Any]]) -> dict[str, float]:
     return {
         f"{kind}_{task}_{metric}": values[metric]
         for task, values in measured.items()
-        for metric in ("ne", "auc", "calibration")
+        for metric in ("ne", "auc", "gauc", "calibration")
         if values[metric] is not None
     }
 

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from benchmarks.quantizers.table import REFERENCE
-from pipelines.report.figures import LIGHT, Plot, Theme, render
+from pipelines.report.drawing import LIGHT, Plot, Theme, render
 
 Row = dict[str, Any]
 

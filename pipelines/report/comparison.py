@@ -4,18 +4,66 @@ from infra.config import Config
 
 
 class Gain(Config):
-    """An NE gain over some other arm, and its paired interval over users."""
+    """An NE gain over some other arm, and its paired interval over users and trainings."""
 
     ne_gain: float
-    """1 - NE(arm) / NE(other); positive is better."""
+    """1 - NE(arm) / NE(other), of the losses' mean over replicates; positive is better."""
     ne_gain_interval: tuple[float, float]
-    """Lower and upper bound, at the comparison's confidence."""
+    """Lower and upper bound, at the comparison's confidence; with one replicate over users alone."""
+    ne_gain_replicates: tuple[float, ...] = ()
+    """The gain in each replicate."""
+    ne_gain_seeds: float | None = None
+    """Standard deviation over replicates; null with one."""
 
     @property
     def holds_zero(self) -> bool:
         """Whether the interval holds 0, that is: no difference is shown."""
-        low, high = self.ne_gain_interval
-        return low <= 0.0 <= high
+        return holds_zero(self.ne_gain_interval)
+
+
+def holds_zero(bounds: tuple[float, float]) -> bool:
+    """Say whether an interval holds 0, that is: no difference is shown."""
+    low, high = bounds
+    return low <= 0.0 <= high
+
+
+class Gauc(Config):
+    """AUC within a user, averaged over users who have both labels, with their rows as weights."""
+
+    gauc: float
+    """The mean over replicates."""
+    users: int
+    """Users who have both labels."""
+    rows: int
+    """Their rows."""
+    gain: float | None
+    """GAUC(arm) / GAUC(reference) - 1; null for the reference itself."""
+    gain_interval: tuple[float, float] | None
+    gain_seeds: float | None
+
+
+class DecileResult(Config):
+    """A tenth of the labelled rows by predicted chance; means over replicates, each with its own tenths."""
+
+    rows: int
+    predicted: float
+    """Mean predicted chance."""
+    observed: float
+    """Share of rows with label 1."""
+
+
+class Segment(Config):
+    """The rows with some number of earlier responses, of their user or of their item."""
+
+    name: str
+    """The number of clicks in the training dates."""
+    rows: int
+    """Labelled rows."""
+    users: int
+    """Users among them."""
+    positives: int
+    gain: Gain | None
+    """Over the reference; null for the reference itself, and where a resample may hold none of the rows."""
 
 
 class TaskResult(Config):
@@ -26,21 +74,34 @@ class TaskResult(Config):
     positives: int
     """Rows with label 1 among them."""
     ne: float | None
-    """Normalized entropy (SIDE paper, Eq. 7); below 1 is better than the base rate."""
+    """Normalized entropy (SIDE paper, Eq. 7), of the loss's mean over replicates; below 1 beats the base rate."""
     ne_gain: float | None
     """1 - NE(arm) / NE(reference); 0 for the reference itself."""
     ne_gain_interval: tuple[float, float] | None
     """Paired bootstrap interval of `ne_gain`; null for the reference itself."""
     auc: float | None
-    """Chance that a positive is scored above a negative, ties counting half."""
+    """Chance that a positive is scored above a negative, ties counting half; the mean over replicates."""
     calibration: float | None
-    """Sum of predictions over number of positives; 1 is right."""
+    """Sum of predictions over number of positives; 1 is right. The mean over replicates."""
     over: dict[str, Gain]
     """The gain over every other arm, from the same resamples."""
+    ne_replicates: tuple[float, ...] = ()
+    """NE of each replicate."""
+    ne_gain_seeds: float | None = None
+    """Standard deviation of `ne_gain` over replicates; null with one, and for the reference itself."""
+    auc_gain: float | None = None
+    """AUC(arm) / AUC(reference) - 1; null for the reference itself. Pairs of rows cross users, so that users' sums do
+    not add up to it and it has no interval here; `gauc` has one."""
+    gauc: Gauc | None = None
+    """Null when no user has both labels."""
+    deciles: tuple[DecileResult, ...] = ()
+    """Calibration by predicted chance, lowest first."""
+    segments: dict[str, tuple[Segment, ...]] = {}
+    """`user` and `item` -> rows by the number of earlier responses of each."""
 
 
 class ArmResult(Config):
-    """One arm: how well it predicts, and what it costs."""
+    """One arm: how well it predicts, and what it costs (speed, memory and bytes a row: the median of replicates)."""
 
     tasks: dict[str, TaskResult]
     sid_table_bytes: int
@@ -53,6 +114,9 @@ class ArmResult(Config):
     """Training rows a second, all ranks together."""
     peak_memory_bytes: int
     """The largest rank's peak memory while training."""
+    flops_per_sample: float | None = None
+    """Floating-point operations of the dense part's matrix products, forward, for one row; fbgemm's kernels (lookups,
+    padding) and what is done element by element are not counted."""
     train_seconds: float | None
     parameters: int | None
     world_size: int | None
@@ -98,10 +162,12 @@ class Comparison(Config):
     """Impressions of the held-out dates."""
     users: int
     """Users among them, the units that are resampled."""
+    replicates: int = 1
+    """Trainings of each arm, each with its own seeds."""
     origin: str
     train: tuple[str, str]
     """First and last training date."""
-    test: tuple[str, str]
+    held_out: tuple[str, str]
     """First and last held-out date."""
     config_digest: str
     """SHA-256 of the resolved configuration of every stage that went in."""

@@ -11,7 +11,7 @@ class CompareConfig(Config):
     reference: str = "none"
     """The arm that NE gains are over."""
     resamples: int = Field(default=1000, ge=100)
-    """Bootstrap resamples of users."""
+    """Resamples of users and trainings."""
     confidence: float = Field(default=0.95, gt=0.5, lt=1.0)
     """Share of the resamples inside an interval."""
     seed: int = Field(default=0, ge=0)

@@ -1,6 +1,7 @@
 """What the comparison reads of the other stages' outputs: their summaries, curves and resolved configuration."""
 
 import json
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,13 @@ from infra.record import CONFIG_FILE, HISTORY_FILE, SUMMARY_FILE
 Curve = list[tuple[float, float]]
 
 
+class Windows(Config):
+    """First and last date, inclusive, of what an arm was trained on and of what it was measured on."""
+
+    train: tuple[date, date]
+    held_out: tuple[date, date]
+
+
 class RankerSummary(Config):
     """The closing numbers of one arm's training that the comparison needs; further ones are ignored.
 
@@ -22,11 +30,13 @@ class RankerSummary(Config):
     model_config = ConfigDict(extra="ignore")
 
     arm: str
+    dates: Windows
     sid_table_bytes: int
     table_bytes: int
     feature_bytes_per_row: float
     samples_per_second: float
     peak_memory_bytes: int
+    flops_per_sample: float | None = None
     train_seconds: float | None = None
     parameters: int | None = None
     world_size: int | None = None

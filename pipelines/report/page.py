@@ -7,19 +7,20 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from pipelines.report.comparison import Comparison, Gain
-from pipelines.report.figures import DARK, LIGHT, Plot, Theme, arm_colors, render
-from pipelines.report.table import (
-    Block,
+from pipelines.report.blocks import (
     between_block,
-    cost_block,
-    footnotes,
-    quality_block,
+    defined_tasks,
+    ranking_block,
     return_block,
+    segment_blocks,
     tasks_of,
+    trainings_block,
     undefined_reason,
 )
-from pipelines.report.units import byte_size, percent, percent_interval
+from pipelines.report.comparison import Comparison, Gain
+from pipelines.report.drawing import DARK, LIGHT, Plot, Theme, arm_colors, render
+from pipelines.report.table import blocks, footnotes
+from pipelines.report.units import byte_size, percent, percent_interval, unbroken
 
 
 def render_page(comparison: Comparison, figures: Sequence[Plot], configs: Mapping[str, str]) -> str:
@@ -32,13 +33,18 @@ def render_page(comparison: Comparison, figures: Sequence[Plot], configs: Mappin
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(_asset("page.html.jinja"))
+    defined = defined_tasks(comparison)
     return template.render(
         comparison=comparison,
         style=_asset("page.css"),
         colors=_color_rules(comparison),
         lead=lead(comparison),
-        blocks=_blocks(comparison),
+        blocks=blocks(comparison),
+        returns=return_block(comparison),
         between=between_block(comparison),
+        ranking=[ranking_block(comparison, task) for task in defined],
+        trainings=[trainings_block(comparison, task) for task in defined] if comparison.replicates > 1 else [],
+        segments=segment_blocks(comparison),
         footnotes=footnotes(comparison),
         figures=[_embedded(figure) for figure in figures],
         configs={name: text for name, text in configs.items() if text},
@@ -58,25 +64,15 @@ def _told(comparison: Comparison, name: str) -> str:
         why = undefined_reason(result)
         gain = result.over.get(comparison.reference)
         parts.append(f"{task} {_gain_words(gain) if gain else f'undefined ({why})'}")
-    costs = f"{_unbroken(byte_size(arm.sid_table_bytes))} of SID tables"
+    costs = f"{unbroken(byte_size(arm.sid_table_bytes))} of SID tables"
     return f"{'; '.join(parts)}; {costs}"
 
 
 def _gain_words(gain: Gain) -> str:
-    bounds = _unbroken(percent_interval(gain.ne_gain_interval))
+    bounds = unbroken(percent_interval(gain.ne_gain_interval))
     if gain.holds_zero:
         return f"no difference shown ({bounds})"
-    return f"NE gain {_unbroken(percent(gain.ne_gain))} ({bounds})"
-
-
-def _unbroken(text: str) -> str:
-    """Keep a number and its unit on one line."""
-    return text.replace(" ", "\u00a0")
-
-
-def _blocks(comparison: Comparison) -> list[Block]:
-    quality = [quality_block(comparison, task) for task in tasks_of(comparison)]
-    return [*quality, cost_block(comparison), return_block(comparison)]
+    return f"NE gain {unbroken(percent(gain.ne_gain))} ({bounds})"
 
 
 def _color_rules(comparison: Comparison) -> str:

@@ -29,10 +29,20 @@ def percent(share: float, decimals: int = 2) -> str:
     return f"{text if float(text) else text[1:]} %"
 
 
+def deviation(share: float | None, decimals: int = 2) -> str:
+    """Give a standard deviation as percent: ``0.12 %``; empty where there is none."""
+    return "" if share is None else f"{100 * share:.{decimals}f} %"
+
+
 def percent_interval(bounds: Sequence[float], decimals: int = 2) -> str:
     """Give two bounds as percent: ``+0.81 to +1.61 %``."""
     low, high = bounds
     return f"{percent(low, decimals).removesuffix(' %')} to {percent(high, decimals)}"
+
+
+def unbroken(text: str) -> str:
+    """Keep a number and its unit on one line."""
+    return text.replace(" ", "\u00a0")
 
 
 def duration(seconds: float) -> str:

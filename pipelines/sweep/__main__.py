@@ -14,8 +14,8 @@ from infra.config import load_file, parse, plain
 from pipelines.config import PipelineConfig
 from pipelines.graph import stages
 from pipelines.launch import say
+from pipelines.report.blocks import NO_DIFFERENCE
 from pipelines.report.comparison import Comparison
-from pipelines.report.table import NO_DIFFERENCE
 from pipelines.report.units import percent, percent_interval
 from pipelines.run import exit_status, near, run_stages
 from pipelines.sweep.choose import CHOSEN_FILE, PICTURE_FILE, RESULT_FILE, TABLE_FILE

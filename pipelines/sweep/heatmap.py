@@ -11,7 +11,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from pipelines.report.figures import LIGHT
+from pipelines.report.drawing import LIGHT
 from pipelines.sweep.result import SettingResult, SweepResult
 
 _COLUMNS = 3

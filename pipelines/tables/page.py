@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from infra.tables import TASKS
 from pipelines.config import TableConfig
+from pipelines.report.blocks import NO_DIFFERENCE
 from pipelines.report.comparison import ArmResult, Comparison
-from pipelines.report.table import NO_DIFFERENCE
 from pipelines.report.units import byte_size, percent, percent_interval
 
 TITLES = ("arm", "bytes a row", "cost", *(f"{task} {what}" for task in TASKS for what in ("NE gain", "95 %")), "RoI")
@@ -44,7 +44,7 @@ def _how(found: Found) -> list[str]:
 
 
 def _rows_of(comparison: Comparison) -> str:
-    first, last = comparison.test
+    first, last = comparison.held_out
     return f"{comparison.rows:,} impressions of {comparison.users:,} users, {first} to {last}"
 
 

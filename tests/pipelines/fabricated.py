@@ -35,11 +35,16 @@ SPEC = DatasetSpec(
 )
 
 SUMMARY = {
+    "dates": {
+        "train": [day.isoformat() for day in SPEC.train],
+        "held_out": [day.isoformat() for day in SPEC.test],
+    },
     "table_bytes": 12_690_000,
     "samples_per_second": 12_345.6,
     "train_seconds": 61.2,
     "peak_memory_bytes": 1_300_000_000,
     "parameters": 3_200_000,
+    "flops_per_sample": 251_000.0,
     "world_size": 2,
 }
 SID_TABLE_BYTES = {"none": 0, "sid_ngram": 100_663_296, "side": 0}
@@ -97,6 +102,7 @@ def ranker_output(
     ranks: int = 2,
     summary: Mapping[str, Any] | None = None,
     dataset: str = "",
+    config: str = "",
 ) -> Path:
     """Commit a ranker's output whose ranks hold interleaved rows, as the lane reader deals them."""
     values = {
@@ -115,7 +121,7 @@ def ranker_output(
         (staging / "config.yaml").write_text(f"arm: {arm}\n")
         (staging / "history.jsonl").write_text("".join(_history(arm)))
 
-    return committed(path, "ranker", write, {"dataset": dataset} if dataset else None, config=arm)
+    return committed(path, "ranker", write, {"dataset": dataset} if dataset else None, config=config or path.name)
 
 
 def _history(arm: str) -> list[str]:
@@ -129,19 +135,35 @@ def _history(arm: str) -> list[str]:
     return lines
 
 
+def training_events(day: int) -> pa.Table:
+    """Draw a training date's rows, of the columns that a comparison reads; low ids come often, high ones never."""
+    rng = np.random.default_rng([day, 5])
+    user = (rng.random(1500) ** 2 * 300).astype(np.int64)
+    item = (rng.random(1500) ** 3 * 45).astype(np.int64)
+    return pa.table({"user_id": user, "item_id": item, "click": (rng.random(1500) < 0.2).astype(np.int8)})
+
+
 def dataset_output(path: Path) -> Path:
-    """Commit a dataset that has only its description."""
-    return committed(path, "materialize", lambda staging: write_spec(staging, SPEC), config="m")
+    """Commit a dataset that has its description, two training dates and, to be left alone, a test date."""
+
+    def write(staging: Path) -> None:
+        write_spec(staging, SPEC)
+        for day, date_ in enumerate((SPEC.train[0], SPEC.train[1], SPEC.test[0])):
+            table = training_events(day)
+            with TableWriter(staging / f"events/date={date_}/part-00000.parquet", table.schema, 400) as writer:
+                writer.write(table)
+
+    return committed(path, "materialize", write, config="m")
 
 
-def all_inputs(root: Path, arms: Mapping[str, float] | None = None, rows: int = 4000) -> dict[str, Path]:
+def all_inputs(root: Path, rows: int = 4000, replicates: int = 1) -> dict[str, Path]:
     """Commit all that a comparison takes."""
     drawn = truth(rows)
-    noises = arms or ARMS
-    found = {
-        f"arm.{arm}": ranker_output(root / f"ranker-{arm}", arm, predictions(drawn, noise, seed))
-        for seed, (arm, noise) in enumerate(noises.items())
-    }
+    found = {}
+    for place, (arm, noise) in enumerate(ARMS.items()):
+        for replicate in range(replicates):
+            table = predictions(drawn, noise, place + 10 * replicate)
+            found[f"arm.{arm}.{replicate}"] = ranker_output(root / f"ranker-{arm}.{replicate}", arm, table)
     return {**found, "encoder": encoder_output(root / "encoder"), "dataset": dataset_output(root / "dataset")}
 
 

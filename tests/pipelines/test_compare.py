@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,6 +14,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -22,7 +24,7 @@ from infra.stage import StageRun
 from infra.tracking import RunLog
 from pipelines.compare import compare
 from pipelines.report.config import CompareConfig
-from ranker.statistics import log_loss, task_metrics
+from ranker.statistics import auc_by_user, log_loss, task_metrics
 from tests.pipelines import fabricated
 from tests.pipelines.fabricated import WORLD, all_inputs, predictions, ranker_output, truth
 
@@ -103,6 +105,166 @@ def test_intervals_are_those_of_a_plain_paired_bootstrap_over_users(comparison: 
     assert found == pytest.approx(np.quantile(gains, [0.025, 0.975]).tolist(), abs=1e-9)
 
 
+def test_gauc_and_deciles_are_those_of_the_predictions(comparison: dict[str, Any]) -> None:
+    drawn = truth()
+    for seed, (arm, noise) in enumerate(fabricated.ARMS.items()):
+        labels, scores, users = judged(drawn, predictions(drawn, noise, seed), "conversion")
+        found = comparison["arms"][arm]["tasks"]["conversion"]
+        expected = auc_by_user(users, labels, scores)
+        assert found["gauc"]["gauc"] == pytest.approx(expected.gauc)
+        assert (found["gauc"]["users"], found["gauc"]["rows"]) == (len(expected.users_V), expected.rows_V.sum())
+        assert [one["rows"] for one in found["deciles"]] == [len(part) for part in np.array_split(labels, 10)]
+        assert [one["predicted"] for one in found["deciles"]] == sorted(one["predicted"] for one in found["deciles"])
+        assert sum(one["observed"] * one["rows"] for one in found["deciles"]) == pytest.approx(labels.sum())
+
+
+def test_gauc_gain_is_relative_with_an_interval_over_users(comparison: dict[str, Any]) -> None:
+    arms = {arm: values["tasks"]["click"] for arm, values in comparison["arms"].items()}
+    side, none = arms["side"]["gauc"], arms["none"]["gauc"]
+    assert side["gain"] == pytest.approx(side["gauc"] / none["gauc"] - 1)
+    assert side["gain_interval"][0] < side["gain"] < side["gain_interval"][1]
+    assert side["gain_interval"][0] > 0
+    assert (none["gain"], none["gain_interval"], side["gain_seeds"]) == (None, None, None)
+    assert arms["side"]["auc_gain"] == pytest.approx(arms["side"]["auc"] / arms["none"]["auc"] - 1)
+    drawn = truth()
+    users, aucs = None, []
+    for seed, arm in ((2, "side"), (0, "none")):
+        labels, scores, of_rows = judged(drawn, predictions(drawn, fabricated.ARMS[arm], seed), "click")
+        found = auc_by_user(of_rows, labels, scores)
+        users = np.zeros(len(np.unique(of_rows)))
+        users[np.searchsorted(np.unique(of_rows), found.users_V)] = found.auc_V * found.rows_V
+        aucs.append(users)
+    rng = np.random.default_rng(0)
+    draws = [rng.integers(0, len(aucs[0]), len(aucs[0])) for _ in range(200)]
+    gains = [aucs[0][drawn_users].sum() / aucs[1][drawn_users].sum() - 1 for drawn_users in draws]
+    assert side["gain_interval"] == pytest.approx(np.quantile(gains, [0.025, 0.975]).tolist(), abs=1e-9)
+
+
+def slow_segment(clicks: int) -> str:
+    return "0" if clicks == 0 else "1-2" if clicks < 3 else "3-9" if clicks < 10 else "10+"
+
+
+@pytest.mark.parametrize("kind", ["user", "item"])
+def test_segments_are_rows_by_the_clicks_of_the_training_dates(comparison: dict[str, Any], kind: str) -> None:
+    earlier = pa.concat_tables([fabricated.training_events(0), fabricated.training_events(1)])
+    clicks = Counter(earlier.filter(pc.equal(earlier["click"], 1))[f"{kind}_id"].to_pylist())
+    drawn = truth()
+    losses = {
+        arm: log_loss(drawn["click"], predictions(drawn, noise, seed)["p_click"].to_numpy())
+        for seed, (arm, noise) in enumerate(fabricated.ARMS.items())
+    }
+    place = np.array([slow_segment(clicks[number]) for number in drawn[f"{kind}_id"].tolist()])
+    found = comparison["arms"]["side"]["tasks"]["click"]["segments"][kind]
+    assert [one["name"] for one in found] == ["0", "1-2", "3-9", "10+"]
+    assert sum(one["rows"] > 0 for one in found) >= 3
+    for one in found:
+        inside = place == one["name"]
+        assert one["rows"] == inside.sum() and one["positives"] == drawn["click"][inside].sum()
+        assert one["users"] == len(np.unique(drawn["user_id"][inside]))
+        if one["gain"]:
+            expected = 1 - losses["side"][inside].sum() / losses["none"][inside].sum()
+            assert one["gain"]["ne_gain"] == pytest.approx(expected)
+            assert one["gain"]["ne_gain_interval"][0] < expected < one["gain"]["ne_gain_interval"][1]
+    reference = comparison["arms"]["none"]["tasks"]["click"]["segments"][kind]
+    assert [one["gain"] for one in reference] == [None] * 4
+
+
+def test_an_id_outside_the_dataset_is_refused(inputs: dict[str, Path], tmp_path: Path) -> None:
+    table = one_value("item_id", 7, 50)(predictions(truth(), 0.9, 0))
+    odd = ranker_output(tmp_path / "none", "none", table)
+    with pytest.raises(DataError, match=r"item_id 50 is outside the dataset's table \[0, 50\)"):
+        run_compare({**inputs, "arm.none.0": odd}, tmp_path / "out")
+
+
+@pytest.fixture(scope="module")
+def replicated(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return all_inputs(tmp_path_factory.mktemp("replicated"), replicates=3)
+
+
+@pytest.fixture(scope="module")
+def thrice(replicated: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("thrice") / "out"
+    run_compare(replicated, folder, draw=True)
+    return folder
+
+
+def test_replicates_are_means_with_the_spread_of_training(thrice: Path) -> None:
+    found = json.loads((thrice / "comparison.json").read_text())
+    drawn = truth()
+    by_arm = {
+        arm: [task_metrics(*judged(drawn, predictions(drawn, noise, place + 10 * r), "click")[:2]) for r in range(3)]
+        for place, (arm, noise) in enumerate(fabricated.ARMS.items())
+    }
+    side = found["arms"]["side"]["tasks"]["click"]
+    nes = {arm: [metrics.ne for metrics in measured] for arm, measured in by_arm.items()}
+    gains = [1 - mine / theirs for mine, theirs in zip(nes["side"], nes["none"], strict=True)]
+    assert found["replicates"] == 3
+    assert side["ne_replicates"] == pytest.approx(nes["side"])
+    assert side["ne"] == pytest.approx(np.mean(nes["side"]))
+    assert side["ne_gain"] == pytest.approx(1 - np.mean(nes["side"]) / np.mean(nes["none"]))
+    assert side["over"]["none"]["ne_gain_replicates"] == pytest.approx(gains)
+    assert side["ne_gain_seeds"] == pytest.approx(np.std(gains, ddof=1))
+    for name in ("auc", "calibration"):
+        assert side[name] == pytest.approx(np.mean([getattr(metrics, name) for metrics in by_arm["side"]]))
+
+
+def test_replicates_are_told_in_the_tables(thrice: Path) -> None:
+    text = (thrice / "table.txt").read_text()
+    assert "the interval is over users and 3 trainings, ± seeds its deviation over trainings" in text
+    assert re.search(r"^side .* to .* % +0\.\d\d %  ", text, re.MULTILINE)
+    assert "training 2" in (thrice / "report.html").read_text()
+    assert "one seed" not in text
+
+
+def test_one_training_is_said_to_be_one(out: Path) -> None:
+    assert "one seed: the interval is over users" in (out / "table.txt").read_text()
+    assert "does not hold the spread of training" in (out / "report.html").read_text()
+
+
+def test_costs_over_replicates_are_medians(replicated: dict[str, Path], tmp_path: Path) -> None:
+    given = dict(replicated)
+    for replicate, (speed, memory) in enumerate([(100.0, 5), (9000.0, 7), (120.0, 900)]):
+        table = predictions(truth(), 0.45, 2 + 10 * replicate)
+        summary = {"samples_per_second": speed, "peak_memory_bytes": memory}
+        given[f"arm.side.{replicate}"] = ranker_output(tmp_path / f"s{replicate}", "side", table, summary=summary)
+    side = run_compare(given, tmp_path / "out")["arms"]["side"]
+    assert (side["samples_per_second"], side["peak_memory_bytes"]) == (120.0, 7)
+    assert side["flops_per_sample"] == 251_000.0
+
+
+def test_replicates_that_cannot_be_compared_are_refused(
+    inputs: dict[str, Path], replicated: dict[str, Path], tmp_path: Path
+) -> None:
+    without = {name: path for name, path in replicated.items() if name != "arm.sid_ngram.1"}
+    with pytest.raises(DataError, match=r"arm 'sid_ngram': replicate 1 is missing; .* replicates 0 to 2"):
+        run_compare(without, tmp_path / "a")
+    for name in ("arm.side", "arm.side.x", "arm.side.01", "arm..0"):
+        with pytest.raises(DataError, match=rf"input '{name}': must be named arm.<name>.<replicate>"):
+            run_compare({**inputs, name: inputs["arm.side.0"]}, tmp_path / name)
+    twin = {**replicated, "arm.side.2": replicated["arm.side.0"]}
+    with pytest.raises(DataError, match=r"arm 'side': replicates 0 and 2 have the same configuration and data"):
+        run_compare(twin, tmp_path / "b")
+    fewer = ranker_output(tmp_path / "fewer", "side", predictions(truth(), 0.45, 12).slice(1))
+    with pytest.raises(DataError, match=r"cannot be paired: 3,999 predicted rows against 4,000"):
+        run_compare({**replicated, "arm.side.1": fewer}, tmp_path / "c")
+
+
+def test_arms_of_different_dates_are_refused(inputs: dict[str, Path], tmp_path: Path) -> None:
+    dates = {"train": ["2017-09-10", "2017-11-04"], "held_out": ["2017-11-12", "2017-12-09"]}
+    odd = ranker_output(tmp_path / "side", "side", predictions(truth(), 0.5, 0), summary={"dates": dates})
+    with pytest.raises(DataError, match=r"different dates \(.*; side: 2017-09-10 to 2017-11-04\)"):
+        run_compare({**inputs, "arm.side.0": odd}, tmp_path / "out")
+
+
+def test_replicates_of_different_datasets_are_told(replicated: dict[str, Path], tmp_path: Path) -> None:
+    given = dict(replicated)
+    for arm in fabricated.ARMS:
+        dataset = "other" if arm == "side" else "one"
+        given[f"arm.{arm}.1"] = ranker_output(tmp_path / arm, arm, predictions(truth(), 0.5, 11), dataset=dataset)
+    warnings = run_compare(given, tmp_path / "out")["warnings"]
+    assert warnings == ["arm side was trained on another dataset than none in replicate 1"]
+
+
 def test_comparison_has_the_promised_keys_and_every_arm(comparison: dict[str, Any]) -> None:
     assert list(comparison["arms"]) == ["none", "sid_ngram", "side"]
     for arm in comparison["arms"].values():
@@ -132,7 +294,9 @@ def test_roi_is_the_mean_gain_for_each_kib(comparison: dict[str, Any]) -> None:
 def test_files_hold_the_same_numbers(out: Path, comparison: dict[str, Any]) -> None:
     names = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
     figures = {
-        f"figures/{kind}_{task}.png" for kind in ("ne_gain", "learning", "cost") for task in ("click", "conversion")
+        f"figures/{kind.format(task)}.png"
+        for kind in ("ne_gain_{}", "learning_{}", "cost_{}", "reliability_{}", "segments_{}_user", "segments_{}_item")
+        for task in ("click", "conversion")
     }
     expected = {"comparison.json", "summary.json", "table.txt", "table.md", "table.csv", "report.html"}
     assert names == expected | figures | {"figures/codebook_use.png"}
@@ -156,7 +320,7 @@ def test_the_number_of_ranks_that_wrote_predictions_does_not_matter(
     inputs: dict[str, Path], comparison: dict[str, Any], tmp_path: Path
 ) -> None:
     arms = {
-        f"arm.{arm}": ranker_output(tmp_path / arm, arm, predictions(truth(), noise, seed), ranks=seed + 1)
+        f"arm.{arm}.0": ranker_output(tmp_path / arm, arm, predictions(truth(), noise, seed), ranks=seed + 1)
         for seed, (arm, noise) in enumerate(fabricated.ARMS.items())
     }
     again = run_compare({**inputs, **arms}, tmp_path / "out")
@@ -168,7 +332,7 @@ def test_rows_without_a_label_do_not_count(inputs: dict[str, Path], comparison: 
         scores = np.where(truth()["conversion"] >= 0, table["p_conversion"].to_numpy(), 0.0)
         return with_column(table, "p_conversion", pa.array(scores, pa.float32()))
 
-    moved = {**inputs, "arm.side": altered(tmp_path / "side", unlabelled_to_zero)}
+    moved = {**inputs, "arm.side.0": altered(tmp_path / "side", unlabelled_to_zero)}
     again = run_compare(moved, tmp_path / "out")
     assert again["arms"]["side"]["tasks"] == comparison["arms"]["side"]["tasks"]
 
@@ -184,7 +348,7 @@ def test_another_reference_turns_the_gains_around(
 
 def test_an_arm_like_the_reference_is_marked_as_no_difference(inputs: dict[str, Path], tmp_path: Path) -> None:
     table = predictions(truth(), fabricated.ARMS["none"], 11)
-    both = {**inputs, "arm.side": ranker_output(tmp_path / "side", "side", table)}
+    both = {**inputs, "arm.side.0": ranker_output(tmp_path / "side", "side", table)}
     run_compare(both, tmp_path / "out")
     text = (tmp_path / "out" / "table.txt").read_text()
     assert re.search(r"^side .* % ~ ", text, re.MULTILINE)
@@ -196,7 +360,7 @@ def test_a_task_without_positives_is_said_to_be_undefined(tmp_path: Path) -> Non
     drawn = truth()
     drawn["conversion"] = np.minimum(drawn["conversion"], 0)
     arms = {
-        f"arm.{arm}": ranker_output(tmp_path / arm, arm, predictions(drawn, noise, 0))
+        f"arm.{arm}.0": ranker_output(tmp_path / arm, arm, predictions(drawn, noise, 0))
         for arm, noise in fabricated.ARMS.items()
     }
     others = {
@@ -218,7 +382,7 @@ def test_a_task_without_positives_is_said_to_be_undefined(tmp_path: Path) -> Non
 def test_differences_beside_the_arm_are_told(inputs: dict[str, Path], tmp_path: Path, capfd: Any) -> None:
     table = predictions(truth(), 0.5, 0)
     odd = ranker_output(tmp_path / "side", "side", table, summary={"world_size": 8}, dataset="another")
-    found = run_compare({**inputs, "arm.side": odd}, tmp_path / "out")
+    found = run_compare({**inputs, "arm.side.0": odd}, tmp_path / "out")
     assert "different numbers of ranks (none 2, sid_ngram 2, side 8)" in found["warnings"][0]
     assert "arm side was trained on another dataset" in found["warnings"][1]
     shown = capfd.readouterr().out
@@ -268,7 +432,7 @@ CLICKED = int(np.flatnonzero(truth()["click"] == 1)[3])
 def test_predictions_that_cannot_be_paired_are_refused(
     inputs: dict[str, Path], tmp_path: Path, change: Callable[[pa.Table], pa.Table], message: str
 ) -> None:
-    bad = {**inputs, "arm.side": altered(tmp_path / "side", change)}
+    bad = {**inputs, "arm.side.0": altered(tmp_path / "side", change)}
     with pytest.raises(DataError, match=message):
         run_compare(bad, tmp_path / "out")
     assert not (tmp_path / "out" / "comparison.json").exists()
@@ -278,21 +442,21 @@ def test_the_same_rows_in_another_order_are_the_same_rows(
     inputs: dict[str, Path], comparison: dict[str, Any], tmp_path: Path
 ) -> None:
     shuffled = np.random.default_rng(0).permutation(4000)
-    same = {**inputs, "arm.side": altered(tmp_path / "side", lambda table: table.take(pa.array(shuffled)))}
+    same = {**inputs, "arm.side.0": altered(tmp_path / "side", lambda table: table.take(pa.array(shuffled)))}
     assert run_compare(same, tmp_path / "out")["arms"] == comparison["arms"]
 
 
 def test_inputs_that_are_not_the_arms_are_refused(inputs: dict[str, Path], tmp_path: Path) -> None:
-    without = {name: path for name, path in inputs.items() if name != "arm.none"}
+    without = {name: path for name, path in inputs.items() if name != "arm.none.0"}
     with pytest.raises(DataError, match=r"reference='none': must be one of the arms given \(sid_ngram, side\)"):
         run_compare(without, tmp_path / "a")
-    with pytest.raises(DataError, match="holds the arm 'sid_ngram', was given as arm.side"):
-        run_compare({**inputs, "arm.side": inputs["arm.sid_ngram"]}, tmp_path / "b")
+    with pytest.raises(DataError, match="holds the arm 'sid_ngram', was given as arm.side.0"):
+        run_compare({**inputs, "arm.side.0": inputs["arm.sid_ngram.0"]}, tmp_path / "b")
     with pytest.raises(DataError, match="summary.json: not a ranker's summary: arm: Field required"):
-        run_compare({**inputs, "arm.side": inputs["encoder"]}, tmp_path / "c")
+        run_compare({**inputs, "arm.side.0": inputs["encoder"]}, tmp_path / "c")
     with pytest.raises(DataError, match="predictions: holds no Parquet file"):
         bare = ranker_output(tmp_path / "bare", "side", predictions(truth(), 0.5, 0), ranks=0)
-        run_compare({**inputs, "arm.side": bare}, tmp_path / "d")
+        run_compare({**inputs, "arm.side.0": bare}, tmp_path / "d")
 
 
 def test_other_ranks_write_nothing(inputs: dict[str, Path], tmp_path: Path) -> None:
@@ -316,5 +480,5 @@ def test_the_command_commits_and_shows_the_table(inputs: dict[str, Path], tmp_pa
         manifest.facts["config_digest"]
         == json.loads((tmp_path / "out" / "comparison.json").read_text())["config_digest"]
     )
-    assert manifest.inputs["arm.side"] == read_manifest(inputs["arm.side"]).digest
-    assert pq.read_table(inputs["arm.side"] / "predictions").num_rows == 4000
+    assert manifest.inputs["arm.side.0"] == read_manifest(inputs["arm.side.0"]).digest
+    assert pq.read_table(inputs["arm.side.0"] / "predictions").num_rows == 4000

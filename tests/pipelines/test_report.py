@@ -13,12 +13,24 @@ import pytest
 
 from infra.errors import DataError
 from pipelines.report import units
-from pipelines.report.comparison import ArmResult, Comparison, EncoderResult, Gain, SignalLoss, TaskResult
+from pipelines.report.blocks import between_block, ranking_block, segment_blocks, trainings_block
+from pipelines.report.comparison import (
+    ArmResult,
+    Comparison,
+    DecileResult,
+    EncoderResult,
+    Gain,
+    Gauc,
+    Segment,
+    SignalLoss,
+    TaskResult,
+)
+from pipelines.report.drawing import DARK, LIGHT, Plot, Theme, arm_colors, render
 from pipelines.report.encoder import read_encoder
-from pipelines.report.figures import DARK, LIGHT, Plot, Theme, _spread, arm_colors, plots, render
+from pipelines.report.figures import _spread, plots
 from pipelines.report.outputs import Curve, learning_curve, read_curves
 from pipelines.report.page import lead, render_page
-from pipelines.report.table import as_csv, as_markdown, as_text, between_block
+from pipelines.report.table import as_csv, as_markdown, as_text
 
 CURVES: dict[str, Curve] = {
     "none": [(50.0, 0.9), (100.0, 0.7), (150.0, 0.68)],
@@ -33,14 +45,30 @@ def task(ne: float, reference: float, spread: float, over: dict[str, Gain] | Non
     gains = {} if ne == reference else {"none": Gain(ne_gain=gain, ne_gain_interval=bounds), **(over or {})}
     return TaskResult(
         num=12_000, positives=1100, ne=ne, auc=0.88, calibration=1.01, over=gains,
-        ne_gain=gain, ne_gain_interval=bounds if gains else None,
+        ne_gain=gain, ne_gain_interval=bounds if gains else None, ne_replicates=(ne - 0.001, ne + 0.001),
+        auc_gain=gain / 10 if gains else None, gauc=gauc(gain / 5 if gains else None), deciles=DECILES,
+        segments={kind: segments(gains.get("none")) for kind in ("user", "item")},
     )  # fmt: skip
+
+
+DECILES = tuple(DecileResult(rows=1200, predicted=0.05 * step, observed=0.04 * step) for step in range(10))
+
+
+def gauc(gain: float | None) -> Gauc:
+    bounds = None if gain is None else (gain - 0.002, gain + 0.002)
+    return Gauc(gauc=0.8, users=1200, rows=9000, gain=gain, gain_interval=bounds, gain_seeds=None)
+
+
+def segments(gain: Gain | None) -> tuple[Segment, ...]:
+    few = Segment(name="0", rows=12, users=3, positives=1, gain=None)
+    return few, Segment(name="1-2", rows=11_988, users=2000, positives=1099, gain=gain)
 
 
 def arm(click: TaskResult, conversion: TaskResult, **costs: Any) -> ArmResult:
     given = {
         "sid_table_bytes": 0, "table_bytes": 12_690_000, "feature_bytes_per_row": 0.0, "samples_per_second": 12_345.6,
         "peak_memory_bytes": 1_300_000_000, "train_seconds": 61.2, "parameters": 3_200_000, "world_size": 2,
+        "flops_per_sample": 254_321.0,
         "roi": None,
     }  # fmt: skip
     return ArmResult(tasks={"click": click, "conversion": conversion}, **{**given, **costs})
@@ -69,36 +97,51 @@ def comparison(**changes: Any) -> Comparison:
     )  # fmt: skip
     given: dict[str, Any] = {
         "reference": "none", "confidence": 0.95, "resamples": 1000, "seed": 0, "rows": 291_204, "users": 2301,
-        "origin": "made by hand", "train": ("2017-09-10", "2017-11-11"), "test": ("2017-11-12", "2017-12-09"),
+        "origin": "made by hand", "train": ("2017-09-10", "2017-11-11"), "held_out": ("2017-11-12", "2017-12-09"),
         "config_digest": "c0ffee" * 10, "versions": {"torch": "2.13.0"}, "inputs": {"arm.none": "ab" * 32},
         "warnings": (), "arms": arms, "encoder": encoder,
     }  # fmt: skip
     return Comparison(**{**given, **changes})
 
 
+def twice_trained() -> Comparison:
+    """Give a comparison of two trainings of each arm."""
+    arms = {}
+    for name, one in comparison().arms.items():
+        tasks = {}
+        for task_name, result in one.tasks.items():
+            spread = {"ne_gain_replicates": (0.001, 0.004), "ne_gain_seeds": 0.0021}
+            over = {other: gain.model_copy(update=spread) for other, gain in result.over.items()}
+            tasks[task_name] = result.model_copy(update={"over": over})
+        arms[name] = one.model_copy(update={"tasks": tasks})
+    return comparison(arms=arms, replicates=2)
+
+
 TABLE = """\
 held out 2017-11-12 to 2017-12-09 · 291,204 impressions · 2,301 users
 
-click               NE    NE gain       95 % interval        AUC  calibration
-─────────────────────────────────────────────────────────────────────────────
-none            0.6678  reference                         0.8800        1.010
-sid_ngram       0.6597    +1.21 %    +0.81 to +1.61 %     0.8800        1.010
-side            0.6347    +4.96 %    +4.06 to +5.86 %     0.8800        1.010
+click               NE    NE gain       95 % interval     ± seeds          AUC       GAUC  calibration
+──────────────────────────────────────────────────────────────────────────────────────────────────────
+none            0.6678  reference                                       0.8800     0.8000        1.010
+sid_ngram       0.6597    +1.21 %    +0.81 to +1.61 %                   0.8800     0.8000        1.010
+side            0.6347    +4.96 %    +4.06 to +5.86 %                   0.8800     0.8000        1.010
 
-conversion          NE    NE gain       95 % interval        AUC  calibration
-─────────────────────────────────────────────────────────────────────────────
-none            0.9500  reference                         0.8800        1.010
-sid_ngram       0.9495    +0.05 % ~  -0.15 to +0.25 %     0.8800        1.010
-side            0.9300    +2.11 %    +1.11 to +3.11 %     0.8800        1.010
+conversion          NE    NE gain       95 % interval     ± seeds          AUC       GAUC  calibration
+──────────────────────────────────────────────────────────────────────────────────────────────────────
+none            0.9500  reference                                       0.8800     0.8000        1.010
+sid_ngram       0.9495    +0.05 % ~  -0.15 to +0.25 %                   0.8800     0.8000        1.010
+side            0.9300    +2.11 %    +1.11 to +3.11 %                   0.8800     0.8000        1.010
 
-cost        SID tables   all tables     feature a row  samples/s  peak memory
-─────────────────────────────────────────────────────────────────────────────
-none               0 B     12.1 MiB               0 B     12.3 k     1.21 GiB
-sid_ngram     96.0 MiB      108 MiB          1.20 KiB     12.3 k     1.21 GiB
-side               0 B     12.1 MiB             408 B     12.3 k     1.21 GiB
+cost        SID tables   all tables     feature a row  parameters  FLOPs a row  samples/s  peak memory
+──────────────────────────────────────────────────────────────────────────────────────────────────────
+none               0 B     12.1 MiB               0 B      3.20 M        254 k     12.3 k     1.21 GiB
+sid_ngram     96.0 MiB      108 MiB          1.20 KiB      3.20 M        254 k     12.3 k     1.21 GiB
+side               0 B     12.1 MiB             408 B      3.20 M        254 k     12.3 k     1.21 GiB
 
-NE gain is 1 - NE / NE(none); its interval is over users, not over training seeds
+NE gain is 1 - NE / NE(none); one seed: the interval is over users, it does not hold the spread of training
 ~ the interval holds 0: no difference is shown
+GAUC: AUC within users of both labels, by rows (click 1,200 users, 9,000 rows; conversion 1,200 users, 9,000 rows)
+FLOPs: matrix products of the dense part, forward; lookups and fbgemm's kernels are not counted
 """
 
 
@@ -136,13 +179,17 @@ def test_what_is_not_defined_is_said_in_words(num: int, positives: int, reason: 
     assert f"conversion: undefined ({reason})" in as_markdown(given)
     assert f"conversion undefined ({reason})" in lead(given)[0]
     assert {plot.name for plot in plots(given, {"click": CURVES, "conversion": CURVES})} == {
-        "ne_gain_click", "learning_click", "cost_click", "codebook_use",
+        "ne_gain_click", "learning_click", "cost_click", "reliability_click", "segments_click_user",
+        "segments_click_item", "codebook_use",
     }  # fmt: skip
 
 
 def test_markdown_tables_are_regular() -> None:
     tables = [block.splitlines() for block in as_markdown(comparison()).split("\n\n") if block.startswith("|")]
-    assert [table[0].split(" | ")[0] for table in tables] == ["| click", "| conversion", "| cost", "| return"]
+    assert [table[0].split(" | ")[0] for table in tables] == [
+        "| click", "| conversion", "| cost", "| return", "| click, ranking", "| conversion, ranking",
+        "| click, by user", "| click, by item", "| conversion, by user", "| conversion, by item",
+    ]  # fmt: skip
     for table in tables:
         assert len({line.count("|") for line in table}) == 1
 
@@ -159,6 +206,34 @@ def test_csv_holds_unrounded_numbers() -> None:
 def test_pairs_leave_the_reference_out() -> None:
     block = between_block(comparison())
     assert [row[:3] for row in block.rows] == [("side over sid_ngram", "click", "+3.80 %  ")]
+
+
+def test_ordering_is_told_by_its_gains() -> None:
+    none, ngram, side = ranking_block(comparison(), "click").rows
+    assert none == ("none", "", "reference  ", "", "")
+    assert ngram == ("sid_ngram", "+0.12 %", "+0.24 %  ", "+0.04 to +0.44 %", "")
+    assert ranking_block(comparison(), "conversion").rows[1][2] == "+0.01 % ~"
+    assert side[1] == "+0.50 %"
+
+
+def test_segments_are_told_with_their_rows_and_gaps() -> None:
+    block = segment_blocks(comparison())[0]
+    assert (block.title, block.columns) == ("click, by user", ("0 clicks", "1-2 clicks"))
+    rows = [tuple(cell.replace("\u00a0", " ") for cell in row) for row in block.rows]
+    assert rows[:2] == [("rows", "12", "11,988"), ("sid_ngram", "", "+1.21 % (+0.81 to +1.61 %)")]
+    assert "-0.15 to +0.25 %" in segment_blocks(comparison())[2].rows[1][2].replace("\u00a0", " ")
+
+
+def test_trainings_are_told_where_there_are_several() -> None:
+    given = twice_trained()
+    block = trainings_block(given, "click")
+    assert block.columns == ("training 0", "training 1") and block.rows[0] == ("none", "0.6668", "0.6688")
+    text = as_text(given)
+    assert "the interval is over users and 2 trainings, ± seeds its deviation over trainings" in text
+    assert re.search(r"^side .* to \+5.86 % +0.21 % ", text, re.MULTILINE)
+    assert "click, NE" in as_markdown(given) and "click, NE" not in as_markdown(comparison())
+    assert "2 of each arm, each with its own seeds" in render_page(given, (), {})
+    assert "Student" in render_page(given, (), {}) and "Student" not in page()
 
 
 def test_lead_claims_no_more_than_the_intervals_allow() -> None:
@@ -195,7 +270,7 @@ def test_units(text: str, expected: str) -> None:
 
 
 def all_plots() -> tuple[Plot, ...]:
-    return plots(comparison(), {"click": CURVES, "conversion": CURVES})
+    return plots(twice_trained(), {"click": CURVES, "conversion": CURVES})
 
 
 @pytest.mark.parametrize("plot", all_plots(), ids=lambda plot: plot.name)
@@ -213,6 +288,8 @@ def test_figures_tell_their_content_in_words() -> None:
     texts = {plot.name: plot.text for plot in all_plots()}
     assert texts["ne_gain_click"] == "NE gain, click over none: sid_ngram +1.21 %, side +4.96 %"
     assert "side ends at 0.6400" in texts["learning_click"]
+    assert "side from 0.80 to 0.80" in texts["reliability_click"]
+    assert "side 0 not defined (12 rows), 1-2 +4.96 % (11,988 rows)" in texts["segments_click_user"]
     assert "3 values, for 2 digits; the most used value of a digit has 40% to 50%" in texts["codebook_use"]
 
 

@@ -41,7 +41,7 @@ def found() -> dict[str, Comparison]:
     }
     return {
         "t": Comparison.model_construct(
-            arms=arms, reference="none", replicates=3, rows=1000, users=10, test=("2020-01-01", "2020-01-07")
+            arms=arms, reference="none", replicates=3, rows=1000, users=10, held_out=("2020-01-01", "2020-01-07")
         )
     }
 

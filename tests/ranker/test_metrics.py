@@ -15,10 +15,12 @@ from infra.parquet import TableWriter
 from ranker.metrics import PREDICTION_SCHEMA, TrainingWindow, prediction_metrics
 
 
-def write_predictions(path: Path, click: list[int], conversion: list[int | None], p: list[float]) -> Path:
+def write_predictions(
+    path: Path, click: list[int], conversion: list[int | None], p: list[float], user: int = 0
+) -> Path:
     number = len(click)
     columns = {
-        "row": range(number), "user_id": [0] * number, "item_id": [0] * number, "event_time": [0] * number,
+        "row": range(number), "user_id": [user] * number, "item_id": [0] * number, "event_time": [0] * number,
         "click": click, "conversion": conversion, "p_click": p, "p_conversion": p,
     }  # fmt: skip
     with TableWriter(path, PREDICTION_SCHEMA) as writer:
@@ -55,6 +57,17 @@ def test_equal_torchrecs_over_the_files_of_all_ranks(tmp_path: Path) -> None:
         found = measured[task]
         assert (found["ne"], found["auc"], found["calibration"]) == pytest.approx(values, rel=1e-6)
     assert measured["conversion"]["num"] == len(known)
+
+
+def test_gauc_orders_rows_within_each_user_across_files(tmp_path: Path) -> None:
+    files = [
+        write_predictions(tmp_path / "0.parquet", [0, 1], [None, None], [0.8, 0.9], user=4),
+        write_predictions(tmp_path / "1.parquet", [1, 0], [0, None], [0.1, 0.2], user=2),
+        write_predictions(tmp_path / "2.parquet", [0, 0], [None, None], [0.7, 0.6], user=4),
+    ]
+    click, conversion = prediction_metrics(files).values()
+    assert (click["gauc"], click["gauc_users"], click["gauc_rows"]) == (pytest.approx((4 * 1.0 + 2 * 0.0) / 6), 2, 6)
+    assert (conversion["gauc"], conversion["gauc_users"], conversion["gauc_rows"]) == (None, 0, 0)
 
 
 @pytest.mark.parametrize(

@@ -1,24 +1,16 @@
-"""The comparison's statistics, each against a slow reference or a law it must keep."""
+"""The metrics of one arm, each against a slow reference or a law it must keep."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from ranker import statistics
-from ranker.statistics import (
-    gain,
-    gain_interval,
-    log_loss,
-    resample_users,
-    return_on_investment,
-    sum_by_user,
-    task_metrics,
-)
+from ranker.statistics import auc_by_user, calibration_deciles, log_loss, return_on_investment, task_metrics
 
 Rows = list[tuple[int, float]]
 rows_of_both_labels = st.lists(
@@ -88,73 +80,51 @@ def test_a_sure_and_wrong_prediction_costs_a_finite_loss() -> None:
     assert losses_N == pytest.approx([-math.log(statistics.EPSILON)] * 2, rel=1e-4)
 
 
-def test_sum_by_user_equals_a_loop() -> None:
-    rng = np.random.default_rng(1)
-    users_N, losses_N = rng.integers(0, 30, 200) * 1_000_003, rng.random(200)
-    expected: dict[int, float] = {}
-    for user, loss in zip(users_N.tolist(), losses_N.tolist(), strict=True):
-        expected[user] = expected.get(user, 0.0) + loss
-    users_U, sums_U = sum_by_user(users_N, losses_N)
-    assert users_U.tolist() == sorted(expected)
-    assert sums_U == pytest.approx([expected[user] for user in sorted(expected)])
+Users = list[tuple[int, int, float]]
+rows_of_some_users = st.lists(
+    st.tuples(st.sampled_from([3, 5, 900_001]), st.integers(0, 1), st.sampled_from([0.0, 0.1, 0.1, 0.5, 0.9])),
+    max_size=30,
+)
 
 
-def slow_resamples(losses_UA: NDArray[np.float64], num_resamples: int, seed: int) -> NDArray[np.float64]:
-    rng = np.random.default_rng(seed)
-    draws = [rng.integers(0, len(losses_UA), len(losses_UA)) for _ in range(num_resamples)]
-    return np.array([losses_UA[drawn].sum(axis=0) for drawn in draws])
+@given(rows_of_some_users)
+def test_auc_by_user_equals_auc_of_each_user_alone(rows: Users) -> None:
+    expected = {}
+    for user in {user for user, *_ in rows}:
+        own = [(label, score) for other, label, score in rows if other == user]
+        if len({label for label, _ in own}) == 2:
+            expected[user] = (slow_auc(own), len(own))
+    users, labels, scores = (np.array(column) for column in zip(*rows, strict=True)) if rows else np.empty((3, 0))
+    found = auc_by_user(users.astype(np.int64), labels.astype(np.int8), scores)
+    assert found.users_V.tolist() == sorted(expected)
+    assert found.auc_V == pytest.approx([expected[user][0] for user in sorted(expected)], abs=1e-12)
+    assert found.rows_V.tolist() == [expected[user][1] for user in sorted(expected)]
 
 
-@settings(deadline=None)
-@given(st.integers(1, 9), st.integers(1, 3), st.integers(0, 2**32), st.integers(1, 100))
-def test_resamples_equal_drawing_users_one_resample_at_a_time(users: int, arms: int, seed: int, chunk: int) -> None:
-    losses_UA = np.random.default_rng(seed).random((users, arms))
-    before = statistics._CHUNK_COUNTS
-    statistics._CHUNK_COUNTS = chunk
-    try:
-        found_BA = resample_users(losses_UA, 11, seed)
-    finally:
-        statistics._CHUNK_COUNTS = before
-    np.testing.assert_allclose(found_BA, slow_resamples(losses_UA, 11, seed), rtol=1e-12)
+def test_gauc_weighs_users_by_rows_and_leaves_out_those_of_one_label() -> None:
+    users_N = np.array([1, 1, 2, 2, 2, 3, 3])
+    labels_N = np.array([0, 1, 1, 0, 0, 1, 1])
+    found = auc_by_user(users_N, labels_N, np.array([0.1, 0.2, 0.5, 0.4, 0.6, 0.1, 0.9]))
+    assert found.users_V.tolist() == [1, 2]
+    assert found.gauc == pytest.approx((2 * 1.0 + 3 * 0.5) / 5)
+    assert auc_by_user(users_N[5:], labels_N[5:], np.array([0.1, 0.9])).gauc is None
 
 
-def test_resampling_no_users_gives_no_loss_and_no_interval() -> None:
-    sums_BA = resample_users(np.empty((0, 2)), 5, seed=0)
-    assert sums_BA.tolist() == [[0.0, 0.0]] * 5
-    assert gain_interval(sums_BA[:, 0], sums_BA[:, 1], 0.95) is None
-
-
-def test_an_arm_gains_nothing_over_itself() -> None:
-    sums_BA = resample_users(np.random.default_rng(2).random((50, 1)), 200, seed=0)
-    assert gain_interval(sums_BA[:, 0], sums_BA[:, 0], 0.95) == (0.0, 0.0)
-    assert gain(0.7, 0.7) == 0.0
-    assert gain(0.7, 0.0) is None
-
-
-def test_pairing_takes_out_what_users_have_in_common() -> None:
-    rng = np.random.default_rng(3)
-    shared_U = rng.gamma(0.5, 10.0, 300)
-    losses_UA = np.stack([shared_U, 0.97 * shared_U + rng.normal(0, 0.05, 300)], axis=1)
-    sums_BA = resample_users(losses_UA, 500, seed=0)
-    paired = gain_interval(sums_BA[:, 1], sums_BA[:, 0], 0.95)
-    unpaired = gain_interval(sums_BA[:, 1], np.roll(sums_BA[:, 0], 1), 0.95)
-    assert paired is not None and unpaired is not None
-    assert paired[0] > 0 > unpaired[0]
-    assert paired[1] - paired[0] < 0.1 * (unpaired[1] - unpaired[0])
-
-
-def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
-    rng = np.random.default_rng(4)
-    trials, users, true_gain = 300, 120, 0.04
-    covered = 0
-    for trial in range(trials):
-        reference_U = rng.gamma(2.0, 3.0, users)
-        arm_U = reference_U * (1 - true_gain + rng.normal(0, 0.2, users))
-        sums_BA = resample_users(np.stack([reference_U, arm_U], axis=1), 400, seed=trial)
-        low, high = gain_interval(sums_BA[:, 1], sums_BA[:, 0], 0.9) or (1.0, 0.0)
-        covered += low <= true_gain <= high
-    # The standard error of the share is 0.017; percentile intervals are known to run a little narrow.
-    assert 0.84 <= covered / trials <= 0.95
+def test_deciles_hold_prediction_against_outcome() -> None:
+    rng = np.random.default_rng(5)
+    scores_N = rng.random(1003).astype(np.float32)
+    labels_N = (rng.random(1003) < scores_N**2).astype(np.int8)
+    found = calibration_deciles(labels_N, scores_N)
+    order = sorted(range(1003), key=lambda row: scores_N[row])
+    sizes = [101] * 3 + [100] * 7
+    start = 0
+    assert [one.rows for one in found] == sizes
+    for one in found:
+        rows = order[start : start + one.rows]
+        assert one.predicted == pytest.approx(np.mean([float(scores_N[row]) for row in rows]))
+        assert one.observed == pytest.approx(np.mean([labels_N[row] for row in rows]))
+        start += one.rows
+    assert len(calibration_deciles(np.array([1, 0, 1]), np.array([0.2, 0.1, 0.3]))) == 3
 
 
 @pytest.mark.parametrize(

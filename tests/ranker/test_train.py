@@ -6,10 +6,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import date
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -29,7 +31,7 @@ from ranker.reader import open_events
 from ranker.sharding import build_sharded
 from ranker.train import learning_rates, open_splits, train
 from tests.ranker.dataset import SPEC, write_dataset
-from tests.ranker.training import config_of, run_steps
+from tests.ranker.training import ONE, config_of, run_steps
 
 ARMS = ("none", "sid_ngram", "side")
 ROWS_A_DAY = 250  # no multiple of the batch: the last test batches are padded
@@ -110,6 +112,31 @@ def test_feature_bytes_are_those_of_the_columns_an_arm_adds(dataset: Path, outpu
         assert expected.compressed > 0
         assert summary_of(outputs[arm])["feature_bytes_per_row"] == expected.compressed
         assert summary_of(outputs[arm])["feature_bytes_per_row_uncompressed"] == expected.uncompressed
+
+
+def test_flops_are_those_of_the_matrix_products(dataset: Path, outputs: dict[str, Path]) -> None:
+    config = config_of("side")
+    fitting, testing = open_splits(read_dataset(dataset), config)
+    model = config.model
+    d, k, t = model.embedding_dim, model.history_queries, 6
+    batch = next(testing.open(config.training, ONE, is_training=False).epoch(0))
+    lengths_N = pc.list_value_length(batch.table["history_item_ids"]).to_numpy()
+    rows, longest = len(lengths_N), lengths_N.max()
+    query = (len(fitting.features.bags) + 1) * d  # ids and the ad's content
+    width = query + (model.dense_outputs + k) * d
+    perceptrons = [
+        (2, model.dense_hidden, model.dense_outputs * d), (t, model.content_hidden, d),
+        (width, *model.over_arch), *[(model.over_arch[-1], model.tower_hidden, 1)] * 2,
+    ]  # fmt: skip
+    a_row = sum(a * b for widths in perceptrons for a, b in pairwise(widths))
+    a_row += 2 * model.cross_layers * width * model.cross_rank  # DCNv2: down and up again
+    a_row += query * k * d + k * d * d + 2 * k * longest * d  # PMA: queries, Theta, scores and their sum, padded
+    an_entry = d + t * d  # the time gap, Omega
+    expected = {"side": a_row + an_entry * lengths_N.sum() / rows}
+    expected["none"] = expected["side"] - t * d * lengths_N.sum() / rows - t * model.content_hidden
+    expected["none"] -= model.content_hidden * d
+    for arm, multiplications in expected.items():
+        assert summary_of(outputs[arm])["flops_per_sample"] == pytest.approx(2 * multiplications)
 
 
 def test_column_cost_counts_what_the_file_says(tmp_path: Path) -> None:

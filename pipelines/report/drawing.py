@@ -1,0 +1,130 @@
+"""How figures look, and what several of them draw: one panel each, an arm's colour the same in every figure.
+
+The colours are Okabe and Ito's, told apart with every common colour blindness; a dark page has lighter ones.
+"""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+from matplotlib import ticker
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from pipelines.report.comparison import Comparison, Gain
+
+matplotlib.use("agg")
+
+ARMS = ("none", "sid_ngram", "side", "dense", "kmeans", "hde")
+SIZE = (5.2, 3.1)
+"""Inches: narrow enough that the labels stay readable on a phone."""
+
+
+@dataclass(frozen=True)
+class Theme:
+    """The colours of a page."""
+
+    ink: str
+    muted: str
+    line: str
+    paper: str
+    arms: tuple[str, ...]
+    values: tuple[str, str, str]
+    """Lowest, middle and highest value of a digit, no arm's colour; those between are blended."""
+
+
+LIGHT = Theme(
+    ink="#1f2328", muted="#656d76", line="#d8dde3", paper="#ffffff",
+    arms=("#6e7781", "#d55e00", "#0072b2", "#009e73", "#a8528a", "#3a87ad", "#8a6d00"),
+    values=("#b3874a", "#e6e8eb", "#2f7d78"),
+)  # fmt: skip
+DARK = Theme(
+    ink="#e6e9ed", muted="#9aa4af", line="#3a424c", paper="#14181d",
+    arms=("#a4adb7", "#ff8a3d", "#5cb3f0", "#3fcf9f", "#e39acb", "#86cdf2", "#e0c04a"),
+    values=("#c79a5b", "#39414a", "#4fa8a1"),
+)  # fmt: skip
+
+Drawing = Callable[[Axes, Theme], None]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One figure of the report.
+
+    Attributes:
+        name: file name without ending.
+        title: a short heading; the page and the picture itself carry it.
+        text: what it shows, for who cannot see it.
+        draw: draws it into axes.
+    """
+
+    name: str
+    title: str
+    text: str
+    draw: Drawing
+
+
+def render(plot: Plot, theme: Theme, file_format: str) -> bytes:
+    """Draw a figure as ``png`` or ``svg``; equal numbers give equal bytes.
+
+    The SVG is transparent, has its title on the page, and carries its letters as outlines, so it looks alike
+    everywhere. The PNG stands alone: it has paper and a title.
+    """
+    is_svg = file_format == "svg"
+    with matplotlib.rc_context(_style(theme)):
+        layout = ConstrainedLayoutEngine() if is_svg else ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.12)
+        figure = Figure(figsize=SIZE, layout=layout)
+        axes = figure.add_subplot()
+        plot.draw(axes, theme)
+        if not is_svg:
+            axes.set_title(plot.title, loc="left", color=theme.ink, fontsize=10.5, pad=12)
+        image = io.BytesIO()
+        metadata = {"Date": None} if is_svg else {}
+        figure.savefig(image, format=file_format, dpi=200, transparent=is_svg, metadata=metadata)
+    return image.getvalue()
+
+
+def arm_colors(comparison: Comparison, theme: Theme) -> dict[str, str]:
+    """Give each arm its colour: fixed for the known arms, the rest by turns."""
+    others = [name for name in comparison.arms if name not in ARMS]
+    order = [*ARMS, *others]
+    return {name: theme.arms[order.index(name) % len(theme.arms)] for name in comparison.arms}
+
+
+def _style(theme: Theme) -> dict[str, object]:
+    return {
+        "font.size": 9.5, "axes.labelsize": 9, "xtick.labelsize": 8.5, "ytick.labelsize": 8.5,
+        "text.color": theme.ink, "axes.labelcolor": theme.muted,
+        "xtick.color": theme.line, "ytick.color": theme.line,
+        "xtick.labelcolor": theme.muted, "ytick.labelcolor": theme.muted,
+        "axes.edgecolor": theme.line, "axes.facecolor": "none", "figure.facecolor": theme.paper,
+        "savefig.facecolor": theme.paper, "grid.color": theme.line, "grid.linewidth": 0.6,
+        "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False,
+        "svg.fonttype": "path", "svg.hashsalt": "sidestack",
+    }  # fmt: skip
+
+
+def percent_ticks(axis: Axis) -> None:
+    """Show shares as signed percents, at round steps whose labels need no rounding."""
+    axis.set_major_locator(ticker.MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
+    axis.set_major_formatter(lambda share, _: f"{100 * share:+.6g}" if abs(share) > 1e-9 else "0")
+
+
+def mark(theme: Theme, gain: Gain, size: float = 8) -> dict[str, Any]:
+    """Give a gain's point: hollow when its interval holds 0."""
+    face = {"markerfacecolor": theme.paper} if gain.holds_zero else {}
+    return {"markersize": size, "markeredgewidth": size / 4, **face}
+
+
+def note(
+    axes: Axes, theme: Theme, text: str, at: tuple[float, float], offset: tuple[float, float], **style: Any
+) -> None:
+    """Write beside a point, on a patch of the page's colour that keeps lines from crossing the letters."""
+    axes.annotate(
+        text, at, xytext=offset, textcoords="offset points", annotation_clip=False,
+        **{"va": "center", "fontsize": 9, **style}, bbox={"facecolor": theme.paper, "edgecolor": "none", "pad": 0.8},
+    )  # fmt: skip

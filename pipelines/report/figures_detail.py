@@ -1,0 +1,109 @@
+"""Figures that go into detail: whether predicted chances come true, and on which rows the gain lies."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib import ticker
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from pipelines.report.comparison import Comparison, DecileResult, Segment
+from pipelines.report.drawing import Plot, Theme, arm_colors, mark, percent_ticks
+from pipelines.report.units import percent
+
+KEYS: dict[str, Any] = {"frameon": False, "handletextpad": 0.1, "columnspacing": 1.2, "fontsize": 8.5}
+
+
+def reliability_plot(comparison: Comparison, task: str) -> Plot:
+    """Draw observed rate against predicted chance by decile; on the diagonal what is predicted comes true.
+
+    Both axes are logarithmic, for rates span orders of magnitude; a decile without a positive has no place on them.
+    """
+    deciles = {name: arm.tasks[task].deciles for name, arm in comparison.arms.items()}
+    shown = {name: [one for one in found if min(one.predicted, one.observed) > 0] for name, found in deciles.items()}
+
+    def draw(axes: Axes, theme: Theme) -> None:
+        colors = arm_colors(comparison, theme)
+        low, high = _limits([one for found in shown.values() for one in found])
+        axes.plot([low, high], [low, high], color=theme.muted, linewidth=1, zorder=1)
+        for name, found in shown.items():
+            points = [one.predicted for one in found], [one.observed for one in found]
+            axes.plot(*points, "o-", color=colors[name], markersize=4, linewidth=1.2, alpha=0.85)
+        axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high))
+        decades = math.log10(high / low)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0) if decades < 2.5 else (1.0,)))
+            axis.set_major_formatter(lambda share, _: f"{100 * share:g}")
+            axis.set_minor_locator(ticker.NullLocator())
+        axes.grid()
+        axes.tick_params(length=0)
+        axes.set_xlabel("predicted, %")
+        axes.set_ylabel("observed, %")
+        axes.legend(handles=_keys(colors), loc="upper left", labelcolor="linecolor", **KEYS)
+
+    title = f"Reliability, {task}"
+    told = (f"{name} from {_ratio(found[0])} to {_ratio(found[-1])}" for name, found in shown.items() if found)
+    text = f"{title}: observed over predicted, lowest to highest decile: {', '.join(told)}"
+    return Plot(f"reliability_{task}", title, text, draw)
+
+
+def _limits(shown: Sequence[DecileResult]) -> tuple[float, float]:
+    values = [value for one in shown for value in (one.predicted, one.observed)]
+    return min(values, default=0.1) / 1.5, min(1.0, max(values, default=0.5) * 1.5)
+
+
+def _ratio(one: DecileResult) -> str:
+    return f"{one.observed / one.predicted:.2f}"
+
+
+def segment_plot(comparison: Comparison, task: str, kind: str) -> Plot:
+    """Draw each arm's gain on the rows with few and with many earlier clicks of their user, or item."""
+    found = {name: arm.tasks[task].segments[kind] for name, arm in comparison.arms.items()}
+    arms = [name for name in found if name != comparison.reference]
+    segments = found[comparison.reference]
+
+    def draw(axes: Axes, theme: Theme) -> None:
+        colors = {name: color for name, color in arm_colors(comparison, theme).items() if name in arms}
+        axes.axhline(0.0, color=theme.muted, linewidth=1, zorder=1)
+        step = min(0.2, 0.8 / max(len(arms), 1))
+        for place, name in enumerate(arms):
+            offset = (place - (len(arms) - 1) / 2) * step
+            _segment_marks(axes, theme, colors[name], found[name], offset)
+        axes.set_xlim(-0.5, len(segments) - 0.5)
+        axes.set_xticks(range(len(segments)), [f"{one.name}\n{one.rows:,} rows" for one in segments])
+        axes.grid(axis="y")
+        axes.tick_params(length=0)
+        percent_ticks(axes.yaxis)
+        axes.set_ylabel(f"NE gain over {comparison.reference}, %")
+        axes.set_xlabel(f"earlier clicks of the {kind}")
+        assert isinstance(axes.figure, Figure)
+        axes.figure.legend(
+            handles=_keys(colors), loc="outside lower center", ncols=4, labelcolor="linecolor", borderpad=0,
+            borderaxespad=0.3, **KEYS,
+        )  # fmt: skip
+
+    title = f"Gain by the {kind}'s earlier clicks, {task}"
+    told = (f"{name} {_words(found[name])}" for name in arms)
+    return Plot(f"segments_{task}_{kind}", title, f"{title}, over {comparison.reference}: {'; '.join(told)}", draw)
+
+
+def _segment_marks(axes: Axes, theme: Theme, color: str, segments: Sequence[Segment], offset: float) -> None:
+    for place, segment in enumerate(segments):
+        if segment.gain is not None:
+            at = place + offset
+            axes.plot([at, at], segment.gain.ne_gain_interval, color=color, linewidth=2)
+            axes.plot(at, segment.gain.ne_gain, "o", color=color, zorder=3, **mark(theme, segment.gain, 6))
+
+
+def _words(segments: Sequence[Segment]) -> str:
+    return ", ".join(
+        f"{one.name} {percent(one.gain.ne_gain) if one.gain else 'not defined'} ({one.rows:,} rows)" for one in segments
+    )
+
+
+def _keys(colors: Mapping[str, str]) -> list[Line2D]:
+    """Give the arms' names with a dot of their colour, for a legend."""
+    dot: dict[str, Any] = {"marker": "o", "linestyle": "", "markersize": 5}
+    return [Line2D([], [], color=color, label=name, **dot) for name, color in colors.items()]
