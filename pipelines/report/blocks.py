@@ -114,13 +114,14 @@ def ranking_block(comparison: Comparison, task: str) -> Block:
         result = arm.tasks[task]
         if result.gauc is not None:
             auc_gain = "" if result.auc_gain is None else percent(result.auc_gain)
-            rows.append((name, auc_gain, *_gauc_cells(result.gauc)))
+            unknown = f"reference {_NO_MARK}" if name == comparison.reference else ""
+            rows.append((name, auc_gain, *(_gauc_cells(result.gauc) or (unknown, "", ""))))
     return Block(f"{task}, ranking", columns, tuple(rows), "" if rows else "undefined (no user has both labels)")
 
 
-def _gauc_cells(gauc: Gauc) -> tuple[str, str, str]:
+def _gauc_cells(gauc: Gauc) -> tuple[str, str, str] | None:
     if gauc.gain is None or gauc.gain_interval is None:
-        return f"reference {_NO_MARK}", "", ""
+        return None
     mark = NO_DIFFERENCE if holds_zero(gauc.gain_interval) else _NO_MARK
     return f"{percent(gauc.gain)} {mark}", percent_interval(gauc.gain_interval), deviation(gauc.gain_seeds)
 

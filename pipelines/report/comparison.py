@@ -37,7 +37,7 @@ class Gauc(Config):
     rows: int
     """Their rows."""
     gain: float | None
-    """GAUC(arm) / GAUC(reference) - 1; null for the reference itself."""
+    """GAUC(arm) / GAUC(reference) - 1; null for the reference itself, and where a resample may hold no such user."""
     gain_interval: tuple[float, float] | None
     gain_seeds: float | None
 

@@ -216,6 +216,13 @@ def test_ordering_is_told_by_its_gains() -> None:
     assert side[1] == "+0.50 %"
 
 
+def test_a_gain_in_ordering_without_interval_is_left_out() -> None:
+    arms = comparison().arms
+    click = arms["side"].tasks["click"].model_copy(update={"gauc": gauc(None)})
+    arms["side"] = arms["side"].model_copy(update={"tasks": {**arms["side"].tasks, "click": click}})
+    assert ranking_block(comparison(arms=arms), "click").rows[2] == ("side", "+0.50 %", "", "", "")
+
+
 def test_segments_are_told_with_their_rows_and_gaps() -> None:
     block = segment_blocks(comparison())[0]
     assert (block.title, block.columns) == ("click, by user", ("0 clicks", "1-2 clicks"))
