@@ -2,9 +2,10 @@
 
 import math
 
-import fbgemm_gpu  # noqa: F401  (registers torch.ops.fbgemm)
 import torch
 from torch import Tensor, nn
+
+from ranker.jagged import attend
 
 
 class HistoryAttention(nn.Module):
@@ -41,21 +42,17 @@ class HistoryAttention(nn.Module):
         Returns:
             U_BKD: float [B, k, d].
         """
-        longest = max(longest, 1)
-        scores_TN, _ = torch.ops.fbgemm.jagged_dense_bmm(values_TD, offsets_B1, self._probes(features_BF), longest)
-        weights_TN, _ = torch.ops.fbgemm.jagged_softmax(scores_TN, offsets_B1, longest)
-        pooled_BND = torch.ops.fbgemm.jagged_jagged_bmm(weights_TN, values_TD, offsets_B1, longest)
+        means_NBD = attend(self._probes(features_BF), values_TD, offsets_B1, longest)
         # Every head has pooled the whole width; its own part of it is what counts.
-        shape = (-1, self.num_queries, self.heads, self.heads, self.dim // self.heads)
-        history_BKD: Tensor = pooled_BND.view(shape).diagonal(dim1=2, dim2=3).transpose(2, 3).flatten(2)
-        return history_BKD
+        shape = (self.num_queries, self.heads, -1, self.heads, self.dim // self.heads)
+        return means_NBD.view(shape).diagonal(dim1=1, dim2=3).permute(1, 0, 3, 2).flatten(2)
 
     def _probes(self, features_BF: Tensor) -> Tensor:
-        """Give what a value's scores are its products with: [B, d, k * heads].
+        """Give what a value's scores are its products with: [k * heads, B, d].
 
         Q K^T = Q (V Theta)^T = (Q Theta^T) V^T: Theta meets k queries a row, not all the values of its history.
         """
         part = self.dim // self.heads
         query_BKHP = self.query(features_BF).view(-1, self.num_queries, self.heads, part)
         theta_DHP = self.theta.view(self.dim, self.heads, part) / math.sqrt(part)
-        return torch.einsum("bkhp,dhp->bdkh", query_BKHP, theta_DHP).flatten(2)
+        return torch.einsum("bkhp,dhp->khbd", query_BKHP, theta_DHP).flatten(0, 1)
