@@ -20,7 +20,8 @@ class RankerBatch(Pipelineable):  # type: ignore[misc]
         item_sids_BC: the ad's SID in C columns (C = 0 where the arm does not unpack it).
         item_known_B: False where the ad's SID is null.
         history_sids_TC: the history's SIDs. history_known_T: False where a SID is null.
-        history_gap_T: log(1 + days) from the history entry to the event.
+        history_recency_TF: how far back each history entry lies, in F = 3 ways: log(1 + days) to the event,
+            log(1 + days) since the entry before it (0 for the oldest), and log rank counted from the newest.
         history_offsets_B1: row b owns history entries offsets[b] to offsets[b + 1].
         labels_BT: 0 or 1 by task (click, conversion).
         weights_BT: 1 where the label counts: not on padding; a conversion only of a click, and not when null.
@@ -34,7 +35,7 @@ class RankerBatch(Pipelineable):  # type: ignore[misc]
     item_known_B: Tensor
     history_sids_TC: Tensor
     history_known_T: Tensor
-    history_gap_T: Tensor
+    history_recency_TF: Tensor
     history_offsets_B1: Tensor
     labels_BT: Tensor
     weights_BT: Tensor

@@ -10,6 +10,7 @@ from ranker.config import ModelConfig
 from ranker.features import HISTORY_IDS, ArmFeatures
 from ranker.pma import HistoryAttention
 from ranker.side import Side, SidUnpack
+from ranker.transformer import JaggedEncoder
 
 
 def perceptron(widths: tuple[int, ...]) -> nn.Sequential:
@@ -52,7 +53,9 @@ class EmbeddingBlock(nn.Module):
 
 
 class HistoryBlock(nn.Module):
-    """The user's history as k vectors: V = item embedding + content + time gap, pooled by attention.
+    """The user's history as k vectors: V = item embedding + content + recency, pooled by attention.
+
+    A transformer encoder between the two is an option (`HistoryConfig`), not the paper's.
 
     Content is the sum of the SID prefixes' embeddings (`sid_ngram`), or the unpacked SID times Omega (`side`).
     """
@@ -62,22 +65,34 @@ class HistoryBlock(nn.Module):
         dim = model.embedding_dim
         self.contents = features.sequence_contents
         self.gap = nn.Linear(1, dim)
+        # Vectors, so that they start as zeros (`ranker.initial`): started at random they cost up to .8 % of NE.
+        self.since_entry = nn.Parameter(torch.zeros(dim))
+        self.rank = nn.Parameter(torch.zeros(dim))
         self.side: Side | None = None
         if features.history_sids:
             assert features.sid is not None
             self.side = Side(features.sid, features.scale_steps, dim)
-        self.attention = HistoryAttention(dim, model.history_queries, query_features)
+        history = model.history
+        self.encoder = JaggedEncoder(dim, history.heads, history.encoder_layers) if history.encoder_layers else None
+        self.attention = HistoryAttention(dim, history.queries, query_features, history.heads)
 
     def forward(self, query_BF: Tensor, sequences: dict[str, JaggedTensor], batch: RankerBatch) -> Tensor:
         """Give U, float [B, k, d]; zeros for a row without history."""
-        values_TD = sequences[HISTORY_IDS].values() + self.gap(batch.history_gap_T.unsqueeze(1))
+        values_TD = sequences[HISTORY_IDS].values() + self._recency(batch.history_recency_TF)
         if self.side is not None:
             values_TD = values_TD + self.side(batch.history_sids_TC, batch.history_known_T)
         elif self.contents:
             content_TD = torch.stack([sequences[name].values() for name in self.contents]).sum(0)
             values_TD = values_TD + content_TD * batch.history_known_T.unsqueeze(1)
+        if self.encoder is not None:
+            values_TD = self.encoder(values_TD, batch.history_offsets_B1)
         history_BKD: Tensor = self.attention(query_BF, values_TD, batch.history_offsets_B1, batch.longest)
         return history_BKD
+
+    def _recency(self, recency_TF: Tensor) -> Tensor:
+        """Give float [T, d] for how far back entries lie; see `RankerBatch`."""
+        gap_TD: Tensor = self.gap(recency_TF[:, :1])
+        return gap_TD + recency_TF[:, 1:] @ torch.stack([self.since_entry, self.rank])
 
 
 class Interaction(nn.Module):

@@ -15,6 +15,9 @@ from infra.errors import ConfigError
 Content = Literal["none", "sid_ngram", "side"]
 """How a Semantic ID enters: not at all, as prefix n-grams with tables, or unpacked without a table."""
 
+Pooling = Literal["pma", "target"]
+"""What asks the history: all the row's sparse and embedding features (the paper's PMA), or the ad's own alone."""
+
 ShardingType = Literal["table_wise", "row_wise", "column_wise", "table_row_wise", "data_parallel"]
 
 OVERLAY_KEYS = {"training": ("sparse_learning_rate", "dense_learning_rate", "warmup_steps")}
@@ -47,6 +50,21 @@ class ArmConfig(Config):
         return overlay
 
 
+class HistoryConfig(Config):
+    """The user history block; by default it is the paper's, one layer of PMA with a single head."""
+
+    queries: PositiveInt = 4
+    """k: how many vectors the block gives."""
+    heads: PositiveInt = 1
+    """Attention heads, of the pooling and of the encoder; they divide d."""
+    pooling: Pooling = "pma"
+    """Where the queries come from; `target` is attention of the ad's item id and content to the history."""
+    encoder_layers: int = Field(default=0, ge=0)
+    """Transformer layers among a history's entries, before they are pooled."""
+    max_length: PositiveInt | None = None
+    """The newest so many entries are kept, the others left out and counted; None keeps all the dataset has."""
+
+
 class ModelConfig(Config):
     """The sizes of the model (SIDE paper, section 5)."""
 
@@ -58,8 +76,7 @@ class ModelConfig(Config):
     """Width of the dense block's hidden layer."""
     content_hidden: PositiveInt = 64
     """Width of the hidden layer of the embedding block's two-layer MLP."""
-    history_queries: PositiveInt = 4
-    """k: how many vectors the user history block (PMA) gives."""
+    history: HistoryConfig = HistoryConfig()
     cross_layers: PositiveInt = 2
     """Layers of the low-rank DCNv2."""
     cross_rank: PositiveInt = 64
@@ -68,6 +85,12 @@ class ModelConfig(Config):
     """Widths of the shared layers between interaction and towers."""
     tower_hidden: PositiveInt = 32
     """Width of the hidden layer of each task's tower."""
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> "ModelConfig":
+        if self.embedding_dim % self.history.heads:
+            raise ValueError(f"history.heads={self.history.heads} must divide embedding_dim={self.embedding_dim}")
+        return self
 
 
 class TrainingConfig(Config):

@@ -92,6 +92,12 @@ class ArmFeatures:
         return tuple(dict.fromkeys(wanted))
 
     @property
+    def sequence_columns(self) -> tuple[str, ...]:
+        """The columns with one entry for every entry of the history."""
+        ids = (feature.column for feature in self.sequences)
+        return tuple(dict.fromkeys([*HISTORY_COLUMNS, *ids, *self.history_sids]))
+
+    @property
     def bag_contents(self) -> tuple[str, ...]:
         """The bags that together are the ad's content."""
         return tuple(feature.column for feature in self.bags if feature.is_sid)

@@ -48,9 +48,13 @@ class Body(nn.Module):
         self.dense = DenseBlock(len(features.dense), model) if features.dense else None
         self.content = EmbeddingBlock(features, model) if features.item_sids else None
         query_vectors = self.num_ids + 1  # ids and the ad's content
-        self.history = HistoryBlock(features, model, query_vectors * model.embedding_dim)
+        # The vectors that ask the history: all, or the ad's own.
+        ads_own = [self.names.index("item_id"), *range(self.num_ids, query_vectors)]
+        self.asking = ads_own if model.history.pooling == "target" else None
+        asking_vectors = query_vectors if self.asking is None else len(self.asking)
+        self.history = HistoryBlock(features, model, asking_vectors * model.embedding_dim)
         dense_vectors = model.dense_outputs if features.dense else 0
-        self.interaction = Interaction(query_vectors + dense_vectors + model.history_queries, model)
+        self.interaction = Interaction(query_vectors + dense_vectors + model.history.queries, model)
         self.towers = Towers(TASKS, model)
 
     def forward(self, batch: RankerBatch, bags: KeyedTensor, sequences: dict[str, JaggedTensor]) -> Tensor:
@@ -63,7 +67,8 @@ class Body(nn.Module):
         else:
             content_BD = prefixes_BFD.sum(1)  # over no prefix: zeros
         features_BFD = torch.cat([ids_BFD, content_BD.unsqueeze(1)], dim=1)
-        history_BKD = self.history(features_BFD.flatten(1), sequences, batch)
+        asking_BFD = features_BFD if self.asking is None else features_BFD[:, self.asking]
+        history_BKD = self.history(asking_BFD.flatten(1), sequences, batch)
         vectors = [features_BFD, history_BKD]
         if self.dense is not None:
             vectors.append(self.dense(batch.dense_BF))

@@ -22,7 +22,7 @@ import torch
 from torch.distributed.checkpoint import state_dict_saver
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
-from infra.distributed import World, barrier, lockstep, together
+from infra.distributed import World, barrier, gather, lockstep, together
 from infra.parquet import Batch, LaneReader, RowGroup, TableWriter
 from infra.stage import StageRun, run_stage
 from infra.tables import Dataset, DatasetSpec, read_dataset
@@ -33,7 +33,7 @@ from ranker.cost import column_cost, mean_entries, peak_memory_bytes
 from ranker.features import HISTORY_IDS, ArmFeatures, arm_features, dataset_sid, require_sids
 from ranker.metrics import PREDICTION_SCHEMA, TrainingWindow, prediction_metrics
 from ranker.model import NonFiniteLossError, StepOutput
-from ranker.reader import open_events, ranker_batches
+from ranker.reader import NewestEntries, open_events, ranker_batches
 from ranker.sharding import ShardedRanker, build_sharded, table_bytes
 
 UNTIMED_STEPS = 10
@@ -61,11 +61,13 @@ class Progress:
     Attributes:
         pipeline: copies, exchanges ids, and trains or predicts, three batches in flight.
         features: what the arm reads. world: the process group.
+        newest: cuts histories to the configured bound.
     """
 
     pipeline: TrainPipelineSparseDist[RankerBatch, StepOutput]
     features: ArmFeatures
     world: World
+    newest: NewestEntries
     _under_way: deque[Batch] = field(default_factory=deque)
 
     def over(self, reader: LaneReader, epoch: int) -> Iterator[tuple[Batch, StepOutput]]:
@@ -75,7 +77,7 @@ class Progress:
             DataError: rows break the contract; the message names file, row group and column.
             NonFiniteLossError: the message names the batch's files and row groups.
         """
-        source = ranker_batches(reader.epoch(epoch), self.features, self.world, self._under_way.append)
+        source = ranker_batches(reader.epoch(epoch), self.features, self.newest, self.world, self._under_way.append)
         # A new iterator object each time: the pipeline never asks an exhausted one again.
         batches = lockstep(self.world, source, "reading events")
         for step in range(reader.num_batches):
@@ -111,17 +113,22 @@ def train(run: StageRun[RankerConfig]) -> None:
     features = fitting.features
     sharded = build_sharded(features, config, world, mean_entries(fitting.files, HISTORY_IDS))
     pipeline = TrainPipelineSparseDist(sharded.model, sharded.optimizer, world.device)
-    progress = Progress(pipeline, features, world)
+    progress = Progress(pipeline, features, world, NewestEntries(config.model.history.max_length))
     speed = fit(progress, sharded, fitting, config, run.log)
     predict(progress, sharded, testing, config, run.out / "predictions", run.log)
     save(sharded, run.out / "checkpoint")
     peak = peak_memory_bytes(world)
+    entries, entries_cut = np.sum(gather(world, progress.newest.counts), axis=0).tolist()
     if world.is_main:
         measured = prediction_metrics(sorted((run.out / "predictions").glob("*.parquet")))
         cost = _cost(sharded, fitting.files + testing.files, features, config) | {"peak_memory_bytes": peak}
         (run.out / "plan.json").write_text(json.dumps(sharded.plan, indent=1))
         run.log.metrics(speed["steps"], _flat(measured))
-        run.log.summary({"arm": config.arm, "tasks": measured, **cost, **speed, "world_size": world.size})
+        facts = {"world_size": world.size, "history_entries_cut": entries_cut}
+        run.log.summary({"arm": config.arm, "tasks": measured, **cost, **speed, **facts})
+        if entries_cut:
+            kept = f"their newest {config.model.history.max_length}"
+            run.log.say(f"histories were cut to {kept} entries: {entries_cut:,} of {entries:,} entries left out")
         run.log.say(_closing_line(config.arm, measured, speed))
     run.facts["arm"] = config.arm
     run.facts["sid_fingerprint"] = features.sid.fingerprint if features.sid else None

@@ -94,6 +94,27 @@ def test_the_summary_says_what_was_measured(arm: str, dataset: Path, outputs: di
     assert summary["table_bytes"] - summary["sid_table_bytes"] == (300 + 60 + 5 + 11 + 300) * 8 * 4
 
 
+def test_cut_histories_are_counted_and_told_once(
+    world: World, dataset: Path, tmp_path: Path, outputs: dict[str, Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert summary_of(outputs["side"])["history_entries_cut"] == 0
+    # The paper's model and the options together: what the stage writes is of one kind.
+    history = {"max_length": 2, "heads": 2, "encoder_layers": 1, "pooling": "target"}
+    training = {"batch_size": 200, "lanes": 8, "epochs": 2}
+    config = config_of("side", model={"history": history}, training=training)
+    run = run_stage_body(world, dataset, tmp_path / "out", config)
+    files = read_dataset(dataset).all_event_files()
+    lengths = [pq.read_table(file, partitioning=None)["history_times"].to_pylist() for file in files]
+    cut = [sum(max(0, len(row) - 2) for row in rows) for rows in lengths]
+    expected = 2 * sum(cut[:4]) + sum(cut[4:])  # two epochs over four days, and the test once
+    assert summary_of(run.out)["history_entries_cut"] == expected
+    said = [line for line in capfd.readouterr().err.splitlines() if "entries left out" in line]
+    assert len(said) == 1
+    assert said[0].startswith(f"histories were cut to their newest 2 entries: {expected:,} of ")
+    found = pq.read_table(run.out / "predictions").drop_columns(["p_click", "p_conversion"])
+    assert found.equals(pq.read_table(outputs["side"] / "predictions").drop_columns(["p_click", "p_conversion"]))
+
+
 def test_feature_bytes_are_those_of_the_columns_an_arm_adds(dataset: Path, outputs: dict[str, Path]) -> None:
     assert summary_of(outputs["none"])["feature_bytes_per_row"] == 0
     files = read_dataset(dataset).event_files(SPEC.train[0], SPEC.test[1])
