@@ -24,7 +24,7 @@ class RankerBatch(Pipelineable):  # type: ignore[misc]
             log(1 + days) since the entry before it (0 for the oldest), and log rank counted from the newest.
         history_offsets_B1: row b owns history entries offsets[b] to offsets[b + 1].
         labels_BT: 0 or 1 by task (click, conversion).
-        weights_BT: 1 where the label counts: not on padding; a conversion only of a click, and not when null.
+        weights_BT: 1 where the label is known: not on padding, and a conversion not when null.
         longest: the longest history in the batch.
     """
 

@@ -18,9 +18,12 @@ Content = Literal["none", "sid_ngram", "side"]
 Pooling = Literal["pma", "target"]
 """What asks the history: all the row's sparse and embedding features (the paper's PMA), or the ad's own alone."""
 
+Conversion = Literal["click", "entire_space"]
+"""What the conversion tower learns from: clicks alone, or all impressions, by p(click) p(conversion | click)."""
+
 ShardingType = Literal["table_wise", "row_wise", "column_wise", "table_row_wise", "data_parallel"]
 
-OVERLAY_KEYS = {"training": ("sparse_learning_rate", "dense_learning_rate", "warmup_steps")}
+OVERLAY_KEYS = {"training": ("sparse_learning_rate", "dense_learning_rate", "warmup_steps", "conversion")}
 """What an arm may set for itself. Data order, seed, sizes and budget stay equal, or arms could not be compared."""
 
 
@@ -113,6 +116,10 @@ class TrainingConfig(Config):
     """Share of both learning rates that is left at the end, after a linear fall; 1 keeps them constant."""
     conversion_weight: PositiveFloat = 1.0
     """Weight of the conversion loss beside the click loss."""
+    conversion: Conversion = "click"
+    """Both kinds predict p(conversion | click). `entire_space` learns it from every impression whose follow-up is
+    complete, through p(click and conversion) = p(click) p(conversion | click) (ESMM, arXiv 1804.07931); the learning
+    curve's conversion loss is then that of the product."""
     seed: int = 0
     """Seeds initial weights and data order."""
     log_every: PositiveInt = 50

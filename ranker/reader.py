@@ -130,8 +130,7 @@ def _labels(batch: Batch) -> tuple[Tensor, Tensor]:
     conversion_B = _numpy(conversion.fill_null(0)).astype(np.float32)
     is_complete_B: npt.NDArray[np.bool_] = conversion.is_valid().to_numpy(zero_copy_only=False)
     labels_BT = np.stack([click_B, conversion_B], axis=1)
-    # The conversion tower learns from clicks alone: it gives p(conversion | click).
-    weights_BT = np.stack([batch.valid_N, batch.valid_N & is_complete_B & (click_B > 0)], axis=1)
+    weights_BT = np.stack([batch.valid_N, batch.valid_N & is_complete_B], axis=1)
     return torch.from_numpy(labels_BT), torch.from_numpy(weights_BT.astype(np.float32))
 
 

@@ -82,7 +82,7 @@ def test_labels_and_weights(dataset: Path) -> None:
     assert batch.labels_BT.tolist() == [[c, v or 0] for c, v in zip(click, conversion, strict=True)]
     valid = [True] * 38 + [False] * 2
     assert batch.weights_BT.tolist() == [
-        [v, v and c == 1 and label is not None] for v, c, label in zip(valid, click, conversion, strict=True)
+        [v, v and label is not None] for v, label in zip(valid, conversion, strict=True)
     ]
 
 

@@ -100,7 +100,7 @@ def test_cut_histories_are_counted_and_told_once(
     assert summary_of(outputs["side"])["history_entries_cut"] == 0
     # The paper's model and the options together: what the stage writes is of one kind.
     history = {"max_length": 2, "heads": 2, "encoder_layers": 1, "pooling": "target"}
-    training = {"batch_size": 200, "lanes": 8, "epochs": 2}
+    training = {"conversion": "entire_space", "batch_size": 200, "lanes": 8, "epochs": 2}
     config = config_of("side", model={"history": history}, training=training)
     run = run_stage_body(world, dataset, tmp_path / "out", config)
     files = read_dataset(dataset).all_event_files()

@@ -23,6 +23,7 @@ from tests.ranker.training import Outcome, config_of, run_steps
 STEPS = 20
 ARMS = ("none", "sid_ngram", "side")
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "entire_space": {"training": {"conversion": "entire_space"}},
     "history": {
         "model": {"history": {"heads": 2, "encoder_layers": 1, "pooling": "target", "max_length": 3}},
     },
@@ -135,7 +136,9 @@ def test_what_arms_share_starts_equal_on_any_number_of_ranks(
 
 
 def test_settings_share_the_weights_that_they_do_not_change(one_rank: dict[str, Outcome]) -> None:
-    side, history = one_rank["side"].start, one_rank["history"].start
+    side, entire_space, history = (one_rank[name].start for name in ("side", "entire_space", "history"))
+    assert side.keys() == entire_space.keys()
+    assert all(torch.equal(entire_space[name], value) for name, value in side.items())
     changed = {name for name, value in side.items() if not torch.equal(history[name], value)}
     assert changed == {"body.history.attention.query.weight"}  # fewer features ask
     assert all(name.startswith("body.history.encoder.") for name in history.keys() - side.keys())
