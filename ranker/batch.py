@@ -20,10 +20,11 @@ class RankerBatch(Pipelineable):  # type: ignore[misc]
         item_sids_BC: the ad's SIDs in C columns, set after set (C = 0 where the arm does not unpack them).
         item_known_BS: False where the ad's SID of a set is null (S = 0 where the arm does not ask).
         history_sids_TC: the history's SIDs. history_known_TS: False where a SID of a set is null.
-        history_gap_T: log(1 + days) from the history entry to the event.
+        history_recency_TF: how far back each history entry lies, in F = 3 ways: log(1 + days) to the event,
+            log(1 + days) since the entry before it (0 for the oldest), and log rank counted from the newest.
         history_offsets_B1: row b owns history entries offsets[b] to offsets[b + 1].
         labels_BT: 0 or 1 by task (click, conversion).
-        weights_BT: 1 where the label counts: not on padding; a conversion only of a click, and not when null.
+        weights_BT: 1 where the label is known: not on padding, and a conversion not when null.
         longest: the longest history in the batch.
     """
 
@@ -34,7 +35,7 @@ class RankerBatch(Pipelineable):  # type: ignore[misc]
     item_known_BS: Tensor
     history_sids_TC: Tensor
     history_known_TS: Tensor
-    history_gap_T: Tensor
+    history_recency_TF: Tensor
     history_offsets_B1: Tensor
     labels_BT: Tensor
     weights_BT: Tensor

@@ -11,6 +11,7 @@ from ranker.content import HistoryContent, perceptron
 from ranker.features import HISTORY_IDS, ArmFeatures
 from ranker.frozen import Frozen
 from ranker.pma import HistoryAttention
+from ranker.transformer import JaggedEncoder
 
 
 class DenseBlock(nn.Module):
@@ -30,23 +31,38 @@ class DenseBlock(nn.Module):
 
 
 class HistoryBlock(nn.Module):
-    """The user's history as k vectors: V = item embedding + content + time gap, pooled by attention."""
+    """The user's history as k vectors: V = item embedding + content + recency, pooled by attention.
+
+    A transformer encoder between the two is an option (`HistoryConfig`), not the paper's.
+    """
 
     def __init__(self, features: ArmFeatures, model: ModelConfig, query_features: int, frozen: Frozen) -> None:
         super().__init__()
         dim = model.embedding_dim
         self.gap = nn.Linear(1, dim)
+        # Vectors, so that they start as zeros (`ranker.initial`): started at random they cost up to .8 % of NE.
+        self.since_entry = nn.Parameter(torch.zeros(dim))
+        self.rank = nn.Parameter(torch.zeros(dim))
         self.content = None if features.history.kind == "none" else HistoryContent(features, model, frozen)
-        self.attention = HistoryAttention(dim, model.history_queries, query_features)
+        history = model.history
+        self.encoder = JaggedEncoder(dim, history.heads, history.encoder_layers) if history.encoder_layers else None
+        self.attention = HistoryAttention(dim, history.queries, query_features, history.heads)
 
     def forward(self, query_BF: Tensor, sequences: dict[str, JaggedTensor], batch: RankerBatch) -> Tensor:
         """Give U, float [B, k, d]; zeros for a row without history."""
         embedded = {name: sequence.values() for name, sequence in sequences.items()}
-        values_TD = embedded[HISTORY_IDS] + self.gap(batch.history_gap_T.unsqueeze(1))
+        values_TD = embedded[HISTORY_IDS] + self._recency(batch.history_recency_TF)
         if self.content is not None:
             values_TD = values_TD + self.content(batch, embedded)
+        if self.encoder is not None:
+            values_TD = self.encoder(values_TD, batch.history_offsets_B1)
         history_BKD: Tensor = self.attention(query_BF, values_TD, batch.history_offsets_B1, batch.longest)
         return history_BKD
+
+    def _recency(self, recency_TF: Tensor) -> Tensor:
+        """Give float [T, d] for how far back entries lie; see `RankerBatch`."""
+        gap_TD: Tensor = self.gap(recency_TF[:, :1])
+        return gap_TD + recency_TF[:, 1:] @ torch.stack([self.since_entry, self.rank])
 
 
 class Interaction(nn.Module):

@@ -22,9 +22,15 @@ ContentKind = Literal["none", "dense", "kmeans", "sid_ngram", "hde", "side"]
 prefix n-grams of a Semantic ID, in a table each, summed; the same set beside each other and projected (hierarchical
 discrete embedding); or as a Semantic ID unpacked without a table."""
 
+Pooling = Literal["pma", "target"]
+"""What asks the history: all the row's sparse and embedding features (the paper's PMA), or the ad's own alone."""
+
+Conversion = Literal["click", "entire_space"]
+"""What the conversion tower learns from: clicks alone, or all impressions, by p(click) p(conversion | click)."""
+
 ShardingType = Literal["table_wise", "row_wise", "column_wise", "table_row_wise", "data_parallel"]
 
-OVERLAY_KEYS = {"training": ("sparse_learning_rate", "dense_learning_rate", "warmup_steps")}
+OVERLAY_KEYS = {"training": ("sparse_learning_rate", "dense_learning_rate", "warmup_steps", "conversion")}
 """What an arm may set for itself. Data order, seed, sizes and budget stay equal, or arms could not be compared."""
 
 
@@ -70,6 +76,21 @@ class ArmConfig(Config):
         return overlay
 
 
+class HistoryConfig(Config):
+    """The user history block; by default it is the paper's, one layer of PMA with a single head."""
+
+    queries: PositiveInt = 4
+    """k: how many vectors the block gives."""
+    heads: PositiveInt = 1
+    """Attention heads, of the pooling and of the encoder; they divide d."""
+    pooling: Pooling = "pma"
+    """Where the queries come from; `target` is attention of the ad's item id and content to the history."""
+    encoder_layers: int = Field(default=0, ge=0)
+    """Transformer layers among a history's entries, before they are pooled."""
+    max_length: PositiveInt | None = None
+    """The newest so many entries are kept, the others left out and counted; None keeps all the dataset has."""
+
+
 class ModelConfig(Config):
     """The sizes of the model (SIDE paper, section 5)."""
 
@@ -81,8 +102,7 @@ class ModelConfig(Config):
     """Width of the dense block's hidden layer."""
     content_hidden: PositiveInt = 64
     """Width of the hidden layer of the embedding block's two-layer MLP."""
-    history_queries: PositiveInt = 4
-    """k: how many vectors the user history block (PMA) gives."""
+    history: HistoryConfig = HistoryConfig()
     cross_layers: PositiveInt = 2
     """Layers of the low-rank DCNv2."""
     cross_rank: PositiveInt = 64
@@ -91,6 +111,12 @@ class ModelConfig(Config):
     """Widths of the shared layers between interaction and towers."""
     tower_hidden: PositiveInt = 32
     """Width of the hidden layer of each task's tower."""
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> "ModelConfig":
+        if self.embedding_dim % self.history.heads:
+            raise ValueError(f"history.heads={self.history.heads} must divide embedding_dim={self.embedding_dim}")
+        return self
 
 
 class TrainingConfig(Config):
@@ -113,6 +139,10 @@ class TrainingConfig(Config):
     """Share of both learning rates that is left at the end, after a linear fall; 1 keeps them constant."""
     conversion_weight: PositiveFloat = 1.0
     """Weight of the conversion loss beside the click loss."""
+    conversion: Conversion = "click"
+    """Both kinds predict p(conversion | click). `entire_space` learns it from every impression whose follow-up is
+    complete, through p(click and conversion) = p(click) p(conversion | click) (ESMM, arXiv 1804.07931); the learning
+    curve's conversion loss is then that of the product."""
     seed: int = 0
     """Seeds initial weights and data order."""
     log_every: PositiveInt = 50

@@ -133,6 +133,12 @@ class ArmFeatures:
         return tuple(dict.fromkeys(wanted))
 
     @property
+    def sequence_columns(self) -> tuple[str, ...]:
+        """The columns with one entry for every entry of the history."""
+        ids = (column for feature in self.sequences for column in feature.columns)
+        return tuple(dict.fromkeys([*HISTORY_COLUMNS, *ids, *self.history.unpacked, *self.history.known]))
+
+    @property
     def bag_contents(self) -> tuple[IdFeature, ...]:
         """The bags that together are the ad's content."""
         return tuple(feature for feature in self.bags if feature.is_sid)

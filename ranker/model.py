@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, EmbeddingCollection, EmbeddingConfig
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 
@@ -13,9 +13,9 @@ from infra.errors import DataError
 from infra.tables import TASKS
 from ranker.batch import RankerBatch
 from ranker.blocks import DenseBlock, HistoryBlock, Interaction, Towers
-from ranker.config import RankerConfig
+from ranker.config import Conversion, RankerConfig
 from ranker.content import ItemContent
-from ranker.features import ArmFeatures, IdFeature
+from ranker.features import ITEM_IDS, ArmFeatures, IdFeature
 from ranker.frozen import Frozen
 
 
@@ -49,9 +49,13 @@ class Body(nn.Module):
         self.dense = DenseBlock(len(features.dense), model) if features.dense else None
         self.content = None if features.item.kind == "none" else ItemContent(features, model, frozen)
         query_vectors = len(self.ids) + 1  # ids and the ad's content
-        self.history = HistoryBlock(features, model, query_vectors * model.embedding_dim, frozen)
+        # The vectors that ask the history: all, or the ad's own.
+        ads_own = [self.ids.index(ITEM_IDS), len(self.ids)]
+        self.asking = ads_own if model.history.pooling == "target" else None
+        asking_vectors = query_vectors if self.asking is None else len(self.asking)
+        self.history = HistoryBlock(features, model, asking_vectors * model.embedding_dim, frozen)
         dense_vectors = model.dense_outputs if features.dense else 0
-        self.interaction = Interaction(query_vectors + dense_vectors + model.history_queries, model)
+        self.interaction = Interaction(query_vectors + dense_vectors + model.history.queries, model)
         self.towers = Towers(TASKS, model)
 
     def forward(self, batch: RankerBatch, bags: KeyedTensor, sequences: dict[str, JaggedTensor]) -> Tensor:
@@ -63,7 +67,8 @@ class Body(nn.Module):
         else:
             vectors.append(torch.zeros_like(vectors[0]))
         features_BFD = torch.stack(vectors, dim=1)
-        history_BKD = self.history(features_BFD.flatten(1), sequences, batch)
+        asking_BFD = features_BFD if self.asking is None else features_BFD[:, self.asking]
+        history_BKD = self.history(asking_BFD.flatten(1), sequences, batch)
         vectors = [features_BFD, history_BKD]
         if self.dense is not None:
             vectors.append(self.dense(batch.dense_BF))
@@ -76,12 +81,17 @@ class GlobalLoss(nn.Module):
 
     torchrec and DDP average gradients over ranks. Each rank therefore gives `world size * its own sum / the global
     number of labels`, whose average over ranks is the mean over the global batch, however its rows are spread.
+
+    Args of the constructor:
+        task_weights: of click and conversion.
+        conversion: what the conversion tower, whose logit is that of p(conversion | click), learns from.
     """
 
     task_weights_T: Tensor
 
-    def __init__(self, task_weights: tuple[float, ...]) -> None:
+    def __init__(self, task_weights: tuple[float, ...], conversion: Conversion = "click") -> None:
         super().__init__()
+        self.conversion = conversion
         self.register_buffer("task_weights_T", torch.tensor(task_weights), persistent=False)
 
     def forward(self, logits_BT: Tensor, batch: RankerBatch) -> tuple[Tensor, StepOutput]:
@@ -90,8 +100,8 @@ class GlobalLoss(nn.Module):
         Raises:
             NonFiniteLossError: on every rank, before any weight changes.
         """
-        labels_BT, weights_BT = batch.labels_BT, batch.weights_BT
-        losses_BT = binary_cross_entropy_with_logits(logits_BT, labels_BT, reduction="none") * weights_BT
+        judged_BT, labels_BT, weights_BT = self._judged(logits_BT, batch)
+        losses_BT = binary_cross_entropy_with_logits(judged_BT, labels_BT, reduction="none") * weights_BT
         sums_T = losses_BT.sum(0)
         totals_3T = torch.stack([sums_T.detach(), weights_BT.sum(0), (labels_BT * weights_BT).sum(0)]).double()
         world_size = dist.get_world_size()
@@ -103,6 +113,25 @@ class GlobalLoss(nn.Module):
         counts_T = totals_3T[1].clamp(min=1.0).float()
         loss = world_size * (self.task_weights_T * sums_T / counts_T).sum()
         return loss, StepOutput(logits_BT.detach().sigmoid(), totals_3T)
+
+    def _judged(self, logits_BT: Tensor, batch: RankerBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Give the logits the loss is of, their labels, and 1 where a label counts."""
+        labels_BT, weights_BT = batch.labels_BT, batch.weights_BT
+        click_B = labels_BT[:, :1]
+        if self.conversion == "click":
+            return logits_BT, labels_BT, torch.cat([weights_BT[:, :1], weights_BT[:, 1:] * click_B], dim=1)
+        both_BT = torch.stack([logits_BT[:, 0], joint_logit(*logits_BT.unbind(1))], dim=1)
+        return both_BT, torch.cat([click_B, labels_BT[:, 1:] * click_B], dim=1), weights_BT
+
+
+def joint_logit(first_B: Tensor, second_B: Tensor) -> Tensor:
+    """Give the logit of the product of two probabilities given as logits, to full precision at both ends.
+
+    With p = s(a) s(b), log p = log s(a) + log s(b) and log(1 - p) = log(s(-a) + s(a) s(-b)).
+    """
+    log_first_B = logsigmoid(first_B)
+    log_neither_B = torch.logaddexp(logsigmoid(-first_B), log_first_B + logsigmoid(-second_B))
+    return log_first_B + logsigmoid(second_B) - log_neither_B
 
 
 class Ranker(nn.Module):
@@ -129,7 +158,8 @@ class Ranker(nn.Module):
             tables=[EmbeddingConfig(**_table(feature, dim)) for feature in features.sequences],
         )
         self.body = Body(features, config, frozen).to(device)
-        self.loss = GlobalLoss((1.0, config.training.conversion_weight)).to(device)
+        training = config.training
+        self.loss = GlobalLoss((1.0, training.conversion_weight), training.conversion).to(device)
 
     def forward(self, batch: RankerBatch) -> tuple[Tensor, StepOutput]:
         """Give the loss and the step's output; see `GlobalLoss`."""

@@ -5,22 +5,28 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ranker.jagged import attend
+
 
 class HistoryAttention(nn.Module):
-    """U = softmax(Q K^T / sqrt(d)) V with K = V Theta, one head, as the paper writes it.
+    """U = softmax(Q K^T / sqrt(d)) V with K = V Theta; with one head as the paper writes it.
 
-    The k queries come from the sparse and embedding features of the row. An empty history gives zeros.
+    The k queries come from the sparse and embedding features of the row. An empty history gives zeros. Histories stay
+    jagged from end to end: nothing is padded, so that one long history costs its own length and no more.
 
     Args of the constructor:
         dim: d, the width of history embeddings and of the result.
         num_queries: k, how many vectors to give a row.
         query_features: width of the features that the queries are derived from.
+        heads: into how many parts queries, keys and values are cut; each attends for itself. They divide d.
     """
 
-    def __init__(self, dim: int, num_queries: int, query_features: int) -> None:
+    def __init__(self, dim: int, num_queries: int, query_features: int, heads: int = 1) -> None:
         super().__init__()
+        assert dim % heads == 0
         self.dim = dim
         self.num_queries = num_queries
+        self.heads = heads
         self.query = nn.Linear(query_features, num_queries * dim)
         self.theta = nn.Parameter(torch.empty(dim, dim))
 
@@ -36,15 +42,17 @@ class HistoryAttention(nn.Module):
         Returns:
             U_BKD: float [B, k, d].
         """
-        query_BKD = self.query(features_BF).view(-1, self.num_queries, self.dim)
-        values_BLD = torch.ops.fbgemm.jagged_to_padded_dense(values_TD, [offsets_B1], [max(longest, 1)], 0.0)
-        # Q K^T = Q (V Theta)^T = (Q Theta^T) V^T: Theta meets k queries a row, not all l values.
-        folded_BKD = query_BKD @ self.theta.t()
-        scores_BKL = folded_BKD @ values_BLD.transpose(1, 2) / math.sqrt(self.dim)
-        lengths_B = offsets_B1.diff()
-        is_padding_BL = torch.arange(values_BLD.shape[1], device=lengths_B.device) >= lengths_B.unsqueeze(1)
-        # The lowest finite number, not -inf: a row without history then weighs zeros evenly instead of making NaN.
-        lowest = torch.finfo(scores_BKL.dtype).min
-        weights_BKL = scores_BKL.masked_fill(is_padding_BL.unsqueeze(1), lowest).softmax(dim=-1)
-        history_BKD: Tensor = weights_BKL @ values_BLD
-        return history_BKD
+        means_NBD = attend(self._probes(features_BF), values_TD, offsets_B1, longest)
+        # Every head has pooled the whole width; its own part of it is what counts.
+        shape = (self.num_queries, self.heads, -1, self.heads, self.dim // self.heads)
+        return means_NBD.view(shape).diagonal(dim1=1, dim2=3).permute(1, 0, 3, 2).flatten(2)
+
+    def _probes(self, features_BF: Tensor) -> Tensor:
+        """Give what a value's scores are its products with: [k * heads, B, d].
+
+        Q K^T = Q (V Theta)^T = (Q Theta^T) V^T: Theta meets k queries a row, not all the values of its history.
+        """
+        part = self.dim // self.heads
+        query_BKHP = self.query(features_BF).view(-1, self.num_queries, self.heads, part)
+        theta_DHP = self.theta.view(self.dim, self.heads, part) / math.sqrt(part)
+        return torch.einsum("bkhp,dhp->khbd", query_BKHP, theta_DHP).flatten(0, 1)

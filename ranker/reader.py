@@ -1,6 +1,7 @@
 """Parquet to batches: only the columns an arm needs, checked as they are read, without a Python loop over rows."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -104,7 +105,7 @@ def to_ranker_batch(batch: Batch, features: ArmFeatures) -> RankerBatch:
         item_known_BS=_side_by_side(table, features.item.known, rows, np.bool_),
         history_sids_TC=_side_by_side(table, features.history.unpacked, entries, np.int64),
         history_known_TS=_side_by_side(table, features.history.known, entries, np.bool_),
-        history_gap_T=_gaps(table, lengths_B),
+        history_recency_TF=_recency(table, lengths_B),
         history_offsets_B1=torch.from_numpy(offsets_B1),
         labels_BT=labels_BT,
         weights_BT=weights_BT,
@@ -128,8 +129,7 @@ def _labels(batch: Batch) -> tuple[Tensor, Tensor]:
     conversion_B = _numpy(conversion.fill_null(0)).astype(np.float32)
     is_complete_B: npt.NDArray[np.bool_] = conversion.is_valid().to_numpy(zero_copy_only=False)
     labels_BT = np.stack([click_B, conversion_B], axis=1)
-    # The conversion tower learns from clicks alone: it gives p(conversion | click).
-    weights_BT = np.stack([batch.valid_N, batch.valid_N & is_complete_B & (click_B > 0)], axis=1)
+    weights_BT = np.stack([batch.valid_N, batch.valid_N & is_complete_B], axis=1)
     return torch.from_numpy(labels_BT), torch.from_numpy(weights_BT.astype(np.float32))
 
 
@@ -203,23 +203,81 @@ def _side_by_side(table: pa.Table, columns: tuple[str, ...], rows: int, kind: ty
     return torch.from_numpy(out_NC)
 
 
-def _gaps(table: pa.Table, lengths_B: npt.NDArray[np.int32]) -> Tensor:
+def _recency(table: pa.Table, lengths_B: npt.NDArray[np.int32]) -> Tensor:
     event_B = _numpy(_array(table, "event_time").view(pa.int64()))
     entry_T = _numpy(_array(table, "history_times").flatten().view(pa.int64()))
-    days_T = (np.repeat(event_B, lengths_B) - entry_T) / _MICROSECONDS_A_DAY
-    return torch.from_numpy(np.log1p(days_T).astype(np.float32))
+    rank_T = _rank_from_newest(lengths_B)
+    oldest_T = rank_T == np.repeat(lengths_B, lengths_B)
+    to_event_T = _log_days(np.repeat(event_B, lengths_B) - entry_T)
+    since_entry_T = _log_days(np.where(oldest_T, 0, np.diff(entry_T, prepend=entry_T[:1])))
+    log_rank_T = np.log(rank_T.astype(np.float32))
+    return torch.from_numpy(np.stack([to_event_T, since_entry_T, log_rank_T], axis=1))
+
+
+def _rank_from_newest(lengths_B: npt.NDArray[np.int32]) -> Integers:
+    """Number every row's entries, oldest first as they are stored, from its length down to 1."""
+    ends_B = np.cumsum(lengths_B, dtype=np.int64)
+    ranks_T: Integers = np.repeat(ends_B, lengths_B) - np.arange(lengths_B.sum())
+    return ranks_T
+
+
+def _log_days(microseconds_T: Integers) -> npt.NDArray[np.float32]:
+    return np.log1p((microseconds_T / _MICROSECONDS_A_DAY).astype(np.float32))
+
+
+@dataclass
+class NewestEntries:
+    """Keeps the newest entries of histories, and counts what it leaves out.
+
+    Attributes:
+        max_length: entries a row keeps; None keeps all and counts nothing.
+        entries: entries seen so far, without padding's; a row that is read again counts again.
+        entries_cut: those of them left out.
+    """
+
+    max_length: int | None = None
+    entries: int = 0
+    entries_cut: int = 0
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Both counts: entries seen, and entries left out."""
+        return self.entries, self.entries_cut
+
+    def of(self, batch: Batch, features: ArmFeatures) -> Batch:
+        """Give the batch with every sequence column cut to the newest entries, all at the same places."""
+        if self.max_length is None:
+            return batch
+        lengths_B = _numpy(_array(batch.table, HISTORY_IDS).value_lengths()).astype(np.int32, copy=False)
+        kept_B = np.minimum(lengths_B, self.max_length)
+        self.entries += int(lengths_B[batch.valid_N].sum())
+        self.entries_cut += int((lengths_B - kept_B)[batch.valid_N].sum())
+        if np.array_equal(kept_B, lengths_B):
+            return batch
+        is_kept_T = pa.array(_rank_from_newest(lengths_B) <= self.max_length)
+        offsets_B1 = pa.array(np.concatenate([[0], np.cumsum(kept_B)]).astype(np.int32))
+        table = batch.table
+        for column in features.sequence_columns:
+            values = _array(table, column).flatten().filter(is_kept_T)
+            at, field = table.schema.get_field_index(column), table.schema.field(column)
+            table = table.set_column(at, field, pa.ListArray.from_arrays(offsets_B1, values, type=field.type))
+        return batch._replace(table=table)
 
 
 def ranker_batches(
-    batches: Iterator[Batch], features: ArmFeatures, world: World, seen: Callable[[Batch], None]
+    batches: Iterator[Batch],
+    features: ArmFeatures,
+    newest: NewestEntries,
+    world: World,
+    seen: Callable[[Batch], None],
 ) -> Iterator[RankerBatch]:
     """Convert batches as they come, in pinned memory where a GPU will copy them.
 
     Args:
-        batches: of a `LaneReader`. features: what the arm reads. world: the process group.
+        batches: of a `LaneReader`. features: what the arm reads. newest: cuts long histories. world: the process group.
         seen: called with every source batch, in order, for who needs the rows beside the tensors.
     """
     for batch in batches:
         seen(batch)
-        converted = to_ranker_batch(batch, features)
+        converted = to_ranker_batch(newest.of(batch, features), features)
         yield converted.pin_memory() if world.device.type == "cuda" else converted

@@ -24,7 +24,7 @@ from torch.distributed.checkpoint import state_dict_saver
 from torch.utils.flop_counter import FlopCounterMode
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
-from infra.distributed import World, barrier, lockstep, together
+from infra.distributed import World, barrier, gather, lockstep, together
 from infra.parquet import Batch, LaneReader, RowGroup, TableWriter
 from infra.stage import StageRun, run_stage
 from infra.tables import Dataset, DatasetSpec, read_dataset
@@ -36,7 +36,7 @@ from ranker.features import HISTORY_IDS, ArmFeatures, arm_features, dataset_sids
 from ranker.frozen import read_frozen
 from ranker.metrics import PREDICTION_SCHEMA, TrainingWindow, prediction_metrics
 from ranker.model import NonFiniteLossError, StepOutput
-from ranker.reader import open_events, ranker_batches
+from ranker.reader import NewestEntries, open_events, ranker_batches
 from ranker.sharding import ShardedRanker, build_sharded, table_bytes
 
 UNTIMED_STEPS = 10
@@ -65,11 +65,13 @@ class Progress:
     Attributes:
         pipeline: copies, exchanges ids, and trains or predicts, three batches in flight.
         features: what the arm reads. world: the process group.
+        newest: cuts histories to the configured bound.
     """
 
     pipeline: TrainPipelineSparseDist[RankerBatch, StepOutput]
     features: ArmFeatures
     world: World
+    newest: NewestEntries
     _under_way: deque[Batch] = field(default_factory=deque)
 
     def over(self, reader: LaneReader, epoch: int) -> Iterator[tuple[Batch, StepOutput]]:
@@ -79,7 +81,7 @@ class Progress:
             DataError: rows break the contract; the message names file, row group and column.
             NonFiniteLossError: the message names the batch's files and row groups.
         """
-        source = ranker_batches(reader.epoch(epoch), self.features, self.world, self._under_way.append)
+        source = ranker_batches(reader.epoch(epoch), self.features, self.newest, self.world, self._under_way.append)
         # A new iterator object each time: the pipeline never asks an exhausted one again.
         batches = lockstep(self.world, source, "reading events")
         for step in range(reader.num_batches):
@@ -116,21 +118,24 @@ def train(run: StageRun[RankerConfig]) -> None:
         frozen = read_frozen(dataset, features)
     sharded = build_sharded(features, config, world, frozen, mean_entries(fitting.files, HISTORY_IDS))
     pipeline = TrainPipelineSparseDist(sharded.model, sharded.optimizer, world.device)
-    progress = Progress(pipeline, features, world)
+    progress = Progress(pipeline, features, world, NewestEntries(config.model.history.max_length))
     speed = fit(progress, sharded, fitting, config, run.log)
     flops = predict(progress, sharded, held_out, config, run.out / "predictions", run.log)
     save(sharded, run.out / "checkpoint")
     peak = peak_memory_bytes(world)
+    entries, entries_cut = np.sum(gather(world, progress.newest.counts), axis=0).tolist()
     if world.is_main:
         measured = prediction_metrics(sorted((run.out / "predictions").glob("*.parquet")))
         cost = _cost(sharded, fitting.files + held_out.files, features, config)
         cost |= {"flops_per_sample": flops, "peak_memory_bytes": peak}
         (run.out / "plan.json").write_text(json.dumps(sharded.plan, indent=1))
         dates = {"train": _iso(fitting.dates), "held_out": _iso(held_out.dates)}
+        facts = {"dates": dates, "world_size": world.size, "history_entries_cut": entries_cut}
         run.log.metrics(speed["steps"], _flat(config.holdout.kind, measured))
-        run.log.summary(
-            {"arm": config.arm, "dates": dates, "tasks": measured, **cost, **speed, "world_size": world.size}
-        )
+        run.log.summary({"arm": config.arm, "tasks": measured, **cost, **speed, **facts})
+        if entries_cut:
+            kept = f"their newest {config.model.history.max_length}"
+            run.log.say(f"histories were cut to {kept} entries: {entries_cut:,} of {entries:,} entries left out")
         run.log.say(_closing_line(config, measured, speed))
     run.facts["arm"] = config.arm
     run.facts["sid_fingerprints"] = {name: sid.fingerprint for name, sid in features.sids.items()}
@@ -199,8 +204,8 @@ def predict(
 
     Returns:
         the floating-point operations of one row's forward pass, counted on this rank's first batch: two for each
-        multiplication and addition of a matrix product. fbgemm's kernels (lookups, padding) and what is done element
-        by element are not counted.
+        multiplication and addition of a matrix product. Lookups, jagged attention and what is done element by element
+        are not counted.
     """
     reader = split.open(config.training, progress.world, is_training=False)
     sharded.model.eval()

@@ -116,7 +116,7 @@ class ArmResult(Config):
     """The largest rank's peak memory while training."""
     flops_per_sample: float | None = None
     """Floating-point operations of the dense part's matrix products, forward, for one row; fbgemm's kernels (lookups,
-    padding) and what is done element by element are not counted."""
+    attention over histories) and what is done element by element are not counted."""
     train_seconds: float | None
     parameters: int | None
     world_size: int | None

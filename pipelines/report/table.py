@@ -42,7 +42,7 @@ def footnotes(comparison: Comparison) -> tuple[str, ...]:
         notes.append(f"{NO_DIFFERENCE} the interval holds 0: no difference is shown")
     notes += _gauc_notes(comparison)
     if any(arm.flops_per_sample is not None for arm in comparison.arms.values()):
-        notes.append("FLOPs: matrix products of the dense part, forward; lookups and fbgemm's kernels are not counted")
+        notes.append("FLOPs: matrix products of the dense part, forward; lookups and attention are not counted")
     return (*notes, *comparison.warnings)
 
 

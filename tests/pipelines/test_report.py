@@ -141,7 +141,7 @@ side               0 B     12.1 MiB             408 B      3.20 M        254 k  
 NE gain is 1 - NE / NE(none); one seed: the interval is over users, it does not hold the spread of training
 ~ the interval holds 0: no difference is shown
 GAUC: AUC within users of both labels, by rows (click 1,200 users, 9,000 rows; conversion 1,200 users, 9,000 rows)
-FLOPs: matrix products of the dense part, forward; lookups and fbgemm's kernels are not counted
+FLOPs: matrix products of the dense part, forward; lookups and attention are not counted
 """
 
 

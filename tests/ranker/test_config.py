@@ -33,6 +33,10 @@ def test_an_unknown_arm_is_refused_with_the_known_ones() -> None:
         ({"trainings": {}}, "ranker.trainings: unknown key"),
         ({"arms": {"side": {"item": "sids"}}}, "ranker.arms.side.item"),
         ({"model": {"embedding_dim": 30}}, "multiple of 4"),
+        ({"model": {"history": {"heads": 3}}}, r"history.heads=3 must divide embedding_dim=32"),
+        ({"model": {"history": {"pooling": "mean"}}}, "ranker.model.history.pooling"),
+        ({"model": {"history": {"max_length": 0}}}, "ranker.model.history.max_length"),
+        ({"training": {"conversion": "view"}}, "ranker.training.conversion"),
         ({"training": {"batch_size": 0}}, "ranker.training.batch_size"),
     ],
 )
@@ -45,10 +49,16 @@ def with_overlay(overlay: dict[str, object]) -> RankerConfig:
     return parse(RankerConfig, {"arm": "a", "arms": {"a": {"overlay": overlay}, "b": {}}}, "ranker")
 
 
-def test_an_overlay_changes_its_own_arm_alone() -> None:
-    config = with_overlay({"training": {"sparse_learning_rate": 0.25}})
-    assert config.resolved("a").training.sparse_learning_rate == 0.25
+@pytest.mark.parametrize(("key", "value"), [("sparse_learning_rate", 0.25), ("conversion", "entire_space")])
+def test_an_overlay_changes_its_own_arm_alone(key: str, value: object) -> None:
+    config = with_overlay({"training": {key: value}})
+    assert getattr(config.resolved("a").training, key) == value
     assert config.resolved("b").training == config.training
+
+
+def test_by_default_the_history_is_the_papers() -> None:
+    history = RankerConfig().model.history
+    assert (history.heads, history.pooling, history.encoder_layers, history.max_length) == (1, "pma", 0, None)
 
 
 @pytest.mark.parametrize("overlay", [{"training": {"seed": 1}}, {"model": {"embedding_dim": 64}}])

@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -10,9 +11,9 @@ from ranker.pma import HistoryAttention
 DIM, QUERIES, FEATURES = 4, 3, 5
 
 
-def attention() -> HistoryAttention:
+def attention(heads: int = 1) -> HistoryAttention:
     torch.manual_seed(0)
-    block = HistoryAttention(DIM, QUERIES, FEATURES)
+    block = HistoryAttention(DIM, QUERIES, FEATURES, heads)
     torch.nn.init.normal_(block.theta)
     return block
 
@@ -37,6 +38,20 @@ def test_equals_the_paper_for_ragged_histories() -> None:
     block, features_BF = attention(), torch.randn(4, FEATURES)
     histories = [torch.randn(n, DIM) for n in (3, 0, 7, 1)]
     torch.testing.assert_close(run(block, features_BF, histories), slow_reference(block, features_BF, histories))
+
+
+@pytest.mark.parametrize("heads", [2, 4])
+def test_heads_attend_each_for_its_own_part(heads: int) -> None:
+    block, features_BF = attention(heads), torch.randn(3, FEATURES)
+    histories = [torch.randn(n, DIM) for n in (3, 0, 7)]
+    part = DIM // heads
+    rows = []
+    for features_F, v_LD in zip(features_BF, histories, strict=True):
+        q_KD, k_LD = block.query(features_F).view(QUERIES, DIM), v_LD @ block.theta
+        cuts = [slice(h * part, (h + 1) * part) for h in range(heads)]
+        heads_KP = [torch.softmax(q_KD[:, cut] @ k_LD[:, cut].T / math.sqrt(part), 1) @ v_LD[:, cut] for cut in cuts]
+        rows.append(torch.cat(heads_KP, dim=1))
+    torch.testing.assert_close(run(block, features_BF, histories), torch.stack(rows))
 
 
 def test_an_empty_history_gives_zeros_and_finite_gradients() -> None:

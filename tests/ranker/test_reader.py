@@ -1,7 +1,9 @@
 """From Parquet to batches: right tensors, only the arm's columns, and clear errors for bad rows."""
 
+import math
 from collections.abc import Callable
 from dataclasses import fields
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from ranker.config import ArmConfig, ModelConfig, RankerConfig
 from ranker.content import ItemContent
 from ranker.features import ArmFeatures, arm_features, dataset_sids
 from ranker.frozen import Frozen
-from ranker.reader import to_ranker_batch
+from ranker.reader import NewestEntries, to_ranker_batch
 from ranker.train import open_splits
 from tests.ranker.dataset import CLUSTERS, SID, SIDS, SPEC, write_dataset
 from tests.ranker.training import ONE, config_of, open_training
@@ -76,18 +78,52 @@ def test_side_takes_ids_and_no_tables(dataset: Path) -> None:
     assert batch.history_sids_TC.shape == (len(batch.sequences.values()), 1)
 
 
-def test_labels_weights_and_gaps(dataset: Path) -> None:
+def test_labels_and_weights(dataset: Path) -> None:
     table = first_rows(dataset)
     batch = to_ranker_batch(batch_of(table), features_of("none"))
     click, conversion = table["click"].to_pylist(), table["conversion"].to_pylist()
     assert batch.labels_BT.tolist() == [[c, v or 0] for c, v in zip(click, conversion, strict=True)]
     valid = [True] * 38 + [False] * 2
     assert batch.weights_BT.tolist() == [
-        [v, v and c == 1 and label is not None] for v, c, label in zip(valid, click, conversion, strict=True)
+        [v, v and label is not None] for v, label in zip(valid, conversion, strict=True)
     ]
-    events, histories = table["event_time"].to_pylist(), table["history_times"].to_pylist()
-    gaps = [(at - entry).total_seconds() / 86400 for at, row in zip(events, histories, strict=True) for entry in row]
-    torch.testing.assert_close(batch.history_gap_T, torch.tensor(gaps).log1p())
+
+
+def test_recency_is_the_time_to_the_event_the_time_between_entries_and_the_rank(dataset: Path) -> None:
+    table = first_rows(dataset)
+    batch = to_ranker_batch(batch_of(table), features_of("none"))
+    expected = []
+    for at, row in zip(table["event_time"].to_pylist(), table["history_times"].to_pylist(), strict=True):
+        for i, entry in enumerate(row):
+            since = entry - row[i - 1] if i else timedelta(0)
+            days = [gap.total_seconds() / 86400 for gap in (at - entry, since)]
+            expected.append([math.log1p(days[0]), math.log1p(days[1]), math.log(len(row) - i)])
+    torch.testing.assert_close(batch.history_recency_TF, torch.tensor(expected))
+
+
+@pytest.mark.parametrize("arm", ["sid_ngram", "side"])
+def test_a_history_longer_than_the_bound_keeps_its_newest_entries_in_every_column(dataset: Path, arm: str) -> None:
+    table, features = first_rows(dataset), features_of(arm)
+    newest = NewestEntries(max_length=2)
+    found = newest.of(batch_of(table), features).table
+    for name in table.column_names:
+        rows = table[name].to_pylist()
+        expected = [row[-2:] for row in rows] if name.startswith("history_") and name in features.columns else rows
+        assert found[name].to_pylist() == expected
+        assert found.schema.field(name).equals(table.schema.field(name), check_metadata=True)
+    lengths = [len(row) for row in table["history_item_ids"].to_pylist()][:-2]  # two rows are padding
+    assert newest.counts == (sum(lengths), sum(max(0, length - 2) for length in lengths))
+    assert newest.entries_cut > 0
+    batch = to_ranker_batch(newest.of(batch_of(table), features), features)
+    assert batch.longest == 2
+    assert len(batch.history_recency_TF) == len(batch.sequences["history_item_ids"].values())
+
+
+@pytest.mark.parametrize("bound", [None, 6])
+def test_a_bound_that_no_history_reaches_changes_nothing(dataset: Path, bound: int | None) -> None:
+    batch, newest = batch_of(first_rows(dataset)), NewestEntries(bound)
+    assert newest.of(batch, features_of("side")) is batch
+    assert newest.entries_cut == 0
 
 
 def test_a_prefix_with_more_ids_than_rows_is_hashed_by_modulo(dataset: Path) -> None:
@@ -270,7 +306,7 @@ def test_several_sets_lie_side_by_side(dataset: Path) -> None:
         for one, other in zip(table["item_sid"].to_pylist(), table["item_lines"].to_pylist(), strict=True)
     ]
     assert batch.item_known_BS.shape == (40, 2)
-    assert batch.history_known_TS.shape == (len(batch.history_gap_T), 2)
+    assert batch.history_known_TS.shape == (len(batch.history_recency_TF), 2)
 
 
 def test_evaluation_gives_every_row_once(dataset: Path) -> None:

@@ -99,6 +99,27 @@ def test_the_summary_says_what_was_measured(arm: str, dataset: Path, outputs: di
     assert summary["table_bytes"] - summary["sid_table_bytes"] == (300 + 60 + 5 + 11 + 300) * 8 * 4
 
 
+def test_cut_histories_are_counted_and_told_once(
+    world: World, dataset: Path, tmp_path: Path, outputs: dict[str, Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert summary_of(outputs["side"])["history_entries_cut"] == 0
+    # The paper's model and the options together: what the stage writes is of one kind.
+    history = {"max_length": 2, "heads": 2, "encoder_layers": 1, "pooling": "target"}
+    training = {"conversion": "entire_space", "batch_size": 200, "lanes": 8, "epochs": 2}
+    config = config_of("side", model={"history": history}, training=training)
+    run = run_stage_body(world, dataset, tmp_path / "out", config)
+    files = read_dataset(dataset).all_event_files()
+    lengths = [pq.read_table(file, partitioning=None)["history_times"].to_pylist() for file in files]
+    cut = [sum(max(0, len(row) - 2) for row in rows) for rows in lengths]
+    expected = 2 * sum(cut[:4]) + sum(cut[4:])  # two epochs over four days, and the test once
+    assert summary_of(run.out)["history_entries_cut"] == expected
+    said = [line for line in capfd.readouterr().err.splitlines() if "entries left out" in line]
+    assert len(said) == 1
+    assert said[0].startswith(f"histories were cut to their newest 2 entries: {expected:,} of ")
+    found = pq.read_table(run.out / "predictions").drop_columns(["p_click", "p_conversion"])
+    assert found.equals(pq.read_table(outputs["side"] / "predictions").drop_columns(["p_click", "p_conversion"]))
+
+
 def test_feature_bytes_are_those_of_the_columns_an_arm_adds(dataset: Path, outputs: dict[str, Path]) -> None:
     assert summary_of(outputs["none"])["feature_bytes_per_row"] == 0
     files = read_dataset(dataset).event_files(SPEC.train[0], SPEC.test[1])
@@ -118,10 +139,10 @@ def test_flops_are_those_of_the_matrix_products(dataset: Path, outputs: dict[str
     config = config_of("side")
     fitting, testing = open_splits(read_dataset(dataset), config)
     model = config.model
-    d, k, t = model.embedding_dim, model.history_queries, 6
+    d, k, t = model.embedding_dim, model.history.queries, 6
     batch = next(testing.open(config.training, ONE, is_training=False).epoch(0))
     lengths_N = pc.list_value_length(batch.table["history_item_ids"]).to_numpy()
-    rows, longest = len(lengths_N), lengths_N.max()
+    rows = len(lengths_N)
     query = (len(fitting.features.bags) + 1) * d  # ids and the ad's content
     width = query + (model.dense_outputs + k) * d
     perceptrons = [
@@ -130,8 +151,8 @@ def test_flops_are_those_of_the_matrix_products(dataset: Path, outputs: dict[str
     ]  # fmt: skip
     a_row = sum(a * b for widths in perceptrons for a, b in pairwise(widths))
     a_row += 2 * model.cross_layers * width * model.cross_rank  # DCNv2: down and up again
-    a_row += query * k * d + k * d * d + 2 * k * longest * d  # PMA: queries, Theta, scores and their sum, padded
-    an_entry = d + t * d  # the time gap, Omega
+    a_row += query * k * d + k * d * d  # PMA: queries and Theta; its jagged products are no matrix products
+    an_entry = d + 2 * d + t * d  # the time gap, the other recencies, Omega
     expected = {"side": a_row + an_entry * lengths_N.sum() / rows}
     expected["none"] = expected["side"] - t * d * lengths_N.sum() / rows - t * model.content_hidden
     expected["none"] -= model.content_hidden * d

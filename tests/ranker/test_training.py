@@ -24,6 +24,13 @@ from tests.ranker.training import Outcome, config_of, run_steps
 
 STEPS = 20
 ARMS = tuple(EVERY_ARM)
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "entire_space": {"training": {"conversion": "entire_space"}},
+    "history": {
+        "model": {"history": {"heads": 2, "encoder_layers": 1, "pooling": "target", "max_length": 3}},
+    },
+}
+"""Settings beside the defaults, laid over arm `side`."""
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 
 
@@ -33,7 +40,9 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def every_arm(world: World, dataset: Path, steps: int) -> dict[str, Outcome]:
-    return {arm: run_steps(world, dataset, config_of(arm), steps) for arm in ARMS}
+    configs = {arm: config_of(arm) for arm in ARMS}
+    configs |= {name: config_of("side", **sections) for name, sections in VARIANTS.items()}
+    return {name: run_steps(world, dataset, config, steps) for name, config in configs.items()}
 
 
 def refusal(world: World, dataset: Path) -> str:
@@ -81,11 +90,11 @@ def on_both_ranks(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> li
 @pytest.fixture(scope="module")
 def two_ranks(on_both_ranks: list[tuple[Any, ...]]) -> dict[str, Outcome]:
     first, second = (rank[2] for rank in on_both_ranks)
-    assert all(first[arm].losses == second[arm].losses for arm in ARMS)  # every rank knows the global loss
+    assert all(first[arm].losses == second[arm].losses for arm in first)  # every rank knows the global loss
     return first
 
 
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("arm", [*ARMS, *VARIANTS])
 def test_one_and_two_ranks_train_the_same(
     arm: str, one_rank: dict[str, Outcome], two_ranks: dict[str, Outcome]
 ) -> None:
@@ -96,7 +105,7 @@ def test_one_and_two_ranks_train_the_same(
         torch.testing.assert_close(two.weights[name], expected, rtol=1e-3, atol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
 
 
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("arm", [*ARMS, *VARIANTS])
 def test_gradients_have_the_same_size_on_one_and_two_ranks(
     arm: str, one_rank: dict[str, Outcome], two_ranks: dict[str, Outcome]
 ) -> None:
@@ -132,6 +141,15 @@ def test_what_arms_share_starts_equal_on_any_number_of_ranks(
         }
 
 
+def test_settings_share_the_weights_that_they_do_not_change(one_rank: dict[str, Outcome]) -> None:
+    side, entire_space, history = (one_rank[name].start for name in ("side", "entire_space", "history"))
+    assert side.keys() == entire_space.keys()
+    assert all(torch.equal(entire_space[name], value) for name, value in side.items())
+    changed = {name for name, value in side.items() if not torch.equal(history[name], value)}
+    assert changed == {"body.history.attention.query.weight"}  # fewer features ask
+    assert all(name.startswith("body.history.encoder.") for name in history.keys() - side.keys())
+
+
 def test_golden_losses(one_rank: dict[str, Outcome]) -> None:
     """A change of these numbers is a change of the model, the data order or the start.
 
@@ -161,7 +179,7 @@ def test_a_bad_row_on_one_rank_stops_every_rank(on_both_ranks: list[tuple[Any, .
 def renew_golden_losses() -> None:
     with tempfile.TemporaryDirectory() as folder:
         (outcomes,) = run_distributed(every_arm, write_dataset(Path(folder) / "dataset"), STEPS, world_size=1)
-    golden = {arm: outcome.losses[:8] for arm, outcome in outcomes.items()}
+    golden = {arm: outcomes[arm].losses[:8] for arm in ARMS}
     GOLDEN.write_text(json.dumps(golden, indent=1) + "\n")
 
 

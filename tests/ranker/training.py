@@ -15,6 +15,7 @@ from infra.parquet import LaneReader
 from infra.tables import read_dataset
 from ranker.config import RankerConfig
 from ranker.frozen import read_frozen
+from ranker.reader import NewestEntries
 from ranker.sharding import ShardedRanker, build_sharded
 from ranker.train import Progress, learning_rates, open_splits
 
@@ -78,7 +79,8 @@ def run_steps(world: World, dataset: Path, config: RankerConfig, steps: int) -> 
     pipeline = TrainPipelineSparseDist(sharded.model, sharded.optimizer, world.device)
     reader = fitting.open(config.training, world, is_training=True)
     losses: list[list[float]] = []
-    epoch = Progress(pipeline, fitting.features, world).over(reader, 0)
+    newest = NewestEntries(config.model.history.max_length)
+    epoch = Progress(pipeline, fitting.features, world, newest).over(reader, 0)
     for step in range(steps):
         sharded.set_learning_rates(*learning_rates(config.training, step, reader.num_batches))
         _, output = next(epoch)
