@@ -12,7 +12,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
 
 BENCH  := quantizers
 
-.PHONY: help install run bench test test-quick lint types format doctor golden clean
+.PHONY: help install run tables tune bench test test-quick lint types format doctor golden clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -33,6 +33,12 @@ $(STAMP): requirements/$(ACCEL).txt requirements/torch-$(ACCEL).txt requirements
 
 run: install ## the whole path on real data: raw log -> encoder -> SID columns -> ranker arms -> comparison
 	@$(BIN)/python -m pipelines.run --config $(CONFIG) $(foreach s,$(SET),--set $(s))
+
+tables: install ## the papers' tables, ours beside theirs; all arms, three trainings each (hours)
+	@$(BIN)/python -m pipelines.tables --config configs/tables.yaml $(foreach s,$(SET),--set $(s))
+
+tune: install ## every arm with the same settings, on validation dates
+	@$(BIN)/python -m pipelines.tune --config $(CONFIG) $(foreach s,$(SET),--set $(s))
 
 bench: install .venv/.installed-benchmarks ## a benchmark: BENCH=quantizers, fusion, encoding, unpack, materialize, training, serving, scale
 	@$(BIN)/python -m benchmarks.$(BENCH)
