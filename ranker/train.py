@@ -34,7 +34,7 @@ from ranker.features import HISTORY_IDS, ArmFeatures, arm_features, dataset_sid,
 from ranker.metrics import PREDICTION_SCHEMA, TrainingWindow, prediction_metrics
 from ranker.model import NonFiniteLossError, StepOutput
 from ranker.reader import open_events, ranker_batches
-from ranker.sharding import ShardedRanker, build_sharded, table_bytes
+from ranker.sharding import ShardedRanker, build_sharded, plan_facts, real_bytes, table_bytes
 
 UNTIMED_STEPS = 10
 """First steps, which the throughput leaves out: tracing, allocation, the reader's first row groups."""
@@ -115,13 +115,15 @@ def train(run: StageRun[RankerConfig]) -> None:
     speed = fit(progress, sharded, fitting, config, run.log)
     predict(progress, sharded, testing, config, run.out / "predictions", run.log)
     save(sharded, run.out / "checkpoint")
-    peak = peak_memory_bytes(world)
+    peak, taken = peak_memory_bytes(world), real_bytes(sharded, world)
     if world.is_main:
         measured = prediction_metrics(sorted((run.out / "predictions").glob("*.parquet")))
         cost = _cost(sharded, fitting.files + testing.files, features, config) | {"peak_memory_bytes": peak}
-        (run.out / "plan.json").write_text(json.dumps(sharded.plan, indent=1))
+        plan = {**sharded.plan.described(), "real_bytes": taken}
+        (run.out / "plan.json").write_text(json.dumps(plan, indent=1))
         run.log.metrics(speed["steps"], _flat(measured))
-        run.log.summary({"arm": config.arm, "tasks": measured, **cost, **speed, "world_size": world.size})
+        cost |= {"world_size": world.size, "plan": plan_facts(sharded.plan, taken)}
+        run.log.summary({"arm": config.arm, "tasks": measured, **cost, **speed})
         run.log.say(_closing_line(config.arm, measured, speed))
     run.facts["arm"] = config.arm
     run.facts["sid_fingerprint"] = features.sid.fingerprint if features.sid else None

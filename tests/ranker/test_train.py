@@ -94,6 +94,29 @@ def test_the_summary_says_what_was_measured(arm: str, dataset: Path, outputs: di
     assert summary["table_bytes"] - summary["sid_table_bytes"] == (300 + 60 + 5 + 11 + 300) * 8 * 4
 
 
+@pytest.mark.parametrize("arm", ARMS)
+def test_the_plan_is_saved_with_what_it_was_told_expected_and_took(arm: str, outputs: dict[str, Path]) -> None:
+    plan, facts = json.loads((outputs[arm] / "plan.json").read_text()), summary_of(outputs[arm])["plan"]
+    assert plan["constraints"].keys() == plan["tables"].keys() == plan["real_bytes"].keys()
+    assert plan["constraints"]["t_item_id"] == {
+        "sharding_types": ["table_wise", "row_wise"],
+        "kernels": ["fused"],
+        "ids_per_row": 1.0,
+    }
+    for name, table in plan["tables"].items():
+        assert sum(shard["size"][0] for shard in table["shards"]) == table["rows"]
+        # One number a row is RowWiseAdagrad's.
+        weights = table["rows"] * 8 * 4
+        assert plan["real_bytes"][name] == [{"rank": 0, "weight_bytes": weights, "state_bytes": table["rows"] * 4}]
+        assert table["shards"][0]["host_bytes"] > weights + table["rows"] * 4
+    real = sum(each[0]["weight_bytes"] + each[0]["state_bytes"] for each in plan["real_bytes"].values())
+    estimated = plan["estimated_rank_bytes"][0]["host"]
+    kinds = {"row_wise, fused", "table_wise, fused"}
+    assert facts["tables"].keys() <= kinds
+    assert sum(facts["tables"].values()) == len(plan["tables"])
+    assert (facts["real_rank_bytes"], facts["estimated_rank_bytes"]) == (real, estimated)
+
+
 def test_feature_bytes_are_those_of_the_columns_an_arm_adds(dataset: Path, outputs: dict[str, Path]) -> None:
     assert summary_of(outputs["none"])["feature_bytes_per_row"] == 0
     files = read_dataset(dataset).event_files(SPEC.train[0], SPEC.test[1])

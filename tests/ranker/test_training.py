@@ -138,7 +138,7 @@ def test_golden_losses(one_rank: dict[str, Outcome]) -> None:
 
 def test_a_plan_that_fails_fails_on_every_rank(on_both_ranks: list[tuple[Any, ...]]) -> None:
     first, second = (rank[0] for rank in on_both_ranks)
-    assert first.startswith("ConfigError: ranker.sharding: no plan")
+    assert first.startswith("NoPlanError: ranker.sharding: no plan")
     assert "memory_gib=1e-07" in first
     assert second.startswith("StageError: planning the embedding tables: rank 0 failed: ranker.sharding: no plan")
 

@@ -69,7 +69,7 @@ def run_steps(world: World, dataset: Path, config: RankerConfig, steps: int) -> 
         _, output = next(epoch)
         losses.append((output.totals_3T[0] / output.totals_3T[1].clamp(min=1)).tolist())
     epoch.close()
-    plan = {table: described["sharding"] for table, described in sharded.plan.items()}
+    plan = {table.name: table.sharding for table in sharded.plan.tables}
     return Outcome(losses, plan, start, whole_weights(world, sharded), whole_states(world, sharded))
 
 
