@@ -31,6 +31,7 @@ from ranker.batch import RankerBatch
 from ranker.config import RankerConfig, TrainingConfig
 from ranker.cost import column_cost, mean_entries, peak_memory_bytes
 from ranker.features import HISTORY_IDS, ArmFeatures, arm_features, dataset_sid, require_sids
+from ranker.id_tables import describe_tables
 from ranker.metrics import PREDICTION_SCHEMA, TrainingWindow, prediction_metrics
 from ranker.model import NonFiniteLossError, StepOutput
 from ranker.reader import open_events, ranker_batches
@@ -123,7 +124,8 @@ def train(run: StageRun[RankerConfig]) -> None:
         (run.out / "plan.json").write_text(json.dumps(plan, indent=1))
         run.log.metrics(speed["steps"], _flat(measured))
         cost |= {"world_size": world.size, "plan": plan_facts(sharded.plan, taken)}
-        run.log.summary({"arm": config.arm, "tasks": measured, **cost, **speed})
+        tables = describe_tables(features, fitting.files, config.model.embedding_dim)
+        run.log.summary({"arm": config.arm, "tasks": measured, **cost, **speed, **tables})
         run.log.say(_closing_line(config.arm, measured, speed))
     run.facts["arm"] = config.arm
     run.facts["sid_fingerprint"] = features.sid.fingerprint if features.sid else None

@@ -117,6 +117,21 @@ def test_the_plan_is_saved_with_what_it_was_told_expected_and_took(arm: str, out
     assert (facts["real_rank_bytes"], facts["estimated_rank_bytes"]) == (real, estimated)
 
 
+@pytest.mark.parametrize("arm", ARMS)
+def test_the_summary_describes_every_table(arm: str, dataset: Path, outputs: dict[str, Path]) -> None:
+    summary = summary_of(outputs[arm])
+    tables = {table["table"]: table for table in summary["tables"]}
+    assert tables.keys() == json.loads((outputs[arm] / "plan.json").read_text())["tables"].keys()
+    assert summary["rows_counted"] == 4 * ROWS_A_DAY
+    assert sum(table["bytes"] for table in tables.values()) == summary["table_bytes"]
+    items = {id for file in read_dataset(dataset).event_files(*SPEC.train) for id in read_ids(file, "item_id")}
+    assert tables["t_item_id"]["distinct_ids"] == len(items)
+
+
+def read_ids(file: Path, column: str) -> list[int]:
+    return pq.read_table(file, partitioning=None)[column].to_pylist()
+
+
 def test_feature_bytes_are_those_of_the_columns_an_arm_adds(dataset: Path, outputs: dict[str, Path]) -> None:
     assert summary_of(outputs["none"])["feature_bytes_per_row"] == 0
     files = read_dataset(dataset).event_files(SPEC.train[0], SPEC.test[1])
