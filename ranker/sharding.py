@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ShardingEnv
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
-from infra.distributed import World, broadcast, gather, together
+from infra.distributed import World, average_gradients, broadcast, gather, together
 from ranker.config import RankerConfig
 from ranker.features import ArmFeatures
 from ranker.initial import fill_dense, fill_table
@@ -22,7 +22,7 @@ from ranker.kernels import speed_up_sequences
 from ranker.model import Ranker
 from ranker.planner import Cluster, TablePlan, plan_tables, sharders, unsharded_model
 
-# What DDP has torch say about tracing, on every rank, is of no use to who runs a stage.
+# What torchrec's pipeline has torch say about tracing, on every rank, is of no use to who runs a stage.
 logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 
 
@@ -31,7 +31,7 @@ class ShardedRanker:
     """The model over all ranks, with what trains it.
 
     Attributes:
-        model: tables sharded by the plan, the rest data-parallel.
+        model: tables sharded by the plan, the rest a copy on every rank.
         optimizer: all optimizers as one; the tables' own runs inside the backward pass.
         dense_optimizer: Adam, for everything but the tables.
         plan: where the tables are, and what that was expected to take.
@@ -48,6 +48,11 @@ class ShardedRanker:
             group["lr"] = sparse
         for group in self.dense_optimizer.param_groups:
             group["lr"] = dense
+
+    def make_dense_state(self) -> None:
+        """Make the states that Adam has from its first step on, to be overwritten; weights stay as they are."""
+        self.dense_optimizer.init_state()
+        self.dense_optimizer.zero_grad()
 
     def state(self) -> dict[str, Tensor]:
         """Give all weights and optimizer states by name: the tensors themselves, sharded or the same on every rank.
@@ -82,15 +87,27 @@ def build_sharded(
         device=world.device,
         plan=plan.sharding,
         sharders=sharders(),
+        init_data_parallel=False,  # see `_dense_optimizer`
     )
     speed_up_sequences(sharded, world.device)
     fill_tables(sharded, config.training.seed)
     dense_optimizer = KeyedOptimizerWrapper(
         dict(in_backward_optimizer_filter(sharded.named_parameters())),
-        lambda parameters: torch.optim.Adam(parameters, lr=config.training.dense_learning_rate, fused=True),
+        lambda parameters: _dense_optimizer(parameters, config, world),
     )
     optimizer = CombinedOptimizer([sharded.fused_optimizer, dense_optimizer])
     return ShardedRanker(sharded, optimizer, dense_optimizer, plan)
+
+
+def _dense_optimizer(parameters: list[nn.Parameter], config: RankerConfig, world: World) -> torch.optim.Optimizer:
+    """Give Adam for the network, on gradients that are averaged over the ranks before each step.
+
+    Not by DistributedDataParallel, which adds them up in another layout from the second step on: a training that goes
+    on from a checkpoint would differ in last bits (`infra.distributed.average_gradients`).
+    """
+    optimizer = torch.optim.Adam(parameters, lr=config.training.dense_learning_rate, fused=True)
+    optimizer.register_step_pre_hook(lambda *_: average_gradients(world, parameters))
+    return optimizer
 
 
 def _plan_together(

@@ -21,10 +21,11 @@ from infra.tables import read_dataset
 from infra.tracking import RunLog
 from ranker.config import RankerConfig
 from ranker.cost import column_cost
+from ranker.fit import learning_rates
 from ranker.metrics import PREDICTION_SCHEMA, prediction_metrics
 from ranker.model import NonFiniteLossError
 from ranker.sharding import build_sharded
-from ranker.train import learning_rates, open_splits, train
+from ranker.train import open_splits, train
 from tests.ranker.dataset import SPEC, write_dataset
 from tests.ranker.training import config_of, run_steps
 

@@ -14,8 +14,9 @@ from infra.distributed import World, gather
 from infra.parquet import LaneReader
 from infra.tables import read_dataset
 from ranker.config import RankerConfig
+from ranker.fit import Progress, learning_rates
 from ranker.sharding import ShardedRanker, build_sharded
-from ranker.train import Progress, learning_rates, open_splits
+from ranker.train import open_splits
 
 ONE = World(0, 1, 0, torch.device("cpu"), "gloo")
 
