@@ -12,7 +12,12 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
 
 BENCH  := quantizers
 
-.PHONY: help install run tables tune bench test test-quick lint types format doctor golden clean
+RANKS      ?= 8
+MEMORY_GIB ?= 80
+ARM        ?= sid_ngram
+PLAN       ?=
+
+.PHONY: help install run tables tune plan bench test test-quick lint types format doctor golden clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -40,7 +45,11 @@ tables: install ## the papers' tables, ours beside theirs; all arms, three train
 tune: install ## every arm with the same settings, on validation dates
 	@$(BIN)/python -m pipelines.tune --config $(CONFIG) $(foreach s,$(SET),--set $(s))
 
-bench: install .venv/.installed-benchmarks ## a benchmark: BENCH=quantizers, fusion, encoding, unpack, materialize, training, serving, scale
+plan: install ## how an arm's tables would lie on RANKS GPUs of MEMORY_GIB: ARM=, PLAN="--table-rows item_id=1000000000 --rows 29000000000"
+	@$(BIN)/python -m ranker.plan --config $(CONFIG) --input-spec configs/plan/dataset.json --sid-spec configs/plan/sid.json \
+		--ranks $(RANKS) --memory-gib $(MEMORY_GIB) --set ranker.arm=$(ARM) $(foreach s,$(SET),--set $(s)) $(PLAN)
+
+bench: install .venv/.installed-benchmarks ## a benchmark: BENCH=quantizers, fusion, encoding, unpack, materialize, training, serving, scale, sid_growth
 	@$(BIN)/python -m benchmarks.$(BENCH)
 
 .venv/.installed-benchmarks: requirements/benchmarks.txt $(STAMP)

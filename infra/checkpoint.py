@@ -6,14 +6,15 @@ that it is whole or does not count, and holds safetensors and JSON: no pickle is
 
 Going on promises the very bytes that the run would have given without a stop. So a checkpoint of other work (another
 config, input, number of ranks, version of torch) is refused, not passed over: it may be hours of somebody's work, and
-the run that ignored it would write over it.
+the run that ignored it would write over it. Work whose state is spread over the ranks (`Checkpoint.shards`) may go on
+with another number of them, or on another machine: then it takes the same steps, and its last bits may differ.
 """
 
 import contextlib
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,14 @@ from torch import Tensor
 from infra.commit import committing, is_committed, read_manifest, verify
 from infra.distributed import World, together
 from infra.errors import CommitError
+from infra.shards import Shards, read_shards, write_shards
 from infra.tensors import write_tensors
 
 SHARED_FILE = "shared.safetensors"
 VALUES_FILE = "values.json"
+SHARDS_FOLDER = "shards"
+MACHINE = ("ranks", "device", "torch", "threads")
+"""What decides a run's last bits beside its work."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +45,16 @@ class Checkpoint:
         shared: tensors that are the same on every rank; rank 0's are kept.
         own: this rank's own tensors.
         values: JSON-ready values; rank 0's are kept.
+        shards: tensors that are spread over the ranks: the parts this rank holds. `load` fills them in place.
+        moved: what of the machine is not as it was, such as `ranks`; see `MACHINE`.
     """
 
     step: int
     shared: dict[str, Tensor]
     own: dict[str, Tensor]
     values: dict[str, Any]
+    shards: Shards = field(default_factory=dict)
+    moved: tuple[str, ...] = ()
 
 
 class Checkpoints:
@@ -76,6 +85,8 @@ class Checkpoints:
         name = f"step-{checkpoint.step:012d}"
         with committing(self.path / name, self.world, stage=f"{self.stage}-checkpoint", facts=self.work) as out:
             write_tensors(checkpoint.own, out / _own_file(self.world.rank))
+            if checkpoint.shards:
+                write_shards(checkpoint.shards, out / SHARDS_FOLDER, self.world.rank)
             if self.world.is_main:
                 write_tensors(checkpoint.shared, out / SHARED_FILE)
                 (out / VALUES_FILE).write_text(json.dumps({"step": checkpoint.step, **checkpoint.values}))
@@ -83,8 +94,12 @@ class Checkpoints:
         if self.world.is_main:
             self._remove(keeping=name)
 
-    def load(self) -> Checkpoint | None:
+    def load(self, shards: Shards | None = None) -> Checkpoint | None:
         """Give the last checkpoint that was committed; None where there is none.
+
+        Args:
+            shards: the parts this rank holds of tensors that are spread over the ranks, to be filled in place. With
+                them the machine may be another one; what a rank has of its `own` is lost then.
 
         Raises:
             CommitError: it is of other work, or was altered.
@@ -93,7 +108,7 @@ class Checkpoints:
             committed = [entry for entry in self.path.glob("step-*") if is_committed(entry)]
             if not committed:
                 return None
-            found = self._read(max(committed))
+            found = self._read(max(committed), shards)
         self._are_ours = True
         return found
 
@@ -109,19 +124,25 @@ class Checkpoints:
             if entry.name != keeping:
                 shutil.rmtree(entry, ignore_errors=True)
 
-    def _read(self, path: Path) -> Checkpoint:
+    def _read(self, path: Path, shards: Shards | None) -> Checkpoint:
         manifest = verify(path) if self.world.local_rank == 0 else read_manifest(path)
+        moved = []
         for name in sorted(manifest.facts.keys() | self.work.keys()):
             found, wanted = manifest.facts.get(name), self.work.get(name)
-            if found != wanted:
+            if found == wanted:
+                continue
+            if shards is None or name not in MACHINE:
                 raise CommitError(
                     f"{self.path}: is a checkpoint of other work ({name}: {found!r} there, {wanted!r} here); start that"
                     " work again to go on, or remove the directory to begin anew"
                 )
+            moved.append(name)
         try:
-            shared, own = load_file(path / SHARED_FILE), load_file(path / _own_file(self.world.rank))
+            shared = load_file(path / SHARED_FILE)
+            own = {} if moved else load_file(path / _own_file(self.world.rank))
+            read_shards(shards or {}, path / SHARDS_FOLDER)
             values = json.loads((path / VALUES_FILE).read_text())
-            return Checkpoint(values.pop("step"), shared, own, values)
+            return Checkpoint(values.pop("step"), shared, own, values, shards or {}, tuple(moved))
         except (OSError, SafetensorError, ValueError, KeyError) as error:
             raise CommitError(f"{path}: is not a checkpoint of ours: {error}") from error
 

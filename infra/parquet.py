@@ -262,6 +262,18 @@ class _Chunk(NamedTuple):
     is_last: bool
 
 
+def require_lanes(batch_size: int, lanes: int, world_size: int) -> None:
+    """Check that a `LaneReader` can share out batches.
+
+    Raises:
+        ConfigError: lanes, batch size and world size do not divide.
+    """
+    if lanes % world_size:
+        raise ConfigError(f"lanes={lanes}: must be a multiple of the number of ranks, {world_size}")
+    if batch_size % lanes:
+        raise ConfigError(f"batch_size={batch_size}: must be a multiple of lanes, {lanes}")
+
+
 class LaneReader:
     """Stream global batches that are the same for any number of ranks.
 
@@ -301,10 +313,7 @@ class LaneReader:
         check: Check | None = None,
         shuffle_groups: int = 4,
     ) -> None:
-        if lanes % world_size:
-            raise ConfigError(f"lanes={lanes}: must be a multiple of the number of ranks, {world_size}")
-        if batch_size % lanes:
-            raise ConfigError(f"batch_size={batch_size}: must be a multiple of lanes, {lanes}")
+        require_lanes(batch_size, lanes, world_size)
         self.groups = row_groups(files, columns)
         self.columns = list(columns)
         self.num_rows = sum(group.rows for group in self.groups)

@@ -68,7 +68,7 @@ def run_stage(
     Raises:
         SystemExit: with status 1 after a user's error was printed on every rank; with 2 on wrong arguments.
     """
-    _quiet()
+    quiet()
     arguments = _parse(name, inputs, argv)
     try:
         _run(name, section, config_type, inputs, body, arguments)
@@ -174,7 +174,7 @@ def _verified(world: World, paths: Mapping[str, Path]) -> dict[str, Manifest]:
         return {name: check(path) for name, path in paths.items()}
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Keep library warnings out of what people read; ours are raised or said."""
     warnings.filterwarnings("ignore")
     for name in ("torchrec", "fbgemm_gpu", "torch.distributed", "mlflow", "alembic"):

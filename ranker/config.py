@@ -147,6 +147,8 @@ class TrainingConfig(Config):
     """Seeds initial weights and data order."""
     log_every: PositiveInt = 50
     """Steps between two points of the learning curve."""
+    checkpoint_every: int = Field(default=1000, ge=0)
+    """Steps between two checkpoints, from which a training that broke goes on; 0 makes none."""
 
 
 class ShardingConfig(Config):

@@ -46,6 +46,18 @@ def read_frozen(dataset: Dataset, features: ArmFeatures) -> Frozen:
     )
 
 
+def shaped_frozen(features: ArmFeatures, num_items: int) -> Frozen:
+    """Give the same without a value, on the meta device, for a dry run.
+
+    A codebook's width is not in the spec; it is taken to be the number of digits, as it is for codes of one line.
+    """
+    contents = (features.item, features.history)
+    with_lines = [sid for content in contents if content.kind == "side" for sid in content.sids if sid.lines > 1]
+    widths = [sum(content.embeddings.values()) for content in contents if content.embeddings]
+    codebooks = {sid.name: torch.empty(sid.digits, sid.radix, sid.digits, device="meta") for sid in with_lines}
+    return Frozen(codebooks, torch.empty(num_items, widths[0], device="meta", dtype=torch.half) if widths else None)
+
+
 def item_embeddings(dataset: Dataset, signals: Mapping[str, int]) -> Tensor:
     """Read the items' embeddings, signals side by side; see `Frozen.embeddings_IE`.
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 BLOCK_ROWS = 8192
+OMEGA = "omega"
+"""How the matrix is called that takes the history's unpacked SIDs (or raw embeddings) to the model's width."""
 TABLE_BOUND = 0.01
 """Table rows start uniform in (-bound, bound): small, so that a row seen never or rarely adds little noise."""
 
@@ -48,11 +50,17 @@ def fill_table(shard: Tensor, name: str, seed: int, rows_from: int, columns_from
 
 @torch.no_grad()
 def fill_dense(module: nn.Module, seed: int) -> None:
-    """Fill a module's parameters in place: matrices by Xavier's normal, vectors (biases) with zeros."""
+    """Fill a module's parameters in place: matrices by Xavier's normal, vectors (biases) with zeros.
+
+    Omega, whose rows stand in a table's place, starts as small as a table's rows do: see docs/architecture.md.
+    """
     for name, parameter in module.named_parameters():
         if parameter.dim() < 2:
             parameter.zero_()
             continue
         values = torch.empty(parameter.shape)
-        nn.init.xavier_normal_(values, generator=generator(seed, name))
+        if name.endswith(OMEGA):
+            values.uniform_(-TABLE_BOUND, TABLE_BOUND, generator=generator(seed, name))
+        else:
+            nn.init.xavier_normal_(values, generator=generator(seed, name))
         parameter.copy_(values)

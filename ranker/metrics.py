@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from torch import Tensor
 
 from infra.tables import TASKS
@@ -75,6 +76,14 @@ class TrainingWindow:
     def add(self, totals_3T: Tensor) -> None:
         """Add one step's totals (see `ranker.model.StepOutput`)."""
         self._totals_3T = totals_3T if self._totals_3T is None else self._totals_3T + totals_3T
+
+    def state(self) -> dict[str, Tensor]:
+        """Give what a checkpoint has to keep of the window, the same on every rank."""
+        return {} if self._totals_3T is None else {"window": self._totals_3T}
+
+    def load_state(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
+        """Take up what `state` gave."""
+        self._totals_3T = tensors["window"].to(device) if "window" in tensors else None
 
     def take(self) -> dict[str, float]:
         """Give the window's mean loss and NE by task, NaN where not defined, and start the next window."""

@@ -79,8 +79,8 @@ class Body(nn.Module):
 class GlobalLoss(nn.Module):
     """Log loss averaged over the labels of the global batch, and a stop when it is not finite.
 
-    torchrec and DDP average gradients over ranks. Each rank therefore gives `world size * its own sum / the global
-    number of labels`, whose average over ranks is the mean over the global batch, however its rows are spread.
+    Gradients are averaged over ranks. Each rank therefore gives `world size * its own sum / the global number of
+    labels`, whose average over ranks is the mean over the global batch, however its rows are spread.
 
     Args of the constructor:
         task_weights: of click and conversion.

@@ -173,14 +173,23 @@ def _without_nulls(column: pa.Array) -> pa.Array:
 
 
 def _ids(columns: list[pa.Array], feature: IdFeature) -> Integers:
-    """Give the ids to look up, of columns without nulls; all of an entry's one after another."""
+    """Give the ids to look up, of columns without nulls."""
+    return _hashed(unhashed_ids(columns, feature), feature)
+
+
+def unhashed_ids(columns: Sequence[pa.Array], feature: IdFeature) -> Integers:
+    """Give the ids of a feature, before they are hashed into its table; all of an entry's one after another.
+
+    Args:
+        columns: those of the feature, without nulls. feature: the feature.
+    """
     values = [_numpy(column).astype(np.int64, copy=False) for column in columns]
     if not feature.clusters:
-        return _hashed(values[0], feature)
+        return values[0]
     assert feature.sid is not None
     held = feature.sid.of_prefix(sum(feature.sid.chunk_sizes[: len(values)]))
-    digits_ND = held.unpack(torch.from_numpy(np.stack(values, axis=1))).numpy()
-    return _hashed(digits_ND[:, : feature.clusters].ravel(), feature)
+    digits_ND: Integers = held.unpack(torch.from_numpy(np.stack(values, axis=1))).numpy()
+    return digits_ND[:, : feature.clusters].ravel()
 
 
 def _keyed(

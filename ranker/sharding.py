@@ -1,43 +1,29 @@
 """From a model with tables on the meta device to a sharded model with its optimizers, on gloo and nccl alike."""
 
 import logging
-import os
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
-from torch.distributed.optim.apply_optimizer_in_backward import _apply_optimizer_in_backward
-from torchrec.distributed.collective_utils import invoke_on_rank_and_broadcast_result
-from torchrec.distributed.embedding import EmbeddingCollectionSharder
-from torchrec.distributed.embedding_types import EmbeddingComputeKernel, ShardingType
-from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
-from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
-from torchrec.distributed.planner.types import (
-    HardwareConfig,
-    KernelConfig,
-    PlannerError,
-    TopologyFactory,
-    TrainerConfig,
-)
-from torchrec.distributed.types import EmbeddingModuleShardingPlan, ModuleSharder, ShardingEnv, ShardingPlan
+from torchrec.distributed.types import ShardingEnv
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
-from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
-from infra.distributed import World, together
-from infra.errors import ConfigError
+from infra.distributed import World, average_gradients, broadcast, gather, together
 from ranker.config import RankerConfig
 from ranker.features import ArmFeatures
 from ranker.frozen import Frozen
 from ranker.initial import fill_dense, fill_table
 from ranker.kernels import speed_up_sequences
 from ranker.model import Ranker
+from ranker.planner import Cluster, TablePlan, plan_tables, sharders, unsharded_model
 
-# What DDP has torch say about tracing, on every rank, is of no use to who runs a stage.
+# What torchrec's pipeline has torch say about tracing, on every rank, is of no use to who runs a stage.
 logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 
 
@@ -46,16 +32,16 @@ class ShardedRanker:
     """The model over all ranks, with what trains it.
 
     Attributes:
-        model: tables sharded by the plan, the rest data-parallel.
+        model: tables sharded by the plan, the rest a copy on every rank.
         optimizer: all optimizers as one; the tables' own runs inside the backward pass.
         dense_optimizer: Adam, for everything but the tables.
-        plan: table -> how and where it is sharded, ready for JSON.
+        plan: where the tables are, and what that was expected to take.
     """
 
     model: DistributedModelParallel
     optimizer: CombinedOptimizer
     dense_optimizer: KeyedOptimizerWrapper
-    plan: dict[str, Any]
+    plan: TablePlan
 
     def set_learning_rates(self, sparse: float, dense: float) -> None:
         """Set the learning rates of the tables and of the rest, from the next step on."""
@@ -63,6 +49,21 @@ class ShardedRanker:
             group["lr"] = sparse
         for group in self.dense_optimizer.param_groups:
             group["lr"] = dense
+
+    def make_dense_state(self) -> None:
+        """Make the states that Adam has from its first step on, to be overwritten; weights stay as they are."""
+        self.dense_optimizer.init_state()
+        self.dense_optimizer.zero_grad()
+
+    def state(self) -> dict[str, Tensor]:
+        """Give all weights and optimizer states by name: the tensors themselves, sharded or the same on every rank.
+
+        Adam has none before its first step.
+        """
+        found = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        for parameter, states in self.optimizer.state_dict()["state"].items():
+            found |= {f"optimizer.{parameter}.{name}": x for name, x in states.items() if isinstance(x, Tensor)}
+        return found
 
 
 def build_sharded(
@@ -77,113 +78,54 @@ def build_sharded(
         mean_history: history entries an event on average, for the planner's estimates.
 
     Raises:
-        ConfigError: the tables do not fit what the planner may use (on rank 0). StageError: the same, elsewhere.
+        NoPlanError: the tables do not fit what the planner may use (on rank 0). StageError: the same, elsewhere.
     """
-    model = Ranker(features, config, world.device, frozen)
+    model = unsharded_model(features, config, world.device, frozen)
     fill_dense(model.body, config.training.seed)
-    for tables in (model.bags, model.sequences):
-        settings = {"lr": config.training.sparse_learning_rate, "eps": 1e-8}
-        _apply_optimizer_in_backward(RowWiseAdagrad, tables.parameters(), settings)
-    plan = plan_tables(model, features, config, world, mean_history)
+    plan = _plan_together(model, features, config, world, mean_history)
     sharded = DistributedModelParallel(
         module=model,
         env=ShardingEnv.from_process_group(torch.distributed.GroupMember.WORLD),
         device=world.device,
-        plan=plan,
-        sharders=_sharders(),
+        plan=plan.sharding,
+        sharders=sharders(),
+        init_data_parallel=False,  # see `_dense_optimizer`
     )
     speed_up_sequences(sharded, world.device)
     fill_tables(sharded, config.training.seed)
     dense_optimizer = KeyedOptimizerWrapper(
         dict(in_backward_optimizer_filter(sharded.named_parameters())),
-        lambda parameters: torch.optim.Adam(parameters, lr=config.training.dense_learning_rate, fused=True),
+        lambda parameters: _dense_optimizer(parameters, config, world),
     )
     optimizer = CombinedOptimizer([sharded.fused_optimizer, dense_optimizer])
-    return ShardedRanker(sharded, optimizer, dense_optimizer, describe_plan(plan))
+    return ShardedRanker(sharded, optimizer, dense_optimizer, plan)
 
 
-def _sharders() -> list[ModuleSharder[nn.Module]]:
-    return [EmbeddingBagCollectionSharder(), EmbeddingCollectionSharder()]
+def _dense_optimizer(parameters: list[nn.Parameter], config: RankerConfig, world: World) -> torch.optim.Optimizer:
+    """Give Adam for the network, on gradients that are averaged over the ranks before each step.
+
+    Not by DistributedDataParallel, which adds them up in another layout from the second step on: a training that goes
+    on from a checkpoint would differ in last bits (`infra.distributed.average_gradients`).
+    """
+    optimizer = torch.optim.Adam(parameters, lr=config.training.dense_learning_rate, fused=True)
+    optimizer.register_step_pre_hook(lambda *_: average_gradients(world, parameters))
+    return optimizer
 
 
-def plan_tables(
+def _plan_together(
     model: Ranker, features: ArmFeatures, config: RankerConfig, world: World, mean_history: float
-) -> ShardingPlan:
+) -> TablePlan:
     """Let rank 0 plan where each table goes, and tell every rank; a planner's error is raised on all of them.
 
     torchrec's `collective_plan` alone would leave the other ranks waiting for a plan that never comes.
-
-    Raises:
-        ConfigError: on rank 0, naming what the planner may use. StageError: on the other ranks.
     """
-    planner = EmbeddingShardingPlanner(
-        topology=_topology(config, world),
-        batch_size=config.training.batch_size // world.size,
-        storage_reservation=FixedPercentageStorageReservation(percentage=0.15),
-        constraints=_constraints(features, config, world, mean_history),
-        debug=False,
-    )
-    plan: ShardingPlan | None = None
+    plan: TablePlan | None = None
     with together(world, "planning the embedding tables"):
         if world.is_main:
-            try:
-                plan = planner.plan(model, _sharders())
-            except PlannerError as error:
-                raise ConfigError(_planner_message(error, features, config)) from error
-    return invoke_on_rank_and_broadcast_result(torch.distributed.GroupMember.WORLD, 0, lambda: plan)
-
-
-def _planner_message(error: PlannerError, features: ArmFeatures, config: RankerConfig) -> str:
-    need = table_bytes(features, config.model.embedding_dim) / 2**30
-    memory = config.sharding.memory_gib
-    allowed = "the device's memory" if memory is None else f"memory_gib={memory}"
-    reason = " ".join(str(error).split())[:300]
-    return (
-        f"ranker.sharding: no plan for {need:.3g} GiB of tables with {allowed} a rank and types "
-        f"{', '.join(config.sharding.types)}: {reason}"
-    )
-
-
-def _topology(config: RankerConfig, world: World) -> Topology:
-    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
-    gib = config.sharding.memory_gib
-    capacity = int(gib * 2**30) if gib else _device_memory(world, local_size)
-    on_gpu = world.device.type == "cuda"
-    return TopologyFactory.create_topology(
-        trainer_config=TrainerConfig(
-            world_size=world.size,
-            local_world_size=local_size,
-            hbm_cap_bytes=capacity if on_gpu else None,
-            ddr_cap_bytes=None if on_gpu else capacity,
-        ),
-        hardware_config=HardwareConfig(),
-        kernel_config=KernelConfig(compute_device=world.device.type),
-    )
-
-
-def _device_memory(world: World, local_size: int) -> int:
-    if world.device.type == "cuda":
-        return int(torch.cuda.get_device_properties(world.device).total_memory)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // local_size
-
-
-def _constraints(
-    features: ArmFeatures, config: RankerConfig, world: World, mean_history: float
-) -> dict[str, ParameterConstraints]:
-    # Only kernels whose optimizer runs in the backward pass, the one thing that is the same on CPU and GPU.
-    kernels = [EmbeddingComputeKernel.FUSED.value]
-    if world.device.type == "cuda":
-        kernels += [EmbeddingComputeKernel.FUSED_UVM_CACHING.value]
-    lengths = {feature.table: float(feature.ids_per_entry) for feature in features.bags}
-    lengths |= {feature.table: mean_history * feature.ids_per_entry for feature in features.sequences}
-    return {
-        table: ParameterConstraints(
-            sharding_types=[ShardingType(name).value for name in config.sharding.types],
-            compute_kernels=kernels,
-            pooling_factors=[length],
-        )
-        for table, length in lengths.items()
-    }
+            plan = plan_tables(model, features, config, Cluster.of(world, config.sharding), mean_history)
+    agreed = broadcast(world, plan)
+    assert agreed is not None
+    return agreed
 
 
 def fill_tables(model: DistributedModelParallel, seed: int) -> None:
@@ -202,23 +144,46 @@ def table_bytes(features: ArmFeatures, dim: int, only_sids: bool = False) -> int
     return sum(table.rows * dim * 4 for table in tables if table.is_sid or not only_sids)
 
 
-def describe_plan(plan: ShardingPlan) -> dict[str, Any]:
-    """Give a plan as plain data: table -> sharding type, kernel, and the place, offset and size of every shard."""
-    tables = {}
-    for module in plan.plan.values():
-        assert isinstance(module, EmbeddingModuleShardingPlan)
-        for name, parameter in module.items():
-            shards = getattr(parameter.sharding_spec, "shards", [])
-            tables[name] = {
-                "sharding": parameter.sharding_type,
-                "kernel": parameter.compute_kernel,
-                "shards": [
-                    {
-                        "placement": str(shard.placement),
-                        "offset": list(shard.shard_offsets),
-                        "size": list(shard.shard_sizes),
-                    }
-                    for shard in shards
-                ],
-            }
-    return tables
+def local_parts(tensor: Tensor) -> Iterator[tuple[tuple[int, ...], Tensor]]:
+    """Give the parts of a tensor that this rank holds, each with its offset in the whole one."""
+    if not isinstance(tensor, ShardedTensor):
+        yield (0,) * tensor.dim(), tensor
+        return
+    for shard in tensor.local_shards():
+        yield tuple(shard.metadata.shard_offsets), shard.tensor
+
+
+def real_bytes(sharded: ShardedRanker, world: World) -> dict[str, list[dict[str, int]]]:
+    """Measure what the tables take on all ranks, caches and buffers left out: every rank calls.
+
+    Returns:
+        table -> for each rank that holds a part of it: rank, weight_bytes and state_bytes.
+    """
+    own: dict[str, dict[str, int]] = {}
+    for name, tensor in sharded.state().items():
+        what, module, _, table, *_ = name.split(".")
+        if module not in ("bags", "sequences"):
+            continue
+        kind = "weight_bytes" if what == "model" else "state_bytes"
+        for _, part in local_parts(tensor):
+            taken = own.setdefault(table, {"rank": world.rank, "weight_bytes": 0, "state_bytes": 0})
+            taken[kind] += part.nbytes
+    everyone = gather(world, own)
+    names = sorted({table for each in everyone for table in each})
+    return {table: [each[table] for each in everyone if table in each] for table in names}
+
+
+def plan_facts(plan: TablePlan, taken: dict[str, list[dict[str, int]]]) -> dict[str, Any]:
+    """Give a plan in a few numbers: tables by sharding and kernel, and what the fullest rank holds, in bytes.
+
+    Args:
+        plan: the plan. taken: see `real_bytes`.
+    """
+    by_rank = Counter[int]()
+    for part in (part for parts in taken.values() for part in parts):
+        by_rank[part["rank"]] += part["weight_bytes"] + part["state_bytes"]
+    return {
+        "tables": dict(Counter(f"{table.sharding}, {table.kernel}" for table in plan.tables)),
+        "estimated_rank_bytes": int(plan.rank_bytes().sum(1).max()),
+        "real_rank_bytes": max(by_rank.values()),
+    }

@@ -7,16 +7,12 @@ pipeline, predict every held-out row, write predictions, checkpoint and summary.
 """
 
 import json
-import time
-from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
@@ -24,23 +20,21 @@ from torch.distributed.checkpoint import state_dict_saver
 from torch.utils.flop_counter import FlopCounterMode
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
-from infra.distributed import World, barrier, gather, lockstep, together
-from infra.parquet import Batch, LaneReader, RowGroup, TableWriter
+from infra.distributed import World, barrier, gather, together
+from infra.parquet import Batch, LaneReader, TableWriter
 from infra.stage import StageRun, run_stage
 from infra.tables import Dataset, DatasetSpec, read_dataset
 from infra.tracking import RunLog
-from ranker.batch import RankerBatch
 from ranker.config import Dates, RankerConfig, TrainingConfig
 from ranker.cost import column_cost, embedding_bytes, mean_entries, peak_memory_bytes
 from ranker.features import HISTORY_IDS, ArmFeatures, arm_features, dataset_sids, require_sids
+from ranker.fit import Fit, Progress
 from ranker.frozen import read_frozen
-from ranker.metrics import PREDICTION_SCHEMA, TrainingWindow, prediction_metrics
-from ranker.model import NonFiniteLossError, StepOutput
-from ranker.reader import NewestEntries, open_events, ranker_batches
-from ranker.sharding import ShardedRanker, build_sharded, table_bytes
-
-UNTIMED_STEPS = 10
-"""First steps, which the throughput leaves out: tracing, allocation, the reader's first row groups."""
+from ranker.id_tables import describe_tables
+from ranker.metrics import PREDICTION_SCHEMA, prediction_metrics
+from ranker.model import StepOutput
+from ranker.reader import NewestEntries, open_events
+from ranker.sharding import ShardedRanker, build_sharded, plan_facts, real_bytes, table_bytes
 
 
 @dataclass(frozen=True)
@@ -58,57 +52,12 @@ class Split:
             return open_events(self.files, self.features, self.spec, training, world, is_training)
 
 
-@dataclass
-class Progress:
-    """torchrec's pipeline over one reader at a time, remembering the rows that are on their way through it.
-
-    Attributes:
-        pipeline: copies, exchanges ids, and trains or predicts, three batches in flight.
-        features: what the arm reads. world: the process group.
-        newest: cuts histories to the configured bound.
-    """
-
-    pipeline: TrainPipelineSparseDist[RankerBatch, StepOutput]
-    features: ArmFeatures
-    world: World
-    newest: NewestEntries
-    _under_way: deque[Batch] = field(default_factory=deque)
-
-    def over(self, reader: LaneReader, epoch: int) -> Iterator[tuple[Batch, StepOutput]]:
-        """Run all batches of one epoch, giving each with its output.
-
-        Raises:
-            DataError: rows break the contract; the message names file, row group and column.
-            NonFiniteLossError: the message names the batch's files and row groups.
-        """
-        source = ranker_batches(reader.epoch(epoch), self.features, self.newest, self.world, self._under_way.append)
-        # A new iterator object each time: the pipeline never asks an exhausted one again.
-        batches = lockstep(self.world, source, "reading events")
-        for step in range(reader.num_batches):
-            try:
-                output = self.pipeline.progress(batches)
-            except NonFiniteLossError as error:
-                raise NonFiniteLossError(f"{error}; {_place(reader, step, self._under_way[0])}") from error
-            yield self._under_way.popleft(), output
-
-
-def _place(reader: LaneReader, step: int, batch: Batch) -> str:
-    touched = [group for group in reader.groups if _holds(group, batch.rows_N)]
-    named = "; ".join(str(group) for group in touched[:4])
-    more = f" and {len(touched) - 4} more" if len(touched) > 4 else ""
-    return f"batch {step}, this rank's {len(batch.rows_N)} rows are in {named}{more}"
-
-
-def _holds(group: RowGroup, rows_N: npt.NDArray[np.int64]) -> bool:
-    return bool(((rows_N >= group.start) & (rows_N < group.start + group.rows)).any())
-
-
 def train(run: StageRun[RankerConfig]) -> None:
     """Train and measure one arm; the body of the stage.
 
     Raises:
         ConfigError: sizes that do not divide, or tables that no plan fits. DataError: rows that break the contract.
-        SpecError: SIDs that are missing or of mixed codebooks.
+        SpecError: SIDs that are missing or of mixed codebooks. CommitError: there is a checkpoint of other work.
     """
     config, world = run.config.resolved(), run.world
     with together(world, "opening the dataset"):
@@ -119,18 +68,24 @@ def train(run: StageRun[RankerConfig]) -> None:
     sharded = build_sharded(features, config, world, frozen, mean_entries(fitting.files, HISTORY_IDS))
     pipeline = TrainPipelineSparseDist(sharded.model, sharded.optimizer, world.device)
     progress = Progress(pipeline, features, world, NewestEntries(config.model.history.max_length))
-    speed = fit(progress, sharded, fitting, config, run.log)
+    speed = fit(progress, sharded, fitting, config, run)
     flops = predict(progress, sharded, held_out, config, run.out / "predictions", run.log)
     save(sharded, run.out / "checkpoint")
-    peak = peak_memory_bytes(world)
+    peak, taken = peak_memory_bytes(world), real_bytes(sharded, world)
     entries, entries_cut = np.sum(gather(world, progress.newest.counts), axis=0).tolist()
     if world.is_main:
         measured = prediction_metrics(sorted((run.out / "predictions").glob("*.parquet")))
         cost = _cost(sharded, fitting.files + held_out.files, features, config)
         cost |= {"flops_per_sample": flops, "peak_memory_bytes": peak}
-        (run.out / "plan.json").write_text(json.dumps(sharded.plan, indent=1))
-        dates = {"train": _iso(fitting.dates), "held_out": _iso(held_out.dates)}
-        facts = {"dates": dates, "world_size": world.size, "history_entries_cut": entries_cut}
+        plan = {**sharded.plan.described(), "real_bytes": taken}
+        (run.out / "plan.json").write_text(json.dumps(plan, indent=1))
+        facts = {
+            "dates": {"train": _iso(fitting.dates), "held_out": _iso(held_out.dates)},
+            "world_size": world.size,
+            "history_entries_cut": entries_cut,
+            "plan": plan_facts(sharded.plan, taken),
+            **describe_tables(features, fitting.files, config.model.embedding_dim),
+        }
         run.log.metrics(speed["steps"], _flat(config.holdout.kind, measured))
         run.log.summary({"arm": config.arm, "tasks": measured, **cost, **speed, **facts})
         if entries_cut:
@@ -158,42 +113,16 @@ def open_splits(dataset: Dataset, config: RankerConfig) -> tuple[Split, Split]:
     return splits[0], splits[1]
 
 
-def fit(progress: Progress, sharded: ShardedRanker, split: Split, config: RankerConfig, log: RunLog) -> dict[str, Any]:
-    """Train for the configured epochs, writing the learning curve.
-
-    Returns:
-        steps, train_seconds (after the untimed first steps) and samples_per_second over all ranks.
-    """
-    training = config.training
-    reader = split.open(training, progress.world, is_training=True)
-    window, step, started = TrainingWindow(), 0, time.monotonic()
-    untimed = min(UNTIMED_STEPS, reader.num_batches * training.epochs - 1)
-    sharded.model.train()
-    total = reader.num_batches * training.epochs
-    sharded.set_learning_rates(*learning_rates(training, 0, total))
-    with log.progress(total * training.batch_size, f"train {config.arm}") as advance:
-        for epoch in range(training.epochs):
-            for _, output in progress.over(reader, epoch):
-                step += 1
-                sharded.set_learning_rates(*learning_rates(training, step, total))
-                window.add(output.totals_3T)
-                advance(training.batch_size)
-                if step == untimed:
-                    started = time.monotonic()
-                # Whole windows only: the few last steps alone would look like a jump of the curve.
-                if step % training.log_every == 0 or step == total < training.log_every:
-                    log.metrics(step, window.take())
-    seconds = time.monotonic() - started
-    rate = (total - untimed) * training.batch_size / seconds
-    return {"steps": step, "train_seconds": seconds, "samples_per_second": rate}
-
-
-def learning_rates(training: TrainingConfig, step: int, total: int) -> tuple[float, float]:
-    """Give the learning rates of tables and of the rest for a step (from 0 to total): up, then down linearly."""
-    rise = (step + 1) / (training.warmup_steps + 1)
-    fall = 1.0 - (1.0 - training.final_learning_rate) * step / total
-    share = min(rise, fall)
-    return training.sparse_learning_rate * share, training.dense_learning_rate * share
+def fit(
+    progress: Progress, sharded: ShardedRanker, split: Split, config: RankerConfig, run: StageRun[RankerConfig]
+) -> dict[str, Any]:
+    """Train for the configured epochs, from the last checkpoint on where there is one; see `Fit.summary`."""
+    reader = split.open(config.training, progress.world, is_training=True)
+    training = Fit(progress, sharded, reader, config.training, run.log, run.checkpoints)
+    training.go_on()
+    with run.log.progress(training.num_steps * config.training.batch_size, f"train {config.arm}") as advance:
+        training.run(advance)
+    return training.summary()
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import torch
 from infra.checkpoint import Checkpoint, Checkpoints
 from infra.distributed import World
 from infra.errors import CommitError
+from infra.shards import Shard
 from tests.distributed import run_distributed
 
 ONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), backend="gloo")
@@ -122,3 +123,30 @@ def test_every_rank_has_its_own_and_another_number_of_ranks_is_refused(tmp_path:
     assert run_distributed(save_and_load, tmp_path / "out.checkpoint") == [[0, 5], [1, 5]]
     with pytest.raises(CommitError, match="ranks: 2 there, 1 here"):
         Checkpoints(tmp_path / "out.checkpoint", ONE, "encoder", WORK).load()
+
+
+def spread(world: World, path: Path, rows: int) -> list[int]:
+    """Save a table spread over the ranks, and read it back."""
+    each = rows // world.size
+    first = world.rank * each
+    table = torch.arange(first, first + each)
+    kept = Checkpoints(path, world, "ranker", WORK)
+    kept.save(Checkpoint(7, {}, {}, {}, {"table": [Shard((first,), table)]}))
+    out = torch.zeros_like(table)
+    found = kept.load({"table": [Shard((first,), out)]})
+    assert found is not None
+    assert (found.step, found.moved) == (7, ())
+    return out.tolist()
+
+
+def test_what_is_spread_over_the_ranks_is_read_by_any_number_of_them(tmp_path: Path) -> None:
+    assert run_distributed(spread, tmp_path / "out.checkpoint", 10) == [list(range(5)), list(range(5, 10))]
+    out = torch.zeros(10, dtype=torch.int64)
+    found = Checkpoints(tmp_path / "out.checkpoint", ONE, "ranker", WORK).load({"table": [Shard((0,), out)]})
+    assert found is not None
+    assert "ranks" in found.moved
+    assert out.tolist() == list(range(10))
+    with pytest.raises(CommitError, match="is a checkpoint of other work"):
+        Checkpoints(tmp_path / "out.checkpoint", ONE, "ranker", {**WORK, "config": "d"}).load({})
+    with pytest.raises(CommitError, match="table: 10 of the 11 numbers"):
+        Checkpoints(tmp_path / "out.checkpoint", ONE, "ranker", WORK).load({"table": [Shard((0,), torch.zeros(11))]})

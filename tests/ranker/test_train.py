@@ -24,12 +24,13 @@ from infra.tables import read_dataset
 from infra.tracking import RunLog
 from ranker.config import RankerConfig
 from ranker.cost import column_cost
+from ranker.fit import learning_rates
 from ranker.frozen import Frozen
 from ranker.metrics import PREDICTION_SCHEMA, prediction_metrics
 from ranker.model import NonFiniteLossError
 from ranker.reader import open_events
 from ranker.sharding import build_sharded
-from ranker.train import learning_rates, open_splits, train
+from ranker.train import open_splits, train
 from tests.ranker.dataset import SPEC, write_dataset
 from tests.ranker.training import ONE, config_of, run_steps
 
@@ -118,6 +119,44 @@ def test_cut_histories_are_counted_and_told_once(
     assert said[0].startswith(f"histories were cut to their newest 2 entries: {expected:,} of ")
     found = pq.read_table(run.out / "predictions").drop_columns(["p_click", "p_conversion"])
     assert found.equals(pq.read_table(outputs["side"] / "predictions").drop_columns(["p_click", "p_conversion"]))
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_the_plan_is_saved_with_what_it_was_told_expected_and_took(arm: str, outputs: dict[str, Path]) -> None:
+    plan, facts = json.loads((outputs[arm] / "plan.json").read_text()), summary_of(outputs[arm])["plan"]
+    assert plan["constraints"].keys() == plan["tables"].keys() == plan["real_bytes"].keys()
+    assert plan["constraints"]["t_item_id"] == {
+        "sharding_types": ["table_wise", "row_wise"],
+        "kernels": ["fused"],
+        "ids_per_row": 1.0,
+    }
+    for name, table in plan["tables"].items():
+        assert sum(shard["size"][0] for shard in table["shards"]) == table["rows"]
+        # One number a row is RowWiseAdagrad's.
+        weights = table["rows"] * 8 * 4
+        assert plan["real_bytes"][name] == [{"rank": 0, "weight_bytes": weights, "state_bytes": table["rows"] * 4}]
+        assert table["shards"][0]["host_bytes"] > weights + table["rows"] * 4
+    real = sum(each[0]["weight_bytes"] + each[0]["state_bytes"] for each in plan["real_bytes"].values())
+    estimated = plan["estimated_rank_bytes"][0]["host"]
+    kinds = {"row_wise, fused", "table_wise, fused"}
+    assert facts["tables"].keys() <= kinds
+    assert sum(facts["tables"].values()) == len(plan["tables"])
+    assert (facts["real_rank_bytes"], facts["estimated_rank_bytes"]) == (real, estimated)
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_the_summary_describes_every_table(arm: str, dataset: Path, outputs: dict[str, Path]) -> None:
+    summary = summary_of(outputs[arm])
+    tables = {table["table"]: table for table in summary["tables"]}
+    assert tables.keys() == json.loads((outputs[arm] / "plan.json").read_text())["tables"].keys()
+    assert summary["rows_counted"] == 4 * ROWS_A_DAY
+    assert sum(table["bytes"] for table in tables.values()) == summary["table_bytes"]
+    items = {id for file in read_dataset(dataset).event_files(*SPEC.train) for id in read_ids(file, "item_id")}
+    assert tables["t_item_id"]["distinct_ids"] == len(items)
+
+
+def read_ids(file: Path, column: str) -> list[int]:
+    return pq.read_table(file, partitioning=None)[column].to_pylist()
 
 
 def test_feature_bytes_are_those_of_the_columns_an_arm_adds(dataset: Path, outputs: dict[str, Path]) -> None:

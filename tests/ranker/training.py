@@ -14,10 +14,11 @@ from infra.distributed import World, gather
 from infra.parquet import LaneReader
 from infra.tables import read_dataset
 from ranker.config import RankerConfig
+from ranker.fit import Progress, learning_rates
 from ranker.frozen import read_frozen
 from ranker.reader import NewestEntries
 from ranker.sharding import ShardedRanker, build_sharded
-from ranker.train import Progress, learning_rates, open_splits
+from ranker.train import open_splits
 
 ONE = World(0, 1, 0, torch.device("cpu"), "gloo")
 
@@ -86,7 +87,7 @@ def run_steps(world: World, dataset: Path, config: RankerConfig, steps: int) -> 
         _, output = next(epoch)
         losses.append((output.totals_3T[0] / output.totals_3T[1].clamp(min=1)).tolist())
     epoch.close()
-    plan = {table: described["sharding"] for table, described in sharded.plan.items()}
+    plan = {table.name: table.sharding for table in sharded.plan.tables}
     return Outcome(losses, plan, start, whole_weights(world, sharded), whole_states(world, sharded))
 
 

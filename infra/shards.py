@@ -1,0 +1,98 @@
+"""Tensors that are spread over the ranks, on disk in global coordinates, so that any number of ranks can read them.
+
+A rank writes the parts it holds, cut into blocks so that memory stays bounded, each a safetensors file of its own whose
+key says what it is and where it begins: `name@row,column`. A reader takes from all files what overlaps its own parts.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from safetensors import safe_open
+from torch import Tensor
+
+from infra.tensors import write_tensors
+
+BLOCK_NUMBERS = 1 << 26
+
+
+class Shard(NamedTuple):
+    """A part of a tensor: the place of its first number in the whole tensor, and the part itself."""
+
+    offset: tuple[int, ...]
+    tensor: Tensor
+
+
+Shards = Mapping[str, Sequence[Shard]]
+"""By name, the parts that this rank holds; none of a tensor that others hold."""
+
+
+class _Stored(NamedTuple):
+    """A block on disk."""
+
+    file: Path
+    key: str
+    offset: tuple[int, ...]
+    shape: tuple[int, ...]
+
+
+def write_shards(shards: Shards, folder: Path, rank: int) -> None:
+    """Write a rank's parts into a folder that all ranks share.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    folder.mkdir(exist_ok=True)
+    blocks = ((name, block) for name, parts in shards.items() for part in parts for block in _blocks(part))
+    for number, (name, block) in enumerate(blocks):
+        key = f"{name}@{','.join(map(str, block.offset))}"
+        write_tensors({key: block.tensor}, folder / f"rank-{rank:04d}-{number:05d}.safetensors")
+
+
+def read_shards(shards: Shards, folder: Path) -> None:
+    """Fill a rank's parts, in place, from what any number of ranks wrote.
+
+    Raises:
+        OSError, SafetensorError: a file cannot be read. ValueError: some number of a part was never written.
+    """
+    stored = _stored(folder)
+    for name, parts in shards.items():
+        for part in parts:
+            filled = sum(_fill(part, block) for block in stored.get(name, []))
+            if filled != part.tensor.numel():
+                raise ValueError(f"{name}: {filled} of the {part.tensor.numel()} numbers from {part.offset} are there")
+
+
+def _blocks(part: Shard) -> Iterator[Shard]:
+    tensor = part.tensor.detach()
+    rows = max(1, BLOCK_NUMBERS // max(1, tensor[:1].numel()))
+    for first in range(0, len(tensor), rows):
+        yield Shard((part.offset[0] + first, *part.offset[1:]), tensor[first : first + rows])
+
+
+def _stored(folder: Path) -> dict[str, list[_Stored]]:
+    found: dict[str, list[_Stored]] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118 - not a mapping
+                name, _, offset = key.rpartition("@")
+                shape = tuple(tensors.get_slice(key).get_shape())
+                found.setdefault(name, []).append(_Stored(file, key, tuple(map(int, offset.split(","))), shape))
+    return found
+
+
+def _fill(part: Shard, block: _Stored) -> int:
+    """Copy what a block has of a part, and give how many numbers that were."""
+    if len(block.shape) != part.tensor.dim():
+        return 0
+    to, of = [], []
+    for here, size, there, length in zip(part.offset, part.tensor.shape, block.offset, block.shape, strict=True):
+        low, high = max(here, there), min(here + size, there + length)
+        if low >= high:
+            return 0
+        to.append(slice(low - here, high - here))
+        of.append(slice(low - there, high - there))
+    with safe_open(block.file, "pt") as tensors:
+        target = part.tensor.detach()[tuple(to)]
+        target.copy_(tensors.get_slice(block.key)[tuple(of)])
+    return target.numel()

@@ -1,0 +1,209 @@
+"""The ranker's training loop: torchrec's pipeline over a reader, the learning curve, going on after a failure."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch.distributed._shard.sharded_tensor.api import ShardedTensor
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+
+from infra.checkpoint import Checkpoint, Checkpoints
+from infra.distributed import World, lockstep
+from infra.parquet import Batch, LaneReader, RowGroup
+from infra.shards import Shard
+from infra.tracking import RunLog
+from ranker.batch import RankerBatch
+from ranker.config import TrainingConfig
+from ranker.features import ArmFeatures
+from ranker.metrics import TrainingWindow
+from ranker.model import NonFiniteLossError, StepOutput
+from ranker.reader import NewestEntries, ranker_batches
+from ranker.sharding import ShardedRanker, local_parts
+
+UNTIMED_STEPS = 10
+"""First steps of each start, which the throughput leaves out: tracing, allocation, the reader's first row groups."""
+
+
+@dataclass
+class Progress:
+    """torchrec's pipeline over one reader at a time, remembering the rows that are on their way through it.
+
+    Attributes:
+        pipeline: copies, exchanges ids, and trains or predicts, three batches in flight.
+        features: what the arm reads. world: the process group.
+        newest: cuts histories to the configured bound, and counts what it cut since this start.
+    """
+
+    pipeline: TrainPipelineSparseDist[RankerBatch, StepOutput]
+    features: ArmFeatures
+    world: World
+    newest: NewestEntries
+    _under_way: deque[Batch] = field(default_factory=deque)
+
+    def over(self, reader: LaneReader, epoch: int, start: int = 0) -> Iterator[tuple[Batch, StepOutput]]:
+        """Run all batches of one epoch, from batch number `start` on, giving each with its output.
+
+        Raises:
+            DataError: rows break the contract; the message names file, row group and column.
+            NonFiniteLossError: the message names the batch's files and row groups.
+        """
+        rows = reader.epoch(epoch, start)
+        source = ranker_batches(rows, self.features, self.newest, self.world, self._under_way.append)
+        # A new iterator object each time: the pipeline never asks an exhausted one again.
+        batches = lockstep(self.world, source, "reading events")
+        for step in range(start, reader.num_batches):
+            try:
+                output = self.pipeline.progress(batches)
+            except NonFiniteLossError as error:
+                raise NonFiniteLossError(f"{error}; {_place(reader, step, self._under_way[0])}") from error
+            yield self._under_way.popleft(), output
+
+
+def _place(reader: LaneReader, step: int, batch: Batch) -> str:
+    touched = [group for group in reader.groups if _holds(group, batch.rows_N)]
+    named = "; ".join(str(group) for group in touched[:4])
+    more = f" and {len(touched) - 4} more" if len(touched) > 4 else ""
+    return f"batch {step}, this rank's {len(batch.rows_N)} rows are in {named}{more}"
+
+
+def _holds(group: RowGroup, rows_N: npt.NDArray[np.int64]) -> bool:
+    return bool(((rows_N >= group.start) & (rows_N < group.start + group.rows)).any())
+
+
+class Fit:
+    """The training and what it has to remember. Its place in the data is its step, for any number of ranks.
+
+    Args of the constructor:
+        progress: the pipeline. sharded: what it trains. reader: the training rows. training: the settings.
+        log: the run's record. checkpoints: where it leaves what it needs to go on; None: nowhere.
+    """
+
+    def __init__(
+        self,
+        progress: Progress,
+        sharded: ShardedRanker,
+        reader: LaneReader,
+        training: TrainingConfig,
+        log: RunLog,
+        checkpoints: Checkpoints | None,
+    ) -> None:
+        self.progress = progress
+        self.sharded = sharded
+        self.reader = reader
+        self.training = training
+        self.log = log
+        self.checkpoints = checkpoints
+        self.num_steps = training.epochs * reader.num_batches
+        self.window = TrainingWindow()
+        self.step = 0
+        self.resumed_from: int | None = None
+        self.timed_steps, self.seconds, self.checkpoint_seconds = 0, 0.0, 0.0
+
+    def go_on(self) -> None:
+        """Take up the last checkpoint, where there is one.
+
+        Raises:
+            CommitError: it is of other work.
+        """
+        if self.checkpoints is None:
+            return
+        found = self.checkpoints.load(self._shards())
+        if found is None:
+            return
+        self._restore(found)
+        moved = f", with other {', '.join(found.moved)}: last bits may differ" if found.moved else ""
+        self.log.say(f"ranker: goes on from the checkpoint at step {self.step} of {self.num_steps}{moved}")
+
+    def run(self, advance: Callable[[int], None]) -> None:
+        """Take the steps that are left, writing the learning curve.
+
+        Args:
+            advance: told of rows that were trained on.
+        """
+        untimed = min(UNTIMED_STEPS, self.num_steps - self.step - 1) + self.step
+        advance(self.step * self.training.batch_size)
+        self.sharded.model.train()
+        self._set_learning_rates()
+        since = time.monotonic()
+        for output in self._outputs():
+            self.step += 1
+            self._set_learning_rates()
+            self.window.add(output.totals_3T)
+            advance(self.training.batch_size)
+            # Whole windows only: the few last steps alone would look like a jump of the curve.
+            if self.step % self.training.log_every == 0 or self.step == self.num_steps < self.training.log_every:
+                self.log.metrics(self.step, self.window.take())
+            if self.step > untimed:
+                self.timed_steps += 1
+                self.seconds += time.monotonic() - since
+            self._keep()  # last, so that it holds all of the step
+            since = time.monotonic()
+
+    def summary(self) -> dict[str, Any]:
+        """Give steps, train_seconds (without the untimed first steps) and samples_per_second over all ranks."""
+        return {
+            "steps": self.step,
+            "resumed_from_step": self.resumed_from,
+            "train_seconds": self.seconds,
+            "checkpoint_seconds": self.checkpoint_seconds,
+            "samples_per_second": self.timed_steps * self.training.batch_size / self.seconds,
+        }
+
+    def _outputs(self) -> Iterator[StepOutput]:
+        first, start = divmod(self.step, self.reader.num_batches)
+        for epoch in range(first, self.training.epochs):
+            for _, output in self.progress.over(self.reader, epoch, start if epoch == first else 0):
+                yield output
+
+    def _set_learning_rates(self) -> None:
+        self.sharded.set_learning_rates(*learning_rates(self.training, self.step, self.num_steps))
+
+    def _keep(self) -> None:
+        """Save a checkpoint where one is due."""
+        every = self.training.checkpoint_every
+        if self.checkpoints is None or not every or self.step % every or self.step == self.num_steps:
+            return
+        began = time.monotonic()
+        self.checkpoints.save(self._checkpoint())
+        self.checkpoint_seconds += time.monotonic() - began
+
+    def _checkpoint(self) -> Checkpoint:
+        values = {
+            "timed_steps": self.timed_steps,
+            "seconds": self.seconds,
+            "checkpoint_seconds": self.checkpoint_seconds,
+            "history": self.log.history(),
+        }
+        whole = {name: x for name, x in self.sharded.state().items() if not isinstance(x, ShardedTensor)}
+        return Checkpoint(self.step, {**whole, **self.window.state()}, {}, values, self._shards())
+
+    def _shards(self) -> dict[str, list[Shard]]:
+        return {
+            name: [Shard(offset, part) for offset, part in local_parts(tensor)]
+            for name, tensor in self.sharded.state().items()
+            if isinstance(tensor, ShardedTensor)
+        }
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        """Take up a checkpoint whose shards are in place already."""
+        self.sharded.make_dense_state()
+        for name, tensor in self.sharded.state().items():
+            if not isinstance(tensor, ShardedTensor):
+                tensor.copy_(checkpoint.shared[name])
+        self.window.load_state(checkpoint.shared, self.progress.world.device)
+        self.step = self.resumed_from = checkpoint.step
+        self.timed_steps, self.seconds = checkpoint.values["timed_steps"], checkpoint.values["seconds"]
+        self.checkpoint_seconds = checkpoint.values["checkpoint_seconds"]
+        self.log.go_on(checkpoint.values["history"])
+
+
+def learning_rates(training: TrainingConfig, step: int, total: int) -> tuple[float, float]:
+    """Give the learning rates of tables and of the rest for a step (from 0 to total): up, then down linearly."""
+    rise = (step + 1) / (training.warmup_steps + 1)
+    fall = 1.0 - (1.0 - training.final_learning_rate) * step / total
+    share = min(rise, fall)
+    return training.sparse_learning_rate * share, training.dense_learning_rate * share

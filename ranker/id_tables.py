@@ -1,0 +1,108 @@
+"""How an arm's embedding tables are used: ids possible, ids seen, rows, ids that share a row, bytes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from infra.parquet import RowGroup, read_row_group, row_groups
+from ranker.features import ArmFeatures, IdFeature
+from ranker.reader import unhashed_ids
+
+Ids = npt.NDArray[np.int64]
+
+MAX_ROWS = 20_000_000
+"""The most rows of events that are read to see which ids occur; more of them are sampled, by whole row groups."""
+
+
+class DistinctIds:
+    """The different ids among all that were added. Memory: three times the ids it holds."""
+
+    def __init__(self) -> None:
+        self._known = np.empty(0, np.int64)
+        self._new: list[Ids] = []
+        self._num_new = 0
+
+    def add(self, ids: pa.Array) -> None:
+        """Add ids, none of them null."""
+        unique: Ids = pc.unique(ids).to_numpy(zero_copy_only=False)
+        self._new.append(unique)
+        self._num_new += len(unique)
+        if self._num_new > max(len(self._known), 1 << 20):  # seldom enough for each id to be sorted a few times only
+            self._merge()
+
+    def ids(self) -> Ids:
+        """Give them, rising."""
+        self._merge()
+        return self._known
+
+    def _merge(self) -> None:
+        if self._new:
+            self._known = np.unique(np.concatenate([self._known, *self._new]))
+            self._new, self._num_new = [], 0
+
+
+def collision_share(distinct_ids: Ids, rows: int) -> float:
+    """Give the share of ids whose row, the id modulo `rows`, is another id's row as well.
+
+    Args:
+        distinct_ids: the ids, each once. rows: the table's.
+    """
+    if not len(distinct_ids):
+        return 0.0
+    row_N = np.sort(distinct_ids % rows)
+    is_next_N = np.append(row_N[1:] == row_N[:-1], False)
+    shares_N = is_next_N | np.append(False, is_next_N[:-1])
+    return float(shares_N.mean())
+
+
+def describe_tables(features: ArmFeatures, files: Sequence[Path], dim: int, max_rows: int = MAX_ROWS) -> dict[str, Any]:
+    """Describe every table of an arm by the ids that occur in event files.
+
+    Args:
+        features: what the arm looks up. files: event files that were checked already. dim: the tables' width.
+        max_rows: the most rows to read.
+
+    Returns:
+        `rows_counted`, the rows that were read, and `tables`: for each its name, whether it holds SIDs, possible_ids,
+        distinct_ids, rows, collision_share and bytes (of weights). Ids of a table that is not hashed share no row.
+    """
+    tables = (*features.bags, *features.sequences)
+    seen = {feature.column: DistinctIds() for feature in tables}
+    columns = list(dict.fromkeys(column for feature in tables for column in feature.columns))
+    groups = _sampled(row_groups(files), max_rows)
+    for group in groups:
+        table = read_row_group(group, columns)
+        for feature in tables:
+            seen[feature.column].add(pa.array(unhashed_ids([_flat(table[name]) for name in feature.columns], feature)))
+    described = [_described(feature, seen[feature.column].ids(), dim) for feature in tables]
+    return {"rows_counted": sum(group.rows for group in groups), "tables": described}
+
+
+def _flat(column: pa.ChunkedArray) -> pa.Array:
+    """Give the ids of a column of integers or of lists of them; nulls count for nothing."""
+    values = pc.list_flatten(column) if pa.types.is_list(column.type) else column
+    return values.drop_null().combine_chunks()
+
+
+def _sampled(groups: Sequence[RowGroup], max_rows: int) -> Sequence[RowGroup]:
+    """Give all row groups, or evenly spaced ones of about `max_rows` rows."""
+    step = -(-sum(group.rows for group in groups) // max_rows)
+    return groups[:: max(step, 1)]
+
+
+def _described(feature: IdFeature, ids: Ids, dim: int) -> dict[str, Any]:
+    is_hashed = feature.rows < feature.num_ids
+    return {
+        "table": feature.table,
+        "is_sid": feature.is_sid,
+        "possible_ids": feature.num_ids,
+        "distinct_ids": len(ids),
+        "rows": feature.rows,
+        "collision_share": collision_share(ids, feature.rows) if is_hashed else 0.0,
+        "bytes": feature.rows * dim * 4,
+    }

@@ -1,0 +1,275 @@
+"""A dry run of the planner: how an arm's tables lie on GPUs that nobody has yet, and what sharing them costs.
+
+    python -m ranker.plan --config FILE --set ranker.arm=sid_ngram --input-spec dataset.json --sid-spec sid.json \
+        --ranks 8 --memory-gib 80 --table-rows item_id=1000000000 --rows 29000000000 --samples-per-second 1000000
+
+Instead of two specs, `--dataset DIR` takes a materialized dataset, whose histories, rows and SID columns are measured.
+The plan is the one that a training on such ranks would make, by the same code. Exits with 1 where nothing fits.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from encoder.sid import SidSpec
+from infra.config import Config, load_section, parse
+from infra.errors import ConfigError, SidestackError
+from infra.parquet import require_lanes, row_groups
+from infra.stage import quiet
+from infra.tables import DatasetSpec, read_dataset
+from ranker.config import RankerConfig
+from ranker.cost import column_cost, mean_entries
+from ranker.exchange import ID_BYTES, LENGTH_BYTES, NUMBER_BYTES, sent, sent_by_all
+from ranker.features import HISTORY_IDS, ArmFeatures, IdFeature, arm_features, dataset_sids
+from ranker.frozen import Frozen, shaped_frozen
+from ranker.plan_report import print_report
+from ranker.planner import (
+    GIB,
+    Cluster,
+    NoPlanError,
+    PlannedTable,
+    TablePlan,
+    plan_tables,
+    unsharded_model,
+)
+
+S = TypeVar("S", bound=Config)
+N = TypeVar("N", int, float)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What would be trained.
+
+    Attributes:
+        config: the arm's. features: what it reads and looks up. frozen: the shapes of its constants.
+        mean_history: history entries an event. rows: training rows, None where nobody said.
+        sid_bytes_per_row: what SID columns take in Parquet, where a dataset was measured.
+    """
+
+    config: RankerConfig
+    features: ArmFeatures
+    frozen: Frozen
+    mean_history: float
+    rows: int | None
+    sid_bytes_per_row: float | None
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the plan of the command line's cluster and workload.
+
+    Raises:
+        SystemExit: with 1 where the tables do not fit or an argument breaks a rule.
+    """
+    quiet()
+    arguments = _parse(argv)
+    try:
+        report = dry_run(_workload(arguments), _cluster(arguments), arguments.samples_per_second)
+    except SidestackError as error:
+        if arguments.json and isinstance(error, NoPlanError):
+            arguments.json.write_text(json.dumps({"fits": False, "reason": str(error).splitlines()}, indent=1) + "\n")
+        word = "does not fit" if isinstance(error, NoPlanError) else "error"
+        print(f"plan: {word}: {error}", file=sys.stderr)
+        raise SystemExit(1) from error
+    if arguments.json:
+        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+    print_report(report)
+
+
+def dry_run(work: Workload, cluster: Cluster, samples_per_second: float | None = None) -> dict[str, Any]:
+    """Plan, and add up what the plan costs.
+
+    Args:
+        work: what would be trained. cluster: on what. samples_per_second: over all ranks, for hours and bandwidth.
+
+    Returns:
+        `TablePlan.described()`, with `fits`, `arm`, `bytes`, `exchange`, `training` and `sid_columns`, all JSON.
+
+    Raises:
+        ConfigError: batches and lanes do not divide. NoPlanError: the tables do not fit.
+    """
+    training = work.config.training
+    require_lanes(training.batch_size, training.lanes, cluster.ranks)
+    model = unsharded_model(work.features, work.config, torch.device("meta"), work.frozen)
+    plan = plan_tables(model, work.features, work.config, cluster, work.mean_history)
+    exchange = _exchange(plan, sum(parameter.numel() for parameter in model.body.parameters()))
+    return {
+        "fits": True,
+        "arm": work.config.arm,
+        **plan.described(),
+        "bytes": {table.name: table.bytes for table in plan.tables},
+        "exchange": exchange,
+        "training": _training(work, exchange, samples_per_second),
+        "sid_columns": _sid_columns(work),
+    }
+
+
+def _exchange(plan: TablePlan, dense: int) -> dict[str, Any]:
+    ranks, everything = plan.cluster.ranks, sent_by_all(plan)
+    tables = {}
+    for table in plan.tables:
+        own = sent(table, plan.batch_size, ranks)
+        means = {name.removesuffix("_R"): float(values.mean()) for name, values in own._asdict().items()}
+        tables[table.name] = means | _arithmetic(table, plan.batch_size, ranks)
+    return {
+        "tables": tables,
+        "rank_bytes_mean": float(everything.total().mean()),
+        "rank_bytes_most": float(everything.total().max()),
+        "dense_bytes": 2 * (ranks - 1) / ranks * dense * NUMBER_BYTES,
+    }
+
+
+def _arithmetic(table: PlannedTable, batch_size: int, ranks: int) -> dict[str, str]:
+    """Write out what `sent` adds up to, as the mean over ranks."""
+    share, ids = f"{ranks - 1}/{ranks} x {batch_size}", table.ids_per_row
+    asked = sum(shard.size[0] for shard in table.shards) / table.rows  # how many parts an id is sent to
+    columns = sum(shard.size[1] for shard in table.shards)  # of all partial sums of a pooled row
+    numbers = f"{columns}" if table.is_pooled else f"{ids:g} x {table.dim}"
+    return {
+        "ids_sum": f"{share} x ({ID_BYTES} x {ids * asked:g} + {LENGTH_BYTES} x {len(table.shards)})",
+        "vectors_sum": f"2 x {share} x {NUMBER_BYTES} x {numbers}",
+    }
+
+
+def _training(work: Workload, exchange: dict[str, Any], samples_per_second: float | None) -> dict[str, Any]:
+    training = work.config.training
+    found: dict[str, Any] = {"batch_size": training.batch_size, "epochs": training.epochs, "rows": work.rows}
+    if work.rows is not None:
+        found["steps"] = work.rows // training.batch_size * training.epochs
+        found["rank_bytes"] = found["steps"] * exchange["rank_bytes_mean"]
+    if samples_per_second is not None:
+        found["samples_per_second"] = samples_per_second
+        sent_a_step = exchange["rank_bytes_most"] + exchange["dense_bytes"]
+        found["bytes_per_second"] = samples_per_second / training.batch_size * sent_a_step
+        if work.rows is not None:
+            found["hours"] = work.rows * training.epochs / samples_per_second / 3600
+    return found
+
+
+def _sid_columns(work: Workload) -> dict[str, Any]:
+    columns = work.features.sid_columns
+    history = sum(name.startswith("history_") for name in columns)
+    ids = len(columns) - history + work.mean_history * history
+    stored = work.sid_bytes_per_row
+    return {
+        "columns": list(columns),
+        "ids_per_row": ids,
+        "int64_bytes_per_row": 8 * ids,
+        "stored_bytes_per_row": stored,
+        "int64_bytes": None if work.rows is None else 8 * ids * work.rows,
+        "stored_bytes": None if work.rows is None or stored is None else stored * work.rows,
+    }
+
+
+def _workload(arguments: argparse.Namespace) -> Workload:
+    config = load_section(RankerConfig, arguments.config, "ranker", arguments.set).resolved()
+    rows: int | None = arguments.rows
+    stored: float | None = None
+    if arguments.dataset:
+        dataset = read_dataset(arguments.dataset)
+        spec = dataset.spec
+        files = dataset.event_files(*spec.train)
+        features = arm_features(spec, config.content, dataset_sids(dataset))
+        history = mean_entries(files, HISTORY_IDS)
+        stored = column_cost(files, tuple(features.sid_columns)).compressed
+        rows = rows or sum(group.rows for group in row_groups(files))
+    else:
+        spec = _spec(DatasetSpec, arguments.input_spec)
+        sids = [_spec(SidSpec, file) for file in arguments.sid_spec]
+        features = arm_features(spec, config.content, {sid.name: sid for sid in sids})
+        history = float(spec.max_history)  # the most an event may carry: no less is known
+    frozen = shaped_frozen(features, spec.num_items)
+    features = _with_rows(features, arguments.table_rows)
+    return Workload(config, features, frozen, arguments.mean_history or history, rows, stored)
+
+
+def _spec(kind: type[S], file: Path) -> S:
+    try:
+        values = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file}: cannot be read as JSON: {error}") from error
+    return parse(kind, values, str(file))
+
+
+def _with_rows(features: ArmFeatures, overrides: Sequence[str]) -> ArmFeatures:
+    """Give tables other numbers of rows, by `column=rows`."""
+    rows: dict[str, int] = {}
+    for override in overrides:
+        column, _, number = override.partition("=")
+        if not number.isdecimal() or int(number) < 1:
+            raise ConfigError(f"--table-rows {override!r}: must look like column=rows")
+        rows[column] = int(number)
+    known = [feature.column for feature in (*features.bags, *features.sequences)]
+    for column in rows:
+        if column not in known:
+            raise ConfigError(f"--table-rows {column!r}: the arm has no such table; it has {', '.join(known)}")
+
+    def resized(feature: IdFeature) -> IdFeature:
+        number = rows.get(feature.column, feature.rows)
+        return replace(feature, rows=number, num_ids=feature.num_ids if feature.is_sid else number)
+
+    return replace(
+        features,
+        bags=tuple(resized(feature) for feature in features.bags),
+        sequences=tuple(resized(feature) for feature in features.sequences),
+    )
+
+
+def _cluster(arguments: argparse.Namespace) -> Cluster:
+    ranks, per_node = arguments.ranks, arguments.ranks_per_node or min(arguments.ranks, 8)
+    if ranks % per_node:
+        raise ConfigError(f"--ranks {ranks}: must be a multiple of --ranks-per-node, {per_node}")
+    memory, host = int(arguments.memory_gib * GIB), int(arguments.host_memory_gib * GIB)
+    if arguments.device == "cpu":
+        return Cluster("cpu", ranks, per_node, 0, memory)
+    return Cluster("cuda", ranks, per_node, memory, host)
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m ranker.plan", description="Plan an arm's tables for ranks to come."
+    )
+    add = parser.add_argument
+    add("--config", type=Path, required=True, help="the run's YAML file")
+    add("--set", action="append", default=[], metavar="A.B=C", help="override a config value, such as ranker.arm=side")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--dataset", type=Path, help="a materialized dataset, to be measured")
+    source.add_argument("--input-spec", type=Path, help="a dataset's description (DatasetSpec, JSON) without the data")
+    add(
+        "--sid-spec",
+        type=Path,
+        action="append",
+        default=[],
+        help="with --input-spec: SIDs it would have (SidSpec, JSON)",
+    )
+    add("--table-rows", action="append", default=[], metavar="COLUMN=ROWS", help="another number of rows for a table")
+    add("--mean-history", type=float, help="history entries an event; by default measured, or the most there may be")
+    add("--ranks", type=_positive(int), required=True, help="how many GPUs, or processes on CPUs")
+    add("--ranks-per-node", type=_positive(int), help="how many share a host; by default all, at most 8")
+    add("--memory-gib", type=_positive(float), required=True, help="memory of a GPU; of a rank's host share on a CPU")
+    add("--host-memory-gib", type=float, default=128.0, help="a GPU rank's share of its host's memory; 128 by default")
+    add("--device", choices=("cuda", "cpu"), default="cuda", help="what the ranks compute on")
+    add("--rows", type=_positive(int), help="training rows; by default the dataset's")
+    add("--samples-per-second", type=_positive(float), help="over all ranks, as measured or hoped for")
+    add("--json", type=Path, help="also write the plan into this file")
+    return parser.parse_args(argv)
+
+
+def _positive(kind: type[N]) -> Callable[[str], N]:
+    def read(text: str) -> N:
+        number = kind(text)
+        if number <= 0:
+            raise argparse.ArgumentTypeError(f"{text}: must be more than 0")
+        return number
+
+    return read
+
+
+if __name__ == "__main__":
+    main()

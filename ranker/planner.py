@@ -1,0 +1,315 @@
+"""Where every embedding table goes: torchrec's planner, asked the same way by a training and by a dry run.
+
+A training asks for the ranks it runs on (`ranker.sharding`), a dry run for ranks that nobody has yet (`ranker.plan`).
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from torch.distributed.optim.apply_optimizer_in_backward import _apply_optimizer_in_backward
+from torchrec.distributed.embedding import EmbeddingCollectionSharder
+from torchrec.distributed.embedding_types import EmbeddingComputeKernel, ShardingType
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
+from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
+from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
+from torchrec.distributed.planner.types import (
+    HardwareConfig,
+    KernelConfig,
+    PlannerError,
+    ShardingOption,
+    TopologyFactory,
+    TrainerConfig,
+)
+from torchrec.distributed.types import ModuleSharder, ShardingPlan
+from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
+
+from infra.distributed import World
+from infra.errors import ConfigError
+from ranker.config import RankerConfig, ShardingConfig
+from ranker.features import ArmFeatures
+from ranker.frozen import Frozen
+from ranker.model import Ranker
+
+RESERVED_SHARE = 0.15
+"""Share of a GPU's memory that tables leave free, for the network, activations and batches."""
+GIB = 2**30
+
+
+class NoPlanError(ConfigError):
+    """The tables do not fit; the message says what is short and by how much."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The ranks that tables are planned for.
+
+    Attributes:
+        device: `cuda` or `cpu`. ranks: how many. ranks_per_node: how many share a host.
+        device_bytes: memory of a rank's GPU; 0 without one. host_bytes: a rank's share of its host's memory.
+    """
+
+    device: str
+    ranks: int
+    ranks_per_node: int
+    device_bytes: int
+    host_bytes: int
+
+    @classmethod
+    def of(cls, world: World, sharding: ShardingConfig) -> "Cluster":
+        """Describe the ranks this process group runs on; `memory_gib` overrides what a rank's tables may lie in."""
+        per_node = int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
+        host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // per_node
+        given = int(sharding.memory_gib * GIB) if sharding.memory_gib else None
+        if world.device.type != "cuda":
+            return cls("cpu", world.size, per_node, 0, given or host)
+        own = given or int(torch.cuda.get_device_properties(world.device).total_memory)
+        return cls("cuda", world.size, per_node, own, host)
+
+    @property
+    def topology(self) -> Topology:
+        """Give it as torchrec's planner takes it."""
+        return TopologyFactory.create_topology(
+            trainer_config=TrainerConfig(
+                world_size=self.ranks,
+                local_world_size=self.ranks_per_node,
+                hbm_cap_bytes=self.device_bytes if self.device == "cuda" else None,
+                ddr_cap_bytes=self.host_bytes,
+            ),
+            hardware_config=HardwareConfig(),
+            kernel_config=KernelConfig(compute_device=self.device),
+        )
+
+
+@dataclass(frozen=True)
+class PlannedShard:
+    """One part of a table.
+
+    Attributes:
+        rank: who holds it. offset: its first row and column in the table. size: its rows and columns.
+        device_bytes, host_bytes: what the planner expects it to take, with optimizer state, caches and buffers.
+    """
+
+    rank: int
+    offset: tuple[int, int]
+    size: tuple[int, int]
+    device_bytes: int
+    host_bytes: int
+
+
+@dataclass(frozen=True)
+class PlannedTable:
+    """One table's place.
+
+    Attributes:
+        name: the table's. rows, dim: its shape, float32. ids_per_row: ids looked up for an event, on average.
+        is_pooled: whether an event's ids become one vector. sharding, kernel: torchrec's names of them.
+        shards: its parts.
+    """
+
+    name: str
+    rows: int
+    dim: int
+    ids_per_row: float
+    is_pooled: bool
+    sharding: str
+    kernel: str
+    shards: tuple[PlannedShard, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the weights and of RowWiseAdagrad's one number a row, wherever they lie."""
+        return self.rows * (self.dim + 1) * 4
+
+
+@dataclass(frozen=True)
+class TablePlan:
+    """What the planner decided, and what it was told.
+
+    Attributes:
+        cluster: the ranks. batch_size: rows of a rank's part of a global batch.
+        constraints: table -> what the planner was allowed to do with it. tables: where each goes.
+        sharding: the same as torchrec takes it.
+    """
+
+    cluster: Cluster
+    batch_size: int
+    constraints: dict[str, ParameterConstraints]
+    tables: tuple[PlannedTable, ...]
+    sharding: ShardingPlan
+
+    def rank_bytes(self) -> npt.NDArray[np.int64]:
+        """Give what the planner expects tables to take on every rank: GPU and host, int64 [ranks, 2]."""
+        bytes_R2 = np.zeros((self.cluster.ranks, 2), np.int64)
+        for shard in (shard for table in self.tables for shard in table.shards):
+            bytes_R2[shard.rank] += (shard.device_bytes, shard.host_bytes)
+        return bytes_R2
+
+    def described(self) -> dict[str, Any]:
+        """Give it as plain data, ready for JSON."""
+        constraints = {
+            name: {
+                "sharding_types": c.sharding_types,
+                "kernels": c.compute_kernels,
+                "ids_per_row": c.pooling_factors[0],
+            }
+            for name, c in self.constraints.items()
+        }
+        return {
+            "cluster": asdict(self.cluster),
+            "batch_size_per_rank": self.batch_size,
+            "reserved_share": RESERVED_SHARE if self.cluster.device == "cuda" else 0.0,
+            "constraints": constraints,
+            "estimated_rank_bytes": [{"device": int(d), "host": int(h)} for d, h in self.rank_bytes()],
+            "tables": {table.name: asdict(table) for table in self.tables},
+        }
+
+
+def unsharded_model(features: ArmFeatures, config: RankerConfig, device: torch.device, frozen: Frozen) -> Ranker:
+    """Give the model with its tables on the meta device, each with the optimizer of its backward pass."""
+    model = Ranker(features, config, device, frozen)
+    for tables in (model.bags, model.sequences):
+        settings = {"lr": config.training.sparse_learning_rate, "eps": 1e-8}
+        _apply_optimizer_in_backward(RowWiseAdagrad, tables.parameters(), settings)
+    return model
+
+
+def sharders() -> list[ModuleSharder[nn.Module]]:
+    """Give what shards the model's two collections of tables."""
+    return [EmbeddingBagCollectionSharder(), EmbeddingCollectionSharder()]
+
+
+def plan_tables(
+    model: Ranker, features: ArmFeatures, config: RankerConfig, cluster: Cluster, mean_history: float
+) -> TablePlan:
+    """Plan where each table goes. No process group and no GPU is needed.
+
+    Args:
+        model: see `unsharded_model`. features: what it reads and looks up. config: the arm's.
+        cluster: the ranks. mean_history: history entries an event on average, for the planner's estimates.
+
+    Raises:
+        NoPlanError: the tables do not fit. ConfigError: a table can be sharded in none of the configured ways.
+    """
+    batch_size = config.training.batch_size // cluster.ranks
+    limits = _constraints(features, config, cluster, mean_history)
+    topology = cluster.topology
+    enumerator = _OrderedEnumerator(topology, batch_size, limits)
+    reservation = FixedPercentageStorageReservation(RESERVED_SHARE)
+    chosen: list[ShardingOption] = []
+    planner = EmbeddingShardingPlanner(
+        topology, batch_size, enumerator, reservation, stats=[], constraints=limits, debug=False,
+        callbacks=[lambda options: chosen.extend(options) or options],  # type: ignore[func-returns-value]
+    )  # fmt: skip
+    options = _options(enumerator, model, config, cluster)
+    try:
+        sharding = planner.plan(model, sharders())
+    except PlannerError as error:
+        room = reservation.last_reserved_topology.devices[0].storage
+        shortage = _shortage(options, cluster, (room.hbm, room.ddr), config)
+        reason = " ".join(str(error).rsplit("Last planner error:", 1)[-1].split())
+        raise NoPlanError("\n".join([*shortage, f"  torchrec: {reason[:300]}"])) from error
+    return TablePlan(cluster, batch_size, limits, tuple(_planned(option) for option in chosen), sharding)
+
+
+class _OrderedEnumerator(EmbeddingEnumerator):  # type: ignore[misc]
+    """torchrec's, whose options come out of a `set` of texts: in another order, hence with another plan where two are
+    equally good, in every process."""
+
+    def enumerate(self, module: nn.Module, sharders: list[ModuleSharder[nn.Module]]) -> list[ShardingOption]:
+        options = super().enumerate(module, sharders)
+        place = {option.name: number for number, option in reversed(list(enumerate(options)))}
+        return sorted(options, key=lambda option: (place[option.name], option.sharding_type, option.compute_kernel))
+
+
+def _options(
+    enumerator: EmbeddingEnumerator, model: Ranker, config: RankerConfig, cluster: Cluster
+) -> list[ShardingOption]:
+    try:
+        options: list[ShardingOption] = enumerator.enumerate(model, sharders())
+    except RuntimeError as error:
+        types = ", ".join(config.sharding.types)
+        raise ConfigError(f"ranker.sharding.types: {types}: not on {cluster.device}: {error}") from error
+    return options
+
+
+def _planned(option: ShardingOption) -> PlannedTable:
+    rows, dim = option.tensor.shape
+    shards = tuple(
+        PlannedShard(shard.rank, tuple(shard.offset), tuple(shard.size), shard.storage.hbm, shard.storage.ddr)
+        for shard in option.shards
+    )
+    return PlannedTable(
+        option.name, rows, dim, option.input_lengths[0], option.is_pooled, option.sharding_type, option.compute_kernel,
+        shards,
+    )  # fmt: skip
+
+
+def _constraints(
+    features: ArmFeatures, config: RankerConfig, cluster: Cluster, mean_history: float
+) -> dict[str, ParameterConstraints]:
+    # Only kernels whose optimizer runs in the backward pass, the one thing that is the same on CPU and GPU.
+    kernels = [EmbeddingComputeKernel.FUSED.value]
+    if cluster.device == "cuda":
+        kernels += [EmbeddingComputeKernel.FUSED_UVM_CACHING.value]
+    lengths = {feature.table: float(feature.ids_per_entry) for feature in features.bags}
+    lengths |= {feature.table: mean_history * feature.ids_per_entry for feature in features.sequences}
+    return {
+        table: ParameterConstraints(
+            sharding_types=[ShardingType(name).value for name in config.sharding.types],
+            compute_kernels=kernels,
+            pooling_factors=[length],
+        )
+        for table, length in lengths.items()
+    }
+
+
+def _shortage(
+    options: Sequence[ShardingOption], cluster: Cluster, room: tuple[int, int], config: RankerConfig
+) -> list[str]:
+    """Say what is short and by how much, for each kernel that tables could be given."""
+    tables = {option.name: option.tensor.numel() * 4 for option in options}
+    types = ", ".join(config.sharding.types)
+    memory = config.sharding.memory_gib
+    given = "" if memory is None else f" with memory_gib={memory}"
+    lines = [f"ranker.sharding: no plan for {_gib(sum(tables.values()))} of tables on {cluster.ranks} ranks{given}:"]
+    for kernel in sorted({option.compute_kernel for option in options}):
+        lines.append(f"  {kernel}: {_need([o for o in options if o.compute_kernel == kernel], cluster, room)}")
+    return lines + [f"  {line}" for line in _too_large(options, room, types)]
+
+
+def _need(options: Sequence[ShardingOption], cluster: Cluster, room: tuple[int, int]) -> str:
+    least: dict[str, tuple[int, int]] = {}
+    for option in options:
+        storage = option.total_storage
+        least[option.name] = min(least.get(option.name, (storage.hbm, storage.ddr)), (storage.hbm, storage.ddr))
+    parts = []
+    for kind, number in (("GPU", 0), ("host", 1)):
+        need, have = sum(each[number] for each in least.values()), cluster.ranks * room[number]
+        if need:
+            verdict = f"short by {_gib(need - have)}" if need > have else "enough in sum"
+            parts.append(f"needs {_gib(need)} of {kind} memory, the ranks may fill {_gib(have)}: {verdict}")
+    return "; ".join(parts)
+
+
+def _too_large(options: Sequence[ShardingOption], room: tuple[int, int], types: str) -> list[str]:
+    """Name the tables of which no part is small enough for a rank, whatever else it holds."""
+    excess: dict[str, list[int]] = {}
+    for option in options:
+        over = [max(shard.storage.hbm - room[0], shard.storage.ddr - room[1]) for shard in option.shards]
+        excess.setdefault(option.name, []).append(max(over))
+    return [
+        f"{name}: its largest part is {_gib(min(over))} more than one rank may fill, under {types}"
+        for name, over in excess.items()
+        if min(over) > 0
+    ]
+
+
+def _gib(number: float) -> str:
+    return f"{number / GIB:,.3g} GiB" if number < 1000 * GIB else f"{number / GIB:,.0f} GiB"

@@ -1,0 +1,66 @@
+"""What is told of an arm's tables, against a slow count."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from infra.tables import read_dataset
+from ranker.features import arm_features
+from ranker.id_tables import DistinctIds, collision_share, describe_tables
+from tests.ranker.dataset import SIDS, SPEC, write_dataset
+from tests.ranker.training import config_of
+
+
+def slow_share(ids: set[int], rows: int) -> float:
+    by_row = Counter(id % rows for id in ids)
+    return sum(by_row[id % rows] > 1 for id in ids) / len(ids) if ids else 0.0
+
+
+@given(st.sets(st.integers(0, 2**62), max_size=60), st.integers(1, 80))
+def test_collision_share_is_that_of_a_slow_count(ids: set[int], rows: int) -> None:
+    assert collision_share(np.array(sorted(ids), np.int64), rows) == pytest.approx(slow_share(ids, rows))
+
+
+def test_distinct_ids_of_many_parts_are_their_union(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    parts = [rng.integers(0, 3_000_000, 400_000) for _ in range(8)]  # merged several times over
+    distinct = DistinctIds()
+    for part in parts:
+        distinct.add(pa.array(part))
+    distinct.add(pa.array([7, 3_000_001, 7]))
+    assert np.array_equal(distinct.ids(), np.unique(np.concatenate([*parts, [7, 3_000_001]])))
+    assert len(DistinctIds().ids()) == 0
+
+
+def test_tables_are_described_by_the_ids_of_the_files(tmp_path: Path) -> None:
+    files = read_dataset(write_dataset(tmp_path / "dataset", rows_a_day=256)).event_files(*SPEC.train)
+    arm = config_of("sid_ngram").content.model_copy(update={"max_rows": 50})
+    described = describe_tables(arm_features(SPEC, arm, SIDS), files, 8)
+    assert described["rows_counted"] == 4 * 256
+    events = pa.concat_tables([pq.read_table(file, partitioning=None) for file in files])
+    tables = {table["table"]: table for table in described["tables"]}
+    assert len(tables) == 4 + 1 + 3 + 3
+    for name, table in tables.items():
+        values = events[name.removeprefix("t_")].to_pylist()
+        ids = {id for value in values for id in (value if isinstance(value, list) else [value]) if id is not None}
+        assert table["distinct_ids"] == len(ids)
+        assert table["bytes"] == table["rows"] * 8 * 4
+        assert table["is_sid"] == ("sid" in name)
+        expected = slow_share(ids, table["rows"]) if table["rows"] < table["possible_ids"] else 0.0
+        assert table["collision_share"] == pytest.approx(expected)
+    assert tables["t_item_sid"]["possible_ids"] == 3**6
+    assert tables["t_item_sid"]["rows"] == 50
+    assert tables["t_item_sid"]["collision_share"] > 0.9
+    assert tables["t_item_sid_prefix_2"]["collision_share"] == 0.0
+
+
+def test_no_more_rows_are_read_than_asked_for(tmp_path: Path) -> None:
+    files = read_dataset(write_dataset(tmp_path / "dataset", rows_a_day=512)).event_files(*SPEC.train)
+    features = arm_features(SPEC, config_of("none").content, {})
+    assert describe_tables(features, files, 8, max_rows=600)["rows_counted"] == 512  # 4 of 16 row groups of 128

@@ -1,0 +1,166 @@
+"""A training that was stopped in mid-epoch and started again gives the bytes of one that was not."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict_loader import _load_state_dict_from_keys
+
+import ranker.fit
+from infra.checkpoint import Checkpoints
+from infra.commit import committing
+from infra.config import digest, plain
+from infra.distributed import World
+from infra.errors import CommitError
+from infra.stage import StageRun
+from infra.tracking import RunLog
+from ranker.train import train
+from tests.distributed import run_distributed
+from tests.ranker.dataset import write_dataset
+from tests.ranker.training import config_of
+
+# 32 steps an epoch, two epochs; stopped at step 43, in the second: three steps after a checkpoint.
+TRAINING = {"epochs": 2, "checkpoint_every": 8, "log_every": 3}
+STOP = 43
+
+
+class Stopped(Exception):
+    """What ends a training here."""
+
+
+@contextmanager
+def stopping() -> Iterator[None]:
+    """End trainings as they come to a step, on every rank."""
+    kept = ranker.fit.learning_rates
+
+    def rates(training: Any, step: int, total: int) -> tuple[float, float]:
+        if step == STOP:
+            raise Stopped
+        return kept(training, step, total)
+
+    ranker.fit.learning_rates = rates
+    try:
+        yield
+    except Stopped:
+        pass
+    finally:
+        ranker.fit.learning_rates = kept
+
+
+def train_ranker(world: World, dataset: Path, out: Path, arm: str = "sid_ngram", **training: Any) -> None:
+    """Run the stage's body and commit it, as its main program would."""
+    config = config_of(arm, training={**TRAINING, **training})
+    facts: dict[str, Any] = {}
+    checkpoints = Checkpoints(out.with_name(f"{out.name}.checkpoint"), world, "ranker", {"config": digest(config)})
+    with committing(out, world, stage="ranker", facts=facts) as staging:
+        log = RunLog.open(world.rank, "ranker", staging, plain(config), {}, "", None)
+        train(StageRun(config, {"dataset": dataset}, staging, world, log, facts, checkpoints))
+    checkpoints.remove()
+
+
+def both_ways(world: World, dataset: Path, folder: Path) -> None:
+    """Train with a stop and without."""
+    with stopping():
+        train_ranker(world, dataset, folder / "resumed")
+    assert not (folder / "resumed").exists()
+    assert [path.name for path in (folder / "resumed.checkpoint").iterdir()] == ["step-000000000040"]
+    for name in ("resumed", "whole"):
+        train_ranker(world, dataset, folder / name)
+
+
+def stopped(world: World, dataset: Path, out: Path) -> None:
+    with stopping():
+        train_ranker(world, dataset, out)
+
+
+def finish_both(world: World, dataset: Path, folder: Path) -> None:
+    for name in ("moved", "whole"):
+        train_ranker(world, dataset, folder / name)
+
+
+def weights(out: Path) -> dict[str, Tensor]:
+    """Give all weights and optimizer states of a finished training, shards put together."""
+    found: dict[str, Tensor] = {}
+
+    def collect(values: dict[str, Any], prefix: str) -> None:
+        for name, value in values.items():
+            if isinstance(value, dict):
+                collect(value, f"{prefix}{name}/")
+            elif isinstance(value, Tensor):
+                found[f"{prefix}{name}"] = value
+
+    collect(_load_state_dict_from_keys(checkpoint_id=out / "checkpoint"), "")
+    return found
+
+
+def predictions(out: Path) -> pa.Table:
+    return pq.read_table(out / "predictions").sort_by("row")
+
+
+def history(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+
+
+def summary(out: Path) -> dict[str, Any]:
+    return json.loads((out / "summary.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("resume") / "dataset")
+
+
+@pytest.mark.parametrize("ranks", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
+def test_a_training_goes_on_bit_for_bit(dataset: Path, tmp_path: Path, ranks: int) -> None:
+    run_distributed(both_ways, dataset, tmp_path, world_size=ranks)
+    resumed, whole = tmp_path / "resumed", tmp_path / "whole"
+    ours, theirs = weights(resumed), weights(whole)
+    assert ours.keys() == theirs.keys()
+    assert any("momentum1" in name for name in ours)
+    assert any("exp_avg_sq" in name for name in ours)
+    for name in theirs:
+        assert torch.equal(ours[name], theirs[name]), name
+    assert predictions(resumed).equals(predictions(whole))
+    assert history(resumed) == history(whole)
+    assert [row["step"] for row in history(whole) if "train_click_ne" in row] == list(range(3, 64, 3))
+    assert summary(resumed)["resumed_from_step"] == 40
+    assert summary(whole)["resumed_from_step"] is None
+    assert summary(resumed)["samples_per_second"] > 0
+    assert list(tmp_path.glob("*.checkpoint")) == []
+
+
+def test_another_number_of_ranks_goes_on_to_the_same_numbers(dataset: Path, tmp_path: Path) -> None:
+    run_distributed(stopped, dataset, tmp_path / "moved", world_size=2)
+    run_distributed(finish_both, dataset, tmp_path, world_size=1)
+    ours, theirs = weights(tmp_path / "moved"), weights(tmp_path / "whole")
+    assert ours.keys() == theirs.keys()
+    for name in theirs:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=2e-3, atol=2e-3, msg=lambda m, n=name: f"{n}: {m}")
+    assert summary(tmp_path / "moved")["resumed_from_step"] == 40
+
+
+def other_work(world: World, dataset: Path, out: Path) -> tuple[str, str]:
+    """Stop a training, and start others in its place."""
+    stopped(world, dataset, out)
+    messages = []
+    for changes in ({"sparse_learning_rate": 0.01}, {"checkpoint_every": 0}):
+        try:
+            train_ranker(world, dataset, out, **changes)
+        except CommitError as error:
+            messages.append(str(error))
+    return tuple(messages)  # type: ignore[return-value]
+
+
+def test_a_checkpoint_of_other_work_is_refused_and_kept(dataset: Path, tmp_path: Path) -> None:
+    (messages,) = run_distributed(other_work, dataset, tmp_path / "out", world_size=1)
+    assert len(messages) == 2
+    for message in messages:
+        assert "out.checkpoint: is a checkpoint of other work (config: " in message
+    assert [path.name for path in (tmp_path / "out.checkpoint").iterdir()] == ["step-000000000040"]
