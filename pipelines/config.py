@@ -13,6 +13,7 @@ from encoder.sid import DEFAULT_NAME
 from infra.config import Config, parse, plain
 from pipelines.prepare.config import PrepareConfig
 from pipelines.report.config import CompareConfig
+from pipelines.tables.config import TableConfig
 from pipelines.tune.config import TuneConfig
 from ranker.config import RankerConfig
 
@@ -79,40 +80,6 @@ class RunConfig(Config):
     then be told from what arms differ by."""
     timeout_minutes: PositiveFloat = 1440.0
     """A stage that takes longer, waiting in the scheduler's queue included, is cancelled."""
-
-
-class PaperFigures(Config):
-    """What a paper's table has of one arm."""
-
-    cost: float | None = None
-    """Incremental cost, over that of the table's first arm."""
-    click: float | None = None
-    """Click NE gain in per cent."""
-    conversion: float | None = None
-    """Conversion NE gain in per cent."""
-    roi: float | None = None
-    """Return on investment, over that of the table's first arm."""
-
-
-class TableConfig(Config):
-    """One table of a paper: the arms that are held against each other."""
-
-    title: str
-    arms: tuple[str, ...]
-    """Of `ranker.arms`, the reference among them."""
-    reference: str = "none"
-    """The arm that gains are over."""
-    differs: str
-    """How our setting differs from the paper's."""
-    paper: dict[str, PaperFigures] = {}
-    """By arm: the paper's figures."""
-
-    @model_validator(mode="after")
-    def _check_arms(self) -> "TableConfig":
-        for name in (self.reference, *self.paper):
-            if name not in self.arms:
-                raise ValueError(f"{name!r} must be one of the table's arms, {', '.join(self.arms)}")
-        return self
 
 
 class PipelineConfig(Config):

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 
 from infra.tables import TASKS
-from pipelines.config import TableConfig
 from pipelines.report.blocks import NO_DIFFERENCE
 from pipelines.report.comparison import ArmResult, Comparison
 from pipelines.report.units import byte_size, percent, percent_interval
+from pipelines.tables.config import TableConfig
 
 TITLES = ("arm", "bytes a row", "cost", *(f"{task} {what}" for task in TASKS for what in ("NE gain", "95 %")), "RoI")
 PAPER_TITLES = ("cost", *(f"{task} NE gain" for task in TASKS), "RoI")

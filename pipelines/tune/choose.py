@@ -14,8 +14,7 @@ from infra.errors import DataError
 from infra.record import SUMMARY_FILE
 from infra.stage import StageRun, run_stage
 from pipelines.report.outputs import read_json
-from pipelines.tune.config import Setting, TuneConfig
-from pipelines.tune.plan import INPUT
+from pipelines.tune.config import INPUT, Setting, TuneConfig
 
 RESULT_FILE, TUNED_FILE, TABLE_FILE = "tune.json", "tuned.yaml", "table.txt"
 

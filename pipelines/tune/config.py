@@ -7,6 +7,9 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from infra.config import Config
 
+INPUT = "arm."
+"""Begins the name of every training among the inputs of the stage that chooses."""
+
 
 class Setting(Config):
     """What an arm may have for itself."""

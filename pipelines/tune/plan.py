@@ -9,11 +9,10 @@ from components import ranker as ranker_jobs
 from infra.config import parse, plain
 from pipelines.config import PipelineConfig
 from pipelines.graph import Stage, encoder_stage, internal_job, materialize_stage, prepare_stage, ranker_stage
-from pipelines.tune.config import Setting
+from pipelines.tune.config import INPUT, Setting
 from ranker.config import ArmConfig, HoldoutConfig, RankerConfig
 
 CODE = ("infra", "ranker", "pipelines/tune", "pipelines/report")
-INPUT = "arm."
 
 
 def tune_stages(config: PipelineConfig) -> tuple[Stage, ...]:

@@ -12,9 +12,10 @@ import yaml
 
 from infra.config import load_file, parse
 from infra.errors import ConfigError
-from pipelines.config import PipelineConfig, TableConfig
+from pipelines.config import PipelineConfig
 from pipelines.report.comparison import ArmResult, Comparison, TaskResult
 from pipelines.tables.__main__ import make_tables
+from pipelines.tables.config import TableConfig
 from pipelines.tables.page import as_page, as_text
 from tests.components.golden import ROOT
 
