@@ -115,15 +115,14 @@ SMALL: dict[str, Any] = {
         "network": {"embedding_width": 16, "categorical_width": 8, "hidden": 32},
         "training": {"epochs": 1, "batch_size": 64, "codebook_starts": [0.0]},
     },
-    "encoders": {"text_sid": {"signals": {"text_embedding": 1.0}}},
     "materialize": {"prefix_lengths": {"sid": [5, 10]}},
     "ranker": {
         "arm": "none", "training": {"batch_size": 128, "warmup_steps": 2},
-        "arms": {"none": {}, "sid": {"history": "sid_ngram"}, "side": {"history": "side", "sids": ["text_sid"]}},
+        "arms": {"none": {}, "side": {"history": "side"}},
     },
     "tables": {
-        "one": {"title": "One", "differs": "All.", "arms": ["none", "sid"]},
-        "two": {"title": "Two", "differs": "All.", "arms": ["sid", "side"], "reference": "sid"},
+        "one": {"title": "One", "differs": "All.", "arms": ["none", "side"]},
+        "two": {"title": "Two", "differs": "All.", "arms": ["side", "none"], "reference": "side"},
     },
 }  # fmt: skip
 
@@ -141,10 +140,10 @@ def test_tables_of_several_trainings_share_what_they_have_in_common(tmp_path: Pa
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == f"page  {tmp_path}/runs/small/tables.md"
     started = [line for line in done.stderr.splitlines() if " starts with " in line]
-    # prepare; two replicates of two encoders, materialize and three arms; two comparisons
-    assert len(started) == len(set(started)) + 1 == 1 + 2 * (2 + 1 + 3) + 2
+    # prepare; two replicates of encoder, materialize and two arms; two comparisons
+    assert len(started) == len(set(started)) + 1 == 1 + 2 * (1 + 1 + 2) + 2
     page = (tmp_path / "runs/small/tables.md").read_text()
     assert "## One" in page and "## Two" in page and "trained 2 times" in page
     told = json.loads((tmp_path / "runs/small/tables.json").read_text())
-    assert list(told["two"]["arms"]) == ["sid", "side"]
-    assert len(told["two"]["arms"]["side"]["tasks"]["click"]["over"]["sid"]["ne_gain_replicates"]) == 2
+    assert list(told["two"]["arms"]) == ["side", "none"]
+    assert len(told["two"]["arms"]["none"]["tasks"]["click"]["over"]["side"]["ne_gain_replicates"]) == 2

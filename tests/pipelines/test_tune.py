@@ -97,8 +97,9 @@ def test_what_is_no_training_of_the_grid_is_refused(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_whole_tuning_of_a_small_log(tmp_path: Path) -> None:
     launch = {stage: {"ranks": 1} for stage in ("prepare", "encoder", "materialize", "ranker")}
-    run = {"name": "small", "runs_dir": f"{tmp_path}/runs", "launch": launch, "arms": ["none", "side"]}
-    values: dict[str, Any] = {**SMALL, "run": run, "tune": {**GRID, "validation_days": 1}}
+    run = {"name": "small", "runs_dir": f"{tmp_path}/runs", "launch": launch, "arms": ["side"]}
+    tuning = {"tune": {**GRID, "validation_days": 1}, "compare": {"reference": "side"}, "tables": {}}
+    values: dict[str, Any] = {**SMALL, "run": run, **tuning}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(values))
     done = subprocess.run(
         [sys.executable, "-m", "pipelines.tune", "--config", str(tmp_path / "run.yaml")],
@@ -108,4 +109,4 @@ def test_whole_tuning_of_a_small_log(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("2 settings an arm, on 2024-01-03 to 2024-01-03")
     (chosen,) = tmp_path.glob("runs/small/tune/*/tuned.yaml")
-    assert set(yaml.safe_load(chosen.read_text())["ranker"]["arms"]) == {"none", "side"}
+    assert set(yaml.safe_load(chosen.read_text())["ranker"]["arms"]) == {"side"}
