@@ -71,30 +71,49 @@ def train(run: StageRun[RankerConfig]) -> None:
     speed = fit(progress, sharded, fitting, config, run)
     flops = predict(progress, sharded, held_out, config, run.out / "predictions", run.log)
     save(sharded, run.out / "checkpoint")
-    peak, taken = peak_memory_bytes(world), real_bytes(sharded, world)
     entries, entries_cut = np.sum(gather(world, progress.newest.counts), axis=0).tolist()
+    facts = {
+        "dates": {"train": _iso(fitting.dates), "held_out": _iso(held_out.dates)},
+        "world_size": world.size,
+        "flops_per_sample": flops,
+        "history_entries_cut": entries_cut,
+        "peak_memory_bytes": peak_memory_bytes(world),
+    }
+    taken = real_bytes(sharded, world)
     if world.is_main:
-        measured = prediction_metrics(sorted((run.out / "predictions").glob("*.parquet")))
-        cost = _cost(sharded, fitting.files + held_out.files, features, config)
-        cost |= {"flops_per_sample": flops, "peak_memory_bytes": peak}
-        plan = {**sharded.plan.described(), "real_bytes": taken}
-        (run.out / "plan.json").write_text(json.dumps(plan, indent=1))
-        facts = {
-            "dates": {"train": _iso(fitting.dates), "held_out": _iso(held_out.dates)},
-            "world_size": world.size,
-            "history_entries_cut": entries_cut,
-            "plan": plan_facts(sharded.plan, taken),
-            **describe_tables(features, fitting.files, config.model.embedding_dim),
-        }
-        run.log.metrics(speed["steps"], _flat(config.holdout.kind, measured))
-        run.log.summary({"arm": config.arm, "tasks": measured, **cost, **speed, **facts})
         if entries_cut:
             kept = f"their newest {config.model.history.max_length}"
             run.log.say(f"histories were cut to {kept} entries: {entries_cut:,} of {entries:,} entries left out")
-        run.log.say(_closing_line(config, measured, speed))
+        _close(run, config, sharded, (fitting, held_out), taken, {**speed, **facts})
     run.facts["arm"] = config.arm
     run.facts["sid_fingerprints"] = {name: sid.fingerprint for name, sid in features.sids.items()}
     barrier(world)
+
+
+def _close(
+    run: StageRun[RankerConfig],
+    config: RankerConfig,
+    sharded: ShardedRanker,
+    splits: tuple[Split, Split],
+    taken: dict[str, Any],
+    facts: dict[str, Any],
+) -> None:
+    """Measure the predictions, and write the plan and all closing numbers down."""
+    fitting, held_out = splits
+    measured = prediction_metrics(sorted((run.out / "predictions").glob("*.parquet")))
+    plan = {**sharded.plan.described(), "real_bytes": taken}
+    (run.out / "plan.json").write_text(json.dumps(plan, indent=1))
+    summary = {
+        "arm": config.arm,
+        "tasks": measured,
+        **_cost(sharded, fitting.files + held_out.files, fitting.features, config),
+        **facts,
+        "plan": plan_facts(sharded.plan, taken),
+        **describe_tables(fitting.features, fitting.files, config.model.embedding_dim),
+    }
+    run.log.metrics(facts["steps"], _flat(config.holdout.kind, measured))
+    run.log.summary(summary)
+    run.log.say(_closing_line(config, measured, facts))
 
 
 def open_splits(dataset: Dataset, config: RankerConfig) -> tuple[Split, Split]:
