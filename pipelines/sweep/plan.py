@@ -11,7 +11,7 @@ from typing import Any
 
 from encoder.config import EncoderConfig
 from encoder.sid import DEFAULT_NAME
-from infra.config import parse, plain
+from infra.config import plain
 from infra.errors import ConfigError
 from pipelines.config import PipelineConfig
 from pipelines.graph import Stage, encoder_stage, internal_job, prepare_stage
@@ -45,10 +45,9 @@ def sid_name(own: EncoderConfig, setting: Setting) -> str:
 
 def with_setting(config: PipelineConfig, setting: Setting) -> PipelineConfig:
     """Give the configuration with the encoder of a setting, if that is not its own."""
-    values = plain(config)
-    if (name := sid_name(config.encoder, setting)) != DEFAULT_NAME:
-        values["encoders"] = {name: _otherwise(config, setting)}
-    return parse(PipelineConfig, values, "sweep")
+    if (name := sid_name(config.encoder, setting)) == DEFAULT_NAME:
+        return config
+    return config.model_copy(update={"encoders": {**config.encoders, name: _otherwise(config, setting)}})
 
 
 def _otherwise(config: PipelineConfig, setting: Setting) -> dict[str, Any]:

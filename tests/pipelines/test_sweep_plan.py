@@ -54,6 +54,14 @@ def test_a_sweep_is_the_dataset_an_encoder_for_each_setting_and_the_choice() -> 
     assert sorted(plan["sweep"].inputs.values()) == sorted(label for label in plan if label.startswith("encoder"))
 
 
+def test_a_sweep_leaves_further_encoders_of_the_configuration_aside() -> None:
+    further = {
+        "encoders": {"text_sid": {"signals": {"text_embedding": 1.0}}},
+        "materialize": {"prefix_lengths": {"sid": [5], "text_sid": [5]}},
+    }
+    assert list(swept(64, **further)) == list(swept(64))
+
+
 def test_the_configurations_own_setting_is_the_pipelines_own_encoder() -> None:
     own = next(stage for stage in stages(config()) if stage.label == "encoder")
     assert key(swept(3)["encoder"], {"dataset": "d"}) == key(own, {"dataset": "d"})
