@@ -9,6 +9,9 @@ from encoder.search import SearchConfig
 from encoder.sid import DEFAULT_NAME, Packing
 from infra.config import Config
 
+ENCODER_INPUT = "encoder."
+"""Begins the names of materialize's encoders; what follows is the name of the SIDs that an encoder gives."""
+
 Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]

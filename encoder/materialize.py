@@ -24,7 +24,7 @@ import pyarrow as pa
 import torch
 
 from encoder.bundle import EncoderBundle, load_bundle
-from encoder.config import MaterializeConfig
+from encoder.config import ENCODER_INPUT, MaterializeConfig
 from encoder.sid import DEFAULT_NAME, SidSpec, sid_columns, with_sid_metadata
 from encoder.sid_codebook import write_codebook
 from encoder.sid_map import NULL, SidMap
@@ -62,10 +62,6 @@ so that the ranks share the work however few files there were.
 """
 
 Extend = Callable[[pa.Table, RowGroup], pa.Table]
-
-
-ENCODER_INPUT = "encoder."
-"""Begins the inputs' names; what follows is the name of the SIDs that the encoder gives."""
 
 
 @dataclass(frozen=True)
@@ -248,9 +244,7 @@ def _write_events_and_others(run: StageRun[MaterializeConfig], work: Work) -> No
         check_events(table, dataset.spec, group)
 
     def with_sids(table: pa.Table, group: RowGroup) -> pa.Table:
-        for spec, ids_NC in sets:
-            table = _event_columns(table, spec, ids_NC, group)
-        return table
+        return _with_event_columns(table, sets, group)
 
     def rewriting(path: Path, groups: list[RowGroup]) -> Callable[[], None]:
         segment = Segment(path, tuple(groups), work.out / path.relative_to(dataset.path))
@@ -313,20 +307,38 @@ def _copying(work: Work, path: Path) -> Callable[[], None]:
     return copy
 
 
-def _event_columns(table: pa.Table, spec: SidSpec, ids_NC: npt.NDArray[np.int64], group: RowGroup) -> pa.Table:
-    """Append the SIDs of the advertised item and of the history, whole and by prefix."""
-    items_NC = ids_NC[table["item_id"].to_numpy()]
+def _with_event_columns(
+    table: pa.Table, sets: Sequence[tuple[SidSpec, npt.NDArray[np.int64]]], group: RowGroup
+) -> pa.Table:
+    """Append the SIDs of the advertised item and of the history, whole and by prefix, set after set."""
+    item_ids_B = table["item_id"].to_numpy()
     history = table["history_item_ids"].combine_chunks()
-    lengths = history.value_lengths().to_numpy()
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    histories_NC = ids_NC[history.flatten().to_numpy()]
-    columns = ((spec.event_item_base, items_NC, None), (spec.event_history_base, histories_NC, offsets))
-    for base, sids_NC, ends in columns:
-        table = _with_columns(table, base, spec, sids_NC, group, ends)
-        for length in spec.prefix_lengths:
-            if length < spec.digits:
-                cut_NC = shortened(spec, sids_NC, length)
-                table = _with_columns(table, base, spec.of_prefix(length), cut_NC, group, ends)
+    history_ids_T = history.flatten().to_numpy()
+    offsets_B1 = np.concatenate([[0], np.cumsum(history.value_lengths().to_numpy())]).astype(np.int32)
+    for spec, ids_NC in sets:
+        columns = (
+            (spec.event_item_base, ids_NC[item_ids_B], None),
+            (spec.event_history_base, ids_NC[history_ids_T], offsets_B1),
+        )
+        for base, sids_NC, ends in columns:
+            table = _with_prefixes(table, base, spec, sids_NC, group, ends)
+    return table
+
+
+def _with_prefixes(
+    table: pa.Table,
+    base: str,
+    spec: SidSpec,
+    sids_NC: npt.NDArray[np.int64],
+    group: RowGroup,
+    offsets: npt.NDArray[np.int32] | None,
+) -> pa.Table:
+    """Append the columns of whole SIDs and of their prefixes."""
+    table = _with_columns(table, base, spec, sids_NC, group, offsets)
+    for length in spec.prefix_lengths:
+        if length < spec.digits:
+            cut_NC = shortened(spec, sids_NC, length)
+            table = _with_columns(table, base, spec.of_prefix(length), cut_NC, group, offsets)
     return table
 
 

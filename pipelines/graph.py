@@ -21,15 +21,13 @@ from components import encoder as encoder_jobs
 from components import pipeline as pipeline_jobs
 from components import ranker as ranker_jobs
 from components.torchrun import Launch, stage_app
-from encoder.config import EncoderConfig
+from encoder.config import ENCODER_INPUT, EncoderConfig
 from encoder.sid import DEFAULT_NAME
 from infra.config import Config, digest, plain
 from pipelines.config import LaunchConfig, PipelineConfig
+from pipelines.report.arms import PREFIX, input_name
 
 ROOT = Path(__file__).parents[1]
-
-ARM_INPUT = "arm."
-ENCODER_INPUT = "encoder."
 
 
 @dataclass(frozen=True)
@@ -132,10 +130,10 @@ def ranker_stage(config: PipelineConfig, arm: str, materialize: Stage, replicate
 
 def _comparison(config: PipelineConfig, plan: Sequence[Stage]) -> Stage:
     """Give the last stage; what it tells of encoder and dataset is the first replicate's."""
-    arms = {f"{ARM_INPUT}{stage.variant}.{stage.replicate}": stage.label for stage in plan if stage.name == "ranker"}
+    arms = {input_name(str(stage.variant), stage.replicate): stage.label for stage in plan if stage.name == "ranker"}
     return Stage(
         "compare",
-        partial(_gathered, pipeline_jobs.compare, "arms", ARM_INPUT),
+        partial(_gathered, pipeline_jobs.compare, "arms", PREFIX),
         ("infra", "pipelines/compare.py", "pipelines/report", "ranker", "encoder"),
         config.compare,
         config.run.launch.compare,

@@ -11,7 +11,7 @@ import torch
 
 from infra.distributed import World, gather
 from infra.parquet import open_parquet, row_groups
-from ranker.features import ArmFeatures
+from ranker.features import HISTORY_IDS, ArmFeatures
 
 
 class ColumnCost(NamedTuple):
@@ -42,13 +42,15 @@ def mean_entries(files: Sequence[Path], column: str) -> float:
     return entries / _rows(files)
 
 
-def embedding_bytes(features: ArmFeatures, mean_history: float) -> float:
+def embedding_bytes(features: ArmFeatures, files: Sequence[Path]) -> float:
     """Give the bytes a row that raw embeddings take where they are the content: 2 a dimension, for every item in it.
 
     The ranker looks them up by item id; a log of impressions, as a recurring training reads it, carries them.
     """
-    entries = ((features.item, 1.0), (features.history, mean_history))
-    return sum(2.0 * sum((content.embeddings or {}).values()) * number for content, number in entries)
+    an_item, an_entry = (
+        2.0 * sum((content.embeddings or {}).values()) for content in (features.item, features.history)
+    )
+    return an_item + (an_entry * mean_entries(files, HISTORY_IDS) if an_entry else 0.0)
 
 
 def _rows(files: Sequence[Path]) -> int:

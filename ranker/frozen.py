@@ -8,12 +8,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from encoder.sid import SidSpec
 from encoder.sid_codebook import read_codebook
 from infra.parquet import read_row_group, row_groups
 from infra.tables import Dataset, check_items
 from ranker.features import ArmFeatures
-
-_CHECKED = ("item_id",)
 
 
 @dataclass(frozen=True)
@@ -37,11 +36,9 @@ def read_frozen(dataset: Dataset, features: ArmFeatures) -> Frozen:
         DataError: a codebook or an embedding cannot be read, or breaks its contract.
         SpecError: a codebook is another encoder's.
     """
-    contents = (features.item, features.history)
-    with_lines = [sid for content in contents if content.kind == "side" for sid in content.sids if sid.lines > 1]
-    signals = next((content.embeddings for content in contents if content.embeddings), None)
+    signals = _signals(features)
     return Frozen(
-        {sid.name: read_codebook(dataset.path, sid) for sid in with_lines},
+        {sid.name: read_codebook(dataset.path, sid) for sid in _with_lines(features)},
         None if signals is None else item_embeddings(dataset, signals),
     )
 
@@ -51,11 +48,23 @@ def shaped_frozen(features: ArmFeatures, num_items: int) -> Frozen:
 
     A codebook's width is not in the spec; it is taken to be the number of digits, as it is for codes of one line.
     """
+    signals = _signals(features)
+    shapes = {sid.name: (sid.digits, sid.radix, sid.digits) for sid in _with_lines(features)}
+    return Frozen(
+        {name: torch.empty(shape, device="meta") for name, shape in shapes.items()},
+        None if signals is None else torch.empty(num_items, sum(signals.values()), device="meta", dtype=torch.half),
+    )
+
+
+def _with_lines(features: ArmFeatures) -> list[SidSpec]:
+    """Give the SIDs that are unpacked by their codebook."""
     contents = (features.item, features.history)
-    with_lines = [sid for content in contents if content.kind == "side" for sid in content.sids if sid.lines > 1]
-    widths = [sum(content.embeddings.values()) for content in contents if content.embeddings]
-    codebooks = {sid.name: torch.empty(sid.digits, sid.radix, sid.digits, device="meta") for sid in with_lines}
-    return Frozen(codebooks, torch.empty(num_items, widths[0], device="meta", dtype=torch.half) if widths else None)
+    return [sid for content in contents if content.kind == "side" for sid in content.sids if sid.lines > 1]
+
+
+def _signals(features: ArmFeatures) -> Mapping[str, int] | None:
+    """Give the embeddings that are content as they are; both positions take the same."""
+    return next((content.embeddings for content in (features.item, features.history) if content.embeddings), None)
 
 
 def item_embeddings(dataset: Dataset, signals: Mapping[str, int]) -> Tensor:
@@ -67,7 +76,7 @@ def item_embeddings(dataset: Dataset, signals: Mapping[str, int]) -> Tensor:
     whole_IE = np.zeros((dataset.spec.num_items, sum(signals.values())), np.float16)
     ends = np.cumsum([0, *signals.values()])
     for group in row_groups(dataset.item_files):
-        table = read_row_group(group, (*_CHECKED, *signals))
+        table = read_row_group(group, ("item_id", *signals))
         check_items(table, dataset.spec, group)
         for start, (name, width) in zip(ends[:-1], signals.items(), strict=True):
             column = table[name].combine_chunks()

@@ -199,7 +199,7 @@ def _cost(
     sharded: ShardedRanker, files: tuple[Path, ...], features: ArmFeatures, config: RankerConfig
 ) -> dict[str, Any]:
     content = column_cost(files, tuple(features.sid_columns))
-    raw = embedding_bytes(features, mean_entries(files, HISTORY_IDS))
+    raw = embedding_bytes(features, files)
     dim = config.model.embedding_dim
     tables = table_bytes(features, dim)
     dense = sum(parameter.numel() for parameter in sharded.dense_optimizer.params.values())
