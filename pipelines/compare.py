@@ -25,7 +25,7 @@ from pipelines.report.arms import (
     windows_of,
 )
 from pipelines.report.blocks import tasks_of
-from pipelines.report.comparison import ArmResult, Comparison, TaskResult
+from pipelines.report.comparison import COMPARISON_FILE, ArmResult, Comparison, TaskResult
 from pipelines.report.config import CompareConfig
 from pipelines.report.drawing import LIGHT, Plot, render
 from pipelines.report.encoder import read_encoder
@@ -103,7 +103,7 @@ def _config_digest(config: CompareConfig, manifests: Mapping[str, Manifest]) -> 
 
 def _write(run: StageRun[CompareConfig], comparison: Comparison, arms: Arms) -> None:
     files = {
-        "comparison.json": comparison.model_dump_json(indent=2) + "\n",
+        COMPARISON_FILE: comparison.model_dump_json(indent=2) + "\n",
         "table.txt": as_text(comparison),
         "table.md": as_markdown(comparison),
         "table.csv": as_csv(comparison),

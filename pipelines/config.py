@@ -1,8 +1,9 @@
 """The whole of a run's file: the stages' sections, and `run`, which says how they are launched."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
@@ -10,12 +11,14 @@ from components.torchrun import IMAGE
 from encoder.config import EncoderConfig, MaterializeConfig
 from encoder.export_config import ExportConfig
 from encoder.sid import DEFAULT_NAME
-from infra.config import Config, parse, plain
+from infra.config import Config, load_file, parse, plain
 from pipelines.prepare.config import PrepareConfig
 from pipelines.report.config import CompareConfig
 from pipelines.tables.config import TableConfig
 from pipelines.tune.config import TuneConfig
 from ranker.config import RankerConfig
+
+Trained = TypeVar("Trained", EncoderConfig, RankerConfig)
 
 
 class LaunchConfig(Config):
@@ -156,17 +159,28 @@ class PipelineConfig(Config):
         for key, value in self.encoders.get(name, {}).items():
             is_section = key in ("network", "training", "search") and isinstance(value, dict)
             values[key] = {**values[key], **value} if is_section else value
-        resolved = parse(EncoderConfig, values, where)
-        seeded = resolved.training.model_copy(update={"seed": resolved.training.seed + replicate})
-        return resolved.model_copy(update={"training": seeded})
+        return _seeded(parse(EncoderConfig, values, where), replicate)
 
     def ranker_of(self, arm: str, replicate: int = 0) -> RankerConfig:
         """Give the configuration of one arm in one replicate, whose number is added to its seed."""
-        resolved = self.ranker.resolved(arm)
-        seeded = resolved.training.model_copy(update={"seed": resolved.training.seed + replicate})
-        return resolved.model_copy(update={"training": seeded})
+        return _seeded(self.ranker.resolved(arm), replicate)
 
     @property
     def arms(self) -> tuple[str, ...]:
         """The arms to train, in the order they are trained in."""
         return tuple(self.ranker.arms) if self.run.arms is None else self.run.arms
+
+
+def _seeded(config: Trained, replicate: int) -> Trained:
+    training = config.training.model_copy(update={"seed": config.training.seed + replicate})
+    return config.model_copy(update={"training": training})
+
+
+def read_config(config_file: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], PipelineConfig]:
+    """Read a run's file, dotted overrides applied: the values as they are written there, and what they mean.
+
+    Raises:
+        ConfigError: the file, an override or a value has a fault.
+    """
+    values = load_file(config_file, overrides)
+    return values, parse(PipelineConfig, values, config_file.name)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import yaml
 
 from infra.commit import is_committed, read_manifest, refuse_taken, verify
-from infra.config import digest, load_file, parse, plain
+from infra.config import digest, plain
 from infra.errors import CommitError, SidestackError, StageError
 from infra.mlflow_runs import (
     URI_VARIABLE,
@@ -33,7 +33,7 @@ from infra.mlflow_runs import (
     replay,
     use_store,
 )
-from pipelines.config import PipelineConfig, RunConfig
+from pipelines.config import RunConfig, read_config
 from pipelines.graph import Stage, key, stages
 from pipelines.launch import Launcher, say
 
@@ -156,8 +156,7 @@ def run_pipeline(config_file: Path, overrides: Sequence[str] = ()) -> Path:
         SidestackError: the config, a stage, or a committed directory has a fault the user can mend.
         Stopped: a signal came; the running job was cancelled.
     """
-    values = load_file(config_file, overrides)
-    config = parse(PipelineConfig, values, config_file.name)
+    values, config = read_config(config_file, overrides)
     return run_stages(stages(config), config.run, values, plain(config))
 
 
@@ -309,6 +308,14 @@ def exit_status() -> Iterator[None]:
         raise SystemExit(128 + stop.signum) from None
 
 
+def command_line(program: str, description: str) -> argparse.ArgumentParser:
+    """Give the parser of a command that runs stages: which file, and what to override."""
+    parser = argparse.ArgumentParser(prog=program, description=description)
+    parser.add_argument("--config", type=Path, required=True, help="the run's YAML file")
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override a config value")
+    return parser
+
+
 def near(path: Path) -> Path:
     """Give a path as seen from here, where it lies below."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
@@ -320,10 +327,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: 1 after a fault, 128 + the signal's number after a signal.
     """
-    parser = argparse.ArgumentParser(prog="pipelines.run", description="Run the whole pipeline.")
-    parser.add_argument("--config", type=Path, required=True, help="the run's YAML file")
-    parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override a config value")
-    arguments = parser.parse_args(argv)
+    arguments = command_line("pipelines.run", "Run the whole pipeline.").parse_args(argv)
     with exit_status():
         _tell_result(run_pipeline(arguments.config, arguments.set))
 

@@ -1,6 +1,10 @@
 """The schema of `comparison.json`: everything the tables, figures and page are made from."""
 
+from pathlib import Path
+
 from infra.config import Config
+
+COMPARISON_FILE = "comparison.json"
 
 
 class Gain(Config):
@@ -178,3 +182,8 @@ class Comparison(Config):
     """What the arms differ in beside the arm."""
     arms: dict[str, ArmResult]
     encoder: EncoderResult
+
+    @classmethod
+    def read(cls, path: Path) -> "Comparison":
+        """Read the comparison that a committed directory holds."""
+        return cls.model_validate_json((path / COMPARISON_FILE).read_bytes())

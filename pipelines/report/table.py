@@ -78,11 +78,12 @@ def _shared_widths(shown: Sequence[Block]) -> list[int]:
 def _block_lines(block: Block, widths: Sequence[int]) -> list[str]:
     if block.undefined:
         return [f"{block.title:<{widths[0]}}{GAP}{block.undefined}"]
-    header = _line((block.title, *block.columns), widths)
-    return [header, "─" * (sum(widths) + len(GAP) * (len(widths) - 1)), *(_line(row, widths) for row in block.rows)]
+    header = line((block.title, *block.columns), widths)
+    return [header, "─" * (sum(widths) + len(GAP) * (len(widths) - 1)), *(line(row, widths) for row in block.rows)]
 
 
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+def line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    """Give a line of a table for the terminal: the first cell to the left, all others to the right."""
     first, *rest = (
         f"{cell:>{width}}" if position else f"{cell:<{width}}"
         for position, (cell, width) in enumerate(zip(cells, widths, strict=True))

@@ -7,17 +7,16 @@ the one of least loss. With `--parity` the ranker says whether that one is as go
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from infra.commit import is_committed
-from infra.config import load_file, parse, plain
-from pipelines.config import PipelineConfig
+from infra.config import parse, plain
+from pipelines.config import read_config
 from pipelines.graph import stages
 from pipelines.launch import say
 from pipelines.report.blocks import NO_DIFFERENCE
 from pipelines.report.comparison import Comparison
 from pipelines.report.units import percent, percent_interval
-from pipelines.run import exit_status, near, run_stages
+from pipelines.run import command_line, exit_status, near, run_stages
 from pipelines.sweep.choose import CHOSEN_FILE, PICTURE_FILE, RESULT_FILE, TABLE_FILE
 from pipelines.sweep.grid import LEVELS, Budget
 from pipelines.sweep.plan import CHOSEN, SIDE, parity_overrides, sweep_stages
@@ -34,7 +33,7 @@ def sweep(config_file: Path, overrides: Sequence[str], budget: Budget) -> Path:
         SidestackError: see `pipelines.run.run_pipeline`; or the budget allows no setting.
         Stopped: a signal came.
     """
-    values, config = _read(config_file, overrides)
+    values, config = read_config(config_file, overrides)
     plan = sweep_stages(config, budget)
     encoders = [stage for stage in plan if stage.name == "encoder"]
     say("sweep", f"{len(encoders)} settings of up to {budget.bits:g} bits")
@@ -53,14 +52,9 @@ def check_parity(config_file: Path, overrides: Sequence[str], found: SweepResult
     chosen = found.chosen.setting
     if chosen == found.own:
         return None
-    _, config = _read(config_file, overrides)
-    values, contest = _read(config_file, [*overrides, *parity_overrides(config, chosen)])
+    _, config = read_config(config_file, overrides)
+    values, contest = read_config(config_file, [*overrides, *parity_overrides(config, chosen)])
     return run_stages(stages(contest), contest.run, values, plain(contest), "parity")
-
-
-def _read(config_file: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], PipelineConfig]:
-    values = load_file(config_file, overrides)
-    return values, parse(PipelineConfig, values, config_file.name)
 
 
 def parity_text(comparison: Comparison) -> str:
@@ -97,7 +91,7 @@ def _run(arguments: argparse.Namespace) -> None:
         return
     assert is_committed(compared)
     print(f"\n{(compared / 'table.txt').read_text()}")
-    print(parity_text(Comparison.model_validate_json((compared / "comparison.json").read_bytes())))
+    print(parity_text(Comparison.read(compared)))
     print(f"report   {near(compared / 'report.html')}", flush=True)
 
 
@@ -107,11 +101,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: 1 after a fault, 128 + the signal's number after a signal.
     """
-    parser = argparse.ArgumentParser(prog="pipelines.sweep", description="Sweep levels, depth and groups of the SID.")
-    parser.add_argument("--config", type=Path, required=True, help="the run's YAML file")
+    parser = command_line("pipelines.sweep", "Sweep levels, depth and groups of the SID.")
     parser.add_argument("--bits", type=float, default=24.0, help="the most bits of a SID; default 24")
     parser.add_argument("--levels", type=int, nargs="+", help=f"levels to try; default: of {LEVELS} those that fit")
-    parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override a config value")
     parser.add_argument("--parity", action="store_true", help="compare the chosen setting in the ranker, too")
     arguments = parser.parse_args(argv)
     with exit_status():

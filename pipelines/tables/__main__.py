@@ -5,18 +5,17 @@ report of its own. Tables share whatever stage they have in common. At the end c
 beside the paper's figures.
 """
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from infra.config import load_file, parse, plain
+from infra.config import plain
 from infra.errors import ConfigError
-from pipelines.config import PipelineConfig
+from pipelines.config import PipelineConfig, read_config
 from pipelines.graph import stages
 from pipelines.launch import say
 from pipelines.report.comparison import Comparison
-from pipelines.run import exit_status, near, run_dir, run_stages
+from pipelines.run import command_line, exit_status, near, run_dir, run_stages
 from pipelines.tables.page import as_page, as_text
 
 PAGE_FILE = "tables.md"
@@ -35,13 +34,13 @@ def make_tables(config_file: Path, overrides: Sequence[str], only: Sequence[str]
     Raises:
         ConfigError: the file has no such table. SidestackError, Stopped: see `pipelines.run.run_pipeline`.
     """
-    config = parse(PipelineConfig, load_file(config_file, overrides), config_file.name)
+    _, config = read_config(config_file, overrides)
     for name in only:
         if name not in config.tables:
             known = ", ".join(config.tables) or "none"
             raise ConfigError(f"{config_file.name}.tables: {name!r} is unknown; tables are {known}")
     compared = {name: _compared(config_file, overrides, config, name) for name in only or config.tables}
-    found = {name: read_comparison(path) for name, path in compared.items()}
+    found = {name: Comparison.read(path) for name, path in compared.items()}
     page = run_dir(config.run) / PAGE_FILE
     page.write_text(as_page(config.tables, found, {name: path.name for name, path in compared.items()}))
     page.with_suffix(".json").write_text(_as_json(found))
@@ -53,14 +52,8 @@ def _compared(config_file: Path, overrides: Sequence[str], config: PipelineConfi
     table = config.tables[name]
     say("tables", f"{name}: {table.title}")
     chosen = [f"run.arms={json.dumps(list(table.arms))}", f"compare.reference={table.reference}"]
-    values = load_file(config_file, [*overrides, *chosen])
-    of_table = parse(PipelineConfig, values, config_file.name)
+    values, of_table = read_config(config_file, [*overrides, *chosen])
     return run_stages(stages(of_table), of_table.run, values, plain(of_table), name)
-
-
-def read_comparison(path: Path) -> Comparison:
-    """Read the comparison in a committed directory."""
-    return Comparison.model_validate_json((path / "comparison.json").read_bytes())
 
 
 def _as_json(found: dict[str, Comparison]) -> str:
@@ -73,10 +66,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: 1 after a fault, 128 + the signal's number after a signal.
     """
-    parser = argparse.ArgumentParser(prog="pipelines.tables", description="The papers' tables, ours beside theirs.")
-    parser.add_argument("--config", type=Path, required=True, help="the run's YAML file, with a section tables")
+    parser = command_line("pipelines.tables", "The papers' tables, those of section tables, ours beside theirs.")
     parser.add_argument("--only", nargs="+", default=[], metavar="TABLE", help="which of its tables; default: all")
-    parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override a config value")
     arguments = parser.parse_args(argv)
     with exit_status():
         print(f"page  {near(make_tables(arguments.config, arguments.set, arguments.only))}", flush=True)

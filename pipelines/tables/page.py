@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from infra.tables import TASKS
 from pipelines.report.blocks import NO_DIFFERENCE
-from pipelines.report.comparison import ArmResult, Comparison
+from pipelines.report.comparison import ArmResult, Comparison, holds_zero
+from pipelines.report.table import line
 from pipelines.report.units import byte_size, percent, percent_interval
 from pipelines.tables.config import TableConfig
 
@@ -65,8 +66,7 @@ def as_text(tables: Tables, found: Found) -> str:
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-    pairs = [list(zip(row, widths, strict=True)) for row in rows]
-    return ["  ".join([f"{row[0][0]:<{row[0][1]}}", *(f"{cell:>{width}}" for cell, width in row[1:])]) for row in pairs]
+    return [line(row, widths) for row in rows]
 
 
 def _ours(comparison: Comparison) -> dict[str, list[str]]:
@@ -87,8 +87,7 @@ def _gain_cells(arm: ArmResult, task: str, *, is_reference: bool) -> list[str]:
         return ["reference", UNKNOWN]
     if result.ne_gain is None or result.ne_gain_interval is None:
         return ["undefined", UNKNOWN]
-    low, high = result.ne_gain_interval
-    mark = f" {NO_DIFFERENCE}" if low <= 0.0 <= high else ""
+    mark = f" {NO_DIFFERENCE}" if holds_zero(result.ne_gain_interval) else ""
     return [f"{percent(result.ne_gain)}{mark}", percent_interval(result.ne_gain_interval)]
 
 

@@ -4,13 +4,12 @@ Every arm of the run is trained with every setting of section `tune` and measure
 is the best of each arm; `tuned.yaml` has them as overlays.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from infra.config import load_file, parse, plain
-from pipelines.config import PipelineConfig
-from pipelines.run import exit_status, near, run_stages
+from infra.config import plain
+from pipelines.config import read_config
+from pipelines.run import command_line, exit_status, near, run_stages
 from pipelines.tune.choose import RESULT_FILE, TABLE_FILE, TUNED_FILE
 from pipelines.tune.plan import tune_stages
 
@@ -24,8 +23,7 @@ def tune(config_file: Path, overrides: Sequence[str]) -> Path:
     Raises:
         SidestackError, Stopped: see `pipelines.run.run_pipeline`.
     """
-    values = load_file(config_file, overrides)
-    config = parse(PipelineConfig, values, config_file.name)
+    values, config = read_config(config_file, overrides)
     return run_stages(tune_stages(config), config.run, values, plain(config), "tune")
 
 
@@ -35,10 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: 1 after a fault, 128 + the signal's number after a signal.
     """
-    parser = argparse.ArgumentParser(prog="pipelines.tune", description="Tune every arm by the validation dates.")
-    parser.add_argument("--config", type=Path, required=True, help="the run's YAML file")
-    parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override a config value")
-    arguments = parser.parse_args(argv)
+    arguments = command_line("pipelines.tune", "Tune every arm by the validation dates.").parse_args(argv)
     with exit_status():
         found = tune(arguments.config, arguments.set)
         print((found / TABLE_FILE).read_text())
