@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Iterator
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat
 
 from infra.config import Config
 
@@ -24,14 +24,15 @@ class Setting(Config):
 
 
 class TuneConfig(Config):
-    """Section `tune`; every arm gets the whole grid, so no arm is tuned more than another."""
+    """Section `tune`; every arm gets the whole grid, so no arm is tuned more than another.
+
+    Settings are held against each other on the validation dates of `ranker.holdout`; test dates are not read.
+    """
 
     sparse_learning_rates: tuple[PositiveFloat, ...] = Field(default=(0.025, 0.05, 0.1), min_length=1)
     """Of the embedding tables."""
     dense_learning_rates: tuple[PositiveFloat, ...] = Field(default=(0.0005, 0.001, 0.002), min_length=1)
     """Of everything else."""
-    validation_days: PositiveInt = 7
-    """The last training dates, on which the settings are held against each other; test dates are not read."""
 
     def settings(self) -> Iterator[Setting]:
         """Give the grid."""

@@ -36,7 +36,7 @@ def tune_stages(config: PipelineConfig) -> tuple[Stage, ...]:
 
 def _training(config: PipelineConfig, stage: Stage, arm: str, setting: Setting) -> Stage:
     tried = _with(config.ranker.arms[arm], setting)
-    holdout = HoldoutConfig(kind="validation", validation_days=config.tune.validation_days)
+    holdout = config.ranker.holdout.model_copy(update={"kind": "validation"})
     values = {**plain(config.ranker), "arm": arm, "arms": {arm: plain(tried)}, "holdout": plain(holdout)}
     resolved = parse(RankerConfig, values, f"tune (arm {arm!r})").resolved()
     return replace(

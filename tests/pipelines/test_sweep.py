@@ -1,8 +1,5 @@
 """The sweep's command: what it prints, and, slowly, the whole of it on a small synthetic log."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +8,7 @@ import yaml
 from pipelines.report.comparison import ArmResult, Comparison, Gain, TaskResult
 from pipelines.sweep.__main__ import main, parity_text
 from pipelines.sweep.result import SweepResult
-from tests.components.golden import ROOT
+from tests.pipelines.commands import run_command
 
 
 def task(ne: float | None, gain: tuple[float, float, float] | None) -> TaskResult:
@@ -51,14 +48,6 @@ def test_a_fault_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().err == ("error: sweep: 7 levels: their digits leave more than 1.5 of 24 bits unused\n")
 
 
-def run(tmp_path: Path, *words: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "pipelines.sweep", "--config", str(tmp_path / "run.yaml"), "--bits", "8", *words],
-        env={**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db", "PYTHONPATH": str(ROOT)},
-        cwd=ROOT, capture_output=True, text=True, timeout=900, check=False,
-    )  # fmt: skip
-
-
 @pytest.mark.slow
 def test_whole_sweep_and_its_parity_check_and_again_from_what_is_done(tmp_path: Path) -> None:
     one_rank = {stage: {"ranks": 1} for stage in ("prepare", "encoder", "materialize", "ranker")}
@@ -77,13 +66,13 @@ def test_whole_sweep_and_its_parity_check_and_again_from_what_is_done(tmp_path: 
         "run": {"name": "small", "runs_dir": f"{tmp_path}/runs", "launch": one_rank},
     }  # fmt: skip
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(values))
-    first = run(tmp_path, "--levels", "16", "--parity")
+    first = run_command("pipelines.sweep", tmp_path, "--bits", "8", "--levels", "16", "--parity")
     assert first.returncode == 0, first.stderr
     assert "parity: NE with the chosen setting" in first.stdout and "  click " in first.stdout
     (file,) = tmp_path.glob("runs/small/sweep/*/sweep.json")
     assert {one.setting.name for one in SweepResult.model_validate_json(file.read_bytes()).results} == {
         "l16_d1_g2", "l16_d2_g1",
     }  # fmt: skip
-    again = run(tmp_path, "--levels", "16", "--parity")
+    again = run_command("pipelines.sweep", tmp_path, "--bits", "8", "--levels", "16", "--parity")
     assert again.returncode == 0 and " starts with " not in again.stderr
     assert again.stdout == first.stdout

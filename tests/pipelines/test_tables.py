@@ -1,9 +1,6 @@
 """The papers' tables: what they are run from, what their page says, and, slowly, a small form of the whole."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ from pipelines.tables.__main__ import make_tables
 from pipelines.tables.config import TableConfig
 from pipelines.tables.page import as_page, as_text
 from tests.components.golden import ROOT
+from tests.pipelines.commands import run_command
 
 FILE = ROOT / "configs/tables.yaml"
 
@@ -132,11 +130,7 @@ def test_tables_of_several_trainings_share_what_they_have_in_common(tmp_path: Pa
     launch = {stage: {"ranks": 1} for stage in ("prepare", "encoder", "materialize", "ranker")}
     run = {"name": "small", "runs_dir": f"{tmp_path}/runs", "launch": launch, "replicates": 2}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump({**SMALL, "run": run}))
-    done = subprocess.run(
-        [sys.executable, "-m", "pipelines.tables", "--config", str(tmp_path / "run.yaml")],
-        env={**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db", "PYTHONPATH": str(ROOT)},
-        cwd=ROOT, capture_output=True, text=True, timeout=900, check=False,
-    )  # fmt: skip
+    done = run_command("pipelines.tables", tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == f"page  {tmp_path}/runs/small/tables.md"
     started = [line for line in done.stderr.splitlines() if " starts with " in line]

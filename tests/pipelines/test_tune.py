@@ -1,10 +1,7 @@
 """Tuning: every arm gets the same settings, on validation dates, and what is chosen is the best of them."""
 
 import json
-import os
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +16,7 @@ from pipelines.tune.choose import Trial, Tuned, _trial, as_text, overlays
 from pipelines.tune.config import Setting, TuneConfig
 from pipelines.tune.plan import tune_stages
 from ranker.config import RankerConfig
-from tests.components.golden import ROOT
+from tests.pipelines.commands import run_command
 from tests.pipelines.test_tables import SMALL
 
 ARMS = {"none": {}, "side": {"item": "side", "overlay": {"training": {"warmup_steps": 7}}}}
@@ -98,14 +95,11 @@ def test_what_is_no_training_of_the_grid_is_refused(tmp_path: Path) -> None:
 def test_whole_tuning_of_a_small_log(tmp_path: Path) -> None:
     launch = {stage: {"ranks": 1} for stage in ("prepare", "encoder", "materialize", "ranker")}
     run = {"name": "small", "runs_dir": f"{tmp_path}/runs", "launch": launch, "arms": ["side"]}
-    tuning = {"tune": {**GRID, "validation_days": 1}, "compare": {"reference": "side"}, "tables": {}}
-    values: dict[str, Any] = {**SMALL, "run": run, **tuning}
+    tuning = {"tune": GRID, "compare": {"reference": "side"}, "tables": {}}
+    ranker = {**SMALL["ranker"], "holdout": {"validation_days": 1}}
+    values: dict[str, Any] = {**SMALL, "ranker": ranker, "run": run, **tuning}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(values))
-    done = subprocess.run(
-        [sys.executable, "-m", "pipelines.tune", "--config", str(tmp_path / "run.yaml")],
-        env={**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db", "PYTHONPATH": str(ROOT)},
-        cwd=ROOT, capture_output=True, text=True, timeout=900, check=False,
-    )  # fmt: skip
+    done = run_command("pipelines.tune", tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("2 settings an arm, on 2024-01-03 to 2024-01-03")
     (chosen,) = tmp_path.glob("runs/small/tune/*/tuned.yaml")

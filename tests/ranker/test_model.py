@@ -1,7 +1,5 @@
 """The whole model on one rank: empty histories, what asks the history, and what the conversion tower learns from."""
 
-import os
-from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
@@ -11,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy
 
-from infra.distributed import World, started
+from infra.distributed import World
 from ranker.batch import RankerBatch
 from ranker.blocks import HistoryBlock
 from ranker.features import arm_features
@@ -24,15 +22,6 @@ from tests.ranker.test_reader import batch_of, first_rows
 from tests.ranker.training import config_of
 
 ALL_OPTIONS = {"heads": 2, "encoder_layers": 1, "pooling": "target"}
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    before = dict(os.environ)
-    with started() as world:
-        yield world
-    os.environ.clear()
-    os.environ.update(before)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from datetime import date
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 from torch.distributed.checkpoint import FileSystemReader, load
 
 from infra.commit import committing, read_manifest
-from infra.distributed import World, started
+from infra.distributed import World
 from infra.stage import StageRun
 from infra.tables import read_dataset
 from infra.tracking import RunLog
@@ -36,15 +35,6 @@ from tests.ranker.training import ONE, config_of, run_steps
 
 ARMS = ("none", "sid_ngram", "side")
 ROWS_A_DAY = 250  # no multiple of the batch: the last test batches are padded
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    before = dict(os.environ)
-    with started() as world:
-        yield world
-    os.environ.clear()
-    os.environ.update(before)
 
 
 @pytest.fixture(scope="module")
