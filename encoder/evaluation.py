@@ -1,6 +1,7 @@
 """What an encoder is worth: held-out losses by signal and by prefix, use of the codebook, share of unique SIDs."""
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -38,9 +39,10 @@ def evaluate(model: VQFusion, holdout: SignalBatch, world: World) -> dict[str, A
     ids: list[list[int]] = []
     for batch in holdout.blocks(_ROWS):
         digits_BN = model.digits(batch)
-        answers = [model.reconstruct(digits_BN, kept_BN) for kept_BN in _by_depth(spec, digits_BN)]
-        losses_DK += torch.stack([model.row_losses(batch, answer).double().sum(1) for answer in answers])
-        counts_2K += _counts(batch, answers[-1], model.signals)
+        for depth, kept_BN in enumerate(_by_depth(spec, digits_BN)):
+            answer = model.reconstruct(digits_BN, kept_BN)
+            losses_DK[depth] += model.row_losses(batch, answer).double().sum(1)
+        counts_2K += _counts(batch, answer, model.signals)
         histogram_NL += count_values(digits_BN, spec.radix)
         ids += spec.pack(digits_BN[batch.any_present]).tolist()
     present_K, correct_K = sum_over_ranks(world, counts_2K)
@@ -58,10 +60,10 @@ def evaluate(model: VQFusion, holdout: SignalBatch, world: World) -> dict[str, A
     }
 
 
-def _by_depth(spec: SidSpec, digits_BN: Tensor) -> list[Tensor]:
+def _by_depth(spec: SidSpec, digits_BN: Tensor) -> Iterator[Tensor]:
     """Give which digits are kept when 1, 2, ... whole depths are: bool [B, digits] each."""
     depth_N = torch.arange(spec.digits, device=digits_BN.device) // spec.groups
-    return [(depth_N <= depth).expand_as(digits_BN) for depth in range(spec.depth)]
+    return ((depth_N <= depth).expand_as(digits_BN) for depth in range(spec.depth))
 
 
 def _counts(batch: SignalBatch, answer: Answer, signals: SignalSpec) -> Tensor:

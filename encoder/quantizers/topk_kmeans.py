@@ -46,7 +46,7 @@ class TopkKmeans(Quantizer):
     def __init__(self, config: TopkKmeansConfig) -> None:
         super().__init__()
         self.config = config
-        self.digits, self.depth, self.latent_dim = config.k, config.k, config.latent_dim
+        self.digits, self.latent_dim = config.k, config.latent_dim
         self.register_buffer("centroids_CH", torch.randn(config.clusters, config.latent_dim))
 
     def encode(self, h_BH: Tensor) -> Tensor:
@@ -67,14 +67,17 @@ class TopkKmeans(Quantizer):
         return h_hat_BH if kept_BN is None else h_hat_BH * kept_BN[:, :1]
 
     def sid_spec(self, fingerprint: str) -> SidSpec:
-        """Describe the digits: one cluster's number a depth, nearest first, so that a prefix is a smaller k."""
+        """Describe the digits: clusters beside each other in one layer, nearest first; a prefix is a smaller k.
+
+        In one layer, for none refines another; measured by depth, k of them would be decoded k times alike.
+        """
         return SidSpec(
             quantizer=self.config.kind,
             levels=1,
             lines=self.config.clusters,
             digits=self.digits,
-            depth=self.depth,
-            groups=1,
+            depth=1,
+            groups=self.digits,
             fingerprint=fingerprint,
         )
 

@@ -227,6 +227,7 @@ def test_a_prefix_of_top_k_is_a_smaller_k() -> None:
     digits_BN, spec = quantizer.encode(h_BH), quantizer.sid_spec("ab")
     ids_BC = spec.pack(digits_BN)
     assert ids_BC.shape == (len(h_BH), len(spec.chunk_sizes)) and len(spec.chunk_sizes) == 9
+    assert (spec.depth, spec.groups) == (1, 50), "none refines another, so they are one layer"
     top1 = spec.of_prefix(1)
     assert torch.equal(spec.cut(ids_BC, 1), top1.pack(digits_BN[:, :1]))
     assert torch.equal(top1.pack(digits_BN[:, :1])[:, 0], pack_digits(digits_BN[:, :1], 1000))
