@@ -78,6 +78,9 @@ class RunConfig(Config):
     """Environment variables of every stage."""
     launch: StageLaunches = StageLaunches()
     """Nodes, ranks and resources by stage."""
+    jobs: PositiveInt = 1
+    """Stages under way at a time. Arms that are trained beside each other on one machine take each other's speed: the
+    comparison's samples a second are then those of a shared machine."""
     replicates: PositiveInt = 1
     """How often encoders and arms are trained, each time from seeds one higher: what one training alone moves can
     then be told from what arms differ by."""

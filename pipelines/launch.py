@@ -1,4 +1,4 @@
-"""One stage's job on a scheduler: launch it, show its log, wait, and tell why it failed."""
+"""A stage's job on a scheduler: launch it, show its log, and tell how it ended."""
 
 import json
 import re
@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from torchx.runner import Runner
@@ -16,7 +17,6 @@ from infra import errors
 from infra.errors import ConfigError, StageError
 from infra.schedulers import FACTORIES
 
-_POLL_SECONDS = 0.3
 _LAST_LINES = 15
 
 # torchrun marks the ranks' own lines; what has no mark is torchrun's or the shell's.
@@ -29,8 +29,28 @@ _KILLED = re.compile(r"Signal \d+ \(SIG\w+\) received")
 _SPLIT_STREAMS = ("local_cwd", "slurm")
 
 
+@dataclass(frozen=True)
+class Job:
+    """A job under way.
+
+    Attributes:
+        handle: its name at the scheduler. label: what people call it.
+        rank_logs: where torchrun keeps every rank's log.
+        deadline: of `time.monotonic`, after which it is cancelled. limit_s: the seconds that were left until then.
+        unmarked: what its log has from others than the ranks. tail: the thread that follows the log.
+    """
+
+    handle: str
+    label: str
+    rank_logs: Path
+    deadline: float
+    limit_s: float
+    unmarked: list[str]
+    tail: threading.Thread
+
+
 class Launcher:
-    """Runs jobs on one scheduler, one after another."""
+    """Starts jobs on one scheduler, and tells what becomes of them."""
 
     def __init__(self, scheduler: str, options: Mapping[str, CfgVal], log_dir: Path) -> None:
         """Check the scheduler's options before anything runs.
@@ -54,49 +74,46 @@ class Launcher:
         except (InvalidRunConfigException, ValueError, ImportError) as error:
             raise ConfigError(f"run.scheduler {scheduler!r}: {error}") from error
 
-    def run(self, label: str, app: AppDef, rank_logs: Path, timeout_s: float) -> None:
-        """Launch a job and wait until it has succeeded.
-
-        Rank 0's lines are shown as they come, marked with `label`. Whatever ends the waiting early,
-        Ctrl-C included, cancels the job.
+    def start(self, label: str, app: AppDef, rank_logs: Path, limit_s: float) -> Job:
+        """Launch a job; rank 0's lines are shown as they come, marked with `label`.
 
         Args:
             label: what people call the job.
             app: the job.
             rank_logs: where torchrun keeps every rank's log.
-            timeout_s: seconds after which the job is cancelled.
-
-        Raises:
-            StageError: the job failed, with the failing rank's traceback, or took too long.
+            limit_s: seconds after which it is cancelled.
         """
         handle = self._runner.run(app, self._scheduler, self._options)
         unmarked: list[str] = []
         tail = threading.Thread(target=self._show, args=(handle, label, app, unmarked), daemon=True)
         tail.start()
-        try:
-            state = self._wait(handle, label, timeout_s)
-        except BaseException:
-            self._runner.cancel(handle)
-            raise
-        tail.join(timeout=10)
-        if state != AppState.SUCCEEDED:
-            raise StageError(_why(label, state, rank_logs, unmarked))
+        return Job(handle, label, rank_logs, time.monotonic() + limit_s, limit_s, unmarked, tail)
+
+    def has_succeeded(self, job: Job) -> bool:
+        """Tell whether a job has come to its good end; False: it is under way.
+
+        Raises:
+            StageError: the job failed, with the failing rank's traceback, or took too long.
+        """
+        status = self._runner.status(job.handle)
+        if status is None:
+            raise StageError(f"[{job.label}] {job.handle}: the scheduler no longer knows the job")
+        if not status.is_terminal():
+            if time.monotonic() > job.deadline:
+                raise StageError(f"[{job.label}] was cancelled after {job.limit_s / 60:g} minutes")
+            return False
+        job.tail.join(timeout=10)
+        if status.state != AppState.SUCCEEDED:
+            raise StageError(_why(job.label, AppState(status.state), job.rank_logs, job.unmarked))
+        return True
+
+    def cancel(self, job: Job) -> None:
+        """End a job; one that has ended already stays as it is."""
+        self._runner.cancel(job.handle)
 
     def close(self) -> None:
-        """End what is still running."""
+        """End what is still running on this machine."""
         self._runner.close()
-
-    def _wait(self, handle: str, label: str, timeout_s: float) -> AppState:
-        deadline = time.monotonic() + timeout_s
-        while True:
-            status = self._runner.status(handle)
-            if status is None:
-                raise StageError(f"[{label}] {handle}: the scheduler no longer knows the job")
-            if status.is_terminal():
-                return AppState(status.state)
-            if time.monotonic() > deadline:
-                raise StageError(f"[{label}] was cancelled after {timeout_s / 60:g} minutes")
-            time.sleep(_POLL_SECONDS)
 
     def _show(self, handle: str, label: str, app: AppDef, unmarked: list[str]) -> None:
         streams = Stream.STDERR if self._scheduler in _SPLIT_STREAMS else None

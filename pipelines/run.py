@@ -1,6 +1,6 @@
 """The driver: `python -m pipelines.run --config FILE [--set section.key=value ...]`.
 
-It launches every stage that is not done yet on the configured scheduler, one after another, and ends
+It launches every stage that is not done yet on the configured scheduler, up to `run.jobs` of them at a time, and ends
 with the comparison. A stage is done when the directory of its key is committed, so a run that broke
 goes on where it broke, and a run that changes nothing only reads.
 """
@@ -8,34 +8,30 @@ goes on where it broke, and a run that changes nothing only reads.
 import argparse
 import fcntl
 import os
-import shutil
 import signal
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
 
-from infra.commit import is_committed, read_manifest, refuse_taken, verify
 from infra.config import digest, plain
-from infra.errors import CommitError, SidestackError, StageError
+from infra.errors import SidestackError, StageError
 from infra.mlflow_runs import (
     URI_VARIABLE,
     connect,
     end_parent,
     log_artifacts,
     open_parent,
-    replay,
     use_store,
 )
 from pipelines.config import RunConfig, read_config
-from pipelines.graph import Stage, key, stages
-from pipelines.launch import Launcher, say
+from pipelines.execution import Pipeline, run_dir, tracking
+from pipelines.graph import Stage, stages
+from pipelines.launch import Launcher
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -53,95 +49,6 @@ class Stopped(BaseException):
         self.signum = signum
 
 
-@dataclass
-class Pipeline:
-    """One run of the pipeline under way.
-
-    Attributes:
-        run: how stages are launched.
-        config_file: the resolved file that every stage reads.
-        launcher: the scheduler.
-        client: the tracking store.
-        parent_run: this run's id there.
-        done: committed outputs by the stage's label.
-    """
-
-    run: RunConfig
-    config_file: Path
-    launcher: Launcher
-    client: "MlflowClient"
-    parent_run: str
-    done: dict[str, Path] = field(default_factory=dict)
-
-    def bring(self, stage: Stage) -> Path:
-        """Give a stage's committed output, launching the stage if there is none yet.
-
-        Raises:
-            CommitError: the output was altered after its commit, or something else lies in its place.
-            StageError: the stage failed, or ended without committing.
-        """
-        work = self._key(stage)
-        inputs = {name: self.done[label] for name, label in stage.inputs.items()}
-        out = run_dir(self.run) / stage.label / work[:12]
-        if is_committed(out):
-            self._reuse(stage, out, inputs)
-        else:
-            self._launch(stage, out, inputs, work)
-        self.done[stage.label] = out
-        return out
-
-    def tell_changes(self, plan: Sequence[Stage]) -> None:
-        """Say which stages ran code that was edited while the pipeline ran: arms may have run unlike code."""
-        for stage in plan:
-            if self._key(stage)[:12] != self.done[stage.label].name:
-                say(stage.label, "its code was edited during this run; it will run again next time")
-
-    def _key(self, stage: Stage) -> str:
-        digests = {name: read_manifest(self.done[label]).digest for name, label in stage.inputs.items()}
-        return key(stage, digests)
-
-    def _reuse(self, stage: Stage, out: Path, inputs: Mapping[str, Path]) -> None:
-        try:
-            verify(out)
-        except CommitError as error:
-            raise CommitError(f"{error}; remove {out} to have it made again") from error
-        with _tracking():
-            replay(self.client, self.parent_run, out, inputs)
-        say(stage.label, f"done before: {out}")
-
-    def _launch(self, stage: Stage, out: Path, inputs: Mapping[str, Path], work: str) -> None:
-        refuse_taken(out)
-        _clear_torn(out)
-        launch = stage.launch
-        app = stage.component(
-            config=str(self.config_file),
-            out=str(out),
-            key=work,
-            parent_run=self.parent_run,
-            j=f"{launch.nodes}x{launch.ranks}",
-            image=self.run.image,
-            cpu=launch.cpu,
-            gpu=launch.gpu,
-            memMB=launch.memory_mb,
-            env={URI_VARIABLE: os.environ[URI_VARIABLE], **self.run.env},
-            mounts=list(self.run.mounts),
-            max_restarts=launch.max_restarts,
-            max_retries=launch.max_retries,
-            **{name: str(path) for name, path in inputs.items()},
-        )
-        say(stage.label, f"starts with {launch.nodes} x {launch.ranks} ranks")
-        started = time.monotonic()
-        self.launcher.run(stage.label, app, _rank_logs(out), self.run.timeout_minutes * 60)
-        if not is_committed(out):
-            raise StageError(f"[{stage.label}] ended without error and without committing {out}")
-        say(stage.label, f"done in {time.monotonic() - started:.0f} s: {out}")
-
-
-def run_dir(run: RunConfig) -> Path:
-    """Give the directory that has a run's stages, logs and configs."""
-    return run.runs_dir / run.name
-
-
 def run_pipeline(config_file: Path, overrides: Sequence[str] = ()) -> Path:
     """Run a pipeline to its end.
 
@@ -154,7 +61,7 @@ def run_pipeline(config_file: Path, overrides: Sequence[str] = ()) -> Path:
 
     Raises:
         SidestackError: the config, a stage, or a committed directory has a fault the user can mend.
-        Stopped: a signal came; the running job was cancelled.
+        Stopped: a signal came; the running jobs were cancelled.
     """
     values, config = read_config(config_file, overrides)
     return run_stages(stages(config), config.run, values, plain(config))
@@ -167,7 +74,7 @@ def run_stages(
     resolved: Mapping[str, Any],
     title: str | None = None,
 ) -> Path:
-    """Bring the stages of a plan one after another, under one MLflow run.
+    """Bring the stages of a plan, under one MLflow run.
 
     Args:
         plan: the stages, each after those it takes its inputs from.
@@ -188,13 +95,14 @@ def run_stages(
         with _stopping(), _parent(run, resolved, title or run.name) as (client, parent_run):
             pipeline = Pipeline(run, frozen, launcher, client, parent_run)
             try:
-                outputs = [pipeline.bring(stage) for stage in plan]
+                pipeline.bring(plan)
                 pipeline.tell_changes(plan)
             finally:
                 launcher.close()
-            with _tracking():
-                log_artifacts(client, parent_run, [frozen, *sorted(outputs[-1].iterdir())])
-    return outputs[-1]
+            last = pipeline.done[plan[-1].label]
+            with tracking():
+                log_artifacts(client, parent_run, [frozen, *sorted(last.iterdir())])
+    return last
 
 
 @contextmanager
@@ -220,18 +128,6 @@ def _freeze(run: RunConfig, values: Mapping[str, Any]) -> Path:
     file.parent.mkdir(exist_ok=True)
     file.write_text(text)
     return file
-
-
-def _clear_torn(out: Path) -> None:
-    """Remove what a killed stage left; nobody else writes here while this driver has the lock."""
-    for torn in out.parent.glob(f".{out.name}.*.tmp"):
-        shutil.rmtree(torn)
-    shutil.rmtree(_rank_logs(out), ignore_errors=True)
-
-
-def _rank_logs(out: Path) -> Path:
-    """Give where the components have torchrun keep the ranks' logs."""
-    return out.with_name(f"{out.name}.logs")
 
 
 @contextmanager
@@ -267,17 +163,8 @@ def _parent(run: RunConfig, resolved: Mapping[str, Any], title: str) -> "Iterato
         status = "FAILED"
         raise
     finally:
-        with _tracking():
+        with tracking():
             end_parent(client, parent_run, status)
-
-
-@contextmanager
-def _tracking() -> Iterator[None]:
-    """Let a run go on when its tracking store does not: what the stages committed is the record."""
-    try:
-        yield
-    except Exception as error:
-        say("tracking", f"{type(error).__name__}: {error}")
 
 
 def _tell_result(compared: Path) -> None:
@@ -304,7 +191,7 @@ def exit_status() -> Iterator[None]:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     except Stopped as stop:
-        print(f"stopped by {stop}; the running stage was cancelled", file=sys.stderr)
+        print(f"stopped by {stop}; what was running was cancelled", file=sys.stderr)
         raise SystemExit(128 + stop.signum) from None
 
 

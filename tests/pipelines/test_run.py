@@ -221,7 +221,7 @@ def test_code_edited_meanwhile_is_told(
         is_edited = stage.label == "ranker" and asked.count("ranker") > 1
         return "f" * 64 if is_edited else key(stage, digests)
 
-    monkeypatch.setattr("pipelines.run.key", key_of_edited_code)
+    monkeypatch.setattr("pipelines.execution.key", key_of_edited_code)
     again(base)
     told = [line for line in capfd.readouterr().err.splitlines() if "was edited" in line]
     assert len(told) == 1 and told[0].startswith("[ranker] ")

@@ -1,0 +1,176 @@
+"""A plan under way: which stages are done, which may start, and what is launched for them."""
+
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from infra.commit import is_committed, read_manifest, refuse_taken, verify
+from infra.errors import CommitError, StageError
+from infra.mlflow_runs import URI_VARIABLE, replay
+from pipelines.config import RunConfig
+from pipelines.graph import Stage, key
+from pipelines.launch import Job, Launcher, say
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+_POLL_SECONDS = 0.3
+
+
+@dataclass(frozen=True)
+class _UnderWay:
+    """A stage that was launched, the directory it commits, and when it began (`time.monotonic`)."""
+
+    stage: Stage
+    out: Path
+    job: Job
+    began: float
+
+
+@dataclass
+class Pipeline:
+    """One run of the pipeline under way.
+
+    Attributes:
+        run: how stages are launched.
+        config_file: the resolved file that every stage reads.
+        launcher: the scheduler.
+        client: the tracking store.
+        parent_run: this run's id there.
+        done: committed outputs by the stage's label.
+    """
+
+    run: RunConfig
+    config_file: Path
+    launcher: Launcher
+    client: "MlflowClient"
+    parent_run: str
+    done: dict[str, Path] = field(default_factory=dict)
+
+    def bring(self, plan: Sequence[Stage]) -> None:
+        """Have every stage of a plan committed: what is not yet is launched, as soon as its inputs are done.
+
+        At most `run.jobs` are under way at a time. One that fails ends the others, as a signal does; what they
+        have checkpointed is where they go on.
+
+        Args:
+            plan: the stages, each after those it takes its inputs from.
+
+        Raises:
+            CommitError: an output was altered after its commit, or something else lies in its place.
+            StageError: a stage failed, or ended without committing.
+        """
+        waiting, under_way = list(plan), list[_UnderWay]()
+        try:
+            while waiting or under_way:
+                waiting = self._begin(waiting, under_way)
+                ended = [one for one in under_way if self.launcher.has_succeeded(one.job)]
+                for one in ended:
+                    under_way.remove(one)
+                    self._end(one)
+                if under_way and not ended:
+                    time.sleep(_POLL_SECONDS)
+        except BaseException:
+            for one in under_way:
+                self.launcher.cancel(one.job)
+            raise
+
+    def tell_changes(self, plan: Sequence[Stage]) -> None:
+        """Say which stages ran code that was edited while the pipeline ran: arms may have run unlike code."""
+        for stage in plan:
+            if self._key(stage)[:12] != self.done[stage.label].name:
+                say(stage.label, "its code was edited during this run; it will run again next time")
+
+    def _begin(self, waiting: Sequence[Stage], under_way: list[_UnderWay]) -> list[Stage]:
+        """Take up the stages whose inputs are done, while there is room, and give those that still wait."""
+        left = []
+        for stage in waiting:
+            is_ready = all(label in self.done for label in stage.inputs.values())
+            if not is_ready or len(under_way) >= self.run.jobs:
+                left.append(stage)
+                continue
+            work = self._key(stage)
+            out = run_dir(self.run) / stage.label / work[:12]
+            if is_committed(out):
+                self._reuse(stage, out)
+            else:
+                under_way.append(self._launch(stage, out, work))
+        return left
+
+    def _end(self, one: _UnderWay) -> None:
+        label = one.stage.label
+        if not is_committed(one.out):
+            raise StageError(f"[{label}] ended without error and without committing {one.out}")
+        say(label, f"done in {time.monotonic() - one.began:.0f} s: {one.out}")
+        self.done[label] = one.out
+
+    def _key(self, stage: Stage) -> str:
+        return key(stage, {name: read_manifest(path).digest for name, path in self._inputs(stage).items()})
+
+    def _inputs(self, stage: Stage) -> Mapping[str, Path]:
+        return {name: self.done[label] for name, label in stage.inputs.items()}
+
+    def _reuse(self, stage: Stage, out: Path) -> None:
+        try:
+            verify(out)
+        except CommitError as error:
+            raise CommitError(f"{error}; remove {out} to have it made again") from error
+        with tracking():
+            replay(self.client, self.parent_run, out, self._inputs(stage))
+        say(stage.label, f"done before: {out}")
+        self.done[stage.label] = out
+
+    def _launch(self, stage: Stage, out: Path, work: str) -> _UnderWay:
+        refuse_taken(out)
+        _clear_torn(out)
+        launch = stage.launch
+        app = stage.component(
+            config=str(self.config_file),
+            out=str(out),
+            key=work,
+            parent_run=self.parent_run,
+            j=f"{launch.nodes}x{launch.ranks}",
+            image=self.run.image,
+            cpu=launch.cpu,
+            gpu=launch.gpu,
+            memMB=launch.memory_mb,
+            env={URI_VARIABLE: os.environ[URI_VARIABLE], **self.run.env},
+            mounts=list(self.run.mounts),
+            max_restarts=launch.max_restarts,
+            max_retries=launch.max_retries,
+            **{name: str(path) for name, path in self._inputs(stage).items()},
+        )
+        say(stage.label, f"starts with {launch.nodes} x {launch.ranks} ranks")
+        job = self.launcher.start(stage.label, app, _rank_logs(out), self.run.timeout_minutes * 60)
+        return _UnderWay(stage, out, job, time.monotonic())
+
+
+def run_dir(run: RunConfig) -> Path:
+    """Give the directory that has a run's stages, logs and configs."""
+    return run.runs_dir / run.name
+
+
+def _clear_torn(out: Path) -> None:
+    """Remove what a killed stage left; nobody else writes here while this driver has the lock."""
+    for torn in out.parent.glob(f".{out.name}.*.tmp"):
+        shutil.rmtree(torn)
+    shutil.rmtree(_rank_logs(out), ignore_errors=True)
+
+
+def _rank_logs(out: Path) -> Path:
+    """Give where the components have torchrun keep the ranks' logs."""
+    return out.with_name(f"{out.name}.logs")
+
+
+@contextmanager
+def tracking() -> Iterator[None]:
+    """Let a run go on when its tracking store does not: what the stages committed is the record."""
+    try:
+        yield
+    except Exception as error:
+        say("tracking", f"{type(error).__name__}: {error}")
