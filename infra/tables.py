@@ -12,9 +12,11 @@ Columns beyond the contract are carried along untouched; that is how SID columns
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,8 +31,24 @@ from infra.parquet import RowGroup
 SPEC_FILE = "dataset.json"
 TIME = pa.timestamp("us")
 TASKS = ("click", "conversion")
+Entity = Literal["item", "user"]
+"""What has content signals, and so can have Semantic IDs."""
 EVENT_COLUMNS = ("event_time", "user_id", "item_id", *TASKS, "history_item_ids", "history_times")
 """The columns every events table has, beside the dense and sparse ones its spec names."""
+
+
+class ContentSpec(NamedTuple):
+    """The content signals of one table: that of the items, or of the users.
+
+    Attributes:
+        id_column: its ids, which are row numbers. rows: how many there are.
+        embeddings: embedding signals, name -> dimensions. categoricals: name -> cardinality.
+    """
+
+    id_column: str
+    rows: int
+    embeddings: Mapping[str, int]
+    categoricals: Mapping[str, int]
 
 
 class DatasetSpec(Config):
@@ -42,6 +60,8 @@ class DatasetSpec(Config):
     """Item categorical signals: name -> cardinality; ids lie in [0, cardinality)."""
     user_categoricals: dict[str, int]
     """User categorical signals, likewise."""
+    user_embeddings: dict[str, int] = {}
+    """User embedding signals, likewise."""
     num_items: int
     """Items; item_id lies in [0, num_items)."""
     num_users: int
@@ -59,6 +79,12 @@ class DatasetSpec(Config):
     origin: str
     """One sentence: where the data is from."""
 
+    def content(self, entity: Entity) -> ContentSpec:
+        """Give the content signals of the items or of the users."""
+        if entity == "item":
+            return ContentSpec("item_id", self.num_items, self.embeddings, self.categoricals)
+        return ContentSpec("user_id", self.num_users, self.user_embeddings, self.user_categoricals)
+
     @model_validator(mode="after")
     def _check_splits(self) -> "DatasetSpec":
         if not self.train[0] <= self.train[1] < self.test[0] <= self.test[1]:
@@ -69,7 +95,7 @@ class DatasetSpec(Config):
     def _check_names(self) -> "DatasetSpec":
         tables = {
             "items": ["item_id", "text", *self.embeddings, *self.categoricals],
-            "users": ["user_id", *self.user_categoricals],
+            "users": ["user_id", *self.user_embeddings, *self.user_categoricals],
             "events": [*EVENT_COLUMNS, *self.dense, *self.sparse],
         }
         for table, names in tables.items():
@@ -95,6 +121,10 @@ class Dataset:
     def user_files(self) -> tuple[Path, ...]:
         """The files of the users table, in order."""
         return self._files("users")
+
+    def content_files(self, entity: Entity) -> tuple[Path, ...]:
+        """The files of the table that has the content of items or of users, in order."""
+        return self.item_files if entity == "item" else self.user_files
 
     def event_files(self, first: date, last: date) -> tuple[Path, ...]:
         """Give the event files of the dates from `first` to `last`, inclusive, in order of time.
@@ -148,25 +178,22 @@ def write_spec(path: Path, spec: DatasetSpec) -> None:
 
 def item_schema(spec: DatasetSpec, embedding_type: pa.DataType | None = None) -> pa.Schema:
     """Give the items' schema; embeddings are stored as float16 unless told otherwise."""
+    ids, *signals = _content_fields(spec.content("item"), embedding_type)
+    return pa.schema([ids, pa.field("text", pa.string()), *signals])
+
+
+def user_schema(spec: DatasetSpec, embedding_type: pa.DataType | None = None) -> pa.Schema:
+    """Give the users' schema; embeddings are stored as float16 unless told otherwise."""
+    return pa.schema(_content_fields(spec.content("user"), embedding_type))
+
+
+def _content_fields(content: ContentSpec, embedding_type: pa.DataType | None) -> list[pa.Field]:
     stored = embedding_type or pa.float16()
-    return pa.schema(
-        [
-            pa.field("item_id", pa.int64(), nullable=False),
-            pa.field("text", pa.string()),
-            *(pa.field(name, pa.list_(stored, dim)) for name, dim in spec.embeddings.items()),
-            *(pa.field(name, pa.int32()) for name in spec.categoricals),
-        ]
-    )
-
-
-def user_schema(spec: DatasetSpec) -> pa.Schema:
-    """Give the users' schema."""
-    return pa.schema(
-        [
-            pa.field("user_id", pa.int64(), nullable=False),
-            *(pa.field(name, pa.int32()) for name in spec.user_categoricals),
-        ]
-    )
+    return [
+        pa.field(content.id_column, pa.int64(), nullable=False),
+        *(pa.field(name, pa.list_(stored, dim)) for name, dim in content.embeddings.items()),
+        *(pa.field(name, pa.int32()) for name in content.categoricals),
+    ]
 
 
 def event_schema(spec: DatasetSpec) -> pa.Schema:
@@ -187,7 +214,17 @@ def event_schema(spec: DatasetSpec) -> pa.Schema:
 
 
 def check_items(table: pa.Table, spec: DatasetSpec, where: RowGroup) -> None:
-    """Check rows of the items table: types, ids, finite embeddings, categorical ranges.
+    """Check rows of the items table; see `check_content`."""
+    check_content(table, spec.content("item"), where)
+
+
+def check_users(table: pa.Table, spec: DatasetSpec, where: RowGroup) -> None:
+    """Check rows of the users table; see `check_content`."""
+    check_content(table, spec.content("user"), where)
+
+
+def check_content(table: pa.Table, content: ContentSpec, where: RowGroup) -> None:
+    """Check rows of items or users: types, ids, finite embeddings, categorical ranges.
 
     Only the contract's columns that the table holds are checked, so that a reader of a few columns can use it.
 
@@ -195,22 +232,10 @@ def check_items(table: pa.Table, spec: DatasetSpec, where: RowGroup) -> None:
         DataError: naming file, row group, column and rule.
     """
     check = _Checker(table, where)
-    check.equals_row_number("item_id", spec.num_items)
-    for name, dim in spec.embeddings.items():
+    check.equals_row_number(content.id_column, content.rows)
+    for name, dim in content.embeddings.items():
         check.embedding(name, dim)
-    for name, cardinality in spec.categoricals.items():
-        check.ids(name, pa.int32(), cardinality)
-
-
-def check_users(table: pa.Table, spec: DatasetSpec, where: RowGroup) -> None:
-    """Check rows of the users table.
-
-    Raises:
-        DataError: naming file, row group, column and rule.
-    """
-    check = _Checker(table, where)
-    check.equals_row_number("user_id", spec.num_users)
-    for name, cardinality in spec.user_categoricals.items():
+    for name, cardinality in content.categoricals.items():
         check.ids(name, pa.int32(), cardinality)
 
 

@@ -83,6 +83,16 @@ def test_rows_that_keep_the_contract_pass() -> None:
     check_users(pa.table({"user_id": pa.array([0, 1]), "age": pa.array([3, None], pa.int32())}), SPEC, WHERE)
 
 
+def test_users_may_have_embeddings_as_items_do() -> None:
+    spec = SPEC.model_copy(update={"user_embeddings": {"activity": 2}})
+    assert user_schema(spec).names == ["user_id", "activity", "age"]
+    rows = [{"user_id": 0, "activity": [1.0, 2.0], "age": 3}, {"user_id": 1, "activity": [0.0, float("inf")]}]
+    table = pa.Table.from_pylist(rows, schema=user_schema(spec, pa.float32()))
+    check_users(table.slice(0, 1), spec, WHERE)
+    with pytest.raises(DataError, match="column 'activity': must be finite; holds inf"):
+        check_users(table, spec, WHERE)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
