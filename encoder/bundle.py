@@ -88,7 +88,7 @@ def _add_state(sha: "hashlib._Hash", model: VQFusion, prefixes: tuple[str, ...])
 
 def save_bundle(out: Path, model: VQFusion, config: EncoderConfig) -> SidSpec:
     """Write the bundle's two files into a directory, and give its SID spec."""
-    spec = model.quantizer.sid_spec(fingerprint(model, config))
+    spec = model.quantizer.sid_spec(fingerprint(model, config)).model_copy(update={"entity": model.signals.entity})
     description = Description(config=config, signals=model.signals, spec=spec)
     (out / ENCODER_FILE).write_text(description.model_dump_json(indent=1) + "\n")
     write_tensors(model.state_dict(), out / WEIGHTS_FILE)

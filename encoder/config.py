@@ -8,6 +8,7 @@ from encoder.quantizers import QuantizerConfig, StructuredConfig
 from encoder.search import SearchConfig
 from encoder.sid import DEFAULT_NAME, Packing
 from infra.config import Config
+from infra.tables import Entity
 
 ENCODER_INPUT = "encoder."
 """Begins the names of materialize's encoders; what follows is the name of the SIDs that an encoder gives."""
@@ -81,8 +82,10 @@ class TrainingConfig(Config):
 class EncoderConfig(Config):
     """Section `encoder`: which signals, what network, which quantizer, how trained."""
 
+    entity: Entity = "item"
+    """What is encoded: the items, or the users."""
     signals: dict[str, Positive] = {}
-    """Weight w_k of every signal's loss; empty: all signals of the dataset, embeddings with
+    """Weight w_k of every signal's loss; empty: all signals of the entity, embeddings with
     weight 1, categoricals with 0.1 (their cross-entropy is in nats, a cosine loss is below 1)."""
     network: NetworkConfig = NetworkConfig()
     quantizer: QuantizerConfig = StructuredConfig()

@@ -92,20 +92,23 @@ def _export(run: StageRun[ExportConfig]) -> None:
 
 
 def read_reference(dataset: Dataset, signals: SignalSpec, number: int) -> Reference:
-    """Read the first items of materialized tables.
+    """Read the first items (or users, as the signals are) of materialized tables.
 
     Raises:
         DataError: a signal is missing or of another size, or a file cannot be read.
         SpecError: the items carry no SIDs.
     """
     signals.require(dataset.spec, dataset.path)
-    with open_parquet(dataset.item_files[0]) as file:
+    files = dataset.content_files(signals.entity)
+    with open_parquet(files[0]) as file:
         schema = file.schema_arrow
     if DEFAULT_NAME not in schema.names:
-        raise SpecError(f"{dataset.path}/items: no column {DEFAULT_NAME!r}; input sids is what materialize commits")
+        raise SpecError(
+            f"{dataset.path}/{signals.entity}s: no column {DEFAULT_NAME!r}; input sids is what materialize commits"
+        )
     spec = read_sid_spec(schema.field(DEFAULT_NAME))
     columns = list(sid_columns(DEFAULT_NAME, spec))
-    groups = [group for group in row_groups(dataset.item_files) if group.start < number]
+    groups = [group for group in row_groups(files) if group.start < number]
     table = pa.concat_tables([read_row_group(group, (*signals.names, *columns)) for group in groups])
     stored = {name: schema.field(name).type.value_type.to_pandas_dtype().__name__ for name in signals.embeddings}
     items, answers = (table.slice(0, number).select(names).to_pylist() for names in (signals.names, columns))

@@ -37,7 +37,7 @@ def collect_held_out(reader: LaneReader, signals: SignalSpec, share: float, rows
     parts: list[SignalBatch] = []
     kept = 0
     for batch in reader.epoch(0):
-        chosen_N = held_out(batch.table["item_id"].to_numpy(), share) & batch.valid_N
+        chosen_N = held_out(batch.table[signals.id_column].to_numpy(), share) & batch.valid_N
         parts.append(signal_batch(batch.table.filter(chosen_N), signals))
         kept += len(parts[-1])
         if kept >= rows:

@@ -1,12 +1,12 @@
-"""Stage `materialize`: encode every item, and write the tables again with SID columns.
+"""Stage `materialize`: encode every item (and user), and write the tables again with SID columns.
 
 One encoder gives one set of SIDs; each of several (`--input encoder.<name>=DIR`) gives a set under its own name, so
 that a ranker can hold them against each other on the same rows. Beside the tables lies each set's frozen codebook.
 
-The items are cut into segments of whole row groups, which are shared out over the ranks. A segment is read once and
-written once, as a file of its own, and its SIDs go into a map on disk that all ranks share; with the map whole, every
-rank rewrites its share of the events' files. Reading, encoding and writing go on at the same time, a row group each,
-so memory is a few row groups and what the page cache gives the map.
+The items, and the users where an encoder is of users, are cut into segments of whole row groups, which are shared out
+over the ranks. A segment is read once and written once, as a file of its own, and its SIDs go into a map on disk that
+all ranks share; with the maps whole, every rank rewrites its share of the events' files. Reading, encoding and writing
+go on at the same time, a row group each, so memory is a few row groups and what the page cache gives the map.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ from infra.parquet import (
     row_groups,
 )
 from infra.stage import StageRun, run_stage
-from infra.tables import Dataset, check_events, check_items, read_dataset, write_spec
+from infra.tables import Dataset, Entity, check_content, check_events, read_dataset, write_spec
 
 BLOCK_ROWS = 256
 """Rows that pass through the network at a time, always.
@@ -55,7 +55,7 @@ the place in it that its row group gives it, by one thread: its id then depends 
 not on the batch size, nor on the number of ranks. More speed comes from more ranks.
 """
 SEGMENT_ROWS = 1 << 17
-"""The most rows of an items file that is written, and so of what one rank encodes at a time.
+"""The most rows of a file of items or users that is written, and so of what one rank encodes at a time.
 
 A file is written by one rank alone, and its bytes are the same for any number of ranks. A longer file becomes several,
 so that the ranks share the work however few files there were.
@@ -66,7 +66,7 @@ Extend = Callable[[pa.Table, RowGroup], pa.Table]
 
 @dataclass(frozen=True)
 class SidSet:
-    """One encoder, and the SIDs that it gives to the items."""
+    """One encoder, and the SIDs that it gives to the items, or to the users."""
 
     bundle: EncoderBundle
     spec: SidSpec
@@ -80,6 +80,15 @@ class Work:
     dataset: Dataset
     sets: tuple[SidSet, ...]
     out: Path
+
+    def sets_of(self, entity: Entity) -> tuple[SidSet, ...]:
+        """Give the sets of the items, or of the users."""
+        return tuple(one for one in self.sets if one.spec.entity == entity)
+
+    @property
+    def entities(self) -> tuple[Entity, ...]:
+        """Whose table is written anew: the items', whose check is part of this stage, and the users' if need be."""
+        return ("item", "user") if self.sets_of("user") else ("item",)
 
 
 def materialize(run: StageRun[MaterializeConfig]) -> None:
@@ -96,8 +105,9 @@ def materialize(run: StageRun[MaterializeConfig]) -> None:
         if world.is_main:
             for one in work.sets:
                 one.sids.create()
-    with together(world, "encoding the items"):
-        _write_items(run, work)
+    for entity in work.entities:
+        with together(world, f"encoding the {entity}s"):
+            _write_content(run, work, entity)
     encoded = time.monotonic()
     with together(world, "writing the events"):
         _write_events_and_others(run, work)
@@ -108,25 +118,29 @@ def materialize(run: StageRun[MaterializeConfig]) -> None:
 
 def _opened(run: StageRun[MaterializeConfig]) -> Work:
     dataset = read_dataset(run.inputs["dataset"])
-    rows = sum(group.rows for group in row_groups(dataset.item_files))
-    if rows != dataset.spec.num_items:
-        raise DataError(f"{dataset.path}/items: has {rows} rows, dataset.json says {dataset.spec.num_items}")
     paths = {name.removeprefix(ENCODER_INPUT): path for name, path in run.inputs.items() if name != "dataset"}
     for name in run.config.prefix_lengths:
         if name not in paths and name != DEFAULT_NAME:
             raise ConfigError(
                 f"materialize.prefix_lengths.{name}: no encoder of this name; given are {', '.join(paths)}"
             )
-    return Work(dataset, tuple(_sid_set(run, dataset, name, path) for name, path in paths.items()), run.out)
+    work = Work(dataset, tuple(_sid_set(run, dataset, name, path) for name, path in paths.items()), run.out)
+    for entity in work.entities:
+        rows = sum(group.rows for group in row_groups(dataset.content_files(entity)))
+        expected = dataset.spec.content(entity).rows
+        if rows != expected:
+            raise DataError(f"{dataset.path}/{entity}s: has {rows} rows, dataset.json says {expected}")
+    return work
 
 
 def _sid_set(run: StageRun[MaterializeConfig], dataset: Dataset, name: str, encoder: Path) -> SidSet:
     bundle = load_bundle(encoder, run.world.device)
     bundle.signals.require(dataset.spec, dataset.path)
     lengths = run.config.prefix_lengths.get(name, ())
+    rows = dataset.spec.content(bundle.signals.entity).rows
     chosen = {"name": name, "prefix_lengths": lengths, "packing": run.config.packing}
     spec = parse(SidSpec, {**bundle.spec.model_dump(), **chosen}, f"materialize (SIDs {name!r})")
-    sids = SidMap(run.out / "sid-map" / f"{name}.int64", dataset.spec.num_items, len(spec.chunk_sizes))
+    sids = SidMap(run.out / "sid-map" / f"{name}.int64", rows, len(spec.chunk_sizes))
     return SidSet(bundle, spec, sids)
 
 
@@ -139,12 +153,13 @@ class Segment:
     target: Path
 
 
-def _write_items(run: StageRun[MaterializeConfig], work: Work) -> None:
-    """Encode this rank's segments of the items, into the map and into their files."""
+def _write_content(run: StageRun[MaterializeConfig], work: Work, entity: Entity) -> None:
+    """Encode this rank's segments of the items or the users, into the maps and into their files."""
+    sets, content = work.sets_of(entity), work.dataset.spec.content(entity)
 
     def with_sids(table: pa.Table, group: RowGroup) -> pa.Table:
         extended = table
-        for one in work.sets:
+        for one in sets:
             ids_NC = _encoded(table, one, run.config.batch_size)
             one.sids.write(group.start, ids_NC)
             extended = _with_columns(extended, one.spec.name, one.spec, ids_NC, group)
@@ -152,21 +167,21 @@ def _write_items(run: StageRun[MaterializeConfig], work: Work) -> None:
         return extended
 
     def check(table: pa.Table, group: RowGroup) -> None:
-        for one in work.sets:
+        for one in sets:
             require_columns(table.schema, one.bundle.signals.columns, group)
-        check_items(table, work.dataset.spec, group)
+        check_content(table, content, group)
 
-    own = _segments(work)[run.world.rank :: run.world.size]
+    own = _segments(work, work.dataset.content_files(entity))[run.world.rank :: run.world.size]
     rows = sum(group.rows for segment in own for group in segment.groups)
-    with run.log.progress(rows, "materialize: items encoded") as advance:
+    with run.log.progress(rows, f"materialize: {entity}s encoded") as advance:
         for segment in own:
             _rewrite(segment, check, with_sids)
 
 
-def _segments(work: Work) -> list[Segment]:
-    """Cut every file of the items into segments; one that is not cut keeps its name."""
+def _segments(work: Work, files: tuple[Path, ...]) -> list[Segment]:
+    """Cut every file of the items or the users into segments; one that is not cut keeps its name."""
     segments = []
-    for path, groups in _by_file(work.dataset.item_files):
+    for path, groups in _by_file(files):
         target = work.out / path.relative_to(work.dataset.path)
         parts = list(_runs(groups, SEGMENT_ROWS))
         names = [f"{path.stem}-{part:05d}{path.suffix}" for part in range(len(parts))] if parts[1:] else [path.name]
@@ -174,8 +189,8 @@ def _segments(work: Work) -> list[Segment]:
     targets = [segment.target for segment in segments]
     if targets != sorted(set(targets)):
         raise DataError(
-            f"{work.dataset.path}: files of more than {SEGMENT_ROWS:,} items are cut, and the parts' names would not"
-            " sort as the items do; name the files part-00000.parquet, part-00001.parquet, ..."
+            f"{work.dataset.path}: files of more than {SEGMENT_ROWS:,} rows are cut, and the parts' names would not"
+            " sort as the rows do; name the files part-00000.parquet, part-00001.parquet, ..."
         )
     return segments
 
@@ -240,7 +255,7 @@ def _write_events_and_others(run: StageRun[MaterializeConfig], work: Work) -> No
     sets = [(one.spec, one.sids.opened()) for one in work.sets]
 
     def check(table: pa.Table, group: RowGroup) -> None:
-        require_columns(table.schema, ("item_id", "history_item_ids"), group)
+        require_columns(table.schema, ("item_id", "history_item_ids", "user_id"), group)
         check_events(table, dataset.spec, group)
 
     def with_sids(table: pa.Table, group: RowGroup) -> pa.Table:
@@ -251,7 +266,7 @@ def _write_events_and_others(run: StageRun[MaterializeConfig], work: Work) -> No
         return lambda: _rewrite(segment, check, with_sids)
 
     jobs = [rewriting(path, groups) for path, groups in _by_file(dataset.all_event_files())]
-    jobs += [_copying(work, path) for path in _other_files(dataset)]
+    jobs += [_copying(work, path) for path in _other_files(work)]
     own = jobs[run.world.rank :: run.world.size]
     with run.log.progress(len(own), "materialize: files written") as advance:
         for job in own:
@@ -291,9 +306,10 @@ def _checked(segment: Segment, check: Check) -> Iterator[tuple[pa.Table, RowGrou
             yield file.schema_arrow.empty_table(), RowGroup(segment.source, 0, 0, 0)
 
 
-def _other_files(dataset: Dataset) -> list[Path]:
-    """Give what is carried along unchanged: users, and any folder beside the tables (vocabularies)."""
-    folders = sorted(path for path in dataset.path.iterdir() if path.is_dir() and path.name not in ("items", "events"))
+def _other_files(work: Work) -> list[Path]:
+    """Give what is carried along unchanged: users without SIDs, and any folder beside the tables (vocabularies)."""
+    written = ("events", *(f"{entity}s" for entity in work.entities))
+    folders = sorted(path for path in work.dataset.path.iterdir() if path.is_dir() and path.name not in written)
     return [path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
 
 
@@ -310,18 +326,15 @@ def _copying(work: Work, path: Path) -> Callable[[], None]:
 def _with_event_columns(
     table: pa.Table, sets: Sequence[tuple[SidSpec, npt.NDArray[np.int64]]], group: RowGroup
 ) -> pa.Table:
-    """Append the SIDs of the advertised item and of the history, whole and by prefix, set after set."""
-    item_ids_B = table["item_id"].to_numpy()
+    """Append the SIDs of the advertised item and the history, or of the user, whole and by prefix, set after set."""
+    ids_B = {"item": table["item_id"].to_numpy(), "user": table["user_id"].to_numpy()}
     history = table["history_item_ids"].combine_chunks()
     history_ids_T = history.flatten().to_numpy()
     offsets_B1 = np.concatenate([[0], np.cumsum(history.value_lengths().to_numpy())]).astype(np.int32)
     for spec, ids_NC in sets:
-        columns = (
-            (spec.event_item_base, ids_NC[item_ids_B], None),
-            (spec.event_history_base, ids_NC[history_ids_T], offsets_B1),
-        )
-        for base, sids_NC, ends in columns:
-            table = _with_prefixes(table, base, spec, sids_NC, group, ends)
+        table = _with_prefixes(table, spec.event_base, spec, ids_NC[ids_B[spec.entity]], group, None)
+        if spec.entity == "item":
+            table = _with_prefixes(table, spec.event_history_base, spec, ids_NC[history_ids_T], group, offsets_B1)
     return table
 
 
@@ -379,27 +392,27 @@ def _close(run: StageRun[MaterializeConfig], work: Work, started: float, encoded
     found = {one.spec.name: _summary(one) for one in work.sets}
     shutil.rmtree(work.sets[0].sids.path.parent)
     run.facts["fingerprints"] = {one.spec.name: one.spec.fingerprint for one in work.sets}
-    items = work.dataset.spec.num_items
     run.log.summary(
         {
-            "items": items,
+            **{f"{entity}s": work.dataset.spec.content(entity).rows for entity in work.entities},
             "sids": found,
             "encoding_seconds": encoded - started,
-            "items_per_second": items / (encoded - started),
+            "items_per_second": work.dataset.spec.num_items / (encoded - started),
             "writing_seconds": written - encoded,
             "seconds": time.monotonic() - started,
         }
     )
-    for name, of_set in found.items():
+    for one in work.sets:
+        of_set = found[one.spec.name]
         run.log.say(
-            f"materialize: {name}: {items:,} items, {of_set['distinct']:,} different SIDs"
+            f"materialize: {one.spec.name}: {one.sids.rows:,} {one.spec.entity}s, {of_set['distinct']:,} different SIDs"
             f" ({of_set['unique_share']:.1%}), {of_set['null']:,} null"
         )
 
 
 def _summary(one: SidSet) -> dict[str, Any]:
     nulls, distinct = one.sids.count()
-    share = distinct / max(one.sids.num_items - nulls, 1)
+    share = distinct / max(one.sids.rows - nulls, 1)
     return {"null": nulls, "distinct": distinct, "unique_share": share, "spec": one.spec.model_dump(mode="json")}
 
 

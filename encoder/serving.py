@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, PositiveInt, SkipValidation, create_
 
 from encoder.bundle import EncoderBundle
 from encoder.materialize import BLOCK_ROWS, encode, one_thread
-from encoder.sid import SidSpec, item_columns
+from encoder.sid import SidSpec, content_columns
 from encoder.sid_map import NULL
 from encoder.signals import SignalBatch, SignalSpec
 from infra.config import Config
@@ -74,7 +74,7 @@ def item_type(signals: SignalSpec) -> type[BaseModel]:
 def answer_type(spec: SidSpec) -> type[BaseModel]:
     """Make the type of an answer: the SID columns of the items table, and the digits; all null for a null SID."""
     sid: Any = str if sid_is_text(spec) else int
-    fields: dict[str, Any] = {name: (_unchecked(sid), None) for name in item_columns(spec)}
+    fields: dict[str, Any] = {name: (_unchecked(sid), None) for name in content_columns(spec)}
     return create_model("Answer", **fields, digits=(_unchecked(list[int]), None))
 
 
@@ -107,7 +107,7 @@ class ServedEncoder:
         require_same_encoder(bundle.spec, config.spec)
         self._bundle = bundle
         self._config = config
-        self._columns = tuple(item_columns(config.spec))
+        self._columns = tuple(content_columns(config.spec))
         self._number = str if sid_is_text(config.spec) else int
         self._few = exact_rows(bundle)
 

@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from infra.config import Config
 from infra.errors import SpecError
+from infra.tables import Entity
 
 Packing = Literal["mixed_radix", "paper_eq5"]
 Bound = Literal["clamp", "tanh", "ifsq"]
@@ -240,6 +241,8 @@ class SidSpec(Config):
 
     name: Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")] = DEFAULT_NAME
     """The name of this set of SIDs among those of a dataset, which its columns are named after."""
+    entity: Entity = "item"
+    """Whose SIDs they are: the items', which the history has, too, or the users'."""
     quantizer: str
     """The kind of quantizer that made the digits, for people."""
     levels: Annotated[int, Field(ge=1)]
@@ -294,14 +297,20 @@ class SidSpec(Config):
         return self
 
     @property
-    def event_item_base(self) -> str:
-        """The stem of the events' columns for the advertised item: `item_sid`."""
-        return f"item_{self.name}"
+    def event_base(self) -> str:
+        """The stem of the events' columns for the advertised item, or the user: `item_sid`, `user_sid`."""
+        return f"{self.entity}_{self.name}"
 
     @property
     def event_history_base(self) -> str:
         """The stem of the events' columns for the items in the history: `history_sids`."""
+        assert self.entity == "item", "a history is of items"
         return f"history_{self.name}s"
+
+    @property
+    def event_bases(self) -> tuple[str, ...]:
+        """The stems of all its columns in the events."""
+        return (self.event_base, self.event_history_base) if self.entity == "item" else (self.event_base,)
 
     @property
     def radix(self) -> int:
@@ -429,8 +438,8 @@ def sid_columns(base: str, spec: SidSpec) -> dict[str, SidSpec]:
     return {f"{stem}_{c}" if c else stem: spec.of_chunk(c) for c in chunks}
 
 
-def item_columns(spec: SidSpec) -> dict[str, SidSpec]:
-    """Give all SID columns of the items table: name -> the spec in its metadata."""
+def content_columns(spec: SidSpec) -> dict[str, SidSpec]:
+    """Give all SID columns of the items table, or of the users': name -> the spec in its metadata."""
     return sid_columns(spec.name, spec)
 
 
@@ -438,7 +447,7 @@ def event_columns(spec: SidSpec) -> dict[str, SidSpec]:
     """Give all SID columns of the events tables, prefixes included: name -> its spec."""
     shorter = [spec.of_prefix(p) for p in spec.prefix_lengths if p < spec.digits]
     columns: dict[str, SidSpec] = {}
-    for base in (spec.event_item_base, spec.event_history_base):
+    for base in spec.event_bases:
         for held in (spec, *shorter):
             columns |= sid_columns(base, held)
     return columns
@@ -470,7 +479,7 @@ def require_spec(schema: pa.Schema, column: str, expected: SidSpec, path: Path) 
 
     Args:
         schema: the file's Arrow schema. column: the SID column's name.
-        expected: the spec of exactly this column, as `item_columns` or `event_columns` gives it.
+        expected: the spec of exactly this column, as `content_columns` or `event_columns` gives it.
         path: the file, for the message.
 
     Raises:

@@ -24,18 +24,18 @@ _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
 class SidMap:
-    """int64 [num_items, chunks] in a file, `NULL` where an item has no SID."""
+    """int64 [rows, chunks] in a file, `NULL` where an item or user has no SID."""
 
-    def __init__(self, path: Path, num_items: int, chunks: int) -> None:
+    def __init__(self, path: Path, rows: int, chunks: int) -> None:
         self.path = path
-        self.num_items = num_items
+        self.rows = rows
         self.chunks = chunks
 
     def create(self) -> None:
         """Make the file, in its full size, so that every rank can write into its own part."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("wb") as file:
-            file.truncate(self.num_items * self.chunks * _BYTES)
+            file.truncate(self.rows * self.chunks * _BYTES)
 
     def write(self, start: int, ids_NC: Ids) -> None:
         """Write the SIDs of the items from `start` on.
@@ -53,8 +53,8 @@ class SidMap:
             os.close(handle)
 
     def opened(self) -> Ids:
-        """Map the whole for reading: int64 [num_items, chunks]."""
-        return np.memmap(self.path, np.int64, "r", shape=(self.num_items, self.chunks))
+        """Map the whole for reading: int64 [rows, chunks]."""
+        return np.memmap(self.path, np.int64, "r", shape=(self.rows, self.chunks))
 
     def count(self) -> tuple[int, int]:
         """Count (null SIDs, different SIDs that are not null), in bounded memory.
@@ -62,7 +62,7 @@ class SidMap:
         The SIDs are shared out by a hash into files small enough to be sorted, which lie beside the map and are
         taken away again; equal SIDs meet in one file. Everything is read, and where it does not fit written, once.
         """
-        shares = -(-self.num_items // _DISTINCT_AT_A_TIME)
+        shares = -(-self.rows // _DISTINCT_AT_A_TIME)
         files = [self.path.with_name(f"{self.path.name}.share-{share}") for share in range(shares)]
         nulls = distinct = 0
         for part_NC in self._parts():
@@ -78,8 +78,8 @@ class SidMap:
     def _parts(self) -> Iterator[Ids]:
         # Read, not mapped: pages of a mapping count as this process's memory.
         with self.path.open("rb") as file:
-            for start in range(0, self.num_items, _ROWS_AT_A_TIME):
-                rows = min(_ROWS_AT_A_TIME, self.num_items - start)
+            for start in range(0, self.rows, _ROWS_AT_A_TIME):
+                rows = min(_ROWS_AT_A_TIME, self.rows - start)
                 yield np.fromfile(file, np.int64, rows * self.chunks).reshape(rows, self.chunks)
 
 

@@ -1,4 +1,4 @@
-"""Content signals: which ones an encoder takes, and rows of the items table as tensors."""
+"""Content signals: which ones an encoder takes, and rows of the items or users as tensors."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from torch import Tensor
 from infra.config import Config
 from infra.errors import ConfigError, DataError
 from infra.parquet import Check, RowGroup
-from infra.tables import DatasetSpec, check_items
+from infra.tables import DatasetSpec, Entity, check_content
 
 CATEGORICAL_WEIGHT = 0.1
 
@@ -23,6 +23,8 @@ TensorMap = Callable[[Tensor], Tensor]
 class SignalSpec(Config):
     """The signals an encoder takes, in the order of its network's parts."""
 
+    entity: Entity = "item"
+    """Whose signals they are."""
     embeddings: dict[str, int]
     """Embedding signals: name -> dimensions."""
     categoricals: dict[str, int]
@@ -37,8 +39,13 @@ class SignalSpec(Config):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns of the items table that hold them, and item_id."""
-        return ("item_id", *self.names)
+        """The columns of the items or users that hold them, and the ids."""
+        return (self.id_column, *self.names)
+
+    @property
+    def id_column(self) -> str:
+        """The column with the ids."""
+        return f"{self.entity}_id"
 
     def require(self, spec: DatasetSpec, path: Path) -> None:
         """Check that a dataset has these signals, in these sizes.
@@ -46,36 +53,41 @@ class SignalSpec(Config):
         Raises:
             DataError: a signal is missing or of another size; names dataset, signal and both sizes.
         """
-        offered = {**spec.embeddings, **spec.categoricals}
+        content = spec.content(self.entity)
+        offered = {**content.embeddings, **content.categoricals}
         for name, size in {**self.embeddings, **self.categoricals}.items():
             if offered.get(name) != size:
                 raise DataError(f"{path}: signal {name!r} has size {offered.get(name)}, the encoder takes {size}")
 
 
-def chosen_signals(weights: Mapping[str, float], spec: DatasetSpec) -> SignalSpec:
-    """Choose signals of a dataset by their weights; none given means all.
+def chosen_signals(weights: Mapping[str, float], spec: DatasetSpec, entity: Entity = "item") -> SignalSpec:
+    """Choose signals of a dataset's items or users by their weights; none given means all.
 
     Raises:
         ConfigError: a name is no signal of the dataset, or there is no signal at all.
     """
+    content = spec.content(entity)
     if not weights:
-        weights = dict.fromkeys(spec.embeddings, 1.0) | dict.fromkeys(spec.categoricals, CATEGORICAL_WEIGHT)
-    known = [*spec.embeddings, *spec.categoricals]
+        weights = dict.fromkeys(content.embeddings, 1.0) | dict.fromkeys(content.categoricals, CATEGORICAL_WEIGHT)
+    known = [*content.embeddings, *content.categoricals]
     for name in weights:
         if name not in known:
-            raise ConfigError(f"encoder.signals.{name}: not a signal of the dataset; it has {', '.join(known)}")
+            raise ConfigError(
+                f"encoder.signals.{name}: not a signal of the dataset's {entity}s; they have {', '.join(known)}"
+            )
     if not weights:
-        raise ConfigError("encoder.signals: the dataset has no content signal to encode")
+        raise ConfigError(f"encoder.signals: the dataset's {entity}s have no content signal to encode")
     return SignalSpec(
-        embeddings={name: dim for name, dim in spec.embeddings.items() if name in weights},
-        categoricals={name: number for name, number in spec.categoricals.items() if name in weights},
+        entity=entity,
+        embeddings={name: dim for name, dim in content.embeddings.items() if name in weights},
+        categoricals={name: number for name, number in content.categoricals.items() if name in weights},
         weights=dict(weights),
     )
 
 
 @dataclass(frozen=True)
 class SignalBatch:
-    """Rows of items as tensors.
+    """Rows of items or users as tensors.
 
     Attributes:
         embeddings: name -> float32 [B, dim]; zeros where missing.
@@ -92,7 +104,7 @@ class SignalBatch:
 
     @property
     def any_present(self) -> Tensor:
-        """Whether an item has any signal at all: bool [B]; without one it gets a null SID."""
+        """Whether a row has any signal at all: bool [B]; without one it gets a null SID."""
         return torch.stack(list(self.present.values())).any(0)
 
     def to(self, device: torch.device) -> "SignalBatch":
@@ -129,7 +141,7 @@ class SignalBatch:
 
 
 def signal_batch(table: pa.Table, signals: SignalSpec) -> SignalBatch:
-    """Turn rows of the items table into tensors; the table must have passed `signal_check`."""
+    """Turn rows of items or users into tensors; the table must have passed `signal_check`."""
     embeddings, categoricals, present = {}, {}, {}
     for name, dim in signals.embeddings.items():
         column = table[name].combine_chunks()
@@ -152,14 +164,14 @@ def concatenated(batches: list[SignalBatch]) -> SignalBatch:
     return SignalBatch(joined("embeddings"), joined("categoricals"), joined("present"))
 
 
-def signal_check(spec: DatasetSpec) -> Check:
+def signal_check(spec: DatasetSpec, entity: Entity = "item") -> Check:
     """Give the check of rows on their way in: types, finite embeddings, categoricals in range.
 
     The check raises DataError naming file, row group, signal and rule.
     """
 
     def check(table: pa.Table, where: RowGroup) -> None:
-        check_items(table, spec, where)
+        check_content(table, spec.content(entity), where)
 
     return check
 

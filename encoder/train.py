@@ -53,8 +53,8 @@ def train(run: StageRun[EncoderConfig]) -> None:
     config, world = run.config, run.world
     with together(world, "opening the dataset"):
         dataset = read_dataset(run.inputs["dataset"])
-        signals = chosen_signals(config.signals, dataset.spec)
-        reader = item_reader(dataset, signals, config.training, world, shuffled=True)
+        signals = chosen_signals(config.signals, dataset.spec, config.entity)
+        reader = signal_reader(dataset, signals, config.training, world, shuffled=True)
     torch.manual_seed(config.training.seed)  # the same initial weights on every rank
     model = VQFusion(config, signals).to(world.device)
     if not world.is_main:  # or the ranks would hide and shorten the same rows of their batches
@@ -71,31 +71,31 @@ def train(run: StageRun[EncoderConfig]) -> None:
     run.log.say(trainer.closing_words())
 
 
-def item_reader(
+def signal_reader(
     dataset: Dataset, signals: SignalSpec, training: TrainingConfig, world: World, *, shuffled: bool
 ) -> LaneReader:
-    """Give a reader of the items' signals, shuffled without a last partial batch, or in order."""
+    """Give a reader of the signals, shuffled without a last partial batch, or in order."""
     return LaneReader(
-        dataset.item_files,
+        dataset.content_files(signals.entity),
         signals.columns,
         batch_size=training.batch_size,
         lanes=training.lanes,
         rank=world.rank,
         world_size=world.size,
         seed=training.seed if shuffled else None,
-        check=signal_check(dataset.spec),
+        check=signal_check(dataset.spec, signals.entity),
     )
 
 
 def _holdout(dataset: Dataset, signals: SignalSpec, training: TrainingConfig, world: World) -> SignalBatch:
     with together(world, "reading the held-out items"):
-        reader = item_reader(dataset, signals, training, world, shuffled=False)
+        reader = signal_reader(dataset, signals, training, world, shuffled=False)
         rows = training.holdout_rows // world.size
         holdout = collect_held_out(reader, signals, training.holdout_share, rows)
     if not sum(gather(world, len(holdout))):
         raise ConfigError(
             f"encoder.training.holdout_share={training.holdout_share}, holdout_rows={training.holdout_rows}: hold out"
-            f" none of the {dataset.spec.num_items} items on {world.size} ranks"
+            f" none of the {dataset.spec.content(signals.entity).rows} {signals.entity}s on {world.size} ranks"
         )
     return holdout.to(world.device)
 
@@ -211,7 +211,7 @@ class Trainer:
             yield rows._replace(signals=rows.signals.to(self.world.device))
 
     def _without_held_out(self, batch: Batch) -> TrainingRows:
-        kept_N = ~held_out(batch.table["item_id"].to_numpy(), self.config.holdout_share)
+        kept_N = ~held_out(batch.table[self.model.signals.id_column].to_numpy(), self.config.holdout_share)
         return TrainingRows(signal_batch(batch.table.filter(kept_N), self.model.signals), batch.rows_N[kept_N])
 
     def _timed(self, source: Iterator[TrainingRows]) -> Iterator[TrainingRows]:

@@ -19,6 +19,7 @@ class RankerBatch(Pipelineable):  # type: ignore[misc]
         dense_BF: dense features.
         item_sids_BC: the ad's SIDs in C columns, set after set (C = 0 where the arm does not unpack them).
         item_known_BS: False where the ad's SID of a set is null (S = 0 where the arm does not ask).
+        user_sids_BC, user_known_BS: the user's, likewise.
         history_sids_TC: the history's SIDs. history_known_TS: False where a SID of a set is null.
         history_recency_TF: how far back each history entry lies, in F = 3 ways: log(1 + days) to the event,
             log(1 + days) since the entry before it (0 for the oldest), and log rank counted from the newest.
@@ -33,6 +34,8 @@ class RankerBatch(Pipelineable):  # type: ignore[misc]
     dense_BF: Tensor
     item_sids_BC: Tensor
     item_known_BS: Tensor
+    user_sids_BC: Tensor
+    user_known_BS: Tensor
     history_sids_TC: Tensor
     history_known_TS: Tensor
     history_recency_TF: Tensor

@@ -41,15 +41,18 @@ class ArmConfig(Config):
     """The ad's own content."""
     history: ContentKind = "none"
     """The content of the items in the user's history."""
+    user: ContentKind = "none"
+    """The user's own content, such as what the user did elsewhere (second paper)."""
     sids: tuple[str, ...] = (DEFAULT_NAME,)
-    """Which of the dataset's sets of SIDs enter, all but for `none` and `dense`; several enter beside each other."""
+    """Which of the dataset's sets of SIDs enter, all but for `none` and `dense`: sets of items at the ad's position and
+    the history's, sets of users at the user's. Several enter beside each other."""
     prefix_lengths: tuple[PositiveInt, ...] | None = None
     """`sid_ngram` and `hde`: which of the prefixes that were materialized; by default all. `side`: the one prefix
     that is unpacked; by default the whole SID."""
     clusters: PositiveInt | None = None
     """`kmeans`: how many of the nearest clusters; by default all that the SID names."""
     embeddings: tuple[str, ...] = ()
-    """`dense`: which of the items' embeddings; by default all."""
+    """`dense`: which of the embeddings, of items and users, each at its position; by default all."""
     max_rows: PositiveInt = 2**18
     """Rows of a SID table at most; a prefix with more ids than that is hashed by modulo (collisions)."""
     scale_steps: bool = True

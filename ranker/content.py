@@ -1,7 +1,7 @@
 """Content at one position: whatever the arm, vectors of the model's width, zeros where an item has no content.
 
-What is unpacked or raw (`side`, `dense`) is a latent vector, which a perceptron (the ad's) or a matrix (the history's)
-takes to the model's width. What is looked up (`kmeans`, `sid_ngram`, `hde`) has that width already.
+What is unpacked or raw (`side`, `dense`) is a latent vector, which a perceptron (the ad's, the user's) or a matrix
+(the history's) takes to the model's width. What is looked up (`kmeans`, `sid_ngram`, `hde`) has that width already.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ranker.batch import RankerBatch
 from ranker.config import ModelConfig
-from ranker.features import HISTORY_IDS, ITEM_IDS, ArmFeatures, Content, IdFeature
+from ranker.features import HISTORY_IDS, ArmFeatures, Content, IdFeature
 from ranker.frozen import Frozen
 from ranker.side import sid_unpack
 
@@ -46,51 +46,56 @@ class Unpacked(nn.Module):
 
 
 class RawEmbedding(nn.Module):
-    """The items' embeddings as they are, from a constant that every rank holds; it has no weights."""
+    """The items' or users' embeddings as they are, from a constant that every rank holds; it has no weights."""
 
     embeddings_IE: Tensor
     known_I: Tensor
 
-    def __init__(self, frozen: Frozen) -> None:
+    def __init__(self, embeddings_IE: Tensor) -> None:
         super().__init__()
-        assert frozen.embeddings_IE is not None
-        self.width = frozen.embeddings_IE.shape[1]
-        self.register_buffer("embeddings_IE", frozen.embeddings_IE, persistent=False)
-        self.register_buffer("known_I", frozen.embeddings_IE.ne(0).any(1), persistent=False)
+        self.width = embeddings_IE.shape[1]
+        self.register_buffer("embeddings_IE", embeddings_IE, persistent=False)
+        self.register_buffer("known_I", embeddings_IE.ne(0).any(1), persistent=False)
 
-    def forward(self, item_ids_N: Tensor) -> tuple[Tensor, Tensor]:
-        """Give float32 [N, width], zeros where the items have no embedding, and bool [N]: whether they have one."""
-        return self.embeddings_IE.index_select(0, item_ids_N).float(), self.known_I.index_select(0, item_ids_N)
+    def forward(self, ids_N: Tensor) -> tuple[Tensor, Tensor]:
+        """Give float32 [N, width], zeros where there is no embedding, and bool [N]: whether there is one."""
+        return self.embeddings_IE.index_select(0, ids_N).float(), self.known_I.index_select(0, ids_N)
 
 
 def latent_of(features: ArmFeatures, content: Content, frozen: Frozen) -> Unpacked | RawEmbedding | None:
     """Give what makes a position's latent vectors; None where its content is looked up."""
     if content.kind == "side":
         return Unpacked(content, features.scale_steps, frozen)
-    return RawEmbedding(frozen) if content.kind == "dense" else None
+    return RawEmbedding(frozen.embeddings[content.entity]) if content.kind == "dense" else None
 
 
-class ItemContent(nn.Module):
-    """The ad's content, r = 1: a latent vector through its own two-layer perceptron, or embeddings of its ids."""
+class RowContent(nn.Module):
+    """What a row has once, the ad's content or the user's: one vector.
 
-    def __init__(self, features: ArmFeatures, model: ModelConfig, frozen: Frozen) -> None:
+    A latent vector through a two-layer perceptron of its own (r = 1), or embeddings of its ids.
+    """
+
+    def __init__(self, features: ArmFeatures, content: Content, model: ModelConfig, frozen: Frozen) -> None:
         super().__init__()
-        self.names = [feature.column for feature in features.bag_contents]
-        self.latent = latent_of(features, features.item, frozen)
+        self.entity = content.entity
+        self.names = [feature.column for feature in features.bag_contents(self.entity)]
+        self.latent = latent_of(features, content, frozen)
         self.layers: nn.Sequential | None = None
         if self.latent is not None:
             self.layers = perceptron((self.latent.width, model.content_hidden, model.embedding_dim))
-        self.projection = _projection(features.item, self.names, model.embedding_dim)
+        self.projection = _projection(content, self.names, model.embedding_dim)
 
     def forward(self, batch: RankerBatch, bags: dict[str, Tensor]) -> Tensor:
-        """Give float [B, d], zeros where the ad has no content; `bags` are pooled embeddings [B, d] by feature."""
+        """Give float [B, d], zeros where there is no content; `bags` are pooled embeddings [B, d] by feature."""
         if self.latent is None:
             return _combined([bags[name] for name in self.names], self.projection)
         assert self.layers is not None
         if isinstance(self.latent, RawEmbedding):
-            latent_BF, known_B = self.latent(batch.bags[ITEM_IDS].values())
-        else:
+            latent_BF, known_B = self.latent(batch.bags[f"{self.entity}_id"].values())
+        elif self.entity == "item":
             latent_BF, known_B = self.latent(batch.item_sids_BC, batch.item_known_BS)
+        else:
+            latent_BF, known_B = self.latent(batch.user_sids_BC, batch.user_known_BS)
         content_BD: Tensor = self.layers(latent_BF) * known_B.unsqueeze(1)
         return content_BD
 

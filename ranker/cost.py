@@ -43,14 +43,12 @@ def mean_entries(files: Sequence[Path], column: str) -> float:
 
 
 def embedding_bytes(features: ArmFeatures, files: Sequence[Path]) -> float:
-    """Give the bytes a row that raw embeddings take where they are the content: 2 a dimension, for every item in it.
+    """Give the bytes a row that raw embeddings take where they are the content: 2 a dimension, for each item and user.
 
-    The ranker looks them up by item id; a log of impressions, as a recurring training reads it, carries them.
+    The ranker looks them up by id; a log of impressions, as a recurring training reads it, carries them.
     """
-    an_item, an_entry = (
-        2.0 * sum((content.embeddings or {}).values()) for content in (features.item, features.history)
-    )
-    return an_item + (an_entry * mean_entries(files, HISTORY_IDS) if an_entry else 0.0)
+    an_item, an_entry, a_user = (2.0 * sum((content.embeddings or {}).values()) for content in features.contents)
+    return an_item + a_user + (an_entry * mean_entries(files, HISTORY_IDS) if an_entry else 0.0)
 
 
 def _rows(files: Sequence[Path]) -> int:

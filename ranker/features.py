@@ -4,15 +4,15 @@ Reader, model, planner and cost accounting all follow this description, so an ar
 cost does not count, nor own a table that the report does not show.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from encoder.sid import METADATA_KEY, SidSpec, event_columns, read_sid_spec, require_spec, sid_columns
 from infra.errors import DataError, SpecError
 from infra.parquet import open_parquet
-from infra.tables import Dataset, DatasetSpec
+from infra.tables import Dataset, DatasetSpec, Entity
 from ranker.config import ArmConfig, ContentKind
 
 BASE_COLUMNS = ("event_time", "user_id", "item_id", "click", "conversion")
@@ -21,7 +21,8 @@ ITEM_IDS = "item_id"
 HISTORY_IDS = "history_item_ids"
 
 Sids = Mapping[str, SidSpec]
-Position = Literal["item", "history"]
+Position = Literal["item", "history", "user"]
+USER_IDS = "user_id"
 
 
 @dataclass(frozen=True)
@@ -72,22 +73,33 @@ CLUSTERS = "_clusters"
 
 @dataclass(frozen=True)
 class Content:
-    """How content reaches one position: the ad's own, or the history's.
+    """How content reaches one position: the ad's own, the history's, or the user's.
 
     Attributes:
         kind: the way. sids: the sets of Semantic IDs that it takes, each by the spec of the whole.
         held: of `side`: for each set what is unpacked of it, the whole or a prefix.
         unpacked: the columns of those, set after set; more than one a set where its SIDs do not fit one int64.
         known: for each set a column that is null where an item has no SID of it.
-        embeddings: item signals of `dense`, name -> dimensions.
+        embeddings: signals of `dense`, name -> dimensions.
     """
 
+    position: Position
     kind: ContentKind
     sids: tuple[SidSpec, ...] = ()
     held: tuple[SidSpec, ...] = ()
     unpacked: tuple[str, ...] = ()
     known: tuple[str, ...] = ()
     embeddings: Mapping[str, int] | None = None
+
+    @property
+    def entity(self) -> Entity:
+        """Whose content it is."""
+        return entity_at(self.position)
+
+
+def entity_at(position: Position) -> Entity:
+    """Say whose content stands at a position; a history is of items."""
+    return "user" if position == "user" else "item"
 
 
 @dataclass(frozen=True)
@@ -96,9 +108,10 @@ class ArmFeatures:
 
     Attributes:
         dense: float columns of the dense block.
-        bags: id features of the sparse block: ids, context, and the ad's SID tables.
+        bags: id features of the sparse block: ids, context, and the SID tables of the ad and the user.
         sequences: id features of the user's history, aligned with `history_item_ids`, which comes first.
-        item: how content reaches the ad's position. history: and the history's.
+        item: how content reaches the ad's position. history: the history's. user: the user's.
+        has_user_place: whether users have a place for content in the model: in every arm, where the dataset has any.
         scale_steps: whether SIDE multiplies by the codebook's steps.
     """
 
@@ -107,12 +120,19 @@ class ArmFeatures:
     sequences: tuple[IdFeature, ...]
     item: Content
     history: Content
+    user: Content
+    has_user_place: bool
     scale_steps: bool
+
+    @property
+    def contents(self) -> tuple[Content, ...]:
+        """The content of all positions."""
+        return (self.item, self.history, self.user)
 
     @property
     def sids(self) -> dict[str, SidSpec]:
         """The sets of SIDs that the arm takes, by name."""
-        return {sid.name: sid for content in (self.item, self.history) for sid in content.sids}
+        return {sid.name: sid for content in self.contents for sid in content.sids}
 
     @property
     def sid_columns(self) -> dict[str, SidSpec]:
@@ -128,7 +148,7 @@ class ArmFeatures:
             *HISTORY_COLUMNS,
             *self.dense,
             *(column for feature in (*self.bags, *self.sequences) for column in feature.columns),
-            *(column for content in (self.item, self.history) for column in (*content.unpacked, *content.known)),
+            *(column for content in self.contents for column in (*content.unpacked, *content.known)),
         ]
         return tuple(dict.fromkeys(wanted))
 
@@ -138,10 +158,9 @@ class ArmFeatures:
         ids = (column for feature in self.sequences for column in feature.columns)
         return tuple(dict.fromkeys([*HISTORY_COLUMNS, *ids, *self.history.unpacked, *self.history.known]))
 
-    @property
-    def bag_contents(self) -> tuple[IdFeature, ...]:
-        """The bags that together are the ad's content."""
-        return tuple(feature for feature in self.bags if feature.is_sid)
+    def bag_contents(self, entity: Entity) -> tuple[IdFeature, ...]:
+        """Give the bags that together are the ad's content, or the user's."""
+        return tuple(bag for bag in self.bags if bag.sid is not None and bag.sid.entity == entity)
 
     @property
     def sequence_contents(self) -> tuple[IdFeature, ...]:
@@ -160,35 +179,48 @@ def arm_features(spec: DatasetSpec, arm: ArmConfig, sids: Sids) -> ArmFeatures:
         SpecError: the arm needs SIDs that the dataset lacks, or that it can not take.
         DataError: it needs an embedding that the items lack.
     """
-    ids = [IdFeature("user_id", spec.num_users, spec.num_users)]
+    ids = [IdFeature(USER_IDS, spec.num_users, spec.num_users)]
     ids += [IdFeature(ITEM_IDS, spec.num_items, spec.num_items)]
     ids += [IdFeature(name, number, number) for name, number in spec.sparse.items()]
     history = [IdFeature(HISTORY_IDS, spec.num_items, spec.num_items)]
+    item, of_history, user = (_content(position, arm, sids, spec) for position in get_args(Position))
+    _require_taken(arm, (item, of_history, user))
     return ArmFeatures(
         dense=spec.dense,
-        bags=(*ids, *_tables("item", arm, sids)),
+        bags=(*ids, *_tables("item", arm, sids), *_tables("user", arm, sids)),
         sequences=(*history, *_tables("history", arm, sids)),
-        item=_content("item", arm, sids, spec),
-        history=_content("history", arm, sids, spec),
+        item=item,
+        history=of_history,
+        user=user,
+        has_user_place=bool(spec.user_embeddings) or any(sid.entity == "user" for sid in sids.values()),
         scale_steps=arm.scale_steps,
     )
+
+
+def _require_taken(arm: ArmConfig, contents: Sequence[Content]) -> None:
+    """Check that every set of SIDs that the arm names enters somewhere, if any does."""
+    taken = {sid.name for content in contents for sid in content.sids}
+    left = [name for name in arm.sids if taken and name not in taken]
+    if left:
+        raise SpecError(f"arm: sids={list(arm.sids)}, of which {left[0]!r} enters at no position")
 
 
 def _content(position: Position, arm: ArmConfig, sids: Sids, spec: DatasetSpec) -> Content:
     kind: ContentKind = getattr(arm, position)
     if kind == "none":
-        return Content(kind)
+        return Content(position, kind)
     if kind == "dense":
-        return Content(kind, embeddings=_embeddings(arm, spec))
+        return Content(position, kind, embeddings=_embeddings(position, arm, spec))
     taken = _taken(position, arm, sids)
     if kind == "side":
         held = tuple(_unpacked_part(sid, arm) for sid in taken)
         columns = [tuple(sid_columns(_base(position, sid), sid)) for sid in held]
         unpacked = tuple(name for names in columns for name in names)
-        return Content(kind, taken, held, unpacked, known=tuple(names[0] for names in columns))
+        return Content(position, kind, taken, held, unpacked, known=tuple(names[0] for names in columns))
     # A bag of no id is zeros already; a sequence needs to be told which of its entries hold a place alone.
     first = {feature.sid: feature.columns[0] for feature in reversed(_tables(position, arm, sids))}
-    return Content(kind, taken, known=tuple(first[sid] for sid in taken) if position == "history" else ())
+    known = tuple(first[sid] for sid in taken) if position == "history" else ()
+    return Content(position, kind, taken, known=known)
 
 
 def _unpacked_part(sid: SidSpec, arm: ArmConfig) -> SidSpec:
@@ -209,14 +241,18 @@ def _prefix(kind: str, sid: SidSpec, length: int) -> SidSpec:
     return sid.of_prefix(length)
 
 
-def _embeddings(arm: ArmConfig, spec: DatasetSpec) -> dict[str, int]:
+def _embeddings(position: Position, arm: ArmConfig, spec: DatasetSpec) -> dict[str, int]:
+    entity, every = entity_at(position), {**spec.embeddings, **spec.user_embeddings}
     for name in arm.embeddings:
-        if name not in spec.embeddings:
-            known = ", ".join(spec.embeddings) or "none"
-            raise DataError(f"arm content 'dense': the items have no embedding {name!r}; they have {known}")
-    if not spec.embeddings:
-        raise DataError("arm content 'dense': the items have no embedding")
-    return {name: spec.embeddings[name] for name in arm.embeddings or spec.embeddings}
+        if name not in every:
+            known = ", ".join(every) or "none"
+            raise DataError(f"arm content 'dense': there is no embedding {name!r}; the dataset has {known}")
+    offered = spec.content(entity).embeddings
+    chosen = {name: dim for name, dim in offered.items() if not arm.embeddings or name in arm.embeddings}
+    if not chosen:
+        named = f" of {list(arm.embeddings)}" if arm.embeddings else ""
+        raise DataError(f"arm content 'dense': the {entity}s have no embedding{named}")
+    return chosen
 
 
 def _taken(position: Position, arm: ArmConfig, sids: Sids) -> tuple[SidSpec, ...]:
@@ -225,11 +261,15 @@ def _taken(position: Position, arm: ArmConfig, sids: Sids) -> tuple[SidSpec, ...
         if name not in sids:
             known = ", ".join(sids) or "none"
             raise SpecError(f"arm content {kind!r}: the dataset has no SIDs {name!r}; it has {known}")
-    return tuple(sids[name] for name in arm.sids)
+    entity = entity_at(position)
+    taken = tuple(sids[name] for name in arm.sids if sids[name].entity == entity)
+    if not taken:
+        raise SpecError(f"arm content {kind!r}: sids={list(arm.sids)} are none of {entity}s, which {position} asks for")
+    return taken
 
 
 def _base(position: Position, sid: SidSpec) -> str:
-    return sid.event_item_base if position == "item" else sid.event_history_base
+    return sid.event_history_base if position == "history" else sid.event_base
 
 
 def _tables(position: Position, arm: ArmConfig, sids: Sids) -> list[IdFeature]:

@@ -1,4 +1,4 @@
-"""What content needs beside the events and never learns: the SIDs' codebooks, and the items' raw embeddings."""
+"""What content needs beside the events and never learns: the SIDs' codebooks, and raw embeddings."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from torch import Tensor
 from encoder.sid import SidSpec
 from encoder.sid_codebook import read_codebook
 from infra.parquet import read_row_group, row_groups
-from infra.tables import Dataset, check_items
+from infra.tables import Dataset, DatasetSpec, Entity, check_content
 from ranker.features import ArmFeatures
 
 
@@ -21,12 +21,12 @@ class Frozen:
 
     Attributes:
         codebooks: by the SIDs' name, float32 [digits, radix, latent_dim].
-        embeddings_IE: the items' embeddings side by side, float16, each signal's entries with mean square 1 over the
-            items that have it, zeros where it is missing; None where no content is `dense`.
+        embeddings: where content is `dense`, the items' or users' embeddings side by side, float16 [rows, width], each
+            signal's entries with mean square 1 over the rows that have it, zeros where it is missing.
     """
 
     codebooks: Mapping[str, Tensor] = field(default_factory=dict)
-    embeddings_IE: Tensor | None = None
+    embeddings: Mapping[Entity, Tensor] = field(default_factory=dict)
 
 
 def read_frozen(dataset: Dataset, features: ArmFeatures) -> Frozen:
@@ -36,48 +36,47 @@ def read_frozen(dataset: Dataset, features: ArmFeatures) -> Frozen:
         DataError: a codebook or an embedding cannot be read, or breaks its contract.
         SpecError: a codebook is another encoder's.
     """
-    signals = _signals(features)
     return Frozen(
         {sid.name: read_codebook(dataset.path, sid) for sid in _with_lines(features)},
-        None if signals is None else item_embeddings(dataset, signals),
+        {entity: read_embeddings(dataset, entity, signals) for entity, signals in _signals(features).items()},
     )
 
 
-def shaped_frozen(features: ArmFeatures, num_items: int) -> Frozen:
+def shaped_frozen(features: ArmFeatures, spec: DatasetSpec) -> Frozen:
     """Give the same without a value, on the meta device, for a dry run.
 
     A codebook's width is not in the spec; it is taken to be the number of digits, as it is for codes of one line.
     """
-    signals = _signals(features)
-    shapes = {sid.name: (sid.digits, sid.radix, sid.digits) for sid in _with_lines(features)}
+    books = {sid.name: (sid.digits, sid.radix, sid.digits) for sid in _with_lines(features)}
+    raw = {entity: (spec.content(entity).rows, sum(signals.values())) for entity, signals in _signals(features).items()}
     return Frozen(
-        {name: torch.empty(shape, device="meta") for name, shape in shapes.items()},
-        None if signals is None else torch.empty(num_items, sum(signals.values()), device="meta", dtype=torch.half),
+        {name: torch.empty(shape, device="meta") for name, shape in books.items()},
+        {entity: torch.empty(shape, device="meta", dtype=torch.half) for entity, shape in raw.items()},
     )
 
 
 def _with_lines(features: ArmFeatures) -> list[SidSpec]:
     """Give the SIDs that are unpacked by their codebook."""
-    contents = (features.item, features.history)
-    return [sid for content in contents if content.kind == "side" for sid in content.sids if sid.lines > 1]
+    return [sid for content in features.contents if content.kind == "side" for sid in content.sids if sid.lines > 1]
 
 
-def _signals(features: ArmFeatures) -> Mapping[str, int] | None:
-    """Give the embeddings that are content as they are; both positions take the same."""
-    return next((content.embeddings for content in (features.item, features.history) if content.embeddings), None)
+def _signals(features: ArmFeatures) -> dict[Entity, Mapping[str, int]]:
+    """Give the embeddings that are content as they are; the ad and the history take the same."""
+    return {content.entity: content.embeddings for content in features.contents if content.embeddings}
 
 
-def item_embeddings(dataset: Dataset, signals: Mapping[str, int]) -> Tensor:
-    """Read the items' embeddings, signals side by side; see `Frozen.embeddings_IE`.
+def read_embeddings(dataset: Dataset, entity: Entity, signals: Mapping[str, int]) -> Tensor:
+    """Read the items' or users' embeddings, signals side by side; see `Frozen.embeddings`.
 
     Raises:
-        DataError: a row breaks the items' contract.
+        DataError: a row breaks the table's contract.
     """
-    whole_IE = np.zeros((dataset.spec.num_items, sum(signals.values())), np.float16)
+    content = dataset.spec.content(entity)
+    whole_IE = np.zeros((content.rows, sum(signals.values())), np.float16)
     ends = np.cumsum([0, *signals.values()])
-    for group in row_groups(dataset.item_files):
-        table = read_row_group(group, ("item_id", *signals))
-        check_items(table, dataset.spec, group)
+    for group in row_groups(dataset.content_files(entity)):
+        table = read_row_group(group, (content.id_column, *signals))
+        check_content(table, content, group)
         for start, (name, width) in zip(ends[:-1], signals.items(), strict=True):
             column = table[name].combine_chunks()
             present_N = column.is_valid().to_numpy(zero_copy_only=False)

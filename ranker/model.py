@@ -13,9 +13,9 @@ from infra.errors import DataError
 from infra.tables import TASKS
 from ranker.batch import RankerBatch
 from ranker.blocks import DenseBlock, HistoryBlock, Interaction, Towers
-from ranker.config import Conversion, RankerConfig
-from ranker.content import ItemContent
-from ranker.features import ITEM_IDS, ArmFeatures, IdFeature
+from ranker.config import Conversion, ModelConfig, RankerConfig
+from ranker.content import RowContent
+from ranker.features import ITEM_IDS, ArmFeatures, Content, IdFeature
 from ranker.frozen import Frozen
 
 
@@ -38,8 +38,8 @@ class NonFiniteLossError(DataError):
 class Body(nn.Module):
     """Everything between the looked-up embeddings and the logits (SIDE paper, Figure 3).
 
-    Every arm has the same vectors in the same places, zeros where it has no content for the ad, so that all weights
-    but those of the content itself have the same shapes, and the same initial values, in all arms.
+    Every arm has the same vectors in the same places, zeros where it has no content for the ad or user, so that all
+    weights but those of the content itself have the same shapes, and the same initial values, in all arms.
     """
 
     def __init__(self, features: ArmFeatures, config: RankerConfig, frozen: Frozen) -> None:
@@ -47,8 +47,10 @@ class Body(nn.Module):
         model = config.model
         self.ids = tuple(feature.column for feature in features.bags if not feature.is_sid)
         self.dense = DenseBlock(len(features.dense), model) if features.dense else None
-        self.content = None if features.item.kind == "none" else ItemContent(features, model, frozen)
-        query_vectors = len(self.ids) + 1  # ids and the ad's content
+        self.content = _row_content(features, features.item, model, frozen)
+        self.user_content = _row_content(features, features.user, model, frozen)
+        self.has_user_place = features.has_user_place
+        query_vectors = len(self.ids) + 1 + self.has_user_place  # ids, the ad's content, and the user's
         # The vectors that ask the history: all, or the ad's own.
         ads_own = [self.ids.index(ITEM_IDS), len(self.ids)]
         self.asking = ads_own if model.history.pooling == "target" else None
@@ -62,10 +64,10 @@ class Body(nn.Module):
         """Give logits [B, tasks]."""
         by_name = bags.to_dict()  # by name: their order is the sharding's
         vectors = [by_name[name] for name in self.ids]
-        if self.content is not None:
-            vectors.append(self.content(batch, by_name))
-        else:
-            vectors.append(torch.zeros_like(vectors[0]))
+        none_BD = torch.zeros_like(vectors[0])
+        vectors.append(none_BD if self.content is None else self.content(batch, by_name))
+        if self.has_user_place:
+            vectors.append(none_BD if self.user_content is None else self.user_content(batch, by_name))
         features_BFD = torch.stack(vectors, dim=1)
         asking_BFD = features_BFD if self.asking is None else features_BFD[:, self.asking]
         history_BKD = self.history(asking_BFD.flatten(1), sequences, batch)
@@ -74,6 +76,10 @@ class Body(nn.Module):
             vectors.append(self.dense(batch.dense_BF))
         logits_BT: Tensor = self.towers(self.interaction(torch.cat(vectors, dim=1)))
         return logits_BT
+
+
+def _row_content(features: ArmFeatures, content: Content, model: ModelConfig, frozen: Frozen) -> RowContent | None:
+    return None if content.kind == "none" else RowContent(features, content, model, frozen)
 
 
 class GlobalLoss(nn.Module):

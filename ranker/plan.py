@@ -184,7 +184,7 @@ def _workload(arguments: argparse.Namespace) -> Workload:
         sids = [_spec(SidSpec, file) for file in arguments.sid_spec]
         features = arm_features(spec, config.content, {sid.name: sid for sid in sids})
         history = float(spec.max_history)  # the most an event may carry: no less is known
-    frozen = shaped_frozen(features, spec.num_items)
+    frozen = shaped_frozen(features, spec)
     features = _with_rows(features, arguments.table_rows)
     return Workload(config, features, frozen, arguments.mean_history or history, rows, stored)
 

@@ -103,6 +103,8 @@ def to_ranker_batch(batch: Batch, features: ArmFeatures) -> RankerBatch:
         dense_BF=_dense(table, features.dense),
         item_sids_BC=_side_by_side(table, features.item.unpacked, rows, np.int64),
         item_known_BS=_side_by_side(table, features.item.known, rows, np.bool_),
+        user_sids_BC=_side_by_side(table, features.user.unpacked, rows, np.int64),
+        user_known_BS=_side_by_side(table, features.user.known, rows, np.bool_),
         history_sids_TC=_side_by_side(table, features.history.unpacked, entries, np.int64),
         history_known_TS=_side_by_side(table, features.history.known, entries, np.bool_),
         history_recency_TF=_recency(table, lengths_B),

@@ -25,6 +25,7 @@ SPEC = DatasetSpec(
     embeddings={"text_embedding": 16, "behaviour_embedding": 8},
     categoricals={"type": 5, "brand": 12},  # "type" is also the name of a method of torch modules
     user_categoricals={"age": 6},
+    user_embeddings={"activity": 8},
     num_items=700,
     num_users=40,
     dense=("price",),
@@ -36,6 +37,8 @@ SPEC = DatasetSpec(
 )
 BARE_ITEMS = (17, 400, 699)
 """Items without any signal: their SID is null."""
+BARE_USERS = (3, 39)
+"""Users without any."""
 
 ENCODER: dict[str, Any] = {
     "network": {"embedding_width": 16, "categorical_width": 8, "hidden": 32, "blocks": 1},
@@ -69,7 +72,10 @@ def write_table(path: Path, table: pa.Table, row_group_rows: int) -> None:
 def users() -> pa.Table:
     rng = np.random.default_rng(1)
     ids = np.arange(SPEC.num_users)
-    return pa.table([pa.array(ids), pa.array(rng.integers(0, 6, len(ids)), pa.int32())], schema=user_schema(SPEC))
+    bare = np.isin(ids, BARE_USERS)
+    ages = pa.array(rng.integers(0, 6, len(ids)), pa.int32(), mask=bare)
+    activity = embedding_column(rng.standard_normal((len(ids), 8)).astype(np.float16), missing=bare)
+    return pa.table([pa.array(ids), activity, ages], schema=user_schema(SPEC))
 
 
 def item_table() -> pa.Table:

@@ -14,7 +14,7 @@ import torch
 
 from encoder.bundle import load_bundle
 from encoder.materialize import encode
-from encoder.sid import SidSpec, event_columns, item_columns, read_sid_spec, require_spec
+from encoder.sid import SidSpec, content_columns, event_columns, read_sid_spec, require_spec
 from encoder.sid_codebook import read_codebook
 from encoder.sid_map import NULL
 from encoder.signals import signal_batch
@@ -24,6 +24,7 @@ from infra.parquet import read_row_group, row_groups
 from tests.distributed import run_distributed
 from tests.encoder.fabricated import (
     BARE_ITEMS,
+    BARE_USERS,
     LOCAL,
     SPEC,
     embedding_column,
@@ -31,6 +32,7 @@ from tests.encoder.fabricated import (
     materialize_dataset,
     tables_of,
     train_encoder,
+    users,
     write_dataset,
     write_table,
 )
@@ -97,7 +99,7 @@ def test_spec_and_fingerprint_are_in_every_column(materialized: Path, encoder: P
     trained = load_bundle(encoder, CPU).spec
     spec = load_bundle_spec(materialized)
     assert spec == trained.model_copy(update={"prefix_lengths": (2, 4, 6)})
-    for folder, columns in (("items", item_columns(spec)), ("events", event_columns(spec))):
+    for folder, columns in (("items", content_columns(spec)), ("events", event_columns(spec))):
         for path in (materialized / folder).rglob("*.parquet"):
             for name, column_spec in columns.items():
                 require_spec(pq.read_schema(path), name, column_spec, path)
@@ -171,7 +173,7 @@ def test_parts_that_would_not_sort_as_the_items_do_are_refused(
     other = shutil.copytree(dataset, tmp_path / "other")
     (other / "items/part-00001.parquet").rename(other / "items/part.parquet")
     (other / "items/part-00000.parquet").rename(other / "items/part-2.parquet")
-    with pytest.raises(DataError, match="would not sort as the items do"):
+    with pytest.raises(DataError, match="would not sort as the rows do"):
         materialize_dataset(LOCAL, other, encoder, tmp_path / "out")
 
 
@@ -260,6 +262,26 @@ def test_several_encoders_give_each_what_it_gives_alone(
     wanted = [None if row is None else 16 * row[0] + row[1] for row in digits]
     assert table_of(tmp_path / "both", "items")["code"].to_pylist() == wanted
     assert torch.equal(read_codebook(tmp_path / "both", spec), bundle.model.quantizer.codewords())
+
+
+def test_users_are_encoded_into_their_table_and_every_event(
+    materialized: Path, dataset: Path, encoder: Path, tmp_path: Path
+) -> None:
+    changes = {"entity": "user", "training": {"epochs": 1, "batch_size": 8, "holdout_share": 0.3}}
+    train_encoder(LOCAL, dataset, tmp_path / "habits", changes)
+    lengths = {"prefix_lengths": {"habit": [2]}}
+    materialize_dataset(LOCAL, dataset, encoder, tmp_path / "out", lengths, habit=tmp_path / "habits")
+    people, log = table_of(tmp_path / "out", "users"), table_of(tmp_path / "out", "events")
+    spec = read_sid_spec(people.schema.field("habit"))
+    assert (spec.entity, spec.name) == ("user", "habit")
+    wanted = [spelled(row) for row in expected_digits(tmp_path / "habits", users())]
+    assert people["habit"].to_pylist() == wanted
+    assert [user for user, sid in enumerate(wanted) if sid is None] == list(BARE_USERS)
+    before = table_of(materialized, "events")
+    assert log.column_names == [*before.column_names, "user_habit", "user_habit_prefix_2"]
+    assert log.select(before.column_names).equals(before)
+    assert log["user_habit"].to_pylist() == [wanted[user] for user in log["user_id"].to_pylist()]
+    assert table_of(tmp_path / "out", "items").equals(table_of(materialized, "items"))
 
 
 def test_a_codebook_of_another_encoder_is_refused(materialized: Path) -> None:

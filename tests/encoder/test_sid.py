@@ -14,8 +14,8 @@ from encoder import sid
 from encoder.sid import (
     DigitLookup,
     SidSpec,
+    content_columns,
     event_columns,
-    item_columns,
     max_digits,
     pack_digits,
     read_sid_spec,
@@ -211,17 +211,17 @@ def test_an_inconsistent_spec_is_refused(changes: dict[str, object], rule: str) 
 
 def test_column_names() -> None:
     spec = a_spec(prefix_lengths=(5, 10, 15))
-    assert list(item_columns(spec)) == ["sid"]
+    assert list(content_columns(spec)) == ["sid"]
     assert list(event_columns(spec)) == [
         "item_sid", "item_sid_prefix_5", "item_sid_prefix_10",
         "history_sids", "history_sids_prefix_5", "history_sids_prefix_10",
     ]  # fmt: skip
     long = a_spec(digits=60, depth=60, groups=1, prefix_lengths=(20, 45))
-    assert list(item_columns(long)) == ["sid", "sid_1"]
+    assert list(content_columns(long)) == ["sid", "sid_1"]
     assert list(event_columns(long))[:5] == [
         "item_sid", "item_sid_1", "item_sid_prefix_20", "item_sid_prefix_45", "item_sid_prefix_45_1",
     ]  # fmt: skip
-    assert [spec.chunk for spec in item_columns(long).values()] == [0, 1]
+    assert [spec.chunk for spec in content_columns(long).values()] == [0, 1]
 
 
 def test_the_spec_travels_with_its_parquet_column(tmp_path: Path) -> None:

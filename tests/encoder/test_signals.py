@@ -21,7 +21,7 @@ def test_all_signals_by_default_and_a_choice_by_name() -> None:
     chosen = chosen_signals({"brand": 0.5, "text_embedding": 2}, SPEC)
     assert chosen.names == ("text_embedding", "brand")
     assert chosen.columns == ("item_id", "text_embedding", "brand")
-    with pytest.raises(ConfigError, match=r"encoder.signals.colour: not a signal .* it has text_embedding"):
+    with pytest.raises(ConfigError, match=r"encoder.signals.colour: not a signal .* items; they have text_embedding"):
         chosen_signals({"colour": 1.0}, SPEC)
 
 

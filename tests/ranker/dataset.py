@@ -5,12 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from encoder.sid import SidSpec, event_columns, with_sid_metadata
 from encoder.sid_codebook import write_codebook
 from infra.parquet import TableWriter
-from infra.tables import DatasetSpec, event_schema, item_schema, write_spec
+from infra.tables import DatasetSpec, event_schema, item_schema, user_schema, write_spec
 
 SPEC = DatasetSpec(
     embeddings={"words": 6, "behaviour": 4},
@@ -49,6 +50,13 @@ CLUSTERS = SidSpec(
 SIDS = {sid.name: sid for sid in (SID, LINES, CLUSTERS)}
 LATENT_DIM = 5
 
+HABIT = SidSpec(
+    name="habit", entity="user", quantizer="test", levels=3, digits=4, depth=2, groups=2, prefix_lengths=(2,),
+    fingerprint="12" * 32,
+)  # fmt: skip
+"""SIDs of users, of the dataset that `write_dataset_with_users` makes."""
+USER_SPEC = SPEC.model_copy(update={"user_embeddings": {"activity": 4}})
+
 
 def write_dataset(path: Path, sid: SidSpec | None = SID, rows_a_day: int = 512, null_share: float = 0.1) -> Path:
     """Write the six days of `SPEC` with all sets of SIDs, or none; the same arguments give the same bytes."""
@@ -74,9 +82,7 @@ def write_dataset(path: Path, sid: SidSpec | None = SID, rows_a_day: int = 512, 
         table = events(rng, day, rows_a_day, digits_ID)
         for name, one in sets.items():
             table = with_sids(table, one, digits[name], known_I)
-        file = path / f"events/date={day}/part-00000.parquet"
-        with TableWriter(file, table.schema, row_group_rows=128) as writer:
-            writer.write(table)
+        write_table(path / f"events/date={day}/part-00000.parquet", table)
         day += timedelta(days=1)
     return path
 
@@ -90,8 +96,7 @@ def write_items(path: Path) -> None:
         values = rng.normal(0, 0.1, (SPEC.num_items, dim)).astype(np.float16)
         rows = [None if i % every == 0 else list(row) for i, row in enumerate(values)]
         columns[name] = pa.array(rows, schema.field(name).type)
-    with TableWriter(path / "items/part-00000.parquet", schema, row_group_rows=128) as writer:
-        writer.write(pa.table(columns, schema=schema))
+    write_table(path / "items/part-00000.parquet", pa.table(columns, schema=schema))
 
 
 def events(rng: np.random.Generator, day: date, rows: int, digits_ID: np.ndarray) -> pa.Table:
@@ -130,18 +135,38 @@ def jagged(values_T: np.ndarray | pa.Array, lengths_N: np.ndarray) -> pa.ListArr
     return pa.ListArray.from_arrays(offsets, pa.array(values_T))
 
 
+def write_dataset_with_users(path: Path) -> Path:
+    """Write the same with embeddings and SIDs of users; every fifth has neither."""
+    write_dataset(path)
+    write_spec(path, USER_SPEC)
+    rng, known_U = np.random.default_rng(10), np.arange(SPEC.num_users) % 5 > 0
+    schema = user_schema(USER_SPEC)
+    activity_UD = rng.normal(0, 0.1, (SPEC.num_users, 4)).astype(np.float16)
+    rows = [list(row) if known else None for row, known in zip(activity_UD, known_U, strict=True)]
+    write_table(path / "users/part-00000.parquet", pa.table([range(SPEC.num_users), rows], schema=schema))
+    digits_UD = rng.integers(0, HABIT.radix, (SPEC.num_users, HABIT.digits))
+    for file in sorted(path.glob("events/*/*.parquet")):
+        write_table(file, with_sids(pq.ParquetFile(file).read(), HABIT, digits_UD, known_U))
+    return path
+
+
+def write_table(file: Path, table: pa.Table) -> None:
+    with TableWriter(file, table.schema, row_group_rows=128) as writer:
+        writer.write(table)
+
+
 def with_sids(table: pa.Table, sid: SidSpec, digits_ID: np.ndarray, known_I: np.ndarray) -> pa.Table:
-    """Add every SID column of `sid`, from the items' digits; unknown items have null SIDs."""
+    """Add every SID column of `sid`, from the digits of items or users; the unknown have null SIDs."""
     history = table["history_item_ids"].combine_chunks()
-    item_N, history_T = table["item_id"].to_numpy(), history.flatten().to_numpy()
+    ids_N, history_T = table[f"{sid.entity}_id"].to_numpy(), history.flatten().to_numpy()
     lengths_N = history.value_lengths().to_numpy()
     for name, held in event_columns(sid).items():
         digits_IP = torch.from_numpy(digits_ID[:, : held.held_digits])
         ids_I = held.pack(digits_IP)[:, held.chunk].numpy()
-        if name.startswith(sid.event_history_base):
+        if name.startswith("history_"):
             values_T = pa.array(ids_I[history_T], mask=~known_I[history_T])
             column: pa.Array = jagged(values_T, lengths_N)
         else:
-            column = pa.array(ids_I[item_N], mask=~known_I[item_N])
+            column = pa.array(ids_I[ids_N], mask=~known_I[ids_N])
         table = table.append_column(with_sid_metadata(pa.field(name, column.type), held), column)
     return table

@@ -18,7 +18,7 @@ from infra.errors import DataError, SpecError
 from infra.parquet import Batch
 from infra.tables import read_dataset
 from ranker.config import ArmConfig, ModelConfig, RankerConfig
-from ranker.content import ItemContent
+from ranker.content import RowContent
 from ranker.features import ArmFeatures, arm_features, dataset_sids
 from ranker.frozen import Frozen
 from ranker.reader import NewestEntries, to_ranker_batch
@@ -252,7 +252,7 @@ def test_an_arm_that_asks_for_what_is_not_there_is_refused(arm: dict[str, object
 
 
 def test_an_embedding_that_is_not_there_is_refused() -> None:
-    with pytest.raises(DataError, match="no embedding 'image'; they have words, behaviour"):
+    with pytest.raises(DataError, match="no embedding 'image'; the dataset has words, behaviour"):
         laid_out(item="dense", embeddings=["image"])
 
 
@@ -288,7 +288,7 @@ def test_side_may_unpack_a_prefix(dataset: Path) -> None:
     features = laid_out(item="side", prefix_lengths=[4])
     assert list(features.sid_columns) == ["item_sid_prefix_4"]
     batch = to_ranker_batch(batch_of(table), features)
-    content = ItemContent(features, ModelConfig(), Frozen())
+    content = RowContent(features, features.item, ModelConfig(), Frozen())
     latent_BF, known_B = content.latent(batch.item_sids_BC, batch.item_known_BS)  # type: ignore[misc]
     sids = table["item_sid_prefix_4"].to_pylist()
     assert known_B.tolist() == [sid is not None for sid in sids]
