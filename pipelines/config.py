@@ -12,11 +12,12 @@ from encoder.config import EncoderConfig, MaterializeConfig
 from encoder.export_config import ExportConfig
 from encoder.sid import DEFAULT_NAME
 from infra.config import Config, load_file, parse, plain
+from infra.tables import Entity
 from pipelines.prepare.config import PrepareConfig
 from pipelines.report.config import CompareConfig
 from pipelines.tables.config import TableConfig
 from pipelines.tune.config import TuneConfig
-from ranker.config import RankerConfig
+from ranker.config import SID_KINDS, ContentKind, RankerConfig
 
 Trained = TypeVar("Trained", EncoderConfig, RankerConfig)
 
@@ -129,12 +130,21 @@ class PipelineConfig(Config):
             if name not in self.sid_names:
                 raise ValueError(f"materialize.prefix_lengths.{name}: SIDs are {', '.join(self.sid_names)}")
         for arm in self.arms:
-            for name in self.ranker.arms[arm].sids:
-                if name not in self.sid_names:
-                    raise ValueError(
-                        f"ranker.arms.{arm}.sids: {name!r} is unknown; SIDs are {', '.join(self.sid_names)}"
-                    )
+            self._check_sids(arm)
         return self
+
+    def _check_sids(self, arm: str) -> None:
+        """Check that an arm's sets of SIDs are given by some encoder, and are of whom its positions ask for."""
+        content = self.ranker.arms[arm]
+        for name in content.sids:
+            if name not in self.sid_names:
+                raise ValueError(f"ranker.arms.{arm}.sids: {name!r} is unknown; SIDs are {', '.join(self.sid_names)}")
+        given = {self.encoder_of(name).entity for name in content.sids}
+        asked: tuple[tuple[Entity, ContentKind], ...]
+        asked = (("item", content.item), ("item", content.history), ("user", content.user))
+        for entity, kind in asked:
+            if kind in SID_KINDS and entity not in given:
+                raise ValueError(f"ranker.arms.{arm}: {kind} of {entity}s; sids={list(content.sids)} are of others")
 
     @model_validator(mode="after")
     def _check_tables(self) -> "PipelineConfig":

@@ -22,6 +22,9 @@ ContentKind = Literal["none", "dense", "kmeans", "sid_ngram", "hde", "side"]
 prefix n-grams of a Semantic ID, in a table each, summed; the same set beside each other and projected (hierarchical
 discrete embedding); or as a Semantic ID unpacked without a table."""
 
+SID_KINDS: tuple[ContentKind, ...] = ("kmeans", "sid_ngram", "hde", "side")
+"""Those of them that take Semantic IDs."""
+
 Pooling = Literal["pma", "target"]
 """What asks the history: all the row's sparse and embedding features (the paper's PMA), or the ad's own alone."""
 

@@ -47,6 +47,18 @@ def test_part_of_a_launch_leaves_the_rest_at_its_default() -> None:
             {**MINIMAL, "ranker": {"arms": {"none": {"sids": ["t"]}}, "arm": "none"}},
             r"arms\.none\.sids: 't' is unknown",
         ),
+        (
+            {**MINIMAL, "ranker": {"arms": {"none": {"user": "hde"}}, "arm": "none"}},
+            r"arms\.none: hde of users; sids=\['sid'\] are of others",
+        ),
+        (
+            {
+                **MINIMAL,
+                "encoders": {"u": {"entity": "user"}},
+                "ranker": {"arms": {"none": {"history": "side", "sids": ["u"]}}, "arm": "none"},
+            },
+            r"arms\.none: side of items; sids=\['u'\] are of others",
+        ),
     ],
 )
 def test_a_fault_names_key_value_and_rule(values: dict[str, Any], message: str) -> None:
