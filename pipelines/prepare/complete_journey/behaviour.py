@@ -27,22 +27,14 @@ def behaviour_embeddings(
     Returns:
         vectors_ND: float16, unit length, 0 where not valid. valid_N: items with enough baskets.
     """
-    vectors_ND = np.zeros((num_items, config.dim), np.float16)
-    valid_N = np.zeros(num_items, bool)
     pmi_KK, kept_K = _weighted_pmi(items_P, baskets_P, num_items, config.min_baskets)
-    if len(kept_K) > config.dim:  # a truncated decomposition has fewer dimensions than the matrix
-        found_KD = _factorized(pmi_KK, config)
-        norms_K = np.linalg.norm(found_KD, axis=1)
-        kept_K, found_KD, norms_K = (part[norms_K > 0] for part in (kept_K, found_KD, norms_K))
-        vectors_ND[kept_K] = (found_KD / norms_K[:, None]).astype(np.float16)
-        valid_N[kept_K] = True
-    return vectors_ND, valid_N
+    return unit_rows(factorized(pmi_KK, config.dim, config.seed), kept_K, num_items)
 
 
-def _weighted_pmi(
+def items_by_basket(
     items_P: Ints, baskets_P: Ints, num_items: int, min_baskets: int
 ) -> tuple[scipy.sparse.csr_matrix, Ints]:
-    """Give log(1 + n(i, j)) max(0, log p(i, j) / (p(i) p(j))) of the items with enough baskets, and these items."""
+    """Give a 1 for each item in each basket (rows by ascending id), of items with enough baskets, and these items."""
     basket_of_P = np.unique(baskets_P, return_inverse=True)[1]
     lines_P = np.unique((basket_of_P.astype(np.int64) << 32) | items_P)
     basket_of_P, items_P = lines_P >> 32, lines_P & 0xFFFFFFFF
@@ -52,7 +44,47 @@ def _weighted_pmi(
     is_kept_P = place_N[items_P] >= 0
     cells = (basket_of_P[is_kept_P], place_N[items_P[is_kept_P]])
     shape = (int(basket_of_P.max(initial=-1)) + 1, len(kept_K))
-    bought_BK = scipy.sparse.csr_matrix((np.ones(len(cells[0]), np.float32), cells), shape=shape)
+    return scipy.sparse.csr_matrix((np.ones(len(cells[0]), np.float32), cells), shape=shape), kept_K
+
+
+def factorized(matrix_KM: scipy.sparse.csr_matrix, dim: int, seed: int) -> npt.NDArray[np.float32]:
+    """Give the left singular vectors of the largest singular values, scaled by their roots: a row for each row.
+
+    A truncated decomposition has fewer dimensions than the matrix either way: of a smaller matrix all rows are 0.
+    """
+    if min(matrix_KM.shape) <= dim:
+        return np.zeros((matrix_KM.shape[0], dim), np.float32)
+    start = np.random.default_rng(seed).standard_normal(min(matrix_KM.shape)).astype(np.float32)
+    # One thread: the sums of a threaded product depend on the number of cores, and so would the last bits.
+    with threadpool_limits(1, user_api="blas"):
+        left_KD, values_D, _ = svds(matrix_KM, dim, v0=start, tol=1e-3)
+    largest_D = np.abs(left_KD).argmax(axis=0)
+    signs_D = np.sign(left_KD[largest_D, np.arange(dim)])  # a singular vector's sign is free: fix it
+    return np.asarray(left_KD * signs_D * np.sqrt(values_D), np.float32)
+
+
+def unit_rows(
+    found_KD: npt.NDArray[np.float32], places_K: Ints, num_rows: int
+) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.bool_]]:
+    """Place vectors at unit length in a table of rows; those of length 0 are left out.
+
+    Returns:
+        vectors_ND: float16, 0 where not valid. valid_N: rows with a vector.
+    """
+    vectors_ND = np.zeros((num_rows, found_KD.shape[1]), np.float16)
+    valid_N = np.zeros(num_rows, bool)
+    norms_K = np.linalg.norm(found_KD, axis=1)
+    places_K, found_KD, norms_K = (part[norms_K > 0] for part in (places_K, found_KD, norms_K))
+    vectors_ND[places_K] = (found_KD / norms_K[:, None]).astype(np.float16)
+    valid_N[places_K] = True
+    return vectors_ND, valid_N
+
+
+def _weighted_pmi(
+    items_P: Ints, baskets_P: Ints, num_items: int, min_baskets: int
+) -> tuple[scipy.sparse.csr_matrix, Ints]:
+    """Give log(1 + n(i, j)) max(0, log p(i, j) / (p(i) p(j))) of the items with enough baskets, and these items."""
+    bought_BK, kept_K = items_by_basket(items_P, baskets_P, num_items, min_baskets)
     together_KK = (bought_BK.T @ bought_BK).tocoo()
     return _pmi_of_counts(together_KK), kept_K
 
@@ -65,13 +97,3 @@ def _pmi_of_counts(counts_KK: scipy.sparse.coo_matrix) -> scipy.sparse.csr_matri
     above = pmi > 0
     values = (np.log1p(counts[above]) * pmi[above]).astype(np.float32)
     return scipy.sparse.csr_matrix((values, (rows[above], columns[above])), shape=counts_KK.shape)
-
-
-def _factorized(pmi_KK: scipy.sparse.csr_matrix, config: BehaviourConfig) -> npt.NDArray[np.float32]:
-    start_K = np.random.default_rng(config.seed).standard_normal(pmi_KK.shape[0]).astype(np.float32)
-    # One thread: the sums of a threaded product depend on the number of cores, and so would the last bits.
-    with threadpool_limits(1, user_api="blas"):
-        left_KD, values_D, _ = svds(pmi_KK, config.dim, v0=start_K, tol=1e-3)
-    largest_D = np.abs(left_KD).argmax(axis=0)
-    signs_D = np.sign(left_KD[largest_D, np.arange(config.dim)])  # a singular vector's sign is free: fix it
-    return np.asarray(left_KD * signs_D * np.sqrt(values_D), np.float32)

@@ -33,8 +33,9 @@ from pipelines.prepare.complete_journey.catalog import (
 )
 from pipelines.prepare.complete_journey.events import DENSE, EventBuilder, EventSettings
 from pipelines.prepare.complete_journey.log import FIRST_MONDAY, RawLog, midnight, week_of
+from pipelines.prepare.complete_journey.organic import OrganicActivity, organic_activity, organic_dims
 from pipelines.prepare.complete_journey.source import DISPLAYS, MAILERS, RawFiles, package_folder
-from pipelines.prepare.config import CompleteJourney, PrepareConfig
+from pipelines.prepare.config import CompleteJourney, OrganicConfig, PrepareConfig
 from pipelines.prepare.text import embed_texts, read_embeddings
 from pipelines.prepare.write import share, write_stream
 
@@ -98,14 +99,19 @@ def prepare_complete_journey(run: StageRun[PrepareConfig], config: CompleteJourn
     with together(run.world, "building the tables"):
         text_ND = read_embeddings(cached, len(distinct))
         spec = dataset_spec(raw, config, text_ND.shape[1])
+        organic = OrganicActivity({}, {})
         if run.world.is_main:
+            text_ND = text_ND[np.searchsorted(distinct, described)]
+            if config.organic:
+                organic = _organic(raw, config, config.organic, text_ND)
+                clock.lap("organic")
             write_spec(run.out, spec)
-            _write_users(run.out, spec, raw)
-            _write_items(run.out, spec, raw, config, described, text_ND[np.searchsorted(distinct, described)])
+            _write_users(run.out, spec, raw, organic)
+            _write_items(run.out, spec, raw, config, described, text_ND)
         clock.lap("items")
         counts = _write_events(run, spec, raw, config)
         clock.lap("events")
-    _tell(run, spec, gather(run.world, counts), clock)
+    _tell(run, spec, organic, gather(run.world, counts), clock)
 
 
 def dataset_spec(raw: Raw, config: CompleteJourney, text_dim: int) -> DatasetSpec:
@@ -114,6 +120,7 @@ def dataset_spec(raw: Raw, config: CompleteJourney, text_dim: int) -> DatasetSpe
         embeddings={"text_embedding": text_dim, "behaviour_embedding": config.behaviour.dim},
         categoricals={signal: len(words.names) for signal, words in raw.item_words.items()},
         user_categoricals={name: len(words.names) for name, words in raw.user_words.items()},
+        user_embeddings=organic_dims(config.organic, text_dim) if config.organic else {},
         num_items=len(raw.products),
         num_users=len(raw.households),
         dense=DENSE,
@@ -146,11 +153,23 @@ def _events_begin(config: CompleteJourney) -> int:
     return midnight(_dates(config.train_weeks)[0])
 
 
-def _write_users(out: Path, spec: DatasetSpec, raw: Raw) -> None:
+def _organic(
+    raw: Raw, config: CompleteJourney, settings: OrganicConfig, text_ND: npt.NDArray[np.float16]
+) -> OrganicActivity:
+    earlier = raw.log.cut(_events_begin(config))
+    marks = raw.files.promoted(earlier, raw.products["product_id"].to_numpy())
+    return organic_activity(earlier, *marks, len(raw.households), text_ND, settings)
+
+
+def _write_users(out: Path, spec: DatasetSpec, raw: Raw, organic: OrganicActivity) -> None:
     schema = user_schema(spec).append(pa.field("household_id", pa.int64()))
-    columns = {name: words.ids for name, words in raw.user_words.items()}
-    ids = {"user_id": np.arange(spec.num_users), "household_id": raw.households}
-    write_stream(out / USERS_FILE, schema, [table({**ids, **columns}, schema)])
+    columns = {
+        "user_id": np.arange(spec.num_users),
+        "household_id": raw.households,
+        **{name: embeddings(*vectors) for name, vectors in organic.embeddings.items()},
+        **{name: words.ids for name, words in raw.user_words.items()},
+    }
+    write_stream(out / USERS_FILE, schema, [table(columns, schema)])
     _write_vocabularies(out, raw.user_words)
 
 
@@ -213,8 +232,17 @@ def _write_events(
     return counts
 
 
-def _tell(run: StageRun[PrepareConfig], spec: DatasetSpec, counts: list[dict[str, list[int]]], clock: Clock) -> None:
+def _tell(
+    run: StageRun[PrepareConfig],
+    spec: DatasetSpec,
+    organic: OrganicActivity,
+    counts: list[dict[str, list[int]]],
+    clock: Clock,
+) -> None:
     summary: dict[str, Any] = {"items": spec.num_items, "users": spec.num_users}
+    if organic.counts:
+        summary["organic"] = organic.counts
+        run.log.say("before the events: " + ", ".join(f"{what} {number:,}" for what, number in organic.counts.items()))
     for split in ("train", "test"):
         shown, clicks, known, converted = (sum(of_rank[split][place] for of_rank in counts) for place in range(4))
         summary[split] = {"impressions": shown, "clicks": clicks, "clicks_followed_up": known, "conversions": converted}

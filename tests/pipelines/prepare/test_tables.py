@@ -24,7 +24,7 @@ ITEMS = "items/part-00000.parquet"
 USERS = "users/part-00000.parquet"
 SOURCE = {
     "kind": "synthetic", "num_items": 60, "num_users": 20, "events_per_day": 50, "train_days": 2, "test_days": 2,
-    "followup_days": 1,
+    "followup_days": 1, "user_embeddings": {"activity": 4},
 }  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from infra.distributed import World
 from infra.errors import ConfigError, DataError
 from infra.parquet import read_row_group, row_groups
 from infra.tables import Dataset, check_events, check_items, check_users, read_dataset
+from pipelines.prepare.complete_journey.log import week_of
 from pipelines.prepare.complete_journey.source import RawFiles, local_seconds
 from pipelines.prepare.config import PrepareConfig
 from tests.distributed import run_distributed
@@ -26,6 +27,7 @@ SOURCE = {
     "max_history": 8, "followup_days": 7, "text": {"package": "tiny_model", "batch_size": 4},
     "behaviour": {"dim": 3, "min_baskets": 2},
 }  # fmt: skip
+ORGANIC = {**SOURCE, "organic": {"newest": 4, "dim": 3, "min_baskets": 2}}
 
 
 def installed(folder: Path, cut: int | None = None) -> Path:
@@ -53,15 +55,27 @@ def prepared(packages: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture(scope="module")
+def organic(packages: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with embeddings of the users."""
+    out = tmp_path_factory.mktemp("organic") / "out"
+    run_prepare(ALONE, {**config_for(packages), "source": ORGANIC}, out, packages)
+    return out
+
+
 def read(files: tuple[Path, ...]) -> pa.Table:
     return pa.concat_tables([read_row_group(group) for group in row_groups(files)]).combine_chunks()
 
 
-def test_output_is_in_the_contract(prepared: Path) -> None:
-    dataset = read_dataset(prepared)
+@pytest.mark.parametrize("made", ["prepared", "organic"])
+def test_output_is_in_the_contract(made: str, request: pytest.FixtureRequest) -> None:
+    dataset = read_dataset(request.getfixturevalue(made))
     spec = dataset.spec
     assert (spec.num_items, spec.num_users) == (fabricated.NUM_ITEMS, fabricated.NUM_USERS)
     assert spec.embeddings == {"text_embedding": TINY_DIM, "behaviour_embedding": 3}
+    assert spec.user_embeddings == (
+        {"organic_text_embedding": TINY_DIM, "organic_behaviour_embedding": 3} if made == "organic" else {}
+    )
     assert "labels it simulated" in spec.origin
     kinds = (
         (dataset.item_files, check_items),
@@ -108,13 +122,47 @@ def test_users_are_all_households(prepared: Path) -> None:
     assert all(row["demographics"] == expected.get(row["user_id"], []) for row in events)
 
 
+def test_organic_activity_changes_the_users_alone(prepared: Path, organic: Path) -> None:
+    without, found = files_of(prepared), files_of(organic)
+    assert without.keys() == found.keys()
+    changed = {name for name in found if found[name] != without[name]}
+    assert changed == {"dataset.json", "summary.json", "users/part-00000.parquet"}
+    users = read(read_dataset(organic).user_files)
+    names = list(read_dataset(organic).spec.user_embeddings)
+    assert users.column_names[1:3] == names
+    assert users.drop_columns(names).equals(read(read_dataset(prepared).user_files))
+
+
+def test_users_are_embedded_by_unpromoted_lines_before_the_events(organic: Path) -> None:
+    made, shown = fabricated.lines(11), fabricated.promotion_rows(11)
+    promoted = set(zip(shown["weeks"].tolist(), shown["stores"].tolist(), shown["items"].tolist(), strict=True))
+    watched = {(week, store) for week, store, _ in promoted}
+    lines: dict[int, list[tuple[int, int]]] = {user: [] for user in range(fabricated.NUM_USERS)}
+    columns = (made[name].tolist() for name in ("users", "times", "items", "stores"))
+    for row, (user, at, item, store) in enumerate(zip(*columns, strict=True)):
+        week = int(week_of(np.array(at)))
+        is_purchase = row % 50 not in (3, 4)  # these have no quantity, or are in no catalogue
+        if is_purchase and week < 6 and (week, store) in watched and (week, store, item) not in promoted:
+            lines[user].append((at, item))
+    items = read(read_dataset(organic).item_files)["text_embedding"].to_pylist()
+    users = read(read_dataset(organic).user_files)
+    for user, vector in enumerate(users["organic_text_embedding"].to_pylist()):
+        mean = np.mean([items[item] for _, item in sorted(lines[user])[-4:]], axis=0)
+        np.testing.assert_allclose(vector, mean / np.linalg.norm(mean), atol=2e-3)
+    found = np.array(users["organic_behaviour_embedding"].to_pylist())
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=2e-3)
+    counts = json.loads((organic / "summary.json").read_text())["organic"]
+    assert counts["lines_organic"] == sum(len(own) for own in lines.values())
+    assert counts["users_with_organic_text_embedding"] == fabricated.NUM_USERS
+
+
 def on_ranks(world: World, packages: Path, out: Path, cache: Path) -> None:
-    run_prepare(world, config_for(cache), out, packages)
+    run_prepare(world, {**config_for(cache), "source": ORGANIC}, out, packages)
 
 
-def test_two_ranks_write_the_same_bytes(prepared: Path, packages: Path, tmp_path: Path) -> None:
+def test_two_ranks_write_the_same_bytes(organic: Path, packages: Path, tmp_path: Path) -> None:
     run_distributed(on_ranks, packages, tmp_path / "out", tmp_path, world_size=2)
-    assert files_of(tmp_path / "out") == files_of(prepared)
+    assert files_of(tmp_path / "out") == files_of(organic)
 
 
 def test_cutting_the_package_changes_no_earlier_row(prepared: Path, tmp_path: Path) -> None:
