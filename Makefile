@@ -39,8 +39,9 @@ $(STAMP): requirements/$(ACCEL).txt requirements/torch-$(ACCEL).txt requirements
 run: install ## the whole path on real data: raw log -> encoder -> SID columns -> ranker arms -> comparison
 	@$(BIN)/python -m pipelines.run --config $(CONFIG) $(foreach s,$(SET),--set $(s))
 
-tables: install ## the papers' tables, ours beside theirs; all arms, three trainings each (hours)
+tables: install ## both papers' tables, ours beside theirs; all arms, three trainings each (hours)
 	@$(BIN)/python -m pipelines.tables --config configs/tables.yaml $(foreach s,$(SET),--set $(s))
+	@$(BIN)/python -m pipelines.tables --config configs/quantizing_intent.yaml $(foreach s,$(SET),--set $(s))
 
 tune: install ## every arm with the same settings, on validation dates
 	@$(BIN)/python -m pipelines.tune --config $(CONFIG) $(foreach s,$(SET),--set $(s))
