@@ -1,6 +1,6 @@
-"""How an arm's embedding tables are used: ids possible, ids seen, rows, ids that share a row, bytes."""
+"""How an arm's embedding tables are used: ids possible, seen and never seen, rows, ids that share a row, bytes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,27 +60,53 @@ def collision_share(distinct_ids: Ids, rows: int) -> float:
     return float(shares_N.mean())
 
 
-def describe_tables(features: ArmFeatures, files: Sequence[Path], dim: int, max_rows: int = MAX_ROWS) -> dict[str, Any]:
+def describe_tables(
+    features: ArmFeatures, trained: Sequence[Path], held_out: Sequence[Path], dim: int, max_rows: int = MAX_ROWS
+) -> dict[str, Any]:
     """Describe every table of an arm by the ids that occur in event files.
 
+    An id that no training row has is still looked up: in a row of its own that is as it was initialized, or, where
+    the table is hashed, in one that it shares.
+
     Args:
-        features: what the arm looks up. files: event files that were checked already. dim: the tables' width.
-        max_rows: the most rows to read.
+        features: what the arm looks up.
+        trained, held_out: event files that were checked already. dim: the tables' width.
+        max_rows: the most rows to read of either.
 
     Returns:
-        `rows_counted`, the rows that were read, and `tables`: for each its name, whether it holds SIDs, possible_ids,
-        distinct_ids, rows, collision_share and bytes (of weights). Ids of a table that is not hashed share no row.
+        `rows_counted`, the training rows that were read, and `tables`: for each its name, whether it holds SIDs,
+        possible_ids, distinct_ids (of training), rows, collision_share, bytes (of weights), held_out_ids (lookups in
+        the held-out rows) and never_seen (those of an id that no training row has). Ids of a table that is not hashed
+        share no row.
     """
     tables = (*features.bags, *features.sequences)
     seen = {feature.column: DistinctIds() for feature in tables}
+    groups = _sampled(row_groups(trained), max_rows)
+    for feature, ids in _ids_by_group(tables, groups):
+        seen[feature.column].add(pa.array(ids))
+    known = {name: distinct.ids() for name, distinct in seen.items()}
+    looked_up = dict.fromkeys(known, (0, 0))
+    for feature, ids in _ids_by_group(tables, _sampled(row_groups(held_out), max_rows)):
+        total, never = looked_up[feature.column]
+        looked_up[feature.column] = total + len(ids), never + int((~_is_in(ids, known[feature.column])).sum())
+    described = [_described(feature, known[feature.column], looked_up[feature.column], dim) for feature in tables]
+    return {"rows_counted": sum(group.rows for group in groups), "tables": described}
+
+
+def _ids_by_group(tables: Sequence[IdFeature], groups: Sequence[RowGroup]) -> Iterator[tuple[IdFeature, Ids]]:
+    """Give the ids of every table in every row group."""
     columns = list(dict.fromkeys(column for feature in tables for column in feature.columns))
-    groups = _sampled(row_groups(files), max_rows)
     for group in groups:
         table = read_row_group(group, columns)
         for feature in tables:
-            seen[feature.column].add(pa.array(unhashed_ids([_flat(table[name]) for name in feature.columns], feature)))
-    described = [_described(feature, seen[feature.column].ids(), dim) for feature in tables]
-    return {"rows_counted": sum(group.rows for group in groups), "tables": described}
+            yield feature, unhashed_ids([_flat(table[name]) for name in feature.columns], feature)
+
+
+def _is_in(ids: Ids, rising: Ids) -> npt.NDArray[np.bool_]:
+    if not len(rising):
+        return np.zeros(len(ids), bool)
+    found: npt.NDArray[np.bool_] = rising[np.searchsorted(rising, ids).clip(max=len(rising) - 1)] == ids
+    return found
 
 
 def _flat(column: pa.ChunkedArray) -> pa.Array:
@@ -95,7 +121,7 @@ def _sampled(groups: Sequence[RowGroup], max_rows: int) -> Sequence[RowGroup]:
     return groups[:: max(step, 1)]
 
 
-def _described(feature: IdFeature, ids: Ids, dim: int) -> dict[str, Any]:
+def _described(feature: IdFeature, ids: Ids, held_out: tuple[int, int], dim: int) -> dict[str, Any]:
     is_hashed = feature.rows < feature.num_ids
     return {
         "table": feature.table,
@@ -105,4 +131,6 @@ def _described(feature: IdFeature, ids: Ids, dim: int) -> dict[str, Any]:
         "rows": feature.rows,
         "collision_share": collision_share(ids, feature.rows) if is_hashed else 0.0,
         "bytes": feature.rows * dim * 4,
+        "held_out_ids": held_out[0],
+        "never_seen": held_out[1],
     }

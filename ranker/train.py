@@ -109,7 +109,7 @@ def _close(
         **_cost(sharded, fitting.files + held_out.files, fitting.features, config),
         **facts,
         "plan": plan_facts(sharded.plan, taken),
-        **describe_tables(fitting.features, fitting.files, config.model.embedding_dim),
+        **describe_tables(fitting.features, fitting.files, held_out.files, config.model.embedding_dim),
     }
     run.log.metrics(facts["steps"], _flat(config.holdout.kind, measured))
     run.log.summary(summary)

@@ -39,28 +39,39 @@ def test_distinct_ids_of_many_parts_are_their_union(monkeypatch: pytest.MonkeyPa
 
 
 def test_tables_are_described_by_the_ids_of_the_files(tmp_path: Path) -> None:
-    files = read_dataset(write_dataset(tmp_path / "dataset", rows_a_day=256)).event_files(*SPEC.train)
+    dataset = read_dataset(write_dataset(tmp_path / "dataset", rows_a_day=256))
+    files, held_out = dataset.event_files(SPEC.train[0], SPEC.train[0]), dataset.event_files(*SPEC.test)
     arm = config_of("sid_ngram").content.model_copy(update={"max_rows": 50})
-    described = describe_tables(arm_features(SPEC, arm, SIDS), files, 8)
-    assert described["rows_counted"] == 4 * 256
-    events = pa.concat_tables([pq.read_table(file, partitioning=None) for file in files])
+    described = describe_tables(arm_features(SPEC, arm, SIDS), files, held_out, 8)
+    assert described["rows_counted"] == 256
+    events, later = (
+        pa.concat_tables([pq.read_table(file, partitioning=None) for file in part]) for part in (files, held_out)
+    )
     tables = {table["table"]: table for table in described["tables"]}
     assert len(tables) == 4 + 1 + 3 + 3
     for name, table in tables.items():
-        values = events[name.removeprefix("t_")].to_pylist()
-        ids = {id for value in values for id in (value if isinstance(value, list) else [value]) if id is not None}
+        ids = set(ids_of(events, name))
         assert table["distinct_ids"] == len(ids)
+        looked_up = ids_of(later, name)
+        assert table["held_out_ids"] == len(looked_up)
+        assert table["never_seen"] == sum(id not in ids for id in looked_up)
         assert table["bytes"] == table["rows"] * 8 * 4
         assert table["is_sid"] == ("sid" in name)
         expected = slow_share(ids, table["rows"]) if table["rows"] < table["possible_ids"] else 0.0
         assert table["collision_share"] == pytest.approx(expected)
+    assert 0 < tables["t_item_id"]["never_seen"] < tables["t_item_id"]["held_out_ids"] == 2 * 256
     assert tables["t_item_sid"]["possible_ids"] == 3**6
     assert tables["t_item_sid"]["rows"] == 50
     assert tables["t_item_sid"]["collision_share"] > 0.9
     assert tables["t_item_sid_prefix_2"]["collision_share"] == 0.0
 
 
+def ids_of(events: pa.Table, table: str) -> list[int]:
+    values = events[table.removeprefix("t_")].to_pylist()
+    return [id for value in values for id in (value if isinstance(value, list) else [value]) if id is not None]
+
+
 def test_no_more_rows_are_read_than_asked_for(tmp_path: Path) -> None:
     files = read_dataset(write_dataset(tmp_path / "dataset", rows_a_day=512)).event_files(*SPEC.train)
     features = arm_features(SPEC, config_of("none").content, {})
-    assert describe_tables(features, files, 8, max_rows=600)["rows_counted"] == 512  # 4 of 16 row groups of 128
+    assert describe_tables(features, files, files, 8, max_rows=600)["rows_counted"] == 512  # 4 of 16 row groups of 128
