@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pipelines.report.comparison import ArmResult, Comparison, Gain, Gauc, TaskResult, holds_zero
+from pipelines.report.comparison import ArmResult, Comparison, Gain, TaskResult, holds_zero
 from pipelines.report.units import byte_size, deviation, duration, percent, percent_interval, scaled, unbroken
 
 NO_DIFFERENCE = "~"
@@ -108,22 +108,17 @@ def between_block(comparison: Comparison) -> Block:
 
 def ranking_block(comparison: Comparison, task: str) -> Block:
     """Tell how much better each arm orders rows: all of them (AUC), and those of one user (GAUC)."""
-    columns = ("AUC gain", f"GAUC gain {_NO_MARK}", _interval_name(comparison), SEEDS)
+    estimated = (_interval_name(comparison), SEEDS)
+    columns = (f"AUC gain {_NO_MARK}", *estimated, f"GAUC gain {_NO_MARK}", *estimated)
     rows = []
     for name, arm in comparison.arms.items():
-        result = arm.tasks[task]
-        if result.gauc is not None:
-            auc_gain = "" if result.auc_gain is None else percent(result.auc_gain)
-            unknown = f"reference {_NO_MARK}" if name == comparison.reference else ""
-            rows.append((name, auc_gain, *(_gauc_cells(result.gauc) or (unknown, "", ""))))
+        result, gauc = arm.tasks[task], arm.tasks[task].gauc
+        if gauc is not None:
+            in_auc = _estimate_cells(result.auc_gain, result.auc_gain_interval, result.auc_gain_seeds)
+            in_gauc = _estimate_cells(gauc.gain, gauc.gain_interval, gauc.gain_seeds)
+            itself = (f"reference {_NO_MARK}", "", "")
+            rows.append((name, *itself, *itself) if name == comparison.reference else (name, *in_auc, *in_gauc))
     return Block(f"{task}, ranking", columns, tuple(rows), "" if rows else "undefined (no user has both labels)")
-
-
-def _gauc_cells(gauc: Gauc) -> tuple[str, str, str] | None:
-    if gauc.gain is None or gauc.gain_interval is None:
-        return None
-    mark = NO_DIFFERENCE if holds_zero(gauc.gain_interval) else _NO_MARK
-    return f"{percent(gauc.gain)} {mark}", percent_interval(gauc.gain_interval), deviation(gauc.gain_seeds)
 
 
 def trainings_block(comparison: Comparison, task: str) -> Block:
@@ -178,8 +173,17 @@ def defined_tasks(comparison: Comparison) -> tuple[str, ...]:
 
 
 def _gain_cells(gain: Gain) -> tuple[str, str, str]:
-    mark = NO_DIFFERENCE if gain.holds_zero else _NO_MARK
-    return f"{percent(gain.ne_gain)} {mark}", percent_interval(gain.ne_gain_interval), deviation(gain.ne_gain_seeds)
+    return _estimate_cells(gain.ne_gain, gain.ne_gain_interval, gain.ne_gain_seeds)
+
+
+def _estimate_cells(
+    gain: float | None, interval: tuple[float, float] | None, seeds: float | None
+) -> tuple[str, str, str]:
+    """Tell a gain, its interval and its deviation over trainings; nothing where it is not defined."""
+    if gain is None or interval is None:
+        return "", "", ""
+    mark = NO_DIFFERENCE if holds_zero(interval) else _NO_MARK
+    return f"{percent(gain)} {mark}", percent_interval(interval), deviation(seeds)
 
 
 def _interval_name(comparison: Comparison) -> str:

@@ -94,8 +94,12 @@ class TaskResult(Config):
     ne_gain_seeds: float | None = None
     """Standard deviation of `ne_gain` over replicates; null with one, and for the reference itself."""
     auc_gain: float | None = None
-    """AUC(arm) / AUC(reference) - 1; null for the reference itself. Pairs of rows cross users, so that users' sums do
-    not add up to it and it has no interval here; `gauc` has one."""
+    """AUC(arm) / AUC(reference) - 1; null for the reference itself, and where a resample may leave no AUC."""
+    auc_gain_interval: tuple[float, float] | None = None
+    """Paired bootstrap interval of `auc_gain`. Pairs of rows cross users, so that a resample's AUC is taken to first
+    order in how often each user was drawn (`ranker.statistics.auc_influence`)."""
+    auc_gain_seeds: float | None = None
+    """Standard deviation of `auc_gain` over replicates; null with one, and for the reference itself."""
     gauc: Gauc | None = None
     """Null when no user has both labels."""
     deciles: tuple[DecileResult, ...] = ()

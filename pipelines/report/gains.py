@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from pipelines.report.comparison import DecileResult, Gain, Gauc, Segment, TaskResult
 from pipelines.report.config import CompareConfig
-from pipelines.report.measure import ALL, GAUC, ArmMeasured, Measured, TaskRows
+from pipelines.report.measure import ALL, AUC, GAUC, ArmMeasured, Measured, TaskRows
 from pipelines.report.segments import SEGMENTS
 from ranker.intervals import GainEstimate, Sums, estimate_gain, resample_users, training_draws
 from ranker.statistics import TaskMetrics
@@ -40,6 +40,14 @@ class _Contest:
             return None
         return estimate_gain(self.sums[arm][column], self.sums[other][column], self.training_B, self.confidence)
 
+    def estimate_raised(self, arm: str, column: str) -> GainEstimate | None:
+        """Give the gain over the reference in a figure to be raised: arm / reference - 1, not 1 - arm / reference."""
+        lost = self.estimate(arm, self.reference, column)
+        if lost is None:
+            return None
+        low, high = lost.interval
+        return GainEstimate(-lost.gain, (-high, -low), tuple(-gain for gain in lost.replicates))
+
 
 def task_results(config: CompareConfig, measured: Measured, task: str) -> dict[str, TaskResult]:
     """Give every arm's results on a task."""
@@ -68,6 +76,7 @@ def _task_result(contest: _Contest, name: str) -> TaskResult:
     }
     against = over.get(contest.reference)
     itself = name == contest.reference and metrics[0].ne is not None
+    in_auc = contest.estimate_raised(name, AUC)
     return TaskResult(
         num=metrics[0].num,
         positives=metrics[0].positives,
@@ -77,7 +86,9 @@ def _task_result(contest: _Contest, name: str) -> TaskResult:
         ne_gain_interval=against.ne_gain_interval if against else None,
         ne_gain_seeds=against.ne_gain_seeds if against else None,
         auc=_mean(metrics, "auc"),
-        auc_gain=_auc_gain(contest, name),
+        auc_gain=in_auc.gain if in_auc else None,
+        auc_gain_interval=in_auc.interval if in_auc else None,
+        auc_gain_seeds=in_auc.seeds if in_auc else None,
         calibration=_mean(metrics, "calibration"),
         gauc=_gauc(contest, name),
         deciles=_deciles(contest.arms[name]),
@@ -102,26 +113,19 @@ def _mean(metrics: Sequence[TaskMetrics], name: str) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-def _auc_gain(contest: _Contest, name: str) -> float | None:
-    mine, theirs = (_mean(contest.arms[arm].metrics, "auc") for arm in (name, contest.reference))
-    return mine / theirs - 1.0 if name != contest.reference and mine is not None and theirs else None
-
-
 def _gauc(contest: _Contest, name: str) -> Gauc | None:
     found = contest.arms[name].user_aucs
     values = [one.gauc for one in found if one.gauc is not None]
     if not values:
         return None
-    # A gain of losses is 1 - arm / reference, that of a figure to be raised is arm / reference - 1. The weights, which
-    # both arms share, drop out of the ratio.
-    lost = contest.estimate(name, contest.reference, GAUC)
+    raised = contest.estimate_raised(name, GAUC)  # both arms share the weights, which drop out of the ratio
     return Gauc(
         gauc=float(np.mean(values)),
         users=len(found[0].users_V),
         rows=int(found[0].rows_V.sum()),
-        gain=-lost.gain if lost else None,
-        gain_interval=(-lost.interval[1], -lost.interval[0]) if lost else None,
-        gain_seeds=lost.seeds if lost else None,
+        gain=raised.gain if raised else None,
+        gain_interval=raised.interval if raised else None,
+        gain_seeds=raised.seeds if raised else None,
     )
 
 

@@ -16,6 +16,7 @@ from ranker.statistics import (
     TaskMetrics,
     UserAuc,
     auc_by_user,
+    auc_influence,
     calibration_deciles,
     log_loss,
     task_metrics,
@@ -24,7 +25,7 @@ from ranker.statistics import (
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
-ALL, GAUC = "all", "gauc"
+ALL, GAUC, AUC = "all", "gauc", "auc"
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,8 @@ class TaskRows:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Name the sums by user: the loss on all rows, on each segment's, and each user's part in GAUC."""
-        return (ALL, *(f"{kind} {segment}" for kind in self.segments for segment in SEGMENTS), GAUC)
+        """Name the sums by user: the loss on all rows, on each segment's, and each user's part in GAUC and in AUC."""
+        return (ALL, *(f"{kind} {segment}" for kind in self.segments for segment in SEGMENTS), GAUC, AUC)
 
     def no_sums(self) -> Floats:
         """Give [U, C] zeros, to be added to."""
@@ -130,25 +131,40 @@ def _task_rows(reference: Predictions, segments: dict[str, Integers], task: str)
 
 
 def _add_replicate(arm: ArmMeasured, rows: TaskRows, scores_M: Floats) -> None:
+    metrics = task_metrics(rows.labels_M, scores_M)
     user_auc = auc_by_user(rows.users_M, rows.labels_M, scores_M)
-    sums_UC = _sums_by_user(rows, log_loss(rows.labels_M, scores_M), user_auc)
-    arm.metrics.append(task_metrics(rows.labels_M, scores_M))
+    parts = [_losses_by_user(rows, scores_M), _gauc_by_user(rows, user_auc), _auc_by_user(rows, metrics, scores_M)]
+    sums_UC = np.column_stack(parts)
+    arm.metrics.append(metrics)
     arm.user_aucs.append(user_auc)
     arm.deciles.append(calibration_deciles(rows.labels_M, scores_M))
     arm.sums_RC.append(sums_UC.sum(axis=0))
     arm.sums_UC += sums_UC
 
 
-def _sums_by_user(rows: TaskRows, losses_M: Floats, user_auc: UserAuc) -> Floats:
-    """Give [U, C], a column for each of `TaskRows.columns`."""
+def _losses_by_user(rows: TaskRows, scores_M: Floats) -> Floats:
+    """Give [U, 1 + kinds * segments]: the loss on all of a user's rows, and on each segment's."""
     num, width = rows.num_users, len(SEGMENTS)
+    losses_M = log_loss(rows.labels_M, scores_M)
     parts = [_sum_by_cell(rows.users_M, losses_M, num)[:, None]]
     for segment_M in rows.segments.values():
         cells_M = rows.users_M * width + segment_M
         parts.append(_sum_by_cell(cells_M, losses_M, num * width).reshape(num, width))
-    ordered_U = np.zeros((num, 1))
-    ordered_U[user_auc.users_V, 0] = user_auc.auc_V * user_auc.rows_V
-    return np.concatenate([*parts, ordered_U], axis=1)
+    return np.concatenate(parts, axis=1)
+
+
+def _gauc_by_user(rows: TaskRows, user_auc: UserAuc) -> Floats:
+    """Give [U] what adds up to GAUC times the rows it weighs."""
+    parts_U = np.zeros(rows.num_users)
+    parts_U[user_auc.users_V] = user_auc.auc_V * user_auc.rows_V
+    return parts_U
+
+
+def _auc_by_user(rows: TaskRows, metrics: TaskMetrics, scores_M: Floats) -> Floats:
+    """Give [U] what adds up to AUC, and over a resample's users to that of the resample, to first order."""
+    if metrics.auc is None:
+        return np.zeros(rows.num_users)
+    return metrics.auc / rows.num_users + auc_influence(rows.users_M, rows.labels_M, scores_M)
 
 
 def _sum_by_cell(cells_M: Integers, losses_M: Floats, num_cells: int) -> Floats:

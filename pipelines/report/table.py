@@ -113,15 +113,18 @@ def as_csv(comparison: Comparison) -> str:
     """Render unrounded numbers, a row for each arm and task; what is undefined is left empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    measures = ("num", "positives", "ne", "ne_gain", "auc", "calibration", "ne_gain_seeds", "auc_gain")
+    measures = (
+        "num", "positives", "ne", "ne_gain", "auc", "calibration", "ne_gain_seeds", "auc_gain", "auc_gain_seeds",
+    )  # fmt: skip
     costs = [name for name in ArmResult.model_fields if name != "tasks"]
-    bounds = ("ne_gain_low", "ne_gain_high", "gauc_gain_low", "gauc_gain_high")
+    bounds = [f"{gain}_{bound}" for gain in ("ne_gain", "auc_gain", "gauc_gain") for bound in ("low", "high")]
     writer.writerow(["arm", "task", *measures, "gauc", "gauc_gain", *bounds, *costs])
     for name, arm in comparison.arms.items():
         for task, result in arm.tasks.items():
             quality = [getattr(result, measure) for measure in measures]
             quality += [result.gauc.gauc, result.gauc.gain] if result.gauc else [None, None]
             quality += result.ne_gain_interval or (None, None)
+            quality += result.auc_gain_interval or (None, None)
             quality += (result.gauc and result.gauc.gain_interval) or (None, None)
             writer.writerow([name, task, *quality, *(getattr(arm, cost) for cost in costs)])
     return text.getvalue()

@@ -1,5 +1,7 @@
 """The `tables` section: the papers' tables, by the arms that each holds against each other."""
 
+from typing import Literal
+
 from pydantic import model_validator
 
 from infra.config import Config
@@ -16,6 +18,10 @@ class PaperFigures(Config):
     """Conversion NE gain in per cent."""
     roi: float | None = None
     """Return on investment, over that of the table's first arm."""
+    auc: float | None = None
+    """AUC gain in per cent."""
+    storage: float | None = None
+    """How many times smaller it is stored than the embedding it quantizes."""
 
 
 class TableConfig(Config):
@@ -26,6 +32,11 @@ class TableConfig(Config):
     """Of `ranker.arms`, the reference among them."""
     reference: str = "none"
     """The arm that gains are over."""
+    metric: Literal["ne", "auc"] = "ne"
+    """What gains are shown in: normalized entropy, as in the SIDE paper, or AUC, as in the second."""
+    storage_over: dict[str, str] = {}
+    """By arm: the dense arm whose embeddings it quantizes; shows how many times smaller it is, and how much of the
+    dense arm's gain it keeps."""
     differs: str
     """How our setting differs from the paper's."""
     paper: dict[str, PaperFigures] = {}
@@ -33,7 +44,7 @@ class TableConfig(Config):
 
     @model_validator(mode="after")
     def _check_arms(self) -> "TableConfig":
-        for name in (self.reference, *self.paper):
+        for name in (self.reference, *self.paper, *self.storage_over, *self.storage_over.values()):
             if name not in self.arms:
                 raise ValueError(f"{name!r} must be one of the table's arms, {', '.join(self.arms)}")
         return self

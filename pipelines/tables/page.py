@@ -2,16 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
-from infra.tables import TASKS
 from pipelines.report.blocks import NO_DIFFERENCE
-from pipelines.report.comparison import ArmResult, Comparison, holds_zero
+from pipelines.report.comparison import Comparison
 from pipelines.report.table import line
-from pipelines.report.units import byte_size, percent, percent_interval
+from pipelines.tables.columns import Column, measured_columns, paper_columns
 from pipelines.tables.config import TableConfig
-
-TITLES = ("arm", "bytes a row", "cost", *(f"{task} {what}" for task in TASKS for what in ("NE gain", "95 %")), "RoI")
-PAPER_TITLES = ("cost", *(f"{task} NE gain" for task in TASKS), "RoI")
-UNKNOWN = ""
 
 Tables = Mapping[str, TableConfig]
 Found = Mapping[str, Comparison]
@@ -23,18 +18,19 @@ def as_page(tables: Tables, found: Found, places: Mapping[str, str]) -> str:
     Args:
         tables: what each table is about. found: the comparison of each. places: its directory's name (the key).
     """
-    lines = ["# The papers' tables, on public data", "", *_how(found), ""]
+    lines = ["# The papers' tables, on public data", "", *_how([tables[name] for name in found], found), ""]
     for name, comparison in found.items():
         table = tables[name]
-        lines += [f"## {table.title}", "", table.differs, "", *_markdown(table, comparison), ""]
+        columns = [*measured_columns(table, comparison), *paper_columns(table)]
+        lines += [f"## {table.title}", "", table.differs, "", *_markdown(columns, comparison), ""]
         lines += [f"Compared in `compare/{places[name]}`; {_rows_of(comparison)}.", ""]
     return "\n".join(lines)
 
 
-def _how(found: Found) -> list[str]:
+def _how(shown: Sequence[TableConfig], found: Found) -> list[str]:
     replicates = sorted({comparison.replicates for comparison in found.values()})
     trainings = " or ".join(str(number) for number in replicates)
-    return [
+    how = [
         f"NE gain is 1 - NE / NE(reference) on held-out dates; each arm is trained {trainings} times, encoder and"
         " ranker, from other seeds.",
         "Intervals are over users and trainings together (over users alone where there is one training);"
@@ -42,6 +38,14 @@ def _how(found: Found) -> list[str]:
         "`cost` is bytes a row of the content columns in Parquet, over those of the first arm that has any; `RoI` is"
         " the mean NE gain of the tasks a byte, likewise. Columns `paper:` are the paper's own, on its own data.",
     ]
+    if any(table.metric == "auc" for table in shown):
+        how.append("AUC gain is AUC / AUC(reference) - 1.")
+    if any(table.storage_over for table in shown):
+        how.append(
+            "`storage` is how many times fewer bytes a row an arm takes than the embeddings it quantizes; `of dense` is"
+            " its gain over theirs, given where the interval of theirs lies above 0, and has no interval of its own."
+        )
+    return how
 
 
 def _rows_of(comparison: Comparison) -> str:
@@ -49,9 +53,8 @@ def _rows_of(comparison: Comparison) -> str:
     return f"{comparison.rows:,} impressions of {comparison.users:,} users, {first} to {last}"
 
 
-def _markdown(table: TableConfig, comparison: Comparison) -> list[str]:
-    titles = [*TITLES, *(f"paper: {title}" for title in PAPER_TITLES)]
-    rows = [[*ours, *_paper(table, name)] for name, ours in _ours(comparison).items()]
+def _markdown(columns: Sequence[Column], comparison: Comparison) -> list[str]:
+    titles, *rows = _grid(columns, comparison)
     lines = ["| " + " | ".join(titles) + " |", "|---" + "|---:" * (len(titles) - 1) + "|"]
     return lines + ["| " + " | ".join(row) + " |" for row in rows]
 
@@ -60,52 +63,12 @@ def as_text(tables: Tables, found: Found) -> str:
     """Give the tables for a terminal, without the paper's figures, which take the room."""
     lines: list[str] = []
     for name, comparison in found.items():
-        lines += [tables[name].title, *_aligned([TITLES, *_ours(comparison).values()]), ""]
+        rows = _grid(measured_columns(tables[name], comparison), comparison)
+        widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+        lines += [tables[name].title, *(line(row, widths) for row in rows), ""]
     return "\n".join([*lines, f"{NO_DIFFERENCE} the interval holds 0: no difference is shown"])
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-    return [line(row, widths) for row in rows]
-
-
-def _ours(comparison: Comparison) -> dict[str, list[str]]:
-    """Give the cells of every arm, by `TITLES`."""
-    first = next((arm for name, arm in comparison.arms.items() if arm.feature_bytes_per_row), None)
-    rows = {}
-    for name, arm in comparison.arms.items():
-        cells = [name, byte_size(arm.feature_bytes_per_row), _times(arm.feature_bytes_per_row, first)]
-        for task in TASKS:
-            cells += _gain_cells(arm, task, is_reference=name == comparison.reference)
-        rows[name] = [*cells, _return_times(arm, first)]
-    return rows
-
-
-def _gain_cells(arm: ArmResult, task: str, *, is_reference: bool) -> list[str]:
-    result = arm.tasks[task]
-    if is_reference:
-        return ["reference", UNKNOWN]
-    if result.ne_gain is None or result.ne_gain_interval is None:
-        return ["undefined", UNKNOWN]
-    mark = f" {NO_DIFFERENCE}" if holds_zero(result.ne_gain_interval) else ""
-    return [f"{percent(result.ne_gain)}{mark}", percent_interval(result.ne_gain_interval)]
-
-
-def _times(bytes_a_row: float, first: ArmResult | None) -> str:
-    return f"x{bytes_a_row / first.feature_bytes_per_row:.2f}" if first and bytes_a_row else UNKNOWN
-
-
-def _return_times(arm: ArmResult, first: ArmResult | None) -> str:
-    """Give an arm's return over the first one's, as the paper does; none where the first has no gain to divide by."""
-    if first is None or arm.roi is None or not first.roi or first.roi <= 0:
-        return UNKNOWN
-    return f"x{arm.roi / first.roi:.2f}"
-
-
-def _paper(table: TableConfig, arm: str) -> list[str]:
-    given = table.paper.get(arm)
-    if given is None:
-        return [UNKNOWN] * len(PAPER_TITLES)
-    gains = [UNKNOWN if gain is None else f"{gain:+.4f} %" for gain in (given.click, given.conversion)]
-    times = [UNKNOWN if number is None else f"x{number:g}" for number in (given.cost, given.roi)]
-    return [times[0], *gains, times[1]]
+def _grid(columns: Sequence[Column], comparison: Comparison) -> list[list[str]]:
+    """Give the titles, and a row of cells for every arm."""
+    return [[title for title, _ in columns], *([cell(arm) for _, cell in columns] for arm in comparison.arms)]

@@ -46,12 +46,16 @@ def task(ne: float, reference: float, spread: float, over: dict[str, Gain] | Non
     return TaskResult(
         num=12_000, positives=1100, ne=ne, auc=0.88, calibration=1.01, over=gains,
         ne_gain=gain, ne_gain_interval=bounds if gains else None, ne_replicates=(ne - 0.001, ne + 0.001),
-        auc_gain=gain / 10 if gains else None, gauc=gauc(gain / 5 if gains else None), deciles=DECILES,
+        **in_auc(gain / 10 if gains else None), gauc=gauc(gain / 5 if gains else None), deciles=DECILES,
         segments={kind: segments(gains.get("none")) for kind in ("user", "item")},
     )  # fmt: skip
 
 
 DECILES = tuple(DecileResult(rows=1200, predicted=0.05 * step, observed=0.04 * step) for step in range(10))
+
+
+def in_auc(gain: float | None) -> dict[str, Any]:
+    return {"auc_gain": gain, "auc_gain_interval": None if gain is None else (gain - 0.001, gain + 0.002)}
 
 
 def gauc(gain: float | None) -> Gauc:
@@ -200,7 +204,9 @@ def test_csv_holds_unrounded_numbers() -> None:
         ("none", "click"), ("none", "conversion"), ("sid_ngram", "click"),
     ]  # fmt: skip
     assert float(rows[4]["ne_gain"]) == 1 - 0.6347 / 0.6678
-    assert rows[0]["ne_gain_low"] == ""
+    assert rows[0]["ne_gain_low"] == rows[0]["auc_gain_low"] == ""
+    gain = float(rows[4]["auc_gain"])
+    assert [float(rows[4][f"auc_gain_{bound}"]) for bound in ("low", "high")] == [gain - 0.001, gain + 0.002]
 
 
 def test_pairs_leave_the_reference_out() -> None:
@@ -210,17 +216,28 @@ def test_pairs_leave_the_reference_out() -> None:
 
 def test_ordering_is_told_by_its_gains() -> None:
     none, ngram, side = ranking_block(comparison(), "click").rows
-    assert none == ("none", "", "reference  ", "", "")
-    assert ngram == ("sid_ngram", "+0.12 %", "+0.24 %  ", "+0.04 to +0.44 %", "")
-    assert ranking_block(comparison(), "conversion").rows[1][2] == "+0.01 % ~"
-    assert side[1] == "+0.50 %"
+    assert none == ("none", *("reference  ", "", "") * 2)
+    in_auc, in_gauc = ("+0.12 %  ", "+0.02 to +0.32 %", ""), ("+0.24 %  ", "+0.04 to +0.44 %", "")
+    assert ngram == ("sid_ngram", *in_auc, *in_gauc)
+    assert ranking_block(comparison(), "conversion").rows[1][1::3] == ("+0.01 % ~", "+0.01 % ~")
+    assert side[1] == "+0.50 %  "
 
 
 def test_a_gain_in_ordering_without_interval_is_left_out() -> None:
     arms = comparison().arms
     click = arms["side"].tasks["click"].model_copy(update={"gauc": gauc(None)})
     arms["side"] = arms["side"].model_copy(update={"tasks": {**arms["side"].tasks, "click": click}})
-    assert ranking_block(comparison(arms=arms), "click").rows[2] == ("side", "+0.50 %", "", "", "")
+    assert ranking_block(comparison(arms=arms), "click").rows[2][4:] == ("", "", "")
+
+
+def test_a_comparison_of_before_auc_had_an_interval_can_be_read(tmp_path: Path) -> None:
+    values = comparison().model_dump(mode="json")
+    for one in values["arms"].values():
+        for result in one["tasks"].values():
+            del result["auc_gain_interval"], result["auc_gain_seeds"]
+    (tmp_path / "comparison.json").write_text(json.dumps(values))
+    click = Comparison.read(tmp_path).arms["side"].tasks["click"]
+    assert (click.auc_gain, click.auc_gain_interval) == (comparison().arms["side"].tasks["click"].auc_gain, None)
 
 
 def test_segments_are_told_with_their_rows_and_gaps() -> None:

@@ -22,9 +22,11 @@ FILE = ROOT / "configs/tables.yaml"
 
 def task(gain: float | None, spread: float = 0.001) -> TaskResult:
     bounds = None if gain is None else (gain - spread, gain + spread)
+    in_auc = None if bounds is None else (bounds[0] / 2, bounds[1] / 2)
     return TaskResult(
-        num=9, positives=3, ne=0.7, ne_gain=gain, ne_gain_interval=bounds, auc=None, calibration=None, over={}
-    )
+        num=9, positives=3, ne=0.7, ne_gain=gain, ne_gain_interval=bounds, auc=0.9123, calibration=None, over={},
+        auc_gain=None if gain is None else gain / 2, auc_gain_interval=in_auc,
+    )  # fmt: skip
 
 
 def arm(click: float | None, conversion: float | None, bytes_a_row: float, roi: float | None) -> ArmResult:
@@ -53,22 +55,99 @@ TABLES = {
 }  # fmt: skip
 
 
+Row = dict[str, list[str]]
+
+
+def rows_of(page: str) -> dict[str, Row]:
+    """Read a page's table: arm -> title -> the cells below it, of which there are several where a title repeats."""
+    grid = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| ")]
+    titles, *rows = grid
+    found: dict[str, Row] = {}
+    for row in rows:
+        for title, cell in zip(titles, row, strict=True):
+            found.setdefault(row[0], {}).setdefault(title, []).append(cell)
+    return found
+
+
 def test_page_has_ours_beside_the_papers() -> None:
     page = as_page(TABLES, found(), {"t": "abc"})
     assert "## Table 9" in page and "The data." in page and "`compare/abc`" in page
     assert "trained 3 times" in page
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| s")]
-    titles = next(
-        [cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if "bytes a row |" in line
-    )
-    sid, side = (dict(zip(titles, row, strict=True)) for row in rows)
-    assert (sid["cost"], side["cost"]) == ("x1.00", "x0.33")
-    assert sid["click NE gain"] == "+0.40 %"
-    assert sid["conversion NE gain"] == "+0.05 % ~"  # its interval holds 0
-    assert side["conversion NE gain"] == "undefined"
-    assert side["RoI"] == "x5.00"
-    assert (side["paper: cost"], side["paper: click NE gain"], side["paper: RoI"]) == ("x0.33", "+0.0185 %", "x5.33")
-    assert sid["paper: click NE gain"] == ""
+    sid, side = (rows_of(page)[arm] for arm in ("sid", "side"))
+    assert (sid["cost"], side["cost"]) == (["x1.00"], ["x0.33"])
+    assert sid["click NE gain"] == ["+0.40 %"]
+    assert sid["95 %"] == ["+0.30 to +0.50 %", "-0.05 to +0.15 %"]
+    assert sid["conversion NE gain"] == ["+0.05 % ~"]  # its interval holds 0
+    assert side["conversion NE gain"] == ["undefined"]
+    assert side["RoI"] == ["x5.00"]
+    assert [side[f"paper: {title}"] for title in ("cost", "click NE gain", "RoI")] == [
+        ["x0.33"],
+        ["+0.0185 %"],
+        ["x5.33"],
+    ]
+    assert sid["paper: click NE gain"] == [""]
+    assert not {"storage", "of dense", "click AUC"} & set(sid)  # no dense arm, another metric
+    assert "AUC" not in page and "dense" not in page
+
+
+def quantized(metric: str) -> tuple[TableConfig, Comparison]:
+    """Give a table of two dense arms, one that shows a gain and one that does not, and of arms that quantize them."""
+    arms = {
+        "none": arm(0.0, 0.0, 0.0, None),
+        "dense": arm(0.008, 0.0005, 1536.0, 0.1),
+        "side": arm(0.006, 0.004, 6.0, 1.0),
+        "hde": arm(-0.002, None, 1000.0, None),
+    }
+    table = TableConfig.model_validate({
+        "title": "Second paper", "arms": list(arms), "differs": "The data.", "metric": metric,
+        "storage_over": {"side": "dense", "hde": "dense"}, "paper": {"side": {"auc": 0.351, "storage": 30}},
+    })  # fmt: skip
+    return table, found()["t"].model_copy(update={"arms": arms})
+
+
+@pytest.mark.parametrize(("metric", "click"), [("ne", "+0.60 %"), ("auc", "+0.30 %")])
+def test_an_arm_that_quantizes_is_held_against_the_embeddings(metric: str, click: str) -> None:
+    table, comparison = quantized(metric)
+    page = as_page({"t": table}, {"t": comparison}, {"t": "abc"})
+    dense, side, hde = (rows_of(page)[arm] for arm in ("dense", "side", "hde"))
+    assert side[f"click {metric.upper()} gain"] == [click]
+    assert [row["storage"] for row in (dense, side, hde)] == [[""], ["x256 smaller"], ["x1.5 smaller"]]
+    # Of conversion the dense arm shows no gain that an arm could keep a part of.
+    assert [row["of dense"] for row in (dense, side, hde)] == [["", ""], ["75 %", ""], ["-25 %", ""]]
+    assert "`of dense`" in page
+
+
+def test_no_share_is_told_of_a_dense_arm_that_does_harm() -> None:
+    table, comparison = quantized("ne")
+    arms = {**comparison.arms, "dense": arm(-0.008, -0.008, 1536.0, None)}
+    page = as_page({"t": table}, {"t": comparison.model_copy(update={"arms": arms})}, {"t": "abc"})
+    assert rows_of(page)["hde"]["of dense"] == ["", ""]
+
+
+def test_a_table_in_auc_tells_auc_and_its_gain_beside_the_papers() -> None:
+    table, comparison = quantized("auc")
+    page = as_page({"t": table}, {"t": comparison}, {"t": "abc"})
+    rows = rows_of(page)
+    assert rows["none"]["click AUC gain"] == ["reference"]
+    assert rows["none"]["conversion AUC"] == ["0.9123"]
+    assert rows["side"]["95 %"] == ["+0.25 to +0.35 %", "+0.15 to +0.25 %"]
+    assert rows["dense"]["conversion AUC gain"] == ["+0.03 % ~"]
+    assert rows["hde"]["conversion AUC gain"] == ["undefined"]
+    assert (rows["side"]["paper: AUC gain"], rows["side"]["paper: storage"]) == (["+0.351 %"], ["x30 smaller"])
+    assert not {"click NE gain", "RoI", "paper: click NE gain"} & set(rows["side"])
+    assert "AUC gain is AUC / AUC(reference) - 1." in page
+    assert "x256 smaller" in as_text({"t": table}, {"t": comparison})
+
+
+def test_an_auc_gain_of_before_it_had_an_interval_is_told_without() -> None:
+    table, comparison = quantized("auc")
+    arms = {}
+    for name, one in comparison.arms.items():
+        tasks = {task: result.model_copy(update={"auc_gain_interval": None}) for task, result in one.tasks.items()}
+        arms[name] = one.model_copy(update={"tasks": tasks})
+    page = as_page({"t": table}, {"t": comparison.model_copy(update={"arms": arms})}, {"t": "abc"})
+    side = rows_of(page)["side"]
+    assert (side["click AUC gain"], side["95 %"], side["of dense"]) == (["+0.30 %"], ["", ""], ["", ""])
 
 
 def test_terminal_text_is_aligned() -> None:
@@ -91,6 +170,8 @@ def test_every_table_of_the_file_can_be_run() -> None:
         ({"arms": ["none", "magic"]}, r"tables\.t\.arms: 'magic' is unknown"),
         ({"arms": ["side"]}, r"'none' must be one of the table's arms"),
         ({"arms": ["none"], "paper": {"side": {}}}, r"'side' must be one of the table's arms, none"),
+        ({"arms": ["none"], "storage_over": {"none": "dense"}}, r"'dense' must be one of the table's arms, none"),
+        ({"arms": ["none"], "metric": "gauc"}, r"metric"),
     ],
 )
 def test_a_table_of_what_is_not_there_is_refused(table: dict[str, Any], message: str) -> None:

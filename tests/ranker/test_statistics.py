@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from ranker import statistics
-from ranker.statistics import auc_by_user, calibration_deciles, log_loss, return_on_investment, task_metrics
+from ranker.intervals import resample_users
+from ranker.statistics import (
+    auc_by_user,
+    auc_influence,
+    calibration_deciles,
+    log_loss,
+    return_on_investment,
+    task_metrics,
+)
 
 Rows = list[tuple[int, float]]
 rows_of_both_labels = st.lists(
@@ -108,6 +116,47 @@ def test_gauc_weighs_users_by_rows_and_leaves_out_those_of_one_label() -> None:
     assert found.users_V.tolist() == [1, 2]
     assert found.gauc == pytest.approx((2 * 1.0 + 3 * 0.5) / 5)
     assert auc_by_user(users_N[5:], labels_N[5:], np.array([0.1, 0.9])).gauc is None
+
+
+def slow_weighted_auc(rows: Users, weight_of: dict[int, complex]) -> complex:
+    """Give AUC where a row counts as often as its user weighs."""
+    ups = [(weight_of[user], score) for user, label, score in rows if label]
+    downs = [(weight_of[user], score) for user, label, score in rows if not label]
+    won = sum(w * v * ((up > down) + 0.5 * (up == down)) for w, up in ups for v, down in downs)
+    return won / sum(w for w, _ in ups) / sum(v for v, _ in downs)
+
+
+@given(rows_of_some_users.filter(lambda rows: len({label for _, label, _ in rows}) == 2))
+def test_auc_influence_is_the_derivative_by_a_users_weight(rows: Users) -> None:
+    users, labels, scores = (np.array(column) for column in zip(*rows, strict=True))
+    known, users_N = np.unique(users, return_inverse=True)
+    found_U = auc_influence(users_N, labels, scores)
+    # A step into the imaginary gives the derivative without a difference of near numbers.
+    ones: dict[int, complex] = dict.fromkeys(known.tolist(), 1.0)
+    expected = [slow_weighted_auc(rows, {**ones, user: 1.0 + 1e-20j}).imag / 1e-20 for user in known.tolist()]
+    assert found_U == pytest.approx(expected, abs=1e-12)
+    assert found_U.sum() == pytest.approx(0.0, abs=1e-12)
+
+
+@pytest.mark.parametrize("decimals", [1, 6], ids=["ties", "no ties"])
+def test_auc_to_first_order_deviates_over_users_as_auc_does(decimals: int) -> None:
+    rng = np.random.default_rng(8)
+    users_N = np.concatenate([np.arange(60), rng.integers(0, 60, 900)])
+    logit_N = rng.normal(-1.0, 1.0, 960) + rng.normal(0.0, 0.8, 60)[users_N]
+    labels_N = (rng.random(960) < 1 / (1 + np.exp(-logit_N))).astype(np.int8)
+    scores_N = np.round(1 / (1 + np.exp(-logit_N - rng.normal(0, 0.7, 960))), decimals)
+    assert (len(np.unique(scores_N)) < 12) == (decimals == 1)
+    auc = task_metrics(labels_N, scores_N).auc
+    assert auc is not None
+    parts_U = auc / 60 + auc_influence(users_N, labels_N, scores_N)
+    found_B = resample_users(parts_U[:, None], 1000, seed=0)[:, 0]
+    draws_BU = np.random.default_rng(0).integers(0, 60, (1000, 60))  # the same resamples
+    rows_of = [np.flatnonzero(users_N == user) for user in range(60)]
+    drawn = (np.concatenate([rows_of[user] for user in draw_U]) for draw_U in draws_BU)
+    exact_B = np.array([task_metrics(labels_N[rows], scores_N[rows]).auc for rows in drawn], np.float64)
+    assert found_B.std() == pytest.approx(exact_B.std(), rel=0.03)
+    assert found_B.mean() == pytest.approx(exact_B.mean(), abs=0.1 * exact_B.std())
+    assert np.corrcoef(found_B, exact_B)[0, 1] > 0.99
 
 
 def test_deciles_hold_prediction_against_outcome() -> None:
