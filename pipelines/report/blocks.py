@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 
-from pipelines.report.comparison import ArmResult, Comparison, Gain, TaskResult, holds_zero
+from pipelines.report.comparison import ArmResult, Comparison, Gain, IdTable, TaskResult, holds_zero
 from pipelines.report.units import byte_size, deviation, duration, percent, percent_interval, scaled, unbroken
 
 NO_DIFFERENCE = "~"
 """Stands after a gain whose interval holds 0."""
+EVERY_ARM = "every arm"
+"""Stands for all arms where they share something."""
 SEEDS = "± seeds"
 """Heads the standard deviation of a gain over trainings."""
 _NO_MARK = " " * len(NO_DIFFERENCE)
@@ -74,6 +76,31 @@ def _cost_cells(arm: ArmResult) -> tuple[str, ...]:
         "" if arm.flops_per_sample is None else scaled(arm.flops_per_sample),
         scaled(arm.samples_per_second),
         byte_size(arm.peak_memory_bytes),
+    )
+
+
+def tables_block(comparison: Comparison, *, only_sids: bool = False) -> Block:
+    """Tell how the embedding tables are used: those of SIDs arm by arm, all others, which arms share, once."""
+    columns = ("table", "possible ids", "ids seen", "rows", "share a row", "never seen", "bytes")
+    rows = [
+        (name if table.is_sid else EVERY_ARM, *_table_cells(table))
+        for name, arm in comparison.arms.items()
+        for table in arm.tables
+        if table.is_sid or (name == comparison.reference and not only_sids)
+    ]
+    return Block("tables", columns, tuple(rows))
+
+
+def _table_cells(table: IdTable) -> tuple[str, ...]:
+    looked_up = table.held_out_ids
+    return (
+        table.table.removeprefix("t_"),
+        f"{table.possible_ids:,}",
+        f"{table.distinct_ids:,}",
+        f"{table.rows:,}",
+        f"{table.collision_share:.1%}" if table.rows < table.possible_ids else "",
+        f"{table.never_seen / looked_up:.2%}" if looked_up else "",
+        byte_size(table.bytes),
     )
 
 

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from pydantic import ConfigDict
+
 from infra.config import Config
 
 COMPARISON_FILE = "comparison.json"
@@ -108,6 +110,27 @@ class TaskResult(Config):
     """`user` and `item` -> rows by the number of earlier responses of each."""
 
 
+class IdTable(Config):
+    """One embedding table of an arm, by the ids that its training and held-out rows look up."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    table: str
+    is_sid: bool
+    possible_ids: int
+    distinct_ids: int
+    """Different ids in the training rows."""
+    rows: int
+    """Of the table: its hash size, where that is less than the possible ids."""
+    collision_share: float
+    """Share of the distinct ids whose row is another one's, too."""
+    bytes: int
+    held_out_ids: int = 0
+    """Lookups in the held-out rows."""
+    never_seen: int = 0
+    """Those of ids that no training row has."""
+
+
 class ArmResult(Config):
     """One arm: how well it predicts, and what it costs (speed, memory and bytes a row: the median of replicates)."""
 
@@ -116,6 +139,8 @@ class ArmResult(Config):
     """Bytes of the embedding tables that Semantic IDs alone need."""
     table_bytes: int
     """Bytes of all embedding tables."""
+    tables: tuple[IdTable, ...] = ()
+    """All embedding tables, as the first replicate's rows use them."""
     feature_bytes_per_row: float
     """Bytes of content feature in one row, ad and history together."""
     samples_per_second: float

@@ -10,6 +10,7 @@ from pydantic import ConfigDict, ValidationError
 from infra.config import Config
 from infra.errors import DataError
 from infra.record import CONFIG_FILE, HISTORY_FILE, SUMMARY_FILE
+from pipelines.report.comparison import IdTable
 
 Curve = list[tuple[float, float]]
 
@@ -33,6 +34,7 @@ class RankerSummary(Config):
     dates: Windows
     sid_table_bytes: int
     table_bytes: int
+    tables: tuple[IdTable, ...] = ()
     feature_bytes_per_row: float
     samples_per_second: float
     peak_memory_bytes: int

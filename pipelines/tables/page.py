@@ -1,8 +1,8 @@
 """The papers' tables as a page of Markdown and as text for a terminal."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from pipelines.report.blocks import NO_DIFFERENCE
+from pipelines.report.blocks import NO_DIFFERENCE, tables_block
 from pipelines.report.comparison import Comparison
 from pipelines.report.table import line
 from pipelines.tables.columns import Column, measured_columns, paper_columns
@@ -23,6 +23,7 @@ def as_page(tables: Tables, found: Found, places: Mapping[str, str]) -> str:
         table = tables[name]
         columns = [*measured_columns(table, comparison), *paper_columns(table)]
         lines += [f"## {table.title}", "", table.differs, "", *_markdown(columns, comparison), ""]
+        lines += _sid_tables(comparison)
         lines += [f"Compared in `compare/{places[name]}`; {_rows_of(comparison)}.", ""]
     return "\n".join(lines)
 
@@ -48,6 +49,14 @@ def _how(shown: Sequence[TableConfig], found: Found) -> list[str]:
     return how
 
 
+def _sid_tables(comparison: Comparison) -> list[str]:
+    """Give the tables of SIDs: hash sizes, and the share of ids that collide."""
+    block = tables_block(comparison, only_sids=True)
+    if not block.rows:
+        return []
+    return ["Tables of SIDs:", "", *_rendered([block.title, *block.columns], block.rows), ""]
+
+
 def _rows_of(comparison: Comparison) -> str:
     first, last = comparison.held_out
     return f"{comparison.rows:,} impressions of {comparison.users:,} users, {first} to {last}"
@@ -55,6 +64,10 @@ def _rows_of(comparison: Comparison) -> str:
 
 def _markdown(columns: Sequence[Column], comparison: Comparison) -> list[str]:
     titles, *rows = _grid(columns, comparison)
+    return _rendered(titles, rows)
+
+
+def _rendered(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     lines = ["| " + " | ".join(titles) + " |", "|---" + "|---:" * (len(titles) - 1) + "|"]
     return lines + ["| " + " | ".join(row) + " |" for row in rows]
 

@@ -13,7 +13,7 @@ import pytest
 
 from infra.errors import DataError
 from pipelines.report import units
-from pipelines.report.blocks import between_block, ranking_block, segment_blocks, trainings_block
+from pipelines.report.blocks import between_block, ranking_block, segment_blocks, tables_block, trainings_block
 from pipelines.report.comparison import (
     ArmResult,
     Comparison,
@@ -21,6 +21,7 @@ from pipelines.report.comparison import (
     EncoderResult,
     Gain,
     Gauc,
+    IdTable,
     Segment,
     SignalLoss,
     TaskResult,
@@ -78,13 +79,24 @@ def arm(click: TaskResult, conversion: TaskResult, **costs: Any) -> ArmResult:
     return ArmResult(tasks={"click": click, "conversion": conversion}, **{**given, **costs})
 
 
+USERS = IdTable(
+    table="t_user_id", is_sid=False, possible_ids=2_469, distinct_ids=2_300, rows=2_469, collision_share=0.0,
+    bytes=316_032, held_out_ids=1_000, never_seen=5,
+)  # fmt: skip
+PREFIXES = IdTable(
+    table="t_item_sid_prefix_10", is_sid=True, possible_ids=59_049, distinct_ids=9_000, rows=4_096,
+    collision_share=0.889, bytes=524_288, held_out_ids=1_000, never_seen=120,
+)  # fmt: skip
+
+
 def comparison(**changes: Any) -> Comparison:
     over_ngram = {"sid_ngram": Gain(ne_gain=0.038, ne_gain_interval=(0.03, 0.046))}
     arms = {
-        "none": arm(task(0.6678, 0.6678, 0.0), task(0.95, 0.95, 0.0)),
+        "none": arm(task(0.6678, 0.6678, 0.0), task(0.95, 0.95, 0.0), tables=(USERS,)),
         "sid_ngram": arm(
             task(0.6597, 0.6678, 0.004), task(0.9495, 0.95, 0.002),
             sid_table_bytes=100_663_296, table_bytes=113_353_296, feature_bytes_per_row=1224.0, roi=0.0053,
+            tables=(USERS, PREFIXES),
         ),
         "side": arm(
             task(0.6347, 0.6678, 0.009, over_ngram), task(0.93, 0.95, 0.01),
@@ -430,3 +442,14 @@ def test_an_encoder_without_measures_is_refused(tmp_path: Path, text: str) -> No
     (tmp_path / "summary.json").write_text(text)
     with pytest.raises(DataError, match="summary.json"):
         read_encoder(tmp_path)
+
+
+def test_tables_that_arms_share_are_told_once_and_those_of_sids_arm_by_arm() -> None:
+    block = tables_block(comparison())
+    assert block.columns == ("table", "possible ids", "ids seen", "rows", "share a row", "never seen", "bytes")
+    assert block.rows == (
+        ("every arm", "user_id", "2,469", "2,300", "2,469", "", "0.50%", "309 KiB"),
+        ("sid_ngram", "item_sid_prefix_10", "59,049", "9,000", "4,096", "88.9%", "12.00%", "512 KiB"),
+    )
+    assert tables_block(comparison(), only_sids=True).rows == block.rows[1:]
+    assert "Embedding tables" in render_page(comparison(), [], {})

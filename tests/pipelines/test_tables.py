@@ -10,7 +10,7 @@ import yaml
 from infra.config import load_file, parse
 from infra.errors import ConfigError
 from pipelines.config import PipelineConfig
-from pipelines.report.comparison import ArmResult, Comparison, TaskResult
+from pipelines.report.comparison import ArmResult, Comparison, IdTable, TaskResult
 from pipelines.tables.__main__ import make_tables
 from pipelines.tables.config import TableConfig
 from pipelines.tables.page import as_page, as_text
@@ -34,10 +34,16 @@ def arm(click: float | None, conversion: float | None, bytes_a_row: float, roi: 
     return ArmResult.model_construct(tasks=tasks, feature_bytes_per_row=bytes_a_row, roi=roi)
 
 
+USERS = IdTable(table="t_user_id", is_sid=False, possible_ids=9, distinct_ids=9, rows=9, collision_share=0.0, bytes=36)
+HASHED = IdTable(
+    table="t_item_sid", is_sid=True, possible_ids=729, distinct_ids=700, rows=50, collision_share=0.95, bytes=1600
+)
+
+
 def found() -> dict[str, Comparison]:
     arms = {
         "none": arm(0.0, 0.0, 0.0, None),
-        "sid": arm(0.004, 0.0005, 12.0, 0.2),
+        "sid": arm(0.004, 0.0005, 12.0, 0.2).model_copy(update={"tables": (USERS, HASHED)}),
         "side": arm(0.006, None, 4.0, 1.0),
     }
     return {
@@ -59,8 +65,9 @@ Row = dict[str, list[str]]
 
 
 def rows_of(page: str) -> dict[str, Row]:
-    """Read a page's table: arm -> title -> the cells below it, of which there are several where a title repeats."""
-    grid = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| ")]
+    """Read a page's first table: arm -> title -> the cells below it, several where a title repeats."""
+    lines = page.partition("Tables of SIDs:")[0].splitlines()
+    grid = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| ")]
     titles, *rows = grid
     found: dict[str, Row] = {}
     for row in rows:
@@ -73,6 +80,7 @@ def test_page_has_ours_beside_the_papers() -> None:
     page = as_page(TABLES, found(), {"t": "abc"})
     assert "## Table 9" in page and "The data." in page and "`compare/abc`" in page
     assert "trained 3 times" in page
+    assert "| sid | item_sid | 729 | 700 | 50 | 95.0% |  | 1.56 KiB |" in page and "user_id" not in page
     sid, side = (rows_of(page)[arm] for arm in ("sid", "side"))
     assert (sid["cost"], side["cost"]) == (["x1.00"], ["x0.33"])
     assert sid["click NE gain"] == ["+0.40 %"]
