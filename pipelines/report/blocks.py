@@ -88,7 +88,7 @@ def tables_block(comparison: Comparison, *, only_sids: bool = False) -> Block:
         for table in arm.tables
         if table.is_sid or (name == comparison.reference and not only_sids)
     ]
-    return Block("tables", columns, tuple(rows))
+    return Block("arm", columns, tuple(rows))
 
 
 def _table_cells(table: IdTable) -> tuple[str, ...]:

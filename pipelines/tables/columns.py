@@ -56,12 +56,12 @@ class _Measured:
 
     def cost(self, arm: str) -> str:
         bytes_a_row = self.comparison.arms[arm].feature_bytes_per_row
-        return f"x{bytes_a_row / self._first.feature_bytes_per_row:.2f}" if self._first and bytes_a_row else UNKNOWN
+        return _times(bytes_a_row / self._first.feature_bytes_per_row) if self._first and bytes_a_row else UNKNOWN
 
     def roi(self, arm: str) -> str:
         """Give an arm's return over the first one's, as the paper does; none where the first has none to divide by."""
         roi, first = self.comparison.arms[arm].roi, self._first
-        return f"x{roi / first.roi:.2f}" if roi is not None and first and first.roi and first.roi > 0 else UNKNOWN
+        return _times(roi / first.roi) if roi is not None and first and first.roi and first.roi > 0 else UNKNOWN
 
     @property
     def _first(self) -> ArmResult | None:
@@ -109,7 +109,9 @@ class _Measured:
 
 
 def paper_columns(table: TableConfig) -> list[Column]:
-    """Give the paper's own figures of each arm."""
+    """Give the paper's own figures of each arm; no columns where the table is of no paper."""
+    if not table.paper:
+        return []
 
     def column(title: str, figure: Callable[[PaperFigures], float | None], text: Callable[[float], str]) -> Column:
         def cell(arm: str) -> str:
@@ -129,6 +131,13 @@ def paper_columns(table: TableConfig) -> list[Column]:
         column("conversion NE gain", lambda given: given.conversion, "{:+.4f} %".format),
         column("RoI", lambda given: given.roi, "x{:g}".format),
     ]
+
+
+def _times(ratio: float) -> str:
+    """Tell a ratio, to two digits where it is far from 1."""
+    if abs(ratio) >= 100:
+        return f"x{ratio:,.0f}"
+    return f"x{ratio:.2f}" if abs(ratio) >= 0.1 else f"x{ratio:.2g}"
 
 
 def _smaller(times: float) -> str:
