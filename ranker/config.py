@@ -31,6 +31,9 @@ Pooling = Literal["pma", "target"]
 Conversion = Literal["click", "entire_space"]
 """What the conversion tower learns from: clicks alone, or all impressions, by p(click) p(conversion | click)."""
 
+Precision = Literal["float32", "tf32", "bfloat16"]
+"""Of the matrix products of the network between embeddings and logits."""
+
 ShardingType = Literal["table_wise", "row_wise", "column_wise", "table_row_wise", "data_parallel"]
 
 OVERLAY_KEYS = {"training": ("sparse_learning_rate", "dense_learning_rate", "warmup_steps", "conversion")}
@@ -149,6 +152,10 @@ class TrainingConfig(Config):
     """Both kinds predict p(conversion | click). `entire_space` learns it from every impression whose follow-up is
     complete, through p(click and conversion) = p(click) p(conversion | click) (ESMM, arXiv 1804.07931); the learning
     curve's conversion loss is then that of the product."""
+    precision: Precision = "float32"
+    """Of the products of the network between the embeddings and the logits, when training and when predicting.
+    `bfloat16`: by autocast. `tf32`: float32 with products of 10-bit mantissas, on CUDA only; on a CPU it changes
+    nothing and says so. Embedding lookups, attention's sums, loss, weights and metrics are float32 in any case."""
     seed: int = 0
     """Seeds initial weights and data order."""
     log_every: PositiveInt = 50

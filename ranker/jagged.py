@@ -40,14 +40,16 @@ def attend(probes_NBD: Tensor, values_TD: Tensor, offsets_B1: Tensor, longest: i
     """Give the means of every row's values, weighted by the softmax of their products with each of N vectors a row.
 
     Args:
-        probes_NBD: the vectors. values_TD: the values of all rows, one row after another.
+        probes_NBD: the vectors. values_TD: the values of all rows, one row after another. Under autocast they may be
+            in bfloat16: the kernels sum over many entries, and take float32.
         offsets_B1: int64; row b owns values offsets[b] to offsets[b + 1].
         longest: the longest row, known on the host, so that a GPU need not be asked.
 
     Returns:
-        float [N, B, D]; zeros for a row without values.
+        float32 [N, B, D]; zeros for a row without values.
     """
     bags = bags_of(offsets_B1, len(values_TD), len(probes_NBD))
+    probes_NBD, values_TD = probes_NBD.float(), values_TD.float()
     scores_NT: Tensor = _Products.apply(probes_NBD, values_TD, bags)  # type: ignore[no-untyped-call]
     weights_TN, _ = torch.ops.fbgemm.jagged_softmax(scores_NT.t().contiguous(), offsets_B1, max(longest, 1))
     means_NBD: Tensor = _Sums.apply(weights_TN.t().contiguous(), values_TD, bags)  # type: ignore[no-untyped-call]

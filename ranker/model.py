@@ -45,6 +45,7 @@ class Body(nn.Module):
     def __init__(self, features: ArmFeatures, config: RankerConfig, frozen: Frozen) -> None:
         super().__init__()
         model = config.model
+        self.in_bfloat16 = config.training.precision == "bfloat16"
         self.ids = tuple(feature.column for feature in features.bags if not feature.is_sid)
         self.dense = DenseBlock(len(features.dense), model) if features.dense else None
         self.content = _row_content(features, features.item, model, frozen)
@@ -61,7 +62,11 @@ class Body(nn.Module):
         self.towers = Towers(TASKS, model)
 
     def forward(self, batch: RankerBatch, bags: KeyedTensor, sequences: dict[str, JaggedTensor]) -> Tensor:
-        """Give logits [B, tasks]."""
+        """Give logits [B, tasks], float32 in any precision."""
+        with torch.autocast(batch.dense_BF.device.type, torch.bfloat16, enabled=self.in_bfloat16):
+            return self._logits(batch, bags, sequences).float()
+
+    def _logits(self, batch: RankerBatch, bags: KeyedTensor, sequences: dict[str, JaggedTensor]) -> Tensor:
         by_name = bags.to_dict()  # by name: their order is the sharding's
         vectors = [by_name[name] for name in self.ids]
         none_BD = torch.zeros_like(vectors[0])

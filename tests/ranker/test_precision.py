@@ -1,0 +1,85 @@
+"""The precision of the network's products: bfloat16 trains close to float32, and what it must not touch is float32."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+
+from infra.distributed import World
+from infra.tables import read_dataset
+from infra.tracking import RunLog
+from ranker.config import TrainingConfig
+from ranker.fit import Progress
+from ranker.frozen import read_frozen
+from ranker.model import StepOutput
+from ranker.reader import NewestEntries
+from ranker.sharding import build_sharded
+from ranker.train import open_splits, use_tf32
+from tests.ranker.dataset import write_dataset
+from tests.ranker.training import config_of, run_steps
+
+HISTORY = {"history": {"heads": 2, "encoder_layers": 1}}
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{arm: (arm, {}) for arm in ("none", "dense", "sid_ngram", "hde", "side", "side_lines")},
+    "history": ("side", HISTORY),
+}
+"""Arms that meet every kind of layer, and the options of the history."""
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("precision") / "dataset", rows_a_day=128)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_bfloat16_trains_close_to_float32(world: World, dataset: Path, name: str) -> None:
+    arm, model = MODELS[name]
+    whole, half = (
+        run_steps(world, dataset, config_of(arm, model=model, training={"precision": precision}), 6)
+        for precision in ("float32", "bfloat16")
+    )
+    losses_ST, expected_ST = torch.tensor(half.losses), torch.tensor(whole.losses)
+    assert losses_ST.isfinite().all()
+    assert not losses_ST.equal(expected_ST)
+    torch.testing.assert_close(losses_ST, expected_ST, rtol=1e-2, atol=0)
+    assert {value.dtype for value in (*half.weights.values(), *half.states.values())} == {torch.float32}
+
+
+def predictions(world: World, dataset: Path, precision: str) -> Iterator[StepOutput]:
+    config = config_of("side", training={"precision": precision})
+    fitting, held_out = open_splits(read_dataset(dataset), config)
+    sharded = build_sharded(fitting.features, config, world, read_frozen(read_dataset(dataset), fitting.features))
+    sharded.model.eval()
+    pipeline = TrainPipelineSparseDist(sharded.model, sharded.optimizer, world.device)
+    reader = held_out.open(config.training, world, is_training=False)
+    for _, output in Progress(pipeline, fitting.features, world, NewestEntries()).over(reader, 0):
+        yield output
+
+
+def test_predictions_and_totals_are_given_in_full_precision(world: World, dataset: Path) -> None:
+    pairs = zip(predictions(world, dataset, "bfloat16"), predictions(world, dataset, "float32"), strict=True)
+    for half, whole in pairs:
+        assert half.probabilities_BT.dtype == torch.float32
+        # Rounded to bfloat16, no more than 8 bits of a logit would be left.
+        torch.testing.assert_close(half.probabilities_BT, whole.probabilities_BT, rtol=0, atol=5e-3)
+        assert half.totals_3T.dtype == torch.float64
+
+
+def test_float32_is_the_default() -> None:
+    assert TrainingConfig().precision == "float32"
+
+
+def test_tf32_is_for_cuda_and_says_so_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = RunLog(tmp_path)
+    try:
+        use_tf32(torch.device("cpu"), log)
+        assert torch.get_float32_matmul_precision() == "highest"
+        assert capsys.readouterr().err == "ranker.training.precision=tf32 changes nothing on a CPU: float32 is used\n"
+        use_tf32(torch.device("cuda"), log)
+        assert torch.get_float32_matmul_precision() == "high"
+        assert capsys.readouterr().err == ""
+    finally:
+        torch.set_float32_matmul_precision("highest")
