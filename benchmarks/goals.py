@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.record import Row, markdown_table, print_table, source, write_results
 from benchmarks.timing import Spread
@@ -21,6 +21,15 @@ def goal(what: str, ratio: Spread, at_least: float, threads: int | None = None) 
         "at_least": at_least,
         "met": met,
     }
+
+
+class Measured(NamedTuple):
+    """One table of a page: its heading and what it says, its rows, and their columns (name -> format)."""
+
+    heading: str
+    words: str
+    rows: Sequence[Row]
+    columns: Mapping[str, str]
 
 
 def publish(
@@ -45,14 +54,34 @@ def publish(
     print_table(title, measured, columns)
     print_table("goals", goals, GOAL_COLUMNS)
     write_results(name, rows, packages=packages, out=out)
-    (out / f"{name}.md").write_text(_page(title, words, measured, columns, goals, source(packages)))
+    page = [f"# {title}", words.strip(), source(packages), markdown_table(measured, columns), *_goals_part(goals)]
+    (out / f"{name}.md").write_text("\n\n".join(page))
 
 
-def _page(
-    title: str, words: str, measured: list[Row], columns: Mapping[str, str], goals: list[Row], made_by: str
-) -> str:
+def publish_tables(
+    name: str,
+    title: str,
+    words: str,
+    tables: Sequence[Measured],
+    goals: Sequence[Row],
+    *,
+    packages: Sequence[str] = (),
+    out: Path,
+) -> None:
+    """Do the same for several tables; in the JSON a row says under "table" which is its own."""
+    for table in tables:
+        print_table(table.heading, table.rows, table.columns)
+    print_table("goals", goals, GOAL_COLUMNS)
+    rows = [{"table": table.heading, **row} for table in tables for row in table.rows]
+    write_results(name, [*rows, *goals], packages=packages, out=out)
+    page = [f"# {title}", words.strip(), source(packages)]
+    for table in tables:
+        page += [f"## {table.heading}", table.words.strip(), markdown_table(table.rows, table.columns)]
+    (out / f"{name}.md").write_text("\n\n".join([*page, *_goals_part(goals)]))
+
+
+def _goals_part(goals: Sequence[Row]) -> list[str]:
     reading = (
         "A ratio is the median over rounds in which all contestants took turns, with its quartiles, or a single run's."
     )
-    tables = [markdown_table(measured, columns), "## Goals", reading, markdown_table(goals, GOAL_COLUMNS)]
-    return "\n\n".join([f"# {title}", words.strip(), made_by, *tables])
+    return ["## Goals", reading, markdown_table(goals, GOAL_COLUMNS)]

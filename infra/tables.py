@@ -372,13 +372,17 @@ class _Checker:
         if len(lengths) and lengths.max() > longest:
             self.fail("history_times", f"has {lengths.max()} entries, more than max_history={longest}")
         flat = pc.list_flatten(times).cast(pa.int64()).to_numpy()
-        row_of = np.repeat(np.arange(len(lengths)), lengths)
-        if (np.diff(flat)[np.diff(row_of) == 0] < 0).any():
+        ends = np.cumsum(lengths)
+        is_older = flat[1:] < flat[:-1]  # than the entry before it
+        is_older[ends[(ends > 0) & (ends < len(flat))] - 1] = False  # which was another row's
+        if is_older.any():
             self.fail("history_times", "must be oldest first")
         if "event_time" in self.table.column_names:
             event = self.table["event_time"].cast(pa.int64()).to_numpy()
-            late = np.flatnonzero(flat >= event[row_of])
+            held = np.flatnonzero(lengths)
+            late = held[flat[ends[held] - 1] >= event[held]]  # the newest entry stands for all of its row
             if len(late):
-                row, entry = int(row_of[late[0]]), int(flat[late[0]])
-                at = datetime.fromtimestamp(entry / 1e6, tz=None)
+                row = int(late[0])
+                entries = flat[ends[row] - lengths[row] : ends[row]]
+                at = datetime.fromtimestamp(int(entries[entries >= event[row]][0]) / 1e6, tz=None)
                 self.fail("history_times", f"must lie strictly before event_time; row {row} has an entry at {at}")

@@ -13,7 +13,7 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from infra.checkpoint import Checkpoint, Checkpoints
 from infra.distributed import World, lockstep
-from infra.parquet import Batch, LaneReader, RowGroup
+from infra.parquet import Batch, LaneReader, RowGroup, prefetched
 from infra.shards import Shard
 from infra.tracking import RunLog
 from ranker.batch import RankerBatch
@@ -36,12 +36,14 @@ class Progress:
         pipeline: copies, exchanges ids, and trains or predicts, three batches in flight.
         features: what the arm reads. world: the process group.
         newest: cuts histories to the configured bound, and counts what it cut since this start.
+        waited: seconds since this start that this rank waited for its own batches, not for other ranks.
     """
 
     pipeline: TrainPipelineSparseDist[RankerBatch, StepOutput]
     features: ArmFeatures
     world: World
     newest: NewestEntries
+    waited: float = 0.0
     _under_way: deque[Batch] = field(default_factory=deque)
 
     def over(self, reader: LaneReader, epoch: int, start: int = 0) -> Iterator[tuple[Batch, StepOutput]]:
@@ -51,8 +53,7 @@ class Progress:
             DataError: rows break the contract; the message names file, row group and column.
             NonFiniteLossError: the message names the batch's files and row groups.
         """
-        rows = reader.epoch(epoch, start)
-        source = ranker_batches(rows, self.features, self.newest, self.world, self._under_way.append)
+        source = self._timed(self.batches(reader, epoch, start))
         # A new iterator object each time: the pipeline never asks an exhausted one again.
         batches = lockstep(self.world, source, "reading events")
         for step in range(start, reader.num_batches):
@@ -61,6 +62,20 @@ class Progress:
             except NonFiniteLossError as error:
                 raise NonFiniteLossError(f"{error}; {_place(reader, step, self._under_way[0])}") from error
             yield self._under_way.popleft(), output
+
+    def batches(self, reader: LaneReader, epoch: int, start: int) -> Iterator[RankerBatch]:
+        """Read and convert the batches of an epoch, from batch number `start` on, in a thread, two ahead."""
+        rows = reader.batches(range(epoch, epoch + 1), start)
+        return prefetched(ranker_batches(rows, self.features, self.newest, self.world, self._under_way.append), depth=2)
+
+    def _timed(self, source: Iterator[RankerBatch]) -> Iterator[RankerBatch]:
+        while True:
+            asked = time.monotonic()
+            batch = next(source, None)
+            self.waited += time.monotonic() - asked
+            if batch is None:
+                return
+            yield batch
 
 
 def _place(reader: LaneReader, step: int, batch: Batch) -> str:
@@ -101,7 +116,7 @@ class Fit:
         self.window = TrainingWindow()
         self.step = 0
         self.resumed_from: int | None = None
-        self.timed_steps, self.seconds, self.checkpoint_seconds = 0, 0.0, 0.0
+        self.timed_steps, self.seconds, self.waited, self.checkpoint_seconds = 0, 0.0, 0.0, 0.0
 
     def go_on(self) -> None:
         """Take up the last checkpoint, where there is one.
@@ -128,7 +143,7 @@ class Fit:
         advance(self.step * self.training.batch_size)
         self.sharded.model.train()
         self._set_learning_rates()
-        since = time.monotonic()
+        since, waited = time.monotonic(), self.progress.waited
         for output in self._outputs():
             self.step += 1
             self._set_learning_rates()
@@ -140,16 +155,21 @@ class Fit:
             if self.step > untimed:
                 self.timed_steps += 1
                 self.seconds += time.monotonic() - since
+                self.waited += self.progress.waited - waited
             self._keep()  # last, so that it holds all of the step
-            since = time.monotonic()
+            since, waited = time.monotonic(), self.progress.waited
 
     def summary(self) -> dict[str, Any]:
-        """Give steps, train_seconds (without the untimed first steps) and samples_per_second over all ranks."""
+        """Give steps, train_seconds (without the untimed first steps) and samples_per_second over all ranks.
+
+        data_wait_share is the part of train_seconds that this rank waited for its own batches.
+        """
         return {
             "steps": self.step,
             "resumed_from_step": self.resumed_from,
             "train_seconds": self.seconds,
             "checkpoint_seconds": self.checkpoint_seconds,
+            "data_wait_share": self.waited / self.seconds,
             "samples_per_second": self.timed_steps * self.training.batch_size / self.seconds,
         }
 
@@ -175,6 +195,7 @@ class Fit:
         values = {
             "timed_steps": self.timed_steps,
             "seconds": self.seconds,
+            "waited": self.waited,
             "checkpoint_seconds": self.checkpoint_seconds,
             "history": self.log.history(),
         }
@@ -197,6 +218,7 @@ class Fit:
         self.window.load_state(checkpoint.shared, self.progress.world.device)
         self.step = self.resumed_from = checkpoint.step
         self.timed_steps, self.seconds = checkpoint.values["timed_steps"], checkpoint.values["seconds"]
+        self.waited = checkpoint.values["waited"]
         self.checkpoint_seconds = checkpoint.values["checkpoint_seconds"]
         self.log.go_on(checkpoint.values["history"])
 

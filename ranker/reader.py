@@ -143,7 +143,10 @@ def _dense(table: pa.Table, names: tuple[str, ...]) -> Tensor:
 
 
 def _hashed(ids: Integers, feature: IdFeature) -> Integers:
-    return ids % feature.rows if feature.rows < feature.num_ids else ids
+    if feature.rows >= feature.num_ids:
+        return ids
+    is_power_of_two = feature.rows & (feature.rows - 1) == 0  # the default; ids are never negative
+    return ids & (feature.rows - 1) if is_power_of_two else ids % feature.rows
 
 
 def _bags(table: pa.Table, features: tuple[IdFeature, ...]) -> KeyedJaggedTensor:
@@ -217,12 +220,12 @@ def _side_by_side(table: pa.Table, columns: tuple[str, ...], rows: int, kind: ty
 def _recency(table: pa.Table, lengths_B: npt.NDArray[np.int32]) -> Tensor:
     event_B = _numpy(_array(table, "event_time").view(pa.int64()))
     entry_T = _numpy(_array(table, "history_times").flatten().view(pa.int64()))
-    rank_T = _rank_from_newest(lengths_B)
-    oldest_T = rank_T == np.repeat(lengths_B, lengths_B)
-    to_event_T = _log_days(np.repeat(event_B, lengths_B) - entry_T)
-    since_entry_T = _log_days(np.where(oldest_T, 0, np.diff(entry_T, prepend=entry_T[:1])))
-    log_rank_T = np.log(rank_T.astype(np.float32))
-    return torch.from_numpy(np.stack([to_event_T, since_entry_T, log_rank_T], axis=1))
+    since_entry_T = np.diff(entry_T, prepend=entry_T[:1])
+    oldest_B = np.cumsum(lengths_B, dtype=np.int64) - lengths_B
+    since_entry_T[oldest_B[lengths_B > 0]] = 0
+    to_event_T = np.repeat(event_B, lengths_B) - entry_T
+    log_rank_T = np.log(_rank_from_newest(lengths_B).astype(np.float32))
+    return torch.from_numpy(np.stack([_log_days(to_event_T), _log_days(since_entry_T), log_rank_T], axis=1))
 
 
 def _rank_from_newest(lengths_B: npt.NDArray[np.int32]) -> Integers:
@@ -288,6 +291,8 @@ def ranker_batches(
         batches: of a `LaneReader`. features: what the arm reads. newest: cuts long histories. world: the process group.
         seen: called with every source batch, in order, for who needs the rows beside the tensors.
     """
+    if world.device.type == "cuda":
+        torch.cuda.set_device(world.device)  # a thread that reads ahead begins with the first
     for batch in batches:
         seen(batch)
         converted = to_ranker_batch(newest.of(batch, features), features)

@@ -84,6 +84,7 @@ def test_the_summary_says_what_was_measured(arm: str, dataset: Path, outputs: di
     assert summary["steps"] == 4 * ROWS_A_DAY // 64
     assert summary["world_size"] == 1
     assert summary["samples_per_second"] > 0
+    assert 0 <= summary["data_wait_share"] < 1
     assert 2**26 < summary["peak_memory_bytes"] < 2**32
     prefixes = 3**2 + 3**4 + 3**6
     assert summary["sid_table_bytes"] == (2 * prefixes * 8 * 4 if arm == "sid_ngram" else 0)

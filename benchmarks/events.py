@@ -1,0 +1,41 @@
+"""A ranking dataset for benchmarks, of any size: a synthetic log whose items have SIDs of an encoder never trained.
+
+Made by the stages themselves, `pipelines.prepare` and `encoder.materialize`. Speed does not depend on what the ids are.
+"""
+
+import sys
+from pathlib import Path
+
+from benchmarks.items import CATEGORIES, DIM, write_encoder
+from benchmarks.timing import run_program
+from encoder.config import EncoderConfig
+from infra.config import to_yaml
+from infra.parquet import ROW_GROUP_ROWS
+from infra.tables import Dataset, read_dataset
+
+NUM_ITEMS, NUM_USERS, MAX_HISTORY = 92_331, 2_469, 32
+"""Those of the default data, Complete Journey."""
+EMBEDDINGS = {"embedding": DIM, "text_embedding": 384}
+"""As wide as the default data's. The encoder takes the first; `dense` takes both."""
+
+
+def write_events(folder: Path, days: int, items: int = NUM_ITEMS) -> Dataset:
+    """Make a dataset in `folder`, with a row group of training events a day, and give it.
+
+    Args:
+        folder: must be there. days: of training. items: how many there are.
+    """
+    log = {
+        "kind": "synthetic", "num_items": items, "num_users": NUM_USERS, "max_history": MAX_HISTORY,
+        "train_days": days, "test_days": 1, "events_per_day": ROW_GROUP_ROWS,
+        "embeddings": EMBEDDINGS, "categoricals": {"category": CATEGORIES},
+    }  # fmt: skip
+    config = folder / "dataset.yaml"
+    config.write_text(to_yaml({"prepare": {"source": log}}))
+    write_encoder(folder / "encoder", EncoderConfig())
+    inputs = [f"dataset={folder / 'tables'}", f"encoder.sid={folder / 'encoder'}"]
+    stage = [sys.executable, "-m"]
+    run_program([*stage, "pipelines.prepare", "--config", str(config), "--out", str(folder / "tables")])
+    named = [word for one in inputs for word in ("--input", one)]
+    run_program([*stage, "encoder.materialize", "--config", str(config), *named, "--out", str(folder / "dataset")])
+    return read_dataset(folder / "dataset")

@@ -1,0 +1,79 @@
+"""torchrec's golden training example, as its repository has it, on the tables and batches of an arm of ours.
+
+From examples/golden_training/train_dlrm.py of pytorch/torchrec at a48cef7: DLRM, RowWiseAdagrad in the backward pass,
+default sharders and planner, Adagrad for the rest, TrainPipelineSparseDist. What is changed: tables, widths, learning
+rate and data come from outside.
+"""
+
+from typing import Any
+
+import torch
+from torch.distributed.optim.apply_optimizer_in_backward import _apply_optimizer_in_backward
+from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
+from torchrec.datasets.utils import Batch
+from torchrec.distributed import TrainPipelineSparseDist
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.models.dlrm import DLRM, DLRMTrain
+from torchrec.optim.keyed import KeyedOptimizerWrapper
+from torchrec.optim.optimizers import in_backward_optimizer_filter
+from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
+
+from benchmarks.trial import config_of
+from ranker.batch import RankerBatch
+from ranker.config import ModelConfig
+from ranker.features import ArmFeatures
+from ranker.frozen import Frozen
+from ranker.initial import fill_dense
+from ranker.model import Ranker
+
+LEARNING_RATE = 0.01
+"""A tenth of the example's, with which losses rise at first on these rows; speed does not depend on it."""
+
+
+def golden_dlrm(features: ArmFeatures, model: ModelConfig, device: torch.device) -> DLRMTrain:
+    """Give DLRM over an arm's tables, the history's as bags, its dense layers as wide as ours."""
+    dim = model.embedding_dim
+    tables = [
+        EmbeddingBagConfig(
+            name=f"t_{feature.column}",
+            embedding_dim=dim,
+            num_embeddings=feature.rows,
+            feature_names=[feature.column],
+        )
+        for feature in (*features.bags, *features.sequences)
+    ]
+    dlrm = DLRM(
+        embedding_bag_collection=EmbeddingBagCollection(tables=tables, device=torch.device("meta")),
+        dense_in_features=len(features.dense),
+        dense_arch_layer_sizes=[model.dense_hidden, dim],
+        over_arch_layer_sizes=[*model.over_arch, model.tower_hidden, 1],
+        dense_device=device,
+    )
+    train_model = DLRMTrain(dlrm)
+    _apply_optimizer_in_backward(RowWiseAdagrad, train_model.model.sparse_arch.parameters(), {"lr": LEARNING_RATE})
+    return train_model
+
+
+def our_network(features: ArmFeatures, arm: str, device: torch.device) -> Ranker:
+    """Give the network of an arm that needs no constants, prepared as the example prepares its own."""
+    model = Ranker(features, config_of(arm), device, Frozen())
+    fill_dense(model.body, seed=0)
+    for tables in (model.bags, model.sequences):
+        _apply_optimizer_in_backward(RowWiseAdagrad, tables.parameters(), {"lr": LEARNING_RATE})
+    return model
+
+
+def golden_pipeline(train_model: DLRMTrain | Ranker, device: torch.device) -> TrainPipelineSparseDist[Any, Any]:
+    """Shard a model and give its pipeline, as the example does."""
+    model = DistributedModelParallel(module=train_model, device=device)
+    non_fused_optimizer = KeyedOptimizerWrapper(
+        dict(in_backward_optimizer_filter(model.named_parameters())),
+        lambda params: torch.optim.Adagrad(params, lr=LEARNING_RATE),
+    )
+    return TrainPipelineSparseDist(model, non_fused_optimizer, device)
+
+
+def golden_batch(batch: RankerBatch) -> Batch:
+    """Give the same rows as the example takes them: the history as one more feature, the click as the label."""
+    sparse = KeyedJaggedTensor.concat([batch.bags, batch.sequences])
+    return Batch(dense_features=batch.dense_BF, sparse_features=sparse, labels=batch.labels_BT[:, 0])

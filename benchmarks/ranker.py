@@ -1,0 +1,312 @@
+"""The ranker's speed: its reader beside a bare scan, its steps part by part, arms beside each other and torchrec's own.
+
+`python -m benchmarks.ranker [--quick] [--out DIR]`. Everything is measured by one rank and one thread, unless it says
+otherwise.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from fbgemm_gpu.split_table_batched_embeddings_ops_common import PoolingMode
+from torch.utils.flop_counter import FlopCounterMode
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+
+from benchmarks.events import NUM_ITEMS, write_events
+from benchmarks.goals import Measured, goal, publish_tables
+from benchmarks.golden_example import golden_batch, golden_dlrm, golden_pipeline, our_network
+from benchmarks.record import Row, results_folder
+from benchmarks.timing import Contestant, Spread, Times, run_program, take_turns, threads
+from benchmarks.trial import ARMS, PARTS, StepParts, Trial, config_of, kernels, training_split
+from infra.config import plain, to_yaml
+from infra.distributed import World, started
+from infra.parquet import LaneReader, prefetched
+from infra.stage import quiet
+from infra.tables import Dataset
+from ranker.batch import RankerBatch
+from ranker.fit import UNTIMED_STEPS, Progress
+from ranker.kernels import BagsOfOne
+from ranker.reader import NewestEntries, ranker_batches
+from ranker.train import Split
+
+BATCH = config_of("none").training.batch_size
+READ_ARMS = ("none", "sid_ngram", "side")
+WAIT_GOAL = 0.05
+LADDER_ARM, RANKS_ARM = "sid_ngram", "side"
+
+WORDS = """
+A synthetic log made by stage `prepare`: the default data's numbers of items and users, 32 entries of history, 36 row
+groups of training events; SIDs by stage `materialize`, of an encoder that was not trained. Arms, model and training
+are the defaults, batches of 1,024 rows, float32. One process, one thread of torch; the reader has threads of its own.
+"""
+READER_WORDS = """
+"scan" reads the columns that the arm reads, row group by row group, on one thread, and drops them. "reader" gives
+shuffled `RankerBatch`es of the same files, with every check of the tables' contract, as training takes them; its
+threads use the second core too.
+"""
+PARTS_WORDS = """
+Milliseconds of a step, batches read from disk while it trains. One rank, so no gradient is averaged; the tables' own
+optimizer runs inside their backward pass. The last line is the share of a step that waits for data.
+"""
+ARMS_WORDS = """
+Steps of three trainings in turns, each reading its own events from disk.
+"""
+GOLDEN_WORDS = """
+torchrec's golden training example (examples/golden_training/train_dlrm.py) beside ours, arm `none`. Equal: the tables
+(rows, width, row-wise Adagrad in the backward pass), the rows and their ids (16 batches that lie in memory), the
+batch, one rank, one thread, the widths of the dense, over and tower layers, `TrainPipelineSparseDist`. Different: the
+example is DLRM: it sums a history to one vector, crosses vectors by dot products and has one task; ours keeps every
+entry of the history, attends to them with 4 queries, crosses by a low-rank DCNv2 and has two tasks. So "our network
+in the example's training" holds the network equal: `Ranker` with the example's sharding, planner, Adagrad, and
+DistributedDataParallel. FLOPs are of matrix products, forward and backward.
+"""
+LADDER_WORDS = f"""
+Arm `{LADDER_ARM}`, the one with most lookups: all that we do, and all but one thing, in turns. "times" is how many
+times as fast it is as "all". `python -m benchmarks.ranker` shows every row. The pooled kernel and the fused Adam came with
+commit c842b06, batches converted in the thread that reads ahead with 8a0cad0.
+"""
+RANKS_WORDS = f"""
+Stage `ranker` under torchrun, arm `{RANKS_ARM}`, one thread a rank; its own figures of a whole epoch, first
+{UNTIMED_STEPS} steps left out.
+"""
+RATES = {"samples_per_second": ",.0f", "low": ",.0f", "high": ",.0f"}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured.
+
+    Attributes:
+        days: row groups of training events. items: of the log. rounds: of turns. ladder_rounds: those of the ladder.
+        steps: of one turn. parts_steps: of the table of a step's parts. ranks: numbers of ranks.
+    """
+
+    days: int
+    items: int
+    rounds: int
+    ladder_rounds: int
+    steps: int
+    parts_steps: int
+    ranks: tuple[int, ...]
+
+
+FULL = Sizes(days=36, items=NUM_ITEMS, rounds=9, ladder_rounds=5, steps=24, parts_steps=100, ranks=(1, 2))
+QUICK = Sizes(days=2, items=2000, rounds=1, ladder_rounds=1, steps=2, parts_steps=2, ranks=())
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.ranker", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="small sizes and few steps, to see that it runs")
+    parser.add_argument("--out", type=Path, help="where ranker.json and ranker.md go")
+    arguments = parser.parse_args()
+    quiet()
+    out = results_folder(arguments.out, quick=arguments.quick)
+    sizes = QUICK if arguments.quick else FULL
+    with tempfile.TemporaryDirectory(prefix="sidestack-ranker-") as folder:
+        dataset = write_events(Path(folder), sizes.days, sizes.items)
+        with threads(1), started() as world:
+            parts = [measure(dataset, world, sizes) for measure in (reading, step_parts, arms, golden, ladder)]
+        if sizes.ranks:
+            parts.append(by_ranks(dataset, sizes, Path(folder)))
+    goals = [row for _, found in parts for row in found]
+    tables = [table for table, _ in parts]
+    packages = ["torchrec", "pyarrow"]
+    publish_tables("ranker", "The ranker's speed", WORDS, tables, goals, packages=packages, out=out)
+
+
+Part = tuple[Measured, Sequence[Row]]
+
+
+def reading(dataset: Dataset, world: World, sizes: Sizes) -> Part:
+    """Read by the reader and by a bare scan in turns, for each arm."""
+    rows, goals = [], []
+    for arm in READ_ARMS:
+        split = training_split(dataset, arm)
+        reader = split.open(config_of(arm).training, world, is_training=True)
+        contestants = {
+            "scan": Contestant(partial(scan, split), reader.num_rows),
+            "reader": Contestant(partial(read, split, arm, world), reader.num_batches * BATCH),
+        }
+        times = take_turns(contestants, sizes.rounds)
+        rows += [{"arm": arm, "what": name, **_rates(times.rate(name))} for name in contestants]
+        goals.append(goal(f"reader / scan, {arm}", times.ratio("reader", "scan"), 0.6))
+    return Measured("Reading", READER_WORDS, rows, {"arm": "", "what": "", **RATES}), goals
+
+
+def scan(split: Split) -> None:
+    """Read an arm's columns, and nothing else."""
+    for path in split.files:
+        with pq.ParquetFile(path) as file:
+            for group in range(file.metadata.num_row_groups):
+                file.read_row_group(group, columns=list(split.features.columns), use_threads=False)
+
+
+def read(split: Split, arm: str, world: World) -> None:
+    """Read an arm's batches of an epoch, as training does."""
+    for _ in epoch(split, arm, world):
+        pass
+
+
+def epoch(split: Split, arm: str, world: World) -> Iterator[RankerBatch]:
+    """Give the batches of an epoch, made in a thread."""
+    reader = split.open(config_of(arm).training, world, is_training=True)
+    rows = reader.batches(range(1))
+    return prefetched(ranker_batches(rows, split.features, NewestEntries(), world, lambda _: None), depth=2)
+
+
+def step_parts(dataset: Dataset, world: World, sizes: Sizes) -> Part:
+    """Clock the parts of a step, for every arm."""
+    by_arm = {}
+    for arm in ARMS:
+        trial = Trial(dataset, arm, world)
+        parts = StepParts(trial)
+        trial.steps(UNTIMED_STEPS)
+        by_arm[arm] = parts.milliseconds(sizes.parts_steps)
+        trial.close()
+    rows: list[Row] = [{"part": part} | {arm: by_arm[arm][part] for arm in ARMS} for part in (*PARTS, "step")]
+    waits = {arm: by_arm[arm]["waiting for data"] / by_arm[arm]["step"] for arm in ARMS}
+    rows.append({"part": "waiting, % of a step"} | {arm: 100 * share for arm, share in waits.items()})
+    goals = [
+        goal(f"step without waiting for data / step, {arm}", Spread(*[1 - share] * 3), 1 - WAIT_GOAL)
+        for arm, share in waits.items()
+    ]
+    return Measured("A step", PARTS_WORDS, rows, {"part": "", **dict.fromkeys(ARMS, ".2f")}), goals
+
+
+def arms(dataset: Dataset, world: World, sizes: Sizes) -> Part:
+    """Train three arms in turns."""
+    trials = {arm: Trial(dataset, arm, world) for arm in READ_ARMS}
+    times = trained_in_turns(trials, sizes)
+    rows = [{"arm": arm, **_rates(times.rate(arm))} for arm in trials]
+    goals = [
+        goal("side / none, samples a second", times.ratio("side", "none"), 0.98),
+        goal("side / sid_ngram, samples a second", times.ratio("side", "sid_ngram"), 1),
+    ]
+    return Measured("Training", ARMS_WORDS, rows, {"arm": "", **RATES}), goals
+
+
+def trained_in_turns(trials: dict[str, Trial], sizes: Sizes, two_threads: str = "") -> Times:
+    """Let trials train in turns, the one named with two threads, and end them."""
+    for trial in trials.values():
+        trial.steps(UNTIMED_STEPS)
+
+    def turn(name: str) -> Callable[[], None]:
+        def steps() -> None:
+            with threads(2 if name == two_threads else 1):
+                trials[name].steps(sizes.steps)
+
+        return steps
+
+    times = take_turns({name: Contestant(turn(name), sizes.steps * BATCH) for name in trials}, sizes.rounds)
+    for trial in trials.values():
+        trial.close()
+    return times
+
+
+def golden(dataset: Dataset, world: World, sizes: Sizes) -> Part:
+    """Train torchrec's golden example and ours in turns, on batches that lie in memory."""
+    arm, device = "none", world.device
+    ours = Trial(dataset, arm, world)
+    held = [batch.to(device) for batch in islice(epoch(training_split(dataset, arm), arm, world), 16)]
+    theirs = [golden_batch(batch) for batch in held]
+    runs: dict[str, tuple[TrainPipelineSparseDist[Any, Any], Sequence[Any]]] = {
+        "golden example": (golden_pipeline(golden_dlrm(ours.features, ours.config.model, device), device), theirs),
+        "our network in the example's training": (
+            golden_pipeline(our_network(ours.features, arm, device), device),
+            held,
+        ),
+        "ours": (ours.pipeline, held),
+    }
+    flops = {}
+    contestants = {}
+    for name, (pipeline, batches) in runs.items():
+        source = cycle(batches)
+        _progress(pipeline, source, 1)
+        with FlopCounterMode(display=False) as counter:
+            _progress(pipeline, source, 1)
+        flops[name] = counter.get_total_flops() / BATCH
+        contestants[name] = Contestant(partial(_progress, pipeline, source, sizes.steps), sizes.steps * BATCH)
+    times = take_turns(contestants, sizes.rounds)
+    ours.close()
+    rows = [{"what": name, **_rates(times.rate(name)), "flops_a_row": flops[name]} for name in runs]
+    goals = [goal(f"ours / {name}", times.ratio("ours", name), 1) for name in list(runs)[:2]]
+    return Measured(
+        "Beside torchrec's golden example", GOLDEN_WORDS, rows, {"what": "", **RATES, "flops_a_row": ",.0f"}
+    ), goals
+
+
+def _progress(pipeline: TrainPipelineSparseDist[Any, Any], source: Iterator[Any], steps: int) -> None:
+    for _ in range(steps):
+        pipeline.progress(source)
+
+
+class ReadByItself(Progress):
+    """Batches put together and converted by the thread that trains; row groups are read ahead all the same."""
+
+    def batches(self, reader: LaneReader, epoch: int, start: int) -> Iterator[RankerBatch]:
+        """Read and convert batches when they are asked for."""
+        rows = reader.batches(range(epoch, epoch + 1), start)
+        return ranker_batches(rows, self.features, self.newest, self.world, self._under_way.append)
+
+
+def ladder(dataset: Dataset, world: World, sizes: Sizes) -> Part:
+    """Train with all that makes it fast, and without one thing at a time, in turns."""
+    everything, two_threads = "all", "all, two threads of torch"
+    trials = {everything: Trial(dataset, LADDER_ARM, world), two_threads: Trial(dataset, LADDER_ARM, world)}
+    trials["sequences by fbgemm's unpooled kernel"] = unpooled = Trial(dataset, LADDER_ARM, world)
+    use_unpooled_kernels(unpooled)
+    trials["Adam not fused"] = unfused = Trial(dataset, LADDER_ARM, world)
+    for group in unfused.sharded.dense_optimizer.param_groups:
+        group["fused"] = False
+    trials["batches converted by the training's own thread"] = Trial(dataset, LADDER_ARM, world, ReadByItself)
+    times = trained_in_turns(trials, replace(sizes, rounds=sizes.ladder_rounds), two_threads)
+    rows: list[Row] = []
+    for name in trials:
+        ratio = times.ratio(name, everything)._asdict()
+        rows.append({"what": name, **_rates(times.rate(name))} | {f"times_{key}": x for key, x in ratio.items()})
+    columns = {"what": "", **RATES, **dict.fromkeys(("times_median", "times_low", "times_high"), ".2f")}
+    return Measured("What each thing gives", LADDER_WORDS, rows, columns), []
+
+
+def use_unpooled_kernels(trial: Trial) -> None:
+    """Undo `ranker.kernels.speed_up_sequences`."""
+    for kernel in kernels(trial.sharded):
+        if isinstance(kernel.forward, BagsOfOne):
+            del kernel.forward
+            kernel.emb_module.pooling_mode = PoolingMode.NONE
+
+
+def by_ranks(dataset: Dataset, sizes: Sizes, folder: Path) -> Part:
+    """Run stage `ranker` as a program by one rank and more, one thread each."""
+    config, out = folder / "ranker.yaml", folder / "out"
+    config.write_text(to_yaml({"ranker": plain(config_of(RANKS_ARM))}))
+    rows: list[Row] = []
+    for ranks in sizes.ranks:
+        run_program(
+            [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m",
+             "ranker.train", "--config", str(config), "--input", f"dataset={dataset.path}", "--out", str(out)],
+            {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        summary = json.loads((out / "summary.json").read_text())
+        rows.append({"ranks": ranks} | {name: summary[name] for name in ("samples_per_second", "data_wait_share")})
+        shutil.rmtree(out)
+    columns = {"ranks": "d", "samples_per_second": ",.0f", "data_wait_share": ".2%"}
+    return Measured("Ranks", RANKS_WORDS, rows, columns), []
+
+
+def _rates(rate: Spread) -> dict[str, float]:
+    return {"samples_per_second": rate.median, "low": rate.low, "high": rate.high}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""One arm of the ranker in training, for benchmarks: a few steps at a time, and where the time of a step goes."""
+
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Generator, Iterator, Mapping
+from itertools import count, islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchrec.distributed.batched_embedding_kernel import BatchedFusedEmbedding, BatchedFusedEmbeddingBag
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+
+from infra.distributed import World
+from infra.parquet import LaneReader
+from infra.tables import Dataset
+from ranker.config import ArmConfig, RankerConfig
+from ranker.fit import Progress
+from ranker.frozen import read_frozen
+from ranker.model import StepOutput
+from ranker.reader import NewestEntries
+from ranker.sharding import ShardedRanker, build_sharded
+from ranker.train import Split, open_splits
+
+ARMS = {**RankerConfig().arms, "hde": ArmConfig(item="hde", history="hde")}
+"""The default contest's, and the second paper's."""
+
+
+def config_of(arm: str) -> RankerConfig:
+    """Give an arm's configuration, all else by default."""
+    return RankerConfig(arm=arm, arms=ARMS).resolved()
+
+
+def training_split(dataset: Dataset, arm: str) -> Split:
+    """Lay out an arm over the training events."""
+    return open_splits(dataset, config_of(arm))[0]
+
+
+class Trial:
+    """An arm that trains on its events, read from disk by the ranker's own reader, epoch after epoch.
+
+    Args of the constructor:
+        dataset: the events. arm: its name in `ARMS`. world: the process group.
+        way: how batches go through the pipeline; a variant of `Progress`.
+    """
+
+    def __init__(self, dataset: Dataset, arm: str, world: World, way: type[Progress] = Progress) -> None:
+        config, split = config_of(arm), training_split(dataset, arm)
+        self.config, self.features = config, split.features
+        self.sharded = build_sharded(split.features, config, world, read_frozen(dataset, split.features))
+        self.sharded.model.train()
+        self.pipeline: TrainPipelineSparseDist[Any, StepOutput] = TrainPipelineSparseDist(
+            self.sharded.model, self.sharded.optimizer, world.device
+        )
+        self.progress = way(self.pipeline, split.features, world, NewestEntries())
+        self._outputs = self._endless(split.open(config.training, world, is_training=True))
+
+    def steps(self, number: int) -> None:
+        """Take so many steps."""
+        deque(islice(self._outputs, number), maxlen=0)
+
+    def close(self) -> None:
+        """End the threads that read ahead."""
+        self._outputs.close()
+
+    def _endless(self, reader: LaneReader) -> Generator[Any, None, None]:
+        for epoch in count():
+            yield from self.progress.over(reader, epoch)
+
+
+def kernels(sharded: ShardedRanker) -> Iterator[BatchedFusedEmbedding | BatchedFusedEmbeddingBag]:
+    """Give what holds and looks up this rank's tables; torchrec keeps them out of a model's modules."""
+    collections = (sharded.model.module.bags, sharded.model.module.sequences)
+    for lookup in (lookup for collection in collections for lookup in collection._lookups):
+        for module in lookup.modules():
+            if isinstance(module, BatchedFusedEmbedding | BatchedFusedEmbeddingBag):
+                yield module
+
+
+PARTS = (
+    "waiting for data", "forward: lookups", "forward: dense part", "loss", "backward: dense part",
+    "backward: tables and their optimizer", "gradient averaging", "dense optimizer", "everything else",
+)  # fmt: skip
+
+
+class StepParts:
+    """Clocks on the parts of a trial's step. On a CPU, where a call returns when its work is done.
+
+    The tables' optimizer runs inside their backward pass. "everything else" is what is left of the whole: sharing the
+    ids out, the pipeline itself, zeroing gradients, telling the other ranks that reading went well.
+    """
+
+    def __init__(self, trial: Trial) -> None:
+        self.trial = trial
+        self._began: dict[str, float] = {}
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+        sharded, pipeline = trial.sharded, trial.pipeline
+        ranker = sharded.model.module
+        for module, part in (
+            (ranker.bags, "forward: lookups"), (ranker.sequences, "forward: lookups"),
+            (ranker.body, "forward: dense part"), (ranker.loss, "loss"),
+        ):  # fmt: skip
+            module.register_forward_pre_hook(lambda *_, part=part: self._start(part))
+            module.register_forward_hook(lambda *_, part=part: self._stop(part))
+        for kernel in kernels(sharded):
+            kernel.emb_module.register_forward_hook(self._clock_backward)
+        pipeline._backward = self._clocked("backward", pipeline._backward)
+        self._clock_optimizer(sharded)
+
+    def milliseconds(self, steps: int) -> Mapping[str, float]:
+        """Take so many steps and give the time of each part a step, by `PARTS`, and "step", the whole."""
+        self._seconds.clear()
+        began, waited = time.perf_counter(), self.trial.progress.waited
+        self.trial.steps(steps)
+        step = time.perf_counter() - began
+        found = self._seconds
+        found["waiting for data"] = self.trial.progress.waited - waited
+        found["backward: dense part"] = found.pop("backward") - found["backward: tables and their optimizer"]
+        found["everything else"] = step - sum(found.values())
+        return {part: found[part] * 1e3 / steps for part in PARTS} | {"step": step * 1e3 / steps}
+
+    def _start(self, part: str) -> None:
+        self._began[part] = time.perf_counter()
+
+    def _stop(self, part: str) -> None:
+        self._seconds[part] += time.perf_counter() - self._began[part]
+
+    def _clocked(self, part: str, call: Callable[..., None]) -> Callable[..., None]:
+        def clocked(*args: Any, **kwargs: Any) -> None:
+            self._start(part)
+            call(*args, **kwargs)
+            self._stop(part)
+
+        return clocked
+
+    def _clock_backward(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        node = output.grad_fn
+        if node is not None:
+            part = "backward: tables and their optimizer"
+            node.register_prehook(lambda *_: self._start(part))
+            node.register_hook(lambda *_: self._stop(part))
+
+    def _clock_optimizer(self, sharded: ShardedRanker) -> None:
+        """Clock Adam, and the averaging of gradients that is the first of the hooks before it."""
+        dense = sharded.dense_optimizer
+        adam: torch.optim.Optimizer = dense._optimizer
+        step = dense.step
+
+        def stepped(*args: Any, **kwargs: Any) -> None:
+            self._start("gradient averaging")
+            step(*args, **kwargs)
+            self._stop("dense optimizer")
+
+        def averaged(*_: Any) -> None:
+            self._stop("gradient averaging")
+            self._start("dense optimizer")
+
+        adam.register_step_pre_hook(averaged)
+        dense.step = stepped

@@ -1,0 +1,115 @@
+"""The ranker's benchmark: what is switched off is off, clocks cover the step, torchrec's example has equal batches."""
+
+import json
+import sys
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.golden_example import golden_batch, golden_dlrm, golden_pipeline, our_network
+from benchmarks.ranker import ReadByItself, epoch, scan, use_unpooled_kernels
+from benchmarks.timing import run_program
+from benchmarks.trial import PARTS, StepParts, Trial, kernels, training_split
+from infra.distributed import World, started
+from infra.tables import Dataset, read_dataset
+from ranker.fit import Progress
+from ranker.kernels import BagsOfOne
+from ranker.model import StepOutput
+from tests.ranker.dataset import write_dataset
+
+
+def without_a_launcher(patch: pytest.MonkeyPatch) -> None:
+    """Take torchrun's variables away, and whatever is set of them meanwhile at the end."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        patch.setenv(name, "")
+        patch.delenv(name)
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    with pytest.MonkeyPatch.context() as patch:
+        without_a_launcher(patch)
+        with started() as world:
+            yield world
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return read_dataset(write_dataset(tmp_path_factory.mktemp("ranker") / "dataset", rows_a_day=1024))
+
+
+def test_the_clocks_cover_the_whole_step(world: World, dataset: Dataset) -> None:
+    trial = Trial(dataset, "sid_ngram", world)
+    parts = StepParts(trial)
+    trial.steps(1)
+    found = parts.milliseconds(3)
+    trial.close()
+    assert tuple(found) == (*PARTS, "step")
+    assert sum(found[part] for part in PARTS) == pytest.approx(found["step"])
+    assert all(found[part] > 0 for part in PARTS)
+
+
+def test_kernels_are_switched_and_train_the_same(world: World, dataset: Dataset) -> None:
+    fast, slow, by_itself = (Trial(dataset, "sid_ngram", world, way) for way in (Progress, Progress, ReadByItself))
+    use_unpooled_kernels(slow)
+    switched = [sum(isinstance(kernel.forward, BagsOfOne) for kernel in kernels(one.sharded)) for one in (fast, slow)]
+    assert switched == [1, 0]
+    for trial in (fast, slow, by_itself):
+        trial.steps(3)
+    expected = fast.sharded.model.state_dict()["sequences.embeddings.t_history_sids.weight"].local_tensor()
+    for trial in (slow, by_itself):
+        found = trial.sharded.model.state_dict()["sequences.embeddings.t_history_sids.weight"].local_tensor()
+        torch.testing.assert_close(found, expected)
+    for trial in (fast, slow, by_itself):
+        trial.close()
+
+
+def _loss(output: object) -> float:
+    return float(output.totals_3T[0].sum()) if isinstance(output, StepOutput) else float(output[0])  # type: ignore[index]
+
+
+def test_the_example_takes_the_same_rows_over_the_same_tables(world: World, dataset: Dataset) -> None:
+    split = training_split(dataset, "none")
+    ours = next(epoch(split, "none", world))
+    theirs = golden_batch(ours)
+    features = (*split.features.bags, *split.features.sequences)
+    assert theirs.sparse_features.keys() == [feature.column for feature in features]
+    for name in ("user_id", "topics", "history_item_ids"):
+        found = {**ours.bags.to_dict(), **ours.sequences.to_dict()}[name]
+        assert theirs.sparse_features[name].values().equal(found.values())
+        assert theirs.sparse_features[name].lengths().equal(found.lengths())
+    assert theirs.labels.equal(ours.labels_BT[:, 0])
+    trial = Trial(dataset, "none", world)
+    model = golden_dlrm(split.features, trial.config.model, world.device)
+    tables = model.model.sparse_arch.embedding_bag_collection.embedding_bag_configs()
+    assert [(table.name, table.num_embeddings, table.embedding_dim) for table in tables] == [
+        (feature.table, feature.rows, trial.config.model.embedding_dim) for feature in features
+    ]
+    for train_model, batch in ((model, theirs), (our_network(split.features, "none", world.device), ours)):
+        pipeline, source = golden_pipeline(train_model, world.device), iter([batch] * 12)
+        first, *_, last = [_loss(pipeline.progress(source)) for _ in range(12)]
+        assert last < first  # it learns the one batch
+    trial.close()
+
+
+def test_scan_and_reader_go_over_the_same_files(world: World, dataset: Dataset) -> None:
+    split = training_split(dataset, "side")
+    scan(split)
+    batches = list(islice(epoch(split, "side", world), 99))
+    assert sum(len(batch.labels_BT) for batch in batches) == 4 * 1024
+
+
+@pytest.mark.slow
+def test_a_quick_run_writes_every_table_and_goal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_a_launcher(monkeypatch)
+    run_program([sys.executable, "-m", "benchmarks.ranker", "--quick", "--out", str(tmp_path)])
+    rows = json.loads((tmp_path / "ranker.json").read_text())["rows"]
+    tables = {row["table"] for row in rows if "table" in row}
+    assert tables == {"Reading", "A step", "Training", "Beside torchrec's golden example", "What each thing gives"}
+    goals = [row["goal"] for row in rows if "goal" in row]
+    assert len(goals) == 3 + 5 + 2 + 2
+    page = (tmp_path / "ranker.md").read_text()
+    assert all(f"## {table}" in page for table in tables)
