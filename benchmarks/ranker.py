@@ -71,8 +71,8 @@ DistributedDataParallel. FLOPs are of matrix products, forward and backward.
 """
 LADDER_WORDS = f"""
 Arm `{LADDER_ARM}`, the one with most lookups: all that we do, and all but one thing, in turns. "times" is how many
-times as fast it is as "all". `python -m benchmarks.ranker` shows every row. The pooled kernel and the fused Adam came with
-commit c842b06, batches converted in the thread that reads ahead with 8a0cad0.
+times as fast it is as "all". `python -m benchmarks.ranker` shows every row. The pooled kernel and the fused Adam came
+with commit c842b06, batches converted in the thread that reads ahead with 8a0cad0.
 """
 RANKS_WORDS = f"""
 Stage `ranker` under torchrun, arm `{RANKS_ARM}`, one thread a rank; its own figures of a whole epoch, first
