@@ -63,7 +63,7 @@ def test_whole_sweep_and_its_parity_check_and_again_from_what_is_done(tmp_path: 
         },
         "materialize": {"prefix_lengths": {"sid": [2, 5]}},
         "ranker": {"training": {"batch_size": 128, "warmup_steps": 2}},
-        "run": {"name": "small", "runs_dir": f"{tmp_path}/runs", "launch": one_rank},
+        "run": {"name": "small", "runs_dir": f"{tmp_path}/runs", "launch": one_rank, "jobs": 2},
     }  # fmt: skip
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(values))
     first = run_command("pipelines.sweep", tmp_path, "--bits", "8", "--levels", "16", "--parity")

@@ -217,7 +217,7 @@ SMALL: dict[str, Any] = {
 @pytest.mark.slow
 def test_tables_of_several_trainings_share_what_they_have_in_common(tmp_path: Path) -> None:
     launch = {stage: {"ranks": 1} for stage in ("prepare", "encoder", "materialize", "ranker")}
-    run = {"name": "small", "runs_dir": f"{tmp_path}/runs", "launch": launch, "replicates": 2}
+    run = {"name": "small", "runs_dir": f"{tmp_path}/runs", "launch": launch, "replicates": 2, "jobs": 2}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump({**SMALL, "run": run}))
     done = run_command("pipelines.tables", tmp_path)
     assert done.returncode == 0, done.stderr

@@ -94,7 +94,7 @@ def test_what_is_no_training_of_the_grid_is_refused(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_whole_tuning_of_a_small_log(tmp_path: Path) -> None:
     launch = {stage: {"ranks": 1} for stage in ("prepare", "encoder", "materialize", "ranker")}
-    run = {"name": "small", "runs_dir": f"{tmp_path}/runs", "launch": launch, "arms": ["side"]}
+    run = {"name": "small", "runs_dir": f"{tmp_path}/runs", "launch": launch, "arms": ["side"], "jobs": 2}
     tuning = {"tune": GRID, "compare": {"reference": "side"}, "tables": {}}
     ranker = {**SMALL["ranker"], "holdout": {"validation_days": 1}}
     values: dict[str, Any] = {**SMALL, "ranker": ranker, "run": run, **tuning}
