@@ -12,6 +12,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
 
 BENCH  := quantizers
 
+WORKERS    ?= 2
 RANKS      ?= 8
 MEMORY_GIB ?= 80
 ARM        ?= sid_ngram
@@ -57,11 +58,11 @@ bench: install .venv/.installed-benchmarks ## a benchmark: BENCH=quantizers, fus
 	@$(PIP) install -r requirements/benchmarks.txt
 	@touch $@
 
-test: install ## every test
-	@$(BIN)/python -m pytest -m ''
+test: install ## every test, WORKERS= of them at a time (2)
+	@$(BIN)/python -m pytest -m '' -n $(WORKERS) --dist worksteal
 
 test-quick: install ## all tests but the slow ones
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 lint: install ## ruff: rules and format
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
