@@ -2,11 +2,10 @@
 
 import contextlib
 import os
-import socket
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -49,9 +48,11 @@ def started(timeout_s: float = 600.0) -> Iterator[World]:
     Args:
         timeout_s: how long, in seconds, a collective may wait for a rank that never comes.
     """
-    environment = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-    if "RANK" not in os.environ:
-        os.environ.update(environment, MASTER_ADDR="localhost", MASTER_PORT=str(_free_port()))
+    # A process of its own keeps its store to itself: a port that was found free may be taken by the time it is used.
+    alone: dict[str, Any] = {}
+    if "MASTER_ADDR" not in os.environ:
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
+        alone = {"store": dist.HashStore(), "rank": 0, "world_size": 1}  # type: ignore[attr-defined]
     local_rank = int(os.environ["LOCAL_RANK"])
     has_gpu = torch.cuda.is_available() and torch.cuda.device_count() >= int(os.environ["LOCAL_WORLD_SIZE"])
     backend = "nccl" if has_gpu else "gloo"
@@ -59,17 +60,12 @@ def started(timeout_s: float = 600.0) -> Iterator[World]:
     if has_gpu:
         torch.cuda.set_device(device)
     # gloo rides along under nccl for collectives of small Python objects on the CPU.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpu else "gloo", timeout=timedelta(seconds=timeout_s))
+    backends = "cpu:gloo,cuda:nccl" if has_gpu else "gloo"
+    dist.init_process_group(backends, timeout=timedelta(seconds=timeout_s), **alone)
     try:
         yield World(dist.get_rank(), dist.get_world_size(), local_rank, device, backend)
     finally:
         dist.destroy_process_group()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return int(probe.getsockname()[1])
 
 
 def gather(world: World, value: T) -> list[T]:

@@ -1,7 +1,6 @@
 """Run a function on several gloo ranks, each its own process, and raise here what any of them raised."""
 
 import os
-import socket
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -9,6 +8,7 @@ from multiprocessing import get_context
 from typing import Any
 
 import torch
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from infra.distributed import World, started
 
@@ -27,12 +27,10 @@ def run_distributed(
     Raises:
         RankFailure: some rank raised; `errors` holds, by rank, its message or None.
     """
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
+    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)  # as torchrun's agent has it
     with ProcessPoolExecutor(world_size, mp_context=get_context("spawn")) as pool:
         futures = [
-            pool.submit(_on_rank, function, args, rank, world_size, port, timeout_s) for rank in range(world_size)
+            pool.submit(_on_rank, function, args, rank, world_size, store.port, timeout_s) for rank in range(world_size)
         ]
         results = [future.result() for future in futures]
     errors = [error for _, error in results]
@@ -54,7 +52,7 @@ def _on_rank(
 ) -> tuple[Any, str | None]:
     os.environ.update(
         RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(world_size),
-        MASTER_ADDR="localhost", MASTER_PORT=str(port), CUDA_VISIBLE_DEVICES="",
+        MASTER_ADDR="localhost", MASTER_PORT=str(port), TORCHELASTIC_USE_AGENT_STORE="True", CUDA_VISIBLE_DEVICES="",
     )  # fmt: skip
     torch.set_num_threads(1)
     try:
