@@ -80,7 +80,7 @@ class RunConfig(Config):
     launch: StageLaunches = StageLaunches()
     """Nodes, ranks and resources by stage."""
     jobs: PositiveInt = 1
-    """Stages under way at a time. Arms that are trained beside each other on one machine take each other's speed: the
+    """Stages under way at a time. On one machine they share its cores, `launch.*.cpu` being the most that each has: the
     comparison's samples a second are then those of a shared machine."""
     replicates: PositiveInt = 1
     """How often encoders and arms are trained, each time from seeds one higher: what one training alone moves can

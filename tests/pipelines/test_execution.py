@@ -33,9 +33,11 @@ class Scripted:
         self.order: list[str] = []
         self.cancelled: list[str] = []
         self.most = 0
+        self.cores: set[str] = set()
 
     def start(self, label: str, app: AppDef, rank_logs: Path, limit_s: float) -> tuple[str, Path]:
         self.order.append(label)
+        self.cores.add(app.metadata["cpu"])
         self.looks[label] = 3
         self.most = max(self.most, len(self.looks))
         return label, Path(app.metadata["out"])
@@ -57,7 +59,7 @@ class Scripted:
 
 
 def app(**given: Any) -> AppDef:
-    return AppDef(name="fake", metadata={"out": given["out"]})
+    return AppDef(name="fake", metadata={"out": given["out"], "cpu": str(given["cpu"])})
 
 
 PLAN = tuple(
@@ -72,8 +74,8 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(URI_VARIABLE, "none")
 
 
-def pipeline(path: Path, launcher: Scripted, jobs: int) -> Pipeline:
-    run = RunConfig(name="fake", runs_dir=path, jobs=jobs)
+def pipeline(path: Path, launcher: Scripted, jobs: int, **settings: Any) -> Pipeline:
+    run = RunConfig(name="fake", runs_dir=path, jobs=jobs, **settings)
     client: Any = None
     scripted: Any = launcher
     return Pipeline(run, path / "run.yaml", scripted, client, "parent")
@@ -112,3 +114,16 @@ def test_what_is_done_takes_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     second = pipeline(tmp_path, again, 2)
     second.bring(PLAN)
     assert not again.order and second.done == first.done
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "jobs", "cores"),
+    [("local_cwd", 1, "2"), ("local_cwd", 2, "2"), ("local_docker", 4, "1"), ("local_cwd", 9, "1"), ("slurm", 9, "2")],
+)
+def test_jobs_beside_each_other_share_the_cores_of_this_machine_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheduler: str, jobs: int, cores: str
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    launcher = Scripted()
+    pipeline(tmp_path, launcher, jobs, scheduler=scheduler).bring(PLAN)
+    assert launcher.cores == {cores}
