@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torchrec.modules.crossnet import LowRankCrossNet
 from torchrec.sparse.jagged_tensor import JaggedTensor
 
@@ -51,18 +52,19 @@ class HistoryBlock(nn.Module):
     def forward(self, query_BF: Tensor, sequences: dict[str, JaggedTensor], batch: RankerBatch) -> Tensor:
         """Give U, float [B, k, d]; zeros for a row without history."""
         embedded = {name: sequence.values() for name, sequence in sequences.items()}
-        values_TD = embedded[HISTORY_IDS] + self._recency(batch.history_recency_TF)
+        # [T, d] is the model's largest tensor, and every pass over it counts: a product is added as it is made.
+        values_TD = torch.addmm(embedded[HISTORY_IDS], *self._recency(batch.history_recency_TF))
         if self.content is not None:
-            values_TD = values_TD + self.content(batch, embedded)
+            values_TD = self.content(values_TD, batch, embedded)
         if self.encoder is not None:
             values_TD = self.encoder(values_TD, batch.history_offsets_B1)
         history_BKD: Tensor = self.attention(query_BF, values_TD, batch.history_offsets_B1, batch.longest)
         return history_BKD
 
-    def _recency(self, recency_TF: Tensor) -> Tensor:
-        """Give float [T, d] for how far back entries lie; see `RankerBatch`."""
-        gap_TD: Tensor = self.gap(recency_TF[:, :1])
-        return gap_TD + recency_TF[:, 1:] @ torch.stack([self.since_entry, self.rank])
+    def _recency(self, recency_TF: Tensor) -> tuple[Tensor, Tensor]:
+        """Give two matrices, whose product [T, d] is for how far back entries lie; see `RankerBatch`."""
+        with_one = functional.pad(recency_TF, (1, 0), value=1.0)
+        return with_one, torch.stack([self.gap.bias, self.gap.weight[:, 0], self.since_entry, self.rank])
 
 
 class Interaction(nn.Module):

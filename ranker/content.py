@@ -112,22 +112,23 @@ class HistoryContent(nn.Module):
         self.omega = None if self.latent is None else nn.Parameter(torch.empty(self.latent.width, dim))
         self.projection = _projection(features.history, self.tables, dim)
 
-    def forward(self, batch: RankerBatch, sequences: dict[str, Tensor]) -> Tensor:
-        """Give float [T, d], zeros where an item has no content.
+    def forward(self, values_TD: Tensor, batch: RankerBatch, sequences: dict[str, Tensor]) -> Tensor:
+        """Give float [T, d]: the values plus the content, which is zeros where an item has none.
 
         Args:
-            batch: T history entries. sequences: embeddings [T x ids an entry, d] by feature.
+            values_TD: what entries are without content. batch: T history entries.
+            sequences: embeddings [T x ids an entry, d] by feature.
         """
         if self.latent is None:
             tables, known_TS = zip(self.tables, self.places, strict=True), batch.history_known_TS
             parts = [_pooled(sequences[table.column], table) * known_TS[:, s : s + 1] for table, s in tables]
-            return _combined(parts, self.projection)
+            return values_TD + _combined(parts, self.projection)
         if isinstance(self.latent, RawEmbedding):
             latent_TF, _ = self.latent(batch.sequences[HISTORY_IDS].values())
         else:
             latent_TF, _ = self.latent(batch.history_sids_TC, batch.history_known_TS)
-        content_TD: Tensor = latent_TF @ self.omega
-        return content_TD
+        assert self.omega is not None
+        return torch.addmm(values_TD, latent_TF, self.omega)
 
 
 def _projection(content: Content, tables: Sequence[object], dim: int) -> nn.Linear | None:

@@ -182,7 +182,7 @@ def test_flops_are_those_of_the_matrix_products(dataset: Path, outputs: dict[str
     a_row = sum(a * b for widths in perceptrons for a, b in pairwise(widths))
     a_row += 2 * model.cross_layers * width * model.cross_rank  # DCNv2: down and up again
     a_row += query * k * d + k * d * d  # PMA: queries and Theta; its jagged products are no matrix products
-    an_entry = d + 2 * d + t * d  # the time gap, the other recencies, Omega
+    an_entry = 4 * d + t * d  # three recencies and their bias, Omega
     expected = {"side": a_row + an_entry * lengths_N.sum() / rows}
     expected["none"] = expected["side"] - t * d * lengths_N.sum() / rows - t * model.content_hidden
     expected["none"] -= model.content_hidden * d
