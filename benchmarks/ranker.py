@@ -5,11 +5,14 @@ otherwise.
 """
 
 import argparse
+import collections
 import json
+import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import cycle, islice
@@ -27,9 +30,11 @@ from benchmarks.golden_example import golden_batch, golden_dlrm, golden_pipeline
 from benchmarks.record import Row, results_folder
 from benchmarks.timing import Contestant, Spread, Times, run_program, take_turns, threads
 from benchmarks.trial import ARMS, PARTS, StepParts, Trial, config_of, kernels, training_split
+from components.torchrun import KEEP_FREED_MEMORY
 from infra.config import plain, to_yaml
 from infra.distributed import World, started
-from infra.parquet import LaneReader, prefetched
+from infra.lanes import LaneReader, prefetched
+from infra.parquet import RowGroup, row_groups
 from infra.stage import quiet
 from infra.tables import Dataset
 from ranker.batch import RankerBatch
@@ -50,8 +55,8 @@ are the defaults, batches of 1,024 rows, float32. One process, one thread of tor
 """
 READER_WORDS = """
 "scan" reads the columns that the arm reads, row group by row group, on one thread, and drops them. "reader" gives
-shuffled `RankerBatch`es of the same files, with every check of the tables' contract, as training takes them; its
-threads use the second core too.
+shuffled `RankerBatch`es of the same files, with every check of the tables' contract, as training takes them, epoch
+after epoch in one stream; its threads use the second core too, as those of "scan, two threads" do.
 """
 PARTS_WORDS = """
 Milliseconds of a step, batches read from disk while it trains. One rank, so no gradient is averaged; the tables' own
@@ -86,12 +91,14 @@ class Sizes:
     """How much is measured.
 
     Attributes:
-        days: row groups of training events. items: of the log. rounds: of turns. ladder_rounds: those of the ladder.
-        steps: of one turn. parts_steps: of the table of a step's parts. ranks: numbers of ranks.
+        days: row groups of training events. items: of the log. epochs: that are read at once. rounds: of turns.
+        ladder_rounds: those of the ladder. steps: of one turn. parts_steps: of the table of a step's parts.
+        ranks: numbers of ranks.
     """
 
     days: int
     items: int
+    epochs: int
     rounds: int
     ladder_rounds: int
     steps: int
@@ -99,8 +106,8 @@ class Sizes:
     ranks: tuple[int, ...]
 
 
-FULL = Sizes(days=36, items=NUM_ITEMS, rounds=9, ladder_rounds=5, steps=24, parts_steps=100, ranks=(1, 2))
-QUICK = Sizes(days=2, items=2000, rounds=1, ladder_rounds=1, steps=2, parts_steps=2, ranks=())
+FULL = Sizes(days=36, items=NUM_ITEMS, epochs=4, rounds=9, ladder_rounds=5, steps=24, parts_steps=100, ranks=(1, 2))
+QUICK = Sizes(days=2, items=2000, epochs=2, rounds=1, ladder_rounds=1, steps=2, parts_steps=2, ranks=())
 
 
 def main() -> None:
@@ -133,9 +140,13 @@ def reading(dataset: Dataset, world: World, sizes: Sizes) -> Part:
     for arm in READ_ARMS:
         split = training_split(dataset, arm)
         reader = split.open(config_of(arm).training, world, is_training=True)
+        rows_scanned, rows_read = (sizes.epochs * rows for rows in (reader.num_rows, reader.num_batches * BATCH))
         contestants = {
-            "scan": Contestant(partial(scan, split), reader.num_rows),
-            "reader": Contestant(partial(read, split, arm, world), reader.num_batches * BATCH),
+            "scan": Contestant(partial(scan, split, sizes.epochs), sizes.epochs * reader.num_rows),
+            "scan, two threads": Contestant(partial(scan, split, sizes.epochs, 2), sizes.epochs * reader.num_rows),
+            "reader": Contestant(
+                partial(read, split, arm, world, sizes.epochs), sizes.epochs * reader.num_batches * BATCH
+            ),
         }
         times = take_turns(contestants, sizes.rounds)
         rows += [{"arm": arm, "what": name, **_rates(times.rate(name))} for name in contestants]
@@ -143,24 +154,27 @@ def reading(dataset: Dataset, world: World, sizes: Sizes) -> Part:
     return Measured("Reading", READER_WORDS, rows, {"arm": "", "what": "", **RATES}), goals
 
 
-def scan(split: Split) -> None:
-    """Read an arm's columns, and nothing else."""
-    for path in split.files:
-        with pq.ParquetFile(path) as file:
-            for group in range(file.metadata.num_row_groups):
-                file.read_row_group(group, columns=list(split.features.columns), use_threads=False)
+def scan(split: Split, epochs: int, threads: int = 1) -> None:
+    """Read an arm's columns, and nothing else, so many times; a thread takes one row group after another."""
+    columns = list(split.features.columns)
+
+    def group(place: RowGroup) -> None:
+        with pq.ParquetFile(place.path) as file:
+            file.read_row_group(place.index, columns=columns, use_threads=False)
+
+    with ThreadPoolExecutor(threads) as pool:
+        collections.deque(pool.map(group, row_groups(split.files) * epochs), maxlen=0)
 
 
-def read(split: Split, arm: str, world: World) -> None:
-    """Read an arm's batches of an epoch, as training does."""
-    for _ in epoch(split, arm, world):
-        pass
+def read(split: Split, arm: str, world: World, epochs: int) -> None:
+    """Read an arm's batches of so many epochs, as training does."""
+    collections.deque(stream(split, arm, world, epochs), maxlen=0)
 
 
-def epoch(split: Split, arm: str, world: World) -> Iterator[RankerBatch]:
-    """Give the batches of an epoch, made in a thread."""
+def stream(split: Split, arm: str, world: World, epochs: int = 1) -> Iterator[RankerBatch]:
+    """Give the batches of epochs one after another, made in a thread."""
     reader = split.open(config_of(arm).training, world, is_training=True)
-    rows = reader.batches(range(1))
+    rows = reader.batches(range(epochs))
     return prefetched(ranker_batches(rows, split.features, NewestEntries(), world, lambda _: None), depth=2)
 
 
@@ -217,7 +231,7 @@ def golden(dataset: Dataset, world: World, sizes: Sizes) -> Part:
     """Train torchrec's golden example and ours in turns, on batches that lie in memory."""
     arm, device = "none", world.device
     ours = Trial(dataset, arm, world)
-    held = [batch.to(device) for batch in islice(epoch(training_split(dataset, arm), arm, world), 16)]
+    held = [batch.to(device) for batch in islice(stream(training_split(dataset, arm), arm, world), 16)]
     theirs = [golden_batch(batch) for batch in held]
     runs: dict[str, tuple[TrainPipelineSparseDist[Any, Any], Sequence[Any]]] = {
         "golden example": (golden_pipeline(golden_dlrm(ours.features, ours.config.model, device), device), theirs),
@@ -309,4 +323,6 @@ def _rates(rate: Spread) -> dict[str, float]:
 
 
 if __name__ == "__main__":
+    if not KEEP_FREED_MEMORY.items() <= os.environ.items():  # as in a stage's job; glibc looks when a process starts
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, **KEEP_FREED_MEMORY})
     main()

@@ -12,7 +12,7 @@ from torchrec.distributed.batched_embedding_kernel import BatchedFusedEmbedding,
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from infra.distributed import World
-from infra.parquet import LaneReader
+from infra.lanes import LaneReader
 from infra.tables import Dataset
 from ranker.config import ArmConfig, RankerConfig
 from ranker.fit import Progress

@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 from encoder.signals import SignalBatch, SignalSpec, concatenated, signal_batch
-from infra.parquet import LaneReader
+from infra.lanes import LaneReader
 
 
 def held_out(item_ids_N: npt.NDArray[np.int64], share: float) -> npt.NDArray[np.bool_]:

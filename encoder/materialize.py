@@ -33,16 +33,8 @@ from encoder.write_behind import WriteBehind
 from infra.config import parse
 from infra.distributed import together
 from infra.errors import ConfigError, DataError
-from infra.parquet import (
-    Check,
-    RowGroup,
-    TableWriter,
-    open_parquet,
-    prefetched,
-    read_row_group,
-    require_columns,
-    row_groups,
-)
+from infra.lanes import Check, prefetched
+from infra.parquet import RowGroup, TableWriter, open_parquet, read_row_group, require_columns, row_groups
 from infra.stage import StageRun, run_stage
 from infra.tables import Dataset, Entity, check_content, check_events, read_dataset, write_spec
 

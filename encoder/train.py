@@ -35,7 +35,7 @@ from encoder.window import CollapseWatch, Window
 from infra.checkpoint import Checkpoint
 from infra.distributed import World, average_gradients, gather, lockstep, require_same, sum_over_ranks, together
 from infra.errors import ConfigError, DataError
-from infra.parquet import Batch, LaneReader, prefetched
+from infra.lanes import Batch, LaneReader, prefetched
 from infra.stage import StageRun, run_stage
 from infra.tables import Dataset, read_dataset
 

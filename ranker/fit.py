@@ -13,7 +13,8 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from infra.checkpoint import Checkpoint, Checkpoints
 from infra.distributed import World, lockstep
-from infra.parquet import Batch, LaneReader, RowGroup, prefetched
+from infra.lanes import Batch, LaneReader, prefetched
+from infra.parquet import RowGroup
 from infra.shards import Shard
 from infra.tracking import RunLog
 from ranker.batch import RankerBatch

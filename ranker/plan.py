@@ -20,7 +20,8 @@ import torch
 from encoder.sid import SidSpec
 from infra.config import Config, load_section, parse
 from infra.errors import ConfigError, SidestackError
-from infra.parquet import require_lanes, row_groups
+from infra.lanes import require_lanes
+from infra.parquet import row_groups
 from infra.stage import quiet
 from infra.tables import DatasetSpec, read_dataset
 from ranker.config import RankerConfig

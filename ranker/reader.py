@@ -15,7 +15,8 @@ from torchrec import KeyedJaggedTensor
 
 from infra.distributed import World
 from infra.errors import DataError
-from infra.parquet import Batch, LaneReader, RowGroup
+from infra.lanes import Batch, LaneReader
+from infra.parquet import RowGroup
 from infra.tables import DatasetSpec, check_events
 from ranker.batch import RankerBatch
 from ranker.config import TrainingConfig

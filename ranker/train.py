@@ -21,7 +21,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from infra.distributed import World, barrier, gather, together
-from infra.parquet import Batch, LaneReader, TableWriter
+from infra.lanes import Batch, LaneReader
+from infra.parquet import TableWriter
 from infra.stage import StageRun, run_stage
 from infra.tables import Dataset, DatasetSpec, read_dataset
 from infra.tracking import RunLog

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks.golden_example import golden_batch, golden_dlrm, golden_pipeline, our_network
-from benchmarks.ranker import ReadByItself, epoch, scan, use_unpooled_kernels
+from benchmarks.ranker import ReadByItself, scan, stream, use_unpooled_kernels
 from benchmarks.timing import run_program
 from benchmarks.trial import PARTS, StepParts, Trial, kernels, training_split
 from infra.distributed import World, started
@@ -73,7 +73,7 @@ def _loss(output: object) -> float:
 
 def test_the_example_takes_the_same_rows_over_the_same_tables(world: World, dataset: Dataset) -> None:
     split = training_split(dataset, "none")
-    ours = next(epoch(split, "none", world))
+    ours = next(stream(split, "none", world))
     theirs = golden_batch(ours)
     features = (*split.features.bags, *split.features.sequences)
     assert theirs.sparse_features.keys() == [feature.column for feature in features]
@@ -97,8 +97,8 @@ def test_the_example_takes_the_same_rows_over_the_same_tables(world: World, data
 
 def test_scan_and_reader_go_over_the_same_files(world: World, dataset: Dataset) -> None:
     split = training_split(dataset, "side")
-    scan(split)
-    batches = list(islice(epoch(split, "side", world), 99))
+    scan(split, 2, threads=2)
+    batches = list(islice(stream(split, "side", world), 99))
     assert sum(len(batch.labels_BT) for batch in batches) == 4 * 1024
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from infra.distributed import World
 from infra.errors import ConfigError
-from infra.parquet import Batch
+from infra.lanes import Batch
 from infra.tables import read_dataset
 from ranker.exchange import sent
 from ranker.features import arm_features

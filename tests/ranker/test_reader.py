@@ -15,7 +15,7 @@ import torch
 from encoder.sid import with_sid_metadata
 from infra.config import parse
 from infra.errors import DataError, SpecError
-from infra.parquet import Batch
+from infra.lanes import Batch
 from infra.tables import read_dataset
 from ranker.config import ArmConfig, ModelConfig, RankerConfig
 from ranker.content import RowContent

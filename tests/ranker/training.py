@@ -11,7 +11,7 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from infra.config import parse
 from infra.distributed import World, gather
-from infra.parquet import LaneReader
+from infra.lanes import LaneReader
 from infra.tables import read_dataset
 from ranker.config import RankerConfig
 from ranker.fit import Progress, learning_rates
