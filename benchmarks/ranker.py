@@ -142,11 +142,9 @@ def reading(dataset: Dataset, world: World, sizes: Sizes) -> Part:
         reader = split.open(config_of(arm).training, world, is_training=True)
         rows_scanned, rows_read = (sizes.epochs * rows for rows in (reader.num_rows, reader.num_batches * BATCH))
         contestants = {
-            "scan": Contestant(partial(scan, split, sizes.epochs), sizes.epochs * reader.num_rows),
-            "scan, two threads": Contestant(partial(scan, split, sizes.epochs, 2), sizes.epochs * reader.num_rows),
-            "reader": Contestant(
-                partial(read, split, arm, world, sizes.epochs), sizes.epochs * reader.num_batches * BATCH
-            ),
+            "scan": Contestant(partial(scan, split, sizes.epochs), rows_scanned),
+            "scan, two threads": Contestant(partial(scan, split, sizes.epochs, 2), rows_scanned),
+            "reader": Contestant(partial(read, split, arm, world, sizes.epochs), rows_read),
         }
         times = take_turns(contestants, sizes.rounds)
         rows += [{"arm": arm, "what": name, **_rates(times.rate(name))} for name in contestants]
