@@ -4,6 +4,7 @@ It is what makes a run with one rank comparable, step by step, with a run with e
 """
 
 import collections
+import os
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -64,9 +65,10 @@ class LaneReader:
     lane, and a rank owns a contiguous block of lanes. Hence every rank has the same number of batches, decodes
     (nearly) only its own row groups, and rank parts put side by side are the same global batch for any world size.
 
-    With a seed, row groups are permuted within a lane and rows shuffled within a buffer of `shuffle_groups` row
-    groups; what does not fill a last batch is dropped. Without, rows come in order and the last batches are padded.
-    Every lane reads its next buffer in a thread while the present one is used.
+    With a seed, row groups are permuted within a lane and rows shuffled within a buffer of at most `shuffle_groups`
+    row groups, all buffers as nearly equal as can be; what does not fill a last batch is dropped. Without, rows come
+    in order and the last batches are padded. Every lane's next buffer is read by threads, one a core at most, while
+    the present one is used.
     Memory: `lanes / world_size` times two buffers of `shuffle_groups + 1` row groups, and two batches ahead.
 
     Args:
@@ -76,7 +78,7 @@ class LaneReader:
         rank: this rank. world_size: how many there are.
         seed: shuffles when given.
         check: called with every table that was read and its row group; raises what is wrong with it.
-        shuffle_groups: row groups a shuffling buffer holds.
+        shuffle_groups: row groups a shuffling buffer holds at most.
 
     Raises:
         ConfigError: lanes, batch size and world size do not divide.
@@ -128,16 +130,21 @@ class LaneReader:
         one stream need not wait for their first row groups, which are read while the epoch before ends.
         """
         assert len(epochs) == 1 or self.seed is not None  # without a seed, a stream is padded without end
-        chunks = [_one_ahead(self._lane_chunks(lane, epochs)) for lane in self._lanes]
-        for epoch in epochs:
-            streams = [self._lane_stream(lane, source) for lane, source in zip(self._lanes, chunks, strict=True)]
-            for number in range(self.num_batches):
-                parts = [next(stream) for stream in streams]
-                if epoch > epochs[0] or number >= start:
-                    yield _joined(parts)
-            if epoch < epochs[-1]:
-                for stream in streams:  # what does not fill a batch
-                    collections.deque(stream, maxlen=0)
+        # More threads than cores would wait for each other's turn in the interpreter.
+        pool = ThreadPoolExecutor(min(len(self._lanes), os.cpu_count() or 1))
+        try:
+            chunks = [_one_ahead(self._lane_chunks(lane, epochs), pool) for lane in self._lanes]
+            for epoch in epochs:
+                streams = [self._lane_stream(lane, source) for lane, source in zip(self._lanes, chunks, strict=True)]
+                for number in range(self.num_batches):
+                    parts = [next(stream) for stream in streams]
+                    if epoch > epochs[0] or number >= start:
+                        yield _joined(parts)
+                if epoch < epochs[-1]:
+                    for stream in streams:  # what does not fill a batch
+                        collections.deque(stream, maxlen=0)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def _lane_stream(self, lane: int, chunks: Iterator[_Chunk]) -> Iterator[Batch]:
         """Give an epoch of the lane, `lane_batch` rows at a time, padded without end once they run out (no seed)."""
@@ -181,13 +188,13 @@ class LaneReader:
                     yield _Chunk(*self._clipped(group, low, high), group is groups[-1])
                 continue
             rng = np.random.default_rng([self.seed, epoch, lane])
-            order = rng.permutation(len(groups))
-            for at in range(0, len(order), self._shuffle_groups):
-                parts = [self._clipped(groups[i], low, high) for i in order[at : at + self._shuffle_groups]]
+            buffers = np.array_split(rng.permutation(len(groups)), -(-len(groups) // self._shuffle_groups))
+            for number, buffer in enumerate(buffers):
+                parts = [self._clipped(groups[i], low, high) for i in buffer]
                 rows_N = np.concatenate([rows for _, rows in parts])
                 mix = rng.permutation(len(rows_N))
                 table = take_rows(pa.concat_tables([table for table, _ in parts]), mix)
-                yield _Chunk(table, rows_N[mix], at + self._shuffle_groups >= len(order))
+                yield _Chunk(table, rows_N[mix], number + 1 == len(buffers))
 
     def _clipped(self, group: RowGroup, low: int, high: int) -> tuple[pa.Table, npt.NDArray[np.int64]]:
         table = read_row_group(group, self.columns)
@@ -205,14 +212,18 @@ def _joined(parts: list[Batch]) -> Batch:
     )
 
 
-def _one_ahead(source: Iterator[T]) -> Iterator[T]:
-    """Give the source's items, the next one being made in a thread meanwhile; no more than that one."""
+def _one_ahead(source: Iterator[T], pool: ThreadPoolExecutor) -> Iterator[T]:
+    """Give the source's items, the next one being made by the pool meanwhile, from now on; no more than that one."""
     end = object()
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        upcoming: Future[T | object] = pool.submit(next, source, end)
+    first: Future[T | object] = pool.submit(next, source, end)
+
+    def items() -> Iterator[T]:
+        upcoming = first
         while (item := upcoming.result()) is not end:
             upcoming = pool.submit(next, source, end)
             yield item  # type: ignore[misc]
+
+    return items()
 
 
 def prefetched(source: Iterator[T], depth: int) -> Iterator[T]:
