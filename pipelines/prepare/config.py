@@ -35,6 +35,9 @@ class BehaviourConfig(Config):
 class OrganicConfig(Config):
     """User embeddings of organic activity: purchases of what was not promoted, before the events begin."""
 
+    in_events: bool = False
+    """Whether the events tell of organic purchases too. If not, history and household features are of a household's
+    promoted purchases alone: the ranker knows its own surface, and of the other one what the embeddings say."""
     newest: PositiveInt = 10
     """Newest organic purchases of a user whose texts are averaged: the sparse activity."""
     dim: PositiveInt = 64

@@ -51,15 +51,23 @@ class EventBuilder:
 
     Nothing but the labels looks at the impression's own time or later: a log that is cut after a row gives the
     same row. The indices are made once; a day costs some ten thousand rows.
+
+    Args of the constructor:
+        log: all purchases: labels, and how much an item sells. promotions: what can be shown. settings: all else.
+        surface: those of the purchases that a row may know of its household; all, unless said otherwise.
     """
 
-    def __init__(self, log: RawLog, promotions: Promotions, settings: EventSettings) -> None:
+    def __init__(
+        self, log: RawLog, promotions: Promotions, settings: EventSettings, surface: RawLog | None = None
+    ) -> None:
         self.log = log
         self.promotions = promotions
         self.settings = settings
-        heads_B = np.unique(log.baskets_P, return_index=True)[1]
-        self._lines_of_user = Timeline(log.users_P, log.times_P)
-        self._baskets_of_user = Timeline(log.users_P[heads_B], log.times_P[heads_B])
+        self.surface = known = log if surface is None else surface
+        heads_B = np.unique(known.baskets_P, return_index=True)[1]
+        self._lines_of_user = Timeline(known.users_P, known.times_P)
+        self._baskets_of_user = Timeline(known.users_P[heads_B], known.times_P[heads_B])
+        self._known_lines_of_item_by_user = Timeline(self._by_user(known.users_P, known.items_P), known.times_P)
         self._lines_of_item = Timeline(log.items_P, log.times_P)
         self._lines_of_item_in_store = Timeline(self._in_store(log.stores_P, log.items_P), log.times_P)
         self._lines_of_item_by_user = Timeline(self._by_user(log.users_P, log.items_P), log.times_P)
@@ -96,8 +104,8 @@ class EventBuilder:
             _squashed(self._lines_of_item.within(items_N, times_N - 28 * DAY, times_N), 100),
             _squashed(self._lines_of_item_in_store.before(in_store_N, times_N), 100),
             _age(self._lines_of_item.first_before(items_N, times_N), times_N),
-            _squashed(self._lines_of_item_by_user.before(pairs_N, times_N), 10),
-            _recency(self._lines_of_item_by_user.last_before(pairs_N, times_N), times_N),
+            _squashed(self._known_lines_of_item_by_user.before(pairs_N, times_N), 10),
+            _recency(self._known_lines_of_item_by_user.last_before(pairs_N, times_N), times_N),
             _squashed(self._baskets_of_user.before(seen.users_N, times_N), 100),
             _recency(self._baskets_of_user.last_before(seen.users_N, times_N), times_N),
         )
@@ -116,14 +124,14 @@ class EventBuilder:
         }
 
     def _history(self, seen: Impressions) -> dict[str, Ragged]:
-        """Give the household's newest purchases strictly before the impression, oldest first."""
-        # The log is in order of household and time, as the timeline's positions are.
+        """Give the household's newest known purchases strictly before the impression, oldest first."""
+        # A log is in order of household and time, as the timeline's positions are.
         stops_N = self._lines_of_user.position(seen.users_N, seen.times_N)
         earlier_N = self._lines_of_user.before(seen.users_N, seen.times_N)
         starts_N = stops_N - np.minimum(earlier_N, self.settings.max_history)
         return {
-            "history_item_ids": Ragged.spans(self.log.items_P, starts_N, stops_N),
-            "history_times": Ragged.spans(as_times(self.log.times_P), starts_N, stops_N),
+            "history_item_ids": Ragged.spans(self.surface.items_P, starts_N, stops_N),
+            "history_times": Ragged.spans(as_times(self.surface.times_P), starts_N, stops_N),
         }
 
     def _by_user(self, users_N: Ints, items_N: Ints) -> Ints:

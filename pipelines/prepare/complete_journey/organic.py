@@ -4,8 +4,9 @@ A purchase is organic where its product was neither displayed nor in the mailer,
 purchase. The promotions cover every week, but not every store: of lines in a store and week without any promotion
 row nobody knows, and they are left out (1.4 % of the lines). What is left out as promoted is what the events count
 as clicks, so organic activity and clicks are two surfaces of one household, as feed and ads are in "Quantizing
-Intent" (arXiv 2606.01396). Its sources by rising richness: who the user is (here the demographics in the users
-table), sparse activity through a language model, and the whole activity itself.
+Intent" (arXiv 2606.01396); unless asked otherwise, the events know nothing of the organic one. The paper's sources
+by rising richness: who the user is (here the demographics in the users table), sparse activity through a language
+model, and the whole activity itself.
 """
 
 from collections.abc import Mapping

@@ -161,6 +161,14 @@ def _organic(
     return organic_activity(earlier, *marks, len(raw.households), text_ND, settings)
 
 
+def _surface(raw: Raw, config: CompleteJourney) -> RawLog:
+    """Give the purchases by which the events know a household: all, or those of the surface they are about."""
+    if config.organic is None or config.organic.in_events:
+        return raw.log
+    promoted_P, _ = raw.files.promoted(raw.log, raw.products["product_id"].to_numpy())
+    return raw.log.keep(promoted_P)
+
+
 def _write_users(out: Path, spec: DatasetSpec, raw: Raw, organic: OrganicActivity) -> None:
     schema = user_schema(spec).append(pa.field("household_id", pa.int64()))
     columns = {
@@ -217,7 +225,7 @@ def _write_events(
         stores=known_stores(raw.log, config),
         demographics=demographics_ids(raw.user_words)[0],
     )
-    builder = EventBuilder(raw.log, promotions, settings)
+    builder = EventBuilder(raw.log, promotions, settings, _surface(raw, config))
     schema = event_schema(spec)
     counts = {"train": [0, 0, 0, 0], "test": [0, 0, 0, 0]}
     for day in days:

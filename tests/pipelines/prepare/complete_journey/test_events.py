@@ -24,8 +24,8 @@ SPEC = DatasetSpec(
 )  # fmt: skip
 
 
-def built(log: RawLog, seed: int, last_week: int = fabricated.WEEKS[1]) -> pa.Table:
-    builder = EventBuilder(log, fabricated.promotions(seed, last_week), fabricated.settings())
+def built(log: RawLog, seed: int, last_week: int = fabricated.WEEKS[1], surface: RawLog | None = None) -> pa.Table:
+    builder = EventBuilder(log, fabricated.promotions(seed, last_week), fabricated.settings(), surface)
     return pa.concat_tables([table(builder.day(day), event_schema(SPEC)) for day in DAYS]).combine_chunks()
 
 
@@ -79,29 +79,36 @@ def key_of(row: dict[str, Any]) -> tuple[Any, ...]:
     return row["user_id"], row["item_id"], row["event_time"], *row["store"]
 
 
-def test_events_equal_the_slow_reference() -> None:
+@pytest.mark.parametrize("share_known", [1.0, 0.6])
+def test_events_equal_the_slow_reference(share_known: float) -> None:
     log = fabricated.raw_log(1)
-    rows = built(log, 1).to_pylist()
+    known = log.keep(np.random.default_rng(0).random(len(log.users_P)) < share_known)
+    rows = built(log, 1, surface=known).to_pylist()
     assert any(row["conversion"] for row in rows) and any(row["conversion"] is None for row in rows)
     assert any(len(row["history_item_ids"]) == 8 for row in rows)
     for row in rows[::7]:
-        for name, value in reference(log, row).items():
+        for name, value in reference(log, known, row).items():
             expected = pytest.approx(value, abs=1e-6) if isinstance(value, float) else value
             assert row[name] == expected, name
 
 
-def reference(log: RawLog, row: dict[str, Any]) -> dict[str, Any]:
-    """Compute a row's columns by going through the whole log, line by line."""
+def lines_of(log: RawLog) -> list[tuple[int, ...]]:
+    return list(zip(log.users_P, log.items_P, log.times_P, log.baskets_P, log.stores_P, strict=True))
+
+
+def reference(log: RawLog, known: RawLog, row: dict[str, Any]) -> dict[str, Any]:
+    """Compute a row's columns by going through the whole log, and what is known of the household, line by line."""
     at = int(row["event_time"].replace(tzinfo=UTC).timestamp())
     user, item = row["user_id"], row["item_id"]
-    lines = list(zip(log.users_P, log.items_P, log.times_P, log.baskets_P, log.stores_P, strict=True))
+    lines = lines_of(log)
     basket_stores = {store for who, _, when, _, store in lines if who == user and when == at}
     earlier = [line for line in lines if line[2] < at]
     item_times = [when for _, what, when, _, _ in earlier if what == item]
-    own_times = [when for who, what, when, _, _ in earlier if (who, what) == (user, item)]
-    baskets = {basket: when for who, _, when, basket, _ in earlier if who == user}
+    own = [line for line in lines_of(known) if line[0] == user and line[2] < at]
+    own_times = [when for _, what, when, _, _ in own if what == item]
+    baskets = {basket: when for _, _, when, basket, _ in own}
     later = [when for who, what, when, _, _ in lines if (who, what) == (user, item) and at < when <= at + 14 * DAY]
-    history = [(when, what) for who, what, when, _, _ in earlier if who == user][-8:]
+    history = [(when, what) for _, what, when, _, _ in own][-8:]
     expected: dict[str, Any] = {
         "item_purchases": np.log1p(len(item_times)) / np.log(1001),
         "item_purchases_28d": np.log1p(sum(when >= at - 28 * DAY for when in item_times)) / np.log(101),

@@ -28,6 +28,7 @@ SOURCE = {
     "behaviour": {"dim": 3, "min_baskets": 2},
 }  # fmt: skip
 ORGANIC = {**SOURCE, "organic": {"newest": 4, "dim": 3, "min_baskets": 2}}
+IN_EVENTS = {**ORGANIC, "organic": {**ORGANIC["organic"], "in_events": True}}
 
 
 def installed(folder: Path, cut: int | None = None) -> Path:
@@ -122,11 +123,33 @@ def test_users_are_all_households(prepared: Path) -> None:
     assert all(row["demographics"] == expected.get(row["user_id"], []) for row in events)
 
 
-def test_organic_activity_changes_the_users_alone(prepared: Path, organic: Path) -> None:
-    without, found = files_of(prepared), files_of(organic)
+def test_organic_activity_that_the_events_may_know_changes_the_users_alone(
+    prepared: Path, packages: Path, tmp_path: Path
+) -> None:
+    run_prepare(ALONE, {**config_for(packages), "source": IN_EVENTS}, tmp_path / "out", packages)
+    without, found = files_of(prepared), files_of(tmp_path / "out")
     assert without.keys() == found.keys()
     changed = {name for name in found if found[name] != without[name]}
     assert changed == {"dataset.json", "summary.json", "users/part-00000.parquet"}
+
+
+def test_events_know_a_household_by_its_promoted_purchases_alone(prepared: Path, organic: Path) -> None:
+    """Rows, labels and all that is not of the household stay; histories are of lines that were promoted."""
+    without, found = (read(read_dataset(path).all_event_files()) for path in (prepared, organic))
+    of_household = [name for name in without.column_names if name.startswith(("household_", "history_"))]
+    assert found.drop_columns(of_household).equals(without.drop_columns(of_household))
+    assert all(not found[name].equals(without[name]) for name in of_household)
+    shown = fabricated.promotion_rows(11)
+    promoted = set(zip(shown["weeks"].tolist(), shown["items"].tolist(), strict=True))
+    entries = 0
+    for row in found.to_pylist()[::5]:
+        times = np.array(row["history_times"], "datetime64[s]").astype(np.int64)
+        assert set(zip(week_of(times).tolist(), row["history_item_ids"], strict=True)) <= promoted
+        entries += len(times)
+    assert entries > 100
+
+
+def test_users_stay_what_they_are_beside_their_embeddings(prepared: Path, organic: Path) -> None:
     users = read(read_dataset(organic).user_files)
     names = list(read_dataset(organic).spec.user_embeddings)
     assert users.column_names[1:3] == names
