@@ -29,7 +29,7 @@ from benchmarks.goals import Measured, goal, publish_tables
 from benchmarks.golden_example import golden_batch, golden_dlrm, golden_pipeline, our_network
 from benchmarks.record import Row, results_folder
 from benchmarks.timing import Contestant, Spread, Times, run_program, take_turns, threads
-from benchmarks.trial import ARMS, PARTS, StepParts, Trial, config_of, kernels, training_split
+from benchmarks.trial import ARMS, DEFAULT_MODEL, PARTS, StepParts, Trial, config_of, kernels, training_split
 from components.torchrun import KEEP_FREED_MEMORY
 from infra.config import plain, to_yaml
 from infra.distributed import World, started
@@ -38,6 +38,7 @@ from infra.parquet import RowGroup, row_groups
 from infra.stage import quiet
 from infra.tables import Dataset
 from ranker.batch import RankerBatch
+from ranker.config import ModelConfig
 from ranker.fit import UNTIMED_STEPS, Progress
 from ranker.kernels import BagsOfOne
 from ranker.reader import NewestEntries, ranker_batches
@@ -47,6 +48,7 @@ BATCH = config_of("none").training.batch_size
 READ_ARMS = ("none", "sid_ngram", "side")
 WAIT_GOAL = 0.05
 LADDER_ARM, RANKS_ARM = "sid_ngram", "side"
+WIDE = ModelConfig(cross_rank=256, over_arch=(1024, 512))
 
 WORDS = """
 A synthetic log made by stage `prepare`: the default data's numbers of items and users, 32 entries of history, 36 row
@@ -62,8 +64,10 @@ PARTS_WORDS = """
 Milliseconds of a step, batches read from disk while it trains. One rank, so no gradient is averaged; the tables' own
 optimizer runs inside their backward pass. The last line is the share of a step that waits for data.
 """
-ARMS_WORDS = """
-Steps of three trainings in turns, each reading its own events from disk.
+ARMS_WORDS = f"""
+Steps of trainings in turns, each reading its own events from disk. An arm's cost is one of history entries, whatever
+the network above them; "wide" is a network nearer to production's, with {WIDE.over_arch[0]:,} and {WIDE.over_arch[1]}
+units over crosses of rank {WIDE.cross_rank}. FLOPs are of matrix products, forward and backward.
 """
 GOLDEN_WORDS = """
 torchrec's golden training example (examples/golden_training/train_dlrm.py) beside ours, arm `none`. Equal: the tables
@@ -196,15 +200,20 @@ def step_parts(dataset: Dataset, world: World, sizes: Sizes) -> Part:
 
 
 def arms(dataset: Dataset, world: World, sizes: Sizes) -> Part:
-    """Train three arms in turns."""
-    trials = {arm: Trial(dataset, arm, world) for arm in READ_ARMS}
-    times = trained_in_turns(trials, sizes)
-    rows = [{"arm": arm, **_rates(times.rate(arm))} for arm in trials]
-    goals = [
-        goal("side / none, samples a second", times.ratio("side", "none"), 0.98),
-        goal("side / sid_ngram, samples a second", times.ratio("side", "sid_ngram"), 1),
-    ]
-    return Measured("Training", ARMS_WORDS, rows, {"arm": "", **RATES}), goals
+    """Train arms in turns, by the default network and by a wide one."""
+    rows, goals = [], []
+    for network, model in {"default": DEFAULT_MODEL, "wide": WIDE}.items():
+        trials = {arm: Trial(dataset, arm, world, model=model) for arm in READ_ARMS}
+        flops = {arm: _flops(partial(trial.steps, 1)) / BATCH for arm, trial in trials.items()}
+        times = trained_in_turns(trials, sizes)
+        rows += [
+            {"network": network, "arm": arm, **_rates(times.rate(arm)), "flops_a_row": flops[arm]} for arm in trials
+        ]
+        goals += [
+            goal(f"side / none, samples a second, {network} network", times.ratio("side", "none"), 0.98),
+            goal(f"side / sid_ngram, samples a second, {network} network", times.ratio("side", "sid_ngram"), 1),
+        ]
+    return Measured("Training", ARMS_WORDS, rows, {"network": "", "arm": "", **RATES, "flops_a_row": ",.0f"}), goals
 
 
 def trained_in_turns(trials: dict[str, Trial], sizes: Sizes, two_threads: str = "") -> Times:
@@ -244,9 +253,7 @@ def golden(dataset: Dataset, world: World, sizes: Sizes) -> Part:
     for name, (pipeline, batches) in runs.items():
         source = cycle(batches)
         _progress(pipeline, source, 1)
-        with FlopCounterMode(display=False) as counter:
-            _progress(pipeline, source, 1)
-        flops[name] = counter.get_total_flops() / BATCH
+        flops[name] = _flops(partial(_progress, pipeline, source, 1)) / BATCH
         contestants[name] = Contestant(partial(_progress, pipeline, source, sizes.steps), sizes.steps * BATCH)
     times = take_turns(contestants, sizes.rounds)
     ours.close()
@@ -255,6 +262,14 @@ def golden(dataset: Dataset, world: World, sizes: Sizes) -> Part:
     return Measured(
         "Beside torchrec's golden example", GOLDEN_WORDS, rows, {"what": "", **RATES, "flops_a_row": ",.0f"}
     ), goals
+
+
+def _flops(work: Callable[[], None]) -> int:
+    """Count what some work takes."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    flops: int = counter.get_total_flops()
+    return flops
 
 
 def _progress(pipeline: TrainPipelineSparseDist[Any, Any], source: Iterator[Any], steps: int) -> None:

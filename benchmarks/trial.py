@@ -14,7 +14,7 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from infra.distributed import World
 from infra.lanes import LaneReader
 from infra.tables import Dataset
-from ranker.config import ArmConfig, RankerConfig
+from ranker.config import ArmConfig, ModelConfig, RankerConfig
 from ranker.fit import Progress
 from ranker.frozen import read_frozen
 from ranker.model import StepOutput
@@ -26,9 +26,12 @@ ARMS = {**RankerConfig().arms, "hde": ArmConfig(item="hde", history="hde")}
 """The default contest's, and the second paper's."""
 
 
-def config_of(arm: str) -> RankerConfig:
+DEFAULT_MODEL = ModelConfig()
+
+
+def config_of(arm: str, model: ModelConfig = DEFAULT_MODEL) -> RankerConfig:
     """Give an arm's configuration, all else by default."""
-    return RankerConfig(arm=arm, arms=ARMS).resolved()
+    return RankerConfig(arm=arm, arms=ARMS, model=model).resolved()
 
 
 def training_split(dataset: Dataset, arm: str) -> Split:
@@ -41,11 +44,18 @@ class Trial:
 
     Args of the constructor:
         dataset: the events. arm: its name in `ARMS`. world: the process group.
-        way: how batches go through the pipeline; a variant of `Progress`.
+        way: how batches go through the pipeline; a variant of `Progress`. model: the network's sizes.
     """
 
-    def __init__(self, dataset: Dataset, arm: str, world: World, way: type[Progress] = Progress) -> None:
-        config, split = config_of(arm), training_split(dataset, arm)
+    def __init__(
+        self,
+        dataset: Dataset,
+        arm: str,
+        world: World,
+        way: type[Progress] = Progress,
+        model: ModelConfig = DEFAULT_MODEL,
+    ) -> None:
+        config, split = config_of(arm, model), training_split(dataset, arm)
         self.config, self.features = config, split.features
         self.sharded = build_sharded(split.features, config, world, read_frozen(dataset, split.features))
         self.sharded.model.train()

@@ -110,6 +110,6 @@ def test_a_quick_run_writes_every_table_and_goal(tmp_path: Path, monkeypatch: py
     tables = {row["table"] for row in rows if "table" in row}
     assert tables == {"Reading", "A step", "Training", "Beside torchrec's golden example", "What each thing gives"}
     goals = [row["goal"] for row in rows if "goal" in row]
-    assert len(goals) == 3 + 5 + 2 + 2
+    assert len(goals) == 3 + 5 + 2 * 2 + 2
     page = (tmp_path / "ranker.md").read_text()
     assert all(f"## {table}" in page for table in tables)
