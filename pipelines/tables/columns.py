@@ -59,9 +59,15 @@ class _Measured:
         return _times(bytes_a_row / self._first.feature_bytes_per_row) if self._first and bytes_a_row else UNKNOWN
 
     def roi(self, arm: str) -> str:
-        """Give an arm's return over the first one's, as the paper does; none where the first has none to divide by."""
-        roi, first = self.comparison.arms[arm].roi, self._first
-        return _times(roi / first.roi) if roi is not None and first and first.roi and first.roi > 0 else UNKNOWN
+        """Give an arm's return over the first one's, as the paper does; none where the first has none to divide by.
+
+        It is marked where no task's gain of either arm is shown: it then divides noise.
+        """
+        result, first = self.comparison.arms[arm], self._first
+        if result.roi is None or first is None or not first.roi or first.roi < 0:
+            return UNKNOWN
+        times = _times(result.roi / first.roi)
+        return times if _is_shown(result) and _is_shown(first) else f"{times} {NO_DIFFERENCE}"
 
     @property
     def _first(self) -> ArmResult | None:
@@ -106,6 +112,12 @@ class _Measured:
         if self.table.metric == "auc":
             return result.auc_gain, result.auc_gain_interval
         return result.ne_gain, result.ne_gain_interval
+
+
+def _is_shown(arm: ArmResult) -> bool:
+    """Say whether the NE gain of any task differs from 0."""
+    intervals = [result.ne_gain_interval for result in arm.tasks.values() if result.ne_gain is not None]
+    return any(bounds is None or not holds_zero(bounds) for bounds in intervals)
 
 
 def paper_columns(table: TableConfig) -> list[Column]:

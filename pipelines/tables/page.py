@@ -36,9 +36,15 @@ def _how(shown: Sequence[TableConfig], found: Found) -> list[str]:
         " ranker, from other seeds.",
         "Intervals are over users and trainings together (over users alone where there is one training);"
         f" `{NO_DIFFERENCE}` marks one that holds 0: no difference is shown.",
-        "`cost` is bytes a row of the content columns in Parquet, over those of the first arm that has any; `RoI` is"
-        " the mean NE gain of the tasks a byte, likewise. Columns `paper:` are the paper's own, on its own data.",
     ]
+    if any(table.metric == "ne" for table in shown):
+        how.append(
+            "`cost` is bytes a row of the content columns in Parquet, over those of the first arm that has any; `RoI`"
+            f" is the mean NE gain of the tasks a byte, likewise, marked `{NO_DIFFERENCE}` where neither task's gain of"
+            " the arm, or of that first arm, is shown."
+        )
+    if any(table.paper for table in shown):
+        how.append("Columns `paper:` are the paper's own, on its own data.")
     if any(table.metric == "auc" for table in shown):
         how.append("AUC gain is AUC / AUC(reference) - 1.")
     if any(table.storage_over for table in shown):

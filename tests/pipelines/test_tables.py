@@ -158,6 +158,14 @@ def test_an_auc_gain_of_before_it_had_an_interval_is_told_without() -> None:
     assert (side["click AUC gain"], side["95 %"], side["of dense"]) == (["+0.30 %"], ["", ""], ["", ""])
 
 
+def test_a_return_on_noise_is_marked() -> None:
+    comparison = found()["t"]
+    for name in ("sid", "side"):
+        arms = {**comparison.arms, name: arm(0.0005, 0.0005, 4.0, 0.2)}
+        page = as_page(TABLES, {"t": comparison.model_copy(update={"arms": arms})}, {"t": "abc"})
+        assert rows_of(page)["side"]["RoI"] == ["x5.00 ~" if name == "sid" else "x1.00 ~"]
+
+
 def test_terminal_text_is_aligned() -> None:
     lines = as_text(TABLES, found()).splitlines()
     assert lines[0] == "Table 9"
