@@ -1,30 +1,37 @@
 """`python -m pipelines.tune --config FILE [--set section.key=value]`: tune every arm by the validation dates.
 
 Every arm of the run is trained with every setting of section `tune` and measured on the last training dates. Printed
-is the best of each arm; `tuned.yaml` has them as overlays.
+is the best of each arm; the run's `tuned.yaml` is its file again with each arm's best, to be run by `pipelines.run`.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from infra.config import plain
+from infra.config import plain, to_yaml
 from pipelines.config import read_config
+from pipelines.execution import run_dir
 from pipelines.run import command_line, exit_status, near, run_stages
-from pipelines.tune.choose import RESULT_FILE, TABLE_FILE, TUNED_FILE
-from pipelines.tune.plan import tune_stages
+from pipelines.tune.choose import RESULT_FILE, TABLE_FILE, Tuned
+from pipelines.tune.plan import tune_stages, tuned_values
+
+TUNED_FILE = "tuned.yaml"
 
 
-def tune(config_file: Path, overrides: Sequence[str]) -> Path:
-    """Train every arm with every setting, and choose.
+def tune(config_file: Path, overrides: Sequence[str]) -> tuple[Path, Path]:
+    """Train every arm with every setting, choose, and write the run's file with what was chosen.
 
     Returns:
-        the committed directory of the choice.
+        the committed directory of the choice, and the file.
 
     Raises:
         SidestackError, Stopped: see `pipelines.run.run_pipeline`.
     """
     values, config = read_config(config_file, overrides)
-    return run_stages(tune_stages(config), config.run, values, plain(config), "tune")
+    found = run_stages(tune_stages(config), config.run, values, plain(config), "tune")
+    best = Tuned.model_validate_json((found / RESULT_FILE).read_text()).best
+    tuned = run_dir(config.run) / TUNED_FILE
+    tuned.write_text(to_yaml(tuned_values(values, config, {arm: trial.setting for arm, trial in best.items()})))
+    return found, tuned
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -35,10 +42,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     arguments = command_line("pipelines.tune", "Tune every arm by the validation dates.").parse_args(argv)
     with exit_status():
-        found = tune(arguments.config, arguments.set)
+        found, tuned = tune(arguments.config, arguments.set)
         print((found / TABLE_FILE).read_text())
-        for what, file in (("overlays", TUNED_FILE), ("all", RESULT_FILE)):
-            print(f"{what:<9}{near(found / file)}", flush=True)
+        print(f"trials  {near(found / RESULT_FILE)}")
+        print(f"run it  make run CONFIG={near(tuned)}", flush=True)
 
 
 if __name__ == "__main__":

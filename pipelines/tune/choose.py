@@ -1,22 +1,21 @@
 """Stage `tune`: for each arm the setting that is best on the validation dates.
 
-Inputs are the trainings (`--input arm.<arm>.<setting>=DIR`). The output is `tune.json`, the same as a table, and
-`tuned.yaml`, the arms' overlays to be laid over a run's file. Best is the least product of the tasks' normalized
-entropies, so that a per cent of either task counts alike.
+Inputs are the trainings (`--input arm.<arm>.<setting>=DIR`). The output is `tune.json`, and the best of each arm as a
+table. Best is the least product of the tasks' normalized entropies, so that a per cent of either task counts alike.
 """
 
 import math
 from pathlib import Path
 from typing import Any
 
-from infra.config import Config, to_yaml
+from infra.config import Config
 from infra.errors import DataError
 from infra.record import SUMMARY_FILE
 from infra.stage import StageRun, run_stage
 from pipelines.report.outputs import read_json
 from pipelines.tune.config import INPUT, Setting, TuneConfig
 
-RESULT_FILE, TUNED_FILE, TABLE_FILE = "tune.json", "tuned.yaml", "table.txt"
+RESULT_FILE, TABLE_FILE = "tune.json", "table.txt"
 
 
 class Trial(Config):
@@ -62,7 +61,6 @@ def choose(run: StageRun[TuneConfig]) -> None:
     tuned = Tuned(held_out=dates.pop(), trials=tuple(trial for trial, _ in read))
     (run.out / RESULT_FILE).write_text(tuned.model_dump_json(indent=1) + "\n")
     (run.out / TABLE_FILE).write_text(as_text(tuned, run.config))
-    (run.out / TUNED_FILE).write_text(overlays(tuned))
     run.log.summary({arm: best.setting.model_dump() for arm, best in tuned.best.items()})
 
 
@@ -78,12 +76,6 @@ def _trial(config: TuneConfig, name: str, path: Path) -> tuple[Trial, tuple[str,
             raise DataError(f"{path}: {task} has no normalized entropy on the validation dates")
     first, last = summary["dates"]["held_out"]
     return Trial(arm=arm, setting=tried, ne=tasks), (first, last)
-
-
-def overlays(tuned: Tuned) -> str:
-    """Give the chosen settings as YAML, by arm, as `ranker.arms.<arm>.overlay` takes them."""
-    arms = {arm: {"overlay": {"training": best.setting.model_dump()}} for arm, best in tuned.best.items()}
-    return to_yaml({"ranker": {"arms": arms}})
 
 
 def as_text(tuned: Tuned, config: TuneConfig) -> str:

@@ -1,9 +1,10 @@
 """The stages of tuning: every arm with every setting, on validation dates, and the choice for each."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from components import ranker as ranker_jobs
 from infra.config import parse, plain
@@ -32,6 +33,16 @@ def tune_stages(config: PipelineConfig) -> tuple[Stage, ...]:
     job = partial(internal_job, "tune", "pipelines.tune.choose")
     choice = Stage("tune", job, CODE, config.tune, config.run.launch.compare, inputs)
     return prepare_stage(config), *encoders, materialize, *trainings.values(), choice
+
+
+def tuned_values(values: Mapping[str, Any], config: PipelineConfig, best: Mapping[str, Setting]) -> dict[str, Any]:
+    """Give a run's file again, each arm with the setting that is best for it.
+
+    Args:
+        values: the run's file with overrides applied. config: the same, parsed. best: settings by arm.
+    """
+    arms = {name: _with(arm, best[name]) if name in best else arm for name, arm in config.ranker.arms.items()}
+    return {**values, "ranker": {**values.get("ranker", {}), "arms": {name: plain(arm) for name, arm in arms.items()}}}
 
 
 def _training(config: PipelineConfig, stage: Stage, arm: str, setting: Setting) -> Stage:

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import yaml
 
-from infra.config import load_section, parse
+from infra.config import load_section, parse, to_yaml
 from infra.errors import DataError
-from pipelines.config import PipelineConfig
+from pipelines.config import PipelineConfig, read_config
 from pipelines.graph import Stage
-from pipelines.tune.choose import Trial, Tuned, _trial, as_text, overlays
+from pipelines.tune.choose import Trial, Tuned, _trial, as_text
 from pipelines.tune.config import Setting, TuneConfig
-from pipelines.tune.plan import tune_stages
+from pipelines.tune.plan import tune_stages, tuned_values
 from ranker.config import RankerConfig
 from tests.pipelines.commands import run_command
 from tests.pipelines.test_tables import SMALL
@@ -72,15 +72,34 @@ TUNED = Tuned(
 
 
 def test_the_best_of_each_arm_is_chosen_and_told() -> None:
-    laid_over = yaml.safe_load(overlays(TUNED))["ranker"]["arms"]
-    assert {arm: one["overlay"]["training"]["sparse_learning_rate"] for arm, one in laid_over.items()} == {
-        "none": 0.02, "side": 0.04,
-    }  # fmt: skip
+    assert {arm: best.setting.sparse_learning_rate for arm, best in TUNED.best.items()} == {"none": 0.02, "side": 0.04}
     grid = TuneConfig(sparse_learning_rates=(0.01, 0.02, 0.04), dense_learning_rates=(0.001,))
     lines = as_text(TUNED, grid).splitlines()
     assert lines[0] == "3 settings an arm, on 2020-01-01 to 2020-01-07"
     assert "edge" not in lines[3]
     assert lines[4].endswith("(at the grid's edge: sparse)")
+
+
+def test_the_tuned_file_is_the_runs_own_but_for_the_settings_of_its_arms() -> None:
+    values = {"run": {"name": "test"}, "ranker": {"arm": "none", "arms": {**ARMS, "left": {}}}}
+    before = parse(PipelineConfig, values, "test")
+    tuned = tuned_values(values, before, {arm: best.setting for arm, best in TUNED.best.items()})
+    after = parse(PipelineConfig, yaml.safe_load(to_yaml(tuned)), "test")
+    side = after.ranker.arms["side"]
+    assert (side.item, side.overlay["training"]) == (
+        "side", {"warmup_steps": 7, "sparse_learning_rate": 0.04, "dense_learning_rate": 0.001},
+    )  # fmt: skip
+    assert after.ranker.arms["left"] == before.ranker.arms["left"]
+    assert after.model_copy(update={"ranker": before.ranker}) == before
+
+
+def test_the_tuned_file_names_the_arms_that_were_defaults() -> None:
+    values = {"run": {"name": "test"}}
+    before = parse(PipelineConfig, values, "test")
+    after = parse(PipelineConfig, tuned_values(values, before, {"side": TUNED.best["side"].setting}), "test")
+    assert {name: arm.item for name, arm in after.ranker.arms.items()} == {
+        name: arm.item for name, arm in before.ranker.arms.items()
+    }
 
 
 def test_what_is_no_training_of_the_grid_is_refused(tmp_path: Path) -> None:
@@ -102,5 +121,7 @@ def test_whole_tuning_of_a_small_log(tmp_path: Path) -> None:
     done = run_command("pipelines.tune", tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("2 settings an arm, on 2024-01-03 to 2024-01-03")
-    (chosen,) = tmp_path.glob("runs/small/tune/*/tuned.yaml")
-    assert set(yaml.safe_load(chosen.read_text())["ranker"]["arms"]) == {"side"}
+    tuned = tmp_path / "runs/small/tuned.yaml"
+    assert done.stdout.endswith(f"run it  make run CONFIG={tuned}\n")
+    _, config = read_config(tuned, [])
+    assert config.ranker.arms["side"].overlay["training"]["sparse_learning_rate"] in GRID["sparse_learning_rates"]
