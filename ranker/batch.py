@@ -21,7 +21,7 @@ class RankerBatch(Pipelineable):  # type: ignore[misc]
         item_known_BS: False where the ad's SID of a set is null (S = 0 where the arm does not ask).
         user_sids_BC, user_known_BS: the user's, likewise.
         history_sids_TC: the history's SIDs. history_known_TS: False where a SID of a set is null.
-        history_recency_TF: how far back each history entry lies, in F = 3 ways: log(1 + days) to the event,
+        history_recency_FT: how far back each history entry lies, in F = 3 ways: log(1 + days) to the event,
             log(1 + days) since the entry before it (0 for the oldest), and log rank counted from the newest.
         history_offsets_B1: row b owns history entries offsets[b] to offsets[b + 1].
         labels_BT: 0 or 1 by task (click, conversion).
@@ -38,7 +38,7 @@ class RankerBatch(Pipelineable):  # type: ignore[misc]
     user_known_BS: Tensor
     history_sids_TC: Tensor
     history_known_TS: Tensor
-    history_recency_TF: Tensor
+    history_recency_FT: Tensor
     history_offsets_B1: Tensor
     labels_BT: Tensor
     weights_BT: Tensor

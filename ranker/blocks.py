@@ -53,7 +53,7 @@ class HistoryBlock(nn.Module):
         """Give U, float [B, k, d]; zeros for a row without history."""
         embedded = {name: sequence.values() for name, sequence in sequences.items()}
         # [T, d] is the model's largest tensor, and every pass over it counts: a product is added as it is made.
-        values_TD = torch.addmm(embedded[HISTORY_IDS], *self._recency(batch.history_recency_TF))
+        values_TD = torch.addmm(embedded[HISTORY_IDS], *self._recency(batch.history_recency_FT))
         if self.content is not None:
             values_TD = self.content(values_TD, batch, embedded)
         if self.encoder is not None:
@@ -61,10 +61,10 @@ class HistoryBlock(nn.Module):
         history_BKD: Tensor = self.attention(query_BF, values_TD, batch.history_offsets_B1, batch.longest)
         return history_BKD
 
-    def _recency(self, recency_TF: Tensor) -> tuple[Tensor, Tensor]:
+    def _recency(self, recency_FT: Tensor) -> tuple[Tensor, Tensor]:
         """Give two matrices, whose product [T, d] is for how far back entries lie; see `RankerBatch`."""
-        with_one = functional.pad(recency_TF, (1, 0), value=1.0)
-        return with_one, torch.stack([self.gap.bias, self.gap.weight[:, 0], self.since_entry, self.rank])
+        with_one = functional.pad(recency_FT, (0, 0, 1, 0), value=1.0)
+        return with_one.t(), torch.stack([self.gap.bias, self.gap.weight[:, 0], self.since_entry, self.rank])
 
 
 class Interaction(nn.Module):

@@ -24,7 +24,7 @@ from ranker.features import HISTORY_IDS, ArmFeatures, IdFeature
 
 Integers = npt.NDArray[np.int64]
 
-_MICROSECONDS_A_DAY = 86_400_000_000.0
+_DAYS_A_MICROSECOND = np.float32(1 / 86_400_000_000)
 
 
 def open_events(
@@ -108,7 +108,7 @@ def to_ranker_batch(batch: Batch, features: ArmFeatures) -> RankerBatch:
         user_known_BS=_side_by_side(table, features.user.known, rows, np.bool_),
         history_sids_TC=_side_by_side(table, features.history.unpacked, entries, np.int64),
         history_known_TS=_side_by_side(table, features.history.known, entries, np.bool_),
-        history_recency_TF=_recency(table, lengths_B),
+        history_recency_FT=_recency(table, lengths_B),
         history_offsets_B1=torch.from_numpy(offsets_B1),
         labels_BT=labels_BT,
         weights_BT=weights_BT,
@@ -221,23 +221,22 @@ def _side_by_side(table: pa.Table, columns: tuple[str, ...], rows: int, kind: ty
 def _recency(table: pa.Table, lengths_B: npt.NDArray[np.int32]) -> Tensor:
     event_B = _numpy(_array(table, "event_time").view(pa.int64()))
     entry_T = _numpy(_array(table, "history_times").flatten().view(pa.int64()))
-    since_entry_T = np.diff(entry_T, prepend=entry_T[:1])
     oldest_B = np.cumsum(lengths_B, dtype=np.int64) - lengths_B
-    since_entry_T[oldest_B[lengths_B > 0]] = 0
-    to_event_T = np.repeat(event_B, lengths_B) - entry_T
-    log_rank_T = np.log(_rank_from_newest(lengths_B).astype(np.float32))
-    return torch.from_numpy(np.stack([_log_days(to_event_T), _log_days(since_entry_T), log_rank_T], axis=1))
+    recency_FT = np.empty((3, len(entry_T)), np.float32)
+    recency_FT[0] = np.repeat(event_B, lengths_B) - entry_T
+    recency_FT[1, 1:] = np.diff(entry_T)
+    recency_FT[1, oldest_B[lengths_B > 0]] = 0
+    recency_FT[:2] *= _DAYS_A_MICROSECOND
+    recency_FT[2] = _rank_from_newest(lengths_B) - 1
+    return torch.from_numpy(np.log1p(recency_FT, out=recency_FT))
 
 
-def _rank_from_newest(lengths_B: npt.NDArray[np.int32]) -> Integers:
+def _rank_from_newest(lengths_B: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
     """Number every row's entries, oldest first as they are stored, from its length down to 1."""
-    ends_B = np.cumsum(lengths_B, dtype=np.int64)
-    ranks_T: Integers = np.repeat(ends_B, lengths_B) - np.arange(lengths_B.sum())
+    ends_B = np.cumsum(lengths_B, dtype=np.int32)  # Arrow's offsets are no wider
+    ranks_T: npt.NDArray[np.int32] = np.repeat(ends_B, lengths_B)
+    ranks_T -= np.arange(len(ranks_T), dtype=np.int32)
     return ranks_T
-
-
-def _log_days(microseconds_T: Integers) -> npt.NDArray[np.float32]:
-    return np.log1p((microseconds_T / _MICROSECONDS_A_DAY).astype(np.float32))
 
 
 @dataclass

@@ -98,7 +98,7 @@ def test_recency_is_the_time_to_the_event_the_time_between_entries_and_the_rank(
             since = entry - row[i - 1] if i else timedelta(0)
             days = [gap.total_seconds() / 86400 for gap in (at - entry, since)]
             expected.append([math.log1p(days[0]), math.log1p(days[1]), math.log(len(row) - i)])
-    torch.testing.assert_close(batch.history_recency_TF, torch.tensor(expected))
+    torch.testing.assert_close(batch.history_recency_FT.t(), torch.tensor(expected))
 
 
 @pytest.mark.parametrize("arm", ["sid_ngram", "side"])
@@ -116,7 +116,7 @@ def test_a_history_longer_than_the_bound_keeps_its_newest_entries_in_every_colum
     assert newest.entries_cut > 0
     batch = to_ranker_batch(newest.of(batch_of(table), features), features)
     assert batch.longest == 2
-    assert len(batch.history_recency_TF) == len(batch.sequences["history_item_ids"].values())
+    assert batch.history_recency_FT.shape[1] == len(batch.sequences["history_item_ids"].values())
 
 
 @pytest.mark.parametrize("bound", [None, 6])
@@ -306,7 +306,7 @@ def test_several_sets_lie_side_by_side(dataset: Path) -> None:
         for one, other in zip(table["item_sid"].to_pylist(), table["item_lines"].to_pylist(), strict=True)
     ]
     assert batch.item_known_BS.shape == (40, 2)
-    assert batch.history_known_TS.shape == (len(batch.history_recency_TF), 2)
+    assert batch.history_known_TS.shape == (batch.history_recency_FT.shape[1], 2)
 
 
 def test_evaluation_gives_every_row_once(dataset: Path) -> None:
