@@ -176,8 +176,9 @@ def read(split: Split, arm: str, world: World, epochs: int) -> None:
 def stream(split: Split, arm: str, world: World, epochs: int = 1) -> Iterator[RankerBatch]:
     """Give the batches of epochs one after another, made in a thread."""
     reader = split.open(config_of(arm).training, world, is_training=True)
-    rows = reader.batches(range(epochs))
-    return prefetched(ranker_batches(rows, split.features, NewestEntries(), world, lambda _: None), depth=2)
+    blocks = reader.blocks(range(epochs))
+    batches = ranker_batches(blocks, reader.batch_rows, split.features, NewestEntries(), world, lambda _: None)
+    return prefetched(batches, depth=2)
 
 
 def step_parts(dataset: Dataset, world: World, sizes: Sizes) -> Part:
@@ -282,8 +283,7 @@ class ReadByItself(Progress):
 
     def batches(self, reader: LaneReader, epoch: int, start: int) -> Iterator[RankerBatch]:
         """Read and convert batches when they are asked for."""
-        rows = reader.batches(range(epoch, epoch + 1), start)
-        return ranker_batches(rows, self.features, self.newest, self.world, self._under_way.append)
+        return self.converted(reader, epoch, start)
 
 
 def ladder(dataset: Dataset, world: World, sizes: Sizes) -> Part:

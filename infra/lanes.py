@@ -20,12 +20,18 @@ from infra.errors import ConfigError, DataError
 from infra.gather import take_rows
 from infra.parquet import RowGroup, read_row_group, row_groups
 
+BLOCK_ROWS = 4096
+"""Batches are put together, and converted, so many rows at a time: one call of Arrow takes as long for few rows."""
+
 Check = Callable[[pa.Table, RowGroup], None]
+Shared = dict[RowGroup, Future[pa.Table]]
+"""Row groups that one lane has read, or is reading, and another one needs, too."""
+
 T = TypeVar("T")
 
 
 class Batch(NamedTuple):
-    """One rank's part of a global batch.
+    """One rank's part of a global batch, or of several in turn.
 
     Attributes:
         table: the rows, N of them.
@@ -36,6 +42,12 @@ class Batch(NamedTuple):
     table: pa.Table
     rows_N: npt.NDArray[np.int64]
     valid_N: npt.NDArray[np.bool_]
+
+    def split(self, rows: int) -> "Iterator[Batch]":
+        """Give so many rows after another."""
+        for at in range(0, len(self.rows_N), rows):
+            part = slice(at, at + rows)
+            yield Batch(self.table.slice(at, rows), self.rows_N[part], self.valid_N[part])
 
 
 class _Chunk(NamedTuple):
@@ -69,7 +81,8 @@ class LaneReader:
     row groups, all buffers as nearly equal as can be; what does not fill a last batch is dropped. Without, rows come
     in order and the last batches are padded. Every lane's next buffer is read by threads, one a core at most, while
     the present one is used.
-    Memory: `lanes / world_size` times two buffers of `shuffle_groups + 1` row groups, and two batches ahead.
+    Memory: `lanes / world_size` times two buffers of `shuffle_groups + 1` row groups and one more, which the lane
+    shares with the next; a block, and two batches ahead.
 
     Args:
         files: the Parquet files, in order. columns: what to read.
@@ -104,6 +117,7 @@ class LaneReader:
         self.num_rows = sum(group.rows for group in self.groups)
         self.seed = seed
         self.lane_batch = batch_size // lanes
+        self.batch_rows = batch_size // world_size
         self._check = check
         self._shuffle_groups = shuffle_groups
         own = lanes // world_size
@@ -129,17 +143,25 @@ class LaneReader:
         The batches are put together when they are asked for: the caller prefetches what it makes of them. Epochs in
         one stream need not wait for their first row groups, which are read while the epoch before ends.
         """
+        return (batch for block in self.blocks(epochs, start) for batch in block.split(self.batch_rows))
+
+    def blocks(self, epochs: range, start: int = 0) -> Iterator[Batch]:
+        """Give what `batches` gives, about `BLOCK_ROWS` rows of them as one, so that converting takes few calls."""
         assert len(epochs) == 1 or self.seed is not None  # without a seed, a stream is padded without end
+        together = max(BLOCK_ROWS // self.batch_rows, 1)
         # More threads than cores would wait for each other's turn in the interpreter.
         pool = ThreadPoolExecutor(min(len(self._lanes), os.cpu_count() or 1))
         try:
-            chunks = [_one_ahead(self._lane_chunks(lane, epochs), pool) for lane in self._lanes]
+            shared: Shared = {}
+            chunks = [_one_ahead(self._lane_chunks(lane, epochs, shared), pool) for lane in self._lanes]
             for epoch in epochs:
                 streams = [self._lane_stream(lane, source) for lane, source in zip(self._lanes, chunks, strict=True)]
-                for number in range(self.num_batches):
-                    parts = [next(stream) for stream in streams]
-                    if epoch > epochs[0] or number >= start:
-                        yield _joined(parts)
+                first = start if epoch == epochs[0] else 0
+                for _ in range(first):
+                    collections.deque(map(next, streams), maxlen=0)
+                for number in range(first, self.num_batches, together):
+                    numbers = range(number, min(number + together, self.num_batches))
+                    yield _joined([next(stream) for _ in numbers for stream in streams])
                 if epoch < epochs[-1]:
                     for stream in streams:  # what does not fill a batch
                         collections.deque(stream, maxlen=0)
@@ -178,33 +200,56 @@ class LaneReader:
         while True:
             yield Batch(table.take(pa.array(fill)), rows_N[fill], np.zeros(size, bool))
 
-    def _lane_chunks(self, lane: int, epochs: range) -> Iterator[_Chunk]:
-        """Give the lane's row groups, or with a seed shuffled buffers of them, epoch after epoch."""
+    def _lane_chunks(self, lane: int, epochs: range, shared: Shared) -> Iterator[_Chunk]:
+        """Give the lane's row groups, or with a seed shuffled buffers of them, epoch after epoch.
+
+        Where a row group lies in two of this rank's lanes, the one that reads it leaves it in `shared` for the other.
+        """
         low, high = self._bounds[lane]
         groups = [group for group in self.groups if group.start < high and group.start + group.rows > low]
         for epoch in epochs:
             if self.seed is None:
                 for group in groups:
-                    yield _Chunk(*self._clipped(group, low, high), group is groups[-1])
+                    yield _Chunk(*self._clipped(group, low, high, shared), group is groups[-1])
                 continue
             rng = np.random.default_rng([self.seed, epoch, lane])
             buffers = np.array_split(rng.permutation(len(groups)), -(-len(groups) // self._shuffle_groups))
             for number, buffer in enumerate(buffers):
-                parts = [self._clipped(groups[i], low, high) for i in buffer]
+                parts = [self._clipped(groups[i], low, high, shared) for i in buffer]
                 rows_N = np.concatenate([rows for _, rows in parts])
                 mix = rng.permutation(len(rows_N))
                 table = take_rows(pa.concat_tables([table for table, _ in parts]), mix)
                 yield _Chunk(table, rows_N[mix], number + 1 == len(buffers))
 
-    def _clipped(self, group: RowGroup, low: int, high: int) -> tuple[pa.Table, npt.NDArray[np.int64]]:
+    def _clipped(self, group: RowGroup, low: int, high: int, shared: Shared) -> tuple[pa.Table, npt.NDArray[np.int64]]:
+        """Give the rows of a row group from global number `low` to `high`, and their numbers."""
+        own_low, own_high = self._bounds[self._lanes[0]][0], self._bounds[self._lanes[-1]][1]
+        ends = group.start, group.start + group.rows
+        first, last = max(low, ends[0]), min(high, ends[1])
+        is_whole = (first, last) == (max(own_low, ends[0]), min(own_high, ends[1]))
+        table = self._read(group) if is_whole else self._read_or_shared(group, shared)
+        return table.slice(first - group.start, last - first), np.arange(first, last)
+
+    def _read_or_shared(self, group: RowGroup, shared: Shared) -> pa.Table:
+        own: Future[pa.Table] = Future()
+        found = shared.setdefault(group, own)
+        if found is own:
+            try:
+                own.set_result(self._read(group))
+            except BaseException as error:  # raised here and in the other lane
+                own.set_exception(error)
+        else:
+            shared.pop(group, None)
+        return found.result()
+
+    def _read(self, group: RowGroup) -> pa.Table:
         table = read_row_group(group, self.columns)
         if self._check is not None:
             self._check(table, group)
-        first, last = max(low, group.start), min(high, group.start + group.rows)
-        return table.slice(first - group.start, last - first), np.arange(first, last)
+        return table
 
 
-def _joined(parts: list[Batch]) -> Batch:
+def _joined(parts: Sequence[Batch]) -> Batch:
     return Batch(
         pa.concat_tables([part.table for part in parts]).combine_chunks(),
         np.concatenate([part.rows_N for part in parts]),

@@ -1,8 +1,10 @@
 """One batch as the model takes it, able to move between devices and CUDA streams."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchrec import KeyedJaggedTensor
@@ -44,6 +46,30 @@ class RankerBatch(Pipelineable):  # type: ignore[misc]
     weights_BT: Tensor
     longest: int
 
+    def split(self, rows: int) -> Iterator["RankerBatch"]:
+        """Give so many rows after another, as views where they can be; in host memory."""
+        ends = self.history_offsets_B1.numpy()
+        lengths_B = np.diff(ends)
+        bags, sequences = _split_jagged(self.bags, rows), _split_jagged(self.sequences, rows)
+        for at, bags_part, sequences_part in zip(range(0, len(lengths_B), rows), bags, sequences, strict=True):
+            part, entries = slice(at, at + rows), slice(int(ends[at]), int(ends[min(at + rows, len(lengths_B))]))
+            yield RankerBatch(
+                bags=bags_part,
+                sequences=sequences_part,
+                dense_BF=self.dense_BF[part],
+                item_sids_BC=self.item_sids_BC[part],
+                item_known_BS=self.item_known_BS[part],
+                user_sids_BC=self.user_sids_BC[part],
+                user_known_BS=self.user_known_BS[part],
+                history_sids_TC=self.history_sids_TC[entries],
+                history_known_TS=self.history_known_TS[entries],
+                history_recency_FT=self.history_recency_FT[:, entries],
+                history_offsets_B1=self.history_offsets_B1[at : at + rows + 1] - entries.start,
+                labels_BT=self.labels_BT[part],
+                weights_BT=self.weights_BT[part],
+                longest=int(lengths_B[part].max()),
+            )
+
     def to(self, device: torch.device, non_blocking: bool = False) -> Self:
         """Give the batch on `device`."""
         return self._mapped(lambda value: value.to(device, non_blocking=non_blocking))
@@ -60,3 +86,19 @@ class RankerBatch(Pipelineable):  # type: ignore[misc]
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         changed = {name: value if name == "longest" else change(value) for name, value in values.items()}
         return type(self)(**changed)
+
+
+def _split_jagged(jagged: KeyedJaggedTensor, rows: int) -> Iterator[KeyedJaggedTensor]:
+    """Give so many rows of every feature after another."""
+    keys, total, ids_N = jagged.keys(), jagged.stride(), jagged.values().numpy()
+    lengths_FB = jagged.lengths().numpy().reshape(len(keys), total)
+    ends = np.concatenate([[0], np.cumsum(lengths_FB, dtype=np.int64)])
+    first_F = np.arange(len(keys)) * total
+    for at in range(0, total, rows):
+        until = min(at + rows, total)
+        parts = [ids_N[first:last] for first, last in zip(ends[first_F + at], ends[first_F + until], strict=True)]
+        yield KeyedJaggedTensor(
+            keys=keys,
+            values=torch.from_numpy(np.concatenate(parts) if parts[1:] else parts[0]),
+            lengths=torch.from_numpy(np.ascontiguousarray(lengths_FB[:, at:until]).ravel()),
+        )

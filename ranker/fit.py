@@ -66,8 +66,12 @@ class Progress:
 
     def batches(self, reader: LaneReader, epoch: int, start: int) -> Iterator[RankerBatch]:
         """Read and convert the batches of an epoch, from batch number `start` on, in a thread, two ahead."""
-        rows = reader.batches(range(epoch, epoch + 1), start)
-        return prefetched(ranker_batches(rows, self.features, self.newest, self.world, self._under_way.append), depth=2)
+        return prefetched(self.converted(reader, epoch, start), depth=2)
+
+    def converted(self, reader: LaneReader, epoch: int, start: int) -> Iterator[RankerBatch]:
+        """Read and convert the batches of an epoch when they are asked for."""
+        blocks, seen = reader.blocks(range(epoch, epoch + 1), start), self._under_way.append
+        return ranker_batches(blocks, reader.batch_rows, self.features, self.newest, self.world, seen)
 
     def _timed(self, source: Iterator[RankerBatch]) -> Iterator[RankerBatch]:
         while True:

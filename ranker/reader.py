@@ -95,7 +95,8 @@ def to_ranker_batch(batch: Batch, features: ArmFeatures) -> RankerBatch:
     table = batch.table
     history = _array(table, HISTORY_IDS)
     lengths_B = history.value_lengths().to_numpy(zero_copy_only=False)
-    offsets_B1 = np.concatenate([[0], np.cumsum(lengths_B, dtype=np.int64)])
+    offsets_B1 = np.zeros(len(lengths_B) + 1, np.int64)
+    np.cumsum(lengths_B, out=offsets_B1[1:])
     labels_BT, weights_BT = _labels(batch)
     rows, entries = table.num_rows, int(offsets_B1[-1])
     return RankerBatch(
@@ -127,13 +128,13 @@ def _numpy(array: pa.Array) -> npt.NDArray[np.generic]:
 
 
 def _labels(batch: Batch) -> tuple[Tensor, Tensor]:
-    click_B = _numpy(_array(batch.table, "click")).astype(np.float32)
     conversion = _array(batch.table, "conversion")
-    conversion_B = _numpy(conversion.fill_null(0)).astype(np.float32)
-    is_complete_B: npt.NDArray[np.bool_] = conversion.is_valid().to_numpy(zero_copy_only=False)
-    labels_BT = np.stack([click_B, conversion_B], axis=1)
-    weights_BT = np.stack([batch.valid_N, batch.valid_N & is_complete_B], axis=1)
-    return torch.from_numpy(labels_BT), torch.from_numpy(weights_BT.astype(np.float32))
+    labels_BT, weights_BT = np.empty((2, len(conversion), 2), np.float32)
+    labels_BT[:, 0] = _numpy(_array(batch.table, "click"))
+    labels_BT[:, 1] = _numpy(_without_nulls(conversion))
+    weights_BT[:, 0] = batch.valid_N
+    weights_BT[:, 1] = batch.valid_N & _known(conversion)
+    return torch.from_numpy(labels_BT), torch.from_numpy(weights_BT)
 
 
 def _dense(table: pa.Table, names: tuple[str, ...]) -> Tensor:
@@ -158,7 +159,7 @@ def _bags(table: pa.Table, features: tuple[IdFeature, ...]) -> KeyedJaggedTensor
             lengths.append(_numpy(columns[0].value_lengths()).astype(np.int32))
             columns = [column.flatten() for column in columns]
         else:
-            lengths.append(_numpy(columns[0].is_valid()).astype(np.int32) * np.int32(feature.ids_per_entry))
+            lengths.append(_known(columns[0]) * np.int32(feature.ids_per_entry))
             columns = [column.drop_null() if column.null_count else column for column in columns]
         ids.append(_ids(columns, feature))
     return _keyed(features, ids, lengths)
@@ -172,6 +173,11 @@ def _sequences(table: pa.Table, features: tuple[IdFeature, ...], lengths_B: npt.
         ids.append(_ids(columns, feature))
         lengths.append(lengths_B * np.int32(feature.ids_per_entry))
     return _keyed(features, ids, lengths)
+
+
+def _known(column: pa.Array) -> npt.NDArray[np.bool_]:
+    """Give whether values are there."""
+    return _numpy(column.is_valid()).view(np.bool_) if column.null_count else np.ones(len(column), np.bool_)
 
 
 def _without_nulls(column: pa.Array) -> pa.Array:
@@ -214,7 +220,7 @@ def _side_by_side(table: pa.Table, columns: tuple[str, ...], rows: int, kind: ty
     for place, name in enumerate(columns):
         column = _array(table, name)
         values = column.flatten() if pa.types.is_list(column.type) else column
-        out_NC[:, place] = _numpy(values.is_valid() if kind is np.bool_ else _without_nulls(values))
+        out_NC[:, place] = _known(values) if kind is np.bool_ else _numpy(_without_nulls(values))
     return torch.from_numpy(out_NC)
 
 
@@ -223,12 +229,17 @@ def _recency(table: pa.Table, lengths_B: npt.NDArray[np.int32]) -> Tensor:
     entry_T = _numpy(_array(table, "history_times").flatten().view(pa.int64()))
     oldest_B = np.cumsum(lengths_B, dtype=np.int64) - lengths_B
     recency_FT = np.empty((3, len(entry_T)), np.float32)
-    recency_FT[0] = np.repeat(event_B, lengths_B) - entry_T
-    recency_FT[1, 1:] = np.diff(entry_T)
+    apart_T = np.repeat(event_B, lengths_B)
+    apart_T -= entry_T
+    recency_FT[0] = apart_T
+    recency_FT[1, 1:] = np.subtract(entry_T[1:], entry_T[:-1], out=apart_T[1:])
     recency_FT[1, oldest_B[lengths_B > 0]] = 0
     recency_FT[:2] *= _DAYS_A_MICROSECOND
-    recency_FT[2] = _rank_from_newest(lengths_B) - 1
-    return torch.from_numpy(np.log1p(recency_FT, out=recency_FT))
+    recency_FT[:2] += 1  # by log, which is 8 times as fast as log1p; what a second adds is lost in neither
+    np.log(recency_FT[:2], out=recency_FT[:2])
+    log_ranks = np.log(np.arange(1, lengths_B.max(initial=0) + 1, dtype=np.float32))
+    np.take(log_ranks, _rank_from_newest(lengths_B) - 1, out=recency_FT[2], mode="clip")  # other modes buffer it
+    return torch.from_numpy(recency_FT)
 
 
 def _rank_from_newest(lengths_B: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
@@ -279,7 +290,8 @@ class NewestEntries:
 
 
 def ranker_batches(
-    batches: Iterator[Batch],
+    blocks: Iterator[Batch],
+    batch_rows: int,
     features: ArmFeatures,
     newest: NewestEntries,
     world: World,
@@ -288,12 +300,14 @@ def ranker_batches(
     """Convert batches as they come, in pinned memory where a GPU will copy them.
 
     Args:
-        batches: of a `LaneReader`. features: what the arm reads. newest: cuts long histories. world: the process group.
+        blocks: of a `LaneReader`. batch_rows: its rows a batch. features: what the arm reads.
+        newest: cuts long histories. world: the process group.
         seen: called with every source batch, in order, for who needs the rows beside the tensors.
     """
     if world.device.type == "cuda":
         torch.cuda.set_device(world.device)  # a thread that reads ahead begins with the first
-    for batch in batches:
-        seen(batch)
-        converted = to_ranker_batch(newest.of(batch, features), features)
-        yield converted.pin_memory() if world.device.type == "cuda" else converted
+    for block in blocks:
+        whole = to_ranker_batch(newest.of(block, features), features)
+        for batch, converted in zip(block.split(batch_rows), whole.split(batch_rows), strict=True):
+            seen(batch)
+            yield converted.pin_memory() if world.device.type == "cuda" else converted

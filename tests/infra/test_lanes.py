@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import infra.lanes
 from infra.errors import ConfigError, DataError
 from infra.lanes import Batch, LaneReader
 from infra.parquet import RowGroup
@@ -77,8 +78,42 @@ def test_epochs_in_one_stream_are_the_epochs_one_by_one(
     ]  # fmt: skip
 
 
-def test_the_next_buffer_is_read_while_the_last_one_is_used_and_no_more(tmp_path: Path) -> None:
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(8, 40), min_size=1, max_size=3), st.integers(1, 40), st.integers(0, 2))
+def test_blocks_are_the_batches_one_after_another(
+    tmp_path_factory: pytest.TempPathFactory, sizes: list[int], block_rows: int, start: int
+) -> None:
+    source = reader(write(tmp_path_factory.mktemp("data"), sizes), seed=3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(infra.lanes, "BLOCK_ROWS", block_rows)
+        blocks = list(source.blocks(range(2), start))
+        batches = list(source.batches(range(2), start))
+    assert all(len(block.rows_N) <= max(block_rows, 8) for block in blocks)
+    assert [rows for block in blocks for rows in block.rows_N.tolist()] == [
+        row for batch in batches for row in batch.rows_N.tolist()
+    ]
+    for batch in batches:
+        assert len(batch.rows_N) == len(batch.valid_N) == 8
+        assert batch.table["x"].to_pylist() == batch.rows_N.tolist()
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+def test_a_row_group_in_two_lanes_is_read_once_an_epoch_where_one_rank_has_both(
+    tmp_path: Path, seed: int | None
+) -> None:
+    files = write(tmp_path, [60], row_group_rows=8)  # lanes of 15 rows: every second row group is cut
+    read: list[int] = []
+    source = reader(files, seed=seed, check=lambda rows, group: read.append(group.index))
+    found = [row for batch in source.batches(range(1)) for row in batch.rows_N[batch.valid_N].tolist()]
+    assert len(set(found)) == len(found) > 48
+    assert sorted(read) == list(range(8))
+
+
+def test_the_next_buffer_is_read_while_the_last_one_is_used_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One lane of three buffers: two are read with the first batch, and the next epoch's before this one ends."""
+    monkeypatch.setattr(infra.lanes, "BLOCK_ROWS", 8)
     files = write(tmp_path, [48], row_group_rows=8)
     read: list[int] = []
     arrived = threading.Semaphore(0)

@@ -309,6 +309,25 @@ def test_several_sets_lie_side_by_side(dataset: Path) -> None:
     assert batch.history_known_TS.shape == (batch.history_recency_FT.shape[1], 2)
 
 
+@pytest.mark.parametrize("arm", ["none", "kmeans", "sid_ngram", "side"])
+@pytest.mark.parametrize("rows", [7, 20, 40])
+def test_a_batch_is_split_into_what_its_rows_make_alone(dataset: Path, arm: str, rows: int) -> None:
+    sids = ["clusters"] if arm == "kmeans" else ["sid"]
+    features, whole = laid_out(item=arm, history=arm, sids=sids), batch_of(first_rows(dataset))
+    parts = list(to_ranker_batch(whole, features).split(rows))
+    for part, alone in zip(parts, (to_ranker_batch(one, features) for one in whole.split(rows)), strict=True):
+        for field in fields(alone):
+            found, expected = getattr(part, field.name), getattr(alone, field.name)
+            if isinstance(expected, torch.Tensor):
+                assert torch.equal(found, expected), field.name
+            elif field.name == "longest":
+                assert found == expected
+            else:
+                assert found.keys() == expected.keys()
+                assert torch.equal(found.values(), expected.values())
+                assert torch.equal(found.lengths(), expected.lengths())
+
+
 def test_evaluation_gives_every_row_once(dataset: Path) -> None:
     config = config_of("none")
     _, testing = open_splits(read_dataset(dataset), config)
