@@ -13,18 +13,22 @@ from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTens
 from torchrec.datasets.utils import Batch
 from torchrec.distributed import TrainPipelineSparseDist
 from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
 from torchrec.models.dlrm import DLRM, DLRMTrain
-from torchrec.optim.keyed import KeyedOptimizerWrapper
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from benchmarks.trial import config_of
+from infra.distributed import World
 from ranker.batch import RankerBatch
-from ranker.config import ModelConfig
+from ranker.config import ModelConfig, TrainingConfig
 from ranker.features import ArmFeatures
 from ranker.frozen import Frozen
 from ranker.initial import fill_dense
 from ranker.model import Ranker
+from ranker.planner import sharders
+from ranker.sharding import shard
 
 LEARNING_RATE = 0.01
 """A tenth of the example's, with which losses rise at first on these rows; speed does not depend on it."""
@@ -71,6 +75,15 @@ def golden_pipeline(train_model: DLRMTrain | Ranker, device: torch.device) -> Tr
         lambda params: torch.optim.Adagrad(params, lr=LEARNING_RATE),
     )
     return TrainPipelineSparseDist(model, non_fused_optimizer, device)
+
+
+def our_pipeline(train_model: DLRMTrain, world: World) -> TrainPipelineSparseDist[Any, Any]:
+    """Shard the example's model and give its pipeline, as the ranker's training does."""
+    topology = Topology(world_size=world.size, compute_device=world.device.type)
+    plan = EmbeddingShardingPlanner(topology=topology).plan(train_model, sharders())
+    model, dense_optimizer = shard(train_model, plan, TrainingConfig(dense_learning_rate=LEARNING_RATE), world)
+    optimizer = CombinedOptimizer([model.fused_optimizer, dense_optimizer])
+    return TrainPipelineSparseDist(model, optimizer, world.device)
 
 
 def golden_batch(batch: RankerBatch) -> Batch:

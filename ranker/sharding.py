@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.distributed.types import ShardingEnv
+from torchrec.distributed.types import ShardingEnv, ShardingPlan
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from infra.distributed import World, average_gradients, broadcast, gather, together
-from ranker.config import RankerConfig
+from ranker.config import RankerConfig, TrainingConfig
 from ranker.features import ArmFeatures
 from ranker.frozen import Frozen
 from ranker.initial import fill_dense, fill_table
@@ -83,31 +83,44 @@ def build_sharded(
     model = unsharded_model(features, config, world.device, frozen)
     fill_dense(model.body, config.training.seed)
     plan = _plan_together(model, features, config, world, mean_history)
-    sharded = DistributedModelParallel(
-        module=model,
-        env=ShardingEnv.from_process_group(torch.distributed.GroupMember.WORLD),
-        device=world.device,
-        plan=plan.sharding,
-        sharders=sharders(),
-        init_data_parallel=False,  # see `_dense_optimizer`
-    )
-    speed_up_sequences(sharded, world.device)
-    fill_tables(sharded, config.training.seed)
-    dense_optimizer = KeyedOptimizerWrapper(
-        dict(in_backward_optimizer_filter(sharded.named_parameters())),
-        lambda parameters: _dense_optimizer(parameters, config, world),
-    )
+    sharded, dense_optimizer = shard(model, plan.sharding, config.training, world)
     optimizer = CombinedOptimizer([sharded.fused_optimizer, dense_optimizer])
     return ShardedRanker(sharded, optimizer, dense_optimizer, plan)
 
 
-def _dense_optimizer(parameters: list[nn.Parameter], config: RankerConfig, world: World) -> torch.optim.Optimizer:
+def shard(
+    model: nn.Module, plan: ShardingPlan, training: TrainingConfig, world: World
+) -> tuple[DistributedModelParallel, KeyedOptimizerWrapper]:
+    """Put a model's tables where the plan says, filled, and give the model with the optimizer of all but its tables.
+
+    Args:
+        model: its tables on the meta device, each with its optimizer; the rest filled. plan: where the tables go.
+        training: seed and learning rate. world: the process group; every rank calls.
+    """
+    sharded = DistributedModelParallel(
+        module=model,
+        env=ShardingEnv.from_process_group(torch.distributed.GroupMember.WORLD),
+        device=world.device,
+        plan=plan,
+        sharders=sharders(),
+        init_data_parallel=False,  # see `_dense_optimizer`
+    )
+    speed_up_sequences(sharded, world.device)
+    fill_tables(sharded, training.seed)
+    dense_optimizer = KeyedOptimizerWrapper(
+        dict(in_backward_optimizer_filter(sharded.named_parameters())),
+        lambda parameters: _dense_optimizer(parameters, training, world),
+    )
+    return sharded, dense_optimizer
+
+
+def _dense_optimizer(parameters: list[nn.Parameter], training: TrainingConfig, world: World) -> torch.optim.Optimizer:
     """Give Adam for the network, on gradients that are averaged over the ranks before each step.
 
     Not by DistributedDataParallel, which adds them up in another layout from the second step on: a training that goes
     on from a checkpoint would differ in last bits (`infra.distributed.average_gradients`).
     """
-    optimizer = torch.optim.Adam(parameters, lr=config.training.dense_learning_rate, fused=True)
+    optimizer = torch.optim.Adam(parameters, lr=training.dense_learning_rate, fused=True)
     optimizer.register_step_pre_hook(lambda *_: average_gradients(world, parameters))
     return optimizer
 

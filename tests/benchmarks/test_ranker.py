@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.golden_example import golden_batch, golden_dlrm, golden_pipeline, our_network
+from benchmarks.golden_example import golden_batch, golden_dlrm, golden_pipeline, our_network, our_pipeline
 from benchmarks.ranker import ReadByItself, scan, stream, use_unpooled_kernels
 from benchmarks.timing import run_program
 from benchmarks.trial import PARTS, StepParts, Trial, kernels, training_split
@@ -88,8 +88,13 @@ def test_the_example_takes_the_same_rows_over_the_same_tables(world: World, data
     assert [(table.name, table.num_embeddings, table.embedding_dim) for table in tables] == [
         (feature.table, feature.rows, trial.config.model.embedding_dim) for feature in features
     ]
-    for train_model, batch in ((model, theirs), (our_network(split.features, "none", world.device), ours)):
-        pipeline, source = golden_pipeline(train_model, world.device), iter([batch] * 12)
+    again = golden_dlrm(split.features, trial.config.model, world.device)
+    for pipeline, batch in (
+        (golden_pipeline(model, world.device), theirs),
+        (our_pipeline(again, world), theirs),
+        (golden_pipeline(our_network(split.features, "none", world.device), world.device), ours),
+    ):
+        source = iter([batch] * 12)
         first, *_, last = [_loss(pipeline.progress(source)) for _ in range(12)]
         assert last < first  # it learns the one batch
     trial.close()
@@ -110,6 +115,6 @@ def test_a_quick_run_writes_every_table_and_goal(tmp_path: Path, monkeypatch: py
     tables = {row["table"] for row in rows if "table" in row}
     assert tables == {"Reading", "A step", "Training", "Beside torchrec's golden example", "What each thing gives"}
     goals = [row["goal"] for row in rows if "goal" in row]
-    assert len(goals) == 3 + 5 + 2 * 2 + 2
+    assert len(goals) == 3 + 5 + 2 * 2 + 3
     page = (tmp_path / "ranker.md").read_text()
     assert all(f"## {table}" in page for table in tables)
