@@ -36,8 +36,12 @@ Precision = Literal["float32", "tf32", "bfloat16"]
 
 ShardingType = Literal["table_wise", "row_wise", "column_wise", "table_row_wise", "data_parallel"]
 
-OVERLAY_KEYS = {"training": ("sparse_learning_rate", "dense_learning_rate", "warmup_steps", "conversion")}
-"""What an arm may set for itself. Data order, seed, sizes and budget stay equal, or arms could not be compared."""
+OVERLAY_KEYS = {
+    "training": ("sparse_learning_rate", "dense_learning_rate", "warmup_steps", "conversion"),
+    "model": ("history",),
+}
+"""What an arm may set for itself: what may be tuned for it, and how it attends to the history. Data order, seed, sizes
+and budget stay equal, or arms could not be compared."""
 
 
 class ArmConfig(Config):
@@ -64,7 +68,7 @@ class ArmConfig(Config):
     scale_steps: bool = True
     """`side` multiplies each centred digit by the codebook's recorded step, over the mean step."""
     overlay: dict[str, dict[str, Any]] = {}
-    """Settings tuned for this arm alone, such as `training: {sparse_learning_rate: 0.02}`."""
+    """Settings of this arm alone: `training: {sparse_learning_rate: 0.02}`, `model: {history: {heads: 4}}`."""
 
     @field_validator("sids")
     @classmethod
@@ -251,5 +255,11 @@ class RankerConfig(Config):
         return parse(RankerConfig, values, f"ranker (arm {name!r})")
 
 
-def _overlaid(values: dict[str, Any], overlay: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    return values | {section: values[section] | dict(changes) for section, changes in overlay.items()}
+def _overlaid(values: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        **values,
+        **{
+            key: _overlaid(values[key], change) if isinstance(change, Mapping) and key in values else change
+            for key, change in overlay.items()
+        },
+    }

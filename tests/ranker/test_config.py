@@ -56,6 +56,16 @@ def test_an_overlay_changes_its_own_arm_alone(key: str, value: object) -> None:
     assert config.resolved("b").training == config.training
 
 
+def test_an_overlay_of_the_history_leaves_its_other_settings_as_they_are() -> None:
+    values = {"arm": "a", "arms": {"a": {"overlay": {"model": {"history": {"heads": 4}}}}, "b": {}}}
+    config = parse(RankerConfig, {**values, "model": {"history": {"max_length": 9}}}, "ranker")
+    history = config.resolved("a").model.history
+    assert (history.heads, history.max_length) == (4, 9)
+    assert config.resolved("b").model == config.model
+    with pytest.raises(ConfigError, match=r"arm 'a'.*model\.history\.head\b"):
+        with_overlay({"model": {"history": {"head": 4}}}).resolved("a")
+
+
 def test_by_default_the_history_is_the_papers() -> None:
     history = RankerConfig().model.history
     assert (history.heads, history.pooling, history.encoder_layers, history.max_length) == (1, "pma", 0, None)
