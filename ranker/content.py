@@ -116,7 +116,7 @@ class HistoryContent(nn.Module):
         """Give float [T, d]: the values plus the content, which is zeros where an item has none.
 
         Args:
-            values_TD: what entries are without content. batch: T history entries.
+            values_TD: what entries are without content; may be overwritten. batch: T history entries.
             sequences: embeddings [T x ids an entry, d] by feature.
         """
         if self.latent is None:
@@ -128,7 +128,8 @@ class HistoryContent(nn.Module):
         else:
             latent_TF, _ = self.latent(batch.history_sids_TC, batch.history_known_TS)
         assert self.omega is not None
-        return torch.addmm(values_TD, latent_TF, self.omega)
+        # In place: a copy of the values first, as `torch.addmm` makes, takes as long as the product. Not by autocast.
+        return values_TD.addmm_(latent_TF.to(values_TD.dtype), self.omega.to(values_TD.dtype))
 
 
 def _projection(content: Content, tables: Sequence[object], dim: int) -> nn.Linear | None:
