@@ -173,9 +173,18 @@ def test_terminal_text_is_aligned() -> None:
     assert lines[1].index("RoI") + 3 == len(lines[1])
 
 
-def test_every_table_of_the_file_can_be_run() -> None:
-    config = parse(PipelineConfig, load_file(FILE), FILE.name)
-    assert {"table_3", "table_4", "table_5", "table_6", "levels"} <= set(config.tables)
+@pytest.mark.parametrize(
+    ("name", "tables"),
+    [
+        ("tables", {"arms", "table_3", "table_4", "table_5", "table_6", "levels", "dense_share"}),
+        ("quantizing_intent", {"richness", "quantized"}),
+        ("options", {"options"}),
+    ],
+)
+def test_every_table_of_a_file_can_be_run(name: str, tables: set[str]) -> None:
+    file = ROOT / f"configs/{name}.yaml"
+    config = parse(PipelineConfig, load_file(file), file.name)
+    assert set(config.tables) == tables
     used = {name for table in config.tables.values() for name in table.arms}
     assert used == set(config.ranker.arms)  # no arm that no table holds against another
 
