@@ -21,7 +21,6 @@ from typing import Any
 
 import pyarrow.parquet as pq
 from fbgemm_gpu.split_table_batched_embeddings_ops_common import PoolingMode
-from torch.utils.flop_counter import FlopCounterMode
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from benchmarks.events import NUM_ITEMS, write_events
@@ -39,6 +38,7 @@ from infra.stage import quiet
 from infra.tables import Dataset
 from ranker.batch import RankerBatch
 from ranker.config import ModelConfig
+from ranker.cost import count_flops
 from ranker.fit import UNTIMED_STEPS, Progress
 from ranker.kernels import BagsOfOne
 from ranker.reader import NewestEntries, ranker_batches
@@ -277,7 +277,7 @@ def golden(dataset: Dataset, world: World, sizes: Sizes) -> Part:
 
 def _flops(work: Callable[[], None]) -> int:
     """Count what some work takes."""
-    with FlopCounterMode(display=False) as counter:
+    with count_flops() as counter:
         work()
     flops: int = counter.get_total_flops()
     return flops

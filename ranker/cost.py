@@ -1,4 +1,4 @@
-"""What an arm costs, measured: bytes of its columns in the Parquet files, and peak memory."""
+"""What an arm costs, measured: bytes of its columns in the Parquet files, floating-point operations, peak memory."""
 
 import resource
 import sys
@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import pyarrow.parquet as pq
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from infra.distributed import World, gather
 from infra.parquet import open_parquet, row_groups
@@ -19,6 +20,18 @@ class ColumnCost(NamedTuple):
 
     compressed: float
     uncompressed: float
+
+
+def count_flops() -> FlopCounterMode:
+    """Give a counter of the matrix products of what runs under it; torch's own knows none that adds in place."""
+    return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: _product_flops})
+
+
+def _product_flops(
+    added: Sequence[int], left: Sequence[int], right: Sequence[int], out_shape: object = None, **_: object
+) -> int:
+    """Give the operations of a product of two matrices by their shapes, as torch counts them."""
+    return 2 * left[0] * left[1] * right[1]
 
 
 def column_cost(files: Sequence[Path], columns: Sequence[str]) -> ColumnCost:

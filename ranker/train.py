@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from torch.distributed.checkpoint import state_dict_saver
-from torch.utils.flop_counter import FlopCounterMode
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from infra.distributed import World, barrier, gather, together
@@ -27,7 +26,7 @@ from infra.stage import StageRun, run_stage
 from infra.tables import Dataset, DatasetSpec, read_dataset
 from infra.tracking import RunLog
 from ranker.config import Dates, RankerConfig, TrainingConfig
-from ranker.cost import column_cost, embedding_bytes, mean_entries, peak_memory_bytes
+from ranker.cost import column_cost, count_flops, embedding_bytes, mean_entries, peak_memory_bytes
 from ranker.features import HISTORY_IDS, ArmFeatures, arm_features, dataset_sids, require_sids
 from ranker.fit import Fit, Progress
 from ranker.frozen import read_frozen
@@ -170,7 +169,7 @@ def predict(
     sharded.model.eval()
     path = out / f"part-{progress.world.rank:05d}.parquet"
     steps = progress.over(reader, epoch=0)
-    with FlopCounterMode(display=False) as counter:
+    with count_flops() as counter:
         first = next(steps)
     with (
         TableWriter(path, PREDICTION_SCHEMA) as writer,
