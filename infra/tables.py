@@ -12,6 +12,7 @@ Columns beyond the contract are carried along untouched; that is how SID columns
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -22,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import model_validator
+from pydantic import PositiveFloat, model_validator
 
 from infra.config import Config, parse
 from infra.errors import DataError
@@ -33,8 +34,8 @@ TIME = pa.timestamp("us")
 TASKS = ("click", "conversion")
 Entity = Literal["item", "user"]
 """What has content signals, and so can have Semantic IDs."""
-EVENT_COLUMNS = ("event_time", "user_id", "item_id", *TASKS, "history_item_ids", "history_times")
-"""The columns every events table has, beside the dense and sparse ones its spec names."""
+EVENT_COLUMNS = ("event_time", "user_id", "item_id", "history_item_ids", "history_times")
+"""The columns every events table has, beside the labels, dense and sparse ones its spec names."""
 
 
 class ContentSpec(NamedTuple):
@@ -51,8 +52,18 @@ class ContentSpec(NamedTuple):
     categoricals: Mapping[str, int]
 
 
+class TaskSpec(Config):
+    """One thing to predict: an int8 label column, 0 or 1, null where it is not (or not yet) known."""
+
+    given: str | None = None
+    """The task that must have happened for this one to be asked: its probability is p(task | given = 1), and it is
+    judged on rows whose `given` label is 1. None: it is asked of every row."""
+    weight: PositiveFloat = 1.0
+    """Weight of its loss beside the other tasks'."""
+
+
 class DatasetSpec(Config):
-    """What a dataset holds, beside the columns every dataset has (ids, times, labels, history)."""
+    """What a dataset holds, beside the columns every dataset has (ids, times, history)."""
 
     embeddings: dict[str, int]
     """Item embedding signals: name -> dimensions."""
@@ -66,10 +77,16 @@ class DatasetSpec(Config):
     """Items; item_id lies in [0, num_items)."""
     num_users: int
     """Users; user_id lies in [0, num_users)."""
+    tasks: dict[str, TaskSpec] = {}
+    """What is predicted, by the name of its label column; a dataset of items alone has none."""
     dense: tuple[str, ...]
-    """Event columns of type float32."""
+    """Columns of an impression, of type float32."""
     sparse: dict[str, int]
-    """Event columns of type list<int64>: name -> number of ids; ids lie in [0, number)."""
+    """Columns of an impression, of type list<int64>: name -> number of ids; ids lie in [0, number)."""
+    request_dense: tuple[str, ...] = ()
+    """Columns that are the same for all impressions of a request, of type float32."""
+    request_sparse: dict[str, int] = {}
+    """Columns that are the same for all impressions of a request, of type list<int64>, as `sparse`."""
     max_history: int
     """The longest history an event may carry."""
     train: tuple[date, date]
@@ -91,12 +108,47 @@ class DatasetSpec(Config):
             raise ValueError(f"train {self.train} must end before test {self.test} begins")
         return self
 
+    @property
+    def all_dense(self) -> tuple[str, ...]:
+        """The dense columns of impressions and of requests."""
+        return (*self.dense, *self.request_dense)
+
+    @property
+    def all_sparse(self) -> dict[str, int]:
+        """The sparse columns of impressions and of requests: name -> number of ids."""
+        return {**self.sparse, **self.request_sparse}
+
+    def ancestors(self, task: str) -> tuple[str, ...]:
+        """Return the tasks that must have happened for a task to be asked, nearest first."""
+        found: list[str] = []
+        parent = self.tasks[task].given
+        while parent is not None:
+            found.append(parent)
+            parent = self.tasks[parent].given
+        return tuple(found)
+
+    @model_validator(mode="after")
+    def _check_tasks(self) -> "DatasetSpec":
+        for name, task in self.tasks.items():
+            if not re.fullmatch("[a-z][a-z0-9_]*", name):
+                raise ValueError(f"tasks.{name}: must be of a-z, 0-9 and _, as a column is named after it")
+            if task.given is not None and task.given not in self.tasks:
+                raise ValueError(f"tasks.{name}.given: {task.given!r} is no task; tasks are {', '.join(self.tasks)}")
+        for name in self.tasks:
+            seen, parent = {name}, self.tasks[name].given
+            while parent is not None:
+                if parent in seen:
+                    raise ValueError(f"tasks.{name}.given: the tasks are given each other in a circle")
+                seen.add(parent)
+                parent = self.tasks[parent].given
+        return self
+
     @model_validator(mode="after")
     def _check_names(self) -> "DatasetSpec":
         tables = {
             "items": ["item_id", "text", *self.embeddings, *self.categoricals],
             "users": ["user_id", *self.user_embeddings, *self.user_categoricals],
-            "events": [*EVENT_COLUMNS, *self.dense, *self.sparse],
+            "events": [*EVENT_COLUMNS, *self.tasks, *self.all_dense, *self.all_sparse],
         }
         for table, names in tables.items():
             twice = sorted({name for name in names if names.count(name) > 1})
@@ -203,10 +255,9 @@ def event_schema(spec: DatasetSpec) -> pa.Schema:
             pa.field("event_time", TIME, nullable=False),
             pa.field("user_id", pa.int64(), nullable=False),
             pa.field("item_id", pa.int64(), nullable=False),
-            pa.field("click", pa.int8(), nullable=False),
-            pa.field("conversion", pa.int8()),
-            *(pa.field(name, pa.float32(), nullable=False) for name in spec.dense),
-            *(pa.field(name, pa.list_(pa.int64())) for name in spec.sparse),
+            *(pa.field(name, pa.int8()) for name in spec.tasks),
+            *(pa.field(name, pa.float32(), nullable=False) for name in spec.all_dense),
+            *(pa.field(name, pa.list_(pa.int64())) for name in spec.all_sparse),
             pa.field("history_item_ids", pa.list_(pa.int64())),
             pa.field("history_times", pa.list_(TIME)),
         ]
@@ -251,11 +302,11 @@ def check_events(table: pa.Table, spec: DatasetSpec, where: RowGroup) -> None:
     check.present("event_time", TIME)
     for name, number in (("user_id", spec.num_users), ("item_id", spec.num_items)):
         check.ids(name, pa.int64(), number, nullable=False)
-    check.label("click", nullable=False)
-    check.label("conversion", nullable=True)
-    for name in spec.dense:
+    for name in spec.tasks:
+        check.label(name)
+    for name in spec.all_dense:
         check.finite(name)
-    for name, number in spec.sparse.items():
+    for name, number in spec.all_sparse.items():
         check.id_lists(name, number)
     check.id_lists("history_item_ids", spec.num_items)
     check.history(spec.max_history)
@@ -334,8 +385,8 @@ class _Checker:
             row = int(wrong[0])
             self.fail(name, f"must equal the row number; row {expected[row]} has {column[row].as_py()}")
 
-    def label(self, name: str, nullable: bool) -> None:
-        column = self.present(name, pa.int8(), nullable)
+    def label(self, name: str) -> None:
+        column = self.present(name, pa.int8(), nullable=True)
         if column is None:
             return
         bounds = pc.min_max(column)

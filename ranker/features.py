@@ -181,12 +181,12 @@ def arm_features(spec: DatasetSpec, arm: ArmConfig, sids: Sids) -> ArmFeatures:
     """
     ids = [IdFeature(USER_IDS, spec.num_users, spec.num_users)]
     ids += [IdFeature(ITEM_IDS, spec.num_items, spec.num_items)]
-    ids += [IdFeature(name, number, number) for name, number in spec.sparse.items()]
+    ids += [IdFeature(name, number, number) for name, number in spec.all_sparse.items()]
     history = [IdFeature(HISTORY_IDS, spec.num_items, spec.num_items)]
     item, of_history, user = (_content(position, arm, sids, spec) for position in get_args(Position))
     _require_taken(arm, (item, of_history, user))
     return ArmFeatures(
-        dense=spec.dense,
+        dense=spec.all_dense,
         bags=(*ids, *_tables("item", arm, sids), *_tables("user", arm, sids)),
         sequences=(*history, *_tables("history", arm, sids)),
         item=item,

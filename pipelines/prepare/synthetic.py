@@ -19,7 +19,7 @@ from scipy.special import expit, ndtri
 
 from infra.distributed import together
 from infra.stage import StageRun
-from infra.tables import DatasetSpec, event_schema, item_schema, user_schema, write_spec
+from infra.tables import DatasetSpec, TaskSpec, event_schema, item_schema, user_schema, write_spec
 from pipelines.prepare.columns import (
     ITEMS_FILE,
     USERS_FILE,
@@ -76,8 +76,11 @@ def synthetic_spec(config: Synthetic) -> DatasetSpec:
         user_embeddings=config.user_embeddings,
         num_items=config.num_items,
         num_users=config.num_users,
-        dense=("item_rank", "hour_fraction"),
-        sparse={"slot": NUM_SLOTS, "weekday": 7},
+        tasks={"click": TaskSpec(), "conversion": TaskSpec(given="click")},
+        dense=("item_rank",),
+        sparse={"slot": NUM_SLOTS},
+        request_dense=("hour_fraction",),
+        request_sparse={"weekday": 7},
         max_history=config.max_history,
         train=(config.first_day, split - timedelta(days=1)),
         test=(split, split + timedelta(days=config.test_days - 1)),

@@ -18,7 +18,7 @@ from infra.config import digest, parse, plain
 from infra.distributed import World
 from infra.parquet import TableWriter
 from infra.stage import StageRun
-from infra.tables import DatasetSpec, event_schema, item_schema, user_schema, write_spec
+from infra.tables import DatasetSpec, TaskSpec, event_schema, item_schema, user_schema, write_spec
 from infra.tracking import RunLog
 
 SPEC = DatasetSpec(
@@ -28,6 +28,7 @@ SPEC = DatasetSpec(
     user_embeddings={"activity": 8},
     num_items=700,
     num_users=40,
+    tasks={"click": TaskSpec(), "conversion": TaskSpec(given="click")},
     dense=("price",),
     sparse={"slot": 5},
     max_history=6,

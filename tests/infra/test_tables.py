@@ -1,3 +1,4 @@
+import re
 from collections.abc import Callable
 from datetime import date, datetime
 from pathlib import Path
@@ -12,6 +13,7 @@ from infra.parquet import RowGroup, TableWriter
 from infra.tables import (
     TIME,
     DatasetSpec,
+    TaskSpec,
     check_events,
     check_items,
     check_users,
@@ -29,6 +31,7 @@ SPEC = DatasetSpec(
     user_categoricals={"age": 4},
     num_items=10,
     num_users=5,
+    tasks={"click": TaskSpec(), "conversion": TaskSpec(given="click")},
     dense=("popularity",),
     sparse={"store": 7},
     max_history=3,
@@ -97,7 +100,6 @@ def test_users_may_have_embeddings_as_items_do() -> None:
     ("changes", "message"),
     [
         ({"click": [0, 2]}, "'click': label 2 is not 0 or 1"),
-        ({"click": [None, 1]}, "'click': must not be null; is null in 1 rows, first in row 0"),
         ({"conversion": [-1, None]}, "'conversion': label -1"),
         ({"item_id": [10, 0]}, r"'item_id': id 10 is outside the table \[0, 10\)"),
         ({"user_id": [-1, 0]}, "'user_id': id -1 is outside"),
@@ -195,6 +197,26 @@ def test_a_bad_description_is_named(tmp_path: Path) -> None:
 def test_a_column_named_twice_is_refused() -> None:
     with pytest.raises(ValueError, match="events: column 'click' is named twice"):
         DatasetSpec(**{**SPEC.model_dump(), "dense": ("click",)})
+
+
+@pytest.mark.parametrize(
+    ("tasks", "rule"),
+    [
+        ({"buy": {"given": "click"}}, "tasks.buy.given: 'click' is no task; tasks are buy"),
+        ({"a": {"given": "b"}, "b": {"given": "a"}}, "tasks.a.given: the tasks are given each other in a circle"),
+        ({"Buy!": {}}, "tasks.Buy!: must be of a-z"),
+        ({"a": {"weight": 0}}, "greater than 0"),
+    ],
+)
+def test_tasks_that_cannot_be_are_named(tasks: dict[str, Any], rule: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(rule)):
+        DatasetSpec.model_validate({**SPEC.model_dump(), "tasks": tasks})
+
+
+def test_ancestors_of_a_task_come_nearest_first() -> None:
+    tasks = {"click": {}, "cart": {"given": "click"}, "buy": {"given": "cart"}}
+    spec = DatasetSpec.model_validate({**SPEC.model_dump(), "tasks": tasks})
+    assert spec.ancestors("buy") == ("cart", "click") and spec.ancestors("click") == ()
 
 
 def test_history_times_are_stored_as_microseconds() -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from infra.commit import committing
 from infra.distributed import World
 from infra.parquet import TableWriter
-from infra.tables import DatasetSpec, write_spec
+from infra.tables import DatasetSpec, TaskSpec, write_spec
 
 WORLD = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), backend="gloo")
 ARMS = {"none": 0.9, "sid_ngram": 0.75, "side": 0.45}
@@ -26,6 +26,7 @@ SPEC = DatasetSpec(
     user_categoricals={},
     num_items=50,
     num_users=400,
+    tasks={"click": TaskSpec(), "conversion": TaskSpec(given="click")},
     dense=(),
     sparse={},
     max_history=5,

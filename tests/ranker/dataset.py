@@ -11,7 +11,7 @@ import torch
 from encoder.sid import SidSpec, event_columns, with_sid_metadata
 from encoder.sid_codebook import write_codebook
 from infra.parquet import TableWriter
-from infra.tables import DatasetSpec, event_schema, item_schema, user_schema, write_spec
+from infra.tables import DatasetSpec, TaskSpec, event_schema, item_schema, user_schema, write_spec
 
 SPEC = DatasetSpec(
     embeddings={"words": 6, "behaviour": 4},
@@ -19,6 +19,7 @@ SPEC = DatasetSpec(
     user_categoricals={},
     num_items=300,
     num_users=60,
+    tasks={"click": TaskSpec(), "conversion": TaskSpec(given="click")},
     dense=("rank", "price"),
     sparse={"slot": 5, "topics": 11},
     max_history=6,

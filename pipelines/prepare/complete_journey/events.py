@@ -21,9 +21,8 @@ DENSE = (
     "item_age",
     "household_item_purchases",
     "household_item_recency",
-    "household_baskets",
-    "household_recency",
 )
+REQUEST_DENSE = ("household_baskets", "household_recency")
 """Counts n of what came before, squashed by log(1 + n) / log(1 + usual n); ages and recencies from days."""
 
 
@@ -109,7 +108,7 @@ class EventBuilder:
             _squashed(self._baskets_of_user.before(seen.users_N, times_N), 100),
             _recency(self._baskets_of_user.last_before(seen.users_N, times_N), times_N),
         )
-        return dict(zip(DENSE, columns_N, strict=True))
+        return dict(zip((*DENSE, *REQUEST_DENSE), columns_N, strict=True))
 
     def _sparse(self, seen: Impressions) -> dict[str, Ragged]:
         starts_N, stops_N = (self.promotions.starts_K1[seen.promotions_N + more] for more in (0, 1))

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from infra.distributed import gather, together
 from infra.stage import StageRun
-from infra.tables import DatasetSpec, event_schema, item_schema, user_schema, write_spec
+from infra.tables import DatasetSpec, TaskSpec, event_schema, item_schema, user_schema, write_spec
 from pipelines.prepare.columns import (
     ITEMS_FILE,
     USERS_FILE,
@@ -31,7 +31,7 @@ from pipelines.prepare.complete_journey.catalog import (
     texts,
     user_vocabularies,
 )
-from pipelines.prepare.complete_journey.events import DENSE, EventBuilder, EventSettings
+from pipelines.prepare.complete_journey.events import DENSE, REQUEST_DENSE, EventBuilder, EventSettings
 from pipelines.prepare.complete_journey.log import FIRST_MONDAY, RawLog, midnight, week_of
 from pipelines.prepare.complete_journey.organic import OrganicActivity, organic_activity, organic_dims
 from pipelines.prepare.complete_journey.source import DISPLAYS, MAILERS, RawFiles, package_folder
@@ -123,10 +123,11 @@ def dataset_spec(raw: Raw, config: CompleteJourney, text_dim: int) -> DatasetSpe
         user_embeddings=organic_dims(config.organic, text_dim) if config.organic else {},
         num_items=len(raw.products),
         num_users=len(raw.households),
+        tasks={"click": TaskSpec(), "conversion": TaskSpec(given="click")},
         dense=DENSE,
-        sparse={
-            "display": len(DISPLAYS),
-            "mailer": len(MAILERS),
+        sparse={"display": len(DISPLAYS), "mailer": len(MAILERS)},
+        request_dense=REQUEST_DENSE,
+        request_sparse={
             "store": len(known_stores(raw.log, config)) + 1,
             "hour": 24,
             "weekday": 7,

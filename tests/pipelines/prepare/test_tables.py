@@ -89,7 +89,6 @@ BAD_ROWS = {
     "wrong type": (
         EVENTS, with_column("click", list, pa.int64()), r"row group 0: column 'click' has type int64, must be int8"
     ),
-    "null label": (EVENTS, with_value("click", 30, None), r"row group 1: column 'click': must not be null"),
     "label of 2": (EVENTS, with_value("click", 30, 2), r"row group 1: column 'click': label 2 is not 0 or 1"),
     "conversion of -1": (EVENTS, with_value("conversion", 30, -1), r"column 'conversion': label -1"),
     "null time": (EVENTS, with_value("event_time", 45, None), r"row group 2: column 'event_time': must not be null"),

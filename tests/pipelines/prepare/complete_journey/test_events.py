@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from infra.tables import DatasetSpec, event_schema
+from infra.tables import DatasetSpec, TaskSpec, event_schema
 from pipelines.prepare.columns import table
-from pipelines.prepare.complete_journey.events import DENSE, EventBuilder
+from pipelines.prepare.complete_journey.events import DENSE, REQUEST_DENSE, EventBuilder
 from pipelines.prepare.complete_journey.log import DAY, FIRST_MONDAY, RawLog, week_of
 from tests.pipelines.prepare.complete_journey import fabricated
 
@@ -19,7 +19,8 @@ DAYS = [FIRST_MONDAY + timedelta(days=n) for n in range(28, 63)]
 SPARSE = ("display", "mailer", "store", "hour", "weekday", "demographics")
 SPEC = DatasetSpec(
     embeddings={}, categoricals={}, user_categoricals={}, num_items=fabricated.NUM_ITEMS,
-    num_users=fabricated.NUM_USERS, dense=DENSE, sparse=dict.fromkeys(SPARSE, 1000), max_history=8,
+    num_users=fabricated.NUM_USERS, tasks={task: TaskSpec() for task in LABELS}, dense=(*DENSE, *REQUEST_DENSE),
+    sparse=dict.fromkeys(SPARSE, 1000), max_history=8,
     train=(DAYS[0], DAYS[20]), test=(DAYS[21], DAYS[-1]), origin="made up",
 )  # fmt: skip
 
