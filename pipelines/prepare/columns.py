@@ -1,4 +1,4 @@
-"""NumPy arrays into the contract's Arrow columns, and the names of the dataset's files."""
+"""NumPy arrays into the contract's Arrow columns."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,15 +11,6 @@ import pyarrow as pa
 
 Ints = npt.NDArray[np.integer]
 Bools = npt.NDArray[np.bool_]
-
-ITEMS_FILE = "items/part-00000.parquet"
-USERS_FILE = "users/part-00000.parquet"
-
-
-def events_file(day: date) -> str:
-    """Give the path of a day's events within a dataset."""
-    return f"events/date={day.isoformat()}/part-00000.parquet"
-
 
 def days_between(first: date, last: date) -> list[date]:
     """List the days from first to last, both included."""

@@ -7,6 +7,10 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from infra.config import Config
+from infra.identity import Identify
+
+LEDGER = "sources.json"
+"""The ledger of source files (`infra.identity`), in the cache directory."""
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Week = Annotated[int, Field(ge=1, le=53)]
@@ -93,6 +97,8 @@ class Synthetic(Config):
     test_days: PositiveInt = 4
     events_per_day: PositiveInt = 2_000
     """Impressions on each day."""
+    impressions_per_request: PositiveInt = 1
+    """Impressions of a request, which share user, time and history."""
     embeddings: dict[str, PositiveInt] = {"text_embedding": 32, "behaviour_embedding": 16}
     """Embedding signals of the items: name -> dimensions."""
     user_embeddings: dict[str, PositiveInt] = {}
@@ -129,16 +135,37 @@ class Synthetic(Config):
 
 
 class Tables(Config):
-    """A directory that is in the tables' contract already; it is checked row by row and copied."""
+    """A log of one's own that grows: a folder of joined impressions, items and users in the tables' contract.
+
+    The folder holds `dataset.json`, `items/` and `users/` (files in order; those in a folder `date=YYYY-MM-DD` are known
+    from that date on), `events/date=YYYY-MM-DD/` (impressions with their request's columns, and labels), and, where labels
+    come later than events, `labels/date=YYYY-MM-DD/`, row-aligned with the date's events. Files are told from each other by
+    names, sizes and Parquet footers: one that is new, changed or removed is noticed, an untouched one is not read again.
+    """
 
     kind: Literal["tables"]
     path: Path
-    """Directory with dataset.json, items, users and events."""
+    """The folder."""
+    requests: Literal["request_id", "user_time", "none"] | None = None
+    """What makes a request: rows of one `request_id` beside each other; rows of one user and time (they are brought
+    together, a date at a time in memory); or every row by itself. By default `request_id` where there is such a
+    column, else none."""
+    followup_days: dict[str, PositiveFloat] = {}
+    """By task: how long after an impression its label is known; a label whose time ends after `as_of` is null. A task
+    that is not named is known at once."""
+    identify: Identify = "footer"
+    """What tells files from each other: size and Parquet footer, or the SHA-256 of all their bytes."""
+    train_days: PositiveInt | None = None
+    """With `test_days`: so many dates before the test dates are trained on; by default all."""
+    test_days: PositiveInt | None = None
+    """The newest so many dates are tested on; by default what `dataset.json` says."""
 
 
 class PrepareConfig(Config):
     """The prepare stage: a source, and where embeddings that took long are kept."""
 
     source: Annotated[CompleteJourney | Synthetic | Tables, Field(discriminator="kind")] = CompleteJourney()
+    as_of: date | None = None
+    """The snapshot knows what happened before this date, and nothing later; by default all the log has."""
     cache_dir: Path = Path(".cache")
-    """Where text embeddings are kept between runs, by the digest of texts and model."""
+    """Where text embeddings are kept between runs, by the digest of texts and model, and the ledger of source files."""

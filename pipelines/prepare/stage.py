@@ -1,22 +1,23 @@
-"""The stage's body: dispatch on the source's kind, and sum up what was made."""
+"""The stage's body: open the source of the configured kind, and make what the store lacks of it."""
 
 from infra.stage import StageRun
-from pipelines.prepare.complete_journey.prepare import prepare_complete_journey
+from pipelines.prepare.complete_journey.prepare import open_complete_journey
 from pipelines.prepare.config import CompleteJourney, PrepareConfig, Synthetic
-from pipelines.prepare.synthetic import prepare_synthetic
-from pipelines.prepare.tables import prepare_tables
+from pipelines.prepare.dataset import write_dataset
+from pipelines.prepare.synthetic import SyntheticLog
+from pipelines.prepare.tables import open_tables
 
 
 def prepare(run: StageRun[PrepareConfig]) -> None:
-    """Write the dataset of the configured source into the stage's output.
+    """Write the snapshot of the configured source into the stage's output, and the partitions it lacks into the store.
 
     Raises:
         ConfigError: the source's package or directory is not there. DataError: a source breaks the contract.
     """
     match run.config.source:
         case CompleteJourney() as source:
-            prepare_complete_journey(run, source)
+            write_dataset(run, open_complete_journey(run, source))
         case Synthetic() as source:
-            prepare_synthetic(run, source)
+            write_dataset(run, SyntheticLog(source, run.config.as_of))
         case source:
-            prepare_tables(run, source)
+            write_dataset(run, open_tables(run, source))

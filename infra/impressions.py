@@ -1,0 +1,188 @@
+"""Impressions joined with their requests, labels and SIDs, row group by row group.
+
+The i-th row groups of a date's tables hold the same requests, so a join takes no search: labels and the SIDs of items are
+row-aligned with the events, and the requests (with the SIDs of users and histories) are repeated, each for its impressions.
+"""
+
+from collections.abc import Iterator, Sequence
+from datetime import date
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from infra.errors import DataError
+from infra.gather import take_rows
+from infra.parquet import RowGroup
+from infra.rows import Check, FileRows
+from infra.snapshot import Dataset
+from infra.store import request_starts
+from infra.tables import event_schema, label_schema, request_schema
+
+EVENTS, REQUESTS, LABELS = "events", "requests", "labels"
+REQUEST_ID = "request_id"
+
+
+class ImpressionRows:
+    """The joined rows of some dates, one row an impression: a `infra.rows.RowSource`.
+
+    The rows of a request stay together. A row group is that of an events file, and errors name it.
+
+    Args:
+        dataset: the snapshot. first, last: the dates, inclusive.
+        columns: what to read, of whichever table has it.
+        check: called with the rows of a row group's requests, and with those of its events, before they are joined.
+
+    Raises:
+        DataError: there are no events in the dates.
+    """
+
+    def __init__(
+        self, dataset: Dataset, first: date, last: date, columns: Sequence[str], check: Check | None = None
+    ) -> None:
+        files = dataset.files(EVENTS, first, last)
+        if not files:
+            raise DataError(f"{dataset.path}: the snapshot has no events from {first} to {last}")
+        self._columns = list(dict.fromkeys(columns))
+        self._check = check
+        of_events, of_requests = columns_by_table(dataset, self._columns)
+        self._tables = {
+            table: FileRows(dataset.files(table, first, last), names)
+            for table, names in {**of_events, **of_requests}.items()
+        }
+        self._ids = FileRows(files, [REQUEST_ID])
+        self._of_events, self._of_requests = list(of_events), list(of_requests)
+        self._number_of = {file.path: number for number, file in enumerate(files)}
+        self._ends = {
+            table: np.cumsum([file.rows for file in dataset.files(table, first, last)]) for table in self._tables
+        }
+
+    @property
+    def num_rows(self) -> int:
+        """The impressions of all dates."""
+        return self._tables[EVENTS].num_rows
+
+    @property
+    def num_opened(self) -> int:
+        """The number of files whose footer was read."""
+        return self._ids.num_opened + sum(rows.num_opened for rows in self._tables.values())
+
+    def groups(self, low: int, high: int) -> list[RowGroup]:
+        """Return the row groups of the events files that hold a row of `[low, high)`; see `RowSource.groups`."""
+        return self._tables[EVENTS].groups(low, high)
+
+    def starts(self, group: RowGroup) -> npt.NDArray[np.int64]:
+        """Return the rows of a row group, counted from its first, where a request begins."""
+        self._ids.groups(group.start, group.start + group.rows)  # opens the file
+        return request_starts(self._ids.read(group)[REQUEST_ID])
+
+    def read(self, group: RowGroup) -> pa.Table:
+        """Return the joined rows of a row group.
+
+        Raises:
+            DataError: the bytes cannot be decoded, the check refuses them, or the tables' row groups do not belong
+                together.
+        """
+        events = self._joined(self._of_events, group, group.rows)
+        self._checked(events, group)
+        parts = [events]
+        if self._of_requests:
+            parts.append(self._repeated(group, events[REQUEST_ID]))
+        return _side_by_side(parts).select(self._columns)
+
+    def _repeated(self, group: RowGroup, request_ids: pa.ChunkedArray) -> pa.Table:
+        """Return the requests of a row group of events, each repeated for its impressions."""
+        starts_R = request_starts(request_ids)
+        requests = self._joined(self._of_requests, group, len(starts_R))
+        self._checked(requests, self._own(REQUESTS, group))
+        own_R, wanted_R = requests[REQUEST_ID].to_numpy(), request_ids.to_numpy()[starts_R]
+        wrong = np.flatnonzero(own_R != wanted_R)
+        if len(wrong):
+            place = wrong[0]
+            raise DataError(
+                f"{self._own(REQUESTS, group)}: column {REQUEST_ID!r}: row {place} is request {own_R[place]}, in"
+                f" {group} it is {wanted_R[place]}: the row groups of a date's tables must hold the same requests"
+            )
+        lengths_R = np.diff(np.append(starts_R, len(request_ids)))
+        return take_rows(requests, np.repeat(np.arange(len(starts_R)), lengths_R))
+
+    def _joined(self, tables: Sequence[str], group: RowGroup, rows: int) -> pa.Table:
+        """Return row-aligned tables of one row group side by side."""
+        parts = []
+        for table in tables:
+            own = group if table == EVENTS else self._own(table, group)
+            if own.rows != rows:
+                raise DataError(
+                    f"{own}: has {own.rows} rows; {group} has {group.rows} impressions and needs {rows}:"
+                    " row-aligned files must have equal row groups"
+                )
+            parts.append(self._tables[table].read(own))
+        return _side_by_side(parts)
+
+    def _own(self, table: str, group: RowGroup) -> RowGroup:
+        """Return a table's row group that belongs to one of the events."""
+        number = self._number_of[group.path]
+        end = int(self._ends[table][number])
+        start = int(self._ends[table][number - 1]) if number else 0
+        groups = self._tables[table].groups(start, end) if start < end else []
+        if group.index >= len(groups):
+            raise DataError(f"{group}: {table} has only {len(groups)} row groups in that file's place")
+        return groups[group.index]
+
+    def _checked(self, rows: pa.Table, where: RowGroup) -> None:
+        if self._check is not None:
+            self._check(rows, where)
+
+
+def columns_by_table(
+    dataset: Dataset, columns: Sequence[str]
+) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """Return which table each column is read from: of the tables with the events' rows, and of those with the requests'.
+
+    A column that is in no table of the contract is looked for among the events' further columns.
+    """
+    spec = dataset.spec
+    places = {name: REQUESTS for name in request_schema(spec).names if name != REQUEST_ID}
+    places |= dict.fromkeys(label_schema(spec).names, LABELS)
+    for name, one in dataset.snapshot.sids.items():
+        places |= {column: one.table(name, base) for base, own in one.columns.items() for column in own}
+    of_events: dict[str, list[str]] = {EVENTS: [REQUEST_ID]}
+    of_requests: dict[str, list[str]] = {}
+    for column in columns:
+        table = places.get(column, EVENTS)
+        is_of_requests = table == REQUESTS or table.endswith(f"/{REQUESTS}")
+        if is_of_requests and not of_requests:
+            of_requests[REQUESTS] = [REQUEST_ID]
+        if column != REQUEST_ID:
+            (of_requests if is_of_requests else of_events).setdefault(table, []).append(column)
+    return of_events, of_requests
+
+
+def all_columns(dataset: Dataset) -> list[str]:
+    """Return every column of the impressions that the contract or a set of SIDs names."""
+    spec = dataset.spec
+    names = [*request_schema(spec).names, *event_schema(spec).names, *label_schema(spec).names]
+    for one in dataset.snapshot.sids.values():
+        names += [*one.columns.get(EVENTS, ()), *one.columns.get(REQUESTS, ())]
+    return list(dict.fromkeys(names))
+
+
+def read_impressions(
+    dataset: Dataset, columns: Sequence[str], first: date = date.min, last: date = date.max, check: Check | None = None
+) -> Iterator[pa.Table]:
+    """Yield the joined rows of some dates, a row group at a time."""
+    rows = ImpressionRows(dataset, first, last, columns, check)
+    if rows.num_rows:
+        for group in rows.groups(0, rows.num_rows):
+            yield rows.read(group)
+
+
+def _side_by_side(parts: Sequence[pa.Table]) -> pa.Table:
+    """Return tables of the same rows as one; a column that several have is taken from the first."""
+    if len(parts) == 1:
+        return parts[0]
+    columns = {}
+    for part in reversed(parts):
+        columns |= {field.name: (field, column) for field, column in zip(part.schema, part.columns, strict=True)}
+    fields, arrays = zip(*columns.values(), strict=True)
+    return pa.table(list(arrays), schema=pa.schema(list(fields)))

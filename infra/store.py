@@ -1,0 +1,348 @@
+"""The store: where partitions lie, and how they are written, each once.
+
+A partition's directory is `<table>/<slice>/<key>`. The key names all that decides its content (configuration, code, the
+source's identity), so a partition that is there under its key is not made again, and one whose source changed is made beside
+the old one, which earlier snapshots go on using.
+"""
+
+import contextlib
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from infra.commit import AlreadyCommittedError, commit_alone, is_committed, read_manifest
+from infra.errors import CommitError, DataError
+from infra.gather import take_rows
+from infra.parquet import ROW_GROUP_BYTES, TableWriter, row_bytes
+from infra.snapshot import CONTENT, DAILY, PartitionEntry, date_slice, entry_of
+from infra.tables import DatasetSpec, Entity, event_schema, flat_schema, label_schema, request_schema
+
+Ints = npt.NDArray[np.int64]
+
+FILE_ROWS = 1 << 17
+"""The most rows of a file of items or users, and so of what one rank encodes at a time."""
+FILE = "part-00000.parquet"
+"""The one file of a date."""
+
+
+@dataclass
+class Making:
+    """A partition that is being made.
+
+    Attributes:
+        path: the directory to write into. schema: of its files; to be set by the maker.
+        numbers: `PartitionEntry.facts`; the maker adds to them.
+    """
+
+    path: Path
+    schema: pa.Schema | None = None
+    numbers: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Store:
+    """The directory that holds the partitions of one or more growing datasets."""
+
+    path: Path
+
+    def find(self, table: str, slice_name: str, key: str) -> PartitionEntry | None:
+        """Return the partition that is there under a key, without reading its files; None where there is none.
+
+        Raises:
+            CommitError: the place is taken by a partition of another key.
+        """
+        path = self._place(table, slice_name, key)
+        if not is_committed(path):
+            return None
+        found = read_manifest(path).key
+        if found != key:
+            raise CommitError(f"{path}: holds a partition of key {found[:24]}…, not of {key[:24]}…")
+        return entry_of(self.path, table, slice_name, path)
+
+    @contextlib.contextmanager
+    def making(self, table: str, slice_name: str, key: str) -> Iterator[Making]:
+        """Open a partition, to be filled by this rank alone, and commit it.
+
+        Where another process commits the same partition meanwhile, its is kept: equal keys mean equal rows.
+        """
+        path = self._place(table, slice_name, key)
+        facts: dict[str, object] = {}
+        with contextlib.suppress(AlreadyCommittedError), commit_alone(path, stage=table, key=key, facts=facts) as staging:
+            made = Making(staging)
+            yield made
+            assert made.schema is not None, f"{table}: the maker set no schema"
+            facts.update(columns=columns_digest(made.schema), numbers=made.numbers)
+
+    def entry(self, table: str, slice_name: str, key: str) -> PartitionEntry:
+        """Return a partition that was made."""
+        found = self.find(table, slice_name, key)
+        assert found is not None, f"{table}/{slice_name}: was not made"
+        return found
+
+    def _place(self, table: str, slice_name: str, key: str) -> Path:
+        return self.path / table / slice_name / key[:16]
+
+
+def columns_digest(schema: pa.Schema) -> str:
+    """Return a digest of a schema's names and types."""
+    lines = "\n".join(f"{name} {kind}" for name, kind in zip(schema.names, schema.types, strict=True))
+    return hashlib.sha256(lines.encode()).hexdigest()[:16]
+
+
+def write_part(
+    store: Store, entity: Entity, number: int, key: str, first: int, schema: pa.Schema, chunks: Iterable[pa.Table]
+) -> PartitionEntry:
+    """Write a part of the items or users, in files of `FILE_ROWS`.
+
+    Args:
+        store: where. entity: whose. number: of the part, from 0. key: see `Store`.
+        first: items (users) that the parts before it number: its first new id.
+        schema: of the table. chunks: its rows. Ids rise; those below `first` revise earlier rows, the others go on
+            numbering from `first` without a gap.
+
+    Raises:
+        DataError: ids break the rule.
+    """
+    table, slice_name = CONTENT[entity], f"part={number:05d}"
+    with store.making(table, slice_name, key) as made:
+        made.schema = schema
+        last, new = -1, 0
+        for file, part in enumerate(_of_rows(chunks, schema, FILE_ROWS)):
+            with TableWriter(made.path / f"part-{file:05d}.parquet", schema) as writer:
+                for chunk in part:
+                    last, new = _check_ids(chunk, f"{entity}_id", last, first, new, f"{table}, part {number}")
+                    writer.write(chunk)
+        made.numbers |= {"first": first, "new": new}
+    return store.entry(table, slice_name, key)
+
+
+def _of_rows(chunks: Iterable[pa.Table], schema: pa.Schema, rows: int) -> Iterator[Iterator[pa.Table]]:
+    """Yield iterators over the chunks, each of at most so many rows; at least one, that may be empty."""
+    rest = iter(chunks)
+    pending = next(rest, schema.empty_table())
+
+    def part() -> Iterator[pa.Table]:
+        nonlocal pending
+        left = rows
+        while left and pending is not None:
+            taken = pending.slice(0, left)
+            yield taken
+            left -= taken.num_rows
+            pending = pending.slice(taken.num_rows)
+            if not pending.num_rows:
+                pending = next(rest, None)
+
+    yield part()
+    while pending is not None:
+        yield part()
+
+
+def _check_ids(chunk: pa.Table, column: str, last: int, first: int, new: int, where: str) -> tuple[int, int]:
+    """Check that ids go on, and return the last one and how many are new so far."""
+    ids_N = chunk[column].to_numpy()
+    if not len(ids_N):
+        return last, new
+    before_N = np.concatenate([[last], ids_N[:-1]])
+    falling = np.flatnonzero(ids_N <= before_N)
+    if len(falling):
+        raise DataError(f"{where}: column {column!r}: ids must rise; {ids_N[falling[0]]} follows {before_N[falling[0]]}")
+    new_M = ids_N[ids_N >= first]
+    expected_M = np.arange(first + new, first + new + len(new_M))
+    gaps = np.flatnonzero(new_M != expected_M)
+    if len(gaps):
+        raise DataError(
+            f"{where}: column {column!r}: new ids must go on from {first} without a gap; {expected_M[gaps[0]]} is"
+            f" expected, {new_M[gaps[0]]} is there"
+        )
+    return int(ids_N[-1]), new + len(new_M)
+
+
+def write_day(
+    store: Store,
+    day: date,
+    keys: Mapping[str, str],
+    spec: DatasetSpec,
+    chunks: Iterable[pa.Table],
+    row_group_bytes: int = ROW_GROUP_BYTES,
+) -> None:
+    """Write a date's requests, events and labels, or some of these, from joined rows.
+
+    Args:
+        store: where. day: the date. keys: by table, of those that are to be made; see `Store`.
+        spec: the dataset's.
+        chunks: rows of `infra.tables.flat_schema`, those of a request beside each other; further columns go to the
+            events. A request may go on in the next chunk.
+        row_group_bytes: a row group ends with the request that reaches so many bytes of joined rows, so that what reading
+            one takes is bounded, and so that all three tables have the same row groups.
+
+    Raises:
+        DataError: rows of one request differ in a column of the request's, or a request comes twice.
+    """
+    with contextlib.ExitStack() as stack:
+        made = {name: stack.enter_context(store.making(name, date_slice(day), key)) for name, key in keys.items()}
+        writers: dict[str, TableWriter] = {}
+        seen = _SeenRequests(day)
+        for group in request_groups(_or_empty(chunks, spec), row_group_bytes):
+            parts = split_rows(group, spec, f"events of {day}")
+            seen.add(parts["requests"]["request_id"].to_numpy())
+            for name, making in made.items():
+                if name not in writers:
+                    making.schema = parts[name].schema
+                    writers[name] = stack.enter_context(TableWriter(making.path / FILE, parts[name].schema))
+                if group.num_rows:
+                    writers[name].write_group(parts[name])
+                for column, largest in _largest_ids(parts[name]).items():
+                    making.numbers[column] = max(making.numbers.get(column, -1), largest)
+                if name == "labels":
+                    for what, number in count_labels(parts[name], spec).items():
+                        making.numbers[what] = making.numbers.get(what, 0) + number
+
+
+def _or_empty(chunks: Iterable[pa.Table], spec: DatasetSpec) -> Iterator[pa.Table]:
+    """Yield the chunks; of a day without events one empty table."""
+    is_empty = True
+    for chunk in chunks:
+        is_empty = False
+        yield chunk
+    if is_empty:
+        yield flat_schema(spec).empty_table()
+
+
+class _SeenRequests:
+    """The requests of a day so far, to find one that comes twice."""
+
+    def __init__(self, day: date) -> None:
+        self._day = day
+        self._ids: Ints = np.empty(0, np.int64)
+
+    def add(self, ids_N: Ints) -> None:
+        together_N = np.concatenate([self._ids, ids_N])
+        self._ids, counts_N = np.unique(together_N, return_counts=True)
+        if len(self._ids) < len(together_N):
+            twice = self._ids[counts_N > 1][0]
+            raise DataError(
+                f"events of {self._day}: column 'request_id': request {twice} comes twice; the rows of a request must lie"
+                " together, and no two requests of a date may share an id"
+            )
+
+
+def _largest_ids(table: pa.Table) -> dict[str, int]:
+    """Return the largest item and user id of a date's rows, which tells whose SIDs they need."""
+    found: dict[str, int] = {}
+    for column, name in (("item_id", "max_item_id"), ("history_item_ids", "max_item_id"), ("user_id", "max_user_id")):
+        if column in table.column_names:
+            values = table[column]
+            largest = pc.max(pc.list_flatten(values) if pa.types.is_list(values.type) else values).as_py()
+            found[name] = max(found.get(name, -1), -1 if largest is None else largest)
+    return found
+
+
+def count_labels(labels: pa.Table, spec: DatasetSpec) -> dict[str, int]:
+    """Return, for each task, `judged_<task>` and `positive_<task>`: rows that it is judged on, and positives among them.
+
+    A row is judged where its label is known, and the labels of the tasks it is given are 1.
+    """
+    counts = {}
+    for task in spec.tasks:
+        column = labels[task]
+        judged = column.is_valid()
+        for parent in spec.ancestors(task):
+            judged = pc.and_(judged, pc.fill_null(pc.equal(labels[parent], 1), False))
+        positive = pc.and_(judged, pc.fill_null(pc.equal(column, 1), False))
+        counts |= {f"judged_{task}": pc.sum(judged).as_py() or 0, f"positive_{task}": pc.sum(positive).as_py() or 0}
+    return counts
+
+
+def request_starts(request_ids: pa.ChunkedArray) -> Ints:
+    """Return the row at which each request begins, its rows lying together: int64 [requests]."""
+    ids_N = request_ids.to_numpy()
+    if not len(ids_N):
+        return np.empty(0, np.int64)
+    return np.flatnonzero(np.concatenate([[True], ids_N[1:] != ids_N[:-1]]))
+
+
+def request_groups(chunks: Iterable[pa.Table], row_group_bytes: int) -> Iterator[pa.Table]:
+    """Cut rows into groups of whole requests, each ended by the request that reaches so many bytes.
+
+    The groups depend on the rows alone, not on how they are cut into chunks.
+    """
+    pending: pa.Table | None = None
+    for chunk in chunks:
+        pending = chunk if pending is None else pa.concat_tables([pending, chunk])
+        cuts = _cuts(pending, row_group_bytes)
+        for start, end in zip([0, *cuts], cuts, strict=False):
+            yield pending.slice(start, end - start).combine_chunks()
+        if cuts:
+            pending = pending.slice(cuts[-1]).combine_chunks()  # a slice alone keeps what was written in memory
+    if pending is not None:
+        yield pending.combine_chunks()
+
+
+def _cuts(rows: pa.Table, row_group_bytes: int) -> list[int]:
+    """Return where groups end in rows that may go on: after a request, when the next one has begun."""
+    starts_R = request_starts(rows["request_id"])
+    ends_N = np.cumsum(row_bytes(rows))
+    before_R = np.concatenate([[0], ends_N])[starts_R]  # bytes before each request
+    cuts: list[int] = []
+    reached = 0
+    while True:
+        place = int(np.searchsorted(before_R, reached + row_group_bytes))
+        if place >= len(starts_R):
+            return cuts
+        cuts.append(int(starts_R[place]))
+        reached = int(before_R[place])
+
+
+def split_rows(rows: pa.Table, spec: DatasetSpec, where: str) -> dict[str, pa.Table]:
+    """Split joined rows into requests, events and labels.
+
+    Raises:
+        DataError: rows of one request differ in a column of the request's.
+    """
+    of_request = request_schema(spec).names
+    starts_R = request_starts(rows["request_id"])
+    requests = take_rows(rows.select(of_request), starts_R)
+    _require_equal(rows.select(of_request), requests, starts_R, where)
+    further = [name for name in rows.column_names if name not in flat_schema(spec).names]
+    return {
+        "requests": requests,
+        "events": rows.select([*event_schema(spec).names, *further]),
+        "labels": rows.select(label_schema(spec).names),
+    }
+
+
+def _require_equal(rows: pa.Table, requests: pa.Table, starts_R: Ints, where: str) -> None:
+    if len(starts_R) == rows.num_rows:
+        return
+    request_N = np.repeat(np.arange(len(starts_R)), np.diff(np.append(starts_R, rows.num_rows)))
+    repeated = take_rows(requests, request_N)
+    for name in rows.column_names:
+        if not rows[name].equals(repeated[name]):
+            values = zip(rows[name].to_pylist(), repeated[name].to_pylist(), strict=True)
+            row = next(row for row, (found, expected) in enumerate(values) if found != expected)
+            raise DataError(
+                f"{where}: column {name!r}: must be equal in all rows of a request; request"
+                f" {rows['request_id'][row].as_py()} has {rows[name][row].as_py()} and {repeated[name][row].as_py()}"
+            )
+
+
+def day_entries(store: Store, day: date, keys: Mapping[str, str]) -> list[PartitionEntry]:
+    """Return a date's partitions, all of which were made."""
+    return [store.entry(name, date_slice(day), keys[name]) for name in DAILY]
+
+
+def missing_keys(store: Store, day: date, keys: Mapping[str, str]) -> dict[str, str]:
+    """Return the keys of a date's partitions that are not there."""
+    return {name: key for name, key in keys.items() if store.find(name, date_slice(day), key) is None}
+
+
+def in_order(entries: Iterable[PartitionEntry]) -> Sequence[PartitionEntry]:
+    """Return partitions as a snapshot lists them: by table, each by date or part."""
+    return sorted(entries, key=lambda entry: (entry.table, entry.slice))

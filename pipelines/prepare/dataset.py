@@ -1,0 +1,168 @@
+"""From any source to a snapshot: only the partitions that are not in the store yet are made."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, time, timedelta
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from infra.code import code_digest
+from infra.config import digest
+from infra.distributed import World, broadcast, together
+from infra.snapshot import CONTENT, PartitionEntry, Snapshot, date_slice, write_snapshot
+from infra.stage import StageRun
+from infra.store import Store, day_entries, in_order, missing_keys, write_day, write_part
+from infra.tables import DatasetSpec, Entity
+from pipelines.prepare.config import PrepareConfig
+
+CODE = ("infra/tables.py", "infra/store.py", "infra/parquet.py", "infra/gather.py", "pipelines/prepare")
+"""What decides a partition's bytes, beside its source."""
+STORE = "store"
+"""The folder of the store, beside the stage's output."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the items or users.
+
+    Attributes:
+        key: digest of what decides its rows. schema: of its rows. chunks: makes them.
+    """
+
+    key: str
+    schema: pa.Schema
+    chunks: Callable[[], Iterable[pa.Table]]
+
+
+class Source(Protocol):
+    """A log: what it holds, and how its rows are made."""
+
+    @property
+    def spec(self) -> DatasetSpec:
+        """The dataset that it becomes."""
+
+    def parts(self, entity: Entity) -> Sequence[Part]:
+        """Return the parts of the items or users, in order."""
+
+    def days(self) -> Sequence[date]:
+        """Return the dates that have events, ascending."""
+
+    def day_keys(self, day: date) -> Mapping[str, str]:
+        """Return, for requests, events and labels, a digest of what decides a date's rows."""
+
+    def rows(self, days: Sequence[date]) -> Iterator[tuple[date, Iterable[pa.Table]]]:
+        """Yield some of the dates, each with its rows in chunks, joined: see `infra.store.write_day`."""
+
+
+def write_dataset(run: StageRun[PrepareConfig], source: Source) -> None:
+    """Make the partitions that the store lacks, each rank its share, and write the snapshot of all of them.
+
+    Rank 0 makes the parts of items and users. Every rank calls.
+
+    Raises:
+        DataError: the source's rows break the contract.
+    """
+    world, store = run.world, Store(run.out.parent / STORE)
+    code = code_digest(CODE)
+    spec = source.spec
+    with together(world, "making items and users"):
+        parts = [*_parts(store, source, "item", code), *_parts(store, source, "user", code)] if world.is_main else []
+    with together(world, "looking for the dates that are to be made"):
+        days = list(source.days())
+        keys = {day: {name: digest({"key": key, "code": code}) for name, key in source.day_keys(day).items()} for day in days}
+        missing = {day: lacking for day in days if (lacking := missing_keys(store, day, keys[day]))} if world.is_main else {}
+    missing = broadcast(world, missing)
+    with (
+        together(world, "making the events"),
+        run.log.progress(len(missing), "prepare: dates") as advance,
+    ):
+        for day, chunks in source.rows(share(world, sorted(missing))):
+            write_day(store, day, missing[day], spec, chunks)
+            advance(world.size)
+    with together(world, "writing the snapshot"):
+        if world.is_main:
+            entries = [entry for day in days for entry in day_entries(store, day, keys[day])]
+            numbered = spec.model_copy(update={f"num_{CONTENT[one]}": _count(parts, CONTENT[one]) for one in CONTENT})
+            write_snapshot(run.out, run.out, numbered, Snapshot(
+                store=str(store.path), as_of=as_time(run.config.as_of), partitions=tuple(in_order([*parts, *entries]))
+            ))  # fmt: skip
+            tell(run, numbered, [*parts, *entries], len(missing))
+
+
+def _parts(store: Store, source: Source, entity: Entity, code: str) -> Iterator[PartitionEntry]:
+    first = 0
+    for number, part in enumerate(source.parts(entity)):
+        key = digest({"key": part.key, "code": code, "first": first})
+        entry = store.find(CONTENT[entity], f"part={number:05d}", key)
+        if entry is None:
+            entry = write_part(store, entity, number, key, first, part.schema, part.chunks())
+        first += entry.facts["new"]
+        yield entry
+
+
+def _count(entries: Sequence[PartitionEntry], table: str) -> int:
+    return sum(entry.facts["new"] for entry in entries if entry.table == table)
+
+
+def share(world: World, days: Sequence[date]) -> list[date]:
+    """Return this rank's days: contiguous, so that a rank reads only its own weeks of a raw log."""
+    first, last = (len(days) * rank // world.size for rank in (world.rank, world.rank + 1))
+    return list(days[first:last])
+
+
+def as_time(day: date | None) -> datetime | None:
+    """Return the moment at which a day begins."""
+    return None if day is None else datetime.combine(day, time())
+
+
+def label_keys(events: Mapping[str, Any], followup_days: Mapping[str, float], day: date, end: datetime | None) -> dict[str, str]:
+    """Return the keys of a date's three tables.
+
+    Labels that mature are made again when, and only when, more of them are known: what counts of the log's end is how far it
+    lies in the time in which the date's labels become known.
+
+    Args:
+        events: what decides the requests' and events' rows.
+        followup_days: by task, how long after an impression its label is known. day: the date.
+        end: when the log ends; None: all labels are known.
+    """
+    begins = datetime.combine(day, time())
+    known = {}
+    for task, days in followup_days.items():
+        low = begins + timedelta(days=days) - timedelta(microseconds=1)  # by then nothing of the date is known yet
+        high = begins + timedelta(days=1 + days)
+        known[task] = "all" if end is None else min(max(end, low), high).isoformat()
+    of_events = digest(events)
+    return {"requests": of_events, "events": of_events, "labels": digest({"events": of_events, "known": known})}
+
+
+def tell(run: StageRun[PrepareConfig], spec: DatasetSpec, entries: Sequence[PartitionEntry], made: int) -> None:
+    """Say and record what the snapshot holds."""
+    by = {"train": spec.train, "test": spec.test}
+    days = {entry.slice for entry in entries if entry.table == "events"}
+    summary: dict[str, Any] = {"items": spec.num_items, "users": spec.num_users, "dates": len(days), "dates_made": made}
+    run.log.say(f"{spec.num_items:,} items, {spec.num_users:,} users, {len(days)} dates of events, {made} of them made now")
+    for split, (first, last) in by.items():
+        names = {date_slice(first + timedelta(days=n)) for n in range((last - first).days + 1)}
+        own = [entry for entry in entries if entry.slice in names]
+        told, words = _label_counts(spec, own)
+        summary[split] = told
+        run.log.say(f"{split}: {told['impressions']:,} impressions of {told['requests']:,} requests{words}")
+    run.log.summary(summary)
+
+
+def _label_counts(spec: DatasetSpec, own: Sequence[PartitionEntry]) -> tuple[dict[str, Any], str]:
+    told: dict[str, Any] = {
+        "impressions": sum(entry.rows for entry in own if entry.table == "events"),
+        "requests": sum(entry.rows for entry in own if entry.table == "requests"),
+    }
+    words = ""
+    for task, one in spec.tasks.items():
+        judged, positive = (
+            sum(entry.facts[f"{what}_{task}"] for entry in own if entry.table == "labels") for what in ("judged", "positive")
+        )
+        told[task] = {"judged": judged, "positive": positive}
+        of = f" of {judged:,} with a known label" if one.given is None else f" of {judged:,} followed-up {one.given}s"
+        words += f", {positive / max(judged, 1):.1%}{of} are {task}"
+    return told, words
