@@ -32,8 +32,9 @@ from benchmarks.trial import ARMS, DEFAULT_MODEL, PARTS, StepParts, Trial, confi
 from components.torchrun import KEEP_FREED_MEMORY
 from infra.config import plain, to_yaml
 from infra.distributed import World, started
-from infra.lanes import LaneReader, prefetched
+from infra.lanes import LaneReader
 from infra.parquet import RowGroup, row_groups
+from infra.prefetch import prefetched
 from infra.stage import quiet
 from infra.tables import Dataset
 from ranker.batch import RankerBatch

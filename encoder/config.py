@@ -39,7 +39,7 @@ class TrainingConfig(Config):
     batch_size: PositiveInt = 256
     """Items in a global batch, over all ranks."""
     lanes: PositiveInt = 8
-    """Parts the table is read in; the number of ranks must divide it. See infra.parquet."""
+    """Parts the table is read in; the number of ranks must divide it. See `infra.lanes.LaneReader`."""
     learning_rate: Positive = 4e-3
     """AdamW's learning rate at its peak; it follows a cosine down to 0."""
     warmup_share: Share = 0.05

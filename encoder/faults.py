@@ -1,5 +1,7 @@
 """Where a training step is not finite: which signal, in which file and row group."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -13,7 +15,7 @@ _MOST_GROUPS = 4
 
 
 @torch.no_grad()
-def faults(model: VQFusion, batch: SignalBatch, rows_B: npt.NDArray[np.int64], groups: tuple[RowGroup, ...]) -> str:
+def faults(model: VQFusion, batch: SignalBatch, rows_B: npt.NDArray[np.int64], groups: Sequence[RowGroup]) -> str:
     """Find the rows of a batch whose losses are not finite, by computing them once more.
 
     Args:
@@ -69,7 +71,7 @@ def _bad_gradient(model: VQFusion) -> str:
     return "but those of another rank, or a gradient, are not"
 
 
-def _touched(groups: tuple[RowGroup, ...], rows_N: npt.NDArray[np.int64]) -> list[RowGroup]:
+def _touched(groups: Sequence[RowGroup], rows_N: npt.NDArray[np.int64]) -> list[RowGroup]:
     return [group for group in groups if ((rows_N >= group.start) & (rows_N < group.start + group.rows)).any()]
 
 

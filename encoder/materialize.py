@@ -33,8 +33,9 @@ from encoder.write_behind import WriteBehind
 from infra.config import parse
 from infra.distributed import together
 from infra.errors import ConfigError, DataError
-from infra.lanes import Check, prefetched
 from infra.parquet import RowGroup, TableWriter, open_parquet, read_row_group, require_columns, row_groups
+from infra.prefetch import prefetched
+from infra.rows import Check
 from infra.stage import StageRun, run_stage
 from infra.tables import Dataset, Entity, check_content, check_events, read_dataset, write_spec
 

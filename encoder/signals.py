@@ -12,8 +12,8 @@ from torch import Tensor
 
 from infra.config import Config
 from infra.errors import ConfigError, DataError
-from infra.lanes import Check
 from infra.parquet import RowGroup
+from infra.rows import Check
 from infra.tables import DatasetSpec, Entity, check_content
 
 CATEGORICAL_WEIGHT = 0.1

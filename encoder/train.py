@@ -35,7 +35,9 @@ from encoder.window import CollapseWatch, Window
 from infra.checkpoint import Checkpoint
 from infra.distributed import World, average_gradients, gather, lockstep, require_same, sum_over_ranks, together
 from infra.errors import ConfigError, DataError
-from infra.lanes import Batch, LaneReader, prefetched
+from infra.lanes import Batch, LaneReader
+from infra.prefetch import prefetched
+from infra.rows import FileRows
 from infra.stage import StageRun, run_stage
 from infra.tables import Dataset, read_dataset
 
@@ -76,14 +78,12 @@ def signal_reader(
 ) -> LaneReader:
     """Give a reader of the signals, shuffled without a last partial batch, or in order."""
     return LaneReader(
-        dataset.content_files(signals.entity),
-        signals.columns,
+        FileRows(dataset.content_files(signals.entity), signals.columns, signal_check(dataset.spec, signals.entity)),
         batch_size=training.batch_size,
         lanes=training.lanes,
         rank=world.rank,
         world_size=world.size,
         seed=training.seed if shuffled else None,
-        check=signal_check(dataset.spec, signals.entity),
     )
 
 
@@ -259,7 +259,8 @@ class Trainer:
         report = None
         if not finite[self.world.rank] or all(finite):  # all: then it is a gradient
             with self._autocast():
-                report = f"rank {self.world.rank}: {faults(self.model, rows.signals, rows.rows_B, self.reader.groups)}"
+                groups = self.reader.groups_of(rows.rows_B)
+                report = f"rank {self.world.rank}: {faults(self.model, rows.signals, rows.rows_B, groups)}"
         reports = [text for text in gather(self.world, report) if text]
         raise DataError(f"encoder: step {self.step}: loss or gradient is not finite; " + "; ".join(reports))
 

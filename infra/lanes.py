@@ -3,14 +3,11 @@
 It is what makes a run with one rank comparable, step by step, with a run with eight.
 """
 
-import collections
 import os
-import queue
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,16 +15,18 @@ import pyarrow as pa
 
 from infra.errors import ConfigError, DataError
 from infra.gather import take_rows
-from infra.parquet import RowGroup, read_row_group, row_groups
+from infra.order import Buffer, Part, buffers, lane_bounds, parts_between
+from infra.parquet import RowGroup
+from infra.pieces import piece_starts, pieces_in_batches
+from infra.prefetch import one_ahead, prefetched
+from infra.rows import RowSource
 
 BLOCK_ROWS = 4096
 """Batches are put together, and converted, so many rows at a time: one call of Arrow takes as long for few rows."""
 
-Check = Callable[[pa.Table, RowGroup], None]
+Integers = npt.NDArray[np.int64]
 Shared = dict[RowGroup, Future[pa.Table]]
 """Row groups that one lane has read, or is reading, and another one needs, too."""
-
-T = TypeVar("T")
 
 
 class Batch(NamedTuple):
@@ -40,22 +39,21 @@ class Batch(NamedTuple):
     """
 
     table: pa.Table
-    rows_N: npt.NDArray[np.int64]
+    rows_N: Integers
     valid_N: npt.NDArray[np.bool_]
 
     def split(self, rows: int) -> "Iterator[Batch]":
-        """Give so many rows after another."""
+        """Yield parts of so many rows, one after another."""
         for at in range(0, len(self.rows_N), rows):
             part = slice(at, at + rows)
             yield Batch(self.table.slice(at, rows), self.rows_N[part], self.valid_N[part])
 
 
 class _Chunk(NamedTuple):
-    """Rows of a lane as they are read, their global numbers, and whether they are the epoch's last."""
+    """Rows of a lane in their final order, and their global numbers."""
 
     table: pa.Table
-    rows_N: npt.NDArray[np.int64]
-    is_last: bool
+    rows_N: Integers
 
 
 def require_lanes(batch_size: int, lanes: int, world_size: int) -> None:
@@ -74,71 +72,92 @@ class LaneReader:
     """Stream global batches that are the same for any number of ranks.
 
     The rows are cut into `lanes` equal contiguous ranges. Global batch g takes batch_size / lanes rows of every
-    lane, and a rank owns a contiguous block of lanes. Hence every rank has the same number of batches, decodes
-    (nearly) only its own row groups, and rank parts put side by side are the same global batch for any world size.
+    lane, and a rank owns a contiguous block of lanes. Hence every rank has the same number of batches, opens and
+    decodes (nearly) only its own row groups, and rank parts put side by side are the same global batch for any world
+    size. Where there are several windows, each is cut so, and a lane takes its range of one window after another.
 
-    With a seed, row groups are permuted within a lane and rows shuffled within a buffer of at most `shuffle_groups`
-    row groups, all buffers as nearly equal as can be; what does not fill a last batch is dropped. Without, rows come
-    in order and the last batches are padded. Every lane's next buffer is read by threads, one a core at most, while
-    the present one is used.
+    With a seed, row groups are permuted within a lane's range of a window, and rows are shuffled within a buffer of at
+    most `shuffle_groups` row groups, all buffers as nearly equal as can be; what does not fill a last batch is dropped.
+    Runs of rows that belong together (`RowSource.starts`) are shuffled whole, in pieces of at most `keep_rows` rows,
+    and a lane's share of a batch holds whole pieces where some piece of the buffer fits. Without a seed, rows come in
+    order and the last batches are padded.
+
+    Every lane's next buffer is read by threads, one a core at most, while the present one is used. A start in the
+    middle of an epoch reads no row group before the buffer in which it falls.
     Memory: `lanes / world_size` times two buffers of `shuffle_groups + 1` row groups and one more, which the lane
     shares with the next; a block, and two batches ahead.
 
     Args:
-        files: the Parquet files, in order. columns: what to read.
+        source: the rows.
         batch_size: rows of a global batch, a multiple of lanes.
         lanes: how many ranges, a multiple of the world size.
         rank: this rank. world_size: how many there are.
         seed: shuffles when given.
-        check: called with every table that was read and its row group; raises what is wrong with it.
         shuffle_groups: row groups a shuffling buffer holds at most.
+        windows: the rows at which windows begin, ascending from 0.
+        keep_rows: rows of a piece at most; 1: every row is shuffled by itself.
 
     Raises:
         ConfigError: lanes, batch size and world size do not divide.
-        DataError: the files hold no full batch (with a seed) or no row (without), or a column in several types.
+        DataError: there is no full batch (with a seed) or no row (without), or a file cannot be opened.
     """
 
     def __init__(
         self,
-        files: Sequence[Path],
-        columns: Sequence[str],
+        source: RowSource,
         *,
         batch_size: int,
         lanes: int,
         rank: int,
         world_size: int,
         seed: int | None,
-        check: Check | None = None,
         shuffle_groups: int = 4,
+        windows: Sequence[int] = (0,),
+        keep_rows: int = 1,
     ) -> None:
         require_lanes(batch_size, lanes, world_size)
-        self.groups = row_groups(files, columns)
-        self.columns = list(columns)
-        self.num_rows = sum(group.rows for group in self.groups)
+        self.source = source
+        self.num_rows = source.num_rows
         self.seed = seed
         self.lane_batch = batch_size // lanes
         self.batch_rows = batch_size // world_size
-        self._check = check
         self._shuffle_groups = shuffle_groups
+        self._keep_rows = keep_rows if seed is not None else 1
         own = lanes // world_size
         self._lanes = range(rank * own, (rank + 1) * own)
-        shares = [self.num_rows // lanes + (lane < self.num_rows % lanes) for lane in range(lanes)]
-        starts = np.concatenate([[0], np.cumsum(shares)])
-        self._bounds = [(int(starts[lane]), int(starts[lane + 1])) for lane in range(lanes)]
-        self.num_batches = min(shares) // self.lane_batch if seed is not None else -(-max(shares) // self.lane_batch)
+        bounds_WL = lane_bounds(source, lanes, windows, self._keep_rows)
+        rows_L = np.diff(bounds_WL).sum(axis=0)
+        num_batches = -(-rows_L.max() // self.lane_batch) if seed is None else rows_L.min() // self.lane_batch
+        self.num_batches = int(num_batches)
         if self.num_batches == 0:
-            raise DataError(f"{len(files)} files hold {self.num_rows} rows: not one batch of {batch_size}")
+            raise DataError(f"{self.num_rows} rows in {lanes} lanes: not one batch of {batch_size}")
+        self._parts = {
+            lane: [parts_between(source, *bounds_L[lane : lane + 2].tolist()) for bounds_L in bounds_WL]
+            for lane in self._lanes
+        }
+        uses = Counter(part.group for windows in self._parts.values() for parts in windows for part in parts)
+        self._in_two_lanes = {group for group, number in uses.items() if number > 1}
+
+    def groups_of(self, rows_N: Integers) -> list[RowGroup]:
+        """Return the row groups that hold rows of the given global numbers, in order, to name them in an error."""
+        left_N = np.unique(rows_N)
+        found = []
+        while len(left_N):
+            (group,) = self.source.groups(int(left_N[0]), int(left_N[0]) + 1)
+            found.append(group)
+            left_N = left_N[left_N >= group.start + group.rows]
+        return found
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """Give this rank's part of every global batch of an epoch, from batch number `start` on.
+        """Yield this rank's part of every global batch of an epoch, from batch number `start` on.
 
         Raises:
-            DataError: a row group cannot be read, or the check refuses it.
+            DataError: a row group cannot be read, or the source's check refuses it.
         """
         return prefetched(self.batches(range(epoch, epoch + 1), start), depth=2)
 
     def batches(self, epochs: range, start: int = 0) -> Iterator[Batch]:
-        """Give what `epoch` gives for one epoch after another, `start` being of the first.
+        """Yield what `epoch` yields for one epoch after another, `start` being of the first.
 
         The batches are put together when they are asked for: the caller prefetches what it makes of them. Epochs in
         one stream need not wait for their first row groups, which are read while the epoch before ends.
@@ -146,107 +165,103 @@ class LaneReader:
         return (batch for block in self.blocks(epochs, start) for batch in block.split(self.batch_rows))
 
     def blocks(self, epochs: range, start: int = 0) -> Iterator[Batch]:
-        """Give what `batches` gives, about `BLOCK_ROWS` rows of them as one, so that converting takes few calls."""
+        """Yield what `batches` yields, about `BLOCK_ROWS` rows of them as one, so that converting takes few calls."""
+        assert 0 <= start <= self.num_batches
         assert len(epochs) == 1 or self.seed is not None  # without a seed, a stream is padded without end
+        num_batches = len(epochs) * self.num_batches - start
         together = max(BLOCK_ROWS // self.batch_rows, 1)
         # More threads than cores would wait for each other's turn in the interpreter.
         pool = ThreadPoolExecutor(min(len(self._lanes), os.cpu_count() or 1))
         try:
             shared: Shared = {}
-            chunks = [_one_ahead(self._lane_chunks(lane, epochs, shared), pool) for lane in self._lanes]
-            for epoch in epochs:
-                streams = [self._lane_stream(lane, source) for lane, source in zip(self._lanes, chunks, strict=True)]
-                first = start if epoch == epochs[0] else 0
-                for _ in range(first):
-                    collections.deque(map(next, streams), maxlen=0)
-                for number in range(first, self.num_batches, together):
-                    numbers = range(number, min(number + together, self.num_batches))
-                    yield _joined([next(stream) for _ in numbers for stream in streams])
-                if epoch < epochs[-1]:
-                    for stream in streams:  # what does not fill a batch
-                        collections.deque(stream, maxlen=0)
+            chunks = [one_ahead(self._lane_chunks(lane, epochs, start, shared), pool) for lane in self._lanes]
+            streams = [self._lane_batches(lane, source) for lane, source in zip(self._lanes, chunks, strict=True)]
+            for number in range(0, num_batches, together):
+                numbers = range(number, min(number + together, num_batches))
+                yield _joined([next(stream) for _ in numbers for stream in streams])
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _lane_stream(self, lane: int, chunks: Iterator[_Chunk]) -> Iterator[Batch]:
-        """Give an epoch of the lane, `lane_batch` rows at a time, padded without end once they run out (no seed)."""
+    def _lane_batches(self, lane: int, chunks: Iterator[_Chunk]) -> Iterator[Batch]:
+        """Yield the lane's rows, `lane_batch` at a time, then padding without end (only reached without a seed)."""
         size = self.lane_batch
         table: pa.Table | None = None
         rows_N = np.empty(0, np.int64)
-        for chunk, chunk_rows_N, is_last in chunks:
+        for chunk, chunk_rows_N in chunks:
             table = chunk if table is None else pa.concat_tables([table, chunk])
             rows_N = np.concatenate([rows_N, chunk_rows_N])
             full = len(rows_N) // size * size
             for at in range(0, full, size):
                 yield Batch(table.slice(at, size), rows_N[at : at + size], np.ones(size, bool))
             table, rows_N = table.slice(full), rows_N[full:]
-            if is_last:
-                break
-        if self.seed is None:
-            yield from self._padding(lane, table, rows_N)
-
-    def _padding(self, lane: int, table: pa.Table | None, rows_N: npt.NDArray[np.int64]) -> Iterator[Batch]:
-        size, left = self.lane_batch, len(rows_N)
-        if table is None:  # a lane without rows borrows the schema and one row of the files' first group
-            table, rows_N = read_row_group(self.groups[0], self.columns).slice(0, 1), np.zeros(1, np.int64)
-        if left == 0 and table.num_rows == 0:
-            last = self._bounds[lane][1] - 1
-            group = next(group for group in self.groups if group.start <= last < group.start + group.rows)
-            table = read_row_group(group, self.columns).slice(last - group.start, 1)
-            rows_N = np.array([last])
-        fill = np.minimum(np.arange(size), len(rows_N) - 1)
-        valid_N = np.arange(size) < left
-        yield Batch(table.take(pa.array(fill)), rows_N[fill], valid_N)
+        left = len(rows_N)
+        if table is None or left == 0:
+            table, rows_N = self._last_row(lane)
+        fill_N = np.minimum(np.arange(size), len(rows_N) - 1)
+        padding = Batch(table.take(pa.array(fill_N)), rows_N[fill_N], np.zeros(size, bool))
+        yield padding._replace(valid_N=np.arange(size) < left)
         while True:
-            yield Batch(table.take(pa.array(fill)), rows_N[fill], np.zeros(size, bool))
+            yield padding
 
-    def _lane_chunks(self, lane: int, epochs: range, shared: Shared) -> Iterator[_Chunk]:
-        """Give the lane's row groups, or with a seed shuffled buffers of them, epoch after epoch.
+    def _last_row(self, lane: int) -> _Chunk:
+        """Read the lane's last row; for a lane without rows, the first of all."""
+        last = max((part.high - 1 for parts in self._parts[lane] for part in parts), default=0)
+        (group,) = self.source.groups(last, last + 1)
+        return _Chunk(self.source.read(group).slice(last - group.start, 1), np.array([last]))
 
-        Where a row group lies in two of this rank's lanes, the one that reads it leaves it in `shared` for the other.
+    def _lane_chunks(self, lane: int, epochs: range, start: int, shared: Shared) -> Iterator[_Chunk]:
+        """Yield the lane's buffers, epoch after epoch, without the rows before batch `start` of the first epoch.
+
+        With a seed, an epoch's last rows, which fill no batch, are left out.
         """
-        low, high = self._bounds[lane]
-        groups = [group for group in self.groups if group.start < high and group.start + group.rows > low]
+        end = self.num_batches * self.lane_batch
         for epoch in epochs:
-            if self.seed is None:
-                for group in groups:
-                    yield _Chunk(*self._clipped(group, low, high, shared), group is groups[-1])
-                continue
-            rng = np.random.default_rng([self.seed, epoch, lane])
-            buffers = np.array_split(rng.permutation(len(groups)), -(-len(groups) // self._shuffle_groups))
-            for number, buffer in enumerate(buffers):
-                parts = [self._clipped(groups[i], low, high, shared) for i in buffer]
-                rows_N = np.concatenate([rows for _, rows in parts])
-                mix = rng.permutation(len(rows_N))
-                table = take_rows(pa.concat_tables([table for table, _ in parts]), mix)
-                yield _Chunk(table, rows_N[mix], number + 1 == len(buffers))
+            rng = np.random.default_rng([self.seed, epoch, lane]) if self.seed is not None else None
+            skipped = start * self.lane_batch if epoch == epochs[0] else 0
+            before = 0
+            for buffer in buffers(self._parts[lane], self._shuffle_groups, rng):
+                kept = slice(max(skipped - before, 0), min(end - before, buffer.rows))
+                if kept.start < kept.stop:
+                    table, rows_N = self._read_buffer(buffer, before, shared)
+                    yield _Chunk(table.slice(kept.start, kept.stop - kept.start), rows_N[kept])
+                before += buffer.rows
 
-    def _clipped(self, group: RowGroup, low: int, high: int, shared: Shared) -> tuple[pa.Table, npt.NDArray[np.int64]]:
-        """Give the rows of a row group from global number `low` to `high`, and their numbers."""
-        own_low, own_high = self._bounds[self._lanes[0]][0], self._bounds[self._lanes[-1]][1]
-        ends = group.start, group.start + group.rows
-        first, last = max(low, ends[0]), min(high, ends[1])
-        is_whole = (first, last) == (max(own_low, ends[0]), min(own_high, ends[1]))
-        table = self._read(group) if is_whole else self._read_or_shared(group, shared)
-        return table.slice(first - group.start, last - first), np.arange(first, last)
+    def _read_buffer(self, buffer: Buffer, before: int, shared: Shared) -> _Chunk:
+        """Read a buffer's rows and bring them into their order, which depends on how many come `before` it."""
+        table = pa.concat_tables([self._read_part(part, shared) for part in buffer.parts])
+        rows_N = np.concatenate([np.arange(part.low, part.high) for part in buffer.parts])
+        if buffer.mix_N is None:
+            return _Chunk(table, rows_N)
+        offsets = np.cumsum([0, *(part.rows for part in buffer.parts)])
+        starts_P = np.concatenate([at + self._pieces(part) for at, part in zip(offsets, buffer.parts, strict=False)])
+        room = self.lane_batch - before % self.lane_batch
+        order_N = pieces_in_batches(starts_P, buffer.mix_N, self.lane_batch, room)
+        return _Chunk(take_rows(table, order_N), rows_N[order_N])
+
+    def _pieces(self, part: Part) -> Integers:
+        """Return the rows of a part, counted from its first, at which pieces begin."""
+        starts = self.source.starts(part.group) if self._keep_rows > 1 else None
+        starts_P = part.group.start + piece_starts(starts, part.group.rows, self._keep_rows)
+        inside_P = starts_P[(starts_P > part.low) & (starts_P < part.high)]
+        return np.concatenate([[part.low], inside_P]) - part.low
+
+    def _read_part(self, part: Part, shared: Shared) -> pa.Table:
+        """Read the part's row group, once where two lanes of this rank need it: the first leaves it for the second."""
+        group = part.group
+        table = self._read_or_shared(group, shared) if group in self._in_two_lanes else self.source.read(group)
+        return table.slice(part.low - group.start, part.rows)
 
     def _read_or_shared(self, group: RowGroup, shared: Shared) -> pa.Table:
         own: Future[pa.Table] = Future()
         found = shared.setdefault(group, own)
         if found is own:
             try:
-                own.set_result(self._read(group))
+                own.set_result(self.source.read(group))
             except BaseException as error:  # raised here and in the other lane
                 own.set_exception(error)
         else:
             shared.pop(group, None)
         return found.result()
-
-    def _read(self, group: RowGroup) -> pa.Table:
-        table = read_row_group(group, self.columns)
-        if self._check is not None:
-            self._check(table, group)
-        return table
 
 
 def _joined(parts: Sequence[Batch]) -> Batch:
@@ -255,52 +270,3 @@ def _joined(parts: Sequence[Batch]) -> Batch:
         np.concatenate([part.rows_N for part in parts]),
         np.concatenate([part.valid_N for part in parts]),
     )
-
-
-def _one_ahead(source: Iterator[T], pool: ThreadPoolExecutor) -> Iterator[T]:
-    """Give the source's items, the next one being made by the pool meanwhile, from now on; no more than that one."""
-    end = object()
-    first: Future[T | object] = pool.submit(next, source, end)
-
-    def items() -> Iterator[T]:
-        upcoming = first
-        while (item := upcoming.result()) is not end:
-            upcoming = pool.submit(next, source, end)
-            yield item  # type: ignore[misc]
-
-    return items()
-
-
-def prefetched(source: Iterator[T], depth: int) -> Iterator[T]:
-    """Run the source in a thread, `depth` items ahead; its errors are raised here, in order."""
-    ahead: queue.Queue[T | BaseException | None] = queue.Queue(maxsize=depth)
-    stopped = threading.Event()
-
-    def offer(item: T | BaseException | None) -> bool:
-        while not stopped.is_set():
-            try:
-                ahead.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def work() -> None:
-        try:
-            for item in source:
-                if not offer(item):
-                    return
-            offer(None)
-        except BaseException as error:  # handed over, and raised by the consumer
-            offer(error)
-
-    thread = threading.Thread(target=work, name="lane-reader", daemon=True)
-    thread.start()
-    try:
-        while (item := ahead.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stopped.set()
-        thread.join()

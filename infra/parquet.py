@@ -35,34 +35,28 @@ class RowGroup:
         return f"{self.path}, row group {self.index}"
 
 
-def open_parquet(path: Path) -> pq.ParquetFile:
-    """Open a Parquet file.
+def open_parquet(path: Path, footer: pq.FileMetaData | None = None) -> pq.ParquetFile:
+    """Open a Parquet file; its footer is read unless it is given.
 
     Raises:
         DataError: the file is missing, truncated or not Parquet.
     """
     try:
-        return pq.ParquetFile(path)
+        return pq.ParquetFile(path, metadata=footer)
     except (OSError, pa.ArrowInvalid) as error:
         raise DataError(f"{path}: cannot be read as Parquet: {error}") from error
 
 
-def row_groups(files: Sequence[Path], columns: Sequence[str] = ()) -> tuple[RowGroup, ...]:
-    """List the row groups of the files, in the order given, with global row numbers.
-
-    Args:
-        files: the files of one table.
-        columns: those that must have one type in all files; what a file lacks is told where it is read.
+def row_groups(files: Sequence[Path]) -> tuple[RowGroup, ...]:
+    """List the row groups of the files of one table, in the order given, with global row numbers.
 
     Raises:
-        DataError: see `open_parquet`; or a column's types differ: names it, both files and both types.
+        DataError: see `open_parquet`.
     """
     groups = []
     start = 0
-    types: dict[str, tuple[Path, pa.DataType]] = {}
     for path in files:
         with open_parquet(path) as file:
-            _require_types(file, path, columns, types)
             for index in range(file.metadata.num_row_groups):
                 rows = file.metadata.row_group(index).num_rows
                 groups.append(RowGroup(Path(path), index, start, rows))
@@ -81,28 +75,15 @@ def require_columns(schema: pa.Schema, columns: Sequence[str], where: RowGroup) 
             raise DataError(f"{where}: column {column!r} is missing; the file has {schema.names}")
 
 
-def _require_types(
-    file: pq.ParquetFile, path: Path, columns: Sequence[str], types: dict[str, tuple[Path, pa.DataType]]
-) -> None:
-    """Hold a file's columns against the types that the files before it had, and note those that are new."""
-    for field in _restored_schema(file.schema_arrow):
-        if field.name not in columns:
-            continue
-        known_path, known = types.setdefault(field.name, (path, field.type))
-        if field.type != known:
-            raise DataError(
-                f"{path}: column {field.name!r} is {field.type}, in {known_path} it is {known}:"
-                " all files of a table must store a column in one type"
-            )
-
-
-def read_row_group(group: RowGroup, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read one row group, all columns or those named.
+def read_row_group(
+    group: RowGroup, columns: Sequence[str] | None = None, footer: pq.FileMetaData | None = None
+) -> pa.Table:
+    """Read one row group, all columns or those named; its file's footer is read unless it is given.
 
     Raises:
         DataError: a column is missing, or the bytes cannot be decoded.
     """
-    with open_parquet(group.path) as file:
+    with open_parquet(group.path, footer) as file:
         require_columns(file.schema_arrow, columns or (), group)
         try:
             return _restored(file.read_row_group(group.index, columns=columns, use_threads=False))
@@ -114,7 +95,7 @@ _LIST_SIZE = b"sidestack.list_size"
 
 
 def _stored(schema: pa.Schema) -> pa.Schema:
-    """Give the schema as it lies on disk: fixed-size lists as plain lists that remember their size.
+    """Return the schema as it lies on disk: fixed-size lists as plain lists that remember their size.
 
     pyarrow up to 25 writes a null fixed-size list to Parquet but cannot read it again (apache/arrow#35692).
     """
@@ -129,11 +110,12 @@ def _stored(schema: pa.Schema) -> pa.Schema:
 
 def _restored(table: pa.Table) -> pa.Table:
     """Undo `_stored` on a table that was read."""
-    schema = _restored_schema(table.schema)
+    schema = restored_schema(table.schema)
     return table if schema == table.schema else table.cast(schema)  # a cast to the same takes time too
 
 
-def _restored_schema(schema: pa.Schema) -> pa.Schema:
+def restored_schema(schema: pa.Schema) -> pa.Schema:
+    """Return the schema that a file's rows have once they are read: the one its `TableWriter` was given."""
     fields = []
     for field in schema:
         metadata = dict(field.metadata or {})

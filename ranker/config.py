@@ -141,7 +141,7 @@ class TrainingConfig(Config):
     eval_batch_size: PositiveInt = 4096
     """Rows of a global batch when evaluating."""
     lanes: PositiveInt = 8
-    """Ranges the rows are cut into; the number of ranks must divide it (see `infra.parquet.LaneReader`)."""
+    """Ranges the rows are cut into; the number of ranks must divide it (see `infra.lanes.LaneReader`)."""
     sparse_learning_rate: PositiveFloat = 0.05
     """RowWiseAdagrad's, for all embedding tables."""
     dense_learning_rate: PositiveFloat = 0.001

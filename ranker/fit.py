@@ -6,15 +6,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from infra.checkpoint import Checkpoint, Checkpoints
 from infra.distributed import World, lockstep
-from infra.lanes import Batch, LaneReader, prefetched
-from infra.parquet import RowGroup
+from infra.lanes import Batch, LaneReader
+from infra.prefetch import prefetched
 from infra.shards import Shard
 from infra.tracking import RunLog
 from ranker.batch import RankerBatch
@@ -84,14 +82,10 @@ class Progress:
 
 
 def _place(reader: LaneReader, step: int, batch: Batch) -> str:
-    touched = [group for group in reader.groups if _holds(group, batch.rows_N)]
+    touched = reader.groups_of(batch.rows_N)
     named = "; ".join(str(group) for group in touched[:4])
     more = f" and {len(touched) - 4} more" if len(touched) > 4 else ""
     return f"batch {step}, this rank's {len(batch.rows_N)} rows are in {named}{more}"
-
-
-def _holds(group: RowGroup, rows_N: npt.NDArray[np.int64]) -> bool:
-    return bool(((rows_N >= group.start) & (rows_N < group.start + group.rows)).any())
 
 
 class Fit:

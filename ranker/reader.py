@@ -17,6 +17,7 @@ from infra.distributed import World
 from infra.errors import DataError
 from infra.lanes import Batch, LaneReader
 from infra.parquet import RowGroup
+from infra.rows import FileRows
 from infra.tables import DatasetSpec, check_events
 from ranker.batch import RankerBatch
 from ranker.config import TrainingConfig
@@ -45,14 +46,12 @@ def open_events(
         ConfigError: ranks, lanes and batch size do not divide. DataError: too few rows.
     """
     return LaneReader(
-        files,
-        features.columns,
+        FileRows(files, features.columns, partial(check_rows, features=features, spec=spec)),
         batch_size=training.batch_size if is_training else training.eval_batch_size,
         lanes=training.lanes,
         rank=world.rank,
         world_size=world.size,
         seed=training.seed if is_training else None,
-        check=partial(check_rows, features=features, spec=spec),
     )
 
 

@@ -7,7 +7,6 @@ import pytest
 
 from infra import parquet
 from infra.errors import DataError
-from infra.lanes import LaneReader
 from infra.parquet import TableWriter, read_row_group, row_groups
 
 SCHEMA = pa.schema([("x", pa.int64()), ("list", pa.list_(pa.int64()))])
@@ -42,20 +41,6 @@ def test_bytes_do_not_depend_on_how_the_rows_were_cut(tmp_path: Path) -> None:
         for low, high in [(0, 1), (1, 20), (20, 39), (39, 40)]:
             writer.write(table(low, high))
     assert whole.read_bytes() == cut.read_bytes()
-
-
-def test_files_that_store_a_column_in_two_types_are_refused_by_name(tmp_path: Path) -> None:
-    files = []
-    for number, element in enumerate((pa.float16(), pa.float32())):
-        rows = pa.table(
-            {"x": [1, 2], "v": pa.array([[0.5, 1.0]] * 2, pa.list_(element, 2)), "own": pa.nulls(2, element)}
-        )
-        files.append(tmp_path / f"part-{number}.parquet")
-        with TableWriter(files[-1], rows.schema) as writer:
-            writer.write(rows)
-    with pytest.raises(DataError, match=r"part-1.*'v' is .*<.*float.*part-0.*halffloat.*one type"):
-        LaneReader(files, ["x", "v"], batch_size=2, lanes=1, rank=0, world_size=1, seed=None)
-    assert LaneReader(files, ["x"], batch_size=2, lanes=1, rank=0, world_size=1, seed=None).num_rows == 4
 
 
 def test_null_vectors_and_field_metadata_survive(tmp_path: Path) -> None:

@@ -1,0 +1,84 @@
+"""Pieces: runs of rows that stay together when rows are shuffled, such as the impressions of a request."""
+
+import numpy as np
+import numpy.typing as npt
+
+Integers = npt.NDArray[np.int64]
+
+
+def piece_starts(starts: Integers | None, rows: int, keep_rows: int) -> Integers:
+    """Return the rows of a row group at which its pieces begin, ascending from 0.
+
+    Args:
+        starts: the rows at which runs begin (see `RowSource.starts`); None: every row is a run.
+        rows: how many the row group has. keep_rows: rows of a piece at most; a longer run is cut every so many rows.
+
+    Returns:
+        int64 [P].
+    """
+    if starts is None or keep_rows == 1:
+        return np.arange(rows)
+    runs_R = np.union1d(0, starts)
+    lengths_R = np.diff(runs_R, append=rows)
+    pieces_R = -(-lengths_R // keep_rows)
+    first_R = np.cumsum(pieces_R) - pieces_R
+    number_P = np.arange(pieces_R.sum()) - np.repeat(first_R, pieces_R)
+    starts_P: Integers = np.repeat(runs_R, pieces_R) + number_P * keep_rows
+    return starts_P
+
+
+def pieces_in_batches(starts_P: Integers, mix_N: Integers, batch_rows: int, room: int) -> Integers:
+    """Order rows so that pieces stay whole, come in the order of a shuffle, and fill batches by first fit.
+
+    Args:
+        starts_P: the first rows of the pieces, ascending from 0.
+        mix_N: a permutation of the N rows; pieces come in the order in which it has their first rows.
+        batch_rows: rows of a batch. room: rows that the batch which is begun has room for, from 1 to batch_rows.
+
+    Returns:
+        int64 [N], a permutation of the rows; where every piece is one row, `mix_N` itself.
+    """
+    if len(starts_P) == len(mix_N):
+        return mix_N
+    lengths_N = np.zeros_like(mix_N)  # of the piece that begins at the row; 0: none does
+    lengths_N[starts_P] = np.diff(starts_P, append=len(mix_N))
+    first_P = mix_N[lengths_N[mix_N] > 0]
+    first_P = first_P[_first_fit(lengths_N[first_P], batch_rows, room)]
+    lengths_P = lengths_N[first_P]
+    before_P = np.cumsum(lengths_P) - lengths_P
+    order_N: Integers = np.arange(len(mix_N)) + np.repeat(first_P - before_P, lengths_P)
+    return order_N
+
+
+def _first_fit(lengths_P: Integers, batch_rows: int, room: int) -> Integers:
+    """Order pieces so that each batch is filled by whole ones, where some piece that is left fits.
+
+    The next piece is the first one, in the order given, that fits into what is left of the batch; where none fits, the
+    first of all, which then ends in a later batch. The search takes O(longest piece), not O(P): pieces of one length
+    are taken in order, so the first that fits is the first of the least next ones of each length.
+
+    Returns:
+        int64 [P], positions in `lengths_P`.
+    """
+    num_pieces, longest = len(lengths_P), int(lengths_P.max())
+    by_length_P = np.argsort(lengths_P, kind="stable")
+    is_last_P = np.diff(lengths_P[by_length_P], append=0) != 0
+    following_P = np.empty_like(by_length_P)  # the next piece of the same length; num_pieces: none
+    following_P[by_length_P] = np.where(is_last_P, num_pieces, np.roll(by_length_P, -1))
+    of_length = [num_pieces] * (longest + 1)  # the first piece of each length that is not placed yet
+    for piece, length in zip(by_length_P[::-1].tolist(), lengths_P[by_length_P[::-1]].tolist(), strict=True):
+        of_length[length] = piece
+    lengths, following = lengths_P.tolist(), following_P.tolist()
+    order, is_placed, first = [], [False] * num_pieces, 0
+    for _ in range(num_pieces):
+        while is_placed[first]:
+            first += 1
+        piece = first
+        if lengths[first] > room:
+            fitting = min(of_length[: room + 1])
+            piece = fitting if fitting < num_pieces else first
+        order.append(piece)
+        is_placed[piece] = True
+        of_length[lengths[piece]] = following[piece]
+        room = (room - lengths[piece]) % batch_rows or batch_rows
+    return np.array(order)

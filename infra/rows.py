@@ -1,0 +1,144 @@
+"""Rows as the lane reader sees them: numbered from 0 on, in row groups that are read when they are needed."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from infra.errors import DataError
+from infra.parquet import RowGroup, open_parquet, read_row_group, restored_schema
+
+Check = Callable[[pa.Table, RowGroup], None]
+"""Raises DataError where rows of a row group break a rule."""
+
+OPENING_THREADS = 8
+"""Footers that are read at once: on a network file system, most of the time to read one is waiting."""
+
+
+class RowSource(Protocol):
+    """Rows with global numbers from 0 on, in row groups. Its methods may be called by several threads at once."""
+
+    @property
+    def num_rows(self) -> int:
+        """The number of all rows."""
+
+    def groups(self, low: int, high: int) -> Sequence[RowGroup]:
+        """Return the row groups that hold a row of `[low, high)`, of one row at least, in order of global row numbers.
+
+        Opens the footers of the files concerned and of no others, each once.
+        """
+
+    def read(self, group: RowGroup) -> pa.Table:
+        """Return all rows of a row group that `groups` listed, after checking them.
+
+        Raises:
+            DataError: the bytes cannot be decoded, or the rows break a rule; names file, row group, column and rule.
+        """
+
+    def starts(self, group: RowGroup) -> npt.NDArray[np.int64] | None:
+        """Return the rows of a row group, counted from its first, where something begins that stays together.
+
+        None: nothing stays together, each row stands for itself.
+        """
+
+
+class CountedFile(NamedTuple):
+    """A file whose number of rows is known, from a manifest: its footer need not be read to number the rows."""
+
+    path: Path
+    rows: int
+
+
+class FileRows:
+    """The rows of the files of one table, one file after another. Nothing stays together: see `RowSource.starts`.
+
+    Memory: the footers that were opened.
+
+    Args:
+        files: in order. The footers of files without a known number of rows are read at once.
+        columns: what to read.
+        check: called with every row group that was read.
+
+    Raises:
+        DataError: a file cannot be opened, or holds another number of rows than it should, or a column has another
+            type than in the file opened first.
+    """
+
+    def __init__(self, files: Sequence[Path | CountedFile], columns: Sequence[str], check: Check | None = None) -> None:
+        self._paths = [file.path if isinstance(file, CountedFile) else Path(file) for file in files]
+        self._columns = list(columns)
+        self._check = check
+        self._footers: dict[Path, pq.FileMetaData] = {}
+        self._types: dict[str, tuple[Path, pa.DataType]] = {}
+        self._open([file for file in files if not isinstance(file, CountedFile)])
+        rows = [file.rows if isinstance(file, CountedFile) else self._footers[Path(file)].num_rows for file in files]
+        self._starts = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
+
+    @property
+    def num_rows(self) -> int:
+        """The rows of all files."""
+        return int(self._starts[-1])
+
+    @property
+    def num_opened(self) -> int:
+        """The number of files whose footer was read."""
+        return len(self._footers)
+
+    def groups(self, low: int, high: int) -> list[RowGroup]:
+        """Return the row groups that hold a row of `[low, high)`; see `RowSource.groups`."""
+        assert 0 <= low < high <= self.num_rows
+        first = int(np.searchsorted(self._starts, low, side="right")) - 1
+        last = int(np.searchsorted(self._starts, high, side="left"))
+        self._open(self._paths[first:last])
+        groups = [group for file in range(first, last) for group in self._groups_of(file)]
+        return [group for group in groups if group.start < high and group.start + group.rows > low]
+
+    def read(self, group: RowGroup) -> pa.Table:
+        """Return the rows of a row group, checked; see `RowSource.read`."""
+        table = read_row_group(group, self._columns, self._footers[group.path])
+        if self._check is not None:
+            self._check(table, group)
+        return table
+
+    def starts(self, group: RowGroup) -> None:
+        """Return None: nothing stays together."""
+        return
+
+    def _groups_of(self, file: int) -> list[RowGroup]:
+        path, start, end = self._paths[file], int(self._starts[file]), int(self._starts[file + 1])
+        footer = self._footers[path]
+        if footer.num_rows != end - start:
+            raise DataError(f"{path}: holds {footer.num_rows} rows, its manifest says {end - start}")
+        rows = [footer.row_group(index).num_rows for index in range(footer.num_row_groups)]
+        starts = np.concatenate([[start], start + np.cumsum(rows, dtype=np.int64)])
+        return [RowGroup(path, index, int(starts[index]), number) for index, number in enumerate(rows)]
+
+    def _open(self, files: Sequence[Path]) -> None:
+        """Read the footers that were not read yet, and hold the types of the columns against each other."""
+        new = [path for path in map(Path, files) if path not in self._footers]
+        with ThreadPoolExecutor(OPENING_THREADS) as pool:
+            for path, footer in zip(new, pool.map(_footer, new), strict=True):
+                self._require_types(path, footer)
+                self._footers[path] = footer
+
+    def _require_types(self, path: Path, footer: pq.FileMetaData) -> None:
+        """Check that a file stores the columns in the types of the files opened before; note those that are new."""
+        for field in restored_schema(footer.schema.to_arrow_schema()):
+            if field.name not in self._columns:
+                continue
+            known_path, known = self._types.setdefault(field.name, (path, field.type))
+            if field.type != known:
+                raise DataError(
+                    f"{path}: column {field.name!r} is {field.type}, in {known_path} it is {known}:"
+                    " all files of a table must store a column in one type"
+                )
+
+
+def _footer(path: Path) -> pq.FileMetaData:
+    with open_parquet(path) as file:
+        return file.metadata

@@ -1,0 +1,79 @@
+"""Rows of files: which footers are opened, and when; what is refused."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+import infra.rows
+from infra.errors import DataError
+from infra.parquet import RowGroup, TableWriter
+from infra.rows import CountedFile, FileRows
+from tests.infra.test_parquet import table, write
+
+
+def counted(files: list[Path], sizes: list[int]) -> list[CountedFile]:
+    return [CountedFile(file, size) for file, size in zip(files, sizes, strict=True)]
+
+
+def test_row_groups_are_those_that_hold_the_rows(tmp_path: Path) -> None:
+    files = write(tmp_path, [10, 0, 5])
+    rows = FileRows(files, ["x"])
+    assert rows.num_rows == 15
+    everything = [RowGroup(files[0], 0, 0, 7), RowGroup(files[0], 1, 7, 3), RowGroup(files[2], 0, 10, 5)]
+    for low in range(15):
+        for high in range(low + 1, 16):
+            assert rows.groups(low, high) == [g for g in everything if max(low, g.start) < min(high, g.start + g.rows)]
+    assert rows.read(everything[1]).equals(table(7, 10).select(["x"]))
+    assert rows.starts(everything[1]) is None
+
+
+def test_of_counted_files_only_those_concerned_are_opened_each_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = [10, 5, 8, 9]
+    files = write(tmp_path, sizes)
+    opened = []
+    whole = infra.rows.open_parquet
+    monkeypatch.setattr(infra.rows, "open_parquet", lambda path: opened.append(path) or whole(path))
+    rows = FileRows(counted(files, sizes), ["x"])
+    assert (rows.num_rows, opened) == (32, [])
+    group = rows.groups(10, 16)[-1]
+    assert rows.groups(12, 16)[-1] == group == RowGroup(files[2], 0, 15, 7)
+    assert opened == [files[1], files[2]]
+    assert rows.num_opened == 2
+
+
+def test_reading_a_row_group_does_not_read_the_footer_again(tmp_path: Path) -> None:
+    (file,) = write(tmp_path, [20])
+    rows = FileRows([file], ["x", "list"])
+    bytes_ = bytearray(file.read_bytes())
+    bytes_[-8:-4] = b"\xff\xff\xff\x7f"  # a footer of two gigabytes
+    file.write_bytes(bytes_)
+    assert rows.read(rows.groups(8, 9)[0]).equals(table(7, 14))
+
+
+def test_a_file_of_another_number_of_rows_is_refused(tmp_path: Path) -> None:
+    files = write(tmp_path, [10, 5])
+    rows = FileRows(counted(files, [10, 6]), ["x"])
+    assert len(rows.groups(0, 10)) == 2
+    with pytest.raises(DataError, match=r"part-1\.parquet: holds 5 rows, its manifest says 6"):
+        rows.groups(0, 11)
+
+
+def test_files_that_store_a_column_in_two_types_are_refused_by_name(tmp_path: Path) -> None:
+    files = []
+    for number, element in enumerate((pa.float16(), pa.float32())):
+        rows = pa.table(
+            {"x": [1, 2], "v": pa.array([[0.5, 1.0]] * 2, pa.list_(element, 2)), "own": pa.nulls(2, element)}
+        )
+        files.append(tmp_path / f"part-{number}.parquet")
+        with TableWriter(files[-1], rows.schema) as writer:
+            writer.write(rows)
+    with pytest.raises(DataError, match=r"part-1.*'v' is .*<.*float.*part-0.*halffloat.*one type"):
+        FileRows(files, ["x", "v"])
+    assert FileRows(files, ["x"]).num_rows == 4
+    late = FileRows(counted(files, [2, 2]), ["x", "v"])
+    assert len(late.groups(2, 4)) == 1  # nothing to hold the one file's types against
+    with pytest.raises(DataError, match=r"part-0.*'v' is .*halffloat.*part-1"):
+        late.groups(0, 4)
