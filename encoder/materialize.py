@@ -1,20 +1,24 @@
-"""Stage `materialize`: encode every item (and user), and write the tables again with SID columns.
+"""Stage `materialize`: encode items and users, and put the SID columns beside the rows they belong to.
 
-One encoder gives one set of SIDs; each of several (`--input encoder.<name>=DIR`) gives a set under its own name, so
-that a ranker can hold them against each other on the same rows. Beside the tables lies each set's frozen codebook.
+One encoder makes one set of SIDs; each of several (`--input encoder.<name>=DIR`) makes a set under its own name, so
+that a ranker can compare them on the same rows. The SIDs of a set and codebook are a *generation*: their columns are
+partitions of the store, row-aligned with the items' (or users') parts, with the events (the advertised item) and with the
+requests (the history, or the user). Only partitions that are not there yet are made; nothing else is written again. The
+stage's output is the snapshot it was given plus these partitions, and each set's frozen codebook.
 
-The items, and the users where an encoder is of users, are cut into segments of whole row groups, which are shared out
-over the ranks. A segment is read once and written once, as a file of its own, and its SIDs go into a map on disk that
-all ranks share; with the maps whole, every rank rewrites its share of the events' files. Reading, encoding and writing
-go on at the same time, a row group each, so memory is a few row groups and what the page cache gives the map.
+Within a generation a published SID never changes: an item that a later part revises keeps the SID of the part that
+brought it. So a date's columns depend on the parts that brought its items and on nothing that comes later.
+
+A part is encoded by all ranks, a file each at a time, a date's columns are written by one rank. Reading, encoding and
+writing go on at the same time, a row group each, so memory is a few row groups and what the page cache holds of the maps
+from id to SID.
 """
 
 import contextlib
-import itertools
-import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +29,23 @@ import torch
 
 from encoder.bundle import EncoderBundle, load_bundle
 from encoder.config import ENCODER_INPUT, MaterializeConfig
-from encoder.sid import DEFAULT_NAME, SidSpec, sid_columns, with_sid_metadata
+from encoder.sid import DEFAULT_NAME, SidSpec, event_columns, sid_columns, with_sid_metadata
 from encoder.sid_codebook import write_codebook
-from encoder.sid_map import NULL, SidMap
+from encoder.sid_map import MAP_FILE, NULL, SidMap, SidMaps
 from encoder.signals import SignalBatch, signal_batch
 from encoder.write_behind import WriteBehind
-from infra.config import parse
-from infra.distributed import together
+from infra.checks import check_content, check_events
+from infra.code import code_digest
+from infra.config import digest, parse, plain
+from infra.distributed import broadcast, together
 from infra.errors import ConfigError, DataError
-from infra.parquet import RowGroup, TableWriter, open_parquet, read_row_group, require_columns, row_groups
+from infra.parquet import RowGroup, TableWriter, read_row_group, row_groups
 from infra.prefetch import prefetched
-from infra.rows import Check
+from infra.rows import CountedFile
+from infra.snapshot import CONTENT, Dataset, PartitionEntry, SidSet, read_dataset, write_snapshot
 from infra.stage import StageRun, run_stage
-from infra.tables import Dataset, Entity, check_content, check_events, read_dataset, write_spec
+from infra.store import Making, Store, in_order
+from infra.tables import Entity
 
 BLOCK_ROWS = 256
 """Rows that pass through the network at a time, always.
@@ -47,23 +55,38 @@ decides a code that lies on a border. So a row is always encoded in a block of t
 the place in it that its row group gives it, by one thread: its id then depends on nothing else,
 not on the batch size, nor on the number of ranks. More speed comes from more ranks.
 """
-SEGMENT_ROWS = 1 << 17
-"""The most rows of a file of items or users that is written, and so of what one rank encodes at a time.
+CODE = (
+    "encoder/bundle.py", "encoder/fusion.py", "encoder/materialize.py", "encoder/quantizers", "encoder/search.py",
+    "encoder/sid.py", "encoder/sid_map.py", "encoder/signals.py", "infra/gather.py", "infra/parquet.py",
+)  # fmt: skip
+"""What decides the bytes of a partition of SIDs, beside rows and encoder."""
 
-A file is written by one rank alone, and its bytes are the same for any number of ranks. A longer file becomes several,
-so that the ranks share the work however few files there were.
-"""
-
-Extend = Callable[[pa.Table, RowGroup], pa.Table]
+Columns = Callable[[pa.Table], dict[str, tuple[SidSpec, pa.Array]]]
+"""Makes the SID columns of some rows."""
 
 
 @dataclass(frozen=True)
-class SidSet:
-    """One encoder, and the SIDs that it gives to the items, or to the users."""
+class SidSetWork:
+    """One encoder, and the set of SIDs that it makes for the items, or for the users.
+
+    Attributes:
+        bundle: the encoder. spec: of the SIDs. columns: by base table.
+        parts: the partitions of the items' (users') SIDs, once they are made.
+    """
 
     bundle: EncoderBundle
     spec: SidSpec
-    sids: SidMap
+    listed: SidSet
+    parts: list[PartitionEntry] = field(default_factory=list)
+
+    def table(self, base: str) -> str:
+        """Return the name of the table of its columns beside a base table."""
+        return self.listed.table(self.spec.name, base)
+
+    @property
+    def content(self) -> str:
+        """The table whose rows are encoded."""
+        return CONTENT[self.spec.entity]
 
 
 @dataclass(frozen=True)
@@ -71,42 +94,29 @@ class Work:
     """What all parts of the stage share."""
 
     dataset: Dataset
-    sets: tuple[SidSet, ...]
-    out: Path
-
-    def sets_of(self, entity: Entity) -> tuple[SidSet, ...]:
-        """Give the sets of the items, or of the users."""
-        return tuple(one for one in self.sets if one.spec.entity == entity)
-
-    @property
-    def entities(self) -> tuple[Entity, ...]:
-        """Whose table is written anew: the items', whose check is part of this stage, and the users' if need be."""
-        return ("item", "user") if self.sets_of("user") else ("item",)
+    store: Store
+    sets: tuple[SidSetWork, ...]
+    code: str
+    batch_size: int
 
 
 def materialize(run: StageRun[MaterializeConfig]) -> None:
-    """Write the dataset again, with SID columns, into `run.out`.
+    """Make the SID columns that the store lacks, and write the snapshot that has them into `run.out`.
 
     Raises:
         ConfigError: a prefix does not fit its encoder's digits, or is of no encoder.
         DataError: a row breaks the tables' contract, or the dataset is not what the encoder takes.
-        SpecError: an encoder's weights are not those of its fingerprint.
+        SpecError: an encoder's weights are not those of its fingerprint. CommitError: a partition was altered.
     """
-    world, started = run.world, time.monotonic()
-    with together(world, "opening dataset and encoders"):
+    started = time.monotonic()
+    with together(run.world, "opening dataset and encoders"):
         work = _opened(run)
-        if world.is_main:
-            for one in work.sets:
-                one.sids.create()
-    for entity in work.entities:
-        with together(world, f"encoding the {entity}s"):
-            _write_content(run, work, entity)
-    encoded = time.monotonic()
-    with together(world, "writing the events"):
-        _write_events_and_others(run, work)
-    with together(world, "closing the tables"):
-        if world.is_main:
-            _close(run, work, started, encoded)
+    encoded = sum(_write_parts(run, work, one) for one in work.sets)
+    encoding = time.monotonic() - started
+    entries = [entry for one in work.sets for entry in _write_dates(run, work, one)]
+    with together(run.world, "closing the snapshot"):
+        if run.world.is_main:
+            _close(run, work, entries, {"encoded": encoded, "encoding_seconds": encoding, "started": started})
 
 
 def _opened(run: StageRun[MaterializeConfig]) -> Work:
@@ -117,95 +127,134 @@ def _opened(run: StageRun[MaterializeConfig]) -> Work:
             raise ConfigError(
                 f"materialize.prefix_lengths.{name}: no encoder of this name; given are {', '.join(paths)}"
             )
-    work = Work(dataset, tuple(_sid_set(run, dataset, name, path) for name, path in paths.items()), run.out)
-    for entity in work.entities:
-        rows = sum(group.rows for group in row_groups(dataset.content_files(entity)))
-        expected = dataset.spec.content(entity).rows
-        if rows != expected:
-            raise DataError(f"{dataset.path}/{entity}s: has {rows} rows, dataset.json says {expected}")
-    return work
+    for name in paths:
+        if name in dataset.snapshot.sids:
+            raise DataError(f"{dataset.path}: has SIDs {name!r} already; materialize a snapshot without them")
+    sets = tuple(_sid_set(run, dataset, name, path) for name, path in paths.items())
+    return Work(dataset, Store(dataset.store), sets, code_digest(CODE), run.config.batch_size)
 
 
-def _sid_set(run: StageRun[MaterializeConfig], dataset: Dataset, name: str, encoder: Path) -> SidSet:
+def _sid_set(run: StageRun[MaterializeConfig], dataset: Dataset, name: str, encoder: Path) -> SidSetWork:
     bundle = load_bundle(encoder, run.world.device)
     bundle.signals.require(dataset.spec, dataset.path)
     lengths = run.config.prefix_lengths.get(name, ())
-    rows = dataset.spec.content(bundle.signals.entity).rows
     chosen = {"name": name, "prefix_lengths": lengths, "packing": run.config.packing}
     spec = parse(SidSpec, {**bundle.spec.model_dump(), **chosen}, f"materialize (SIDs {name!r})")
-    sids = SidMap(run.out / "sid-map" / f"{name}.int64", rows, len(spec.chunk_sizes))
-    return SidSet(bundle, spec, sids)
+    return SidSetWork(bundle, spec, listed_set(spec))
 
 
-@dataclass(frozen=True)
-class Segment:
-    """Consecutive row groups of a file, and the file they become."""
-
-    source: Path
-    groups: tuple[RowGroup, ...]
-    target: Path
-
-
-def _write_content(run: StageRun[MaterializeConfig], work: Work, entity: Entity) -> None:
-    """Encode this rank's segments of the items or the users, into the maps and into their files."""
-    sets, content = work.sets_of(entity), work.dataset.spec.content(entity)
-
-    def with_sids(table: pa.Table, group: RowGroup) -> pa.Table:
-        extended = table
-        for one in sets:
-            ids_NC = _encoded(table, one, run.config.batch_size)
-            one.sids.write(group.start, ids_NC)
-            extended = _with_columns(extended, one.spec.name, one.spec, ids_NC, group)
-        advance(table.num_rows)
-        return extended
-
-    def check(table: pa.Table, group: RowGroup) -> None:
-        for one in sets:
-            require_columns(table.schema, one.bundle.signals.columns, group)
-        check_content(table, content, group)
-
-    own = _segments(work, work.dataset.content_files(entity))[run.world.rank :: run.world.size]
-    rows = sum(group.rows for segment in own for group in segment.groups)
-    with run.log.progress(rows, f"materialize: {entity}s encoded") as advance:
-        for segment in own:
-            _rewrite(segment, check, with_sids)
+def listed_set(spec: SidSpec) -> SidSet:
+    """Return what a snapshot lists of a set of SIDs."""
+    columns = {CONTENT[spec.entity]: tuple(sid_columns(spec.name, spec))}
+    for base in ("events", "requests"):
+        names = tuple(name for name, held in event_columns(spec).items() if table_of(name, held) == base)
+        if names:
+            columns[base] = names
+    return SidSet(generation=digest(plain(spec))[:12], spec=plain(spec), columns=columns)
 
 
-def _segments(work: Work, files: tuple[Path, ...]) -> list[Segment]:
-    """Cut every file of the items or the users into segments; one that is not cut keeps its name."""
-    segments = []
-    for path, groups in _by_file(files):
-        target = work.out / path.relative_to(work.dataset.path)
-        parts = list(_runs(groups, SEGMENT_ROWS))
-        names = [f"{path.stem}-{part:05d}{path.suffix}" for part in range(len(parts))] if parts[1:] else [path.name]
-        segments += [Segment(path, part, target.with_name(name)) for part, name in zip(parts, names, strict=True)]
-    targets = [segment.target for segment in segments]
-    if targets != sorted(set(targets)):
-        raise DataError(
-            f"{work.dataset.path}: files of more than {SEGMENT_ROWS:,} rows are cut, and the parts' names would not"
-            " sort as the rows do; name the files part-00000.parquet, part-00001.parquet, ..."
-        )
-    return segments
+def table_of(column: str, spec: SidSpec) -> str:
+    """Return the table that an event's SID column is row-aligned with: users and histories are a request's."""
+    is_request_s = spec.entity == "user" or column.startswith(spec.event_history_base)
+    return "requests" if is_request_s else "events"
 
 
-def _runs(groups: Sequence[RowGroup], rows: int) -> Iterator[tuple[RowGroup, ...]]:
-    """Cut row groups into runs of at most so many rows, or of one row group; no row group is one empty run."""
-    start = 0
-    for end in range(1, len(groups) + 1):
-        if end == len(groups) or sum(group.rows for group in groups[start : end + 1]) > rows:
-            yield tuple(groups[start:end])
-            start = end
-    if not groups:
-        yield ()
+def _write_parts(run: StageRun[MaterializeConfig], work: Work, one: SidSetWork) -> int:
+    """Encode the parts whose SIDs the store lacks, all ranks together, and return how many rows that were."""
+    base, store = work.dataset.partitions(one.content), work.store
+    encoded = 0
+    for entry in base:
+        key = digest({"set": one.listed.generation, "of": entry.digest, "first": entry.facts["first"], "code": work.code})
+        found = broadcast(run.world, store.find(one.table(one.content), entry.slice, key))
+        if found is None:
+            work.dataset.verify(run.world, [entry])
+            with (
+                store.making(one.table(one.content), entry.slice, key, run.world) as made,
+                run.log.progress(entry.rows, f"materialize: {one.content} encoded") as advance,
+            ):
+                _write_part(run, work, one, entry, made, advance)
+            encoded += entry.rows
+            found = store.entry(one.table(one.content), entry.slice, key)
+        one.parts.append(found)
+    return encoded
 
 
-def _encoded(table: pa.Table, one: SidSet, batch_size: int) -> npt.NDArray[np.int64]:
-    """Give the SIDs of a row group, batch by batch."""
+def _write_part(
+    run: StageRun[MaterializeConfig],
+    work: Work,
+    one: SidSetWork,
+    entry: PartitionEntry,
+    made: Making,
+    advance: Callable[[int], None],
+) -> None:
+    """Encode this rank's files of a part."""
+    world, first, new = run.world, entry.facts["first"], entry.facts["new"]
+    own_map = SidMap(made.path / MAP_FILE, new, len(one.spec.chunk_sizes))
+    with together(world, "creating the map from id to SID"):
+        if world.is_main:
+            own_map.create()
+    earlier = sid_maps(work.store, one)
+    content = work.dataset.spec.content(one.spec.entity)
+    fields = _fields(sid_columns(one.spec.name, one.spec))
+
+    def with_sids(table: pa.Table) -> dict[str, tuple[SidSpec, pa.Array]]:
+        ids_N = table[content.id_column].to_numpy()
+        sids_NC = _encoded(table, one, work.batch_size)
+        is_revised_N = ids_N < first
+        sids_NC[is_revised_N] = earlier.of(ids_N[is_revised_N])
+        if not is_revised_N.all():
+            own_map.write(int(ids_N[~is_revised_N][0]) - first, sids_NC[~is_revised_N])
+        advance(table.num_rows * world.size)
+        return _columns(one.spec.name, one.spec, sids_NC)
+
+    made.schema = pa.schema(fields)
+    made.numbers |= {"first": first, "new": new}
+    folder = work.dataset.store / entry.path
+    columns = [content.id_column, *one.bundle.signals.names]
+    with together(world, f"encoding the {one.content}"):
+        for file in entry.files[world.rank :: world.size]:
+            source = CountedFile(folder / file.name, file.rows)
+            _write_aligned(source, columns, lambda rows, where: check_content(rows, content, where), with_sids, made)
+
+
+def _fields(columns: Mapping[str, SidSpec], kind: pa.DataType | None = None) -> list[pa.Field]:
+    return [with_sid_metadata(pa.field(name, kind or pa.int64()), spec) for name, spec in columns.items()]
+
+
+def sid_maps(store: Store, one: SidSetWork) -> SidMaps:
+    """Return the map from id to SID over all parts made so far."""
+    parts = [(entry.facts["first"], entry.facts["new"], store.path / entry.path / MAP_FILE) for entry in one.parts]
+    return SidMaps(parts, len(one.spec.chunk_sizes))
+
+
+def _write_aligned(
+    source: CountedFile, columns: Sequence[str], check: Callable[[pa.Table, RowGroup], None], extend: Columns, made: Making
+) -> None:
+    """Write a file's SID columns, row group for row group.
+
+    The next row group is read and checked, and the last one written, while one is worked on.
+    """
+    assert made.schema is not None
+
+    def checked() -> Iterator[pa.Table]:
+        for group in row_groups([source.path]):
+            rows = read_row_group(group, columns)
+            check(rows, group)
+            yield rows
+
+    with TableWriter(made.path / source.path.name, made.schema) as writer, WriteBehind(writer.write_group) as write:
+        for rows in prefetched(checked(), depth=1):
+            found = extend(rows)
+            write(pa.table([column for _, column in found.values()], schema=made.schema))
+
+
+def _encoded(table: pa.Table, one: SidSetWork, batch_size: int) -> npt.NDArray[np.int64]:
+    """Return the SIDs of a row group, encoded batch by batch: int64 [N, chunks]."""
     rows = -(-batch_size // BLOCK_ROWS) * BLOCK_ROWS  # whole blocks: see BLOCK_ROWS
     starts = range(0, table.num_rows, rows)
     batches = (signal_batch(table.slice(start, rows), one.bundle.signals) for start in starts)
     parts = [encode(one.bundle, one.spec, batch) for batch in batches]
-    return np.concatenate([np.empty((0, one.sids.chunks), np.int64), *parts])
+    return np.concatenate([np.empty((0, len(one.spec.chunk_sizes)), np.int64), *parts])
 
 
 def encode(
@@ -242,110 +291,68 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _write_events_and_others(run: StageRun[MaterializeConfig], work: Work) -> None:
-    """Write this rank's share of the other files; each is written by one rank alone."""
-    dataset = work.dataset
-    sets = [(one.spec, one.sids.opened()) for one in work.sets]
-
-    def check(table: pa.Table, group: RowGroup) -> None:
-        require_columns(table.schema, ("item_id", "history_item_ids", "user_id"), group)
-        check_events(table, dataset.spec, group)
-
-    def with_sids(table: pa.Table, group: RowGroup) -> pa.Table:
-        return _with_event_columns(table, sets, group)
-
-    def rewriting(path: Path, groups: list[RowGroup]) -> Callable[[], None]:
-        segment = Segment(path, tuple(groups), work.out / path.relative_to(dataset.path))
-        return lambda: _rewrite(segment, check, with_sids)
-
-    jobs = [rewriting(path, groups) for path, groups in _by_file(dataset.all_event_files())]
-    jobs += [_copying(work, path) for path in _other_files(work)]
-    own = jobs[run.world.rank :: run.world.size]
-    with run.log.progress(len(own), "materialize: files written") as advance:
-        for job in own:
-            job()
-            advance(1)
+def _write_dates(run: StageRun[MaterializeConfig], work: Work, one: SidSetWork) -> list[PartitionEntry]:
+    """Write a set's columns beside events and requests, each date by one rank, and return the partitions of all dates."""
+    tables = {base: work.dataset.partitions(base) for base in one.listed.columns if base != one.content}
+    wanted = [(base, entry, _date_key(work, one, entry)) for base, entries in tables.items() for entry in entries]
+    missing = None
+    with together(run.world, "looking for the dates that lack SIDs"):
+        if run.world.is_main:
+            missing = [place for place in wanted if work.store.find(one.table(place[0]), place[1].slice, place[2]) is None]
+    missing = broadcast(run.world, missing)
+    assert missing is not None
+    with (
+        together(run.world, "writing the SIDs of the events"),
+        run.log.progress(len(missing), f"materialize: dates with {one.spec.name}") as advance,
+    ):
+        maps = sid_maps(work.store, one)
+        for base, entry, key in missing[run.world.rank :: run.world.size]:
+            _write_date(work, one, maps, base, entry, key)
+            advance(run.world.size)
+    with together(run.world, "listing the SIDs of the events"):
+        return [work.store.entry(one.table(base), entry.slice, key) for base, entry, key in wanted]
 
 
-def _by_file(paths: tuple[Path, ...]) -> list[tuple[Path, list[RowGroup]]]:
-    groups = itertools.groupby(row_groups(paths), key=lambda group: group.path)
-    found = {path: list(of_path) for path, of_path in groups}
-    return [(path, found.get(path, [])) for path in paths]
+def _date_key(work: Work, one: SidSetWork, entry: PartitionEntry) -> str:
+    """Name a date's columns: they depend on its rows, and on the parts that brought the items (users) among them."""
+    largest = entry.facts.get(f"max_{one.spec.entity}_id", -1)
+    parts = [part.digest for part in one.parts if part.facts["new"] and part.facts["first"] <= largest]
+    return digest({"set": one.listed.generation, "of": entry.digest, "parts": parts, "code": work.code})
 
 
-def _rewrite(segment: Segment, check: Check, extend: Extend) -> None:
-    """Write a segment's rows again, with the columns that `extend` appends.
+def _write_date(work: Work, one: SidSetWork, maps: SidMaps, base: str, entry: PartitionEntry, key: str) -> None:
+    spec = one.spec
+    is_history = base == "requests" and spec.entity == "item"
+    column = "history_item_ids" if is_history else f"{spec.entity}_id"
+    stem = spec.event_history_base if is_history else spec.event_base
 
-    The next row group is read and checked, and the last one written, while one is extended.
-    """
-    with contextlib.ExitStack() as stack:
-        write: WriteBehind | None = None
-        for table, group in prefetched(_checked(segment, check), depth=1):
-            extended = extend(table, group)
-            if write is None:
-                writer = stack.enter_context(TableWriter(segment.target, extended.schema))
-                write = stack.enter_context(WriteBehind(writer.write))
-            write(extended)
+    def with_sids(table: pa.Table) -> dict[str, tuple[SidSpec, pa.Array]]:
+        ids = table[column].combine_chunks()
+        if not is_history:
+            return _with_prefixes(stem, spec, maps.of(ids.to_numpy()), None)
+        offsets_B1 = np.concatenate([[0], np.cumsum(ids.value_lengths().to_numpy())]).astype(np.int32)
+        return _with_prefixes(stem, spec, maps.of(ids.flatten().to_numpy()), offsets_B1)
 
-
-def _checked(segment: Segment, check: Check) -> Iterator[tuple[pa.Table, RowGroup]]:
-    """Give a segment's row groups one by one; a file without any (a day without events) as one empty part."""
-    for group in segment.groups:
-        table = read_row_group(group)
-        check(table, group)
-        yield table, group
-    if not segment.groups:
-        with open_parquet(segment.source) as file:
-            yield file.schema_arrow.empty_table(), RowGroup(segment.source, 0, 0, 0)
-
-
-def _other_files(work: Work) -> list[Path]:
-    """Give what is carried along unchanged: users without SIDs, and any folder beside the tables (vocabularies)."""
-    written = ("events", *(f"{entity}s" for entity in work.entities))
-    folders = sorted(path for path in work.dataset.path.iterdir() if path.is_dir() and path.name not in written)
-    return [path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
-
-
-def _copying(work: Work, path: Path) -> Callable[[], None]:
-    target = work.out / path.relative_to(work.dataset.path)
-
-    def copy() -> None:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
-
-    return copy
-
-
-def _with_event_columns(
-    table: pa.Table, sets: Sequence[tuple[SidSpec, npt.NDArray[np.int64]]], group: RowGroup
-) -> pa.Table:
-    """Append the SIDs of the advertised item and the history, or of the user, whole and by prefix, set after set."""
-    ids_B = {"item": table["item_id"].to_numpy(), "user": table["user_id"].to_numpy()}
-    history = table["history_item_ids"].combine_chunks()
-    history_ids_T = history.flatten().to_numpy()
-    offsets_B1 = np.concatenate([[0], np.cumsum(history.value_lengths().to_numpy())]).astype(np.int32)
-    for spec, ids_NC in sets:
-        table = _with_prefixes(table, spec.event_base, spec, ids_NC[ids_B[spec.entity]], group, None)
-        if spec.entity == "item":
-            table = _with_prefixes(table, spec.event_history_base, spec, ids_NC[history_ids_T], group, offsets_B1)
-    return table
+    work.dataset.verify_partition(entry)
+    kind = pa.list_(pa.int64()) if is_history else pa.int64()
+    names = one.listed.columns[base]
+    columns = {name: held for name, held in event_columns(spec).items() if name in names}
+    with work.store.making(one.table(base), entry.slice, key) as made:
+        made.schema = pa.schema(_fields(columns, kind))
+        for file in entry.files:
+            source = CountedFile(work.dataset.store / entry.path / file.name, file.rows)
+            _write_aligned(source, [column], lambda rows, where: check_events(rows, work.dataset.spec, where), with_sids, made)
 
 
 def _with_prefixes(
-    table: pa.Table,
-    base: str,
-    spec: SidSpec,
-    sids_NC: npt.NDArray[np.int64],
-    group: RowGroup,
-    offsets: npt.NDArray[np.int32] | None,
-) -> pa.Table:
-    """Append the columns of whole SIDs and of their prefixes."""
-    table = _with_columns(table, base, spec, sids_NC, group, offsets)
+    stem: str, spec: SidSpec, sids_NC: npt.NDArray[np.int64], offsets: npt.NDArray[np.int32] | None
+) -> dict[str, tuple[SidSpec, pa.Array]]:
+    """Return the columns of whole SIDs and of their prefixes."""
+    columns = _columns(stem, spec, sids_NC, offsets)
     for length in spec.prefix_lengths:
         if length < spec.digits:
-            cut_NC = shortened(spec, sids_NC, length)
-            table = _with_columns(table, base, spec.of_prefix(length), cut_NC, group, offsets)
-    return table
+            columns |= _columns(stem, spec.of_prefix(length), shortened(spec, sids_NC, length), offsets)
+    return columns
 
 
 def shortened(spec: SidSpec, ids_NC: npt.NDArray[np.int64], length: int) -> npt.NDArray[np.int64]:
@@ -356,57 +363,59 @@ def shortened(spec: SidSpec, ids_NC: npt.NDArray[np.int64], length: int) -> npt.
     return cut_NC
 
 
-def _with_columns(
-    table: pa.Table,
-    base: str,
-    spec: SidSpec,
-    ids_NC: npt.NDArray[np.int64],
-    group: RowGroup,
-    offsets: npt.NDArray[np.int32] | None = None,
-) -> pa.Table:
-    """Append one column a chunk, as values, or as lists where offsets are given."""
-    for chunk, (name, column_spec) in enumerate(sid_columns(base, spec).items()):
-        if name in table.column_names:
-            raise DataError(f"{group}: has a column {name!r} already; materialize a dataset without SIDs")
+def _columns(
+    stem: str, spec: SidSpec, ids_NC: npt.NDArray[np.int64], offsets: npt.NDArray[np.int32] | None = None
+) -> dict[str, tuple[SidSpec, pa.Array]]:
+    """Return one column a chunk, by name, as values, or as lists where offsets are given."""
+    found = {}
+    for chunk, (name, column_spec) in enumerate(sid_columns(stem, spec).items()):
         ids_N = np.ascontiguousarray(ids_NC[:, chunk])
         column = pa.array(ids_N, mask=ids_NC[:, 0] == NULL)
         if offsets is not None:
             column = pa.ListArray.from_arrays(pa.array(offsets), column)
-        table = table.append_column(with_sid_metadata(pa.field(name, column.type), column_spec), column)
-    return table
+        found[name] = (column_spec, column)
+    return found
 
 
-def _close(run: StageRun[MaterializeConfig], work: Work, started: float, encoded: float) -> None:
-    """Write what is not a table, take the maps away, and sum up."""
-    written = time.monotonic()
-    write_spec(work.out, work.dataset.spec)
+def _close(
+    run: StageRun[MaterializeConfig], work: Work, dates: Sequence[PartitionEntry], told: Mapping[str, float]
+) -> None:
+    """Write the snapshot and the codebooks, and sum up."""
+    before = work.dataset.snapshot
+    parts = [entry for one in work.sets for entry in one.parts]
+    partitions = in_order([*before.partitions, *parts, *dates])
+    sids = {**before.sids, **{one.spec.name: one.listed for one in work.sets}}
+    changed = {"store": str(work.store.path), "sids": sids, "partitions": tuple(partitions)}
+    write_snapshot(run.out, run.out, work.dataset.spec, parse(type(before), {**dict(before), **changed}, "snapshot"))
     for one in work.sets:
-        write_codebook(work.out, one.spec, one.bundle.model.quantizer.codewords().detach())
-    found = {one.spec.name: _summary(one) for one in work.sets}
-    shutil.rmtree(work.sets[0].sids.path.parent)
+        write_codebook(run.out, one.spec, one.bundle.model.quantizer.codewords().detach())
+    found = {one.spec.name: _summary(run, work, one) for one in work.sets}
     run.facts["fingerprints"] = {one.spec.name: one.spec.fingerprint for one in work.sets}
+    seconds = time.monotonic() - told["started"]
     run.log.summary(
         {
-            **{f"{entity}s": work.dataset.spec.content(entity).rows for entity in work.entities},
+            **{one.content: work.dataset.spec.content(one.spec.entity).rows for one in work.sets},
             "sids": found,
-            "encoding_seconds": encoded - started,
-            "items_per_second": work.dataset.spec.num_items / (encoded - started),
-            "writing_seconds": written - encoded,
-            "seconds": time.monotonic() - started,
+            "encoded": told["encoded"],
+            "encoding_seconds": told["encoding_seconds"],
+            "items_per_second": told["encoded"] / max(told["encoding_seconds"], 1e-9),
+            "writing_seconds": seconds - told["encoding_seconds"],
+            "seconds": seconds,
         }
     )
     for one in work.sets:
         of_set = found[one.spec.name]
         run.log.say(
-            f"materialize: {one.spec.name}: {one.sids.rows:,} {one.spec.entity}s, {of_set['distinct']:,} different SIDs"
+            f"materialize: {one.spec.name}: {of_set['rows']:,} {one.content}, {of_set['distinct']:,} different SIDs"
             f" ({of_set['unique_share']:.1%}), {of_set['null']:,} null"
         )
 
 
-def _summary(one: SidSet) -> dict[str, Any]:
-    nulls, distinct = one.sids.count()
-    share = distinct / max(one.sids.rows - nulls, 1)
-    return {"null": nulls, "distinct": distinct, "unique_share": share, "spec": one.spec.model_dump(mode="json")}
+def _summary(run: StageRun[MaterializeConfig], work: Work, one: SidSetWork) -> dict[str, Any]:
+    maps = sid_maps(work.store, one)
+    nulls, distinct = maps.count(run.out)
+    share = distinct / max(maps.rows - nulls, 1)
+    return {"rows": maps.rows, "null": nulls, "distinct": distinct, "unique_share": share, "spec": plain(one.spec)}
 
 
 if __name__ == "__main__":

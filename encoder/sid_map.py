@@ -1,4 +1,4 @@
-"""The map from item to SID on disk: one file that all ranks fill and then read.
+"""The map from id to SID on disk: a file beside the SID columns of each part of the items or users.
 
 A billion items are 8 GB a column, so the map is a memory-mapped file: what a process holds of it
 is up to the page cache, not to the table's size.
@@ -13,6 +13,8 @@ import numpy.typing as npt
 
 Ids = npt.NDArray[np.int64]
 
+MAP_FILE = "map.int64"
+"""The map's name in a part's partition of SIDs."""
 NULL = -1
 """Stands for a null SID in the map; ids are never negative."""
 
@@ -52,20 +54,46 @@ class SidMap:
         finally:
             os.close(handle)
 
-    def opened(self) -> Ids:
-        """Map the whole for reading: int64 [rows, chunks]."""
-        return np.memmap(self.path, np.int64, "r", shape=(self.rows, self.chunks))
 
-    def count(self) -> tuple[int, int]:
+class SidMaps:
+    """The maps of all parts, read as one: id -> SID.
+
+    Args:
+        parts: for each part its first id, how many ids it brings, and its map's file; in order of ids.
+        chunks: columns that a SID takes.
+    """
+
+    def __init__(self, parts: Sequence[tuple[int, int, Path]], chunks: int) -> None:
+        self._parts = [(first, rows, path) for first, rows, path in parts if rows]
+        self._firsts = np.array([first for first, _, _ in self._parts], np.int64)
+        self.chunks = chunks
+        self.rows = sum(rows for _, rows, _ in self._parts)
+        self._opened = [np.memmap(path, np.int64, "r", shape=(rows, chunks)) for _, rows, path in self._parts]
+
+    def of(self, ids_N: Ids) -> Ids:
+        """Return the SIDs of ids, int64 [N, chunks], `NULL` where an item or user has none."""
+        if len(self._opened) == 1:
+            return np.asarray(self._opened[0][ids_N])
+        sids_NC = np.empty((len(ids_N), self.chunks), np.int64)
+        part_N = np.searchsorted(self._firsts, ids_N, side="right") - 1
+        for part in np.unique(part_N):
+            is_own_N = part_N == part
+            sids_NC[is_own_N] = self._opened[part][ids_N[is_own_N] - self._firsts[part]]
+        return sids_NC
+
+    def count(self, folder: Path) -> tuple[int, int]:
         """Count (null SIDs, different SIDs that are not null), in bounded memory.
 
-        The SIDs are shared out by a hash into files small enough to be sorted, which lie beside the map and are
-        taken away again; equal SIDs meet in one file. Everything is read, and where it does not fit written, once.
+        The SIDs are shared out by a hash into files small enough to be sorted; equal SIDs meet in one file. Everything is
+        read, and where it does not fit written, once.
+
+        Args:
+            folder: for these files, which are removed again.
         """
         shares = -(-self.rows // _DISTINCT_AT_A_TIME)
-        files = [self.path.with_name(f"{self.path.name}.share-{share}") for share in range(shares)]
+        files = [folder / f"sids.share-{share}" for share in range(shares)]
         nulls = distinct = 0
-        for part_NC in self._parts():
+        for part_NC in self._pieces():
             present_N = part_NC[:, 0] != NULL
             nulls += len(part_NC) - int(present_N.sum())
             _share_out(_different(part_NC[present_N]), files)
@@ -75,12 +103,13 @@ class SidMap:
                 file.unlink()
         return nulls, distinct
 
-    def _parts(self) -> Iterator[Ids]:
+    def _pieces(self) -> Iterator[Ids]:
         # Read, not mapped: pages of a mapping count as this process's memory.
-        with self.path.open("rb") as file:
-            for start in range(0, self.rows, _ROWS_AT_A_TIME):
-                rows = min(_ROWS_AT_A_TIME, self.rows - start)
-                yield np.fromfile(file, np.int64, rows * self.chunks).reshape(rows, self.chunks)
+        for _, all_rows, path in self._parts:
+            with path.open("rb") as file:
+                for start in range(0, all_rows, _ROWS_AT_A_TIME):
+                    rows = min(_ROWS_AT_A_TIME, all_rows - start)
+                    yield np.fromfile(file, np.int64, rows * self.chunks).reshape(rows, self.chunks)
 
 
 def _different(ids_NC: Ids) -> Ids:

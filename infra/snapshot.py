@@ -235,20 +235,22 @@ class Dataset:
         """Return the dates that have events, from `first` to `last`, inclusive."""
         return [entry.date for entry in self.partitions("events", first, last)]
 
-    def verify(self, world: World, tables: Iterable[str], first: date = date.min, last: date = date.max) -> None:
-        """Check the partitions of tables against the snapshot and their manifests; each rank hashes its share.
-
-        Every rank calls.
+    def verify(self, world: World, entries: Sequence[PartitionEntry]) -> None:
+        """Check partitions against the snapshot and their manifests; each rank hashes its share. Every rank calls.
 
         Raises:
             CommitError: a partition is gone, or was altered. StageError: the same, found by another rank.
         """
-        entries = [entry for table in tables for entry in self.partitions(table, first, last)]
         with together(world, f"verifying the partitions of {self.path}"), ThreadPoolExecutor(4) as pool:
-            for _ in pool.map(self._verify_one, entries[world.rank :: world.size]):
+            for _ in pool.map(self.verify_partition, entries[world.rank :: world.size]):
                 pass
 
-    def _verify_one(self, entry: PartitionEntry) -> None:
+    def verify_partition(self, entry: PartitionEntry) -> None:
+        """Check one partition, all its bytes.
+
+        Raises:
+            CommitError: it is gone, or was altered.
+        """
         _require_listed(verify(self.store / entry.path), self, entry)
 
 

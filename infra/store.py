@@ -17,8 +17,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from infra.commit import AlreadyCommittedError, commit_alone, is_committed, read_manifest
-from infra.errors import CommitError, DataError
+from infra.commit import committing, is_committed, read_manifest
+from infra.distributed import ALONE, World
+from infra.errors import AlreadyCommittedError, CommitError, DataError
 from infra.gather import take_rows
 from infra.parquet import ROW_GROUP_BYTES, TableWriter, row_bytes
 from infra.snapshot import CONTENT, DAILY, PartitionEntry, date_slice, entry_of
@@ -67,18 +68,24 @@ class Store:
         return entry_of(self.path, table, slice_name, path)
 
     @contextlib.contextmanager
-    def making(self, table: str, slice_name: str, key: str) -> Iterator[Making]:
-        """Open a partition, to be filled by this rank alone, and commit it.
+    def making(self, table: str, slice_name: str, key: str, world: World = ALONE) -> Iterator[Making]:
+        """Open a partition, to be filled by this rank alone or by all ranks of a world, and commit it.
 
-        Where another process commits the same partition meanwhile, its is kept: equal keys mean equal rows.
+        Where another process commits the same partition meanwhile, that one is kept: equal keys mean equal rows.
         """
         path = self._place(table, slice_name, key)
         facts: dict[str, object] = {}
-        with contextlib.suppress(AlreadyCommittedError), commit_alone(path, stage=table, key=key, facts=facts) as staging:
-            made = Making(staging)
-            yield made
-            assert made.schema is not None, f"{table}: the maker set no schema"
-            facts.update(columns=columns_digest(made.schema), numbers=made.numbers)
+        is_open = False
+        try:
+            with committing(path, world, stage=table, key=key, facts=facts) as staging:
+                is_open = True
+                made = Making(staging)
+                yield made
+                assert made.schema is not None, f"{table}: the maker set no schema"
+                facts.update(columns=columns_digest(made.schema), numbers=made.numbers)
+        except AlreadyCommittedError:
+            if not is_open:
+                raise
 
     def entry(self, table: str, slice_name: str, key: str) -> PartitionEntry:
         """Return a partition that was made."""
