@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import PositiveFloat, model_validator
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from infra.config import Config, parse
 from infra.errors import DataError
@@ -53,7 +53,10 @@ class ContentSpec(NamedTuple):
 
 
 class TaskSpec(Config):
-    """One thing to predict: an int8 label column, 0 or 1, null where it is not (or not yet) known."""
+    """One thing to predict: an int8 label column, 0 or 1, null where it is not (or not yet) known.
+
+    Where the label of the task it is given is 0, its own is 0 as well, once it is known.
+    """
 
     given: str | None = None
     """The task that must have happened for this one to be asked: its probability is p(task | given = 1), and it is
@@ -62,30 +65,40 @@ class TaskSpec(Config):
     """Weight of its loss beside the other tasks'."""
 
 
+def ancestors(tasks: Mapping[str, TaskSpec], task: str) -> tuple[str, ...]:
+    """Return the tasks that must have happened for a task to be asked, nearest first."""
+    found: list[str] = []
+    parent = tasks[task].given
+    while parent is not None:
+        found.append(parent)
+        parent = tasks[parent].given
+    return tuple(found)
+
+
 class DatasetSpec(Config):
     """What a dataset holds, beside the columns every dataset has (ids, times, history)."""
 
-    embeddings: dict[str, int]
+    embeddings: dict[str, PositiveInt]
     """Item embedding signals: name -> dimensions."""
-    categoricals: dict[str, int]
+    categoricals: dict[str, PositiveInt]
     """Item categorical signals: name -> cardinality; ids lie in [0, cardinality)."""
-    user_categoricals: dict[str, int]
+    user_categoricals: dict[str, PositiveInt]
     """User categorical signals, likewise."""
-    user_embeddings: dict[str, int] = {}
+    user_embeddings: dict[str, PositiveInt] = {}
     """User embedding signals, likewise."""
-    num_items: int
+    num_items: PositiveInt
     """Items; item_id lies in [0, num_items)."""
-    num_users: int
-    """Users; user_id lies in [0, num_users)."""
+    num_users: NonNegativeInt
+    """Users; user_id lies in [0, num_users). A dataset of items alone has none."""
     tasks: dict[str, TaskSpec] = {}
     """What is predicted, by the name of its label column; a dataset of items alone has none."""
     dense: tuple[str, ...]
     """Columns of an impression, of type float32."""
-    sparse: dict[str, int]
+    sparse: dict[str, PositiveInt]
     """Columns of an impression, of type list<int64>: name -> number of ids; ids lie in [0, number)."""
     request_dense: tuple[str, ...] = ()
     """Columns that are the same for all impressions of a request, of type float32."""
-    request_sparse: dict[str, int] = {}
+    request_sparse: dict[str, PositiveInt] = {}
     """Columns that are the same for all impressions of a request, of type list<int64>, as `sparse`."""
     max_history: int
     """The longest history an event may carry."""
@@ -120,12 +133,7 @@ class DatasetSpec(Config):
 
     def ancestors(self, task: str) -> tuple[str, ...]:
         """Return the tasks that must have happened for a task to be asked, nearest first."""
-        found: list[str] = []
-        parent = self.tasks[task].given
-        while parent is not None:
-            found.append(parent)
-            parent = self.tasks[parent].given
-        return tuple(found)
+        return ancestors(self.tasks, task)
 
     @model_validator(mode="after")
     def _check_tasks(self) -> "DatasetSpec":
@@ -302,8 +310,10 @@ def check_events(table: pa.Table, spec: DatasetSpec, where: RowGroup) -> None:
     check.present("event_time", TIME)
     for name, number in (("user_id", spec.num_users), ("item_id", spec.num_items)):
         check.ids(name, pa.int64(), number, nullable=False)
-    for name in spec.tasks:
+    for name, task in spec.tasks.items():
         check.label(name)
+        if task.given is not None:
+            check.given(name, task.given)
     for name in spec.all_dense:
         check.finite(name)
     for name, number in spec.all_sparse.items():
@@ -393,6 +403,15 @@ class _Checker:
         for value in (bounds["min"].as_py(), bounds["max"].as_py()):
             if value not in (0, 1, None):
                 self.fail(name, f"label {value} is not 0 or 1")
+
+    def given(self, name: str, parent: str) -> None:
+        """Check that a label is not 1 where that of the task's parent is 0."""
+        if {name, parent} <= set(self.table.column_names):
+            is_wrong = pc.and_(pc.equal(self.table[name], 1), pc.equal(self.table[parent], 0))
+            wrong = np.flatnonzero(pc.fill_null(is_wrong, False).to_numpy())
+            if len(wrong):
+                rule = f"must not be 1 where {parent!r} is 0, which it is given"
+                self.fail(name, f"{rule}; is in {len(wrong)} rows, first in row {wrong[0]}")
 
     def finite(self, name: str) -> None:
         column = self.present(name, pa.float32())
