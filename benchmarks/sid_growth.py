@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from benchmarks.items import items_spec
 from benchmarks.record import Row, markdown_table, print_table, results_folder, source, write_results
 from encoder.sid import SidSpec
+from infra.tables import TaskSpec
 from ranker.config import RankerConfig
 from ranker.features import ArmFeatures, arm_features
 from ranker.frozen import Frozen
@@ -80,7 +81,8 @@ def main() -> None:
 
 def features_of(arm: str) -> ArmFeatures:
     """Lay out a default arm over items with SIDs of `SPEC`."""
-    return arm_features(items_spec(1), RankerConfig(arm=arm).content, {SPEC.name: SPEC})
+    spec = items_spec(1).model_copy(update={"tasks": {"click": TaskSpec()}})  # which one makes no difference to tables
+    return arm_features(spec, RankerConfig(arm=arm), {SPEC.name: SPEC})
 
 
 def even_ids(items: int) -> Ids:

@@ -45,7 +45,7 @@ class Checkpoint:
         shared: tensors that are the same on every rank; rank 0's are kept.
         own: this rank's own tensors.
         values: JSON-ready values; rank 0's are kept.
-        shards: tensors that are spread over the ranks: the parts this rank holds. `load` fills them in place.
+        shards: tensors that are spread over the ranks. `load` fills the parts this rank holds in place.
         moved: what of the machine is not as it was, such as `ranks`; see `MACHINE`.
     """
 
@@ -98,8 +98,8 @@ class Checkpoints:
         """Give the last checkpoint that was committed; None where there is none.
 
         Args:
-            shards: the parts this rank holds of tensors that are spread over the ranks, to be filled in place. With
-                them the machine may be another one; what a rank has of its `own` is lost then.
+            shards: tensors that are spread over the ranks, whose parts on this rank are filled in place. With them the
+                machine may be another one; what a rank has of its `own` is lost then.
 
         Raises:
             CommitError: it is of other work, or was altered.
@@ -144,7 +144,7 @@ class Checkpoints:
             values = json.loads((path / VALUES_FILE).read_text())
             return Checkpoint(values.pop("step"), shared, own, values, shards or {}, tuple(moved))
         except (OSError, SafetensorError, ValueError, KeyError) as error:
-            raise CommitError(f"{path}: is not a checkpoint of ours: {error}") from error
+            raise CommitError(f"{path}: cannot be loaded as a checkpoint of this work: {error}") from error
 
 
 def _own_file(rank: int) -> str:

@@ -54,8 +54,10 @@ def check_events(table: pa.Table, spec: DatasetSpec, where: RowGroup) -> None:
     check.present("event_time", TIME)
     for name, number in (("user_id", spec.num_users), ("item_id", spec.num_items)):
         check.ids(name, pa.int64(), number, nullable=False)
-    for name in spec.tasks:
+    for name, task in spec.tasks.items():
         check.label(name)
+        if task.given is not None:
+            check.given(name, task.given)
     for name in spec.all_dense:
         check.finite(name)
     for name, number in spec.all_sparse.items():
@@ -145,6 +147,15 @@ class _Checker:
         for value in (bounds["min"].as_py(), bounds["max"].as_py()):
             if value not in (0, 1, None):
                 self.fail(name, f"label {value} is not 0 or 1")
+
+    def given(self, name: str, parent: str) -> None:
+        """Check that a label is not 1 where that of the task's parent is 0."""
+        if {name, parent} <= set(self.table.column_names):
+            is_wrong = pc.and_(pc.equal(self.table[name], 1), pc.equal(self.table[parent], 0))
+            wrong = np.flatnonzero(pc.fill_null(is_wrong, False).to_numpy())
+            if len(wrong):
+                rule = f"must not be 1 where {parent!r} is 0, which it is given"
+                self.fail(name, f"{rule}; is in {len(wrong)} rows, first in row {wrong[0]}")
 
     def finite(self, name: str) -> None:
         column = self.present(name, pa.float32())

@@ -4,6 +4,7 @@ A rank writes the parts it holds, cut into blocks so that memory stays bounded, 
 key says what it is and where it begins: `name@row,column`. A reader takes from all files what overlaps its own parts.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -23,8 +24,22 @@ class Shard(NamedTuple):
     tensor: Tensor
 
 
-Shards = Mapping[str, Sequence[Shard]]
-"""By name, the parts that this rank holds; none of a tensor that others hold."""
+class Spread(NamedTuple):
+    """A tensor that is spread over the ranks.
+
+    Attributes:
+        shape: of the whole tensor.
+        parts: those that this rank holds; none of a tensor that others hold.
+        may_grow: whether it may have more rows than the one that was saved. `read_shards` leaves new rows as they are.
+    """
+
+    shape: tuple[int, ...]
+    parts: Sequence[Shard]
+    may_grow: bool = False
+
+
+Shards = Mapping[str, Spread]
+"""Tensors by name."""
 
 
 class _Stored(NamedTuple):
@@ -43,7 +58,7 @@ def write_shards(shards: Shards, folder: Path, rank: int) -> None:
         OSError: a file cannot be written.
     """
     folder.mkdir(exist_ok=True)
-    blocks = ((name, block) for name, parts in shards.items() for part in parts for block in _blocks(part))
+    blocks = ((name, block) for name, spread in shards.items() for part in spread.parts for block in _blocks(part))
     for number, (name, block) in enumerate(blocks):
         key = f"{name}@{','.join(map(str, block.offset))}"
         write_tensors({key: block.tensor}, folder / f"rank-{rank:04d}-{number:05d}.safetensors")
@@ -52,15 +67,34 @@ def write_shards(shards: Shards, folder: Path, rank: int) -> None:
 def read_shards(shards: Shards, folder: Path) -> None:
     """Fill a rank's parts, in place, from what any number of ranks wrote.
 
+    Rows beyond those that were saved stay as they are, where a tensor may grow.
+
     Raises:
-        OSError, SafetensorError: a file cannot be read. ValueError: some number of a part was never written.
+        OSError, SafetensorError: a file cannot be read.
+        ValueError: some number of a part was never written, or a tensor was saved with another shape.
     """
     stored = _stored(folder)
-    for name, parts in shards.items():
+    for name, (shape, parts, may_grow) in shards.items():
+        blocks = stored.get(name, [])
+        saved_rows = _require_shape(name, blocks, shape, may_grow)
         for part in parts:
-            filled = sum(_fill(part, block) for block in stored.get(name, []))
-            if filled != part.tensor.numel():
-                raise ValueError(f"{name}: {filled} of the {part.tensor.numel()} numbers from {part.offset} are there")
+            old_rows = min(max(saved_rows - part.offset[0], 0), len(part.tensor))
+            expected = old_rows * math.prod(part.tensor.shape[1:])
+            filled = sum(_fill(part, block) for block in blocks)
+            if filled != expected:
+                raise ValueError(f"{name}: {filled} of the {expected} numbers from {part.offset} are there")
+
+
+def _require_shape(name: str, blocks: Sequence[_Stored], shape: tuple[int, ...], may_grow: bool) -> int:
+    """Check that a tensor has the shape it was saved with, or more rows where it may grow; return the saved rows."""
+    if not blocks:
+        raise ValueError(f"{name}: was not saved")
+    ends = ([at + size for at, size in zip(block.offset, block.shape, strict=True)] for block in blocks)
+    saved: tuple[int, ...] = tuple(max(axis) for axis in zip(*ends, strict=True))
+    if saved != shape and not (may_grow and saved[1:] == shape[1:] and saved[0] < shape[0]):
+        rule = "it must not have fewer rows, nor another width" if may_grow else "it must have the same"
+        raise ValueError(f"{name}: was saved with shape {saved}, now has {shape}; {rule}")
+    return saved[0]
 
 
 def _blocks(part: Shard) -> Iterator[Shard]:

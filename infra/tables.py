@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
-from pydantic import PositiveFloat, model_validator
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from infra.config import Config, parse
 from infra.errors import DataError
@@ -52,7 +52,10 @@ class ContentSpec(NamedTuple):
 
 
 class TaskSpec(Config):
-    """One thing to predict: an int8 label column, 0 or 1, null where it is not (or not yet) known."""
+    """One thing to predict: an int8 label column, 0 or 1, null where it is not (or not yet) known.
+
+    Where the label of the task it is given is 0, its own is 0 as well, once it is known.
+    """
 
     given: str | None = None
     """The task that must have happened for this one to be asked: its probability is p(task | given = 1), and it is
@@ -61,30 +64,40 @@ class TaskSpec(Config):
     """Weight of its loss beside the other tasks'."""
 
 
+def ancestors(tasks: Mapping[str, TaskSpec], task: str) -> tuple[str, ...]:
+    """Return the tasks that must have happened for a task to be asked, nearest first."""
+    found: list[str] = []
+    parent = tasks[task].given
+    while parent is not None:
+        found.append(parent)
+        parent = tasks[parent].given
+    return tuple(found)
+
+
 class DatasetSpec(Config):
     """What a dataset holds, beside the columns every dataset has (ids, times, history)."""
 
-    embeddings: dict[str, int]
+    embeddings: dict[str, PositiveInt]
     """Item embedding signals: name -> dimensions."""
-    categoricals: dict[str, int]
+    categoricals: dict[str, PositiveInt]
     """Item categorical signals: name -> cardinality; ids lie in [0, cardinality)."""
-    user_categoricals: dict[str, int]
+    user_categoricals: dict[str, PositiveInt]
     """User categorical signals, likewise."""
-    user_embeddings: dict[str, int] = {}
+    user_embeddings: dict[str, PositiveInt] = {}
     """User embedding signals, likewise."""
-    num_items: int
+    num_items: PositiveInt
     """Items; item_id lies in [0, num_items)."""
-    num_users: int
-    """Users; user_id lies in [0, num_users)."""
+    num_users: NonNegativeInt
+    """Users; user_id lies in [0, num_users). A dataset of items alone has none."""
     tasks: dict[str, TaskSpec] = {}
     """What is predicted, by the name of its label column; a dataset of items alone has none."""
     dense: tuple[str, ...]
     """Columns of an impression, of type float32."""
-    sparse: dict[str, int]
+    sparse: dict[str, PositiveInt]
     """Columns of an impression, of type list<int64>: name -> number of ids; ids lie in [0, number)."""
     request_dense: tuple[str, ...] = ()
     """Columns that are the same for all impressions of a request, of type float32."""
-    request_sparse: dict[str, int] = {}
+    request_sparse: dict[str, PositiveInt] = {}
     """Columns that are the same for all impressions of a request, of type list<int64>, as `sparse`."""
     max_history: int
     """The longest history an event may carry."""
@@ -119,12 +132,7 @@ class DatasetSpec(Config):
 
     def ancestors(self, task: str) -> tuple[str, ...]:
         """Return the tasks that must have happened for a task to be asked, nearest first."""
-        found: list[str] = []
-        parent = self.tasks[task].given
-        while parent is not None:
-            found.append(parent)
-            parent = self.tasks[parent].given
-        return tuple(found)
+        return ancestors(self.tasks, task)
 
     @model_validator(mode="after")
     def _check_tasks(self) -> "DatasetSpec":

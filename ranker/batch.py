@@ -19,26 +19,27 @@ class RankerBatch(Pipelineable):  # type: ignore[misc]
         bags: ids of the sparse block, by feature.
         sequences: ids of the history, by feature; every feature has the same lengths.
         dense_BF: dense features.
-        item_sids_BC: the ad's SIDs in C columns, set after set (C = 0 where the arm does not unpack them).
+        item_content_BC: the ids that the ad's content takes as they are, not by a table (`ranker.features.Content`):
+            its SIDs in C columns, set after set, or its own id (C = 0 for other content).
         item_known_BS: False where the ad's SID of a set is null (S = 0 where the arm does not ask).
-        user_sids_BC, user_known_BS: the user's, likewise.
-        history_sids_TC: the history's SIDs. history_known_TS: False where a SID of a set is null.
+        user_content_BC, user_known_BS: the user's, likewise.
+        history_content_TC, history_known_TS: those of the history's entries, likewise.
         history_recency_FT: how far back each history entry lies, in F = 3 ways: log(1 + days) to the event,
             log(1 + days) since the entry before it (0 for the oldest), and log rank counted from the newest.
         history_offsets_B1: row b owns history entries offsets[b] to offsets[b + 1].
-        labels_BT: 0 or 1 by task (click, conversion).
-        weights_BT: 1 where the label is known: not on padding, and a conversion not when null.
+        labels_BT: 0 or 1 by task, 0 where the label is not known.
+        weights_BT: 1 where the label is known and the row is not padding, else 0.
         longest: the longest history in the batch.
     """
 
     bags: KeyedJaggedTensor
     sequences: KeyedJaggedTensor
     dense_BF: Tensor
-    item_sids_BC: Tensor
+    item_content_BC: Tensor
     item_known_BS: Tensor
-    user_sids_BC: Tensor
+    user_content_BC: Tensor
     user_known_BS: Tensor
-    history_sids_TC: Tensor
+    history_content_TC: Tensor
     history_known_TS: Tensor
     history_recency_FT: Tensor
     history_offsets_B1: Tensor
@@ -57,11 +58,11 @@ class RankerBatch(Pipelineable):  # type: ignore[misc]
                 bags=bags_part,
                 sequences=sequences_part,
                 dense_BF=self.dense_BF[part],
-                item_sids_BC=self.item_sids_BC[part],
+                item_content_BC=self.item_content_BC[part],
                 item_known_BS=self.item_known_BS[part],
-                user_sids_BC=self.user_sids_BC[part],
+                user_content_BC=self.user_content_BC[part],
                 user_known_BS=self.user_known_BS[part],
-                history_sids_TC=self.history_sids_TC[entries],
+                history_content_TC=self.history_content_TC[entries],
                 history_known_TS=self.history_known_TS[entries],
                 history_recency_FT=self.history_recency_FT[:, entries],
                 history_offsets_B1=self.history_offsets_B1[at : at + rows + 1] - entries.start,

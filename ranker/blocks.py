@@ -6,6 +6,7 @@ from torch.nn import functional
 from torchrec.modules.crossnet import LowRankCrossNet
 from torchrec.sparse.jagged_tensor import JaggedTensor
 
+from infra.errors import DataError
 from ranker.batch import RankerBatch
 from ranker.config import ModelConfig
 from ranker.content import HistoryContent, perceptron
@@ -68,7 +69,7 @@ class HistoryBlock(nn.Module):
 
 
 class Interaction(nn.Module):
-    """All feature vectors side by side, crossed by a low-rank DCNv2, then the layers both tasks share."""
+    """All feature vectors side by side, crossed by a low-rank DCNv2, then the layers all tasks share."""
 
     def __init__(self, num_vectors: int, model: ModelConfig) -> None:
         super().__init__()
@@ -87,6 +88,9 @@ class Towers(nn.Module):
 
     def __init__(self, tasks: tuple[str, ...], model: ModelConfig) -> None:
         super().__init__()
+        for task in tasks:
+            if hasattr(nn.ModuleDict(), task):
+                raise DataError(f"dataset.json: tasks.{task}: is an attribute of torch's modules; name it otherwise")
         widths = (model.over_arch[-1], model.tower_hidden, 1)
         self.tasks = nn.ModuleDict({task: perceptron(widths) for task in tasks})
 

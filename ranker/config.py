@@ -28,8 +28,8 @@ SID_KINDS: tuple[ContentKind, ...] = ("kmeans", "sid_ngram", "hde", "side")
 Pooling = Literal["pma", "target"]
 """What asks the history: all the row's sparse and embedding features (the paper's PMA), or the ad's own alone."""
 
-Conversion = Literal["click", "entire_space"]
-"""What the conversion tower learns from: clicks alone, or all impressions, by p(click) p(conversion | click)."""
+Children = Literal["given", "entire_space"]
+"""What a task with a parent learns from: rows whose parent's label is 1, or all rows, by p(parent) p(task | parent)."""
 
 Precision = Literal["float32", "tf32", "bfloat16"]
 """Of the matrix products of the network between embeddings and logits."""
@@ -37,7 +37,7 @@ Precision = Literal["float32", "tf32", "bfloat16"]
 ShardingType = Literal["table_wise", "row_wise", "column_wise", "table_row_wise", "data_parallel"]
 
 OVERLAY_KEYS = {
-    "training": ("sparse_learning_rate", "dense_learning_rate", "warmup_steps", "conversion"),
+    "training": ("sparse_learning_rate", "dense_learning_rate", "warmup_steps", "children"),
     "model": ("history",),
 }
 """What an arm may set for itself: what may be tuned for it, and how it attends to the history. Data order, seed, sizes
@@ -124,6 +124,10 @@ class ModelConfig(Config):
     """Widths of the shared layers between interaction and towers."""
     tower_hidden: PositiveInt = 32
     """Width of the hidden layer of each task's tower."""
+    table_rows: dict[str, PositiveInt] = {}
+    """Rows of id tables, by column: `user_id`, `item_id`, `history_item_ids` and the dataset's sparse columns. A column
+    that is not named has as many rows as the dataset has ids, and grows with it. Fewer rows than ids: ids are hashed
+    by modulo and share rows. More: room for ids to come. Tables of SIDs have `max_rows` of the arm instead."""
 
     @model_validator(mode="after")
     def _check_heads(self) -> "ModelConfig":
@@ -150,12 +154,13 @@ class TrainingConfig(Config):
     """Steps over which both learning rates rise linearly from 0."""
     final_learning_rate: float = Field(default=0.05, gt=0, le=1)
     """Share of both learning rates that is left at the end, after a linear fall; 1 keeps them constant."""
-    conversion_weight: PositiveFloat = 1.0
-    """Weight of the conversion loss beside the click loss."""
-    conversion: Conversion = "click"
-    """Both kinds predict p(conversion | click). `entire_space` learns it from every impression whose follow-up is
-    complete, through p(click and conversion) = p(click) p(conversion | click) (ESMM, arXiv 1804.07931); the learning
-    curve's conversion loss is then that of the product."""
+    task_weights: dict[str, PositiveFloat] = {}
+    """Weights of tasks' losses that differ from those in `dataset.json`, by the task's name."""
+    children: Children = "given"
+    """What tasks with a parent learn from; both kinds predict p(task | parent = 1). `given`: rows on which the labels
+    of all ancestors are 1. `entire_space`: every row on which its own label and those of all ancestors are known,
+    through the product along the chain, p(parent and task) = p(parent) p(task | parent) (ESMM, arXiv 1804.07931); the
+    learning curve's loss is then that of the product."""
     precision: Precision = "float32"
     """Of the products of the network between the embeddings and the logits, when training and when predicting.
     `bfloat16`: by autocast. `tf32`: float32 with products of 10-bit mantissas, on CUDA only; on a CPU it changes

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ranker.batch import RankerBatch
 from ranker.config import ModelConfig
-from ranker.features import HISTORY_IDS, ArmFeatures, Content, IdFeature
+from ranker.features import ArmFeatures, Content, IdFeature
 from ranker.frozen import Frozen
 from ranker.side import sid_unpack
 
@@ -57,8 +57,13 @@ class RawEmbedding(nn.Module):
         self.register_buffer("embeddings_IE", embeddings_IE, persistent=False)
         self.register_buffer("known_I", embeddings_IE.ne(0).any(1), persistent=False)
 
-    def forward(self, ids_N: Tensor) -> tuple[Tensor, Tensor]:
-        """Give float32 [N, width], zeros where there is no embedding, and bool [N]: whether there is one."""
+    def forward(self, ids_N1: Tensor, known_N0: Tensor) -> tuple[Tensor, Tensor]:
+        """Return float32 [N, width], zeros where there is no embedding, and bool [N]: whether there is one.
+
+        Args:
+            ids_N1: int64, the items' or users' own ids. known_N0: of no use; the constant says what is known.
+        """
+        ids_N = ids_N1[:, 0]
         return self.embeddings_IE.index_select(0, ids_N).float(), self.known_I.index_select(0, ids_N)
 
 
@@ -90,12 +95,10 @@ class RowContent(nn.Module):
         if self.latent is None:
             return _combined([bags[name] for name in self.names], self.projection)
         assert self.layers is not None
-        if isinstance(self.latent, RawEmbedding):
-            latent_BF, known_B = self.latent(batch.bags[f"{self.entity}_id"].values())
-        elif self.entity == "item":
-            latent_BF, known_B = self.latent(batch.item_sids_BC, batch.item_known_BS)
+        if self.entity == "item":
+            latent_BF, known_B = self.latent(batch.item_content_BC, batch.item_known_BS)
         else:
-            latent_BF, known_B = self.latent(batch.user_sids_BC, batch.user_known_BS)
+            latent_BF, known_B = self.latent(batch.user_content_BC, batch.user_known_BS)
         content_BD: Tensor = self.layers(latent_BF) * known_B.unsqueeze(1)
         return content_BD
 
@@ -123,10 +126,7 @@ class HistoryContent(nn.Module):
             tables, known_TS = zip(self.tables, self.places, strict=True), batch.history_known_TS
             parts = [_pooled(sequences[table.column], table) * known_TS[:, s : s + 1] for table, s in tables]
             return values_TD + _combined(parts, self.projection)
-        if isinstance(self.latent, RawEmbedding):
-            latent_TF, _ = self.latent(batch.sequences[HISTORY_IDS].values())
-        else:
-            latent_TF, _ = self.latent(batch.history_sids_TC, batch.history_known_TS)
+        latent_TF, _ = self.latent(batch.history_content_TC, batch.history_known_TS)
         assert self.omega is not None
         # In place: a copy of the values first, as `torch.addmm` makes, takes as long as the product. Not by autocast.
         return values_TD.addmm_(latent_TF.to(values_TD.dtype), self.omega.to(values_TD.dtype))

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from encoder.sid import METADATA_KEY, SidSpec, event_columns, read_sid_spec, require_spec, sid_columns
-from infra.errors import DataError, SpecError
+from infra.errors import ConfigError, DataError, SpecError
 from infra.parquet import open_parquet
-from infra.tables import Dataset, DatasetSpec, Entity
-from ranker.config import ArmConfig, ContentKind
+from infra.tables import Dataset, DatasetSpec, Entity, TaskSpec
+from ranker.config import ArmConfig, ContentKind, ModelConfig, RankerConfig
 
-BASE_COLUMNS = ("event_time", "user_id", "item_id", "click", "conversion")
+BASE_COLUMNS = ("event_time", "user_id", "item_id")
 HISTORY_COLUMNS = ("history_item_ids", "history_times")
 ITEM_IDS = "item_id"
 HISTORY_IDS = "history_item_ids"
@@ -23,6 +23,10 @@ HISTORY_IDS = "history_item_ids"
 Sids = Mapping[str, SidSpec]
 Position = Literal["item", "history", "user"]
 USER_IDS = "user_id"
+OWN_IDS: Mapping[Position, str] = {"item": ITEM_IDS, "history": HISTORY_IDS, "user": USER_IDS}
+"""The column of the items' or users' own ids at each position."""
+MAX_TABLE_BYTES = 2**63 - 1
+"""More bytes than that cannot be addressed, whatever the number of ranks."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class IdFeature:
     Attributes:
         column: the events column, which is also the feature's name; of clusters a name of their own.
         num_ids: ids lie in [0, num_ids); anything else is an error, never a silent zero.
-        rows: rows of the table. Fewer than num_ids means hashing by modulo.
+        rows: rows of the table. Fewer than num_ids means hashing by modulo; more, room for ids to come.
         sid: the set of Semantic IDs that the ids are of, whose bytes are the arm's own cost.
         clusters: more than 0: the ids are so many first digits of the SID, unpacked from its columns.
     """
@@ -47,6 +51,11 @@ class IdFeature:
     def table(self) -> str:
         """The embedding table's name."""
         return f"t_{self.column}"
+
+    @property
+    def is_hashed(self) -> bool:
+        """Whether ids share rows."""
+        return self.rows < self.num_ids
 
     @property
     def is_sid(self) -> bool:
@@ -78,7 +87,8 @@ class Content:
     Attributes:
         kind: the way. sids: the sets of Semantic IDs that it takes, each by the spec of the whole.
         held: of `side`: for each set what is unpacked of it, the whole or a prefix.
-        unpacked: the columns of those, set after set; more than one a set where its SIDs do not fit one int64.
+        columns: events columns whose ids the model takes as they are, not by a table. Of `side`: those of `held`, set
+            after set, more than one a set where its SIDs do not fit one int64. Of `dense`: the item's or user's id.
         known: for each set a column that is null where an item has no SID of it.
         embeddings: signals of `dense`, name -> dimensions.
     """
@@ -87,7 +97,7 @@ class Content:
     kind: ContentKind
     sids: tuple[SidSpec, ...] = ()
     held: tuple[SidSpec, ...] = ()
-    unpacked: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
     known: tuple[str, ...] = ()
     embeddings: Mapping[str, int] | None = None
 
@@ -107,6 +117,7 @@ class ArmFeatures:
     """Everything one arm takes from the events.
 
     Attributes:
+        tasks: what is predicted, by label column, with the weights of this training.
         dense: float columns of the dense block.
         bags: id features of the sparse block: ids, context, and the SID tables of the ad and the user.
         sequences: id features of the user's history, aligned with `history_item_ids`, which comes first.
@@ -115,6 +126,7 @@ class ArmFeatures:
         scale_steps: whether SIDE multiplies by the codebook's steps.
     """
 
+    tasks: Mapping[str, TaskSpec]
     dense: tuple[str, ...]
     bags: tuple[IdFeature, ...]
     sequences: tuple[IdFeature, ...]
@@ -145,10 +157,11 @@ class ArmFeatures:
         """The events columns this arm reads, and no other."""
         wanted = [
             *BASE_COLUMNS,
+            *self.tasks,
             *HISTORY_COLUMNS,
             *self.dense,
             *(column for feature in (*self.bags, *self.sequences) for column in feature.columns),
-            *(column for content in self.contents for column in (*content.unpacked, *content.known)),
+            *(column for content in self.contents for column in (*content.columns, *content.known)),
         ]
         return tuple(dict.fromkeys(wanted))
 
@@ -156,7 +169,7 @@ class ArmFeatures:
     def sequence_columns(self) -> tuple[str, ...]:
         """The columns with one entry for every entry of the history."""
         ids = (column for feature in self.sequences for column in feature.columns)
-        return tuple(dict.fromkeys([*HISTORY_COLUMNS, *ids, *self.history.unpacked, *self.history.known]))
+        return tuple(dict.fromkeys([*HISTORY_COLUMNS, *ids, *self.history.columns, *self.history.known]))
 
     def bag_contents(self, entity: Entity) -> tuple[IdFeature, ...]:
         """Give the bags that together are the ad's content, or the user's."""
@@ -168,33 +181,77 @@ class ArmFeatures:
         return tuple(feature for feature in self.sequences if feature.is_sid)
 
 
-def arm_features(spec: DatasetSpec, arm: ArmConfig, sids: Sids) -> ArmFeatures:
-    """Lay out what an arm reads and looks up.
+def arm_features(spec: DatasetSpec, config: RankerConfig, sids: Sids) -> ArmFeatures:
+    """Lay out what an arm reads, looks up and predicts.
 
     Args:
-        spec: the dataset's description. arm: how content reaches the ranker.
+        spec: the dataset's description. config: with the arm chosen.
         sids: the dataset's sets of SIDs by name.
 
     Raises:
         SpecError: the arm needs SIDs that the dataset lacks, or that it can not take.
-        DataError: it needs an embedding that the items lack.
+        DataError: it needs an embedding that the items lack, or the dataset names no task.
+        ConfigError: `task_weights` or `table_rows` names what the dataset lacks, or a table is too large.
     """
-    ids = [IdFeature(USER_IDS, spec.num_users, spec.num_users)]
-    ids += [IdFeature(ITEM_IDS, spec.num_items, spec.num_items)]
-    ids += [IdFeature(name, number, number) for name, number in spec.all_sparse.items()]
-    history = [IdFeature(HISTORY_IDS, spec.num_items, spec.num_items)]
+    arm = config.content
+    ids = _id_features(spec, config.model)
+    history = ids.pop(HISTORY_IDS)
     item, of_history, user = (_content(position, arm, sids, spec) for position in get_args(Position))
     _require_taken(arm, (item, of_history, user))
-    return ArmFeatures(
+    features = ArmFeatures(
+        tasks=_weighted_tasks(spec, config.training.task_weights),
         dense=spec.all_dense,
-        bags=(*ids, *_tables("item", arm, sids), *_tables("user", arm, sids)),
-        sequences=(*history, *_tables("history", arm, sids)),
+        bags=(*ids.values(), *_tables("item", arm, sids), *_tables("user", arm, sids)),
+        sequences=(history, *_tables("history", arm, sids)),
         item=item,
         history=of_history,
         user=user,
         has_user_place=bool(spec.user_embeddings) or any(sid.entity == "user" for sid in sids.values()),
         scale_steps=arm.scale_steps,
     )
+    for feature in (*features.bags, *features.sequences):
+        _require_size(feature, config.model.embedding_dim)
+    return features
+
+
+def _weighted_tasks(spec: DatasetSpec, weights: Mapping[str, float]) -> dict[str, TaskSpec]:
+    """Return the dataset's tasks, in its order, with the weights that the configuration sets."""
+    if not spec.tasks:
+        raise DataError("dataset.json: tasks: names none; the ranker predicts at least one")
+    for name in weights:
+        if name not in spec.tasks:
+            raise ConfigError(f"ranker.training.task_weights: {name!r} is no task; tasks are {', '.join(spec.tasks)}")
+    taken = {"row", *(f"p_{task}" for task in spec.tasks)}
+    for name in spec.tasks:
+        if name in taken:
+            raise DataError(f"dataset.json: tasks.{name}: must not be named as another column of the predictions")
+    return {
+        name: task.model_copy(update={"weight": weights.get(name, task.weight)}) for name, task in spec.tasks.items()
+    }
+
+
+def _id_features(spec: DatasetSpec, model: ModelConfig) -> dict[str, IdFeature]:
+    """Return the id features that every arm has, by column."""
+    num_ids = {USER_IDS: spec.num_users, ITEM_IDS: spec.num_items, **spec.all_sparse, HISTORY_IDS: spec.num_items}
+    for column in model.table_rows:
+        if column not in num_ids:
+            known = ", ".join(num_ids)
+            raise ConfigError(f"ranker.model.table_rows: {column!r} is no id column; the dataset has {known}")
+    return {
+        column: IdFeature(column, number, model.table_rows.get(column, number)) for column, number in num_ids.items()
+    }
+
+
+def _require_size(feature: IdFeature, dim: int) -> None:
+    """Check that a table has a row, and no more bytes than can be addressed."""
+    if feature.rows < 1:
+        raise DataError(f"dataset.json: {feature.column!r} has no ids; its table must have a row")
+    if feature.rows * dim * 4 > MAX_TABLE_BYTES:
+        option = "the arm's max_rows" if feature.is_sid else f"ranker.model.table_rows.{feature.column}"
+        raise ConfigError(
+            f"the table of {feature.column!r}: {feature.rows} rows of {dim} float32 numbers are more bytes than can be"
+            f" addressed, {MAX_TABLE_BYTES}; {option} hashes ids into fewer rows"
+        )
 
 
 def _require_taken(arm: ArmConfig, contents: Sequence[Content]) -> None:
@@ -210,13 +267,13 @@ def _content(position: Position, arm: ArmConfig, sids: Sids, spec: DatasetSpec) 
     if kind == "none":
         return Content(position, kind)
     if kind == "dense":
-        return Content(position, kind, embeddings=_embeddings(position, arm, spec))
+        return Content(position, kind, columns=(OWN_IDS[position],), embeddings=_embeddings(position, arm, spec))
     taken = _taken(position, arm, sids)
     if kind == "side":
         held = tuple(_unpacked_part(sid, arm) for sid in taken)
         columns = [tuple(sid_columns(_base(position, sid), sid)) for sid in held]
-        unpacked = tuple(name for names in columns for name in names)
-        return Content(position, kind, taken, held, unpacked, known=tuple(names[0] for names in columns))
+        every = tuple(name for names in columns for name in names)
+        return Content(position, kind, taken, held, every, known=tuple(names[0] for names in columns))
     # A bag of no id is zeros already; a sequence needs to be told which of its entries hold a place alone.
     first = {feature.sid: feature.columns[0] for feature in reversed(_tables(position, arm, sids))}
     known = tuple(first[sid] for sid in taken) if position == "history" else ()

@@ -6,14 +6,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from infra.checkpoint import Checkpoint, Checkpoints
 from infra.distributed import World, lockstep
 from infra.lanes import Batch, LaneReader
 from infra.prefetch import prefetched
-from infra.shards import Shard
 from infra.tracking import RunLog
 from ranker.batch import RankerBatch
 from ranker.config import TrainingConfig
@@ -21,7 +19,7 @@ from ranker.features import ArmFeatures
 from ranker.metrics import TrainingWindow
 from ranker.model import NonFiniteLossError, StepOutput
 from ranker.reader import NewestEntries, ranker_batches
-from ranker.sharding import ShardedRanker, local_parts
+from ranker.sharding import ShardedRanker
 
 UNTIMED_STEPS = 10
 """First steps of each start, which the throughput leaves out: tracing, allocation, the reader's first row groups."""
@@ -112,7 +110,7 @@ class Fit:
         self.log = log
         self.checkpoints = checkpoints
         self.num_steps = training.epochs * reader.num_batches
-        self.window = TrainingWindow()
+        self.window = TrainingWindow(progress.features.tasks)
         self.step = 0
         self.resumed_from: int | None = None
         self.timed_steps, self.seconds, self.waited, self.checkpoint_seconds = 0, 0.0, 0.0, 0.0
@@ -125,7 +123,7 @@ class Fit:
         """
         if self.checkpoints is None:
             return
-        found = self.checkpoints.load(self._shards())
+        found = self.checkpoints.load(self.sharded.shards(self.progress.features))
         if found is None:
             return
         self._restore(found)
@@ -198,21 +196,15 @@ class Fit:
             "checkpoint_seconds": self.checkpoint_seconds,
             "history": self.log.history(),
         }
-        whole = {name: x for name, x in self.sharded.state().items() if not isinstance(x, ShardedTensor)}
-        return Checkpoint(self.step, {**whole, **self.window.state()}, {}, values, self._shards())
-
-    def _shards(self) -> dict[str, list[Shard]]:
-        return {
-            name: [Shard(offset, part) for offset, part in local_parts(tensor)]
-            for name, tensor in self.sharded.state().items()
-            if isinstance(tensor, ShardedTensor)
-        }
+        shards = self.sharded.shards(self.progress.features)
+        whole = {name: tensor for name, tensor in self.sharded.state().items() if name not in shards}
+        return Checkpoint(self.step, {**whole, **self.window.state()}, {}, values, shards)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         """Take up a checkpoint whose shards are in place already."""
         self.sharded.make_dense_state()
         for name, tensor in self.sharded.state().items():
-            if not isinstance(tensor, ShardedTensor):
+            if name not in checkpoint.shards:
                 tensor.copy_(checkpoint.shared[name])
         self.window.load_state(checkpoint.shared, self.progress.world.device)
         self.step = self.resumed_from = checkpoint.step

@@ -122,14 +122,13 @@ def _sampled(groups: Sequence[RowGroup], max_rows: int) -> Sequence[RowGroup]:
 
 
 def _described(feature: IdFeature, ids: Ids, held_out: tuple[int, int], dim: int) -> dict[str, Any]:
-    is_hashed = feature.rows < feature.num_ids
     return {
         "table": feature.table,
         "is_sid": feature.is_sid,
         "possible_ids": feature.num_ids,
         "distinct_ids": len(ids),
         "rows": feature.rows,
-        "collision_share": collision_share(ids, feature.rows) if is_hashed else 0.0,
+        "collision_share": collision_share(ids, feature.rows) if feature.is_hashed else 0.0,
         "bytes": feature.rows * dim * 4,
         "held_out_ids": held_out[0],
         "never_seen": held_out[1],

@@ -3,7 +3,7 @@
 The exact metrics are those of `ranker.statistics`, which compares arms with the same code.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,40 +14,44 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from infra.tables import TASKS
 from ranker.statistics import auc_by_user, task_metrics
 
-PREDICTION_SCHEMA = pa.schema(
-    [
-        pa.field("row", pa.int64(), nullable=False),
-        pa.field("user_id", pa.int64(), nullable=False),
-        pa.field("item_id", pa.int64(), nullable=False),
-        pa.field("event_time", pa.timestamp("us"), nullable=False),
-        pa.field("click", pa.int8(), nullable=False),
-        pa.field("conversion", pa.int8()),
-        pa.field("p_click", pa.float32(), nullable=False),
-        pa.field("p_conversion", pa.float32(), nullable=False),
-    ]
-)
-"""Predictions of one test row. `p_conversion` is the chance of a conversion given a click, so `conversion` is null
-where there was no click, as where its follow-up is not complete: a null label is not judged."""
+
+def prediction_schema(tasks: Iterable[str]) -> pa.Schema:
+    """Return the schema of predictions, one row a held-out row: for each task `<task>`, its label, and `p_<task>`.
+
+    `p_<task>` is the probability of a task given that its ancestors happened. So the label is null where some
+    ancestor's is not 1, as where it is not known itself: a null label is not judged.
+    """
+    names = tuple(tasks)
+    return pa.schema(
+        [
+            pa.field("row", pa.int64(), nullable=False),
+            pa.field("user_id", pa.int64(), nullable=False),
+            pa.field("item_id", pa.int64(), nullable=False),
+            pa.field("event_time", pa.timestamp("us"), nullable=False),
+            *(pa.field(name, pa.int8()) for name in names),
+            *(pa.field(f"p_{name}", pa.float32(), nullable=False) for name in names),
+        ]
+    )
 
 
-def prediction_metrics(files: Sequence[Path]) -> dict[str, dict[str, Any]]:
-    """Measure both tasks on all rows of the prediction files.
+def prediction_metrics(files: Sequence[Path], tasks: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Measure every task on all rows of the prediction files.
 
     Args:
-        files: Parquet files of `PREDICTION_SCHEMA`.
+        files: Parquet files of `prediction_schema`. tasks: what they predict.
 
     Returns:
         task -> ne, auc, calibration, num, positives; gauc, gauc_users, gauc_rows (AUC within users who have both
         labels, weighted by rows). What is not defined is None, and `reason` says why.
     """
-    columns = ["user_id", *TASKS, *(f"p_{task}" for task in TASKS)]
+    names = tuple(tasks)
+    columns = ["user_id", *names, *(f"p_{name}" for name in names)]
     parts = [pq.read_table(file, columns=columns) for file in files]
     table = pa.concat_tables(parts)
     measured = {}
-    for task in TASKS:
+    for task in names:
         judged = table.filter(table[task].is_valid())
         labels_N, scores_N = judged[task].to_numpy(), judged[f"p_{task}"].to_numpy()
         metrics = asdict(task_metrics(labels_N, scores_N))
@@ -68,9 +72,14 @@ def _reason(task: str, metrics: Mapping[str, Any]) -> dict[str, str]:
 
 
 class TrainingWindow:
-    """Sums the steps between two points of the learning curve."""
+    """Sums of the steps between two points of the learning curve.
 
-    def __init__(self) -> None:
+    Args of the constructor:
+        tasks: the tasks' names, in the order of the totals.
+    """
+
+    def __init__(self, tasks: Iterable[str]) -> None:
+        self._tasks = tuple(tasks)
         self._totals_3T: Tensor | None = None
 
     def add(self, totals_3T: Tensor) -> None:
@@ -91,7 +100,7 @@ class TrainingWindow:
         losses_T, counts_T, positives_T = self._totals_3T.cpu().numpy()
         self._totals_3T = None
         values = {}
-        for i, task in enumerate(TASKS):
+        for i, task in enumerate(self._tasks):
             loss = losses_T[i] / counts_T[i] if counts_T[i] else float("nan")
             rate = positives_T[i] / counts_T[i] if counts_T[i] else 0.0
             values[f"train_{task}_loss"] = float(loss)

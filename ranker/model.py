@@ -1,5 +1,7 @@
 """The ranking model: tables, the dense part over them, and a loss that is the same for any number of ranks."""
 
+from collections.abc import Mapping
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -10,10 +12,10 @@ from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, EmbeddingCollec
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 
 from infra.errors import DataError
-from infra.tables import TASKS
+from infra.tables import TaskSpec, ancestors
 from ranker.batch import RankerBatch
 from ranker.blocks import DenseBlock, HistoryBlock, Interaction, Towers
-from ranker.config import Conversion, ModelConfig, RankerConfig
+from ranker.config import Children, ModelConfig, RankerConfig
 from ranker.content import RowContent
 from ranker.features import ITEM_IDS, ArmFeatures, Content, IdFeature
 from ranker.frozen import Frozen
@@ -59,7 +61,7 @@ class Body(nn.Module):
         self.history = HistoryBlock(features, model, asking_vectors * model.embedding_dim, frozen)
         dense_vectors = model.dense_outputs if features.dense else 0
         self.interaction = Interaction(query_vectors + dense_vectors + model.history.queries, model)
-        self.towers = Towers(TASKS, model)
+        self.towers = Towers(tuple(features.tasks), model)
 
     def forward(self, batch: RankerBatch, bags: KeyedTensor, sequences: dict[str, JaggedTensor]) -> Tensor:
         """Give logits [B, tasks], float32 in any precision."""
@@ -94,16 +96,20 @@ class GlobalLoss(nn.Module):
     labels`, whose average over ranks is the mean over the global batch, however its rows are spread.
 
     Args of the constructor:
-        task_weights: of click and conversion.
-        conversion: what the conversion tower, whose logit is that of p(conversion | click), learns from.
+        tasks: by name, in the order of the logits; the logit of a task with a parent is that of p(task | parent = 1).
+        children: what tasks with a parent learn from (`ranker.config.TrainingConfig`).
     """
 
     task_weights_T: Tensor
 
-    def __init__(self, task_weights: tuple[float, ...], conversion: Conversion = "click") -> None:
+    def __init__(self, tasks: Mapping[str, TaskSpec], children: Children = "given") -> None:
         super().__init__()
-        self.conversion = conversion
-        self.register_buffer("task_weights_T", torch.tensor(task_weights), persistent=False)
+        self.tasks = tuple(tasks)
+        self.in_entire_space = children == "entire_space"
+        # For each task the places of its ancestors, from the root on, and its own.
+        self.chains = [[self.tasks.index(name) for name in (*ancestors(tasks, task)[::-1], task)] for task in tasks]
+        weights = [task.weight for task in tasks.values()]
+        self.register_buffer("task_weights_T", torch.tensor(weights), persistent=False)
 
     def forward(self, logits_BT: Tensor, batch: RankerBatch) -> tuple[Tensor, StepOutput]:
         """Give this rank's loss to differentiate, and the step's output.
@@ -119,20 +125,26 @@ class GlobalLoss(nn.Module):
         if world_size > 1:
             dist.all_reduce(totals_3T)
         if not bool(totals_3T.isfinite().all()):
-            by_task = ", ".join(f"{task} {loss}" for task, loss in zip(TASKS, totals_3T[0].tolist(), strict=True))
+            by_task = ", ".join(f"{task} {loss}" for task, loss in zip(self.tasks, totals_3T[0].tolist(), strict=True))
             raise NonFiniteLossError(f"the loss of the global batch is not finite: {by_task}")
         counts_T = totals_3T[1].clamp(min=1.0).float()
         loss = world_size * (self.task_weights_T * sums_T / counts_T).sum()
         return loss, StepOutput(logits_BT.detach().sigmoid(), totals_3T)
 
     def _judged(self, logits_BT: Tensor, batch: RankerBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Give the logits the loss is of, their labels, and 1 where a label counts."""
-        labels_BT, weights_BT = batch.labels_BT, batch.weights_BT
-        click_B = labels_BT[:, :1]
-        if self.conversion == "click":
-            return logits_BT, labels_BT, torch.cat([weights_BT[:, :1], weights_BT[:, 1:] * click_B], dim=1)
-        both_BT = torch.stack([logits_BT[:, 0], joint_logit(*logits_BT.unbind(1))], dim=1)
-        return both_BT, torch.cat([click_B, labels_BT[:, 1:] * click_B], dim=1), weights_BT
+        """Return the logits the loss is of, their labels, and 1 where a label counts."""
+        logits, labels, weights = logits_BT.unbind(1), batch.labels_BT.unbind(1), batch.weights_BT.unbind(1)
+        if not self.in_entire_space:  # an ancestor's label that is not known is 0
+            counted_BT = _products([[weights[own], *(labels[i] for i in above)] for *above, own in self.chains])
+            return logits_BT, batch.labels_BT, counted_BT
+        joint = [reduce(joint_logit, [logits[i] for i in chain]) for chain in self.chains]
+        happened_BT, known_BT = (_products([[x[i] for i in chain] for chain in self.chains]) for x in (labels, weights))
+        return torch.stack(joint, dim=1), happened_BT, known_BT
+
+
+def _products(factors: list[list[Tensor]]) -> Tensor:
+    """Return [B, tasks], each task's column the product of its factors [B]."""
+    return torch.stack([reduce(torch.mul, each) for each in factors], dim=1)
 
 
 def joint_logit(first_B: Tensor, second_B: Tensor) -> Tensor:
@@ -146,7 +158,7 @@ def joint_logit(first_B: Tensor, second_B: Tensor) -> Tensor:
 
 
 class Ranker(nn.Module):
-    """Click and conversion from ids, context, history and, by arm, Semantic IDs (SIDE paper, section 5).
+    """The tasks' probabilities from ids, context, history and, by arm, Semantic IDs (SIDE paper, section 5).
 
     `forward` stays plain: the training pipeline traces it to find the tables and the batch's part each is fed with.
 
@@ -169,8 +181,7 @@ class Ranker(nn.Module):
             tables=[EmbeddingConfig(**_table(feature, dim)) for feature in features.sequences],
         )
         self.body = Body(features, config, frozen).to(device)
-        training = config.training
-        self.loss = GlobalLoss((1.0, training.conversion_weight), training.conversion).to(device)
+        self.loss = GlobalLoss(features.tasks, config.training.children).to(device)
 
     def forward(self, batch: RankerBatch) -> tuple[Tensor, StepOutput]:
         """Give the loss and the step's output; see `GlobalLoss`."""

@@ -11,7 +11,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,7 +27,7 @@ from infra.tables import DatasetSpec, read_dataset
 from ranker.config import RankerConfig
 from ranker.cost import column_cost, mean_entries
 from ranker.exchange import ID_BYTES, LENGTH_BYTES, NUMBER_BYTES, sent, sent_by_all
-from ranker.features import HISTORY_IDS, ArmFeatures, IdFeature, arm_features, dataset_sids
+from ranker.features import HISTORY_IDS, ArmFeatures, arm_features, dataset_sids
 from ranker.frozen import Frozen, shaped_frozen
 from ranker.plan_report import print_report
 from ranker.planner import (
@@ -169,24 +169,24 @@ def _sid_columns(work: Workload) -> dict[str, Any]:
 
 
 def _workload(arguments: argparse.Namespace) -> Workload:
-    config = load_section(RankerConfig, arguments.config, "ranker", arguments.set).resolved()
+    rows_of_tables = [f"ranker.model.table_rows.{override}" for override in arguments.table_rows]
+    config = load_section(RankerConfig, arguments.config, "ranker", [*arguments.set, *rows_of_tables]).resolved()
     rows: int | None = arguments.rows
     stored: float | None = None
     if arguments.dataset:
         dataset = read_dataset(arguments.dataset)
         spec = dataset.spec
         files = dataset.event_files(*spec.train)
-        features = arm_features(spec, config.content, dataset_sids(dataset))
+        features = arm_features(spec, config, dataset_sids(dataset))
         history = mean_entries(files, HISTORY_IDS)
         stored = column_cost(files, tuple(features.sid_columns)).compressed
         rows = rows or sum(group.rows for group in row_groups(files))
     else:
         spec = _spec(DatasetSpec, arguments.input_spec)
         sids = [_spec(SidSpec, file) for file in arguments.sid_spec]
-        features = arm_features(spec, config.content, {sid.name: sid for sid in sids})
+        features = arm_features(spec, config, {sid.name: sid for sid in sids})
         history = float(spec.max_history)  # the most an event may carry: no less is known
     frozen = shaped_frozen(features, spec)
-    features = _with_rows(features, arguments.table_rows)
     return Workload(config, features, frozen, arguments.mean_history or history, rows, stored)
 
 
@@ -196,30 +196,6 @@ def _spec(kind: type[S], file: Path) -> S:
     except (OSError, ValueError) as error:
         raise ConfigError(f"{file}: cannot be read as JSON: {error}") from error
     return parse(kind, values, str(file))
-
-
-def _with_rows(features: ArmFeatures, overrides: Sequence[str]) -> ArmFeatures:
-    """Give tables other numbers of rows, by `column=rows`."""
-    rows: dict[str, int] = {}
-    for override in overrides:
-        column, _, number = override.partition("=")
-        if not number.isdecimal() or int(number) < 1:
-            raise ConfigError(f"--table-rows {override!r}: must look like column=rows")
-        rows[column] = int(number)
-    known = [feature.column for feature in (*features.bags, *features.sequences)]
-    for column in rows:
-        if column not in known:
-            raise ConfigError(f"--table-rows {column!r}: the arm has no such table; it has {', '.join(known)}")
-
-    def resized(feature: IdFeature) -> IdFeature:
-        number = rows.get(feature.column, feature.rows)
-        return replace(feature, rows=number, num_ids=feature.num_ids if feature.is_sid else number)
-
-    return replace(
-        features,
-        bags=tuple(resized(feature) for feature in features.bags),
-        sequences=tuple(resized(feature) for feature in features.sequences),
-    )
 
 
 def _cluster(arguments: argparse.Namespace) -> Cluster:
@@ -249,7 +225,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         default=[],
         help="with --input-spec: SIDs it would have (SidSpec, JSON)",
     )
-    add("--table-rows", action="append", default=[], metavar="COLUMN=ROWS", help="another number of rows for a table")
+    add(
+        "--table-rows",
+        action="append",
+        default=[],
+        metavar="COLUMN=ROWS",
+        help="rows of an id table: short for --set ranker.model.table_rows.COLUMN=ROWS, which a training takes as well",
+    )
     add("--mean-history", type=float, help="history entries an event; by default measured, or the most there may be")
     add("--ranks", type=_positive(int), required=True, help="how many GPUs, or processes on CPUs")
     add("--ranks-per-node", type=_positive(int), help="how many share a host; by default all, at most 8")

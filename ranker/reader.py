@@ -96,17 +96,17 @@ def to_ranker_batch(batch: Batch, features: ArmFeatures) -> RankerBatch:
     lengths_B = history.value_lengths().to_numpy(zero_copy_only=False)
     offsets_B1 = np.zeros(len(lengths_B) + 1, np.int64)
     np.cumsum(lengths_B, out=offsets_B1[1:])
-    labels_BT, weights_BT = _labels(batch)
+    labels_BT, weights_BT = _labels(batch, tuple(features.tasks))
     rows, entries = table.num_rows, int(offsets_B1[-1])
     return RankerBatch(
         bags=_bags(table, features.bags),
         sequences=_sequences(table, features.sequences, lengths_B),
         dense_BF=_dense(table, features.dense),
-        item_sids_BC=_side_by_side(table, features.item.unpacked, rows, np.int64),
+        item_content_BC=_side_by_side(table, features.item.columns, rows, np.int64),
         item_known_BS=_side_by_side(table, features.item.known, rows, np.bool_),
-        user_sids_BC=_side_by_side(table, features.user.unpacked, rows, np.int64),
+        user_content_BC=_side_by_side(table, features.user.columns, rows, np.int64),
         user_known_BS=_side_by_side(table, features.user.known, rows, np.bool_),
-        history_sids_TC=_side_by_side(table, features.history.unpacked, entries, np.int64),
+        history_content_TC=_side_by_side(table, features.history.columns, entries, np.int64),
         history_known_TS=_side_by_side(table, features.history.known, entries, np.bool_),
         history_recency_FT=_recency(table, lengths_B),
         history_offsets_B1=torch.from_numpy(offsets_B1),
@@ -126,13 +126,12 @@ def _numpy(array: pa.Array) -> npt.NDArray[np.generic]:
     return values
 
 
-def _labels(batch: Batch) -> tuple[Tensor, Tensor]:
-    conversion = _array(batch.table, "conversion")
-    labels_BT, weights_BT = np.empty((2, len(conversion), 2), np.float32)
-    labels_BT[:, 0] = _numpy(_array(batch.table, "click"))
-    labels_BT[:, 1] = _numpy(_without_nulls(conversion))
-    weights_BT[:, 0] = batch.valid_N
-    weights_BT[:, 1] = batch.valid_N & _known(conversion)
+def _labels(batch: Batch, tasks: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+    labels_BT, weights_BT = np.empty((2, batch.table.num_rows, len(tasks)), np.float32)
+    for place, task in enumerate(tasks):
+        column = _array(batch.table, task)
+        labels_BT[:, place] = _numpy(_without_nulls(column))
+        weights_BT[:, place] = batch.valid_N & _known(column)
     return torch.from_numpy(labels_BT), torch.from_numpy(weights_BT)
 
 
@@ -144,7 +143,7 @@ def _dense(table: pa.Table, names: tuple[str, ...]) -> Tensor:
 
 
 def _hashed(ids: Integers, feature: IdFeature) -> Integers:
-    if feature.rows >= feature.num_ids:
+    if not feature.is_hashed:
         return ids
     is_power_of_two = feature.rows & (feature.rows - 1) == 0  # the default; ids are never negative
     return ids & (feature.rows - 1) if is_power_of_two else ids % feature.rows

@@ -15,6 +15,7 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from infra.distributed import World, average_gradients, broadcast, gather, together
+from infra.shards import Shard, Spread
 from ranker.config import RankerConfig, TrainingConfig
 from ranker.features import ArmFeatures
 from ranker.frozen import Frozen
@@ -63,6 +64,26 @@ class ShardedRanker:
         found = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         for parameter, states in self.optimizer.state_dict()["state"].items():
             found |= {f"optimizer.{parameter}.{name}": x for name, x in states.items() if isinstance(x, Tensor)}
+        return found
+
+    def shards(self, features: ArmFeatures) -> dict[str, Spread]:
+        """Return those of `state` that are spread over the ranks: tables, and the states of their rows.
+
+        A table of ids may grow between saving and loading: a new row starts as it was initialized, an old one keeps its
+        weights and state. A hashed table may not, as its ids would be looked up in other rows, nor a table of SIDs.
+
+        Args:
+            features: what the tables are of.
+        """
+        tables = (*features.bags, *features.sequences)
+        growing = {feature.table: feature.rows for feature in tables if not (feature.is_hashed or feature.is_sid)}
+        found = {}
+        for name, tensor in self.state().items():
+            if isinstance(tensor, ShardedTensor):
+                shape = tuple(tensor.size())
+                parts = [Shard(offset, part) for offset, part in local_parts(tensor)]
+                # Where columns are apart, the states of rows lie one column after another: no row has its place.
+                found[name] = Spread(shape, parts, may_grow=growing.get(_table_of(name) or "") == shape[0])
         return found
 
 
@@ -166,6 +187,12 @@ def local_parts(tensor: Tensor) -> Iterator[tuple[tuple[int, ...], Tensor]]:
         yield tuple(shard.metadata.shard_offsets), shard.tensor
 
 
+def _table_of(name: str) -> str | None:
+    """Return the table of a weight or state by its name in `ShardedRanker.state`; None of the network."""
+    _, module, _, table, *_ = name.split(".")
+    return table if module in ("bags", "sequences") else None
+
+
 def real_bytes(sharded: ShardedRanker, world: World) -> dict[str, list[dict[str, int]]]:
     """Measure what the tables take on all ranks, caches and buffers left out: every rank calls.
 
@@ -174,10 +201,10 @@ def real_bytes(sharded: ShardedRanker, world: World) -> dict[str, list[dict[str,
     """
     own: dict[str, dict[str, int]] = {}
     for name, tensor in sharded.state().items():
-        what, module, _, table, *_ = name.split(".")
-        if module not in ("bags", "sequences"):
+        table = _table_of(name)
+        if table is None:
             continue
-        kind = "weight_bytes" if what == "model" else "state_bytes"
+        kind = "weight_bytes" if name.startswith("model.") else "state_bytes"
         for _, part in local_parts(tensor):
             taken = own.setdefault(table, {"rank": world.rank, "weight_bytes": 0, "state_bytes": 0})
             taken[kind] += part.nbytes

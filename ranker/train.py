@@ -7,6 +7,7 @@ pipeline, predict every held-out row, write predictions, checkpoint and summary.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -23,7 +24,7 @@ from infra.distributed import World, barrier, gather, together
 from infra.lanes import Batch, LaneReader
 from infra.parquet import TableWriter
 from infra.stage import StageRun, run_stage
-from infra.tables import Dataset, DatasetSpec, read_dataset
+from infra.tables import Dataset, DatasetSpec, TaskSpec, ancestors, read_dataset
 from infra.tracking import RunLog
 from ranker.config import Dates, RankerConfig, TrainingConfig
 from ranker.cost import column_cost, count_flops, embedding_bytes, mean_entries, peak_memory_bytes
@@ -31,7 +32,7 @@ from ranker.features import HISTORY_IDS, ArmFeatures, arm_features, dataset_sids
 from ranker.fit import Fit, Progress
 from ranker.frozen import read_frozen
 from ranker.id_tables import describe_tables
-from ranker.metrics import PREDICTION_SCHEMA, prediction_metrics
+from ranker.metrics import prediction_metrics, prediction_schema
 from ranker.model import StepOutput
 from ranker.reader import NewestEntries, open_events
 from ranker.sharding import ShardedRanker, build_sharded, plan_facts, real_bytes, table_bytes
@@ -110,7 +111,7 @@ def _close(
 ) -> None:
     """Measure the predictions, and write the plan and all closing numbers down."""
     fitting, held_out = splits
-    measured = prediction_metrics(sorted((run.out / "predictions").glob("*.parquet")))
+    measured = prediction_metrics(sorted((run.out / "predictions").glob("*.parquet")), fitting.features.tasks)
     plan = {**sharded.plan.described(), "real_bytes": taken}
     (run.out / "plan.json").write_text(json.dumps(plan, indent=1))
     summary = {
@@ -134,7 +135,7 @@ def open_splits(dataset: Dataset, config: RankerConfig) -> tuple[Split, Split]:
         DataError: a split has no files.
     """
     spec = dataset.spec
-    features = arm_features(spec, config.content, dataset_sids(dataset))
+    features = arm_features(spec, config, dataset_sids(dataset))
     windows = config.holdout.windows(spec)
     splits = tuple(Split(dates, dataset.event_files(*dates), spec, features) for dates in windows)
     for split in splits:
@@ -172,31 +173,36 @@ def predict(
     with count_flops() as counter:
         first = next(steps)
     with (
-        TableWriter(path, PREDICTION_SCHEMA) as writer,
+        TableWriter(path, prediction_schema(split.features.tasks)) as writer,
         log.progress(reader.num_rows, f"measure {config.arm}") as advance,
     ):
         for batch, output in chain([first], steps):
             with together(progress.world, "writing predictions"):
-                writer.write(prediction_table(batch, output))
+                writer.write(prediction_table(batch, output, split.features.tasks))
             # Padding is at most the last batches' share, so this rank's rows stand for every rank's.
             advance(int(batch.valid_N.sum()) * progress.world.size)
     barrier(progress.world)
     return float(counter.get_total_flops() / len(first[0].rows_N))
 
 
-def prediction_table(batch: Batch, output: StepOutput) -> pa.Table:
-    """Give a batch's predictions as rows of `PREDICTION_SCHEMA`, without the padding."""
-    p_click_B, p_conversion_B = output.probabilities_BT.t().contiguous().cpu().numpy()
-    conversion = pc.if_else(pc.equal(batch.table["click"], 1), batch.table["conversion"], None)
+def prediction_table(batch: Batch, output: StepOutput, tasks: Mapping[str, TaskSpec]) -> pa.Table:
+    """Return a batch's predictions as rows of `prediction_schema`, without the padding."""
     columns = [
         pa.array(batch.rows_N),
-        *(batch.table[name] for name in ("user_id", "item_id", "event_time", "click")),
-        conversion,
-        pa.array(p_click_B),
-        pa.array(p_conversion_B),
+        *(batch.table[name] for name in ("user_id", "item_id", "event_time")),
+        *(_judged_label(batch.table, tasks, task) for task in tasks),
+        *(pa.array(p_B) for p_B in output.probabilities_BT.t().contiguous().cpu().numpy()),
     ]
-    table = pa.table(columns, schema=PREDICTION_SCHEMA)
+    table = pa.table(columns, schema=prediction_schema(tasks))
     return table if batch.valid_N.all() else table.filter(pa.array(batch.valid_N))
+
+
+def _judged_label(table: pa.Table, tasks: Mapping[str, TaskSpec], task: str) -> pa.ChunkedArray:
+    """Return a task's label, null where not all of its ancestors happened."""
+    label = table[task]
+    for ancestor in ancestors(tasks, task):
+        label = pc.if_else(pc.equal(table[ancestor], 1), label, None)
+    return label
 
 
 def save(sharded: ShardedRanker, path: Path) -> None:

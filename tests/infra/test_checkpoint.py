@@ -9,7 +9,7 @@ import torch
 from infra.checkpoint import Checkpoint, Checkpoints
 from infra.distributed import World
 from infra.errors import CommitError
-from infra.shards import Shard
+from infra.shards import Shard, Spread
 from tests.distributed import run_distributed
 
 ONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), backend="gloo")
@@ -131,9 +131,9 @@ def spread(world: World, path: Path, rows: int) -> list[int]:
     first = world.rank * each
     table = torch.arange(first, first + each)
     kept = Checkpoints(path, world, "ranker", WORK)
-    kept.save(Checkpoint(7, {}, {}, {}, {"table": [Shard((first,), table)]}))
+    kept.save(Checkpoint(7, {}, {}, {}, {"table": Spread((rows,), [Shard((first,), table)])}))
     out = torch.zeros_like(table)
-    found = kept.load({"table": [Shard((first,), out)]})
+    found = kept.load({"table": Spread((rows,), [Shard((first,), out)])})
     assert found is not None
     assert (found.step, found.moved) == (7, ())
     return out.tolist()
@@ -142,11 +142,14 @@ def spread(world: World, path: Path, rows: int) -> list[int]:
 def test_what_is_spread_over_the_ranks_is_read_by_any_number_of_them(tmp_path: Path) -> None:
     assert run_distributed(spread, tmp_path / "out.checkpoint", 10) == [list(range(5)), list(range(5, 10))]
     out = torch.zeros(10, dtype=torch.int64)
-    found = Checkpoints(tmp_path / "out.checkpoint", ONE, "ranker", WORK).load({"table": [Shard((0,), out)]})
+    found = Checkpoints(tmp_path / "out.checkpoint", ONE, "ranker", WORK).load(
+        {"table": Spread((10,), [Shard((0,), out)])}
+    )
     assert found is not None
     assert "ranks" in found.moved
     assert out.tolist() == list(range(10))
     with pytest.raises(CommitError, match="is a checkpoint of other work"):
         Checkpoints(tmp_path / "out.checkpoint", ONE, "ranker", {**WORK, "config": "d"}).load({})
-    with pytest.raises(CommitError, match="table: 10 of the 11 numbers"):
-        Checkpoints(tmp_path / "out.checkpoint", ONE, "ranker", WORK).load({"table": [Shard((0,), torch.zeros(11))]})
+    larger = Spread((11,), [Shard((0,), torch.zeros(11))])
+    with pytest.raises(CommitError, match=r"table: was saved with shape \(10,\), now has \(11,\)"):
+        Checkpoints(tmp_path / "out.checkpoint", ONE, "ranker", WORK).load({"table": larger})

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import infra.shards
-from infra.shards import Shard, read_shards, write_shards
+from infra.shards import Shard, Spread, read_shards, write_shards
 
 
 def cut(tensor: Tensor, places: list[int]) -> list[Shard]:
@@ -33,11 +33,12 @@ def test_parts_are_filled_from_any_other_parts(
     kept, infra.shards.BLOCK_NUMBERS = infra.shards.BLOCK_NUMBERS, block
     try:
         for rank, (part, own) in enumerate(zip(cut(table, written), cut(state, written), strict=True)):
-            write_shards({"a.table": [part], "state": [own]}, folder, rank)
+            write_shards({"a.table": Spread((30, 3), [part]), "state": Spread((30,), [own])}, folder, rank)
     finally:
         infra.shards.BLOCK_NUMBERS = kept
     out, counts = torch.full_like(table, -1), torch.full_like(state, -1)
-    read_shards({"a.table": cut(out, read), "state": cut(counts, read), "elsewhere": []}, folder)
+    parts, own = cut(out, read), cut(counts, read)
+    read_shards({"a.table": Spread((30, 3), parts), "state": Spread((30,), own)}, folder)
     assert torch.equal(out, table)
     assert torch.equal(counts, state)
 
@@ -45,15 +46,43 @@ def test_parts_are_filled_from_any_other_parts(
 def test_columns_are_cut_too(tmp_path: Path) -> None:
     table = torch.arange(24.0).view(4, 6)
     for rank in range(2):
-        write_shards({"t": [Shard((0, 3 * rank), table[:, 3 * rank : 3 * rank + 3])]}, tmp_path, rank)
+        half = Shard((0, 3 * rank), table[:, 3 * rank : 3 * rank + 3])
+        write_shards({"t": Spread((4, 6), [half])}, tmp_path, rank)
     out = torch.zeros(2, 4)
-    read_shards({"t": [Shard((1, 1), out)]}, tmp_path)
+    read_shards({"t": Spread((4, 6), [Shard((1, 1), out)])}, tmp_path)
     assert torch.equal(out, table[1:3, 1:5])
 
 
 def test_what_was_never_written_is_refused(tmp_path: Path) -> None:
-    write_shards({"t": [Shard((0,), torch.zeros(4))]}, tmp_path, 0)
-    with pytest.raises(ValueError, match=r"t: 3 of the 5 numbers from \(1,\) are there"):
-        read_shards({"t": [Shard((1,), torch.zeros(5))]}, tmp_path)
-    with pytest.raises(ValueError, match="u: 0 of the 2 numbers"):
-        read_shards({"u": [Shard((0,), torch.zeros(2))]}, tmp_path)
+    for rank, first in enumerate((0, 6)):  # rows 4 and 5 are on no rank
+        write_shards({"t": Spread((8,), [Shard((first,), torch.zeros(4 - 2 * rank))])}, tmp_path, rank)
+    with pytest.raises(ValueError, match=r"t: 5 of the 7 numbers from \(1,\) are there"):
+        read_shards({"t": Spread((8,), [Shard((1,), torch.zeros(7))])}, tmp_path)
+    with pytest.raises(ValueError, match="u: was not saved"):
+        read_shards({"u": Spread((2,), [Shard((0,), torch.zeros(2))], may_grow=True)}, tmp_path)
+
+
+@given(saved=st.integers(1, 12), new=st.integers(0, 8), places=st.lists(st.integers(0, 20), max_size=3))
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_tensor_that_may_grow_keeps_its_new_rows(
+    saved: int, new: int, places: list[int], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("grown")
+    old = torch.arange(2.0 * saved).view(saved, 2)
+    write_shards({"t": Spread((saved, 2), [Shard((0, 0), old)])}, folder, 0)
+    out = torch.full((saved + new, 2), -1.0)
+    parts = cut(out, [min(place, saved + new) for place in places])
+    read_shards({"t": Spread((saved + new, 2), parts, may_grow=True)}, folder)
+    assert torch.equal(out, torch.cat([old, torch.full((new, 2), -1.0)]))
+
+
+@pytest.mark.parametrize("may_grow", [True, False])
+@pytest.mark.parametrize("shape", [(3, 2), (5, 2), (4, 3)])
+def test_another_shape_is_refused_with_both(tmp_path: Path, shape: tuple[int, int], may_grow: bool) -> None:
+    write_shards({"t": Spread((4, 2), [Shard((0, 0), torch.zeros(4, 2))])}, tmp_path, 0)
+    now = {"t": Spread(shape, [Shard((0, 0), torch.zeros(shape))], may_grow)}
+    if may_grow and shape == (5, 2):
+        read_shards(now, tmp_path)
+        return
+    with pytest.raises(ValueError, match=rf"t: was saved with shape \(4, 2\), now has \({shape[0]}, {shape[1]}\)"):
+        read_shards(now, tmp_path)

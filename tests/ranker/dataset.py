@@ -11,7 +11,7 @@ import torch
 from encoder.sid import SidSpec, event_columns, with_sid_metadata
 from encoder.sid_codebook import write_codebook
 from infra.parquet import TableWriter
-from infra.tables import DatasetSpec, TaskSpec, event_schema, item_schema, user_schema, write_spec
+from infra.tables import DatasetSpec, TaskSpec, ancestors, event_schema, item_schema, user_schema, write_spec
 
 SPEC = DatasetSpec(
     embeddings={"words": 6, "behaviour": 4},
@@ -59,10 +59,26 @@ HABIT = SidSpec(
 USER_SPEC = SPEC.model_copy(update={"user_embeddings": {"activity": 4}})
 
 
-def write_dataset(path: Path, sid: SidSpec | None = SID, rows_a_day: int = 512, null_share: float = 0.1) -> Path:
-    """Write the six days of `SPEC` with all sets of SIDs, or none; the same arguments give the same bytes."""
+ONE_TASK = {"like": TaskSpec()}
+CHAIN = {"order": TaskSpec(given="cart", weight=0.5), "view": TaskSpec(), "cart": TaskSpec(given="view", weight=2.0)}
+"""Three tasks, each given another; a child comes before its parent."""
+TWO_ROOTS = {"like": TaskSpec(weight=3.0), "view": TaskSpec(), "cart": TaskSpec(given="view")}
+
+
+def write_dataset(
+    path: Path,
+    sid: SidSpec | None = SID,
+    rows_a_day: int = 512,
+    null_share: float = 0.1,
+    tasks: dict[str, TaskSpec] | None = None,
+) -> Path:
+    """Write the six days of `SPEC` with all sets of SIDs, or none; the same arguments give the same bytes.
+
+    Args:
+        tasks: in place of click and conversion.
+    """
     path.mkdir(parents=True, exist_ok=True)
-    write_spec(path, SPEC)
+    write_spec(path, SPEC if tasks is None else SPEC.model_copy(update={"tasks": tasks}))
     rng = np.random.default_rng(7)
     digits_ID = rng.integers(0, 3, (SPEC.num_items, 6))
     known_I = rng.random(SPEC.num_items) >= null_share
@@ -81,6 +97,8 @@ def write_dataset(path: Path, sid: SidSpec | None = SID, rows_a_day: int = 512, 
     day = SPEC.train[0]
     while day <= SPEC.test[1]:
         table = events(rng, day, rows_a_day, digits_ID)
+        if tasks is not None:
+            table = with_tasks(table, tasks, digits_ID, day)
         for name, one in sets.items():
             table = with_sids(table, one, digits[name], known_I)
         write_table(path / f"events/date={day}/part-00000.parquet", table)
@@ -128,6 +146,18 @@ def events(rng: np.random.Generator, day: date, rows: int, digits_ID: np.ndarray
         ),
     }
     return pa.table(columns, schema=event_schema(SPEC))
+
+
+def with_tasks(table: pa.Table, tasks: dict[str, TaskSpec], digits_ID: np.ndarray, day: date) -> pa.Table:
+    """Draw labels of other tasks in place of click and conversion; a tenth of each is null."""
+    rng = np.random.default_rng(day.day)
+    chance_N = 0.3 + 0.4 * digits_ID[table["item_id"].to_numpy(), 0] / 2
+    drawn = {task: rng.random(len(chance_N)) < chance_N for task in tasks}
+    table = table.drop_columns(["click", "conversion"])
+    for task in tasks:
+        happened_N = np.all([drawn[name] for name in (task, *ancestors(tasks, task))], axis=0)
+        table = table.append_column(task, pa.array(happened_N.astype(np.int8), mask=rng.random(len(chance_N)) < 0.1))
+    return table
 
 
 def jagged(values_T: np.ndarray | pa.Array, lengths_N: np.ndarray) -> pa.ListArray:

@@ -36,7 +36,9 @@ def test_an_unknown_arm_is_refused_with_the_known_ones() -> None:
         ({"model": {"history": {"heads": 3}}}, r"history.heads=3 must divide embedding_dim=32"),
         ({"model": {"history": {"pooling": "mean"}}}, "ranker.model.history.pooling"),
         ({"model": {"history": {"max_length": 0}}}, "ranker.model.history.max_length"),
-        ({"training": {"conversion": "view"}}, "ranker.training.conversion"),
+        ({"training": {"children": "view"}}, "ranker.training.children"),
+        ({"training": {"task_weights": {"click": 0}}}, "ranker.training.task_weights.click"),
+        ({"model": {"table_rows": {"item_id": 0}}}, "ranker.model.table_rows.item_id"),
         ({"training": {"batch_size": 0}}, "ranker.training.batch_size"),
     ],
 )
@@ -49,7 +51,7 @@ def with_overlay(overlay: dict[str, object]) -> RankerConfig:
     return parse(RankerConfig, {"arm": "a", "arms": {"a": {"overlay": overlay}, "b": {}}}, "ranker")
 
 
-@pytest.mark.parametrize(("key", "value"), [("sparse_learning_rate", 0.25), ("conversion", "entire_space")])
+@pytest.mark.parametrize(("key", "value"), [("sparse_learning_rate", 0.25), ("children", "entire_space")])
 def test_an_overlay_changes_its_own_arm_alone(key: str, value: object) -> None:
     config = with_overlay({"training": {key: value}})
     assert getattr(config.resolved("a").training, key) == value

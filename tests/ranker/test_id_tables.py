@@ -14,7 +14,7 @@ from infra.tables import read_dataset
 from ranker.features import arm_features
 from ranker.id_tables import DistinctIds, collision_share, describe_tables
 from tests.ranker.dataset import SIDS, SPEC, write_dataset
-from tests.ranker.training import config_of
+from tests.ranker.training import config_of, config_with
 
 
 def slow_share(ids: set[int], rows: int) -> float:
@@ -41,8 +41,11 @@ def test_distinct_ids_of_many_parts_are_their_union(monkeypatch: pytest.MonkeyPa
 def test_tables_are_described_by_the_ids_of_the_files(tmp_path: Path) -> None:
     dataset = read_dataset(write_dataset(tmp_path / "dataset", rows_a_day=256))
     files, held_out = dataset.event_files(SPEC.train[0], SPEC.train[0]), dataset.event_files(*SPEC.test)
-    arm = config_of("sid_ngram").content.model_copy(update={"max_rows": 50})
-    described = describe_tables(arm_features(SPEC, arm, SIDS), files, held_out, 8)
+    config = config_with(
+        {"item": "sid_ngram", "history": "sid_ngram", "max_rows": 50},
+        model={"table_rows": {"user_id": 7, "item_id": 50, "history_item_ids": 64, "topics": 4, "slot": 30}},
+    )
+    described = describe_tables(arm_features(SPEC, config, SIDS), files, held_out, 8)
     assert described["rows_counted"] == 256
     events, later = (
         pa.concat_tables([pq.read_table(file, partitioning=None) for file in part]) for part in (files, held_out)
@@ -59,6 +62,9 @@ def test_tables_are_described_by_the_ids_of_the_files(tmp_path: Path) -> None:
         assert table["is_sid"] == ("sid" in name)
         expected = slow_share(ids, table["rows"]) if table["rows"] < table["possible_ids"] else 0.0
         assert table["collision_share"] == pytest.approx(expected)
+    sizes = {name: (tables[name]["possible_ids"], tables[name]["rows"]) for name in ("t_user_id", "t_topics", "t_slot")}
+    assert sizes == {"t_user_id": (60, 7), "t_topics": (11, 4), "t_slot": (5, 30)}
+    assert tables["t_topics"]["collision_share"] == 1.0 > tables["t_slot"]["collision_share"] == 0.0
     assert 0 < tables["t_item_id"]["never_seen"] < tables["t_item_id"]["held_out_ids"] == 2 * 256
     assert tables["t_item_sid"]["possible_ids"] == 3**6
     assert tables["t_item_sid"]["rows"] == 50
@@ -73,5 +79,5 @@ def ids_of(events: pa.Table, table: str) -> list[int]:
 
 def test_no_more_rows_are_read_than_asked_for(tmp_path: Path) -> None:
     files = read_dataset(write_dataset(tmp_path / "dataset", rows_a_day=512)).event_files(*SPEC.train)
-    features = arm_features(SPEC, config_of("none").content, {})
+    features = arm_features(SPEC, config_of("none"), {})
     assert describe_tables(features, files, files, 8, max_rows=600)["rows_counted"] == 512  # 4 of 16 row groups of 128

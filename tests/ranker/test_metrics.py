@@ -12,7 +12,10 @@ from torchrec.metrics.calibration import compute_calibration
 from torchrec.metrics.ne import compute_cross_entropy, compute_ne
 
 from infra.parquet import TableWriter
-from ranker.metrics import PREDICTION_SCHEMA, TrainingWindow, prediction_metrics
+from ranker.metrics import TrainingWindow, prediction_metrics, prediction_schema
+
+TASKS = ("click", "conversion")
+SCHEMA = prediction_schema(TASKS)
 
 
 def write_predictions(
@@ -23,8 +26,8 @@ def write_predictions(
         "row": range(number), "user_id": [user] * number, "item_id": [0] * number, "event_time": [0] * number,
         "click": click, "conversion": conversion, "p_click": p, "p_conversion": p,
     }  # fmt: skip
-    with TableWriter(path, PREDICTION_SCHEMA) as writer:
-        writer.write(pa.table([pa.array(values) for values in columns.values()], schema=PREDICTION_SCHEMA))
+    with TableWriter(path, SCHEMA) as writer:
+        writer.write(pa.table([pa.array(values) for values in columns.values()], schema=SCHEMA))
     return path
 
 
@@ -47,7 +50,7 @@ def test_equal_torchrecs_over_the_files_of_all_ranks(tmp_path: Path) -> None:
         write_predictions(tmp_path / "0.parquet", click[:300], conversion[:300], p[:300]),
         write_predictions(tmp_path / "1.parquet", click[300:], conversion[300:], p[300:]),
     ]
-    measured = prediction_metrics(files)
+    measured = prediction_metrics(files, TASKS)
     known = [i for i, label in enumerate(conversion) if label is not None]
     expected = {
         "click": torchrec_metrics(click, p),
@@ -65,7 +68,7 @@ def test_gauc_orders_rows_within_each_user_across_files(tmp_path: Path) -> None:
         write_predictions(tmp_path / "1.parquet", [1, 0], [0, None], [0.1, 0.2], user=2),
         write_predictions(tmp_path / "2.parquet", [0, 0], [None, None], [0.7, 0.6], user=4),
     ]
-    click, conversion = prediction_metrics(files).values()
+    click, conversion = prediction_metrics(files, TASKS).values()
     assert (click["gauc"], click["gauc_users"], click["gauc_rows"]) == (pytest.approx((4 * 1.0 + 2 * 0.0) / 6), 2, 6)
     assert (conversion["gauc"], conversion["gauc_users"], conversion["gauc_rows"]) == (None, 0, 0)
 
@@ -74,7 +77,7 @@ def test_gauc_orders_rows_within_each_user_across_files(tmp_path: Path) -> None:
     ("click", "reason"), [([0, 0], "none of the 2 click labels is positive"), ([1, 1], "labels is negative")]
 )
 def test_says_why_a_metric_is_not_defined(tmp_path: Path, click: list[int], reason: str) -> None:
-    measured = prediction_metrics([write_predictions(tmp_path / "p.parquet", click, [None, None], [0.5, 0.4])])
+    measured = prediction_metrics([write_predictions(tmp_path / "p.parquet", click, [None, None], [0.5, 0.4])], TASKS)
     assert measured["click"]["ne"] is None
     assert measured["click"]["auc"] is None
     assert reason in measured["click"]["reason"]
@@ -82,7 +85,7 @@ def test_says_why_a_metric_is_not_defined(tmp_path: Path, click: list[int], reas
 
 
 def test_a_training_window_gives_mean_loss_and_ne_and_starts_anew() -> None:
-    window = TrainingWindow()
+    window = TrainingWindow(TASKS)
     window.add(torch.tensor([[6.0, 0.0], [10.0, 0.0], [4.0, 0.0]]).double())
     window.add(torch.tensor([[4.0, 1.0], [10.0, 2.0], [6.0, 2.0]]).double())
     values = window.take()

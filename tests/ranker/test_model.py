@@ -1,5 +1,7 @@
-"""The whole model on one rank: empty histories, what asks the history, and what the conversion tower learns from."""
+"""The whole model on one rank: empty histories, what asks the history, and what each task learns from."""
 
+import itertools
+import math
 from dataclasses import fields
 from typing import Any
 
@@ -10,14 +12,17 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy
 
 from infra.distributed import World
+from infra.errors import ConfigError, DataError
+from infra.tables import TaskSpec, ancestors
 from ranker.batch import RankerBatch
-from ranker.blocks import HistoryBlock
+from ranker.blocks import HistoryBlock, Towers
+from ranker.config import ModelConfig
 from ranker.features import arm_features
 from ranker.frozen import Frozen
 from ranker.model import GlobalLoss, joint_logit
 from ranker.reader import to_ranker_batch
 from ranker.sharding import build_sharded
-from tests.ranker.dataset import SIDS, SPEC, jagged, write_dataset
+from tests.ranker.dataset import CHAIN, ONE_TASK, SIDS, SPEC, TWO_ROOTS, jagged, write_dataset
 from tests.ranker.test_reader import batch_of, first_rows
 from tests.ranker.training import config_of
 
@@ -45,7 +50,7 @@ def test_an_empty_history_gives_zeros_and_trains(
     world: World, rows: pa.Table, arm: str, history: dict[str, Any], empty: str
 ) -> None:
     config = config_of(arm, model={"history": history})
-    features = arm_features(SPEC, config.content, SIDS)
+    features = arm_features(SPEC, config, SIDS)
     sharded = build_sharded(features, config, world, Frozen())
     is_empty_B = torch.arange(rows.num_rows) % 2 == 0 if empty == "some" else torch.ones(rows.num_rows, dtype=bool)
     batch = to_ranker_batch(batch_of(without_history(rows, is_empty_B.tolist())), features)
@@ -66,7 +71,7 @@ def test_an_empty_history_gives_zeros_and_trains(
 @pytest.mark.parametrize(("pooling", "expected"), [("pma", {"user_id", "item_id", "slot"}), ("target", {"item_id"})])
 def test_target_attention_asks_by_the_ad_alone(world: World, rows: pa.Table, pooling: str, expected: set[str]) -> None:
     config = config_of("side", model={"history": {"pooling": pooling}})
-    features = arm_features(SPEC, config.content, SIDS)
+    features = arm_features(SPEC, config, SIDS)
     sharded = build_sharded(features, config, world, Frozen())
     (block,) = (module for module in sharded.model.modules() if isinstance(module, HistoryBlock))
     seen: list[Tensor] = []
@@ -87,35 +92,107 @@ def test_target_attention_asks_by_the_ad_alone(world: World, rows: pa.Table, poo
     assert asked == expected
 
 
-def labelled(labels: list[list[float]], weights: list[list[float]]) -> RankerBatch:
-    """Give a batch of which only the labels matter."""
+def labelled(labels: list[list[int | None]], valid: list[bool]) -> RankerBatch:
+    """Return a batch of which only the labels matter; None is a label that is not known."""
     values: dict[str, Any] = {field.name: None for field in fields(RankerBatch)}
-    return RankerBatch(**values | {"labels_BT": torch.tensor(labels), "weights_BT": torch.tensor(weights)})
+    labels_BT = torch.tensor([[float(label or 0) for label in row] for row in labels])
+    is_known_BT = torch.tensor([[label is not None for label in row] for row in labels])
+    weights_BT = (is_known_BT & torch.tensor(valid)[:, None]).float()
+    return RankerBatch(**values | {"labels_BT": labels_BT, "weights_BT": weights_BT})
 
 
-LABELS = [[1.0, 1.0], [1.0, 0.0], [0.0, 0.0], [0.0, 0.0], [1.0, 0.0]]
-KNOWN = [[1.0, 1.0], [1.0, 1.0], [1.0, 1.0], [0.0, 0.0], [1.0, 0.0]]  # the last: a click still in its follow-up
+def slow_loss(
+    tasks: dict[str, TaskSpec], is_given: bool, logits_BT: Tensor, labels: list[list[int | None]], valid: list[bool]
+) -> tuple[Tensor, list[tuple[int, int]]]:
+    """Return the loss row by row in float64, from probabilities, and for each task how many labels and positives."""
+    names, loss, counts = list(tasks), torch.zeros(()).double(), []
+    for task in names:
+        chain = [task, *ancestors(tasks, task)]
+        terms, positives = [], 0
+        for b in (b for b, counts_for in enumerate(valid) if counts_for):
+            own, *above = (labels[b][names.index(name)] for name in chain)
+            if None in (own, *above) or (is_given and 0 in above):
+                continue
+            p, happened = torch.ones(()).double(), True
+            for name in chain[:1] if is_given else chain:
+                p = p * logits_BT[b, names.index(name)].double().sigmoid()
+                happened = happened and labels[b][names.index(name)] == 1
+            terms.append(-torch.log(p) if happened else -torch.log(1 - p))
+            positives += happened
+        loss = loss + tasks[task].weight * sum(terms) / max(len(terms), 1)
+        counts.append((len(terms), positives))
+    return loss, counts
 
 
-def test_conversion_learns_from_clicks_alone(world: World) -> None:
-    logits_BT = torch.randn(5, 2)
-    loss, output = GlobalLoss((1.0, 0.5))(logits_BT, labelled(LABELS, KNOWN))
+@pytest.mark.parametrize("children", ["given", "entire_space"])
+@pytest.mark.parametrize("tasks", [ONE_TASK, SPEC.tasks, CHAIN, TWO_ROOTS], ids=lambda tasks: "-".join(tasks))
+def test_loss_and_gradients_are_those_of_a_slow_count(world: World, tasks: dict[str, TaskSpec], children: Any) -> None:
+    torch.manual_seed(1)
+    every = list(itertools.product((0, 1, None), repeat=len(tasks)))
+    labels, valid = [list(row) for row in every], [number % 4 > 0 for number in range(len(every))]
+    logits_BT = (2 * torch.randn(len(every), len(tasks))).requires_grad_()
+    loss, output = GlobalLoss(tasks, children)(logits_BT, labelled(labels, valid))
+    (ours,) = torch.autograd.grad(loss, logits_BT)
+    expected, counts = slow_loss(tasks, children == "given", logits_BT, labels, valid)
+    (theirs,) = torch.autograd.grad(expected, logits_BT)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+    assert [tuple(each) for each in output.totals_3T[1:].t().int().tolist()] == counts
+    torch.testing.assert_close(output.probabilities_BT, logits_BT.sigmoid())  # of each task given its parent
+
+
+def test_by_hand_a_child_learns_from_its_parents_rows_or_from_all_that_are_known(world: World) -> None:
+    labels, valid = [[1, 1], [1, 0], [0, 0], [0, 0], [1, None], [0, None]], [True, True, True, False, True, True]
+    tasks = {"click": TaskSpec(), "conversion": TaskSpec(given="click", weight=0.5)}
+    logits_BT = torch.randn(6, 2)
     p_BT = logits_BT.sigmoid()
-    click = binary_cross_entropy(p_BT[[0, 1, 2, 4], 0], torch.tensor([1.0, 1.0, 0.0, 1.0]))
+    click = binary_cross_entropy(p_BT[[0, 1, 2, 4, 5], 0], torch.tensor([1.0, 1.0, 0.0, 1.0, 0.0]))
     conversion = binary_cross_entropy(p_BT[:2, 1], torch.tensor([1.0, 0.0]))
-    torch.testing.assert_close(loss, click + 0.5 * conversion)
-    assert output.totals_3T[1:].tolist() == [[4, 2], [3, 1]]
-
-
-def test_entire_space_learns_the_product_from_every_complete_row(world: World) -> None:
-    logits_BT = torch.randn(5, 2)
-    loss, output = GlobalLoss((1.0, 0.5), "entire_space")(logits_BT, labelled(LABELS, KNOWN))
-    p_BT = logits_BT.sigmoid()
-    click = binary_cross_entropy(p_BT[[0, 1, 2, 4], 0], torch.tensor([1.0, 1.0, 0.0, 1.0]))
     both = binary_cross_entropy(p_BT[:3].prod(1), torch.tensor([1.0, 0.0, 0.0]))
-    torch.testing.assert_close(loss, click + 0.5 * both)
-    assert output.totals_3T[1:].tolist() == [[4, 3], [3, 1]]
-    torch.testing.assert_close(output.probabilities_BT, p_BT)  # still p(conversion | click)
+    batch = labelled(labels, valid)
+    torch.testing.assert_close(GlobalLoss(tasks)(logits_BT, batch)[0], click + 0.5 * conversion)
+    torch.testing.assert_close(GlobalLoss(tasks, "entire_space")(logits_BT, batch)[0], click + 0.5 * both)
+
+
+def test_the_loss_of_a_long_chain_is_finite_and_exact_at_both_ends(world: World) -> None:
+    for logit, label, expected in ((-50.0, 1, 150.0), (50.0, 1, 0.0), (50.0, 0, 50 - math.log(3)), (-50.0, 0, 0.0)):
+        logits_BT = torch.full((1, 3), logit, requires_grad=True)
+        batch = labelled([[label] * 3], [True])
+        loss, output = GlobalLoss(CHAIN, "entire_space")(logits_BT, batch)
+        loss.backward()
+        assert output.totals_3T[0, 0].item() == pytest.approx(expected, rel=1e-5, abs=1e-6)  # `order`, the last
+        assert logits_BT.grad is not None and logits_BT.grad.isfinite().all()
+
+
+def test_weights_of_tasks_are_the_datasets_unless_the_configuration_says_otherwise() -> None:
+    config = config_of("none", training={"task_weights": {"cart": 7.0}})
+    tasks = arm_features(SPEC.model_copy(update={"tasks": CHAIN}), config, SIDS).tasks
+    assert list(tasks) == ["order", "view", "cart"]
+    assert GlobalLoss(tasks).task_weights_T.tolist() == [0.5, 1.0, 7.0]
+    assert {name: task.given for name, task in tasks.items()} == {"order": "cart", "view": None, "cart": "view"}
+
+
+@pytest.mark.parametrize(
+    ("tasks", "weights", "error", "message"),
+    [
+        ({}, {}, DataError, "dataset.json: tasks: names none"),
+        (CHAIN, {"click": 2.0}, ConfigError, "task_weights: 'click' is no task; tasks are order, view, cart"),
+        ({"row": TaskSpec()}, {}, DataError, "tasks.row: must not be named as another column of the predictions"),
+        ({"a": TaskSpec(), "p_a": TaskSpec()}, {}, DataError, "tasks.p_a: must not be named as another column"),
+    ],
+)
+def test_tasks_that_cannot_be_are_refused(
+    tasks: dict[str, TaskSpec], weights: dict[str, float], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        config = config_of("none", training={"task_weights": weights})
+        arm_features(SPEC.model_copy(update={"tasks": tasks}), config, SIDS)
+
+
+@pytest.mark.parametrize("name", ["keys", "training", "share_memory"])
+def test_a_task_named_as_an_attribute_of_torchs_modules_is_refused(name: str) -> None:
+    with pytest.raises(DataError, match=f"tasks.{name}: is an attribute of torch's modules"):
+        Towers((name,), ModelConfig())
 
 
 def test_the_joint_logit_is_exact_where_the_product_is_not() -> None:

@@ -13,18 +13,17 @@ import pytest
 import torch
 
 from encoder.sid import with_sid_metadata
-from infra.config import parse
 from infra.errors import DataError, SpecError
 from infra.lanes import Batch
 from infra.tables import read_dataset
-from ranker.config import ArmConfig, ModelConfig, RankerConfig
+from ranker.config import ModelConfig, RankerConfig
 from ranker.content import RowContent
 from ranker.features import ArmFeatures, arm_features, dataset_sids
 from ranker.frozen import Frozen
 from ranker.reader import NewestEntries, to_ranker_batch
 from ranker.train import open_splits
 from tests.ranker.dataset import CLUSTERS, SID, SIDS, SPEC, write_dataset
-from tests.ranker.training import ONE, config_of, open_training
+from tests.ranker.training import ONE, config_of, config_with, open_training
 
 Change = Callable[[pa.Table], pa.Table]
 
@@ -35,7 +34,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def features_of(arm: str) -> ArmFeatures:
-    return arm_features(SPEC, RankerConfig().arms[arm], SIDS)
+    return arm_features(SPEC, RankerConfig(arm=arm), SIDS)
 
 
 def first_rows(dataset: Path, rows: int = 40) -> pa.Table:
@@ -72,10 +71,10 @@ def test_sequences_stay_aligned_where_a_sid_is_null(dataset: Path) -> None:
 def test_side_takes_ids_and_no_tables(dataset: Path) -> None:
     table = first_rows(dataset)
     batch = to_ranker_batch(batch_of(table), features_of("side"))
-    assert batch.item_sids_BC[:, 0].tolist() == [sid or 0 for sid in table["item_sid"].to_pylist()]
+    assert batch.item_content_BC[:, 0].tolist() == [sid or 0 for sid in table["item_sid"].to_pylist()]
     assert batch.item_known_BS[:, 0].tolist() == [sid is not None for sid in table["item_sid"].to_pylist()]
     assert batch.sequences.keys() == ["history_item_ids"]
-    assert batch.history_sids_TC.shape == (len(batch.sequences.values()), 1)
+    assert batch.history_content_TC.shape == (len(batch.sequences.values()), 1)
 
 
 def test_labels_and_weights(dataset: Path) -> None:
@@ -127,8 +126,7 @@ def test_a_bound_that_no_history_reaches_changes_nothing(dataset: Path, bound: i
 
 
 def test_a_prefix_with_more_ids_than_rows_is_hashed_by_modulo(dataset: Path) -> None:
-    arm = RankerConfig().arms["sid_ngram"].model_copy(update={"max_rows": 50})
-    features = arm_features(SPEC, arm, SIDS)
+    features = laid_out(item="sid_ngram", history="sid_ngram", max_rows=50)
     rows = {feature.column: (feature.num_ids, feature.rows) for feature in features.sequences if feature.is_sid}
     assert rows == {"history_sids_prefix_2": (9, 9), "history_sids_prefix_4": (81, 50), "history_sids": (729, 50)}
     table = first_rows(dataset)
@@ -228,7 +226,7 @@ def test_an_arm_with_content_wants_a_materialized_dataset(tmp_path: Path) -> Non
 
 
 def laid_out(**arm: object) -> ArmFeatures:
-    return arm_features(SPEC, parse(ArmConfig, arm, "arm"), SIDS)
+    return arm_features(SPEC, config_with(arm), SIDS)
 
 
 def test_all_sets_of_sids_are_found(dataset: Path) -> None:
@@ -289,7 +287,7 @@ def test_side_may_unpack_a_prefix(dataset: Path) -> None:
     assert list(features.sid_columns) == ["item_sid_prefix_4"]
     batch = to_ranker_batch(batch_of(table), features)
     content = RowContent(features, features.item, ModelConfig(), Frozen())
-    latent_BF, known_B = content.latent(batch.item_sids_BC, batch.item_known_BS)  # type: ignore[misc]
+    latent_BF, known_B = content.latent(batch.item_content_BC, batch.item_known_BS)  # type: ignore[misc]
     sids = table["item_sid_prefix_4"].to_pylist()
     assert known_B.tolist() == [sid is not None for sid in sids]
     steps = torch.tensor(SID.steps)
@@ -301,7 +299,7 @@ def test_side_may_unpack_a_prefix(dataset: Path) -> None:
 def test_several_sets_lie_side_by_side(dataset: Path) -> None:
     table = first_rows(dataset)
     batch = to_ranker_batch(batch_of(table), laid_out(item="side", history="side", sids=["sid", "lines"]))
-    assert batch.item_sids_BC.tolist() == [
+    assert batch.item_content_BC.tolist() == [
         [one or 0, other or 0]
         for one, other in zip(table["item_sid"].to_pylist(), table["item_lines"].to_pylist(), strict=True)
     ]

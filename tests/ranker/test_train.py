@@ -25,7 +25,7 @@ from ranker.config import RankerConfig
 from ranker.cost import column_cost
 from ranker.fit import learning_rates
 from ranker.frozen import Frozen
-from ranker.metrics import PREDICTION_SCHEMA, prediction_metrics
+from ranker.metrics import prediction_metrics, prediction_schema
 from ranker.model import NonFiniteLossError
 from ranker.reader import open_events
 from ranker.sharding import build_sharded
@@ -64,7 +64,7 @@ def summary_of(out: Path) -> dict[str, object]:
 @pytest.mark.parametrize("arm", ARMS)
 def test_predicts_every_test_row_once_with_its_labels(arm: str, dataset: Path, outputs: dict[str, Path]) -> None:
     found = pq.read_table(outputs[arm] / "predictions").sort_by("row")
-    assert found.schema.names == PREDICTION_SCHEMA.names
+    assert found.schema.equals(prediction_schema(SPEC.tasks))
     files = read_dataset(dataset).event_files(*SPEC.test)
     events = pa.concat_tables([pq.read_table(file, partitioning=None) for file in files])
     assert found["row"].to_pylist() == list(range(2 * ROWS_A_DAY))
@@ -80,7 +80,7 @@ def test_predicts_every_test_row_once_with_its_labels(arm: str, dataset: Path, o
 def test_the_summary_says_what_was_measured(arm: str, dataset: Path, outputs: dict[str, Path]) -> None:
     summary = summary_of(outputs[arm])
     assert summary["arm"] == arm
-    assert summary["tasks"] == prediction_metrics(sorted((outputs[arm] / "predictions").glob("*.parquet")))
+    assert summary["tasks"] == prediction_metrics(sorted((outputs[arm] / "predictions").glob("*.parquet")), SPEC.tasks)
     assert summary["steps"] == 4 * ROWS_A_DAY // 64
     assert summary["world_size"] == 1
     assert summary["samples_per_second"] > 0
@@ -97,7 +97,7 @@ def test_cut_histories_are_counted_and_told_once(
     assert summary_of(outputs["side"])["history_entries_cut"] == 0
     # The paper's model and the options together: what the stage writes is of one kind.
     history = {"max_length": 2, "heads": 2, "encoder_layers": 1, "pooling": "target"}
-    training = {"conversion": "entire_space", "batch_size": 200, "lanes": 8, "epochs": 2}
+    training = {"children": "entire_space", "batch_size": 200, "lanes": 8, "epochs": 2}
     config = config_of("side", model={"history": history}, training=training)
     run = run_stage_body(world, dataset, tmp_path / "out", config)
     files = read_dataset(dataset).all_event_files()

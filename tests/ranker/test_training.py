@@ -25,7 +25,7 @@ from tests.ranker.training import Outcome, config_of, run_steps
 STEPS = 12  # last bits differ between ranks, and what they differ by grows tenfold every few steps
 ARMS = tuple(EVERY_ARM)
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
-    "entire_space": {"training": {"conversion": "entire_space"}},
+    "entire_space": {"training": {"children": "entire_space"}},
     "history": {
         "model": {"history": {"heads": 2, "encoder_layers": 1, "pooling": "target", "max_length": 3}},
     },

@@ -10,7 +10,7 @@ from infra.config import parse
 from infra.distributed import World
 from infra.errors import DataError, SpecError
 from infra.tables import read_dataset
-from ranker.config import ArmConfig, RankerConfig
+from ranker.config import RankerConfig
 from ranker.cost import embedding_bytes
 from ranker.features import ArmFeatures, arm_features, dataset_sids
 from ranker.frozen import read_frozen
@@ -18,7 +18,7 @@ from ranker.reader import to_ranker_batch
 from ranker.sharding import build_sharded
 from tests.ranker.dataset import HABIT, SID, SIDS, SPEC, USER_SPEC, write_dataset_with_users
 from tests.ranker.test_reader import batch_of, first_rows
-from tests.ranker.training import SMALL, run_steps
+from tests.ranker.training import SMALL, config_with, run_steps
 
 EVERY = {**SIDS, "habit": HABIT}
 ARMS: dict[str, dict[str, Any]] = {
@@ -38,7 +38,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def laid_out(**arm: Any) -> ArmFeatures:
-    return arm_features(USER_SPEC, parse(ArmConfig, arm, "arm"), EVERY)
+    return arm_features(USER_SPEC, config_with(arm), EVERY)
 
 
 def config_of(arm: str) -> RankerConfig:
@@ -57,9 +57,9 @@ def test_each_position_takes_the_sets_of_its_own(dataset: Path) -> None:
     batch = to_ranker_batch(batch_of(table), features)
     habits = table["user_habit"].to_pylist()
     assert None in habits
-    assert batch.user_sids_BC[:, 0].tolist() == [habit or 0 for habit in habits]
+    assert batch.user_content_BC[:, 0].tolist() == [habit or 0 for habit in habits]
     assert batch.user_known_BS[:, 0].tolist() == [habit is not None for habit in habits]
-    assert batch.item_sids_BC[:, 0].tolist() == [sid or 0 for sid in table["item_sid"].to_pylist()]
+    assert batch.item_content_BC[:, 0].tolist() == [sid or 0 for sid in table["item_sid"].to_pylist()]
 
 
 def test_prefixes_of_users_are_bags(dataset: Path) -> None:
@@ -76,7 +76,7 @@ def test_every_arm_trains_and_a_user_without_content_has_none(world: World, data
     config = config_of(arm)
     outcome = run_steps(world, dataset, config, 6)
     assert torch.tensor(outcome.losses).isfinite().all()
-    features = arm_features(USER_SPEC, config.content, EVERY)
+    features = arm_features(USER_SPEC, config, EVERY)
     body = build_sharded(features, config, world, read_frozen(read_dataset(dataset), features)).model.module.body
     if features.user.kind == "none":
         assert body.user_content is None
@@ -95,9 +95,9 @@ def test_every_arm_has_the_users_place_where_the_dataset_has_users_content(world
     assert own and {name for name in shapes["side"] if name not in own} == set(shapes["none"])
     for name, value in shapes["none"].items():
         assert torch.equal(value, shapes["side"][name]), name
-    assert not arm_features(SPEC, ArmConfig(), SIDS).has_user_place
-    assert arm_features(SPEC, ArmConfig(), EVERY).has_user_place
-    assert arm_features(USER_SPEC, ArmConfig(), SIDS).has_user_place
+    assert not arm_features(SPEC, config_of("none"), SIDS).has_user_place
+    assert arm_features(SPEC, config_of("none"), EVERY).has_user_place
+    assert arm_features(USER_SPEC, config_of("none"), SIDS).has_user_place
 
 
 def test_a_users_embedding_costs_its_bytes_once_a_row(dataset: Path) -> None:

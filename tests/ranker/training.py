@@ -48,6 +48,11 @@ def config_of(arm: str, **sections: dict[str, Any]) -> RankerConfig:
     return parse(RankerConfig, {"arms": ARMS, "arm": arm, **values}, "test").resolved()
 
 
+def config_with(arm: dict[str, Any], **sections: dict[str, Any]) -> RankerConfig:
+    """Return a configuration of one arm by its settings."""
+    return parse(RankerConfig, {"arms": {"a": arm}, "arm": "a", **sections}, "test")
+
+
 def open_training(dataset: Path, arm: str, **training: Any) -> LaneReader:
     """Open the training split on one rank."""
     config = config_of(arm, training=training)
