@@ -18,7 +18,6 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +44,6 @@ from infra.rows import CountedFile
 from infra.snapshot import CONTENT, Dataset, PartitionEntry, SidSet, read_dataset, write_snapshot
 from infra.stage import StageRun, run_stage
 from infra.store import Making, Store, in_order
-from infra.tables import Entity
 
 BLOCK_ROWS = 256
 """Rows that pass through the network at a time, always.

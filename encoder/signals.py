@@ -10,11 +10,12 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from infra.checks import check_content
 from infra.config import Config
 from infra.errors import ConfigError, DataError
 from infra.parquet import RowGroup
 from infra.rows import Check
-from infra.tables import DatasetSpec, Entity, check_content
+from infra.tables import DatasetSpec, Entity
 
 CATEGORICAL_WEIGHT = 0.1
 

@@ -38,8 +38,8 @@ from infra.errors import ConfigError, DataError
 from infra.lanes import Batch, LaneReader
 from infra.prefetch import prefetched
 from infra.rows import FileRows
+from infra.snapshot import Dataset, read_dataset
 from infra.stage import StageRun, run_stage
-from infra.tables import Dataset, read_dataset
 
 _SAMPLE_ROWS = 8192
 

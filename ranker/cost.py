@@ -11,8 +11,15 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from infra.distributed import World, gather
-from infra.parquet import open_parquet, row_groups
+from infra.impressions import columns_by_table
+from infra.parquet import open_parquet
+from infra.rows import CountedFile
+from infra.snapshot import Dataset
+from ranker.config import Dates
 from ranker.features import HISTORY_IDS, ArmFeatures
+
+MAX_FILES = 256
+"""The most files of a table whose metadata is looked at to see what columns take; of more, evenly spaced ones."""
 
 
 class ColumnCost(NamedTuple):
@@ -34,38 +41,60 @@ def _product_flops(
     return 2 * left[0] * left[1] * right[1]
 
 
-def column_cost(files: Sequence[Path], columns: Sequence[str]) -> ColumnCost:
-    """Add up what columns take in Parquet files, from the files' own metadata.
+def column_cost(dataset: Dataset, dates: Dates, columns: Sequence[str]) -> ColumnCost:
+    """Add up what columns take in a snapshot's files, from the files' own metadata.
+
+    What is stored once a request is shared by the request's impressions.
 
     Args:
-        files: the files. columns: their top-level columns to count.
+        dataset: the snapshot. dates: the first and last date to look at. columns: the columns to count.
 
     Returns:
-        Bytes a row.
+        Bytes an impression.
     """
-    chunks = list(_chunks(files, columns))
-    rows = _rows(files)
-    compressed = sum(chunk.total_compressed_size for chunk in chunks)
-    return ColumnCost(compressed / rows, sum(chunk.total_uncompressed_size for chunk in chunks) / rows)
+    compressed = uncompressed = 0.0
+    for table, own in _stored_in(dataset, columns).items():
+        files = _sampled(dataset.files(table, *dates))
+        chunks = list(_chunks([file.path for file in files], own))
+        impressions = _impressions(dataset, table, dates) * sum(file.rows for file in files)
+        compressed += sum(chunk.total_compressed_size for chunk in chunks) / max(impressions, 1)
+        uncompressed += sum(chunk.total_uncompressed_size for chunk in chunks) / max(impressions, 1)
+    return ColumnCost(compressed, uncompressed)
 
 
-def mean_entries(files: Sequence[Path], column: str) -> float:
-    """Give how many entries a list column has a row, from the files' metadata (an empty list counts as one)."""
-    entries: int = sum(chunk.num_values for chunk in _chunks(files, (column,)))
-    return entries / _rows(files)
+def _stored_in(dataset: Dataset, columns: Sequence[str]) -> dict[str, list[str]]:
+    of_events, of_requests = columns_by_table(dataset, columns)
+    tables = {**of_events, **of_requests}
+    return {table: [name for name in own if name in columns] for table, own in tables.items() if {*own} & {*columns}}
 
 
-def embedding_bytes(features: ArmFeatures, files: Sequence[Path]) -> float:
-    """Give the bytes a row that raw embeddings take where they are the content: 2 a dimension, for each item and user.
+def _impressions(dataset: Dataset, table: str, dates: Dates) -> float:
+    """Return how many impressions share a row of a table."""
+    events, rows = (sum(entry.rows for entry in dataset.partitions(name, *dates)) for name in ("events", table))
+    return events / max(rows, 1)
 
-    The ranker looks them up by id; a log of impressions, as a recurring training reads it, carries them.
+
+def _sampled(files: Sequence[CountedFile]) -> Sequence[CountedFile]:
+    """Return all files, or `MAX_FILES` of them that are evenly spaced."""
+    return files[:: max(1, -(-len(files) // MAX_FILES))]
+
+
+def mean_entries(dataset: Dataset, dates: Dates, column: str) -> float:
+    """Return how many entries a list column of the requests has a request, from metadata (an empty list counts as one)."""
+    files = _sampled(dataset.files("requests", *dates))
+    entries: int = sum(chunk.num_values for chunk in _chunks([file.path for file in files], (column,)))
+    return entries / max(1, sum(file.rows for file in files))
+
+
+def embedding_bytes(features: ArmFeatures, dataset: Dataset, dates: Dates) -> float:
+    """Return the bytes an impression that raw embeddings take where they are the content: 2 a dimension.
+
+    The ranker looks them up by id; a log that a recurring training reads carries them, those of user and history once a
+    request.
     """
     an_item, an_entry, a_user = (2.0 * sum((content.embeddings or {}).values()) for content in features.contents)
-    return an_item + a_user + (an_entry * mean_entries(files, HISTORY_IDS) if an_entry else 0.0)
-
-
-def _rows(files: Sequence[Path]) -> int:
-    return max(1, sum(group.rows for group in row_groups(files)))
+    of_request = a_user + (an_entry * mean_entries(dataset, dates, HISTORY_IDS) if an_entry else 0.0)
+    return an_item + of_request / _impressions(dataset, "requests", dates)
 
 
 def _chunks(files: Sequence[Path], columns: Sequence[str]) -> Iterator[pq.ColumnChunkMetaData]:

@@ -6,12 +6,10 @@ cost does not count, nor own a table that the report does not show.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, get_args
 
-from encoder.sid import METADATA_KEY, SidSpec, event_columns, read_sid_spec, require_spec, sid_columns
+from encoder.sid import SidSpec, event_columns, sid_columns
 from infra.errors import ConfigError, DataError, SpecError
-from infra.parquet import open_parquet
 from infra.tables import Dataset, DatasetSpec, Entity, TaskSpec
 from ranker.config import ArmConfig, ContentKind, ModelConfig, RankerConfig
 
@@ -367,20 +365,12 @@ def _prefixes(position: Position, kind: str, sid: SidSpec, arm: ArmConfig) -> li
 
 
 def dataset_sids(dataset: Dataset) -> dict[str, SidSpec]:
-    """Read the specs of a materialized dataset's SIDs, by name, from its first event file."""
-    with open_parquet(dataset.all_event_files()[0]) as file:
-        schema = file.schema_arrow
-    specs = [read_sid_spec(field) for field in schema if METADATA_KEY in (field.metadata or {})]
-    return {spec.name: spec for spec in specs if spec.prefix is None and spec.chunk == 0}
-
-
-def require_sids(features: ArmFeatures, files: tuple[Path, ...]) -> None:
-    """Check that every file's SID columns are of the spec and codebook the arm was laid out for.
+    """Return the specs of a snapshot's sets of SIDs, by name.
 
     Raises:
-        SpecError: naming file, column and what differs.
+        ConfigError: the snapshot lists a spec that is not one of ours.
     """
-    for path in files:
-        with open_parquet(path) as file:
-            for column, expected in features.sid_columns.items():
-                require_spec(file.schema_arrow, column, expected, path)
+    return {
+        name: parse(SidSpec, one.spec, f"{dataset.path / SNAPSHOT_FILE}: sids.{name}")
+        for name, one in dataset.snapshot.sids.items()
+    }

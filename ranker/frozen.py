@@ -10,8 +10,10 @@ from torch import Tensor
 
 from encoder.sid import SidSpec
 from encoder.sid_codebook import read_codebook
+from infra.checks import check_content
 from infra.parquet import read_row_group, row_groups
-from infra.tables import Dataset, DatasetSpec, Entity, check_content
+from infra.snapshot import Dataset
+from infra.tables import DatasetSpec, Entity
 from ranker.features import ArmFeatures
 
 
@@ -74,15 +76,16 @@ def read_embeddings(dataset: Dataset, entity: Entity, signals: Mapping[str, int]
     content = dataset.spec.content(entity)
     whole_IE = np.zeros((content.rows, sum(signals.values())), np.float16)
     ends = np.cumsum([0, *signals.values()])
-    for group in row_groups(dataset.content_files(entity)):
+    for group in row_groups([file.path for file in dataset.content_files(entity)]):
         table = read_row_group(group, (content.id_column, *signals))
         check_content(table, content, group)
+        ids_N = table[content.id_column].to_numpy()
+        whole_IE[ids_N] = 0  # what a later part says of an item replaces what an earlier one said
         for start, (name, width) in zip(ends[:-1], signals.items(), strict=True):
             column = table[name].combine_chunks()
             present_N = column.is_valid().to_numpy(zero_copy_only=False)
             values = column.flatten().to_numpy(zero_copy_only=False)
-            rows_N = group.start + np.flatnonzero(present_N)
-            whole_IE[rows_N, start : start + width] = values.reshape(-1, width)
+            whole_IE[ids_N[present_N], start : start + width] = values.reshape(-1, width)
     for start, width in zip(ends[:-1], signals.values(), strict=True):
         _to_unit_mean_square(whole_IE[:, start : start + width])
     return torch.from_numpy(whole_IE)

@@ -1,7 +1,6 @@
 """How an arm's embedding tables are used: ids possible, seen and never seen, rows, ids that share a row, bytes."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,9 +8,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from infra.parquet import RowGroup, read_row_group, row_groups
-from ranker.features import ArmFeatures, IdFeature
-from ranker.reader import unhashed_ids
+from infra.impressions import ImpressionRows
+from ranker.features import IdFeature
+from ranker.reader import Split, unhashed_ids
 
 Ids = npt.NDArray[np.int64]
 
@@ -60,17 +59,14 @@ def collision_share(distinct_ids: Ids, rows: int) -> float:
     return float(shares_N.mean())
 
 
-def describe_tables(
-    features: ArmFeatures, trained: Sequence[Path], held_out: Sequence[Path], dim: int, max_rows: int = MAX_ROWS
-) -> dict[str, Any]:
-    """Describe every table of an arm by the ids that occur in event files.
+def describe_tables(trained: Split, held_out: Split, dim: int, max_rows: int = MAX_ROWS) -> dict[str, Any]:
+    """Describe every table of an arm by the ids that occur in the impressions.
 
     An id that no training row has is still looked up: in a row of its own that is as it was initialized, or, where
     the table is hashed, in one that it shares.
 
     Args:
-        features: what the arm looks up.
-        trained, held_out: event files that were checked already. dim: the tables' width.
+        trained, held_out: the splits; their rows were checked already. dim: the tables' width.
         max_rows: the most rows to read of either.
 
     Returns:
@@ -79,27 +75,41 @@ def describe_tables(
         the held-out rows) and never_seen (those of an id that no training row has). Ids of a table that is not hashed
         share no row.
     """
-    tables = (*features.bags, *features.sequences)
+    tables = (*trained.features.bags, *trained.features.sequences)
     seen = {feature.column: DistinctIds() for feature in tables}
-    groups = _sampled(row_groups(trained), max_rows)
-    for feature, ids in _ids_by_group(tables, groups):
-        seen[feature.column].add(pa.array(ids))
+    rows_counted = 0
+    for table in _sampled(trained, max_rows):
+        rows_counted += table.num_rows
+        for feature, ids in _ids(tables, table):
+            seen[feature.column].add(pa.array(ids))
     known = {name: distinct.ids() for name, distinct in seen.items()}
     looked_up = dict.fromkeys(known, (0, 0))
-    for feature, ids in _ids_by_group(tables, _sampled(row_groups(held_out), max_rows)):
-        total, never = looked_up[feature.column]
-        looked_up[feature.column] = total + len(ids), never + int((~_is_in(ids, known[feature.column])).sum())
+    for table in _sampled(held_out, max_rows):
+        for feature, ids in _ids(tables, table):
+            total, never = looked_up[feature.column]
+            looked_up[feature.column] = total + len(ids), never + int((~_is_in(ids, known[feature.column])).sum())
     described = [_described(feature, known[feature.column], looked_up[feature.column], dim) for feature in tables]
-    return {"rows_counted": sum(group.rows for group in groups), "tables": described}
+    return {"rows_counted": rows_counted, "tables": described}
 
 
-def _ids_by_group(tables: Sequence[IdFeature], groups: Sequence[RowGroup]) -> Iterator[tuple[IdFeature, Ids]]:
-    """Give the ids of every table in every row group."""
-    columns = list(dict.fromkeys(column for feature in tables for column in feature.columns))
-    for group in groups:
-        table = read_row_group(group, columns)
-        for feature in tables:
-            yield feature, unhashed_ids([_flat(table[name]) for name in feature.columns], feature)
+def _ids(tables: Sequence[IdFeature], rows: pa.Table) -> Iterator[tuple[IdFeature, Ids]]:
+    """Yield the ids of every table in some rows."""
+    for feature in tables:
+        yield feature, unhashed_ids([_flat(rows[name]) for name in feature.columns], feature)
+
+
+def _sampled(split: Split, max_rows: int) -> Iterator[pa.Table]:
+    """Yield the ids' columns of all row groups, or of evenly spaced ones of about `max_rows` rows."""
+    features = (*split.features.bags, *split.features.sequences)
+    columns = list(dict.fromkeys(column for feature in features for column in feature.columns))
+    rows = ImpressionRows(split.dataset, *split.dates, columns)
+    total, read, at = rows.num_rows, 0, 0
+    while at < total:
+        (group,) = rows.groups(at, at + 1)
+        yield rows.read(group)
+        read += group.rows
+        # The next one lies as far on as leaves the rows that are read spread over all.
+        at = max(group.start + group.rows, int(read * total / min(max_rows, total)))
 
 
 def _is_in(ids: Ids, rising: Ids) -> npt.NDArray[np.bool_]:
@@ -113,12 +123,6 @@ def _flat(column: pa.ChunkedArray) -> pa.Array:
     """Give the ids of a column of integers or of lists of them; nulls count for nothing."""
     values = pc.list_flatten(column) if pa.types.is_list(column.type) else column
     return values.drop_null().combine_chunks()
-
-
-def _sampled(groups: Sequence[RowGroup], max_rows: int) -> Sequence[RowGroup]:
-    """Give all row groups, or evenly spaced ones of about `max_rows` rows."""
-    step = -(-sum(group.rows for group in groups) // max_rows)
-    return groups[:: max(step, 1)]
 
 
 def _described(feature: IdFeature, ids: Ids, held_out: tuple[int, int], dim: int) -> dict[str, Any]:

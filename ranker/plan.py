@@ -21,9 +21,9 @@ from encoder.sid import SidSpec
 from infra.config import Config, load_section, parse
 from infra.errors import ConfigError, SidestackError
 from infra.lanes import require_lanes
-from infra.parquet import row_groups
+from infra.snapshot import read_dataset
 from infra.stage import quiet
-from infra.tables import DatasetSpec, read_dataset
+from infra.tables import DatasetSpec
 from ranker.config import RankerConfig
 from ranker.cost import column_cost, mean_entries
 from ranker.exchange import ID_BYTES, LENGTH_BYTES, NUMBER_BYTES, sent, sent_by_all
@@ -176,11 +176,10 @@ def _workload(arguments: argparse.Namespace) -> Workload:
     if arguments.dataset:
         dataset = read_dataset(arguments.dataset)
         spec = dataset.spec
-        files = dataset.event_files(*spec.train)
         features = arm_features(spec, config, dataset_sids(dataset))
-        history = mean_entries(files, HISTORY_IDS)
-        stored = column_cost(files, tuple(features.sid_columns)).compressed
-        rows = rows or sum(group.rows for group in row_groups(files))
+        history = mean_entries(dataset, spec.train, HISTORY_IDS)
+        stored = column_cost(dataset, spec.train, tuple(features.sid_columns)).compressed
+        rows = rows or sum(entry.rows for entry in dataset.partitions("events", *spec.train))
     else:
         spec = _spec(DatasetSpec, arguments.input_spec)
         sids = [_spec(SidSpec, file) for file in arguments.sid_spec]

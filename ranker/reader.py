@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -13,14 +12,17 @@ import torch
 from torch import Tensor
 from torchrec import KeyedJaggedTensor
 
-from infra.distributed import World
+from encoder.sid import require_spec
+from infra.checks import check_events
+from infra.distributed import World, together
 from infra.errors import DataError
+from infra.impressions import ImpressionRows, columns_by_table
 from infra.lanes import Batch, LaneReader
 from infra.parquet import RowGroup
-from infra.rows import FileRows
-from infra.tables import DatasetSpec, check_events
+from infra.snapshot import Dataset, PartitionEntry
+from infra.tables import DatasetSpec
 from ranker.batch import RankerBatch
-from ranker.config import TrainingConfig
+from ranker.config import Dates, TrainingConfig
 from ranker.features import HISTORY_IDS, ArmFeatures, IdFeature
 
 Integers = npt.NDArray[np.int64]
@@ -28,43 +30,73 @@ Integers = npt.NDArray[np.int64]
 _DAYS_A_MICROSECOND = np.float32(1 / 86_400_000_000)
 
 
-def open_events(
-    files: Sequence[Path],
-    features: ArmFeatures,
-    spec: DatasetSpec,
-    training: TrainingConfig,
-    world: World,
-    is_training: bool,
-) -> LaneReader:
-    """Open event files for training (shuffled by the seed, whole batches) or evaluation (in order, every row).
+@dataclass(frozen=True)
+class Split:
+    """The dates (first and last) of a training or held-out split, and what an arm reads of them."""
 
-    Args:
-        files: the split's event files, in order. features: what the arm reads. spec: the dataset's description.
-        training: batch sizes, lanes and seed. world: the process group. is_training: which of the two.
+    dates: Dates
+    dataset: Dataset
+    features: ArmFeatures
 
-    Raises:
-        ConfigError: ranks, lanes and batch size do not divide. DataError: too few rows.
-    """
-    return LaneReader(
-        FileRows(files, features.columns, partial(check_rows, features=features, spec=spec)),
-        batch_size=training.batch_size if is_training else training.eval_batch_size,
-        lanes=training.lanes,
-        rank=world.rank,
-        world_size=world.size,
-        seed=training.seed if is_training else None,
-    )
+    def rows(self) -> ImpressionRows:
+        """Return the split's impressions with the columns that the arm reads, checked as they are read.
+
+        Raises:
+            DataError: there are no events on these dates.
+        """
+        check = partial(check_rows, features=self.features, spec=self.dataset.spec)
+        return ImpressionRows(self.dataset, *self.dates, self.features.columns, check)
+
+    @property
+    def partitions(self) -> list[PartitionEntry]:
+        """The partitions that hold what the arm reads."""
+        tables = columns_by_table(self.dataset, self.features.columns)
+        return [entry for of_kind in tables for table in of_kind for entry in self.dataset.partitions(table, *self.dates)]
+
+    def open(self, training: TrainingConfig, world: World, is_training: bool) -> LaneReader:
+        """Open the rows for training (shuffled by the seed, whole batches) or evaluation (in order, every row).
+
+        Every rank calls; an error on one is raised on all.
+
+        Raises:
+            ConfigError: ranks, lanes and batch size do not divide. DataError: too few rows.
+        """
+        with together(world, "opening the events"):
+            return LaneReader(
+                self.rows(),
+                batch_size=training.batch_size if is_training else training.eval_batch_size,
+                lanes=training.lanes,
+                rank=world.rank,
+                world_size=world.size,
+                seed=training.seed if is_training else None,
+                windows=self.windows(training.window_days) if is_training else (0,),
+                keep_rows=training.rows_per_request if is_training else 1,
+            )
+
+    def windows(self, days: int | None) -> tuple[int, ...]:
+        """Return the row numbers at which windows of so many days begin; None: all dates are one window."""
+        if days is None:
+            return (0,)
+        first, starts, rows = self.dates[0], {0: 0}, 0
+        for entry in self.dataset.partitions("events", *self.dates):
+            starts.setdefault((entry.date - first).days // days, rows)
+            rows += entry.rows
+        return tuple(sorted({start for start in starts.values() if start < max(rows, 1)}))
 
 
 def check_rows(table: pa.Table, where: RowGroup, *, features: ArmFeatures, spec: DatasetSpec) -> None:
-    """Check one row group: the events' contract, and every SID inside the ids its digits can spell.
+    """Check rows of requests or of events: the tables' contract, and every SID of its spec and inside its digits' ids.
 
     fbgemm turns an id outside its table into a silent zero; here it is an error.
 
     Raises:
-        DataError: naming file, row group, column and rule.
+        DataError: naming file, row group, column and rule. SpecError: a column has SIDs of another spec or codebook.
     """
     check_events(table, spec, where)
     for column, sid in features.sid_columns.items():
+        if column not in table.column_names:
+            continue
+        require_spec(table.schema, column, sid, where.path)
         first = 1 if sid.packing == "paper_eq5" else 0
         number = sid.radix ** (sid.chunk_sizes[sid.chunk] + first)
         _check_sids(table[column], column, number, where)

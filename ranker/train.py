@@ -8,7 +8,6 @@ pipeline, predict every held-out row, write predictions, checkpoint and summary.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -20,37 +19,23 @@ import torch
 from torch.distributed.checkpoint import state_dict_saver
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
-from infra.distributed import World, barrier, gather, together
-from infra.lanes import Batch, LaneReader
+from infra.distributed import barrier, gather, together
+from infra.lanes import Batch
 from infra.parquet import TableWriter
+from infra.snapshot import CONTENT, Dataset, PartitionEntry, read_dataset
 from infra.stage import StageRun, run_stage
-from infra.tables import Dataset, DatasetSpec, TaskSpec, ancestors, read_dataset
+from infra.tables import TaskSpec, ancestors
 from infra.tracking import RunLog
-from ranker.config import Dates, RankerConfig, TrainingConfig
+from ranker.config import Dates, RankerConfig
 from ranker.cost import column_cost, count_flops, embedding_bytes, mean_entries, peak_memory_bytes
-from ranker.features import HISTORY_IDS, ArmFeatures, arm_features, dataset_sids, require_sids
+from ranker.features import HISTORY_IDS, arm_features, dataset_sids
 from ranker.fit import Fit, Progress
 from ranker.frozen import read_frozen
 from ranker.id_tables import describe_tables
 from ranker.metrics import prediction_metrics, prediction_schema
 from ranker.model import StepOutput
-from ranker.reader import NewestEntries, open_events
+from ranker.reader import NewestEntries, Split
 from ranker.sharding import ShardedRanker, build_sharded, plan_facts, real_bytes, table_bytes
-
-
-@dataclass(frozen=True)
-class Split:
-    """One split's dates (first and last), its event files, and what reads them."""
-
-    dates: Dates
-    files: tuple[Path, ...]
-    spec: DatasetSpec
-    features: ArmFeatures
-
-    def open(self, training: TrainingConfig, world: World, is_training: bool) -> LaneReader:
-        """Open the files on every rank, or raise on every rank; see `ranker.reader.open_events`."""
-        with together(world, "opening the events"):
-            return open_events(self.files, self.features, self.spec, training, world, is_training)
 
 
 def train(run: StageRun[RankerConfig]) -> None:
@@ -67,8 +52,11 @@ def train(run: StageRun[RankerConfig]) -> None:
         dataset = read_dataset(run.inputs["dataset"])
         fitting, held_out = open_splits(dataset, config)
         features = fitting.features
+    dataset.verify(world, partitions_read(dataset, fitting, held_out))
+    with together(world, "reading what content needs"):
         frozen = read_frozen(dataset, features)
-    sharded = build_sharded(features, config, world, frozen, mean_entries(fitting.files, HISTORY_IDS))
+        mean_history = mean_entries(dataset, fitting.dates, HISTORY_IDS)
+    sharded = build_sharded(features, config, world, frozen, mean_history)
     pipeline = TrainPipelineSparseDist(sharded.model, sharded.optimizer, world.device)
     progress = Progress(pipeline, features, world, NewestEntries(config.model.history.max_length))
     speed = fit(progress, sharded, fitting, config, run)
@@ -117,10 +105,10 @@ def _close(
     summary = {
         "arm": config.arm,
         "tasks": measured,
-        **_cost(sharded, fitting.files + held_out.files, fitting.features, config),
+        **_cost(sharded, fitting, config),
         **facts,
         "plan": plan_facts(sharded.plan, taken),
-        **describe_tables(fitting.features, fitting.files, held_out.files, config.model.embedding_dim),
+        **describe_tables(fitting, held_out, config.model.embedding_dim),
     }
     run.log.metrics(facts["steps"], _flat(config.holdout.kind, measured))
     run.log.summary(summary)
@@ -128,19 +116,23 @@ def _close(
 
 
 def open_splits(dataset: Dataset, config: RankerConfig) -> tuple[Split, Split]:
-    """Lay out the arm over the dataset, and give the training and the held-out split.
+    """Lay out the arm over the dataset, and return the training and the held-out split.
 
     Raises:
-        SpecError: the arm's SIDs are missing, or some file's are of another spec or codebook.
-        DataError: a split has no files.
+        SpecError: the arm's SIDs are missing. DataError: a split has no events.
     """
-    spec = dataset.spec
-    features = arm_features(spec, config, dataset_sids(dataset))
-    windows = config.holdout.windows(spec)
-    splits = tuple(Split(dates, dataset.event_files(*dates), spec, features) for dates in windows)
-    for split in splits:
-        require_sids(features, split.files)
-    return splits[0], splits[1]
+    features = arm_features(dataset.spec, config, dataset_sids(dataset))
+    fitting, held_out = (Split(dates, dataset, features) for dates in config.holdout.windows(dataset.spec))
+    for split in (fitting, held_out):
+        split.rows()
+    return fitting, held_out
+
+
+def partitions_read(dataset: Dataset, *splits: Split) -> list[PartitionEntry]:
+    """Return the partitions that a training of an arm reads, of its splits and of its content."""
+    contents = {content.entity for content in splits[0].features.contents if content.embeddings}
+    content = [entry for entity in sorted(contents) for entry in dataset.partitions(CONTENT[entity])]
+    return [*content, *(entry for split in splits for entry in split.partitions)]
 
 
 def fit(
@@ -211,11 +203,10 @@ def save(sharded: ShardedRanker, path: Path) -> None:
     state_dict_saver.save(state, checkpoint_id=path)
 
 
-def _cost(
-    sharded: ShardedRanker, files: tuple[Path, ...], features: ArmFeatures, config: RankerConfig
-) -> dict[str, Any]:
-    content = column_cost(files, tuple(features.sid_columns))
-    raw = embedding_bytes(features, files)
+def _cost(sharded: ShardedRanker, split: Split, config: RankerConfig) -> dict[str, Any]:
+    features = split.features
+    content = column_cost(split.dataset, split.dates, tuple(features.sid_columns))
+    raw = embedding_bytes(features, split.dataset, split.dates)
     dim = config.model.embedding_dim
     tables = table_bytes(features, dim)
     dense = sum(parameter.numel() for parameter in sharded.dense_optimizer.params.values())

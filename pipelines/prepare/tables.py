@@ -26,7 +26,6 @@ from infra.identity import Ledger
 from infra.parquet import RowGroup, open_parquet, read_row_group, row_groups
 from infra.snapshot import CONTENT, slice_date
 from infra.stage import StageRun
-from infra.store import request_starts
 from infra.tables import SPEC_FILE, DatasetSpec, Entity, flat_schema, item_schema, label_schema, read_json, user_schema
 from pipelines.prepare.config import LEDGER, PrepareConfig, Tables
 from pipelines.prepare.dataset import Part, as_time, label_keys
