@@ -8,7 +8,7 @@ the tables the SIDs that the tables hold.
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -22,15 +22,16 @@ from encoder.bundle import ENCODER_FILE, WEIGHTS_FILE, load_bundle
 from encoder.export_config import ExportConfig
 from encoder.registration import register
 from encoder.serving import Answer, Item, ServedConfig, require_same_encoder
-from encoder.sid import DEFAULT_NAME, SidSpec, read_sid_spec, sid_columns
+from encoder.sid import DEFAULT_NAME, SidSpec, sid_columns
 from encoder.signals import SignalSpec
-from infra.config import plain
+from infra.config import parse, plain
 from infra.distributed import together
 from infra.errors import SpecError
 from infra.mlflow_runs import URI_VARIABLE
-from infra.parquet import open_parquet, read_row_group, row_groups
+from infra.parquet import read_row_group, row_groups
+from infra.rows import CountedFile
+from infra.snapshot import CONTENT, Dataset, read_dataset
 from infra.stage import StageRun, run_stage
-from infra.tables import Dataset, read_dataset
 
 if TYPE_CHECKING:
     from mlflow.pyfunc import PyFuncModel
@@ -99,20 +100,23 @@ def read_reference(dataset: Dataset, signals: SignalSpec, number: int) -> Refere
         SpecError: the items carry no SIDs.
     """
     signals.require(dataset.spec, dataset.path)
-    files = dataset.content_files(signals.entity)
-    with open_parquet(files[0]) as file:
-        schema = file.schema_arrow
-    if DEFAULT_NAME not in schema.names:
-        raise SpecError(
-            f"{dataset.path}/{signals.entity}s: no column {DEFAULT_NAME!r}; input sids is what materialize commits"
-        )
-    spec = read_sid_spec(schema.field(DEFAULT_NAME))
+    listed = dataset.snapshot.sids.get(DEFAULT_NAME)
+    if listed is None:
+        raise SpecError(f"{dataset.path}: has no SIDs {DEFAULT_NAME!r}; input sids is what materialize commits")
+    spec = parse(SidSpec, listed.spec, f"{dataset.path}: SIDs {DEFAULT_NAME!r}")
+    content = CONTENT[signals.entity]
+    items = _first_rows(dataset.files(content), list(signals.names), number)
     columns = list(sid_columns(DEFAULT_NAME, spec))
-    groups = [group for group in row_groups(files) if group.start < number]
-    table = pa.concat_tables([read_row_group(group, (*signals.names, *columns)) for group in groups])
-    stored = {name: schema.field(name).type.value_type.to_pandas_dtype().__name__ for name in signals.embeddings}
-    items, answers = (table.slice(0, number).select(names).to_pylist() for names in (signals.names, columns))
-    return Reference(items, answers, spec, stored)
+    answers = _first_rows(dataset.files(listed.table(DEFAULT_NAME, content)), columns, number)
+    types = {name: items.schema.field(name).type.value_type for name in signals.embeddings}
+    stored = {name: kind.to_pandas_dtype().__name__ for name, kind in types.items()}
+    return Reference(items.to_pylist(), answers.to_pylist(), spec, stored)
+
+
+def _first_rows(files: Sequence[CountedFile], columns: Sequence[str], number: int) -> pa.Table:
+    """Read the first rows of a table's files."""
+    groups = [group for group in row_groups([file.path for file in files]) if group.start < number]
+    return pa.concat_tables([read_row_group(group, columns) for group in groups]).slice(0, number)
 
 
 def save_model(path: Path, encoder: Path, config: ServedConfig, example: Item) -> None:

@@ -1,13 +1,16 @@
-"""Checkpoints of a stage under way, from which it goes on when it is started again.
+"""Checkpoints of a running stage, from which it resumes when it is started again.
 
-They lie beside the output, in `<out>.checkpoint/`, because the output's own temporary directory goes with a failure,
-and they are taken away once the output is committed. Each one is a committed directory of its own (`infra.commit`), so
-that it is whole or does not count, and holds safetensors and JSON: no pickle is ever loaded.
+They lie beside the output, in `<out>.checkpoint/`, because the output's own temporary directory is removed after a
+failure, and they are removed once the output is committed. Each one is a committed directory of its own
+(`infra.commit`), so that it is whole or does not count, and holds safetensors and JSON: no pickle is ever loaded.
 
-Going on promises the very bytes that the run would have given without a stop. So a checkpoint of other work (another
-config, input, number of ranks, version of torch) is refused, not passed over: it may be hours of somebody's work, and
-the run that ignored it would write over it. Work whose state is spread over the ranks (`Checkpoint.shards`) may go on
-with another number of them, or on another machine: then it takes the same steps, and its last bits may differ.
+A resumed run writes the same bytes as one that was never stopped. So a checkpoint of other work (another config, input,
+number of ranks, version of torch) is refused, not ignored: it may be hours of somebody's work, and a run that ignored
+it would overwrite it. Work whose state is spread over the ranks (`Checkpoint.shards`) may resume with another number of
+them, or on another machine: then it takes the same steps, and its last bits may differ.
+
+A checkpoint holds its stage's resolved section. A later version of the code may have further settings: the section is
+read with their defaults, and the checkpoint is of the same work where that is what is asked for.
 """
 
 import contextlib
@@ -23,9 +26,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from infra.commit import committing, is_committed, read_manifest, verify
+from infra.commit import Manifest, committing, is_committed, read_manifest, verify
+from infra.config import Config, digest, parse_written
 from infra.distributed import World, together
-from infra.errors import CommitError
+from infra.errors import CommitError, ConfigError
 from infra.shards import Shards, read_shards, write_shards
 from infra.tensors import write_tensors
 
@@ -34,6 +38,7 @@ VALUES_FILE = "values.json"
 SHARDS_FOLDER = "shards"
 MACHINE = ("ranks", "device", "torch", "threads")
 """What decides a run's last bits beside its work."""
+_SETTINGS = "settings"
 
 
 @dataclass(frozen=True)
@@ -64,16 +69,19 @@ class Checkpoints:
         path: the directory that has them, the same for every rank.
         world: the process group.
         stage: the stage's name.
-        work: what decides the stage's bytes, by name. Ranks, device, threads and torch are added to it.
+        work: what decides the stage's bytes beside its config, by name, as JSON-ready values. Ranks, device, threads
+            and torch are added to it.
+        config: the stage's resolved section.
     """
 
-    def __init__(self, path: Path, world: World, stage: str, work: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, world: World, stage: str, work: Mapping[str, Any], config: Config) -> None:
         self.path = Path(path).absolute()
         self.world = world
         self.stage = stage
+        self.config = config
         machine = {"ranks": world.size, "device": world.device.type, "torch": str(torch.__version__)}
         machine["threads"] = torch.get_num_threads()  # in how many parts a sum is added up
-        self.work = {**work, **machine}
+        self.work = {**work, "config": digest(config), **machine}
         self._are_ours = False
 
     def save(self, checkpoint: Checkpoint) -> None:
@@ -83,28 +91,30 @@ class Checkpoints:
             CommitError: the disk is full.
         """
         name = f"step-{checkpoint.step:012d}"
-        with committing(self.path / name, self.world, stage=f"{self.stage}-checkpoint", facts=self.work) as out:
+        facts = {**self.work, _SETTINGS: self.config.identity()}
+        with committing(self.path / name, self.world, stage=f"{self.stage}-checkpoint", facts=facts) as out:
             write_tensors(checkpoint.own, out / _own_file(self.world.rank))
             if checkpoint.shards:
                 write_shards(checkpoint.shards, out / SHARDS_FOLDER, self.world.rank)
             if self.world.is_main:
                 write_tensors(checkpoint.shared, out / SHARED_FILE)
-                (out / VALUES_FILE).write_text(json.dumps({"step": checkpoint.step, **checkpoint.values}))
+                values = json.dumps({"step": checkpoint.step, **checkpoint.values})
+                (out / VALUES_FILE).write_text(values, encoding="utf-8")
         self._are_ours = True
         if self.world.is_main:
             self._remove(keeping=name)
 
     def load(self, shards: Shards | None = None) -> Checkpoint | None:
-        """Give the last checkpoint that was committed; None where there is none.
+        """Return the last checkpoint that was committed; None where there is none.
 
         Args:
             shards: tensors that are spread over the ranks, whose parts on this rank are filled in place. With them the
                 machine may be another one; what a rank has of its `own` is lost then.
 
         Raises:
-            CommitError: it is of other work, or was altered.
+            CommitError: it is of other work, was altered, or its config cannot be read by this version.
         """
-        with together(self.world, f"reading {self.path}"):
+        with together(self.world.committing, f"reading {self.path}"):
             committed = [entry for entry in self.path.glob("step-*") if is_committed(entry)]
             if not committed:
                 return None
@@ -126,25 +136,36 @@ class Checkpoints:
 
     def _read(self, path: Path, shards: Shards | None) -> Checkpoint:
         manifest = verify(path) if self.world.local_rank == 0 else read_manifest(path)
+        facts = self._facts(path, manifest)
         moved = []
-        for name in sorted(manifest.facts.keys() | self.work.keys()):
-            found, wanted = manifest.facts.get(name), self.work.get(name)
+        for name in sorted(facts.keys() | self.work.keys()):
+            found, wanted = facts.get(name), self.work.get(name)
             if found == wanted:
                 continue
             if shards is None or name not in MACHINE:
                 raise CommitError(
                     f"{self.path}: is a checkpoint of other work ({name}: {found!r} there, {wanted!r} here); start that"
-                    " work again to go on, or remove the directory to begin anew"
+                    " work again to resume it, or remove the directory to begin anew"
                 )
             moved.append(name)
         try:
             shared = load_file(path / SHARED_FILE)
             own = {} if moved else load_file(path / _own_file(self.world.rank))
             read_shards(shards or {}, path / SHARDS_FOLDER)
-            values = json.loads((path / VALUES_FILE).read_text())
+            values = json.loads((path / VALUES_FILE).read_text(encoding="utf-8"))
             return Checkpoint(values.pop("step"), shared, own, values, shards or {}, tuple(moved))
         except (OSError, SafetensorError, ValueError, KeyError) as error:
             raise CommitError(f"{path}: cannot be loaded as a checkpoint of this work: {error}") from error
+
+    def _facts(self, path: Path, manifest: Manifest) -> dict[str, Any]:
+        """Return what a checkpoint is of, the digest of its config taken as this version of the code reads it."""
+        facts = dict(manifest.facts)
+        version = manifest.versions.get("sidestack")
+        try:
+            config = parse_written(type(self.config), facts.pop(_SETTINGS, None), f"{path}: config", version)
+        except ConfigError as error:
+            raise CommitError(str(error)) from error
+        return {**facts, "config": digest(config)}
 
 
 def _own_file(rank: int) -> str:

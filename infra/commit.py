@@ -1,8 +1,12 @@
 """The commit protocol: a directory is either whole and described by its manifest, or it does not count.
 
-A writer fills a fresh temporary directory beside the target, syncs every file, writes `manifest.json` last, and
-renames. A reader ignores what has no manifest and verifies what has: sizes and SHA-256 of every file. The same
-protocol carries checkpoints, caches, Parquet outputs and whole stages.
+The ranks fill a fresh temporary directory beside the target. Each syncs and hashes its share of the files; then rank 0
+writes `manifest.json` and renames. A reader ignores what has no manifest and verifies what has: sizes and SHA-256 of
+every file. The same protocol carries checkpoints, caches, Parquet outputs and whole stages.
+
+A rank that waits for others to write, sync or hash waits as long as `infra.distributed.Timeouts.commit_s`. Rank 0 alone
+removes the temporary directory after a failure, so that no other rank takes away what is being sealed. Where rank 0 is
+killed it stays, named `.<name>.<random>.tmp`; readers ignore it.
 """
 
 import contextlib
@@ -11,9 +15,11 @@ import hashlib
 import importlib.metadata
 import os
 import shutil
+import socket
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -22,8 +28,8 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from infra.config import Config
-from infra.distributed import World, barrier, broadcast, together
-from infra.errors import CommitError
+from infra.distributed import ALONE, World, broadcast, gather, together
+from infra.errors import AlreadyCommittedError, CommitError
 from infra.record import HISTORY_FILE, SUMMARY_FILE
 
 MANIFEST = "manifest.json"
@@ -118,31 +124,38 @@ def committing(
     key: str = "",
     inputs: Mapping[str, str] | None = None,
     facts: Mapping[str, Any] | None = None,
+    written: Mapping[str, FileEntry] | None = None,
 ) -> Iterator[Path]:
-    """Give all ranks one temporary directory, and commit it as `out` when every rank leaves without error.
+    """Open one temporary directory for all ranks, and commit it as `out` when every rank leaves without error.
 
     Args:
         out: the directory to appear, by rename, at the end. It must not exist, or be empty.
         world: the process group; every rank enters, any rank may write its own files.
         stage: what made it. key: the work's digest. inputs: name -> digest of an input's manifest.
         facts: read at commit time, so that the body may still add to the mapping it passed.
+        written: name -> entry of files that this rank wrote and hashed while writing; read at commit time, too. The
+            other files are shared out over the ranks by name, each of which hashes its share.
 
     Raises:
-        CommitError: `out` is committed already (never overwritten) or holds files that are not ours, or the disk
-            is full.
+        AlreadyCommittedError: `out` is committed already, or another process committed it meanwhile; what is there
+            stays, and what was written here is removed.
+        CommitError: `out` holds files that are not ours or cannot be written, the disk is full, the ranks do not see
+            one filesystem, or a file in `written` is not as described.
     """
-    out = Path(out).absolute()
+    out, world = Path(out).absolute(), world.committing
     with together(world, f"opening {out}"):
         refuse_taken(out)
     staging = Path(broadcast(world, str(out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.tmp"))))
-    with together(world, f"creating {staging}"):
-        staging.mkdir(parents=True, exist_ok=True)
     try:
+        with together(world, f"creating {staging}"), _naming_disk_errors(out):
+            if world.is_main:
+                staging.mkdir(parents=True)
+        _require_one_filesystem(world, staging)
         # Not under `together`: a rank that fails in the body leaves at once, and its launcher ends the others,
         # which may be waiting for it in a collective of the body.
         yield staging
-        barrier(world)  # nobody seals before everybody has written
-        with together(world, f"committing {out}"):
+        files = _describe_together(world, staging, written or {})
+        with together(world, f"committing {out}"), _naming_disk_errors(out):
             if world.is_main:
                 _seal(
                     staging,
@@ -154,42 +167,100 @@ def committing(
                         inputs=dict(inputs or {}),
                         facts=dict(facts or {}),
                         versions=_versions(),
-                        files=_describe(staging),
+                        files=files,
                     ),
                 )
     except BaseException as error:
-        shutil.rmtree(staging, ignore_errors=True)
+        if world.is_main:
+            shutil.rmtree(staging, ignore_errors=True)
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise CommitError(f"{out}: no space left on the disk; nothing was committed") from error
+            raise _disk_error(out, error) from error
         raise
+
+
+def commit_alone(
+    out: Path,
+    *,
+    stage: str,
+    key: str = "",
+    inputs: Mapping[str, str] | None = None,
+    facts: Mapping[str, Any] | None = None,
+    written: Mapping[str, FileEntry] | None = None,
+) -> AbstractContextManager[Path]:
+    """Commit a directory that this process alone fills, whatever other ranks do; no collective is called.
+
+    Arguments and errors are those of `committing`. Two processes may commit the same `out`: the first to finish does,
+    the other gets an `AlreadyCommittedError`.
+    """
+    return committing(out, ALONE, stage=stage, key=key, inputs=inputs, facts=facts, written=written)
 
 
 def refuse_taken(out: Path) -> None:
     """Check that `out` is free to be committed to.
 
     Raises:
-        CommitError: it is a file, is committed already, or holds something that is not ours.
+        AlreadyCommittedError: it is committed already.
+        CommitError: it is a file, a link or a mount point, holds something that is not ours, or cannot be looked at.
     """
-    if is_committed(out):
-        raise CommitError(f"{out}: is committed already and is never overwritten; choose another --out")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CommitError(f"{out}: exists and is not a directory of ours (no {MANIFEST}); choose another --out")
+    try:
+        if is_committed(out):
+            raise AlreadyCommittedError(f"{out}: is committed already and is never overwritten; choose another --out")
+        for is_fixed, what in ((out.is_symlink(), "link"), (out.is_mount(), "mount point")):
+            if is_fixed:
+                raise CommitError(f"{out}: is a {what}, which no directory can be renamed to; choose one below it")
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise CommitError(f"{out}: exists and is not a directory of ours (no {MANIFEST}); choose another --out")
+    except OSError as error:
+        raise _disk_error(out, error) from error
 
 
-def _seal(staging: Path, out: Path, manifest: Manifest) -> None:
-    file = staging / MANIFEST
-    file.write_text(manifest.model_dump_json(indent=1))
+def _require_one_filesystem(world: World, staging: Path) -> None:
+    """Check that every rank reads in `staging` what rank 0 writes there.
+
+    Raises:
+        CommitError: on every rank; names the ranks that do not, their hosts, and the directory.
+    """
+    if world.size == 1:
+        return
+    token, file = broadcast(world, uuid.uuid4().hex), staging / "token"
+    with together(world, f"writing {file}"):
+        if world.is_main:
+            file.write_text(token)
+    seen = gather(world, (socket.gethostname(), file.is_file() and file.read_text() == token))
+    others = [f"rank {rank} (host {host})" for rank, (host, is_seen) in enumerate(seen) if not is_seen]
+    if others:
+        raise CommitError(
+            f"{staging.parent}: {', '.join(others)} cannot read what rank 0 (host {seen[0][0]}) writes there;"
+            " all ranks must share one filesystem"
+        )
+    if world.is_main:
+        file.unlink()  # `gather` returned, so every rank has read it
+
+
+def _describe_together(world: World, staging: Path, written: Mapping[str, FileEntry]) -> dict[str, FileEntry]:
+    """Sync and describe all files, each by one rank; returns when every rank has written, the same on each."""
+    with together(world, f"syncing {staging}"):
+        for name, entry in written.items():
+            _check_written(staging / name, entry)
+    claimed = {name for names in gather(world, list(written)) for name in names}
+    with together(world, f"listing {staging}"):
+        listed = [name for name in _files(staging) if name not in claimed] if world.is_main else []
+    names = broadcast(world, listed)
+    with together(world, f"hashing {staging}"):
+        described = _describe(staging, names[world.rank :: world.size])
+    entries = gather(world, {**written, **described})
+    return dict(sorted(item for part in entries for item in part.items()))
+
+
+def _check_written(file: Path, entry: FileEntry) -> None:
+    """Sync a file, and check that it has the size that its writer counted."""
     _sync(file)
-    _sync(staging)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if out.exists():
-        out.rmdir()
-    staging.rename(out)
-    _sync(out.parent)
+    size = file.stat().st_size
+    if size != entry.bytes:
+        raise CommitError(f"{file}: has {size} bytes, its writer counted {entry.bytes}")
 
 
-def _describe(root: Path) -> dict[str, FileEntry]:
-    names = _files(root)
+def _describe(root: Path, names: Sequence[str]) -> dict[str, FileEntry]:
     for name in names:
         _sync(root / name)
     digests = _hash_all(root, names)
@@ -203,12 +274,40 @@ def _describe(root: Path) -> dict[str, FileEntry]:
     }
 
 
+def _seal(staging: Path, out: Path, manifest: Manifest) -> None:
+    file = staging / MANIFEST
+    file.write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
+    _sync(file)
+    _sync(staging)
+    try:
+        staging.rename(out)  # over an empty directory, but never over one that another process has filled
+    except OSError as error:
+        if is_committed(out):
+            raise AlreadyCommittedError(f"{out}: was committed by another process meanwhile") from error
+        raise
+    _sync(out.parent)
+
+
+@contextlib.contextmanager
+def _naming_disk_errors(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _disk_error(out, error) from error
+
+
+def _disk_error(out: Path, error: OSError) -> CommitError:
+    is_full = error.errno == errno.ENOSPC
+    reason = "no space left on the disk" if is_full else f"cannot be written ({error.strerror})"
+    return CommitError(f"{out}: {reason}; nothing was committed")
+
+
 def _files(root: Path) -> list[str]:
     found = (path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
     return sorted(name for name in found if name != MANIFEST)
 
 
-def _hash_all(root: Path, names: list[str]) -> dict[str, str]:
+def _hash_all(root: Path, names: Sequence[str]) -> dict[str, str]:
     # hashlib releases the GIL, so threads read and hash several files at once.
     with ThreadPoolExecutor(max_workers=4) as pool:
         return dict(zip(names, pool.map(lambda name: _hash(root / name), names), strict=True))

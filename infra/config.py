@@ -1,10 +1,11 @@
-"""Configuration: frozen pydantic models, one YAML file a run, dotted overrides, unknown keys refused."""
+"""Configuration: frozen pydantic models, one YAML file a run, dotted overrides, unknown and duplicate keys refused."""
 
 import hashlib
+import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -17,8 +18,25 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
+    def resolved(self) -> Self:
+        """Return the configuration that a stage works with, from which alone its digest is taken.
+
+        A section that holds alternatives returns the chosen one. Resolving twice changes nothing.
+        """
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """Return, as JSON-ready plain data, the settings that decide a stage's output: by default all of them.
+
+        A section leaves out where things are kept, so that a moved directory does not make the work another one.
+        """
+        return self.model_dump(mode="json")
+
 
 C = TypeVar("C", bound=Config)
+
+VERSION = importlib.metadata.version("sidestack")
+"""The version of this code."""
 
 SECTIONS = ("prepare", "encoder", "encoders", "materialize", "export", "ranker", "tune", "compare", "tables", "run")
 """The sections a run's file may have: one for each kind of stage, `encoders` for further encoders, `tables` for which
@@ -36,12 +54,15 @@ def load_file(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         The sections as plain dictionaries.
 
     Raises:
-        ConfigError: the file is missing, is no mapping, has an unknown section, or an override is malformed.
+        ConfigError: the file is missing, not UTF-8, no mapping, has a key twice or an unknown section, or an override
+            is malformed.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text())
+        values = _load_yaml(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"config {path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"config {path}: is not UTF-8 (byte {error.start}: {error.reason})") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"config {path}: not valid YAML: {error}") from error
     if not isinstance(values, dict):
@@ -52,6 +73,25 @@ def load_file(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     if unknown:
         raise ConfigError(f"config {path}: unknown section {unknown[0]!r}; known are {', '.join(SECTIONS)}")
     return values
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, which refuses a key that stands twice in one mapping; PyYAML itself keeps the last."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Read one mapping, before merge keys are filled in: what `<<` brings may be overridden."""
+        node = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            name, line = (key.tag, str(key.value)), key.start_mark.line + 1
+            if name in lines:
+                raise yaml.YAMLError(f"key {key.value!r} stands twice, on lines {lines[name]} and {line}")
+            lines[name] = line
+        return node
+
+
+def _load_yaml(text: str) -> Any:
+    return yaml.load(text, _Loader)
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
@@ -67,9 +107,9 @@ def _apply(values: dict[str, Any], override: str) -> None:
         if not isinstance(node, dict):
             raise ConfigError(f"override {override!r}: {key!r} is a value, not a mapping")
     try:
-        node[keys[-1]] = yaml.safe_load(text)
+        node[keys[-1]] = _load_yaml(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r}: the value is not valid YAML") from error
+        raise ConfigError(f"override {override!r}: the value is not valid YAML: {error}") from error
 
 
 def parse(cls: type[C], values: Mapping[str, Any] | None, where: str) -> C:
@@ -111,17 +151,43 @@ def load_section(cls: type[C], path: Path, section: str, overrides: Sequence[str
     return parse(cls, load_file(path, overrides).get(section), f"{Path(path).name}: {section}")
 
 
+def parse_written(cls: type[C], values: object, where: str, version: str | None) -> C:
+    """Validate JSON data that some version of sidestack wrote; a field it lacks takes its default.
+
+    Args:
+        cls: the configuration model.
+        values: the data.
+        where: what the messages call this place.
+        version: the version that wrote it; None where it does not say.
+
+    Raises:
+        ConfigError: see `parse`; and which version wrote the data and which reads it.
+    """
+    try:
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"{where}: must be a mapping, is {type(values).__name__}")
+        return parse(cls, values, where)
+    except ConfigError as error:
+        writer = f"sidestack {version}" if version else "an unknown version of sidestack"
+        raise ConfigError(f"{error}\n{where}: was written by {writer}, this is sidestack {VERSION}") from error
+
+
 def plain(value: Config | Mapping[str, Any]) -> dict[str, Any]:
-    """Give the value as JSON-ready plain data."""
+    """Return the value as JSON-ready plain data."""
     return value.model_dump(mode="json") if isinstance(value, Config) else dict(value)
 
 
 def digest(value: Config | Mapping[str, Any]) -> str:
-    """Give the SHA-256 (hex) of the value's canonical JSON: sorted keys, no spaces."""
-    text = json.dumps(plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    """Return the SHA-256 (hex) of the canonical JSON (sorted keys, no spaces) of a configuration's identity.
+
+    Args:
+        value: a resolved configuration, or JSON-ready plain data, which is taken as it is.
+    """
+    values = value.identity() if isinstance(value, Config) else dict(value)
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def to_yaml(value: Config | Mapping[str, Any]) -> str:
-    """Give the resolved configuration as YAML, to be saved beside every output."""
+    """Return the resolved configuration as YAML, to be saved beside every output."""
     return yaml.safe_dump(plain(value), sort_keys=False, default_flow_style=None, width=100)

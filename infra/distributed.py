@@ -2,17 +2,49 @@
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from pydantic import PositiveFloat
 
+from infra.config import Config, parse
 from infra.errors import SidestackError, StageError, TrainingError
 
 T = TypeVar("T")
+
+
+class Timeouts(Config):
+    """How long a rank waits in a collective for the others, in seconds.
+
+    The driver hands them to the stages in environment variables; a stage run by hand reads the same ones.
+    """
+
+    collective_s: PositiveFloat = 600.0
+    """Of the collectives of training, reading and evaluation."""
+    commit_s: PositiveFloat = 86_400.0
+    """Of those around a commit, where a rank may wait for others to write, sync and hash their files."""
+
+    def environment(self) -> dict[str, str]:
+        """Return the variables that `of_environment` reads."""
+        return {_variable(name): str(value) for name, value in self}
+
+    @classmethod
+    def of_environment(cls, environment: Mapping[str, str]) -> "Timeouts":
+        """Read the variables; one that is not set has its default.
+
+        Raises:
+            ConfigError: a value is not a positive number.
+        """
+        names = (name for name in cls.model_fields if _variable(name) in environment)
+        return parse(cls, {name: environment[_variable(name)] for name in names}, "environment: timeouts")
+
+
+def _variable(name: str) -> str:
+    return f"SIDESTACK_TIMEOUT_{name.upper()}"
 
 
 @dataclass(frozen=True)
@@ -25,6 +57,8 @@ class World:
         local_rank: this process's number on its host; its GPU's number under nccl.
         device: where tensors live.
         backend: ``gloo`` or ``nccl``.
+        group: the group of this module's collectives; None is the default group.
+        commit_group: the same ranks under gloo, with the timeout of commits; None is the default group.
     """
 
     rank: int
@@ -32,22 +66,34 @@ class World:
     local_rank: int
     device: torch.device
     backend: str
+    group: dist.ProcessGroup | None = None
+    commit_group: dist.ProcessGroup | None = None
 
     @property
     def is_main(self) -> bool:
-        """Whether this is rank 0, the one that talks and commits."""
+        """Whether this is rank 0, which prints and commits."""
         return self.rank == 0
+
+    @property
+    def committing(self) -> "World":
+        """The same ranks, whose collectives wait as long as a commit may take (`Timeouts.commit_s`)."""
+        return replace(self, group=self.commit_group)
+
+
+ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), backend="gloo")
+"""One process by itself: no function of this module waits for another rank."""
 
 
 @contextlib.contextmanager
-def started(timeout_s: float = 600.0) -> Iterator[World]:
+def started(timeouts: Timeouts | None = None) -> Iterator[World]:
     """Join the process group that torchrun describes; without torchrun, a group of one.
 
-    The backend is nccl where each local rank has a GPU of its own, else gloo. The group is destroyed at exit.
+    The backend is nccl where each local rank has a GPU of its own, else gloo. The groups are destroyed at exit.
 
     Args:
-        timeout_s: how long, in seconds, a collective may wait for a rank that never comes.
+        timeouts: how long a collective may wait for a rank; by default the defaults of `Timeouts`.
     """
+    timeouts = timeouts or Timeouts()
     # A process of its own keeps its store to itself: a port that was found free may be taken by the time it is used.
     alone: dict[str, Any] = {}
     if "MASTER_ADDR" not in os.environ:
@@ -59,44 +105,46 @@ def started(timeout_s: float = 600.0) -> Iterator[World]:
     device = torch.device("cuda", local_rank) if has_gpu else torch.device("cpu")
     if has_gpu:
         torch.cuda.set_device(device)
-    # gloo rides along under nccl for collectives of small Python objects on the CPU.
+    # Under nccl, gloo serves collectives of small Python objects on the CPU.
     backends = "cpu:gloo,cuda:nccl" if has_gpu else "gloo"
-    dist.init_process_group(backends, timeout=timedelta(seconds=timeout_s), **alone)
+    dist.init_process_group(backends, timeout=timedelta(seconds=timeouts.collective_s), **alone)
     try:
-        yield World(dist.get_rank(), dist.get_world_size(), local_rank, device, backend)
+        commit_group = dist.new_group(timeout=timedelta(seconds=timeouts.commit_s), backend="gloo")
+        world = World(dist.get_rank(), dist.get_world_size(), local_rank, device, backend)
+        yield replace(world, commit_group=commit_group)
     finally:
         dist.destroy_process_group()
 
 
 def gather(world: World, value: T) -> list[T]:
-    """Give every rank the list of all ranks' values (small, JSON-like objects), in rank order."""
+    """Return on every rank the list of all ranks' values (small, JSON-like objects), in rank order."""
     if world.size == 1:
         return [value]
     values: list[T | None] = [None] * world.size
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group=world.group)
     return values  # type: ignore[return-value]
 
 
 def broadcast(world: World, value: T) -> T:
-    """Give every rank what rank 0 passed."""
+    """Return on every rank what rank 0 passed."""
     if world.size == 1:
         return value
     box = [value]
-    dist.broadcast_object_list(box, src=0)
+    dist.broadcast_object_list(box, src=0, group=world.group)
     return box[0]
 
 
 def barrier(world: World) -> None:
     """Wait until every rank is here."""
     if world.size > 1:
-        dist.barrier()
+        dist.barrier(group=world.group)
 
 
 def sum_over_ranks(world: World, values: torch.Tensor) -> torch.Tensor:
-    """Give the element-wise sum of `values` over all ranks, as a new tensor of the same shape and type."""
+    """Return the element-wise sum of `values` over all ranks, as a new tensor of the same shape and type."""
     total = values.detach().clone()
     if world.size > 1:
-        dist.all_reduce(total)
+        dist.all_reduce(total, group=world.group)
     return total
 
 

@@ -64,9 +64,9 @@ def _torchrun() -> str:
 def _gloo() -> str:
     import torch
 
-    from infra.distributed import started, sum_over_ranks
+    from infra.distributed import Timeouts, started, sum_over_ranks
 
-    with started(timeout_s=20) as world:
+    with started(Timeouts(collective_s=20)) as world:
         sum_over_ranks(world, torch.ones(1))
     return "process group of one"
 

@@ -21,6 +21,10 @@ class CommitError(SidestackError):
     """A directory is not ours, not committed, already committed, or no longer fits its manifest."""
 
 
+class AlreadyCommittedError(CommitError):
+    """The directory is committed already: before the work began, or by another process meanwhile."""
+
+
 class SpecError(SidestackError):
     """Semantic IDs of another spec or codebook than the one that was asked for."""
 

@@ -1,23 +1,28 @@
 """One stage, one process group, one committed directory.
 
-`run_stage` is the whole main program of every stage: it reads the arguments and the config, joins the process
-group, verifies the inputs, opens the output, runs the body, and commits.
+`run_stage` is the whole main program of every stage: it reads the arguments, resolves the section of the run's file
+once, joins the process group, verifies the inputs, opens the output, runs the body, and commits. The driver hands it a
+file that holds the resolved section alone; by hand it takes a whole run's file and overrides. Both resolve to the same
+section, and the manifest, the checkpoints and the driver's key hold the same digest of it.
 """
 
 import argparse
+import contextlib
 import logging
 import os
+import signal
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from types import FrameType
+from typing import Any, Generic, NoReturn, TypeVar
 
 from infra.checkpoint import Checkpoints
-from infra.commit import Manifest, committing, read_manifest, refuse_taken, verify
+from infra.commit import FileEntry, Manifest, committing, read_manifest, refuse_taken, verify
 from infra.config import Config, digest, load_section, plain, to_yaml
-from infra.distributed import World, started, together
+from infra.distributed import Timeouts, World, started, together
 from infra.errors import ConfigError, SidestackError
 from infra.record import CONFIG_FILE
 from infra.tracking import RunLog
@@ -34,9 +39,10 @@ class StageRun(Generic[C]):
         inputs: name -> committed directory, verified.
         out: the temporary directory being committed; every rank may write its own files.
         world: the process group.
-        log: metrics, summary and words for people; rank 0 acts.
+        log: metrics, summary and messages to the user; only rank 0 writes them.
         facts: what the body adds here is saved in the manifest (rank 0's counts).
-        checkpoints: where a long stage leaves what it needs to go on; None where the caller keeps none.
+        checkpoints: where a long stage saves what it resumes from; None where the caller keeps none.
+        written: name -> entry of files that this rank hashed while writing; see `infra.commit.committing`.
     """
 
     config: C
@@ -46,6 +52,7 @@ class StageRun(Generic[C]):
     log: RunLog
     facts: dict[str, Any] = field(default_factory=dict)
     checkpoints: Checkpoints | None = None
+    written: dict[str, FileEntry] = field(default_factory=dict)
 
 
 def run_stage(
@@ -73,7 +80,7 @@ def run_stage(
     try:
         _run(name, section, config_type, inputs, body, arguments)
     except SidestackError as error:
-        # A short message, not a trace: the user can mend it. torchrun's error file carries it to the driver.
+        # A short message, not a trace: it is the user's to correct. torchrun's error file carries it to the driver.
         _record(error)
         print(f"{name}: rank {os.environ.get('RANK', '0')}: error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(1) from error
@@ -90,21 +97,24 @@ def _run(
     body: Callable[[StageRun[C]], None],
     arguments: argparse.Namespace,
 ) -> None:
-    config = load_section(config_type, arguments.config, section, arguments.set)
+    config = load_section(config_type, arguments.config, section, arguments.set).resolved()
     paths = _named(arguments.input, inputs)
     refuse_taken(arguments.out)
-    with started() as world:
+    with started(Timeouts.of_environment(os.environ)) as world, _cleaning_up(world):
         manifests = _verified(world, paths)
         facts: dict[str, Any] = {"config": digest(config), "world_size": world.size}
         digests = {name: manifest.digest for name, manifest in manifests.items()}
-        checkpoints = _checkpoints(arguments, world, name, digests, facts["config"])
+        checkpoints = _checkpoints(arguments, world, name, digests, config)
+        written: dict[str, FileEntry] = {}
         log: RunLog | None = None
         try:
-            with committing(arguments.out, world, stage=name, key=arguments.key, inputs=digests, facts=facts) as out:
+            with committing(
+                arguments.out, world, stage=name, key=arguments.key, inputs=digests, facts=facts, written=written
+            ) as out:
                 if world.is_main:
-                    (out / CONFIG_FILE).write_text(to_yaml({section: plain(config)}))
+                    (out / CONFIG_FILE).write_text(to_yaml({section: plain(config)}), encoding="utf-8")
                 log = RunLog.open(world.rank, name, out, plain(config), paths, arguments.key, arguments.parent_run)
-                _call(body, StageRun(config, paths, out, world, log, facts, checkpoints))
+                _call(body, StageRun(config, paths, out, world, log, facts, checkpoints, written))
         except BaseException:
             if log is not None:
                 log.finish("FAILED")
@@ -114,12 +124,28 @@ def _run(
         log.finish("FINISHED", arguments.out)
 
 
+@contextlib.contextmanager
+def _cleaning_up(world: World) -> Iterator[None]:
+    """Turn SIGTERM into an exception on rank 0, which removes its temporary directory; other ranks end at once."""
+
+    def stop(signum: int, frame: FrameType | None) -> NoReturn:
+        raise SystemExit(128 + signum)
+
+    previous = signal.getsignal(signal.SIGTERM)
+    if world.is_main:
+        signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
 def _checkpoints(
-    arguments: argparse.Namespace, world: World, stage: str, inputs: Mapping[str, str], config: str
+    arguments: argparse.Namespace, world: World, stage: str, inputs: Mapping[str, str], config: Config
 ) -> Checkpoints:
     out = Path(arguments.out)
-    work = {"key": arguments.key, "config": config, "inputs": dict(inputs)}
-    return Checkpoints(out.with_name(f"{out.name}.checkpoint"), world, stage, work)
+    work = {"key": arguments.key, "inputs": dict(inputs)}
+    return Checkpoints(out.with_name(f"{out.name}.checkpoint"), world, stage, work, config)
 
 
 def _call(body: Callable[[StageRun[C]], None], run: StageRun[C]) -> None:
@@ -133,7 +159,7 @@ def _call(body: Callable[[StageRun[C]], None], run: StageRun[C]) -> None:
 
 def _parse(name: str, inputs: Sequence[str], argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=name, description=f"Run the stage {name!r} and commit its output.")
-    parser.add_argument("--config", type=Path, required=True, help="the run's YAML file")
+    parser.add_argument("--config", type=Path, required=True, help="the run's YAML file, or the stage's resolved one")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override a config value")
     parser.add_argument(
         "--input", action="append", default=[], metavar="NAME=DIR",
@@ -169,7 +195,7 @@ def _named(pairs: Sequence[str], expected: Sequence[str]) -> dict[str, Path]:
 def _verified(world: World, paths: Mapping[str, Path]) -> dict[str, Manifest]:
     # Every rank reads the inputs, on its own host, so every rank checks the manifests; the first on each host
     # pays for the hashing.
-    with together(world, "verifying the inputs"):
+    with together(world.committing, "verifying the inputs"):
         check = verify if world.local_rank == 0 else read_manifest
         return {name: check(path) for name, path in paths.items()}
 

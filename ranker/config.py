@@ -6,7 +6,7 @@ its SID tables, and an overlay of what may be tuned for it alone. All else is eq
 
 from collections.abc import Mapping
 from datetime import date, timedelta
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
@@ -243,11 +243,11 @@ class RankerConfig(Config):
         """The chosen arm."""
         return self.arms[self.arm]
 
-    def resolved(self, arm: str | None = None) -> "RankerConfig":
-        """Give the configuration of one arm alone: its overlay applied, `arms` reduced to it.
+    def resolved(self, arm: str | None = None) -> Self:
+        """Return the configuration of one arm alone: its overlay applied, `arms` reduced to it.
 
-        This is what the stage's key is made of: changing another arm leaves it as it is. Resolving twice changes
-        nothing.
+        This is what key, checkpoint and manifest hold the digest of: changing another arm leaves it as it is.
+        Resolving twice changes nothing.
 
         Args:
             arm: an arm's name; by default the one chosen.
@@ -262,7 +262,7 @@ class RankerConfig(Config):
         values = _overlaid(self.model_dump(mode="json", exclude={"arms"}), chosen.overlay)
         bare = chosen.model_copy(update={"overlay": {}})
         values |= {"arm": name, "arms": {name: bare.model_dump(mode="json")}}
-        return parse(RankerConfig, values, f"ranker (arm {name!r})")
+        return parse(type(self), values, f"ranker (arm {name!r})")
 
 
 def _overlaid(values: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:

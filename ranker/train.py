@@ -45,7 +45,7 @@ def train(run: StageRun[RankerConfig]) -> None:
         ConfigError: sizes that do not divide, or tables that no plan fits. DataError: rows that break the contract.
         SpecError: SIDs that are missing or of mixed codebooks. CommitError: there is a checkpoint of other work.
     """
-    config, world = run.config.resolved(), run.world
+    config, world = run.config, run.world
     if config.training.precision == "tf32":
         use_tf32(world.device, run.log)
     with together(world, "opening the dataset"):

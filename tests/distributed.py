@@ -10,11 +10,15 @@ from typing import Any
 import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from infra.distributed import World, started
+from infra.distributed import Timeouts, World, started
 
 
 def run_distributed(
-    function: Callable[..., Any], *args: Any, world_size: int = 2, timeout_s: float = 60.0
+    function: Callable[..., Any],
+    *args: Any,
+    world_size: int = 2,
+    timeout_s: float = 60.0,
+    commit_timeout_s: float = 60.0,
 ) -> list[Any]:
     """Call `function(world, *args)` on every rank and give the results in rank order.
 
@@ -23,6 +27,7 @@ def run_distributed(
         args: passed on.
         world_size: the number of ranks.
         timeout_s: how long a collective may wait.
+        commit_timeout_s: how long one around a commit may wait.
 
     Raises:
         RankFailure: some rank raised; `errors` holds, by rank, its message or None.
@@ -30,7 +35,8 @@ def run_distributed(
     store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)  # as torchrun's agent has it
     with ProcessPoolExecutor(world_size, mp_context=get_context("spawn")) as pool:
         futures = [
-            pool.submit(_on_rank, function, args, rank, world_size, store.port, timeout_s) for rank in range(world_size)
+            pool.submit(_on_rank, function, args, rank, world_size, store.port, timeout_s, commit_timeout_s)
+            for rank in range(world_size)
         ]
         results = [future.result() for future in futures]
     errors = [error for _, error in results]
@@ -48,7 +54,13 @@ class RankFailure(AssertionError):
 
 
 def _on_rank(
-    function: Callable[..., Any], args: tuple[Any, ...], rank: int, world_size: int, port: int, timeout_s: float
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    rank: int,
+    world_size: int,
+    port: int,
+    timeout_s: float,
+    commit_timeout_s: float,
 ) -> tuple[Any, str | None]:
     os.environ.update(
         RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(world_size),
@@ -56,7 +68,7 @@ def _on_rank(
     )  # fmt: skip
     torch.set_num_threads(1)
     try:
-        with started(timeout_s) as world:
+        with started(Timeouts(collective_s=timeout_s, commit_s=commit_timeout_s)) as world:
             assert isinstance(world, World)
             return function(world, *args), None
     except Exception:

@@ -2,7 +2,7 @@
 
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
@@ -169,3 +169,7 @@ class PrepareConfig(Config):
     """The snapshot knows what happened before this date, and nothing later; by default all the log has."""
     cache_dir: Path = Path(".cache")
     """Where text embeddings are kept between runs, by the digest of texts and model, and the ledger of source files."""
+
+    def identity(self) -> dict[str, Any]:
+        """Return the settings that decide the tables: all but where embeddings are cached."""
+        return self.model_dump(mode="json", exclude={"cache_dir"})

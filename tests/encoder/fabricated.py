@@ -14,7 +14,7 @@ from encoder.materialize import materialize
 from encoder.train import train
 from infra.checkpoint import Checkpoints
 from infra.commit import committing
-from infra.config import digest, parse, plain
+from infra.config import parse, plain
 from infra.distributed import World
 from infra.parquet import TableWriter
 from infra.stage import StageRun
@@ -141,7 +141,7 @@ def train_encoder(
     """Run the body of stage `encoder` and commit it, as its main program would."""
     config = parse(EncoderConfig, merged(ENCODER, changes or {}), "encoder")
     facts: dict[str, Any] = {}
-    checkpoints = Checkpoints(out.with_name(f"{out.name}.checkpoint"), world, "encoder", {"config": digest(config)})
+    checkpoints = Checkpoints(out.with_name(f"{out.name}.checkpoint"), world, "encoder", {}, config)
     with committing(out, world, stage="encoder", facts=facts) as staging:
         log = log_type.open(world.rank, "encoder", staging, plain(config), {}, "", None)
         train(StageRun(config, {"dataset": dataset}, staging, world, log, facts, checkpoints))

@@ -7,13 +7,27 @@ import pytest
 import torch
 
 from infra.checkpoint import Checkpoint, Checkpoints
-from infra.distributed import World
+from infra.config import VERSION, Config
+from infra.distributed import ALONE, World
 from infra.errors import CommitError
 from infra.shards import Shard, Spread
 from tests.distributed import run_distributed
 
-ONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), backend="gloo")
-WORK = {"key": "k", "config": "c", "inputs": {"dataset": "d"}}
+WORK = {"key": "k", "inputs": {"dataset": "d"}}
+
+
+class Settings(Config):
+    rate: float = 0.1
+
+
+class LaterSettings(Settings):
+    """What a later version of the code has."""
+
+    momentum: float = 0.9
+
+
+def checkpoints(path: Path, stage: str = "encoder", world: World = ALONE, config: Config | None = None) -> Checkpoints:
+    return Checkpoints(path / "out.checkpoint", world, stage, WORK, config or Settings())
 
 
 def checkpoint(step: int, rank: int = 0) -> Checkpoint:
@@ -38,7 +52,7 @@ def require_equal(found: Checkpoint | None, expected: Checkpoint) -> None:
 
 
 def test_the_last_one_comes_back_and_the_others_are_gone(tmp_path: Path) -> None:
-    kept = Checkpoints(tmp_path / "out.checkpoint", ONE, "encoder", WORK)
+    kept = checkpoints(tmp_path)
     assert kept.load() is None
     for step in (9, 10, 100):
         kept.save(checkpoint(step))
@@ -52,14 +66,14 @@ def test_the_last_one_comes_back_and_the_others_are_gone(tmp_path: Path) -> None
 
 
 def test_what_this_run_never_loaded_or_saved_is_left(tmp_path: Path) -> None:
-    Checkpoints(tmp_path / "out.checkpoint", ONE, "encoder", WORK).save(checkpoint(9))
-    other = Checkpoints(tmp_path / "out.checkpoint", ONE, "materialize", WORK)
+    checkpoints(tmp_path).save(checkpoint(9))
+    other = checkpoints(tmp_path, "materialize")
     other.remove()
     assert [path.name for path in other.path.iterdir()] == ["step-000000000009"]
 
 
 def test_what_is_not_a_checkpoint_is_left(tmp_path: Path) -> None:
-    kept = Checkpoints(tmp_path / "out.checkpoint", ONE, "encoder", WORK)
+    kept = checkpoints(tmp_path)
     (kept.path / "mine").mkdir(parents=True)
     kept.save(checkpoint(9))
     kept.remove()
@@ -67,7 +81,7 @@ def test_what_is_not_a_checkpoint_is_left(tmp_path: Path) -> None:
 
 
 def test_a_torn_one_does_not_count(tmp_path: Path) -> None:
-    kept = Checkpoints(tmp_path / "out.checkpoint", ONE, "encoder", WORK)
+    kept = checkpoints(tmp_path)
     kept.save(checkpoint(9))
     torn = kept.path / ".step-000000000010.abcd.tmp"
     torn.mkdir()
@@ -79,7 +93,7 @@ def test_a_torn_one_does_not_count(tmp_path: Path) -> None:
 
 
 def test_an_altered_one_is_refused(tmp_path: Path) -> None:
-    kept = Checkpoints(tmp_path / "out.checkpoint", ONE, "encoder", WORK)
+    kept = checkpoints(tmp_path)
     kept.save(checkpoint(9))
     (file,) = kept.path.glob("*/shared.safetensors")
     data = bytearray(file.read_bytes())
@@ -93,7 +107,7 @@ def test_an_altered_one_is_refused(tmp_path: Path) -> None:
     ("name", "value", "message"),
     [
         ("key", "l", "key: 'k' there, 'l' here"),
-        ("config", "e", "config: 'c' there, 'e' here"),
+        ("config", "e", "config: '[0-9a-f]{64}' there, 'e' here"),
         ("inputs", {"dataset": "f"}, "inputs: {'dataset': 'd'} there, {'dataset': 'f'} here"),
         ("torch", "2.0", r"torch: '2\.\d+\.\d+.*' there, '2.0' here"),
         ("device", "cuda", "device: 'cpu' there, 'cuda' here"),
@@ -102,16 +116,29 @@ def test_an_altered_one_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_one_of_other_work_is_refused(tmp_path: Path, name: str, value: Any, message: str) -> None:
-    Checkpoints(tmp_path / "out.checkpoint", ONE, "encoder", WORK).save(checkpoint(9))
-    other = Checkpoints(tmp_path / "out.checkpoint", ONE, "encoder", WORK)
+    checkpoints(tmp_path).save(checkpoint(9))
+    other = checkpoints(tmp_path)
     other.work[name] = value
     with pytest.raises(CommitError, match=message):
         other.load()
     assert list((tmp_path / "out.checkpoint").iterdir())
 
 
+def test_one_of_an_older_version_is_of_the_same_work_where_newer_settings_are_at_their_defaults(tmp_path: Path) -> None:
+    checkpoints(tmp_path).save(checkpoint(9))
+    require_equal(checkpoints(tmp_path, config=LaterSettings()).load(), checkpoint(9))
+    with pytest.raises(CommitError, match="is a checkpoint of other work .config: "):
+        checkpoints(tmp_path, config=LaterSettings(momentum=0.5)).load()
+
+
+def test_one_with_a_setting_that_is_unknown_names_both_versions(tmp_path: Path) -> None:
+    checkpoints(tmp_path, config=LaterSettings()).save(checkpoint(9))
+    with pytest.raises(CommitError, match=rf"(?s)momentum: unknown key.*written by sidestack {VERSION}, this is"):
+        checkpoints(tmp_path).load()
+
+
 def save_and_load(world: World, path: Path) -> list[int]:
-    kept = Checkpoints(path, world, "encoder", WORK)
+    kept = checkpoints(path, "encoder", world)
     kept.save(checkpoint(5, world.rank))
     found = kept.load()
     require_equal(found, checkpoint(5, world.rank))
@@ -120,9 +147,9 @@ def save_and_load(world: World, path: Path) -> list[int]:
 
 
 def test_every_rank_has_its_own_and_another_number_of_ranks_is_refused(tmp_path: Path) -> None:
-    assert run_distributed(save_and_load, tmp_path / "out.checkpoint") == [[0, 5], [1, 5]]
+    assert run_distributed(save_and_load, tmp_path) == [[0, 5], [1, 5]]
     with pytest.raises(CommitError, match="ranks: 2 there, 1 here"):
-        Checkpoints(tmp_path / "out.checkpoint", ONE, "encoder", WORK).load()
+        checkpoints(tmp_path).load()
 
 
 def spread(world: World, path: Path, rows: int) -> list[int]:
@@ -130,7 +157,7 @@ def spread(world: World, path: Path, rows: int) -> list[int]:
     each = rows // world.size
     first = world.rank * each
     table = torch.arange(first, first + each)
-    kept = Checkpoints(path, world, "ranker", WORK)
+    kept = checkpoints(path, "ranker", world)
     kept.save(Checkpoint(7, {}, {}, {}, {"table": Spread((rows,), [Shard((first,), table)])}))
     out = torch.zeros_like(table)
     found = kept.load({"table": Spread((rows,), [Shard((first,), out)])})
@@ -140,16 +167,14 @@ def spread(world: World, path: Path, rows: int) -> list[int]:
 
 
 def test_what_is_spread_over_the_ranks_is_read_by_any_number_of_them(tmp_path: Path) -> None:
-    assert run_distributed(spread, tmp_path / "out.checkpoint", 10) == [list(range(5)), list(range(5, 10))]
+    assert run_distributed(spread, tmp_path, 10) == [list(range(5)), list(range(5, 10))]
     out = torch.zeros(10, dtype=torch.int64)
-    found = Checkpoints(tmp_path / "out.checkpoint", ONE, "ranker", WORK).load(
-        {"table": Spread((10,), [Shard((0,), out)])}
-    )
+    found = checkpoints(tmp_path, "ranker").load({"table": Spread((10,), [Shard((0,), out)])})
     assert found is not None
     assert "ranks" in found.moved
     assert out.tolist() == list(range(10))
     with pytest.raises(CommitError, match="is a checkpoint of other work"):
-        Checkpoints(tmp_path / "out.checkpoint", ONE, "ranker", {**WORK, "config": "d"}).load({})
+        checkpoints(tmp_path, "ranker", config=Settings(rate=0.2)).load({})
     larger = Spread((11,), [Shard((0,), torch.zeros(11))])
     with pytest.raises(CommitError, match=r"table: was saved with shape \(10,\), now has \(11,\)"):
-        Checkpoints(tmp_path / "out.checkpoint", ONE, "ranker", WORK).load({"table": larger})
+        checkpoints(tmp_path, "ranker").load({"table": larger})

@@ -1,14 +1,20 @@
 import errno
 import os
+import time
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
+from unittest import mock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch.distributed as dist
 
-from infra.commit import MANIFEST, committing, is_committed, read_manifest, verify
-from infra.distributed import World, started
-from infra.errors import CommitError
+import infra.commit
+from infra.commit import MANIFEST, FileEntry, commit_alone, committing, is_committed, read_manifest, verify
+from infra.distributed import ALONE, World, broadcast, started
+from infra.errors import AlreadyCommittedError, CommitError
 from tests.distributed import RankFailure, run_distributed
 
 
@@ -90,6 +96,59 @@ def test_a_directory_that_is_not_ours_is_left_alone(tmp_path: Path, world: World
     assert os.listdir(tmp_path / "out") == ["thesis.tex"]
 
 
+@pytest.mark.parametrize("target", ["elsewhere", "absent"])
+def test_a_link_is_refused_before_work_begins(tmp_path: Path, target: str) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / target)
+    with pytest.raises(CommitError, match="out: is a link, which no directory can be renamed to"):
+        commit(tmp_path / "out", ALONE)
+    assert sorted(os.listdir(tmp_path)) == ["elsewhere", "out"]
+
+
+def test_a_mount_point_is_refused_before_work_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "is_mount", lambda path: path.name == "out")
+    with pytest.raises(CommitError, match="out: is a mount point"):
+        commit(tmp_path / "out", ALONE)
+
+
+@pytest.mark.parametrize("name", ["file/out", "x" * 300, "x" * 250])
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(CommitError, match=rf"{name}: cannot be written \(.+\); nothing was committed"):
+        commit(tmp_path / name, ALONE)
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_what_another_process_commits_meanwhile_is_kept(tmp_path: Path) -> None:
+    with pytest.raises(AlreadyCommittedError, match="out: was committed by another process meanwhile"):
+        with commit_alone(tmp_path / "out", stage="test") as staging:
+            (staging / "a").write_text("second")
+            with commit_alone(tmp_path / "out", stage="test") as other:
+                (other / "a").write_text("first")
+    assert (tmp_path / "out/a").read_text() == "first"
+    assert os.listdir(tmp_path) == ["out"]
+    with pytest.raises(AlreadyCommittedError, match="committed already"):
+        commit(tmp_path / "out", ALONE)
+
+
+def test_what_a_writer_hashed_is_not_hashed_again(tmp_path: Path) -> None:
+    written: dict[str, FileEntry] = {}
+    with commit_alone(tmp_path / "out", stage="test", written=written) as staging:
+        (staging / "a").write_text("12")
+        (staging / "b").write_text("3")
+        written["a"] = FileEntry(sha256="the writer's", bytes=2, rows=7)
+    files = read_manifest(tmp_path / "out").files
+    assert files["a"] == written["a"]
+    assert files["b"].sha256 != "the writer's" and list(files) == ["a", "b"]
+
+
+def test_a_writer_that_counted_other_bytes_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CommitError, match="a: has 2 bytes, its writer counted 3"):
+        with commit_alone(tmp_path / "out", stage="test", written={"a": FileEntry(sha256="", bytes=3)}) as staging:
+            (staging / "a").write_text("12")
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_failure_in_the_body_leaves_nothing(tmp_path: Path, world: World) -> None:
     with pytest.raises(RuntimeError, match="half way"):
         with committing(tmp_path / "out", world, stage="test") as staging:
@@ -121,3 +180,100 @@ def test_a_taken_output_is_refused_on_every_rank(tmp_path: Path, world: World) -
         run_distributed(write_own_part, tmp_path / "out")
     assert all(error and "committed already" in error for error in failure.value.errors)
     assert is_committed(tmp_path / "out")
+
+
+def commit_several(world: World, out: Path) -> list[str]:
+    """Write three files on each rank; return the names of those that this rank hashed."""
+    hashed: list[str] = []
+
+    def noted(path: Path) -> str:
+        hashed.append(path.name)
+        return path.name
+
+    with mock.patch("infra.commit._hash", noted), committing(out, world, stage="test") as staging:
+        for number in range(3):
+            (staging / f"{world.rank}-{number}").write_text("x")
+    return hashed
+
+
+def test_the_ranks_share_the_hashing_and_agree_on_the_manifest(tmp_path: Path) -> None:
+    first, second = run_distributed(commit_several, tmp_path / "out")
+    assert len(first) == len(second) == 3
+    assert {name: entry.sha256 for name, entry in read_manifest(tmp_path / "out").files.items()} == {
+        name: name for name in sorted([*first, *second])
+    }
+
+
+def commit_slowly(world: World, out: Path) -> None:
+    """Write, and hash, for longer on one rank than a collective may wait."""
+    impatient = replace(world, group=dist.new_group(timeout=timedelta(seconds=1)))
+    hash_at_once = infra.commit._hash
+
+    def hash_late(path: Path) -> str:
+        time.sleep(2 * world.rank)
+        return hash_at_once(path)
+
+    with mock.patch("infra.commit._hash", hash_late), committing(out, impatient, stage="test") as staging:
+        (staging / f"part-{world.rank}").write_text("x")
+        time.sleep(2 * (1 - world.rank))
+
+
+def test_waiting_for_a_rank_that_writes_or_hashes_does_not_time_out(tmp_path: Path) -> None:
+    run_distributed(commit_slowly, tmp_path / "out")
+    assert set(verify(tmp_path / "out").files) == {"part-0", "part-1"}
+
+
+def fail_on_rank_one(world: World, out: Path) -> None:
+    """Leave by an error on rank 1, and let rank 0 note what it left."""
+    has_left = out.with_name("has_left")
+    try:
+        with committing(out, world, stage="test") as staging:
+            if world.rank == 1:
+                raise RuntimeError("half way")
+            while not has_left.exists():
+                time.sleep(0.01)
+            out.with_name("is_there").write_text(str(staging.is_dir()))
+    except RuntimeError:
+        if world.rank == 1:
+            has_left.touch()
+        raise
+
+
+def test_rank_zero_alone_removes_the_temporary_directory(tmp_path: Path) -> None:
+    with pytest.raises(RankFailure):
+        run_distributed(fail_on_rank_one, tmp_path / "out")
+    assert (tmp_path / "is_there").read_text() == "True"
+    assert sorted(os.listdir(tmp_path)) == ["has_left", "is_there"]
+
+
+def commit_on_two_disks(world: World, disks: tuple[Path, Path]) -> None:
+    """Commit with a rank for which the same path is a place on another disk."""
+
+    def seen_from_here(world: World, value: str) -> str:
+        return broadcast(world, value).replace(str(disks[0]), str(disks[world.rank]))
+
+    with mock.patch("infra.commit.broadcast", seen_from_here), mock.patch("socket.gethostname", lambda: "h" * 3):
+        with committing(disks[world.rank] / "out", world, stage="test"):
+            raise AssertionError("the body began")
+
+
+def test_ranks_with_disks_of_their_own_are_refused_before_work_begins(tmp_path: Path) -> None:
+    disks = (tmp_path / "a", tmp_path / "b")
+    for disk in disks:
+        disk.mkdir()
+    with pytest.raises(RankFailure) as failure:
+        run_distributed(commit_on_two_disks, disks)
+    for error, disk in zip(failure.value.errors, disks, strict=True):
+        assert error and f"{disk}: rank 1 (host hhh) cannot read what rank 0 (host hhh) writes there" in error
+    assert [os.listdir(disk) for disk in disks] == [[], []]
+
+
+def commit_on_rank_one(world: World, out: Path) -> None:
+    if world.rank == 1:
+        with commit_alone(out, stage="test") as staging:
+            (staging / "a").write_text("x")
+
+
+def test_one_rank_commits_without_the_others(tmp_path: Path) -> None:
+    run_distributed(commit_on_rank_one, tmp_path / "out")
+    assert set(verify(tmp_path / "out").files) == {"a"}

@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.state_dict_loader import _load_state_dict_from
 import ranker.fit
 from infra.checkpoint import Checkpoints
 from infra.commit import committing
-from infra.config import digest, plain
+from infra.config import plain
 from infra.distributed import World
 from infra.errors import CommitError
 from infra.stage import StageRun
@@ -58,7 +58,7 @@ def train_ranker(world: World, dataset: Path, out: Path, arm: str = "sid_ngram",
     """Run the stage's body and commit it, as its main program would."""
     config = config_of(arm, training={**TRAINING, **training})
     facts: dict[str, Any] = {}
-    checkpoints = Checkpoints(out.with_name(f"{out.name}.checkpoint"), world, "ranker", {"config": digest(config)})
+    checkpoints = Checkpoints(out.with_name(f"{out.name}.checkpoint"), world, "ranker", {}, config)
     with committing(out, world, stage="ranker", facts=facts) as staging:
         log = RunLog.open(world.rank, "ranker", staging, plain(config), {}, "", None)
         train(StageRun(config, {"dataset": dataset}, staging, world, log, facts, checkpoints))
