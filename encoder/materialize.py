@@ -2,16 +2,16 @@
 
 One encoder makes one set of SIDs; each of several (`--input encoder.<name>=DIR`) makes a set under its own name, so
 that a ranker can compare them on the same rows. The SIDs of a set and codebook are a *generation*: their columns are
-partitions of the store, row-aligned with the items' (or users') parts, with the events (the advertised item) and with the
-requests (the history, or the user). Only partitions that are not there yet are made; nothing else is written again. The
-stage's output is the snapshot it was given plus these partitions, and each set's frozen codebook.
+partitions of the store, row-aligned with the items' (or users') parts, with the events (the advertised item) and with
+the requests (the history, or the user). Only partitions that are not there yet are made; nothing else is written
+again. The stage's output is the snapshot it was given plus these partitions, and each set's frozen codebook.
 
 Within a generation a published SID never changes: an item that a later part revises keeps the SID of the part that
 brought it. So a date's columns depend on the parts that brought its items and on nothing that comes later.
 
 A part is encoded by all ranks, a file each at a time, a date's columns are written by one rank. Reading, encoding and
-writing go on at the same time, a row group each, so memory is a few row groups and what the page cache holds of the maps
-from id to SID.
+writing go on at the same time, a row group each, so memory is a few row groups and what the page cache holds of the
+maps from id to SID.
 """
 
 import contextlib
@@ -162,7 +162,9 @@ def _write_parts(run: StageRun[MaterializeConfig], work: Work, one: SidSetWork) 
     base, store = work.dataset.partitions(one.content), work.store
     encoded = 0
     for entry in base:
-        key = digest({"set": one.listed.generation, "of": entry.digest, "first": entry.facts["first"], "code": work.code})
+        key = digest(
+            {"set": one.listed.generation, "of": entry.digest, "first": entry.facts["first"], "code": work.code}
+        )
         found = broadcast(run.world, store.find(one.table(one.content), entry.slice, key))
         if found is None:
             work.dataset.verify(run.world, [entry])
@@ -226,7 +228,11 @@ def sid_maps(store: Store, one: SidSetWork) -> SidMaps:
 
 
 def _write_aligned(
-    source: CountedFile, columns: Sequence[str], check: Callable[[pa.Table, RowGroup], None], extend: Columns, made: Making
+    source: CountedFile,
+    columns: Sequence[str],
+    check: Callable[[pa.Table, RowGroup], None],
+    extend: Columns,
+    made: Making,
 ) -> None:
     """Write a file's SID columns, row group for row group.
 
@@ -290,13 +296,16 @@ def one_thread() -> Iterator[None]:
 
 
 def _write_dates(run: StageRun[MaterializeConfig], work: Work, one: SidSetWork) -> list[PartitionEntry]:
-    """Write a set's columns beside events and requests, each date by one rank, and return the partitions of all dates."""
+    """Write a set's columns beside events and requests, each date by one rank, and return the partitions of all
+    dates."""
     tables = {base: work.dataset.partitions(base) for base in one.listed.columns if base != one.content}
     wanted = [(base, entry, _date_key(work, one, entry)) for base, entries in tables.items() for entry in entries]
     missing = None
     with together(run.world, "looking for the dates that lack SIDs"):
         if run.world.is_main:
-            missing = [place for place in wanted if work.store.find(one.table(place[0]), place[1].slice, place[2]) is None]
+            missing = [
+                place for place in wanted if work.store.find(one.table(place[0]), place[1].slice, place[2]) is None
+            ]
     missing = broadcast(run.world, missing)
     assert missing is not None
     with (
@@ -339,7 +348,9 @@ def _write_date(work: Work, one: SidSetWork, maps: SidMaps, base: str, entry: Pa
         made.schema = pa.schema(_fields(columns, kind))
         for file in entry.files:
             source = CountedFile(work.dataset.store / entry.path / file.name, file.rows)
-            _write_aligned(source, [column], lambda rows, where: check_events(rows, work.dataset.spec, where), with_sids, made)
+            _write_aligned(
+                source, [column], lambda rows, where: check_events(rows, work.dataset.spec, where), with_sids, made
+            )
 
 
 def _with_prefixes(

@@ -84,8 +84,8 @@ class SidMaps:
     def count(self, folder: Path) -> tuple[int, int]:
         """Count (null SIDs, different SIDs that are not null), in bounded memory.
 
-        The SIDs are shared out by a hash into files small enough to be sorted; equal SIDs meet in one file. Everything is
-        read, and where it does not fit written, once.
+        The SIDs are shared out by a hash into files small enough to be sorted; equal SIDs meet in one file.
+        Everything is read, and where it does not fit written, once.
 
         Args:
             folder: for these files, which are removed again.

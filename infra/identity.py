@@ -1,8 +1,8 @@
 """The identity of files that others wrote, without reading them whole: name, size and Parquet footer.
 
-A footer holds the sizes and statistics of every column of every row group, so rows that change nearly always change it; a
-full SHA-256 is an option for those who must be sure. What a file's identity was is kept in a ledger beside its size and time of
-change, so that an untouched file is not opened again.
+A footer holds the sizes and statistics of every column of every row group, so rows that change nearly always change
+it; a full SHA-256 is an option for those who must be sure. What a file's identity was is kept in a ledger beside its
+size and time of change, so that an untouched file is not opened again.
 """
 
 import hashlib

@@ -1,7 +1,8 @@
 """Impressions joined with their requests, labels and SIDs, row group by row group.
 
-The i-th row groups of a date's tables hold the same requests, so a join takes no search: labels and the SIDs of items are
-row-aligned with the events, and the requests (with the SIDs of users and histories) are repeated, each for its impressions.
+The i-th row groups of a date's tables hold the same requests, so a join takes no search: labels and the SIDs of items
+are row-aligned with the events, and the requests (with the SIDs of users and histories) are repeated, each for its
+impressions.
 """
 
 from collections.abc import Iterator, Sequence
@@ -134,10 +135,9 @@ class ImpressionRows:
             self._check(rows, where)
 
 
-def columns_by_table(
-    dataset: Dataset, columns: Sequence[str]
-) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """Return which table each column is read from: of the tables with the events' rows, and of those with the requests'.
+def columns_by_table(dataset: Dataset, columns: Sequence[str]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """Return which table each column is read from: of the tables with the events' rows, and of those with the
+    requests'.
 
     A column that is in no table of the contract is looked for among the events' further columns.
     """
@@ -181,7 +181,7 @@ def _side_by_side(parts: Sequence[pa.Table]) -> pa.Table:
     """Return tables of the same rows as one; a column that several have is taken from the first."""
     if len(parts) == 1:
         return parts[0]
-    columns = {}
+    columns: dict[str, tuple[pa.Field, pa.ChunkedArray]] = {}
     for part in reversed(parts):
         columns |= {field.name: (field, column) for field, column in zip(part.schema, part.columns, strict=True)}
     fields, arrays = zip(*columns.values(), strict=True)

@@ -8,12 +8,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from infra.errors import DataError
 
 ROW_GROUP_ROWS = 8192
+ROW_GROUP_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -140,6 +144,23 @@ def dictionary_columns(schema: pa.Schema) -> list[str]:
     ]
 
 
+def row_bytes(table: pa.Table) -> npt.NDArray[np.int64]:
+    """Return the bytes that each row takes as Arrow holds it: int64 [N]."""
+    total_N = np.zeros(table.num_rows, np.int64)
+    for column in table.combine_chunks().columns:
+        kind = column.type
+        if pa.types.is_list(kind):
+            lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy()
+            total_N += lengths * (kind.value_type.bit_width // 8) + 4
+        elif pa.types.is_fixed_size_list(kind):
+            total_N += kind.list_size * (kind.value_type.bit_width // 8)
+        elif pa.types.is_string(kind):
+            total_N += pc.fill_null(pc.binary_length(column), 0).to_numpy().astype(np.int64) + 4
+        else:
+            total_N += max(kind.bit_width // 8, 1)
+    return total_N
+
+
 class TableWriter:
     """Write tables of one schema into a Parquet file whose bytes depend on the rows alone.
 
@@ -174,6 +195,14 @@ class TableWriter:
         self._pending_rows += table.num_rows
         while self._pending_rows >= self.row_group_rows:
             self._flush(self.row_group_rows)
+
+    def write_group(self, table: pa.Table) -> None:
+        """Write rows as one row group of their own."""
+        assert not self._pending_rows
+        if table.num_rows:
+            self._pending = [table.cast(self.schema).cast(self._file_schema)]
+            self._pending_rows = table.num_rows
+            self._flush(table.num_rows)
 
     def _flush(self, rows: int) -> None:
         table = pa.concat_tables(self._pending)

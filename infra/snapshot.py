@@ -1,14 +1,14 @@
 """A snapshot: the list of partitions that a stage takes as its dataset, and what opens it.
 
-A dataset grows and is never rewritten. Its rows lie in a *store*, as *partitions*: one date of requests, events, labels or
-SID columns, or one part of the items or users. A partition is a directory that was committed once, with a manifest of its
-own. A *snapshot* is a directory with
+A dataset grows and is never rewritten. Its rows lie in a *store*, as *partitions*: one date of requests, events,
+labels or SID columns, or one part of the items or users. A partition is a directory that was committed once, with a
+manifest of its own. A *snapshot* is a directory with
 
     snapshot.json   the partitions, by path and digest, and where their store is
     dataset.json    the DatasetSpec: signals, features, tasks, splits
 
-Two snapshots that share a partition share its files. The digest of a snapshot's own manifest covers the digests of all its
-partitions, so a stage that takes a snapshot is keyed by the data.
+Two snapshots that share a partition share its files. The digest of a snapshot's own manifest covers the digests of
+all its partitions, so a stage that takes a snapshot is keyed by the data.
 """
 
 import itertools
@@ -33,7 +33,7 @@ from infra.tables import SPEC_FILE, DatasetSpec, Entity, read_json, read_spec, w
 SNAPSHOT_FILE = "snapshot.json"
 DAILY = ("requests", "events", "labels")
 """The tables that have a partition a date."""
-CONTENT = {"item": "items", "user": "users"}
+CONTENT: Mapping[Entity, str] = {"item": "items", "user": "users"}
 """The tables that have parts, by whose content they hold."""
 
 
@@ -220,6 +220,11 @@ class Dataset:
             for file in entry.files
         )
 
+    def on_date(self, day: date) -> list[PartitionEntry]:
+        """Return a date's partitions of all tables."""
+        name = date_slice(day)
+        return [entry for entry in self.snapshot.partitions if entry.slice == name]
+
     def content_files(self, entity: Entity) -> tuple[CountedFile, ...]:
         """Return the files of the table that has the content of items or of users, in order.
 
@@ -280,7 +285,8 @@ def write_snapshot(path: Path, target: Path, spec: DatasetSpec, snapshot: Snapsh
 
     Args:
         path: where to write, such as a directory that is being committed. target: where the directory will be.
-        spec: the dataset's. snapshot: its partitions; its `store` is the store's path, which is made relative to `target`.
+        spec: the dataset's. snapshot: its partitions; its `store` is the store's path, which is made relative to
+            `target`.
     """
     store = os.path.relpath(Path(snapshot.store).absolute(), Path(target).absolute())
     write_spec(path, spec)

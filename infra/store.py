@@ -1,8 +1,8 @@
 """The store: where partitions lie, and how they are written, each once.
 
-A partition's directory is `<table>/<slice>/<key>`. The key names all that decides its content (configuration, code, the
-source's identity), so a partition that is there under its key is not made again, and one whose source changed is made beside
-the old one, which earlier snapshots go on using.
+A partition's directory is `<table>/<slice>/<key>`. The key names all that decides its content (configuration, code,
+the source's identity), so a partition that is there under its key is not made again, and one whose source changed is
+made beside the old one, which earlier snapshots go on using.
 """
 
 import contextlib
@@ -159,7 +159,9 @@ def _check_ids(chunk: pa.Table, column: str, last: int, first: int, new: int, wh
     before_N = np.concatenate([[last], ids_N[:-1]])
     falling = np.flatnonzero(ids_N <= before_N)
     if len(falling):
-        raise DataError(f"{where}: column {column!r}: ids must rise; {ids_N[falling[0]]} follows {before_N[falling[0]]}")
+        raise DataError(
+            f"{where}: column {column!r}: ids must rise; {ids_N[falling[0]]} follows {before_N[falling[0]]}"
+        )
     new_M = ids_N[ids_N >= first]
     expected_M = np.arange(first + new, first + new + len(new_M))
     gaps = np.flatnonzero(new_M != expected_M)
@@ -186,8 +188,8 @@ def write_day(
         spec: the dataset's.
         chunks: rows of `infra.tables.flat_schema`, those of a request beside each other; further columns go to the
             events. A request may go on in the next chunk.
-        row_group_bytes: a row group ends with the request that reaches so many bytes of joined rows, so that what reading
-            one takes is bounded, and so that all three tables have the same row groups.
+        row_group_bytes: a row group ends with the request that reaches so many bytes of joined rows, so that what
+            reading one takes is bounded, and so that all three tables have the same row groups.
 
     Raises:
         DataError: rows of one request differ in a column of the request's, or a request comes twice.
@@ -235,8 +237,8 @@ class _SeenRequests:
         if len(self._ids) < len(together_N):
             twice = self._ids[counts_N > 1][0]
             raise DataError(
-                f"events of {self._day}: column 'request_id': request {twice} comes twice; the rows of a request must lie"
-                " together, and no two requests of a date may share an id"
+                f"events of {self._day}: column 'request_id': request {twice} comes twice; the rows of a request must"
+                " lie together, and no two requests of a date may share an id"
             )
 
 
@@ -252,11 +254,12 @@ def _largest_ids(table: pa.Table) -> dict[str, int]:
 
 
 def count_labels(labels: pa.Table, spec: DatasetSpec) -> dict[str, int]:
-    """Return, for each task, `judged_<task>` and `positive_<task>`: rows that it is judged on, and positives among them.
+    """Return, for each task, `judged_<task>` and `positive_<task>`: rows that it is judged on, and positives among
+    them.
 
     A row is judged where its label is known, and the labels of the tasks it is given are 1.
     """
-    counts = {}
+    counts: dict[str, int] = {}
     for task in spec.tasks:
         column = labels[task]
         judged = column.is_valid()

@@ -2,15 +2,15 @@
 
 | table | a row is | ids |
 |---|---|---|
-| `items`, `users` | an item, a user; parts in order, a later part may revise earlier rows | numbered from 0 without a gap |
+| `items`, `users` | an item, a user; in parts, of which a later may revise an earlier one's rows | from 0 without a gap |
 | `requests` | a request: user, time, what is the same for all its impressions, the user's history | `request_id` |
 | `events` | an impression of a request; the rows of a request lie together, in the requests' order | |
 | `labels` | row-aligned with events: one column a task, null while it is not known | |
 
-Requests, events and labels are partitions, one a date of the request's time (`infra.snapshot`); the i-th row groups of a
-date's files hold the same requests, so that a reader joins them without a search (`infra.impressions`). `infra.checks`
-holds rows to this contract. Embeddings are fixed-size lists, which lie in Parquet as plain lists that remember their size
-(infra/parquet.py). Columns beyond the contract are carried along untouched.
+Requests, events and labels are partitions, one a date of the request's time (`infra.snapshot`); the i-th row groups
+of a date's files hold the same requests, so that a reader joins them without a search (`infra.impressions`).
+`infra.checks` holds rows to this contract. Embeddings are fixed-size lists, which lie in Parquet as plain lists that
+remember their size (infra/parquet.py). Columns beyond the contract are carried along untouched.
 """
 
 import json

@@ -80,7 +80,8 @@ def _sampled(files: Sequence[CountedFile]) -> Sequence[CountedFile]:
 
 
 def mean_entries(dataset: Dataset, dates: Dates, column: str) -> float:
-    """Return how many entries a list column of the requests has a request, from metadata (an empty list counts as one)."""
+    """Return how many entries a list column of the requests has a request, from metadata (an empty list counts as
+    one)."""
     files = _sampled(dataset.files("requests", *dates))
     entries: int = sum(chunk.num_values for chunk in _chunks([file.path for file in files], (column,)))
     return entries / max(1, sum(file.rows for file in files))

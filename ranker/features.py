@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from encoder.sid import SidSpec, event_columns, sid_columns
+from infra.config import parse
 from infra.errors import ConfigError, DataError, SpecError
-from infra.tables import Dataset, DatasetSpec, Entity, TaskSpec
+from infra.snapshot import SNAPSHOT_FILE, Dataset
+from infra.tables import DatasetSpec, Entity, TaskSpec
 from ranker.config import ArmConfig, ContentKind, ModelConfig, RankerConfig
 
 BASE_COLUMNS = ("event_time", "user_id", "item_id")

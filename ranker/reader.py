@@ -51,7 +51,9 @@ class Split:
     def partitions(self) -> list[PartitionEntry]:
         """The partitions that hold what the arm reads."""
         tables = columns_by_table(self.dataset, self.features.columns)
-        return [entry for of_kind in tables for table in of_kind for entry in self.dataset.partitions(table, *self.dates)]
+        return [
+            entry for of_kind in tables for table in of_kind for entry in self.dataset.partitions(table, *self.dates)
+        ]
 
     def open(self, training: TrainingConfig, world: World, is_training: bool) -> LaneReader:
         """Open the rows for training (shuffled by the seed, whole batches) or evaluation (in order, every row).

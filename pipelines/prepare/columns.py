@@ -12,6 +12,7 @@ import pyarrow as pa
 Ints = npt.NDArray[np.integer]
 Bools = npt.NDArray[np.bool_]
 
+
 def days_between(first: date, last: date) -> list[date]:
     """List the days from first to last, both included."""
     return [first + timedelta(days=n) for n in range((last - first).days + 1)]

@@ -137,10 +137,11 @@ class Synthetic(Config):
 class Tables(Config):
     """A log of one's own that grows: a folder of joined impressions, items and users in the tables' contract.
 
-    The folder holds `dataset.json`, `items/` and `users/` (files in order; those in a folder `date=YYYY-MM-DD` are known
-    from that date on), `events/date=YYYY-MM-DD/` (impressions with their request's columns, and labels), and, where labels
-    come later than events, `labels/date=YYYY-MM-DD/`, row-aligned with the date's events. Files are told from each other by
-    names, sizes and Parquet footers: one that is new, changed or removed is noticed, an untouched one is not read again.
+    The folder holds `dataset.json`, `items/` and `users/` (files in order; those in a folder `date=YYYY-MM-DD` are
+    known from that date on), `events/date=YYYY-MM-DD/` (impressions with their request's columns, and labels), and,
+    where labels come later than events, `labels/date=YYYY-MM-DD/`, row-aligned with the date's events. Files are told
+    from each other by names, sizes and Parquet footers: one that is new, changed or removed is noticed, an untouched
+    one is not read again.
     """
 
     kind: Literal["tables"]

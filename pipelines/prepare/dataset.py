@@ -70,8 +70,13 @@ def write_dataset(run: StageRun[PrepareConfig], source: Source) -> None:
         parts = [*_parts(store, source, "item", code), *_parts(store, source, "user", code)] if world.is_main else []
     with together(world, "looking for the dates that are to be made"):
         days = list(source.days())
-        keys = {day: {name: digest({"key": key, "code": code}) for name, key in source.day_keys(day).items()} for day in days}
-        missing = {day: lacking for day in days if (lacking := missing_keys(store, day, keys[day]))} if world.is_main else {}
+        keys = {
+            day: {name: digest({"key": key, "code": code}) for name, key in source.day_keys(day).items()}
+            for day in days
+        }
+        missing = (
+            {day: lacking for day in days if (lacking := missing_keys(store, day, keys[day]))} if world.is_main else {}
+        )
     missing = broadcast(world, missing)
     with (
         together(world, "making the events"),
@@ -116,11 +121,13 @@ def as_time(day: date | None) -> datetime | None:
     return None if day is None else datetime.combine(day, time())
 
 
-def label_keys(events: Mapping[str, Any], followup_days: Mapping[str, float], day: date, end: datetime | None) -> dict[str, str]:
+def label_keys(
+    events: Mapping[str, Any], followup_days: Mapping[str, float], day: date, end: datetime | None
+) -> dict[str, str]:
     """Return the keys of a date's three tables.
 
-    Labels that mature are made again when, and only when, more of them are known: what counts of the log's end is how far it
-    lies in the time in which the date's labels become known.
+    Labels that mature are made again when, and only when, more of them are known: what counts of the log's end is how
+    far it lies in the time in which the date's labels become known.
 
     Args:
         events: what decides the requests' and events' rows.
@@ -142,7 +149,9 @@ def tell(run: StageRun[PrepareConfig], spec: DatasetSpec, entries: Sequence[Part
     by = {"train": spec.train, "test": spec.test}
     days = {entry.slice for entry in entries if entry.table == "events"}
     summary: dict[str, Any] = {"items": spec.num_items, "users": spec.num_users, "dates": len(days), "dates_made": made}
-    run.log.say(f"{spec.num_items:,} items, {spec.num_users:,} users, {len(days)} dates of events, {made} of them made now")
+    run.log.say(
+        f"{spec.num_items:,} items, {spec.num_users:,} users, {len(days)} dates of events, {made} of them made now"
+    )
     for split, (first, last) in by.items():
         names = {date_slice(first + timedelta(days=n)) for n in range((last - first).days + 1)}
         own = [entry for entry in entries if entry.slice in names]
@@ -160,7 +169,8 @@ def _label_counts(spec: DatasetSpec, own: Sequence[PartitionEntry]) -> tuple[dic
     words = ""
     for task, one in spec.tasks.items():
         judged, positive = (
-            sum(entry.facts[f"{what}_{task}"] for entry in own if entry.table == "labels") for what in ("judged", "positive")
+            sum(entry.facts[f"{what}_{task}"] for entry in own if entry.table == "labels")
+            for what in ("judged", "positive")
         )
         told[task] = {"judged": judged, "positive": positive}
         of = f" of {judged:,} with a known label" if one.given is None else f" of {judged:,} followed-up {one.given}s"

@@ -128,7 +128,9 @@ def _spec(config: Tables, files: LogFiles) -> DatasetSpec:
     for entity, table in CONTENT.items():
         rows = _num_ids(files.content[entity], f"{entity}_id")
         if values[f"num_{table}"] not in (None, rows):
-            raise DataError(f"{config.path}/{table}: holds {rows} rows, dataset.json says num_{table}={values[f'num_{table}']}")
+            raise DataError(
+                f"{config.path}/{table}: holds {rows} rows, dataset.json says num_{table}={values[f'num_{table}']}"
+            )
         values[f"num_{table}"] = rows
     if config.test_days is not None:
         values |= _newest(sorted(files.events), config)
@@ -160,7 +162,9 @@ def _newest(days: Sequence[date], config: Tables) -> dict[str, tuple[date, date]
     before = days[: -config.test_days]
     train = before[-config.train_days :] if config.train_days else before
     if not train:
-        raise DataError(f"{config.path}/events: {len(days)} dates leave none to train on beside test_days={config.test_days}")
+        raise DataError(
+            f"{config.path}/events: {len(days)} dates leave none to train on beside test_days={config.test_days}"
+        )
     return {"train": (train[0], train[-1]), "test": (test[0], test[-1])}
 
 
@@ -168,7 +172,8 @@ class TablesLog:
     """A folder of joined impressions as a `pipelines.prepare.dataset.Source`.
 
     Args:
-        config: the source's. files: what the folder holds. spec: the dataset's. end: when the snapshot's knowledge ends.
+        config: the source's. files: what the folder holds. spec: the dataset's. end: when the snapshot's knowledge
+            ends.
     """
 
     def __init__(self, config: Tables, files: LogFiles, spec: DatasetSpec, end: datetime | None) -> None:
@@ -183,7 +188,12 @@ class TablesLog:
         content = self.spec.content(entity)
         return [
             Part(
-                digest({"file": self._files.digest([path]), "signals": [list(content.embeddings), list(content.categoricals)]}),
+                digest(
+                    {
+                        "file": self._files.digest([path]),
+                        "signals": [list(content.embeddings), list(content.categoricals)],
+                    }
+                ),
                 _output_schema(path, contract),
                 partial(self._content, path, entity),
             )
@@ -203,7 +213,8 @@ class TablesLog:
             "requests": self._config.requests,
         }
         keys = label_keys(events, self._config.followup_days, day, self._end)
-        return {**keys, "labels": digest([keys["labels"], self._files.digest(self._files.labels.get(day, ()))])}
+        labels = {"labels": keys["labels"], "files": self._files.digest(self._files.labels.get(day, ()))}
+        return {**keys, "labels": digest(labels)}
 
     def rows(self, days: Sequence[date]) -> Iterator[tuple[date, Iterator[pa.Table]]]:
         """Yield some of the dates, each with its joined impressions in chunks."""

@@ -20,8 +20,8 @@ class Impressions:
     """Impressions in order of time, basket and item.
 
     Attributes:
-        baskets_N: the source's basket ids: the requests. users_N, items_N: row numbers in their tables. times_N: seconds. stores_N: the source's store ids.
-        clicks_N: whether the product was bought in the basket.
+        baskets_N: the source's basket ids: the requests. users_N, items_N: row numbers in their tables. times_N:
+        seconds. stores_N: the source's store ids. clicks_N: whether the product was bought in the basket.
         promotions_N: which of the promotions' keys was shown.
     """
 

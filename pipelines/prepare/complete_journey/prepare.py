@@ -63,7 +63,9 @@ class Raw:
         if as_of is not None:
             log = log.cut(midnight(as_of))
         if log.end <= _events_begin(config):
-            raise ConfigError(f"prepare.as_of={as_of}: must come after the events begin, {_dates(config.train_weeks)[0]}")
+            raise ConfigError(
+                f"prepare.as_of={as_of}: must come after the events begin, {_dates(config.train_weeks)[0]}"
+            )
         user_words = user_vocabularies(files.demographics(), households)
         return cls(files, products, log, households, item_vocabularies(products), user_words)
 
@@ -72,8 +74,8 @@ def open_complete_journey(run: StageRun[PrepareConfig], config: CompleteJourney)
     """Open the installed package as a source; texts that the cache lacks are embedded by all ranks.
 
     Raises:
-        ConfigError: a package is not installed, or `as_of` comes before the events begin. DataError: a source file cannot
-            be read.
+        ConfigError: a package is not installed, or `as_of` comes before the events begin. DataError: a source file
+            cannot be read.
     """
     with together(run.world, "reading Complete Journey"):
         raw = Raw.read(run.config.as_of, config)
@@ -95,7 +97,8 @@ class CompleteJourneyLog:
     """Complete Journey as a `pipelines.prepare.dataset.Source`: a request is a basket.
 
     Args:
-        raw: the log, cut where it ends. config: the source's. described: each item's text. cached: the texts' embeddings.
+        raw: the log, cut where it ends. config: the source's. described: each item's text. cached: the texts'
+            embeddings.
         source_id: identity of the package's files. say: tells people what was found.
     """
 
@@ -117,7 +120,7 @@ class CompleteJourneyLog:
         self.spec = dataset_spec(raw, config, embedding_dim(cached))
 
     @cached_property
-    def _text_ND(self) -> npt.NDArray[np.float16]:
+    def _texts(self) -> npt.NDArray[np.float16]:
         distinct = sorted(set(self._described))
         return read_embeddings(self._cached, len(distinct))[np.searchsorted(distinct, self._described)]
 
@@ -151,7 +154,9 @@ class CompleteJourneyLog:
 
     def _lasting(self) -> dict[str, Any]:
         """Return the settings that decide a row; which weeks are tested on is none of them."""
-        return {name: value for name, value in plain(self.config).items() if name not in ("test_weeks", "followup_days")}
+        return {
+            name: value for name, value in plain(self.config).items() if name not in ("test_weeks", "followup_days")
+        }
 
     def _builder(self, days: Sequence[date]) -> EventBuilder:
         raw, config = self.raw, self.config
@@ -175,7 +180,7 @@ class CompleteJourneyLog:
             "item_id": np.arange(num_items),
             "product_id": raw.products["product_id"],
             "text": pa.array(self._described),
-            "text_embedding": embeddings(self._text_ND, np.ones(num_items, bool)),
+            "text_embedding": embeddings(self._texts, np.ones(num_items, bool)),
             "behaviour_embedding": embeddings(*behaviour),
             **{signal: words.ids for signal, words in raw.item_words.items()},
         }
@@ -183,7 +188,7 @@ class CompleteJourneyLog:
     def _users(self) -> dict[str, Any]:
         vectors: Mapping[str, Vectors] = {}
         if self.config.organic:
-            found = _organic(self.raw, self.config, self.config.organic, self._text_ND)
+            found = _organic(self.raw, self.config, self.config.organic, self._texts)
             self._say("before the events: " + ", ".join(f"{what} {number:,}" for what, number in found.counts.items()))
             vectors = found.embeddings
         return {

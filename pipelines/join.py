@@ -1,0 +1,83 @@
+"""`python -m pipelines.join --dataset DIR --out DIR`: a snapshot's impressions as one joined table, for other readers.
+
+The output is `impressions/date=YYYY-MM-DD/part-00000.parquet`, one row an impression with its request's columns, its
+labels and its SIDs; what reads Hive-partitioned Parquet reads it (docs/joined.md).
+"""
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+
+from infra.checks import check_events
+from infra.commit import commit_alone
+from infra.errors import SidestackError
+from infra.impressions import all_columns, read_impressions
+from infra.parquet import TableWriter
+from infra.snapshot import Dataset, date_slice, read_dataset
+from infra.store import FILE
+
+FOLDER = "impressions"
+"""The folder that other readers are pointed at."""
+
+
+def join(dataset: Dataset, out: Path, first: date, last: date, columns: Sequence[str] = ()) -> int:
+    """Write the joined impressions of some dates, and return how many there are.
+
+    Args:
+        dataset: the snapshot. out: the directory to commit; it must be free.
+        first, last: the dates, inclusive. columns: which columns; none: all.
+
+    Raises:
+        DataError: there are no events on these dates, or a column is nowhere. CommitError: a partition was altered, or
+            `out` is taken.
+    """
+    wanted = list(columns) or all_columns(dataset)
+    rows = 0
+    with commit_alone(out, stage="join", facts={"columns": wanted}) as staging:
+        for day in dataset.dates(first, last):
+            for entry in dataset.on_date(day):
+                dataset.verify_partition(entry)
+            rows += _write_date(dataset, day, wanted, staging / FOLDER / date_slice(day) / FILE)
+    return rows
+
+
+def _write_date(dataset: Dataset, day: date, columns: Sequence[str], file: Path) -> int:
+    rows = 0
+    with contextlib.ExitStack() as stack:
+        writer: TableWriter | None = None
+        for table in read_impressions(
+            dataset, columns, day, day, lambda rows, where: check_events(rows, dataset.spec, where)
+        ):
+            writer = writer or stack.enter_context(TableWriter(file, table.schema))
+            writer.write(table)
+            rows += table.num_rows
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line.
+
+    Raises:
+        SystemExit: with 1 where the snapshot or an argument breaks a rule.
+    """
+    parser = argparse.ArgumentParser(prog="python -m pipelines.join", description="Join a snapshot's impressions.")
+    parser.add_argument("--dataset", type=Path, required=True, help="a snapshot, such as the output of materialize")
+    parser.add_argument("--out", type=Path, required=True, help="the directory to commit; must be free")
+    parser.add_argument("--from", dest="first", type=date.fromisoformat, default=date.min, help="first date")
+    parser.add_argument("--to", dest="last", type=date.fromisoformat, default=date.max, help="last date")
+    parser.add_argument("--columns", nargs="+", default=[], help="which columns; by default all")
+    arguments = parser.parse_args(argv)
+    try:
+        dataset = read_dataset(arguments.dataset)
+        rows = join(dataset, arguments.out, arguments.first, arguments.last, arguments.columns)
+    except SidestackError as error:
+        print(f"join: error: {error}", file=sys.stderr)
+        raise SystemExit(1) from error
+    print(f"{rows:,} impressions: {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()

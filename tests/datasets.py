@@ -1,0 +1,102 @@
+"""Write small snapshots for the tests from joined tables: the rows of items, users and each date's impressions."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from encoder.materialize import listed_set
+from encoder.sid import SidSpec
+from infra.config import digest
+from infra.impressions import read_impressions
+from infra.parquet import TableWriter, row_groups
+from infra.snapshot import CONTENT, Dataset, PartitionEntry, SidSet, Snapshot, read_dataset, write_snapshot
+from infra.store import FILE, Store, day_entries, in_order, request_starts, write_day, write_part
+from infra.tables import DatasetSpec, Entity
+
+ROW_GROUP_BYTES = 20_000
+"""So small that a test's dates have several row groups."""
+
+
+def write_snapshot_of(
+    out: Path,
+    spec: DatasetSpec,
+    items: Sequence[pa.Table] = (),
+    users: Sequence[pa.Table] = (),
+    days: Mapping[date, pa.Table] | None = None,
+    sids: Iterable[SidSpec] = (),
+    row_group_bytes: int = ROW_GROUP_BYTES,
+) -> Path:
+    """Write a snapshot whose store lies in its own folder, so that a test can copy and spoil it.
+
+    Args:
+        out: the folder. spec: the dataset's. items, users: a part each.
+        days: joined impressions by date; without `request_id` every row is a request. SID columns are among them, named
+            as `encoder.sid.event_columns` names them, their spec in their metadata.
+        sids: the sets of SIDs that the impressions carry. row_group_bytes: see `infra.store.write_day`.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    store = Store(out / "store")
+    entries = [*_parts(store, "item", items, spec), *_parts(store, "user", users, spec)]
+    listed = {sid.name: _without_content(listed_set(sid)) for sid in sids}
+    for day, rows in (days or {}).items():
+        numbered = rows if "request_id" in rows.column_names else _numbered(rows, day)
+        own = [name for one in listed.values() for names in one.columns.values() for name in names]
+        keys = {name: digest({"table": name, "day": str(day)}) for name in ("requests", "events", "labels")}
+        write_day(store, day, keys, spec, [numbered.drop_columns(own)], row_group_bytes)
+        made = {entry.table: entry for entry in day_entries(store, day, keys)}
+        entries += made.values()
+        for name, one in listed.items():
+            entries += [
+                _sids(store, one.table(name, base), made, base, numbered, names) for base, names in one.columns.items()
+            ]
+    write_snapshot(out, out, spec, Snapshot(store=str(store.path), sids=listed, partitions=tuple(in_order(entries))))
+    return out
+
+
+def _parts(store: Store, entity: Entity, tables: Sequence[pa.Table], spec: DatasetSpec) -> list[PartitionEntry]:
+    first, entries = 0, []
+    for number, table in enumerate(tables):
+        key = digest({"table": CONTENT[entity], "number": number})
+        entries.append(write_part(store, entity, number, key, first, table.schema, [table]))
+        first += entries[-1].facts["new"]
+    return entries
+
+
+def _without_content(one: SidSet) -> SidSet:
+    columns = {base: names for base, names in one.columns.items() if base in ("events", "requests")}
+    return one.model_copy(update={"columns": columns})
+
+
+def _numbered(rows: pa.Table, day: date) -> pa.Table:
+    ids_N = (day.toordinal() << 32) + np.arange(rows.num_rows)
+    return rows.append_column(pa.field("request_id", pa.int64(), nullable=False), pa.array(ids_N))
+
+
+def _sids(
+    store: Store, table: str, made: Mapping[str, PartitionEntry], base: str, rows: pa.Table, names: Sequence[str]
+) -> PartitionEntry:
+    """Write columns beside a date's events or requests, row group for row group."""
+    entry = made[base]
+    own = rows if base == "events" else rows.take(pa.array(request_starts(rows["request_id"])))
+    key = digest({"table": table, "of": entry.slice})
+    with store.making(table, entry.slice, key) as making:
+        making.schema = own.select(names).schema
+        with TableWriter(making.path / FILE, making.schema) as writer:
+            for group in row_groups([store.path / entry.path / FILE]):
+                writer.write_group(own.select(names).slice(group.start, group.rows))
+    return store.entry(table, entry.slice, key)
+
+
+def joined(path: Path, columns: Sequence[str], first: date = date.min, last: date = date.max) -> pa.Table:
+    """Read joined impressions whole."""
+    return pa.concat_tables(list(read_impressions(read_dataset(path), columns, first, last))).combine_chunks()
+
+
+def content(dataset: Dataset, table: str) -> pa.Table:
+    """Read a table's files whole, such as the items or a set's SIDs beside them."""
+    import pyarrow.parquet as pq
+
+    return pa.concat_tables([pq.ParquetFile(file.path).read() for file in dataset.files(table)]).combine_chunks()
