@@ -26,7 +26,7 @@ BLOCK_ROWS = 4096
 
 Integers = npt.NDArray[np.int64]
 Shared = dict[RowGroup, Future[pa.Table]]
-"""Row groups that one lane has read, or is reading, and another one needs, too."""
+"""Row groups that were read, or are being read, for one part of them, and another part waits to be taken."""
 
 
 class Batch(NamedTuple):
@@ -136,7 +136,7 @@ class LaneReader:
             for lane in self._lanes
         }
         uses = Counter(part.group for windows in self._parts.values() for parts in windows for part in parts)
-        self._in_two_lanes = {group for group, number in uses.items() if number > 1}
+        self._shared_groups = {group for group, number in uses.items() if number > 1}
 
     def groups_of(self, rows_N: Integers) -> list[RowGroup]:
         """Return the row groups that hold rows of the given global numbers, in order, to name them in an error."""
@@ -246,9 +246,9 @@ class LaneReader:
         return np.concatenate([[part.low], inside_P]) - part.low
 
     def _read_part(self, part: Part, shared: Shared) -> pa.Table:
-        """Read the part's row group, once where two lanes of this rank need it: the first leaves it for the second."""
+        """Read the part's row group, once where bounds cut it in two: who reads it leaves it for the other part."""
         group = part.group
-        table = self._read_or_shared(group, shared) if group in self._in_two_lanes else self.source.read(group)
+        table = self._read_or_shared(group, shared) if group in self._shared_groups else self.source.read(group)
         return table.slice(part.low - group.start, part.rows)
 
     def _read_or_shared(self, group: RowGroup, shared: Shared) -> pa.Table:
@@ -257,7 +257,7 @@ class LaneReader:
         if found is own:
             try:
                 own.set_result(self.source.read(group))
-            except BaseException as error:  # raised here and in the other lane
+            except BaseException as error:  # raised here and for the other part
                 own.set_exception(error)
         else:
             shared.pop(group, None)

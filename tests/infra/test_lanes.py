@@ -1,8 +1,10 @@
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -11,8 +13,10 @@ from hypothesis import strategies as st
 import infra.lanes
 from infra.errors import ConfigError, DataError
 from infra.lanes import Batch, LaneReader
+from infra.order import buffers, parts_between
 from infra.parquet import RowGroup
-from infra.rows import FileRows
+from infra.pieces import piece_starts
+from infra.rows import Check, CountedFile, FileRows, RowSource
 from tests.infra.test_parquet import write
 
 
@@ -59,10 +63,123 @@ def test_shuffled_epochs_differ_hold_no_row_twice_and_drop_less_than_a_batch_a_l
     assert first.tolist() == np.concatenate(global_batches(files, 1, 0, seed=1)).tolist()
 
 
-def test_an_epoch_can_start_in_the_middle(tmp_path: Path) -> None:
-    files = write(tmp_path, [100])
-    whole = [batch.rows_N.tolist() for batch in reader(files, seed=5).epoch(2)]
-    assert [batch.rows_N.tolist() for batch in reader(files, seed=5).epoch(2, start=7)] == whole[7:]
+class Requests(FileRows):
+    """Files whose rows belong to requests, which begin at given rows."""
+
+    def __init__(self, files: Sequence[Path], begins: Sequence[int], check: Check | None = None) -> None:
+        super().__init__(files, ["x", "list"], check)
+        self.files, self.begins = files, begins
+
+    def starts(self, group: RowGroup) -> npt.NDArray[np.int64]:  # type: ignore[override]
+        inside = [row - group.start for row in self.begins if 0 <= row - group.start < group.rows]
+        return np.array(inside, np.int64)
+
+
+def requests(folder: Path, rows: int, seed: int) -> Requests:
+    """Write rows of requests of 1 to 6 rows, some of which lie in two row groups (of 7 rows) or files."""
+    sizes = np.random.default_rng(seed).integers(1, 7, rows)
+    begins = np.cumsum(sizes) - sizes
+    return Requests(write(folder, [rows // 3, rows - rows // 3]), begins[begins < rows].tolist())
+
+
+def rows_of(source: RowSource, start: int = 0, **changes: object) -> list[list[int]]:
+    settings = {"batch_size": 8, "lanes": 4, "rank": 0, "world_size": 1, "seed": 3} | changes
+    batches = LaneReader(source, **settings).batches(range(1), start)  # type: ignore[arg-type]
+    return [batch.rows_N.tolist() for batch in batches]
+
+
+ORDERS: dict[str, dict[str, object]] = {
+    "in order": {"seed": None},
+    "in order, windows": {"seed": None, "windows": (0, 31, 90)},
+    "shuffled": {"shuffle_groups": 1},
+    "windows": {"windows": (0, 31, 90), "shuffle_groups": 2},
+    "requests": {"keep_rows": 4, "shuffle_groups": 2},
+    "requests, windows": {"keep_rows": 4, "windows": (0, 31, 90), "shuffle_groups": 1},
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_every_order_is_the_same_for_any_number_of_ranks(tmp_path: Path, order: str) -> None:
+    source = requests(tmp_path, 150, seed=1)
+    one = rows_of(source, **ORDERS[order])
+    for ranks in (2, 4):
+        parts = [rows_of(source, rank=rank, world_size=ranks, **ORDERS[order]) for rank in range(ranks)]
+        assert [sum(batch, []) for batch in zip(*parts, strict=True)] == one
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("start", [0, 1, 7, 15])
+@pytest.mark.parametrize("lanes", [1, 4])
+def test_an_epoch_can_start_in_the_middle(tmp_path: Path, order: str, start: int, lanes: int) -> None:
+    source = requests(tmp_path, 150, seed=2)
+    whole = rows_of(source, lanes=lanes, **ORDERS[order])
+    assert rows_of(source, start, lanes=lanes, **ORDERS[order]) == whole[start:]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("start", [0, 7, 15])
+def test_a_start_in_the_middle_reads_no_row_group_before_its_buffer(tmp_path: Path, order: str, start: int) -> None:
+    changes = {"shuffle_groups": 4, "windows": (0,), "seed": 3} | ORDERS[order]
+    written, read = requests(tmp_path, 150, seed=2), []
+    source = Requests(written.files, written.begins, check=lambda rows, group: read.append(group.start))
+    rows_of(source, start, lanes=1, **changes)
+    windows = [parts_between(source, *edges) for edges in pairwise([*changes["windows"], 150])]  # type: ignore[misc]
+    rng = np.random.default_rng([3, 0, 0]) if changes["seed"] else None
+    expected, end = [], 0
+    for buffer in buffers(windows, changes["shuffle_groups"], rng):  # type: ignore[arg-type]
+        end += buffer.rows
+        expected += [part.group.start for part in buffer.parts if end > 8 * start]
+    assert sorted(read) == sorted({*expected})
+    assert (start == 0) == (len(read) >= 22)
+
+
+def test_windows_come_one_after_another_in_every_lane(tmp_path: Path) -> None:
+    source = requests(tmp_path, 150, seed=3)
+    edges = (0, 32, 92)
+    for seed in (None, 5):
+        batches = rows_of(source, lanes=2, seed=seed, windows=edges)
+        for lane in (0, 1):
+            rows = [row for batch in batches for row in batch[4 * lane : 4 * lane + 4]]
+            assert (np.diff(np.searchsorted(edges, rows, side="right")) >= 0).all()
+            assert (rows[:16] == sorted(rows[:16])) == (seed is None)
+        assert len({row for batch in batches for row in batch}) > 150 - 8
+
+
+def test_runs_are_shuffled_row_by_row_unless_they_are_to_be_kept(tmp_path: Path) -> None:
+    source = requests(tmp_path, 150, seed=4)
+    assert rows_of(source) == rows_of(FileRows(source.files, ["x"]), keep_rows=9) != rows_of(source, keep_rows=9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(60, 150), st.integers(0, 99), st.integers(2, 6), st.sampled_from([(0,), (0, 21, 50)]))
+def test_the_rows_of_a_piece_follow_one_another_in_a_lane(
+    tmp_path_factory: pytest.TempPathFactory, rows: int, seed: int, keep_rows: int, windows: tuple[int, ...]
+) -> None:
+    source = requests(tmp_path_factory.mktemp("data"), rows, seed)
+    pieces = [g.start + piece_starts(source.starts(g), g.rows, keep_rows) for g in source.groups(0, rows)]
+    begins = {*np.concatenate(pieces).tolist(), *windows}
+    batches = rows_of(source, lanes=2, seed=seed, keep_rows=keep_rows, windows=windows, shuffle_groups=2)
+    for lane in (0, 1):
+        stream = [row for batch in batches for row in batch[4 * lane : 4 * lane + 4]]
+        assert len(set(stream)) == len(stream)
+        assert stream[0] in begins
+        assert all(row == before + 1 or row in begins for before, row in pairwise(stream))
+        assert all(row == before + 1 or before + 1 in begins | {rows} for before, row in pairwise(stream))
+
+
+def test_a_rank_opens_the_files_of_its_lanes_and_those_in_which_bounds_fall(tmp_path: Path) -> None:
+    sizes = [20] * 8
+    files = [CountedFile(file, size) for file, size in zip(write(tmp_path, sizes), sizes, strict=True)]
+    for keep_rows, opened in ((1, 2), (3, 4)):  # of four lanes; two bounds are not its own
+        source = FileRows(files, ["x", "list"])
+        rows_of(source, rank=1, world_size=4, keep_rows=keep_rows)
+        assert source.num_opened == opened
+
+
+def test_rows_are_named_by_their_row_groups(tmp_path: Path) -> None:
+    files = write(tmp_path, [10, 20])
+    found = reader(files).groups_of(np.array([29, 8, 3, 9, 28]))
+    assert [(group.path, group.index) for group in found] == [(files[0], 0), (files[0], 1), (files[1], 2)]
 
 
 @settings(max_examples=30, deadline=None)
