@@ -1,23 +1,31 @@
 """Write small snapshots for the tests from joined tables: the rows of items, users and each date's impressions."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from encoder.materialize import listed_set
 from encoder.sid import SidSpec
 from infra.config import digest
-from infra.impressions import read_impressions
+from infra.impressions import all_columns, read_impressions
 from infra.parquet import TableWriter, row_groups
-from infra.snapshot import CONTENT, Dataset, PartitionEntry, SidSet, Snapshot, read_dataset, write_snapshot
-from infra.store import FILE, Store, day_entries, in_order, request_starts, write_day, write_part
+from infra.snapshot import (
+    CONTENT,
+    Dataset,
+    PartitionEntry,
+    SidSet,
+    Snapshot,
+    date_slice,
+    read_dataset,
+    write_snapshot,
+)
+from infra.store import FILE, Store, day_entries, in_order, request_starts, split_rows, write_part
 from infra.tables import DatasetSpec, Entity
-
-ROW_GROUP_BYTES = 20_000
-"""So small that a test's dates have several row groups."""
 
 
 def write_snapshot_of(
@@ -27,7 +35,7 @@ def write_snapshot_of(
     users: Sequence[pa.Table] = (),
     days: Mapping[date, pa.Table] | None = None,
     sids: Iterable[SidSpec] = (),
-    row_group_bytes: int = ROW_GROUP_BYTES,
+    row_group_rows: int = 128,
 ) -> Path:
     """Write a snapshot whose store lies in its own folder, so that a test can copy and spoil it.
 
@@ -35,7 +43,8 @@ def write_snapshot_of(
         out: the folder. spec: the dataset's. items, users: a part each.
         days: joined impressions by date; without `request_id` every row is a request. SID columns are among them, named
             as `encoder.sid.event_columns` names them, their spec in their metadata.
-        sids: the sets of SIDs that the impressions carry. row_group_bytes: see `infra.store.write_day`.
+        sids: the sets of SIDs that the impressions carry. row_group_rows: impressions of a row group, its last request
+            being whole.
     """
     out.mkdir(parents=True, exist_ok=True)
     store = Store(out / "store")
@@ -45,7 +54,7 @@ def write_snapshot_of(
         numbered = rows if "request_id" in rows.column_names else _numbered(rows, day)
         own = [name for one in listed.values() for names in one.columns.values() for name in names]
         keys = {name: digest({"table": name, "day": str(day)}) for name in ("requests", "events", "labels")}
-        write_day(store, day, keys, spec, [numbered.drop_columns(own)], row_group_bytes)
+        _write_day(store, day, keys, spec, numbered.drop_columns(own), row_group_rows)
         made = {entry.table: entry for entry in day_entries(store, day, keys)}
         entries += made.values()
         for name, one in listed.items():
@@ -63,6 +72,23 @@ def _parts(store: Store, entity: Entity, tables: Sequence[pa.Table], spec: Datas
         entries.append(write_part(store, entity, number, key, first, table.schema, [table]))
         first += entries[-1].facts["new"]
     return entries
+
+
+def _write_day(
+    store: Store, day: date, keys: Mapping[str, str], spec: DatasetSpec, rows: pa.Table, row_group_rows: int
+) -> None:
+    """Write a date's tables as `infra.store.write_day` does, in row groups of so many rows."""
+    starts_R = request_starts(rows["request_id"])
+    cuts = [0]
+    while cuts[-1] < rows.num_rows:
+        later_R = starts_R[starts_R >= cuts[-1] + row_group_rows]
+        cuts.append(int(later_R[0]) if len(later_R) else rows.num_rows)
+    for name, key in keys.items():
+        with store.making(name, date_slice(day), key) as made:
+            made.schema = split_rows(rows.slice(0, 0), spec, str(day))[name].schema
+            with TableWriter(made.path / FILE, made.schema) as writer:
+                for start, end in itertools.pairwise(cuts):
+                    writer.write_group(split_rows(rows.slice(start, end - start), spec, str(day))[name])
 
 
 def _without_content(one: SidSet) -> SidSet:
@@ -90,13 +116,47 @@ def _sids(
     return store.entry(table, entry.slice, key)
 
 
-def joined(path: Path, columns: Sequence[str], first: date = date.min, last: date = date.max) -> pa.Table:
-    """Read joined impressions whole."""
-    return pa.concat_tables(list(read_impressions(read_dataset(path), columns, first, last))).combine_chunks()
+def joined(path: Path, columns: Sequence[str] | None = None, first: date = date.min, last: date = date.max) -> pa.Table:
+    """Read joined impressions whole, all columns or some."""
+    dataset = read_dataset(path)
+    wanted = all_columns(dataset) if columns is None else columns
+    return pa.concat_tables(list(read_impressions(dataset, wanted, first, last))).combine_chunks()
 
 
 def content(dataset: Dataset, table: str) -> pa.Table:
     """Read a table's files whole, such as the items or a set's SIDs beside them."""
-    import pyarrow.parquet as pq
-
     return pa.concat_tables([pq.ParquetFile(file.path).read() for file in dataset.files(table)]).combine_chunks()
+
+
+def file_of(path: Path, table: str, day: date) -> Path:
+    """Return the file of a date's partition."""
+    (file,) = read_dataset(path).files(table, day, day)
+    return file.path
+
+
+def spoil(path: Path, table: str, day: date, change: Callable[[pa.Table], pa.Table]) -> Path:
+    """Change a date's partition behind prepare's back, the snapshot listing what came of it; return the new file.
+
+    Row groups stay as long as they were.
+    """
+    dataset = read_dataset(path)
+    (entry,) = dataset.partitions(table, day, day)
+    store = Store(dataset.store)
+    file = file_of(path, table, day)
+    sizes = [group.rows for group in row_groups([file])]
+    whole = pq.ParquetFile(file).read()
+    rows = change(whole)
+    key = digest({"spoiled": entry.digest, "rows": str(rows.to_pylist())[:10_000]})
+    with store.making(table, entry.slice, key) as made:
+        made.schema = rows.schema
+        made.numbers |= entry.facts
+        with TableWriter(made.path / FILE, rows.schema) as writer:
+            start = 0
+            for size in sizes:
+                writer.write_group(rows.slice(start, size))
+                start += size
+    spoiled = store.entry(table, entry.slice, key).model_copy(update={"columns": entry.columns})
+    listed = [spoiled if one == entry else one for one in dataset.snapshot.partitions]
+    changed = dataset.snapshot.model_copy(update={"store": str(store.path), "partitions": tuple(listed)})
+    write_snapshot(path, path, dataset.spec, changed)
+    return store.path / spoiled.path / FILE

@@ -1,17 +1,17 @@
 """A small materialized dataset: an events log whose clicks follow the items' content, with several sets of SIDs."""
 
+import shutil
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from encoder.sid import SidSpec, event_columns, with_sid_metadata
 from encoder.sid_codebook import write_codebook
-from infra.parquet import TableWriter
-from infra.tables import DatasetSpec, TaskSpec, ancestors, event_schema, item_schema, user_schema, write_spec
+from infra.tables import DatasetSpec, TaskSpec, ancestors, flat_schema, item_schema, user_schema
+from tests.datasets import joined, write_snapshot_of
 
 SPEC = DatasetSpec(
     embeddings={"words": 6, "behaviour": 4},
@@ -77,8 +77,6 @@ def write_dataset(
     Args:
         tasks: in place of click and conversion.
     """
-    path.mkdir(parents=True, exist_ok=True)
-    write_spec(path, SPEC if tasks is None else SPEC.model_copy(update={"tasks": tasks}))
     rng = np.random.default_rng(7)
     digits_ID = rng.integers(0, 3, (SPEC.num_items, 6))
     known_I = rng.random(SPEC.num_items) >= null_share
@@ -88,26 +86,26 @@ def write_dataset(
         for name, one in sets.items()
     }
     digits |= {"sid": digits_ID}
-    write_items(path)
-    for name in sets.keys() & {"lines", "clusters"}:
-        codewords = torch.randn(
-            sets[name].digits, sets[name].radix, LATENT_DIM, generator=torch.Generator().manual_seed(1)
-        )
-        write_codebook(path, sets[name], codewords)
-    day = SPEC.train[0]
-    while day <= SPEC.test[1]:
+    days = {}
+    for day in all_days():
         table = events(rng, day, rows_a_day, digits_ID)
         if tasks is not None:
             table = with_tasks(table, tasks, digits_ID, day)
         for name, one in sets.items():
             table = with_sids(table, one, digits[name], known_I)
-        write_table(path / f"events/date={day}/part-00000.parquet", table)
-        day += timedelta(days=1)
+        days[day] = table
+    spec = SPEC if tasks is None else SPEC.model_copy(update={"tasks": tasks})
+    write_snapshot_of(path, spec, [items()], [], days, sets.values())
+    for name in sets.keys() & {"lines", "clusters"}:
+        codewords = torch.randn(
+            sets[name].digits, sets[name].radix, LATENT_DIM, generator=torch.Generator().manual_seed(1)
+        )
+        write_codebook(path, sets[name], codewords)
     return path
 
 
-def write_items(path: Path) -> None:
-    """Write the items' embeddings; every seventh item has no text, every eleventh no behaviour."""
+def items() -> pa.Table:
+    """Draw the items' embeddings; every seventh item has no text, every eleventh no behaviour."""
     rng, item_I = np.random.default_rng(9), np.arange(SPEC.num_items)
     schema = item_schema(SPEC)
     columns = {"item_id": pa.array(item_I), "text": pa.nulls(SPEC.num_items, pa.string())}
@@ -115,7 +113,7 @@ def write_items(path: Path) -> None:
         values = rng.normal(0, 0.1, (SPEC.num_items, dim)).astype(np.float16)
         rows = [None if i % every == 0 else list(row) for i, row in enumerate(values)]
         columns[name] = pa.array(rows, schema.field(name).type)
-    write_table(path / "items/part-00000.parquet", pa.table(columns, schema=schema))
+    return pa.table(columns, schema=schema)
 
 
 def events(rng: np.random.Generator, day: date, rows: int, digits_ID: np.ndarray) -> pa.Table:
@@ -145,7 +143,7 @@ def events(rng: np.random.Generator, day: date, rows: int, digits_ID: np.ndarray
             pa.array(np.repeat(time_N, lengths_N) - gap_T.astype(np.int64), pa.timestamp("us")), lengths_N
         ),
     }
-    return pa.table(columns, schema=event_schema(SPEC))
+    return pa.table({name: columns[name] for name in flat_schema(SPEC).names if name in columns})
 
 
 def with_tasks(table: pa.Table, tasks: dict[str, TaskSpec], digits_ID: np.ndarray, day: date) -> pa.Table:
@@ -168,22 +166,23 @@ def jagged(values_T: np.ndarray | pa.Array, lengths_N: np.ndarray) -> pa.ListArr
 
 def write_dataset_with_users(path: Path) -> Path:
     """Write the same with embeddings and SIDs of users; every fifth has neither."""
-    write_dataset(path)
-    write_spec(path, USER_SPEC)
+    plain = write_dataset(path.with_name(f"{path.name}-plain"))
     rng, known_U = np.random.default_rng(10), np.arange(SPEC.num_users) % 5 > 0
     schema = user_schema(USER_SPEC)
     activity_UD = rng.normal(0, 0.1, (SPEC.num_users, 4)).astype(np.float16)
     rows = [list(row) if known else None for row, known in zip(activity_UD, known_U, strict=True)]
-    write_table(path / "users/part-00000.parquet", pa.table([range(SPEC.num_users), rows], schema=schema))
+    users = pa.table([range(SPEC.num_users), rows], schema=schema)
     digits_UD = rng.integers(0, HABIT.radix, (SPEC.num_users, HABIT.digits))
-    for file in sorted(path.glob("events/*/*.parquet")):
-        write_table(file, with_sids(pq.ParquetFile(file).read(), HABIT, digits_UD, known_U))
+    days = {day: with_sids(joined(plain, None, day, day), HABIT, digits_UD, known_U) for day in all_days()}
+    write_snapshot_of(path, USER_SPEC, [items()], [users], days, [*SIDS.values(), HABIT])
+    shutil.copytree(plain / "codebooks", path / "codebooks")
+    shutil.rmtree(plain)
     return path
 
 
-def write_table(file: Path, table: pa.Table) -> None:
-    with TableWriter(file, table.schema, row_group_rows=128) as writer:
-        writer.write(table)
+def all_days() -> list[date]:
+    """Return the six days of `SPEC`."""
+    return [SPEC.train[0] + timedelta(days=n) for n in range((SPEC.test[1] - SPEC.train[0]).days + 1)]
 
 
 def with_sids(table: pa.Table, sid: SidSpec, digits_ID: np.ndarray, known_I: np.ndarray) -> pa.Table:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.tables import read_dataset
+from infra.snapshot import read_dataset
 from ranker.features import arm_features
 from ranker.id_tables import DistinctIds, collision_share, describe_tables
 from tests.ranker.dataset import SIDS, SPEC, write_dataset

@@ -12,7 +12,7 @@ from torch import Tensor
 from infra.distributed import World
 from infra.errors import ConfigError
 from infra.lanes import Batch
-from infra.tables import read_dataset
+from infra.snapshot import read_dataset
 from ranker.exchange import sent
 from ranker.features import arm_features
 from ranker.frozen import Frozen

@@ -9,7 +9,7 @@ import torch
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from infra.distributed import World
-from infra.tables import read_dataset
+from infra.snapshot import read_dataset
 from infra.tracking import RunLog
 from ranker.config import TrainingConfig
 from ranker.fit import Progress

@@ -15,7 +15,7 @@ import torch
 from encoder.sid import with_sid_metadata
 from infra.errors import DataError, SpecError
 from infra.lanes import Batch
-from infra.tables import read_dataset
+from infra.snapshot import read_dataset
 from ranker.config import ModelConfig, RankerConfig
 from ranker.content import RowContent
 from ranker.features import ArmFeatures, arm_features, dataset_sids

@@ -19,7 +19,7 @@ from torch.distributed.checkpoint import FileSystemReader, load
 from infra.commit import committing, read_manifest
 from infra.distributed import World
 from infra.stage import StageRun
-from infra.tables import read_dataset
+from infra.snapshot import read_dataset
 from infra.tracking import RunLog
 from ranker.config import RankerConfig
 from ranker.cost import column_cost

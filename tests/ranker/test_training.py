@@ -13,7 +13,7 @@ import torch
 
 from infra.distributed import World
 from infra.errors import ConfigError, DataError, StageError
-from infra.tables import read_dataset
+from infra.snapshot import read_dataset
 from ranker.frozen import Frozen
 from ranker.sharding import build_sharded
 from ranker.train import open_splits

@@ -9,7 +9,7 @@ import torch
 from infra.config import parse
 from infra.distributed import World
 from infra.errors import DataError, SpecError
-from infra.tables import read_dataset
+from infra.snapshot import read_dataset
 from ranker.config import RankerConfig
 from ranker.cost import embedding_bytes
 from ranker.features import ArmFeatures, arm_features, dataset_sids

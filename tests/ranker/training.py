@@ -12,7 +12,7 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from infra.config import parse
 from infra.distributed import World, gather
 from infra.lanes import LaneReader
-from infra.tables import read_dataset
+from infra.snapshot import read_dataset
 from ranker.config import RankerConfig
 from ranker.fit import Progress, learning_rates
 from ranker.frozen import read_frozen
