@@ -10,24 +10,24 @@ from benchmarks.items import CATEGORIES, DIM, write_encoder
 from benchmarks.timing import run_program
 from encoder.config import EncoderConfig
 from infra.config import to_yaml
-from infra.parquet import ROW_GROUP_ROWS
 from infra.tables import Dataset, read_dataset
 
 NUM_ITEMS, NUM_USERS, MAX_HISTORY = 92_331, 2_469, 32
 """Those of the default data, Complete Journey."""
+EVENTS_A_DAY = 8192
 EMBEDDINGS = {"embedding": DIM, "text_embedding": 384}
 """As wide as the default data's. The encoder takes the first; `dense` takes both."""
 
 
 def write_events(folder: Path, days: int, items: int = NUM_ITEMS) -> Dataset:
-    """Make a dataset in `folder`, with a row group of training events a day, and give it.
+    """Make a dataset in `folder` and return it.
 
     Args:
-        folder: must be there. days: of training. items: how many there are.
+        folder: must be there. days: of training, of `EVENTS_A_DAY` events. items: how many there are.
     """
     log = {
         "kind": "synthetic", "num_items": items, "num_users": NUM_USERS, "max_history": MAX_HISTORY,
-        "train_days": days, "test_days": 1, "events_per_day": ROW_GROUP_ROWS,
+        "train_days": days, "test_days": 1, "events_per_day": EVENTS_A_DAY,
         "embeddings": EMBEDDINGS, "categoricals": {"category": CATEGORIES},
     }  # fmt: skip
     config = folder / "dataset.yaml"

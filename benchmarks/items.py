@@ -16,7 +16,7 @@ from encoder.signals import SignalBatch, SignalSpec, chosen_signals
 from infra.commit import committing, is_committed
 from infra.distributed import World
 from infra.errors import ConfigError
-from infra.parquet import ROW_GROUP_ROWS, TableWriter
+from infra.parquet import TableWriter
 from infra.record import CONFIG_FILE
 from infra.tables import DatasetSpec, event_schema, item_schema, user_schema, write_spec
 
@@ -35,6 +35,7 @@ NETWORKS = {"default": NetworkConfig(), "1,024 units": NetworkConfig(embedding_w
 """The networks whose speed is told."""
 FILE_ROWS = 1_000_000
 _DIFFERENT_ROWS = 1 << 16
+_CHUNK_ROWS = 1 << 13
 
 
 def newest_dataset(runs: Path) -> Path:
@@ -109,11 +110,11 @@ def random_batch(rows: int) -> SignalBatch:
 
 
 def _items(start: int, stop: int, schema: pa.Schema) -> Iterator[pa.Table]:
-    """Give items in row groups; their vectors are those of 65,536 random rows, turned, so that making them is quick."""
+    """Yield items; their vectors are those of 65,536 random rows, turned, so that making them is quick."""
     rng = np.random.default_rng(0)
     some_SD = rng.standard_normal((_DIFFERENT_ROWS, DIM)).astype(np.float16)
-    for first in range(start, stop, ROW_GROUP_ROWS):
-        ids_N = np.arange(first, min(first + ROW_GROUP_ROWS, stop))
+    for first in range(start, stop, _CHUNK_ROWS):
+        ids_N = np.arange(first, min(first + _CHUNK_ROWS, stop))
         x_ND = np.roll(some_SD[ids_N % _DIFFERENT_ROWS], first // _DIFFERENT_ROWS, axis=1)
         columns = [
             pa.array(ids_N),

@@ -22,7 +22,6 @@ from benchmarks.timing import Contestant, Finished, Spread, Times, run_program, 
 from encoder.bundle import load_bundle
 from encoder.config import EncoderConfig
 from encoder.materialize import encode
-from infra.parquet import ROW_GROUP_ROWS
 
 COLUMNS = {
     "what": "", "rows": ",d", "rows_per_second": ",.0f", "low": ",.0f", "high": ",.0f", "peak_mib": ".0f",
@@ -126,7 +125,7 @@ def read_and_write(files: Sequence[Path], copy: Path) -> None:
             with pq.ParquetFile(path) as file:
                 for group in range(file.metadata.num_row_groups):
                     table = file.read_row_group(group, use_threads=False)
-                    writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
+                    writer.write_table(table, row_group_size=table.num_rows)
     copy.unlink()
 
 

@@ -52,8 +52,8 @@ LADDER_ARM, RANKS_ARM = "sid_ngram", "side"
 WIDE = ModelConfig(cross_rank=256, over_arch=(1024, 512))
 
 WORDS = """
-A synthetic log made by stage `prepare`: the default data's numbers of items and users, 32 entries of history, 36 row
-groups of training events; SIDs by stage `materialize`, of an encoder that was not trained. Arms, model and training
+A synthetic log made by stage `prepare`: the default data's numbers of items and users, 32 entries of history, 36 days
+of 8,192 training events; SIDs by stage `materialize`, of an encoder that was not trained. Arms, model and training
 are the defaults, batches of 1,024 rows, float32. One process, one thread of torch; the reader has threads of its own.
 """
 READER_WORDS = """
@@ -97,7 +97,7 @@ class Sizes:
     """How much is measured.
 
     Attributes:
-        days: row groups of training events. items: of the log. epochs: that are read at once. rounds: of turns.
+        days: of training. items: of the log. epochs: that are read at once. rounds: of turns.
         ladder_rounds: those of the ladder. steps: of one turn. parts_steps: of the table of a step's parts.
         ranks: numbers of ranks.
     """

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,15 +10,14 @@ from types import TracebackType
 from typing import Self
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from infra.errors import DataError
+from infra.row_bytes import row_bytes
 
-ROW_GROUP_ROWS = 8192
 ROW_GROUP_BYTES = 8 << 20
+"""Bytes of a row group's rows in memory: what a reader decodes, checks and shuffles at a time."""
 
 
 @dataclass(frozen=True)
@@ -144,46 +144,96 @@ def dictionary_columns(schema: pa.Schema) -> list[str]:
     ]
 
 
-def row_bytes(table: pa.Table) -> npt.NDArray[np.int64]:
-    """Return the bytes that each row takes as Arrow holds it: int64 [N]."""
-    total_N = np.zeros(table.num_rows, np.int64)
-    for column in table.combine_chunks().columns:
-        kind = column.type
-        if pa.types.is_list(kind):
-            lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy()
-            total_N += lengths * (kind.value_type.bit_width // 8) + 4
-        elif pa.types.is_fixed_size_list(kind):
-            total_N += kind.list_size * (kind.value_type.bit_width // 8)
-        elif pa.types.is_string(kind):
-            total_N += pc.fill_null(pc.binary_length(column), 0).to_numpy().astype(np.int64) + 4
-        else:
-            total_N += max(kind.bit_width // 8, 1)
-    return total_N
+class _HashedFile:
+    """A new file that is written once from the front, and hashed meanwhile.
+
+    Attributes:
+        sha256: of the bytes written so far. bytes: how many there are.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb")
+        self.sha256 = hashlib.sha256()
+        self.bytes = 0
+
+    def write(self, data: bytes) -> int:
+        """Append bytes."""
+        written = self._file.write(data)
+        self.sha256.update(data)
+        self.bytes += written
+        return written
+
+    def tell(self) -> int:
+        """Return where the next byte goes."""
+        return self.bytes
+
+    def flush(self) -> None:
+        """Hand what is buffered to the operating system."""
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is closed."""
+        return self._file.closed
 
 
 class TableWriter:
     """Write tables of one schema into a Parquet file whose bytes depend on the rows alone.
 
-    Rows are regrouped into row groups of a fixed size, so how the caller cut them does not show in the file.
-    Memory: one row group.
+    A row group ends with the row that brings it to `row_group_bytes`, so how the caller cut the rows does not show in
+    the file. Memory: one row group, and the table that is being written.
+
+    Args:
+        path: the file to write; its folder is made. schema: of the rows.
+        row_group_bytes: bytes of a row group's rows as Arrow holds them (see `row_bytes`).
+        row_group_rows: rows of a row group instead, whatever their bytes.
+
+    Attributes:
+        rows: how many were written. digest, bytes: SHA-256 (hexadecimal) and size of the file, once it is closed.
     """
 
-    def __init__(self, path: Path, schema: pa.Schema, row_group_rows: int = ROW_GROUP_ROWS) -> None:
+    def __init__(
+        self,
+        path: Path,
+        schema: pa.Schema,
+        *,
+        row_group_bytes: int = ROW_GROUP_BYTES,
+        row_group_rows: int | None = None,
+    ) -> None:
         self.path = Path(path)
         self.schema = schema
-        self.row_group_rows = row_group_rows
+        self.rows = 0
+        self._row_group_rows = row_group_rows
+        self._bound = row_group_rows or row_group_bytes
         self._pending: list[pa.Table] = []
-        self._pending_rows = 0
+        self._pending_size = 0  # in what _bound is in
         with self._naming_disk_errors():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file_schema = _stored(schema)
+            self._file = _HashedFile(self.path)
             self._writer = pq.ParquetWriter(
-                self.path,
+                self._file,
                 self._file_schema,
                 compression="zstd",
                 compression_level=3,
                 use_dictionary=dictionary_columns(schema),
             )
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of the closed file, hexadecimal."""
+        assert self._file.closed
+        return self._file.sha256.hexdigest()
+
+    @property
+    def bytes(self) -> int:
+        """The size of the closed file."""
+        assert self._file.closed
+        return self._file.bytes
 
     def write(self, table: pa.Table) -> None:
         """Append rows; the table must have the writer's schema (its metadata aside).
@@ -191,29 +241,48 @@ class TableWriter:
         Raises:
             DataError: the disk is full or the file cannot be written.
         """
-        self._pending.append(table.cast(self.schema).cast(self._file_schema))
-        self._pending_rows += table.num_rows
-        while self._pending_rows >= self.row_group_rows:
-            self._flush(self.row_group_rows)
+        table = table.cast(self.schema)
+        stored, begin = table.cast(self._file_schema), 0
+        for end in self._group_ends(table):
+            self._pending.append(stored.slice(begin, end - begin))
+            self._flush()
+            begin = end
+        if begin < stored.num_rows:
+            self._pending.append(stored.slice(begin))
 
     def write_group(self, table: pa.Table) -> None:
-        """Write rows as one row group of their own."""
-        assert not self._pending_rows
-        if table.num_rows:
-            self._pending = [table.cast(self.schema).cast(self._file_schema)]
-            self._pending_rows = table.num_rows
-            self._flush(table.num_rows)
+        """Append rows as a row group of their own, whatever its size; rows written before it end theirs.
 
-    def _flush(self, rows: int) -> None:
-        table = pa.concat_tables(self._pending)
+        Raises:
+            DataError: the disk is full or the file cannot be written.
+        """
+        if self._pending:
+            self._flush()
+        self._pending, self._pending_size = [table.cast(self.schema).cast(self._file_schema)], 0
+        self._flush()
+
+    def _group_ends(self, table: pa.Table) -> list[int]:
+        """Return how many of the rows come before the end of each row group that they end."""
+        sizes_N = np.ones(table.num_rows, np.int64) if self._row_group_rows else row_bytes(table)
+        total_N = self._pending_size + np.cumsum(sizes_N)
+        ends, closed = [], 0  # size of the row groups that ended
+        while (end := int(np.searchsorted(total_N, closed + self._bound)) + 1) <= table.num_rows:
+            ends.append(end)
+            closed = int(total_N[end - 1])
+        self._pending_size = (int(total_N[-1]) if table.num_rows else self._pending_size) - closed
+        return ends
+
+    def _flush(self) -> None:
+        """Write the pending rows as one row group."""
+        # In one chunk: chunk boundaries would change the pages, hence the bytes.
+        table = pa.concat_tables(self._pending).combine_chunks()
         with self._naming_disk_errors():
-            # One row group exactly, in one chunk: chunk boundaries would change the pages, hence the bytes.
-            self._writer.write_table(table.slice(0, rows).combine_chunks(), row_group_size=max(rows, 1))
-        rest = table.slice(rows)
-        self._pending, self._pending_rows = ([rest], rest.num_rows) if rest.num_rows else ([], 0)
+            self._writer.write_table(table, row_group_size=max(table.num_rows, 1))
+        self.rows += table.num_rows
+        self._pending = []
 
     def __enter__(self) -> Self:
-        """Give the writer itself."""
+        """Return the writer itself."""
         return self
 
     def __exit__(
@@ -222,12 +291,18 @@ class TableWriter:
         """Write what is pending and close the file; after an error, only close it."""
         if kind is not None:
             with contextlib.suppress(Exception):
-                self._writer.close()
+                self._close()
             return
-        if self._pending_rows:
-            self._flush(self._pending_rows)
+        if self._pending:
+            self._flush()
         with self._naming_disk_errors():
+            self._close()
+
+    def _close(self) -> None:
+        try:
             self._writer.close()
+        finally:
+            self._file.close()
 
     @contextlib.contextmanager
     def _naming_disk_errors(self) -> Iterator[None]:

@@ -66,7 +66,7 @@ def write_dataset(path: Path, row_group_rows: int = 90) -> Path:
 
 
 def write_table(path: Path, table: pa.Table, row_group_rows: int) -> None:
-    with TableWriter(path, table.schema, row_group_rows) as writer:
+    with TableWriter(path, table.schema, row_group_rows=row_group_rows) as writer:
         writer.write(table)
 
 

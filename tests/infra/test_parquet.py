@@ -1,11 +1,13 @@
-import errno
+import hashlib
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from infra import parquet
 from infra.errors import DataError
 from infra.parquet import TableWriter, read_row_group, row_groups
 
@@ -21,7 +23,7 @@ def write(folder: Path, sizes: list[int], row_group_rows: int = 7) -> list[Path]
     files, start = [], 0
     for number, size in enumerate(sizes):
         files.append(folder / f"part-{number}.parquet")
-        with TableWriter(files[-1], SCHEMA, row_group_rows) as writer:
+        with TableWriter(files[-1], SCHEMA, row_group_rows=row_group_rows) as writer:
             writer.write(table(start, start + size))
         start += size
     return files
@@ -33,14 +35,56 @@ def test_row_groups_are_numbered_over_all_files(tmp_path: Path) -> None:
     assert read_row_group(groups[1]).equals(table(7, 10))
 
 
-def test_bytes_do_not_depend_on_how_the_rows_were_cut(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bound", [{"row_group_rows": 7}, {"row_group_bytes": 100}])
+@pytest.mark.parametrize("cuts", [[0, 1, 20, 20, 39, 40], [0, 7, 14, 40], [*range(41)]])
+def test_bytes_do_not_depend_on_how_the_rows_were_cut(tmp_path: Path, bound: dict[str, int], cuts: list[int]) -> None:
     whole, cut = tmp_path / "whole.parquet", tmp_path / "cut.parquet"
-    with TableWriter(whole, SCHEMA, 7) as writer:
+    with TableWriter(whole, SCHEMA, **bound) as writer:
         writer.write(table(0, 40))
-    with TableWriter(cut, SCHEMA, 7) as writer:
-        for low, high in [(0, 1), (1, 20), (20, 39), (39, 40)]:
+    with TableWriter(cut, SCHEMA, **bound) as writer:
+        for low, high in pairwise(cuts):
             writer.write(table(low, high))
     assert whole.read_bytes() == cut.read_bytes()
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=60), st.integers(1, 300))
+def test_a_row_group_ends_with_the_row_that_brings_it_to_its_bytes(
+    tmp_path_factory: pytest.TempPathFactory, lengths: list[int], row_group_bytes: int
+) -> None:
+    file = tmp_path_factory.mktemp("data") / "a.parquet"
+    expected, rows, size = [], 0, 0
+    for length in lengths:
+        rows, size = rows + 1, size + 8 + 4 + 8 * length
+        if size >= row_group_bytes:
+            expected.append(rows)
+            rows, size = 0, 0
+    expected += [rows] * (rows > 0)
+    with TableWriter(file, SCHEMA, row_group_bytes=row_group_bytes) as writer:
+        writer.write(pa.table([lengths, [[1] * length for length in lengths]], schema=SCHEMA))
+    assert [group.rows for group in row_groups([file])] == expected
+
+
+def test_a_group_of_its_own_ends_the_one_before_whatever_its_size(tmp_path: Path) -> None:
+    file = tmp_path / "a.parquet"
+    with TableWriter(file, SCHEMA, row_group_rows=5) as writer:
+        writer.write(table(0, 7))
+        writer.write_group(table(7, 19))
+        writer.write_group(table(19, 20))
+        writer.write_group(table(20, 20))
+        writer.write(table(20, 29))
+    groups = row_groups([file])
+    assert [group.rows for group in groups] == [5, 2, 12, 1, 0, 5, 4]
+    assert pa.concat_tables(read_row_group(group) for group in groups).equals(table(0, 29))
+
+
+def test_a_file_is_hashed_and_counted_while_it_is_written(tmp_path: Path) -> None:
+    with TableWriter(tmp_path / "a.parquet", SCHEMA, row_group_rows=7) as writer:
+        writer.write(table(0, 20))
+        writer.write_group(table(20, 23))
+    written = (tmp_path / "a.parquet").read_bytes()
+    assert (writer.rows, writer.bytes) == (23, len(written))
+    assert writer.digest == hashlib.sha256(written).hexdigest()
 
 
 def test_null_vectors_and_field_metadata_survive(tmp_path: Path) -> None:
@@ -66,11 +110,8 @@ def test_a_missing_column_names_file_and_row_group(tmp_path: Path) -> None:
         read_row_group(group, ["y"])
 
 
-def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    writer = TableWriter(tmp_path / "a.parquet", SCHEMA)
-    monkeypatch.setattr(parquet.pq.ParquetWriter, "write_table", full)
-    with pytest.raises(DataError, match=r"a\.parquet: cannot be written: no space left on the disk"), writer:
-        writer.write(table(0, 3))
+def test_a_full_disk_is_named() -> None:
+    """Linux's /dev/full takes no byte."""
+    with pytest.raises(DataError, match=r"/dev/full: cannot be written: no space left on the disk"):
+        with TableWriter(Path("/dev/full"), SCHEMA) as writer:
+            writer.write(table(0, 100_000))

@@ -151,7 +151,9 @@ def dataset_output(path: Path) -> Path:
         write_spec(staging, SPEC)
         for day, date_ in enumerate((SPEC.train[0], SPEC.train[1], SPEC.test[0])):
             table = training_events(day)
-            with TableWriter(staging / f"events/date={date_}/part-00000.parquet", table.schema, 400) as writer:
+            with TableWriter(
+                staging / f"events/date={date_}/part-00000.parquet", table.schema, row_group_rows=400
+            ) as writer:
                 writer.write(table)
 
     return committed(path, "materialize", write, config="m")
