@@ -4,11 +4,12 @@ import resource
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import pyarrow.parquet as pq
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.module_tracker import ModuleTracker
 
 from infra.distributed import World, gather
 from infra.impressions import columns_by_table
@@ -30,8 +31,23 @@ class ColumnCost(NamedTuple):
 
 
 def count_flops() -> FlopCounterMode:
-    """Give a counter of the matrix products of what runs under it; torch's own knows none that adds in place."""
-    return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: _product_flops})
+    """Return a counter of the matrix products of what runs under it, those that add in place included."""
+    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: _product_flops})
+    counter.mod_tracker = _NoModules()
+    return counter
+
+
+class _NoModules(ModuleTracker):
+    """A tracker that tracks no module, in place of torch's.
+
+    Torch's sets hooks on gradients, which fails where none are computed and a rank holds no table of a collection.
+    """
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        return None
 
 
 def _product_flops(

@@ -133,18 +133,14 @@ class GlobalLoss(nn.Module):
 
     def _judged(self, logits_BT: Tensor, batch: RankerBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Return the logits the loss is of, their labels, and 1 where a label counts."""
-        logits, labels, weights = logits_BT.unbind(1), batch.labels_BT.unbind(1), batch.weights_BT.unbind(1)
+        labels_BT, weights_BT = batch.labels_BT, batch.weights_BT
         if not self.in_entire_space:  # an ancestor's label that is not known is 0
-            counted_BT = _products([[weights[own], *(labels[i] for i in above)] for *above, own in self.chains])
-            return logits_BT, batch.labels_BT, counted_BT
-        joint = [reduce(joint_logit, [logits[i] for i in chain]) for chain in self.chains]
-        happened_BT, known_BT = (_products([[x[i] for i in chain] for chain in self.chains]) for x in (labels, weights))
-        return torch.stack(joint, dim=1), happened_BT, known_BT
-
-
-def _products(factors: list[list[Tensor]]) -> Tensor:
-    """Return [B, tasks], each task's column the product of its factors [B]."""
-    return torch.stack([reduce(torch.mul, each) for each in factors], dim=1)
+            asked = [[weights_BT[:, own], *(labels_BT[:, i] for i in above)] for *above, own in self.chains]
+            return logits_BT, labels_BT, torch.stack([reduce(torch.mul, each) for each in asked], dim=1)
+        joint = [reduce(joint_logit, [logits_BT[:, i] for i in chain]) for chain in self.chains]
+        happened = [reduce(torch.mul, [labels_BT[:, i] for i in chain]) for chain in self.chains]
+        known = [reduce(torch.mul, [weights_BT[:, i] for i in chain]) for chain in self.chains]
+        return torch.stack(joint, dim=1), torch.stack(happened, dim=1), torch.stack(known, dim=1)
 
 
 def joint_logit(first_B: Tensor, second_B: Tensor) -> Tensor:

@@ -45,8 +45,8 @@ def train(run: StageRun[RankerConfig]) -> None:
         ConfigError: sizes that do not divide, or tables that no plan fits. DataError: rows that break the contract.
         SpecError: SIDs that are missing or of mixed codebooks. CommitError: there is a checkpoint of other work.
     """
-    config, world = run.config, run.world
-    if config.training.precision == "tf32":
+    config, world, training = run.config, run.world, run.config.training
+    if training.precision == "tf32":
         use_tf32(world.device, run.log)
     with together(world, "opening the dataset"):
         dataset = read_dataset(run.inputs["dataset"])
@@ -56,11 +56,15 @@ def train(run: StageRun[RankerConfig]) -> None:
     with together(world, "reading what content needs"):
         frozen = read_frozen(dataset, features)
         mean_history = mean_entries(dataset, fitting.dates, HISTORY_IDS)
+    if training.children == "entire_space" and all(task.given is None for task in features.tasks.values()):
+        run.log.say("ranker.training.children=entire_space changes nothing: no task of the dataset has a parent")
+    # Both before the training, so that what is wrong with either is known in time.
+    rows, held_out_rows = fitting.open(training, world, is_training=True), held_out.open(training, world, False)
     sharded = build_sharded(features, config, world, frozen, mean_history)
     pipeline = TrainPipelineSparseDist(sharded.model, sharded.optimizer, world.device)
     progress = Progress(pipeline, features, world, NewestEntries(config.model.history.max_length))
-    speed = fit(progress, sharded, fitting, config, run)
-    flops = predict(progress, sharded, held_out, config, run.out / "predictions", run.log)
+    speed = fit(progress, sharded, rows, config, run)
+    flops = predict(progress, sharded, held_out_rows, config, run.out / "predictions", run.log)
     save(sharded, run.out / "checkpoint")
     entries, entries_cut = np.sum(gather(world, progress.newest.counts), axis=0).tolist()
     facts = {
@@ -136,10 +140,9 @@ def partitions_read(dataset: Dataset, *splits: Split) -> list[PartitionEntry]:
 
 
 def fit(
-    progress: Progress, sharded: ShardedRanker, split: Split, config: RankerConfig, run: StageRun[RankerConfig]
+    progress: Progress, sharded: ShardedRanker, reader: LaneReader, config: RankerConfig, run: StageRun[RankerConfig]
 ) -> dict[str, Any]:
     """Train for the configured epochs, from the last checkpoint on where there is one; see `Fit.summary`."""
-    reader = split.open(config.training, progress.world, is_training=True)
     training = Fit(progress, sharded, reader, config.training, run.log, run.checkpoints)
     training.go_on()
     with run.log.progress(training.num_steps * config.training.batch_size, f"train {config.arm}") as advance:
@@ -149,28 +152,28 @@ def fit(
 
 @torch.no_grad()
 def predict(
-    progress: Progress, sharded: ShardedRanker, split: Split, config: RankerConfig, out: Path, log: RunLog
+    progress: Progress, sharded: ShardedRanker, reader: LaneReader, config: RankerConfig, out: Path, log: RunLog
 ) -> float:
-    """Predict every row of a split; each rank writes the rows it read as `part-<rank>.parquet`.
+    """Predict every row of a reader; each rank writes the rows it read as `part-<rank>.parquet`.
 
     Returns:
         the floating-point operations of one row's forward pass, counted on this rank's first batch: two for each
         multiplication and addition of a matrix product. Lookups, jagged attention and what is done element by element
         are not counted.
     """
-    reader = split.open(config.training, progress.world, is_training=False)
+    tasks = progress.features.tasks
     sharded.model.eval()
     path = out / f"part-{progress.world.rank:05d}.parquet"
     steps = progress.over(reader, epoch=0)
     with count_flops() as counter:
         first = next(steps)
     with (
-        TableWriter(path, prediction_schema(split.features.tasks)) as writer,
+        TableWriter(path, prediction_schema(tasks)) as writer,
         log.progress(reader.num_rows, f"measure {config.arm}") as advance,
     ):
         for batch, output in chain([first], steps):
             with together(progress.world, "writing predictions"):
-                writer.write(prediction_table(batch, output, split.features.tasks))
+                writer.write(prediction_table(batch, output, tasks))
             # Padding is at most the last batches' share, so this rank's rows stand for every rank's.
             advance(int(batch.valid_N.sum()) * progress.world.size)
     barrier(progress.world)

@@ -101,6 +101,10 @@ def test_users_may_have_embeddings_as_items_do() -> None:
     [
         ({"click": [0, 2]}, "'click': label 2 is not 0 or 1"),
         ({"conversion": [-1, None]}, "'conversion': label -1"),
+        (
+            {"click": [1, 0], "conversion": [1, 1]},
+            "'conversion': must not be 1 where 'click' is 0, which it is given; is in 1 rows, first in row 1",
+        ),
         ({"item_id": [10, 0]}, r"'item_id': id 10 is outside the table \[0, 10\)"),
         ({"user_id": [-1, 0]}, "'user_id': id -1 is outside"),
         ({"user_id": pa.array([1, 2], pa.int32())}, "'user_id' has type int32, must be int64"),
@@ -211,6 +215,16 @@ def test_a_column_named_twice_is_refused() -> None:
 def test_tasks_that_cannot_be_are_named(tasks: dict[str, Any], rule: str) -> None:
     with pytest.raises(ValueError, match=re.escape(rule)):
         DatasetSpec.model_validate({**SPEC.model_dump(), "tasks": tasks})
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"num_items": 0}, {"num_users": -1}, {"sparse": {"store": 0}}, {"embeddings": {"text_embedding": 0}},
+              {"categoricals": {"brand": 0}}, {"user_categoricals": {"age": -3}}, {"request_sparse": {"hour": 0}}],
+)  # fmt: skip
+def test_sizes_that_no_table_can_have_are_named(sizes: dict[str, Any]) -> None:
+    (key,) = sizes
+    with pytest.raises(ValueError, match=rf"{key}[\s\S]*greater than"):
+        DatasetSpec.model_validate({**SPEC.model_dump(), **sizes})
 
 
 def test_ancestors_of_a_task_come_nearest_first() -> None:

@@ -232,8 +232,12 @@ def test_the_command_prints_the_plan_and_its_cost(tmp_path: Path, capsys: pytest
     ("words", "message"),
     [
         (("--ranks", "2", "--table-rows", "item_id=9000000000"), "plan: does not fit: .*short by "),
-        (("--ranks", "8", "--table-rows", "items=9"), "plan: error: --table-rows 'items': the arm has no such table"),
-        (("--ranks", "8", "--table-rows", "item_id"), "must look like column=rows"),
+        (
+            ("--ranks", "8", "--table-rows", "items=9"),
+            "plan: error: ranker.model.table_rows: 'items' is no id column",
+        ),
+        (("--ranks", "8", "--table-rows", "item_id=0"), "ranker.model.table_rows.item_id: Input should be greater"),
+        (("--ranks", "8", "--table-rows", "item_id"), "'ranker.model.table_rows.item_id': must look like section.key="),
         (("--ranks", "16"), "plan: error: lanes=8: must be a multiple of the number of ranks, 16"),
         (("--ranks", "12"), "--ranks 12: must be a multiple of --ranks-per-node, 8"),
     ],
@@ -250,6 +254,33 @@ def test_the_command_refuses_clearly(
     assert message.split(".*")[-1] in said.err
     if "does not fit" in message:
         assert json.loads((tmp_path / "plan.json").read_text())["fits"] is False
+
+
+def test_what_is_planned_with_other_rows_is_what_a_training_builds(world: World, tmp_path: Path) -> None:
+    dataset, rows = write_dataset(tmp_path / "dataset", rows_a_day=128), {"item_id": 70, "topics": 40, "user_id": 16}
+    config, file = tmp_path / "run.yaml", tmp_path / "plan.json"
+    config.write_text("ranker: {arm: none, model: {embedding_dim: 8}, training: {batch_size: 64}}")
+    sets = [word for column, number in rows.items() for word in ("--table-rows", f"{column}={number}")]
+    cluster = ["--ranks", "1", "--device", "cpu", "--memory-gib", "8"]
+    main(["--config", str(config), "--dataset", str(dataset), *cluster, *sets, "--json", str(file)])
+    planned = {name: table["rows"] for name, table in json.loads(file.read_text())["tables"].items()}
+    outcome = run_steps(world, dataset, config_of("none", model={"table_rows": rows}), 2)
+    built = {name.split(".")[2]: len(x) for name, x in outcome.weights.items() if name.startswith(("bags", "sequ"))}
+    assert planned == built
+    assert planned == {"t_user_id": 16, "t_item_id": 70, "t_slot": 5, "t_topics": 40, "t_history_item_ids": 300}
+
+
+def test_tables_that_no_machine_can_lay_out_are_refused_with_the_option_that_hashes_them() -> None:
+    huge = SPEC.model_copy(update={"sparse": {"slot": 2**63 - 1}})
+    with pytest.raises(ConfigError, match=r"the table of 'slot': .*; ranker\.model\.table_rows\.slot hashes ids"):
+        arm_features(huge, config_of("none"), {})
+    config = config_of("none", model={"table_rows": {"slot": 1000}})
+    (slot,) = (bag for bag in arm_features(huge, config, {}).bags if bag.column == "slot")
+    assert (slot.num_ids, slot.rows) == (2**63 - 1, 1000)
+    large = config_of("none", model={"table_rows": {"slot": 2**57}})
+    work = Workload(large, arm_features(SPEC, large, {}), Frozen(), 3.0, None, None)
+    with pytest.raises(NoPlanError, match=r"ranker\.model\.table_rows gives id tables fewer rows"):
+        plan_of(work, EIGHT)
 
 
 def test_a_dataset_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,16 +13,17 @@ import pytest
 import torch
 
 from encoder.sid import with_sid_metadata
-from infra.errors import DataError, SpecError
+from infra.errors import ConfigError, DataError, SpecError
 from infra.lanes import Batch
 from infra.snapshot import read_dataset
+from infra.tables import TaskSpec
 from ranker.config import ModelConfig, RankerConfig
-from ranker.content import RowContent
+from ranker.content import RowContent, latent_of
 from ranker.features import ArmFeatures, arm_features, dataset_sids
-from ranker.frozen import Frozen
+from ranker.frozen import Frozen, read_frozen
 from ranker.reader import NewestEntries, to_ranker_batch
 from ranker.train import open_splits
-from tests.ranker.dataset import CLUSTERS, SID, SIDS, SPEC, write_dataset
+from tests.ranker.dataset import CHAIN, CLUSTERS, ONE_TASK, SID, SIDS, SPEC, TWO_ROOTS, write_dataset
 from tests.ranker.training import ONE, config_of, config_with, open_training
 
 Change = Callable[[pa.Table], pa.Table]
@@ -86,6 +87,19 @@ def test_labels_and_weights(dataset: Path) -> None:
     assert batch.weights_BT.tolist() == [
         [v, v and label is not None] for v, label in zip(valid, conversion, strict=True)
     ]
+
+
+@pytest.mark.parametrize("tasks", [ONE_TASK, CHAIN, TWO_ROOTS], ids=lambda tasks: "-".join(tasks))
+def test_labels_are_those_of_the_datasets_tasks_in_its_order(tmp_path: Path, tasks: dict[str, TaskSpec]) -> None:
+    table = first_rows(write_dataset(tmp_path / "dataset", rows_a_day=128, tasks=tasks))
+    features = arm_features(SPEC.model_copy(update={"tasks": tasks}), config_with({}), SIDS)
+    assert set(tasks) < set(features.columns) and not {"click", "conversion"} & set(features.columns)
+    batch = to_ranker_batch(batch_of(table), features)
+    columns = [table[task].to_pylist() for task in tasks]
+    assert any(None in column for column in columns)
+    for b, row in enumerate(zip(*columns, strict=True)):
+        assert batch.labels_BT[b].tolist() == [label or 0 for label in row]
+        assert batch.weights_BT[b].tolist() == [float(b < 38 and label is not None) for label in row]
 
 
 def test_recency_is_the_time_to_the_event_the_time_between_entries_and_the_rank(dataset: Path) -> None:
@@ -227,6 +241,47 @@ def test_an_arm_with_content_wants_a_materialized_dataset(tmp_path: Path) -> Non
 
 def laid_out(**arm: object) -> ArmFeatures:
     return arm_features(SPEC, config_with(arm), SIDS)
+
+
+def test_ids_of_any_column_are_hashed_by_modulo_where_its_table_has_fewer_rows(dataset: Path) -> None:
+    rows = {"user_id": 7, "item_id": 64, "topics": 3, "history_item_ids": 50, "slot": 9}  # `slot`: more than its 5 ids
+    features = arm_features(SPEC, config_with({}, model={"table_rows": rows}), SIDS)
+    assert {f.column: f.rows for f in (*features.bags, *features.sequences)} == rows
+    assert [f.column for f in features.bags if not f.is_hashed] == ["slot"]
+    table = first_rows(dataset)
+    batch = to_ranker_batch(batch_of(table), features)
+    for jagged in (batch.bags, batch.sequences):
+        for name in jagged.keys():  # noqa: SIM118 - not a mapping
+            lists = [row if isinstance(row, list) else [row] for row in table[name].to_pylist()]
+            assert jagged[name].values().tolist() == [id % rows[name] for row in lists for id in row]
+
+
+def test_raw_embeddings_are_those_of_the_ids_whatever_rows_their_tables_have(dataset: Path) -> None:
+    arm = {"item": "dense", "history": "dense"}
+    config = config_with(arm, model={"table_rows": {"item_id": 8, "history_item_ids": 5}})
+    features = arm_features(SPEC, config, SIDS)
+    table = first_rows(dataset)
+    batch = to_ranker_batch(batch_of(table), features)
+    items = table["item_id"].to_pylist()
+    entries = [id for row in table["history_item_ids"].to_pylist() for id in row]
+    assert (batch.item_content_BC[:, 0].tolist(), batch.history_content_TC[:, 0].tolist()) == (items, entries)
+    assert max(batch.bags["item_id"].values()) == 7
+    frozen = read_frozen(read_dataset(dataset), features)
+    for content, ids_N1, ids in (
+        (features.item, batch.item_content_BC, items),
+        (features.history, batch.history_content_TC, entries),
+    ):
+        latent = latent_of(features, content, frozen)
+        assert latent is not None
+        assert torch.equal(latent(ids_N1, batch.item_known_BS)[0], frozen.embeddings["item"][ids].float())
+
+
+def test_rows_of_a_column_that_the_dataset_lacks_are_refused_with_those_it_has() -> None:
+    known = "user_id, item_id, slot, topics, history_item_ids"
+    with pytest.raises(ConfigError, match=rf"ranker\.model\.table_rows: 'price' is no id column; .* has {known}"):
+        arm_features(SPEC, config_with({}, model={"table_rows": {"price": 3}}), SIDS)
+    with pytest.raises(DataError, match="'user_id' has no ids; its table must have a row"):
+        arm_features(SPEC.model_copy(update={"num_users": 0}), config_with({}), SIDS)
 
 
 def test_all_sets_of_sids_are_found(dataset: Path) -> None:

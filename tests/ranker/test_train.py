@@ -18,8 +18,10 @@ from torch.distributed.checkpoint import FileSystemReader, load
 
 from infra.commit import committing, read_manifest
 from infra.distributed import World
-from infra.stage import StageRun
+from infra.errors import DataError
 from infra.snapshot import read_dataset
+from infra.stage import StageRun
+from infra.tables import TaskSpec, ancestors
 from infra.tracking import RunLog
 from ranker.config import RankerConfig
 from ranker.cost import column_cost
@@ -30,7 +32,8 @@ from ranker.model import NonFiniteLossError
 from ranker.reader import open_events
 from ranker.sharding import build_sharded
 from ranker.train import open_splits, train
-from tests.ranker.dataset import SPEC, write_dataset
+from tests.distributed import run_distributed
+from tests.ranker.dataset import CHAIN, ONE_TASK, SPEC, TWO_ROOTS, write_dataset
 from tests.ranker.training import ONE, config_of, run_steps
 
 ARMS = ("none", "sid_ngram", "side")
@@ -43,8 +46,8 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_stage_body(world: World, dataset: Path, out: Path, config: RankerConfig) -> StageRun[RankerConfig]:
-    out.mkdir(parents=True)
-    log = RunLog.open(0, "ranker", out, config.model_dump(mode="json"), {}, "", None)
+    out.mkdir(parents=True, exist_ok=True)
+    log = RunLog.open(world.rank, "ranker", out, config.model_dump(mode="json"), {}, "", None)
     run = StageRun(config, {"dataset": dataset}, out, world, log)
     train(run)
     log.finish("FINISHED")
@@ -74,6 +77,57 @@ def test_predicts_every_test_row_once_with_its_labels(arm: str, dataset: Path, o
     pairs = zip(events["click"].to_pylist(), events["conversion"].to_pylist(), strict=True)
     assert found["conversion"].to_pylist() == [label if click else None for click, label in pairs]
     assert ((found["p_click"].to_numpy() > 0) & (found["p_click"].to_numpy() < 1)).all()
+
+
+@pytest.mark.parametrize("children", ["given", "entire_space"])
+@pytest.mark.parametrize("tasks", [ONE_TASK, CHAIN, TWO_ROOTS], ids=lambda tasks: "-".join(tasks))
+def test_other_tasks_are_trained_predicted_and_measured(
+    world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str], tasks: dict[str, TaskSpec], children: str
+) -> None:
+    path = write_dataset(tmp_path / "dataset", rows_a_day=128, tasks=tasks)
+    out = run_stage_body(world, path, tmp_path / "out", config_of("none", training={"children": children})).out
+    found = pq.read_table(out / "predictions").sort_by("row")
+    assert found.schema.equals(prediction_schema(tasks))
+    files = read_dataset(path).event_files(*SPEC.test)
+    events = pa.concat_tables([pq.read_table(file, partitioning=None) for file in files])
+    labels = {task: events[task].to_pylist() for task in tasks}
+    for task in tasks:
+        above = [labels[name] for name in ancestors(tasks, task)]
+        judged = [label if all(a[row] == 1 for a in above) else None for row, label in enumerate(labels[task])]
+        assert found[task].to_pylist() == judged
+        assert 0 < found[f"p_{task}"].to_numpy().min() < found[f"p_{task}"].to_numpy().max() < 1
+    assert list(summary_of(out)["tasks"]) == list(tasks)
+    lines = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+    assert {f"train_{task}_{what}" for task in tasks for what in ("ne", "loss")} < set(lines[0])
+    assert {f"test_{task}_ne" for task in tasks} <= set(lines[-1])
+    said = capfd.readouterr().err
+    assert all(f"test_{task}_auc" in said for task in tasks)
+    is_skipped = children == "entire_space" and tasks is ONE_TASK
+    assert ("children=entire_space changes nothing: no task of the dataset has a parent" in said) == is_skipped
+
+
+def train_on_each(world: World, dataset: Path, out: Path) -> None:
+    run_stage_body(world, dataset, out, config_of("none", sharding={"types": ["table_wise"]}))
+
+
+def test_a_rank_without_a_sequence_table_predicts_too(dataset: Path, outputs: dict[str, Path], tmp_path: Path) -> None:
+    run_distributed(train_on_each, dataset, tmp_path / "out", world_size=2)
+    assert len(json.loads((tmp_path / "out/plan.json").read_text())["real_bytes"]["t_history_item_ids"]) == 1
+    one, two = (pq.read_table(out / "predictions").sort_by("row") for out in (outputs["none"], tmp_path / "out"))
+    assert two["row"].equals(one["row"])
+    flops = [summary_of(out)["flops_per_sample"] for out in (outputs["none"], tmp_path / "out")]
+    assert flops[1] == pytest.approx(flops[0], rel=0.1)  # of the first rank's rows
+
+
+def test_a_held_out_split_without_a_row_is_refused_before_the_training(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_dataset(tmp_path / "dataset", rows_a_day=64)
+    for file in path.glob("events/date=2024-01-0[56]/*.parquet"):
+        pq.write_table(pq.ParquetFile(file).read().slice(0, 0), file)
+    monkeypatch.setattr("ranker.train.fit", lambda *_: pytest.fail("has trained"))
+    with pytest.raises(DataError, match="2 files hold 0 rows"):
+        run_stage_body(world, path, tmp_path / "out", config_of("none"))
 
 
 @pytest.mark.parametrize("arm", ARMS)

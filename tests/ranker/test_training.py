@@ -18,7 +18,7 @@ from ranker.frozen import Frozen
 from ranker.sharding import build_sharded
 from ranker.train import open_splits
 from tests.distributed import run_distributed
-from tests.ranker.dataset import write_dataset
+from tests.ranker.dataset import CHAIN, write_dataset
 from tests.ranker.training import ARMS as EVERY_ARM
 from tests.ranker.training import Outcome, config_of, run_steps
 
@@ -26,17 +26,29 @@ STEPS = 12  # last bits differ between ranks, and what they differ by grows tenf
 ARMS = tuple(EVERY_ARM)
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "entire_space": {"training": {"children": "entire_space"}},
+    "hashed": {"model": {"table_rows": {"item_id": 64, "history_item_ids": 50, "user_id": 7, "topics": 3}}},
     "history": {
         "model": {"history": {"heads": 2, "encoder_layers": 1, "pooling": "target", "max_length": 3}},
     },
 }
 """Settings beside the defaults, laid over arm `side`."""
+CHAINS: dict[str, dict[str, dict[str, Any]]] = {
+    "chain": {"training": {"task_weights": {"cart": 1.5}}},
+    "chain_entire_space": {"training": {"children": "entire_space"}},
+}
+"""Settings of trainings on a dataset whose tasks are a chain of three."""
+TRAININGS = (*ARMS, *VARIANTS, *CHAINS)
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_dataset(tmp_path_factory.mktemp("training") / "dataset")
+
+
+def every_training(world: World, dataset: Path, chain: Path, steps: int) -> dict[str, Outcome]:
+    chained = {name: run_steps(world, chain, config_of("side", **sections), steps) for name, sections in CHAINS.items()}
+    return every_arm(world, dataset, steps) | chained
 
 
 def every_arm(world: World, dataset: Path, steps: int) -> dict[str, Outcome]:
@@ -65,18 +77,23 @@ def failed_read(world: World, dataset: Path) -> str:
     return "no error"
 
 
-def both(world: World, dataset: Path, broken: Path) -> tuple[str, str, dict[str, Outcome]]:
-    return refusal(world, dataset), failed_read(world, broken), every_arm(world, dataset, STEPS)
+def both(world: World, dataset: Path, chain: Path, broken: Path) -> tuple[str, str, dict[str, Outcome]]:
+    return refusal(world, dataset), failed_read(world, broken), every_training(world, dataset, chain, STEPS)
 
 
 @pytest.fixture(scope="module")
-def one_rank(dataset: Path) -> dict[str, Outcome]:
-    (outcomes,) = run_distributed(every_arm, dataset, STEPS, world_size=1)
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("chain") / "dataset", tasks=CHAIN)
+
+
+@pytest.fixture(scope="module")
+def one_rank(dataset: Path, chain: Path) -> dict[str, Outcome]:
+    (outcomes,) = run_distributed(every_training, dataset, chain, STEPS, world_size=1)
     return outcomes
 
 
 @pytest.fixture(scope="module")
-def on_both_ranks(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Any, ...]]:
+def on_both_ranks(dataset: Path, chain: Path, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Any, ...]]:
     broken = write_dataset(tmp_path_factory.mktemp("broken") / "dataset")
     file = broken / "events/date=2024-01-04/part-00000.parquet"
     table = pq.read_table(file, partitioning=None)
@@ -84,7 +101,7 @@ def on_both_ranks(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> li
     ids[500] = 999
     at = table.schema.get_field_index("item_id")
     pq.write_table(table.set_column(at, table.schema.field(at), pa.array(ids)), file, row_group_size=128)
-    return run_distributed(both, dataset, broken, world_size=2)  # one start of two processes for all tests
+    return run_distributed(both, dataset, chain, broken, world_size=2)  # one start of two processes for all tests
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +111,7 @@ def two_ranks(on_both_ranks: list[tuple[Any, ...]]) -> dict[str, Outcome]:
     return first
 
 
-@pytest.mark.parametrize("arm", [*ARMS, *VARIANTS])
+@pytest.mark.parametrize("arm", TRAININGS)
 def test_one_and_two_ranks_train_the_same(
     arm: str, one_rank: dict[str, Outcome], two_ranks: dict[str, Outcome]
 ) -> None:
@@ -105,7 +122,7 @@ def test_one_and_two_ranks_train_the_same(
         torch.testing.assert_close(two.weights[name], expected, rtol=1e-3, atol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
 
 
-@pytest.mark.parametrize("arm", [*ARMS, *VARIANTS])
+@pytest.mark.parametrize("arm", TRAININGS)
 def test_gradients_have_the_same_size_on_one_and_two_ranks(
     arm: str, one_rank: dict[str, Outcome], two_ranks: dict[str, Outcome]
 ) -> None:
