@@ -12,6 +12,7 @@ from encoder.config import EncoderConfig, MaterializeConfig
 from encoder.export_config import ExportConfig
 from encoder.sid import DEFAULT_NAME
 from infra.config import Config, load_file, parse, plain
+from infra.distributed import Timeouts
 from infra.tables import Entity
 from pipelines.prepare.config import PrepareConfig
 from pipelines.report.config import CompareConfig
@@ -85,6 +86,8 @@ class RunConfig(Config):
     replicates: PositiveInt = 1
     """How often encoders and arms are trained, each time from seeds one higher: what one training alone moves can
     then be told from what arms differ by."""
+    timeouts: Timeouts = Timeouts()
+    """How long a stage's ranks wait for each other, in training and around a commit."""
     timeout_minutes: PositiveFloat = 1440.0
     """A stage that takes longer, waiting in the scheduler's queue included, is cancelled."""
 
