@@ -82,10 +82,10 @@ class Pipeline:
             raise
 
     def tell_changes(self, plan: Sequence[Stage]) -> None:
-        """Say which stages ran code that was edited while the pipeline ran: arms may have run unlike code."""
+        """Say which stages' code or source changed while the pipeline ran: arms may have run unlike code."""
         for stage in plan:
-            if self._key(stage)[:12] != self.done[stage.label].name:
-                say(stage.label, "its code was edited during this run; it will run again next time")
+            if stage.given is None and self._key(stage)[:12] != self.done[stage.label].name:
+                say(stage.label, "its code or source changed during this run; it will run again next time")
 
     def _begin(self, waiting: Sequence[Stage], under_way: list[_UnderWay]) -> list[Stage]:
         """Take up the stages whose inputs are done, while there is room, and give those that still wait."""
@@ -94,6 +94,9 @@ class Pipeline:
             is_ready = all(label in self.done for label in stage.inputs.values())
             if not is_ready or len(under_way) >= self.run.jobs:
                 left.append(stage)
+                continue
+            if stage.given is not None:
+                self._reuse(stage, stage.given)
                 continue
             work = self._key(stage)
             out = run_dir(self.run) / stage.label / work[:12]
@@ -111,7 +114,11 @@ class Pipeline:
         self.done[label] = one.out
 
     def _key(self, stage: Stage) -> str:
-        return key(stage, {name: read_manifest(path).digest for name, path in self._inputs(stage).items()})
+        inputs = {
+            name: stage.identify[name](path) if name in stage.identify else read_manifest(path).digest
+            for name, path in self._inputs(stage).items()
+        }
+        return key(stage, inputs, stage.source() if stage.source is not None else "")
 
     def _inputs(self, stage: Stage) -> Mapping[str, Path]:
         return {name: self.done[label] for name, label in stage.inputs.items()}

@@ -9,9 +9,8 @@ checkpoints carry too, the bytes of its inputs, and the code it may run. It leav
 ranks, the run's name, where things are kept.
 """
 
-import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,11 +23,12 @@ from components import ranker as ranker_jobs
 from components.torchrun import Launch, stage_app
 from encoder.config import ENCODER_INPUT
 from encoder.sid import DEFAULT_NAME
+from infra.code import ROOT, code_digest
 from infra.config import Config, digest
+from infra.snapshot import content_digest
 from pipelines.config import LaunchConfig, PipelineConfig
+from pipelines.prepare.identity import source_identity
 from pipelines.report.arms import PREFIX, input_name
-
-ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,9 @@ class Stage:
         variant: the ranker's arm, or the name of an encoder's SIDs where that is not the default.
         replicate: which of the trainings that differ in their seeds alone.
         section: the section of a run's file that `config` is, where it is not called `name`.
+        identify: input name -> what of it decides the output; by default all that its manifest lists.
+        source: makes the identity of what the stage reads beside its inputs.
+        given: a committed output that is taken in the stage's place.
     """
 
     name: str
@@ -56,6 +59,9 @@ class Stage:
     variant: str | None = None
     replicate: int = 0
     section: str = ""
+    identify: Mapping[str, Callable[[Path], str]] = field(default_factory=dict)
+    source: Callable[[], str] | None = None
+    given: Path | None = None
 
     @property
     def label(self) -> str:
@@ -77,20 +83,24 @@ def stages(config: PipelineConfig) -> tuple[Stage, ...]:
 def prepare_stage(config: PipelineConfig) -> Stage:
     """Return the stage that makes the dataset."""
     code = ("infra", "pipelines/prepare")
-    return Stage("prepare", pipeline_jobs.prepare, code, config.prepare, config.run.launch.prepare, {})
+    launch, source = config.run.launch.prepare, partial(source_identity, config.prepare)
+    return Stage("prepare", pipeline_jobs.prepare, code, config.prepare, launch, {}, source=source)
 
 
 def encoder_stage(config: PipelineConfig, name: str = DEFAULT_NAME, replicate: int = 0) -> Stage:
-    """Return the stage that trains the encoder of a set of SIDs."""
+    """Return the stage that trains the encoder of a set of SIDs: on items (users) alone, whatever the events are."""
+    resolved = config.encoder_of(name, replicate)
     return Stage(
         "encoder",
         encoder_jobs.train,
         ("infra", "encoder"),
-        config.encoder_of(name, replicate),
+        resolved,
         config.run.launch.encoder,
         {"dataset": "prepare"},
         None if name == DEFAULT_NAME else name,
         replicate,
+        identify={"dataset": partial(content_digest, entity=resolved.entity)},
+        given=config.run.encoders.get(name),
     )
 
 
@@ -187,19 +197,3 @@ def key(stage: Stage, inputs: Mapping[str, str], source: str = "", root: Path = 
             "code": code_digest(stage.code, root),
         }
     )
-
-
-def code_digest(code: Sequence[str], root: Path = ROOT) -> str:
-    """Return the SHA-256 over the names and contents of the Python files of packages and modules."""
-    total = hashlib.sha256()
-    for file in sorted(python_files(code, root)):
-        content = hashlib.sha256(file.read_bytes()).hexdigest()
-        total.update(f"{file.relative_to(root).as_posix()} {content}\n".encode())
-    return total.hexdigest()
-
-
-def python_files(code: Sequence[str], root: Path = ROOT) -> Iterator[Path]:
-    """Yield the files of packages (all below) and of single modules."""
-    for name in code:
-        place = root / name
-        yield from place.rglob("*.py") if place.is_dir() else [place]
