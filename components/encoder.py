@@ -33,7 +33,7 @@ def train(
 
     Args:
         overrides: dotted settings over the file's, such as encoder.key=value
-        config: the run's YAML file
+        config: the run's YAML file, or the stage's resolved one
         dataset: committed output of prepare
         out: the directory to commit; it must be free
         key: the digest that names this work, saved in the manifest
@@ -86,7 +86,7 @@ def materialize(
 
     Args:
         overrides: dotted settings over the file's, such as materialize.key=value
-        config: the run's YAML file
+        config: the run's YAML file, or the stage's resolved one
         dataset: committed output of prepare
         encoders: committed outputs of the encoder's training by the name of their SIDs, as sid=DIR
         out: the directory to commit; it must be free
@@ -138,7 +138,7 @@ def export(
 
     Args:
         overrides: dotted settings over the file's, such as export.key=value
-        config: the run's YAML file
+        config: the run's YAML file, or the stage's resolved one
         encoder: committed output of the encoder's training
         sids: committed output of materialize, made with that encoder
         out: the directory to commit; it must be free

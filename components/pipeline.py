@@ -62,7 +62,7 @@ def prepare(
 
     Args:
         overrides: dotted settings over the file's, such as prepare.key=value
-        config: the run's YAML file
+        config: the run's YAML file, or the stage's resolved one
         out: the directory to commit; it must be free
         key: the digest that names this work, saved in the manifest
         parent_run: the MLflow run to log a child run under
@@ -115,7 +115,7 @@ def compare(
 
     Args:
         overrides: dotted settings over the file's, such as compare.key=value
-        config: the run's YAML file
+        config: the run's YAML file, or the stage's resolved one
         arms: committed outputs of ranker by arm, and replicate, as none.0=DIR,side.0=DIR
         encoder: committed output of the encoder's training
         dataset: committed output of materialize

@@ -13,9 +13,9 @@ from components.torchrun import IMAGE, Launch, stage_app
 def train(
     *overrides: str,
     config: str,
-    arm: str,
     dataset: str,
     out: str,
+    arm: str = "",
     key: str = "",
     parent_run: str = "",
     j: str = "1x2",
@@ -34,10 +34,10 @@ def train(
 
     Args:
         overrides: dotted settings over the file's, such as ranker.key=value
-        config: the run's YAML file
-        arm: how content reaches the ranker: none, sid_ngram, side, or another that the config names
+        config: the run's YAML file, or the stage's resolved one
         dataset: committed output of materialize
         out: the directory to commit; it must be free
+        arm: which of the arms that the file names, such as none or side; by default the one it chooses
         key: the digest that names this work, saved in the manifest
         parent_run: the MLflow run to log a child run under
         j: {nodes}x{ranks a node}
@@ -58,7 +58,7 @@ def train(
         config=config,
         out=out,
         inputs={"dataset": dataset},
-        overrides=[*overrides, f"ranker.arm={arm}"],
+        overrides=[*overrides, f"ranker.arm={arm}"] if arm else overrides,
         key=key,
         parent_run=parent_run,
     )

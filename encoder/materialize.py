@@ -38,7 +38,7 @@ from infra.code import code_digest
 from infra.config import digest, parse, plain
 from infra.distributed import broadcast, together
 from infra.errors import ConfigError, DataError
-from infra.parquet import RowGroup, TableWriter, read_row_group, row_groups
+from infra.parquet import RowGroup, read_row_group, row_groups
 from infra.prefetch import prefetched
 from infra.rows import CountedFile
 from infra.snapshot import CONTENT, Dataset, PartitionEntry, SidSet, read_dataset, write_snapshot
@@ -246,7 +246,7 @@ def _write_aligned(
             check(rows, group)
             yield rows
 
-    with TableWriter(made.path / source.path.name, made.schema) as writer, WriteBehind(writer.write_group) as write:
+    with made.writing(source.path.name) as writer, WriteBehind(writer.write_group) as write:
         for rows in prefetched(checked(), depth=1):
             found = extend(rows)
             write(pa.table([column for _, column in found.values()], schema=made.schema))

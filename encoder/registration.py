@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from infra.errors import StageError
 from infra.mlflow_runs import URI_VARIABLE, connect
@@ -53,5 +54,5 @@ def _experiment(client: "MlflowClient", name: str) -> str:
     if (found := client.get_experiment_by_name(name)) is not None:
         return str(found.experiment_id)
     uri = os.environ[URI_VARIABLE]
-    beside = Path(uri.removeprefix(_SQLITE)).resolve().parent / "mlartifacts" / name
+    beside = Path(unquote(uri.removeprefix(_SQLITE))).resolve().parent / "mlartifacts" / name
     return str(client.create_experiment(name, artifact_location=beside.as_uri() if uri.startswith(_SQLITE) else None))

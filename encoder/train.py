@@ -39,7 +39,7 @@ from infra.lanes import Batch, LaneReader
 from infra.prefetch import prefetched
 from infra.revisions import Revisions, read_revisions
 from infra.rows import FileRows
-from infra.snapshot import CONTENT, Dataset, read_dataset
+from infra.snapshot import CONTENT, Dataset, content_digest, read_dataset
 from infra.stage import StageRun, run_stage
 
 _SAMPLE_ROWS = 8192
@@ -425,4 +425,7 @@ def _flat(measured: dict[str, Any]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    run_stage("encoder", "encoder", EncoderConfig, ["dataset"], train)
+    run_stage(
+        "encoder", "encoder", EncoderConfig, ["dataset"], train,
+        identify={"dataset": lambda config, path: content_digest(path, config.entity)},
+    )  # fmt: skip

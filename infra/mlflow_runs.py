@@ -38,11 +38,13 @@ _DIGEST_LENGTH = 36
 
 
 def use_store(runs_dir: Path) -> str:
-    """Choose the tracking store, for this process and those it starts, and give its URI.
+    """Choose the tracking store, for this process and those it starts, and return its URI.
 
     It is `MLFLOW_TRACKING_URI` where that is set, else an SQLite file in `runs_dir`.
     """
-    local = f"sqlite:///{runs_dir.resolve() / 'mlflow.db'}"
+    path = str(runs_dir.resolve() / "mlflow.db")
+    # SQLAlchemy unquotes the path, and takes what follows a ? for options.
+    local = f"sqlite:///{path.replace('%', '%25').replace('?', '%3F')}"
     return os.environ.setdefault(URI_VARIABLE, local)
 
 

@@ -24,7 +24,7 @@ from typing import Any, Literal
 from pydantic import NonNegativeInt, model_validator
 
 from infra.commit import Manifest, read_manifest, verify
-from infra.config import Config, parse
+from infra.config import Config, digest, parse
 from infra.distributed import World, together
 from infra.errors import CommitError, DataError
 from infra.rows import CountedFile
@@ -283,6 +283,18 @@ def read_dataset(path: Path) -> Dataset:
     spec = read_spec(Path(path) / SPEC_FILE)
     file = Path(path) / SNAPSHOT_FILE
     return Dataset(Path(path), spec, parse(Snapshot, read_json(file), str(file)))
+
+
+def content_digest(path: Path, entity: Entity) -> str:
+    """Return a digest of a snapshot's items or users alone: the same however many dates of events it has.
+
+    Raises:
+        DataError, ConfigError: see `read_dataset`.
+    """
+    dataset = read_dataset(path)
+    _, _, embeddings, categoricals = dataset.spec.content(entity)
+    parts = [entry.digest for entry in dataset.partitions(CONTENT[entity])]
+    return digest({"embeddings": dict(embeddings), "categoricals": dict(categoricals), "parts": parts})
 
 
 def write_snapshot(path: Path, target: Path, spec: DatasetSpec, snapshot: Snapshot) -> None:

@@ -62,6 +62,7 @@ def run_stage(
     inputs: Sequence[str],
     body: Callable[[StageRun[C]], None],
     argv: Sequence[str] | None = None,
+    identify: Mapping[str, Callable[[C, Path], str]] | None = None,
 ) -> None:
     """Run a stage as this process's main program.
 
@@ -71,6 +72,7 @@ def run_stage(
         inputs: the inputs' names; one ending in ``.*`` stands for one or more inputs with that beginning.
         body: the work; called on every rank.
         argv: the arguments, by default the command line's.
+        identify: by input, what of it decides the work; by default all that its manifest lists.
 
     Raises:
         SystemExit: with status 1 after a user's error was printed on every rank; with 2 on wrong arguments.
@@ -78,7 +80,7 @@ def run_stage(
     quiet()
     arguments = _parse(name, inputs, argv)
     try:
-        _run(name, section, config_type, inputs, body, arguments)
+        _run(name, section, config_type, inputs, body, arguments, identify or {})
     except SidestackError as error:
         # A short message, not a trace: it is the user's to correct. torchrun's error file carries it to the driver.
         _record(error)
@@ -96,6 +98,7 @@ def _run(
     inputs: Sequence[str],
     body: Callable[[StageRun[C]], None],
     arguments: argparse.Namespace,
+    identify: Mapping[str, Callable[[C, Path], str]],
 ) -> None:
     config = load_section(config_type, arguments.config, section, arguments.set).resolved()
     paths = _named(arguments.input, inputs)
@@ -104,6 +107,7 @@ def _run(
         manifests = _verified(world, paths)
         facts: dict[str, Any] = {"config": digest(config), "world_size": world.size}
         digests = {name: manifest.digest for name, manifest in manifests.items()}
+        digests |= {name: of_input(config, paths[name]) for name, of_input in identify.items()}
         checkpoints = _checkpoints(arguments, world, name, digests, config)
         written: dict[str, FileEntry] = {}
         log: RunLog | None = None

@@ -17,11 +17,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from infra.commit import committing, is_committed, read_manifest
+from infra.commit import FileEntry, committing, is_committed, read_manifest
 from infra.distributed import ALONE, World
 from infra.errors import AlreadyCommittedError, CommitError, DataError
 from infra.gather import take_rows
-from infra.parquet import ROW_GROUP_BYTES, TableWriter, row_bytes
+from infra.parquet import ROW_GROUP_BYTES, TableWriter
+from infra.row_bytes import row_bytes
 from infra.snapshot import (
     CONTENT,
     DAILY,
@@ -49,11 +50,21 @@ class Making:
     Attributes:
         path: the directory to write into. schema: of its files; to be set by the maker.
         numbers: `PartitionEntry.facts`; the maker adds to them.
+        written: what was written by `writing`, so that the commit need not read it again.
     """
 
     path: Path
     schema: pa.Schema | None = None
     numbers: dict[str, int] = field(default_factory=dict)
+    written: dict[str, FileEntry] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def writing(self, name: str) -> Iterator[TableWriter]:
+        """Open one of its Parquet files, and note its digest once it is closed."""
+        assert self.schema is not None
+        with TableWriter(self.path / name, self.schema) as writer:
+            yield writer
+        self.written[name] = FileEntry(sha256=writer.digest, bytes=writer.bytes, rows=writer.rows)
 
 
 @dataclass(frozen=True)
@@ -84,11 +95,12 @@ class Store:
         """
         path = self._place(table, slice_name, key)
         facts: dict[str, object] = {}
+        written: dict[str, FileEntry] = {}
         is_open = False
         try:
-            with committing(path, world, stage=table, key=key, facts=facts) as staging:
+            with committing(path, world, stage=table, key=key, facts=facts, written=written) as staging:
                 is_open = True
-                made = Making(staging)
+                made = Making(staging, written=written)
                 yield made
                 assert made.schema is not None, f"{table}: the maker set no schema"
                 facts.update(columns=columns_digest(made.schema), numbers=made.numbers)
@@ -131,7 +143,7 @@ def write_part(
         made.schema = schema
         last, new = -1, 0
         for file, part in enumerate(_of_rows(chunks, schema, FILE_ROWS)):
-            with TableWriter(made.path / f"part-{file:05d}.parquet", schema) as writer:
+            with made.writing(f"part-{file:05d}.parquet") as writer:
                 for chunk in part:
                     last, new = _check_ids(chunk, f"{entity}_id", last, first, new, f"{table}, part {number}")
                     writer.write(chunk)
@@ -229,7 +241,7 @@ def write_day(
             for name, making in made.items():
                 if name not in writers:
                     making.schema = parts[name].schema
-                    writers[name] = stack.enter_context(TableWriter(making.path / FILE, parts[name].schema))
+                    writers[name] = stack.enter_context(making.writing(FILE))
                 if group.num_rows:
                     writers[name].write_group(parts[name])
                 for column, largest in _largest_ids(parts[name]).items():

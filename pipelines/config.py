@@ -12,6 +12,7 @@ from encoder.config import EncoderConfig, MaterializeConfig
 from encoder.export_config import ExportConfig
 from encoder.sid import DEFAULT_NAME
 from infra.config import Config, load_file, parse, plain
+from infra.distributed import Timeouts
 from infra.tables import Entity
 from pipelines.prepare.config import PrepareConfig
 from pipelines.report.config import CompareConfig
@@ -85,6 +86,11 @@ class RunConfig(Config):
     replicates: PositiveInt = 1
     """How often encoders and arms are trained, each time from seeds one higher: what one training alone moves can
     then be told from what arms differ by."""
+    encoders: dict[str, Path] = {}
+    """By the SIDs' name (`sid` is section `encoder`'s): a committed encoder that is used as it is, in place
+    of training one. New items are then encoded by it, and published SIDs stay."""
+    timeouts: Timeouts = Timeouts()
+    """How long a stage's ranks wait for each other, in training and around a commit."""
     timeout_minutes: PositiveFloat = 1440.0
     """A stage that takes longer, waiting in the scheduler's queue included, is cancelled."""
 
@@ -129,6 +135,11 @@ class PipelineConfig(Config):
         for name in self.materialize.prefix_lengths:
             if name not in self.sid_names:
                 raise ValueError(f"materialize.prefix_lengths.{name}: SIDs are {', '.join(self.sid_names)}")
+        for name in self.run.encoders:
+            if name not in self.sid_names:
+                raise ValueError(f"run.encoders.{name}: SIDs are {', '.join(self.sid_names)}")
+        if self.run.encoders and self.run.replicates > 1:
+            raise ValueError("run.encoders: replicates would all have the same encoder; set run.replicates=1")
         for arm in self.arms:
             self._check_sids(arm)
         return self

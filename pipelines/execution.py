@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from infra.commit import is_committed, read_manifest, refuse_taken, verify
+from infra.config import digest, plain, to_yaml
 from infra.errors import CommitError, StageError
 from infra.mlflow_runs import URI_VARIABLE, replay
 from pipelines.config import LaunchConfig, RunConfig
@@ -40,7 +41,6 @@ class Pipeline:
 
     Attributes:
         run: how stages are launched.
-        config_file: the resolved file that every stage reads.
         launcher: the scheduler.
         client: the tracking store.
         parent_run: this run's id there.
@@ -48,7 +48,6 @@ class Pipeline:
     """
 
     run: RunConfig
-    config_file: Path
     launcher: Launcher
     client: "MlflowClient"
     parent_run: str
@@ -83,10 +82,10 @@ class Pipeline:
             raise
 
     def tell_changes(self, plan: Sequence[Stage]) -> None:
-        """Say which stages ran code that was edited while the pipeline ran: arms may have run unlike code."""
+        """Say which stages' code or source changed while the pipeline ran: arms may have run unlike code."""
         for stage in plan:
-            if self._key(stage)[:12] != self.done[stage.label].name:
-                say(stage.label, "its code was edited during this run; it will run again next time")
+            if stage.given is None and self._key(stage)[:12] != self.done[stage.label].name:
+                say(stage.label, "its code or source changed during this run; it will run again next time")
 
     def _begin(self, waiting: Sequence[Stage], under_way: list[_UnderWay]) -> list[Stage]:
         """Take up the stages whose inputs are done, while there is room, and give those that still wait."""
@@ -95,6 +94,9 @@ class Pipeline:
             is_ready = all(label in self.done for label in stage.inputs.values())
             if not is_ready or len(under_way) >= self.run.jobs:
                 left.append(stage)
+                continue
+            if stage.given is not None:
+                self._reuse(stage, stage.given)
                 continue
             work = self._key(stage)
             out = run_dir(self.run) / stage.label / work[:12]
@@ -112,7 +114,11 @@ class Pipeline:
         self.done[label] = one.out
 
     def _key(self, stage: Stage) -> str:
-        return key(stage, {name: read_manifest(path).digest for name, path in self._inputs(stage).items()})
+        inputs = {
+            name: stage.identify[name](path) if name in stage.identify else read_manifest(path).digest
+            for name, path in self._inputs(stage).items()
+        }
+        return key(stage, inputs, stage.source() if stage.source is not None else "")
 
     def _inputs(self, stage: Stage) -> Mapping[str, Path]:
         return {name: self.done[label] for name, label in stage.inputs.items()}
@@ -132,7 +138,7 @@ class Pipeline:
         _clear_torn(out)
         launch = stage.launch
         app = stage.component(
-            config=str(self.config_file),
+            config=str(self._write_config(stage)),
             out=str(out),
             key=work,
             parent_run=self.parent_run,
@@ -141,7 +147,7 @@ class Pipeline:
             cpu=self._cores(launch),
             gpu=launch.gpu,
             memMB=launch.memory_mb,
-            env={URI_VARIABLE: os.environ[URI_VARIABLE], **self.run.env},
+            env={URI_VARIABLE: os.environ[URI_VARIABLE], **self.run.timeouts.environment(), **self.run.env},
             mounts=list(self.run.mounts),
             max_restarts=launch.max_restarts,
             max_retries=launch.max_retries,
@@ -151,8 +157,15 @@ class Pipeline:
         job = self.launcher.start(stage.label, app, _rank_logs(out), self.run.timeout_minutes * 60)
         return _UnderWay(stage, out, job, time.monotonic())
 
+    def _write_config(self, stage: Stage) -> Path:
+        """Write a stage's resolved section, alone, to the file that the stage reads."""
+        file = configs_dir(self.run) / f"{stage.label}-{digest(stage.config)[:12]}.yaml"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(to_yaml({stage.section or stage.name: plain(stage.config)}), encoding="utf-8")
+        return file
+
     def _cores(self, launch: LaunchConfig) -> int:
-        """Give the cores of a job's node: on this machine, jobs beside each other share those that there are.
+        """Return the cores of a job's node: on this machine, jobs beside each other share those that there are.
 
         Threads of two jobs on one core wait for each other at every barrier: two trainings of two threads each on two
         cores took ten times as long as of one thread each.
@@ -163,8 +176,13 @@ class Pipeline:
 
 
 def run_dir(run: RunConfig) -> Path:
-    """Give the directory that has a run's stages, logs and configs."""
+    """Return the directory that has a run's stages, logs and configs."""
     return run.runs_dir / run.name
+
+
+def configs_dir(run: RunConfig) -> Path:
+    """Return the directory that has the files which a run's stages read."""
+    return run_dir(run) / "configs"
 
 
 def _clear_torn(out: Path) -> None:
@@ -175,7 +193,7 @@ def _clear_torn(out: Path) -> None:
 
 
 def _rank_logs(out: Path) -> Path:
-    """Give where the components have torchrun keep the ranks' logs."""
+    """Return where the components have torchrun keep the ranks' logs."""
     return out.with_name(f"{out.name}.logs")
 
 

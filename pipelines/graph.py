@@ -3,14 +3,14 @@
 Everything after the dataset is made once for every replicate: replicate r trains its encoders and its arms from the
 configured seeds plus r. Within a replicate all arms read one materialized dataset.
 
-A key covers all that decides a stage's output: its resolved section, the bytes of its inputs, and
-the code it may run. It leaves out what does not: the scheduler, the ranks, the run's name.
+A stage's section is resolved here, once: the arm, the seeds of the replicate, the settings of a trial. It is all that
+the stage is told. A key covers all that decides a stage's output: that section's digest, which the stage's manifest and
+checkpoints carry too, the bytes of its inputs, and the code it may run. It leaves out what does not: the scheduler, the
+ranks, the run's name, where things are kept.
 """
 
-import hashlib
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,14 @@ from components import encoder as encoder_jobs
 from components import pipeline as pipeline_jobs
 from components import ranker as ranker_jobs
 from components.torchrun import Launch, stage_app
-from encoder.config import ENCODER_INPUT, EncoderConfig
+from encoder.config import ENCODER_INPUT
 from encoder.sid import DEFAULT_NAME
-from infra.config import Config, digest, plain
+from infra.code import ROOT, code_digest
+from infra.config import Config, digest
+from infra.snapshot import content_digest
 from pipelines.config import LaunchConfig, PipelineConfig
+from pipelines.prepare.identity import source_identity
 from pipelines.report.arms import PREFIX, input_name
-
-ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,10 @@ class Stage:
         inputs: input name -> label of the stage whose output it is.
         variant: the ranker's arm, or the name of an encoder's SIDs where that is not the default.
         replicate: which of the trainings that differ in their seeds alone.
+        section: the section of a run's file that `config` is, where it is not called `name`.
+        identify: input name -> what of it decides the output; by default all that its manifest lists.
+        source: makes the identity of what the stage reads beside its inputs.
+        given: a committed output that is taken in the stage's place.
     """
 
     name: str
@@ -53,6 +58,10 @@ class Stage:
     inputs: Mapping[str, str]
     variant: str | None = None
     replicate: int = 0
+    section: str = ""
+    identify: Mapping[str, Callable[[Path], str]] = field(default_factory=dict)
+    source: Callable[[], str] | None = None
+    given: Path | None = None
 
     @property
     def label(self) -> str:
@@ -62,7 +71,7 @@ class Stage:
 
 
 def stages(config: PipelineConfig) -> tuple[Stage, ...]:
-    """Give a pipeline's stages, each after those it takes its inputs from."""
+    """Return a pipeline's stages, each after those it takes its inputs from."""
     plan = [prepare_stage(config)]
     for replicate in range(config.run.replicates):
         encoders = [encoder_stage(config, name, replicate) for name in config.sid_names]
@@ -72,34 +81,31 @@ def stages(config: PipelineConfig) -> tuple[Stage, ...]:
 
 
 def prepare_stage(config: PipelineConfig) -> Stage:
-    """Give the stage that makes the dataset."""
+    """Return the stage that makes the dataset."""
     code = ("infra", "pipelines/prepare")
-    return Stage("prepare", pipeline_jobs.prepare, code, config.prepare, config.run.launch.prepare, {})
+    launch, source = config.run.launch.prepare, partial(source_identity, config.prepare)
+    return Stage("prepare", pipeline_jobs.prepare, code, config.prepare, launch, {}, source=source)
 
 
 def encoder_stage(config: PipelineConfig, name: str = DEFAULT_NAME, replicate: int = 0) -> Stage:
-    """Give the stage that trains the encoder of a set of SIDs."""
+    """Return the stage that trains the encoder of a set of SIDs: on items (users) alone, whatever the events are."""
     resolved = config.encoder_of(name, replicate)
     return Stage(
         "encoder",
-        partial(encoder_jobs.train, *_overrides(config.encoder, resolved)),
+        encoder_jobs.train,
         ("infra", "encoder"),
         resolved,
         config.run.launch.encoder,
         {"dataset": "prepare"},
         None if name == DEFAULT_NAME else name,
         replicate,
+        identify={"dataset": partial(content_digest, entity=resolved.entity)},
+        given=config.run.encoders.get(name),
     )
 
 
-def _overrides(own: EncoderConfig, resolved: EncoderConfig) -> Iterator[str]:
-    """Give the overrides that make the file's section that of one encoder."""
-    before, after = plain(own), plain(resolved)
-    return (f"encoder.{key}={json.dumps(after[key])}" for key in after if after[key] != before[key])
-
-
 def materialize_stage(config: PipelineConfig, encoders: Sequence[Stage], replicate: int = 0) -> Stage:
-    """Give the stage that writes the tables with the SIDs of all encoders."""
+    """Return the stage that writes the tables with the SIDs of all encoders."""
     inputs = {f"{ENCODER_INPUT}{encoder.variant or DEFAULT_NAME}": encoder.label for encoder in encoders}
     return Stage(
         "materialize",
@@ -113,14 +119,12 @@ def materialize_stage(config: PipelineConfig, encoders: Sequence[Stage], replica
 
 
 def ranker_stage(config: PipelineConfig, arm: str, materialize: Stage, replicate: int = 0) -> Stage:
-    """Give the stage that trains an arm on a materialized dataset."""
-    resolved = config.ranker_of(arm, replicate)
-    seed = (f"ranker.training.seed={resolved.training.seed}",) if replicate else ()
+    """Return the stage that trains an arm on a materialized dataset."""
     return Stage(
         "ranker",
-        partial(ranker_jobs.train, *seed, arm=arm),
+        ranker_jobs.train,
         ("infra", "ranker", "encoder/__init__.py", "encoder/sid.py", "encoder/sid_codebook.py"),
-        resolved,
+        config.ranker_of(arm, replicate),
         config.run.launch.ranker,
         {"dataset": materialize.label},
         arm,
@@ -129,7 +133,7 @@ def ranker_stage(config: PipelineConfig, arm: str, materialize: Stage, replicate
 
 
 def _comparison(config: PipelineConfig, plan: Sequence[Stage]) -> Stage:
-    """Give the last stage; what it tells of encoder and dataset is the first replicate's."""
+    """Return the last stage; what it reports of encoder and dataset is the first replicate's."""
     arms = {input_name(str(stage.variant), stage.replicate): stage.label for stage in plan if stage.name == "ranker"}
     return Stage(
         "compare",
@@ -141,11 +145,11 @@ def _comparison(config: PipelineConfig, plan: Sequence[Stage]) -> Stage:
     )
 
 
-def _gathered(component: Callable[..., AppDef], argument: str, prefix: str, *overrides: str, **given: Any) -> AppDef:
+def _gathered(component: Callable[..., AppDef], argument: str, prefix: str, **given: Any) -> AppDef:
     """Gather the inputs of a prefix into the one argument that the component takes."""
     names = [name for name in given if name.startswith(prefix)]
     gathered = {name.removeprefix(prefix): given.pop(name) for name in names}
-    return component(*overrides, **{argument: gathered}, **given)
+    return component(**{argument: gathered}, **given)
 
 
 def internal_job(
@@ -167,17 +171,18 @@ def internal_job(
     max_retries: int,
     **inputs: str,
 ) -> AppDef:
-    """Make the job of a stage that is no component of its own, for it takes inputs of names that a plan makes up."""
+    """Make the job of a stage that has no component of its own: a plan names its inputs."""
     launch = Launch.of(j, image, cpu, gpu, memMB, env, list(mounts), max_restarts, max_retries)
     return stage_app(name, module, launch, config=config, out=out, inputs=inputs, key=key, parent_run=parent_run)
 
 
-def key(stage: Stage, inputs: Mapping[str, str], root: Path = ROOT) -> str:
+def key(stage: Stage, inputs: Mapping[str, str], source: str = "", root: Path = ROOT) -> str:
     """Name the work of a stage.
 
     Args:
         stage: the stage.
         inputs: input name -> digest of that input's manifest.
+        source: identity of what the stage reads beside its inputs, such as the files of a raw log.
         root: the repository's root.
 
     Returns:
@@ -186,24 +191,9 @@ def key(stage: Stage, inputs: Mapping[str, str], root: Path = ROOT) -> str:
     return digest(
         {
             "stage": stage.name,
-            "config": plain(stage.config),
+            "config": digest(stage.config),
             "inputs": dict(inputs),
+            "source": source,
             "code": code_digest(stage.code, root),
         }
     )
-
-
-def code_digest(code: Sequence[str], root: Path = ROOT) -> str:
-    """Give the SHA-256 over the names and contents of the Python files of packages and modules."""
-    total = hashlib.sha256()
-    for file in sorted(python_files(code, root)):
-        content = hashlib.sha256(file.read_bytes()).hexdigest()
-        total.update(f"{file.relative_to(root).as_posix()} {content}\n".encode())
-    return total.hexdigest()
-
-
-def python_files(code: Sequence[str], root: Path = ROOT) -> Iterator[Path]:
-    """Give the files of packages (all below) and of single modules."""
-    for name in code:
-        place = root / name
-        yield from place.rglob("*.py") if place.is_dir() else [place]

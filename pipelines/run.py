@@ -7,6 +7,7 @@ goes on where it broke, and a run that changes nothing only reads.
 
 import argparse
 import fcntl
+import io
 import os
 import signal
 import sys
@@ -29,7 +30,7 @@ from infra.mlflow_runs import (
     use_store,
 )
 from pipelines.config import RunConfig, read_config
-from pipelines.execution import Pipeline, run_dir, tracking
+from pipelines.execution import Pipeline, configs_dir, run_dir, tracking
 from pipelines.graph import Stage, stages
 from pipelines.launch import Launcher
 
@@ -79,7 +80,7 @@ def run_stages(
     Args:
         plan: the stages, each after those it takes its inputs from.
         run: how they are launched.
-        values: the run's file with overrides applied, which is what the stages read.
+        values: the run's file with overrides applied, of which a copy is kept.
         resolved: the same with all defaults, for MLflow.
         title: the MLflow run's name, where it is not the run's own.
 
@@ -90,10 +91,10 @@ def run_stages(
         SidestackError: see `run_pipeline`. Stopped: a signal came.
     """
     with _alone(run_dir(run)):
-        frozen = _freeze(run, values)
+        record = _record(run, values)
         launcher = Launcher(run.scheduler, run.scheduler_options, run_dir(run) / "logs")
         with _stopping(), _parent(run, resolved, title or run.name) as (client, parent_run):
-            pipeline = Pipeline(run, frozen, launcher, client, parent_run)
+            pipeline = Pipeline(run, launcher, client, parent_run)
             try:
                 pipeline.bring(plan)
                 pipeline.tell_changes(plan)
@@ -101,7 +102,7 @@ def run_stages(
                 launcher.close()
             last = pipeline.done[plan[-1].label]
             with tracking():
-                log_artifacts(client, parent_run, [frozen, *sorted(last.iterdir())])
+                log_artifacts(client, parent_run, [record, *sorted(last.iterdir())])
     return last
 
 
@@ -121,12 +122,12 @@ def _alone(directory: Path) -> Iterator[None]:
         yield
 
 
-def _freeze(run: RunConfig, values: Mapping[str, Any]) -> Path:
-    """Write the file the stages read, so that none sees a change made while the run goes on."""
+def _record(run: RunConfig, values: Mapping[str, Any]) -> Path:
+    """Write the run's file as it is now, overrides applied; the stages read files of their own."""
     text = yaml.safe_dump(dict(values), sort_keys=False)
-    file = run_dir(run) / "configs" / f"{digest({'text': text})[:12]}.yaml"
+    file = configs_dir(run) / f"run-{digest({'text': text})[:12]}.yaml"
     file.parent.mkdir(exist_ok=True)
-    file.write_text(text)
+    file.write_text(text, encoding="utf-8")
     return file
 
 
@@ -175,7 +176,7 @@ def _tell_result(compared: Path) -> None:
         uri = f"sqlite:///{local}"
     tool = Path(sys.executable).parent / "mlflow"
     opening = f"{near(tool)} ui --backend-store-uri {uri}" if uri.startswith("sqlite:") else uri
-    print((compared / "table.txt").read_text().rstrip())
+    print((compared / "table.txt").read_text(encoding="utf-8").rstrip())
     print()
     print(f"report  {near(compared / 'report.html')}")
     print(f"MLflow  {opening}")
@@ -184,7 +185,12 @@ def _tell_result(compared: Path) -> None:
 
 @contextmanager
 def exit_status() -> Iterator[None]:
-    """Turn a fault into one line and status 1, a signal into 128 + its number."""
+    """Turn a fault into one line and status 1, a signal into 128 + its number.
+
+    Stdout replaces characters that its encoding lacks: a result must not be lost for want of a character.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
     try:
         yield
     except SidestackError as error:
@@ -196,7 +202,7 @@ def exit_status() -> Iterator[None]:
 
 
 def command_line(program: str, description: str) -> argparse.ArgumentParser:
-    """Give the parser of a command that runs stages: which file, and what to override."""
+    """Return the parser of a command that runs stages: which file, and what to override."""
     parser = argparse.ArgumentParser(prog=program, description=description)
     parser.add_argument("--config", type=Path, required=True, help="the run's YAML file")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override a config value")
@@ -204,7 +210,7 @@ def command_line(program: str, description: str) -> argparse.ArgumentParser:
 
 
 def near(path: Path) -> Path:
-    """Give a path as seen from here, where it lies below."""
+    """Return a path as seen from here, where it lies below."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 

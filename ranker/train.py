@@ -20,7 +20,7 @@ from torch.distributed.checkpoint import state_dict_saver
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from infra.distributed import barrier, gather, together
-from infra.lanes import Batch
+from infra.lanes import Batch, LaneReader
 from infra.parquet import TableWriter
 from infra.snapshot import CONTENT, Dataset, PartitionEntry, read_dataset
 from infra.stage import StageRun, run_stage

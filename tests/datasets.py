@@ -13,7 +13,7 @@ from encoder.materialize import listed_set
 from encoder.sid import SidSpec
 from infra.config import digest
 from infra.impressions import all_columns, read_impressions
-from infra.parquet import TableWriter, row_groups
+from infra.parquet import row_groups
 from infra.snapshot import (
     CONTENT,
     Dataset,
@@ -86,7 +86,7 @@ def _write_day(
     for name, key in keys.items():
         with store.making(name, date_slice(day), key) as made:
             made.schema = split_rows(rows.slice(0, 0), spec, str(day))[name].schema
-            with TableWriter(made.path / FILE, made.schema) as writer:
+            with made.writing(FILE) as writer:
                 for start, end in itertools.pairwise(cuts):
                     writer.write_group(split_rows(rows.slice(start, end - start), spec, str(day))[name])
 
@@ -110,7 +110,7 @@ def _sids(
     key = digest({"table": table, "of": entry.slice})
     with store.making(table, entry.slice, key) as making:
         making.schema = own.select(names).schema
-        with TableWriter(making.path / FILE, making.schema) as writer:
+        with making.writing(FILE) as writer:
             for group in row_groups([store.path / entry.path / FILE]):
                 writer.write_group(own.select(names).slice(group.start, group.rows))
     return store.entry(table, entry.slice, key)
@@ -150,7 +150,7 @@ def spoil(path: Path, table: str, day: date, change: Callable[[pa.Table], pa.Tab
     with store.making(table, entry.slice, key) as made:
         made.schema = rows.schema
         made.numbers |= entry.facts
-        with TableWriter(made.path / FILE, rows.schema) as writer:
+        with made.writing(FILE) as writer:
             start = 0
             for size in sizes:
                 writer.write_group(rows.slice(start, size))

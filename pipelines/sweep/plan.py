@@ -25,7 +25,7 @@ SIDE, CHOSEN = "side", "side_chosen"
 
 
 def sweep_stages(config: PipelineConfig, budget: Budget) -> tuple[Stage, ...]:
-    """Give the stages of a sweep: the dataset, an encoder for each setting, and the choice between them.
+    """Return the stages of a sweep: the dataset, an encoder for each setting, and the choice between them.
 
     Raises:
         ConfigError: see `settings`, `quantizer_of` and `structured`.
@@ -34,7 +34,7 @@ def sweep_stages(config: PipelineConfig, budget: Budget) -> tuple[Stage, ...]:
     encoders = [encoder_stage(with_setting(config, setting), sid_name(config.encoder, setting)) for setting in grid]
     inputs = {f"{INPUT}{setting.name}": stage.label for setting, stage in zip(grid, encoders, strict=True)}
     job = partial(internal_job, "sweep", "pipelines.sweep.choose")
-    choice = Stage("sweep", job, CODE, config.encoder, config.run.launch.compare, inputs)
+    choice = Stage("sweep", job, CODE, config.encoder, config.run.launch.compare, inputs, section="encoder")
     return prepare_stage(config), *encoders, choice
 
 
@@ -44,7 +44,7 @@ def sid_name(own: EncoderConfig, setting: Setting) -> str:
 
 
 def with_setting(config: PipelineConfig, setting: Setting) -> PipelineConfig:
-    """Give the configuration with the encoder of a setting, if that is not its own."""
+    """Return the configuration with the encoder of a setting, if that is not its own."""
     if (name := sid_name(config.encoder, setting)) == DEFAULT_NAME:
         return config
     return config.model_copy(update={"encoders": {**config.encoders, name: _otherwise(config, setting)}})
@@ -55,7 +55,7 @@ def _otherwise(config: PipelineConfig, setting: Setting) -> dict[str, Any]:
 
 
 def parity_overrides(config: PipelineConfig, chosen: Setting) -> Iterator[str]:
-    """Give the overrides that add SIDs and arm of the chosen setting, and leave the arms they are compared with.
+    """Yield the overrides that add SIDs and arm of the chosen setting, and leave the arms they are compared with.
 
     Raises:
         ConfigError: there is no arm `side`, or it is the reference.

@@ -1,23 +1,21 @@
 """The stages of tuning: every arm with every setting, on validation dates, and the choice for each."""
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from components import ranker as ranker_jobs
 from infra.config import parse, plain
 from pipelines.config import PipelineConfig
 from pipelines.graph import Stage, encoder_stage, internal_job, materialize_stage, prepare_stage, ranker_stage
 from pipelines.tune.config import INPUT, Setting
-from ranker.config import ArmConfig, HoldoutConfig, RankerConfig
+from ranker.config import ArmConfig, RankerConfig
 
 CODE = ("infra", "ranker", "pipelines/tune", "pipelines/report")
 
 
 def tune_stages(config: PipelineConfig) -> tuple[Stage, ...]:
-    """Give the stages: dataset and encoders as the pipeline has them, the trainings, and the choice.
+    """Return the stages: dataset and encoders as the pipeline has them, the trainings, and the choice.
 
     Raises:
         ConfigError: a setting does not fit an arm.
@@ -36,7 +34,7 @@ def tune_stages(config: PipelineConfig) -> tuple[Stage, ...]:
 
 
 def tuned_values(values: Mapping[str, Any], config: PipelineConfig, best: Mapping[str, Setting]) -> dict[str, Any]:
-    """Give a run's file again, each arm with the setting that is best for it.
+    """Return a run's file again, each arm with the setting that is best for it.
 
     Args:
         values: the run's file with overrides applied. config: the same, parsed. best: settings by arm.
@@ -50,19 +48,9 @@ def _training(config: PipelineConfig, stage: Stage, arm: str, setting: Setting) 
     holdout = config.ranker.holdout.model_copy(update={"kind": "validation"})
     values = {**plain(config.ranker), "arm": arm, "arms": {arm: plain(tried)}, "holdout": plain(holdout)}
     resolved = parse(RankerConfig, values, f"tune (arm {arm!r})").resolved()
-    return replace(
-        stage,
-        component=partial(ranker_jobs.train, *_overrides(arm, tried, holdout), arm=arm),
-        config=resolved,
-        variant=f"{arm}-{setting.name}",
-    )
+    return replace(stage, config=resolved, variant=f"{arm}-{setting.name}")
 
 
 def _with(arm: ArmConfig, setting: Setting) -> ArmConfig:
     training = {**arm.overlay.get("training", {}), **plain(setting)}
     return arm.model_copy(update={"overlay": {**arm.overlay, "training": training}})
-
-
-def _overrides(arm: str, tried: ArmConfig, holdout: HoldoutConfig) -> Iterator[str]:
-    yield f"ranker.arms={json.dumps({arm: plain(tried)})}"
-    yield f"ranker.holdout={json.dumps(plain(holdout))}"

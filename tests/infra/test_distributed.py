@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from infra.distributed import (
+    Timeouts,
     World,
     average_gradients,
     broadcast,
@@ -11,8 +12,20 @@ from infra.distributed import (
     sum_over_ranks,
     together,
 )
-from infra.errors import DataError, TrainingError
+from infra.errors import ConfigError, DataError, TrainingError
 from tests.distributed import RankFailure, run_distributed
+
+
+def test_timeouts_come_back_from_the_environment_they_are_handed_in() -> None:
+    timeouts = Timeouts(collective_s=30.5, commit_s=7200)
+    assert Timeouts.of_environment({"HOME": "/", **timeouts.environment()}) == timeouts
+    assert Timeouts.of_environment({"SIDESTACK_TIMEOUT_COMMIT_S": "5"}) == Timeouts(commit_s=5)
+
+
+@pytest.mark.parametrize("value", ["soon", "0"])
+def test_a_timeout_that_is_no_number_of_seconds_is_refused(value: str) -> None:
+    with pytest.raises(ConfigError, match=f"environment: timeouts.commit_s: .*{value}"):
+        Timeouts.of_environment({"SIDESTACK_TIMEOUT_COMMIT_S": value})
 
 
 def collectives(world: World) -> tuple[list[int], str, list[int]]:

@@ -1,13 +1,15 @@
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from infra.commit import committing, verify
-from infra.config import load_section
+from infra.config import digest, load_section, plain, to_yaml
 from infra.distributed import started
 from infra.errors import ConfigError
 from infra.stage import _named, run_stage
@@ -21,17 +23,22 @@ def before(tmp_path: Path) -> Path:
     return tmp_path / "before"
 
 
-def launch(tmp_path: Path, before: Path, *arguments: str, ranks: int = 2) -> subprocess.CompletedProcess[str]:
+def command(tmp_path: Path, before: Path, *arguments: str, ranks: int = 2) -> list[str]:
     config = tmp_path / "run.yaml"
     config.write_text("encoder: {number: 4}")
-    command = [
+    return [
         sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}",
         "-m", "tests.infra.tiny_stage", "--config", str(config), "--out", str(tmp_path / "out"),
         "--input", f"before={before}", "--input", f"arm.none={before}", *arguments,
     ]  # fmt: skip
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=100, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def launch(tmp_path: Path, before: Path, *arguments: str, ranks: int = 2) -> subprocess.CompletedProcess[str]:
+    line = command(tmp_path, before, *arguments, ranks=ranks)
+    return subprocess.run(line, capture_output=True, text=True, timeout=100, env=ENVIRONMENT)
 
 
 def test_a_stage_on_two_ranks_commits_its_parts_config_record_and_lineage(tmp_path: Path, before: Path) -> None:
@@ -83,8 +90,22 @@ def test_a_committed_output_is_never_overwritten(tmp_path: Path, before: Path) -
     assert (tmp_path / "out/part-0.txt").read_text() == "4"
 
 
-def run_tiny(tmp_path: Path, before: Path, *arguments: str) -> None:
-    (tmp_path / "run.yaml").write_text("encoder: {number: 4, fail_after_checkpoint: true}")
+def test_a_stage_that_is_terminated_leaves_nothing_half_written(tmp_path: Path, before: Path) -> None:
+    with subprocess.Popen(
+        command(tmp_path, before, "--set", "encoder.sleep_s=100"), env=ENVIRONMENT, stderr=subprocess.DEVNULL
+    ) as stage:
+        deadline = time.monotonic() + 60
+        while len(list(tmp_path.glob("asleep-*"))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        stage.send_signal(signal.SIGTERM)
+        assert stage.wait(60) != 0
+    assert sorted(os.listdir(tmp_path)) == ["asleep-0", "asleep-1", "before", "run.yaml"]
+
+
+def run_tiny(
+    tmp_path: Path, before: Path, *arguments: str, text: str = "encoder: {number: 4, fail_after_checkpoint: true}"
+) -> None:
+    (tmp_path / "run.yaml").write_text(text)
     inputs = ["--input", f"before={before}", "--input", f"arm.none={before}"]
     places = ["--config", str(tmp_path / "run.yaml"), "--out", str(tmp_path / "out")]
     run_stage("tiny", "encoder", TinyConfig, ["before", "arm.*"], body, [*places, *inputs, *arguments])
@@ -105,6 +126,26 @@ def test_a_stage_finds_its_checkpoint_until_it_is_committed(
     run_tiny(tmp_path, before, "--key", "abc")
     assert verify(tmp_path / "out").facts["resumed_from"] == 4
     assert sorted(os.listdir(tmp_path)) == ["before", "out", "run.yaml"]
+
+
+CHOOSING = "encoder: {variant: b, fail_after_checkpoint: true, variants: {a: 1, b: 2"
+
+
+def test_a_variant_added_to_the_file_leaves_the_checkpoint_of_another_one(tmp_path: Path, before: Path) -> None:
+    with pytest.raises(SystemExit):
+        run_tiny(tmp_path, before, text=CHOOSING + "}}")
+    run_tiny(tmp_path, before, text=CHOOSING + ", c: 3}}")
+    facts = verify(tmp_path / "out").facts
+    assert (facts["doubled"], facts["resumed_from"]) == (4, 2)
+
+
+def test_a_whole_file_and_the_resolved_one_are_the_same_work(tmp_path: Path, before: Path) -> None:
+    with pytest.raises(SystemExit):
+        run_tiny(tmp_path, before, "--set", "encoder.variant=a", text=CHOOSING + "}}")
+    resolved = TinyConfig(variant="a", fail_after_checkpoint=True, variants={"a": 1, "b": 2}).resolved()
+    run_tiny(tmp_path, before, text=to_yaml({"encoder": plain(resolved)}))
+    manifest = verify(tmp_path / "out")
+    assert (manifest.facts["config"], manifest.facts["resumed_from"]) == (digest(resolved), 1)
 
 
 def test_inputs_are_held_against_the_names_a_stage_takes() -> None:

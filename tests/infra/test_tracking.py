@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy
 import torch
 import yaml
 
@@ -37,6 +38,17 @@ def runs_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def client(runs_dir: Path) -> Any:
     return connect()
+
+
+@pytest.mark.parametrize("name", ["my runs", "50%20off", "what?", "a#b", "größe"])
+def test_the_store_lies_in_the_runs_folder_whatever_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / name).mkdir()
+    with sqlalchemy.create_engine(use_store(tmp_path / name)).connect():
+        assert [path.name for path in (tmp_path / name).iterdir()] == ["mlflow.db"]
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def commit_dataset(path: Path) -> Path:

@@ -1,5 +1,8 @@
 """A stage that does next to nothing, for the tests of `run_stage`: every rank writes one number."""
 
+import time
+from typing import Self
+
 from infra.checkpoint import Checkpoint
 from infra.config import Config
 from infra.errors import DataError
@@ -10,6 +13,14 @@ class TinyConfig(Config):
     number: int = 1
     fail_on_rank: int | None = None
     fail_after_checkpoint: bool = False
+    sleep_s: float = 0.0
+    variants: dict[str, int] = {}
+    """Numbers to choose from by the name in `variant`, as the ranker chooses an arm."""
+    variant: str = ""
+
+    def resolved(self) -> Self:
+        chosen = {name: number for name, number in self.variants.items() if name == self.variant}
+        return self.model_copy(update={"number": chosen.get(self.variant, self.number), "variants": chosen})
 
 
 def body(run: StageRun[TinyConfig]) -> None:
@@ -17,6 +28,9 @@ def body(run: StageRun[TinyConfig]) -> None:
         raise DataError(f"numbers.parquet, row group 3: {run.config.number} is odd")
     if run.config.fail_after_checkpoint:
         go_on_or_fail(run)
+    if run.config.sleep_s:
+        (run.out.parent / f"asleep-{run.world.rank}").touch()
+        time.sleep(run.config.sleep_s)
     (run.out / f"part-{run.world.rank}.txt").write_text(str(run.config.number))
     run.log.metrics(1, {"number": run.config.number})
     run.log.summary({"inputs": {name: path.name for name, path in run.inputs.items()}})

@@ -1,18 +1,25 @@
 """What is under way together: stages whose inputs are done, no more of them than `run.jobs`."""
 
+import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from torchx.specs import AppDef
 
 from infra.commit import committing
-from infra.config import Config
+from infra.config import Config, digest, load_file, load_section, parse
 from infra.errors import StageError
 from infra.mlflow_runs import URI_VARIABLE
-from pipelines.config import LaunchConfig, RunConfig
+from pipelines.config import LaunchConfig, PipelineConfig, RunConfig
 from pipelines.execution import Pipeline
-from pipelines.graph import Stage
+from pipelines.graph import Stage, stages
+from pipelines.sweep.grid import Budget
+from pipelines.sweep.plan import sweep_stages
+from pipelines.tune.plan import tune_stages
+from ranker.config import RankerConfig
 from tests.pipelines.prepare.running import ALONE
 
 DIAMOND: dict[str, tuple[str, ...]] = {
@@ -34,13 +41,17 @@ class Scripted:
         self.cancelled: list[str] = []
         self.most = 0
         self.cores: set[str] = set()
+        self.commands: dict[str, str] = {}
+        self.env: dict[str, str] = {}
 
     def start(self, label: str, app: AppDef, rank_logs: Path, limit_s: float) -> tuple[str, Path]:
         self.order.append(label)
-        self.cores.add(app.metadata["cpu"])
+        self.cores.add(app.metadata.get("cpu", ""))
+        for role in app.roles:
+            self.commands[label], self.env = role.args[1], role.env
         self.looks[label] = 3
         self.most = max(self.most, len(self.looks))
-        return label, Path(app.metadata["out"])
+        return label, rank_logs.with_suffix("")
 
     def has_succeeded(self, job: tuple[str, Path]) -> bool:
         label, out = job
@@ -59,7 +70,7 @@ class Scripted:
 
 
 def app(**given: Any) -> AppDef:
-    return AppDef(name="fake", metadata={"out": given["out"], "cpu": str(given["cpu"])})
+    return AppDef(name="fake", metadata={"cpu": str(given["cpu"])})
 
 
 PLAN = tuple(
@@ -78,7 +89,7 @@ def pipeline(path: Path, launcher: Scripted, jobs: int, **settings: Any) -> Pipe
     run = RunConfig(name="fake", runs_dir=path, jobs=jobs, **settings)
     client: Any = None
     scripted: Any = launcher
-    return Pipeline(run, path / "run.yaml", scripted, client, "parent")
+    return Pipeline(run, scripted, client, "parent")
 
 
 @pytest.mark.parametrize(("jobs", "most"), [(1, 1), (2, 2), (9, 3)])
@@ -127,3 +138,58 @@ def test_jobs_beside_each_other_share_the_cores_of_this_machine_alone(
     launcher = Scripted()
     pipeline(tmp_path, launcher, jobs, scheduler=scheduler).bring(PLAN)
     assert launcher.cores == {cores}
+
+
+ARMS = {"none": {}, "side": {"item": "side", "overlay": {"training": {"warmup_steps": 7}}}}
+FILE = {
+    "prepare": {"cache_dir": "/somewhere"},
+    "encoders": {"text_sid": {"signals": {"text_embedding": 1.0}, "training": {"learning_rate": 1e-5}}},
+    "ranker": {"arm": "none", "arms": ARMS},
+    "tune": {"sparse_learning_rates": [0.02], "dense_learning_rates": [0.001]},
+}
+
+
+def whole(**changes: Any) -> PipelineConfig:
+    run = {"name": "test", "replicates": 2, "timeouts": {"commit_s": 5}}
+    return parse(PipelineConfig, {**FILE, "run": run, **changes}, "test")
+
+
+PLANS: dict[str, Callable[[PipelineConfig], tuple[Stage, ...]]] = {
+    "run": stages,
+    "tune": tune_stages,
+    "sweep": lambda config: sweep_stages(config, Budget(bits=24, levels=(8,))),
+}
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_a_stage_is_handed_its_resolved_section_and_nothing_else(tmp_path: Path, name: str) -> None:
+    plan, launcher = PLANS[name](whole()), Scripted()
+    pipeline(tmp_path, launcher, 2, timeouts={"commit_s": 5}).bring(plan)
+    files = set()
+    for stage in plan:
+        words = shlex.split(launcher.commands[stage.label])
+        assert "--set" not in words
+        file = Path(words[words.index("--config") + 1])
+        section = "encoder" if stage.name == "sweep" else stage.name
+        assert list(load_file(file)) == [section]
+        read = load_section(type(stage.config), file, section)
+        assert read == read.resolved() == stage.config
+        assert file.name == f"{stage.label}-{digest(read)[:12]}.yaml"
+        files.add(file)
+    assert len(files) == len(plan)
+    assert launcher.env["SIDESTACK_TIMEOUT_COMMIT_S"] == "5.0"
+
+
+def test_an_arm_added_to_the_file_leaves_the_section_of_another_arm() -> None:
+    more = {**FILE["ranker"], "arms": {**ARMS, "dense": {"item": "dense"}}}  # type: ignore[dict-item]
+    before, after = (
+        {stage.label: digest(stage.config) for stage in stages(one)} for one in (whole(), whole(ranker=more))
+    )
+    assert before.items() <= after.items()
+
+
+def test_the_drivers_digest_is_that_of_a_stage_run_by_hand(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(FILE))
+    by_hand = load_section(RankerConfig, tmp_path / "run.yaml", "ranker", ["ranker.arm=side"]).resolved()
+    (stage,) = (stage for stage in stages(whole()) if stage.label == "ranker-side")
+    assert digest(by_hand) == digest(stage.config)

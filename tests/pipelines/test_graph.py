@@ -104,6 +104,15 @@ def test_how_and_where_it_runs_changes_no_key() -> None:
     assert changed(keys(), keys(run=run)) == set()
 
 
+def test_where_things_are_kept_changes_no_key() -> None:
+    assert changed(keys(), keys(prepare={"cache_dir": "/elsewhere"})) == set()
+
+
+def test_another_source_changes_the_key() -> None:
+    prepare = plan()["prepare"]
+    assert key(prepare, {}, "a" * 64) != key(prepare, {}, "b" * 64)
+
+
 def test_other_input_bytes_change_the_key() -> None:
     encoder = plan()["encoder"]
     assert key(encoder, {"dataset": "a" * 64}) != key(encoder, {"dataset": "b" * 64})

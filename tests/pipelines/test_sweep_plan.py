@@ -1,15 +1,13 @@
 """The stages of a sweep and of its parity check: what they run, on what, and what they share with the pipeline."""
 
 import shlex
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from torchx.specs import AppDef
 
-from encoder.config import EncoderConfig
-from infra.config import Config, load_file, load_section, parse
+from infra.config import Config, parse
 from infra.errors import ConfigError
 from pipelines.config import PipelineConfig
 from pipelines.graph import Stage, key, stages
@@ -27,10 +25,10 @@ def swept(*levels: int, **sections: Any) -> dict[str, Stage]:
     return {stage.label: stage for stage in sweep_stages(config(**sections), Budget(bits=24, levels=levels))}
 
 
-def job(stage: Stage, config_file: str = "run.yaml") -> AppDef:
+def job(stage: Stage) -> AppDef:
     inputs = {name: f"/{label}" for name, label in stage.inputs.items()}
     return stage.component(
-        config=config_file, out="/out", key="k", parent_run="", j="1x1", image="", cpu=1, gpu=0, memMB=1, env={},
+        config="run.yaml", out="/out", key="k", parent_run="", j="1x1", image="", cpu=1, gpu=0, memMB=1, env={},
         mounts=[], max_restarts=0, max_retries=0, **inputs,
     )  # fmt: skip
 
@@ -65,16 +63,6 @@ def test_a_sweep_leaves_further_encoders_of_the_configuration_aside() -> None:
 def test_the_configurations_own_setting_is_the_pipelines_own_encoder() -> None:
     own = next(stage for stage in stages(config()) if stage.label == "encoder")
     assert key(swept(3)["encoder"], {"dataset": "d"}) == key(own, {"dataset": "d"})
-
-
-@pytest.mark.parametrize("section", [{}, {"quantizer": {"kind": "structured", "levels": 4}, "training": {"epochs": 2}}])
-def test_a_stage_trains_what_its_key_says(tmp_path: Path, section: dict[str, Any]) -> None:
-    file = tmp_path / "run.yaml"
-    file.write_text(yaml.safe_dump({"encoder": section, "run": {"name": "test"}}))
-    values = load_file(file)
-    plan = sweep_stages(parse(PipelineConfig, values, "test"), Budget(bits=24, levels=(8,)))
-    for stage in (stage for stage in plan if stage.name == "encoder"):
-        assert load_section(EncoderConfig, file, "encoder", after(job(stage, str(file)), "--set")) == stage.config
 
 
 def test_the_choice_is_told_every_encoder() -> None:

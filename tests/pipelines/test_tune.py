@@ -1,14 +1,13 @@
 """Tuning: every arm gets the same settings, on validation dates, and what is chosen is the best of them."""
 
 import json
-import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from infra.config import load_section, parse, to_yaml
+from infra.config import parse, to_yaml
 from infra.errors import DataError
 from pipelines.config import PipelineConfig, read_config
 from pipelines.graph import Stage
@@ -42,19 +41,6 @@ def test_every_arm_gets_every_setting_and_nothing_else_differs() -> None:
     side = configs["ranker-side-sparse0.04_dense0.001"]
     assert isinstance(side, RankerConfig)
     assert (side.training.sparse_learning_rate, side.training.warmup_steps) == (0.04, 7)
-
-
-def test_a_training_runs_what_its_key_says(tmp_path: Path) -> None:
-    file = tmp_path / "run.yaml"
-    file.write_text("run: {name: test}\n")  # the arms of the plan reach the stage by overrides alone
-    for stage in (stage for stage in plan().values() if stage.name == "ranker"):
-        app = stage.component(
-            config=str(file), out="/out", key="k", parent_run="", j="1x1", image="", cpu=1, gpu=0, memMB=1, env={},
-            mounts=[], max_restarts=0, max_retries=0, dataset="/d",
-        )  # fmt: skip
-        line = shlex.split(app.roles[0].args[1].replace("$$", "$"))
-        overrides = [line[place + 1] for place, word in enumerate(line) if word == "--set"]
-        assert load_section(RankerConfig, file, "ranker", overrides).resolved() == stage.config
 
 
 def trial(arm: str, sparse: float, click: float, conversion: float) -> Trial:
