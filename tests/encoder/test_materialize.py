@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Mapping
-from datetime import date, datetime
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -557,27 +557,24 @@ def with_value(column: pa.ChunkedArray, row: int, value: Any) -> pa.Array:
 
 
 def test_bad_rows_stop_both_ranks_and_leave_nothing(fresh: Path, encoder: Path, tmp_path: Path) -> None:
-    unknown, late, altered = (copied(fresh, tmp_path / name) for name in ("unknown", "late", "altered"))
+    shown, remembered, altered = (copied(fresh, tmp_path / name) for name in ("shown", "remembered", "altered"))
 
-    def to_unknown_item(rows: pa.Table) -> pa.Table:
+    def shows_an_unknown_item(rows: pa.Table) -> pa.Table:
         return replaced(rows, "item_id", with_value(rows["item_id"], 100, 700))
 
-    def to_the_future(rows: pa.Table) -> pa.Table:
-        times = rows["history_times"].to_pylist()
-        row = next(row for row in range(50, 100) if times[row])
-        times[row][-1] = datetime(2024, 2, 1)
-        return replaced(rows, "history_times", pa.array(times, rows["history_times"].type))
+    def remembers_one(rows: pa.Table) -> pa.Table:
+        return replaced(rows, "history_item_ids", with_value(rows["history_item_ids"], 60, [3, -1]))
 
-    (item_file,) = edit(unknown, "events", to_unknown_item, f"date={DAYS[1]}")
-    (time_file,) = edit(late, "requests", to_the_future, f"date={DAYS[1]}")
+    (shown_file,) = edit(shown, "events", shows_an_unknown_item, f"date={DAYS[1]}")
+    (remembered_file,) = edit(remembered, "requests", remembers_one, f"date={DAYS[1]}")
     items = read_dataset(altered).files("items")[-1].path
     alter(items)
     out = tmp_path / "out" / "tables"
-    for about_item, about_time, about_file in run_distributed(failures, encoder, out, unknown, late, altered):
-        assert re.search(
-            rf"{item_file}, row group \d+: column 'item_id': id 700 is outside the table \[0, 700\)", about_item
-        )
-        assert re.search(rf"{time_file}, row group \d+: column 'history_times': must lie strictly before", about_time)
+    for about_item, about_history, about_file in run_distributed(failures, encoder, out, shown, remembered, altered):
+        rule = r"is outside the table \[0, 700\)"
+        assert re.search(rf"{shown_file}, row group [1-9]: column 'item_id': id 700 {rule}", about_item)
+        history = rf"{remembered_file}, row group [1-9]: column 'history_item_ids': id -1 {rule}"
+        assert re.search(history, about_history)
         assert f"{items}: SHA-256" in about_file
     assert list((tmp_path / "out").iterdir()) == []
 
