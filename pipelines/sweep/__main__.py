@@ -73,7 +73,7 @@ def parity_text(comparison: Comparison) -> str:
 
 
 def _tell(found: Path) -> None:
-    print((found / TABLE_FILE).read_text())
+    print((found / TABLE_FILE).read_text(encoding="utf-8"))
     for what, file in (("heat map", PICTURE_FILE), ("chosen", CHOSEN_FILE), ("all", RESULT_FILE)):
         print(f"{what:<9}{near(found / file)}")
 
@@ -90,7 +90,7 @@ def _run(arguments: argparse.Namespace) -> None:
         print("parity: the chosen setting is the configuration's own")
         return
     assert is_committed(compared)
-    print(f"\n{(compared / 'table.txt').read_text()}")
+    print(f"\n{(compared / 'table.txt').read_text(encoding='utf-8')}")
     print(parity_text(Comparison.read(compared)))
     print(f"report   {near(compared / 'report.html')}", flush=True)
 

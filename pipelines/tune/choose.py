@@ -59,8 +59,8 @@ def choose(run: StageRun[TuneConfig]) -> None:
     if len(dates) > 1:
         raise DataError(f"tune: the trainings are measured on different dates: {sorted(dates)}")
     tuned = Tuned(held_out=dates.pop(), trials=tuple(trial for trial, _ in read))
-    (run.out / RESULT_FILE).write_text(tuned.model_dump_json(indent=1) + "\n")
-    (run.out / TABLE_FILE).write_text(as_text(tuned, run.config))
+    (run.out / RESULT_FILE).write_text(tuned.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    (run.out / TABLE_FILE).write_text(as_text(tuned, run.config), encoding="utf-8")
     run.log.summary({arm: best.setting.model_dump() for arm, best in tuned.best.items()})
 
 
