@@ -24,9 +24,10 @@ from infra.stage import StageRun
 from infra.tracking import RunLog
 from pipelines.compare import compare
 from pipelines.report.config import CompareConfig
-from ranker.statistics import auc_by_user, log_loss, task_metrics
+from ranker.statistics import log_loss
 from tests.pipelines import fabricated
 from tests.pipelines.fabricated import WORLD, all_inputs, predictions, ranker_output, truth
+from tests.ranker.in_memory import auc_by_user, task_metrics
 
 REQUIRED_TASK_KEYS = {"ne", "ne_gain", "auc", "calibration"}
 REQUIRED_ARM_KEYS = {
