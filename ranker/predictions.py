@@ -35,6 +35,7 @@ def sorting(folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
         # One thread: the order of a table's rows is then that in which they were written, and memory is least.
         config: dict[str, Any] = {"threads": 1, "memory_limit": MEMORY, "temp_directory": f"{scratch}/spilled"}
         with duckdb.connect(f"{scratch}/rows.duckdb", config=config) as database:
+            database.execute("SET enable_progress_bar = false")  # it would be printed on stdout
             yield database
 
 
