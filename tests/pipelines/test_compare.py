@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -21,10 +22,16 @@ import pytest
 from infra.commit import read_manifest, verify
 from infra.errors import DataError
 from infra.stage import StageRun
+from infra.tables import TaskSpec
 from infra.tracking import RunLog
 from pipelines.compare import compare
+from pipelines.report.comparison import Comparison
 from pipelines.report.config import CompareConfig
-from ranker.statistics import log_loss
+from pipelines.tables.config import TableConfig
+from pipelines.tables.page import as_page
+from ranker.metric_registry import METRICS, Metric
+from ranker.metrics import prediction_metrics
+from ranker.statistics import RowTally, log_loss
 from tests.pipelines import fabricated
 from tests.pipelines.fabricated import WORLD, all_inputs, predictions, ranker_output, truth
 from tests.ranker.in_memory import auc_by_user, task_metrics
@@ -498,6 +505,88 @@ def test_rows_that_were_read_and_not_predicted_are_missed(inputs: dict[str, Path
             continue
         with pytest.raises(DataError, match=r"arm.side.0: 4,000 rows are predicted, .* says that 4,001 were read"):
             run_compare(given, tmp_path / "odd")
+
+
+CHAIN = {"view": TaskSpec(), "basket": TaskSpec(given="view"), "order": TaskSpec(given="basket")}
+
+
+@pytest.mark.parametrize(
+    "tasks",
+    [
+        {"order": TaskSpec()},
+        CHAIN,
+        {"share": TaskSpec(given="like"), "like": TaskSpec(), "view": TaskSpec()},  # two roots, the child named first
+    ],
+    ids=["one", "chain", "two roots"],
+)
+def test_a_comparison_follows_the_tasks_of_the_dataset(tmp_path: Path, tasks: dict[str, TaskSpec]) -> None:
+    found = run_compare(fabricated.inputs_of_tasks(tmp_path, tasks), tmp_path / "out", draw=True)
+    root = next(name for name, task in tasks.items() if task.given is None)
+    assert list(found["tasks"]) == list(tasks) and found["earlier_task"] == root
+    for arm, noise in fabricated.ARMS.items():
+        table = fabricated.table_of_tasks(tasks, noise, list(fabricated.ARMS).index(arm))
+        assert list(found["arms"][arm]["tasks"]) == list(tasks)
+        for task, result in found["arms"][arm]["tasks"].items():
+            judged_rows = table.filter(table[task].is_valid())
+            expected = task_metrics(judged_rows[task].to_numpy(), judged_rows[f"p_{task}"].to_numpy())
+            assert (result["num"], result["positives"]) == (expected.num, expected.positives)
+            assert result["metrics"]["ne"]["value"] == pytest.approx(expected.ne, rel=1e-12)
+            assert result["metrics"]["auc"]["value"] == pytest.approx(expected.auc, rel=1e-12)
+    text = (tmp_path / "out/table.txt").read_text()
+    assert re.findall(r"^(\w+) +NE  ", text, re.MULTILINE) == list(tasks)
+    assert len({len(line) for line in text.splitlines() if "─" in line}) == 1
+    page, names = (
+        (tmp_path / "out/report.html").read_text(),
+        {path.stem for path in (tmp_path / "out/figures").iterdir()},
+    )
+    kinds = ("ne_gain_{}", "learning_{}", "cost_{}", "reliability_{}", "segments_{}_user", "segments_{}_item")
+    assert names == {kind.format(task) for kind in kinds for task in tasks} | {"codebook_use"}
+    assert f"rows with {root} = 1" in page and "click" not in re.sub('base64,[^"]*', "", page + text)
+
+
+def test_a_dataset_without_tasks_is_refused(inputs: dict[str, Path], tmp_path: Path) -> None:
+    dataset = fabricated.dataset_output(tmp_path / "dataset", {})
+    with pytest.raises(DataError, match="dataset.json names no tasks"):
+        run_compare({**inputs, "dataset": dataset}, tmp_path / "out")
+
+
+ACCURACY = Metric(
+    "accuracy",
+    "accuracy",
+    partial(
+        RowTally,
+        value=lambda labels_M, scores_M: ((scores_M >= 0.5) == labels_M).astype(np.float64),
+        scale=lambda num, positives: float(num) or None,
+    ),
+    better="higher",
+    note="share of rows on the right side of one half",
+)
+
+
+def test_a_metric_is_one_entry_of_the_registry(
+    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(METRICS, "accuracy", ACCURACY)
+    found = run_compare(inputs, tmp_path / "out")
+    drawn, values = truth(), {}
+    for seed, (arm, noise) in enumerate(fabricated.ARMS.items()):
+        table = predictions(drawn, noise, seed)
+        values[arm] = np.mean((table["p_click"].to_numpy() >= 0.5) == drawn["click"])
+        assert found["arms"][arm]["tasks"]["click"]["metrics"]["accuracy"]["value"] == pytest.approx(values[arm])
+        assert prediction_metrics(inputs[f"arm.{arm}.0"], ("click",))["click"]["accuracy"] == pytest.approx(values[arm])
+    gain = over_none(found, "side", "click", "accuracy")
+    assert gain["gain"] == pytest.approx(values["side"] / values["none"] - 1)
+    assert gain["interval"][0] < gain["gain"] < gain["interval"][1]
+    text = (tmp_path / "out/table.txt").read_text()
+    assert re.search(rf"^side .* {values['side']:.4f}$", text, re.MULTILINE)
+    assert "accuracy: share of rows on the right side of one half" in text
+    assert "accuracy gain" in (tmp_path / "out/table.md").read_text()
+    assert "accuracy gain" in (tmp_path / "out/report.html").read_text()
+    rows = {(row["arm"], row["task"]): row for row in csv.DictReader((tmp_path / "out/table.csv").open())}
+    assert float(rows["side", "click"]["accuracy_gain_low"]) == gain["interval"][0]
+    table = TableConfig.model_validate({"title": "T", "arms": [*fabricated.ARMS], "metric": "accuracy", "differs": ""})
+    page = as_page({"t": table}, {"t": Comparison.read(tmp_path / "out")}, {"t": "abc"})
+    assert "| click accuracy gain |" in page and "accuracy / accuracy(reference) - 1" in page
 
 
 def test_inputs_that_are_not_the_arms_are_refused(inputs: dict[str, Path], tmp_path: Path) -> None:
