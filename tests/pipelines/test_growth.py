@@ -69,7 +69,13 @@ def test_a_day_and_a_part_of_items_are_all_that_is_made(base: Path) -> None:
     generation = after.snapshot.sids["sid"].generation
     assert {name.rsplit("/", 2)[0] for name in new} == {
         f"{table}/{date_slice(day)}"
-        for table in ("requests", "events", "labels", f"sids/sid/{generation}/events", f"sids/sid/{generation}/requests")
+        for table in (
+            "requests",
+            "events",
+            "labels",
+            f"sids/sid/{generation}/events",
+            f"sids/sid/{generation}/requests",
+        )
     } | {"items/part=00001", f"sids/sid/{generation}/items/part=00001"}
     assert content(after, after.snapshot.sids["sid"].table("sid", "items"))["sid"].to_pylist()[:200] == sids
     assert after.spec.num_items == 230
