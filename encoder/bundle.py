@@ -1,17 +1,19 @@
 """The encoder bundle: what training leaves and materialization loads.
 
-`encoder.json` holds the resolved config, the signals and the SID spec; `weights.safetensors` all
-weights. The spec's fingerprint is a SHA-256 over everything that decides an id, so two bundles
-with one fingerprint give the same ids, and a bundle whose weights were changed is refused.
+`encoder.json` holds the resolved config, the signals, the SID spec, and the version of sidestack that wrote it;
+`weights.safetensors` all weights. The spec's fingerprint is a SHA-256 over everything that decides an id, so two
+bundles with one fingerprint give the same ids, and a bundle whose weights were changed is refused. A bundle of an older
+version loads where every field that it lacks has a default; its fingerprint is of the settings as they were written.
 """
 
 import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -19,7 +21,7 @@ from encoder.config import EncoderConfig
 from encoder.fusion import VQFusion
 from encoder.sid import SidSpec
 from encoder.signals import SignalSpec
-from infra.config import Config, digest
+from infra.config import VERSION, Config, digest, parse_written, plain
 from infra.errors import DataError, SpecError
 from infra.tensors import write_tensors
 
@@ -33,6 +35,8 @@ class Description(Config):
     config: EncoderConfig
     signals: SignalSpec
     spec: SidSpec
+    version: str = ""
+    """The version of sidestack that wrote the file; empty where it does not say."""
 
 
 @dataclass(frozen=True)
@@ -45,20 +49,24 @@ class EncoderBundle:
     spec: SidSpec
 
 
-def fingerprint(model: VQFusion, config: EncoderConfig) -> str:
-    """Give the SHA-256 (hex) over all that decides an id: shapes, codebook and encoder weights.
+def fingerprint(model: VQFusion, config: EncoderConfig | Mapping[str, Any]) -> str:
+    """Return the SHA-256 (hex) over all that decides an id: shapes, codebook and encoder weights.
 
-    The decoder and the signals' weights decide ids only where digits are searched by the loss that
-    they give. Tensors are taken in the order of their names.
+    The decoder and the signals' weights decide ids only where digits are searched by the loss that they give. Tensors
+    are taken in the order of their names.
+
+    Args:
+        model: the network. config: its settings, or these as JSON-ready data that an older version wrote.
     """
+    settings = plain(config)
     deciding: dict[str, Any] = {
         "signals": {"embeddings": model.signals.embeddings, "categoricals": model.signals.categoricals},
-        "network": config.network.model_dump(mode="json"),
-        "quantizer": config.quantizer.model_dump(mode="json"),
+        "network": settings["network"],
+        "quantizer": settings["quantizer"],
     }
     parts: tuple[str, ...] = ("encoder.", "quantizer.")
-    if config.search.rounds:
-        deciding |= {"search": config.search.model_dump(mode="json"), "weights": model.signals.weights}
+    if settings["search"]["rounds"]:
+        deciding |= {"search": settings["search"], "weights": model.signals.weights}
         parts = ("decoder.", *parts)
     sha = hashlib.sha256(digest(deciding).encode())
     _add_state(sha, model, parts)
@@ -66,14 +74,14 @@ def fingerprint(model: VQFusion, config: EncoderConfig) -> str:
 
 
 def codebook_digest(model: VQFusion) -> str:
-    """Give the SHA-256 (hex) over the quantizer's weights and buffers alone."""
+    """Return the SHA-256 (hex) over the quantizer's weights and buffers alone."""
     sha = hashlib.sha256()
     _add_state(sha, model, ("quantizer.",))
     return sha.hexdigest()
 
 
 def network_digest(model: VQFusion) -> str:
-    """Give the SHA-256 (hex) over the weights of the networks around the quantizer."""
+    """Return the SHA-256 (hex) over the weights of the networks around the quantizer."""
     sha = hashlib.sha256()
     _add_state(sha, model, ("encoder.", "decoder."))
     return sha.hexdigest()
@@ -87,10 +95,10 @@ def _add_state(sha: "hashlib._Hash", model: VQFusion, prefixes: tuple[str, ...])
 
 
 def save_bundle(out: Path, model: VQFusion, config: EncoderConfig) -> SidSpec:
-    """Write the bundle's two files into a directory, and give its SID spec."""
+    """Write the bundle's two files into a directory, and return its SID spec."""
     spec = model.quantizer.sid_spec(fingerprint(model, config)).model_copy(update={"entity": model.signals.entity})
-    description = Description(config=config, signals=model.signals, spec=spec)
-    (out / ENCODER_FILE).write_text(description.model_dump_json(indent=1) + "\n")
+    description = Description(config=config, signals=model.signals, spec=spec, version=VERSION)
+    (out / ENCODER_FILE).write_text(description.model_dump_json(indent=1) + "\n", encoding="utf-8")
     write_tensors(model.state_dict(), out / WEIGHTS_FILE)
     return spec
 
@@ -99,20 +107,23 @@ def load_bundle(path: Path, device: torch.device) -> EncoderBundle:
     """Load a bundle and hold its weights against its fingerprint.
 
     Raises:
-        DataError: a file is missing or not what it should be.
+        DataError: a file is missing or not what it should be; where `encoder.json` cannot be read, names the version
+            that wrote it and the one that reads it.
         SpecError: the weights are not those the fingerprint was taken of.
     """
     try:
-        description = Description.model_validate_json((path / ENCODER_FILE).read_bytes())
+        values = json.loads((path / ENCODER_FILE).read_bytes())
+        version = values.get("version") if isinstance(values, dict) else None
+        description = parse_written(Description, values, ENCODER_FILE, version)
         weights = load_file(path / WEIGHTS_FILE)
-    except (OSError, ValidationError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise DataError(f"{path}: not an encoder bundle: {error}") from error
     model = VQFusion(description.config, description.signals)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise DataError(f"{path / WEIGHTS_FILE}: does not fit {ENCODER_FILE}: {error}") from error
-    found = fingerprint(model, description.config)
+    found = fingerprint(model, values["config"])
     if found != description.spec.fingerprint:
         raise SpecError(
             f"{path / WEIGHTS_FILE}: fingerprint of these weights is {found[:16]}…, {ENCODER_FILE} says"

@@ -7,6 +7,7 @@ summed in int64 from integer digits, never from floats, which are exact only up 
 """
 
 import functools
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
@@ -15,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from infra.config import Config
+from infra.config import VERSION, Config, parse_written
 from infra.errors import SpecError
 from infra.tables import Entity
 
@@ -28,6 +29,7 @@ Bound = Literal["clamp", "tanh", "ifsq"]
 Ids = TypeVar("Ids", Tensor, npt.NDArray[np.int64])
 
 METADATA_KEY = b"sidestack.sid"
+_VERSION_KEY = b"sidestack.version"
 DEFAULT_NAME = "sid"
 """The name of the SIDs of a run's one encoder; others may stand beside them, each set under a name of its own."""
 
@@ -454,23 +456,26 @@ def event_columns(spec: SidSpec) -> dict[str, SidSpec]:
 
 
 def with_sid_metadata(field: pa.Field, spec: SidSpec) -> pa.Field:
-    """Write the spec into a field's metadata, beside what is there."""
+    """Write the spec, and the version of sidestack that writes it, into a field's metadata, beside what is there."""
     metadata: Mapping[bytes, bytes] = field.metadata or {}
-    return field.with_metadata({**metadata, METADATA_KEY: spec.model_dump_json().encode()})
+    written = {METADATA_KEY: spec.model_dump_json().encode(), _VERSION_KEY: VERSION.encode()}
+    return field.with_metadata({**metadata, **written})
 
 
 def read_sid_spec(field: pa.Field) -> SidSpec:
-    """Read the spec from a field's metadata.
+    """Read the spec from a field's metadata; what an older version did not write has its default.
 
     Raises:
-        SpecError: the field carries none, or not one of ours.
+        SpecError: the field carries none, or one that cannot be read; names the version that wrote it and the one that
+            reads it.
     """
-    text = (field.metadata or {}).get(METADATA_KEY)
-    if text is None:
+    metadata: Mapping[bytes, bytes] = field.metadata or {}
+    if METADATA_KEY not in metadata:
         raise SpecError(f"column {field.name!r} carries no SID spec ({METADATA_KEY.decode()})")
+    version = metadata.get(_VERSION_KEY, b"").decode()
     try:
-        return SidSpec.model_validate_json(text)
-    except ValidationError as error:
+        return parse_written(SidSpec, json.loads(metadata[METADATA_KEY]), "spec", version)
+    except ValueError as error:
         raise SpecError(f"column {field.name!r}: its SID spec is not valid: {error}") from error
 
 

@@ -35,8 +35,11 @@ class Config(BaseModel):
 
 C = TypeVar("C", bound=Config)
 
-VERSION = importlib.metadata.version("sidestack")
-"""The version of this code."""
+try:
+    VERSION = importlib.metadata.version("sidestack")
+    """The version of this code."""
+except importlib.metadata.PackageNotFoundError:  # in a served model, which carries the code without its package
+    VERSION = "unknown"
 
 SECTIONS = ("prepare", "encoder", "encoders", "materialize", "export", "ranker", "tune", "compare", "tables", "run")
 """The sections a run's file may have: one for each kind of stage, `encoders` for further encoders, `tables` for which

@@ -110,7 +110,7 @@ def _process(pid: int) -> str:
     """Name a process so that a later one with the same id is not taken for it; empty if gone."""
     try:
         # Field 22 of stat is the start time; the second field, in brackets, may hold spaces.
-        started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        started = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
     except OSError:
         return ""
     return f"{pid}:{started}"
@@ -197,7 +197,7 @@ class ChildRun:
         summary = out / SUMMARY_FILE
         if summary.is_file():
             now = time.time()
-            leaves = flatten(json.loads(summary.read_text())).items()
+            leaves = flatten(json.loads(summary.read_text(encoding="utf-8"))).items()
             self._log_metrics(
                 (f"summary/{name}", float(value), now, 0)
                 for name, value in leaves
@@ -240,7 +240,7 @@ def replay(client: "MlflowClient", parent_run: str, committed: Path, inputs: Map
 
 def _read_config(file: Path) -> dict[str, Any]:
     """Give the one section that a stage's `config.yaml` holds."""
-    sections = yaml.safe_load(file.read_text()) if file.is_file() else None
+    sections = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
     (section,) = sections.values() if sections else ({},)
     return dict(section)
 
@@ -249,7 +249,7 @@ def _read_history(file: Path) -> Iterator[HistoryRow]:
     if not file.is_file():
         return
     at = file.stat().st_mtime
-    for line in file.read_text().splitlines():
+    for line in file.read_text(encoding="utf-8").splitlines():
         yield at, *numbers_of(line)
 
 

@@ -28,7 +28,6 @@ from infra.errors import DataError
 
 SPEC_FILE = "dataset.json"
 TIME = pa.timestamp("us")
-TASKS = ("click", "conversion")
 Entity = Literal["item", "user"]
 """What has content signals, and so can have Semantic IDs."""
 REQUEST_ID = pa.field("request_id", pa.int64(), nullable=False)

@@ -88,7 +88,7 @@ class RunLog:
     def history(self) -> str:
         """Give what `history.jsonl` holds so far, to be kept in a checkpoint; empty on ranks other than 0."""
         file = None if self._out is None else self._out / HISTORY_FILE
-        return file.read_text() if file is not None and file.exists() else ""
+        return file.read_text(encoding="utf-8") if file is not None and file.exists() else ""
 
     def go_on(self, history: str) -> None:
         """Begin with the history of a checkpoint, in the file and in MLflow."""
@@ -105,7 +105,7 @@ class RunLog:
         if self._out is None:
             return
         text = json.dumps(_finite(dict(values)), indent=2) + "\n"
-        self._out.joinpath(SUMMARY_FILE).write_text(text)
+        self._out.joinpath(SUMMARY_FILE).write_text(text, encoding="utf-8")
 
     def say(self, text: str) -> None:
         """Print one short line for people, on stderr: stdout belongs to a command's result."""
@@ -125,7 +125,7 @@ class RunLog:
     def _append(self, lines: str) -> None:
         assert self._out is not None
         if self._history is None:
-            self._history = self._out.joinpath(HISTORY_FILE).open("a")
+            self._history = self._out.joinpath(HISTORY_FILE).open("a", encoding="utf-8")
         self._history.write(lines)
         self._history.flush()  # the commit hashes the file while this handle is still open
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from infra.commit import Manifest, read_manifest
 from infra.config import digest, to_yaml
+from infra.errors import DataError
+from infra.snapshot import read_dataset
 from infra.stage import StageRun, run_stage
-from infra.tables import TASKS, read_dataset
 from pipelines.report.arms import (
     PREFIX,
     Arms,
@@ -21,10 +22,10 @@ from pipelines.report.arms import (
     input_name,
     read_summaries,
     refuse_equal_trainings,
+    require_all_rows,
     typical,
     windows_of,
 )
-from pipelines.report.blocks import tasks_of
 from pipelines.report.comparison import COMPARISON_FILE, ArmResult, Comparison, TaskResult
 from pipelines.report.config import CompareConfig
 from pipelines.report.drawing import LIGHT, Plot, render
@@ -34,8 +35,9 @@ from pipelines.report.gains import task_results
 from pipelines.report.measure import measure
 from pipelines.report.outputs import Curve, RankerSummary, learning_curve, read_config_text, read_curves
 from pipelines.report.page import render_page
-from pipelines.report.segments import count_clicks
+from pipelines.report.segments import count_positives, first_root, training_rows
 from pipelines.report.table import as_csv, as_markdown, as_text
+from ranker.metric_registry import HEADLINE
 from ranker.statistics import return_on_investment
 
 
@@ -44,7 +46,8 @@ def compare(run: StageRun[CompareConfig]) -> None:
 
     Raises:
         DataError: the reference arm or a replicate is missing, an output is not a ranker's, two replicates are the same
-            training, or the arms did not predict the same rows with the same labels.
+            training, the dataset has no tasks, or the arms did not predict the same rows with the same labels, each as
+            many as it read.
     """
     if not run.world.is_main:
         return
@@ -62,12 +65,19 @@ def _comparison(run: StageRun[CompareConfig], arms: Arms) -> Comparison:
     manifests = {name: read_manifest(path) for name, path in run.inputs.items()}
     refuse_equal_trainings(arms, manifests)
     dataset = read_dataset(run.inputs["dataset"])
-    dates = windows_of(summaries)
-    measured = measure(arms, count_clicks(dataset, *dates.train))
-    results = {task: task_results(config, measured, task) for task in TASKS}
-    by_arm = {name: {task: results[task][name] for task in TASKS} for name in arms}
+    tasks = dataset.spec.tasks
+    if not tasks:
+        raise DataError(f"{dataset.path}: dataset.json names no tasks; there is nothing to compare")
+    dates, earlier_task = windows_of(summaries), first_root(tasks)
+    earlier = count_positives(training_rows(dataset, earlier_task, *dates.train), dataset.spec, earlier_task)
+    measured = measure(arms, tuple(tasks), earlier, run.out)
+    require_all_rows(summaries, measured.num_rows)
+    results = {task: task_results(config, found) for task, found in measured.tasks.items()}
+    by_arm = {name: {task: results[task][name] for task in tasks} for name in arms}
     return Comparison(
         reference=reference,
+        tasks=tasks,
+        earlier_task=earlier_task,
         confidence=config.confidence,
         resamples=config.resamples,
         seed=config.seed,
@@ -81,17 +91,17 @@ def _comparison(run: StageRun[CompareConfig], arms: Arms) -> Comparison:
         versions=manifests[input_name(reference, 0)].versions,
         inputs={name: manifest.digest for name, manifest in manifests.items()},
         warnings=tuple(differences(summaries, manifests)),
-        arms={name: _arm_result(typical(summaries[name]), tasks) for name, tasks in by_arm.items()},
+        arms={name: _arm_result(typical(summaries[name]), by_task, reference) for name, by_task in by_arm.items()},
         encoder=read_encoder(run.inputs["encoder"]),
     )
 
 
-def _arm_result(summary: RankerSummary, tasks: dict[str, TaskResult]) -> ArmResult:
-    gains = [result.ne_gain for result in tasks.values() if result.ne_gain is not None]
+def _arm_result(summary: RankerSummary, tasks: dict[str, TaskResult], reference: str) -> ArmResult:
+    gains = [gain.gain for result in tasks.values() if (gain := result.gain(HEADLINE.name, reference)) is not None]
     return ArmResult(
         tasks=tasks,
         roi=return_on_investment(gains, summary.feature_bytes_per_row / 1024),
-        **summary.model_dump(exclude={"arm", "dates"}),
+        **summary.model_dump(exclude={"arm", "dates", "held_out_rows"}),
     )
 
 
@@ -126,7 +136,7 @@ def _write_pictures(folder: Path, figures: Iterable[Plot]) -> None:
 def _learning_curves(comparison: Comparison, arms: Arms) -> dict[str, dict[str, Curve]]:
     """Read the curves of each arm's first training: further ones would lie upon it."""
     curves = {name: read_curves(paths[0]) for name, paths in arms.items()}
-    return {task: {name: learning_curve(curves[name], task) for name in arms} for task in tasks_of(comparison)}
+    return {task: {name: learning_curve(curves[name], task) for name in arms} for task in comparison.tasks}
 
 
 if __name__ == "__main__":

@@ -116,6 +116,11 @@ class PipelineConfig(Config):
     @model_validator(mode="after")
     def _check_arms(self) -> "PipelineConfig":
         for arm in self.arms:
+            if not re.fullmatch(r"\w[\w.-]*", arm) or re.search(r"-r\d+$", arm):
+                raise ValueError(
+                    f"ranker.arms.{arm}: must be of letters, digits, _, . and -, as directories are named after it,"
+                    " and must not end as a replicate's does (-r1)"
+                )
             self.ranker.resolved(arm)
         if len(set(self.arms)) < len(self.arms):
             raise ValueError(f"run.arms: {list(self.arms)} names an arm twice")

@@ -153,7 +153,7 @@ def _why(label: str, state: AppState, rank_logs: Path, unmarked: list[str]) -> s
 def _failures(rank_logs: Path) -> Iterator[tuple[bool, int, str, str]]:
     """Give of each error file: is it an echo of another rank's failure, Unix time, rank, text."""
     for file in _newest(rank_logs, "error.json"):
-        report = json.loads(file.read_text())["message"]
+        report = json.loads(file.read_text(encoding="utf-8"))["message"]
         if isinstance(report, str):
             report = {"message": report, "extraInfo": {}}
         message, extra = report["message"], report["extraInfo"]
@@ -166,7 +166,7 @@ def _failures(rank_logs: Path) -> Iterator[tuple[bool, int, str, str]]:
 def _is_echo(message: str, rank_logs: Path) -> bool:
     """Whether a rank failed because another had: timestamps, in whole seconds, often cannot tell.
 
-    It was told so, lost the connection, or missed the temporary directory, which a failing rank takes away.
+    It was told so, lost the connection, or missed the temporary directory, which rank 0 removes after a failure.
     """
     staging = f"/.{rank_logs.name.removesuffix('.logs')}."
     lost = ("Connection closed by peer", "Connection reset by peer")
@@ -176,7 +176,7 @@ def _is_echo(message: str, rank_logs: Path) -> bool:
 
 def _last_lines(rank_logs: Path) -> Iterator[str]:
     for file in _newest(rank_logs, "stderr.log"):
-        for line in file.read_text(errors="replace").splitlines()[-_LAST_LINES:]:
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines()[-_LAST_LINES:]:
             yield f"{_rank(file, rank_logs)}: {line}"
 
 

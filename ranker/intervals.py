@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ranker.metric_registry import Better
+
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
@@ -85,6 +87,11 @@ class GainEstimate:
     interval: tuple[float, float]
     replicates: tuple[float, ...]
 
+    def turned(self) -> "GainEstimate":
+        """Return the same with every sign turned."""
+        low, high = self.interval
+        return GainEstimate(-self.gain, (-high, -low), tuple(-gain for gain in self.replicates))
+
     @property
     def seeds(self) -> float | None:
         """The standard deviation over replicates; None with one."""
@@ -105,16 +112,21 @@ def training_draws(num_resamples: int, num_replicates: int, seed: int) -> Floats
     return draws_B
 
 
-def estimate_gain(arm: Sums, reference: Sums, training_B: Floats, confidence: float) -> GainEstimate | None:
-    """Give the gain 1 - arm / reference of summed losses, paired by replicate and user, with its percentile interval.
+def estimate_gain(
+    arm: Sums, reference: Sums, better: Better, training_B: Floats, confidence: float
+) -> GainEstimate | None:
+    """Return the gain of an arm over a reference, paired by replicate and user, with its percentile interval.
+
+    The gain is 1 - arm / reference where lower is better, arm / reference - 1 where higher is.
 
     Args:
-        arm, reference: summed losses on the same rows, with the same resamples, replicate by replicate.
+        arm, reference: sums on the same rows, with the same resamples, replicate by replicate.
+        better: whether lower or higher sums are better.
         training_B: of `training_draws`.
         confidence: the share of resamples inside the interval, such as 0.95.
 
     Returns:
-        None when the reference has no loss to improve on, in some replicate or resample.
+        None when the reference's sum is not above 0, in some replicate or resample.
     """
     if not ((reference.trained_R > 0).all() and (reference.drawn_B > 0).all()):
         return None
@@ -124,8 +136,9 @@ def estimate_gain(arm: Sums, reference: Sums, training_B: Floats, confidence: fl
         gains_B = gains_B + _deviation(gains_R) * training_B
     tail = (1.0 - confidence) / 2.0
     low, high = np.quantile(gains_B, [tail, 1.0 - tail])
-    found = 1.0 - arm.trained_R.sum() / reference.trained_R.sum()
-    return GainEstimate(float(found), (float(low), float(high)), tuple(gains_R.tolist()))
+    gain = 1.0 - arm.trained_R.sum() / reference.trained_R.sum()
+    lowered = GainEstimate(float(gain), (float(low), float(high)), tuple(gains_R.tolist()))
+    return lowered if better == "lower" else lowered.turned()
 
 
 def _deviation(values_R: Floats) -> float:

@@ -1,20 +1,19 @@
 """How well an arm predicts: exact metrics over a run's prediction files, and the training curve's windows.
 
-The exact metrics are those of `ranker.statistics`, which compares arms with the same code.
+The exact metrics are those of `ranker.metric_registry`; arms are compared by the same code.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from ranker.statistics import auc_by_user, task_metrics
+from ranker.measures import TaskMeasures, measure_task
+from ranker.predictions import sorted_predictions, sorting
 
 
 def prediction_schema(tasks: Iterable[str]) -> pa.Schema:
@@ -36,33 +35,34 @@ def prediction_schema(tasks: Iterable[str]) -> pa.Schema:
     )
 
 
-def prediction_metrics(files: Sequence[Path], tasks: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Measure every task on all rows of the prediction files.
+def prediction_metrics(path: Path, tasks: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Measure every task on all rows of a ranker's output.
 
     Args:
-        files: Parquet files of `prediction_schema`. tasks: what they predict.
+        path: the directory that holds `predictions/`; what must be sorted on disk is sorted within it.
+        tasks: each has there a label column of its name, null where the row is not judged, and `p_<task>`.
 
     Returns:
-        task -> ne, auc, calibration, num, positives; gauc, gauc_users, gauc_rows (AUC within users who have both
-        labels, weighted by rows). What is not defined is None, and `reason` says why.
+        task -> num and positives (of the judged rows), the value of each of `METRICS` by its name, and the counts that
+        a metric stands on as `<metric>_<count>`. What is not defined is None, and `reason` says why.
+
+    Raises:
+        DataError: the predictions break their contract; see `ranker.predictions.sorted_predictions`.
     """
-    names = tuple(tasks)
-    columns = ["user_id", *names, *(f"p_{name}" for name in names)]
-    parts = [pq.read_table(file, columns=columns) for file in files]
-    table = pa.concat_tables(parts)
-    measured = {}
-    for task in names:
-        judged = table.filter(table[task].is_valid())
-        labels_N, scores_N = judged[task].to_numpy(), judged[f"p_{task}"].to_numpy()
-        metrics = asdict(task_metrics(labels_N, scores_N))
-        users = auc_by_user(judged["user_id"].to_numpy(), labels_N, scores_N)
-        within = {"gauc": users.gauc, "gauc_users": len(users.users_V), "gauc_rows": int(users.rows_V.sum())}
-        measured[task] = metrics | within | _reason(task, metrics)
-    return measured
+    with sorting(path) as database, sorted_predictions(path, tasks, database) as predictions:
+        return {task: _told(task, measure_task(predictions, task)) for task in tasks}
 
 
-def _reason(task: str, metrics: Mapping[str, Any]) -> dict[str, str]:
-    num, positives = metrics["num"], metrics["positives"]
+def _told(task: str, measured: TaskMeasures) -> dict[str, Any]:
+    told: dict[str, Any] = {"num": measured.num, "positives": measured.positives}
+    for name, measure in measured.metrics.items():
+        told[name] = measure.value
+        told |= {f"{name}_{count}": number for count, number in measure.counts.items()}
+    return told | _reason(task, measured)
+
+
+def _reason(task: str, measured: TaskMeasures) -> dict[str, str]:
+    num, positives = measured.num, measured.positives
     if num == 0:
         return {"reason": f"no row has a complete {task} label"}
     if positives in (0, num):

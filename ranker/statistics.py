@@ -1,8 +1,11 @@
-"""How well one arm predicts: exact metrics over rows with labels. `ranker.intervals` compares arms with them."""
+"""Exact metrics of one arm on one task, summed over batches of rows: memory grows with the users, not with the rows.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+A *tally* takes rows batch by batch and ends as a `Measure`. Each says in which order its rows must come. Numbers do not
+depend on how the rows are cut into batches: counts are integers, and floats are added one row after the other.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,28 +19,54 @@ EPSILON = 1e-12
 DECILES = 10
 
 
-@dataclass(frozen=True)
-class TaskMetrics:
-    """How well one arm predicts one task.
+class Rows(NamedTuple):
+    """A batch of a task's judged rows, of one arm.
 
     Attributes:
-        num: labelled rows.
-        positives: rows with label 1.
-        ne: normalized entropy (SIDE paper, Eq. 7): mean log loss over the entropy of the base rate; below 1 is
-            better than always predicting the base rate. None without both a positive and a negative row.
-        auc: the chance that a positive row is scored above a negative one, ties counting half. None as for `ne`.
-        calibration: sum of predicted probabilities over number of positives; 1 is right. None without positives.
+        users_M: the place of each row's user among the task's users, 0 to U - 1.
+        ids: `user` and `item` -> the id of each row's, int64 [M].
+        labels_M: 0 or 1.
+        scores_M: the predicted chance of label 1.
     """
 
-    num: int
-    positives: int
-    ne: float | None
-    auc: float | None
-    calibration: float | None
+    users_M: Integers
+    ids: dict[str, Integers]
+    labels_M: NDArray[np.int8]
+    scores_M: Floats
+
+    def where(self, chosen_M: NDArray[np.bool_]) -> "Rows":
+        """Return the chosen rows."""
+        ids = {kind: ids_M[chosen_M] for kind, ids_M in self.ids.items()}
+        return Rows(self.users_M[chosen_M], ids, self.labels_M[chosen_M], self.scores_M[chosen_M])
+
+
+class Measure(NamedTuple):
+    """What a metric found in all rows.
+
+    Attributes:
+        value: of the metric; None where it is not defined on these rows.
+        parts_U: what each user adds to a total that is proportional to the value, by a factor of the labels alone. A
+            gain is a ratio of two arms' totals, so the factor drops out of it, also where users are resampled.
+        counts: how many of what the value stands on, where these are not all the task's users and rows.
+    """
+
+    value: float | None
+    parts_U: Floats
+    counts: dict[str, int] = {}
+
+
+class Tally(Protocol):
+    """Sums over batches of rows."""
+
+    def add(self, rows: Rows) -> None:
+        """Take the next rows."""
+
+    def measure(self) -> Measure:
+        """Return what all rows gave; called once, after the last of them."""
 
 
 def log_loss(labels_N: NDArray[np.generic], probabilities_N: NDArray[np.floating]) -> Floats:
-    """Give each row's log loss in nats, probabilities kept `EPSILON` away from 0 and 1.
+    """Return each row's log loss in nats, probabilities kept `EPSILON` away from 0 and 1.
 
     Args:
         labels_N: 0 or 1.
@@ -47,119 +76,211 @@ def log_loss(labels_N: NDArray[np.generic], probabilities_N: NDArray[np.floating
     return -np.where(labels_N.astype(bool), np.log(p_N), np.log1p(-p_N))
 
 
-def task_metrics(labels_N: NDArray[np.generic], probabilities_N: NDArray[np.floating]) -> TaskMetrics:
-    """Measure one arm on one task.
+class RowTally:
+    """A metric that is a sum of one value a row, over something that depends on labels alone; rows in any fixed order.
 
     Args:
-        labels_N: 0 or 1, no missing label.
-        probabilities_N: the predicted chance of label 1.
+        num_users: users U of the task.
+        value: labels and scores -> the value of each row.
+        scale: number of rows and of positives -> what the sum is divided by; None where the metric is not defined.
     """
-    positives_N = labels_N.astype(bool)
-    num, positives = len(positives_N), int(positives_N.sum())
-    decided = 0 < positives < num
-    predicted = float(probabilities_N.sum(dtype=np.float64))
-    return TaskMetrics(
-        num=num,
-        positives=positives,
-        ne=_normalized_entropy(positives_N, probabilities_N) if decided else None,
-        auc=_area_under_curve(positives_N, probabilities_N) if decided else None,
-        calibration=predicted / positives if positives else None,
-    )
+
+    def __init__(
+        self,
+        num_users: int,
+        value: Callable[[NDArray[np.int8], Floats], Floats],
+        scale: Callable[[int, int], float | None],
+    ) -> None:
+        self._value, self._scale = value, scale
+        self._sums_U = np.zeros(num_users)
+        self._num = self._positives = 0
+
+    def add(self, rows: Rows) -> None:
+        """Take the next rows."""
+        # Unlike bincount, add.at goes on where the last batch ended, so the cuts do not show in the last bits.
+        np.add.at(self._sums_U, rows.users_M, self._value(rows.labels_M, rows.scores_M))
+        self._num += len(rows.labels_M)
+        self._positives += int(rows.labels_M.sum())
+
+    def measure(self) -> Measure:
+        """Return the metric, and each user's sum."""
+        scale = self._scale(self._num, self._positives)
+        return Measure(None if scale is None else float(self._sums_U.sum()) / scale, self._sums_U)
 
 
-def _normalized_entropy(positives_N: NDArray[np.bool_], probabilities_N: NDArray[np.floating]) -> float:
-    rate = positives_N.mean(dtype=np.float64)
-    entropy = -(rate * np.log(rate) + (1.0 - rate) * np.log1p(-rate))
-    return float(log_loss(positives_N, probabilities_N).mean() / entropy)
-
-
-def _area_under_curve(positives_N: NDArray[np.bool_], probabilities_N: NDArray[np.floating]) -> float:
-    return float(_placements(positives_N, probabilities_N)[positives_N].mean())
-
-
-def _placements(positives_N: NDArray[np.bool_], probabilities_N: NDArray[np.floating]) -> Floats:
-    """Give the chance that a row is ordered rightly against one of the other label, by one sort; ties count half."""
-    _, group_N, size_G = np.unique(probabilities_N, return_inverse=True, return_counts=True)
-    positives_G = np.bincount(group_N[positives_N], minlength=len(size_G))
-    negatives_G = size_G - positives_G
-    below_G = (np.cumsum(negatives_G) - negatives_G / 2.0) / negatives_G.sum()
-    above_G = 1.0 - (np.cumsum(positives_G) - positives_G / 2.0) / positives_G.sum()
-    placements_N: Floats = np.where(positives_N, below_G[group_N], above_G[group_N])
-    return placements_N
-
-
-def auc_influence(users_N: Integers, labels_N: NDArray[np.generic], probabilities_N: NDArray[np.floating]) -> Floats:
-    """Give how much AUC moves with each user's weight: its derivative where all users weigh 1.
-
-    Pairs of rows cross users, so that AUC is no sum over users. To first order it is: with `w_u` the weight of user u,
-    or how often a resample drew the user, AUC(w) = AUC + sum of `(w_u - 1) * influence_u` (Obuchowski, 1997, of
-    clustered rows; with a row a user DeLong et al., 1988).
-
-    Args:
-        users_N: the user of each row, 0 to U - 1, each with a row; any order.
-        labels_N: 0 or 1, both among them.
-        probabilities_N: the predicted chance of label 1.
+def entropy_of_base_rate(num: int, positives: int) -> float | None:
+    """Return the log loss, summed over `num` rows, of always predicting their rate of positives.
 
     Returns:
-        [U]; they add up to 0. A user's is sum(V10 - AUC) / m over the user's positives, V10 a row's share of all n
-        negatives below it, plus sum(V01 - AUC) / n over the user's negatives, V01 a row's share of all m positives
-        above it; ties count half.
+        None without both a positive and a negative row.
     """
-    positives_N = labels_N.astype(bool)
-    positives = int(positives_N.sum())
-    assert 0 < positives < len(positives_N), "AUC is not defined"
-    right_N = _placements(positives_N, probabilities_N)
-    share_N = np.where(positives_N, 1.0 / positives, 1.0 / (len(positives_N) - positives))
-    influence_N = (right_N - right_N[positives_N].mean()) * share_N
-    return np.bincount(users_N, weights=influence_N).astype(np.float64)
+    if not 0 < positives < num:
+        return None
+    rate = positives / num
+    return float(-num * (rate * np.log(rate) + (1.0 - rate) * np.log1p(-rate)))
 
 
-class UserAuc(NamedTuple):
-    """AUC within each user who has both labels; of the others AUC is not defined, and they do not count.
+class _Cells(NamedTuple):
+    """Rows that are counted rather than listed: how many positives and negatives of a user have a score."""
 
-    Attributes:
-        users_V: those users, ascending.
-        auc_V: the chance that a user's positive row is scored above the same user's negative row.
-        rows_V: how many rows each has: the weights.
-    """
+    users_C: Integers
+    scores_C: Floats
+    positives_C: Integers
+    negatives_C: Integers
 
-    users_V: Integers
-    auc_V: Floats
-    rows_V: Integers
+    def part(self, part: slice) -> "_Cells":
+        return _Cells(self.users_C[part], self.scores_C[part], self.positives_C[part], self.negatives_C[part])
 
-    @property
-    def gauc(self) -> float | None:
-        """GAUC: the users' AUC averaged with their rows as weights (Zhu et al., 2017); None without such users."""
-        return float(self.auc_V @ self.rows_V / self.rows_V.sum()) if len(self.users_V) else None
+    def followed_by(self, more: "_Cells") -> "_Cells":
+        return _Cells(
+            np.concatenate([self.users_C, more.users_C]),
+            np.concatenate([self.scores_C, more.scores_C]),
+            np.concatenate([self.positives_C, more.positives_C]),
+            np.concatenate([self.negatives_C, more.negatives_C]),
+        )
 
 
-def auc_by_user(users_N: Integers, labels_N: NDArray[np.generic], probabilities_N: NDArray[np.floating]) -> UserAuc:
-    """Measure how well rows are ordered within each user; ties count half.
+class _Pairs:
+    """Counts how often a positive row is scored above a negative one, in integers: twice a pair, once a tie.
+
+    Memory: users, and a batch. The rows of the last score so far are held back, as counts by user, until a batch shows
+    that no more of them come: whoever predicts one score for all has one tie of all rows.
 
     Args:
-        users_N: the user of each row, any order.
-        labels_N: 0 or 1, no missing label.
-        probabilities_N: the predicted chance of label 1.
+        num_users: users U of the task.
+        within_users: whether only pairs of one user count; rows then come by (user, score), else by score.
     """
-    order_N = np.lexsort((probabilities_N, users_N))
-    users_N, scores_N, positives_N = users_N[order_N], probabilities_N[order_N], labels_N[order_N].astype(bool)
-    first_N = _differs_from_last(users_N)
-    user_N = np.cumsum(first_N) - 1
-    # Equal scores of one user share the mean of their ranks, counted from the user's first row.
-    tie_N = np.cumsum(first_N | _differs_from_last(scores_N)) - 1
-    size_T = np.bincount(tie_N)
-    rank_N = (np.cumsum(size_T) - (size_T - 1) / 2.0)[tie_N] - np.flatnonzero(first_N)[user_N]
-    rows_U = np.bincount(user_N)
-    positives_U = np.bincount(user_N[positives_N], minlength=len(rows_U))
-    ranks_U = np.bincount(user_N[positives_N], weights=rank_N[positives_N], minlength=len(rows_U))
-    both_U = (positives_U > 0) & (positives_U < rows_U)
-    p_V, rows_V = positives_U[both_U], rows_U[both_U]
-    auc_V = (ranks_U[both_U] - p_V * (p_V + 1) / 2.0) / (p_V * (rows_V - p_V))
-    return UserAuc(users_N[first_N][both_U], auc_V, rows_V)
+
+    def __init__(self, num_users: int, *, within_users: bool) -> None:
+        self._within_users = within_users
+        groups = num_users if within_users else 1
+        self._positives_G, self._negatives_G = np.zeros(groups, np.int64), np.zeros(groups, np.int64)
+        self.positives_U, self.negatives_U = np.zeros(num_users, np.int64), np.zeros(num_users, np.int64)
+        self.below_positives_U, self.below_negatives_U = np.zeros(num_users, np.int64), np.zeros(num_users, np.int64)
+        self._held = _Cells(np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.int64), np.zeros(0, np.int64))
+
+    def add(self, rows: Rows) -> None:
+        """Take the next rows, in order."""
+        if not len(rows.users_M):
+            return
+        labels_M = rows.labels_M.astype(np.int64)
+        new = _Cells(rows.users_M, rows.scores_M, labels_M, 1 - labels_M)
+        cells = self._held.followed_by(new)
+        last_C = cells.scores_C == cells.scores_C[-1]
+        if self._within_users:
+            last_C &= cells.users_C == cells.users_C[-1]
+        start = len(last_C) - int(last_C.sum())
+        self._count(cells.part(slice(0, start)))
+        self._held = _by_user(cells.part(slice(start, None)))
+
+    def finish(self) -> None:
+        """Count what was held back."""
+        self._count(self._held)
+
+    def _count(self, cells: _Cells) -> None:
+        if not len(cells.users_C):
+            return
+        users_C, positives_C, negatives_C = cells.users_C, cells.positives_C, cells.negatives_C
+        group_C = users_C if self._within_users else np.zeros_like(users_C)
+        starts_R = np.flatnonzero(_differs_from_last(group_C) | _differs_from_last(cells.scores_C))
+        run_C = np.repeat(np.arange(len(starts_R)), np.diff(starts_R, append=len(users_C)))
+        group_R = group_C[starts_R]
+        negatives_below_R = _twice_below(np.add.reduceat(negatives_C, starts_R), group_R, self._negatives_G)
+        positives_below_R = _twice_below(np.add.reduceat(positives_C, starts_R), group_R, self._positives_G)
+        for sums_U, values_C in (
+            (self.positives_U, positives_C),
+            (self.negatives_U, negatives_C),
+            (self.below_positives_U, positives_C * negatives_below_R[run_C]),
+            (self.below_negatives_U, negatives_C * positives_below_R[run_C]),
+        ):
+            np.add.at(sums_U, users_C, values_C)
+
+
+def _twice_below(counts_R: Integers, group_R: Integers, seen_G: Integers) -> Integers:
+    """Return twice how many rows of its group lie below each run of equal scores, its own counting half; note them.
+
+    Args:
+        counts_R: rows of each run. group_R: its group; runs of a group lie together.
+        seen_G: rows of each group in earlier batches; these are added to it.
+    """
+    first_R = _differs_from_last(group_R)
+    before_R = np.cumsum(counts_R) - counts_R
+    group_starts_R = np.maximum.accumulate(np.where(first_R, np.arange(len(first_R)), 0))
+    twice_R: Integers = 2 * (seen_G[group_R] + before_R - before_R[group_starts_R]) + counts_R
+    np.add.at(seen_G, group_R, counts_R)
+    return twice_R
+
+
+def _by_user(cells: _Cells) -> _Cells:
+    """Put the cells of one score together, one a user."""
+    users_C, place_C = np.unique(cells.users_C, return_inverse=True)
+    positives_C, negatives_C = np.zeros(len(users_C), np.int64), np.zeros(len(users_C), np.int64)
+    np.add.at(positives_C, place_C, cells.positives_C)
+    np.add.at(negatives_C, place_C, cells.negatives_C)
+    return _Cells(users_C, np.full(len(users_C), cells.scores_C[-1]), positives_C, negatives_C)
 
 
 def _differs_from_last(values_N: NDArray[np.generic]) -> NDArray[np.bool_]:
     return np.concatenate([np.ones(min(len(values_N), 1), bool), values_N[1:] != values_N[:-1]])
+
+
+class AucTally:
+    """AUC: the chance that a positive row is scored above a negative one, ties counting half. Rows come by score.
+
+    Pairs of rows cross users, so that AUC is no sum over users. To first order it is: with `w_u` the weight of user u,
+    or how often a resample drew the user, AUC(w) = AUC + sum of `(w_u - 1) * influence_u` (Obuchowski, 1997, of
+    clustered rows; with a row a user DeLong et al., 1988). A user's influence is sum(V10 - AUC) / m over the user's
+    positives, V10 a row's share of all n negatives below it, plus sum(V01 - AUC) / n over the user's negatives, V01 a
+    row's share of all m positives above it; ties count half.
+    """
+
+    def __init__(self, num_users: int) -> None:
+        self._pairs = _Pairs(num_users, within_users=False)
+
+    def add(self, rows: Rows) -> None:
+        """Take the next rows."""
+        self._pairs.add(rows)
+
+    def measure(self) -> Measure:
+        """Return AUC, None without both labels; a user's part is AUC / U plus the user's influence."""
+        pairs = self._pairs
+        pairs.finish()
+        positives, negatives = int(pairs.positives_U.sum()), int(pairs.negatives_U.sum())
+        num_users = len(pairs.positives_U)
+        if not positives or not negatives:
+            return Measure(None, np.zeros(num_users))
+        auc = int(pairs.below_positives_U.sum()) / (2 * positives * negatives)
+        v10_U = pairs.below_positives_U / (2 * negatives)
+        v01_U = pairs.negatives_U - pairs.below_negatives_U / (2 * positives)
+        influence_U = (v10_U - auc * pairs.positives_U) / positives + (v01_U - auc * pairs.negatives_U) / negatives
+        return Measure(auc, auc / num_users + influence_U)
+
+
+class GaucTally:
+    """GAUC: each user's AUC, averaged with the user's rows as weights (Zhu et al., 2017). Rows come by (user, score).
+
+    Only users with both labels count: of the others AUC is not defined.
+    """
+
+    def __init__(self, num_users: int) -> None:
+        self._pairs = _Pairs(num_users, within_users=True)
+
+    def add(self, rows: Rows) -> None:
+        """Take the next rows."""
+        self._pairs.add(rows)
+
+    def measure(self) -> Measure:
+        """Return GAUC, None without a user of both labels; a user's part is AUC times rows."""
+        pairs = self._pairs
+        pairs.finish()
+        both_U = (pairs.positives_U > 0) & (pairs.negatives_U > 0)
+        positives_V, negatives_V = pairs.positives_U[both_U], pairs.negatives_U[both_U]
+        rows_V = positives_V + negatives_V
+        parts_U = np.zeros(len(both_U))
+        parts_U[both_U] = pairs.below_positives_U[both_U] / (2 * positives_V * negatives_V) * rows_V
+        rows = int(rows_V.sum())
+        counts = {"users": len(rows_V), "rows": rows}
+        return Measure(float(parts_U.sum()) / rows if rows else None, parts_U, counts)
 
 
 class Decile(NamedTuple):
@@ -174,31 +295,42 @@ class Decile(NamedTuple):
     observed: float
 
 
-def calibration_deciles(labels_N: NDArray[np.generic], probabilities_N: NDArray[np.floating]) -> tuple[Decile, ...]:
-    """Hold prediction against outcome in ten equal parts of the rows, lowest predictions first.
+class DecileTally:
+    """Holds prediction against outcome in ten equal parts of the rows, lowest predictions first. Rows come by score.
 
     Fewer than ten rows give a part each; parts differ by at most one row.
 
     Args:
-        labels_N: 0 or 1, no missing label.
-        probabilities_N: the predicted chance of label 1.
+        num_rows: how many rows will come.
     """
-    parts = np.array_split(np.argsort(probabilities_N, kind="stable"), DECILES)
-    return tuple(
-        Decile(
-            rows=len(part),
-            predicted=float(probabilities_N[part].mean(dtype=np.float64)),
-            observed=float(labels_N[part].mean(dtype=np.float64)),
-        )
-        for part in parts
-        if len(part)
-    )
+
+    def __init__(self, num_rows: int) -> None:
+        smallest, larger = divmod(num_rows, DECILES)
+        self._rows_D = np.array([smallest + (part < larger) for part in range(DECILES)])
+        self._ends_D = np.cumsum(self._rows_D)
+        self._predicted_D = np.zeros(DECILES)
+        self._positives_D = np.zeros(DECILES, np.int64)
+        self._taken = 0
+
+    def add(self, rows: Rows) -> None:
+        """Take the next rows."""
+        places_M = np.arange(self._taken, self._taken + len(rows.labels_M))
+        part_M = np.searchsorted(self._ends_D, places_M, side="right")
+        np.add.at(self._predicted_D, part_M, rows.scores_M)
+        np.add.at(self._positives_D, part_M, rows.labels_M)
+        self._taken += len(places_M)
+
+    def deciles(self) -> tuple[Decile, ...]:
+        """Return the parts that have rows, after the last row."""
+        assert self._taken == self._ends_D[-1], "other rows came than were announced"
+        parts = zip(self._rows_D.tolist(), self._predicted_D.tolist(), self._positives_D.tolist(), strict=True)
+        return tuple(Decile(rows, predicted / rows, positives / rows) for rows, predicted, positives in parts if rows)
 
 
 def return_on_investment(gains: Sequence[float], cost: float) -> float | None:
-    """Give the SIDE paper's RoI (section 6.2): the mean NE gain of the tasks for one unit of feature cost.
+    """Return the SIDE paper's RoI (section 6.2): the mean NE gain of the tasks for one unit of feature cost.
 
-    For two tasks this is (gain_click + gain_conversion) / (2 C).
+    For two tasks this is (gain of the first + gain of the second) / (2 C).
 
     Args:
         gains: the NE gain of each task.

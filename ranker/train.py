@@ -7,7 +7,7 @@ pipeline, predict every held-out row, write predictions, checkpoint and summary.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from ranker.features import HISTORY_IDS, arm_features, dataset_sids
 from ranker.fit import Fit, Progress
 from ranker.frozen import read_frozen
 from ranker.id_tables import describe_tables
+from ranker.metric_registry import METRICS, compared_metrics
 from ranker.metrics import prediction_metrics, prediction_schema
 from ranker.model import StepOutput
 from ranker.reader import NewestEntries, Split
@@ -103,7 +104,7 @@ def _close(
 ) -> None:
     """Measure the predictions, and write the plan and all closing numbers down."""
     fitting, held_out = splits
-    measured = prediction_metrics(sorted((run.out / "predictions").glob("*.parquet")), fitting.features.tasks)
+    measured = prediction_metrics(run.out, tuple(fitting.features.tasks))
     plan = {**sharded.plan.described(), "real_bytes": taken}
     (run.out / "plan.json").write_text(json.dumps(plan, indent=1))
     summary = {
@@ -114,7 +115,7 @@ def _close(
         "plan": plan_facts(sharded.plan, taken),
         **describe_tables(fitting, held_out, config.model.embedding_dim),
     }
-    run.log.metrics(facts["steps"], _flat(config.holdout.kind, measured))
+    run.log.metrics(facts["steps"], _flat(config.holdout.kind, measured, METRICS))
     run.log.summary(summary)
     run.log.say(_closing_line(config, measured, facts))
 
@@ -226,18 +227,18 @@ def _iso(dates: Dates) -> list[str]:
     return [day.isoformat() for day in dates]
 
 
-def _flat(kind: str, measured: dict[str, dict[str, Any]]) -> dict[str, float]:
+def _flat(kind: str, measured: dict[str, dict[str, Any]], metrics: Iterable[str]) -> dict[str, float]:
     return {
         f"{kind}_{task}_{metric}": values[metric]
         for task, values in measured.items()
-        for metric in ("ne", "auc", "gauc", "calibration")
+        for metric in metrics
         if values[metric] is not None
     }
 
 
 def _closing_line(config: RankerConfig, measured: dict[str, dict[str, Any]], speed: dict[str, Any]) -> str:
-    flat = _flat(config.holdout.kind, measured)
-    parts = [f"{name} {value:.4f}" for name, value in flat.items() if "calibration" not in name]
+    shown = [metric.name for metric in compared_metrics()]
+    parts = [f"{name} {value:.4f}" for name, value in _flat(config.holdout.kind, measured, shown).items()]
     return f"{config.arm}: {', '.join(parts)}, {speed['samples_per_second']:,.0f} samples/s"
 
 

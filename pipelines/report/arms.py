@@ -82,6 +82,22 @@ def windows_of(summaries: Mapping[str, Sequence[RankerSummary]]) -> Windows:
     return next(iter(found))
 
 
+def require_all_rows(summaries: Mapping[str, Sequence[RankerSummary]], predicted: int) -> None:
+    """Check that every training predicted as many rows as it read, where its summary says how many that were.
+
+    Args:
+        summaries: of every replicate of every arm. predicted: rows that each of them predicted.
+
+    Raises:
+        DataError: naming the training and both numbers.
+    """
+    for arm, of_arm in summaries.items():
+        for replicate, summary in enumerate(of_arm):
+            if summary.held_out_rows not in (None, predicted):
+                told = f"{predicted:,} rows are predicted, its summary says that {summary.held_out_rows:,} were read"
+                raise DataError(f"{input_name(arm, replicate)}: {told}")
+
+
 def typical(summaries: Sequence[RankerSummary]) -> RankerSummary:
     """Give one arm's costs over its replicates: the median of what is measured, the rest as in the first."""
     seconds = [summary.train_seconds for summary in summaries if summary.train_seconds is not None]

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
-from pipelines.report.comparison import ArmResult, Comparison, Gain, IdTable, TaskResult, holds_zero
+from pipelines.report.comparison import ArmResult, Comparison, Gain, IdTable, TaskResult
 from pipelines.report.units import byte_size, deviation, duration, percent, percent_interval, scaled, unbroken
+from ranker.metric_registry import HEADLINE, METRICS, Metric, compared_metrics
 
 NO_DIFFERENCE = "~"
 """Stands after a gain whose interval holds 0."""
@@ -32,16 +33,14 @@ class Block:
 
 
 def quality_block(comparison: Comparison, task: str) -> Block:
-    """Tell how well each arm predicts one task."""
-    columns = ("NE", f"NE gain {_NO_MARK}", _interval_name(comparison), SEEDS, "AUC", "GAUC", "calibration")
+    """Tell how well each arm predicts one task: the headline metric with its gain, then every other metric."""
+    first, *others = (metric.title for metric in _headline_first())
+    columns = (first, *_gain_columns(comparison, first), *others)
     results = {name: arm.tasks[task] for name, arm in comparison.arms.items()}
     why = undefined_reason(next(iter(results.values())))
     if why:
         return Block(task, columns, (), f"undefined ({why})")
-    rows = tuple(
-        (name, *_quality_cells(result, result.over.get(comparison.reference))) for name, result in results.items()
-    )
-    return Block(task, columns, rows)
+    return Block(task, columns, tuple((name, *_quality_cells(comparison, task, name)) for name in results))
 
 
 def undefined_reason(result: TaskResult) -> str:
@@ -53,11 +52,14 @@ def undefined_reason(result: TaskResult) -> str:
     return "no negatives" if result.positives == result.num else ""
 
 
-def _quality_cells(result: TaskResult, over_reference: Gain | None) -> tuple[str, ...]:
-    assert result.ne is not None and result.auc is not None and result.calibration is not None
-    gains = _gain_cells(over_reference) if over_reference else (f"reference {_NO_MARK}", "", "")
-    gauc = f"{result.gauc.gauc:.4f}" if result.gauc else ""
-    return f"{result.ne:.4f}", *gains, f"{result.auc:.4f}", gauc, f"{result.calibration:.3f}"
+def _quality_cells(comparison: Comparison, task: str, name: str) -> tuple[str, ...]:
+    found = comparison.arms[name].tasks[task].metrics
+    first, *others = (metric.text(found[metric.name].value) for metric in _headline_first())
+    return first, *_arm_gain_cells(comparison, task, name, HEADLINE.name), *others
+
+
+def _headline_first() -> tuple[Metric, ...]:
+    return HEADLINE, *(metric for metric in METRICS.values() if metric != HEADLINE)
 
 
 def cost_block(comparison: Comparison) -> Block:
@@ -106,11 +108,11 @@ def _table_cells(table: IdTable) -> tuple[str, ...]:
 
 def return_block(comparison: Comparison) -> Block:
     """Tell what each arm gives for its cost, and what training it took."""
-    columns = ("mean NE gain", "RoI, gain a KiB", "training", "ranks")
+    columns = (f"mean {HEADLINE.title} gain", "RoI, gain a KiB", "training", "ranks")
     rows = []
     for name, arm in comparison.arms.items():
-        over = [task.over.get(comparison.reference) for task in arm.tasks.values()]
-        gains = [gain.ne_gain for gain in over if gain is not None]
+        over = [task.gain(HEADLINE.name, comparison.reference) for task in arm.tasks.values()]
+        gains = [gain.gain for gain in over if gain is not None]
         cells = (
             percent(sum(gains) / len(gains)) if gains else "",
             "" if arm.roi is None else percent(arm.roi),
@@ -128,31 +130,29 @@ def between_block(comparison: Comparison) -> Block:
     for position, better in enumerate(names):
         for other in names[:position]:
             for task, result in comparison.arms[better].tasks.items():
-                if other in result.over:
-                    rows.append((f"{better} over {other}", task, *_gain_cells(result.over[other])))
-    return Block("pair", ("task", f"NE gain {_NO_MARK}", _interval_name(comparison), SEEDS), tuple(rows))
+                gain = result.gain(HEADLINE.name, other)
+                if gain is not None:
+                    rows.append((f"{better} over {other}", task, *_gain_cells(gain)))
+    return Block("pair", ("task", *_gain_columns(comparison, HEADLINE.title)), tuple(rows))
 
 
-def ranking_block(comparison: Comparison, task: str) -> Block:
-    """Tell how much better each arm orders rows: all of them (AUC), and those of one user (GAUC)."""
-    estimated = (_interval_name(comparison), SEEDS)
-    columns = (f"AUC gain {_NO_MARK}", *estimated, f"GAUC gain {_NO_MARK}", *estimated)
+def gains_block(comparison: Comparison, task: str) -> Block:
+    """Tell each arm's gain in the metrics beside the headline, such as how much better it orders rows."""
+    metrics = [metric for metric in compared_metrics() if metric != HEADLINE]
+    columns = [column for metric in metrics for column in _gain_columns(comparison, metric.title)]
     rows = []
-    for name, arm in comparison.arms.items():
-        result, gauc = arm.tasks[task], arm.tasks[task].gauc
-        if gauc is not None:
-            in_auc = _estimate_cells(result.auc_gain, result.auc_gain_interval, result.auc_gain_seeds)
-            in_gauc = _estimate_cells(gauc.gain, gauc.gain_interval, gauc.gain_seeds)
-            itself = (f"reference {_NO_MARK}", "", "")
-            rows.append((name, *itself, *itself) if name == comparison.reference else (name, *in_auc, *in_gauc))
-    return Block(f"{task}, ranking", columns, tuple(rows), "" if rows else "undefined (no user has both labels)")
+    for name in comparison.arms:
+        cells = (_arm_gain_cells(comparison, task, name, metric.name) for metric in metrics)
+        rows.append((name, *(cell for of_metric in cells for cell in of_metric)))
+    return Block(f"{task}, further gains", tuple(columns), tuple(rows))
 
 
 def trainings_block(comparison: Comparison, task: str) -> Block:
-    """Tell the NE of each training of each arm."""
+    """Tell the headline metric of each training of each arm."""
     columns = tuple(f"training {number}" for number in range(comparison.replicates))
-    rows = ((name, *(f"{ne:.4f}" for ne in arm.tasks[task].ne_replicates)) for name, arm in comparison.arms.items())
-    return Block(f"{task}, NE", columns, tuple(rows))
+    found = {name: arm.tasks[task].metrics[HEADLINE.name].replicates for name, arm in comparison.arms.items()}
+    rows = tuple((name, *map(HEADLINE.text, values)) for name, values in found.items())
+    return Block(f"{task}, {HEADLINE.title}", columns, rows)
 
 
 def segment_kinds(comparison: Comparison, task: str) -> tuple[str, ...]:
@@ -161,7 +161,7 @@ def segment_kinds(comparison: Comparison, task: str) -> tuple[str, ...]:
 
 
 def segment_blocks(comparison: Comparison) -> list[Block]:
-    """Tell, for each task and kind of segment, each arm's gain on the rows with few and with many earlier clicks."""
+    """Tell, for each task and kind of segment, each arm's gain on the rows with few and with many earlier positives."""
     tasks = defined_tasks(comparison)
     return [_segment_block(comparison, task, kind) for task in tasks for kind in segment_kinds(comparison, task)]
 
@@ -173,7 +173,7 @@ def _segment_block(comparison: Comparison, task: str, kind: str) -> Block:
     for name, arm in comparison.arms.items():
         if name != comparison.reference:
             rows.append((name, *(_segment_cell(one.gain) for one in arm.tasks[task].segments[kind])))
-    columns = tuple(f"{one.name} clicks" for one in segments)
+    columns = tuple(f"{comparison.earlier_task} {one.name}" for one in segments)
     return Block(f"{task}, by {kind}", columns, tuple(rows))
 
 
@@ -185,9 +185,9 @@ def _segment_cell(gain: Gain | None) -> str:
 
 
 def detail_blocks(comparison: Comparison) -> tuple[Block, ...]:
-    """Give the blocks beyond the terminal table: ordering, each training, segments."""
+    """Return the blocks beyond the terminal table: further gains, each training, segments."""
     tasks = defined_tasks(comparison)
-    found = [ranking_block(comparison, task) for task in tasks]
+    found = [gains_block(comparison, task) for task in tasks]
     if comparison.replicates > 1:
         found += [trainings_block(comparison, task) for task in tasks]
     return (*found, *segment_blocks(comparison))
@@ -199,24 +199,24 @@ def defined_tasks(comparison: Comparison) -> tuple[str, ...]:
     return tuple(task for task, result in results.items() if not undefined_reason(result))
 
 
+def _arm_gain_cells(comparison: Comparison, task: str, name: str, metric: str) -> tuple[str, str, str]:
+    """Tell an arm's gain over the reference."""
+    if name == comparison.reference:
+        return f"reference {_NO_MARK}", "", ""
+    gain = comparison.arms[name].tasks[task].gain(metric, comparison.reference)
+    return _gain_cells(gain) if gain else ("", "", "")
+
+
 def _gain_cells(gain: Gain) -> tuple[str, str, str]:
-    return _estimate_cells(gain.ne_gain, gain.ne_gain_interval, gain.ne_gain_seeds)
+    """Tell a gain, its interval and its deviation over trainings."""
+    mark = NO_DIFFERENCE if gain.holds_zero else _NO_MARK
+    return f"{percent(gain.gain)} {mark}", percent_interval(gain.interval), deviation(gain.seeds)
 
 
-def _estimate_cells(
-    gain: float | None, interval: tuple[float, float] | None, seeds: float | None
-) -> tuple[str, str, str]:
-    """Tell a gain, its interval and its deviation over trainings; nothing where it is not defined."""
-    if gain is None or interval is None:
-        return "", "", ""
-    mark = NO_DIFFERENCE if holds_zero(interval) else _NO_MARK
-    return f"{percent(gain)} {mark}", percent_interval(interval), deviation(seeds)
+def _gain_columns(comparison: Comparison, title: str) -> tuple[str, str, str]:
+    """Head the cells of a gain in the metric of that title."""
+    return f"{title} gain {_NO_MARK}", _interval_name(comparison), SEEDS
 
 
 def _interval_name(comparison: Comparison) -> str:
     return f"{100 * comparison.confidence:g} % interval"
-
-
-def tasks_of(comparison: Comparison) -> tuple[str, ...]:
-    """Name the tasks, in the order of the ranker."""
-    return tuple(next(iter(comparison.arms.values())).tasks)

@@ -5,47 +5,45 @@ from pathlib import Path
 from pydantic import ConfigDict
 
 from infra.config import Config
+from infra.tables import TaskSpec
 
 COMPARISON_FILE = "comparison.json"
 
 
 class Gain(Config):
-    """An NE gain over some other arm, and its paired interval over users and trainings."""
+    """A gain in some metric over some other arm, and its paired interval over users and trainings."""
 
-    ne_gain: float
-    """1 - NE(arm) / NE(other), of the losses' mean over replicates; positive is better."""
-    ne_gain_interval: tuple[float, float]
-    """Lower and upper bound, at the comparison's confidence; with one replicate over users alone."""
-    ne_gain_replicates: tuple[float, ...] = ()
+    gain: float
+    """Positive is better: 1 - arm / other where lower values are better, arm / other - 1 where higher are. Of the mean
+    over replicates."""
+    interval: tuple[float, float]
+    """Lower and upper bound, at the comparison's confidence; with one replicate over users alone. Of AUC, whose pairs
+    of rows cross users, it is to first order in how often each user was drawn (`ranker.statistics.AucTally`)."""
+    replicates: tuple[float, ...] = ()
     """The gain in each replicate."""
-    ne_gain_seeds: float | None = None
+    seeds: float | None = None
     """Standard deviation over replicates; null with one."""
 
     @property
     def holds_zero(self) -> bool:
         """Whether the interval holds 0, that is: no difference is shown."""
-        return holds_zero(self.ne_gain_interval)
+        low, high = self.interval
+        return low <= 0.0 <= high
 
 
-def holds_zero(bounds: tuple[float, float]) -> bool:
-    """Say whether an interval holds 0, that is: no difference is shown."""
-    low, high = bounds
-    return low <= 0.0 <= high
+class MetricResult(Config):
+    """One metric of one arm on one task."""
 
-
-class Gauc(Config):
-    """AUC within a user, averaged over users who have both labels, with their rows as weights."""
-
-    gauc: float
-    """The mean over replicates."""
-    users: int
-    """Users who have both labels."""
-    rows: int
-    """Their rows."""
-    gain: float | None
-    """GAUC(arm) / GAUC(reference) - 1; null for the reference itself, and where a resample may hold no such user."""
-    gain_interval: tuple[float, float] | None
-    gain_seeds: float | None
+    value: float | None
+    """The mean over replicates; null where the metric is not defined on these rows."""
+    replicates: tuple[float, ...] = ()
+    """The value in each replicate."""
+    over: dict[str, Gain] = {}
+    """The gain over every other arm, from the same resamples; none where neither direction is better, and where a
+    resample may leave nothing to improve on."""
+    counts: dict[str, int] = {}
+    """How many of what it stands on, where these are not all labelled rows: of GAUC `users` who have both labels, and
+    their `rows`."""
 
 
 class DecileResult(Config):
@@ -59,55 +57,37 @@ class DecileResult(Config):
 
 
 class Segment(Config):
-    """The rows with some number of earlier responses, of their user or of their item."""
+    """The rows with some number of earlier positives, of their user or of their item."""
 
     name: str
-    """The number of clicks in the training dates."""
+    """The number of positives of the comparison's `earlier_task` in the training dates."""
     rows: int
     """Labelled rows."""
     users: int
     """Users among them."""
     positives: int
     gain: Gain | None
-    """Over the reference; null for the reference itself, and where a resample may hold none of the rows."""
+    """In the headline metric, over the reference; null for the reference itself, and where a resample may hold none of
+    the rows."""
 
 
 class TaskResult(Config):
-    """One arm on one task. A figure that is not defined on these rows is null."""
+    """One arm on one task."""
 
     num: int
     """Labelled rows of the held-out dates."""
     positives: int
     """Rows with label 1 among them."""
-    ne: float | None
-    """Normalized entropy (SIDE paper, Eq. 7), of the loss's mean over replicates; below 1 beats the base rate."""
-    ne_gain: float | None
-    """1 - NE(arm) / NE(reference); 0 for the reference itself."""
-    ne_gain_interval: tuple[float, float] | None
-    """Paired bootstrap interval of `ne_gain`; null for the reference itself."""
-    auc: float | None
-    """Chance that a positive is scored above a negative, ties counting half; the mean over replicates."""
-    calibration: float | None
-    """Sum of predictions over number of positives; 1 is right. The mean over replicates."""
-    over: dict[str, Gain]
-    """The gain over every other arm, from the same resamples."""
-    ne_replicates: tuple[float, ...] = ()
-    """NE of each replicate."""
-    ne_gain_seeds: float | None = None
-    """Standard deviation of `ne_gain` over replicates; null with one, and for the reference itself."""
-    auc_gain: float | None = None
-    """AUC(arm) / AUC(reference) - 1; null for the reference itself, and where a resample may leave no AUC."""
-    auc_gain_interval: tuple[float, float] | None = None
-    """Paired bootstrap interval of `auc_gain`. Pairs of rows cross users, so that a resample's AUC is taken to first
-    order in how often each user was drawn (`ranker.statistics.auc_influence`)."""
-    auc_gain_seeds: float | None = None
-    """Standard deviation of `auc_gain` over replicates; null with one, and for the reference itself."""
-    gauc: Gauc | None = None
-    """Null when no user has both labels."""
+    metrics: dict[str, MetricResult]
+    """Every metric of `ranker.metric_registry.METRICS`, by name."""
     deciles: tuple[DecileResult, ...] = ()
     """Calibration by predicted chance, lowest first."""
     segments: dict[str, tuple[Segment, ...]] = {}
-    """`user` and `item` -> rows by the number of earlier responses of each."""
+    """`user` and `item` -> rows by the number of earlier positives of each."""
+
+    def gain(self, metric: str, other: str) -> Gain | None:
+        """Return the gain in a metric over another arm, None where there is none."""
+        return self.metrics[metric].over.get(other)
 
 
 class IdTable(Config):
@@ -154,8 +134,8 @@ class ArmResult(Config):
     parameters: int | None
     world_size: int | None
     roi: float | None
-    """Mean NE gain of the tasks for each KiB of `feature_bytes_per_row` (SIDE paper, section 6.2: the cost C is
-    proportional to the feature's length); null without a content feature."""
+    """Mean gain of the tasks in the headline metric (NE), for each KiB of `feature_bytes_per_row` (SIDE paper, section
+    6.2: the cost C is proportional to the feature's length); null for the reference, and without a content feature."""
 
 
 class SignalLoss(Config):
@@ -188,6 +168,10 @@ class Comparison(Config):
     """The whole contest."""
 
     reference: str
+    tasks: dict[str, TaskSpec]
+    """What is predicted, in the order of the dataset."""
+    earlier_task: str
+    """The task whose positives in the training dates segments are made by: the first without a parent."""
     confidence: float
     resamples: int
     seed: int

@@ -12,6 +12,7 @@ from pipelines.report.drawing import Plot, Theme, arm_colors, mark, note, percen
 from pipelines.report.figures_detail import reliability_plot, segment_plot
 from pipelines.report.outputs import Curve
 from pipelines.report.units import byte_size, percent
+from ranker.metric_registry import HEADLINE
 
 
 def plots(comparison: Comparison, curves: Mapping[str, Mapping[str, Curve]]) -> tuple[Plot, ...]:
@@ -39,7 +40,7 @@ def _gain_plot(comparison: Comparison, task: str) -> Plot:
         colors = arm_colors(comparison, theme)
         axes.axvline(0.0, color=theme.muted, linewidth=1, zorder=1)
         for position, name in enumerate(names):
-            gain = comparison.arms[name].tasks[task].over.get(comparison.reference)
+            gain = comparison.arms[name].tasks[task].gain(HEADLINE.name, comparison.reference)
             _gain_row(axes, theme, colors[name], position, gain)
         axes.set_yticks(range(len(names)), names)
         for label, name in zip(axes.get_yticklabels(), names, strict=True):
@@ -51,15 +52,17 @@ def _gain_plot(comparison: Comparison, task: str) -> Plot:
         axes.tick_params(length=0)
         axes.spines["bottom"].set_visible(False)
         percent_ticks(axes.xaxis)
-        axes.set_xlabel(f"NE gain over {comparison.reference}, %")
+        axes.set_xlabel(f"{HEADLINE.title} gain over {comparison.reference}, %")
 
-    title = f"NE gain, {task}"
-    told = (
-        f"{name} {percent(arm.tasks[task].ne_gain or 0.0)}"
-        for name, arm in comparison.arms.items()
-        if name != comparison.reference
-    )
-    return Plot(f"ne_gain_{task}", title, f"{title} over {comparison.reference}: {', '.join(told)}", draw)
+    title = f"{HEADLINE.title} gain, {task}"
+    told = (f"{name} {_gain_text(comparison, name, task)}" for name in comparison.arms if name != comparison.reference)
+    return Plot(f"{HEADLINE.name}_gain_{task}", title, f"{title} over {comparison.reference}: {', '.join(told)}", draw)
+
+
+def _gain_text(comparison: Comparison, name: str, task: str) -> str:
+    """Tell an arm's gain, that of the reference being 0."""
+    gain = comparison.arms[name].tasks[task].gain(HEADLINE.name, comparison.reference)
+    return percent(gain.gain if gain else 0.0)
 
 
 def _gain_row(axes: Axes, theme: Theme, color: str, position: int, gain: Gain | None) -> None:
@@ -68,12 +71,12 @@ def _gain_row(axes: Axes, theme: Theme, color: str, position: int, gain: Gain | 
         axes.plot(0.0, position, "o", color=color, markersize=8, zorder=3)
         note(axes, theme, "reference", (0.0, position), (11, 0), color=theme.muted)
         return
-    axes.plot(gain.ne_gain_interval, [position] * 2, color=color, linewidth=2.5, zorder=2)
-    trainings = gain.ne_gain_replicates if len(gain.ne_gain_replicates) > 1 else ()
+    axes.plot(gain.interval, [position] * 2, color=color, linewidth=2.5, zorder=2)
+    trainings = gain.replicates if len(gain.replicates) > 1 else ()
     axes.plot(trainings, [position + 0.2] * len(trainings), "|", color=color, markersize=6, zorder=3)
-    axes.plot(gain.ne_gain, position, "o", color=color, zorder=3, **mark(theme, gain))
+    axes.plot(gain.gain, position, "o", color=color, zorder=3, **mark(theme, gain))
     ink = theme.muted if gain.holds_zero else theme.ink
-    note(axes, theme, percent(gain.ne_gain), (gain.ne_gain, position), (0, 14), color=ink, ha="center")
+    note(axes, theme, percent(gain.gain), (gain.gain, position), (0, 14), color=ink, ha="center")
 
 
 def _curve_plot(comparison: Comparison, task: str, curves: Mapping[str, Curve]) -> Plot:
@@ -130,30 +133,30 @@ def _cost_plot(comparison: Comparison, task: str) -> Plot:
         colors = arm_colors(comparison, theme)
         axes.axhline(0.0, color=theme.muted, linewidth=1, zorder=1)
         for name, arm in comparison.arms.items():
-            x, gain = arm.feature_bytes_per_row, arm.tasks[task].over.get(comparison.reference)
+            x, gain = arm.feature_bytes_per_row, arm.tasks[task].gain(HEADLINE.name, comparison.reference)
             if gain is None:
                 axes.plot(x, 0.0, "o", color=colors[name], markersize=8, zorder=3)
                 note(axes, theme, name, (x, 0.0), (0, 14), color=colors[name], fontweight="bold", ha="center")
                 continue
-            axes.plot([x, x], gain.ne_gain_interval, color=colors[name], linewidth=2.5)
-            axes.plot(x, gain.ne_gain, "o", color=colors[name], zorder=3, **mark(theme, gain))
-            note(axes, theme, name, (x, gain.ne_gain), (10, 6), color=colors[name], fontweight="bold")
+            axes.plot([x, x], gain.interval, color=colors[name], linewidth=2.5)
+            axes.plot(x, gain.gain, "o", color=colors[name], zorder=3, **mark(theme, gain))
+            note(axes, theme, name, (x, gain.gain), (10, 6), color=colors[name], fontweight="bold")
             tables = f"{byte_size(arm.sid_table_bytes)} of SID tables"
-            note(axes, theme, tables, (x, gain.ne_gain), (10, -6), color=colors[name], fontsize=8.5)
+            note(axes, theme, tables, (x, gain.gain), (10, -6), color=colors[name], fontsize=8.5)
         widest = max(arm.feature_bytes_per_row for arm in comparison.arms.values())
         axes.set_xlim(-0.07 * (widest or 1), 1.5 * (widest or 1))
         axes.margins(y=0.15)
         axes.grid(axis="y")
         axes.tick_params(length=0)
         percent_ticks(axes.yaxis)
-        axes.set_ylabel(f"NE gain over {comparison.reference}, %")
+        axes.set_ylabel(f"{HEADLINE.title} gain over {comparison.reference}, %")
         axes.xaxis.set_major_locator(ticker.MaxNLocator(nbins=8, integer=True))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         axes.set_xlabel("bytes of content feature a row")
 
     title = f"Gain and cost, {task}"
     told = (
-        f"{name} {percent(arm.tasks[task].ne_gain or 0.0)} for {byte_size(arm.feature_bytes_per_row)} a row"
+        f"{name} {_gain_text(comparison, name, task)} for {byte_size(arm.feature_bytes_per_row)} a row"
         for name, arm in comparison.arms.items()
     )
     return Plot(f"cost_{task}", title, f"{title}: {', '.join(told)}", draw)

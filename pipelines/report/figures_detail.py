@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from pipelines.report.comparison import Comparison, DecileResult, Segment
 from pipelines.report.drawing import Plot, Theme, arm_colors, mark, percent_ticks
 from pipelines.report.units import percent
+from ranker.metric_registry import HEADLINE
 
 KEYS: dict[str, Any] = {"frameon": False, "handletextpad": 0.1, "columnspacing": 1.2, "fontsize": 8.5}
 
@@ -59,7 +60,7 @@ def _ratio(one: DecileResult) -> str:
 
 
 def segment_plot(comparison: Comparison, task: str, kind: str) -> Plot:
-    """Draw each arm's gain on the rows with few and with many earlier clicks of their user, or item."""
+    """Draw each arm's gain on the rows with few and with many earlier positives of their user, or item."""
     found = {name: arm.tasks[task].segments[kind] for name, arm in comparison.arms.items()}
     arms = [name for name in found if name != comparison.reference]
     segments = found[comparison.reference]
@@ -76,15 +77,15 @@ def segment_plot(comparison: Comparison, task: str, kind: str) -> Plot:
         axes.grid(axis="y")
         axes.tick_params(length=0)
         percent_ticks(axes.yaxis)
-        axes.set_ylabel(f"NE gain over {comparison.reference}, %")
-        axes.set_xlabel(f"earlier clicks of the {kind}")
+        axes.set_ylabel(f"{HEADLINE.title} gain over {comparison.reference}, %")
+        axes.set_xlabel(f"earlier positives of {comparison.earlier_task}, of the {kind}")
         assert isinstance(axes.figure, Figure)
         axes.figure.legend(
             handles=_keys(colors), loc="outside lower center", ncols=4, labelcolor="linecolor", borderpad=0,
             borderaxespad=0.3, **KEYS,
         )  # fmt: skip
 
-    title = f"Gain by the {kind}'s earlier clicks, {task}"
+    title = f"Gain by the {kind}'s earlier positives of {comparison.earlier_task}, {task}"
     told = (f"{name} {_words(found[name])}" for name in arms)
     return Plot(f"segments_{task}_{kind}", title, f"{title}, over {comparison.reference}: {'; '.join(told)}", draw)
 
@@ -93,13 +94,13 @@ def _segment_marks(axes: Axes, theme: Theme, color: str, segments: Sequence[Segm
     for place, segment in enumerate(segments):
         if segment.gain is not None:
             at = place + offset
-            axes.plot([at, at], segment.gain.ne_gain_interval, color=color, linewidth=2)
-            axes.plot(at, segment.gain.ne_gain, "o", color=color, zorder=3, **mark(theme, segment.gain, 6))
+            axes.plot([at, at], segment.gain.interval, color=color, linewidth=2)
+            axes.plot(at, segment.gain.gain, "o", color=color, zorder=3, **mark(theme, segment.gain, 6))
 
 
 def _words(segments: Sequence[Segment]) -> str:
     return ", ".join(
-        f"{one.name} {percent(one.gain.ne_gain) if one.gain else 'not defined'} ({one.rows:,} rows)" for one in segments
+        f"{one.name} {percent(one.gain.gain) if one.gain else 'not defined'} ({one.rows:,} rows)" for one in segments
     )
 
 

@@ -1,17 +1,17 @@
 """From what was measured to each arm's results: means over replicates, and gains with their intervals."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.report.comparison import DecileResult, Gain, Gauc, Segment, TaskResult
+from pipelines.report.comparison import DecileResult, Gain, MetricResult, Segment, TaskResult
 from pipelines.report.config import CompareConfig
-from pipelines.report.measure import ALL, AUC, GAUC, ArmMeasured, Measured, TaskRows
+from pipelines.report.measure import ArmMeasured, TaskMeasured, column_of
 from pipelines.report.segments import SEGMENTS
-from ranker.intervals import GainEstimate, Sums, estimate_gain, resample_users, training_draws
-from ranker.statistics import TaskMetrics
+from ranker.intervals import Sums, estimate_gain, resample_users, training_draws
+from ranker.metric_registry import METRICS
 
 Floats = NDArray[np.float64]
 
@@ -21,111 +21,71 @@ class _Contest:
     """All arms on one task.
 
     Attributes:
-        rows: the rows that count. arms: arm -> what was measured.
-        sums: arm -> column of `TaskRows.columns` -> its sums.
+        measured: what was measured.
+        sums: arm -> column of `TaskMeasured.columns` -> its sums.
         training_B: draws of the mean over trainings (see `ranker.intervals.training_draws`).
-        reference: the arm that gains are over. confidence: share of resamples inside an interval.
+        confidence: share of resamples inside an interval.
     """
 
-    rows: TaskRows
-    arms: Mapping[str, ArmMeasured]
+    measured: TaskMeasured
     sums: Mapping[str, Mapping[str, Sums]]
     training_B: Floats
-    reference: str
     confidence: float
 
-    def estimate(self, arm: str, other: str, column: str) -> GainEstimate | None:
-        """Give an arm's gain over another in one column; None over itself."""
+    def gain(self, arm: str, other: str, column: str) -> Gain | None:
+        """Return an arm's gain over another in one column; None over itself, and where it is not defined."""
         if arm == other:
             return None
-        return estimate_gain(self.sums[arm][column], self.sums[other][column], self.training_B, self.confidence)
-
-    def estimate_raised(self, arm: str, column: str) -> GainEstimate | None:
-        """Give the gain over the reference in a figure to be raised: arm / reference - 1, not 1 - arm / reference."""
-        lost = self.estimate(arm, self.reference, column)
-        if lost is None:
+        mine, theirs, better = self.sums[arm][column], self.sums[other][column], self.measured.columns[column]
+        found = estimate_gain(mine, theirs, better, self.training_B, self.confidence)
+        if found is None:
             return None
-        low, high = lost.interval
-        return GainEstimate(-lost.gain, (-high, -low), tuple(-gain for gain in lost.replicates))
+        return Gain(gain=found.gain, interval=found.interval, replicates=found.replicates, seeds=found.seeds)
 
 
-def task_results(config: CompareConfig, measured: Measured, task: str) -> dict[str, TaskResult]:
-    """Give every arm's results on a task."""
-    contest = _contest(config, measured.rows[task], measured.arms[task])
-    return {name: _task_result(contest, name) for name in contest.arms}
+def task_results(config: CompareConfig, measured: TaskMeasured) -> dict[str, TaskResult]:
+    """Return every arm's results on a task."""
+    contest = _contest(config, measured)
+    return {name: _task_result(contest, name, config.reference) for name in measured.arms}
 
 
-def _contest(config: CompareConfig, rows: TaskRows, arms: Mapping[str, ArmMeasured]) -> _Contest:
-    sums_UK = np.concatenate([arm.sums_UC for arm in arms.values()], axis=1)
-    drawn_BAC = resample_users(sums_UK, config.resamples, config.seed).reshape(config.resamples, len(arms), -1)
+def _contest(config: CompareConfig, measured: TaskMeasured) -> _Contest:
+    arms = measured.arms
+    drawn_BK = resample_users(measured.sums_UK, config.resamples, config.seed)
+    drawn_BAC = drawn_BK.reshape(config.resamples, len(arms), -1)
     sums = {}
     for at, (name, arm) in enumerate(arms.items()):
-        columns = zip(rows.columns, np.stack(arm.sums_RC, axis=1), drawn_BAC[:, at].T, strict=True)
+        columns = zip(measured.columns, np.stack(arm.sums_RC, axis=1), drawn_BAC[:, at].T, strict=True)
         sums[name] = {column: Sums(trained_R, drawn_B) for column, trained_R, drawn_B in columns}
-    replicates = len(next(iter(arms.values())).metrics)
+    replicates = len(next(iter(arms.values())).replicates)
     training_B = training_draws(config.resamples, replicates, config.seed)
-    return _Contest(rows, arms, sums, training_B, config.reference, config.confidence)
+    return _Contest(measured, sums, training_B, config.confidence)
 
 
-def _task_result(contest: _Contest, name: str) -> TaskResult:
-    metrics = contest.arms[name].metrics
-    over = {
-        other: found
-        for other in contest.arms
-        if metrics[0].ne is not None and (found := _gain(contest.estimate(name, other, ALL))) is not None
-    }
-    against = over.get(contest.reference)
-    itself = name == contest.reference and metrics[0].ne is not None
-    in_auc = contest.estimate_raised(name, AUC)
+def _task_result(contest: _Contest, name: str, reference: str) -> TaskResult:
+    measured = contest.measured
+    arm = measured.arms[name]
     return TaskResult(
-        num=metrics[0].num,
-        positives=metrics[0].positives,
-        ne=_mean(metrics, "ne"),
-        ne_replicates=tuple(one.ne for one in metrics if one.ne is not None),
-        ne_gain=against.ne_gain if against else 0.0 if itself else None,
-        ne_gain_interval=against.ne_gain_interval if against else None,
-        ne_gain_seeds=against.ne_gain_seeds if against else None,
-        auc=_mean(metrics, "auc"),
-        auc_gain=in_auc.gain if in_auc else None,
-        auc_gain_interval=in_auc.interval if in_auc else None,
-        auc_gain_seeds=in_auc.seeds if in_auc else None,
-        calibration=_mean(metrics, "calibration"),
-        gauc=_gauc(contest, name),
-        deciles=_deciles(contest.arms[name]),
-        segments={kind: tuple(_segments(contest, name, kind)) for kind in contest.rows.segments},
-        over=over,
+        num=arm.replicates[0].num,
+        positives=arm.replicates[0].positives,
+        metrics={metric: _metric_result(contest, name, metric) for metric in METRICS},
+        deciles=_deciles(arm),
+        segments={kind: tuple(_segments(contest, name, reference, kind)) for kind in measured.segments},
     )
 
 
-def _gain(estimate: GainEstimate | None) -> Gain | None:
-    if estimate is None:
-        return None
-    return Gain(
-        ne_gain=estimate.gain,
-        ne_gain_interval=estimate.interval,
-        ne_gain_replicates=estimate.replicates,
-        ne_gain_seeds=estimate.seeds,
-    )
-
-
-def _mean(metrics: Sequence[TaskMetrics], name: str) -> float | None:
-    values = [value for one in metrics if (value := getattr(one, name)) is not None]
-    return float(np.mean(values)) if values else None
-
-
-def _gauc(contest: _Contest, name: str) -> Gauc | None:
-    found = contest.arms[name].user_aucs
-    values = [one.gauc for one in found if one.gauc is not None]
+def _metric_result(contest: _Contest, name: str, metric: str) -> MetricResult:
+    found = [one.metrics[metric] for one in contest.measured.arms[name].replicates]
+    values = [one.value for one in found if one.value is not None]
     if not values:
-        return None
-    raised = contest.estimate_raised(name, GAUC)  # both arms share the weights, which drop out of the ratio
-    return Gauc(
-        gauc=float(np.mean(values)),
-        users=len(found[0].users_V),
-        rows=int(found[0].rows_V.sum()),
-        gain=raised.gain if raised else None,
-        gain_interval=raised.interval if raised else None,
-        gain_seeds=raised.seeds if raised else None,
+        return MetricResult(value=None)
+    others = contest.measured.arms if metric in contest.measured.columns else ()
+    gains = {other: contest.gain(name, other, metric) for other in others}
+    return MetricResult(
+        value=float(np.mean(values)),
+        replicates=tuple(values),
+        over={other: gain for other, gain in gains.items() if gain is not None},
+        counts=found[0].counts,
     )
 
 
@@ -136,22 +96,18 @@ def _deciles(arm: ArmMeasured) -> tuple[DecileResult, ...]:
             predicted=float(np.mean([one.predicted for one in tenth])),
             observed=float(np.mean([one.observed for one in tenth])),
         )
-        for tenth in zip(*arm.deciles, strict=True)
+        for tenth in zip(*(replicate.deciles for replicate in arm.replicates), strict=True)
     )
 
 
-def _segments(contest: _Contest, name: str, kind: str) -> list[Segment]:
-    rows = contest.rows
-    found = []
-    for place, segment in enumerate(SEGMENTS):
-        inside_M = rows.segments[kind] == place
-        found.append(
-            Segment(
-                name=segment,
-                rows=int(inside_M.sum()),
-                users=len(np.unique(rows.users_M[inside_M])),
-                positives=int(rows.labels_M[inside_M].sum()),
-                gain=_gain(contest.estimate(name, contest.reference, f"{kind} {segment}")),
-            )
+def _segments(contest: _Contest, name: str, reference: str, kind: str) -> list[Segment]:
+    return [
+        Segment(
+            name=segment,
+            rows=found.rows,
+            users=found.users,
+            positives=found.positives,
+            gain=contest.gain(name, reference, column_of(kind, segment)),
         )
-    return found
+        for segment, found in zip(SEGMENTS, contest.measured.segments[kind], strict=True)
+    ]

@@ -1,58 +1,32 @@
-"""What the predictions of all arms and replicates come down to: metrics of each, and sums by user for the gains."""
+"""What the predictions of all arms and replicates come down to: metrics of each, and sums by user for the gains.
+
+Memory: users times arms, and what `ranker.predictions` sorts in; it does not grow with the rows.
+"""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from infra.tables import TASKS
 from pipelines.report.arms import Arms
-from pipelines.report.predictions import NO_LABEL, Predictions, read_predictions, require_same_rows
-from pipelines.report.segments import SEGMENTS, EarlierClicks
-from ranker.statistics import (
-    Decile,
-    TaskMetrics,
-    UserAuc,
-    auc_by_user,
-    auc_influence,
-    calibration_deciles,
-    log_loss,
-    task_metrics,
-)
+from pipelines.report.segments import SEGMENTS, EarlierPositives
+from ranker.measures import TaskMeasures, measure_task
+from ranker.metric_registry import HEADLINE, Better, compared_metrics
+from ranker.predictions import Predictions, require_same_rows, sorted_predictions, sorting
 
 Floats = NDArray[np.float64]
-Integers = NDArray[np.int64]
-
-ALL, GAUC, AUC = "all", "gauc", "auc"
 
 
 @dataclass(frozen=True)
-class TaskRows:
-    """The rows that count for one task, the same for every arm and replicate.
+class SegmentRows:
+    """The rows of one segment: their number, that of their users, and of the positives among them."""
 
-    Attributes:
-        labelled_N: which of the held-out rows have a label.
-        labels_M: 0 or 1. users_M: the place of each row's user among the task's users.
-        num_users: users U among them.
-        segments: `user` and `item` -> each row's place in `SEGMENTS`.
-    """
-
-    labelled_N: NDArray[np.bool_]
-    labels_M: NDArray[np.int8]
-    users_M: Integers
-    num_users: int
-    segments: dict[str, Integers]
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Name the sums by user: the loss on all rows, on each segment's, and each user's part in GAUC and in AUC."""
-        return (ALL, *(f"{kind} {segment}" for kind in self.segments for segment in SEGMENTS), GAUC, AUC)
-
-    def no_sums(self) -> Floats:
-        """Give [U, C] zeros, to be added to."""
-        return np.zeros((self.num_users, len(self.columns)))
+    rows: int
+    users: int
+    positives: int
 
 
 @dataclass
@@ -60,16 +34,31 @@ class ArmMeasured:
     """One arm on one task.
 
     Attributes:
-        metrics, user_aucs, deciles: by replicate.
-        sums_RC: the sum of each of `TaskRows.columns`, by replicate.
-        sums_UC: the same by user, over all replicates.
+        sums_UC: the sum of each column of `TaskMeasured`, by user, over all replicates.
+        sums_RC: the same by replicate, over all users.
+        replicates: the metrics of each.
     """
 
     sums_UC: Floats
-    metrics: list[TaskMetrics] = field(default_factory=list)
-    user_aucs: list[UserAuc] = field(default_factory=list)
-    deciles: list[tuple[Decile, ...]] = field(default_factory=list)
     sums_RC: list[Floats] = field(default_factory=list)
+    replicates: list[TaskMeasures] = field(default_factory=list)
+
+
+@dataclass
+class TaskMeasured:
+    """All arms on one task.
+
+    Attributes:
+        columns: what is summed by user: name of a metric, or of a segment (`column_of`) -> which sums are better.
+        sums_UK: the arms' sums by user side by side, K = arms * columns; each arm's `sums_UC` is a view of it.
+        arms: arm -> what was measured.
+        segments: `user` and `item` -> the rows of each of `SEGMENTS`, the same for every arm.
+    """
+
+    columns: dict[str, Better]
+    sums_UK: Floats
+    arms: dict[str, ArmMeasured]
+    segments: dict[str, tuple[SegmentRows, ...]] = field(default_factory=dict)
 
 
 @dataclass
@@ -78,96 +67,87 @@ class Measured:
 
     Attributes:
         num_rows: held-out rows. num_users: users among them.
-        rows: task -> the rows that count.
-        arms: task -> arm -> what was measured.
+        tasks: task -> what was measured.
     """
 
     num_rows: int
     num_users: int
-    rows: dict[str, TaskRows]
-    arms: dict[str, dict[str, ArmMeasured]]
+    tasks: dict[str, TaskMeasured]
 
 
-def measure(arms: Arms, clicks: EarlierClicks) -> Measured:
-    """Reduce each arm's predictions; no more than two outputs' are in memory at a time.
+def column_of(kind: str, segment: str) -> str:
+    """Name the sums of the headline metric over one segment of `user` or `item`."""
+    return f"{kind} {segment}"
+
+
+def measure(arms: Arms, tasks: Sequence[str], earlier: EarlierPositives, folder: Path) -> Measured:
+    """Reduce each arm's predictions, one output after the other beside the first.
+
+    Args:
+        arms: the outputs. tasks: what they predict. earlier: what segments are made by.
+        folder: where rows are sorted; nothing is left there.
 
     Raises:
         DataError: predictions break their contract, or two outputs did not predict the same rows and labels.
     """
-    reference = read_predictions(_first(arms))
-    segments = clicks.segments(reference)
-    rows = {task: _task_rows(reference, segments, task) for task in TASKS}
-    measured = Measured(
-        num_rows=len(reference),
-        num_users=len(np.unique(reference.identity["user_id"])),
-        rows=rows,
-        arms={task: {name: ArmMeasured(rows[task].no_sums()) for name in arms} for task in TASKS},
-    )
-    for name, paths in arms.items():
-        for path in paths:
-            predictions = reference if path == _first(arms) else read_predictions(path)
-            require_same_rows(predictions, reference)
-            for task in TASKS:
-                scores_M = predictions.probabilities[task][rows[task].labelled_N]
-                _add_replicate(measured.arms[task][name], rows[task], scores_M)
-    return measured
+    first = next(iter(arms.values()))[0]
+    with sorting(folder) as database, sorted_predictions(first, tasks, database) as reference:
+        found = {task: _task(reference, task, arms, earlier) for task in tasks}
+        for name, paths in arms.items():
+            for path in paths:
+                same = path == first
+                with nullcontext(reference) if same else sorted_predictions(path, tasks, database) as predictions:
+                    require_same_rows(predictions, reference)
+                    for task, measured in found.items():
+                        _add_replicate(measured, name, predictions, task, earlier)
+        return Measured(len(reference), reference.count_users(), found)
 
 
-def _first(arms: Arms) -> Path:
-    replicates: Sequence[Path] = next(iter(arms.values()))
-    return replicates[0]
+def _task(reference: Predictions, task: str, arms: Arms, earlier: EarlierPositives) -> TaskMeasured:
+    assert HEADLINE.better is not None
+    columns = {metric.name: metric.better for metric in compared_metrics() if metric.better is not None}
+    columns |= {column_of(kind, segment): HEADLINE.better for kind in earlier.by for segment in SEGMENTS}
+    width = len(columns)
+    sums_UK = np.zeros((len(reference.users(task)), len(arms) * width))
+    views = {name: sums_UK[:, place * width : (place + 1) * width] for place, name in enumerate(arms)}
+    measured = {name: ArmMeasured(sums_UC) for name, sums_UC in views.items()}
+    return TaskMeasured(columns, sums_UK, measured, _segment_rows(reference, task, earlier))
 
 
-def _task_rows(reference: Predictions, segments: dict[str, Integers], task: str) -> TaskRows:
-    labelled_N = reference.labels[task] != NO_LABEL
-    users_U, users_M = np.unique(reference.identity["user_id"][labelled_N], return_inverse=True)
-    return TaskRows(
-        labelled_N=labelled_N,
-        labels_M=reference.labels[task][labelled_N],
-        users_M=users_M,
-        num_users=len(users_U),
-        segments={kind: segment_N[labelled_N] for kind, segment_N in segments.items()},
-    )
+def _segment_rows(reference: Predictions, task: str, earlier: EarlierPositives) -> dict[str, tuple[SegmentRows, ...]]:
+    """Count the rows, users and positives of each segment."""
+    num_users = len(reference.users(task))
+    counts_3S = {kind: np.zeros((3, len(SEGMENTS)), np.int64) for kind in earlier.by}
+    has_rows_US = {kind: np.zeros((num_users, len(SEGMENTS)), bool) for kind in earlier.by}
+    for rows in reference.judged(task, "row"):
+        for kind, place_M in earlier.segments(rows, reference.path).items():
+            counts_3S[kind][0] += np.bincount(place_M, minlength=len(SEGMENTS))
+            counts_3S[kind][2] += np.bincount(place_M[rows.labels_M == 1], minlength=len(SEGMENTS))
+            has_rows_US[kind][rows.users_M, place_M] = True
+    for kind, has_rows in has_rows_US.items():
+        counts_3S[kind][1] = has_rows.sum(axis=0)
+    return {kind: tuple(SegmentRows(*counts) for counts in found.T.tolist()) for kind, found in counts_3S.items()}
 
 
-def _add_replicate(arm: ArmMeasured, rows: TaskRows, scores_M: Floats) -> None:
-    metrics = task_metrics(rows.labels_M, scores_M)
-    user_auc = auc_by_user(rows.users_M, rows.labels_M, scores_M)
-    parts = [_losses_by_user(rows, scores_M), _gauc_by_user(rows, user_auc), _auc_by_user(rows, metrics, scores_M)]
-    sums_UC = np.column_stack(parts)
-    arm.metrics.append(metrics)
-    arm.user_aucs.append(user_auc)
-    arm.deciles.append(calibration_deciles(rows.labels_M, scores_M))
+def _add_replicate(
+    measured: TaskMeasured, name: str, predictions: Predictions, task: str, earlier: EarlierPositives
+) -> None:
+    found = measure_task(predictions, task)
+    parts = {metric: one.parts_U for metric, one in found.metrics.items()}
+    parts |= _segment_parts(predictions, task, earlier)
+    sums_UC = np.column_stack([parts[column] for column in measured.columns])
+    arm = measured.arms[name]
+    arm.replicates.append(found)
     arm.sums_RC.append(sums_UC.sum(axis=0))
     arm.sums_UC += sums_UC
 
 
-def _losses_by_user(rows: TaskRows, scores_M: Floats) -> Floats:
-    """Give [U, 1 + kinds * segments]: the loss on all of a user's rows, and on each segment's."""
-    num, width = rows.num_users, len(SEGMENTS)
-    losses_M = log_loss(rows.labels_M, scores_M)
-    parts = [_sum_by_cell(rows.users_M, losses_M, num)[:, None]]
-    for segment_M in rows.segments.values():
-        cells_M = rows.users_M * width + segment_M
-        parts.append(_sum_by_cell(cells_M, losses_M, num * width).reshape(num, width))
-    return np.concatenate(parts, axis=1)
-
-
-def _gauc_by_user(rows: TaskRows, user_auc: UserAuc) -> Floats:
-    """Give [U] what adds up to GAUC times the rows it weighs."""
-    parts_U = np.zeros(rows.num_users)
-    parts_U[user_auc.users_V] = user_auc.auc_V * user_auc.rows_V
-    return parts_U
-
-
-def _auc_by_user(rows: TaskRows, metrics: TaskMetrics, scores_M: Floats) -> Floats:
-    """Give [U] what adds up to AUC, and over a resample's users to that of the resample, to first order."""
-    if metrics.auc is None:
-        return np.zeros(rows.num_users)
-    return metrics.auc / rows.num_users + auc_influence(rows.users_M, rows.labels_M, scores_M)
-
-
-def _sum_by_cell(cells_M: Integers, losses_M: Floats, num_cells: int) -> Floats:
-    """Add up the losses of each cell's rows, [num_cells]."""
-    # Without rows, bincount forgets its weights' type.
-    return np.bincount(cells_M, weights=losses_M, minlength=num_cells).astype(np.float64)
+def _segment_parts(predictions: Predictions, task: str, earlier: EarlierPositives) -> dict[str, Floats]:
+    """Return what each user adds to the headline metric of each segment's rows."""
+    num_users = len(predictions.users(task))
+    tallies = {column_of(kind, segment): HEADLINE.tally(num_users) for kind in earlier.by for segment in SEGMENTS}
+    for rows in predictions.judged(task, HEADLINE.order):
+        for kind, place_M in earlier.segments(rows, predictions.path).items():
+            for place, segment in enumerate(SEGMENTS):
+                tallies[column_of(kind, segment)].add(rows.where(place_M == place))
+    return {column: tally.measure().parts_U for column, tally in tallies.items()}

@@ -32,6 +32,8 @@ class RankerSummary(Config):
 
     arm: str
     dates: Windows
+    held_out_rows: int | None = None
+    """Rows of the held-out dates that were read; null from a ranker that did not count them."""
     sid_table_bytes: int
     table_bytes: int
     tables: tuple[IdTable, ...] = ()
@@ -96,10 +98,8 @@ def read_curves(path: Path) -> dict[str, Curve]:
 
 
 def learning_curve(curves: dict[str, Curve], task: str) -> Curve:
-    """Pick the training NE of a task, of the window where there is one; empty without any."""
-    names = [name for name in curves if task in name and "ne" in name.replace("/", "_").split("_")]
-    preferred = sorted(names, key=lambda name: ("window" not in name, "train" not in name, name))
-    return curves[preferred[0]] if preferred else []
+    """Return the curve of a task's normalized entropy while training; empty without one."""
+    return curves.get(f"train_{task}_ne", [])
 
 
 def read_config_text(path: Path) -> str:

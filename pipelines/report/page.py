@@ -10,11 +10,10 @@ from jinja2 import Environment, StrictUndefined
 from pipelines.report.blocks import (
     between_block,
     defined_tasks,
-    ranking_block,
+    gains_block,
     return_block,
     segment_blocks,
     tables_block,
-    tasks_of,
     trainings_block,
     undefined_reason,
 )
@@ -22,6 +21,7 @@ from pipelines.report.comparison import Comparison, Gain
 from pipelines.report.drawing import DARK, LIGHT, Plot, Theme, arm_colors, render
 from pipelines.report.table import blocks, footnotes
 from pipelines.report.units import byte_size, percent, percent_interval, unbroken
+from ranker.metric_registry import HEADLINE
 
 
 def render_page(comparison: Comparison, figures: Sequence[Plot], configs: Mapping[str, str]) -> str:
@@ -44,7 +44,7 @@ def render_page(comparison: Comparison, figures: Sequence[Plot], configs: Mappin
         returns=return_block(comparison),
         tables=tables_block(comparison),
         between=between_block(comparison),
-        ranking=[ranking_block(comparison, task) for task in defined],
+        further=[gains_block(comparison, task) for task in defined],
         trainings=[trainings_block(comparison, task) for task in defined] if comparison.replicates > 1 else [],
         segments=segment_blocks(comparison),
         footnotes=footnotes(comparison),
@@ -61,20 +61,20 @@ def lead(comparison: Comparison) -> list[str]:
 def _told(comparison: Comparison, name: str) -> str:
     arm = comparison.arms[name]
     parts = []
-    for task in tasks_of(comparison):
+    for task in comparison.tasks:
         result = arm.tasks[task]
         why = undefined_reason(result)
-        gain = result.over.get(comparison.reference)
+        gain = result.gain(HEADLINE.name, comparison.reference)
         parts.append(f"{task} {_gain_words(gain) if gain else f'undefined ({why})'}")
     costs = f"{unbroken(byte_size(arm.sid_table_bytes))} of SID tables"
     return f"{'; '.join(parts)}; {costs}"
 
 
 def _gain_words(gain: Gain) -> str:
-    bounds = unbroken(percent_interval(gain.ne_gain_interval))
+    bounds = unbroken(percent_interval(gain.interval))
     if gain.holds_zero:
         return f"no difference shown ({bounds})"
-    return f"NE gain {unbroken(percent(gain.ne_gain))} ({bounds})"
+    return f"{HEADLINE.title} gain {unbroken(percent(gain.gain))} ({bounds})"
 
 
 def _color_rules(comparison: Comparison) -> str:

@@ -1,71 +1,89 @@
-"""Segments of the held-out rows: by how many responses came before, of the user and of the item.
+"""Segments of the held-out rows: by how many positives of one task came before, of the user and of the item.
 
-The second paper reports its gains by these, because content should pay most where little is known. A response is a
-click on a row of the training dates.
+The second paper reports its gains by these, because content should pay most where little is known. Counted are the
+rows of the training dates, on the first task that has no parent.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from infra.checks import check_events
 from infra.errors import DataError
-from infra.parquet import read_row_group, row_groups
-from infra.tables import Dataset, check_events
-from pipelines.report.predictions import Predictions
+from infra.impressions import read_impressions
+from infra.snapshot import Dataset
+from infra.tables import DatasetSpec, TaskSpec
+from ranker.statistics import Rows
 
 Integers = NDArray[np.int64]
 
 SEGMENTS = ("0", "1-2", "3-9", "10+")
-"""Earlier responses, in the paper's steps."""
+"""Earlier positives, in the paper's steps."""
 _FROM = np.array([1, 3, 10])
-"""The number of responses that each segment but the first begins with."""
+"""The number of positives that each segment but the first begins with."""
+
+
+def first_root(tasks: Mapping[str, TaskSpec]) -> str:
+    """Return the first task that has no parent."""
+    return next(name for name, task in tasks.items() if task.given is None)
 
 
 @dataclass(frozen=True)
-class EarlierClicks:
-    """Clicks on the training dates' rows.
+class EarlierPositives:
+    """Rows of the training dates whose label is 1.
 
     Attributes:
-        by: `user` and `item` -> clicks of each id.
+        by: `user` and `item` -> the number of each id's.
     """
 
     by: Mapping[str, Integers]
 
-    def segments(self, predictions: Predictions) -> dict[str, Integers]:
-        """Give each held-out row's place in `SEGMENTS`, by its user and by its item.
+    def segments(self, rows: Rows, path: Path) -> dict[str, Integers]:
+        """Return each row's place in `SEGMENTS`, by its user and by its item.
+
+        Args:
+            rows: of the predictions of `path`, which errors name.
 
         Raises:
             DataError: an id lies outside the dataset's table.
         """
-        return {kind: np.searchsorted(_FROM, self._clicks(kind, predictions), side="right") for kind in self.by}
+        found = {}
+        for kind, positives_I in self.by.items():
+            ids_M = rows.ids[kind]
+            outside_M = ids_M[(ids_M < 0) | (ids_M >= len(positives_I))]
+            if len(outside_M):
+                rule = f"is outside the dataset's table [0, {len(positives_I)})"
+                raise DataError(f"{path}/predictions: {kind}_id {outside_M[0]} {rule}")
+            found[kind] = np.searchsorted(_FROM, positives_I[ids_M], side="right")
+        return found
 
-    def _clicks(self, kind: str, predictions: Predictions) -> Integers:
-        clicks_I, ids_N = self.by[kind], predictions.identity[f"{kind}_id"]
-        outside_N = ids_N[(ids_N < 0) | (ids_N >= len(clicks_I))]
-        if len(outside_N):
-            rule = f"is outside the dataset's table [0, {len(clicks_I)})"
-            raise DataError(f"{predictions.path}/predictions: {kind}_id {outside_N[0]} {rule}")
-        return clicks_I[ids_N]
 
-
-def count_clicks(dataset: Dataset, first: date, last: date) -> EarlierClicks:
-    """Count the clicks of each user and item on the training dates, reading three columns, one row group at a time.
+def count_positives(tables: Iterable[pa.Table], spec: DatasetSpec, task: str) -> EarlierPositives:
+    """Count each user's and each item's rows whose label of a task is 1.
 
     Args:
-        dataset: any that has the events. first, last: the training dates, inclusive.
+        tables: batches of rows with `user_id`, `item_id` and the label, such as those of `training_rows`.
+        spec: the dataset's, which says how many users and items there are.
+    """
+    by = {"user": np.zeros(spec.num_users, np.int64), "item": np.zeros(spec.num_items, np.int64)}
+    for table in tables:
+        positives = table.filter(pc.equal(table[task], 1))
+        for kind, positives_I in by.items():
+            np.add.at(positives_I, positives[f"{kind}_id"].to_numpy(), 1)
+    return EarlierPositives(by)
+
+
+def training_rows(dataset: Dataset, task: str, first: date, last: date) -> Iterator[pa.Table]:
+    """Read ids and one task's label of the dates from `first` to `last`, inclusive, one row group at a time.
 
     Raises:
         DataError: there are no events, or they break the tables' contract.
     """
-    spec = dataset.spec
-    by = {"user": np.zeros(spec.num_users, np.int64), "item": np.zeros(spec.num_items, np.int64)}
-    for group in row_groups(dataset.event_files(first, last)):
-        table = read_row_group(group, ["user_id", "item_id", "click"])
-        check_events(table, spec, group)
-        clicked_N = table["click"].to_numpy() == 1
-        for kind, clicks_I in by.items():
-            np.add.at(clicks_I, table[f"{kind}_id"].to_numpy()[clicked_N], 1)
-    return EarlierClicks(by)
+    columns = ["user_id", "item_id", task]
+    return read_impressions(dataset, columns, first, last, lambda rows, where: check_events(rows, dataset.spec, where))

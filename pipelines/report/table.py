@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Sequence
+from itertools import zip_longest
 
 from pipelines.report.blocks import (
     NO_DIFFERENCE,
@@ -12,16 +13,16 @@ from pipelines.report.blocks import (
     detail_blocks,
     quality_block,
     return_block,
-    tasks_of,
 )
-from pipelines.report.comparison import ArmResult, Comparison
+from pipelines.report.comparison import ArmResult, Comparison, TaskResult
+from ranker.metric_registry import HEADLINE, METRICS, Metric
 
 GAP = "  "
 
 
 def blocks(comparison: Comparison) -> tuple[Block, ...]:
     """Give the blocks of the terminal table: one a task, then the costs."""
-    quality = (quality_block(comparison, task) for task in tasks_of(comparison))
+    quality = (quality_block(comparison, task) for task in comparison.tasks)
     return (*quality, cost_block(comparison))
 
 
@@ -33,14 +34,12 @@ def heading(comparison: Comparison) -> str:
 
 def footnotes(comparison: Comparison) -> tuple[str, ...]:
     """Say how to read the table."""
-    over_reference = (
-        task.over.get(comparison.reference) for arm in comparison.arms.values() for task in arm.tasks.values()
-    )
-    marked = any(gain.holds_zero for gain in over_reference if gain is not None)
-    notes = [f"NE gain is 1 - NE / NE({comparison.reference}); {_what_the_interval_holds(comparison)}"]
-    if marked:
+    results = [task for arm in comparison.arms.values() for task in arm.tasks.values()]
+    over_reference = [result.gain(HEADLINE.name, comparison.reference) for result in results]
+    notes = [f"{HEADLINE.gain_rule(comparison.reference)}; {_what_the_interval_holds(comparison)}"]
+    if any(gain.holds_zero for gain in over_reference if gain is not None):
         notes.append(f"{NO_DIFFERENCE} the interval holds 0: no difference is shown")
-    notes += _gauc_notes(comparison)
+    notes += [_metric_note(comparison, metric) for metric in METRICS.values() if metric.note]
     if any(arm.flops_per_sample is not None for arm in comparison.arms.values()):
         notes.append("FLOPs: matrix products of the dense part, forward; lookups and attention are not counted")
     return (*notes, *comparison.warnings)
@@ -52,11 +51,16 @@ def _what_the_interval_holds(comparison: Comparison) -> str:
     return f"the interval is over users and {comparison.replicates} trainings, {SEEDS} its deviation over trainings"
 
 
-def _gauc_notes(comparison: Comparison) -> list[str]:
-    """Say for how many users GAUC, which weighs each by its rows, is defined."""
+def _metric_note(comparison: Comparison, metric: Metric) -> str:
+    """Say what must be known of a metric, and on how many users or rows it stands."""
     results = comparison.arms[comparison.reference].tasks
-    told = [f"{task} {one.gauc.users:,} users, {one.gauc.rows:,} rows" for task, one in results.items() if one.gauc]
-    return [f"GAUC: AUC within users of both labels, by rows ({'; '.join(told)})"] if told else []
+    counts = {task: result.metrics[metric.name].counts for task, result in results.items()}
+    told = [
+        f"{task} " + ", ".join(f"{number:,} {what}" for what, number in found.items())
+        for task, found in counts.items()
+        if found
+    ]
+    return f"{metric.title}: {metric.note}" + (f" ({'; '.join(told)})" if told else "")
 
 
 def as_text(comparison: Comparison) -> str:
@@ -70,14 +74,15 @@ def as_text(comparison: Comparison) -> str:
 
 
 def _shared_widths(shown: Sequence[Block]) -> list[int]:
-    # Blocks have equally many columns and share their widths, so that the eye runs down one grid.
+    # Blocks share the widths of their columns, so that the eye runs down one grid.
     table = [(block.title, *block.columns) for block in shown] + [row for block in shown for row in block.rows]
-    return [max(len(cell) for cell in column) for column in zip(*table, strict=True)]
+    return [max(len(cell) for cell in column) for column in zip_longest(*table, fillvalue="")]
 
 
 def _block_lines(block: Block, widths: Sequence[int]) -> list[str]:
     if block.undefined:
         return [f"{block.title:<{widths[0]}}{GAP}{block.undefined}"]
+    widths = widths[: 1 + len(block.columns)]
     header = line((block.title, *block.columns), widths)
     return [header, "─" * (sum(widths) + len(GAP) * (len(widths) - 1)), *(line(row, widths) for row in block.rows)]
 
@@ -113,18 +118,26 @@ def as_csv(comparison: Comparison) -> str:
     """Render unrounded numbers, a row for each arm and task; what is undefined is left empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    measures = (
-        "num", "positives", "ne", "ne_gain", "auc", "calibration", "ne_gain_seeds", "auc_gain", "auc_gain_seeds",
-    )  # fmt: skip
     costs = [name for name in ArmResult.model_fields if name != "tasks"]
-    bounds = [f"{gain}_{bound}" for gain in ("ne_gain", "auc_gain", "gauc_gain") for bound in ("low", "high")]
-    writer.writerow(["arm", "task", *measures, "gauc", "gauc_gain", *bounds, *costs])
+    writer.writerow(["arm", "task", "num", "positives", *_metric_columns(), *costs])
     for name, arm in comparison.arms.items():
         for task, result in arm.tasks.items():
-            quality = [getattr(result, measure) for measure in measures]
-            quality += [result.gauc.gauc, result.gauc.gain] if result.gauc else [None, None]
-            quality += result.ne_gain_interval or (None, None)
-            quality += result.auc_gain_interval or (None, None)
-            quality += (result.gauc and result.gauc.gain_interval) or (None, None)
-            writer.writerow([name, task, *quality, *(getattr(arm, cost) for cost in costs)])
+            quality = [cell for metric in METRICS.values() for cell in _metric_numbers(comparison, result, metric)]
+            row = [name, task, result.num, result.positives, *quality, *(getattr(arm, cost) for cost in costs)]
+            writer.writerow(row)
     return text.getvalue()
+
+
+def _metric_columns() -> list[str]:
+    columns = []
+    for name, metric in METRICS.items():
+        parts = ("", "_gain", "_gain_low", "_gain_high", "_gain_seeds") if metric.better else ("",)
+        columns += [f"{name}{part}" for part in parts]
+    return columns
+
+
+def _metric_numbers(comparison: Comparison, result: TaskResult, metric: Metric) -> tuple[float | None, ...]:
+    value, gain = result.metrics[metric.name].value, result.gain(metric.name, comparison.reference)
+    if not metric.better:
+        return (value,)
+    return (value, gain.gain, *gain.interval, gain.seeds) if gain else (value, None, None, None, None)

@@ -21,6 +21,7 @@ from pipelines.sweep.choose import CHOSEN_FILE, PICTURE_FILE, RESULT_FILE, TABLE
 from pipelines.sweep.grid import LEVELS, Budget
 from pipelines.sweep.plan import CHOSEN, SIDE, parity_overrides, sweep_stages
 from pipelines.sweep.result import SweepResult
+from ranker.metric_registry import HEADLINE
 
 
 def sweep(config_file: Path, overrides: Sequence[str], budget: Budget) -> Path:
@@ -59,21 +60,24 @@ def check_parity(config_file: Path, overrides: Sequence[str], found: SweepResult
 
 def parity_text(comparison: Comparison) -> str:
     """Say what the ranker makes of the chosen setting, a line for each task."""
-    lines = ["parity: NE with the chosen setting over NE with the configuration's own"]
+    title = HEADLINE.title
+    lines = [f"parity: {title} with the chosen setting over {title} with the configuration's own"]
     chosen, own = comparison.arms[CHOSEN], comparison.arms[SIDE]
+    width = max(map(len, chosen.tasks))
     for task, result in chosen.tasks.items():
-        gain, other = result.over.get(SIDE), own.tasks[task].ne
-        if gain is None or result.ne is None or other is None:
-            lines.append(f"  {task:<11} undefined on these rows")
+        gain = result.gain(HEADLINE.name, SIDE)
+        if gain is None:
+            lines.append(f"  {task:<{width}}  undefined on these rows")
             continue
         mark = f" {NO_DIFFERENCE}" if gain.holds_zero else ""
-        interval = percent_interval(gain.ne_gain_interval)
-        lines.append(f"  {task:<11} {result.ne:.4f}, {other:.4f}: gain {percent(gain.ne_gain)} ({interval}){mark}")
+        values = ", ".join(HEADLINE.text(one.metrics[HEADLINE.name].value) for one in (result, own.tasks[task]))
+        told = f"gain {percent(gain.gain)} ({percent_interval(gain.interval)}){mark}"
+        lines.append(f"  {task:<{width}}  {values}: {told}")
     return "\n".join([*lines, f"  {NO_DIFFERENCE} the interval holds 0: no difference is shown"])
 
 
 def _tell(found: Path) -> None:
-    print((found / TABLE_FILE).read_text())
+    print((found / TABLE_FILE).read_text(encoding="utf-8"))
     for what, file in (("heat map", PICTURE_FILE), ("chosen", CHOSEN_FILE), ("all", RESULT_FILE)):
         print(f"{what:<9}{near(found / file)}")
 
@@ -90,7 +94,7 @@ def _run(arguments: argparse.Namespace) -> None:
         print("parity: the chosen setting is the configuration's own")
         return
     assert is_committed(compared)
-    print(f"\n{(compared / 'table.txt').read_text()}")
+    print(f"\n{(compared / 'table.txt').read_text(encoding='utf-8')}")
     print(parity_text(Comparison.read(compared)))
     print(f"report   {near(compared / 'report.html')}", flush=True)
 

@@ -43,8 +43,9 @@ def make_tables(config_file: Path, overrides: Sequence[str], only: Sequence[str]
     compared = {name: _compared(config_file, overrides, config, name) for name in only or config.tables}
     found = {name: Comparison.read(path) for name, path in compared.items()}
     page = run_dir(config.run) / PAGE_FILE
-    page.write_text(as_page(config.tables, found, {name: path.name for name, path in compared.items()}))
-    page.with_suffix(".json").write_text(_as_json(found))
+    text = as_page(config.tables, found, {name: path.name for name, path in compared.items()})
+    page.write_text(text, encoding="utf-8")
+    page.with_suffix(".json").write_text(_as_json(found), encoding="utf-8")
     print(as_text(config.tables, found))
     return page
 

@@ -1,15 +1,15 @@
 """The columns of a paper's table: what we measured, and the paper's own figures."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
-from infra.tables import TASKS
 from pipelines.report.blocks import NO_DIFFERENCE
-from pipelines.report.comparison import ArmResult, Comparison, holds_zero
+from pipelines.report.comparison import ArmResult, Comparison, Gain
 from pipelines.report.units import byte_size, percent, percent_interval
-from pipelines.tables.config import PaperFigures, TableConfig
+from pipelines.tables.config import TableConfig
+from ranker.metric_registry import HEADLINE, METRICS, Metric
 
 UNKNOWN = ""
 
@@ -26,22 +26,27 @@ class Column(NamedTuple):
 
 
 def measured_columns(table: TableConfig, comparison: Comparison) -> list[Column]:
-    """Give what we measured of each arm: its cost, and both tasks by the table's metric."""
+    """Return what we measured of each arm: its cost, and every task by the table's metric.
+
+    Return on investment is of the headline metric, so cost and return stand beside that one alone, and the values of
+    any other metric in their place.
+    """
     ours = _Measured(table, comparison)
     arm = [Column("arm", str), Column("bytes a row", ours.bytes_a_row)]
     storage = [Column("storage", ours.storage)] if table.storage_over else []
-    tasks = [column for task in TASKS for column in _task_columns(ours, task)]
-    if table.metric == "auc":
+    tasks = [column for task in comparison.tasks for column in _task_columns(ours, task)]
+    if ours.metric != HEADLINE:
         return [*arm, *storage, *tasks]
     return [*arm, Column("cost", ours.cost), *storage, *tasks, Column("RoI", ours.roi)]
 
 
 def _task_columns(ours: "_Measured", task: str) -> list[Column]:
-    auc = [Column(f"{task} AUC", partial(ours.auc, task))] if ours.table.metric == "auc" else []
-    title = f"{task} {ours.table.metric.upper()} gain"
-    gain = [Column(title, partial(ours.gain, task)), Column("95 %", partial(ours.interval, task))]
+    title = f"{task} {ours.metric.title}"
+    value = [Column(title, partial(ours.value, task))] if ours.metric != HEADLINE else []
+    interval = f"{100 * ours.comparison.confidence:g} %"
+    gain = [Column(f"{title} gain", partial(ours.gain, task)), Column(interval, partial(ours.interval, task))]
     of_dense = [Column("of dense", partial(ours.of_dense, task))] if ours.table.storage_over else []
-    return [*auc, *gain, *of_dense]
+    return [*value, *gain, *of_dense]
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,10 @@ class _Measured:
 
     table: TableConfig
     comparison: Comparison
+
+    @property
+    def metric(self) -> Metric:
+        return METRICS[self.table.metric]
 
     def bytes_a_row(self, arm: str) -> str:
         return byte_size(self.comparison.arms[arm].feature_bytes_per_row)
@@ -67,7 +76,8 @@ class _Measured:
         if result.roi is None or first is None or not first.roi or first.roi < 0:
             return UNKNOWN
         times = _times(result.roi / first.roi)
-        return times if _is_shown(result) and _is_shown(first) else f"{times} {NO_DIFFERENCE}"
+        shown = all(_is_shown(one, self.comparison.reference) for one in (result, first))
+        return times if shown else f"{times} {NO_DIFFERENCE}"
 
     @property
     def _first(self) -> ArmResult | None:
@@ -80,69 +90,66 @@ class _Measured:
             return UNKNOWN
         return _smaller(self.comparison.arms[dense].feature_bytes_per_row / bytes_a_row)
 
-    def auc(self, task: str, arm: str) -> str:
-        auc = self.comparison.arms[arm].tasks[task].auc
-        return UNKNOWN if auc is None else f"{auc:.4f}"
+    def value(self, task: str, arm: str) -> str:
+        return self.metric.text(self.comparison.arms[arm].tasks[task].metrics[self.metric.name].value)
 
     def gain(self, task: str, arm: str) -> str:
         if arm == self.comparison.reference:
             return "reference"
-        gain, bounds = self._estimate(task, arm)
+        gain = self._gain(task, arm)
         if gain is None:
             return "undefined"
-        return f"{percent(gain)} {NO_DIFFERENCE}" if bounds and holds_zero(bounds) else percent(gain)
+        return f"{percent(gain.gain)} {NO_DIFFERENCE}" if gain.holds_zero else percent(gain.gain)
 
     def interval(self, task: str, arm: str) -> str:
-        _, bounds = self._estimate(task, arm)
-        return percent_interval(bounds) if bounds else UNKNOWN
+        gain = self._gain(task, arm)
+        return percent_interval(gain.interval) if gain else UNKNOWN
 
     def of_dense(self, task: str, arm: str) -> str:
-        """Give an arm's gain over that of its dense arm; none where no gain of the dense arm is shown."""
+        """Return an arm's gain over that of its dense arm; nothing where no gain of the dense arm is shown."""
         dense = self.table.storage_over.get(arm)
         if dense is None:
             return UNKNOWN
-        (gain, _), (whole, bounds) = self._estimate(task, arm), self._estimate(task, dense)
-        if gain is None or whole is None or bounds is None or bounds[0] <= 0:
+        gain, whole = self._gain(task, arm), self._gain(task, dense)
+        if gain is None or whole is None or whole.interval[0] <= 0:
             return UNKNOWN
-        return f"{100 * gain / whole:.0f} %"
+        return f"{100 * gain.gain / whole.gain:.0f} %"
 
-    def _estimate(self, task: str, arm: str) -> tuple[float | None, tuple[float, float] | None]:
-        """Give the gain over the reference by the table's metric, and its interval."""
-        result = self.comparison.arms[arm].tasks[task]
-        if self.table.metric == "auc":
-            return result.auc_gain, result.auc_gain_interval
-        return result.ne_gain, result.ne_gain_interval
+    def _gain(self, task: str, arm: str) -> Gain | None:
+        """Return the gain over the reference by the table's metric."""
+        return self.comparison.arms[arm].tasks[task].gain(self.metric.name, self.comparison.reference)
 
 
-def _is_shown(arm: ArmResult) -> bool:
-    """Say whether the NE gain of any task differs from 0."""
-    intervals = [result.ne_gain_interval for result in arm.tasks.values() if result.ne_gain is not None]
-    return any(bounds is None or not holds_zero(bounds) for bounds in intervals)
+def _is_shown(arm: ArmResult, reference: str) -> bool:
+    """Say whether the headline gain of any task differs from 0."""
+    gains = [result.gain(HEADLINE.name, reference) for result in arm.tasks.values()]
+    return any(gain is not None and not gain.holds_zero for gain in gains)
 
 
 def paper_columns(table: TableConfig) -> list[Column]:
-    """Give the paper's own figures of each arm; no columns where the table is of no paper."""
-    if not table.paper:
-        return []
-
-    def column(title: str, figure: Callable[[PaperFigures], float | None], text: Callable[[float], str]) -> Column:
-        def cell(arm: str) -> str:
-            number = figure(table.paper.get(arm, PaperFigures()))
-            return UNKNOWN if number is None else text(number)
-
-        return Column(f"paper: {title}", cell)
-
-    if table.metric == "auc":
-        return [
-            column("storage", lambda given: given.storage, _smaller),
-            column("AUC gain", lambda given: given.auc, "{:+.3f} %".format),
-        ]
-    return [
-        column("cost", lambda given: given.cost, "x{:g}".format),
-        column("click NE gain", lambda given: given.click, "{:+.4f} %".format),
-        column("conversion NE gain", lambda given: given.conversion, "{:+.4f} %".format),
-        column("RoI", lambda given: given.roi, "x{:g}".format),
+    """Return the paper's own figures of each arm, those that it has of any."""
+    paper, title = table.paper, METRICS[table.metric].title
+    columns = [
+        _paper_column("cost", {arm: given.cost for arm, given in paper.items()}, "x{:g}".format),
+        _paper_column("storage", {arm: given.storage for arm, given in paper.items()}, _smaller),
     ]
+    for task in dict.fromkeys(task for given in paper.values() for task in given.gains):
+        gains = {arm: given.gains.get(task) for arm, given in paper.items()}
+        columns.append(_paper_column(f"{task} {title} gain", gains, _per_cent))
+    columns += [
+        _paper_column(f"{title} gain", {arm: given.gain for arm, given in paper.items()}, _per_cent),
+        _paper_column("RoI", {arm: given.roi for arm, given in paper.items()}, "x{:g}".format),
+    ]
+    return [column for column in columns if column is not None]
+
+
+def _paper_column(title: str, figures: Mapping[str, float | None], text: Callable[[float], str]) -> Column | None:
+    texts = {arm: text(number) for arm, number in figures.items() if number is not None}
+    return Column(f"paper: {title}", lambda arm: texts.get(arm, UNKNOWN)) if texts else None
+
+
+def _per_cent(number: float) -> str:
+    return f"{number:+g} %"
 
 
 def _times(ratio: float) -> str:

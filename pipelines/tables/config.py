@@ -1,10 +1,9 @@
 """The `tables` section: the papers' tables, by the arms that each holds against each other."""
 
-from typing import Literal
-
 from pydantic import model_validator
 
 from infra.config import Config
+from ranker.metric_registry import HEADLINE, compared_metrics
 
 
 class PaperFigures(Config):
@@ -12,14 +11,12 @@ class PaperFigures(Config):
 
     cost: float | None = None
     """Incremental cost, over that of the table's first arm."""
-    click: float | None = None
-    """Click NE gain in per cent."""
-    conversion: float | None = None
-    """Conversion NE gain in per cent."""
+    gains: dict[str, float] = {}
+    """Gain in per cent by the table's metric, by the name of a task."""
+    gain: float | None = None
+    """Gain in per cent by the table's metric, where the paper gives one and not one a task."""
     roi: float | None = None
     """Return on investment, over that of the table's first arm."""
-    auc: float | None = None
-    """AUC gain in per cent."""
     storage: float | None = None
     """How many times smaller it is stored than the embedding it quantizes."""
 
@@ -32,8 +29,9 @@ class TableConfig(Config):
     """Of `ranker.arms`, the reference among them."""
     reference: str = "none"
     """The arm that gains are over."""
-    metric: Literal["ne", "auc"] = "ne"
-    """What gains are shown in: normalized entropy, as in the SIDE paper, or AUC, as in the second."""
+    metric: str = HEADLINE.name
+    """What gains are shown in: normalized entropy, as in the SIDE paper, AUC, as in the second, or any other metric of
+    `ranker.metric_registry` that has a gain."""
     storage_over: dict[str, str] = {}
     """By arm: the dense arm whose embeddings it quantizes; shows how many times smaller it is, and how much of the
     dense arm's gain it keeps."""
@@ -41,6 +39,13 @@ class TableConfig(Config):
     """How our setting differs from the paper's."""
     paper: dict[str, PaperFigures] = {}
     """By arm: the paper's figures."""
+
+    @model_validator(mode="after")
+    def _check_metric(self) -> "TableConfig":
+        known = [metric.name for metric in compared_metrics()]
+        if self.metric not in known:
+            raise ValueError(f"metric: {self.metric!r} must be one that has a gain, {', '.join(known)}")
+        return self
 
     @model_validator(mode="after")
     def _check_arms(self) -> "TableConfig":

@@ -7,6 +7,7 @@ from pipelines.report.comparison import Comparison
 from pipelines.report.table import line
 from pipelines.tables.columns import Column, measured_columns, paper_columns
 from pipelines.tables.config import TableConfig
+from ranker.metric_registry import HEADLINE, compared_metrics
 
 Tables = Mapping[str, TableConfig]
 Found = Mapping[str, Comparison]
@@ -31,22 +32,21 @@ def as_page(tables: Tables, found: Found, places: Mapping[str, str]) -> str:
 def _how(shown: Sequence[TableConfig], found: Found) -> list[str]:
     replicates = sorted({comparison.replicates for comparison in found.values()})
     trainings = " or ".join(str(number) for number in replicates)
+    used = [metric for metric in compared_metrics() if metric.name in {table.metric for table in shown}]
     how = [
-        f"NE gain is 1 - NE / NE(reference) on held-out dates; each arm is trained {trainings} times, encoder and"
-        " ranker, from other seeds.",
+        f"{'; '.join(metric.gain_rule('reference') for metric in used)}, on held-out dates; each arm is trained"
+        f" {trainings} times, encoder and ranker, from other seeds.",
         "Intervals are over users and trainings together (over users alone where there is one training);"
         f" `{NO_DIFFERENCE}` marks one that holds 0: no difference is shown.",
     ]
-    if any(table.metric == "ne" for table in shown):
+    if HEADLINE in used:
         how.append(
             "`cost` is bytes a row of the content columns in Parquet, over those of the first arm that has any; `RoI`"
-            f" is the mean NE gain of the tasks a byte, likewise, marked `{NO_DIFFERENCE}` where neither task's gain of"
-            " the arm, or of that first arm, is shown."
+            f" is the mean {HEADLINE.title} gain of the tasks a byte, likewise, marked `{NO_DIFFERENCE}` where no gain"
+            " of the arm, or of that first arm, is shown."
         )
     if any(table.paper for table in shown):
         how.append("Columns `paper:` are the paper's own, on its own data.")
-    if any(table.metric == "auc" for table in shown):
-        how.append("AUC gain is AUC / AUC(reference) - 1.")
     if any(table.storage_over for table in shown):
         how.append(
             "`storage` is how many times fewer bytes a row an arm takes than the embeddings it quantizes; `of dense` is"

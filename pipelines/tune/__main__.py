@@ -28,9 +28,10 @@ def tune(config_file: Path, overrides: Sequence[str]) -> tuple[Path, Path]:
     """
     values, config = read_config(config_file, overrides)
     found = run_stages(tune_stages(config), config.run, values, plain(config), "tune")
-    best = Tuned.model_validate_json((found / RESULT_FILE).read_text()).best
+    best = Tuned.model_validate_json((found / RESULT_FILE).read_text(encoding="utf-8")).best
     tuned = run_dir(config.run) / TUNED_FILE
-    tuned.write_text(to_yaml(tuned_values(values, config, {arm: trial.setting for arm, trial in best.items()})))
+    text = to_yaml(tuned_values(values, config, {arm: trial.setting for arm, trial in best.items()}))
+    tuned.write_text(text, encoding="utf-8")
     return found, tuned
 
 
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = command_line("pipelines.tune", "Tune every arm by the validation dates.").parse_args(argv)
     with exit_status():
         found, tuned = tune(arguments.config, arguments.set)
-        print((found / TABLE_FILE).read_text())
+        print((found / TABLE_FILE).read_text(encoding="utf-8"))
         print(f"trials  {near(found / RESULT_FILE)}")
         print(f"run it  make run CONFIG={near(tuned)}", flush=True)
 

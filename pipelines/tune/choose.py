@@ -1,7 +1,8 @@
 """Stage `tune`: for each arm the setting that is best on the validation dates.
 
 Inputs are the trainings (`--input arm.<arm>.<setting>=DIR`). The output is `tune.json`, and the best of each arm as a
-table. Best is the least product of the tasks' normalized entropies, so that a per cent of either task counts alike.
+table. Best is the best product of the tasks' headline metrics (of normalized entropies the least), so that a per cent
+of any task counts alike.
 """
 
 import math
@@ -14,6 +15,7 @@ from infra.record import SUMMARY_FILE
 from infra.stage import StageRun, run_stage
 from pipelines.report.outputs import read_json
 from pipelines.tune.config import INPUT, Setting, TuneConfig
+from ranker.metric_registry import HEADLINE
 
 RESULT_FILE, TABLE_FILE = "tune.json", "table.txt"
 
@@ -23,13 +25,14 @@ class Trial(Config):
 
     arm: str
     setting: Setting
-    ne: dict[str, float]
-    """Normalized entropy by task."""
+    values: dict[str, float]
+    """The headline metric by task."""
 
     @property
     def score(self) -> float:
-        """The logarithm of the tasks' normalized entropies, summed; less is better."""
-        return sum(math.log(ne) for ne in self.ne.values())
+        """The logarithms of the tasks' values, summed, turned so that less is better."""
+        total = sum(math.log(value) for value in self.values.values())
+        return total if HEADLINE.better == "lower" else -total
 
 
 class Tuned(Config):
@@ -59,8 +62,8 @@ def choose(run: StageRun[TuneConfig]) -> None:
     if len(dates) > 1:
         raise DataError(f"tune: the trainings are measured on different dates: {sorted(dates)}")
     tuned = Tuned(held_out=dates.pop(), trials=tuple(trial for trial, _ in read))
-    (run.out / RESULT_FILE).write_text(tuned.model_dump_json(indent=1) + "\n")
-    (run.out / TABLE_FILE).write_text(as_text(tuned, run.config))
+    (run.out / RESULT_FILE).write_text(tuned.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    (run.out / TABLE_FILE).write_text(as_text(tuned, run.config), encoding="utf-8")
     run.log.summary({arm: best.setting.model_dump() for arm, best in tuned.best.items()})
 
 
@@ -68,14 +71,14 @@ def _trial(config: TuneConfig, name: str, path: Path) -> tuple[Trial, tuple[str,
     arm, _, setting = name.removeprefix(INPUT).partition(".")
     tried = next((one for one in config.settings() if one.name == setting), None)
     summary: dict[str, Any] = read_json(path / SUMMARY_FILE)
-    tasks = {task: measured["ne"] for task, measured in summary.get("tasks", {}).items()}
+    tasks = {task: measured[HEADLINE.name] for task, measured in summary.get("tasks", {}).items()}
     if tried is None or summary.get("arm") != arm or not tasks:
         raise DataError(f"{path}: is no training of the arm {arm!r} with a setting of the grid")
-    for task, ne in tasks.items():
-        if ne is None:
-            raise DataError(f"{path}: {task} has no normalized entropy on the validation dates")
+    for task, value in tasks.items():
+        if value is None:
+            raise DataError(f"{path}: {HEADLINE.title} of {task} is not defined on the validation dates")
     first, last = summary["dates"]["held_out"]
-    return Trial(arm=arm, setting=tried, ne=tasks), (first, last)
+    return Trial(arm=arm, setting=tried, values=tasks), (first, last)
 
 
 def as_text(tuned: Tuned, config: TuneConfig) -> str:
@@ -83,19 +86,22 @@ def as_text(tuned: Tuned, config: TuneConfig) -> str:
     first, last = tuned.held_out
     each = len(list(config.settings()))
     width = max(len(arm) for arm in tuned.best)
+    heads = [f"{task} {HEADLINE.title}" for task in tuned.trials[0].values]
     lines = [
         f"{each} settings an arm, on {first} to {last}",
         "",
-        f"{'arm':<{width}}  sparse   dense  click NE  conv. NE",
+        "  ".join([f"{'arm':<{width}}", "sparse", "dense ", *heads]),
     ]
     for arm, best in tuned.best.items():
         edges = ", ".join(_edges(best.setting, config))
         note = f"  (at the grid's edge: {edges})" if edges else ""
-        ne = "  ".join(f"{value:8.4f}" for value in best.ne.values())
-        setting = best.setting
-        lines.append(
-            f"{arm:<{width}}  {setting.sparse_learning_rate:<6g}  {setting.dense_learning_rate:<6g}  {ne}{note}"
+        cells = (
+            f"{arm:<{width}}",
+            f"{best.setting.sparse_learning_rate:<6g}",
+            f"{best.setting.dense_learning_rate:<6g}",
+            *(f"{HEADLINE.text(value):>{len(head)}}" for head, value in zip(heads, best.values.values(), strict=True)),
         )
+        lines.append("  ".join(cells) + note)
     return "\n".join([*lines, ""])
 
 

@@ -84,6 +84,13 @@ def command_of(launch: Launch, **changes: object) -> str:
     return str(role.args[1])
 
 
+@pytest.mark.parametrize(("given", "overrides"), [({}, []), ({"arm": "side"}, ["ranker.arm=side"])])
+def test_an_arm_is_an_override_where_it_is_given(given: dict[str, str], overrides: list[str]) -> None:
+    (role,) = ranker.train(config="c.yaml", dataset="d", out="o", **given).roles  # type: ignore[arg-type]
+    words = shlex.split(role.args[1])
+    assert [words[place + 1] for place, word in enumerate(words) if word == "--set"] == overrides
+
+
 def test_one_node_needs_no_rendezvous_and_more_nodes_meet_at_the_first() -> None:
     assert "--standalone" in command_of(Launch(j="1x4"))
     several = command_of(Launch(j="3x4"))

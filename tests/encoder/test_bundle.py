@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from encoder.bundle import ENCODER_FILE, WEIGHTS_FILE, fingerprint, load_bundle
 from infra.commit import read_manifest
+from infra.config import VERSION
 from infra.errors import DataError, SpecError
 
 CPU = torch.device("cpu")
@@ -90,3 +93,39 @@ def test_what_is_no_bundle_is_refused(copy: Path, tmp_path: Path) -> None:
     (copy / WEIGHTS_FILE).write_bytes(b"not safetensors")
     with pytest.raises(DataError, match="not an encoder bundle"):
         load_bundle(copy, CPU)
+
+
+def rewrite(bundle: Path, changes: Callable[[dict[str, Any]], None]) -> None:
+    """Change `encoder.json` as another version would have written it, its fingerprint included."""
+    model = load_bundle(bundle, CPU).model
+    description = json.loads((bundle / ENCODER_FILE).read_text())
+    changes(description)
+    description["spec"]["fingerprint"] = fingerprint(model, description["config"])
+    (bundle / ENCODER_FILE).write_text(json.dumps(description))
+
+
+def test_a_bundle_written_before_a_field_was_there_has_its_default(copy: Path, encoder: Path) -> None:
+    def leave_out(description: dict[str, Any]) -> None:
+        del description["version"], description["spec"]["bound"]
+        del description["config"]["training"]["precision"]
+        del description["config"]["network"]["blocks"]  # decides ids: it was not in that version's fingerprint
+
+    rewrite(copy, leave_out)
+    older, bundle = load_bundle(copy, CPU), load_bundle(encoder, CPU)
+    assert older.config == bundle.config
+    assert older.spec.fingerprint != bundle.spec.fingerprint
+    assert older.spec.model_copy(update={"fingerprint": bundle.spec.fingerprint}) == bundle.spec
+
+
+def test_a_bundle_of_a_later_version_names_both(copy: Path) -> None:
+    def add(description: dict[str, Any]) -> None:
+        description["config"]["network"]["experts"] = 4
+        description["version"] = "7.1"
+
+    assert json.loads((copy / ENCODER_FILE).read_text())["version"] == VERSION
+    rewrite(copy, add)
+    with pytest.raises(
+        DataError, match=r"(?s)network\.experts: unknown key.*by sidestack 7\.1, this is sidestack"
+    ) as error:
+        load_bundle(copy, CPU)
+    assert str(error.value).endswith(VERSION)

@@ -1,5 +1,6 @@
 """The SID codec: exact for everything that fits int64, refused one digit further, named in files."""
 
+import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,6 +13,7 @@ from pydantic import ValidationError
 
 from encoder import sid
 from encoder.sid import (
+    METADATA_KEY,
     DigitLookup,
     SidSpec,
     content_columns,
@@ -23,6 +25,7 @@ from encoder.sid import (
     unpack_ids,
     with_sid_metadata,
 )
+from infra.config import VERSION
 from infra.errors import SpecError
 
 PACKINGS = ("mixed_radix", "paper_eq5")
@@ -237,6 +240,27 @@ def test_the_spec_travels_with_its_parquet_column(tmp_path: Path) -> None:
     for name, column in columns.items():
         assert read_sid_spec(schema.field(name)) == column
         require_spec(schema, name, column, path)
+
+
+def rewritten(field: pa.Field, version: bytes | None, **changes: object) -> pa.Field:
+    """Return the field as another version would have written its metadata; a change to None leaves the key out."""
+    spec = json.loads(field.metadata[METADATA_KEY]) | changes
+    text = json.dumps({name: value for name, value in spec.items() if value is not None}).encode()
+    return field.with_metadata({METADATA_KEY: text} | ({b"sidestack.version": version} if version else {}))
+
+
+def test_a_spec_written_before_a_field_was_there_has_its_default(tmp_path: Path) -> None:
+    field = with_sid_metadata(pa.field("sid", pa.int64()), a_spec())
+    older = rewritten(field, None, bound=None, values=None, chunk=None)
+    require_spec(pa.schema([older]), "sid", a_spec(), tmp_path)
+
+
+def test_a_spec_of_a_later_version_names_both() -> None:
+    field = with_sid_metadata(pa.field("sid", pa.int64()), a_spec())
+    assert field.metadata[b"sidestack.version"].decode() == VERSION
+    for version, writer in ((b"7.1", "sidestack 7.1"), (None, "an unknown version of sidestack")):
+        with pytest.raises(SpecError, match=rf"(?s)'sid': .*spec.axis: unknown key.*by {writer}, this is sidestack"):
+            read_sid_spec(rewritten(field, version, axis=1))
 
 
 def test_another_codebook_or_column_is_refused(tmp_path: Path) -> None:

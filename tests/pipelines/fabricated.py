@@ -1,7 +1,7 @@
 """Fabricated outputs of the stages before `compare`: seeded, small, of the real layout."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from infra.commit import committing
 from infra.distributed import World
 from infra.parquet import TableWriter
-from infra.tables import DatasetSpec, TaskSpec, write_spec
+from infra.tables import DatasetSpec, TaskSpec, flat_schema
+from tests.datasets import write_snapshot_of
 
 WORLD = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), backend="gloo")
 ARMS = {"none": 0.9, "sid_ngram": 0.75, "side": 0.45}
@@ -120,43 +121,58 @@ def ranker_output(
                 writer.write(table.filter(pa.array(owner == rank)))
         (staging / "summary.json").write_text(json.dumps(values))
         (staging / "config.yaml").write_text(f"arm: {arm}\n")
-        (staging / "history.jsonl").write_text("".join(_history(arm)))
+        tasks = [name.removeprefix("p_") for name in table.column_names if name.startswith("p_")]
+        (staging / "history.jsonl").write_text("".join(_history(arm, tasks)))
 
     return committed(path, "ranker", write, {"dataset": dataset} if dataset else None, config=config or path.name)
 
 
-def _history(arm: str) -> list[str]:
+def _history(arm: str, tasks: Sequence[str]) -> list[str]:
     rng = np.random.default_rng(len(arm))
     floor = 0.55 + 0.15 * ARMS.get(arm, 0.6)
     lines = []
     for step in range(50, 3050, 50):
         noisy = floor + 0.5 * np.exp(-step / 300) + rng.normal(0, 0.006)
-        values = {"step": step, "train_click_ne": noisy, "train_conversion_ne": noisy + 0.2}
+        values = {"step": step, **{f"train_{task}_ne": noisy + 0.2 * place for place, task in enumerate(tasks)}}
         lines.append(json.dumps(values) + "\n")
     return lines
 
 
-def training_events(day: int) -> pa.Table:
+def training_events(day: int, task: str = "click") -> pa.Table:
     """Draw a training date's rows, of the columns that a comparison reads; low ids come often, high ones never."""
     rng = np.random.default_rng([day, 5])
     user = (rng.random(1500) ** 2 * 300).astype(np.int64)
     item = (rng.random(1500) ** 3 * 45).astype(np.int64)
-    return pa.table({"user_id": user, "item_id": item, "click": (rng.random(1500) < 0.2).astype(np.int8)})
+    return pa.table({"user_id": user, "item_id": item, task: (rng.random(1500) < 0.2).astype(np.int8)})
 
 
-def dataset_output(path: Path) -> Path:
-    """Commit a dataset that has its description, two training dates and, to be left alone, a test date."""
+def dataset_output(path: Path, tasks: Mapping[str, TaskSpec] = SPEC.tasks) -> Path:
+    """Commit a snapshot that has two training dates and, to be left alone, a test date.
+
+    Its events have labels of the first task without a parent alone: a comparison reads no others.
+    """
+    root = next((name for name, task in tasks.items() if task.given is None), "")
+    spec = SPEC.model_copy(update={"tasks": dict(tasks)})
+    dates = (SPEC.train[0], SPEC.train[1], SPEC.test[0])
+    days = {date_: _joined(training_events(day, root), date_, spec) for day, date_ in enumerate(dates)}
 
     def write(staging: Path) -> None:
-        write_spec(staging, SPEC)
-        for day, date_ in enumerate((SPEC.train[0], SPEC.train[1], SPEC.test[0])):
-            table = training_events(day)
-            with TableWriter(
-                staging / f"events/date={date_}/part-00000.parquet", table.schema, row_group_rows=400
-            ) as writer:
-                writer.write(table)
+        write_snapshot_of(staging, spec, days=days, row_group_rows=400)
 
     return committed(path, "materialize", write, config="m")
+
+
+def _joined(rows: pa.Table, day: date, spec: DatasetSpec) -> pa.Table:
+    """Return rows with all columns of the contract: at noon, without a history, unknown labels null."""
+    number = rows.num_rows
+    columns = {
+        "event_time": pa.array([datetime(day.year, day.month, day.day, 12)] * number, pa.timestamp("us")),
+        "history_item_ids": pa.array([[]] * number, pa.list_(pa.int64())),
+        "history_times": pa.array([[]] * number, pa.list_(pa.timestamp("us"))),
+        **{task: pa.nulls(number, pa.int8()) for task in spec.tasks},
+        **{name: rows[name] for name in rows.column_names},
+    }
+    return pa.table({name: columns[name] for name in flat_schema(spec).names if name in columns})
 
 
 def all_inputs(root: Path, rows: int = 4000, replicates: int = 1) -> dict[str, Path]:
@@ -168,6 +184,31 @@ def all_inputs(root: Path, rows: int = 4000, replicates: int = 1) -> dict[str, P
             table = predictions(drawn, noise, place + 10 * replicate)
             found[f"arm.{arm}.{replicate}"] = ranker_output(root / f"ranker-{arm}.{replicate}", arm, table)
     return {**found, "encoder": encoder_output(root / "encoder"), "dataset": dataset_output(root / "dataset")}
+
+
+def inputs_of_tasks(root: Path, tasks: Mapping[str, TaskSpec], rows: int = 4000) -> dict[str, Path]:
+    """Commit all that a comparison of other tasks takes; see `table_of_tasks`."""
+    found = {}
+    for place, (arm, noise) in enumerate(ARMS.items()):
+        table = table_of_tasks(tasks, noise, place, rows)
+        found[f"arm.{arm}.0"] = ranker_output(root / f"ranker-{arm}.0", arm, table)
+    return {**found, "encoder": encoder_output(root / "encoder"), "dataset": dataset_output(root / "dataset", tasks)}
+
+
+def table_of_tasks(tasks: Mapping[str, TaskSpec], noise: float, seed: int, rows: int = 4000) -> pa.Table:
+    """Draw predictions: a task with a parent is judged where the parent's label is 1, and no row of item 0 is."""
+    shared, own = np.random.default_rng(1), np.random.default_rng([seed, 9])
+    user, item = shared.integers(0, 400, rows), shared.integers(0, 50, rows)
+    logit = shared.normal(-0.5, 1.0, rows) + shared.normal(0, 0.7, 400)[user]
+    columns: dict[str, Any] = {"row": np.arange(rows), "user_id": user, "item_id": item}
+    labels: dict[str | None, NDArray[Any]] = {None: np.where(item > 0, 1, 0)}
+    for name in sorted(tasks, key=lambda name: tasks[name].given is not None):
+        judged = labels[tasks[name].given] == 1
+        labels[name] = np.where(judged, shared.random(rows) < 1 / (1 + np.exp(-logit)), 0).astype(np.int8)
+        columns[name] = pa.array(labels[name], pa.int8(), mask=~judged)
+    for name in tasks:
+        columns[f"p_{name}"] = pa.array(1 / (1 + np.exp(-logit - own.normal(0, noise, rows))), pa.float32())
+    return pa.table(columns)
 
 
 def encoder_output(path: Path) -> Path:

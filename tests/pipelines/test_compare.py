@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -21,14 +22,21 @@ import pytest
 from infra.commit import read_manifest, verify
 from infra.errors import DataError
 from infra.stage import StageRun
+from infra.tables import TaskSpec
 from infra.tracking import RunLog
 from pipelines.compare import compare
+from pipelines.report.comparison import Comparison
 from pipelines.report.config import CompareConfig
-from ranker.statistics import auc_by_user, log_loss, task_metrics
+from pipelines.tables.config import TableConfig
+from pipelines.tables.page import as_page
+from ranker.metric_registry import METRICS, Metric
+from ranker.metrics import prediction_metrics
+from ranker.statistics import RowTally, log_loss
 from tests.pipelines import fabricated
 from tests.pipelines.fabricated import WORLD, all_inputs, predictions, ranker_output, truth
+from tests.ranker.in_memory import auc_by_user, task_metrics
 
-REQUIRED_TASK_KEYS = {"ne", "ne_gain", "auc", "calibration"}
+REQUIRED_METRICS = {"ne", "auc", "gauc", "calibration"}
 REQUIRED_ARM_KEYS = {
     "tasks",
     "sid_table_bytes",
@@ -68,6 +76,12 @@ def comparison(out: Path) -> dict[str, Any]:
     return found
 
 
+def over_none(comparison: dict[str, Any], arm: str, task: str, metric: str) -> dict[str, Any]:
+    """Give an arm's gain over the arm `none`."""
+    found: dict[str, Any] = comparison["arms"][arm]["tasks"][task]["metrics"][metric]["over"]["none"]
+    return found
+
+
 def judged(drawn: dict[str, Any], table: pa.Table, task: str) -> tuple[Any, Any, Any]:
     """Give labels, scores and users of the rows that count for a task."""
     keep = drawn[task] >= 0
@@ -82,10 +96,13 @@ def test_numbers_are_those_of_the_predictions(comparison: dict[str, Any]) -> Non
         for arm, metrics in measured.items():
             found = comparison["arms"][arm]["tasks"][task]
             assert (found["num"], found["positives"]) == (metrics.num, metrics.positives)
-            assert found["ne"] == pytest.approx(metrics.ne, rel=1e-12)
-            assert found["auc"] == pytest.approx(metrics.auc, rel=1e-12)
-            assert found["calibration"] == pytest.approx(metrics.calibration, rel=1e-12)
-            assert found["ne_gain"] == pytest.approx(1 - found["ne"] / measured["none"].ne, abs=1e-12)
+            values = {name: one["value"] for name, one in found["metrics"].items()}
+            assert values["ne"] == pytest.approx(metrics.ne, rel=1e-12)
+            assert values["auc"] == pytest.approx(metrics.auc, rel=1e-12)
+            assert values["calibration"] == pytest.approx(metrics.calibration, rel=1e-12)
+            if arm != "none":
+                gain = found["metrics"]["ne"]["over"]["none"]["gain"]
+                assert gain == pytest.approx(1 - values["ne"] / measured["none"].ne, abs=1e-12)
 
 
 def test_intervals_are_those_of_a_plain_paired_bootstrap_over_users(comparison: dict[str, Any]) -> None:
@@ -101,7 +118,7 @@ def test_intervals_are_those_of_a_plain_paired_bootstrap_over_users(comparison: 
     for _ in range(200):
         drawn_users = rng.integers(0, len(by_user[0]), len(by_user[0]))
         gains.append(1 - np.sum(np.array(by_user[1])[drawn_users]) / np.sum(np.array(by_user[0])[drawn_users]))
-    found = comparison["arms"]["side"]["tasks"]["click"]["ne_gain_interval"]
+    found = over_none(comparison, "side", "click", "ne")["interval"]
     assert found == pytest.approx(np.quantile(gains, [0.025, 0.975]).tolist(), abs=1e-9)
 
 
@@ -111,20 +128,20 @@ def test_gauc_and_deciles_are_those_of_the_predictions(comparison: dict[str, Any
         labels, scores, users = judged(drawn, predictions(drawn, noise, seed), "conversion")
         found = comparison["arms"][arm]["tasks"]["conversion"]
         expected = auc_by_user(users, labels, scores)
-        assert found["gauc"]["gauc"] == pytest.approx(expected.gauc)
-        assert (found["gauc"]["users"], found["gauc"]["rows"]) == (len(expected.users_V), expected.rows_V.sum())
+        gauc = found["metrics"]["gauc"]
+        assert gauc["value"] == pytest.approx(expected.gauc)
+        assert gauc["counts"] == {"users": len(expected.users_V), "rows": expected.rows_V.sum()}
         assert [one["rows"] for one in found["deciles"]] == [len(part) for part in np.array_split(labels, 10)]
         assert [one["predicted"] for one in found["deciles"]] == sorted(one["predicted"] for one in found["deciles"])
         assert sum(one["observed"] * one["rows"] for one in found["deciles"]) == pytest.approx(labels.sum())
 
 
 def test_gauc_gain_is_relative_with_an_interval_over_users(comparison: dict[str, Any]) -> None:
-    arms = {arm: values["tasks"]["click"] for arm, values in comparison["arms"].items()}
-    side, none = arms["side"]["gauc"], arms["none"]["gauc"]
-    assert side["gain"] == pytest.approx(side["gauc"] / none["gauc"] - 1)
-    assert side["gain_interval"][0] < side["gain"] < side["gain_interval"][1]
-    assert side["gain_interval"][0] > 0
-    assert (none["gain"], none["gain_interval"], side["gain_seeds"]) == (None, None, None)
+    side, none = (comparison["arms"][arm]["tasks"]["click"]["metrics"]["gauc"] for arm in ("side", "none"))
+    gain = side["over"]["none"]
+    assert gain["gain"] == pytest.approx(side["value"] / none["value"] - 1)
+    assert 0 < gain["interval"][0] < gain["gain"] < gain["interval"][1]
+    assert "none" not in none["over"] and gain["seeds"] is None
     drawn = truth()
     users, aucs = None, []
     for seed, arm in ((2, "side"), (0, "none")):
@@ -136,15 +153,14 @@ def test_gauc_gain_is_relative_with_an_interval_over_users(comparison: dict[str,
     rng = np.random.default_rng(0)
     draws = [rng.integers(0, len(aucs[0]), len(aucs[0])) for _ in range(200)]
     gains = [aucs[0][drawn_users].sum() / aucs[1][drawn_users].sum() - 1 for drawn_users in draws]
-    assert side["gain_interval"] == pytest.approx(np.quantile(gains, [0.025, 0.975]).tolist(), abs=1e-9)
+    assert gain["interval"] == pytest.approx(np.quantile(gains, [0.025, 0.975]).tolist(), abs=1e-9)
 
 
 def test_auc_gain_is_relative_with_the_interval_of_a_bootstrap_over_users(comparison: dict[str, Any]) -> None:
-    arms = {arm: values["tasks"]["click"] for arm, values in comparison["arms"].items()}
-    side, none = arms["side"], arms["none"]
-    assert side["auc_gain"] == pytest.approx(side["auc"] / none["auc"] - 1)
-    assert [none[key] for key in ("auc_gain", "auc_gain_interval", "auc_gain_seeds")] == [None] * 3
-    assert side["auc_gain_seeds"] is None
+    side, none = (comparison["arms"][arm]["tasks"]["click"]["metrics"]["auc"] for arm in ("side", "none"))
+    gain = side["over"]["none"]
+    assert gain["gain"] == pytest.approx(side["value"] / none["value"] - 1)
+    assert "none" not in none["over"] and gain["seeds"] is None
     drawn = truth()
     users_N, labels_N = drawn["user_id"], drawn["click"]
     scores = {
@@ -161,7 +177,7 @@ def test_auc_gain_is_relative_with_the_interval_of_a_bootstrap_over_users(compar
         gains.append(aucs["side"] / aucs["none"] - 1)
     # To first order, from the same resamples: the bounds miss by a small part of the interval's width.
     low, high = np.quantile(gains, [0.025, 0.975])
-    assert side["auc_gain_interval"] == pytest.approx([low, high], abs=0.03 * (high - low))
+    assert gain["interval"] == pytest.approx([low, high], abs=0.03 * (high - low))
 
 
 def slow_segment(clicks: int) -> str:
@@ -169,7 +185,7 @@ def slow_segment(clicks: int) -> str:
 
 
 @pytest.mark.parametrize("kind", ["user", "item"])
-def test_segments_are_rows_by_the_clicks_of_the_training_dates(comparison: dict[str, Any], kind: str) -> None:
+def test_segments_are_rows_by_the_positives_of_the_training_dates(comparison: dict[str, Any], kind: str) -> None:
     earlier = pa.concat_tables([fabricated.training_events(0), fabricated.training_events(1)])
     clicks = Counter(earlier.filter(pc.equal(earlier["click"], 1))[f"{kind}_id"].to_pylist())
     drawn = truth()
@@ -187,8 +203,8 @@ def test_segments_are_rows_by_the_clicks_of_the_training_dates(comparison: dict[
         assert one["users"] == len(np.unique(drawn["user_id"][inside]))
         if one["gain"]:
             expected = 1 - losses["side"][inside].sum() / losses["none"][inside].sum()
-            assert one["gain"]["ne_gain"] == pytest.approx(expected)
-            assert one["gain"]["ne_gain_interval"][0] < expected < one["gain"]["ne_gain_interval"][1]
+            assert one["gain"]["gain"] == pytest.approx(expected)
+            assert one["gain"]["interval"][0] < expected < one["gain"]["interval"][1]
     reference = comparison["arms"]["none"]["tasks"]["click"]["segments"][kind]
     assert [one["gain"] for one in reference] == [None] * 4
 
@@ -219,21 +235,21 @@ def test_replicates_are_means_with_the_spread_of_training(thrice: Path) -> None:
         arm: [task_metrics(*judged(drawn, predictions(drawn, noise, place + 10 * r), "click")[:2]) for r in range(3)]
         for place, (arm, noise) in enumerate(fabricated.ARMS.items())
     }
-    side = found["arms"]["side"]["tasks"]["click"]
+    side = found["arms"]["side"]["tasks"]["click"]["metrics"]
+    in_ne, in_auc = side["ne"]["over"]["none"], side["auc"]["over"]["none"]
     nes = {arm: [metrics.ne for metrics in measured] for arm, measured in by_arm.items()}
     gains = [1 - mine / theirs for mine, theirs in zip(nes["side"], nes["none"], strict=True)]
     assert found["replicates"] == 3
-    assert side["ne_replicates"] == pytest.approx(nes["side"])
-    assert side["ne"] == pytest.approx(np.mean(nes["side"]))
-    assert side["ne_gain"] == pytest.approx(1 - np.mean(nes["side"]) / np.mean(nes["none"]))
-    assert side["over"]["none"]["ne_gain_replicates"] == pytest.approx(gains)
-    assert side["ne_gain_seeds"] == pytest.approx(np.std(gains, ddof=1))
-    for name in ("auc", "calibration"):
-        assert side[name] == pytest.approx(np.mean([getattr(metrics, name) for metrics in by_arm["side"]]))
+    assert side["ne"]["replicates"] == pytest.approx(nes["side"])
+    assert in_ne["gain"] == pytest.approx(1 - np.mean(nes["side"]) / np.mean(nes["none"]))
+    assert in_ne["replicates"] == pytest.approx(gains)
+    assert in_ne["seeds"] == pytest.approx(np.std(gains, ddof=1))
+    for name in ("ne", "auc", "calibration"):
+        assert side[name]["value"] == pytest.approx(np.mean([getattr(metrics, name) for metrics in by_arm["side"]]))
     aucs = {arm: np.array([metrics.auc for metrics in measured]) for arm, measured in by_arm.items()}
-    assert side["auc_gain"] == pytest.approx(aucs["side"].mean() / aucs["none"].mean() - 1)
-    assert side["auc_gain_seeds"] == pytest.approx(np.std(aucs["side"] / aucs["none"], ddof=1))
-    assert side["auc_gain_interval"][0] < side["auc_gain"] < side["auc_gain_interval"][1]
+    assert in_auc["gain"] == pytest.approx(aucs["side"].mean() / aucs["none"].mean() - 1)
+    assert in_auc["seeds"] == pytest.approx(np.std(aucs["side"] / aucs["none"], ddof=1))
+    assert in_auc["interval"][0] < in_auc["gain"] < in_auc["interval"][1]
 
 
 def test_replicates_are_told_in_the_tables(thrice: Path) -> None:
@@ -298,23 +314,26 @@ def test_comparison_has_the_promised_keys_and_every_arm(comparison: dict[str, An
     for arm in comparison["arms"].values():
         assert set(arm) >= REQUIRED_ARM_KEYS
         assert set(arm["tasks"]) == {"click", "conversion"}
-        assert all(set(task) >= REQUIRED_TASK_KEYS for task in arm["tasks"].values())
+        assert all(set(task["metrics"]) == REQUIRED_METRICS for task in arm["tasks"].values())
     assert comparison["arms"]["side"]["sid_table_bytes"] == 0
     assert re.fullmatch("[0-9a-f]{64}", comparison["config_digest"])
     assert "torch" in comparison["versions"]
+    assert [(name, task["given"]) for name, task in comparison["tasks"].items()] == [
+        ("click", None), ("conversion", "click"),
+    ]  # fmt: skip
 
 
 def test_side_is_better_and_the_reference_gains_nothing(comparison: dict[str, Any]) -> None:
-    tasks = {arm: values["tasks"]["click"] for arm, values in comparison["arms"].items()}
-    assert (tasks["none"]["ne_gain"], tasks["none"]["ne_gain_interval"]) == (0.0, None)
-    assert tasks["side"]["ne_gain_interval"][0] > 0
-    over = tasks["side"]["over"]["sid_ngram"]
-    assert over["ne_gain"] == pytest.approx(1 - tasks["side"]["ne"] / tasks["sid_ngram"]["ne"])
+    arms = {arm: values["tasks"]["click"]["metrics"]["ne"] for arm, values in comparison["arms"].items()}
+    assert set(arms["none"]["over"]) == {"sid_ngram", "side"}
+    assert arms["side"]["over"]["none"]["interval"][0] > 0
+    over = arms["side"]["over"]["sid_ngram"]
+    assert over["gain"] == pytest.approx(1 - arms["side"]["value"] / arms["sid_ngram"]["value"])
 
 
 def test_roi_is_the_mean_gain_for_each_kib(comparison: dict[str, Any]) -> None:
     arm = comparison["arms"]["side"]
-    gains = [task["ne_gain"] for task in arm["tasks"].values()]
+    gains = [over_none(comparison, "side", task, "ne")["gain"] for task in arm["tasks"]]
     assert arm["roi"] == pytest.approx(sum(gains) / 2 / (408 / 1024))
     assert comparison["arms"]["none"]["roi"] is None
 
@@ -331,8 +350,9 @@ def test_files_hold_the_same_numbers(out: Path, comparison: dict[str, Any]) -> N
     rows = list(csv.DictReader((out / "table.csv").open()))
     assert len(rows) == 6
     for row in rows:
-        assert float(row["ne"]) == comparison["arms"][row["arm"]]["tasks"][row["task"]]["ne"]
-    gain = comparison["arms"]["side"]["tasks"]["click"]["ne_gain"]
+        metrics = comparison["arms"][row["arm"]]["tasks"][row["task"]]["metrics"]
+        assert {name: float(row[name]) for name in metrics} == {name: one["value"] for name, one in metrics.items()}
+    gain = over_none(comparison, "side", "click", "ne")["gain"]
     for name in ("table.txt", "table.md", "report.html"):
         assert f"{100 * gain:+.2f} %" in (out / name).read_text()
 
@@ -370,7 +390,7 @@ def test_another_reference_turns_the_gains_around(
 ) -> None:
     found = run_compare(inputs, tmp_path / "out", reference="side")
     assert list(found["arms"]) == ["side", "none", "sid_ngram"]
-    assert found["arms"]["none"]["tasks"]["click"]["ne_gain"] < 0
+    assert found["arms"]["none"]["tasks"]["click"]["metrics"]["ne"]["over"]["side"]["gain"] < 0
     assert found["config_digest"] != comparison["config_digest"]
 
 
@@ -399,7 +419,8 @@ def test_a_task_without_positives_is_said_to_be_undefined(tmp_path: Path) -> Non
     for arm in found["arms"].values():
         conversion = arm["tasks"]["conversion"]
         assert conversion["positives"] == 0 and conversion["num"] > 0
-        assert [conversion[key] for key in ("ne", "ne_gain", "auc", "calibration")] == [None] * 4
+        assert [one["value"] for one in conversion["metrics"].values()] == [None] * 4
+        assert [one["over"] for one in conversion["metrics"].values()] == [{}] * 4
     for name in ("table.txt", "table.md", "report.html"):
         text = (tmp_path / "out" / name).read_text()
         assert "undefined (no positives)" in text
@@ -445,7 +466,7 @@ CLICKED = int(np.flatnonzero(truth()["click"] == 1)[3])
     [
         (lambda table: table.slice(1), r"cannot be paired: 3,999 predicted rows against 4,000"),
         (one_value("click", CLICKED, 0), rf"row {CLICKED} has click 0 against 1"),
-        (one_value("conversion", CLICKED, None), rf"row {CLICKED} has conversion -1 against [01]"),
+        (one_value("conversion", CLICKED, None), rf"row {CLICKED} has conversion null against [01]"),
         (one_value("user_id", 7, 399_999), r"row 7 has user_id 399999 against \d+"),
         (one_value("row", 7, 4000), r"row 7 has row 8 against 7"),
         (one_value("row", 7, 8), r"row 8 was predicted more than once"),
@@ -472,6 +493,100 @@ def test_the_same_rows_in_another_order_are_the_same_rows(
     shuffled = np.random.default_rng(0).permutation(4000)
     same = {**inputs, "arm.side.0": altered(tmp_path / "side", lambda table: table.take(pa.array(shuffled)))}
     assert run_compare(same, tmp_path / "out")["arms"] == comparison["arms"]
+
+
+def test_rows_that_were_read_and_not_predicted_are_missed(inputs: dict[str, Path], tmp_path: Path) -> None:
+    table = predictions(truth(), 0.45, 2)
+    for read in (4000, 4001):
+        path = ranker_output(tmp_path / f"{read}", "side", table, summary={"held_out_rows": read})
+        given = {**inputs, "arm.side.0": path}
+        if read == 4000:
+            run_compare(given, tmp_path / "out")
+            continue
+        with pytest.raises(DataError, match=r"arm.side.0: 4,000 rows are predicted, .* says that 4,001 were read"):
+            run_compare(given, tmp_path / "odd")
+
+
+CHAIN = {"view": TaskSpec(), "basket": TaskSpec(given="view"), "order": TaskSpec(given="basket")}
+
+
+@pytest.mark.parametrize(
+    "tasks",
+    [
+        {"order": TaskSpec()},
+        CHAIN,
+        {"share": TaskSpec(given="like"), "like": TaskSpec(), "view": TaskSpec()},  # two roots, the child named first
+    ],
+    ids=["one", "chain", "two roots"],
+)
+def test_a_comparison_follows_the_tasks_of_the_dataset(tmp_path: Path, tasks: dict[str, TaskSpec]) -> None:
+    found = run_compare(fabricated.inputs_of_tasks(tmp_path, tasks), tmp_path / "out", draw=True)
+    root = next(name for name, task in tasks.items() if task.given is None)
+    assert list(found["tasks"]) == list(tasks) and found["earlier_task"] == root
+    for arm, noise in fabricated.ARMS.items():
+        table = fabricated.table_of_tasks(tasks, noise, list(fabricated.ARMS).index(arm))
+        assert list(found["arms"][arm]["tasks"]) == list(tasks)
+        for task, result in found["arms"][arm]["tasks"].items():
+            judged_rows = table.filter(table[task].is_valid())
+            expected = task_metrics(judged_rows[task].to_numpy(), judged_rows[f"p_{task}"].to_numpy())
+            assert (result["num"], result["positives"]) == (expected.num, expected.positives)
+            assert result["metrics"]["ne"]["value"] == pytest.approx(expected.ne, rel=1e-12)
+            assert result["metrics"]["auc"]["value"] == pytest.approx(expected.auc, rel=1e-12)
+    text = (tmp_path / "out/table.txt").read_text()
+    assert re.findall(r"^(\w+) +NE  ", text, re.MULTILINE) == list(tasks)
+    assert len({len(line) for line in text.splitlines() if "─" in line}) == 1
+    page, names = (
+        (tmp_path / "out/report.html").read_text(),
+        {path.stem for path in (tmp_path / "out/figures").iterdir()},
+    )
+    kinds = ("ne_gain_{}", "learning_{}", "cost_{}", "reliability_{}", "segments_{}_user", "segments_{}_item")
+    assert names == {kind.format(task) for kind in kinds for task in tasks} | {"codebook_use"}
+    assert f"rows with {root} = 1" in page and "click" not in re.sub('base64,[^"]*', "", page + text)
+
+
+def test_a_dataset_without_tasks_is_refused(inputs: dict[str, Path], tmp_path: Path) -> None:
+    dataset = fabricated.dataset_output(tmp_path / "dataset", {})
+    with pytest.raises(DataError, match="dataset.json names no tasks"):
+        run_compare({**inputs, "dataset": dataset}, tmp_path / "out")
+
+
+ACCURACY = Metric(
+    "accuracy",
+    "accuracy",
+    partial(
+        RowTally,
+        value=lambda labels_M, scores_M: ((scores_M >= 0.5) == labels_M).astype(np.float64),
+        scale=lambda num, positives: float(num) or None,
+    ),
+    better="higher",
+    note="share of rows on the right side of one half",
+)
+
+
+def test_a_metric_is_one_entry_of_the_registry(
+    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(METRICS, "accuracy", ACCURACY)
+    found = run_compare(inputs, tmp_path / "out")
+    drawn, values = truth(), {}
+    for seed, (arm, noise) in enumerate(fabricated.ARMS.items()):
+        table = predictions(drawn, noise, seed)
+        values[arm] = np.mean((table["p_click"].to_numpy() >= 0.5) == drawn["click"])
+        assert found["arms"][arm]["tasks"]["click"]["metrics"]["accuracy"]["value"] == pytest.approx(values[arm])
+        assert prediction_metrics(inputs[f"arm.{arm}.0"], ("click",))["click"]["accuracy"] == pytest.approx(values[arm])
+    gain = over_none(found, "side", "click", "accuracy")
+    assert gain["gain"] == pytest.approx(values["side"] / values["none"] - 1)
+    assert gain["interval"][0] < gain["gain"] < gain["interval"][1]
+    text = (tmp_path / "out/table.txt").read_text()
+    assert re.search(rf"^side .* {values['side']:.4f}$", text, re.MULTILINE)
+    assert "accuracy: share of rows on the right side of one half" in text
+    assert "accuracy gain" in (tmp_path / "out/table.md").read_text()
+    assert "accuracy gain" in (tmp_path / "out/report.html").read_text()
+    rows = {(row["arm"], row["task"]): row for row in csv.DictReader((tmp_path / "out/table.csv").open())}
+    assert float(rows["side", "click"]["accuracy_gain_low"]) == gain["interval"][0]
+    table = TableConfig.model_validate({"title": "T", "arms": [*fabricated.ARMS], "metric": "accuracy", "differs": ""})
+    page = as_page({"t": table}, {"t": Comparison.read(tmp_path / "out")}, {"t": "abc"})
+    assert "| click accuracy gain |" in page and "accuracy / accuracy(reference) - 1" in page
 
 
 def test_inputs_that_are_not_the_arms_are_refused(inputs: dict[str, Path], tmp_path: Path) -> None:

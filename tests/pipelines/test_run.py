@@ -193,6 +193,15 @@ def test_two_drivers_do_not_share_a_run(first: "subprocess.CompletedProcess[str]
         again(base)
 
 
+def test_a_result_is_printed_on_a_stream_that_lacks_its_characters() -> None:
+    code = "from pipelines.run import exit_status\nwith exit_status(): print('held out \u00b7 \u2500')"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT, env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "held out ? ?\n"), done.stderr
+
+
 @pytest.mark.parametrize("override", ["ranker.no_such=1", "run.name=a/b", "run.scheduler=slurm,run"])
 def test_faulty_config_launches_nothing(tmp_path: Path, override: str) -> None:
     file = tmp_path / "run.yaml"

@@ -5,17 +5,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelines.report.comparison import ArmResult, Comparison, Gain, TaskResult
+from pipelines.report.comparison import ArmResult, Comparison, Gain, MetricResult, TaskResult
 from pipelines.sweep.__main__ import main, parity_text
 from pipelines.sweep.result import SweepResult
 from tests.pipelines.commands import run_command
 
 
 def task(ne: float | None, gain: tuple[float, float, float] | None) -> TaskResult:
-    over = {"side": Gain(ne_gain=gain[0], ne_gain_interval=gain[1:])} if gain else {}
-    return TaskResult(
-        num=9, positives=3, ne=ne, ne_gain=None, ne_gain_interval=None, auc=None, calibration=None, over=over
-    )
+    over = {"side": Gain(gain=gain[0], interval=gain[1:])} if gain else {}
+    return TaskResult(num=9, positives=3, metrics={"ne": MetricResult(value=ne, over=over)})
 
 
 def comparison(chosen: dict[str, TaskResult], own: dict[str, TaskResult]) -> Comparison:
@@ -36,7 +34,7 @@ def test_parity_is_told_with_its_interval() -> None:
 
 def test_parity_of_what_is_not_defined_says_so() -> None:
     text = parity_text(comparison({"click": task(None, None)}, {"click": task(None, None)}))
-    assert "click       undefined on these rows" in text
+    assert "click  undefined on these rows" in text
 
 
 def test_a_fault_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -45,7 +45,7 @@ def test_every_arm_gets_every_setting_and_nothing_else_differs() -> None:
 
 def trial(arm: str, sparse: float, click: float, conversion: float) -> Trial:
     setting = Setting(sparse_learning_rate=sparse, dense_learning_rate=0.001)
-    return Trial(arm=arm, setting=setting, ne={"click": click, "conversion": conversion})
+    return Trial(arm=arm, setting=setting, values={"click": click, "conversion": conversion})
 
 
 TUNED = Tuned(
@@ -62,8 +62,22 @@ def test_the_best_of_each_arm_is_chosen_and_told() -> None:
     grid = TuneConfig(sparse_learning_rates=(0.01, 0.02, 0.04), dense_learning_rates=(0.001,))
     lines = as_text(TUNED, grid).splitlines()
     assert lines[0] == "3 settings an arm, on 2020-01-01 to 2020-01-07"
-    assert "edge" not in lines[3]
+    assert lines[2] == "arm   sparse  dense   click NE  conversion NE"
+    assert lines[3] == "none  0.02    0.001     0.6000         0.8000"
     assert lines[4].endswith("(at the grid's edge: sparse)")
+
+
+@pytest.mark.parametrize("tasks", [("buy",), ("view", "cart", "buy")])
+def test_the_choice_follows_the_tasks(tasks: tuple[str, ...]) -> None:
+    trials = [
+        TUNED.trials[2].model_copy(update={"values": dict.fromkeys(tasks, 0.8)}),
+        TUNED.trials[3].model_copy(update={"values": {**dict.fromkeys(tasks, 0.8), tasks[-1]: 0.79}}),
+    ]
+    tuned = TUNED.model_copy(update={"trials": tuple(trials)})
+    assert tuned.best == {"side": trials[1]}
+    head, row = as_text(tuned, parse(TuneConfig, GRID, "t")).splitlines()[2:4]
+    assert head.split()[3:] == [word for task in tasks for word in (task, "NE")]
+    assert row.split()[3:5] == (["0.8000", "0.8000"] if len(tasks) > 1 else ["0.7900", "(at"])
 
 
 def test_the_tuned_file_is_the_runs_own_but_for_the_settings_of_its_arms() -> None:
@@ -92,7 +106,7 @@ def test_what_is_no_training_of_the_grid_is_refused(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text(json.dumps({"arm": "side", "tasks": {"click": {"ne": None}}}))
     with pytest.raises(DataError, match="no training of the arm 'none'"):
         _trial(parse(TuneConfig, GRID, "t"), "arm.none.sparse0.02_dense0.001", tmp_path)
-    with pytest.raises(DataError, match="click has no normalized entropy on the validation dates"):
+    with pytest.raises(DataError, match="NE of click is not defined on the validation dates"):
         _trial(parse(TuneConfig, GRID, "t"), "arm.side.sparse0.02_dense0.001", tmp_path)
 
 

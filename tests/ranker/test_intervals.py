@@ -1,5 +1,7 @@
 """Gains and their intervals: paired, over users and trainings, and covering the truth as often as they say."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,6 +10,7 @@ from numpy.typing import NDArray
 
 from ranker import intervals
 from ranker.intervals import GainEstimate, Sums, estimate_gain, resample_users, training_draws
+from ranker.metric_registry import Better
 
 Floats = NDArray[np.float64]
 
@@ -31,13 +34,40 @@ def test_resamples_equal_drawing_users_one_resample_at_a_time(users: int, column
     np.testing.assert_allclose(found_BC, slow_resamples(sums_UC, 11, seed), rtol=1e-12)
 
 
-def estimate(arm_UR: Floats, reference_UR: Floats, seed: int = 0, confidence: float = 0.95) -> GainEstimate | None:
+def estimate(
+    arm_UR: Floats, reference_UR: Floats, seed: int = 0, confidence: float = 0.95, better: Better = "lower"
+) -> GainEstimate | None:
     """Give the gain between two arms from each user's loss in each replicate."""
     both_UC = np.stack([arm_UR.sum(axis=1), reference_UR.sum(axis=1)], axis=1)
     arm_B, reference_B = resample_users(both_UC, 400, seed).T
     training_B = training_draws(400, arm_UR.shape[1], seed)
     arm, reference = Sums(arm_UR.sum(axis=0), arm_B), Sums(reference_UR.sum(axis=0), reference_B)
-    return estimate_gain(arm, reference, training_B, confidence)
+    return estimate_gain(arm, reference, better, training_B, confidence)
+
+
+def test_where_higher_is_better_the_gain_is_what_the_arm_has_more() -> None:
+    rng = np.random.default_rng(2)
+    reference_UR = rng.random((50, 3)) + 1
+    arm_UR = reference_UR * rng.normal(1.02, 0.05, (50, 3))
+    lost, raised = estimate(arm_UR, reference_UR), estimate(arm_UR, reference_UR, better="higher")
+    assert lost is not None and raised is not None
+    assert raised.gain == pytest.approx(arm_UR.sum() / reference_UR.sum() - 1) and raised.gain > 0
+    assert raised.interval == (-lost.interval[1], -lost.interval[0])
+    assert raised.replicates == pytest.approx(arm_UR.sum(axis=0) / reference_UR.sum(axis=0) - 1)
+    assert raised.seeds == pytest.approx(lost.seeds)
+
+
+def test_resampling_takes_bounded_memory_however_many_resamples() -> None:
+    sums_UC = np.ones((1_500_000, 2))
+    resample_users(sums_UC, 2, seed=0)
+    peaks = []
+    for resamples in (4, 12):
+        tracemalloc.start()
+        assert resample_users(sums_UC, resamples, seed=0).tolist() == [[1_500_000.0] * 2] * resamples
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    # Draws, their counts, and these as floats, of the users of two resamples at a time.
+    assert peaks[1] < 1.05 * peaks[0] < 1.05 * 4 * 8 * max(intervals._CHUNK_COUNTS, len(sums_UC))
 
 
 def test_resampling_no_users_gives_no_gain() -> None:

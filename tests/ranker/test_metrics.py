@@ -19,16 +19,16 @@ SCHEMA = prediction_schema(TASKS)
 
 
 def write_predictions(
-    path: Path, click: list[int], conversion: list[int | None], p: list[float], user: int = 0
-) -> Path:
+    path: Path, rank: int, click: list[int], conversion: list[int | None], p: list[float], user: int = 0
+) -> None:
+    """Write one rank's file; rows of ranks are numbered apart."""
     number = len(click)
     columns = {
-        "row": range(number), "user_id": [user] * number, "item_id": [0] * number, "event_time": [0] * number,
-        "click": click, "conversion": conversion, "p_click": p, "p_conversion": p,
+        "row": range(1000 * rank, 1000 * rank + number), "user_id": [user] * number, "item_id": [0] * number,
+        "event_time": [0] * number, "click": click, "conversion": conversion, "p_click": p, "p_conversion": p,
     }  # fmt: skip
-    with TableWriter(path, SCHEMA) as writer:
+    with TableWriter(path / f"predictions/part-{rank:05d}.parquet", SCHEMA) as writer:
         writer.write(pa.table([pa.array(values) for values in columns.values()], schema=SCHEMA))
-    return path
 
 
 def torchrec_metrics(labels: list[int], probabilities: list[float]) -> tuple[float, float, float]:
@@ -46,11 +46,9 @@ def test_equal_torchrecs_over_the_files_of_all_ranks(tmp_path: Path) -> None:
     click = (rng.random(800) < 0.3).astype(int).tolist()
     conversion = [int(rng.random() < 0.5) if c and rng.random() < 0.8 else None for c in click]
     p = np.float32(rng.permutation(800) / 801 + 0.0005).tolist()
-    files = [
-        write_predictions(tmp_path / "0.parquet", click[:300], conversion[:300], p[:300]),
-        write_predictions(tmp_path / "1.parquet", click[300:], conversion[300:], p[300:]),
-    ]
-    measured = prediction_metrics(files, TASKS)
+    write_predictions(tmp_path, 1, click[300:], conversion[300:], p[300:])
+    write_predictions(tmp_path, 0, click[:300], conversion[:300], p[:300])
+    measured = prediction_metrics(tmp_path, TASKS)
     known = [i for i, label in enumerate(conversion) if label is not None]
     expected = {
         "click": torchrec_metrics(click, p),
@@ -60,15 +58,14 @@ def test_equal_torchrecs_over_the_files_of_all_ranks(tmp_path: Path) -> None:
         found = measured[task]
         assert (found["ne"], found["auc"], found["calibration"]) == pytest.approx(values, rel=1e-6)
     assert measured["conversion"]["num"] == len(known)
+    assert [path.name for path in tmp_path.iterdir()] == ["predictions"]  # nothing is left of the sorting
 
 
 def test_gauc_orders_rows_within_each_user_across_files(tmp_path: Path) -> None:
-    files = [
-        write_predictions(tmp_path / "0.parquet", [0, 1], [None, None], [0.8, 0.9], user=4),
-        write_predictions(tmp_path / "1.parquet", [1, 0], [0, None], [0.1, 0.2], user=2),
-        write_predictions(tmp_path / "2.parquet", [0, 0], [None, None], [0.7, 0.6], user=4),
-    ]
-    click, conversion = prediction_metrics(files, TASKS).values()
+    write_predictions(tmp_path, 0, [0, 1], [None, None], [0.8, 0.9], user=4)
+    write_predictions(tmp_path, 1, [1, 0], [0, None], [0.1, 0.2], user=2)
+    write_predictions(tmp_path, 2, [0, 0], [None, None], [0.7, 0.6], user=4)
+    click, conversion = prediction_metrics(tmp_path, TASKS).values()
     assert (click["gauc"], click["gauc_users"], click["gauc_rows"]) == (pytest.approx((4 * 1.0 + 2 * 0.0) / 6), 2, 6)
     assert (conversion["gauc"], conversion["gauc_users"], conversion["gauc_rows"]) == (None, 0, 0)
 
@@ -77,7 +74,8 @@ def test_gauc_orders_rows_within_each_user_across_files(tmp_path: Path) -> None:
     ("click", "reason"), [([0, 0], "none of the 2 click labels is positive"), ([1, 1], "labels is negative")]
 )
 def test_says_why_a_metric_is_not_defined(tmp_path: Path, click: list[int], reason: str) -> None:
-    measured = prediction_metrics([write_predictions(tmp_path / "p.parquet", click, [None, None], [0.5, 0.4])], TASKS)
+    write_predictions(tmp_path, 0, click, [None, None], [0.5, 0.4])
+    measured = prediction_metrics(tmp_path, TASKS)
     assert measured["click"]["ne"] is None
     assert measured["click"]["auc"] is None
     assert reason in measured["click"]["reason"]

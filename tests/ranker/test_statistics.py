@@ -1,6 +1,7 @@
-"""The metrics of one arm, each against a slow reference or a law it must keep."""
+"""The metrics of one arm, each against a slow reference or a law it must keep, in batches cut anywhere."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,22 +12,40 @@ from numpy.typing import NDArray
 
 from ranker import statistics
 from ranker.intervals import resample_users
-from ranker.statistics import (
-    auc_by_user,
-    auc_influence,
-    calibration_deciles,
-    log_loss,
-    return_on_investment,
-    task_metrics,
-)
+from ranker.metric_registry import AUC, CALIBRATION, GAUC, NE, Metric
+from ranker.statistics import Decile, DecileTally, Measure, Rows, log_loss, return_on_investment
+from tests.ranker import in_memory
 
-Rows = list[tuple[int, float]]
+Integers = NDArray[np.int64]
+
+
+def feed(tally: Any, users: Any, labels: Any, scores: Any, order_N: Integers, batch: int = 3) -> None:
+    """Hand rows over in an order, in batches of growing size."""
+    users_N, place_N = np.unique(np.asarray(users, np.int64), return_inverse=True)
+    labels_N, scores_N = np.asarray(labels, np.int8), np.asarray(scores, np.float64)
+    start = 0
+    while start < len(order_N):
+        part = order_N[start : start + batch]
+        tally.add(Rows(place_N[part], {"user": users_N[place_N[part]]}, labels_N[part], scores_N[part]))
+        start, batch = start + batch, batch + 1
+
+
+def measured(metric: Metric, labels: Any, scores: Any, users: Any = None, batch: int = 3) -> Measure:
+    """Measure rows of some users, by default of one."""
+    users = np.zeros(len(labels), np.int64) if users is None else np.asarray(users, np.int64)
+    keys = {"row": (np.zeros(len(users)),), "score": (scores,), "user": (scores, users)}[metric.order]
+    tally = metric.tally(len(np.unique(users)))
+    feed(tally, users, labels, scores, np.lexsort(keys), batch)
+    return tally.measure()
+
+
+Labelled = list[tuple[int, float]]
 rows_of_both_labels = st.lists(
     st.tuples(st.integers(0, 1), st.sampled_from([0.0, 0.01, 0.2, 0.2, 0.5, 0.9, 1.0])), min_size=2, max_size=40
 ).filter(lambda rows: len({label for label, _ in rows}) == 2)
 
 
-def arrays(rows: Rows) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+def arrays(rows: Labelled) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     labels, scores = zip(*rows, strict=True)
     return np.array(labels, np.int8), np.array(scores, np.float32)
 
@@ -36,13 +55,13 @@ def slow_log_loss(label: int, score: float) -> float:
     return -math.log(score) if label else -math.log(1 - score)
 
 
-def slow_ne(rows: Rows) -> float:
+def slow_ne(rows: Labelled) -> float:
     rate = sum(label for label, _ in rows) / len(rows)
     entropy = -rate * math.log(rate) - (1 - rate) * math.log(1 - rate)
     return sum(slow_log_loss(*row) for row in rows) / len(rows) / entropy
 
 
-def slow_auc(rows: Rows) -> float:
+def slow_auc(rows: Labelled) -> float:
     positives = [score for label, score in rows if label]
     negatives = [score for label, score in rows if not label]
     wins = sum((up > down) + 0.5 * (up == down) for up in positives for down in negatives)
@@ -50,14 +69,13 @@ def slow_auc(rows: Rows) -> float:
 
 
 @given(rows_of_both_labels)
-def test_metrics_equal_the_slow_reference(rows: Rows) -> None:
+def test_metrics_equal_the_slow_reference(rows: Labelled) -> None:
     labels_N, scores_N = arrays(rows)
     exact = [(int(label), float(score)) for label, score in zip(labels_N, scores_N, strict=True)]
-    found = task_metrics(labels_N, scores_N)
-    assert (found.num, found.positives) == (len(rows), sum(label for label, _ in rows))
-    assert found.ne == pytest.approx(slow_ne(exact), rel=1e-9)
-    assert found.auc == pytest.approx(slow_auc(exact), abs=1e-12)
-    assert found.calibration == pytest.approx(sum(score for _, score in exact) / found.positives)
+    assert measured(NE, labels_N, scores_N).value == pytest.approx(slow_ne(exact), rel=1e-9)
+    assert measured(AUC, labels_N, scores_N).value == pytest.approx(slow_auc(exact), abs=1e-12)
+    predicted, positives = sum(score for _, score in exact), sum(label for label, _ in rows)
+    assert measured(CALIBRATION, labels_N, scores_N).value == pytest.approx(predicted / positives)
 
 
 def test_ne_equals_torchrecs() -> None:
@@ -68,19 +86,20 @@ def test_ne_equals_torchrecs() -> None:
     label, score, weight = (torch.tensor(x)[None] for x in (labels_N, scores_N, np.ones(500)))
     states = get_ne_states(label.double(), score, weight, statistics.EPSILON)
     theirs = compute_ne(*states.values(), statistics.EPSILON)
-    assert task_metrics(labels_N, scores_N).ne == pytest.approx(theirs.item(), rel=1e-9)
+    assert measured(NE, labels_N, scores_N).value == pytest.approx(theirs.item(), rel=1e-9)
 
 
 def test_predicting_the_base_rate_has_ne_one_and_auc_half() -> None:
-    found = task_metrics(np.array([1, 0, 0, 0]), np.full(4, 0.25))
-    assert (found.ne, found.auc, found.calibration) == (pytest.approx(1.0), 0.5, 1.0)
+    found = [measured(metric, [1, 0, 0, 0], np.full(4, 0.25)).value for metric in (NE, AUC, CALIBRATION)]
+    assert found == [pytest.approx(1.0), 0.5, 1.0]
 
 
 @pytest.mark.parametrize("labels", [[], [0, 0, 0], [1, 1]])
 def test_without_both_labels_ne_and_auc_are_undefined(labels: list[int]) -> None:
-    found = task_metrics(np.array(labels, np.int8), np.full(len(labels), 0.5))
-    assert found.ne is None and found.auc is None
-    assert found.calibration == (0.5 if 1 in labels else None)
+    found = {metric: measured(metric, labels, np.full(len(labels), 0.5)) for metric in (NE, AUC, GAUC, CALIBRATION)}
+    assert found[NE].value is None and found[AUC].value is None and found[GAUC].value is None
+    assert found[CALIBRATION].value == (0.5 if 1 in labels else None)
+    assert found[AUC].parts_U.tolist() == [0.0] * min(len(labels), 1)  # one user, or none
 
 
 def test_a_sure_and_wrong_prediction_costs_a_finite_loss() -> None:
@@ -103,19 +122,19 @@ def test_auc_by_user_equals_auc_of_each_user_alone(rows: Users) -> None:
         if len({label for label, _ in own}) == 2:
             expected[user] = (slow_auc(own), len(own))
     users, labels, scores = (np.array(column) for column in zip(*rows, strict=True)) if rows else np.empty((3, 0))
-    found = auc_by_user(users.astype(np.int64), labels.astype(np.int8), scores)
-    assert found.users_V.tolist() == sorted(expected)
-    assert found.auc_V == pytest.approx([expected[user][0] for user in sorted(expected)], abs=1e-12)
-    assert found.rows_V.tolist() == [expected[user][1] for user in sorted(expected)]
+    found = measured(GAUC, labels, scores, users)
+    parts = [math.prod(expected.get(user, (0.0, 0))) for user in sorted({user for user, *_ in rows})]
+    assert found.parts_U == pytest.approx(parts, abs=1e-12)
+    assert found.counts == {"users": len(expected), "rows": sum(num for _, num in expected.values())}
 
 
 def test_gauc_weighs_users_by_rows_and_leaves_out_those_of_one_label() -> None:
     users_N = np.array([1, 1, 2, 2, 2, 3, 3])
     labels_N = np.array([0, 1, 1, 0, 0, 1, 1])
-    found = auc_by_user(users_N, labels_N, np.array([0.1, 0.2, 0.5, 0.4, 0.6, 0.1, 0.9]))
-    assert found.users_V.tolist() == [1, 2]
-    assert found.gauc == pytest.approx((2 * 1.0 + 3 * 0.5) / 5)
-    assert auc_by_user(users_N[5:], labels_N[5:], np.array([0.1, 0.9])).gauc is None
+    found = measured(GAUC, labels_N, np.array([0.1, 0.2, 0.5, 0.4, 0.6, 0.1, 0.9]), users_N)
+    assert found.counts == {"users": 2, "rows": 5}
+    assert found.value == pytest.approx((2 * 1.0 + 3 * 0.5) / 5)
+    assert measured(GAUC, labels_N[5:], np.array([0.1, 0.9]), users_N[5:]).value is None
 
 
 def slow_weighted_auc(rows: Users, weight_of: dict[int, complex]) -> complex:
@@ -129,8 +148,10 @@ def slow_weighted_auc(rows: Users, weight_of: dict[int, complex]) -> complex:
 @given(rows_of_some_users.filter(lambda rows: len({label for _, label, _ in rows}) == 2))
 def test_auc_influence_is_the_derivative_by_a_users_weight(rows: Users) -> None:
     users, labels, scores = (np.array(column) for column in zip(*rows, strict=True))
-    known, users_N = np.unique(users, return_inverse=True)
-    found_U = auc_influence(users_N, labels, scores)
+    known = np.unique(users)
+    found = measured(AUC, labels, scores, users)
+    assert found.value is not None
+    found_U = found.parts_U - found.value / len(known)
     # A step into the imaginary gives the derivative without a difference of near numbers.
     ones: dict[int, complex] = dict.fromkeys(known.tolist(), 1.0)
     expected = [slow_weighted_auc(rows, {**ones, user: 1.0 + 1e-20j}).imag / 1e-20 for user in known.tolist()]
@@ -146,24 +167,28 @@ def test_auc_to_first_order_deviates_over_users_as_auc_does(decimals: int) -> No
     labels_N = (rng.random(960) < 1 / (1 + np.exp(-logit_N))).astype(np.int8)
     scores_N = np.round(1 / (1 + np.exp(-logit_N - rng.normal(0, 0.7, 960))), decimals)
     assert (len(np.unique(scores_N)) < 12) == (decimals == 1)
-    auc = task_metrics(labels_N, scores_N).auc
-    assert auc is not None
-    parts_U = auc / 60 + auc_influence(users_N, labels_N, scores_N)
+    parts_U = measured(AUC, labels_N, scores_N, users_N).parts_U
     found_B = resample_users(parts_U[:, None], 1000, seed=0)[:, 0]
     draws_BU = np.random.default_rng(0).integers(0, 60, (1000, 60))  # the same resamples
     rows_of = [np.flatnonzero(users_N == user) for user in range(60)]
     drawn = (np.concatenate([rows_of[user] for user in draw_U]) for draw_U in draws_BU)
-    exact_B = np.array([task_metrics(labels_N[rows], scores_N[rows]).auc for rows in drawn], np.float64)
+    exact_B = np.array([in_memory.task_metrics(labels_N[rows], scores_N[rows]).auc for rows in drawn], np.float64)
     assert found_B.std() == pytest.approx(exact_B.std(), rel=0.03)
     assert found_B.mean() == pytest.approx(exact_B.mean(), abs=0.1 * exact_B.std())
     assert np.corrcoef(found_B, exact_B)[0, 1] > 0.99
+
+
+def deciles(labels: Any, scores: Any, batch: int = 3) -> tuple[Decile, ...]:
+    tally = DecileTally(len(labels))
+    feed(tally, np.zeros(len(labels)), labels, scores, np.argsort(scores, kind="stable"), batch)
+    return tally.deciles()
 
 
 def test_deciles_hold_prediction_against_outcome() -> None:
     rng = np.random.default_rng(5)
     scores_N = rng.random(1003).astype(np.float32)
     labels_N = (rng.random(1003) < scores_N**2).astype(np.int8)
-    found = calibration_deciles(labels_N, scores_N)
+    found = deciles(labels_N, scores_N)
     order = sorted(range(1003), key=lambda row: scores_N[row])
     sizes = [101] * 3 + [100] * 7
     start = 0
@@ -173,7 +198,42 @@ def test_deciles_hold_prediction_against_outcome() -> None:
         assert one.predicted == pytest.approx(np.mean([float(scores_N[row]) for row in rows]))
         assert one.observed == pytest.approx(np.mean([labels_N[row] for row in rows]))
         start += one.rows
-    assert len(calibration_deciles(np.array([1, 0, 1]), np.array([0.2, 0.1, 0.3]))) == 3
+    assert len(deciles([1, 0, 1], np.array([0.2, 0.1, 0.3]))) == 3
+
+
+@pytest.mark.parametrize("decimals", [0, 1, 6], ids=["one tie", "ties", "no ties"])
+def test_batches_give_what_all_rows_at_once_give_and_their_cuts_do_not_show(decimals: int) -> None:
+    rng = np.random.default_rng(decimals)
+    users_N, labels_N = rng.integers(0, 40, 2000), (rng.random(2000) < 0.3).astype(np.int8)
+    scores_N = 0.1 + np.round(rng.random(2000) * 0.4, decimals)
+    users_U, place_N = np.unique(users_N, return_inverse=True)
+    plain, by_user = in_memory.task_metrics(labels_N, scores_N), in_memory.auc_by_user(users_N, labels_N, scores_N)
+    assert plain.ne and plain.auc and plain.calibration and by_user.gauc
+    losses_U = np.bincount(place_N, weights=log_loss(labels_N, scores_N))
+    influence_U = in_memory.auc_influence(place_N, labels_N, scores_N)
+    gauc_U = np.zeros(len(users_U))
+    gauc_U[np.searchsorted(users_U, by_user.users_V)] = by_user.auc_V * by_user.rows_V
+    expected = {
+        NE: (plain.ne, losses_U), AUC: (plain.auc, plain.auc / len(users_U) + influence_U),
+        GAUC: (by_user.gauc, gauc_U), CALIBRATION: (plain.calibration, None),
+    }  # fmt: skip
+    for metric, (value, parts_U) in expected.items():
+        found, otherwise = (measured(metric, labels_N, scores_N, users_N, batch) for batch in (1, 700))
+        assert found.value == pytest.approx(value, rel=1e-12)
+        assert parts_U is None or found.parts_U == pytest.approx(parts_U, rel=1e-11, abs=1e-14)
+        assert (found.value, found.parts_U.tolist()) == (otherwise.value, otherwise.parts_U.tolist())
+    assert np.array(deciles(labels_N, scores_N)) == pytest.approx(
+        np.array(in_memory.calibration_deciles(labels_N, scores_N)), rel=1e-12
+    )
+    assert deciles(labels_N, scores_N, 1) == deciles(labels_N, scores_N, 700)
+
+
+def test_one_tie_of_many_batches_is_held_by_user_and_not_by_row() -> None:
+    tally = statistics.AucTally(5)
+    users_N, labels_N = np.arange(1000) % 5, (np.arange(1000) % 3 == 0).astype(np.int8)
+    feed(tally, users_N, labels_N, np.full(1000, 0.1), np.arange(1000))
+    assert len(tally._pairs._held.users_C) == 5
+    assert tally.measure().value == 0.5
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,40 @@
+"""All metrics of one arm on one task, from its sorted predictions."""
+
+from dataclasses import dataclass
+
+from ranker.metric_registry import METRICS, Order
+from ranker.predictions import Predictions
+from ranker.statistics import Decile, DecileTally, Measure
+
+
+@dataclass(frozen=True)
+class TaskMeasures:
+    """How well one arm predicts one task.
+
+    Attributes:
+        num: judged rows. positives: those with label 1.
+        metrics: by name, in the order of `METRICS`.
+        deciles: calibration by predicted chance, lowest first.
+    """
+
+    num: int
+    positives: int
+    metrics: dict[str, Measure]
+    deciles: tuple[Decile, ...]
+
+
+def measure_task(predictions: Predictions, task: str) -> TaskMeasures:
+    """Measure every metric on the rows that are judged on a task, in one pass an order of rows."""
+    num_users = len(predictions.users(task))
+    num, positives = predictions.count_labels(task)
+    tallies = {name: metric.tally(num_users) for name, metric in METRICS.items()}
+    deciles = DecileTally(num)
+    orders: tuple[Order, ...] = ("row", "score", "user")
+    for order in orders:
+        takers = [tallies[name] for name, metric in METRICS.items() if metric.order == order]
+        for rows in predictions.judged(task, order):
+            for tally in takers:
+                tally.add(rows)
+            if order == "score":
+                deciles.add(rows)
+    return TaskMeasures(num, positives, {name: one.measure() for name, one in tallies.items()}, deciles.deciles())

@@ -1,0 +1,84 @@
+"""The metrics, in the order in which tables show them. One entry here is all that a metric needs.
+
+Summaries, comparisons, intervals, tables and tuning ask `METRICS` for what there is; none of them names a metric.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import numpy as np
+
+from ranker.statistics import AucTally, GaucTally, RowTally, Tally, entropy_of_base_rate, log_loss
+
+Better = Literal["lower", "higher"]
+Order = Literal["row", "score", "user"]
+"""How rows come to a tally: by row number, by (score, row), or by (user, score)."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How well an arm predicts one task, in one number.
+
+    Attributes:
+        name: its key in files, and its column. title: its name for people.
+        tally: number of the task's users -> what sums it up over rows.
+        order: how the tally's rows must come.
+        better: which values are better; None where neither is, so that there is no gain.
+        digits: decimals shown.
+        note: what must be known of it; shown below tables, with the counts of its `Measure`.
+    """
+
+    name: str
+    title: str
+    tally: Callable[[int], Tally]
+    order: Order = "row"
+    better: Better | None = None
+    digits: int = 4
+    note: str = ""
+
+    def text(self, value: float | None) -> str:
+        """Return a value as people read it; nothing where it is not defined."""
+        return "" if value is None else f"{value:.{self.digits}f}"
+
+    def gain_rule(self, reference: str) -> str:
+        """Say how the gain over a reference is made."""
+        ratio = f"{self.title} / {self.title}({reference})"
+        return f"{self.title} gain is 1 - {ratio}" if self.better == "lower" else f"{self.title} gain is {ratio} - 1"
+
+
+NE = Metric(
+    "ne",
+    "NE",
+    partial(RowTally, value=log_loss, scale=entropy_of_base_rate),
+    better="lower",
+)
+"""Normalized entropy (SIDE paper, Eq. 7): mean log loss over the entropy of the base rate; below 1 is better than
+always predicting the base rate."""
+
+AUC = Metric("auc", "AUC", AucTally, order="score", better="higher")
+
+GAUC = Metric("gauc", "GAUC", GaucTally, order="user", better="higher", note="AUC within users of both labels, by rows")
+
+CALIBRATION = Metric(
+    "calibration",
+    "calibration",
+    partial(
+        RowTally,
+        value=lambda labels_M, scores_M: scores_M.astype(np.float64),
+        scale=lambda num, positives: float(positives) or None,
+    ),
+    digits=3,
+)
+"""Sum of predicted probabilities over number of positives; 1 is right."""
+
+METRICS = {metric.name: metric for metric in (NE, AUC, GAUC, CALIBRATION)}
+
+HEADLINE = NE
+"""The metric whose gain tables, figures, segments, RoI and tuning are about."""
+
+
+def compared_metrics() -> tuple[Metric, ...]:
+    """Return the metrics that have a gain."""
+    return tuple(metric for metric in METRICS.values() if metric.better is not None)

@@ -1,0 +1,206 @@
+"""Held-out predictions of one arm, sorted on disk, and the check that two arms predicted the same rows.
+
+Ranks write rows in the order of their lanes, and metrics need them by row, by score and by user. DuckDB sorts them, in
+`MEMORY` whatever their number. It makes no sum of floats: `ranker.statistics` does, in an order that is fixed.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from infra.errors import DataError
+from infra.parquet import RowGroup, read_row_group, row_groups
+from ranker.metric_registry import Order
+from ranker.statistics import Rows
+
+Integers = NDArray[np.int64]
+
+IDENTITY = ("row", "user_id", "item_id")
+MEMORY = "128MiB"
+BATCH_ROWS = 1 << 16
+
+
+@contextmanager
+def sorting(folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Open a database for `sorted_predictions`, in a temporary directory within `folder` that is removed at the end."""
+    with TemporaryDirectory(dir=folder, prefix="sorted-") as scratch:
+        # One thread: the order of a table's rows is then that in which they were written, and memory is least.
+        config: dict[str, Any] = {"threads": 1, "memory_limit": MEMORY, "temp_directory": f"{scratch}/spilled"}
+        with duckdb.connect(f"{scratch}/rows.duckdb", config=config) as database:
+            database.execute("SET enable_progress_bar = false")  # it would be printed on stdout
+            yield database
+
+
+@contextmanager
+def sorted_predictions(
+    path: Path, tasks: Sequence[str], database: duckdb.DuckDBPyConnection
+) -> Iterator["Predictions"]:
+    """Read `predictions/*.parquet` of a ranker's output, whatever ranks wrote it, and sort it by `row`.
+
+    Args:
+        path: the ranker's directory. Each task has there a label column of its name, and `p_<task>`.
+        tasks: the tasks. database: of `sorting`; the rows leave it at the end.
+
+    Raises:
+        DataError: no file, a missing column, a null, a label outside {0, 1}, a probability outside [0, 1],
+            a row that was predicted twice, or no room to sort.
+    """
+    files = sorted(Path(path).glob("predictions/*.parquet"))
+    if not files:
+        raise DataError(f"{path}/predictions: holds no Parquet file")
+    groups = row_groups(files)
+    for group in groups:
+        _check(group, tasks)
+    if not sum(group.rows for group in groups):
+        raise DataError(f"{path}/predictions: holds no row")
+    predictions = Predictions(Path(path), tuple(tasks), database)
+    predictions.load(files)
+    yield predictions
+    predictions.drop()  # after an error the whole database goes, and a stream may still hold the table
+
+
+def _check(group: RowGroup, tasks: Sequence[str]) -> None:
+    """Hold one row group against the contract."""
+    scores = [f"p_{task}" for task in tasks]
+    table = read_row_group(group, [*IDENTITY, *tasks, *scores])
+    for name in (*IDENTITY, *scores):
+        if table[name].null_count:
+            raise DataError(f"{group}: column {name!r} has {table[name].null_count} nulls; none may be")
+    for task, score in zip(tasks, scores, strict=True):
+        labels, chances = table[task], table[score]
+        known = pc.is_in(labels, pa.array([0, 1, None], labels.type))
+        _refuse(labels, known, task, group, "0, 1 or null")
+        inside = pc.and_(pc.greater_equal(chances, 0.0), pc.less_equal(chances, 1.0))
+        _refuse(chances, inside, score, group, "a probability in [0, 1]")
+
+
+def _refuse(values: pa.ChunkedArray, good: pa.ChunkedArray, name: str, group: RowGroup, rule: str) -> None:
+    bad = values.filter(pc.invert(good))
+    if len(bad):
+        raise DataError(f"{group}: column {name!r} holds {bad[0].as_py()!r}; must be {rule}")
+
+
+class Predictions:
+    """The held-out rows of one arm, in a table of the database; see `sorted_predictions`."""
+
+    def __init__(self, path: Path, tasks: tuple[str, ...], database: duckdb.DuckDBPyConnection) -> None:
+        self.path = path
+        self.tasks = tasks
+        self._database = database
+        self._table = _quoted(str(path))
+        self._users: dict[str, Integers] = {}
+
+    def load(self, files: Sequence[Path]) -> None:
+        """Sort the files' rows into the table; see `sorted_predictions`."""
+        labels = (f"CAST({_quoted(task)} AS TINYINT) AS {_quoted(task)}" for task in self.tasks)
+        columns = [*map(_quoted, IDENTITY), *labels, *(_quoted(f"p_{task}") for task in self.tasks)]
+        query = f"SELECT {', '.join(columns)} FROM read_parquet($1) ORDER BY {_quoted('row')}"
+        with self._naming_errors():
+            self._database.execute(f"CREATE TABLE {self._table} AS {query}", [[str(file) for file in files]])
+        last_N = np.zeros(0, np.int64)
+        for batch in self._batches(f"SELECT {_quoted('row')} FROM {self._table}"):
+            rows_N = np.concatenate([last_N, batch["row"].to_numpy()])
+            twice_N = rows_N[1:][np.diff(rows_N) == 0]
+            if len(twice_N):
+                raise DataError(f"{self.path}/predictions: row {twice_N[0]} was predicted more than once")
+            last_N = rows_N[-1:]
+
+    def drop(self) -> None:
+        """Remove the table."""
+        self._database.execute(f"DROP TABLE {self._table}")
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return self._numbers(f"SELECT count(*) FROM {self._table}")[0]
+
+    def count_users(self) -> int:
+        """Return the number of different users."""
+        return self._numbers(f"SELECT count(DISTINCT user_id) FROM {self._table}")[0]
+
+    def count_labels(self, task: str) -> tuple[int, int]:
+        """Return how many rows are judged on a task, and how many of these are positive."""
+        label = _quoted(task)
+        num, positives = self._numbers(f"SELECT count({label}), coalesce(sum({label}), 0) FROM {self._table}")
+        return num, positives
+
+    def users(self, task: str) -> Integers:
+        """Return the ids of the users who have a judged row, ascending, [U]."""
+        if task not in self._users:
+            judged = f"{self._table} WHERE {_quoted(task)} IS NOT NULL"
+            batches = self._batches(f"SELECT DISTINCT user_id FROM {judged} ORDER BY user_id")
+            parts = [batch["user_id"].to_numpy() for batch in batches]
+            self._users[task] = np.concatenate([np.zeros(0, np.int64), *parts])
+        return self._users[task]
+
+    def judged(self, task: str, order: Order) -> Iterator[Rows]:
+        """Stream the rows that are judged on a task, in an order."""
+        label, score = _quoted(task), _quoted(f"p_{task}")
+        by = {"row": "", "score": f" ORDER BY {score}, {_quoted('row')}", "user": f" ORDER BY user_id, {score}"}
+        users_U = self.users(task)
+        query = f"SELECT user_id, item_id, {label}, {score} FROM {self._table} WHERE {label} IS NOT NULL{by[order]}"
+        for batch in self._batches(query):
+            user_M, item_M, label_M, score_M = (column.to_numpy(zero_copy_only=False) for column in batch.columns)
+            ids = {"user": user_M, "item": item_M}
+            yield Rows(np.searchsorted(users_U, user_M), ids, label_M, score_M.astype(np.float64))
+
+    def first_difference(self, other: "Predictions") -> dict[str, tuple[int | None, int | None]]:
+        """Return the identity and labels of the first row that differs from another's, column -> (own, other's).
+
+        Empty where all rows have the same ids and labels. Both must have as many rows, and lie in one database.
+        """
+        names = [*IDENTITY, *self.tasks]
+        pairs = ", ".join(f"a.{_quoted(name)}, b.{_quoted(name)}" for name in names)
+        differ = " OR ".join(f"a.{_quoted(name)} IS DISTINCT FROM b.{_quoted(name)}" for name in names)
+        both = f"{self._table} AS a POSITIONAL JOIN {other._table} AS b"
+        with self._naming_errors():
+            found = self._database.sql(f"SELECT {pairs} FROM {both} WHERE {differ} LIMIT 1").fetchall()
+        return {name: (row[2 * at], row[2 * at + 1]) for row in found for at, name in enumerate(names)}
+
+    def _numbers(self, query: str) -> tuple[int, ...]:
+        with self._naming_errors():
+            (found,) = self._database.sql(query).fetchall()
+        return tuple(int(number) for number in found)
+
+    def _batches(self, query: str) -> Iterator[pa.RecordBatch]:
+        with self._naming_errors():
+            yield from self._database.sql(query).to_arrow_reader(BATCH_ROWS)
+
+    @contextmanager
+    def _naming_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except duckdb.Error as error:
+            raise DataError(f"{self.path}/predictions: cannot be sorted: {error}") from error
+
+
+def _quoted(name: str) -> str:
+    """Quote a name for SQL."""
+    escaped = name.replace('"', '""')
+    return f'"{escaped}"'
+
+
+def require_same_rows(arm: Predictions, reference: Predictions) -> None:
+    """Check that an arm predicted the reference's rows, for the same users, items and labels.
+
+    Raises:
+        DataError: naming both directories, the first row that differs, and in what.
+    """
+    both = f"{arm.path} and {reference.path} cannot be paired"
+    if len(arm) != len(reference):
+        raise DataError(f"{both}: {len(arm):,} predicted rows against {len(reference):,}")
+    found = arm.first_difference(reference)
+    for name, (own, expected) in found.items():
+        if own != expected:
+            raise DataError(f"{both}: row {found['row'][1]} has {name} {_shown(own)} against {_shown(expected)}")
+
+
+def _shown(value: int | None) -> str:
+    return "null" if value is None else str(value)

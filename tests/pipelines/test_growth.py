@@ -1,0 +1,99 @@
+"""A log that grows, through the driver: what is made when a day and a part of items are added, and what stays."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from infra.config import plain
+from infra.snapshot import Dataset, date_slice, read_dataset
+from pipelines.config import read_config
+from pipelines.execution import run_dir
+from pipelines.graph import stages
+from pipelines.run import run_stages
+from tests.components.golden import ROOT
+from tests.datasets import content
+from tests.pipelines.own_log import OwnLog
+
+CONFIG: dict[str, Any] = {
+    "encoder": {"training": {"epochs": 1, "batch_size": 32, "lanes": 2}},
+    "materialize": {"prefix_lengths": {"sid": [5, 10, 15]}},
+    "run": {"name": "own", "launch": {name: {"ranks": 1, "cpu": 1} for name in ("prepare", "encoder", "materialize")}},
+}
+
+
+@pytest.fixture
+def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.chdir(ROOT)
+    yield tmp_path
+
+
+def materialized(base: Path, log: OwnLog, *overrides: str) -> Dataset:
+    """Bring prepare, encoder and materialize, and open what came of it."""
+    prepare = {"source": {"kind": "tables", "path": str(log.path), "test_days": 1}, "cache_dir": str(base / "cache")}
+    values = {**CONFIG, "prepare": prepare, "run": {**CONFIG["run"], "runs_dir": str(base / "runs")}}
+    (base / "run.yaml").write_text(yaml.safe_dump(values))
+    read, config = read_config(base / "run.yaml", overrides)
+    plan = [stage for stage in stages(config) if stage.name in ("prepare", "encoder", "materialize")]
+    return read_dataset(run_stages(plan, config.run, read, plain(config)))
+
+
+def stored(dataset: Dataset) -> dict[str, tuple[int, int]]:
+    """Return every file of the store: size and time of change."""
+    files = (path for path in dataset.store.rglob("*") if path.is_file())
+    return {str(path.relative_to(dataset.store)): (path.stat().st_size, path.stat().st_mtime_ns) for path in files}
+
+
+@pytest.mark.slow
+def test_a_day_and_a_part_of_items_are_all_that_is_made(base: Path) -> None:
+    log = OwnLog(base / "own", days=4, items=200)
+    before = materialized(base, log)
+    files, sids = stored(before), content(before, before.snapshot.sids["sid"].table("sid", "items"))["sid"].to_pylist()
+    runs = base / "runs/own"
+    assert runs == run_dir(read_config(base / "run.yaml", ())[1].run)
+    (encoder,) = (path for path in (runs / "encoder").iterdir() if path.suffix == "")
+
+    assert materialized(base, log) == before  # nothing new: the very same snapshot
+    assert stored(before) == files
+
+    log.add_items(30)
+    day = log.add_day()
+    after = materialized(base, log, f"run.encoders={{sid: {encoder}}}")
+    assert [path for path in (runs / "encoder").iterdir() if path.suffix == ""] == [encoder]
+    new = {name: size for name, (size, _) in stored(after).items() if name not in files}
+    assert {name: stored(after)[name] for name in files} == files
+    generation = after.snapshot.sids["sid"].generation
+    assert {name.rsplit("/", 2)[0] for name in new} == {
+        f"{table}/{date_slice(day)}"
+        for table in (
+            "requests",
+            "events",
+            "labels",
+            f"sids/sid/{generation}/events",
+            f"sids/sid/{generation}/requests",
+        )
+    } | {"items/part=00001", f"sids/sid/{generation}/items/part=00001"}
+    assert content(after, after.snapshot.sids["sid"].table("sid", "items"))["sid"].to_pylist()[:200] == sids
+    assert after.spec.num_items == 230
+    assert after.spec.test == (day, day)
+    # A fifth day of a log of four: about a fourth of what the four days took, nothing of what was there.
+    daily = sum(size for name, (size, _) in files.items() if "/date=" in name)
+    assert sum(size for name, size in new.items() if "/date=" in name) < 0.3 * daily
+
+
+@pytest.mark.slow
+def test_another_encoder_writes_its_own_columns_and_no_event(base: Path) -> None:
+    log = OwnLog(base / "own", days=3, items=120)
+    before = materialized(base, log)
+    files = stored(before)
+    after = materialized(base, log, "encoder.training.seed=1")
+    generation = after.snapshot.sids["sid"].generation
+    assert generation != before.snapshot.sids["sid"].generation
+    new = {name for name in stored(after) if name not in files}
+    assert {name: stored(after)[name] for name in files} == files
+    assert {name.split("/")[0] for name in new} == {"sids"}
+    assert {name.split("/")[2] for name in new} == {generation}

@@ -1,0 +1,27 @@
+"""The registry: what an entry says of itself."""
+
+import pytest
+
+from ranker.metric_registry import AUC, CALIBRATION, HEADLINE, METRICS, NE, compared_metrics
+
+
+def test_the_headline_metric_has_a_gain_and_leads() -> None:
+    assert next(iter(METRICS.values())) is HEADLINE is NE
+    assert [metric.name for metric in compared_metrics()] == ["ne", "auc", "gauc"]
+    assert all(name == metric.name for name, metric in METRICS.items())
+
+
+@pytest.mark.parametrize(
+    ("metric", "text", "rule"),
+    [
+        (NE, "0.5000", "NE gain is 1 - NE / NE(none)"),
+        (AUC, "0.5000", "AUC gain is AUC / AUC(none) - 1"),
+        (CALIBRATION, "0.500", ""),
+    ],
+    ids=["lower", "higher", "neither"],
+)
+def test_values_and_gains_are_told(metric: object, text: str, rule: str) -> None:
+    assert isinstance(metric, type(NE))
+    assert (metric.text(0.5), metric.text(None)) == (text, "")
+    if metric.better:
+        assert metric.gain_rule("none") == rule
