@@ -216,7 +216,7 @@ def _of_set(table: str) -> str:
 
 def goals(rows: list[Row]) -> list[Row]:
     """Hold what a day costs the longest log against what it costs the shortest."""
-    found = []
+    found: list[Row] = []
     for stage in ("prepare", "materialize"):
         own = [row for row in rows if row["stage"] == stage and row["what"] == "partitions"]
         few, many = own[0], own[-1]
