@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from benchmarks.goals import Row, goal, publish
-from benchmarks.record import results_folder
+from benchmarks.goals import goal, publish
+from benchmarks.record import Row, results_folder
 from benchmarks.timing import Spread
 from infra.parquet import TableWriter
 from pipelines.report.measure import measure
