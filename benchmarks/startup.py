@@ -34,12 +34,13 @@ Seconds until rank {RANK} of {RANKS} has its first batch of {BATCH:,} rows, eigh
 the middle batch, as a resumed training does. Files have {NUM_COLUMNS} columns and row groups of 8,192 rows at most;
 their numbers of rows are known, as from a manifest. All files are links to a few, so footers come from the page cache:
 a network file system adds its latency for each footer, divided by the {OPENING_THREADS} that are read at once. Row
-groups include those that are read ahead. Memory is what is taken beyond what the process held before, so the second
-line of a log tells less.
+groups include those that are read ahead. Processor seconds are those of all threads; where they are few beside the
+seconds, the machine had other work. Memory is what is taken beyond what the process held before, so the second line of
+a log tells less.
 """
 COLUMNS = {
-    "log": "", "files": ",d", "rows": ",d", "start": "", "seconds": ".2f", "footers": ",d", "row_groups": ",d",
-    "peak_mib": ",.0f",
+    "log": "", "files": ",d", "rows": ",d", "start": "", "seconds": ".2f", "cpu_seconds": ".2f", "footers": ",d",
+    "row_groups": ",d", "peak_mib": ",.0f",
 }  # fmt: skip
 
 
@@ -113,7 +114,7 @@ def start(files: list[Path], log: Log, *, is_resumed: bool) -> Row:
     """Open the reader of one rank, take its first batch, and say what that took."""
     counted = [CountedFile(file, log.file_rows) for file in files]
     opened: list[RequestRows] = []
-    began = time.perf_counter()
+    began, cpu_began = time.perf_counter(), time.process_time()
 
     def take_first_batch() -> None:
         source = RequestRows(counted, [f"x{number}" for number in range(NUM_COLUMNS)])
@@ -132,6 +133,7 @@ def start(files: list[Path], log: Log, *, is_resumed: bool) -> Row:
         "rows": source.num_rows,
         "start": "mid-epoch" if is_resumed else "begin",
         "seconds": time.perf_counter() - began,
+        "cpu_seconds": time.process_time() - cpu_began,
         "footers": source.num_opened,
         "row_groups": source.num_read,
         "peak_mib": None if peak is None else peak / 2**20,

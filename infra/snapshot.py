@@ -31,8 +31,6 @@ from infra.rows import CountedFile
 from infra.tables import SPEC_FILE, DatasetSpec, Entity, read_json, read_spec, write_spec
 
 SNAPSHOT_FILE = "snapshot.json"
-DAILY = ("requests", "events", "labels")
-"""The tables that have a partition a date."""
 CONTENT: Mapping[Entity, str] = {"item": "items", "user": "users"}
 """The tables that have parts, by whose content they hold."""
 

@@ -7,17 +7,14 @@ section, and the manifest, the checkpoints and the driver's key hold the same di
 """
 
 import argparse
-import contextlib
 import logging
 import os
-import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import Any, Generic, TypeVar
 
 from infra.checkpoint import Checkpoints
 from infra.commit import FileEntry, Manifest, committing, read_manifest, refuse_taken, verify
@@ -103,7 +100,7 @@ def _run(
     config = load_section(config_type, arguments.config, section, arguments.set).resolved()
     paths = _named(arguments.input, inputs)
     refuse_taken(arguments.out)
-    with started(Timeouts.of_environment(os.environ)) as world, _cleaning_up(world):
+    with started(Timeouts.of_environment(os.environ)) as world:
         manifests = _verified(world, paths)
         facts: dict[str, Any] = {"config": digest(config), "world_size": world.size}
         digests = {name: manifest.digest for name, manifest in manifests.items()}
@@ -126,22 +123,6 @@ def _run(
         checkpoints.remove()
         assert log is not None
         log.finish("FINISHED", arguments.out)
-
-
-@contextlib.contextmanager
-def _cleaning_up(world: World) -> Iterator[None]:
-    """Turn SIGTERM into an exception on rank 0, which removes its temporary directory; other ranks end at once."""
-
-    def stop(signum: int, frame: FrameType | None) -> NoReturn:
-        raise SystemExit(128 + signum)
-
-    previous = signal.getsignal(signal.SIGTERM)
-    if world.is_main:
-        signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 def _checkpoints(

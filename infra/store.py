@@ -25,7 +25,6 @@ from infra.parquet import ROW_GROUP_BYTES, TableWriter
 from infra.row_bytes import row_bytes
 from infra.snapshot import (
     CONTENT,
-    DAILY,
     PartitionEntry,
     Snapshot,
     date_slice,
@@ -382,7 +381,7 @@ def _require_equal(rows: pa.Table, requests: pa.Table, starts_R: Ints, where: st
 
 def day_entries(store: Store, day: date, keys: Mapping[str, str]) -> list[PartitionEntry]:
     """Return a date's partitions, all of which were made."""
-    return [store.entry(name, date_slice(day), keys[name]) for name in DAILY]
+    return [store.entry(name, date_slice(day), key) for name, key in keys.items()]
 
 
 def missing_keys(store: Store, day: date, keys: Mapping[str, str]) -> dict[str, str]:

@@ -237,6 +237,11 @@ def label_schema(spec: DatasetSpec) -> pa.Schema:
     return pa.schema([pa.field(name, pa.int8()) for name in spec.tasks])
 
 
+def daily_tables(spec: DatasetSpec) -> tuple[str, ...]:
+    """Return the tables that have a partition a date; without a task there are no labels."""
+    return ("requests", "events", "labels") if spec.tasks else ("requests", "events")
+
+
 def flat_schema(spec: DatasetSpec) -> pa.Schema:
     """Return the schema of impressions joined with their request and labels, as a raw log has them."""
     parts = (request_schema(spec), event_schema(spec), label_schema(spec))

@@ -24,7 +24,7 @@ from ranker.statistics import Rows
 Integers = NDArray[np.int64]
 
 IDENTITY = ("row", "user_id", "item_id")
-MEMORY = "128MiB"
+MEMORY = "64MiB"
 BATCH_ROWS = 1 << 16
 
 

@@ -25,7 +25,7 @@ from infra.snapshot import (
     write_snapshot,
 )
 from infra.store import FILE, Store, day_entries, in_order, request_starts, split_rows, write_part
-from infra.tables import DatasetSpec, Entity
+from infra.tables import DatasetSpec, Entity, daily_tables
 
 
 def write_snapshot_of(
@@ -53,7 +53,7 @@ def write_snapshot_of(
     for day, rows in (days or {}).items():
         numbered = rows if "request_id" in rows.column_names else _numbered(rows, day)
         own = [name for one in listed.values() for names in one.columns.values() for name in names]
-        keys = {name: digest({"table": name, "day": str(day)}) for name in ("requests", "events", "labels")}
+        keys = {name: digest({"table": name, "day": str(day)}) for name in daily_tables(spec)}
         _write_day(store, day, keys, spec, numbered.drop_columns(own), row_group_rows)
         made = {entry.table: entry for entry in day_entries(store, day, keys)}
         entries += made.values()

@@ -13,7 +13,7 @@ from infra.distributed import World, broadcast, together
 from infra.snapshot import CONTENT, PartitionEntry, Snapshot, date_slice, part_slice, write_snapshot
 from infra.stage import StageRun
 from infra.store import Store, day_entries, in_order, missing_keys, write_day, write_part
-from infra.tables import DatasetSpec, Entity
+from infra.tables import DatasetSpec, Entity, daily_tables
 from pipelines.prepare.config import PrepareConfig
 
 CODE = ("infra/tables.py", "infra/store.py", "infra/parquet.py", "infra/gather.py", "pipelines/prepare")
@@ -70,13 +70,8 @@ def write_dataset(run: StageRun[PrepareConfig], source: Source) -> None:
         parts = [*_parts(store, source, "item", code), *_parts(store, source, "user", code)] if world.is_main else []
     with together(world, "looking for the dates that are to be made"):
         days = list(source.days())
-        keys = {
-            day: {name: digest({"key": key, "code": code}) for name, key in source.day_keys(day).items()}
-            for day in days
-        }
-        missing = (
-            {day: lacking for day in days if (lacking := missing_keys(store, day, keys[day]))} if world.is_main else {}
-        )
+        keys = {day: _keys(source, day, code) for day in days}
+        missing = _missing(store, keys) if world.is_main else {}
     missing = broadcast(world, missing)
     with (
         together(world, "making the events"),
@@ -93,6 +88,17 @@ def write_dataset(run: StageRun[PrepareConfig], source: Source) -> None:
                 store=str(store.path), as_of=as_time(run.config.as_of), partitions=tuple(in_order([*parts, *entries]))
             ))  # fmt: skip
             tell(run, numbered, [*parts, *entries], len(missing))
+
+
+def _keys(source: Source, day: date, code: str) -> dict[str, str]:
+    """Return the keys of a date's partitions by table."""
+    of_source = source.day_keys(day)
+    return {table: digest({"key": of_source[table], "code": code}) for table in daily_tables(source.spec)}
+
+
+def _missing(store: Store, keys: Mapping[date, Mapping[str, str]]) -> dict[date, dict[str, str]]:
+    """Return the keys of the partitions that are not in the store."""
+    return {day: lacking for day, of_day in keys.items() if (lacking := missing_keys(store, day, of_day))}
 
 
 def _parts(store: Store, source: Source, entity: Entity, code: str) -> Iterator[PartitionEntry]:

@@ -70,7 +70,7 @@ def read_summaries(arms: Arms) -> dict[str, list[RankerSummary]]:
 
 
 def windows_of(summaries: Mapping[str, Sequence[RankerSummary]]) -> Windows:
-    """Give the dates that all arms were trained and measured on.
+    """Return the dates that all arms were trained and measured on.
 
     Raises:
         DataError: two trainings have different dates.
@@ -99,7 +99,7 @@ def require_all_rows(summaries: Mapping[str, Sequence[RankerSummary]], predicted
 
 
 def typical(summaries: Sequence[RankerSummary]) -> RankerSummary:
-    """Give one arm's costs over its replicates: the median of what is measured, the rest as in the first."""
+    """Return one arm's costs over its replicates: the median of what is measured, the rest as in the first."""
     seconds = [summary.train_seconds for summary in summaries if summary.train_seconds is not None]
     measured = {
         "samples_per_second": median(summary.samples_per_second for summary in summaries),

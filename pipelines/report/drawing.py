@@ -89,7 +89,7 @@ def render(plot: Plot, theme: Theme, file_format: str) -> bytes:
 
 
 def arm_colors(comparison: Comparison, theme: Theme) -> dict[str, str]:
-    """Give each arm its colour: fixed for the known arms, the rest by turns."""
+    """Return each arm's colour: fixed for the known arms, the rest by turns."""
     others = [name for name in comparison.arms if name not in ARMS]
     order = [*ARMS, *others]
     return {name: theme.arms[order.index(name) % len(theme.arms)] for name in comparison.arms}
@@ -115,7 +115,7 @@ def percent_ticks(axis: Axis) -> None:
 
 
 def mark(theme: Theme, gain: Gain, size: float = 8) -> dict[str, Any]:
-    """Give a gain's point: hollow when its interval holds 0."""
+    """Return the style of a gain's point: hollow when its interval holds 0."""
     face = {"markerfacecolor": theme.paper} if gain.holds_zero else {}
     return {"markersize": size, "markeredgewidth": size / 4, **face}
 

@@ -16,7 +16,7 @@ from ranker.metric_registry import HEADLINE
 
 
 def plots(comparison: Comparison, curves: Mapping[str, Mapping[str, Curve]]) -> tuple[Plot, ...]:
-    """Give every figure that the numbers allow.
+    """Return every figure that the numbers allow.
 
     Args:
         comparison: the numbers.

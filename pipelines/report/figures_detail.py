@@ -105,6 +105,6 @@ def _words(segments: Sequence[Segment]) -> str:
 
 
 def _keys(colors: Mapping[str, str]) -> list[Line2D]:
-    """Give the arms' names with a dot of their colour, for a legend."""
+    """Return the arms' names with a dot of their colour, for a legend."""
     dot: dict[str, Any] = {"marker": "o", "linestyle": "", "markersize": 5}
     return [Line2D([], [], color=color, label=name, **dot) for name, color in colors.items()]

@@ -25,7 +25,7 @@ from ranker.metric_registry import HEADLINE
 
 
 def render_page(comparison: Comparison, figures: Sequence[Plot], configs: Mapping[str, str]) -> str:
-    """Give the page's HTML.
+    """Return the page's HTML.
 
     Args:
         comparison: the numbers.
@@ -78,7 +78,7 @@ def _gain_words(gain: Gain) -> str:
 
 
 def _color_rules(comparison: Comparison) -> str:
-    """Give the arms' colours as CSS variables, for the light page and the dark."""
+    """Return the arms' colours as CSS variables, for the light page and the dark."""
 
     def rules(theme: Theme) -> str:
         colors = arm_colors(comparison, theme).values()

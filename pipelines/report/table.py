@@ -21,7 +21,7 @@ GAP = "  "
 
 
 def blocks(comparison: Comparison) -> tuple[Block, ...]:
-    """Give the blocks of the terminal table: one a task, then the costs."""
+    """Return the blocks of the terminal table: one a task, then the costs."""
     quality = (quality_block(comparison, task) for task in comparison.tasks)
     return (*quality, cost_block(comparison))
 
@@ -88,7 +88,7 @@ def _block_lines(block: Block, widths: Sequence[int]) -> list[str]:
 
 
 def line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    """Give a line of a table for the terminal: the first cell to the left, all others to the right."""
+    """Return a line of a table for the terminal: the first cell to the left, all others to the right."""
     first, *rest = (
         f"{cell:>{width}}" if position else f"{cell:<{width}}"
         for position, (cell, width) in enumerate(zip(cells, widths, strict=True))

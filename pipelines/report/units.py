@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 
 def byte_size(num: float) -> str:
-    """Give a size in binary units with three digits: ``0 B``, ``12.1 MiB``."""
+    """Return a size in binary units with three digits: ``0 B``, ``12.1 MiB``."""
     if abs(num) < 1024:
         return f"{num:.0f} B"
     for unit in ("KiB", "MiB", "GiB"):
@@ -15,7 +15,7 @@ def byte_size(num: float) -> str:
 
 
 def scaled(num: float) -> str:
-    """Give a count or rate in thousands or millions with three digits: ``12.3 k``."""
+    """Return a count or rate in thousands or millions with three digits: ``12.3 k``."""
     if abs(num) < 1000:
         return _three_digits(num)
     if abs(num) < 999_500:
@@ -24,18 +24,18 @@ def scaled(num: float) -> str:
 
 
 def percent(share: float, decimals: int = 2) -> str:
-    """Give a share as signed percent: ``+1.21 %``; what rounds to nothing has no sign."""
+    """Return a share as signed percent: ``+1.21 %``; what rounds to nothing has no sign."""
     text = f"{100 * share:+.{decimals}f}"
     return f"{text if float(text) else text[1:]} %"
 
 
 def deviation(share: float | None, decimals: int = 2) -> str:
-    """Give a standard deviation as percent: ``0.12 %``; empty where there is none."""
+    """Return a standard deviation as percent: ``0.12 %``; empty where there is none."""
     return "" if share is None else f"{100 * share:.{decimals}f} %"
 
 
 def percent_interval(bounds: Sequence[float], decimals: int = 2) -> str:
-    """Give two bounds as percent: ``+0.81 to +1.61 %``."""
+    """Return two bounds as percent: ``+0.81 to +1.61 %``."""
     low, high = bounds
     return f"{percent(low, decimals).removesuffix(' %')} to {percent(high, decimals)}"
 
@@ -46,7 +46,7 @@ def unbroken(text: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Give a duration: ``41 s``, ``3 min 20 s``, ``2 h 5 min``."""
+    """Return a duration: ``41 s``, ``3 min 20 s``, ``2 h 5 min``."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

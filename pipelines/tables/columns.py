@@ -68,7 +68,7 @@ class _Measured:
         return _times(bytes_a_row / self._first.feature_bytes_per_row) if self._first and bytes_a_row else UNKNOWN
 
     def roi(self, arm: str) -> str:
-        """Give an arm's return over the first one's, as the paper does; none where the first has none to divide by.
+        """Return an arm's return over the first one's, as the paper does; none where the first has none to divide by.
 
         It is marked where no task's gain of either arm is shown: it then divides noise.
         """

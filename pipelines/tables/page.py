@@ -14,7 +14,7 @@ Found = Mapping[str, Comparison]
 
 
 def as_page(tables: Tables, found: Found, places: Mapping[str, str]) -> str:
-    """Give the page.
+    """Return the page.
 
     Args:
         tables: what each table is about. found: the comparison of each. places: its directory's name (the key).
@@ -56,7 +56,7 @@ def _how(shown: Sequence[TableConfig], found: Found) -> list[str]:
 
 
 def _sid_tables(comparison: Comparison) -> list[str]:
-    """Give the tables of SIDs: hash sizes, and the share of ids that collide."""
+    """Return the tables of SIDs: hash sizes, and the share of ids that collide."""
     block = tables_block(comparison, only_sids=True)
     if not block.rows:
         return []
@@ -79,7 +79,7 @@ def _rendered(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]
 
 
 def as_text(tables: Tables, found: Found) -> str:
-    """Give the tables for a terminal, without the paper's figures, which take the room."""
+    """Return the tables for a terminal, without the paper's figures, which take the room."""
     lines: list[str] = []
     for name, comparison in found.items():
         rows = _grid(measured_columns(tables[name], comparison), comparison)
@@ -89,5 +89,5 @@ def as_text(tables: Tables, found: Found) -> str:
 
 
 def _grid(columns: Sequence[Column], comparison: Comparison) -> list[list[str]]:
-    """Give the titles, and a row of cells for every arm."""
+    """Return the titles, and a row of cells for every arm."""
     return [[title for title, _ in columns], *([cell(arm) for _, cell in columns] for arm in comparison.arms)]

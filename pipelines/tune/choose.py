@@ -82,7 +82,7 @@ def _trial(config: TuneConfig, name: str, path: Path) -> tuple[Trial, tuple[str,
 
 
 def as_text(tuned: Tuned, config: TuneConfig) -> str:
-    """Give the chosen settings as a table, and say where one lies at the grid's edge."""
+    """Return the chosen settings as a table, and say where one lies at the grid's edge."""
     first, last = tuned.held_out
     each = len(list(config.settings()))
     width = max(len(arm) for arm in tuned.best)

@@ -35,6 +35,6 @@ class TuneConfig(Config):
     """Of everything else."""
 
     def settings(self) -> Iterator[Setting]:
-        """Give the grid."""
+        """Return the grid."""
         for sparse, dense in itertools.product(self.sparse_learning_rates, self.dense_learning_rates):
             yield Setting(sparse_learning_rate=sparse, dense_learning_rate=dense)

@@ -217,6 +217,14 @@ def test_tasks_that_cannot_be_are_named(tasks: dict[str, Any], rule: str) -> Non
         DatasetSpec.model_validate({**SPEC.model_dump(), "tasks": tasks})
 
 
+def test_a_childs_label_is_held_against_a_parent_of_the_right_type_whatever_their_order() -> None:
+    tasks = {"conversion": {"given": "click"}, "click": {}}
+    spec = DatasetSpec.model_validate({**SPEC.model_dump(), "tasks": tasks})
+    check_events(events(click=[None, 1], conversion=[1, 1]), spec, WHERE)  # a parent that is not known yet
+    with pytest.raises(DataError, match="'click' has type string, must be int8"):
+        check_events(events(click=pa.array(["yes", "no"]), conversion=[1, 1]), spec, WHERE)
+
+
 @pytest.mark.parametrize(
     "sizes", [{"num_items": 0}, {"num_users": -1}, {"sparse": {"store": 0}}, {"embeddings": {"text_embedding": 0}},
               {"categoricals": {"brand": 0}}, {"user_categoricals": {"age": -3}}, {"request_sparse": {"hour": 0}}],

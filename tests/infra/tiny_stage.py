@@ -1,6 +1,5 @@
 """A stage that does next to nothing, for the tests of `run_stage`: every rank writes one number."""
 
-import time
 from typing import Self
 
 from infra.checkpoint import Checkpoint
@@ -13,7 +12,6 @@ class TinyConfig(Config):
     number: int = 1
     fail_on_rank: int | None = None
     fail_after_checkpoint: bool = False
-    sleep_s: float = 0.0
     variants: dict[str, int] = {}
     """Numbers to choose from by the name in `variant`, as the ranker chooses an arm."""
     variant: str = ""
@@ -28,9 +26,6 @@ def body(run: StageRun[TinyConfig]) -> None:
         raise DataError(f"numbers.parquet, row group 3: {run.config.number} is odd")
     if run.config.fail_after_checkpoint:
         go_on_or_fail(run)
-    if run.config.sleep_s:
-        (run.out.parent / f"asleep-{run.world.rank}").touch()
-        time.sleep(run.config.sleep_s)
     (run.out / f"part-{run.world.rank}.txt").write_text(str(run.config.number))
     run.log.metrics(1, {"number": run.config.number})
     run.log.summary({"inputs": {name: path.name for name, path in run.inputs.items()}})

@@ -109,6 +109,16 @@ def test_a_hashed_table_keeps_its_size_as_the_dataset_grows(world: World, tmp_pa
             assert torch.equal(loaded[name], saved[name]), name
 
 
+def growing(world: World) -> dict[str, bool]:
+    """Return which tensors of the users' table may grow where its columns lie on two ranks."""
+    sharded, features = built(world, SPEC, model={"embedding_dim": 256}, sharding={"types": ["column_wise"]})
+    return {name.split(".")[-1]: x.may_grow for name, x in sharded.shards(features).items() if ".t_user_id." in name}
+
+
+def test_states_of_rows_may_not_grow_where_columns_are_apart() -> None:
+    assert run_distributed(growing, world_size=2) == [{"weight": True, "momentum1": False}] * 2
+
+
 def test_a_training_resumes_after_users_and_items_were_added(world: World, tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path / "dataset")
     train_ranker(world, dataset, tmp_path / "whole")
