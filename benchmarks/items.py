@@ -1,6 +1,6 @@
 """The datasets of the benchmarks: the default data as a run prepared it, and random items of any number."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import date
 from pathlib import Path
 
@@ -13,12 +13,17 @@ from encoder.bundle import save_bundle
 from encoder.config import EncoderConfig, NetworkConfig
 from encoder.fusion import VQFusion
 from encoder.signals import SignalBatch, SignalSpec, chosen_signals
+from infra import store
 from infra.commit import committing, is_committed
+from infra.config import digest
 from infra.distributed import World
 from infra.errors import ConfigError
-from infra.parquet import TableWriter
+from infra.parquet import read_row_group, row_groups
 from infra.record import CONFIG_FILE
-from infra.tables import DatasetSpec, event_schema, item_schema, user_schema, write_spec
+from infra.snapshot import Dataset
+from infra.store import Store
+from infra.tables import DatasetSpec, item_schema
+from pipelines.prepare.dataset import STORE
 
 DIM, CATEGORIES = 64, 1000
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), backend="gloo")
@@ -33,7 +38,6 @@ DEFAULT_SIGNALS = SignalSpec(
 """The default data's signals, in number and size."""
 NETWORKS = {"default": NetworkConfig(), "1,024 units": NetworkConfig(embedding_width=256, hidden=1024, blocks=2)}
 """The networks whose speed is told."""
-FILE_ROWS = 1_000_000
 _DIFFERENT_ROWS = 1 << 16
 _CHUNK_ROWS = 1 << 13
 
@@ -59,35 +63,34 @@ def _is_complete_journey(file: Path) -> bool:
 
 
 def items_spec(rows: int) -> DatasetSpec:
-    """Describe a dataset of so many items with an embedding and a category, one user, and no events."""
+    """Describe a dataset of so many items with an embedding and a category, without users and events."""
     return DatasetSpec(
         embeddings={"embedding": DIM},
         categoricals={"category": CATEGORIES},
         user_categoricals={},
         num_items=rows,
-        num_users=1,
+        num_users=0,
         dense=(),
         sparse={},
-        max_history=1,
+        max_history=0,
         train=(date(2024, 1, 1), date(2024, 1, 1)),
         test=(date(2024, 1, 2), date(2024, 1, 2)),
         origin="random vectors, for benchmarks",
     )
 
 
+def read_items(dataset: Dataset, columns: Sequence[str]) -> pa.Table:
+    """Read columns of a dataset's items whole."""
+    groups = row_groups([file.path for file in dataset.content_files("item")])
+    return pa.concat_tables([read_row_group(group, columns) for group in groups])
+
+
 def write_items(out: Path, rows: int) -> None:
-    """Commit a dataset of random items as `out`, in files of `FILE_ROWS`."""
+    """Commit a dataset of random items as `out`; their rows go to the store beside it."""
     spec = items_spec(rows)
+    schema, key = item_schema(spec), digest({"random items": rows})
     with committing(out, ALONE, stage="prepare") as staging:
-        schema = item_schema(spec)
-        for number, start in enumerate(range(0, rows, FILE_ROWS)):
-            with TableWriter(staging / f"items/part-{number:05d}.parquet", schema) as writer:
-                for chunk in _items(start, min(start + FILE_ROWS, rows), schema):
-                    writer.write(chunk)
-        for day in (spec.train[0], spec.test[0]):
-            _write_one(staging / f"events/date={day}/part-00000.parquet", event_schema(spec).empty_table())
-        _write_one(staging / "users/part-00000.parquet", pa.table([pa.array([0])], schema=user_schema(spec)))
-        write_spec(staging, spec)
+        store.write_items(Store(out.parent / STORE), staging, spec, key, schema, _items(rows, schema))
 
 
 def write_encoder(out: Path, config: EncoderConfig) -> None:
@@ -109,12 +112,12 @@ def random_batch(rows: int) -> SignalBatch:
     )
 
 
-def _items(start: int, stop: int, schema: pa.Schema) -> Iterator[pa.Table]:
+def _items(rows: int, schema: pa.Schema) -> Iterator[pa.Table]:
     """Yield items; their vectors are those of 65,536 random rows, turned, so that making them is quick."""
     rng = np.random.default_rng(0)
     some_SD = rng.standard_normal((_DIFFERENT_ROWS, DIM)).astype(np.float16)
-    for first in range(start, stop, _CHUNK_ROWS):
-        ids_N = np.arange(first, min(first + _CHUNK_ROWS, stop))
+    for first in range(0, rows, _CHUNK_ROWS):
+        ids_N = np.arange(first, min(first + _CHUNK_ROWS, rows))
         x_ND = np.roll(some_SD[ids_N % _DIFFERENT_ROWS], first // _DIFFERENT_ROWS, axis=1)
         columns = [
             pa.array(ids_N),
@@ -123,8 +126,3 @@ def _items(start: int, stop: int, schema: pa.Schema) -> Iterator[pa.Table]:
             pa.array((ids_N % CATEGORIES).astype(np.int32)),
         ]
         yield pa.table(columns, schema=schema)
-
-
-def _write_one(path: Path, table: pa.Table) -> None:
-    with TableWriter(path, table.schema) as writer:
-        writer.write(table)

@@ -13,26 +13,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.goals import goal, publish
-from benchmarks.items import ALONE, FILE_ROWS, random_batch, write_encoder, write_items
+from benchmarks.items import ALONE, random_batch, write_encoder, write_items
 from benchmarks.record import results_folder
 from benchmarks.timing import Contestant, Finished, Spread, Times, run_program, spread, take_turns, threads
 from encoder.bundle import load_bundle
 from encoder.config import EncoderConfig
 from encoder.materialize import encode
+from infra.snapshot import read_dataset
+from pipelines.prepare.dataset import STORE
 
 COLUMNS = {
     "what": "", "rows": ",d", "rows_per_second": ",.0f", "low": ",.0f", "high": ",.0f", "peak_mib": ".0f",
     "bytes_a_row": ".0f",
 }  # fmt: skip
 WORDS = """
-Items with an embedding of 64 halves, a category and a short text, in files of a million rows, to SIDs by an encoder of
-the default sizes, on one rank. "read and write" reads the same row groups and writes them again with the same
-compression and nothing else; "network alone" encodes rows that lie ready as tensors. Each of the two on one thread.
-The stage's time is that of its body: reading, checks, encoding, writing, counting; not starting Python, nor the
-hashing of inputs and outputs, which "program" includes. Memory is the program's largest resident set.
+Items with an embedding of 64 halves, a category and a short text to SIDs by an encoder of the default sizes, on one
+rank. "read and write" reads the columns that the encoder takes, row group by row group, and writes one column of
+integers, with the same compression and nothing else; "network alone" encodes rows that lie ready as tensors. Each of
+the two on one thread. The stage's time is that of its body: verifying the items' partition, reading, checks, encoding,
+writing, counting; not starting Python, nor what "program" includes beside the body. Memory is the program's largest
+resident set. Bytes a row are those of the Parquet files of items and SIDs.
 """
 BOUNDS = ("read and write", "network alone")
 FLAT = 1.15
@@ -57,7 +61,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="where materialize.json and materialize.md go")
     arguments = parser.parse_args()
     out = results_folder(arguments.out, quick=arguments.quick)
-    full = Sizes(few=FILE_ROWS, many=arguments.rows, network=1 << 17, rounds=3)
+    full = Sizes(few=1_000_000, many=arguments.rows, network=1 << 17, rounds=3)
     sizes = Sizes(few=50_000, many=200_000, network=1 << 14, rounds=2) if arguments.quick else full
     with tempfile.TemporaryDirectory(prefix="sidestack-materialize-") as folder, threads(1):
         rows = measured(Path(folder), sizes)
@@ -66,11 +70,11 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class Stage:
-    """A run of the stage: seconds of its body, and of the whole program."""
+    """A run of the stage: seconds of its body, the whole program, and bytes of items and SIDs on disk."""
 
     seconds: float
     program: Finished
-    written_bytes: int
+    stored_bytes: int
 
 
 def measured(folder: Path, sizes: Sizes) -> list[dict[str, Any]]:
@@ -101,7 +105,7 @@ def _in_turns(folder: Path, sizes: Sizes) -> tuple[list[Stage], Times]:
     write_items(folder / "few", sizes.few)
     bundle = load_bundle(folder / "encoder", ALONE.device)
     batch = random_batch(sizes.network)
-    files = sorted((folder / "few" / "items").glob("*.parquet"))
+    files = [file.path for file in read_dataset(folder / "few").files("items")]
     stages: list[Stage] = []
     contestants = {
         "read and write": Contestant(lambda: read_and_write(files, folder / "copy.parquet"), sizes.few),
@@ -109,29 +113,27 @@ def _in_turns(folder: Path, sizes: Sizes) -> tuple[list[Stage], Times]:
         "program": Contestant(lambda: stages.append(run_stage(folder, "few")), sizes.few),
     }
     times = take_turns(contestants, sizes.rounds)
-    shutil.rmtree(folder / "few")
+    shutil.rmtree(folder / STORE)
     counted = stages[-sizes.rounds :]
     return counted, Times({**times.seconds, "stage": [stage.seconds / sizes.few for stage in counted]})
 
 
 def read_and_write(files: Sequence[Path], copy: Path) -> None:
-    """Read Parquet files row group by row group and write them as one, in the compression our tables have."""
-    with pq.ParquetFile(files[0]) as first:
-        schema = first.schema_arrow
-    # Embeddings without a dictionary, which is the fastest way to write them.
-    dictionary = ["text", "category"]
-    with pq.ParquetWriter(copy, schema, compression="zstd", compression_level=3, use_dictionary=dictionary) as writer:
+    """Read what the stage reads of Parquet files, row group by row group, and write as much as it writes."""
+    schema = pa.schema([("item_id", pa.int64())])
+    columns = ["item_id", "embedding", "category"]
+    with pq.ParquetWriter(copy, schema, compression="zstd", compression_level=3) as writer:
         for path in files:
             with pq.ParquetFile(path) as file:
                 for group in range(file.metadata.num_row_groups):
-                    table = file.read_row_group(group, use_threads=False)
-                    writer.write_table(table, row_group_size=table.num_rows)
+                    table = file.read_row_group(group, columns, use_threads=False)
+                    writer.write_table(table.select(schema.names), row_group_size=table.num_rows)
     copy.unlink()
 
 
 def run_stage(folder: Path, dataset: str) -> Stage:
-    """Run the stage as a program on one rank; its output is taken away."""
-    config, out = folder / "config.yaml", folder / "out"
+    """Run the stage as a program on one rank; what it makes is taken away."""
+    config, out, store = folder / "config.yaml", folder / "out", folder / STORE
     config.write_text("materialize: {prefix_lengths: {sid: [5, 10]}}\n")
     program = run_program(
         [sys.executable, "-m", "encoder.materialize", "--config", str(config), "--out", str(out),
@@ -139,9 +141,10 @@ def run_stage(folder: Path, dataset: str) -> Stage:
         {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     summary = json.loads((out / "summary.json").read_text())
-    written = sum(path.stat().st_size for path in (out / "items").iterdir())
+    stored = sum(path.stat().st_size for path in store.rglob("*.parquet"))
     shutil.rmtree(out)
-    return Stage(summary["seconds"], program, written)
+    shutil.rmtree(store / "sids")
+    return Stage(summary["seconds"], program, stored)
 
 
 def _row(what: str, rows: int, rate: Spread, stages: Sequence[Stage] = ()) -> dict[str, Any]:
@@ -149,7 +152,7 @@ def _row(what: str, rows: int, rate: Spread, stages: Sequence[Stage] = ()) -> di
     if not stages:
         return found
     peak_mib = max(stage.program.peak_bytes for stage in stages) / 2**20
-    return {**found, "peak_mib": peak_mib, "bytes_a_row": stages[0].written_bytes / rows}
+    return {**found, "peak_mib": peak_mib, "bytes_a_row": stages[0].stored_bytes / rows}
 
 
 if __name__ == "__main__":

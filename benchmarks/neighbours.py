@@ -22,13 +22,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks import record
+from benchmarks.items import read_items
 from benchmarks.quantizers.corpora import distinct_rows
 from benchmarks.quantizers.measures import nearest, side_vectors, unit
 from encoder.bundle import EncoderBundle, load_bundle
 from encoder.signals import signal_batch
 from infra.errors import ConfigError, DataError, SidestackError
-from infra.parquet import read_row_group, row_groups
-from infra.tables import read_dataset
+from infra.snapshot import read_dataset
 
 matplotlib.use("agg")
 
@@ -111,8 +111,7 @@ def read_catalogue(path: Path, bundle: EncoderBundle, signal: str | None) -> Cat
         raise ConfigError(f"--signal {signal!r}: the encoder's embeddings are {', '.join(embeddings) or 'none'}")
     dataset = read_dataset(path)
     bundle.signals.require(dataset.spec, path)
-    columns = [*bundle.signals.columns, "text"]
-    table = pa.concat_tables([read_row_group(group, columns) for group in row_groups(dataset.item_files)])
+    table = read_items(dataset, [*bundle.signals.columns, "text"])
     table = table.take(pa.array(distinct_rows(table, signal)))
     if not table.num_rows:
         raise DataError(f"{path}: no item has a text and the signal {signal!r}")

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from fbgemm_gpu.split_table_batched_embeddings_ops_common import PoolingMode
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
-from benchmarks.events import NUM_ITEMS, write_events
+from benchmarks.events import IMPRESSIONS, NUM_ITEMS, write_events
 from benchmarks.goals import Measured, goal, publish_tables
 from benchmarks.golden_example import golden_batch, golden_dlrm, golden_pipeline, our_network, our_pipeline
 from benchmarks.record import Row, results_folder
@@ -32,18 +32,18 @@ from benchmarks.trial import ARMS, DEFAULT_MODEL, PARTS, StepParts, Trial, confi
 from components.torchrun import KEEP_FREED_MEMORY
 from infra.config import plain, to_yaml
 from infra.distributed import World, started
+from infra.impressions import columns_by_table
 from infra.lanes import LaneReader
 from infra.parquet import RowGroup, row_groups
 from infra.prefetch import prefetched
+from infra.snapshot import Dataset
 from infra.stage import quiet
-from infra.tables import Dataset
 from ranker.batch import RankerBatch
 from ranker.config import ModelConfig
 from ranker.cost import count_flops
 from ranker.fit import UNTIMED_STEPS, Progress
 from ranker.kernels import BagsOfOne
-from ranker.reader import NewestEntries, ranker_batches
-from ranker.train import Split
+from ranker.reader import NewestEntries, Split, ranker_batches
 
 BATCH = config_of("none").training.batch_size
 READ_ARMS = ("none", "sid_ngram", "side")
@@ -57,9 +57,10 @@ of 8,192 training events; SIDs by stage `materialize`, of an encoder that was no
 are the defaults, batches of 1,024 rows, float32. One process, one thread of torch; the reader has threads of its own.
 """
 READER_WORDS = """
-"scan" reads the columns that the arm reads, row group by row group, on one thread, and drops them. "reader" gives
-shuffled `RankerBatch`es of the same files, with every check of the tables' contract, as training takes them, epoch
-after epoch in one stream; its threads use the second core too, as those of "scan, two threads" do.
+"scan" reads the columns that the arm reads, of requests, events, labels and SIDs as they lie on disk, row group by row
+group, on one thread, and drops them; its rows are impressions. "reader" joins the same files to impressions and yields
+shuffled `RankerBatch`es, with every check of the tables' contract, as training takes them, epoch after epoch in one
+stream; its threads use the second core too, as those of "scan, two threads" do.
 """
 PARTS_WORDS = """
 Milliseconds of a step, batches read from disk while it trains. One rank, so no gradient is averaged; the tables' own
@@ -120,13 +121,14 @@ def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ranker", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small sizes and few steps, to see that it runs")
+    parser.add_argument("--impressions", type=int, default=IMPRESSIONS, help="of a request of the log")
     parser.add_argument("--out", type=Path, help="where ranker.json and ranker.md go")
     arguments = parser.parse_args()
     quiet()
     out = results_folder(arguments.out, quick=arguments.quick)
     sizes = QUICK if arguments.quick else FULL
     with tempfile.TemporaryDirectory(prefix="sidestack-ranker-") as folder:
-        dataset = write_events(Path(folder), sizes.days, sizes.items)
+        dataset = write_events(Path(folder), sizes.days, sizes.items, arguments.impressions)
         with threads(1), started() as world:
             parts = [measure(dataset, world, sizes) for measure in (reading, step_parts, arms, golden, ladder)]
         if sizes.ranks:
@@ -159,15 +161,25 @@ def reading(dataset: Dataset, world: World, sizes: Sizes) -> Part:
 
 
 def scan(split: Split, epochs: int, threads: int = 1) -> None:
-    """Read an arm's columns, and nothing else, so many times; a thread takes one row group after another."""
-    columns = list(split.features.columns)
+    """Read the columns of the tables that an arm reads, and nothing else, so many times.
 
-    def group(place: RowGroup) -> None:
-        with pq.ParquetFile(place.path) as file:
-            file.read_row_group(place.index, columns=columns, use_threads=False)
+    A thread takes one row group after another, of one table after another.
+    """
+    of_kind = columns_by_table(split.dataset, split.features.columns)
+    groups = [
+        (group, columns)
+        for tables in of_kind
+        for table, columns in tables.items()
+        for group in row_groups([file.path for file in split.dataset.files(table, *split.dates)])
+    ]
+
+    def read_group(place: tuple[RowGroup, Sequence[str]]) -> None:
+        group, columns = place
+        with pq.ParquetFile(group.path) as file:
+            file.read_row_group(group.index, columns=columns, use_threads=False)
 
     with ThreadPoolExecutor(threads) as pool:
-        collections.deque(pool.map(group, row_groups(split.files) * epochs), maxlen=0)
+        collections.deque(pool.map(read_group, groups * epochs), maxlen=0)
 
 
 def read(split: Split, arm: str, world: World, epochs: int) -> None:

@@ -160,10 +160,10 @@ def memory(results: Results) -> tuple[str, str, str]:
 
 
 def tables(results: Results) -> tuple[str, str, str]:
-    """Bytes of the items table with SIDs."""
+    """Bytes of the items and their SIDs."""
     rows = results.largest("materialize", "rows")
     each = results.figure("materialize", "bytes_a_row", rows=rows)
-    return "items table with SIDs (64 halves)", f"{ITEMS:,} items x {each:.0f} B", _bytes(ITEMS * each)
+    return "items (64 halves) and their SIDs", f"{ITEMS:,} items x {each:.0f} B", _bytes(ITEMS * each)
 
 
 def columns(results: Results) -> tuple[str, str, str]:
@@ -175,8 +175,8 @@ def columns(results: Results) -> tuple[str, str, str]:
 
 
 def the_map(results: Results) -> tuple[str, str, str]:
-    """Bytes of the map on disk while materialize runs."""
-    return "map of SIDs on disk while materialize runs", f"{ITEMS:,} items x 8 B", _bytes(ITEMS * 8)
+    """Bytes of the map on disk."""
+    return "map from id to SID, kept beside the SIDs", f"{ITEMS:,} items x 8 B", _bytes(ITEMS * 8)
 
 
 def unpacking(results: Results) -> tuple[str, str, str]:

@@ -81,7 +81,8 @@ def main() -> None:
 
 def features_of(arm: str) -> ArmFeatures:
     """Lay out a default arm over items with SIDs of `SPEC`."""
-    spec = items_spec(1).model_copy(update={"tasks": {"click": TaskSpec()}})  # which one makes no difference to tables
+    # Which task and how many users makes no difference to the SIDs' tables.
+    spec = items_spec(1).model_copy(update={"tasks": {"click": TaskSpec()}, "num_users": 1})
     return arm_features(spec, RankerConfig(arm=arm), {SPEC.name: SPEC})
 
 

@@ -13,14 +13,14 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from infra.distributed import World
 from infra.lanes import LaneReader
-from infra.tables import Dataset
+from infra.snapshot import Dataset
 from ranker.config import ArmConfig, ModelConfig, RankerConfig
 from ranker.fit import Progress
 from ranker.frozen import read_frozen
 from ranker.model import StepOutput
-from ranker.reader import NewestEntries
+from ranker.reader import NewestEntries, Split
 from ranker.sharding import ShardedRanker, build_sharded
-from ranker.train import Split, open_splits
+from ranker.train import open_splits
 
 ARMS = {**RankerConfig().arms, "hde": ArmConfig(item="hde", history="hde")}
 """The default contest's, and the second paper's."""

@@ -29,7 +29,6 @@ from infra.distributed import together
 from infra.errors import SpecError
 from infra.mlflow_runs import URI_VARIABLE
 from infra.parquet import read_row_group, row_groups
-from infra.rows import CountedFile
 from infra.snapshot import CONTENT, Dataset, read_dataset
 from infra.stage import StageRun, run_stage
 
@@ -63,7 +62,7 @@ def export(run: StageRun[ExportConfig]) -> None:
     """Save, check and register the model, which comes to lie in `run.out`.
 
     Raises:
-        DataError: an input is not what it should be.
+        DataError: an input is not what it should be. CommitError: a partition that is read is gone or was altered.
         SpecError: the tables' SIDs are another encoder's, or the saved model gives other SIDs.
         StageError: the registry refuses.
     """
@@ -97,7 +96,7 @@ def read_reference(dataset: Dataset, signals: SignalSpec, number: int) -> Refere
 
     Raises:
         DataError: a signal is missing or of another size, or a file cannot be read.
-        SpecError: the items carry no SIDs.
+        SpecError: the items carry no SIDs. CommitError: a partition that is read is gone or was altered.
     """
     signals.require(dataset.spec, dataset.path)
     listed = dataset.snapshot.sids.get(DEFAULT_NAME)
@@ -105,18 +104,27 @@ def read_reference(dataset: Dataset, signals: SignalSpec, number: int) -> Refere
         raise SpecError(f"{dataset.path}: has no SIDs {DEFAULT_NAME!r}; input sids is what materialize commits")
     spec = parse(SidSpec, listed.spec, f"{dataset.path}: SIDs {DEFAULT_NAME!r}")
     content = CONTENT[signals.entity]
-    items = _first_rows(dataset.files(content), list(signals.names), number)
+    items = _first_rows(dataset, content, list(signals.names), number)
     columns = list(sid_columns(DEFAULT_NAME, spec))
-    answers = _first_rows(dataset.files(listed.table(DEFAULT_NAME, content)), columns, number)
+    answers = _first_rows(dataset, listed.table(DEFAULT_NAME, content), columns, number)
     types = {name: items.schema.field(name).type.value_type for name in signals.embeddings}
     stored = {name: kind.to_pandas_dtype().__name__ for name, kind in types.items()}
     return Reference(items.to_pylist(), answers.to_pylist(), spec, stored)
 
 
-def _first_rows(files: Sequence[CountedFile], columns: Sequence[str], number: int) -> pa.Table:
-    """Read the first rows of a table's files."""
-    groups = [group for group in row_groups([file.path for file in files]) if group.start < number]
-    return pa.concat_tables([read_row_group(group, columns) for group in groups]).slice(0, number)
+def _first_rows(dataset: Dataset, table: str, columns: Sequence[str], number: int) -> pa.Table:
+    """Read the rows of the first ids, each of the part that brought it, whose signals the published SID stands for."""
+    parts: list[pa.Table] = []
+    for entry in dataset.partitions(table):
+        if sum(part.num_rows for part in parts) >= number:
+            break
+        if not entry.facts["new"]:
+            continue
+        dataset.verify_partition(entry)
+        groups = row_groups([dataset.store / entry.path / file.name for file in entry.files])
+        rows = pa.concat_tables([read_row_group(group, columns) for group in groups if group.start < number])
+        parts.append(rows.slice(entry.rows - entry.facts["new"]))  # rows that revise earlier ones come first
+    return pa.concat_tables(parts).slice(0, number)
 
 
 def save_model(path: Path, encoder: Path, config: ServedConfig, example: Item) -> None:

@@ -5,10 +5,11 @@ import numpy.typing as npt
 
 from encoder.signals import SignalBatch, SignalSpec, concatenated, signal_batch
 from infra.lanes import LaneReader
+from infra.revisions import Revisions
 
 
 def held_out(item_ids_N: npt.NDArray[np.int64], share: float) -> npt.NDArray[np.bool_]:
-    """Say which items are held out: those whose hash (splitmix64's finalizer) is among the lowest.
+    """Return which items are held out: those whose hash (splitmix64's finalizer) is among the lowest.
 
     Args:
         item_ids_N: int64 [N].
@@ -25,19 +26,23 @@ def held_out(item_ids_N: npt.NDArray[np.int64], share: float) -> npt.NDArray[np.
     return x < np.uint64(int(share * 2**64))
 
 
-def collect_held_out(reader: LaneReader, signals: SignalSpec, share: float, rows: int) -> SignalBatch:
-    """Read this rank's held-out items, the first `rows` of them, into memory.
+def collect_held_out(
+    reader: LaneReader, signals: SignalSpec, share: float, rows: int, revisions: Revisions
+) -> SignalBatch:
+    """Read the newest rows of this rank's held-out items, the first `rows` of them, into memory.
 
     Args:
         reader: reads the items in order (no seed), with `signals.columns`.
         signals: which signals.
         share: see `held_out`.
         rows: the most rows to keep; reading stops there.
+        revisions: the items that have several rows.
     """
     parts: list[SignalBatch] = []
     kept = 0
     for batch in reader.epoch(0):
-        chosen_N = held_out(batch.table[signals.id_column].to_numpy(), share) & batch.valid_N
+        ids_N = batch.table[signals.id_column].to_numpy()
+        chosen_N = held_out(ids_N, share) & batch.valid_N & revisions.are_newest(ids_N, batch.rows_N)
         parts.append(signal_batch(batch.table.filter(chosen_N), signals))
         kept += len(parts[-1])
         if kept >= rows:

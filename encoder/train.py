@@ -37,8 +37,9 @@ from infra.distributed import World, average_gradients, gather, lockstep, requir
 from infra.errors import ConfigError, DataError
 from infra.lanes import Batch, LaneReader
 from infra.prefetch import prefetched
+from infra.revisions import Revisions, read_revisions
 from infra.rows import FileRows
-from infra.snapshot import Dataset, content_digest, read_dataset
+from infra.snapshot import CONTENT, Dataset, content_digest, read_dataset
 from infra.stage import StageRun, run_stage
 
 _SAMPLE_ROWS = 8192
@@ -50,19 +51,22 @@ def train(run: StageRun[EncoderConfig]) -> None:
     Raises:
         ConfigError, DataError: a setting or a row breaks a rule, or the loss stops being finite.
         TrainingError: digits have collapsed and the config says stop, or ranks hold different weights.
-        CommitError: there is a checkpoint of other work beside the output.
+        CommitError: a partition is gone or was altered, or there is a checkpoint of other work beside the output.
     """
     config, world = run.config, run.world
     with together(world, "opening the dataset"):
         dataset = read_dataset(run.inputs["dataset"])
         signals = chosen_signals(config.signals, dataset.spec, config.entity)
+    dataset.verify(world, dataset.partitions(CONTENT[config.entity]))
+    with together(world, "opening the rows"):
         reader = signal_reader(dataset, signals, config.training, world, shuffled=True)
+        revisions = read_revisions(dataset, config.entity)
     torch.manual_seed(config.training.seed)  # the same initial weights on every rank
     model = VQFusion(config, signals).to(world.device)
     if not world.is_main:  # or the ranks would hide and shorten the same rows of their batches
         torch.manual_seed(config.training.seed + (world.rank << 32))
-    holdout = _holdout(dataset, signals, config.training, world)
-    trainer = Trainer(model, reader, holdout, run)
+    holdout = _holdout(dataset, signals, config.training, world, revisions)
+    trainer = Trainer(model, reader, revisions, holdout, run)
     trainer.go_on()
     with run.log.progress(trainer.num_steps, "encoder: steps") as advance:
         trainer.run(advance)
@@ -87,11 +91,13 @@ def signal_reader(
     )
 
 
-def _holdout(dataset: Dataset, signals: SignalSpec, training: TrainingConfig, world: World) -> SignalBatch:
+def _holdout(
+    dataset: Dataset, signals: SignalSpec, training: TrainingConfig, world: World, revisions: Revisions
+) -> SignalBatch:
     with together(world, "reading the held-out items"):
         reader = signal_reader(dataset, signals, training, world, shuffled=False)
         rows = training.holdout_rows // world.size
-        holdout = collect_held_out(reader, signals, training.holdout_share, rows)
+        holdout = collect_held_out(reader, signals, training.holdout_share, rows, revisions)
     if not sum(gather(world, len(holdout))):
         raise ConfigError(
             f"encoder.training.holdout_share={training.holdout_share}, holdout_rows={training.holdout_rows}: hold out"
@@ -101,7 +107,7 @@ def _holdout(dataset: Dataset, signals: SignalSpec, training: TrainingConfig, wo
 
 
 class TrainingRows(NamedTuple):
-    """This rank's part of a global batch, held-out items left out.
+    """This rank's part of a global batch; held-out items, and rows that a later part revises, are left out.
 
     Attributes:
         signals: of B rows. rows_B: their global row numbers.
@@ -114,9 +120,17 @@ class TrainingRows(NamedTuple):
 class Trainer:
     """The training loop and what it has to remember."""
 
-    def __init__(self, model: VQFusion, reader: LaneReader, holdout: SignalBatch, run: StageRun[EncoderConfig]) -> None:
+    def __init__(
+        self,
+        model: VQFusion,
+        reader: LaneReader,
+        revisions: Revisions,
+        holdout: SignalBatch,
+        run: StageRun[EncoderConfig],
+    ) -> None:
         self.model = model
         self.reader = reader
+        self.revisions = revisions
         self.holdout = holdout
         self.log = run.log
         self.world = run.world
@@ -206,12 +220,13 @@ class Trainer:
 
     def _training_rows(self, epochs: range, start: int = 0) -> Iterator[TrainingRows]:
         # Turned into tensors by the reader's thread, so that the loop waits for neither disk nor conversion.
-        ahead = prefetched(map(self._without_held_out, self.reader.batches(epochs, start)), depth=2)
+        ahead = prefetched(map(self._chosen, self.reader.batches(epochs, start)), depth=2)
         for rows in lockstep(self.world, self._timed(ahead), "reading items"):
             yield rows._replace(signals=rows.signals.to(self.world.device))
 
-    def _without_held_out(self, batch: Batch) -> TrainingRows:
-        kept_N = ~held_out(batch.table[self.model.signals.id_column].to_numpy(), self.config.holdout_share)
+    def _chosen(self, batch: Batch) -> TrainingRows:
+        ids_N = batch.table[self.model.signals.id_column].to_numpy()
+        kept_N = ~held_out(ids_N, self.config.holdout_share) & self.revisions.are_newest(ids_N, batch.rows_N)
         return TrainingRows(signal_batch(batch.table.filter(kept_N), self.model.signals), batch.rows_N[kept_N])
 
     def _timed(self, source: Iterator[TrainingRows]) -> Iterator[TrainingRows]:

@@ -80,6 +80,11 @@ def date_slice(day: date) -> str:
     return f"date={day.isoformat()}"
 
 
+def part_slice(number: int) -> str:
+    """Return the name of the slice of a part of the items or users, numbered from 0."""
+    return f"part={number:05d}"
+
+
 def slice_date(name: str, where: object) -> date:
     """Return the date of a slice or folder named `date=YYYY-MM-DD`.
 

@@ -23,7 +23,15 @@ from infra.errors import AlreadyCommittedError, CommitError, DataError
 from infra.gather import take_rows
 from infra.parquet import ROW_GROUP_BYTES, TableWriter
 from infra.row_bytes import row_bytes
-from infra.snapshot import CONTENT, PartitionEntry, date_slice, entry_of
+from infra.snapshot import (
+    CONTENT,
+    PartitionEntry,
+    Snapshot,
+    date_slice,
+    entry_of,
+    part_slice,
+    write_snapshot,
+)
 from infra.tables import DatasetSpec, Entity, event_schema, flat_schema, label_schema, request_schema
 
 Ints = npt.NDArray[np.int64]
@@ -129,7 +137,7 @@ def write_part(
     Raises:
         DataError: ids break the rule.
     """
-    table, slice_name = CONTENT[entity], f"part={number:05d}"
+    table, slice_name = CONTENT[entity], part_slice(number)
     with store.making(table, slice_name, key) as made:
         made.schema = schema
         last, new = -1, 0
@@ -140,6 +148,22 @@ def write_part(
                     writer.write(chunk)
         made.numbers |= {"first": first, "new": new}
     return store.entry(table, slice_name, key)
+
+
+def write_items(
+    store: Store, path: Path, spec: DatasetSpec, key: str, schema: pa.Schema, chunks: Iterable[pa.Table]
+) -> None:
+    """Write a dataset of items alone: one part of them, and its snapshot.
+
+    Args:
+        store: where the part goes, unless it is there. path: the snapshot's directory, such as one being committed.
+        spec: the dataset's. key: names what decides the rows; see `Store`. schema: of the rows. chunks: of them.
+
+    Raises:
+        DataError: ids do not rise from 0 without a gap.
+    """
+    entry = store.find(CONTENT["item"], part_slice(0), key) or write_part(store, "item", 0, key, 0, schema, chunks)
+    write_snapshot(path, path, spec, Snapshot(store=str(store.path), partitions=(entry,)))
 
 
 def _of_rows(chunks: Iterable[pa.Table], schema: pa.Schema, rows: int) -> Iterator[Iterator[pa.Table]]:

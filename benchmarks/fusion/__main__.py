@@ -21,7 +21,7 @@ from benchmarks.items import newest_dataset
 from benchmarks.record import results_folder, write_results
 from encoder.signals import chosen_signals
 from infra.errors import DataError, SidestackError
-from infra.tables import read_dataset
+from infra.snapshot import read_dataset
 
 HOLDOUT = 0.1
 

@@ -11,13 +11,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from benchmarks.items import ALONE
+from benchmarks.items import ALONE, read_items
 from encoder.holdout import held_out
 from infra.commit import committing, is_committed, read_manifest
 from infra.config import digest
 from infra.errors import DataError
-from infra.parquet import TableWriter, read_row_group, row_groups
-from infra.tables import Dataset, item_schema, read_dataset, write_spec
+from infra.snapshot import read_dataset
+from infra.store import Store, write_items
+from infra.tables import item_schema
+from pipelines.prepare.dataset import STORE
 
 SEED = 0
 """Of the order of texts, hence of what is held out; the encoders' seeds leave it alone."""
@@ -103,7 +105,7 @@ def write_corpus(
     if is_committed(out):
         return out
     dataset = read_dataset(source)
-    table = _items(dataset)
+    table = read_items(dataset, item_schema(dataset.spec).names)
     chosen = choice(table, names)
     chosen = np.random.default_rng(SEED).permutation(chosen)[:rows]
     chosen = chosen[arranged(text_groups(table.take(chosen)), share)]
@@ -112,15 +114,8 @@ def write_corpus(
     spec = dataset.spec.model_copy(update={"num_items": len(chosen)})
     renumbered = table.take(chosen).set_column(0, "item_id", pa.array(np.arange(len(chosen))))
     with committing(out, ALONE, stage="corpus", facts=made_of) as staging:
-        write_spec(staging, spec)
-        with TableWriter(staging / "items" / "part-00000.parquet", renumbered.schema) as writer:
-            writer.write(renumbered)
+        write_items(Store(cache / STORE), staging, spec, digest(made_of), renumbered.schema, [renumbered])
     return out
-
-
-def _items(dataset: Dataset) -> pa.Table:
-    columns = item_schema(dataset.spec).names
-    return pa.concat_tables(read_row_group(group, columns) for group in row_groups(dataset.item_files))
 
 
 def _has(table: pa.Table, name: str) -> npt.NDArray[np.bool_]:

@@ -18,7 +18,7 @@ from encoder.fusion import VQFusion
 from encoder.holdout import held_out
 from encoder.signals import SignalBatch, SignalSpec, concatenated, signal_batch
 from infra.parquet import read_row_group, row_groups
-from infra.tables import read_dataset
+from infra.snapshot import read_dataset
 
 Row = dict[str, Any]
 
@@ -150,7 +150,7 @@ def guessed(signals: SignalSpec, known: SignalBatch, asked: SignalBatch) -> tupl
 def split_items(corpus: Path, signals: SignalSpec, share: float) -> tuple[SignalBatch, SignalBatch]:
     """Read the items that training held out, and the others."""
     held, others = [], []
-    for group in row_groups(read_dataset(corpus).item_files):
+    for group in row_groups([file.path for file in read_dataset(corpus).content_files("item")]):
         table = read_row_group(group, signals.columns)
         held_N = held_out(np.asarray(table["item_id"].to_numpy()), share)
         held.append(signal_batch(table.filter(held_N), signals))

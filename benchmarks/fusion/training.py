@@ -14,11 +14,11 @@ from typing import Any
 import yaml
 
 from encoder.config import EncoderConfig
+from infra.code import ROOT, code_digest
 from infra.commit import is_committed, read_manifest
 from infra.config import digest, load_section, plain
 from infra.errors import StageError
 from infra.record import SUMMARY_FILE
-from pipelines.graph import ROOT, code_digest
 
 METHODS: dict[str, dict[str, Any]] = {
     "dpca": {"kind": "structured", "levels": 3, "groups": 3, "depth": 5},

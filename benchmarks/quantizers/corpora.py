@@ -18,14 +18,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from benchmarks.items import ALONE
+from benchmarks.items import ALONE, read_items
 from benchmarks.quantizers.measures import nearest, unit
 from encoder.holdout import held_out
 from infra.commit import committing, is_committed, read_manifest
 from infra.errors import ConfigError, DataError
-from infra.parquet import TableWriter, read_row_group, row_groups
-from infra.tables import DatasetSpec, item_schema, read_dataset, write_spec
+from infra.snapshot import read_dataset
+from infra.store import Store, write_items
+from infra.tables import DatasetSpec, item_schema
 from pipelines.prepare.columns import embeddings
+from pipelines.prepare.dataset import STORE
 
 Vectors = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
@@ -114,8 +116,7 @@ def text_source(dataset: Path) -> Source:
     opened = read_dataset(dataset)
     if TEXT_SIGNAL not in opened.spec.embeddings:
         raise DataError(f"{dataset}: has no signal {TEXT_SIGNAL!r}; it has {', '.join(opened.spec.embeddings)}")
-    groups = row_groups(opened.item_files)
-    table = pa.concat_tables([read_row_group(group, ["text", TEXT_SIGNAL]) for group in groups])
+    table = read_items(opened, ["text", TEXT_SIGNAL])
     chosen = table.take(pa.array(distinct_rows(table, TEXT_SIGNAL)))
     flat = chosen[TEXT_SIGNAL].combine_chunks().flatten().to_numpy(zero_copy_only=False).astype(np.float32)
     return Source("text", opened.spec.origin, flat.reshape(chosen.num_rows, -1))
@@ -179,7 +180,7 @@ def laid_down(source: Source, folder: Path, sizes: Sizes) -> Corpus:
     path = folder / f"{source.name}-{sha.hexdigest()[:12]}"
     if not is_committed(path):
         with committing(path, ALONE, stage="corpus") as staging:
-            _write(source, sizes, staging)
+            _write(source, sizes, Store(folder / STORE), staging)
     return Corpus(source.name, path.resolve())
 
 
@@ -195,7 +196,7 @@ def _check(source: Source) -> None:
         raise DataError(f"{source.name}: row {int(np.argmin(lengths_N))} is zero, which has no direction")
 
 
-def _write(source: Source, sizes: Sizes, out: Path) -> None:
+def _write(source: Source, sizes: Sizes, store: Store, out: Path) -> None:
     unit_ND = unit(source.vectors_ND)
     test_T, rest_N = split(len(unit_ND), sizes)
     test_TD, rest_ND = unit_ND[test_T], unit_ND[rest_N]
@@ -204,7 +205,7 @@ def _write(source: Source, sizes: Sizes, out: Path) -> None:
     np.save(out / "test.npy", test_TD)
     np.save(out / "queries.npy", chosen)
     np.save(out / "truth.npy", nearest(test_TD, chosen, TRUE_NEIGHBOURS))
-    write_items(rest_ND, source.origin, out)
+    write_vectors(rest_ND, source.origin, store, out)
 
 
 def split(rows: int, sizes: Sizes) -> tuple[Ids, Ids]:
@@ -218,7 +219,7 @@ def split(rows: int, sizes: Sizes) -> tuple[Ids, Ids]:
     return test_T, rng.permutation(np.flatnonzero(~is_test_N))[: sizes.training]
 
 
-def write_items(vectors_ND: Vectors, origin: str, out: Path, rows_at_once: int = 65_536) -> None:
+def write_vectors(vectors_ND: Vectors, origin: str, store: Store, out: Path, rows_at_once: int = 65_536) -> None:
     """Write vectors as a dataset's items with one signal; it has no users and no events."""
     spec = DatasetSpec(
         embeddings={SIGNAL: vectors_ND.shape[1]},
@@ -234,10 +235,10 @@ def write_items(vectors_ND: Vectors, origin: str, out: Path, rows_at_once: int =
         origin=origin,
     )
     schema = item_schema(spec, pa.float32())
-    with TableWriter(out / "items" / "part-00000.parquet", schema) as writer:
-        for start in range(0, len(vectors_ND), rows_at_once):
-            writer.write(_item_table(vectors_ND[start : start + rows_at_once], start, schema))
-    write_spec(out, spec)
+    starts = range(0, len(vectors_ND), rows_at_once)
+    chunks = (_item_table(vectors_ND[start : start + rows_at_once], start, schema) for start in starts)
+    key = hashlib.sha256(np.ascontiguousarray(vectors_ND).data).hexdigest()
+    write_items(store, out, spec, key, schema, chunks)
 
 
 def _item_table(vectors_ND: Vectors, start: int, schema: pa.Schema) -> pa.Table:

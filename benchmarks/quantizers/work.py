@@ -26,9 +26,9 @@ from benchmarks.quantizers.measures import measure
 from benchmarks.quantizers.methods import METHODS, EncoderMethod
 from benchmarks.quantizers.trained import ROOT, EncoderCoder, overrides, train
 from encoder.config import EncoderConfig
+from infra.code import code_digest
 from infra.config import digest, load_section, plain
 from infra.errors import SidestackError
-from pipelines.graph import code_digest
 
 _Timed = tuple[list[dict[str, Any]], float]
 _MEASURING = ("measures.py", "trained.py", "baselines.py", "corpora.py")

@@ -10,7 +10,7 @@ import pyarrow as pa
 from infra.code import code_digest
 from infra.config import digest
 from infra.distributed import World, broadcast, together
-from infra.snapshot import CONTENT, PartitionEntry, Snapshot, date_slice, write_snapshot
+from infra.snapshot import CONTENT, PartitionEntry, Snapshot, date_slice, part_slice, write_snapshot
 from infra.stage import StageRun
 from infra.store import Store, day_entries, in_order, missing_keys, write_day, write_part
 from infra.tables import DatasetSpec, Entity, daily_tables
@@ -105,7 +105,7 @@ def _parts(store: Store, source: Source, entity: Entity, code: str) -> Iterator[
     first = 0
     for number, part in enumerate(source.parts(entity)):
         key = digest({"key": part.key, "code": code, "first": first})
-        entry = store.find(CONTENT[entity], f"part={number:05d}", key)
+        entry = store.find(CONTENT[entity], part_slice(number), key)
         if entry is None:
             entry = write_part(store, entity, number, key, first, part.schema, part.chunks())
         first += entry.facts["new"]

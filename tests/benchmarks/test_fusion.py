@@ -22,17 +22,20 @@ from benchmarks.fusion.measures import PAPER, paper_rows, plan, rows_of
 from benchmarks.fusion.missing import Case, cases, counted, guessed, hidden_but, measure
 from benchmarks.fusion.page import as_markdown
 from benchmarks.fusion.training import FUSION, METHODS, ONE_EACH, Trainer, Training
-from benchmarks.items import ALONE
+from benchmarks.items import ALONE, read_items
 from encoder.config import EncoderConfig
 from encoder.evaluation import evaluate
 from encoder.fusion import VQFusion
 from encoder.holdout import held_out
 from encoder.signals import SignalBatch, SignalSpec
+from infra.checks import check_items
 from infra.commit import committing
 from infra.config import parse
 from infra.errors import ConfigError, StageError
-from infra.parquet import RowGroup, TableWriter, read_row_group, row_groups
-from infra.tables import check_items, item_schema, read_dataset, write_spec
+from infra.parquet import RowGroup
+from infra.snapshot import read_dataset
+from infra.store import Store, write_items
+from infra.tables import item_schema
 from tests.pipelines.fabricated import SPEC as BARE_SPEC
 
 SPEC = BARE_SPEC.model_copy(
@@ -71,17 +74,14 @@ def items(num: int = 600) -> pa.Table:
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("fusion") / "runs" / "some" / "prepare" / "key"
     with committing(path, ALONE, stage="prepare") as staging:
-        write_spec(staging, SPEC)
-        table = items()
-        with TableWriter(staging / "items" / "part-00000.parquet", table.schema) as writer:
-            writer.write(table)
+        write_items(Store(path.parent / "store"), staging, SPEC, "the items", item_schema(SPEC), [items()])
     return path
 
 
 def read(corpus: Path) -> pa.Table:
-    (group,) = row_groups(read_dataset(corpus).item_files)
-    table = read_row_group(group)
-    check_items(table, read_dataset(corpus).spec, RowGroup(corpus, 0, 0, len(table)))
+    dataset = read_dataset(corpus)
+    table = read_items(dataset, item_schema(dataset.spec).names)
+    check_items(table, dataset.spec, RowGroup(corpus, 0, 0, len(table)))
     return table
 
 

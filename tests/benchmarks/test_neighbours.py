@@ -11,7 +11,7 @@ from matplotlib import image
 from benchmarks.neighbours import Catalogue, codes, draw_sheets, main, make_sheets, page, read_catalogue
 from encoder.bundle import load_bundle
 from infra.errors import ConfigError, DataError
-from infra.tables import read_dataset
+from infra.snapshot import read_dataset
 from tests.encoder.fabricated import LOCAL, SPEC, item_table, train_encoder, write_dataset
 
 SHORT = {"training": {"epochs": 1, "batch_size": 64, "log_every": 5}}

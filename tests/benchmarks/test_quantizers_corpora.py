@@ -6,15 +6,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from benchmarks.items import newest_dataset
+from benchmarks.items import newest_dataset, read_items
 from benchmarks.quantizers import corpora
 from benchmarks.quantizers.corpora import SIGNAL, VALIDATION_SHARE, Sizes, Source, distinct_rows, laid_down, split
 from benchmarks.quantizers.measures import unit
 from encoder.holdout import held_out
+from infra.checks import check_items
 from infra.commit import committing
 from infra.errors import ConfigError, DataError
-from infra.parquet import read_row_group, row_groups
-from infra.tables import check_items, read_dataset
+from infra.parquet import RowGroup
+from infra.snapshot import read_dataset
 from tests.encoder.fabricated import LOCAL, SPEC, write_dataset
 
 SIZES = Sizes(test=300, queries=50)
@@ -44,9 +45,8 @@ def test_the_stage_reads_training_and_validation_rows_and_holds_out_just_the_lat
     corpus = laid_down(source(), tmp_path, SIZES)
     dataset = read_dataset(corpus.path)
     assert dataset.spec.embeddings == {SIGNAL: 8}
-    groups = row_groups(dataset.item_files)
-    table = pa.concat_tables([read_row_group(group) for group in groups])
-    check_items(table, dataset.spec, groups[0])
+    table = read_items(dataset, ["item_id", SIGNAL])
+    check_items(table, dataset.spec, RowGroup(corpus.path, 0, 0, len(table)))
     vectors = table[SIGNAL].combine_chunks().flatten().to_numpy().reshape(-1, 8)
     held = held_out(table["item_id"].to_numpy(), VALIDATION_SHARE)
     assert np.array_equal(vectors[held], corpus.validation)

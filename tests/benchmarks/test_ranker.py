@@ -14,7 +14,7 @@ from benchmarks.ranker import ReadByItself, scan, stream, use_unpooled_kernels
 from benchmarks.timing import run_program
 from benchmarks.trial import PARTS, StepParts, Trial, kernels, training_split
 from infra.distributed import World, started
-from infra.tables import Dataset, read_dataset
+from infra.snapshot import Dataset, read_dataset
 from ranker.fit import Progress
 from ranker.kernels import BagsOfOne
 from ranker.model import StepOutput

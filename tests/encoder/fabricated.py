@@ -1,6 +1,7 @@
 """A small dataset of the tables' contract, with missing signals, and stages run on it."""
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from infra.checkpoint import Checkpoints
 from infra.commit import committing
 from infra.config import parse, plain
 from infra.distributed import World
-from infra.parquet import TableWriter
+from infra.parquet import TableWriter, read_row_group, row_groups
+from infra.snapshot import CONTENT, PartitionEntry, Snapshot, read_dataset, write_snapshot
 from infra.stage import StageRun
-from infra.tables import DatasetSpec, TaskSpec, event_schema, item_schema, user_schema, write_spec
+from infra.store import Store, day_entries, in_order, missing_keys, write_day
+from infra.tables import DAILY, DatasetSpec, Entity, TaskSpec, flat_schema, item_schema, user_schema
 from infra.tracking import RunLog
 
 SPEC = DatasetSpec(
@@ -40,6 +43,9 @@ BARE_ITEMS = (17, 400, 699)
 """Items without any signal: their SID is null."""
 BARE_USERS = (3, 39)
 """Users without any."""
+DAYS = (SPEC.train[0], SPEC.test[0])
+GROUP_ROWS = 90
+"""Rows of a row group of items."""
 
 ENCODER: dict[str, Any] = {
     "network": {"embedding_width": 16, "categorical_width": 8, "hidden": 32, "blocks": 1},
@@ -51,23 +57,100 @@ MATERIALIZE: dict[str, Any] = {"prefix_lengths": {"sid": [2, 4, 6]}, "batch_size
 LOCAL = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), backend="gloo")
 
 
-def write_dataset(path: Path, row_group_rows: int = 90) -> Path:
-    """Write items in two files, users, and two days of events; the same bytes every time."""
-    write_table(path / "users/part-00000.parquet", users(), row_group_rows)
-    items = item_table()
-    write_table(path / "items/part-00000.parquet", items.slice(0, 400), row_group_rows)
-    write_table(path / "items/part-00001.parquet", items.slice(400), row_group_rows)
-    for day in (SPEC.train[0], SPEC.test[0]):
-        write_table(path / f"events/date={day}/part-00000.parquet", events(day), row_group_rows)
-    (path / "vocabularies").mkdir(exist_ok=True)
-    (path / "vocabularies/brand.json").write_text('["a", "b"]')
-    write_spec(path, SPEC)
+def write_dataset(
+    path: Path,
+    parts: Sequence[pa.Table] | None = None,
+    days: Mapping[date, pa.Table] | None = None,
+    store: Path | None = None,
+    row_group_rows: int = GROUP_ROWS,
+) -> Path:
+    """Write a snapshot: two parts of items, one of users, two days of events; the same bytes every time.
+
+    Args:
+        path: its folder. parts: of the items; the new ones among them say how many items there are.
+        days: joined impressions by date.
+        store: of the partitions, of which those that are there already are not made again; by default one inside
+            `path`, so that a test can copy and spoil it.
+        row_group_rows: items of a row group.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    kept = Store(store or path / "store")
+    items = write_parts(kept, "item", item_parts() if parts is None else parts, row_group_rows)
+    entries = [*items, *write_parts(kept, "user", [users()])]
+    for day, rows in ({day: events(day) for day in DAYS} if days is None else days).items():
+        keys = dict.fromkeys(DAILY, rows_digest(rows))
+        write_day(kept, day, missing_keys(kept, day, keys), SPEC, [rows], row_group_bytes=6_000)
+        entries += day_entries(kept, day, keys)
+    spec = SPEC.model_copy(update={"num_items": sum(entry.facts["new"] for entry in items)})
+    write_snapshot(path, path, spec, Snapshot(store=str(kept.path), partitions=tuple(in_order(entries))))
     return path
 
 
-def write_table(path: Path, table: pa.Table, row_group_rows: int) -> None:
+def write_parts(
+    store: Store, entity: Entity, tables: Sequence[pa.Table], row_group_rows: int = GROUP_ROWS
+) -> list[PartitionEntry]:
+    """Write parts as `infra.store.write_part` does, in small row groups, three of them a file."""
+    name, first, entries = CONTENT[entity], 0, []
+    file_rows = 3 * row_group_rows
+    for number, table in enumerate(tables):
+        place = (name, f"part={number:05d}", rows_digest(table))
+        if store.find(*place) is None:
+            with store.making(*place) as made:
+                made.schema = table.schema
+                for file, start in enumerate(range(0, table.num_rows, file_rows)):
+                    rows = table.slice(start, file_rows)
+                    write_table(made.path / f"part-{file:05d}.parquet", rows, row_group_rows)
+                new = int((table.column(0).to_numpy() >= first).sum())
+                made.numbers |= {"first": first, "new": new}
+        entries.append(store.entry(*place))
+        first += entries[-1].facts["new"]
+    return entries
+
+
+def rows_digest(table: pa.Table) -> str:
+    return hashlib.sha256(repr([table.schema.types, table.to_pydict()]).encode()).hexdigest()
+
+
+def write_table(path: Path, table: pa.Table, row_group_rows: int = GROUP_ROWS) -> None:
     with TableWriter(path, table.schema, row_group_rows=row_group_rows) as writer:
         writer.write(table)
+
+
+def edit(path: Path, table: str, change: Callable[[pa.Table], pa.Table], only: str = "") -> list[Path]:
+    """Put others in the place of a table's partitions, their rows changed, and return the new files.
+
+    Args:
+        path: the snapshot. table: the table. change: of the rows of a partition.
+        only: the one slice to change; by default all.
+    """
+    dataset = read_dataset(path)
+    store = Store(dataset.store)
+    changed: dict[str, PartitionEntry] = {}
+    for entry in dataset.partitions(table):
+        if only in ("", entry.slice):
+            groups = row_groups([store.path / entry.path / file.name for file in entry.files])
+            rows = change(pa.concat_tables([read_row_group(group) for group in groups]))
+            with store.making(table, entry.slice, rows_digest(rows)) as made:
+                made.schema = rows.schema
+                made.numbers |= entry.facts
+                for file in entry.files:
+                    with TableWriter(made.path / file.name, rows.schema) as writer:
+                        for group in groups:
+                            if group.path.name == file.name:
+                                writer.write_group(rows.slice(group.start, group.rows))
+            edited = store.entry(table, entry.slice, rows_digest(rows))
+            changed[entry.slice] = edited.model_copy(update={"columns": entry.columns})
+    others = [entry for entry in dataset.snapshot.partitions if entry.table != table or entry.slice not in changed]
+    partitions = tuple(in_order([*others, *changed.values()]))
+    listed = {**dict(dataset.snapshot), "store": str(store.path), "partitions": partitions}
+    write_snapshot(path, path, dataset.spec, Snapshot(**listed))
+    return [store.path / entry.path / file.name for entry in changed.values() for file in entry.files]
+
+
+def replaced(table: pa.Table, name: str, column: pa.Array) -> pa.Table:
+    """Return a table with another column in the place of one; its type may be another one."""
+    at = table.column_names.index(name)
+    return table.set_column(at, pa.field(name, column.type, table.schema.field(at).nullable), column)
 
 
 def users() -> pa.Table:
@@ -80,7 +163,7 @@ def users() -> pa.Table:
 
 
 def item_table() -> pa.Table:
-    """Give items whose signals share a latent cause of 6 numbers; a fifth of each but `type` is missing."""
+    """Return items whose signals share a latent cause of 6 numbers; a fifth of each but `type` is missing."""
     rng = np.random.default_rng(0)
     num = SPEC.num_items
     cause_NC = rng.standard_normal((num, 6))
@@ -101,12 +184,19 @@ def embedding_column(x_ND: np.ndarray, missing: np.ndarray) -> pa.Array:
     return pa.array(rows, pa.list_(pa.from_numpy_dtype(x_ND.dtype), x_ND.shape[1]))
 
 
+def item_parts(table: pa.Table | None = None) -> list[pa.Table]:
+    """Return the items cut into two parts."""
+    items = item_table() if table is None else table
+    return [items.slice(0, 400), items.slice(400)]
+
+
 def events(day: date, rows: int = 200) -> pa.Table:
-    """Give a day's events; items without signals occur as the advertised one and in histories."""
+    """Return a day's joined impressions, two of a request; items without signals are shown and in histories."""
     rng = np.random.default_rng(day.day)
     midnight = datetime(day.year, day.month, day.day, tzinfo=UTC).replace(tzinfo=None)
-    times = [midnight + timedelta(minutes=i) for i in range(rows)]
-    lengths = rng.integers(0, SPEC.max_history + 1, rows)
+    requests = rows // 2
+    times = [midnight + timedelta(minutes=i) for i in range(requests)]
+    lengths = rng.integers(0, SPEC.max_history + 1, requests)
     histories = [rng.integers(0, SPEC.num_items, length) for length in lengths]
     item_ids = rng.integers(0, SPEC.num_items, rows)
     item_ids[3] = BARE_ITEMS[0]
@@ -115,20 +205,26 @@ def events(day: date, rows: int = 200) -> pa.Table:
         [time - timedelta(hours=len(history) - i) for i in range(len(history))]
         for time, history in zip(times, histories, strict=True)
     ]
-    return pa.table(
-        [
-            pa.array(times),
-            pa.array(rng.integers(0, SPEC.num_users, rows)),
-            pa.array(item_ids),
-            pa.array(rng.integers(0, 2, rows), pa.int8()),
-            pa.array(np.zeros(rows), pa.int8()),
-            pa.array(rng.random(rows), pa.float32()),
-            pa.array([[int(i)] for i in rng.integers(0, 5, rows)], pa.list_(pa.int64())),
-            pa.array(histories, pa.list_(pa.int64())),
-            pa.array(history_times, pa.list_(pa.timestamp("us"))),
-        ],
-        schema=event_schema(SPEC),
-    )
+    of_request = pa.table(
+        {
+            "request_id": pa.array((day.toordinal() << 32) + np.arange(requests)),
+            "user_id": pa.array(rng.integers(0, SPEC.num_users, requests)),
+            "event_time": pa.array(times, pa.timestamp("us")),
+            "history_item_ids": pa.array(histories, pa.list_(pa.int64())),
+            "history_times": pa.array(history_times, pa.list_(pa.timestamp("us"))),
+        }
+    ).take(pa.array(np.repeat(np.arange(requests), 2)))
+    of_impression = {
+        "item_id": pa.array(item_ids),
+        "price": pa.array(rng.random(rows), pa.float32()),
+        "slot": pa.array([[int(i)] for i in rng.integers(0, 5, rows)], pa.list_(pa.int64())),
+        "click": pa.array(rng.integers(0, 2, rows), pa.int8()),
+        "conversion": pa.array(np.zeros(rows), pa.int8()),
+    }
+    for name, column in of_impression.items():
+        of_request = of_request.append_column(name, column)
+    schema = flat_schema(SPEC)
+    return of_request.select(schema.names).cast(schema)
 
 
 def train_encoder(
@@ -149,15 +245,24 @@ def train_encoder(
 
 
 def materialize_dataset(
-    world: World, dataset: Path, encoder: Path, out: Path, changes: Mapping[str, Any] | None = None, **others: Path
+    world: World,
+    dataset: Path,
+    encoders: Path | Mapping[str, Path],
+    out: Path,
+    changes: Mapping[str, Any] | None = None,
 ) -> None:
-    """Run the body of stage `materialize` and commit it; `others` are further encoders by their SIDs' name."""
+    """Run the body of stage `materialize` and commit it.
+
+    Args:
+        encoders: one, or several by their SIDs' name.
+    """
     config = parse(MaterializeConfig, merged(MATERIALIZE, changes or {}), "materialize")
     facts: dict[str, Any] = {}
+    paths = {"sid": encoders} if isinstance(encoders, Path) else encoders
     with committing(out, world, stage="materialize", facts=facts) as staging:
         log = RunLog.open(world.rank, "materialize", staging, plain(config), {}, "", None)
-        encoders = {f"encoder.{name}": path for name, path in {"sid": encoder, **others}.items()}
-        materialize(StageRun(config, {"dataset": dataset, **encoders}, staging, world, log, facts))
+        inputs = {"dataset": dataset, **{f"encoder.{name}": path for name, path in paths.items()}}
+        materialize(StageRun(config, inputs, staging, world, log, facts))
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -167,11 +272,3 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
         deeper = isinstance(value, Mapping) and isinstance(out.get(key), Mapping) and "kind" not in value
         out[key] = merged(out[key], value) if deeper else value
     return out
-
-
-def tables_of(path: Path) -> dict[str, bytes]:
-    """Give the bytes of every file of the dataset, by name."""
-    folders = (path / name for name in ("items", "users", "events", "vocabularies"))
-    files = [file for folder in folders for file in sorted(folder.rglob("*.*")) if file.is_file()]
-    files.append(path / "dataset.json")
-    return {str(file.relative_to(path)): file.read_bytes() for file in files}

@@ -3,12 +3,14 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -33,12 +35,21 @@ from encoder.sid_map import NULL
 from encoder.signals import SignalSpec, signal_batch
 from infra.commit import committing, verify
 from infra.config import parse
-from infra.errors import ConfigError, DataError, SpecError
+from infra.errors import CommitError, ConfigError, DataError, SpecError
 from infra.mlflow_runs import URI_VARIABLE
+from infra.snapshot import read_dataset
 from infra.stage import StageRun
-from infra.tables import read_dataset
 from infra.tracking import RunLog
-from tests.encoder.fabricated import BARE_ITEMS, LOCAL, item_table, materialize_dataset, train_encoder
+from tests.encoder.fabricated import (
+    BARE_ITEMS,
+    LOCAL,
+    item_parts,
+    item_table,
+    materialize_dataset,
+    replaced,
+    train_encoder,
+    write_dataset,
+)
 
 CPU = torch.device("cpu")
 
@@ -53,9 +64,10 @@ def export_encoder(encoder: Path, sids: Path, out: Path, changes: Mapping[str, A
 
 @pytest.fixture(scope="module")
 def sids(dataset: Path, encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("sids") / "tables"
-    materialize_dataset(LOCAL, dataset, encoder, out)
-    return out
+    folder = tmp_path_factory.mktemp("sids")
+    shutil.copytree(dataset, folder / "dataset")
+    materialize_dataset(LOCAL, folder / "dataset", encoder, folder / "tables")
+    return folder / "tables"
 
 
 @pytest.fixture(scope="module")
@@ -252,8 +264,32 @@ def test_sids_of_another_encoder_are_refused(dataset: Path, sids: Path, tmp_path
 
 
 def test_tables_without_sids_are_refused(dataset: Path, encoder: Path, tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="no column 'sid'; input sids is what materialize commits"):
+    with pytest.raises(SpecError, match="has no SIDs 'sid'; input sids is what materialize commits"):
         export_encoder(encoder, dataset, tmp_path / "out")
+
+
+@pytest.mark.parametrize("table", ["items", "sids/sid"])
+def test_an_altered_partition_is_refused(sids: Path, encoder: Path, tmp_path: Path, table: str) -> None:
+    folder = Path(shutil.copytree(sids.parent, tmp_path / "copy"))
+    dataset = read_dataset(folder / sids.name)
+    name = next(entry.table for entry in dataset.snapshot.partitions if entry.table.startswith(table))
+    file = dataset.files(name)[0].path
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    with pytest.raises(CommitError, match=re.escape(f"{file}: SHA-256")):
+        export_encoder(encoder, folder / sids.name, tmp_path / "out")
+
+
+def test_the_reference_of_a_revised_item_is_the_row_that_its_published_sid_stands_for(
+    dataset: Path, encoder: Path, tmp_path: Path
+) -> None:
+    new = replaced(item_table().slice(0, 20), "item_id", pa.array(np.arange(700, 720)))
+    changed = replaced(item_table().slice(50, 9), "item_id", pa.array(np.arange(9)))
+    grown = write_dataset(tmp_path / "grown", [*item_parts(), pa.concat_tables([changed, new])])
+    materialize_dataset(LOCAL, grown, encoder, tmp_path / "sids")
+    found = read_reference(read_dataset(tmp_path / "sids"), load_bundle(encoder, CPU).signals, 10_000)
+    assert len(found.items) == len(found.answers) == 720
+    assert found.items[:9] != changed.drop_columns(["item_id", "text"]).to_pylist()
+    assert found.answers[700:] == found.answers[:20]
 
 
 def test_a_model_that_gives_other_sids_is_refused(exported: Path, reference: Reference) -> None:
@@ -268,7 +304,10 @@ def test_long_sids_are_served_as_text_in_the_tables_columns(dataset: Path, tmp_p
     """Ids above 2^53 would be rounded by whoever reads JSON's numbers as doubles."""
     quantizer = {"kind": "structured", "levels": 256, "groups": 1, "depth": 9, "group_dim": 6}
     train_encoder(LOCAL, dataset, tmp_path / "encoder", {"quantizer": quantizer, "training": {"epochs": 1}})
-    materialize_dataset(LOCAL, dataset, tmp_path / "encoder", tmp_path / "sids", {"prefix_lengths": {"sid": [9]}})
+    shutil.copytree(dataset, tmp_path / "dataset")
+    materialize_dataset(
+        LOCAL, tmp_path / "dataset", tmp_path / "encoder", tmp_path / "sids", {"prefix_lengths": {"sid": [9]}}
+    )
     long = load_bundle(tmp_path / "encoder", CPU)
     tables = read_reference(read_dataset(tmp_path / "sids"), long.signals, 50)
     config = ServedConfig(signals=long.signals, spec=tables.spec, stored=tables.stored, max_items=50)  # type: ignore[arg-type]

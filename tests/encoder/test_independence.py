@@ -1,5 +1,6 @@
 """A SID depends on its item's signals alone: not on which other items exist, nor on their order or number."""
 
+import shutil
 from datetime import date
 from pathlib import Path
 
@@ -13,20 +14,26 @@ from encoder.config import EncoderConfig, NetworkConfig
 from encoder.fusion import VQFusion
 from encoder.materialize import BLOCK_ROWS
 from encoder.signals import SignalBatch, SignalSpec, signal_batch
-from infra.parquet import read_row_group, row_groups
-from infra.tables import DatasetSpec, write_spec
-from tests.encoder.fabricated import LOCAL, SPEC, events, item_table, materialize_dataset, users, write_table
+from infra.snapshot import read_dataset
+from tests.datasets import content
+from tests.encoder.fabricated import (
+    DAYS,
+    LOCAL,
+    SPEC,
+    events,
+    item_parts,
+    item_table,
+    materialize_dataset,
+    replaced,
+    write_dataset,
+)
 
 
-def write_items(path: Path, table: pa.Table, row_group_rows: int) -> None:
+def write_items(path: Path, table: pa.Table, row_group_rows: int) -> Path:
     """Write a dataset whose items are these rows, numbered anew; its events are of the first ten."""
-    spec = DatasetSpec.model_validate({**SPEC.model_dump(), "num_items": len(table)})
-    numbered = table.set_column(0, table.schema.field(0), pa.array(np.arange(len(table))))
-    write_table(path / "items/part-00000.parquet", numbered, row_group_rows)
-    write_table(path / "users/part-00000.parquet", users(), row_group_rows)
-    for day in (SPEC.train[0], SPEC.test[0]):
-        write_table(path / f"events/date={day}/part-00000.parquet", few_events(day), row_group_rows)
-    write_spec(path, spec)
+    numbered = replaced(table, "item_id", pa.array(np.arange(len(table))))
+    parts = item_parts(numbered)
+    return write_dataset(path, parts, {day: few_events(day) for day in DAYS}, row_group_rows=row_group_rows)
 
 
 def few_events(day: date) -> pa.Table:
@@ -38,13 +45,13 @@ def few_events(day: date) -> pa.Table:
         "history_item_ids": pa.ListArray.from_arrays(history.offsets, few),
     }
     for name, column in columns.items():
-        table = table.set_column(table.column_names.index(name), table.schema.field(name), column)
+        table = replaced(table, name, column)
     return table
 
 
 def sids(path: Path) -> list[int | None]:
-    files = sorted((path / "items").glob("*.parquet"))
-    found: list[int | None] = pa.concat_tables(read_row_group(g) for g in row_groups(files))["sid"].to_pylist()
+    dataset = read_dataset(path)
+    found: list[int | None] = content(dataset, dataset.snapshot.sids["sid"].table("sid", "items"))["sid"].to_pylist()
     return found
 
 
@@ -52,7 +59,8 @@ def sids(path: Path) -> list[int | None]:
 def test_an_item_keeps_its_sid_when_others_come_and_go(
     dataset: Path, encoder: Path, tmp_path: Path, row_group_rows: int
 ) -> None:
-    materialize_dataset(LOCAL, dataset, encoder, tmp_path / "all")
+    shutil.copytree(dataset, tmp_path / "dataset")
+    materialize_dataset(LOCAL, tmp_path / "dataset", encoder, tmp_path / "all")
     expected = sids(tmp_path / "all")
     rng = np.random.default_rng(row_group_rows)
     # A third of the items in another order, between strangers: the signals of two items mixed.
@@ -89,7 +97,9 @@ def random_batch(signals: SignalSpec, rng: torch.Generator) -> SignalBatch:
     )
 
 
-def replaced(batch: SignalBatch, others: SignalBatch, order_B: torch.Tensor, kept_B: torch.Tensor) -> SignalBatch:
+def among_strangers(
+    batch: SignalBatch, others: SignalBatch, order_B: torch.Tensor, kept_B: torch.Tensor
+) -> SignalBatch:
     """Put the batch's rows in another order, and other rows in the place of those that are not kept."""
 
     def chosen(part: str) -> dict[str, torch.Tensor]:
@@ -114,7 +124,7 @@ def test_not_one_bit_of_a_latent_vector_depends_on_the_rest_of_its_block(encoder
             for share in (0.02, 0.5, 1.0) * 5:
                 order_B = torch.randperm(BLOCK_ROWS, generator=rng)
                 kept_B = torch.rand(BLOCK_ROWS, generator=rng) < share
-                among_others = replaced(batch, random_batch(model.signals, rng), order_B, kept_B)
+                among_others = among_strangers(batch, random_batch(model.signals, rng), order_B, kept_B)
                 assert torch.equal(model.encoder(among_others)[kept_B], h_BH[order_B[kept_B]])
                 assert torch.equal(model.digits(among_others)[kept_B], digits_BN[order_B[kept_B]])
     finally:

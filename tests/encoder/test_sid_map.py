@@ -1,4 +1,4 @@
-"""The map on disk: disjoint writes, reading back, exact counts in one pass or many."""
+"""The maps on disk: disjoint writes, parts read as one map, exact counts in one pass or many."""
 
 from pathlib import Path
 
@@ -6,18 +6,41 @@ import numpy as np
 import pytest
 
 from encoder import sid_map
-from encoder.sid_map import NULL, SidMap
+from encoder.sid_map import NULL, SidMap, SidMaps
+
+
+def maps_of(folder: Path, ids_NC: np.ndarray, *firsts: int) -> SidMaps:
+    """Write a map a part, and open all of them."""
+    parts = []
+    for first, end in zip(firsts, [*firsts[1:], len(ids_NC)], strict=True):
+        part = SidMap(folder / f"part-{first}-{len(parts)}", end - first, ids_NC.shape[1])
+        part.create()
+        part.write(0, ids_NC[first:end])
+        parts.append((first, end - first, part.path))
+    return SidMaps(parts, ids_NC.shape[1])
 
 
 @pytest.mark.parametrize("chunks", [1, 3])
-def test_parts_written_in_any_order_read_back(tmp_path: Path, chunks: int) -> None:
+def test_pieces_written_in_any_order_read_back(tmp_path: Path, chunks: int) -> None:
     ids_NC = np.random.default_rng(0).integers(0, 2**62, (1000, chunks))
     sids = SidMap(tmp_path / "map" / "items", 1000, chunks)
     sids.create()
     for start in (700, 0, 300):
         sids.write(start, ids_NC[start : {700: 1000, 0: 300, 300: 700}[start]])
-    assert np.array_equal(sids.opened(), ids_NC)
+    assert np.array_equal(SidMaps([(0, 1000, sids.path)], chunks).of(np.arange(1000)), ids_NC)
     assert sids.path.stat().st_size == 8000 * chunks
+
+
+@pytest.mark.parametrize("chunks", [1, 3])
+@pytest.mark.parametrize("firsts", [(0,), (0, 1), (0, 400, 400, 401, 999), (0, 0, 1000)])
+def test_parts_are_read_as_one_map(tmp_path: Path, firsts: tuple[int, ...], chunks: int) -> None:
+    """Parts that bring no item are among them."""
+    ids_NC = np.random.default_rng(0).integers(0, 2**62, (1000, chunks))
+    maps = maps_of(tmp_path, ids_NC, *firsts)
+    asked_N = np.random.default_rng(1).integers(0, 1000, 500)
+    for ids_N in (asked_N, np.arange(1000), np.array([999]), np.empty(0, np.int64)):
+        assert np.array_equal(maps.of(ids_N), ids_NC[ids_N])
+    assert maps.rows == 1000
 
 
 @pytest.mark.parametrize("at_a_time", [1 << 24, 64])
@@ -27,9 +50,9 @@ def test_counts_are_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_a_
     monkeypatch.setattr(sid_map, "_ROWS_AT_A_TIME", 100)
     ids_NC = np.random.default_rng(0).integers(0, 20, (1000, chunks))
     ids_NC[::7] = NULL
-    sids = SidMap(tmp_path / "map" / "items", 1000, chunks)
-    sids.create()
-    sids.write(0, ids_NC)
     present = [tuple(row) for row in ids_NC.tolist() if row[0] != NULL]
-    assert sids.count() == (1000 - len(present), len(set(present)))
-    assert list(sids.path.parent.iterdir()) == [sids.path]
+    (tmp_path / "counting").mkdir()
+    for firsts in ((0,), (0, 130, 600)):
+        found = maps_of(tmp_path, ids_NC, *firsts).count(tmp_path / "counting")
+        assert found == (1000 - len(present), len(set(present)))
+        assert list((tmp_path / "counting").iterdir()) == []

@@ -10,6 +10,7 @@ import torch
 from encoder.signals import SignalSpec, chosen_signals, concatenated, signal_batch, signal_check
 from infra.errors import ConfigError, DataError
 from infra.parquet import RowGroup, read_row_group, row_groups
+from infra.snapshot import read_dataset
 from tests.encoder.fabricated import SPEC, embedding_column, item_table, write_table
 
 SIGNALS = chosen_signals({}, SPEC)
@@ -36,7 +37,7 @@ def test_a_dataset_of_other_sizes_is_refused() -> None:
 
 def test_rows_become_tensors_with_nulls_masked(dataset: Path) -> None:
     table = item_table()
-    groups = row_groups(sorted((dataset / "items").glob("*.parquet")))
+    groups = row_groups([file.path for file in read_dataset(dataset).files("items")])
     batch = concatenated([signal_batch(read_row_group(group, SIGNALS.columns), SIGNALS) for group in groups])
     assert len(batch) == SPEC.num_items
     for name in SPEC.embeddings:

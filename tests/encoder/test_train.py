@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import re
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,20 @@ from encoder.quantizers.structured import Structured, StructuredConfig
 from encoder.signals import SignalBatch, SignalSpec, signal_batch
 from encoder.train import common_sample
 from infra.distributed import World
-from infra.errors import ConfigError, DataError, StageError, TrainingError
-from infra.parquet import read_row_group, row_groups
+from infra.errors import CommitError, ConfigError, DataError, StageError, TrainingError
+from infra.snapshot import read_dataset
 from tests.distributed import run_distributed
-from tests.encoder.fabricated import LOCAL, SPEC, embedding_column, train_encoder, write_dataset, write_table
+from tests.encoder.fabricated import (
+    LOCAL,
+    SPEC,
+    edit,
+    embedding_column,
+    item_parts,
+    item_table,
+    replaced,
+    train_encoder,
+    write_dataset,
+)
 
 SIGNALS = (*SPEC.embeddings, *SPEC.categoricals)
 GOLDEN = Path(__file__).parent / "golden_losses.json"
@@ -140,11 +151,9 @@ def test_ranks_that_hold_other_codebooks_are_stopped_and_named(dataset: Path, tm
 
 def test_a_collapsed_digit_warns_or_stops(dataset: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """All signals are one value for every item, so nothing is left to tell items apart by."""
-    alike = write_dataset(tmp_path / "alike")
-    for file in sorted((alike / "items").glob("*.parquet")):
-        table = pa.concat_tables(read_row_group(group) for group in row_groups([file]))
-        first = table.slice(1, 1).take(pa.array(np.zeros(len(table), np.int64)))
-        write_table(file, first.set_column(0, table.schema.field(0), table.column(0)), 90)
+    items = item_table()
+    first = items.take(pa.array(np.ones(len(items), np.int64)))
+    alike = write_dataset(tmp_path / "alike", item_parts(replaced(first, "item_id", items["item_id"])))
     alone = {"log_every": 1, "signal_dropout": 0.0}
     fsq = {"quantizer": FSQ}
     named = r"digit (\d) \(depth 0, group \1\) has collapsed: its use is 0\.0\d+, under collapse_threshold=0\.05"
@@ -223,15 +232,16 @@ def test_other_quantizers_train(dataset: Path, tmp_path: Path, quantizer: dict[s
     assert np.array(measured["histogram"]).shape == (bundle.spec.digits, bundle.spec.radix)
 
 
-def with_row_650(path: Path, value: float, dtype: type = np.float16) -> Path:
-    """Write the dataset with one odd text embedding, in a lane that the second of two ranks reads; give the file."""
-    last = write_dataset(path) / "items/part-00001.parquet"
-    table = pa.concat_tables(read_row_group(group) for group in row_groups([last]))
-    x_ND = np.ones((len(table), 16), dtype)
-    x_ND[250] = value
-    odd = embedding_column(x_ND, np.zeros(len(x_ND), bool))
-    write_table(last, table.set_column(table.column_names.index("text_embedding"), "text_embedding", odd), 90)
-    return last
+def with_row_650(path: Path, value: float) -> Path:
+    """Write the dataset with one odd text embedding, in a lane that the second of two ranks reads; return the file."""
+
+    def spoil(rows: pa.Table) -> pa.Table:
+        x_ND = np.ones((len(rows), 16), np.float16)
+        x_ND[250] = value
+        return replaced(rows, "text_embedding", embedding_column(x_ND, np.zeros(len(x_ND), bool)))
+
+    file, _ = edit(write_dataset(path), "items", spoil, "part=00001")
+    return file
 
 
 FSQ = {"kind": "fsq", "levels": 3, "digits": 4}
@@ -263,16 +273,17 @@ def failures(world: World, dataset: Path, spoiled: Path, out: Path) -> list[str]
 
 def test_two_ranks_stop_together_and_say_where_it_was(dataset: Path, tmp_path: Path) -> None:
     """Losses that are not finite, on both ranks and on one, then a bad row that one rank alone reads: none waits."""
-    file = with_row_650(tmp_path / "spoiled", np.nan)
+    spoiled = with_row_650(tmp_path / "spoiled", np.nan)
     for everywhere, on_one, bad_row in run_distributed(failures, dataset, tmp_path / "spoiled", tmp_path / "out"):
         assert "encoder: step 1: loss or gradient is not finite" in everywhere
         for rank in (0, 1):
-            assert f"rank {rank}: {dataset}/items/part-00000.parquet, row group" in everywhere
+            assert f"rank {rank}: {dataset}/store/items/part=00000/" in everywhere
         assert re.search("loss of signals 'text_embedding', .* is nan|latent vectors are not finite", everywhere)
-        place = r"/items/part-0000\d\.parquet, row group \d, 1 rows from its row \d+ on: loss of signal 'text_emb"
+        file = r"/items/part=0000\d/\w{16}/part-0000\d\.parquet"
+        place = rf"{file}, row group \d, 1 rows from its row \d+ on: loss of signal 'text_emb"
         assert re.match(rf"encoder: step 10: loss or gradient is not finite; rank 1: .*{place}", on_one)
         assert "rank 0" not in on_one
-        assert f"{file}, row group 2" in bad_row
+        assert f"{spoiled}, row group 2" in bad_row
         assert "'text_embedding': must be finite" in bad_row
     assert not any(path.is_file() for path in (tmp_path / "out").rglob("*"))
 
@@ -313,3 +324,46 @@ def test_a_hold_out_of_nothing_is_refused(dataset: Path, tmp_path: Path) -> None
 def test_a_signal_that_is_not_there_is_refused(dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"encoder.signals.colour: not a signal"):
         train_encoder(LOCAL, dataset, tmp_path / "out", {"signals": {"colour": 1.0}})
+
+
+def test_of_a_revised_item_only_the_newest_row_is_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two later parts revise items, some of them twice; other signals tell the rows apart."""
+    items = item_table()
+    ids_1, ids_2 = np.arange(0, 700, 3), np.arange(0, 700, 6)
+    parts = [
+        *item_parts(),
+        *(replaced(items.take(pa.array(ids + 1)), "item_id", pa.array(ids)) for ids in (ids_1, ids_2)),
+    ]
+    parts[3] = replaced(parts[3], "brand", pa.array([None] * len(ids_2), pa.int32()))
+    read: list[tuple[int, int | None]] = []
+
+    def noting(table: pa.Table, signals: SignalSpec) -> SignalBatch:
+        read.extend(zip(table["item_id"].to_pylist(), table["brand"].to_pylist(), strict=True))
+        return signal_batch(table, signals)
+
+    for module in ("train", "holdout"):
+        monkeypatch.setattr(f"encoder.{module}.signal_batch", noting)
+    training = {"epochs": 1, "batch_size": 4, "lanes": 1, "checkpoint_every": 0}
+    train_encoder(LOCAL, write_dataset(tmp_path / "dataset", parts), tmp_path / "out", {"training": training})
+    newest = dict(zip(items["item_id"].to_pylist(), items["brand"].to_pylist(), strict=True))
+    for part in parts[2:]:
+        newest |= dict(zip(part["item_id"].to_pylist(), part["brand"].to_pylist(), strict=True))
+    seen = dict(read)
+    assert all(newest[item] == brand for item, brand in read)
+    assert len(seen) > 690  # but for a last partial batch
+
+
+def test_an_altered_partition_is_refused_by_every_rank(dataset: Path, tmp_path: Path) -> None:
+    spoiled = shutil.copytree(dataset, tmp_path / "spoiled")
+    file = read_dataset(spoiled).files("items")[-1].path
+    held = bytearray(file.read_bytes())
+    held[len(held) // 2] ^= 1
+    file.write_bytes(held)
+    assert [f"{file}: SHA-256" in said for said in run_distributed(refusals, spoiled, tmp_path / "out")] == [True, True]
+    assert not (tmp_path / "out").exists()
+
+
+def refusals(world: World, dataset: Path, out: Path) -> str:
+    with pytest.raises((CommitError, StageError)) as refused:
+        train_encoder(world, dataset, out)
+    return str(refused.value)
