@@ -25,6 +25,7 @@ from infra.commit import committing
 from infra.config import plain
 from infra.snapshot import Dataset, read_dataset, write_snapshot
 from infra.stage import StageRun
+from infra.tables import DAILY
 from infra.tracking import RunLog
 from pipelines.join import join
 from pipelines.prepare.config import PrepareConfig, Synthetic
