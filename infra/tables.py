@@ -2,7 +2,7 @@
 
 | table | a row is | ids |
 |---|---|---|
-| `items`, `users` | an item, a user; in parts, of which a later may revise an earlier one's rows | from 0 without a gap |
+| `items`, `users` | an item, a user; in parts; a later one may revise rows of an earlier one | from 0 without a gap |
 | `requests` | a request: user, time, what is the same for all its impressions, the user's history | `request_id` |
 | `events` | an impression of a request; the rows of a request lie together, in the requests' order | |
 | `labels` | row-aligned with events: one column a task, null while it is not known | |
