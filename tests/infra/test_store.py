@@ -79,6 +79,13 @@ def test_groups_are_whole_requests_however_the_rows_were_cut(sizes: list[int], m
     assert all(group.num_columns == numbered.num_columns for group in request_groups(chunks, most))
 
 
+@pytest.mark.parametrize(("more", "first"), [(0, 2), (1, 3)])
+def test_a_group_ends_with_the_request_that_reaches_the_size(more: int, first: int) -> None:
+    rows = table(requests(DAY, [1, 1, 1, 1]))
+    size = int(row_bytes(rows)[:2].sum())
+    assert next(request_groups([rows], size + more)).num_rows == first
+
+
 def test_no_rows_are_one_empty_group_or_none() -> None:
     assert [group.num_rows for group in request_groups([table([])], 10)] == [0]
     assert list(request_groups([], 10)) == []

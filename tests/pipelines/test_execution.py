@@ -8,12 +8,12 @@ from torchx.specs import AppDef
 
 from infra.commit import committing
 from infra.config import Config
+from infra.distributed import ALONE
 from infra.errors import StageError
 from infra.mlflow_runs import URI_VARIABLE
 from pipelines.config import LaunchConfig, RunConfig
 from pipelines.execution import Pipeline
 from pipelines.graph import Stage
-from tests.pipelines.prepare.running import ALONE
 
 DIAMOND: dict[str, tuple[str, ...]] = {
     "prepare": (),

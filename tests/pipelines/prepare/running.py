@@ -18,7 +18,6 @@ from pipelines.prepare.config import PrepareConfig
 from pipelines.prepare.stage import prepare
 
 TINY_DIM = 8
-ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), backend="gloo")
 
 
 class TinyEncoder(torch.nn.Module):
