@@ -17,11 +17,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from infra.checks import require_same_columns
 from infra.commit import FileEntry, committing, is_committed, read_manifest
 from infra.distributed import ALONE, World
 from infra.errors import AlreadyCommittedError, CommitError, DataError
 from infra.gather import take_rows
-from infra.parquet import ROW_GROUP_BYTES, TableWriter
+from infra.parquet import ROW_GROUP_BYTES, TableWriter, open_parquet, restored_schema
 from infra.row_bytes import row_bytes
 from infra.snapshot import (
     CONTENT,
@@ -124,7 +125,14 @@ def columns_digest(schema: pa.Schema) -> str:
 
 
 def write_part(
-    store: Store, entity: Entity, number: int, key: str, first: int, schema: pa.Schema, chunks: Iterable[pa.Table]
+    store: Store,
+    entity: Entity,
+    number: int,
+    key: str,
+    first: int,
+    schema: pa.Schema,
+    chunks: Iterable[pa.Table],
+    origin: str = "",
 ) -> PartitionEntry:
     """Write a part of the items or users, in files of `FILE_ROWS`.
 
@@ -133,18 +141,20 @@ def write_part(
         first: items (users) that the parts before it number: its first new id.
         schema: of the table. chunks: its rows. Ids rise; those below `first` revise earlier rows, the others go on
             numbering from `first` without a gap.
+        origin: where the rows come from, for errors; by default the part's own name.
 
     Raises:
         DataError: ids break the rule.
     """
     table, slice_name = CONTENT[entity], part_slice(number)
+    where = origin or f"{table}/{slice_name}"
     with store.making(table, slice_name, key) as made:
         made.schema = schema
         last, new = -1, 0
         for file, part in enumerate(_of_rows(chunks, schema, FILE_ROWS)):
             with made.writing(f"part-{file:05d}.parquet") as writer:
                 for chunk in part:
-                    last, new = _check_ids(chunk, f"{entity}_id", last, first, new, f"{table}, part {number}")
+                    last, new = _check_ids(chunk, f"{entity}_id", last, first, new, where)
                     writer.write(chunk)
         made.numbers |= {"first": first, "new": new}
     return store.entry(table, slice_name, key)
@@ -233,10 +243,10 @@ def write_day(
     with contextlib.ExitStack() as stack:
         made = {name: stack.enter_context(store.making(name, date_slice(day), key)) for name, key in keys.items()}
         writers: dict[str, TableWriter] = {}
-        seen = _SeenRequests(day)
+        where, request_ids = f"events/{date_slice(day)}", []
         for group in request_groups(_or_empty(chunks, spec), row_group_bytes):
-            parts = split_rows(group, spec, f"events of {day}")
-            seen.add(parts["requests"]["request_id"].to_numpy())
+            parts = split_rows(group, spec, where)
+            request_ids.append(parts["requests"]["request_id"].to_numpy())
             for name, making in made.items():
                 if name not in writers:
                     making.schema = parts[name].schema
@@ -248,6 +258,7 @@ def write_day(
                 if name == "labels":
                     for what, number in count_labels(parts[name], spec).items():
                         making.numbers[what] = making.numbers.get(what, 0) + number
+        _require_distinct(np.concatenate(request_ids), where)
 
 
 def _or_empty(chunks: Iterable[pa.Table], spec: DatasetSpec) -> Iterator[pa.Table]:
@@ -260,22 +271,15 @@ def _or_empty(chunks: Iterable[pa.Table], spec: DatasetSpec) -> Iterator[pa.Tabl
         yield flat_schema(spec).empty_table()
 
 
-class _SeenRequests:
-    """The requests of a day so far, to find one that comes twice."""
-
-    def __init__(self, day: date) -> None:
-        self._day = day
-        self._ids: Ints = np.empty(0, np.int64)
-
-    def add(self, ids_N: Ints) -> None:
-        together_N = np.concatenate([self._ids, ids_N])
-        self._ids, counts_N = np.unique(together_N, return_counts=True)
-        if len(self._ids) < len(together_N):
-            twice = self._ids[counts_N > 1][0]
-            raise DataError(
-                f"events of {self._day}: column 'request_id': request {twice} comes twice; the rows of a request must"
-                " lie together, and no two requests of a date may share an id"
-            )
+def _require_distinct(request_ids_R: Ints, where: str) -> None:
+    """Check that no request of a date comes twice."""
+    sorted_R = np.sort(request_ids_R)
+    twice = np.flatnonzero(sorted_R[1:] == sorted_R[:-1])
+    if len(twice):
+        raise DataError(
+            f"{where}: column 'request_id': request {sorted_R[twice[0]]} comes twice; the rows of a request must lie"
+            " together, and no two requests of a date may share an id"
+        )
 
 
 def _largest_ids(table: pa.Table) -> dict[str, int]:
@@ -387,6 +391,25 @@ def day_entries(store: Store, day: date, keys: Mapping[str, str]) -> list[Partit
 def missing_keys(store: Store, day: date, keys: Mapping[str, str]) -> dict[str, str]:
     """Return the keys of a date's partitions that are not there."""
     return {name: key for name, key in keys.items() if store.find(name, date_slice(day), key) is None}
+
+
+def require_same_columns_in_tables(store: Store, entries: Iterable[PartitionEntry]) -> None:
+    """Check that all partitions of a table have the same columns, each of one type.
+
+    Raises:
+        DataError: naming the partitions and the column.
+    """
+    firsts: dict[str, PartitionEntry] = {}
+    for entry in entries:
+        first = firsts.setdefault(entry.table, entry)
+        if entry.columns != first.columns:
+            own, known = (_schema_of(store, one) for one in (entry, first))
+            require_same_columns(own, known, f"{entry.table}/{entry.slice}", f"{first.table}/{first.slice}")
+
+
+def _schema_of(store: Store, entry: PartitionEntry) -> pa.Schema:
+    with open_parquet(store.path / entry.path / entry.files[0].name) as file:
+        return restored_schema(file.schema_arrow)
 
 
 def in_order(entries: Iterable[PartitionEntry]) -> Sequence[PartitionEntry]:

@@ -12,6 +12,7 @@ from torchx.specs import AppDef
 
 from infra.commit import committing
 from infra.config import Config, digest, load_file, load_section, parse
+from infra.distributed import ALONE
 from infra.errors import StageError
 from infra.mlflow_runs import URI_VARIABLE
 from pipelines.config import LaunchConfig, PipelineConfig, RunConfig
@@ -21,7 +22,6 @@ from pipelines.sweep.grid import Budget
 from pipelines.sweep.plan import sweep_stages
 from pipelines.tune.plan import tune_stages
 from ranker.config import RankerConfig
-from tests.pipelines.prepare.running import ALONE
 
 DIAMOND: dict[str, tuple[str, ...]] = {
     "prepare": (),
