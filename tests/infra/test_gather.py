@@ -9,9 +9,9 @@ LISTS = st.lists(st.lists(st.none() | st.integers(0, 99), max_size=4), max_size=
 
 
 @settings(max_examples=100, deadline=None)
-@given(LISTS, LISTS, st.integers(0, 9), st.booleans(), st.integers(0, 99))
+@given(LISTS, LISTS, st.integers(0, 9), st.booleans(), st.integers(0, 99), st.integers(1, 3))
 def test_rows_are_those_that_arrow_takes(
-    first: list[list[int | None]], second: list[list[int | None]], dropped: int, has_null: bool, seed: int
+    first: list[list[int | None]], second: list[list[int | None]], dropped: int, has_null: bool, seed: int, repeats: int
 ) -> None:
     """Tables of two chunks, the first a slice; lists as long as each other's, others, null lists, vectors, numbers."""
     rows = [*first, *second]
@@ -31,7 +31,7 @@ def test_rows_are_those_that_arrow_takes(
         }
     ).replace_schema_metadata({"kept": "yes"})
     order = np.random.default_rng(seed).permutation(table.num_rows)
-    order = order[: table.num_rows // 2 + 1]
+    order = order[: table.num_rows // 2 + 1].repeat(repeats)
     taken = take_rows(table, order)
     assert taken.equals(table.take(pa.array(order)), check_metadata=True)
     assert all(len(column.chunks) <= 1 for column in taken.columns)
