@@ -45,6 +45,7 @@ class _Places:
     def _work_out(self) -> None:
         starts_N = self._offsets[:-1][self._rows_N]
         lengths_N = np.diff(self._offsets)[self._rows_N]
+        assert lengths_N.sum(dtype=np.int64) < 2**31  # Arrow's offsets are no wider
         offsets = np.zeros(len(lengths_N) + 1, np.int32)
         np.cumsum(lengths_N, out=offsets[1:])
         elements_T = np.arange(offsets[-1], dtype=np.int32)
