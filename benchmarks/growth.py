@@ -25,7 +25,7 @@ from infra.commit import committing
 from infra.config import plain
 from infra.snapshot import Dataset, read_dataset, write_snapshot
 from infra.stage import StageRun
-from infra.tables import DAILY
+from infra.tables import daily_tables
 from infra.tracking import RunLog
 from pipelines.join import join
 from pipelines.prepare.config import PrepareConfig, Synthetic
@@ -180,7 +180,8 @@ def bytes_by_table(dataset: Dataset, day: date | None = None) -> dict[str, int]:
     """Return the bytes of the partitions of impressions and of their SIDs, by table, of all dates or of one."""
     found: dict[str, int] = {}
     sids = [one.table(name, base) for name, one in dataset.snapshot.sids.items() for base in one.columns]
-    for table in (*DAILY, *(name for name in sids if name.endswith(DAILY))):
+    daily = daily_tables(dataset.spec)
+    for table in (*daily, *(name for name in sids if name.endswith(daily))):
         entries = dataset.partitions(table, day or date.min, day or date.max)
         found[table] = sum(sum(files_below(dataset.store / entry.path).values()) for entry in entries)
     return found
@@ -209,7 +210,7 @@ def layout_rows(name: str, dataset: Dataset, folder: Path) -> list[Row]:
 
 def _of_set(table: str) -> str:
     """Return a table's name for people: of SIDs without the generation."""
-    if table in DAILY:
+    if not table.startswith("sids/"):
         return table
     _, name, _, base = table.split("/")
     return f"SIDs {name!r} of {base}"

@@ -66,10 +66,10 @@ class RequestRows(FileRows):
 
     num_read = 0
 
-    def read(self, group: RowGroup) -> pa.Table:
+    def read(self, group: RowGroup, columns: Sequence[str] | None = None) -> pa.Table:
         """Return the rows of a row group."""
         self.num_read += 1
-        return super().read(group)
+        return super().read(group, columns)
 
     def starts(self, group: RowGroup) -> npt.NDArray[np.int64]:  # type: ignore[override]
         """Return where requests begin."""

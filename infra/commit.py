@@ -11,6 +11,7 @@ killed it stays, named `.<name>.<random>.tmp`; readers ignore it.
 
 import contextlib
 import errno
+import functools
 import hashlib
 import importlib.metadata
 import os
@@ -326,6 +327,7 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
+@functools.cache  # a day's partitions are small, and reading packages' metadata takes longer than writing one
 def _versions() -> dict[str, str]:
     found = {}
     for name in VERSIONS:

@@ -28,8 +28,6 @@ from infra.errors import DataError
 
 SPEC_FILE = "dataset.json"
 TIME = pa.timestamp("us")
-DAILY = ("requests", "events", "labels")
-"""The tables that have a partition a date."""
 Entity = Literal["item", "user"]
 """What has content signals, and so can have Semantic IDs."""
 REQUEST_ID = pa.field("request_id", pa.int64(), nullable=False)
@@ -240,8 +238,8 @@ def label_schema(spec: DatasetSpec) -> pa.Schema:
 
 
 def daily_tables(spec: DatasetSpec) -> tuple[str, ...]:
-    """Return the tables of `DAILY` that a dataset has; without a task there are no labels."""
-    return DAILY if spec.tasks else ("requests", "events")
+    """Return the tables that have a partition a date; without a task there are no labels."""
+    return ("requests", "events", "labels") if spec.tasks else ("requests", "events")
 
 
 def flat_schema(spec: DatasetSpec) -> pa.Schema:

@@ -21,7 +21,7 @@ from infra.parquet import TableWriter, read_row_group, row_groups
 from infra.snapshot import CONTENT, PartitionEntry, Snapshot, read_dataset, write_snapshot
 from infra.stage import StageRun
 from infra.store import Store, day_entries, in_order, missing_keys, write_day
-from infra.tables import DAILY, DatasetSpec, Entity, TaskSpec, flat_schema, item_schema, user_schema
+from infra.tables import DatasetSpec, Entity, TaskSpec, daily_tables, flat_schema, item_schema, user_schema
 from infra.tracking import RunLog
 
 SPEC = DatasetSpec(
@@ -78,7 +78,7 @@ def write_dataset(
     items = write_parts(kept, "item", item_parts() if parts is None else parts, row_group_rows)
     entries = [*items, *write_parts(kept, "user", [users()])]
     for day, rows in ({day: events(day) for day in DAYS} if days is None else days).items():
-        keys = dict.fromkeys(DAILY, rows_digest(rows))
+        keys = dict.fromkeys(daily_tables(SPEC), rows_digest(rows))
         write_day(kept, day, missing_keys(kept, day, keys), SPEC, [rows], row_group_bytes=6_000)
         entries += day_entries(kept, day, keys)
     spec = SPEC.model_copy(update={"num_items": sum(entry.facts["new"] for entry in items)})
