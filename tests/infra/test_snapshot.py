@@ -257,20 +257,23 @@ def test_a_partition_that_is_not_what_was_listed_is_refused(
     dataset.verify(ALONE, dataset.partitions("events"))
 
 
-def verified_on_ranks(world: World, out: Path) -> str:
-    dataset = read_dataset(out)
-    try:
-        dataset.verify(world, dataset.snapshot.partitions)
-    except SidestackError as error:
-        return str(error)
-    return "no error"
+def verified_on_ranks(world: World, outs: list[Path]) -> list[str]:
+    messages = []
+    for dataset in map(read_dataset, outs):
+        try:
+            dataset.verify(world, dataset.snapshot.partitions)
+            messages.append("no error")
+        except SidestackError as error:
+            messages.append(str(error))
+    return messages
 
 
-def test_ranks_share_the_hashing_and_refuse_together(out: Path) -> None:
-    assert run_distributed(verified_on_ranks, out) == ["no error"] * 2
+def test_ranks_share_the_hashing_and_refuse_together(made: Path, out: Path) -> None:
     dataset = read_dataset(out)
     altered(dataset.store / dataset.partitions("events")[0].path)
-    messages = run_distributed(verified_on_ranks, out)
+    found = run_distributed(verified_on_ranks, [made, out])
+    assert [right for right, _ in found] == ["no error"] * 2
+    messages = [wrong for _, wrong in found]
     assert all("part-00000.parquet: SHA-256" in message for message in messages)
     assert sum("failed" in message for message in messages) == 1
 

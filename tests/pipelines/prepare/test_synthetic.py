@@ -62,7 +62,7 @@ def test_output_is_in_the_contract(impressions: int, tmp_path: Path) -> None:
     assert len(dataset.dates(*dataset.spec.test)) == 2
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_any_number_of_ranks_makes_the_same_bytes(ranks: int, prepared: Path, tmp_path: Path) -> None:
     run_distributed(on_ranks, tmp_path / "out", world_size=ranks)
     assert made_of(tmp_path / "out") == made_of(prepared)

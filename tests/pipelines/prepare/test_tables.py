@@ -385,7 +385,7 @@ def on_ranks(world: World, right: Path, wrong: Path, out: Path) -> str:
     return "no error"
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_ranks_make_the_same_bytes_and_fail_together(
     ranks: int, own: Path, good: Path, prepared: Path, tmp_path: Path
 ) -> None:
