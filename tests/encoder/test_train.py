@@ -329,12 +329,10 @@ def test_a_signal_that_is_not_there_is_refused(dataset: Path, tmp_path: Path) ->
 def test_of_a_revised_item_only_the_newest_row_is_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two later parts revise items, some of them twice; other signals tell the rows apart."""
     items = item_table()
-    ids_1, ids_2 = np.arange(0, 700, 3), np.arange(0, 700, 6)
-    parts = [
-        *item_parts(),
-        *(replaced(items.take(pa.array(ids + 1)), "item_id", pa.array(ids)) for ids in (ids_1, ids_2)),
-    ]
-    parts[3] = replaced(parts[3], "brand", pa.array([None] * len(ids_2), pa.int32()))
+    parts = item_parts()
+    for ids in (np.arange(0, 699, 3), np.arange(0, 699, 6)):
+        parts.append(replaced(items.take(pa.array(ids + 1)), "item_id", pa.array(ids)))
+    parts[3] = replaced(parts[3], "brand", pa.nulls(len(parts[3]), pa.int32()))
     read: list[tuple[int, int | None]] = []
 
     def noting(table: pa.Table, signals: SignalSpec) -> SignalBatch:
