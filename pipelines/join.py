@@ -1,7 +1,7 @@
 """`python -m pipelines.join --dataset DIR --out DIR`: a snapshot's impressions as one joined table, for other readers.
 
 The output is `impressions/date=YYYY-MM-DD/part-00000.parquet`, one row an impression with its request's columns, its
-labels and its SIDs; what reads Hive-partitioned Parquet reads it (docs/joined.md).
+labels and its SIDs; what reads Hive-partitioned Parquet reads it (docs/data.md).
 """
 
 import argparse
