@@ -16,9 +16,9 @@ import pyarrow.compute as pc
 from infra.errors import DataError
 from infra.gather import take_rows
 from infra.parquet import RowGroup
+from infra.requests import request_starts
 from infra.rows import Check, FileRows
 from infra.snapshot import Dataset
-from infra.store import request_starts
 from infra.tables import event_schema, label_schema, request_schema
 
 EVENTS, REQUESTS, LABELS = "events", "requests", "labels"

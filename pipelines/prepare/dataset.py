@@ -25,7 +25,10 @@ from infra.store import (
 from infra.tables import DatasetSpec, Entity, daily_tables
 from pipelines.prepare.config import PrepareConfig
 
-CODE = ("infra/tables.py", "infra/store.py", "infra/parquet.py", "infra/gather.py", "pipelines/prepare")
+CODE = (
+    "infra/checks.py", "infra/gather.py", "infra/parquet.py", "infra/requests.py", "infra/row_bytes.py", "infra/store.py",
+    "infra/tables.py", "pipelines/prepare",
+)  # fmt: skip
 """What decides a partition's bytes, beside its source."""
 STORE = "store"
 """The folder of the store, beside the stage's output."""

@@ -16,6 +16,7 @@ from infra import store as store_module
 from infra.commit import verify
 from infra.errors import CommitError, DataError
 from infra.parquet import read_row_group, row_bytes, row_groups
+from infra.requests import request_groups, request_starts, split_rows
 from infra.store import (
     FILE,
     Store,
@@ -24,10 +25,7 @@ from infra.store import (
     day_entries,
     in_order,
     missing_keys,
-    request_groups,
-    request_starts,
     require_same_columns_in_tables,
-    split_rows,
     write_day,
     write_part,
 )
