@@ -8,6 +8,7 @@ import argparse
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,10 +67,10 @@ class RequestRows(FileRows):
 
     num_read = 0
 
-    def read(self, group: RowGroup) -> pa.Table:
+    def read(self, group: RowGroup, columns: Sequence[str] | None = None) -> pa.Table:
         """Return the rows of a row group."""
         self.num_read += 1
-        return super().read(group)
+        return super().read(group, columns)
 
     def starts(self, group: RowGroup) -> npt.NDArray[np.int64]:  # type: ignore[override]
         """Return where requests begin."""

@@ -79,6 +79,21 @@ def require_columns(schema: pa.Schema, expected: pa.Schema, where: RowGroup | Pa
         _require_type(field.name, schema.field(field.name).type, field.type, where)
 
 
+def require_same_columns(schema: pa.Schema, known: pa.Schema, where: object, known_where: object) -> None:
+    """Check that a schema has the columns of another, with their types, in any order.
+
+    Raises:
+        DataError: naming the first column that differs.
+    """
+    for name in dict.fromkeys([*known.names, *schema.names]):
+        own, other = (str(one.field(name).type) if name in one.names else "missing" for one in (schema, known))
+        if own != other:
+            raise DataError(
+                f"{where}: column {name!r} is {own}, in {known_where} it is {other}: all files of a table must have"
+                " the same columns, each of one type"
+            )
+
+
 def _require_type(name: str, found: pa.DataType, expected: pa.DataType, where: RowGroup | Path) -> None:
     if pa.types.is_fixed_size_list(expected) and pa.types.is_fixed_size_list(found):
         same = found.list_size == expected.list_size and pa.types.is_floating(found.value_type)
@@ -181,6 +196,8 @@ class _Checker:
         times = self.present("history_times", pa.list_(TIME))
         if times is None or "history_item_ids" not in self.table.column_names:
             return
+        if pc.list_flatten(times).null_count:
+            self.fail("history_times", "must hold no null inside a list")
         lengths = pc.list_value_length(times).to_numpy()
         if not np.array_equal(lengths, pc.list_value_length(self.table["history_item_ids"]).to_numpy()):
             self.fail("history_times", "must have as many entries as history_item_ids in every row")

@@ -11,17 +11,19 @@ from datetime import date
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from infra.errors import DataError
 from infra.gather import take_rows
 from infra.parquet import RowGroup
+from infra.requests import request_starts
 from infra.rows import Check, FileRows
 from infra.snapshot import Dataset
-from infra.store import request_starts
 from infra.tables import event_schema, label_schema, request_schema
 
 EVENTS, REQUESTS, LABELS = "events", "requests", "labels"
 REQUEST_ID = "request_id"
+HISTORY_IDS = "history_item_ids"
 
 
 class ImpressionRows:
@@ -32,7 +34,7 @@ class ImpressionRows:
     Args:
         dataset: the snapshot. first, last: the dates, inclusive.
         columns: what to read, of whichever table has it.
-        check: called with the rows of a row group's requests, and with those of its events, before they are joined.
+        check: called with the rows of each table's row group, before they are joined.
 
     Raises:
         DataError: there are no events in the dates.
@@ -45,13 +47,11 @@ class ImpressionRows:
         if not files:
             raise DataError(f"{dataset.path}: the snapshot has no events from {first} to {last}")
         self._columns = list(dict.fromkeys(columns))
-        self._check = check
         of_events, of_requests = columns_by_table(dataset, self._columns)
         self._tables = {
-            table: FileRows(dataset.files(table, first, last), names)
+            table: FileRows(dataset.files(table, first, last), names, check)
             for table, names in {**of_events, **of_requests}.items()
         }
-        self._ids = FileRows(files, [REQUEST_ID])
         self._of_events, self._of_requests = list(of_events), list(of_requests)
         self._number_of = {file.path: number for number, file in enumerate(files)}
         self._ends = {
@@ -66,7 +66,7 @@ class ImpressionRows:
     @property
     def num_opened(self) -> int:
         """The number of files whose footer was read."""
-        return self._ids.num_opened + sum(rows.num_opened for rows in self._tables.values())
+        return sum(rows.num_opened for rows in self._tables.values())
 
     def groups(self, low: int, high: int) -> list[RowGroup]:
         """Return the row groups of the events files that hold a row of `[low, high)`; see `RowSource.groups`."""
@@ -74,8 +74,7 @@ class ImpressionRows:
 
     def starts(self, group: RowGroup) -> npt.NDArray[np.int64]:
         """Return the rows of a row group, counted from its first, where a request begins."""
-        self._ids.groups(group.start, group.start + group.rows)  # opens the file
-        return request_starts(self._ids.read(group)[REQUEST_ID])
+        return request_starts(self._tables[EVENTS].read(group, [REQUEST_ID])[REQUEST_ID])
 
     def read(self, group: RowGroup) -> pa.Table:
         """Return the joined rows of a row group.
@@ -85,7 +84,6 @@ class ImpressionRows:
                 together.
         """
         events = self._joined(self._of_events, group, group.rows)
-        self._checked(events, group)
         parts = [events]
         if self._of_requests:
             parts.append(self._repeated(group, events[REQUEST_ID]))
@@ -95,7 +93,6 @@ class ImpressionRows:
         """Return the requests of a row group of events, each repeated for its impressions."""
         starts_R = request_starts(request_ids)
         requests = self._joined(self._of_requests, group, len(starts_R))
-        self._checked(requests, self._own(REQUESTS, group))
         own_R, wanted_R = requests[REQUEST_ID].to_numpy(), request_ids.to_numpy()[starts_R]
         wrong = np.flatnonzero(own_R != wanted_R)
         if len(wrong):
@@ -105,34 +102,39 @@ class ImpressionRows:
                 f" {group} it is {wanted_R[place]}: the row groups of a date's tables must hold the same requests"
             )
         lengths_R = np.diff(np.append(starts_R, len(request_ids)))
-        return take_rows(requests, np.repeat(np.arange(len(starts_R)), lengths_R))
+        return take_rows(requests.drop_columns(REQUEST_ID), np.repeat(np.arange(len(starts_R)), lengths_R))
 
     def _joined(self, tables: Sequence[str], group: RowGroup, rows: int) -> pa.Table:
         """Return row-aligned tables of one row group side by side."""
-        parts = []
+        parts: list[pa.Table] = []
         for table in tables:
-            own = group if table == EVENTS else self._own(table, group)
+            own = self._own(table, group)
             if own.rows != rows:
                 raise DataError(
                     f"{own}: has {own.rows} rows; {group} has {group.rows} impressions and needs {rows}:"
                     " row-aligned files must have equal row groups"
                 )
             parts.append(self._tables[table].read(own))
+            if tables is self._of_requests:
+                _require_entries(parts[-1], parts[0], own)
         return _side_by_side(parts)
 
     def _own(self, table: str, group: RowGroup) -> RowGroup:
         """Return a table's row group that belongs to one of the events."""
+        own, events = (self._groups_beside(name, group) for name in (table, EVENTS))
+        if len(own) != len(events):
+            raise DataError(
+                f"{own[0].path if own else table}: has {len(own)} row groups, {group.path} has {len(events)}:"
+                " the files of a date's tables must have equal row groups"
+            )
+        return own[events.index(group)]
+
+    def _groups_beside(self, table: str, group: RowGroup) -> list[RowGroup]:
+        """Return the row groups of a table's file that belongs to the events file of a row group."""
         number = self._number_of[group.path]
         end = int(self._ends[table][number])
         start = int(self._ends[table][number - 1]) if number else 0
-        groups = self._tables[table].groups(start, end) if start < end else []
-        if group.index >= len(groups):
-            raise DataError(f"{group}: {table} has only {len(groups)} row groups in that file's place")
-        return groups[group.index]
-
-    def _checked(self, rows: pa.Table, where: RowGroup) -> None:
-        if self._check is not None:
-            self._check(rows, where)
+        return self._tables[table].groups(start, end) if start < end else []
 
 
 def columns_by_table(dataset: Dataset, columns: Sequence[str]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
@@ -175,6 +177,22 @@ def read_impressions(
     if rows.num_rows:
         for group in rows.groups(0, rows.num_rows):
             yield rows.read(group)
+
+
+def _require_entries(rows: pa.Table, requests: pa.Table, where: RowGroup) -> None:
+    """Check that lists beside the requests, such as the SIDs of a history, have an entry for each of the history's.
+
+    Only where the history is read as well.
+    """
+    if HISTORY_IDS not in requests.column_names:
+        return
+    expected = pc.list_value_length(requests[HISTORY_IDS])
+    for field in rows.schema:
+        if pa.types.is_list(field.type) and field.name not in requests.column_names:
+            lengths = pc.list_value_length(rows[field.name])
+            if lengths.null_count or not lengths.equals(expected):
+                rule = f"must have as many entries as {HISTORY_IDS} in every row"
+                raise DataError(f"{where}: column {field.name!r}: {rule}")
 
 
 def _side_by_side(parts: Sequence[pa.Table]) -> pa.Table:

@@ -57,7 +57,7 @@ class CountedFile(NamedTuple):
 class FileRows:
     """The rows of the files of one table, one file after another. Nothing stays together: see `RowSource.starts`.
 
-    Memory: the footers that were opened.
+    Memory: the footers that were opened, and their row groups.
 
     Args:
         files: in order. The footers of files without a known number of rows are read at once.
@@ -75,6 +75,7 @@ class FileRows:
         self._check = check
         self._footers: dict[Path, pq.FileMetaData] = {}
         self._types: dict[str, tuple[Path, pa.DataType]] = {}
+        self._groups: dict[int, list[RowGroup]] = {}
         self._open([file for file in files if not isinstance(file, CountedFile)])
         rows = [file.rows if isinstance(file, CountedFile) else self._footers[Path(file)].num_rows for file in files]
         self._starts = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
@@ -96,11 +97,11 @@ class FileRows:
         last = int(np.searchsorted(self._starts, high, side="left"))
         self._open(self._paths[first:last])
         groups = [group for file in range(first, last) for group in self._groups_of(file)]
-        return [group for group in groups if group.start < high and group.start + group.rows > low]
+        return [group for group in groups if max(low, group.start) < min(high, group.start + group.rows)]
 
-    def read(self, group: RowGroup) -> pa.Table:
-        """Return the rows of a row group, checked; see `RowSource.read`."""
-        table = read_row_group(group, self._columns, self._footers[group.path])
+    def read(self, group: RowGroup, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return the rows of a row group, checked, with all columns or some of them; see `RowSource.read`."""
+        table = read_row_group(group, columns or self._columns, self._footers[group.path])
         if self._check is not None:
             self._check(table, group)
         return table
@@ -110,6 +111,11 @@ class FileRows:
         return
 
     def _groups_of(self, file: int) -> list[RowGroup]:
+        if file not in self._groups:
+            self._groups[file] = self._listed(file)
+        return self._groups[file]
+
+    def _listed(self, file: int) -> list[RowGroup]:
         path, start, end = self._paths[file], int(self._starts[file]), int(self._starts[file + 1])
         footer = self._footers[path]
         if footer.num_rows != end - start:

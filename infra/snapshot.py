@@ -151,7 +151,7 @@ class Snapshot(Config):
         for base, others in _aligned(tables):
             wanted = {entry.slice: entry for entry in tables.get(base, ())}
             for table in others:
-                found = {entry.slice: entry for entry in tables[table]}
+                found = {entry.slice: entry for entry in tables.get(table, ())}
                 for name in sorted(wanted.keys() ^ found.keys()):
                     raise ValueError(f"partitions: {name} is listed of only one of {base} and {table}")
                 for name, entry in found.items():
@@ -172,7 +172,7 @@ def _aligned(tables: Mapping[str, object]) -> Iterator[tuple[str, list[str]]]:
         others = [table for table in tables if table.startswith("sids/") and table.endswith(f"/{base}")]
         if base == "events":
             others += [table for table in ("requests", "labels") if table in tables or base in tables]
-        yield base, [table for table in others if table in tables]
+        yield base, others
 
 
 def _require_alike(entry: PartitionEntry, base: PartitionEntry, has_same_rows: bool) -> None:

@@ -17,12 +17,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from infra.checks import require_same_columns
 from infra.commit import FileEntry, committing, is_committed, read_manifest
 from infra.distributed import ALONE, World
 from infra.errors import AlreadyCommittedError, CommitError, DataError
-from infra.gather import take_rows
-from infra.parquet import ROW_GROUP_BYTES, TableWriter
-from infra.row_bytes import row_bytes
+from infra.parquet import ROW_GROUP_BYTES, TableWriter, open_parquet, restored_schema
+from infra.requests import request_groups, require_distinct, split_rows
 from infra.snapshot import (
     CONTENT,
     PartitionEntry,
@@ -32,7 +32,7 @@ from infra.snapshot import (
     part_slice,
     write_snapshot,
 )
-from infra.tables import DatasetSpec, Entity, event_schema, flat_schema, label_schema, request_schema
+from infra.tables import DatasetSpec, Entity, flat_schema
 
 Ints = npt.NDArray[np.int64]
 
@@ -124,7 +124,14 @@ def columns_digest(schema: pa.Schema) -> str:
 
 
 def write_part(
-    store: Store, entity: Entity, number: int, key: str, first: int, schema: pa.Schema, chunks: Iterable[pa.Table]
+    store: Store,
+    entity: Entity,
+    number: int,
+    key: str,
+    first: int,
+    schema: pa.Schema,
+    chunks: Iterable[pa.Table],
+    origin: str = "",
 ) -> PartitionEntry:
     """Write a part of the items or users, in files of `FILE_ROWS`.
 
@@ -133,18 +140,20 @@ def write_part(
         first: items (users) that the parts before it number: its first new id.
         schema: of the table. chunks: its rows. Ids rise; those below `first` revise earlier rows, the others go on
             numbering from `first` without a gap.
+        origin: where the rows come from, for errors; by default the part's own name.
 
     Raises:
         DataError: ids break the rule.
     """
     table, slice_name = CONTENT[entity], part_slice(number)
+    where = origin or f"{table}/{slice_name}"
     with store.making(table, slice_name, key) as made:
         made.schema = schema
         last, new = -1, 0
         for file, part in enumerate(_of_rows(chunks, schema, FILE_ROWS)):
             with made.writing(f"part-{file:05d}.parquet") as writer:
                 for chunk in part:
-                    last, new = _check_ids(chunk, f"{entity}_id", last, first, new, f"{table}, part {number}")
+                    last, new = _check_ids(chunk, f"{entity}_id", last, first, new, where)
                     writer.write(chunk)
         made.numbers |= {"first": first, "new": new}
     return store.entry(table, slice_name, key)
@@ -233,10 +242,10 @@ def write_day(
     with contextlib.ExitStack() as stack:
         made = {name: stack.enter_context(store.making(name, date_slice(day), key)) for name, key in keys.items()}
         writers: dict[str, TableWriter] = {}
-        seen = _SeenRequests(day)
+        where, request_ids = f"events/{date_slice(day)}", []
         for group in request_groups(_or_empty(chunks, spec), row_group_bytes):
-            parts = split_rows(group, spec, f"events of {day}")
-            seen.add(parts["requests"]["request_id"].to_numpy())
+            parts = split_rows(group, spec, where)
+            request_ids.append(parts["requests"]["request_id"].to_numpy())
             for name, making in made.items():
                 if name not in writers:
                     making.schema = parts[name].schema
@@ -248,6 +257,7 @@ def write_day(
                 if name == "labels":
                     for what, number in count_labels(parts[name], spec).items():
                         making.numbers[what] = making.numbers.get(what, 0) + number
+        require_distinct(np.concatenate(request_ids), where)
 
 
 def _or_empty(chunks: Iterable[pa.Table], spec: DatasetSpec) -> Iterator[pa.Table]:
@@ -258,24 +268,6 @@ def _or_empty(chunks: Iterable[pa.Table], spec: DatasetSpec) -> Iterator[pa.Tabl
         yield chunk
     if is_empty:
         yield flat_schema(spec).empty_table()
-
-
-class _SeenRequests:
-    """The requests of a day so far, to find one that comes twice."""
-
-    def __init__(self, day: date) -> None:
-        self._day = day
-        self._ids: Ints = np.empty(0, np.int64)
-
-    def add(self, ids_N: Ints) -> None:
-        together_N = np.concatenate([self._ids, ids_N])
-        self._ids, counts_N = np.unique(together_N, return_counts=True)
-        if len(self._ids) < len(together_N):
-            twice = self._ids[counts_N > 1][0]
-            raise DataError(
-                f"events of {self._day}: column 'request_id': request {twice} comes twice; the rows of a request must"
-                " lie together, and no two requests of a date may share an id"
-            )
 
 
 def _largest_ids(table: pa.Table) -> dict[str, int]:
@@ -306,79 +298,6 @@ def count_labels(labels: pa.Table, spec: DatasetSpec) -> dict[str, int]:
     return counts
 
 
-def request_starts(request_ids: pa.ChunkedArray) -> Ints:
-    """Return the row at which each request begins, its rows lying together: int64 [requests]."""
-    ids_N = request_ids.to_numpy()
-    if not len(ids_N):
-        return np.empty(0, np.int64)
-    return np.flatnonzero(np.concatenate([[True], ids_N[1:] != ids_N[:-1]]))
-
-
-def request_groups(chunks: Iterable[pa.Table], row_group_bytes: int) -> Iterator[pa.Table]:
-    """Cut rows into groups of whole requests, each ended by the request that reaches so many bytes.
-
-    The groups depend on the rows alone, not on how they are cut into chunks.
-    """
-    pending: pa.Table | None = None
-    for chunk in chunks:
-        pending = chunk if pending is None else pa.concat_tables([pending, chunk])
-        cuts = _cuts(pending, row_group_bytes)
-        for start, end in zip([0, *cuts], cuts, strict=False):
-            yield pending.slice(start, end - start).combine_chunks()
-        if cuts:
-            pending = pending.slice(cuts[-1]).combine_chunks()  # a slice alone keeps what was written in memory
-    if pending is not None:
-        yield pending.combine_chunks()
-
-
-def _cuts(rows: pa.Table, row_group_bytes: int) -> list[int]:
-    """Return where groups end in rows that may go on: after a request, when the next one has begun."""
-    starts_R = request_starts(rows["request_id"])
-    ends_N = np.cumsum(row_bytes(rows))
-    before_R = np.concatenate([[0], ends_N])[starts_R]  # bytes before each request
-    cuts: list[int] = []
-    reached = 0
-    while True:
-        place = int(np.searchsorted(before_R, reached + row_group_bytes))
-        if place >= len(starts_R):
-            return cuts
-        cuts.append(int(starts_R[place]))
-        reached = int(before_R[place])
-
-
-def split_rows(rows: pa.Table, spec: DatasetSpec, where: str) -> dict[str, pa.Table]:
-    """Split joined rows into requests, events and labels.
-
-    Raises:
-        DataError: rows of one request differ in a column of the request's.
-    """
-    of_request = request_schema(spec).names
-    starts_R = request_starts(rows["request_id"])
-    requests = take_rows(rows.select(of_request), starts_R)
-    _require_equal(rows.select(of_request), requests, starts_R, where)
-    further = [name for name in rows.column_names if name not in flat_schema(spec).names]
-    return {
-        "requests": requests,
-        "events": rows.select([*event_schema(spec).names, *further]),
-        "labels": rows.select(label_schema(spec).names),
-    }
-
-
-def _require_equal(rows: pa.Table, requests: pa.Table, starts_R: Ints, where: str) -> None:
-    if len(starts_R) == rows.num_rows:
-        return
-    request_N = np.repeat(np.arange(len(starts_R)), np.diff(np.append(starts_R, rows.num_rows)))
-    repeated = take_rows(requests, request_N)
-    for name in rows.column_names:
-        if not rows[name].equals(repeated[name]):
-            values = zip(rows[name].to_pylist(), repeated[name].to_pylist(), strict=True)
-            row = next(row for row, (found, expected) in enumerate(values) if found != expected)
-            raise DataError(
-                f"{where}: column {name!r}: must be equal in all rows of a request; request"
-                f" {rows['request_id'][row].as_py()} has {rows[name][row].as_py()} and {repeated[name][row].as_py()}"
-            )
-
-
 def day_entries(store: Store, day: date, keys: Mapping[str, str]) -> list[PartitionEntry]:
     """Return a date's partitions, all of which were made."""
     return [store.entry(name, date_slice(day), key) for name, key in keys.items()]
@@ -387,6 +306,25 @@ def day_entries(store: Store, day: date, keys: Mapping[str, str]) -> list[Partit
 def missing_keys(store: Store, day: date, keys: Mapping[str, str]) -> dict[str, str]:
     """Return the keys of a date's partitions that are not there."""
     return {name: key for name, key in keys.items() if store.find(name, date_slice(day), key) is None}
+
+
+def require_same_columns_in_tables(store: Store, entries: Iterable[PartitionEntry]) -> None:
+    """Check that all partitions of a table have the same columns, each of one type.
+
+    Raises:
+        DataError: naming the partitions and the column.
+    """
+    firsts: dict[str, PartitionEntry] = {}
+    for entry in entries:
+        first = firsts.setdefault(entry.table, entry)
+        if entry.columns != first.columns:
+            own, known = (_schema_of(store, one) for one in (entry, first))
+            require_same_columns(own, known, f"{entry.table}/{entry.slice}", f"{first.table}/{first.slice}")
+
+
+def _schema_of(store: Store, entry: PartitionEntry) -> pa.Schema:
+    with open_parquet(store.path / entry.path / entry.files[0].name) as file:
+        return restored_schema(file.schema_arrow)
 
 
 def in_order(entries: Iterable[PartitionEntry]) -> Sequence[PartitionEntry]:

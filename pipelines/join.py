@@ -1,7 +1,7 @@
 """`python -m pipelines.join --dataset DIR --out DIR`: a snapshot's impressions as one joined table, for other readers.
 
 The output is `impressions/date=YYYY-MM-DD/part-00000.parquet`, one row an impression with its request's columns, its
-labels and its SIDs; what reads Hive-partitioned Parquet reads it (docs/joined.md).
+labels and its SIDs; what reads Hive-partitioned Parquet reads it (docs/data.md).
 """
 
 import argparse
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from infra.checks import check_events
 from infra.commit import commit_alone
-from infra.errors import SidestackError
+from infra.errors import DataError, SidestackError
 from infra.impressions import all_columns, read_impressions
 from infra.parquet import TableWriter
 from infra.snapshot import Dataset, date_slice, read_dataset
@@ -35,9 +35,11 @@ def join(dataset: Dataset, out: Path, first: date, last: date, columns: Sequence
             `out` is taken.
     """
     wanted = list(columns) or all_columns(dataset)
-    rows = 0
+    days, rows = dataset.dates(first, last), 0
+    if not days:
+        raise DataError(f"{dataset.path}: the snapshot has no events from {first} to {last}")
     with commit_alone(out, stage="join", facts={"columns": wanted}) as staging:
-        for day in dataset.dates(first, last):
+        for day in days:
             for entry in dataset.on_date(day):
                 dataset.verify_partition(entry)
             rows += _write_date(dataset, day, wanted, staging / FOLDER / date_slice(day) / FILE)

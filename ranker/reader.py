@@ -87,7 +87,7 @@ class Split:
 
 
 def check_rows(table: pa.Table, where: RowGroup, *, features: ArmFeatures, spec: DatasetSpec) -> None:
-    """Check rows of requests or of events: the tables' contract, and every SID of its spec and inside its digits' ids.
+    """Check rows of one table: its contract, and every SID of its spec and inside its digits' ids.
 
     fbgemm turns an id outside its table into a silent zero; here it is an error.
 
@@ -102,8 +102,6 @@ def check_rows(table: pa.Table, where: RowGroup, *, features: ArmFeatures, spec:
         first = 1 if sid.packing == "paper_eq5" else 0
         number = sid.radix ** (sid.chunk_sizes[sid.chunk] + first)
         _check_sids(table[column], column, number, where)
-        if pa.types.is_list(table[column].type):
-            _check_aligned(table, column, where)
 
 
 def _check_sids(column: pa.ChunkedArray, name: str, number: int, where: RowGroup) -> None:
@@ -115,12 +113,6 @@ def _check_sids(column: pa.ChunkedArray, name: str, number: int, where: RowGroup
     if low is not None and (low < 0 or high >= number):
         wrong = low if low < 0 else high
         raise DataError(f"{where}: column {name!r}: id {wrong} is outside [0, {number}), what its digits spell")
-
-
-def _check_aligned(table: pa.Table, name: str, where: RowGroup) -> None:
-    lengths = pc.list_value_length(table[name])
-    if lengths.null_count or not lengths.equals(pc.list_value_length(table[HISTORY_IDS])):
-        raise DataError(f"{where}: column {name!r}: must have as many entries as {HISTORY_IDS} in every row")
 
 
 def to_ranker_batch(batch: Batch, features: ArmFeatures) -> RankerBatch:

@@ -8,6 +8,7 @@ pipeline, predict every held-out row, write predictions, checkpoint and summary.
 
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from torch.distributed.checkpoint import state_dict_saver
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from infra.distributed import barrier, gather, together
+from infra.errors import TrainingError
 from infra.lanes import Batch, LaneReader
 from infra.parquet import TableWriter
 from infra.snapshot import CONTENT, Dataset, PartitionEntry, read_dataset
@@ -71,6 +73,7 @@ def train(run: StageRun[RankerConfig]) -> None:
     facts = {
         "dates": {"train": _iso(fitting.dates), "held_out": _iso(held_out.dates)},
         "world_size": world.size,
+        "held_out_rows": held_out_rows.num_rows,
         "flops_per_sample": flops,
         "history_entries_cut": entries_cut,
         "peak_memory_bytes": peak_memory_bytes(world),
@@ -161,23 +164,29 @@ def predict(
         the floating-point operations of one row's forward pass, counted on this rank's first batch: two for each
         multiplication and addition of a matrix product. Lookups, jagged attention and what is done element by element
         are not counted.
+
+    Raises:
+        TrainingError: on every rank; all ranks together wrote another number of rows than the reader has.
     """
-    tasks = progress.features.tasks
+    tasks, world = progress.features.tasks, progress.world
     sharded.model.eval()
-    path = out / f"part-{progress.world.rank:05d}.parquet"
+    path = out / f"part-{world.rank:05d}.parquet"
     steps = progress.over(reader, epoch=0)
     with count_flops() as counter:
         first = next(steps)
-    with (
-        TableWriter(path, prediction_schema(tasks)) as writer,
-        log.progress(reader.num_rows, f"measure {config.arm}") as advance,
-    ):
+    with log.progress(reader.num_rows, f"measure {config.arm}") as advance, ExitStack() as stack:
+        with together(world, "opening predictions"):
+            writer = stack.enter_context(TableWriter(path, prediction_schema(tasks)))
         for batch, output in chain([first], steps):
-            with together(progress.world, "writing predictions"):
+            with together(world, "writing predictions"):
                 writer.write(prediction_table(batch, output, tasks))
             # Padding is at most the last batches' share, so this rank's rows stand for every rank's.
-            advance(int(batch.valid_N.sum()) * progress.world.size)
-    barrier(progress.world)
+            advance(int(batch.valid_N.sum()) * world.size)
+        with together(world, "closing predictions"):
+            stack.close()
+    predicted = sum(gather(world, writer.rows))
+    if predicted != reader.num_rows:
+        raise TrainingError(f"{out}: {predicted:,} rows were predicted, the held-out dates have {reader.num_rows:,}")
     return float(counter.get_total_flops() / len(first[0].rows_N))
 
 

@@ -14,6 +14,7 @@ from encoder.sid import SidSpec
 from infra.config import digest
 from infra.impressions import all_columns, read_impressions
 from infra.parquet import row_groups
+from infra.requests import request_starts, split_rows
 from infra.snapshot import (
     CONTENT,
     Dataset,
@@ -24,7 +25,7 @@ from infra.snapshot import (
     read_dataset,
     write_snapshot,
 )
-from infra.store import FILE, Store, day_entries, in_order, request_starts, split_rows, write_part
+from infra.store import FILE, Store, day_entries, in_order, write_part
 from infra.tables import DatasetSpec, Entity, daily_tables
 
 

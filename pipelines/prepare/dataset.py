@@ -10,13 +10,25 @@ import pyarrow as pa
 from infra.code import code_digest
 from infra.config import digest
 from infra.distributed import World, broadcast, together
+from infra.errors import DataError
 from infra.snapshot import CONTENT, PartitionEntry, Snapshot, date_slice, part_slice, write_snapshot
 from infra.stage import StageRun
-from infra.store import Store, day_entries, in_order, missing_keys, write_day, write_part
+from infra.store import (
+    Store,
+    day_entries,
+    in_order,
+    missing_keys,
+    require_same_columns_in_tables,
+    write_day,
+    write_part,
+)
 from infra.tables import DatasetSpec, Entity, daily_tables
 from pipelines.prepare.config import PrepareConfig
 
-CODE = ("infra/tables.py", "infra/store.py", "infra/parquet.py", "infra/gather.py", "pipelines/prepare")
+CODE = (
+    "infra/checks.py", "infra/gather.py", "infra/parquet.py", "infra/requests.py", "infra/row_bytes.py",
+    "infra/store.py", "infra/tables.py", "pipelines/prepare",
+)  # fmt: skip
 """What decides a partition's bytes, beside its source."""
 STORE = "store"
 """The folder of the store, beside the stage's output."""
@@ -27,9 +39,11 @@ class Part:
     """A part of the items or users.
 
     Attributes:
-        key: digest of what decides its rows. schema: of its rows. chunks: makes them.
+        origin: where its rows come from, for errors. key: digest of what decides its rows. schema: of its rows.
+        chunks: makes them.
     """
 
+    origin: str
     key: str
     schema: pa.Schema
     chunks: Callable[[], Iterable[pa.Table]]
@@ -61,9 +75,9 @@ def write_dataset(run: StageRun[PrepareConfig], source: Source) -> None:
     Rank 0 makes the parts of items and users. Every rank calls.
 
     Raises:
-        DataError: the source's rows break the contract.
+        DataError: the source's rows break the contract, a split has no rows, or partitions do not fit each other.
     """
-    world, store = run.world, Store(run.out.parent / STORE)
+    world, store = run.world.committing, Store(run.out.parent / STORE)
     code = code_digest(CODE)
     spec = source.spec
     with together(world, "making items and users"):
@@ -82,12 +96,15 @@ def write_dataset(run: StageRun[PrepareConfig], source: Source) -> None:
             advance(world.size)
     with together(world, "writing the snapshot"):
         if world.is_main:
-            entries = [entry for day in days for entry in day_entries(store, day, keys[day])]
+            entries = [*parts, *(entry for day in days for entry in day_entries(store, day, keys[day]))]
             numbered = spec.model_copy(update={f"num_{CONTENT[one]}": _count(parts, CONTENT[one]) for one in CONTENT})
+            require_same_columns_in_tables(store, entries)
+            _require_known_ids(numbered, entries)
+            _require_splits(numbered, entries, run.config.as_of)
             write_snapshot(run.out, run.out, numbered, Snapshot(
-                store=str(store.path), as_of=as_time(run.config.as_of), partitions=tuple(in_order([*parts, *entries]))
+                store=str(store.path), as_of=as_time(run.config.as_of), partitions=tuple(in_order(entries))
             ))  # fmt: skip
-            tell(run, numbered, [*parts, *entries], len(missing))
+            tell(run, numbered, entries, len(missing))
 
 
 def _keys(source: Source, day: date, code: str) -> dict[str, str]:
@@ -107,13 +124,35 @@ def _parts(store: Store, source: Source, entity: Entity, code: str) -> Iterator[
         key = digest({"key": part.key, "code": code, "first": first})
         entry = store.find(CONTENT[entity], part_slice(number), key)
         if entry is None:
-            entry = write_part(store, entity, number, key, first, part.schema, part.chunks())
+            entry = write_part(store, entity, number, key, first, part.schema, part.chunks(), part.origin)
         first += entry.facts["new"]
         yield entry
 
 
 def _count(entries: Sequence[PartitionEntry], table: str) -> int:
     return sum(entry.facts["new"] for entry in entries if entry.table == table)
+
+
+def _require_known_ids(spec: DatasetSpec, entries: Sequence[PartitionEntry]) -> None:
+    """Check that dates name items and users of the snapshot alone, those too that were made for another snapshot."""
+    for entry in entries:
+        for column, number in (("item_id", spec.num_items), ("user_id", spec.num_users)):
+            largest = entry.facts.get(f"max_{column}", -1)
+            if largest >= number:
+                raise DataError(
+                    f"{entry.table}/{entry.slice}: {column} {largest} is outside the table [0, {number}) of the"
+                    " parts that this snapshot knows"
+                )
+
+
+def _require_splits(spec: DatasetSpec, entries: Sequence[PartitionEntry], as_of: date | None) -> None:
+    """Check that there are rows to train on, and to test on unless the test dates lie after the snapshot's end."""
+    for split, (first, last) in {"train": spec.train, "test": spec.test}.items():
+        is_to_come = split == "test" and as_of is not None and as_of <= first
+        rows = sum(entry.rows for entry in entries if entry.table == "events" and first <= entry.date <= last)
+        if not rows and not is_to_come:
+            before = f" before {as_of}" if as_of else ""
+            raise DataError(f"events: the {split} dates, {first} to {last}, have no rows{before}")
 
 
 def share(world: World, days: Sequence[date]) -> list[date]:
@@ -132,20 +171,21 @@ def label_keys(
 ) -> dict[str, str]:
     """Return the keys of a date's three tables.
 
-    Labels that mature are made again when, and only when, more of them are known: what counts of the log's end is how
-    far it lies in the time in which the date's labels become known.
+    Labels that mature are made again when, and only when, more of them are known: what counts of the log's end is up
+    to which time of the date its impressions have been followed up.
 
     Args:
         events: what decides the requests' and events' rows.
-        followup_days: by task, how long after an impression its label is known. day: the date.
-        end: when the log ends; None: all labels are known.
+        followup_days: by task, how long after an impression its label is known, if that is before `end`. day: the
+            date.
+        end: when the log ends, exclusive; None: all labels are known.
     """
     begins = datetime.combine(day, time())
-    known = {}
+    known: dict[str, Any] = {}
     for task, days in followup_days.items():
-        low = begins + timedelta(days=days) - timedelta(microseconds=1)  # by then nothing of the date is known yet
-        high = begins + timedelta(days=1 + days)
-        known[task] = "all" if end is None else min(max(end, low), high).isoformat()
+        followed_up = timedelta(days=1) if end is None else end - timedelta(days=days) - begins
+        part_s = min(max(followed_up, timedelta()), timedelta(days=1)).total_seconds()
+        known[task] = {"followup_days": days, "known_s": part_s}
     of_events = digest(events)
     return {"requests": of_events, "events": of_events, "labels": digest({"events": of_events, "known": known})}
 

@@ -99,7 +99,7 @@ class SyntheticLog:
         """Return the one part of the items or users."""
         schema = item_schema(self.spec) if entity == "item" else user_schema(self.spec)
         chunks = self.items if entity == "item" else self.users
-        return [Part(digest({"entity": entity, "log": self._lasting()}), schema, chunks)]
+        return [Part("synthetic", digest({"entity": entity, "log": self._lasting()}), schema, chunks)]
 
     def days(self) -> list[date]:
         """Return the dates that have events."""
@@ -216,7 +216,7 @@ class SyntheticLog:
         chance_N = expit(-1.0 + self.affinity(users_N, items_N))
         converted_N = clicks_N & (uniform(self.config.seed, _CONVERT, number, rows_N) < chance_N)
         log_end = _midnight(self.end.toordinal())
-        known_N = times_N + self.config.followup_days * DAY_US <= log_end
+        known_N = times_N + self.config.followup_days * DAY_US < log_end
         return nullable(converted_N.astype(np.int8), known_N)
 
     def _histories(self, users_N: Ints, times_N: Ints) -> tuple[Ragged, Ragged]:

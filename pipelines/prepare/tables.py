@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import NonNegativeInt
 
-from infra.checks import check_content, check_events, require_columns
+from infra.checks import check_content, check_events, require_columns, require_same_columns
 from infra.config import digest, parse
 from infra.distributed import broadcast, together
 from infra.errors import ConfigError, DataError
@@ -26,7 +26,17 @@ from infra.identity import Ledger
 from infra.parquet import RowGroup, open_parquet, read_row_group, row_groups
 from infra.snapshot import CONTENT, slice_date
 from infra.stage import StageRun
-from infra.tables import SPEC_FILE, DatasetSpec, Entity, flat_schema, item_schema, label_schema, read_json, user_schema
+from infra.tables import (
+    SPEC_FILE,
+    ContentSpec,
+    DatasetSpec,
+    Entity,
+    flat_schema,
+    item_schema,
+    label_schema,
+    read_json,
+    user_schema,
+)
 from pipelines.prepare.config import LEDGER, PrepareConfig, Tables
 from pipelines.prepare.dataset import Part, as_time, label_keys
 
@@ -109,11 +119,12 @@ def open_tables(run: StageRun[PrepareConfig], config: Tables) -> "TablesLog":
         DataError: a file is missing or cannot be identified, or `dataset.json` says another number of items or users.
         ConfigError: `dataset.json` breaks the DatasetSpec, or a setting names no task of it.
     """
-    with together(run.world, f"reading {config.path}"):
-        files = log_files(config, run.config.as_of, run.config.cache_dir / LEDGER) if run.world.is_main else None
-    found = broadcast(run.world, files)
+    world = run.world.committing  # one rank may read many footers
+    with together(world, f"reading {config.path}"):
+        files = log_files(config, run.config.as_of, run.config.cache_dir / LEDGER) if world.is_main else None
+    found = broadcast(world, files)
     assert found is not None
-    with together(run.world, f"opening {config.path}"):
+    with together(world, f"opening {config.path}"):
         spec = _spec(config, found)
         for task in config.followup_days:
             if task not in spec.tasks:
@@ -124,6 +135,8 @@ def open_tables(run: StageRun[PrepareConfig], config: Tables) -> "TablesLog":
 def _spec(config: Tables, files: LogFiles) -> DatasetSpec:
     where = config.path / SPEC_FILE
     said = parse(TablesSpec, read_json(where), str(where))
+    if not said.tasks:
+        raise ConfigError(f"{where}: tasks: must name at least one, as the label columns of events are named after it")
     values = said.model_dump()
     for entity, table in CONTENT.items():
         rows = _num_ids(files.content[entity], f"{entity}_id")
@@ -188,10 +201,11 @@ class TablesLog:
         content = self.spec.content(entity)
         return [
             Part(
+                str(path),
                 digest(
                     {
                         "file": self._files.digest([path]),
-                        "signals": [list(content.embeddings), list(content.categoricals)],
+                        "signals": [dict(content.embeddings), list(content.categoricals)],
                     }
                 ),
                 _output_schema(path, contract),
@@ -213,7 +227,11 @@ class TablesLog:
             "requests": self._config.requests,
         }
         keys = label_keys(events, self._config.followup_days, day, self._end)
-        labels = {"labels": keys["labels"], "files": self._files.digest(self._files.labels.get(day, ()))}
+        labels = {
+            "labels": keys["labels"],
+            "files": self._files.digest(self._files.labels.get(day, ())),
+            "given": {name: task.given for name, task in spec.tasks.items()},
+        }
         return {**keys, "labels": digest(labels)}
 
     def rows(self, days: Sequence[date]) -> Iterator[tuple[date, Iterator[pa.Table]]]:
@@ -227,6 +245,7 @@ class TablesLog:
             rows = _conformed(_read(group), schema, group)
             require_columns(rows.schema, schema, group)
             check_content(rows, content, group)
+            _require_half_precision(rows, content, group)
             yield rows.select(schema.names).cast(schema)
 
     def _day(self, day: date) -> Iterator[pa.Table]:
@@ -236,25 +255,45 @@ class TablesLog:
             chunks = _by_user_and_time(chunks)
         number = 0
         for chunk in chunks:
-            if kind == "request_id" or (kind is None and REQUEST_ID in chunk.column_names):
+            if REQUEST_ID in chunk.column_names:
                 yield chunk
                 continue
             ids_N, number = _numbered(chunk, day, number, kind)
             yield chunk.append_column(REQUEST_ID, pa.array(ids_N))
 
     def _checked(self, day: date) -> Iterator[tuple[pa.Table, RowGroup]]:
-        has_labels = day not in self._files.labels
-        schema = flat_schema(self.spec)
-        if self._config.requests != "request_id":
-            schema = schema.remove(schema.get_field_index(REQUEST_ID))
-        if not has_labels:
-            schema = pa.schema([one for one in schema if one.name not in self.spec.tasks])
+        """Yield a date's row groups, checked: the contract's columns and after them the further ones, by name."""
+        first: tuple[pa.Schema, RowGroup] | None = None
+        files: dict[str, Path] = {}
         for group in row_groups(self._files.events[day]):
-            rows = _conformed(_read(group), schema, group)
+            other = files.setdefault(self._files.identity[group.path], group.path)
+            if other != group.path:
+                raise DataError(f"{group.path}: is the same file as {other}, rows twice; remove one of them")
+            rows = _read(group)
+            if self._config.requests in ("user_time", "none") and REQUEST_ID in rows.column_names:
+                rows = rows.drop_columns([REQUEST_ID])
+            schema = self._contract(day, rows.column_names, group)
             require_columns(rows.schema, schema, group)
             check_events(rows, self.spec, group)
             _check_date(rows, day, group)
+            rows = _ordered(rows, schema)
+            known, place = first = first or (rows.schema, group)
+            require_same_columns(rows.schema, known, group, place)
             yield rows, group
+
+    def _contract(self, day: date, names: Sequence[str], group: RowGroup) -> pa.Schema:
+        """Return the contract's columns that a date's events must have."""
+        left_out = []
+        if self._config.requests != "request_id" and REQUEST_ID not in names:
+            left_out.append(REQUEST_ID)
+        if day in self._files.labels:
+            left_out += self.spec.tasks
+            for task in self.spec.tasks:
+                if task in names:
+                    raise DataError(
+                        f"{group}: column {task!r}: must not be here, as the labels of {day} lie in the folder labels"
+                    )
+        return pa.schema([one for one in flat_schema(self.spec) if one.name not in left_out])
 
     def _with_labels(self, day: date, chunks: Iterator[tuple[pa.Table, RowGroup]]) -> Iterator[pa.Table]:
         """Put in the labels that lie apart, and take out those whose follow-up is not over."""
@@ -271,7 +310,10 @@ class TablesLog:
                     rows = rows.append_column(name, own[name].combine_chunks())
             yield self._matured(rows)
         if labels is not None and labels.num_rows > start:
-            raise DataError(f"labels of {day}: {labels.num_rows} rows for {start} events: they must be row-aligned")
+            raise DataError(
+                f"{self._config.path}/labels/date={day}: holds {labels.num_rows} rows for {start} events: they must be"
+                " row-aligned"
+            )
 
     def _labels(self, files: Sequence[Path]) -> pa.Table:
         schema, parts = label_schema(self.spec), []
@@ -279,16 +321,16 @@ class TablesLog:
             rows = read_row_group(group, schema.names)
             require_columns(rows.schema, schema, group)
             check_events(rows, self.spec, group)
-            parts.append(rows)
+            parts.append(rows.cast(schema))
         return pa.concat_tables([schema.empty_table(), *parts]).combine_chunks()
 
     def _matured(self, rows: pa.Table) -> pa.Table:
-        """Return the rows, labels null where their follow-up ends after the snapshot's knowledge."""
+        """Return the rows, labels null where their follow-up is not over before the snapshot's knowledge ends."""
         if self._end is None:
             return rows
         for task, days in self._config.followup_days.items():
-            last = pa.scalar(self._end - timedelta(days=days), pa.timestamp("us"))
-            is_known = pc.less_equal(rows["event_time"], last)
+            end = pa.scalar(self._end - timedelta(days=days), pa.timestamp("us"))
+            is_known = pc.less(rows["event_time"], end)
             labels = pc.if_else(is_known, rows[task], pa.scalar(None, pa.int8()))
             rows = rows.set_column(rows.schema.get_field_index(task), task, labels)
         return rows
@@ -316,13 +358,24 @@ def _numbered(chunk: pa.Table, day: date, number: int, kind: str | None) -> tupl
 
 
 def _output_schema(path: Path, expected: pa.Schema) -> pa.Schema:
-    """Return the contract's columns, and after them the file's further ones."""
+    """Return the columns of a file of items or users as they are stored."""
     with open_parquet(path) as file:
         found = file.schema_arrow
     for one in expected:
         if one.name not in found.names:
             raise DataError(f"{path}: column {one.name!r} is missing; expected type {one.type}")
-    return pa.schema([*expected, *(one for one in found if one.name not in expected.names)])
+    return _with_further(found, expected)
+
+
+def _with_further(found: pa.Schema, expected: pa.Schema) -> pa.Schema:
+    """Return the contract's columns, and after them those of a file beyond it, by name."""
+    further = sorted(set(found.names) - set(expected.names))
+    return pa.schema([*expected, *(pa.field(name, found.field(name).type) for name in further)])
+
+
+def _ordered(rows: pa.Table, expected: pa.Schema) -> pa.Table:
+    schema = _with_further(rows.schema, expected)
+    return rows.select(schema.names).cast(schema)
 
 
 def _read(group: RowGroup) -> pa.Table:
@@ -352,6 +405,28 @@ def _conformed(content: pa.Table, expected: pa.Schema, group: RowGroup) -> pa.Ta
             fixed = pa.list_(column.type.value_type, one.type.list_size)
             content = content.set_column(place, pa.field(one.name, fixed), column.cast(fixed))
     return content
+
+
+HALF = (float(np.finfo(np.float16).tiny), float(np.finfo(np.float16).max))
+"""The smallest and largest number that half precision holds to its full number of digits."""
+
+
+def _require_half_precision(rows: pa.Table, content: ContentSpec, group: RowGroup) -> None:
+    """Check that embeddings can be stored in half precision: that none gets infinite, zero, or far less precise."""
+    low, high = HALF
+    for name in content.embeddings:
+        for chunk in rows[name].chunks:
+            values_ND = chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, chunk.type.list_size)
+            if values_ND.dtype == np.float16:
+                continue
+            largest_N = np.abs(values_ND).max(axis=1, initial=0.0)
+            wrong_M = largest_N[(largest_N > high) | ((largest_N < low) & (largest_N > 0))]
+            if len(wrong_M):
+                raise DataError(
+                    f"{group}: column {name!r}: the largest number of an embedding is {wrong_M[0]:.3g}; embeddings are"
+                    f" stored in half precision, so it must lie in [{low:.3g}, {high:.0f}], or all numbers be 0:"
+                    " scale them"
+                )
 
 
 def _check_date(content: pa.Table, day: date, group: RowGroup) -> None:

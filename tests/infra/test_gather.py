@@ -9,11 +9,19 @@ LISTS = st.lists(st.lists(st.none() | st.integers(0, 99), max_size=4), max_size=
 
 
 @settings(max_examples=100, deadline=None)
-@given(LISTS, LISTS, st.integers(0, 9), st.booleans(), st.integers(0, 99))
+@given(LISTS, LISTS, st.integers(0, 9), st.booleans(), st.booleans(), st.integers(0, 99))
 def test_rows_are_those_that_arrow_takes(
-    first: list[list[int | None]], second: list[list[int | None]], dropped: int, has_null: bool, seed: int
+    first: list[list[int | None]],
+    second: list[list[int | None]],
+    dropped: int,
+    has_null: bool,
+    repeats: bool,
+    seed: int,
 ) -> None:
-    """Tables of two chunks, the first a slice; lists as long as each other's, others, null lists, vectors, numbers."""
+    """Tables of two chunks, the first a slice; lists as long as each other's, others, null lists, vectors, numbers.
+
+    Rows in any order, each once or some of them several times.
+    """
     rows = [*first, *second]
 
     def column(values: list[object], kind: pa.DataType) -> pa.ChunkedArray:
@@ -30,8 +38,10 @@ def test_rows_are_those_that_arrow_takes(
             "name": column([str(row) for row in rows], pa.string()),
         }
     ).replace_schema_metadata({"kept": "yes"})
-    order = np.random.default_rng(seed).permutation(table.num_rows)
-    order = order[: table.num_rows // 2 + 1]
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(table.num_rows)[: table.num_rows // 2 + 1]
+    if repeats and table.num_rows:
+        order = rng.integers(table.num_rows, size=2 * table.num_rows)
     taken = take_rows(table, order)
     assert taken.equals(table.take(pa.array(order)), check_metadata=True)
     assert all(len(column.chunks) <= 1 for column in taken.columns)

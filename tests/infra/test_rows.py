@@ -28,6 +28,24 @@ def test_row_groups_are_those_that_hold_the_rows(tmp_path: Path) -> None:
     assert rows.starts(everything[1]) is None
 
 
+def test_an_empty_row_group_is_left_out(tmp_path: Path) -> None:
+    with TableWriter(tmp_path / "x.parquet", table(0, 1).schema) as writer:
+        for start, end in ((0, 0), (0, 4), (4, 4), (4, 6)):
+            writer.write_group(table(start, end))
+    rows = FileRows([CountedFile(tmp_path / "x.parquet", 6)], ["x"])
+    assert [(group.start, group.rows) for group in rows.groups(0, 6)] == [(0, 4), (4, 2)]
+    assert [rows.read(group)["x"].to_pylist() for group in rows.groups(2, 5)] == [[0, 1, 2, 3], [4, 5]]
+
+
+def test_some_of_the_columns_may_be_read_and_are_checked(tmp_path: Path) -> None:
+    seen: list[list[str]] = []
+    rows = FileRows(write(tmp_path, [10]), ["x", "list"], lambda table, where: seen.append(table.column_names))
+    (first, _) = rows.groups(0, 10)
+    assert rows.read(first, ["list"]).equals(table(0, 7).select(["list"]))
+    assert rows.read(first).column_names == ["x", "list"]
+    assert seen == [["list"], ["x", "list"]]
+
+
 def test_of_counted_files_only_those_concerned_are_opened_each_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,27 +1,22 @@
 import re
-from collections.abc import Callable
-from datetime import date, datetime
+from datetime import date
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pytest
 
 from infra.errors import ConfigError, DataError
-from infra.parquet import RowGroup, TableWriter
 from infra.tables import (
+    SPEC_FILE,
     TIME,
     DatasetSpec,
     TaskSpec,
-    check_events,
-    check_items,
-    check_users,
     event_schema,
-    item_schema,
-    read_dataset,
-    require_columns,
-    user_schema,
+    flat_schema,
+    label_schema,
+    read_spec,
+    request_schema,
     write_spec,
 )
 
@@ -39,163 +34,16 @@ SPEC = DatasetSpec(
     test=(date(2020, 1, 3), date(2020, 1, 3)),
     origin="made up",
 )
-WHERE = RowGroup(Path("events/part.parquet"), 2, 0, 2)
-NOW = datetime(2020, 1, 1, 12)
-BEFORE = datetime(2020, 1, 1, 11)
-
-
-def events(**changes: Any) -> pa.Table:
-    columns: dict[str, Any] = {
-        "event_time": [NOW, NOW],
-        "user_id": [0, 4],
-        "item_id": [9, 0],
-        "click": [0, 1],
-        "conversion": [None, 1],
-        "popularity": [0.0, 1.5],
-        "store": [[6], []],
-        "history_item_ids": [[1, 2], []],
-        "history_times": [[BEFORE, BEFORE], []],
-    }
-    types = {field.name: field.type for field in event_schema(SPEC)}
-    return pa.table(
-        {
-            name: changes[name]
-            if isinstance(changes.get(name), pa.Array)
-            else pa.array(changes.get(name, value), types[name])
-            for name, value in columns.items()
-        }
-    )
-
-
-def items(**changes: Any) -> pa.Table:
-    vectors = changes.get("vector", [[0.5, 1.0], None])
-    return pa.table(
-        {
-            "item_id": pa.array(changes.get("item_id", [0, 1]), pa.int64()),
-            "vector": pa.array(
-                [None if v is None else np.array(v, np.float16) for v in vectors], pa.list_(pa.float16(), 2)
-            ),
-            "brand": pa.array(changes.get("brand", [2, None]), pa.int32()),
-        }
-    )
-
-
-def test_rows_that_keep_the_contract_pass() -> None:
-    check_events(events(), SPEC, WHERE)
-    check_items(items(), SPEC, WHERE)
-    check_users(pa.table({"user_id": pa.array([0, 1]), "age": pa.array([3, None], pa.int32())}), SPEC, WHERE)
-
-
-def test_users_may_have_embeddings_as_items_do() -> None:
-    spec = SPEC.model_copy(update={"user_embeddings": {"activity": 2}})
-    assert user_schema(spec).names == ["user_id", "activity", "age"]
-    rows = [{"user_id": 0, "activity": [1.0, 2.0], "age": 3}, {"user_id": 1, "activity": [0.0, float("inf")]}]
-    table = pa.Table.from_pylist(rows, schema=user_schema(spec, pa.float32()))
-    check_users(table.slice(0, 1), spec, WHERE)
-    with pytest.raises(DataError, match="column 'activity': must be finite; holds inf"):
-        check_users(table, spec, WHERE)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"click": [0, 2]}, "'click': label 2 is not 0 or 1"),
-        ({"conversion": [-1, None]}, "'conversion': label -1"),
-        (
-            {"click": [1, 0], "conversion": [1, 1]},
-            "'conversion': must not be 1 where 'click' is 0, which it is given; is in 1 rows, first in row 1",
-        ),
-        ({"item_id": [10, 0]}, r"'item_id': id 10 is outside the table \[0, 10\)"),
-        ({"user_id": [-1, 0]}, "'user_id': id -1 is outside"),
-        ({"user_id": pa.array([1, 2], pa.int32())}, "'user_id' has type int32, must be int64"),
-        ({"popularity": [np.nan, 0]}, "'popularity': must be finite; holds nan"),
-        ({"popularity": [None, 0]}, "'popularity': must not be null"),
-        ({"store": [[7], []]}, r"'store': id 7 is outside the table \[0, 7\)"),
-        ({"store": [[None], []]}, "'store': must hold no null inside a list"),
-        ({"history_item_ids": [[1], []]}, "'history_times': must have as many entries"),
-        ({"history_times": [[BEFORE, NOW], []]}, "'history_times': must lie strictly before event_time; row 0"),
-        ({"history_times": [[BEFORE, datetime(2019, 1, 1)], []]}, "'history_times': must be oldest first"),
-        (
-            {"history_item_ids": [[1] * 4, []], "history_times": [[BEFORE] * 4, []]},
-            "'history_times': has 4 entries, more than max_history=3",
-        ),
-    ],
-)
-def test_each_broken_rule_of_events_is_named(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(DataError, match=r"events/part\.parquet, row group 2: column " + message):
-        check_events(events(**changes), SPEC, WHERE)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"vector": [[0.5, np.nan], None]}, "'vector': must be finite; holds nan"),
-        ({"vector": [[0.5, np.inf], None]}, "'vector': must be finite; holds inf"),
-        ({"brand": [3, 0]}, "'brand': id 3 is outside"),
-        ({"item_id": [0, 2]}, "'item_id': must equal the row number; row 1 has 2"),
-    ],
-)
-def test_each_broken_rule_of_items_is_named(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        check_items(items(**changes), SPEC, WHERE)
-
-
-def test_what_lies_under_a_null_embedding_does_not_matter() -> None:
-    values = pa.array(np.array([0.5, 1.0, np.nan, np.nan], np.float16))
-    vectors = pa.FixedSizeListArray.from_arrays(values, 2, mask=pa.array([False, True]))
-    check_items(pa.table({"vector": vectors}), SPEC, WHERE)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            lambda schema: schema.remove(schema.get_field_index("click")),
-            "column 'click' is missing; expected type int8",
-        ),
-        (
-            lambda schema: schema.set(schema.get_field_index("event_time"), pa.field("event_time", pa.string())),
-            "column 'event_time' has type string",
-        ),
-    ],
-)
-def test_a_wrong_schema_is_named(change: Callable[[pa.Schema], pa.Schema], message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        require_columns(change(event_schema(SPEC)), event_schema(SPEC), WHERE)
-
-
-def test_embeddings_may_be_float32_and_columns_beyond_the_contract_are_welcome() -> None:
-    schema = item_schema(SPEC, pa.float32()).append(pa.field("sid", pa.int64()))
-    require_columns(schema, item_schema(SPEC), WHERE)
-    require_columns(user_schema(SPEC), user_schema(SPEC), WHERE)
-
-
-def test_a_dataset_is_found_by_its_spec_and_its_dates(tmp_path: Path) -> None:
-    write_spec(tmp_path, SPEC)
-    for day in ("2020-01-01", "2020-01-03"):
-        with TableWriter(tmp_path / f"events/date={day}/part-00000.parquet", event_schema(SPEC)) as writer:
-            writer.write(events())
-    dataset = read_dataset(tmp_path)
-    assert dataset.spec == SPEC
-    assert [file.parent.name for file in dataset.event_files(*SPEC.test)] == ["date=2020-01-03"]
-    assert len(dataset.all_event_files()) == 2
-    with pytest.raises(DataError, match="no files from 2021"):
-        dataset.event_files(date(2021, 1, 1), date(2021, 1, 2))
-    (tmp_path / "events/date=monday").mkdir()
-    with pytest.raises(DataError, match="date=monday: the folder's name must be date=YYYY-MM-DD"):
-        dataset.all_event_files()
-    with pytest.raises(DataError, match="items: holds no Parquet file"):
-        _ = dataset.item_files
 
 
 def test_a_bad_description_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"dataset\.json: cannot be read"):
-        read_dataset(tmp_path)
+        read_spec(tmp_path / SPEC_FILE)
     (tmp_path / "dataset.json").write_text(
         SPEC.model_dump_json().replace('"test":["2020-01-03"', '"test":["2020-01-02"')
     )
     with pytest.raises(ConfigError, match="must end before test"):
-        read_dataset(tmp_path)
+        read_spec(tmp_path / SPEC_FILE)
 
 
 def test_a_column_named_twice_is_refused() -> None:
@@ -217,14 +65,6 @@ def test_tasks_that_cannot_be_are_named(tasks: dict[str, Any], rule: str) -> Non
         DatasetSpec.model_validate({**SPEC.model_dump(), "tasks": tasks})
 
 
-def test_a_childs_label_is_held_against_a_parent_of_the_right_type_whatever_their_order() -> None:
-    tasks = {"conversion": {"given": "click"}, "click": {}}
-    spec = DatasetSpec.model_validate({**SPEC.model_dump(), "tasks": tasks})
-    check_events(events(click=[None, 1], conversion=[1, 1]), spec, WHERE)  # a parent that is not known yet
-    with pytest.raises(DataError, match="'click' has type string, must be int8"):
-        check_events(events(click=pa.array(["yes", "no"]), conversion=[1, 1]), spec, WHERE)
-
-
 @pytest.mark.parametrize(
     "sizes", [{"num_items": 0}, {"num_users": -1}, {"sparse": {"store": 0}}, {"embeddings": {"text_embedding": 0}},
               {"categoricals": {"brand": 0}}, {"user_categoricals": {"age": -3}}, {"request_sparse": {"hour": 0}}],
@@ -242,4 +82,24 @@ def test_ancestors_of_a_task_come_nearest_first() -> None:
 
 
 def test_history_times_are_stored_as_microseconds() -> None:
-    assert event_schema(SPEC).field("history_times").type == pa.list_(TIME)
+    assert request_schema(SPEC).field("history_times").type == pa.list_(TIME)
+
+
+def test_a_spec_is_read_as_it_was_written(tmp_path: Path) -> None:
+    write_spec(tmp_path, SPEC)
+    assert read_spec(tmp_path / SPEC_FILE) == SPEC
+
+
+def test_joined_rows_have_the_columns_of_requests_events_and_labels_once() -> None:
+    spec = DatasetSpec(**{**SPEC.model_dump(), "request_dense": ("age",), "request_sparse": {"hour": 24}})
+    names = [*request_schema(spec).names, *event_schema(spec).names, *label_schema(spec).names]
+    assert flat_schema(spec).names == list(dict.fromkeys(names)) and names.count("request_id") == 2
+    assert {"age", "hour", "history_times"} <= set(request_schema(spec).names)
+    assert event_schema(spec).names == ["request_id", "item_id", "popularity", "store"]
+    assert spec.all_dense == ("popularity", "age") and spec.all_sparse == {"store": 7, "hour": 24}
+
+
+def test_a_description_that_is_no_object_is_named(tmp_path: Path) -> None:
+    (tmp_path / SPEC_FILE).write_text("[1]")
+    with pytest.raises(DataError, match=r"dataset\.json: must hold a JSON object, holds a list"):
+        read_spec(tmp_path / SPEC_FILE)

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from infra.code import ROOT, code_digest, python_files
 from infra.config import parse
 from pipelines.config import PipelineConfig
-from pipelines.graph import ROOT, Stage, code_digest, key, python_files, stages
+from pipelines.graph import Stage, key, stages
 
 MODULES = {
     "prepare": "pipelines.prepare.__main__",

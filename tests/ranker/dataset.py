@@ -10,7 +10,7 @@ import torch
 
 from encoder.sid import SidSpec, event_columns, with_sid_metadata
 from encoder.sid_codebook import write_codebook
-from infra.tables import DatasetSpec, TaskSpec, ancestors, flat_schema, item_schema, user_schema
+from infra.tables import DatasetSpec, TaskSpec, ancestors, flat_schema, item_schema, request_schema, user_schema
 from tests.datasets import joined, write_snapshot_of
 
 SPEC = DatasetSpec(
@@ -56,6 +56,10 @@ HABIT = SidSpec(
     fingerprint="12" * 32,
 )  # fmt: skip
 """SIDs of users, of the dataset that `write_dataset_with_users` makes."""
+REQUEST_SPEC = SPEC.model_copy(
+    update={"dense": ("rank",), "request_dense": ("price",), "sparse": {"slot": 5}, "request_sparse": {"topics": 11}}
+)
+"""Of the dataset whose requests have several impressions."""
 USER_SPEC = SPEC.model_copy(update={"user_embeddings": {"activity": 4}})
 
 
@@ -71,11 +75,12 @@ def write_dataset(
     rows_a_day: int = 512,
     null_share: float = 0.1,
     tasks: dict[str, TaskSpec] | None = None,
+    impressions: int = 1,
 ) -> Path:
     """Write the six days of `SPEC` with all sets of SIDs, or none; the same arguments give the same bytes.
 
     Args:
-        tasks: in place of click and conversion.
+        tasks: in place of click and conversion. impressions: of a request; more than 1: of `REQUEST_SPEC`.
     """
     rng = np.random.default_rng(7)
     digits_ID = rng.integers(0, 3, (SPEC.num_items, 6))
@@ -91,10 +96,13 @@ def write_dataset(
         table = events(rng, day, rows_a_day, digits_ID)
         if tasks is not None:
             table = with_tasks(table, tasks, digits_ID, day)
+        if impressions > 1:
+            table = in_requests(table, day, impressions)
         for name, one in sets.items():
             table = with_sids(table, one, digits[name], known_I)
         days[day] = table
-    spec = SPEC if tasks is None else SPEC.model_copy(update={"tasks": tasks})
+    spec = SPEC if impressions == 1 else REQUEST_SPEC
+    spec = spec if tasks is None else spec.model_copy(update={"tasks": tasks})
     write_snapshot_of(path, spec, [items()], [], days, sets.values())
     for name in sets.keys() & {"lines", "clusters"}:
         codewords = torch.randn(
@@ -144,6 +152,16 @@ def events(rng: np.random.Generator, day: date, rows: int, digits_ID: np.ndarray
         ),
     }
     return pa.table({name: columns[name] for name in flat_schema(SPEC).names if name in columns})
+
+
+def in_requests(table: pa.Table, day: date, impressions: int) -> pa.Table:
+    """Make so many rows after another one request; what a request has once is its first row's."""
+    first_N = np.arange(table.num_rows) // impressions * impressions
+    for name in set(request_schema(REQUEST_SPEC).names) & set(table.column_names):
+        at = table.schema.get_field_index(name)
+        table = table.set_column(at, table.schema.field(at), table[name].take(pa.array(first_N)))
+    ids = pa.array((day.toordinal() << 32) + first_N)
+    return table.append_column(pa.field("request_id", pa.int64(), nullable=False), ids)
 
 
 def with_tasks(table: pa.Table, tasks: dict[str, TaskSpec], digits_ID: np.ndarray, day: date) -> pa.Table:

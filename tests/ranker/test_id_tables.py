@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +12,8 @@ from hypothesis import strategies as st
 from infra.snapshot import read_dataset
 from ranker.features import arm_features
 from ranker.id_tables import DistinctIds, collision_share, describe_tables
+from ranker.reader import Split
+from tests.datasets import joined
 from tests.ranker.dataset import SIDS, SPEC, write_dataset
 from tests.ranker.training import config_of, config_with
 
@@ -38,18 +39,20 @@ def test_distinct_ids_of_many_parts_are_their_union(monkeypatch: pytest.MonkeyPa
     assert len(DistinctIds().ids()) == 0
 
 
-def test_tables_are_described_by_the_ids_of_the_files(tmp_path: Path) -> None:
-    dataset = read_dataset(write_dataset(tmp_path / "dataset", rows_a_day=256))
-    files, held_out = dataset.event_files(SPEC.train[0], SPEC.train[0]), dataset.event_files(*SPEC.test)
+@pytest.mark.parametrize("impressions", [1, 3])
+def test_tables_are_described_by_the_ids_of_the_impressions(tmp_path: Path, impressions: int) -> None:
+    path = write_dataset(tmp_path / "dataset", rows_a_day=256, impressions=impressions)
+    dataset = read_dataset(path)
     config = config_with(
         {"item": "sid_ngram", "history": "sid_ngram", "max_rows": 50},
         model={"table_rows": {"user_id": 7, "item_id": 50, "history_item_ids": 64, "topics": 4, "slot": 30}},
     )
-    described = describe_tables(arm_features(SPEC, config, SIDS), files, held_out, 8)
+    features = arm_features(dataset.spec, config, SIDS)
+    dates = ((SPEC.train[0], SPEC.train[0]), SPEC.test)
+    trained, held_out = (Split(part, dataset, features) for part in dates)
+    described = describe_tables(trained, held_out, 8)
     assert described["rows_counted"] == 256
-    events, later = (
-        pa.concat_tables([pq.read_table(file, partitioning=None) for file in part]) for part in (files, held_out)
-    )
+    events, later = (joined(path, None, *part) for part in dates)
     tables = {table["table"]: table for table in described["tables"]}
     assert len(tables) == 4 + 1 + 3 + 3
     for name, table in tables.items():
@@ -78,6 +81,6 @@ def ids_of(events: pa.Table, table: str) -> list[int]:
 
 
 def test_no_more_rows_are_read_than_asked_for(tmp_path: Path) -> None:
-    files = read_dataset(write_dataset(tmp_path / "dataset", rows_a_day=512)).event_files(*SPEC.train)
-    features = arm_features(SPEC, config_of("none"), {})
-    assert describe_tables(features, files, files, 8, max_rows=600)["rows_counted"] == 512  # 4 of 16 row groups of 128
+    dataset = read_dataset(write_dataset(tmp_path / "dataset", rows_a_day=512))
+    split = Split(SPEC.train, dataset, arm_features(SPEC, config_of("none"), {}))
+    assert describe_tables(split, split, 8, max_rows=600)["rows_counted"] == 5 * 128  # of 16 row groups

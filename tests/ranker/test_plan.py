@@ -11,7 +11,6 @@ from torch import Tensor
 
 from infra.distributed import World
 from infra.errors import ConfigError
-from infra.lanes import Batch
 from infra.snapshot import read_dataset
 from ranker.exchange import sent
 from ranker.features import arm_features
@@ -29,6 +28,7 @@ from ranker.planner import (
 )
 from ranker.sharding import build_sharded
 from ranker.train import open_splits
+from tests.datasets import joined
 from tests.distributed import run_distributed
 from tests.ranker.dataset import SID, SPEC, write_dataset
 from tests.ranker.training import config_of, run_steps
@@ -168,18 +168,12 @@ def planned_and_sent(world: World, dataset: Path, mean_history: float) -> tuple[
     return plan, noted
 
 
-def history_entries(batches: list[Batch]) -> float:
-    rows = sum(batch.table.num_rows for batch in batches)
-    return sum(len(batch.table["history_item_ids"].combine_chunks().flatten()) for batch in batches) / rows
-
-
 def test_a_training_plans_as_the_dry_run_says_and_sends_what_it_says(tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path / "dataset")
     config = config_of("none")
     fitting, _ = open_splits(read_dataset(dataset), config)
-    files = fitting.files
-    mean = history_entries([Batch(table, None, None) for table in map(_read, files)])  # type: ignore[arg-type]
-    topics = sum(len(_read(file)["topics"].combine_chunks().flatten()) for file in files) / (512 * len(files))
+    rows = joined(dataset, None, *SPEC.train)
+    mean, topics = (len(rows[name].combine_chunks().flatten()) / len(rows) for name in ("history_item_ids", "topics"))
     (plan, first), (_, second) = run_distributed(planned_and_sent, dataset, mean)
     host = plan.cluster.host_bytes
     dry = plan_of(Workload(config, fitting.features, Frozen(), mean, None, None), Cluster("cpu", 2, 2, 0, host))
@@ -199,12 +193,6 @@ def test_a_training_plans_as_the_dry_run_says_and_sends_what_it_says(tmp_path: P
 
 def _rest(table: PlannedTable) -> tuple[bool, str, str, tuple[PlannedShard, ...]]:
     return table.is_pooled, table.sharding, table.kernel, table.shards
-
-
-def _read(file: Path) -> Any:
-    import pyarrow.parquet as pq
-
-    return pq.read_table(file, partitioning=None)
 
 
 def command(*words: str, arm: str = "sid_ngram") -> list[str]:

@@ -1,21 +1,22 @@
 """From Parquet to batches: right tensors, only the arm's columns, and clear errors for bad rows."""
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import fields
-from datetime import timedelta
+from datetime import date, timedelta
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 
 from encoder.sid import with_sid_metadata
 from infra.errors import ConfigError, DataError, SpecError
 from infra.lanes import Batch
-from infra.snapshot import read_dataset
+from infra.snapshot import Dataset, read_dataset
 from infra.tables import TaskSpec
 from ranker.config import ModelConfig, RankerConfig
 from ranker.content import RowContent, latent_of
@@ -23,10 +24,12 @@ from ranker.features import ArmFeatures, arm_features, dataset_sids
 from ranker.frozen import Frozen, read_frozen
 from ranker.reader import NewestEntries, to_ranker_batch
 from ranker.train import open_splits
-from tests.ranker.dataset import CHAIN, CLUSTERS, ONE_TASK, SID, SIDS, SPEC, TWO_ROOTS, write_dataset
+from tests.datasets import joined, spoil, write_snapshot_of
+from tests.ranker.dataset import CHAIN, CLUSTERS, ONE_TASK, SID, SIDS, SPEC, TWO_ROOTS, all_days, write_dataset
 from tests.ranker.training import ONE, config_of, config_with, open_training
 
 Change = Callable[[pa.Table], pa.Table]
+FIRST_DAY, SECOND_DAY, LAST_DAY = date(2024, 1, 1), date(2024, 1, 2), date(2024, 1, 6)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +42,7 @@ def features_of(arm: str) -> ArmFeatures:
 
 
 def first_rows(dataset: Path, rows: int = 40) -> pa.Table:
-    return pq.read_table(dataset / "events/date=2024-01-01/part-00000.parquet", partitioning=None).slice(3, rows)
+    return joined(dataset, None, FIRST_DAY, FIRST_DAY).slice(3, rows)
 
 
 def batch_of(table: pa.Table) -> Batch:
@@ -166,13 +169,9 @@ def test_an_arm_reads_its_own_columns_alone(dataset: Path, arm: str, content: se
     assert set(features_of(arm).sid_columns) == content
 
 
-def altered(tmp_path: Path, change: Change) -> Path:
-    """Write the dataset with the second row group of its second day changed."""
-    path = write_dataset(tmp_path / "dataset", rows_a_day=256)
-    file = path / "events/date=2024-01-02/part-00000.parquet"
-    table = pq.read_table(file, partitioning=None)
-    pq.write_table(change(table).cast(table.schema), file, row_group_size=128)
-    return path
+def sid_table(path: Path, base: str) -> str:
+    """Return the table of the SIDs `sid` beside events or requests."""
+    return read_dataset(path).snapshot.sids["sid"].table("sid", base)
 
 
 def replace(name: str, row: int, value: object) -> Change:
@@ -186,48 +185,125 @@ def replace(name: str, row: int, value: object) -> Change:
 
 
 @pytest.mark.parametrize(
-    ("arm", "name", "value", "rule"),
+    ("arm", "table", "name", "value", "rule"),
     [
-        ("none", "item_id", 300, r"id 300 is outside the table \[0, 300\)"),
-        ("none", "user_id", -1, r"id -1 is outside the table \[0, 60\)"),
-        ("none", "topics", [2, 11], r"id 11 is outside the table \[0, 11\)"),
-        ("none", "click", 2, "label 2 is not 0 or 1"),
-        ("none", "price", float("nan"), "must be finite"),
-        ("side", "item_sid", 729, r"id 729 is outside \[0, 729\)"),
-        ("sid_ngram", "item_sid_prefix_2", 9, r"id 9 is outside \[0, 9\)"),
-        ("sid_ngram", "history_sids_prefix_4", [81], r"id 81 is outside \[0, 81\)"),
-        ("side", "history_sids", [0] * 7, "must have as many entries as history_item_ids"),
+        ("none", "events", "item_id", 300, r"id 300 is outside the table \[0, 300\)"),
+        ("none", "requests", "user_id", -1, r"id -1 is outside the table \[0, 60\)"),
+        ("none", "events", "slot", [5], r"id 5 is outside the table \[0, 5\)"),
+        ("none", "requests", "topics", [2, 11], r"id 11 is outside the table \[0, 11\)"),
+        ("none", "labels", "click", 2, "label 2 is not 0 or 1"),
+        ("none", "events", "rank", float("nan"), "must be finite"),
+        ("none", "requests", "price", float("nan"), "must be finite"),
+        ("side", "sids/events", "item_sid", 729, r"id 729 is outside \[0, 729\)"),
+        ("sid_ngram", "sids/events", "item_sid_prefix_2", 9, r"id 9 is outside \[0, 9\)"),
+        ("sid_ngram", "sids/requests", "history_sids_prefix_4", [81], r"id 81 is outside \[0, 81\)"),
+        ("side", "sids/requests", "history_sids", [0] * 7, "must have as many entries as history_item_ids"),
+        ("side", "sids/requests", "history_sids", None, "must have as many entries as history_item_ids"),
     ],
 )
 def test_a_bad_row_is_named_by_file_row_group_column_and_rule(
-    tmp_path: Path, arm: str, name: str, value: object, rule: str
+    tmp_path: Path, arm: str, table: str, name: str, value: object, rule: str
 ) -> None:
-    path = altered(tmp_path, replace(name, 200, value))
-    where = rf"date=2024-01-02/part-00000.parquet, row group 1: column '{name}': {rule}"
-    with pytest.raises(DataError, match=where):
+    path = write_dataset(tmp_path / "dataset", rows_a_day=512, impressions=2)
+    table = sid_table(path, table.removeprefix("sids/")) if "/" in table else table
+    file = spoil(path, table, SECOND_DAY, replace(name, 200, value))
+    group = 3 if table.endswith("requests") else 1  # of 64 requests, 128 impressions
+    assert table in str(file)
+    with pytest.raises(DataError, match=rf"^{file}, row group {group}: column '{name}': {rule}"):
         list(open_training(path, arm).epoch(0))
 
 
-def test_a_missing_column_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("arm", "table", "column"), [("none", "events", "price"), ("none", "labels", "click"), ("side", "sid", "item_sid")]
+)
+def test_a_missing_column_is_named(tmp_path: Path, arm: str, table: str, column: str) -> None:
     path = write_dataset(tmp_path / "dataset", rows_a_day=64)
-    for file in path.glob("events/*/*.parquet"):
-        pq.write_table(pq.read_table(file, partitioning=None).drop_columns(["price"]), file)
-    with pytest.raises(DataError, match="column 'price' is missing"):
-        list(open_training(path, "none", batch_size=32).epoch(0))
+    table = sid_table(path, "events") if table == "sid" else table
+    file = spoil(path, table, SECOND_DAY, lambda rows: rows.drop_columns([column]))
+    with pytest.raises(DataError, match=rf"^{file}, row group 0: column '{column}' is missing"):
+        list(open_training(path, arm, batch_size=32).epoch(0))
 
 
-def test_sids_of_another_codebook_in_one_file_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("base", "column"), [("events", "item_sid"), ("requests", "history_sids")])
+def test_sids_of_another_codebook_in_one_partition_are_refused_where_they_are_read(
+    tmp_path: Path, base: str, column: str
+) -> None:
     def change(table: pa.Table) -> pa.Table:
         other = SID.model_copy(update={"fingerprint": "cd" * 32})
-        at = table.schema.get_field_index("item_sid")
-        return table.set_column(at, with_sid_metadata(table.schema.field(at), other), table["item_sid"])
+        at = table.schema.get_field_index(column)
+        return table.set_column(at, with_sid_metadata(table.schema.field(at), other), table[column])
 
     path = write_dataset(tmp_path / "dataset", rows_a_day=64)
-    file = path / "events/date=2024-01-06/part-00000.parquet"
-    pq.write_table(change(pq.read_table(file, partitioning=None)), file)
-    with pytest.raises(SpecError, match=r"date=2024-01-06.*'item_sid' has SIDs of fingerprint cdcd.*asked for is abab"):
-        open_splits(read_dataset(path), config_of("side"))
-    open_splits(read_dataset(path), config_of("none"))  # an arm that does not read them does not mind
+    file = spoil(path, sid_table(path, base), LAST_DAY, change)
+    message = rf"^{file}: column '{column}' has SIDs of fingerprint cdcd.*asked for is abab"
+    _, held_out = open_splits(read_dataset(path), config_of("side"))
+    with pytest.raises(SpecError, match=message):
+        list(held_out.open(config_of("side").training, ONE, is_training=False).epoch(0))
+    _, other = open_splits(read_dataset(path), config_of("none"))  # an arm that does not read them does not mind
+    assert len(list(other.open(config_of("none").training, ONE, is_training=False).epoch(0))) == 2
+    list(open_training(path, "side").epoch(0))  # nor do other dates
+
+
+def test_requests_that_are_not_those_of_the_events_are_refused(tmp_path: Path) -> None:
+    path = write_dataset(tmp_path / "dataset", rows_a_day=256, impressions=2)
+    swapped = pa.array([*range(70), 71, 70, *range(72, 128)])
+    file = spoil(path, "requests", SECOND_DAY, lambda rows: rows.take(swapped))
+    rule = "column 'request_id': row 6 is request .* must hold the same requests"
+    with pytest.raises(DataError, match=rf"^{file}, row group 1: {rule}"):
+        list(open_training(path, "none").epoch(0))
+
+
+def requests_of(dataset: Dataset, rows_N: np.ndarray) -> list[int]:
+    """Return the request of each training row."""
+    return joined(dataset.path, ["request_id"], *SPEC.train)["request_id"].take(pa.array(rows_N)).to_pylist()
+
+
+def test_requests_stay_whole_where_rows_per_request_says_so(tmp_path: Path) -> None:
+    dataset = read_dataset(write_dataset(tmp_path / "dataset", rows_a_day=240, impressions=5))
+    config = config_of("side", training={"rows_per_request": 5, "batch_size": 320, "lanes": 4})
+    fitting, _ = open_splits(dataset, config)
+    is_whole = []
+    for batch in fitting.open(config.training, ONE, is_training=True).epoch(0):
+        requests = requests_of(dataset, batch.rows_N)
+        runs = [len(list(rows)) for _, rows in groupby(requests)]
+        is_whole += [run == 5 for run in runs]
+        assert max(Counter(requests).values()) == 5
+    assert np.mean(is_whole) > 0.95  # the last request of a lane's share may be cut
+    apart, _ = open_splits(dataset, config_of("side"))
+    (first, *_) = apart.open(config_of("side").training, ONE, is_training=True).epoch(0)
+    assert max(len(list(rows)) for _, rows in groupby(requests_of(dataset, first.rows_N))) < 5
+
+
+def test_windows_of_days_come_in_order_shuffled_inside(dataset: Path) -> None:
+    config = config_of("none", training={"window_days": 2, "lanes": 4, "batch_size": 64})
+    fitting, _ = open_splits(read_dataset(dataset), config)
+    batches = list(fitting.open(config.training, ONE, is_training=True).epoch(0))
+    days = [sorted({at.day for at in batch.table["event_time"].to_pylist()}) for batch in batches]
+    assert days == [[1, 2]] * 4 + [[3, 4]] * 4
+    assert all((np.diff(batch.rows_N) < 0).any() for batch in batches)
+    assert sorted(np.concatenate([batch.rows_N for batch in batches])) == list(range(512))
+
+
+@pytest.mark.parametrize(
+    ("empty", "days", "starts"),
+    [
+        ([], None, (0,)),
+        ([], 1, (0, 8, 16, 24)),
+        ([], 3, (0, 24)),
+        ([2], 1, (0, 8, 16)),  # rows of the second day: none
+        ([1, 2], 1, (0, 8)),
+        ([4], 3, (0,)),
+        ([1, 2, 3, 4], 1, (0,)),
+    ],
+)
+def test_windows_begin_with_the_first_row_of_their_days(
+    tmp_path: Path, empty: list[int], days: int | None, starts: tuple[int, ...]
+) -> None:
+    plain = write_dataset(tmp_path / "plain", rows_a_day=8)
+    given = {day: joined(plain, None, day, day).slice(0, 0 if day.day in empty else 8) for day in all_days()}
+    path = write_snapshot_of(tmp_path / "dataset", SPEC, [], [], given, SIDS.values())
+    fitting, _ = open_splits(read_dataset(path), config_of("none"))
+    assert fitting.windows(days) == starts
 
 
 def test_an_arm_with_content_wants_a_materialized_dataset(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The stage from end to end on one rank: what it writes, what it reports, and how it refuses."""
 
+import errno
 import json
 import os
 import subprocess
@@ -16,9 +17,12 @@ import pytest
 import torch
 from torch.distributed.checkpoint import FileSystemReader, load
 
-from infra.commit import committing, read_manifest
+import infra.parquet
+import ranker.train
+from infra.commit import committing, read_manifest, verify
 from infra.distributed import World
-from infra.errors import DataError
+from infra.errors import CommitError, DataError, StageError, TrainingError
+from infra.parquet import TableWriter
 from infra.snapshot import read_dataset
 from infra.stage import StageRun
 from infra.tables import TaskSpec, ancestors
@@ -29,11 +33,11 @@ from ranker.fit import learning_rates
 from ranker.frozen import Frozen
 from ranker.metrics import prediction_metrics, prediction_schema
 from ranker.model import NonFiniteLossError
-from ranker.reader import open_events
 from ranker.sharding import build_sharded
-from ranker.train import open_splits, train
+from ranker.train import open_splits, prediction_table, train
+from tests.datasets import joined, write_snapshot_of
 from tests.distributed import run_distributed
-from tests.ranker.dataset import CHAIN, ONE_TASK, SPEC, TWO_ROOTS, write_dataset
+from tests.ranker.dataset import CHAIN, ONE_TASK, SIDS, SPEC, TWO_ROOTS, all_days, write_dataset
 from tests.ranker.training import ONE, config_of, run_steps
 
 ARMS = ("none", "sid_ngram", "side")
@@ -68,8 +72,7 @@ def summary_of(out: Path) -> dict[str, object]:
 def test_predicts_every_test_row_once_with_its_labels(arm: str, dataset: Path, outputs: dict[str, Path]) -> None:
     found = pq.read_table(outputs[arm] / "predictions").sort_by("row")
     assert found.schema.equals(prediction_schema(SPEC.tasks))
-    files = read_dataset(dataset).event_files(*SPEC.test)
-    events = pa.concat_tables([pq.read_table(file, partitioning=None) for file in files])
+    events = joined(dataset, None, *SPEC.test)
     assert found["row"].to_pylist() == list(range(2 * ROWS_A_DAY))
     for name in ("user_id", "item_id", "event_time", "click"):
         assert found[name].to_pylist() == events[name].to_pylist()
@@ -88,8 +91,7 @@ def test_other_tasks_are_trained_predicted_and_measured(
     out = run_stage_body(world, path, tmp_path / "out", config_of("none", training={"children": children})).out
     found = pq.read_table(out / "predictions").sort_by("row")
     assert found.schema.equals(prediction_schema(tasks))
-    files = read_dataset(path).event_files(*SPEC.test)
-    events = pa.concat_tables([pq.read_table(file, partitioning=None) for file in files])
+    events = joined(path, None, *SPEC.test)
     labels = {task: events[task].to_pylist() for task in tasks}
     for task in tasks:
         above = [labels[name] for name in ancestors(tasks, task)]
@@ -122,12 +124,117 @@ def test_a_rank_without_a_sequence_table_predicts_too(dataset: Path, outputs: di
 def test_a_held_out_split_without_a_row_is_refused_before_the_training(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = write_dataset(tmp_path / "dataset", rows_a_day=64)
-    for file in path.glob("events/date=2024-01-0[56]/*.parquet"):
-        pq.write_table(pq.ParquetFile(file).read().slice(0, 0), file)
+    plain = write_dataset(tmp_path / "plain", rows_a_day=64)
+    given = {day: joined(plain, None, day, day).slice(0, 0 if day >= SPEC.test[0] else 64) for day in all_days()}
+    path = write_snapshot_of(tmp_path / "dataset", SPEC, [], [], given, SIDS.values())
     monkeypatch.setattr("ranker.train.fit", lambda *_: pytest.fail("has trained"))
-    with pytest.raises(DataError, match="2 files hold 0 rows"):
+    with pytest.raises(DataError, match="0 rows in 8 lanes: not one batch of 64"):
         run_stage_body(world, path, tmp_path / "out", config_of("none"))
+
+
+def test_a_split_without_a_date_is_refused_before_the_training(world: World, tmp_path: Path) -> None:
+    plain = write_dataset(tmp_path / "plain", rows_a_day=64)
+    given = {day: joined(plain, None, day, day) for day in all_days() if day < SPEC.test[0]}
+    path = write_snapshot_of(tmp_path / "dataset", SPEC, [], [], given, SIDS.values())
+    with pytest.raises(DataError, match="the snapshot has no events from 2024-01-05 to 2024-01-06"):
+        run_stage_body(world, path, tmp_path / "out", config_of("none"))
+
+
+def test_a_label_that_is_null_everywhere_is_trained_and_measured_as_unknown(world: World, tmp_path: Path) -> None:
+    plain = write_dataset(tmp_path / "plain", rows_a_day=64)
+    given = {}
+    for day in all_days():
+        table = joined(plain, None, day, day)
+        at = table.schema.get_field_index("conversion")
+        given[day] = table.set_column(at, table.schema.field(at), pa.nulls(64, pa.int8()))
+    path = write_snapshot_of(tmp_path / "dataset", SPEC, [], [], given, SIDS.values())
+    for children in ("given", "entire_space"):
+        training = {"batch_size": 32, "children": children}
+        out = run_stage_body(world, path, tmp_path / children, config_of("none", training=training)).out
+        found = pq.read_table(out / "predictions")
+        assert found["conversion"].null_count == found.num_rows == 128
+        assert 0 < found["p_conversion"].to_numpy().min() < found["p_conversion"].to_numpy().max() < 1
+        tasks = summary_of(out)["tasks"]
+        assert tasks["conversion"]["reason"] == "no row has a complete conversion label"
+        assert tasks["click"]["ne"] > 0
+        lines = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+        assert lines[0]["train_click_loss"] > 0
+        assert "test_conversion_ne" not in lines[-1]
+
+
+class FullDisk(TableWriter):
+    """A writer whose disk has no space for the end of the file."""
+
+    def _close(self) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+
+def failed_predictions(world: World, dataset: Path, out: Path) -> list[str]:
+    """Let the last rank leave out rows, then let its disk be full, and return both errors."""
+    errors = []
+    for name, wrong in {
+        "prediction_table": lambda *args: prediction_table(*args).slice(1),
+        "TableWriter": FullDisk,
+    }.items():
+        whole = getattr(ranker.train, name)
+        setattr(ranker.train, name, wrong if world.rank == world.size - 1 else whole)
+        try:
+            run_stage_body(world, dataset, out / name, config_of("none"))
+        except (DataError, StageError, TrainingError) as error:
+            errors.append(str(error))
+        finally:
+            setattr(ranker.train, name, whole)
+    return errors
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_predictions_that_lack_rows_or_cannot_be_written_fail_on_every_rank(
+    dataset: Path, tmp_path: Path, ranks: int
+) -> None:
+    errors = run_distributed(failed_predictions, dataset, tmp_path / "out", world_size=ranks)
+    batches = 2 * ROWS_A_DAY // 64 + 1  # of each, one row is lacking
+    rule = f"predictions: {2 * ROWS_A_DAY - batches} rows were predicted, the held-out dates have {2 * ROWS_A_DAY}"
+    full = f"predictions/part-0000{ranks - 1}.parquet: cannot be written: no space left on the disk"
+    assert [(lacking.endswith(rule), writing.endswith(full)) for lacking, writing in errors] == [(True, True)] * ranks
+
+
+def refusal_of_altered(world: World, altered: Path, out: Path) -> list[str]:
+    """Try arms that read the SIDs and one that does not, and return what became of each."""
+    found = []
+    for arm in ("side", "dense", "none"):
+        try:
+            run_stage_body(world, altered, out / arm, config_of(arm))
+            found.append("trained")
+        except (CommitError, StageError) as error:
+            found.append(str(error))
+        steps = (out / arm / "history.jsonl").exists() and (out / arm / "history.jsonl").read_text()
+        found[-1] += ", after steps" if steps else ""
+    return found
+
+
+def flip_last_byte(file: Path) -> None:
+    """Alter a file behind its manifest's back, its size staying as it is."""
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_an_altered_partition_stops_on_every_rank_the_arms_that_read_it_and_no_other(
+    tmp_path: Path, ranks: int
+) -> None:
+    path = write_dataset(tmp_path / "dataset", rows_a_day=64)
+    dataset = read_dataset(path)
+    (file,) = dataset.files(dataset.snapshot.sids["sid"].table("sid", "requests"), SPEC.test[1], SPEC.test[1])
+    (items,) = dataset.files("items")
+    for altered in (file.path, items.path):
+        flip_last_byte(altered)
+    for errors in run_distributed(refusal_of_altered, path, tmp_path / "out", world_size=ranks):
+        side, dense, none = errors
+        for error, altered in ((side, file.path), (dense, items.path)):
+            assert f"{altered}: SHA-256 " in error and "the file was altered" in error
+            assert not error.endswith("after steps")
+        assert none == "trained, after steps"
 
 
 @pytest.mark.parametrize("arm", ARMS)
@@ -137,6 +244,7 @@ def test_the_summary_says_what_was_measured(arm: str, dataset: Path, outputs: di
     assert summary["tasks"] == prediction_metrics(outputs[arm], tuple(SPEC.tasks))
     assert summary["steps"] == 4 * ROWS_A_DAY // 64
     assert summary["world_size"] == 1
+    assert summary["held_out_rows"] == 2 * ROWS_A_DAY
     assert summary["samples_per_second"] > 0
     assert 0 <= summary["data_wait_share"] < 1
     assert 2**26 < summary["peak_memory_bytes"] < 2**32
@@ -154,8 +262,7 @@ def test_cut_histories_are_counted_and_told_once(
     training = {"children": "entire_space", "batch_size": 200, "lanes": 8, "epochs": 2}
     config = config_of("side", model={"history": history}, training=training)
     run = run_stage_body(world, dataset, tmp_path / "out", config)
-    files = read_dataset(dataset).all_event_files()
-    lengths = [pq.read_table(file, partitioning=None)["history_times"].to_pylist() for file in files]
+    lengths = [joined(dataset, ["history_times"], day, day)["history_times"].to_pylist() for day in all_days()]
     cut = [sum(max(0, len(row) - 2) for row in rows) for rows in lengths]
     expected = 2 * sum(cut[:4]) + sum(cut[4:])  # two epochs over four days, and the test once
     assert summary_of(run.out)["history_entries_cut"] == expected
@@ -196,24 +303,19 @@ def test_the_summary_describes_every_table(arm: str, dataset: Path, outputs: dic
     assert tables.keys() == json.loads((outputs[arm] / "plan.json").read_text())["tables"].keys()
     assert summary["rows_counted"] == 4 * ROWS_A_DAY
     assert sum(table["bytes"] for table in tables.values()) == summary["table_bytes"]
-    items = {id for file in read_dataset(dataset).event_files(*SPEC.train) for id in read_ids(file, "item_id")}
+    items = joined(dataset, ["item_id"], *SPEC.train)["item_id"].unique()
     assert tables["t_item_id"]["distinct_ids"] == len(items)
-
-
-def read_ids(file: Path, column: str) -> list[int]:
-    return pq.read_table(file, partitioning=None)[column].to_pylist()
 
 
 def test_feature_bytes_are_those_of_the_columns_an_arm_adds(dataset: Path, outputs: dict[str, Path]) -> None:
     assert summary_of(outputs["none"])["feature_bytes_per_row"] == 0
-    files = read_dataset(dataset).event_files(SPEC.train[0], SPEC.test[1])
     for arm, columns in {
         "side": ("item_sid", "history_sids"),
         "sid_ngram": tuple(
             f"{base}{end}" for base in ("item_sid", "history_sids") for end in ("", "_prefix_2", "_prefix_4")
         ),
     }.items():
-        expected = column_cost(files, columns)
+        expected = column_cost(read_dataset(dataset), SPEC.train, columns)
         assert expected.compressed > 0
         assert summary_of(outputs[arm])["feature_bytes_per_row"] == expected.compressed
         assert summary_of(outputs[arm])["feature_bytes_per_row_uncompressed"] == expected.uncompressed
@@ -242,13 +344,6 @@ def test_flops_are_those_of_the_matrix_products(dataset: Path, outputs: dict[str
     expected["none"] -= model.content_hidden * d
     for arm, multiplications in expected.items():
         assert summary_of(outputs[arm])["flops_per_sample"] == pytest.approx(2 * multiplications)
-
-
-def test_column_cost_counts_what_the_file_says(tmp_path: Path) -> None:
-    table = pa.table({"a": [1, 2, 3], "b": [[1], [2, 3], []], "ab": [7, 8, 9]})
-    pq.write_table(table, tmp_path / "t.parquet")
-    group = pq.read_metadata(tmp_path / "t.parquet").row_group(0)
-    assert column_cost([tmp_path / "t.parquet"], ("b",)).compressed == group.column(1).total_compressed_size / 3
 
 
 def test_the_learning_curve_is_logged(outputs: dict[str, Path]) -> None:
@@ -285,12 +380,15 @@ def test_a_validation_run_reads_no_test_date(
     world: World, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = config_of("side", holdout={"kind": "validation", "validation_days": 1})
-    opened: list[Path] = []
-    monkeypatch.setattr(
-        "ranker.train.open_events", lambda files, *rest: opened.extend(files) or open_events(files, *rest)
-    )
+    opened: set[Path] = set()
+    whole = infra.parquet.open_parquet
+    for module in ("infra.rows", "infra.parquet", "ranker.cost"):
+        monkeypatch.setattr(f"{module}.open_parquet", lambda path, *rest: opened.add(path) or whole(path, *rest))
+    monkeypatch.setattr("infra.snapshot.verify", lambda path: opened.add(path / "any") or verify(path))
     out = run_stage_body(world, dataset, tmp_path / "out", config).out
-    assert {file.parent.name for file in opened} == {f"date=2024-01-0{day}" for day in (1, 2, 3, 4)}
+    assert {file.parts[-3] for file in opened} == {f"date=2024-01-0{day}" for day in (1, 2, 3, 4)}
+    tables = {file.relative_to(dataset / "store").parts[0] for file in opened}
+    assert tables == {"requests", "events", "labels", "sids"}
     days = pq.read_table(out / "predictions")["event_time"].cast(pa.date32()).unique().to_pylist()
     assert days == [date(2024, 1, 4)]
     assert summary_of(out)["dates"] == {

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -17,8 +16,9 @@ from infra.snapshot import read_dataset
 from ranker.frozen import Frozen
 from ranker.sharding import build_sharded
 from ranker.train import open_splits
+from tests.datasets import joined, spoil, write_snapshot_of
 from tests.distributed import run_distributed
-from tests.ranker.dataset import CHAIN, write_dataset
+from tests.ranker.dataset import CHAIN, REQUEST_SPEC, SIDS, SPEC, all_days, write_dataset
 from tests.ranker.training import ARMS as EVERY_ARM
 from tests.ranker.training import Outcome, config_of, run_steps
 
@@ -95,12 +95,14 @@ def one_rank(dataset: Path, chain: Path) -> dict[str, Outcome]:
 @pytest.fixture(scope="module")
 def on_both_ranks(dataset: Path, chain: Path, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Any, ...]]:
     broken = write_dataset(tmp_path_factory.mktemp("broken") / "dataset")
-    file = broken / "events/date=2024-01-04/part-00000.parquet"
-    table = pq.read_table(file, partitioning=None)
-    ids = table["item_id"].to_numpy().copy()
-    ids[500] = 999
-    at = table.schema.get_field_index("item_id")
-    pq.write_table(table.set_column(at, table.schema.field(at), pa.array(ids)), file, row_group_size=128)
+
+    def with_wrong_item(table: pa.Table) -> pa.Table:
+        ids = table["item_id"].to_numpy().copy()
+        ids[500] = 999
+        at = table.schema.get_field_index("item_id")
+        return table.set_column(at, table.schema.field(at), pa.array(ids))
+
+    spoil(broken, "events", SPEC.train[1], with_wrong_item)
     return run_distributed(both, dataset, chain, broken, world_size=2)  # one start of two processes for all tests
 
 
@@ -186,11 +188,26 @@ def test_a_plan_that_fails_fails_on_every_rank(on_both_ranks: list[tuple[Any, ..
 
 def test_a_bad_row_on_one_rank_stops_every_rank(on_both_ranks: list[tuple[Any, ...]]) -> None:
     first, second = (rank[1] for rank in on_both_ranks)
-    fault = "date=2024-01-04/part-00000.parquet, row group 3: column 'item_id': id 999 is outside the table [0, 300)"
+    fault = "part-00000.parquet, row group 3: column 'item_id': id 999 is outside the table [0, 300)"
     assert second.startswith("DataError: ")
-    assert fault in second
+    assert "/events/date=2024-01-04/" in second and fault in second
     assert first.startswith("StageError: reading events: rank 1 failed: ")
     assert fault in first
+
+
+@pytest.mark.parametrize("name", ["side", "sid_ngram", "history"])
+def test_requests_of_several_impressions_train_as_their_rows_one_a_request(
+    world: World, tmp_path: Path, name: str
+) -> None:
+    requests = write_dataset(tmp_path / "requests", rows_a_day=256, impressions=8)
+    days = {day: joined(requests, None, day, day).drop_columns(["request_id"]) for day in all_days()}
+    rows = write_snapshot_of(tmp_path / "rows", REQUEST_SPEC, [], [], days, SIDS.values())
+    counts = [len(joined(path, ["request_id"])["request_id"].unique()) for path in (requests, rows)]
+    assert counts == [6 * 256 // 8, 6 * 256]
+    config = config_of(name) if name in ARMS else config_of("side", **VARIANTS[name])
+    ours, theirs = (run_steps(world, path, config, STEPS) for path in (requests, rows))
+    assert ours.losses == theirs.losses
+    assert all(torch.equal(ours.weights[parameter], value) for parameter, value in theirs.weights.items())
 
 
 def renew_golden_losses() -> None:

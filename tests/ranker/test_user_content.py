@@ -100,10 +100,10 @@ def test_every_arm_has_the_users_place_where_the_dataset_has_users_content(world
     assert arm_features(USER_SPEC, config_of("none"), SIDS).has_user_place
 
 
-def test_a_users_embedding_costs_its_bytes_once_a_row(dataset: Path) -> None:
-    files = read_dataset(dataset).all_event_files()
-    assert embedding_bytes(laid_out(user="dense"), files) == 2 * 4
-    both = embedding_bytes(laid_out(item="dense", user="dense"), files)
+def test_a_users_embedding_costs_its_bytes_once_a_request(dataset: Path) -> None:
+    opened, dates = read_dataset(dataset), USER_SPEC.train
+    assert embedding_bytes(laid_out(user="dense"), opened, dates) == 2 * 4
+    both = embedding_bytes(laid_out(item="dense", user="dense"), opened, dates)
     assert both == 2 * (4 + 6 + 4)
 
 

@@ -130,7 +130,7 @@ class CompleteJourneyLog:
         schema = (item_schema if entity == "item" else user_schema)(self.spec).append(further)
         key = {"source": self._source_id, "texts": self._cached.name, "settings": self._lasting(), "entity": entity}
         content = self._items if entity == "item" else self._users
-        return [Part(digest(key), schema, lambda: [table(content(), schema)])]
+        return [Part("complete_journey", digest(key), schema, lambda: [table(content(), schema)])]
 
     def days(self) -> list[date]:
         """Return the dates of both splits, before the log ends."""

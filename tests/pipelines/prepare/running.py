@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from infra.commit import committing
+from infra.commit import committing, is_committed
 from infra.config import parse
 from infra.distributed import World
+from infra.snapshot import read_dataset
 from infra.stage import StageRun
 from infra.tracking import RunLog
 from pipelines.prepare import text
@@ -17,7 +18,6 @@ from pipelines.prepare.config import PrepareConfig
 from pipelines.prepare.stage import prepare
 
 TINY_DIM = 8
-ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), backend="gloo")
 
 
 class TinyEncoder(torch.nn.Module):
@@ -38,7 +38,8 @@ class TinyEncoder(torch.nn.Module):
 
 
 def run_prepare(world: World, values: dict[str, Any], out: Path, packages: Path | None = None) -> dict[str, Any]:
-    """Commit the prepare stage's output; give the facts it added."""
+    """Commit the prepare stage's output; return the facts it added. Its cache lies beside it unless `values` says."""
+    values = {"cache_dir": str(out.parent / "cache"), **values}
     if packages is not None:
         sys.path.insert(0, str(packages))
     loader = text._load
@@ -57,6 +58,23 @@ def run_prepare(world: World, values: dict[str, Any], out: Path, packages: Path 
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    """Give every file's bytes by its name, the manifest aside."""
+    """Return every file's bytes by its name, manifests aside."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json")
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def made_of(out: Path) -> dict[str, bytes]:
+    """Return the bytes of a snapshot and of all files of the store beside it, by name; the stage's record aside."""
+    snapshot = {name: found for name, found in files_of(out).items() if name not in ("history.jsonl", "summary.json")}
+    return {**snapshot, **{f"store/{name}": found for name, found in files_of(out.parent / "store").items()}}
+
+
+def digests(out: Path) -> dict[str, str]:
+    """Return the digests of a snapshot's partitions, by table and slice."""
+    return {f"{entry.table}/{entry.slice}": entry.digest for entry in read_dataset(out).snapshot.partitions}
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """Return what should never stay: temporary directories and files, and snapshots that were not committed."""
+    found = [path for path in folder.rglob("*") if path.name.endswith(".tmp")]
+    return found + [path for path in folder.rglob("snapshot.json") if not is_committed(path.parent)]

@@ -7,16 +7,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from infra.checks import check_events, check_items, check_users
 from infra.config import parse
-from infra.distributed import World
+from infra.distributed import ALONE, World
 from infra.errors import ConfigError
 from infra.parquet import read_row_group, row_groups
-from infra.tables import check_events, check_items, check_users, read_dataset
+from infra.snapshot import read_dataset
 from pipelines.prepare import synthetic
 from pipelines.prepare.config import PrepareConfig, Synthetic
 from pipelines.prepare.synthetic import SyntheticLog
 from tests.distributed import run_distributed
-from tests.pipelines.prepare.running import ALONE, files_of, run_prepare
+from tests.pipelines.prepare.running import digests, made_of, run_prepare
 
 SMALL = {"kind": "synthetic", "num_items": 300, "num_users": 50, "events_per_day": 200, "train_days": 3, "test_days": 2}
 CONFIG = Synthetic(kind="synthetic", num_items=2000, num_users=300, events_per_day=4000)
@@ -38,44 +39,66 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def rows() -> dict[str, np.ndarray]:
     spec = LOG.spec
     days = [spec.train[0], spec.train[1], spec.test[0], spec.test[1]]
-    table = pa.concat_tables([chunk for day in days for chunk in LOG.events(day)])
+    table = pa.concat_tables([chunk for day in days for chunk in LOG.impressions(day)])
     return {name: table[name].to_numpy() for name in ("event_time", "user_id", "item_id", "click", "conversion")}
 
 
-def test_output_is_in_the_contract(prepared: Path) -> None:
-    dataset = read_dataset(prepared)
-    kinds = (
-        (dataset.item_files, check_items),
-        (dataset.user_files, check_users),
-        (dataset.all_event_files(), check_events),
-    )
+@pytest.mark.parametrize("impressions", [1, 7])
+def test_output_is_in_the_contract(impressions: int, tmp_path: Path) -> None:
+    run_prepare(ALONE, {"source": {**SMALL, "impressions_per_request": impressions}}, tmp_path / "out")
+    dataset = read_dataset(tmp_path / "out")
+    kinds = {
+        "items": check_items, "users": check_users, "requests": check_events, "events": check_events,
+        "labels": check_events,
+    }  # fmt: skip
     found = []
-    for files, check in kinds:
-        groups = row_groups(files)
+    for table, check in kinds.items():
+        groups = row_groups([file.path for file in dataset.files(table)])
         for group in groups:
             check(read_row_group(group), dataset.spec, group)
         found.append(sum(group.rows for group in groups))
-    assert found == [300, 50, 5 * 200]
-    assert len(dataset.event_files(*dataset.spec.train)) == 3
-    assert len(dataset.event_files(*dataset.spec.test)) == 2
+    assert found == [300, 50, 5 * -(-200 // impressions), 5 * 200, 5 * 200]
+    assert len(dataset.dates(*dataset.spec.train)) == 3
+    assert len(dataset.dates(*dataset.spec.test)) == 2
 
 
-def test_two_ranks_write_the_same_bytes(prepared: Path, tmp_path: Path) -> None:
-    run_distributed(on_ranks, tmp_path / "out", world_size=2)
-    assert files_of(tmp_path / "out") == files_of(prepared)
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_any_number_of_ranks_makes_the_same_bytes(ranks: int, prepared: Path, tmp_path: Path) -> None:
+    run_distributed(on_ranks, tmp_path / "out", world_size=ranks)
+    assert made_of(tmp_path / "out") == made_of(prepared)
+
+
+def test_a_longer_log_makes_its_own_days_and_the_labels_that_matured(prepared: Path, tmp_path: Path) -> None:
+    run_prepare(ALONE, {"source": {**SMALL, "test_days": 3}}, tmp_path / "out")
+    before, after = digests(prepared), digests(tmp_path / "out")
+    new = {name for name in after if before.get(name) != after[name]}
+    assert new == {
+        "labels/date=2024-01-04", "requests/date=2024-01-06", "events/date=2024-01-06", "labels/date=2024-01-06",
+    }  # fmt: skip
+
+
+def test_requests_share_user_time_and_history_and_are_drawn_by_their_first_row() -> None:
+    """The first impression of a request is the one that a log of single impressions has there."""
+    day = LOG.spec.test[0]
+    grouped = SyntheticLog(CONFIG.model_copy(update={"impressions_per_request": 5}))
+    several, single = (pa.concat_tables(log.impressions(day)) for log in (grouped, LOG))
+    of_request = ["request_id", "user_id", "event_time", "hour_fraction", "weekday", "history_item_ids"]
+    for row in range(20):
+        assert several.select(of_request).slice(row, 1).equals(single.select(of_request).slice(row - row % 5, 1))
+    assert several["item_id"].equals(single["item_id"])
 
 
 def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     day = LOG.spec.test[0]
-    whole = pa.concat_tables(LOG.events(day)).combine_chunks()
+    whole = pa.concat_tables(LOG.impressions(day)).combine_chunks()
     monkeypatch.setattr(synthetic, "CHUNK_ROWS", 333)
-    assert pa.concat_tables(LOG.events(day)).combine_chunks().equals(whole)
+    assert pa.concat_tables(LOG.impressions(day)).combine_chunks().equals(whole)
 
 
 def test_another_seed_gives_another_log() -> None:
     day = LOG.spec.test[0]
     other = SyntheticLog(CONFIG.model_copy(update={"seed": 1}))
-    first, second = (pa.concat_tables(log.events(day))["item_id"].to_numpy() for log in (LOG, other))
+    first, second = (pa.concat_tables(log.impressions(day))["item_id"].to_numpy() for log in (LOG, other))
     assert (first == second).mean() < 0.1
 
 
@@ -115,7 +138,7 @@ def test_embeddings_follow_clusters_and_some_are_null() -> None:
 
 
 def test_histories_tell_the_taste_and_are_one_history() -> None:
-    first, second = (pa.concat_tables(LOG.events(day)).to_pylist() for day in (LOG.spec.test[0], LOG.spec.test[1]))
+    first, second = (pa.concat_tables(LOG.impressions(day)).to_pylist() for day in (LOG.spec.test[0], LOG.spec.test[1]))
     row = next(row for row in second if len(row["history_item_ids"]) == CONFIG.max_history)
     liked = LOG.affinity(np.full(CONFIG.max_history, row["user_id"]), np.array(row["history_item_ids"]))
     assert liked.mean() > 0.3
@@ -136,7 +159,7 @@ def test_histories_tell_the_taste_and_are_one_history() -> None:
 
 def test_conversions_are_censored_at_the_end_of_the_log(rows: dict[str, np.ndarray]) -> None:
     end = datetime.combine(LOG.spec.test[1] + timedelta(days=1), datetime.min.time())
-    followed_up = rows["event_time"] + np.timedelta64(CONFIG.followup_days, "D") <= np.datetime64(end)
+    followed_up = rows["event_time"] + np.timedelta64(CONFIG.followup_days, "D") < np.datetime64(end)
     assert (~np.isnan(rows["conversion"]) == followed_up).all() and 0 < followed_up.mean() < 1
     assert (rows["conversion"][followed_up & (rows["click"] == 0)] == 0).all()
     assert 0.2 < rows["conversion"][followed_up & (rows["click"] == 1)].mean() < 0.8
@@ -167,11 +190,11 @@ def test_users_embeddings_tell_their_tastes_and_some_are_null() -> None:
 
 def test_users_embeddings_change_nothing_else(prepared: Path, tmp_path: Path) -> None:
     run_prepare(ALONE, {"source": {**SMALL, "user_embeddings": {"activity": 8}}}, tmp_path / "out")
-    without, found = files_of(prepared), files_of(tmp_path / "out")
-    assert {name for name in found if found[name] != without[name]} == {"dataset.json", "users/part-00000.parquet"}
+    without, found = digests(prepared), digests(tmp_path / "out")
+    assert {name for name in found if found[name] != without[name]} == {"users/part=00000"}
     dataset = read_dataset(tmp_path / "out")
     assert dataset.spec.user_embeddings == {"activity": 8}
-    for group in row_groups(dataset.user_files):
+    for group in row_groups([file.path for file in dataset.files("users")]):
         check_users(read_row_group(group), dataset.spec, group)
 
 
@@ -199,5 +222,5 @@ def test_unknown_source_is_refused() -> None:
 def test_first_day_is_the_configs() -> None:
     log = SyntheticLog(CONFIG.model_copy(update={"first_day": date(2031, 5, 6)}))
     assert log.spec.train[0] == date(2031, 5, 6)
-    times = next(log.events(log.spec.train[0]))["event_time"].to_numpy()
+    times = next(log.impressions(log.spec.train[0]))["event_time"].to_numpy()
     assert times[0].astype("datetime64[D]") == np.datetime64("2031-05-06") == times[-1].astype("datetime64[D]")

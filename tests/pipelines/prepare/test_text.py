@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from infra.commit import is_committed
-from infra.distributed import World
+from infra.distributed import ALONE, World
 from infra.errors import CommitError, ConfigError
 from infra.tracking import RunLog
 from pipelines.prepare import text
 from pipelines.prepare.complete_journey.source import package_folder
 from pipelines.prepare.config import TextConfig
 from tests.distributed import run_distributed
-from tests.pipelines.prepare.running import ALONE, TinyEncoder
+from tests.pipelines.prepare.running import TinyEncoder
 
 TEXTS = sorted(
     {" ".join("abc"[n % 3] * (n % 4 + 1) + str(n) for n in range(start, start + start % 5 + 1)) for start in range(90)}

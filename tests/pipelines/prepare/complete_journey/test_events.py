@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from infra.tables import DatasetSpec, TaskSpec, event_schema
+from infra.tables import DatasetSpec, TaskSpec, flat_schema
 from pipelines.prepare.columns import table
 from pipelines.prepare.complete_journey.events import DENSE, REQUEST_DENSE, EventBuilder
 from pipelines.prepare.complete_journey.log import DAY, FIRST_MONDAY, RawLog, week_of
@@ -19,15 +19,15 @@ DAYS = [FIRST_MONDAY + timedelta(days=n) for n in range(28, 63)]
 SPARSE = ("display", "mailer", "store", "hour", "weekday", "demographics")
 SPEC = DatasetSpec(
     embeddings={}, categoricals={}, user_categoricals={}, num_items=fabricated.NUM_ITEMS,
-    num_users=fabricated.NUM_USERS, tasks={task: TaskSpec() for task in LABELS}, dense=(*DENSE, *REQUEST_DENSE),
-    sparse=dict.fromkeys(SPARSE, 1000), max_history=8,
+    num_users=fabricated.NUM_USERS, tasks={task: TaskSpec() for task in LABELS}, dense=DENSE,
+    request_dense=REQUEST_DENSE, sparse=dict.fromkeys(SPARSE, 1000), max_history=8,
     train=(DAYS[0], DAYS[20]), test=(DAYS[21], DAYS[-1]), origin="made up",
 )  # fmt: skip
 
 
 def built(log: RawLog, seed: int, last_week: int = fabricated.WEEKS[1], surface: RawLog | None = None) -> pa.Table:
     builder = EventBuilder(log, fabricated.promotions(seed, last_week), fabricated.settings(), surface)
-    return pa.concat_tables([table(builder.day(day), event_schema(SPEC)) for day in DAYS]).combine_chunks()
+    return pa.concat_tables([table(builder.day(day), flat_schema(SPEC)) for day in DAYS]).combine_chunks()
 
 
 def seconds(rows: pa.Table) -> np.ndarray:

@@ -2,25 +2,31 @@
 
 import json
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from infra.checks import check_events, check_items, check_users
 from infra.config import parse
-from infra.distributed import World
+from infra.distributed import ALONE, World
 from infra.errors import ConfigError, DataError
+from infra.impressions import all_columns
 from infra.parquet import read_row_group, row_groups
-from infra.tables import Dataset, check_events, check_items, check_users, read_dataset
+from infra.snapshot import Dataset, read_dataset
+from infra.store import FILE
 from pipelines.prepare.complete_journey.log import week_of
 from pipelines.prepare.complete_journey.source import RawFiles, local_seconds
 from pipelines.prepare.config import PrepareConfig
+from tests.datasets import content
+from tests.datasets import joined as joined_columns
 from tests.distributed import run_distributed
 from tests.pipelines.prepare.complete_journey import fabricated
-from tests.pipelines.prepare.running import ALONE, TINY_DIM, files_of, run_prepare
+from tests.pipelines.prepare.running import TINY_DIM, digests, files_of, made_of, run_prepare
 
 SOURCE = {
     "kind": "complete_journey", "train_weeks": [6, 7], "test_weeks": [8, 9], "impressions_per_basket": 5,
@@ -64,8 +70,8 @@ def organic(packages: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def read(files: tuple[Path, ...]) -> pa.Table:
-    return pa.concat_tables([read_row_group(group) for group in row_groups(files)]).combine_chunks()
+def joined(path: Path, first: date = date.min, last: date = date.max) -> pa.Table:
+    return joined_columns(path, all_columns(read_dataset(path)), first, last)
 
 
 @pytest.mark.parametrize("made", ["prepared", "organic"])
@@ -78,28 +84,41 @@ def test_output_is_in_the_contract(made: str, request: pytest.FixtureRequest) ->
         {"organic_text_embedding": TINY_DIM, "organic_behaviour_embedding": 3} if made == "organic" else {}
     )
     assert "labels it simulated" in spec.origin
-    kinds = (
-        (dataset.item_files, check_items),
-        (dataset.user_files, check_users),
-        (dataset.all_event_files(), check_events),
-    )
-    for files, check in kinds:
-        for group in row_groups(files):
+    kinds = {
+        "items": check_items, "users": check_users, "requests": check_events, "events": check_events,
+        "labels": check_events,
+    }  # fmt: skip
+    for table, check in kinds.items():
+        for group in row_groups([file.path for file in dataset.files(table)]):
             check(read_row_group(group), spec, group)
     for split, weeks in ((spec.train, (6, 7)), (spec.test, (8, 9))):
-        assert len(dataset.event_files(*split)) == 14
-        times = read(dataset.event_files(*split))["event_time"].to_numpy().astype("datetime64[s]").astype(int)
+        assert len(dataset.dates(*split)) == 14
+        times = joined(dataset.path, *split)["event_time"].to_numpy().astype("datetime64[s]").astype(int)
         assert fabricated.week_start(weeks[0]) <= times.min() < times.max() < fabricated.week_start(weeks[1] + 1)
 
 
-def test_each_day_lies_in_its_own_folder(prepared: Path) -> None:
-    for file in read_dataset(prepared).all_event_files():
-        days = pq.read_table(file, columns=["event_time"])["event_time"].to_numpy().astype("datetime64[D]")
-        assert set(days.astype(str)) <= {file.parent.name.removeprefix("date=")}
+def test_each_day_lies_in_its_own_partition(prepared: Path) -> None:
+    dataset = read_dataset(prepared)
+    for entry in dataset.partitions("requests"):
+        times = pq.ParquetFile(dataset.store / entry.path / FILE).read(["event_time"])["event_time"]
+        days = times.to_numpy().astype("datetime64[D]").astype(str)
+        assert {f"date={day}" for day in days} <= {entry.slice}
+
+
+def test_a_request_is_a_basket(prepared: Path) -> None:
+    made = fabricated.lines(11)
+    baskets = dict(
+        zip(made["baskets"].tolist(), zip(made["users"].tolist(), made["times"].tolist(), strict=True), strict=True)
+    )
+    requests = content(read_dataset(prepared), "requests").to_pylist()
+    for row in requests:
+        at = int(row["event_time"].replace(tzinfo=UTC).timestamp())
+        assert baskets[row["request_id"]] == (row["user_id"], at)
+    assert len({row["request_id"] for row in requests}) == len(requests) < joined(prepared).num_rows / 3
 
 
 def test_items_carry_source_ids_texts_and_vocabularies(prepared: Path) -> None:
-    items = read(read_dataset(prepared).item_files)
+    items = content(read_dataset(prepared), "items")
     assert items["product_id"].to_pylist() == [5_000 + 3 * n for n in range(fabricated.NUM_ITEMS)]
     assert items["text"][1].as_py() == "milk, 1 oz, produce, national brand"  # its type repeats its category
     assert items["text"][5].as_py() == "bread: rye, 5 oz, produce, national brand"
@@ -113,11 +132,11 @@ def test_items_carry_source_ids_texts_and_vocabularies(prepared: Path) -> None:
 
 
 def test_users_are_all_households(prepared: Path) -> None:
-    users = read(read_dataset(prepared).user_files)
+    users = content(read_dataset(prepared), "users")
     assert users["household_id"].to_pylist() == [100 + 2 * n for n in range(fabricated.NUM_USERS)]
     assert users["age"].to_pylist() == [0, None, 1, None, None, None]
     assert users["home_ownership"].to_pylist() == [0, None, None, None, None, None]
-    events = read(read_dataset(prepared).all_event_files()).to_pylist()
+    events = joined(prepared).to_pylist()
     # age 2, income 1, home ownership 1, marital status 1, size 2, composition 2, kids 1: blocks in this order
     expected = {0: [0, 2, 3, 5, 7, 9], 2: [1, 2, 4, 6, 8, 9]}
     assert all(row["demographics"] == expected.get(row["user_id"], []) for row in events)
@@ -127,15 +146,16 @@ def test_organic_activity_that_the_events_may_know_changes_the_users_alone(
     prepared: Path, packages: Path, tmp_path: Path
 ) -> None:
     run_prepare(ALONE, {**config_for(packages), "source": IN_EVENTS}, tmp_path / "out", packages)
-    without, found = files_of(prepared), files_of(tmp_path / "out")
+    without, found = digests(prepared), digests(tmp_path / "out")
     assert without.keys() == found.keys()
-    changed = {name for name in found if found[name] != without[name]}
-    assert changed == {"dataset.json", "summary.json", "users/part-00000.parquet"}
+    assert {name for name in found if found[name] != without[name]} == {"users/part=00000"}
+    vocabularies, others = files_of(prepared / "vocabularies"), files_of(tmp_path / "out" / "vocabularies")
+    assert vocabularies == others and len(vocabularies) == 12
 
 
 def test_events_know_a_household_by_its_promoted_purchases_alone(prepared: Path, organic: Path) -> None:
     """Rows, labels and all that is not of the household stay; histories are of lines that were promoted."""
-    without, found = (read(read_dataset(path).all_event_files()) for path in (prepared, organic))
+    without, found = (joined(path) for path in (prepared, organic))
     of_household = [name for name in without.column_names if name.startswith(("household_", "history_"))]
     assert found.drop_columns(of_household).equals(without.drop_columns(of_household))
     assert all(not found[name].equals(without[name]) for name in of_household)
@@ -150,10 +170,10 @@ def test_events_know_a_household_by_its_promoted_purchases_alone(prepared: Path,
 
 
 def test_users_stay_what_they_are_beside_their_embeddings(prepared: Path, organic: Path) -> None:
-    users = read(read_dataset(organic).user_files)
+    users = content(read_dataset(organic), "users")
     names = list(read_dataset(organic).spec.user_embeddings)
     assert users.column_names[1:3] == names
-    assert users.drop_columns(names).equals(read(read_dataset(prepared).user_files))
+    assert users.drop_columns(names).equals(content(read_dataset(prepared), "users"))
 
 
 def test_users_are_embedded_by_unpromoted_lines_before_the_events(organic: Path) -> None:
@@ -167,16 +187,13 @@ def test_users_are_embedded_by_unpromoted_lines_before_the_events(organic: Path)
         is_purchase = row % 50 not in (3, 4)  # these have no quantity, or are in no catalogue
         if is_purchase and week < 6 and (week, store) in watched and (week, store, item) not in promoted:
             lines[user].append((at, item))
-    items = read(read_dataset(organic).item_files)["text_embedding"].to_pylist()
-    users = read(read_dataset(organic).user_files)
+    items = content(read_dataset(organic), "items")["text_embedding"].to_pylist()
+    users = content(read_dataset(organic), "users")
     for user, vector in enumerate(users["organic_text_embedding"].to_pylist()):
         mean = np.mean([items[item] for _, item in sorted(lines[user])[-4:]], axis=0)
         np.testing.assert_allclose(vector, mean / np.linalg.norm(mean), atol=2e-3)
     found = np.array(users["organic_behaviour_embedding"].to_pylist())
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=2e-3)
-    counts = json.loads((organic / "summary.json").read_text())["organic"]
-    assert counts["lines_organic"] == sum(len(own) for own in lines.values())
-    assert counts["users_with_organic_text_embedding"] == fabricated.NUM_USERS
 
 
 def on_ranks(world: World, packages: Path, out: Path, cache: Path) -> None:
@@ -185,7 +202,7 @@ def on_ranks(world: World, packages: Path, out: Path, cache: Path) -> None:
 
 def test_two_ranks_write_the_same_bytes(organic: Path, packages: Path, tmp_path: Path) -> None:
     run_distributed(on_ranks, packages, tmp_path / "out", tmp_path, world_size=2)
-    assert files_of(tmp_path / "out") == files_of(organic)
+    assert made_of(tmp_path / "out") == made_of(organic)
 
 
 def test_cutting_the_package_changes_no_earlier_row(prepared: Path, tmp_path: Path) -> None:
@@ -194,20 +211,76 @@ def test_cutting_the_package_changes_no_earlier_row(prepared: Path, tmp_path: Pa
     run_prepare(ALONE, config_for(folder), tmp_path / "out", folder)
     whole, known = read_dataset(prepared), read_dataset(tmp_path / "out")
     assert whole.spec == known.spec
-    for names in ("item_files", "user_files"):
-        assert [file.read_bytes() for file in getattr(whole, names)] == [
-            file.read_bytes() for file in getattr(known, names)
-        ]
+    for table in ("items", "users"):
+        assert content(known, table).equals(content(whole, table))
     expected, found = rows_before(whole, cut), rows_before(known, cut)
     assert found.num_rows == expected.num_rows > 100
-    assert found.num_rows == read(known.all_event_files()).num_rows
+    assert found.num_rows == joined(known.path).num_rows
     assert found.drop_columns(["conversion"]).equals(expected.drop_columns(["conversion"]))
     assert found["conversion"].null_count > expected["conversion"].null_count == 0
 
 
 def rows_before(dataset: Dataset, cut: int) -> pa.Table:
-    events = read(dataset.all_event_files())
+    events = joined(dataset.path)
     return events.filter(pa.array(events["event_time"].to_numpy() < np.datetime64(cut, "s")))
+
+
+DAY = timedelta(days=1)
+BEGIN = date(2017, 1, 30)
+"""The first date of week 6, when the events begin."""
+
+
+@pytest.fixture(scope="module")
+def as_of(packages: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[date, Path]:
+    """Snapshots as of dates one or a few after each other, beside one store."""
+    folder = tmp_path_factory.mktemp("as-of")
+    outs = {BEGIN + number * DAY: folder / f"out{number}" for number in (1, 8, 9, 15, 20, 21, 27, 28)}
+    for end, out in outs.items():
+        values = {**config_for(packages), "source": ORGANIC, "as_of": str(end)}
+        run_prepare(ALONE, values, out, packages)
+    return outs
+
+
+def test_a_snapshot_is_the_package_cut_at_its_end(as_of: dict[date, Path], organic: Path, tmp_path: Path) -> None:
+    """No row, history entry, feature or vector from its end or later; no conversion that was not over by then.
+
+    Against a package that ends there; the whole package says which conversions happened later.
+    """
+    end = BEGIN + 20 * DAY
+    midnight = datetime.combine(end, datetime.min.time())
+    folder = installed(tmp_path / "packages", cut=int(midnight.replace(tzinfo=UTC).timestamp()))
+    run_prepare(ALONE, {**config_for(folder), "source": ORGANIC}, tmp_path / "out", folder)
+    found, cut = joined(as_of[end]), joined(tmp_path / "out")
+    assert found.drop_columns(["conversion"]).equals(cut.drop_columns(["conversion"])) and found.num_rows > 100
+    for table in ("items", "users"):
+        assert content(read_dataset(as_of[end]), table).equals(content(read_dataset(tmp_path / "out"), table))
+    for end, out in as_of.items():
+        found, whole = joined(out), joined(organic, last=end - DAY)
+        assert found.drop_columns(["conversion"]).equals(whole.drop_columns(["conversion"]))
+        midnight = datetime.combine(end, datetime.min.time())
+        is_known = [at + 7 * DAY < midnight for at in found["event_time"].to_pylist()]
+        known = pc.if_else(pa.array(is_known), whole["conversion"].combine_chunks(), pa.scalar(None, pa.int8()))
+        assert found["conversion"].combine_chunks().equals(known)
+        newest = [max(times) for times in found["history_times"].to_pylist() if times]
+        assert max([*newest, *found["event_time"].to_pylist()]) < midnight
+
+
+def test_conversions_mature_and_nothing_else_is_made_again(as_of: dict[date, Path]) -> None:
+    ends = list(as_of)
+    for before, after in zip(ends, ends[1:], strict=False):
+        old, new = digests(as_of[before]), digests(as_of[after])
+        made = {name for name in new if old.get(name) != new[name]}
+        days = [before + number * DAY for number in range((after - before).days)]
+        added = {f"{table}/date={day}" for table in ("events", "requests", "labels") for day in days}
+        over = [day for day in read_dataset(as_of[before]).dates() if before < day + 8 * DAY <= after]
+        assert added <= made <= added | {f"labels/date={day}" for day in over}
+        assert bool(made - added) == bool(over)
+
+
+def test_a_snapshot_before_the_events_is_refused(packages: Path, tmp_path: Path) -> None:
+    values = {**config_for(packages), "as_of": str(BEGIN)}
+    with pytest.raises(ConfigError, match="prepare.as_of=2017-01-30: must come after the events begin, 2017-01-30"):
+        run_prepare(ALONE, values, tmp_path / "out", packages)
 
 
 def test_behaviour_is_of_the_weeks_before_the_events(packages: Path, prepared: Path, tmp_path: Path) -> None:
@@ -217,7 +290,7 @@ def test_behaviour_is_of_the_weeks_before_the_events(packages: Path, prepared: P
     other_test = {**SOURCE, "test_weeks": [9, 9]}
     run_prepare(ALONE, {**config_for(packages), "source": other_test}, tmp_path / "other", packages)
     first, second, third = (
-        read(read_dataset(path).item_files)["behaviour_embedding"]
+        content(read_dataset(path), "items")["behaviour_embedding"]
         for path in (prepared, tmp_path / "later", tmp_path / "other")
     )
     assert first.equals(third) and not first.equals(second)
@@ -227,14 +300,16 @@ def test_summary_counts_what_was_written(prepared: Path) -> None:
     summary = json.loads((prepared / "summary.json").read_text())
     dataset = read_dataset(prepared)
     for name, split in (("train", dataset.spec.train), ("test", dataset.spec.test)):
-        events = read(dataset.event_files(*split))
+        events = joined(prepared, *split)
         clicked = events.filter(pa.array(events["click"].to_numpy() == 1))
+        known = clicked["conversion"].drop_null().to_pylist()
         assert summary[name] == {
             "impressions": events.num_rows,
-            "clicks": clicked.num_rows,
-            "clicks_followed_up": clicked.num_rows - clicked["conversion"].null_count,
-            "conversions": sum(clicked["conversion"].drop_null().to_pylist()),
+            "requests": len(events["request_id"].unique()),
+            "click": {"judged": events.num_rows, "positive": clicked.num_rows},
+            "conversion": {"judged": len(known), "positive": sum(known)},
         }
+    assert (summary["dates"], summary["dates_made"]) == (28, 28)
 
 
 def test_purchases_leave_out_what_is_none(packages: Path, monkeypatch: pytest.MonkeyPatch) -> None:

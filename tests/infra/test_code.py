@@ -1,0 +1,38 @@
+"""The digest of code: names and contents of the files of packages and modules, and nothing else."""
+
+from pathlib import Path
+
+import pytest
+
+from infra.code import ROOT, code_digest, python_files
+from pipelines.prepare.dataset import CODE as PREPARE_CODE
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for name in ("a/__init__.py", "a/b/one.py", "a/notes.txt", "c.py", "d.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"# {name}\n")
+    return tmp_path
+
+
+def test_packages_are_read_whole_and_modules_alone(root: Path) -> None:
+    found = {path.relative_to(root).as_posix() for path in python_files(("a", "c.py"), root)}
+    assert found == {"a/__init__.py", "a/b/one.py", "c.py"}
+
+
+def test_names_and_contents_decide_and_nothing_else(root: Path) -> None:
+    before = code_digest(("a", "c.py"), root)
+    assert code_digest(("c.py", "a"), root) == before
+    (root / "d.py").write_text("other")
+    (root / "a" / "notes.txt").write_text("other")
+    assert code_digest(("a", "c.py"), root) == before
+    (root / "a" / "b" / "one.py").write_text("other")
+    changed = code_digest(("a", "c.py"), root)
+    (root / "a" / "b" / "one.py").rename(root / "a" / "b" / "two.py")
+    assert len({before, changed, code_digest(("a", "c.py"), root)}) == 3
+
+
+def test_what_decides_a_partition_is_there() -> None:
+    assert all((ROOT / name).exists() for name in PREPARE_CODE)
+    assert len(list(python_files(PREPARE_CODE))) > 15

@@ -1,0 +1,107 @@
+"""The identity of files of others: what changes it, what does not, and what is read for it."""
+
+import json
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import infra.identity
+from infra.errors import DataError
+from infra.identity import Identify, Ledger
+
+
+def write(path: Path, values: list[int]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"x": values}), path)
+    return path
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return write(tmp_path / "log" / "a.parquet", [1, 2, 3])
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(tmp_path / "cache" / "sources.json")
+
+
+def of(ledger: Ledger, file: Path, identify: Identify = "footer") -> str:
+    return ledger.identities([file], identify)[file]
+
+
+@pytest.mark.parametrize("identify", ["footer", "sha256"])
+def test_the_content_decides_and_neither_name_nor_time(identify: Identify, file: Path, ledger: Ledger) -> None:
+    before = of(ledger, file, identify)
+    os.utime(file, ns=(1, 1))
+    assert of(ledger, file, identify) == before
+    assert of(ledger, write(file.with_name("b.parquet"), [1, 2, 3]), identify) == before
+    assert of(ledger, write(file, [1, 2, 4]), identify) != before
+    assert of(ledger, write(file, [1, 2]), identify) != before
+
+
+def test_bytes_that_change_behind_an_equal_footer_need_the_full_hash(file: Path, ledger: Ledger) -> None:
+    before = {identify: of(ledger, file, identify) for identify in ("footer", "sha256")}
+    whole = file.read_bytes()
+    file.write_bytes(whole[:4] + bytes([whole[4] ^ 1]) + whole[5:])
+    assert of(ledger, file) == before["footer"] and of(ledger, file, "sha256") != before["sha256"]
+
+
+def test_only_what_is_new_or_was_written_to_is_opened(
+    file: Path, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    whole = infra.identity._footer_digest
+    monkeypatch.setattr(infra.identity, "_footer_digest", lambda file: opened.append(file.name) or whole(file))
+    files = [file, write(file.with_name("b.parquet"), [7])]
+    first = ledger.identities(files)
+    assert sorted(opened) == ["a.parquet", "b.parquet"] and list(first) == files
+    opened.clear()
+    assert Ledger(ledger.path).identities(files[::-1]) == first and opened == []
+    files.append(write(file.with_name("c.parquet"), [8]))
+    files[1].touch()
+    found = ledger.identities(files)
+    assert sorted(opened) == ["b.parquet", "c.parquet"] and {path: found[path] for path in first} == first
+
+
+def test_files_of_other_logs_stay_in_the_ledger(file: Path, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    of(ledger, file)
+    other = write(file.with_name("b.parquet"), [7])
+    of(ledger, other)
+    monkeypatch.setattr(infra.identity, "_footer_digest", lambda file: pytest.fail(f"{file} was opened"))
+    ledger.identities([file, other])
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "no json"])
+def test_a_ledger_that_is_lost_or_spoiled_costs_time_alone(content: str, file: Path, ledger: Ledger) -> None:
+    before = of(ledger, file)
+    ledger.path.write_text(content)
+    assert of(ledger, file) == before
+    assert list(json.loads(ledger.path.read_text())) == [str(file)]
+    ledger.path.unlink()
+    assert of(ledger, file) == before
+    assert [path.name for path in ledger.path.parent.iterdir()] == ["sources.json"]
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"item_id,text\n", b"PAR1" + bytes(40), b"\xff\xff\xff\x00PAR1"])
+def test_what_is_no_parquet_is_named(content: bytes, file: Path, ledger: Ledger) -> None:
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=r"log/a\.parquet: is no Parquet file: it does not end in a footer"):
+        of(ledger, file)
+    assert not ledger.path.exists()
+
+
+def test_a_half_written_file_is_named(file: Path, ledger: Ledger) -> None:
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(DataError, match=r"log/a\.parquet: is no Parquet file"):
+        of(ledger, file)
+
+
+@pytest.mark.parametrize("identify", ["footer", "sha256"])
+def test_a_file_that_is_gone_is_named(identify: Identify, file: Path, ledger: Ledger) -> None:
+    file.unlink()
+    with pytest.raises(DataError, match=r"log/a\.parquet: cannot be read: No such file"):
+        of(ledger, file, identify)
