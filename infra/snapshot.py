@@ -306,7 +306,7 @@ def write_snapshot(path: Path, target: Path, spec: DatasetSpec, snapshot: Snapsh
     store = os.path.relpath(Path(snapshot.store).absolute(), Path(target).absolute())
     write_spec(path, spec)
     relative = snapshot.model_copy(update={"store": Path(store).as_posix()})
-    (path / SNAPSHOT_FILE).write_text(relative.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    (path / SNAPSHOT_FILE).write_text(relative.model_dump_json() + "\n", encoding="utf-8")
 
 
 def entry_of(store: Path, table: str, slice_name: str, path: Path) -> PartitionEntry:
