@@ -34,7 +34,7 @@ def built(world: World, spec: DatasetSpec, **sections: Any) -> tuple[ShardedRank
 
 
 def checkpoints(world: World, path: Path) -> Checkpoints:
-    return Checkpoints(path, world, "ranker", {"config": "the same"})
+    return Checkpoints(path, world, "ranker", {}, config_of("none"))  # of the same work, whatever the tables
 
 
 def state_of(world: World, sharded: ShardedRanker) -> dict[str, Tensor]:

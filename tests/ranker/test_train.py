@@ -172,10 +172,8 @@ class FullDisk(TableWriter):
 def failed_predictions(world: World, dataset: Path, out: Path) -> list[str]:
     """Let the last rank leave out rows, then let its disk be full, and return both errors."""
     errors = []
-    for name, wrong in {
-        "prediction_table": lambda *args: prediction_table(*args).slice(1),
-        "TableWriter": FullDisk,
-    }.items():
+    faults = {"prediction_table": lambda *args: prediction_table(*args).slice(1), "TableWriter": FullDisk}
+    for name, wrong in faults.items():
         whole = getattr(ranker.train, name)
         setattr(ranker.train, name, wrong if world.rank == world.size - 1 else whole)
         try:
