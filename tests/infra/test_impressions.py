@@ -21,7 +21,7 @@ from tests.infra.made_up import DAYS, SPEC, requests, table
 
 SIZES = {DAYS[0]: [3, 1, 4, 1, 5, 2, 6, 5], DAYS[1]: [], DAYS[2]: [1, 1, 9, 2, 2, 3]}
 """Impressions of the requests of each date; the one between has none."""
-ROW_GROUP_BYTES = 700
+ROW_GROUP_ROWS = 5
 
 
 def sid_spec(**values: Any) -> SidSpec:
@@ -57,7 +57,7 @@ def sid_of(item: int) -> int | None:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     days = {day: with_sids(requests(day, sizes)) for day, sizes in SIZES.items()}
     out = tmp_path_factory.mktemp("made") / "out"
-    return write_snapshot_of(out, SPEC, (), (), days, [ITEM_SIDS, USER_SIDS], ROW_GROUP_BYTES)
+    return write_snapshot_of(out, SPEC, (), (), days, [ITEM_SIDS, USER_SIDS], ROW_GROUP_ROWS)
 
 
 @pytest.fixture(scope="module")

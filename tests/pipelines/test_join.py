@@ -27,7 +27,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return content.append_column("app", pa.array(range(content.num_rows), pa.int64()))
 
     out = tmp_path_factory.mktemp("made") / "out"
-    return write_snapshot_of(out, SPEC, days={day: rows(day) for day in DAYS}, row_group_bytes=500)
+    return write_snapshot_of(out, SPEC, days={day: rows(day) for day in DAYS}, row_group_rows=4)
 
 
 def read(out: Path) -> pa.Table:

@@ -225,12 +225,12 @@ def test_code_edited_meanwhile_is_told(
 ) -> None:
     asked: list[str] = []
 
-    def key_of_edited_code(stage: Stage, digests: dict[str, str]) -> str:
+    def key_of_edited_code(stage: Stage, digests: dict[str, str], source: str) -> str:
         asked.append(stage.label)
         is_edited = stage.label == "ranker" and asked.count("ranker") > 1
-        return "f" * 64 if is_edited else key(stage, digests)
+        return "f" * 64 if is_edited else key(stage, digests, source)
 
     monkeypatch.setattr("pipelines.execution.key", key_of_edited_code)
     again(base)
-    told = [line for line in capfd.readouterr().err.splitlines() if "was edited" in line]
+    told = [line for line in capfd.readouterr().err.splitlines() if "changed during this run" in line]
     assert len(told) == 1 and told[0].startswith("[ranker] ")

@@ -38,7 +38,9 @@ def drawn(rows: int = 500, seed: int = 0) -> pa.Table:
 def write(path: Path, table: pa.Table, ranks: int = 3, group_rows: int = 64) -> Path:
     for rank in range(ranks):
         part = table.take(np.arange(rank, table.num_rows, ranks))
-        with TableWriter(path / f"predictions/part-{rank:05d}.parquet", table.schema, group_rows) as writer:
+        with TableWriter(
+            path / f"predictions/part-{rank:05d}.parquet", table.schema, row_group_rows=group_rows
+        ) as writer:
             writer.write(part)
     return path
 

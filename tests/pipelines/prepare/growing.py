@@ -84,7 +84,7 @@ def read(path: Path) -> pa.Table:
 
 def rewrite(path: Path, content: pa.Table, row_group_rows: int = 20) -> None:
     """Write a file anew."""
-    with TableWriter(path, content.schema, row_group_rows) as writer:
+    with TableWriter(path, content.schema, row_group_rows=row_group_rows) as writer:
         writer.write(content)
 
 
