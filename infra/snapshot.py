@@ -28,7 +28,7 @@ from infra.config import Config, digest, parse
 from infra.distributed import World, together
 from infra.errors import CommitError, DataError
 from infra.rows import CountedFile
-from infra.tables import SPEC_FILE, DatasetSpec, Entity, daily_tables, read_json, read_spec, write_spec
+from infra.tables import SPEC_FILE, DatasetSpec, Entity, read_json, read_spec, write_spec
 
 SNAPSHOT_FILE = "snapshot.json"
 CONTENT: Mapping[Entity, str] = {"item": "items", "user": "users"}
@@ -171,7 +171,8 @@ def _aligned(tables: Mapping[str, object]) -> Iterator[tuple[str, list[str]]]:
     for base in ("events", "requests", *CONTENT.values()):
         others = [table for table in tables if table.startswith("sids/") and table.endswith(f"/{base}")]
         if base == "events":
-            others += [table for table in ("requests", "labels") if table in tables]
+            others += ["requests"] if base in tables or "requests" in tables else []
+            others += ["labels"] if "labels" in tables else []  # a dataset without tasks has none
         yield base, others
 
 
@@ -281,10 +282,8 @@ def read_dataset(path: Path) -> Dataset:
     spec = read_spec(Path(path) / SPEC_FILE)
     file = Path(path) / SNAPSHOT_FILE
     dataset = Dataset(Path(path), spec, parse(Snapshot, read_json(file), str(file)))
-    if dataset.partitions("events"):
-        for table in daily_tables(spec):
-            if not dataset.partitions(table):
-                raise DataError(f"{file}: lists events and no {table}")
+    if spec.tasks and dataset.partitions("events") and not dataset.partitions("labels"):
+        raise DataError(f"{file}: lists events and no labels, for the tasks {', '.join(spec.tasks)}")
     return dataset
 
 

@@ -76,7 +76,10 @@ BAD_LISTS: dict[str, tuple[list[PartitionEntry], str]] = {
         [entry("items", "part=00000"), entry("items", "part=00001", columns="other")],
         "partitions: items/part=00001/key and items/part=00000/key have different columns or types",
     ),
-    "no labels": (day(1)[:1] + day(1)[2:], "partitions: date=2020-01-01 is listed of only one of events and labels"),
+    "no labels of a date": (
+        [*day(1), *day(2)[:1], *day(2)[2:]],
+        "partitions: date=2020-01-02 is listed of only one of events and labels",
+    ),
     "no requests": (day(1)[:2], "partitions: date=2020-01-01 is listed of only one of events and requests"),
     "no events": (day(1)[1:], "partitions: date=2020-01-01 is listed of only one of events and requests"),
     "requests of another date": (
@@ -113,6 +116,16 @@ def test_a_list_that_breaks_a_rule_is_refused(kind: str) -> None:
     partitions, message = BAD_LISTS[kind]
     with pytest.raises(ConfigError, match=message):
         snapshot(partitions)
+
+
+def test_events_of_a_dataset_with_tasks_have_labels(made: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(made, tmp_path / "made"))
+    dataset = read_dataset(path)
+    listed = tuple(one for one in dataset.snapshot.partitions if one.table != "labels")
+    without = dataset.snapshot.model_copy(update={"store": str(dataset.store), "partitions": listed})
+    write_snapshot(path, path, dataset.spec, without)
+    with pytest.raises(DataError, match="lists events and no labels, for the tasks "):
+        read_dataset(path)
 
 
 def test_a_right_list_is_taken() -> None:
