@@ -7,7 +7,6 @@ and not rows, and the drawing of the report.
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -21,7 +20,7 @@ import pyarrow as pa
 
 from benchmarks.goals import goal, publish
 from benchmarks.record import Row, results_folder
-from benchmarks.timing import Spread
+from benchmarks.timing import Spread, own_peak_bytes
 from infra.parquet import TableWriter
 from pipelines.report.measure import measure
 from pipelines.report.segments import EarlierPositives
@@ -37,7 +36,7 @@ MOST_GROWTH = 1.25
 COLUMNS = {"rows": ",d", "arms": "d", "seconds": ".1f", "peak_mib": ".0f", "rows_per_second": ",.0f"}
 WORDS = """
 Four arms of one training each, two tasks (`conversion` judged on clicks), 50,000 users: every metric with its sums by
-user, deciles and segments. Peak memory is that of the process, of which about 190 MiB are the libraries. Rows are
+user, deciles and segments. Peak memory is that of the process, its libraries included. Rows are
 sorted on disk by DuckDB in `ranker.predictions.MEMORY`.
 """
 
@@ -116,7 +115,7 @@ def measured(folder: Path) -> dict[str, Any]:
         "rows": found.num_rows,
         "arms": len(ARMS),
         "seconds": seconds,
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_mib": own_peak_bytes() / 2**20,
         "rows_per_second": len(ARMS) * found.num_rows / seconds,
     }
 

@@ -113,6 +113,14 @@ def peak_bytes(call: Callable[[], object]) -> int | None:
     return max(_status_bytes("VmHWM") - before, 0)
 
 
+def own_peak_bytes() -> int:
+    """Return the most memory that this process had resident, on Linux.
+
+    Not `ru_maxrss`, which a process that was started by another takes over from it.
+    """
+    return _status_bytes("VmHWM")
+
+
 def _status_bytes(field: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
