@@ -1,4 +1,4 @@
-"""A small made-up dataset: joined impressions, a few a request, and the spec that they keep."""
+"""A small made-up dataset: joined impressions, a few a request, and the specs of two tasks and of a chain of three."""
 
 from datetime import date, datetime, timedelta
 from typing import Any
@@ -8,21 +8,26 @@ import pyarrow as pa
 
 from infra.tables import DatasetSpec, TaskSpec, flat_schema
 
-SPEC = DatasetSpec(
+TWO_TASKS = DatasetSpec(
     embeddings={"vector": 2},
     categoricals={"brand": 3},
     user_categoricals={"age": 4},
     num_items=10,
     num_users=5,
-    tasks={"click": TaskSpec(), "cart": TaskSpec(given="click"), "buy": TaskSpec(given="cart")},
+    tasks={"click": TaskSpec(), "conversion": TaskSpec(given="click")},
     dense=("popularity",),
     sparse={"store": 7},
-    request_dense=("hour",),
-    request_sparse={"query": 9},
     max_history=3,
     train=(date(2020, 1, 1), date(2020, 1, 2)),
     test=(date(2020, 1, 3), date(2020, 1, 3)),
     origin="made up",
+)
+SPEC = TWO_TASKS.model_copy(
+    update={
+        "tasks": {"click": TaskSpec(), "cart": TaskSpec(given="click"), "buy": TaskSpec(given="cart")},
+        "request_dense": ("hour",),
+        "request_sparse": {"query": 9},
+    }
 )
 DAYS = [date(2020, 1, 1) + timedelta(days=n) for n in range(3)]
 

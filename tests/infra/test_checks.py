@@ -1,7 +1,7 @@
 """The checks of rows, one test a rule: each error names file, row group, column and rule."""
 
 from collections.abc import Callable
-from datetime import date, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +12,9 @@ import pytest
 from infra.checks import check_events, check_items, check_users, require_columns, require_same_columns
 from infra.errors import DataError
 from infra.parquet import RowGroup
-from infra.tables import DatasetSpec, TaskSpec, flat_schema, item_schema, user_schema
+from infra.tables import DatasetSpec, flat_schema, item_schema, user_schema
+from tests.infra.made_up import TWO_TASKS as SPEC
 
-SPEC = DatasetSpec(
-    embeddings={"vector": 2},
-    categoricals={"brand": 3},
-    user_categoricals={"age": 4},
-    num_items=10,
-    num_users=5,
-    tasks={"click": TaskSpec(), "conversion": TaskSpec(given="click")},
-    dense=("popularity",),
-    sparse={"store": 7},
-    max_history=3,
-    train=(date(2020, 1, 1), date(2020, 1, 2)),
-    test=(date(2020, 1, 3), date(2020, 1, 3)),
-    origin="made up",
-)
 WHERE = RowGroup(Path("events/part.parquet"), 2, 0, 2)
 NOW = datetime(2020, 1, 1, 12)
 BEFORE = datetime(2020, 1, 1, 11)

@@ -1,5 +1,4 @@
 import re
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ from infra.tables import (
     SPEC_FILE,
     TIME,
     DatasetSpec,
-    TaskSpec,
     event_schema,
     flat_schema,
     label_schema,
@@ -19,21 +17,7 @@ from infra.tables import (
     request_schema,
     write_spec,
 )
-
-SPEC = DatasetSpec(
-    embeddings={"vector": 2},
-    categoricals={"brand": 3},
-    user_categoricals={"age": 4},
-    num_items=10,
-    num_users=5,
-    tasks={"click": TaskSpec(), "conversion": TaskSpec(given="click")},
-    dense=("popularity",),
-    sparse={"store": 7},
-    max_history=3,
-    train=(date(2020, 1, 1), date(2020, 1, 2)),
-    test=(date(2020, 1, 3), date(2020, 1, 3)),
-    origin="made up",
-)
+from tests.infra.made_up import TWO_TASKS as SPEC
 
 
 def test_a_bad_description_is_named(tmp_path: Path) -> None:
