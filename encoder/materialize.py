@@ -297,7 +297,7 @@ def one_thread() -> Iterator[None]:
 
 def _write_dates(run: StageRun[MaterializeConfig], work: Work, one: SidSetWork) -> list[PartitionEntry]:
     """Write a set's columns beside events and requests, each date by one rank, and return the partitions of all
-    dates."""
+    dates, on rank 0, which writes the snapshot; on the others none."""
     tables = {base: work.dataset.partitions(base) for base in one.listed.columns if base != one.content}
     wanted = [(base, entry, _date_key(work, one, entry)) for base, entries in tables.items() for entry in entries]
     missing = None
@@ -317,7 +317,8 @@ def _write_dates(run: StageRun[MaterializeConfig], work: Work, one: SidSetWork) 
             _write_date(work, one, maps, base, entry, key)
             advance(run.world.size)
     with together(run.world, "listing the SIDs of the events"):
-        return [work.store.entry(one.table(base), entry.slice, key) for base, entry, key in wanted]
+        listed = wanted if run.world.is_main else []
+        return [work.store.entry(one.table(base), entry.slice, key) for base, entry, key in listed]
 
 
 def _date_key(work: Work, one: SidSetWork, entry: PartitionEntry) -> str:

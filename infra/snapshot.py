@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 from pydantic import NonNegativeInt, model_validator
 
-from infra.commit import Manifest, read_manifest, verify
+from infra.commit import Manifest, verify
 from infra.config import Config, digest, parse
 from infra.distributed import World, together
 from infra.errors import CommitError, DataError
@@ -313,13 +313,8 @@ def write_snapshot(path: Path, target: Path, spec: DatasetSpec, snapshot: Snapsh
     (path / SNAPSHOT_FILE).write_text(relative.model_dump_json() + "\n", encoding="utf-8")
 
 
-def entry_of(store: Path, table: str, slice_name: str, path: Path) -> PartitionEntry:
-    """Describe a committed partition by its manifest, without reading its files.
-
-    Raises:
-        CommitError: it is not committed.
-    """
-    manifest = read_manifest(path)
+def entry_of(store: Path, table: str, slice_name: str, path: Path, manifest: Manifest) -> PartitionEntry:
+    """Describe a committed partition by its manifest, without reading its files."""
     files = sorted((name, entry.rows) for name, entry in manifest.files.items() if name.endswith(".parquet"))
     return PartitionEntry(
         table=table,

@@ -71,6 +71,8 @@ class Store:
     """The directory that holds the partitions of one or more growing datasets."""
 
     path: Path
+    _found: dict[tuple[str, str, str], PartitionEntry] = field(default_factory=dict, repr=False, compare=False)
+    """What `find` read: a committed partition never changes, so its manifest is read once."""
 
     def find(self, table: str, slice_name: str, key: str) -> PartitionEntry | None:
         """Return the partition that is there under a key, without reading its files; None where there is none.
@@ -78,13 +80,17 @@ class Store:
         Raises:
             CommitError: the place is taken by a partition of another key.
         """
+        known = self._found.get((table, slice_name, key))
+        if known is not None:
+            return known
         path = self._place(table, slice_name, key)
         if not is_committed(path):
             return None
-        found = read_manifest(path).key
-        if found != key:
-            raise CommitError(f"{path}: holds a partition of key {found[:24]}…, not of {key[:24]}…")
-        return entry_of(self.path, table, slice_name, path)
+        manifest = read_manifest(path)
+        if manifest.key != key:
+            raise CommitError(f"{path}: holds a partition of key {manifest.key[:24]}…, not of {key[:24]}…")
+        found = entry_of(self.path, table, slice_name, path, manifest)
+        return self._found.setdefault((table, slice_name, key), found)
 
     @contextlib.contextmanager
     def making(self, table: str, slice_name: str, key: str, world: World = ALONE) -> Iterator[Making]:

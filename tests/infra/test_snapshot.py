@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from infra.commit import verify
+from infra.commit import read_manifest, verify
 from infra.config import parse
 from infra.distributed import ALONE, World
 from infra.errors import CommitError, ConfigError, DataError, SidestackError
@@ -294,8 +294,9 @@ def test_ranks_share_the_hashing_and_refuse_together(made: Path, out: Path) -> N
 def test_an_entry_is_of_a_partitions_manifest(made: Path) -> None:
     dataset = read_dataset(made)
     for listed in dataset.snapshot.partitions:
-        assert entry_of(dataset.store, listed.table, listed.slice, dataset.store / listed.path) == listed
+        path = dataset.store / listed.path
+        assert entry_of(dataset.store, listed.table, listed.slice, path, read_manifest(path)) == listed
     with pytest.raises(CommitError, match="not a committed directory"):
-        entry_of(made, "events", "date=2020-01-01", made)
+        entry_of(made, "events", "date=2020-01-01", made, read_manifest(made))
     with pytest.raises(DataError, match="must lie in a folder named date"):
         _ = dataset.partitions("items")[0].date

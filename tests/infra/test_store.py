@@ -361,3 +361,14 @@ def test_partitions_of_different_columns_are_refused_by_column(store: Store) -> 
     with pytest.raises(DataError, match=rule):
         require_same_columns_in_tables(store, entries)
     require_same_columns_in_tables(store, [one for one in entries if one.table != "events"])
+
+
+def test_a_partitions_manifest_is_read_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(store, DAY, table(requests(DAY, [1, 2])))
+    read: list[Path] = []
+    original = store_module.read_manifest
+    monkeypatch.setattr(store_module, "read_manifest", lambda path: [read.append(path), original(path)][1])
+    again = Store(store.path)
+    assert missing_keys(again, DAY, KEYS) == {}
+    assert [entry.table for entry in day_entries(again, DAY, KEYS)] == list(KEYS)
+    assert len(read) == len(set(read)) == len(KEYS)
