@@ -203,6 +203,11 @@ def user_schema(spec: DatasetSpec, embedding_type: pa.DataType | None = None) ->
     return pa.schema(_content_fields(spec.content("user"), embedding_type))
 
 
+def content_schema(spec: DatasetSpec, entity: Entity) -> pa.Schema:
+    """Return the schema of the items or of the users, as they are stored."""
+    return item_schema(spec) if entity == "item" else user_schema(spec)
+
+
 def _content_fields(content: ContentSpec, embedding_type: pa.DataType | None) -> list[pa.Field]:
     stored = embedding_type or pa.float16()
     return [

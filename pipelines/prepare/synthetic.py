@@ -18,7 +18,7 @@ import pyarrow as pa
 from scipy.special import expit, ndtri
 
 from infra.config import digest, plain
-from infra.tables import DatasetSpec, Entity, TaskSpec, flat_schema, item_schema, user_schema
+from infra.tables import DatasetSpec, Entity, TaskSpec, content_schema, flat_schema, item_schema, user_schema
 from pipelines.prepare.columns import Ragged, days_between, embeddings, nullable, table
 from pipelines.prepare.config import Synthetic
 from pipelines.prepare.dataset import Part, label_keys
@@ -97,7 +97,7 @@ class SyntheticLog:
 
     def parts(self, entity: Entity) -> list[Part]:
         """Return the one part of the items or users."""
-        schema = item_schema(self.spec) if entity == "item" else user_schema(self.spec)
+        schema = content_schema(self.spec, entity)
         chunks = self.items if entity == "item" else self.users
         return [Part("synthetic", digest({"entity": entity, "log": self._lasting()}), schema, chunks)]
 

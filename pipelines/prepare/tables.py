@@ -31,11 +31,10 @@ from infra.tables import (
     ContentSpec,
     DatasetSpec,
     Entity,
+    content_schema,
     flat_schema,
-    item_schema,
     label_schema,
     read_json,
-    user_schema,
 )
 from pipelines.prepare.config import LEDGER, PrepareConfig, Tables
 from pipelines.prepare.dataset import Part, as_time, label_keys
@@ -197,22 +196,14 @@ class TablesLog:
 
     def parts(self, entity: Entity) -> list[Part]:
         """Return a part for every file of the items or users."""
-        contract = (item_schema if entity == "item" else user_schema)(self.spec)
-        content = self.spec.content(entity)
-        return [
-            Part(
-                str(path),
-                digest(
-                    {
-                        "file": self._files.digest([path]),
-                        "signals": [dict(content.embeddings), list(content.categoricals)],
-                    }
-                ),
-                _output_schema(path, contract),
-                partial(self._content, path, entity),
-            )
-            for path in self._files.content[entity]
-        ]
+        content, contract = self.spec.content(entity), content_schema(self.spec, entity)
+        signals = [dict(content.embeddings), list(content.categoricals)]
+        found = []
+        for path in self._files.content[entity]:
+            key = digest({"file": self._files.digest([path]), "signals": signals})
+            schema = _output_schema(path, contract)
+            found.append(Part(str(path), key, schema, partial(self._content, path, content, schema)))
+        return found
 
     def days(self) -> list[date]:
         """Return the dates that have events."""
@@ -238,9 +229,7 @@ class TablesLog:
         """Yield some of the dates, each with its joined impressions in chunks."""
         return ((day, self._day(day)) for day in days)
 
-    def _content(self, path: Path, entity: Entity) -> Iterator[pa.Table]:
-        content = self.spec.content(entity)
-        schema = _output_schema(path, (item_schema if entity == "item" else user_schema)(self.spec))
+    def _content(self, path: Path, content: ContentSpec, schema: pa.Schema) -> Iterator[pa.Table]:
         for group in row_groups([path]):
             rows = _conformed(_read(group), schema, group)
             require_columns(rows.schema, schema, group)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infra import store as store_module
-from infra.commit import verify
+from infra.commit import Manifest, read_manifest, verify
 from infra.errors import CommitError, DataError
 from infra.parquet import read_row_group, row_bytes, row_groups
 from infra.requests import request_groups, request_starts, split_rows
@@ -365,10 +365,14 @@ def test_partitions_of_different_columns_are_refused_by_column(store: Store) -> 
 
 def test_a_partitions_manifest_is_read_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     written(store, DAY, table(requests(DAY, [1, 2])))
-    read: list[Path] = []
-    original = store_module.read_manifest
-    monkeypatch.setattr(store_module, "read_manifest", lambda path: [read.append(path), original(path)][1])
+    paths: list[Path] = []
+
+    def counted(path: Path) -> Manifest:
+        paths.append(path)
+        return read_manifest(path)
+
+    monkeypatch.setattr(store_module, "read_manifest", counted)
     again = Store(store.path)
     assert missing_keys(again, DAY, KEYS) == {}
     assert [entry.table for entry in day_entries(again, DAY, KEYS)] == list(KEYS)
-    assert len(read) == len(set(read)) == len(KEYS)
+    assert len(paths) == len(set(paths)) == len(KEYS)

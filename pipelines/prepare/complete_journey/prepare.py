@@ -17,7 +17,7 @@ from infra.errors import ConfigError
 from infra.identity import Ledger
 from infra.parquet import TableWriter
 from infra.stage import StageRun
-from infra.tables import DatasetSpec, Entity, TaskSpec, flat_schema, item_schema, user_schema
+from infra.tables import DatasetSpec, Entity, TaskSpec, content_schema, flat_schema
 from pipelines.prepare.columns import days_between, embeddings, table
 from pipelines.prepare.complete_journey.behaviour import behaviour_embeddings
 from pipelines.prepare.complete_journey.catalog import (
@@ -127,7 +127,7 @@ class CompleteJourneyLog:
     def parts(self, entity: Entity) -> list[Part]:
         """Return the one part of the items or users."""
         further = pa.field("product_id" if entity == "item" else "household_id", pa.int64())
-        schema = (item_schema if entity == "item" else user_schema)(self.spec).append(further)
+        schema = content_schema(self.spec, entity).append(further)
         key = {"source": self._source_id, "texts": self._cached.name, "settings": self._lasting(), "entity": entity}
         content = self._items if entity == "item" else self._users
         return [Part("complete_journey", digest(key), schema, lambda: [table(content(), schema)])]
