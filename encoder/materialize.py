@@ -14,6 +14,7 @@ writing go on at the same time, a row group each, so memory is a few row groups 
 maps from id to SID.
 """
 
+import bisect
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,9 +40,10 @@ from infra.config import digest, parse, plain
 from infra.distributed import broadcast, together
 from infra.errors import ConfigError, DataError
 from infra.parquet import RowGroup, read_row_group, row_groups
+from infra.partitions import PartitionEntry
 from infra.prefetch import prefetched
 from infra.rows import CountedFile
-from infra.snapshot import CONTENT, Dataset, PartitionEntry, SidSet, read_dataset, write_snapshot
+from infra.snapshot import CONTENT, Dataset, SidSet, read_dataset, write_snapshot
 from infra.stage import StageRun, run_stage
 from infra.store import Making, Store, in_order
 
@@ -299,7 +301,8 @@ def _write_dates(run: StageRun[MaterializeConfig], work: Work, one: SidSetWork) 
     """Write a set's columns beside events and requests, each date by one rank, and return the partitions of all
     dates, on rank 0, which writes the snapshot; on the others none."""
     tables = {base: work.dataset.partitions(base) for base in one.listed.columns if base != one.content}
-    wanted = [(base, entry, _date_key(work, one, entry)) for base, entries in tables.items() for entry in entries]
+    date_key = _date_keys(work, one)
+    wanted = [(base, entry, date_key(entry)) for base, entries in tables.items() for entry in entries]
     missing = None
     with together(run.world, "looking for the dates that lack SIDs"):
         if run.world.is_main:
@@ -321,11 +324,20 @@ def _write_dates(run: StageRun[MaterializeConfig], work: Work, one: SidSetWork) 
         return [work.store.entry(one.table(base), entry.slice, key) for base, entry, key in listed]
 
 
-def _date_key(work: Work, one: SidSetWork, entry: PartitionEntry) -> str:
-    """Name a date's columns: they depend on its rows, and on the parts that brought the items (users) among them."""
-    largest = entry.facts.get(f"max_{one.spec.entity}_id", -1)
-    parts = [part.digest for part in one.parts if part.facts["new"] and part.facts["first"] <= largest]
-    return digest({"set": one.listed.generation, "of": entry.digest, "parts": parts, "code": work.code})
+def _date_keys(work: Work, one: SidSetWork) -> Callable[[PartitionEntry], str]:
+    """Return what names a date's columns: they depend on its rows, and on the parts that brought the items (users)
+    among them."""
+    bringing = [part for part in one.parts if part.facts["new"]]
+    firsts = [part.facts["first"] for part in bringing]
+    up_to = [""]  # one digest of all parts up to each, so that a date's key is as quick however many parts there are
+    for part in bringing:
+        up_to.append(digest({"before": up_to[-1], "part": part.digest}))
+
+    def date_key(entry: PartitionEntry) -> str:
+        parts = up_to[bisect.bisect_right(firsts, entry.facts.get(f"max_{one.spec.entity}_id", -1))]
+        return digest({"set": one.listed.generation, "of": entry.digest, "parts": parts, "code": work.code})
+
+    return date_key
 
 
 def _write_date(work: Work, one: SidSetWork, maps: SidMaps, base: str, entry: PartitionEntry, key: str) -> None:

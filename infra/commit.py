@@ -84,11 +84,24 @@ def read_manifest(path: Path) -> Manifest:
     Raises:
         CommitError: there is no manifest, or it is not one of ours.
     """
-    file = Path(path) / MANIFEST
+    found = find_manifest(path)
+    if found is None:
+        raise CommitError(f"{path}: not a committed directory (no {MANIFEST})")
+    return found
+
+
+def find_manifest(path: Path | str) -> Manifest | None:
+    """Read a committed directory's manifest; None where the directory is not committed.
+
+    Raises:
+        CommitError: the manifest is not one of ours.
+    """
+    file = f"{path}/{MANIFEST}"
     try:
-        return Manifest.model_validate_json(file.read_bytes())
-    except FileNotFoundError as error:
-        raise CommitError(f"{path}: not a committed directory (no {MANIFEST})") from error
+        with Path(file).open("rb") as opened:
+            return Manifest.model_validate_json(opened.read())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except ValidationError as error:
         raise CommitError(f"{file}: not a sidestack manifest ({error.error_count()} faults)") from error
 
@@ -194,6 +207,23 @@ def commit_alone(
     the other gets an `AlreadyCommittedError`.
     """
     return committing(out, ALONE, stage=stage, key=key, inputs=inputs, facts=facts, written=written)
+
+
+def write_whole(file: Path, content: bytes) -> None:
+    """Write one file so that a reader sees all of it or what was there before, even after a crash.
+
+    Raises:
+        CommitError: it cannot be written, or the disk is full.
+    """
+    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with _naming_disk_errors(file):
+            temporary.write_bytes(content)
+            _sync(temporary)
+            temporary.replace(file)
+            _sync(file.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def refuse_taken(out: Path) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from infra.commit import write_whole
 from infra.errors import DataError
 
 Identify = Literal["footer", "sha256"]
@@ -62,9 +63,7 @@ class Ledger:
 
     def _write(self, values: Mapping[str, list[str]]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(values, indent=0), encoding="utf-8")
-        temporary.replace(self.path)
+        write_whole(self.path, json.dumps(values, indent=0).encode())
 
 
 def _mark(file: Path) -> str:

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from infra.partitions import PartitionEntry
 from infra.rows import CountedFile, FileRows
-from infra.snapshot import CONTENT, Dataset, PartitionEntry
+from infra.snapshot import CONTENT, Dataset
 from infra.tables import Entity
 
 Ints = npt.NDArray[np.int64]

@@ -4,7 +4,7 @@ A dataset grows and is never rewritten. Its rows lie in a *store*, as *partition
 labels or SID columns, or one part of the items or users. A partition is a directory that was committed once, with a
 manifest of its own. A *snapshot* is a directory with
 
-    snapshot.json   the partitions, by path and digest, and where their store is
+    snapshot.json   the lists of its partitions, by digest (`infra.partitions`), and where their store is
     dataset.json    the DatasetSpec: signals, features, tasks, splits
 
 Two snapshots that share a partition share its files. The digest of a snapshot's own manifest covers the digests of
@@ -13,7 +13,7 @@ all its partitions, so a stage that takes a snapshot is keyed by the data.
 
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -21,84 +21,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import NonNegativeInt, model_validator
+from pydantic import model_validator
 
 from infra.commit import Manifest, verify
 from infra.config import Config, digest, parse
 from infra.distributed import World, together
 from infra.errors import CommitError, DataError
+from infra.partitions import PartitionEntry, by_table, date_slice, read_lists, write_lists
 from infra.rows import CountedFile
 from infra.tables import SPEC_FILE, DatasetSpec, Entity, read_json, read_spec, write_spec
 
 SNAPSHOT_FILE = "snapshot.json"
 CONTENT: Mapping[Entity, str] = {"item": "items", "user": "users"}
 """The tables that have parts, by whose content they hold."""
-
-
-class PartitionFile(Config):
-    """One Parquet file of a partition."""
-
-    name: str
-    rows: NonNegativeInt
-
-
-class PartitionEntry(Config):
-    """One partition, as a snapshot lists it."""
-
-    table: str
-    """`items`, `users`, `requests`, `events` or `labels`; of SID columns `sids/<set>/<generation>/<table>`."""
-    slice: str
-    """Which part of the table: `date=2024-01-31`, or `part=00003`."""
-    path: str
-    """Its directory, from the store's."""
-    digest: str
-    """Of its manifest: names and contents of its files."""
-    columns: str
-    """Digest of the names and types of its columns."""
-    files: tuple[PartitionFile, ...]
-    """Its Parquet files, in order."""
-    facts: dict[str, int] = {}
-    """Numbers that readers need without opening the files: `first` and `new` of parts, `max_item_id` of dates."""
-
-    @property
-    def rows(self) -> int:
-        """Rows of all files."""
-        return sum(file.rows for file in self.files)
-
-    @property
-    def date(self) -> date:
-        """The date that it holds.
-
-        Raises:
-            DataError: it is not a date's partition.
-        """
-        return slice_date(self.slice, self.path)
-
-
-def date_slice(day: date) -> str:
-    """Return the name of a date's slice."""
-    return f"date={day.isoformat()}"
-
-
-def part_slice(number: int) -> str:
-    """Return the name of the slice of a part of the items or users, numbered from 0."""
-    return f"part={number:05d}"
-
-
-def slice_date(name: str, where: object) -> date:
-    """Return the date of a slice or folder named `date=YYYY-MM-DD`.
-
-    Raises:
-        DataError: it has another name.
-    """
-    try:
-        return date.fromisoformat(name.removeprefix("date=")) if name.startswith("date=") else _refuse_date(where)
-    except ValueError:
-        return _refuse_date(where)
-
-
-def _refuse_date(where: object) -> date:
-    raise DataError(f"{where}: must lie in a folder named date=YYYY-MM-DD")
 
 
 class SidSet(Config):
@@ -116,22 +51,34 @@ class SidSet(Config):
         return f"sids/{name}/{self.generation}/{base}"
 
 
-class Snapshot(Config):
-    """The content of `snapshot.json`."""
+class _Known(Config):
+    """What a snapshot is, but for its partitions."""
 
-    format: Literal["sidestack-snapshot/2"] = "sidestack-snapshot/2"
     store: str
     """The store's directory, from the snapshot's own; a tree that is copied whole stays readable."""
     as_of: datetime | None = None
     """What the snapshot knows ends here: nothing in it is from this time or later. None: the end of the log."""
     sids: dict[str, SidSet] = {}
     """The sets of Semantic IDs, by name."""
+
+
+class SnapshotFile(_Known):
+    """The content of `snapshot.json`."""
+
+    format: Literal["sidestack-snapshot/2"] = "sidestack-snapshot/2"
+    lists: dict[str, tuple[str, ...]]
+    """By table, the digests of the lists of its partitions, in order."""
+
+
+class Snapshot(_Known):
+    """A snapshot with the partitions that its lists name."""
+
     partitions: tuple[PartitionEntry, ...]
     """By table, each in order of date or part."""
 
     @model_validator(mode="after")
     def _check_order(self) -> "Snapshot":
-        for table, entries in _by_table(self.partitions).items():
+        for table, entries in by_table(self.partitions).items():
             slices = [entry.slice for entry in entries]
             for before, after in itertools.pairwise(slices):
                 if before == after:
@@ -147,7 +94,7 @@ class Snapshot(Config):
     @model_validator(mode="after")
     def _check_alignment(self) -> "Snapshot":
         """Check that row-aligned tables have the same slices, files and rows."""
-        tables = _by_table(self.partitions)
+        tables = by_table(self.partitions)
         for base, others in _aligned(tables):
             wanted = {entry.slice: entry for entry in tables.get(base, ())}
             for table in others:
@@ -157,13 +104,6 @@ class Snapshot(Config):
                 for name, entry in found.items():
                     _require_alike(entry, wanted[name], has_same_rows=base != "events" or table != "requests")
         return self
-
-
-def _by_table(entries: Iterable[PartitionEntry]) -> dict[str, list[PartitionEntry]]:
-    tables: dict[str, list[PartitionEntry]] = {}
-    for entry in entries:
-        tables.setdefault(entry.table, []).append(entry)
-    return tables
 
 
 def _aligned(tables: Mapping[str, object]) -> Iterator[tuple[str, list[str]]]:
@@ -193,7 +133,7 @@ class Dataset:
     """An open snapshot.
 
     Attributes:
-        path: the snapshot's directory. spec: its `dataset.json`. snapshot: its `snapshot.json`.
+        path: the snapshot's directory. spec: its `dataset.json`. snapshot: its partitions, and what else it says.
     """
 
     path: Path
@@ -203,11 +143,11 @@ class Dataset:
     @cached_property
     def store(self) -> Path:
         """The directory of the partitions."""
-        return Path(os.path.normpath(self.path / self.snapshot.store))
+        return store_of(self.path, self.snapshot)
 
     @cached_property
     def _tables(self) -> dict[str, list[PartitionEntry]]:
-        return _by_table(self.snapshot.partitions)
+        return by_table(self.snapshot.partitions)
 
     def partitions(self, table: str, first: date = date.min, last: date = date.max) -> Sequence[PartitionEntry]:
         """Return a table's partitions in order; of a table by date those from `first` to `last`, inclusive."""
@@ -271,6 +211,11 @@ def _require_listed(manifest: Manifest, dataset: Dataset, entry: PartitionEntry)
         )
 
 
+def store_of(path: Path, known: _Known) -> Path:
+    """Return the directory of the partitions of the snapshot in a directory."""
+    return Path(os.path.normpath(path / known.store))
+
+
 def read_dataset(path: Path) -> Dataset:
     """Open the snapshot in a directory.
 
@@ -278,10 +223,14 @@ def read_dataset(path: Path) -> Dataset:
 
     Raises:
         DataError: there is no snapshot, or it breaks its rules. ConfigError: `dataset.json` breaks the DatasetSpec.
+        CommitError: a list of its partitions is gone, or was altered.
     """
     spec = read_spec(Path(path) / SPEC_FILE)
     file = Path(path) / SNAPSHOT_FILE
-    dataset = Dataset(Path(path), spec, parse(Snapshot, read_json(file), str(file)))
+    written = parse(SnapshotFile, read_json(file), str(file))
+    partitions = read_lists(store_of(path, written), written.lists)
+    known = {name: getattr(written, name) for name in _Known.model_fields}
+    dataset = Dataset(Path(path), spec, parse(Snapshot, {**known, "partitions": partitions}, str(file)))
     if spec.tasks and dataset.partitions("events") and not dataset.partitions("labels"):
         raise DataError(f"{file}: lists events and no labels, for the tasks {', '.join(spec.tasks)}")
     return dataset
@@ -300,7 +249,7 @@ def content_digest(path: Path, entity: Entity) -> str:
 
 
 def write_snapshot(path: Path, target: Path, spec: DatasetSpec, snapshot: Snapshot) -> None:
-    """Write a snapshot's two files.
+    """Write a snapshot's two files, and into its store the lists of partitions that are not there yet.
 
     Args:
         path: where to write, such as a directory that is being committed. target: where the directory will be.
@@ -308,20 +257,7 @@ def write_snapshot(path: Path, target: Path, spec: DatasetSpec, snapshot: Snapsh
             `target`.
     """
     store = os.path.relpath(Path(snapshot.store).absolute(), Path(target).absolute())
+    lists = write_lists(Path(snapshot.store), snapshot.partitions)
+    written = SnapshotFile(store=Path(store).as_posix(), as_of=snapshot.as_of, sids=snapshot.sids, lists=lists)
     write_spec(path, spec)
-    relative = snapshot.model_copy(update={"store": Path(store).as_posix()})
-    (path / SNAPSHOT_FILE).write_text(relative.model_dump_json() + "\n", encoding="utf-8")
-
-
-def entry_of(store: Path, table: str, slice_name: str, path: Path, manifest: Manifest) -> PartitionEntry:
-    """Describe a committed partition by its manifest, without reading its files."""
-    files = sorted((name, entry.rows) for name, entry in manifest.files.items() if name.endswith(".parquet"))
-    return PartitionEntry(
-        table=table,
-        slice=slice_name,
-        path=path.relative_to(store).as_posix(),
-        digest=manifest.digest,
-        columns=manifest.facts["columns"],
-        files=tuple(PartitionFile(name=name, rows=rows or 0) for name, rows in files),
-        facts=manifest.facts["numbers"],
-    )
+    (path / SNAPSHOT_FILE).write_text(written.model_dump_json(indent=1) + "\n", encoding="utf-8")

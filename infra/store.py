@@ -18,20 +18,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from infra.checks import require_same_columns
-from infra.commit import FileEntry, committing, is_committed, read_manifest
+from infra.commit import FileEntry, committing, find_manifest
 from infra.distributed import ALONE, World
 from infra.errors import AlreadyCommittedError, CommitError, DataError
 from infra.parquet import ROW_GROUP_BYTES, TableWriter, open_parquet, restored_schema
+from infra.partitions import PartitionEntry, date_slice, entry_of, part_slice
 from infra.requests import request_groups, require_distinct, split_rows
-from infra.snapshot import (
-    CONTENT,
-    PartitionEntry,
-    Snapshot,
-    date_slice,
-    entry_of,
-    part_slice,
-    write_snapshot,
-)
+from infra.snapshot import CONTENT, Snapshot, write_snapshot
 from infra.tables import DatasetSpec, Entity, flat_schema
 
 Ints = npt.NDArray[np.int64]
@@ -83,13 +76,13 @@ class Store:
         known = self._found.get((table, slice_name, key))
         if known is not None:
             return known
-        path = self._place(table, slice_name, key)
-        if not is_committed(path):
+        place = _place(table, slice_name, key)
+        manifest = find_manifest(f"{self.path}/{place}")
+        if manifest is None:
             return None
-        manifest = read_manifest(path)
         if manifest.key != key:
-            raise CommitError(f"{path}: holds a partition of key {manifest.key[:24]}…, not of {key[:24]}…")
-        found = entry_of(self.path, table, slice_name, path, manifest)
+            raise CommitError(f"{self.path / place}: holds a partition of key {manifest.key[:24]}…, not of {key[:24]}…")
+        found = entry_of(table, slice_name, place, manifest)
         return self._found.setdefault((table, slice_name, key), found)
 
     @contextlib.contextmanager
@@ -98,7 +91,7 @@ class Store:
 
         Where another process commits the same partition meanwhile, that one is kept: equal keys mean equal rows.
         """
-        path = self._place(table, slice_name, key)
+        path = self.path / _place(table, slice_name, key)
         facts: dict[str, object] = {}
         written: dict[str, FileEntry] = {}
         is_open = False
@@ -119,8 +112,10 @@ class Store:
         assert found is not None, f"{table}/{slice_name}: was not made"
         return found
 
-    def _place(self, table: str, slice_name: str, key: str) -> Path:
-        return self.path / table / slice_name / key[:16]
+
+def _place(table: str, slice_name: str, key: str) -> str:
+    """Return a partition's directory, from the store's."""
+    return f"{table}/{slice_name}/{key[:16]}"
 
 
 def columns_digest(schema: pa.Schema) -> str:

@@ -16,7 +16,8 @@ from infra.commit import commit_alone
 from infra.errors import DataError, SidestackError
 from infra.impressions import all_columns, read_impressions
 from infra.parquet import TableWriter
-from infra.snapshot import Dataset, date_slice, read_dataset
+from infra.partitions import date_slice
+from infra.snapshot import Dataset, read_dataset
 from infra.store import FILE
 
 FOLDER = "impressions"

@@ -19,7 +19,8 @@ from infra.errors import DataError
 from infra.impressions import ImpressionRows, columns_by_table
 from infra.lanes import Batch, LaneReader
 from infra.parquet import RowGroup
-from infra.snapshot import Dataset, PartitionEntry
+from infra.partitions import PartitionEntry
+from infra.snapshot import Dataset
 from infra.tables import DatasetSpec
 from ranker.batch import RankerBatch
 from ranker.config import Dates, TrainingConfig

@@ -24,7 +24,8 @@ from infra.distributed import barrier, gather, together
 from infra.errors import TrainingError
 from infra.lanes import Batch, LaneReader
 from infra.parquet import TableWriter
-from infra.snapshot import CONTENT, Dataset, PartitionEntry, read_dataset
+from infra.partitions import PartitionEntry
+from infra.snapshot import CONTENT, Dataset, read_dataset
 from infra.stage import StageRun, run_stage
 from infra.tables import TaskSpec, ancestors
 from infra.tracking import RunLog

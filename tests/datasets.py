@@ -14,17 +14,9 @@ from encoder.sid import SidSpec
 from infra.config import digest
 from infra.impressions import all_columns, read_impressions
 from infra.parquet import row_groups
+from infra.partitions import PartitionEntry, date_slice
 from infra.requests import request_starts, split_rows
-from infra.snapshot import (
-    CONTENT,
-    Dataset,
-    PartitionEntry,
-    SidSet,
-    Snapshot,
-    date_slice,
-    read_dataset,
-    write_snapshot,
-)
+from infra.snapshot import CONTENT, Dataset, SidSet, Snapshot, read_dataset, write_snapshot
 from infra.store import FILE, Store, day_entries, in_order, write_part
 from infra.tables import DatasetSpec, Entity, daily_tables
 

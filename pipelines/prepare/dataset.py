@@ -11,7 +11,8 @@ from infra.code import code_digest
 from infra.config import digest
 from infra.distributed import World, broadcast, together
 from infra.errors import DataError
-from infra.snapshot import CONTENT, PartitionEntry, Snapshot, date_slice, part_slice, write_snapshot
+from infra.partitions import PartitionEntry, date_slice, part_slice
+from infra.snapshot import CONTENT, Snapshot, write_snapshot
 from infra.stage import StageRun
 from infra.store import (
     Store,

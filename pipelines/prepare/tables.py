@@ -24,7 +24,8 @@ from infra.distributed import broadcast, together
 from infra.errors import ConfigError, DataError
 from infra.identity import Ledger
 from infra.parquet import RowGroup, open_parquet, read_row_group, row_groups
-from infra.snapshot import CONTENT, slice_date
+from infra.partitions import slice_date
+from infra.snapshot import CONTENT
 from infra.stage import StageRun
 from infra.tables import (
     SPEC_FILE,

@@ -29,15 +29,16 @@ def test_a_day_added_writes_its_own_partitions_and_the_labels_that_mature(log: G
     day = FIRST_DAY + timedelta(days=3)
     own = bytes_by_table(read_dataset(log.outputs["materialize"]), day)
     written = found["materialize", "partitions"]
-    assert written["partitions"] == 2
+    assert written["files"] == 2 * 2
     assert written["bytes"] == sum(number for table, number in own.items() if table.startswith("sids/"))
     written = found["prepare", "partitions"]
-    assert written["partitions"] == 3 + 1  # conversions of two days before are all known by now
+    assert written["files"] == 2 * (3 + 1)  # conversions of two days before are all known by now
     assert written["bytes"] > sum(own[table] for table in ("requests", "events", "labels"))
     assert written["of_a_day"] == written["bytes"] / sum(own.values())
-    assert found["prepare", "snapshot"]["partitions"] == 2 + 3 * 4
-    assert found["materialize", "snapshot"]["partitions"] == 2 + 3 * 4 + 1 + 2 * 4
-    assert all(row["seconds"] > 0 for row in rows)
+    assert found["prepare", "lists"]["files"] == 3  # of requests, events and labels of the month; items' stays
+    assert found["materialize", "lists"]["files"] == 2
+    assert all(found[stage, "snapshot"]["bytes"] > 0 for stage in ("prepare", "materialize"))
+    assert all(row["seconds"] > 0 for row in rows if row["what"] != "lists")
 
 
 def test_both_layouts_hold_the_same_impressions(log: GrowingLog, rows: list[Row], tmp_path: Path) -> None:
@@ -54,11 +55,12 @@ def test_both_layouts_hold_the_same_impressions(log: GrowingLog, rows: list[Row]
 
 def test_goals_hold_the_longest_log_against_the_shortest() -> None:
     found = [
-        {"days": days, "stage": stage, "what": "partitions", "bytes": 1000, "seconds": days / 100}
+        {"days": days, "stage": stage, "what": what, "bytes": size, "seconds": days / 100}
         for days in (10, 100)
-        for stage in ("prepare", "materialize")
+        for stage, listed in (("prepare", 1100), ("materialize", 100 * days))
+        for what, size in (("partitions", 1000), ("lists", days), ("snapshot", listed))
     ]
-    assert [row["met"] for row in goals(found)] == ["yes", "no", "yes", "no"]
+    assert [row["met"] for row in goals(found)] == ["yes", "yes", "no", "yes", "no", "no"]
 
 
 @pytest.mark.slow
@@ -71,4 +73,4 @@ def test_a_quick_run_writes_both_tables(
     written = json.loads((tmp_path / "growth.json").read_text())["rows"]
     assert {row["table"] for row in written if "goal" not in row} == {"A day added", "Bytes an impression"}
     assert {row["log"] for row in written if "log" in row} == {"synthetic", given.name}
-    assert "| 6 | materialize | partitions | 2 |" in (tmp_path / "growth.md").read_text()
+    assert "| 6 | materialize | partitions | 4 |" in (tmp_path / "growth.md").read_text()

@@ -18,7 +18,8 @@ from infra.commit import committing
 from infra.config import parse, plain
 from infra.distributed import World
 from infra.parquet import TableWriter, read_row_group, row_groups
-from infra.snapshot import CONTENT, PartitionEntry, Snapshot, read_dataset, write_snapshot
+from infra.partitions import PartitionEntry
+from infra.snapshot import CONTENT, Snapshot, read_dataset, write_snapshot
 from infra.stage import StageRun
 from infra.store import Store, day_entries, in_order, missing_keys, write_day
 from infra.tables import DatasetSpec, Entity, TaskSpec, daily_tables, flat_schema, item_schema, user_schema

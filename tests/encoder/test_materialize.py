@@ -23,6 +23,7 @@ from encoder.signals import signal_batch
 from infra.distributed import World
 from infra.errors import CommitError, ConfigError, DataError, SpecError, StageError
 from infra.parquet import row_groups
+from infra.partitions import LISTS
 from infra.snapshot import read_dataset
 from tests.datasets import content, joined
 from tests.distributed import run_distributed
@@ -95,10 +96,14 @@ def stamps(path: Path) -> Mapping[str, int]:
 
 
 def made_since(before: Mapping[str, int], path: Path) -> set[str]:
-    """Return table and slice of the partitions written since, after checking that all else is as it was."""
+    """Return table and slice of the partitions written since, after checking that all else is as it was, and that
+    there are no more new lists of partitions than tables."""
     after = stamps(path)
     assert {file: after.get(file) for file in before} == dict(before)
-    return {re.sub(r"/\w{16}/[^/]+$", "", file) for file in after.keys() - before.keys()}
+    new = after.keys() - before.keys()
+    made = {re.sub(r"/\w{16}/[^/]+$", "", file) for file in new if not file.startswith(LISTS)}
+    assert sum(file.startswith(LISTS) for file in new) <= len({name.rpartition("/")[0] for name in made})
+    return made
 
 
 def encoded(path: Path) -> int:

@@ -12,7 +12,7 @@ import pytest
 import torch.distributed as dist
 
 import infra.commit
-from infra.commit import MANIFEST, FileEntry, commit_alone, committing, is_committed, read_manifest, verify
+from infra.commit import MANIFEST, FileEntry, commit_alone, committing, is_committed, read_manifest, verify, write_whole
 from infra.distributed import ALONE, World, broadcast, started
 from infra.errors import AlreadyCommittedError, CommitError
 from tests.distributed import RankFailure, run_distributed
@@ -162,6 +162,20 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path, world: World) -
         with committing(tmp_path / "out", world, stage="test"):
             raise OSError(errno.ENOSPC, "No space left on device")
     assert os.listdir(tmp_path) == []
+
+
+def test_one_file_is_written_whole_or_stays_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_whole(tmp_path / "a", b"old")
+    write_whole(tmp_path / "a", b"new")
+    assert (tmp_path / "a").read_bytes() == b"new"
+
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(infra.commit, "_sync", full)
+    with pytest.raises(CommitError, match=f"{tmp_path / 'a'}: no space left on the disk; nothing was committed"):
+        write_whole(tmp_path / "a", b"newer")
+    assert (tmp_path / "a").read_bytes() == b"new" and os.listdir(tmp_path) == ["a"]
 
 
 def write_own_part(world: World, out: Path) -> None:

@@ -13,18 +13,8 @@ from infra.commit import read_manifest, verify
 from infra.config import parse
 from infra.distributed import ALONE, World
 from infra.errors import CommitError, ConfigError, DataError, SidestackError
-from infra.snapshot import (
-    SNAPSHOT_FILE,
-    PartitionEntry,
-    PartitionFile,
-    SidSet,
-    Snapshot,
-    date_slice,
-    entry_of,
-    read_dataset,
-    slice_date,
-    write_snapshot,
-)
+from infra.partitions import PartitionEntry, PartitionFile, date_slice, entry_of, list_file, slice_date
+from infra.snapshot import SNAPSHOT_FILE, SidSet, Snapshot, read_dataset, write_snapshot
 from tests.datasets import write_snapshot_of
 from tests.distributed import run_distributed
 from tests.infra.made_up import DAYS, SPEC, requests, table
@@ -194,6 +184,11 @@ def rewritten(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None
     return spoil
 
 
+def events_list(out: Path) -> Path:
+    (digest,) = json.loads((out / SNAPSHOT_FILE).read_text())["lists"]["events"]
+    return list_file(out / "store", digest)
+
+
 BAD_FILES: dict[str, tuple[Callable[[Path], None], str]] = {
     "no snapshot": (lambda out: (out / SNAPSHOT_FILE).unlink(), r"snapshot\.json: cannot be read as JSON"),
     "half a snapshot": (
@@ -205,9 +200,16 @@ BAD_FILES: dict[str, tuple[Callable[[Path], None], str]] = {
         rewritten(lambda values: values.update(format="sidestack-snapshot/3")), r"snapshot\.json\.format: .*snapshot/2"
     ),
     "an unknown key": (rewritten(lambda values: values.update(extra=1)), r"snapshot\.json\.extra: unknown key"),
-    "a partition twice": (
-        rewritten(lambda values: values["partitions"].insert(0, values["partitions"][0])),
-        r"snapshot\.json.*events/date=2020-01-01 is listed twice",
+    "a list that is gone": (
+        lambda out: events_list(out).unlink(), r"lists/[0-9a-f]{64}\.json: a list of partitions cannot be read: No such"
+    ),
+    "a list that was altered": (
+        lambda out: events_list(out).write_text(events_list(out).read_text() + " "),
+        r"lists/[0-9a-f]{64}\.json: a list of partitions is not of the digest in its name",
+    ),
+    "a list twice": (
+        rewritten(lambda values: values["lists"].update(events=values["lists"]["events"] * 2)),
+        r"snapshot\.json.*events/date=2020-01-01 is listed after events/date=2020-01-03: out of order",
     ),
 }  # fmt: skip
 
@@ -294,9 +296,7 @@ def test_ranks_share_the_hashing_and_refuse_together(made: Path, out: Path) -> N
 def test_an_entry_is_of_a_partitions_manifest(made: Path) -> None:
     dataset = read_dataset(made)
     for listed in dataset.snapshot.partitions:
-        path = dataset.store / listed.path
-        assert entry_of(dataset.store, listed.table, listed.slice, path, read_manifest(path)) == listed
-    with pytest.raises(CommitError, match="not a committed directory"):
-        entry_of(made, "events", "date=2020-01-01", made, read_manifest(made))
+        manifest = read_manifest(dataset.store / listed.path)
+        assert entry_of(listed.table, listed.slice, listed.path, manifest) == listed
     with pytest.raises(DataError, match="must lie in a folder named date"):
         _ = dataset.partitions("items")[0].date

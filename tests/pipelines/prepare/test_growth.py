@@ -1,5 +1,6 @@
 """A log that grows: what one more day makes, what stays as it is, and that nothing knows what comes after its end."""
 
+import json
 import shutil
 from collections.abc import Callable
 from datetime import date, datetime, timedelta
@@ -14,7 +15,8 @@ from infra.commit import MANIFEST, read_manifest
 from infra.distributed import ALONE
 from infra.errors import CommitError
 from infra.impressions import all_columns
-from infra.snapshot import Dataset, read_dataset
+from infra.partitions import LISTS
+from infra.snapshot import SNAPSHOT_FILE, Dataset, read_dataset
 from infra.store import Store
 from tests.datasets import content, joined
 from tests.pipelines.prepare.growing import (
@@ -56,9 +58,14 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     return made
 
 
+def lists_of(out: Path) -> dict[str, list[str]]:
+    lists: dict[str, list[str]] = json.loads((out / SNAPSHOT_FILE).read_text())["lists"]
+    return lists
+
+
 @pytest.mark.parametrize("days", [2, 9])
 def test_a_day_and_a_part_of_items_make_their_own_partitions_alone(days: int, tmp_path: Path) -> None:
-    """However long the log is, the same bytes are written: the day's, the part's, and the list of partitions."""
+    """However long the log is, the same bytes are written: the day's, the part's, and the month's lists of them."""
     own = without_counts(write_folder(tmp_path / "own", days, items=48 if days == 2 else 60))
     run_prepare(ALONE, tables_config(own, test_days=1), tmp_path / "first")
     before, snapshot = state(tmp_path / "store"), state(tmp_path / "first")
@@ -69,7 +76,8 @@ def test_a_day_and_a_part_of_items_make_their_own_partitions_alone(days: int, tm
 
     after = state(tmp_path / "store")
     assert {name: after[name] for name in before} == before and state(tmp_path / "first") == snapshot
-    new = sorted(after.keys() - before.keys())
+    written = sorted(after.keys() - before.keys())
+    new = [name for name in written if not name.startswith(LISTS)]
     expected = [f"{table}/date={day_at(days)}" for table in DAY_TABLES] + ["items/part=00001"] * (days == 2)
     assert sorted({"/".join(name.split("/")[:2]) for name in new}) == sorted(expected)
     assert sorted(Path(name).name for name in new) == sorted(["part-00000.parquet", MANIFEST] * len(expected))
@@ -89,6 +97,10 @@ def test_a_day_and_a_part_of_items_make_their_own_partitions_alone(days: int, tm
     )
     manifests = sum(len(after[name][2]) for name in new if name.endswith(MANIFEST))
     assert bytes_written == described + manifests < 60_000
+    lists = {digest for digests in lists_of(tmp_path / "second").values() for digest in digests}
+    known = {digest for digests in lists_of(tmp_path / "first").values() for digest in digests}
+    assert {Path(name).stem for name in written if name.startswith(LISTS)} == lists - known
+    assert len(lists - known) == len(DAY_TABLES) + (days == 2)
     assert {path.name for path in (tmp_path / "second").iterdir()} == {
         "snapshot.json", "dataset.json", MANIFEST, "summary.json",
     }  # fmt: skip

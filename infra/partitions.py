@@ -1,0 +1,172 @@
+"""What a snapshot says of a partition, and the lists of partitions that snapshots share.
+
+Lists lie in the store, beside the partitions. Each is of one table, and of a month of dates or a hundred parts. Its
+file is named by the digest of its content, so that a snapshot which names lists by digest names each partition, and a
+day added writes that month's lists and no others.
+"""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import date
+from pathlib import Path
+
+from pydantic import NonNegativeInt
+
+from infra.commit import Manifest, write_whole
+from infra.config import Config, parse
+from infra.errors import CommitError, DataError
+
+LISTS = "lists"
+"""The folder of the store that they lie in."""
+
+
+class PartitionFile(Config):
+    """One Parquet file of a partition."""
+
+    name: str
+    rows: NonNegativeInt
+
+
+class PartitionEntry(Config):
+    """One partition, as a snapshot lists it."""
+
+    table: str
+    """`items`, `users`, `requests`, `events` or `labels`; of SID columns `sids/<set>/<generation>/<table>`."""
+    slice: str
+    """Which part of the table: `date=2024-01-31`, or `part=00003`."""
+    path: str
+    """Its directory, from the store's."""
+    digest: str
+    """Of its manifest: names and contents of its files."""
+    columns: str
+    """Digest of the names and types of its columns."""
+    files: tuple[PartitionFile, ...]
+    """Its Parquet files, in order."""
+    facts: dict[str, int] = {}
+    """Numbers that readers need without opening the files: `first` and `new` of parts, `max_item_id` of dates."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of all files."""
+        return sum(file.rows for file in self.files)
+
+    @property
+    def date(self) -> date:
+        """The date that it holds.
+
+        Raises:
+            DataError: it is not a date's partition.
+        """
+        return slice_date(self.slice, self.path)
+
+
+def date_slice(day: date) -> str:
+    """Return the name of a date's slice."""
+    return f"date={day.isoformat()}"
+
+
+def part_slice(number: int) -> str:
+    """Return the name of the slice of a part of the items or users, numbered from 0."""
+    return f"part={number:05d}"
+
+
+def slice_date(name: str, where: object) -> date:
+    """Return the date of a slice or folder named `date=YYYY-MM-DD`.
+
+    Raises:
+        DataError: it has another name.
+    """
+    try:
+        return date.fromisoformat(name.removeprefix("date=")) if name.startswith("date=") else _refuse_date(where)
+    except ValueError:
+        return _refuse_date(where)
+
+
+def _refuse_date(where: object) -> date:
+    raise DataError(f"{where}: must lie in a folder named date=YYYY-MM-DD")
+
+
+def entry_of(table: str, slice_name: str, path: str, manifest: Manifest) -> PartitionEntry:
+    """Describe a committed partition by its manifest, without reading its files; `path` is from the store's."""
+    files = sorted((name, entry.rows) for name, entry in manifest.files.items() if name.endswith(".parquet"))
+    return PartitionEntry(
+        table=table,
+        slice=slice_name,
+        path=path,
+        digest=manifest.digest,
+        columns=manifest.facts["columns"],
+        files=tuple(PartitionFile(name=name, rows=rows or 0) for name, rows in files),
+        facts=manifest.facts["numbers"],
+    )
+
+
+def by_table(entries: Iterable[PartitionEntry]) -> dict[str, list[PartitionEntry]]:
+    """Return partitions by table, in the order given."""
+    tables: dict[str, list[PartitionEntry]] = {}
+    for entry in entries:
+        tables.setdefault(entry.table, []).append(entry)
+    return tables
+
+
+class PartitionList(Config):
+    """The content of one file of `lists/`."""
+
+    partitions: tuple[PartitionEntry, ...]
+
+
+def write_lists(store: Path, entries: Iterable[PartitionEntry]) -> dict[str, tuple[str, ...]]:
+    """Write the lists that the store lacks, and return by table the digests of all, in order.
+
+    Args:
+        store: the store's directory. entries: the partitions; those of a table ascend.
+    """
+    return {
+        table: tuple(_write_list(store, list(group)) for _, group in itertools.groupby(own, _span))
+        for table, own in by_table(entries).items()
+    }
+
+
+def _span(entry: PartitionEntry) -> str:
+    """Return what the partitions of one list share: the month of their dates, or the hundred of their parts."""
+    month, _, _ = entry.slice.rpartition("-")
+    return month or entry.slice[:-2]
+
+
+def _write_list(store: Path, entries: Sequence[PartitionEntry]) -> str:
+    content = PartitionList(partitions=tuple(entries)).model_dump_json().encode()
+    digest = hashlib.sha256(content).hexdigest()
+    file = list_file(store, digest)
+    if not file.is_file() or file.read_bytes() != content:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, content)
+    return digest
+
+
+def read_lists(store: Path, lists: Mapping[str, Sequence[str]]) -> tuple[PartitionEntry, ...]:
+    """Return the partitions of lists, in their order.
+
+    Args:
+        store: the store's directory. lists: digests by table.
+
+    Raises:
+        CommitError: a list is gone, or was altered.
+    """
+    return tuple(entry for digests in lists.values() for digest in digests for entry in _read_list(store, digest))
+
+
+def _read_list(store: Path, digest: str) -> Sequence[PartitionEntry]:
+    file = list_file(store, digest)
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise CommitError(f"{file}: a list of partitions cannot be read: {error.strerror}") from error
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise CommitError(f"{file}: a list of partitions is not of the digest in its name: the file was altered")
+    return parse(PartitionList, json.loads(content), str(file)).partitions
+
+
+def list_file(store: Path, digest: str) -> Path:
+    """Return the file of the list of a digest."""
+    return store / LISTS / f"{digest}.json"
