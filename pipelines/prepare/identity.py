@@ -5,6 +5,8 @@ from infra.identity import Ledger
 from infra.tables import SPEC_FILE, read_json
 from pipelines.prepare.complete_journey.source import RawFiles
 from pipelines.prepare.config import LEDGER, CompleteJourney, PrepareConfig, Synthetic
+from pipelines.prepare.log.config import Log
+from pipelines.prepare.log.files import raw_files
 from pipelines.prepare.tables import log_files
 
 
@@ -21,6 +23,9 @@ def source_identity(config: PrepareConfig) -> str:
         case CompleteJourney():
             files = Ledger(ledger).identities(RawFiles.installed().paths)
             return digest({path.name: identity for path, identity in files.items()})
+        case Log() as source:
+            raw = raw_files(source, ledger)
+            return digest({name: sorted(raw.identity[file] for file in files) for name, files in raw.tables.items()})
         case source:
             found = log_files(source, config.as_of, ledger)
             names = {str(path.relative_to(source.path)): found.identity[path] for path in found.all()}

@@ -2,8 +2,9 @@
 
 from infra.stage import StageRun
 from pipelines.prepare.complete_journey.prepare import open_complete_journey
-from pipelines.prepare.config import CompleteJourney, PrepareConfig, Synthetic
+from pipelines.prepare.config import CompleteJourney, PrepareConfig, Synthetic, Tables
 from pipelines.prepare.dataset import write_dataset
+from pipelines.prepare.log.source import open_log
 from pipelines.prepare.synthetic import SyntheticLog
 from pipelines.prepare.tables import open_tables
 
@@ -19,5 +20,7 @@ def prepare(run: StageRun[PrepareConfig]) -> None:
             write_dataset(run, open_complete_journey(run, source))
         case Synthetic() as source:
             write_dataset(run, SyntheticLog(source, run.config.as_of))
-        case source:
+        case Tables() as source:
             write_dataset(run, open_tables(run, source))
+        case source:
+            write_dataset(run, open_log(run, source))

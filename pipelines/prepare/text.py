@@ -24,7 +24,7 @@ from infra.errors import ConfigError
 from infra.parquet import TableWriter, open_parquet, read_row_group, restored_schema, row_groups
 from infra.tracking import RunLog
 from pipelines.prepare.columns import embeddings
-from pipelines.prepare.config import TextConfig
+from pipelines.prepare.text_config import TextConfig
 
 Vectors = npt.NDArray[np.float16]
 Batch = tuple[npt.NDArray[np.int64], dict[str, torch.Tensor]]

@@ -197,7 +197,7 @@ BAD_FILES: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "no description": (lambda out: (out / "dataset.json").unlink(), r"dataset\.json: cannot be read as JSON"),
     "another format": (
-        rewritten(lambda values: values.update(format="sidestack-snapshot/3")), r"snapshot\.json\.format: .*snapshot/2"
+        rewritten(lambda values: values.update(format="sidestack-snapshot/2")), r"snapshot\.json\.format: .*snapshot/3"
     ),
     "an unknown key": (rewritten(lambda values: values.update(extra=1)), r"snapshot\.json\.extra: unknown key"),
     "a list that is gone": (

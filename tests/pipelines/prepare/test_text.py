@@ -11,7 +11,7 @@ from infra.errors import CommitError, ConfigError
 from infra.tracking import RunLog
 from pipelines.prepare import text
 from pipelines.prepare.complete_journey.source import package_folder
-from pipelines.prepare.config import TextConfig
+from pipelines.prepare.text_config import TextConfig
 from tests.distributed import run_distributed
 from tests.pipelines.prepare.running import TinyEncoder
 

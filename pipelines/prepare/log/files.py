@@ -1,0 +1,148 @@
+"""The files of a raw log: which there are, and how DuckDB reads one."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+
+from infra.errors import DataError
+from infra.identity import Ledger
+from pipelines.prepare.log.config import Log
+
+SUFFIXES = (".parquet", ".csv", ".tsv", ".csv.gz", ".tsv.gz", ".csv.zst")
+"""What a folder is searched for; a file that is named, or matched by a glob, may have any name."""
+EVENTS, ITEMS, USERS = "events", "items", "users"
+
+
+@dataclass(frozen=True)
+class RawFiles:
+    """The files of a log.
+
+    Attributes:
+        tables: `events`, `items`, `users`, `labels.<name>` -> its files. identity: of each file, its name aside.
+    """
+
+    tables: Mapping[str, Sequence[Path]]
+    identity: Mapping[Path, str]
+
+
+def raw_files(config: Log, ledger: Path) -> RawFiles:
+    """Find and identify all files.
+
+    Raises:
+        DataError: a path has no file, two files are the same, or one cannot be read; all such faults at once.
+    """
+    faults: list[str] = []
+    tables: dict[str, Sequence[Path]] = {}
+    for name, paths in _paths(config).items():
+        tables[name] = list(_found(name, paths, faults))
+    if faults:
+        raise DataError("\n".join(faults))
+    identity = Ledger(ledger).identities([file for files in tables.values() for file in files], config.identify)
+    for name, files in tables.items():
+        faults += _copies(name, files, identity)
+    if faults:
+        raise DataError("\n".join(faults))
+    return RawFiles(tables, identity)
+
+
+def _paths(config: Log) -> dict[str, Sequence[str]]:
+    found: dict[str, Sequence[str]] = {EVENTS: config.events.path}
+    if config.items is not None:
+        found[ITEMS] = config.items.path
+    if config.users is not None:
+        found[USERS] = config.users.path
+    return {**found, **{f"labels.{name}": one.path for name, one in config.labels.items()}}
+
+
+def _found(name: str, paths: Sequence[str], faults: list[str]) -> Iterator[Path]:
+    for path in paths:
+        files = sorted(_files(path))
+        if not files:
+            faults.append(f"prepare.source.{name}.path: {path}: no data file is there")
+        yield from files
+
+
+def _files(path: str) -> Iterator[Path]:
+    """Yield the data files of a path; those whose own name, or a folder's below it, begins with `_` or `.` are left
+    out, and so are empty ones."""
+    place = Path(path)
+    if place.is_file():
+        yield from [place] if place.stat().st_size else []
+        return
+    base, pattern = _split_glob(place)
+    for file in base.glob(pattern or "**/*"):
+        is_data = bool(pattern) or file.name.endswith(SUFFIXES)
+        is_hidden = any(part.startswith(("_", ".")) for part in file.relative_to(base).parts)
+        if is_data and not is_hidden and file.is_file() and file.stat().st_size:
+            yield file
+
+
+def _split_glob(path: Path) -> tuple[Path, str]:
+    """Return the folder that a path names without wildcards, and what follows from the first wildcard on."""
+    parts = path.parts
+    first = next((place for place, part in enumerate(parts) if any(sign in part for sign in "*?[")), len(parts))
+    return Path(*parts[:first]), "/".join(parts[first:])
+
+
+def _copies(name: str, files: Sequence[Path], identity: Mapping[Path, str]) -> Iterator[str]:
+    firsts: dict[str, Path] = {}
+    for file in files:
+        first = firsts.setdefault(identity[file], file)
+        if first != file:
+            yield f"prepare.source.{name}.path: {file}: is the same file as {first}; remove one of them"
+
+
+@dataclass(frozen=True)
+class Relation:
+    """One file as DuckDB reads it.
+
+    Attributes:
+        sql: the table function's call. types: column -> DuckDB's type.
+    """
+
+    sql: str
+    types: Mapping[str, str]
+
+
+def relation(database: duckdb.DuckDBPyConnection, file: Path, texts: Sequence[str]) -> Relation:
+    """Describe how a file is read; columns of folder names such as `date=2024-03-01` are among its own.
+
+    Args:
+        database: a connection. file: Parquet, or else CSV of any delimiter.
+        texts: columns of a CSV that are text whatever they look like, such as ids, which may have leading zeros.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    name = str(file).replace("'", "''")
+    if file.suffix == ".parquet":
+        return Relation(call := f"read_parquet('{name}', hive_partitioning = true)", _types(database, call, file))
+    guess = f"read_csv('{name}', sample_size = -1, hive_partitioning = true)"
+    known = [column for column in texts if column in _types(database, guess, file)]
+    if not known:
+        return Relation(guess, _types(database, guess, file))
+    types = ", ".join(f"{literal(column)}: 'VARCHAR'" for column in dict.fromkeys(known))
+    call = f"read_csv('{name}', sample_size = -1, hive_partitioning = true, types = {{{types}}})"
+    return Relation(call, _types(database, call, file))
+
+
+def _types(database: duckdb.DuckDBPyConnection, call: str, file: Path) -> dict[str, str]:
+    try:
+        rows = database.execute(f"DESCRIBE SELECT * FROM {call}").fetchall()
+    except duckdb.Error as error:
+        raise DataError(f"{file}: cannot be read: {str(error).splitlines()[0]}") from error
+    return {name: kind for name, kind, *_ in rows}
+
+
+def literal(text: str) -> str:
+    """Return text as an SQL literal."""
+    quoted = text.replace("'", "''")
+    return f"'{quoted}'"
+
+
+def quoted(name: str) -> str:
+    """Return a column's name as an SQL identifier."""
+    escaped = name.replace('"', '""')
+    return f'"{escaped}"'

