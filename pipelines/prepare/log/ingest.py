@@ -16,9 +16,9 @@ from infra.config import digest, plain
 from infra.errors import DataError
 from infra.partitions import PartitionEntry
 from infra.store import FILE, Making, Store
-from pipelines.prepare.log.columns import RawColumn, Types, category, condition, key, number, text, time, vector
+from pipelines.prepare.log.columns import RawColumn, category, condition, key, number, text, time, vector
 from pipelines.prepare.log.config import ContentFiles, Log
-from pipelines.prepare.log.files import EVENTS, ITEMS, USERS, RawFiles, literal, quoted, relation
+from pipelines.prepare.log.files import EVENTS, ITEMS, USERS, RawFiles, Relation, literal, quoted, relation
 
 CODE = ("pipelines/prepare/log/columns.py", "pipelines/prepare/log/files.py", "pipelines/prepare/log/ingest.py")
 BATCH_ROWS = 1 << 16
@@ -119,7 +119,7 @@ def ingest(config: Log, files: RawFiles, store: Store, database: duckdb.DuckDBPy
         for file in files.tables[name]
     }
     new = [place for place, work in keys.items() if store.find(f"raw/{place[0]}", f"file={work[:16]}", work) is None]
-    faults = [fault for name, file in new for fault in _faults(database, tables[name], file, config.max_dropped)]
+    faults = [fault for name, file in new for fault in file_faults(database, tables[name], file, config.max_dropped)]
     if faults:
         more = [f"... and {len(faults) - _MOST_FAULTS} more"] if len(faults) > _MOST_FAULTS else []
         raise DataError("\n".join([f"the raw log has {len(faults)} faults:", *faults[:_MOST_FAULTS], *more]))
@@ -135,7 +135,8 @@ def ingest(config: Log, files: RawFiles, store: Store, database: duckdb.DuckDBPy
     }
 
 
-def _faults(database: duckdb.DuckDBPyConnection, table: RawTable, file: Path, max_dropped: float) -> Iterator[str]:
+def file_faults(database: duckdb.DuckDBPyConnection, table: RawTable, file: Path, max_dropped: float) -> Iterator[str]:
+    """Yield all that is wrong with a file, a line each."""
     try:
         read = relation(database, file, _texts(table))
     except DataError as error:
@@ -144,13 +145,21 @@ def _faults(database: duckdb.DuckDBPyConnection, table: RawTable, file: Path, ma
     missing = [name for column in table.columns.values() for name in column.sources if name not in read.types]
     for name in dict.fromkeys(missing):
         yield f"{file}: column {name!r} is missing ({table.name}); the file has {', '.join(read.types)}"
-    columns = {name: one for name, one in table.columns.items() if all(source in read.types for source in one.sources)}
-    for name, column in columns.items():
-        yield from _values_faults(database, read.sql, read.types, name, column, file)
-    required = [quoted(source) for name in table.required for source in table.columns[name].sources]
+    present = {name: one for name, one in table.columns.items() if all(source in read.types for source in one.sources)}
+    try:
+        yield from _values_faults(database, read, present, file)
+    except duckdb.Error:  # an expression that cannot be run at all: find which
+        for name, column in present.items():
+            try:
+                yield from _values_faults(database, read, {name: column}, file)
+            except duckdb.Error as error:
+                what = f"column {column.sources[0]!r}" if column.sources else f"condition of {name.partition(':')[2]!r}"
+                yield f"{file}: {what}: {str(error).splitlines()[0]}"
     if not missing:
-        is_null = " OR ".join(f"{name} IS NULL" for name in required)
-        rows, dropped = _one(database, f"SELECT count(*), count(*) FILTER (WHERE {is_null}) FROM {read.sql}")
+        is_null = " OR ".join(quoted(source) + " IS NULL" for source in _required_sources(table))
+        rows, dropped = database.execute(
+            f"SELECT count(*), count(*) FILTER (WHERE {is_null}) FROM {read.sql}"
+        ).fetchall()[0]
         if dropped > max_dropped * rows:
             yield (
                 f"{file}: {dropped:,} of {rows:,} rows lack {', '.join(table.required)}; at most"
@@ -158,23 +167,27 @@ def _faults(database: duckdb.DuckDBPyConnection, table: RawTable, file: Path, ma
             )
 
 
+def _required_sources(table: RawTable) -> list[str]:
+    return [source for name in table.required for source in table.columns[name].sources]
+
+
 def _values_faults(
-    database: duckdb.DuckDBPyConnection, read: str, types: Types, name: str, column: RawColumn, file: Path
+    database: duckdb.DuckDBPyConnection, read: Relation, columns: Mapping[str, RawColumn], file: Path
 ) -> Iterator[str]:
-    """Yield what is wrong with a column's values: how many break its rule, and the first of these."""
-    is_there = " OR ".join(f"{quoted(source)} IS NOT NULL" for source in column.sources) or "true"
-    shown = quoted(column.sources[0]) if column.sources else "NULL"
-    wrong = f"FILTER (WHERE ({is_there}) AND ({column.sql(types)}) IS NULL)"
-    _set_zone(database, column)
-    try:
-        count, example = _one(database, f"SELECT count(*) {wrong}, first(CAST({shown} AS VARCHAR)) {wrong} FROM {read}")
-    except duckdb.Error as error:
-        what = f"column {column.sources[0]!r}" if column.sources else f"condition of {name.removeprefix('task:')!r}"
-        yield f"{file}: {what}: {str(error).splitlines()[0]}"
-        return
-    if count:
-        kind = types[column.sources[0]]
-        yield f"{file}: column {column.sources[0]!r} ({kind}) {column.rule}; {count:,} rows do not, such as {example!r}"
+    """Yield what is wrong with columns' values: how many break the rule, and one of these. One pass over the file."""
+    parts = []
+    for column in columns.values():
+        set_zone(database, column)
+        is_there = " OR ".join(f"{quoted(source)} IS NOT NULL" for source in column.sources) or "true"
+        wrong = f"FILTER (WHERE ({is_there}) AND ({column.sql(read.types)}) IS NULL)"
+        shown = quoted(column.sources[0]) if column.sources else "NULL"
+        parts += [f"count(*) {wrong}", f"min(CAST({shown} AS VARCHAR)) {wrong}"]
+    found = database.execute(f"SELECT {', '.join(parts)} FROM {read.sql}").fetchall()[0]
+    for column, count, example in zip(columns.values(), found[::2], found[1::2], strict=True):
+        if count:
+            source = column.sources[0]
+            kind = read.types[source]
+            yield f"{file}: column {source!r} ({kind}) {column.rule}; {count:,} rows do not, such as {example!r}"
 
 
 def _texts(table: RawTable) -> list[str]:
@@ -182,30 +195,31 @@ def _texts(table: RawTable) -> list[str]:
     return [source for one in table.columns.values() if one.kind == "VARCHAR" for source in one.sources]
 
 
-def _set_zone(database: duckdb.DuckDBPyConnection, column: RawColumn) -> None:
+def set_zone(database: duckdb.DuckDBPyConnection, column: RawColumn) -> None:
+    """Let the session read times as a column needs it."""
     if column.zone is not None:
         database.execute(f"SET TimeZone = {literal(column.zone)}")
 
 
-def _one(database: duckdb.DuckDBPyConnection, query: str) -> tuple[int, int]:
-    found = database.execute(query).fetchall()[0]
-    return found[0], found[1]
-
-
 def _write(store: Store, database: duckdb.DuckDBPyConnection, table: RawTable, file: Path, work: str) -> None:
-    read = relation(database, file, _texts(table))
-    for column in table.columns.values():
-        _set_zone(database, column)
-    columns = sorted(table.columns.items(), key=lambda column: column[0] != "event_time")  # sorted by time first
-    values = ", ".join(f"CAST({one.sql(read.types)} AS {one.kind}) AS {quoted(name)}" for name, one in columns)
-    kept = " AND ".join(f"{quoted(name)} IS NOT NULL" for name in table.required)
-    query = f"SELECT * FROM (SELECT {values} FROM {read.sql}) WHERE {kept} ORDER BY ALL"
-    total, _ = _one(database, f"SELECT count(*), 0 FROM {read.sql}")
+    query = f"{typed_rows(database, table, file)} ORDER BY ALL"
+    total = database.execute(f"SELECT count(*) FROM {relation(database, file, _texts(table)).sql}").fetchall()[0][0]
     with store.making(f"raw/{table.name}", f"file={work[:16]}", work) as made:
         write_query(database, query, made)
         made.numbers["dropped"] = total - (made.written[FILE].rows or 0)
         if table.has_time:
             made.numbers |= _days(database, made.path / FILE, list(table.columns))
+
+
+def typed_rows(database: duckdb.DuckDBPyConnection, table: RawTable, file: Path) -> str:
+    """Return the query of a file's rows with typed columns, the time first; those without an id or a time left out."""
+    read = relation(database, file, _texts(table))
+    for column in table.columns.values():
+        set_zone(database, column)
+    columns = sorted(table.columns.items(), key=lambda column: column[0] != "event_time")
+    values = ", ".join(f"CAST({one.sql(read.types)} AS {one.kind}) AS {quoted(name)}" for name, one in columns)
+    kept = " AND ".join(f"{quoted(name)} IS NOT NULL" for name in table.required)
+    return f"SELECT * FROM (SELECT {values} FROM {read.sql}) WHERE {kept}"
 
 
 def write_query(database: duckdb.DuckDBPyConnection, query: str, made: Making) -> None:

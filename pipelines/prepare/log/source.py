@@ -321,7 +321,7 @@ class LogSource:
 
     def _described(self) -> DatasetSpec:
         config, opened = self._config, self._opened
-        train, test = self._splits()
+        train, test = split_dates(config, self.days(), self._end)
         counts = {name: count_columns(name, config.count_days) for name in counted(self._inputs())}
         user = counts.pop("user")
         return DatasetSpec(
@@ -350,20 +350,27 @@ class LogSource:
         said = f"a log of one's own: {', '.join(self._config.events.path)}"
         return f"{said}; {drawn} items drawn for each event as impressions with labels 0" if drawn else said
 
-    def _splits(self) -> tuple[tuple[date, date], tuple[date, date]]:
-        """Return the training and the test dates: the test dates end where the labels of all tasks are complete."""
-        config, days = self._config, self.days()
-        followup = timedelta(days=max([0.0, *config.followup_days.values()]))
-        complete = [day for day in days if datetime.combine(day, time()) + timedelta(days=1) + followup <= self._end]
-        num_test = config.test_days or max(1, len(complete) // 5)
-        test, before = complete[-num_test:], complete[:-num_test]
-        train = before[-config.train_days :] if config.train_days else before
-        if not train:
-            raise DataError(
-                f"events: {len(days)} dates before {self._end.date()}, {len(complete)} of them with complete labels,"
-                f" leave none to train on beside {num_test} test dates"
-            )
-        return (train[0], train[-1]), (test[0], test[-1])
+
+def split_dates(config: Log, days: Sequence[date], end: datetime) -> tuple[tuple[date, date], tuple[date, date]]:
+    """Return first and last training and test date: the test dates end where the labels of all tasks are complete.
+
+    Args:
+        config: the log's. days: dates with events, ascending. end: when the log ends, exclusive.
+
+    Raises:
+        DataError: there are too few dates.
+    """
+    followup = timedelta(days=max([0.0, *config.followup_days.values()]))
+    complete = [day for day in days if datetime.combine(day, time()) + timedelta(days=1) + followup <= end]
+    num_test = config.test_days or max(1, len(complete) // 5)
+    test, before = complete[-num_test:], complete[:-num_test]
+    train = before[-config.train_days :] if config.train_days else before
+    if not train:
+        raise DataError(
+            f"events: {len(days)} dates before {end.date()}, {len(complete)} of them with complete labels, leave"
+            f" none to train on beside {num_test} test dates"
+        )
+    return (train[0], train[-1]), (test[0], test[-1])
 
 
 def _runs(wanted: Sequence[date], days: Sequence[date]) -> Iterator[list[date]]:

@@ -1,0 +1,64 @@
+"""About what a run of a log will take, from rates that were measured, and what its verdict will lack."""
+
+import os
+from collections.abc import Iterator
+
+from pipelines.check.profile import Profile
+from pipelines.config import PipelineConfig
+from pipelines.report.units import byte_size
+
+BYTES_AN_IMPRESSION = 50
+"""On disk, tables, SIDs and the ingested raw rows; docs/results/growth.md has 31 to 34 for tables and SIDs."""
+BYTES_AN_ITEM = 1_000
+"""An embedding of 384 halves, and its SID."""
+TEXTS_A_SECOND = 158
+"""Of the sentence encoder, a core (docs/results)."""
+EVENTS_A_SECOND = 60_000
+"""Of prepare, a core: ingest, histories, counts."""
+SAMPLES_A_SECOND = 5_000
+"""Of the slower arms of the ranker, a core (docs/results/complete_journey.md)."""
+ITEM_ENCODINGS_A_SECOND = 4_000
+"""Of the encoder's training, a core."""
+RANKER_BYTES = 2 << 30
+FEW_POSITIVES = 1_000
+"""Test positives below which gains of a few per mille cannot be told from chance."""
+
+
+def estimates(found: Profile, config: PipelineConfig) -> list[tuple[str, str]]:
+    """Return lines about disk, memory and time."""
+    cores = os.cpu_count() or 1
+    disk = found.rows * BYTES_AN_IMPRESSION + found.items * BYTES_AN_ITEM
+    tables = 4 * config.ranker.model.embedding_dim * (found.users + 2 * found.items)
+    prepare = found.texts / TEXTS_A_SECOND / cores + found.rows / EVENTS_A_SECOND / cores
+    encoder = found.items * config.encoder.training.epochs / ITEM_ENCODINGS_A_SECOND
+    arms = len(config.arms) * config.run.replicates
+    ranker = arms * (config.ranker.training.epochs or 1) * found.rows / SAMPLES_A_SECOND
+    minutes = (prepare + config.run.replicates * encoder + ranker) / 60
+    return [
+        ("disk", f"about {byte_size(disk)}"),
+        ("memory", f"about {byte_size(RANKER_BYTES + 2 * tables)} a ranker stage on a CPU"),
+        (
+            "time",
+            f"about {max(minutes, 1):,.0f} min on {cores} cores, {arms} trainings of the ranker; to a factor of 3",
+        ),
+    ]
+
+
+def warnings(found: Profile, config: PipelineConfig) -> Iterator[str]:
+    """Yield what a verdict on this log will lack."""
+    if found.train is None:
+        yield f"{found.num_days} dates are too few to train on some and test on others"
+    for name, task in found.tasks.items():
+        if task.positives in (0, found.rows):
+            rule = (
+                "look at its condition"
+                if not task.positives
+                else "set prepare.source.negatives, to draw items for them"
+            )
+            yield f"task {name}: all labels are {int(task.positives > 0)}; {rule}"
+        elif task.test_positives < FEW_POSITIVES:
+            yield f"task {name}: {task.test_positives:,} positives in the test dates: expect no verdict on small gains"
+    if found.listed is not None and found.listed < 0.9:
+        yield f"{1 - found.listed:.1%} of events are of items that the catalogue lacks: they have no content"
+    if config.run.replicates < 3:
+        yield f"run.replicates={config.run.replicates}: it takes several trainings to tell a gain from a seed's luck"
