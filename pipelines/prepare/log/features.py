@@ -80,15 +80,22 @@ class DatedRows:
     Args of the constructor:
         database: a connection of its own. config: the log's. inputs: what rows are made of.
         state: what was known at an earlier date; None: nothing, so all the log is read.
+        say: told of what was repaired, and of how many labels were found.
     """
 
     def __init__(
-        self, database: duckdb.DuckDBPyConnection, config: Log, inputs: LogInputs, state: State | None
+        self,
+        database: duckdb.DuckDBPyConnection,
+        config: Log,
+        inputs: LogInputs,
+        state: State | None,
+        say: Callable[[str], None],
     ) -> None:
         self.database = database
         self.config = config
         self.inputs = inputs
         self.state = state
+        self.say = say
 
     def rows(self, days: Sequence[date]) -> Iterator[tuple[date, pa.Table]]:
         """Yield the rows of dates that follow each other, in order, each date in one or more tables.
@@ -157,6 +164,12 @@ class DatedRows:
             f" items.is_listed, {positive} AS is_positive, false AS is_drawn FROM ({once}) AS raw"
             " JOIN users ON users.key = raw.user_key JOIN items ON items.key = raw.item_key",
         )
+        again = self._number(f"SELECT (SELECT count(*) FROM ({raw})) - (SELECT count(*) FROM log)")
+        if again:
+            self.say(f"prepare: {again:,} rows of events came twice and count once")
+
+    def _number(self, query: str) -> int:
+        return int(self.database.execute(query).fetchall()[0][0])
 
     def _check_catalogue(self) -> None:
         if self.config.items is None:
@@ -264,7 +277,7 @@ class DatedRows:
 
     @property
     def _delay(self) -> str:
-        return f"INTERVAL {round(self.config.delay_minutes * 60_000_000)} MICROSECOND"
+        return _days(self.config.delay_minutes / 1440)
 
     def _state(self, name: str) -> str:
         assert self.state is not None
@@ -312,9 +325,15 @@ class DatedRows:
 
     def _make_labels(self) -> None:
         """Bring `late_<n>`, of each task that a table tells: the first of its rows at or after each impression."""
-        for number, task in enumerate(self.config.tasks.values()):
-            if task.table is not None:
-                self._table(f"late_{number}", self._late(task, f"task:{list(self.config.tasks)[number]}"))
+        for number, (name, task) in enumerate(self.config.tasks.items()):
+            if task.table is None or task.within_days is None:
+                continue
+            self._table(f"late_{number}", self._late(task, f"task:{name}"))
+            is_within = f"happened < event_time + {_days(task.within_days)}"
+            found = self._number(f"SELECT count(*) FROM late_{number} WHERE {is_within}")
+            self.say(
+                f"prepare: {found:,} impressions have a row of {task.table} within {task.within_days:g} days ({name})"
+            )
 
     def _late(self, task: LogTask, flag: str) -> str:
         assert task.table is not None
@@ -349,7 +368,7 @@ class DatedRows:
         own = f"i.{quoted(f'task:{name}')}"
         unknown = "false"
         if task.within_days is not None:
-            within = f"INTERVAL {round(task.within_days * 86_400_000_000)} MICROSECOND"
+            within = _days(task.within_days)
             number = list(self.config.tasks).index(name)
             own = f"CASE WHEN late_{number}.happened < i.event_time + {within} THEN 1 ELSE 0 END"
             unknown = f"NOT i.is_drawn AND i.event_time + {within} >= TIMESTAMP '{self.inputs.end}'"
@@ -402,6 +421,11 @@ class DatedRows:
             f" LEFT JOIN histories AS h ON h.request = i.request{joins}"
             " ORDER BY r.day, r.number, i.is_drawn, i.event_time, i.item_id"
         )
+
+
+def _days(number: float) -> str:
+    """Return days as an SQL interval."""
+    return f"INTERVAL {round(number * 86_400_000_000)} MICROSECOND"
 
 
 def _by_day(rows: pa.Table) -> Iterator[tuple[date, pa.Table]]:

@@ -1,7 +1,7 @@
 """A raw log as a `pipelines.prepare.dataset.Source`: ingest what is new, number it, make the rows of dates."""
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import date, datetime, time, timedelta
@@ -74,7 +74,7 @@ def open_log(run: StageRun[PrepareConfig], config: Log) -> "LogSource":
     assert found is not None
     if config.items is not None and config.items.text:
         found = replace(found, items=_with_texts(run, config, found.items))
-    return LogSource(config, store, found, as_time(run.config.as_of))
+    return LogSource(config, store, found, as_time(run.config.as_of), run.log.say)
 
 
 @dataclass(frozen=True)
@@ -179,12 +179,16 @@ class LogSource:
 
     Args of the constructor:
         config: the log's. store: where partitions lie. opened: what it holds. as_of: when the snapshot ends.
+        say: told what people should know of the rows.
     """
 
-    def __init__(self, config: Log, store: Store, opened: Opened, as_of: datetime | None) -> None:
+    def __init__(
+        self, config: Log, store: Store, opened: Opened, as_of: datetime | None, say: Callable[[str], None]
+    ) -> None:
         self._config = config
         self._store = store
         self._opened = opened
+        self._say = say
         self._end = as_of or datetime.combine(opened.end, time())
         self.spec = self._described()
 
@@ -213,7 +217,8 @@ class LogSource:
         """Yield some of the dates, each with its joined impressions in chunks."""
         for dates in _runs(days, self.days()):
             with database(self._store.path.parent) as connection:
-                made = DatedRows(connection, self._config, self._inputs(), self._state(self._since(dates[0])))
+                state = self._state(self._since(dates[0]))
+                made = DatedRows(connection, self._config, self._inputs(), state, self._say)
                 for day, tables in itertools.groupby(made.rows(dates), key=lambda found: found[0]):
                     yield day, (self._conformed(table) for _, table in tables)
                 if dates[-1] == self.days()[-1]:

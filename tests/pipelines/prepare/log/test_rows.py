@@ -159,7 +159,7 @@ def test_the_future_changes_nothing_before_it(tmp_path: Path) -> None:
     assert found[0] == found[1] and len(found[0]) == 3 * 4
 
 
-def test_rows_that_come_twice_and_in_any_order_count_once(tmp_path: Path) -> None:
+def test_rows_that_come_twice_and_in_any_order_count_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     events = raw_events(4)
     (tmp_path / "b").mkdir()
     write_days(tmp_path / "a/events", events)
@@ -169,6 +169,7 @@ def test_rows_that_come_twice_and_in_any_order_count_once(tmp_path: Path) -> Non
         write(tmp_path / name / "orders.parquet", raw_orders(events))
         run_prepare(ALONE, log_config(tmp_path / name), tmp_path / name / "runs/out")
     assert_same(found_rows(tmp_path / "a/runs/out"), found_rows(tmp_path / "b/runs/out"))
+    assert "prepare: 160 rows of events came twice and count once" in capsys.readouterr().err
 
 
 def test_requests_are_of_a_column_or_of_user_and_time(tmp_path: Path) -> None:
