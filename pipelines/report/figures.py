@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping
 from matplotlib import colors as mcolors
 from matplotlib import ticker
 from matplotlib.axes import Axes
+from matplotlib.transforms import offset_copy
 
 from pipelines.report.blocks import defined_tasks, segment_kinds
 from pipelines.report.comparison import Comparison, EncoderResult, TaskResult
@@ -105,7 +106,8 @@ def _gain_row(axes: Axes, theme: Theme, color: str, position: int, result: TaskR
         return
     draw_gain(axes, theme, color, gain, verdict, position, across=True)
     trainings = gain.replicates if len(gain.replicates) > 1 else ()
-    axes.plot(trainings, [position + 0.31] * len(trainings), "|", color=color, markersize=5, zorder=3)
+    below = offset_copy(axes.transData, axes.figure, y=-9, units="points")
+    axes.plot(trainings, [position] * len(trainings), "|", color=color, markersize=5, zorder=3, transform=below)
     text = verdict.kind if verdict.is_withheld else percent(gain.gain)
     right = max(gain.interval[1], gain.gain)
     note(axes, theme, text, (right, position), (9, 0), color=theme.ink if verdict.is_shown else theme.muted)

@@ -21,7 +21,7 @@ from pipelines.report.blocks import (
 from pipelines.report.comparison import Comparison
 from pipelines.report.drawing import DARK, LIGHT, Plot, Theme, arm_colors, render
 from pipelines.report.lead import lead
-from pipelines.report.table import blocks, footnotes, learning_blocks, trained_blocks
+from pipelines.report.table import blocks, footnotes, learning_blocks, mark_note, trained_blocks
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ def render_page(comparison: Comparison, figures: Sequence[Plot], configs: Mappin
         further=[gains_block(comparison, task) for task in defined],
         trainings=[trainings_block(comparison, task) for task in defined] if comparison.replicates > 1 else [],
         segments=segment_blocks(comparison),
+        mark_note=mark_note(comparison),
         footnotes=footnotes(comparison),
         figures=[_embedded(figure) for figure in figures],
         configs={name: text for name, text in configs.items() if text},

@@ -74,7 +74,7 @@ def _ranker(found: Mapping[str, Sequence[Section]]) -> Section:
         overlay = {section: changes for section, changes in overlay.items() if changes}
         if _common(_overlaid(shared, overlay)) != _common(first):
             raise DataError(f"{arm} differs from {shared['arm']} in more than an arm may set for itself")
-        arms[arm] = {**first["arms"][arm], "overlay": overlay}
+        arms[arm] = {**first.get("arms", {}).get(arm, {}), "overlay": overlay}
     return {**shared, "arms": arms}
 
 

@@ -77,7 +77,7 @@ def _closing(comparison: Comparison) -> tuple[str, ...]:
 
 def _what_the_interval_holds(comparison: Comparison) -> str:
     if comparison.replicates == 1:
-        return "one training: the interval is over users, it does not hold the spread of training"
+        return "one training: the interval is over users, it does not hold the spread of training (run.replicates)"
     return f"the interval is over users and {comparison.replicates} trainings, {SEEDS} its deviation over trainings"
 
 
@@ -144,7 +144,14 @@ def as_markdown(comparison: Comparison) -> str:
         lines.append("|---" + "|---:" * len(block.columns) + "|")
         lines += ["| " + " | ".join(_stripped(row)) + " |" for row in block.rows]
         lines.append("")
-    return "\n".join([*lines, *(f"- {note}" for note in _closing(comparison)), ""])
+    return "\n".join([*lines, *(f"- {note}" for note in (*_closing(comparison), mark_note(comparison))), ""])
+
+
+def mark_note(comparison: Comparison) -> str:
+    """Say what the mark means that gains have in the details."""
+    rules = comparison.rules
+    few = f"fewer than {rules.min_positives:,} positives or negatives, or {rules.min_users:,} users"
+    return f"{WITHHELD_MARK} nothing is to be concluded: the verdict is withheld, or the gain is of {few}"
 
 
 def _stripped(cells: Sequence[str]) -> list[str]:
