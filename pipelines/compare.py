@@ -8,7 +8,6 @@ and a page that needs nothing beside itself, `report.html`.
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from encoder.config import ENCODER_INPUT
 from encoder.sid import DEFAULT_NAME
@@ -29,7 +28,7 @@ from pipelines.report.arms import (
     typical,
     windows_of,
 )
-from pipelines.report.comparison import COMPARISON_FILE, ArmResult, Comparison, TaskResult
+from pipelines.report.comparison import COMPARISON_FILE, ArmResult, Comparison, TaskResult, Training
 from pipelines.report.config import CompareConfig
 from pipelines.report.drawing import LIGHT, Plot, render
 from pipelines.report.encoder import read_encoder
@@ -88,8 +87,9 @@ def _comparison(run: StageRun[CompareConfig], arms: Arms, curves: Curves) -> Com
     earlier, trained_on = count_labels(training_rows(dataset, *dates.train), dataset.spec, earlier_task)
     measured = measure(arms, tuple(tasks), earlier, run.out)
     require_all_rows(summaries, measured.num_rows)
-    results = {task: _task_results(config, task, found, curves) for task, found in measured.tasks.items()}
-    sections = {name: read_section(paths[0], "ranker") for name, paths in arms.items()}
+    sections = {name: [read_section(path, "ranker") for path in paths] for name, paths in arms.items()}
+    trainings = {name: list(map(training_of, summaries[name], found)) for name, found in sections.items()}
+    results = {task: _task_results(config, task, found, curves, trainings) for task, found in measured.tasks.items()}
     return Comparison(
         reference=reference,
         tasks=tasks,
@@ -108,35 +108,41 @@ def _comparison(run: StageRun[CompareConfig], arms: Arms, curves: Curves) -> Com
         inputs={name: manifest.digest for name, manifest in manifests.items()},
         rules=config.verdict,
         trained_on=trained_on,
-        differs=tuple(differing_settings(sections)),
+        differs=tuple(differing_settings({name: found[0] for name, found in sections.items()})),
         warnings=tuple(differences(summaries, manifests)),
         arms={
-            name: _arm_result(config, typical(found), {task: results[task][name] for task in tasks}, sections[name])
+            name: _arm_result(config, typical(found), {task: results[task][name] for task in tasks}, trainings[name][0])
             for name, found in summaries.items()
         },
         encoder=read_encoder(run.inputs[ENCODER], run.inputs["dataset"]),
     )
 
 
-def _task_results(config: CompareConfig, task: str, measured: TaskMeasured, curves: Curves) -> dict[str, TaskResult]:
+def _task_results(
+    config: CompareConfig,
+    task: str,
+    measured: TaskMeasured,
+    curves: Curves,
+    trainings: Mapping[str, Sequence[Training]],
+) -> dict[str, TaskResult]:
     """Return every arm's results on a task, with verdicts."""
-    learning = {name: learned(of_arm, task) for name, of_arm in curves.items()}
-    trainings = len(curves[config.reference])
-    return with_verdicts(task_results(config, measured), learning, config.verdict, config.reference, trainings)
+    learning = {name: learned(curves[name], of, task) for name, of in trainings.items() if of[0].steps is not None}
+    results, replicates = task_results(config, measured), len(trainings[config.reference])
+    return with_verdicts(results, learning, config.verdict, config.reference, replicates)
 
 
 def _arm_result(
-    config: CompareConfig, summary: RankerSummary, tasks: dict[str, TaskResult], section: Mapping[str, Any]
+    config: CompareConfig, summary: RankerSummary, tasks: dict[str, TaskResult], training: Training
 ) -> ArmResult:
     found = (result.gain(HEADLINE.name, config.reference) for result in tasks.values())
     roi = return_on_investment([gain.gain for gain in found if gain], summary.feature_bytes_per_row / 1024)
     doubt = roi_doubt(tasks, summary.feature_bytes_per_row, config.verdict) if roi is not None else ""
     return ArmResult(
         tasks=tasks,
-        training=training_of(summary.steps, section),
+        training=training,
         roi=None if doubt else roi,
         roi_withheld=doubt,
-        **summary.model_dump(exclude={"arm", "dates", "held_out_rows", "steps"}),
+        **summary.model_dump(exclude={"arm", "dates", "held_out_rows", "steps", "budget"}),
     )
 
 

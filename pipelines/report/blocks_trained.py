@@ -37,6 +37,16 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
 
+def settings_notes(comparison: Comparison) -> tuple[str, ...]:
+    """Say which settings a rule decided, and in which arms differ."""
+    ruled: dict[tuple[str, ...], list[str]] = {}
+    for name, arm in comparison.arms.items():
+        if arm.training.by_rule:
+            ruled.setdefault(arm.training.by_rule, []).append(name)
+    by_rule = (f"decided by rule in {', '.join(names)}: {', '.join(settings)}" for settings, names in ruled.items())
+    return (*by_rule, *(f"arms differ in {setting}" for setting in comparison.differs))
+
+
 def learning_block(comparison: Comparison, task: str) -> Block:
     """Tell how far each arm came on a task; without rows where no training left a curve."""
     title = HEADLINE.title

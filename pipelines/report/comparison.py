@@ -104,12 +104,16 @@ class Learning(Config):
     train_ne: float
     """Mean of the last quarter of the training."""
     late_fall: float | None = None
-    """The share by which it fell from the third quarter; null where the curve has no point there."""
+    """The share by which it fell from the third quarter; null where a curve has no point there."""
     late_fall_error: float | None = None
     """Standard error of `late_fall`, as the points of each quarter scatter; null with one point a quarter."""
     lowest_validation_ne: float | None = None
-    """Null without a validation curve."""
+    """Of the points up to the end of the training; null without a validation curve."""
     last_validation_ne: float | None = None
+    """At the end of the training."""
+    late_validation_fall: float | None = None
+    """The share by which one point of validation more would have fallen, or, where none was tried, by which the last
+    fell; null with one point."""
 
 
 class TaskResult(Config):
@@ -173,11 +177,16 @@ class Training(Config):
     model_config = ConfigDict(extra="ignore")
 
     steps: int | None = None
+    """Null of an arm that takes no steps, such as one of boosted trees."""
     epochs: int | None = None
     batch_size: int | None = None
     """Rows of a global batch."""
     sparse_learning_rate: float | None = None
     dense_learning_rate: float | None = None
+    validation_days: int | None = None
+    """The newest training dates that decided the number of epochs; 0: none did."""
+    by_rule: tuple[str, ...] = ()
+    """The settings that the configuration left to a rule."""
 
 
 class ArmResult(Config):

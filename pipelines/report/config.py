@@ -17,11 +17,13 @@ class VerdictConfig(Config):
     """How far NE must lie below 1, that of always predicting the base rate: over the last quarter of the training and
     on the held-out rows, of the arm and of the one it is compared with."""
     max_late_fall: float = Field(default=0.05, gt=0.0)
-    """The share by which training NE may fall from the third quarter of the training to the last: what falls further
-    has not converged, and the gain is of how long the arms were trained. A fall within twice its standard error, as the
-    points of the curve scatter, is none."""
-    max_validation_rise: float = Field(default=0.005, gt=0.0)
-    """The share by which the last validation NE may lie above the lowest one: what rises further overfits."""
+    """The share by which NE may still fall at the end: training NE from the third quarter of the training to the last,
+    or validation NE from one point to the next, where it has two points. What falls further has not converged, and the
+    gain is of how long the arms were trained. Of training NE, a fall within twice its standard error, as the points of
+    the curve scatter, is none."""
+    max_validation_rise: float = Field(default=0.01, gt=0.0)
+    """The share by which validation NE may lie above its lowest at the end of the training: what rises further
+    overfits."""
     min_feature_bytes: float = Field(default=2.0, ge=0.0)
     """Bytes of content feature a row that a return (RoI) may be divided by."""
 

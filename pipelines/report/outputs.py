@@ -47,6 +47,8 @@ class RankerSummary(Config):
     parameters: int | None = None
     world_size: int | None = None
     steps: int | None = None
+    budget: dict[str, Any] = {}
+    """What rules decided of the training's settings, and which of them; empty from a ranker without rules."""
 
 
 def read_ranker_summary(path: Path) -> RankerSummary:
@@ -116,8 +118,8 @@ def read_config_text(path: Path) -> str:
     return file.read_text() if file.exists() else ""
 
 
-def read_section(path: Path, section: str) -> dict[str, Any]:
-    """Read the resolved section that a stage was run with; empty when the output does not say.
+def read_sections(path: Path) -> dict[str, Any]:
+    """Read the resolved sections that a stage was run with, by name; empty when the output does not say.
 
     Raises:
         DataError: the file is not valid YAML.
@@ -126,5 +128,10 @@ def read_section(path: Path, section: str) -> dict[str, Any]:
         values = yaml.safe_load(read_config_text(path))
     except yaml.YAMLError as error:
         raise DataError(f"{Path(path) / CONFIG_FILE}: not valid YAML: {error}") from error
-    found = values.get(section) if isinstance(values, dict) else None
+    return values if isinstance(values, dict) else {}
+
+
+def read_section(path: Path, section: str) -> dict[str, Any]:
+    """Read one of these sections; empty when the output does not have it."""
+    found = read_sections(path).get(section)
     return found if isinstance(found, dict) else {}

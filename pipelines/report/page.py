@@ -18,6 +18,7 @@ from pipelines.report.blocks import (
     trainings_block,
     withheld_block,
 )
+from pipelines.report.blocks_trained import settings_notes
 from pipelines.report.comparison import Comparison
 from pipelines.report.drawing import DARK, LIGHT, Plot, Theme, arm_colors, render
 from pipelines.report.lead import lead
@@ -55,6 +56,7 @@ def render_page(comparison: Comparison, figures: Sequence[Plot], configs: Mappin
         colors=_color_rules(comparison),
         lead=lead(comparison),
         trained=trained_blocks(comparison),
+        settings_notes=settings_notes(comparison),
         learning=learning_blocks(comparison),
         withheld=withheld_block(comparison),
         blocks=blocks(comparison),

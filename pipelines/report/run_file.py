@@ -10,7 +10,7 @@ from infra.config import to_yaml
 from infra.errors import DataError
 from pipelines.report.arms import Arms
 from pipelines.report.config import CompareConfig
-from pipelines.report.outputs import read_section
+from pipelines.report.outputs import read_section, read_sections
 from ranker.config import OVERLAY_KEYS
 
 Section = dict[str, Any]
@@ -38,11 +38,23 @@ def run_file(inputs: Mapping[str, Path], arms: Arms, config: CompareConfig) -> s
         "encoder": encoders.pop(DEFAULT_NAME),
         "encoders": encoders,
         "materialize": _section(inputs["dataset"], "materialize", "dataset"),
-        "ranker": _ranker({arm: list(_sections(arm, paths)) for arm, paths in arms.items()}),
+        **_trained(arms),
         "compare": config.model_dump(mode="json"),
         "run": {"name": "again", "replicates": len(next(iter(arms.values())))},
     }
     return to_yaml({name: section for name, section in values.items() if section})
+
+
+def _trained(arms: Arms) -> dict[str, Section]:
+    """Return the sections that trained the arms: the ranker's, and that of an arm which is a stage of its own."""
+    rankers, others = {}, {}
+    for arm, paths in arms.items():
+        own = {name: section for name, section in read_sections(paths[0]).items() if name != "ranker"}
+        if own:
+            others |= own
+        else:
+            rankers[arm] = list(_sections(arm, paths))
+    return {"ranker": _ranker(rankers), **others}
 
 
 def _section(path: Path, section: str, name: str) -> Section:

@@ -18,7 +18,7 @@ from pipelines.report.blocks import (
     quality_block,
     return_block,
 )
-from pipelines.report.blocks_trained import learning_block, rates_block, training_block
+from pipelines.report.blocks_trained import learning_block, rates_block, settings_notes, training_block
 from pipelines.report.comparison import ArmResult, Comparison, TaskResult, Training
 from pipelines.report.lead import lead, roi_notes
 from pipelines.report.verdict import few_users
@@ -71,8 +71,8 @@ def footnotes(comparison: Comparison) -> tuple[str, ...]:
 
 
 def _closing(comparison: Comparison) -> tuple[str, ...]:
-    """Return the lines below the tables: in which settings arms differ, and how to read them."""
-    return (*(f"arms differ in {setting}" for setting in comparison.differs), *footnotes(comparison))
+    """Return the lines below the tables: what was set, and how to read them."""
+    return (*settings_notes(comparison), *footnotes(comparison))
 
 
 def _what_the_interval_holds(comparison: Comparison) -> str:

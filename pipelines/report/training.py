@@ -4,18 +4,20 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipelines.report.comparison import Training
+from pipelines.report.outputs import RankerSummary
 
 _OWN = ("arm", "arms")
 _CONTENT = "content"
 
 
-def training_of(steps: int | None, section: Mapping[str, Any]) -> Training:
+def training_of(summary: RankerSummary, section: Mapping[str, Any]) -> Training:
     """Return how an arm was trained.
 
     Args:
-        steps: that were taken. section: the resolved `ranker` section; empty where it is not known.
+        summary: its closing numbers, which say what rules decided.
+        section: the resolved `ranker` section; empty where it is not known.
     """
-    return Training.model_validate({**section.get("training", {}), "steps": steps})
+    return Training.model_validate({**section.get("training", {}), **summary.budget, "steps": summary.steps})
 
 
 def differing_settings(sections: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

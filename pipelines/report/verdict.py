@@ -42,26 +42,30 @@ def with_verdicts(
     """Return every arm's results on a task with its learning, its doubts and the verdict over the reference.
 
     Args:
-        results: by arm. learning: by arm; None where its training left no curve.
+        results: by arm.
+        learning: by arm that takes steps; None where its training left no curve.
         rules: when verdicts are withheld.
         reference: the arm that gains are over. trainings: of each arm.
     """
-    doubts = {name: tuple(_doubts(name, one, learning[name], rules)) for name, one in results.items()}
+    doubts = {name: tuple(_doubts(name, one, learning, rules)) for name, one in results.items()}
     judged = {}
     for name, result in results.items():
         gain = result.gain(HEADLINE.name, reference)
         verdict = judge(gain, (*doubts[name], *doubts[reference]), trainings) if gain else None
-        changes = {"learning": learning[name], "doubts": doubts[name], "verdict": verdict}
+        changes = {"learning": learning.get(name), "doubts": doubts[name], "verdict": verdict}
         judged[name] = result.model_copy(update=changes)
     return judged
 
 
-def _doubts(name: str, result: TaskResult, learning: Learning | None, rules: VerdictConfig) -> Iterator[str]:
+def _doubts(
+    name: str, result: TaskResult, learning: Mapping[str, Learning | None], rules: VerdictConfig
+) -> Iterator[str]:
     """Say what keeps one arm on one task from showing a difference to any other."""
     yield from _too_few(result.num, result.positives, result.users, rules)
-    yield from _not_learned(name, result, learning, rules)
-    yield from _not_converged(name, learning, rules)
-    yield from _overfitted(name, learning, rules)
+    yield from _not_learned(name, result, learning.get(name), rules)
+    if name in learning:
+        yield from _not_converged(name, learning[name], rules)
+        yield from _overfitted(name, learning[name], rules)
 
 
 def _too_few(num: int, positives: int, users: int | None, rules: VerdictConfig) -> Iterator[str]:
@@ -81,6 +85,12 @@ def _not_learned(name: str, result: TaskResult, learning: Learning | None, rules
 
 
 def _not_converged(name: str, learning: Learning | None, rules: VerdictConfig) -> Iterator[str]:
+    if learning is not None and learning.late_validation_fall is not None:
+        # Where there is validation it decides: rows that are seen again make training NE fall at any rate.
+        if learning.late_validation_fall > rules.max_late_fall:
+            told = f"validation {HEADLINE.title} still fell by {100 * learning.late_validation_fall:.1f} %"
+            yield f"{name} has not converged: {told}"
+        return
     if learning is None or learning.late_fall is None:
         yield f"whether {name} has converged is not known: its learning curve has too few points"
         return

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from pipelines.report.comparison import Gain, Learning, MetricResult, TaskResult, Verdict
+from pipelines.report.comparison import Gain, Learning, MetricResult, TaskResult, Training, Verdict
 from pipelines.report.config import VerdictConfig
-from pipelines.report.learning import learned, mean_curve
-from pipelines.report.outputs import Curve
+from pipelines.report.learning import learned
+from pipelines.report.outputs import Curve, RankerSummary
 from pipelines.report.training import differing_settings, training_of
 from pipelines.report.verdict import ONE_TRAINING, judge, roi_doubt, with_verdicts
 
@@ -20,8 +20,9 @@ def curve(*values: float, step: int = 50) -> Curve:
     return [(float(step * place), value) for place, value in enumerate(values, start=1)]
 
 
-def learned_click(train: Curve, validation: Curve | None = None) -> Learning:
-    found = learned([{"train_click_ne": train, "validation_click_ne": validation or []}], "click")
+def learned_click(train: Curve, validation: Curve | None = None, training: Training | None = None) -> Learning:
+    curves = {"train_click_ne": train, "validation_click_ne": validation or []}
+    found = learned([curves], [training or Training(steps=1)], "click")
     assert found is not None
     return found
 
@@ -77,6 +78,10 @@ def reasons_of(side: Learning | None = HEALTHY, none: Learning | None = HEALTHY,
             {"side": Learning(train_ne=0.8, late_fall=0.0, lowest_validation_ne=0.8, last_validation_ne=0.81)},
             "side overfits: validation NE rose from 0.8000 to 0.8100",
         ),
+        (
+            {"side": Learning(train_ne=0.8, late_fall=0.2, late_validation_fall=0.051)},
+            "side has not converged: validation NE still fell by 5.1 %",
+        ),
         ({"side": None}, "whether side has converged is not known: its learning curve has too few points"),
         (
             {"none": Learning(train_ne=0.8)},
@@ -95,7 +100,8 @@ def test_what_has_not_learned_is_not_judged(changes: dict[str, Any], reason: str
         {"positives": 100, "users": 100},
         {"ne": 0.995},
         {"side": Learning(train_ne=0.8, late_fall=0.08, late_fall_error=0.041)},  # as the points scatter, no fall
-        {"side": Learning(train_ne=0.8, late_fall=-0.2, lowest_validation_ne=0.8, last_validation_ne=0.8039)},
+        {"side": Learning(train_ne=0.8, late_fall=0.2, late_validation_fall=0.01)},  # falls on rows that were seen
+        {"side": Learning(train_ne=0.8, late_fall=-0.2, lowest_validation_ne=0.8, last_validation_ne=0.8079)},
     ],
 )
 def test_what_keeps_the_rules_is_judged(changes: dict[str, Any]) -> None:
@@ -129,12 +135,46 @@ def test_short_curves(train: Curve, fall: float | None) -> None:
 def test_rising_validation_is_seen() -> None:
     found = learned_click(curve(0.9, 0.8), curve(0.9, 0.82, 0.85))
     assert (found.lowest_validation_ne, found.last_validation_ne) == (0.82, 0.85)
+    assert found.late_validation_fall == pytest.approx(1 - 0.85 / 0.82)
+    assert learned_click(curve(0.9, 0.8), curve(0.9)).late_validation_fall is None
 
 
-def test_replicates_are_averaged_where_all_have_a_point() -> None:
-    first, second = curve(1.0, 0.8, 0.6), curve(0.8, 0.6)
-    assert mean_curve([first, second]) == [(50.0, 0.9), (100.0, pytest.approx(0.7))]
-    assert mean_curve([]) == [] and learned([{}, {}], "click") is None
+@pytest.mark.parametrize(
+    ("epochs", "lowest", "last", "fall"),
+    [(1, 0.9, 0.9, 1 - 0.82 / 0.9), (2, 0.82, 0.82, 1 - 0.85 / 0.82), (3, 0.82, 0.85, 1 - 0.85 / 0.82)],
+)
+def test_validation_counts_up_to_the_epochs_that_were_trained(
+    epochs: int, lowest: float, last: float, fall: float
+) -> None:
+    training = Training(steps=9, epochs=epochs, validation_days=7)
+    found = learned_click(curve(0.9, 0.8), curve(0.9, 0.82, 0.85), training)
+    assert (found.lowest_validation_ne, found.last_validation_ne) == (lowest, last)
+    assert found.late_validation_fall == pytest.approx(fall)
+
+
+def test_replicates_are_averaged() -> None:
+    first, second = (
+        {"train_click_ne": curve(1.0, 1.0, last_but_one, last), "validation_click_ne": curve(last)}
+        for last_but_one, last in ((0.8, 0.6), (0.7, 0.5))
+    )
+    found = learned([first, second], [Training(), Training()], "click")
+    assert found is not None
+    assert (found.train_ne, found.last_validation_ne) == (pytest.approx(0.55), pytest.approx(0.55))
+    assert found.late_fall == pytest.approx(1 - 0.55 / 0.75)
+    assert learned([first, {}], [Training(), Training()], "click") is None
+
+
+def test_the_error_of_a_fall_shrinks_with_replicates() -> None:
+    one = {"train_click_ne": curve(1.0, 0.9, 0.8, 0.78, 0.7, 0.68, 0.6, 0.58)}
+    single, double = learned([one], [Training()], "click"), learned([one, one], [Training(), Training()], "click")
+    assert single is not None and double is not None and single.late_fall_error and double.late_fall_error
+    assert double.late_fall_error == pytest.approx(single.late_fall_error / 2**0.5)
+
+
+def test_an_arm_without_steps_is_not_asked_for_a_curve() -> None:
+    results = {"none": result(), "trees": result(gain=HIGHER)}
+    judged = with_verdicts(results, {"none": HEALTHY}, RULES, "none", 2)
+    assert judged["trees"].verdict == Verdict(kind="better") and judged["trees"].learning is None
 
 
 def test_a_return_needs_gains_and_a_cost() -> None:
@@ -164,7 +204,18 @@ def test_settings_that_differ_are_named_with_their_values() -> None:
     assert list(differing_settings({"none": SECTION})) == []
 
 
+def summary(**changes: Any) -> RankerSummary:
+    given = {"steps": 98, "budget": {"batch_size": 256, "validation_days": 7, "by_rule": ("batch_size",)}}
+    return RankerSummary.model_construct(**{**given, **changes})
+
+
 def test_a_training_is_told_as_far_as_it_is_known() -> None:
-    told = training_of(98, SECTION)
+    told = training_of(summary(budget={}), SECTION)
     assert (told.steps, told.epochs, told.batch_size, told.dense_learning_rate) == (98, 2, 512, None)
-    assert training_of(None, {}).model_dump() == dict.fromkeys(told.model_dump())
+    assert training_of(summary(steps=None, budget={}), {}) == Training()
+
+
+def test_what_a_rule_decided_is_told() -> None:
+    left_open = {**SECTION, "training": {**SECTION["training"], "batch_size": None, "validation_days": None}}
+    told = training_of(summary(), left_open)
+    assert (told.batch_size, told.validation_days, told.by_rule) == (256, 7, ("batch_size",))
