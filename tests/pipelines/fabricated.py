@@ -16,7 +16,7 @@ from infra.config import plain, to_yaml
 from infra.distributed import World
 from infra.parquet import TableWriter
 from infra.tables import DatasetSpec, TaskSpec, flat_schema
-from ranker.config import ArmConfig, RankerConfig
+from ranker.config import ArmConfig, RankerConfig, TrainingConfig
 from tests.datasets import write_snapshot_of
 
 WORLD = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), backend="gloo")
@@ -144,7 +144,8 @@ def ranker_section(arm: str, replicate: int = 0) -> dict[str, Any]:
     """Return the resolved section of an arm that takes the content its name says at both positions."""
     overlay = {"training": {"sparse_learning_rate": 0.025}} if arm == "side" else {}
     arms = {arm: ArmConfig(item=arm, history=arm, overlay=overlay) if arm in KINDS else ArmConfig()}
-    values = plain(RankerConfig(arm=arm, arms=arms).resolved())
+    training = TrainingConfig(epochs=1, batch_size=1024, sparse_learning_rate=0.05, dense_learning_rate=0.001)
+    values = plain(RankerConfig(arm=arm, arms=arms, training=training).resolved())
     values["training"]["seed"] += replicate
     return values
 
