@@ -125,8 +125,7 @@ def return_block(comparison: Comparison) -> Block:
     rows = []
     for name, arm in comparison.arms.items():
         cells = (
-            _mean_gain_cell(comparison, arm),
-            WITHHELD if arm.roi_withheld else "" if arm.roi is None else percent(arm.roi),
+            *_return_cells(comparison, arm),
             "" if arm.train_seconds is None else duration(arm.train_seconds),
             "" if arm.world_size is None else f"{arm.world_size}",
         )
@@ -134,13 +133,16 @@ def return_block(comparison: Comparison) -> Block:
     return Block("return", columns, tuple(rows))
 
 
-def _mean_gain_cell(comparison: Comparison, arm: ArmResult) -> str:
-    """Tell the mean gain over the tasks, where no verdict on one of them is withheld."""
-    if any(task.verdict is not None and task.verdict.is_withheld for task in arm.tasks.values()):
-        return WITHHELD
+def _return_cells(comparison: Comparison, arm: ArmResult) -> tuple[str, str]:
+    """Tell the mean gain over the tasks and the return, as far as the verdicts allow; marked where none is shown."""
+    verdicts = [task.verdict for task in arm.tasks.values() if task.verdict is not None]
+    if any(verdict.is_withheld for verdict in verdicts):
+        return WITHHELD, WITHHELD if arm.roi_withheld else ""
+    mark = "" if any(verdict.is_shown for verdict in verdicts) else f" {NO_DIFFERENCE}"
     over = [task.gain(HEADLINE.name, comparison.reference) for task in arm.tasks.values()]
     gains = [gain.gain for gain in over if gain is not None]
-    return percent(sum(gains) / len(gains)) if gains else ""
+    roi = "" if arm.roi is None else f"{percent(arm.roi)}{mark}"
+    return f"{percent(sum(gains) / len(gains))}{mark}" if gains else "", WITHHELD if arm.roi_withheld else roi
 
 
 def between_block(comparison: Comparison) -> Block:

@@ -401,6 +401,15 @@ def test_why_there_is_no_return_is_said() -> None:
     assert "RoI of side is withheld: gains are withheld" in as_text(given)
 
 
+def test_a_return_of_gains_that_are_not_shown_is_marked() -> None:
+    arms = unjudged().arms
+    flat = arms["sid_ngram"].tasks["conversion"]
+    tasks = {"click": flat, "conversion": flat}
+    given = comparison(arms={**arms, "sid_ngram": arms["sid_ngram"].model_copy(update={"tasks": tasks})})
+    assert return_block(given).rows[1][1:3] == ("+0.05 % ~", "+0.53 % ~")
+    assert return_block(comparison()).rows[1][1:3] == ("+0.63 %", "+0.53 %")
+
+
 def test_trainings_are_told_with_their_steps_and_curves() -> None:
     learning = Learning(train_ne=0.7, late_fall=0.0213, lowest_validation_ne=0.71, last_validation_ne=0.72)
     given = comparison(learning={"side": learning})
