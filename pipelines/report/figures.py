@@ -106,7 +106,7 @@ def _gain_row(axes: Axes, theme: Theme, color: str, position: int, result: TaskR
         return
     draw_gain(axes, theme, color, gain, verdict, position, across=True)
     trainings = gain.replicates if len(gain.replicates) > 1 else ()
-    below = offset_copy(axes.transData, axes.figure, y=-9, units="points")
+    below = offset_copy(axes.transData, axes.get_figure(root=True), y=-9, units="points")
     axes.plot(trainings, [position] * len(trainings), "|", color=color, markersize=5, zorder=3, transform=below)
     text = verdict.kind if verdict.is_withheld else percent(gain.gain)
     right = max(gain.interval[1], gain.gain)

@@ -47,7 +47,8 @@ def run_file(inputs: Mapping[str, Path], arms: Arms, config: CompareConfig) -> s
 
 def _trained(arms: Arms) -> dict[str, Section]:
     """Return the sections that trained the arms: the ranker's, and that of an arm which is a stage of its own."""
-    rankers, others = {}, {}
+    rankers: dict[str, list[Section]] = {}
+    others: dict[str, Section] = {}
     for arm, paths in arms.items():
         own = {name: section for name, section in read_sections(paths[0]).items() if name != "ranker"}
         if own:
