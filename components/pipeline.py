@@ -94,7 +94,8 @@ def compare(
     *overrides: str,
     config: str,
     arms: Dict[str, str],
-    encoder: str,
+    encoders: Dict[str, str],
+    prepare: str,
     dataset: str,
     out: str,
     key: str = "",
@@ -117,7 +118,8 @@ def compare(
         overrides: dotted settings over the file's, such as compare.key=value
         config: the run's YAML file, or the stage's resolved one
         arms: committed outputs of ranker by arm, and replicate, as none.0=DIR,side.0=DIR
-        encoder: committed output of the encoder's training
+        encoders: committed outputs of the encoder's training by the name of their SIDs, as sid=DIR
+        prepare: committed output of prepare
         dataset: committed output of materialize
         out: the directory to commit; it must be free
         key: the digest that names this work, saved in the manifest
@@ -134,7 +136,8 @@ def compare(
     """
     launch = Launch.of(j, image, cpu, gpu, memMB, env, mounts, max_restarts, max_retries)
     inputs = {f"arm.{arm}": path for arm, path in arms.items()}
-    inputs |= {"encoder": encoder, "dataset": dataset}
+    inputs |= {f"encoder.{name}": path for name, path in encoders.items()}
+    inputs |= {"prepare": prepare, "dataset": dataset}
     return stage_app(
         "compare",
         "pipelines.compare",

@@ -1,14 +1,16 @@
 """The comparison stage: every arm's held-out predictions and costs, side by side.
 
 Inputs are the ranker's outputs (`--input arm.<name>.<replicate>=DIR`, replicates counted from 0: trainings of the same
-arm from other seeds), the encoder's and the materialized dataset's, both of replicate 0. The output is
-`comparison.json`, the same as tables (text, Markdown, CSV) and figures (PNG), and a page that needs nothing beside
-itself, `report.html`.
+arm from other seeds), and of replicate 0 the encoders' (`encoder.<name of its SIDs>`) and the outputs of `prepare` and
+`materialize` (`dataset`). The output is `comparison.json`, the same as tables (text, Markdown, CSV) and figures (PNG),
+and a page that needs nothing beside itself, `report.html`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from encoder.config import ENCODER_INPUT
+from encoder.sid import DEFAULT_NAME
 from infra.commit import Manifest, read_manifest
 from infra.config import digest, to_yaml
 from infra.errors import DataError
@@ -26,19 +28,31 @@ from pipelines.report.arms import (
     typical,
     windows_of,
 )
-from pipelines.report.comparison import COMPARISON_FILE, ArmResult, Comparison, TaskResult
+from pipelines.report.comparison import COMPARISON_FILE, ArmResult, Comparison, TaskResult, Training
 from pipelines.report.config import CompareConfig
 from pipelines.report.drawing import LIGHT, Plot, render
 from pipelines.report.encoder import read_encoder
 from pipelines.report.figures import plots
 from pipelines.report.gains import task_results
-from pipelines.report.measure import measure
-from pipelines.report.outputs import Curve, RankerSummary, learning_curve, read_config_text, read_curves
-from pipelines.report.page import render_page
-from pipelines.report.segments import count_positives, first_root, training_rows
+from pipelines.report.learning import learned
+from pipelines.report.measure import TaskMeasured, measure
+from pipelines.report.outputs import Curve, RankerSummary, read_config_text, read_curves, read_section
+from pipelines.report.page import RunFile, render_page
+from pipelines.report.run_file import run_file
+from pipelines.report.segments import count_labels, first_root, training_rows
 from pipelines.report.table import as_csv, as_markdown, as_text
+from pipelines.report.training import differing_settings, training_of
+from pipelines.report.verdict import roi_doubt, with_verdicts
 from ranker.metric_registry import HEADLINE
 from ranker.statistics import return_on_investment
+
+ENCODER = f"{ENCODER_INPUT}{DEFAULT_NAME}"
+"""The input whose measures are reported; further encoders are there for the run's file."""
+
+INPUTS = (f"{PREFIX}*", ENCODER, f"{ENCODER_INPUT}*", "prepare", "dataset")
+
+Curves = Mapping[str, Sequence[Mapping[str, Curve]]]
+"""Arm -> the curves of each replicate, by name."""
 
 
 def compare(run: StageRun[CompareConfig]) -> None:
@@ -52,14 +66,15 @@ def compare(run: StageRun[CompareConfig]) -> None:
     if not run.world.is_main:
         return
     arms = arms_of(run.inputs, run.config.reference)
-    comparison = _comparison(run, arms)
+    curves = {name: [read_curves(path) for path in paths] for name, paths in arms.items()}
+    comparison = _comparison(run, arms, curves)
     run.facts["config_digest"] = comparison.config_digest
-    _write(run, comparison, arms)
+    _write(run, comparison, arms, curves)
     run.log.summary(comparison.model_dump(mode="json", include={"arms"}))
     print(as_text(comparison), flush=True)  # the stage's result: on stdout, apart from the log
 
 
-def _comparison(run: StageRun[CompareConfig], arms: Arms) -> Comparison:
+def _comparison(run: StageRun[CompareConfig], arms: Arms, curves: Curves) -> Comparison:
     config, reference = run.config, run.config.reference
     summaries = read_summaries(arms)
     manifests = {name: read_manifest(path) for name, path in run.inputs.items()}
@@ -69,11 +84,12 @@ def _comparison(run: StageRun[CompareConfig], arms: Arms) -> Comparison:
     if not tasks:
         raise DataError(f"{dataset.path}: dataset.json names no tasks; there is nothing to compare")
     dates, earlier_task = windows_of(summaries), first_root(tasks)
-    earlier = count_positives(training_rows(dataset, earlier_task, *dates.train), dataset.spec, earlier_task)
+    earlier, trained_on = count_labels(training_rows(dataset, *dates.train), dataset.spec, earlier_task)
     measured = measure(arms, tuple(tasks), earlier, run.out)
     require_all_rows(summaries, measured.num_rows)
-    results = {task: task_results(config, found) for task, found in measured.tasks.items()}
-    by_arm = {name: {task: results[task][name] for task in tasks} for name in arms}
+    sections = {name: [read_section(path, "ranker") for path in paths] for name, paths in arms.items()}
+    trainings = {name: list(map(training_of, summaries[name], found)) for name, found in sections.items()}
+    results = {task: _task_results(config, task, found, curves, trainings) for task, found in measured.tasks.items()}
     return Comparison(
         reference=reference,
         tasks=tasks,
@@ -90,18 +106,43 @@ def _comparison(run: StageRun[CompareConfig], arms: Arms) -> Comparison:
         config_digest=_config_digest(config, manifests),
         versions=manifests[input_name(reference, 0)].versions,
         inputs={name: manifest.digest for name, manifest in manifests.items()},
+        rules=config.verdict,
+        trained_on=trained_on,
+        differs=tuple(differing_settings({name: found[0] for name, found in sections.items()})),
         warnings=tuple(differences(summaries, manifests)),
-        arms={name: _arm_result(typical(summaries[name]), by_task, reference) for name, by_task in by_arm.items()},
-        encoder=read_encoder(run.inputs["encoder"]),
+        arms={
+            name: _arm_result(config, typical(found), {task: results[task][name] for task in tasks}, trainings[name][0])
+            for name, found in summaries.items()
+        },
+        encoder=read_encoder(run.inputs[ENCODER], run.inputs["dataset"]),
     )
 
 
-def _arm_result(summary: RankerSummary, tasks: dict[str, TaskResult], reference: str) -> ArmResult:
-    gains = [gain.gain for result in tasks.values() if (gain := result.gain(HEADLINE.name, reference)) is not None]
+def _task_results(
+    config: CompareConfig,
+    task: str,
+    measured: TaskMeasured,
+    curves: Curves,
+    trainings: Mapping[str, Sequence[Training]],
+) -> dict[str, TaskResult]:
+    """Return every arm's results on a task, with verdicts."""
+    learning = {name: learned(curves[name], of, task) for name, of in trainings.items() if of[0].steps is not None}
+    results, replicates = task_results(config, measured), len(trainings[config.reference])
+    return with_verdicts(results, learning, config.verdict, config.reference, replicates)
+
+
+def _arm_result(
+    config: CompareConfig, summary: RankerSummary, tasks: dict[str, TaskResult], training: Training
+) -> ArmResult:
+    found = (result.gain(HEADLINE.name, config.reference) for result in tasks.values())
+    roi = return_on_investment([gain.gain for gain in found if gain], summary.feature_bytes_per_row / 1024)
+    doubt = roi_doubt(tasks, summary.feature_bytes_per_row, config.verdict) if roi is not None else ""
     return ArmResult(
         tasks=tasks,
-        roi=return_on_investment(gains, summary.feature_bytes_per_row / 1024),
-        **summary.model_dump(exclude={"arm", "dates", "held_out_rows"}),
+        training=training,
+        roi=None if doubt else roi,
+        roi_withheld=doubt,
+        **summary.model_dump(exclude={"arm", "dates", "held_out_rows", "steps", "budget"}),
     )
 
 
@@ -111,17 +152,18 @@ def _config_digest(config: CompareConfig, manifests: Mapping[str, Manifest]) -> 
     return digest({"compare": digest(config), **upstream})
 
 
-def _write(run: StageRun[CompareConfig], comparison: Comparison, arms: Arms) -> None:
+def _write(run: StageRun[CompareConfig], comparison: Comparison, arms: Arms, curves: Curves) -> None:
     files = {
         COMPARISON_FILE: comparison.model_dump_json(indent=2) + "\n",
         "table.txt": as_text(comparison),
         "table.md": as_markdown(comparison),
         "table.csv": as_csv(comparison),
     }
-    figures = plots(comparison, _learning_curves(comparison, arms))
+    # Of each arm's first training: further ones would lie upon it.
+    figures = plots(comparison, {name: of_arm[0] for name, of_arm in curves.items()})
     configs = {name: read_config_text(path) for name, path in run.inputs.items()}
     configs["compare"] = to_yaml(run.config)
-    files["report.html"] = render_page(comparison, figures, configs)
+    files["report.html"] = render_page(comparison, figures, configs, _run_file(run, arms))
     for name, text in files.items():
         (run.out / name).write_text(text, encoding="utf-8")
     _write_pictures(run.out / "figures", figures)
@@ -133,11 +175,12 @@ def _write_pictures(folder: Path, figures: Iterable[Plot]) -> None:
         (folder / f"{figure.name}.png").write_bytes(render(figure, LIGHT, "png"))
 
 
-def _learning_curves(comparison: Comparison, arms: Arms) -> dict[str, dict[str, Curve]]:
-    """Read the curves of each arm's first training: further ones would lie upon it."""
-    curves = {name: read_curves(paths[0]) for name, paths in arms.items()}
-    return {task: {name: learning_curve(curves[name], task) for name in arms} for task in comparison.tasks}
+def _run_file(run: StageRun[CompareConfig], arms: Arms) -> RunFile:
+    try:
+        return RunFile(run_file(run.inputs, arms, run.config))
+    except DataError as error:
+        return RunFile("", str(error))
 
 
 if __name__ == "__main__":
-    run_stage("compare", "compare", CompareConfig, (f"{PREFIX}*", "encoder", "dataset"), compare)
+    run_stage("compare", "compare", CompareConfig, INPUTS, compare)

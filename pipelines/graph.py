@@ -133,15 +133,21 @@ def ranker_stage(config: PipelineConfig, arm: str, materialize: Stage, replicate
 
 
 def _comparison(config: PipelineConfig, plan: Sequence[Stage]) -> Stage:
-    """Return the last stage; what it reports of encoder and dataset is the first replicate's."""
+    """Return the last stage; what it reports of encoders and dataset is the first replicate's."""
     arms = {input_name(str(stage.variant), stage.replicate): stage.label for stage in plan if stage.name == "ranker"}
+    encoders = {
+        f"{ENCODER_INPUT}{stage.variant or DEFAULT_NAME}": stage.label
+        for stage in plan
+        if stage.name == "encoder" and stage.replicate == 0
+    }
+    component = partial(_gathered, pipeline_jobs.compare, "arms", PREFIX)
     return Stage(
         "compare",
-        partial(_gathered, pipeline_jobs.compare, "arms", PREFIX),
+        partial(_gathered, component, "encoders", ENCODER_INPUT),
         ("infra", "pipelines/compare.py", "pipelines/report", "ranker", "encoder"),
         config.compare,
         config.run.launch.compare,
-        {**arms, "encoder": "encoder", "dataset": "materialize"},
+        {**arms, **encoders, "prepare": "prepare", "dataset": "materialize"},
     )
 
 

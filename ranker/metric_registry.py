@@ -70,6 +70,7 @@ CALIBRATION = Metric(
         scale=lambda num, positives: float(positives) or None,
     ),
     digits=3,
+    note="predicted positives over those that there were; 1 is right, 1.1 is a tenth too many",
 )
 """Sum of predicted probabilities over number of positives; 1 is right."""
 

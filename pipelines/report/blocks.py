@@ -2,12 +2,17 @@
 
 from dataclasses import dataclass
 
-from pipelines.report.comparison import ArmResult, Comparison, Gain, IdTable, TaskResult
+from pipelines.report.comparison import ArmResult, Comparison, Gain, IdTable, Segment, TaskResult, Verdict
 from pipelines.report.units import byte_size, deviation, duration, percent, percent_interval, scaled, unbroken
+from pipelines.report.verdict import few_users, segment_verdict, verdict_between
 from ranker.metric_registry import HEADLINE, METRICS, Metric, compared_metrics
 
 NO_DIFFERENCE = "~"
 """Stands after a gain whose interval holds 0."""
+WITHHELD_MARK = "?"
+"""Stands after a number from which nothing is to be concluded."""
+WITHHELD = "withheld"
+"""Stands in place of a gain whose verdict is withheld."""
 EVERY_ARM = "every arm"
 """Stands for all arms where they share something."""
 SEEDS = "± seeds"
@@ -53,9 +58,17 @@ def undefined_reason(result: TaskResult) -> str:
 
 
 def _quality_cells(comparison: Comparison, task: str, name: str) -> tuple[str, ...]:
-    found = comparison.arms[name].tasks[task].metrics
-    first, *others = (metric.text(found[metric.name].value) for metric in _headline_first())
+    result = comparison.arms[name].tasks[task]
+    first, *others = (_value_cell(comparison, task, name, metric) for metric in _headline_first())
+    if result.verdict is not None and result.verdict.is_withheld:
+        return first, f"{WITHHELD} {_NO_MARK}", "", "", *others
     return first, *_arm_gain_cells(comparison, task, name, HEADLINE.name), *others
+
+
+def _value_cell(comparison: Comparison, task: str, name: str, metric: Metric) -> str:
+    """Tell a metric's value, marked where it stands on too few users."""
+    text = metric.text(comparison.arms[name].tasks[task].metrics[metric.name].value)
+    return f"{text} {WITHHELD_MARK}" if text and few_users(comparison, task, metric.name) else text
 
 
 def _headline_first() -> tuple[Metric, ...]:
@@ -111,16 +124,25 @@ def return_block(comparison: Comparison) -> Block:
     columns = (f"mean {HEADLINE.title} gain", "RoI, gain a KiB", "training", "ranks")
     rows = []
     for name, arm in comparison.arms.items():
-        over = [task.gain(HEADLINE.name, comparison.reference) for task in arm.tasks.values()]
-        gains = [gain.gain for gain in over if gain is not None]
         cells = (
-            percent(sum(gains) / len(gains)) if gains else "",
-            "" if arm.roi is None else percent(arm.roi),
+            *_return_cells(comparison, arm),
             "" if arm.train_seconds is None else duration(arm.train_seconds),
             "" if arm.world_size is None else f"{arm.world_size}",
         )
         rows.append((name, *cells))
     return Block("return", columns, tuple(rows))
+
+
+def _return_cells(comparison: Comparison, arm: ArmResult) -> tuple[str, str]:
+    """Tell the mean gain over the tasks and the return, as far as the verdicts allow; marked where none is shown."""
+    verdicts = [task.verdict for task in arm.tasks.values() if task.verdict is not None]
+    if any(verdict.is_withheld for verdict in verdicts):
+        return WITHHELD, WITHHELD if arm.roi_withheld else ""
+    mark = "" if any(verdict.is_shown for verdict in verdicts) else f" {NO_DIFFERENCE}"
+    over = [task.gain(HEADLINE.name, comparison.reference) for task in arm.tasks.values()]
+    gains = [gain.gain for gain in over if gain is not None]
+    roi = "" if arm.roi is None else f"{percent(arm.roi)}{mark}"
+    return f"{percent(sum(gains) / len(gains))}{mark}" if gains else "", WITHHELD if arm.roi_withheld else roi
 
 
 def between_block(comparison: Comparison) -> Block:
@@ -130,10 +152,21 @@ def between_block(comparison: Comparison) -> Block:
     for position, better in enumerate(names):
         for other in names[:position]:
             for task, result in comparison.arms[better].tasks.items():
-                gain = result.gain(HEADLINE.name, other)
-                if gain is not None:
-                    rows.append((f"{better} over {other}", task, *_gain_cells(gain)))
+                gain, verdict = result.gain(HEADLINE.name, other), verdict_between(comparison, task, better, other)
+                if gain is not None and verdict is not None:
+                    rows.append((f"{better} over {other}", task, *_gain_cells(gain, verdict)))
     return Block("pair", ("task", *_gain_columns(comparison, HEADLINE.title)), tuple(rows))
+
+
+def withheld_block(comparison: Comparison) -> Block:
+    """Tell the gains over the reference whose verdict is withheld, each marked; no rows without one."""
+    rows = []
+    for name, arm in comparison.arms.items():
+        for task, result in arm.tasks.items():
+            gain = result.gain(HEADLINE.name, comparison.reference)
+            if gain is not None and result.verdict is not None and result.verdict.is_withheld:
+                rows.append((name, task, *_gain_cells(gain, result.verdict)))
+    return Block(WITHHELD, ("task", *_gain_columns(comparison, HEADLINE.title)), tuple(rows))
 
 
 def gains_block(comparison: Comparison, task: str) -> Block:
@@ -172,22 +205,25 @@ def _segment_block(comparison: Comparison, task: str, kind: str) -> Block:
     rows = [counts]
     for name, arm in comparison.arms.items():
         if name != comparison.reference:
-            rows.append((name, *(_segment_cell(one.gain) for one in arm.tasks[task].segments[kind])))
+            cells = (_segment_cell(comparison, task, name, one) for one in arm.tasks[task].segments[kind])
+            rows.append((name, *cells))
     columns = tuple(f"{comparison.earlier_task} {one.name}" for one in segments)
     return Block(f"{task}, by {kind}", columns, tuple(rows))
 
 
-def _segment_cell(gain: Gain | None) -> str:
-    if gain is None:
+def _segment_cell(comparison: Comparison, task: str, name: str, segment: Segment) -> str:
+    verdict = segment_verdict(comparison, task, name, segment)
+    if segment.gain is None or verdict is None:
         return ""
-    value, interval, _ = _gain_cells(gain)
+    value, interval, _ = _gain_cells(segment.gain, verdict)
     return f"{unbroken(value.strip())} ({unbroken(interval)})"
 
 
 def detail_blocks(comparison: Comparison) -> tuple[Block, ...]:
-    """Return the blocks beyond the terminal table: further gains, each training, segments."""
+    """Return the blocks beyond the terminal table: withheld and further gains, each training, segments."""
     tasks = defined_tasks(comparison)
-    found = [gains_block(comparison, task) for task in tasks]
+    found = [block for block in (withheld_block(comparison),) if block.rows]
+    found += [gains_block(comparison, task) for task in tasks]
     if comparison.replicates > 1:
         found += [trainings_block(comparison, task) for task in tasks]
     return (*found, *segment_blocks(comparison))
@@ -204,13 +240,20 @@ def _arm_gain_cells(comparison: Comparison, task: str, name: str, metric: str) -
     if name == comparison.reference:
         return f"reference {_NO_MARK}", "", ""
     gain = comparison.arms[name].tasks[task].gain(metric, comparison.reference)
-    return _gain_cells(gain) if gain else ("", "", "")
+    verdict = verdict_between(comparison, task, name, comparison.reference, metric)
+    return _gain_cells(gain, verdict) if gain is not None and verdict is not None else ("", "", "")
 
 
-def _gain_cells(gain: Gain) -> tuple[str, str, str]:
+def _gain_cells(gain: Gain, verdict: Verdict) -> tuple[str, str, str]:
     """Tell a gain, its interval and its deviation over trainings."""
-    mark = NO_DIFFERENCE if gain.holds_zero else _NO_MARK
-    return f"{percent(gain.gain)} {mark}", percent_interval(gain.interval), deviation(gain.seeds)
+    return f"{percent(gain.gain)} {mark_of(verdict)}", percent_interval(gain.interval), deviation(gain.seeds)
+
+
+def mark_of(verdict: Verdict) -> str:
+    """Return what stands after a gain's number, of one width."""
+    if verdict.is_withheld:
+        return WITHHELD_MARK
+    return _NO_MARK if verdict.is_shown else NO_DIFFERENCE
 
 
 def _gain_columns(comparison: Comparison, title: str) -> tuple[str, str, str]:

@@ -1,11 +1,13 @@
 """The schema of `comparison.json`: everything the tables, figures and page are made from."""
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import ConfigDict
 
 from infra.config import Config
 from infra.tables import TaskSpec
+from pipelines.report.config import VerdictConfig
 
 COMPARISON_FILE = "comparison.json"
 
@@ -71,6 +73,49 @@ class Segment(Config):
     the rows."""
 
 
+class Verdict(Config):
+    """What a gain shows, in words."""
+
+    kind: Literal["better", "worse", "no difference shown", "withheld"]
+    """`better` and `worse`: the interval lies on that side of 0; `no difference shown`: it holds 0; `withheld`: the
+    trainings, or the rows they are measured on, cannot show a difference, whatever the interval."""
+    reasons: tuple[str, ...] = ()
+    """Why it is withheld."""
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether a difference is shown."""
+        return self.kind in ("better", "worse")
+
+    @property
+    def is_withheld(self) -> bool:
+        """Whether there is no verdict."""
+        return self.kind == "withheld"
+
+    @property
+    def words(self) -> str:
+        """The verdict as every table, figure and page says it."""
+        return f"{self.kind} ({'; '.join(self.reasons)})" if self.reasons else self.kind
+
+
+class Learning(Config):
+    """How an arm learned a task: its curves of NE over the training, means over replicates."""
+
+    train_ne: float
+    """Mean of the last quarter of the training."""
+    late_fall: float | None = None
+    """The share by which it fell from the third quarter; null where a curve has no point there."""
+    late_fall_error: float | None = None
+    """Standard error of `late_fall`, as the points of each quarter scatter; null with one point a quarter."""
+    lowest_validation_ne: float | None = None
+    """Of the points up to the end of the training; null without a validation curve."""
+    last_validation_ne: float | None = None
+    """At the end of the training."""
+    late_validation_fall: float | None = None
+    """The share by which one point of validation more would have fallen, or, where none was tried, by which the last
+    fell; null with one point."""
+
+
 class TaskResult(Config):
     """One arm on one task."""
 
@@ -78,6 +123,14 @@ class TaskResult(Config):
     """Labelled rows of the held-out dates."""
     positives: int
     """Rows with label 1 among them."""
+    users: int | None = None
+    """Users among the labelled rows; null from an older version."""
+    learning: Learning | None = None
+    """Null where the training left no curve."""
+    doubts: tuple[str, ...] = ()
+    """What keeps this arm's training, or these rows, from showing a difference to any other arm."""
+    verdict: Verdict | None = None
+    """On the gain over the reference in the headline metric; null for the reference, and where there is no gain."""
     metrics: dict[str, MetricResult]
     """Every metric of `ranker.metric_registry.METRICS`, by name."""
     deciles: tuple[DecileResult, ...] = ()
@@ -111,10 +164,37 @@ class IdTable(Config):
     """Those of ids that no training row has."""
 
 
+class LabelCounts(Config):
+    """Rows on which a task is judged: its label, and those of all its ancestors as 1, are known."""
+
+    rows: int
+    positives: int
+
+
+class Training(Config):
+    """How long an arm was trained, and at which settings; null what its output does not say."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    steps: int | None = None
+    """Null of an arm that takes no steps, such as one of boosted trees."""
+    epochs: int | None = None
+    batch_size: int | None = None
+    """Rows of a global batch."""
+    sparse_learning_rate: float | None = None
+    dense_learning_rate: float | None = None
+    validation_days: int | None = None
+    """The newest training dates that decided the number of epochs; 0: none did."""
+    by_rule: tuple[str, ...] = ()
+    """The settings that the configuration left to a rule."""
+
+
 class ArmResult(Config):
     """One arm: how well it predicts, and what it costs (speed, memory and bytes a row: the median of replicates)."""
 
     tasks: dict[str, TaskResult]
+    training: Training = Training()
+    """Of the first replicate."""
     sid_table_bytes: int
     """Bytes of the embedding tables that Semantic IDs alone need."""
     table_bytes: int
@@ -135,7 +215,10 @@ class ArmResult(Config):
     world_size: int | None
     roi: float | None
     """Mean gain of the tasks in the headline metric (NE), for each KiB of `feature_bytes_per_row` (SIDE paper, section
-    6.2: the cost C is proportional to the feature's length); null for the reference, and without a content feature."""
+    6.2: the cost C is proportional to the feature's length); null for the reference, without a content feature, and
+    where it is withheld."""
+    roi_withheld: str = ""
+    """Why there is no return; empty where there is one, or nothing to return."""
 
 
 class SignalLoss(Config):
@@ -150,18 +233,22 @@ class SignalLoss(Config):
 
 
 class EncoderResult(Config):
-    """What the comparison shows of the encoder, all of it measured on held-out items."""
+    """What the comparison shows of the encoder, measured on held-out items where it does not say otherwise."""
 
     items: int
     losses: tuple[SignalLoss, ...]
     unique_share: float
-    """Different Semantic IDs over items."""
+    """Different Semantic IDs over items, of the held-out items: those of few items rarely meet."""
     histogram: tuple[tuple[int, ...], ...]
     """Items that took each value of each digit, [digits][values]."""
     entropy_bits: tuple[float, ...]
     """Entropy of each digit."""
     most_bits: float
     """The most a digit could carry."""
+    catalogue_items: int | None = None
+    """Items (users) that were given a Semantic ID; null where the dataset does not say."""
+    catalogue_unique_share: float | None = None
+    """Different Semantic IDs over these."""
 
 
 class Comparison(Config):
@@ -181,6 +268,12 @@ class Comparison(Config):
     """Users among them, the units that are resampled."""
     replicates: int = 1
     """Trainings of each arm, each with its own seeds."""
+    rules: VerdictConfig = VerdictConfig()
+    """When verdicts are withheld."""
+    trained_on: dict[str, LabelCounts] = {}
+    """By task: the judged rows of the training dates."""
+    differs: tuple[str, ...] = ()
+    """The settings that differ between arms."""
     origin: str
     train: tuple[str, str]
     """First and last training date."""

@@ -4,7 +4,7 @@ The colours are Okabe and Ito's, told apart with every common colour blindness; 
 """
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
 
-from pipelines.report.comparison import Comparison, Gain
+from pipelines.report.comparison import Comparison, Gain, Verdict
 
 matplotlib.use("agg")
 
@@ -60,12 +61,14 @@ class Plot:
         title: a short heading; the page and the picture itself carry it.
         text: what it shows, for who cannot see it.
         draw: draws it into axes.
+        height: inches.
     """
 
     name: str
     title: str
     text: str
     draw: Drawing
+    height: float = SIZE[1]
 
 
 def render(plot: Plot, theme: Theme, file_format: str) -> bytes:
@@ -77,7 +80,7 @@ def render(plot: Plot, theme: Theme, file_format: str) -> bytes:
     is_svg = file_format == "svg"
     with matplotlib.rc_context(_style(theme)):
         layout = ConstrainedLayoutEngine() if is_svg else ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.12)
-        figure = Figure(figsize=SIZE, layout=layout)
+        figure = Figure(figsize=(SIZE[0], plot.height), layout=layout)
         axes = figure.add_subplot()
         plot.draw(axes, theme)
         if not is_svg:
@@ -114,10 +117,48 @@ def percent_ticks(axis: Axis) -> None:
     axis.set_major_formatter(lambda share, _: f"{100 * share:+.6g}" if abs(share) > 1e-9 else "0")
 
 
-def mark(theme: Theme, gain: Gain, size: float = 8) -> dict[str, Any]:
-    """Return the style of a gain's point: hollow when its interval holds 0."""
-    face = {"markerfacecolor": theme.paper} if gain.holds_zero else {}
-    return {"markersize": size, "markeredgewidth": size / 4, **face}
+WITHHELD_NOTE = "x: withheld"
+"""Explains the mark of a gain whose verdict is withheld."""
+
+
+def draw_gain(
+    axes: Axes, theme: Theme, color: str, gain: Gain, verdict: Verdict, place: float, *, across: bool, size: float = 8
+) -> None:
+    """Draw a gain's point and interval at a place on the other axis.
+
+    The point is hollow where no difference is shown; a cross on a dotted interval where the verdict is withheld.
+
+    Args:
+        across: whether gains run along the x axis.
+        size: of the point.
+    """
+
+    def plot(values: Sequence[float], *style: str, **given: Any) -> None:
+        places = [place] * len(values)
+        axes.plot(*((values, places) if across else (places, values)), *style, color=color, clip_on=False, **given)
+
+    if verdict.is_withheld:
+        plot(gain.interval, linewidth=size / 5, linestyle=":", zorder=2)
+        plot([gain.gain], "x", markersize=size - 1, markeredgewidth=size / 5, zorder=3)
+        return
+    face = {} if verdict.is_shown else {"markerfacecolor": theme.paper}
+    plot(gain.interval, linewidth=size / 3.2, zorder=2)
+    plot([gain.gain], "o", markersize=size, markeredgewidth=size / 4, zorder=3, **face)
+
+
+def keys(colors: Mapping[str, str]) -> list[Line2D]:
+    """Return the arms' names with a dot of their colour, for a legend."""
+    dot: dict[str, Any] = {"marker": "o", "linestyle": "", "markersize": 5}
+    return [Line2D([], [], color=color, label=name, **dot) for name, color in colors.items()]
+
+
+def legend_below(axes: Axes, handles: Sequence[Line2D]) -> None:
+    """Write a legend below the axes, where it covers nothing."""
+    assert isinstance(axes.figure, Figure)
+    axes.figure.legend(
+        handles=handles, loc="outside lower center", ncols=4, labelcolor="linecolor", borderpad=0, borderaxespad=0.3,
+        frameon=False, handletextpad=0.1, columnspacing=1.2, fontsize=8.5,
+    )  # fmt: skip
 
 
 def note(

@@ -4,14 +4,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from encoder.sid import DEFAULT_NAME
 from infra.errors import DataError
 from infra.record import SUMMARY_FILE
 from pipelines.report.comparison import EncoderResult, SignalLoss
 from pipelines.report.outputs import read_json
 
 
-def read_encoder(path: Path) -> EncoderResult:
+def read_encoder(path: Path, dataset: Path | None = None) -> EncoderResult:
     """Read the held-out measures in the `summary.json` of an encoder's output.
+
+    Args:
+        path: the output.
+        dataset: the output of `materialize` that has its SIDs, for what is told of the whole catalogue.
 
     Raises:
         DataError: the file is missing, or is not an encoder's.
@@ -27,9 +32,20 @@ def read_encoder(path: Path) -> EncoderResult:
             histogram=digits["histogram"],
             entropy_bits=digits["entropy_bits"],
             most_bits=digits["most_bits"],
+            **_catalogue(dataset),
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise DataError(f"{file}: not an encoder's summary: {type(error).__name__}: {error}") from error
+
+
+def _catalogue(dataset: Path | None) -> dict[str, Any]:
+    """Return how many items have a SID of the default encoder, and how many SIDs they share."""
+    if dataset is None or not (dataset / SUMMARY_FILE).exists():
+        return {}
+    told = read_json(dataset / SUMMARY_FILE).get("sids", {}).get(DEFAULT_NAME)
+    if told is None:
+        return {}
+    return {"catalogue_items": told["rows"] - told["null"], "catalogue_unique_share": told["unique_share"]}
 
 
 def _signal(name: str, measured: Mapping[str, Any]) -> SignalLoss:

@@ -1,20 +1,25 @@
 """Figures that go into detail: whether predicted chances come true, and on which rows the gain lies."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from matplotlib import ticker
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
-from pipelines.report.comparison import Comparison, DecileResult, Segment
-from pipelines.report.drawing import Plot, Theme, arm_colors, mark, percent_ticks
+from pipelines.report.comparison import Comparison, DecileResult, Segment, Verdict
+from pipelines.report.drawing import (
+    WITHHELD_NOTE,
+    Plot,
+    Theme,
+    arm_colors,
+    draw_gain,
+    keys,
+    legend_below,
+    percent_ticks,
+)
 from pipelines.report.units import percent
+from pipelines.report.verdict import segment_verdict
 from ranker.metric_registry import HEADLINE
-
-KEYS: dict[str, Any] = {"frameon": False, "handletextpad": 0.1, "columnspacing": 1.2, "fontsize": 8.5}
 
 
 def reliability_plot(comparison: Comparison, task: str) -> Plot:
@@ -42,7 +47,7 @@ def reliability_plot(comparison: Comparison, task: str) -> Plot:
         axes.tick_params(length=0)
         axes.set_xlabel("predicted, %")
         axes.set_ylabel("observed, %")
-        axes.legend(handles=_keys(colors), loc="upper left", labelcolor="linecolor", **KEYS)
+        legend_below(axes, keys(colors))
 
     title = f"Reliability, {task}"
     told = (f"{name} from {_ratio(found[0])} to {_ratio(found[-1])}" for name, found in shown.items() if found)
@@ -64,6 +69,8 @@ def segment_plot(comparison: Comparison, task: str, kind: str) -> Plot:
     found = {name: arm.tasks[task].segments[kind] for name, arm in comparison.arms.items()}
     arms = [name for name in found if name != comparison.reference]
     segments = found[comparison.reference]
+    verdicts = {name: [segment_verdict(comparison, task, name, one) for one in found[name]] for name in arms}
+    has_withheld = any(one is not None and one.is_withheld for of_arm in verdicts.values() for one in of_arm)
 
     def draw(axes: Axes, theme: Theme) -> None:
         colors = {name: color for name, color in arm_colors(comparison, theme).items() if name in arms}
@@ -71,40 +78,32 @@ def segment_plot(comparison: Comparison, task: str, kind: str) -> Plot:
         step = min(0.2, 0.8 / max(len(arms), 1))
         for place, name in enumerate(arms):
             offset = (place - (len(arms) - 1) / 2) * step
-            _segment_marks(axes, theme, colors[name], found[name], offset)
+            for at, (one, verdict) in enumerate(zip(found[name], verdicts[name], strict=True)):
+                if one.gain is not None and verdict is not None:
+                    draw_gain(axes, theme, colors[name], one.gain, verdict, at + offset, across=False, size=6)
         axes.set_xlim(-0.5, len(segments) - 0.5)
         axes.set_xticks(range(len(segments)), [f"{one.name}\n{one.rows:,} rows" for one in segments])
         axes.grid(axis="y")
         axes.tick_params(length=0)
         percent_ticks(axes.yaxis)
         axes.set_ylabel(f"{HEADLINE.title} gain over {comparison.reference}, %")
-        axes.set_xlabel(f"earlier positives of {comparison.earlier_task}, of the {kind}")
-        assert isinstance(axes.figure, Figure)
-        axes.figure.legend(
-            handles=_keys(colors), loc="outside lower center", ncols=4, labelcolor="linecolor", borderpad=0,
-            borderaxespad=0.3, **KEYS,
-        )  # fmt: skip
+        told = f"; {WITHHELD_NOTE}" if has_withheld else ""
+        axes.set_xlabel(f"earlier positives of {comparison.earlier_task}, of the {kind}{told}")
+        legend_below(axes, keys(colors))
 
     title = f"Gain by the {kind}'s earlier positives of {comparison.earlier_task}, {task}"
-    told = (f"{name} {_words(found[name])}" for name in arms)
+    told = (f"{name} {_words(found[name], verdicts[name])}" for name in arms)
     return Plot(f"segments_{task}_{kind}", title, f"{title}, over {comparison.reference}: {'; '.join(told)}", draw)
 
 
-def _segment_marks(axes: Axes, theme: Theme, color: str, segments: Sequence[Segment], offset: float) -> None:
-    for place, segment in enumerate(segments):
-        if segment.gain is not None:
-            at = place + offset
-            axes.plot([at, at], segment.gain.interval, color=color, linewidth=2)
-            axes.plot(at, segment.gain.gain, "o", color=color, zorder=3, **mark(theme, segment.gain, 6))
-
-
-def _words(segments: Sequence[Segment]) -> str:
+def _words(segments: Sequence[Segment], verdicts: Sequence[Verdict | None]) -> str:
     return ", ".join(
-        f"{one.name} {percent(one.gain.gain) if one.gain else 'not defined'} ({one.rows:,} rows)" for one in segments
+        f"{one.name} {_gain_words(one, verdict)} ({one.rows:,} rows)"
+        for one, verdict in zip(segments, verdicts, strict=True)
     )
 
 
-def _keys(colors: Mapping[str, str]) -> list[Line2D]:
-    """Return the arms' names with a dot of their colour, for a legend."""
-    dot: dict[str, Any] = {"marker": "o", "linestyle": "", "markersize": 5}
-    return [Line2D([], [], color=color, label=name, **dot) for name, color in colors.items()]
+def _gain_words(segment: Segment, verdict: Verdict | None) -> str:
+    if segment.gain is None or verdict is None:
+        return "not defined"
+    return verdict.kind if verdict.is_withheld else percent(segment.gain.gain)

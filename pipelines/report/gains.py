@@ -68,6 +68,7 @@ def _task_result(contest: _Contest, name: str, reference: str) -> TaskResult:
     return TaskResult(
         num=arm.replicates[0].num,
         positives=arm.replicates[0].positives,
+        users=len(measured.sums_UK),
         metrics={metric: _metric_result(contest, name, metric) for metric in METRICS},
         deciles=_deciles(arm),
         segments={kind: tuple(_segments(contest, name, reference, kind)) for kind in measured.segments},

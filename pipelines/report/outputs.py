@@ -1,10 +1,12 @@
 """What the comparison reads of the other stages' outputs: their summaries, curves and resolved configuration."""
 
 import json
+from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import ConfigDict, ValidationError
 
 from infra.config import Config
@@ -44,6 +46,9 @@ class RankerSummary(Config):
     train_seconds: float | None = None
     parameters: int | None = None
     world_size: int | None = None
+    steps: int | None = None
+    budget: dict[str, Any] = {}
+    """What rules decided of the training's settings, and which of them; empty from a ranker without rules."""
 
 
 def read_ranker_summary(path: Path) -> RankerSummary:
@@ -97,12 +102,36 @@ def read_curves(path: Path) -> dict[str, Curve]:
     return curves
 
 
-def learning_curve(curves: dict[str, Curve], task: str) -> Curve:
+def learning_curve(curves: Mapping[str, Curve], task: str) -> Curve:
     """Return the curve of a task's normalized entropy while training; empty without one."""
     return curves.get(f"train_{task}_ne", [])
+
+
+def validation_curve(curves: Mapping[str, Curve], task: str) -> Curve:
+    """Return the curve of a task's normalized entropy on rows that are not trained on; empty without one."""
+    return curves.get(f"validation_{task}_ne", [])
 
 
 def read_config_text(path: Path) -> str:
     """Read the resolved configuration a stage was run with; empty when the output has none."""
     file = Path(path) / CONFIG_FILE
     return file.read_text() if file.exists() else ""
+
+
+def read_sections(path: Path) -> dict[str, Any]:
+    """Read the resolved sections that a stage was run with, by name; empty when the output does not say.
+
+    Raises:
+        DataError: the file is not valid YAML.
+    """
+    try:
+        values = yaml.safe_load(read_config_text(path))
+    except yaml.YAMLError as error:
+        raise DataError(f"{Path(path) / CONFIG_FILE}: not valid YAML: {error}") from error
+    return values if isinstance(values, dict) else {}
+
+
+def read_section(path: Path, section: str) -> dict[str, Any]:
+    """Read one of these sections; empty when the output does not have it."""
+    found = read_sections(path).get(section)
+    return found if isinstance(found, dict) else {}

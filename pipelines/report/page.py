@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
@@ -15,22 +16,36 @@ from pipelines.report.blocks import (
     segment_blocks,
     tables_block,
     trainings_block,
-    undefined_reason,
+    withheld_block,
 )
-from pipelines.report.comparison import Comparison, Gain
+from pipelines.report.blocks_trained import settings_notes
+from pipelines.report.comparison import Comparison
 from pipelines.report.drawing import DARK, LIGHT, Plot, Theme, arm_colors, render
-from pipelines.report.table import blocks, footnotes
-from pipelines.report.units import byte_size, percent, percent_interval, unbroken
-from ranker.metric_registry import HEADLINE
+from pipelines.report.lead import lead
+from pipelines.report.table import blocks, footnotes, learning_blocks, mark_note, trained_blocks
 
 
-def render_page(comparison: Comparison, figures: Sequence[Plot], configs: Mapping[str, str]) -> str:
+@dataclass(frozen=True)
+class RunFile:
+    """The file that runs all of it again.
+
+    Attributes:
+        text: YAML for `--config`; empty where there is none.
+        why_not: why there is none.
+    """
+
+    text: str
+    why_not: str = ""
+
+
+def render_page(comparison: Comparison, figures: Sequence[Plot], configs: Mapping[str, str], run_file: RunFile) -> str:
     """Return the page's HTML.
 
     Args:
         comparison: the numbers.
         figures: what to draw; each is embedded twice, for light and dark pages.
         configs: the resolved configuration of each input, as YAML, to be folded away at the end.
+        run_file: the same in one file.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(_asset("page.html.jinja"))
@@ -40,6 +55,10 @@ def render_page(comparison: Comparison, figures: Sequence[Plot], configs: Mappin
         style=_asset("page.css"),
         colors=_color_rules(comparison),
         lead=lead(comparison),
+        trained=trained_blocks(comparison),
+        settings_notes=settings_notes(comparison),
+        learning=learning_blocks(comparison),
+        withheld=withheld_block(comparison),
         blocks=blocks(comparison),
         returns=return_block(comparison),
         tables=tables_block(comparison),
@@ -47,34 +66,12 @@ def render_page(comparison: Comparison, figures: Sequence[Plot], configs: Mappin
         further=[gains_block(comparison, task) for task in defined],
         trainings=[trainings_block(comparison, task) for task in defined] if comparison.replicates > 1 else [],
         segments=segment_blocks(comparison),
+        mark_note=mark_note(comparison),
         footnotes=footnotes(comparison),
         figures=[_embedded(figure) for figure in figures],
         configs={name: text for name, text in configs.items() if text},
+        run_file=run_file,
     )
-
-
-def lead(comparison: Comparison) -> list[str]:
-    """Say in a sentence for each arm what came out, without a word more than the intervals allow."""
-    return [f"{name}: {_told(comparison, name)}." for name in comparison.arms if name != comparison.reference]
-
-
-def _told(comparison: Comparison, name: str) -> str:
-    arm = comparison.arms[name]
-    parts = []
-    for task in comparison.tasks:
-        result = arm.tasks[task]
-        why = undefined_reason(result)
-        gain = result.gain(HEADLINE.name, comparison.reference)
-        parts.append(f"{task} {_gain_words(gain) if gain else f'undefined ({why})'}")
-    costs = f"{unbroken(byte_size(arm.sid_table_bytes))} of SID tables"
-    return f"{'; '.join(parts)}; {costs}"
-
-
-def _gain_words(gain: Gain) -> str:
-    bounds = unbroken(percent_interval(gain.interval))
-    if gain.holds_zero:
-        return f"no difference shown ({bounds})"
-    return f"{HEADLINE.title} gain {unbroken(percent(gain.gain))} ({bounds})"
 
 
 def _color_rules(comparison: Comparison) -> str:

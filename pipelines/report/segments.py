@@ -19,6 +19,7 @@ from infra.errors import DataError
 from infra.impressions import read_impressions
 from infra.snapshot import Dataset
 from infra.tables import DatasetSpec, TaskSpec
+from pipelines.report.comparison import LabelCounts
 from ranker.statistics import Rows
 
 Integers = NDArray[np.int64]
@@ -64,26 +65,43 @@ class EarlierPositives:
         return found
 
 
-def count_positives(tables: Iterable[pa.Table], spec: DatasetSpec, task: str) -> EarlierPositives:
-    """Count each user's and each item's rows whose label of a task is 1.
+def count_labels(
+    tables: Iterable[pa.Table], spec: DatasetSpec, earlier_task: str
+) -> tuple[EarlierPositives, dict[str, LabelCounts]]:
+    """Count labels of the training dates.
 
     Args:
-        tables: batches of rows with `user_id`, `item_id` and the label, such as those of `training_rows`.
+        tables: batches of rows with `user_id`, `item_id` and every task's label, such as those of `training_rows`.
         spec: the dataset's, which says how many users and items there are.
+        earlier_task: the task whose positives are counted by user and by item.
+
+    Returns:
+        Each user's and each item's rows whose label of `earlier_task` is 1; and by task the rows on which it is judged.
     """
     by = {"user": np.zeros(spec.num_users, np.int64), "item": np.zeros(spec.num_items, np.int64)}
+    counts_T2 = np.zeros((len(spec.tasks), 2), np.int64)
     for table in tables:
-        positives = table.filter(pc.equal(table[task], 1))
+        positives = table.filter(pc.equal(table[earlier_task], 1))
         for kind, positives_I in by.items():
             np.add.at(positives_I, positives[f"{kind}_id"].to_numpy(), 1)
-    return EarlierPositives(by)
+        counts_T2 += [_judged_counts(table, spec, task) for task in spec.tasks]
+    judged = zip(spec.tasks, counts_T2.tolist(), strict=True)
+    return EarlierPositives(by), {task: LabelCounts(rows=rows, positives=found) for task, (rows, found) in judged}
 
 
-def training_rows(dataset: Dataset, task: str, first: date, last: date) -> Iterator[pa.Table]:
-    """Read ids and one task's label of the dates from `first` to `last`, inclusive, one row group at a time.
+def _judged_counts(table: pa.Table, spec: DatasetSpec, task: str) -> tuple[int, int]:
+    """Return how many rows have a task's label, all of its ancestors having happened, and on how many it is 1."""
+    for ancestor in spec.ancestors(task):
+        table = table.filter(pc.equal(table[ancestor], 1))
+    label = table[task]
+    return len(label) - label.null_count, pc.sum(pc.equal(label, 1)).as_py() or 0
+
+
+def training_rows(dataset: Dataset, first: date, last: date) -> Iterator[pa.Table]:
+    """Read ids and labels of the dates from `first` to `last`, inclusive, one row group at a time.
 
     Raises:
         DataError: there are no events, or they break the tables' contract.
     """
-    columns = ["user_id", "item_id", task]
+    columns = ["user_id", "item_id", *dataset.spec.tasks]
     return read_impressions(dataset, columns, first, last, lambda rows, where: check_events(rows, dataset.spec, where))

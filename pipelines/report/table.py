@@ -2,28 +2,48 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import zip_longest
+from textwrap import wrap
 
 from pipelines.report.blocks import (
     NO_DIFFERENCE,
     SEEDS,
+    WITHHELD,
+    WITHHELD_MARK,
     Block,
     cost_block,
+    defined_tasks,
     detail_blocks,
     quality_block,
     return_block,
 )
-from pipelines.report.comparison import ArmResult, Comparison, TaskResult
+from pipelines.report.blocks_trained import learning_block, rates_block, settings_notes, training_block
+from pipelines.report.comparison import ArmResult, Comparison, TaskResult, Training
+from pipelines.report.lead import lead, roi_notes
+from pipelines.report.verdict import few_users
 from ranker.metric_registry import HEADLINE, METRICS, Metric
 
 GAP = "  "
+_LINE = 110
+"""Characters of a line of prose in the terminal."""
 
 
 def blocks(comparison: Comparison) -> tuple[Block, ...]:
-    """Return the blocks of the terminal table: one a task, then the costs."""
+    """Return the blocks of the results: one a task, then the costs."""
     quality = (quality_block(comparison, task) for task in comparison.tasks)
     return (*quality, cost_block(comparison))
+
+
+def trained_blocks(comparison: Comparison) -> tuple[Block, ...]:
+    """Return what goes before the results: positive rates, and how the arms were trained."""
+    return rates_block(comparison), training_block(comparison)
+
+
+def learning_blocks(comparison: Comparison) -> tuple[Block, ...]:
+    """Return how far the arms came on each task that has a curve."""
+    found = (learning_block(comparison, task) for task in defined_tasks(comparison))
+    return tuple(block for block in found if block.rows)
 
 
 def heading(comparison: Comparison) -> str:
@@ -34,20 +54,30 @@ def heading(comparison: Comparison) -> str:
 
 def footnotes(comparison: Comparison) -> tuple[str, ...]:
     """Say how to read the table."""
-    results = [task for arm in comparison.arms.values() for task in arm.tasks.values()]
-    over_reference = [result.gain(HEADLINE.name, comparison.reference) for result in results]
+    verdicts = [task.verdict for arm in comparison.arms.values() for task in arm.tasks.values() if task.verdict]
+    few = any(few_users(comparison, task, metric) for task in comparison.tasks for metric in METRICS)
     notes = [f"{HEADLINE.gain_rule(comparison.reference)}; {_what_the_interval_holds(comparison)}"]
-    if any(gain.holds_zero for gain in over_reference if gain is not None):
+    if any(not verdict.is_shown and not verdict.is_withheld for verdict in verdicts):
         notes.append(f"{NO_DIFFERENCE} the interval holds 0: no difference is shown")
+    if any(verdict.is_withheld for verdict in verdicts):
+        notes.append(f"{WITHHELD}: for the reasons above; the report has what was measured, marked {WITHHELD_MARK}")
+    if few:
+        notes.append(f"{WITHHELD_MARK} stands on fewer than {comparison.rules.min_users:,} users: not a result")
+    notes += roi_notes(comparison)
     notes += [_metric_note(comparison, metric) for metric in METRICS.values() if metric.note]
     if any(arm.flops_per_sample is not None for arm in comparison.arms.values()):
         notes.append("FLOPs: matrix products of the dense part, forward; lookups and attention are not counted")
     return (*notes, *comparison.warnings)
 
 
+def _closing(comparison: Comparison) -> tuple[str, ...]:
+    """Return the lines below the tables: what was set, and how to read them."""
+    return (*settings_notes(comparison), *footnotes(comparison))
+
+
 def _what_the_interval_holds(comparison: Comparison) -> str:
     if comparison.replicates == 1:
-        return "one seed: the interval is over users, it does not hold the spread of training"
+        return "one training: the interval is over users, it does not hold the spread of training (run.replicates)"
     return f"the interval is over users and {comparison.replicates} trainings, {SEEDS} its deviation over trainings"
 
 
@@ -65,12 +95,18 @@ def _metric_note(comparison: Comparison, metric: Metric) -> str:
 
 def as_text(comparison: Comparison) -> str:
     """Render the terminal table: aligned, no escape codes, under 110 columns for usual names."""
-    shown = blocks(comparison)
+    shown = (*trained_blocks(comparison), *blocks(comparison))
     widths = _shared_widths(shown)
-    lines = [heading(comparison), ""]
+    lines = [heading(comparison), "", *_wrapped(lead(comparison)), ""]
     for block in shown:
         lines += [*_block_lines(block, widths), ""]
-    return "\n".join([*lines, *footnotes(comparison), ""])
+    return "\n".join([*lines, *_wrapped(_closing(comparison)), ""])
+
+
+def _wrapped(sentences: Iterable[str]) -> list[str]:
+    """Return sentences as lines of the terminal."""
+    lines = (line for sentence in sentences for line in wrap(sentence, _LINE, subsequent_indent=GAP))
+    return [line.replace("\u00a0", " ") for line in lines]
 
 
 def _shared_widths(shown: Sequence[Block]) -> list[int]:
@@ -98,8 +134,9 @@ def line(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 def as_markdown(comparison: Comparison) -> str:
     """Render every block as a Markdown table."""
-    lines = [heading(comparison), ""]
-    for block in (*blocks(comparison), return_block(comparison), *detail_blocks(comparison)):
+    lines = [heading(comparison), "", *(f"- {sentence}" for sentence in lead(comparison)), ""]
+    shown = (*trained_blocks(comparison), *blocks(comparison), return_block(comparison))
+    for block in (*shown, *learning_blocks(comparison), *detail_blocks(comparison)):
         if block.undefined:
             lines += [f"{block.title}: {block.undefined}", ""]
             continue
@@ -107,7 +144,14 @@ def as_markdown(comparison: Comparison) -> str:
         lines.append("|---" + "|---:" * len(block.columns) + "|")
         lines += ["| " + " | ".join(_stripped(row)) + " |" for row in block.rows]
         lines.append("")
-    return "\n".join([*lines, *(f"- {note}" for note in footnotes(comparison)), ""])
+    return "\n".join([*lines, *(f"- {note}" for note in (*_closing(comparison), mark_note(comparison))), ""])
+
+
+def mark_note(comparison: Comparison) -> str:
+    """Say what the mark means that gains have in the details."""
+    rules = comparison.rules
+    few = f"fewer than {rules.min_positives:,} positives or negatives, or {rules.min_users:,} users"
+    return f"{WITHHELD_MARK} nothing is to be concluded: the verdict is withheld, or the gain is of {few}"
 
 
 def _stripped(cells: Sequence[str]) -> list[str]:
@@ -118,13 +162,17 @@ def as_csv(comparison: Comparison) -> str:
     """Render unrounded numbers, a row for each arm and task; what is undefined is left empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    costs = [name for name in ArmResult.model_fields if name != "tasks"]
-    writer.writerow(["arm", "task", "num", "positives", *_metric_columns(), *costs])
+    costs = [name for name in ArmResult.model_fields if name not in ("tasks", "training")]
+    trained = list(Training.model_fields)
+    header = ["arm", "task", "num", "positives", "users", "verdict", "reasons"]
+    writer.writerow([*header, *_metric_columns(), *trained, *costs])
     for name, arm in comparison.arms.items():
         for task, result in arm.tasks.items():
             quality = [cell for metric in METRICS.values() for cell in _metric_numbers(comparison, result, metric)]
-            row = [name, task, result.num, result.positives, *quality, *(getattr(arm, cost) for cost in costs)]
-            writer.writerow(row)
+            verdict = (result.verdict.kind, "; ".join(result.verdict.reasons)) if result.verdict else ("", "")
+            given = [name, task, result.num, result.positives, result.users, *verdict]
+            training = (getattr(arm.training, setting) for setting in trained)
+            writer.writerow([*given, *quality, *training, *(getattr(arm, cost) for cost in costs)])
     return text.getvalue()
 
 

@@ -13,9 +13,9 @@ from infra.config import parse, plain
 from pipelines.config import read_config
 from pipelines.graph import stages
 from pipelines.launch import say
-from pipelines.report.blocks import NO_DIFFERENCE
 from pipelines.report.comparison import Comparison
 from pipelines.report.units import percent, percent_interval
+from pipelines.report.verdict import verdict_between
 from pipelines.run import command_line, exit_status, near, run_stages
 from pipelines.sweep.choose import CHOSEN_FILE, PICTURE_FILE, RESULT_FILE, TABLE_FILE
 from pipelines.sweep.grid import LEVELS, Budget
@@ -65,15 +65,14 @@ def parity_text(comparison: Comparison) -> str:
     chosen, own = comparison.arms[CHOSEN], comparison.arms[SIDE]
     width = max(map(len, chosen.tasks))
     for task, result in chosen.tasks.items():
-        gain = result.gain(HEADLINE.name, SIDE)
-        if gain is None:
+        gain, verdict = result.gain(HEADLINE.name, SIDE), verdict_between(comparison, task, CHOSEN, SIDE)
+        if gain is None or verdict is None:
             lines.append(f"  {task:<{width}}  undefined on these rows")
             continue
-        mark = f" {NO_DIFFERENCE}" if gain.holds_zero else ""
         values = ", ".join(HEADLINE.text(one.metrics[HEADLINE.name].value) for one in (result, own.tasks[task]))
-        told = f"gain {percent(gain.gain)} ({percent_interval(gain.interval)}){mark}"
-        lines.append(f"  {task:<{width}}  {values}: {told}")
-    return "\n".join([*lines, f"  {NO_DIFFERENCE} the interval holds 0: no difference is shown"])
+        told = f"gain {percent(gain.gain)} ({percent_interval(gain.interval)})"
+        lines.append(f"  {task:<{width}}  {values}: {told}: {verdict.words}")
+    return "\n".join(lines)
 
 
 def _tell(found: Path) -> None:

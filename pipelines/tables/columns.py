@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
-from pipelines.report.blocks import NO_DIFFERENCE
+from pipelines.report.blocks import NO_DIFFERENCE, mark_of
 from pipelines.report.comparison import ArmResult, Comparison, Gain
 from pipelines.report.units import byte_size, percent, percent_interval
+from pipelines.report.verdict import verdict_between
 from pipelines.tables.config import TableConfig
 from ranker.metric_registry import HEADLINE, METRICS, Metric
 
@@ -97,9 +98,10 @@ class _Measured:
         if arm == self.comparison.reference:
             return "reference"
         gain = self._gain(task, arm)
-        if gain is None:
+        verdict = verdict_between(self.comparison, task, arm, self.comparison.reference, self.table.metric)
+        if gain is None or verdict is None:
             return "undefined"
-        return f"{percent(gain.gain)} {NO_DIFFERENCE}" if gain.holds_zero else percent(gain.gain)
+        return f"{percent(gain.gain)} {mark_of(verdict)}".rstrip()
 
     def interval(self, task: str, arm: str) -> str:
         gain = self._gain(task, arm)

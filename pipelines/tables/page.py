@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from pipelines.report.blocks import NO_DIFFERENCE, tables_block
+from pipelines.report.blocks import NO_DIFFERENCE, WITHHELD_MARK, tables_block
 from pipelines.report.comparison import Comparison
 from pipelines.report.table import line
 from pipelines.tables.columns import Column, measured_columns, paper_columns
@@ -37,7 +37,8 @@ def _how(shown: Sequence[TableConfig], found: Found) -> list[str]:
         f"{'; '.join(metric.gain_rule('reference') for metric in used)}, on held-out dates; each arm is trained"
         f" {trainings} times, encoder and ranker, from other seeds.",
         "Intervals are over users and trainings together (over users alone where there is one training);"
-        f" `{NO_DIFFERENCE}` marks one that holds 0: no difference is shown.",
+        f" `{NO_DIFFERENCE}` marks one that holds 0: no difference is shown; `{WITHHELD_MARK}` a gain whose verdict is"
+        " withheld, for reasons that its comparison's report gives.",
     ]
     if HEADLINE in used:
         how.append(
@@ -85,7 +86,14 @@ def as_text(tables: Tables, found: Found) -> str:
         rows = _grid(measured_columns(tables[name], comparison), comparison)
         widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
         lines += [tables[name].title, *(line(row, widths) for row in rows), ""]
-    return "\n".join([*lines, f"{NO_DIFFERENCE} the interval holds 0: no difference is shown"])
+    return "\n".join([*lines, *_marks()])
+
+
+def _marks() -> tuple[str, str]:
+    return (
+        f"{NO_DIFFERENCE} the interval holds 0: no difference is shown",
+        f"{WITHHELD_MARK} the verdict is withheld, for reasons that the comparison's report gives",
+    )
 
 
 def _grid(columns: Sequence[Column], comparison: Comparison) -> list[list[str]]:

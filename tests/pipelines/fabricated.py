@@ -12,9 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from infra.commit import committing
+from infra.config import plain, to_yaml
 from infra.distributed import World
 from infra.parquet import TableWriter
 from infra.tables import DatasetSpec, TaskSpec, flat_schema
+from ranker.config import ArmConfig, RankerConfig, TrainingConfig
 from tests.datasets import write_snapshot_of
 
 WORLD = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), backend="gloo")
@@ -48,7 +50,9 @@ SUMMARY = {
     "parameters": 3_200_000,
     "flops_per_sample": 251_000.0,
     "world_size": 2,
+    "steps": 3000,
 }
+KINDS = ("sid_ngram", "side")
 SID_TABLE_BYTES = {"none": 0, "sid_ngram": 100_663_296, "side": 0}
 FEATURE_BYTES = {"none": 0.0, "sid_ngram": 1224.0, "side": 408.0}
 
@@ -68,7 +72,7 @@ def truth(rows: int = 4000, users: int = 400, seed: int = 0) -> dict[str, NDArra
     user = rng.integers(0, users, rows)
     logit = rng.normal(-2.0, 1.0, rows) + rng.normal(0, 0.7, users)[user]
     click = rng.random(rows) < 1 / (1 + np.exp(-logit))
-    conversion = click & (rng.random(rows) < 0.2 + 0.4 / (1 + np.exp(-logit)))
+    conversion = click & (rng.random(rows) < converted(logit))
     return {
         "user_id": user,
         "item_id": rng.integers(0, 50, rows),
@@ -78,11 +82,17 @@ def truth(rows: int = 4000, users: int = 400, seed: int = 0) -> dict[str, NDArra
     }
 
 
+def converted(logit: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the chance of a conversion, given a click whose chance has this logit."""
+    chance: NDArray[np.float64] = 1 / (1 + np.exp(-1.5 - 1.5 * logit))
+    return chance
+
+
 def predictions(drawn: Mapping[str, NDArray[Any]], noise: float, seed: int) -> pa.Table:
     """Give the table an arm would write that sees the true logits through noise."""
     rng = np.random.default_rng([seed, 7])
     rows = len(drawn["logit"])
-    click = 1 / (1 + np.exp(-drawn["logit"] - rng.normal(0, noise, rows)))
+    logit = drawn["logit"] + rng.normal(0, noise, rows)
     start = datetime(2017, 11, 12)
     return pa.table({
         "row": pa.array(np.arange(rows), pa.int64()),
@@ -91,8 +101,8 @@ def predictions(drawn: Mapping[str, NDArray[Any]], noise: float, seed: int) -> p
         "event_time": pa.array([start + timedelta(minutes=i) for i in range(rows)], pa.timestamp("us")),
         "click": pa.array(drawn["click"], pa.int8()),
         "conversion": pa.array(drawn["conversion"], pa.int8(), mask=drawn["conversion"] < 0),
-        "p_click": pa.array(click, pa.float32()),
-        "p_conversion": pa.array(0.2 + 0.4 * click, pa.float32()),
+        "p_click": pa.array(1 / (1 + np.exp(-logit)), pa.float32()),
+        "p_conversion": pa.array(converted(logit), pa.float32()),
     })  # fmt: skip
 
 
@@ -105,6 +115,8 @@ def ranker_output(
     summary: Mapping[str, Any] | None = None,
     dataset: str = "",
     config: str = "",
+    section: Mapping[str, Any] | None = None,
+    history: Sequence[Mapping[str, Any]] | None = None,
 ) -> Path:
     """Commit a ranker's output whose ranks hold interleaved rows, as the lane reader deals them."""
     values = {
@@ -120,21 +132,32 @@ def ranker_output(
             with TableWriter(file, table.schema, row_group_rows=512) as writer:
                 writer.write(table.filter(pa.array(owner == rank)))
         (staging / "summary.json").write_text(json.dumps(values))
-        (staging / "config.yaml").write_text(f"arm: {arm}\n")
+        (staging / "config.yaml").write_text(to_yaml({"ranker": section or ranker_section(arm)}))
         tasks = [name.removeprefix("p_") for name in table.column_names if name.startswith("p_")]
-        (staging / "history.jsonl").write_text("".join(_history(arm, tasks)))
+        lines = _history(arm, tasks) if history is None else history
+        (staging / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
     return committed(path, "ranker", write, {"dataset": dataset} if dataset else None, config=config or path.name)
 
 
-def _history(arm: str, tasks: Sequence[str]) -> list[str]:
+def ranker_section(arm: str, replicate: int = 0) -> dict[str, Any]:
+    """Return the resolved section of an arm that takes the content its name says at both positions."""
+    overlay = {"training": {"sparse_learning_rate": 0.025}} if arm == "side" else {}
+    arms = {arm: ArmConfig(item=arm, history=arm, overlay=overlay) if arm in KINDS else ArmConfig()}
+    training = TrainingConfig(epochs=1, batch_size=1024, sparse_learning_rate=0.05, dense_learning_rate=0.001)
+    values = plain(RankerConfig(arm=arm, arms=arms, training=training).resolved())
+    values["training"]["seed"] += replicate
+    return values
+
+
+def _history(arm: str, tasks: Sequence[str]) -> list[dict[str, float]]:
     rng = np.random.default_rng(len(arm))
     floor = 0.55 + 0.15 * ARMS.get(arm, 0.6)
-    lines = []
+    lines: list[dict[str, float]] = []
     for step in range(50, 3050, 50):
         noisy = floor + 0.5 * np.exp(-step / 300) + rng.normal(0, 0.006)
         values = {"step": step, **{f"train_{task}_ne": noisy + 0.2 * place for place, task in enumerate(tasks)}}
-        lines.append(json.dumps(values) + "\n")
+        lines.append(values)
     return lines
 
 
@@ -158,6 +181,9 @@ def dataset_output(path: Path, tasks: Mapping[str, TaskSpec] = SPEC.tasks) -> Pa
 
     def write(staging: Path) -> None:
         write_snapshot_of(staging, spec, days=days, row_group_rows=400)
+        (staging / "config.yaml").write_text("materialize:\n  prefix_lengths: {sid: [5]}\n")
+        told = {"rows": 50, "null": 2, "distinct": 24, "unique_share": 0.5}
+        (staging / "summary.json").write_text(json.dumps({"sids": {"sid": told}}))
 
     return committed(path, "materialize", write, config="m")
 
@@ -182,8 +208,28 @@ def all_inputs(root: Path, rows: int = 4000, replicates: int = 1) -> dict[str, P
     for place, (arm, noise) in enumerate(ARMS.items()):
         for replicate in range(replicates):
             table = predictions(drawn, noise, place + 10 * replicate)
-            found[f"arm.{arm}.{replicate}"] = ranker_output(root / f"ranker-{arm}.{replicate}", arm, table)
-    return {**found, "encoder": encoder_output(root / "encoder"), "dataset": dataset_output(root / "dataset")}
+            path, section = root / f"ranker-{arm}.{replicate}", ranker_section(arm, replicate)
+            found[f"arm.{arm}.{replicate}"] = ranker_output(path, arm, table, section=section)
+    return {**found, **other_inputs(root)}
+
+
+def other_inputs(root: Path, tasks: Mapping[str, TaskSpec] = SPEC.tasks) -> dict[str, Path]:
+    """Commit what a comparison takes beside the arms."""
+    return {
+        "encoder.sid": encoder_output(root / "encoder"),
+        "prepare": prepare_output(root / "prepare"),
+        "dataset": dataset_output(root / "dataset", tasks),
+    }
+
+
+def prepare_output(path: Path) -> Path:
+    """Commit what a comparison reads of the first stage: its section."""
+
+    def write(staging: Path) -> None:
+        section = {"source": {"kind": "synthetic", "num_items": 50}, "as_of": None, "cache_dir": ".cache"}
+        (staging / "config.yaml").write_text(to_yaml({"prepare": section}))
+
+    return committed(path, "prepare", write, config="p")
 
 
 def inputs_of_tasks(root: Path, tasks: Mapping[str, TaskSpec], rows: int = 4000) -> dict[str, Path]:
@@ -192,7 +238,7 @@ def inputs_of_tasks(root: Path, tasks: Mapping[str, TaskSpec], rows: int = 4000)
     for place, (arm, noise) in enumerate(ARMS.items()):
         table = table_of_tasks(tasks, noise, place, rows)
         found[f"arm.{arm}.0"] = ranker_output(root / f"ranker-{arm}.0", arm, table)
-    return {**found, "encoder": encoder_output(root / "encoder"), "dataset": dataset_output(root / "dataset", tasks)}
+    return {**found, **other_inputs(root, tasks)}
 
 
 def table_of_tasks(tasks: Mapping[str, TaskSpec], noise: float, seed: int, rows: int = 4000) -> pa.Table:
@@ -232,6 +278,6 @@ def encoder_output(path: Path) -> Path:
 
     def write(staging: Path) -> None:
         (staging / "summary.json").write_text(json.dumps(values))
-        (staging / "config.yaml").write_text("quantizer: fsq\n")
+        (staging / "config.yaml").write_text("encoder:\n  quantizer: {kind: fsq}\n")
 
     return committed(path, "encoder", write, config="e")

@@ -1,6 +1,7 @@
 """The comparison stage over fabricated outputs: its numbers, its refusals, its files."""
 
 import csv
+import html
 import json
 import re
 import subprocess
@@ -18,13 +19,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from infra.commit import read_manifest, verify
+from infra.config import parse, plain
 from infra.errors import DataError
 from infra.stage import StageRun
 from infra.tables import TaskSpec
 from infra.tracking import RunLog
 from pipelines.compare import compare
+from pipelines.config import PipelineConfig
 from pipelines.report.comparison import Comparison
 from pipelines.report.config import CompareConfig
 from pipelines.tables.config import TableConfig
@@ -257,12 +261,14 @@ def test_replicates_are_told_in_the_tables(thrice: Path) -> None:
     assert "the interval is over users and 3 trainings, ± seeds its deviation over trainings" in text
     assert re.search(r"^side .* to .* % +0\.\d\d %  ", text, re.MULTILINE)
     assert "training 2" in (thrice / "report.html").read_text()
-    assert "one seed" not in text
+    assert "one training" not in text and "side: click better" in text.replace("conversion", "")
 
 
-def test_one_training_is_said_to_be_one(out: Path) -> None:
-    assert "one seed: the interval is over users" in (out / "table.txt").read_text()
-    assert "does not hold the spread of training" in (out / "report.html").read_text()
+def test_one_training_is_said_to_be_no_result(out: Path) -> None:
+    for name in ("table.txt", "table.md", "report.html"):
+        text = (out / name).read_text()
+        assert "withheld (one training: not a result)" in text and " better, " not in text
+        assert "one training: the interval is over users, it does not hold the spread of" in text
 
 
 def test_costs_over_replicates_are_medians(replicated: dict[str, Path], tmp_path: Path) -> None:
@@ -331,11 +337,70 @@ def test_side_is_better_and_the_reference_gains_nothing(comparison: dict[str, An
     assert over["gain"] == pytest.approx(1 - arms["side"]["value"] / arms["sid_ngram"]["value"])
 
 
-def test_roi_is_the_mean_gain_for_each_kib(comparison: dict[str, Any]) -> None:
-    arm = comparison["arms"]["side"]
-    gains = [over_none(comparison, "side", task, "ne")["gain"] for task in arm["tasks"]]
-    assert arm["roi"] == pytest.approx(sum(gains) / 2 / (408 / 1024))
-    assert comparison["arms"]["none"]["roi"] is None
+def test_roi_is_the_mean_gain_for_each_kib_of_gains_that_are_judged(thrice: Path, comparison: dict[str, Any]) -> None:
+    found = json.loads((thrice / "comparison.json").read_text())
+    arm = found["arms"]["side"]
+    gains = [over_none(found, "side", task, "ne")["gain"] for task in arm["tasks"]]
+    assert arm["roi"] == pytest.approx(sum(gains) / 2 / (408 / 1024)) and arm["roi_withheld"] == ""
+    assert found["arms"]["none"]["roi"] is None and found["arms"]["none"]["roi_withheld"] == ""
+    once = comparison["arms"]["side"]
+    assert (once["roi"], once["roi_withheld"]) == (None, "gains are withheld")
+
+
+def test_what_did_not_converge_is_not_judged(replicated: dict[str, Path], tmp_path: Path) -> None:
+    given = dict(replicated)
+    for replicate in range(3):
+        table, section = predictions(truth(), 0.45, 2 + 10 * replicate), fabricated.ranker_section("side", replicate)
+        falling = [{"step": 50 * n, "train_click_ne": 1 - 0.1 * n, "train_conversion_ne": 0.8} for n in range(1, 9)]
+        path = tmp_path / f"side{replicate}"
+        given[f"arm.side.{replicate}"] = ranker_output(path, "side", table, history=falling, section=section)
+    found = run_compare(given, tmp_path / "out")["arms"]["side"]["tasks"]
+    assert found["click"]["verdict"]["kind"] == "withheld"
+    assert found["click"]["verdict"]["reasons"] == [
+        "side has not converged: training NE fell by 44.4 % in the last quarter"
+    ]
+    assert found["conversion"]["verdict"] == {"kind": "better", "reasons": []}
+    assert over_none({"arms": {"side": {"tasks": found}}}, "side", "click", "ne")["gain"] > 0
+
+
+def test_data_and_trainings_are_told(comparison: dict[str, Any], out: Path) -> None:
+    events = pa.concat_tables([fabricated.training_events(0), fabricated.training_events(1)])
+    assert comparison["trained_on"] == {
+        "click": {"rows": 3000, "positives": pc.sum(events["click"]).as_py()},
+        "conversion": {"rows": 0, "positives": 0},  # never judged there
+    }
+    told = {"steps": 3000, "epochs": 1, "batch_size": 1024, "sparse_learning_rate": 0.025}
+    assert comparison["arms"]["side"]["training"].items() >= told.items()
+    assert "training.sparse_learning_rate: 0.05 in none, sid_ngram; 0.025 in side" in comparison["differs"]
+    assert comparison["encoder"]["catalogue_items"] == 48
+    assert "50.0 % of the catalogue's 48" in (out / "report.html").read_text()
+
+
+def test_the_report_has_the_runs_file(
+    replicated: dict[str, Path], thrice: Path, inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    page = (thrice / "report.html").read_text()
+    text = html.unescape(re.findall(r"for <code>--config</code></summary><pre><code>(.*?)</code>", page, re.DOTALL)[0])
+    values = yaml.safe_load(text)
+    for section in ("prepare", "encoder"):
+        values.pop(section)  # fabricated, and not whole
+    config = parse(PipelineConfig, values, "pasted")
+    assert config.arms == ("none", "sid_ngram", "side") and config.run.replicates == 3
+    assert config.compare.resamples == 200 and config.materialize.prefix_lengths == {"sid": (5,)}
+    for arm in config.arms:
+        for replicate in range(3):
+            assert plain(config.ranker_of(arm, replicate)) == fabricated.ranker_section(arm, replicate)
+    assert yaml.safe_load(text)["prepare"]["source"] == {"kind": "synthetic", "num_items": 50}
+
+
+def test_arms_that_no_file_can_say_have_none(inputs: dict[str, Path], tmp_path: Path) -> None:
+    section = fabricated.ranker_section("side")
+    section["training"]["batch_size"] = 64
+    odd = ranker_output(tmp_path / "side", "side", predictions(truth(), 0.45, 2), section=section)
+    run_compare({**inputs, "arm.side.0": odd}, tmp_path / "out")
+    page = (tmp_path / "out/report.html").read_text()
+    assert "not one run's file: side differs from none in more than an arm may set for itself" in page
+    assert "arms differ in training.batch_size: 1024 in none, sid_ngram; 64 in side" in page
 
 
 def test_files_hold_the_same_numbers(out: Path, comparison: dict[str, Any]) -> None:
@@ -353,8 +418,10 @@ def test_files_hold_the_same_numbers(out: Path, comparison: dict[str, Any]) -> N
         metrics = comparison["arms"][row["arm"]]["tasks"][row["task"]]["metrics"]
         assert {name: float(row[name]) for name in metrics} == {name: one["value"] for name, one in metrics.items()}
     gain = over_none(comparison, "side", "click", "ne")["gain"]
-    for name in ("table.txt", "table.md", "report.html"):
-        assert f"{100 * gain:+.2f} %" in (out / name).read_text()
+    assert f"{100 * gain:+.2f} % ?" in (out / "table.md").read_text()
+    assert f"{100 * gain:+.2f} % ?" in (out / "report.html").read_text()
+    assert f"{100 * gain:+.2f} %" not in (out / "table.txt").read_text()
+    assert {row["verdict"] for row in rows if row["arm"] == "side"} == {"withheld"}
 
 
 def test_equal_inputs_give_equal_bytes(inputs: dict[str, Path], out: Path, tmp_path: Path) -> None:
@@ -411,11 +478,7 @@ def test_a_task_without_positives_is_said_to_be_undefined(tmp_path: Path) -> Non
         f"arm.{arm}.0": ranker_output(tmp_path / arm, arm, predictions(drawn, noise, 0))
         for arm, noise in fabricated.ARMS.items()
     }
-    others = {
-        "encoder": fabricated.encoder_output(tmp_path / "encoder"),
-        "dataset": fabricated.dataset_output(tmp_path / "dataset"),
-    }
-    found = run_compare({**arms, **others}, tmp_path / "out", draw=True)
+    found = run_compare({**arms, **fabricated.other_inputs(tmp_path)}, tmp_path / "out", draw=True)
     for arm in found["arms"].values():
         conversion = arm["tasks"]["conversion"]
         assert conversion["positives"] == 0 and conversion["num"] > 0
@@ -534,7 +597,8 @@ def test_a_comparison_follows_the_tasks_of_the_dataset(tmp_path: Path, tasks: di
             assert result["metrics"]["auc"]["value"] == pytest.approx(expected.auc, rel=1e-12)
     text = (tmp_path / "out/table.txt").read_text()
     assert re.findall(r"^(\w+) +NE  ", text, re.MULTILINE) == list(tasks)
-    assert len({len(line) for line in text.splitlines() if "─" in line}) == 1
+    rules = [len(line) for line in text.splitlines() if "─" in line]
+    assert len(rules) == 3 + len(tasks) and len(set(rules[2:])) == 1  # below rates and training: results, one grid
     page, names = (
         (tmp_path / "out/report.html").read_text(),
         {path.stem for path in (tmp_path / "out/figures").iterdir()},
@@ -596,7 +660,7 @@ def test_inputs_that_are_not_the_arms_are_refused(inputs: dict[str, Path], tmp_p
     with pytest.raises(DataError, match="holds the arm 'sid_ngram', was given as arm.side.0"):
         run_compare({**inputs, "arm.side.0": inputs["arm.sid_ngram.0"]}, tmp_path / "b")
     with pytest.raises(DataError, match="summary.json: not a ranker's summary: arm: Field required"):
-        run_compare({**inputs, "arm.side.0": inputs["encoder"]}, tmp_path / "c")
+        run_compare({**inputs, "arm.side.0": inputs["encoder.sid"]}, tmp_path / "c")
     with pytest.raises(DataError, match="predictions: holds no Parquet file"):
         bare = ranker_output(tmp_path / "bare", "side", predictions(truth(), 0.5, 0), ranks=0)
         run_compare({**inputs, "arm.side.0": bare}, tmp_path / "d")

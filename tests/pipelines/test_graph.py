@@ -69,7 +69,8 @@ def test_every_replicate_has_encoders_dataset_and_arms_of_its_own() -> None:
     assert found["compare"].inputs == {
         "arm.none.0": "ranker-none", "arm.side.0": "ranker-side",
         "arm.none.1": "ranker-none-r1", "arm.side.1": "ranker-side-r1",
-        "encoder": "encoder", "dataset": "materialize",
+        "encoder.sid": "encoder", "encoder.text_sid": "encoder-text_sid",
+        "prepare": "prepare", "dataset": "materialize",
     }  # fmt: skip
 
 

@@ -5,16 +5,28 @@ import io
 import json
 import re
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Mapping
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from infra.errors import DataError
 from infra.tables import TaskSpec
 from pipelines.report import units
-from pipelines.report.blocks import between_block, gains_block, segment_blocks, tables_block, trainings_block
+from pipelines.report.blocks import (
+    between_block,
+    gains_block,
+    return_block,
+    segment_blocks,
+    tables_block,
+    trainings_block,
+    withheld_block,
+)
+from pipelines.report.blocks_trained import learning_block, rates_block, training_block
 from pipelines.report.comparison import (
     ArmResult,
     Comparison,
@@ -22,24 +34,32 @@ from pipelines.report.comparison import (
     EncoderResult,
     Gain,
     IdTable,
+    LabelCounts,
+    Learning,
     MetricResult,
     Segment,
     SignalLoss,
     TaskResult,
+    Training,
 )
+from pipelines.report.config import VerdictConfig
 from pipelines.report.drawing import DARK, LIGHT, Plot, Theme, arm_colors, render
 from pipelines.report.encoder import read_encoder
-from pipelines.report.figures import _spread, plots
+from pipelines.report.figures import plots
+from pipelines.report.figures_learning import _spread
+from pipelines.report.lead import lead
 from pipelines.report.outputs import Curve, learning_curve, read_curves
-from pipelines.report.page import lead, render_page
+from pipelines.report.page import RunFile, render_page
 from pipelines.report.table import as_csv, as_markdown, as_text
+from pipelines.report.verdict import with_verdicts
 from ranker.metric_registry import METRICS
 
-CURVES: dict[str, Curve] = {
+CLICK: dict[str, Curve] = {
     "none": [(50.0, 0.9), (100.0, 0.7), (150.0, 0.68)],
     "sid_ngram": [(50.0, 0.9), (100.0, 0.69), (150.0, 0.679)],
     "side": [(50.0, 0.8), (100.0, 0.66), (150.0, 0.64)],
 }
+CURVES = {name: {"train_click_ne": curve, "train_conversion_ne": curve} for name, curve in CLICK.items()}
 
 
 def task(ne: float, reference: float, spread: float, over: dict[str, Gain] | None = None) -> TaskResult:
@@ -55,13 +75,13 @@ def task(ne: float, reference: float, spread: float, over: dict[str, Gain] | Non
         "calibration": MetricResult(value=1.01),
     }
     return TaskResult(
-        num=12_000, positives=1100, metrics=metrics, deciles=DECILES,
+        num=12_000, positives=1100, users=2301, metrics=metrics, deciles=DECILES,
         segments={kind: segments(gains.get("none")) for kind in ("user", "item")},
     )  # fmt: skip
 
 
 def between(gain: float, below: float, above: float) -> Gain:
-    return Gain(gain=gain, interval=(gain - below, gain + above))
+    return Gain(gain=gain, interval=(gain - below, gain + above), replicates=(0.001, 0.004), seeds=0.0021)
 
 
 def nothing(num: int, positives: int) -> TaskResult:
@@ -83,6 +103,9 @@ def arm(click: TaskResult, conversion: TaskResult, **costs: Any) -> ArmResult:
         "peak_memory_bytes": 1_300_000_000, "train_seconds": 61.2, "parameters": 3_200_000, "world_size": 2,
         "flops_per_sample": 254_321.0,
         "roi": None,
+        "training": Training(
+            steps=564, epochs=1, batch_size=1024, sparse_learning_rate=0.0125, dense_learning_rate=0.004
+        ),
     }  # fmt: skip
     return ArmResult(tasks={"click": click, "conversion": conversion}, **{**given, **costs})
 
@@ -97,7 +120,29 @@ PREFIXES = IdTable(
 )  # fmt: skip
 
 
-def comparison(**changes: Any) -> Comparison:
+NO_FILE = RunFile("", "nobody wrote it")
+LEARNED = Learning(train_ne=0.66, late_fall=0.01)
+
+
+def comparison(
+    learning: Mapping[str, Learning | None] | None = None, rules: VerdictConfig | None = None, **changes: Any
+) -> Comparison:
+    """Give a comparison of two trainings of each arm, which learned but for those that `learning` names."""
+    given, rules = unjudged(**changes), rules or VerdictConfig()
+    results = {task: {name: one.tasks[task] for name, one in given.arms.items()} for task in given.tasks}
+    told = {name: (learning or {}).get(name, LEARNED) for name in given.arms}
+    judged = {
+        task: with_verdicts(of_task, told, rules, given.reference, given.replicates)
+        for task, of_task in results.items()
+    }
+    arms = {
+        name: one.model_copy(update={"tasks": {task: judged[task][name] for task in given.tasks}})
+        for name, one in given.arms.items()
+    }
+    return given.model_copy(update={"arms": arms, "rules": rules})
+
+
+def unjudged(**changes: Any) -> Comparison:
     over_ngram = {"sid_ngram": Gain(gain=0.038, interval=(0.03, 0.046))}
     arms = {
         "none": arm(task(0.6678, 0.6678, 0.0), task(0.95, 0.95, 0.0), tables=(USERS,)),
@@ -124,49 +169,56 @@ def comparison(**changes: Any) -> Comparison:
         "origin": "made by hand", "train": ("2017-09-10", "2017-11-11"), "held_out": ("2017-11-12", "2017-12-09"),
         "config_digest": "c0ffee" * 10, "versions": {"torch": "2.13.0"}, "inputs": {"arm.none": "ab" * 32},
         "warnings": (), "arms": arms, "encoder": encoder,
+        "replicates": 2, "differs": ("training.seed: 0 in none; 1 in side",),
+        "trained_on": {"click": LabelCounts(rows=98_000, positives=9_000)},
         "earlier_task": "click", "tasks": {"click": TaskSpec(), "conversion": TaskSpec(given="click")},
     }  # fmt: skip
     return Comparison(**{**given, **changes})
 
 
-def twice_trained() -> Comparison:
-    """Give a comparison of two trainings of each arm."""
-    arms = {}
-    for name, one in comparison().arms.items():
-        tasks = {}
-        for task_name, result in one.tasks.items():
-            ne, spread = result.metrics["ne"], {"replicates": (0.001, 0.004), "seeds": 0.0021}
-            over = {other: gain.model_copy(update=spread) for other, gain in ne.over.items()}
-            metrics = {**result.metrics, "ne": ne.model_copy(update={"over": over})}
-            tasks[task_name] = result.model_copy(update={"metrics": metrics})
-        arms[name] = one.model_copy(update={"tasks": tasks})
-    return comparison(arms=arms, replicates=2)
-
-
 TABLE = """\
 held out 2017-11-12 to 2017-12-09 · 291,204 impressions · 2,301 users
 
-click               NE    NE gain       95 % interval     ± seeds          AUC       GAUC  calibration
-──────────────────────────────────────────────────────────────────────────────────────────────────────
-none            0.6678  reference                                       0.8800     0.8000        1.010
-sid_ngram       0.6597    +1.21 %    +0.81 to +1.61 %                   0.8800     0.8000        1.010
-side            0.6347    +4.96 %    +4.06 to +5.86 %                   0.8800     0.8000        1.010
+sid_ngram: click better, NE gain +1.21 % (+0.81 to +1.61 %); conversion no difference shown
+  (-0.15 to +0.25 %); 96.0 MiB of SID tables.
+side: click better, NE gain +4.96 % (+4.06 to +5.86 %); conversion better, NE gain +2.11 % (+1.11 to +3.11 %);
+  0 B of SID tables.
 
-conversion          NE    NE gain       95 % interval     ± seeds          AUC       GAUC  calibration
-──────────────────────────────────────────────────────────────────────────────────────────────────────
-none            0.9500  reference                                       0.8800     0.8000        1.010
-sid_ngram       0.9495    +0.05 % ~  -0.15 to +0.25 %                   0.8800     0.8000        1.010
-side            0.9300    +2.11 %    +1.11 to +3.11 %                   0.8800     0.8000        1.010
+task        training rows     positive     held-out rows     positive        users
+──────────────────────────────────────────────────────────────────────────────────
+click              98,000       9.18 %            12,000       9.17 %        2,301
+conversion                                        12,000       9.17 %        2,301
 
-cost        SID tables   all tables     feature a row  parameters  FLOPs a row  samples/s  peak memory
-──────────────────────────────────────────────────────────────────────────────────────────────────────
-none               0 B     12.1 MiB               0 B      3.20 M        254 k     12.3 k     1.21 GiB
-sid_ngram     96.0 MiB      108 MiB          1.20 KiB      3.20 M        254 k     12.3 k     1.21 GiB
-side               0 B     12.1 MiB             408 B      3.20 M        254 k     12.3 k     1.21 GiB
+training            steps       epochs        batch rows  sparse rate   dense rate
+──────────────────────────────────────────────────────────────────────────────────
+none                  564            1             1,024       0.0125        0.004
+sid_ngram             564            1             1,024       0.0125        0.004
+side                  564            1             1,024       0.0125        0.004
 
-NE gain is 1 - NE / NE(none); one seed: the interval is over users, it does not hold the spread of training
+click                  NE    NE gain       95 % interval      ± seeds          AUC       GAUC  calibration
+──────────────────────────────────────────────────────────────────────────────────────────────────────────
+none               0.6678  reference                                        0.8800     0.8000        1.010
+sid_ngram          0.6597    +1.21 %    +0.81 to +1.61 %       0.21 %       0.8800     0.8000        1.010
+side               0.6347    +4.96 %    +4.06 to +5.86 %       0.21 %       0.8800     0.8000        1.010
+
+conversion             NE    NE gain       95 % interval      ± seeds          AUC       GAUC  calibration
+──────────────────────────────────────────────────────────────────────────────────────────────────────────
+none               0.9500  reference                                        0.8800     0.8000        1.010
+sid_ngram          0.9495    +0.05 % ~  -0.15 to +0.25 %       0.21 %       0.8800     0.8000        1.010
+side               0.9300    +2.11 %    +1.11 to +3.11 %       0.21 %       0.8800     0.8000        1.010
+
+cost           SID tables   all tables     feature a row   parameters  FLOPs a row  samples/s  peak memory
+──────────────────────────────────────────────────────────────────────────────────────────────────────────
+none                  0 B     12.1 MiB               0 B       3.20 M        254 k     12.3 k     1.21 GiB
+sid_ngram        96.0 MiB      108 MiB          1.20 KiB       3.20 M        254 k     12.3 k     1.21 GiB
+side                  0 B     12.1 MiB             408 B       3.20 M        254 k     12.3 k     1.21 GiB
+
+arms differ in training.seed: 0 in none; 1 in side
+NE gain is 1 - NE / NE(none); the interval is over users and 2 trainings, ± seeds its deviation over trainings
 ~ the interval holds 0: no difference is shown
-GAUC: AUC within users of both labels, by rows (click 1,200 users, 9,000 rows; conversion 1,200 users, 9,000 rows)
+GAUC: AUC within users of both labels, by rows (click 1,200 users, 9,000 rows; conversion 1,200 users, 9,000
+  rows)
+calibration: predicted positives over those that there were; 1 is right, 1.1 is a tenth too many
 FLOPs: matrix products of the dense part, forward; lookups and attention are not counted
 """
 
@@ -178,7 +230,8 @@ def test_terminal_table_is_exactly_this() -> None:
 def test_terminal_table_stays_aligned_with_long_names() -> None:
     arms = comparison().arms
     text = as_text(comparison(arms={"none": arms["none"], "side_with_a_long_name": arms["side"]}))
-    lines = [line for line in text.splitlines() if re.match("click|conversion|cost|none|side", line)]
+    results = text[text.index("\nclick", text.index("\ntraining")) :]
+    lines = [line for line in results.splitlines() if re.match("(click|conversion|cost|none|side)  ", line)]
     assert len({len(line) for line in lines}) == 1
 
 
@@ -201,7 +254,7 @@ def test_what_is_not_defined_is_said_in_words(num: int, positives: int, reason: 
     assert f"conversion  undefined ({reason})" in as_text(given)
     assert f"conversion: undefined ({reason})" in as_markdown(given)
     assert f"conversion undefined ({reason})" in lead(given)[0]
-    assert {plot.name for plot in plots(given, {"click": CURVES, "conversion": CURVES})} == {
+    assert {plot.name for plot in plots(given, CURVES)} == {
         "ne_gain_click", "learning_click", "cost_click", "reliability_click", "segments_click_user",
         "segments_click_item", "codebook_use",
     }  # fmt: skip
@@ -210,7 +263,9 @@ def test_what_is_not_defined_is_said_in_words(num: int, positives: int, reason: 
 def test_markdown_tables_are_regular() -> None:
     tables = [block.splitlines() for block in as_markdown(comparison()).split("\n\n") if block.startswith("|")]
     assert [table[0].split(" | ")[0] for table in tables] == [
-        "| click", "| conversion", "| cost", "| return", "| click, further gains", "| conversion, further gains",
+        "| task", "| training", "| click", "| conversion", "| cost", "| return",
+        "| click, learning", "| conversion, learning", "| click, further gains", "| conversion, further gains",
+        "| click, NE", "| conversion, NE",
         "| click, by user", "| click, by item", "| conversion, by user", "| conversion, by item",
     ]  # fmt: skip
     for table in tables:
@@ -237,7 +292,7 @@ def test_pairs_leave_the_reference_out() -> None:
 def test_ordering_is_told_by_its_gains() -> None:
     none, ngram, side = gains_block(comparison(), "click").rows
     assert none == ("none", *("reference  ", "", "") * 2)
-    in_auc, in_gauc = ("+0.12 %  ", "+0.02 to +0.32 %", ""), ("+0.24 %  ", "+0.04 to +0.44 %", "")
+    in_auc, in_gauc = ("+0.12 %  ", "+0.02 to +0.32 %", "0.21 %"), ("+0.24 %  ", "+0.04 to +0.44 %", "0.21 %")
     assert ngram == ("sid_ngram", *in_auc, *in_gauc)
     assert gains_block(comparison(), "conversion").rows[1][1::3] == ("+0.01 % ~", "+0.01 % ~")
     assert side[1] == "+0.50 %  "
@@ -261,24 +316,109 @@ def test_segments_are_told_with_their_rows_and_gaps() -> None:
 
 
 def test_trainings_are_told_where_there_are_several() -> None:
-    given = twice_trained()
+    given = comparison()
     block = trainings_block(given, "click")
     assert block.columns == ("training 0", "training 1") and block.rows[0] == ("none", "0.6668", "0.6688")
     text = as_text(given)
     assert "the interval is over users and 2 trainings, ± seeds its deviation over trainings" in text
     assert re.search(r"^side .* to \+5.86 % +0.21 % ", text, re.MULTILINE)
-    assert "click, NE" in as_markdown(given) and "click, NE" not in as_markdown(comparison())
-    assert "2 of each arm, each with its own seeds" in render_page(given, (), {})
-    assert "Student" in render_page(given, (), {}) and "Student" not in page()
+    assert "click, NE" in as_markdown(given) and "click, NE" not in as_markdown(comparison(replicates=1))
+    assert "2 of each arm, each with its own seeds" in render_page(given, (), {}, NO_FILE)
+    assert "Student" in render_page(given, (), {}, NO_FILE) and "Student" not in page(replicates=1)
 
 
 def test_lead_claims_no_more_than_the_intervals_allow() -> None:
     ngram, side = (line.replace("\u00a0", " ") for line in lead(comparison()))
     assert ngram == (
-        "sid_ngram: click NE gain +1.21 % (+0.81 to +1.61 %); "
+        "sid_ngram: click better, NE gain +1.21 % (+0.81 to +1.61 %); "
         "conversion no difference shown (-0.15 to +0.25 %); 96.0 MiB of SID tables."
     )
     assert side.endswith("0 B of SID tables.")
+
+
+FALLING = {"side": Learning(train_ne=0.9, late_fall=0.0812)}
+WORDS = "withheld (side has not converged: training NE fell by 8.1 % in the last quarter)"
+
+
+def test_a_withheld_verdict_is_told_in_the_same_words_everywhere() -> None:
+    given = comparison(learning=FALLING)
+    assert lead(given)[1].startswith(f"side: click and conversion {WORDS}; ")
+    assert WORDS in re.sub(r"\n  ", " ", as_text(given)) and WORDS in as_markdown(given)
+    assert WORDS in render_page(given, (), {}, NO_FILE)
+    rows = {(row["arm"], row["task"]): row for row in csv.DictReader(io.StringIO(as_csv(given)))}
+    side = rows["side", "click"]
+    assert f"{side['verdict']} ({side['reasons']})" == WORDS and float(side["ne_gain"]) == 1 - 0.6347 / 0.6678
+    assert rows["sid_ngram", "click"]["verdict"] == "better" and rows["none", "click"]["verdict"] == ""
+    texts = {plot.name: plot.text for plot in plots(given, CURVES)}
+    assert f"side {WORDS}" in texts["ne_gain_click"] and f"side {WORDS} for 408 B a row" in texts["cost_click"]
+    assert "1-2 withheld (11,988 rows)" in texts["segments_click_user"]
+
+
+def test_a_withheld_gain_is_in_no_headline_and_is_marked_in_the_details() -> None:
+    given = comparison(learning=FALLING)
+    text = as_text(given)
+    assert re.search(r"^side +0.6347 +withheld +0.8800 ", text, re.MULTILINE) and "4.96" not in text
+    assert [row[:3] for row in withheld_block(given).rows] == [
+        ("side", "click", "+4.96 % ?"), ("side", "conversion", "+2.11 % ?"),
+    ]  # fmt: skip
+    assert between_block(given).rows[0][2] == "+3.80 % ?"  # of side over another arm
+    assert gains_block(given, "click").rows[2][1::3] == ("+0.50 % ?", "+0.99 % ?")
+    assert segment_blocks(given)[0].rows[2][2].startswith("+4.96\u00a0%\u00a0?")
+    assert return_block(given).rows[2][1] == "withheld" and return_block(given).rows[1][1] == "+0.63 %"
+    assert "Measured, and withheld" in render_page(given, (), {}, NO_FILE) and "Measured, and" not in page()
+
+
+def test_one_training_reads_nowhere_as_a_result() -> None:
+    given = comparison(replicates=1)
+    words = "withheld (one training: not a result)"
+    assert [words in line for line in lead(given)] == [True, True]
+    assert "conversion no difference shown" in lead(given)[0]
+    cells = [cell for row in gains_block(given, "click").rows[1:] for cell in row[1::3]]
+    cells += [row[2] for row in between_block(given).rows]
+    assert all(cell.endswith("?") for cell in cells)
+
+
+def test_gauc_of_few_users_is_marked_and_the_others_are_not() -> None:
+    few = comparison(rules=VerdictConfig(min_users=1500))
+    text = as_text(few)
+    assert re.search(r"^side .* 0.8800 +0.8000 \? +1.010$", text, re.MULTILINE)
+    assert "? stands on fewer than 1,500 users: not a result" in text
+    assert gains_block(few, "click").rows[2][1::3] == ("+0.50 %  ", "+0.99 % ?")
+    assert "?" not in as_text(comparison())
+
+
+def test_segments_of_few_positives_are_marked() -> None:
+    given = comparison(rules=VerdictConfig(min_positives=1100))
+    assert segment_blocks(given)[0].rows[2][2].startswith("+4.96\u00a0%\u00a0?")
+    assert "click better" in lead(given)[1]
+
+
+def test_why_there_is_no_return_is_said() -> None:
+    arms = comparison().arms
+    side = arms["side"].model_copy(update={"roi": None, "roi_withheld": "gains are withheld"})
+    given = comparison(arms={**arms, "side": side})
+    assert return_block(given).rows[2][2] == "withheld"
+    assert "RoI of side is withheld: gains are withheld" in as_text(given)
+
+
+def test_a_return_of_gains_that_are_not_shown_is_marked() -> None:
+    arms = unjudged().arms
+    flat = arms["sid_ngram"].tasks["conversion"]
+    tasks = {"click": flat, "conversion": flat}
+    given = comparison(arms={**arms, "sid_ngram": arms["sid_ngram"].model_copy(update={"tasks": tasks})})
+    assert return_block(given).rows[1][1:3] == ("+0.05 % ~", "+0.53 % ~")
+    assert return_block(comparison()).rows[1][1:3] == ("+0.63 %", "+0.53 %")
+
+
+def test_trainings_are_told_with_their_steps_and_curves() -> None:
+    learning = Learning(train_ne=0.7, late_fall=0.0213, lowest_validation_ne=0.71, last_validation_ne=0.72)
+    given = comparison(learning={"side": learning})
+    assert training_block(given).rows[2] == ("side", "564", "1", "1,024", "0.0125", "0.004")
+    assert learning_block(given, "click").rows[2] == ("side", "0.7000", "+2.13 %", "0.7100", "0.7200")
+    assert rates_block(given).rows == (
+        ("click", "98,000", "9.18 %", "12,000", "9.17 %", "2,301"),
+        ("conversion", "", "", "12,000", "9.17 %", "2,301"),
+    )
 
 
 @pytest.mark.parametrize(
@@ -306,7 +446,7 @@ def test_units(text: str, expected: str) -> None:
 
 
 def all_plots() -> tuple[Plot, ...]:
-    return plots(twice_trained(), {"click": CURVES, "conversion": CURVES})
+    return plots(comparison(), CURVES)
 
 
 @pytest.mark.parametrize("plot", all_plots(), ids=lambda plot: plot.name)
@@ -330,13 +470,14 @@ def test_figures_tell_their_content_in_words() -> None:
 
 
 def test_without_history_there_is_no_learning_curve() -> None:
-    names = [plot.name for plot in plots(comparison(), {"click": {"none": []}, "conversion": CURVES})]
+    curves = {"none": {}, "side": {"train_conversion_ne": CLICK["side"]}}
+    names = [plot.name for plot in plots(comparison(), curves)]
     assert "learning_click" not in names and "learning_conversion" in names
 
 
 def test_an_arm_has_one_colour_whatever_arms_stand_beside_it() -> None:
     arms = comparison().arms
-    fewer = comparison(arms={"side": arms["side"], "zz_new": arms["none"]})
+    fewer = unjudged(arms={"side": arms["side"], "zz_new": arms["none"]})
     assert arm_colors(fewer, LIGHT)["side"] == arm_colors(comparison(), LIGHT)["side"]
     assert len(set(arm_colors(fewer, LIGHT).values())) == 2
 
@@ -357,10 +498,35 @@ def test_colours_can_be_read_on_their_page(theme: Theme) -> None:
     assert min(contrast(color) for color in theme.arms) >= 3.0  # WCAG 2, graphics and bold letters
 
 
+def lines_of(plot: Plot) -> list[Line2D]:
+    """Give the lines that a plot draws."""
+    axes = Figure().add_subplot()
+    plot.draw(axes, LIGHT)
+    found: list[Line2D] = list(axes.get_lines())
+    return found
+
+
+def test_a_curve_of_one_point_is_a_dot_and_none_is_clipped() -> None:
+    curves = {"none": {"train_click_ne": [(98.0, 1.0)]}, "side": {"train_click_ne": CLICK["side"]}}
+    plot = next(one for one in plots(comparison(), curves) if one.name == "learning_click")
+    dot, curve, *_ = lines_of(plot)
+    assert dot.get_marker() == "o" and curve.get_marker() == ""
+    low, high = curve.axes.get_ylim()
+    assert low < 0.64 and high > 1.0 and curve.axes.get_xlim() == (0, 150)
+
+
+def test_validation_is_drawn_dashed() -> None:
+    curves = {"side": {"train_click_ne": CLICK["side"], "validation_click_ne": [(50.0, 0.9), (150.0, 0.7)]}}
+    plot = next(one for one in plots(comparison(), curves) if one.name == "learning_click")
+    assert [line.get_linestyle() for line in lines_of(plot)] == ["-", "--"]
+    assert "side ends at 0.6400, side at 0.7000 in validation" in plot.text
+
+
 def test_labels_of_equal_ends_are_moved_apart() -> None:
     placed = dict(_spread({"a": 0.5, "b": 0.5, "c": 0.9}, (0.0, 1.0)))
     assert placed["b"] - placed["a"] == pytest.approx(0.085)
     assert placed["c"] == 0.9
+    assert min(dict(_spread({"a": 0.0, "b": 0.0}, (0.0, 1.0))).values()) == pytest.approx(0.085 / 2)
 
 
 class Balance(HTMLParser):
@@ -385,7 +551,8 @@ class Balance(HTMLParser):
 
 
 def page(**changes: Any) -> str:
-    return render_page(comparison(**changes), all_plots()[:2], {"arm.none": "arm: none\n", "dataset": ""})
+    configs = {"arm.none": "arm: none\n", "dataset": ""}
+    return render_page(comparison(**changes), all_plots()[:2], configs, RunFile("run: {name: again}\n"))
 
 
 def test_page_is_well_formed_and_loads_nothing() -> None:
@@ -405,11 +572,16 @@ def test_page_says_what_was_run() -> None:
     text = page(warnings=("arms ran apart",))
     for expected in (
         "made by hand", "c0ffee" * 10, "2017-09-10 to 2017-11-11", "2017-11-12 to 2017-12-09", "torch 2.13.0",
-        "291,204 impressions", "1,100 positives of 12,000", "configuration of arm.none", "side over sid_ngram",
+        "291,204 impressions", "98,000", "9.18 %", "arms differ in training.seed: 0 in none; 1 in side",
+        "run: {name: again}", "87.0 % of the 500 held-out items", "withheld below 100 held-out positives",
+        "configuration of arm.none", "side over sid_ngram",
         "arms ran apart", "cross-entropy", "48.7 %",
     ):  # fmt: skip
         assert expected in text, expected
     assert "configuration of dataset" not in text
+    assert text.index("better, NE gain") < text.index("98,000") < text.index("<h2>Results")
+    alone = render_page(comparison(), (), {}, NO_FILE)
+    assert "not one run's file: nobody wrote it" in alone and "for <code>--config" not in alone
 
 
 def test_page_escapes_what_it_was_given() -> None:
@@ -451,4 +623,4 @@ def test_tables_that_arms_share_are_told_once_and_those_of_sids_arm_by_arm() -> 
         ("sid_ngram", "item_sid_prefix_10", "59,049", "9,000", "4,096", "88.9%", "12.00%", "512 KiB"),
     )
     assert tables_block(comparison(), only_sids=True).rows == block.rows[1:]
-    assert "Embedding tables" in render_page(comparison(), [], {})
+    assert "Embedding tables" in render_page(comparison(), [], {}, NO_FILE)

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from pipelines.report.comparison import ArmResult, Comparison, Gain, MetricResult, TaskResult
+from pipelines.report.config import VerdictConfig
 from pipelines.sweep.__main__ import main, parity_text
 from pipelines.sweep.result import SweepResult
 from tests.pipelines.commands import run_command
@@ -18,7 +19,7 @@ def task(ne: float | None, gain: tuple[float, float, float] | None) -> TaskResul
 
 def comparison(chosen: dict[str, TaskResult], own: dict[str, TaskResult]) -> Comparison:
     arms = {name: ArmResult.model_construct(tasks=tasks) for name, tasks in (("side", own), ("side_chosen", chosen))}
-    return Comparison.model_construct(arms=arms)
+    return Comparison.model_construct(arms=arms, reference="side", replicates=2, rules=VerdictConfig())
 
 
 def test_parity_is_told_with_its_interval() -> None:
@@ -28,8 +29,8 @@ def test_parity_is_told_with_its_interval() -> None:
             {"click": task(0.52, None), "conversion": task(0.74, None)},
         )
     )
-    assert "click       0.5100, 0.5200: gain +0.20 % (+0.10 to +0.30 %)\n" in text
-    assert "conversion  0.7500, 0.7400: gain -0.10 % (-0.40 to +0.20 %) ~\n" in text
+    assert "click       0.5100, 0.5200: gain +0.20 % (+0.10 to +0.30 %): better\n" in text
+    assert "conversion  0.7500, 0.7400: gain -0.10 % (-0.40 to +0.20 %): no difference shown" in text
 
 
 def test_parity_of_what_is_not_defined_says_so() -> None:

@@ -1,0 +1,65 @@
+"""What the tables say of the data and the trainings: how many rows are positive, how long each arm was trained."""
+
+from pipelines.report.blocks import Block
+from pipelines.report.comparison import Comparison, Learning
+from pipelines.report.units import percent, scaled
+from ranker.metric_registry import HEADLINE
+
+
+def rates_block(comparison: Comparison) -> Block:
+    """Tell how many rows each task is judged on, and their share of positives, in training and held out."""
+    columns = ("training rows", "positive", "held-out rows", "positive", "users")
+    rows = []
+    for task, result in comparison.arms[comparison.reference].tasks.items():
+        trained = comparison.trained_on.get(task)
+        users = "" if result.users is None else f"{result.users:,}"
+        of_training = _counts(trained.rows, trained.positives) if trained else ("", "")
+        rows.append((task, *of_training, *_counts(result.num, result.positives), users))
+    return Block("task", columns, tuple(rows))
+
+
+def _counts(rows: int, positives: int) -> tuple[str, str]:
+    return f"{rows:,}", f"{scaled(100 * positives / rows)} %" if rows else ""
+
+
+def training_block(comparison: Comparison) -> Block:
+    """Tell how long each arm was trained, and at which settings."""
+    columns = ("steps", "epochs", "batch rows", "sparse rate", "dense rate")
+    rows = []
+    for name, arm in comparison.arms.items():
+        one = arm.training
+        values = (one.steps, one.epochs, one.batch_size, one.sparse_learning_rate, one.dense_learning_rate)
+        rows.append((name, *map(_number, values)))
+    return Block("training", columns, tuple(rows))
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:g}"
+
+
+def settings_notes(comparison: Comparison) -> tuple[str, ...]:
+    """Say which settings a rule decided, and in which arms differ."""
+    ruled: dict[tuple[str, ...], list[str]] = {}
+    for name, arm in comparison.arms.items():
+        if arm.training.by_rule:
+            ruled.setdefault(arm.training.by_rule, []).append(name)
+    by_rule = (f"decided by rule in {', '.join(names)}: {', '.join(settings)}" for settings, names in ruled.items())
+    return (*by_rule, *(f"arms differ in {setting}" for setting in comparison.differs))
+
+
+def learning_block(comparison: Comparison, task: str) -> Block:
+    """Tell how far each arm came on a task; without rows where no training left a curve."""
+    title = HEADLINE.title
+    columns = (f"training {title}", "fell in last quarter", f"lowest validation {title}", f"last validation {title}")
+    found = {name: arm.tasks[task].learning for name, arm in comparison.arms.items()}
+    rows = tuple((name, *_learning_cells(learning)) for name, learning in found.items() if learning)
+    return Block(f"{task}, learning", columns, rows)
+
+
+def _learning_cells(learning: Learning) -> tuple[str, ...]:
+    return (
+        HEADLINE.text(learning.train_ne),
+        "" if learning.late_fall is None else percent(learning.late_fall),
+        HEADLINE.text(learning.lowest_validation_ne),
+        HEADLINE.text(learning.last_validation_ne),
+    )

@@ -1,0 +1,52 @@
+"""What came out, in words: the sentences that the report, the tables and the terminal begin with."""
+
+from collections.abc import Iterator
+
+from pipelines.report.blocks import undefined_reason
+from pipelines.report.comparison import ArmResult, Comparison, TaskResult
+from pipelines.report.units import byte_size, percent, percent_interval, unbroken
+from ranker.metric_registry import HEADLINE
+
+
+def lead(comparison: Comparison) -> list[str]:
+    """Say in a sentence for each arm what came out, without a word more than the verdicts allow."""
+    return [
+        f"{name}: {'; '.join(_told(comparison, arm))}; {unbroken(byte_size(arm.sid_table_bytes))} of SID tables."
+        for name, arm in comparison.arms.items()
+        if name != comparison.reference
+    ]
+
+
+def _told(comparison: Comparison, arm: ArmResult) -> Iterator[str]:
+    """Say what came out on each task; tasks of which the same is to be said stand together."""
+    tasks: dict[str, list[str]] = {}
+    for task, result in arm.tasks.items():
+        tasks.setdefault(_words(result, comparison.reference), []).append(task)
+    for words, names in tasks.items():
+        yield f"{_listed(names)} {words}"
+
+
+def _listed(names: list[str]) -> str:
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _words(result: TaskResult, reference: str) -> str:
+    gain = result.gain(HEADLINE.name, reference)
+    if gain is None or result.verdict is None:
+        return f"undefined ({undefined_reason(result)})"
+    if result.verdict.is_withheld:
+        return result.verdict.words
+    bounds = unbroken(percent_interval(gain.interval))
+    if not result.verdict.is_shown:
+        return f"{result.verdict.words} ({bounds})"
+    return f"{result.verdict.words}, {HEADLINE.title} gain {unbroken(percent(gain.gain))} ({bounds})"
+
+
+def roi_notes(comparison: Comparison) -> list[str]:
+    """Say why arms have no return; arms of which the same is to be said stand together."""
+    names: dict[str, list[str]] = {}
+    for name, arm in comparison.arms.items():
+        if arm.roi_withheld:
+            names.setdefault(arm.roi_withheld, []).append(name)
+    return [f"RoI of {_listed(of)} is withheld: {why}" for why, of in names.items()]

@@ -1,0 +1,148 @@
+"""The verdict on a gain: what it shows, or in words why nothing is to be read from it.
+
+An interval says how far a gain may be off for the users that were drawn, and for the trainings if there are several.
+It does not know whether the trainings learned anything. What speaks against an arm's training, or against the rows, is
+gathered here as *doubts*; a gain between two arms is judged only where neither has any.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from pipelines.report.comparison import Comparison, Gain, Learning, Segment, TaskResult, Verdict
+from pipelines.report.config import VerdictConfig
+from ranker.metric_registry import HEADLINE
+
+ONE_TRAINING = "one training: not a result"
+"""Whatever the interval, which is over users alone then: another seed may turn the gain around."""
+
+
+def judge(gain: Gain, doubts: Sequence[str], trainings: int) -> Verdict:
+    """Return the verdict on a gain.
+
+    Args:
+        gain: of one arm over another.
+        doubts: what speaks against either of them.
+        trainings: how often each of them was trained. Of one, no difference is a result.
+    """
+    reasons = [ONE_TRAINING] if trainings == 1 and not gain.holds_zero else []
+    reasons += [doubt for doubt in dict.fromkeys(doubts) if doubt not in reasons]
+    if reasons:
+        return Verdict(kind="withheld", reasons=tuple(reasons))
+    if gain.holds_zero:
+        return Verdict(kind="no difference shown")
+    return Verdict(kind="better" if gain.gain > 0 else "worse")
+
+
+def with_verdicts(
+    results: Mapping[str, TaskResult],
+    learning: Mapping[str, Learning | None],
+    rules: VerdictConfig,
+    reference: str,
+    trainings: int,
+) -> dict[str, TaskResult]:
+    """Return every arm's results on a task with its learning, its doubts and the verdict over the reference.
+
+    Args:
+        results: by arm.
+        learning: by arm that takes steps; None where its training left no curve.
+        rules: when verdicts are withheld.
+        reference: the arm that gains are over. trainings: of each arm.
+    """
+    doubts = {name: tuple(_doubts(name, one, learning, rules)) for name, one in results.items()}
+    judged = {}
+    for name, result in results.items():
+        gain = result.gain(HEADLINE.name, reference)
+        verdict = judge(gain, (*doubts[name], *doubts[reference]), trainings) if gain else None
+        changes = {"learning": learning.get(name), "doubts": doubts[name], "verdict": verdict}
+        judged[name] = result.model_copy(update=changes)
+    return judged
+
+
+def _doubts(
+    name: str, result: TaskResult, learning: Mapping[str, Learning | None], rules: VerdictConfig
+) -> Iterator[str]:
+    """Say what keeps one arm on one task from showing a difference to any other."""
+    yield from _too_few(result.num, result.positives, result.users, rules)
+    yield from _not_learned(name, result, learning.get(name), rules)
+    if name in learning:
+        yield from _not_converged(name, learning[name], rules)
+        yield from _overfitted(name, learning[name], rules)
+
+
+def _too_few(num: int, positives: int, users: int | None, rules: VerdictConfig) -> Iterator[str]:
+    for count, what in ((positives, "positives"), (num - positives, "negatives")):
+        if count < rules.min_positives:
+            yield f"{count:,} held-out {what}, fewer than {rules.min_positives:,}"
+    if users is not None and users < rules.min_users:
+        yield f"{users:,} held-out users, fewer than {rules.min_users:,}"
+
+
+def _not_learned(name: str, result: TaskResult, learning: Learning | None, rules: VerdictConfig) -> Iterator[str]:
+    found = {"held out": result.metrics[HEADLINE.name].value, "in training": learning.train_ne if learning else None}
+    known = {where: ne for where, ne in found.items() if ne is not None}
+    if any(ne > 1.0 - rules.min_learned for ne in known.values()):
+        told = ", ".join(f"{ne:.3f} {where}" for where, ne in known.items())
+        yield f"{name} does not beat the base rate: {HEADLINE.title} {told}"
+
+
+def _not_converged(name: str, learning: Learning | None, rules: VerdictConfig) -> Iterator[str]:
+    if learning is not None and learning.late_validation_fall is not None:
+        # Where there is validation it decides: rows that are seen again make training NE fall at any rate.
+        if learning.late_validation_fall > rules.max_late_fall:
+            told = f"validation {HEADLINE.title} still fell by {100 * learning.late_validation_fall:.1f} %"
+            yield f"{name} has not converged: {told}"
+        return
+    if learning is None or learning.late_fall is None:
+        yield f"whether {name} has converged is not known: its learning curve has too few points"
+        return
+    fall, error = learning.late_fall, learning.late_fall_error or 0.0
+    if fall > max(rules.max_late_fall, 2.0 * error):
+        told = f"training {HEADLINE.title} fell by {100 * fall:.1f} % in the last quarter"
+        yield f"{name} has not converged: {told}"
+
+
+def _overfitted(name: str, learning: Learning | None, rules: VerdictConfig) -> Iterator[str]:
+    if learning is None or learning.lowest_validation_ne is None or learning.last_validation_ne is None:
+        return
+    lowest, last = learning.lowest_validation_ne, learning.last_validation_ne
+    if last > lowest * (1.0 + rules.max_validation_rise):
+        yield f"{name} overfits: validation {HEADLINE.title} rose from {lowest:.4f} to {last:.4f}"
+
+
+def verdict_between(
+    comparison: Comparison, task: str, arm: str, other: str, metric: str = HEADLINE.name
+) -> Verdict | None:
+    """Return the verdict on the gain of one arm over another in a metric of a task; None where there is no gain."""
+    gain = comparison.arms[arm].tasks[task].gain(metric, other)
+    if gain is None:
+        return None
+    few = few_users(comparison, task, metric)
+    return judge(gain, (*_doubts_of(comparison, task, arm, other), *([few] if few else [])), comparison.replicates)
+
+
+def segment_verdict(comparison: Comparison, task: str, arm: str, segment: Segment) -> Verdict | None:
+    """Return the verdict on an arm's gain over the reference in one segment; None where there is no gain."""
+    if segment.gain is None:
+        return None
+    few = _too_few(segment.rows, segment.positives, segment.users, comparison.rules)
+    doubts = (*_doubts_of(comparison, task, arm, comparison.reference), *few)
+    return judge(segment.gain, doubts, comparison.replicates)
+
+
+def _doubts_of(comparison: Comparison, task: str, *arms: str) -> list[str]:
+    return [doubt for arm in arms for doubt in comparison.arms[arm].tasks[task].doubts]
+
+
+def few_users(comparison: Comparison, task: str, metric: str) -> str:
+    """Say that a metric stands on too few users for any conclusion; empty where it does not."""
+    users = comparison.arms[comparison.reference].tasks[task].metrics[metric].counts.get("users")
+    least = comparison.rules.min_users
+    return "" if users is None or users >= least else f"{metric} of {users:,} users, fewer than {least:,}"
+
+
+def roi_doubt(results: Mapping[str, TaskResult], feature_bytes: float, rules: VerdictConfig) -> str:
+    """Say why an arm has no return, whose gains or cost do not allow one; empty where they do."""
+    if any(result.verdict is not None and result.verdict.is_withheld for result in results.values()):
+        return "gains are withheld"
+    if 0.0 < feature_bytes < rules.min_feature_bytes:
+        return f"a feature of {feature_bytes:.2g} B a row, less than {rules.min_feature_bytes:g} B, is divided by"
+    return ""
