@@ -4,7 +4,8 @@ One encoder makes one set of SIDs; each of several (`--input encoder.<name>=DIR`
 that a ranker can compare them on the same rows. The SIDs of a set and codebook are a *generation*: their columns are
 partitions of the store, row-aligned with the items' (or users') parts, with the events (the advertised item) and with
 the requests (the history, or the user). Only partitions that are not there yet are made; nothing else is written
-again. The stage's output is the snapshot it was given plus these partitions, and each set's frozen codebook.
+again. The stage's output is the snapshot it was given plus these partitions, and each set's frozen codebook and
+description (`encoder.sid_file`).
 
 Within a generation a published SID never changes: an item that a later part revises keeps the SID of the part that
 brought it. So a date's columns depend on the parts that brought its items and on nothing that comes later.
@@ -31,6 +32,7 @@ from encoder.bundle import EncoderBundle, load_bundle
 from encoder.config import ENCODER_INPUT, MaterializeConfig
 from encoder.sid import DEFAULT_NAME, SidSpec, event_columns, sid_columns, with_sid_metadata
 from encoder.sid_codebook import write_codebook
+from encoder.sid_file import write_sid_file
 from encoder.sid_map import MAP_FILE, NULL, SidMap, SidMaps
 from encoder.signals import SignalBatch, signal_batch
 from encoder.write_behind import WriteBehind
@@ -402,7 +404,7 @@ def _columns(
 def _close(
     run: StageRun[MaterializeConfig], work: Work, dates: Sequence[PartitionEntry], told: Mapping[str, float]
 ) -> None:
-    """Write the snapshot and the codebooks, and sum up."""
+    """Write the snapshot, the codebooks and the sets' descriptions, and sum up."""
     before = work.dataset.snapshot
     parts = [entry for one in work.sets for entry in one.parts]
     partitions = in_order([*before.partitions, *parts, *dates])
@@ -411,6 +413,7 @@ def _close(
     write_snapshot(run.out, run.out, work.dataset.spec, parse(type(before), {**dict(before), **changed}, "snapshot"))
     for one in work.sets:
         write_codebook(run.out, one.spec, one.bundle.model.quantizer.codewords().detach())
+        write_sid_file(run.out, one.spec, one.listed.columns)
     found = {one.spec.name: _summary(run, work, one) for one in work.sets}
     run.facts["fingerprints"] = {one.spec.name: one.spec.fingerprint for one in work.sets}
     seconds = time.monotonic() - told["started"]

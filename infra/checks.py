@@ -68,14 +68,14 @@ def check_events(table: pa.Table, spec: DatasetSpec, where: RowGroup) -> None:
 
 
 def require_columns(schema: pa.Schema, expected: pa.Schema, where: RowGroup | Path) -> None:
-    """Check that every column of `expected` is there, with its type (embeddings as float16 or float32).
+    """Check that every column of `expected` is there, with its type (embeddings of any precision).
 
     Raises:
         DataError: naming the missing column, or the type it has and the one it should have.
     """
     for field in expected:
         if field.name not in schema.names:
-            raise DataError(f"{where}: column {field.name!r} is missing; expected type {field.type}")
+            raise DataError(f"{where}: column {field.name!r} is missing; expected type {type_name(field.type)}")
         _require_type(field.name, schema.field(field.name).type, field.type, where)
 
 
@@ -100,7 +100,14 @@ def _require_type(name: str, found: pa.DataType, expected: pa.DataType, where: R
     else:
         same = found == expected
     if not same:
-        raise DataError(f"{where}: column {name!r} has type {found}, must be {expected}")
+        raise DataError(f"{where}: column {name!r} has type {found}, must be {type_name(expected)}")
+
+
+def type_name(expected: pa.DataType) -> str:
+    """Return the name of a type that a column must have, for errors."""
+    if pa.types.is_fixed_size_list(expected):
+        return f"a list of {expected.list_size} numbers of type float32 (or float16, float64)"
+    return str(expected)
 
 
 class _Checker:

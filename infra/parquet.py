@@ -95,53 +95,87 @@ def read_row_group(
             raise DataError(f"{group}: cannot be decoded: {error}") from error
 
 
-_LIST_SIZE = b"sidestack.list_size"
+_OURS = b"sidestack."
+"""What metadata keys of this project begin with."""
+_LIST_SIZE = _OURS + b"list_size"
+_PRECISION = _OURS + b"precision"
 
 
 def _stored(schema: pa.Schema) -> pa.Schema:
-    """Return the schema as it lies on disk: fixed-size lists as plain lists that remember their size.
+    """Return the schema as it lies on disk, in types that other readers of Parquet know, so that `_restored` undoes it.
 
-    pyarrow up to 25 writes a null fixed-size list to Parquet but cannot read it again (apache/arrow#35692).
+    Fixed-size lists become plain lists that remember their size: pyarrow up to 25 writes a null fixed-size list to
+    Parquet but cannot read it again (apache/arrow#35692). Half precision becomes float32 that remembers it: Spark knows
+    no FLOAT16. What this project notes of a column, its SID spec too, is repeated as a key-value of the file,
+    `<key>.<column>`: only Arrow sees the metadata of a field.
     """
-    fields = []
+    fields, told = [], dict(schema.metadata or {})
     for field in schema:
-        if pa.types.is_fixed_size_list(field.type):
-            size = {_LIST_SIZE: str(field.type.list_size).encode()}
-            field = field.with_type(pa.list_(field.type.value_type)).with_metadata({**(field.metadata or {}), **size})
-        fields.append(field)
-    return pa.schema(fields, schema.metadata)
+        metadata, kind = dict(field.metadata or {}), field.type
+        if pa.types.is_fixed_size_list(kind):
+            metadata[_LIST_SIZE] = str(kind.list_size).encode()
+            kind = pa.list_(kind.value_type)
+        if pa.types.is_float16(_element(kind)):
+            metadata[_PRECISION] = b"half"
+            kind = _with_element(kind, pa.float32())
+        fields.append(field.with_type(kind).with_metadata(metadata or None))
+        name = field.name.encode()
+        told |= {key + b"." + name: value for key, value in metadata.items() if key.startswith(_OURS)}
+    return pa.schema(fields, told or None)
+
+
+def _element(kind: pa.DataType) -> pa.DataType:
+    """Return the type of a list's elements, or of a value that is no list."""
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return kind.value_type if any(test(kind) for test in lists) else kind
+
+
+def _with_element(kind: pa.DataType, element: pa.DataType) -> pa.DataType:
+    """Return the type of a list of other elements, or of a value of another type."""
+    if pa.types.is_list(kind):
+        return pa.list_(element)
+    return pa.large_list(element) if pa.types.is_large_list(kind) else element
 
 
 def _restored(table: pa.Table) -> pa.Table:
     """Undo `_stored` on a table that was read."""
     schema = restored_schema(table.schema)
-    return table if schema == table.schema else table.cast(schema)  # a cast to the same takes time too
+    if schema == table.schema:  # a cast to the same takes time too
+        return table.replace_schema_metadata(schema.metadata)
+    return table.cast(schema)
 
 
 def restored_schema(schema: pa.Schema) -> pa.Schema:
     """Return the schema that a file's rows have once they are read: the one its `TableWriter` was given."""
     fields = []
     for field in schema:
-        metadata = dict(field.metadata or {})
+        metadata, kind = dict(field.metadata or {}), field.type
+        if metadata.pop(_PRECISION, None):
+            kind = _with_element(kind, pa.float16())
         if _LIST_SIZE in metadata:
-            size = int(metadata.pop(_LIST_SIZE))
-            field = field.with_type(pa.list_(field.type.value_type, size)).with_metadata(metadata or None)
-        fields.append(field)
-    return pa.schema(fields, schema.metadata)
+            kind = pa.list_(kind.value_type, int(metadata.pop(_LIST_SIZE)))
+        fields.append(field.with_type(kind).with_metadata(metadata or None))
+    further = {key: value for key, value in (schema.metadata or {}).items() if not key.startswith(_OURS)}
+    return pa.schema(fields, further or None)
 
 
 def dictionary_columns(schema: pa.Schema) -> list[str]:
-    """Give the Parquet paths of the columns whose values are worth a dictionary: all but embeddings.
+    """Return the Parquet paths of the columns whose values are worth a dictionary: all but lists of float32 or float64.
 
-    The numbers of an embedding hardly repeat; a dictionary of them took half of all the time of writing, and made
-    the file larger.
+    Their numbers hardly repeat. Of half precision there are 65,536 numbers at most: a dictionary and numbers of 16 bits
+    or fewer take the bytes of halves, and every reader knows them; Spark 3.5 cannot read BYTE_STREAM_SPLIT.
+
+    Args:
+        schema: of the rows, as the `TableWriter` is given it.
     """
-    elements = {field.name: getattr(field.type, "value_type", None) for field in schema}
-    return [
-        name if element is None else f"{name}.list.element"
-        for name, element in elements.items()
-        if element is None or not pa.types.is_floating(element)
-    ]
+    paths = []
+    for field in schema:
+        element = _element(field.type)
+        if element == field.type:
+            paths.append(field.name)
+        elif pa.types.is_float16(element) or not pa.types.is_floating(element):
+            paths.append(f"{field.name}.list.element")
+    return paths
 
 
 class _HashedFile:

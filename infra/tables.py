@@ -9,8 +9,9 @@
 
 Requests, events and labels are partitions, one a date of the request's time (`infra.snapshot`); the i-th row groups
 of a date's files hold the same requests, so that a reader joins them without a search (`infra.impressions`).
-`infra.checks` holds rows to this contract. Embeddings are fixed-size lists, which lie in Parquet as plain lists that
-remember their size (infra/parquet.py). Columns beyond the contract are carried along untouched.
+`infra.checks` holds rows to this contract. Embeddings are fixed-size lists of half precision in memory, and lie in
+Parquet as plain lists of float32, which other programs read (infra/parquet.py). Columns beyond the contract are carried
+along untouched.
 """
 
 import json
@@ -193,18 +194,18 @@ def write_spec(path: Path, spec: DatasetSpec) -> None:
 
 
 def item_schema(spec: DatasetSpec, embedding_type: pa.DataType | None = None) -> pa.Schema:
-    """Give the items' schema; embeddings are stored as float16 unless told otherwise."""
+    """Return the items' schema; embeddings are of half precision unless told otherwise."""
     ids, *signals = _content_fields(spec.content("item"), embedding_type)
     return pa.schema([ids, pa.field("text", pa.string()), *signals])
 
 
 def user_schema(spec: DatasetSpec, embedding_type: pa.DataType | None = None) -> pa.Schema:
-    """Give the users' schema; embeddings are stored as float16 unless told otherwise."""
+    """Return the users' schema; embeddings are of half precision unless told otherwise."""
     return pa.schema(_content_fields(spec.content("user"), embedding_type))
 
 
 def content_schema(spec: DatasetSpec, entity: Entity) -> pa.Schema:
-    """Return the schema of the items or of the users, as they are stored."""
+    """Return the schema of the items or of the users, as they are read and written here."""
     return item_schema(spec) if entity == "item" else user_schema(spec)
 
 

@@ -1,7 +1,8 @@
 """`python -m pipelines.join --dataset DIR --out DIR`: a snapshot's impressions as one joined table, for other readers.
 
 The output is `impressions/date=YYYY-MM-DD/part-00000.parquet`, one row an impression with its request's columns, its
-labels and its SIDs; what reads Hive-partitioned Parquet reads it (docs/data.md).
+labels and its SIDs; what reads Hive-partitioned Parquet reads it (docs/data.md). With `--sids` it is the items' (and
+users') SIDs alone, a file for each set (`pipelines.sid_tables`).
 """
 
 import argparse
@@ -19,6 +20,7 @@ from infra.parquet import TableWriter
 from infra.partitions import date_slice
 from infra.snapshot import Dataset, read_dataset
 from infra.store import FILE
+from pipelines.sid_tables import write_sid_tables
 
 FOLDER = "impressions"
 """The folder that other readers are pointed at."""
@@ -64,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line.
 
     Raises:
-        SystemExit: with 1 where the snapshot or an argument breaks a rule.
+        SystemExit: with 1 where the snapshot or an argument breaks a rule, with 2 where arguments do not go together.
     """
     parser = argparse.ArgumentParser(prog="python -m pipelines.join", description="Join a snapshot's impressions.")
     parser.add_argument("--dataset", type=Path, required=True, help="a snapshot, such as the output of materialize")
@@ -72,14 +74,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--from", dest="first", type=date.fromisoformat, default=date.min, help="first date")
     parser.add_argument("--to", dest="last", type=date.fromisoformat, default=date.max, help="last date")
     parser.add_argument("--columns", nargs="+", default=[], help="which columns; by default all")
+    parser.add_argument("--sids", action="store_true", help="write ids, keys and SIDs of items and users instead")
     arguments = parser.parse_args(argv)
+    dates = (arguments.first, arguments.last)
+    if arguments.sids and (arguments.columns or dates != (date.min, date.max)):
+        parser.error("--sids writes the SIDs of all items: --from, --to and --columns are of the impressions")
     try:
         dataset = read_dataset(arguments.dataset)
-        rows = join(dataset, arguments.out, arguments.first, arguments.last, arguments.columns)
+        if arguments.sids:
+            written = write_sid_tables(dataset, arguments.out)
+        else:
+            written = {FOLDER: join(dataset, arguments.out, *dates, arguments.columns)}
     except SidestackError as error:
         print(f"join: error: {error}", file=sys.stderr)
         raise SystemExit(1) from error
-    print(f"{rows:,} impressions: {arguments.out}")
+    for name, rows in written.items():
+        print(f"{rows:,} rows: {arguments.out / name}")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import NonNegativeInt
 
-from infra.checks import check_content, check_events, require_columns, require_same_columns
+from infra.checks import check_content, check_events, require_columns, require_same_columns, type_name
 from infra.config import digest, parse
 from infra.distributed import broadcast, together
 from infra.errors import ConfigError, DataError
@@ -353,7 +353,7 @@ def _output_schema(path: Path, expected: pa.Schema) -> pa.Schema:
         found = file.schema_arrow
     for one in expected:
         if one.name not in found.names:
-            raise DataError(f"{path}: column {one.name!r} is missing; expected type {one.type}")
+            raise DataError(f"{path}: column {one.name!r} is missing; expected type {type_name(one.type)}")
     return _with_further(found, expected)
 
 

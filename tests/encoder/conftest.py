@@ -1,10 +1,11 @@
-"""The fabricated dataset and one encoder trained on it, made once for all tests here."""
+"""The fabricated dataset, one encoder trained on it, and its SIDs, made once for all tests here."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
-from tests.encoder.fabricated import LOCAL, train_encoder, write_dataset
+from tests.encoder.fabricated import LOCAL, materialize_dataset, train_encoder, write_dataset
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +18,11 @@ def encoder(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("encoder") / "bundle"
     train_encoder(LOCAL, dataset, out)
     return out
+
+
+@pytest.fixture(scope="session")
+def materialized(dataset: Path, encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("materialized")
+    shutil.copytree(dataset, folder / "dataset")
+    materialize_dataset(LOCAL, folder / "dataset", encoder, folder / "out")
+    return folder / "out"

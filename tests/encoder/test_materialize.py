@@ -53,13 +53,6 @@ OTHER = {
 
 
 @pytest.fixture(scope="module")
-def materialized(dataset: Path, encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("materialized")
-    materialize_dataset(LOCAL, copied(dataset, folder / "dataset"), encoder, folder / "out")
-    return folder / "out"
-
-
-@pytest.fixture(scope="module")
 def other_encoder(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("other") / "encoder"
     train_encoder(LOCAL, dataset, out, OTHER)
@@ -187,7 +180,8 @@ def test_the_snapshot_lists_what_it_was_given_and_the_output_holds_no_table(mate
     }  # fmt: skip
     assert (materialized / "dataset.json").read_bytes() == (dataset / "dataset.json").read_bytes()
     assert {path.name for path in materialized.iterdir()} <= {
-        "snapshot.json", "dataset.json", "codebooks", "manifest.json", "summary.json", "config.yaml", "history.jsonl",
+        "snapshot.json", "dataset.json", "codebooks", "sids", "manifest.json", "summary.json", "config.yaml",
+        "history.jsonl",
     }  # fmt: skip
     assert not list(materialized.rglob("*.parquet"))
     summary = json.loads((materialized / "summary.json").read_text())

@@ -152,6 +152,15 @@ def test_embeddings_may_be_float32_and_columns_beyond_the_contract_are_welcome()
     require_columns(user_schema(SPEC), user_schema(SPEC), WHERE)
 
 
+def test_an_embedding_of_another_type_is_told_the_type_it_must_have() -> None:
+    schema = pa.schema({"item_id": pa.int64(), "text": pa.string(), "vector": pa.list_(pa.int64(), 2)})
+    wanted = r"a list of 2 numbers of type float32 \(or float16, float64\)"
+    with pytest.raises(DataError, match=rf"'vector' has type fixed_size_list<.*int64>\[2\], must be {wanted}"):
+        require_columns(schema, item_schema(SPEC), WHERE)
+    with pytest.raises(DataError, match=f"'vector' is missing; expected type {wanted}"):
+        require_columns(schema.remove(2), item_schema(SPEC), WHERE)
+
+
 def test_of_a_task_whose_parent_is_unknown_nothing_is_said() -> None:
     check_events(events(click=[None, None], conversion=[1, 0]), SPEC, WHERE)
     check_events(events(click=[1, 0], conversion=[None, None]), SPEC, WHERE)

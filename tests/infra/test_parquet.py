@@ -3,7 +3,9 @@ import os
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -95,6 +97,59 @@ def test_null_vectors_and_field_metadata_survive(tmp_path: Path) -> None:
     read = read_row_group(row_groups([tmp_path / "v.parquet"])[0])
     assert read.equals(rows)
     assert read.schema.field("v").metadata == {b"who": b"me"}
+
+
+HALVES = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+"""Every number of half precision, infinities and NaN among them."""
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array(HALVES),
+        pa.array([None if n % 5 == 0 else list(HALVES[n : n + n % 4]) for n in range(40)], pa.list_(pa.float16())),
+        pa.array([None if n % 5 == 0 else list(HALVES[n : n + 2]) for n in range(40)], pa.list_(pa.float16(), 2)),
+        pa.array([[x] for x in HALVES[:40]], pa.large_list(pa.float16())),
+    ],
+    ids=lambda column: str(column.type),
+)
+def test_halves_lie_as_float32_and_come_back_bit_for_bit(column: pa.Array, tmp_path: Path) -> None:
+    rows = pa.table([column], names=["v"])
+    with TableWriter(tmp_path / "v.parquet", rows.schema) as writer:
+        writer.write(rows)
+    chunk = pq.read_metadata(tmp_path / "v.parquet").row_group(0).column(0)
+    assert chunk.physical_type == "FLOAT" and "RLE_DICTIONARY" in chunk.encodings
+    read = read_row_group(row_groups([tmp_path / "v.parquet"])[0])
+    assert read.schema.equals(rows.schema, check_metadata=True)
+    assert read["v"].is_valid().equals(rows["v"].is_valid())
+    values = [table["v"].combine_chunks() for table in (read, rows)]
+    flat = [values_N if pa.types.is_float16(values_N.type) else values_N.flatten() for values_N in values]
+    assert flat[0].view(pa.uint16()).equals(flat[1].view(pa.uint16()))
+
+
+def test_halves_take_about_the_bytes_of_halves(tmp_path: Path) -> None:
+    vectors_ND = np.random.default_rng(0).standard_normal((4096, 64))
+    for name, kind in (("half", np.float16), ("single", np.float32)):
+        column = pa.FixedSizeListArray.from_arrays(pa.array(vectors_ND.astype(kind).ravel()), 64)
+        with TableWriter(tmp_path / name, pa.schema([("v", column.type)])) as writer:
+            writer.write(pa.table([column], names=["v"]))
+    assert (tmp_path / "half").stat().st_size < 1.15 * 2 * vectors_ND.size
+    assert (tmp_path / "single").stat().st_size > 3.5 * vectors_ND.size
+
+
+def test_what_a_field_tells_is_a_key_value_of_the_file(tmp_path: Path) -> None:
+    told = {"sidestack.sid": "{}", "who": "me"}
+    fields = [pa.field("a", pa.int64(), metadata=told), pa.field("b", pa.list_(pa.float32(), 2))]
+    schema = pa.schema(fields, metadata={"of": "all"})
+    with TableWriter(tmp_path / "a.parquet", schema) as writer:
+        writer.write(pa.table([[1], [[0.5, 1.0]]], schema=schema))
+    found = pq.read_metadata(tmp_path / "a.parquet").metadata
+    expected = {b"sidestack.sid.a": b"{}", b"sidestack.list_size.b": b"2", b"of": b"all"}
+    assert {key: value for key, value in found.items() if key != b"ARROW:schema"} == expected
+    (group,) = row_groups([tmp_path / "a.parquet"])
+    for columns in (["a"], ["a", "b"]):
+        read = read_row_group(group, columns)
+        assert read.schema.equals(pa.schema(fields[: len(columns)], metadata={"of": "all"}), check_metadata=True)
 
 
 def test_a_truncated_file_is_named(tmp_path: Path) -> None:
