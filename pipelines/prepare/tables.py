@@ -126,9 +126,6 @@ def open_tables(run: StageRun[PrepareConfig], config: Tables) -> "TablesLog":
     assert found is not None
     with together(world, f"opening {config.path}"):
         spec = _spec(config, found)
-        for task in config.followup_days:
-            if task not in spec.tasks:
-                raise ConfigError(f"prepare.source.followup_days.{task}: is no task; tasks are {', '.join(spec.tasks)}")
         return TablesLog(config, found, spec, as_time(run.config.as_of))
 
 
@@ -137,7 +134,9 @@ def _spec(config: Tables, files: LogFiles) -> DatasetSpec:
     said = parse(TablesSpec, read_json(where), str(where))
     if not said.tasks:
         raise ConfigError(f"{where}: tasks: must name at least one, as the label columns of events are named after it")
-    values = said.model_dump()
+    if said.followup_days:
+        raise ConfigError(f"{where}: followup_days: is said by prepare.source.followup_days, not by the folder")
+    values = {**said.model_dump(), "followup_days": config.followup_days}
     for entity, table in CONTENT.items():
         rows = _num_ids(files.content[entity], f"{entity}_id")
         if values[f"num_{table}"] not in (None, rows):
@@ -145,6 +144,9 @@ def _spec(config: Tables, files: LogFiles) -> DatasetSpec:
                 f"{config.path}/{table}: holds {rows} rows, dataset.json says num_{table}={values[f'num_{table}']}"
             )
         values[f"num_{table}"] = rows
+    for task in config.followup_days:
+        if task not in said.tasks:
+            raise ConfigError(f"prepare.source.followup_days.{task}: is no task; tasks are {', '.join(said.tasks)}")
     if config.test_days is not None:
         values |= _newest(sorted(files.events), config)
     return parse(DatasetSpec, values, str(where))
