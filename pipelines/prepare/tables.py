@@ -134,9 +134,8 @@ def _spec(config: Tables, files: LogFiles) -> DatasetSpec:
     said = parse(TablesSpec, read_json(where), str(where))
     if not said.tasks:
         raise ConfigError(f"{where}: tasks: must name at least one, as the label columns of events are named after it")
-    if said.followup_days:
-        raise ConfigError(f"{where}: followup_days: is said by prepare.source.followup_days, not by the folder")
-    values = {**said.model_dump(), "followup_days": config.followup_days}
+    values = said.model_dump()
+    values["followup_days"] |= config.followup_days
     for entity, table in CONTENT.items():
         rows = _num_ids(files.content[entity], f"{entity}_id")
         if values[f"num_{table}"] not in (None, rows):
@@ -220,7 +219,7 @@ class TablesLog:
             "columns": [flat_schema(spec).names, spec.request_dense, list(spec.request_sparse), spec.max_history],
             "requests": self._config.requests,
         }
-        keys = label_keys(events, self._config.followup_days, day, self._end)
+        keys = label_keys(events, spec.followup_days, day, self._end)
         labels = {
             "labels": keys["labels"],
             "files": self._files.digest(self._files.labels.get(day, ())),
@@ -320,7 +319,7 @@ class TablesLog:
         """Return the rows, labels null where their follow-up is not over before the snapshot's knowledge ends."""
         if self._end is None:
             return rows
-        for task, days in self._config.followup_days.items():
+        for task, days in self.spec.followup_days.items():
             end = pa.scalar(self._end - timedelta(days=days), pa.timestamp("us"))
             is_known = pc.less(rows["event_time"], end)
             labels = pc.if_else(is_known, rows[task], pa.scalar(None, pa.int8()))

@@ -18,7 +18,7 @@ class TaskModel:
 
     Attributes:
         rows: what it was fitted on. rate: what it predicts without a classifier.
-        classifier: None where the training rows have not both labels.
+        classifier: None where the training rows have not both labels, or nothing varies.
     """
 
     rows: int
@@ -49,7 +49,7 @@ def fit_task(
     """
     rows, positives = len(labels_N), int(labels_N.sum())
     rate = (positives + 1) / (rows + 2)
-    if not _has_both(labels_N):
+    if not _has_both(labels_N) or not x_NF.shape[1]:
         return TaskModel(rows, rate)
     trees = _best_trees(x_NF, labels_N, is_category_F, config)
     classifier = _classifier(config, is_category_F, max_iter=trees, early_stopping=False)

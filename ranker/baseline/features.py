@@ -12,7 +12,7 @@ from infra.checks import check_events
 from infra.impressions import read_impressions
 from infra.parquet import RowGroup
 from infra.snapshot import Dataset
-from infra.tables import TaskSpec
+from infra.tables import DatasetSpec, TaskSpec
 from ranker.baseline.columns import (
     Floats,
     Integers,
@@ -38,6 +38,11 @@ MAX_CATEGORIES = 255
 MAX_ENTRIES = 8
 """Of a list of ids enter the first so many, a feature each."""
 BLOCK_ROWS = 1 << 15
+
+
+def columns_read(spec: DatasetSpec) -> tuple[str, ...]:
+    """Return the columns that are read of the impressions."""
+    return ("request_id", *BASE_COLUMNS, *HISTORY_COLUMNS, *spec.all_dense, *spec.all_sparse, *spec.tasks)
 
 
 class RowFeatures:
@@ -66,12 +71,6 @@ class RowFeatures:
         self._counts = EarlierCounts(sizes, [spec.followup_days.get(task, 0.0) for task in tasks])
 
     @property
-    def columns(self) -> tuple[str, ...]:
-        """The columns that are read of the impressions."""
-        spec = self.dataset.spec
-        return ("request_id", *BASE_COLUMNS, *HISTORY_COLUMNS, *spec.all_dense, *spec.all_sparse, *self.tasks)
-
-    @property
     def categorical(self) -> frozenset[str]:
         """The features whose values are categories, not amounts."""
         return frozenset({"weekday", *(name for column in self._few for name in _entries(column))})
@@ -84,7 +83,7 @@ class RowFeatures:
         """
         for day in self.dataset.dates(*dates):
             self._counts.begin(day)
-            for group in read_impressions(self.dataset, self.columns, day, day, self._check):
+            for group in read_impressions(self.dataset, columns_read(self.dataset.spec), day, day, self._check):
                 for start in range(0, group.num_rows, BLOCK_ROWS):
                     rows = group.slice(start, BLOCK_ROWS).combine_chunks()
                     ids = self._ids(rows)

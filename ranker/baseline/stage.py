@@ -17,13 +17,14 @@ from infra.distributed import ALONE
 from infra.errors import DataError
 from infra.impressions import columns_by_table
 from infra.parquet import TableWriter
+from infra.partitions import PartitionEntry
 from infra.snapshot import CONTENT, Dataset, read_dataset
 from infra.stage import StageRun
 from infra.tables import TaskSpec
 from ranker.baseline.boosting import TaskModel, fit_task
 from ranker.baseline.columns import Floats, judged_labels
 from ranker.baseline.config import ARM, BaselineConfig
-from ranker.baseline.features import Block, RowFeatures
+from ranker.baseline.features import Block, RowFeatures, columns_read
 from ranker.config import Dates
 from ranker.cost import peak_memory_bytes
 from ranker.features import weighted_tasks
@@ -38,14 +39,12 @@ class TrainingRows:
     Attributes:
         x_NF: features, of those that vary. labels_TN: by task; -1 where not judged.
         names: the features'. is_category_F: which of them are categories.
-        num_read: rows of the training dates.
     """
 
     x_NF: Floats
     labels_TN: NDArray[np.int8]
     names: tuple[str, ...]
     is_category_F: NDArray[np.bool_]
-    num_read: int
 
 
 def run_baseline(run: StageRun[BaselineConfig]) -> None:
@@ -62,8 +61,8 @@ def run_baseline(run: StageRun[BaselineConfig]) -> None:
     tasks = weighted_tasks(dataset.spec, {})
     dates, held_out = config.holdout.windows(dataset.spec)
     num_rows = {window: _count_rows(dataset, window) for window in (dates, held_out)}
+    dataset.verify(ALONE, _partitions_read(dataset, (dates, held_out)))
     features = RowFeatures(dataset, tasks)
-    dataset.verify(ALONE, _partitions_read(dataset, features, (dates, held_out)))
     rows = read_training_rows(features, dates, num_rows[dates], run)
     models = {
         task: fit_task(rows.x_NF[label_N >= 0], label_N[label_N >= 0], rows.is_category_F, config)
@@ -71,26 +70,34 @@ def run_baseline(run: StageRun[BaselineConfig]) -> None:
     }
     train_seconds = time.perf_counter() - began
     _tell(run, models)
-    _predict(features.read(held_out), tasks, models, rows.names, run.out / "predictions")
-    measured = prediction_metrics(run.out, tuple(tasks))
-    run.log.metrics(0, named_metrics(config.holdout.kind, measured, METRICS))
+    predict(features.read(held_out), tasks, models, rows.names, run.out / "predictions")
+    facts = {
+        "dates": {"train": _iso(dates), "held_out": _iso(held_out)},
+        "held_out_rows": num_rows[held_out],
+        "samples_per_second": num_rows[dates] / train_seconds,
+        "train_seconds": train_seconds,
+        "features": list(rows.names),
+    }
+    _close(run, models, facts)
+
+
+def _close(run: StageRun[BaselineConfig], models: Mapping[str, TaskModel], facts: Mapping[str, Any]) -> None:
+    """Measure the predictions, and write all closing numbers down."""
+    kind, measured = run.config.holdout.kind, prediction_metrics(run.out, tuple(models))
+    run.log.metrics(0, named_metrics(kind, measured, METRICS))
     run.log.summary({
         "arm": ARM,
         "tasks": measured,
-        "dates": {"train": _iso(dates), "held_out": _iso(held_out)},
-        "held_out_rows": num_rows[held_out],
         "sid_table_bytes": 0,
         "table_bytes": 0,
         "feature_bytes_per_row": 0.0,
-        "samples_per_second": rows.num_read / train_seconds,
-        "train_seconds": train_seconds,
         "peak_memory_bytes": peak_memory_bytes(ALONE),
         "train_rows": {task: model.rows for task, model in models.items()},
         "trees": {task: model.trees for task, model in models.items()},
-        "features": list(rows.names),
+        **facts,
     })  # fmt: skip
-    shown = named_metrics(config.holdout.kind, measured, [metric.name for metric in compared_metrics()])
-    run.log.say(f"{ARM}: {', '.join(f'{name} {value:.4f}' for name, value in shown.items())}, {train_seconds:.0f} s")
+    shown = named_metrics(kind, measured, [metric.name for metric in compared_metrics()])
+    run.log.say(f"{ARM}: {', '.join(f'{name} {value:.4f}' for name, value in shown.items())}")
     run.facts["arm"] = ARM
 
 
@@ -101,8 +108,8 @@ def _count_rows(dataset: Dataset, dates: Dates) -> int:
     return rows
 
 
-def _partitions_read(dataset: Dataset, features: RowFeatures, windows: Sequence[Dates]) -> list[Any]:
-    tables = [table for of_kind in columns_by_table(dataset, features.columns) for table in of_kind]
+def _partitions_read(dataset: Dataset, windows: Sequence[Dates]) -> list[PartitionEntry]:
+    tables = [table for of_kind in columns_by_table(dataset, columns_read(dataset.spec)) for table in of_kind]
     dated = [entry for dates in windows for table in tables for entry in dataset.partitions(table, *dates)]
     return [*dataset.partitions(CONTENT["item"]), *dated]
 
@@ -127,7 +134,12 @@ def read_training_rows(
         run.log.say(f"learns from {labels_TN.shape[1]:,} rows, a sample of {num_rows:,}: baseline.max_train_rows")
     columns = {name: values_N for name in list(parts) if _varies(values_N := np.concatenate(parts.pop(name)))}
     is_category_F = np.array([name in features.categorical for name in columns], np.bool_)
-    return TrainingRows(np.stack(list(columns.values()), axis=1), labels_TN, tuple(columns), is_category_F, num_rows)
+    x_NF = _side_by_side(list(columns.values()), labels_TN.shape[1])
+    return TrainingRows(x_NF, labels_TN, tuple(columns), is_category_F)
+
+
+def _side_by_side(columns: Sequence[Floats], num_rows: int) -> Floats:
+    return np.stack(columns, axis=1) if columns else np.empty((num_rows, 0), np.float32)
 
 
 def _varies(values_N: Floats) -> bool:
@@ -139,12 +151,12 @@ def _varies(values_N: Floats) -> bool:
 def _tell(run: StageRun[BaselineConfig], models: Mapping[str, TaskModel]) -> None:
     for task, model in models.items():
         if model.classifier is None:
-            run.log.say(f"{task}: {model.rows:,} training rows without both labels; {model.rate:.3g} for every row")
+            run.log.say(f"{task}: {model.rows:,} training rows tell nothing apart; {model.rate:.3g} for every row")
         else:
             run.log.say(f"{task}: {model.trees} trees from {model.rows:,} rows")
 
 
-def _predict(
+def predict(
     blocks: Iterator[Block],
     tasks: Mapping[str, TaskSpec],
     models: Mapping[str, TaskModel],
@@ -155,7 +167,7 @@ def _predict(
     start = 0
     with TableWriter(out / "part-00000.parquet", prediction_schema(tasks)) as writer:
         for table, by_name in blocks:
-            x_NF = np.stack([by_name[name] for name in names], axis=1)
+            x_NF = _side_by_side([by_name[name] for name in names], table.num_rows)
             rows_N = np.arange(start, start + table.num_rows)
             start += table.num_rows
             p_TN = [models[task].predict(x_NF) for task in tasks]

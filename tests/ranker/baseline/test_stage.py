@@ -81,7 +81,7 @@ def test_unknown_labels_are_as_good_as_rows_that_are_not_there(
     summary = run(write(tmp_path / "unknown", unknown), tmp_path / "out")
     assert summary["train_rows"]["conversion"] == 0 and summary["tasks"]["conversion"]["num"] == 0
     assert set(predicted(tmp_path / "out")["p_conversion"].to_pylist()) == {0.5}
-    assert "conversion: 0 training rows without both labels; 0.5 for every row" in capfd.readouterr().err
+    assert "conversion: 0 training rows tell nothing apart; 0.5 for every row" in capfd.readouterr().err
 
 
 def test_the_same_seed_predicts_the_same_bytes_and_another_does_not(dataset: Path, done: Path, tmp_path: Path) -> None:
@@ -120,6 +120,19 @@ def test_the_number_of_trees_is_chosen_on_the_latest_rows(dataset: Path, tmp_pat
         turned[day] = with_column(rows, "conversion", pa.nulls(rows.num_rows, pa.int8()))
     summary = run(write(tmp_path / "turned", turned), tmp_path / "out", stopping_share=0.25)
     assert summary["trees"]["click"] == 1
+
+
+def test_rows_that_are_all_alike_are_predicted_by_their_rate(tmp_path: Path) -> None:
+    alike = {}
+    for day, rows in days().items():
+        rows = rows.take(pa.array(np.zeros(60, np.int64)))
+        for name, values in (("click", [1, 0, 0] * 20), ("conversion", [None] * 60)):
+            rows = with_column(rows, name, pa.array(values, pa.int8()))
+        alike[day] = with_column(rows, "request_id", pa.array(np.arange(60)))
+    holdout = {"kind": "validation", "validation_days": 3}  # one date is left to train on: nothing came before it
+    summary = run(write(tmp_path / "alike", alike), tmp_path / "out", holdout=holdout)
+    assert summary["features"] == [] and summary["train_rows"]["click"] == 60
+    assert set(predicted(tmp_path / "out")["p_click"].to_pylist()) == {np.float32(21 / 62)}
 
 
 def test_a_split_without_rows_is_refused(tmp_path: Path) -> None:
