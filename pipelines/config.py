@@ -22,6 +22,9 @@ from ranker.baseline.config import ARM as BASELINE
 from ranker.baseline.config import BaselineConfig
 from ranker.config import SID_KINDS, ContentKind, RankerConfig
 
+WITHOUT_BASELINE = "baseline.enabled=false"
+"""Overrides a run's file where arms are compared with each other alone."""
+
 Trained = TypeVar("Trained", EncoderConfig, RankerConfig)
 
 

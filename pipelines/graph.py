@@ -32,8 +32,6 @@ from pipelines.report.arms import PREFIX, input_name
 from ranker.baseline.config import ARM as BASELINE
 
 RANKER_CODE = ("infra", "ranker", "encoder/__init__.py", "encoder/sid.py", "encoder/sid_codebook.py")
-WITHOUT_BASELINE = "baseline.enabled=false"
-"""Overrides a run's file where arms are compared with each other alone."""
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from encoder.config import EncoderConfig
 from encoder.sid import DEFAULT_NAME
 from infra.config import plain
 from infra.errors import ConfigError
-from pipelines.config import PipelineConfig
-from pipelines.graph import WITHOUT_BASELINE, Stage, encoder_stage, internal_job, prepare_stage
+from pipelines.config import WITHOUT_BASELINE, PipelineConfig
+from pipelines.graph import Stage, encoder_stage, internal_job, prepare_stage
 from pipelines.sweep.grid import Budget, Setting, prefix_lengths, quantizer_of, setting_of, settings, structured
 from pipelines.sweep.result import INPUT
 

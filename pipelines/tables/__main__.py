@@ -11,9 +11,9 @@ from pathlib import Path
 
 from infra.config import plain
 from infra.errors import ConfigError
-from pipelines.config import PipelineConfig, read_config
+from pipelines.config import WITHOUT_BASELINE, PipelineConfig, read_config
 from pipelines.execution import run_dir
-from pipelines.graph import WITHOUT_BASELINE, stages
+from pipelines.graph import stages
 from pipelines.launch import say
 from pipelines.report.comparison import Comparison
 from pipelines.run import command_line, exit_status, near, run_stages

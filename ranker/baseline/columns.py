@@ -29,7 +29,7 @@ def judged_labels(rows: pa.Table, tasks: Mapping[str, TaskSpec]) -> NDArray[np.i
 
 def first_entries(rows: pa.Table, name: str, number: int) -> Integers:
     """Return so many first entries of each list of a column, int64 [N, number]; -1 where a list is shorter."""
-    lists = _array(rows, name)
+    lists = rows[name].combine_chunks()
     offsets_N1 = lists.offsets.to_numpy().astype(np.int64)
     places_NE = offsets_N1[:-1, None] + np.arange(number)
     values = np.append(lists.values.to_numpy(), -1)
@@ -49,14 +49,14 @@ def moment(rows: pa.Table) -> dict[str, Floats]:
 def histories_of(rows: pa.Table) -> Histories:
     """Return the histories of the rows' requests, each once."""
     starts_R = request_starts(rows["request_id"])
-    lists = _array(rows, "history_item_ids").take(pa.array(starts_R))
+    lists = rows["history_item_ids"].combine_chunks().take(pa.array(starts_R))
     rows_R = np.diff(np.append(starts_R, rows.num_rows))
     return Histories(lists.flatten().to_numpy(), _lengths(lists), np.repeat(np.arange(len(starts_R)), rows_R))
 
 
 def since_newest(rows: pa.Table) -> Floats:
     """Return the days from the history's newest entry to the row; NaN where there is none."""
-    lists = _array(rows, "history_times")
+    lists = rows["history_times"].combine_chunks()
     padded = np.append(_microseconds(lists.values), 0)
     ends_N = lists.offsets.to_numpy()[1:]
     days_N = (_microseconds(rows["event_time"]) - padded[ends_N - 1]) / DAY_US
@@ -65,7 +65,7 @@ def since_newest(rows: pa.Table) -> Floats:
 
 def times_in_history(rows: pa.Table) -> Floats:
     """Return how often the row's item is in its history."""
-    lists = _array(rows, "history_item_ids")
+    lists = rows["history_item_ids"].combine_chunks()
     row_T = np.repeat(np.arange(rows.num_rows), _lengths(lists))
     is_item_T = lists.flatten().to_numpy() == rows["item_id"].to_numpy()[row_T]
     return np.bincount(row_T[is_item_T], minlength=rows.num_rows).astype(np.float32)
@@ -86,11 +86,6 @@ def item_categories(dataset: Dataset) -> dict[str, Integers]:
         for name, of_item_I in found.items():
             of_item_I[ids_N] = table[name].fill_null(-1).to_numpy()
     return found
-
-
-def _array(rows: pa.Table, name: str) -> pa.Array:
-    column = rows[name]
-    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
 def _lengths(lists: pa.ListArray) -> Integers:
