@@ -1,4 +1,4 @@
-"""Job of the ranker's stage: `torchx run components/ranker.py:train --help`."""
+"""Jobs of the ranker's stages, the baseline's among them: `torchx run components/ranker.py:train --help`."""
 
 # torchx 0.7.0's linter knows only these spellings of types.
 # ruff: noqa: UP006, UP035, UP045
@@ -59,6 +59,58 @@ def train(
         out=out,
         inputs={"dataset": dataset},
         overrides=[*overrides, f"ranker.arm={arm}"] if arm else overrides,
+        key=key,
+        parent_run=parent_run,
+    )
+
+
+def baseline(
+    *overrides: str,
+    config: str,
+    dataset: str,
+    out: str,
+    key: str = "",
+    parent_run: str = "",
+    j: str = "1x1",
+    image: str = IMAGE,
+    cpu: int = 2,
+    gpu: int = 0,
+    memMB: int = 6144,
+    env: Optional[Dict[str, str]] = None,
+    mounts: Optional[List[str]] = None,
+    max_restarts: int = 0,
+    max_retries: int = 0,
+) -> specs.AppDef:
+    """Train and evaluate the baseline: gradient boosting on the ranker's rows, by one process on CPU cores.
+
+    On more than one node, config, inputs and out are paths on a filesystem that all nodes share.
+
+    Args:
+        overrides: dotted settings over the file's, such as baseline.key=value
+        config: the run's YAML file, or the stage's resolved one
+        dataset: committed output of materialize
+        out: the directory to commit; it must be free
+        key: the digest that names this work, saved in the manifest
+        parent_run: the MLflow run to log a child run under
+        j: {nodes}x{ranks a node}
+        image: the container image, where the scheduler uses one
+        cpu: CPU cores a node
+        gpu: GPUs a node; with one for each rank the stage uses nccl
+        memMB: memory a node, in MB
+        env: environment variables, as A=1,B=2
+        mounts: mounts, as type=bind,src=/shared,dst=/shared
+        max_restarts: how often torchrun starts the ranks anew after a failure
+        max_retries: how often the scheduler runs the whole job anew
+    """
+    launch = Launch.of(j, image, cpu, gpu, memMB, env, mounts, max_restarts, max_retries)
+    return stage_app(
+        "baseline",
+        "ranker.baseline",
+        launch,
+        config=config,
+        out=out,
+        inputs={"dataset": dataset},
+        overrides=overrides,
         key=key,
         parent_run=parent_run,
     )

@@ -41,7 +41,9 @@ try:
 except importlib.metadata.PackageNotFoundError:  # in a served model, which carries the code without its package
     VERSION = "unknown"
 
-SECTIONS = ("prepare", "encoder", "encoders", "materialize", "export", "ranker", "tune", "compare", "tables", "run")
+SECTIONS = (
+    "prepare", "encoder", "encoders", "materialize", "export", "ranker", "baseline", "tune", "compare", "tables", "run",
+)  # fmt: skip
 """The sections a run's file may have: one for each kind of stage, `encoders` for further encoders, `tables` for which
 arms are held against each other, and `run` for how the stages are launched."""
 

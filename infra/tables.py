@@ -91,6 +91,8 @@ class DatasetSpec(Config):
     """Users; user_id lies in [0, num_users). A dataset of items alone has none."""
     tasks: dict[str, TaskSpec] = {}
     """What is predicted, by the name of its label column; a dataset of items alone has none."""
+    followup_days: dict[str, PositiveFloat] = {}
+    """Days after an impression until the label of a task is known; of a task that is not named, at once."""
     dense: tuple[str, ...]
     """Columns of an impression, of type float32."""
     sparse: dict[str, PositiveInt]
@@ -141,6 +143,9 @@ class DatasetSpec(Config):
                 raise ValueError(f"tasks.{name}: must be of a-z, 0-9 and _, as a column is named after it")
             if task.given is not None and task.given not in self.tasks:
                 raise ValueError(f"tasks.{name}.given: {task.given!r} is no task; tasks are {', '.join(self.tasks)}")
+        for name in self.followup_days:
+            if name not in self.tasks:
+                raise ValueError(f"followup_days.{name}: is no task; tasks are {', '.join(self.tasks)}")
         for name in self.tasks:
             seen, parent = {name}, self.tasks[name].given
             while parent is not None:

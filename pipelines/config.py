@@ -18,7 +18,12 @@ from pipelines.prepare.config import PrepareConfig
 from pipelines.report.config import CompareConfig
 from pipelines.tables.config import TableConfig
 from pipelines.tune.config import TuneConfig
+from ranker.baseline.config import ARM as BASELINE
+from ranker.baseline.config import BaselineConfig
 from ranker.config import SID_KINDS, ContentKind, RankerConfig
+
+WITHOUT_BASELINE = "baseline.enabled=false"
+"""Overrides a run's file where arms are compared with each other alone."""
 
 Trained = TypeVar("Trained", EncoderConfig, RankerConfig)
 
@@ -56,6 +61,7 @@ class StageLaunches(Config):
     materialize: LaunchConfig = LaunchConfig()
     ranker: LaunchConfig = LaunchConfig()
     """Every arm's."""
+    baseline: SingleRankConfig = SingleRankConfig()
     compare: SingleRankConfig = SingleRankConfig()
 
 
@@ -107,6 +113,7 @@ class PipelineConfig(Config):
     export: ExportConfig = Field(default_factory=ExportConfig)
     """Of `encoder.export`, which is no stage of the pipeline: it is run for an encoder that is to be served."""
     ranker: RankerConfig = Field(default_factory=RankerConfig)
+    baseline: BaselineConfig = Field(default_factory=BaselineConfig)
     tune: TuneConfig = Field(default_factory=TuneConfig)
     compare: CompareConfig = Field(default_factory=CompareConfig)
     tables: dict[str, TableConfig] = {}
@@ -122,11 +129,20 @@ class PipelineConfig(Config):
                     " and must not end as a replicate's does (-r1)"
                 )
             self.ranker.resolved(arm)
+        if self.baseline.enabled and BASELINE in self.arms:
+            raise ValueError(f"ranker.arms.{BASELINE}: is the name of section baseline's arm; must be another")
         if len(set(self.arms)) < len(self.arms):
             raise ValueError(f"run.arms: {list(self.arms)} names an arm twice")
         if self.compare.reference not in self.arms:
             known = ", ".join(self.arms)
             raise ValueError(f"compare.reference {self.compare.reference!r}: not trained; arms are {known}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_baseline(self) -> "PipelineConfig":
+        own, arms = self.baseline.holdout, self.ranker.holdout
+        if own != arms and "holdout" in self.baseline.model_fields_set:
+            raise ValueError(f"baseline.holdout: {plain(own)} differs from the arms' in ranker.holdout, {plain(arms)}")
         return self
 
     @model_validator(mode="after")
@@ -193,6 +209,11 @@ class PipelineConfig(Config):
     def ranker_of(self, arm: str, replicate: int = 0) -> RankerConfig:
         """Give the configuration of one arm in one replicate, whose number is added to its seed."""
         return _seeded(self.ranker.resolved(arm), replicate)
+
+    def baseline_of(self, replicate: int = 0) -> BaselineConfig:
+        """Return the baseline's configuration in one replicate: on the arms' dates, the number added to its seed."""
+        changes = {"holdout": self.ranker.holdout, "seed": self.baseline.seed + replicate}
+        return self.baseline.model_copy(update=changes)
 
     @property
     def arms(self) -> tuple[str, ...]:

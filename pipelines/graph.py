@@ -29,6 +29,9 @@ from infra.snapshot import content_digest
 from pipelines.config import LaunchConfig, PipelineConfig
 from pipelines.prepare.identity import source_identity
 from pipelines.report.arms import PREFIX, input_name
+from ranker.baseline.config import ARM as BASELINE
+
+RANKER_CODE = ("infra", "ranker", "encoder/__init__.py", "encoder/sid.py", "encoder/sid_codebook.py")
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,8 @@ def stages(config: PipelineConfig) -> tuple[Stage, ...]:
         encoders = [encoder_stage(config, name, replicate) for name in config.sid_names]
         materialize = materialize_stage(config, encoders, replicate)
         plan += [*encoders, materialize, *(ranker_stage(config, arm, materialize, replicate) for arm in config.arms)]
+        if config.baseline.enabled:
+            plan.append(baseline_stage(config, materialize, replicate))
     return *plan, _comparison(config, plan)
 
 
@@ -123,7 +128,7 @@ def ranker_stage(config: PipelineConfig, arm: str, materialize: Stage, replicate
     return Stage(
         "ranker",
         ranker_jobs.train,
-        ("infra", "ranker", "encoder/__init__.py", "encoder/sid.py", "encoder/sid_codebook.py"),
+        RANKER_CODE,
         config.ranker_of(arm, replicate),
         config.run.launch.ranker,
         {"dataset": materialize.label},
@@ -132,9 +137,23 @@ def ranker_stage(config: PipelineConfig, arm: str, materialize: Stage, replicate
     )
 
 
+def baseline_stage(config: PipelineConfig, materialize: Stage, replicate: int = 0) -> Stage:
+    """Return the stage that trains the baseline on a materialized dataset, as one more arm."""
+    return Stage(
+        BASELINE,
+        ranker_jobs.baseline,
+        RANKER_CODE,
+        config.baseline_of(replicate),
+        config.run.launch.baseline,
+        {"dataset": materialize.label},
+        replicate=replicate,
+    )
+
+
 def _comparison(config: PipelineConfig, plan: Sequence[Stage]) -> Stage:
     """Return the last stage; what it reports of encoders and dataset is the first replicate's."""
-    arms = {input_name(str(stage.variant), stage.replicate): stage.label for stage in plan if stage.name == "ranker"}
+    trained = (stage for stage in plan if stage.name in ("ranker", BASELINE))
+    arms = {input_name(stage.variant or BASELINE, stage.replicate): stage.label for stage in trained}
     encoders = {
         f"{ENCODER_INPUT}{stage.variant or DEFAULT_NAME}": stage.label
         for stage in plan

@@ -199,7 +199,7 @@ def arm_features(spec: DatasetSpec, config: RankerConfig, sids: Sids) -> ArmFeat
     item, of_history, user = (_content(position, arm, sids, spec) for position in get_args(Position))
     _require_taken(arm, (item, of_history, user))
     features = ArmFeatures(
-        tasks=_weighted_tasks(spec, config.training.task_weights),
+        tasks=weighted_tasks(spec, config.training.task_weights),
         dense=spec.all_dense,
         bags=(*ids.values(), *_tables("item", arm, sids), *_tables("user", arm, sids)),
         sequences=(history, *_tables("history", arm, sids)),
@@ -214,8 +214,12 @@ def arm_features(spec: DatasetSpec, config: RankerConfig, sids: Sids) -> ArmFeat
     return features
 
 
-def _weighted_tasks(spec: DatasetSpec, weights: Mapping[str, float]) -> dict[str, TaskSpec]:
-    """Return the dataset's tasks, in its order, with the weights that the configuration sets."""
+def weighted_tasks(spec: DatasetSpec, weights: Mapping[str, float]) -> dict[str, TaskSpec]:
+    """Return the dataset's tasks, in its order, with the weights that the configuration sets.
+
+    Raises:
+        DataError: it names none, or one like a column of predictions. ConfigError: a weight is of no task.
+    """
     if not spec.tasks:
         raise DataError("dataset.json: tasks: names none; the ranker predicts at least one")
     for name in weights:

@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from infra.tables import TaskSpec, ancestors
 from ranker.measures import TaskMeasures, measure_task
 from ranker.predictions import sorted_predictions, sorting
 
@@ -33,6 +36,32 @@ def prediction_schema(tasks: Iterable[str]) -> pa.Schema:
             *(pa.field(f"p_{name}", pa.float32(), nullable=False) for name in names),
         ]
     )
+
+
+def prediction_rows(
+    table: pa.Table, rows_N: NDArray[np.int64], p_TN: Iterable[NDArray[np.float32]], tasks: Mapping[str, TaskSpec]
+) -> pa.Table:
+    """Return predicted rows in `prediction_schema`.
+
+    Args:
+        table: the rows, with ids, time and labels. rows_N: their numbers, counted from the first held-out row.
+        p_TN: predicted probabilities by task. tasks: what is predicted.
+    """
+    columns = [
+        pa.array(rows_N),
+        *(table[name] for name in ("user_id", "item_id", "event_time")),
+        *(judged_label(table, tasks, task) for task in tasks),
+        *(pa.array(p_N) for p_N in p_TN),
+    ]
+    return pa.table(columns, schema=prediction_schema(tasks))
+
+
+def judged_label(table: pa.Table, tasks: Mapping[str, TaskSpec], task: str) -> pa.ChunkedArray:
+    """Return a task's label, null where not all of its ancestors happened."""
+    label = table[task]
+    for ancestor in ancestors(tasks, task):
+        label = pc.if_else(pc.equal(table[ancestor], 1), label, None)
+    return label
 
 
 def prediction_metrics(path: Path, tasks: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -69,6 +98,16 @@ def _reason(task: str, measured: TaskMeasures) -> dict[str, str]:
         kind = "positive" if positives == 0 else "negative"
         return {"reason": f"none of the {num} {task} labels is {kind}: normalized entropy and AUC are not defined"}
     return {}
+
+
+def named_metrics(kind: str, measured: Mapping[str, Mapping[str, Any]], metrics: Iterable[str]) -> dict[str, float]:
+    """Return metrics of `prediction_metrics`, those that are defined, as `<kind>_<task>_<metric>`."""
+    return {
+        f"{kind}_{task}_{metric}": values[metric]
+        for task, values in measured.items()
+        for metric in metrics
+        if values[metric] is not None
+    }
 
 
 class TrainingWindow:

@@ -7,7 +7,7 @@ pipeline, predict every held-out row, write predictions, checkpoint and summary.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from torch.distributed.checkpoint import state_dict_saver
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
@@ -27,7 +26,7 @@ from infra.parquet import TableWriter
 from infra.partitions import PartitionEntry
 from infra.snapshot import CONTENT, Dataset, read_dataset
 from infra.stage import StageRun, run_stage
-from infra.tables import TaskSpec, ancestors
+from infra.tables import TaskSpec
 from infra.tracking import RunLog
 from ranker.config import Dates, RankerConfig
 from ranker.cost import column_cost, count_flops, embedding_bytes, mean_entries, peak_memory_bytes
@@ -36,7 +35,7 @@ from ranker.fit import Fit, Progress
 from ranker.frozen import read_frozen
 from ranker.id_tables import describe_tables
 from ranker.metric_registry import METRICS, compared_metrics
-from ranker.metrics import prediction_metrics, prediction_schema
+from ranker.metrics import named_metrics, prediction_metrics, prediction_rows, prediction_schema
 from ranker.model import StepOutput
 from ranker.reader import NewestEntries, Split
 from ranker.sharding import ShardedRanker, build_sharded, plan_facts, real_bytes, table_bytes
@@ -119,7 +118,7 @@ def _close(
         "plan": plan_facts(sharded.plan, taken),
         **describe_tables(fitting, held_out, config.model.embedding_dim),
     }
-    run.log.metrics(facts["steps"], _flat(config.holdout.kind, measured, METRICS))
+    run.log.metrics(facts["steps"], named_metrics(config.holdout.kind, measured, METRICS))
     run.log.summary(summary)
     run.log.say(_closing_line(config, measured, facts))
 
@@ -193,22 +192,9 @@ def predict(
 
 def prediction_table(batch: Batch, output: StepOutput, tasks: Mapping[str, TaskSpec]) -> pa.Table:
     """Return a batch's predictions as rows of `prediction_schema`, without the padding."""
-    columns = [
-        pa.array(batch.rows_N),
-        *(batch.table[name] for name in ("user_id", "item_id", "event_time")),
-        *(_judged_label(batch.table, tasks, task) for task in tasks),
-        *(pa.array(p_B) for p_B in output.probabilities_BT.t().contiguous().cpu().numpy()),
-    ]
-    table = pa.table(columns, schema=prediction_schema(tasks))
+    p_TB = output.probabilities_BT.t().contiguous().cpu().numpy()
+    table = prediction_rows(batch.table, batch.rows_N, p_TB, tasks)
     return table if batch.valid_N.all() else table.filter(pa.array(batch.valid_N))
-
-
-def _judged_label(table: pa.Table, tasks: Mapping[str, TaskSpec], task: str) -> pa.ChunkedArray:
-    """Return a task's label, null where not all of its ancestors happened."""
-    label = table[task]
-    for ancestor in ancestors(tasks, task):
-        label = pc.if_else(pc.equal(table[ancestor], 1), label, None)
-    return label
 
 
 def save(sharded: ShardedRanker, path: Path) -> None:
@@ -237,18 +223,9 @@ def _iso(dates: Dates) -> list[str]:
     return [day.isoformat() for day in dates]
 
 
-def _flat(kind: str, measured: dict[str, dict[str, Any]], metrics: Iterable[str]) -> dict[str, float]:
-    return {
-        f"{kind}_{task}_{metric}": values[metric]
-        for task, values in measured.items()
-        for metric in metrics
-        if values[metric] is not None
-    }
-
-
 def _closing_line(config: RankerConfig, measured: dict[str, dict[str, Any]], speed: dict[str, Any]) -> str:
     shown = [metric.name for metric in compared_metrics()]
-    parts = [f"{name} {value:.4f}" for name, value in _flat(config.holdout.kind, measured, shown).items()]
+    parts = [f"{name} {value:.4f}" for name, value in named_metrics(config.holdout.kind, measured, shown).items()]
     return f"{config.arm}: {', '.join(parts)}, {speed['samples_per_second']:,.0f} samples/s"
 
 

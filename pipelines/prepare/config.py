@@ -145,8 +145,8 @@ class Tables(Config):
     together, a date at a time in memory); or every row by itself. By default `request_id` where there is such a
     column, else none."""
     followup_days: dict[str, PositiveFloat] = {}
-    """By task: how long after an impression its label is known; a label whose time is not over before `as_of` is null.
-    A task that is not named is known at once."""
+    """By task: how long after an impression its label is known, where `dataset.json` does not say so or says otherwise;
+    a label whose time is not over before `as_of` is null. A task that is named in neither is known at once."""
     identify: Identify = "footer"
     """What tells files from each other: size and Parquet footer, or the SHA-256 of all their bytes."""
     train_days: PositiveInt | None = None

@@ -54,6 +54,7 @@ def synthetic_spec(config: Synthetic) -> DatasetSpec:
         num_items=config.num_items,
         num_users=config.num_users,
         tasks={"click": TaskSpec(), "conversion": TaskSpec(given="click")},
+        followup_days={"conversion": float(config.followup_days)},
         dense=("item_rank",),
         sparse={"slot": NUM_SLOTS},
         request_dense=("hour_fraction",),
@@ -107,8 +108,8 @@ class SyntheticLog:
 
     def day_keys(self, day: date) -> dict[str, str]:
         """Return what decides a date's requests, events and labels; see `pipelines.prepare.dataset.Source`."""
-        followup = {"conversion": float(self.config.followup_days)}
-        return label_keys({"log": self._lasting(), "day": str(day)}, followup, day, datetime.combine(self.end, time()))
+        log = {"log": self._lasting(), "day": str(day)}
+        return label_keys(log, self.spec.followup_days, day, datetime.combine(self.end, time()))
 
     def _lasting(self) -> dict[str, Any]:
         """Return the settings that decide a row; the log's length is none of them."""

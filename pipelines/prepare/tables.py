@@ -126,9 +126,6 @@ def open_tables(run: StageRun[PrepareConfig], config: Tables) -> "TablesLog":
     assert found is not None
     with together(world, f"opening {config.path}"):
         spec = _spec(config, found)
-        for task in config.followup_days:
-            if task not in spec.tasks:
-                raise ConfigError(f"prepare.source.followup_days.{task}: is no task; tasks are {', '.join(spec.tasks)}")
         return TablesLog(config, found, spec, as_time(run.config.as_of))
 
 
@@ -138,6 +135,7 @@ def _spec(config: Tables, files: LogFiles) -> DatasetSpec:
     if not said.tasks:
         raise ConfigError(f"{where}: tasks: must name at least one, as the label columns of events are named after it")
     values = said.model_dump()
+    values["followup_days"] |= config.followup_days
     for entity, table in CONTENT.items():
         rows = _num_ids(files.content[entity], f"{entity}_id")
         if values[f"num_{table}"] not in (None, rows):
@@ -145,6 +143,9 @@ def _spec(config: Tables, files: LogFiles) -> DatasetSpec:
                 f"{config.path}/{table}: holds {rows} rows, dataset.json says num_{table}={values[f'num_{table}']}"
             )
         values[f"num_{table}"] = rows
+    for task in config.followup_days:
+        if task not in said.tasks:
+            raise ConfigError(f"prepare.source.followup_days.{task}: is no task; tasks are {', '.join(said.tasks)}")
     if config.test_days is not None:
         values |= _newest(sorted(files.events), config)
     return parse(DatasetSpec, values, str(where))
@@ -218,7 +219,7 @@ class TablesLog:
             "columns": [flat_schema(spec).names, spec.request_dense, list(spec.request_sparse), spec.max_history],
             "requests": self._config.requests,
         }
-        keys = label_keys(events, self._config.followup_days, day, self._end)
+        keys = label_keys(events, spec.followup_days, day, self._end)
         labels = {
             "labels": keys["labels"],
             "files": self._files.digest(self._files.labels.get(day, ())),
@@ -318,7 +319,7 @@ class TablesLog:
         """Return the rows, labels null where their follow-up is not over before the snapshot's knowledge ends."""
         if self._end is None:
             return rows
-        for task, days in self._config.followup_days.items():
+        for task, days in self.spec.followup_days.items():
             end = pa.scalar(self._end - timedelta(days=days), pa.timestamp("us"))
             is_known = pc.less(rows["event_time"], end)
             labels = pc.if_else(is_known, rows[task], pa.scalar(None, pa.int8()))

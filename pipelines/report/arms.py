@@ -130,7 +130,11 @@ def refuse_equal_trainings(arms: Arms, manifests: Mapping[str, Manifest]) -> Non
 def differences(summaries: Mapping[str, Sequence[RankerSummary]], manifests: Mapping[str, Manifest]) -> Iterator[str]:
     """Name what differs between the arms beside the arm itself, and between replicates beside the seeds."""
     trained = [(arm, replicate) for arm, found in summaries.items() for replicate in range(len(found))]
-    sizes = {arm: [summary.world_size for summary in found] for arm, found in summaries.items()}
+    sizes = {
+        arm: [summary.world_size for summary in found]
+        for arm, found in summaries.items()
+        if any(summary.world_size is not None for summary in found)  # the baseline has no ranks
+    }
     if len({size for found in sizes.values() for size in found}) > 1:
         told = ", ".join(f"{arm} {'/'.join(map(str, dict.fromkeys(found)))}" for arm, found in sizes.items())
         yield f"arms ran on different numbers of ranks ({told}): speed and memory do not compare"

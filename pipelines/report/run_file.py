@@ -11,6 +11,7 @@ from infra.errors import DataError
 from pipelines.report.arms import Arms
 from pipelines.report.config import CompareConfig
 from pipelines.report.outputs import read_section, read_sections
+from ranker.baseline.config import ARM as BASELINE
 from ranker.config import OVERLAY_KEYS
 
 Section = dict[str, Any]
@@ -55,6 +56,7 @@ def _trained(arms: Arms) -> dict[str, Section]:
             others |= own
         else:
             rankers[arm] = list(_sections(arm, paths))
+    others.setdefault(BASELINE, {"enabled": False})
     return {"ranker": _ranker(rankers), **others}
 
 

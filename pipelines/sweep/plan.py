@@ -13,7 +13,7 @@ from encoder.config import EncoderConfig
 from encoder.sid import DEFAULT_NAME
 from infra.config import plain
 from infra.errors import ConfigError
-from pipelines.config import PipelineConfig
+from pipelines.config import WITHOUT_BASELINE, PipelineConfig
 from pipelines.graph import Stage, encoder_stage, internal_job, prepare_stage
 from pipelines.sweep.grid import Budget, Setting, prefix_lengths, quantizer_of, setting_of, settings, structured
 from pipelines.sweep.result import INPUT
@@ -71,3 +71,4 @@ def parity_overrides(config: PipelineConfig, chosen: Setting) -> Iterator[str]:
     yield f"ranker.arms={json.dumps({name: plain(arm) for name, arm in contest.items()})}"
     yield f"ranker.arm={SIDE}"
     yield f"run.arms={json.dumps(list(contest))}"
+    yield WITHOUT_BASELINE

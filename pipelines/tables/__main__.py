@@ -11,7 +11,7 @@ from pathlib import Path
 
 from infra.config import plain
 from infra.errors import ConfigError
-from pipelines.config import PipelineConfig, read_config
+from pipelines.config import WITHOUT_BASELINE, PipelineConfig, read_config
 from pipelines.execution import run_dir
 from pipelines.graph import stages
 from pipelines.launch import say
@@ -53,7 +53,7 @@ def make_tables(config_file: Path, overrides: Sequence[str], only: Sequence[str]
 def _compared(config_file: Path, overrides: Sequence[str], config: PipelineConfig, name: str) -> Path:
     table = config.tables[name]
     say("tables", f"{name}: {table.title}")
-    chosen = [f"run.arms={json.dumps(list(table.arms))}", f"compare.reference={table.reference}"]
+    chosen = [f"run.arms={json.dumps(list(table.arms))}", f"compare.reference={table.reference}", WITHOUT_BASELINE]
     values, of_table = read_config(config_file, [*overrides, *chosen])
     return run_stages(stages(of_table), of_table.run, values, plain(of_table), name)
 

@@ -64,6 +64,7 @@ STAGES: Mapping[str, tuple[str, list[str]]] = {
             "ranker.training.seed=7",
         ],
     ),
+    "baseline": ("ranker.py:baseline", [*COMMON, *DATA, "--out", "/shared/baseline", "baseline.seed=7"]),
     "compare": (
         "pipeline.py:compare",
         [

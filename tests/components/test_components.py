@@ -17,7 +17,7 @@ from tests.components.golden import ROOT, SCHEDULERS, STAGES, dry_run, file_of
 
 COMPONENTS = [
     *(pipeline.run, pipeline.prepare, pipeline.compare),
-    *(encoder.train, encoder.materialize, encoder.export, ranker.train),
+    *(encoder.train, encoder.materialize, encoder.export, ranker.train, ranker.baseline),
 ]
 STAGE_MODULES = {
     pipeline.prepare: "pipelines.prepare",
@@ -25,6 +25,7 @@ STAGE_MODULES = {
     encoder.materialize: "encoder.materialize",
     encoder.export: "encoder.export",
     ranker.train: "ranker.train",
+    ranker.baseline: "ranker.baseline",
     pipeline.compare: "pipelines.compare",
 }
 

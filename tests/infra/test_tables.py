@@ -49,6 +49,11 @@ def test_tasks_that_cannot_be_are_named(tasks: dict[str, Any], rule: str) -> Non
         DatasetSpec.model_validate({**SPEC.model_dump(), "tasks": tasks})
 
 
+def test_a_followup_of_no_task_is_named() -> None:
+    with pytest.raises(ValueError, match="followup_days.buy: is no task; tasks are click, conversion"):
+        DatasetSpec(**{**SPEC.model_dump(), "followup_days": {"buy": 2}})
+
+
 @pytest.mark.parametrize(
     "sizes", [{"num_items": 0}, {"num_users": -1}, {"sparse": {"store": 0}}, {"embeddings": {"text_embedding": 0}},
               {"categoricals": {"brand": 0}}, {"user_categoricals": {"age": -3}}, {"request_sparse": {"hour": 0}}],

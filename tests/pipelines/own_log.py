@@ -32,7 +32,12 @@ class OwnLog:
         self._parts = self._num_items = self._num_days = 0
         test = FIRST + timedelta(days=days - 1)
         spec = self._log.spec.model_copy(
-            update={"num_items": items, "train": (FIRST, test - timedelta(days=1)), "test": (test, test)}
+            update={
+                "num_items": items,
+                "followup_days": {},
+                "train": (FIRST, test - timedelta(days=1)),
+                "test": (test, test),
+            }
         )
         path.mkdir(parents=True)
         write_spec(path, spec)

@@ -41,6 +41,11 @@ def test_part_of_a_launch_leaves_the_rest_at_its_default() -> None:
         ({"run": {"name": "n", "arms": ["side"]}}, r"compare\.reference 'none': not trained"),
         ({**MINIMAL, "ranker": {"arms": {"../x": {}}, "arm": "../x"}}, r"arms\.\.\./x: must be of letters"),
         ({**MINIMAL, "ranker": {"arms": {"none-r1": {}}, "arm": "none-r1"}}, r"arms\.none-r1: .*must not end as"),
+        (
+            {**MINIMAL, "ranker": {"arms": {"none": {}, "baseline": {}}, "arm": "none"}},
+            r"arms\.baseline: is the name of",
+        ),
+        ({**MINIMAL, "baseline": {"holdout": {"kind": "validation"}}}, r"baseline\.holdout: .* differs from the arms'"),
         ({"run": {"name": "n", "timeouts": {"commit_s": 0}}}, r"run\.timeouts\.commit_s: .*greater than 0"),
         ({**MINIMAL, "encoders": {"sid": {}}}, r"encoders\.sid: is what section encoder gives"),
         ({**MINIMAL, "encoders": {"Text": {}}}, r"encoders\.Text: must be of a-z"),

@@ -17,6 +17,7 @@ MODULES = {
     "encoder": "encoder.train",
     "materialize": "encoder.materialize",
     "ranker": "ranker.train",
+    "baseline": "ranker.baseline.__main__",
     "compare": "pipelines.compare",
 }
 
@@ -49,7 +50,7 @@ def test_stages_come_after_what_they_take_their_inputs_from() -> None:
         seen.add(label)
     assert list(plan()) == [
         "prepare", "encoder", "materialize", "ranker-none", "ranker-dense", "ranker-sid_ngram", "ranker-side",
-        "compare",
+        "baseline", "compare",
     ]  # fmt: skip
 
 
@@ -58,17 +59,18 @@ def test_every_replicate_has_encoders_dataset_and_arms_of_its_own() -> None:
     found = plan(run=run, encoders={"text_sid": {"signals": {"text_embedding": 1.0}}})
     assert list(found) == [
         "prepare",
-        "encoder", "encoder-text_sid", "materialize", "ranker-none", "ranker-side",
-        "encoder-r1", "encoder-text_sid-r1", "materialize-r1", "ranker-none-r1", "ranker-side-r1",
+        "encoder", "encoder-text_sid", "materialize", "ranker-none", "ranker-side", "baseline",
+        "encoder-r1", "encoder-text_sid-r1", "materialize-r1", "ranker-none-r1", "ranker-side-r1", "baseline-r1",
         "compare",
     ]  # fmt: skip
     assert found["materialize-r1"].inputs == {
         "dataset": "prepare", "encoder.sid": "encoder-r1", "encoder.text_sid": "encoder-text_sid-r1",
     }  # fmt: skip
     assert found["ranker-side-r1"].inputs == {"dataset": "materialize-r1"}
+    assert found["baseline-r1"].inputs == {"dataset": "materialize-r1"}
     assert found["compare"].inputs == {
-        "arm.none.0": "ranker-none", "arm.side.0": "ranker-side",
-        "arm.none.1": "ranker-none-r1", "arm.side.1": "ranker-side-r1",
+        "arm.none.0": "ranker-none", "arm.side.0": "ranker-side", "arm.baseline.0": "baseline",
+        "arm.none.1": "ranker-none-r1", "arm.side.1": "ranker-side-r1", "arm.baseline.1": "baseline-r1",
         "encoder.sid": "encoder", "encoder.text_sid": "encoder-text_sid",
         "prepare": "prepare", "dataset": "materialize",
     }  # fmt: skip
@@ -95,6 +97,25 @@ def test_a_setting_of_one_arm_leaves_the_other_arms() -> None:
     arms = config().ranker.model_dump(mode="json")["arms"]
     arms["side"]["overlay"] = {"training": {"sparse_learning_rate": 0.123}}
     assert changed(keys(), keys(ranker={"arms": arms})) == {"ranker-side", "compare"}
+
+
+def test_the_baseline_has_the_dates_of_the_arms_and_a_seed_for_each_replicate() -> None:
+    found = plan(
+        run={"name": "test", "replicates": 2}, ranker={"holdout": {"kind": "validation"}}, baseline={"seed": 5}
+    )
+    configs = [found[label].config.model_dump() for label in ("baseline", "baseline-r1")]
+    assert [one["seed"] for one in configs] == [5, 6]
+    assert {one["holdout"]["kind"] for one in configs} == {"validation"}
+
+
+def test_a_setting_of_the_baseline_leaves_the_arms() -> None:
+    assert changed(keys(), keys(baseline={"max_iter": 7})) == {"baseline", "compare"}
+
+
+def test_without_the_baseline_everything_else_is_as_it_was() -> None:
+    before, after = keys(), keys(baseline={"enabled": False})
+    assert before.keys() - after.keys() == {"baseline"}
+    assert {label for label in after if before[label] != after[label]} == {"compare"}
 
 
 def test_a_setting_of_the_comparison_leaves_all_stages_but_it() -> None:
@@ -166,7 +187,7 @@ def imports(file: Path) -> Iterator[Path]:
                     yield found
 
 
-@pytest.mark.parametrize("label", ["prepare", "encoder", "materialize", "ranker-side", "compare"])
+@pytest.mark.parametrize("label", ["prepare", "encoder", "materialize", "ranker-side", "baseline", "compare"])
 def test_the_code_in_a_key_is_all_the_code_a_stage_can_reach(label: str) -> None:
     stage = plan()[label]
     waiting = [ROOT / f"{MODULES[stage.name].replace('.', '/')}.py"]

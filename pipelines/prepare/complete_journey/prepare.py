@@ -140,9 +140,8 @@ class CompleteJourneyLog:
     def day_keys(self, day: date) -> dict[str, str]:
         """Return what decides a date's requests, events and labels; see `pipelines.prepare.dataset.Source`."""
         events = {"source": self._source_id, "settings": self._lasting(), "day": str(day)}
-        followup = {"conversion": float(self.config.followup_days)}
         end = datetime.fromtimestamp(self.raw.log.end, UTC).replace(tzinfo=None)
-        return label_keys(events, followup, day, end)
+        return label_keys(events, self.spec.followup_days, day, end)
 
     def rows(self, days: Sequence[date]) -> Iterator[tuple[date, list[pa.Table]]]:
         """Yield some of the dates, each with its joined impressions; the promotions of their weeks are read once."""
@@ -209,6 +208,7 @@ def dataset_spec(raw: Raw, config: CompleteJourney, text_dim: int) -> DatasetSpe
         num_items=len(raw.products),
         num_users=len(raw.households),
         tasks={"click": TaskSpec(), "conversion": TaskSpec(given="click")},
+        followup_days={"conversion": float(config.followup_days)},
         dense=DENSE,
         sparse={"display": len(DISPLAYS), "mailer": len(MAILERS)},
         request_dense=REQUEST_DENSE,

@@ -58,7 +58,7 @@ def write_folder(folder: Path, days: int, items: int = 60) -> Path:
     add_items(folder, 0, items)
     rewrite(folder / "users" / "part-00000.parquet", pa.concat_tables(LOG.users()).combine_chunks())
     splits = {"train": (FIRST, day_at(1)), "test": (day_at(2), day_at(max(days - 1, 2)))}
-    values = {**LOG.spec.model_dump(), "num_items": items, **splits}
+    values = {**LOG.spec.model_dump(), "num_items": items, "followup_days": {}, **splits}
     write_spec(folder, DatasetSpec.model_validate(values))
     return folder
 

@@ -489,6 +489,18 @@ def test_labels_are_null_until_their_followup_is_over(good: Path, own: Path) -> 
         is_known = [np.datetime64(at, "us") + span < end for at in whole["event_time"].to_pylist()]
         assert 0 < sum(is_known) < 200
         assert found[task].combine_chunks().equals(masked(whole[task], is_known))
+    assert read_dataset(own.parent / "out").spec.followup_days == followup
+
+
+def test_the_folder_or_the_configuration_says_how_long_labels_take(own: Path) -> None:
+    described(own / EVENTS, followup_days={"click": 0.25, "conversion": 3})
+    run_prepare(ALONE, tables_config(own, as_of=day_at(4), test_days=1), own.parent / "said")
+    settings = {"followup_days": {"conversion": 1}, "as_of": day_at(4), "test_days": 1}
+    run_prepare(ALONE, tables_config(own, **settings), own.parent / "out")
+    said, laid_over = (read_dataset(own.parent / name).spec.followup_days for name in ("said", "out"))
+    assert (said, laid_over) == ({"click": 0.25, "conversion": 3}, {"click": 0.25, "conversion": 1})
+    known = [len(rows_of(own.parent / name)["conversion"].drop_null()) for name in ("said", "out")]
+    assert known == [50, 150]
 
 
 def test_a_followup_of_no_task_is_refused(own: Path) -> None:
