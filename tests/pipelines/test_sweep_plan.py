@@ -94,6 +94,7 @@ def test_parity_gives_each_arm_the_sids_it_is_about_on_the_same_rows() -> None:
         "dataset": "prepare", "encoder.sid": "encoder", "encoder.l8_d4_g2": "encoder-l8_d4_g2",
     }  # fmt: skip
     assert all(plan[f"ranker-{arm}"].inputs == {"dataset": "materialize"} for arm in made.arms)
+    assert "baseline" not in plan
 
 
 def test_parity_reuses_the_encoders_of_pipeline_and_sweep() -> None:
