@@ -36,6 +36,7 @@ from infra.checkpoint import Checkpoint
 from infra.distributed import World, average_gradients, gather, lockstep, require_same, sum_over_ranks, together
 from infra.errors import ConfigError, DataError
 from infra.lanes import Batch, LaneReader
+from infra.learning_curve import is_point, point_every
 from infra.prefetch import prefetched
 from infra.revisions import Revisions, read_revisions
 from infra.rows import FileRows
@@ -138,6 +139,7 @@ class Trainer:
         self.config = run.config.training
         self.generator = torch.Generator().manual_seed(self.config.seed)
         self.num_steps = self.config.epochs * reader.num_batches
+        self.point_every = point_every(self.num_steps, self.config.log_every)
         self.starts = {int(share * self.num_steps) for share in self.config.codebook_starts}
         self.optimizer = _optimizer(model, self.config)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
@@ -283,7 +285,7 @@ class Trainer:
         """Do what is due after so many steps; a checkpoint comes last, so that it holds all of it."""
         if self.model.quantizer.revives and self.step % self.config.revive_every == 0:
             self._revive(rows.signals)
-        if self.step % self.config.log_every == 0:
+        if is_point(self.step, self.point_every, self.num_steps):
             self._record()
         if self.step % self.reader.num_batches == 0:
             self._measure()

@@ -172,8 +172,9 @@ class TrainingConfig(Config):
     nothing and says so. Embedding lookups, attention's sums, loss, weights and metrics are float32 in any case."""
     seed: int = 0
     """Seeds initial weights and data order."""
-    log_every: PositiveInt = 50
-    """Steps between two points of the learning curve."""
+    log_every: PositiveInt | None = None
+    """Steps between two points of the learning curve; by default about 40 points a training. The last step always has
+    a point, which is of half as many steps at least: where fewer are left after a point, that one is left out."""
     checkpoint_every: int = Field(default=1000, ge=0)
     """Steps between two checkpoints, from which a training that broke goes on; 0 makes none."""
 

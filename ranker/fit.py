@@ -11,6 +11,7 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from infra.checkpoint import Checkpoint, Checkpoints
 from infra.distributed import World, lockstep
 from infra.lanes import Batch, LaneReader
+from infra.learning_curve import is_point, point_every
 from infra.prefetch import prefetched
 from infra.tracking import RunLog
 from ranker.batch import RankerBatch
@@ -110,6 +111,7 @@ class Fit:
         self.log = log
         self.checkpoints = checkpoints
         self.num_steps = training.epochs * reader.num_batches
+        self.point_every = point_every(self.num_steps, training.log_every)
         self.window = TrainingWindow(progress.features.tasks)
         self.step = 0
         self.resumed_from: int | None = None
@@ -146,8 +148,7 @@ class Fit:
             self._set_learning_rates()
             self.window.add(output.totals_3T)
             advance(self.training.batch_size)
-            # Whole windows only: the few last steps alone would look like a jump of the curve.
-            if self.step % self.training.log_every == 0 or self.step == self.num_steps < self.training.log_every:
+            if is_point(self.step, self.point_every, self.num_steps):
                 self.log.metrics(self.step, self.window.take())
             if self.step > untimed:
                 self.timed_steps += 1
