@@ -37,7 +37,7 @@ Precision = Literal["float32", "tf32", "bfloat16"]
 ShardingType = Literal["table_wise", "row_wise", "column_wise", "table_row_wise", "data_parallel"]
 
 OVERLAY_KEYS = {
-    "training": ("sparse_learning_rate", "dense_learning_rate", "warmup_steps", "children"),
+    "training": ("sparse_learning_rate", "dense_learning_rate", "warmup_share", "warmup_steps", "children"),
     "model": ("history",),
 }
 """What an arm may set for itself: what may be tuned for it, and how it attends to the history. Data order, seed, sizes
@@ -63,8 +63,10 @@ class ArmConfig(Config):
     """`kmeans`: how many of the nearest clusters; by default all that the SID names."""
     embeddings: tuple[str, ...] = ()
     """`dense`: which of the embeddings, of items and users, each at its position; by default all."""
-    max_rows: PositiveInt = 2**18
-    """Rows of a SID table at most; a prefix with more ids than that is hashed by modulo (collisions)."""
+    max_rows: PositiveInt | None = None
+    """Rows of a SID table at most; a prefix with more ids than that is hashed by modulo (collisions). By default a
+    power of two that follows from the number of items or users (`ranker.budget.sid_rows`); where a dataset grows past
+    it, the table is another one."""
     scale_steps: bool = True
     """`side` multiplies each centred digit by the codebook's recorded step, over the mean step."""
     overlay: dict[str, dict[str, Any]] = {}
@@ -139,9 +141,17 @@ class ModelConfig(Config):
 class TrainingConfig(Config):
     """How the model is trained and evaluated."""
 
-    epochs: PositiveInt = 1
-    batch_size: PositiveInt = 1024
-    """Rows of a global batch, over all ranks: the same batches whatever the number of ranks."""
+    epochs: PositiveInt | None = None
+    """Passes over the training rows. By default a validation window decides, where the log is small enough to be worth
+    more than one pass and long enough for a window; else one (`ranker.budget`)."""
+    batch_size: PositiveInt | None = None
+    """Rows of a global batch, over all ranks: the same batches whatever the number of ranks. By default a power of two
+    that leaves enough steps an epoch (`ranker.budget`)."""
+    validation_days: int | None = Field(default=None, ge=0)
+    """How many of the newest training dates tell when to stop: a first training holds them out, and ends when the mean
+    of the tasks' normalized entropies on them rises from one epoch to the next. The arm is then trained afresh, on all
+    training dates, for the epochs before that. With `epochs`, these are the most. 0: no window. By default a tenth of
+    the dates where `epochs` is left open, else none (`ranker.budget`)."""
     eval_batch_size: PositiveInt = 4096
     """Rows of a global batch when evaluating."""
     lanes: PositiveInt = 8
@@ -155,8 +165,10 @@ class TrainingConfig(Config):
     """RowWiseAdagrad's, for all embedding tables."""
     dense_learning_rate: PositiveFloat = 0.001
     """Adam's, for everything else."""
-    warmup_steps: int = Field(default=50, ge=0)
-    """Steps over which both learning rates rise linearly from 0."""
+    warmup_share: float = Field(default=0.05, ge=0, lt=1)
+    """Share of the steps over which both learning rates rise linearly from 0."""
+    warmup_steps: int | None = Field(default=None, ge=0)
+    """The same as a number of steps, which then counts in place of the share."""
     final_learning_rate: float = Field(default=0.05, gt=0, le=1)
     """Share of both learning rates that is left at the end, after a linear fall; 1 keeps them constant."""
     task_weights: dict[str, PositiveFloat] = {}

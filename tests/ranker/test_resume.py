@@ -36,12 +36,12 @@ class Stopped(Exception):
 
 
 @contextmanager
-def stopping() -> Iterator[None]:
-    """End trainings as they come to a step, on every rank."""
+def stopping(steps: int | None = None) -> Iterator[None]:
+    """End trainings (of so many steps) as they come to a step, on every rank."""
     kept = ranker.fit.learning_rates
 
     def rates(training: Any, step: int, total: int) -> tuple[float, float]:
-        if step == STOP:
+        if step == STOP and steps in (None, total):
             raise Stopped
         return kept(training, step, total)
 
