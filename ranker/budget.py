@@ -100,6 +100,7 @@ def decide(config: RankerConfig, days: Sequence[Day]) -> DecidedConfig:
     """Return the configuration with what it leaves to a rule decided.
 
     Epochs that the configuration names are trained, all of them; with `validation_days` beside them they are the most.
+    A training that takes a share of the steps takes it of the most epochs, and needs no window to end in time.
 
     Args:
         config: one arm's. days: the training dates.
@@ -108,10 +109,11 @@ def decide(config: RankerConfig, days: Sequence[Day]) -> DecidedConfig:
     rows = sum(day.rows for day in days)
     batch = training.batch_size or _whole_lanes(batch_size(rows), training.lanes)
     epochs = training.epochs or epochs_at_most(rows // batch)
+    is_whole = training.steps_share == 1
     window = training.validation_days
     if window is None:
-        window = validation_days(days) if training.epochs is None and epochs > 1 else 0
-    if training.epochs is None and not window:
+        window = validation_days(days) if training.epochs is None and epochs > 1 and is_whole else 0
+    if training.epochs is None and not window and is_whole:
         epochs = 1
     decided = {"batch_size": batch, "epochs": epochs, "validation_days": window}
     values = {**plain(config), "training": {**plain(training), **decided}}

@@ -34,6 +34,9 @@ Children = Literal["given", "entire_space"]
 Precision = Literal["float32", "tf32", "bfloat16"]
 """Of the matrix products of the network between embeddings and logits."""
 
+SearchBudget = Literal["quick", "standard", "thorough"]
+"""How much the search for learning rates may cost; see `pipelines.tune.config.RUNGS`."""
+
 ShardingType = Literal["table_wise", "row_wise", "column_wise", "table_row_wise", "data_parallel"]
 
 OVERLAY_KEYS = {
@@ -165,6 +168,9 @@ class TrainingConfig(Config):
     """RowWiseAdagrad's, for all embedding tables."""
     dense_learning_rate: PositiveFloat = 0.001
     """Adam's, for everything else."""
+    steps_share: float = Field(default=1.0, gt=0, le=1)
+    """Share of the steps that are taken, within which the learning rates rise and fall: for searching settings. With
+    less than 1, `epochs` that are left open are the most by rule, without a validation window."""
     warmup_share: float = Field(default=0.05, ge=0, lt=1)
     """Share of the steps over which both learning rates rise linearly from 0."""
     warmup_steps: int | None = Field(default=None, ge=0)
@@ -240,6 +246,8 @@ class RankerConfig(Config):
         "side": ArmConfig(item="side", history="side"),
     }
     """The contest's arms by name."""
+    budget: SearchBudget = "standard"
+    """What `pipelines.tune` spends on each arm's learning rates, the same on every arm."""
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
     sharding: ShardingConfig = ShardingConfig()
@@ -255,6 +263,10 @@ class RankerConfig(Config):
     def content(self) -> ArmConfig:
         """The chosen arm."""
         return self.arms[self.arm]
+
+    def identity(self) -> dict[str, Any]:
+        """Return the settings that decide a training: all but what is spent on the search for them."""
+        return self.model_dump(mode="json", exclude={"budget"})
 
     def resolved(self, arm: str | None = None) -> Self:
         """Return the configuration of one arm alone: its overlay applied, `arms` reduced to it.

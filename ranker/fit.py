@@ -4,6 +4,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Literal
 
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
@@ -48,17 +49,24 @@ class Progress:
     waited: float = 0.0
     _under_way: deque[Batch] = field(default_factory=deque)
 
-    def over(self, reader: LaneReader, epoch: int, start: int = 0) -> Iterator[tuple[Batch, StepOutput]]:
-        """Run all batches of one epoch, from batch number `start` on, giving each with its output.
+    def over(
+        self, reader: LaneReader, epoch: int, start: int = 0, end: int | None = None
+    ) -> Iterator[tuple[Batch, StepOutput]]:
+        """Run the batches of one epoch, from batch number `start` to before `end`, giving each with its output.
+
+        Nothing is left in the pipeline after the last, so that another reader's batches can follow. `end` is by default
+        the epoch's.
 
         Raises:
             DataError: rows break the contract; the message names file, row group and column.
             NonFiniteLossError: the message names the batch's files and row groups.
         """
-        source = self._timed(self.batches(reader, epoch, start))
+        end = reader.num_batches if end is None else end
+        self._under_way = deque()  # those of an earlier call that were read ahead and not run are gone
+        source = self._timed(islice(self.batches(reader, epoch, start), end - start))
         # A new iterator object each time: the pipeline never asks an exhausted one again.
         batches = lockstep(self.world, source, "reading events")
-        for step in range(start, reader.num_batches):
+        for step in range(start, end):
             try:
                 output = self.pipeline.progress(batches)
             except NonFiniteLossError as error:
@@ -124,7 +132,7 @@ class Fit:
         self.phase = phase
         self.steps_before = steps_before
         self.carried: Callable[[], dict[str, Any] | None] = lambda: None
-        self.num_steps = training.epochs * reader.num_batches
+        self.num_steps = max(round(training.steps_share * training.epochs * reader.num_batches), 1)
         self.point_every = point_every(self.num_steps, training.log_every)
         # A search may end after any epoch, so that each has a point at its end.
         self.curve_end = reader.num_batches if phase == "search" else self.num_steps
@@ -178,8 +186,10 @@ class Fit:
 
     def _outputs(self) -> Iterator[StepOutput]:
         first, start = divmod(self.step, self.reader.num_batches)
-        for epoch in range(first, self.training.epochs):
-            for _, output in self.progress.over(self.reader, epoch, start if epoch == first else 0):
+        length = self.reader.num_batches
+        for epoch in range(first, -(-self.num_steps // length)):
+            end = min(self.num_steps - epoch * length, length)
+            for _, output in self.progress.over(self.reader, epoch, start if epoch == first else 0, end):
                 yield output
 
     def _set_learning_rates(self) -> None:

@@ -100,6 +100,11 @@ def test_what_is_decided_stays_as_it_is_whatever_the_arm() -> None:
     assert decide(side, days).training == decided.training
 
 
+def test_a_share_of_the_steps_is_of_the_most_epochs_and_needs_no_window() -> None:
+    training = decide(config(steps_share=0.25), days_of(*[5000] * 10)).training
+    assert (training.epochs, training.validation_days) == (6, 0)
+
+
 def test_lanes_can_share_out_the_batch() -> None:
     assert decide(config(lanes=6), days_of(100)).training.batch_size == 66
 

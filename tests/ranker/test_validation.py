@@ -15,7 +15,7 @@ from ranker.frozen import Frozen
 from ranker.metrics import prediction_metrics
 from ranker.train import open_splits, predict, start_model
 from ranker.validation import Validation, measure_ne
-from tests.datasets import spoil
+from tests.datasets import joined, spoil
 from tests.distributed import run_distributed
 from tests.ranker.dataset import SPEC, write_dataset
 from tests.ranker.test_resume import history, predictions, stopping, summary, train_ranker
@@ -73,6 +73,18 @@ def test_what_is_trained_is_what_its_number_of_epochs_says(world: World, dataset
     named = {"epochs": budget["epochs"], "validation_days": 0}
     written = run_stage_body(world, dataset, tmp_path / "written", config_of("sid_ngram", training=named)).out
     assert predictions(searched).equals(predictions(written))
+
+
+def test_a_share_of_the_steps_ends_within_an_epoch_and_predicts_every_row(
+    world: World, dataset: Path, tmp_path: Path
+) -> None:
+    config = config_of("none", training={"epochs": 3, "steps_share": 0.55, "log_every": 20})
+    out = run_stage_body(world, dataset, tmp_path / "out", config).out
+    assert summary(out)["steps"] == summary(out)["budget"]["steps"] == 53  # of 96
+    assert [row["step"] for row in history(out) if "train_click_ne" in row] == [20, 40, 53]
+    assert predictions(out)["row"].to_pylist() == list(range(2 * 512))
+    events = joined(dataset, ["click"], *SPEC.test)
+    assert predictions(out)["click"].to_pylist() == events["click"].to_pylist()
 
 
 def test_a_window_of_all_dates_is_refused_before_the_training(world: World, dataset: Path, tmp_path: Path) -> None:
