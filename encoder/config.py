@@ -34,10 +34,11 @@ class NetworkConfig(Config):
 class TrainingConfig(Config):
     """How the network is trained."""
 
-    epochs: PositiveInt = 4
-    """Passes over the items."""
-    batch_size: PositiveInt = 256
-    """Items in a global batch, over all ranks."""
+    epochs: PositiveInt | None = None
+    """Passes over the items; by default as many as make enough steps (`encoder.budget`)."""
+    batch_size: PositiveInt | None = None
+    """Items in a global batch, over all ranks; by default a power of two that leaves enough steps an epoch
+    (`encoder.budget`)."""
     lanes: PositiveInt = 8
     """Parts the table is read in; the number of ranks must divide it. See `infra.lanes.LaneReader`."""
     learning_rate: Positive = 4e-3
