@@ -21,10 +21,9 @@ from typing import Any
 from pydantic import NonNegativeInt, PositiveInt
 
 from infra.config import parse, plain
-from infra.errors import ConfigError
 from infra.learning_curve import point_every
 from infra.snapshot import Dataset
-from ranker.config import Dates, RankerConfig, TrainingConfig
+from ranker.config import Dates, RankerConfig, TrainingConfig, without_newest
 
 STEPS_AN_EPOCH = 512
 """With fewer, a small log's learning rates have fallen before its embeddings have moved: 98 steps learned nothing."""
@@ -162,20 +161,14 @@ def validation_days(days: Sequence[Day]) -> int:
     return 0
 
 
-def without_window(dates: Dates, days: int) -> tuple[Dates, Dates]:
-    """Return the dates to train on while a window of so many newest days is held out, and the window.
+def without_window(dates: Dates, training: DecidedTraining) -> tuple[Dates, Dates] | None:
+    """Return the training dates before the validation window, and the window's; None: there is no window.
 
     Raises:
         ConfigError: no date would be left to train on.
     """
-    first, last = dates
-    begin = last - timedelta(days=days - 1)
-    if begin <= first:
-        raise ConfigError(
-            f"ranker.training.validation_days={days}: training is {first} to {last}, of which at least one day must be"
-            " left"
-        )
-    return (first, begin - timedelta(days=1)), (begin, last)
+    days = training.validation_days
+    return without_newest(dates, days, "ranker.training.validation_days") if days else None
 
 
 def with_epochs(config: DecidedConfig, epochs: int) -> DecidedConfig:

@@ -207,6 +207,22 @@ class ShardingConfig(Config):
     """Memory of a rank's device that the planner may fill; by default what the device (or the host's share) has."""
 
 
+def without_newest(dates: Dates, days: int, setting: str) -> tuple[Dates, Dates]:
+    """Return the dates that are left when so many newest calendar days are held out, and those days.
+
+    Args:
+        dates: first and last, inclusive. days: how many. setting: what says so, for the message.
+
+    Raises:
+        ConfigError: no date would be left.
+    """
+    first, last = dates
+    held_out = last - timedelta(days=days - 1)
+    if held_out <= first:
+        raise ConfigError(f"{setting}={days}: training is {first} to {last}, of which at least one day must be left")
+    return (first, held_out - timedelta(days=1)), (held_out, last)
+
+
 class HoldoutConfig(Config):
     """The dates an arm is measured on, and so those it is trained on."""
 
@@ -224,14 +240,7 @@ class HoldoutConfig(Config):
         """
         if self.kind == "test":
             return spec.train, spec.test
-        first, last = spec.train
-        held_out = last - timedelta(days=self.validation_days - 1)
-        if held_out <= first:
-            raise ConfigError(
-                f"ranker.holdout.validation_days={self.validation_days}: training is {first} to {last},"
-                " of which at least one day must be left"
-            )
-        return (first, held_out - timedelta(days=1)), (held_out, last)
+        return without_newest(spec.train, self.validation_days, "ranker.holdout.validation_days")
 
 
 class RankerConfig(Config):

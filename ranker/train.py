@@ -90,9 +90,10 @@ def train(run: StageRun[RankerConfig]) -> None:
     flops = predict(progress, sharded, readers.held_out, config, run.out / "predictions", run.log)
     save(sharded, run.out / "checkpoint")
     entries, entries_cut = np.sum(gather(world, progress.newest.counts), axis=0).tolist()
+    budget = described(run.config, config, days, fitted.summary["steps"])
     facts = {
-        "budget": described(run.config, config, days, fitted.summary["steps"]) | {"validation": fitted.validation},
-        "dates": {"train": _iso(fitting.dates), "held_out": _iso(held_out.dates)},
+        "budget": budget | {"validation": fitted.validation},
+        "dates": {"train": _iso(fitting.dates), "held_out": _iso(held_out.dates)} | _window(fitting, config.training),
         "world_size": world.size,
         "held_out_rows": readers.held_out.num_rows,
         "flops_per_sample": flops,
@@ -184,8 +185,7 @@ def open_readers(fitting: Split, held_out: Split, training: DecidedTraining, wor
         ConfigError, DataError: see `Split.open`; the validation window would leave no date to train on.
     """
     search = None
-    if training.validation_days:
-        dates = without_window(fitting.dates, training.validation_days)
+    if dates := without_window(fitting.dates, training):
         before, window = (replace(fitting, dates=each) for each in dates)
         search = before.open(training, world, is_training=True), window.open(training, world, is_training=False)
     return Readers(fitting.open(training, world, True), held_out.open(training, world, False), search)
@@ -347,6 +347,11 @@ def _cost(sharded: ShardedRanker, split: Split, config: RankerConfig) -> dict[st
 
 def _iso(dates: Dates) -> list[str]:
     return [day.isoformat() for day in dates]
+
+
+def _window(fitting: Split, training: DecidedTraining) -> dict[str, list[str]]:
+    dates = without_window(fitting.dates, training)
+    return {} if dates is None else {"validation": _iso(dates[1])}
 
 
 def _flat(kind: str, measured: dict[str, dict[str, Any]], metrics: Iterable[str]) -> dict[str, float]:

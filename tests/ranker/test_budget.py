@@ -130,14 +130,19 @@ def test_dates_without_events_lie_in_the_window_they_interrupt() -> None:
     window = validation_days(days)
     assert window == 4  # two dates with events, three days apart
     dates = (days[0].date, days[-1].date)
-    before, held = without_window(dates, window)
+    found = without_window(dates, decide(config(), days).training)
+    assert found is not None
+    before, held = found
     assert (held[0], before[1]) == (days[-2].date, days[-2].date - timedelta(days=1))
 
 
 def test_a_window_of_all_dates_is_refused() -> None:
-    assert without_window(SPEC.train, 2)[0] == (date(2024, 1, 1), date(2024, 1, 2))
-    with pytest.raises(ConfigError, match=r"validation_days=4: training is 2024-01-01 to 2024-01-04"):
-        without_window(SPEC.train, 4)
+    two, four = (decide(config(validation_days=days), days_of(100)).training for days in (2, 4))
+    first, last = date(2024, 1, 1), date(2024, 1, 4)
+    assert without_window(SPEC.train, two) == ((first, date(2024, 1, 2)), (date(2024, 1, 3), last))
+    assert without_window(SPEC.train, config_of("none").training) is None
+    with pytest.raises(ConfigError, match=r"ranker\.training\.validation_days=4: training is 2024-01-01 to 2024-01-04"):
+        without_window(SPEC.train, four)
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,7 @@ def test_what_is_trained_is_what_its_number_of_epochs_says(world: World, dataset
     assert budget["epochs"] == means.index(min(means)) + 1 < 4
     assert means[-1] > means[-2] and len(means) == budget["epochs"] + 1
     assert budget["validation"]["steps"] == 24 * len(means)  # three dates of 512 rows, in batches of 64
+    assert summary(searched)["dates"]["validation"] == ["2024-01-04", "2024-01-04"]
     assert summary(searched)["steps"] == budget["steps"] == 32 * budget["epochs"]
     lines = history(searched)
     assert [row["step"] for row in lines if "validation_click_ne" in row] == [24 * (n + 1) for n in range(len(means))]
