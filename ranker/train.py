@@ -90,10 +90,9 @@ def train(run: StageRun[RankerConfig]) -> None:
     flops = predict(progress, sharded, readers.held_out, config, run.out / "predictions", run.log)
     save(sharded, run.out / "checkpoint")
     entries, entries_cut = np.sum(gather(world, progress.newest.counts), axis=0).tolist()
-    budget = described(run.config, config, days, fitted.summary["steps"])
     facts = {
-        "budget": budget | {"validation": fitted.validation},
-        "dates": {"train": _iso(fitting.dates), "held_out": _iso(held_out.dates)} | _window(fitting, config.training),
+        "budget": described(run.config, config, days, fitted.summary["steps"]) | {"validation": fitted.validation},
+        "dates": {"train": _iso(fitting.dates), "held_out": _iso(held_out.dates)},
         "world_size": world.size,
         "held_out_rows": readers.held_out.num_rows,
         "flops_per_sample": flops,
@@ -165,17 +164,25 @@ def partitions_read(dataset: Dataset, *splits: Split) -> list[PartitionEntry]:
     return [*content, *(entry for split in splits for entry in split.partitions)]
 
 
+class SearchRows(NamedTuple):
+    """The training rows before the validation window, the window's, and its first and last date."""
+
+    before: LaneReader
+    window: LaneReader
+    dates: Dates
+
+
 class Readers(NamedTuple):
     """The rows of a stage.
 
     Attributes:
         training: all that the arm is trained on. held_out: what it is measured on.
-        search: those of `training` before the validation window, and those of the window; None: there is no window.
+        search: for the number of epochs; None: there is no validation window.
     """
 
     training: LaneReader
     held_out: LaneReader
-    search: tuple[LaneReader, LaneReader] | None
+    search: SearchRows | None
 
 
 def open_readers(fitting: Split, held_out: Split, training: DecidedTraining, world: World) -> Readers:
@@ -187,7 +194,8 @@ def open_readers(fitting: Split, held_out: Split, training: DecidedTraining, wor
     search = None
     if dates := without_window(fitting.dates, training):
         before, window = (replace(fitting, dates=each) for each in dates)
-        search = before.open(training, world, is_training=True), window.open(training, world, is_training=False)
+        rows = before.open(training, world, is_training=True), window.open(training, world, is_training=False)
+        search = SearchRows(*rows, window.dates)
     return Readers(fitting.open(training, world, True), held_out.open(training, world, False), search)
 
 
@@ -256,13 +264,12 @@ def search_epochs(
     run: StageRun[RankerConfig],
     config: DecidedConfig,
     model: Model,
-    readers: tuple[LaneReader, LaneReader],
+    rows: SearchRows,
     checkpoint: Checkpoint | None,
 ) -> Validation:
     """Train without the validation window, and say what it told; see `ranker.validation`."""
-    rows, window = readers
-    training = Fit(*model, rows, config.training, run.log, run.checkpoints, "search")
-    search = EpochSearch(training, window)
+    training = Fit(*model, rows.before, config.training, run.log, run.checkpoints, "search")
+    search = EpochSearch(training, rows.window, _iso(rows.dates))
     if checkpoint is not None:
         search.resume(checkpoint)
     with run.log.progress(training.num_steps * config.training.batch_size, f"search {config.arm}") as advance:
@@ -347,11 +354,6 @@ def _cost(sharded: ShardedRanker, split: Split, config: RankerConfig) -> dict[st
 
 def _iso(dates: Dates) -> list[str]:
     return [day.isoformat() for day in dates]
-
-
-def _window(fitting: Split, training: DecidedTraining) -> dict[str, list[str]]:
-    dates = without_window(fitting.dates, training)
-    return {} if dates is None else {"validation": _iso(dates[1])}
 
 
 def _flat(kind: str, measured: dict[str, dict[str, Any]], metrics: Iterable[str]) -> dict[str, float]:

@@ -31,11 +31,13 @@ class Validation:
     """What a window told after each epoch, as JSON-ready fields.
 
     Attributes:
+        dates: the window's first and last.
         ne: for each epoch the normalized entropy of every task that has both labels in the window.
         steps: that the first training took. seconds: that it took, measuring included.
         resumed_from_step: of the first training; None: it was not resumed.
     """
 
+    dates: list[str]
     ne: list[dict[str, float]] = field(default_factory=list)
     steps: int = 0
     seconds: float = 0.0
@@ -62,13 +64,16 @@ class EpochSearch:
 
     Args of the constructor:
         fit: that training, before its first step. window: the rows it is measured on, in order.
-        validation: what a checkpoint held; by default nothing.
+        dates: the window's first and last.
+
+    Attributes:
+        validation: what the window has told so far.
     """
 
-    def __init__(self, fit: Fit, window: LaneReader) -> None:
+    def __init__(self, fit: Fit, window: LaneReader, dates: list[str]) -> None:
         self.fit = fit
         self.window = window
-        self.validation = Validation()
+        self.validation = Validation(dates)
         self._began = time.monotonic()
         fit.carried = self._carried
 

@@ -32,7 +32,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def after(*means: float) -> Validation:
     """Return what a window told whose two tasks have these means."""
-    return Validation([{"click": mean - 0.1, "conversion": mean + 0.1} for mean in means])
+    return Validation([], [{"click": mean - 0.1, "conversion": mean + 0.1} for mean in means])
 
 
 def test_the_best_epoch_is_the_one_before_the_mean_rises() -> None:
@@ -60,11 +60,11 @@ def test_the_window_is_measured_as_held_out_rows_are(
 def test_what_is_trained_is_what_its_number_of_epochs_says(world: World, dataset: Path, tmp_path: Path) -> None:
     searched = run_stage_body(world, dataset, tmp_path / "searched", config_of("sid_ngram", training=SEARCH)).out
     budget = summary(searched)["budget"]
-    means = Validation(budget["validation"]["ne"]).means
+    means = Validation(**budget["validation"]).means
     assert budget["epochs"] == means.index(min(means)) + 1 < 4
     assert means[-1] > means[-2] and len(means) == budget["epochs"] + 1
     assert budget["validation"]["steps"] == 24 * len(means)  # three dates of 512 rows, in batches of 64
-    assert summary(searched)["dates"]["validation"] == ["2024-01-04", "2024-01-04"]
+    assert budget["validation"]["dates"] == ["2024-01-04", "2024-01-04"]
     assert summary(searched)["steps"] == budget["steps"] == 32 * budget["epochs"]
     lines = history(searched)
     assert [row["step"] for row in lines if "validation_click_ne" in row] == [24 * (n + 1) for n in range(len(means))]
