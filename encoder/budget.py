@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import PositiveInt
 
 from encoder.config import EncoderConfig, TrainingConfig
+from infra.budget import batch_size, epochs_for, whole_lanes
 from infra.config import parse, plain
 
 STEPS_AN_EPOCH = 128
@@ -43,23 +44,11 @@ def decide(config: EncoderConfig, rows: int) -> DecidedConfig:
         config: the encoder's. rows: of the items or users.
     """
     training = config.training
-    batch = training.batch_size or -(-batch_size(rows) // training.lanes) * training.lanes
-    epochs = training.epochs or epochs_for(rows // batch)
+    by_rule = batch_size(rows, LEAST_BATCH, LARGEST_BATCH, STEPS_AN_EPOCH)
+    batch = training.batch_size or whole_lanes(by_rule, training.lanes)
+    epochs = training.epochs or epochs_for(rows // batch, MIN_STEPS, MIN_EPOCHS, MAX_EPOCHS)
     values = {**plain(config), "training": {**plain(training), "batch_size": batch, "epochs": epochs}}
     return parse(DecidedConfig, values, "encoder")
-
-
-def batch_size(rows: int) -> int:
-    """Return the rows of a batch: a power of two."""
-    batch = LARGEST_BATCH
-    while batch > LEAST_BATCH and rows // batch < STEPS_AN_EPOCH:
-        batch //= 2
-    return batch
-
-
-def epochs_for(steps_an_epoch: int) -> int:
-    """Return the epochs that make `MIN_STEPS` steps, within bounds."""
-    return min(max(-(-MIN_STEPS // max(steps_an_epoch, 1)), MIN_EPOCHS), MAX_EPOCHS)
 
 
 def left_to_rule(config: EncoderConfig) -> list[str]:

@@ -4,14 +4,13 @@ The rules ask for rows, positives and dates, which a snapshot tells without a fi
 hold. They ask for nothing that an arm or a machine has its own of: every arm gets the same, on any number of ranks. A
 number in the configuration is taken as it is.
 
-| setting | rule |
-|---|---|
-| `batch_size` | the largest power of two that leaves `STEPS_AN_EPOCH` steps an epoch, between 64 and 4,096 |
-| `epochs` | as many as make `MIN_STEPS` steps, `MAX_EPOCHS` at most; a validation window decides which of them is the last (`ranker.validation`). Without a window one: nothing would tell when the model begins to learn its rows by heart |
-| `validation_days` | the newest tenth of the training dates; see `validation_days` |
-| `warmup_steps` | `warmup_share` of the steps |
-| `max_rows` of an arm | see `sid_rows` |
-"""  # noqa: E501 (a row of a table is one line)
+- `batch_size`: the largest power of two that leaves `STEPS_AN_EPOCH` steps an epoch, between 64 and 4,096.
+- `epochs`: as many as make `MIN_STEPS` steps, `MAX_EPOCHS` at most; a validation window says which of them is the last
+  (`ranker.validation`). Without a window one: nothing would tell when the model begins to learn its rows by heart.
+- `validation_days`: the newest tenth of the training dates; see `validation_days`.
+- `warmup_steps`: `warmup_share` of the steps.
+- `max_rows` of an arm: see `sid_rows`.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import Any
 
 from pydantic import NonNegativeInt, PositiveInt
 
+from infra.budget import batch_size, epochs_for, whole_lanes
 from infra.config import parse, plain
 from infra.learning_curve import point_every
 from infra.snapshot import Dataset
@@ -29,8 +29,8 @@ STEPS_AN_EPOCH = 512
 """With fewer, a small log's learning rates have fallen before its embeddings have moved: 98 steps learned nothing."""
 LEAST_BATCH, LARGEST_BATCH = 64, 4096
 """Smaller batches leave a core to the cost of a step itself; larger ones would need other learning rates."""
-MIN_STEPS = 4096
-MAX_EPOCHS = 8
+MIN_STEPS, MAX_EPOCHS = 4096, 8
+"""An upper bound for the search, whose steps are spent only while the model gets better."""
 MIN_DATES = 5
 """With fewer, one date is more than a window should take."""
 WINDOW_SHARE, LARGEST_WINDOW_SHARE = 0.1, 0.25
@@ -40,8 +40,6 @@ WINDOW_POSITIVES = 100
 ROWS_AN_ID = 4
 """Rows of a hashed table for an id that can occur: about a fifth of the ids then share a row."""
 MAX_SID_ROWS = 2**20
-
-
 LARGE_LOG = LARGEST_BATCH * MIN_STEPS
 """Rows from which on more rows change no decision."""
 
@@ -106,8 +104,9 @@ def decide(config: RankerConfig, days: Sequence[Day]) -> DecidedConfig:
     """
     training = config.training
     rows = sum(day.rows for day in days)
-    batch = training.batch_size or _whole_lanes(batch_size(rows), training.lanes)
-    epochs = training.epochs or epochs_at_most(rows // batch)
+    by_rule = batch_size(rows, LEAST_BATCH, LARGEST_BATCH, STEPS_AN_EPOCH)
+    batch = training.batch_size or whole_lanes(by_rule, training.lanes)
+    epochs = training.epochs or epochs_for(rows // batch, MIN_STEPS, 1, MAX_EPOCHS)
     is_whole = training.steps_share == 1
     window = training.validation_days
     if window is None:
@@ -123,24 +122,6 @@ def left_to_rule(config: RankerConfig) -> list[str]:
     """Return the names of the training's settings that the configuration leaves to a rule."""
     names = ("batch_size", "epochs", "validation_days", "warmup_steps", "log_every")
     return [name for name in names if getattr(config.training, name) is None]
-
-
-def batch_size(rows: int) -> int:
-    """Return the rows of a batch: a power of two."""
-    batch = LARGEST_BATCH
-    while batch > LEAST_BATCH and rows // batch < STEPS_AN_EPOCH:
-        batch //= 2
-    return batch
-
-
-def _whole_lanes(batch: int, lanes: int) -> int:
-    """Return the batch, or the next larger one that so many lanes can share out."""
-    return -(-batch // lanes) * lanes
-
-
-def epochs_at_most(steps_an_epoch: int) -> int:
-    """Return the epochs that make `MIN_STEPS` steps, within bounds."""
-    return min(max(-(-MIN_STEPS // max(steps_an_epoch, 1)), 1), MAX_EPOCHS)
 
 
 def validation_days(days: Sequence[Day]) -> int:

@@ -14,10 +14,8 @@ from ranker.budget import (
     MIN_STEPS,
     STEPS_AN_EPOCH,
     Day,
-    batch_size,
     decide,
     described,
-    epochs_at_most,
     even_days,
     left_to_rule,
     sid_rows,
@@ -48,20 +46,17 @@ def config(**training: Any) -> RankerConfig:
 
 
 @pytest.mark.parametrize(
-    ("rows", "batch"),
-    [(0, 64), (16_000, 64), (50_000, 64), (70_000, 128), (600_000, 1024), (3_000_000, 4096), (10**10, 4096)],
-)
-def test_a_batch_leaves_enough_steps_an_epoch(rows: int, batch: int) -> None:
-    assert batch_size(rows) == batch
+    ("rows", "batch", "epochs"),
+    [
+        (16_000, 64, 8), (50_000, 64, 6), (70_000, 128, 8), (600_000, 1024, 8), (3_000_000, 4096, 6),
+        (10_000_000, 4096, 2), (LARGE_LOG, 4096, 1), (10**10, 4096, 1),
+    ],
+)  # fmt: skip
+def test_batch_and_epochs_follow_from_the_rows(rows: int, batch: int, epochs: int) -> None:
+    training = decide(config(validation_days=1), even_days(SPEC.train, rows)).training
+    assert (training.batch_size, training.epochs) == (batch, epochs)
     if batch > 64:
         assert rows // batch >= STEPS_AN_EPOCH
-    if 64 < batch < 4096:
-        assert rows // (2 * batch) < STEPS_AN_EPOCH
-
-
-@pytest.mark.parametrize(("steps", "epochs"), [(0, 8), (98, 8), (586, 7), (1500, 3), (4096, 1), (10**6, 1)])
-def test_a_small_log_may_have_several_epochs(steps: int, epochs: int) -> None:
-    assert epochs_at_most(steps) == epochs
 
 
 def test_a_small_log_gets_small_batches_several_epochs_and_a_window() -> None:
