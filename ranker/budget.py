@@ -169,7 +169,7 @@ def sid_rows(num_ids: int, can_occur: int, max_rows: int | None) -> int:
     `MAX_SID_ROWS` at most. What occurs is not counted: that would need the files. It is bounded by the items or users.
 
     Args:
-        num_ids: that the digits can spell. can_occur: the items or users, times the ids that each has.
+        num_ids: that the digits can spell. can_occur: of prefixes, the items or users.
         max_rows: the arm's setting; None: the rule.
     """
     if max_rows is None:

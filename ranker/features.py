@@ -334,21 +334,20 @@ def _tables(position: Position, arm: ArmConfig, sids: Sids, spec: DatasetSpec) -
     """Give the id features that have an embedding table for the content of a position."""
     kind, number = getattr(arm, position), spec.content(entity_at(position)).rows
     if kind == "kmeans":
-        return [_clusters(position, sid, arm, number) for sid in _taken(position, arm, sids)]
+        return [_clusters(position, sid, arm) for sid in _taken(position, arm, sids)]
     if kind in ("sid_ngram", "hde"):
         taken = _taken(position, arm, sids)
         return [feature for sid in taken for feature in _prefixes(position, kind, sid, arm, number)]
     return []
 
 
-def _clusters(position: Position, sid: SidSpec, arm: ArmConfig, number: int) -> IdFeature:
-    """Return the feature of the clusters that `number` items or users are nearest to."""
+def _clusters(position: Position, sid: SidSpec, arm: ArmConfig) -> IdFeature:
     clusters = sid.digits if arm.clusters is None else arm.clusters
     if clusters > sid.digits:
         raise SpecError(f"arm content 'kmeans': clusters={clusters}; the SIDs {sid.name!r} name {sid.digits}")
     if sid.packing != "mixed_radix" or sid.levels > 1:
         raise SpecError(f"arm content 'kmeans': the SIDs {sid.name!r} ({sid.quantizer}) are no clusters' numbers")
-    rows = sid_rows(sid.radix, number * clusters, arm.max_rows)
+    rows = sid_rows(sid.radix, sid.radix, arm.max_rows)  # every cluster has items, or it would be none
     return IdFeature(f"{_base(position, sid)}{CLUSTERS}", sid.radix, rows, sid, clusters)
 
 
