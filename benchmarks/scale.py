@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.record import RESULTS, markdown_table
-from encoder.config import TrainingConfig
+from encoder.budget import decide
+from encoder.config import EncoderConfig
 from encoder.sid import SidSpec
 
 PAGE = RESULTS.parent / "scale.md"
@@ -115,8 +116,8 @@ def _line(line: Callable[[Results], tuple[str, str, str]], results: Results) -> 
 
 
 def training(results: Results) -> tuple[str, str, str]:
-    """Train on every item for the default epochs, by the default batch."""
-    defaults = TrainingConfig()
+    """Train on every item for the epochs, and by the batch, that follow from their number."""
+    defaults = decide(EncoderConfig(), ITEMS).training
     rate = _training_rate(results, ranks=1)
     sum_of = f"{ITEMS:,} items x {defaults.epochs} epochs / {rate:,.0f} a second (batch {defaults.batch_size})"
     what = f"training, {defaults.epochs} epochs over all items; {SMALL}"
@@ -130,7 +131,7 @@ def two_ranks(results: Results) -> tuple[str, str, str]:
 
 
 def _training_rate(results: Results, ranks: int) -> float:
-    batch = TrainingConfig().batch_size
+    batch = decide(EncoderConfig(), ITEMS).training.batch_size
     return results.figure("training", "items_per_second", what="training, default, float32", ranks=ranks, batch=batch)
 
 

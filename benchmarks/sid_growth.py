@@ -35,6 +35,8 @@ SPEC = SidSpec(
     quantizer="structured", levels=3, digits=15, depth=5, groups=3, prefix_lengths=(5, 10, 15), fingerprint="none"
 )
 """The default encoder's and materialize's."""
+MAX_ROWS = 2**18
+"""Of a table; a run's tables follow from its items (`ranker.budget`)."""
 SIZES = (10_000, 30_000, 100_000, 300_000, 1_000_000, 3_000_000, 10_000_000)
 SKEW = (0.6, 0.3, 0.1)
 """How likely the levels of a digit are where codes are used unevenly; which level is which, a prefix's hash says."""
@@ -51,9 +53,9 @@ COLUMNS = {
 WORDS = """
 SIDs of 15 ternary digits, prefixes of 5, 10 and 15 digits, as `sid_ngram` takes them: for each length a table for the
 ad and one for the history, {dim} wide, at most {rows:,} rows a table (ids by modulo). `collision_share`: of the
-different prefixes, those that share their row with another. `mib`: both tables as they are by default, weights
-alone; `own_row_mib`: both with a row for each different prefix, so that nothing collides. SIDE takes {side:,.2f} MiB
-for any number of items: Omega, the layers of the ad's code, and the look-up tables of the unpacking.
+different prefixes, those that share their row with another. `mib`: both tables of that size, weights alone;
+`own_row_mib`: both with a row for each different prefix, so that nothing collides. SIDE takes {side:,.2f} MiB for any
+number of items: Omega, the layers of the ad's code, and the look-up tables of the unpacking.
 
 The items are drawn, not encoded. "even": all codes are as likely, so different SIDs grow as fast as they can. "skewed":
 the levels of a digit have chances {skew}, in an order that depends on the digits before. Which of the two an encoder's
@@ -83,7 +85,13 @@ def features_of(arm: str) -> ArmFeatures:
     """Lay out a default arm over items with SIDs of `SPEC`."""
     # Which task and how many users makes no difference to the SIDs' tables.
     spec = items_spec(1).model_copy(update={"tasks": {"click": TaskSpec()}, "num_users": 1})
-    return arm_features(spec, RankerConfig(arm=arm), {SPEC.name: SPEC})
+    return arm_features(spec, config_of(arm), {SPEC.name: SPEC})
+
+
+def config_of(arm: str) -> RankerConfig:
+    """Return a default arm, whose tables are as large whatever the items."""
+    arms = {name: one.model_copy(update={"max_rows": MAX_ROWS}) for name, one in RankerConfig().arms.items()}
+    return RankerConfig(arm=arm, arms=arms).resolved()
 
 
 def even_ids(items: int) -> Ids:
@@ -133,8 +141,7 @@ def side_bytes() -> int:
     """Give the bytes that `side` has beyond `none`: weights, and the constants of the unpacking."""
 
     def held(arm: str) -> int:
-        config = RankerConfig(arm=arm).resolved()
-        body = unsharded_model(features_of(arm), config, torch.device("meta"), Frozen()).body
+        body = unsharded_model(features_of(arm), config_of(arm), torch.device("meta"), Frozen()).body
         return sum(tensor.nbytes for tensor in (*body.parameters(), *body.buffers()))
 
     return held("side") - held("none")

@@ -14,6 +14,7 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from infra.distributed import World
 from infra.lanes import LaneReader
 from infra.snapshot import Dataset
+from ranker.budget import DecidedConfig, DecidedTraining
 from ranker.config import ArmConfig, ModelConfig, RankerConfig
 from ranker.fit import Progress
 from ranker.frozen import read_frozen
@@ -22,16 +23,20 @@ from ranker.reader import NewestEntries, Split
 from ranker.sharding import ShardedRanker, build_sharded
 from ranker.train import open_splits
 
-ARMS = {**RankerConfig().arms, "hde": ArmConfig(item="hde", history="hde")}
-"""The default contest's, and the second paper's."""
+ARMS = {
+    name: arm.model_copy(update={"max_rows": 2**18})
+    for name, arm in {**RankerConfig().arms, "hde": ArmConfig(item="hde", history="hde")}.items()
+}
+"""The default contest's, and the second paper's; their tables and batches are as large whatever the log."""
+TRAINING = DecidedTraining(epochs=1, batch_size=1024, validation_days=0)
 
 
 DEFAULT_MODEL = ModelConfig()
 
 
-def config_of(arm: str, model: ModelConfig = DEFAULT_MODEL) -> RankerConfig:
+def config_of(arm: str, model: ModelConfig = DEFAULT_MODEL) -> DecidedConfig:
     """Give an arm's configuration, all else by default."""
-    return RankerConfig(arm=arm, arms=ARMS, model=model).resolved()
+    return DecidedConfig(arm=arm, arms=ARMS, model=model, training=TRAINING).resolved()
 
 
 def training_split(dataset: Dataset, arm: str) -> Split:

@@ -34,10 +34,11 @@ class NetworkConfig(Config):
 class TrainingConfig(Config):
     """How the network is trained."""
 
-    epochs: PositiveInt = 4
-    """Passes over the items."""
-    batch_size: PositiveInt = 256
-    """Items in a global batch, over all ranks."""
+    epochs: PositiveInt | None = None
+    """Passes over the items; by default as many as make enough steps (`encoder.budget`)."""
+    batch_size: PositiveInt | None = None
+    """Items in a global batch, over all ranks; by default a power of two that leaves enough steps an epoch
+    (`encoder.budget`)."""
     lanes: PositiveInt = 8
     """Parts the table is read in; the number of ranks must divide it. See `infra.lanes.LaneReader`."""
     learning_rate: Positive = 4e-3
@@ -65,12 +66,13 @@ class TrainingConfig(Config):
     """Share of the items, by a hash of item_id, that are never trained on."""
     holdout_rows: PositiveInt = 8192
     """The most held-out items that are kept in memory, over all ranks, to measure on."""
-    log_every: PositiveInt = 100
-    """Steps between two records of the training metrics."""
+    log_every: PositiveInt | None = None
+    """Steps between two records of the training metrics; by default about 40 records a training. The last step always
+    has one, which is of half as many steps at least: where fewer are left after a record, that one is left out."""
     collapse: Literal["warn", "stop", "off"] = "warn"
     """What happens when a digit's use is under `collapse_threshold`, from the codebook's last start on."""
     collapse_threshold: Share = 0.05
-    """The least use of a digit over the `log_every` steps of a record: 0 where one value takes all rows, 1 where all
+    """The least use of a digit over the steps of a record (`log_every`): 0 where one value takes all rows, 1 where all
     values are taken alike; see `encoder.evaluation.codebook_use`."""
     checkpoint_every: NonNegativeInt = 1000
     """Steps between two checkpoints, from which a training that was stopped goes on; 0: none."""

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from encoder.budget import DecidedTraining, decide, described, told
 from encoder.bundle import codebook_digest, network_digest, save_bundle
 from encoder.config import EncoderConfig, TrainingConfig
 from encoder.evaluation import evaluate
@@ -36,6 +37,7 @@ from infra.checkpoint import Checkpoint
 from infra.distributed import World, average_gradients, gather, lockstep, require_same, sum_over_ranks, together
 from infra.errors import ConfigError, DataError
 from infra.lanes import Batch, LaneReader
+from infra.learning_curve import is_point, point_every
 from infra.prefetch import prefetched
 from infra.revisions import Revisions, read_revisions
 from infra.rows import FileRows
@@ -53,24 +55,29 @@ def train(run: StageRun[EncoderConfig]) -> None:
         TrainingError: digits have collapsed and the config says stop, or ranks hold different weights.
         CommitError: a partition is gone or was altered, or there is a checkpoint of other work beside the output.
     """
-    config, world = run.config, run.world
+    world, entity = run.world, run.config.entity
     with together(world, "opening the dataset"):
         dataset = read_dataset(run.inputs["dataset"])
-        signals = chosen_signals(config.signals, dataset.spec, config.entity)
-    dataset.verify(world, dataset.partitions(CONTENT[config.entity]))
+        signals = chosen_signals(run.config.signals, dataset.spec, entity)
+    num_rows = dataset.spec.content(entity).rows
+    config = decide(run.config, num_rows)
+    if words := told(run.config, config, num_rows):
+        run.log.say(words)
+    dataset.verify(world, dataset.partitions(CONTENT[entity]))
     with together(world, "opening the rows"):
         reader = signal_reader(dataset, signals, config.training, world, shuffled=True)
-        revisions = read_revisions(dataset, config.entity)
+        revisions = read_revisions(dataset, entity)
     torch.manual_seed(config.training.seed)  # the same initial weights on every rank
     model = VQFusion(config, signals).to(world.device)
     if not world.is_main:  # or the ranks would hide and shorten the same rows of their batches
         torch.manual_seed(config.training.seed + (world.rank << 32))
     holdout = _holdout(dataset, signals, config.training, world, revisions)
-    trainer = Trainer(model, reader, revisions, holdout, run)
+    trainer = Trainer(model, config.training, reader, revisions, holdout, run)
     trainer.go_on()
     with run.log.progress(trainer.num_steps, "encoder: steps") as advance:
         trainer.run(advance)
-    run.log.summary(trainer.summary())
+    budget = described(run.config, config, num_rows, trainer.point_every)
+    run.log.summary({**trainer.summary(), "budget": budget})
     with together(world, "writing the encoder bundle"):
         if world.is_main:
             run.facts["fingerprint"] = save_bundle(run.out, model, config).fingerprint
@@ -78,7 +85,7 @@ def train(run: StageRun[EncoderConfig]) -> None:
 
 
 def signal_reader(
-    dataset: Dataset, signals: SignalSpec, training: TrainingConfig, world: World, *, shuffled: bool
+    dataset: Dataset, signals: SignalSpec, training: DecidedTraining, world: World, *, shuffled: bool
 ) -> LaneReader:
     """Give a reader of the signals, shuffled without a last partial batch, or in order."""
     return LaneReader(
@@ -92,7 +99,7 @@ def signal_reader(
 
 
 def _holdout(
-    dataset: Dataset, signals: SignalSpec, training: TrainingConfig, world: World, revisions: Revisions
+    dataset: Dataset, signals: SignalSpec, training: DecidedTraining, world: World, revisions: Revisions
 ) -> SignalBatch:
     with together(world, "reading the held-out items"):
         reader = signal_reader(dataset, signals, training, world, shuffled=False)
@@ -123,6 +130,7 @@ class Trainer:
     def __init__(
         self,
         model: VQFusion,
+        training: DecidedTraining,
         reader: LaneReader,
         revisions: Revisions,
         holdout: SignalBatch,
@@ -135,9 +143,10 @@ class Trainer:
         self.log = run.log
         self.world = run.world
         self.checkpoints = run.checkpoints
-        self.config = run.config.training
+        self.config = training
         self.generator = torch.Generator().manual_seed(self.config.seed)
         self.num_steps = self.config.epochs * reader.num_batches
+        self.point_every = point_every(self.num_steps, self.config.log_every)
         self.starts = {int(share * self.num_steps) for share in self.config.codebook_starts}
         self.optimizer = _optimizer(model, self.config)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
@@ -283,7 +292,7 @@ class Trainer:
         """Do what is due after so many steps; a checkpoint comes last, so that it holds all of it."""
         if self.model.quantizer.revives and self.step % self.config.revive_every == 0:
             self._revive(rows.signals)
-        if self.step % self.config.log_every == 0:
+        if is_point(self.step, self.point_every, self.num_steps):
             self._record()
         if self.step % self.reader.num_batches == 0:
             self._measure()

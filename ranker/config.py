@@ -34,10 +34,13 @@ Children = Literal["given", "entire_space"]
 Precision = Literal["float32", "tf32", "bfloat16"]
 """Of the matrix products of the network between embeddings and logits."""
 
+SearchBudget = Literal["quick", "standard", "thorough"]
+"""How much the search for learning rates may cost; see `pipelines.tune.config.RUNGS`."""
+
 ShardingType = Literal["table_wise", "row_wise", "column_wise", "table_row_wise", "data_parallel"]
 
 OVERLAY_KEYS = {
-    "training": ("sparse_learning_rate", "dense_learning_rate", "warmup_steps", "children"),
+    "training": ("sparse_learning_rate", "dense_learning_rate", "warmup_share", "warmup_steps", "children"),
     "model": ("history",),
 }
 """What an arm may set for itself: what may be tuned for it, and how it attends to the history. Data order, seed, sizes
@@ -63,8 +66,10 @@ class ArmConfig(Config):
     """`kmeans`: how many of the nearest clusters; by default all that the SID names."""
     embeddings: tuple[str, ...] = ()
     """`dense`: which of the embeddings, of items and users, each at its position; by default all."""
-    max_rows: PositiveInt = 2**18
-    """Rows of a SID table at most; a prefix with more ids than that is hashed by modulo (collisions)."""
+    max_rows: PositiveInt | None = None
+    """Rows of a SID table at most; a prefix with more ids than that is hashed by modulo (collisions). By default a
+    power of two that follows from the number of items or users (`ranker.budget.sid_rows`); where a dataset grows past
+    it, the table is another one."""
     scale_steps: bool = True
     """`side` multiplies each centred digit by the codebook's recorded step, over the mean step."""
     overlay: dict[str, dict[str, Any]] = {}
@@ -139,9 +144,17 @@ class ModelConfig(Config):
 class TrainingConfig(Config):
     """How the model is trained and evaluated."""
 
-    epochs: PositiveInt = 1
-    batch_size: PositiveInt = 1024
-    """Rows of a global batch, over all ranks: the same batches whatever the number of ranks."""
+    epochs: PositiveInt | None = None
+    """Passes over the training rows. By default a validation window decides, where the log is small enough to be worth
+    more than one pass and long enough for a window; else one (`ranker.budget`)."""
+    batch_size: PositiveInt | None = None
+    """Rows of a global batch, over all ranks: the same batches whatever the number of ranks. By default a power of two
+    that leaves enough steps an epoch (`ranker.budget`)."""
+    validation_days: int | None = Field(default=None, ge=0)
+    """How many of the newest training dates tell when to stop: a first training holds them out, and ends when the mean
+    of the tasks' normalized entropies on them rises from one epoch to the next. The arm is then trained afresh, on all
+    training dates, for the epochs before that. With `epochs`, these are the most. 0: no window. By default a tenth of
+    the dates where `epochs` is left open, else none (`ranker.budget`)."""
     eval_batch_size: PositiveInt = 4096
     """Rows of a global batch when evaluating."""
     lanes: PositiveInt = 8
@@ -155,8 +168,13 @@ class TrainingConfig(Config):
     """RowWiseAdagrad's, for all embedding tables."""
     dense_learning_rate: PositiveFloat = 0.001
     """Adam's, for everything else."""
-    warmup_steps: int = Field(default=50, ge=0)
-    """Steps over which both learning rates rise linearly from 0."""
+    steps_share: float = Field(default=1.0, gt=0, le=1)
+    """Share of the steps that are taken, within which the learning rates rise and fall: for searching settings. With
+    less than 1, `epochs` that are left open are the most by rule, without a validation window."""
+    warmup_share: float = Field(default=0.05, ge=0, lt=1)
+    """Share of the steps over which both learning rates rise linearly from 0."""
+    warmup_steps: int | None = Field(default=None, ge=0)
+    """The same as a number of steps, which then counts in place of the share."""
     final_learning_rate: float = Field(default=0.05, gt=0, le=1)
     """Share of both learning rates that is left at the end, after a linear fall; 1 keeps them constant."""
     task_weights: dict[str, PositiveFloat] = {}
@@ -172,8 +190,9 @@ class TrainingConfig(Config):
     nothing and says so. Embedding lookups, attention's sums, loss, weights and metrics are float32 in any case."""
     seed: int = 0
     """Seeds initial weights and data order."""
-    log_every: PositiveInt = 50
-    """Steps between two points of the learning curve."""
+    log_every: PositiveInt | None = None
+    """Steps between two points of the learning curve; by default about 40 points a training. The last step always has
+    a point, which is of half as many steps at least: where fewer are left after a point, that one is left out."""
     checkpoint_every: int = Field(default=1000, ge=0)
     """Steps between two checkpoints, from which a training that broke goes on; 0 makes none."""
 
@@ -186,6 +205,22 @@ class ShardingConfig(Config):
     state a row, trains the same on any number of ranks. Bags on a CPU can not be row-wise: torchrec leaves it out."""
     memory_gib: PositiveFloat | None = None
     """Memory of a rank's device that the planner may fill; by default what the device (or the host's share) has."""
+
+
+def without_newest(dates: Dates, days: int, setting: str) -> tuple[Dates, Dates]:
+    """Return the dates that are left when so many newest calendar days are held out, and those days.
+
+    Args:
+        dates: first and last, inclusive. days: how many. setting: what says so, for the message.
+
+    Raises:
+        ConfigError: no date would be left.
+    """
+    first, last = dates
+    held_out = last - timedelta(days=days - 1)
+    if held_out <= first:
+        raise ConfigError(f"{setting}={days}: training is {first} to {last}, of which at least one day must be left")
+    return (first, held_out - timedelta(days=1)), (held_out, last)
 
 
 class HoldoutConfig(Config):
@@ -205,14 +240,7 @@ class HoldoutConfig(Config):
         """
         if self.kind == "test":
             return spec.train, spec.test
-        first, last = spec.train
-        held_out = last - timedelta(days=self.validation_days - 1)
-        if held_out <= first:
-            raise ConfigError(
-                f"ranker.holdout.validation_days={self.validation_days}: training is {first} to {last},"
-                " of which at least one day must be left"
-            )
-        return (first, held_out - timedelta(days=1)), (held_out, last)
+        return without_newest(spec.train, self.validation_days, "ranker.holdout.validation_days")
 
 
 class RankerConfig(Config):
@@ -227,6 +255,8 @@ class RankerConfig(Config):
         "side": ArmConfig(item="side", history="side"),
     }
     """The contest's arms by name."""
+    budget: SearchBudget = "standard"
+    """What `pipelines.tune` spends on each arm's learning rates, the same on every arm."""
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
     sharding: ShardingConfig = ShardingConfig()
@@ -242,6 +272,10 @@ class RankerConfig(Config):
     def content(self) -> ArmConfig:
         """The chosen arm."""
         return self.arms[self.arm]
+
+    def identity(self) -> dict[str, Any]:
+        """Return the settings that decide a training: all but what is spent on the search for them."""
+        return self.model_dump(mode="json", exclude={"budget"})
 
     def resolved(self, arm: str | None = None) -> Self:
         """Return the configuration of one arm alone: its overlay applied, `arms` reduced to it.

@@ -13,6 +13,7 @@ from infra.config import parse
 from infra.errors import ConfigError, DataError, SpecError
 from infra.snapshot import SNAPSHOT_FILE, Dataset
 from infra.tables import DatasetSpec, Entity, TaskSpec
+from ranker.budget import sid_rows
 from ranker.config import ArmConfig, ContentKind, ModelConfig, RankerConfig
 
 BASE_COLUMNS = ("event_time", "user_id", "item_id")
@@ -201,8 +202,8 @@ def arm_features(spec: DatasetSpec, config: RankerConfig, sids: Sids) -> ArmFeat
     features = ArmFeatures(
         tasks=weighted_tasks(spec, config.training.task_weights),
         dense=spec.all_dense,
-        bags=(*ids.values(), *_tables("item", arm, sids), *_tables("user", arm, sids)),
-        sequences=(history, *_tables("history", arm, sids)),
+        bags=(*ids.values(), *_tables("item", arm, sids, spec), *_tables("user", arm, sids, spec)),
+        sequences=(history, *_tables("history", arm, sids, spec)),
         item=item,
         history=of_history,
         user=user,
@@ -279,7 +280,7 @@ def _content(position: Position, arm: ArmConfig, sids: Sids, spec: DatasetSpec) 
         every = tuple(name for names in columns for name in names)
         return Content(position, kind, taken, held, every, known=tuple(names[0] for names in columns))
     # A bag of no id is zeros already; a sequence needs to be told which of its entries hold a place alone.
-    first = {feature.sid: feature.columns[0] for feature in reversed(_tables(position, arm, sids))}
+    first = {feature.sid: feature.columns[0] for feature in reversed(_tables(position, arm, sids, spec))}
     known = tuple(first[sid] for sid in taken) if position == "history" else ()
     return Content(position, kind, taken, known=known)
 
@@ -333,13 +334,14 @@ def _base(position: Position, sid: SidSpec) -> str:
     return sid.event_history_base if position == "history" else sid.event_base
 
 
-def _tables(position: Position, arm: ArmConfig, sids: Sids) -> list[IdFeature]:
+def _tables(position: Position, arm: ArmConfig, sids: Sids, spec: DatasetSpec) -> list[IdFeature]:
     """Give the id features that have an embedding table for the content of a position."""
-    kind = getattr(arm, position)
+    kind, number = getattr(arm, position), spec.content(entity_at(position)).rows
     if kind == "kmeans":
         return [_clusters(position, sid, arm) for sid in _taken(position, arm, sids)]
     if kind in ("sid_ngram", "hde"):
-        return [feature for sid in _taken(position, arm, sids) for feature in _prefixes(position, kind, sid, arm)]
+        taken = _taken(position, arm, sids)
+        return [feature for sid in taken for feature in _prefixes(position, kind, sid, arm, number)]
     return []
 
 
@@ -349,10 +351,12 @@ def _clusters(position: Position, sid: SidSpec, arm: ArmConfig) -> IdFeature:
         raise SpecError(f"arm content 'kmeans': clusters={clusters}; the SIDs {sid.name!r} name {sid.digits}")
     if sid.packing != "mixed_radix" or sid.levels > 1:
         raise SpecError(f"arm content 'kmeans': the SIDs {sid.name!r} ({sid.quantizer}) are no clusters' numbers")
-    return IdFeature(f"{_base(position, sid)}{CLUSTERS}", sid.radix, min(sid.radix, arm.max_rows), sid, clusters)
+    rows = sid_rows(sid.radix, sid.radix, arm.max_rows)  # every cluster has items, or it would be none
+    return IdFeature(f"{_base(position, sid)}{CLUSTERS}", sid.radix, rows, sid, clusters)
 
 
-def _prefixes(position: Position, kind: str, sid: SidSpec, arm: ArmConfig) -> list[IdFeature]:
+def _prefixes(position: Position, kind: str, sid: SidSpec, arm: ArmConfig, number: int) -> list[IdFeature]:
+    """Return the features of the prefixes that `number` items or users have."""
     lengths = arm.prefix_lengths or sid.prefix_lengths
     if not lengths:
         raise SpecError(f"arm content {kind!r}: the dataset's SIDs {sid.name!r} have no prefix columns")
@@ -366,7 +370,7 @@ def _prefixes(position: Position, kind: str, sid: SidSpec, arm: ArmConfig) -> li
             )
         first = 1 if sid.packing == "paper_eq5" else 0
         num_ids = sid.radix ** (length + first)
-        features.append(IdFeature(columns[0], num_ids, min(num_ids, arm.max_rows), sid))
+        features.append(IdFeature(columns[0], num_ids, sid_rows(num_ids, number, arm.max_rows), sid))
     return features
 
 

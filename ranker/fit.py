@@ -4,22 +4,28 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import islice
+from typing import Any, Literal
 
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from infra.checkpoint import Checkpoint, Checkpoints
 from infra.distributed import World, lockstep
 from infra.lanes import Batch, LaneReader
+from infra.learning_curve import is_point, point_every
 from infra.prefetch import prefetched
 from infra.tracking import RunLog
 from ranker.batch import RankerBatch
+from ranker.budget import DecidedTraining, warmup_steps
 from ranker.config import TrainingConfig
 from ranker.features import ArmFeatures
 from ranker.metrics import TrainingWindow
 from ranker.model import NonFiniteLossError, StepOutput
 from ranker.reader import NewestEntries, ranker_batches
 from ranker.sharding import ShardedRanker
+
+Phase = Literal["search", "train"]
+"""A stage's trainings: the one that finds the number of epochs (`ranker.validation`), and the one it is there for."""
 
 UNTIMED_STEPS = 10
 """First steps of each start, which the throughput leaves out: tracing, allocation, the reader's first row groups."""
@@ -43,17 +49,24 @@ class Progress:
     waited: float = 0.0
     _under_way: deque[Batch] = field(default_factory=deque)
 
-    def over(self, reader: LaneReader, epoch: int, start: int = 0) -> Iterator[tuple[Batch, StepOutput]]:
-        """Run all batches of one epoch, from batch number `start` on, giving each with its output.
+    def over(
+        self, reader: LaneReader, epoch: int, start: int = 0, end: int | None = None
+    ) -> Iterator[tuple[Batch, StepOutput]]:
+        """Run the batches of one epoch, from batch number `start` to before `end`, giving each with its output.
+
+        Nothing is left in the pipeline after the last, so that another reader's batches can follow. `end` is by default
+        the epoch's.
 
         Raises:
             DataError: rows break the contract; the message names file, row group and column.
             NonFiniteLossError: the message names the batch's files and row groups.
         """
-        source = self._timed(self.batches(reader, epoch, start))
+        end = reader.num_batches if end is None else end
+        self._under_way = deque()  # those of an earlier call that were read ahead and not run are gone
+        source = self._timed(islice(self.batches(reader, epoch, start), end - start))
         # A new iterator object each time: the pipeline never asks an exhausted one again.
         batches = lockstep(self.world, source, "reading events")
-        for step in range(start, reader.num_batches):
+        for step in range(start, end):
             try:
                 output = self.pipeline.progress(batches)
             except NonFiniteLossError as error:
@@ -92,6 +105,11 @@ class Fit:
     Args of the constructor:
         progress: the pipeline. sharded: what it trains. reader: the training rows. training: the settings.
         log: the run's record. checkpoints: where it leaves what it needs to go on; None: nowhere.
+        phase: which of a stage's trainings it is; begins the names of its learning curve.
+        steps_before: those of the stage's earlier training, beyond which its checkpoints are numbered.
+
+    Attributes:
+        carried: returns what checkpoints keep of the stage's validation, JSON-ready; None: there is none.
     """
 
     def __init__(
@@ -99,9 +117,11 @@ class Fit:
         progress: Progress,
         sharded: ShardedRanker,
         reader: LaneReader,
-        training: TrainingConfig,
+        training: DecidedTraining,
         log: RunLog,
         checkpoints: Checkpoints | None,
+        phase: Phase = "train",
+        steps_before: int = 0,
     ) -> None:
         self.progress = progress
         self.sharded = sharded
@@ -109,32 +129,24 @@ class Fit:
         self.training = training
         self.log = log
         self.checkpoints = checkpoints
-        self.num_steps = training.epochs * reader.num_batches
-        self.window = TrainingWindow(progress.features.tasks)
+        self.phase = phase
+        self.steps_before = steps_before
+        self.carried: Callable[[], dict[str, Any] | None] = lambda: None
+        self.num_steps = max(round(training.steps_share * training.epochs * reader.num_batches), 1)
+        self.point_every = point_every(self.num_steps, training.log_every)
+        # A search may end after any epoch, so that each has a point at its end.
+        self.curve_end = reader.num_batches if phase == "search" else self.num_steps
+        self.window = TrainingWindow(progress.features.tasks, phase)
         self.step = 0
         self.resumed_from: int | None = None
         self.timed_steps, self.seconds, self.waited, self.checkpoint_seconds = 0, 0.0, 0.0, 0.0
 
-    def go_on(self) -> None:
-        """Take up the last checkpoint, where there is one.
-
-        Raises:
-            CommitError: it is of other work.
-        """
-        if self.checkpoints is None:
-            return
-        found = self.checkpoints.load(self.sharded.shards(self.progress.features))
-        if found is None:
-            return
-        self._restore(found)
-        moved = f", with other {', '.join(found.moved)}: last bits may differ" if found.moved else ""
-        self.log.say(f"ranker: goes on from the checkpoint at step {self.step} of {self.num_steps}{moved}")
-
-    def run(self, advance: Callable[[int], None]) -> None:
+    def run(self, advance: Callable[[int], None], is_enough: Callable[[], bool] = lambda: False) -> None:
         """Take the steps that are left, writing the learning curve.
 
         Args:
             advance: told of rows that were trained on.
+            is_enough: asked after each epoch; True ends the training.
         """
         untimed = min(UNTIMED_STEPS, self.num_steps - self.step - 1) + self.step
         advance(self.step * self.training.batch_size)
@@ -146,14 +158,16 @@ class Fit:
             self._set_learning_rates()
             self.window.add(output.totals_3T)
             advance(self.training.batch_size)
-            # Whole windows only: the few last steps alone would look like a jump of the curve.
-            if self.step % self.training.log_every == 0 or self.step == self.num_steps < self.training.log_every:
+            if is_point((self.step - 1) % self.curve_end + 1, self.point_every, self.curve_end):
                 self.log.metrics(self.step, self.window.take())
             if self.step > untimed:
                 self.timed_steps += 1
                 self.seconds += time.monotonic() - since
                 self.waited += self.progress.waited - waited
+            ends = self.step % self.reader.num_batches == 0 and is_enough()
             self._keep()  # last, so that it holds all of the step
+            if ends:
+                return
             since, waited = time.monotonic(), self.progress.waited
 
     def summary(self) -> dict[str, Any]:
@@ -172,8 +186,10 @@ class Fit:
 
     def _outputs(self) -> Iterator[StepOutput]:
         first, start = divmod(self.step, self.reader.num_batches)
-        for epoch in range(first, self.training.epochs):
-            for _, output in self.progress.over(self.reader, epoch, start if epoch == first else 0):
+        length = self.reader.num_batches
+        for epoch in range(first, -(-self.num_steps // length)):
+            end = min(self.num_steps - epoch * length, length)
+            for _, output in self.progress.over(self.reader, epoch, start if epoch == first else 0, end):
                 yield output
 
     def _set_learning_rates(self) -> None:
@@ -190,6 +206,8 @@ class Fit:
 
     def _checkpoint(self) -> Checkpoint:
         values = {
+            "phase": self.phase,
+            "validation": self.carried(),
             "timed_steps": self.timed_steps,
             "seconds": self.seconds,
             "waited": self.waited,
@@ -198,25 +216,37 @@ class Fit:
         }
         shards = self.sharded.shards(self.progress.features)
         whole = {name: tensor for name, tensor in self.sharded.state().items() if name not in shards}
-        return Checkpoint(self.step, {**whole, **self.window.state()}, {}, values, shards)
+        step = self.steps_before + self.step
+        return Checkpoint(step, {**whole, **self.window.state()}, {}, values, shards)
 
-    def _restore(self, checkpoint: Checkpoint) -> None:
-        """Take up a checkpoint whose shards are in place already."""
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Take up a checkpoint of this training, whose shards are in place already (`taken_up`)."""
         self.sharded.make_dense_state()
         for name, tensor in self.sharded.state().items():
             if name not in checkpoint.shards:
                 tensor.copy_(checkpoint.shared[name])
         self.window.load_state(checkpoint.shared, self.progress.world.device)
-        self.step = self.resumed_from = checkpoint.step
+        self.step = self.resumed_from = checkpoint.step - self.steps_before
         self.timed_steps, self.seconds = checkpoint.values["timed_steps"], checkpoint.values["seconds"]
         self.waited = checkpoint.values["waited"]
         self.checkpoint_seconds = checkpoint.values["checkpoint_seconds"]
         self.log.go_on(checkpoint.values["history"])
+        moved = f", with other {', '.join(checkpoint.moved)}: last bits may differ" if checkpoint.moved else ""
+        self.log.say(f"ranker: goes on from the checkpoint at step {self.step} of {self.num_steps}{moved}")
+
+
+def taken_up(checkpoints: Checkpoints | None, sharded: ShardedRanker, features: ArmFeatures) -> Checkpoint | None:
+    """Return the last checkpoint of a stage, its shards loaded into a model; None where there is none.
+
+    Raises:
+        CommitError: it is of other work.
+    """
+    return None if checkpoints is None else checkpoints.load(sharded.shards(features))
 
 
 def learning_rates(training: TrainingConfig, step: int, total: int) -> tuple[float, float]:
     """Give the learning rates of tables and of the rest for a step (from 0 to total): up, then down linearly."""
-    rise = (step + 1) / (training.warmup_steps + 1)
+    rise = (step + 1) / (warmup_steps(training, total) + 1)
     fall = 1.0 - (1.0 - training.final_learning_rate) * step / total
     share = min(rise, fall)
     return training.sparse_learning_rate * share, training.dense_learning_rate * share

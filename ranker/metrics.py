@@ -114,11 +114,12 @@ class TrainingWindow:
     """Sums of the steps between two points of the learning curve.
 
     Args of the constructor:
-        tasks: the tasks' names, in the order of the totals.
+        tasks: the tasks' names, in the order of the totals. name: begins the names of its values.
     """
 
-    def __init__(self, tasks: Iterable[str]) -> None:
+    def __init__(self, tasks: Iterable[str], name: str = "train") -> None:
         self._tasks = tuple(tasks)
+        self._name = name
         self._totals_3T: Tensor | None = None
 
     def add(self, totals_3T: Tensor) -> None:
@@ -141,11 +142,18 @@ class TrainingWindow:
         values = {}
         for i, task in enumerate(self._tasks):
             loss = losses_T[i] / counts_T[i] if counts_T[i] else float("nan")
-            rate = positives_T[i] / counts_T[i] if counts_T[i] else 0.0
-            values[f"train_{task}_loss"] = float(loss)
-            values[f"train_{task}_ne"] = float(loss / _entropy(rate)) if 0 < rate < 1 else float("nan")
+            values[f"{self._name}_{task}_loss"] = float(loss)
+            values[f"{self._name}_{task}_ne"] = normalized_entropy(losses_T[i], counts_T[i], positives_T[i])
         return values
 
 
-def _entropy(rate: float) -> float:
-    return float(-(rate * np.log(rate) + (1 - rate) * np.log1p(-rate)))
+def normalized_entropy(loss: float, count: float, positives: float) -> float:
+    """Return the mean log loss over the entropy of the base rate; NaN where not both labels are there.
+
+    Args:
+        loss: the sum of log losses, in nats. count: of labels. positives: of them.
+    """
+    if not 0 < positives < count:
+        return float("nan")
+    rate = positives / count
+    return float(loss / count / -(rate * np.log(rate) + (1 - rate) * np.log1p(-rate)))

@@ -24,6 +24,7 @@ from infra.lanes import require_lanes
 from infra.snapshot import read_dataset
 from infra.stage import quiet
 from infra.tables import DatasetSpec
+from ranker.budget import LARGE_LOG, DecidedConfig, decide, even_days, training_days
 from ranker.config import RankerConfig
 from ranker.cost import column_cost, mean_entries
 from ranker.exchange import ID_BYTES, LENGTH_BYTES, NUMBER_BYTES, sent, sent_by_all
@@ -49,12 +50,12 @@ class Workload:
     """What would be trained.
 
     Attributes:
-        config: the arm's. features: what it reads and looks up. frozen: the shapes of its constants.
+        config: the arm's, decided. features: what it reads and looks up. frozen: the shapes of its constants.
         mean_history: history entries an event. rows: training rows, None where nobody said.
         sid_bytes_per_row: what SID columns take in Parquet, where a dataset was measured.
     """
 
-    config: RankerConfig
+    config: DecidedConfig
     features: ArmFeatures
     frozen: Frozen
     mean_history: float
@@ -141,6 +142,7 @@ def _arithmetic(table: PlannedTable, batch_size: int, ranks: int) -> dict[str, s
 def _training(work: Workload, exchange: dict[str, Any], samples_per_second: float | None) -> dict[str, Any]:
     training = work.config.training
     found: dict[str, Any] = {"batch_size": training.batch_size, "epochs": training.epochs, "rows": work.rows}
+    found["validation_days"] = training.validation_days
     if work.rows is not None:
         found["steps"] = work.rows // training.batch_size * training.epochs
         found["rank_bytes"] = found["steps"] * exchange["rank_bytes_mean"]
@@ -179,14 +181,17 @@ def _workload(arguments: argparse.Namespace) -> Workload:
         features = arm_features(spec, config, dataset_sids(dataset))
         history = mean_entries(dataset, spec.train, HISTORY_IDS)
         stored = column_cost(dataset, spec.train, tuple(features.sid_columns)).compressed
-        rows = rows or sum(entry.rows for entry in dataset.partitions("events", *spec.train))
+        days = even_days(spec.train, rows) if rows else training_days(dataset, spec.train)
+        rows = sum(day.rows for day in days)
     else:
         spec = _spec(DatasetSpec, arguments.input_spec)
         sids = [_spec(SidSpec, file) for file in arguments.sid_spec]
         features = arm_features(spec, config, {sid.name: sid for sid in sids})
         history = float(spec.max_history)  # the most an event may carry: no less is known
+        days = even_days(spec.train, rows or LARGE_LOG)
     frozen = shaped_frozen(features, spec)
-    return Workload(config, features, frozen, arguments.mean_history or history, rows, stored)
+    decided = decide(config, days)
+    return Workload(decided, features, frozen, arguments.mean_history or history, rows, stored)
 
 
 def _spec(kind: type[S], file: Path) -> S:

@@ -65,8 +65,9 @@ def _exchanges(report: dict[str, Any]) -> Table:
 def _training_lines(training: dict[str, Any]) -> Iterator[str]:
     if training["rows"] is not None:
         epochs, rows, batch = training["epochs"], training["rows"], training["batch_size"]
+        most = "at most " if training["validation_days"] else ""
         yield (
-            f"training: {rows:,} rows / {batch:,} x {epochs} epochs = {training['steps']:,} steps,"
+            f"training: {rows:,} rows / {batch:,} x {most}{epochs} epochs = {training['steps']:,} steps,"
             f" in which a rank sends {_bytes(training['rank_bytes'])} for its tables"
         )
     if "samples_per_second" in training:

@@ -32,6 +32,7 @@ from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from infra.distributed import World
 from infra.errors import ConfigError
+from ranker.budget import DecidedConfig
 from ranker.config import RankerConfig, ShardingConfig
 from ranker.features import ArmFeatures
 from ranker.frozen import Frozen
@@ -186,7 +187,7 @@ def sharders() -> list[ModuleSharder[nn.Module]]:
 
 
 def plan_tables(
-    model: Ranker, features: ArmFeatures, config: RankerConfig, cluster: Cluster, mean_history: float
+    model: Ranker, features: ArmFeatures, config: DecidedConfig, cluster: Cluster, mean_history: float
 ) -> TablePlan:
     """Plan where each table goes. No process group and no GPU is needed.
 

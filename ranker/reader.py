@@ -23,7 +23,8 @@ from infra.partitions import PartitionEntry
 from infra.snapshot import Dataset
 from infra.tables import DatasetSpec
 from ranker.batch import RankerBatch
-from ranker.config import Dates, TrainingConfig
+from ranker.budget import DecidedTraining
+from ranker.config import Dates
 from ranker.features import HISTORY_IDS, ArmFeatures, IdFeature
 
 Integers = npt.NDArray[np.int64]
@@ -56,7 +57,7 @@ class Split:
             entry for of_kind in tables for table in of_kind for entry in self.dataset.partitions(table, *self.dates)
         ]
 
-    def open(self, training: TrainingConfig, world: World, is_training: bool) -> LaneReader:
+    def open(self, training: DecidedTraining, world: World, is_training: bool) -> LaneReader:
         """Open the rows for training (shuffled by the seed, whole batches) or evaluation (in order, every row).
 
         Every rank calls; an error on one is raised on all.

@@ -16,7 +16,8 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from infra.distributed import World, average_gradients, broadcast, gather, together
 from infra.shards import Shard, Spread
-from ranker.config import RankerConfig, TrainingConfig
+from ranker.budget import DecidedConfig
+from ranker.config import TrainingConfig
 from ranker.features import ArmFeatures
 from ranker.frozen import Frozen
 from ranker.initial import fill_dense, fill_table
@@ -88,7 +89,7 @@ class ShardedRanker:
 
 
 def build_sharded(
-    features: ArmFeatures, config: RankerConfig, world: World, frozen: Frozen, mean_history: float = 1.0
+    features: ArmFeatures, config: DecidedConfig, world: World, frozen: Frozen, mean_history: float = 1.0
 ) -> ShardedRanker:
     """Build the model, plan its tables, shard it, and give every part its initial weights.
 
@@ -147,7 +148,7 @@ def _dense_optimizer(parameters: list[nn.Parameter], training: TrainingConfig, w
 
 
 def _plan_together(
-    model: Ranker, features: ArmFeatures, config: RankerConfig, world: World, mean_history: float
+    model: Ranker, features: ArmFeatures, config: DecidedConfig, world: World, mean_history: float
 ) -> TablePlan:
     """Let rank 0 plan where each table goes, and tell every rank; a planner's error is raised on all of them.
 

@@ -2,16 +2,20 @@
 
     python -m ranker.train --config FILE --set ranker.arm=side --input dataset=DIR --out DIR
 
-In reading order: lay out what the arm reads, shard the model, stream the training events through torchrec's
-pipeline, predict every held-out row, write predictions, checkpoint and summary.
+In reading order: decide what the configuration leaves to a rule, lay out what the arm reads, find the number of epochs
+where a validation window is to tell it, shard the model, stream the training events through torchrec's pipeline,
+predict every held-out row, write predictions, checkpoint and summary.
 """
 
+import gc
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import asdict, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +23,8 @@ import torch
 from torch.distributed.checkpoint import state_dict_saver
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
-from infra.distributed import barrier, gather, together
+from infra.checkpoint import Checkpoint
+from infra.distributed import World, barrier, gather, together
 from infra.errors import TrainingError
 from infra.lanes import Batch, LaneReader
 from infra.parquet import TableWriter
@@ -28,17 +33,28 @@ from infra.snapshot import CONTENT, Dataset, read_dataset
 from infra.stage import StageRun, run_stage
 from infra.tables import TaskSpec
 from infra.tracking import RunLog
+from ranker.budget import (
+    DecidedConfig,
+    DecidedTraining,
+    decide,
+    described,
+    told,
+    training_days,
+    with_epochs,
+    without_window,
+)
 from ranker.config import Dates, RankerConfig
 from ranker.cost import column_cost, count_flops, embedding_bytes, mean_entries, peak_memory_bytes
-from ranker.features import HISTORY_IDS, arm_features, dataset_sids
-from ranker.fit import Fit, Progress
-from ranker.frozen import read_frozen
+from ranker.features import HISTORY_IDS, ArmFeatures, arm_features, dataset_sids
+from ranker.fit import Fit, Progress, taken_up
+from ranker.frozen import Frozen, read_frozen
 from ranker.id_tables import describe_tables
 from ranker.metric_registry import METRICS, compared_metrics
 from ranker.metrics import named_metrics, prediction_metrics, prediction_rows, prediction_schema
 from ranker.model import StepOutput
 from ranker.reader import NewestEntries, Split
 from ranker.sharding import ShardedRanker, build_sharded, plan_facts, real_bytes, table_bytes
+from ranker.validation import EpochSearch, Validation
 
 
 def train(run: StageRun[RankerConfig]) -> None:
@@ -48,32 +64,37 @@ def train(run: StageRun[RankerConfig]) -> None:
         ConfigError: sizes that do not divide, or tables that no plan fits. DataError: rows that break the contract.
         SpecError: SIDs that are missing or of mixed codebooks. CommitError: there is a checkpoint of other work.
     """
-    config, world, training = run.config, run.world, run.config.training
-    if training.precision == "tf32":
+    world = run.world
+    if run.config.training.precision == "tf32":
         use_tf32(world.device, run.log)
     with together(world, "opening the dataset"):
         dataset = read_dataset(run.inputs["dataset"])
-        fitting, held_out = open_splits(dataset, config)
-        features = fitting.features
+        fitting, held_out = open_splits(dataset, run.config)
+        features, days = fitting.features, training_days(dataset, fitting.dates)
+        config = decide(run.config, days)
     dataset.verify(world, partitions_read(dataset, fitting, held_out))
     with together(world, "reading what content needs"):
         frozen = read_frozen(dataset, features)
         mean_history = mean_entries(dataset, fitting.dates, HISTORY_IDS)
-    if training.children == "entire_space" and all(task.given is None for task in features.tasks.values()):
+    tables = (*features.bags, *features.sequences)
+    hashed = [feature.rows for feature in tables if feature.is_sid and feature.is_hashed]
+    if words := told(run.config, config, days, max(hashed, default=0)):
+        run.log.say(words)
+    if config.training.children == "entire_space" and all(task.given is None for task in features.tasks.values()):
         run.log.say("ranker.training.children=entire_space changes nothing: no task of the dataset has a parent")
-    # Both before the training, so that what is wrong with either is known in time.
-    rows, held_out_rows = fitting.open(training, world, is_training=True), held_out.open(training, world, False)
-    sharded = build_sharded(features, config, world, frozen, mean_history)
-    pipeline = TrainPipelineSparseDist(sharded.model, sharded.optimizer, world.device)
-    progress = Progress(pipeline, features, world, NewestEntries(config.model.history.max_length))
-    speed = fit(progress, sharded, rows, config, run)
-    flops = predict(progress, sharded, held_out_rows, config, run.out / "predictions", run.log)
+    # All before the training, so that what is wrong with one is known in time.
+    readers = open_readers(fitting, held_out, config.training, world)
+    start = partial(start_model, features, config, world, frozen, mean_history)
+    fitted = fit(run, config, readers, start)
+    config, sharded, progress = fitted.config, fitted.model.sharded, fitted.model.progress
+    flops = predict(progress, sharded, readers.held_out, config, run.out / "predictions", run.log)
     save(sharded, run.out / "checkpoint")
     entries, entries_cut = np.sum(gather(world, progress.newest.counts), axis=0).tolist()
     facts = {
+        "budget": described(run.config, config, days, fitted.summary["steps"]) | {"validation": fitted.validation},
         "dates": {"train": _iso(fitting.dates), "held_out": _iso(held_out.dates)},
         "world_size": world.size,
-        "held_out_rows": held_out_rows.num_rows,
+        "held_out_rows": readers.held_out.num_rows,
         "flops_per_sample": flops,
         "history_entries_cut": entries_cut,
         "peak_memory_bytes": peak_memory_bytes(world),
@@ -83,7 +104,7 @@ def train(run: StageRun[RankerConfig]) -> None:
         if entries_cut:
             kept = f"their newest {config.model.history.max_length}"
             run.log.say(f"histories were cut to {kept} entries: {entries_cut:,} of {entries:,} entries left out")
-        _close(run, config, sharded, (fitting, held_out), taken, {**speed, **facts})
+        _close(run, config, sharded, (fitting, held_out), taken, {**fitted.summary, **facts})
     run.facts["arm"] = config.arm
     run.facts["sid_fingerprints"] = {name: sid.fingerprint for name, sid in features.sids.items()}
     barrier(world)
@@ -143,15 +164,122 @@ def partitions_read(dataset: Dataset, *splits: Split) -> list[PartitionEntry]:
     return [*content, *(entry for split in splits for entry in split.partitions)]
 
 
-def fit(
-    progress: Progress, sharded: ShardedRanker, reader: LaneReader, config: RankerConfig, run: StageRun[RankerConfig]
-) -> dict[str, Any]:
-    """Train for the configured epochs, from the last checkpoint on where there is one; see `Fit.summary`."""
-    training = Fit(progress, sharded, reader, config.training, run.log, run.checkpoints)
-    training.go_on()
+class SearchRows(NamedTuple):
+    """The training rows before the validation window, the window's, and its first and last date."""
+
+    before: LaneReader
+    window: LaneReader
+    dates: Dates
+
+
+class Readers(NamedTuple):
+    """The rows of a stage.
+
+    Attributes:
+        training: all that the arm is trained on. held_out: what it is measured on.
+        search: for the number of epochs; None: there is no validation window.
+    """
+
+    training: LaneReader
+    held_out: LaneReader
+    search: SearchRows | None
+
+
+def open_readers(fitting: Split, held_out: Split, training: DecidedTraining, world: World) -> Readers:
+    """Open the rows of all splits; every rank calls.
+
+    Raises:
+        ConfigError, DataError: see `Split.open`; the validation window would leave no date to train on.
+    """
+    search = None
+    if dates := without_window(fitting.dates, training):
+        before, window = (replace(fitting, dates=each) for each in dates)
+        rows = before.open(training, world, is_training=True), window.open(training, world, is_training=False)
+        search = SearchRows(*rows, window.dates)
+    return Readers(fitting.open(training, world, True), held_out.open(training, world, False), search)
+
+
+class Model(NamedTuple):
+    """The pipeline, and the sharded model that it runs batches through."""
+
+    progress: Progress
+    sharded: ShardedRanker
+
+
+def start_model(
+    features: ArmFeatures, config: DecidedConfig, world: World, frozen: Frozen, mean_history: float
+) -> Model:
+    """Build a model with its initial weights: the same each time."""
+    sharded = build_sharded(features, config, world, frozen, mean_history)
+    pipeline = TrainPipelineSparseDist(sharded.model, sharded.optimizer, world.device)
+    progress = Progress(pipeline, features, world, NewestEntries(config.model.history.max_length))
+    return Model(progress, sharded)
+
+
+class Fitted(NamedTuple):
+    """A trained model.
+
+    Attributes:
+        config: with the number of epochs that it was trained for. summary: see `Fit.summary`.
+        validation: what the window told, JSON-ready; None: there was none.
+    """
+
+    model: Model
+    config: DecidedConfig
+    summary: dict[str, Any]
+    validation: dict[str, Any] | None
+
+
+def fit(run: StageRun[RankerConfig], config: DecidedConfig, readers: Readers, start: Callable[[], Model]) -> Fitted:
+    """Train, from the last checkpoint on where there is one, for the epochs decided or those that a window decides.
+
+    Args:
+        run: the stage's. config: with epochs, or with a window and the most epochs. readers: the rows.
+        start: builds the model.
+    """
+    model = start()
+    checkpoint = taken_up(run.checkpoints, model.sharded, model.progress.features)
+    validation: Validation | None = None
+    if readers.search is not None:
+        if checkpoint is not None and checkpoint.values["phase"] == "train":
+            validation = Validation(**checkpoint.values["validation"])
+        else:
+            validation = search_epochs(run, config, model, readers.search, checkpoint)
+            del model, checkpoint
+            gc.collect()  # the next model takes as much memory
+            model, checkpoint = start(), None
+        config = with_epochs(config, validation.best)
+    before = 0 if validation is None else validation.steps
+    training = Fit(*model, readers.training, config.training, run.log, run.checkpoints, steps_before=before)
+    found = None if validation is None else asdict(validation)
+    training.carried = lambda: found
+    if checkpoint is not None:
+        training.restore(checkpoint)
     with run.log.progress(training.num_steps * config.training.batch_size, f"train {config.arm}") as advance:
         training.run(advance)
-    return training.summary()
+    return Fitted(model, config, training.summary(), found)
+
+
+def search_epochs(
+    run: StageRun[RankerConfig],
+    config: DecidedConfig,
+    model: Model,
+    rows: SearchRows,
+    checkpoint: Checkpoint | None,
+) -> Validation:
+    """Train without the validation window, and say what it told; see `ranker.validation`."""
+    training = Fit(*model, rows.before, config.training, run.log, run.checkpoints, "search")
+    search = EpochSearch(training, rows.window, _iso(rows.dates))
+    if checkpoint is not None:
+        search.resume(checkpoint)
+    with run.log.progress(training.num_steps * config.training.batch_size, f"search {config.arm}") as advance:
+        found = search.run(advance)
+    by_epoch = ", ".join(f"{mean:.4f}" for mean in found.means)
+    run.log.say(
+        f"ranker: epochs={found.best}, of at most {config.training.epochs}: mean NE on the validation window, epoch by"
+        f" epoch: {by_epoch}; {found.seconds:.0f} s"
+    )
+    return found
 
 
 @torch.no_grad()

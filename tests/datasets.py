@@ -17,7 +17,7 @@ from infra.parquet import row_groups
 from infra.partitions import PartitionEntry, date_slice
 from infra.requests import request_starts, split_rows
 from infra.snapshot import CONTENT, Dataset, SidSet, Snapshot, read_dataset, write_snapshot
-from infra.store import FILE, Store, day_entries, in_order, write_part
+from infra.store import FILE, Store, count_labels, day_entries, in_order, write_part
 from infra.tables import DatasetSpec, Entity, daily_tables
 
 
@@ -79,6 +79,8 @@ def _write_day(
     for name, key in keys.items():
         with store.making(name, date_slice(day), key) as made:
             made.schema = split_rows(rows.slice(0, 0), spec, str(day))[name].schema
+            if name == "labels":
+                made.numbers |= count_labels(rows, spec)
             with made.writing(FILE) as writer:
                 for start, end in itertools.pairwise(cuts):
                     writer.write_group(split_rows(rows.slice(start, end - start), spec, str(day))[name])

@@ -48,7 +48,7 @@ class Training:
 
     def settings(self, epochs: int, share: float) -> dict[str, Any]:
         """Give what the file of its run says."""
-        training = {"epochs": epochs, "seed": self.seed, "holdout_share": share}
+        training = {"epochs": epochs, "batch_size": 256, "seed": self.seed, "holdout_share": share}
         return {
             "encoder": {"signals": dict(self.signals), "quantizer": METHODS[self.method], "training": training},
         }

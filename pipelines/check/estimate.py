@@ -3,9 +3,12 @@
 import os
 from collections.abc import Iterator
 
+from encoder.budget import decide as encoder_budget
 from pipelines.check.profile import Profile
 from pipelines.config import PipelineConfig
 from pipelines.report.units import byte_size
+from ranker.budget import decide as ranker_budget
+from ranker.budget import even_days
 
 BYTES_AN_IMPRESSION = 50
 """On disk, tables, SIDs and the ingested raw rows; docs/results/growth.md has 31 to 34 for tables and SIDs."""
@@ -30,9 +33,11 @@ def estimates(found: Profile, config: PipelineConfig) -> list[tuple[str, str]]:
     disk = found.rows * BYTES_AN_IMPRESSION + found.items * BYTES_AN_ITEM
     tables = 4 * config.ranker.model.embedding_dim * (found.users + 2 * found.items)
     prepare = found.texts / TEXTS_A_SECOND / cores + found.rows / EVENTS_A_SECOND / cores
-    encoder = found.items * config.encoder.training.epochs / ITEM_ENCODINGS_A_SECOND
+    encoder = found.items * encoder_budget(config.encoder, found.items).training.epochs / ITEM_ENCODINGS_A_SECOND
     arms = len(config.arms) * config.run.replicates
-    ranker = arms * (config.ranker.training.epochs or 1) * found.rows / SAMPLES_A_SECOND
+    dates = found.train or (found.first, found.last)
+    epochs = ranker_budget(config.ranker, even_days(dates, found.rows)).training.epochs
+    ranker = arms * epochs * found.rows / SAMPLES_A_SECOND
     minutes = (prepare + config.run.replicates * encoder + ranker) / 60
     return [
         ("disk", f"about {byte_size(disk)}"),

@@ -1,7 +1,8 @@
 """`python -m pipelines.tune --config FILE [--set section.key=value]`: tune every arm by the validation dates.
 
-Every arm of the run is trained with every setting of section `tune` and measured on the last training dates. Printed
-is the best of each arm; the run's `tuned.yaml` is its file again with each arm's best, to be run by `pipelines.run`.
+Every arm of the run is trained with every setting of section `tune`, in rungs of more and more steps (`ranker.budget`),
+and measured on the last training dates. Printed is the best of each arm, and what the search cost; the run's
+`tuned.yaml` is its file again with each arm's best, to be run by `pipelines.run`.
 """
 
 from collections.abc import Sequence
@@ -12,13 +13,13 @@ from pipelines.config import read_config
 from pipelines.execution import run_dir
 from pipelines.run import command_line, exit_status, near, run_stages
 from pipelines.tune.choose import RESULT_FILE, TABLE_FILE, Tuned
-from pipelines.tune.plan import tune_stages, tuned_values
+from pipelines.tune.plan import Left, rungs, tune_stages, tuned_values
 
 TUNED_FILE = "tuned.yaml"
 
 
 def tune(config_file: Path, overrides: Sequence[str]) -> tuple[Path, Path]:
-    """Train every arm with every setting, choose, and write the run's file with what was chosen.
+    """Train every arm's settings rung by rung, choose, and write the run's file with what was chosen.
 
     Returns:
         the committed directory of the choice, and the file.
@@ -27,10 +28,15 @@ def tune(config_file: Path, overrides: Sequence[str]) -> tuple[Path, Path]:
         SidestackError, Stopped: see `pipelines.run.run_pipeline`.
     """
     values, config = read_config(config_file, overrides)
-    found = run_stages(tune_stages(config), config.run, values, plain(config), "tune")
-    best = Tuned.model_validate_json((found / RESULT_FILE).read_text(encoding="utf-8")).best
+    later: list[Left] = []
+    while True:
+        found = run_stages(tune_stages(config, later), config.run, values, plain(config), f"tune, rung {len(later)}")
+        result = Tuned.model_validate_json((found / RESULT_FILE).read_text(encoding="utf-8"))
+        later.append(result.better_half)
+        if len(later) == len(rungs(config)) or all(len(settings) == 1 for settings in later[-1].values()):
+            break
     tuned = run_dir(config.run) / TUNED_FILE
-    text = to_yaml(tuned_values(values, config, {arm: trial.setting for arm, trial in best.items()}))
+    text = to_yaml(tuned_values(values, config, {arm: trial.setting for arm, trial in result.best.items()}))
     tuned.write_text(text, encoding="utf-8")
     return found, tuned
 

@@ -1,11 +1,12 @@
 """Stage `tune`: for each arm the setting that is best on the validation dates.
 
-Inputs are the trainings (`--input arm.<arm>.<setting>=DIR`). The output is `tune.json`, and the best of each arm as a
-table. Best is the best product of the tasks' headline metrics (of normalized entropies the least), so that a per cent
-of any task counts alike.
+Inputs are the trainings of all rungs so far (`--input arm.<rung>.<arm>.<setting>=DIR`). The output is `tune.json`, and
+the best of each arm as a table. Best is the best product of the tasks' headline metrics (of normalized entropies the
+least), so that a per cent of any task counts alike, in the last rung.
 """
 
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,15 @@ RESULT_FILE, TABLE_FILE = "tune.json", "table.txt"
 
 
 class Trial(Config):
-    """One arm with one setting, on the validation dates."""
+    """One arm with one setting in one rung, on the validation dates."""
 
     arm: str
     setting: Setting
+    rung: int = 0
+    """Counted from 0."""
+    steps: int = 0
+    seconds: float = 0.0
+    """What its training took; the first steps, which are not timed, left out."""
     values: dict[str, float]
     """The headline metric by task."""
 
@@ -43,10 +49,22 @@ class Tuned(Config):
     trials: tuple[Trial, ...]
 
     @property
+    def ranked(self) -> dict[str, list[Trial]]:
+        """By arm, the trials of the last rung, the best first."""
+        last = max(trial.rung for trial in self.trials)
+        trials = sorted((one for one in self.trials if one.rung == last), key=lambda one: one.score)
+        arms = dict.fromkeys(trial.arm for trial in self.trials)
+        return {arm: [one for one in trials if one.arm == arm] for arm in arms}
+
+    @property
     def best(self) -> dict[str, Trial]:
         """The best trial of each arm."""
-        arms = dict.fromkeys(trial.arm for trial in self.trials)
-        return {arm: min((one for one in self.trials if one.arm == arm), key=lambda one: one.score) for arm in arms}
+        return {arm: trials[0] for arm, trials in self.ranked.items()}
+
+    @property
+    def better_half(self) -> dict[str, list[Setting]]:
+        """By arm, the settings that go on to the next rung."""
+        return {arm: [one.setting for one in trials[: -(-len(trials) // 2)]] for arm, trials in self.ranked.items()}
 
 
 def choose(run: StageRun[TuneConfig]) -> None:
@@ -64,12 +82,15 @@ def choose(run: StageRun[TuneConfig]) -> None:
     tuned = Tuned(held_out=dates.pop(), trials=tuple(trial for trial, _ in read))
     (run.out / RESULT_FILE).write_text(tuned.model_dump_json(indent=1) + "\n", encoding="utf-8")
     (run.out / TABLE_FILE).write_text(as_text(tuned, run.config), encoding="utf-8")
-    run.log.summary({arm: best.setting.model_dump() for arm, best in tuned.best.items()})
+    chosen = {arm: best.setting.model_dump() for arm, best in tuned.best.items()}
+    cost = {"trainings": len(tuned.trials), "seconds": sum(trial.seconds for trial in tuned.trials)}
+    run.log.summary({**chosen, "cost": cost})
 
 
 def _trial(config: TuneConfig, name: str, path: Path) -> tuple[Trial, tuple[str, str]]:
-    arm, _, setting = name.removeprefix(INPUT).partition(".")
-    tried = next((one for one in config.settings() if one.name == setting), None)
+    rung, _, rest = name.removeprefix(INPUT).partition(".")
+    tried = next((one for one in config.settings() if rest.endswith(f".{one.name}")), None)
+    arm = rest.removesuffix(f".{tried.name}") if tried is not None else rest
     summary: dict[str, Any] = read_json(path / SUMMARY_FILE)
     tasks = {task: measured[HEADLINE.name] for task, measured in summary.get("tasks", {}).items()}
     if tried is None or summary.get("arm") != arm or not tasks:
@@ -78,7 +99,8 @@ def _trial(config: TuneConfig, name: str, path: Path) -> tuple[Trial, tuple[str,
         if value is None:
             raise DataError(f"{path}: {HEADLINE.title} of {task} is not defined on the validation dates")
     first, last = summary["dates"]["held_out"]
-    return Trial(arm=arm, setting=tried, values=tasks), (first, last)
+    took = {"steps": summary["steps"], "seconds": summary["train_seconds"]}
+    return Trial(arm=arm, setting=tried, rung=int(rung), values=tasks, **took), (first, last)
 
 
 def as_text(tuned: Tuned, config: TuneConfig) -> str:
@@ -89,6 +111,7 @@ def as_text(tuned: Tuned, config: TuneConfig) -> str:
     heads = [f"{task} {HEADLINE.title}" for task in tuned.trials[0].values]
     lines = [
         f"{each} settings an arm, on {first} to {last}",
+        f"cost: {_cost(tuned, config)}",
         "",
         "  ".join([f"{'arm':<{width}}", "sparse", "dense ", *heads]),
     ]
@@ -103,6 +126,15 @@ def as_text(tuned: Tuned, config: TuneConfig) -> str:
         )
         lines.append("  ".join(cells) + note)
     return "\n".join([*lines, ""])
+
+
+def _cost(tuned: Tuned, config: TuneConfig) -> str:
+    """Tell what the search cost, all arms and rungs together."""
+    assert config.rungs is not None
+    numbers = Counter(trial.rung for trial in tuned.trials)
+    trainings = ", ".join(f"{number} of {config.rungs[rung]:.3g}" for rung, number in sorted(numbers.items()))
+    steps, seconds = (sum(getattr(trial, name) for trial in tuned.trials) for name in ("steps", "seconds"))
+    return f"trainings, by their share of the steps: {trainings}; {steps:,} steps, {seconds:,.0f} s"
 
 
 def _edges(setting: Setting, config: TuneConfig) -> list[str]:

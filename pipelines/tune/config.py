@@ -1,14 +1,25 @@
-"""The `tune` section: the settings that every arm is tried with."""
+"""The `tune` section: the settings that every arm is tried with, and for how long."""
 
 import itertools
 from collections.abc import Iterator
+from typing import Annotated
 
-from pydantic import Field, PositiveFloat
+from pydantic import Field, PositiveFloat, model_validator
 
 from infra.config import Config
+from ranker.config import SearchBudget
 
 INPUT = "arm."
 """Begins the name of every training among the inputs of the stage that chooses."""
+Share = Annotated[float, Field(gt=0, le=1)]
+
+RUNGS: dict[SearchBudget, tuple[Share, ...]] = {
+    "quick": (0.125,),
+    "standard": (0.125, 0.25),
+    "thorough": (1.0,),
+}
+"""By `ranker.budget`, the shares of a whole training's steps. Of nine settings, an arm's search costs as many steps as
+1.1, 2.4 and 9 whole trainings."""
 
 
 class Setting(Config):
@@ -24,15 +35,25 @@ class Setting(Config):
 
 
 class TuneConfig(Config):
-    """Section `tune`; every arm gets the whole grid, so no arm is tuned more than another.
+    """Section `tune`; every arm gets the whole grid and the same steps, so no arm is tuned more than another.
 
-    Settings are held against each other on the validation dates of `ranker.holdout`; test dates are not read.
+    By successive halving: in each rung the settings that are left are trained for its share of the steps, and the
+    better half of them, by arm, goes on to the next. Settings are held against each other on the validation dates of
+    `ranker.holdout`; test dates are not read.
     """
 
     sparse_learning_rates: tuple[PositiveFloat, ...] = Field(default=(0.025, 0.05, 0.1), min_length=1)
     """Of the embedding tables."""
     dense_learning_rates: tuple[PositiveFloat, ...] = Field(default=(0.0005, 0.001, 0.002), min_length=1)
     """Of everything else."""
+    rungs: tuple[Share, ...] | None = Field(default=None, min_length=1)
+    """The rungs' shares of a whole training's steps, rising; by default what `ranker.budget` says."""
+
+    @model_validator(mode="after")
+    def _check_rungs(self) -> "TuneConfig":
+        if self.rungs is not None and list(self.rungs) != sorted(set(self.rungs)):
+            raise ValueError(f"rungs={list(self.rungs)} must rise")
+        return self
 
     def settings(self) -> Iterator[Setting]:
         """Return the grid."""

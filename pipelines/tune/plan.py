@@ -1,6 +1,6 @@
-"""The stages of tuning: every arm with every setting, on validation dates, and the choice for each."""
+"""The stages of tuning: every arm's settings, rung by rung, on validation dates, and the choice for each."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -8,29 +8,53 @@ from typing import Any
 from infra.config import parse, plain
 from pipelines.config import PipelineConfig
 from pipelines.graph import Stage, encoder_stage, internal_job, materialize_stage, prepare_stage, ranker_stage
-from pipelines.tune.config import INPUT, Setting
+from pipelines.tune.config import INPUT, RUNGS, Setting, Share
 from ranker.config import ArmConfig, RankerConfig
 
 CODE = ("infra", "ranker", "pipelines/tune", "pipelines/report")
 
+Left = Mapping[str, Sequence[Setting]]
+"""By arm, the settings that a rung tries."""
 
-def tune_stages(config: PipelineConfig) -> tuple[Stage, ...]:
-    """Return the stages: dataset and encoders as the pipeline has them, the trainings, and the choice.
+
+def rungs(config: PipelineConfig) -> tuple[Share, ...]:
+    """Return the share of the steps in each rung."""
+    return config.tune.rungs or RUNGS[config.ranker.budget]
+
+
+def tune_stages(config: PipelineConfig, later: Sequence[Left] = ()) -> tuple[Stage, ...]:
+    """Return the stages: dataset and encoders as the pipeline has them, the trainings of some rungs, and the choice.
+
+    Args:
+        config: the run's. later: what is left for the rungs after the first, as far as that is known.
 
     Raises:
         ConfigError: a setting does not fit an arm.
     """
     encoders = [encoder_stage(config, name) for name in config.sid_names]
     materialize = materialize_stage(config, encoders)
+    whole_grid = dict.fromkeys(config.arms, list(config.tune.settings()))
+    shares = rungs(config)
     trainings = {
-        f"{INPUT}{arm}.{setting.name}": _training(config, ranker_stage(config, arm, materialize), arm, setting)
-        for arm in config.arms
-        for setting in config.tune.settings()
+        name: stage
+        for number, left in enumerate([whole_grid, *later])
+        for name, stage in _rung(config, materialize, number, shares[number], left)
     }
     inputs = {name: stage.label for name, stage in trainings.items()}
     job = partial(internal_job, "tune", "pipelines.tune.choose")
-    choice = Stage("tune", job, CODE, config.tune, config.run.launch.compare, inputs)
+    resolved = config.tune.model_copy(update={"rungs": shares})
+    choice = Stage("tune", job, CODE, resolved, config.run.launch.compare, inputs)
     return prepare_stage(config), *encoders, materialize, *trainings.values(), choice
+
+
+def _rung(
+    config: PipelineConfig, materialize: Stage, number: int, share: Share, left: Left
+) -> Iterator[tuple[str, Stage]]:
+    """Yield the trainings of a rung, each with its name among the choice's inputs."""
+    for arm, settings in left.items():
+        for setting in settings:
+            stage = _training(config, ranker_stage(config, arm, materialize), arm, setting, share)
+            yield f"{INPUT}{number}.{arm}.{setting.name}", stage
 
 
 def tuned_values(values: Mapping[str, Any], config: PipelineConfig, best: Mapping[str, Setting]) -> dict[str, Any]:
@@ -43,12 +67,14 @@ def tuned_values(values: Mapping[str, Any], config: PipelineConfig, best: Mappin
     return {**values, "ranker": {**values.get("ranker", {}), "arms": {name: plain(arm) for name, arm in arms.items()}}}
 
 
-def _training(config: PipelineConfig, stage: Stage, arm: str, setting: Setting) -> Stage:
+def _training(config: PipelineConfig, stage: Stage, arm: str, setting: Setting, share: Share) -> Stage:
     tried = _with(config.ranker.arms[arm], setting)
     holdout = config.ranker.holdout.model_copy(update={"kind": "validation"})
+    training = config.ranker.training.model_copy(update={"steps_share": share})
     values = {**plain(config.ranker), "arm": arm, "arms": {arm: plain(tried)}, "holdout": plain(holdout)}
-    resolved = parse(RankerConfig, values, f"tune (arm {arm!r})").resolved()
-    return replace(stage, config=resolved, variant=f"{arm}-{setting.name}")
+    resolved = parse(RankerConfig, {**values, "training": plain(training)}, f"tune (arm {arm!r})").resolved()
+    part = "" if share == 1 else f"-{share:g}"
+    return replace(stage, config=resolved, variant=f"{arm}-{setting.name}{part}")
 
 
 def _with(arm: ArmConfig, setting: Setting) -> ArmConfig:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from benchmarks.record import Row
 from benchmarks.scale import BEGIN, END, PAGE, Results, arithmetic, between_marks
-from encoder.config import TrainingConfig
+from encoder.budget import LARGEST_BATCH
 
 
 def write(folder: Path, name: str, rows: list[Row]) -> None:
@@ -15,7 +15,7 @@ def write(folder: Path, name: str, rows: list[Row]) -> None:
 
 
 def training(ranks: int, rate: float) -> Row:
-    batch = TrainingConfig().batch_size
+    batch = LARGEST_BATCH
     return {"what": "training, default, float32", "ranks": ranks, "batch": batch, "items_per_second": rate}
 
 
@@ -24,7 +24,7 @@ def test_the_arithmetic_is_that_of_the_results(tmp_path: Path) -> None:
     stage = {"rows": 5_000_000, "rows_per_second": 50_000.0, "peak_mib": 432.1, "bytes_a_row": 150.0}
     write(tmp_path, "materialize", [{"what": "stage", **stage}, {"what": "program", **stage}])
     text = arithmetic(Results(tmp_path), Results(tmp_path / "gpu"))
-    assert "111.1 hours of one rank" in text  # 1e9 x 4 epochs / 10,000 / 3600
+    assert "55.6 hours of one rank" in text  # 1e9 x 2 epochs / 10,000 / 3600
     assert "5.6 hours of one rank" in text
     assert "1.50 x one rank" in text
     assert "| 432 MiB |" in text
@@ -40,7 +40,7 @@ def test_gpus_are_said_to_be_unmeasured_unless_they_were(tmp_path: Path) -> None
     write(tmp_path / "gpu", "training", [training(1, 1e6)])
     text = arithmetic(Results(tmp_path), Results(tmp_path / "gpu"))
     assert "**Not measured.**" not in text
-    assert "1.1 hours of one rank" in text
+    assert "0.6 hours of one rank" in text
 
 
 def test_the_page_has_its_marks_and_keeps_what_is_around_them() -> None:

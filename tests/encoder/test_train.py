@@ -89,7 +89,9 @@ def test_categoricals_alone_train(dataset: Path, tmp_path: Path) -> None:
     assert all(math.isfinite(loss) for loss in found)
 
 
-def test_the_record_has_the_curves(encoder: Path) -> None:
+def test_the_record_has_the_curves_and_the_budget(encoder: Path) -> None:
+    budget = json.loads((encoder / "summary.json").read_text())["budget"]
+    assert budget == {"by_rule": [], "rows": SPEC.num_items, "batch_size": 64, "epochs": 2, "log_every": 5}
     rows = history(encoder)
     training = [row for row in rows if "train/loss" in row]
     assert [row["step"] for row in training] == [5, 10, 15, 20]

@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 
+from infra.code import ROOT
 from infra.config import parse
 from infra.errors import ConfigError
-from pipelines.config import PipelineConfig
+from pipelines.config import PipelineConfig, read_config
 
 MINIMAL = {"run": {"name": "night"}}
 
@@ -94,3 +95,15 @@ def test_an_encoder_has_what_it_says_and_all_else_of_the_section() -> None:
     assert text.signals == {"text": 2.0}
     assert (text.training.epochs, text.training.batch_size, text.training.seed) == (7, 64, 5)
     assert text.quantizer == own.quantizer
+
+
+@pytest.mark.parametrize("name", ["complete_journey", "tables", "options", "quantizing_intent"])
+def test_the_runs_that_results_were_made_with_leave_nothing_to_a_rule_that_could_change_them(name: str) -> None:
+    _, config = read_config(ROOT / f"configs/{name}.yaml", [])
+    training = config.ranker.training
+    assert (training.epochs, training.batch_size, training.warmup_steps) == (1, 1024, 50)
+    sid = config.encoder_of("sid").training
+    assert (sid.epochs, sid.batch_size) == (4, 256)
+    if name == "complete_journey":
+        assert (training.log_every, sid.log_every, config.tune.rungs) == (50, 100, (1.0,))
+        assert config.ranker.arms["sid_ngram"].max_rows == 2**18

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import yaml
 
-from infra.config import parse, to_yaml
-from infra.errors import DataError
+from infra.config import digest, parse, to_yaml
+from infra.errors import ConfigError, DataError
 from pipelines.config import PipelineConfig, read_config
 from pipelines.graph import Stage
 from pipelines.tune.choose import Trial, Tuned, _trial, as_text
 from pipelines.tune.config import Setting, TuneConfig
-from pipelines.tune.plan import tune_stages, tuned_values
+from pipelines.tune.plan import Left, rungs, tune_stages, tuned_values
 from ranker.config import RankerConfig
 from tests.pipelines.commands import run_command
 from tests.pipelines.test_tables import SMALL
@@ -22,17 +22,21 @@ ARMS = {"none": {}, "side": {"item": "side", "overlay": {"training": {"warmup_st
 GRID = {"sparse_learning_rates": [0.02, 0.04], "dense_learning_rates": [0.001]}
 
 
-def plan() -> dict[str, Stage]:
-    values = {"run": {"name": "test"}, "ranker": {"arm": "none", "arms": ARMS}, "tune": GRID}
-    return {stage.label: stage for stage in tune_stages(parse(PipelineConfig, values, "test"))}
+def whole(**changes: Any) -> PipelineConfig:
+    ranker = {"arm": "none", "arms": ARMS, "budget": "thorough", **changes}
+    return parse(PipelineConfig, {"run": {"name": "test"}, "ranker": ranker, "tune": GRID}, "test")
+
+
+def plan(values: PipelineConfig, *later: Left) -> dict[str, Stage]:
+    return {stage.label: stage for stage in tune_stages(values, later)}
 
 
 def test_every_arm_gets_every_setting_and_nothing_else_differs() -> None:
-    found = plan()
+    found = plan(whole())
     names = [f"ranker-{arm}-sparse{sparse}_dense0.001" for arm in ARMS for sparse in (0.02, 0.04)]
     assert list(found) == ["prepare", "encoder", "materialize", *names, "tune"]
     assert [name.removeprefix("ranker-").replace("-", ".", 1) for name in names] == [
-        name.removeprefix("arm.") for name in found["tune"].inputs
+        name.removeprefix("arm.0.") for name in found["tune"].inputs
     ]
     configs = {name: found[name].config for name in names}
     for config in configs.values():
@@ -41,11 +45,53 @@ def test_every_arm_gets_every_setting_and_nothing_else_differs() -> None:
     side = configs["ranker-side-sparse0.04_dense0.001"]
     assert isinstance(side, RankerConfig)
     assert (side.training.sparse_learning_rate, side.training.warmup_steps) == (0.04, 7)
+    assert {one.training.steps_share for one in configs.values()} == {1.0}  # type: ignore[union-attr]
+
+
+def test_a_later_rung_trains_what_is_left_for_longer_and_keeps_the_rungs_before() -> None:
+    standard = whole(budget="standard")
+    first = plan(standard)
+    left = {"none": [TUNED.trials[0].setting], "side": [TUNED.trials[3].setting]}
+    second = plan(standard, left)
+    assert rungs(standard) == (0.125, 0.25)
+    added = ["ranker-none-sparse0.02_dense0.001-0.25", "ranker-side-sparse0.04_dense0.001-0.25"]
+    assert list(second) == [*list(first)[:-1], *added, "tune"]
+    assert {label: second[label].config for label in list(first)[:-1]} == {
+        label: stage.config for label, stage in first.items() if label != "tune"
+    }
+    shares = [stage.config.training.steps_share for stage in second.values() if stage.name == "ranker"]  # type: ignore[attr-defined]
+    assert shares == [0.125] * 4 + [0.25] * 2
+    names = ["arm.1.none.sparse0.02_dense0.001", "arm.1.side.sparse0.04_dense0.001"]
+    assert list(second["tune"].inputs)[4:] == names
+
+
+def test_the_better_half_of_the_last_rung_goes_on() -> None:
+    trials = [trial("none", sparse, click, 0.8) for sparse, click in ((0.1, 0.6), (0.2, 0.5), (0.3, 0.7))]
+    assert [one.sparse_learning_rate for one in Tuned(held_out=("", ""), trials=tuple(trials)).better_half["none"]] == [
+        0.2, 0.1,
+    ]  # fmt: skip
+    second = [
+        trials[0].model_copy(update={"rung": 1}),
+        trials[1].model_copy(update={"rung": 1, "values": {"click": 9}}),
+    ]
+    tuned = Tuned(held_out=("", ""), trials=(*trials, *second))
+    assert tuned.best["none"].setting.sparse_learning_rate == 0.1
+    assert len(tuned.better_half["none"]) == 1
+
+
+def test_what_is_spent_on_the_search_is_no_setting_of_a_training() -> None:
+    quick, thorough = (whole(budget=budget).ranker.resolved("side") for budget in ("quick", "thorough"))
+    assert digest(quick) == digest(thorough)
+
+
+def test_rungs_must_rise() -> None:
+    with pytest.raises(ConfigError, match=r"rungs=\[0.5, 0.25\] must rise"):
+        parse(TuneConfig, {"rungs": [0.5, 0.25]}, "tune")
 
 
 def trial(arm: str, sparse: float, click: float, conversion: float) -> Trial:
     setting = Setting(sparse_learning_rate=sparse, dense_learning_rate=0.001)
-    return Trial(arm=arm, setting=setting, values={"click": click, "conversion": conversion})
+    return Trial(arm=arm, setting=setting, values={"click": click, "conversion": conversion}, steps=100, seconds=2.0)
 
 
 TUNED = Tuned(
@@ -59,12 +105,13 @@ TUNED = Tuned(
 
 def test_the_best_of_each_arm_is_chosen_and_told() -> None:
     assert {arm: best.setting.sparse_learning_rate for arm, best in TUNED.best.items()} == {"none": 0.02, "side": 0.04}
-    grid = TuneConfig(sparse_learning_rates=(0.01, 0.02, 0.04), dense_learning_rates=(0.001,))
+    grid = TuneConfig(sparse_learning_rates=(0.01, 0.02, 0.04), dense_learning_rates=(0.001,), rungs=(0.125,))
     lines = as_text(TUNED, grid).splitlines()
     assert lines[0] == "3 settings an arm, on 2020-01-01 to 2020-01-07"
-    assert lines[2] == "arm   sparse  dense   click NE  conversion NE"
-    assert lines[3] == "none  0.02    0.001     0.6000         0.8000"
-    assert lines[4].endswith("(at the grid's edge: sparse)")
+    assert lines[1] == "cost: trainings, by their share of the steps: 4 of 0.125; 400 steps, 8 s"
+    assert lines[3] == "arm   sparse  dense   click NE  conversion NE"
+    assert lines[4] == "none  0.02    0.001     0.6000         0.8000"
+    assert lines[5].endswith("(at the grid's edge: sparse)")
 
 
 @pytest.mark.parametrize("tasks", [("buy",), ("view", "cart", "buy")])
@@ -75,7 +122,7 @@ def test_the_choice_follows_the_tasks(tasks: tuple[str, ...]) -> None:
     ]
     tuned = TUNED.model_copy(update={"trials": tuple(trials)})
     assert tuned.best == {"side": trials[1]}
-    head, row = as_text(tuned, parse(TuneConfig, GRID, "t")).splitlines()[2:4]
+    head, row = as_text(tuned, parse(TuneConfig, {**GRID, "rungs": [1]}, "t")).splitlines()[3:5]
     assert head.split()[3:] == [word for task in tasks for word in (task, "NE")]
     assert row.split()[3:5] == (["0.8000", "0.8000"] if len(tasks) > 1 else ["0.7900", "(at"])
 
@@ -105,9 +152,11 @@ def test_the_tuned_file_names_the_arms_that_were_defaults() -> None:
 def test_what_is_no_training_of_the_grid_is_refused(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text(json.dumps({"arm": "side", "tasks": {"click": {"ne": None}}}))
     with pytest.raises(DataError, match="no training of the arm 'none'"):
-        _trial(parse(TuneConfig, GRID, "t"), "arm.none.sparse0.02_dense0.001", tmp_path)
+        _trial(parse(TuneConfig, GRID, "t"), "arm.0.none.sparse0.02_dense0.001", tmp_path)
     with pytest.raises(DataError, match="NE of click is not defined on the validation dates"):
-        _trial(parse(TuneConfig, GRID, "t"), "arm.side.sparse0.02_dense0.001", tmp_path)
+        _trial(parse(TuneConfig, GRID, "t"), "arm.0.side.sparse0.02_dense0.001", tmp_path)
+    with pytest.raises(DataError, match=r"no training of the arm 'side\.sparse0\.5_dense0\.001'"):
+        _trial(parse(TuneConfig, GRID, "t"), "arm.0.side.sparse0.5_dense0.001", tmp_path)
 
 
 @pytest.mark.slow

@@ -24,7 +24,14 @@ ONE = World(0, 1, 0, torch.device("cpu"), "gloo")
 
 SMALL: dict[str, Any] = {
     "model": {"embedding_dim": 8, "dense_hidden": 8, "content_hidden": 8, "cross_rank": 8, "over_arch": [16, 8]},
-    "training": {"batch_size": 64, "eval_batch_size": 64, "warmup_steps": 4, "log_every": 8},
+    "training": {
+        "epochs": 1,
+        "batch_size": 64,
+        "eval_batch_size": 64,
+        "validation_days": 0,
+        "warmup_steps": 4,
+        "log_every": 8,
+    },
 }
 
 

@@ -1,0 +1,221 @@
+"""How much a training does, where the configuration leaves it to a rule.
+
+The rules ask for rows, positives and dates, which a snapshot tells without a file being opened, and for what tables can
+hold. They ask for nothing that an arm or a machine has its own of: every arm gets the same, on any number of ranks. A
+number in the configuration is taken as it is.
+
+- `batch_size`: the largest power of two that leaves `STEPS_AN_EPOCH` steps an epoch, between 64 and 4,096.
+- `epochs`: as many as make `MIN_STEPS` steps, `MAX_EPOCHS` at most; a validation window says which of them is the last
+  (`ranker.validation`). Without a window one: nothing would tell when the model begins to learn its rows by heart.
+- `validation_days`: the newest tenth of the training dates; see `validation_days`.
+- `warmup_steps`: `warmup_share` of the steps.
+- `max_rows` of an arm: see `sid_rows`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+from typing import Any
+
+from pydantic import NonNegativeInt, PositiveInt
+
+from infra.budget import batch_size, epochs_for, whole_lanes
+from infra.config import parse, plain
+from infra.learning_curve import point_every
+from infra.snapshot import Dataset
+from ranker.config import Dates, RankerConfig, TrainingConfig, without_newest
+
+STEPS_AN_EPOCH = 512
+"""With fewer, a small log's learning rates have fallen before its embeddings have moved: 98 steps learned nothing."""
+LEAST_BATCH, LARGEST_BATCH = 64, 4096
+"""Smaller batches leave a core to the cost of a step itself; larger ones would need other learning rates."""
+MIN_STEPS, MAX_EPOCHS = 4096, 8
+"""An upper bound for the search, whose steps are spent only while the model gets better."""
+MIN_DATES = 5
+"""With fewer, one date is more than a window should take."""
+WINDOW_SHARE, LARGEST_WINDOW_SHARE = 0.1, 0.25
+"""Of the training dates; the latter of their rows as well."""
+WINDOW_POSITIVES = 100
+"""Of each task without a parent. With fewer, the window's normalized entropy is mostly chance."""
+ROWS_AN_ID = 4
+"""Rows of a hashed table for an id that can occur: about a fifth of the ids then share a row."""
+MAX_SID_ROWS = 2**20
+LARGE_LOG = LARGEST_BATCH * MIN_STEPS
+"""Rows from which on more rows change no decision."""
+
+
+class DecidedTraining(TrainingConfig):
+    """The settings of a training of which none is left to a rule, but for those that follow from its steps."""
+
+    epochs: PositiveInt
+    """How many; with a validation window at most."""
+    batch_size: PositiveInt
+    validation_days: NonNegativeInt
+
+
+class DecidedConfig(RankerConfig):
+    """A ranker's section with the settings of its training decided."""
+
+    training: DecidedTraining
+
+
+@dataclass(frozen=True)
+class Day:
+    """What a snapshot tells of a training date.
+
+    Attributes:
+        rows: impressions. positives: by task without a parent, those with label 1.
+    """
+
+    date: date
+    rows: int
+    positives: Mapping[str, int]
+
+
+def training_days(dataset: Dataset, dates: Dates) -> list[Day]:
+    """Return the days that have events, in order, from the snapshot alone."""
+    facts = {entry.date: entry.facts for entry in dataset.partitions("labels", *dates)}
+    tasks = {name: f"positive_{name}" for name, task in dataset.spec.tasks.items() if task.given is None}
+    return [
+        Day(
+            entry.date,
+            entry.rows,
+            {name: facts[entry.date][fact] for name, fact in tasks.items() if fact in facts[entry.date]},
+        )
+        for entry in dataset.partitions("events", *dates)
+    ]
+
+
+def even_days(dates: Dates, rows: int) -> list[Day]:
+    """Return the days of a log that is yet to come, its rows spread evenly."""
+    number = (dates[1] - dates[0]).days + 1
+    bounds = [rows * day // number for day in range(number + 1)]
+    return [Day(dates[0] + timedelta(days=n), bounds[n + 1] - bounds[n], {}) for n in range(number)]
+
+
+def decide(config: RankerConfig, days: Sequence[Day]) -> DecidedConfig:
+    """Return the configuration with what it leaves to a rule decided.
+
+    Epochs that the configuration names are trained, all of them; with `validation_days` beside them they are the most.
+    A training that takes a share of the steps takes it of the most epochs, and needs no window to end in time.
+
+    Args:
+        config: one arm's. days: the training dates.
+    """
+    training = config.training
+    rows = sum(day.rows for day in days)
+    by_rule = batch_size(rows, LEAST_BATCH, LARGEST_BATCH, STEPS_AN_EPOCH)
+    batch = training.batch_size or whole_lanes(by_rule, training.lanes)
+    epochs = training.epochs or epochs_for(rows // batch, MIN_STEPS, 1, MAX_EPOCHS)
+    is_whole = training.steps_share == 1
+    window = training.validation_days
+    if window is None:
+        window = validation_days(days) if training.epochs is None and epochs > 1 and is_whole else 0
+    if training.epochs is None and not window and is_whole:
+        epochs = 1
+    decided = {"batch_size": batch, "epochs": epochs, "validation_days": window}
+    values = {**plain(config), "training": {**plain(training), **decided}}
+    return parse(DecidedConfig, values, "ranker")
+
+
+def left_to_rule(config: RankerConfig) -> list[str]:
+    """Return the names of the training's settings that the configuration leaves to a rule."""
+    names = ("batch_size", "epochs", "validation_days", "warmup_steps", "log_every")
+    return [name for name in names if getattr(config.training, name) is None]
+
+
+def validation_days(days: Sequence[Day]) -> int:
+    """Return how many calendar days the validation window takes from the end of the training dates.
+
+    The newest tenth of the dates that have events, one at least; more where these have too few positives of some task
+    without a parent. 0, no window, where there are too few dates, or where a quarter of dates or rows would not do.
+    """
+    if len(days) < MIN_DATES:
+        return 0
+    rows = sum(day.rows for day in days)
+    for number in range(max(round(WINDOW_SHARE * len(days)), 1), int(LARGEST_WINDOW_SHARE * len(days)) + 1):
+        window = days[-number:]
+        if sum(day.rows for day in window) > LARGEST_WINDOW_SHARE * rows:
+            return 0
+        if all(sum(day.positives.get(task, 0) for day in window) >= WINDOW_POSITIVES for task in days[0].positives):
+            return (days[-1].date - window[0].date).days + 1
+    return 0
+
+
+def without_window(dates: Dates, training: DecidedTraining) -> tuple[Dates, Dates] | None:
+    """Return the training dates before the validation window, and the window's; None: there is no window.
+
+    Raises:
+        ConfigError: no date would be left to train on.
+    """
+    days = training.validation_days
+    return without_newest(dates, days, "ranker.training.validation_days") if days else None
+
+
+def with_epochs(config: DecidedConfig, epochs: int) -> DecidedConfig:
+    """Return the configuration with another number of epochs."""
+    return config.model_copy(update={"training": config.training.model_copy(update={"epochs": epochs})})
+
+
+def warmup_steps(training: TrainingConfig, num_steps: int) -> int:
+    """Return the steps over which the learning rates rise in a training of so many steps."""
+    return round(training.warmup_share * num_steps) if training.warmup_steps is None else training.warmup_steps
+
+
+def sid_rows(num_ids: int, can_occur: int, max_rows: int | None) -> int:
+    """Return the rows of a table of SIDs; fewer than ids mean that ids are hashed.
+
+    By rule a row for each id, but no more than the power of two that has `ROWS_AN_ID` rows for each that can occur, and
+    `MAX_SID_ROWS` at most. What occurs is not counted: that would need the files. It is bounded by the items or users.
+
+    Args:
+        num_ids: that the digits can spell. can_occur: of prefixes, the items or users.
+        max_rows: the arm's setting; None: the rule.
+    """
+    if max_rows is None:
+        wanted = ROWS_AN_ID * max(can_occur, 1)
+        max_rows = min(1 << (wanted - 1).bit_length(), MAX_SID_ROWS)
+    return min(num_ids, max_rows)
+
+
+def told(config: RankerConfig, decided: DecidedConfig, days: Sequence[Day], hashed_rows: int) -> str:
+    """Return one line for people that says what the rules decided before the training; empty: nothing.
+
+    Args:
+        config: what was asked for. decided: what is done. days: the training dates.
+        hashed_rows: rows of the arm's largest table in which SIDs are hashed; 0: there is none.
+    """
+    training = decided.training
+    rows = sum(day.rows for day in days)
+    most = " at most" if training.validation_days else ""
+    words = {
+        "batch_size": f"batch_size={training.batch_size} ({rows // training.batch_size:,} steps an epoch)",
+        "epochs": f"epochs={training.epochs}{most}",
+        "validation_days": f"validation_days={training.validation_days}",
+    }
+    decisions = [words[name] for name in left_to_rule(config) if name in words]
+    if config.content.max_rows is None and hashed_rows:
+        decisions.append(f"max_rows={hashed_rows}")
+    return f"ranker: by rule, from {rows:,} rows of {len(days)} dates: {', '.join(decisions)}" if decisions else ""
+
+
+def described(config: RankerConfig, decided: DecidedConfig, days: Sequence[Day], steps: int) -> dict[str, Any]:
+    """Return what was decided, and from what, as JSON-ready data for the summary.
+
+    Args:
+        config: what was asked for. decided: what was done. days: the training dates. steps: that were taken.
+    """
+    training = decided.training
+    tasks = days[0].positives if days else ()
+    return {
+        "by_rule": left_to_rule(config),
+        "rows": sum(day.rows for day in days),
+        "dates": len(days),
+        "positives": {task: sum(day.positives.get(task, 0) for day in days) for task in tasks},
+        "batch_size": training.batch_size,
+        "epochs": training.epochs,
+        "steps": steps,
+        "warmup_steps": warmup_steps(training, steps),
+        "log_every": point_every(steps, training.log_every),
+        "validation_days": training.validation_days,
+    }

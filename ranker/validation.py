@@ -1,0 +1,137 @@
+"""How many epochs to train: the newest training dates are held out, and tell after which epoch the model is best.
+
+A first training leaves the window's dates out and is measured on them after each epoch, until the mean of the tasks'
+normalized entropies rises. The arm is then trained afresh, on all training dates, for the epochs before that, exactly
+as if the configuration had named their number. It does not go on from the first training's best weights: these have
+never seen the newest dates, which matter most for the days to come, and their learning rates have not fallen. The price
+is told in the summary: the first training's steps and seconds.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from infra.checkpoint import Checkpoint
+from infra.distributed import sum_over_ranks
+from infra.errors import DataError
+from infra.lanes import LaneReader
+from infra.tables import TaskSpec
+from ranker.fit import Fit, Progress
+from ranker.metrics import judged_label, normalized_entropy
+from ranker.sharding import ShardedRanker
+from ranker.statistics import log_loss
+
+
+@dataclass
+class Validation:
+    """What a window told after each epoch, as JSON-ready fields.
+
+    Attributes:
+        dates: the window's first and last.
+        ne: for each epoch the normalized entropy of every task that has both labels in the window.
+        steps: that the first training took. seconds: that it took, measuring included.
+        resumed_from_step: of the first training; None: it was not resumed.
+    """
+
+    dates: list[str]
+    ne: list[dict[str, float]] = field(default_factory=list)
+    steps: int = 0
+    seconds: float = 0.0
+    resumed_from_step: int | None = None
+
+    @property
+    def means(self) -> list[float]:
+        """The mean over tasks, by epoch."""
+        return [sum(by_task.values()) / len(by_task) for by_task in self.ne]
+
+    @property
+    def best(self) -> int:
+        """The number of epochs after which the mean was least."""
+        return self.means.index(min(self.means)) + 1
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the mean has risen."""
+        return len(self.ne) > 1 and self.means[-1] > self.means[-2]
+
+
+class EpochSearch:
+    """The first training, which holds the window out.
+
+    Args of the constructor:
+        fit: that training, before its first step. window: the rows it is measured on, in order.
+        dates: the window's first and last.
+
+    Attributes:
+        validation: what the window has told so far.
+    """
+
+    def __init__(self, fit: Fit, window: LaneReader, dates: list[str]) -> None:
+        self.fit = fit
+        self.window = window
+        self.validation = Validation(dates)
+        self._began = time.monotonic()
+        fit.carried = self._carried
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Take up a checkpoint of this training."""
+        self.fit.restore(checkpoint)
+        self.validation = Validation(**checkpoint.values["validation"])
+        self.validation.resumed_from_step = checkpoint.step
+        self._began -= self.validation.seconds
+
+    def run(self, advance: Callable[[int], None]) -> Validation:
+        """Train until the mean rises, or for the epochs that are the most.
+
+        Args:
+            advance: told of rows that were trained on.
+
+        Raises:
+            DataError: no task has both labels in the window.
+        """
+        if not self.validation.is_over:
+            self.fit.run(advance, self._is_enough)
+        return Validation(**self._carried())
+
+    def _carried(self) -> dict[str, Any]:
+        seconds = time.monotonic() - self._began
+        return asdict(self.validation) | {"steps": self.fit.step, "seconds": seconds}
+
+    def _is_enough(self) -> bool:
+        measured = measure_ne(self.fit.progress, self.fit.sharded, self.window)
+        if not measured:
+            raise DataError("ranker.training.validation_days: no task has both labels in the validation window")
+        self.fit.log.metrics(self.fit.step, {f"validation_{task}_ne": value for task, value in measured.items()})
+        self.validation.ne.append(measured)
+        return self.validation.is_over
+
+
+@torch.no_grad()
+def measure_ne(progress: Progress, sharded: ShardedRanker, reader: LaneReader) -> dict[str, float]:
+    """Return the normalized entropy of each task on all rows of a reader; the model is left in training mode.
+
+    A row is judged where the held-out metrics judge it. A task that lacks one of the labels is left out.
+    """
+    tasks, world = progress.features.tasks, progress.world
+    totals_3T = np.zeros((3, len(tasks)))
+    sharded.model.eval()
+    for batch, output in progress.over(reader, epoch=0):
+        probabilities_BT = output.probabilities_BT.cpu().numpy()
+        for place, task in enumerate(tasks):
+            label = judged_label(batch.table, tasks, task)
+            judged_B = label.is_valid().to_numpy() & batch.valid_N
+            labels_M = label.fill_null(0).to_numpy()[judged_B]
+            losses_M = log_loss(labels_M, probabilities_BT[judged_B, place])
+            totals_3T[:, place] += losses_M.sum(), len(labels_M), labels_M.sum()
+    sharded.model.train()
+    summed_3T = sum_over_ranks(world, torch.from_numpy(totals_3T).to(world.device)).cpu().numpy()
+    return _defined(tasks, summed_3T.T)
+
+
+def _defined(tasks: Mapping[str, TaskSpec], totals_T3: Iterable[Iterable[float]]) -> dict[str, float]:
+    values = {task: normalized_entropy(*totals) for task, totals in zip(tasks, totals_T3, strict=True)}
+    return {task: value for task, value in values.items() if np.isfinite(value)}

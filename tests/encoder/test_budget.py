@@ -1,0 +1,53 @@
+"""An encoder's batch and epochs follow from the items where they are not written."""
+
+from typing import Any
+
+import pytest
+
+from encoder.budget import MIN_STEPS, decide, described, told
+from encoder.config import EncoderConfig
+from infra.config import parse
+
+
+def config(**training: Any) -> EncoderConfig:
+    return parse(EncoderConfig, {"training": training}, "test")
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch", "epochs"),
+    [
+        (60, 64, 40),
+        (2_469, 64, 38),
+        (2_000, 64, 40),
+        (20_000, 128, 10),
+        (92_331, 256, 4),
+        (10**6, 256, 2),
+        (10**9, 256, 2),
+    ],
+)
+def test_few_items_are_seen_more_often_in_smaller_batches(rows: int, batch: int, epochs: int) -> None:
+    training = decide(config(), rows).training
+    assert (training.batch_size, training.epochs) == (batch, epochs)
+    if 2 < epochs < 40:
+        assert rows // batch * (epochs - 1) < MIN_STEPS <= rows // batch * epochs
+
+
+def test_what_is_written_is_taken_as_it_is_and_not_told() -> None:
+    written = config(epochs=3, batch_size=100, lanes=4)
+    training = decide(written, 2_000).training
+    assert (training.epochs, training.batch_size) == (3, 100)
+    assert told(written, decide(written, 2_000), 2_000) == ""
+    assert decide(config(epochs=3), 2_000).training.batch_size == 64
+    assert decide(config(batch_size=200), 2_000).training.epochs == 40
+    assert decide(config(lanes=6), 2_000).training.batch_size == 66
+
+
+def test_what_was_decided_is_told() -> None:
+    asked = config()
+    decided = decide(asked, 20_000)
+    assert told(asked, decided, 20_000) == "encoder: by rule, from 20,000 items: batch_size=128, epochs=10"
+    assert described(asked, decided, 20_000, log_every=39) == {
+        "by_rule": ["batch_size", "epochs", "log_every"], "rows": 20_000, "batch_size": 128, "epochs": 10,
+        "log_every": 39,
+    }  # fmt: skip
+    assert decide(decided, 20_000) == decided
