@@ -35,9 +35,7 @@ def estimates(found: Profile, config: PipelineConfig) -> list[tuple[str, str]]:
     prepare = found.texts / TEXTS_A_SECOND / cores + found.rows / EVENTS_A_SECOND / cores
     encoder = found.items * encoder_budget(config.encoder, found.items).training.epochs / ITEM_ENCODINGS_A_SECOND
     arms = len(config.arms) * config.run.replicates
-    dates = found.train or (found.first, found.last)
-    epochs = ranker_budget(config.ranker, even_days(dates, found.rows)).training.epochs
-    ranker = arms * epochs * found.rows / SAMPLES_A_SECOND
+    ranker = arms * _passes(found, config) * found.rows / SAMPLES_A_SECOND
     minutes = (prepare + config.run.replicates * encoder + ranker) / 60
     return [
         ("disk", f"about {byte_size(disk)}"),
@@ -47,6 +45,16 @@ def estimates(found: Profile, config: PipelineConfig) -> list[tuple[str, str]]:
             f"about {max(minutes, 1):,.0f} min on {cores} cores, {arms} trainings of the ranker; to a factor of 3",
         ),
     ]
+
+
+def _passes(found: Profile, config: PipelineConfig) -> int:
+    """Return how often a training of the ranker reads its rows: with a validation window three times at least.
+
+    Two epochs tell that the second is worse, and the arm is then trained for one (`ranker.validation`).
+    """
+    dates = found.train or (found.first, found.last)
+    training = ranker_budget(config.ranker, even_days(dates, found.rows)).training
+    return 3 if training.validation_days else training.epochs
 
 
 def warnings(found: Profile, config: PipelineConfig) -> Iterator[str]:
