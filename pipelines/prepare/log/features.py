@@ -259,10 +259,10 @@ class DatedRows:
             count_columns(name, self.config.count_days)[2:],
         )
         numbers = [
-            f"ln(1 + coalesce(known.{what}, 0))::FLOAT AS {column}"
+            f"coalesce(known.{what}, 0)::FLOAT AS {column}"
             for what, column in zip(("events", "positives"), all_of, strict=True)
         ] + [
-            f"ln(1 + greatest(coalesce(known.{what}, 0) - coalesce(old.{what}, 0), 0))::FLOAT AS {column}"
+            f"greatest(coalesce(known.{what}, 0) - coalesce(old.{what}, 0), 0)::FLOAT AS {column}"
             for what, column in zip(("events", "positives"), recent, strict=True)
         ]
         keep = ", ".join(f"q.{key}" for key in ("request", *by))

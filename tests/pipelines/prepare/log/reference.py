@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from math import log1p
 from typing import Any
 
 from tests.pipelines.prepare.log.raw import Row
@@ -45,8 +44,8 @@ def _row(
     for name, is_same in same.items():
         for window, seen in (("", known), (f"_{count_days}d", recent)):
             own = [one for one in seen if is_same(one)]
-            found[f"{name}_events{window}"] = log1p(len(own))
-            found[f"{name}_positives{window}"] = log1p(sum(one["action"] == "click" for one in own))
+            found[f"{name}_events{window}"] = float(len(own))
+            found[f"{name}_positives{window}"] = float(sum(one["action"] == "click" for one in own))
     clicks = sorted((one["ts"], one["sku"]) for one in known if one["uid"] == row["uid"] and one["action"] == "click")[
         -max_history:
     ]
