@@ -77,15 +77,15 @@ def _lines(found: Profile) -> list[tuple[str, str]]:
     if found.train is not None and found.test is not None:
         lines.append(("train, test", f"{found.train[0]} to {found.train[1]}, {found.test[0]} to {found.test[1]}"))
     for name, task in found.tasks.items():
-        rate = f"{task.positives:,} positives ({task.positives / found.rows:.2%}), {task.test_positives:,} to test"
+        rate = f"{task.positives:,} positives ({task.positives / found.seen:.2%}), {task.test_positives:,} to test"
         lines.append((f"task {name}", f"{rate}; {task.both:.0%} of users have both labels"))
     if found.listed is not None:
         lines.append(("catalogue", f"{found.listed:.1%} of events are of items in it; {found.texts:,} different texts"))
     if found.cold is not None:
         lines.append(("cold items", f"{found.cold:.1%} of test events are of items not seen before the test dates"))
     lines.append(("ties", f"{found.ties:.1%} of events share user and time with another (they are one request)"))
-    if found.sampled < 1:
-        lines.append(("sample", f"users' shares are of {found.sampled:.1%} of the users"))
+    if found.read < found.files:
+        lines.append(("sample", f"all but events and dates is of {found.read:,} of {found.files:,} files"))
     return lines
 
 

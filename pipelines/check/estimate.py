@@ -62,7 +62,7 @@ def warnings(found: Profile, config: PipelineConfig) -> Iterator[str]:
     if found.train is None:
         yield f"{found.num_days} dates are too few to train on some and test on others"
     for name, task in found.tasks.items():
-        if task.positives in (0, found.rows):
+        if task.positives in (0, found.seen):
             rule = (
                 "look at its condition"
                 if not task.positives

@@ -11,10 +11,11 @@ from infra.errors import DataError
 from pipelines.prepare.log.config import Log
 from pipelines.prepare.log.files import EVENTS, ITEMS, RawFiles, quoted
 from pipelines.prepare.log.ingest import RawTable, file_faults, raw_tables, typed_rows
+from pipelines.prepare.log.numbering import file_list
 from pipelines.prepare.log.source import split_dates
 
-SAMPLED_ROWS = 5_000_000
-"""Users are sampled above so many rows, for what needs all rows of a user."""
+MOST_ROWS = 20_000_000
+"""Of a log with more, events are counted by date, and all else is of some of its files, evenly drawn."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class TaskProfile:
 
     Attributes:
         positives: rows with label 1; test_positives: of the test dates.
-        both: share of users with both labels, of the sample.
+        both: share of users with both labels.
     """
 
     positives: int
@@ -40,8 +41,9 @@ class Profile:
         train, test: first and last date of each split; None: there are too few dates.
         listed: share of events whose item is in the catalogue; None: there is no catalogue.
         cold: share of the test events whose item no earlier date has.
-        ties: share of events that share user and time with another. sampled: share of users in the sample.
+        ties: share of events that share user and time with another.
         tasks: by name. texts: different texts of the catalogue.
+        files, read: files of events, and how many of them all but `rows` and dates is of. seen: events in these.
     """
 
     rows: int
@@ -55,19 +57,21 @@ class Profile:
     listed: float | None
     cold: float | None
     ties: float
-    sampled: float
     tasks: Mapping[str, TaskProfile]
     texts: int
+    files: int
+    read: int
+    seen: int
 
 
 def faults(config: Log, files: RawFiles, database: duckdb.DuckDBPyConnection) -> list[str]:
-    """Return all that is wrong with all files, a line each."""
-    return [
-        fault
-        for name, table in raw_tables(config).items()
-        for file in files.tables[name]
-        for fault in file_faults(database, table, file, config.max_dropped)
-    ]
+    """Return all that is wrong with the files that `profile` reads, a line each."""
+    found: list[str] = []
+    for name, table in raw_tables(config).items():
+        chosen = files.tables[name] if name != EVENTS else _drawn(files.tables[EVENTS], database)
+        for file in chosen:
+            found += file_faults(database, table, file, config.max_dropped)
+    return found
 
 
 def profile(config: Log, files: RawFiles, database: duckdb.DuckDBPyConnection) -> Profile:
@@ -76,28 +80,32 @@ def profile(config: Log, files: RawFiles, database: duckdb.DuckDBPyConnection) -
     Raises:
         DataError: it has no event.
     """
-    tables = raw_tables(config)
-    events = _view(database, tables[EVENTS], files.tables[EVENTS])
+    table, all_files = raw_tables(config)[EVENTS], files.tables[EVENTS]
+    times = RawTable(EVENTS, {"event_time": table.columns["event_time"]}, ("event_time",), has_time=True)
     days = database.execute(
-        f"SELECT CAST(event_time AS DATE) AS day, count(*) FROM {events} GROUP BY day ORDER BY day"
+        f"SELECT CAST(event_time AS DATE) AS day, count(*) FROM {_view(database, times, all_files)}"
+        " GROUP BY day ORDER BY day"
     ).fetchall()
     if not days:
         raise DataError("prepare.source.events.path: the files hold no event")
-    rows = sum(count for _, count in days)
     splits = _splits(config, [day for day, _ in days])
-    count = "approx_count_distinct({})" if rows > SAMPLED_ROWS else "count(DISTINCT {})"
-    users, items = database.execute(
-        f"SELECT {count.format('user_key')}, {count.format('item_key')} FROM {events}"
-    ).fetchall()[0]
-    share = max(1, -(-rows // SAMPLED_ROWS))
-    sample = f"(SELECT * FROM {events} WHERE hash(user_key) % {share} = 0)"
-    ties = database.execute(
-        f"SELECT coalesce(sum(n) FILTER (WHERE n > 1) / sum(n), 0) FROM"
-        f" (SELECT count(*) AS n FROM {sample} GROUP BY user_key, event_time)"
-    ).fetchall()[0][0]
     told = [name for name, one in config.tasks.items() if one.table is None]
+    drawn = _drawn(all_files, database)
+    flags = "".join(f", {quoted(f'task:{name}')}" for name in told)
+    database.execute(  # once, with hashes for keys: everything below reads this
+        "CREATE OR REPLACE TEMP TABLE seen AS"
+        " SELECT hash(user_key) AS user_key, hash(item_key) AS item_key, event_time,"
+        f" CAST(event_time AS DATE) AS day{flags} FROM {_view(database, table, drawn)}"
+    )
+    seen, users, items = database.execute(
+        "SELECT count(*), count(DISTINCT user_key), count(DISTINCT item_key) FROM seen"
+    ).fetchall()[0]
+    ties = database.execute(
+        "SELECT coalesce(sum(n) FILTER (WHERE n > 1) / sum(n), 0) FROM"
+        " (SELECT count(*) AS n FROM seen GROUP BY user_key, event_time)"
+    ).fetchall()[0][0]
     return Profile(
-        rows=rows,
+        rows=sum(count for _, count in days),
         first=days[0][0],
         last=days[-1][0],
         num_days=len(days),
@@ -105,13 +113,25 @@ def profile(config: Log, files: RawFiles, database: duckdb.DuckDBPyConnection) -
         items=items,
         train=None if splits is None else splits[0],
         test=None if splits is None else splits[1],
-        listed=_listed(config, files, events, database),
-        cold=None if splits is None else _cold(events, splits[1], database),
+        listed=_listed(config, files, database),
+        cold=None if splits is None else _cold(splits[1], database),
         ties=float(ties),
-        sampled=1 / share,
-        tasks={name: _task(name, events, sample, splits, database) for name in told},
+        tasks={name: _task(name, splits, database) for name in told},
         texts=_texts(config, files, database),
+        files=len(all_files),
+        read=len(drawn),
+        seen=seen,
     )
+
+
+def _drawn(files: Sequence[Path], database: duckdb.DuckDBPyConnection) -> Sequence[Path]:
+    """Return the files of events, or, of a large log, so many of them, evenly, that they have at most `MOST_ROWS`."""
+    parquet = [file for file in files if file.suffix == ".parquet"]
+    if not parquet:
+        return files
+    rows = database.execute(f"SELECT sum(num_rows) FROM parquet_file_metadata({file_list(parquet)})").fetchall()[0][0]
+    number = max(1, int(len(files) * MOST_ROWS / max(rows, 1)))
+    return files if number >= len(files) else [files[len(files) * place // number] for place in range(number)]
 
 
 def _view(database: duckdb.DuckDBPyConnection, table: RawTable, files: Sequence[Path]) -> str:
@@ -127,40 +147,34 @@ def _splits(config: Log, days: Sequence[date]) -> tuple[tuple[date, date], tuple
 
 
 def _task(
-    name: str,
-    events: str,
-    sample: str,
-    splits: tuple[tuple[date, date], tuple[date, date]] | None,
-    database: duckdb.DuckDBPyConnection,
+    name: str, splits: tuple[tuple[date, date], tuple[date, date]] | None, database: duckdb.DuckDBPyConnection
 ) -> TaskProfile:
     flag = quoted(f"task:{name}")
-    in_test = "false" if splits is None else f"CAST(event_time AS DATE) BETWEEN '{splits[1][0]}' AND '{splits[1][1]}'"
+    in_test = "false" if splits is None else f"day BETWEEN '{splits[1][0]}' AND '{splits[1][1]}'"
     positives, of_test = database.execute(
-        f"SELECT coalesce(sum({flag}), 0), coalesce(sum({flag}) FILTER (WHERE {in_test}), 0) FROM {events}"
+        f"SELECT coalesce(sum({flag}), 0), coalesce(sum({flag}) FILTER (WHERE {in_test}), 0) FROM seen"
     ).fetchall()[0]
     both = database.execute(
-        f"SELECT avg(CAST(low < high AS INTEGER)) FROM"
-        f" (SELECT min({flag}) AS low, max({flag}) AS high FROM {sample} GROUP BY user_key)"
+        "SELECT avg(CAST(low < high AS INTEGER)) FROM"
+        f" (SELECT min({flag}) AS low, max({flag}) AS high FROM seen GROUP BY user_key)"
     ).fetchall()[0][0]
     return TaskProfile(int(positives), int(of_test), float(both or 0.0))
 
 
-def _listed(config: Log, files: RawFiles, events: str, database: duckdb.DuckDBPyConnection) -> float | None:
+def _listed(config: Log, files: RawFiles, database: duckdb.DuckDBPyConnection) -> float | None:
     if config.items is None:
         return None
     items = _view(database, raw_tables(config)[ITEMS], files.tables[ITEMS])
     found = database.execute(
-        f"SELECT avg(CAST(item_key IN (SELECT item_key FROM {items}) AS INTEGER)) FROM {events}"
+        f"SELECT avg(CAST(item_key IN (SELECT hash(item_key) FROM {items}) AS INTEGER)) FROM seen"
     ).fetchall()[0][0]
     return float(found)
 
 
-def _cold(events: str, test: tuple[date, date], database: duckdb.DuckDBPyConnection) -> float:
+def _cold(test: tuple[date, date], database: duckdb.DuckDBPyConnection) -> float:
     found = database.execute(
-        f"SELECT sum(n) FILTER (WHERE first >= '{test[0]}') / sum(n) FROM (SELECT"
-        " min(CAST(event_time AS DATE)) AS first,"
-        f" count(*) FILTER (WHERE CAST(event_time AS DATE) BETWEEN '{test[0]}' AND '{test[1]}') AS n"
-        f" FROM {events} GROUP BY item_key)"
+        f"SELECT sum(n) FILTER (WHERE first >= '{test[0]}') / sum(n) FROM (SELECT min(day) AS first,"
+        f" count(*) FILTER (WHERE day BETWEEN '{test[0]}' AND '{test[1]}') AS n FROM seen GROUP BY item_key)"
     ).fetchall()[0][0]
     return float(found or 0.0)
 

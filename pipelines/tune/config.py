@@ -42,9 +42,9 @@ class TuneConfig(Config):
     `ranker.holdout`; test dates are not read.
     """
 
-    sparse_learning_rates: tuple[PositiveFloat, ...] = Field(default=(0.025, 0.05, 0.1), min_length=1)
+    sparse_learning_rates: tuple[PositiveFloat, ...] = Field(default=(0.003, 0.0125, 0.05), min_length=1)
     """Of the embedding tables."""
-    dense_learning_rates: tuple[PositiveFloat, ...] = Field(default=(0.0005, 0.001, 0.002), min_length=1)
+    dense_learning_rates: tuple[PositiveFloat, ...] = Field(default=(0.001, 0.002, 0.004), min_length=1)
     """Of everything else."""
     rungs: tuple[Share, ...] | None = Field(default=None, min_length=1)
     """The rungs' shares of a whole training's steps, rising; by default what `ranker.budget` says."""

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from infra.config import load_file, parse
+from pipelines.check import profile
 from pipelines.check.__main__ import main
 from pipelines.config import PipelineConfig
 from tests.pipelines.prepare.log.raw import catalogue, log_config, raw_events, write, write_log
@@ -151,3 +152,14 @@ def test_a_folder_without_events_says_what_it_saw(
         run(monkeypatch, "--init", str(tmp_path / "raw"), "--out", str(tmp_path / "run.yaml"))
     told = capsys.readouterr().err
     assert "no table has a user, an item and a time by the names of its columns (a.parquet: user_id, seen)" in told
+
+
+def test_a_large_log_is_looked_at_in_some_of_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_log(tmp_path, days=8)
+    monkeypatch.setattr(profile, "MOST_ROWS", 100)
+    run(monkeypatch, "--config", str(write_config(tmp_path)))
+    printed = lines_of(capsys)
+    assert printed["events"] == "320 from 2024-03-01 to 2024-03-08, 8 dates"
+    assert printed["sample"] == "all but events and dates is of 2 of 8 files"
