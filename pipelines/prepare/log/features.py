@@ -98,7 +98,7 @@ class DatedRows:
         self.say = say
 
     def rows(self, days: Sequence[date]) -> Iterator[tuple[date, pa.Table]]:
-        """Yield the rows of dates that follow each other, in order, each date in one or more tables.
+        """Yield the rows of some dates, in order, each date in one or more tables; the log is read up to the last.
 
         Raises:
             DataError: rows of one request have several users, or too many events are of items outside the catalogue.
@@ -187,7 +187,8 @@ class DatedRows:
 
     def _make_requests(self, days: Sequence[date]) -> None:
         """Bring `impressions`, the rows to be written, and `requests`: both of the dates alone, numbered by date."""
-        is_wanted = f"day BETWEEN DATE '{days[0]}' AND DATE '{days[-1]}'"
+        dates = ", ".join(f"DATE '{day}'" for day in days)
+        is_wanted = f"day IN ({dates})"
         drawn = f" UNION ALL BY NAME {self._drawn(is_wanted)}" if self.config.negatives else ""
         by = "request_key" if self.config.events.request is not None else "user_id, event_time"
         self._table(

@@ -43,6 +43,7 @@ from pipelines.prepare.log.numbering import Numbering, file_list, files_of, made
 from pipelines.prepare.text import embed_texts, embedding_dim
 
 CODE = ("pipelines/prepare/log/features.py",)
+FAR_DATES = 31
 MEMORY_SHARE = "50%"
 """Of the machine's memory, what a rank's DuckDB uses before it spills to disk."""
 
@@ -379,7 +380,13 @@ def split_dates(config: Log, days: Sequence[date], end: datetime) -> tuple[tuple
 
 
 def _runs(wanted: Sequence[date], days: Sequence[date]) -> Iterator[list[date]]:
-    """Cut dates into runs that follow each other among all dates of the log."""
+    """Cut dates into runs whose rows are made together: where many dates lie between two, the log is not read there."""
     places = {day: place for place, day in enumerate(days)}
-    for _, run in itertools.groupby(enumerate(wanted), key=lambda one: places[one[1]] - one[0]):
-        yield [day for _, day in run]
+    run: list[date] = []
+    for day in wanted:
+        if run and places[day] - places[run[-1]] > FAR_DATES:
+            yield run
+            run = []
+        run.append(day)
+    if run:
+        yield run
