@@ -346,6 +346,7 @@ class LogSource:
             request_dense=tuple(user),
             request_sparse={"hour": 24, "weekday": 7},
             max_history=config.max_history,
+            followup_days=dict(config.followup_days),
             train=train,
             test=test,
             origin=self._origin(),

@@ -97,6 +97,7 @@ def test_rows_are_those_of_plain_loops(delay_minutes: int, tmp_path: Path) -> No
         name for name in ("user_events", "user_positives", "user_events_2d", "user_positives_2d")
     )
     assert spec.sparse == {"device": 4} and spec.num_items == 9 and spec.tasks["order"].given == "click"
+    assert spec.followup_days == {"order": 2}
 
 
 def test_a_log_read_day_by_day_has_the_rows_of_the_log_read_at_once(tmp_path: Path) -> None:
