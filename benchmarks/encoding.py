@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def quantizers(sizes: Sizes) -> dict[str, Contestant]:
-    """Give the quantizers alone, those of faiss trained."""
+    """Return the quantizers alone, those of faiss trained."""
     generator = torch.Generator().manual_seed(0)
     h_BH = torch.randn(sizes.fast_rows, DIM, generator=generator)
     return {**_ours(h_BH, generator), **_faiss(h_BH, sizes)}
@@ -163,7 +163,7 @@ def _each(blocks: list[SignalBatch], call: Callable[[SignalBatch], object]) -> C
 
 
 def _products(encoder: FusionEncoder, blocks: int) -> Callable[[], object]:
-    """Give the products of the network's linear layers on blocks that lie ready, without bias, into memory that is."""
+    """Return the products of the linear layers on blocks that are ready, without bias, into memory that is."""
     layers = [layer for layer in encoder.modules() if isinstance(layer, nn.Linear)]
     parts = [
         (torch.randn(BLOCK_ROWS, layer.in_features), layer.weight.T, torch.empty(BLOCK_ROWS, layer.out_features))

@@ -11,7 +11,7 @@ GOAL_COLUMNS = {"goal": "", "threads": "d", "ratio": ".2f", "low": ".2f", "high"
 
 
 def goal(what: str, ratio: Spread, at_least: float, threads: int | None = None) -> dict[str, Any]:
-    """Give a goal's row: the ratio with its quartiles, the least it should be, and whether the median is that."""
+    """Return a goal's row: the ratio with its quartiles, the least it should be, and whether the median is that."""
     met = "yes" if ratio.median >= at_least else "no"
     return {
         "goal": what,

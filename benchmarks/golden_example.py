@@ -35,7 +35,7 @@ LEARNING_RATE = 0.01
 
 
 def golden_dlrm(features: ArmFeatures, model: ModelConfig, device: torch.device) -> DLRMTrain:
-    """Give DLRM over an arm's tables, the history's as bags, its dense layers as wide as ours."""
+    """Return DLRM over an arm's tables, the history's as bags, its dense layers as wide as ours."""
     dim = model.embedding_dim
     tables = [
         EmbeddingBagConfig(
@@ -59,7 +59,7 @@ def golden_dlrm(features: ArmFeatures, model: ModelConfig, device: torch.device)
 
 
 def our_network(features: ArmFeatures, arm: str, device: torch.device) -> Ranker:
-    """Give the network of an arm that needs no constants, prepared as the example prepares its own."""
+    """Return the network of an arm that needs no constants, prepared as the example prepares its own."""
     model = Ranker(features, config_of(arm), device, Frozen())
     fill_dense(model.body, seed=0)
     for tables in (model.bags, model.sequences):
@@ -87,6 +87,6 @@ def our_pipeline(train_model: DLRMTrain, world: World) -> TrainPipelineSparseDis
 
 
 def golden_batch(batch: RankerBatch) -> Batch:
-    """Give the same rows as the example takes them: the history as one more feature, the click as the label."""
+    """Return the same rows as the example takes them: the history as one more feature, the click as the label."""
     sparse = KeyedJaggedTensor.concat([batch.bags, batch.sequences])
     return Batch(dense_features=batch.dense_BF, sparse_features=sparse, labels=batch.labels_BT[:, 0])

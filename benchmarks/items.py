@@ -103,7 +103,7 @@ def write_encoder(out: Path, config: EncoderConfig) -> None:
 
 
 def random_batch(rows: int) -> SignalBatch:
-    """Give items as tensors."""
+    """Return items as tensors."""
     generator = torch.Generator().manual_seed(0)
     return SignalBatch(
         {"embedding": torch.randn(rows, DIM, generator=generator)},

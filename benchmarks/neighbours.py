@@ -123,7 +123,7 @@ def read_catalogue(path: Path, bundle: EncoderBundle, signal: str | None) -> Cat
 
 @torch.no_grad()
 def codes(table: pa.Table, bundle: EncoderBundle) -> tuple[Vectors, bool]:
-    """Give what the items' SIDs stand for, [N, K], and whether SIDE can unpack it from the digits alone."""
+    """Return what the items' SIDs stand for, [N, K], and whether SIDE can unpack it from the digits alone."""
     spec, model = bundle.spec, bundle.model
     blocks = [signal_batch(table.slice(at, _BLOCK), bundle.signals) for at in range(0, table.num_rows, _BLOCK)]
     digits_NK = torch.cat([model.digits(block) for block in blocks])
@@ -160,7 +160,7 @@ def _write(sheets: Sequence[Sheet], catalogue: Catalogue, images: Path | None, o
 
 
 def page(sheets: Sequence[Sheet], catalogue: Catalogue, picture: str | None) -> str:
-    """Give the sheets as Markdown; a neighbour in bold is one that both sides name."""
+    """Return the sheets as Markdown; a neighbour in bold is one that both sides name."""
     conditions = record.conditions(("faiss-cpu",))
     hits = sum(sheet.hits for sheet in sheets)
     asked = sum(len(sheet.true) for sheet in sheets)

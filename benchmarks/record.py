@@ -21,7 +21,7 @@ Row = Mapping[str, Any]
 
 
 def conditions(packages: Sequence[str] = ()) -> dict[str, Any]:
-    """Give what a figure depends on beside the code: command, date, machine, threads, versions."""
+    """Return what a figure depends on beside the code: command, date, machine, threads, versions."""
     device = ", ".join([_cpu_name(), *([torch.cuda.get_device_name()] if torch.cuda.is_available() else [])])
     return {
         "command": " ".join(["python -m", _module_name(), *sys.argv[1:]]),
@@ -34,14 +34,14 @@ def conditions(packages: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def source(packages: Sequence[str] = ()) -> str:
-    """Give the line of a page that says what made its figures."""
+    """Return the line of a page that says what made its figures."""
     made = conditions(packages)
     versions = ", ".join(f"{package} {number}" for package, number in made["versions"].items())
     return f"`{made['command']}` on {made['date']}, {made['device']}, {made['cores']} cores; {versions}."
 
 
 def results_folder(out: Path | None, *, quick: bool) -> Path:
-    """Give where results go: as asked, else docs/results; a quick run's figures say nothing and go elsewhere."""
+    """Return where results go: as asked, else docs/results; a quick run's figures say nothing and go elsewhere."""
     return out or (QUICK_RESULTS if quick else RESULTS)
 
 
@@ -70,7 +70,7 @@ def print_table(title: str, rows: Sequence[Row], columns: Mapping[str, str]) -> 
 
 
 def markdown_table(rows: Sequence[Row], columns: Mapping[str, str]) -> str:
-    """Give the same as a Markdown table."""
+    """Return the same as a Markdown table."""
     head = "| " + " | ".join(columns) + " |"
     rule = "|" + "|".join("---:" if form else "---" for form in columns.values()) + "|"
     lines = ["| " + " | ".join(_cell(row.get(n), form) for n, form in columns.items()) + " |" for row in rows]

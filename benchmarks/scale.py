@@ -36,12 +36,12 @@ class Results:
     folder: Path
 
     def conditions(self, name: str) -> dict[str, Any]:
-        """Give what the figures of a benchmark depend on."""
+        """Return what the figures of a benchmark depend on."""
         found: dict[str, Any] = self._read(name)["conditions"]
         return found
 
     def figure(self, name: str, value: str, **where: Any) -> float:
-        """Give one value of the first row that has it and is described so.
+        """Return one value of the first row that has it and is described so.
 
         Raises:
             MissingError: there is none.
@@ -52,7 +52,7 @@ class Results:
         raise MissingError(f"no {value} of {where} in {name}.json: run `python -m benchmarks.{name}`")
 
     def largest(self, name: str, value: str) -> int:
-        """Give the largest value among a benchmark's rows."""
+        """Return the largest value among a benchmark's rows."""
         return max(int(row[value]) for row in self._read(name)["rows"] if value in row)
 
     def _read(self, name: str) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def main() -> None:
 
 
 def arithmetic(cpu: Results, gpu: Results) -> str:
-    """Give the tables, in Markdown."""
+    """Return the tables, in Markdown."""
     parts = [f"### {ITEMS:,} items on CPU cores", _source(cpu), markdown_table(list(_lines(cpu)), COLUMNS)]
     parts += ["### GPUs"]
     if (gpu.folder / "training.json").exists():

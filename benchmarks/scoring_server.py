@@ -59,11 +59,11 @@ class ScoringServer:
         self._connection.close()
 
     def resident_mib(self) -> float:
-        """Give the memory of the process that holds the model; the launcher that started it and waits is left out."""
+        """Return the memory of the process that holds the model; the launcher that started it and waits is left out."""
         return max(resident_mib(pid) for pid in self.pids() if _serves(pid))
 
     def pids(self) -> list[int]:
-        """Give the processes that run: the launcher, and the one that holds the model."""
+        """Return the processes that run: the launcher, and the one that holds the model."""
         return _group(self._process.pid)
 
     def stop(self) -> None:
@@ -108,7 +108,7 @@ def serving(model: Path | str, log: Path) -> Iterator[ScoringServer]:
 
 
 def resident_mib(pid: int) -> float:
-    """Give a process's resident memory, in MiB."""
+    """Return a process's resident memory, in MiB."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / _MIB
 

@@ -92,7 +92,7 @@ def random_items(signals: SignalSpec, number: int) -> list[Item]:
 
 
 def batches(signals: SignalSpec, size: int, number: int) -> list[list[Item]]:
-    """Give so many requests' items, each beginning with another item."""
+    """Return so many requests' items, each beginning with another item."""
     items = random_items(signals, _DIFFERENT_ITEMS)
     return [[items[(first + i) % len(items)] for i in range(size)] for first in range(number)]
 
@@ -160,7 +160,7 @@ def measured(encoder: Path | None, load: Load) -> list[Row]:
 
 
 def page(rows: Sequence[Row]) -> str:
-    """Give the figures as Markdown, with what made them."""
+    """Return the figures as Markdown, with what made them."""
     return "\n\n".join(["# The served encoder", WORDS.strip(), source(_PACKAGES), markdown_table(rows, COLUMNS)])
 
 

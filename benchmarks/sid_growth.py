@@ -138,7 +138,7 @@ def growth(codes: str, ids_N: Ids, sizes: Sequence[int], ngram: ArmFeatures) -> 
 
 
 def side_bytes() -> int:
-    """Give the bytes that `side` has beyond `none`: weights, and the constants of the unpacking."""
+    """Return the bytes that `side` has beyond `none`: weights, and the constants of the unpacking."""
 
     def held(arm: str) -> int:
         body = unsharded_model(features_of(arm), config_of(arm), torch.device("meta"), Frozen()).body

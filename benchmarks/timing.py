@@ -44,20 +44,20 @@ class Times:
         self.seconds: dict[str, npt.NDArray[np.float64]] = {name: np.array(each) for name, each in seconds.items()}
 
     def rate(self, name: str) -> Spread:
-        """Give the items a second."""
+        """Return the items a second."""
         return spread(1 / self.seconds[name])
 
     def ratio(self, name: str, of: str) -> Spread:
-        """Give how many times as fast `name` is as `of`, paired by round."""
+        """Return how many times as fast `name` is as `of`, paired by round."""
         return spread(self.seconds[of] / self.seconds[name])
 
     def fastest(self, names: Sequence[str]) -> str:
-        """Give the one with the least median."""
+        """Return the one with the least median."""
         return min(names, key=lambda name: float(np.median(self.seconds[name])))
 
 
 def spread(values: Rounds) -> Spread:
-    """Give median and quartiles."""
+    """Return median and quartiles."""
     low, median, high = np.quantile(values, [0.25, 0.5, 0.75])
     return Spread(float(median), float(low), float(high))
 
@@ -98,12 +98,12 @@ def threads(number: int) -> Iterator[None]:
 
 
 def thread_numbers() -> list[int]:
-    """Give the numbers of threads to measure with: one, and two where there are two cores."""
+    """Return the numbers of threads to measure with: one, and two where there are two cores."""
     return [1, 2] if (os.cpu_count() or 1) > 1 else [1]
 
 
 def peak_bytes(call: Callable[[], object]) -> int | None:
-    """Give the memory that a call takes at its peak beyond what is resident before; None where there is no Linux."""
+    """Return the memory that a call takes at its peak beyond what is resident before; None where there is no Linux."""
     if sys.platform != "linux":
         return None
     ctypes.CDLL(None).malloc_trim(0)  # what was freed before is not this call's

@@ -73,12 +73,12 @@ def main() -> None:
 
 
 def precisions() -> list[str]:
-    """Give what is measured here: bfloat16 is for GPUs."""
+    """Return what is measured here: bfloat16 is for GPUs."""
     return ["float32", "bfloat16"] if torch.cuda.is_available() else ["float32"]
 
 
 def rank_numbers() -> tuple[int, ...]:
-    """Give the numbers of ranks measured: one and two; with GPUs, no more than there are."""
+    """Return the numbers of ranks measured: one and two; with GPUs, no more than there are."""
     gpus = torch.cuda.device_count()
     return tuple(ranks for ranks in (1, 2) if not gpus or ranks <= gpus)
 

@@ -35,7 +35,7 @@ DEFAULT_MODEL = ModelConfig()
 
 
 def config_of(arm: str, model: ModelConfig = DEFAULT_MODEL) -> DecidedConfig:
-    """Give an arm's configuration, all else by default."""
+    """Return an arm's configuration, all else by default."""
     return DecidedConfig(arm=arm, arms=ARMS, model=model, training=TRAINING).resolved()
 
 
@@ -84,7 +84,7 @@ class Trial:
 
 
 def kernels(sharded: ShardedRanker) -> Iterator[BatchedFusedEmbedding | BatchedFusedEmbeddingBag]:
-    """Give what holds and looks up this rank's tables; torchrec keeps them out of a model's modules."""
+    """Return what holds and looks up this rank's tables; torchrec keeps them out of a model's modules."""
     collections = (sharded.model.module.bags, sharded.model.module.sequences)
     for lookup in (lookup for collection in collections for lookup in collection._lookups):
         for module in lookup.modules():

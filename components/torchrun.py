@@ -68,7 +68,7 @@ class Launch:
         return cls(j, image, cpu, gpu, memMB, env or {}, tuple(mounts or ()), max_restarts, max_retries)
 
     def shape(self) -> tuple[int, int]:
-        """Give `j` as (nodes, ranks a node).
+        """Return `j` as (nodes, ranks a node).
 
         Raises:
             ValueError: `j` is not two positive numbers joined by an x.

@@ -61,7 +61,7 @@ def evaluate(model: VQFusion, holdout: SignalBatch, world: World) -> dict[str, A
 
 
 def _by_depth(spec: SidSpec, digits_BN: Tensor) -> Iterator[Tensor]:
-    """Give which digits are kept when 1, 2, ... whole depths are: bool [B, digits] each."""
+    """Return which digits are kept when 1, 2, ... whole depths are: bool [B, digits] each."""
     depth_N = torch.arange(spec.digits, device=digits_BN.device) // spec.groups
     return ((depth_N <= depth).expand_as(digits_BN) for depth in range(spec.depth))
 

@@ -47,7 +47,7 @@ def finite_or_zero(h_BH: Tensor) -> Tensor:
 
 
 def _losses(model: VQFusion, batch: SignalBatch, h_BH: Tensor) -> Tensor:
-    """Give the losses of every row: of the signals, then codebook and commitment; [K + 2, B]."""
+    """Return the losses of every row: of the signals, then codebook and commitment; [K + 2, B]."""
     quantized = model.quantizer(finite_or_zero(h_BH))
     losses_KB = model.row_losses(batch, model.decoder(quantized.straight_through))
     return torch.cat([losses_KB, torch.stack([quantized.codebook_loss(), quantized.commitment_loss()])])

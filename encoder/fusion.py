@@ -142,7 +142,7 @@ class FusionEncoder(nn.Module):
         self.linear = nn.Linear(sum(signals.embeddings.values()), latent_dim) if signals.embeddings else None
 
     def units(self, batch: SignalBatch) -> list[Tensor]:
-        """Give the embeddings at unit length, nulls replaced: [B, dim] each."""
+        """Return the embeddings at unit length, nulls replaced: [B, dim] each."""
         encoders = (module for module in self.embeddings if isinstance(module, EmbeddingEncoder))
         named = zip(self.embedding_names, encoders, strict=True)
         return [encode.unit(batch.embeddings[name], batch.present[name]) for name, encode in named]
@@ -215,7 +215,7 @@ class VQFusion(nn.Module):
         self.register_buffer("weights_K", weights_K, persistent=False)
 
     def forward(self, batch: SignalBatch, rows: int) -> Losses:
-        """Give the losses of a batch.
+        """Return the losses of a batch.
 
         Args:
             batch: the signals.
@@ -233,7 +233,7 @@ class VQFusion(nn.Module):
         return Losses(total, sums_K.detach(), present_K, codebook.detach(), commitment.detach(), quantized.digits)
 
     def weighted_units(self, batch: SignalBatch) -> Tensor:
-        """Give all embeddings of a batch beside each other, [B, sum of dims], as `start_linear` takes them.
+        """Return all embeddings of a batch beside each other, [B, sum of dims], as `start_linear` takes them.
 
         Each at unit length times the root of its weight: half the squared distance of two such rows
         is then the weighted sum of their cosine losses.
@@ -283,7 +283,7 @@ class VQFusion(nn.Module):
         return batch.with_present(dict(zip(self.signals.names, seen_KB, strict=True)))
 
     def digits(self, batch: SignalBatch) -> Tensor:
-        """Give the SID digits of a batch, rounded and (by config) searched: int64 [B, digits]."""
+        """Return the SID digits of a batch, rounded and (by config) searched: int64 [B, digits]."""
         h_BH = self.encoder(batch)
         digits_BN = self.quantizer.encode(h_BH)
         if not self.search.rounds:
@@ -296,7 +296,7 @@ class VQFusion(nn.Module):
         return answer
 
     def row_losses(self, batch: SignalBatch, answer: Answer) -> Tensor:
-        """Give every signal's loss of every row, [K, B]; 0 where the row does not have the signal."""
+        """Return every signal's loss of every row, [K, B]; 0 where the row does not have the signal."""
         losses = []
         for name, x_hat_BD in zip(self.signals.embeddings, answer.embeddings, strict=True):
             cosine_B = functional.cosine_similarity(x_hat_BD.float(), batch.embeddings[name], dim=-1)
@@ -308,7 +308,7 @@ class VQFusion(nn.Module):
 
 
 def _principal_axes(x_ND: Tensor, number: int) -> tuple[Tensor, Tensor]:
-    """Give the axes of largest variance, [D, number], and the deviations along them; zeros beyond D."""
+    """Return the axes of largest variance, [D, number], and the deviations along them; zeros beyond D."""
     covariance_DD = (x_ND.double().T @ x_ND.double()) / len(x_ND)
     variances_D, axes_DD = torch.linalg.eigh(covariance_DD)
     axes_DH = axes_DD.flip(1)[:, :number]

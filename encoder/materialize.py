@@ -268,7 +268,7 @@ def _encoded(table: pa.Table, one: SidSetWork, batch_size: int) -> npt.NDArray[n
 def encode(
     bundle: EncoderBundle, spec: SidSpec, batch: SignalBatch, block_rows: int = BLOCK_ROWS
 ) -> npt.NDArray[np.int64]:
-    """Give the SIDs of a batch, block by block, so that each is the same in any batch.
+    """Return the SIDs of a batch, block by block, so that each is the same in any batch.
 
     Args:
         bundle: the encoder.

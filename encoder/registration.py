@@ -50,7 +50,7 @@ def register(model: Path, name: str, alias: str, tags: Mapping[str, str]) -> str
 
 
 def _experiment(client: "MlflowClient", name: str) -> str:
-    """Give the experiment of the model's own name; a local store keeps its artifacts beside its file."""
+    """Return the experiment of the model's own name; a local store keeps its artifacts beside its file."""
     if (found := client.get_experiment_by_name(name)) is not None:
         return str(found.experiment_id)
     uri = os.environ[URI_VARIABLE]

@@ -63,7 +63,7 @@ def searched(
 
 
 def _nearest(target_BH: Tensor, table_RH: Tensor, candidates: int) -> Tensor:
-    """Give the values whose codewords are nearest to a target, int64 [B, C]."""
+    """Return the values whose codewords are nearest to a target, int64 [B, C]."""
     if candidates >= len(table_RH):
         return torch.arange(len(table_RH), device=target_BH.device).expand(len(target_BH), -1)
     distance_BR = table_RH.square().sum(-1) - 2 * target_BH @ table_RH.T
@@ -71,7 +71,7 @@ def _nearest(target_BH: Tensor, table_RH: Tensor, candidates: int) -> Tensor:
 
 
 def _losses(model: "VQFusion", batch: SignalBatch, h_hat_BCH: Tensor) -> Tensor:
-    """Give the weighted loss of every row's candidates, [B, C]."""
+    """Return the weighted loss of every row's candidates, [B, C]."""
     rows, candidates, _ = h_hat_BCH.shape
     answer = model.decoder(h_hat_BCH.flatten(0, 1))
     losses_KX = model.row_losses(batch.repeated(candidates), answer)

@@ -29,7 +29,7 @@ class WrongInput(MlflowException):  # type: ignore[misc]
         self._rule = rule
 
     def serialize_as_json(self) -> str:
-        """Give the response's body; the server has put the whole input before the rule, in which nobody finds it."""
+        """Return the response's body; the server has put the whole input before the rule, in which nobody finds it."""
         self.message = self._rule
         return str(super().serialize_as_json())
 

@@ -112,7 +112,7 @@ class ServedEncoder:
         self._few = exact_rows(bundle)
 
     def answers(self, items: Sequence[Item]) -> list[Answer]:
-        """Give SID columns and digits of each item; all None where an item has no signal.
+        """Return SID columns and digits of each item; all None where an item has no signal.
 
         Raises:
             DataError: names item, signal and rule.
@@ -128,7 +128,7 @@ class ServedEncoder:
         return [self._answer(ids, digits, is_null) for ids, digits, is_null in rows]
 
     def _ids(self, batch: SignalBatch) -> npt.NDArray[np.int64]:
-        """Give the SIDs that `encode` gives, for few items by a block of few rows."""
+        """Return the SIDs that `encode` gives, for few items by a block of few rows."""
         block_rows = self._few if len(batch) <= self._few else BLOCK_ROWS
         return encode(self._bundle, self._config.spec, batch, block_rows)
 
@@ -197,7 +197,7 @@ def signal_batch(items: Sequence[Item], config: ServedConfig) -> SignalBatch:
 
 
 def _embeddings(values: list[Any], name: str, dim: int, stored: str) -> npt.NDArray[np.float32]:
-    """Give float32 [N, dim], zeros where a value is None."""
+    """Return float32 [N, dim], zeros where a value is None."""
     x_ND = np.zeros((len(values), dim))
     for row, value in enumerate(values):
         if value is not None:
@@ -231,7 +231,7 @@ def _vector(value: Any, where: str, dim: int) -> npt.NDArray[Any]:
 
 
 def _categoricals(values: list[Any], name: str, cardinality: int) -> npt.NDArray[np.int64]:
-    """Give int64 [N], 0 where a value is None; 3.0 counts as 3, for some writers of JSON know only doubles."""
+    """Return int64 [N], 0 where a value is None; 3.0 counts as 3, for some writers of JSON know only doubles."""
     ids_N = np.zeros(len(values), np.int64)
     for row, value in enumerate(values):
         if value is None:

@@ -184,7 +184,7 @@ class DigitLookup(nn.Module):
         return ids_N // self.radix if self.packing == "paper_eq5" else ids_N
 
     def _table(self, values_DR: Tensor) -> Tensor:
-        """Give a block of rows for each of an id's numbers, and a last row of zeros for ids that are not known."""
+        """Return a block of rows for each of an id's numbers, and a last row of zeros for ids that are not known."""
         spare = self.numbers * self.width - self.num_digits
         pad = (0, 0, 0, spare) if self.packing == "paper_eq5" else (0, 0, spare, 0)
         values_CkR = functional.pad(values_DR, pad).view(self.numbers, self.width, self.radix)
@@ -342,7 +342,7 @@ class SidSpec(Config):
         return (limit,) * full + ((rest,) if rest else ())
 
     def of_prefix(self, length: int) -> "SidSpec":
-        """Give the spec of the columns that hold the first `length` digits.
+        """Return the spec of the columns that hold the first `length` digits.
 
         Raises:
             SpecError: `length` is outside 1..digits.
@@ -353,7 +353,7 @@ class SidSpec(Config):
         return self.model_copy(update={"prefix": prefix, "chunk": 0})
 
     def of_chunk(self, chunk: int) -> "SidSpec":
-        """Give the spec of one of the columns that the held digits are split into."""
+        """Return the spec of one of the columns that the held digits are split into."""
         assert 0 <= chunk < len(self.chunk_sizes)
         return self.model_copy(update={"chunk": chunk})
 
@@ -441,12 +441,12 @@ def sid_columns(base: str, spec: SidSpec) -> dict[str, SidSpec]:
 
 
 def content_columns(spec: SidSpec) -> dict[str, SidSpec]:
-    """Give all SID columns of the items table, or of the users': name -> the spec in its metadata."""
+    """Return all SID columns of the items table, or of the users': name -> the spec in its metadata."""
     return sid_columns(spec.name, spec)
 
 
 def event_columns(spec: SidSpec) -> dict[str, SidSpec]:
-    """Give all SID columns of the events tables, prefixes included: name -> its spec."""
+    """Return all SID columns of the events tables, prefixes included: name -> its spec."""
     shorter = [spec.of_prefix(p) for p in spec.prefix_lengths if p < spec.digits]
     columns: dict[str, SidSpec] = {}
     for base in spec.event_bases:

@@ -126,15 +126,15 @@ class SignalBatch:
             yield self.sliced(start, start + rows)
 
     def sliced(self, start: int, stop: int) -> "SignalBatch":
-        """Give the rows from `start` to before `stop`."""
+        """Return the rows from `start` to before `stop`."""
         return self._mapped(lambda x: x[start:stop])
 
     def with_present(self, present: dict[str, Tensor]) -> "SignalBatch":
-        """Give the same rows with other signals present; what is not present is never read."""
+        """Return the same rows with other signals present; what is not present is never read."""
         return SignalBatch(self.embeddings, self.categoricals, present)
 
     def repeated(self, times: int) -> "SignalBatch":
-        """Give every row so many times, its copies beside each other."""
+        """Return every row so many times, its copies beside each other."""
         return self._mapped(lambda x: x.repeat_interleave(times, 0))
 
     def _mapped(self, function: TensorMap) -> Self:
@@ -167,7 +167,7 @@ def concatenated(batches: list[SignalBatch]) -> SignalBatch:
 
 
 def signal_check(spec: DatasetSpec, entity: Entity = "item") -> Check:
-    """Give the check of rows on their way in: types, finite embeddings, categoricals in range.
+    """Return the check of rows on their way in: types, finite embeddings, categoricals in range.
 
     The check raises DataError naming file, row group, signal and rule.
     """
@@ -179,7 +179,7 @@ def signal_check(spec: DatasetSpec, entity: Entity = "item") -> Check:
 
 
 def _embedding(column: pa.FixedSizeListArray, dim: int, present_B: Tensor) -> Tensor:
-    """Give float32 [B, dim], zeros where missing; halves are widened by torch, which numpy does 20 times slower."""
+    """Return float32 [B, dim], zeros where missing; halves are widened by torch, which numpy does 20 times slower."""
     # flatten() leaves out the slots of nulls, whatever bytes they hold.
     known_ND = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
     if not len(known_ND):

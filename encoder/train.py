@@ -87,7 +87,7 @@ def train(run: StageRun[EncoderConfig]) -> None:
 def signal_reader(
     dataset: Dataset, signals: SignalSpec, training: DecidedTraining, world: World, *, shuffled: bool
 ) -> LaneReader:
-    """Give a reader of the signals, shuffled without a last partial batch, or in order."""
+    """Return a reader of the signals, shuffled without a last partial batch, or in order."""
     return LaneReader(
         FileRows(dataset.content_files(signals.entity), signals.columns, signal_check(dataset.spec, signals.entity)),
         batch_size=training.batch_size,
@@ -190,7 +190,7 @@ class Trainer:
             advance(1)
 
     def summary(self) -> dict[str, Any]:
-        """Give the closing numbers: held-out measures, sizes and speed."""
+        """Return the closing numbers: held-out measures, sizes and speed."""
         seconds = time.monotonic() - self.started
         waited = sum(gather(self.world, self.waited)) / self.world.size
         return {
@@ -208,12 +208,12 @@ class Trainer:
         }
 
     def closing_words(self) -> str:
-        """Give one line for people."""
+        """Return one line for people."""
         losses = ", ".join(f"{name} {m['loss']:.4f}" for name, m in self.measured["signals"].items())
         return f"encoder: held-out {losses}; unique SIDs {self.measured['unique_share']:.1%}"
 
     def _rows_left(self) -> Iterator[TrainingRows]:
-        """Give the rows of the steps that are left."""
+        """Return the rows of the steps that are left."""
         epoch, start = divmod(self.step, self.reader.num_batches)
         rows = self._training_rows(range(epoch, self.config.epochs), start)
         if self.step > 0:
@@ -363,7 +363,7 @@ class Trainer:
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(self.num_steps - warmup, 1)))
 
     def _checkpoint(self) -> Checkpoint:
-        """Give all that the rest of the training depends on; its place in the data is the step."""
+        """Return all that the rest of the training depends on; its place in the data is the step."""
         shared = prefixed("model", self.model.state_dict()) | prefixed("optimizer", optimizer_state(self.optimizer))
         shared["generator"] = self.generator.get_state()
         own = prefixed("random", random_state(self.world.device)) | prefixed("window", self.window.state())
@@ -394,7 +394,7 @@ class Trainer:
 
 
 def common_sample(world: World, h_BH: Tensor, rows: int) -> Tensor:
-    """Give every rank the same sample of all ranks' latent vectors.
+    """Return the same sample of all ranks' latent vectors on every rank.
 
     Args:
         world: the process group.
@@ -419,7 +419,7 @@ def _optimizer(model: VQFusion, config: TrainingConfig) -> torch.optim.Optimizer
 
 
 def _flat(measured: dict[str, Any]) -> dict[str, float]:
-    """Give the scalars of an evaluation under the names of the history."""
+    """Return the scalars of an evaluation under the names of the history."""
     metrics = {"holdout/unique_share": measured["unique_share"]}
     for name, values in measured["signals"].items():
         metrics |= {f"holdout/{name}/{what}": value for what, value in values.items()}

@@ -10,7 +10,7 @@ Tensors = dict[str, Tensor]
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> Tensors:
-    """Give the moments of every parameter under `<number>.<name>`; the rates are the schedule's."""
+    """Return the moments of every parameter under `<number>.<name>`; the rates are the schedule's."""
     state = optimizer.state_dict()["state"]
     return {f"{number}.{name}": tensor for number, moments in state.items() for name, tensor in moments.items()}
 
@@ -25,7 +25,7 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, tensors: Mapping[str,
 
 
 def schedule_state(schedule: torch.optim.lr_scheduler.LambdaLR) -> dict[str, Any]:
-    """Give a schedule's state, and the rates it has set, as JSON-ready values."""
+    """Return a schedule's state, and the rates it has set, as JSON-ready values."""
     return {"state": schedule.state_dict(), "rates": [group["lr"] for group in schedule.optimizer.param_groups]}
 
 
@@ -37,7 +37,7 @@ def load_schedule_state(schedule: torch.optim.lr_scheduler.LambdaLR, values: Map
 
 
 def random_state(device: torch.device) -> Tensors:
-    """Give the state of torch's global generators, of the CPU and of this rank's GPU."""
+    """Return the state of torch's global generators, of the CPU and of this rank's GPU."""
     states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
@@ -57,5 +57,5 @@ def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:
 
 
 def part(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:
-    """Give the tensors that `prefixed` put under a prefix, under their own names."""
+    """Return the tensors that `prefixed` put under a prefix, under their own names."""
     return {name.removeprefix(f"{prefix}."): x for name, x in tensors.items() if name.startswith(f"{prefix}.")}

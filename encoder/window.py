@@ -50,7 +50,7 @@ class Window:
         self.steps += 1
 
     def close(self, batch_size: int) -> tuple[dict[str, float], list[float]]:
-        """Give the metrics of all ranks, and the use of every digit (see `codebook_use`); begin anew."""
+        """Return the metrics of all ranks, and the use of every digit (see `codebook_use`); begin anew."""
         seconds = time.monotonic() - self.since
         share = torch.tensor([self.steps * self.waited / seconds], dtype=torch.float64, device=self.world.device)
         scalars = sum_over_ranks(self.world, torch.cat([self.scalars, share])) / (self.steps * self.world.size)
@@ -65,7 +65,7 @@ class Window:
         return {f"train/{name}": value for name, value in metrics.items()}, use_N
 
     def state(self) -> dict[str, Tensor]:
-        """Give this rank's sums so far, for a checkpoint."""
+        """Return this rank's sums so far, for a checkpoint."""
         clock = torch.tensor([self.steps, self.waited, time.monotonic() - self.since], dtype=torch.float64)
         return {"signals": self.signals_2K, "scalars": self.scalars, "histogram": self.histogram_NL, "clock": clock}
 

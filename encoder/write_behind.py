@@ -34,7 +34,7 @@ class WriteBehind:
             last.result()
 
     def __enter__(self) -> Self:
-        """Give the writer itself."""
+        """Return the writer itself."""
         return self
 
     def __exit__(

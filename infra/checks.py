@@ -121,7 +121,7 @@ class _Checker:
         raise DataError(f"{self.where}: column {column!r}: {rule}")
 
     def present(self, name: str, expected: pa.DataType, nullable: bool = False) -> pa.ChunkedArray | None:
-        """Give the column if the table holds it, after checking its type and nulls."""
+        """Return the column if the table holds it, after checking its type and nulls."""
         if name not in self.table.column_names:
             return None
         column = self.table[name]

@@ -7,7 +7,7 @@ import pyarrow.compute as pc
 
 
 def take_rows(table: pa.Table, rows_N: npt.NDArray[np.int64]) -> pa.Table:
-    """Give some of the table's rows in another order, in one chunk: what `pa.Table.take` returns, faster.
+    """Return some of the table's rows in another order, in one chunk: what `pa.Table.take` returns, faster.
 
     Columns of lists that are as long as each other's, such as a history and what goes with it, have their elements
     in the same places. The places are worked out once for all of them; Arrow works them out for every column anew.
@@ -34,7 +34,7 @@ class _Places:
         self._offsets = np.empty(0, np.int32)
 
     def gathered(self, lists: pa.ListArray) -> pa.ListArray:
-        """Give the wanted rows of a column without null lists."""
+        """Return the wanted rows of a column without null lists."""
         offsets = lists.offsets.to_numpy()
         if not np.array_equal(offsets, self._offsets):
             self._offsets = offsets

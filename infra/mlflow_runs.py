@@ -49,7 +49,7 @@ def use_store(runs_dir: Path) -> str:
 
 
 def connect() -> "MlflowClient":
-    """Give a client of the store named by `MLFLOW_TRACKING_URI`, without mlflow's chatter.
+    """Return a client of the store named by `MLFLOW_TRACKING_URI`, without mlflow's chatter.
 
     Raises:
         KeyError: the variable is not set; see `use_store`.
@@ -239,7 +239,7 @@ def replay(client: "MlflowClient", parent_run: str, committed: Path, inputs: Map
 
 
 def _read_config(file: Path) -> dict[str, Any]:
-    """Give the one section that a stage's `config.yaml` holds."""
+    """Return the one section that a stage's `config.yaml` holds."""
     sections = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
     (section,) = sections.values() if sections else ({},)
     return dict(section)
@@ -254,7 +254,7 @@ def _read_history(file: Path) -> Iterator[HistoryRow]:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Give nested mappings as one with dotted keys; lists stay as they are."""
+    """Return nested mappings as one with dotted keys; lists stay as they are."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and value:

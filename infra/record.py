@@ -15,7 +15,7 @@ SUMMARY_FILE = "summary.json"
 
 
 def numbers_of(line: str) -> tuple[int, dict[str, float]]:
-    """Give the step and the numbers of one line of the history; nulls and notes are left out."""
+    """Return the step and the numbers of one line of the history; nulls and notes are left out."""
     values = json.loads(line)
     step = values.pop("step")
     return step, {name: value for name, value in values.items() if isinstance(value, int | float)}

@@ -59,7 +59,7 @@ class SlurmNodes(SlurmScheduler):  # type: ignore[misc]  # torchx is not typed
         self._told: dict[str, tuple[float, DescribeAppResponse | None]] = {}
 
     def describe(self, app_id: str) -> DescribeAppResponse | None:
-        """Give the job's state from the queue, or from the accounts once the queue forgot it.
+        """Return the job's state from the queue, or from the accounts once the queue forgot it.
 
         The answer is kept for some seconds: torchx asks ten times a second while it follows a log.
         """
@@ -72,7 +72,7 @@ class SlurmNodes(SlurmScheduler):  # type: ignore[misc]  # torchx is not typed
 
 
 def _queued(job_id: str) -> list[tuple[str, str]]:
-    """Give (job name, state) of a job's parts, as `squeue` knows them for some minutes after."""
+    """Return (job name, state) of a job's parts, as `squeue` knows them for some minutes after."""
     columns = ["--format=%j|%T", "--states=all", "--noheader"]
     return _rows(["squeue", f"--jobs={job_id}", *columns])
 

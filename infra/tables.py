@@ -111,7 +111,7 @@ class DatasetSpec(Config):
     """One sentence: where the data is from."""
 
     def content(self, entity: Entity) -> ContentSpec:
-        """Give the content signals of the items or of the users."""
+        """Return the content signals of the items or of the users."""
         if entity == "item":
             return ContentSpec("item_id", self.num_items, self.embeddings, self.categoricals)
         return ContentSpec("user_id", self.num_users, self.user_embeddings, self.user_categoricals)

@@ -86,7 +86,7 @@ class RunLog:
             self._append(json.dumps({"step": step, **texts}) + "\n")
 
     def history(self) -> str:
-        """Give what `history.jsonl` holds so far, to be kept in a checkpoint; empty on ranks other than 0."""
+        """Return what `history.jsonl` holds so far, to be kept in a checkpoint; empty on ranks other than 0."""
         file = None if self._out is None else self._out / HISTORY_FILE
         return file.read_text(encoding="utf-8") if file is not None and file.exists() else ""
 

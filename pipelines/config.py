@@ -192,7 +192,7 @@ class PipelineConfig(Config):
         return (DEFAULT_NAME, *self.encoders)
 
     def encoder_of(self, name: str, replicate: int = 0) -> EncoderConfig:
-        """Give the configuration of one encoder in one replicate.
+        """Return the configuration of one encoder in one replicate.
 
         Args:
             name: one of `sid_names`. replicate: added to its seed.
@@ -207,7 +207,7 @@ class PipelineConfig(Config):
         return _seeded(parse(EncoderConfig, values, where), replicate)
 
     def ranker_of(self, arm: str, replicate: int = 0) -> RankerConfig:
-        """Give the configuration of one arm in one replicate, whose number is added to its seed."""
+        """Return the configuration of one arm in one replicate, whose number is added to its seed."""
         return _seeded(self.ranker.resolved(arm), replicate)
 
     def baseline_of(self, replicate: int = 0) -> BaselineConfig:

@@ -90,7 +90,7 @@ class Launcher:
         return Job(handle, label, rank_logs, time.monotonic() + limit_s, limit_s, unmarked, tail)
 
     def has_succeeded(self, job: Job) -> bool:
-        """Tell whether a job has come to its good end; False: it is under way.
+        """Return whether a job has come to its good end; False: it is under way.
 
         Raises:
             StageError: the job failed, with the failing rank's traceback, or took too long.
@@ -151,7 +151,7 @@ def _why(label: str, state: AppState, rank_logs: Path, unmarked: list[str]) -> s
 
 
 def _failures(rank_logs: Path) -> Iterator[tuple[bool, int, str, str]]:
-    """Give of each error file: is it an echo of another rank's failure, Unix time, rank, text."""
+    """Return of each error file: is it an echo of another rank's failure, Unix time, rank, text."""
     for file in _newest(rank_logs, "error.json"):
         report = json.loads(file.read_text(encoding="utf-8"))["message"]
         if isinstance(report, str):
@@ -181,7 +181,7 @@ def _last_lines(rank_logs: Path) -> Iterator[str]:
 
 
 def _newest(rank_logs: Path, name: str) -> Iterator[Path]:
-    """Give the ranks' files of a name, of every node's last attempt.
+    """Return the ranks' files of a name, of every node's last attempt.
 
     torchrun keeps them in `{a node's directory}/attempt_{n}/{local rank}/`.
     """

@@ -48,7 +48,7 @@ class RankerBatch(Pipelineable):  # type: ignore[misc]
     longest: int
 
     def split(self, rows: int) -> Iterator["RankerBatch"]:
-        """Give so many rows after another, as views where they can be; in host memory."""
+        """Return so many rows after another, as views where they can be; in host memory."""
         ends = self.history_offsets_B1.numpy()
         lengths_B = np.diff(ends)
         bags, sequences = _split_jagged(self.bags, rows), _split_jagged(self.sequences, rows)
@@ -72,11 +72,11 @@ class RankerBatch(Pipelineable):  # type: ignore[misc]
             )
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Self:
-        """Give the batch on `device`."""
+        """Return the batch on `device`."""
         return self._mapped(lambda value: value.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Self:
-        """Give the batch in page-locked host memory, from which copies to a GPU overlap computation."""
+        """Return the batch in page-locked host memory, from which copies to a GPU overlap computation."""
         return self._mapped(lambda value: value.pin_memory())
 
     def record_stream(self, stream: torch.Stream) -> None:
@@ -90,7 +90,7 @@ class RankerBatch(Pipelineable):  # type: ignore[misc]
 
 
 def _split_jagged(jagged: KeyedJaggedTensor, rows: int) -> Iterator[KeyedJaggedTensor]:
-    """Give so many rows of every feature after another."""
+    """Return so many rows of every feature after another."""
     keys, total, ids_N = jagged.keys(), jagged.stride(), jagged.values().numpy()
     lengths_FB = jagged.lengths().numpy().reshape(len(keys), total)
     ends = np.concatenate([[0], np.cumsum(lengths_FB, dtype=np.int64)])

@@ -25,7 +25,7 @@ class DenseBlock(nn.Module):
         self.layers = perceptron((num_dense, model.dense_hidden, model.dense_outputs * self.dim))
 
     def forward(self, dense_BF: Tensor) -> Tensor:
-        """Give float [B, r, d]."""
+        """Return float [B, r, d]."""
         # Counts and amounts have long tails; the sign is kept for what can be negative.
         compressed_BF = dense_BF.sign() * dense_BF.abs().log1p()
         outputs_BN: Tensor = self.layers(compressed_BF)
@@ -51,7 +51,7 @@ class HistoryBlock(nn.Module):
         self.attention = HistoryAttention(dim, history.queries, query_features, history.heads)
 
     def forward(self, query_BF: Tensor, sequences: dict[str, JaggedTensor], batch: RankerBatch) -> Tensor:
-        """Give U, float [B, k, d]; zeros for a row without history."""
+        """Return U, float [B, k, d]; zeros for a row without history."""
         embedded = {name: sequence.values() for name, sequence in sequences.items()}
         # [T, d] is the model's largest tensor, and every pass over it counts: a product is added as it is made.
         values_TD = torch.addmm(embedded[HISTORY_IDS], *self._recency(batch.history_recency_FT))
@@ -63,7 +63,7 @@ class HistoryBlock(nn.Module):
         return history_BKD
 
     def _recency(self, recency_FT: Tensor) -> tuple[Tensor, Tensor]:
-        """Give two matrices, whose product [T, d] is for how far back entries lie; see `RankerBatch`."""
+        """Return two matrices, whose product [T, d] is for how far back entries lie; see `RankerBatch`."""
         with_one = functional.pad(recency_FT, (0, 0, 1, 0), value=1.0)
         return with_one.t(), torch.stack([self.gap.bias, self.gap.weight[:, 0], self.since_entry, self.rank])
 
@@ -78,7 +78,7 @@ class Interaction(nn.Module):
         self.over_arch = perceptron((width, *model.over_arch))
 
     def forward(self, vectors_BND: Tensor) -> Tensor:
-        """Give float [B, last width of over_arch]."""
+        """Return float [B, last width of over_arch]."""
         shared_BH: Tensor = self.over_arch(self.cross(vectors_BND.flatten(1)))
         return shared_BH.relu()
 
@@ -95,5 +95,5 @@ class Towers(nn.Module):
         self.tasks = nn.ModuleDict({task: perceptron(widths) for task in tasks})
 
     def forward(self, shared_BH: Tensor) -> Tensor:
-        """Give logits [B, tasks], in the order of `tasks`."""
+        """Return logits [B, tasks], in the order of `tasks`."""
         return torch.cat([tower(shared_BH) for tower in self.tasks.values()], dim=1)

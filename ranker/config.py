@@ -233,7 +233,7 @@ class HoldoutConfig(Config):
     """How many of the last training dates are held out for validation."""
 
     def windows(self, spec: DatasetSpec) -> tuple[Dates, Dates]:
-        """Give the dates to train on and those to measure on, each first and last, inclusive.
+        """Return the dates to train on and those to measure on, each first and last, inclusive.
 
         Raises:
             ConfigError: validation would leave no date to train on.

@@ -17,7 +17,7 @@ from ranker.side import sid_unpack
 
 
 def perceptron(widths: tuple[int, ...]) -> nn.Sequential:
-    """Give linear layers of the widths given, input first, with a ReLU between each two."""
+    """Return linear layers of the widths given, input first, with a ReLU between each two."""
     layers: list[nn.Module] = []
     for before, after in zip(widths[:-1], widths[1:], strict=True):
         layers += [nn.Linear(before, after), nn.ReLU()]
@@ -35,7 +35,7 @@ class Unpacked(nn.Module):
         self.width = sum(one.width for one in sets)
 
     def forward(self, sids_NC: Tensor, known_NS: Tensor) -> tuple[Tensor, Tensor]:
-        """Give the latent vectors [N, width], zeros for a null SID, and bool [N]: whether there is any SID.
+        """Return the latent vectors [N, width], zeros for a null SID, and bool [N]: whether there is any SID.
 
         Args:
             sids_NC: int64, the columns of all sets. known_NS: bool, whether the SID of each set is known.
@@ -68,7 +68,7 @@ class RawEmbedding(nn.Module):
 
 
 def latent_of(features: ArmFeatures, content: Content, frozen: Frozen) -> Unpacked | RawEmbedding | None:
-    """Give what makes a position's latent vectors; None where its content is looked up."""
+    """Return what makes a position's latent vectors; None where its content is looked up."""
     if content.kind == "side":
         return Unpacked(content, features.scale_steps, frozen)
     return RawEmbedding(frozen.embeddings[content.entity]) if content.kind == "dense" else None
@@ -91,7 +91,7 @@ class RowContent(nn.Module):
         self.projection = _projection(content, self.names, model.embedding_dim)
 
     def forward(self, batch: RankerBatch, bags: dict[str, Tensor]) -> Tensor:
-        """Give float [B, d], zeros where there is no content; `bags` are pooled embeddings [B, d] by feature."""
+        """Return float [B, d], zeros where there is no content; `bags` are pooled embeddings [B, d] by feature."""
         if self.latent is None:
             return _combined([bags[name] for name in self.names], self.projection)
         assert self.layers is not None
@@ -116,7 +116,7 @@ class HistoryContent(nn.Module):
         self.projection = _projection(features.history, self.tables, dim)
 
     def forward(self, values_TD: Tensor, batch: RankerBatch, sequences: dict[str, Tensor]) -> Tensor:
-        """Give float [T, d]: the values plus the content, which is zeros where an item has none.
+        """Return float [T, d]: the values plus the content, which is zeros where an item has none.
 
         Args:
             values_TD: what entries are without content; may be overwritten. batch: T history entries.
@@ -133,7 +133,7 @@ class HistoryContent(nn.Module):
 
 
 def _projection(content: Content, tables: Sequence[object], dim: int) -> nn.Linear | None:
-    """Give the layer of a hierarchical discrete embedding; without a bias, so that no content stays zeros."""
+    """Return the layer of a hierarchical discrete embedding; without a bias, so that no content stays zeros."""
     return nn.Linear(len(tables) * dim, dim, bias=False) if content.kind == "hde" else None
 
 

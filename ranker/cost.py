@@ -53,7 +53,7 @@ class _NoModules(ModuleTracker):
 def _product_flops(
     added: Sequence[int], left: Sequence[int], right: Sequence[int], out_shape: object = None, **_: object
 ) -> int:
-    """Give the operations of a product of two matrices by their shapes, as torch counts them."""
+    """Return the operations of a product of two matrices by their shapes, as torch counts them."""
     return 2 * left[0] * left[1] * right[1]
 
 
@@ -126,7 +126,7 @@ def _chunks(files: Sequence[Path], columns: Sequence[str]) -> Iterator[pq.Column
 
 
 def peak_memory_bytes(world: World) -> int:
-    """Give the largest memory any rank's process has held: resident on the host, plus allocated on its GPU."""
+    """Return the largest memory any rank's process has held: resident on the host, plus allocated on its GPU."""
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     if world.device.type == "cuda":

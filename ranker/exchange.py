@@ -28,7 +28,7 @@ class Sent(NamedTuple):
     backward_R: PerRank
 
     def total(self) -> PerRank:
-        """Give all three together, [R]."""
+        """Return all three together, [R]."""
         return self.ids_R + self.forward_R + self.backward_R
 
 

@@ -173,7 +173,7 @@ class ArmFeatures:
         return tuple(dict.fromkeys([*HISTORY_COLUMNS, *ids, *self.history.columns, *self.history.known]))
 
     def bag_contents(self, entity: Entity) -> tuple[IdFeature, ...]:
-        """Give the bags that together are the ad's content, or the user's."""
+        """Return the bags that together are the ad's content, or the user's."""
         return tuple(bag for bag in self.bags if bag.sid is not None and bag.sid.entity == entity)
 
     @property
@@ -286,7 +286,7 @@ def _content(position: Position, arm: ArmConfig, sids: Sids, spec: DatasetSpec) 
 
 
 def _unpacked_part(sid: SidSpec, arm: ArmConfig) -> SidSpec:
-    """Give what `side` unpacks of a set: the whole SID, or the one prefix that the arm names."""
+    """Return what `side` unpacks of a set: the whole SID, or the one prefix that the arm names."""
     lengths = arm.prefix_lengths or (sid.digits,)
     if len(lengths) > 1:
         raise SpecError(f"arm content 'side': prefix_lengths={list(lengths)}; it unpacks one id, of one length")
@@ -335,7 +335,7 @@ def _base(position: Position, sid: SidSpec) -> str:
 
 
 def _tables(position: Position, arm: ArmConfig, sids: Sids, spec: DatasetSpec) -> list[IdFeature]:
-    """Give the id features that have an embedding table for the content of a position."""
+    """Return the id features that have an embedding table for the content of a position."""
     kind, number = getattr(arm, position), spec.content(entity_at(position)).rows
     if kind == "kmeans":
         return [_clusters(position, sid, arm) for sid in _taken(position, arm, sids)]

@@ -171,7 +171,7 @@ class Fit:
             since, waited = time.monotonic(), self.progress.waited
 
     def summary(self) -> dict[str, Any]:
-        """Give steps, train_seconds (without the untimed first steps) and samples_per_second over all ranks.
+        """Return steps, train_seconds (without the untimed first steps) and samples_per_second over all ranks.
 
         data_wait_share is the part of train_seconds that this rank waited for its own batches.
         """
@@ -245,7 +245,7 @@ def taken_up(checkpoints: Checkpoints | None, sharded: ShardedRanker, features: 
 
 
 def learning_rates(training: TrainingConfig, step: int, total: int) -> tuple[float, float]:
-    """Give the learning rates of tables and of the rest for a step (from 0 to total): up, then down linearly."""
+    """Return the learning rates of tables and of the rest for a step (from 0 to total): up, then down linearly."""
     rise = (step + 1) / (warmup_steps(training, total) + 1)
     fall = 1.0 - (1.0 - training.final_learning_rate) * step / total
     share = min(rise, fall)

@@ -45,7 +45,7 @@ def read_frozen(dataset: Dataset, features: ArmFeatures) -> Frozen:
 
 
 def shaped_frozen(features: ArmFeatures, spec: DatasetSpec) -> Frozen:
-    """Give the same without a value, on the meta device, for a dry run.
+    """Return the same without a value, on the meta device, for a dry run.
 
     A codebook's width is not in the spec; it is taken to be the number of digits, as it is for codes of one line.
     """
@@ -58,12 +58,12 @@ def shaped_frozen(features: ArmFeatures, spec: DatasetSpec) -> Frozen:
 
 
 def _with_lines(features: ArmFeatures) -> list[SidSpec]:
-    """Give the SIDs that are unpacked by their codebook."""
+    """Return the SIDs that are unpacked by their codebook."""
     return [sid for content in features.contents if content.kind == "side" for sid in content.sids if sid.lines > 1]
 
 
 def _signals(features: ArmFeatures) -> dict[Entity, Mapping[str, int]]:
-    """Give the embeddings that are content as they are; the ad and the history take the same."""
+    """Return the embeddings that are content as they are; the ad and the history take the same."""
     return {content.entity: content.embeddings for content in features.contents if content.embeddings}
 
 

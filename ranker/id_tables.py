@@ -35,7 +35,7 @@ class DistinctIds:
             self._merge()
 
     def ids(self) -> Ids:
-        """Give them, rising."""
+        """Return them, rising."""
         self._merge()
         return self._known
 
@@ -46,7 +46,7 @@ class DistinctIds:
 
 
 def collision_share(distinct_ids: Ids, rows: int) -> float:
-    """Give the share of ids whose row, the id modulo `rows`, is another id's row as well.
+    """Return the share of ids whose row, the id modulo `rows`, is another id's row as well.
 
     Args:
         distinct_ids: the ids, each once. rows: the table's.
@@ -120,7 +120,7 @@ def _is_in(ids: Ids, rising: Ids) -> npt.NDArray[np.bool_]:
 
 
 def _flat(column: pa.ChunkedArray) -> pa.Array:
-    """Give the ids of a column of integers or of lists of them; nulls count for nothing."""
+    """Return the ids of a column of integers or of lists of them; nulls count for nothing."""
     values = pc.list_flatten(column) if pa.types.is_list(column.type) else column
     return values.drop_null().combine_chunks()
 

@@ -19,7 +19,7 @@ TABLE_BOUND = 0.01
 
 
 def generator(seed: int, name: str, block: int = 0) -> torch.Generator:
-    """Give the random generator of one block of one parameter."""
+    """Return the random generator of one block of one parameter."""
     text = f"{seed}|{name}|{block}".encode()
     number = int.from_bytes(hashlib.sha256(text).digest()[:8], "little", signed=True)
     return torch.Generator().manual_seed(number)

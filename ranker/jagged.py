@@ -37,7 +37,7 @@ def bags_of(offsets_B1: Tensor, num_entries: int, num_vectors: int) -> Bags:
 
 
 def attend(probes_NBD: Tensor, values_TD: Tensor, offsets_B1: Tensor, longest: int) -> Tensor:
-    """Give the means of every row's values, weighted by the softmax of their products with each of N vectors a row.
+    """Return the means of every row's values, weighted by the softmax of their products with each of N vectors a row.
 
     Args:
         probes_NBD: the vectors. values_TD: the values of all rows, one row after another. Under autocast they may be
@@ -113,7 +113,7 @@ def _sums(weights_NT: Tensor, values_TD: Tensor, bags: Bags) -> Tensor:
 
 
 def _spread(vectors_NBD: Tensor, weights_NT: Tensor, bags: Bags) -> Tensor:
-    """Give every entry the sum of its row's vectors with its own weights: [T, D]."""
+    """Return every entry the sum of its row's vectors with its own weights: [T, D]."""
     return embedding_bag(
         bags.bags_NT.t().contiguous(), vectors_NBD.flatten(0, 1), mode="sum", per_sample_weights=weights_NT.t()
     )

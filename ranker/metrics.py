@@ -127,7 +127,7 @@ class TrainingWindow:
         self._totals_3T = totals_3T if self._totals_3T is None else self._totals_3T + totals_3T
 
     def state(self) -> dict[str, Tensor]:
-        """Give what a checkpoint has to keep of the window, the same on every rank."""
+        """Return what a checkpoint has to keep of the window, the same on every rank."""
         return {} if self._totals_3T is None else {"window": self._totals_3T}
 
     def load_state(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
@@ -135,7 +135,7 @@ class TrainingWindow:
         self._totals_3T = tensors["window"].to(device) if "window" in tensors else None
 
     def take(self) -> dict[str, float]:
-        """Give the window's mean loss and NE by task, NaN where not defined, and start the next window."""
+        """Return the window's mean loss and NE by task, NaN where not defined, and start the next window."""
         assert self._totals_3T is not None
         losses_T, counts_T, positives_T = self._totals_3T.cpu().numpy()
         self._totals_3T = None

@@ -64,7 +64,7 @@ class Body(nn.Module):
         self.towers = Towers(tuple(features.tasks), model)
 
     def forward(self, batch: RankerBatch, bags: KeyedTensor, sequences: dict[str, JaggedTensor]) -> Tensor:
-        """Give logits [B, tasks], float32 in any precision."""
+        """Return logits [B, tasks], float32 in any precision."""
         with torch.autocast(batch.dense_BF.device.type, torch.bfloat16, enabled=self.in_bfloat16):
             return self._logits(batch, bags, sequences).float()
 
@@ -112,7 +112,7 @@ class GlobalLoss(nn.Module):
         self.register_buffer("task_weights_T", torch.tensor(weights), persistent=False)
 
     def forward(self, logits_BT: Tensor, batch: RankerBatch) -> tuple[Tensor, StepOutput]:
-        """Give this rank's loss to differentiate, and the step's output.
+        """Return this rank's loss to differentiate, and the step's output.
 
         Raises:
             NonFiniteLossError: on every rank, before any weight changes.
@@ -144,7 +144,7 @@ class GlobalLoss(nn.Module):
 
 
 def joint_logit(first_B: Tensor, second_B: Tensor) -> Tensor:
-    """Give the logit of the product of two probabilities given as logits, to full precision at both ends.
+    """Return the logit of the product of two probabilities given as logits, to full precision at both ends.
 
     With p = s(a) s(b), log p = log s(a) + log s(b) and log(1 - p) = log(s(-a) + s(a) s(-b)).
     """
@@ -180,7 +180,7 @@ class Ranker(nn.Module):
         self.loss = GlobalLoss(features.tasks, config.training.children).to(device)
 
     def forward(self, batch: RankerBatch) -> tuple[Tensor, StepOutput]:
-        """Give the loss and the step's output; see `GlobalLoss`."""
+        """Return the loss and the step's output; see `GlobalLoss`."""
         bags = self.bags(batch.bags)
         sequences = self.sequences(batch.sequences)
         result: tuple[Tensor, StepOutput] = self.loss(self.body(batch, bags, sequences), batch)

@@ -75,7 +75,7 @@ class Cluster:
 
     @property
     def topology(self) -> Topology:
-        """Give it as torchrec's planner takes it."""
+        """Return it as torchrec's planner takes it."""
         return TopologyFactory.create_topology(
             trainer_config=TrainerConfig(
                 world_size=self.ranks,
@@ -146,14 +146,14 @@ class TablePlan:
     sharding: ShardingPlan
 
     def rank_bytes(self) -> npt.NDArray[np.int64]:
-        """Give what the planner expects tables to take on every rank: GPU and host, int64 [ranks, 2]."""
+        """Return what the planner expects tables to take on every rank: GPU and host, int64 [ranks, 2]."""
         bytes_R2 = np.zeros((self.cluster.ranks, 2), np.int64)
         for shard in (shard for table in self.tables for shard in table.shards):
             bytes_R2[shard.rank] += (shard.device_bytes, shard.host_bytes)
         return bytes_R2
 
     def described(self) -> dict[str, Any]:
-        """Give it as plain data, ready for JSON."""
+        """Return it as plain data, ready for JSON."""
         constraints = {
             name: {
                 "sharding_types": c.sharding_types,
@@ -173,7 +173,7 @@ class TablePlan:
 
 
 def unsharded_model(features: ArmFeatures, config: RankerConfig, device: torch.device, frozen: Frozen) -> Ranker:
-    """Give the model with its tables on the meta device, each with the optimizer of its backward pass."""
+    """Return the model with its tables on the meta device, each with the optimizer of its backward pass."""
     model = Ranker(features, config, device, frozen)
     for tables in (model.bags, model.sequences):
         settings = {"lr": config.training.sparse_learning_rate, "eps": 1e-8}
@@ -182,7 +182,7 @@ def unsharded_model(features: ArmFeatures, config: RankerConfig, device: torch.d
 
 
 def sharders() -> list[ModuleSharder[nn.Module]]:
-    """Give what shards the model's two collections of tables."""
+    """Return what shards the model's two collections of tables."""
     return [EmbeddingBagCollectionSharder(), EmbeddingCollectionSharder()]
 
 

@@ -48,7 +48,7 @@ class HistoryAttention(nn.Module):
         return means_NBD.view(shape).diagonal(dim1=1, dim2=3).permute(1, 0, 3, 2).flatten(2)
 
     def _probes(self, features_BF: Tensor) -> Tensor:
-        """Give what a value's scores are its products with: [k * heads, B, d].
+        """Return what a value's scores are its products with: [k * heads, B, d].
 
         Q K^T = Q (V Theta)^T = (Q Theta^T) V^T: Theta meets k queries a row, not all the values of its history.
         """

@@ -202,7 +202,7 @@ def _sequences(table: pa.Table, features: tuple[IdFeature, ...], lengths_B: npt.
 
 
 def _known(column: pa.Array) -> npt.NDArray[np.bool_]:
-    """Give whether values are there."""
+    """Return whether values are there."""
     return _numpy(column.is_valid()).view(np.bool_) if column.null_count else np.ones(len(column), np.bool_)
 
 
@@ -211,12 +211,12 @@ def _without_nulls(column: pa.Array) -> pa.Array:
 
 
 def _ids(columns: list[pa.Array], feature: IdFeature) -> Integers:
-    """Give the ids to look up, of columns without nulls."""
+    """Return the ids to look up, of columns without nulls."""
     return _hashed(unhashed_ids(columns, feature), feature)
 
 
 def unhashed_ids(columns: Sequence[pa.Array], feature: IdFeature) -> Integers:
-    """Give the ids of a feature, before they are hashed into its table; all of an entry's one after another.
+    """Return the ids of a feature, before they are hashed into its table; all of an entry's one after another.
 
     Args:
         columns: those of the feature, without nulls. feature: the feature.
@@ -241,7 +241,7 @@ def _keyed(
 
 
 def _side_by_side(table: pa.Table, columns: tuple[str, ...], rows: int, kind: type[np.int64 | np.bool_]) -> Tensor:
-    """Give the ids in some columns [rows, columns], 0 where null; or, asked for bool, whether they are not null."""
+    """Return the ids in some columns [rows, columns], 0 where null; or, asked for bool, whether they are not null."""
     out_NC = np.empty((rows, len(columns)), kind)
     for place, name in enumerate(columns):
         column = _array(table, name)
@@ -296,7 +296,7 @@ class NewestEntries:
         return self.entries, self.entries_cut
 
     def of(self, batch: Batch, features: ArmFeatures) -> Batch:
-        """Give the batch with every sequence column cut to the newest entries, all at the same places."""
+        """Return the batch with every sequence column cut to the newest entries, all at the same places."""
         if self.max_length is None:
             return batch
         lengths_B = _numpy(_array(batch.table, HISTORY_IDS).value_lengths()).astype(np.int32, copy=False)

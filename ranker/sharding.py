@@ -58,7 +58,7 @@ class ShardedRanker:
         self.dense_optimizer.zero_grad()
 
     def state(self) -> dict[str, Tensor]:
-        """Give all weights and optimizer states by name: the tensors themselves, sharded or the same on every rank.
+        """Return all weights and optimizer states by name: the tensors themselves, sharded or the same on every rank.
 
         Adam has none before its first step.
         """
@@ -137,7 +137,7 @@ def shard(
 
 
 def _dense_optimizer(parameters: list[nn.Parameter], training: TrainingConfig, world: World) -> torch.optim.Optimizer:
-    """Give Adam for the network, on gradients that are averaged over the ranks before each step.
+    """Return Adam for the network, on gradients that are averaged over the ranks before each step.
 
     Not by DistributedDataParallel, which adds them up in another layout from the second step on: a training that goes
     on from a checkpoint would differ in last bits (`infra.distributed.average_gradients`).
@@ -164,7 +164,7 @@ def _plan_together(
 
 
 def fill_tables(model: DistributedModelParallel, seed: int) -> None:
-    """Give every shard that this rank holds its initial weights; see `ranker.initial`."""
+    """Return every shard that this rank holds its initial weights; see `ranker.initial`."""
     for name, table in model.state_dict().items():
         if not isinstance(table, ShardedTensor):
             continue
@@ -174,13 +174,13 @@ def fill_tables(model: DistributedModelParallel, seed: int) -> None:
 
 
 def table_bytes(features: ArmFeatures, dim: int, only_sids: bool = False) -> int:
-    """Give the bytes of the arm's embedding tables (float32 weights, over all ranks), or of its SID tables alone."""
+    """Return the bytes of the arm's embedding tables (float32 weights, over all ranks), or of its SID tables alone."""
     tables = (*features.bags, *features.sequences)
     return sum(table.rows * dim * 4 for table in tables if table.is_sid or not only_sids)
 
 
 def local_parts(tensor: Tensor) -> Iterator[tuple[tuple[int, ...], Tensor]]:
-    """Give the parts of a tensor that this rank holds, each with its offset in the whole one."""
+    """Return the parts of a tensor that this rank holds, each with its offset in the whole one."""
     if not isinstance(tensor, ShardedTensor):
         yield (0,) * tensor.dim(), tensor
         return
@@ -215,7 +215,7 @@ def real_bytes(sharded: ShardedRanker, world: World) -> dict[str, list[dict[str,
 
 
 def plan_facts(plan: TablePlan, taken: dict[str, list[dict[str, int]]]) -> dict[str, Any]:
-    """Give a plan in a few numbers: tables by sharding and kernel, and what the fullest rank holds, in bytes.
+    """Return a plan in a few numbers: tables by sharding and kernel, and what the fullest rank holds, in bytes.
 
     Args:
         plan: the plan. taken: see `real_bytes`.

@@ -78,7 +78,7 @@ class CodewordUnpack(nn.Module):
         self.register_buffer("codewords_MH", (codewords_DRH / length).flatten(0, 1), persistent=False)
 
     def forward(self, sids_NC: Tensor, known_N: Tensor) -> Tensor:
-        """Give float32 [N, latent_dim], zeros where the SID is null; for the arguments see `SidUnpack.forward`."""
+        """Return float32 [N, latent_dim], zeros where the SID is null; for the arguments see `SidUnpack.forward`."""
         rows = [unpack(ids_N, known_N) for unpack, ids_N in zip(self.columns, sids_NC.unbind(1), strict=True)]
         latent_NH = functional.embedding_bag(torch.cat(rows, dim=1), self.codewords_MH, mode="sum")
         return latent_NH * known_N.unsqueeze(1)
@@ -90,7 +90,7 @@ def _lookups(values_DR: Tensor, spec: SidSpec) -> nn.ModuleList:
 
 
 def sid_unpack(spec: SidSpec, scale_steps: bool, codebooks: Mapping[str, Tensor]) -> SidUnpack | CodewordUnpack:
-    """Give what unpacks a set of SIDs.
+    """Return what unpacks a set of SIDs.
 
     Args:
         spec: the SIDs' spec. scale_steps: see `SidUnpack`.

@@ -23,7 +23,7 @@ class JaggedEncoder(nn.Module):
         self.layers = nn.ModuleList(EncoderLayer(dim, heads) for _ in range(layers))
 
     def forward(self, values_TD: Tensor, offsets_B1: Tensor) -> Tensor:
-        """Give float [T, d]; row b owns entries offsets[b] to offsets[b + 1], before and after."""
+        """Return float [T, d]; row b owns entries offsets[b] to offsets[b + 1], before and after."""
         order_T, groups = by_length(offsets_B1, len(values_TD))
         x_TD = values_TD[order_T]
         for layer in self.layers:
@@ -52,7 +52,7 @@ class EncoderLayer(nn.Module):
         self.network_scale = nn.Parameter(torch.zeros(dim))
 
     def forward(self, x_TD: Tensor, groups: list[tuple[int, int]]) -> Tensor:
-        """Give float [T, d] for rows in groups of equal length; see `by_length`."""
+        """Return float [T, d] for rows in groups of equal length; see `by_length`."""
         x_TD = x_TD + self.attention_scale * self.mix(self._attend(self.project(self.norm(x_TD)), groups))
         more_TD: Tensor = self.network_scale * self.network(self.norm(x_TD))
         return x_TD + more_TD

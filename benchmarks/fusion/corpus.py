@@ -33,7 +33,7 @@ class Choice(Protocol):
     __name__: str
 
     def __call__(self, table: pa.Table, names: tuple[str, ...]) -> Rows:
-        """Give the rows' numbers, [N]."""
+        """Return the rows' numbers, [N]."""
 
 
 def paired(table: pa.Table, names: tuple[str, ...]) -> Rows:

@@ -22,7 +22,7 @@ PAPER = {
 
 
 def plan(methods: Sequence[str], weights: Mapping[str, float], seeds: int, corpus: Path) -> dict[Training, str]:
-    """Give the trainings of one table: for every method and seed an encoder of each signal, and one of all.
+    """Return the trainings of one table: for every method and seed an encoder of each signal, and one of all.
 
     Args:
         methods: names of `METHODS`.
@@ -83,12 +83,12 @@ def _row(
 
 
 def spread(values: Sequence[float]) -> float | None:
-    """Give the standard deviation of a sample; None where there are not two."""
+    """Return the standard deviation of a sample; None where there are not two."""
     return stdev(values) if len(values) > 1 else None
 
 
 def paper_rows() -> list[Row]:
-    """Give the paper's Table 1 in the form of our rows."""
+    """Return the paper's Table 1 in the form of our rows."""
     rows = []
     for (setting, method), losses in PAPER.items():
         for position, name in enumerate(PAPER_SIGNALS):

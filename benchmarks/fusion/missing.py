@@ -40,7 +40,7 @@ class Case(NamedTuple):
 
 
 def cases(names: Sequence[str]) -> Iterator[Case]:
-    """Give the cases of the table: all signals, all but one, and one alone."""
+    """Return the cases of the table: all signals, all but one, and one alone."""
     yield Case("all", tuple(names))
     for hidden in names:
         yield Case(f"no {hidden}", tuple(name for name in names if name != hidden))
@@ -49,7 +49,7 @@ def cases(names: Sequence[str]) -> Iterator[Case]:
 
 
 def hidden_but(batch: SignalBatch, seen: Sequence[str]) -> SignalBatch:
-    """Give a batch in which all signals but those named are missing."""
+    """Return a batch in which all signals but those named are missing."""
     return batch.with_present({name: has_B & (name in seen) for name, has_B in batch.present.items()})
 
 
@@ -77,7 +77,7 @@ def measure(model: VQFusion, batch: SignalBatch, case: Case) -> tuple[Tensor, Te
 
 
 def counted(batch: SignalBatch, case: Case) -> SignalBatch:
-    """Give a batch with all it has, but nothing of the items of which the case shows nothing."""
+    """Return a batch with all it has, but nothing of the items of which the case shows nothing."""
     seen_B = hidden_but(batch, case.seen).any_present
     return batch.with_present({name: has_B & seen_B for name, has_B in batch.present.items()})
 
@@ -113,7 +113,7 @@ def missing_rows(method: str, outputs: Sequence[Path], corpus: Path, share: floa
 
 
 def _means(signals: SignalSpec, sums_3K: Tensor) -> Iterator[tuple[str, Row]]:
-    """Give by signal the means of summed losses and right answers over the items counted."""
+    """Return by signal the means of summed losses and right answers over the items counted."""
     for name, (loss, right, items) in zip(signals.names, sums_3K.T.tolist(), strict=True):
         if items:
             known = {"top1": right / items} if name in signals.categoricals else {}

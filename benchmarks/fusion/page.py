@@ -52,7 +52,7 @@ class Section(NamedTuple):
 
 
 def sections(rows: Sequence[Row], corpora: Mapping[str, int]) -> Iterator[Section]:
-    """Give all tables of the benchmark.
+    """Return all tables of the benchmark.
 
     Args:
         rows: see `measures.rows_of` and `missing.missing_rows`.
@@ -153,7 +153,7 @@ def print_page(rows: Sequence[Row], corpora: Mapping[str, int]) -> None:
 
 
 def as_markdown(rows: Sequence[Row], corpora: Mapping[str, int], pictures: Mapping[str, str]) -> str:
-    """Give the page.
+    """Return the page.
 
     Args:
         rows, corpora: see `sections`.

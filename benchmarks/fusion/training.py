@@ -47,7 +47,7 @@ class Training:
     corpus: Path
 
     def settings(self, epochs: int, share: float) -> dict[str, Any]:
-        """Give what the file of its run says."""
+        """Return what the file of its run says."""
         training = {"epochs": epochs, "batch_size": 256, "seed": self.seed, "holdout_share": share}
         return {
             "encoder": {"signals": dict(self.signals), "quantizer": METHODS[self.method], "training": training},
@@ -77,7 +77,7 @@ class Trainer:
         self._code = code_digest(("infra", "encoder"))
 
     def all(self, trainings: Sequence[Training], jobs: int) -> dict[Training, Path]:
-        """Give every training's committed output, training what is missing, `jobs` at a time.
+        """Return every training's committed output, training what is missing, `jobs` at a time.
 
         Raises:
             StageError: a training failed; the others that are under way come to their end.
@@ -126,7 +126,7 @@ class Trainer:
 
 
 def read_summary(out: Path) -> dict[str, Any]:
-    """Give the closing numbers of a training."""
+    """Return the closing numbers of a training."""
     summary: dict[str, Any] = json.loads((out / SUMMARY_FILE).read_text())
     return summary
 

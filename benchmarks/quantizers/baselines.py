@@ -35,7 +35,7 @@ class FaissCoder:
         self.padding = padding
 
     def encode(self, x_ND: Vectors) -> Ids:
-        """Give the codes, [N, digits]."""
+        """Return the codes, [N, digits]."""
         x_ND = padded(x_ND, self.padding)
         if self.rotation is not None:
             x_ND = self.rotation.apply(x_ND)
@@ -43,7 +43,7 @@ class FaissCoder:
         return codes_NK
 
     def decode(self, digits_NK: Ids, prefix: int | None = None) -> Vectors:
-        """Give the vectors that codes, or only so many leading ones, stand for."""
+        """Return the vectors that codes, or only so many leading ones, stand for."""
         if prefix is not None and prefix < digits_NK.shape[1]:
             return self._sum_of_codewords(digits_NK[:, :prefix])
         y_ND = self.quantizer.decode(np.ascontiguousarray(digits_NK.astype(np.uint8)))

@@ -123,7 +123,7 @@ def text_source(dataset: Path) -> Source:
 
 
 def distinct_rows(table: pa.Table, signal: str) -> Ids:
-    """Give the first row of each distinct text among the items that have a text and the signal, in order."""
+    """Return the first row of each distinct text among the items that have a text and the signal, in order."""
     present_N = table[signal].is_valid().to_numpy() & table["text"].is_valid().to_numpy()
     rows_N = np.flatnonzero(present_N)
     _, first = np.unique(np.array(table["text"].to_pylist(), dtype=object)[rows_N].astype(str), return_index=True)

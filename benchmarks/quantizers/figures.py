@@ -17,7 +17,7 @@ _FAMILY_COLOR = {"structured": 2, "scalar": 1, "codebook": 3, "faiss": 0}
 
 
 def plots(rows: Sequence[Row], corpus: str) -> list[Plot]:
-    """Give the figures of one corpus."""
+    """Return the figures of one corpus."""
     here = [row for row in rows if row["corpus"] == corpus]
     measured = [row for row in here if row["method"] != REFERENCE]
     if not measured:
@@ -133,7 +133,7 @@ def _rows_of_names(axes: Axes, theme: Theme, names: Sequence[str], families: dic
 
 
 def _resize(axes: Axes, height: float) -> None:
-    """Give the figure the height its rows need; the report's figures are all of one size."""
+    """Return the figure the height its rows need; the report's figures are all of one size."""
     figure = axes.get_figure(root=True)
     assert figure is not None
     figure.set_size_inches(7.2, max(height, 2.6))

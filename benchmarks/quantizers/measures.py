@@ -38,10 +38,10 @@ class Coder(Protocol):
     keeps_length: bool
 
     def encode(self, x_ND: Vectors) -> Ids:
-        """Give the digits, [N, digits]."""
+        """Return the digits, [N, digits]."""
 
     def decode(self, digits_NK: Ids, prefix: int | None = None) -> Vectors:
-        """Give the vectors that digits, or only so many leading ones, stand for, [N, D]."""
+        """Return the vectors that digits, or only so many leading ones, stand for, [N, D]."""
 
 
 class Rows(Protocol):
@@ -104,12 +104,12 @@ def unit(x_ND: Vectors) -> Vectors:
 
 
 def cosine_loss(x_ND: Vectors, decoded_ND: Vectors) -> float:
-    """Give the mean of 1 - cos(x, decoded) for unit vectors x."""
+    """Return the mean of 1 - cos(x, decoded) for unit vectors x."""
     return 1.0 - float((x_ND * unit(decoded_ND)).sum(1, dtype=np.float64).mean())
 
 
 def scaled_mse(x_ND: Vectors, decoded_ND: Vectors, scale: float) -> float:
-    """Give the mean of |x - scale * decoded / |decoded||^2, the sum over dimensions, for unit vectors x.
+    """Return the mean of |x - scale * decoded / |decoded||^2, the sum over dimensions, for unit vectors x.
 
     The cosine loss leaves a decoder free to give vectors of any length, so lengths are not its
     work: one scale for all, fitted by least squares on training rows (their mean cosine), is.
@@ -143,7 +143,7 @@ def side_vectors(digits_NK: Ids, centre: float) -> Vectors:
 
 
 def recall(vectors_ND: Vectors, corpus: Rows) -> dict[str, float]:
-    """Give how many of a query's true 20 are among its nearest 20, 50 and 100 by cosine (paper Table 2).
+    """Return how many of a query's true 20 are among its nearest 20, 50 and 100 by cosine (paper Table 2).
 
     Query and corpus are both what the code makes of them: a user of the code has nothing else.
     """
@@ -152,12 +152,12 @@ def recall(vectors_ND: Vectors, corpus: Rows) -> dict[str, float]:
 
 
 def recall_at(truth_QT: Ids, found_QK: Ids) -> float:
-    """Give the share of the true neighbours that were found."""
+    """Return the share of the true neighbours that were found."""
     return float((truth_QT[:, :, None] == found_QK[:, None, :]).any(2).mean())
 
 
 def nearest(vectors_ND: Vectors, queries_Q: Ids, number: int) -> Ids:
-    """Give the rows of greatest inner product with each query row, itself left out: [Q, number], exact."""
+    """Return the rows of greatest inner product with each query row, itself left out: [Q, number], exact."""
     vectors_ND = np.ascontiguousarray(vectors_ND, np.float32)
     index = faiss.IndexFlatIP(vectors_ND.shape[1])
     index.add(vectors_ND)

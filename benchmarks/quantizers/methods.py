@@ -47,7 +47,7 @@ def _dpca(bits: int) -> Settings:
 
 
 def _lines(lines: int, levels: int) -> Callable[[int], Settings]:
-    """Give K lines of L levels, as many layers as bytes, in one group."""
+    """Return K lines of L levels, as many layers as bytes, in one group."""
     return lambda bits: _quantizer(
         "structured",
         levels=levels,
@@ -70,7 +70,7 @@ def _lfq(bits: int) -> Settings:
 
 
 def _rq_fsq(reading: str) -> Callable[[int], Settings]:
-    """Give ternary digits in as few layers as there can be beside the first: 5 x 3, 10 x 2, 15 x 2."""
+    """Return ternary digits in as few layers as there can be beside the first: 5 x 3, 10 x 2, 15 x 2."""
     dims = {24: 5, 32: 10, 48: 15}
     own = {"latent_dim": _LATENT} if reading == "project" else {}
     return lambda bits: _quantizer(
@@ -91,7 +91,7 @@ def _itq(bits: int) -> Settings:
 
 
 def _topk_kmeans(bits: int) -> Settings:
-    """Give the numbers of the nearest of 256 centroids, a byte each; only the nearest is decoded."""
+    """Return the numbers of the nearest of 256 centroids, a byte each; only the nearest is decoded."""
     return _quantizer("topk_kmeans", clusters=256, k=bits // 8, latent_dim=_LATENT)
 
 
@@ -100,7 +100,7 @@ def _quantizer(kind: str, **settings: Any) -> Settings:
 
 
 def _varied(settings: Callable[[int], Settings], more: Settings) -> Callable[[int], Settings]:
-    """Give the same settings with some more, of any section of the encoder, after them."""
+    """Return the same settings with some more, of any section of the encoder, after them."""
     return lambda bits: {**settings(bits), **more}
 
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 
 def distortion(eigenvalues_D: npt.NDArray[np.floating], bits: float) -> float:
-    """Give D(R) by reverse water-filling (Cover and Thomas, Theorem 10.3.3).
+    """Return D(R) by reverse water-filling (Cover and Thomas, Theorem 10.3.3).
 
     D = sum_i min(theta, lambda_i) with theta such that sum_i max(0, log2(lambda_i / theta) / 2) = bits.
 
@@ -33,7 +33,7 @@ def distortion(eigenvalues_D: npt.NDArray[np.floating], bits: float) -> float:
 
 
 def gaussian_reference(training_ND: npt.NDArray[np.float32], bits: float) -> tuple[float, float]:
-    """Give the reference of a corpus at a rate: squared error D(R), and the cosine loss 1 - sqrt(1 - D).
+    """Return the reference of a corpus at a rate: squared error D(R), and the cosine loss 1 - sqrt(1 - D).
 
     For unit vectors x and the best decoder, xhat = E[x | code]: E<x, xhat> = E|xhat|^2 = 1 - D. If
     all xhat are of one length, that is sqrt(1 - D), the cosine is (1 - D) / sqrt(1 - D).

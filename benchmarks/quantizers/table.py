@@ -43,7 +43,7 @@ CONSOLE_COLUMNS = {
 
 
 def rows_of(outcomes: Iterable[Outcome]) -> list[Row]:
-    """Give a row for each corpus, method and number of bits that has a result, in the tasks' order of names."""
+    """Return a row for each corpus, method and number of bits that has a result, in the tasks' order of names."""
     groups: dict[tuple[str, int, str], list[Outcome]] = {}
     for outcome in sorted(outcomes, key=lambda outcome: _place(outcome)):
         if outcome.result is not None:
@@ -89,7 +89,7 @@ def _deviation(values: Sequence[float]) -> float | None:
 
 
 def reference_rows(corpora: Sequence[Corpus], measured: Sequence[Row]) -> list[Row]:
-    """Give the Gaussian rate-distortion values, one row for each corpus and number of bits that was measured."""
+    """Return the Gaussian rate-distortion values, one row for each corpus and number of bits that was measured."""
     rows = []
     for corpus in corpora:
         for number in sorted({row["bits"] for row in measured if row["corpus"] == corpus.name}):
@@ -100,7 +100,7 @@ def reference_rows(corpora: Sequence[Corpus], measured: Sequence[Row]) -> list[R
 
 
 def table_rows(rows: Iterable[Row], corpus: str, bits: int) -> list[Row]:
-    """Give the table of one corpus at one number of bits, the least cosine loss first, by `COLUMNS`."""
+    """Return the table of one corpus at one number of bits, the least cosine loss first, by `COLUMNS`."""
     chosen = [row for row in rows if row["corpus"] == corpus and row["bits"] == bits]
     return [_cells(row) for row in sorted(chosen, key=lambda row: float(row["cosine_loss"]))]
 
@@ -147,7 +147,7 @@ class Goal(NamedTuple):
         return float(self.ours["cosine_loss"] / self.theirs["cosine_loss"] - 1)
 
     def cells(self) -> Row:
-        """Give the row of the goals' table."""
+        """Return the row of the goals' table."""
         return {
             "corpus": self.corpus,
             "bits": self.bits,
@@ -173,7 +173,7 @@ GOAL_COLUMNS = {
 
 
 def goals_of(rows: Sequence[Row]) -> list[Goal]:
-    """Give the goals that the rows decide.
+    """Return the goals that the rows decide.
 
     They are: the best of the structured family below faiss LSQ at 24 bits; DPCA below RQ-VAE and below FSQ at every
     number of bits. Where a side has several methods, the one of least validation loss speaks for it.
@@ -217,7 +217,7 @@ floor, for no corpus here is normal.
 def page(
     rows: Sequence[Row], corpora: Sequence[tuple[Corpus, str]], conditions: Mapping[str, Any], figures: Sequence[str]
 ) -> str:
-    """Give the Markdown page.
+    """Return the Markdown page.
 
     Args:
         rows: methods and references. corpora: with the sentence that says where each is from.

@@ -76,13 +76,13 @@ class EncoderCoder:
 
     @torch.no_grad()
     def encode(self, x_ND: Vectors) -> Ids:
-        """Give the digits, [N, digits]."""
+        """Return the digits, [N, digits]."""
         parts = [self.model.digits(_batch(x_BD).to(self.device)).cpu() for x_BD in _blocks(x_ND)]
         return torch.cat(parts).numpy()
 
     @torch.no_grad()
     def decode(self, digits_NK: Ids, prefix: int | None = None) -> Vectors:
-        """Give the vectors that digits, or only so many leading ones, stand for."""
+        """Return the vectors that digits, or only so many leading ones, stand for."""
         parts = []
         for digits_BK in _blocks(digits_NK):
             kept_BK = torch.ones(digits_BK.shape, dtype=torch.bool, device=self.device)

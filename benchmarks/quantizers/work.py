@@ -56,13 +56,13 @@ class Task:
         return f"{self.corpus.name} {self.method} {self.bits} bits seed {self.seed}"
 
     def overrides(self) -> list[str]:
-        """Give the overrides of the shared configuration; those of the command line come first."""
+        """Return the overrides of the shared configuration; those of the command line come first."""
         method = METHODS[self.method]
         assert isinstance(method, EncoderMethod)
         return [*self.sets, *overrides(method.settings(self.bits), self.seed)]
 
     def encoder(self) -> EncoderConfig:
-        """Give the whole configuration of one of our methods.
+        """Return the whole configuration of one of our methods.
 
         Raises:
             ConfigError: the settings are not valid.
@@ -95,7 +95,7 @@ class Task:
         )
 
     def kept_in(self, folder: Path) -> Path:
-        """Give the file of its result."""
+        """Return the file of its result."""
         return folder / self.corpus.name / f"{self.method}-{self.bits}-{self.seed}-{self.key()[:12]}.json"
 
 
@@ -115,7 +115,7 @@ def _is_edited() -> bool:
 
 
 def _imported(module: str) -> set[str]:
-    """Give the encoder's files that one of its modules imports, directly or not, itself included.
+    """Return the encoder's files that one of its modules imports, directly or not, itself included.
 
     The whole of `encoder/` would be simpler, but then editing its export would undo hours of training here.
     """
@@ -171,7 +171,7 @@ class Outcome:
 
 
 def outcomes(tasks: Sequence[Task], folder: Path, *, jobs: int, fresh: bool) -> Iterator[Outcome]:
-    """Give every task's outcome as it comes: those kept in `folder` first, then the others, run `jobs` at a time.
+    """Return every task's outcome as it comes: those kept in `folder` first, then the others, run `jobs` at a time.
 
     Args:
         tasks: what to run. folder: where results are kept.

@@ -17,7 +17,7 @@ _ITERATIONS = 25
 
 
 def kmeans(x_NM: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
-    """Give the centroids [clusters, M] of a sample [N, M], on its device and of its type.
+    """Return the centroids [clusters, M] of a sample [N, M], on its device and of its type.
 
     A sample of fewer vectors than clusters is its own centroids, repeated.
     """
@@ -40,7 +40,7 @@ def kmeans(x_NM: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
 
 
 def itq_rotation(x_NM: Tensor, bits: int, generator: torch.Generator) -> Tensor:
-    """Give the axes of iterative quantization of a centred sample [N, M]: orthonormal rows [bits, M].
+    """Return the axes of iterative quantization of a centred sample [N, M]: orthonormal rows [bits, M].
 
     The leading `bits` principal axes, rotated so that the signs of the projections lose least.
     Source: Gong et al., the paper's [4]. faiss's own composition, ITQTransform, brings vectors to unit length in

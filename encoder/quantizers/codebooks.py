@@ -57,11 +57,11 @@ class Codebooks(Quantizer):
         self.codebook_DPRM = nn.Parameter(words_DPRM, requires_grad=False)
 
     def encode(self, h_BH: Tensor) -> Tensor:
-        """Give the codewords' numbers, int64 [B, digits]."""
+        """Return the codewords' numbers, int64 [B, digits]."""
         return nearest_paths(self.blocks(h_BH), self.codebook_DPRM, self.beam)
 
     def codewords(self) -> Tensor:
-        """Give the codebooks, each in its group's block: [digits, codes, latent_dim]."""
+        """Return the codebooks, each in its group's block: [digits, codes, latent_dim]."""
         return spread_over_groups(self.codebook_DPRM)
 
     def sid_spec(self, fingerprint: str) -> SidSpec:
@@ -86,10 +86,10 @@ class Codebooks(Quantizer):
             residual_NPM = residual_NPM - take_words(words_PRM, self.nearest(residual_NPM, words_PRM))
 
     def blocks(self, h_BH: Tensor) -> Tensor:
-        """Give the groups' blocks of vectors: [B, groups, group_dim]."""
+        """Return the groups' blocks of vectors: [B, groups, group_dim]."""
         return at_least_float32(h_BH).reshape(-1, self.groups, self.group_dim)
 
     @staticmethod
     def nearest(residual_BPM: Tensor, words_PRM: Tensor) -> Tensor:
-        """Give the nearest codewords of one layer: int64 [B, P]."""
+        """Return the nearest codewords of one layer: int64 [B, P]."""
         return nearest_paths(residual_BPM, words_PRM[None], beam=1)

@@ -92,19 +92,19 @@ class Quantizer(nn.Module, ABC):
             return Quantized(latent_BH, h_hat_BH, digits_BN, whole_BH)
 
     def latent(self, h_BH: Tensor) -> Tensor:
-        """Give the vectors that are rounded: h itself, unless a bound squashes it."""
+        """Return the vectors that are rounded: h itself, unless a bound squashes it."""
         return h_BH
 
     @abstractmethod
     def encode(self, h_BH: Tensor) -> Tensor:
-        """Give the digits of latent vectors: int64 [B, digits], depth-major."""
+        """Return the digits of latent vectors: int64 [B, digits], depth-major."""
 
     @abstractmethod
     def codewords(self) -> Tensor:
-        """Give what every value of every digit adds to h_hat: [digits, radix, latent_dim], with gradient."""
+        """Return what every value of every digit adds to h_hat: [digits, radix, latent_dim], with gradient."""
 
     def decode(self, digits_BN: Tensor, kept_BN: Tensor | None = None) -> Tensor:
-        """Give the vectors that digits stand for, the sums of their codewords (Eq. 4), with gradient.
+        """Return the vectors that digits stand for, the sums of their codewords (Eq. 4), with gradient.
 
         Args:
             digits_BN: integers in [0, radix), [B, digits].

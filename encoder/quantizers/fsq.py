@@ -62,7 +62,7 @@ class Fsq(Quantizer):
         return scaled_BH.round().clamp(0, self.config.levels - 1).to(torch.int64)
 
     def codewords(self) -> Tensor:
-        """Give each level's value in [-1, 1], on the digit's own dimension: [digits, L, digits]."""
+        """Return each level's value in [-1, 1], on the digit's own dimension: [digits, L, digits]."""
         axes_NN = torch.eye(self.digits, device=self.values_L.device)
         return self.values_L[None, :, None] * axes_NN[:, None, :]
 

@@ -16,7 +16,7 @@ class Line(NamedTuple):
 
 
 def fitted_line(x_NM: Tensor, generator: torch.Generator | None) -> Line:
-    """Give mean, unit direction, and (float64) the standard deviation along it.
+    """Return mean, unit direction, and (float64) the standard deviation along it.
 
     Args:
         x_NM: points.
@@ -34,7 +34,7 @@ def fitted_line(x_NM: Tensor, generator: torch.Generator | None) -> Line:
 
 
 def refitted_lines(x_NM: Tensor, line_N: Tensor, q_N: Tensor, lines: int) -> tuple[Tensor, Line]:
-    """Give the b and v = a * u of the least squares of x ~ b + q * v, for each line over the points that took it.
+    """Return the b and v = a * u of the least squares of x ~ b + q * v, for each line over the points that took it.
 
     Args:
         x_NM: points. line_N: int64, the line of each. q_N: its value there, in steps. lines: their number.

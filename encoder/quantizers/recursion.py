@@ -24,7 +24,7 @@ class Layers(NamedTuple):
 
 @torch.no_grad()
 def encode_by_recursion(h_BH: Tensor, layers: Layers, thresholds: Tensor, values_L: Tensor, *, even: bool) -> Tensor:
-    """Give the levels of all layers.
+    """Return the levels of all layers.
 
     Args:
         h_BH: vectors, the groups' blocks side by side, [B, P * M].
@@ -48,7 +48,7 @@ def encode_by_recursion(h_BH: Tensor, layers: Layers, thresholds: Tensor, values
 
 
 def _projections(h_BH: Tensor, layers: Layers) -> Tensor:
-    """Give <h - b_1 - .. - b_d, u_d> / a_d of every layer, [D, P, B]: offsets, unlike levels, are the same for all."""
+    """Return <h - b_1 - .. - b_d, u_d> / a_d of every layer, [D, P, B]; offsets, unlike levels, are equal for all."""
     depth, groups, dim = layers.u.shape
     scaled_DPM = layers.u / layers.a[..., None]
     constant_DP = (layers.b.cumsum(0) * scaled_DPM).sum(-1)

@@ -11,7 +11,7 @@ _CELLS_AT_A_TIME = 1 << 22
 
 
 def nearest_paths(x_BPM: Tensor, words_DPRM: Tensor, beam: int) -> Tensor:
-    """Give the codewords whose sum is near to vectors: int64 [B, D * P], depth-major.
+    """Return the codewords whose sum is near to vectors: int64 [B, D * P], depth-major.
 
     Args:
         x_BPM: the vectors, [B, P, M], each group quantized by itself.
@@ -25,13 +25,13 @@ def nearest_paths(x_BPM: Tensor, words_DPRM: Tensor, beam: int) -> Tensor:
 
 
 def take_words(words_PRM: Tensor, digits_BP: Tensor) -> Tensor:
-    """Give one layer's codewords of digits: [B, P, M]."""
+    """Return one layer's codewords of digits: [B, P, M]."""
     groups_P = torch.arange(words_PRM.shape[0], device=digits_BP.device)
     return words_PRM[groups_P, digits_BP]
 
 
 def spread_over_groups(words_DPRM: Tensor) -> Tensor:
-    """Give the table of `Quantizer.codewords`: each in its group's block, 0 elsewhere, [D * P, R, P * M]."""
+    """Return the table of `Quantizer.codewords`: each in its group's block, 0 elsewhere, [D * P, R, P * M]."""
     depth, groups, radix, width = words_DPRM.shape
     blocks_PP = torch.eye(groups, device=words_DPRM.device)
     table_DPRPM = words_DPRM[:, :, :, None, :] * blocks_PP[:, None, :, None]
@@ -69,5 +69,5 @@ def _beam(x_BPM: Tensor, words_DPRM: Tensor, beam: int) -> Tensor:
 
 
 def _costs(x_PBM: Tensor, words_PRM: Tensor) -> Tensor:
-    """Give |x - c|^2 - |x|^2 of all pairs: [P, B, R]."""
+    """Return |x - c|^2 - |x|^2 of all pairs: [P, B, R]."""
     return torch.baddbmm(words_PRM.square().sum(-1)[:, None], x_PBM, words_PRM.transpose(1, 2), alpha=-2)

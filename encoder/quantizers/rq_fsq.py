@@ -83,10 +83,10 @@ class RqFsq(Quantizer):
 
     @abstractmethod
     def steps(self) -> tuple[float, ...]:
-        """Give every digit's step: the length of its codeword is the step times its level's value."""
+        """Return every digit's step: the length of its codeword is the step times its level's value."""
 
     def values(self) -> tuple[float, ...]:
-        """Give what the levels stand for, where that is not q_l."""
+        """Return what the levels stand for, where that is not q_l."""
         return ()
 
 
@@ -121,13 +121,13 @@ class ScaledRqFsq(RqFsq):
         return torch.cat(digits, dim=1)
 
     def codewords(self) -> Tensor:
-        """Give each level's value on its own dimension: [digits, L, dims]."""
+        """Return each level's value on its own dimension: [digits, L, dims]."""
         value_DL = self.scale_D[:, None] * self.values_L
         axes_NN = torch.eye(self.config.dims, device=value_DL.device)
         return (value_DL[:, None, :, None] * axes_NN[None, :, None, :]).flatten(0, 1)
 
     def steps(self) -> tuple[float, ...]:
-        """Give each layer's scale, once for each of its digits."""
+        """Return each layer's scale, once for each of its digits."""
         return tuple(self.scale_D.repeat_interleave(self.config.dims).tolist())
 
 
@@ -160,18 +160,18 @@ class ProjectedRqFsq(RqFsq):
         return torch.cat(digits, dim=1)
 
     def codewords(self) -> Tensor:
-        """Give q_l times the basis' vectors; a layer's offset comes with its first digit: [digits, L, latent_dim]."""
+        """Return q_l times the basis' vectors; a layer's offset comes with its first digit: [digits, L, latent_dim]."""
         table_DNLH = self.basis_DNH[:, :, None] * self.values_L[:, None]
         is_first_N = torch.arange(self.config.dims, device=table_DNLH.device) == 0
         table_DNLH = table_DNLH + self.offset_DH[:, None, None] * is_first_N[:, None, None]
         return table_DNLH.flatten(0, 1)
 
     def steps(self) -> tuple[float, ...]:
-        """Give the lengths of the basis' vectors."""
+        """Return the lengths of the basis' vectors."""
         return tuple(self.basis_DNH.detach().norm(dim=-1).flatten().tolist())
 
     def values(self) -> tuple[float, ...]:
-        """Give the centroids of a squashed line's cells."""
+        """Return the centroids of a squashed line's cells."""
         return uneven_values(self.config.levels, self.config.bound)
 
     @torch.no_grad()
@@ -192,7 +192,7 @@ class ProjectedRqFsq(RqFsq):
             residual_NH = self._round(residual_NH, depth, torch.linalg.pinv(self.basis_DNH[depth]))[1]
 
     def _round(self, residual_BH: Tensor, depth: int, inverse_HN: Tensor) -> tuple[Tensor, Tensor]:
-        """Give one layer's levels, int64 [B, dims], and what they leave over, [B, H]."""
+        """Return one layer's levels, int64 [B, dims], and what they leave over, [B, H]."""
         centred_BH = residual_BH - self.offset_DH[depth]
         level_BN = torch.bucketize(centred_BH @ inverse_HN, self.thresholds)
         return level_BN, centred_BH - self.values_L[level_BN] @ self.basis_DNH[depth]

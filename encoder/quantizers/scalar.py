@@ -35,7 +35,7 @@ _UNSQUASH: dict[Bound, Callable[[Tensor], Tensor]] = {
 
 
 def centred_levels(levels: int) -> Tensor:
-    """Give q_l = l - (L-1)/2 for all levels, float64 [L]: {-1, 0, 1} at L=3."""
+    """Return q_l = l - (L-1)/2 for all levels, float64 [L]: {-1, 0, 1} at L=3."""
     return torch.arange(levels, dtype=torch.float64) - (levels - 1) / 2
 
 
@@ -45,12 +45,12 @@ def squash(x: Tensor, bound: Bound) -> Tensor:
 
 
 def uneven_values(levels: int, bound: Bound) -> tuple[float, ...]:
-    """Give what the levels decode to in steps, where that is not q_l: under a bound that squashes."""
+    """Return what the levels decode to in steps, where that is not q_l: under a bound that squashes."""
     return () if bound == "clamp" else tuple(thresholds_and_values(levels, bound)[1].tolist())
 
 
 def thresholds_and_values(levels: int, bound: Bound) -> tuple[Tensor, Tensor]:
-    """Give the borders between the levels' cells and the value each level decodes to.
+    """Return the borders between the levels' cells and the value each level decodes to.
 
     Both are in units of the step, on the unsquashed line.
 
@@ -67,14 +67,14 @@ def thresholds_and_values(levels: int, bound: Bound) -> tuple[Tensor, Tensor]:
 
 
 def normal_mse(thresholds: Tensor, values: Tensor) -> float:
-    """Give the mean squared error of a scalar quantizer on N(0, 1), in closed form."""
+    """Return the mean squared error of a scalar quantizer on N(0, 1), in closed form."""
     mass, first, second = _normal_moments(thresholds)
     return float((second - 2 * values * first + values**2 * mass).sum())
 
 
 @functools.cache
 def best_step(levels: int, bound: Bound) -> float:
-    """Give the step that fits N(0, 1) best: 1.224 at L=3 under `clamp`; 1 for squashing bounds."""
+    """Return the step that fits N(0, 1) best: 1.224 at L=3 under `clamp`; 1 for squashing bounds."""
     if bound != "clamp":
         return 1.0
     thresholds, values = thresholds_and_values(levels, bound)
@@ -82,7 +82,7 @@ def best_step(levels: int, bound: Bound) -> float:
 
 
 def suited_spread(levels: int, bound: Bound) -> float:
-    """Give the deviation of a normal variable, before squashing, that even levels over [-1, 1] suit best."""
+    """Return the deviation of a normal variable, before squashing, that even levels over [-1, 1] suit best."""
     if bound != "clamp":
         return 1 / _best_unit(levels, bound)
     return 2 / (levels - 1) / best_step(levels, bound)
@@ -90,7 +90,7 @@ def suited_spread(levels: int, bound: Bound) -> float:
 
 @functools.cache
 def _best_unit(levels: int, bound: Bound) -> float:
-    """Give the length that squashing takes for 1 when it suits N(0, 1) best."""
+    """Return the length that squashing takes for 1 when it suits N(0, 1) best."""
     thresholds = _unsquashed(levels, bound)
     if not thresholds.any():  # L=2: the only border is 0 in any unit
         return 1.0
@@ -98,13 +98,13 @@ def _best_unit(levels: int, bound: Bound) -> float:
 
 
 def _unsquashed(levels: int, bound: Bound) -> Tensor:
-    """Give the borders of even cells on the squashed line, as they lie on the unsquashed one."""
+    """Return the borders of even cells on the squashed line, as they lie on the unsquashed one."""
     q_L = centred_levels(levels)
     return _UNSQUASH[bound]((q_L[1:] + q_L[:-1]) / (levels - 1))
 
 
 def _centroids(thresholds: Tensor) -> Tensor:
-    """Give the centroids under N(0, 1) of cells that lie alike on both sides of 0."""
+    """Return the centroids under N(0, 1) of cells that lie alike on both sides of 0."""
     mass, first, _ = _normal_moments(thresholds)
     lower = (len(thresholds) + 1) // 2
     # Computed below 0, where small tail masses are exact. A cell too far out to have one: its end towards 0.
@@ -125,7 +125,7 @@ def _least(error: Callable[[float], float], low: float, high: float) -> float:
 
 
 def _normal_moments(thresholds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Give E[1], E[x] and E[x^2] of N(0, 1) over each of the cells that the thresholds cut."""
+    """Return E[1], E[x] and E[x^2] of N(0, 1) over each of the cells that the thresholds cut."""
     far = torch.tensor([40.0], dtype=torch.float64)
     edges = torch.cat([-far, thresholds, far])
     density = torch.exp(-(edges**2) / 2) / math.sqrt(2 * math.pi)

@@ -95,12 +95,12 @@ class Structured(Quantizer):
             self.usage = Usage(self.digits, config.lines * config.levels)
 
     def codebook(self) -> Codebook:
-        """Give directions of unit length, offsets and steps, with gradient."""
+        """Return directions of unit length, offsets and steps, with gradient."""
         u_DPKM = functional.normalize(self.direction_DPKM, dim=-1)
         return Codebook(u_DPKM, self.offset_DPKM, self.log_step_DPK.exp())
 
     def encode(self, h_BH: Tensor) -> Tensor:
-        """Give the digits k * L + l, int64 [B, digits]; by one matrix product where K=1."""
+        """Return the digits k * L + l, int64 [B, digits]; by one matrix product where K=1."""
         if self.config.beam > 1:
             return nearest_paths(self._blocks(h_BH), self._words(), self.config.beam)
         if self.config.lines == 1:
@@ -126,7 +126,7 @@ class Structured(Quantizer):
         return encode_by_recursion(at_least_float32(h_BH), layers, self.thresholds, self.values_L, even=even)
 
     def codewords(self) -> Tensor:
-        """Give b_k + a_k * q_l * u_k, in its group's block and 0 elsewhere: [digits, K * L, latent_dim]."""
+        """Return b_k + a_k * q_l * u_k, in its group's block and 0 elsewhere: [digits, K * L, latent_dim]."""
         return spread_over_groups(self._words())
 
     def sid_spec(self, fingerprint: str) -> SidSpec:
@@ -200,7 +200,7 @@ class Structured(Quantizer):
         return counts_NR.view(*counts_NR.shape[:-1], self.config.lines, self.config.levels).sum(-1)
 
     def _words(self) -> Tensor:
-        """Give b_k + a_k * q_l * u_k: [D, P, K * L, M]."""
+        """Return b_k + a_k * q_l * u_k: [D, P, K * L, M]."""
         u_DPKM, b_DPKM, a_DPK = self.codebook()
         line_DPKLM = a_DPK[..., None, None] * self.values_L[:, None] * u_DPKM[..., None, :]
         return (b_DPKM[..., None, :] + line_DPKLM).flatten(2, 3)
@@ -209,7 +209,7 @@ class Structured(Quantizer):
         return at_least_float32(h_BH).reshape(-1, self.config.groups, self.config.group_dim)
 
     def _nearest(self, residual_BPM: Tensor, book: Codebook, depth: int) -> Tensor:
-        """Give the digit k * L + l of every block at one depth, [B, P].
+        """Return the digit k * L + l of every block at one depth, [B, P].
 
         With x = r - b, |x|^2 = |r|^2 - 2 <r, b> + |b|^2 and <x, u> = <r, u> - <b, u>: one matrix product with all
         offsets and directions, and no [B, P, K, M] differences. |r|^2 is every line's alike, and left out.

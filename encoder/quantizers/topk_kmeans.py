@@ -50,19 +50,19 @@ class TopkKmeans(Quantizer):
         self.register_buffer("centroids_CH", torch.randn(config.clusters, config.latent_dim))
 
     def encode(self, h_BH: Tensor) -> Tensor:
-        """Give the nearest centroids, nearest first: int64 [B, k]."""
+        """Return the nearest centroids, nearest first: int64 [B, k]."""
         h_BH = at_least_float32(h_BH)
         cost_BC = torch.addmm(self.centroids_CH.square().sum(-1), h_BH, self.centroids_CH.T, alpha=-2)
         return cost_BC.topk(self.config.k, largest=False).indices
 
     def codewords(self) -> Tensor:
-        """Give the centroids for the first digit and zeros for all others: [k, clusters, latent_dim]."""
+        """Return the centroids for the first digit and zeros for all others: [k, clusters, latent_dim]."""
         table_KCH = self.centroids_CH.new_zeros(self.config.k, *self.centroids_CH.shape)
         table_KCH[0] = self.centroids_CH
         return table_KCH
 
     def decode(self, digits_BN: Tensor, kept_BN: Tensor | None = None) -> Tensor:
-        """Give the nearest centroid, as the base does, without a table of k times the centroids."""
+        """Return the nearest centroid, as the base does, without a table of k times the centroids."""
         h_hat_BH = self.centroids_CH[digits_BN[:, 0]]
         return h_hat_BH if kept_BN is None else h_hat_BH * kept_BN[:, :1]
 

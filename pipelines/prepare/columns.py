@@ -34,7 +34,7 @@ class Ragged:
 
     @classmethod
     def single(cls, values_N: npt.NDArray[Any]) -> "Ragged":
-        """Give rows of one value each."""
+        """Return rows of one value each."""
         return cls(values_N, np.arange(len(values_N) + 1))
 
     @classmethod
@@ -44,17 +44,17 @@ class Ragged:
         return cls(values_NK[keep_NK], offsets_N1)
 
     def arrow(self) -> pa.Array:
-        """Give the rows as an Arrow list array."""
+        """Return the rows as an Arrow list array."""
         return pa.ListArray.from_arrays(pa.array(self.offsets_N1, pa.int32()), pa.array(self.values))
 
 
 def nullable(values_N: npt.NDArray[Any], valid_N: Bools) -> pa.Array:
-    """Give an Arrow array that is null where not valid."""
+    """Return an Arrow array that is null where not valid."""
     return pa.array(values_N, mask=~valid_N)
 
 
 def embeddings(values_ND: npt.NDArray[np.floating], valid_N: Bools) -> pa.Array:
-    """Give vectors as a fixed-size list array that is null where not valid."""
+    """Return vectors as a fixed-size list array that is null where not valid."""
     flat = pa.array(np.ascontiguousarray(values_ND).reshape(-1))
     return pa.FixedSizeListArray.from_arrays(flat, values_ND.shape[1], mask=pa.array(~valid_N))
 

@@ -38,10 +38,10 @@ def _finalized(words: UInt64s) -> UInt64s:
 
 
 def uniform(*keys: Key) -> npt.NDArray[np.float64]:
-    """Give uniform draws in [0, 1) for the keys, with 53 random bits; shapes as in `mixed`."""
+    """Return uniform draws in [0, 1) for the keys, with 53 random bits; shapes as in `mixed`."""
     return (mixed(*keys) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def below(limit: Key, *keys: Key) -> npt.NDArray[np.int64]:
-    """Give uniform integer draws in [0, limit) for the keys; `limit` >= 1 broadcasts with them."""
+    """Return uniform integer draws in [0, limit) for the keys; `limit` >= 1 broadcasts with them."""
     return np.floor(uniform(*keys) * limit).astype(np.int64)

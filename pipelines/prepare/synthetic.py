@@ -116,31 +116,31 @@ class SyntheticLog:
         return {name: value for name, value in plain(self.config).items() if name not in ("test_days", "followup_days")}
 
     def cluster(self, items_N: Ints) -> Ints:
-        """Give the items' latent clusters, in [0, num_clusters)."""
+        """Return the items' latent clusters, in [0, num_clusters)."""
         return below(self.config.num_clusters, self.config.seed, _CLUSTER, items_N)
 
     def subcluster(self, items_N: Ints) -> Ints:
-        """Give the items' latent subclusters, in [0, num_subclusters)."""
+        """Return the items' latent subclusters, in [0, num_subclusters)."""
         return below(self.config.num_subclusters, self.config.seed, _SUBCLUSTER, items_N)
 
     def user_type(self, users_N: Ints) -> Ints:
-        """Give the users' latent types, in [0, NUM_USER_TYPES)."""
+        """Return the users' latent types, in [0, NUM_USER_TYPES)."""
         return below(NUM_USER_TYPES, self.config.seed, _TYPE, users_N)
 
     def affinity(self, users_N: Ints, items_N: Ints) -> Floats:
-        """Give how much users like the content of items: about unit normal over random pairs."""
+        """Return how much users like the content of items: about unit normal over random pairs."""
         types_N, clusters_N = self.user_type(users_N), self.cluster(items_N)
         coarse_N = self._tastes.cluster_TC[types_N, clusters_N]
         fine_N = self._tastes.subcluster_TCS[types_N, clusters_N, self.subcluster(items_N)]
         return 0.8 * coarse_N + 0.6 * fine_N
 
     def click_probability(self, users_N: Ints, items_N: Ints, slots_N: Ints) -> Floats:
-        """Give the probability of a click: content, the item's own quality, and the slot."""
+        """Return the probability of a click: content, the item's own quality, and the slot."""
         quality_N = _normal(self.config.seed, _QUALITY, items_N)
         return np.asarray(expit(-2.0 + 1.3 * self.affinity(users_N, items_N) + 0.5 * quality_N - 0.2 * slots_N))
 
     def items(self) -> Iterator[pa.Table]:
-        """Give the items table in chunks."""
+        """Return the items table in chunks."""
         schema = item_schema(self.spec)
         for items_N in _chunks(self.config.num_items):
             columns: dict[str, Any] = {"item_id": items_N, "text": pa.array(self._texts(items_N))}
@@ -151,7 +151,7 @@ class SyntheticLog:
             yield table(columns, schema)
 
     def users(self) -> Iterator[pa.Table]:
-        """Give the users table in chunks; `segment` tells the user's type for most users, embeddings the taste."""
+        """Return the users table in chunks; `segment` tells the user's type for most users, embeddings the taste."""
         schema = user_schema(self.spec)
         for users_N in _chunks(self.config.num_users):
             known_N = uniform(self.config.seed, _SEGMENT, users_N) < 0.7
@@ -221,7 +221,7 @@ class SyntheticLog:
         return nullable(converted_N.astype(np.int8), known_N)
 
     def _histories(self, users_N: Ints, times_N: Ints) -> tuple[Ragged, Ragged]:
-        """Give the newest `max_history` organic actions before each time, oldest first."""
+        """Return the newest `max_history` organic actions before each time, oldest first."""
         days = -(-self.config.max_history // ACTIONS_PER_DAY)
         at_N1 = times_N[:, None] // DAY_US
         back_K = np.repeat(np.arange(days, -1, -1), ACTIONS_PER_DAY)
@@ -266,7 +266,7 @@ class SyntheticLog:
         return embeddings(_at_unit_length(vectors_ND), self._present(tag, items_N))
 
     def _user_embedding(self, name: str, dim: int, users_N: Ints) -> pa.Array:
-        """Give a random view of the users' tastes for clusters, blurred by a part of each user's own."""
+        """Return a random view of the users' tastes for clusters, blurred by a part of each user's own."""
         config, tag = self.config, _tag(name)
         rng = np.random.default_rng([config.seed, _VIEW, tag])
         view_CD = rng.standard_normal((config.num_clusters, dim)) / np.sqrt(config.num_clusters)
@@ -276,7 +276,7 @@ class SyntheticLog:
         return embeddings(_at_unit_length(vectors_ND), present_N)
 
     def _categorical(self, name: str, number: int, cardinality: int, items_N: Ints) -> pa.Array:
-        """Give a signal that follows the cluster (every second one the subcluster), 1 in 10 at random."""
+        """Return a signal that follows the cluster (every second one the subcluster), 1 in 10 at random."""
         config, tag = self.config, _tag(name)
         latent_N = self.cluster(items_N)
         if number % 2:

@@ -68,7 +68,7 @@ def compared(encoders: Mapping[str, Path], own: Setting) -> SweepResult:
 
 
 def _measured(path: Path) -> tuple[dict[str, float], SettingResult]:
-    """Give the weights of an encoder's signals and what it measured."""
+    """Return the weights of an encoder's signals and what it measured."""
     bundle, told = load_bundle(path, torch.device("cpu")), read_encoder(path)
     quantizer = structured(bundle.config)
     setting, weights = setting_of(quantizer), bundle.signals.weights
@@ -84,7 +84,7 @@ def _measured(path: Path) -> tuple[dict[str, float], SettingResult]:
 
 
 def overlay(config: EncoderConfig, chosen: Setting) -> str:
-    """Give the chosen setting as YAML, to be laid over a run's file."""
+    """Return the chosen setting as YAML, to be laid over a run's file."""
     quantizer, lengths = plain(quantizer_of(structured(config), chosen)), prefix_lengths(chosen)
     return to_yaml({"encoder": {"quantizer": quantizer}, "materialize": {"prefix_lengths": {DEFAULT_NAME: lengths}}})
 

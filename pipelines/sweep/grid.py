@@ -39,7 +39,7 @@ class Setting(Config):
         return f"l{self.levels}_d{self.depth}_g{self.groups}"
 
     def bits(self, lines: int = 1) -> float:
-        """Give the bits of the SID: digits times the logarithm of what a digit can be."""
+        """Return the bits of the SID: digits times the logarithm of what a digit can be."""
         return self.digits * math.log2(self.levels * lines)
 
 
@@ -52,14 +52,14 @@ class Budget(Config):
     """Levels to try; none: those of `LEVELS` that can spend the bits."""
 
     def digits(self, levels: int, lines: int) -> int | None:
-        """Give how many digits fit; None where they leave more than `SLACK_BITS` unused."""
+        """Return how many digits fit; None where they leave more than `SLACK_BITS` unused."""
         bits_a_digit = math.log2(levels * lines)
         digits = int(self.bits / bits_a_digit + 1e-9)
         return digits if digits * bits_a_digit >= self.bits - SLACK_BITS else None
 
 
 def settings(budget: Budget, lines: int = 1) -> Iterator[Setting]:
-    """Give the settings of a budget: by levels, each with every way to part its digits into depth x groups.
+    """Return the settings of a budget: by levels, each with every way to part its digits into depth x groups.
 
     A number of levels gets as many digits as fit; fewer could only lose.
 
@@ -84,7 +84,7 @@ def settings(budget: Budget, lines: int = 1) -> Iterator[Setting]:
 
 
 def structured(config: EncoderConfig) -> StructuredConfig:
-    """Give the quantizer whose knobs are turned.
+    """Return the quantizer whose knobs are turned.
 
     Raises:
         ConfigError: the configuration has another kind of quantizer.
@@ -95,7 +95,7 @@ def structured(config: EncoderConfig) -> StructuredConfig:
 
 
 def quantizer_of(base: StructuredConfig, setting: Setting) -> StructuredConfig:
-    """Give the quantizer of a setting: the base's, with the three knobs turned.
+    """Return the quantizer of a setting: the base's, with the three knobs turned.
 
     The width of the latent vector stays that of the base, up to rounding: groups part it, they do not add to it. So
     the networks of a sweep are of one size and their losses differ by the knobs.
@@ -109,11 +109,11 @@ def quantizer_of(base: StructuredConfig, setting: Setting) -> StructuredConfig:
 
 
 def setting_of(quantizer: StructuredConfig) -> Setting:
-    """Give where a quantizer lies in the sweep."""
+    """Return where a quantizer lies in the sweep."""
     return Setting(levels=quantizer.levels, depth=quantizer.depth, groups=quantizer.groups)
 
 
 def prefix_lengths(setting: Setting) -> Sequence[int]:
-    """Give prefixes of a third, two thirds and all of the digits, as the default has of its 15; fewer digits, fewer."""
+    """Return prefixes of a third, two thirds and all of the digits, as the default has of its 15; of fewer, fewer."""
     thirds = (round(setting.digits * part / 3) for part in (1, 2, 3))
     return sorted({max(length, 1) for length in thirds})

@@ -72,7 +72,7 @@ def as_markdown(sweep: SweepResult) -> str:
 
 
 def _cells(sweep: SweepResult) -> Iterator[tuple[list[str], list[str], str]]:
-    """Give header and rows, each in three parts: the setting and its measures, the signals' losses, the mark."""
+    """Return header and rows, each in three parts: the setting and its measures, the signals' losses, the mark."""
     names = [signal.name for signal in sweep.chosen.signals]
     yield ["levels", "depth", "groups", "digits", "bits", "used", "loss", "unique", "training"], names, ""
     for result in sweep.results:

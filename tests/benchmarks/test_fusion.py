@@ -49,7 +49,7 @@ TWO = ("text_embedding", "behaviour_embedding")
 
 
 def items(num: int = 600) -> pa.Table:
-    """Give items of 200 texts, every third without behaviour, every seventh without a text."""
+    """Return items of 200 texts, every third without behaviour, every seventh without a text."""
     rng = np.random.default_rng(0)
     text_N = rng.integers(0, 200, num)
     vectors = rng.standard_normal((200, 8)).astype(np.float16)

@@ -30,7 +30,7 @@ def encoder(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def catalogue() -> Catalogue:
-    """Give five items on a circle; their code swaps the second and the last."""
+    """Return five items on a circle; their code swaps the second and the last."""
     angles = np.array([0.0, 0.1, 0.3, 0.6, 1.0])
     on_circle = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
     texts = ["query", "near", "next | odd", "far", "last"]

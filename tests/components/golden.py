@@ -90,7 +90,7 @@ SCHEDULERS: Mapping[str, Mapping[str, CfgVal]] = {
 
 
 def dry_run(stage: str, scheduler: str) -> str:
-    """Give the job that `torchx run --dryrun` would submit, with a fixed id in place of its random one.
+    """Return the job that `torchx run --dryrun` would submit, with a fixed id in place of its random one.
 
     The random ids differ in length, and with it the lines of the YAML.
     """
@@ -105,7 +105,7 @@ def dry_run(stage: str, scheduler: str) -> str:
 
 
 def file_of(stage: str, scheduler: str) -> Path:
-    """Give the golden file of a dry run."""
+    """Return the golden file of a dry run."""
     return GOLDEN / f"{stage}.{scheduler}.txt"
 
 

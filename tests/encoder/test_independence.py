@@ -79,7 +79,7 @@ def test_an_item_keeps_its_sid_when_others_come_and_go(
 
 
 def wide_network() -> VQFusion:
-    """Give a network of sizes that are no multiples of a processor's vectors, where kernels treat edges apart."""
+    """Return a network of sizes that are no multiples of a processor's vectors, where kernels treat edges apart."""
     signals = SignalSpec(
         embeddings={"text": 100, "image": 33}, categoricals={"type": 30}, weights={"text": 1, "image": 1, "type": 1}
     )

@@ -51,7 +51,7 @@ class KillingLog(RunLog):
 
 
 def rows(out: Path) -> list[dict[str, Any]]:
-    """Give the history without what tells the time."""
+    """Return the history without what tells the time."""
     lines = (out / "history.jsonl").read_text().splitlines()
     return [{name: x for name, x in json.loads(line).items() if name not in TIMES} for line in lines]
 

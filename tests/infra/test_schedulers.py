@@ -13,7 +13,7 @@ from infra.schedulers import FACTORIES, SlurmNodes, local_cwd
 
 @pytest.fixture
 def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Give the only directory that commands are found in."""
+    """Return the only directory that commands are found in."""
     monkeypatch.setenv("PATH", str(tmp_path))
     return tmp_path
 

@@ -25,7 +25,7 @@ CONFIG = {"arm": "side", "lr": 0.1, "towers": {"widths": [4, 2], "note": "x" * 9
 
 @pytest.fixture(scope="module")
 def runs_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Give one SQLite store for the module: making its tables takes seconds."""
+    """Return one SQLite store for the module: making its tables takes seconds."""
     path = tmp_path_factory.mktemp("runs")
     before = os.environ.pop("MLFLOW_TRACKING_URI", None)
     use_store(path)
@@ -75,7 +75,7 @@ def children(client: Any, parent: str) -> list[Any]:
 
 
 def content(client: Any, run: Any) -> dict[str, Any]:
-    """Give what a run says, without when and under whom it was said."""
+    """Return what a run says, without when and under whom it was said."""
     history = client.get_metric_history(run.info.run_id, "loss")
     tags = {k: v for k, v in run.data.tags.items() if k in ("sidestack.stage", "sidestack.arm")}
     return {

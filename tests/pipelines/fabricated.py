@@ -89,7 +89,7 @@ def converted(logit: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def predictions(drawn: Mapping[str, NDArray[Any]], noise: float, seed: int) -> pa.Table:
-    """Give the table an arm would write that sees the true logits through noise."""
+    """Return the table an arm would write that sees the true logits through noise."""
     rng = np.random.default_rng([seed, 7])
     rows = len(drawn["logit"])
     logit = drawn["logit"] + rng.normal(0, noise, rows)

@@ -81,13 +81,13 @@ def comparison(out: Path) -> dict[str, Any]:
 
 
 def over_none(comparison: dict[str, Any], arm: str, task: str, metric: str) -> dict[str, Any]:
-    """Give an arm's gain over the arm `none`."""
+    """Return an arm's gain over the arm `none`."""
     found: dict[str, Any] = comparison["arms"][arm]["tasks"][task]["metrics"][metric]["over"]["none"]
     return found
 
 
 def judged(drawn: dict[str, Any], table: pa.Table, task: str) -> tuple[Any, Any, Any]:
-    """Give labels, scores and users of the rows that count for a task."""
+    """Return labels, scores and users of the rows that count for a task."""
     keep = drawn[task] >= 0
     return drawn[task][keep], table[f"p_{task}"].to_numpy()[keep], drawn["user_id"][keep]
 

@@ -31,7 +31,7 @@ def plan(**sections: Any) -> dict[str, Stage]:
 
 
 def keys(**sections: Any) -> dict[str, str]:
-    """Give the stages' keys, each stage's output standing for its key."""
+    """Return the stages' keys, each stage's output standing for its key."""
     found: dict[str, str] = {}
     for label, stage in plan(**sections).items():
         found[label] = key(stage, {name: found[source] for name, source in stage.inputs.items()})
@@ -173,7 +173,7 @@ def test_other_packages_and_other_files_leave_the_digest(tree: Path) -> None:
 
 
 def imports(file: Path) -> Iterator[Path]:
-    """Give the project's files that a file imports."""
+    """Return the project's files that a file imports."""
     for node in ast.walk(ast.parse(file.read_text())):
         names: list[str] = []
         if isinstance(node, ast.Import):

@@ -85,7 +85,7 @@ def between(gain: float, below: float, above: float) -> Gain:
 
 
 def nothing(num: int, positives: int) -> TaskResult:
-    """Give the results of a task whose metrics are not defined."""
+    """Return the results of a task whose metrics are not defined."""
     return TaskResult(num=num, positives=positives, metrics={name: MetricResult(value=None) for name in METRICS})
 
 
@@ -127,7 +127,7 @@ LEARNED = Learning(train_ne=0.66, late_fall=0.01)
 def comparison(
     learning: Mapping[str, Learning | None] | None = None, rules: VerdictConfig | None = None, **changes: Any
 ) -> Comparison:
-    """Give a comparison of two trainings of each arm, which learned but for those that `learning` names."""
+    """Return a comparison of two trainings of each arm, which learned but for those that `learning` names."""
     given, rules = unjudged(**changes), rules or VerdictConfig()
     results = {task: {name: one.tasks[task] for name, one in given.arms.items()} for task in given.tasks}
     told = {name: (learning or {}).get(name, LEARNED) for name in given.arms}
@@ -499,7 +499,7 @@ def test_colours_can_be_read_on_their_page(theme: Theme) -> None:
 
 
 def lines_of(plot: Plot) -> list[Line2D]:
-    """Give the lines that a plot draws."""
+    """Return the lines that a plot draws."""
     axes = Figure().add_subplot()
     plot.draw(axes, LIGHT)
     found: list[Line2D] = list(axes.get_lines())

@@ -24,7 +24,7 @@ PROGRAM = [sys.executable, "-m", "tests.pipelines.fake_plan"]
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Give a directory with a run's file, the stages' environment set up for it."""
+    """Return a directory with a run's file, the stages' environment set up for it."""
     path = tmp_path_factory.mktemp("driver")
     values = {"prepare": {"text": "raw"}, "ranker": {}, "run": {"name": "fake", "runs_dir": str(path / "runs")}}
     path.joinpath("run.yaml").write_text(yaml.safe_dump(values))

@@ -110,7 +110,7 @@ def test_page_has_ours_beside_the_papers() -> None:
 
 
 def quantized(metric: str) -> tuple[TableConfig, Comparison]:
-    """Give a table of two dense arms, one that shows a gain and one that does not, and of arms that quantize them."""
+    """Return a table of two dense arms, one that shows a gain and one that does not, and of arms that quantize them."""
     arms = {
         "none": arm(0.0, 0.0, 0.0, None),
         "dense": arm(0.008, 0.0005, 1536.0, 0.1),

@@ -51,7 +51,7 @@ def result(ne: float = 0.8, gain: Gain | None = None, **counts: Any) -> TaskResu
 
 
 def reasons_of(side: Learning | None = HEALTHY, none: Learning | None = HEALTHY, **changes: Any) -> tuple[str, ...]:
-    """Give why the verdict on the arm `side` is withheld."""
+    """Return why the verdict on the arm `side` is withheld."""
     results = {"none": result(**{**changes, "ne": 0.8}), "side": result(gain=HIGHER, **changes)}
     judged = with_verdicts(results, {"none": none, "side": side}, RULES, "none", 2)
     assert judged["none"].verdict is None and judged["side"].verdict is not None

@@ -10,7 +10,7 @@ from infra.distributed import World, started
 
 @pytest.fixture(scope="module")
 def world() -> Iterator[World]:
-    """Give a process group of one rank, and leave the environment as it was."""
+    """Return a process group of one rank, and leave the environment as it was."""
     before = dict(os.environ)
     with started() as world:
         yield world

@@ -63,7 +63,7 @@ def _area_under_curve(positives_N: NDArray[np.bool_], probabilities_N: NDArray[n
 
 
 def _placements(positives_N: NDArray[np.bool_], probabilities_N: NDArray[np.floating]) -> Floats:
-    """Give the chance that a row is ordered rightly against one of the other label, by one sort; ties count half."""
+    """Return the chance that a row is ordered rightly against one of the other label, by one sort; ties count half."""
     _, group_N, size_G = np.unique(probabilities_N, return_inverse=True, return_counts=True)
     positives_G = np.bincount(group_N[positives_N], minlength=len(size_G))
     negatives_G = size_G - positives_G
@@ -74,7 +74,7 @@ def _placements(positives_N: NDArray[np.bool_], probabilities_N: NDArray[np.floa
 
 
 def auc_influence(users_N: Integers, labels_N: NDArray[np.generic], probabilities_N: NDArray[np.floating]) -> Floats:
-    """Give how much AUC moves with each user's weight: its derivative where all users weigh 1.
+    """Return how much AUC moves with each user's weight: its derivative where all users weigh 1.
 
     Pairs of rows cross users, so that AUC is no sum over users. To first order it is: with `w_u` the weight of user u,
     or how often a resample drew the user, AUC(w) = AUC + sum of `(w_u - 1) * influence_u` (Obuchowski, 1997, of

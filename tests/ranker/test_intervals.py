@@ -37,7 +37,7 @@ def test_resamples_equal_drawing_users_one_resample_at_a_time(users: int, column
 def estimate(
     arm_UR: Floats, reference_UR: Floats, seed: int = 0, confidence: float = 0.95, better: Better = "lower"
 ) -> GainEstimate | None:
-    """Give the gain between two arms from each user's loss in each replicate."""
+    """Return the gain between two arms from each user's loss in each replicate."""
     both_UC = np.stack([arm_UR.sum(axis=1), reference_UR.sum(axis=1)], axis=1)
     arm_B, reference_B = resample_users(both_UC, 400, seed).T
     training_B = training_draws(400, arm_UR.shape[1], seed)
@@ -124,7 +124,7 @@ def draw_losses(
 
 
 def picked(arm_UR: Floats, reference_UR: Floats, seed: int, scale: float) -> tuple[float, float]:
-    """Give the interval of picking both users and replicates with replacement, replicates' deviations scaled before."""
+    """Return the interval of picking both users and replicates with replacement, deviations of replicates scaled."""
     users, replicates = reference_UR.shape
     rng = np.random.default_rng(seed)
     of_users_BU = rng.multinomial(users, np.full(users, 1 / users), 400)
@@ -139,7 +139,7 @@ def picked(arm_UR: Floats, reference_UR: Floats, seed: int, scale: float) -> tup
 
 
 def coverage(replicates: int, by_user: float, by_training: float, by_both: float = 0.0) -> dict[str, float]:
-    """Give how often the interval holds the truth: ours, that of picking replicates, and of picking them scaled."""
+    """Return how often the interval holds the truth: ours, that of picking replicates, and of picking them scaled."""
     rng = np.random.default_rng([replicates, 4])
     held = {"ours": 0, "picked": 0, "scaled": 0}
     trials = 400

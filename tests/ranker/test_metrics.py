@@ -32,7 +32,7 @@ def write_predictions(
 
 
 def torchrec_metrics(labels: list[int], probabilities: list[float]) -> tuple[float, float, float]:
-    """Give NE, AUC and calibration by torchrec's own functions, in float64."""
+    """Return NE, AUC and calibration by torchrec's own functions, in float64."""
     y, p = torch.tensor([labels]).double(), torch.tensor([probabilities]).double()
     w = torch.ones_like(y)
     entropy = compute_cross_entropy(y, p, w, 1e-12).sum(-1)

@@ -39,7 +39,7 @@ EIGHT = Cluster("cuda", 8, 8, 80 * GIB, 128 * GIB)
 
 
 def workload(arm: str, rows: int = 0, **sections: dict[str, Any]) -> Workload:
-    """Give an arm of the tests' dataset, its three largest id spaces of `rows` each."""
+    """Return an arm of the tests' dataset, its three largest id spaces of `rows` each."""
     config = config_of(arm, **sections)
     spec = SPEC.model_copy(update={"num_items": rows, "num_users": rows}) if rows else SPEC
     return Workload(config, arm_features(spec, config, {"sid": SID}), Frozen(), 3.0, None, None)

@@ -86,7 +86,7 @@ def finish_both(world: World, dataset: Path, folder: Path) -> None:
 
 
 def weights(out: Path) -> dict[str, Tensor]:
-    """Give all weights and optimizer states of a finished training, shards put together."""
+    """Return all weights and optimizer states of a finished training, shards put together."""
     found: dict[str, Tensor] = {}
 
     def collect(values: dict[str, Any], prefix: str) -> None:

@@ -26,7 +26,7 @@ def spec_of(levels: int, digits: int, packing: str = "mixed_radix", steps: tuple
 
 
 def slow_unpack(sid: int, levels: int, digits: int) -> list[float]:
-    """Give the centred digits of one id, the first the most significant: the notes' formula, as written."""
+    """Return the centred digits of one id, the first the most significant: the notes' formula, as written."""
     return [float(sid // levels ** (digits - 1 - i) % levels) - (levels - 1) / 2 for i in range(digits)]
 
 

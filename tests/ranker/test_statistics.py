@@ -138,7 +138,7 @@ def test_gauc_weighs_users_by_rows_and_leaves_out_those_of_one_label() -> None:
 
 
 def slow_weighted_auc(rows: Users, weight_of: dict[int, complex]) -> complex:
-    """Give AUC where a row counts as often as its user weighs."""
+    """Return AUC where a row counts as often as its user weighs."""
     ups = [(weight_of[user], score) for user, label, score in rows if label]
     downs = [(weight_of[user], score) for user, label, score in rows if not label]
     won = sum(w * v * ((up > down) + 0.5 * (up == down)) for w, up in ups for v, down in downs)

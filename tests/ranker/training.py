@@ -50,7 +50,7 @@ ARMS: dict[str, dict[str, Any]] = {
 
 
 def config_of(arm: str, **sections: dict[str, Any]) -> RankerConfig:
-    """Give a small configuration of one arm, with settings laid over it by section."""
+    """Return a small configuration of one arm, with settings laid over it by section."""
     values = {name: {**SMALL.get(name, {}), **sections.get(name, {})} for name in {*SMALL, *sections}}
     return parse(RankerConfig, {"arms": ARMS, "arm": arm, **values}, "test").resolved()
 
@@ -104,12 +104,12 @@ def run_steps(world: World, dataset: Path, config: RankerConfig, steps: int) -> 
 
 
 def whole_weights(world: World, sharded: ShardedRanker) -> dict[str, Tensor]:
-    """Give every parameter by name, shards put together."""
+    """Return every parameter by name, shards put together."""
     return whole(world, sharded.model.state_dict())
 
 
 def whole_states(world: World, sharded: ShardedRanker) -> dict[str, Tensor]:
-    """Give every optimizer state by parameter and name, shards put together."""
+    """Return every optimizer state by parameter and name, shards put together."""
     found = {}
     for parameter, states in sharded.optimizer.state_dict()["state"].items():
         for name, value in states.items():

@@ -34,7 +34,7 @@ def behaviour_embeddings(
 def items_by_basket(
     items_P: Ints, baskets_P: Ints, num_items: int, min_baskets: int
 ) -> tuple[scipy.sparse.csr_matrix, Ints]:
-    """Give a 1 for each item in each basket (rows by ascending id), of items with enough baskets, and these items."""
+    """Return a 1 for each item in each basket (rows by ascending id), of items with enough baskets, and these items."""
     basket_of_P = np.unique(baskets_P, return_inverse=True)[1]
     lines_P = np.unique((basket_of_P.astype(np.int64) << 32) | items_P)
     basket_of_P, items_P = lines_P >> 32, lines_P & 0xFFFFFFFF
@@ -48,7 +48,7 @@ def items_by_basket(
 
 
 def factorized(matrix_KM: scipy.sparse.csr_matrix, dim: int, seed: int) -> npt.NDArray[np.float32]:
-    """Give the left singular vectors of the largest singular values, scaled by their roots: a row for each row.
+    """Return the left singular vectors of the largest singular values, scaled by their roots: a row for each row.
 
     A truncated decomposition has fewer dimensions than the matrix either way: of a smaller matrix all rows are 0.
     """
@@ -83,7 +83,7 @@ def unit_rows(
 def _weighted_pmi(
     items_P: Ints, baskets_P: Ints, num_items: int, min_baskets: int
 ) -> tuple[scipy.sparse.csr_matrix, Ints]:
-    """Give log(1 + n(i, j)) max(0, log p(i, j) / (p(i) p(j))) of the items with enough baskets, and these items."""
+    """Return log(1 + n(i, j)) max(0, log p(i, j) / (p(i) p(j))) of the items with enough baskets, and these items."""
     bought_BK, kept_K = items_by_basket(items_P, baskets_P, num_items, min_baskets)
     together_KK = (bought_BK.T @ bought_BK).tocoo()
     return _pmi_of_counts(together_KK), kept_K

@@ -49,7 +49,7 @@ class Vocabulary:
         return cls(ids, names, [counted[name] for name in names])
 
     def table(self) -> pa.Table:
-        """Give id, value and count for people to read."""
+        """Return id, value and count for people to read."""
         return pa.table({
             "id": pa.array(range(len(self.names)), pa.int32()),
             "value": pa.array(self.names, pa.string()),
@@ -69,7 +69,7 @@ def user_vocabularies(demographics: pa.Table, households: Ints) -> dict[str, Voc
 
 
 def demographics_ids(vocabularies: Mapping[str, Vocabulary]) -> tuple[Ragged, int]:
-    """Give each user's known demographics as ids of one space, a block for each column, and the space's size."""
+    """Return each user's known demographics as ids of one space, a block for each column, and the space's size."""
     offset, offsets = 0, []
     for vocabulary in vocabularies.values():
         offsets.append(offset)

@@ -72,7 +72,7 @@ class EventBuilder:
         self._lines_of_item_by_user = Timeline(self._by_user(log.users_P, log.items_P), log.times_P)
 
     def day(self, day: date) -> dict[str, Any]:
-        """Give a day's columns by name, as arrays, Arrow arrays or `Ragged`, in order of time."""
+        """Return a day's columns by name, as arrays, Arrow arrays or `Ragged`, in order of time."""
         settings = self.settings
         first, end = midnight(day), midnight(day + timedelta(days=1))
         seen = impressions(self.log, self.promotions, first, end, settings.draws, settings.seed)
@@ -124,7 +124,7 @@ class EventBuilder:
         }
 
     def _history(self, seen: Impressions) -> dict[str, Ragged]:
-        """Give the household's newest known purchases strictly before the impression, oldest first."""
+        """Return the household's newest known purchases strictly before the impression, oldest first."""
         # A log is in order of household and time, as the timeline's positions are.
         stops_N = self._lines_of_user.position(seen.users_N, seen.times_N)
         earlier_N = self._lines_of_user.before(seen.users_N, seen.times_N)
@@ -142,12 +142,12 @@ class EventBuilder:
 
 
 def as_times(seconds_N: Ints) -> npt.NDArray[np.datetime64]:
-    """Give seconds as the contract's microsecond timestamps."""
+    """Return seconds as the contract's microsecond timestamps."""
     return (seconds_N * 1_000_000).astype("datetime64[us]")
 
 
 def store_places(known: Ints, stores_N: Ints) -> Ints:
-    """Give each store's place, 1 + its rank among the known (ascending) ids, or 0."""
+    """Return each store's place, 1 + its rank among the known (ascending) ids, or 0."""
     if not len(known):
         return np.zeros_like(stores_N)
     at_N = np.minimum(np.searchsorted(known, stores_N), len(known) - 1)
@@ -159,12 +159,12 @@ def _squashed(counts_N: Ints, usual: int) -> Floats:
 
 
 def _age(first_N: Ints, times_N: Ints) -> Floats:
-    """Give the squashed days since `first`, 0 where there was none (-1)."""
+    """Return the squashed days since `first`, 0 where there was none (-1)."""
     days_N = np.where(first_N >= 0, (times_N - first_N) / DAY, 0.0)
     return np.asarray(np.log1p(days_N) / np.log1p(365), np.float32)
 
 
 def _recency(last_N: Ints, times_N: Ints) -> Floats:
-    """Give 1 / (1 + weeks since `last`): 1 for just now, towards 0 with time, 0 for never (-1)."""
+    """Return 1 / (1 + weeks since `last`): 1 for just now, towards 0 with time, 0 for never (-1)."""
     weeks_N = (times_N - last_N) / (7 * DAY)
     return np.where(last_N >= 0, 1.0 / (1.0 + weeks_N), 0.0).astype(np.float32)

@@ -35,7 +35,7 @@ class Impressions:
 
 
 def impressions(log: RawLog, promotions: Promotions, first: int, end: int, draws: int, seed: int) -> Impressions:
-    """Give the impressions of the baskets from `first` (inclusive) to `end` (exclusive), in seconds.
+    """Return the impressions of the baskets from `first` (inclusive) to `end` (exclusive), in seconds.
 
     Args:
         draws: products drawn, with replacement, among those promoted in a basket's store and week.

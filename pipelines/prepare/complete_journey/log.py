@@ -18,12 +18,12 @@ _TIME_BITS = 32
 
 
 def midnight(day: date) -> int:
-    """Give the second at which a day begins, on the log's own clock."""
+    """Return the second at which a day begins, on the log's own clock."""
     return (day - EPOCH).days * DAY
 
 
 def week_of(times_N: Ints) -> Ints:
-    """Give the week numbers of times: weeks run from Monday to Sunday, local time."""
+    """Return the week numbers of times: weeks run from Monday to Sunday, local time."""
     return (times_N - midnight(FIRST_MONDAY)) // (7 * DAY) + 2
 
 
@@ -64,7 +64,7 @@ class RawLog:
         )
 
     def keep(self, lines_P: npt.NDArray[np.bool_]) -> "RawLog":
-        """Give the log with only the lines marked."""
+        """Return the log with only the lines marked."""
         return replace(
             self,
             users_P=self.users_P[lines_P],
@@ -75,7 +75,7 @@ class RawLog:
         )
 
     def cut(self, end: int) -> "RawLog":
-        """Give the log as it was known at `end`: the lines before it, and the follow-up ended there."""
+        """Return the log as it was known at `end`: the lines before it, and the follow-up ended there."""
         return replace(self.keep(self.times_P < end), end=min(end, self.end))
 
 
@@ -121,7 +121,7 @@ class Timeline:
         self._keys_P = np.sort(_keyed(ids_P, times_P))
 
     def position(self, ids_N: Ints, times_N: Ints) -> Ints:
-        """Give where in the order of (id, time) the first moment at or after each time lies."""
+        """Return where in the order of (id, time) the first moment at or after each time lies."""
         return np.searchsorted(self._keys_P, _keyed(ids_N, times_N))
 
     def before(self, ids_N: Ints, times_N: Ints) -> Ints:
@@ -133,11 +133,11 @@ class Timeline:
         return self.position(ids_N, end_N) - self.position(ids_N, np.maximum(first_N, 0))
 
     def last_before(self, ids_N: Ints, times_N: Ints) -> Ints:
-        """Give the id's newest moment strictly before each time, -1 where there is none."""
+        """Return the id's newest moment strictly before each time, -1 where there is none."""
         return self._moment(self.position(ids_N, times_N) - 1, self.before(ids_N, times_N) > 0)
 
     def first_before(self, ids_N: Ints, times_N: Ints) -> Ints:
-        """Give the id's first moment if it lies strictly before the time, else -1."""
+        """Return the id's first moment if it lies strictly before the time, else -1."""
         return self._moment(self.position(ids_N, np.zeros_like(times_N)), self.before(ids_N, times_N) > 0)
 
     def _moment(self, positions_N: Ints, exists_N: npt.NDArray[np.bool_]) -> Ints:

@@ -41,7 +41,7 @@ class OrganicActivity:
 
 
 def organic_dims(config: OrganicConfig, text_dim: int) -> dict[str, int]:
-    """Give the dimensions of the users' embeddings by name."""
+    """Return the dimensions of the users' embeddings by name."""
     return {TEXT: text_dim, BEHAVIOUR: config.dim}
 
 

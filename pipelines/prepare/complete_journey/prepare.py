@@ -226,7 +226,7 @@ def dataset_spec(raw: Raw, config: CompleteJourney, text_dim: int) -> DatasetSpe
 
 
 def known_stores(log: RawLog, config: CompleteJourney) -> npt.NDArray[np.int64]:
-    """Give the ids of the stores with purchases before the first event, ascending."""
+    """Return the ids of the stores with purchases before the first event, ascending."""
     return np.unique(log.cut(_events_begin(config)).stores_P)
 
 
@@ -248,7 +248,7 @@ def _organic(
 
 
 def _surface(raw: Raw, config: CompleteJourney) -> RawLog:
-    """Give the purchases by which the events know a household: all, or those of the surface they are about."""
+    """Return the purchases by which the events know a household: all, or those of the surface they are about."""
     if config.organic is None or config.organic.in_events:
         return raw.log
     promoted_P, _ = raw.files.promoted(raw.log, raw.products["product_id"].to_numpy())

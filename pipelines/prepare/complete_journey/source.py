@@ -157,7 +157,7 @@ class _Marked:
         self._marks_K[at_M[at_M >= 0]] = True
 
     def marks(self) -> Bools:
-        """Give for each of the first keys, in their order, whether it is marked."""
+        """Return for each of the first keys, in their order, whether it is marked."""
         return self._marks_K[self._known_of_P]
 
 
@@ -174,7 +174,7 @@ def local_seconds(utc: pa.ChunkedArray) -> Ints:
 
 
 def positions(known: Ints, ids_N: Ints) -> Ints:
-    """Give each id's position among the known (ascending), -1 where it is not one of them."""
+    """Return each id's position among the known (ascending), -1 where it is not one of them."""
     at_N = np.minimum(np.searchsorted(known, ids_N), len(known) - 1)
     return np.where(known[at_N] == ids_N, at_N, -1)
 

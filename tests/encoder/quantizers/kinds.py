@@ -39,7 +39,7 @@ def made(name: str, **changes: object) -> Quantizer:
 
 
 def vectors(rows: int = 1024, seed: int = 0) -> Tensor:
-    """Give float32 [rows, 8] of one correlated, uncentred law."""
+    """Return float32 [rows, 8] of one correlated, uncentred law."""
     mix = torch.randn(8, 8, generator=torch.Generator().manual_seed(99)) / 8**0.5
     return torch.randn(rows, 8, generator=torch.Generator().manual_seed(seed)) @ mix + 0.3
 

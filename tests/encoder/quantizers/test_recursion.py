@@ -14,7 +14,7 @@ def of_structured(quantizer: Structured, h_BH: torch.Tensor) -> torch.Tensor:
 
 
 def generic(**settings: object) -> tuple[Structured, torch.Tensor]:
-    """Give a quantizer with nothing tidy about it, and vectors that meet all of its levels."""
+    """Return a quantizer with nothing tidy about it, and vectors that meet all of its levels."""
     generator = torch.Generator().manual_seed(0)
     quantizer = StructuredConfig.model_validate(settings).build().double()
     mix = torch.randn(quantizer.latent_dim, quantizer.latent_dim, generator=generator, dtype=torch.float64)

@@ -10,7 +10,7 @@ from encoder.quantizers.residual import nearest_paths, spread_over_groups, take_
 
 
 def random_words(depth: int, groups: int, codes: int, width: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Give vectors [64, P, M] and codebooks that shrink with depth [D, P, R, M]."""
+    """Return vectors [64, P, M] and codebooks that shrink with depth [D, P, R, M]."""
     generator = torch.Generator().manual_seed(seed)
     words_DPRM = torch.randn(depth, groups, codes, width, generator=generator, dtype=torch.float64)
     words_DPRM *= 0.6 ** torch.arange(depth)[:, None, None, None]

@@ -187,7 +187,7 @@ def test_unknown_quantizer_settings_are_refused() -> None:
 
 
 def clustered(rows: int, dim: int) -> Tensor:
-    """Give float64 vectors of a mixture of normal laws."""
+    """Return float64 vectors of a mixture of normal laws."""
     generator = torch.Generator().manual_seed(11)
     centres_CM = torch.randn(40, dim, generator=generator, dtype=torch.float64)
     owner_N = torch.randint(40, (rows,), generator=generator)
