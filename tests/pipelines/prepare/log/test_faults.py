@@ -163,6 +163,12 @@ def test_an_earlier_end_of_the_log_is_refused_where_ids_would_not_be_the_same(tm
         run_prepare(ALONE, config | {"as_of": str(date(2024, 3, 3))}, tmp_path / "runs/earlier")
 
 
+def test_an_end_before_the_first_event_is_named(tmp_path: Path) -> None:
+    write_log(tmp_path, days=2)
+    with pytest.raises(DataError, match="prepare.as_of: 2024-03-01: the log's first event is on 2024-03-01"):
+        run_prepare(ALONE, log_config(tmp_path, as_of=date(2024, 3, 1)), tmp_path / "runs/out")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
