@@ -63,7 +63,7 @@ def codes(draw: st.DrawFn) -> tuple[int, str, list[list[int]]]:
     return radix, packing, [*rows, [0] * num_digits, [radix - 1] * num_digits]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(codes())
 def test_pack_then_unpack_is_the_identity(code: tuple[int, str, list[list[int]]]) -> None:
     radix, packing, rows = code
@@ -87,7 +87,7 @@ def test_every_digit_count_of_common_levels(levels: int, packing: str) -> None:
         unpack_ids(torch.zeros(1, dtype=torch.int64), levels, num_digits + 1, packing)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     levels=st.integers(2, 12),
     lines=st.integers(1, 3),

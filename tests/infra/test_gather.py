@@ -8,7 +8,7 @@ from infra.gather import take_rows
 LISTS = st.lists(st.lists(st.none() | st.integers(0, 99), max_size=4), max_size=12)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(LISTS, LISTS, st.integers(0, 9), st.booleans(), st.booleans(), st.integers(0, 99))
 def test_rows_are_those_that_arrow_takes(
     first: list[list[int | None]],

@@ -40,7 +40,7 @@ def test_global_batches_are_the_same_for_any_number_of_ranks(tmp_path: Path, see
     assert one == global_batches(files, 2, 0, seed=seed) == global_batches(files, 4, 0, seed=seed)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=4), st.sampled_from([1, 2, 4]))
 def test_in_order_every_row_comes_exactly_once(
     tmp_path_factory: pytest.TempPathFactory, sizes: list[int], lanes: int
@@ -150,7 +150,7 @@ def test_runs_are_shuffled_row_by_row_unless_they_are_to_be_kept(tmp_path: Path)
     assert rows_of(source) == rows_of(FileRows(source.files, ["x"]), keep_rows=9) != rows_of(source, keep_rows=9)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(60, 150), st.integers(0, 99), st.integers(2, 6), st.sampled_from([(0,), (0, 21, 50)]))
 def test_the_rows_of_a_piece_follow_one_another_in_a_lane(
     tmp_path_factory: pytest.TempPathFactory, rows: int, seed: int, keep_rows: int, windows: tuple[int, ...]
@@ -182,7 +182,7 @@ def test_rows_are_named_by_their_row_groups(tmp_path: Path) -> None:
     assert [(group.path, group.index) for group in found] == [(files[0], 0), (files[0], 1), (files[1], 2)]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(8, 40), min_size=1, max_size=3), st.sampled_from([1, 2, 4]), st.integers(0, 2))
 def test_epochs_in_one_stream_are_the_epochs_one_by_one(
     tmp_path_factory: pytest.TempPathFactory, sizes: list[int], buffer: int, start: int
@@ -198,7 +198,7 @@ def test_epochs_in_one_stream_are_the_epochs_one_by_one(
     ]  # fmt: skip
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(8, 40), min_size=1, max_size=3), st.integers(1, 40), st.integers(0, 2))
 def test_blocks_are_the_batches_one_after_another(
     tmp_path_factory: pytest.TempPathFactory, sizes: list[int], block_rows: int, start: int

@@ -49,7 +49,7 @@ def test_bytes_do_not_depend_on_how_the_rows_were_cut(tmp_path: Path, bound: dic
     assert whole.read_bytes() == cut.read_bytes()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=60), st.integers(1, 300))
 def test_a_row_group_ends_with_the_row_that_brings_it_to_its_bytes(
     tmp_path_factory: pytest.TempPathFactory, lengths: list[int], row_group_bytes: int

@@ -26,7 +26,7 @@ def first_fit(starts: list[int], mix: list[int], batch_rows: int, room: int) -> 
     return order
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(lengths, st.integers(1, 12), st.integers(0, 11), st.integers(0, 99))
 def test_pieces_fill_batches_by_first_fit(sizes: list[int], batch_rows: int, begun: int, seed: int) -> None:
     starts_P = np.concatenate([[0], np.cumsum(sizes)[:-1]])
@@ -48,7 +48,7 @@ def test_pieces_of_one_row_come_as_the_shuffle_has_them() -> None:
     assert pieces_in_batches(np.arange(50), mix_N, 8, 3) is mix_N
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(lengths, st.integers(1, 5), st.booleans())
 def test_a_run_is_cut_every_so_many_rows(sizes: list[int], keep_rows: int, continues: bool) -> None:
     """Rows before the first start, of a run that began in another row group, are a run of their own."""

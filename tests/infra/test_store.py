@@ -66,7 +66,7 @@ def cut_by_hand(rows: pa.Table, most: int) -> list[list[int]]:
 
 
 @given(SIZES, st.integers(1, 2000), st.lists(st.integers(0, 72), max_size=6))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_groups_are_whole_requests_however_the_rows_were_cut(sizes: list[int], most: int, cuts: list[int]) -> None:
     rows = table(requests(DAY, sizes))
     numbered = rows.append_column("row", pa.array(range(rows.num_rows), pa.int64()))

@@ -4,7 +4,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -21,7 +21,6 @@ def slow_resamples(sums_UC: Floats, num_resamples: int, seed: int) -> Floats:
     return np.array([sums_UC[drawn].sum(axis=0) for drawn in draws])
 
 
-@settings(deadline=None)
 @given(st.integers(1, 9), st.integers(1, 3), st.integers(0, 2**32), st.integers(1, 100))
 def test_resamples_equal_drawing_users_one_resample_at_a_time(users: int, columns: int, seed: int, chunk: int) -> None:
     sums_UC = np.random.default_rng(seed).random((users, columns))

@@ -30,7 +30,7 @@ def slow_unpack(sid: int, levels: int, digits: int) -> list[float]:
     return [float(sid // levels ** (digits - 1 - i) % levels) - (levels - 1) / 2 for i in range(digits)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(2, 70), st.integers(1, 63), st.data())
 def test_unpacks_like_the_readable_reference(levels: int, digits: int, data: st.DataObject) -> None:
     digits = min(digits, max_digits(levels))
