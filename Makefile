@@ -12,7 +12,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
 
 BENCH  := quantizers
 
-WORKERS    ?= 2
+WORKERS    ?= 3
 RANKS      ?= 8
 MEMORY_GIB ?= 80
 ARM        ?= sid_ngram
@@ -66,7 +66,7 @@ bench: install .venv/.installed-benchmarks ## a benchmark: BENCH=quantizers, fus
 	@$(PIP) install -r requirements/benchmarks.txt
 	@touch $@
 
-test: install ## every test, WORKERS= of them at a time (2)
+test: install ## every test, WORKERS= of them at a time (3: many wait for processes they started)
 	@$(BIN)/python -m pytest -m '' -n $(WORKERS) --dist worksteal
 
 test-quick: install ## all tests but the slow ones

@@ -18,7 +18,7 @@ from pipelines.report.comparison import Comparison
 from pipelines.report.config import CompareConfig
 from ranker.baseline.config import BaselineConfig
 from ranker.baseline.stage import run_baseline
-from tests.pipelines.fabricated import committed, encoder_output, ranker_output
+from tests.pipelines.fabricated import committed, encoder_output, prepare_output, ranker_output
 from tests.ranker.baseline.dataset import SPEC, days, with_column, write
 
 
@@ -42,7 +42,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     dates = {"train": [str(day) for day in SPEC.train], "held_out": [str(day) for day in SPEC.test]}
     none = ranker_output(root / "none", "none", guessed, summary={"dates": dates}, dataset=digest)
     return {
-        "arm.none.0": none, "arm.baseline.0": baseline, "dataset": dataset, "encoder": encoder_output(root / "encoder"),
+        "arm.none.0": none, "arm.baseline.0": baseline, "dataset": dataset,
+        "encoder.sid": encoder_output(root / "encoder"), "prepare": prepare_output(root / "prepare"),
     }  # fmt: skip
 
 
