@@ -14,7 +14,7 @@ from pipelines.prepare.log.ingest import RawTable, file_faults, raw_tables, type
 from pipelines.prepare.log.numbering import file_list
 from pipelines.prepare.log.source import split_dates
 
-MOST_ROWS = 20_000_000
+MOST_ROWS = 8_000_000
 """Of a log with more, events are counted by date, and all else is of some of its files, evenly drawn."""
 
 
