@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from infra.errors import DataError
 from infra.parquet import RowGroup, read_row_group, row_groups
+from infra.sql import quoted
 from ranker.metric_registry import Order
 from ranker.statistics import Rows
 
@@ -95,18 +96,18 @@ class Predictions:
         self.path = path
         self.tasks = tasks
         self._database = database
-        self._table = _quoted(str(path))
+        self._table = quoted(str(path))
         self._users: dict[str, Integers] = {}
 
     def load(self, files: Sequence[Path]) -> None:
         """Sort the files' rows into the table; see `sorted_predictions`."""
-        labels = (f"CAST({_quoted(task)} AS TINYINT) AS {_quoted(task)}" for task in self.tasks)
-        columns = [*map(_quoted, IDENTITY), *labels, *(_quoted(f"p_{task}") for task in self.tasks)]
-        query = f"SELECT {', '.join(columns)} FROM read_parquet($1) ORDER BY {_quoted('row')}"
+        labels = (f"CAST({quoted(task)} AS TINYINT) AS {quoted(task)}" for task in self.tasks)
+        columns = [*map(quoted, IDENTITY), *labels, *(quoted(f"p_{task}") for task in self.tasks)]
+        query = f"SELECT {', '.join(columns)} FROM read_parquet($1) ORDER BY {quoted('row')}"
         with self._naming_errors():
             self._database.execute(f"CREATE TABLE {self._table} AS {query}", [[str(file) for file in files]])
         last_N = np.zeros(0, np.int64)
-        for batch in self._batches(f"SELECT {_quoted('row')} FROM {self._table}"):
+        for batch in self._batches(f"SELECT {quoted('row')} FROM {self._table}"):
             rows_N = np.concatenate([last_N, batch["row"].to_numpy()])
             twice_N = rows_N[1:][np.diff(rows_N) == 0]
             if len(twice_N):
@@ -127,14 +128,14 @@ class Predictions:
 
     def count_labels(self, task: str) -> tuple[int, int]:
         """Return how many rows are judged on a task, and how many of these are positive."""
-        label = _quoted(task)
+        label = quoted(task)
         num, positives = self._numbers(f"SELECT count({label}), coalesce(sum({label}), 0) FROM {self._table}")
         return num, positives
 
     def users(self, task: str) -> Integers:
         """Return the ids of the users who have a judged row, ascending, [U]."""
         if task not in self._users:
-            judged = f"{self._table} WHERE {_quoted(task)} IS NOT NULL"
+            judged = f"{self._table} WHERE {quoted(task)} IS NOT NULL"
             batches = self._batches(f"SELECT DISTINCT user_id FROM {judged} ORDER BY user_id")
             parts = [batch["user_id"].to_numpy() for batch in batches]
             self._users[task] = np.concatenate([np.zeros(0, np.int64), *parts])
@@ -142,8 +143,8 @@ class Predictions:
 
     def judged(self, task: str, order: Order) -> Iterator[Rows]:
         """Stream the rows that are judged on a task, in an order."""
-        label, score = _quoted(task), _quoted(f"p_{task}")
-        by = {"row": "", "score": f" ORDER BY {score}, {_quoted('row')}", "user": f" ORDER BY user_id, {score}"}
+        label, score = quoted(task), quoted(f"p_{task}")
+        by = {"row": "", "score": f" ORDER BY {score}, {quoted('row')}", "user": f" ORDER BY user_id, {score}"}
         users_U = self.users(task)
         query = f"SELECT user_id, item_id, {label}, {score} FROM {self._table} WHERE {label} IS NOT NULL{by[order]}"
         for batch in self._batches(query):
@@ -157,8 +158,8 @@ class Predictions:
         Empty where all rows have the same ids and labels. Both must have as many rows, and lie in one database.
         """
         names = [*IDENTITY, *self.tasks]
-        pairs = ", ".join(f"a.{_quoted(name)}, b.{_quoted(name)}" for name in names)
-        differ = " OR ".join(f"a.{_quoted(name)} IS DISTINCT FROM b.{_quoted(name)}" for name in names)
+        pairs = ", ".join(f"a.{quoted(name)}, b.{quoted(name)}" for name in names)
+        differ = " OR ".join(f"a.{quoted(name)} IS DISTINCT FROM b.{quoted(name)}" for name in names)
         both = f"{self._table} AS a POSITIONAL JOIN {other._table} AS b"
         with self._naming_errors():
             found = self._database.sql(f"SELECT {pairs} FROM {both} WHERE {differ} LIMIT 1").fetchall()
@@ -179,12 +180,6 @@ class Predictions:
             yield
         except duckdb.Error as error:
             raise DataError(f"{self.path}/predictions: cannot be sorted: {error}") from error
-
-
-def _quoted(name: str) -> str:
-    """Quote a name for SQL."""
-    escaped = name.replace('"', '""')
-    return f'"{escaped}"'
 
 
 def require_same_rows(arm: Predictions, reference: Predictions) -> None:

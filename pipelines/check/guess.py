@@ -9,7 +9,8 @@ import duckdb
 import yaml
 
 from infra.errors import DataError
-from pipelines.prepare.log.files import SUFFIXES, literal, quoted, relation
+from infra.sql import literal, quoted
+from pipelines.prepare.log.files import SUFFIXES, relation
 
 USER_NAMES = ("user", "uid", "customer", "member", "visitor", "household", "viewer", "account", "reader")
 ITEM_NAMES = (

@@ -8,10 +8,10 @@ from pathlib import Path
 import duckdb
 
 from infra.errors import DataError
+from infra.sql import file_list, quoted
 from pipelines.prepare.log.config import Log
-from pipelines.prepare.log.files import EVENTS, ITEMS, RawFiles, quoted
-from pipelines.prepare.log.ingest import RawTable, file_faults, raw_tables, typed_rows
-from pipelines.prepare.log.numbering import file_list
+from pipelines.prepare.log.files import EVENTS, ITEMS, RawFiles, relation
+from pipelines.prepare.log.ingest import RawTable, file_faults, raw_tables, texts_of, typed_rows
 from pipelines.prepare.log.source import split_dates
 
 MOST_ROWS = 8_000_000
@@ -136,7 +136,8 @@ def _drawn(files: Sequence[Path], database: duckdb.DuckDBPyConnection) -> Sequen
 
 def _view(database: duckdb.DuckDBPyConnection, table: RawTable, files: Sequence[Path]) -> str:
     """Return the typed rows of all files, as a subquery."""
-    return "(" + " UNION ALL BY NAME ".join(f"({typed_rows(database, table, file)})" for file in files) + ")"
+    reads = [relation(database, file, texts_of(table)) for file in files]
+    return "(" + " UNION ALL BY NAME ".join(f"({typed_rows(database, table, read)})" for read in reads) + ")"
 
 
 def _splits(config: Log, days: Sequence[date]) -> tuple[tuple[date, date], tuple[date, date]] | None:

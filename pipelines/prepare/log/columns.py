@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from infra.sql import quoted
 from pipelines.prepare.log.config import TimeColumn
-from pipelines.prepare.log.files import quoted
 
 Types = Mapping[str, str]
 """A file's columns: name -> DuckDB's type."""

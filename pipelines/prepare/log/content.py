@@ -19,13 +19,13 @@ from infra.config import digest
 from infra.errors import DataError
 from infra.parquet import read_row_group, row_groups
 from infra.partitions import PartitionEntry
+from infra.sql import file_list, literal, quoted
 from infra.store import FILE, Store
 from infra.tables import ContentSpec, DatasetSpec, Entity, content_schema
 from pipelines.prepare.columns import embeddings
 from pipelines.prepare.dataset import Part
 from pipelines.prepare.log.config import ContentFiles
-from pipelines.prepare.log.files import literal, quoted
-from pipelines.prepare.log.numbering import Numbering, file_list, made_once
+from pipelines.prepare.log.numbering import Numbering, made_once
 from pipelines.prepare.text import read_embeddings
 
 UNKNOWN = 0

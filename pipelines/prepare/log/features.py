@@ -14,10 +14,9 @@ import duckdb
 import pyarrow as pa
 
 from infra.errors import DataError
+from infra.sql import file_list, literal, quoted
 from pipelines.prepare.log.config import Log, LogTask
 from pipelines.prepare.log.content import UNKNOWN
-from pipelines.prepare.log.files import literal, quoted
-from pipelines.prepare.log.numbering import file_list
 
 BATCH_ROWS = 1 << 15
 StateWriter = Callable[[str, str], None]

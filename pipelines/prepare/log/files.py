@@ -8,6 +8,7 @@ import duckdb
 
 from infra.errors import DataError
 from infra.identity import Ledger
+from infra.sql import literal
 from pipelines.prepare.log.config import Log
 
 SUFFIXES = (".parquet", ".csv", ".tsv", ".csv.gz", ".tsv.gz", ".csv.zst")
@@ -116,15 +117,16 @@ def relation(database: duckdb.DuckDBPyConnection, file: Path, texts: Sequence[st
     Raises:
         DataError: the file cannot be read.
     """
-    name = str(file).replace("'", "''")
+    name = literal(str(file))
     if file.suffix == ".parquet":
-        return Relation(call := f"read_parquet('{name}', hive_partitioning = true)", _types(database, call, file))
-    guess = f"read_csv('{name}', sample_size = -1, hive_partitioning = true)"
-    known = [column for column in texts if column in _types(database, guess, file)]
+        return Relation(call := f"read_parquet({name}, hive_partitioning = true)", _types(database, call, file))
+    guess = f"read_csv({name}, sample_size = -1, hive_partitioning = true)"
+    guessed = _types(database, guess, file)
+    known = [column for column in texts if column in guessed]
     if not known:
-        return Relation(guess, _types(database, guess, file))
+        return Relation(guess, guessed)
     types = ", ".join(f"{literal(column)}: 'VARCHAR'" for column in dict.fromkeys(known))
-    call = f"read_csv('{name}', sample_size = -1, hive_partitioning = true, types = {{{types}}})"
+    call = f"read_csv({name}, sample_size = -1, hive_partitioning = true, types = {{{types}}})"
     return Relation(call, _types(database, call, file))
 
 
@@ -134,15 +136,3 @@ def _types(database: duckdb.DuckDBPyConnection, call: str, file: Path) -> dict[s
     except duckdb.Error as error:
         raise DataError(f"{file}: cannot be read: {str(error).splitlines()[0]}") from error
     return {name: kind for name, kind, *_ in rows}
-
-
-def literal(text: str) -> str:
-    """Return text as an SQL literal."""
-    quoted = text.replace("'", "''")
-    return f"'{quoted}'"
-
-
-def quoted(name: str) -> str:
-    """Return a column's name as an SQL identifier."""
-    escaped = name.replace('"', '""')
-    return f'"{escaped}"'

@@ -15,10 +15,11 @@ from infra.code import code_digest
 from infra.config import digest, plain
 from infra.errors import DataError
 from infra.partitions import PartitionEntry
+from infra.sql import literal, quoted
 from infra.store import FILE, Making, Store
 from pipelines.prepare.log.columns import RawColumn, category, condition, key, number, text, time, vector
 from pipelines.prepare.log.config import ContentFiles, Log
-from pipelines.prepare.log.files import EVENTS, ITEMS, USERS, RawFiles, Relation, literal, quoted, relation
+from pipelines.prepare.log.files import EVENTS, ITEMS, USERS, RawFiles, Relation, relation
 
 CODE = ("pipelines/prepare/log/columns.py", "pipelines/prepare/log/files.py", "pipelines/prepare/log/ingest.py")
 BATCH_ROWS = 1 << 16
@@ -138,7 +139,7 @@ def ingest(config: Log, files: RawFiles, store: Store, database: duckdb.DuckDBPy
 def file_faults(database: duckdb.DuckDBPyConnection, table: RawTable, file: Path, max_dropped: float) -> Iterator[str]:
     """Yield all that is wrong with a file, a line each."""
     try:
-        read = relation(database, file, _texts(table))
+        read = relation(database, file, texts_of(table))
     except DataError as error:
         yield str(error)
         return
@@ -190,7 +191,7 @@ def _values_faults(
             yield f"{file}: column {source!r} ({kind}) {column.rule}; {count:,} rows do not, such as {example!r}"
 
 
-def _texts(table: RawTable) -> list[str]:
+def texts_of(table: RawTable) -> list[str]:
     """Return the columns of the files that are text, whatever they look like."""
     return [source for one in table.columns.values() if one.kind == "VARCHAR" for source in one.sources]
 
@@ -202,8 +203,9 @@ def set_zone(database: duckdb.DuckDBPyConnection, column: RawColumn) -> None:
 
 
 def _write(store: Store, database: duckdb.DuckDBPyConnection, table: RawTable, file: Path, work: str) -> None:
-    query = f"{typed_rows(database, table, file)} ORDER BY ALL"
-    total = database.execute(f"SELECT count(*) FROM {relation(database, file, _texts(table)).sql}").fetchall()[0][0]
+    read = relation(database, file, texts_of(table))
+    query = f"{typed_rows(database, table, read)} ORDER BY ALL"
+    total = database.execute(f"SELECT count(*) FROM {read.sql}").fetchall()[0][0]
     with store.making(f"raw/{table.name}", f"file={work[:16]}", work) as made:
         write_query(database, query, made)
         made.numbers["dropped"] = total - (made.written[FILE].rows or 0)
@@ -211,9 +213,8 @@ def _write(store: Store, database: duckdb.DuckDBPyConnection, table: RawTable, f
             made.numbers |= _days(database, made.path / FILE, list(table.columns))
 
 
-def typed_rows(database: duckdb.DuckDBPyConnection, table: RawTable, file: Path) -> str:
+def typed_rows(database: duckdb.DuckDBPyConnection, table: RawTable, read: Relation) -> str:
     """Return the query of a file's rows with typed columns, the time first; those without an id or a time left out."""
-    read = relation(database, file, _texts(table))
     for column in table.columns.values():
         set_zone(database, column)
     columns = sorted(table.columns.items(), key=lambda column: column[0] != "event_time")

@@ -16,9 +16,9 @@ from infra.code import code_digest
 from infra.config import digest
 from infra.errors import DataError
 from infra.partitions import PartitionEntry, part_slice
+from infra.sql import file_list, literal, quoted
 from infra.store import FILE, Store
 from infra.tables import Entity
-from pipelines.prepare.log.files import literal, quoted
 from pipelines.prepare.log.ingest import RawPart, write_query
 
 CODE = ("pipelines/prepare/log/numbering.py",)
@@ -134,7 +134,7 @@ def _load_catalogue(
         database.execute(f"CREATE OR REPLACE TEMP TABLE listed AS SELECT key, content FROM ({NO_NUMBERS})")
         return
     parts = " UNION ALL ".join(
-        f"SELECT DISTINCT {place} AS file, {key} AS key{columns}, hash({place} * 0{columns}) AS content"
+        f"SELECT DISTINCT {place} AS file, {key} AS key{columns}, hash(0{columns}) AS content"
         f" FROM read_parquet({literal(str(path))})"
         for place, path in enumerate(files_of(store, catalogue))
     )
@@ -165,11 +165,6 @@ def _counts(database: duckdb.DuckDBPyConnection) -> tuple[int, int]:
 def files_of(store: Store, parts: Sequence[RawPart]) -> list[Path]:
     """Return the files of ingested parts."""
     return [store.path / part.entry.path / FILE for part in parts]
-
-
-def file_list(files: Sequence[Path]) -> str:
-    """Return files as an SQL list."""
-    return f"[{', '.join(literal(str(file)) for file in files)}]"
 
 
 def made_once(

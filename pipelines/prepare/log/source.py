@@ -16,10 +16,11 @@ import duckdb
 import pyarrow as pa
 
 from infra.code import code_digest
-from infra.config import digest, plain
+from infra.config import digest, parse, plain
 from infra.distributed import broadcast, together
 from infra.errors import ConfigError, DataError
-from infra.partitions import PartitionEntry, date_slice
+from infra.partitions import date_slice
+from infra.sql import file_list, literal, quoted
 from infra.stage import StageRun
 from infra.store import FILE, Store
 from infra.tables import DatasetSpec, Entity, TaskSpec, flat_schema
@@ -37,9 +38,9 @@ from pipelines.prepare.log.content import (
     vocabularies,
 )
 from pipelines.prepare.log.features import DatedRows, LogInputs, State, count_columns, counted
-from pipelines.prepare.log.files import EVENTS, ITEMS, USERS, literal, quoted, raw_files
+from pipelines.prepare.log.files import EVENTS, ITEMS, USERS, raw_files
 from pipelines.prepare.log.ingest import RawPart, ingest, write_query
-from pipelines.prepare.log.numbering import Numbering, file_list, files_of, made_once
+from pipelines.prepare.log.numbering import Numbering, files_of, made_once
 from pipelines.prepare.text import embed_texts, embedding_dim
 
 CODE = ("pipelines/prepare/log/features.py",)
@@ -221,7 +222,7 @@ class LogSource:
         for dates in _runs(days, self.days()):
             with database(self._store.path.parent) as connection:
                 state = self._state(self._since(dates[0]))
-                made = DatedRows(connection, self._config, self._inputs(), state, self._say)
+                made = DatedRows(connection, self._config, self._inputs, state, self._say)
                 for day, tables in itertools.groupby(made.rows(dates), key=lambda found: found[0]):
                     yield day, (self._conformed(table) for _, table in tables)
                 if dates[-1] == self.days()[-1]:
@@ -254,7 +255,7 @@ class LogSource:
         return {
             **{name: value for name, value in plain(config).items() if name in names},
             "tasks": {name: plain(task) for name, task in config.tasks.items() if task.table is None},
-            "category": self._inputs().category,
+            "category": self._inputs.category,
             "numbers": [self._opened.items.numbering.settings, self._opened.users.numbering.settings],
         }
 
@@ -271,6 +272,7 @@ class LogSource:
                 found += [[str(one), *of] for one, of in sorted(part.days.items()) if day <= one <= last]
         return sorted(found)
 
+    @cached_property
     def _inputs(self) -> LogInputs:
         opened, items = self._opened, self._config.items
         categoricals = list(items.categoricals) if items is not None else []
@@ -298,19 +300,25 @@ class LogSource:
         return None
 
     def _kept(self, day: date) -> State | None:
-        parts = {name: self._state_part(name, day) for name in (*counted(self._inputs()), "history")}
-        if any(part is None for part in parts.values()):
-            return None
-        files = {name: self._store.path / part.path / FILE for name, part in parts.items() if part is not None}
+        key, files = self._state_key(day), {}
+        for name in (*counted(self._inputs), "history"):
+            part = self._store.find(f"raw/state_{name}", date_slice(day), key)
+            if part is None:
+                return None
+            files[name] = self._store.path / part.path / FILE
         return State(day, {name: file for name, file in files.items() if name != "history"}, files["history"])
 
-    def _state_part(self, name: str, day: date) -> PartitionEntry | None:
-        return self._store.find(f"raw/state_{name}", date_slice(day), self._state_key(day))
-
     def _state_key(self, day: date) -> str:
-        before = [chain for one, chain in self._chain.items() if one < day]
-        log = before[-1] if before else ""
-        return digest({"log": log, "settings": self._row_settings, "code": code_digest(CODE)})
+        return digest({"log": self._before[day], "settings": self._row_settings, "code": self._code})
+
+    @cached_property
+    def _before(self) -> dict[date, str]:
+        """By date, a digest of all events before it."""
+        return dict(zip(self._chain, ["", *self._chain.values()], strict=False))
+
+    @cached_property
+    def _code(self) -> str:
+        return code_digest(CODE)
 
     def _keep_state(self, connection: duckdb.DuckDBPyConnection, made: DatedRows, last: date) -> None:
         """Keep the state that the next date's run begins with: labels that mature by then are made again."""
@@ -330,9 +338,9 @@ class LogSource:
     def _described(self) -> DatasetSpec:
         config, opened = self._config, self._opened
         train, test = split_dates(config, self.days(), self._end)
-        counts = {name: count_columns(name, config.count_days) for name in counted(self._inputs())}
+        counts = {name: count_columns(name, config.count_days) for name in counted(self._inputs)}
         user = counts.pop("user")
-        return DatasetSpec(
+        values = dict(
             embeddings=dict(opened.items.dims),
             categoricals={name: len(values) + 1 for name, values in opened.items.vocabularies.items()},
             user_embeddings=dict(opened.users.dims),
@@ -353,6 +361,7 @@ class LogSource:
             test=test,
             origin=self._origin(),
         )
+        return parse(DatasetSpec, values, "prepare.source")
 
     def _origin(self) -> str:
         drawn = self._config.negatives

@@ -184,6 +184,13 @@ def test_settings_that_cannot_be_are_named(change: dict[str, Any], message: str,
         parse(PrepareConfig, log_config(tmp_path, **change), "prepare")
 
 
+def test_tasks_in_a_circle_are_named(tmp_path: Path) -> None:
+    write_log(tmp_path, days=4)
+    given = {"seen": {}, "click": {"given": "order"}, "order": {"given": "click"}}
+    with pytest.raises(ConfigError, match="given each other in a circle"):
+        run_prepare(ALONE, log_config(tmp_path, labels={}, tasks=given), tmp_path / "runs/out")
+
+
 def test_a_file_twice_is_named(tmp_path: Path) -> None:
     write_log(tmp_path, days=3)
     original = next((tmp_path / "events").rglob("*.parquet"))
