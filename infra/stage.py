@@ -97,10 +97,12 @@ def _run(
     arguments: argparse.Namespace,
     identify: Mapping[str, Callable[[C, Path], str]],
 ) -> None:
-    config = load_section(config_type, arguments.config, section, arguments.set).resolved()
-    paths = _named(arguments.input, inputs)
-    refuse_taken(arguments.out)
     with started(Timeouts.of_environment(os.environ)) as world:
+        # Inside the group: torchrun stops a rank that still imports when another exits, and its user would not be told.
+        with together(world.committing, "reading the arguments"):
+            config = load_section(config_type, arguments.config, section, arguments.set).resolved()
+            paths = _named(arguments.input, inputs)
+            refuse_taken(arguments.out)
         manifests = _verified(world, paths)
         facts: dict[str, Any] = {"config": digest(config), "world_size": world.size}
         digests = {name: manifest.digest for name, manifest in manifests.items()}
