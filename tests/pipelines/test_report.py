@@ -516,7 +516,7 @@ def test_a_curve_of_one_point_is_a_dot_and_none_is_clipped() -> None:
 
 
 def test_validation_is_drawn_dashed() -> None:
-    curves = {"side": {"train_click_ne": CLICK["side"], "validation_click_ne": [(50.0, 0.9), (150.0, 0.7)]}}
+    curves = {"side": {"train_click_ne": CLICK["side"], "search_validation_click_ne": [(50.0, 0.9), (150.0, 0.7)]}}
     plot = next(one for one in plots(comparison(), curves) if one.name == "learning_click")
     assert [line.get_linestyle() for line in lines_of(plot)] == ["-", "--"]
     assert "side ends at 0.6400, side at 0.7000 in validation" in plot.text
