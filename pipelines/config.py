@@ -89,12 +89,13 @@ class RunConfig(Config):
     jobs: PositiveInt = 1
     """Stages under way at a time. On one machine they share its cores, `launch.*.cpu` being the most that each has: the
     comparison's samples a second are then those of a shared machine."""
-    replicates: PositiveInt = 1
-    """How often encoders and arms are trained, each time from seeds one higher: what one training alone moves can
-    then be told from what arms differ by."""
     encoders: dict[str, Path] = {}
     """By the SIDs' name (`sid` is section `encoder`'s): a committed encoder that is used as it is, in place
     of training one. New items are then encoded by it, and published SIDs stay."""
+    replicates: PositiveInt = Field(default_factory=lambda given: 1 if given.get("encoders") else 2)
+    """How often encoders and arms are trained, each time from seeds one higher, on one prepared dataset: what one
+    training alone moves can then be told from what arms differ by. By default twice, the fewest that a verdict takes;
+    once where `encoders` are given, which all trainings would share."""
     timeouts: Timeouts = Timeouts()
     """How long a stage's ranks wait for each other, in training and around a commit."""
     timeout_minutes: PositiveFloat = 1440.0
