@@ -63,6 +63,33 @@ def test_part_of_a_launch_leaves_the_rest_at_its_default() -> None:
             {"run": {"name": "n", "encoders": {"sid": "e"}, "replicates": 2}},
             r"run\.encoders: replicates would all have the same encoder; set run\.replicates=1",
         ),
+        ({**MINIMAL, "ranker": {"sharding": {"types": []}}}, r"ranker\.sharding\.types: .*at least 1 item"),
+        (
+            {**MINIMAL, "encoder": {"training": {"holdout_share": 0}}},
+            r"encoder\.training\.holdout_share: .*greater than 0",
+        ),
+        ({**MINIMAL, "encoder": {"training": {"seed": 2**31}}}, r"encoder\.training\.seed: .*2147483648"),
+        ({**MINIMAL, "ranker": {"training": {"seed": -1}}}, r"ranker\.training\.seed: .*-1"),
+        (
+            {**MINIMAL, "ranker": {"training": {"batch_size": 100}}},
+            r"ranker\.training\.batch_size=100: must be a multiple of lanes, 8",
+        ),
+        (
+            {**MINIMAL, "ranker": {"training": {"eval_batch_size": 100}}},
+            r"ranker\.training\.eval_batch_size=100: must be a multiple of lanes, 8",
+        ),
+        (
+            {
+                **MINIMAL,
+                "encoders": {"text": {"training": {"lanes": 6}}},
+                "run": {"name": "n", "launch": {"encoder": {"ranks": 4}}},
+            },
+            r"encoders\.text\.training\.lanes=6: must be a multiple of the number of ranks, 4",
+        ),
+        (
+            {"run": {"name": "n", "launch": {"ranker": {"nodes": 3}}}},
+            r"ranker\.training\.lanes=8: must be a multiple of the number of ranks, 6",
+        ),
         ({**MINIMAL, "encoders": {"sid": {}}}, r"encoders\.sid: is what section encoder gives"),
         ({**MINIMAL, "encoders": {"Text": {}}}, r"encoders\.Text: must be of a-z"),
         ({**MINIMAL, "encoders": {"t": {"network": {"hiden": 1}}}}, r"encoders\.t\.network\.hiden: unknown key"),

@@ -131,7 +131,7 @@ def test_how_and_where_it_runs_changes_no_key() -> None:
         "name": "other",
         "replicates": 1,
         "scheduler": "slurm",
-        "launch": {"encoder": {"ranks": 8, "nodes": 2, "gpu": 8}},
+        "launch": {"encoder": {"ranks": 4, "nodes": 2, "gpu": 4}},
     }
     assert changed(keys(), keys(run=run)) == set()
 
