@@ -11,7 +11,13 @@ drawn from Student's t with R - 1 degrees of freedom about the one found, which 
 normal. `tests/ranker/test_intervals.py` simulates it: where hardly anything but trainings differs, 95 % intervals of
 three trainings hold the truth 95 times in 100; picking replicates holds it 72 times, and 78 times with deviations
 scaled by sqrt(R / (R - 1)). What a training moves in single users is in both draws, which can only widen the interval.
-The price of few trainings is its length: of two it reaches 9 of their standard deviations to each side, of three 2.5.
+
+The price of few trainings is length: of two, an interval by their own deviation reaches 9 of their standard deviations
+to each side. Of fewer than `OWN_DEVIATION` trainings the deviation is therefore that of all arms of the comparison
+(`pooled_deviation`): the residual of an analysis of variance by arm and by training, with (A - 1)(R - 1) degrees of
+freedom; of two arms it is the paired deviation. With four arms and two trainings intervals are .3 times as long. Arms
+are taken to deviate alike: where one deviates twice as much as three others, an interval of that arm holds the truth
+91 to 93 times in 100 (the same simulation, three and two trainings).
 """
 
 from dataclasses import dataclass
@@ -24,6 +30,9 @@ from ranker.metric_registry import Better
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
+
+OWN_DEVIATION = 5
+"""From so many trainings on, what trainings move a gain by is told from the pair's own."""
 
 _CHUNK_COUNTS = 1 << 22  # 32 MiB of int64 counts at a time, whatever the number of users and resamples
 
@@ -100,30 +109,57 @@ class GainEstimate:
         return _deviation(np.array(self.replicates)) if len(self.replicates) > 1 else None
 
 
-def training_draws(num_resamples: int, num_replicates: int, seed: int) -> Floats:
+@dataclass(frozen=True)
+class TrainingDeviation:
+    """What one training moves the logarithm of the ratio of two arms' sums by.
+
+    Attributes:
+        deviation: the standard deviation; 0 where there is one training, which says nothing of it.
+        degrees: of freedom.
+    """
+
+    deviation: float
+    degrees: int
+
+
+def pooled_deviation(sums_AR: Floats) -> TrainingDeviation:
+    """Return the deviation of a pair of arms, from the sums of A arms in R replicates; none where a sum is 0.
+
+    Arms of one replicate have the same seeds, and what these do to all arms is in no gain: means of arms and of
+    replicates are taken out of the logarithms, and what is left deviates by chance.
+    """
+    arms, replicates = sums_AR.shape
+    degrees = (arms - 1) * (replicates - 1)
+    if not degrees or not (sums_AR > 0).all():
+        return TrainingDeviation(0.0, 0)
+    logs_AR = np.log(sums_AR)
+    left_AR = logs_AR - logs_AR.mean(axis=1, keepdims=True) - logs_AR.mean(axis=0) + logs_AR.mean()
+    return TrainingDeviation(float(np.sqrt(2.0 * np.square(left_AR).sum() / degrees)), degrees)
+
+
+def training_draws(num_resamples: int, num_replicates: int, degrees: int, seed: int) -> Floats:
     """Draw how far the mean over replicates may lie from the truth, in standard deviations of one replicate.
 
     Returns:
-        [B], Student's t with R - 1 degrees of freedom over sqrt(R). Zeros with one replicate, which says nothing of
-        training: the interval is then over users alone.
+        [B], Student's t over sqrt(R). Zeros without a degree of freedom: the interval is then over users alone.
     """
-    if num_replicates == 1:
+    if not degrees:
         return np.zeros(num_resamples)
     # One draw of each of B equally likely strata. Draws at random would leave the ends of an interval to chance where
     # the tails are heavy: of two trainings, 1,000 of them move the 2.5 % quantile by a fifth of itself.
     shares_B = (np.arange(num_resamples) + 0.5) / num_resamples
-    draws_B: Floats = stdtrit(num_replicates - 1, shares_B) / np.sqrt(num_replicates)
+    draws_B: Floats = stdtrit(degrees, shares_B) / np.sqrt(num_replicates)
     rng = np.random.default_rng([seed, num_replicates])  # apart from the users' draws
     return rng.permutation(draws_B)
 
 
-def student_reach(confidence: float, num_replicates: int) -> float:
+def student_reach(confidence: float, num_replicates: int, degrees: int) -> float:
     """Return how far the interval of a mean over replicates reaches, in standard deviations of one replicate."""
-    return float(stdtrit(num_replicates - 1, (1.0 + confidence) / 2.0) / np.sqrt(num_replicates))
+    return float(stdtrit(degrees, (1.0 + confidence) / 2.0) / np.sqrt(num_replicates))
 
 
 def estimate_gain(
-    arm: Sums, reference: Sums, better: Better, training_B: Floats, confidence: float
+    arm: Sums, reference: Sums, better: Better, training: TrainingDeviation, seed: int, confidence: float
 ) -> GainEstimate | None:
     """Return the gain of an arm over a reference, paired by replicate and user, with its percentile interval.
 
@@ -132,7 +168,7 @@ def estimate_gain(
     Args:
         arm, reference: sums on the same rows, with the same resamples, replicate by replicate.
         better: whether lower or higher sums are better.
-        training_B: of `training_draws`.
+        training: of `pooled_deviation`. seed: of the draws of trainings.
         confidence: the share of resamples inside the interval, such as 0.95.
 
     Returns:
@@ -141,13 +177,12 @@ def estimate_gain(
     if not ((reference.trained_R > 0).all() and (reference.drawn_B > 0).all()):
         return None
     gains_R = 1.0 - arm.trained_R / reference.trained_R
-    gains_B = 1.0 - arm.drawn_B / reference.drawn_B
-    if len(gains_R) > 1:
-        gains_B = gains_B + _deviation(gains_R) * training_B
+    ratio = arm.trained_R.sum() / reference.trained_R.sum()
+    draws_B = training_draws(len(arm.drawn_B), len(gains_R), training.degrees, seed)
+    gains_B = 1.0 - arm.drawn_B / reference.drawn_B + ratio * training.deviation * draws_B
     tail = (1.0 - confidence) / 2.0
     low, high = np.quantile(gains_B, [tail, 1.0 - tail])
-    gain = 1.0 - arm.trained_R.sum() / reference.trained_R.sum()
-    lowered = GainEstimate(float(gain), (float(low), float(high)), tuple(gains_R.tolist()))
+    lowered = GainEstimate(float(1.0 - ratio), (float(low), float(high)), tuple(gains_R.tolist()))
     return lowered if better == "lower" else lowered.turned()
 
 

@@ -10,7 +10,15 @@ from pipelines.report.comparison import DecileResult, Gain, MetricResult, Segmen
 from pipelines.report.config import CompareConfig
 from pipelines.report.measure import ArmMeasured, TaskMeasured, column_of
 from pipelines.report.segments import SEGMENTS
-from ranker.intervals import Sums, estimate_gain, resample_users, training_draws
+from ranker.baseline.config import ARM as BASELINE
+from ranker.intervals import (
+    OWN_DEVIATION,
+    Sums,
+    TrainingDeviation,
+    estimate_gain,
+    pooled_deviation,
+    resample_users,
+)
 from ranker.metric_registry import METRICS
 
 Floats = NDArray[np.float64]
@@ -23,13 +31,15 @@ class _Contest:
     Attributes:
         measured: what was measured.
         sums: arm -> column of `TaskMeasured.columns` -> its sums.
-        training_B: draws of the mean over trainings (see `ranker.intervals.training_draws`).
-        confidence: share of resamples inside an interval.
+        pooled: the arms by which it is told what trainings move (see `ranker.intervals`); none where they are enough
+            for each pair to tell by itself.
+        seed: of the draws of trainings. confidence: share of resamples inside an interval.
     """
 
     measured: TaskMeasured
     sums: Mapping[str, Mapping[str, Sums]]
-    training_B: Floats
+    pooled: tuple[str, ...]
+    seed: int
     confidence: float
 
     def gain(self, arm: str, other: str, column: str) -> Gain | None:
@@ -37,10 +47,16 @@ class _Contest:
         if arm == other:
             return None
         mine, theirs, better = self.sums[arm][column], self.sums[other][column], self.measured.columns[column]
-        found = estimate_gain(mine, theirs, better, self.training_B, self.confidence)
+        training = self._deviation(arm, other, column)
+        found = estimate_gain(mine, theirs, better, training, self.seed, self.confidence)
         if found is None:
             return None
         return Gain(gain=found.gain, interval=found.interval, replicates=found.replicates, seeds=found.seeds)
+
+    def _deviation(self, arm: str, other: str, column: str) -> TrainingDeviation:
+        """Return what trainings move a pair by: by all arms that are pooled, where both are of them."""
+        names = self.pooled if {arm, other} <= {*self.pooled} else (arm, other)
+        return pooled_deviation(np.stack([self.sums[name][column].trained_R for name in names]))
 
 
 def task_results(config: CompareConfig, measured: TaskMeasured) -> dict[str, TaskResult]:
@@ -58,8 +74,8 @@ def _contest(config: CompareConfig, measured: TaskMeasured) -> _Contest:
         columns = zip(measured.columns, np.stack(arm.sums_RC, axis=1), drawn_BAC[:, at].T, strict=True)
         sums[name] = {column: Sums(trained_R, drawn_B) for column, trained_R, drawn_B in columns}
     replicates = len(next(iter(arms.values())).replicates)
-    training_B = training_draws(config.resamples, replicates, config.seed)
-    return _Contest(measured, sums, training_B, config.confidence)
+    pooled = tuple(name for name in arms if name != BASELINE) if replicates < OWN_DEVIATION else ()
+    return _Contest(measured, sums, pooled, config.seed, config.confidence)
 
 
 def _task_result(contest: _Contest, name: str, reference: str) -> TaskResult:

@@ -22,7 +22,8 @@ from pipelines.report.blocks_trained import learning_block, rates_block, setting
 from pipelines.report.comparison import ArmResult, Comparison, TaskResult, Training
 from pipelines.report.lead import lead, roi_notes
 from pipelines.report.verdict import few_users
-from ranker.intervals import student_reach
+from ranker.baseline.config import ARM as BASELINE
+from ranker.intervals import OWN_DEVIATION, student_reach
 from ranker.metric_registry import HEADLINE, METRICS, Metric
 
 GAP = "  "
@@ -58,8 +59,8 @@ def footnotes(comparison: Comparison) -> tuple[str, ...]:
     verdicts = [task.verdict for arm in comparison.arms.values() for task in arm.tasks.values() if task.verdict]
     few = any(few_users(comparison, task, metric) for task in comparison.tasks for metric in METRICS)
     notes = [f"{HEADLINE.gain_rule(comparison.reference)}; {_what_the_interval_holds(comparison)}"]
-    if comparison.replicates == 2:
-        notes.append(_of_two_trainings(comparison.confidence))
+    if 1 < comparison.replicates < OWN_DEVIATION:
+        notes.append(_of_few_trainings(comparison))
     if any(not verdict.is_shown and not verdict.is_withheld for verdict in verdicts):
         notes.append(f"{NO_DIFFERENCE} the interval holds 0: no difference is shown")
     if any(verdict.is_withheld for verdict in verdicts):
@@ -84,12 +85,17 @@ def _what_the_interval_holds(comparison: Comparison) -> str:
     return f"the interval is over users and {comparison.replicates} trainings, {SEEDS} its deviation over trainings"
 
 
-def _of_two_trainings(confidence: float) -> str:
-    """Say how little two trainings tell."""
-    two, three = (student_reach(confidence, number) for number in (2, 3))
+def _of_few_trainings(comparison: Comparison) -> str:
+    """Say how far the interval of few trainings reaches, and what one more would give."""
+    arms, replicates = sum(name != BASELINE for name in comparison.arms), comparison.replicates
+    now, then = (
+        student_reach(comparison.confidence, number, (arms - 1) * (number - 1))
+        for number in (replicates, replicates + 1)
+    )
     return (
-        f"of two trainings an interval reaches about {two:.1f} deviations to each side, of three {three:.1f} (Student's"
-        " t): for small gains set run.replicates higher; the trainings that are done are kept"
+        f"what a training moves is told by {arms} arms together: of {replicates} trainings an interval reaches"
+        f" {now:.1f} of a gain's deviations to each side, of {replicates + 1} {then:.1f} (Student's t): for small gains"
+        " set run.replicates higher; the trainings that are done are kept"
     )
 
 
