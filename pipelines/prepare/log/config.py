@@ -196,7 +196,3 @@ class Log(Config):
     def followup_days(self) -> Mapping[str, float]:
         """By task: how long after an event its label is known, where that is later than the event."""
         return {name: task.within_days for name, task in self.tasks.items() if task.within_days is not None}
-
-    def identity(self) -> dict[str, Any]:
-        """Return the settings that decide rows, but neither how they are made nor which dates they are split into."""
-        return self.model_dump(mode="json", exclude={"engine", "train_days", "test_days", "identify"})

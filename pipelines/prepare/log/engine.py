@@ -1,7 +1,7 @@
 """What runs the queries of a log's rows: DuckDB on one machine, or Spark on many; the rows are the same.
 
 Queries are written once, in that part of DuckDB's dialect that sqlglot translates. An ASOF join is asked of the
-engine: DuckDB has one that is fast, and Spark gets a window over the rows of both sides.
+engine: DuckDB's own is fast, and for Spark it is a window over the rows of both sides.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

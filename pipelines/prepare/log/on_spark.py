@@ -14,9 +14,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyspark.sql import DataFrame, SparkSession
-from sqlglot import ErrorLevel, transpile
 
 from infra.errors import ConfigError
+from pipelines.prepare.log.in_spark import asof_by_window, in_spark
 
 BATCH_ROWS = 1 << 15
 SETTINGS = {
@@ -48,22 +48,13 @@ def _session() -> SparkSession:
         session: SparkSession = SparkSession.builder.appName("sidestack prepare").getOrCreate().newSession()
     except RuntimeError as error:  # what PySpark raises when the Java process does not come up
         raise ConfigError(
-            f"prepare.source.engine: spark does not start: {str(error).splitlines()[0]}; it needs Java 17 or newer"
-            " (JAVA_HOME, or `java` on the path)"
+            "prepare.source.engine: spark does not start; it needs Java 17 or newer (JAVA_HOME, or `java` on the path):"
+            f" {str(error).splitlines()[0]}"
         ) from error
     for name, value in SETTINGS.items():
         session.conf.set(name, value)
     session.sql(HASHED)
     return session
-
-
-def translated(query: str) -> str:
-    """Return a query of DuckDB's dialect in Spark's.
-
-    Raises:
-        sqlglot.errors.UnsupportedError: Spark has no such expression.
-    """
-    return transpile(query, read="duckdb", write="spark", unsupported_level=ErrorLevel.RAISE)[0]
 
 
 class SparkEngine:
@@ -82,39 +73,25 @@ class SparkEngine:
 
     def table(self, name: str, query: str) -> None:
         """Make table `name` of a query's rows: written and read again, so that no later query computes it anew."""
-        rows = self._session.sql(translated(query))
+        rows = self._session.sql(in_spark(query))
         place = self._written(rows)
         self._session.read.schema(rows.schema).parquet(_uri(place)).createOrReplaceTempView(name)
 
     def row(self, query: str) -> tuple[Any, ...]:
         """Return the first row of a query."""
-        return tuple(self._session.sql(translated(query)).collect()[0])
+        return tuple(self._session.sql(in_spark(query)).collect()[0])
 
     def batches(self, query: str) -> pa.RecordBatchReader:
         """Return a query's rows, in its order: Spark writes them in files that are named in that order."""
-        files = sorted(self._written(self._session.sql(translated(query))).glob("part-*.parquet"))
+        files = sorted(self._written(self._session.sql(in_spark(query))).glob("part-*.parquet"))
         schema = _plain(pq.read_schema(files[0]))
         return pa.RecordBatchReader.from_batches(schema, _batches(files, schema))
 
     def asof(
         self, asked: str, known: str, by: Sequence[str], at: str, values: Mapping[str, str], *, is_later: bool = False
     ) -> str:
-        """Return a window over the rows of both queries, in order of time; see `Engine.asof`.
-
-        At one time, a row of `asked` comes before those of `known` that it must not see, or after those it must.
-        """
-        keys, turn = ", ".join(by), " DESC" if is_later else ""
-        taken = ", ".join(f"known.{column} AS {name}" for name, column in values.items())
-        sides = (
-            f"SELECT STRUCT(asked.*) AS asked, NULL AS known, {keys}, {at} AS at, false AS is_known"
-            f" FROM ({asked}) AS asked UNION ALL"
-            f" SELECT NULL, STRUCT(known.*), {keys}, event_time, true FROM ({known}) AS known"
-        )
-        return (
-            f"SELECT asked.*, {taken} FROM (SELECT asked, is_known, last_value(known IGNORE NULLS) OVER (PARTITION BY"
-            f" {keys} ORDER BY at{turn}, is_known{turn} ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) AS known"
-            f" FROM ({sides})) WHERE NOT is_known"
-        )
+        """Return a window over the rows of both queries; see `Engine.asof`."""
+        return asof_by_window(asked, known, by, at, values, is_later=is_later)
 
     def _written(self, rows: DataFrame) -> Path:
         place = self._scratch / f"{next(self._numbers):04d}"

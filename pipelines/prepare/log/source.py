@@ -44,7 +44,9 @@ from pipelines.prepare.log.numbering import Numbering, files_of, made_once
 from pipelines.prepare.log.on_duckdb import database
 from pipelines.prepare.text import embed_texts, embedding_dim
 
-CODE = tuple(f"pipelines/prepare/log/{name}.py" for name in ("engine", "features", "inputs", "on_duckdb", "on_spark"))
+CODE = tuple(
+    f"pipelines/prepare/log/{name}.py" for name in ("engine", "features", "in_spark", "inputs", "on_duckdb", "on_spark")
+)
 """What decides a state."""
 FAR_DATES = 31
 
