@@ -27,7 +27,7 @@ from pipelines.check.profile import faults, profile
 from pipelines.prepare.config import PrepareConfig
 from pipelines.prepare.log.config import Log
 from pipelines.prepare.log.files import raw_files
-from pipelines.prepare.log.source import database
+from pipelines.prepare.log.on_duckdb import database
 from pipelines.prepare.stage import prepare
 
 FIRST = date(2024, 1, 1)

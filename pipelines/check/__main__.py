@@ -19,7 +19,7 @@ from pipelines.config import PipelineConfig, read_config
 from pipelines.prepare.config import LEDGER
 from pipelines.prepare.log.config import Log
 from pipelines.prepare.log.files import raw_files
-from pipelines.prepare.log.source import database
+from pipelines.prepare.log.on_duckdb import database
 from pipelines.run import exit_status
 
 

@@ -165,5 +165,5 @@ class PrepareConfig(Config):
     """Where text embeddings are kept between runs, by the digest of texts and model, and the ledger of source files."""
 
     def identity(self) -> dict[str, Any]:
-        """Return the settings that decide the tables: all but where embeddings are cached."""
-        return self.model_dump(mode="json", exclude={"cache_dir"})
+        """Return the settings that decide the tables: all but where embeddings are cached and what runs the queries."""
+        return self.model_dump(mode="json", exclude={"cache_dir": True, "source": {"engine"}})

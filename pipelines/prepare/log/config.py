@@ -23,6 +23,7 @@ from pipelines.prepare.text_config import TextConfig
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Paths = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
 """Files, folders or globs, of Parquet or CSV."""
+EngineName = Literal["duckdb", "spark"]
 
 
 def _by_name(value: Any) -> Any:
@@ -127,6 +128,8 @@ class Log(Config):
     """
 
     kind: Literal["log"]
+    engine: EngineName = "duckdb"
+    """What makes requests, histories, counts and labels: DuckDB on this machine, or Spark; the rows are the same."""
     events: EventFiles
     items: ContentFiles | None = None
     users: ContentFiles | None = None
@@ -193,7 +196,3 @@ class Log(Config):
     def followup_days(self) -> Mapping[str, float]:
         """By task: how long after an event its label is known, where that is later than the event."""
         return {name: task.within_days for name, task in self.tasks.items() if task.within_days is not None}
-
-    def identity(self) -> dict[str, Any]:
-        """Return the settings that decide rows, but not which dates they are split into."""
-        return self.model_dump(mode="json", exclude={"train_days", "test_days", "identify"})

@@ -248,7 +248,11 @@ def typed_rows(database: duckdb.DuckDBPyConnection, table: RawTable, read: Relat
 
 def write_query(database: duckdb.DuckDBPyConnection, query: str, made: Making) -> None:
     """Write the rows of a query into the one file of a partition."""
-    rows = database.sql(query).to_arrow_reader(BATCH_ROWS)
+    write_batches(database.sql(query).to_arrow_reader(BATCH_ROWS), made)
+
+
+def write_batches(rows: pa.RecordBatchReader, made: Making) -> None:
+    """Write rows into the one file of a partition."""
     made.schema = rows.schema
     with made.writing(FILE) as writer:
         for batch in rows:

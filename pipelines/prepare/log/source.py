@@ -2,14 +2,12 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import date, datetime, time, timedelta
 from functools import cached_property
 from importlib.resources import files as package_files
 from math import ceil
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import duckdb
@@ -37,28 +35,20 @@ from pipelines.prepare.log.content import (
     values_query,
     vocabularies,
 )
-from pipelines.prepare.log.features import DatedRows, LogInputs, State, count_columns, counted
+from pipelines.prepare.log.engine import Engine, open_engine, require_engine
+from pipelines.prepare.log.features import DatedRows
 from pipelines.prepare.log.files import EVENTS, ITEMS, USERS, raw_files
-from pipelines.prepare.log.ingest import RawPart, ingest, repairs, write_query
+from pipelines.prepare.log.ingest import RawPart, ingest, repairs, write_batches
+from pipelines.prepare.log.inputs import LogInputs, State, count_columns, counted
 from pipelines.prepare.log.numbering import Numbering, files_of, made_once
+from pipelines.prepare.log.on_duckdb import database
 from pipelines.prepare.text import embed_texts, embedding_dim
 
-CODE = ("pipelines/prepare/log/features.py",)
+CODE = tuple(
+    f"pipelines/prepare/log/{name}.py" for name in ("engine", "features", "in_spark", "inputs", "on_duckdb", "on_spark")
+)
+"""What decides a state."""
 FAR_DATES = 31
-MEMORY_SHARE = "50%"
-"""Of the machine's memory, what a rank's DuckDB uses before it spills to disk."""
-
-
-@contextmanager
-def database(folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Open a database whose tables spill into a temporary directory within `folder`, which is removed at the end."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=folder, prefix=".log-", suffix=".tmp") as scratch:
-        config: dict[str, Any] = {"memory_limit": MEMORY_SHARE, "temp_directory": f"{scratch}/spilled"}
-        with duckdb.connect(f"{scratch}/log.duckdb", config=config) as connection:
-            connection.execute("SET enable_progress_bar = false")
-            connection.execute("SET preserve_insertion_order = true")
-            yield connection
 
 
 def open_log(run: StageRun[PrepareConfig], config: Log) -> "LogSource":
@@ -66,8 +56,9 @@ def open_log(run: StageRun[PrepareConfig], config: Log) -> "LogSource":
 
     Raises:
         DataError: all faults of all files; see `pipelines.prepare.log.ingest`. ConfigError: the tasks are given each
-            other in a circle, or the text encoder is not installed.
+            other in a circle, or the engine or the text encoder is not installed.
     """
+    require_engine(config.engine)
     world = run.world.committing
     store = Store(run.out.parent / STORE)
     with together(world, "reading the raw log"):
@@ -219,13 +210,13 @@ class LogSource:
     def rows(self, days: Sequence[date]) -> Iterator[tuple[date, Iterator[pa.Table]]]:
         """Yield some of the dates, each with its joined impressions in chunks."""
         for dates in _runs(days, self.days()):
-            with database(self._store.path.parent) as connection:
+            with open_engine(self._config.engine, self._store.path.parent) as engine:
                 state = self._state(self._since(dates[0]))
-                made = DatedRows(connection, self._config, self._inputs, state, self._say)
+                made = DatedRows(engine, self._config, self._inputs, state, self._say)
                 for day, tables in itertools.groupby(made.rows(dates), key=lambda found: found[0]):
                     yield day, (self._conformed(table) for _, table in tables)
                 if dates[-1] == self.days()[-1]:
-                    self._keep_state(connection, made, dates[-1])
+                    self._keep_state(engine, made, dates[-1])
 
     def _conformed(self, rows: pa.Table) -> pa.Table:
         schema = flat_schema(self.spec)
@@ -284,6 +275,7 @@ class LogSource:
             vocabularies=opened.vocabularies,
             edges=opened.edges,
             end=self._end,
+            newest=self.days()[-1],
         )
 
     def _since(self, day: date) -> date:
@@ -319,7 +311,7 @@ class LogSource:
     def _code(self) -> str:
         return code_digest(CODE)
 
-    def _keep_state(self, connection: duckdb.DuckDBPyConnection, made: DatedRows, last: date) -> None:
+    def _keep_state(self, engine: Engine, made: DatedRows, last: date) -> None:
         """Keep the state that the next date's run begins with: labels that mature by then are made again."""
         followup = max([0.0, *self._config.followup_days.values()])
         wanted = self._since(last + timedelta(days=1) - timedelta(days=ceil(followup)))
@@ -330,7 +322,7 @@ class LogSource:
 
         def write(name: str, query: str) -> None:
             with self._store.making(f"raw/state_{name}", date_slice(day), self._state_key(day)) as making:
-                write_query(connection, query, making)
+                write_batches(engine.batches(query), making)
 
         made.save(day, write)
 

@@ -1,0 +1,39 @@
+"""DuckDB's SQL as Spark's: by sqlglot, and an ASOF join, which Spark 4.0 lacks, by a window."""
+
+from collections.abc import Mapping, Sequence
+
+from sqlglot import ErrorLevel, transpile
+
+
+def in_spark(query: str) -> str:
+    """Return a query of DuckDB's dialect in Spark's.
+
+    What sqlglot does not know it leaves as it is, and it drops the order of `list(a ORDER BY b)` without a word; a log
+    of the tests has the same bytes on both engines for that reason.
+
+    Raises:
+        sqlglot.errors.UnsupportedError: Spark has no such expression.
+    """
+    found: str = transpile(query, read="duckdb", write="spark", unsupported_level=ErrorLevel.RAISE)[0]
+    return found
+
+
+def asof_by_window(
+    asked: str, known: str, by: Sequence[str], at: str, values: Mapping[str, str], *, is_later: bool
+) -> str:
+    """Return an ASOF join as a window over the rows of both queries, in order of time; see `Engine.asof`.
+
+    At one time, a row of `asked` comes before those of `known` that it must not see, or after those that it must.
+    """
+    keys, turn = ", ".join(by), " DESC" if is_later else ""
+    taken = ", ".join(f"known.{column} AS {name}" for name, column in values.items())
+    sides = (
+        f"SELECT STRUCT(asked.*) AS asked, NULL AS known, {keys}, {at} AS at, false AS is_known"
+        f" FROM ({asked}) AS asked UNION ALL"
+        f" SELECT NULL, STRUCT(known.*), {keys}, event_time, true FROM ({known}) AS known"
+    )
+    return (
+        f"SELECT asked.*, {taken} FROM (SELECT asked, is_known, last_value(known IGNORE NULLS) OVER (PARTITION BY"
+        f" {keys} ORDER BY at{turn}, is_known{turn} ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) AS known"
+        f" FROM ({sides})) WHERE NOT is_known"
+    )
