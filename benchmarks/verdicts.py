@@ -21,7 +21,7 @@ from benchmarks.contest import ENCODER_EPOCHS, REFERENCE, Contest, LogSize
 from benchmarks.goals import Measured, goal, publish_tables
 from benchmarks.record import Row, results_folder, write_results
 from benchmarks.timing import Spread, threads
-from pipelines.report.comparison import COMPARISON_FILE, Comparison, TaskResult
+from pipelines.report.comparison import Comparison, TaskResult
 from pipelines.report.verdict import judge
 from ranker.metric_registry import HEADLINE
 
@@ -67,8 +67,8 @@ class Sizes:
 
 FULL = (
     Sizes(LogSize(events=1_000, items=100, users=150), logs=20),
+    Sizes(LogSize(events=10_000, items=100, users=200), logs=20),
     Sizes(LogSize(events=10_000, items=1_000, users=200), logs=20),
-    Sizes(LogSize(events=30_000, items=3_000, users=600), logs=8),
     Sizes(LogSize(events=100_000, items=10_000, users=2_000), logs=3),
     Sizes(LogSize(events=1_000_000, items=100_000, users=20_000), logs=1),
 )
@@ -79,7 +79,9 @@ def main() -> None:
     """Train, judge, print, write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.verdicts", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="two small logs, to see that it runs")
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="where comparisons are kept; what lies there is used")
+    parser.add_argument(
+        "--keep", type=Path, metavar="DIR", help="where trainings are kept; those there are not run again"
+    )
     parser.add_argument("--out", type=Path, help="where verdicts.json and verdicts.md go")
     arguments = parser.parse_args()
     out = results_folder(arguments.out, quick=arguments.quick)
@@ -100,17 +102,12 @@ def gains(sizes: Sequence[Sizes], keep: Path) -> list[Row]:
 
 
 def contest(keep: Path, size: LogSize, seed: int) -> dict[int, Comparison]:
-    """Return the comparisons of a log, by trainings of each arm: as they were kept, or made and kept."""
-    folders = {number: keep / f"{size.events}-{size.items}-{seed}-{number}" for number in (REPLICATES, 1)}
-    if not all((folder / COMPARISON_FILE).exists() for folder in folders.values()):
-        began = time.perf_counter()
-        with tempfile.TemporaryDirectory(prefix="sidestack-contest-") as folder:
-            trained = Contest(Path(folder), size, seed, REPLICATES)
-            for number, kept in folders.items():
-                kept.mkdir(parents=True, exist_ok=True)
-                (kept / COMPARISON_FILE).write_text(trained.comparison(number).model_dump_json())
-        print(f"{size.events:,} events, log {seed}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
-    return {number: Comparison.read(folder) for number, folder in folders.items()}
+    """Train on a log, where that was not done before, and return its comparisons by trainings of each arm."""
+    began = time.perf_counter()
+    trained = Contest(keep / f"{size.events}-{size.items}-{seed}", size, seed, REPLICATES)
+    found = {number: trained.comparison(number) for number in (REPLICATES, 1)}
+    print(f"{size.events:,} events, log {seed}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
+    return found
 
 
 def judged(comparison: Comparison, trainings: int) -> Iterator[dict[str, Any]]:
@@ -178,7 +175,7 @@ def truths(rows: Sequence[Row]) -> dict[Group, Truth]:
 
 def truth_rows(rows: Sequence[Row]) -> list[Row]:
     """Return what gains are, over logs and seeds."""
-    found = []
+    found: list[Row] = []
     for group, true in truths(rows).items():
         of = [row for row in groups(rows, REPORTED)[group] if row["gain"] is not None]
         over_logs = float(np.std([row["gain"] for row in of], ddof=1)) if len(of) > 1 else None
@@ -195,7 +192,9 @@ def verdict_rows(rows: Sequence[Row], way: Way) -> list[Row]:
     """Count the verdicts of one way to judge, by size, content and task, and overall by content."""
     true = truths(rows)
     by_group = groups(rows, way)
-    counted = [{**_named(group), **count(of, {group: true[group]})} for group, of in by_group.items() if group in true]
+    counted: list[Row] = [
+        {**_named(group), **count(of, {group: true[group]})} for group, of in by_group.items() if group in true
+    ]
     for content in CONTENT.values():
         of = [row for group, found in by_group.items() if group[2] == content for row in found]
         counted.append({"task": "all", "content": content, **count(of, true)})
@@ -208,14 +207,15 @@ def count(rows: Sequence[Row], true: dict[Group, Truth]) -> dict[str, Any]:
     Shares are of the verdicts that are not withheld and whose truth is known, their bounds Clopper's and Pearson's.
     """
     counts = Counter(row["verdict"] for row in rows)
-    known = [(row, found) for row in rows if (found := true.get(_group(row))) and found.kind and row["gain"] is not None]
-    judged = [(row, found) for row, found in known if row["verdict"] != "withheld"]
-    wrong = sum(row["verdict"] in ("better", "worse") and row["verdict"] != found.kind for row, found in judged)
+    pairs = [(row, true[_group(row)]) for row in rows if _group(row) in true and row["gain"] is not None]
+    known = [(row, found) for row, found in pairs if found.kind is not None]
+    heard = [(row["verdict"], found.kind) for row, found in known if row["verdict"] != "withheld"]
+    wrong = sum(verdict in ("better", "worse") and verdict != kind for verdict, kind in heard)
     holding = [row["low"] <= found.mean <= row["high"] for row, found in known]
-    share = {"wrong_share": None, "wrong_low": None, "wrong_high": None}
-    if judged:
-        bounds = binomtest(wrong, len(judged)).proportion_ci(CONFIDENCE, "exact")
-        share = {"wrong_share": wrong / len(judged), "wrong_low": bounds.low, "wrong_high": bounds.high}
+    share: dict[str, float | None] = {"wrong_share": None, "wrong_low": None, "wrong_high": None}
+    if heard:
+        bounds = binomtest(wrong, len(heard)).proportion_ci(CONFIDENCE, "exact")
+        share = {"wrong_share": wrong / len(heard), "wrong_low": bounds.low, "wrong_high": bounds.high}
     return {
         "gains": len(rows),
         **{kind: counts[kind] for kind in KINDS},
@@ -246,7 +246,7 @@ def why_rows(rows: Sequence[Row]) -> list[Row]:
 
 def goals(rows: Sequence[Row]) -> list[Row]:
     """Hold the share of verdicts that are not wrong against what is stated; bounds in place of quartiles."""
-    found = []
+    found: list[Row] = []
     for way in WAYS[:2]:
         counted = count(_of_way(rows, way), truths(rows))
         if counted["wrong_share"] is not None:

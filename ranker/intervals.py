@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 
 from ranker.metric_registry import Better
 
@@ -101,6 +102,10 @@ class GainEstimate:
 def training_draws(num_resamples: int, num_replicates: int, seed: int) -> Floats:
     """Draw how far the mean over replicates may lie from the truth, in standard deviations of one replicate.
 
+    The draws are the middles of B parts of equal chance, in random order, so that their quantiles are those of the
+    distribution. Independent draws would not do: with one degree of freedom the 2.5 % quantile of 1,000 of them has a
+    standard deviation of a fifth of itself, and a fixed seed makes it the same error in every comparison.
+
     Returns:
         [B], Student's t with R - 1 degrees of freedom over sqrt(R). Zeros with one replicate, which says nothing of
         training: the interval is then over users alone.
@@ -108,7 +113,8 @@ def training_draws(num_resamples: int, num_replicates: int, seed: int) -> Floats
     if num_replicates == 1:
         return np.zeros(num_resamples)
     rng = np.random.default_rng([seed, num_replicates])  # apart from the users' draws
-    draws_B: Floats = rng.standard_t(num_replicates - 1, num_resamples) / np.sqrt(num_replicates)
+    middles_B = (rng.permutation(num_resamples) + 0.5) / num_resamples
+    draws_B: Floats = stdtrit(num_replicates - 1, middles_B) / np.sqrt(num_replicates)
     return draws_B
 
 
@@ -135,7 +141,7 @@ def estimate_gain(
     if len(gains_R) > 1:
         gains_B = gains_B + _deviation(gains_R) * training_B
     tail = (1.0 - confidence) / 2.0
-    low, high = np.quantile(gains_B, [tail, 1.0 - tail])
+    low, high = np.quantile(gains_B, [tail, 1.0 - tail], method="hazen")  # which takes draws for such middles, too
     gain = 1.0 - arm.trained_R.sum() / reference.trained_R.sum()
     lowered = GainEstimate(float(gain), (float(low), float(high)), tuple(gains_R.tolist()))
     return lowered if better == "lower" else lowered.turned()
