@@ -17,10 +17,20 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import binomtest, t
 
-from benchmarks.contest import ENCODER_EPOCHS, REFERENCE, Contest, LogSize
+from benchmarks.contest import (
+    ENCODER_EPOCHS,
+    NUM_CLUSTERS,
+    NUM_SUBCLUSTERS,
+    REFERENCE,
+    TEST_DAYS,
+    TRAIN_DAYS,
+    Contest,
+    LogSize,
+)
 from benchmarks.goals import Measured, goal, publish_tables
 from benchmarks.record import Row, results_folder, write_results
 from benchmarks.timing import Spread, threads
+from pipelines.prepare.synthetic import NUM_USER_TYPES
 from pipelines.report.comparison import Comparison, TaskResult
 from pipelines.report.verdict import judge
 from ranker.metric_registry import HEADLINE
@@ -180,7 +190,9 @@ def truth_rows(rows: Sequence[Row]) -> list[Row]:
         of = [row for row in groups(rows, REPORTED)[group] if row["gain"] is not None]
         over_logs = float(np.std([row["gain"] for row in of], ddof=1)) if len(of) > 1 else None
         seeds = float(np.sqrt(np.mean([row["seeds"] ** 2 for row in of])))
-        found.append({**_named(group), "logs": len(of), **true._asdict(), "over_logs": over_logs, "over_seeds": seeds})
+        spreads = {"over_logs": over_logs, "over_seeds": seeds}
+        named = {"mean": true.mean, "error": true.error, "true": true.kind}
+        found.append({**_named(group), "logs": len(of), **named, **spreads})
     return found
 
 
@@ -261,7 +273,7 @@ def _of_way(rows: Sequence[Row], way: Way) -> list[Row]:
 
 SIZE_COLUMNS = {"events": ",d", "items": ",d", "content": "", "task": ""}
 TRUTH_COLUMNS = {
-    **SIZE_COLUMNS, "logs": "d", "mean": ".2%", "error": ".2%", "over_logs": ".2%", "over_seeds": ".2%", "kind": "",
+    **SIZE_COLUMNS, "logs": "d", "mean": ".2%", "error": ".2%", "over_logs": ".2%", "over_seeds": ".2%", "true": "",
 }  # fmt: skip
 VERDICT_COLUMNS = {
     **SIZE_COLUMNS, "gains": "d", **dict.fromkeys(KINDS, "d"), "wrong": "d", "wrong_share": ".1%", "wrong_low": ".1%",
@@ -285,10 +297,44 @@ def write(rows: list[Row], out: Path) -> None:
     write_results("verdicts-logs", rows, out=out)
 
 
-WORDS = f"""TODO {ENCODER_EPOCHS}"""
-TRUTH_WORDS = "TODO"
-WAY_WORDS = dict.fromkeys(WAYS, "TODO")
-WHY_WORDS = "TODO"
+KINDS_OF_ITEMS = NUM_CLUSTERS * NUM_SUBCLUSTERS
+WORDS = f"""
+How far a verdict of `compare` can be trusted, by the size of the log. Every log is synthetic and drawn anew:
+users, items, tastes, clicks. Users of {NUM_USER_TYPES} types like {KINDS_OF_ITEMS} kinds of
+items; an item's content tells its kind. Arm `side` has SIDs of that content: *explains*. Arm `side_exchanged`
+has SIDs of the same content exchanged between items at random: *exchanged*, a control whose content explains
+nothing. Gains are in {HEADLINE.title} over `none`, on the last {TEST_DAYS} of {TRAIN_DAYS + TEST_DAYS} days.
+
+Each log is trained on twice, encoder and ranker from other seeds: `run.replicates: {REPLICATES}`. Stages run as
+in any run, in one process, with thresholds of `compare` by default. Batches are by rule, the model is small and
+trained for one epoch, the encoder for {ENCODER_EPOCHS} (`benchmarks/contest.py`). Columns without a value:
+nothing was judged, or the truth is not known.
+
+The same trainings are judged in four ways: *as reported*; by the *interval alone*, as if nothing spoke against
+a training or its rows; and both with the first training alone, as if one training were allowed to show a
+difference.
+"""
+TRUTH_WORDS = """
+`mean` is the mean gain over logs, which stands for the true one at that size, `error` its standard error.
+`true` says on which side of 0 its 95 % interval (Student's t over logs) lies, or `neither`; it is not known
+from one log. `over_logs` and `over_seeds` are standard deviations of the gain: from log to log, of the mean
+over two trainings, and from training to training on one log.
+"""
+REPORTED_WORDS = """
+A shown difference (`better`, `worse`) is `wrong` unless the mean over logs lies clearly on its side: where that
+is `neither`, every shown difference counts as wrong. `no difference shown` is never wrong. `wrong_share` is of
+the verdicts that were not withheld and whose truth is known; `wrong_low` and `wrong_high` are its 95 % bounds
+(Clopper and Pearson), as if verdicts were independent: both tasks and both arms of a log share `none`.
+`holds_mean` is the share of intervals, of withheld gains too, that hold the mean over logs; an interval is of
+the log that it was measured on, so that it need not be 95 %.
+"""
+WAY_WORDS = {
+    REPORTED: REPORTED_WORDS,
+    WAYS[1]: "What the interval over users and two trainings says by itself; it is here that 5 % are its own promise.",
+    WAYS[2]: "What one training would have claimed. As reported, every difference of one training is withheld.",
+    WAYS[3]: "What the interval over users says by itself, which knows nothing of other trainings.",
+}
+WHY_WORDS = "Of verdicts as reported; one may have several reasons."
 
 
 if __name__ == "__main__":
