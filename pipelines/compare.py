@@ -67,14 +67,15 @@ def compare(run: StageRun[CompareConfig]) -> None:
         return
     arms = arms_of(run.inputs, run.config.reference)
     curves = {name: [read_curves(path) for path in paths] for name, paths in arms.items()}
-    comparison = _comparison(run, arms, curves)
+    comparison = compared(run, arms, curves)
     run.facts["config_digest"] = comparison.config_digest
     _write(run, comparison, arms, curves)
     run.log.summary(comparison.model_dump(mode="json", include={"arms"}))
     print(as_text(comparison), flush=True)  # the stage's result: on stdout, apart from the log
 
 
-def _comparison(run: StageRun[CompareConfig], arms: Arms, curves: Curves) -> Comparison:
+def compared(run: StageRun[CompareConfig], arms: Arms, curves: Curves) -> Comparison:
+    """Return what a report says in numbers and verdicts; see `compare`."""
     config, reference = run.config, run.config.reference
     summaries = read_summaries(arms)
     manifests = {name: read_manifest(path) for name, path in run.inputs.items()}

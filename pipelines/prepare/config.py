@@ -94,6 +94,9 @@ class Synthetic(Config):
     """Impressions of a request, which share user, time and history."""
     embeddings: dict[str, PositiveInt] = {"text_embedding": 32, "behaviour_embedding": 16}
     """Embedding signals of the items: name -> dimensions."""
+    exchanged: tuple[str, ...] = ()
+    """Those of `embeddings` that are exchanged between items at random: each item has what another one's cluster says.
+    They look like the others and explain no click: a control."""
     user_embeddings: dict[str, PositiveInt] = {}
     """Embedding signals of the users, of the tastes that decide their clicks: name -> dimensions."""
     categoricals: dict[str, PositiveInt] = {"category": 16, "brand": 64}
@@ -116,6 +119,9 @@ class Synthetic(Config):
     def _check(self) -> Self:
         if self.cold_share == 1.0:
             raise ValueError("cold_share must leave items to show in the training days: below 1")
+        for name in self.exchanged:
+            if name not in self.embeddings:
+                raise ValueError(f"exchanged: {name!r} must be one of embeddings ({', '.join(self.embeddings)})")
         tables = {
             "items": ["item_id", "text", *self.embeddings, *self.categoricals],
             "users": ["user_id", "segment", *self.user_embeddings],

@@ -40,7 +40,7 @@ DAY_US = 86_400_000_000
 # One tag for each kind of draw keeps them independent of each other.
 _CLUSTER, _SUBCLUSTER, _QUALITY, _TYPE, _ITEM, _USER, _TIME, _SLOT, _CLICK, _CONVERT = range(10)
 _NULL, _SWAP, _SWAPPED, _ACTION_TIME, _ACTION_ITEM, _CENTRE, _TASTE, _OWN, _SEGMENT = range(10, 19)
-_VIEW, _USER_OWN, _USER_NULL = range(19, 22)
+_VIEW, _USER_OWN, _USER_NULL, _EXCHANGED = range(19, 23)
 
 
 def synthetic_spec(config: Synthetic) -> DatasetSpec:
@@ -258,11 +258,12 @@ class SyntheticLog:
         rng = np.random.default_rng([config.seed, _CENTRE, tag])
         centres_CD = rng.standard_normal((config.num_clusters, dim))
         fine_CSD = rng.standard_normal((config.num_clusters, config.num_subclusters, dim))
-        clusters_N = self.cluster(items_N)
+        told_N = items_N
+        if name in config.exchanged:
+            told_N = below(config.num_items, config.seed, _EXCHANGED, tag, items_N)
+        clusters_N, subclusters_N = self.cluster(told_N), self.subcluster(told_N)
         own_ND = _normal(config.seed, _OWN, tag, items_N[:, None], np.arange(dim))
-        vectors_ND = (
-            0.8 * centres_CD[clusters_N] + 0.6 * fine_CSD[clusters_N, self.subcluster(items_N)] + config.noise * own_ND
-        )
+        vectors_ND = 0.8 * centres_CD[clusters_N] + 0.6 * fine_CSD[clusters_N, subclusters_N] + config.noise * own_ND
         return embeddings(_at_unit_length(vectors_ND), self._present(tag, items_N))
 
     def _user_embedding(self, name: str, dim: int, users_N: Ints) -> pa.Array:

@@ -7,9 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy.stats import t as student
 
 from ranker import intervals
-from ranker.intervals import GainEstimate, Sums, estimate_gain, pooled_deviation, resample_users, student_reach
+from ranker.intervals import (
+    GainEstimate,
+    Sums,
+    estimate_gain,
+    pooled_deviation,
+    resample_users,
+    student_reach,
+    training_draws,
+)
 from ranker.metric_registry import Better
 
 Floats = NDArray[np.float64]
@@ -115,7 +124,7 @@ def test_one_replicate_is_a_bootstrap_over_users_alone() -> None:
     gains_B = 1 - np.divide(*slow_resamples(np.stack([arm_U, reference_U], axis=1), 400, 0).T)
     found = estimate(arm_U[:, None], reference_U[:, None])
     assert found is not None and found.seeds is None
-    assert found.interval == pytest.approx(np.quantile(gains_B, [0.025, 0.975]))
+    assert found.interval == pytest.approx(np.quantile(gains_B, [0.025, 0.975], method="hazen"))
 
 
 def test_pairing_takes_out_what_users_and_trainings_have_in_common() -> None:
@@ -126,6 +135,25 @@ def test_pairing_takes_out_what_users_and_trainings_have_in_common() -> None:
     assert paired is not None and unpaired is not None
     assert paired.interval[0] > 0 > unpaired.interval[0]
     assert paired.interval[1] - paired.interval[0] < 0.1 * (unpaired.interval[1] - unpaired.interval[0])
+
+
+@pytest.mark.parametrize("replicates", [2, 3, 5])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_draws_of_trainings_have_the_quantiles_of_students_t(replicates: int, seed: int) -> None:
+    tails = [0.005, 0.025, 0.5, 0.975, 0.995]
+    draws_B = training_draws(1000, replicates, replicates - 1, seed)
+    expected = student.ppf(tails, replicates - 1) / np.sqrt(replicates)
+    found = np.quantile(draws_B, tails, method="hazen")
+    np.testing.assert_allclose(found, expected, rtol=0.02, atol=1e-12)
+    assert abs(np.corrcoef(draws_B[1:], draws_B[:-1])[0, 1]) < 0.2  # in no order that users' draws could share
+
+
+def test_the_interval_of_trainings_alone_is_students_on_both_sides() -> None:
+    reference_UR = np.ones((50, 2))
+    found = estimate(reference_UR * [0.98, 0.96], reference_UR)
+    assert found is not None and found.seeds is not None
+    half = student.ppf(0.975, 1) * found.seeds / np.sqrt(2)
+    assert found.interval == pytest.approx((0.03 - half, 0.03 + half), rel=5e-3)
 
 
 TRUE_GAIN, USERS = 0.01, 100

@@ -137,6 +137,26 @@ def test_embeddings_follow_clusters_and_some_are_null() -> None:
     assert cosines_KK[same & ~same_fine].mean() > cosines_KK[~same].mean() + 0.3
 
 
+def mean_cosines(items: pa.Table, name: str) -> tuple[float, float, float]:
+    """Return the mean cosine of an embedding within clusters, across them, and of items to the one nearest to them."""
+    ids_N = np.flatnonzero(items[name].is_valid().to_numpy())[:400]
+    vectors_KD = np.array(items[name].take(pa.array(ids_N)).to_pylist(), np.float32)
+    cosines_KK = vectors_KD @ vectors_KD.T - 2 * np.eye(len(ids_N))
+    same = np.equal.outer(LOG.cluster(ids_N), LOG.cluster(ids_N)) & ~np.eye(len(ids_N), dtype=bool)
+    return float(cosines_KK[same].mean()), float(cosines_KK[~same].mean()), float(cosines_KK.max(axis=1).mean())
+
+
+def test_an_exchanged_embedding_looks_like_the_others_and_tells_no_cluster() -> None:
+    changes = {"embeddings": {"told": 32, "exchanged": 32}, "exchanged": ("exchanged",)}
+    log = SyntheticLog(CONFIG.model_copy(update=changes))
+    items = pa.concat_tables(log.items())
+    told, exchanged = mean_cosines(items, "told"), mean_cosines(items, "exchanged")
+    assert told[0] > told[1] + 0.3 and abs(exchanged[0] - exchanged[1]) < 0.02
+    assert exchanged[2] == pytest.approx(told[2], abs=0.05)  # as much alike, if not to those of their cluster
+    day = LOG.spec.test[0]
+    assert pa.concat_tables(log.impressions(day)).equals(pa.concat_tables(LOG.impressions(day)))
+
+
 def test_histories_tell_the_taste_and_are_one_history() -> None:
     first, second = (pa.concat_tables(LOG.impressions(day)).to_pylist() for day in (LOG.spec.test[0], LOG.spec.test[1]))
     row = next(row for row in second if len(row["history_item_ids"]) == CONFIG.max_history)
@@ -205,6 +225,7 @@ def test_users_embeddings_change_nothing_else(prepared: Path, tmp_path: Path) ->
         ({"embeddings": {"text": 3}}, "signal 'text' has the name of another column"),
         ({"categoricals": {"text_embedding": 3}}, "signal 'text_embedding' has the name"),
         ({"user_embeddings": {"segment": 3}}, "signal 'segment' has the name of another column of the users"),
+        ({"exchanged": ["other"]}, "'other' must be one of embeddings"),
         ({"num_items": 0}, "num_items: Input should be greater than 0"),
         ({"clusters": 3}, "clusters: unknown key"),
     ],
