@@ -69,8 +69,13 @@ def counted(inputs: LogInputs) -> dict[str, tuple[str, ...]]:
 
 
 def count_columns(name: str, days: int) -> list[str]:
-    """Return the names of the count features of one of `COUNTED`."""
-    return [f"{name}_{what}{window}" for window in ("", f"_{days}d") for what in ("events", "positives")]
+    """Return the names of the count features of one of `COUNTED`: all and recent counts, and the log odds of all.
+
+    Log odds are log((positives + 1) / (others + 1)), 0 without events: a network on logarithms of counts alone learns
+    this difference of two of them slowly.
+    """
+    counts = [f"{name}_{what}{window}" for window in ("", f"_{days}d") for what in ("events", "positives")]
+    return [*counts, f"{name}_log_odds"]
 
 
 class DatedRows:
@@ -254,17 +259,17 @@ class DatedRows:
             " JOIN requests AS r USING (request)"
         )
         match = " AND ".join(f"q.{key} = {{}}.{key}" for key in by)
-        all_of, recent = (
-            count_columns(name, self.config.count_days)[:2],
-            count_columns(name, self.config.count_days)[2:],
-        )
+        *all_of, recent_events, recent_positives, log_odds = count_columns(name, self.config.count_days)
         numbers = [
             f"coalesce(known.{what}, 0)::FLOAT AS {column}"
             for what, column in zip(("events", "positives"), all_of, strict=True)
         ] + [
             f"greatest(coalesce(known.{what}, 0) - coalesce(old.{what}, 0), 0)::FLOAT AS {column}"
-            for what, column in zip(("events", "positives"), recent, strict=True)
+            for what, column in (("events", recent_events), ("positives", recent_positives))
         ]
+        positives = "coalesce(known.positives, 0)"
+        others = f"(coalesce(known.events, 0) - {positives})"
+        numbers.append(f"ln(({positives} + 1) / ({others} + 1))::FLOAT AS {log_odds}")
         keep = ", ".join(f"q.{key}" for key in ("request", *by))
         self._table(
             f"counts_{name}",
