@@ -213,12 +213,16 @@ class DatedRows:
         for window, at in starts.items():
             values = {f"{window}_{what}": what for what in ("events", "positives")}
             seen = self.engine.asof(seen, "SELECT * FROM running", by, at, values)
-        of_all, recent = (count_columns(name, self.config.count_days)[place : place + 2] for place in (0, 2))
+        columns = count_columns(name, self.config.count_days)
+        of_all, recent, (log_odds,) = columns[:2], columns[2:4], columns[4:]
         numbers = [
             f"coalesce(known_{what}, 0)::FLOAT AS {total},"
             f" greatest(coalesce(known_{what}, 0) - coalesce(old_{what}, 0), 0)::FLOAT AS {of_days}"
             for what, total, of_days in zip(("events", "positives"), of_all, recent, strict=True)
         ]
+        positives = "coalesce(known_positives, 0)"
+        others = f"(coalesce(known_events, 0) - {positives})"
+        numbers.append(f"ln(({positives} + 1) / ({others} + 1))::FLOAT AS {log_odds}")
         self.engine.table(f"counts_{name}", f"SELECT request_id, {keys}, {', '.join(numbers)} FROM ({seen})")
 
     @property

@@ -54,5 +54,10 @@ def counted(inputs: LogInputs) -> dict[str, tuple[str, ...]]:
 
 
 def count_columns(name: str, days: int) -> list[str]:
-    """Return the names of the count features of one of `COUNTED`."""
-    return [f"{name}_{what}{window}" for window in ("", f"_{days}d") for what in ("events", "positives")]
+    """Return the names of the count features of one of `COUNTED`: all and recent counts, and the log odds of all.
+
+    Log odds are log((positives + 1) / (others + 1)), 0 without events: a network on logarithms of counts alone learns
+    this difference of two of them slowly.
+    """
+    counts = [f"{name}_{what}{window}" for window in ("", f"_{days}d") for what in ("events", "positives")]
+    return [*counts, f"{name}_log_odds"]

@@ -1,5 +1,6 @@
 """The rows of a log by slow, plain loops: what the SQL must agree with."""
 
+import math
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
@@ -46,6 +47,8 @@ def _row(
             own = [one for one in seen if is_same(one)]
             found[f"{name}_events{window}"] = float(len(own))
             found[f"{name}_positives{window}"] = float(sum(one["action"] == "click" for one in own))
+        positives = found[f"{name}_positives"]
+        found[f"{name}_log_odds"] = math.log((positives + 1) / (found[f"{name}_events"] - positives + 1))
     clicks = sorted((one["ts"], one["sku"]) for one in known if one["uid"] == row["uid"] and one["action"] == "click")[
         -max_history:
     ]

@@ -30,7 +30,7 @@ COUNTS = [
     for name in ("user", "item", "user_category")
     for what in ("events", "positives")
     for window in ("", "_2d")
-]
+] + [f"{name}_log_odds" for name in ("user", "item", "user_category")]
 
 
 def keys(out: Path, table: str, column: str) -> list[str]:
@@ -95,7 +95,7 @@ def test_rows_are_those_of_plain_loops(delay_minutes: int, tmp_path: Path) -> No
     assert_same(found, expected)
     spec = read_dataset(tmp_path / "runs/out").spec
     assert spec.request_dense == tuple(
-        name for name in ("user_events", "user_positives", "user_events_2d", "user_positives_2d")
+        name for name in ("user_events", "user_positives", "user_events_2d", "user_positives_2d", "user_log_odds")
     )
     assert spec.sparse == {"device": 4} and spec.num_items == 9 and spec.tasks["order"].given == "click"
     assert spec.followup_days == {"order": 2}
