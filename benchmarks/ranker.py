@@ -254,7 +254,7 @@ def golden(dataset: Dataset, world: World, sizes: Sizes) -> Part:
     arm, device = "none", world.device
     ours = Trial(dataset, arm, world)
     held = [batch.to(device) for batch in islice(stream(training_split(dataset, arm), arm, world), 16)]
-    theirs = [golden_batch(batch) for batch in held]
+    theirs = [golden_batch(batch, ours.features) for batch in held]
     runs: dict[str, tuple[TrainPipelineSparseDist[Any, Any], Sequence[Any]]] = {
         "golden example": (golden_pipeline(golden_dlrm(ours.features, ours.config.model, device), device), theirs),
         "the example's network in our training": (

@@ -85,8 +85,7 @@ class Trial:
 
 def kernels(sharded: ShardedRanker) -> Iterator[BatchedFusedEmbedding | BatchedFusedEmbeddingBag]:
     """Return what holds and looks up this rank's tables; torchrec keeps them out of a model's modules."""
-    collections = (sharded.model.module.bags, sharded.model.module.sequences)
-    for lookup in (lookup for collection in collections for lookup in collection._lookups):
+    for lookup in (lookup for collection in sharded.model.module.collections for lookup in collection._lookups):
         for module in lookup.modules():
             if isinstance(module, BatchedFusedEmbedding | BatchedFusedEmbeddingBag):
                 yield module
@@ -112,9 +111,10 @@ class StepParts:
         sharded, pipeline = trial.sharded, trial.pipeline
         ranker = sharded.model.module
         for module, part in (
-            (ranker.bags, "forward: lookups"), (ranker.sequences, "forward: lookups"),
-            (ranker.body, "forward: dense part"), (ranker.loss, "loss"),
-        ):  # fmt: skip
+            *((collection, "forward: lookups") for collection in ranker.collections),
+            (ranker.body, "forward: dense part"),
+            (ranker.loss, "loss"),
+        ):
             module.register_forward_pre_hook(lambda *_, part=part: self._start(part))
             module.register_forward_hook(lambda *_, part=part: self._stop(part))
         for kernel in kernels(sharded):

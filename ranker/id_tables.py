@@ -106,7 +106,7 @@ def _sampled(split: Split, max_rows: int) -> Iterator[pa.Table]:
     total, read, at = rows.num_rows, 0, 0
     while at < total:
         (group,) = rows.groups(at, at + 1)
-        yield rows.read(group)
+        yield rows.joined(group)
         read += group.rows
         # The next one lies as far on as leaves the rows that are read spread over all.
         at = max(group.start + group.rows, int(read * total / min(max_rows, total)))

@@ -175,14 +175,14 @@ class TablePlan:
 def unsharded_model(features: ArmFeatures, config: RankerConfig, device: torch.device, frozen: Frozen) -> Ranker:
     """Return the model with its tables on the meta device, each with the optimizer of its backward pass."""
     model = Ranker(features, config, device, frozen)
-    for tables in (model.bags, model.sequences):
+    for tables in model.collections:
         settings = {"lr": config.training.sparse_learning_rate, "eps": 1e-8}
         _apply_optimizer_in_backward(RowWiseAdagrad, tables.parameters(), settings)
     return model
 
 
 def sharders() -> list[ModuleSharder[nn.Module]]:
-    """Return what shards the model's two collections of tables."""
+    """Return what shards the model's collections of tables."""
     return [EmbeddingBagCollectionSharder(), EmbeddingCollectionSharder()]
 
 

@@ -25,6 +25,9 @@ from ranker.kernels import speed_up_sequences
 from ranker.model import Ranker
 from ranker.planner import Cluster, TablePlan, plan_tables, sharders, unsharded_model
 
+COLLECTIONS = ("bags", "request_bags", "sequences")
+"""The model's collections of tables, by the name of their module."""
+
 # What torchrec's pipeline has torch say about tracing, on every rank, is of no use to who runs a stage.
 logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 
@@ -170,7 +173,9 @@ def fill_tables(model: DistributedModelParallel, seed: int) -> None:
             continue
         for shard in table.local_shards():
             rows_from, columns_from = shard.metadata.shard_offsets
-            fill_table(shard.tensor, name, seed, rows_from, columns_from, table.size()[1])
+            # The same values whether a column is a request's or a row's.
+            of_any = name.removeprefix("request_")
+            fill_table(shard.tensor, of_any, seed, rows_from, columns_from, table.size()[1])
 
 
 def table_bytes(features: ArmFeatures, dim: int, only_sids: bool = False) -> int:
@@ -191,7 +196,7 @@ def local_parts(tensor: Tensor) -> Iterator[tuple[tuple[int, ...], Tensor]]:
 def _table_of(name: str) -> str | None:
     """Return the table of a weight or state by its name in `ShardedRanker.state`; None of the network."""
     _, module, _, table, *_ = name.split(".")
-    return table if module in ("bags", "sequences") else None
+    return table if module in COLLECTIONS else None
 
 
 def real_bytes(sharded: ShardedRanker, world: World) -> dict[str, list[dict[str, int]]]:

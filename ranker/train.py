@@ -321,7 +321,7 @@ def predict(
 def prediction_table(batch: Batch, output: StepOutput, tasks: Mapping[str, TaskSpec]) -> pa.Table:
     """Return a batch's predictions as rows of `prediction_schema`, without the padding."""
     p_TB = output.probabilities_BT.t().contiguous().cpu().numpy()
-    table = prediction_rows(batch.table, batch.rows_N, p_TB, tasks)
+    table = prediction_rows(batch.rows, batch.rows_N, p_TB, tasks)
     return table if batch.valid_N.all() else table.filter(pa.array(batch.valid_N))
 
 
