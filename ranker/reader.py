@@ -31,6 +31,8 @@ from ranker.layout import history_layout
 
 Integers = npt.NDArray[np.int64]
 
+WHOLE = 2**62
+"""More rows than any request has."""
 _DAYS_A_MICROSECOND = np.float32(1 / 86_400_000_000)
 
 
@@ -76,7 +78,7 @@ class Split:
                 world_size=world.size,
                 seed=training.seed if is_training else None,
                 windows=self.windows(training.window_days) if is_training else (0,),
-                keep_rows=training.rows_per_request if is_training else 1,
+                keep_rows=(training.rows_per_request or WHOLE) if is_training else 1,
             )
 
     def windows(self, days: int | None) -> tuple[int, ...]:

@@ -23,8 +23,10 @@ from ranker.frozen import Frozen
 from ranker.initial import fill_dense, fill_table
 from ranker.kernels import speed_up_sequences
 from ranker.model import Ranker
-from ranker.planner import Cluster, TablePlan, plan_tables, sharders, unsharded_model
+from ranker.planner import Cluster, TablePlan, Traffic, plan_tables, sharders, unsharded_model
 
+ONE_OF_EACH = Traffic()
+"""A history entry a request and a request a row, where nobody measured."""
 COLLECTIONS = ("bags", "request_bags", "sequences")
 """The model's collections of tables, by the name of their module."""
 
@@ -92,7 +94,7 @@ class ShardedRanker:
 
 
 def build_sharded(
-    features: ArmFeatures, config: DecidedConfig, world: World, frozen: Frozen, mean_history: float = 1.0
+    features: ArmFeatures, config: DecidedConfig, world: World, frozen: Frozen, traffic: Traffic = ONE_OF_EACH
 ) -> ShardedRanker:
     """Build the model, plan its tables, shard it, and give every part its initial weights.
 
@@ -100,14 +102,14 @@ def build_sharded(
         features: what the arm reads and looks up. config: the arm's resolved configuration.
         world: the process group; every rank calls.
         frozen: the constants that the arm's content needs.
-        mean_history: history entries an event on average, for the planner's estimates.
+        traffic: what batches look up on average, for the planner's estimates.
 
     Raises:
         NoPlanError: the tables do not fit what the planner may use (on rank 0). StageError: the same, elsewhere.
     """
     model = unsharded_model(features, config, world.device, frozen)
     fill_dense(model.body, config.training.seed)
-    plan = _plan_together(model, features, config, world, mean_history)
+    plan = _plan_together(model, features, config, world, traffic)
     sharded, dense_optimizer = shard(model, plan.sharding, config.training, world)
     optimizer = CombinedOptimizer([sharded.fused_optimizer, dense_optimizer])
     return ShardedRanker(sharded, optimizer, dense_optimizer, plan)
@@ -151,7 +153,7 @@ def _dense_optimizer(parameters: list[nn.Parameter], training: TrainingConfig, w
 
 
 def _plan_together(
-    model: Ranker, features: ArmFeatures, config: DecidedConfig, world: World, mean_history: float
+    model: Ranker, features: ArmFeatures, config: DecidedConfig, world: World, traffic: Traffic
 ) -> TablePlan:
     """Let rank 0 plan where each table goes, and tell every rank; a planner's error is raised on all of them.
 
@@ -160,7 +162,7 @@ def _plan_together(
     plan: TablePlan | None = None
     with together(world, "planning the embedding tables"):
         if world.is_main:
-            plan = plan_tables(model, features, config, Cluster.of(world, config.sharding), mean_history)
+            plan = plan_tables(model, features, config, Cluster.of(world, config.sharding), traffic)
     agreed = broadcast(world, plan)
     assert agreed is not None
     return agreed

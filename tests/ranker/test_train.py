@@ -278,7 +278,8 @@ def test_the_plan_is_saved_with_what_it_was_told_expected_and_took(arm: str, out
     assert plan["constraints"]["t_item_id"] == {
         "sharding_types": ["table_wise", "row_wise"],
         "kernels": ["fused"],
-        "ids_per_row": 1.0,
+        "lookups": 64,
+        "ids": 1.0,
     }
     for name, table in plan["tables"].items():
         assert sum(shard["size"][0] for shard in table["shards"]) == table["rows"]
