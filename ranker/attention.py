@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from ranker.layout import HistoryLayout, rows_of
+from ranker.layout import HistoryLayout, padded_entries, padded_rows, rows_of
 
 
 def attend(probes_BND: Tensor, values_TD: Tensor, layout: HistoryLayout) -> Tensor:
@@ -26,14 +26,13 @@ def attend(probes_BND: Tensor, values_TD: Tensor, layout: HistoryLayout) -> Tens
         if not layout.groups:  # a gradient of zeros all the same: ranks average gradients of the same parameters
             return probes_BX.view(-1, vectors, dim) * 0 + values_TD.sum() * 0
         parts = []
-        for group in layout.groups:
-            number, rows = group.rows_GM.shape
-            probes_G1QD = rows_of(probes_BX, group.rows_GM).view(number, 1, rows * vectors, dim)
-            values_G1LD = rows_of(values_TD, group.entries_GL).unsqueeze(1)
+        padded = zip(padded_rows(probes_BX, layout), padded_entries(values_TD, layout), layout.groups, strict=True)
+        for probes_GMX, values_GLD, group in padded:
+            probes_G1QD, values_G1LD = probes_GMX.view(len(probes_GMX), 1, -1, dim), values_GLD.unsqueeze(1)
             is_entry_G11L = group.is_entry_GL[:, None, None]
             means_G1QD = scaled_dot_product_attention(
                 probes_G1QD, values_G1LD, values_G1LD, attn_mask=is_entry_G11L, scale=1.0
             )
-            parts.append(means_G1QD.reshape(number * rows, -1))
+            parts.append(means_G1QD.reshape(-1, vectors * dim))
         parts.append(probes_BX.new_zeros(1, vectors * dim))
         return rows_of(torch.cat(parts), layout.place_B).view(-1, vectors, dim)

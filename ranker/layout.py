@@ -5,12 +5,13 @@ a factor of each other, so that padding a group to its largest stays cheap, and 
 Groups are laid out on the host, where the lengths are known; a GPU is asked for nothing.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.autograd import Function
 from torch.nn.functional import embedding
 
 Integers = npt.NDArray[np.int64]
@@ -85,6 +86,39 @@ def _padded(starts_G: Integers, lengths_G: Integers) -> tuple[Integers, npt.NDAr
     place_X = np.arange(lengths_G.max())
     is_in_GX = place_X < lengths_G[:, None]
     return np.where(is_in_GX, starts_G[:, None] + place_X, 0), is_in_GX
+
+
+class _Padded(Function):
+    """The rows of a matrix at the places of each group; every row but those of no group is at one place."""
+
+    @staticmethod
+    def forward(ctx: Any, values_ND: Tensor, place_N: Tensor, *groups: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(place_N)
+        return tuple(embedding(places_GX, values_ND) for places_GX in groups)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        # A gather, where the gradient of an embedding would scatter, into zeros for each group anew.
+        (place_N,) = ctx.saved_tensors
+        flat_PD = torch.cat([part_GXD.flatten(0, 1) for part_GXD in gradients])
+        flat_PD = torch.cat([flat_PD, flat_PD.new_zeros(1, flat_PD.shape[1])])
+        return flat_PD.index_select(0, place_N), None, *[None for _ in gradients]
+
+
+def padded_entries(values_TD: Tensor, layout: HistoryLayout) -> tuple[Tensor, ...]:
+    """Return what entries have, [G, L, D] for each group; padding is some entry's, and gets no gradient."""
+    padded: tuple[Tensor, ...] = _Padded.apply(  # type: ignore[no-untyped-call]
+        values_TD, layout.place_T, *[group.entries_GL for group in layout.groups]
+    )
+    return padded
+
+
+def padded_rows(values_BD: Tensor, layout: HistoryLayout) -> tuple[Tensor, ...]:
+    """Return what rows have, [G, M, D] for each group, likewise."""
+    padded: tuple[Tensor, ...] = _Padded.apply(  # type: ignore[no-untyped-call]
+        values_BD, layout.place_B, *[group.rows_GM for group in layout.groups]
+    )
+    return padded
 
 
 def rows_of(values_ND: Tensor, places: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from ranker.layout import HistoryLayout, rows_of
+from ranker.layout import HistoryLayout, padded_entries, rows_of
 
 FEED_FORWARD = 4
 """The feed-forward part's hidden width, in widths of the encoder; what Transformer (Vaswani et al.) has."""
@@ -60,8 +60,8 @@ class EncoderLayer(nn.Module):
         """Let entries of a history attend to each other; X holds queries, keys and values, each cut into H heads."""
         width = projected_TX.shape[1] // 3
         parts = []
-        for group in layout.groups:
-            parts_GL3HP = rows_of(projected_TX, group.entries_GL).view(*group.entries_GL.shape, 3, self.heads, -1)
+        for padded_GLX, group in zip(padded_entries(projected_TX, layout), layout.groups, strict=True):
+            parts_GL3HP = padded_GLX.view(*group.entries_GL.shape, 3, self.heads, -1)
             q_GHLP, k_GHLP, v_GHLP = parts_GL3HP.permute(2, 0, 3, 1, 4).unbind()
             is_entry_G11L = group.is_entry_GL[:, None, None]
             attended_GHLP = scaled_dot_product_attention(q_GHLP, k_GHLP, v_GHLP, attn_mask=is_entry_G11L)
