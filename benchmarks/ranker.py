@@ -318,6 +318,7 @@ def ladder(dataset: Dataset, world: World, sizes: Sizes) -> Part:
     trials["Adam not fused"] = unfused = Trial(dataset, LADDER_ARM, world)
     for group in unfused.sharded.dense_optimizer.param_groups:
         group["fused"] = False
+    trials["rows of a request shuffled one by one"] = Trial(dataset, LADDER_ARM, world, rows_per_request=1)
     trials["batches converted by the training's own thread"] = Trial(dataset, LADDER_ARM, world, ReadByItself)
     times = trained_in_turns(trials, replace(sizes, rounds=sizes.ladder_rounds), two_threads)
     rows: list[Row] = []

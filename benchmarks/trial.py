@@ -50,6 +50,7 @@ class Trial:
     Args of the constructor:
         dataset: the events. arm: its name in `ARMS`. world: the process group.
         way: how batches go through the pipeline; a variant of `Progress`. model: the network's sizes.
+        rows_per_request: how many rows of a request stay together; by default all.
     """
 
     def __init__(
@@ -59,16 +60,18 @@ class Trial:
         world: World,
         way: type[Progress] = Progress,
         model: ModelConfig = DEFAULT_MODEL,
+        rows_per_request: int | None = None,
     ) -> None:
         config, split = config_of(arm, model), training_split(dataset, arm)
-        self.config, self.features = config, split.features
+        training = config.training.model_copy(update={"rows_per_request": rows_per_request})
+        self.dataset, self.config, self.features = dataset, config, split.features
         self.sharded = build_sharded(split.features, config, world, read_frozen(dataset, split.features))
         self.sharded.model.train()
         self.pipeline: TrainPipelineSparseDist[Any, StepOutput] = TrainPipelineSparseDist(
             self.sharded.model, self.sharded.optimizer, world.device
         )
         self.progress = way(self.pipeline, split.features, world, NewestEntries())
-        self._outputs = self._endless(split.open(config.training, world, is_training=True))
+        self._outputs = self._endless(split.open(training, world, is_training=True))
 
     def steps(self, number: int) -> None:
         """Take so many steps."""
