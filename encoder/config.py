@@ -7,7 +7,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from encoder.quantizers import QuantizerConfig, StructuredConfig
 from encoder.search import SearchConfig
 from encoder.sid import DEFAULT_NAME, Packing
-from infra.config import Config
+from infra.config import Config, Seed
 from infra.tables import Entity
 
 ENCODER_INPUT = "encoder."
@@ -60,9 +60,9 @@ class TrainingConfig(Config):
     very start these are those of an untrained network; a codebook left at them keeps dead levels."""
     revive_every: PositiveInt = 100
     """Steps between restarts of the lines (of several) or codes that nothing uses."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of initial weights, of the codebook's start and of the order of rows."""
-    holdout_share: Share = 0.05
+    holdout_share: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Share of the items, by a hash of item_id, that are never trained on."""
     holdout_rows: PositiveInt = 8192
     """The most held-out items that are kept in memory, over all ranks, to measure on."""

@@ -1,6 +1,6 @@
 """The checks that hold rows to the tables' contract (`infra.tables`)."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -71,12 +71,16 @@ def require_columns(schema: pa.Schema, expected: pa.Schema, where: RowGroup | Pa
     """Check that every column of `expected` is there, with its type (embeddings of any precision).
 
     Raises:
-        DataError: naming the missing column, or the type it has and the one it should have.
+        DataError: naming every missing column, and of each wrong type what it is and what it should be.
     """
+    faults = []
     for field in expected:
         if field.name not in schema.names:
-            raise DataError(f"{where}: column {field.name!r} is missing; expected type {type_name(field.type)}")
-        _require_type(field.name, schema.field(field.name).type, field.type, where)
+            faults.append(f"{where}: column {field.name!r} is missing; expected type {type_name(field.type)}")
+        elif fault := _type_fault(field.name, schema.field(field.name).type, field.type, where):
+            faults.append(fault)
+    if faults:
+        raise DataError("\n".join(faults))
 
 
 def require_same_columns(schema: pa.Schema, known: pa.Schema, where: object, known_where: object) -> None:
@@ -94,13 +98,13 @@ def require_same_columns(schema: pa.Schema, known: pa.Schema, where: object, kno
             )
 
 
-def _require_type(name: str, found: pa.DataType, expected: pa.DataType, where: RowGroup | Path) -> None:
+def _type_fault(name: str, found: pa.DataType, expected: pa.DataType, where: RowGroup | Path) -> str:
+    """Say that a column has another type than it must have; empty where it has not."""
     if pa.types.is_fixed_size_list(expected) and pa.types.is_fixed_size_list(found):
         same = found.list_size == expected.list_size and pa.types.is_floating(found.value_type)
     else:
         same = found == expected
-    if not same:
-        raise DataError(f"{where}: column {name!r} has type {found}, must be {type_name(expected)}")
+    return "" if same else f"{where}: column {name!r} has type {found}, must be {type_name(expected)}"
 
 
 def type_name(expected: pa.DataType) -> str:
@@ -125,7 +129,8 @@ class _Checker:
         if name not in self.table.column_names:
             return None
         column = self.table[name]
-        _require_type(name, column.type, expected, self.where)
+        if fault := _type_fault(name, column.type, expected, self.where):
+            raise DataError(fault)
         if not nullable and column.null_count:
             row = int(np.flatnonzero(column.is_null().to_numpy())[0])
             self.fail(name, f"must not be null; is null in {column.null_count} rows, first in row {row}")
@@ -223,5 +228,5 @@ class _Checker:
             if len(late):
                 row = int(late[0])
                 entries = flat[ends[row] - lengths[row] : ends[row]]
-                at = datetime.fromtimestamp(int(entries[entries >= event[row]][0]) / 1e6, tz=None)
+                at = datetime(1970, 1, 1) + timedelta(microseconds=int(entries[entries >= event[row]][0]))
                 self.fail("history_times", f"must lie strictly before event_time; row {row} has an entry at {at}")

@@ -3,12 +3,13 @@
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from infra.errors import ConfigError
 
@@ -34,6 +35,8 @@ class Config(BaseModel):
 
 
 C = TypeVar("C", bound=Config)
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+"""A seed that every generator takes: torch's and numpy's, and those of faiss and scikit-learn, which have 32 bits."""
 
 try:
     VERSION = importlib.metadata.version("sidestack")
@@ -59,8 +62,8 @@ def load_file(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         The sections as plain dictionaries.
 
     Raises:
-        ConfigError: the file is missing, not UTF-8, no mapping, has a key twice or an unknown section, or an override
-            is malformed.
+        ConfigError: the file is missing, not UTF-8, no mapping, has a key twice, an unknown section or a number that is
+            not finite, or an override is malformed.
     """
     try:
         values = _load_yaml(Path(path).read_text(encoding="utf-8"))
@@ -74,10 +77,24 @@ def load_file(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         raise ConfigError(f"config {path}: must be a mapping of sections, is {type(values).__name__}")
     for override in overrides:
         _apply(values, override)
-    unknown = sorted(set(values) - set(SECTIONS))
+    unknown = sorted(set(values) - set(SECTIONS), key=str)  # YAML has keys of several types
     if unknown:
         raise ConfigError(f"config {path}: unknown section {unknown[0]!r}; known are {', '.join(SECTIONS)}")
+    for key, number in _infinite(values):
+        raise ConfigError(f"config {path}: {key}: {number} is no finite number")
     return values
+
+
+def _infinite(value: Any, key: str = "") -> Iterator[tuple[str, float]]:
+    """Yield the numbers that no digest can hold, with their dotted keys."""
+    if isinstance(value, dict):
+        for name, one in value.items():
+            yield from _infinite(one, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for place, one in enumerate(value):
+            yield from _infinite(one, f"{key}.{place}")
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield key, value
 
 
 class _Loader(yaml.SafeLoader):

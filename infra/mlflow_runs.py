@@ -4,6 +4,7 @@ A child is filled by the same code whether its stage runs now (`infra.tracking.M
 committed long ago and is shown under a new parent (`replay`). Only rank 0 and the driver come here.
 """
 
+import fcntl
 import json
 import logging
 import math
@@ -13,6 +14,7 @@ import socket
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +67,22 @@ def connect() -> "MlflowClient":
 
         # mlflow configures its own logger while it is imported.
         logging.getLogger("mlflow").setLevel(logging.ERROR)
-        return MlflowClient(tracking_uri=uri)
+        with _alone_at(uri):
+            return MlflowClient(tracking_uri=uri)
+
+
+@contextmanager
+def _alone_at(uri: str) -> Iterator[None]:
+    """Let one process at a time connect to an SQLite store: the first makes its tables, and two would spoil them."""
+    from sqlalchemy.engine import make_url
+
+    path = make_url(uri).database if uri.startswith("sqlite:") else None
+    if path is None:
+        yield
+        return
+    with Path(f"{path}.lock").open("w") as lock:  # the lock goes with the process
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def open_parent(client: "MlflowClient", experiment: str, name: str, runs_dir: Path, config: Mapping[str, Any]) -> str:

@@ -1,7 +1,8 @@
 """The whole of a run's file: the stages' sections, and `run`, which says how they are launched."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -9,10 +10,13 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from components.torchrun import IMAGE
 from encoder.config import EncoderConfig, MaterializeConfig
+from encoder.config import TrainingConfig as EncoderTraining
 from encoder.export_config import ExportConfig
 from encoder.sid import DEFAULT_NAME
 from infra.config import Config, load_file, parse, plain
 from infra.distributed import Timeouts
+from infra.errors import ConfigError
+from infra.lanes import require_lanes
 from infra.tables import Entity
 from pipelines.prepare.config import PrepareConfig
 from pipelines.report.config import CompareConfig
@@ -21,6 +25,7 @@ from pipelines.tune.config import TuneConfig
 from ranker.baseline.config import ARM as BASELINE
 from ranker.baseline.config import BaselineConfig
 from ranker.config import SID_KINDS, ContentKind, RankerConfig
+from ranker.config import TrainingConfig as RankerTraining
 
 WITHOUT_BASELINE = "baseline.enabled=false"
 """Overrides a run's file where arms are compared with each other alone."""
@@ -89,12 +94,13 @@ class RunConfig(Config):
     jobs: PositiveInt = 1
     """Stages under way at a time. On one machine they share its cores, `launch.*.cpu` being the most that each has: the
     comparison's samples a second are then those of a shared machine."""
-    replicates: PositiveInt = 1
-    """How often encoders and arms are trained, each time from seeds one higher: what one training alone moves can
-    then be told from what arms differ by."""
     encoders: dict[str, Path] = {}
     """By the SIDs' name (`sid` is section `encoder`'s): a committed encoder that is used as it is, in place
     of training one. New items are then encoded by it, and published SIDs stay."""
+    replicates: PositiveInt = Field(default_factory=lambda given: 1 if given.get("encoders") else 2)
+    """How often encoders and arms are trained, each time from seeds one higher, on one prepared dataset: what one
+    training alone moves can then be told from what arms differ by. By default twice, the fewest that a verdict takes;
+    once where `encoders` are given, which all trainings would share."""
     timeouts: Timeouts = Timeouts()
     """How long a stage's ranks wait for each other, in training and around a commit."""
     timeout_minutes: PositiveFloat = 1440.0
@@ -136,6 +142,19 @@ class PipelineConfig(Config):
         if self.compare.reference not in self.arms:
             known = ", ".join(self.arms)
             raise ValueError(f"compare.reference {self.compare.reference!r}: not trained; arms are {known}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_lanes(self) -> "PipelineConfig":
+        """Check what the stages check again when they begin, hours later."""
+        launch = self.run.launch
+        encoders = {f"encoders.{name}" if name in self.encoders else "encoder": name for name in self.sid_names}
+        for section, name in encoders.items():
+            _check_lanes_of(section, self.encoder_of(name).training, launch.encoder)
+        _check_lanes_of("ranker", self.ranker.training, launch.ranker)
+        lanes, ranks = self.ranker.training.lanes, launch.ranker.nodes * launch.ranker.ranks
+        with _named("ranker.training.eval_"):
+            require_lanes(self.ranker.training.eval_batch_size, lanes, ranks)
         return self
 
     @model_validator(mode="after")
@@ -219,6 +238,21 @@ class PipelineConfig(Config):
     def arms(self) -> tuple[str, ...]:
         """The arms to train, in the order they are trained in."""
         return tuple(self.ranker.arms) if self.run.arms is None else self.run.arms
+
+
+def _check_lanes_of(section: str, training: EncoderTraining | RankerTraining, launch: LaunchConfig) -> None:
+    """Check that lanes divide the batch, where it is given, and ranks the lanes."""
+    with _named(f"{section}.training."):
+        require_lanes(training.batch_size or training.lanes, training.lanes, launch.nodes * launch.ranks)
+
+
+@contextmanager
+def _named(prefix: str) -> Iterator[None]:
+    """Put a section before the setting that an error names."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ValueError(f"{prefix}{error}") from None
 
 
 def _seeded(config: Trained, replicate: int) -> Trained:

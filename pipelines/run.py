@@ -152,10 +152,18 @@ def _stopping() -> Iterator[None]:
 
 @contextmanager
 def _parent(run: RunConfig, resolved: Mapping[str, Any], title: str) -> "Iterator[tuple[MlflowClient, str]]":
-    """Open the pipeline's MLflow run, and end it as the body ends."""
+    """Open the pipeline's MLflow run, and end it as the body ends.
+
+    Raises:
+        StageError: the store cannot be used; said before anything is launched, unlike a store that goes away later.
+    """
     use_store(run.runs_dir)
-    client = connect()
-    parent_run = open_parent(client, run.name, title, run.runs_dir, resolved)
+    try:
+        client = connect()
+        parent_run = open_parent(client, run.name, title, run.runs_dir, resolved)
+    except Exception as error:
+        told = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise StageError(f"{URI_VARIABLE}: this tracking store cannot be used: {told}") from error
     status = "KILLED"
     try:
         yield client, parent_run

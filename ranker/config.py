@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from encoder.sid import DEFAULT_NAME
-from infra.config import Config, parse
+from infra.config import Config, Seed, parse
 from infra.errors import ConfigError
 from infra.tables import DatasetSpec
 
@@ -189,7 +189,7 @@ class TrainingConfig(Config):
     """Of the products of the network between the embeddings and the logits, when training and when predicting.
     `bfloat16`: by autocast. `tf32`: float32 with products of 10-bit mantissas, on CUDA only; on a CPU it changes
     nothing and says so. Embedding lookups, attention's sums, loss, weights and metrics are float32 in any case."""
-    seed: int = 0
+    seed: Seed = 0
     """Seeds initial weights and data order."""
     log_every: PositiveInt | None = None
     """Steps between two points of the learning curve; by default about 40 points a training. The last step always has
@@ -201,7 +201,7 @@ class TrainingConfig(Config):
 class ShardingConfig(Config):
     """What the planner may do with the embedding tables."""
 
-    types: tuple[ShardingType, ...] = ("table_wise", "row_wise")
+    types: tuple[ShardingType, ...] = Field(default=("table_wise", "row_wise"), min_length=1)
     """Sharding types the planner chooses from. These two keep a row whole, so that RowWiseAdagrad, which has one
     state a row, trains the same on any number of ranks. Bags on a CPU can not be row-wise: torchrec leaves it out."""
     memory_gib: PositiveFloat | None = None

@@ -11,12 +11,14 @@ drawn from Student's t with R - 1 degrees of freedom about the one found, which 
 normal. `tests/ranker/test_intervals.py` simulates it: where hardly anything but trainings differs, 95 % intervals of
 three trainings hold the truth 95 times in 100; picking replicates holds it 72 times, and 78 times with deviations
 scaled by sqrt(R / (R - 1)). What a training moves in single users is in both draws, which can only widen the interval.
+The price of few trainings is its length: of two it reaches 9 of their standard deviations to each side, of three 2.5.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 
 from ranker.metric_registry import Better
 
@@ -107,9 +109,17 @@ def training_draws(num_resamples: int, num_replicates: int, seed: int) -> Floats
     """
     if num_replicates == 1:
         return np.zeros(num_resamples)
+    # One draw of each of B equally likely strata. Draws at random would leave the ends of an interval to chance where
+    # the tails are heavy: of two trainings, 1,000 of them move the 2.5 % quantile by a fifth of itself.
+    shares_B = (np.arange(num_resamples) + 0.5) / num_resamples
+    draws_B: Floats = stdtrit(num_replicates - 1, shares_B) / np.sqrt(num_replicates)
     rng = np.random.default_rng([seed, num_replicates])  # apart from the users' draws
-    draws_B: Floats = rng.standard_t(num_replicates - 1, num_resamples) / np.sqrt(num_replicates)
-    return draws_B
+    return rng.permutation(draws_B)
+
+
+def student_reach(confidence: float, num_replicates: int) -> float:
+    """Return how far the interval of a mean over replicates reaches, in standard deviations of one replicate."""
+    return float(stdtrit(num_replicates - 1, (1.0 + confidence) / 2.0) / np.sqrt(num_replicates))
 
 
 def estimate_gain(

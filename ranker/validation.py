@@ -105,7 +105,8 @@ class EpochSearch:
         measured = measure_ne(self.fit.progress, self.fit.sharded, self.window)
         if not measured:
             raise DataError("ranker.training.validation_days: no task has both labels in the validation window")
-        self.fit.log.metrics(self.fit.step, {f"validation_{task}_ne": value for task, value in measured.items()})
+        # Not validation_<task>_ne: so the held-out metrics are called where these are of validation dates.
+        self.fit.log.metrics(self.fit.step, {f"search_validation_{task}_ne": value for task, value in measured.items()})
         self.validation.ne.append(measured)
         return self.validation.is_over
 

@@ -4,9 +4,9 @@ from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from infra.config import Config
+from infra.config import Config, Seed
 from infra.identity import Identify
 from pipelines.prepare.log.config import Log
 from pipelines.prepare.text_config import TextConfig
@@ -25,7 +25,7 @@ class BehaviourConfig(Config):
     """Dimensions kept of the truncated SVD."""
     min_baskets: PositiveInt = 10
     """Items in fewer baskets of these weeks have no behavioural embedding (null)."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of the SVD's start block."""
 
 
@@ -41,7 +41,7 @@ class OrganicConfig(Config):
     """Dimensions kept of the truncated SVD: the direct behavioural embedding."""
     min_baskets: PositiveInt = 10
     """Items in fewer organic baskets are left out of the behavioural embedding."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of the SVD's start block."""
 
 
@@ -59,7 +59,7 @@ class CompleteJourney(Config):
     """Newest earlier purchases of the household in a row's history."""
     followup_days: PositiveInt = 28
     """Days after a click in which a further purchase of the item counts as its conversion."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of the sampling of impressions."""
     text: TextConfig = TextConfig()
     behaviour: BehaviourConfig = BehaviourConfig()
@@ -80,7 +80,7 @@ class Synthetic(Config):
     """A seeded synthetic log of any size in which the content of an item explains its clicks."""
 
     kind: Literal["synthetic"]
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of everything: same seed and sizes, same bytes."""
     num_items: PositiveInt = 2_000
     num_users: PositiveInt = 500

@@ -1,7 +1,8 @@
 """A log of one's own: joined impressions, items and users as Parquet, checked row by row as they become partitions.
 
 Embeddings may come as fixed-size lists or as plain lists of the right length. Where some are null they must be
-plain lists: pyarrow up to 25 writes null fixed-size lists but cannot read them (apache/arrow#35692).
+plain lists: pyarrow up to 25 writes null fixed-size lists but cannot read them (apache/arrow#35692). Columns may be in
+any of Arrow's layouts of their type (`pipelines.prepare.layouts`).
 """
 
 import itertools
@@ -39,6 +40,7 @@ from infra.tables import (
 )
 from pipelines.prepare.config import LEDGER, PrepareConfig, Tables
 from pipelines.prepare.dataset import Part, as_time, label_keys
+from pipelines.prepare.layouts import contract_schema, in_contract_layout
 
 REQUEST_ID = "request_id"
 _ROWS_A_DAY = 32
@@ -165,7 +167,7 @@ def _num_ids(files: Sequence[Path], column: str) -> int:
             if statistics is not None and statistics.has_min_max:
                 largest = max(largest, int(statistics.max))
             elif metadata.row_group(group).num_rows:
-                largest = max(largest, pc.max(read_row_group(RowGroup(path, group, 0, 0), [column])[column]).as_py())
+                largest = max(largest, pc.max(_read(RowGroup(path, group, 0, 0), [column])[column]).as_py())
     return largest + 1
 
 
@@ -309,7 +311,7 @@ class TablesLog:
     def _labels(self, files: Sequence[Path]) -> pa.Table:
         schema, parts = label_schema(self.spec), []
         for group in row_groups(files):
-            rows = read_row_group(group, schema.names)
+            rows = _read(group, schema.names)
             require_columns(rows.schema, schema, group)
             check_events(rows, self.spec, group)
             parts.append(rows.cast(schema))
@@ -351,10 +353,14 @@ def _numbered(chunk: pa.Table, day: date, number: int, kind: str | None) -> tupl
 def _output_schema(path: Path, expected: pa.Schema) -> pa.Schema:
     """Return the columns of a file of items or users as they are stored."""
     with open_parquet(path) as file:
-        found = file.schema_arrow
-    for one in expected:
-        if one.name not in found.names:
-            raise DataError(f"{path}: column {one.name!r} is missing; expected type {type_name(one.type)}")
+        found = contract_schema(file.schema_arrow)
+    faults = [
+        f"{path}: column {one.name!r} is missing; expected type {type_name(one.type)}"
+        for one in expected
+        if one.name not in found.names
+    ]
+    if faults:
+        raise DataError("\n".join(faults))
     return _with_further(found, expected)
 
 
@@ -369,9 +375,9 @@ def _ordered(rows: pa.Table, expected: pa.Schema) -> pa.Table:
     return rows.select(schema.names).cast(schema)
 
 
-def _read(group: RowGroup) -> pa.Table:
+def _read(group: RowGroup, columns: Sequence[str] | None = None) -> pa.Table:
     try:
-        return read_row_group(group)
+        return in_contract_layout(read_row_group(group, columns), group)
     except DataError as error:
         if "Expected all lists to be of size" in str(error):
             raise DataError(

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from infra.config import Config
+from infra.config import Config, Seed
 
 
 class VerdictConfig(Config):
@@ -37,7 +37,7 @@ class CompareConfig(Config):
     """Resamples of users and trainings."""
     confidence: float = Field(default=0.95, gt=0.5, lt=1.0)
     """Share of the resamples inside an interval."""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     """Seed of the resamples."""
     verdict: VerdictConfig = VerdictConfig()
     """When a gain is judged, and when its verdict is withheld."""

@@ -108,8 +108,8 @@ def learning_curve(curves: Mapping[str, Curve], task: str) -> Curve:
 
 
 def validation_curve(curves: Mapping[str, Curve], task: str) -> Curve:
-    """Return the curve of a task's normalized entropy on rows that are not trained on; empty without one."""
-    return curves.get(f"validation_{task}_ne", [])
+    """Return the curve of a task's normalized entropy on the window that a search left out; empty without one."""
+    return curves.get(f"search_validation_{task}_ne", [])
 
 
 def read_config_text(path: Path) -> str:

@@ -22,6 +22,7 @@ from pipelines.report.blocks_trained import learning_block, rates_block, setting
 from pipelines.report.comparison import ArmResult, Comparison, TaskResult, Training
 from pipelines.report.lead import lead, roi_notes
 from pipelines.report.verdict import few_users
+from ranker.intervals import student_reach
 from ranker.metric_registry import HEADLINE, METRICS, Metric
 
 GAP = "  "
@@ -57,6 +58,8 @@ def footnotes(comparison: Comparison) -> tuple[str, ...]:
     verdicts = [task.verdict for arm in comparison.arms.values() for task in arm.tasks.values() if task.verdict]
     few = any(few_users(comparison, task, metric) for task in comparison.tasks for metric in METRICS)
     notes = [f"{HEADLINE.gain_rule(comparison.reference)}; {_what_the_interval_holds(comparison)}"]
+    if comparison.replicates == 2:
+        notes.append(_of_two_trainings(comparison.confidence))
     if any(not verdict.is_shown and not verdict.is_withheld for verdict in verdicts):
         notes.append(f"{NO_DIFFERENCE} the interval holds 0: no difference is shown")
     if any(verdict.is_withheld for verdict in verdicts):
@@ -79,6 +82,15 @@ def _what_the_interval_holds(comparison: Comparison) -> str:
     if comparison.replicates == 1:
         return "one training: the interval is over users, it does not hold the spread of training (run.replicates)"
     return f"the interval is over users and {comparison.replicates} trainings, {SEEDS} its deviation over trainings"
+
+
+def _of_two_trainings(confidence: float) -> str:
+    """Say how little two trainings tell."""
+    two, three = (student_reach(confidence, number) for number in (2, 3))
+    return (
+        f"of two trainings an interval reaches about {two:.1f} deviations to each side, of three {three:.1f} (Student's"
+        " t): for small gains set run.replicates higher; the trainings that are done are kept"
+    )
 
 
 def _metric_note(comparison: Comparison, metric: Metric) -> str:

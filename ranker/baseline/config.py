@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from infra.config import Config
+from infra.config import Config, Seed
 from ranker.config import HoldoutConfig
 
 ARM = "baseline"
@@ -31,7 +31,7 @@ class BaselineConfig(Config):
     from with that number."""
     n_iter_no_change: PositiveInt = 20
     """Trees without a better loss on the latest rows, after which no more are tried."""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     """Seeds samples and splits; replicate r of a pipeline has this plus r."""
     holdout: HoldoutConfig = HoldoutConfig()
     """The dates that are measured on. In a pipeline they are `ranker.holdout`'s."""

@@ -47,6 +47,10 @@ def test_a_fault_names_key_value_and_rule(values: dict[str, object], message: st
     ("text", "overrides", "message"),
     [
         ("encodr: {}", [], "unknown section 'encodr'"),
+        ("1: {}\nfoo: {}", [], "unknown section 1"),
+        ("encoder: {inner: {rate: .inf}}", [], r"encoder\.inner\.rate: inf is no finite number"),
+        ("encoder: {}", ["encoder.shares=[0.5, -.inf]"], r"encoder\.shares\.1: -inf is no finite number"),
+        ("encoder: {}", ["encoder.rate=.nan"], r"encoder\.rate: nan is no finite number"),
         ("[1, 2]", [], "must be a mapping"),
         ("a: [", [], "not valid YAML"),
         ("encoder: {}", ["encoder.rate"], "must look like"),

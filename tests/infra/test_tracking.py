@@ -1,10 +1,12 @@
 """A stage's record: its files, and the MLflow runs that are made from them."""
 
+import fcntl
 import json
 import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,17 @@ def test_the_store_lies_in_the_runs_folder_whatever_its_name(
     with sqlalchemy.create_engine(use_store(tmp_path / name)).connect():
         assert [path.name for path in (tmp_path / name).iterdir()] == ["mlflow.db"]
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_processes_connect_to_a_local_store_one_after_another(runs_dir: Path, client: Any) -> None:
+    with (runs_dir / "mlflow.db.lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        second = threading.Thread(target=connect)
+        second.start()
+        second.join(0.5)
+        assert second.is_alive()
+    second.join(60)
+    assert not second.is_alive()
 
 
 def commit_dataset(path: Path) -> Path:

@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 
 from infra.code import ROOT
-from infra.config import parse
+from infra.config import parse, plain
 from infra.errors import ConfigError
 from pipelines.config import PipelineConfig, read_config
+from pipelines.graph import stages
 
 MINIMAL = {"run": {"name": "night"}}
 
@@ -17,6 +18,16 @@ def test_a_name_is_all_it_takes() -> None:
     assert config.run.scheduler == "local_cwd"
     assert (config.run.launch.compare.ranks, config.run.launch.ranker.ranks) == (1, 2)
     assert config.arms == tuple(config.ranker.arms)
+
+
+def test_everything_is_trained_twice_unless_encoders_are_given_or_the_file_says_otherwise() -> None:
+    given = {"sid": "runs/night/encoder/0123456789ab"}
+    for run, replicates in (({}, 2), ({"encoders": given}, 1), ({"encoders": {}}, 2), ({"replicates": 1}, 1)):
+        config = parse(PipelineConfig, {"run": {"name": "night", **run}}, "c.yaml")
+        assert config.run.replicates == replicates
+        assert sum(stage.name == "encoder" for stage in stages(config)) == replicates
+        again = parse(PipelineConfig, plain(config), "c.yaml")
+        assert again == config
 
 
 def test_part_of_a_launch_leaves_the_rest_at_its_default() -> None:
@@ -48,6 +59,37 @@ def test_part_of_a_launch_leaves_the_rest_at_its_default() -> None:
         ),
         ({**MINIMAL, "baseline": {"holdout": {"kind": "validation"}}}, r"baseline\.holdout: .* differs from the arms'"),
         ({"run": {"name": "n", "timeouts": {"commit_s": 0}}}, r"run\.timeouts\.commit_s: .*greater than 0"),
+        (
+            {"run": {"name": "n", "encoders": {"sid": "e"}, "replicates": 2}},
+            r"run\.encoders: replicates would all have the same encoder; set run\.replicates=1",
+        ),
+        ({**MINIMAL, "ranker": {"sharding": {"types": []}}}, r"ranker\.sharding\.types: .*at least 1 item"),
+        (
+            {**MINIMAL, "encoder": {"training": {"holdout_share": 0}}},
+            r"encoder\.training\.holdout_share: .*greater than 0",
+        ),
+        ({**MINIMAL, "encoder": {"training": {"seed": 2**31}}}, r"encoder\.training\.seed: .*2147483648"),
+        ({**MINIMAL, "ranker": {"training": {"seed": -1}}}, r"ranker\.training\.seed: .*-1"),
+        (
+            {**MINIMAL, "ranker": {"training": {"batch_size": 100}}},
+            r"ranker\.training\.batch_size=100: must be a multiple of lanes, 8",
+        ),
+        (
+            {**MINIMAL, "ranker": {"training": {"eval_batch_size": 100}}},
+            r"ranker\.training\.eval_batch_size=100: must be a multiple of lanes, 8",
+        ),
+        (
+            {
+                **MINIMAL,
+                "encoders": {"text": {"training": {"lanes": 6}}},
+                "run": {"name": "n", "launch": {"encoder": {"ranks": 4}}},
+            },
+            r"encoders\.text\.training\.lanes=6: must be a multiple of the number of ranks, 4",
+        ),
+        (
+            {"run": {"name": "n", "launch": {"ranker": {"nodes": 3}}}},
+            r"ranker\.training\.lanes=8: must be a multiple of the number of ranks, 6",
+        ),
         ({**MINIMAL, "encoders": {"sid": {}}}, r"encoders\.sid: is what section encoder gives"),
         ({**MINIMAL, "encoders": {"Text": {}}}, r"encoders\.Text: must be of a-z"),
         ({**MINIMAL, "encoders": {"t": {"network": {"hiden": 1}}}}, r"encoders\.t\.network\.hiden: unknown key"),

@@ -23,7 +23,7 @@ MODULES = {
 
 
 def config(**sections: Any) -> PipelineConfig:
-    return parse(PipelineConfig, {"run": {"name": "test"}} | sections, "test")
+    return parse(PipelineConfig, {"run": {"name": "test", "replicates": 1}} | sections, "test")
 
 
 def plan(**sections: Any) -> dict[str, Stage]:
@@ -45,12 +45,16 @@ def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
 
 def test_stages_come_after_what_they_take_their_inputs_from() -> None:
     seen: set[str] = set()
-    for label, stage in plan().items():
+    found = plan(run={"name": "test"})
+    for label, stage in found.items():
         assert set(stage.inputs.values()) <= seen
         seen.add(label)
-    assert list(plan()) == [
-        "prepare", "encoder", "materialize", "ranker-none", "ranker-dense", "ranker-sid_ngram", "ranker-side",
-        "baseline", "compare",
+    assert list(found) == [
+        "prepare",
+        "encoder", "materialize", "ranker-none", "ranker-dense", "ranker-sid_ngram", "ranker-side", "baseline",
+        "encoder-r1", "materialize-r1", "ranker-none-r1", "ranker-dense-r1", "ranker-sid_ngram-r1", "ranker-side-r1",
+        "baseline-r1",
+        "compare",
     ]  # fmt: skip
 
 
@@ -123,7 +127,12 @@ def test_a_setting_of_the_comparison_leaves_all_stages_but_it() -> None:
 
 
 def test_how_and_where_it_runs_changes_no_key() -> None:
-    run = {"name": "other", "scheduler": "slurm", "launch": {"encoder": {"ranks": 8, "nodes": 2, "gpu": 8}}}
+    run = {
+        "name": "other",
+        "replicates": 1,
+        "scheduler": "slurm",
+        "launch": {"encoder": {"ranks": 4, "nodes": 2, "gpu": 4}},
+    }
     assert changed(keys(), keys(run=run)) == set()
 
 

@@ -21,7 +21,11 @@ from tests.pipelines.own_log import OwnLog
 CONFIG: dict[str, Any] = {
     "encoder": {"training": {"epochs": 1, "batch_size": 32, "lanes": 2}},
     "materialize": {"prefix_lengths": {"sid": [5, 10, 15]}},
-    "run": {"name": "own", "launch": {name: {"ranks": 1, "cpu": 1} for name in ("prepare", "encoder", "materialize")}},
+    "run": {
+        "name": "own",
+        "replicates": 1,
+        "launch": {name: {"ranks": 1, "cpu": 1} for name in ("prepare", "encoder", "materialize")},
+    },
 }
 
 

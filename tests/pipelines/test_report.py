@@ -215,6 +215,8 @@ side                  0 B     12.1 MiB             408 B       3.20 M        254
 
 arms differ in training.seed: 0 in none; 1 in side
 NE gain is 1 - NE / NE(none); the interval is over users and 2 trainings, ± seeds its deviation over trainings
+of two trainings an interval reaches about 9.0 deviations to each side, of three 2.5 (Student's t): for small
+  gains set run.replicates higher; the trainings that are done are kept
 ~ the interval holds 0: no difference is shown
 GAUC: AUC within users of both labels, by rows (click 1,200 users, 9,000 rows; conversion 1,200 users, 9,000
   rows)
@@ -516,7 +518,7 @@ def test_a_curve_of_one_point_is_a_dot_and_none_is_clipped() -> None:
 
 
 def test_validation_is_drawn_dashed() -> None:
-    curves = {"side": {"train_click_ne": CLICK["side"], "validation_click_ne": [(50.0, 0.9), (150.0, 0.7)]}}
+    curves = {"side": {"train_click_ne": CLICK["side"], "search_validation_click_ne": [(50.0, 0.9), (150.0, 0.7)]}}
     plot = next(one for one in plots(comparison(), curves) if one.name == "learning_click")
     assert [line.get_linestyle() for line in lines_of(plot)] == ["-", "--"]
     assert "side ends at 0.6400, side at 0.7000 in validation" in plot.text

@@ -193,6 +193,18 @@ def test_two_drivers_do_not_share_a_run(first: "subprocess.CompletedProcess[str]
         again(base)
 
 
+def test_a_tracking_store_that_is_away_is_named_before_anything_is_launched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump({"run": {"name": "never", "runs_dir": str(tmp_path / "runs")}}))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(StageError, match="MLFLOW_TRACKING_URI: this tracking store cannot be used: MlflowException: "):
+        run_fake(file, [])
+    assert not list(tmp_path.rglob("manifest.json"))
+
+
 def test_a_result_is_printed_on_a_stream_that_lacks_its_characters() -> None:
     code = "from pipelines.run import exit_status\nwith exit_status(): print('held out \u00b7 \u2500')"
     done = subprocess.run(

@@ -21,7 +21,7 @@ def curve(*values: float, step: int = 50) -> Curve:
 
 
 def learned_click(train: Curve, validation: Curve | None = None, training: Training | None = None) -> Learning:
-    curves = {"train_click_ne": train, "validation_click_ne": validation or []}
+    curves = {"train_click_ne": train, "search_validation_click_ne": validation or []}
     found = learned([curves], [training or Training(steps=1)], "click")
     assert found is not None
     return found
@@ -154,7 +154,7 @@ def test_validation_counts_up_to_the_epochs_that_were_trained(
 
 def test_replicates_are_averaged() -> None:
     first, second = (
-        {"train_click_ne": curve(1.0, 1.0, last_but_one, last), "validation_click_ne": curve(last)}
+        {"train_click_ne": curve(1.0, 1.0, last_but_one, last), "search_validation_click_ne": curve(last)}
         for last_but_one, last in ((0.8, 0.6), (0.7, 0.5))
     )
     found = learned([first, second], [Training(), Training()], "click")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from ranker import intervals
-from ranker.intervals import GainEstimate, Sums, estimate_gain, resample_users, training_draws
+from ranker.intervals import GainEstimate, Sums, estimate_gain, resample_users, student_reach, training_draws
 from ranker.metric_registry import Better
 
 Floats = NDArray[np.float64]
@@ -89,6 +89,20 @@ def test_gain_is_of_the_mean_loss_and_paired_by_replicate() -> None:
     assert found.seeds == pytest.approx(np.sqrt(2 * 0.1**2))
 
 
+@pytest.mark.parametrize(("replicates", "t"), [(2, 12.706), (3, 4.303), (8, 2.365)])  # t: of a printed table
+def test_where_users_are_alike_the_interval_is_that_of_students_t(replicates: int, t: float) -> None:
+    reach = student_reach(0.95, replicates)
+    assert reach == pytest.approx(t / np.sqrt(replicates), rel=1e-3)
+    gains_R = np.linspace(0.01, 0.02, replicates)
+    arm_UR, reference_UR = np.tile(1 - gains_R, (30, 1)), np.ones((30, replicates))
+    for seed in range(5):
+        found = estimate(arm_UR, reference_UR, seed=seed)
+        assert found is not None and found.seeds is not None
+        low, high = found.interval
+        assert high - found.gain == pytest.approx(reach * found.seeds, rel=0.06)  # 400 strata
+        assert found.gain - low == pytest.approx(high - found.gain)
+
+
 def test_one_replicate_is_a_bootstrap_over_users_alone() -> None:
     rng = np.random.default_rng(6)
     reference_U = rng.random(40)
@@ -160,7 +174,7 @@ def coverage(replicates: int, by_user: float, by_training: float, by_both: float
 # The standard error of a share of .95 of 400 is .011.
 
 
-@pytest.mark.parametrize("replicates", [3, 4, 5])
+@pytest.mark.parametrize("replicates", [2, 3, 4, 5])
 def test_intervals_cover_the_truth_where_trainings_are_all_that_differs(replicates: int) -> None:
     found = coverage(replicates, by_user=0.002, by_training=0.003)
     assert 0.92 <= found["ours"] <= 0.98

@@ -67,13 +67,27 @@ def test_what_is_trained_is_what_its_number_of_epochs_says(world: World, dataset
     assert budget["validation"]["dates"] == ["2024-01-04", "2024-01-04"]
     assert summary(searched)["steps"] == budget["steps"] == 32 * budget["epochs"]
     lines = history(searched)
-    assert [row["step"] for row in lines if "validation_click_ne" in row] == [24 * (n + 1) for n in range(len(means))]
+    assert [row["step"] for row in lines if "search_validation_click_ne" in row] == [
+        24 * (n + 1) for n in range(len(means))
+    ]
     curve = [row["step"] for row in lines if "search_click_ne" in row]
     assert curve[:5] == [5, 10, 15, 20, 24] and curve[-1] == budget["validation"]["steps"]
     assert [row["step"] for row in lines if "train_click_ne" in row][-1] == budget["steps"]
     named = {"epochs": budget["epochs"], "validation_days": 0}
     written = run_stage_body(world, dataset, tmp_path / "written", config_of("sid_ngram", training=named)).out
     assert predictions(searched).equals(predictions(written))
+
+
+def test_the_windows_curve_and_the_metrics_of_held_out_validation_dates_have_names_of_their_own(
+    world: World, dataset: Path, tmp_path: Path
+) -> None:
+    held_out = {"kind": "validation", "validation_days": 1}
+    config = config_of("none", training={**SEARCH, "epochs": 1}, holdout=held_out)
+    out = run_stage_body(world, dataset, tmp_path / "out", config).out
+    of_window = [row for row in history(out) if "search_validation_click_ne" in row]
+    of_held_out = [row["validation_click_ne"] for row in history(out) if "validation_click_ne" in row]
+    assert len(of_window) == len(summary(out)["budget"]["validation"]["ne"]) > 0
+    assert of_held_out == [summary(out)["tasks"]["click"]["ne"]]
 
 
 def test_a_share_of_the_steps_ends_within_an_epoch_and_predicts_every_row(

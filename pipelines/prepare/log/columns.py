@@ -23,6 +23,7 @@ class RawColumn:
         sql: makes the expression over the file's columns, null where a value breaks the rule.
         rule: what a value must be, for errors.
         zone: the session's time zone that the expression needs.
+        count: of a column that may hold lists, of which `sql` takes the first value: makes the number of values.
     """
 
     sources: tuple[str, ...]
@@ -30,6 +31,13 @@ class RawColumn:
     sql: Callable[[Types], str]
     rule: str
     zone: str | None = None
+    count: Callable[[Types], str] | None = None
+
+    def is_there(self, types: Types) -> str:
+        """Return the condition that a row has a value, right or wrong."""
+        if self.count is not None:
+            return f"{self.count(types)} > 0"
+        return " OR ".join(f"{quoted(source)} IS NOT NULL" for source in self.sources) or "true"
 
 
 def key(column: str) -> RawColumn:
@@ -75,13 +83,17 @@ def number(column: str) -> RawColumn:
 
 
 def category(column: str) -> RawColumn:
-    """Return a value as text; of a list the first."""
+    """Return a value as text; of a list the first that is not null, as signals and features have one value."""
+    name = quoted(column)
+    values = f"list_filter({name}, lambda one: one IS NOT NULL)"
 
     def sql(types: Types) -> str:
-        first = f"{quoted(column)}[1]" if _is_list(types[column]) else quoted(column)
-        return f"CAST({first} AS VARCHAR)"
+        return f"CAST({f'{values}[1]' if _is_list(types[column]) else name} AS VARCHAR)"
 
-    return RawColumn((column,), "VARCHAR", sql, "must be text, a number, or a list of these")
+    def count(types: Types) -> str:
+        return f"coalesce(len({values}), 0)" if _is_list(types[column]) else f"CAST({name} IS NOT NULL AS INTEGER)"
+
+    return RawColumn((column,), "VARCHAR", sql, "must be text, a number, or a list of these", count=count)
 
 
 def text(columns: tuple[str, ...]) -> RawColumn:

@@ -3,6 +3,7 @@
 All files are checked before anything is written, and all faults of all files are one error.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -24,6 +25,7 @@ from pipelines.prepare.log.files import EVENTS, ITEMS, USERS, RawFiles, Relation
 CODE = ("pipelines/prepare/log/columns.py", "pipelines/prepare/log/files.py", "pipelines/prepare/log/ingest.py")
 BATCH_ROWS = 1 << 16
 _MOST_FAULTS = 30
+_SEVERAL = "several:"
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,12 @@ class RawPart:
         return self.entry.facts["dropped"]
 
     @property
+    def several(self) -> dict[str, int]:
+        """By column: of how many of its rows one value is taken of several."""
+        facts = self.entry.facts
+        return {name.removeprefix(_SEVERAL): facts[name] for name in facts if name.startswith(_SEVERAL)}
+
+    @property
     def days(self) -> dict[date, tuple[int, int]]:
         """Rows of each date, and a sum of hashes over them, which tells their content whatever their order."""
         facts = self.entry.facts
@@ -89,6 +97,19 @@ def raw_tables(config: Log) -> dict[str, RawTable]:
         columns = {**match, "event_time": time(labels.time), **flags}
         found[f"labels.{name}"] = RawTable(f"labels.{name}", columns, (*match, "event_time"), has_time=True)
     return found
+
+
+def repairs(parts: Mapping[str, Sequence[RawPart]]) -> Iterator[str]:
+    """Say what of the files is left out, by kind of files."""
+    for name, found in parts.items():
+        if dropped := sum(part.dropped for part in found):
+            yield f"{name}: {dropped:,} rows lack an id or a time and are left out"
+        several: Counter[str] = Counter()
+        for part in found:
+            several.update(part.several)
+        for column, rows in several.items():
+            if rows:
+                yield f"{name}: {rows:,} rows have several values of {column.partition(':')[2]!r}; the first is taken"
 
 
 def _content_columns(own: str, content: ContentFiles) -> dict[str, RawColumn]:
@@ -179,8 +200,7 @@ def _values_faults(
     parts = []
     for column in columns.values():
         set_zone(database, column)
-        is_there = " OR ".join(f"{quoted(source)} IS NOT NULL" for source in column.sources) or "true"
-        wrong = f"FILTER (WHERE ({is_there}) AND ({column.sql(read.types)}) IS NULL)"
+        wrong = f"FILTER (WHERE ({column.is_there(read.types)}) AND ({column.sql(read.types)}) IS NULL)"
         shown = quoted(column.sources[0]) if column.sources else "NULL"
         parts += [f"count(*) {wrong}", f"min(CAST({shown} AS VARCHAR)) {wrong}"]
     found = database.execute(f"SELECT {', '.join(parts)} FROM {read.sql}").fetchall()[0]
@@ -205,10 +225,13 @@ def set_zone(database: duckdb.DuckDBPyConnection, column: RawColumn) -> None:
 def _write(store: Store, database: duckdb.DuckDBPyConnection, table: RawTable, file: Path, work: str) -> None:
     read = relation(database, file, texts_of(table))
     query = f"{typed_rows(database, table, read)} ORDER BY ALL"
-    total = database.execute(f"SELECT count(*) FROM {read.sql}").fetchall()[0][0]
+    counted = {name: one.count for name, one in table.columns.items() if one.count is not None}
+    several = [f"count(*) FILTER (WHERE {count(read.types)} > 1)" for count in counted.values()]
+    total, *numbers = database.execute(f"SELECT {', '.join(['count(*)', *several])} FROM {read.sql}").fetchall()[0]
     with store.making(f"raw/{table.name}", f"file={work[:16]}", work) as made:
         write_query(database, query, made)
         made.numbers["dropped"] = total - (made.written[FILE].rows or 0)
+        made.numbers |= {f"{_SEVERAL}{name}": number for name, number in zip(counted, numbers, strict=True)}
         if table.has_time:
             made.numbers |= _days(database, made.path / FILE, list(table.columns))
 

@@ -39,7 +39,7 @@ from pipelines.prepare.log.content import (
 )
 from pipelines.prepare.log.features import DatedRows, LogInputs, State, count_columns, counted
 from pipelines.prepare.log.files import EVENTS, ITEMS, USERS, raw_files
-from pipelines.prepare.log.ingest import RawPart, ingest, write_query
+from pipelines.prepare.log.ingest import RawPart, ingest, repairs, write_query
 from pipelines.prepare.log.numbering import Numbering, files_of, made_once
 from pipelines.prepare.text import embed_texts, embedding_dim
 
@@ -115,9 +115,8 @@ def _opened(run: StageRun[PrepareConfig], config: Log, store: Store) -> Opened:
         items = _content(connection, store, config, "item", parts.get(ITEMS, ()), events, end)
         users = _content(connection, store, config, "user", parts.get(USERS, ()), events, end)
         lists = _event_lists(connection, store, config, events, end)
-        for name, count in ((name, sum(part.dropped for part in found)) for name, found in parts.items()):
-            if count:
-                run.log.say(f"prepare: {name}: {count:,} rows lack an id or a time and are left out")
+        for told in repairs(parts):
+            run.log.say(f"prepare: {told}")
     return Opened(events, labels, items, users, *lists, end)
 
 

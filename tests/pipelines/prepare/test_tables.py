@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,21 @@ def test_bad_rows_are_refused(kind: str, own: Path) -> None:
     assert str(own / name) in refused(own, message)
 
 
+@pytest.mark.parametrize("zone", ["Asia/Kolkata", "America/Los_Angeles"])
+def test_a_late_entry_is_told_by_its_stored_time_whatever_the_machines_zone(
+    zone: str, own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed(own, EVENTS, late_history)
+    at = read(own / EVENTS)["event_time"][30].as_py()
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        refused(own, f"row 10 has an entry at {at}")
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
 def test_a_count_that_the_description_has_wrong_is_named(own: Path) -> None:
     changed(own, ITEMS, lambda t: t.slice(0, 59))
     assert str(own / "items") in refused(own, r"holds 59 rows, dataset.json says num_items=60")
@@ -352,6 +368,54 @@ def test_further_columns_are_carried_along_in_any_order_and_nullability(own: Pat
     items = content(dataset, "items")
     assert items["price"].to_pylist() == list(range(60))
     assert items["text_embedding"].to_pylist() == extra["text_embedding"].to_pylist()
+
+
+LARGE = {pa.string(): pa.large_string()}
+
+
+def in_large_layouts(content: pa.Table) -> pa.Table:
+    """Return the rows as polars writes them."""
+
+    def large(kind: pa.DataType) -> pa.DataType:
+        is_list = pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind)
+        return pa.large_list(kind.value_type) if is_list else LARGE.get(kind, kind)
+
+    return pa.table(
+        {
+            name: content[name].combine_chunks().cast(large(content.schema.field(name).type))
+            for name in content.schema.names
+        }
+    )
+
+
+def test_tables_in_large_layouts_become_the_same_snapshot(own: Path, prepared: Path) -> None:
+    for path in own.rglob("*.parquet"):
+        pq.write_table(in_large_layouts(read(path)), path, row_group_size=20)
+    assert pq.read_schema(own / EVENTS).field("history_times").type == pa.large_list(pa.timestamp("us"))
+    assert pq.read_schema(own / ITEMS).field("text").type == pa.large_string()
+    out = own.parent / "out"
+    run_prepare(ALONE, tables_config(own), out)
+    assert rows_of(out).equals(rows_of(prepared))
+    for table in ("items", "users"):
+        assert content(read_dataset(out), table).equals(content(read_dataset(prepared), table))
+
+
+def test_files_of_a_table_may_have_further_columns_in_different_layouts(own: Path) -> None:
+    for number, kind in enumerate(
+        (pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string()))
+    ):
+        path = day_file(own, day_at(number))
+        rows = read(path)
+        pq.write_table(rows.append_column("page", pa.array(["home"] * rows.num_rows, kind)), path)
+    run_prepare(ALONE, tables_config(own), own.parent / "out")
+    assert joined(own.parent / "out", ["page"])["page"].unique().to_pylist() == ["home"]
+
+
+def test_all_columns_of_a_wrong_type_are_told_at_once(own: Path) -> None:
+    narrow = with_column("user_id", list, pa.int32())(with_column("click", list, pa.int64())(read(own / EVENTS)))
+    rewrite(own / EVENTS, narrow.drop_columns(["slot"]))
+    message = refused(own, "column 'user_id' has type int32, must be int64")
+    assert "column 'click' has type int64, must be int8" in message and "column 'slot' is missing" in message
 
 
 def test_right_tables_become_the_snapshot(good: Path, prepared: Path) -> None:

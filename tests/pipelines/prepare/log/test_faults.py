@@ -70,6 +70,32 @@ def test_items_that_the_catalogue_lacks_have_no_content_and_too_many_are_an_erro
         run_prepare(ALONE, log_config(tmp_path, max_unknown_items=0.1), tmp_path / "other/out")
 
 
+def test_of_several_values_the_first_is_taken_and_the_others_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    events = write_log(tmp_path, days=4)
+    rows = [
+        row | {"ts": row["ts"].replace(tzinfo=UTC), "device": [["d0", "d1"], [None, "d1"], []][n % 3]}
+        for n, row in enumerate(events)
+    ]
+    for file in (tmp_path / "events").rglob("*.parquet"):
+        file.unlink()
+    write(tmp_path / "events/all.parquet", rows)
+    kinds = [["k0", "k1"], ["k1"], [], None, [None], [None, "k2", "k0"], ["k2"]]
+    write(tmp_path / "items.parquet", [row | {"kind": kind} for row, kind in zip(catalogue(7), kinds, strict=True)])
+    run_prepare(ALONE, log_config(tmp_path), tmp_path / "runs/out")
+    told = capsys.readouterr().err
+    assert "prepare: items: 2 rows have several values of 'kind'; the first is taken" in told
+    assert f"prepare: events: {len(events[::3])} rows have several values of 'device'; the first is taken" in told
+    items = content(read_dataset(tmp_path / "runs/out"), "items").to_pylist()
+    found = {row["item_key"]: row["kind"] for row in items}
+    named = {kind: found[key] for key, kind in (("i00", "k0"), ("i01", "k1"), ("i06", "k2"))}
+    assert len(set(named.values())) == 3 and found["i05"] == named["k2"]
+    assert [found[key] for key in ("i02", "i03", "i04")] == [None] * 3
+    devices = [row["device"] for row in joined(tmp_path / "runs/out", ["device"]).to_pylist()]
+    assert sorted(map(len, devices)) == [0] * len(events[2::3]) + [1] * (len(events) - len(events[2::3]))
+
+
 @pytest.mark.parametrize("times", ["seconds", "milliseconds", "nanoseconds", "zoned", "text", "local"])
 def test_times_of_any_form_are_the_same_times(times: str, tmp_path: Path) -> None:
     events = raw_events(3)
