@@ -15,20 +15,41 @@ from ranker.frozen import Frozen
 from ranker.pma import HistoryAttention
 from ranker.transformer import HistoryEncoder
 
+MOST_DEVIATIONS = 5.0
+"""A dense feature enters as at most so many standard deviations from its mean."""
+
+
+def compressed(dense_BF: Tensor) -> Tensor:
+    """Return sign(x) log(1 + |x|): counts and amounts have long tails; the sign is kept for what can be negative."""
+    return dense_BF.sign() * dense_BF.abs().log1p()
+
 
 class DenseBlock(nn.Module):
-    """The dense features as one vector v, mapped to r vectors D_1(v) ... D_r(v) of width d."""
+    """The dense features as one vector v, mapped to r vectors D_1(v) ... D_r(v) of width d.
 
-    def __init__(self, num_dense: int, model: ModelConfig) -> None:
+    v is compressed and standardized by constants of the training rows, which are saved with the model.
+
+    Args of the constructor:
+        num_dense: F, the features. model: the sizes.
+        moments_2F: mean and 1 / standard deviation of the compressed features; None: 0 and 1.
+    """
+
+    moments_2F: Tensor
+
+    def __init__(self, num_dense: int, model: ModelConfig, moments_2F: Tensor | None = None) -> None:
         super().__init__()
         self.dim = model.embedding_dim
+        if moments_2F is None:
+            moments_2F = torch.stack([torch.zeros(num_dense), torch.ones(num_dense)])
+        self.register_buffer("moments_2F", moments_2F)
         self.layers = perceptron((num_dense, model.dense_hidden, model.dense_outputs * self.dim))
 
     def forward(self, dense_BF: Tensor) -> Tensor:
         """Return float [B, r, d]."""
-        # Counts and amounts have long tails; the sign is kept for what can be negative.
-        compressed_BF = dense_BF.sign() * dense_BF.abs().log1p()
-        outputs_BN: Tensor = self.layers(compressed_BF)
+        mean_F, scale_F = self.moments_2F
+        # Later rows may lie far outside what training saw, as counts grow.
+        standard_BF = ((compressed(dense_BF) - mean_F) * scale_F).clamp(-MOST_DEVIATIONS, MOST_DEVIATIONS)
+        outputs_BN: Tensor = self.layers(standard_BF)
         return outputs_BN.view(len(dense_BF), -1, self.dim)
 
 

@@ -1,4 +1,4 @@
-"""What content needs beside the events and never learns: the SIDs' codebooks, and raw embeddings."""
+"""What the model needs beside the events and never learns: codebooks, raw embeddings, dense features' moments."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,10 +25,12 @@ class Frozen:
         codebooks: by the SIDs' name, float32 [digits, radix, latent_dim].
         embeddings: where content is `dense`, the items' or users' embeddings side by side, float16 [rows, width], each
             signal's entries with mean square 1 over the rows that have it, zeros where it is missing.
+        dense_2F: by what dense features are standardized (`ranker.scaling`), float32 [2, F]; None: not at all.
     """
 
     codebooks: Mapping[str, Tensor] = field(default_factory=dict)
     embeddings: Mapping[Entity, Tensor] = field(default_factory=dict)
+    dense_2F: Tensor | None = None
 
 
 def read_frozen(dataset: Dataset, features: ArmFeatures) -> Frozen:

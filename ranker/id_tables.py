@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from infra.impressions import ImpressionRows
+from infra.rows import Check
 from ranker.features import IdFeature
 from ranker.reader import Split, unhashed_ids
 
@@ -78,13 +79,13 @@ def describe_tables(trained: Split, held_out: Split, dim: int, max_rows: int = M
     tables = (*trained.features.bags, *trained.features.sequences)
     seen = {feature.column: DistinctIds() for feature in tables}
     rows_counted = 0
-    for table in _sampled(trained, max_rows):
+    for table in sampled(trained, _columns(tables), max_rows):
         rows_counted += table.num_rows
         for feature, ids in _ids(tables, table):
             seen[feature.column].add(pa.array(ids))
     known = {name: distinct.ids() for name, distinct in seen.items()}
     looked_up = dict.fromkeys(known, (0, 0))
-    for table in _sampled(held_out, max_rows):
+    for table in sampled(held_out, _columns(tables), max_rows):
         for feature, ids in _ids(tables, table):
             total, never = looked_up[feature.column]
             looked_up[feature.column] = total + len(ids), never + int((~_is_in(ids, known[feature.column])).sum())
@@ -98,11 +99,13 @@ def _ids(tables: Sequence[IdFeature], rows: pa.Table) -> Iterator[tuple[IdFeatur
         yield feature, unhashed_ids([_flat(rows[name]) for name in feature.columns], feature)
 
 
-def _sampled(split: Split, max_rows: int) -> Iterator[pa.Table]:
-    """Yield the ids' columns of all row groups, or of evenly spaced ones of about `max_rows` rows."""
-    features = (*split.features.bags, *split.features.sequences)
-    columns = list(dict.fromkeys(column for feature in features for column in feature.columns))
-    rows = ImpressionRows(split.dataset, *split.dates, columns)
+def _columns(tables: Sequence[IdFeature]) -> list[str]:
+    return list(dict.fromkeys(column for feature in tables for column in feature.columns))
+
+
+def sampled(split: Split, columns: Sequence[str], max_rows: int, check: Check | None = None) -> Iterator[pa.Table]:
+    """Yield some columns of all row groups, or of evenly spaced ones of about `max_rows` rows."""
+    rows = ImpressionRows(split.dataset, *split.dates, columns, check)
     total, read, at = rows.num_rows, 0, 0
     while at < total:
         (group,) = rows.groups(at, at + 1)

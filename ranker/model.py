@@ -53,7 +53,7 @@ class Body(nn.Module):
         model = config.model
         self.in_bfloat16 = config.training.precision == "bfloat16"
         self.ids = tuple(feature.column for feature in features.bags if not feature.is_sid)
-        self.dense = DenseBlock(len(features.dense), model) if features.dense else None
+        self.dense = DenseBlock(len(features.dense), model, frozen.dense_2F) if features.dense else None
         self.content = _own_content(features, features.item, model, frozen)
         self.user_content = _own_content(features, features.user, model, frozen)
         self.has_user_place = features.has_user_place

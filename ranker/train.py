@@ -54,6 +54,7 @@ from ranker.metrics import named_metrics, prediction_metrics, prediction_rows, p
 from ranker.model import StepOutput
 from ranker.planner import Traffic
 from ranker.reader import NewestEntries, Split
+from ranker.scaling import dense_moments
 from ranker.sharding import ShardedRanker, build_sharded, plan_facts, real_bytes, table_bytes
 from ranker.validation import EpochSearch, Validation
 
@@ -77,6 +78,7 @@ def train(run: StageRun[RankerConfig]) -> None:
     with together(world, "reading what content needs"):
         frozen = read_frozen(dataset, features)
         traffic = expected_traffic(dataset, fitting.dates, config.training)
+    frozen = replace(frozen, dense_2F=dense_moments(fitting, world))
     tables = (*features.bags, *features.sequences)
     hashed = [feature.rows for feature in tables if feature.is_sid and feature.is_hashed]
     if words := told(run.config, config, days, max(hashed, default=0)):

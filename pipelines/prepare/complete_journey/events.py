@@ -1,5 +1,6 @@
 """A day's events: impressions with what was known strictly before them, and their labels."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Any
@@ -13,17 +14,44 @@ from pipelines.prepare.complete_journey.log import DAY, Promotions, RawLog, Time
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
+Who = tuple[Ints, Ints, Ints]
+"""Users, items and stores of some rows: what counts go by."""
+
+COUNTED_CATEGORIES = ("type", "category")
+"""The items' categoricals by which purchases and impressions are counted."""
+_PURCHASED: Mapping[str, tuple[int, ...]] = {
+    "item": (0, 28, 7, 2),
+    "item_store": (0, 28, 7),
+    **{name: (28,) for name in COUNTED_CATEGORIES},
+    **{f"household_{name}": (0, 28) for name in ("item", *COUNTED_CATEGORIES)},
+}
+"""Of what purchase lines are counted, and over how many days before the impression; 0: over all."""
+_SHOWN = ("item", "type", "household_type")
+"""Of what earlier impressions and their clicks are counted."""
+_RECENT = ("item", *(f"household_{name}" for name in ("item", *COUNTED_CATEGORIES)))
+"""Of what the newest purchase counts."""
+
+
+def _column(name: str, days: int) -> str:
+    return f"{name}_{days}d" if days else name
+
 
 DENSE = (
-    "item_purchases",
-    "item_purchases_28d",
-    "item_store_purchases",
+    *(_column(f"{name}_purchases", days) for name, windows in _PURCHASED.items() for days in windows),
+    *(f"{name}_recency" for name in _RECENT),
     "item_age",
-    "household_item_purchases",
-    "household_item_recency",
+    *(f"{name}_{what}" for name in _SHOWN for what in ("impressions", "clicks")),
 )
-REQUEST_DENSE = ("household_baskets", "household_recency")
-"""Counts n of what came before, squashed by log(1 + n) / log(1 + usual n); ages and recencies from days."""
+REQUEST_DENSE = (
+    "household_purchases",
+    "household_purchases_28d",
+    "household_baskets",
+    "household_baskets_28d",
+    "household_recency",
+    "household_impressions",
+    "household_clicks",
+)
+"""Counts are numbers, ages are days, recencies lie between 0 (never) and 1 (just now); all of what came before."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +63,7 @@ class EventSettings:
         max_history: newest purchases in a history. followup_days: days after which a conversion is known.
         stores: the source's ids of the stores that have a place of their own; any other shares place 0.
         demographics: user -> ids in the sparse column of that name.
+        categories: by each of `COUNTED_CATEGORIES`, every item's; items without one (-1) share a count.
     """
 
     draws: int
@@ -43,6 +72,7 @@ class EventSettings:
     followup_days: int
     stores: Ints
     demographics: Ragged
+    categories: Mapping[str, Ints]
 
 
 class EventBuilder:
@@ -52,30 +82,50 @@ class EventBuilder:
     same row. The indices are made once; a day costs some ten thousand rows.
 
     Args of the constructor:
-        log: all purchases: labels, and how much an item sells. promotions: what can be shown. settings: all else.
+        log: all purchases: labels, and how much an item sells. settings: all else.
+        promotions: what can be shown, of the weeks of the dates.
+        dates: the first whose impressions are counted, and the last that is asked for.
         surface: those of the purchases that a row may know of its household; all, unless said otherwise.
     """
 
     def __init__(
-        self, log: RawLog, promotions: Promotions, settings: EventSettings, surface: RawLog | None = None
+        self,
+        log: RawLog,
+        promotions: Promotions,
+        settings: EventSettings,
+        dates: tuple[date, date],
+        surface: RawLog | None = None,
     ) -> None:
         self.log = log
         self.promotions = promotions
         self.settings = settings
         self.surface = known = log if surface is None else surface
+        first, end = midnight(dates[0]), midnight(dates[1]) + DAY
+        self._seen = seen = impressions(log, promotions, first, end, settings.draws, settings.seed)
+        self._groups = {
+            "item": np.arange(log.num_items),
+            **{name: settings.categories[name] + 1 for name in COUNTED_CATEGORIES},
+        }
+        of_log, of_known = ((one.users_P, one.items_P, one.stores_P) for one in (log, known))
         heads_B = np.unique(known.baskets_P, return_index=True)[1]
-        self._lines_of_user = Timeline(known.users_P, known.times_P)
         self._baskets_of_user = Timeline(known.users_P[heads_B], known.times_P[heads_B])
-        self._known_lines_of_item_by_user = Timeline(self._by_user(known.users_P, known.items_P), known.times_P)
-        self._lines_of_item = Timeline(log.items_P, log.times_P)
-        self._lines_of_item_in_store = Timeline(self._in_store(log.stores_P, log.items_P), log.times_P)
-        self._lines_of_item_by_user = Timeline(self._by_user(log.users_P, log.items_P), log.times_P)
+        self._lines_of_item_by_user = Timeline(self._keys("household_item", of_log), log.times_P)
+        self._lines = {
+            name: Timeline(self._keys(name, of_known), known.times_P)
+            if name.startswith("household")
+            else Timeline(self._keys(name, of_log), log.times_P)
+            for name in ("household", *_PURCHASED)
+        }
+        clicked_N = np.flatnonzero(seen.clicks_N)
+        self._shown = {
+            name: (Timeline(keys_N, seen.times_N), Timeline(keys_N[clicked_N], seen.times_N[clicked_N]))
+            for name in ("household", *_SHOWN)
+            for keys_N in [self._keys(name, _who(seen))]
+        }
 
     def day(self, day: date) -> dict[str, Any]:
         """Return a day's columns by name, as arrays, Arrow arrays or `Ragged`, in order of time."""
-        settings = self.settings
-        first, end = midnight(day), midnight(day + timedelta(days=1))
-        seen = impressions(self.log, self.promotions, first, end, settings.draws, settings.seed)
+        seen = self._seen.between(midnight(day), midnight(day + timedelta(days=1)))
         return {
             "request_id": seen.baskets_N,
             "event_time": as_times(seen.times_N),
@@ -84,6 +134,7 @@ class EventBuilder:
             "click": seen.clicks_N.astype(np.int8),
             "conversion": self._conversions(seen),
             **self._dense(seen),
+            **self._request_dense(seen),
             **self._sparse(seen),
             **self._history(seen),
         }
@@ -91,25 +142,42 @@ class EventBuilder:
     def _conversions(self, seen: Impressions) -> Any:
         """Say whether the clicked item was bought again in a later basket; null where the log ends too early."""
         later_N = seen.times_N + self.settings.followup_days * DAY
-        pairs_N = self._by_user(seen.users_N, seen.items_N)
+        pairs_N = self._keys("household_item", _who(seen))
         again_N = self._lines_of_item_by_user.within(pairs_N, seen.times_N + 1, later_N + 1) > 0
         return nullable((seen.clicks_N & again_N).astype(np.int8), later_N < self.log.end)
 
     def _dense(self, seen: Impressions) -> dict[str, Floats]:
-        items_N, times_N = seen.items_N, seen.times_N
-        in_store_N = self._in_store(seen.stores_N, items_N)
-        pairs_N = self._by_user(seen.users_N, items_N)
-        columns_N = (
-            _squashed(self._lines_of_item.before(items_N, times_N), 1000),
-            _squashed(self._lines_of_item.within(items_N, times_N - 28 * DAY, times_N), 100),
-            _squashed(self._lines_of_item_in_store.before(in_store_N, times_N), 100),
-            _age(self._lines_of_item.first_before(items_N, times_N), times_N),
-            _squashed(self._known_lines_of_item_by_user.before(pairs_N, times_N), 10),
-            _recency(self._known_lines_of_item_by_user.last_before(pairs_N, times_N), times_N),
-            _squashed(self._baskets_of_user.before(seen.users_N, times_N), 100),
-            _recency(self._baskets_of_user.last_before(seen.users_N, times_N), times_N),
-        )
-        return dict(zip((*DENSE, *REQUEST_DENSE), columns_N, strict=True))
+        who, times_N = _who(seen), seen.times_N
+        found: dict[str, Floats] = {}
+        for name, windows in _PURCHASED.items():
+            keys_N, lines = self._keys(name, who), self._lines[name]
+            found |= {_column(f"{name}_purchases", days): _counted(lines, keys_N, times_N, days) for days in windows}
+            if name in _RECENT:
+                found[f"{name}_recency"] = _recency(lines.last_before(keys_N, times_N), times_N)
+        found["item_age"] = _age(self._lines["item"].first_before(seen.items_N, times_N), times_N)
+        for name in _SHOWN:
+            found |= self._earlier_impressions(name, seen)
+        return found
+
+    def _request_dense(self, seen: Impressions) -> dict[str, Floats]:
+        users_N, times_N, baskets = seen.users_N, seen.times_N, self._baskets_of_user
+        counts = {
+            _column(f"household_{what}", days): _counted(of_user, users_N, times_N, days)
+            for what, of_user in (("purchases", self._lines["household"]), ("baskets", baskets))
+            for days in (0, 28)
+        }
+        return {
+            **counts,
+            "household_recency": _recency(baskets.last_before(users_N, times_N), times_N),
+            **self._earlier_impressions("household", seen),
+        }
+
+    def _earlier_impressions(self, name: str, seen: Impressions) -> dict[str, Floats]:
+        keys_N = self._keys(name, _who(seen))
+        return {
+            f"{name}_{what}": _counted(moments, keys_N, seen.times_N)
+            for what, moments in zip(("impressions", "clicks"), self._shown[name], strict=True)
+        }
 
     def _sparse(self, seen: Impressions) -> dict[str, Ragged]:
         starts_N, stops_N = (self.promotions.starts_K1[seen.promotions_N + more] for more in (0, 1))
@@ -126,19 +194,28 @@ class EventBuilder:
     def _history(self, seen: Impressions) -> dict[str, Ragged]:
         """Return the household's newest known purchases strictly before the impression, oldest first."""
         # A log is in order of household and time, as the timeline's positions are.
-        stops_N = self._lines_of_user.position(seen.users_N, seen.times_N)
-        earlier_N = self._lines_of_user.before(seen.users_N, seen.times_N)
+        stops_N = self._lines["household"].position(seen.users_N, seen.times_N)
+        earlier_N = self._lines["household"].before(seen.users_N, seen.times_N)
         starts_N = stops_N - np.minimum(earlier_N, self.settings.max_history)
         return {
             "history_item_ids": Ragged.spans(self.surface.items_P, starts_N, stops_N),
             "history_times": Ragged.spans(as_times(self.surface.times_P), starts_N, stops_N),
         }
 
-    def _by_user(self, users_N: Ints, items_N: Ints) -> Ints:
-        return users_N * self.log.num_items + items_N
+    def _keys(self, name: str, who: Who) -> Ints:
+        """Return the number of each row's household, item, ... that is counted by."""
+        users_N, items_N, stores_N = who
+        if name == "household":
+            return users_N
+        if name == "item_store":
+            return store_places(self.settings.stores, stores_N) * self.log.num_items + items_N
+        of_item_I = self._groups[name.removeprefix("household_")]
+        keys_N = of_item_I[items_N]
+        return users_N * (int(of_item_I.max()) + 1) + keys_N if name.startswith("household_") else keys_N
 
-    def _in_store(self, stores_N: Ints, items_N: Ints) -> Ints:
-        return store_places(self.settings.stores, stores_N) * self.log.num_items + items_N
+
+def _who(seen: Impressions) -> Who:
+    return seen.users_N, seen.items_N, seen.stores_N
 
 
 def as_times(seconds_N: Ints) -> npt.NDArray[np.datetime64]:
@@ -154,14 +231,15 @@ def store_places(known: Ints, stores_N: Ints) -> Ints:
     return np.where(known[at_N] == stores_N, at_N + 1, 0)
 
 
-def _squashed(counts_N: Ints, usual: int) -> Floats:
-    return np.asarray(np.log1p(counts_N) / np.log1p(usual), np.float32)
+def _counted(moments: Timeline, keys_N: Ints, times_N: Ints, days: int = 0) -> Floats:
+    """Return how many moments of each key come strictly before its time, within so many days; 0: at any time."""
+    first_N = times_N - days * DAY if days else np.zeros_like(times_N)
+    return moments.within(keys_N, first_N, times_N).astype(np.float32)
 
 
 def _age(first_N: Ints, times_N: Ints) -> Floats:
-    """Return the squashed days since `first`, 0 where there was none (-1)."""
-    days_N = np.where(first_N >= 0, (times_N - first_N) / DAY, 0.0)
-    return np.asarray(np.log1p(days_N) / np.log1p(365), np.float32)
+    """Return the days since `first`, 0 where there was none (-1)."""
+    return np.where(first_N >= 0, (times_N - first_N) / DAY, 0.0).astype(np.float32)
 
 
 def _recency(last_N: Ints, times_N: Ints) -> Floats:

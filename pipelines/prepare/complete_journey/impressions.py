@@ -4,7 +4,7 @@ The sampling is drawn from the basket's own id and the week's promotions, so it 
 holds. Rates and calibration downstream are those of the sampled log.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,11 @@ class Impressions:
     stores_N: Ints
     clicks_N: npt.NDArray[np.bool_]
     promotions_N: Ints
+
+    def between(self, first: int, end: int) -> "Impressions":
+        """Return those from `first` (inclusive) to `end` (exclusive), in seconds."""
+        part = slice(*np.searchsorted(self.times_N, (first, end)))
+        return Impressions(**{one.name: getattr(self, one.name)[part] for one in fields(self)})
 
 
 def impressions(log: RawLog, promotions: Promotions, first: int, end: int, draws: int, seed: int) -> Impressions:

@@ -27,7 +27,13 @@ from pipelines.prepare.complete_journey.catalog import (
     texts,
     user_vocabularies,
 )
-from pipelines.prepare.complete_journey.events import DENSE, REQUEST_DENSE, EventBuilder, EventSettings
+from pipelines.prepare.complete_journey.events import (
+    COUNTED_CATEGORIES,
+    DENSE,
+    REQUEST_DENSE,
+    EventBuilder,
+    EventSettings,
+)
 from pipelines.prepare.complete_journey.log import FIRST_MONDAY, RawLog, midnight, week_of
 from pipelines.prepare.complete_journey.organic import OrganicActivity, Vectors, organic_activity, organic_dims
 from pipelines.prepare.complete_journey.source import DISPLAYS, MAILERS, RawFiles, package_folder
@@ -144,7 +150,7 @@ class CompleteJourneyLog:
         return label_keys(events, self.spec.followup_days, day, end)
 
     def rows(self, days: Sequence[date]) -> Iterator[tuple[date, list[pa.Table]]]:
-        """Yield some of the dates, each with its joined impressions; the promotions of their weeks are read once."""
+        """Yield some of the dates, each with its joined impressions; promotions are read once."""
         if not days:
             return
         builder, schema = self._builder(days), flat_schema(self.spec)
@@ -159,7 +165,8 @@ class CompleteJourneyLog:
 
     def _builder(self, days: Sequence[date]) -> EventBuilder:
         raw, config = self.raw, self.config
-        weeks = sorted({int(week_of(np.array(midnight(day)))) for day in days})
+        dates = _dates(config.train_weeks)[0], max(days)
+        first_week, last_week = (int(week_of(np.array(midnight(day)))) for day in dates)
         settings = EventSettings(
             draws=config.impressions_per_basket,
             seed=config.seed,
@@ -167,9 +174,12 @@ class CompleteJourneyLog:
             followup_days=config.followup_days,
             stores=known_stores(raw.log, config),
             demographics=demographics_ids(raw.user_words)[0],
+            categories={
+                name: raw.item_words[name].ids.fill_null(-1).to_numpy().astype(np.int64) for name in COUNTED_CATEGORIES
+            },
         )
-        promotions = raw.files.promotions(raw.products["product_id"].to_numpy(), weeks)
-        return EventBuilder(raw.log, promotions, settings, _surface(raw, config))
+        promotions = raw.files.promotions(raw.products["product_id"].to_numpy(), range(first_week, last_week + 1))
+        return EventBuilder(raw.log, promotions, settings, dates, _surface(raw, config))
 
     def _items(self) -> dict[str, Any]:
         raw, num_items = self.raw, self.spec.num_items

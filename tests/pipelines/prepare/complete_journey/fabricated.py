@@ -86,6 +86,7 @@ def settings() -> EventSettings:
         followup_days=14,
         stores=np.array([300, 302]),
         demographics=Ragged(np.array([0, 3, 1]), np.array([0, 2, 2, 2, 3, 3, 3])),
+        categories={"type": np.arange(NUM_ITEMS) // 2, "category": np.arange(NUM_ITEMS) % 4 - 1},
     )
 
 

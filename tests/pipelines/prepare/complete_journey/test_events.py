@@ -26,7 +26,8 @@ SPEC = DatasetSpec(
 
 
 def built(log: RawLog, seed: int, last_week: int = fabricated.WEEKS[1], surface: RawLog | None = None) -> pa.Table:
-    builder = EventBuilder(log, fabricated.promotions(seed, last_week), fabricated.settings(), surface)
+    dates = DAYS[0], DAYS[-1]
+    builder = EventBuilder(log, fabricated.promotions(seed, last_week), fabricated.settings(), dates, surface)
     return pa.concat_tables([table(builder.day(day), flat_schema(SPEC)) for day in DAYS]).combine_chunks()
 
 
@@ -88,8 +89,8 @@ def test_events_equal_the_slow_reference(share_known: float) -> None:
     assert any(row["conversion"] for row in rows) and any(row["conversion"] is None for row in rows)
     assert any(len(row["history_item_ids"]) == 8 for row in rows)
     for row in rows[::7]:
-        for name, value in reference(log, known, row).items():
-            expected = pytest.approx(value, abs=1e-6) if isinstance(value, float) else value
+        for name, value in reference(log, known, row, rows).items():
+            expected = pytest.approx(value, rel=1e-6, abs=1e-6) if isinstance(value, float) else value
             assert row[name] == expected, name
 
 
@@ -97,27 +98,22 @@ def lines_of(log: RawLog) -> list[tuple[int, ...]]:
     return list(zip(log.users_P, log.items_P, log.times_P, log.baskets_P, log.stores_P, strict=True))
 
 
-def reference(log: RawLog, known: RawLog, row: dict[str, Any]) -> dict[str, Any]:
+def reference(log: RawLog, known: RawLog, row: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Compute a row's columns by going through the whole log, and what is known of the household, line by line."""
-    at = int(row["event_time"].replace(tzinfo=UTC).timestamp())
+    at = second_of(row)
     user, item = row["user_id"], row["item_id"]
     lines = lines_of(log)
     basket_stores = {store for who, _, when, _, store in lines if who == user and when == at}
-    earlier = [line for line in lines if line[2] < at]
-    item_times = [when for _, what, when, _, _ in earlier if what == item]
     own = [line for line in lines_of(known) if line[0] == user and line[2] < at]
-    own_times = [when for _, what, when, _, _ in own if what == item]
     baskets = {basket: when for _, _, when, basket, _ in own}
     later = [when for who, what, when, _, _ in lines if (who, what) == (user, item) and at < when <= at + 14 * DAY]
     history = [(when, what) for _, what, when, _, _ in own][-8:]
     expected: dict[str, Any] = {
-        "item_purchases": np.log1p(len(item_times)) / np.log(1001),
-        "item_purchases_28d": np.log1p(sum(when >= at - 28 * DAY for when in item_times)) / np.log(101),
-        "item_age": np.log1p((at - min(item_times)) / DAY) / np.log(366) if item_times else 0.0,
-        "household_item_purchases": np.log1p(len(own_times)) / np.log(11),
-        "household_item_recency": 1 / (1 + (at - max(own_times)) / 7 / DAY) if own_times else 0.0,
-        "household_baskets": np.log1p(len(baskets)) / np.log(101),
-        "household_recency": 1 / (1 + (at - max(baskets.values())) / 7 / DAY) if baskets else 0.0,
+        **purchases(lines, own, item, at),
+        **counted_impressions(row, rows),
+        "household_baskets": float(len(baskets)),
+        "household_baskets_28d": float(sum(when >= at - 28 * DAY for when in baskets.values())),
+        "household_recency": recency(list(baskets.values()), at),
         "conversion": None if at + 14 * DAY >= log.end else int(bool(row["click"] and later)),
         "hour": [row["event_time"].hour],
         "weekday": [row["event_time"].weekday()],
@@ -126,11 +122,62 @@ def reference(log: RawLog, known: RawLog, row: dict[str, Any]) -> dict[str, Any]
     }
     if len(basket_stores) == 1:  # else two baskets of the household share the second
         store = basket_stores.pop()
-        known = {300: 1, 302: 2}
-        same = [line for line in earlier if line[1] == item and known.get(line[4], 0) == known.get(store, 0)]
-        expected["store"] = [known.get(store, 0)]
-        expected["item_store_purchases"] = np.log1p(len(same)) / np.log(101)
+        known_stores = {300: 1, 302: 2}
+        expected["store"] = [known_stores.get(store, 0)]
+        same = [when for _, what, when, _, where in lines
+                if what == item and known_stores.get(where, 0) == known_stores.get(store, 0)]  # fmt: skip
+        for name, days in (("", 0), ("_28d", 28), ("_7d", 7)):
+            expected[f"item_store_purchases{name}"] = number(same, at, days)
     return expected
+
+
+def purchases(lines: list[tuple[int, ...]], own: list[tuple[int, ...]], item: int, at: int) -> dict[str, float]:
+    """Compute what is told of the purchases of the item, its category and type, by all and by the household."""
+    found: dict[str, float] = {"household_purchases": float(len(own))}
+    found["household_purchases_28d"] = number([line[2] for line in own], at, 28)
+    groups = {"item": np.arange(fabricated.NUM_ITEMS), **fabricated.settings().categories}
+    for name, of_item_I in groups.items():
+        by_all, by_household = (
+            [line[2] for line in some if of_item_I[line[1]] == of_item_I[item]] for some in (lines, own)
+        )
+        for days in (0, 28, 7, 2) if name == "item" else (28,):
+            found[f"{name}_purchases" + f"_{days}d" * bool(days)] = number(by_all, at, days)
+        for days in (0, 28):
+            found[f"household_{name}_purchases" + f"_{days}d" * bool(days)] = number(by_household, at, days)
+        found[f"household_{name}_recency"] = recency(by_household, at)
+        if name == "item":
+            earlier = [when for when in by_all if when < at]
+            found["item_recency"] = recency(earlier, at)
+            found["item_age"] = (at - min(earlier)) / DAY if earlier else 0.0
+    return found
+
+
+def counted_impressions(row: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Count the impressions before a row, and their clicks, of its household, its item and its type."""
+    type_I = fabricated.settings().categories["type"]
+    earlier = [one for one in rows if one["event_time"] < row["event_time"]]
+    own = [one for one in earlier if one["user_id"] == row["user_id"]]
+    same_type = [one for one in earlier if type_I[one["item_id"]] == type_I[row["item_id"]]]
+    groups = {
+        "household": own,
+        "item": [one for one in earlier if one["item_id"] == row["item_id"]],
+        "type": same_type,
+        "household_type": [one for one in same_type if one["user_id"] == row["user_id"]],
+    }
+    found = {f"{name}_impressions": float(len(some)) for name, some in groups.items()}
+    return found | {f"{name}_clicks": float(sum(one["click"] for one in some)) for name, some in groups.items()}
+
+
+def second_of(row: dict[str, Any]) -> int:
+    return int(row["event_time"].replace(tzinfo=UTC).timestamp())
+
+
+def number(times: list[int], at: int, days: int) -> float:
+    return float(sum(when < at and (not days or when >= at - days * DAY) for when in times))
+
+
+def recency(times: list[int], at: int) -> float:
+    return 1 / (1 + (at - max(times)) / 7 / DAY) if times else 0.0
 
 
 def test_promotion_slots_and_demographics() -> None:
