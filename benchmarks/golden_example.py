@@ -62,7 +62,7 @@ def our_network(features: ArmFeatures, arm: str, device: torch.device) -> Ranker
     """Return the network of an arm that needs no constants, prepared as the example prepares its own."""
     model = Ranker(features, config_of(arm), device, Frozen())
     fill_dense(model.body, seed=0)
-    for tables in (model.bags, model.sequences):
+    for tables in model.collections:
         _apply_optimizer_in_backward(RowWiseAdagrad, tables.parameters(), {"lr": LEARNING_RATE})
     return model
 
@@ -86,7 +86,22 @@ def our_pipeline(train_model: DLRMTrain, world: World) -> TrainPipelineSparseDis
     return TrainPipelineSparseDist(model, optimizer, world.device)
 
 
-def golden_batch(batch: RankerBatch) -> Batch:
-    """Return the same rows as the example takes them: the history as one more feature, the click as the label."""
-    sparse = KeyedJaggedTensor.concat([batch.bags, batch.sequences])
+def golden_batch(batch: RankerBatch, features: ArmFeatures) -> Batch:
+    """Return the same rows as the example takes them: the history as one more feature, the click as the label.
+
+    What a request has once is repeated for each of its rows.
+    """
+    parts = {**batch.request_bags.to_dict(), **batch.bags.to_dict(), **batch.sequences.to_dict()}
+    requests = batch.request_B.tolist()
+    keys = [feature.column for feature in (*features.bags, *features.sequences)]
+    rows = {name: parts[name].to_dense() for name in keys}
+    rows |= {
+        feature.column: [rows[feature.column][request] for request in requests]
+        for feature in (*features.request_bags, *features.sequences)
+    }
+    sparse = KeyedJaggedTensor(
+        keys=keys,
+        values=torch.cat([ids for name in keys for ids in rows[name]]),
+        lengths=torch.tensor([len(ids) for name in keys for ids in rows[name]], dtype=torch.int32),
+    )
     return Batch(dense_features=batch.dense_BF, sparse_features=sparse, labels=batch.labels_BT[:, 0])

@@ -254,7 +254,7 @@ def golden(dataset: Dataset, world: World, sizes: Sizes) -> Part:
     arm, device = "none", world.device
     ours = Trial(dataset, arm, world)
     held = [batch.to(device) for batch in islice(stream(training_split(dataset, arm), arm, world), 16)]
-    theirs = [golden_batch(batch) for batch in held]
+    theirs = [golden_batch(batch, ours.features) for batch in held]
     runs: dict[str, tuple[TrainPipelineSparseDist[Any, Any], Sequence[Any]]] = {
         "golden example": (golden_pipeline(golden_dlrm(ours.features, ours.config.model, device), device), theirs),
         "the example's network in our training": (
@@ -318,6 +318,7 @@ def ladder(dataset: Dataset, world: World, sizes: Sizes) -> Part:
     trials["Adam not fused"] = unfused = Trial(dataset, LADDER_ARM, world)
     for group in unfused.sharded.dense_optimizer.param_groups:
         group["fused"] = False
+    trials["rows of a request shuffled one by one"] = Trial(dataset, LADDER_ARM, world, rows_per_request=1)
     trials["batches converted by the training's own thread"] = Trial(dataset, LADDER_ARM, world, ReadByItself)
     times = trained_in_turns(trials, replace(sizes, rounds=sizes.ladder_rounds), two_threads)
     rows: list[Row] = []

@@ -67,10 +67,10 @@ class RequestRows(FileRows):
 
     num_read = 0
 
-    def read(self, group: RowGroup, columns: Sequence[str] | None = None) -> pa.Table:
+    def table(self, group: RowGroup, columns: Sequence[str] | None = None) -> pa.Table:
         """Return the rows of a row group."""
         self.num_read += 1
-        return super().read(group, columns)
+        return super().table(group, columns)
 
     def starts(self, group: RowGroup) -> npt.NDArray[np.int64]:  # type: ignore[override]
         """Return where requests begin."""

@@ -128,10 +128,12 @@ def _status_bytes(field: str) -> int:
 
 @dataclass(frozen=True)
 class Finished:
-    """What a program that ran to its end took: wall-clock seconds, and the largest resident memory of a process."""
+    """What a program that ran to its end took: wall-clock seconds, and the largest resident memory of a process; and
+    what it printed."""
 
     seconds: float
     peak_bytes: int
+    said: str
 
 
 def run_program(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Finished:
@@ -150,4 +152,4 @@ def run_program(command: Sequence[str], environment: Mapping[str, str] | None = 
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise RuntimeError(f"{' '.join(command)}: ended with {process.returncode}:\n{said[-4000:]}")
-    return Finished(time.perf_counter() - began, usage.ru_maxrss * 1024)
+    return Finished(time.perf_counter() - began, usage.ru_maxrss * 1024, said)

@@ -50,6 +50,7 @@ class Trial:
     Args of the constructor:
         dataset: the events. arm: its name in `ARMS`. world: the process group.
         way: how batches go through the pipeline; a variant of `Progress`. model: the network's sizes.
+        rows_per_request: how many rows of a request stay together; by default all.
     """
 
     def __init__(
@@ -59,16 +60,18 @@ class Trial:
         world: World,
         way: type[Progress] = Progress,
         model: ModelConfig = DEFAULT_MODEL,
+        rows_per_request: int | None = None,
     ) -> None:
         config, split = config_of(arm, model), training_split(dataset, arm)
-        self.config, self.features = config, split.features
+        training = config.training.model_copy(update={"rows_per_request": rows_per_request})
+        self.dataset, self.config, self.features = dataset, config, split.features
         self.sharded = build_sharded(split.features, config, world, read_frozen(dataset, split.features))
         self.sharded.model.train()
         self.pipeline: TrainPipelineSparseDist[Any, StepOutput] = TrainPipelineSparseDist(
             self.sharded.model, self.sharded.optimizer, world.device
         )
         self.progress = way(self.pipeline, split.features, world, NewestEntries())
-        self._outputs = self._endless(split.open(config.training, world, is_training=True))
+        self._outputs = self._endless(split.open(training, world, is_training=True))
 
     def steps(self, number: int) -> None:
         """Take so many steps."""
@@ -85,8 +88,7 @@ class Trial:
 
 def kernels(sharded: ShardedRanker) -> Iterator[BatchedFusedEmbedding | BatchedFusedEmbeddingBag]:
     """Return what holds and looks up this rank's tables; torchrec keeps them out of a model's modules."""
-    collections = (sharded.model.module.bags, sharded.model.module.sequences)
-    for lookup in (lookup for collection in collections for lookup in collection._lookups):
+    for lookup in (lookup for collection in sharded.model.module.collections for lookup in collection._lookups):
         for module in lookup.modules():
             if isinstance(module, BatchedFusedEmbedding | BatchedFusedEmbeddingBag):
                 yield module
@@ -112,9 +114,10 @@ class StepParts:
         sharded, pipeline = trial.sharded, trial.pipeline
         ranker = sharded.model.module
         for module, part in (
-            (ranker.bags, "forward: lookups"), (ranker.sequences, "forward: lookups"),
-            (ranker.body, "forward: dense part"), (ranker.loss, "loss"),
-        ):  # fmt: skip
+            *((collection, "forward: lookups") for collection in ranker.collections),
+            (ranker.body, "forward: dense part"),
+            (ranker.loss, "loss"),
+        ):
             module.register_forward_pre_hook(lambda *_, part=part: self._start(part))
             module.register_forward_hook(lambda *_, part=part: self._stop(part))
         for kernel in kernels(sharded):

@@ -1,8 +1,7 @@
-"""Impressions joined with their requests, labels and SIDs, row group by row group.
+"""Impressions with their requests, labels and SIDs, row group by row group.
 
 The i-th row groups of a date's tables hold the same requests, so a join takes no search: labels and the SIDs of items
-are row-aligned with the events, and the requests (with the SIDs of users and histories) are repeated, each for its
-impressions.
+are row-aligned with the events, and a request (with the SIDs of its user and history) is what its impressions share.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,10 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from infra.errors import DataError
-from infra.gather import take_rows
 from infra.parquet import RowGroup
 from infra.requests import request_starts
-from infra.rows import Check, FileRows
+from infra.rows import Check, FileRows, Rows
 from infra.snapshot import Dataset
 from infra.tables import event_schema, label_schema, request_schema
 
@@ -27,7 +25,7 @@ HISTORY_IDS = "history_item_ids"
 
 
 class ImpressionRows:
-    """The joined rows of some dates, one row an impression: a `infra.rows.RowSource`.
+    """The impressions of some dates, which share their requests: a `infra.rows.RowSource`.
 
     The rows of a request stay together. A row group is that of an events file, and errors name it.
 
@@ -74,26 +72,32 @@ class ImpressionRows:
 
     def starts(self, group: RowGroup) -> npt.NDArray[np.int64]:
         """Return the rows of a row group, counted from its first, where a request begins."""
-        return request_starts(self._tables[EVENTS].read(group, [REQUEST_ID])[REQUEST_ID])
+        return request_starts(self._tables[EVENTS].table(group, [REQUEST_ID])[REQUEST_ID])
 
-    def read(self, group: RowGroup) -> pa.Table:
-        """Return the joined rows of a row group.
+    def read(self, group: RowGroup) -> Rows:
+        """Return the impressions of a row group, and the requests that they share.
 
         Raises:
             DataError: the bytes cannot be decoded, the check refuses them, or the tables' row groups do not belong
                 together.
         """
         events = self._joined(self._of_events, group, group.rows)
-        parts = [events]
-        if self._of_requests:
-            parts.append(self._repeated(group, events[REQUEST_ID]))
-        return _side_by_side(parts).select(self._columns)
+        own = events.select([name for name in self._columns if name in events.column_names])
+        if not self._of_requests:
+            return Rows(own)
+        starts_R = request_starts(events[REQUEST_ID])
+        requests = self._requests(group, events[REQUEST_ID].to_numpy()[starts_R])
+        lengths_R = np.diff(np.append(starts_R, len(events)))
+        return Rows(own, requests, np.repeat(np.arange(len(starts_R)), lengths_R))
 
-    def _repeated(self, group: RowGroup, request_ids: pa.ChunkedArray) -> pa.Table:
-        """Return the requests of a row group of events, each repeated for its impressions."""
-        starts_R = request_starts(request_ids)
-        requests = self._joined(self._of_requests, group, len(starts_R))
-        own_R, wanted_R = requests[REQUEST_ID].to_numpy(), request_ids.to_numpy()[starts_R]
+    def joined(self, group: RowGroup) -> pa.Table:
+        """Return the impressions of a row group, each with the columns of its request; errors as in `read`."""
+        return self.read(group).joined(self._columns)
+
+    def _requests(self, group: RowGroup, wanted_R: npt.NDArray[np.int64]) -> pa.Table:
+        """Return the requests of a row group of events, which has those of the ids given, in order."""
+        requests = self._joined(self._of_requests, group, len(wanted_R))
+        own_R = requests[REQUEST_ID].to_numpy()
         wrong = np.flatnonzero(own_R != wanted_R)
         if len(wrong):
             place = wrong[0]
@@ -101,8 +105,7 @@ class ImpressionRows:
                 f"{self._own(REQUESTS, group)}: column {REQUEST_ID!r}: row {place} is request {own_R[place]}, in"
                 f" {group} it is {wanted_R[place]}: the row groups of a date's tables must hold the same requests"
             )
-        lengths_R = np.diff(np.append(starts_R, len(request_ids)))
-        return take_rows(requests.drop_columns(REQUEST_ID), np.repeat(np.arange(len(starts_R)), lengths_R))
+        return requests.drop_columns(REQUEST_ID)
 
     def _joined(self, tables: Sequence[str], group: RowGroup, rows: int) -> pa.Table:
         """Return row-aligned tables of one row group side by side."""
@@ -114,7 +117,7 @@ class ImpressionRows:
                     f"{own}: has {own.rows} rows; {group} has {group.rows} impressions and needs {rows}:"
                     " row-aligned files must have equal row groups"
                 )
-            parts.append(self._tables[table].read(own))
+            parts.append(self._tables[table].table(own))
             if tables is self._of_requests:
                 _require_entries(parts[-1], parts[0], own)
         return _side_by_side(parts)
@@ -176,7 +179,7 @@ def read_impressions(
     rows = ImpressionRows(dataset, first, last, columns, check)
     if rows.num_rows:
         for group in rows.groups(0, rows.num_rows):
-            yield rows.read(group)
+            yield rows.joined(group)
 
 
 def _require_entries(rows: pa.Table, requests: pa.Table, where: RowGroup) -> None:

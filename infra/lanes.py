@@ -14,18 +14,17 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from infra.errors import ConfigError, DataError
-from infra.gather import take_rows
 from infra.order import Buffer, Part, buffers, lane_bounds, parts_between
 from infra.parquet import RowGroup
 from infra.pieces import piece_starts, pieces_in_batches
 from infra.prefetch import one_ahead, prefetched
-from infra.rows import RowSource
+from infra.rows import Rows, RowSource, concatenated
 
 BLOCK_ROWS = 4096
 """Batches are put together, and converted, so many rows at a time: one call of Arrow takes as long for few rows."""
 
 Integers = npt.NDArray[np.int64]
-Shared = dict[RowGroup, Future[pa.Table]]
+Shared = dict[RowGroup, Future[Rows]]
 """Row groups that were read, or are being read, for one part of them, and another part waits to be taken."""
 
 
@@ -33,20 +32,25 @@ class Batch(NamedTuple):
     """One rank's part of a global batch, or of several in turn.
 
     Attributes:
-        table: the rows, N of them.
+        rows: the rows, N of them, with what neighbours share.
         rows_N: their global row numbers.
         valid_N: False on padding (rows repeated to fill the last batch), which counts for nothing.
     """
 
-    table: pa.Table
+    rows: Rows
     rows_N: Integers
     valid_N: npt.NDArray[np.bool_]
+
+    @property
+    def table(self) -> pa.Table:
+        """What each row has by itself."""
+        return self.rows.own
 
     def split(self, rows: int) -> "Iterator[Batch]":
         """Yield parts of so many rows, one after another."""
         for at in range(0, len(self.rows_N), rows):
             part = slice(at, at + rows)
-            yield Batch(self.table.slice(at, rows), self.rows_N[part], self.valid_N[part])
+            yield Batch(self.rows.slice(at, rows), self.rows_N[part], self.valid_N[part])
 
 
 class _Chunk(NamedTuple):
@@ -185,20 +189,20 @@ class LaneReader:
     def _lane_batches(self, lane: int, chunks: Iterator[_Chunk]) -> Iterator[Batch]:
         """Yield the lane's rows, `lane_batch` at a time, then padding without end (only reached without a seed)."""
         size = self.lane_batch
-        table: pa.Table | None = None
+        rows: Rows | None = None
         rows_N = np.empty(0, np.int64)
         for chunk, chunk_rows_N in chunks:
-            table = chunk if table is None else pa.concat_tables([table, chunk])
+            rows = chunk if rows is None or not len(rows_N) else concatenated([rows, chunk])
             rows_N = np.concatenate([rows_N, chunk_rows_N])
             full = len(rows_N) // size * size
             for at in range(0, full, size):
-                yield Batch(table.slice(at, size), rows_N[at : at + size], np.ones(size, bool))
-            table, rows_N = table.slice(full), rows_N[full:]
+                yield Batch(rows.slice(at, size), rows_N[at : at + size], np.ones(size, bool))
+            rows, rows_N = rows.slice(full, len(rows_N) - full), rows_N[full:]
         left = len(rows_N)
-        if table is None or left == 0:
-            table, rows_N = self._last_row(lane)
+        if rows is None or left == 0:
+            rows, rows_N = self._last_row(lane)
         fill_N = np.minimum(np.arange(size), len(rows_N) - 1)
-        padding = Batch(table.take(pa.array(fill_N)), rows_N[fill_N], np.zeros(size, bool))
+        padding = Batch(rows.take(fill_N), rows_N[fill_N], np.zeros(size, bool))
         yield padding._replace(valid_N=np.arange(size) < left)
         while True:
             yield padding
@@ -222,21 +226,21 @@ class LaneReader:
             for buffer in buffers(self._parts[lane], self._shuffle_groups, rng):
                 kept = slice(max(skipped - before, 0), min(end - before, buffer.rows))
                 if kept.start < kept.stop:
-                    table, rows_N = self._read_buffer(buffer, before, shared)
-                    yield _Chunk(table.slice(kept.start, kept.stop - kept.start), rows_N[kept])
+                    rows, rows_N = self._read_buffer(buffer, before, shared)
+                    yield _Chunk(rows.slice(kept.start, kept.stop - kept.start), rows_N[kept])
                 before += buffer.rows
 
     def _read_buffer(self, buffer: Buffer, before: int, shared: Shared) -> _Chunk:
         """Read a buffer's rows and bring them into their order, which depends on how many come `before` it."""
-        table = pa.concat_tables([self._read_part(part, shared) for part in buffer.parts])
+        rows = concatenated([self._read_part(part, shared) for part in buffer.parts])
         rows_N = np.concatenate([np.arange(part.low, part.high) for part in buffer.parts])
         if buffer.mix_N is None:
-            return _Chunk(table, rows_N)
+            return _Chunk(rows, rows_N)
         offsets = np.cumsum([0, *(part.rows for part in buffer.parts)])
         starts_P = np.concatenate([at + self._pieces(part) for at, part in zip(offsets, buffer.parts, strict=False)])
         room = self.lane_batch - before % self.lane_batch
         order_N = pieces_in_batches(starts_P, buffer.mix_N, self.lane_batch, room)
-        return _Chunk(take_rows(table, order_N), rows_N[order_N])
+        return _Chunk(rows.take(order_N), rows_N[order_N])
 
     def _pieces(self, part: Part) -> Integers:
         """Return the rows of a part, counted from its first, at which pieces begin."""
@@ -245,14 +249,14 @@ class LaneReader:
         inside_P = starts_P[(starts_P > part.low) & (starts_P < part.high)]
         return np.concatenate([[part.low], inside_P]) - part.low
 
-    def _read_part(self, part: Part, shared: Shared) -> pa.Table:
+    def _read_part(self, part: Part, shared: Shared) -> Rows:
         """Read the part's row group, once where bounds cut it in two: who reads it leaves it for the other part."""
         group = part.group
-        table = self._read_or_shared(group, shared) if group in self._shared_groups else self.source.read(group)
-        return table.slice(part.low - group.start, part.rows)
+        rows = self._read_or_shared(group, shared) if group in self._shared_groups else self.source.read(group)
+        return rows.slice(part.low - group.start, part.rows)
 
-    def _read_or_shared(self, group: RowGroup, shared: Shared) -> pa.Table:
-        own: Future[pa.Table] = Future()
+    def _read_or_shared(self, group: RowGroup, shared: Shared) -> Rows:
+        own: Future[Rows] = Future()
         found = shared.setdefault(group, own)
         if found is own:
             try:
@@ -266,7 +270,7 @@ class LaneReader:
 
 def _joined(parts: Sequence[Batch]) -> Batch:
     return Batch(
-        pa.concat_tables([part.table for part in parts]).combine_chunks(),
+        concatenated([part.rows for part in parts]).in_one_chunk(),
         np.concatenate([part.rows_N for part in parts]),
         np.concatenate([part.valid_N for part in parts]),
     )

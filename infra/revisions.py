@@ -59,5 +59,5 @@ def _first_ids(dataset: Dataset, entry: PartitionEntry, column: str, number: int
     """Return the first ids of a part: as ids rise, those of its rows that revise others come first."""
     files = [CountedFile(dataset.store / entry.path / file.name, file.rows) for file in entry.files]
     source = FileRows(files, [column])
-    parts = [source.read(group)[column].to_numpy() for group in source.groups(0, number)]
+    parts = [source.table(group)[column].to_numpy() for group in source.groups(0, number)]
     return np.concatenate(parts)[:number]

@@ -1,7 +1,11 @@
-"""Rows as the lane reader sees them: numbered from 0 on, in row groups that are read when they are needed."""
+"""Rows as the lane reader sees them: numbered from 0 on, in row groups that are read when they are needed.
+
+What several rows share, such as a request with its history, is kept once, from disk to the batch (`Rows`).
+"""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -11,13 +15,97 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra.errors import DataError
+from infra.gather import take_rows
 from infra.parquet import RowGroup, open_parquet, read_row_group, restored_schema
+
+Integers = npt.NDArray[np.int64]
 
 Check = Callable[[pa.Table, RowGroup], None]
 """Raises DataError where rows of a row group break a rule."""
 
 OPENING_THREADS = 8
 """Footers that are read at once: on a network file system, most of the time to read one is waiting."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows, and what neighbours among them share.
+
+    A *run* is one row of `shared` and the rows beside each other that it belongs to. Reordering rows splits runs;
+    a run that is split is repeated, once for each of its parts.
+
+    Attributes:
+        own: a row each, N of them.
+        shared: what a run shares: a row a run, in the order of the rows; None: rows share nothing.
+        run_N: the run of each row: from 0 on, each run at least once, never descending.
+    """
+
+    own: pa.Table
+    shared: pa.Table | None = None
+    run_N: Integers = field(default_factory=lambda: np.empty(0, np.int64))
+
+    @property
+    def num_rows(self) -> int:
+        """N."""
+        return int(self.own.num_rows)
+
+    @property
+    def num_runs(self) -> int:
+        """The number of runs; rows that share nothing are none."""
+        return 0 if self.shared is None else int(self.shared.num_rows)
+
+    def slice(self, start: int, rows: int) -> "Rows":
+        """Return some rows beside each other, without a copy."""
+        own = self.own.slice(start, rows)
+        if self.shared is None or own.num_rows == 0:
+            return Rows(own, self.shared if self.shared is None else self.shared.slice(0, 0))
+        run_N = self.run_N[start : start + rows]
+        first = int(run_N[0])
+        return Rows(own, self.shared.slice(first, int(run_N[-1]) + 1 - first), run_N - first)
+
+    def take(self, rows_N: Integers) -> "Rows":
+        """Return rows in another order; those of one run that come beside each other stay one run."""
+        own = take_rows(self.own, rows_N)
+        if self.shared is None or len(rows_N) == 0:
+            return Rows(own, self.shared if self.shared is None else self.shared.slice(0, 0))
+        old_N = self.run_N[rows_N]
+        begins_N = np.concatenate([[True], old_N[1:] != old_N[:-1]])
+        return Rows(own, take_rows(self.shared, old_N[begins_N]), np.cumsum(begins_N) - 1)
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """Return a column's value of each row, whether it is the row's own or shared."""
+        if self.shared is None or name in self.own.column_names:
+            return self.own[name]
+        return take_rows(self.shared.select([name]), self.run_N)[name]
+
+    def joined(self, columns: Sequence[str]) -> pa.Table:
+        """Return the rows with some columns, what they share repeated for each."""
+        table = self.own
+        if self.shared is not None:
+            wanted = [name for name in self.shared.column_names if name not in table.column_names]
+            repeated = take_rows(self.shared.select(wanted), self.run_N)
+            for name in wanted:
+                table = table.append_column(repeated.schema.field(name), repeated[name])
+        return table.select(list(columns))
+
+    def in_one_chunk(self) -> "Rows":
+        """Return the rows, each column in one piece of memory."""
+        shared = None if self.shared is None else self.shared.combine_chunks()
+        return Rows(self.own.combine_chunks(), shared, self.run_N)
+
+
+def concatenated(parts: Sequence[Rows]) -> Rows:
+    """Return rows after each other, without a copy; a run does not reach from one part into the next."""
+    if len(parts) == 1:
+        return parts[0]
+    own = pa.concat_tables([part.own for part in parts])
+    shared = [part.shared for part in parts if part.shared is not None]
+    if not shared:
+        return Rows(own)
+    assert len(shared) == len(parts)
+    before_P = np.cumsum([0, *(part.num_runs for part in parts)])
+    run_N = np.concatenate([part.run_N + before for part, before in zip(parts, before_P, strict=False)])
+    return Rows(own, pa.concat_tables(shared), run_N)
 
 
 class RowSource(Protocol):
@@ -33,7 +121,7 @@ class RowSource(Protocol):
         Opens the footers of the files concerned and of no others, each once.
         """
 
-    def read(self, group: RowGroup) -> pa.Table:
+    def read(self, group: RowGroup) -> Rows:
         """Return all rows of a row group that `groups` listed, after checking them.
 
         Raises:
@@ -99,8 +187,12 @@ class FileRows:
         groups = [group for file in range(first, last) for group in self._groups_of(file)]
         return [group for group in groups if max(low, group.start) < min(high, group.start + group.rows)]
 
-    def read(self, group: RowGroup, columns: Sequence[str] | None = None) -> pa.Table:
-        """Return the rows of a row group, checked, with all columns or some of them; see `RowSource.read`."""
+    def read(self, group: RowGroup) -> Rows:
+        """Return the rows of a row group; see `RowSource.read`."""
+        return Rows(self.table(group))
+
+    def table(self, group: RowGroup, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return the rows of a row group as a table, checked, with all columns or some of them."""
         table = read_row_group(group, columns or self._columns, self._footers[group.path])
         if self._check is not None:
             self._check(table, group)
@@ -134,13 +226,13 @@ class FileRows:
 
     def _require_types(self, path: Path, footer: pq.FileMetaData) -> None:
         """Check that a file stores the columns in the types of the files opened before; note those that are new."""
-        for field in restored_schema(footer.schema.to_arrow_schema()):
-            if field.name not in self._columns:
+        for column in restored_schema(footer.schema.to_arrow_schema()):
+            if column.name not in self._columns:
                 continue
-            known_path, known = self._types.setdefault(field.name, (path, field.type))
-            if field.type != known:
+            known_path, known = self._types.setdefault(column.name, (path, column.type))
+            if column.type != known:
                 raise DataError(
-                    f"{path}: column {field.name!r} is {field.type}, in {known_path} it is {known}:"
+                    f"{path}: column {column.name!r} is {column.type}, in {known_path} it is {known}:"
                     " all files of a table must store a column in one type"
                 )
 

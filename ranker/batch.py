@@ -1,6 +1,6 @@
 """One batch as the model takes it, able to move between devices and CUDA streams."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
@@ -10,65 +10,84 @@ from torch import Tensor
 from torchrec import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
+from ranker.layout import HistoryLayout, Integers, history_layout
+
 
 @dataclass
 class RankerBatch(Pipelineable):  # type: ignore[misc]
-    """One rank's part of a global batch: B rows, T history entries over all of them.
+    """One rank's part of a global batch: B rows of R requests, whose histories have T entries over all of them.
+
+    What the rows of a request share is here once. Rows of a request lie together; where the order of the rows splits
+    a request, each of its parts is one.
 
     Attributes:
-        bags: ids of the sparse block, by feature.
-        sequences: ids of the history, by feature; every feature has the same lengths.
+        bags: ids of the sparse block that rows have of their own, by feature; R of them: `request_bags`, by request.
+        sequences: ids of the history by request, by feature; every feature has the same lengths.
         dense_BF: dense features.
         item_content_BC: the ids that the ad's content takes as they are, not by a table (`ranker.features.Content`):
             its SIDs in C columns, set after set, or its own id (C = 0 for other content).
         item_known_BS: False where the ad's SID of a set is null (S = 0 where the arm does not ask).
-        user_content_BC, user_known_BS: the user's, likewise.
+        user_content_RC, user_known_RS: the user's, likewise.
         history_content_TC, history_known_TS: those of the history's entries, likewise.
         history_recency_FT: how far back each history entry lies, in F = 3 ways: log(1 + days) to the event,
             log(1 + days) since the entry before it (0 for the oldest), and log rank counted from the newest.
-        history_offsets_B1: row b owns history entries offsets[b] to offsets[b + 1].
+        history_lengths_R: entries of each request's history.
+        request_B: the request of each row, from 0 to R - 1, never descending.
+        layout: which rows attend to which entries.
         labels_BT: 0 or 1 by task, 0 where the label is not known.
         weights_BT: 1 where the label is known and the row is not padding, else 0.
-        longest: the longest history in the batch.
     """
 
     bags: KeyedJaggedTensor
+    request_bags: KeyedJaggedTensor
     sequences: KeyedJaggedTensor
     dense_BF: Tensor
     item_content_BC: Tensor
     item_known_BS: Tensor
-    user_content_BC: Tensor
-    user_known_BS: Tensor
+    user_content_RC: Tensor
+    user_known_RS: Tensor
     history_content_TC: Tensor
     history_known_TS: Tensor
     history_recency_FT: Tensor
-    history_offsets_B1: Tensor
+    history_lengths_R: Tensor
+    request_B: Tensor
+    layout: HistoryLayout
     labels_BT: Tensor
     weights_BT: Tensor
-    longest: int
 
     def split(self, rows: int) -> Iterator["RankerBatch"]:
         """Return so many rows after another, as views where they can be; in host memory."""
-        ends = self.history_offsets_B1.numpy()
-        lengths_B = np.diff(ends)
-        bags, sequences = _split_jagged(self.bags, rows), _split_jagged(self.sequences, rows)
-        for at, bags_part, sequences_part in zip(range(0, len(lengths_B), rows), bags, sequences, strict=True):
-            part, entries = slice(at, at + rows), slice(int(ends[at]), int(ends[min(at + rows, len(lengths_B))]))
+        request_B, lengths_R = self.request_B.numpy(), self.history_lengths_R.numpy()
+        ends_R1 = np.concatenate([[0], np.cumsum(lengths_R)])
+        of_rows = [(at, min(at + rows, len(request_B))) for at in range(0, len(request_B), rows)]
+        of_requests = [(int(request_B[low]), int(request_B[high - 1]) + 1) for low, high in of_rows]
+        jagged = zip(
+            _split_jagged(self.bags, of_rows),
+            _split_jagged(self.request_bags, of_requests),
+            _split_jagged(self.sequences, of_requests),
+            strict=True,
+        )
+        for (low, high), (first, last), (bags, request_bags, sequences) in zip(
+            of_rows, of_requests, jagged, strict=True
+        ):
+            part, own, entries = slice(low, high), slice(first, last), slice(int(ends_R1[first]), int(ends_R1[last]))
             yield RankerBatch(
-                bags=bags_part,
-                sequences=sequences_part,
+                bags=bags,
+                request_bags=request_bags,
+                sequences=sequences,
                 dense_BF=self.dense_BF[part],
                 item_content_BC=self.item_content_BC[part],
                 item_known_BS=self.item_known_BS[part],
-                user_content_BC=self.user_content_BC[part],
-                user_known_BS=self.user_known_BS[part],
+                user_content_RC=self.user_content_RC[own],
+                user_known_RS=self.user_known_RS[own],
                 history_content_TC=self.history_content_TC[entries],
                 history_known_TS=self.history_known_TS[entries],
                 history_recency_FT=self.history_recency_FT[:, entries],
-                history_offsets_B1=self.history_offsets_B1[at : at + rows + 1] - entries.start,
+                history_lengths_R=self.history_lengths_R[own],
+                request_B=self.request_B[part] - first,
+                layout=history_layout(lengths_R[own], np.bincount(request_B[part] - first)),
                 labels_BT=self.labels_BT[part],
                 weights_BT=self.weights_BT[part],
-                longest=int(lengths_B[part].max()),
             )
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Self:
@@ -83,23 +102,28 @@ class RankerBatch(Pipelineable):  # type: ignore[misc]
         """Tell the allocator that `stream` uses this batch's memory."""
         self._mapped(lambda value: value.record_stream(stream))
 
-    def _mapped(self, change: Any) -> Self:
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        changed = {name: value if name == "longest" else change(value) for name, value in values.items()}
-        return type(self)(**changed)
+    def _mapped(self, change: Callable[[Any], Any]) -> Self:
+        return type(self)(**{field.name: _changed(getattr(self, field.name), change) for field in fields(self)})
 
 
-def _split_jagged(jagged: KeyedJaggedTensor, rows: int) -> Iterator[KeyedJaggedTensor]:
-    """Return so many rows of every feature after another."""
+def _changed(value: Any, change: Callable[[Any], Any]) -> Any:
+    """Return a tensor changed, or a tuple with all of its tensors changed."""
+    if not isinstance(value, tuple):
+        return change(value)
+    parts = [_changed(part, change) for part in value]
+    return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+
+
+def _split_jagged(jagged: KeyedJaggedTensor, bounds: list[tuple[int, int]]) -> Iterator[KeyedJaggedTensor]:
+    """Return the ids of every feature between some bounds after another, first and end."""
     keys, total, ids_N = jagged.keys(), jagged.stride(), jagged.values().numpy()
-    lengths_FB = jagged.lengths().numpy().reshape(len(keys), total)
+    lengths_FB: Integers = jagged.lengths().numpy().reshape(len(keys), total)
     ends = np.concatenate([[0], np.cumsum(lengths_FB, dtype=np.int64)])
     first_F = np.arange(len(keys)) * total
-    for at in range(0, total, rows):
-        until = min(at + rows, total)
-        parts = [ids_N[first:last] for first, last in zip(ends[first_F + at], ends[first_F + until], strict=True)]
+    for low, high in bounds:
+        parts = [ids_N[first:last] for first, last in zip(ends[first_F + low], ends[first_F + high], strict=True)]
         yield KeyedJaggedTensor(
             keys=keys,
             values=torch.from_numpy(np.concatenate(parts) if parts[1:] else parts[0]),
-            lengths=torch.from_numpy(np.ascontiguousarray(lengths_FB[:, at:until]).ravel()),
+            lengths=torch.from_numpy(np.ascontiguousarray(lengths_FB[:, low:high]).ravel()),
         )

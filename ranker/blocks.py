@@ -13,7 +13,7 @@ from ranker.content import HistoryContent, perceptron
 from ranker.features import HISTORY_IDS, ArmFeatures
 from ranker.frozen import Frozen
 from ranker.pma import HistoryAttention
-from ranker.transformer import JaggedEncoder
+from ranker.transformer import HistoryEncoder
 
 MOST_DEVIATIONS = 5.0
 """A dense feature enters as at most so many standard deviations from its mean."""
@@ -68,7 +68,7 @@ class HistoryBlock(nn.Module):
         self.rank = nn.Parameter(torch.zeros(dim))
         self.content = None if features.history.kind == "none" else HistoryContent(features, model, frozen)
         history = model.history
-        self.encoder = JaggedEncoder(dim, history.heads, history.encoder_layers) if history.encoder_layers else None
+        self.encoder = HistoryEncoder(dim, history.heads, history.encoder_layers) if history.encoder_layers else None
         self.attention = HistoryAttention(dim, history.queries, query_features, history.heads)
 
     def forward(self, query_BF: Tensor, sequences: dict[str, JaggedTensor], batch: RankerBatch) -> Tensor:
@@ -79,8 +79,8 @@ class HistoryBlock(nn.Module):
         if self.content is not None:
             values_TD = self.content(values_TD, batch, embedded)
         if self.encoder is not None:
-            values_TD = self.encoder(values_TD, batch.history_offsets_B1)
-        history_BKD: Tensor = self.attention(query_BF, values_TD, batch.history_offsets_B1, batch.longest)
+            values_TD = self.encoder(values_TD, batch.layout)
+        history_BKD: Tensor = self.attention(query_BF, values_TD, batch.layout)
         return history_BKD
 
     def _recency(self, recency_FT: Tensor) -> tuple[Tensor, Tensor]:

@@ -159,9 +159,10 @@ class TrainingConfig(Config):
     """Rows of a global batch when evaluating."""
     lanes: PositiveInt = 8
     """Ranges the rows are cut into; the number of ranks must divide it (see `infra.lanes.LaneReader`)."""
-    rows_per_request: PositiveInt = 1
-    """How many impressions of a request stay together when rows are shuffled; a request with more is cut. 1 shuffles
-    every impression by itself."""
+    rows_per_request: PositiveInt | None = None
+    """How many impressions of a request stay together when rows are shuffled; a request with more is cut. By default
+    requests stay whole, so that what their impressions share is looked up and computed once. 1 shuffles every
+    impression by itself."""
     window_days: PositiveInt | None = None
     """Rows are shuffled within windows of so many days, one window after the other; by default over all dates."""
     sparse_learning_rate: PositiveFloat = 0.05

@@ -4,7 +4,7 @@ What is unpacked or raw (`side`, `dense`) is a latent vector, which a perceptron
 (the history's) takes to the model's width. What is looked up (`kmeans`, `sid_ngram`, `hde`) has that width already.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -74,33 +74,34 @@ def latent_of(features: ArmFeatures, content: Content, frozen: Frozen) -> Unpack
     return RawEmbedding(frozen.embeddings[content.entity]) if content.kind == "dense" else None
 
 
-class RowContent(nn.Module):
-    """What a row has once, the ad's content or the user's: one vector.
+class OwnContent(nn.Module):
+    """What a row has once, the ad's content, or a request, the user's: one vector.
 
     A latent vector through a two-layer perceptron of its own (r = 1), or embeddings of its ids.
     """
 
     def __init__(self, features: ArmFeatures, content: Content, model: ModelConfig, frozen: Frozen) -> None:
         super().__init__()
-        self.entity = content.entity
-        self.names = [feature.column for feature in features.bag_contents(self.entity)]
+        self.names = [feature.column for feature in features.bag_contents(content.entity)]
         self.latent = latent_of(features, content, frozen)
         self.layers: nn.Sequential | None = None
         if self.latent is not None:
             self.layers = perceptron((self.latent.width, model.content_hidden, model.embedding_dim))
         self.projection = _projection(content, self.names, model.embedding_dim)
 
-    def forward(self, batch: RankerBatch, bags: dict[str, Tensor]) -> Tensor:
-        """Return float [B, d], zeros where there is no content; `bags` are pooled embeddings [B, d] by feature."""
+    def forward(self, content_NC: Tensor, known_NS: Tensor, bags: Mapping[str, Tensor]) -> Tensor:
+        """Return float [N, d], zeros where there is no content.
+
+        Args:
+            content_NC: the ids of N rows, or of N requests, that are taken as they are. known_NS: which are known.
+            bags: pooled embeddings [N, d] by feature.
+        """
         if self.latent is None:
             return _combined([bags[name] for name in self.names], self.projection)
         assert self.layers is not None
-        if self.entity == "item":
-            latent_BF, known_B = self.latent(batch.item_content_BC, batch.item_known_BS)
-        else:
-            latent_BF, known_B = self.latent(batch.user_content_BC, batch.user_known_BS)
-        content_BD: Tensor = self.layers(latent_BF) * known_B.unsqueeze(1)
-        return content_BD
+        latent_NF, known_N = self.latent(content_NC, known_NS)
+        content_ND: Tensor = self.layers(latent_NF) * known_N.unsqueeze(1)
+        return content_ND
 
 
 class HistoryContent(nn.Module):

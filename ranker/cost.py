@@ -16,8 +16,9 @@ from infra.impressions import columns_by_table
 from infra.parquet import open_parquet
 from infra.rows import CountedFile
 from infra.snapshot import Dataset
-from ranker.config import Dates
+from ranker.config import Dates, TrainingConfig
 from ranker.features import HISTORY_IDS, ArmFeatures
+from ranker.planner import Traffic
 
 MAX_FILES = 256
 """The most files of a table whose metadata is looked at to see what columns take; of more, evenly spaced ones."""
@@ -101,6 +102,13 @@ def mean_entries(dataset: Dataset, dates: Dates, column: str) -> float:
     files = _sampled(dataset.files("requests", *dates))
     entries: int = sum(chunk.num_values for chunk in _chunks([file.path for file in files], (column,)))
     return entries / max(1, sum(file.rows for file in files))
+
+
+def expected_traffic(dataset: Dataset, dates: Dates, training: TrainingConfig) -> Traffic:
+    """Return what batches of a training look up on average; a request that is not kept whole counts once a piece."""
+    impressions = _impressions(dataset, "requests", dates)
+    pieces = impressions if training.rows_per_request is None else min(impressions, training.rows_per_request)
+    return Traffic(mean_entries(dataset, dates, HISTORY_IDS), 1.0 / max(pieces, 1.0))
 
 
 def embedding_bytes(features: ArmFeatures, dataset: Dataset, dates: Dates) -> float:

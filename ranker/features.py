@@ -12,7 +12,7 @@ from encoder.sid import SidSpec, event_columns, sid_columns
 from infra.config import parse
 from infra.errors import ConfigError, DataError, SpecError
 from infra.snapshot import SNAPSHOT_FILE, Dataset
-from infra.tables import DatasetSpec, Entity, TaskSpec
+from infra.tables import DatasetSpec, Entity, TaskSpec, request_schema
 from ranker.budget import sid_rows
 from ranker.config import ArmConfig, ContentKind, ModelConfig, RankerConfig
 
@@ -38,6 +38,7 @@ class IdFeature:
         column: the events column, which is also the feature's name; of clusters a name of their own.
         num_ids: ids lie in [0, num_ids); anything else is an error, never a silent zero.
         rows: rows of the table. Fewer than num_ids means hashing by modulo; more, room for ids to come.
+        of_request: whether a request has the ids once, for all its impressions.
         sid: the set of Semantic IDs that the ids are of, whose bytes are the arm's own cost.
         clusters: more than 0: the ids are so many first digits of the SID, unpacked from its columns.
     """
@@ -45,6 +46,7 @@ class IdFeature:
     column: str
     num_ids: int
     rows: int
+    of_request: bool
     sid: SidSpec | None = None
     clusters: int = 0
 
@@ -172,6 +174,16 @@ class ArmFeatures:
         ids = (column for feature in self.sequences for column in feature.columns)
         return tuple(dict.fromkeys([*HISTORY_COLUMNS, *ids, *self.history.columns, *self.history.known]))
 
+    @property
+    def row_bags(self) -> tuple[IdFeature, ...]:
+        """The bags that an impression has of its own."""
+        return tuple(bag for bag in self.bags if not bag.of_request)
+
+    @property
+    def request_bags(self) -> tuple[IdFeature, ...]:
+        """The bags that the impressions of a request share."""
+        return tuple(bag for bag in self.bags if bag.of_request)
+
     def bag_contents(self, entity: Entity) -> tuple[IdFeature, ...]:
         """Return the bags that together are the ad's content, or the user's."""
         return tuple(bag for bag in self.bags if bag.sid is not None and bag.sid.entity == entity)
@@ -242,8 +254,10 @@ def _id_features(spec: DatasetSpec, model: ModelConfig) -> dict[str, IdFeature]:
         if column not in num_ids:
             known = ", ".join(num_ids)
             raise ConfigError(f"ranker.model.table_rows: {column!r} is no id column; the dataset has {known}")
+    of_requests = request_schema(spec).names
     return {
-        column: IdFeature(column, number, model.table_rows.get(column, number)) for column, number in num_ids.items()
+        column: IdFeature(column, number, model.table_rows.get(column, number), column in of_requests)
+        for column, number in num_ids.items()
     }
 
 
@@ -352,7 +366,7 @@ def _clusters(position: Position, sid: SidSpec, arm: ArmConfig) -> IdFeature:
     if sid.packing != "mixed_radix" or sid.levels > 1:
         raise SpecError(f"arm content 'kmeans': the SIDs {sid.name!r} ({sid.quantizer}) are no clusters' numbers")
     rows = sid_rows(sid.radix, sid.radix, arm.max_rows)  # every cluster has items, or it would be none
-    return IdFeature(f"{_base(position, sid)}{CLUSTERS}", sid.radix, rows, sid, clusters)
+    return IdFeature(f"{_base(position, sid)}{CLUSTERS}", sid.radix, rows, position != "item", sid, clusters)
 
 
 def _prefixes(position: Position, kind: str, sid: SidSpec, arm: ArmConfig, number: int) -> list[IdFeature]:
@@ -370,7 +384,8 @@ def _prefixes(position: Position, kind: str, sid: SidSpec, arm: ArmConfig, numbe
             )
         first = 1 if sid.packing == "paper_eq5" else 0
         num_ids = sid.radix ** (length + first)
-        features.append(IdFeature(columns[0], num_ids, sid_rows(num_ids, number, arm.max_rows), sid))
+        rows = sid_rows(num_ids, number, arm.max_rows)
+        features.append(IdFeature(columns[0], num_ids, rows, position != "item", sid))
     return features
 
 

@@ -109,7 +109,7 @@ def sampled(split: Split, columns: Sequence[str], max_rows: int, check: Check | 
     total, read, at = rows.num_rows, 0, 0
     while at < total:
         (group,) = rows.groups(at, at + 1)
-        yield rows.read(group)
+        yield rows.joined(group)
         read += group.rows
         # The next one lies as far on as leaves the rows that are read spread over all.
         at = max(group.start + group.rows, int(read * total / min(max_rows, total)))

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from infra.rows import Rows
 from infra.tables import TaskSpec, ancestors
 from ranker.measures import TaskMeasures, measure_task
 from ranker.predictions import sorted_predictions, sorting
@@ -39,18 +40,18 @@ def prediction_schema(tasks: Iterable[str]) -> pa.Schema:
 
 
 def prediction_rows(
-    table: pa.Table, rows_N: NDArray[np.int64], p_TN: Iterable[NDArray[np.float32]], tasks: Mapping[str, TaskSpec]
+    rows: Rows, rows_N: NDArray[np.int64], p_TN: Iterable[NDArray[np.float32]], tasks: Mapping[str, TaskSpec]
 ) -> pa.Table:
     """Return predicted rows in `prediction_schema`.
 
     Args:
-        table: the rows, with ids, time and labels. rows_N: their numbers, counted from the first held-out row.
+        rows: with ids, time and labels. rows_N: their numbers, counted from the first held-out row.
         p_TN: predicted probabilities by task. tasks: what is predicted.
     """
     columns = [
         pa.array(rows_N),
-        *(table[name] for name in ("user_id", "item_id", "event_time")),
-        *(judged_label(table, tasks, task) for task in tasks),
+        *(rows.column(name) for name in ("user_id", "item_id", "event_time")),
+        *(judged_label(rows.own, tasks, task) for task in tasks),
         *(pa.array(p_N) for p_N in p_TN),
     ]
     return pa.table(columns, schema=prediction_schema(tasks))

@@ -16,9 +16,10 @@ from infra.tables import TaskSpec, ancestors
 from ranker.batch import RankerBatch
 from ranker.blocks import DenseBlock, HistoryBlock, Interaction, Towers
 from ranker.config import Children, ModelConfig, RankerConfig
-from ranker.content import RowContent
+from ranker.content import OwnContent
 from ranker.features import ITEM_IDS, ArmFeatures, Content, IdFeature
 from ranker.frozen import Frozen
+from ranker.layout import rows_of
 
 
 class StepOutput(NamedTuple):
@@ -37,6 +38,9 @@ class NonFiniteLossError(DataError):
     """The loss of a global batch is NaN or infinite."""
 
 
+USER_CONTENT = "the user's content"
+
+
 class Body(nn.Module):
     """Everything between the looked-up embeddings and the logits (SIDE paper, Figure 3).
 
@@ -50,8 +54,8 @@ class Body(nn.Module):
         self.in_bfloat16 = config.training.precision == "bfloat16"
         self.ids = tuple(feature.column for feature in features.bags if not feature.is_sid)
         self.dense = DenseBlock(len(features.dense), model, frozen.dense_2F) if features.dense else None
-        self.content = _row_content(features, features.item, model, frozen)
-        self.user_content = _row_content(features, features.user, model, frozen)
+        self.content = _own_content(features, features.item, model, frozen)
+        self.user_content = _own_content(features, features.user, model, frozen)
         self.has_user_place = features.has_user_place
         query_vectors = len(self.ids) + 1 + self.has_user_place  # ids, the ad's content, and the user's
         # The vectors that ask the history: all, or the ad's own.
@@ -63,18 +67,27 @@ class Body(nn.Module):
         self.interaction = Interaction(query_vectors + dense_vectors + model.history.queries, model)
         self.towers = Towers(tuple(features.tasks), model)
 
-    def forward(self, batch: RankerBatch, bags: KeyedTensor, sequences: dict[str, JaggedTensor]) -> Tensor:
+    def forward(
+        self, batch: RankerBatch, bags: KeyedTensor, request_bags: KeyedTensor, sequences: dict[str, JaggedTensor]
+    ) -> Tensor:
         """Return logits [B, tasks], float32 in any precision."""
         with torch.autocast(batch.dense_BF.device.type, torch.bfloat16, enabled=self.in_bfloat16):
-            return self._logits(batch, bags, sequences).float()
+            return self._logits(batch, bags, request_bags, sequences).float()
 
-    def _logits(self, batch: RankerBatch, bags: KeyedTensor, sequences: dict[str, JaggedTensor]) -> Tensor:
-        by_name = bags.to_dict()  # by name: their order is the sharding's
-        vectors = [by_name[name] for name in self.ids]
+    def _logits(
+        self, batch: RankerBatch, bags: KeyedTensor, request_bags: KeyedTensor, sequences: dict[str, JaggedTensor]
+    ) -> Tensor:
+        of_row, of_request = bags.to_dict(), request_bags.to_dict()  # by name: their order is the sharding's
+        shared = {name: of_request[name] for name in self.ids if name in of_request}
+        if self.user_content is not None:
+            shared[USER_CONTENT] = self.user_content(batch.user_content_RC, batch.user_known_RS, of_request)
+        known = of_row | dict(zip(shared, _for_each_row([*shared.values()], batch.request_B), strict=True))
+        vectors = [known[name] for name in self.ids]
         none_BD = torch.zeros_like(vectors[0])
-        vectors.append(none_BD if self.content is None else self.content(batch, by_name))
+        content = self.content
+        vectors.append(none_BD if content is None else content(batch.item_content_BC, batch.item_known_BS, of_row))
         if self.has_user_place:
-            vectors.append(none_BD if self.user_content is None else self.user_content(batch, by_name))
+            vectors.append(known.get(USER_CONTENT, none_BD))
         features_BFD = torch.stack(vectors, dim=1)
         asking_BFD = features_BFD if self.asking is None else features_BFD[:, self.asking]
         history_BKD = self.history(asking_BFD.flatten(1), sequences, batch)
@@ -85,8 +98,14 @@ class Body(nn.Module):
         return logits_BT
 
 
-def _row_content(features: ArmFeatures, content: Content, model: ModelConfig, frozen: Frozen) -> RowContent | None:
-    return None if content.kind == "none" else RowContent(features, content, model, frozen)
+def _for_each_row(vectors: list[Tensor], request_B: Tensor) -> tuple[Tensor, ...]:
+    """Return vectors [R, D] of requests, each as [B, D]: those of the rows' requests."""
+    rows_BX = rows_of(torch.cat(vectors, dim=1), request_B)
+    return torch.split_with_sizes(rows_BX, [vector.shape[1] for vector in vectors], dim=1)
+
+
+def _own_content(features: ArmFeatures, content: Content, model: ModelConfig, frozen: Frozen) -> OwnContent | None:
+    return None if content.kind == "none" else OwnContent(features, content, model, frozen)
 
 
 class GlobalLoss(nn.Module):
@@ -170,7 +189,11 @@ class Ranker(nn.Module):
         dim, meta = config.model.embedding_dim, torch.device("meta")
         self.bags = EmbeddingBagCollection(
             device=meta,
-            tables=[EmbeddingBagConfig(**_table(feature, dim)) for feature in features.bags],
+            tables=[EmbeddingBagConfig(**_table(feature, dim)) for feature in features.row_bags],
+        )
+        self.request_bags = EmbeddingBagCollection(
+            device=meta,
+            tables=[EmbeddingBagConfig(**_table(feature, dim)) for feature in features.request_bags],
         )
         self.sequences = EmbeddingCollection(
             device=meta,
@@ -182,9 +205,15 @@ class Ranker(nn.Module):
     def forward(self, batch: RankerBatch) -> tuple[Tensor, StepOutput]:
         """Return the loss and the step's output; see `GlobalLoss`."""
         bags = self.bags(batch.bags)
+        request_bags = self.request_bags(batch.request_bags)
         sequences = self.sequences(batch.sequences)
-        result: tuple[Tensor, StepOutput] = self.loss(self.body(batch, bags, sequences), batch)
+        result: tuple[Tensor, StepOutput] = self.loss(self.body(batch, bags, request_bags, sequences), batch)
         return result
+
+    @property
+    def collections(self) -> tuple[nn.Module, ...]:
+        """The collections of embedding tables."""
+        return (self.bags, self.request_bags, self.sequences)
 
 
 def _table(feature: IdFeature, dim: int) -> dict[str, object]:

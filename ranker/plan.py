@@ -26,9 +26,9 @@ from infra.stage import quiet
 from infra.tables import DatasetSpec
 from ranker.budget import LARGE_LOG, DecidedConfig, decide, even_days, training_days
 from ranker.config import RankerConfig
-from ranker.cost import column_cost, mean_entries
+from ranker.cost import column_cost, expected_traffic
 from ranker.exchange import ID_BYTES, LENGTH_BYTES, NUMBER_BYTES, sent, sent_by_all
-from ranker.features import HISTORY_IDS, ArmFeatures, arm_features, dataset_sids
+from ranker.features import ArmFeatures, arm_features, dataset_sids
 from ranker.frozen import Frozen, shaped_frozen
 from ranker.plan_report import print_report
 from ranker.planner import (
@@ -37,6 +37,7 @@ from ranker.planner import (
     NoPlanError,
     PlannedTable,
     TablePlan,
+    Traffic,
     plan_tables,
     unsharded_model,
 )
@@ -51,14 +52,14 @@ class Workload:
 
     Attributes:
         config: the arm's, decided. features: what it reads and looks up. frozen: the shapes of its constants.
-        mean_history: history entries an event. rows: training rows, None where nobody said.
+        traffic: what batches look up. rows: training rows, None where nobody said.
         sid_bytes_per_row: what SID columns take in Parquet, where a dataset was measured.
     """
 
     config: DecidedConfig
     features: ArmFeatures
     frozen: Frozen
-    mean_history: float
+    traffic: Traffic
     rows: int | None
     sid_bytes_per_row: float | None
 
@@ -99,7 +100,7 @@ def dry_run(work: Workload, cluster: Cluster, samples_per_second: float | None =
     training = work.config.training
     require_lanes(training.batch_size, training.lanes, cluster.ranks)
     model = unsharded_model(work.features, work.config, torch.device("meta"), work.frozen)
-    plan = plan_tables(model, work.features, work.config, cluster, work.mean_history)
+    plan = plan_tables(model, work.features, work.config, cluster, work.traffic)
     exchange = _exchange(plan, sum(parameter.numel() for parameter in model.body.parameters()))
     return {
         "fits": True,
@@ -116,9 +117,9 @@ def _exchange(plan: TablePlan, dense: int) -> dict[str, Any]:
     ranks, everything = plan.cluster.ranks, sent_by_all(plan)
     tables = {}
     for table in plan.tables:
-        own = sent(table, plan.batch_size, ranks)
+        own = sent(table, ranks)
         means = {name.removesuffix("_R"): float(values.mean()) for name, values in own._asdict().items()}
-        tables[table.name] = means | _arithmetic(table, plan.batch_size, ranks)
+        tables[table.name] = means | _arithmetic(table, ranks)
     return {
         "tables": tables,
         "rank_bytes_mean": float(everything.total().mean()),
@@ -127,9 +128,9 @@ def _exchange(plan: TablePlan, dense: int) -> dict[str, Any]:
     }
 
 
-def _arithmetic(table: PlannedTable, batch_size: int, ranks: int) -> dict[str, str]:
+def _arithmetic(table: PlannedTable, ranks: int) -> dict[str, str]:
     """Write out what `sent` adds up to, as the mean over ranks."""
-    share, ids = f"{ranks - 1}/{ranks} x {batch_size}", table.ids_per_row
+    share, ids = f"{ranks - 1}/{ranks} x {table.lookups}", table.ids
     asked = sum(shard.size[0] for shard in table.shards) / table.rows  # how many parts an id is sent to
     columns = sum(shard.size[1] for shard in table.shards)  # of all partial sums of a pooled row
     numbers = f"{columns}" if table.is_pooled else f"{ids:g} x {table.dim}"
@@ -158,7 +159,7 @@ def _training(work: Workload, exchange: dict[str, Any], samples_per_second: floa
 def _sid_columns(work: Workload) -> dict[str, Any]:
     columns = work.features.sid_columns
     history = sum(name.startswith("history_") for name in columns)
-    ids = len(columns) - history + work.mean_history * history
+    ids = len(columns) - history + work.traffic.history * history
     stored = work.sid_bytes_per_row
     return {
         "columns": list(columns),
@@ -179,7 +180,7 @@ def _workload(arguments: argparse.Namespace) -> Workload:
         dataset = read_dataset(arguments.dataset)
         spec = dataset.spec
         features = arm_features(spec, config, dataset_sids(dataset))
-        history = mean_entries(dataset, spec.train, HISTORY_IDS)
+        traffic = expected_traffic(dataset, spec.train, config.training)
         stored = column_cost(dataset, spec.train, tuple(features.sid_columns)).compressed
         days = even_days(spec.train, rows) if rows else training_days(dataset, spec.train)
         rows = sum(day.rows for day in days)
@@ -187,11 +188,13 @@ def _workload(arguments: argparse.Namespace) -> Workload:
         spec = _spec(DatasetSpec, arguments.input_spec)
         sids = [_spec(SidSpec, file) for file in arguments.sid_spec]
         features = arm_features(spec, config, {sid.name: sid for sid in sids})
-        history = float(spec.max_history)  # the most an event may carry: no less is known
+        traffic = Traffic(float(spec.max_history))  # the most a request may carry: no less is known
         days = even_days(spec.train, rows or LARGE_LOG)
     frozen = shaped_frozen(features, spec)
     decided = decide(config, days)
-    return Workload(decided, features, frozen, arguments.mean_history or history, rows, stored)
+    if arguments.mean_history:
+        traffic = traffic._replace(history=arguments.mean_history)
+    return Workload(decided, features, frozen, traffic, rows, stored)
 
 
 def _spec(kind: type[S], file: Path) -> S:

@@ -35,11 +35,11 @@ def _tables(report: dict[str, Any]) -> Table:
     for name, table in report["tables"].items():
         shards = table["shards"]
         where = f"rank {shards[0]['rank']}" if len(shards) == 1 else f"{len(shards)} of {shards[0]['size'][0]:,} rows"
+        lookups, size = f"{table['lookups']:,} x {table['ids']:g}", _bytes(report["bytes"][name])
         lines.append((
-            name, f"{table['rows']:,}", f"{table['dim']}", f"{table['ids_per_row']:g}", _bytes(report["bytes"][name]),
-            table["sharding"], table["kernel"], where,
+            name, f"{table['rows']:,}", f"{table['dim']}", lookups, size, table["sharding"], table["kernel"], where,
         ))  # fmt: skip
-    return _table(("table", "rows", "dim", "ids a row", "weights, state", "sharding", "kernel", "parts"), lines)
+    return _table(("table", "rows", "dim", "lookups x ids", "weights, state", "sharding", "kernel", "parts"), lines)
 
 
 def _memory(report: dict[str, Any]) -> Iterator[tuple[str, str, str]]:

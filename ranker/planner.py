@@ -6,7 +6,7 @@ A training asks for the ranks it runs on (`ranker.sharding`), a dry run for rank
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -109,15 +109,17 @@ class PlannedTable:
     """One table's place.
 
     Attributes:
-        name: the table's. rows, dim: its shape, float32. ids_per_row: ids looked up for an event, on average.
-        is_pooled: whether an event's ids become one vector. sharding, kernel: torchrec's names of them.
+        name: the table's. rows, dim: its shape, float32.
+        lookups: of a rank in a step: one a row, or one a request of the batch. ids: of a lookup, on average.
+        is_pooled: whether a lookup's ids become one vector. sharding, kernel: torchrec's names of them.
         shards: its parts.
     """
 
     name: str
     rows: int
     dim: int
-    ids_per_row: float
+    lookups: int
+    ids: float
     is_pooled: bool
     sharding: str
     kernel: str
@@ -158,7 +160,8 @@ class TablePlan:
             name: {
                 "sharding_types": c.sharding_types,
                 "kernels": c.compute_kernels,
-                "ids_per_row": c.pooling_factors[0],
+                "lookups": c.batch_sizes[0],
+                "ids": c.pooling_factors[0],
             }
             for name, c in self.constraints.items()
         }
@@ -175,31 +178,42 @@ class TablePlan:
 def unsharded_model(features: ArmFeatures, config: RankerConfig, device: torch.device, frozen: Frozen) -> Ranker:
     """Return the model with its tables on the meta device, each with the optimizer of its backward pass."""
     model = Ranker(features, config, device, frozen)
-    for tables in (model.bags, model.sequences):
+    for tables in model.collections:
         settings = {"lr": config.training.sparse_learning_rate, "eps": 1e-8}
         _apply_optimizer_in_backward(RowWiseAdagrad, tables.parameters(), settings)
     return model
 
 
 def sharders() -> list[ModuleSharder[nn.Module]]:
-    """Return what shards the model's two collections of tables."""
+    """Return what shards the model's collections of tables."""
     return [EmbeddingBagCollectionSharder(), EmbeddingCollectionSharder()]
 
 
+class Traffic(NamedTuple):
+    """What batches look up on average.
+
+    Attributes:
+        history: entries of a history. requests: requests a row, of which a batch has what is shared once.
+    """
+
+    history: float = 1.0
+    requests: float = 1.0
+
+
 def plan_tables(
-    model: Ranker, features: ArmFeatures, config: DecidedConfig, cluster: Cluster, mean_history: float
+    model: Ranker, features: ArmFeatures, config: DecidedConfig, cluster: Cluster, traffic: Traffic
 ) -> TablePlan:
     """Plan where each table goes. No process group and no GPU is needed.
 
     Args:
         model: see `unsharded_model`. features: what it reads and looks up. config: the arm's.
-        cluster: the ranks. mean_history: history entries an event on average, for the planner's estimates.
+        cluster: the ranks. traffic: for the planner's estimates.
 
     Raises:
         NoPlanError: the tables do not fit. ConfigError: a table can be sharded in none of the configured ways.
     """
     batch_size = config.training.batch_size // cluster.ranks
-    limits = _constraints(features, config, cluster, mean_history)
+    limits = _constraints(features, config, cluster, batch_size, traffic)
     topology = cluster.topology
     enumerator = _OrderedEnumerator(topology, batch_size, limits)
     reservation = FixedPercentageStorageReservation(RESERVED_SHARE)
@@ -216,7 +230,8 @@ def plan_tables(
         shortage = _shortage(options, cluster, (room.hbm, room.ddr), config)
         reason = " ".join(str(error).rsplit("Last planner error:", 1)[-1].split())
         raise NoPlanError("\n".join([*shortage, f"  torchrec: {reason[:300]}"])) from error
-    return TablePlan(cluster, batch_size, limits, tuple(_planned(option) for option in chosen), sharding)
+    planned = tuple(_planned(option, limits[option.name].batch_sizes[0]) for option in chosen)
+    return TablePlan(cluster, batch_size, limits, planned, sharding)
 
 
 class _OrderedEnumerator(EmbeddingEnumerator):  # type: ignore[misc]
@@ -240,34 +255,34 @@ def _options(
     return options
 
 
-def _planned(option: ShardingOption) -> PlannedTable:
+def _planned(option: ShardingOption, lookups: int) -> PlannedTable:
     rows, dim = option.tensor.shape
     shards = tuple(
         PlannedShard(shard.rank, tuple(shard.offset), tuple(shard.size), shard.storage.hbm, shard.storage.ddr)
         for shard in option.shards
     )
     return PlannedTable(
-        option.name, rows, dim, option.input_lengths[0], option.is_pooled, option.sharding_type, option.compute_kernel,
-        shards,
+        option.name, rows, dim, lookups, option.input_lengths[0], option.is_pooled, option.sharding_type,
+        option.compute_kernel, shards,
     )  # fmt: skip
 
 
 def _constraints(
-    features: ArmFeatures, config: RankerConfig, cluster: Cluster, mean_history: float
+    features: ArmFeatures, config: RankerConfig, cluster: Cluster, batch_size: int, traffic: Traffic
 ) -> dict[str, ParameterConstraints]:
     # Only kernels whose optimizer runs in the backward pass, the one thing that is the same on CPU and GPU.
     kernels = [EmbeddingComputeKernel.FUSED.value]
     if cluster.device == "cuda":
         kernels += [EmbeddingComputeKernel.FUSED_UVM_CACHING.value]
-    lengths = {feature.table: float(feature.ids_per_entry) for feature in features.bags}
-    lengths |= {feature.table: mean_history * feature.ids_per_entry for feature in features.sequences}
+    entries = dict.fromkeys(features.bags, 1.0) | dict.fromkeys(features.sequences, traffic.history)
     return {
-        table: ParameterConstraints(
+        feature.table: ParameterConstraints(
             sharding_types=[ShardingType(name).value for name in config.sharding.types],
             compute_kernels=kernels,
-            pooling_factors=[length],
+            pooling_factors=[number * feature.ids_per_entry],
+            batch_sizes=[max(1, round(batch_size * traffic.requests)) if feature.of_request else batch_size],
         )
-        for table, length in lengths.items()
+        for feature, number in entries.items()
     }
 
 

@@ -5,14 +5,15 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ranker.jagged import attend
+from ranker.attention import attend
+from ranker.layout import HistoryLayout
 
 
 class HistoryAttention(nn.Module):
     """U = softmax(Q K^T / sqrt(d)) V with K = V Theta; with one head as the paper writes it.
 
-    The k queries come from the sparse and embedding features of the row. An empty history gives zeros. Histories stay
-    jagged from end to end: nothing is padded, so that one long history costs its own length and no more.
+    The k queries come from the sparse and embedding features of the row, keys and values from its request. An empty
+    history gives zeros.
 
     Args of the constructor:
         dim: d, the width of history embeddings and of the result.
@@ -30,29 +31,28 @@ class HistoryAttention(nn.Module):
         self.query = nn.Linear(query_features, num_queries * dim)
         self.theta = nn.Parameter(torch.empty(dim, dim))
 
-    def forward(self, features_BF: Tensor, values_TD: Tensor, offsets_B1: Tensor, longest: int) -> Tensor:
+    def forward(self, features_BF: Tensor, values_TD: Tensor, layout: HistoryLayout) -> Tensor:
         """Attend.
 
         Args:
             features_BF: what the queries come from.
-            values_TD: V, the history embeddings of all rows one after another.
-            offsets_B1: int [B + 1]; row b owns values offsets[b] to offsets[b + 1].
-            longest: the longest history in the batch, known on the host, so that a GPU need not be asked.
+            values_TD: V, the history embeddings of all requests one after another.
+            layout: which rows attend to which values.
 
         Returns:
             U_BKD: float [B, k, d].
         """
-        means_NBD = attend(self._probes(features_BF), values_TD, offsets_B1, longest)
+        means_BND = attend(self._probes(features_BF), values_TD, layout)
         # Every head has pooled the whole width; its own part of it is what counts.
-        shape = (self.num_queries, self.heads, -1, self.heads, self.dim // self.heads)
-        return means_NBD.view(shape).diagonal(dim1=1, dim2=3).permute(1, 0, 3, 2).flatten(2)
+        shape = (-1, self.num_queries, self.heads, self.heads, self.dim // self.heads)
+        return means_BND.view(shape).diagonal(dim1=2, dim2=3).transpose(2, 3).flatten(2)
 
     def _probes(self, features_BF: Tensor) -> Tensor:
-        """Return what a value's scores are its products with: [k * heads, B, d].
+        """Return what a value's scores are its products with: [B, k * heads, d].
 
         Q K^T = Q (V Theta)^T = (Q Theta^T) V^T: Theta meets k queries a row, not all the values of its history.
         """
         part = self.dim // self.heads
         query_BKHP = self.query(features_BF).view(-1, self.num_queries, self.heads, part)
         theta_DHP = self.theta.view(self.dim, self.heads, part) / math.sqrt(part)
-        return torch.einsum("bkhp,dhp->khbd", query_BKHP, theta_DHP).flatten(0, 1)
+        return torch.einsum("bkhp,dhp->bkhd", query_BKHP, theta_DHP).flatten(1, 2)

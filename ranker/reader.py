@@ -1,7 +1,7 @@
 """Parquet to batches: only the columns an arm needs, checked as they are read, without a Python loop over rows."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -20,15 +20,19 @@ from infra.impressions import ImpressionRows, columns_by_table
 from infra.lanes import Batch, LaneReader
 from infra.parquet import RowGroup
 from infra.partitions import PartitionEntry
+from infra.rows import Rows
 from infra.snapshot import Dataset
 from infra.tables import DatasetSpec
 from ranker.batch import RankerBatch
 from ranker.budget import DecidedTraining
 from ranker.config import Dates
 from ranker.features import HISTORY_IDS, ArmFeatures, IdFeature
+from ranker.layout import history_layout
 
 Integers = npt.NDArray[np.int64]
 
+WHOLE = 2**62
+"""More rows than any request has."""
 _DAYS_A_MICROSECOND = np.float32(1 / 86_400_000_000)
 
 
@@ -74,7 +78,7 @@ class Split:
                 world_size=world.size,
                 seed=training.seed if is_training else None,
                 windows=self.windows(training.window_days) if is_training else (0,),
-                keep_rows=training.rows_per_request if is_training else 1,
+                keep_rows=(training.rows_per_request or WHOLE) if is_training else 1,
             )
 
     def windows(self, days: int | None) -> tuple[int, ...]:
@@ -119,28 +123,28 @@ def _check_sids(column: pa.ChunkedArray, name: str, number: int, where: RowGroup
 
 def to_ranker_batch(batch: Batch, features: ArmFeatures) -> RankerBatch:
     """Turn one rank's rows into what the model takes; pointers and lengths come straight from Arrow's buffers."""
-    table = batch.table
-    history = _array(table, HISTORY_IDS)
-    lengths_B = history.value_lengths().to_numpy(zero_copy_only=False)
-    offsets_B1 = np.zeros(len(lengths_B) + 1, np.int64)
-    np.cumsum(lengths_B, out=offsets_B1[1:])
+    own, requests, request_B = batch.rows.own, batch.rows.shared, batch.rows.run_N
+    assert requests is not None
+    lengths_R = _array(requests, HISTORY_IDS).value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
     labels_BT, weights_BT = _labels(batch, tuple(features.tasks))
-    rows, entries = table.num_rows, int(offsets_B1[-1])
+    rows, runs, entries = own.num_rows, requests.num_rows, int(lengths_R.sum())
     return RankerBatch(
-        bags=_bags(table, features.bags),
-        sequences=_sequences(table, features.sequences, lengths_B),
-        dense_BF=_dense(table, features.dense),
-        item_content_BC=_side_by_side(table, features.item.columns, rows, np.int64),
-        item_known_BS=_side_by_side(table, features.item.known, rows, np.bool_),
-        user_content_BC=_side_by_side(table, features.user.columns, rows, np.int64),
-        user_known_BS=_side_by_side(table, features.user.known, rows, np.bool_),
-        history_content_TC=_side_by_side(table, features.history.columns, entries, np.int64),
-        history_known_TS=_side_by_side(table, features.history.known, entries, np.bool_),
-        history_recency_FT=_recency(table, lengths_B),
-        history_offsets_B1=torch.from_numpy(offsets_B1),
+        bags=_bags(own, features.row_bags),
+        request_bags=_bags(requests, features.request_bags),
+        sequences=_sequences(requests, features.sequences, lengths_R),
+        dense_BF=_dense(batch.rows, features.dense),
+        item_content_BC=_side_by_side(own, features.item.columns, rows, np.int64),
+        item_known_BS=_side_by_side(own, features.item.known, rows, np.bool_),
+        user_content_RC=_side_by_side(requests, features.user.columns, runs, np.int64),
+        user_known_RS=_side_by_side(requests, features.user.known, runs, np.bool_),
+        history_content_TC=_side_by_side(requests, features.history.columns, entries, np.int64),
+        history_known_TS=_side_by_side(requests, features.history.known, entries, np.bool_),
+        history_recency_FT=_recency(requests, lengths_R),
+        history_lengths_R=torch.from_numpy(lengths_R),
+        request_B=torch.from_numpy(request_B),
+        layout=history_layout(lengths_R, np.bincount(request_B, minlength=runs)),
         labels_BT=labels_BT,
         weights_BT=weights_BT,
-        longest=int(lengths_B.max(initial=0)),
     )
 
 
@@ -163,10 +167,11 @@ def _labels(batch: Batch, tasks: tuple[str, ...]) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(labels_BT), torch.from_numpy(weights_BT)
 
 
-def _dense(table: pa.Table, names: tuple[str, ...]) -> Tensor:
-    dense_BF = np.empty((table.num_rows, len(names)), np.float32)
+def _dense(rows: Rows, names: tuple[str, ...]) -> Tensor:
+    dense_BF = np.empty((rows.num_rows, len(names)), np.float32)
     for i, name in enumerate(names):
-        dense_BF[:, i] = _numpy(_array(table, name))
+        is_own = rows.shared is None or name in rows.own.column_names
+        dense_BF[:, i] = _numpy(_array(rows.own, name)) if is_own else _numpy(_array(rows.shared, name))[rows.run_N]
     return torch.from_numpy(dense_BF)
 
 
@@ -191,13 +196,13 @@ def _bags(table: pa.Table, features: tuple[IdFeature, ...]) -> KeyedJaggedTensor
     return _keyed(features, ids, lengths)
 
 
-def _sequences(table: pa.Table, features: tuple[IdFeature, ...], lengths_B: npt.NDArray[np.int32]) -> KeyedJaggedTensor:
+def _sequences(table: pa.Table, features: tuple[IdFeature, ...], lengths_R: Integers) -> KeyedJaggedTensor:
     ids, lengths = [], []
     for feature in features:
         # A null SID holds its place in the sequence with id 0; the model masks what is looked up there.
         columns = [_without_nulls(_array(table, column).flatten()) for column in feature.columns]
         ids.append(_ids(columns, feature))
-        lengths.append(lengths_B * np.int32(feature.ids_per_entry))
+        lengths.append((lengths_R * feature.ids_per_entry).astype(np.int32))
     return _keyed(features, ids, lengths)
 
 
@@ -250,29 +255,28 @@ def _side_by_side(table: pa.Table, columns: tuple[str, ...], rows: int, kind: ty
     return torch.from_numpy(out_NC)
 
 
-def _recency(table: pa.Table, lengths_B: npt.NDArray[np.int32]) -> Tensor:
-    event_B = _numpy(_array(table, "event_time").view(pa.int64()))
-    entry_T = _numpy(_array(table, "history_times").flatten().view(pa.int64()))
-    oldest_B = np.cumsum(lengths_B, dtype=np.int64) - lengths_B
+def _recency(requests: pa.Table, lengths_R: Integers) -> Tensor:
+    event_R = _numpy(_array(requests, "event_time").view(pa.int64()))
+    entry_T = _numpy(_array(requests, "history_times").flatten().view(pa.int64()))
+    oldest_R = np.cumsum(lengths_R) - lengths_R
     recency_FT = np.empty((3, len(entry_T)), np.float32)
-    apart_T = np.repeat(event_B, lengths_B)
+    apart_T = np.repeat(event_R, lengths_R)
     apart_T -= entry_T
     recency_FT[0] = apart_T
     recency_FT[1, 1:] = np.subtract(entry_T[1:], entry_T[:-1], out=apart_T[1:])
-    recency_FT[1, oldest_B[lengths_B > 0]] = 0
+    recency_FT[1, oldest_R[lengths_R > 0]] = 0
     recency_FT[:2] *= _DAYS_A_MICROSECOND
     recency_FT[:2] += 1  # by log, which is 8 times as fast as log1p; what a second adds is lost in neither
     np.log(recency_FT[:2], out=recency_FT[:2])
-    log_ranks = np.log(np.arange(1, lengths_B.max(initial=0) + 1, dtype=np.float32))
-    np.take(log_ranks, _rank_from_newest(lengths_B) - 1, out=recency_FT[2], mode="clip")  # other modes buffer it
+    log_ranks = np.log(np.arange(1, lengths_R.max(initial=0) + 1, dtype=np.float32))
+    np.take(log_ranks, _rank_from_newest(lengths_R) - 1, out=recency_FT[2], mode="clip")  # other modes buffer it
     return torch.from_numpy(recency_FT)
 
 
-def _rank_from_newest(lengths_B: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-    """Number every row's entries, oldest first as they are stored, from its length down to 1."""
-    ends_B = np.cumsum(lengths_B, dtype=np.int32)  # Arrow's offsets are no wider
-    ranks_T: npt.NDArray[np.int32] = np.repeat(ends_B, lengths_B)
-    ranks_T -= np.arange(len(ranks_T), dtype=np.int32)
+def _rank_from_newest(lengths_R: Integers) -> Integers:
+    """Number the entries of every history, oldest first as they are stored, from its length down to 1."""
+    ranks_T: Integers = np.repeat(np.cumsum(lengths_R), lengths_R)
+    ranks_T -= np.arange(len(ranks_T))
     return ranks_T
 
 
@@ -299,20 +303,21 @@ class NewestEntries:
         """Return the batch with every sequence column cut to the newest entries, all at the same places."""
         if self.max_length is None:
             return batch
-        lengths_B = _numpy(_array(batch.table, HISTORY_IDS).value_lengths()).astype(np.int32, copy=False)
-        kept_B = np.minimum(lengths_B, self.max_length)
-        self.entries += int(lengths_B[batch.valid_N].sum())
-        self.entries_cut += int((lengths_B - kept_B)[batch.valid_N].sum())
-        if np.array_equal(kept_B, lengths_B):
+        requests, request_N = batch.rows.shared, batch.rows.run_N
+        assert requests is not None
+        lengths_R = _numpy(_array(requests, HISTORY_IDS).value_lengths()).astype(np.int64)
+        kept_R = np.minimum(lengths_R, self.max_length)
+        self.entries += int(lengths_R[request_N][batch.valid_N].sum())
+        self.entries_cut += int((lengths_R - kept_R)[request_N][batch.valid_N].sum())
+        if np.array_equal(kept_R, lengths_R):
             return batch
-        is_kept_T = pa.array(_rank_from_newest(lengths_B) <= self.max_length)
-        offsets_B1 = pa.array(np.concatenate([[0], np.cumsum(kept_B)]).astype(np.int32))
-        table = batch.table
+        is_kept_T = pa.array(_rank_from_newest(lengths_R) <= self.max_length)
+        offsets_R1 = pa.array(np.concatenate([[0], np.cumsum(kept_R)]).astype(np.int32))
         for column in features.sequence_columns:
-            values = _array(table, column).flatten().filter(is_kept_T)
-            at, field = table.schema.get_field_index(column), table.schema.field(column)
-            table = table.set_column(at, field, pa.ListArray.from_arrays(offsets_B1, values, type=field.type))
-        return batch._replace(table=table)
+            values = _array(requests, column).flatten().filter(is_kept_T)
+            at, field = requests.schema.get_field_index(column), requests.schema.field(column)
+            requests = requests.set_column(at, field, pa.ListArray.from_arrays(offsets_R1, values, type=field.type))
+        return batch._replace(rows=replace(batch.rows, shared=requests))
 
 
 def ranker_batches(

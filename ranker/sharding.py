@@ -23,7 +23,12 @@ from ranker.frozen import Frozen
 from ranker.initial import fill_dense, fill_table
 from ranker.kernels import speed_up_sequences
 from ranker.model import Ranker
-from ranker.planner import Cluster, TablePlan, plan_tables, sharders, unsharded_model
+from ranker.planner import Cluster, TablePlan, Traffic, plan_tables, sharders, unsharded_model
+
+ONE_OF_EACH = Traffic()
+"""A history entry a request and a request a row, where nobody measured."""
+COLLECTIONS = ("bags", "request_bags", "sequences")
+"""The model's collections of tables, by the name of their module."""
 
 # What torchrec's pipeline has torch say about tracing, on every rank, is of no use to who runs a stage.
 logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
@@ -89,7 +94,7 @@ class ShardedRanker:
 
 
 def build_sharded(
-    features: ArmFeatures, config: DecidedConfig, world: World, frozen: Frozen, mean_history: float = 1.0
+    features: ArmFeatures, config: DecidedConfig, world: World, frozen: Frozen, traffic: Traffic = ONE_OF_EACH
 ) -> ShardedRanker:
     """Build the model, plan its tables, shard it, and give every part its initial weights.
 
@@ -97,14 +102,14 @@ def build_sharded(
         features: what the arm reads and looks up. config: the arm's resolved configuration.
         world: the process group; every rank calls.
         frozen: the constants that the arm's content needs.
-        mean_history: history entries an event on average, for the planner's estimates.
+        traffic: what batches look up on average, for the planner's estimates.
 
     Raises:
         NoPlanError: the tables do not fit what the planner may use (on rank 0). StageError: the same, elsewhere.
     """
     model = unsharded_model(features, config, world.device, frozen)
     fill_dense(model.body, config.training.seed)
-    plan = _plan_together(model, features, config, world, mean_history)
+    plan = _plan_together(model, features, config, world, traffic)
     sharded, dense_optimizer = shard(model, plan.sharding, config.training, world)
     optimizer = CombinedOptimizer([sharded.fused_optimizer, dense_optimizer])
     return ShardedRanker(sharded, optimizer, dense_optimizer, plan)
@@ -148,7 +153,7 @@ def _dense_optimizer(parameters: list[nn.Parameter], training: TrainingConfig, w
 
 
 def _plan_together(
-    model: Ranker, features: ArmFeatures, config: DecidedConfig, world: World, mean_history: float
+    model: Ranker, features: ArmFeatures, config: DecidedConfig, world: World, traffic: Traffic
 ) -> TablePlan:
     """Let rank 0 plan where each table goes, and tell every rank; a planner's error is raised on all of them.
 
@@ -157,7 +162,7 @@ def _plan_together(
     plan: TablePlan | None = None
     with together(world, "planning the embedding tables"):
         if world.is_main:
-            plan = plan_tables(model, features, config, Cluster.of(world, config.sharding), mean_history)
+            plan = plan_tables(model, features, config, Cluster.of(world, config.sharding), traffic)
     agreed = broadcast(world, plan)
     assert agreed is not None
     return agreed
@@ -170,7 +175,9 @@ def fill_tables(model: DistributedModelParallel, seed: int) -> None:
             continue
         for shard in table.local_shards():
             rows_from, columns_from = shard.metadata.shard_offsets
-            fill_table(shard.tensor, name, seed, rows_from, columns_from, table.size()[1])
+            # The same values whether a column is a request's or a row's.
+            of_any = name.removeprefix("request_")
+            fill_table(shard.tensor, of_any, seed, rows_from, columns_from, table.size()[1])
 
 
 def table_bytes(features: ArmFeatures, dim: int, only_sids: bool = False) -> int:
@@ -191,7 +198,7 @@ def local_parts(tensor: Tensor) -> Iterator[tuple[tuple[int, ...], Tensor]]:
 def _table_of(name: str) -> str | None:
     """Return the table of a weight or state by its name in `ShardedRanker.state`; None of the network."""
     _, module, _, table, *_ = name.split(".")
-    return table if module in ("bags", "sequences") else None
+    return table if module in COLLECTIONS else None
 
 
 def real_bytes(sharded: ShardedRanker, world: World) -> dict[str, list[dict[str, int]]]:

@@ -44,14 +44,15 @@ from ranker.budget import (
     without_window,
 )
 from ranker.config import Dates, RankerConfig
-from ranker.cost import column_cost, count_flops, embedding_bytes, mean_entries, peak_memory_bytes
-from ranker.features import HISTORY_IDS, ArmFeatures, arm_features, dataset_sids
+from ranker.cost import column_cost, count_flops, embedding_bytes, expected_traffic, peak_memory_bytes
+from ranker.features import ArmFeatures, arm_features, dataset_sids
 from ranker.fit import Fit, Progress, taken_up
 from ranker.frozen import Frozen, read_frozen
 from ranker.id_tables import describe_tables
 from ranker.metric_registry import METRICS, compared_metrics
 from ranker.metrics import named_metrics, prediction_metrics, prediction_rows, prediction_schema
 from ranker.model import StepOutput
+from ranker.planner import Traffic
 from ranker.reader import NewestEntries, Split
 from ranker.scaling import dense_moments
 from ranker.sharding import ShardedRanker, build_sharded, plan_facts, real_bytes, table_bytes
@@ -76,7 +77,7 @@ def train(run: StageRun[RankerConfig]) -> None:
     dataset.verify(world, partitions_read(dataset, fitting, held_out))
     with together(world, "reading what content needs"):
         frozen = read_frozen(dataset, features)
-        mean_history = mean_entries(dataset, fitting.dates, HISTORY_IDS)
+        traffic = expected_traffic(dataset, fitting.dates, config.training)
     frozen = replace(frozen, dense_2F=dense_moments(fitting, world))
     tables = (*features.bags, *features.sequences)
     hashed = [feature.rows for feature in tables if feature.is_sid and feature.is_hashed]
@@ -86,7 +87,7 @@ def train(run: StageRun[RankerConfig]) -> None:
         run.log.say("ranker.training.children=entire_space changes nothing: no task of the dataset has a parent")
     # All before the training, so that what is wrong with one is known in time.
     readers = open_readers(fitting, held_out, config.training, world)
-    start = partial(start_model, features, config, world, frozen, mean_history)
+    start = partial(start_model, features, config, world, frozen, traffic)
     fitted = fit(run, config, readers, start)
     config, sharded, progress = fitted.config, fitted.model.sharded, fitted.model.progress
     flops = predict(progress, sharded, readers.held_out, config, run.out / "predictions", run.log)
@@ -208,11 +209,9 @@ class Model(NamedTuple):
     sharded: ShardedRanker
 
 
-def start_model(
-    features: ArmFeatures, config: DecidedConfig, world: World, frozen: Frozen, mean_history: float
-) -> Model:
+def start_model(features: ArmFeatures, config: DecidedConfig, world: World, frozen: Frozen, traffic: Traffic) -> Model:
     """Build a model with its initial weights: the same each time."""
-    sharded = build_sharded(features, config, world, frozen, mean_history)
+    sharded = build_sharded(features, config, world, frozen, traffic)
     pipeline = TrainPipelineSparseDist(sharded.model, sharded.optimizer, world.device)
     progress = Progress(pipeline, features, world, NewestEntries(config.model.history.max_length))
     return Model(progress, sharded)
@@ -323,7 +322,7 @@ def predict(
 def prediction_table(batch: Batch, output: StepOutput, tasks: Mapping[str, TaskSpec]) -> pa.Table:
     """Return a batch's predictions as rows of `prediction_schema`, without the padding."""
     p_TB = output.probabilities_BT.t().contiguous().cpu().numpy()
-    table = prediction_rows(batch.table, batch.rows_N, p_TB, tasks)
+    table = prediction_rows(batch.rows, batch.rows_N, p_TB, tasks)
     return table if batch.valid_N.all() else table.filter(pa.array(batch.valid_N))
 
 

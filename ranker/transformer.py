@@ -1,18 +1,20 @@
-"""A transformer encoder over jagged rows: the entries of a row attend to each other, without padding."""
+"""A transformer encoder over histories: the entries of a history attend to each other."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from ranker.layout import HistoryLayout, padded_entries, rows_of
+
 FEED_FORWARD = 4
 """The feed-forward part's hidden width, in widths of the encoder; what Transformer (Vaswani et al.) has."""
 
 
-class JaggedEncoder(nn.Module):
-    """Pre-norm transformer layers over rows of different lengths.
+class HistoryEncoder(nn.Module):
+    """Pre-norm transformer layers over the histories of a batch.
 
-    Rows of equal length attend together, as one dense batch: no entry is padded, the kernel keeps no matrix of scores,
-    and there are never more than sqrt(2 T) groups for T entries. A GPU is asked once a batch for the lengths.
+    Histories of like length attend together, padded; the kernel keeps no matrix of scores, and all else is done entry
+    by entry, without padding.
 
     Args of the constructor:
         dim: d, the width. heads: of the attention; they divide d. layers: how many.
@@ -22,14 +24,11 @@ class JaggedEncoder(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(EncoderLayer(dim, heads) for _ in range(layers))
 
-    def forward(self, values_TD: Tensor, offsets_B1: Tensor) -> Tensor:
-        """Return float [T, d]; row b owns entries offsets[b] to offsets[b + 1], before and after."""
-        order_T, groups = by_length(offsets_B1, len(values_TD))
-        x_TD = values_TD[order_T]
+    def forward(self, values_TD: Tensor, layout: HistoryLayout) -> Tensor:
+        """Return float [T, d], the values of the histories encoded."""
         for layer in self.layers:
-            x_TD = layer(x_TD, groups)
-        encoded_TD: Tensor = x_TD[order_T.argsort()]
-        return encoded_TD
+            values_TD = layer(values_TD, layout)
+        return values_TD
 
 
 class EncoderLayer(nn.Module):
@@ -51,38 +50,20 @@ class EncoderLayer(nn.Module):
         self.attention_scale = nn.Parameter(torch.zeros(dim))
         self.network_scale = nn.Parameter(torch.zeros(dim))
 
-    def forward(self, x_TD: Tensor, groups: list[tuple[int, int]]) -> Tensor:
-        """Return float [T, d] for rows in groups of equal length; see `by_length`."""
-        x_TD = x_TD + self.attention_scale * self.mix(self._attend(self.project(self.norm(x_TD)), groups))
+    def forward(self, x_TD: Tensor, layout: HistoryLayout) -> Tensor:
+        """Return float [T, d]."""
+        x_TD = x_TD + self.attention_scale * self.mix(self._attend(self.project(self.norm(x_TD)), layout))
         more_TD: Tensor = self.network_scale * self.network(self.norm(x_TD))
         return x_TD + more_TD
 
-    def _attend(self, projected_TX: Tensor, groups: list[tuple[int, int]]) -> Tensor:
-        """Let entries of a row attend to each other; X holds queries, keys and values, each cut into H heads."""
+    def _attend(self, projected_TX: Tensor, layout: HistoryLayout) -> Tensor:
+        """Let entries of a history attend to each other; X holds queries, keys and values, each cut into H heads."""
         width = projected_TX.shape[1] // 3
         parts = []
-        for part_NX, (rows, length) in zip(
-            torch.split_with_sizes(projected_TX, [r * n for r, n in groups]), groups, strict=True
-        ):
-            q_RHLP, k_RHLP, v_RHLP = part_NX.view(rows, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind()
-            attended_RHLP = scaled_dot_product_attention(q_RHLP, k_RHLP, v_RHLP)
-            parts.append(attended_RHLP.transpose(1, 2).reshape(-1, width))
-        return torch.cat(parts) if parts else projected_TX[:, :width]
-
-
-def by_length(offsets_B1: Tensor, num_entries: int) -> tuple[Tensor, list[tuple[int, int]]]:
-    """Order the entries so that rows of equal length lie side by side.
-
-    Args:
-        offsets_B1: int64; row b owns entries offsets[b] to offsets[b + 1]. num_entries: T.
-
-    Returns:
-        Which entry comes when, int64 [T]; and (rows, length) of every group of rows, empty rows left out.
-    """
-    lengths_B, order_B = offsets_B1.diff().sort(stable=True)
-    shift_B = offsets_B1[:-1][order_B] - (lengths_B.cumsum(0) - lengths_B)
-    order_T = torch.arange(num_entries, device=offsets_B1.device)
-    order_T = order_T + shift_B.repeat_interleave(lengths_B, output_size=num_entries)
-    length_G, rows_G = torch.unique_consecutive(lengths_B, return_counts=True)  # type: ignore[no-untyped-call]
-    groups = torch.stack([rows_G, length_G], dim=1).tolist()
-    return order_T, [(rows, length) for rows, length in groups if length]
+        for padded_GLX, group in zip(padded_entries(projected_TX, layout), layout.groups, strict=True):
+            parts_GL3HP = padded_GLX.view(*group.entries_GL.shape, 3, self.heads, -1)
+            q_GHLP, k_GHLP, v_GHLP = parts_GL3HP.permute(2, 0, 3, 1, 4).unbind()
+            is_entry_G11L = group.is_entry_GL[:, None, None]
+            attended_GHLP = scaled_dot_product_attention(q_GHLP, k_GHLP, v_GHLP, attn_mask=is_entry_G11L)
+            parts.append(attended_GHLP.transpose(1, 2).reshape(-1, width))
+        return rows_of(torch.cat(parts), layout.place_T) if parts else projected_TX[:, :width]

@@ -18,6 +18,7 @@ from infra.errors import DataError
 from infra.impressions import columns_by_table
 from infra.parquet import TableWriter
 from infra.partitions import PartitionEntry
+from infra.rows import Rows
 from infra.snapshot import CONTENT, Dataset, read_dataset
 from infra.stage import StageRun
 from infra.tables import TaskSpec
@@ -171,7 +172,7 @@ def predict(
             rows_N = np.arange(start, start + table.num_rows)
             start += table.num_rows
             p_TN = [models[task].predict(x_NF) for task in tasks]
-            writer.write(prediction_rows(table, rows_N, p_TN, tasks))
+            writer.write(prediction_rows(Rows(table), rows_N, p_TN, tasks))
 
 
 def _iso(dates: Dates) -> list[str]:

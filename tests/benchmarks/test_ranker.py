@@ -74,13 +74,15 @@ def _loss(output: object) -> float:
 def test_the_example_takes_the_same_rows_over_the_same_tables(world: World, dataset: Dataset) -> None:
     split = training_split(dataset, "none")
     ours = next(stream(split, "none", world))
-    theirs = golden_batch(ours)
+    theirs = golden_batch(ours, split.features)
     features = (*split.features.bags, *split.features.sequences)
     assert theirs.sparse_features.keys() == [feature.column for feature in features]
-    for name in ("user_id", "topics", "history_item_ids"):
-        found = {**ours.bags.to_dict(), **ours.sequences.to_dict()}[name]
-        assert theirs.sparse_features[name].values().equal(found.values())
-        assert theirs.sparse_features[name].lengths().equal(found.lengths())
+    rows = {**ours.bags.to_dict(), **ours.request_bags.to_dict(), **ours.sequences.to_dict()}
+    for feature in features:
+        found = [ids.tolist() for ids in rows[feature.column].to_dense()]
+        if feature not in split.features.row_bags:
+            found = [found[request] for request in ours.request_B.tolist()]
+        assert [ids.tolist() for ids in theirs.sparse_features[feature.column].to_dense()] == found
     assert theirs.labels.equal(ours.labels_BT[:, 0])
     trial = Trial(dataset, "none", world)
     model = golden_dlrm(split.features, trial.config.model, world.device)

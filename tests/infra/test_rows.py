@@ -2,13 +2,16 @@
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import infra.rows
 from infra.errors import DataError
 from infra.parquet import RowGroup, TableWriter
-from infra.rows import CountedFile, FileRows
+from infra.rows import CountedFile, FileRows, Rows, concatenated
 from tests.infra.test_parquet import table, write
 
 
@@ -24,7 +27,7 @@ def test_row_groups_are_those_that_hold_the_rows(tmp_path: Path) -> None:
     for low in range(15):
         for high in range(low + 1, 16):
             assert rows.groups(low, high) == [g for g in everything if max(low, g.start) < min(high, g.start + g.rows)]
-    assert rows.read(everything[1]).equals(table(7, 10).select(["x"]))
+    assert rows.table(everything[1]).equals(table(7, 10).select(["x"]))
     assert rows.starts(everything[1]) is None
 
 
@@ -34,15 +37,15 @@ def test_an_empty_row_group_is_left_out(tmp_path: Path) -> None:
             writer.write_group(table(start, end))
     rows = FileRows([CountedFile(tmp_path / "x.parquet", 6)], ["x"])
     assert [(group.start, group.rows) for group in rows.groups(0, 6)] == [(0, 4), (4, 2)]
-    assert [rows.read(group)["x"].to_pylist() for group in rows.groups(2, 5)] == [[0, 1, 2, 3], [4, 5]]
+    assert [rows.table(group)["x"].to_pylist() for group in rows.groups(2, 5)] == [[0, 1, 2, 3], [4, 5]]
 
 
 def test_some_of_the_columns_may_be_read_and_are_checked(tmp_path: Path) -> None:
     seen: list[list[str]] = []
     rows = FileRows(write(tmp_path, [10]), ["x", "list"], lambda table, where: seen.append(table.column_names))
     (first, _) = rows.groups(0, 10)
-    assert rows.read(first, ["list"]).equals(table(0, 7).select(["list"]))
-    assert rows.read(first).column_names == ["x", "list"]
+    assert rows.table(first, ["list"]).equals(table(0, 7).select(["list"]))
+    assert rows.table(first).column_names == ["x", "list"]
     assert seen == [["list"], ["x", "list"]]
 
 
@@ -68,7 +71,7 @@ def test_reading_a_row_group_does_not_read_the_footer_again(tmp_path: Path) -> N
     bytes_ = bytearray(file.read_bytes())
     bytes_[-8:-4] = b"\xff\xff\xff\x7f"  # a footer of two gigabytes
     file.write_bytes(bytes_)
-    assert rows.read(rows.groups(8, 9)[0]).equals(table(7, 14))
+    assert rows.table(rows.groups(8, 9)[0]).equals(table(7, 14))
 
 
 def test_a_file_of_another_number_of_rows_is_refused(tmp_path: Path) -> None:
@@ -95,3 +98,55 @@ def test_files_that_store_a_column_in_two_types_are_refused_by_name(tmp_path: Pa
     assert len(late.groups(2, 4)) == 1  # nothing to hold the one file's types against
     with pytest.raises(DataError, match=r"part-0.*'v' is .*halffloat.*part-1"):
         late.groups(0, 4)
+
+
+Runs = list[tuple[str, int]]
+"""Rows by what their run shares, and how many each run has."""
+
+
+def rows_in_runs(runs: Runs) -> Rows:
+    lengths = [length for _, length in runs]
+    own = pa.table({"number": np.arange(sum(lengths))})
+    shared = pa.table({"name": [name for name, _ in runs], "letters": [list(name) for name, _ in runs]})
+    return Rows(own, shared, np.repeat(np.arange(len(runs)), lengths))
+
+
+def named(rows: Rows) -> list[tuple[int, str, list[str]]]:
+    """Read rows without `joined`, and hold `run_N` against its rules."""
+    assert rows.shared is not None
+    assert rows.num_runs == len(set(rows.run_N.tolist()))
+    if rows.num_rows:
+        assert rows.run_N[0] == 0 and set(np.diff(rows.run_N)) <= {0, 1}
+    names, letters = (rows.shared[name].to_pylist() for name in ("name", "letters"))
+    runs = rows.run_N.tolist()
+    return [(n, names[run], letters[run]) for n, run in zip(rows.own["number"].to_pylist(), runs, strict=True)]
+
+
+some_runs = st.lists(st.tuples(st.text("abc", max_size=3), st.integers(1, 4)), min_size=1, max_size=6)
+
+
+@given(some_runs, st.data())
+def test_rows_sliced_taken_and_put_together_keep_what_they_share(runs: Runs, data: st.DataObject) -> None:
+    rows = rows_in_runs(runs)
+    plain = [(number, name, list(name)) for number, name in enumerate(name for name, n in runs for _ in range(n))]
+    assert named(rows) == plain
+    start = data.draw(st.integers(0, len(plain)))
+    number = data.draw(st.integers(0, len(plain) - start))
+    part = rows.slice(start, number)
+    assert named(part) == plain[start : start + number]
+    order = data.draw(st.lists(st.integers(0, len(plain) - 1), max_size=8))
+    taken = rows.take(np.array(order, np.int64))
+    assert named(taken) == [plain[at] for at in order]
+    both = concatenated([part, taken]).in_one_chunk()
+    assert named(both) == plain[start : start + number] + [plain[at] for at in order]
+    assert both.column("letters").to_pylist() == [letters for _, _, letters in named(both)]
+    assert both.column("number").to_pylist() == [at for at, _, _ in named(both)]
+    joined = both.joined(["name", "number"])
+    assert joined.to_pylist() == [{"name": name, "number": at} for at, name, _ in named(both)]
+
+
+def test_a_run_that_an_order_keeps_together_is_not_repeated() -> None:
+    taken = rows_in_runs([("a", 3), ("b", 2), ("c", 1)]).take(np.array([3, 4, 0, 1, 2, 5]))
+    assert taken.num_runs == 3
+    split = rows_in_runs([("a", 3), ("b", 2)]).take(np.array([0, 3, 1, 4, 2]))
+    assert split.num_runs == 5

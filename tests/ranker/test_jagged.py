@@ -4,10 +4,9 @@ from typing import Any
 
 import pytest
 import torch
+from ranker.jagged import attend
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-
-from ranker.jagged import attend
 
 
 def offsets_of(lengths: list[int]) -> Tensor:

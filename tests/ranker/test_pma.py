@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ranker.pma import HistoryAttention
+from tests.ranker.test_attention import layout_of
 
 DIM, QUERIES, FEATURES = 4, 3, 5
 
@@ -29,9 +30,7 @@ def slow_reference(block: HistoryAttention, features_BF: Tensor, histories: list
 
 
 def run(block: HistoryAttention, features_BF: Tensor, histories: list[Tensor]) -> Tensor:
-    lengths = torch.tensor([len(history) for history in histories])
-    offsets_B1 = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
-    return block(features_BF, torch.cat(histories), offsets_B1, int(lengths.max()))
+    return block(features_BF, torch.cat(histories), layout_of([len(history) for history in histories]))
 
 
 def test_equals_the_paper_for_ragged_histories() -> None:

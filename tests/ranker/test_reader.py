@@ -7,6 +7,7 @@ from dataclasses import fields
 from datetime import date, timedelta
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,16 +17,27 @@ import torch
 from encoder.sid import with_sid_metadata
 from infra.errors import ConfigError, DataError, SpecError
 from infra.lanes import Batch
+from infra.rows import Rows
 from infra.snapshot import Dataset, read_dataset
-from infra.tables import TaskSpec
+from infra.tables import TaskSpec, request_schema
 from ranker.config import ModelConfig, RankerConfig
-from ranker.content import RowContent, latent_of
+from ranker.content import OwnContent, latent_of
 from ranker.features import ArmFeatures, arm_features, dataset_sids
 from ranker.frozen import Frozen, read_frozen
 from ranker.reader import NewestEntries, to_ranker_batch
 from ranker.train import open_splits
 from tests.datasets import joined, spoil, write_snapshot_of
-from tests.ranker.dataset import CHAIN, CLUSTERS, ONE_TASK, SID, SIDS, SPEC, TWO_ROOTS, all_days, write_dataset
+from tests.ranker.dataset import (
+    CHAIN,
+    CLUSTERS,
+    ONE_TASK,
+    SID,
+    SIDS,
+    SPEC,
+    TWO_ROOTS,
+    all_days,
+    write_dataset,
+)
 from tests.ranker.training import ONE, config_of, config_with, open_training
 
 Change = Callable[[pa.Table], pa.Table]
@@ -45,18 +57,26 @@ def first_rows(dataset: Path, rows: int = 40) -> pa.Table:
     return joined(dataset, None, FIRST_DAY, FIRST_DAY).slice(3, rows)
 
 
-def batch_of(table: pa.Table) -> Batch:
+def batch_of(table: pa.Table, rows_per_request: int = 1) -> Batch:
+    """Make rows of joined ones, so many after another of a request, whose columns are the first one's."""
     rows = table.num_rows
-    return Batch(table.combine_chunks(), np.arange(rows), np.arange(rows) < rows - 2)
+    shared = [
+        name
+        for name in table.column_names
+        if name in request_schema(SPEC).names[1:] or name.startswith(("history_", "user_"))
+    ]
+    requests = table.select(shared).take(pa.array(np.arange(0, rows, rows_per_request))).combine_chunks()
+    own = table.drop_columns(shared).combine_chunks()
+    return Batch(Rows(own, requests, np.arange(rows) // rows_per_request), np.arange(rows), np.arange(rows) < rows - 2)
 
 
 def test_bags_hold_each_rows_ids_and_none_for_a_null_sid(dataset: Path) -> None:
     table = first_rows(dataset)
-    bags = to_ranker_batch(batch_of(table), features_of("sid_ngram")).bags.to_dict()
-    assert tuple(bags) == (
-        "user_id", "item_id", "slot", "topics", "item_sid_prefix_2", "item_sid_prefix_4", "item_sid",
-    )  # fmt: skip
-    for name, bag in bags.items():
+    batch = to_ranker_batch(batch_of(table), features_of("sid_ngram"))
+    bags = batch.bags.to_dict()
+    assert tuple(bags) == ("item_id", "slot", "topics", "item_sid_prefix_2", "item_sid_prefix_4", "item_sid")
+    assert batch.request_bags.keys() == ["user_id"]
+    for name, bag in {**bags, **batch.request_bags.to_dict()}.items():
         expected = [row if isinstance(row, list) else [row] * (row is not None) for row in table[name].to_pylist()]
         assert [ids.tolist() for ids in bag.to_dense()] == expected
     assert table["item_sid"].null_count > 0
@@ -68,8 +88,7 @@ def test_sequences_stay_aligned_where_a_sid_is_null(dataset: Path) -> None:
     flat = [sid for row in table["history_sids_prefix_4"].to_pylist() for sid in row]
     assert batch.sequences["history_sids_prefix_4"].values().tolist() == [sid or 0 for sid in flat]
     assert batch.history_known_TS[:, 0].tolist() == [sid is not None for sid in flat]
-    assert batch.history_offsets_B1.diff().tolist() == [len(row) for row in table["history_item_ids"].to_pylist()]
-    assert batch.longest == max(len(row) for row in table["history_item_ids"].to_pylist())
+    assert batch.history_lengths_R.tolist() == [len(row) for row in table["history_item_ids"].to_pylist()]
 
 
 def test_side_takes_ids_and_no_tables(dataset: Path) -> None:
@@ -121,7 +140,7 @@ def test_recency_is_the_time_to_the_event_the_time_between_entries_and_the_rank(
 def test_a_history_longer_than_the_bound_keeps_its_newest_entries_in_every_column(dataset: Path, arm: str) -> None:
     table, features = first_rows(dataset), features_of(arm)
     newest = NewestEntries(max_length=2)
-    found = newest.of(batch_of(table), features).table
+    found = newest.of(batch_of(table), features).rows.joined(table.column_names)
     for name in table.column_names:
         rows = table[name].to_pylist()
         expected = [row[-2:] for row in rows] if name.startswith("history_") and name in features.columns else rows
@@ -131,7 +150,7 @@ def test_a_history_longer_than_the_bound_keeps_its_newest_entries_in_every_colum
     assert newest.counts == (sum(lengths), sum(max(0, length - 2) for length in lengths))
     assert newest.entries_cut > 0
     batch = to_ranker_batch(newest.of(batch_of(table), features), features)
-    assert batch.longest == 2
+    assert batch.history_lengths_R.max() == 2
     assert batch.history_recency_FT.shape[1] == len(batch.sequences["history_item_ids"].values())
 
 
@@ -165,7 +184,8 @@ def test_a_prefix_with_more_ids_than_rows_is_hashed_by_modulo(dataset: Path) -> 
 )
 def test_an_arm_reads_its_own_columns_alone(dataset: Path, arm: str, content: set[str]) -> None:
     batch = next(open_training(dataset, arm).epoch(0))
-    assert {name for name in batch.table.column_names if "sid" in name} == content
+    names = [*batch.rows.own.column_names, *batch.rows.shared.column_names]
+    assert {name for name in names if "sid" in name} == content
     assert set(features_of(arm).sid_columns) == content
 
 
@@ -278,7 +298,7 @@ def test_windows_of_days_come_in_order_shuffled_inside(dataset: Path) -> None:
     config = config_of("none", training={"window_days": 2, "lanes": 4, "batch_size": 64})
     fitting, _ = open_splits(read_dataset(dataset), config)
     batches = list(fitting.open(config.training, ONE, is_training=True).epoch(0))
-    days = [sorted({at.day for at in batch.table["event_time"].to_pylist()}) for batch in batches]
+    days = [sorted({at.day for at in batch.rows.column("event_time").to_pylist()}) for batch in batches]
     assert days == [[1, 2]] * 4 + [[3, 4]] * 4
     assert all((np.diff(batch.rows_N) < 0).any() for batch in batches)
     assert sorted(np.concatenate([batch.rows_N for batch in batches])) == list(range(512))
@@ -417,7 +437,7 @@ def test_side_may_unpack_a_prefix(dataset: Path) -> None:
     features = laid_out(item="side", prefix_lengths=[4])
     assert list(features.sid_columns) == ["item_sid_prefix_4"]
     batch = to_ranker_batch(batch_of(table), features)
-    content = RowContent(features, features.item, ModelConfig(), Frozen())
+    content = OwnContent(features, features.item, ModelConfig(), Frozen())
     latent_BF, known_B = content.latent(batch.item_content_BC, batch.item_known_BS)  # type: ignore[misc]
     sids = table["item_sid_prefix_4"].to_pylist()
     assert known_B.tolist() == [sid is not None for sid in sids]
@@ -438,19 +458,25 @@ def test_several_sets_lie_side_by_side(dataset: Path) -> None:
     assert batch.history_known_TS.shape == (batch.history_recency_FT.shape[1], 2)
 
 
+def tensors(value: Any) -> list[Any]:
+    return [one for part in value for one in tensors(part)] if isinstance(value, tuple) else [value]
+
+
 @pytest.mark.parametrize("arm", ["none", "kmeans", "sid_ngram", "side"])
-@pytest.mark.parametrize("rows", [7, 20, 40])
-def test_a_batch_is_split_into_what_its_rows_make_alone(dataset: Path, arm: str, rows: int) -> None:
+@pytest.mark.parametrize(("rows", "rows_per_request"), [(7, 1), (20, 1), (40, 1), (16, 3), (40, 8)])
+def test_a_batch_is_split_into_what_its_rows_make_alone(
+    dataset: Path, arm: str, rows: int, rows_per_request: int
+) -> None:
     sids = ["clusters"] if arm == "kmeans" else ["sid"]
-    features, whole = laid_out(item=arm, history=arm, sids=sids), batch_of(first_rows(dataset))
+    features, whole = laid_out(item=arm, history=arm, sids=sids), batch_of(first_rows(dataset), rows_per_request)
     parts = list(to_ranker_batch(whole, features).split(rows))
     for part, alone in zip(parts, (to_ranker_batch(one, features) for one in whole.split(rows)), strict=True):
         for field in fields(alone):
             found, expected = getattr(part, field.name), getattr(alone, field.name)
             if isinstance(expected, torch.Tensor):
                 assert torch.equal(found, expected), field.name
-            elif field.name == "longest":
-                assert found == expected
+            elif field.name == "layout":
+                assert all(torch.equal(*pair) for pair in zip(tensors(found), tensors(expected), strict=True))
             else:
                 assert found.keys() == expected.keys()
                 assert torch.equal(found.values(), expected.values())
@@ -468,6 +494,5 @@ def test_evaluation_gives_every_row_once(dataset: Path) -> None:
 def test_a_batch_moves_whole(dataset: Path) -> None:
     batch = to_ranker_batch(batch_of(first_rows(dataset)), features_of("sid_ngram"))
     moved = batch.to(torch.device("meta"))
-    parts = [getattr(moved, field.name) for field in fields(moved) if field.name != "longest"]
+    parts = [part for field in fields(moved) for part in tensors(getattr(moved, field.name))]
     assert {str(part.device if isinstance(part, torch.Tensor) else part.device()) for part in parts} == {"meta"}
-    assert moved.longest == batch.longest

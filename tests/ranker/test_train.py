@@ -278,7 +278,8 @@ def test_the_plan_is_saved_with_what_it_was_told_expected_and_took(arm: str, out
     assert plan["constraints"]["t_item_id"] == {
         "sharding_types": ["table_wise", "row_wise"],
         "kernels": ["fused"],
-        "ids_per_row": 1.0,
+        "lookups": 64,
+        "ids": 1.0,
     }
     for name, table in plan["tables"].items():
         assert sum(shard["size"][0] for shard in table["shards"]) == table["rows"]
@@ -325,7 +326,7 @@ def test_flops_are_those_of_the_matrix_products(dataset: Path, outputs: dict[str
     model = config.model
     d, k, t = model.embedding_dim, model.history.queries, 6
     batch = next(testing.open(config.training, ONE, is_training=False).epoch(0))
-    lengths_N = pc.list_value_length(batch.table["history_item_ids"]).to_numpy()
+    lengths_N = pc.list_value_length(batch.rows.column("history_item_ids")).to_numpy()
     rows = len(lengths_N)
     query = (len(fitting.features.bags) + 1) * d  # ids and the ad's content
     width = query + (model.dense_outputs + k) * d

@@ -37,7 +37,12 @@ CHAINS: dict[str, dict[str, dict[str, Any]]] = {
     "chain_entire_space": {"training": {"children": "entire_space"}},
 }
 """Settings of trainings on a dataset whose tasks are a chain of three."""
-TRAININGS = (*ARMS, *VARIANTS, *CHAINS)
+REQUESTS: dict[str, dict[str, dict[str, Any]]] = {
+    "requests": {"training": {"rows_per_request": 5}},
+    "requests_history": {"training": {"rows_per_request": 3}, **VARIANTS["history"]},
+}
+"""Settings of trainings of arm `sid_ngram` on requests of 5 rows; ranks have unequally many of them in a batch."""
+TRAININGS = (*ARMS, *VARIANTS, *CHAINS, *REQUESTS)
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 
 
@@ -46,9 +51,12 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_dataset(tmp_path_factory.mktemp("training") / "dataset")
 
 
-def every_training(world: World, dataset: Path, chain: Path, steps: int) -> dict[str, Outcome]:
-    chained = {name: run_steps(world, chain, config_of("side", **sections), steps) for name, sections in CHAINS.items()}
-    return every_arm(world, dataset, steps) | chained
+def every_training(world: World, dataset: Path, chain: Path, requests: Path, steps: int) -> dict[str, Outcome]:
+    found = every_arm(world, dataset, steps)
+    found |= {name: run_steps(world, chain, config_of("side", **sections), steps) for name, sections in CHAINS.items()}
+    for name, sections in REQUESTS.items():
+        found[name] = run_steps(world, requests, config_of("sid_ngram", **sections), steps)
+    return found
 
 
 def every_arm(world: World, dataset: Path, steps: int) -> dict[str, Outcome]:
@@ -77,8 +85,8 @@ def failed_read(world: World, dataset: Path) -> str:
     return "no error"
 
 
-def both(world: World, dataset: Path, chain: Path, broken: Path) -> tuple[str, str, dict[str, Outcome]]:
-    return refusal(world, dataset), failed_read(world, broken), every_training(world, dataset, chain, STEPS)
+def both(world: World, dataset: Path, chain: Path, requests: Path, broken: Path) -> tuple[str, str, dict[str, Outcome]]:
+    return refusal(world, dataset), failed_read(world, broken), every_training(world, dataset, chain, requests, STEPS)
 
 
 @pytest.fixture(scope="module")
@@ -87,13 +95,20 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def one_rank(dataset: Path, chain: Path) -> dict[str, Outcome]:
-    (outcomes,) = run_distributed(every_training, dataset, chain, STEPS, world_size=1)
+def requests(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("requests") / "dataset", impressions=5)
+
+
+@pytest.fixture(scope="module")
+def one_rank(dataset: Path, chain: Path, requests: Path) -> dict[str, Outcome]:
+    (outcomes,) = run_distributed(every_training, dataset, chain, requests, STEPS, world_size=1)
     return outcomes
 
 
 @pytest.fixture(scope="module")
-def on_both_ranks(dataset: Path, chain: Path, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Any, ...]]:
+def on_both_ranks(
+    dataset: Path, chain: Path, requests: Path, tmp_path_factory: pytest.TempPathFactory
+) -> list[tuple[Any, ...]]:
     broken = write_dataset(tmp_path_factory.mktemp("broken") / "dataset")
 
     def with_wrong_item(table: pa.Table) -> pa.Table:
@@ -103,7 +118,9 @@ def on_both_ranks(dataset: Path, chain: Path, tmp_path_factory: pytest.TempPathF
         return table.set_column(at, table.schema.field(at), pa.array(ids))
 
     spoil(broken, "events", SPEC.train[1], with_wrong_item)
-    return run_distributed(both, dataset, chain, broken, world_size=2)  # one start of two processes for all tests
+    return run_distributed(
+        both, dataset, chain, requests, broken, world_size=2
+    )  # one start of two processes for all tests
 
 
 @pytest.fixture(scope="module")
@@ -206,8 +223,9 @@ def test_requests_of_several_impressions_train_as_their_rows_one_a_request(
     assert counts == [6 * 256 // 8, 6 * 256]
     config = config_of(name) if name in ARMS else config_of("side", **VARIANTS[name])
     ours, theirs = (run_steps(world, path, config, STEPS) for path in (requests, rows))
-    assert ours.losses == theirs.losses
-    assert all(torch.equal(ours.weights[parameter], value) for parameter, value in theirs.weights.items())
+    assert torch.tensor(ours.losses).allclose(torch.tensor(theirs.losses), rtol=1e-4)
+    for parameter, expected in theirs.weights.items():
+        torch.testing.assert_close(ours.weights[parameter], expected, rtol=1e-3, atol=1e-3)
 
 
 def renew_golden_losses() -> None:

@@ -8,15 +8,15 @@ from torch import Tensor
 from torch.nn.functional import layer_norm
 
 from ranker.initial import fill_dense
-from ranker.transformer import EncoderLayer, JaggedEncoder, by_length
-from tests.ranker.test_jagged import LargestTensor, offsets_of
+from ranker.transformer import EncoderLayer, HistoryEncoder
+from tests.ranker.test_attention import LargestTensor, layout_of
 
 DIM = 8
 
 
-def encoder(heads: int = 2, layers: int = 2) -> JaggedEncoder:
+def encoder(heads: int = 2, layers: int = 2) -> HistoryEncoder:
     torch.manual_seed(0)
-    module = JaggedEncoder(DIM, heads, layers)
+    module = HistoryEncoder(DIM, heads, layers)
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return module
@@ -43,7 +43,7 @@ def test_equals_a_loop_over_rows_and_so_do_its_gradients(lengths: list[int], hea
         for layer in module.layers:
             x_LD = slow_layer(layer, x_LD)
         rows.append(x_LD)
-    fast_TD, slow_TD = module(values_TD, offsets_of(lengths)), torch.cat(rows)
+    fast_TD, slow_TD = module(values_TD, layout_of(lengths)), torch.cat(rows)
     torch.testing.assert_close(fast_TD, slow_TD, rtol=1e-4, atol=1e-5)
     inputs, direction_TD = [values_TD, *module.parameters()], torch.randn_like(fast_TD)
     for one, two in zip(
@@ -56,7 +56,7 @@ def test_equals_a_loop_over_rows_and_so_do_its_gradients(lengths: list[int], hea
 
 def test_a_batch_without_any_history_stays_empty() -> None:
     values_TD = torch.empty(0, DIM, requires_grad=True)
-    encoded_TD = encoder()(values_TD, offsets_of([0, 0]))
+    encoded_TD = encoder()(values_TD, layout_of([0, 0]))
     encoded_TD.sum().backward()
     assert encoded_TD.shape == (0, DIM)
 
@@ -64,24 +64,18 @@ def test_a_batch_without_any_history_stays_empty() -> None:
 def test_it_starts_as_the_identity() -> None:
     module, values_TD = encoder(), torch.randn(5, DIM)
     fill_dense(module, 0)
-    assert torch.equal(module(values_TD, offsets_of([3, 2])), values_TD)
-    module(values_TD, offsets_of([3, 2])).square().sum().backward()
+    assert torch.equal(module(values_TD, layout_of([3, 2])), values_TD)
+    module(values_TD, layout_of([3, 2])).square().sum().backward()
     for layer in module.layers:  # and has somewhere to go
         assert layer.attention_scale.grad.abs().min() > 0
         assert layer.network_scale.grad.abs().min() > 0
-
-
-def test_rows_of_equal_length_come_together() -> None:
-    order_T, groups = by_length(offsets_of([2, 0, 1, 2]), 5)
-    assert order_T.tolist() == [2, 0, 1, 3, 4]
-    assert groups == [(1, 1), (2, 2)]
 
 
 def test_a_long_row_keeps_no_matrix_of_scores() -> None:
     lengths = [3000, *[2] * 500]
     values_TD = torch.randn(sum(lengths), DIM, requires_grad=True)
     with LargestTensor() as largest:
-        encoder(heads=1, layers=1)(values_TD, offsets_of(lengths)).sum().backward()
+        encoder(heads=1, layers=1)(values_TD, layout_of(lengths)).sum().backward()
     assert largest.numbers == sum(lengths) * 4 * DIM  # the feed-forward part's hidden layer
     assert values_TD.grad is not None
     assert values_TD.grad.isfinite().all()

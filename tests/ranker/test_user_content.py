@@ -57,8 +57,8 @@ def test_each_position_takes_the_sets_of_its_own(dataset: Path) -> None:
     batch = to_ranker_batch(batch_of(table), features)
     habits = table["user_habit"].to_pylist()
     assert None in habits
-    assert batch.user_content_BC[:, 0].tolist() == [habit or 0 for habit in habits]
-    assert batch.user_known_BS[:, 0].tolist() == [habit is not None for habit in habits]
+    assert batch.user_content_RC[:, 0].tolist() == [habit or 0 for habit in habits]
+    assert batch.user_known_RS[:, 0].tolist() == [habit is not None for habit in habits]
     assert batch.item_content_BC[:, 0].tolist() == [sid or 0 for sid in table["item_sid"].to_pylist()]
 
 
@@ -66,7 +66,7 @@ def test_prefixes_of_users_are_bags(dataset: Path) -> None:
     table, features = first_rows(dataset), laid_out(**ARMS["hde"])
     names = [bag.column for bag in features.bag_contents("user")]
     assert names == ["user_habit_prefix_2"] and not features.bag_contents("item")
-    bags = to_ranker_batch(batch_of(table), features).bags["user_habit_prefix_2"].to_dense()
+    bags = to_ranker_batch(batch_of(table), features).request_bags["user_habit_prefix_2"].to_dense()
     wanted = [[] if sid is None else [sid] for sid in table["user_habit_prefix_2"].to_pylist()]
     assert [ids.tolist() for ids in bags] == wanted
 
@@ -83,10 +83,10 @@ def test_every_arm_trains_and_a_user_without_content_has_none(world: World, data
         return
     batch = to_ranker_batch(batch_of(first_rows(dataset)), features)
     bags = {name: torch.ones(len(batch.labels_BT), 8) for name in body.user_content.names}
-    bags = {name: ones * (batch.bags[name].lengths() > 0)[:, None] for name, ones in bags.items()}
-    content_BD = body.user_content(batch, bags)
-    is_known_B = torch.tensor([user % 5 > 0 for user in batch.bags["user_id"].values().tolist()])
-    assert (content_BD[~is_known_B] == 0).all() and (content_BD[is_known_B] != 0).any(1).all()
+    bags = {name: ones * (batch.request_bags[name].lengths() > 0)[:, None] for name, ones in bags.items()}
+    content_RD = body.user_content(batch.user_content_RC, batch.user_known_RS, bags)
+    is_known_R = torch.tensor([user % 5 > 0 for user in batch.request_bags["user_id"].values().tolist()])
+    assert (content_RD[~is_known_R] == 0).all() and (content_RD[is_known_R] != 0).any(1).all()
 
 
 def test_every_arm_has_the_users_place_where_the_dataset_has_users_content(world: World, dataset: Path) -> None:

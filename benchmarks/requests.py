@@ -1,0 +1,300 @@
+"""What it gives to compute once what a request's impressions share: training, reading, long histories, ranks.
+
+`python -m benchmarks.requests [--quick] [--before CHECKOUT] [--out DIR]`. With `--before`, the training of another
+checkout is timed beside this one's, in a process of its own, on the same dataset.
+"""
+
+import argparse
+import collections
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain, cycle, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+
+from benchmarks.events import IMPRESSIONS, NUM_ITEMS, write_events
+from benchmarks.goals import Measured, goal, publish_tables
+from benchmarks.ranker import read
+from benchmarks.record import Row, results_folder
+from benchmarks.timing import Contestant, Spread, run_program, spread, take_turns, threads
+from benchmarks.trial import Trial, config_of, training_split
+from components.torchrun import KEEP_FREED_MEMORY
+from infra.distributed import World, started
+from infra.impressions import read_impressions
+from infra.lanes import Batch
+from infra.parquet import TableWriter
+from infra.snapshot import Dataset, read_dataset
+from infra.stage import quiet
+from ranker.batch import RankerBatch
+from ranker.fit import UNTIMED_STEPS
+from ranker.frozen import read_frozen
+from ranker.reader import Split, to_ranker_batch
+from ranker.sharding import build_sharded
+
+ARMS = ("none", "sid_ngram", "side", "dense")
+PIECES = {"one by one": 1, "4 together": 4, "whole requests": None}
+BATCH = config_of("none").training.batch_size
+HELD = 16
+RATES = {"samples_per_second": ",.0f", "low": ",.0f", "high": ",.0f"}
+
+WORDS = f"""
+A synthetic log made by stage `prepare`: the default data's numbers of items and users, {IMPRESSIONS} impressions a
+request, 32 entries of history; SIDs of an encoder that was not trained. Arms, model and training are the defaults,
+batches of {BATCH:,} rows, float32, one process and one thread of torch unless said otherwise.
+"""
+TRAINING_WORDS = """
+Steps of trainings in turns, each reading its own events from disk. "One by one": rows are shuffled by themselves, so
+that a batch shares nearly nothing; "4 together": requests are cut into pieces of four; "whole requests": the default.
+"""
+BEFORE_WORDS = """
+Steps of trainings of this checkout and of an earlier one, whole requests, each a process of its own, in turns.
+"""
+READING_WORDS = """
+"flat scan" reads the same columns of the same rows from a Parquet file in which every impression repeats what its
+request has, as tables of version 1 did, and drops them; "reader" makes shuffled `RankerBatch`es of whole requests.
+Rows are impressions; the scan has one thread, the reader threads of its own.
+"""
+HISTORY_WORDS = """
+Microseconds a row of a training step of arm `side`, on batches in memory whose histories were lengthened to so many
+entries. "rows" is how many rows of a request a batch has together.
+"""
+RANKS_WORDS = """
+Steps on batches in memory under torchrun, arm `side`, one thread a rank, each rank with its share of the same global
+batch.
+"""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured: days of the log, its items, rounds of turns, steps of a turn, lengths of histories."""
+
+    days: int
+    items: int
+    rounds: int
+    steps: int
+    lengths: tuple[int, ...]
+    ranks: tuple[int, ...]
+
+
+FULL = Sizes(days=12, items=NUM_ITEMS, rounds=5, steps=16, lengths=(32, 256, 1024), ranks=(1, 2))
+QUICK = Sizes(days=2, items=2000, rounds=1, steps=2, lengths=(32, 64), ranks=())
+
+Part = tuple[Measured, Sequence[Row]]
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.requests", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="small sizes and few steps, to see that it runs")
+    parser.add_argument("--before", type=Path, help="a checkout whose training is timed beside this one's")
+    parser.add_argument("--steps-of", nargs=3, metavar=("DATASET", "ARM", "STEPS"), help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, help="where requests.json and requests.md go")
+    arguments = parser.parse_args()
+    quiet()
+    if arguments.steps_of:
+        rate = in_memory_rate(*arguments.steps_of)
+        if rate is not None:
+            print(json.dumps({"rate": rate}))
+        return
+    sizes, out = QUICK if arguments.quick else FULL, results_folder(arguments.out, quick=arguments.quick)
+    with tempfile.TemporaryDirectory(prefix="sidestack-requests-") as folder:
+        dataset = write_events(Path(folder), sizes.days, sizes.items)
+        with threads(1), started() as world:
+            parts = [training(dataset, world, sizes), reading(dataset, world, sizes, Path(folder))]
+            parts.append(long_histories(dataset, world, sizes))
+        if arguments.before:
+            parts.insert(1, beside(dataset, arguments.before, sizes))
+        if sizes.ranks:
+            parts.append(by_ranks(dataset, sizes))
+    tables, goals = [table for table, _ in parts], [row for _, found in parts for row in found]
+    title = "Every history once"
+    publish_tables("requests", title, WORDS, tables, goals, packages=["torchrec", "pyarrow"], out=out)
+
+
+def training(dataset: Dataset, world: World, sizes: Sizes) -> Part:
+    """Train every arm with rows of a request together or not, in turns."""
+    rows: list[Row] = []
+    for arm in ARMS:
+        trials = {name: Trial(dataset, arm, world, rows_per_request=number) for name, number in PIECES.items()}
+        for trial in trials.values():
+            trial.steps(UNTIMED_STEPS)
+        contestants = {
+            name: Contestant(partial(trial.steps, sizes.steps), sizes.steps * BATCH) for name, trial in trials.items()
+        }
+        times = take_turns(contestants, sizes.rounds)
+        for name, trial in trials.items():
+            trial.close()
+            times_one = times.ratio(name, "one by one").median
+            rows.append({"arm": arm, "rows": name, **_rates(times.rate(name)), "times": times_one})
+    return Measured("Training", TRAINING_WORDS, rows, {"arm": "", "rows": "", **RATES, "times": ".2f"}), []
+
+
+_STEPS_OF_BEFORE = """
+import sys, time
+from pathlib import Path
+import torch
+from benchmarks.trial import Trial
+from infra.distributed import started
+from infra.snapshot import read_dataset
+from infra.stage import quiet
+quiet(); torch.set_num_threads(1)
+with started() as world:
+    trial = Trial(read_dataset(Path(sys.argv[1])), sys.argv[2], world)
+    trial.steps(10)
+    began = time.perf_counter(); trial.steps(int(sys.argv[3])); seconds = time.perf_counter() - began
+    trial.close()
+print(seconds)
+"""
+
+
+def beside(dataset: Dataset, before: Path, sizes: Sizes) -> Part:
+    """Train the arms of this checkout and of another, in turns."""
+    rows, goals = [], []
+    checkouts, steps = {"before": before, "now": Path(__file__).parents[1]}, 4 * sizes.steps
+    for arm in ARMS:
+        rates: dict[str, list[float]] = {name: [] for name in checkouts}
+        for _ in range(max(sizes.rounds // 2, 1)):
+            for name, checkout in checkouts.items():
+                command = [sys.executable, "-c", _STEPS_OF_BEFORE, str(dataset.path), arm, str(steps)]
+                where = {"PYTHONPATH": str(checkout.resolve()), "OMP_NUM_THREADS": "1"}
+                seconds = float(run_program(command, where).said.split()[-1])
+                rates[name].append(steps * BATCH / seconds)
+        ratio = spread(np.divide(rates["now"], rates["before"]))
+        rows += [{"arm": arm, "what": name, **_rates(spread(each))} for name, each in rates.items()]
+        goals.append(goal(f"now / before, {arm}", ratio, 4.0 if arm == "dense" else 2.5))
+    return Measured("Beside an earlier checkout", BEFORE_WORDS, rows, {"arm": "", "what": "", **RATES}), goals
+
+
+def reading(dataset: Dataset, world: World, sizes: Sizes, folder: Path) -> Part:
+    """Read by the reader, and scan the same rows written flat."""
+    rows, goals = [], []
+    for arm in ("none", "sid_ngram", "side"):
+        split = training_split(dataset, arm)
+        file, number = write_flat(split, folder / f"flat-{arm}.parquet")
+        reader = split.open(config_of(arm).training, world, is_training=True)
+        contestants = {
+            "flat scan": Contestant(partial(scan_flat, file), number),
+            "reader": Contestant(partial(read, split, arm, world, 1), reader.num_batches * BATCH),
+        }
+        times = take_turns(contestants, sizes.rounds)
+        rows += [{"arm": arm, "what": name, **_rates(times.rate(name))} for name in contestants]
+        goals.append(goal(f"reader / flat scan, rows, {arm}", times.ratio("reader", "flat scan"), 1.5))
+    return Measured("Reading", READING_WORDS, rows, {"arm": "", "what": "", **RATES}), goals
+
+
+def write_flat(split: Split, path: Path) -> tuple[Path, int]:
+    """Write an arm's columns, joined, and return the file and its rows."""
+    rows = read_impressions(split.dataset, split.features.columns, *split.dates)
+    first = next(rows)
+    with TableWriter(path, first.schema) as writer:
+        for group in chain([first], rows):
+            writer.write_group(group)
+    return path, writer.rows
+
+
+def scan_flat(path: Path) -> None:
+    """Read a file row group by row group, and drop it."""
+    with pq.ParquetFile(path) as file:
+        for index in range(file.num_row_groups):
+            file.read_row_group(index, use_threads=False)
+
+
+def long_histories(dataset: Dataset, world: World, sizes: Sizes) -> Part:
+    """Train on batches in memory whose histories have other lengths."""
+    trial = Trial(dataset, "side", world)
+    rows: list[Row] = []
+    contestants = {}
+    for length in sizes.lengths:
+        for name, number in PIECES.items():
+            held = [lengthened(batch, length, trial) for batch in batches(trial, world, number, 2)]
+            step = partial(_progress, trial.pipeline, cycle(held), len(held))
+            contestants[f"{length}/{name}"] = Contestant(step, len(held) * BATCH)
+    times = take_turns(contestants, max(sizes.rounds // 2, 1))
+    trial.close()
+    for length in sizes.lengths:
+        found = {name: 1e6 / times.rate(f"{length}/{name}").median for name in PIECES}
+        rows.append({"entries": length, **found})
+    return Measured("Long histories", HISTORY_WORDS, rows, {"entries": ",d", **dict.fromkeys(PIECES, ".1f")}), []
+
+
+def batches(trial: Trial, world: World, rows_per_request: int | None, number: int) -> Iterator[Batch]:
+    """Return some batches of an arm before they are converted."""
+    training = trial.config.training.model_copy(update={"rows_per_request": rows_per_request})
+    return islice(training_split(trial.dataset, "side").open(training, world, is_training=True).epoch(0), number)
+
+
+def lengthened(batch: Batch, entries: int, trial: Trial) -> RankerBatch:
+    """Repeat entries of histories in place until each has so many, and convert the batch."""
+    shared = batch.rows.shared
+    assert shared is not None
+    for name in trial.features.sequence_columns:
+        lists = shared[name].combine_chunks()
+        lengths_R = lists.value_lengths().to_numpy().astype(np.int64)
+        starts_R, number_R = np.cumsum(lengths_R) - lengths_R, np.where(lengths_R > 0, entries, 0)
+        place_T = np.concatenate([np.arange(n) for n in number_R])
+        taken_T = np.repeat(starts_R, number_R) + place_T * np.repeat(lengths_R, number_R) // entries
+        offsets = pa.array(np.concatenate([[0], np.cumsum(number_R)]).astype(np.int32))
+        column = pa.ListArray.from_arrays(offsets, lists.flatten().take(pa.array(taken_T)), type=lists.type)
+        shared = shared.set_column(shared.schema.get_field_index(name), shared.schema.field(name), column)
+    return to_ranker_batch(batch._replace(rows=replace(batch.rows, shared=shared)), trial.features)
+
+
+def by_ranks(dataset: Dataset, sizes: Sizes) -> Part:
+    """Train on batches in memory by one rank and more."""
+    rows: list[Row] = []
+    for ranks in sizes.ranks:
+        finished = run_program(
+            [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m",
+             "benchmarks.requests", "--steps-of", str(dataset.path), "side", str(8 * sizes.steps)],
+            {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        (rate,) = (json.loads(line)["rate"] for line in finished.said.splitlines() if line.startswith("{"))
+        rows.append({"ranks": ranks, "samples_per_second": rate})
+    ratio = rows[-1]["samples_per_second"] / rows[0]["samples_per_second"]
+    found = goal(f"{rows[-1]['ranks']} ranks / 1, samples a second", Spread(*[ratio] * 3), 1.7)
+    return Measured("Ranks", RANKS_WORDS, rows, {"ranks": "d", "samples_per_second": ",.0f"}), [found]
+
+
+def in_memory_rate(path: str, arm: str, steps: str) -> float | None:
+    """Return the samples a second of steps on batches in memory; None on all ranks but the first."""
+    dataset, config = read_dataset(Path(path)), config_of(arm)
+    with threads(1), started() as world:
+        split = training_split(dataset, arm)
+        reader = split.open(config.training, world, is_training=True)
+        held = [to_ranker_batch(batch, split.features) for batch in islice(reader.epoch(0), HELD)]
+        sharded = build_sharded(split.features, config, world, read_frozen(dataset, split.features))
+        sharded.model.train()
+        pipeline: TrainPipelineSparseDist[Any, Any] = TrainPipelineSparseDist(
+            sharded.model, sharded.optimizer, world.device
+        )
+        source = cycle(held)
+        _progress(pipeline, source, UNTIMED_STEPS)
+        began = time.perf_counter()
+        _progress(pipeline, source, int(steps))
+        seconds = time.perf_counter() - began
+        return int(steps) * BATCH / seconds if world.is_main else None
+
+
+def _progress(pipeline: TrainPipelineSparseDist[Any, Any], source: Iterator[Any], steps: int) -> None:
+    collections.deque((pipeline.progress(source) for _ in range(steps)), maxlen=0)
+
+
+def _rates(rate: Spread) -> dict[str, float]:
+    return {"samples_per_second": rate.median, "low": rate.low, "high": rate.high}
+
+
+if __name__ == "__main__":
+    if not KEEP_FREED_MEMORY.items() <= os.environ.items():  # as in a stage's job; glibc looks when a process starts
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, **KEEP_FREED_MEMORY})
+    main()

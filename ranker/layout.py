@@ -1,0 +1,130 @@
+"""Which rows attend to which history: requests in groups of like size, padded, for kernels over dense batches.
+
+Rows of a request attend to one history. A group holds requests whose histories, and whose numbers of rows, are within
+a factor of each other, so that padding a group to its largest stays cheap, and one long history costs its own length.
+Groups are laid out on the host, where the lengths are known; a GPU is asked for nothing.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.nn.functional import embedding
+
+Integers = npt.NDArray[np.int64]
+
+SHORT = 16
+"""Histories of up to so many entries are grouped together; longer ones with those of up to twice their length."""
+ROWS_FACTOR = 4
+"""Requests are grouped with those of up to so many times their rows."""
+
+
+class HistoryGroup(NamedTuple):
+    """G requests with a history, of up to L entries, and up to M rows each.
+
+    Attributes:
+        entries_GL: int64, the entries of each history, padded with 0. is_entry_GL: False on padding.
+        rows_GM: int64, the rows of each request, padded with 0.
+    """
+
+    entries_GL: Tensor
+    is_entry_GL: Tensor
+    rows_GM: Tensor
+
+
+class HistoryLayout(NamedTuple):
+    """The histories of a batch of R requests, with B rows and T entries over all of them.
+
+    Attributes:
+        groups: every request with a history is in one of them.
+        place_B: int64, where each row is found among the rows of all groups, one group after another; where it has no
+            history, the number of them all.
+        place_T: int64, where each entry is found among the entries of all groups.
+    """
+
+    groups: tuple[HistoryGroup, ...]
+    place_B: Tensor
+    place_T: Tensor
+
+
+def history_layout(lengths_R: Integers, rows_R: Integers) -> HistoryLayout:
+    """Lay out a batch.
+
+    Args:
+        lengths_R: entries of each request's history, which lie one request after another.
+        rows_R: rows of each request, likewise; at least 1.
+    """
+    entry_R, row_R = np.cumsum(lengths_R) - lengths_R, np.cumsum(rows_R) - rows_R
+    size_R = _power(np.maximum(lengths_R, SHORT), 2) * 64 + _power(rows_R, ROWS_FACTOR)
+    size_R[lengths_R == 0] = -1
+    place_B, place_T = np.full(rows_R.sum(), -1), np.empty(lengths_R.sum(), np.int64)
+    groups, num_rows, num_entries = [], 0, 0
+    for size in np.unique(size_R[size_R >= 0]):
+        chosen = np.flatnonzero(size_R == size)
+        entries_GL, is_entry_GL = _padded(entry_R[chosen], lengths_R[chosen])
+        rows_GM, is_row_GM = _padded(row_R[chosen], rows_R[chosen])
+        place_B[rows_GM[is_row_GM]] = num_rows + np.flatnonzero(is_row_GM)
+        place_T[entries_GL[is_entry_GL]] = num_entries + np.flatnonzero(is_entry_GL)
+        num_rows, num_entries = num_rows + rows_GM.size, num_entries + entries_GL.size
+        groups.append(HistoryGroup(*map(torch.from_numpy, (entries_GL, is_entry_GL, rows_GM))))
+    place_B[place_B < 0] = num_rows
+    return HistoryLayout(tuple(groups), torch.from_numpy(place_B), torch.from_numpy(place_T))
+
+
+def _power(numbers_N: Integers, base: int) -> Integers:
+    """Return the least power of a base that reaches each number, as its exponent."""
+    powers = base ** np.arange(64 // (base.bit_length() - 1), dtype=np.uint64)
+    exponents_N: Integers = np.searchsorted(powers, numbers_N.astype(np.uint64)).astype(np.int64)
+    return exponents_N
+
+
+def _padded(starts_G: Integers, lengths_G: Integers) -> tuple[Integers, npt.NDArray[np.bool_]]:
+    """Return the numbers from each start on, padded with 0 to the longest, and where they are no padding."""
+    place_X = np.arange(lengths_G.max())
+    is_in_GX = place_X < lengths_G[:, None]
+    return np.where(is_in_GX, starts_G[:, None] + place_X, 0), is_in_GX
+
+
+class _Padded(Function):
+    """The rows of a matrix at the places of each group; every row but those of no group is at one place."""
+
+    @staticmethod
+    def forward(ctx: Any, values_ND: Tensor, place_N: Tensor, *groups: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(place_N)
+        return tuple(embedding(places_GX, values_ND) for places_GX in groups)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        # A gather, where the gradient of an embedding would scatter, into zeros for each group anew.
+        (place_N,) = ctx.saved_tensors
+        flat_PD = torch.cat([part_GXD.flatten(0, 1) for part_GXD in gradients])
+        flat_PD = torch.cat([flat_PD, flat_PD.new_zeros(1, flat_PD.shape[1])])
+        return flat_PD.index_select(0, place_N), None, *[None for _ in gradients]
+
+
+def padded_entries(values_TD: Tensor, layout: HistoryLayout) -> tuple[Tensor, ...]:
+    """Return what entries have, [G, L, D] for each group; padding is some entry's, and gets no gradient."""
+    padded: tuple[Tensor, ...] = _Padded.apply(  # type: ignore[no-untyped-call]
+        values_TD, layout.place_T, *[group.entries_GL for group in layout.groups]
+    )
+    return padded
+
+
+def padded_rows(values_BD: Tensor, layout: HistoryLayout) -> tuple[Tensor, ...]:
+    """Return what rows have, [G, M, D] for each group, likewise."""
+    padded: tuple[Tensor, ...] = _Padded.apply(  # type: ignore[no-untyped-call]
+        values_BD, layout.place_B, *[group.rows_GM for group in layout.groups]
+    )
+    return padded
+
+
+def rows_of(values_ND: Tensor, places: Tensor) -> Tensor:
+    """Return the rows of a matrix at some places, in the shape of `places` with the width behind.
+
+    As an embedding: the gradient of many equal places is summed in one pass, in the same order every time, which
+    `index_select` takes row by row on a CPU and in any order on a GPU.
+    """
+    return embedding(places, values_ND)

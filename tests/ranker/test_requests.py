@@ -1,0 +1,119 @@
+"""What a request has once is computed once, and gives the numbers of the row-by-row form."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from torch import Tensor
+
+from infra.distributed import World
+from infra.lanes import Batch
+from infra.rows import concatenated
+from infra.snapshot import read_dataset
+from ranker.config import RankerConfig
+from ranker.features import ArmFeatures, arm_features
+from ranker.frozen import read_frozen
+from ranker.reader import to_ranker_batch
+from ranker.sharding import ShardedRanker, build_sharded
+from tests.ranker.dataset import REQUEST_SPEC, SIDS, SPEC, write_dataset
+from tests.ranker.training import config_of, open_training, whole_weights
+
+OPTIONS: dict[str, Any] = {"heads": 2, "encoder_layers": 1, "pooling": "target"}
+ARMS = ("none", "dense", "sid_ngram", "hde", "side")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("requests") / "dataset", rows_a_day=192, impressions=6)
+
+
+def whole_requests(dataset: Path, features_of: str) -> Batch:
+    """Read one batch whose requests are whole where they fit."""
+    return next(open_training(dataset, features_of, rows_per_request=6, batch_size=64).epoch(0))
+
+
+def row_by_row(batch: Batch) -> Batch:
+    """Return the batch with each row a request of its own: the slow form."""
+    return replace_rows(batch, [batch.rows.slice(at, 1) for at in range(batch.rows.num_rows)])
+
+
+def replace_rows(batch: Batch, parts: list[Any]) -> Batch:
+    return batch._replace(rows=concatenated(parts).in_one_chunk())
+
+
+def gradients(sharded: ShardedRanker, batch: Batch, features: ArmFeatures) -> tuple[Tensor, dict[str, Tensor]]:
+    """Train one step, and return the logits' probabilities, gradients of the network and weights of the tables."""
+    sharded.dense_optimizer.zero_grad()
+    loss, output = sharded.model(to_ranker_batch(batch, features))
+    loss.backward()
+    found = {
+        name: parameter.grad.clone()
+        for name, parameter in sharded.model.module.body.named_parameters()
+        if parameter.grad is not None
+    }
+    return output.probabilities_BT, {"loss": loss.detach(), **found}
+
+
+def model_of(world: World, dataset: Path, config: RankerConfig) -> tuple[ShardedRanker, ArmFeatures]:
+    features = arm_features(REQUEST_SPEC, config, SIDS)
+    return build_sharded(features, config, world, read_frozen(read_dataset(dataset), features)), features
+
+
+@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("history", [{}, OPTIONS], ids=["pma", "options"])
+def test_logits_losses_and_gradients_are_those_of_the_row_by_row_form(
+    world: World, dataset: Path, arm: str, history: dict[str, Any]
+) -> None:
+    config = config_of(arm, model={"history": history})
+    batch = whole_requests(dataset, arm)
+    assert batch.rows.num_runs < batch.rows.num_rows / 3
+    slow = row_by_row(batch)
+    assert slow.rows.num_runs == batch.rows.num_rows
+    (once, features), (each, _) = model_of(world, dataset, config), model_of(world, dataset, config)
+    (p_BT, found), (expected_BT, expected) = gradients(once, batch, features), gradients(each, slow, features)
+    torch.testing.assert_close(p_BT, expected_BT)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+    # The tables' own optimizer ran inside the backward pass.
+    weights, wanted = whole_weights(world, once), whole_weights(world, each)
+    for name, value in wanted.items():
+        torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_a_batch_looks_up_and_holds_a_history_once_a_request(dataset: Path) -> None:
+    features = arm_features(REQUEST_SPEC, config_of("sid_ngram"), SIDS)
+    batch = whole_requests(dataset, "sid_ngram")
+    lengths = [len(history) for history in batch.rows.shared["history_item_ids"].to_pylist()]
+    converted = to_ranker_batch(batch, features)
+    assert converted.sequences["history_item_ids"].lengths().tolist() == lengths
+    assert converted.sequences.stride() == converted.request_bags.stride() == batch.rows.num_runs
+    assert converted.bags.stride() == 64
+    assert converted.history_recency_FT.shape == (3, sum(lengths))
+
+
+def with_long_history(requests: pa.Table, columns: tuple[str, ...], entries: int) -> pa.Table:
+    """Repeat the entries of the longest history in place, in every column of histories."""
+    lengths = [len(history) for history in requests["history_item_ids"].to_pylist()]
+    longest, times = int(np.argmax(lengths)), -(-entries // max(lengths))
+    for name in columns:
+        lists, field = requests[name].to_pylist(), requests.schema.field(name)
+        lists[longest] = [entry for entry in lists[longest] for _ in range(times)][:entries]
+        at = requests.schema.get_field_index(name)
+        requests = requests.set_column(at, field, pa.array(lists, field.type))
+    return requests
+
+
+def test_one_history_of_ten_thousand_entries_among_short_ones(world: World, dataset: Path) -> None:
+    sharded, features = model_of(world, dataset, config_of("side"))
+    batch = whole_requests(dataset, "side")
+    shared = with_long_history(batch.rows.shared, features.sequence_columns, 10_000)
+    long = batch._replace(rows=replace(batch.rows, shared=shared))
+    groups = to_ranker_batch(long, features).layout.groups
+    assert sum(group.entries_GL.numel() for group in groups) <= 10_000 + SPEC.max_history * batch.rows.num_runs
+    _, found = gradients(sharded, long, features)
+    assert all(value.isfinite().all() for value in found.values())
