@@ -28,6 +28,8 @@ _PURCHASED: Mapping[str, tuple[int, ...]] = {
 """Of what purchase lines are counted, and over how many days before the impression; 0: over all."""
 _SHOWN = ("item", "type", "household_type")
 """Of what earlier impressions and their clicks are counted."""
+SHOWN_DAYS = 28
+"""Over how many days. Not over all: counts that begin with the training dates would be larger on later ones."""
 _RECENT = ("item", *(f"household_{name}" for name in ("item", *COUNTED_CATEGORIES)))
 """Of what the newest purchase counts."""
 
@@ -40,7 +42,7 @@ DENSE = (
     *(_column(f"{name}_purchases", days) for name, windows in _PURCHASED.items() for days in windows),
     *(f"{name}_recency" for name in _RECENT),
     "item_age",
-    *(f"{name}_{what}" for name in _SHOWN for what in ("impressions", "clicks")),
+    *(_column(f"{name}_{what}", SHOWN_DAYS) for name in _SHOWN for what in ("impressions", "clicks")),
 )
 REQUEST_DENSE = (
     "household_purchases",
@@ -48,8 +50,8 @@ REQUEST_DENSE = (
     "household_baskets",
     "household_baskets_28d",
     "household_recency",
-    "household_impressions",
-    "household_clicks",
+    _column("household_impressions", SHOWN_DAYS),
+    _column("household_clicks", SHOWN_DAYS),
 )
 """Counts are numbers, ages are days, recencies lie between 0 (never) and 1 (just now); all of what came before."""
 
@@ -83,8 +85,8 @@ class EventBuilder:
 
     Args of the constructor:
         log: all purchases: labels, and how much an item sells. settings: all else.
-        promotions: what can be shown, of the weeks of the dates.
-        dates: the first whose impressions are counted, and the last that is asked for.
+        promotions: what can be shown, of the weeks of the dates and of `SHOWN_DAYS` before them.
+        dates: the first and the last that are asked for.
         surface: those of the purchases that a row may know of its household; all, unless said otherwise.
     """
 
@@ -100,7 +102,7 @@ class EventBuilder:
         self.promotions = promotions
         self.settings = settings
         self.surface = known = log if surface is None else surface
-        first, end = midnight(dates[0]), midnight(dates[1]) + DAY
+        first, end = midnight(dates[0]) - SHOWN_DAYS * DAY, midnight(dates[1]) + DAY
         self._seen = seen = impressions(log, promotions, first, end, settings.draws, settings.seed)
         self._groups = {
             "item": np.arange(log.num_items),
@@ -175,7 +177,7 @@ class EventBuilder:
     def _earlier_impressions(self, name: str, seen: Impressions) -> dict[str, Floats]:
         keys_N = self._keys(name, _who(seen))
         return {
-            f"{name}_{what}": _counted(moments, keys_N, seen.times_N)
+            _column(f"{name}_{what}", SHOWN_DAYS): _counted(moments, keys_N, seen.times_N, SHOWN_DAYS)
             for what, moments in zip(("impressions", "clicks"), self._shown[name], strict=True)
         }
 

@@ -31,6 +31,7 @@ from pipelines.prepare.complete_journey.events import (
     COUNTED_CATEGORIES,
     DENSE,
     REQUEST_DENSE,
+    SHOWN_DAYS,
     EventBuilder,
     EventSettings,
 )
@@ -165,8 +166,8 @@ class CompleteJourneyLog:
 
     def _builder(self, days: Sequence[date]) -> EventBuilder:
         raw, config = self.raw, self.config
-        dates = _dates(config.train_weeks)[0], max(days)
-        first_week, last_week = (int(week_of(np.array(midnight(day)))) for day in dates)
+        dates = min(days), max(days)
+        first, last = (int(week_of(np.array(midnight(day)))) for day in (dates[0] - timedelta(SHOWN_DAYS), dates[1]))
         settings = EventSettings(
             draws=config.impressions_per_basket,
             seed=config.seed,
@@ -178,7 +179,7 @@ class CompleteJourneyLog:
                 name: raw.item_words[name].ids.fill_null(-1).to_numpy().astype(np.int64) for name in COUNTED_CATEGORIES
             },
         )
-        promotions = raw.files.promotions(raw.products["product_id"].to_numpy(), range(first_week, last_week + 1))
+        promotions = raw.files.promotions(raw.products["product_id"].to_numpy(), range(first, last + 1))
         return EventBuilder(raw.log, promotions, settings, dates, _surface(raw, config))
 
     def _items(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Events against a slow reference, and the proof that only labels look at their own time or later."""
 
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import pytest
 
 from infra.tables import DatasetSpec, TaskSpec, flat_schema
 from pipelines.prepare.columns import table
-from pipelines.prepare.complete_journey.events import DENSE, REQUEST_DENSE, EventBuilder
+from pipelines.prepare.complete_journey.events import DENSE, REQUEST_DENSE, SHOWN_DAYS, EventBuilder
 from pipelines.prepare.complete_journey.log import DAY, FIRST_MONDAY, RawLog, week_of
 from tests.pipelines.prepare.complete_journey import fabricated
 
@@ -26,9 +26,15 @@ SPEC = DatasetSpec(
 
 
 def built(log: RawLog, seed: int, last_week: int = fabricated.WEEKS[1], surface: RawLog | None = None) -> pa.Table:
-    dates = DAYS[0], DAYS[-1]
-    builder = EventBuilder(log, fabricated.promotions(seed, last_week), fabricated.settings(), dates, surface)
-    return pa.concat_tables([table(builder.day(day), flat_schema(SPEC)) for day in DAYS]).combine_chunks()
+    return rows_of(DAYS, log, seed, last_week, surface)
+
+
+def rows_of(
+    days: list[date], log: RawLog, seed: int, last_week: int = fabricated.WEEKS[1], surface: RawLog | None = None
+) -> pa.Table:
+    dates, promotions = (days[0], days[-1]), fabricated.promotions(seed, last_week)
+    builder = EventBuilder(log, promotions, fabricated.settings(), dates, surface)
+    return pa.concat_tables([table(builder.day(day), flat_schema(SPEC)) for day in days]).combine_chunks()
 
 
 def seconds(rows: pa.Table) -> np.ndarray:
@@ -86,10 +92,11 @@ def test_events_equal_the_slow_reference(share_known: float) -> None:
     log = fabricated.raw_log(1)
     known = log.keep(np.random.default_rng(0).random(len(log.users_P)) < share_known)
     rows = built(log, 1, surface=known).to_pylist()
+    before = rows_of([DAYS[0] - timedelta(days=n) for n in range(SHOWN_DAYS, 0, -1)], log, 1).to_pylist()
     assert any(row["conversion"] for row in rows) and any(row["conversion"] is None for row in rows)
     assert any(len(row["history_item_ids"]) == 8 for row in rows)
     for row in rows[::7]:
-        for name, value in reference(log, known, row, rows).items():
+        for name, value in reference(log, known, row, [*before, *rows]).items():
             expected = pytest.approx(value, rel=1e-6, abs=1e-6) if isinstance(value, float) else value
             assert row[name] == expected, name
 
@@ -153,9 +160,10 @@ def purchases(lines: list[tuple[int, ...]], own: list[tuple[int, ...]], item: in
 
 
 def counted_impressions(row: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Count the impressions before a row, and their clicks, of its household, its item and its type."""
+    """Count the impressions in the days before a row, and their clicks, of its household, its item and its type."""
     type_I = fabricated.settings().categories["type"]
-    earlier = [one for one in rows if one["event_time"] < row["event_time"]]
+    days = timedelta(days=SHOWN_DAYS)
+    earlier = [one for one in rows if row["event_time"] - days <= one["event_time"] < row["event_time"]]
     own = [one for one in earlier if one["user_id"] == row["user_id"]]
     same_type = [one for one in earlier if type_I[one["item_id"]] == type_I[row["item_id"]]]
     groups = {
@@ -164,8 +172,8 @@ def counted_impressions(row: dict[str, Any], rows: list[dict[str, Any]]) -> dict
         "type": same_type,
         "household_type": [one for one in same_type if one["user_id"] == row["user_id"]],
     }
-    found = {f"{name}_impressions": float(len(some)) for name, some in groups.items()}
-    return found | {f"{name}_clicks": float(sum(one["click"] for one in some)) for name, some in groups.items()}
+    found = {f"{name}_impressions_28d": float(len(some)) for name, some in groups.items()}
+    return found | {f"{name}_clicks_28d": float(sum(one["click"] for one in some)) for name, some in groups.items()}
 
 
 def second_of(row: dict[str, Any]) -> int:
