@@ -289,8 +289,10 @@ def test_requests_stay_whole_where_rows_per_request_says_so(tmp_path: Path) -> N
         is_whole += [run == 5 for run in runs]
         assert max(Counter(requests).values()) == 5
     assert np.mean(is_whole) > 0.95  # the last request of a lane's share may be cut
-    apart, _ = open_splits(dataset, config_of("side"))
-    (first, *_) = apart.open(config_of("side").training, ONE, is_training=True).epoch(0)
+    by_default = next(fitting.open(config_of("side").training, ONE, is_training=True).epoch(0))
+    assert max(Counter(requests_of(dataset, by_default.rows_N)).values()) == 5
+    one_by_one = config_of("side", training={"rows_per_request": 1}).training
+    first = next(fitting.open(one_by_one, ONE, is_training=True).epoch(0))
     assert max(len(list(rows)) for _, rows in groupby(requests_of(dataset, first.rows_N))) < 5
 
 
