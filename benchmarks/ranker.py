@@ -7,7 +7,6 @@ otherwise.
 import argparse
 import collections
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -27,9 +26,18 @@ from benchmarks.events import IMPRESSIONS, NUM_ITEMS, write_events
 from benchmarks.goals import Measured, goal, publish_tables
 from benchmarks.golden_example import golden_batch, golden_dlrm, golden_pipeline, our_network, our_pipeline
 from benchmarks.record import Row, results_folder
-from benchmarks.timing import Contestant, Spread, Times, run_program, take_turns, threads
-from benchmarks.trial import ARMS, DEFAULT_MODEL, PARTS, StepParts, Trial, config_of, kernels, training_split
-from components.torchrun import KEEP_FREED_MEMORY
+from benchmarks.timing import (
+    RATES,
+    Contestant,
+    Spread,
+    Times,
+    keep_freed_memory,
+    rates,
+    run_program,
+    take_turns,
+    threads,
+)
+from benchmarks.trial import ARMS, DEFAULT_MODEL, PARTS, StepParts, Trial, config_of, kernels, progress, training_split
 from infra.config import plain, to_yaml
 from infra.distributed import World, started
 from infra.impressions import columns_by_table
@@ -90,7 +98,6 @@ RANKS_WORDS = f"""
 Stage `ranker` under torchrun, arm `{RANKS_ARM}`, one thread a rank; its own figures of a whole epoch, first
 {UNTIMED_STEPS} steps left out.
 """
-RATES = {"samples_per_second": ",.0f", "low": ",.0f", "high": ",.0f"}
 
 
 @dataclass(frozen=True)
@@ -155,7 +162,7 @@ def reading(dataset: Dataset, world: World, sizes: Sizes) -> Part:
             "reader": Contestant(partial(read, split, arm, world, sizes.epochs), rows_read),
         }
         times = take_turns(contestants, sizes.rounds)
-        rows += [{"arm": arm, "what": name, **_rates(times.rate(name))} for name in contestants]
+        rows += [{"arm": arm, "what": name, **rates(times.rate(name))} for name in contestants]
         goals.append(goal(f"reader / scan, {arm}", times.ratio("reader", "scan"), 0.6))
     return Measured("Reading", READER_WORDS, rows, {"arm": "", "what": "", **RATES}), goals
 
@@ -222,7 +229,7 @@ def arms(dataset: Dataset, world: World, sizes: Sizes) -> Part:
         flops = {arm: _flops(partial(trial.steps, 1)) / BATCH for arm, trial in trials.items()}
         times = trained_in_turns(trials, sizes)
         rows += [
-            {"network": network, "arm": arm, **_rates(times.rate(arm)), "flops_a_row": flops[arm]} for arm in trials
+            {"network": network, "arm": arm, **rates(times.rate(arm)), "flops_a_row": flops[arm]} for arm in trials
         ]
         goals += [
             goal(f"side / none, samples a second, {network} network", times.ratio("side", "none"), 0.98),
@@ -271,12 +278,12 @@ def golden(dataset: Dataset, world: World, sizes: Sizes) -> Part:
     contestants = {}
     for name, (pipeline, batches) in runs.items():
         source = cycle(batches)
-        _progress(pipeline, source, 1)
-        flops[name] = _flops(partial(_progress, pipeline, source, 1)) / BATCH
-        contestants[name] = Contestant(partial(_progress, pipeline, source, sizes.steps), sizes.steps * BATCH)
+        progress(pipeline, source, 1)
+        flops[name] = _flops(partial(progress, pipeline, source, 1)) / BATCH
+        contestants[name] = Contestant(partial(progress, pipeline, source, sizes.steps), sizes.steps * BATCH)
     times = take_turns(contestants, sizes.rounds)
     ours.close()
-    rows = [{"what": name, **_rates(times.rate(name)), "flops_a_row": flops[name]} for name in runs]
+    rows = [{"what": name, **rates(times.rate(name)), "flops_a_row": flops[name]} for name in runs]
     pairs = [
         ("the example's network in our training", "golden example"),
         ("ours", "our network in the example's training"),
@@ -294,11 +301,6 @@ def _flops(work: Callable[[], None]) -> int:
         work()
     flops: int = counter.get_total_flops()
     return flops
-
-
-def _progress(pipeline: TrainPipelineSparseDist[Any, Any], source: Iterator[Any], steps: int) -> None:
-    for _ in range(steps):
-        pipeline.progress(source)
 
 
 class ReadByItself(Progress):
@@ -324,7 +326,7 @@ def ladder(dataset: Dataset, world: World, sizes: Sizes) -> Part:
     rows: list[Row] = []
     for name in trials:
         ratio = times.ratio(name, everything)._asdict()
-        rows.append({"what": name, **_rates(times.rate(name))} | {f"times_{key}": x for key, x in ratio.items()})
+        rows.append({"what": name, **rates(times.rate(name))} | {f"times_{key}": x for key, x in ratio.items()})
     columns = {"what": "", **RATES, **dict.fromkeys(("times_median", "times_low", "times_high"), ".2f")}
     return Measured("What each thing gives", LADDER_WORDS, rows, columns), []
 
@@ -355,11 +357,6 @@ def by_ranks(dataset: Dataset, sizes: Sizes, folder: Path) -> Part:
     return Measured("Ranks", RANKS_WORDS, rows, columns), []
 
 
-def _rates(rate: Spread) -> dict[str, float]:
-    return {"samples_per_second": rate.median, "low": rate.low, "high": rate.high}
-
-
 if __name__ == "__main__":
-    if not KEEP_FREED_MEMORY.items() <= os.environ.items():  # as in a stage's job; glibc looks when a process starts
-        os.execve(sys.executable, sys.orig_argv, {**os.environ, **KEEP_FREED_MEMORY})
+    keep_freed_memory()
     main()

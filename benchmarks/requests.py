@@ -5,9 +5,7 @@ checkout is timed beside this one's, in a process of its own, on the same datase
 """
 
 import argparse
-import collections
 import json
-import os
 import sys
 import tempfile
 import time
@@ -16,20 +14,27 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, cycle, islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from benchmarks.events import IMPRESSIONS, NUM_ITEMS, write_events
 from benchmarks.goals import Measured, goal, publish_tables
 from benchmarks.ranker import read
 from benchmarks.record import Row, results_folder
-from benchmarks.timing import Contestant, Spread, run_program, spread, take_turns, threads
-from benchmarks.trial import Trial, config_of, training_split
-from components.torchrun import KEEP_FREED_MEMORY
+from benchmarks.timing import (
+    RATES,
+    Contestant,
+    Spread,
+    keep_freed_memory,
+    rates,
+    run_program,
+    spread,
+    take_turns,
+    threads,
+)
+from benchmarks.trial import Trial, config_of, progress, training_split
 from infra.distributed import World, started
 from infra.impressions import read_impressions
 from infra.lanes import Batch
@@ -38,15 +43,13 @@ from infra.snapshot import Dataset, read_dataset
 from infra.stage import quiet
 from ranker.batch import RankerBatch
 from ranker.fit import UNTIMED_STEPS
-from ranker.frozen import read_frozen
 from ranker.reader import Split, to_ranker_batch
-from ranker.sharding import build_sharded
 
 ARMS = ("none", "sid_ngram", "side", "dense")
 PIECES = {"one by one": 1, "4 together": 4, "whole requests": None}
 BATCH = config_of("none").training.batch_size
 HELD = 16
-RATES = {"samples_per_second": ",.0f", "low": ",.0f", "high": ",.0f"}
+HISTORY_ARM = "side"
 
 WORDS = f"""
 A synthetic log made by stage `prepare`: the default data's numbers of items and users, {IMPRESSIONS} impressions a
@@ -136,7 +139,7 @@ def training(dataset: Dataset, world: World, sizes: Sizes) -> Part:
         for name, trial in trials.items():
             trial.close()
             times_one = times.ratio(name, "one by one").median
-            rows.append({"arm": arm, "rows": name, **_rates(times.rate(name)), "times": times_one})
+            rows.append({"arm": arm, "rows": name, **rates(times.rate(name)), "times": times_one})
     return Measured("Training", TRAINING_WORDS, rows, {"arm": "", "rows": "", **RATES, "times": ".2f"}), []
 
 
@@ -163,15 +166,15 @@ def beside(dataset: Dataset, before: Path, sizes: Sizes) -> Part:
     rows, goals = [], []
     checkouts, steps = {"before": before, "now": Path(__file__).parents[1]}, 4 * sizes.steps
     for arm in ARMS:
-        rates: dict[str, list[float]] = {name: [] for name in checkouts}
+        found: dict[str, list[float]] = {name: [] for name in checkouts}
         for _ in range(max(sizes.rounds // 2, 1)):
             for name, checkout in checkouts.items():
                 command = [sys.executable, "-c", _STEPS_OF_BEFORE, str(dataset.path), arm, str(steps)]
                 where = {"PYTHONPATH": str(checkout.resolve()), "OMP_NUM_THREADS": "1"}
                 seconds = float(run_program(command, where).said.split()[-1])
-                rates[name].append(steps * BATCH / seconds)
-        ratio = spread(np.divide(rates["now"], rates["before"]))
-        rows += [{"arm": arm, "what": name, **_rates(spread(each))} for name, each in rates.items()]
+                found[name].append(steps * BATCH / seconds)
+        ratio = spread(np.divide(found["now"], found["before"]))
+        rows += [{"arm": arm, "what": name, **rates(spread(each))} for name, each in found.items()]
         goals.append(goal(f"now / before, {arm}", ratio, 4.0 if arm == "dense" else 2.5))
     return Measured("Beside an earlier checkout", BEFORE_WORDS, rows, {"arm": "", "what": "", **RATES}), goals
 
@@ -188,7 +191,7 @@ def reading(dataset: Dataset, world: World, sizes: Sizes, folder: Path) -> Part:
             "reader": Contestant(partial(read, split, arm, world, 1), reader.num_batches * BATCH),
         }
         times = take_turns(contestants, sizes.rounds)
-        rows += [{"arm": arm, "what": name, **_rates(times.rate(name))} for name in contestants]
+        rows += [{"arm": arm, "what": name, **rates(times.rate(name))} for name in contestants]
         goals.append(goal(f"reader / flat scan, rows, {arm}", times.ratio("reader", "flat scan"), 1.5))
     return Measured("Reading", READING_WORDS, rows, {"arm": "", "what": "", **RATES}), goals
 
@@ -212,13 +215,13 @@ def scan_flat(path: Path) -> None:
 
 def long_histories(dataset: Dataset, world: World, sizes: Sizes) -> Part:
     """Train on batches in memory whose histories have other lengths."""
-    trial = Trial(dataset, "side", world)
+    trial = Trial(dataset, HISTORY_ARM, world)
     rows: list[Row] = []
     contestants = {}
     for length in sizes.lengths:
         for name, number in PIECES.items():
-            held = [lengthened(batch, length, trial) for batch in batches(trial, world, number, 2)]
-            step = partial(_progress, trial.pipeline, cycle(held), len(held))
+            held = [lengthened(batch, length, trial) for batch in batches(trial, HISTORY_ARM, world, number, 2)]
+            step = partial(progress, trial.pipeline, cycle(held), len(held))
             contestants[f"{length}/{name}"] = Contestant(step, len(held) * BATCH)
     times = take_turns(contestants, max(sizes.rounds // 2, 1))
     trial.close()
@@ -228,10 +231,10 @@ def long_histories(dataset: Dataset, world: World, sizes: Sizes) -> Part:
     return Measured("Long histories", HISTORY_WORDS, rows, {"entries": ",d", **dict.fromkeys(PIECES, ".1f")}), []
 
 
-def batches(trial: Trial, world: World, rows_per_request: int | None, number: int) -> Iterator[Batch]:
+def batches(trial: Trial, arm: str, world: World, rows_per_request: int | None, number: int) -> Iterator[Batch]:
     """Return some batches of an arm before they are converted."""
     training = trial.config.training.model_copy(update={"rows_per_request": rows_per_request})
-    return islice(training_split(trial.dataset, "side").open(training, world, is_training=True).epoch(0), number)
+    return islice(training_split(trial.dataset, arm).open(training, world, is_training=True).epoch(0), number)
 
 
 def lengthened(batch: Batch, entries: int, trial: Trial) -> RankerBatch:
@@ -268,33 +271,17 @@ def by_ranks(dataset: Dataset, sizes: Sizes) -> Part:
 
 def in_memory_rate(path: str, arm: str, steps: str) -> float | None:
     """Return the samples a second of steps on batches in memory; None on all ranks but the first."""
-    dataset, config = read_dataset(Path(path)), config_of(arm)
     with threads(1), started() as world:
-        split = training_split(dataset, arm)
-        reader = split.open(config.training, world, is_training=True)
-        held = [to_ranker_batch(batch, split.features) for batch in islice(reader.epoch(0), HELD)]
-        sharded = build_sharded(split.features, config, world, read_frozen(dataset, split.features))
-        sharded.model.train()
-        pipeline: TrainPipelineSparseDist[Any, Any] = TrainPipelineSparseDist(
-            sharded.model, sharded.optimizer, world.device
-        )
-        source = cycle(held)
-        _progress(pipeline, source, UNTIMED_STEPS)
+        trial = Trial(read_dataset(Path(path)), arm, world)
+        source = cycle([to_ranker_batch(batch, trial.features) for batch in batches(trial, arm, world, None, HELD)])
+        progress(trial.pipeline, source, UNTIMED_STEPS)
         began = time.perf_counter()
-        _progress(pipeline, source, int(steps))
+        progress(trial.pipeline, source, int(steps))
         seconds = time.perf_counter() - began
+        trial.close()
         return int(steps) * BATCH / seconds if world.is_main else None
 
 
-def _progress(pipeline: TrainPipelineSparseDist[Any, Any], source: Iterator[Any], steps: int) -> None:
-    collections.deque((pipeline.progress(source) for _ in range(steps)), maxlen=0)
-
-
-def _rates(rate: Spread) -> dict[str, float]:
-    return {"samples_per_second": rate.median, "low": rate.low, "high": rate.high}
-
-
 if __name__ == "__main__":
-    if not KEEP_FREED_MEMORY.items() <= os.environ.items():  # as in a stage's job; glibc looks when a process starts
-        os.execve(sys.executable, sys.orig_argv, {**os.environ, **KEEP_FREED_MEMORY})
+    keep_freed_memory()
     main()

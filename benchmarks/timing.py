@@ -19,6 +19,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from components.torchrun import KEEP_FREED_MEMORY
+
 Rounds = Sequence[float] | npt.NDArray[np.float64]
 
 
@@ -60,6 +62,21 @@ def spread(values: Rounds) -> Spread:
     """Return median and quartiles."""
     low, median, high = np.quantile(values, [0.25, 0.5, 0.75])
     return Spread(float(median), float(low), float(high))
+
+
+RATES = {"samples_per_second": ",.0f", "low": ",.0f", "high": ",.0f"}
+"""The columns of `rates`, name -> format."""
+
+
+def rates(rate: Spread) -> dict[str, float]:
+    """Return samples a second with their quartiles, as columns of a table."""
+    return {"samples_per_second": rate.median, "low": rate.low, "high": rate.high}
+
+
+def keep_freed_memory() -> None:
+    """Start this program again with a stage's settings of memory, where it was started without."""
+    if not KEEP_FREED_MEMORY.items() <= os.environ.items():  # glibc looks when a process starts
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, **KEEP_FREED_MEMORY})
 
 
 def take_turns(contestants: Mapping[str, Contestant], rounds: int, warm_up: int = 1) -> Times:

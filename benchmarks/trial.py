@@ -86,6 +86,12 @@ class Trial:
             yield from self.progress.over(reader, epoch)
 
 
+def progress(pipeline: TrainPipelineSparseDist[Any, Any], source: Iterator[Any], steps: int) -> None:
+    """Take so many steps of a pipeline, on batches that are in memory."""
+    for _ in range(steps):
+        pipeline.progress(source)
+
+
 def kernels(sharded: ShardedRanker) -> Iterator[BatchedFusedEmbedding | BatchedFusedEmbeddingBag]:
     """Return what holds and looks up this rank's tables; torchrec keeps them out of a model's modules."""
     for lookup in (lookup for collection in sharded.model.module.collections for lookup in collection._lookups):
