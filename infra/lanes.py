@@ -192,7 +192,7 @@ class LaneReader:
         rows: Rows | None = None
         rows_N = np.empty(0, np.int64)
         for chunk, chunk_rows_N in chunks:
-            rows = chunk if rows is None or not len(rows_N) else concatenated([rows, chunk])
+            rows = chunk if rows is None else concatenated([rows, chunk])
             rows_N = np.concatenate([rows_N, chunk_rows_N])
             full = len(rows_N) // size * size
             for at in range(0, full, size):

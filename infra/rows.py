@@ -56,20 +56,19 @@ class Rows:
 
     def slice(self, start: int, rows: int) -> "Rows":
         """Return some rows beside each other, without a copy."""
-        own = self.own.slice(start, rows)
-        if self.shared is None or own.num_rows == 0:
-            return Rows(own, self.shared if self.shared is None else self.shared.slice(0, 0))
-        run_N = self.run_N[start : start + rows]
-        first = int(run_N[0])
-        return Rows(own, self.shared.slice(first, int(run_N[-1]) + 1 - first), run_N - first)
+        own, run_N = self.own.slice(start, rows), self.run_N[start : start + rows]
+        if self.shared is None:
+            return Rows(own)
+        first, end = (int(run_N[0]), int(run_N[-1]) + 1) if len(run_N) else (0, 0)
+        return Rows(own, self.shared.slice(first, end - first), run_N - first)
 
     def take(self, rows_N: Integers) -> "Rows":
         """Return rows in another order; those of one run that come beside each other stay one run."""
         own = take_rows(self.own, rows_N)
-        if self.shared is None or len(rows_N) == 0:
-            return Rows(own, self.shared if self.shared is None else self.shared.slice(0, 0))
+        if self.shared is None:
+            return Rows(own)
         old_N = self.run_N[rows_N]
-        begins_N = np.concatenate([[True], old_N[1:] != old_N[:-1]])
+        begins_N = np.diff(old_N, prepend=-1) != 0
         return Rows(own, take_rows(self.shared, old_N[begins_N]), np.cumsum(begins_N) - 1)
 
     def column(self, name: str) -> pa.ChunkedArray:

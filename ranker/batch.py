@@ -12,6 +12,9 @@ from torchrec.streamable import Pipelineable
 
 from ranker.layout import HistoryLayout, Integers, history_layout
 
+NOT_LAID_OUT = HistoryLayout((), torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64))
+"""Of a batch that is to be split: each of its parts is laid out."""
+
 
 @dataclass
 class RankerBatch(Pipelineable):  # type: ignore[misc]

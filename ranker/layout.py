@@ -75,9 +75,8 @@ def history_layout(lengths_R: Integers, rows_R: Integers) -> HistoryLayout:
 
 
 def _power(numbers_N: Integers, base: int) -> Integers:
-    """Return the least power of a base that reaches each number, as its exponent."""
-    powers = base ** np.arange(64 // (base.bit_length() - 1), dtype=np.uint64)
-    exponents_N: Integers = np.searchsorted(powers, numbers_N.astype(np.uint64)).astype(np.int64)
+    """Return the least power of a base, itself a power of 2, that reaches each number, as its exponent."""
+    exponents_N: Integers = np.ceil(np.log2(numbers_N) / np.log2(base)).astype(np.int64)
     return exponents_N
 
 

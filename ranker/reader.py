@@ -23,11 +23,10 @@ from infra.partitions import PartitionEntry
 from infra.rows import Rows
 from infra.snapshot import Dataset
 from infra.tables import DatasetSpec
-from ranker.batch import RankerBatch
+from ranker.batch import NOT_LAID_OUT, RankerBatch
 from ranker.budget import DecidedTraining
 from ranker.config import Dates
 from ranker.features import HISTORY_IDS, ArmFeatures, IdFeature
-from ranker.layout import history_layout
 
 Integers = npt.NDArray[np.int64]
 
@@ -122,7 +121,12 @@ def _check_sids(column: pa.ChunkedArray, name: str, number: int, where: RowGroup
 
 
 def to_ranker_batch(batch: Batch, features: ArmFeatures) -> RankerBatch:
-    """Turn one rank's rows into what the model takes; pointers and lengths come straight from Arrow's buffers."""
+    """Turn one rank's rows into what the model takes."""
+    return next(_block(batch, features).split(len(batch.rows_N)))
+
+
+def _block(batch: Batch, features: ArmFeatures) -> RankerBatch:
+    """Turn the rows of several batches into one that is to be split; pointers and lengths are Arrow's buffers."""
     own, requests, request_B = batch.rows.own, batch.rows.shared, batch.rows.run_N
     assert requests is not None
     lengths_R = _array(requests, HISTORY_IDS).value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
@@ -142,7 +146,7 @@ def to_ranker_batch(batch: Batch, features: ArmFeatures) -> RankerBatch:
         history_recency_FT=_recency(requests, lengths_R),
         history_lengths_R=torch.from_numpy(lengths_R),
         request_B=torch.from_numpy(request_B),
-        layout=history_layout(lengths_R, np.bincount(request_B, minlength=runs)),
+        layout=NOT_LAID_OUT,
         labels_BT=labels_BT,
         weights_BT=weights_BT,
     )
@@ -170,8 +174,7 @@ def _labels(batch: Batch, tasks: tuple[str, ...]) -> tuple[Tensor, Tensor]:
 def _dense(rows: Rows, names: tuple[str, ...]) -> Tensor:
     dense_BF = np.empty((rows.num_rows, len(names)), np.float32)
     for i, name in enumerate(names):
-        is_own = rows.shared is None or name in rows.own.column_names
-        dense_BF[:, i] = _numpy(_array(rows.own, name)) if is_own else _numpy(_array(rows.shared, name))[rows.run_N]
+        dense_BF[:, i] = rows.column(name).to_numpy()
     return torch.from_numpy(dense_BF)
 
 
@@ -338,7 +341,7 @@ def ranker_batches(
     if world.device.type == "cuda":
         torch.cuda.set_device(world.device)  # a thread that reads ahead begins with the first
     for block in blocks:
-        whole = to_ranker_batch(newest.of(block, features), features)
+        whole = _block(newest.of(block, features), features)
         for batch, converted in zip(block.split(batch_rows), whole.split(batch_rows), strict=True):
             seen(batch)
             yield converted.pin_memory() if world.device.type == "cuda" else converted
