@@ -9,6 +9,7 @@ from pipelines.config import PipelineConfig
 from pipelines.report.units import byte_size
 from ranker.budget import decide as ranker_budget
 from ranker.budget import even_days
+from ranker.intervals import student_reach
 
 BYTES_AN_IMPRESSION = 50
 """On disk, tables, SIDs and the ingested raw rows; docs/results/growth.md has 31 to 34 for tables and SIDs."""
@@ -75,5 +76,8 @@ def warnings(found: Profile, config: PipelineConfig) -> Iterator[str]:
         yield f"{1 - found.listed:.1%} of events are of items that the catalogue lacks: they have no content"
     if config.run.replicates == 1:
         yield "run.replicates=1: one training is no result, as another seed may turn a gain around"
-    if config.run.replicates == 2:
-        yield "run.replicates=2: intervals reach 9 standard deviations of a training, of three trainings 2.5"
+    if config.run.replicates == 2 and len(config.arms) > 1:
+        confidence, others = config.compare.confidence, len(config.arms) - 1
+        two, three = (student_reach(confidence, number, others * (number - 1)) for number in (2, 3))
+        reach = f"{two:.1f} standard deviations of a gain, of three trainings {three:.1f}"
+        yield f"run.replicates=2: intervals reach {reach}"

@@ -1,6 +1,6 @@
 """From what was measured to each arm's results: means over replicates, and gains with their intervals."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,8 +31,7 @@ class _Contest:
     Attributes:
         measured: what was measured.
         sums: arm -> column of `TaskMeasured.columns` -> its sums.
-        pooled: the arms by which it is told what trainings move (see `ranker.intervals`); none where they are enough
-            for each pair to tell by itself.
+        pooled: see `pooled_arms`.
         seed: of the draws of trainings. confidence: share of resamples inside an interval.
     """
 
@@ -56,7 +55,17 @@ class _Contest:
     def _deviation(self, arm: str, other: str, column: str) -> TrainingDeviation:
         """Return what trainings move a pair by: by all arms that are pooled, where both are of them."""
         names = self.pooled if {arm, other} <= {*self.pooled} else (arm, other)
-        return pooled_deviation(np.stack([self.sums[name][column].trained_R for name in names]))
+        found = {name: self.sums[name][column].trained_R for name in names}
+        told = [trained_R for name, trained_R in found.items() if name in (arm, other) or (trained_R > 0).all()]
+        return pooled_deviation(np.stack(told))
+
+
+def pooled_arms(arms: Iterable[str], replicates: int) -> tuple[str, ...]:
+    """Return the arms by which it is told what trainings move; none where trainings are enough for a pair to tell.
+
+    The baseline is none of them: what seeds move in gradient boosting says nothing of rankers.
+    """
+    return tuple(name for name in arms if name != BASELINE) if replicates < OWN_DEVIATION else ()
 
 
 def task_results(config: CompareConfig, measured: TaskMeasured) -> dict[str, TaskResult]:
@@ -74,8 +83,7 @@ def _contest(config: CompareConfig, measured: TaskMeasured) -> _Contest:
         columns = zip(measured.columns, np.stack(arm.sums_RC, axis=1), drawn_BAC[:, at].T, strict=True)
         sums[name] = {column: Sums(trained_R, drawn_B) for column, trained_R, drawn_B in columns}
     replicates = len(next(iter(arms.values())).replicates)
-    pooled = tuple(name for name in arms if name != BASELINE) if replicates < OWN_DEVIATION else ()
-    return _Contest(measured, sums, pooled, config.seed, config.confidence)
+    return _Contest(measured, sums, pooled_arms(arms, replicates), config.seed, config.confidence)
 
 
 def _task_result(contest: _Contest, name: str, reference: str) -> TaskResult:

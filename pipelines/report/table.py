@@ -20,10 +20,10 @@ from pipelines.report.blocks import (
 )
 from pipelines.report.blocks_trained import learning_block, rates_block, settings_notes, training_block
 from pipelines.report.comparison import ArmResult, Comparison, TaskResult, Training
+from pipelines.report.gains import pooled_arms
 from pipelines.report.lead import lead, roi_notes
 from pipelines.report.verdict import few_users
-from ranker.baseline.config import ARM as BASELINE
-from ranker.intervals import OWN_DEVIATION, student_reach
+from ranker.intervals import student_reach
 from ranker.metric_registry import HEADLINE, METRICS, Metric
 
 GAP = "  "
@@ -59,8 +59,9 @@ def footnotes(comparison: Comparison) -> tuple[str, ...]:
     verdicts = [task.verdict for arm in comparison.arms.values() for task in arm.tasks.values() if task.verdict]
     few = any(few_users(comparison, task, metric) for task in comparison.tasks for metric in METRICS)
     notes = [f"{HEADLINE.gain_rule(comparison.reference)}; {_what_the_interval_holds(comparison)}"]
-    if 1 < comparison.replicates < OWN_DEVIATION:
-        notes.append(_of_few_trainings(comparison))
+    pooled = pooled_arms(comparison.arms, comparison.replicates)
+    if comparison.replicates > 1 and len(pooled) > 1:
+        notes.append(_of_few_trainings(comparison.confidence, len(pooled), comparison.replicates))
     if any(not verdict.is_shown and not verdict.is_withheld for verdict in verdicts):
         notes.append(f"{NO_DIFFERENCE} the interval holds 0: no difference is shown")
     if any(verdict.is_withheld for verdict in verdicts):
@@ -85,12 +86,10 @@ def _what_the_interval_holds(comparison: Comparison) -> str:
     return f"the interval is over users and {comparison.replicates} trainings, {SEEDS} its deviation over trainings"
 
 
-def _of_few_trainings(comparison: Comparison) -> str:
+def _of_few_trainings(confidence: float, arms: int, replicates: int) -> str:
     """Say how far the interval of few trainings reaches, and what one more would give."""
-    arms, replicates = sum(name != BASELINE for name in comparison.arms), comparison.replicates
     now, then = (
-        student_reach(comparison.confidence, number, (arms - 1) * (number - 1))
-        for number in (replicates, replicates + 1)
+        student_reach(confidence, number, (arms - 1) * (number - 1)) for number in (replicates, replicates + 1)
     )
     return (
         f"what a training moves is told by {arms} arms together: of {replicates} trainings an interval reaches"
