@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -47,11 +48,13 @@ from pipelines.report.drawing import DARK, LIGHT, Plot, Theme, arm_colors, rende
 from pipelines.report.encoder import read_encoder
 from pipelines.report.figures import plots
 from pipelines.report.figures_learning import _spread
+from pipelines.report.gains import _Contest
 from pipelines.report.lead import lead
 from pipelines.report.outputs import Curve, learning_curve, read_curves
 from pipelines.report.page import RunFile, render_page
 from pipelines.report.table import as_csv, as_markdown, as_text
 from pipelines.report.verdict import with_verdicts
+from ranker.intervals import Sums, pooled_deviation
 from ranker.metric_registry import METRICS
 
 CLICK: dict[str, Curve] = {
@@ -228,6 +231,24 @@ FLOPs: matrix products of the dense part, forward; lookups and attention are not
 
 def test_terminal_table_is_exactly_this() -> None:
     assert as_text(comparison()) == TABLE
+
+
+def test_few_trainings_of_one_arm_tell_nothing_together() -> None:
+    arms = unjudged().arms
+    alone = {"none": arms["none"], "baseline": arms["side"]}
+    text = as_text(comparison(arms=alone))
+    assert "told by" not in text and "nan" not in text
+    assert "told by 3 arms together" in as_text(comparison())
+
+
+def test_an_arm_without_sums_takes_no_other_pairs_deviation_away() -> None:
+    sums_R = {"a": np.array([1.0, 1.1]), "b": np.array([1.2, 1.2]), "c": np.array([0.9, 1.0]), "empty": np.zeros(2)}
+    drawn_B = np.ones(8)
+    sums = {name: {"ne": Sums(trained_R, drawn_B)} for name, trained_R in sums_R.items()}
+    contest = _Contest(None, sums, tuple(sums), 0, 0.95)  # type: ignore[arg-type]
+    expected = pooled_deviation(np.stack([sums_R[name] for name in "abc"]))
+    assert contest._deviation("a", "b", "ne") == expected
+    assert expected.degrees == 2 and expected.deviation > 0
 
 
 def test_terminal_table_stays_aligned_with_long_names() -> None:
