@@ -197,8 +197,7 @@ def read(split: Split, arm: str, world: World, epochs: int) -> None:
 def stream(split: Split, arm: str, world: World, epochs: int = 1) -> Iterator[RankerBatch]:
     """Return the batches of epochs one after another, made in a thread."""
     reader = split.open(config_of(arm).training, world, is_training=True)
-    blocks = reader.blocks(range(epochs))
-    batches = ranker_batches(blocks, reader.batch_rows, split.features, NewestEntries(), world, lambda _: None)
+    batches = ranker_batches(reader, range(epochs), 0, split.features, NewestEntries(), world, lambda _: None)
     return prefetched(batches, depth=2)
 
 

@@ -123,6 +123,7 @@ class LaneReader:
         self.source = source
         self.num_rows = source.num_rows
         self.seed = seed
+        self.lanes = lanes
         self.lane_batch = batch_size // lanes
         self.batch_rows = batch_size // world_size
         self._shuffle_groups = shuffle_groups

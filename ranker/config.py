@@ -107,6 +107,10 @@ class HistoryConfig(Config):
     """Transformer layers among a history's entries, before they are pooled."""
     max_length: PositiveInt | None = None
     """The newest so many entries are kept, the others left out and counted; None keeps all the dataset has."""
+    max_entries: PositiveInt | None = None
+    """Entries of a global batch's histories at most, which bounds the memory that a batch takes. Each lane's share of a
+    batch has its part of them; where its histories have more, the longest are cut to their newest entries until they
+    fit. What is cut is counted. None: no bound."""
 
 
 class ModelConfig(Config):
@@ -267,6 +271,13 @@ class RankerConfig(Config):
     def _check_arm(self) -> "RankerConfig":
         if self.arm not in self.arms:
             raise ValueError(f"arm {self.arm!r} is unknown; arms are {', '.join(self.arms)}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_entries(self) -> "RankerConfig":
+        entries, lanes = self.model.history.max_entries, self.training.lanes
+        if entries is not None and entries < lanes:
+            raise ValueError(f"model.history.max_entries={entries}: must be at least training.lanes={lanes}")
         return self
 
     @property

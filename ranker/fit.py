@@ -79,8 +79,8 @@ class Progress:
 
     def converted(self, reader: LaneReader, epoch: int, start: int) -> Iterator[RankerBatch]:
         """Read and convert the batches of an epoch when they are asked for."""
-        blocks, seen = reader.blocks(range(epoch, epoch + 1), start), self._under_way.append
-        return ranker_batches(blocks, reader.batch_rows, self.features, self.newest, self.world, seen)
+        epochs, seen = range(epoch, epoch + 1), self._under_way.append
+        return ranker_batches(reader, epochs, start, self.features, self.newest, self.world, seen)
 
     def _timed(self, source: Iterator[RankerBatch]) -> Iterator[RankerBatch]:
         while True:

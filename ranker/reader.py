@@ -25,7 +25,7 @@ from infra.snapshot import Dataset
 from infra.tables import DatasetSpec
 from ranker.batch import NOT_LAID_OUT, RankerBatch
 from ranker.budget import DecidedTraining
-from ranker.config import Dates
+from ranker.config import Dates, HistoryConfig
 from ranker.features import HISTORY_IDS, ArmFeatures, IdFeature
 
 Integers = npt.NDArray[np.int64]
@@ -288,12 +288,12 @@ class NewestEntries:
     """Keeps the newest entries of histories, and counts what it leaves out.
 
     Attributes:
-        max_length: entries a row keeps; None keeps all and counts nothing.
+        settings: how many entries a history, and a global batch, may have; without bounds nothing is counted.
         entries: entries seen so far, without padding's; a row that is read again counts again.
         entries_cut: those of them left out.
     """
 
-    max_length: int | None = None
+    settings: HistoryConfig = HistoryConfig()
     entries: int = 0
     entries_cut: int = 0
 
@@ -302,19 +302,27 @@ class NewestEntries:
         """Both counts: entries seen, and entries left out."""
         return self.entries, self.entries_cut
 
-    def of(self, batch: Batch, features: ArmFeatures) -> Batch:
-        """Return the batch with every sequence column cut to the newest entries, all at the same places."""
-        if self.max_length is None:
+    def of(self, batch: Batch, features: ArmFeatures, lane_batch: int, lanes: int) -> Batch:
+        """Return the batch with every sequence column cut to the newest entries, all at the same places.
+
+        Args:
+            batch: of one rank, or of several batches in turn. features: name the columns.
+            lane_batch: rows of a lane's share of a batch, which lie beside each other. lanes: of all ranks.
+        """
+        if self.settings.max_length is None and self.settings.max_entries is None:
             return batch
         requests, request_N = batch.rows.shared, batch.rows.run_N
         assert requests is not None
         lengths_R = _numpy(_array(requests, HISTORY_IDS).value_lengths()).astype(np.int64)
-        kept_R = np.minimum(lengths_R, self.max_length)
+        kept_R = np.minimum(lengths_R, self.settings.max_length or WHOLE)
+        if self.settings.max_entries is not None:
+            first_R = np.flatnonzero(np.diff(request_N, prepend=-1))
+            kept_R = fitting_lengths(kept_R, first_R // lane_batch, self.settings.max_entries // lanes)
         self.entries += int(lengths_R[request_N][batch.valid_N].sum())
         self.entries_cut += int((lengths_R - kept_R)[request_N][batch.valid_N].sum())
         if np.array_equal(kept_R, lengths_R):
             return batch
-        is_kept_T = pa.array(_rank_from_newest(lengths_R) <= self.max_length)
+        is_kept_T = pa.array(_rank_from_newest(lengths_R) <= np.repeat(kept_R, lengths_R))
         offsets_R1 = pa.array(np.concatenate([[0], np.cumsum(kept_R)]).astype(np.int32))
         for column in features.sequence_columns:
             values = _array(requests, column).flatten().filter(is_kept_T)
@@ -323,9 +331,26 @@ class NewestEntries:
         return batch._replace(rows=replace(batch.rows, shared=requests))
 
 
+def fitting_lengths(lengths_R: Integers, share_R: Integers, most: int) -> Integers:
+    """Return lengths of which each share has at most so many entries: the longest of a share are cut to one length.
+
+    Args:
+        lengths_R: of histories. share_R: the share of each, ascending from 0. most: entries of a share.
+    """
+    fitting_R = lengths_R.copy()
+    for share in np.flatnonzero(np.bincount(share_R, lengths_R) > most):
+        own = share_R == share
+        ascending_R = np.sort(lengths_R[own])
+        before_R = np.cumsum(ascending_R) - ascending_R
+        level_R = (most - before_R) // np.arange(len(ascending_R), 0, -1)  # if all shorter ones are kept whole
+        fitting_R[own] = np.minimum(lengths_R[own], level_R[np.argmax(level_R < ascending_R)])
+    return fitting_R
+
+
 def ranker_batches(
-    blocks: Iterator[Batch],
-    batch_rows: int,
+    reader: LaneReader,
+    epochs: range,
+    start: int,
     features: ArmFeatures,
     newest: NewestEntries,
     world: World,
@@ -334,14 +359,15 @@ def ranker_batches(
     """Convert batches as they come, in pinned memory where a GPU will copy them.
 
     Args:
-        blocks: of a `LaneReader`. batch_rows: its rows a batch. features: what the arm reads.
-        newest: cuts long histories. world: the process group.
+        reader: the rows. epochs: which to read, one after another. start: the first batch of the first epoch.
+        features: what the arm reads. newest: cuts long histories. world: the process group.
         seen: called with every source batch, in order, for who needs the rows beside the tensors.
     """
     if world.device.type == "cuda":
         torch.cuda.set_device(world.device)  # a thread that reads ahead begins with the first
-    for block in blocks:
-        whole = _block(newest.of(block, features), features)
-        for batch, converted in zip(block.split(batch_rows), whole.split(batch_rows), strict=True):
+    rows = reader.batch_rows
+    for block in reader.blocks(epochs, start):
+        whole = _block(newest.of(block, features, reader.lane_batch, reader.lanes), features)
+        for batch, converted in zip(block.split(rows), whole.split(rows), strict=True):
             seen(batch)
             yield converted.pin_memory() if world.device.type == "cuda" else converted

@@ -105,8 +105,7 @@ def train(run: StageRun[RankerConfig]) -> None:
     taken = real_bytes(sharded, world)
     if world.is_main:
         if entries_cut:
-            kept = f"their newest {config.model.history.max_length}"
-            run.log.say(f"histories were cut to {kept} entries: {entries_cut:,} of {entries:,} entries left out")
+            run.log.say(f"histories were cut to their newest entries: {entries_cut:,} of {entries:,} were left out")
         _close(run, config, sharded, (fitting, held_out), taken, {**fitted.summary, **facts})
     run.facts["arm"] = config.arm
     run.facts["sid_fingerprints"] = {name: sid.fingerprint for name, sid in features.sids.items()}
@@ -213,7 +212,7 @@ def start_model(features: ArmFeatures, config: DecidedConfig, world: World, froz
     """Build a model with its initial weights: the same each time."""
     sharded = build_sharded(features, config, world, frozen, traffic)
     pipeline = TrainPipelineSparseDist(sharded.model, sharded.optimizer, world.device)
-    progress = Progress(pipeline, features, world, NewestEntries(config.model.history.max_length))
+    progress = Progress(pipeline, features, world, NewestEntries(config.model.history))
     return Model(progress, sharded)
 
 

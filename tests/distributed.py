@@ -1,7 +1,7 @@
 """Run a function on several gloo ranks, each its own process, and raise here what any of them raised.
 
-Ranks are forked from a server that has imported torch, torchrec and our packages once: a process of its own for each rank,
-started afresh, spends seven seconds of a core on these imports before it does anything.
+Ranks are forked from a server that has imported torch, torchrec and our packages once: a process that starts afresh
+spends seven seconds of a core on these imports before it does anything.
 """
 
 import os
@@ -43,7 +43,9 @@ def run_distributed(
     environment = dict(os.environ)  # the server's children have the server's, not what a test has set since
     with ProcessPoolExecutor(world_size, mp_context=_RANKS) as pool:
         futures = [
-            pool.submit(_on_rank, environment, function, args, rank, world_size, store.port, timeout_s, commit_timeout_s)
+            pool.submit(
+                _on_rank, environment, function, args, rank, world_size, store.port, timeout_s, commit_timeout_s
+            )
             for rank in range(world_size)
         ]
         results = [future.result() for future in futures]

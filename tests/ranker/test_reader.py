@@ -16,15 +16,15 @@ import torch
 
 from encoder.sid import with_sid_metadata
 from infra.errors import ConfigError, DataError, SpecError
-from infra.lanes import Batch
+from infra.lanes import Batch, LaneReader
 from infra.rows import Rows
 from infra.snapshot import Dataset, read_dataset
 from infra.tables import TaskSpec, request_schema
-from ranker.config import ModelConfig, RankerConfig
+from ranker.config import HistoryConfig, ModelConfig, RankerConfig
 from ranker.content import OwnContent, latent_of
 from ranker.features import ArmFeatures, arm_features, dataset_sids
 from ranker.frozen import Frozen, read_frozen
-from ranker.reader import NewestEntries, to_ranker_batch
+from ranker.reader import WHOLE, NewestEntries, fitting_lengths, ranker_batches, to_ranker_batch
 from ranker.train import open_splits
 from tests.datasets import joined, spoil, write_snapshot_of
 from tests.ranker.dataset import (
@@ -139,8 +139,8 @@ def test_recency_is_the_time_to_the_event_the_time_between_entries_and_the_rank(
 @pytest.mark.parametrize("arm", ["sid_ngram", "side"])
 def test_a_history_longer_than_the_bound_keeps_its_newest_entries_in_every_column(dataset: Path, arm: str) -> None:
     table, features = first_rows(dataset), features_of(arm)
-    newest = NewestEntries(max_length=2)
-    found = newest.of(batch_of(table), features).rows.joined(table.column_names)
+    newest = NewestEntries(HistoryConfig(max_length=2))
+    found = newest.of(batch_of(table), features, 40, 1).rows.joined(table.column_names)
     for name in table.column_names:
         rows = table[name].to_pylist()
         expected = [row[-2:] for row in rows] if name.startswith("history_") and name in features.columns else rows
@@ -149,16 +149,54 @@ def test_a_history_longer_than_the_bound_keeps_its_newest_entries_in_every_colum
     lengths = [len(row) for row in table["history_item_ids"].to_pylist()][:-2]  # two rows are padding
     assert newest.counts == (sum(lengths), sum(max(0, length - 2) for length in lengths))
     assert newest.entries_cut > 0
-    batch = to_ranker_batch(newest.of(batch_of(table), features), features)
+    batch = to_ranker_batch(newest.of(batch_of(table), features, 40, 1), features)
     assert batch.history_lengths_R.max() == 2
     assert batch.history_recency_FT.shape[1] == len(batch.sequences["history_item_ids"].values())
 
 
-@pytest.mark.parametrize("bound", [None, 6])
-def test_a_bound_that_no_history_reaches_changes_nothing(dataset: Path, bound: int | None) -> None:
-    batch, newest = batch_of(first_rows(dataset)), NewestEntries(bound)
-    assert newest.of(batch, features_of("side")) is batch
+@pytest.mark.parametrize("bounds", [{}, {"max_length": 6}, {"max_entries": 10_000}], ids=str)
+def test_a_bound_that_no_history_reaches_changes_nothing(dataset: Path, bounds: dict[str, int]) -> None:
+    batch, newest = batch_of(first_rows(dataset)), NewestEntries(HistoryConfig(**bounds))
+    assert newest.of(batch, features_of("side"), 40, 1) is batch
     assert newest.entries_cut == 0
+
+
+def cut_to_the_longest_length_that_fits(lengths: list[int], most: int) -> list[int]:
+    """Try every length: the slow form of `fitting_lengths` for one share."""
+    return max(cut for length in range(51) if sum(cut := [min(each, length) for each in lengths]) <= most)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_longest_histories_of_a_share_are_cut_to_one_length_until_all_fit(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    share_R = np.sort(rng.integers(0, 4, 30))
+    lengths_R = rng.integers(0, rng.integers(2, 50), 30)
+    most = int(rng.integers(1, 200))
+    fitting_R = fitting_lengths(lengths_R, share_R, most)
+    for share in range(4):
+        own = share_R == share
+        expected = cut_to_the_longest_length_that_fits(lengths_R[own].tolist(), most)
+        assert fitting_R[own].tolist() == expected
+        assert fitting_R[own].sum() <= most
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_a_bound_of_entries_a_batch_cuts_the_same_for_any_number_of_ranks(dataset: Path, world_size: int) -> None:
+    config = config_of("none", model={"history": {"max_entries": 96}})
+    features, newest = features_of("none"), NewestEntries(config.model.history)
+    split, _ = open_splits(read_dataset(dataset), config)
+
+    def lengths(rank: int, world_size: int) -> list[list[int]]:
+        reader = LaneReader(
+            split.rows(), batch_size=64, lanes=8, rank=rank, world_size=world_size, seed=0, keep_rows=WHOLE
+        )
+        batches = ranker_batches(reader, range(1), 0, features, newest, ONE, lambda _: None)
+        return [batch.history_lengths_R[batch.request_B].tolist() for batch in batches]
+
+    alone, parts = lengths(0, 1), [lengths(rank, world_size) for rank in range(world_size)]
+    assert alone == [sum(batch, []) for batch in zip(*parts, strict=True)]
+    assert max(map(sum, alone)) <= 96
+    assert newest.entries_cut > 0
 
 
 def test_a_prefix_with_more_ids_than_rows_is_hashed_by_modulo(dataset: Path) -> None:

@@ -264,9 +264,9 @@ def test_cut_histories_are_counted_and_told_once(
     cut = [sum(max(0, len(row) - 2) for row in rows) for rows in lengths]
     expected = 2 * sum(cut[:4]) + sum(cut[4:])  # two epochs over four days, and the test once
     assert summary_of(run.out)["history_entries_cut"] == expected
-    said = [line for line in capfd.readouterr().err.splitlines() if "entries left out" in line]
+    said = [line for line in capfd.readouterr().err.splitlines() if "histories were cut" in line]
     assert len(said) == 1
-    assert said[0].startswith(f"histories were cut to their newest 2 entries: {expected:,} of ")
+    assert said[0].startswith(f"histories were cut to their newest entries: {expected:,} of ")
     found = pq.read_table(run.out / "predictions").drop_columns(["p_click", "p_conversion"])
     assert found.equals(pq.read_table(outputs["side"] / "predictions").drop_columns(["p_click", "p_conversion"]))
 

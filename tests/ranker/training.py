@@ -92,7 +92,7 @@ def run_steps(world: World, dataset: Path, config: RankerConfig, steps: int) -> 
     pipeline = TrainPipelineSparseDist(sharded.model, sharded.optimizer, world.device)
     reader = fitting.open(config.training, world, is_training=True)
     losses: list[list[float]] = []
-    newest = NewestEntries(config.model.history.max_length)
+    newest = NewestEntries(config.model.history)
     epoch = Progress(pipeline, fitting.features, world, newest).over(reader, 0)
     for step in range(steps):
         sharded.set_learning_rates(*learning_rates(config.training, step, reader.num_batches))
