@@ -4,6 +4,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any, Literal
 
@@ -19,8 +20,9 @@ from ranker.batch import RankerBatch
 from ranker.budget import DecidedTraining, warmup_steps
 from ranker.config import TrainingConfig
 from ranker.features import ArmFeatures
+from ranker.loss_check import LossCheck
 from ranker.metrics import TrainingWindow
-from ranker.model import NonFiniteLossError, StepOutput
+from ranker.model import StepOutput
 from ranker.reader import NewestEntries, ranker_batches
 from ranker.sharding import ShardedRanker
 
@@ -48,30 +50,44 @@ class Progress:
     newest: NewestEntries
     waited: float = 0.0
     _under_way: deque[Batch] = field(default_factory=deque)
+    _check: LossCheck | None = None
 
     def over(
         self, reader: LaneReader, epoch: int, start: int = 0, end: int | None = None
     ) -> Iterator[tuple[Batch, StepOutput]]:
-        """Run the batches of one epoch, from batch number `start` to before `end`, giving each with its output.
+        """Run the batches of one epoch, from batch number `start` to before `end`, and yield each with its output.
 
         Nothing is left in the pipeline after the last, so that another reader's batches can follow. `end` is by default
-        the epoch's.
+        the epoch's. A step's loss is checked when the next step has been given to the device, or by `settle`, so that
+        the host does not wait for a GPU.
 
         Raises:
             DataError: rows break the contract; the message names file, row group and column.
             NonFiniteLossError: the message names the batch's files and row groups.
         """
         end = reader.num_batches if end is None else end
-        self._under_way = deque()  # those of an earlier call that were read ahead and not run are gone
+        self._under_way, self._check = deque(), None  # what an earlier call read ahead and did not run is gone
         source = self._timed(islice(self.batches(reader, epoch, start), end - start))
         # A new iterator object each time: the pipeline never asks an exhausted one again.
         batches = lockstep(self.world, source, "reading events")
         for step in range(start, end):
-            try:
-                output = self.pipeline.progress(batches)
-            except NonFiniteLossError as error:
-                raise NonFiniteLossError(f"{error}; {_place(reader, step, self._under_way[0])}") from error
-            yield self._under_way.popleft(), output
+            output = self.pipeline.progress(batches)
+            batch = self._under_way.popleft()
+            check = LossCheck(output.totals_3T, tuple(self.features.tasks), partial(_place, reader, step, batch))
+            self.settle()
+            self._check = check
+            yield batch, output
+        self.settle()
+
+    def settle(self) -> None:
+        """Wait for the loss of the last step and check it.
+
+        Raises:
+            NonFiniteLossError: see `over`.
+        """
+        check, self._check = self._check, None
+        if check is not None:
+            check.require_finite()
 
     def batches(self, reader: LaneReader, epoch: int, start: int) -> Iterator[RankerBatch]:
         """Read and convert the batches of an epoch, from batch number `start` on, in a thread, two ahead."""
@@ -201,6 +217,7 @@ class Fit:
         if self.checkpoints is None or not every or self.step % every or self.step == self.num_steps:
             return
         began = time.monotonic()
+        self.progress.settle()  # no checkpoint of weights that a loss which is not finite has moved
         self.checkpoints.save(self._checkpoint())
         self.checkpoint_seconds += time.monotonic() - began
 

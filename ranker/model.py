@@ -11,7 +11,6 @@ from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, EmbeddingCollection, EmbeddingConfig
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 
-from infra.errors import DataError
 from infra.tables import TaskSpec, ancestors
 from ranker.batch import RankerBatch
 from ranker.blocks import DenseBlock, HistoryBlock, Interaction, Towers
@@ -32,10 +31,6 @@ class StepOutput(NamedTuple):
 
     probabilities_BT: Tensor
     totals_3T: Tensor
-
-
-class NonFiniteLossError(DataError):
-    """The loss of a global batch is NaN or infinite."""
 
 
 USER_CONTENT = "the user's content"
@@ -109,7 +104,7 @@ def _own_content(features: ArmFeatures, content: Content, model: ModelConfig, fr
 
 
 class GlobalLoss(nn.Module):
-    """Log loss averaged over the labels of the global batch, and a stop when it is not finite.
+    """Log loss averaged over the labels of the global batch.
 
     Gradients are averaged over ranks. Each rank therefore gives `world size * its own sum / the global number of
     labels`, whose average over ranks is the mean over the global batch, however its rows are spread.
@@ -123,19 +118,15 @@ class GlobalLoss(nn.Module):
 
     def __init__(self, tasks: Mapping[str, TaskSpec], children: Children = "given") -> None:
         super().__init__()
-        self.tasks = tuple(tasks)
+        places = {task: place for place, task in enumerate(tasks)}
         self.in_entire_space = children == "entire_space"
         # For each task the places of its ancestors, from the root on, and its own.
-        self.chains = [[self.tasks.index(name) for name in (*ancestors(tasks, task)[::-1], task)] for task in tasks]
+        self.chains = [[places[name] for name in (*ancestors(tasks, task)[::-1], task)] for task in tasks]
         weights = [task.weight for task in tasks.values()]
         self.register_buffer("task_weights_T", torch.tensor(weights), persistent=False)
 
     def forward(self, logits_BT: Tensor, batch: RankerBatch) -> tuple[Tensor, StepOutput]:
-        """Return this rank's loss to differentiate, and the step's output.
-
-        Raises:
-            NonFiniteLossError: on every rank, before any weight changes.
-        """
+        """Return this rank's loss to differentiate, and the step's output; the host waits for no GPU."""
         judged_BT, labels_BT, weights_BT = self._judged(logits_BT, batch)
         losses_BT = binary_cross_entropy_with_logits(judged_BT, labels_BT, reduction="none") * weights_BT
         sums_T = losses_BT.sum(0)
@@ -143,9 +134,6 @@ class GlobalLoss(nn.Module):
         world_size = dist.get_world_size()
         if world_size > 1:
             dist.all_reduce(totals_3T)
-        if not bool(totals_3T.isfinite().all()):
-            by_task = ", ".join(f"{task} {loss}" for task, loss in zip(self.tasks, totals_3T[0].tolist(), strict=True))
-            raise NonFiniteLossError(f"the loss of the global batch is not finite: {by_task}")
         counts_T = totals_3T[1].clamp(min=1.0).float()
         loss = world_size * (self.task_weights_T * sums_T / counts_T).sum()
         return loss, StepOutput(logits_BT.detach().sigmoid(), totals_3T)

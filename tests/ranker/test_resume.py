@@ -21,10 +21,11 @@ from infra.distributed import World
 from infra.errors import CommitError
 from infra.stage import StageRun
 from infra.tracking import RunLog
+from ranker.loss_check import NonFiniteLossError
 from ranker.train import train
 from tests.distributed import run_distributed
 from tests.ranker.dataset import write_dataset
-from tests.ranker.training import config_of
+from tests.ranker.training import config_of, not_a_number
 
 # 32 steps an epoch, two epochs; stopped at step 43, in the second: three steps after a checkpoint.
 TRAINING = {"epochs": 2, "checkpoint_every": 8, "log_every": 3}
@@ -83,6 +84,15 @@ def stopped(world: World, dataset: Path, out: Path) -> None:
 def finish_both(world: World, dataset: Path, folder: Path) -> None:
     for name in ("moved", "whole"):
         train_ranker(world, dataset, folder / name)
+
+
+def test_no_checkpoint_is_made_of_a_loss_that_is_not_finite(
+    world: World, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ranker.blocks.DenseBlock.forward", not_a_number)
+    with pytest.raises(NonFiniteLossError):
+        train_ranker(world, dataset, tmp_path / "out", checkpoint_every=1)
+    assert not (tmp_path / "out.checkpoint").exists()
 
 
 def weights(out: Path) -> dict[str, Tensor]:

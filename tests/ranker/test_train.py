@@ -31,14 +31,14 @@ from ranker.config import RankerConfig
 from ranker.cost import column_cost
 from ranker.fit import learning_rates
 from ranker.frozen import Frozen
+from ranker.loss_check import NonFiniteLossError
 from ranker.metrics import prediction_metrics, prediction_schema
-from ranker.model import NonFiniteLossError
 from ranker.sharding import build_sharded
 from ranker.train import open_splits, prediction_table, train
 from tests.datasets import joined, write_snapshot_of
 from tests.distributed import run_distributed
 from tests.ranker.dataset import CHAIN, ONE_TASK, SIDS, SPEC, TWO_ROOTS, all_days, write_dataset
-from tests.ranker.training import ONE, config_of, run_steps
+from tests.ranker.training import ONE, config_of, not_a_number, run_steps
 
 ARMS = ("none", "sid_ngram", "side")
 ROWS_A_DAY = 250  # no multiple of the batch: the last test batches are padded
@@ -364,15 +364,12 @@ def test_the_checkpoint_holds_weights_and_optimizer(world: World, dataset: Path,
     assert any(name.startswith("optimizer.state.body") and name.endswith("exp_avg_sq") for name in names)
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_rows(
+def test_a_loss_that_is_not_finite_ends_the_training_and_names_the_rows(
     world: World, dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = config_of("none")
-    monkeypatch.setattr(
-        "ranker.blocks.DenseBlock.forward", lambda self, dense_BF: torch.full((len(dense_BF), 2, 8), float("nan"))
-    )
+    monkeypatch.setattr("ranker.blocks.DenseBlock.forward", not_a_number)
     with pytest.raises(NonFiniteLossError, match=r"click nan.*batch 0, this rank's 64 rows are in .*row group 0"):
-        run_steps(world, dataset, config, 1)
+        run_steps(world, dataset, config_of("none"), 2)
 
 
 def test_a_validation_run_reads_no_test_date(

@@ -13,6 +13,7 @@ from infra.config import parse
 from infra.distributed import World, gather
 from infra.lanes import LaneReader
 from infra.snapshot import read_dataset
+from ranker.blocks import DenseBlock
 from ranker.config import RankerConfig
 from ranker.fit import Progress, learning_rates
 from ranker.frozen import read_frozen
@@ -101,6 +102,11 @@ def run_steps(world: World, dataset: Path, config: RankerConfig, steps: int) -> 
     epoch.close()
     plan = {table.name: table.sharding for table in sharded.plan.tables}
     return Outcome(losses, plan, start, whole_weights(world, sharded), whole_states(world, sharded))
+
+
+def not_a_number(block: DenseBlock, dense_BF: Tensor) -> Tensor:
+    """Stand in for `DenseBlock.forward` of a training that diverged."""
+    return torch.full((len(dense_BF), 2, 8), float("nan"))
 
 
 def whole_weights(world: World, sharded: ShardedRanker) -> dict[str, Tensor]:
