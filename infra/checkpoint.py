@@ -30,12 +30,11 @@ from infra.commit import Manifest, committing, is_committed, read_manifest, veri
 from infra.config import Config, digest, parse_written
 from infra.distributed import World, together
 from infra.errors import CommitError, ConfigError
-from infra.shards import Shards, read_shards, write_shards
+from infra.shards import Shards
+from infra.state import read_state, write_state
 from infra.tensors import write_tensors
 
-SHARED_FILE = "shared.safetensors"
 VALUES_FILE = "values.json"
-SHARDS_FOLDER = "shards"
 MACHINE = ("ranks", "device", "torch", "threads")
 """What decides a run's last bits beside its work."""
 _SETTINGS = "settings"
@@ -94,10 +93,8 @@ class Checkpoints:
         facts = {**self.work, _SETTINGS: self.config.identity()}
         with committing(self.path / name, self.world, stage=f"{self.stage}-checkpoint", facts=facts) as out:
             write_tensors(checkpoint.own, out / _own_file(self.world.rank))
-            if checkpoint.shards:
-                write_shards(checkpoint.shards, out / SHARDS_FOLDER, self.world.rank)
+            write_state(out, checkpoint.shared, checkpoint.shards, self.world.rank)
             if self.world.is_main:
-                write_tensors(checkpoint.shared, out / SHARED_FILE)
                 values = json.dumps({"step": checkpoint.step, **checkpoint.values})
                 (out / VALUES_FILE).write_text(values, encoding="utf-8")
         self._are_ours = True
@@ -149,9 +146,8 @@ class Checkpoints:
                 )
             moved.append(name)
         try:
-            shared = load_file(path / SHARED_FILE)
+            shared = read_state(path, shards or {})
             own = {} if moved else load_file(path / _own_file(self.world.rank))
-            read_shards(shards or {}, path / SHARDS_FOLDER)
             values = json.loads((path / VALUES_FILE).read_text(encoding="utf-8"))
             return Checkpoint(values.pop("step"), shared, own, values, shards or {}, tuple(moved))
         except (OSError, SafetensorError, ValueError, KeyError) as error:

@@ -52,6 +52,44 @@ class StageRun(Generic[C]):
     written: dict[str, FileEntry] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """The names of a stage's inputs; one ending in ``.*`` stands for one or more inputs with that beginning."""
+
+    required: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """List the names."""
+        return ", ".join([*self.required, *(f"{name} (may be left out)" for name in self.optional)]) or "none"
+
+    def named(self, pairs: Sequence[str]) -> dict[str, Path]:
+        """Parse NAME=DIR pairs and hold them against the names.
+
+        Raises:
+            ConfigError: a pair is none, a name is unknown or stands twice, or an input is missing.
+        """
+        paths: dict[str, Path] = {}
+        for pair in pairs:
+            name, separator, path = pair.partition("=")
+            if not separator or not path:
+                raise ConfigError(f"--input {pair!r}: must look like name=directory")
+            if name in paths:
+                raise ConfigError(f"--input {name!r}: given twice")
+            paths[name] = Path(path)
+        for name in paths:
+            if not any(_stands_for(one, name) for one in (*self.required, *self.optional)):
+                raise ConfigError(f"--input {name!r}: unknown; this stage takes: {self}")
+        for one in self.required:
+            if not any(_stands_for(one, name) for name in paths):
+                raise ConfigError(f"--input {one}=DIR: is missing")
+        return paths
+
+
+def _stands_for(one: str, name: str) -> bool:
+    return name.startswith(one[:-1]) if one.endswith(".*") else name == one
+
+
 def run_stage(
     name: str,
     section: str,
@@ -60,6 +98,7 @@ def run_stage(
     body: Callable[[StageRun[C]], None],
     argv: Sequence[str] | None = None,
     identify: Mapping[str, Callable[[C, Path], str]] | None = None,
+    optional: Sequence[str] = (),
 ) -> None:
     """Run a stage as this process's main program.
 
@@ -70,14 +109,16 @@ def run_stage(
         body: the work; called on every rank.
         argv: the arguments, by default the command line's.
         identify: by input, what of it decides the work; by default all that its manifest lists.
+        optional: names of inputs that may be left out.
 
     Raises:
         SystemExit: with status 1 after a user's error was printed on every rank; with 2 on wrong arguments.
     """
     quiet()
-    arguments = _parse(name, inputs, argv)
+    takes = Inputs(tuple(inputs), tuple(optional))
+    arguments = _parse(name, takes, argv)
     try:
-        _run(name, section, config_type, inputs, body, arguments, identify or {})
+        _run(name, section, config_type, takes, body, arguments, identify or {})
     except SidestackError as error:
         # A short message, not a trace: it is the user's to correct. torchrun's error file carries it to the driver.
         _record(error)
@@ -92,7 +133,7 @@ def _run(
     name: str,
     section: str,
     config_type: type[C],
-    inputs: Sequence[str],
+    inputs: Inputs,
     body: Callable[[StageRun[C]], None],
     arguments: argparse.Namespace,
     identify: Mapping[str, Callable[[C, Path], str]],
@@ -101,7 +142,7 @@ def _run(
         # Inside the group: torchrun stops a rank that still imports when another exits, and its user would not be told.
         with together(world.committing, "reading the arguments"):
             config = load_section(config_type, arguments.config, section, arguments.set).resolved()
-            paths = _named(arguments.input, inputs)
+            paths = inputs.named(arguments.input)
             refuse_taken(arguments.out)
         manifests = _verified(world, paths)
         facts: dict[str, Any] = {"config": digest(config), "world_size": world.size}
@@ -144,39 +185,18 @@ def _call(body: Callable[[StageRun[C]], None], run: StageRun[C]) -> None:
         raise
 
 
-def _parse(name: str, inputs: Sequence[str], argv: Sequence[str] | None) -> argparse.Namespace:
+def _parse(name: str, inputs: Inputs, argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=name, description=f"Run the stage {name!r} and commit its output.")
     parser.add_argument("--config", type=Path, required=True, help="the run's YAML file, or the stage's resolved one")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override a config value")
     parser.add_argument(
         "--input", action="append", default=[], metavar="NAME=DIR",
-        help=f"a committed input directory; takes: {', '.join(inputs) or 'none'}",
+        help=f"a committed input directory; takes: {inputs}",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, help="the directory to commit; must be free")
     parser.add_argument("--key", default="", help="the digest that names this work, saved in the manifest")
     parser.add_argument("--parent-run", default=None, help="the MLflow run to log a child run under")
     return parser.parse_args(argv)
-
-
-def _named(pairs: Sequence[str], expected: Sequence[str]) -> dict[str, Path]:
-    """Parse NAME=DIR pairs and hold them against the names the stage takes."""
-    paths: dict[str, Path] = {}
-    for pair in pairs:
-        name, separator, path = pair.partition("=")
-        if not separator or not path:
-            raise ConfigError(f"--input {pair!r}: must look like name=directory")
-        if name in paths:
-            raise ConfigError(f"--input {name!r}: given twice")
-        paths[name] = Path(path)
-    prefixes = tuple(name[:-1] for name in expected if name.endswith(".*"))
-    for name in paths:
-        if name not in expected and not (prefixes and name.startswith(prefixes)):
-            raise ConfigError(f"--input {name!r}: unknown; this stage takes: {', '.join(expected) or 'none'}")
-    for name in expected:
-        given = any(path.startswith(name[:-1]) for path in paths) if name.endswith(".*") else name in paths
-        if not given:
-            raise ConfigError(f"--input {name}=DIR: is missing")
-    return paths
 
 
 def _verified(world: World, paths: Mapping[str, Path]) -> dict[str, Manifest]:

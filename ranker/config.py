@@ -189,6 +189,9 @@ class TrainingConfig(Config):
     of all ancestors are 1. `entire_space`: every row on which its own label and those of all ancestors are known,
     through the product along the chain, p(parent and task) = p(parent) p(task | parent) (ESMM, arXiv 1804.07931); the
     learning curve's loss is then that of the product."""
+    start_sids: Literal["same", "anew"] = "same"
+    """Where a training starts from an earlier ranker (input `start`): `same` refuses SIDs of another encoder than that
+    ranker's; `anew` lets all that belongs to SIDs start as it is initialized, and takes the rest of the ranker."""
     precision: Precision = "float32"
     """Of the products of the network between the embeddings and the logits, when training and when predicting.
     `bfloat16`: by autocast. `tf32`: float32 with products of 10-bit mantissas, on CUDA only; on a CPU it changes

@@ -231,8 +231,7 @@ class Fit:
             "checkpoint_seconds": self.checkpoint_seconds,
             "history": self.log.history(),
         }
-        shards = self.sharded.shards(self.progress.features)
-        whole = {name: tensor for name, tensor in self.sharded.state().items() if name not in shards}
+        whole, shards = self.sharded.parted_state(self.progress.features)
         step = self.steps_before + self.step
         return Checkpoint(step, {**whole, **self.window.state()}, {}, values, shards)
 

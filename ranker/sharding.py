@@ -81,16 +81,22 @@ class ShardedRanker:
         Args:
             features: what the tables are of.
         """
+        return self.parted_state(features)[1]
+
+    def parted_state(self, features: ArmFeatures) -> tuple[dict[str, Tensor], dict[str, Spread]]:
+        """Return `state` in two parts: what is the same on every rank, and what is spread over them (see `shards`)."""
         tables = (*features.bags, *features.sequences)
         growing = {feature.table: feature.rows for feature in tables if not (feature.is_hashed or feature.is_sid)}
-        found = {}
+        whole, spread = {}, {}
         for name, tensor in self.state().items():
-            if isinstance(tensor, ShardedTensor):
-                shape = tuple(tensor.size())
-                parts = [Shard(offset, part) for offset, part in local_parts(tensor)]
-                # Where columns are apart, the states of rows lie one column after another: no row has its place.
-                found[name] = Spread(shape, parts, may_grow=growing.get(_table_of(name) or "") == shape[0])
-        return found
+            if not isinstance(tensor, ShardedTensor):
+                whole[name] = tensor
+                continue
+            shape = tuple(tensor.size())
+            parts = [Shard(offset, part) for offset, part in local_parts(tensor)]
+            # Where columns are apart, the states of rows lie one column after another: no row has its place.
+            spread[name] = Spread(shape, parts, may_grow=growing.get(table_of(name) or "") == shape[0])
+        return whole, spread
 
 
 def build_sharded(
@@ -195,7 +201,7 @@ def local_parts(tensor: Tensor) -> Iterator[tuple[tuple[int, ...], Tensor]]:
         yield tuple(shard.metadata.shard_offsets), shard.tensor
 
 
-def _table_of(name: str) -> str | None:
+def table_of(name: str) -> str | None:
     """Return the table of a weight or state by its name in `ShardedRanker.state`; None of the network."""
     _, module, _, table, *_ = name.split(".")
     return table if module in COLLECTIONS else None
@@ -209,7 +215,7 @@ def real_bytes(sharded: ShardedRanker, world: World) -> dict[str, list[dict[str,
     """
     own: dict[str, dict[str, int]] = {}
     for name, tensor in sharded.state().items():
-        table = _table_of(name)
+        table = table_of(name)
         if table is None:
             continue
         kind = "weight_bytes" if name.startswith("model.") else "state_bytes"

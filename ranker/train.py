@@ -1,10 +1,12 @@
 """The `ranker` stage: one arm, trained on some dates and measured on later ones (`HoldoutConfig`).
 
-    python -m ranker.train --config FILE --set ranker.arm=side --input dataset=DIR --out DIR
+    python -m ranker.train --config FILE --set ranker.arm=side --input dataset=DIR [--input start=DIR] --out DIR
+
+With `start`, the output of an earlier such stage, the training goes on from that ranker (`ranker.warm_start`).
 
 In reading order: decide what the configuration leaves to a rule, lay out what the arm reads, find the number of epochs
 where a validation window is to tell it, shard the model, stream the training events through torchrec's pipeline,
-predict every held-out row, write predictions, checkpoint and summary.
+predict every held-out row, write predictions, model and summary.
 """
 
 import gc
@@ -20,7 +22,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import torch
-from torch.distributed.checkpoint import state_dict_saver
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from infra.checkpoint import Checkpoint
@@ -34,6 +35,7 @@ from infra.stage import StageRun, run_stage
 from infra.tables import TaskSpec
 from infra.tracking import RunLog
 from ranker.budget import (
+    Day,
     DecidedConfig,
     DecidedTraining,
     decide,
@@ -43,6 +45,7 @@ from ranker.budget import (
     with_epochs,
     without_window,
 )
+from ranker.bundle import save_bundle
 from ranker.config import Dates, RankerConfig
 from ranker.cost import column_cost, count_flops, embedding_bytes, expected_traffic, peak_memory_bytes
 from ranker.features import ArmFeatures, arm_features, dataset_sids
@@ -57,28 +60,65 @@ from ranker.reader import NewestEntries, Split
 from ranker.scaling import dense_moments
 from ranker.sharding import ShardedRanker, build_sharded, plan_facts, real_bytes, table_bytes
 from ranker.validation import EpochSearch, Validation
+from ranker.warm_start import WarmStart, open_start
+
+
+class Opened(NamedTuple):
+    """What a stage begins with.
+
+    Attributes:
+        fitting: the rows to train on. held_out: those to measure on. days: the training dates.
+        start: the earlier ranker that the training goes on from; None: it begins with initial weights.
+        config: with what the configuration leaves to a rule decided.
+    """
+
+    dataset: Dataset
+    fitting: Split
+    held_out: Split
+    days: list[Day]
+    start: WarmStart | None
+    config: DecidedConfig
+
+
+def open_inputs(run: StageRun[RankerConfig]) -> Opened:
+    """Open dataset and start, and lay out the arm over them.
+
+    Raises:
+        ConfigError, SpecError, DataError: see `train`.
+    """
+    dataset = read_dataset(run.inputs["dataset"])
+    fitting, held_out = open_splits(dataset, run.config)
+    start = None
+    if "start" in run.inputs:
+        start = open_start(run.inputs["start"], run.config, dataset.spec, fitting.features)
+        features = start.features(fitting.features)
+        fitting, held_out = (replace(split, features=features) for split in (fitting, held_out))
+    days = training_days(dataset, fitting.dates)
+    return Opened(dataset, fitting, held_out, days, start, decide(run.config, days))
 
 
 def train(run: StageRun[RankerConfig]) -> None:
     """Train and measure one arm; the body of the stage.
 
     Raises:
-        ConfigError: sizes that do not divide, or tables that no plan fits. DataError: rows that break the contract.
-        SpecError: SIDs that are missing or of mixed codebooks. CommitError: there is a checkpoint of other work.
+        ConfigError: sizes that do not divide, tables that no plan fits, or a start of another arm.
+        DataError: rows that break the contract. SpecError: SIDs that are missing or of mixed codebooks.
+        CommitError: there is a checkpoint of other work.
     """
     world = run.world
     if run.config.training.precision == "tf32":
         use_tf32(world.device, run.log)
     with together(world, "opening the dataset"):
-        dataset = read_dataset(run.inputs["dataset"])
-        fitting, held_out = open_splits(dataset, run.config)
-        features, days = fitting.features, training_days(dataset, fitting.dates)
-        config = decide(run.config, days)
+        dataset, fitting, held_out, days, start, config = open_inputs(run)
+    features = fitting.features
     dataset.verify(world, partitions_read(dataset, fitting, held_out))
     with together(world, "reading what content needs"):
         frozen = read_frozen(dataset, features)
         traffic = expected_traffic(dataset, fitting.dates, config.training)
-    frozen = replace(frozen, dense_2F=dense_moments(fitting, world))
+    if start is None:
+        frozen = replace(frozen, dense_2F=dense_moments(fitting, world))
+    else:
+        start.tell(run.log, features)
     tables = (*features.bags, *features.sequences)
     hashed = [feature.rows for feature in tables if feature.is_sid and feature.is_hashed]
     if words := told(run.config, config, days, max(hashed, default=0)):
@@ -87,11 +127,11 @@ def train(run: StageRun[RankerConfig]) -> None:
         run.log.say("ranker.training.children=entire_space changes nothing: no task of the dataset has a parent")
     # All before the training, so that what is wrong with one is known in time.
     readers = open_readers(fitting, held_out, config.training, world)
-    start = partial(start_model, features, config, world, frozen, traffic)
-    fitted = fit(run, config, readers, start)
+    fitted = fit(run, config, readers, partial(start_model, features, config, world, frozen, traffic, start))
     config, sharded, progress = fitted.config, fitted.model.sharded, fitted.model.progress
     flops = predict(progress, sharded, readers.held_out, config, run.out / "predictions", run.log)
-    save(sharded, run.out / "checkpoint")
+    with together(world, "saving the model"):
+        save_bundle(run.out, sharded, features, config, dataset.spec, world.rank)
     entries, entries_cut = np.sum(gather(world, progress.newest.counts), axis=0).tolist()
     facts = {
         "budget": described(run.config, config, days, fitted.summary["steps"]) | {"validation": fitted.validation},
@@ -100,6 +140,7 @@ def train(run: StageRun[RankerConfig]) -> None:
         "held_out_rows": readers.held_out.num_rows,
         "flops_per_sample": flops,
         "history_entries_cut": entries_cut,
+        "starts_from": None if start is None else {"path": str(run.inputs["start"]), "sids_anew": start.sids_anew},
         "peak_memory_bytes": peak_memory_bytes(world),
     }
     taken = real_bytes(sharded, world)
@@ -208,9 +249,19 @@ class Model(NamedTuple):
     sharded: ShardedRanker
 
 
-def start_model(features: ArmFeatures, config: DecidedConfig, world: World, frozen: Frozen, traffic: Traffic) -> Model:
-    """Build a model with its initial weights: the same each time."""
+def start_model(
+    features: ArmFeatures,
+    config: DecidedConfig,
+    world: World,
+    frozen: Frozen,
+    traffic: Traffic,
+    start: WarmStart | None = None,
+) -> Model:
+    """Build a model with its initial weights, or an earlier ranker's: the same each time."""
     sharded = build_sharded(features, config, world, frozen, traffic)
+    if start is not None:
+        with together(world, "reading the ranker to start from"):
+            start.load(sharded, features)
     pipeline = TrainPipelineSparseDist(sharded.model, sharded.optimizer, world.device)
     progress = Progress(pipeline, features, world, NewestEntries(config.model.history))
     return Model(progress, sharded)
@@ -325,12 +376,6 @@ def prediction_table(batch: Batch, output: StepOutput, tasks: Mapping[str, TaskS
     return table if batch.valid_N.all() else table.filter(pa.array(batch.valid_N))
 
 
-def save(sharded: ShardedRanker, path: Path) -> None:
-    """Save model and optimizer by torch's distributed checkpoint: every rank its shards, loadable by any number."""
-    state = {"model": sharded.model.state_dict(), "optimizer": sharded.optimizer.state_dict()}
-    state_dict_saver.save(state, checkpoint_id=path)
-
-
 def _cost(sharded: ShardedRanker, split: Split, config: RankerConfig) -> dict[str, Any]:
     features = split.features
     content = column_cost(split.dataset, split.dates, tuple(features.sid_columns))
@@ -359,7 +404,7 @@ def _closing_line(config: RankerConfig, measured: dict[str, dict[str, Any]], spe
 
 def main() -> None:
     """Run the stage from the command line."""
-    run_stage("ranker", "ranker", RankerConfig, ["dataset"], train)
+    run_stage("ranker", "ranker", RankerConfig, ["dataset"], train, optional=["start"])
 
 
 if __name__ == "__main__":

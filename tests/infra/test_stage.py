@@ -10,7 +10,7 @@ from infra.commit import committing, verify
 from infra.config import digest, load_section, plain, to_yaml
 from infra.distributed import started
 from infra.errors import ConfigError
-from infra.stage import _named, run_stage
+from infra.stage import Inputs, run_stage
 from tests.infra.tiny_stage import TinyConfig, body
 
 
@@ -132,12 +132,15 @@ def test_a_whole_file_and_the_resolved_one_are_the_same_work(tmp_path: Path, bef
 
 
 def test_inputs_are_held_against_the_names_a_stage_takes() -> None:
-    assert _named(["a=x", "arm.side=y"], ["a", "arm.*"]) == {"a": Path("x"), "arm.side": Path("y")}
+    takes = Inputs(("a", "arm.*"), ("start",))
+    assert takes.named(["a=x", "arm.side=y"]) == {"a": Path("x"), "arm.side": Path("y")}
+    assert takes.named(["a=x", "start=z", "arm.side=y"])["start"] == Path("z")
     for pairs, message in [
         (["a"], "must look like name=directory"),
         (["a=x", "a=y"], "given twice"),
         (["a=x"], r"--input arm\.\*=DIR: is missing"),
         (["arm.x=y"], "--input a=DIR: is missing"),
+        (["b=x"], r"'b': unknown; this stage takes: a, arm\.\*, start \(may be left out\)"),
     ]:
         with pytest.raises(ConfigError, match=message):
-            _named(pairs, ["a", "arm.*"])
+            takes.named(pairs)

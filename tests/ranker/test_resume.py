@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
-from torch.distributed.checkpoint.state_dict_loader import _load_state_dict_from_keys
 
 import ranker.fit
 from infra.checkpoint import Checkpoints
@@ -20,7 +20,9 @@ from infra.config import plain
 from infra.distributed import World
 from infra.errors import CommitError
 from infra.stage import StageRun
+from infra.state import SHARDS_FOLDER, SHARED_FILE
 from infra.tracking import RunLog
+from ranker.bundle import FOLDER
 from ranker.loss_check import NonFiniteLossError
 from ranker.train import train
 from tests.distributed import run_distributed
@@ -97,17 +99,16 @@ def test_no_checkpoint_is_made_of_a_loss_that_is_not_finite(
 
 def weights(out: Path) -> dict[str, Tensor]:
     """Return all weights and optimizer states of a finished training, shards put together."""
-    found: dict[str, Tensor] = {}
-
-    def collect(values: dict[str, Any], prefix: str) -> None:
-        for name, value in values.items():
-            if isinstance(value, dict):
-                collect(value, f"{prefix}{name}/")
-            elif isinstance(value, Tensor):
-                found[f"{prefix}{name}"] = value
-
-    collect(_load_state_dict_from_keys(checkpoint_id=out / "checkpoint"), "")
-    return found
+    whole = load_file(out / FOLDER / SHARED_FILE)
+    parts: dict[str, list[tuple[list[int], Tensor]]] = {}
+    for file in (out / FOLDER / SHARDS_FOLDER).iterdir():
+        for key, part in load_file(file).items():
+            name, _, offset = key.rpartition("@")
+            parts.setdefault(name, []).append(([int(at) for at in offset.split(",")], part))
+    for name, found in parts.items():
+        assert all(offset[1:] == [0] * (part.dim() - 1) for offset, part in found)  # rows are whole
+        whole[name] = torch.cat([part for _, part in sorted(found, key=lambda one: one[0])])
+    return whole
 
 
 def predictions(out: Path) -> pa.Table:

@@ -14,12 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-import torch
-from torch.distributed.checkpoint import FileSystemReader, load
 
 import infra.parquet
 import ranker.train
 from infra.commit import committing, read_manifest, verify
+from infra.config import parse, plain
 from infra.distributed import World
 from infra.errors import CommitError, DataError, StageError, TrainingError
 from infra.parquet import TableWriter
@@ -27,14 +26,16 @@ from infra.snapshot import read_dataset
 from infra.stage import StageRun
 from infra.tables import TaskSpec, ancestors
 from infra.tracking import RunLog
+from ranker.budget import DecidedConfig
+from ranker.bundle import FOLDER, read_bundle
 from ranker.config import RankerConfig
 from ranker.cost import column_cost
 from ranker.fit import learning_rates
-from ranker.frozen import Frozen
+from ranker.frozen import read_frozen
 from ranker.loss_check import NonFiniteLossError
 from ranker.metrics import prediction_metrics, prediction_schema
-from ranker.sharding import build_sharded
-from ranker.train import open_splits, prediction_table, train
+from ranker.planner import Traffic
+from ranker.train import open_splits, predict, prediction_table, start_model, train
 from tests.datasets import joined, write_snapshot_of
 from tests.distributed import run_distributed
 from tests.ranker.dataset import CHAIN, ONE_TASK, SIDS, SPEC, TWO_ROOTS, all_days, write_dataset
@@ -351,17 +352,23 @@ def test_the_learning_curve_is_logged(outputs: dict[str, Path]) -> None:
     assert {"test_click_ne", "test_conversion_auc"} <= set(lines[-1])
 
 
-def test_the_checkpoint_holds_weights_and_optimizer(world: World, dataset: Path, outputs: dict[str, Path]) -> None:
-    config = config_of("side")
-    fitting, _ = open_splits(read_dataset(dataset), config)
-    sharded = build_sharded(fitting.features, config, world, Frozen())
-    before = sharded.model.state_dict()["body.history.content.omega"].clone()
-    state = {"model": sharded.model.state_dict()}
-    load(state, storage_reader=FileSystemReader(outputs["side"] / "checkpoint"))
-    assert not torch.equal(state["model"]["body.history.content.omega"], before)
-    names = FileSystemReader(outputs["side"] / "checkpoint").read_metadata().state_dict_metadata
-    assert any(name.startswith("optimizer.state.bags") and name.endswith("momentum1") for name in names)
-    assert any(name.startswith("optimizer.state.body") and name.endswith("exp_avg_sq") for name in names)
+@pytest.mark.parametrize("arm", ARMS)
+def test_the_model_that_is_left_predicts_what_the_stage_predicted(
+    world: World, dataset: Path, outputs: dict[str, Path], tmp_path: Path, arm: str
+) -> None:
+    bundle = read_bundle(outputs[arm] / FOLDER)
+    _, held_out = open_splits(read_dataset(dataset), bundle.description.config)
+    config = parse(DecidedConfig, plain(bundle.description.config), "ranker")
+    features = bundle.features(SPEC)
+    progress, sharded = start_model(features, config, world, read_frozen(read_dataset(dataset), features), Traffic())
+    assert "optimizer.body.interaction.over_arch.0.weight.exp_avg" not in sharded.state()
+    bundle.load(sharded, features)
+    predict(progress, sharded, held_out.open(config.training, world, False), config, tmp_path / "again", RunLog(None))
+    again, before = (pq.read_table(path).sort_by("row") for path in (tmp_path / "again", outputs[arm] / "predictions"))
+    assert again.equals(before)
+    states = sharded.state()
+    assert states["optimizer.body.interaction.over_arch.0.weight.exp_avg"].abs().sum() > 0
+    assert any(name.endswith("momentum1") for name in states)
 
 
 def test_a_loss_that_is_not_finite_ends_the_training_and_names_the_rows(

@@ -1,0 +1,45 @@
+"""A model's state on disk: what every rank has in one file, what is spread over the ranks in global coordinates.
+
+Safetensors throughout, so that no pickle is ever loaded; any number of ranks reads what any number wrote. Checkpoints
+of a running stage and finished models have this form alike.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from infra.shards import Shards, read_shards, write_shards
+from infra.tensors import write_tensors
+
+SHARED_FILE = "shared.safetensors"
+SHARDS_FOLDER = "shards"
+
+
+def write_state(folder: Path, shared: Mapping[str, Tensor], shards: Shards, rank: int) -> None:
+    """Write a rank's part of a state into a folder that all ranks share.
+
+    Args:
+        folder: exists. shared: tensors that are the same on every rank; rank 0's are written.
+        shards: tensors that are spread over the ranks. rank: this rank.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    if shards:
+        write_shards(shards, folder / SHARDS_FOLDER, rank)
+    if rank == 0:
+        write_tensors(dict(shared), folder / SHARED_FILE)
+
+
+def read_state(folder: Path, shards: Shards) -> dict[str, Tensor]:
+    """Return the tensors that are the same on every rank, and fill this rank's parts of the others in place.
+
+    Raises:
+        OSError, SafetensorError: a file cannot be read.
+        ValueError: a tensor was not saved, or with another shape.
+    """
+    read_shards(shards, folder / SHARDS_FOLDER)
+    shared: dict[str, Tensor] = load_file(folder / SHARED_FILE)
+    return shared

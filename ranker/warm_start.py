@@ -1,0 +1,96 @@
+"""A training that goes on from an earlier ranker: its weights, its tables and its optimizers' states.
+
+Rows of ids that are new since are initialized as if they had always been there (`ranker.initial`). What the dense
+features are standardized by stays the earlier ranker's, as its weights are made for it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from infra.errors import ConfigError, SpecError
+from infra.tables import DatasetSpec
+from infra.tracking import RunLog
+from ranker.bundle import RankerBundle, open_bundle, require_columns, require_sids, with_rows
+from ranker.config import RankerConfig
+from ranker.features import ArmFeatures, Position
+from ranker.sharding import ShardedRanker, table_of
+
+SID_WEIGHTS = ("omega", "projection.weight", "layers.0.weight", "layers.0.bias")
+"""Weights of content that meet a SID first: Omega and a projection (history), a perceptron's first layer (ad, user)."""
+_CONTENT: Mapping[Position, str] = {
+    "item": "body.content.",
+    "user": "body.user_content.",
+    "history": "body.history.content.",
+}
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """What a training starts from.
+
+    Attributes:
+        bundle: the earlier ranker. sids_anew: whether what belongs to SIDs starts as it is initialized.
+    """
+
+    bundle: RankerBundle
+    sids_anew: bool
+
+    def features(self, features: ArmFeatures) -> ArmFeatures:
+        """Return what the arm reads, its SID tables as large as they were, where they are gone on with."""
+        return features if self.sids_anew else with_rows(features, self.bundle.description.rows)
+
+    def load(self, sharded: ShardedRanker, features: ArmFeatures) -> None:
+        """Fill a model that was just initialized.
+
+        Raises:
+            DataError: a file cannot be read, or a tensor has another shape than in the model.
+        """
+        self.bundle.load_but(sharded, features, lambda name: self.sids_anew and _is_of_sids(name, features))
+
+    def tell(self, log: RunLog, features: ArmFeatures) -> None:
+        """Say what the training starts from."""
+        log.say(f"starts from {self.bundle.path.parent}: weights, tables, optimizer states")
+        if self.sids_anew:
+            tables = [table.table for table in (*features.bags, *features.sequences) if table.is_sid]
+            named = ", ".join([*tables, "the layers that meet SIDs first"])
+            log.say(f"its SIDs are another encoder's (ranker.training.start_sids=anew): anew start {named}")
+
+
+def open_start(path: Path, config: RankerConfig, spec: DatasetSpec, features: ArmFeatures) -> WarmStart:
+    """Open the ranker that a training starts from, and hold it against what is to be trained.
+
+    Args:
+        path: the output of its stage. config: the arm's, resolved. spec: the dataset's. features: what the arm reads.
+
+    Raises:
+        ConfigError: it is of another arm, or of other sizes. DataError: its dataset had other columns or tasks.
+        SpecError: its SIDs are another encoder's, and `ranker.training.start_sids` is `same`.
+    """
+    bundle = open_bundle(path)
+    described, where = bundle.description, f"start={path}"
+    was, now = described.config, config
+    if was.content.model_copy(update={"overlay": {}}) != now.content.model_copy(update={"overlay": {}}):
+        raise ConfigError(f"{where}: is arm {was.arm!r}, whose content differs from that of {now.arm!r}")
+    sizes = now.model.model_dump(exclude={"table_rows"})
+    differs = [name for name, value in was.model.model_dump(exclude={"table_rows"}).items() if value != sizes[name]]
+    if differs:
+        raise ConfigError(f"{where}: ranker.model.{', ranker.model.'.join(differs)}: are not those it was trained with")
+    require_columns(described, spec, where)
+    try:
+        require_sids(described, features.sids, where)
+    except SpecError as error:
+        if config.training.start_sids == "same":
+            raise SpecError(f"{error}; ranker.training.start_sids=anew starts what belongs to SIDs anew") from error
+        return WarmStart(bundle, sids_anew=True)
+    return WarmStart(bundle, sids_anew=False)
+
+
+def _is_of_sids(name: str, features: ArmFeatures) -> bool:
+    """Tell by its name in `ShardedRanker.state` whether a tensor belongs to SIDs."""
+    table = table_of(name)
+    if table is not None:
+        return any(table == one.table for one in (*features.bags, *features.sequences) if one.is_sid)
+    own = name.partition(".")[2]  # behind "model" or "optimizer"
+    begins = [_CONTENT[content.position] for content in features.contents if content.sids]
+    return own.startswith(tuple(f"{prefix}{weight}" for prefix in begins for weight in SID_WEIGHTS))
