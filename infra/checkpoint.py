@@ -38,6 +38,7 @@ VALUES_FILE = "values.json"
 MACHINE = ("ranks", "device", "torch", "threads")
 """What decides a run's last bits beside its work."""
 _SETTINGS = "settings"
+_PARTS = "parts"
 
 
 @dataclass(frozen=True)
@@ -119,10 +120,17 @@ class Checkpoints:
         self._are_ours = True
         return found
 
+    @property
+    def parts(self) -> Path:
+        """A directory for parts of the output that a stage commits one by one; it goes with the checkpoints."""
+        self._are_ours = True
+        return self.path / _PARTS
+
     def remove(self) -> None:
-        """Remove those that this run has loaded or saved, and their directory; their output is committed."""
+        """Remove what this run has loaded or saved, and its directory; the output is committed."""
         if self.world.is_main and self._are_ours:
             self._remove()
+            shutil.rmtree(self.path / _PARTS, ignore_errors=True)
             with contextlib.suppress(OSError):  # something else lies in it: not ours to remove
                 self.path.rmdir()
 

@@ -45,17 +45,18 @@ except importlib.metadata.PackageNotFoundError:  # in a served model, which carr
     VERSION = "unknown"
 
 SECTIONS = (
-    "prepare", "encoder", "encoders", "materialize", "export", "ranker", "baseline", "tune", "compare", "tables", "run",
+    "prepare", "encoder", "encoders", "materialize", "export", "ranker", "score", "ranker_export", "baseline", "tune",
+    "compare", "tables", "run",
 )  # fmt: skip
 """The sections a run's file may have: one for each kind of stage, `encoders` for further encoders, `tables` for which
 arms are held against each other, and `run` for how the stages are launched."""
 
 
-def load_file(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def load_file(path: Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Read a run's YAML file and apply dotted overrides.
 
     Args:
-        path: the YAML file, a mapping of sections.
+        path: the YAML file, a mapping of sections; None: no section is set but by overrides.
         overrides: texts like ``encoder.training.epochs=2``; the value is parsed as YAML.
 
     Returns:
@@ -65,23 +66,29 @@ def load_file(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         ConfigError: the file is missing, not UTF-8, no mapping, has a key twice, an unknown section or a number that is
             not finite, or an override is malformed.
     """
-    try:
-        values = _load_yaml(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"config {path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"config {path}: is not UTF-8 (byte {error.start}: {error.reason})") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"config {path}: not valid YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"config {path}: must be a mapping of sections, is {type(values).__name__}")
+    where = "config" if path is None else f"config {path}"
+    values = {} if path is None else _read(path, where)
     for override in overrides:
         _apply(values, override)
     unknown = sorted(set(values) - set(SECTIONS), key=str)  # YAML has keys of several types
     if unknown:
-        raise ConfigError(f"config {path}: unknown section {unknown[0]!r}; known are {', '.join(SECTIONS)}")
+        raise ConfigError(f"{where}: unknown section {unknown[0]!r}; known are {', '.join(SECTIONS)}")
     for key, number in _infinite(values):
-        raise ConfigError(f"config {path}: {key}: {number} is no finite number")
+        raise ConfigError(f"{where}: {key}: {number} is no finite number")
+    return values
+
+
+def _read(path: Path, where: str) -> dict[str, Any]:
+    try:
+        values = _load_yaml(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{where}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{where}: is not UTF-8 (byte {error.start}: {error.reason})") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where}: must be a mapping of sections, is {type(values).__name__}")
     return values
 
 
@@ -164,13 +171,14 @@ def _short(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def load_section(cls: type[C], path: Path, section: str, overrides: Sequence[str] = ()) -> C:
-    """Read one section of a run's file; an absent section means all defaults.
+def load_section(cls: type[C], path: Path | None, section: str, overrides: Sequence[str] = ()) -> C:
+    """Read one section of a run's file; an absent section, or no file, means all defaults.
 
     Raises:
         ConfigError: see `load_file` and `parse`.
     """
-    return parse(cls, load_file(path, overrides).get(section), f"{Path(path).name}: {section}")
+    where = section if path is None else f"{Path(path).name}: {section}"
+    return parse(cls, load_file(path, overrides).get(section), where)
 
 
 def parse_written(cls: type[C], values: object, where: str, version: str | None) -> C:

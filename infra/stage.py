@@ -187,7 +187,9 @@ def _call(body: Callable[[StageRun[C]], None], run: StageRun[C]) -> None:
 
 def _parse(name: str, inputs: Inputs, argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=name, description=f"Run the stage {name!r} and commit its output.")
-    parser.add_argument("--config", type=Path, required=True, help="the run's YAML file, or the stage's resolved one")
+    parser.add_argument(
+        "--config", type=Path, help="the run's YAML file, or the stage's resolved one; without it, the defaults"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override a config value")
     parser.add_argument(
         "--input", action="append", default=[], metavar="NAME=DIR",

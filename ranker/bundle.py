@@ -16,10 +16,11 @@ from torch import Tensor
 
 from encoder.sid import SidSpec
 from infra.commit import read_manifest
-from infra.config import VERSION, Config, parse_written
+from infra.config import VERSION, Config, parse, parse_written, plain
 from infra.errors import DataError, SpecError
 from infra.state import read_state, write_state
 from infra.tables import DatasetSpec
+from ranker.budget import DecidedConfig
 from ranker.config import RankerConfig
 from ranker.features import ArmFeatures, IdFeature, Sids, arm_features
 from ranker.sharding import ShardedRanker
@@ -50,6 +51,11 @@ class RankerBundle:
 
     path: Path
     description: Description
+
+    @property
+    def config(self) -> DecidedConfig:
+        """The configuration that it was trained with."""
+        return parse(DecidedConfig, plain(self.description.config), str(self.path / DESCRIPTION_FILE))
 
     def features(self, spec: DatasetSpec) -> ArmFeatures:
         """Return what the arm reads and looks up of a dataset that may have grown since.
@@ -164,12 +170,12 @@ def require_columns(description: Description, spec: DatasetSpec, where: str) -> 
         DataError: names all that differs.
     """
     differs = [
-        f"{name}: {', '.join(found) or 'none'} there, {', '.join(wanted) or 'none'} here"
+        f"{name}: the ranker has {', '.join(wanted) or 'none'}, the dataset {', '.join(found) or 'none'}"
         for name in ("tasks", "dense", "sparse")
         if (wanted := _names(description.spec, name)) != (found := _names(spec, name))
     ]
     if differs:
-        raise DataError(f"{where}: is not what the ranker was trained on; {'; '.join(differs)}")
+        raise DataError(f"{where}: columns or tasks do not fit: {'; '.join(differs)}")
 
 
 def _names(spec: DatasetSpec, what: str) -> tuple[str, ...]:

@@ -6,25 +6,28 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from infra.checkpoint import Checkpoint, Checkpoints
-from infra.distributed import World, lockstep
+from infra.distributed import World, lockstep, together
 from infra.lanes import Batch, LaneReader
 from infra.learning_curve import is_point, point_every
 from infra.prefetch import prefetched
 from infra.tracking import RunLog
 from ranker.batch import RankerBatch
-from ranker.budget import DecidedTraining, warmup_steps
+from ranker.budget import DecidedConfig, DecidedTraining, warmup_steps
 from ranker.config import TrainingConfig
 from ranker.features import ArmFeatures
+from ranker.frozen import Frozen
 from ranker.loss_check import LossCheck
 from ranker.metrics import TrainingWindow
 from ranker.model import StepOutput
+from ranker.planner import Traffic
 from ranker.reader import NewestEntries, ranker_batches
-from ranker.sharding import ShardedRanker
+from ranker.sharding import ShardedRanker, build_sharded
+from ranker.warm_start import WarmStart
 
 Phase = Literal["search", "train"]
 """A stage's trainings: the one that finds the number of epochs (`ranker.validation`), and the one it is there for."""
@@ -249,6 +252,31 @@ class Fit:
         self.log.go_on(checkpoint.values["history"])
         moved = f", with other {', '.join(checkpoint.moved)}: last bits may differ" if checkpoint.moved else ""
         self.log.say(f"ranker: goes on from the checkpoint at step {self.step} of {self.num_steps}{moved}")
+
+
+class Model(NamedTuple):
+    """The pipeline, and the sharded model that it runs batches through."""
+
+    progress: Progress
+    sharded: ShardedRanker
+
+
+def start_model(
+    features: ArmFeatures,
+    config: DecidedConfig,
+    world: World,
+    frozen: Frozen,
+    traffic: Traffic,
+    start: WarmStart | None = None,
+) -> Model:
+    """Build a model with its initial weights, or an earlier ranker's: the same each time."""
+    sharded = build_sharded(features, config, world, frozen, traffic)
+    if start is not None:
+        with together(world, "reading the ranker to start from"):
+            start.load(sharded, features)
+    pipeline = TrainPipelineSparseDist(sharded.model, sharded.optimizer, world.device)
+    progress = Progress(pipeline, features, world, NewestEntries(config.model.history))
+    return Model(progress, sharded)
 
 
 def taken_up(checkpoints: Checkpoints | None, sharded: ShardedRanker, features: ArmFeatures) -> Checkpoint | None:

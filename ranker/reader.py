@@ -21,7 +21,7 @@ from infra.lanes import Batch, LaneReader
 from infra.parquet import RowGroup
 from infra.partitions import PartitionEntry
 from infra.rows import Rows
-from infra.snapshot import Dataset
+from infra.snapshot import CONTENT, Dataset
 from infra.tables import DatasetSpec
 from ranker.batch import NOT_LAID_OUT, RankerBatch
 from ranker.budget import DecidedTraining
@@ -89,6 +89,12 @@ class Split:
             starts.setdefault((entry.date - first).days // days, rows)
             rows += entry.rows
         return tuple(sorted({start for start in starts.values() if start < max(rows, 1)}))
+
+
+def content_read(dataset: Dataset, features: ArmFeatures) -> list[PartitionEntry]:
+    """Return the partitions that hold the embeddings an arm takes as they are."""
+    entities = {content.entity for content in features.contents if content.embeddings}
+    return [entry for entity in sorted(entities) for entry in dataset.partitions(CONTENT[entity])]
 
 
 def check_rows(table: pa.Table, where: RowGroup, *, features: ArmFeatures, spec: DatasetSpec) -> None:

@@ -11,28 +11,19 @@ predict every held-out row, write predictions, model and summary.
 
 import gc
 import json
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
-from itertools import chain
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import torch
-from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from infra.checkpoint import Checkpoint
 from infra.distributed import World, barrier, gather, together
-from infra.errors import TrainingError
-from infra.lanes import Batch, LaneReader
-from infra.parquet import TableWriter
-from infra.partitions import PartitionEntry
-from infra.snapshot import CONTENT, Dataset, read_dataset
+from infra.lanes import LaneReader
+from infra.snapshot import Dataset, read_dataset
 from infra.stage import StageRun, run_stage
-from infra.tables import TaskSpec
 from infra.tracking import RunLog
 from ranker.budget import (
     Day,
@@ -47,18 +38,17 @@ from ranker.budget import (
 )
 from ranker.bundle import save_bundle
 from ranker.config import Dates, RankerConfig
-from ranker.cost import column_cost, count_flops, embedding_bytes, expected_traffic, peak_memory_bytes
-from ranker.features import ArmFeatures, arm_features, dataset_sids
-from ranker.fit import Fit, Progress, taken_up
-from ranker.frozen import Frozen, read_frozen
+from ranker.cost import column_cost, embedding_bytes, expected_traffic, peak_memory_bytes
+from ranker.features import arm_features, dataset_sids
+from ranker.fit import Fit, Model, start_model, taken_up
+from ranker.frozen import read_frozen
 from ranker.id_tables import describe_tables
 from ranker.metric_registry import METRICS, compared_metrics
-from ranker.metrics import named_metrics, prediction_metrics, prediction_rows, prediction_schema
-from ranker.model import StepOutput
-from ranker.planner import Traffic
-from ranker.reader import NewestEntries, Split
+from ranker.metrics import named_metrics, prediction_metrics
+from ranker.predict import predict
+from ranker.reader import Split, content_read
 from ranker.scaling import dense_moments
-from ranker.sharding import ShardedRanker, build_sharded, plan_facts, real_bytes, table_bytes
+from ranker.sharding import ShardedRanker, plan_facts, real_bytes, table_bytes
 from ranker.validation import EpochSearch, Validation
 from ranker.warm_start import WarmStart, open_start
 
@@ -111,7 +101,7 @@ def train(run: StageRun[RankerConfig]) -> None:
     with together(world, "opening the dataset"):
         dataset, fitting, held_out, days, start, config = open_inputs(run)
     features = fitting.features
-    dataset.verify(world, partitions_read(dataset, fitting, held_out))
+    dataset.verify(world, [*content_read(dataset, features), *fitting.partitions, *held_out.partitions])
     with together(world, "reading what content needs"):
         frozen = read_frozen(dataset, features)
         traffic = expected_traffic(dataset, fitting.dates, config.training)
@@ -129,7 +119,7 @@ def train(run: StageRun[RankerConfig]) -> None:
     readers = open_readers(fitting, held_out, config.training, world)
     fitted = fit(run, config, readers, partial(start_model, features, config, world, frozen, traffic, start))
     config, sharded, progress = fitted.config, fitted.model.sharded, fitted.model.progress
-    flops = predict(progress, sharded, readers.held_out, config, run.out / "predictions", run.log)
+    flops = predict(progress, sharded, readers.held_out, config.arm, run.out / "predictions", run.log)
     with together(world, "saving the model"):
         save_bundle(run.out, sharded, features, config, dataset.spec, world.rank)
     entries, entries_cut = np.sum(gather(world, progress.newest.counts), axis=0).tolist()
@@ -200,13 +190,6 @@ def open_splits(dataset: Dataset, config: RankerConfig) -> tuple[Split, Split]:
     return fitting, held_out
 
 
-def partitions_read(dataset: Dataset, *splits: Split) -> list[PartitionEntry]:
-    """Return the partitions that a training of an arm reads, of its splits and of its content."""
-    contents = {content.entity for content in splits[0].features.contents if content.embeddings}
-    content = [entry for entity in sorted(contents) for entry in dataset.partitions(CONTENT[entity])]
-    return [*content, *(entry for split in splits for entry in split.partitions)]
-
-
 class SearchRows(NamedTuple):
     """The training rows before the validation window, the window's, and its first and last date."""
 
@@ -240,31 +223,6 @@ def open_readers(fitting: Split, held_out: Split, training: DecidedTraining, wor
         rows = before.open(training, world, is_training=True), window.open(training, world, is_training=False)
         search = SearchRows(*rows, window.dates)
     return Readers(fitting.open(training, world, True), held_out.open(training, world, False), search)
-
-
-class Model(NamedTuple):
-    """The pipeline, and the sharded model that it runs batches through."""
-
-    progress: Progress
-    sharded: ShardedRanker
-
-
-def start_model(
-    features: ArmFeatures,
-    config: DecidedConfig,
-    world: World,
-    frozen: Frozen,
-    traffic: Traffic,
-    start: WarmStart | None = None,
-) -> Model:
-    """Build a model with its initial weights, or an earlier ranker's: the same each time."""
-    sharded = build_sharded(features, config, world, frozen, traffic)
-    if start is not None:
-        with together(world, "reading the ranker to start from"):
-            start.load(sharded, features)
-    pipeline = TrainPipelineSparseDist(sharded.model, sharded.optimizer, world.device)
-    progress = Progress(pipeline, features, world, NewestEntries(config.model.history))
-    return Model(progress, sharded)
 
 
 class Fitted(NamedTuple):
@@ -331,49 +289,6 @@ def search_epochs(
         f" epoch: {by_epoch}; {found.seconds:.0f} s"
     )
     return found
-
-
-@torch.no_grad()
-def predict(
-    progress: Progress, sharded: ShardedRanker, reader: LaneReader, config: RankerConfig, out: Path, log: RunLog
-) -> float:
-    """Predict every row of a reader; each rank writes the rows it read as `part-<rank>.parquet`.
-
-    Returns:
-        the floating-point operations of one row's forward pass, counted on this rank's first batch: two for each
-        multiplication and addition of a matrix product. Lookups, jagged attention and what is done element by element
-        are not counted.
-
-    Raises:
-        TrainingError: on every rank; all ranks together wrote another number of rows than the reader has.
-    """
-    tasks, world = progress.features.tasks, progress.world
-    sharded.model.eval()
-    path = out / f"part-{world.rank:05d}.parquet"
-    steps = progress.over(reader, epoch=0)
-    with count_flops() as counter:
-        first = next(steps)
-    with log.progress(reader.num_rows, f"measure {config.arm}") as advance, ExitStack() as stack:
-        with together(world, "opening predictions"):
-            writer = stack.enter_context(TableWriter(path, prediction_schema(tasks)))
-        for batch, output in chain([first], steps):
-            with together(world, "writing predictions"):
-                writer.write(prediction_table(batch, output, tasks))
-            # Padding is at most the last batches' share, so this rank's rows stand for every rank's.
-            advance(int(batch.valid_N.sum()) * world.size)
-        with together(world, "closing predictions"):
-            stack.close()
-    predicted = sum(gather(world, writer.rows))
-    if predicted != reader.num_rows:
-        raise TrainingError(f"{out}: {predicted:,} rows were predicted, the held-out dates have {reader.num_rows:,}")
-    return float(counter.get_total_flops() / len(first[0].rows_N))
-
-
-def prediction_table(batch: Batch, output: StepOutput, tasks: Mapping[str, TaskSpec]) -> pa.Table:
-    """Return a batch's predictions as rows of `prediction_schema`, without the padding."""
-    p_TB = output.probabilities_BT.t().contiguous().cpu().numpy()
-    table = prediction_rows(batch.rows, batch.rows_N, p_TB, tasks)
-    return table if batch.valid_N.all() else table.filter(pa.array(batch.valid_N))
 
 
 def _cost(sharded: ShardedRanker, split: Split, config: RankerConfig) -> dict[str, Any]:

@@ -57,14 +57,17 @@ def stopping(steps: int | None = None) -> Iterator[None]:
         ranker.fit.learning_rates = kept
 
 
-def train_ranker(world: World, dataset: Path, out: Path, arm: str = "sid_ngram", **training: Any) -> None:
+def train_ranker(
+    world: World, dataset: Path, out: Path, arm: str = "sid_ngram", start: Path | None = None, **training: Any
+) -> None:
     """Run the stage's body and commit it, as its main program would."""
     config = config_of(arm, training={**TRAINING, **training})
+    inputs = {"dataset": dataset} if start is None else {"dataset": dataset, "start": start}
     facts: dict[str, Any] = {}
     checkpoints = Checkpoints(out.with_name(f"{out.name}.checkpoint"), world, "ranker", {}, config)
     with committing(out, world, stage="ranker", facts=facts) as staging:
         log = RunLog.open(world.rank, "ranker", staging, plain(config), {}, "", None)
-        train(StageRun(config, {"dataset": dataset}, staging, world, log, facts, checkpoints))
+        train(StageRun(config, inputs, staging, world, log, facts, checkpoints))
     checkpoints.remove()
 
 

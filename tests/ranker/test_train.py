@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import infra.parquet
-import ranker.train
+import ranker.predict
 from infra.commit import committing, read_manifest, verify
 from infra.config import parse, plain
 from infra.distributed import World
@@ -30,12 +30,13 @@ from ranker.budget import DecidedConfig
 from ranker.bundle import FOLDER, read_bundle
 from ranker.config import RankerConfig
 from ranker.cost import column_cost
-from ranker.fit import learning_rates
+from ranker.fit import learning_rates, start_model
 from ranker.frozen import read_frozen
 from ranker.loss_check import NonFiniteLossError
 from ranker.metrics import prediction_metrics, prediction_schema
 from ranker.planner import Traffic
-from ranker.train import open_splits, predict, prediction_table, start_model, train
+from ranker.predict import predict, prediction_table
+from ranker.train import open_splits, train
 from tests.datasets import joined, write_snapshot_of
 from tests.distributed import run_distributed
 from tests.ranker.dataset import CHAIN, ONE_TASK, SIDS, SPEC, TWO_ROOTS, all_days, write_dataset
@@ -175,14 +176,14 @@ def failed_predictions(world: World, dataset: Path, out: Path) -> list[str]:
     errors = []
     faults = {"prediction_table": lambda *args: prediction_table(*args).slice(1), "TableWriter": FullDisk}
     for name, wrong in faults.items():
-        whole = getattr(ranker.train, name)
-        setattr(ranker.train, name, wrong if world.rank == world.size - 1 else whole)
+        whole = getattr(ranker.predict, name)
+        setattr(ranker.predict, name, wrong if world.rank == world.size - 1 else whole)
         try:
             run_stage_body(world, dataset, out / name, config_of("none"))
         except (DataError, StageError, TrainingError) as error:
             errors.append(str(error))
         finally:
-            setattr(ranker.train, name, whole)
+            setattr(ranker.predict, name, whole)
     return errors
 
 
@@ -363,7 +364,9 @@ def test_the_model_that_is_left_predicts_what_the_stage_predicted(
     progress, sharded = start_model(features, config, world, read_frozen(read_dataset(dataset), features), Traffic())
     assert "optimizer.body.interaction.over_arch.0.weight.exp_avg" not in sharded.state()
     bundle.load(sharded, features)
-    predict(progress, sharded, held_out.open(config.training, world, False), config, tmp_path / "again", RunLog(None))
+    predict(
+        progress, sharded, held_out.open(config.training, world, False), config.arm, tmp_path / "again", RunLog(None)
+    )
     again, before = (pq.read_table(path).sort_by("row") for path in (tmp_path / "again", outputs[arm] / "predictions"))
     assert again.equals(before)
     states = sharded.state()

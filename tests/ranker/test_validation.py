@@ -11,10 +11,12 @@ from infra.distributed import World
 from infra.errors import ConfigError, DataError
 from infra.snapshot import read_dataset
 from infra.tracking import RunLog
+from ranker.fit import start_model
 from ranker.frozen import Frozen
 from ranker.metrics import prediction_metrics
 from ranker.planner import Traffic
-from ranker.train import open_splits, predict, start_model
+from ranker.predict import predict
+from ranker.train import open_splits
 from ranker.validation import Validation, measure_ne
 from tests.datasets import joined, spoil
 from tests.distributed import run_distributed
@@ -53,7 +55,7 @@ def test_the_window_is_measured_as_held_out_rows_are(
     reader = held_out.open(config.training, world, is_training=False)
     found = measure_ne(progress, sharded, reader)
     assert sharded.model.training
-    predict(progress, sharded, reader, config, tmp_path / "predictions", RunLog(None))
+    predict(progress, sharded, reader, config.arm, tmp_path / "predictions", RunLog(None))
     expected = prediction_metrics(tmp_path, tuple(SPEC.tasks))
     assert found == pytest.approx({task: expected[task]["ne"] for task in SPEC.tasks}, rel=1e-6)
 

@@ -1,0 +1,68 @@
+"""Predicting rows: every rank writes those that it read."""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from itertools import chain
+from pathlib import Path
+
+import pyarrow as pa
+import torch
+
+from infra.distributed import gather, together
+from infra.errors import TrainingError
+from infra.lanes import Batch, LaneReader
+from infra.parquet import TableWriter
+from infra.tables import TaskSpec
+from infra.tracking import RunLog
+from ranker.cost import count_flops
+from ranker.fit import Progress
+from ranker.metrics import prediction_rows, prediction_schema
+from ranker.model import StepOutput
+from ranker.sharding import ShardedRanker
+
+
+@torch.no_grad()
+def predict(
+    progress: Progress, sharded: ShardedRanker, reader: LaneReader, arm: str, out: Path, log: RunLog, first_row: int = 0
+) -> float:
+    """Predict every row of a reader; each rank writes the rows it read as `part-<rank>.parquet`.
+
+    Args:
+        progress: the pipeline. sharded: the model that it runs. reader: the rows. arm: how the progress names them.
+        out: the folder to write. log: shows progress. first_row: the number that the first row is written with.
+
+    Returns:
+        the floating-point operations of one row's forward pass, counted on this rank's first batch: two for each
+        multiplication and addition of a matrix product. Lookups, jagged attention and what is done element by element
+        are not counted.
+
+    Raises:
+        TrainingError: on every rank; all ranks together wrote another number of rows than the reader has.
+    """
+    tasks, world = progress.features.tasks, progress.world
+    sharded.model.eval()
+    path = out / f"part-{world.rank:05d}.parquet"
+    steps = progress.over(reader, epoch=0)
+    with count_flops() as counter:
+        first = next(steps)
+    with log.progress(reader.num_rows, f"predict {arm}") as advance, ExitStack() as stack:
+        with together(world, "opening predictions"):
+            writer = stack.enter_context(TableWriter(path, prediction_schema(tasks)))
+        for batch, output in chain([first], steps):
+            with together(world, "writing predictions"):
+                writer.write(prediction_table(batch, output, tasks, first_row))
+            # Padding is at most the last batches' share, so this rank's rows stand for every rank's.
+            advance(int(batch.valid_N.sum()) * world.size)
+        with together(world, "closing predictions"):
+            stack.close()
+    predicted = sum(gather(world, writer.rows))
+    if predicted != reader.num_rows:
+        raise TrainingError(f"{out}: {predicted:,} rows were predicted, the held-out dates have {reader.num_rows:,}")
+    return float(counter.get_total_flops() / len(first[0].rows_N))
+
+
+def prediction_table(batch: Batch, output: StepOutput, tasks: Mapping[str, TaskSpec], first_row: int = 0) -> pa.Table:
+    """Return a batch's predictions as rows of `prediction_schema`, without the padding."""
+    p_TB = output.probabilities_BT.t().contiguous().cpu().numpy()
+    table = prediction_rows(batch.rows, first_row + batch.rows_N, p_TB, tasks)
+    return table if batch.valid_N.all() else table.filter(pa.array(batch.valid_N))

@@ -1,0 +1,214 @@
+"""Stage `score`: a trained ranker's probabilities for every row of a snapshot.
+
+    python -m ranker.score --model DIR --dataset DIR --out DIR
+
+`--model` is the output of a ranker's stage, `--dataset` a snapshot with its SIDs; under torchrun any number of ranks
+works. Rows are scored in parts of whole dates, each of which is committed by itself beside the output, so that a run
+that broke goes on with the part it was in. The output has the form of a ranker's predictions.
+"""
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import PositiveInt
+
+from infra.checkpoint import MACHINE
+from infra.commit import committing, is_committed, read_manifest
+from infra.config import Config, digest
+from infra.distributed import World, barrier, together
+from infra.errors import DataError
+from infra.lanes import LaneReader
+from infra.partitions import PartitionEntry
+from infra.snapshot import Dataset, read_dataset
+from infra.stage import StageRun, run_stage
+from ranker.budget import DecidedConfig
+from ranker.bundle import RankerBundle, open_bundle, require_columns, require_sids
+from ranker.config import Dates
+from ranker.cost import expected_traffic
+from ranker.features import ArmFeatures, dataset_sids
+from ranker.fit import Model, start_model
+from ranker.frozen import read_frozen
+from ranker.predict import predict
+from ranker.reader import Split, content_read
+
+PREDICTIONS = "predictions"
+
+
+class ScoreConfig(Config):
+    """Section `score`."""
+
+    dates: tuple[date, date] | None = None
+    """First and last date to score; by default all that the snapshot has."""
+    part_rows: PositiveInt = 1_000_000
+    """A part ends with the date on which it has so many rows. A run that broke repeats one part at most."""
+
+
+class Part(NamedTuple):
+    """Some dates that are scored together, first and last, and the number of their first row."""
+
+    dates: Dates
+    first_row: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What scores rows.
+
+    Attributes:
+        config: the one that the ranker was trained with. work: the digest of what decides the probabilities.
+        folder: where parts are committed.
+    """
+
+    model: Model
+    features: ArmFeatures
+    config: DecidedConfig
+    dataset: Dataset
+    work: str
+    folder: Path
+
+
+def score(run: StageRun[ScoreConfig]) -> None:
+    """Score every row; the body of the stage.
+
+    Raises:
+        DataError: the model is none, or the snapshot lacks what it reads. SpecError: its SIDs are another encoder's.
+    """
+    world = run.world
+    with together(world, "opening model and snapshot"):
+        bundle, dataset = open_bundle(run.inputs["model"]), read_dataset(run.inputs["dataset"])
+        where = f"dataset={run.inputs['dataset']}"
+        require_columns(bundle.description, dataset.spec, where)
+        require_sids(bundle.description, dataset_sids(dataset), where)
+        parts = parts_of(dataset, run.config)
+    scoring = _loaded(run, bundle, dataset, parts)
+    began, fresh = time.monotonic(), 0
+    for number, part in enumerate(parts):
+        fresh += 0 if _score_part(run, scoring, number, part) else part.rows
+    with together(world, "collecting the parts"):
+        if world.is_main:
+            _collect(scoring.folder, len(parts), run.out / PREDICTIONS)
+    seconds, rows = time.monotonic() - began, sum(part.rows for part in parts)
+    if world.is_main:
+        speed = f", {fresh / seconds:,.0f} rows/s" if fresh else ""
+        run.log.say(f"score: {rows:,} rows, {rows - fresh:,} of them scored before{speed}")
+        run.log.summary({"rows": rows, "scored_before": rows - fresh, "rows_per_second": fresh / seconds})
+    run.facts["rows"] = rows
+    barrier(world)
+
+
+def parts_of(dataset: Dataset, config: ScoreConfig) -> list[Part]:
+    """Cut the snapshot's dates into parts.
+
+    Raises:
+        DataError: there are no rows.
+    """
+    first, last = config.dates or (date.min, date.max)
+    parts: list[Part] = []
+    row = 0
+    for entries in _grouped(dataset.partitions("events", first, last), config.part_rows):
+        rows = sum(entry.rows for entry in entries)
+        parts.append(Part((entries[0].date, entries[-1].date), row, rows))
+        row += rows
+    if not row:
+        named = f" from {first} to {last}" if config.dates else ""
+        raise DataError(f"{dataset.path}: the snapshot has no rows{named}")
+    return parts
+
+
+def _grouped(entries: Sequence[PartitionEntry], rows: int) -> Iterator[list[PartitionEntry]]:
+    group: list[PartitionEntry] = []
+    for entry in entries:
+        group.append(entry)
+        if sum(one.rows for one in group) >= rows:
+            yield group
+            group = []
+    if any(one.rows for one in group):
+        yield group
+
+
+def _loaded(run: StageRun[ScoreConfig], bundle: RankerBundle, dataset: Dataset, parts: Sequence[Part]) -> Scoring:
+    assert run.checkpoints is not None
+    world, config = run.world, bundle.config
+    dates = parts[0].dates[0], parts[-1].dates[1]
+    features = bundle.features(dataset.spec)
+    dataset.verify(world, content_read(dataset, features))
+    with together(world, "reading what content needs"):
+        frozen = read_frozen(dataset, features)
+        traffic = expected_traffic(dataset, dates, config.training)
+    model = start_model(features, config, world, frozen, traffic)
+    with together(world, "reading the ranker"):
+        bundle.load(model.sharded, features)
+    work = {name: value for name, value in run.checkpoints.work.items() if name not in MACHINE}
+    return Scoring(model, features, config, dataset, digest(work), run.checkpoints.parts)
+
+
+def _score_part(run: StageRun[ScoreConfig], scoring: Scoring, number: int, part: Part) -> bool:
+    """Score a part unless an earlier run has; return whether one had."""
+    world, out = run.world, _folder(scoring.folder, number)
+    if _is_done(world, out, scoring.work):
+        return True
+    split = Split(part.dates, scoring.dataset, scoring.features)
+    scoring.dataset.verify(world, split.partitions)
+    reader: LaneReader = split.open(scoring.config.training, world, is_training=False)
+    name = f"{scoring.config.arm}, {part.dates[0]} to {part.dates[1]}"
+    with committing(out, world, stage="score-part", key=scoring.work) as staging:
+        predict(*scoring.model, reader, name, staging, run.log, part.first_row)
+    return False
+
+
+def _is_done(world: World, out: Path, work: str) -> bool:
+    """Tell whether a part was committed by the same work; one of other work is removed."""
+    with together(world.committing, f"looking at {out}"):
+        is_done = is_committed(out) and read_manifest(out).key == work
+    barrier(world)  # nobody looks any more
+    if world.is_main and not is_done:
+        shutil.rmtree(out, ignore_errors=True)
+    barrier(world)
+    return is_done
+
+
+def _folder(folder: Path, number: int) -> Path:
+    return folder / f"part-{number:05d}"
+
+
+def _collect(folder: Path, parts: int, out: Path) -> None:
+    """Put the files of all parts into one folder, by another name of the same bytes where the file system has that."""
+    out.mkdir()
+    for number in range(parts):
+        for file in sorted(_folder(folder, number).glob("*.parquet")):
+            name = out / f"part-{number:05d}-{file.name.removeprefix('part-')}"
+            try:
+                os.link(file, name)
+            except OSError:
+                shutil.copyfile(file, name)
+
+
+def main() -> None:
+    """Run the stage from the command line."""
+    argv = with_inputs(sys.argv[1:], ("model", "dataset"))
+    run_stage("score", "score", ScoreConfig, ["model", "dataset"], score, argv)
+
+
+def with_inputs(argv: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Return arguments in which `--NAME DIR` or `--NAME=DIR` stands as `--input NAME=DIR`, for some names."""
+    out: list[str] = []
+    words = iter(argv)
+    for word in words:
+        option, separator, value = word.removeprefix("--").partition("=")
+        if word.startswith("--") and option in names:
+            out += ["--input", f"{option}={value if separator else next(words, '')}"]
+        else:
+            out.append(word)
+    return out
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""A training that goes on from an earlier ranker: what it takes, what starts anew, and what it refuses."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from encoder.sid import SidSpec
+from infra.commit import committing
+from infra.distributed import World
+from infra.errors import ConfigError, DataError, SidestackError, SpecError
+from infra.tables import DatasetSpec, TaskSpec
+from ranker.bundle import open_bundle
+from ranker.config import RankerConfig
+from ranker.features import ArmFeatures, arm_features
+from ranker.frozen import Frozen
+from ranker.sharding import ShardedRanker, build_sharded
+from ranker.warm_start import open_start
+from tests.distributed import run_distributed
+from tests.ranker.dataset import SID, SPEC, write_dataset
+from tests.ranker.test_growth import LARGER
+from tests.ranker.test_resume import predictions, summary, train_ranker, weights
+from tests.ranker.training import config_of, whole
+
+OTHER = SID.model_copy(update={"fingerprint": "ba" * 32})
+"""The same SIDs of another encoder."""
+ONCE = {"epochs": 1, "checkpoint_every": 0}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("warm") / "dataset", rows_a_day=128)
+
+
+@pytest.fixture(scope="module")
+def trained(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Return finished trainings by arm, made by two ranks."""
+    folder = tmp_path_factory.mktemp("trained")
+    arms = ("side", "sid_ngram", "hde")
+    for arm in arms:
+        run_distributed(train_ranker, dataset, folder / arm, arm, **{"world_size": 2})
+    return {arm: folder / arm for arm in arms}
+
+
+def started(
+    world: World, path: Path, config: RankerConfig, spec: DatasetSpec = SPEC, sid: SidSpec = SID
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return all weights and states of a model as it is initialized, and as it starts from an earlier ranker."""
+
+    def built() -> tuple[ShardedRanker, ArmFeatures]:
+        return build_sharded(features, config, world, Frozen()), features
+
+    features = arm_features(spec, config, {"sid": sid})
+    start = open_start(path, config, spec, features)
+    features = start.features(features)
+    fresh, _ = built()
+    fresh.make_dense_state()
+    sharded, _ = built()
+    start.load(sharded, features)
+    return whole(world, fresh.state()), whole(world, sharded.state())
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_weights_tables_and_states_go_on_on_any_number_of_ranks(trained: dict[str, Path], world_size: int) -> None:
+    _, found = run_distributed(started, trained["side"], config_of("side"), world_size=world_size)[0]
+    saved = weights(trained["side"])
+    assert found.keys() == saved.keys()
+    for name, value in saved.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=0, msg=name)
+
+
+def test_another_plan_and_other_optimizer_settings_go_on_too(trained: dict[str, Path]) -> None:
+    config = config_of(
+        "sid_ngram", sharding={"types": ["table_wise"]}, training={"sparse_learning_rate": 0.5, "batch_size": 128}
+    )
+    _, found = run_distributed(started, trained["sid_ngram"], config, world_size=2)[0]
+    for name, value in weights(trained["sid_ngram"]).items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=0, msg=name)
+
+
+def test_rows_of_new_ids_are_initialized_as_if_they_had_always_been_there(
+    world: World, trained: dict[str, Path]
+) -> None:
+    fresh, found = started(world, trained["sid_ngram"], config_of("sid_ngram"), LARGER)
+    for name, old in weights(trained["sid_ngram"]).items():
+        assert torch.equal(found[name][: len(old)] if old.dim() else found[name], old), name
+        if old.dim():
+            assert torch.equal(found[name][len(old) :], fresh[name][len(old) :]), name
+    assert len(found["model.bags.embedding_bags.t_item_id.weight"]) == LARGER.num_items
+
+
+def test_the_stage_goes_on_where_the_earlier_one_was(
+    world: World, dataset: Path, trained: dict[str, Path], tmp_path: Path
+) -> None:
+    train_ranker(world, dataset, tmp_path / "next", "side", start=trained["side"], **ONCE)
+    train_ranker(world, dataset, tmp_path / "fresh", "side", **ONCE)
+    first, fresh, before = (summary(out) for out in (tmp_path / "next", tmp_path / "fresh", trained["side"]))
+    assert first["starts_from"] == {"path": str(trained["side"]), "sids_anew": False}
+    assert fresh["starts_from"] is None
+    steps = weights(tmp_path / "next")["optimizer.body.interaction.over_arch.0.weight.step"]
+    assert int(steps) == first["steps"] + before["steps"]
+    assert not predictions(tmp_path / "next").equals(predictions(tmp_path / "fresh"))
+
+
+@pytest.mark.parametrize(
+    ("arm", "anew"),
+    [
+        ("side", {"omega", "layers.0.weight", "layers.0.bias"}),
+        ("sid_ngram", {"t_item_sid", "t_history_sids"}),
+        ("hde", {"t_item_sid", "t_history_sids", "projection"}),
+    ],
+)
+def test_sids_of_another_encoder_are_refused_or_start_anew_with_all_that_belongs_to_them(
+    world: World, trained: dict[str, Path], arm: str, anew: set[str]
+) -> None:
+    with pytest.raises(SpecError, match=r"SIDs 'sid' have fingerprint ba.*, the ranker was trained on ab.*start_sids"):
+        started(world, trained[arm], config_of(arm), sid=OTHER)
+    fresh, found = started(world, trained[arm], config_of(arm, training={"start_sids": "anew"}), sid=OTHER)
+    kept, gone = [], []
+    for name, old in weights(trained[arm]).items():
+        belongs = any(re.search(rf"\b{part}(_prefix_\d)?\b", name) for part in anew) and "interaction" not in name
+        belongs = belongs and not (arm == "side" and "layers" in name and "content" not in name)
+        wanted = fresh[name] if belongs else old
+        assert torch.equal(found[name], wanted), name
+        (gone if belongs else kept).append(name)
+    assert {part for part in anew if any(part in name for name in gone)} == anew
+    assert any("content.layers.2" in name for name in kept) == (arm == "side")
+
+
+@pytest.mark.parametrize(
+    ("config", "spec", "error", "message"),
+    [
+        (config_of("sid_ngram"), {}, ConfigError, "is arm 'side', whose content differs from that of 'sid_ngram'"),
+        (config_of("side", model={"cross_rank": 4, "history": {"queries": 2}}), {}, ConfigError,
+         r"ranker\.model\.history, ranker\.model\.cross_rank: are not those"),
+        (config_of("side"), {"dense": ("price", "rank")}, DataError,
+         "dense: the ranker has rank, price, the dataset price, rank"),
+        (config_of("side"), {"tasks": {"like": TaskSpec()}}, DataError,
+         "tasks: the ranker has click, conversion, the dataset like"),
+        (config_of("side"), {"num_users": 59}, DataError, r"t_user_id.*was saved with shape \(60, 8\), now has \(59"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused_by_name(
+    world: World, trained: dict[str, Path], config: RankerConfig, spec: dict[str, Any],
+    error: type[SidestackError], message: str,
+) -> None:  # fmt: skip
+    with pytest.raises(error, match=message):
+        started(world, trained["side"], config, SPEC.model_copy(update=spec))
+
+
+def test_what_is_no_ranker_is_refused(world: World, trained: dict[str, Path], tmp_path: Path) -> None:
+    with committing(tmp_path / "other", world, stage="encoder"):
+        pass
+    with pytest.raises(DataError, match="is an output of stage 'encoder'; a trained ranker is one of stage 'ranker'"):
+        open_bundle(tmp_path / "other")
+    with committing(tmp_path / "empty", world, stage="ranker"):
+        pass
+    with pytest.raises(DataError, match="holds no trained ranker"):
+        open_bundle(tmp_path / "empty")
+
+
+def test_a_ranker_tells_what_it_is(trained: dict[str, Path]) -> None:
+    described = open_bundle(trained["side"]).description
+    assert described.rows["t_user_id"] == SPEC.num_users
+    assert (described.config.training.epochs, described.sids, described.spec) == (2, {"sid": SID}, SPEC)
