@@ -51,7 +51,8 @@ from ranker.config import ModelConfig
 from ranker.cost import count_flops
 from ranker.fit import UNTIMED_STEPS, Progress
 from ranker.kernels import BagsOfOne
-from ranker.reader import NewestEntries, Split, ranker_batches
+from ranker.newest import NewestEntries
+from ranker.reader import Split, ranker_batches
 
 BATCH = config_of("none").training.batch_size
 READ_ARMS = ("none", "sid_ngram", "side")

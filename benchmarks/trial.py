@@ -19,7 +19,8 @@ from ranker.config import ArmConfig, ModelConfig, RankerConfig
 from ranker.fit import Progress
 from ranker.frozen import read_frozen
 from ranker.model import StepOutput
-from ranker.reader import NewestEntries, Split
+from ranker.newest import NewestEntries
+from ranker.reader import Split
 from ranker.sharding import ShardedRanker, build_sharded
 from ranker.train import open_splits
 

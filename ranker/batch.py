@@ -10,33 +10,17 @@ from torch import Tensor
 from torchrec import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
-from ranker.layout import HistoryLayout, Integers, history_layout
-
-NOT_LAID_OUT = HistoryLayout((), torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64))
-"""Of a batch that is to be split: each of its parts is laid out."""
+from ranker.inputs import ModelInputs
+from ranker.layout import Integers, history_layout
 
 
 @dataclass
-class RankerBatch(Pipelineable):  # type: ignore[misc]
-    """One rank's part of a global batch: B rows of R requests, whose histories have T entries over all of them.
-
-    What the rows of a request share is here once. Rows of a request lie together; where the order of the rows splits
-    a request, each of its parts is one.
+class RankerBatch(ModelInputs, Pipelineable):  # type: ignore[misc]
+    """One rank's part of a global batch: inputs, ids to look up, and labels.
 
     Attributes:
         bags: ids of the sparse block that rows have of their own, by feature; R of them: `request_bags`, by request.
         sequences: ids of the history by request, by feature; every feature has the same lengths.
-        dense_BF: dense features.
-        item_content_BC: the ids that the ad's content takes as they are, not by a table (`ranker.features.Content`):
-            its SIDs in C columns, set after set, or its own id (C = 0 for other content).
-        item_known_BS: False where the ad's SID of a set is null (S = 0 where the arm does not ask).
-        user_content_RC, user_known_RS: the user's, likewise.
-        history_content_TC, history_known_TS: those of the history's entries, likewise.
-        history_recency_FT: how far back each history entry lies, in F = 3 ways: log(1 + days) to the event,
-            log(1 + days) since the entry before it (0 for the oldest), and log rank counted from the newest.
-        history_lengths_R: entries of each request's history.
-        request_B: the request of each row, from 0 to R - 1, never descending.
-        layout: which rows attend to which entries.
         labels_BT: 0 or 1 by task, 0 where the label is not known.
         weights_BT: 1 where the label is known and the row is not padding, else 0.
     """
@@ -44,17 +28,6 @@ class RankerBatch(Pipelineable):  # type: ignore[misc]
     bags: KeyedJaggedTensor
     request_bags: KeyedJaggedTensor
     sequences: KeyedJaggedTensor
-    dense_BF: Tensor
-    item_content_BC: Tensor
-    item_known_BS: Tensor
-    user_content_RC: Tensor
-    user_known_RS: Tensor
-    history_content_TC: Tensor
-    history_known_TS: Tensor
-    history_recency_FT: Tensor
-    history_lengths_R: Tensor
-    request_B: Tensor
-    layout: HistoryLayout
     labels_BT: Tensor
     weights_BT: Tensor
 

@@ -1,17 +1,17 @@
 """The blocks of the ranking model (SIDE paper, section 5 and Figure 3), each a module over dense tensors."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchrec.modules.crossnet import LowRankCrossNet
-from torchrec.sparse.jagged_tensor import JaggedTensor
 
 from infra.errors import DataError
-from ranker.batch import RankerBatch
 from ranker.config import ModelConfig
 from ranker.content import HistoryContent, perceptron
 from ranker.features import HISTORY_IDS, ArmFeatures
 from ranker.frozen import Frozen
+from ranker.inputs import ModelInputs
 from ranker.pma import HistoryAttention
 from ranker.transformer import HistoryEncoder
 
@@ -71,22 +71,42 @@ class HistoryBlock(nn.Module):
         self.encoder = HistoryEncoder(dim, history.heads, history.encoder_layers) if history.encoder_layers else None
         self.attention = HistoryAttention(dim, history.queries, query_features, history.heads)
 
-    def forward(self, query_BF: Tensor, sequences: dict[str, JaggedTensor], batch: RankerBatch) -> Tensor:
+    def forward(self, query_BF: Tensor, embedded: Mapping[str, Tensor], inputs: ModelInputs) -> Tensor:
         """Return U, float [B, k, d]; zeros for a row without history."""
-        embedded = {name: sequence.values() for name, sequence in sequences.items()}
         # [T, d] is the model's largest tensor, and every pass over it counts: a product is added as it is made.
-        values_TD = torch.addmm(embedded[HISTORY_IDS], *self._recency(batch.history_recency_FT))
+        values_TD = torch.addmm(embedded[HISTORY_IDS], *self._recency(inputs.history_recency_FT))
         if self.content is not None:
-            values_TD = self.content(values_TD, batch, embedded)
+            values_TD = self.content(values_TD, inputs, embedded)
         if self.encoder is not None:
-            values_TD = self.encoder(values_TD, batch.layout)
-        history_BKD: Tensor = self.attention(query_BF, values_TD, batch.layout)
+            values_TD = self.encoder(values_TD, inputs.layout)
+        history_BKD: Tensor = self.attention(query_BF, values_TD, inputs.layout)
         return history_BKD
 
     def _recency(self, recency_FT: Tensor) -> tuple[Tensor, Tensor]:
-        """Return two matrices, whose product [T, d] is for how far back entries lie; see `RankerBatch`."""
+        """Return two matrices, whose product [T, d] is for how far back entries lie; see `ModelInputs`."""
         with_one = functional.pad(recency_FT, (0, 0, 1, 0), value=1.0)
         return with_one.t(), torch.stack([self.gap.bias, self.gap.weight[:, 0], self.since_entry, self.rank])
+
+
+class LowRankCross(nn.Module):
+    """A low-rank DCNv2 (Wang et al. 2021): x' = x0 * (W V x + b) + x, layer after layer.
+
+    With weights named as in `torchrec.modules.crossnet.LowRankCrossNet`, which a served model would need torchrec for.
+    """
+
+    def __init__(self, width: int, layers: int, rank: int) -> None:
+        super().__init__()
+        self.W_kernels = nn.ParameterList(torch.empty(width, rank) for _ in range(layers))
+        self.V_kernels = nn.ParameterList(torch.empty(rank, width) for _ in range(layers))
+        self.bias = nn.ParameterList(torch.zeros(width) for _ in range(layers))
+
+    def forward(self, x_BN: Tensor) -> Tensor:
+        """Return float [B, width]."""
+        first_BN = x_BN
+        for down, up, bias in zip(self.V_kernels, self.W_kernels, self.bias, strict=True):
+            crossed_BN = functional.linear(functional.linear(x_BN, down), up)
+            x_BN = first_BN * (crossed_BN + bias) + x_BN
+        return x_BN
 
 
 class Interaction(nn.Module):
@@ -95,7 +115,7 @@ class Interaction(nn.Module):
     def __init__(self, num_vectors: int, model: ModelConfig) -> None:
         super().__init__()
         width = num_vectors * model.embedding_dim
-        self.cross = LowRankCrossNet(width, model.cross_layers, model.cross_rank)
+        self.cross = LowRankCross(width, model.cross_layers, model.cross_rank)
         self.over_arch = perceptron((width, *model.over_arch))
 
     def forward(self, vectors_BND: Tensor) -> Tensor:

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ranker.batch import RankerBatch
 from ranker.config import ModelConfig
 from ranker.features import ArmFeatures, Content, IdFeature
 from ranker.frozen import Frozen
+from ranker.inputs import ModelInputs
 from ranker.side import sid_unpack
 
 
@@ -116,18 +116,18 @@ class HistoryContent(nn.Module):
         self.omega = None if self.latent is None else nn.Parameter(torch.empty(self.latent.width, dim))
         self.projection = _projection(features.history, self.tables, dim)
 
-    def forward(self, values_TD: Tensor, batch: RankerBatch, sequences: dict[str, Tensor]) -> Tensor:
+    def forward(self, values_TD: Tensor, inputs: ModelInputs, sequences: Mapping[str, Tensor]) -> Tensor:
         """Return float [T, d]: the values plus the content, which is zeros where an item has none.
 
         Args:
-            values_TD: what entries are without content; may be overwritten. batch: T history entries.
+            values_TD: what entries are without content; may be overwritten. inputs: of T history entries.
             sequences: embeddings [T x ids an entry, d] by feature.
         """
         if self.latent is None:
-            tables, known_TS = zip(self.tables, self.places, strict=True), batch.history_known_TS
+            tables, known_TS = zip(self.tables, self.places, strict=True), inputs.history_known_TS
             parts = [_pooled(sequences[table.column], table) * known_TS[:, s : s + 1] for table, s in tables]
             return values_TD + _combined(parts, self.projection)
-        latent_TF, _ = self.latent(batch.history_content_TC, batch.history_known_TS)
+        latent_TF, _ = self.latent(inputs.history_content_TC, inputs.history_known_TS)
         assert self.omega is not None
         # In place: a copy of the values first, as `torch.addmm` makes, takes as long as the product. Not by autocast.
         return values_TD.addmm_(latent_TF.to(values_TD.dtype), self.omega.to(values_TD.dtype))

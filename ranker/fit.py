@@ -24,8 +24,9 @@ from ranker.frozen import Frozen
 from ranker.loss_check import LossCheck
 from ranker.metrics import TrainingWindow
 from ranker.model import StepOutput
+from ranker.newest import NewestEntries
 from ranker.planner import Traffic
-from ranker.reader import NewestEntries, ranker_batches
+from ranker.reader import ranker_batches
 from ranker.sharding import ShardedRanker, build_sharded
 from ranker.warm_start import WarmStart
 

@@ -10,8 +10,9 @@ import pyarrow.compute as pc
 
 from infra.impressions import ImpressionRows
 from infra.rows import Check
+from ranker.convert import unhashed_ids
 from ranker.features import IdFeature
-from ranker.reader import Split, unhashed_ids
+from ranker.reader import Split
 
 Ids = npt.NDArray[np.int64]
 

@@ -13,12 +13,11 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 
 from infra.tables import TaskSpec, ancestors
 from ranker.batch import RankerBatch
-from ranker.blocks import DenseBlock, HistoryBlock, Interaction, Towers
-from ranker.config import Children, ModelConfig, RankerConfig
-from ranker.content import OwnContent
-from ranker.features import ITEM_IDS, ArmFeatures, Content, IdFeature
+from ranker.body import Body
+from ranker.config import Children, RankerConfig
+from ranker.features import ArmFeatures, IdFeature
 from ranker.frozen import Frozen
-from ranker.layout import rows_of
+from ranker.inputs import Vectors
 
 
 class StepOutput(NamedTuple):
@@ -31,76 +30,6 @@ class StepOutput(NamedTuple):
 
     probabilities_BT: Tensor
     totals_3T: Tensor
-
-
-USER_CONTENT = "the user's content"
-
-
-class Body(nn.Module):
-    """Everything between the looked-up embeddings and the logits (SIDE paper, Figure 3).
-
-    Every arm has the same vectors in the same places, zeros where it has no content for the ad or user, so that all
-    weights but those of the content itself have the same shapes, and the same initial values, in all arms.
-    """
-
-    def __init__(self, features: ArmFeatures, config: RankerConfig, frozen: Frozen) -> None:
-        super().__init__()
-        model = config.model
-        self.in_bfloat16 = config.training.precision == "bfloat16"
-        self.ids = tuple(feature.column for feature in features.bags if not feature.is_sid)
-        self.dense = DenseBlock(len(features.dense), model, frozen.dense_2F) if features.dense else None
-        self.content = _own_content(features, features.item, model, frozen)
-        self.user_content = _own_content(features, features.user, model, frozen)
-        self.has_user_place = features.has_user_place
-        query_vectors = len(self.ids) + 1 + self.has_user_place  # ids, the ad's content, and the user's
-        # The vectors that ask the history: all, or the ad's own.
-        ads_own = [self.ids.index(ITEM_IDS), len(self.ids)]
-        self.asking = ads_own if model.history.pooling == "target" else None
-        asking_vectors = query_vectors if self.asking is None else len(self.asking)
-        self.history = HistoryBlock(features, model, asking_vectors * model.embedding_dim, frozen)
-        dense_vectors = model.dense_outputs if features.dense else 0
-        self.interaction = Interaction(query_vectors + dense_vectors + model.history.queries, model)
-        self.towers = Towers(tuple(features.tasks), model)
-
-    def forward(
-        self, batch: RankerBatch, bags: KeyedTensor, request_bags: KeyedTensor, sequences: dict[str, JaggedTensor]
-    ) -> Tensor:
-        """Return logits [B, tasks], float32 in any precision."""
-        with torch.autocast(batch.dense_BF.device.type, torch.bfloat16, enabled=self.in_bfloat16):
-            return self._logits(batch, bags, request_bags, sequences).float()
-
-    def _logits(
-        self, batch: RankerBatch, bags: KeyedTensor, request_bags: KeyedTensor, sequences: dict[str, JaggedTensor]
-    ) -> Tensor:
-        of_row, of_request = bags.to_dict(), request_bags.to_dict()  # by name: their order is the sharding's
-        shared = {name: of_request[name] for name in self.ids if name in of_request}
-        if self.user_content is not None:
-            shared[USER_CONTENT] = self.user_content(batch.user_content_RC, batch.user_known_RS, of_request)
-        known = of_row | dict(zip(shared, _for_each_row([*shared.values()], batch.request_B), strict=True))
-        vectors = [known[name] for name in self.ids]
-        none_BD = torch.zeros_like(vectors[0])
-        content = self.content
-        vectors.append(none_BD if content is None else content(batch.item_content_BC, batch.item_known_BS, of_row))
-        if self.has_user_place:
-            vectors.append(known.get(USER_CONTENT, none_BD))
-        features_BFD = torch.stack(vectors, dim=1)
-        asking_BFD = features_BFD if self.asking is None else features_BFD[:, self.asking]
-        history_BKD = self.history(asking_BFD.flatten(1), sequences, batch)
-        vectors = [features_BFD, history_BKD]
-        if self.dense is not None:
-            vectors.append(self.dense(batch.dense_BF))
-        logits_BT: Tensor = self.towers(self.interaction(torch.cat(vectors, dim=1)))
-        return logits_BT
-
-
-def _for_each_row(vectors: list[Tensor], request_B: Tensor) -> tuple[Tensor, ...]:
-    """Return vectors [R, D] of requests, each as [B, D]: those of the rows' requests."""
-    rows_BX = rows_of(torch.cat(vectors, dim=1), request_B)
-    return torch.split_with_sizes(rows_BX, [vector.shape[1] for vector in vectors], dim=1)
-
-
-def _own_content(features: ArmFeatures, content: Content, model: ModelConfig, frozen: Frozen) -> OwnContent | None:
-    return None if content.kind == "none" else OwnContent(features, content, model, frozen)
 
 
 class GlobalLoss(nn.Module):
@@ -160,6 +89,15 @@ def joint_logit(first_B: Tensor, second_B: Tensor) -> Tensor:
     return log_first_B + logsigmoid(second_B) - log_neither_B
 
 
+class LookedUp(nn.Module):
+    """Takes torchrec's results apart; a module, so that the pipeline does not trace into it."""
+
+    def forward(self, bags: KeyedTensor, request_bags: KeyedTensor, sequences: dict[str, JaggedTensor]) -> Vectors:
+        """Return the vectors by feature: their order is the sharding's."""
+        of_entry = {name: sequence.values() for name, sequence in sequences.items()}
+        return Vectors(bags.to_dict(), request_bags.to_dict(), of_entry)
+
+
 class Ranker(nn.Module):
     """The tasks' probabilities from ids, context, history and, by arm, Semantic IDs (SIDE paper, section 5).
 
@@ -187,6 +125,7 @@ class Ranker(nn.Module):
             device=meta,
             tables=[EmbeddingConfig(**_table(feature, dim)) for feature in features.sequences],
         )
+        self.looked_up = LookedUp()
         self.body = Body(features, config, frozen).to(device)
         self.loss = GlobalLoss(features.tasks, config.training.children).to(device)
 
@@ -195,7 +134,8 @@ class Ranker(nn.Module):
         bags = self.bags(batch.bags)
         request_bags = self.request_bags(batch.request_bags)
         sequences = self.sequences(batch.sequences)
-        result: tuple[Tensor, StepOutput] = self.loss(self.body(batch, bags, request_bags, sequences), batch)
+        vectors = self.looked_up(bags, request_bags, sequences)
+        result: tuple[Tensor, StepOutput] = self.loss(self.body(batch, vectors), batch)
         return result
 
     @property

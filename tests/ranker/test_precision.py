@@ -15,7 +15,7 @@ from ranker.config import TrainingConfig
 from ranker.fit import Progress
 from ranker.frozen import read_frozen
 from ranker.model import StepOutput
-from ranker.reader import NewestEntries
+from ranker.newest import NewestEntries
 from ranker.sharding import build_sharded
 from ranker.train import open_splits, use_tf32
 from tests.ranker.dataset import write_dataset

@@ -24,7 +24,8 @@ from ranker.config import HistoryConfig, ModelConfig, RankerConfig
 from ranker.content import OwnContent, latent_of
 from ranker.features import ArmFeatures, arm_features, dataset_sids
 from ranker.frozen import Frozen, read_frozen
-from ranker.reader import WHOLE, NewestEntries, fitting_lengths, ranker_batches, to_ranker_batch
+from ranker.newest import NewestEntries, fitting_lengths
+from ranker.reader import WHOLE, ranker_batches, to_ranker_batch
 from ranker.train import open_splits
 from tests.datasets import joined, spoil, write_snapshot_of
 from tests.ranker.dataset import (

@@ -49,9 +49,9 @@ def test_the_host_waits_for_no_gpu_in_forward_and_backward(
     module = build_sharded(features, config, world, read_frozen(read_dataset(dataset), features)).model.module
     batch = to_ranker_batch(next(open_training(dataset, arm, batch_size=64).epoch(0)), features)
     bags, request_bags = module.bags(batch.bags).wait(), module.request_bags(batch.request_bags).wait()
-    sequences = module.sequences(batch.sequences).wait()
+    vectors = module.looked_up(bags, request_bags, module.sequences(batch.sequences).wait())
     with NoWaits():
-        loss, _ = module.loss(module.body(batch, bags, request_bags, sequences), batch)
+        loss, _ = module.loss(module.body(batch, vectors), batch)
         loss.backward()
 
 

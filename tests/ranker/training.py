@@ -17,7 +17,7 @@ from ranker.blocks import DenseBlock
 from ranker.config import RankerConfig
 from ranker.fit import Progress, learning_rates
 from ranker.frozen import read_frozen
-from ranker.reader import NewestEntries
+from ranker.newest import NewestEntries
 from ranker.sharding import ShardedRanker, build_sharded
 from ranker.train import open_splits
 

@@ -1,0 +1,56 @@
+"""What the network takes beside looked-up vectors: plain tensors, which need neither torchrec nor fbgemm."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ranker.layout import HistoryLayout
+
+
+@dataclass
+class ModelInputs:
+    """Inputs of B rows of R requests, whose histories have T entries over all of them.
+
+    What the rows of a request share is here once. Rows of a request lie together; where the order of the rows splits
+    a request, each of its parts is one.
+
+    Attributes:
+        dense_BF: dense features.
+        item_content_BC: the ids that the ad's content takes as they are, not by a table (`ranker.features.Content`):
+            its SIDs in C columns, set after set, or its own id (C = 0 for other content).
+        item_known_BS: False where the ad's SID of a set is null (S = 0 where the arm does not ask).
+        user_content_RC, user_known_RS: the user's, likewise.
+        history_content_TC, history_known_TS: those of the history's entries, likewise.
+        history_recency_FT: how far back each history entry lies, in F = 3 ways: log(1 + days) to the event,
+            log(1 + days) since the entry before it (0 for the oldest), and log rank counted from the newest.
+        history_lengths_R: entries of each request's history.
+        request_B: the request of each row, from 0 to R - 1, never descending.
+        layout: which rows attend to which entries.
+    """
+
+    dense_BF: Tensor
+    item_content_BC: Tensor
+    item_known_BS: Tensor
+    user_content_RC: Tensor
+    user_known_RS: Tensor
+    history_content_TC: Tensor
+    history_known_TS: Tensor
+    history_recency_FT: Tensor
+    history_lengths_R: Tensor
+    request_B: Tensor
+    layout: HistoryLayout
+
+
+class Vectors(NamedTuple):
+    """Vectors that were looked up in tables, by feature.
+
+    Attributes:
+        of_row: pooled embeddings [B, d] of the bags that rows have of their own. of_request: [R, d], of the requests'.
+        of_entry: embeddings [T x ids an entry, d] of the histories.
+    """
+
+    of_row: Mapping[str, Tensor]
+    of_request: Mapping[str, Tensor]
+    of_entry: Mapping[str, Tensor]
