@@ -25,10 +25,11 @@ from benchmarks.record import Row, markdown_table, print_table, results_folder, 
 from benchmarks.scoring_server import resident_mib, serving
 from encoder.bundle import load_bundle, save_bundle
 from encoder.config import EncoderConfig
-from encoder.export import load_model, save_model
+from encoder.export import save_model
 from encoder.fusion import VQFusion
 from encoder.serving import Item, ServedConfig
 from encoder.signals import SignalSpec
+from infra.served import load_served
 
 GOALS_MS = {1: 20.0, 256: 100.0}
 """99th percentile in process, by items a request."""
@@ -111,7 +112,7 @@ def percentiles(request: Callable[[Any], Any], inputs: Sequence[Any], warm_up: i
 def in_process(model: Path, signals: SignalSpec, load: Load) -> list[Row]:
     """Load the model in this process and measure; run it in a fresh one, whose memory is then the model's."""
     imported = resident_mib(os.getpid())
-    served = load_model(model)
+    served = load_served(model)
     rows: list[Row] = []
     for size, number in load.requests.items():
         times = percentiles(served.predict, batches(signals, size, load.warm_up + number), load.warm_up)

@@ -5,13 +5,9 @@ bundle's safetensors. Before it is committed, the saved copy is loaded again and
 the tables the SIDs that the tables hold.
 """
 
-import logging
 import os
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +16,6 @@ import torch
 
 from encoder.bundle import ENCODER_FILE, WEIGHTS_FILE, load_bundle
 from encoder.export_config import ExportConfig
-from encoder.registration import register
 from encoder.serving import Answer, Item, ServedConfig, require_same_encoder
 from encoder.sid import DEFAULT_NAME, SidSpec, sid_columns
 from encoder.signals import SignalSpec
@@ -29,18 +24,17 @@ from infra.distributed import together
 from infra.errors import SpecError
 from infra.mlflow_runs import URI_VARIABLE
 from infra.parquet import read_row_group, row_groups
+from infra.registration import register
+from infra.served import load_served, save_served
 from infra.snapshot import CONTENT, Dataset, read_dataset
 from infra.stage import StageRun, run_stage
 
 if TYPE_CHECKING:
-    from mlflow.pyfunc import PyFuncModel
+    pass
 
 MODEL_FOLDER = "model"
-ROOT = Path(__file__).parents[1]
 CODE = ("encoder", "infra")
 """Packages that the saved model carries; the ranker and the pipelines are not among them."""
-REQUIREMENTS = ("mlflow", "torch", "numpy", "pandas", "pyarrow", "pydantic", "safetensors", "pyyaml")
-"""What those packages import when they serve."""
 
 
 @dataclass(frozen=True)
@@ -136,32 +130,15 @@ def save_model(path: Path, encoder: Path, config: ServedConfig, example: Item) -
         config: what is served.
         example: an item, kept with the model as an example of a request.
     """
-    with _quiet_mlflow():
-        import mlflow.pyfunc
-
-        mlflow.pyfunc.save_model(
-            path=path,
-            python_model=str(Path(__file__).with_name("served_model.py")),
-            artifacts={name: str(encoder / name) for name in (ENCODER_FILE, WEIGHTS_FILE)},
-            model_config=plain(config),
-            code_paths=[str(ROOT / package) for package in CODE],
-            pip_requirements=requirements(),
-            input_example=[dict(example)],
-            metadata={"sid_fingerprint": config.spec.fingerprint},
-        )
-
-
-def requirements() -> list[str]:
-    """Pin what the model imports to the versions that save it; a build such as `+cpu` is the server's choice."""
-    return [f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS]
-
-
-def load_model(path: Path) -> "PyFuncModel":
-    """Load a saved model as a server does."""
-    with _quiet_mlflow():
-        import mlflow.pyfunc
-
-        return mlflow.pyfunc.load_model(str(path))
+    save_served(
+        path,
+        Path(__file__).with_name("served_model.py"),
+        artifacts={name: encoder / name for name in (ENCODER_FILE, WEIGHTS_FILE)},
+        packages=CODE,
+        model_config=plain(config),
+        input_example=[dict(example)],
+        metadata={"sid_fingerprint": config.spec.fingerprint},
+    )
 
 
 def check_model(path: Path, reference: Reference, max_items: int) -> None:
@@ -170,7 +147,7 @@ def check_model(path: Path, reference: Reference, max_items: int) -> None:
     Raises:
         SpecError: names an item to which the model gives another SID.
     """
-    model = load_model(path)
+    model = load_served(path)
     for start in range(0, len(reference.items), max_items):
         items = reference.items[start : start + max_items]
         expected = reference.answers[start : start + max_items]
@@ -191,19 +168,6 @@ def _registered(run: StageRun[ExportConfig], model: Path, config: ServedConfig) 
     number = register(model, name, alias, {"sidestack.sid_fingerprint": config.spec.fingerprint})
     run.log.say(f"export: registered as {name} version {number}; models:/{name}@{alias} is it")
     return {"name": name, "version": number, "alias": alias}
-
-
-@contextmanager
-def _quiet_mlflow() -> Iterator[None]:
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import mlflow  # noqa: F401
-
-        logging.getLogger("mlflow").setLevel(logging.ERROR)  # mlflow configures it while it is imported
-        yield
 
 
 if __name__ == "__main__":

@@ -7,9 +7,7 @@ nothing imports it. There is no pickle: the weights are the bundle's safetensors
 from pathlib import Path
 
 import torch
-from mlflow.exceptions import MlflowException
 from mlflow.models import ModelConfig, set_model
-from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from pydantic import BaseModel
 
@@ -17,21 +15,9 @@ from encoder.bundle import WEIGHTS_FILE, load_bundle
 from encoder.serving import Answer, ServedConfig, ServedEncoder, answer_type, item_type
 from infra.config import parse
 from infra.errors import DataError
+from infra.wrong_input import WrongInput
 
 CONFIG = parse(ServedConfig, ModelConfig().to_dict(), "the served model's configuration")
-
-
-class WrongInput(MlflowException):  # type: ignore[misc]
-    """An input that breaks a rule: HTTP 400, with the rule as its message."""
-
-    def __init__(self, rule: str) -> None:
-        super().__init__(rule, error_code=INVALID_PARAMETER_VALUE)
-        self._rule = rule
-
-    def serialize_as_json(self) -> str:
-        """Return the response's body; the server has put the whole input before the rule, in which nobody finds it."""
-        self.message = self._rule
-        return str(super().serialize_as_json())
 
 
 class SidModel(PythonModel):  # type: ignore[misc]

@@ -127,6 +127,17 @@ class ServedEncoder:
         rows = zip(ids_NC.tolist(), digits_ND.tolist(), null_N.tolist(), strict=True)
         return [self._answer(ids, digits, is_null) for ids, digits, is_null in rows]
 
+    def ids(self, items: Sequence[Item], places: Sequence[str]) -> npt.NDArray[np.int64]:
+        """Return the SIDs of items, int64 [N, chunks]; `NULL` where an item has no signal.
+
+        Args:
+            items: at least one. places: what messages call each.
+
+        Raises:
+            DataError: names item, signal and rule.
+        """
+        return self._ids(signal_batch(items, self._config, places))
+
     def _ids(self, batch: SignalBatch) -> npt.NDArray[np.int64]:
         """Return the SIDs that `encode` gives, for few items by a block of few rows."""
         block_rows = self._few if len(batch) <= self._few else BLOCK_ROWS
@@ -169,24 +180,28 @@ def _random_batch(signals: SignalSpec, generator: torch.Generator) -> SignalBatc
     )
 
 
-def signal_batch(items: Sequence[Item], config: ServedConfig) -> SignalBatch:
+def signal_batch(items: Sequence[Item], config: ServedConfig, places: Sequence[str] | None = None) -> SignalBatch:
     """Turn items into tensors.
+
+    Args:
+        items: their signals. config: what the model takes. places: what messages call each item; by default
+            ``inputs[0]`` and so on.
 
     Raises:
         DataError: a signal is unknown, of a wrong type or dimension, not finite, or out of range.
     """
-    signals = config.signals
-    for row, item in enumerate(items):
+    signals, places = config.signals, places or [f"inputs[{row}]" for row in range(len(items))]
+    for place, item in zip(places, items, strict=True):
         for name in item:
             if name not in signals.names:
-                raise DataError(f"inputs[{row}]: unknown signal {name!r}; the model takes {', '.join(signals.names)}")
+                raise DataError(f"{place}: unknown signal {name!r}; the model takes {', '.join(signals.names)}")
     present_N = {name: np.array([item.get(name) is not None for item in items]) for name in signals.names}
     embeddings = {
-        name: _embeddings([item.get(name) for item in items], name, dim, config.stored[name])
+        name: _embeddings([item.get(name) for item in items], name, dim, config.stored[name], places)
         for name, dim in signals.embeddings.items()
     }
     categoricals = {
-        name: _categoricals([item.get(name) for item in items], name, cardinality)
+        name: _categoricals([item.get(name) for item in items], name, cardinality, places)
         for name, cardinality in signals.categoricals.items()
     }
     return SignalBatch(
@@ -196,12 +211,12 @@ def signal_batch(items: Sequence[Item], config: ServedConfig) -> SignalBatch:
     )
 
 
-def _embeddings(values: list[Any], name: str, dim: int, stored: str) -> npt.NDArray[np.float32]:
+def _embeddings(values: list[Any], name: str, dim: int, stored: str, places: Sequence[str]) -> npt.NDArray[np.float32]:
     """Return float32 [N, dim], zeros where a value is None."""
     x_ND = np.zeros((len(values), dim))
     for row, value in enumerate(values):
         if value is not None:
-            x_ND[row] = _vector(value, f"inputs[{row}].{name}", dim)
+            x_ND[row] = _vector(value, f"{places[row]}.{name}", dim)
     with np.errstate(over="ignore"):  # told below
         # By way of float32, in which embeddings are computed: rounding twice is not rounding once.
         rounded_ND = x_ND.astype(np.float32).astype(stored).astype(np.float32)
@@ -210,7 +225,7 @@ def _embeddings(values: list[Any], name: str, dim: int, stored: str) -> npt.NDAr
         row, at = wrong[0].tolist()
         beyond = f"is beyond {stored}, in which the tables store it"
         rule = beyond if np.isfinite(x_ND[row, at]) else "is not finite"
-        raise DataError(f"inputs[{row}].{name}[{at}]: {values[row][at]} {rule}")
+        raise DataError(f"{places[row]}.{name}[{at}]: {values[row][at]} {rule}")
     return rounded_ND
 
 
@@ -230,16 +245,16 @@ def _vector(value: Any, where: str, dim: int) -> npt.NDArray[Any]:
     return x_D
 
 
-def _categoricals(values: list[Any], name: str, cardinality: int) -> npt.NDArray[np.int64]:
+def _categoricals(values: list[Any], name: str, cardinality: int, places: Sequence[str]) -> npt.NDArray[np.int64]:
     """Return int64 [N], 0 where a value is None; 3.0 counts as 3, for some writers of JSON know only doubles."""
     ids_N = np.zeros(len(values), np.int64)
     for row, value in enumerate(values):
         if value is None:
             continue
         if not _is_number(value) or value != value // 1:
-            raise DataError(f"inputs[{row}].{name}: must be an integer, is {_short(value)}")
+            raise DataError(f"{places[row]}.{name}: must be an integer, is {_short(value)}")
         if not 0 <= value < cardinality:
-            raise DataError(f"inputs[{row}].{name}: {value} is outside [0, {cardinality})")
+            raise DataError(f"{places[row]}.{name}: {value} is outside [0, {cardinality})")
         ids_N[row] = int(value)
     return ids_N
 

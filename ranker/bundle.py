@@ -6,43 +6,26 @@ beside it lie all weights and optimizer states (`infra.state`), for any number o
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from pydantic import PositiveInt
 from safetensors import SafetensorError
 from torch import Tensor
 
-from encoder.sid import SidSpec
 from infra.commit import read_manifest
-from infra.config import VERSION, Config, parse, parse_written, plain
-from infra.errors import DataError, SpecError
+from infra.config import VERSION, parse, parse_written, plain
+from infra.errors import DataError
 from infra.state import read_state, write_state
 from infra.tables import DatasetSpec
 from ranker.budget import DecidedConfig
+from ranker.bundle_description import Description
 from ranker.config import RankerConfig
-from ranker.features import ArmFeatures, IdFeature, Sids, arm_features
+from ranker.features import ArmFeatures
 from ranker.sharding import ShardedRanker
 
 FOLDER = "model"
 DESCRIPTION_FILE = "ranker.json"
 STAGE = "ranker"
-
-
-class Description(Config):
-    """The content of `ranker.json`."""
-
-    config: RankerConfig
-    """Of one arm, resolved; what was left to a rule, decided."""
-    spec: DatasetSpec
-    """Of the dataset that it was trained on."""
-    sids: dict[str, SidSpec]
-    """The sets of SIDs that the arm takes."""
-    rows: dict[str, PositiveInt]
-    """Of every table, by name."""
-    version: str = ""
-    """The version of sidestack that wrote the file."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +39,6 @@ class RankerBundle:
     def config(self) -> DecidedConfig:
         """The configuration that it was trained with."""
         return parse(DecidedConfig, plain(self.description.config), str(self.path / DESCRIPTION_FILE))
-
-    def features(self, spec: DatasetSpec) -> ArmFeatures:
-        """Return what the arm reads and looks up of a dataset that may have grown since.
-
-        Raises:
-            SpecError, DataError, ConfigError: see `arm_features`.
-        """
-        return with_rows(arm_features(spec, self.description.config, self.description.sids), self.description.rows)
 
     def load(self, sharded: ShardedRanker, features: ArmFeatures) -> None:
         """Fill a model and its optimizers in place. Rows that tables have gained stay as they are initialized.
@@ -88,15 +63,6 @@ class RankerBundle:
         for name, tensor in whole.items():
             if not is_left(name):
                 _fill(tensor, name, saved, self.path)
-
-
-def with_rows(features: ArmFeatures, rows: Mapping[str, int]) -> ArmFeatures:
-    """Return features whose SID tables have these rows, by table: a grown catalogue would ask for more."""
-
-    def kept(tables: tuple[IdFeature, ...]) -> tuple[IdFeature, ...]:
-        return tuple(replace(one, rows=rows.get(one.table, one.rows)) if one.is_sid else one for one in tables)
-
-    return replace(features, bags=kept(features.bags), sequences=kept(features.sequences))
 
 
 def save_bundle(
@@ -144,43 +110,6 @@ def read_bundle(folder: Path) -> RankerBundle:
         raise DataError(f"{folder}: holds no trained ranker: {error}") from error
     version = values.get("version") if isinstance(values, dict) else None
     return RankerBundle(folder, parse_written(Description, values, str(file), version))
-
-
-def require_sids(description: Description, sids: Sids, where: str) -> None:
-    """Check that a dataset has the SIDs that a ranker was trained on.
-
-    Raises:
-        SpecError: a set is missing, or of another encoder.
-    """
-    for name, wanted in description.sids.items():
-        found = sids.get(name)
-        if found is None:
-            raise SpecError(f"{where}: has no SIDs {name!r}, which the ranker takes")
-        if found.fingerprint != wanted.fingerprint:
-            raise SpecError(
-                f"{where}: SIDs {name!r} have fingerprint {found.fingerprint[:16]}…, the ranker was trained on"
-                f" {wanted.fingerprint[:16]}…: they are another encoder's"
-            )
-
-
-def require_columns(description: Description, spec: DatasetSpec, where: str) -> None:
-    """Check that a dataset has the columns and tasks that a ranker was trained on, in the same order.
-
-    Raises:
-        DataError: names all that differs.
-    """
-    differs = [
-        f"{name}: the ranker has {', '.join(wanted) or 'none'}, the dataset {', '.join(found) or 'none'}"
-        for name in ("tasks", "dense", "sparse")
-        if (wanted := _names(description.spec, name)) != (found := _names(spec, name))
-    ]
-    if differs:
-        raise DataError(f"{where}: columns or tasks do not fit: {'; '.join(differs)}")
-
-
-def _names(spec: DatasetSpec, what: str) -> tuple[str, ...]:
-    found: Any = {"tasks": spec.tasks, "dense": spec.all_dense, "sparse": spec.all_sparse}[what]
-    return tuple(found)
 
 
 def _fill(tensor: Tensor, name: str, saved: Mapping[str, Tensor], path: Path) -> None:

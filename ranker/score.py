@@ -29,7 +29,8 @@ from infra.partitions import PartitionEntry
 from infra.snapshot import Dataset, read_dataset
 from infra.stage import StageRun, run_stage
 from ranker.budget import DecidedConfig
-from ranker.bundle import RankerBundle, open_bundle, require_columns, require_sids
+from ranker.bundle import RankerBundle, open_bundle
+from ranker.bundle_description import require_columns, require_sids
 from ranker.config import Dates
 from ranker.cost import expected_traffic
 from ranker.features import ArmFeatures, dataset_sids
@@ -37,8 +38,7 @@ from ranker.fit import Model, start_model
 from ranker.frozen import read_frozen
 from ranker.predict import predict
 from ranker.reader import Split, content_read
-
-PREDICTIONS = "predictions"
+from ranker.serving.reference import PREDICTIONS
 
 
 class ScoreConfig(Config):
@@ -138,7 +138,7 @@ def _loaded(run: StageRun[ScoreConfig], bundle: RankerBundle, dataset: Dataset, 
     assert run.checkpoints is not None
     world, config = run.world, bundle.config
     dates = parts[0].dates[0], parts[-1].dates[1]
-    features = bundle.features(dataset.spec)
+    features = bundle.description.features(dataset.spec)
     dataset.verify(world, content_read(dataset, features))
     with together(world, "reading what content needs"):
         frozen = read_frozen(dataset, features)

@@ -11,7 +11,8 @@ from pathlib import Path
 from infra.errors import ConfigError, SpecError
 from infra.tables import DatasetSpec
 from infra.tracking import RunLog
-from ranker.bundle import RankerBundle, open_bundle, require_columns, require_sids, with_rows
+from ranker.bundle import RankerBundle, open_bundle
+from ranker.bundle_description import require_columns, require_sids, with_rows
 from ranker.config import RankerConfig
 from ranker.features import ArmFeatures, Position
 from ranker.sharding import ShardedRanker, table_of

@@ -19,13 +19,10 @@ from benchmarks.scoring_server import ScoringServer, serving
 from encoder.bundle import EncoderBundle, load_bundle
 from encoder.export import (
     MODEL_FOLDER,
-    ROOT,
     Reference,
     check_model,
     export,
-    load_model,
     read_reference,
-    requirements,
 )
 from encoder.export_config import ExportConfig
 from encoder.materialize import BLOCK_ROWS, encode
@@ -37,6 +34,7 @@ from infra.commit import committing, verify
 from infra.config import parse
 from infra.errors import CommitError, ConfigError, DataError, SpecError
 from infra.mlflow_runs import URI_VARIABLE
+from infra.served import ROOT, load_served, requirements
 from infra.snapshot import read_dataset
 from infra.stage import StageRun
 from infra.tracking import RunLog
@@ -81,7 +79,7 @@ def exported(encoder: Path, sids: Path, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="module")
 def model(exported: Path) -> Any:
-    return load_model(exported / MODEL_FOLDER)
+    return load_served(exported / MODEL_FOLDER)
 
 
 @pytest.fixture(scope="module")

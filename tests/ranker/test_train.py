@@ -360,7 +360,7 @@ def test_the_model_that_is_left_predicts_what_the_stage_predicted(
     bundle = read_bundle(outputs[arm] / FOLDER)
     _, held_out = open_splits(read_dataset(dataset), bundle.description.config)
     config = parse(DecidedConfig, plain(bundle.description.config), "ranker")
-    features = bundle.features(SPEC)
+    features = bundle.description.features(SPEC)
     progress, sharded = start_model(features, config, world, read_frozen(read_dataset(dataset), features), Traffic())
     assert "optimizer.body.interaction.over_arch.0.weight.exp_avg" not in sharded.state()
     bundle.load(sharded, features)

@@ -45,7 +45,7 @@ def register(model: Path, name: str, alias: str, tags: Mapping[str, str]) -> str
         client.set_registered_model_alias(name, alias, version)
     except (MlflowException, OSError) as error:
         why, *_ = str(error).splitlines() or [""]
-        raise StageError(f"export.registered_model {name!r}: {os.environ[URI_VARIABLE]} refuses: {why}") from error
+        raise StageError(f"registered_model {name!r}: {os.environ[URI_VARIABLE]} refuses: {why}") from error
     return version
 
 

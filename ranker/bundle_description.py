@@ -1,0 +1,83 @@
+"""What a trained ranker says of itself, and whether a dataset fits it."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from pydantic import PositiveInt
+
+from encoder.sid import SidSpec
+from infra.config import Config
+from infra.errors import DataError, SpecError
+from infra.tables import DatasetSpec
+from ranker.config import RankerConfig
+from ranker.features import ArmFeatures, IdFeature, Sids, arm_features
+
+
+class Description(Config):
+    """The content of `ranker.json`."""
+
+    config: RankerConfig
+    """Of one arm, resolved; what was left to a rule, decided."""
+    spec: DatasetSpec
+    """Of the dataset that it was trained on."""
+    sids: dict[str, SidSpec]
+    """The sets of SIDs that the arm takes."""
+    rows: dict[str, PositiveInt]
+    """Of every table, by name."""
+    version: str = ""
+    """The version of sidestack that wrote the file."""
+
+    def features(self, spec: DatasetSpec | None = None) -> ArmFeatures:
+        """Return what the arm reads and looks up of a dataset that may have grown since; by default of its own.
+
+        Raises:
+            SpecError, DataError, ConfigError: see `arm_features`.
+        """
+        return with_rows(arm_features(spec or self.spec, self.config, self.sids), self.rows)
+
+
+def with_rows(features: ArmFeatures, rows: Mapping[str, int]) -> ArmFeatures:
+    """Return features whose SID tables have these rows, by table: a grown catalogue would ask for more."""
+
+    def kept(tables: tuple[IdFeature, ...]) -> tuple[IdFeature, ...]:
+        return tuple(replace(one, rows=rows.get(one.table, one.rows)) if one.is_sid else one for one in tables)
+
+    return replace(features, bags=kept(features.bags), sequences=kept(features.sequences))
+
+
+def require_sids(description: Description, sids: Sids, where: str) -> None:
+    """Check that a dataset has the SIDs that a ranker was trained on.
+
+    Raises:
+        SpecError: a set is missing, or of another encoder.
+    """
+    for name, wanted in description.sids.items():
+        found = sids.get(name)
+        if found is None:
+            raise SpecError(f"{where}: has no SIDs {name!r}, which the ranker takes")
+        if found.fingerprint != wanted.fingerprint:
+            raise SpecError(
+                f"{where}: SIDs {name!r} have fingerprint {found.fingerprint[:16]}…, the ranker was trained on"
+                f" {wanted.fingerprint[:16]}…: they are another encoder's"
+            )
+
+
+def require_columns(description: Description, spec: DatasetSpec, where: str) -> None:
+    """Check that a dataset has the columns and tasks that a ranker was trained on, in the same order.
+
+    Raises:
+        DataError: names all that differs.
+    """
+    differs = [
+        f"{name}: the ranker has {', '.join(wanted) or 'none'}, the dataset {', '.join(found) or 'none'}"
+        for name in ("tasks", "dense", "sparse")
+        if (wanted := _names(description.spec, name)) != (found := _names(spec, name))
+    ]
+    if differs:
+        raise DataError(f"{where}: columns or tasks do not fit: {'; '.join(differs)}")
+
+
+def _names(spec: DatasetSpec, what: str) -> tuple[str, ...]:
+    found: Any = {"tasks": spec.tasks, "dense": spec.all_dense, "sparse": spec.all_sparse}[what]
+    return tuple(found)

@@ -1,0 +1,216 @@
+"""Stage `ranker_export`: a trained ranker, its SIDs and their encoders as one MLflow model that answers requests.
+
+    python -m ranker.export --model DIR --dataset DIR [--input encoder.sid=DIR] --out DIR
+
+`--model` is the output of a ranker's stage, `--dataset` the snapshot that it was trained on, `encoder.NAME` the encoder
+of each set of SIDs that the arm takes. Before it is committed, the saved copy is loaded again and answers requests made
+of held-out rows: it must give the ranker's own predictions. Rank 0 works.
+"""
+
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset
+import torch
+from torch import Tensor
+
+from encoder.bundle import ENCODER_FILE, WEIGHTS_FILE, load_bundle
+from encoder.serving import require_same_encoder
+from encoder.sid import SidSpec
+from encoder.sid_map import MAP_FILE
+from infra.commit import read_manifest
+from infra.distributed import together
+from infra.errors import DataError, SpecError
+from infra.mlflow_runs import URI_VARIABLE
+from infra.registration import register
+from infra.served import load_served, save_served
+from infra.shards import Shard, Spread
+from infra.snapshot import CONTENT, Dataset, read_dataset
+from infra.stage import StageRun, run_stage
+from infra.state import read_state
+from infra.tensors import write_tensors
+from ranker.bundle import RankerBundle, open_bundle
+from ranker.bundle_description import Description, require_sids
+from ranker.export_config import RankerExportConfig
+from ranker.features import IdFeature, dataset_sids
+from ranker.frozen import read_frozen
+from ranker.score import with_inputs
+from ranker.serving.config import (
+    CONSTANTS_FILE,
+    NETWORK_FILE,
+    SERVED_FILE,
+    TABLES_FILE,
+    ServedConfig,
+    ServedSids,
+)
+from ranker.serving.model import CODEBOOK, EMBEDDINGS, ServedRanker, file_digests
+from ranker.serving.reference import Reference, check, read_reference
+from ranker.serving.tables import stored_table
+
+MODEL_FOLDER = "model"
+VERSION_FOLDER = "version"
+PACKAGES = ("encoder", "infra", "ranker")
+QUANTIZED_ROWS = 40
+"""Times `checked_rows` on which tables of fewer bits are measured."""
+_BODY = "model.body."
+_COLLECTIONS = {"bags": "embedding_bags", "request_bags": "embedding_bags", "sequences": "embeddings"}
+
+
+def export(run: StageRun[RankerExportConfig]) -> None:
+    """Save, check and register the model, which comes to lie in `run.out`; the body of the stage.
+
+    Raises:
+        DataError: an input is not what it should be. StageError: the registry refuses.
+        SpecError: ranker, SIDs and encoders do not fit, or the saved model predicts otherwise than the ranker.
+    """
+    with together(run.world.committing, "exporting the ranker"):
+        if run.world.is_main:
+            _export(run)
+
+
+def _export(run: StageRun[RankerExportConfig]) -> None:
+    config, bundle = run.config, open_bundle(run.inputs["model"])
+    dataset, described = read_dataset(run.inputs["dataset"]), bundle.description
+    require_sids(described, dataset_sids(dataset), f"dataset={run.inputs['dataset']}")
+    version = run.out / VERSION_FOLDER
+    version.mkdir()
+    sids = {name: _write_sids(run, dataset, name, spec, version) for name, spec in described.sids.items()}
+    _write_weights(bundle, config, version)
+    _write_constants(dataset, described, version)
+    served = ServedConfig(
+        ranker=described, tables=config.tables, sids=sids, max_candidates=config.max_candidates,
+        max_history=config.max_history, lineage=_lineage(run), files=file_digests(version),
+    )  # fmt: skip
+    (version / SERVED_FILE).write_text(served.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    number = config.checked_rows * (1 if config.tables == "float32" else QUANTIZED_ROWS)
+    reference = read_reference(dataset, described, run.inputs["model"], number)
+    found = check(ServedRanker(version), reference, config)
+    model = run.out / MODEL_FOLDER
+    save_served(
+        model, Path(__file__).parent / "serving" / "mlflow_model.py", {"version": version}, PACKAGES,
+        input_example=reference.requests[:1], metadata={"lineage": served.lineage},
+    )  # fmt: skip
+    shutil.rmtree(version)  # the model has a copy
+    _require_equal_answer(model, reference)
+    registered = _registered(run, model, served)
+    size = sum(file.stat().st_size for file in model.rglob("*") if file.is_file())
+    run.log.say(f"ranker_export: {len(reference.p_TN[0]):,} held-out rows answered, {found}; {size:,} bytes")
+    run.log.summary({"bytes": size, "registered": registered, "lineage": served.lineage, **found._asdict()})
+    run.facts["lineage"] = served.lineage
+
+
+def _lineage(run: StageRun[RankerExportConfig]) -> dict[str, str]:
+    """Return the digests of what a version is made of; a directory that is not committed has none."""
+    manifests = {name: read_manifest(path) for name, path in run.inputs.items()}
+    trained = manifests["model"]
+    found = {name: manifest.digest for name, manifest in manifests.items()}
+    found |= {f"trained_on.{name}": digest for name, digest in trained.inputs.items()}
+    return {**found, "config": str(trained.facts.get("config", "")), "key": trained.key}
+
+
+def _write_sids(
+    run: StageRun[RankerExportConfig], dataset: Dataset, name: str, spec: SidSpec, version: Path
+) -> ServedSids:
+    """Copy a set's encoder and its map from id to SID into the version.
+
+    Raises:
+        DataError: the encoder is not given, or a partition is gone. SpecError: it is another encoder.
+    """
+    folder = run.inputs.get(f"encoder.{name}")
+    if folder is None:
+        raise DataError(f"--input encoder.{name}=DIR: is missing: the arm takes the SIDs {name!r}")
+    bundle = load_bundle(folder, torch.device("cpu"))
+    require_same_encoder(bundle.spec, spec)
+    content = CONTENT[spec.entity]
+    table = dataset.snapshot.sids[name].table(name, content)
+    entries = dataset.partitions(table)
+    kinds = {column.name: column.type for column in _schema(dataset, content)}
+    stored = {signal: kinds[signal].value_type.to_pandas_dtype().__name__ for signal in bundle.signals.embeddings}
+    served = ServedSids(
+        spec=spec, rows=sum(entry.facts["new"] for entry in entries), signals=bundle.signals, stored=stored
+    )
+    (version / served.map_file).parent.mkdir(exist_ok=True)
+    with (version / served.map_file).open("wb") as out:
+        for entry in entries:
+            dataset.verify_partition(entry)
+            with (dataset.store / entry.path / MAP_FILE).open("rb") as part:
+                shutil.copyfileobj(part, out)
+    (version / served.encoder_folder).mkdir(parents=True)
+    for file in (ENCODER_FILE, WEIGHTS_FILE):
+        shutil.copyfile(folder / file, version / served.encoder_folder / file)
+    return served
+
+
+def _schema(dataset: Dataset, table: str) -> pa.Schema:
+    (file, *_) = dataset.files(table)
+    return pyarrow.dataset.dataset(file.path).schema
+
+
+def _write_weights(bundle: RankerBundle, config: RankerExportConfig, version: Path) -> None:
+    described = bundle.description
+    features, dim = described.features(), described.config.model.embedding_dim
+    tables = {_weight_name(one, place): one for place, ones in (
+        ("bags", features.row_bags), ("request_bags", features.request_bags), ("sequences", features.sequences),
+    ) for one in ones}  # fmt: skip
+    whole = {name: torch.empty(one.rows, dim) for name, one in tables.items()}
+    shards = {name: Spread(tuple(rows_ND.shape), [Shard((0, 0), rows_ND)]) for name, rows_ND in whole.items()}
+    shared = read_state(bundle.path, shards)
+    network = {name.removeprefix(_BODY): tensor for name, tensor in shared.items() if name.startswith(_BODY)}
+    write_tensors(network, version / NETWORK_FILE)
+    stored: dict[str, Tensor] = {}
+    for name, one in tables.items():
+        parts = stored_table(whole.pop(name), config.tables)
+        stored |= {f"{one.table}/{part}": tensor for part, tensor in parts.items()}
+    write_tensors(stored, version / TABLES_FILE)
+
+
+def _weight_name(feature: IdFeature, collection: str) -> str:
+    """Return the name that a table's weights have in `ShardedRanker.state`."""
+    return f"model.{collection}.{_COLLECTIONS[collection]}.{feature.table}.weight"
+
+
+def _write_constants(dataset: Dataset, described: Description, version: Path) -> None:
+    frozen = read_frozen(dataset, described.features(dataset.spec))
+    named: dict[str, Tensor] = {f"{CODEBOOK}.{name}": book for name, book in frozen.codebooks.items()}
+    named |= {f"{EMBEDDINGS}.{entity}": rows_IE for entity, rows_IE in frozen.embeddings.items()}
+    write_tensors(named, version / CONSTANTS_FILE)
+
+
+def _require_equal_answer(model: Path, reference: Reference) -> None:
+    """Load the saved MLflow model as a server does, and let it answer one request."""
+    request = reference.requests[0]
+    (answer,) = load_served(model).predict([request])
+    found = np.array([*answer["probabilities"].values()])
+    if found.shape != (len(reference.p_TN), len(request["candidates"])) or not np.isfinite(found).all():
+        raise SpecError(f"{model}: the saved model's answer has shape {found.shape}")
+
+
+def _registered(run: StageRun[RankerExportConfig], model: Path, served: ServedConfig) -> Mapping[str, Any] | None:
+    name, alias = run.config.registered_model, run.config.alias
+    if name is None:
+        return None
+    if URI_VARIABLE not in os.environ:
+        run.log.say(f"ranker_export: not registered as {name}: {URI_VARIABLE} is not set")
+        return None
+    tags = {f"sidestack.{key}": value for key, value in served.lineage.items()}
+    tags |= {f"sidestack.sids.{sid}": one.spec.fingerprint for sid, one in served.sids.items()}
+    number = register(model, name, alias, {**tags, "sidestack.arm": served.ranker.config.arm})
+    run.log.say(f"ranker_export: registered as {name} version {number}; models:/{name}@{alias} is it")
+    return {"name": name, "version": number, "alias": alias}
+
+
+def main() -> None:
+    """Run the stage from the command line."""
+    argv = with_inputs(sys.argv[1:], ("model", "dataset"))
+    inputs = ["model", "dataset"]
+    run_stage("ranker_export", "ranker_export", RankerExportConfig, inputs, export, argv, optional=["encoder.*"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""What a served ranker is told beside its weights: the content of `served.json`."""
+
+from typing import Literal
+
+from pydantic import PositiveInt
+
+from encoder.sid import SidSpec
+from encoder.signals import SignalSpec
+from infra.config import Config
+from ranker.bundle_description import Description
+from ranker.serving.tables import Precision
+
+SERVED_FILE = "served.json"
+NETWORK_FILE = "network.safetensors"
+TABLES_FILE = "tables.safetensors"
+CONSTANTS_FILE = "constants.safetensors"
+
+
+class ServedSids(Config):
+    """One set of Semantic IDs of a version: its map, and the encoder that made it."""
+
+    spec: SidSpec
+    """Of the tables."""
+    rows: int
+    """Items or users that the map holds."""
+    signals: SignalSpec
+    """What the encoder takes of a new item."""
+    stored: dict[str, Literal["float16", "float32", "float64"]]
+    """Precision in which the tables store each embedding, to which a request's numbers are rounded."""
+
+    @property
+    def map_file(self) -> str:
+        """The map's file in the version's folder: int64 [rows, chunks]."""
+        return f"sids/{self.spec.name}.int64"
+
+    @property
+    def encoder_folder(self) -> str:
+        """The encoder's folder in the version's folder."""
+        return f"encoders/{self.spec.name}"
+
+
+class ServedConfig(Config):
+    """How a version is served."""
+
+    ranker: Description
+    tables: Precision
+    """In which the embedding tables are kept."""
+    sids: dict[str, ServedSids]
+    """By name: the sets that the arm takes."""
+    max_candidates: PositiveInt
+    """The most candidates of a request."""
+    max_history: PositiveInt
+    """The most history entries of a request."""
+    lineage: dict[str, str]
+    """Digests of what the version was made of, by name."""
+    files: dict[str, str]
+    """SHA-256 of each file beside this one, by its path."""

@@ -1,0 +1,63 @@
+"""The code of the MLflow model that `ranker.export` saves ("models from code").
+
+MLflow runs this file when it saves and when it loads the model; nothing imports it. There is no pickle: weights are
+safetensors and maps plain integers, an artifact.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel, PythonModelContext
+from pydantic import BaseModel, ConfigDict
+
+from infra.errors import DataError
+from infra.wrong_input import WrongInput
+from ranker.serving.model import ServedRanker
+
+
+class Request(BaseModel):
+    """One user, one history, candidates; the rules are those of `ranker.serving.parse`, which names what is wrong."""
+
+    model_config = ConfigDict(extra="allow")
+
+    user: Any = None
+    time: Any = None
+    history: Any = None
+    candidates: Any = None
+
+
+class Answer(BaseModel):
+    """Probabilities by task, and how many ids are not known."""
+
+    probabilities: dict[str, list[float]]
+    unknown: dict[str, int]
+
+
+class RankerModel(PythonModel):  # type: ignore[misc]
+    """Requests in, probabilities out."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Load the version and check that its parts fit each other."""
+        torch.set_num_threads(1)  # more throughput comes from more workers
+        self._served = ServedRanker(Path(context.artifacts["version"]))
+
+    def predict(self, model_input: list[Request]) -> list[Answer]:
+        """Score the candidates of requests.
+
+        Raises:
+            WrongInput: see `ServedRanker.answer`.
+        """
+        try:
+            return [self._served.answer(_plain(one), f"inputs[{n}]") for n, one in enumerate(model_input)]  # type: ignore[misc]
+        except DataError as error:
+            raise WrongInput(str(error)) from error
+
+
+def _plain(request: Request) -> dict[str, Any]:
+    values = {**request.__dict__, **(request.model_extra or {})}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+set_model(RankerModel())

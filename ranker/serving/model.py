@@ -1,0 +1,275 @@
+"""A served ranker: requests in, probabilities out. It keeps no state between requests, so threads may share it."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from encoder.bundle import load_bundle
+from encoder.materialize import one_thread
+from encoder.serving import ServedConfig as ServedEncoderConfig
+from encoder.serving import ServedEncoder
+from encoder.sid import SidSpec, sid_columns
+from encoder.sid_map import NULL
+from infra.config import VERSION, parse_written
+from infra.errors import DataError, SpecError
+from infra.rows import Rows
+from ranker.body import Body
+from ranker.convert import JaggedIds, bag_ids, model_inputs, sequence_ids
+from ranker.features import HISTORY_IDS, ITEM_IDS, USER_IDS, ArmFeatures, IdFeature
+from ranker.frozen import Frozen
+from ranker.inputs import Vectors
+from ranker.serving.config import CONSTANTS_FILE, NETWORK_FILE, SERVED_FILE, TABLES_FILE, ServedConfig, ServedSids
+from ranker.serving.parse import UNKNOWN, Parsed, RequestParser, Values
+from ranker.serving.tables import ServedTable
+
+Integers = npt.NDArray[np.int64]
+Answer = dict[str, Any]
+
+CODEBOOK, EMBEDDINGS = "codebook", "embeddings"
+"""How constants are called in their file: `codebook.NAME` of SIDs, `embeddings.ENTITY`."""
+
+
+@dataclass(frozen=True)
+class SidLookup:
+    """Where a request's SIDs of one set come from: the version's map, or its encoder for an item with signals."""
+
+    config: ServedSids
+    ids_IC: Integers
+    encoder: ServedEncoder
+
+    def of(self, ids_N: Integers) -> Integers:
+        """Return the published SIDs of ids, int64 [N, chunks]; `NULL` where there is none."""
+        known_N = (ids_N >= 0) & (ids_N < len(self.ids_IC))
+        sids_NC = np.array(self.ids_IC[np.where(known_N, ids_N, 0)])
+        sids_NC[~known_N] = NULL
+        return sids_NC
+
+    def encoded(self, signals: Sequence[Values], places: Sequence[str]) -> Integers:
+        """Return the SIDs of new items, by their signals, likewise.
+
+        Raises:
+            DataError: a signal breaks its rule; names the candidate.
+        """
+        own = [{name: value for name, value in one.items() if name in self.config.signals.names} for one in signals]
+        return self.encoder.ids(own, places)
+
+
+class ServedRanker:
+    """A version, loaded.
+
+    Args of the constructor:
+        folder: what `ranker.export` made.
+
+    Raises:
+        DataError: a file is missing, or is not what it was. SpecError: encoder, SIDs and ranker do not fit.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.config = read_config(folder)
+        described = self.config.ranker
+        self.features: ArmFeatures = described.features()
+        signals = {name for one in self.config.sids.values() for name in one.signals.names}
+        bounds = self.config.max_candidates, self.config.max_history
+        self._parser = RequestParser(described.spec, signals, *bounds)
+        self._sids = {name: _sid_lookup(folder, one, described.sids[name]) for name, one in self.config.sids.items()}
+        self._body = Body(self.features, described.config, _constants(folder))
+        _load_network(self._body, folder)
+        self._tables = _tables(folder)
+        self._body.eval()
+
+    def answer(self, request: object, where: str) -> Answer:
+        """Score the candidates of one request.
+
+        Returns:
+            `probabilities`: by task, in the candidates' order, given that the task's ancestors happened.
+            `unknown`: how many ids the model does not know, by what they are of; empty where it knows all.
+
+        Raises:
+            DataError: names field and rule.
+        """
+        parsed = self._parser.parse(request, where).newest(self.config.ranker.config.model.history.max_length)
+        sids = {name: self._sids_of(name, parsed, where) for name in self._sids}
+        rows = self._rows(parsed, sids)
+        with torch.inference_mode(), one_thread():
+            logits_NT = self._body(model_inputs(rows, self.features), self._vectors(rows, parsed))
+            p_TN = logits_NT.sigmoid().T.tolist()
+        return {"probabilities": dict(zip(self.features.tasks, p_TN, strict=True)), "unknown": parsed.unknown}
+
+    def _sids_of(self, name: str, parsed: Parsed, where: str) -> dict[str, Integers]:
+        """Return a set's SIDs by position, int64 [N, chunks]: of candidates and the history's entries, or the user."""
+        lookup = self._sids[name]
+        if lookup.config.spec.entity == "user":
+            return {"user": lookup.of(np.array([parsed.user_id]))}
+        items_NC = lookup.of(parsed.items_N)
+        new = [n for n in parsed.signals if items_NC[n, 0] == NULL]  # a published SID stays
+        if new:
+            places = [f"{where}.candidates[{n}].signals" for n in new]
+            items_NC[new] = lookup.encoded([parsed.signals[n] for n in new], places)
+        return {"item": items_NC, "history": lookup.of(parsed.history_ids_T)}
+
+    def _rows(self, parsed: Parsed, sids: Mapping[str, Mapping[str, Integers]]) -> Rows:
+        """Return the request as the tables would hold it."""
+        number = len(parsed.items_N)
+        own: dict[str, pa.Array] = {ITEM_IDS: pa.array(_within(parsed.items_N, self.config.ranker.spec.num_items))}
+        user = np.array([parsed.user_id])
+        shared: dict[str, pa.Array] = {
+            USER_IDS: pa.array(_within(user, self.config.ranker.spec.num_users)),
+            "event_time": pa.array([parsed.time], pa.timestamp("us")),
+            HISTORY_IDS: _one_list(pa.array(_within(parsed.history_ids_T, self.config.ranker.spec.num_items))),
+            "history_times": _one_list(pa.array(parsed.history_times_T, pa.timestamp("us"))),
+        }
+        spec = self.config.ranker.spec
+        for columns, dense, sparse in (
+            (own, spec.dense, spec.sparse), (shared, spec.request_dense, spec.request_sparse)
+        ):  # fmt: skip
+            columns |= {name: pa.array(parsed.dense[name], pa.float32()) for name in dense}
+            columns |= {name: pa.array(parsed.sparse[name], pa.list_(pa.int64())) for name in sparse}
+        for name, by_position in sids.items():
+            whole = self.config.sids[name].spec
+            for position, ids_NC in by_position.items():
+                found = _sid_arrays(whole, position, ids_NC, self.features.sid_columns)
+                if position == "item":
+                    own |= found
+                else:
+                    shared |= {c: _one_list(ids) if position == "history" else ids for c, ids in found.items()}
+        return Rows(pa.table(own), pa.table(shared), np.zeros(number, np.int64))
+
+    def _vectors(self, rows: Rows, parsed: Parsed) -> Vectors:
+        assert rows.shared is not None
+        features = self.features
+        of_row = self._pooled(features.row_bags, bag_ids(rows.own, features.row_bags))
+        of_request = self._pooled(features.request_bags, bag_ids(rows.shared, features.request_bags))
+        entries = zip(features.sequences, sequence_ids(rows.shared, features.sequences).ids, strict=True)
+        of_entry = {one.column: self._looked_up(one, ids_N) for one, ids_N in entries}
+        # An id that is not known has some row's place, whose vector is not its own.
+        for vectors, name, ids_N in (
+            (of_row, ITEM_IDS, parsed.items_N),
+            (of_request, USER_IDS, np.array([parsed.user_id])),
+            (of_entry, HISTORY_IDS, parsed.history_ids_T),
+        ):
+            vectors[name] = vectors[name] * torch.from_numpy(ids_N != UNKNOWN)[:, None]
+        return Vectors(of_row, of_request, of_entry)
+
+    def _pooled(self, features: Sequence[IdFeature], found: JaggedIds) -> dict[str, Tensor]:
+        return {
+            one.column: self._tables[one.table].pooled(self._in_table(one, ids_N), torch.from_numpy(lengths_B))
+            for one, ids_N, lengths_B in zip(features, found.ids, found.lengths, strict=True)
+        }
+
+    def _looked_up(self, feature: IdFeature, ids_N: Integers) -> Tensor:
+        return self._tables[feature.table].rows(self._in_table(feature, ids_N))
+
+    def _in_table(self, feature: IdFeature, ids_N: Integers) -> Tensor:
+        return torch.from_numpy(np.minimum(ids_N, self._tables[feature.table].num_rows - 1))
+
+
+def read_config(folder: Path) -> ServedConfig:
+    """Read what a version is, and check that its files are those it was made of.
+
+    Raises:
+        DataError: a file is missing or altered. ConfigError: the description cannot be read by this version.
+    """
+    try:
+        values = json.loads((folder / SERVED_FILE).read_bytes())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder}: not a served ranker: {error}") from error
+    config = parse_written(ServedConfig, values, SERVED_FILE, VERSION)
+    found = file_digests(folder)
+    if found != config.files:
+        differs = sorted(
+            name for name in found.keys() | config.files.keys() if found.get(name) != config.files.get(name)
+        )
+        raise DataError(f"{folder}: {', '.join(differs[:4])}: missing, altered, or not of this version")
+    return config
+
+
+def file_digests(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file of a version but its description, by its path in the folder."""
+    found = {}
+    for file in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SERVED_FILE):
+        with file.open("rb") as content:
+            found[file.relative_to(folder).as_posix()] = hashlib.file_digest(content, "sha256").hexdigest()
+    return found
+
+
+def _sid_lookup(folder: Path, config: ServedSids, trained: SidSpec) -> SidLookup:
+    if config.spec.fingerprint != trained.fingerprint:
+        raise SpecError(
+            f"SIDs {trained.name!r} have fingerprint {config.spec.fingerprint[:16]}…, the ranker was trained on"
+            f" {trained.fingerprint[:16]}…"
+        )
+    bundle = load_bundle(folder / config.encoder_folder, torch.device("cpu"))
+    served = {"signals": bundle.signals, "spec": config.spec, "stored": config.stored, "max_items": 2**31}
+    encoder = ServedEncoder(bundle, ServedEncoderConfig.model_validate(served))
+    shape = (config.rows, len(config.spec.chunk_sizes))
+    return SidLookup(config, np.memmap(folder / config.map_file, np.int64, "r", shape=shape), encoder)
+
+
+def _constants(folder: Path) -> Frozen:
+    """Return codebooks, and embeddings with one more row of zeros: that of what is not known."""
+    try:
+        found = load_file(folder / CONSTANTS_FILE)
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{folder}: cannot be read: {error}") from error
+    named: dict[str, dict[Any, Tensor]] = {CODEBOOK: {}, EMBEDDINGS: {}}
+    for name, tensor in found.items():
+        kind, _, own = name.partition(".")
+        named[kind][own] = tensor
+    nothing = {entity: rows_IE.new_zeros(1, rows_IE.shape[1]) for entity, rows_IE in named[EMBEDDINGS].items()}
+    embeddings = {entity: torch.cat([rows_IE, nothing[entity]]) for entity, rows_IE in named[EMBEDDINGS].items()}
+    return Frozen(named[CODEBOOK], embeddings)
+
+
+def _load_network(body: Body, folder: Path) -> None:
+    try:
+        body.load_state_dict(load_file(folder / NETWORK_FILE))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise DataError(f"{folder}: the network's weights do not fit: {error}") from error
+
+
+def _tables(folder: Path) -> dict[str, ServedTable]:
+    """Open the tables, mapped into memory: what is never looked up is never read."""
+    stored: dict[str, dict[str, Tensor]] = {}
+    try:
+        with safe_open(folder / TABLES_FILE, "pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118 - not a mapping
+                table, _, part = key.rpartition("/")
+                stored.setdefault(table, {})[part] = tensors.get_tensor(key)
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{folder}: the tables cannot be read: {error}") from error
+    return {table: ServedTable(parts) for table, parts in stored.items()}
+
+
+def _within(ids_N: Integers, number: int) -> Integers:
+    """Return ids, that which is not known as the one after the last."""
+    return np.where(ids_N == UNKNOWN, number, ids_N)
+
+
+def _one_list(values: pa.Array) -> pa.Array:
+    return pa.ListArray.from_arrays(pa.array([0, len(values)], pa.int32()), values)
+
+
+def _sid_arrays(whole: SidSpec, position: str, ids_NC: Integers, wanted: Mapping[str, SidSpec]) -> dict[str, pa.Array]:
+    """Return the columns of a set at a position that the arm reads, null where there is no SID."""
+    base = whole.event_history_base if position == "history" else whole.event_base
+    lengths = [length for length in whole.prefix_lengths if length < whole.digits]
+    null_N = ids_NC[:, 0] == NULL
+    sids_NC = torch.from_numpy(np.where(null_N[:, None], 0, ids_NC))
+    found = {}
+    for held in (whole, *(whole.of_prefix(length) for length in lengths)):
+        for column, part in sid_columns(base, held).items():
+            if column in wanted:
+                cut_NC = sids_NC if held.prefix is None else whole.cut(sids_NC, held.prefix)
+                found[column] = pa.array(cut_NC[:, part.chunk].numpy(), mask=null_N)
+    return found

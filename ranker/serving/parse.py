@@ -1,0 +1,257 @@
+"""A request as plain values, checked: each fault names its field and its rule.
+
+A request is one user, one history and N candidates:
+
+    {"user": {"user_id": 7, ...}, "time": "2024-01-05T12:00:00Z",
+     "history": {"item_ids": [3, 9], "times": ["2024-01-03T08:00:00Z", ...]},
+     "candidates": [{"item_id": 5, "price": 2.5, "slot": [1]}, {"signals": {"text_embedding": [...]}, ...}]}
+
+Ids that the model does not know are counted, not refused: a user or an item may be new. Values that cannot be meant are
+refused.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from infra.errors import DataError
+from infra.tables import DatasetSpec
+
+Integers = npt.NDArray[np.int64]
+Values = Mapping[str, Any]
+
+UNKNOWN = -1
+"""Stands for an id that the model does not know."""
+_KEYS = {"user", "time", "history", "candidates"}
+_HISTORY_KEYS = {"item_ids", "times"}
+
+
+@dataclass
+class Parsed:
+    """A request with N candidates and T history entries.
+
+    Attributes:
+        user_id: `UNKNOWN` for a user that the model does not know. time: microseconds since 1970, UTC.
+        history_ids_T, history_times_T: oldest first; ids likewise, times likewise.
+        items_N: the candidates' ids.
+        signals: by place of a candidate, what an encoder may take of it.
+        dense: values by column, of one request or N candidates. sparse: ids by column, a list each.
+        unknown: how many ids the model does not know, by what they are of.
+    """
+
+    user_id: int
+    time: int
+    history_ids_T: Integers
+    history_times_T: Integers
+    items_N: Integers
+    signals: dict[int, Values]
+    dense: dict[str, list[float]]
+    sparse: dict[str, list[list[int]]]
+    unknown: dict[str, int] = field(default_factory=dict)
+
+    def newest(self, entries: int | None) -> "Parsed":
+        """Return the request with the newest so many entries of the history, as the ranker was trained; None: all."""
+        if entries is None or entries >= len(self.history_ids_T):
+            return self
+        ids_T, times_T = self.history_ids_T[-entries:], self.history_times_T[-entries:]
+        return replace(self, history_ids_T=ids_T, history_times_T=times_T)
+
+    def count_unknown(self, what: str, number: int) -> None:
+        """Add to the ids that the model does not know."""
+        if number:
+            self.unknown[what] = self.unknown.get(what, 0) + number
+
+
+class RequestParser:
+    """Checks requests against a dataset's description.
+
+    Args:
+        spec: the dataset that the ranker was trained on. signals: what its encoders take of a new item.
+        max_candidates, max_history: bounds of a request.
+    """
+
+    def __init__(self, spec: DatasetSpec, signals: set[str], max_candidates: int, max_history: int) -> None:
+        self._spec, self._signals = spec, signals
+        self._max_candidates, self._max_history = max_candidates, max_history
+        self._of_user = {"user_id", *spec.request_dense, *spec.request_sparse}
+        self._of_candidate = {"item_id", "signals", *spec.dense, *spec.sparse}
+
+    def parse(self, request: object, where: str) -> Parsed:
+        """Check one request.
+
+        Args:
+            request: the value that JSON holds. where: what messages call it, such as ``inputs[0]``.
+
+        Raises:
+            DataError: names field and rule.
+        """
+        values = _object(request, where, _KEYS)
+        user = _object(values.get("user", {}), f"{where}.user", self._of_user)
+        time = _time(values.get("time"), f"{where}.time")
+        ids, times_T = self._history(values.get("history"), time, f"{where}.history")
+        candidates = self._candidates(values.get("candidates"), f"{where}.candidates")
+        places = [f"{where}.candidates[{n}]" for n in range(len(candidates))]
+        user_id = self._id(user.get("user_id"), self._spec.num_users, f"{where}.user.user_id")
+        items = [
+            self._id(one.get("item_id"), self._spec.num_items, f"{place}.item_id")
+            for one, place in zip(candidates, places, strict=True)
+        ]
+        parsed = Parsed(
+            user_id, time, np.array(ids, np.int64), times_T, np.array(items, np.int64), {}, dense={}, sparse={}
+        )
+        parsed.signals = {
+            n: _object(one["signals"], f"{place}.signals", self._signals)
+            for n, (one, place) in enumerate(zip(candidates, places, strict=True))
+            if one.get("signals") is not None
+        }
+        parsed.count_unknown("user", user_id == UNKNOWN)
+        parsed.count_unknown("items", items.count(UNKNOWN))
+        parsed.count_unknown("history", ids.count(UNKNOWN))
+        self._columns(parsed, [user], [f"{where}.user"], self._spec.request_dense, self._spec.request_sparse)
+        self._columns(parsed, candidates, places, self._spec.dense, self._spec.sparse)
+        return parsed
+
+    def _candidates(self, value: object, where: str) -> list[dict[str, Any]]:
+        if not isinstance(value, list):
+            raise DataError(f"{where}: must be a list of objects, is {_short(value)}")
+        if not 1 <= len(value) <= self._max_candidates:
+            raise DataError(f"{where}: has {len(value)} entries, must have 1 to {self._max_candidates}")
+        return [_object(one, f"{where}[{n}]", self._of_candidate) for n, one in enumerate(value)]
+
+    def _history(self, value: object, time: int, where: str) -> tuple[list[int], Integers]:
+        history = _object({} if value is None else value, where, _HISTORY_KEYS)
+        ids, times = history.get("item_ids", []), history.get("times", [])
+        for name, entries in (("item_ids", ids), ("times", times)):
+            if not isinstance(entries, list):
+                raise DataError(f"{where}.{name}: must be a list, is {_short(entries)}")
+        if len(ids) != len(times):
+            raise DataError(f"{where}: has {len(ids)} item_ids and {len(times)} times, must have as many of both")
+        if len(ids) > self._max_history:
+            raise DataError(f"{where}: has {len(ids)} entries, may have {self._max_history}")
+        times_T = _times(times, f"{where}.times")
+        if len(times_T) and np.any(np.diff(times_T) < 0):
+            at = int(np.argmax(np.diff(times_T) < 0)) + 1
+            raise DataError(f"{where}.times[{at}]: {times[at]} is before the entry before it; oldest come first")
+        if len(times_T) and times_T[-1] > time:
+            raise DataError(f"{where}.times[{len(times) - 1}]: {times[-1]} is after the request's time")
+        found = [self._id(one, self._spec.num_items, f"{where}.item_ids[{n}]") for n, one in enumerate(ids)]
+        return found, times_T
+
+    @staticmethod
+    def _id(value: object, number: int, where: str) -> int:
+        """Return an id in [0, number), or `UNKNOWN` where there is none or a larger one."""
+        if value is None:
+            return UNKNOWN
+        found = _integer(value, where)
+        if found < 0:
+            raise DataError(f"{where}: {_short(value)} is negative")
+        return found if found < number else UNKNOWN
+
+    def _columns(
+        self,
+        parsed: Parsed,
+        rows: Sequence[Values],
+        places: Sequence[str],
+        dense: Sequence[str],
+        sparse: Mapping[str, int],
+    ) -> None:
+        for name in dense:
+            parsed.dense[name] = [_number(row, name, place) for row, place in zip(rows, places, strict=True)]
+        for name, number in sparse.items():
+            lists = [_ids(row.get(name), f"{place}.{name}") for row, place in zip(rows, places, strict=True)]
+            known = [[one for one in ids if one < number] for ids in lists]
+            parsed.count_unknown(name, sum(map(len, lists)) - sum(map(len, known)))
+            parsed.sparse[name] = known
+
+
+def _object(value: object, where: str, known: set[str]) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise DataError(f"{where}: must be an object, is {_short(value)}")
+    for name in value:
+        if name not in known:
+            raise DataError(f"{where}: unknown field {_short(name)}; it may have {', '.join(sorted(known)) or 'none'}")
+    return value
+
+
+def _number(row: Values, name: str, where: str) -> float:
+    value = row.get(name)
+    if value is None:
+        raise DataError(f"{where}.{name}: is missing")
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise DataError(f"{where}.{name}: must be a number, is {_short(value)}")
+    try:
+        with np.errstate(over="ignore"):  # told below
+            found = float(np.float32(value))
+    except OverflowError:
+        found = math.inf
+    if not math.isfinite(found):
+        raise DataError(f"{where}.{name}: {_short(value)} is not finite in float32")
+    return found
+
+
+def _integer(value: object, where: str) -> int:
+    """Return an integer; 3.0 counts as 3, for some writers of JSON know only doubles."""
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or value != value
+        or value in (math.inf, -math.inf)
+    ):
+        raise DataError(f"{where}: must be an integer, is {_short(value)}")
+    if value != int(value):
+        raise DataError(f"{where}: must be an integer, is {_short(value)}")
+    return int(value)
+
+
+def _ids(value: object, where: str) -> list[int]:
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise DataError(f"{where}: must be a list of ids, is {_short(value)}")
+    found = [_integer(one, f"{where}[{n}]") for n, one in enumerate(value)]
+    for n, one in enumerate(found):
+        if one < 0:
+            raise DataError(f"{where}[{n}]: {one} is negative")
+    return found
+
+
+def _time(value: object, where: str) -> int:
+    if value is None:
+        return int(datetime.now(UTC).timestamp() * 1e6)
+    return int(_times([value], where)[0])
+
+
+def _times(values: list[Any], where: str) -> Integers:
+    """Return times in microseconds: ISO 8601 texts (UTC where they name no zone) or seconds since 1970."""
+    if not values:
+        return np.empty(0, np.int64)
+    if all(isinstance(one, int | float) and not isinstance(one, bool) for one in values):
+        seconds_T = np.array([float(one) if abs(one) < 1e15 else math.nan for one in values])
+        if not np.isfinite(seconds_T).all() or np.any(np.abs(seconds_T) > 1e11):
+            raise DataError(f"{where}: must be seconds since 1970")
+        micros_T: Integers = np.round(seconds_T * 1e6).astype(np.int64)
+        return micros_T
+    for n, one in enumerate(values):
+        if not isinstance(one, str) or len(one) > 40:
+            raise DataError(f"{where}[{n}]: must be an ISO 8601 text, is {_short(one)}")
+    try:
+        found = pd.to_datetime(values, utc=True, format="ISO8601")
+    except (ValueError, OverflowError) as error:
+        raise DataError(f"{where}: {_short(str(error))}") from error
+    if found.isna().any():
+        raise DataError(f"{where}[{int(np.argmax(found.isna()))}]: is no time")
+    return np.asarray(found.as_unit("us").asi8)
+
+
+def _short(value: object) -> str:
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of more digits than Python prints, a list within lists
+        return f"a value of type {type(value).__name__}"
+    return text if len(text) <= 40 else text[:37] + "..."

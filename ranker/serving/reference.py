@@ -1,0 +1,150 @@
+"""Requests made of held-out rows, and whether a served ranker answers them as the ranker itself predicted."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset
+
+from infra.errors import SpecError
+from infra.impressions import ImpressionRows
+from infra.rows import Rows
+from infra.snapshot import Dataset
+from infra.tables import DatasetSpec
+from ranker.bundle_description import Description
+from ranker.export_config import RankerExportConfig
+from ranker.metrics import normalized_entropy
+from ranker.serving.model import ServedRanker
+
+Request = dict[str, Any]
+Floats = npt.NDArray[np.float32]
+PREDICTIONS = "predictions"
+"""The folder of a ranker's output that has its predictions."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Requests of held-out rows, and what the ranker predicted of these rows.
+
+    Attributes:
+        requests: as JSON has them. p_TN: by task, of the rows of all requests.
+        labels_TN: likewise, NaN where not judged.
+    """
+
+    requests: list[Request]
+    p_TN: Floats
+    labels_TN: Floats
+
+
+class Found(NamedTuple):
+    """How far a version's answers are from the ranker's predictions.
+
+    Attributes:
+        largest_difference: of two probabilities.
+        ne: with tables of fewer bits than float32, normalized entropy of the ranker and of the version, by task, of
+            those that have both labels on these rows.
+    """
+
+    largest_difference: float
+    ne: dict[str, tuple[float, float]]
+
+    def __str__(self) -> str:
+        """Say it in a few words."""
+        changes = [f"{task} {100 * (after / before - 1):+.3f} %" for task, (before, after) in self.ne.items()]
+        apart = f"at most {self.largest_difference:.1g} from the ranker's own"
+        return f"{apart}; NE {', '.join(changes)}" if changes else apart
+
+
+def read_reference(dataset: Dataset, described: Description, ranker: Path, rows: int) -> Reference:
+    """Make requests of the first held-out rows, and read what the ranker predicted of them.
+
+    Args:
+        dataset: the snapshot. described: the ranker's description. ranker: its stage's output.
+        rows: how many, at least, or as many as there are.
+
+    Raises:
+        SpecError: the snapshot's rows are not those that the ranker predicted.
+    """
+    features, tasks = described.features(), tuple(described.spec.tasks)
+    dates = described.config.holdout.windows(described.spec)[1]
+    requests: list[Request] = []
+    ids: list[tuple[int, int]] = []
+    for request in _requests(ImpressionRows(dataset, *dates, (*features.columns, "request_id")), described.spec):
+        requests.append(json.loads(json.dumps(request)))
+        ids += [(request["user"]["user_id"], one["item_id"]) for one in request["candidates"]]
+        if len(ids) >= rows:
+            break
+    held = pyarrow.dataset.dataset(ranker / PREDICTIONS).to_table(filter=pc.field("row") < len(ids)).sort_by("row")
+    if [*zip(held["user_id"].to_pylist(), held["item_id"].to_pylist(), strict=True)] != ids:
+        raise SpecError(f"{dataset.path}: its held-out rows are not those that the ranker predicted")
+    p_TN = np.stack([held[f"p_{task}"].to_numpy() for task in tasks])
+    labels_TN = np.stack([held[task].cast(pa.float32()).to_numpy() for task in tasks])
+    return Reference(requests, p_TN, labels_TN)
+
+
+def _requests(rows: ImpressionRows, spec: DatasetSpec) -> Iterator[Request]:
+    for group in rows.groups(0, rows.num_rows):
+        yield from _of_group(rows.read(group), spec)
+
+
+def _of_group(rows: Rows, spec: DatasetSpec) -> Iterator[Request]:
+    assert rows.shared is not None
+    own = rows.own.select(["item_id", *spec.dense, *spec.sparse]).to_pylist()
+    starts_R = np.flatnonzero(np.diff(rows.run_N, prepend=-1)).tolist()
+    ends_R = [*starts_R[1:], len(own)]
+    names = ["user_id", "event_time", "history_item_ids", "history_times", *spec.request_dense, *spec.request_sparse]
+    for shared, start, end in zip(rows.shared.select(names).to_pylist(), starts_R, ends_R, strict=True):
+        history = {
+            "item_ids": shared.pop("history_item_ids"),
+            "times": [time.isoformat() for time in shared.pop("history_times")],
+        }
+        time = shared.pop("event_time").isoformat()
+        yield {"user": shared, "time": time, "history": history, "candidates": own[start:end]}
+
+
+def check(served: ServedRanker, reference: Reference, config: RankerExportConfig) -> Found:
+    """Hold a version against the ranker's own predictions.
+
+    Raises:
+        SpecError: a probability, or with fewer bits a task's NE, is further away than the configuration allows.
+    """
+    tasks = tuple(served.features.tasks)
+    answers = [served.answer(request, f"request {n}") for n, request in enumerate(reference.requests)]
+    p_TN = np.array([[p for one in answers for p in one["probabilities"][task]] for task in tasks], np.float32)
+    apart = float(np.abs(p_TN - reference.p_TN).max())
+    if config.tables == "float32":
+        if apart > config.tolerance:
+            raise SpecError(
+                f"the saved model's probabilities are up to {apart:.2g} from the ranker's; ranker_export.tolerance is"
+                f" {config.tolerance:g}"
+            )
+        return Found(apart, {})
+    labels = zip(tasks, reference.p_TN, p_TN, reference.labels_TN, strict=True)
+    ne = {task: (_ne(before_N, labels_N), _ne(after_N, labels_N)) for task, before_N, after_N, labels_N in labels}
+    ne = {task: both for task, both in ne.items() if not np.isnan(both).any()}  # some task may have one label only
+    if not ne:
+        raise SpecError(
+            f"no task has both labels on the {p_TN.shape[1]} held-out rows that were answered: what {config.tables}"
+            " tables cost cannot be measured"
+        )
+    for task, (before, after) in ne.items():
+        if after > before * (1 + config.max_ne_loss):
+            raise SpecError(
+                f"{config.tables} tables raise the NE of {task} from {before:.5f} to {after:.5f}, by more than"
+                f" ranker_export.max_ne_loss={config.max_ne_loss:g} of it"
+            )
+    return Found(apart, ne)
+
+
+def _ne(p_N: Floats, labels_N: Floats) -> float:
+    is_judged_N = ~np.isnan(labels_N)
+    p_N, labels_N = p_N[is_judged_N].astype(np.float64), labels_N[is_judged_N]
+    p_N = np.clip(p_N, 1e-7, 1 - 1e-7)
+    loss = -np.where(labels_N > 0, np.log(p_N), np.log1p(-p_N)).sum()
+    return normalized_entropy(float(loss), len(labels_N), float(labels_N.sum()))
