@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -10,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
+from benchmarks.scoring_server import serving
 from infra.commit import committing
 from infra.config import parse
 from infra.distributed import World
@@ -329,3 +332,39 @@ def test_requests_of_both_kinds_of_rows(served: ServedRanker) -> None:
     many: list[Mapping[str, Any]] = [{"item_id": n, "price": n / 7} for n in range(500)]
     answer = served.answer(request_of(candidates=many), "r")
     assert len(answer["probabilities"]["conversion"]) == 500
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_readme_score_export_and_serve(made: Made, tmp_path: Path) -> None:
+    """`ranker.score`, `ranker.export` and `mlflow models serve`, as the README and docs/serving.md say."""
+    store = f"sqlite:///{tmp_path}/mlflow.db"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), URI_VARIABLE: store}
+
+    def run(module: str, *words: str) -> str:
+        inputs = ["--model", str(made.rankers["side"]), "--dataset", str(made.dataset)]
+        line = [sys.executable, "-m", module, *inputs, *words]
+        done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=300, env=environment)
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    assert "score: 400 rows, 0 of them scored before" in run("ranker.score", "--out", "scored")
+    scored = pq.read_table(tmp_path / "scored/predictions").sort_by("row")
+    trained = pq.read_table(made.rankers["side"] / "predictions").sort_by("row")
+    np.testing.assert_allclose(scored["p_click"].to_numpy()[200:], trained["p_click"], atol=1e-6)
+    words = ("--input", f"encoder.sid={made.encoder}", "--set", "ranker_export.checked_rows=150", "--out", "exported")
+    said = run("ranker.export", *words)
+    assert "models:/sidestack-ranker@challenger is it" in said
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(URI_VARIABLE, store)
+        with serving("models:/sidestack-ranker@challenger", tmp_path / "server.log") as server:
+            status, body = server.post(json.dumps({"inputs": [request_of()]}).encode())
+            assert status == 200 and body["predictions"][0]["unknown"] == {}
+            for wrong, rule in (
+                (request_of(candidates=[]), "has 0 entries"),
+                ({"candidates": [{}]}, "price: is missing"),
+            ):
+                status, body = server.post(json.dumps({"inputs": [wrong]}).encode())
+                assert status == 400 and body["message"].startswith("inputs[0].") and rule in body["message"]
+            assert server.post(b'{"inputs": [{"candidates": [{"price": 1e400}]}]}')[0] == 400
+            status, _ = server.post(json.dumps({"inputs": [request_of()]}).encode())
+            assert status == 200  # and goes on serving
