@@ -9,23 +9,26 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 from infra.commit import read_manifest
 from infra.config import VERSION, parse, parse_written, plain
 from infra.errors import DataError
+from infra.shards import Shard, Spread
 from infra.state import read_state, write_state
 from infra.tables import DatasetSpec
 from ranker.budget import DecidedConfig
 from ranker.bundle_description import Description
 from ranker.config import RankerConfig
-from ranker.features import ArmFeatures
+from ranker.features import ArmFeatures, IdFeature
 from ranker.sharding import ShardedRanker
 
 FOLDER = "model"
 DESCRIPTION_FILE = "ranker.json"
 STAGE = "ranker"
+_BODY = "model.body."
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,22 @@ class RankerBundle:
     def config(self) -> DecidedConfig:
         """The configuration that it was trained with."""
         return parse(DecidedConfig, plain(self.description.config), str(self.path / DESCRIPTION_FILE))
+
+    def weights(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return the network's weights by name, and the tables' by table, whole, without the optimizers' states.
+
+        Raises:
+            DataError: a file cannot be read.
+        """
+        features, dim = self.description.features(), self.config.model.embedding_dim
+        whole = {_weight_name(one, features): torch.empty(one.rows, dim) for one in _tables(features)}
+        shards = {name: Spread(tuple(rows_ND.shape), [Shard((0, 0), rows_ND)]) for name, rows_ND in whole.items()}
+        try:
+            shared = read_state(self.path, shards)
+        except (OSError, SafetensorError, ValueError) as error:
+            raise DataError(f"{self.path}: cannot be read: {error}") from error
+        network = {name.removeprefix(_BODY): tensor for name, tensor in shared.items() if name.startswith(_BODY)}
+        return network, {one.table: whole[_weight_name(one, features)] for one in _tables(features)}
 
     def load(self, sharded: ShardedRanker, features: ArmFeatures) -> None:
         """Fill a model and its optimizers in place. Rows that tables have gained stay as they are initialized.
@@ -110,6 +129,17 @@ def read_bundle(folder: Path) -> RankerBundle:
         raise DataError(f"{folder}: holds no trained ranker: {error}") from error
     version = values.get("version") if isinstance(values, dict) else None
     return RankerBundle(folder, parse_written(Description, values, str(file), version))
+
+
+def _tables(features: ArmFeatures) -> tuple[IdFeature, ...]:
+    return (*features.bags, *features.sequences)
+
+
+def _weight_name(table: IdFeature, features: ArmFeatures) -> str:
+    """Return the name that a table's weights have in `ShardedRanker.state`."""
+    if table in features.sequences:
+        return f"model.sequences.embeddings.{table.table}.weight"
+    return f"model.{'request_' if table.of_request else ''}bags.embedding_bags.{table.table}.weight"
 
 
 def _fill(tensor: Tensor, name: str, saved: Mapping[str, Tensor], path: Path) -> None:

@@ -30,15 +30,13 @@ from infra.errors import DataError, SpecError
 from infra.mlflow_runs import URI_VARIABLE
 from infra.registration import register
 from infra.served import load_served, save_served
-from infra.shards import Shard, Spread
 from infra.snapshot import CONTENT, Dataset, read_dataset
 from infra.stage import StageRun, run_stage
-from infra.state import read_state
 from infra.tensors import write_tensors
 from ranker.bundle import RankerBundle, open_bundle
 from ranker.bundle_description import Description, require_sids
 from ranker.export_config import RankerExportConfig
-from ranker.features import IdFeature, dataset_sids
+from ranker.features import dataset_sids
 from ranker.frozen import read_frozen
 from ranker.score import with_inputs
 from ranker.serving.config import (
@@ -58,8 +56,6 @@ VERSION_FOLDER = "version"
 PACKAGES = ("encoder", "infra", "ranker")
 QUANTIZED_ROWS = 40
 """Times `checked_rows` on which tables of fewer bits are measured."""
-_BODY = "model.body."
-_COLLECTIONS = {"bags": "embedding_bags", "request_bags": "embedding_bags", "sequences": "embeddings"}
 
 
 def export(run: StageRun[RankerExportConfig]) -> None:
@@ -153,26 +149,13 @@ def _schema(dataset: Dataset, table: str) -> pa.Schema:
 
 
 def _write_weights(bundle: RankerBundle, config: RankerExportConfig, version: Path) -> None:
-    described = bundle.description
-    features, dim = described.features(), described.config.model.embedding_dim
-    tables = {_weight_name(one, place): one for place, ones in (
-        ("bags", features.row_bags), ("request_bags", features.request_bags), ("sequences", features.sequences),
-    ) for one in ones}  # fmt: skip
-    whole = {name: torch.empty(one.rows, dim) for name, one in tables.items()}
-    shards = {name: Spread(tuple(rows_ND.shape), [Shard((0, 0), rows_ND)]) for name, rows_ND in whole.items()}
-    shared = read_state(bundle.path, shards)
-    network = {name.removeprefix(_BODY): tensor for name, tensor in shared.items() if name.startswith(_BODY)}
+    network, tables = bundle.weights()
     write_tensors(network, version / NETWORK_FILE)
     stored: dict[str, Tensor] = {}
-    for name, one in tables.items():
-        parts = stored_table(whole.pop(name), config.tables)
-        stored |= {f"{one.table}/{part}": tensor for part, tensor in parts.items()}
+    while tables:
+        table, rows_ND = tables.popitem()
+        stored |= {f"{table}/{part}": tensor for part, tensor in stored_table(rows_ND, config.tables).items()}
     write_tensors(stored, version / TABLES_FILE)
-
-
-def _weight_name(feature: IdFeature, collection: str) -> str:
-    """Return the name that a table's weights have in `ShardedRanker.state`."""
-    return f"model.{collection}.{_COLLECTIONS[collection]}.{feature.table}.weight"
 
 
 def _write_constants(dataset: Dataset, described: Description, version: Path) -> None:

@@ -158,3 +158,15 @@ def normalized_entropy(loss: float, count: float, positives: float) -> float:
         return float("nan")
     rate = positives / count
     return float(loss / count / -(rate * np.log(rate) + (1 - rate) * np.log1p(-rate)))
+
+
+def log_loss_ne(p_N: NDArray[np.float32], labels_N: NDArray[np.float32]) -> float:
+    """Return the normalized entropy of probabilities; NaN where not both labels are there.
+
+    Args:
+        p_N: in [0, 1]. labels_N: 0 or 1, NaN where a row is not judged.
+    """
+    is_judged_N = ~np.isnan(labels_N)
+    chances_N = np.clip(p_N[is_judged_N].astype(np.float64), 1e-7, 1 - 1e-7)
+    loss = -np.where(labels_N[is_judged_N] > 0, np.log(chances_N), np.log1p(-chances_N)).sum()
+    return normalized_entropy(float(loss), int(is_judged_N.sum()), float(labels_N[is_judged_N].sum()))

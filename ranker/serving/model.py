@@ -25,11 +25,10 @@ from infra.config import VERSION, parse_written
 from infra.errors import DataError, SpecError
 from infra.rows import Rows
 from ranker.body import Body
-from ranker.convert import JaggedIds, bag_ids, model_inputs, sequence_ids
-from ranker.features import HISTORY_IDS, ITEM_IDS, USER_IDS, ArmFeatures, IdFeature
+from ranker.features import HISTORY_IDS, ITEM_IDS, USER_IDS, ArmFeatures
 from ranker.frozen import Frozen
-from ranker.inputs import Vectors
 from ranker.serving.config import CONSTANTS_FILE, NETWORK_FILE, SERVED_FILE, TABLES_FILE, ServedConfig, ServedSids
+from ranker.serving.network import LocalNetwork
 from ranker.serving.parse import UNKNOWN, Parsed, RequestParser, Values
 from ranker.serving.tables import ServedTable
 
@@ -83,10 +82,9 @@ class ServedRanker:
         bounds = self.config.max_candidates, self.config.max_history
         self._parser = RequestParser(described.spec, signals, *bounds)
         self._sids = {name: _sid_lookup(folder, one, described.sids[name]) for name, one in self.config.sids.items()}
-        self._body = Body(self.features, described.config, _constants(folder))
-        _load_network(self._body, folder)
-        self._tables = _tables(folder)
-        self._body.eval()
+        body = Body(self.features, described.config, _constants(folder))
+        _load_network(body, folder)
+        self._network = LocalNetwork(self.features, body, _tables(folder))
 
     def answer(self, request: object, where: str) -> Answer:
         """Score the candidates of one request.
@@ -101,9 +99,13 @@ class ServedRanker:
         parsed = self._parser.parse(request, where).newest(self.config.ranker.config.model.history.max_length)
         sids = {name: self._sids_of(name, parsed, where) for name in self._sids}
         rows = self._rows(parsed, sids)
-        with torch.inference_mode(), one_thread():
-            logits_NT = self._body(model_inputs(rows, self.features), self._vectors(rows, parsed))
-            p_TN = logits_NT.sigmoid().T.tolist()
+        known = {
+            ITEM_IDS: parsed.items_N != UNKNOWN,
+            USER_IDS: np.array([parsed.user_id != UNKNOWN]),
+            HISTORY_IDS: parsed.history_ids_T != UNKNOWN,
+        }
+        with one_thread():
+            p_TN = self._network.probabilities(rows, known).T.tolist()
         return {"probabilities": dict(zip(self.features.tasks, p_TN, strict=True)), "unknown": parsed.unknown}
 
     def _sids_of(self, name: str, parsed: Parsed, where: str) -> dict[str, Integers]:
@@ -144,34 +146,6 @@ class ServedRanker:
                 else:
                     shared |= {c: _one_list(ids) if position == "history" else ids for c, ids in found.items()}
         return Rows(pa.table(own), pa.table(shared), np.zeros(number, np.int64))
-
-    def _vectors(self, rows: Rows, parsed: Parsed) -> Vectors:
-        assert rows.shared is not None
-        features = self.features
-        of_row = self._pooled(features.row_bags, bag_ids(rows.own, features.row_bags))
-        of_request = self._pooled(features.request_bags, bag_ids(rows.shared, features.request_bags))
-        entries = zip(features.sequences, sequence_ids(rows.shared, features.sequences).ids, strict=True)
-        of_entry = {one.column: self._looked_up(one, ids_N) for one, ids_N in entries}
-        # An id that is not known has some row's place, whose vector is not its own.
-        for vectors, name, ids_N in (
-            (of_row, ITEM_IDS, parsed.items_N),
-            (of_request, USER_IDS, np.array([parsed.user_id])),
-            (of_entry, HISTORY_IDS, parsed.history_ids_T),
-        ):
-            vectors[name] = vectors[name] * torch.from_numpy(ids_N != UNKNOWN)[:, None]
-        return Vectors(of_row, of_request, of_entry)
-
-    def _pooled(self, features: Sequence[IdFeature], found: JaggedIds) -> dict[str, Tensor]:
-        return {
-            one.column: self._tables[one.table].pooled(self._in_table(one, ids_N), torch.from_numpy(lengths_B))
-            for one, ids_N, lengths_B in zip(features, found.ids, found.lengths, strict=True)
-        }
-
-    def _looked_up(self, feature: IdFeature, ids_N: Integers) -> Tensor:
-        return self._tables[feature.table].rows(self._in_table(feature, ids_N))
-
-    def _in_table(self, feature: IdFeature, ids_N: Integers) -> Tensor:
-        return torch.from_numpy(np.minimum(ids_N, self._tables[feature.table].num_rows - 1))
 
 
 def read_config(folder: Path) -> ServedConfig:

@@ -19,7 +19,7 @@ from infra.snapshot import Dataset
 from infra.tables import DatasetSpec
 from ranker.bundle_description import Description
 from ranker.export_config import RankerExportConfig
-from ranker.metrics import normalized_entropy
+from ranker.metrics import log_loss_ne
 from ranker.serving.model import ServedRanker
 
 Request = dict[str, Any]
@@ -126,7 +126,10 @@ def check(served: ServedRanker, reference: Reference, config: RankerExportConfig
             )
         return Found(apart, {})
     labels = zip(tasks, reference.p_TN, p_TN, reference.labels_TN, strict=True)
-    ne = {task: (_ne(before_N, labels_N), _ne(after_N, labels_N)) for task, before_N, after_N, labels_N in labels}
+    ne = {
+        task: (log_loss_ne(before_N, labels_N), log_loss_ne(after_N, labels_N))
+        for task, before_N, after_N, labels_N in labels
+    }
     ne = {task: both for task, both in ne.items() if not np.isnan(both).any()}  # some task may have one label only
     if not ne:
         raise SpecError(
@@ -140,11 +143,3 @@ def check(served: ServedRanker, reference: Reference, config: RankerExportConfig
                 f" ranker_export.max_ne_loss={config.max_ne_loss:g} of it"
             )
     return Found(apart, ne)
-
-
-def _ne(p_N: Floats, labels_N: Floats) -> float:
-    is_judged_N = ~np.isnan(labels_N)
-    p_N, labels_N = p_N[is_judged_N].astype(np.float64), labels_N[is_judged_N]
-    p_N = np.clip(p_N, 1e-7, 1 - 1e-7)
-    loss = -np.where(labels_N > 0, np.log(p_N), np.log1p(-p_N)).sum()
-    return normalized_entropy(float(loss), len(labels_N), float(labels_N.sum()))

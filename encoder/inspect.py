@@ -1,0 +1,173 @@
+"""What an encoder makes of items: digits, who shares a prefix, nearest neighbours, how well each signal comes back.
+
+    python -m encoder.inspect --encoder DIR --dataset DIR ITEM [ITEM ...]
+
+ITEM is an `item_id` (of an encoder of users a `user_id`). Neighbours are by the cosine of what digits decode to, before
+the decoder's networks, over the whole table, which is encoded for it; an item that a later part revises is compared in
+each of its rows.
+"""
+
+import argparse
+import heapq
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from encoder.bundle import EncoderBundle, load_bundle
+from encoder.signals import SignalBatch, signal_batch, signal_check
+from infra.errors import DataError, SidestackError
+from infra.parquet import read_row_group, row_groups
+from infra.snapshot import Dataset, read_dataset
+from infra.stage import quiet
+
+Integers = npt.NDArray[np.int64]
+EXAMPLES = 5
+"""Siblings and neighbours that are named."""
+
+
+@dataclass
+class Sheet:
+    """What is found of one item.
+
+    Attributes:
+        digits: of its SID, and the SID itself in its columns. losses: by signal that it has.
+        siblings: by number of digits, how many other items share so many first ones, and some of them.
+        neighbours: (cosine, item), nearest first.
+    """
+
+    item: int
+    digits: list[int]
+    sid: list[int]
+    losses: dict[str, float]
+    siblings: dict[int, tuple[int, list[int]]] = field(default_factory=dict)
+    neighbours: list[tuple[float, int]] = field(default_factory=list)
+
+
+def inspect(bundle: EncoderBundle, dataset: Dataset, items: Sequence[int]) -> list[Sheet]:
+    """Look at some items, and at the whole table for those that are like them.
+
+    Raises:
+        DataError: an item is not in the table or has no signal, or rows break the table's contract.
+    """
+    asked = _asked(bundle, dataset, items)
+    sheets = [_sheet(bundle, item, asked[item]) for item in items]
+    digits_QN = torch.tensor([sheet.digits for sheet in sheets])
+    units_QH = _units(bundle, digits_QN)
+    for ids_N, batch in _table(bundle, dataset):
+        found_N = batch.any_present.numpy()
+        with torch.inference_mode():
+            digits_ND = bundle.model.digits(batch)
+        cosine_QN = units_QH @ _units(bundle, digits_ND).T
+        for place, sheet in enumerate(sheets):
+            is_other_N = found_N & (ids_N != sheet.item)
+            _add_siblings(sheet, ids_N, digits_ND, is_other_N, bundle)
+            _add_neighbours(sheet, ids_N, cosine_QN[place].numpy(), is_other_N)
+    return sheets
+
+
+def _asked(bundle: EncoderBundle, dataset: Dataset, items: Sequence[int]) -> dict[int, SignalBatch]:
+    """Return the signals of the items that were asked for: the newest row of each."""
+    found: dict[int, SignalBatch] = {}
+    for ids_N, batch in _table(bundle, dataset):
+        for row in np.flatnonzero(np.isin(ids_N, items)).tolist():
+            found[int(ids_N[row])] = batch.sliced(row, row + 1)
+    for item in items:
+        if item not in found:
+            raise DataError(f"{bundle.signals.entity} {item}: is not in {dataset.path}")
+        if not bool(found[item].any_present):
+            raise DataError(f"{bundle.signals.entity} {item}: has no signal, so its SID is null")
+    return found
+
+
+def _table(bundle: EncoderBundle, dataset: Dataset) -> Iterator[tuple[Integers, SignalBatch]]:
+    """Yield ids and signals of the whole table, a row group at a time."""
+    signals = bundle.signals
+    content = dataset.spec.content(signals.entity)
+    check = signal_check(dataset.spec, signals.entity)
+    for group in row_groups([file.path for file in dataset.content_files(signals.entity)]):
+        table: pa.Table = read_row_group(group, (content.id_column, *signals.names))
+        check(table, group)
+        yield table[content.id_column].to_numpy(), signal_batch(table, signals)
+
+
+@torch.inference_mode()
+def _sheet(bundle: EncoderBundle, item: int, batch: SignalBatch) -> Sheet:
+    model = bundle.model
+    digits_1N = model.digits(batch)
+    losses_K = model.row_losses(batch, model.reconstruct(digits_1N))[:, 0]
+    losses = {
+        name: float(loss) for name, loss in zip(model.signals.names, losses_K, strict=True) if bool(batch.present[name])
+    }
+    return Sheet(item, digits_1N[0].tolist(), bundle.spec.pack(digits_1N)[0].tolist(), losses)
+
+
+@torch.inference_mode()
+def _units(bundle: EncoderBundle, digits_ND: Tensor) -> Tensor:
+    return normalize(bundle.model.quantizer.decode(digits_ND).float(), dim=1)
+
+
+def _add_siblings(
+    sheet: Sheet, ids_N: Integers, digits_ND: Tensor, is_other_N: npt.NDArray[np.bool_], bundle: EncoderBundle
+) -> None:
+    is_equal_ND = (digits_ND == torch.tensor(sheet.digits)).numpy()
+    is_prefix_ND = np.logical_and.accumulate(is_equal_ND, axis=1)
+    for length in range(bundle.spec.groups, bundle.spec.digits + 1, bundle.spec.groups):
+        ids = ids_N[is_prefix_ND[:, length - 1] & is_other_N].tolist()
+        number, some = sheet.siblings.get(length, (0, []))
+        sheet.siblings[length] = (number + len(ids), [*some, *ids][:EXAMPLES])
+
+
+def _add_neighbours(
+    sheet: Sheet, ids_N: Integers, cosine_N: npt.NDArray[np.float32], is_other_N: npt.NDArray[np.bool_]
+) -> None:
+    places = np.flatnonzero(is_other_N)
+    nearest = places[np.argsort(-cosine_N[places], kind="stable")[:EXAMPLES]]
+    found = [(float(cosine_N[place]), int(ids_N[place])) for place in nearest]
+    sheet.neighbours = heapq.nlargest(EXAMPLES, [*sheet.neighbours, *found], key=lambda one: one[0])
+
+
+def _lines(sheet: Sheet, bundle: EncoderBundle) -> Iterator[Table | str]:
+    spec = bundle.spec
+    groups = [sheet.digits[at : at + spec.groups] for at in range(0, spec.digits, spec.groups)]
+    digits = " | ".join(" ".join(map(str, group)) for group in groups)
+    yield f"{spec.entity} {sheet.item}: SID {', '.join(map(str, sheet.sid))}, digits {digits}"
+    table = Table("first digits", "others with them", "some of them", box=None, header_style="bold", pad_edge=False)
+    for length, (number, some) in sheet.siblings.items():
+        table.add_row(str(length), f"{number:,}", ", ".join(map(str, some)))
+    yield table
+    yield "nearest: " + ", ".join(f"{item} ({cosine:.3f})" for cosine, item in sheet.neighbours)
+    yield "loss by signal: " + ", ".join(f"{name} {loss:.4f}" for name, loss in sheet.losses.items())
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print what an encoder makes of some items."""
+    parser = argparse.ArgumentParser(prog="python -m encoder.inspect", description="What an encoder makes of items.")
+    parser.add_argument("--encoder", type=Path, required=True, help="the output of an encoder's stage")
+    parser.add_argument("--dataset", type=Path, required=True, help="a snapshot that has the items")
+    parser.add_argument("items", type=int, nargs="+", metavar="ITEM", help="ids to look at")
+    arguments = parser.parse_args(argv)
+    quiet()
+    try:
+        bundle = load_bundle(arguments.encoder, torch.device("cpu"))
+        sheets = inspect(bundle, read_dataset(arguments.dataset), arguments.items)
+    except SidestackError as error:
+        print(f"inspect: error: {error}", file=sys.stderr)
+        raise SystemExit(1) from error
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    for sheet in sheets:
+        for part in _lines(sheet, bundle):
+            console.print(part)
+
+
+if __name__ == "__main__":
+    main()

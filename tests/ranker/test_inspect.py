@@ -1,0 +1,92 @@
+"""`ranker.inspect`: what is shuffled, what it costs, and what is printed."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from infra.distributed import World
+from infra.snapshot import read_dataset
+from ranker.bundle import open_bundle
+from ranker.inspect import importances, inputs_of, main, open_network, read_rows, shuffle
+from tests.ranker.dataset import SPEC, write_dataset
+from tests.ranker.test_resume import predictions, train_ranker
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("inspect") / "dataset")
+
+
+@pytest.fixture(scope="module")
+def model(world: World, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("model") / "side"
+    train_ranker(world, dataset, out, "side", epochs=8)
+    return out
+
+
+def test_the_local_network_predicts_what_the_training_did(dataset: Path, model: Path) -> None:
+    bundle, snapshot = open_bundle(model), read_dataset(dataset)
+    rows = read_rows(snapshot, bundle, number=10**6)
+    p_NT = open_network(bundle, snapshot).probabilities(rows)
+    expected = predictions(model)
+    assert len(p_NT) == expected.num_rows
+    for place, task in enumerate(SPEC.tasks):
+        np.testing.assert_allclose(p_NT[:, place], expected[f"p_{task}"], atol=1e-6)
+
+
+def test_what_the_labels_follow_counts_and_what_is_noise_does_not(dataset: Path, model: Path) -> None:
+    bundle, snapshot = open_bundle(model), read_dataset(dataset)
+    rows, features = read_rows(snapshot, bundle, 10**6), bundle.description.features()
+    whole, found = importances(open_network(bundle, snapshot), rows, features)
+    assert whole.keys() == set(SPEC.tasks)
+    names = [one.name for one in found]
+    assert {"item's content", "history", "all dense columns", "user_id", "item_id", "slot", "topics", "rank"} <= {
+        *names
+    }
+    assert len(names) == len(set(names))
+    by_name = {one.name: one.rise["click"] for one in found}
+    assert [*by_name.values()] == sorted(by_name.values(), reverse=True)
+    assert max(by_name["item's content"], by_name["item_id"]) > 5 * abs(by_name["slot"])  # clicks follow the item
+
+
+def apart(requests: pa.Table) -> list[tuple[list[float]]]:
+    """Return how far histories lie before their requests, in seconds."""
+    times = zip(requests["event_time"].to_pylist(), requests["history_times"].to_pylist(), strict=True)
+    return [([(at - entry).total_seconds() for entry in entries],) for at, entries in times]
+
+
+def test_columns_are_shuffled_together_and_nothing_else_is(dataset: Path, model: Path) -> None:
+    bundle = open_bundle(model)
+    rows = read_rows(read_dataset(dataset), bundle, 10**6)
+    for one in inputs_of(bundle.description.features()):
+        mixed = shuffle(rows, one.columns, np.random.default_rng(0))
+        for before, after in ((rows.own, mixed.own), (rows.shared, mixed.shared)):
+            changed = {name for name in before.column_names if not before[name].equals(after[name])}
+            assert changed <= {*one.columns}
+            assert sorted(map(str, before.to_pylist())) != [] and before.schema.equals(after.schema)
+        assert {*one.columns} & {*rows.own.column_names, *rows.shared.column_names} == {*one.columns}
+    mixed = shuffle(rows, ("history_item_ids", "history_times"), np.random.default_rng(0))
+    assert mixed.shared["history_times"] != rows.shared["history_times"]
+    assert sorted(apart(rows.shared)) == sorted(apart(mixed.shared))
+    assert [len(ids) for ids in mixed.shared["history_item_ids"].to_pylist()] == [
+        len(times) for times in mixed.shared["history_times"].to_pylist()
+    ]
+
+
+def test_the_command_prints_tables_plan_and_importance(
+    dataset: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["--model", str(model), "--dataset", str(dataset), "--rows", "300"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "arm side; SIDs: sid abababababab; trained on 2024-01-01 to 2024-01-04"
+    assert any(line.split()[:3] == ["t_item_id", "300", "9,600"] for line in lines)
+    assert any("held-out rows: click NE " in line for line in lines)
+    assert any(line.startswith("item's content") and line.endswith("%") for line in map(str.rstrip, lines))
+
+
+def test_what_is_no_ranker_is_said(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--model", str(tmp_path), "--dataset", str(dataset)])
+    assert "inspect: error: " in capsys.readouterr().err
