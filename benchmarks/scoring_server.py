@@ -48,11 +48,20 @@ class ScoringServer:
             time.sleep(0.2)
         raise RuntimeError(f"mlflow models serve did not come up:\n{self._log.read_text()[-2000:]}")
 
-    def post(self, body: bytes) -> tuple[int, Any]:
-        """Send a request for answers, and give the status and the JSON of its response."""
-        self._connection.request("POST", "/invocations", body, {"Content-Type": "application/json"})
-        response = self._connection.getresponse()
+    def post(self, body: bytes, connection: HTTPConnection | None = None) -> tuple[int, Any]:
+        """Send a request for answers, and return the status and the JSON of its response.
+
+        Args:
+            body: of the request. connection: by default the one that this client keeps.
+        """
+        connection = connection or self._connection
+        connection.request("POST", "/invocations", body, {"Content-Type": "application/json"})
+        response = connection.getresponse()
         return response.status, json.loads(response.read())
+
+    def connect(self) -> HTTPConnection:
+        """Return a connection of its own, for a client beside this one."""
+        return HTTPConnection(HOST, self._connection.port, timeout=_REQUEST_SECONDS)
 
     def reconnect(self) -> None:
         """Let the next request open a new connection."""

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from benchmarks import ranking
 from benchmarks.scoring_server import serving
 from infra.commit import committing
 from infra.config import parse
@@ -368,3 +369,13 @@ def test_the_commands_of_the_readme_score_export_and_serve(made: Made, tmp_path:
             assert server.post(b'{"inputs": [{"candidates": [{"price": 1e400}]}]}')[0] == 400
             status, _ = server.post(json.dumps({"inputs": [request_of()]}).encode())
             assert status == 200  # and goes on serving
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_a_served_ranker_runs_to_its_end(versions: dict[str, Path], tmp_path: Path) -> None:
+    model = versions["side"].parents[2]
+    ranking.main(["--model", str(model), "--requests", "3", "--clients", "2", "--seconds", "1", "--out", str(tmp_path)])
+    rows = json.loads((tmp_path / "ranking.json").read_text())["rows"]
+    assert [row["where"] for row in rows if "errors" in row] == ["http: 2 clients for 1 s"]
+    assert all(row["errors"] == 0 for row in rows if "errors" in row)
+    assert "| in process |" in (tmp_path / "ranking.md").read_text()

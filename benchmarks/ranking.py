@@ -1,0 +1,186 @@
+"""Latency and memory of a served ranker: `python -m benchmarks.ranking --model DIR [--clients 64] [--seconds 60]`.
+
+DIR is the output of `ranker.export`. The model is measured in a fresh process, behind `mlflow models serve` by one
+client that keeps its connection, and by many clients at once. Goals: 500 candidates with 32 history entries under 40 ms at the
+99th percentile, with 1,000 entries under 60 ms, in process on one core; resident memory under the model's bytes and
+400 MB; no error of any client.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from http.client import HTTPException
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.record import Row, markdown_table, print_table, results_folder, source, write_results
+from benchmarks.scoring_server import ScoringServer, resident_mib, serving
+from benchmarks.serving import percentiles
+from infra.served import load_served
+from ranker.export import MODEL_FOLDER
+from ranker.serving.config import SERVED_FILE, ServedConfig
+
+CANDIDATES = 500
+GOALS_MS = {32: 40.0, 1000: 60.0}
+"""99th percentile in process, by entries of the history."""
+GOAL_MB = 400.0
+"""Of memory beside the model's bytes."""
+COLUMNS = {
+    "where": "",
+    "history": "d",
+    "requests": "d",
+    "p50_ms": ".1f",
+    "p99_ms": ".1f",
+    "a_second": ".1f",
+    "errors": "d",
+    "resident_mb": ".0f",
+    "goal": "",
+    "met": "",
+}
+WORDS = """
+Requests of one user, a history, and 500 candidates, all of random ids that the model knows, with every column. "in
+process" calls the loaded model with values as JSON holds them; "http" is `mlflow models serve` with one worker on loopback, and
+includes reading and writing JSON. A process uses one thread of torch.
+"""
+_DIFFERENT = 16
+_PACKAGES = ("mlflow", "torch")
+
+
+def read_config(model: Path) -> ServedConfig:
+    """Return what an exported model is told beside its weights."""
+    values = (model / MODEL_FOLDER / "artifacts" / "version" / SERVED_FILE).read_bytes()
+    return ServedConfig.model_validate_json(values)
+
+
+def random_requests(config: ServedConfig, history: int, number: int) -> list[dict[str, Any]]:
+    """Draw requests whose every id and column the model knows."""
+    spec, rng = config.ranker.spec, np.random.default_rng(0)
+
+    def columns(dense: Sequence[str], sparse: dict[str, int]) -> dict[str, Any]:
+        found: dict[str, Any] = {name: float(abs(rng.normal())) for name in dense}
+        return found | {name: [int(rng.integers(0, size))] for name, size in sparse.items()}
+
+    def candidate() -> dict[str, Any]:
+        return {"item_id": int(rng.integers(0, spec.num_items)), **columns(spec.dense, spec.sparse)}
+
+    return [
+        {
+            "user": {
+                "user_id": int(rng.integers(0, spec.num_users)), **columns(spec.request_dense, spec.request_sparse)
+            },
+            "time": 1.7e9,
+            "history": {
+                "item_ids": rng.integers(0, spec.num_items, history).tolist(),
+                "times": np.sort(1.7e9 - rng.integers(1, 10**7, history)).tolist(),
+            },
+            "candidates": [candidate() for _ in range(CANDIDATES)],
+        }
+        for _ in range(number)
+    ]  # fmt: skip
+
+
+def in_process(model: Path, requests: int) -> list[Row]:
+    """Load the model in this process and measure; run it in a fresh one, whose memory is then the model's."""
+    config = read_config(model)
+    served = load_served(model / MODEL_FOLDER)
+    rows: list[Row] = []
+    for history, goal in GOALS_MS.items():
+        drawn = random_requests(config, history, _DIFFERENT)
+        inputs = [[drawn[n % _DIFFERENT]] for n in range(requests + _DIFFERENT)]
+        times = percentiles(served.predict, inputs, _DIFFERENT)
+        row = {"where": "in process", "history": history, "requests": requests, **times}
+        rows.append({**row, "goal": f"p99 < {goal:.0f} ms", "met": _yes(times["p99_ms"] < goal)})
+    return [*rows, _memory_row("in process", model, resident_mib(os.getpid()))]
+
+
+def over_http(model: Path, requests: int, clients: int, seconds: float, log: Path) -> list[Row]:
+    """Serve the model by MLflow and measure, by one client and by many at once."""
+    config, rows = read_config(model), list[Row]()
+    with serving(model / MODEL_FOLDER, log) as server:
+        for history in GOALS_MS:
+            bodies = [json.dumps({"inputs": [one]}).encode() for one in random_requests(config, history, _DIFFERENT)]
+            server.reconnect()  # the server hangs up on who is silent for some seconds
+            inputs = [bodies[n % _DIFFERENT] for n in range(requests + _DIFFERENT)]
+            times = percentiles(server.post, inputs, _DIFFERENT)
+            rows.append({"where": "http", "history": history, "requests": requests, **times})
+        bodies = [json.dumps({"inputs": [one]}).encode() for one in random_requests(config, 32, _DIFFERENT)]
+        rows.append(at_once(server, bodies, clients, seconds))
+        return [*rows, _memory_row("http: server", model, server.resident_mib())]
+
+
+def at_once(server: ScoringServer, bodies: Sequence[bytes], clients: int, seconds: float) -> Row:
+    """Let many clients ask for some time, each as soon as it was answered."""
+    until = time.monotonic() + seconds
+    statuses, times = Counter[int](), list[float]()
+
+    def ask(client: int) -> None:
+        connection, number = server.connect(), client
+        while time.monotonic() < until:
+            began = time.perf_counter()
+            try:
+                status, _ = server.post(bodies[number % len(bodies)], connection)
+            except (OSError, HTTPException):
+                status = 0
+                connection.close()
+            statuses[status] += 1
+            times.append(time.perf_counter() - began)
+            number += 1
+        connection.close()
+
+    threads = [threading.Thread(target=ask, args=(client,)) for client in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    p50, p99 = np.percentile(np.array(times) * 1e3, [50, 99]).tolist()
+    errors = statuses.total() - statuses[200]
+    return {
+        "where": f"http: {clients} clients for {seconds:.0f} s", "history": 32, "requests": statuses.total(),
+        "p50_ms": p50, "p99_ms": p99, "a_second": statuses[200] / seconds, "errors": errors, "goal": "no error",
+        "met": _yes(errors == 0),
+    }  # fmt: skip
+
+
+def _memory_row(where: str, model: Path, mib: float) -> Row:
+    own = sum(file.stat().st_size for file in (model / MODEL_FOLDER).rglob("*") if file.is_file()) / 1e6
+    used = mib * 2**20 / 1e6
+    goal = f"< {own:.0f} + {GOAL_MB:.0f} MB"
+    return {"where": where, "resident_mb": used, "goal": goal, "met": _yes(used < own + GOAL_MB)}
+
+
+def _yes(is_met: bool) -> str:
+    return "yes" if is_met else "no"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run as a program."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.ranking", description=__doc__)
+    parser.add_argument("--model", type=Path, required=True, help="the output of ranker.export")
+    parser.add_argument("--requests", type=int, default=300, help="requests that are timed, of each kind")
+    parser.add_argument("--clients", type=int, default=64, help="clients at once")
+    parser.add_argument("--seconds", type=float, default=60.0, help="how long they ask")
+    parser.add_argument("--out", type=Path, help="where ranking.json and ranking.md go")
+    arguments = parser.parse_args(argv)
+    out = results_folder(arguments.out, quick=False)
+    with tempfile.TemporaryDirectory() as folder, get_context("spawn").Pool(1) as fresh:
+        rows = fresh.apply(in_process, (arguments.model, arguments.requests))
+        log = Path(folder) / "server.log"
+        rows += over_http(arguments.model, arguments.requests, arguments.clients, arguments.seconds, log)
+    described = read_config(arguments.model).ranker
+    model = f"Arm `{described.config.arm}`, {sum(described.rows.values()):,} rows of tables, {described.spec.origin}."
+    print_table("The served ranker", rows, COLUMNS)
+    write_results("ranking", rows, packages=_PACKAGES, out=out)
+    text = "\n\n".join(["# The served ranker", WORDS.strip(), model, source(_PACKAGES), markdown_table(rows, COLUMNS)])
+    (out / "ranking.md").write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
