@@ -1,9 +1,9 @@
 """Latency and memory of a served ranker: `python -m benchmarks.ranking --model DIR [--clients 64] [--seconds 60]`.
 
 DIR is the output of `ranker.export`. The model is measured in a fresh process, behind `mlflow models serve` by one
-client that keeps its connection, and by many clients at once. Goals: 500 candidates with 32 history entries under 40 ms at the
-99th percentile, with 1,000 entries under 60 ms, in process on one core; resident memory under the model's bytes and
-400 MB; no error of any client.
+client that keeps its connection, and by many clients at once. Goals: 500 candidates with 32 history entries under
+40 ms at the 99th percentile, with 1,000 entries under 60 ms, in process on one core; resident memory under the model's
+bytes and 400 MB; no error of any client.
 """
 
 import argparse
@@ -47,8 +47,8 @@ COLUMNS = {
 }
 WORDS = """
 Requests of one user, a history, and 500 candidates, all of random ids that the model knows, with every column. "in
-process" calls the loaded model with values as JSON holds them; "http" is `mlflow models serve` with one worker on loopback, and
-includes reading and writing JSON. A process uses one thread of torch.
+process" calls the loaded model with values as JSON holds them; "http" is `mlflow models serve` with one worker on
+loopback, and includes reading and writing JSON. A process uses one thread of torch.
 """
 _DIFFERENT = 16
 _PACKAGES = ("mlflow", "torch")
