@@ -9,15 +9,22 @@ number of ranks, version of torch) is refused, not ignored: it may be hours of s
 it would overwrite it. Work whose state is spread over the ranks (`Checkpoint.shards`) may resume with another number of
 them, or on another machine: then it takes the same steps, and its last bits may differ.
 
+A checkpoint may be written while training goes on: `begin` copies its tensors to the host and has a thread write them,
+`finish` commits what was written. Until then the one before counts.
+
 A checkpoint holds its stage's resolved section. A later version of the code may have further settings: the section is
 read with their defaults, and the checkpoint is of the same work where that is what is asked for.
 """
 
 import contextlib
+import copy
 import json
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +36,8 @@ from torch import Tensor
 from infra.commit import Manifest, committing, is_committed, read_manifest, verify
 from infra.config import Config, digest, parse_written
 from infra.distributed import World, together
-from infra.errors import CommitError, ConfigError
-from infra.shards import Shards
+from infra.errors import CommitError, ConfigError, StageError
+from infra.shards import Shard, Shards
 from infra.state import read_state, write_state
 from infra.tensors import write_tensors
 
@@ -52,6 +59,7 @@ class Checkpoint:
         values: JSON-ready values; rank 0's are kept.
         shards: tensors that are spread over the ranks. `load` fills the parts this rank holds in place.
         moved: what of the machine is not as it was, such as `ranks`; see `MACHINE`.
+        altered: later checkpoints whose files were altered, which `load` passed over.
     """
 
     step: int
@@ -60,6 +68,16 @@ class Checkpoint:
     values: dict[str, Any]
     shards: Shards = field(default_factory=dict)
     moved: tuple[str, ...] = ()
+    altered: tuple[str, ...] = ()
+
+    def on_host(self) -> "Checkpoint":
+        """Return a copy whose tensors are on the host, and change no more with training."""
+        shards = {
+            name: spread._replace(parts=[Shard(part.offset, _copied(part.tensor)) for part in spread.parts])
+            for name, spread in self.shards.items()
+        }
+        shared, own = ({name: _copied(x) for name, x in tensors.items()} for tensors in (self.shared, self.own))
+        return replace(self, shared=shared, own=own, shards=shards, values=copy.deepcopy(self.values))
 
 
 class Checkpoints:
@@ -72,9 +90,12 @@ class Checkpoints:
         work: what decides the stage's bytes beside its config, by name, as JSON-ready values. Ranks, device, threads
             and torch are added to it.
         config: the stage's resolved section.
+        keeps: how many are kept. `load` takes the last; where its files were altered, the one before.
     """
 
-    def __init__(self, path: Path, world: World, stage: str, work: Mapping[str, Any], config: Config) -> None:
+    def __init__(
+        self, path: Path, world: World, stage: str, work: Mapping[str, Any], config: Config, keeps: int = 1
+    ) -> None:
         self.path = Path(path).absolute()
         self.world = world
         self.stage = stage
@@ -82,25 +103,57 @@ class Checkpoints:
         machine = {"ranks": world.size, "device": world.device.type, "torch": str(torch.__version__)}
         machine["threads"] = torch.get_num_threads()  # in how many parts a sum is added up
         self.work = {**work, "config": digest(config), **machine}
+        self.keeps = keeps
         self._are_ours = False
+        self._begun: _Begun | None = None
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Commit a checkpoint, then remove the earlier ones.
+        """Commit a checkpoint, then remove those that are not to be kept.
 
         Raises:
             CommitError: the disk is full.
         """
+        self.begin(checkpoint)
+        self.finish()
+
+    def begin(self, checkpoint: Checkpoint) -> None:
+        """Have a thread write a checkpoint, from a copy of its tensors on the host; `finish` commits it.
+
+        One that was begun before is finished first.
+
+        Raises:
+            CommitError: see `save`.
+        """
+        self.finish()
         name = f"step-{checkpoint.step:012d}"
         facts = {**self.work, _SETTINGS: self.config.identity()}
-        with committing(self.path / name, self.world, stage=f"{self.stage}-checkpoint", facts=facts) as out:
-            write_tensors(checkpoint.own, out / _own_file(self.world.rank))
-            write_state(out, checkpoint.shared, checkpoint.shards, self.world.rank)
-            if self.world.is_main:
-                values = json.dumps({"step": checkpoint.step, **checkpoint.values})
-                (out / VALUES_FILE).write_text(values, encoding="utf-8")
+        stack = ExitStack()
+        opened = committing(self.path / name, self.world, stage=f"{self.stage}-checkpoint", facts=facts)
+        out = stack.enter_context(opened)
+        held = checkpoint.on_host()
+        self._begun = _Begun(stack, _in_thread(lambda: self._write(held, out)))
+
+    def finish(self) -> None:
+        """Wait for the checkpoint that was begun, if any, and commit it; every rank calls at the same step.
+
+        Raises:
+            CommitError: see `save`.
+        """
+        begun, self._begun = self._begun, None
+        if begun is None:
+            return
+        with begun.opened:
+            begun.written.result()
         self._are_ours = True
         if self.world.is_main:
-            self._remove(keeping=name)
+            self._remove(keeping=self.keeps)
+
+    def _write(self, checkpoint: Checkpoint, out: Path) -> None:
+        write_tensors(checkpoint.own, out / _own_file(self.world.rank))
+        write_state(out, checkpoint.shared, checkpoint.shards, self.world.rank)
+        if self.world.is_main:
+            values = json.dumps({"step": checkpoint.step, **checkpoint.values})
+            (out / VALUES_FILE).write_text(values, encoding="utf-8")
 
     def load(self, shards: Shards | None = None) -> Checkpoint | None:
         """Return the last checkpoint that was committed; None where there is none.
@@ -110,15 +163,29 @@ class Checkpoints:
                 machine may be another one; what a rank has of its `own` is lost then.
 
         Raises:
-            CommitError: it is of other work, was altered, or its config cannot be read by this version.
+            CommitError: it is of other work, was altered and there is none before it, or its config cannot be read by
+                this version.
         """
-        with together(self.world.committing, f"reading {self.path}"):
-            committed = [entry for entry in self.path.glob("step-*") if is_committed(entry)]
-            if not committed:
-                return None
-            found = self._read(max(committed), shards)
-        self._are_ours = True
-        return found
+        altered: list[str] = []
+        while True:
+            with together(self.world.committing, f"reading {self.path}"):
+                committed = sorted(entry for entry in self.path.glob("step-*") if is_committed(entry))
+                committed = [entry for entry in committed if entry.name not in altered]
+                if not committed and not altered:
+                    return None
+                last = committed[-1] if committed else self.path / altered[0]
+            try:
+                with together(self.world.committing, f"verifying {last}"):
+                    manifest = verify(last) if self.world.local_rank == 0 else read_manifest(last)
+            except (CommitError, StageError):
+                if len(committed) < 2:
+                    raise
+                altered.append(last.name)
+                continue
+            with together(self.world.committing, f"reading {last}"):
+                found = self._read(last, manifest, shards)
+            self._are_ours = True
+            return replace(found, altered=tuple(altered))
 
     @property
     def parts(self) -> Path:
@@ -134,13 +201,14 @@ class Checkpoints:
             with contextlib.suppress(OSError):  # something else lies in it: not ours to remove
                 self.path.rmdir()
 
-    def _remove(self, keeping: str | None = None) -> None:
+    def _remove(self, keeping: int = 0) -> None:
+        committed = sorted(entry for entry in self.path.glob("step-*") if is_committed(entry))
+        kept = committed[len(committed) - keeping :]
         for entry in [*self.path.glob("step-*"), *self.path.glob(".step-*.tmp")]:
-            if entry.name != keeping:
+            if entry not in kept:
                 shutil.rmtree(entry, ignore_errors=True)
 
-    def _read(self, path: Path, shards: Shards | None) -> Checkpoint:
-        manifest = verify(path) if self.world.local_rank == 0 else read_manifest(path)
+    def _read(self, path: Path, manifest: Manifest, shards: Shards | None) -> Checkpoint:
         facts = self._facts(path, manifest)
         moved = []
         for name in sorted(facts.keys() | self.work.keys()):
@@ -170,6 +238,34 @@ class Checkpoints:
         except ConfigError as error:
             raise CommitError(str(error)) from error
         return {**facts, "config": digest(config)}
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A checkpoint that is being written: its directory, not committed yet, and the thread's work."""
+
+    opened: ExitStack
+    written: Future[None]
+
+
+def _in_thread(work: Callable[[], None]) -> Future[None]:
+    """Do some work in a thread that does not keep the process alive; what it raises is raised by the result."""
+    done: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+
+    threading.Thread(target=run, daemon=True, name="checkpoint").start()
+    return done
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True)
 
 
 def _own_file(rank: int) -> str:

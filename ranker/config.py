@@ -202,7 +202,11 @@ class TrainingConfig(Config):
     """Steps between two points of the learning curve; by default about 40 points a training. The last step always has
     a point, which is of half as many steps at least: where fewer are left after a point, that one is left out."""
     checkpoint_every: int = Field(default=1000, ge=0)
-    """Steps between two checkpoints, from which a training that broke goes on; 0 makes none."""
+    """Steps between two checkpoints, from which a training that broke goes on; 0 makes none. A checkpoint is written
+    while training goes on, and counts from a quarter of these steps later on."""
+    checkpoints_kept: PositiveInt = 2
+    """How many checkpoints are kept. A training goes on from the last, or, where its files were altered, from the one
+    before."""
 
 
 class ShardingConfig(Config):

@@ -187,8 +187,10 @@ class Fit:
             ends = self.step % self.reader.num_batches == 0 and is_enough()
             self._keep()  # last, so that it holds all of the step
             if ends:
-                return
+                break
             since, waited = time.monotonic(), self.progress.waited
+        if self.checkpoints is not None:
+            self.checkpoints.finish()
 
     def summary(self) -> dict[str, Any]:
         """Return steps, train_seconds (without the untimed first steps) and samples_per_second over all ranks.
@@ -216,13 +218,16 @@ class Fit:
         self.sharded.set_learning_rates(*learning_rates(self.training, self.step, self.num_steps))
 
     def _keep(self) -> None:
-        """Save a checkpoint where one is due."""
+        """Begin a checkpoint where one is due, and commit it some steps later, when it has been written."""
         every = self.training.checkpoint_every
-        if self.checkpoints is None or not every or self.step % every or self.step == self.num_steps:
+        if self.checkpoints is None or not every:
             return
         began = time.monotonic()
-        self.progress.settle()  # no checkpoint of weights that a loss which is not finite has moved
-        self.checkpoints.save(self._checkpoint())
+        if self.step % every == 0 and self.step < self.num_steps:
+            self.progress.settle()  # no checkpoint of weights that a loss which is not finite has moved
+            self.checkpoints.begin(self._checkpoint())
+        elif self.step % every == every // 4:
+            self.checkpoints.finish()
         self.checkpoint_seconds += time.monotonic() - began
 
     def _checkpoint(self) -> Checkpoint:
@@ -251,6 +256,8 @@ class Fit:
         self.waited = checkpoint.values["waited"]
         self.checkpoint_seconds = checkpoint.values["checkpoint_seconds"]
         self.log.go_on(checkpoint.values["history"])
+        if checkpoint.altered:
+            self.log.say(f"ranker: altered, and passed over: {', '.join(checkpoint.altered)}")
         moved = f", with other {', '.join(checkpoint.moved)}: last bits may differ" if checkpoint.moved else ""
         self.log.say(f"ranker: goes on from the checkpoint at step {self.step} of {self.num_steps}{moved}")
 

@@ -117,6 +117,8 @@ def train(run: StageRun[RankerConfig]) -> None:
         run.log.say("ranker.training.children=entire_space changes nothing: no task of the dataset has a parent")
     # All before the training, so that what is wrong with one is known in time.
     readers = open_readers(fitting, held_out, config.training, world)
+    if run.checkpoints is not None:
+        run.checkpoints.keeps = config.training.checkpoints_kept
     fitted = fit(run, config, readers, partial(start_model, features, config, world, frozen, traffic, start))
     config, sharded, progress = fitted.config, fitted.model.sharded, fitted.model.progress
     flops = predict(progress, sharded, readers.held_out, config.arm, run.out / "predictions", run.log)

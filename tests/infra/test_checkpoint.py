@@ -65,6 +65,51 @@ def test_the_last_one_comes_back_and_the_others_are_gone(tmp_path: Path) -> None
     kept.remove()  # nothing there: nothing done
 
 
+def test_one_that_was_begun_counts_once_it_is_finished_and_holds_what_was_there_when_it_began(tmp_path: Path) -> None:
+    kept, later = checkpoints(tmp_path), checkpoint(10)
+    kept.save(checkpoint(9))
+    kept.begin(later)
+    for tensor in (*later.shared.values(), *later.own.values()):
+        tensor.zero_()  # training goes on
+    later.values["rate"] = 5
+    require_equal(checkpoints(tmp_path).load(), checkpoint(9))
+    kept.finish()
+    require_equal(kept.load(), checkpoint(10))
+    kept.finish()  # nothing is left to do
+    kept.begin(checkpoint(11))
+    kept.begin(checkpoint(12))  # finishes the one before
+    require_equal(checkpoints(tmp_path).load(), checkpoint(11))
+    kept.finish()
+
+
+def test_what_the_writing_thread_raises_is_raised_and_nothing_is_committed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = checkpoints(tmp_path)
+    kept.save(checkpoint(9))
+    with monkeypatch.context() as patch:
+        patch.setattr("infra.checkpoint.write_tensors", lambda *_: (_ for _ in ()).throw(OSError("no such disk")))
+        kept.begin(checkpoint(10))
+        with pytest.raises(OSError, match="no such disk"):
+            kept.finish()
+    assert [path.name for path in kept.path.iterdir()] == ["step-000000000009"]
+
+
+def test_so_many_are_kept_and_an_altered_one_is_passed_over(tmp_path: Path) -> None:
+    kept = checkpoints(tmp_path)
+    kept.keeps = 2
+    for step in (9, 10, 11):
+        kept.save(checkpoint(step))
+    assert sorted(path.name for path in kept.path.iterdir()) == ["step-000000000010", "step-000000000011"]
+    (kept.path / "step-000000000011" / "shared.safetensors").write_bytes(b"other")
+    found = kept.load()
+    require_equal(found, checkpoint(10))
+    assert found is not None and found.altered == ("step-000000000011",)
+    (kept.path / "step-000000000010" / "values.json").write_bytes(b"other")
+    with pytest.raises(CommitError, match=r"step-000000000010.*values\.json"):
+        kept.load()
+
+
 def test_what_this_run_never_loaded_or_saved_is_left(tmp_path: Path) -> None:
     checkpoints(tmp_path).save(checkpoint(9))
     other = checkpoints(tmp_path, "materialize")

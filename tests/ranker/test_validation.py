@@ -21,11 +21,11 @@ from ranker.validation import Validation, measure_ne
 from tests.datasets import joined, spoil
 from tests.distributed import run_distributed
 from tests.ranker.dataset import SPEC, write_dataset
-from tests.ranker.test_resume import history, predictions, stopping, summary, train_ranker
+from tests.ranker.test_resume import history, kept_checkpoints, predictions, stopping, summary, train_ranker
 from tests.ranker.test_train import run_stage_body
 from tests.ranker.training import config_of
 
-SEARCH: dict[str, Any] = {"epochs": 4, "validation_days": 1, "checkpoint_every": 40, "log_every": 5}
+SEARCH: dict[str, Any] = {"epochs": 4, "validation_days": 1, "checkpoint_every": 8, "log_every": 5}
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ def stopped_in_both(world: World, dataset: Path, folder: Path) -> list[list[str]
         with stopping(total):
             train_ranker(world, dataset, folder / "resumed", **SEARCH)
         assert not (folder / "resumed").exists()
-        found.append([path.name for path in (folder / "resumed.checkpoint").iterdir()])
+        found.append(kept_checkpoints(folder / "resumed"))
     for name in ("resumed", "whole"):
         train_ranker(world, dataset, folder / name, **SEARCH)
     return found
@@ -142,7 +142,7 @@ def test_a_search_goes_on_bit_for_bit_and_so_does_what_comes_of_it(
     else:
         checkpoints, *_ = run_distributed(stopped_in_both, dataset, tmp_path, world_size=ranks)
     steps = summary(tmp_path / "whole")["budget"]["validation"]["steps"]
-    assert checkpoints == [["step-000000000040"], [f"step-{steps + 40:012d}"]]
+    assert checkpoints == [[f"step-{before + step:012d}" for step in (32, 40)] for before in (0, steps)]
     resumed, whole = tmp_path / "resumed", tmp_path / "whole"
     assert history(resumed) == history(whole)
     assert predictions(resumed).equals(predictions(whole))
