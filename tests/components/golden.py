@@ -64,6 +64,14 @@ STAGES: Mapping[str, tuple[str, list[str]]] = {
             "ranker.training.seed=7",
         ],
     ),
+    "score": (
+        "ranker.py:score",
+        [*COMMON, *TWO_NODES, "--model", "/shared/side", *DATA, "--out", "/shared/scored"],
+    ),
+    "ranker_export": (
+        "ranker.py:export",
+        [*COMMON, "--model", "/shared/side", *DATA, "--encoders", "sid=/shared/encoder", "--out", "/shared/exported"],
+    ),
     "baseline": ("ranker.py:baseline", [*COMMON, *DATA, "--out", "/shared/baseline", "baseline.seed=7"]),
     "compare": (
         "pipeline.py:compare",

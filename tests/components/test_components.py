@@ -17,7 +17,8 @@ from tests.components.golden import ROOT, SCHEDULERS, STAGES, dry_run, file_of
 
 COMPONENTS = [
     *(pipeline.run, pipeline.prepare, pipeline.compare),
-    *(encoder.train, encoder.materialize, encoder.export, ranker.train, ranker.baseline),
+    *(encoder.train, encoder.materialize, encoder.export),
+    *(ranker.train, ranker.baseline, ranker.score, ranker.export),
 ]
 STAGE_MODULES = {
     pipeline.prepare: "pipelines.prepare",
@@ -26,6 +27,8 @@ STAGE_MODULES = {
     encoder.export: "encoder.export",
     ranker.train: "ranker.train",
     ranker.baseline: "ranker.baseline",
+    ranker.score: "ranker.score",
+    ranker.export: "ranker.export",
     pipeline.compare: "pipelines.compare",
 }
 
