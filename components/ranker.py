@@ -220,8 +220,7 @@ def export(
         launch,
         config=config,
         out=out,
-        inputs={"model": model, "dataset": dataset}
-        | {f"encoder.{name}": path for name, path in (encoders or {}).items()},
+        inputs={"model": model, "dataset": dataset, **of_sids},
         overrides=overrides,
         key=key,
         parent_run=parent_run,
