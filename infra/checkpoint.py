@@ -166,26 +166,21 @@ class Checkpoints:
             CommitError: it is of other work, was altered and there is none before it, or its config cannot be read by
                 this version.
         """
-        altered: list[str] = []
-        while True:
-            with together(self.world.committing, f"reading {self.path}"):
-                committed = sorted(entry for entry in self.path.glob("step-*") if is_committed(entry))
-                committed = [entry for entry in committed if entry.name not in altered]
-                if not committed and not altered:
-                    return None
-                last = committed[-1] if committed else self.path / altered[0]
+        with together(self.world.committing, f"listing {self.path}"):
+            committed = sorted((entry for entry in self.path.glob("step-*") if is_committed(entry)), reverse=True)
+        for number, entry in enumerate(committed):
             try:
-                with together(self.world.committing, f"verifying {last}"):
-                    manifest = verify(last) if self.world.local_rank == 0 else read_manifest(last)
+                with together(self.world.committing, f"verifying {entry}"):
+                    manifest = verify(entry) if self.world.local_rank == 0 else read_manifest(entry)
             except (CommitError, StageError):
-                if len(committed) < 2:
+                if entry == committed[-1]:
                     raise
-                altered.append(last.name)
                 continue
-            with together(self.world.committing, f"reading {last}"):
-                found = self._read(last, manifest, shards)
+            with together(self.world.committing, f"reading {entry}"):
+                found = self._read(entry, manifest, shards)
             self._are_ours = True
-            return replace(found, altered=tuple(altered))
+            return replace(found, altered=tuple(one.name for one in committed[:number]))
+        return None
 
     @property
     def parts(self) -> Path:
