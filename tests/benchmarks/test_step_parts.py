@@ -1,0 +1,23 @@
+"""The script for a lent GPU, on CPU through the same path."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.step_parts import main
+from infra.served import ROOT
+
+
+def test_a_quick_run_times_every_part(tmp_path: Path) -> None:
+    main(["--quick", "--out", str(tmp_path)])
+    rows = json.loads((tmp_path / "step_parts.json").read_text())["rows"]
+    parts = ["lookup of the history", "history", "forward", "step"]
+    assert [row["part"] for row in rows] == [*parts, *parts, "unpack x Omega"]
+    assert all(row["ms"] > 0 for row in rows)
+    assert all(("of_copy" in row) == (row["part"] == "unpack x Omega") for row in rows)
+
+
+def test_it_needs_neither_torchrec_nor_fbgemm() -> None:
+    code = "import sys; sys.modules.update(torchrec=None, fbgemm_gpu=None); import benchmarks.step_parts"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
