@@ -150,7 +150,7 @@ def measured(arm: str, rows: int, history: int, calls: int, device: torch.device
         with torch.inference_mode():
             held_TD = values_TD.clone()
             seconds["unpack x Omega"] = _timed(lambda: content(held_TD, trial.inputs, {}), calls, device)
-    made = []
+    made: list[Row] = []
     for part, taken in seconds.items():
         row: Row = {"arm": arm, "rows": rows, "history": history, "part": part, "ms": taken * 1e3}
         row = {**row, "share_of_step": taken / seconds["step"]}
