@@ -98,7 +98,7 @@ class Trial:
     def step(self) -> None:
         """Forward, loss, backward, Adam."""
         self.optimizer.zero_grad()
-        binary_cross_entropy_with_logits(self.forward(), self.labels_BT).backward()
+        torch.autograd.backward(binary_cross_entropy_with_logits(self.forward(), self.labels_BT))
         self.optimizer.step()
 
 
