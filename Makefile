@@ -37,8 +37,8 @@ $(STAMP): requirements/$(ACCEL).txt requirements/torch-$(ACCEL).txt requirements
 	@$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 
-run: install ## the whole path on real data: raw log -> encoder -> SID columns -> ranker arms -> comparison
-	@$(BIN)/python -m pipelines.run --config $(CONFIG) $(foreach s,$(SET),--set $(s))
+run: install ## the whole path on real data: raw log -> encoder -> SID columns -> ranker arms -> comparison; TUNE=1: every arm is tuned first
+	@$(BIN)/python -m $(if $(TUNE),pipelines.tune --run,pipelines.run) --config $(CONFIG) $(foreach s,$(SET),--set $(s))
 
 movielens: install .cache/movielens/ml-100k.inter ## the same from a log's raw files: MovieLens-100k, likes
 	@$(BIN)/python -m pipelines.run --config configs/movielens.yaml $(foreach s,$(SET),--set $(s))

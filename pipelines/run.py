@@ -176,7 +176,7 @@ def _parent(run: RunConfig, resolved: Mapping[str, Any], title: str) -> "Iterato
             end_parent(client, parent_run, status)
 
 
-def _tell_result(compared: Path) -> None:
+def tell_result(compared: Path) -> None:
     """Print the comparison and where everything is; the last line is `comparison.json`'s path."""
     uri = os.environ[URI_VARIABLE]
     with suppress(ValueError):
@@ -230,7 +230,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     arguments = command_line("pipelines.run", "Run the whole pipeline.").parse_args(argv)
     with exit_status():
-        _tell_result(run_pipeline(arguments.config, arguments.set))
+        tell_result(run_pipeline(arguments.config, arguments.set))
 
 
 if __name__ == "__main__":

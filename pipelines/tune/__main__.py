@@ -1,8 +1,8 @@
-"""`python -m pipelines.tune --config FILE [--set section.key=value]`: tune every arm by the validation dates.
+"""`python -m pipelines.tune --config FILE [--set section.key=value] [--run]`: tune every arm by the validation dates.
 
 Every arm of the run is trained with every setting of section `tune`, in rungs of more and more steps (`ranker.budget`),
 and measured on the last training dates. Printed is the best of each arm, and what the search cost; the run's
-`tuned.yaml` is its file again with each arm's best, to be run by `pipelines.run`.
+`tuned.yaml` is its file again with each arm's best, to be run by `pipelines.run`; `--run` runs it at once.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from pathlib import Path
 from infra.config import plain, to_yaml
 from pipelines.config import read_config
 from pipelines.execution import run_dir
-from pipelines.run import command_line, exit_status, near, run_stages
+from pipelines.run import command_line, exit_status, near, run_pipeline, run_stages, tell_result
 from pipelines.tune.choose import RESULT_FILE, TABLE_FILE, Tuned
 from pipelines.tune.plan import Left, rungs, tune_stages, tuned_values
 
@@ -47,12 +47,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: 1 after a fault, 128 + the signal's number after a signal.
     """
-    arguments = command_line("pipelines.tune", "Tune every arm by the validation dates.").parse_args(argv)
+    parser = command_line("pipelines.tune", "Tune every arm by the validation dates.")
+    parser.add_argument("--run", action="store_true", help="then run the contest with what was chosen")
+    arguments = parser.parse_args(argv)
     with exit_status():
         found, tuned = tune(arguments.config, arguments.set)
         print((found / TABLE_FILE).read_text(encoding="utf-8"))
         print(f"trials  {near(found / RESULT_FILE)}")
         print(f"run it  make run CONFIG={near(tuned)}", flush=True)
+        if arguments.run:
+            tell_result(run_pipeline(tuned))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ from infra.config import digest, parse, to_yaml
 from infra.errors import ConfigError, DataError
 from pipelines.config import PipelineConfig, read_config
 from pipelines.graph import Stage
-from pipelines.tune.choose import Trial, Tuned, _trial, as_text
+from pipelines.tune.__main__ import main
+from pipelines.tune.choose import TABLE_FILE, Trial, Tuned, _trial, as_text
 from pipelines.tune.config import Setting, TuneConfig
 from pipelines.tune.plan import Left, rungs, tune_stages, tuned_values
 from ranker.config import RankerConfig
@@ -157,6 +158,20 @@ def test_what_is_no_training_of_the_grid_is_refused(tmp_path: Path) -> None:
         _trial(parse(TuneConfig, GRID, "t"), "arm.0.side.sparse0.02_dense0.001", tmp_path)
     with pytest.raises(DataError, match=r"no training of the arm 'side\.sparse0\.5_dense0\.001'"):
         _trial(parse(TuneConfig, GRID, "t"), "arm.0.side.sparse0.5_dense0.001", tmp_path)
+
+
+@pytest.mark.parametrize("words", [[], ["--run"]])
+def test_the_contest_is_run_with_what_was_chosen_where_that_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    (tmp_path / TABLE_FILE).write_text("the best")
+    ran: list[Path] = []
+    monkeypatch.setattr("pipelines.tune.__main__.tune", lambda *_: (tmp_path, tmp_path / "tuned.yaml"))
+    monkeypatch.setattr("pipelines.tune.__main__.run_pipeline", lambda file: ran.append(file) or tmp_path)
+    monkeypatch.setattr("pipelines.tune.__main__.tell_result", lambda found: print("compared", found))
+    main(["--config", "run.yaml", *words])
+    assert ran == ([tmp_path / "tuned.yaml"] if words else [])
+    assert ("compared" in capsys.readouterr().out) == bool(words)
 
 
 @pytest.mark.slow
