@@ -18,7 +18,7 @@ from encoder.bundle import ENCODER_FILE, WEIGHTS_FILE, load_bundle
 from encoder.export_config import ExportConfig
 from encoder.serving import Answer, Item, ServedConfig, require_same_encoder
 from encoder.sid import DEFAULT_NAME, SidSpec, sid_columns
-from encoder.signals import SignalSpec
+from encoder.signals import Precision, SignalSpec, stored_precisions
 from infra.config import parse, plain
 from infra.distributed import together
 from infra.errors import SpecError
@@ -49,7 +49,7 @@ class Reference:
     items: list[Item]
     answers: list[Answer]
     spec: SidSpec
-    stored: dict[str, str]
+    stored: dict[str, Precision]
 
 
 def export(run: StageRun[ExportConfig]) -> None:
@@ -101,9 +101,7 @@ def read_reference(dataset: Dataset, signals: SignalSpec, number: int) -> Refere
     items = _first_rows(dataset, content, list(signals.names), number)
     columns = list(sid_columns(DEFAULT_NAME, spec))
     answers = _first_rows(dataset, listed.table(DEFAULT_NAME, content), columns, number)
-    types = {name: items.schema.field(name).type.value_type for name in signals.embeddings}
-    stored = {name: kind.to_pandas_dtype().__name__ for name, kind in types.items()}
-    return Reference(items.to_pylist(), answers.to_pylist(), spec, stored)
+    return Reference(items.to_pylist(), answers.to_pylist(), spec, stored_precisions(dataset, signals))
 
 
 def _first_rows(dataset: Dataset, table: str, columns: Sequence[str], number: int) -> pa.Table:

@@ -8,7 +8,7 @@ the last bits of a whole block of rows even where one item is asked for (`exact_
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from encoder.bundle import EncoderBundle
 from encoder.materialize import BLOCK_ROWS, encode, one_thread
 from encoder.sid import SidSpec, content_columns
 from encoder.sid_map import NULL
-from encoder.signals import SignalBatch, SignalSpec
+from encoder.signals import Precision, SignalBatch, SignalSpec
 from infra.config import Config
 from infra.errors import DataError, SpecError
 
@@ -39,7 +39,7 @@ class ServedConfig(Config):
     signals: SignalSpec
     spec: SidSpec
     """Of the tables: packing and fingerprint."""
-    stored: dict[str, Literal["float16", "float32", "float64"]]
+    stored: dict[str, Precision]
     """Precision in which the tables store each embedding. A request's numbers are rounded to it, so
     that an item gets the SID it would have if it were in the tables."""
     max_items: PositiveInt

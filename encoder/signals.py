@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 import pyarrow as pa
@@ -13,11 +13,15 @@ from torch import Tensor
 from infra.checks import check_content
 from infra.config import Config
 from infra.errors import ConfigError, DataError
-from infra.parquet import RowGroup
+from infra.parquet import RowGroup, open_parquet, restored_schema
 from infra.rows import Check
+from infra.snapshot import Dataset
 from infra.tables import DatasetSpec, Entity
 
 CATEGORICAL_WEIGHT = 0.1
+
+Precision = Literal["float16", "float32", "float64"]
+"""In which a table stores an embedding."""
 
 TensorMap = Callable[[Tensor], Tensor]
 
@@ -192,3 +196,15 @@ def _embedding(column: pa.FixedSizeListArray, dim: int, present_B: Tensor) -> Te
 
 def _validity(column: pa.Array) -> Tensor:
     return torch.from_numpy(column.is_valid().to_numpy(zero_copy_only=False))
+
+
+def stored_precisions(dataset: Dataset, signals: SignalSpec) -> dict[str, Precision]:
+    """Return the precision in which a snapshot's table stores each embedding of some signals.
+
+    Raises:
+        DataError: the table's first file cannot be read.
+    """
+    (file, *_) = dataset.content_files(signals.entity)
+    with open_parquet(file.path) as opened:
+        schema = restored_schema(opened.schema_arrow)
+    return {name: schema.field(name).type.value_type.to_pandas_dtype().__name__ for name in signals.embeddings}

@@ -1,10 +1,9 @@
 """What a served ranker is told beside its weights: the content of `served.json`."""
 
-from typing import Literal
-
 from pydantic import PositiveInt
 
 from encoder.sid import SidSpec
+from encoder.signals import Precision as StoredPrecision
 from encoder.signals import SignalSpec
 from infra.config import Config
 from ranker.bundle_description import Description
@@ -25,7 +24,7 @@ class ServedSids(Config):
     """Items or users that the map holds."""
     signals: SignalSpec
     """What the encoder takes of a new item."""
-    stored: dict[str, Literal["float16", "float32", "float64"]]
+    stored: dict[str, StoredPrecision]
     """Precision in which the tables store each embedding, to which a request's numbers are rounded."""
 
     @property

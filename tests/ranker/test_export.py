@@ -139,6 +139,11 @@ def test_an_item_published_a_minute_ago_is_ranked_by_its_content(versions: dict[
     assert not np.allclose(known["probabilities"]["click"], p_new)
 
 
+def test_a_requests_numbers_are_rounded_as_the_tables_store_them(versions: dict[str, Path]) -> None:
+    described = json.loads((versions["side"] / SERVED_FILE).read_text())
+    assert described["sids"]["sid"]["stored"] == {"text_embedding": "float16", "behaviour_embedding": "float16"}
+
+
 def test_tables_of_ids_cannot_tell_new_items_apart(versions: dict[str, Path]) -> None:
     answer = ServedRanker(versions["none"]).answer(request_of(candidates=[{"price": 0.5}, {"price": 0.5}]), "r")
     assert len(set(answer["probabilities"]["click"])) == 1
