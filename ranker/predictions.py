@@ -24,6 +24,8 @@ from ranker.statistics import Rows
 
 Integers = NDArray[np.int64]
 
+FOLDER = "predictions"
+"""The folder of a ranker's output that has its predictions."""
 IDENTITY = ("row", "user_id", "item_id")
 MEMORY = "64MiB"
 BATCH_ROWS = 1 << 16
@@ -54,7 +56,7 @@ def sorted_predictions(
         DataError: no file, a missing column, a null, a label outside {0, 1}, a probability outside [0, 1],
             a row that was predicted twice, or no room to sort.
     """
-    files = sorted(Path(path).glob("predictions/*.parquet"))
+    files = sorted(Path(path).glob(f"{FOLDER}/*.parquet"))
     if not files:
         raise DataError(f"{path}/predictions: holds no Parquet file")
     groups = row_groups(files)

@@ -37,8 +37,8 @@ from ranker.features import ArmFeatures, dataset_sids
 from ranker.fit import Model, start_model
 from ranker.frozen import read_frozen
 from ranker.predict import predict
+from ranker.predictions import FOLDER as PREDICTIONS
 from ranker.reader import Split, content_read
-from ranker.serving.reference import PREDICTIONS
 
 
 class ScoreConfig(Config):

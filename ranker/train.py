@@ -46,6 +46,7 @@ from ranker.id_tables import describe_tables
 from ranker.metric_registry import METRICS, compared_metrics
 from ranker.metrics import named_metrics, prediction_metrics
 from ranker.predict import predict
+from ranker.predictions import FOLDER as PREDICTIONS
 from ranker.reader import Split, content_read
 from ranker.scaling import dense_moments
 from ranker.sharding import ShardedRanker, plan_facts, real_bytes, table_bytes
@@ -121,7 +122,7 @@ def train(run: StageRun[RankerConfig]) -> None:
         run.checkpoints.keeps = config.training.checkpoints_kept
     fitted = fit(run, config, readers, partial(start_model, features, config, world, frozen, traffic, start))
     config, sharded, progress = fitted.config, fitted.model.sharded, fitted.model.progress
-    flops = predict(progress, sharded, readers.held_out, config.arm, run.out / "predictions", run.log)
+    flops = predict(progress, sharded, readers.held_out, config.arm, run.out / PREDICTIONS, run.log)
     with together(world, "saving the model"):
         save_bundle(run.out, sharded, features, config, dataset.spec, world.rank)
     entries, entries_cut = np.sum(gather(world, progress.newest.counts), axis=0).tolist()

@@ -31,6 +31,7 @@ from ranker.cost import peak_memory_bytes
 from ranker.features import weighted_tasks
 from ranker.metric_registry import METRICS, compared_metrics
 from ranker.metrics import named_metrics, prediction_metrics, prediction_rows, prediction_schema
+from ranker.predictions import FOLDER as PREDICTIONS
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def run_baseline(run: StageRun[BaselineConfig]) -> None:
     }
     train_seconds = time.perf_counter() - began
     _tell(run, models)
-    predict(features.read(held_out), tasks, models, rows.names, run.out / "predictions")
+    predict(features.read(held_out), tasks, models, rows.names, run.out / PREDICTIONS)
     facts = {
         "dates": {"train": _iso(dates), "held_out": _iso(held_out)},
         "held_out_rows": num_rows[held_out],

@@ -20,12 +20,11 @@ from infra.tables import DatasetSpec
 from ranker.bundle_description import Description
 from ranker.export_config import RankerExportConfig
 from ranker.metrics import log_loss_ne
+from ranker.predictions import FOLDER as PREDICTIONS
 from ranker.serving.model import ServedRanker
 
 Request = dict[str, Any]
 Floats = npt.NDArray[np.float32]
-PREDICTIONS = "predictions"
-"""The folder of a ranker's output that has its predictions."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from infra.distributed import World
 from infra.errors import CommitError, DataError, SidestackError, SpecError
 from infra.stage import StageRun
 from infra.tracking import RunLog
-from ranker.score import PREDICTIONS, ScoreConfig, score, with_inputs
+from ranker.predictions import FOLDER as PREDICTIONS
+from ranker.score import ScoreConfig, score, with_inputs
 from tests.distributed import run_distributed
 from tests.ranker.dataset import SID, SPEC, all_days, write_dataset
 from tests.ranker.test_resume import predictions, summary, train_ranker
