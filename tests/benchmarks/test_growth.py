@@ -54,7 +54,7 @@ def test_both_layouts_hold_the_same_impressions(log: GrowingLog, rows: list[Row]
 
 
 def test_goals_hold_the_longest_log_against_the_shortest() -> None:
-    found = [
+    found: list[Row] = [
         {"days": days, "stage": stage, "what": what, "bytes": size, "seconds": days / 100}
         for days in (10, 100)
         for stage, listed in (("prepare", 1100), ("materialize", 100 * days))

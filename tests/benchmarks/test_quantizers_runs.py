@@ -44,7 +44,9 @@ def test_every_method_of_ours_is_a_valid_encoder_of_nearly_so_many_bits(name: st
     quantizer = load_section(EncoderConfig, CONFIG, "encoder", overrides).quantizer.build()
     spec = quantizer.sid_spec("")
     assert bits - 0.6 < spec.digits * np.log2(spec.radix) <= bits + 1e-9
-    assert METHODS[name].side == (spec.lines == 1 and spec.levels > 1)
+    method = METHODS[name]
+    assert isinstance(method, EncoderMethod)
+    assert method.side == (spec.lines == 1 and spec.levels > 1)
 
 
 def test_a_key_covers_what_decides_a_result(task: Task, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from benchmarks.timing import Contestant, Times, peak_bytes, run_program, spread
 
 def test_contestants_take_turns_in_changing_order() -> None:
     called: list[str] = []
-    contestants = {name: Contestant(lambda name=name: called.append(name), 1) for name in "abc"}
+    contestants = {name: Contestant(partial(called.append, name), 1) for name in "abc"}
     times = take_turns(contestants, rounds=3, warm_up=1)
     assert "".join(called) == "abc" + "bca" + "cab" + "abc"
     assert {name: len(each) for name, each in times.seconds.items()} == {"a": 3, "b": 3, "c": 3}

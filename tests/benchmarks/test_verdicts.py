@@ -93,7 +93,7 @@ def test_one_training_is_judged_as_if_it_were_allowed_to(kept: Path) -> None:
     )
     for arm, gain in second.items():
         assert gain is not None and first[arm] is not None
-        assert gain.gain == pytest.approx(first[arm].replicates[0])  # type: ignore[union-attr]
+        assert gain.gain == pytest.approx(first[arm].replicates[0])
         reported = both[1].arms[arm].tasks["click"].verdict
         assert reported is not None and (gain.holds_zero or ONE_TRAINING in reported.reasons)
 

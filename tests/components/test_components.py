@@ -47,7 +47,7 @@ def test_golden_files_are_those_of_the_dry_runs() -> None:
 @pytest.mark.parametrize("component", COMPONENTS, ids=lambda c: f"{c.__module__}.{c.__name__}")
 def test_torchx_accepts_the_component_and_every_argument_has_help(component: object) -> None:
     assert validate(inspect.getfile(component), component.__name__) == []  # type: ignore[arg-type,attr-defined]
-    summary, arguments = get_fn_docstring(component)  # type: ignore[arg-type]
+    summary, arguments = get_fn_docstring(component)
     assert "TIP" not in summary
     assert all(text.strip() for text in arguments.values())
     documented = inspect.getdoc(component) or ""

@@ -77,7 +77,7 @@ def test_where_digits_are_searched_the_decoder_and_the_weights_decide_ids(encode
     reweighted = of(1)
     assert reweighted != once
     with torch.no_grad():
-        model.decoder.unmix[0].weight[0, 0] += 1e-3
+        model.get_parameter("decoder.unmix.0.weight")[0, 0] += 1e-3
     assert of(0) == rounded
     assert of(1) != reweighted
 

@@ -45,7 +45,8 @@ def test_losses_by_prefix_are_those_of_the_digits_that_are_kept(encoder: Path) -
         digits_BN, words_NRH = model.digits(batch), model.quantizer.codewords()
         for prefix in measured["prefixes"]:
             kept = range(prefix["digits"])
-            h_hat_BH = torch.stack([sum(words_NRH[n, row[n]] for n in kept) for row in digits_BN.tolist()])
+            words_BPH = [torch.stack([words_NRH[n, row[n]] for n in kept]) for row in digits_BN.tolist()]
+            h_hat_BH = torch.stack(words_BPH).sum(1)
             losses_KB = model.row_losses(batch, model.decoder(h_hat_BH))
             for name, losses_B in zip(bundle.signals.names, losses_KB, strict=True):
                 assert prefix["loss"][name] == pytest.approx(

@@ -36,7 +36,7 @@ def test_a_row_is_named_by_its_file_and_row_group(model: VQFusion, batch: Signal
 
 def test_the_signal_is_named(model: VQFusion, batch: SignalBatch) -> None:
     with torch.no_grad():
-        model.decoder.categoricals[1][1].bias.fill_(-torch.inf)
+        model.get_parameter("decoder.categoricals.1.1.bias").fill_(-torch.inf)
     found = faults(model, batch, ROWS, GROUPS)
     assert found.startswith("items/0.parquet, row group 3, 60 rows from its row 30 on: loss of signal 'brand' is nan; ")
     assert found.count("loss of signal 'brand'") == 3  # rows 300 to 499 lie in three row groups
@@ -44,16 +44,15 @@ def test_the_signal_is_named(model: VQFusion, batch: SignalBatch) -> None:
 
 def test_a_latent_vector_is_named_where_no_loss_tells(model: VQFusion, batch: SignalBatch) -> None:
     with torch.no_grad():
-        model.encoder.categoricals[0].table.weight[3] = torch.inf
+        model.get_parameter("encoder.categoricals.0.table.weight")[3] = torch.inf
     found = faults(model, batch, ROWS, GROUPS)
     assert "latent vectors are not finite" in found
     assert "loss" not in found
 
 
 def test_a_gradient_is_named_where_all_losses_are_finite(model: VQFusion, batch: SignalBatch) -> None:
-    model.encoder.embeddings[0].project.weight.grad = torch.full_like(
-        model.encoder.embeddings[0].project.weight, torch.inf
-    )
+    weight = model.get_parameter("encoder.embeddings.0.project.weight")
+    weight.grad = torch.full_like(weight, torch.inf)
     found = faults(model, batch, ROWS, GROUPS)
     assert "the gradient of encoder.embeddings.0.project.weight is not" in found
     assert "items/1.parquet, row group 0" in found

@@ -67,11 +67,12 @@ def test_losses_are_cosine_and_cross_entropy_over_present_rows(model: VQFusion, 
     expected = []
     for name, x_hat_BD in zip(SPEC.embeddings, embeddings, strict=True):
         rows = batch.present[name].nonzero().flatten()
-        expected.append(sum(1 - functional.cosine_similarity(x_hat_BD[i], batch.embeddings[name][i], 0) for i in rows))
+        cosines = [functional.cosine_similarity(x_hat_BD[i], batch.embeddings[name][i], 0) for i in rows]
+        expected.append((1 - torch.stack(cosines)).sum())
     for name, logits_BC in zip(SPEC.categoricals, logits, strict=True):
         rows = batch.present[name].nonzero().flatten()
         ids = batch.categoricals[name]
-        expected.append(sum(-logits_BC[i].log_softmax(0)[ids[i]] for i in rows))
+        expected.append(-torch.stack([logits_BC[i].log_softmax(0)[ids[i]] for i in rows]).sum())
     torch.testing.assert_close(losses.signal_sums, torch.stack(expected).detach(), rtol=1e-4, atol=1e-4)
     assert losses.present.tolist() == [int(batch.present[name].sum()) for name in SIGNALS.names]
     weighted = sum(w * e for w, e in zip((1, 1, 0.1, 0.1), expected, strict=True)) / 200

@@ -15,6 +15,7 @@ from encoder import sid
 from encoder.sid import (
     METADATA_KEY,
     DigitLookup,
+    Packing,
     SidSpec,
     content_columns,
     event_columns,
@@ -28,7 +29,7 @@ from encoder.sid import (
 from infra.config import VERSION
 from infra.errors import SpecError
 
-PACKINGS = ("mixed_radix", "paper_eq5")
+PACKINGS: tuple[Packing, ...] = ("mixed_radix", "paper_eq5")
 
 
 def a_spec(**changes: object) -> SidSpec:
@@ -36,7 +37,7 @@ def a_spec(**changes: object) -> SidSpec:
     return SidSpec.model_validate({**values, "fingerprint": "ab" * 32, **changes})
 
 
-def reference_id(digits: list[int], radix: int, packing: str) -> int:
+def reference_id(digits: list[int], radix: int, packing: Packing) -> int:
     """Spell the id in Python's unbounded integers."""
     if packing == "paper_eq5":
         return sum(radix**k * g for k, g in enumerate(digits, start=1))
@@ -53,7 +54,7 @@ def test_max_digits_is_what_int64_holds(levels: int, digits: int) -> None:
 
 
 @st.composite
-def codes(draw: st.DrawFn) -> tuple[int, str, list[list[int]]]:
+def codes(draw: st.DrawFn) -> tuple[int, Packing, list[list[int]]]:
     """Draw any (radix, number of digits) that fits int64, and rows of digits, extremes included."""
     packing = draw(st.sampled_from(PACKINGS))
     radix = draw(st.one_of(st.integers(2, 16), st.integers(2, 2**31)))
@@ -65,7 +66,7 @@ def codes(draw: st.DrawFn) -> tuple[int, str, list[list[int]]]:
 
 @settings(max_examples=300)
 @given(codes())
-def test_pack_then_unpack_is_the_identity(code: tuple[int, str, list[list[int]]]) -> None:
+def test_pack_then_unpack_is_the_identity(code: tuple[int, Packing, list[list[int]]]) -> None:
     radix, packing, rows = code
     ids_N = pack_digits(torch.tensor(rows), radix, packing)
     assert ids_N.tolist() == [reference_id(row, radix, packing) for row in rows]
@@ -74,7 +75,7 @@ def test_pack_then_unpack_is_the_identity(code: tuple[int, str, list[list[int]]]
 
 @pytest.mark.parametrize("packing", PACKINGS)
 @pytest.mark.parametrize("levels", [*range(2, 65), 255, 256, 1000])
-def test_every_digit_count_of_common_levels(levels: int, packing: str) -> None:
+def test_every_digit_count_of_common_levels(levels: int, packing: Packing) -> None:
     for num_digits in range(1, max_digits(levels, packing) + 1):
         generator = torch.Generator().manual_seed(num_digits)
         digits_ND = torch.randint(levels, (8, num_digits), generator=generator)
@@ -95,7 +96,7 @@ def test_every_digit_count_of_common_levels(levels: int, packing: str) -> None:
     packing=st.sampled_from(PACKINGS),
     data=st.data(),
 )
-def test_chunked_ids_and_prefixes(levels: int, lines: int, digits: int, packing: str, data: st.DataObject) -> None:
+def test_chunked_ids_and_prefixes(levels: int, lines: int, digits: int, packing: Packing, data: st.DataObject) -> None:
     spec = a_spec(levels=levels, lines=lines, digits=digits, depth=digits, groups=1, packing=packing)
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**16)))
     digits_ND = torch.randint(levels * lines, (5, digits), generator=generator)
@@ -108,7 +109,7 @@ def test_chunked_ids_and_prefixes(levels: int, lines: int, digits: int, packing:
     assert torch.equal(spec.cut(ids_NC, length), shorter.pack(digits_ND[:, :length]))
 
 
-def by_division(ids_N: torch.Tensor, radix: int, num_digits: int, packing: str) -> torch.Tensor:
+def by_division(ids_N: torch.Tensor, radix: int, num_digits: int, packing: Packing) -> torch.Tensor:
     """Unpack as the formula reads: a division and a remainder a digit."""
     first = 1 if packing == "paper_eq5" else 0
     powers = [radix ** (first + i) for i in range(num_digits)]
@@ -118,7 +119,7 @@ def by_division(ids_N: torch.Tensor, radix: int, num_digits: int, packing: str) 
 
 @pytest.mark.parametrize("packing", PACKINGS)
 @pytest.mark.parametrize(("radix", "num_digits"), [(2, 62), (3, 15), (3, 38), (4, 30), (64, 9), (256, 6), (9000, 3)])
-def test_look_ups_give_what_division_gives(radix: int, num_digits: int, packing: str) -> None:
+def test_look_ups_give_what_division_gives(radix: int, num_digits: int, packing: Packing) -> None:
     first = 1 if packing == "paper_eq5" else 0
     ids_N = torch.randint(radix**num_digits, (50_000,), generator=torch.Generator().manual_seed(0)) * radix**first
     wanted_ND = by_division(ids_N, radix, num_digits, packing)
@@ -130,7 +131,7 @@ def test_look_ups_give_what_division_gives(radix: int, num_digits: int, packing:
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
-def test_an_id_that_is_not_known_gives_zeros_whatever_it_is(packing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_id_that_is_not_known_gives_zeros_whatever_it_is(packing: Packing, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sid, "_IDS_AT_A_TIME", 7)
     values_DR = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
     lookup = DigitLookup(values_DR, packing)

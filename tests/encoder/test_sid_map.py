@@ -11,7 +11,7 @@ from encoder.sid_map import NULL, SidMap, SidMaps
 
 def maps_of(folder: Path, ids_NC: np.ndarray, *firsts: int) -> SidMaps:
     """Write a map a part, and open all of them."""
-    parts = []
+    parts: list[tuple[int, int, Path]] = []
     for first, end in zip(firsts, [*firsts[1:], len(ids_NC)], strict=True):
         part = SidMap(folder / f"part-{first}-{len(parts)}", end - first, ids_NC.shape[1])
         part.create()

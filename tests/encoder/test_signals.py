@@ -54,7 +54,7 @@ def test_rows_become_tensors_with_nulls_masked(dataset: Path) -> None:
 
 @pytest.mark.parametrize("stored", [np.float16, np.float32])
 @pytest.mark.parametrize("missing", [(), (0,), (0, 1, 4), (0, 1, 2, 3, 4)])
-def test_missing_embeddings_are_zeros_in_any_precision(stored: type, missing: tuple[int, ...]) -> None:
+def test_missing_embeddings_are_zeros_in_any_precision(stored: type[np.floating], missing: tuple[int, ...]) -> None:
     x_ND = np.arange(1, 5 * 16 + 1).reshape(5, 16).astype(stored)
     gone_N = np.isin(np.arange(5), missing)
     table = item_table().slice(0, 5)

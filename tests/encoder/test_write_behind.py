@@ -30,7 +30,11 @@ def test_everything_is_written_in_order_by_another_thread() -> None:
 
 def test_the_next_is_not_taken_before_the_last_is_written() -> None:
     gate = threading.Event()
-    behind = WriteBehind(lambda table: gate.wait(10) and None)
+
+    def write(table: pa.Table) -> None:
+        gate.wait(10)
+
+    behind = WriteBehind(write)
     behind(numbered(0))
     second = threading.Thread(target=lambda: behind(numbered(1)))
     second.start()

@@ -1,6 +1,7 @@
 import errno
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -19,7 +20,7 @@ from tests.distributed import RankFailure, run_distributed
 
 
 @pytest.fixture(scope="module")
-def world() -> World:
+def world() -> Iterator[World]:
     with started() as world:
         yield world
 

@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+
 import numpy as np
 import pyarrow as pa
 from hypothesis import given, settings
@@ -24,7 +26,7 @@ def test_rows_are_those_that_arrow_takes(
     """
     rows = [*first, *second]
 
-    def column(values: list[object], kind: pa.DataType) -> pa.ChunkedArray:
+    def column(values: Sequence[object], kind: pa.DataType) -> pa.ChunkedArray:
         return pa.chunked_array([pa.array(values[: len(first)], kind)[dropped:], pa.array(values[len(first) :], kind)])
 
     table = pa.table(

@@ -11,6 +11,7 @@ import pytest
 import infra.identity
 from infra.errors import DataError
 from infra.identity import Identify, Ledger
+from tests.noted import noted
 
 
 def write(path: Path, values: list[int]) -> Path:
@@ -55,7 +56,7 @@ def test_only_what_is_new_or_was_written_to_is_opened(
 ) -> None:
     opened: list[str] = []
     whole = infra.identity._footer_digest
-    monkeypatch.setattr(infra.identity, "_footer_digest", lambda file: opened.append(file.name) or whole(file))
+    monkeypatch.setattr(infra.identity, "_footer_digest", noted(lambda file: opened.append(file.name), whole))
     files = [file, write(file.with_name("b.parquet"), [7])]
     first = ledger.identities(files)
     assert sorted(opened) == ["a.parquet", "b.parquet"] and list(first) == files

@@ -1,7 +1,8 @@
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -82,13 +83,13 @@ def requests(folder: Path, rows: int, seed: int) -> Requests:
     return Requests(write(folder, [rows // 3, rows - rows // 3]), begins[begins < rows].tolist())
 
 
-def rows_of(source: RowSource, start: int = 0, **changes: object) -> list[list[int]]:
-    settings = {"batch_size": 8, "lanes": 4, "rank": 0, "world_size": 1, "seed": 3} | changes
-    batches = LaneReader(source, **settings).batches(range(1), start)  # type: ignore[arg-type]
+def rows_of(source: RowSource, start: int = 0, **changes: Any) -> list[list[int]]:
+    settings: dict[str, Any] = {"batch_size": 8, "lanes": 4, "rank": 0, "world_size": 1, "seed": 3} | changes
+    batches = LaneReader(source, **settings).batches(range(1), start)
     return [batch.rows_N.tolist() for batch in batches]
 
 
-ORDERS: dict[str, dict[str, object]] = {
+ORDERS: dict[str, dict[str, Any]] = {
     "in order": {"seed": None},
     "in order, windows": {"seed": None, "windows": (0, 31, 90)},
     "shuffled": {"shuffle_groups": 1},
@@ -251,6 +252,7 @@ def test_the_next_buffer_is_read_while_the_last_one_is_used_and_no_more(
         for _ in range(groups):
             assert arrived.acquire(timeout=10)
         assert not arrived.acquire(timeout=0.05)
+    assert isinstance(stream, Generator)
     stream.close()
     assert sorted(read[:6]) == list(range(6))
     assert len(read) == 8

@@ -8,11 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import infra.parquet
 import infra.rows
 from infra.errors import DataError
 from infra.parquet import RowGroup, TableWriter
-from infra.rows import CountedFile, FileRows, Rows, concatenated
+from infra.rows import CountedFile, FileRows, Rows, RowSource, concatenated
 from tests.infra.test_parquet import table, write
+from tests.noted import noted
 
 
 def counted(files: list[Path], sizes: list[int]) -> list[CountedFile]:
@@ -28,7 +30,8 @@ def test_row_groups_are_those_that_hold_the_rows(tmp_path: Path) -> None:
         for high in range(low + 1, 16):
             assert rows.groups(low, high) == [g for g in everything if max(low, g.start) < min(high, g.start + g.rows)]
     assert rows.table(everything[1]).equals(table(7, 10).select(["x"]))
-    assert rows.starts(everything[1]) is None
+    source: RowSource = rows
+    assert source.starts(everything[1]) is None
 
 
 def test_an_empty_row_group_is_left_out(tmp_path: Path) -> None:
@@ -54,9 +57,9 @@ def test_of_counted_files_only_those_concerned_are_opened_each_once(
 ) -> None:
     sizes = [10, 5, 8, 9]
     files = write(tmp_path, sizes)
-    opened = []
-    whole = infra.rows.open_parquet
-    monkeypatch.setattr(infra.rows, "open_parquet", lambda path: opened.append(path) or whole(path))
+    opened: list[Path] = []
+    whole = infra.parquet.open_parquet
+    monkeypatch.setattr(infra.rows, "open_parquet", noted(opened.append, whole))
     rows = FileRows(counted(files, sizes), ["x"])
     assert (rows.num_rows, opened) == (32, [])
     group = rows.groups(10, 16)[-1]

@@ -37,8 +37,8 @@ def test_parts_are_filled_from_any_other_parts(
     finally:
         infra.shards.BLOCK_NUMBERS = kept
     out, counts = torch.full_like(table, -1), torch.full_like(state, -1)
-    parts, own = cut(out, read), cut(counts, read)
-    read_shards({"a.table": Spread((30, 3), parts), "state": Spread((30,), own)}, folder)
+    parts, counted = cut(out, read), cut(counts, read)
+    read_shards({"a.table": Spread((30, 3), parts), "state": Spread((30,), counted)}, folder)
     assert torch.equal(out, table)
     assert torch.equal(counts, state)
 

@@ -189,7 +189,7 @@ def events_list(out: Path) -> Path:
     return list_file(out / "store", digest)
 
 
-BAD_FILES: dict[str, tuple[Callable[[Path], None], str]] = {
+BAD_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no snapshot": (lambda out: (out / SNAPSHOT_FILE).unlink(), r"snapshot\.json: cannot be read as JSON"),
     "half a snapshot": (
         lambda out: (out / SNAPSHOT_FILE).write_text((out / SNAPSHOT_FILE).read_text()[:-90]),

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from infra import store as store_module
 from infra.commit import Manifest, find_manifest, verify
 from infra.errors import CommitError, DataError
-from infra.parquet import read_row_group, row_bytes, row_groups
+from infra.parquet import read_row_group, row_groups
 from infra.requests import request_groups, request_starts, split_rows
+from infra.row_bytes import row_bytes
 from infra.store import (
     FILE,
     Store,

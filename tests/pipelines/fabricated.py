@@ -58,7 +58,7 @@ FEATURE_BYTES = {"none": 0.0, "sid_ngram": 1224.0, "side": 408.0}
 
 
 def committed(
-    path: Path, stage: str, write: Callable[[Path], None], inputs: Mapping[str, str] | None = None, **facts: Any
+    path: Path, stage: str, write: Callable[[Path], object], inputs: Mapping[str, str] | None = None, **facts: Any
 ) -> Path:
     """Commit what `write` puts into a directory."""
     with committing(path, WORLD, stage=stage, inputs=inputs, facts=facts) as staging:
@@ -143,7 +143,8 @@ def ranker_output(
 def ranker_section(arm: str, replicate: int = 0) -> dict[str, Any]:
     """Return the resolved section of an arm that takes the content its name says at both positions."""
     overlay = {"training": {"sparse_learning_rate": 0.025}} if arm == "side" else {}
-    arms = {arm: ArmConfig(item=arm, history=arm, overlay=overlay) if arm in KINDS else ArmConfig()}
+    content = {"item": arm, "history": arm, "overlay": overlay}
+    arms = {arm: ArmConfig.model_validate(content) if arm in KINDS else ArmConfig()}
     training = TrainingConfig(epochs=1, batch_size=1024, sparse_learning_rate=0.05, dense_learning_rate=0.001)
     values = plain(RankerConfig(arm=arm, arms=arms, training=training).resolved())
     values["training"]["seed"] += replicate

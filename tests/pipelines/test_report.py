@@ -245,7 +245,7 @@ def test_an_arm_without_sums_takes_no_other_pairs_deviation_away() -> None:
     sums_R = {"a": np.array([1.0, 1.1]), "b": np.array([1.2, 1.2]), "c": np.array([0.9, 1.0]), "empty": np.zeros(2)}
     drawn_B = np.ones(8)
     sums = {name: {"ne": Sums(trained_R, drawn_B)} for name, trained_R in sums_R.items()}
-    contest = _Contest(None, sums, tuple(sums), 0, 0.95)  # type: ignore[arg-type]
+    contest = _Contest(None, sums, tuple(sums), 0, 0.95)
     expected = pooled_deviation(np.stack([sums_R[name] for name in "abc"]))
     assert contest._deviation("a", "b", "ne") == expected
     assert expected.degrees == 2 and expected.deviation > 0

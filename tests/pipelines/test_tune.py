@@ -16,6 +16,7 @@ from pipelines.tune.choose import TABLE_FILE, Trial, Tuned, _trial, as_text
 from pipelines.tune.config import Setting, TuneConfig
 from pipelines.tune.plan import Left, rungs, tune_stages, tuned_values
 from ranker.config import RankerConfig
+from tests.noted import noted
 from tests.pipelines.commands import run_command
 from tests.pipelines.test_tables import SMALL
 
@@ -39,14 +40,15 @@ def test_every_arm_gets_every_setting_and_nothing_else_differs() -> None:
     assert [name.removeprefix("ranker-").replace("-", ".", 1) for name in names] == [
         name.removeprefix("arm.0.") for name in found["tune"].inputs
     ]
-    configs = {name: found[name].config for name in names}
-    for config in configs.values():
+    configs: dict[str, RankerConfig] = {}
+    for name in names:
+        config = found[name].config
         assert isinstance(config, RankerConfig)
         assert config.holdout.kind == "validation"
+        configs[name] = config
     side = configs["ranker-side-sparse0.04_dense0.001"]
-    assert isinstance(side, RankerConfig)
     assert (side.training.sparse_learning_rate, side.training.warmup_steps) == (0.04, 7)
-    assert {one.training.steps_share for one in configs.values()} == {1.0}  # type: ignore[union-attr]
+    assert {one.training.steps_share for one in configs.values()} == {1.0}
 
 
 def test_a_later_rung_trains_what_is_left_for_longer_and_keeps_the_rungs_before() -> None:
@@ -167,7 +169,7 @@ def test_the_contest_is_run_with_what_was_chosen_where_that_is_asked(
     (tmp_path / TABLE_FILE).write_text("the best")
     ran: list[Path] = []
     monkeypatch.setattr("pipelines.tune.__main__.tune", lambda *_: (tmp_path, tmp_path / "tuned.yaml"))
-    monkeypatch.setattr("pipelines.tune.__main__.run_pipeline", lambda file: ran.append(file) or tmp_path)
+    monkeypatch.setattr("pipelines.tune.__main__.run_pipeline", noted(ran.append, lambda _: tmp_path))
     monkeypatch.setattr("pipelines.tune.__main__.tell_result", lambda found: print("compared", found))
     main(["--config", "run.yaml", *words])
     assert ran == ([tmp_path / "tuned.yaml"] if words else [])

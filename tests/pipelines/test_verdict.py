@@ -159,7 +159,7 @@ def test_replicates_are_averaged() -> None:
     )
     found = learned([first, second], [Training(), Training()], "click")
     assert found is not None
-    assert (found.train_ne, found.last_validation_ne) == (pytest.approx(0.55), pytest.approx(0.55))
+    assert (found.train_ne, found.last_validation_ne) == pytest.approx((0.55, 0.55))
     assert found.late_fall == pytest.approx(1 - 0.55 / 0.75)
     assert learned([first, {}], [Training(), Training()], "click") is None
 

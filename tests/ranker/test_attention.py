@@ -43,13 +43,13 @@ def test_equals_a_loop_over_rows_and_so_do_its_gradients(lengths: list[int], row
     inputs = [torch.randn(sum(rows), vectors, 4), torch.randn(sum(lengths), 4)]
     direction_BND = torch.randn_like(inputs[0])
 
-    def gradients(means_BND: Tensor, inputs: list[Tensor]) -> list[Tensor]:
+    def gradients(means_BND: Tensor, inputs: list[Tensor]) -> tuple[Tensor, ...]:
         return torch.autograd.grad(means_BND, inputs, direction_BND.to(means_BND.dtype), materialize_grads=True)
 
     fast = [value.clone().requires_grad_() for value in inputs]
     slow = [value.double().requires_grad_() for value in inputs]
-    fast_BND = attend(*fast, layout_of(lengths, rows))
-    slow_BND = slow_reference(*slow, lengths, rows)
+    fast_BND = attend(fast[0], fast[1], layout_of(lengths, rows))
+    slow_BND = slow_reference(slow[0], slow[1], lengths, rows)
     for one, two in zip([fast_BND, *gradients(fast_BND, fast)], [slow_BND, *gradients(slow_BND, slow)], strict=True):
         torch.testing.assert_close(one.double(), two, rtol=1e-4, atol=3e-5)
 

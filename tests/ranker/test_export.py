@@ -298,7 +298,7 @@ def test_a_table_is_close_to_what_was_stored(precision: Any) -> None:
     rows_ND = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
     rows_ND[7] = 0.25
     table = ServedTable(stored_table(rows_ND, precision))
-    bound = {"float32": 0.0, "float16": 1e-3, "int8": (rows_ND.max() - rows_ND.min()) / 255}[precision]
+    bound = {"float32": 0.0, "float16": 1e-3, "int8": float(rows_ND.max() - rows_ND.min()) / 255}[precision]
     assert (table.rows(torch.arange(50)) - rows_ND).abs().max() <= bound
     assert torch.equal(table.rows(torch.tensor([7])), rows_ND[7:8])
     pooled_BD = table.pooled(torch.tensor([3, 4, 9]), torch.tensor([2, 0, 1]))

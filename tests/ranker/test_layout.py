@@ -18,7 +18,8 @@ def laid_out(sizes: list[tuple[int, int]]) -> HistoryLayout:
 @given(requests)
 def test_each_row_meets_the_entries_of_its_request_once(sizes: list[tuple[int, int]]) -> None:
     layout = laid_out(sizes)
-    entry, row, expected = 0, 0, {}
+    entry, row = 0, 0
+    expected: dict[int, list[int]] = {}
     for length, rows in sizes:
         entries = list(range(entry, entry + length))
         expected |= {number: entries for number in range(row, row + rows)}

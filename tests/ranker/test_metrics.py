@@ -45,7 +45,7 @@ def test_equal_torchrecs_over_the_files_of_all_ranks(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     click = (rng.random(800) < 0.3).astype(int).tolist()
     conversion = [int(rng.random() < 0.5) if c and rng.random() < 0.8 else None for c in click]
-    p = np.float32(rng.permutation(800) / 801 + 0.0005).tolist()
+    p = (rng.permutation(800) / 801 + 0.0005).astype(np.float32).tolist()
     write_predictions(tmp_path, 1, click[300:], conversion[300:], p[300:])
     write_predictions(tmp_path, 0, click[:300], conversion[:300], p[:300])
     measured = prediction_metrics(tmp_path, TASKS)

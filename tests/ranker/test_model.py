@@ -5,6 +5,7 @@ import math
 from dataclasses import fields
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -52,7 +53,7 @@ def test_an_empty_history_gives_zeros_and_trains(
     config = config_of(arm, model={"history": history})
     features = arm_features(SPEC, config, SIDS)
     sharded = build_sharded(features, config, world, Frozen())
-    is_empty_B = torch.arange(rows.num_rows) % 2 == 0 if empty == "some" else torch.ones(rows.num_rows, dtype=bool)
+    is_empty_B = torch.arange(rows.num_rows) % (2 if empty == "some" else 1) == 0
     batch = to_ranker_batch(batch_of(without_history(rows, is_empty_B.tolist())), features)
     seen: list[Tensor] = []
     (block,) = (module for module in sharded.model.modules() if isinstance(module, HistoryBlock))
@@ -85,7 +86,8 @@ def test_target_attention_asks_by_the_ad_alone(world: World, rows: pa.Table, poo
     asked = set()
     for name in ("user_id", "item_id", "slot"):
         field = rows.schema.field(name)
-        other = jagged([4] * rows.num_rows, [1] * rows.num_rows) if name == "slot" else pa.array([7] * rows.num_rows)
+        ones_N = np.ones(rows.num_rows, np.int64)
+        other = jagged(4 * ones_N, ones_N) if name == "slot" else pa.array(7 * ones_N)
         changed = rows.set_column(rows.schema.get_field_index(name), field, other)
         if not torch.equal(history_of(changed), before_BKD):
             asked.add(name)

@@ -157,13 +157,14 @@ def planned_and_sent(world: World, dataset: Path, traffic: Traffic) -> tuple[Tab
     send = dist.all_to_all_single
 
     def note(
-        output: Tensor, input: Tensor, output_split_sizes: Any = None, input_split_sizes: Any = None, **rest: Any
-    ) -> Any:
+        output: Tensor, input: Tensor, output_split_sizes: Any = None, input_split_sizes: Any = None,
+        group: Any = None, async_op: bool = False,
+    ) -> Any:  # fmt: skip
         sizes = input_split_sizes
         if sizes is not None:  # else the few numbers that announce a message's length
             kept = sizes[world.rank] / max(sum(sizes), 1) * input.numel()
             noted.append((str(input.dtype), round(input.numel() - kept) * input.element_size()))
-        return send(output, input, output_split_sizes, sizes, **rest)
+        return send(output, input, output_split_sizes, sizes, group, async_op)
 
     dist.all_to_all_single = note
     run_steps(world, dataset, config, 20)

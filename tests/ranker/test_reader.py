@@ -156,7 +156,7 @@ def test_a_history_longer_than_the_bound_keeps_its_newest_entries_in_every_colum
 
 
 @pytest.mark.parametrize("bounds", [{}, {"max_length": 6}, {"max_entries": 10_000}], ids=str)
-def test_a_bound_that_no_history_reaches_changes_nothing(dataset: Path, bounds: dict[str, int]) -> None:
+def test_a_bound_that_no_history_reaches_changes_nothing(dataset: Path, bounds: dict[str, Any]) -> None:
     batch, newest = batch_of(first_rows(dataset)), NewestEntries(HistoryConfig(**bounds))
     assert newest.of(batch, features_of("side"), 40, 1) is batch
     assert newest.entries_cut == 0
@@ -479,7 +479,7 @@ def test_side_may_unpack_a_prefix(dataset: Path) -> None:
     assert list(features.sid_columns) == ["item_sid_prefix_4"]
     batch = to_ranker_batch(batch_of(table), features)
     content = OwnContent(features, features.item, ModelConfig(), Frozen())
-    latent_BF, known_B = content.latent(batch.item_content_BC, batch.item_known_BS)  # type: ignore[misc]
+    latent_BF, known_B = content.latent(batch.item_content_BC, batch.item_known_BS)
     sids = table["item_sid_prefix_4"].to_pylist()
     assert known_B.tolist() == [sid is not None for sid in sids]
     steps = torch.tensor(SID.steps)

@@ -14,13 +14,13 @@ from infra.distributed import World
 from infra.lanes import Batch
 from infra.rows import concatenated
 from infra.snapshot import read_dataset
-from ranker.config import RankerConfig
+from ranker.budget import DecidedConfig
 from ranker.features import ArmFeatures, arm_features
 from ranker.frozen import read_frozen
 from ranker.reader import to_ranker_batch
 from ranker.sharding import ShardedRanker, build_sharded
 from tests.ranker.dataset import REQUEST_SPEC, SIDS, SPEC, write_dataset
-from tests.ranker.training import config_of, open_training, whole_weights
+from tests.ranker.training import config_of, named, open_training, whole_weights
 
 OPTIONS: dict[str, Any] = {"heads": 2, "encoder_layers": 1, "pooling": "target"}
 ARMS = ("none", "dense", "sid_ngram", "hde", "side")
@@ -58,7 +58,7 @@ def gradients(sharded: ShardedRanker, batch: Batch, features: ArmFeatures) -> tu
     return output.probabilities_BT, {"loss": loss.detach(), **found}
 
 
-def model_of(world: World, dataset: Path, config: RankerConfig) -> tuple[ShardedRanker, ArmFeatures]:
+def model_of(world: World, dataset: Path, config: DecidedConfig) -> tuple[ShardedRanker, ArmFeatures]:
     features = arm_features(REQUEST_SPEC, config, SIDS)
     return build_sharded(features, config, world, read_frozen(read_dataset(dataset), features)), features
 
@@ -78,11 +78,11 @@ def test_logits_losses_and_gradients_are_those_of_the_row_by_row_form(
     torch.testing.assert_close(p_BT, expected_BT)
     assert found.keys() == expected.keys()
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-6, msg=named(name))
     # The tables' own optimizer ran inside the backward pass.
     weights, wanted = whole_weights(world, once), whole_weights(world, each)
     for name, value in wanted.items():
-        torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-6, msg=named(name))
 
 
 def test_a_batch_looks_up_and_holds_a_history_once_a_request(dataset: Path) -> None:

@@ -27,7 +27,7 @@ from ranker.loss_check import NonFiniteLossError
 from ranker.train import train
 from tests.distributed import run_distributed
 from tests.ranker.dataset import write_dataset
-from tests.ranker.training import config_of, not_a_number
+from tests.ranker.training import config_of, named, not_a_number
 
 # 32 steps an epoch, two epochs; stopped at step 43, in the second: three steps after a checkpoint.
 TRAINING = {"epochs": 2, "checkpoint_every": 8, "log_every": 3}
@@ -160,7 +160,7 @@ def test_another_number_of_ranks_goes_on_to_the_same_numbers(dataset: Path, tmp_
     ours, theirs = weights(tmp_path / "moved"), weights(tmp_path / "whole")
     assert ours.keys() == theirs.keys()
     for name in theirs:
-        torch.testing.assert_close(ours[name], theirs[name], rtol=2e-3, atol=2e-3, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(ours[name], theirs[name], rtol=2e-3, atol=2e-3, msg=named(name))
     assert summary(tmp_path / "moved")["resumed_from_step"] == 40
 
 

@@ -10,13 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import ranker.score
 from infra.checkpoint import Checkpoints
 from infra.commit import committing, verify
 from infra.distributed import World
 from infra.errors import CommitError, DataError, SidestackError, SpecError
 from infra.stage import StageRun
 from infra.tracking import RunLog
+from ranker.predict import predict
 from ranker.predictions import FOLDER as PREDICTIONS
 from ranker.score import ScoreConfig, score, with_inputs
 from tests.distributed import run_distributed
@@ -74,14 +74,13 @@ def test_probabilities_are_those_of_the_training_itself(
 def test_a_run_that_broke_goes_on_with_the_part_it_was_in(
     world: World, model: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = ranker.score.predict
     done: list[str] = []
 
     def breaking(*arguments: Any) -> float:
         if len(done) == 2:
             raise OSError("the disk is gone")
         done.append(arguments[3])
-        return whole(*arguments)
+        return predict(*arguments)
 
     monkeypatch.setattr("ranker.score.predict", breaking)
     with pytest.raises(OSError, match="the disk is gone"):
@@ -92,7 +91,7 @@ def test_a_run_that_broke_goes_on_with_the_part_it_was_in(
     assert done == ["side, 2024-01-05 to 2024-01-06"]
     assert summary(tmp_path / "out")["scored_before"] == 4 * ROWS
     done.clear()
-    monkeypatch.setattr("ranker.score.predict", whole)
+    monkeypatch.setattr("ranker.score.predict", predict)
     run_score(world, model, dataset, tmp_path / "whole")
     assert predictions(tmp_path / "out").equals(predictions(tmp_path / "whole"))
 

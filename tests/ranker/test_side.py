@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from encoder.quantizers import StructuredConfig
 from encoder.quantizers.rqvae import RqVaeConfig
-from encoder.sid import SidSpec, max_digits
+from encoder.sid import Bound, Packing, SidSpec, max_digits
 from infra.errors import SpecError
 from ranker.config import ModelConfig
 from ranker.content import HistoryContent
@@ -18,7 +18,7 @@ from tests.ranker.dataset import SIDS, SPEC
 from tests.ranker.training import config_with
 
 
-def spec_of(levels: int, digits: int, packing: str = "mixed_radix", steps: tuple[float, ...] = ()) -> SidSpec:
+def spec_of(levels: int, digits: int, packing: Packing = "mixed_radix", steps: tuple[float, ...] = ()) -> SidSpec:
     return SidSpec(
         quantizer="test", levels=levels, digits=digits, depth=digits, groups=1, packing=packing, steps=steps,
         fingerprint="00",
@@ -43,7 +43,7 @@ def test_unpacks_like_the_readable_reference(levels: int, digits: int, data: st.
 
 @pytest.mark.parametrize("packing", ["mixed_radix", "paper_eq5"])
 @pytest.mark.parametrize(("levels", "digits"), [(3, 15), (4, 45), (64, 12), (2, 70)])
-def test_agrees_with_the_codec_also_over_several_columns(packing: str, levels: int, digits: int) -> None:
+def test_agrees_with_the_codec_also_over_several_columns(packing: Packing, levels: int, digits: int) -> None:
     spec = spec_of(levels, digits, packing)
     digits_ND = torch.randint(0, levels, (50, digits), generator=torch.Generator().manual_seed(0))
     sids_NC = spec.pack(digits_ND)
@@ -59,7 +59,7 @@ def test_multiplies_by_the_recorded_steps_over_their_mean_when_asked() -> None:
 
 
 @pytest.mark.parametrize("bound", ["clamp", "tanh", "ifsq"])
-def test_unpacks_what_the_encoder_decodes_up_to_its_directions(bound: str) -> None:
+def test_unpacks_what_the_encoder_decodes_up_to_its_directions(bound: Bound) -> None:
     quantizer = StructuredConfig(levels=8, groups=2, depth=2, group_dim=3, bound=bound).build()
     quantizer.start(torch.randn(500, 6, generator=torch.Generator().manual_seed(0)), torch.Generator())
     spec, book = quantizer.sid_spec("00"), quantizer.codebook()

@@ -8,6 +8,7 @@ import sys
 from datetime import date
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -39,6 +40,7 @@ from ranker.predict import predict, prediction_table
 from ranker.train import open_splits, train
 from tests.datasets import joined, write_snapshot_of
 from tests.distributed import run_distributed
+from tests.noted import noted
 from tests.ranker.dataset import CHAIN, ONE_TASK, SIDS, SPEC, TWO_ROOTS, all_days, write_dataset
 from tests.ranker.training import ONE, config_of, not_a_number, run_steps
 
@@ -66,7 +68,7 @@ def outputs(world: World, dataset: Path, tmp_path_factory: pytest.TempPathFactor
     return {arm: run_stage_body(world, dataset, folder / arm, config_of(arm)).out for arm in ARMS}
 
 
-def summary_of(out: Path) -> dict[str, object]:
+def summary_of(out: Path) -> dict[str, Any]:
     return json.loads((out / "summary.json").read_text())
 
 
@@ -389,8 +391,8 @@ def test_a_validation_run_reads_no_test_date(
     opened: set[Path] = set()
     whole = infra.parquet.open_parquet
     for module in ("infra.rows", "infra.parquet", "ranker.cost"):
-        monkeypatch.setattr(f"{module}.open_parquet", lambda path, *rest: opened.add(path) or whole(path, *rest))
-    monkeypatch.setattr("infra.snapshot.verify", lambda path: opened.add(path / "any") or verify(path))
+        monkeypatch.setattr(f"{module}.open_parquet", noted(lambda path, *_: opened.add(path), whole))
+    monkeypatch.setattr("infra.snapshot.verify", noted(lambda path: opened.add(path / "any"), verify))
     out = run_stage_body(world, dataset, tmp_path / "out", config).out
     opened = {file for file in opened if file.is_relative_to(dataset)}  # the run's own predictions are read, too
     assert {file.parts[-3] for file in opened} == {f"date=2024-01-0{day}" for day in (1, 2, 3, 4)}
@@ -416,7 +418,7 @@ def test_learning_rates_rise_and_then_fall() -> None:
 def command(folder: Path, out: str, *overrides: str) -> subprocess.CompletedProcess[str]:
     """Run the stage as its users do, in a process of its own."""
     sets = [part for override in overrides for part in ("--set", override)]
-    line = [sys.executable, "-m", "ranker.train", "--config", folder / "config.yaml", *sets]
+    line: list[str | Path] = [sys.executable, "-m", "ranker.train", "--config", folder / "config.yaml", *sets]
     line += ["--input", f"dataset={folder / 'dataset'}", "--out", folder / out]
     clean = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
     return subprocess.run(line, capture_output=True, text=True, env=clean, check=False)

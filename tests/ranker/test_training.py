@@ -20,7 +20,7 @@ from tests.datasets import joined, spoil, write_snapshot_of
 from tests.distributed import run_distributed
 from tests.ranker.dataset import CHAIN, REQUEST_SPEC, SIDS, SPEC, all_days, write_dataset
 from tests.ranker.training import ARMS as EVERY_ARM
-from tests.ranker.training import Outcome, config_of, run_steps
+from tests.ranker.training import Outcome, config_of, named, run_steps
 
 STEPS = 12  # last bits differ between ranks, and what they differ by grows tenfold every few steps
 ARMS = tuple(EVERY_ARM)
@@ -138,7 +138,7 @@ def test_one_and_two_ranks_train_the_same(
     assert torch.tensor(two.losses).allclose(torch.tensor(one.losses), rtol=1e-4, atol=1e-5)
     assert two.weights.keys() == one.weights.keys()
     for name, expected in one.weights.items():
-        torch.testing.assert_close(two.weights[name], expected, rtol=1e-3, atol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(two.weights[name], expected, rtol=1e-3, atol=1e-3, msg=named(name))
 
 
 @pytest.mark.parametrize("arm", TRAININGS)
@@ -152,7 +152,7 @@ def test_gradients_have_the_same_size_on_one_and_two_ranks(
     for name in summed:
         expected = one[name].sum()
         assert expected > 0
-        torch.testing.assert_close(two[name].sum(), expected, rtol=2e-3, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(two[name].sum(), expected, rtol=2e-3, atol=1e-9, msg=named(name))
 
 
 def test_tables_are_sharded_over_the_ranks(two_ranks: dict[str, Outcome]) -> None:

@@ -41,6 +41,7 @@ def test_equals_a_loop_over_rows_and_so_do_its_gradients(lengths: list[int], hea
     rows = []
     for x_LD in values_TD.split(lengths):
         for layer in module.layers:
+            assert isinstance(layer, EncoderLayer)
             x_LD = slow_layer(layer, x_LD)
         rows.append(x_LD)
     fast_TD, slow_TD = module(values_TD, layout_of(lengths)), torch.cat(rows)
@@ -67,6 +68,7 @@ def test_it_starts_as_the_identity() -> None:
     assert torch.equal(module(values_TD, layout_of([3, 2])), values_TD)
     module(values_TD, layout_of([3, 2])).square().sum().backward()
     for layer in module.layers:  # and has somewhere to go
+        assert isinstance(layer, EncoderLayer)
         assert layer.attention_scale.grad.abs().min() > 0
         assert layer.network_scale.grad.abs().min() > 0
 

@@ -10,7 +10,7 @@ from infra.config import parse
 from infra.distributed import World
 from infra.errors import DataError, SpecError
 from infra.snapshot import read_dataset
-from ranker.config import RankerConfig
+from ranker.budget import DecidedConfig
 from ranker.cost import embedding_bytes
 from ranker.features import ArmFeatures, arm_features, dataset_sids
 from ranker.frozen import read_frozen
@@ -41,8 +41,8 @@ def laid_out(**arm: Any) -> ArmFeatures:
     return arm_features(USER_SPEC, config_with(arm), EVERY)
 
 
-def config_of(arm: str) -> RankerConfig:
-    return parse(RankerConfig, {"arms": ARMS, "arm": arm, **SMALL}, "test").resolved()
+def config_of(arm: str) -> DecidedConfig:
+    return parse(DecidedConfig, {"arms": ARMS, "arm": arm, **SMALL}, "test").resolved()
 
 
 def test_the_sets_of_a_dataset_say_whose_they_are(dataset: Path) -> None:

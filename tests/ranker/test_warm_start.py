@@ -13,8 +13,8 @@ from infra.commit import committing
 from infra.distributed import World
 from infra.errors import ConfigError, DataError, SidestackError, SpecError
 from infra.tables import DatasetSpec, TaskSpec
+from ranker.budget import DecidedConfig
 from ranker.bundle import open_bundle
-from ranker.config import RankerConfig
 from ranker.features import ArmFeatures, arm_features
 from ranker.frozen import Frozen
 from ranker.sharding import ShardedRanker, build_sharded
@@ -27,7 +27,7 @@ from tests.ranker.training import config_of, whole
 
 OTHER = SID.model_copy(update={"fingerprint": "ba" * 32})
 """The same SIDs of another encoder."""
-ONCE = {"epochs": 1, "checkpoint_every": 0}
+ONCE: dict[str, Any] = {"epochs": 1, "checkpoint_every": 0}
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def trained(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
 
 def started(
-    world: World, path: Path, config: RankerConfig, spec: DatasetSpec = SPEC, sid: SidSpec = SID
+    world: World, path: Path, config: DecidedConfig, spec: DatasetSpec = SPEC, sid: SidSpec = SID
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return all weights and states of a model as it is initialized, and as it starts from an earlier ranker."""
 
@@ -119,7 +119,8 @@ def test_sids_of_another_encoder_are_refused_or_start_anew_with_all_that_belongs
     with pytest.raises(SpecError, match=r"SIDs 'sid' have fingerprint ba.*, the ranker was trained on ab.*start_sids"):
         started(world, trained[arm], config_of(arm), sid=OTHER)
     fresh, found = started(world, trained[arm], config_of(arm, training={"start_sids": "anew"}), sid=OTHER)
-    kept, gone = [], []
+    kept: list[str] = []
+    gone: list[str] = []
     for name, old in weights(trained[arm]).items():
         belongs = any(re.search(rf"\b{part}(_prefix_\d)?\b", name) for part in anew) and "interaction" not in name
         belongs = belongs and not (arm == "side" and "layers" in name and "content" not in name)
@@ -144,7 +145,7 @@ def test_sids_of_another_encoder_are_refused_or_start_anew_with_all_that_belongs
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_by_name(
-    world: World, trained: dict[str, Path], config: RankerConfig, spec: dict[str, Any],
+    world: World, trained: dict[str, Path], config: DecidedConfig, spec: dict[str, Any],
     error: type[SidestackError], message: str,
 ) -> None:  # fmt: skip
     with pytest.raises(error, match=message):

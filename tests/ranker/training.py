@@ -1,12 +1,13 @@
 """Short trainings for the tests: a few steps of one arm on one rank or more."""
 
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from infra.config import parse
@@ -14,6 +15,7 @@ from infra.distributed import World, gather
 from infra.lanes import LaneReader
 from infra.snapshot import read_dataset
 from ranker.blocks import DenseBlock
+from ranker.budget import DecidedConfig
 from ranker.config import RankerConfig
 from ranker.fit import Progress, learning_rates
 from ranker.frozen import read_frozen
@@ -50,10 +52,10 @@ ARMS: dict[str, dict[str, Any]] = {
 """Every way that content can enter, over the sets of SIDs of the tests' dataset."""
 
 
-def config_of(arm: str, **sections: dict[str, Any]) -> RankerConfig:
+def config_of(arm: str, **sections: dict[str, Any]) -> DecidedConfig:
     """Return a small configuration of one arm, with settings laid over it by section."""
     values = {name: {**SMALL.get(name, {}), **sections.get(name, {})} for name in {*SMALL, *sections}}
-    return parse(RankerConfig, {"arms": ARMS, "arm": arm, **values}, "test").resolved()
+    return parse(DecidedConfig, {"arms": ARMS, "arm": arm, **values}, "test").resolved()
 
 
 def config_with(arm: dict[str, Any], **sections: dict[str, Any]) -> RankerConfig:
@@ -85,7 +87,7 @@ class Outcome:
     states: dict[str, Tensor]
 
 
-def run_steps(world: World, dataset: Path, config: RankerConfig, steps: int) -> Outcome:
+def run_steps(world: World, dataset: Path, config: DecidedConfig, steps: int) -> Outcome:
     """Train `steps` steps on every rank and give what became of it."""
     fitting, _ = open_splits(read_dataset(dataset), config)
     sharded = build_sharded(fitting.features, config, world, read_frozen(read_dataset(dataset), fitting.features))
@@ -99,6 +101,7 @@ def run_steps(world: World, dataset: Path, config: RankerConfig, steps: int) -> 
         sharded.set_learning_rates(*learning_rates(config.training, step, reader.num_batches))
         _, output = next(epoch)
         losses.append((output.totals_3T[0] / output.totals_3T[1].clamp(min=1)).tolist())
+    assert isinstance(epoch, Generator)
     epoch.close()
     plan = {table.name: table.sharding for table in sharded.plan.tables}
     return Outcome(losses, plan, start, whole_weights(world, sharded), whole_states(world, sharded))
@@ -107,6 +110,11 @@ def run_steps(world: World, dataset: Path, config: RankerConfig, steps: int) -> 
 def not_a_number(block: DenseBlock, dense_BF: Tensor) -> Tensor:
     """Stand in for `DenseBlock.forward` of a training that diverged."""
     return torch.full((len(dense_BF), 2, 8), float("nan"))
+
+
+def named(name: str) -> Callable[[str], str]:
+    """Return what puts a name before a message of `torch.testing.assert_close`."""
+    return lambda message: f"{name}: {message}"
 
 
 def whole_weights(world: World, sharded: ShardedRanker) -> dict[str, Tensor]:

@@ -1,5 +1,7 @@
 """The quantizers that faiss fits: residual k-means, product quantization, ITQ, top-k k-means."""
 
+from typing import Any
+
 import faiss
 import numpy as np
 import pytest
@@ -7,6 +9,8 @@ import torch
 
 from encoder.quantizers import ItqConfig, ProductConfig, ResidualKmeansConfig, TopkKmeansConfig
 from encoder.quantizers.clustering import itq_rotation, kmeans
+from encoder.quantizers.itq import Itq
+from encoder.quantizers.topk_kmeans import TopkKmeans
 from infra.config import parse
 from infra.errors import ConfigError
 from tests.encoder.quantizers.kinds import started, vectors
@@ -51,7 +55,7 @@ def test_product_quantization_errs_like_that_of_faiss() -> None:
     h_BH = vectors(4096)
     ours = ProductConfig(codes=16, groups=4, group_dim=2).build()
     ours.start(h_BH, torch.Generator().manual_seed(0))
-    theirs = faiss.ProductQuantizer(8, 4, 4)
+    theirs: Any = faiss.ProductQuantizer(8, 4, 4)
     x = h_BH.numpy()
     theirs.train(x)
     error = float((h_BH - ours.decode(ours.encode(h_BH))).square().mean())
@@ -76,6 +80,7 @@ def test_itq_turns_the_principal_axes_to_where_signs_lose_little() -> None:
 
 def test_itq_bits_are_sides_of_the_axes_and_lengths_the_best() -> None:
     itq, h_BH = started("itq")
+    assert isinstance(itq, Itq)
     z_BN = (h_BH - itq.mean_H) @ itq.axes_NH.T
     assert torch.equal(itq.encode(h_BH), (z_BN > 0).long())
     error = (h_BH - itq.decode(itq.encode(h_BH))).square().mean()
@@ -87,6 +92,7 @@ def test_itq_bits_are_sides_of_the_axes_and_lengths_the_best() -> None:
 
 def test_top_k_are_the_nearest_centroids_nearest_first() -> None:
     quantizer, h_BH = started("topk_kmeans")
+    assert isinstance(quantizer, TopkKmeans)
     distance_BC = torch.cdist(h_BH.double(), quantizer.centroids_CH.double())
     digits_BN = quantizer.encode(h_BH)
     assert torch.equal(digits_BN, distance_BC.argsort(1)[:, :5])

@@ -7,6 +7,7 @@ from torch import Tensor
 from encoder.quantizers import Quantizer
 from encoder.quantizers.contract import at_least_float32
 from encoder.sid import pack_digits
+from infra.distributed import World
 from tests.distributed import run_distributed
 from tests.encoder.quantizers.kinds import KINDS, RESIDUAL, made, started, vectors
 from tests.encoder.quantizers.worlds import ALONE
@@ -163,7 +164,7 @@ def test_revival_takes_what_nothing_used_and_leaves_the_rest(name: str) -> None:
     assert quantizer.revives
     assert quantizer.revive(h_BH, torch.Generator().manual_seed(0)) == 0
     with torch.no_grad():
-        words = quantizer.offset_DPKM if name == "lines" else quantizer.codebook_DPRM
+        words = quantizer.get_parameter("offset_DPKM" if name == "lines" else "codebook_DPRM")
         words[0, 0, 2:] = 1e3
     before_NR = quantizer.codewords()[0].detach().clone()
     assert quantizer.revive(h_BH, torch.Generator().manual_seed(0)) >= words.shape[2] - 2
@@ -196,7 +197,7 @@ def test_what_never_revives_says_so(name: str) -> None:
     assert all(torch.equal(tensor, before[key]) for key, tensor in quantizer.state_dict().items())
 
 
-def state_after_training(world: object, names: list[str]) -> dict[str, dict[str, Tensor]]:
+def state_after_training(world: World, names: list[str]) -> dict[str, dict[str, Tensor]]:
     """Train each on this rank's rows alone, gradients left out, and give its state."""
     states = {}
     for name in names:
@@ -218,7 +219,7 @@ def test_ranks_agree_on_averages_and_use() -> None:
         for key in first[name]:
             assert torch.equal(first[name][key], second[name][key]), (name, key)
             assert torch.allclose(first[name][key], alone[name][key], atol=1e-5), (name, key)
-    assert not torch.equal(first["rqvae_ema"]["codebook_DPRM"], started("rqvae_ema")[0].codebook_DPRM)
+    assert not torch.equal(first["rqvae_ema"]["codebook_DPRM"], started("rqvae_ema")[0].get_parameter("codebook_DPRM"))
 
 
 def test_a_prefix_of_top_k_is_a_smaller_k() -> None:

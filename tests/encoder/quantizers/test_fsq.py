@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from encoder.quantizers.fsq import FsqConfig
+from encoder.sid import Bound
 
 
 @pytest.mark.parametrize("bound", ["clamp", "tanh", "ifsq"])
 @pytest.mark.parametrize("levels", [2, 3, 4, 8, 64])
-def test_every_level_is_reached_and_decodes_to_its_value(levels: int, bound: str) -> None:
+def test_every_level_is_reached_and_decodes_to_its_value(levels: int, bound: Bound) -> None:
     fsq = FsqConfig(levels=levels, digits=1, bound=bound).build()
     h_B1 = torch.linspace(-6, 6, 100_001)[:, None]
     digits_B1 = fsq.encode(h_B1)

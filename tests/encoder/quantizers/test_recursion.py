@@ -22,7 +22,7 @@ def generic(**settings: object) -> tuple[Structured, torch.Tensor]:
     quantizer.start(h_BH, generator)
     with torch.no_grad():
         for parameter in quantizer.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
     return quantizer, h_BH
 
 

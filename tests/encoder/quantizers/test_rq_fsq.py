@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from encoder.quantizers import RqFsqConfig
+from encoder.quantizers.rq_fsq import ProjectedRqFsq
+from encoder.sid import Bound
 from infra.config import parse
 from infra.errors import ConfigError
 from tests.encoder.quantizers.kinds import started, vectors
@@ -32,10 +34,12 @@ def test_scaled_steps_shrink_by_the_number_of_levels() -> None:
 
 
 @pytest.mark.parametrize("bound", ["clamp", "tanh", "ifsq"])
-def test_projected_codes_round_least_squares_coordinates(bound: str) -> None:
+def test_projected_codes_round_least_squares_coordinates(bound: Bound) -> None:
     quantizer, h_BH = started("rq_fsq_project", bound=bound)
+    assert isinstance(quantizer, ProjectedRqFsq)
     with torch.no_grad():  # generic, not the orthogonal axes of the start
-        quantizer.basis_DNH += 0.1 * torch.randn(quantizer.basis_DNH.shape, generator=torch.Generator().manual_seed(0))
+        noise_DNH = torch.randn(quantizer.basis_DNH.shape, generator=torch.Generator().manual_seed(0))
+        quantizer.basis_DNH.add_(0.1 * noise_DNH)
     residual_BH, expected = h_BH.double(), []
     for basis_NH, offset_H in zip(quantizer.basis_DNH.double(), quantizer.offset_DH.double(), strict=True):
         z_NB = torch.linalg.lstsq(basis_NH.T, (residual_BH - offset_H).T).solution

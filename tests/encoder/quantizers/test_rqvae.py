@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from encoder.quantizers import RqVaeConfig
+from encoder.quantizers.rqvae import RqVae
 from infra.config import parse
 from infra.errors import ConfigError
 from tests.encoder.quantizers.kinds import started, vectors
@@ -54,6 +55,7 @@ def test_averages_follow_a_law_that_moves() -> None:
 
 def test_a_revived_code_begins_its_average_anew() -> None:
     quantizer, h_BH = started("rqvae_ema")
+    assert isinstance(quantizer, RqVae)
     quantizer.codebook_DPRM[1, 0, 5] = 1e3
     quantizer.average_count_DPR.fill_(7.0)
     assert quantizer.revive(h_BH, torch.Generator().manual_seed(0)) >= 1
@@ -65,6 +67,7 @@ def test_a_revived_code_begins_its_average_anew() -> None:
 
 def test_more_dead_codes_than_rows_do_no_harm() -> None:
     quantizer, h_BH = started("rqvae")
+    assert isinstance(quantizer, RqVae)
     with torch.no_grad():
         quantizer.codebook_DPRM[0, :, 1:] = 1e3
     before = quantizer.codebook_DPRM.clone()

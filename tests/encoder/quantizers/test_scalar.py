@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from encoder.quantizers.scalar import best_step, centred_levels, normal_mse, thresholds_and_values
+from encoder.sid import Bound
 
 
 @pytest.mark.parametrize(("levels", "mse"), [(3, 0.191), (8, 0.0376), (64, 0.0010)])
@@ -30,7 +31,7 @@ def test_squashed_cells_lose_unless_they_decode_to_centroids(levels: int, even: 
 
 @pytest.mark.parametrize("bound", ["clamp", "tanh", "ifsq"])
 @pytest.mark.parametrize("levels", [2, 3, 8, 64, 256])
-def test_values_lie_in_their_cells_and_alike_on_both_sides(levels: int, bound: str) -> None:
+def test_values_lie_in_their_cells_and_alike_on_both_sides(levels: int, bound: Bound) -> None:
     thresholds, values = thresholds_and_values(levels, bound)
     assert bool((values[1:] > thresholds).all()) and bool((values[:-1] < thresholds).all())
     assert torch.allclose(values, -values.flip(0))
@@ -48,7 +49,7 @@ def test_levels_are_symmetric_and_half_integers_when_even() -> None:
 
 @pytest.mark.parametrize("bound", ["clamp", "tanh", "ifsq"])
 @pytest.mark.parametrize("levels", [2, 3, 8])
-def test_closed_form_error_is_what_a_sample_shows(bound: str, levels: int) -> None:
+def test_closed_form_error_is_what_a_sample_shows(bound: Bound, levels: int) -> None:
     thresholds, values = thresholds_and_values(levels, bound)
     x_N = torch.randn(200_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     error = (x_N - values[torch.bucketize(x_N, thresholds)]).square().mean()

@@ -1,5 +1,7 @@
 """The structured quantizer: Eq. 2 by hand, the fast encoding against the plain loop, start, revival."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -24,7 +26,7 @@ def fitted(dtype: torch.dtype = torch.float64, seed: int = 0, **settings: object
     quantizer.start(h_BH.to(dtype), generator)
     with torch.no_grad():  # generic, not the tidy axes and centred offsets of the start
         for parameter in quantizer.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=dtype)
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator, dtype=dtype))
     return quantizer, h_BH.to(dtype)
 
 
@@ -63,7 +65,7 @@ def eq2_by_hand(quantizer: Structured, h_H: Tensor) -> list[int]:
         {"levels": 2, "lines": 4, "groups": 1, "depth": 3, "group_dim": 6, "assign": "codeword"},
     ],
 )
-def test_codes_are_those_of_the_paper(settings: dict[str, object]) -> None:
+def test_codes_are_those_of_the_paper(settings: dict[str, Any]) -> None:
     quantizer, h_BH = fitted(**settings)
     expected = [eq2_by_hand(quantizer, h_H) for h_H in h_BH[:16]]
     assert quantizer.encode_by_residuals(h_BH[:16]).tolist() == expected
@@ -91,7 +93,7 @@ def test_one_product_in_float32_differs_only_on_the_border() -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_one_layer_by_codeword_is_never_worse_than_by_line(seed: int) -> None:
-    settings = {"levels": 3, "lines": 6, "groups": 2, "depth": 1, "group_dim": 4}
+    settings: dict[str, Any] = {"levels": 3, "lines": 6, "groups": 2, "depth": 1, "group_dim": 4}
     by_line, h_BH = fitted(seed=seed, assign="line", **settings)
     by_codeword, _ = fitted(seed=seed, assign="codeword", **settings)
     by_codeword.load_state_dict(by_line.state_dict())
@@ -153,7 +155,7 @@ def test_training_step_moves_codebook_and_passes_gradient_straight_through() -> 
     before = quantized.codebook_loss().mean().item()
     with torch.no_grad():
         for parameter in quantizer.parameters():
-            parameter -= 1e-4 * parameter.grad
+            parameter.sub_(1e-4 * parameter.grad)
     assert quantizer(h_BH).codebook_loss().mean().item() < before
 
 
@@ -233,7 +235,7 @@ def test_a_refit_is_the_least_squares_of_each_line() -> None:
 
 
 def test_a_beam_over_lines_errs_less_and_needs_codewords() -> None:
-    settings = {"levels": 3, "lines": 5, "groups": 2, "depth": 4, "group_dim": 4, "assign": "codeword"}
+    settings: dict[str, Any] = {"levels": 3, "lines": 5, "groups": 2, "depth": 4, "group_dim": 4, "assign": "codeword"}
     greedy, h_BH = fitted(**settings)
     errors = []
     for beam in (1, 2, 16):

@@ -15,6 +15,7 @@ from infra.distributed import ALONE
 from infra.errors import ConfigError, DataError
 from pipelines.prepare.config import PrepareConfig
 from pipelines.prepare.identity import source_identity
+from tests.noted import noted
 from tests.pipelines.prepare.complete_journey import fabricated
 from tests.pipelines.prepare.growing import (
     add_day,
@@ -50,12 +51,12 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     found: list[str] = []
     whole = infra.identity._footer_digest
     monkeypatch.setattr(
-        infra.identity, "_footer_digest", lambda file: found.append(f"{file.parent.name}/{file.name}") or whole(file)
+        infra.identity, "_footer_digest", noted(lambda file: found.append(f"{file.parent.name}/{file.name}"), whole)
     )
     return found
 
 
-CHANGES: dict[str, Callable[[Path], None]] = {
+CHANGES: dict[str, Callable[[Path], object]] = {
     "a day": lambda own: add_day(own, day_at(3)),
     "another file of a day": lambda own: rewrite(second_day(own).with_name("b.parquet"), read(second_day(own))),
     "a part of items": lambda own: add_items(own, 50, 60, "part-00001.parquet"),

@@ -550,7 +550,7 @@ def test_labels_are_null_until_their_followup_is_over(good: Path, own: Path) -> 
     end = np.datetime64(day_at(4), "us")
     for task, days in followup.items():
         span = np.timedelta64(int(days * 86_400_000_000), "us")
-        is_known = [np.datetime64(at, "us") + span < end for at in whole["event_time"].to_pylist()]
+        is_known = [bool(np.datetime64(at, "us") + span < end) for at in whole["event_time"].to_pylist()]
         assert 0 < sum(is_known) < 200
         assert found[task].combine_chunks().equals(masked(whole[task], is_known))
     assert read_dataset(own.parent / "out").spec.followup_days == followup
@@ -600,11 +600,12 @@ def test_a_task_given_another_makes_its_labels_anew_and_no_event(own: Path) -> N
 
 
 def test_splits_may_be_the_newest_dates(own: Path) -> None:
-    for number, (settings, train, test) in enumerate([
+    splits: list[tuple[dict[str, Any], tuple[int, int], tuple[int, int]]] = [
         ({"test_days": 1}, (0, 2), (3, 3)),
         ({"test_days": 2, "train_days": 1}, (1, 1), (2, 3)),
         ({"test_days": 1, "as_of": day_at(3)}, (0, 1), (2, 2)),
-    ]):  # fmt: skip
+    ]
+    for number, (settings, train, test) in enumerate(splits):
         run_prepare(ALONE, tables_config(own, **settings), own.parent / f"out{number}")
         spec = read_dataset(own.parent / f"out{number}").spec
         assert (spec.train, spec.test) == ((day_at(train[0]), day_at(train[1])), (day_at(test[0]), day_at(test[1])))

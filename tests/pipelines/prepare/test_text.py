@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from infra.commit import is_committed
 from infra.distributed import ALONE, World
@@ -13,6 +14,7 @@ from pipelines.prepare import text
 from pipelines.prepare.complete_journey.source import package_folder
 from pipelines.prepare.text_config import TextConfig
 from tests.distributed import run_distributed
+from tests.noted import noted
 from tests.pipelines.prepare.running import TinyEncoder
 
 TEXTS = sorted(
@@ -33,7 +35,7 @@ def model(tmp_path: Path) -> Path:
 @pytest.fixture
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     loaded: list[Path] = []
-    monkeypatch.setattr(text, "_load", lambda model, device: loaded.append(model) or TinyEncoder())
+    monkeypatch.setattr(text, "_load", noted(lambda model, _: loaded.append(model), lambda *_: TinyEncoder()))
     return loaded
 
 
@@ -62,7 +64,7 @@ def test_the_cache_is_used_again_and_only_for_the_same_work(model: Path, tmp_pat
 
 def test_a_torn_cache_is_never_read(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Dying(TinyEncoder):
-        def forward(self, inputs: dict[str, object]) -> dict[str, object]:
+        def forward(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             raise RuntimeError("out of memory")
 
     monkeypatch.setattr(text, "_load", lambda model, device: Dying())

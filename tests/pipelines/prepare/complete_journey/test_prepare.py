@@ -4,6 +4,7 @@ import json
 import sys
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,12 +29,12 @@ from tests.distributed import run_distributed
 from tests.pipelines.prepare.complete_journey import fabricated
 from tests.pipelines.prepare.running import TINY_DIM, digests, files_of, made_of, run_prepare
 
-SOURCE = {
+SOURCE: dict[str, Any] = {
     "kind": "complete_journey", "train_weeks": [6, 7], "test_weeks": [8, 9], "impressions_per_basket": 5,
     "max_history": 8, "followup_days": 7, "text": {"package": "tiny_model", "batch_size": 4},
     "behaviour": {"dim": 3, "min_baskets": 2},
 }  # fmt: skip
-ORGANIC = {**SOURCE, "organic": {"newest": 4, "dim": 3, "min_baskets": 2}}
+ORGANIC: dict[str, Any] = {**SOURCE, "organic": {"newest": 4, "dim": 3, "min_baskets": 2}}
 IN_EVENTS = {**ORGANIC, "organic": {**ORGANIC["organic"], "in_events": True}}
 
 

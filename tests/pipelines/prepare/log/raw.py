@@ -74,7 +74,7 @@ def write_days(folder: Path, rows: Sequence[Row]) -> None:
 
 def log_config(folder: Path, **values: Any) -> dict[str, Any]:
     """Return the prepare section for the log in a folder."""
-    source = {
+    source: dict[str, Any] = {
         "kind": "log",
         "events": {
             "path": f"{folder}/events", "user": "uid", "item": "sku", "time": "ts", "event_id": "eid",
