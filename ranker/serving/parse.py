@@ -24,6 +24,7 @@ from infra.errors import DataError
 from infra.tables import DatasetSpec
 
 Integers = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
 Values = Mapping[str, Any]
 
 UNKNOWN = -1
@@ -51,7 +52,7 @@ class Parsed:
     history_times_T: Integers
     items_N: Integers
     signals: dict[int, Values]
-    dense: dict[str, list[float]]
+    dense: dict[str, Floats]
     sparse: dict[str, list[list[int]]]
     unknown: dict[str, int] = field(default_factory=dict)
 
@@ -162,7 +163,7 @@ class RequestParser:
         sparse: Mapping[str, int],
     ) -> None:
         for name in dense:
-            parsed.dense[name] = [_number(row, name, place) for row, place in zip(rows, places, strict=True)]
+            parsed.dense[name] = _numbers([row.get(name) for row in rows], name, places)
         for name, number in sparse.items():
             lists = [_ids(row.get(name), f"{place}.{name}") for row, place in zip(rows, places, strict=True)]
             known = [[one for one in ids if one < number] for ids in lists]
@@ -179,20 +180,21 @@ def _object(value: object, where: str, known: set[str]) -> dict[str, Any]:
     return value
 
 
-def _number(row: Values, name: str, where: str) -> float:
-    value = row.get(name)
-    if value is None:
-        raise DataError(f"{where}.{name}: is missing")
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise DataError(f"{where}.{name}: must be a number, is {_short(value)}")
+def _numbers(values: list[Any], name: str, places: Sequence[str]) -> Floats:
+    """Return one column's values, float32 [N]."""
+    for value, place in zip(values, places, strict=True):
+        if type(value) not in (float, int):  # bool is neither
+            rule = "is missing" if value is None else f"must be a number, is {_short(value)}"
+            raise DataError(f"{place}.{name}: {rule}")
     try:
         with np.errstate(over="ignore"):  # told below
-            found = float(np.float32(value))
-    except OverflowError:
-        found = math.inf
-    if not math.isfinite(found):
-        raise DataError(f"{where}.{name}: {_short(value)} is not finite in float32")
-    return found
+            found_N = np.array(values, np.float64).astype(np.float32)
+    except OverflowError:  # an integer beyond any double
+        found_N = np.array([value if abs(value) < 1e39 else math.inf for value in values], np.float32)
+    wrong = np.flatnonzero(~np.isfinite(found_N))
+    if len(wrong):
+        raise DataError(f"{places[wrong[0]]}.{name}: {_short(values[wrong[0]])} is not finite in float32")
+    return found_N
 
 
 def _integer(value: object, where: str) -> int:
