@@ -108,6 +108,7 @@ def _gain_row(axes: Axes, theme: Theme, color: str, position: int, result: TaskR
     trainings = gain.replicates if len(gain.replicates) > 1 else ()
     below = offset_copy(axes.transData, axes.get_figure(root=True), y=-9, units="points")
     axes.plot(trainings, [position] * len(trainings), "|", color=color, markersize=5, zorder=3, transform=below)
+    axes.update_datalim([(training, position) for training in trainings])  # an offset's points count for no limit
     text = verdict.kind if verdict.is_withheld else percent(gain.gain)
     right = max(gain.interval[1], gain.gain)
     note(axes, theme, text, (right, position), (9, 0), color=theme.ink if verdict.is_shown else theme.muted)

@@ -539,6 +539,20 @@ def test_a_curve_of_one_point_is_a_dot_and_none_is_clipped() -> None:
     assert low < 0.64 and high > 1.0 and curve.axes.get_xlim() == (0, 150)
 
 
+def test_a_training_far_from_the_others_is_drawn_inside_the_figure() -> None:
+    given = comparison()
+    side = given.arms["side"]
+    task = side.tasks["click"]
+    metric = task.metrics["ne"]
+    over = {"none": metric.over["none"].model_copy(update={"replicates": (-0.3, 0.04, 0.2)})}
+    metrics = {**task.metrics, "ne": metric.model_copy(update={"over": over})}
+    tasks = {**side.tasks, "click": task.model_copy(update={"metrics": metrics})}
+    arms = {**given.arms, "side": side.model_copy(update={"tasks": tasks})}
+    plot = next(one for one in plots(given.model_copy(update={"arms": arms}), CURVES) if one.name == "ne_gain_click")
+    low, high = lines_of(plot)[0].axes.get_xlim()
+    assert low < -0.3 and high > 0.2
+
+
 def test_validation_is_drawn_dashed() -> None:
     curves = {"side": {"train_click_ne": CLICK["side"], "search_validation_click_ne": [(50.0, 0.9), (150.0, 0.7)]}}
     plot = next(one for one in plots(comparison(), curves) if one.name == "learning_click")
