@@ -169,7 +169,8 @@ def beside(dataset: Dataset, before: Path, sizes: Sizes) -> Part:
         found: dict[str, list[float]] = {name: [] for name in checkouts}
         for _ in range(max(sizes.rounds // 2, 1)):
             for name, checkout in checkouts.items():
-                command = [sys.executable, "-c", _STEPS_OF_BEFORE, str(dataset.path), arm, str(steps)]
+                # -P: or this checkout, which is where the process starts, would be imported in the other's place.
+                command = [sys.executable, "-P", "-c", _STEPS_OF_BEFORE, str(dataset.path), arm, str(steps)]
                 where = {"PYTHONPATH": str(checkout.resolve()), "OMP_NUM_THREADS": "1"}
                 seconds = float(run_program(command, where).said.split()[-1])
                 found[name].append(steps * BATCH / seconds)
@@ -221,7 +222,7 @@ def long_histories(dataset: Dataset, world: World, sizes: Sizes) -> Part:
     for length in sizes.lengths:
         for name, number in PIECES.items():
             held = [lengthened(batch, length, trial) for batch in batches(trial, HISTORY_ARM, world, number, 2)]
-            step = partial(progress, trial.pipeline, cycle(held), len(held))
+            step = partial(train_on, trial, held)
             contestants[f"{length}/{name}"] = Contestant(step, len(held) * BATCH)
     times = take_turns(contestants, max(sizes.rounds // 2, 1))
     trial.close()
@@ -229,6 +230,15 @@ def long_histories(dataset: Dataset, world: World, sizes: Sizes) -> Part:
         found = {name: 1e6 / times.rate(f"{length}/{name}").median for name in PIECES}
         rows.append({"entries": length, **found})
     return Measured("Long histories", HISTORY_WORDS, rows, {"entries": ",d", **dict.fromkeys(PIECES, ".1f")}), []
+
+
+def train_on(trial: Trial, held: Sequence[RankerBatch]) -> None:
+    """Take a step on each batch, without the pipeline: it would still hold the batches of whose turn was before."""
+    for batch in held:
+        trial.sharded.optimizer.zero_grad()
+        loss, _ = trial.sharded.model(batch)
+        loss.backward()
+        trial.sharded.optimizer.step()
 
 
 def batches(trial: Trial, arm: str, world: World, rows_per_request: int | None, number: int) -> Iterator[Batch]:
