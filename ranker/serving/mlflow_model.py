@@ -10,22 +10,48 @@ from typing import Any
 import torch
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SkipValidation
 
 from infra.errors import DataError
 from infra.wrong_input import WrongInput
 from ranker.serving.model import ServedRanker
 
 
-class Request(BaseModel):
-    """One user, one history, candidates; the rules are those of `ranker.serving.parse`, which names what is wrong."""
+class User(BaseModel):
+    """The user; beside the id the columns that a request has once."""
 
     model_config = ConfigDict(extra="allow")
 
-    user: Any = None
-    time: Any = None
-    history: Any = None
-    candidates: Any = None
+    user_id: int | None = None
+
+
+class History(BaseModel):
+    """What the user did, oldest first; times may be texts as well."""
+
+    item_ids: list[int] = []
+    times: list[float] = []
+
+
+class Candidate(BaseModel):
+    """An item; beside its id the columns of an impression, and of a new item its signals."""
+
+    model_config = ConfigDict(extra="allow")
+
+    item_id: int | None = None
+
+
+class Request(BaseModel):
+    """One user, one history, candidates.
+
+    The types are for MLflow's signature and are not checked: `ranker.serving.parse` does that, and names what is wrong.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    user: SkipValidation[User | None] = None
+    time: SkipValidation[str | None] = None
+    history: SkipValidation[History | None] = None
+    candidates: SkipValidation[list[Candidate] | None] = None
 
 
 class Answer(BaseModel):
