@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.record import Row, markdown_table, print_table, source, write_results
+from benchmarks.record import Row, markdown_table, print_table, source, write_results, yes_or_no
 from benchmarks.timing import Spread
 
 GOAL_COLUMNS = {"goal": "", "threads": "d", "ratio": ".2f", "low": ".2f", "high": ".2f", "at_least": ".2f", "met": ""}
@@ -12,14 +12,13 @@ GOAL_COLUMNS = {"goal": "", "threads": "d", "ratio": ".2f", "low": ".2f", "high"
 
 def goal(what: str, ratio: Spread, at_least: float, threads: int | None = None) -> dict[str, Any]:
     """Return a goal's row: the ratio with its quartiles, the least it should be, and whether the median is that."""
-    met = "yes" if ratio.median >= at_least else "no"
     return {
         "goal": what,
         "threads": threads,
         **ratio._asdict(),
         "ratio": ratio.median,
         "at_least": at_least,
-        "met": met,
+        "met": yes_or_no(ratio.median >= at_least),
     }
 
 

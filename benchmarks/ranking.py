@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.record import Row, markdown_table, print_table, results_folder, source, write_results
+from benchmarks.record import Row, markdown_table, print_table, results_folder, source, write_results, yes_or_no
 from benchmarks.scoring_server import ScoringServer, resident_mib, serving
 from benchmarks.serving import percentiles
 from infra.served import load_served
@@ -97,7 +97,7 @@ def in_process(model: Path, requests: int) -> list[Row]:
         inputs = [[drawn[n % _DIFFERENT]] for n in range(requests + _DIFFERENT)]
         times = percentiles(served.predict, inputs, _DIFFERENT)
         row = {"where": "in process", "history": history, "requests": requests, **times}
-        rows.append({**row, "goal": f"p99 < {goal:.0f} ms", "met": _yes(times["p99_ms"] < goal)})
+        rows.append({**row, "goal": f"p99 < {goal:.0f} ms", "met": yes_or_no(times["p99_ms"] < goal)})
     return [*rows, _memory_row("in process", model, resident_mib(os.getpid()))]
 
 
@@ -145,7 +145,7 @@ def at_once(server: ScoringServer, bodies: Sequence[bytes], clients: int, second
     return {
         "where": f"http: {clients} clients for {seconds:.0f} s", "history": 32, "requests": statuses.total(),
         "p50_ms": p50, "p99_ms": p99, "a_second": statuses[200] / seconds, "errors": errors, "goal": "no error",
-        "met": _yes(errors == 0),
+        "met": yes_or_no(errors == 0),
     }  # fmt: skip
 
 
@@ -153,11 +153,7 @@ def _memory_row(where: str, model: Path, mib: float) -> Row:
     own = sum(file.stat().st_size for file in (model / MODEL_FOLDER).rglob("*") if file.is_file()) / 1e6
     used = mib * 2**20 / 1e6
     goal = f"< {own:.0f} + {GOAL_MB:.0f} MB"
-    return {"where": where, "resident_mb": used, "goal": goal, "met": _yes(used < own + GOAL_MB)}
-
-
-def _yes(is_met: bool) -> str:
-    return "yes" if is_met else "no"
+    return {"where": where, "resident_mb": used, "goal": goal, "met": yes_or_no(used < own + GOAL_MB)}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
+
+from infra.console import wide_console
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 QUICK_RESULTS = Path("runs/benchmarks/quick")
@@ -65,8 +66,7 @@ def print_table(title: str, rows: Sequence[Row], columns: Mapping[str, str]) -> 
         table.add_column(name, justify="right" if form else "left")
     for row in rows:
         table.add_row(*(_cell(row.get(name), form) for name, form in columns.items()))
-    console = Console()
-    Console(width=None if console.is_terminal else 200).print(table)  # a file has no width to cut tables to
+    wide_console(200).print(table)
 
 
 def markdown_table(rows: Sequence[Row], columns: Mapping[str, str]) -> str:
@@ -75,6 +75,11 @@ def markdown_table(rows: Sequence[Row], columns: Mapping[str, str]) -> str:
     rule = "|" + "|".join("---:" if form else "---" for form in columns.values()) + "|"
     lines = ["| " + " | ".join(_cell(row.get(n), form) for n, form in columns.items()) + " |" for row in rows]
     return "\n".join([head, rule, *lines]) + "\n"
+
+
+def yes_or_no(is_met: bool) -> str:
+    """Return how tables say whether a goal is met."""
+    return "yes" if is_met else "no"
 
 
 def _cell(value: Any, form: str) -> str:

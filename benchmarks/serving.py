@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from benchmarks.items import DEFAULT_SIGNALS
-from benchmarks.record import Row, markdown_table, print_table, results_folder, source, write_results
+from benchmarks.record import Row, markdown_table, print_table, results_folder, source, write_results, yes_or_no
 from benchmarks.scoring_server import resident_mib, serving
 from encoder.bundle import load_bundle, save_bundle
 from encoder.config import EncoderConfig
@@ -118,7 +118,7 @@ def in_process(model: Path, signals: SignalSpec, load: Load) -> list[Row]:
         times = percentiles(served.predict, batches(signals, size, load.warm_up + number), load.warm_up)
         goal = GOALS_MS[size]
         row = {"where": "in process", "items": size, "requests": number, **times}
-        rows.append({**row, "goal": f"p99 < {goal:.0f} ms", "met": _yes(times["p99_ms"] < goal)})
+        rows.append({**row, "goal": f"p99 < {goal:.0f} ms", "met": yes_or_no(times["p99_ms"] < goal)})
     used = resident_mib(os.getpid())
     rows.append({"where": "in process: imports alone", "resident_mib": imported})
     return [*rows, _memory_row("in process", used)]
@@ -143,11 +143,7 @@ def over_http(model: Path, signals: SignalSpec, load: Load, log: Path) -> list[R
 
 
 def _memory_row(where: str, mib: float) -> Row:
-    return {"where": where, "resident_mib": mib, "goal": f"< {GOAL_MIB:.0f} MiB", "met": _yes(mib < GOAL_MIB)}
-
-
-def _yes(is_met: bool) -> str:
-    return "yes" if is_met else "no"
+    return {"where": where, "resident_mib": mib, "goal": f"< {GOAL_MIB:.0f} MiB", "met": yes_or_no(mib < GOAL_MIB)}
 
 
 def measured(encoder: Path | None, load: Load) -> list[Row]:

@@ -5,11 +5,9 @@ bundle's safetensors. Before it is committed, the saved copy is loaded again and
 the tables the SIDs that the tables hold.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import torch
@@ -22,15 +20,11 @@ from encoder.signals import Precision, SignalSpec, stored_precisions
 from infra.config import parse, plain
 from infra.distributed import together
 from infra.errors import SpecError
-from infra.mlflow_runs import URI_VARIABLE
 from infra.parquet import read_row_group, row_groups
-from infra.registration import register
+from infra.registration import registered
 from infra.served import load_served, save_served
 from infra.snapshot import CONTENT, Dataset, read_dataset
 from infra.stage import StageRun, run_stage
-
-if TYPE_CHECKING:
-    pass
 
 MODEL_FOLDER = "model"
 CODE = ("encoder", "infra")
@@ -80,9 +74,11 @@ def _export(run: StageRun[ExportConfig]) -> None:
     )
     save_model(model, encoder, config, reference.items[0])
     check_model(model, reference, run.config.max_items)
-    registered = _registered(run, model, config)
+    name, alias = run.config.registered_model, run.config.alias
+    tags = {"sidestack.sid_fingerprint": config.spec.fingerprint}
+    version = registered(model, name, alias, tags, "export", run.log)
     run.facts["fingerprint"] = config.spec.fingerprint
-    run.log.summary({"checked_items": len(reference.items), "served": plain(config), "registered": registered})
+    run.log.summary({"checked_items": len(reference.items), "served": plain(config), "registered": version})
 
 
 def read_reference(dataset: Dataset, signals: SignalSpec, number: int) -> Reference:
@@ -154,18 +150,6 @@ def check_model(path: Path, reference: Reference, max_items: int) -> None:
             served = [None if given[name] is None else int(given[name]) for name in answer]
             if served != held:
                 raise SpecError(f"item {at}: the saved model gives SID {served}, the tables hold {held}")
-
-
-def _registered(run: StageRun[ExportConfig], model: Path, config: ServedConfig) -> dict[str, Any] | None:
-    name, alias = run.config.registered_model, run.config.alias
-    if name is None:
-        return None
-    if URI_VARIABLE not in os.environ:
-        run.log.say(f"export: not registered as {name}: {URI_VARIABLE} is not set")
-        return None
-    number = register(model, name, alias, {"sidestack.sid_fingerprint": config.spec.fingerprint})
-    run.log.say(f"export: registered as {name} version {number}; models:/{name}@{alias} is it")
-    return {"name": name, "version": number, "alias": alias}
 
 
 if __name__ == "__main__":

@@ -18,13 +18,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from encoder.bundle import EncoderBundle, load_bundle
 from encoder.signals import SignalBatch, signal_batch, signal_check
+from infra.console import wide_console
 from infra.errors import DataError, SidestackError
 from infra.parquet import read_row_group, row_groups
 from infra.snapshot import Dataset, read_dataset
@@ -163,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except SidestackError as error:
         print(f"inspect: error: {error}", file=sys.stderr)
         raise SystemExit(1) from error
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    console = wide_console()
     for sheet in sheets:
         for part in _lines(sheet, bundle):
             console.print(part)

@@ -447,12 +447,13 @@ def content_columns(spec: SidSpec) -> dict[str, SidSpec]:
 
 def event_columns(spec: SidSpec) -> dict[str, SidSpec]:
     """Return all SID columns of the events tables, prefixes included: name -> its spec."""
+    return {name: held for base in spec.event_bases for name, held in position_columns(base, spec).items()}
+
+
+def position_columns(base: str, spec: SidSpec) -> dict[str, SidSpec]:
+    """Return the SID columns of one position in the events tables, by its stem, likewise."""
     shorter = [spec.of_prefix(p) for p in spec.prefix_lengths if p < spec.digits]
-    columns: dict[str, SidSpec] = {}
-    for base in spec.event_bases:
-        for held in (spec, *shorter):
-            columns |= sid_columns(base, held)
-    return columns
+    return {name: part for held in (spec, *shorter) for name, part in sid_columns(base, held).items()}
 
 
 def with_sid_metadata(field: pa.Field, spec: SidSpec) -> pa.Field:

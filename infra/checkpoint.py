@@ -23,7 +23,7 @@ import shutil
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -113,8 +113,10 @@ class Checkpoints:
         Raises:
             CommitError: the disk is full.
         """
-        self.begin(checkpoint)
         self.finish()
+        with self._committing(checkpoint) as out:
+            self._write(checkpoint, out)
+        self._note_saved()
 
     def begin(self, checkpoint: Checkpoint) -> None:
         """Have a thread write a checkpoint, from a copy of its tensors on the host; `finish` commits it.
@@ -125,13 +127,10 @@ class Checkpoints:
             CommitError: see `save`.
         """
         self.finish()
-        name = f"step-{checkpoint.step:012d}"
-        facts = {**self.work, _SETTINGS: self.config.identity()}
-        stack = ExitStack()
-        opened = committing(self.path / name, self.world, stage=f"{self.stage}-checkpoint", facts=facts)
-        out = stack.enter_context(opened)
+        opened = ExitStack()
+        out = opened.enter_context(self._committing(checkpoint))
         held = checkpoint.on_host()
-        self._begun = _Begun(stack, _in_thread(lambda: self._write(held, out)))
+        self._begun = _Begun(opened, _in_thread(lambda: self._write(held, out)))
 
     def finish(self) -> None:
         """Wait for the checkpoint that was begun, if any, and commit it; every rank calls at the same step.
@@ -144,6 +143,15 @@ class Checkpoints:
             return
         with begun.opened:
             begun.written.result()
+        self._note_saved()
+
+    def _committing(self, checkpoint: Checkpoint) -> AbstractContextManager[Path]:
+        facts = {**self.work, _SETTINGS: self.config.identity()}
+        path = self.path / f"step-{checkpoint.step:012d}"
+        return committing(path, self.world, stage=f"{self.stage}-checkpoint", facts=facts)
+
+    def _note_saved(self) -> None:
+        """Remove what is not to be kept beside a checkpoint that was just committed."""
         self._are_ours = True
         if self.world.is_main:
             self._remove(keeping=self.keeps)

@@ -123,7 +123,7 @@ def verify(path: Path) -> Manifest:
         size = (path / name).stat().st_size
         if size != entry.bytes:
             raise CommitError(f"{path / name}: has {size} bytes, {MANIFEST} says {entry.bytes}: truncated or altered")
-    for name, found in _hash_all(path, list(manifest.files)).items():
+    for name, found in hash_all(path, list(manifest.files)).items():
         if found != manifest.files[name].sha256:
             raise CommitError(f"{path / name}: SHA-256 {found[:12]}… is not the {MANIFEST}'s: the file was altered")
     return manifest
@@ -294,7 +294,7 @@ def _check_written(file: Path, entry: FileEntry) -> None:
 def _describe(root: Path, names: Sequence[str]) -> dict[str, FileEntry]:
     for name in names:
         _sync(root / name)
-    digests = _hash_all(root, names)
+    digests = hash_all(root, names)
     return {
         name: FileEntry(
             sha256=digests[name],
@@ -338,7 +338,8 @@ def _files(root: Path) -> list[str]:
     return sorted(name for name in found if name != MANIFEST)
 
 
-def _hash_all(root: Path, names: Sequence[str]) -> dict[str, str]:
+def hash_all(root: Path, names: Sequence[str]) -> dict[str, str]:
+    """Return the SHA-256 (hex) of files by their names, which are paths within a folder."""
     # hashlib releases the GIL, so threads read and hash several files at once.
     with ThreadPoolExecutor(max_workers=4) as pool:
         return dict(zip(names, pool.map(lambda name: _hash(root / name), names), strict=True))

@@ -8,6 +8,7 @@ from urllib.parse import unquote
 
 from infra.errors import StageError
 from infra.mlflow_runs import URI_VARIABLE, connect
+from infra.tracking import RunLog
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 _SQLITE = "sqlite:///"
 
 
-def register(model: Path, name: str, alias: str, tags: Mapping[str, str]) -> str:
+def register(model: Path, name: str, alias: str, tags: Mapping[str, str], section: str) -> str:
     """Copy a saved model into the store of `MLFLOW_TRACKING_URI`, register it, move the alias to it.
 
     The copy is the store's own, so the version outlives the directory it was made from. The alias
@@ -23,7 +24,7 @@ def register(model: Path, name: str, alias: str, tags: Mapping[str, str]) -> str
 
     Args:
         model: a saved MLflow model. name: the registered model, made where there is none.
-        alias: what moves. tags: written to the version.
+        alias: what moves. tags: written to the version. section: of the configuration that names it, for messages.
 
     Returns:
         the version's number.
@@ -45,8 +46,32 @@ def register(model: Path, name: str, alias: str, tags: Mapping[str, str]) -> str
         client.set_registered_model_alias(name, alias, version)
     except (MlflowException, OSError) as error:
         why, *_ = str(error).splitlines() or [""]
-        raise StageError(f"registered_model {name!r}: {os.environ[URI_VARIABLE]} refuses: {why}") from error
+        raise StageError(f"{section}.registered_model {name!r}: {os.environ[URI_VARIABLE]} refuses: {why}") from error
     return version
+
+
+def registered(
+    model: Path, name: str | None, alias: str, tags: Mapping[str, str], section: str, log: RunLog
+) -> dict[str, str] | None:
+    """Register a stage's model where it has a name and there is a store, and say so.
+
+    Args:
+        model, alias, tags, section: see `register`. name: likewise; None: nothing is registered. log: the stage's.
+
+    Returns:
+        name, version and alias; None where nothing was registered.
+
+    Raises:
+        StageError: see `register`.
+    """
+    if name is None:
+        return None
+    if URI_VARIABLE not in os.environ:
+        log.say(f"{section}: not registered as {name}: {URI_VARIABLE} is not set")
+        return None
+    number = register(model, name, alias, tags, section)
+    log.say(f"{section}: registered as {name} version {number}; models:/{name}@{alias} is it")
+    return {"name": name, "version": number, "alias": alias}
 
 
 def _experiment(client: "MlflowClient", name: str) -> str:

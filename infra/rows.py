@@ -54,6 +54,11 @@ class Rows:
         """The number of runs; rows that share nothing are none."""
         return 0 if self.shared is None else int(self.shared.num_rows)
 
+    @property
+    def run_starts(self) -> Integers:
+        """The row at which each run begins, int64 [runs]."""
+        return np.flatnonzero(np.diff(self.run_N, prepend=-1))
+
     def slice(self, start: int, rows: int) -> "Rows":
         """Return some rows beside each other, without a copy."""
         own, run_N = self.own.slice(start, rows), self.run_N[start : start + rows]

@@ -90,6 +90,19 @@ def _stands_for(one: str, name: str) -> bool:
     return name.startswith(one[:-1]) if one.endswith(".*") else name == one
 
 
+def with_inputs(argv: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Return arguments in which `--NAME DIR` or `--NAME=DIR` stands as `--input NAME=DIR`, for some names."""
+    out: list[str] = []
+    words = iter(argv)
+    for word in words:
+        option, separator, value = word.removeprefix("--").partition("=")
+        if word.startswith("--") and option in names:
+            out += ["--input", f"{option}={value if separator else next(words, '')}"]
+        else:
+            out.append(word)
+    return out
+
+
 def run_stage(
     name: str,
     section: str,

@@ -43,3 +43,17 @@ def read_state(folder: Path, shards: Shards) -> dict[str, Tensor]:
     read_shards(shards, folder / SHARDS_FOLDER)
     shared: dict[str, Tensor] = load_file(folder / SHARED_FILE)
     return shared
+
+
+def fill(tensors: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+    """Copy saved tensors into others of the same names, in place.
+
+    Raises:
+        ValueError: a tensor was not saved, or with another shape.
+    """
+    for name, tensor in tensors.items():
+        if name not in saved:
+            raise ValueError(f"{name}: was not saved")
+        if saved[name].shape != tensor.shape:
+            raise ValueError(f"{name}: was saved with shape {tuple(saved[name].shape)}, now has {tuple(tensor.shape)}")
+        tensor.copy_(saved[name])

@@ -5,7 +5,7 @@ beside it lie all weights and optimizer states (`infra.state`), for any number o
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,14 +14,13 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from infra.commit import read_manifest
-from infra.config import VERSION, parse, parse_written, plain
+from infra.config import VERSION, parse_written
 from infra.errors import DataError
 from infra.shards import Shard, Spread
-from infra.state import read_state, write_state
+from infra.state import fill, read_state, write_state
 from infra.tables import DatasetSpec
 from ranker.budget import DecidedConfig
 from ranker.bundle_description import Description
-from ranker.config import RankerConfig
 from ranker.features import ArmFeatures, IdFeature
 from ranker.sharding import ShardedRanker
 
@@ -38,18 +37,13 @@ class RankerBundle:
     path: Path
     description: Description
 
-    @property
-    def config(self) -> DecidedConfig:
-        """The configuration that it was trained with."""
-        return parse(DecidedConfig, plain(self.description.config), str(self.path / DESCRIPTION_FILE))
-
     def weights(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the network's weights by name, and the tables' by table, whole, without the optimizers' states.
 
         Raises:
             DataError: a file cannot be read.
         """
-        features, dim = self.description.features(), self.config.model.embedding_dim
+        features, dim = self.description.features(), self.description.config.model.embedding_dim
         whole = {_weight_name(one, features): torch.empty(one.rows, dim) for one in _tables(features)}
         shards = {name: Spread(tuple(rows_ND.shape), [Shard((0, 0), rows_ND)]) for name, rows_ND in whole.items()}
         try:
@@ -77,20 +71,18 @@ class RankerBundle:
         whole, spread = sharded.parted_state(features)
         try:
             saved = read_state(self.path, {name: part for name, part in spread.items() if not is_left(name)})
+            fill({name: tensor for name, tensor in whole.items() if not is_left(name)}, saved)
         except (OSError, SafetensorError, ValueError) as error:
             raise DataError(f"{self.path}: cannot be loaded into this model: {error}") from error
-        for name, tensor in whole.items():
-            if not is_left(name):
-                _fill(tensor, name, saved, self.path)
 
 
 def save_bundle(
-    out: Path, sharded: ShardedRanker, features: ArmFeatures, config: RankerConfig, spec: DatasetSpec, rank: int
+    out: Path, sharded: ShardedRanker, features: ArmFeatures, config: DecidedConfig, spec: DatasetSpec, rank: int
 ) -> None:
     """Write a rank's part of a trained ranker into a stage's output.
 
     Args:
-        out: the output. sharded: the model. features: what its arm reads. config: resolved and decided.
+        out: the output. sharded: the model. features: what its arm reads. config: resolved.
         spec: the dataset's. rank: this rank.
     """
     folder = out / FOLDER
@@ -99,8 +91,7 @@ def save_bundle(
     write_state(folder, whole, spread, rank)
     if rank == 0:
         rows = {table.table: table.rows for table in (*features.bags, *features.sequences)}
-        values = RankerConfig.model_validate(config.model_dump())
-        described = Description(config=values, spec=spec, sids=features.sids, rows=rows, version=VERSION)
+        described = Description(config=config, spec=spec, sids=features.sids, rows=rows, version=VERSION)
         (folder / DESCRIPTION_FILE).write_text(described.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
@@ -140,12 +131,3 @@ def _weight_name(table: IdFeature, features: ArmFeatures) -> str:
     if table in features.sequences:
         return f"model.sequences.embeddings.{table.table}.weight"
     return f"model.{'request_' if table.of_request else ''}bags.embedding_bags.{table.table}.weight"
-
-
-def _fill(tensor: Tensor, name: str, saved: Mapping[str, Tensor], path: Path) -> None:
-    found = saved.get(name)
-    if found is None:
-        raise DataError(f"{path}: {name} was not saved")
-    if found.shape != tensor.shape:
-        raise DataError(f"{path}: {name} was saved with shape {tuple(found.shape)}, now has {tuple(tensor.shape)}")
-    tensor.copy_(found)

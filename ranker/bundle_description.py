@@ -10,15 +10,15 @@ from encoder.sid import SidSpec
 from infra.config import Config
 from infra.errors import DataError, SpecError
 from infra.tables import DatasetSpec
-from ranker.config import RankerConfig
+from ranker.budget import DecidedConfig
 from ranker.features import ArmFeatures, IdFeature, Sids, arm_features
 
 
 class Description(Config):
     """The content of `ranker.json`."""
 
-    config: RankerConfig
-    """Of one arm, resolved; what was left to a rule, decided."""
+    config: DecidedConfig
+    """Of one arm, resolved."""
     spec: DatasetSpec
     """Of the dataset that it was trained on."""
     sids: dict[str, SidSpec]

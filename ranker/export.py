@@ -7,12 +7,9 @@ of each set of SIDs that the arm takes. Before it is committed, the saved copy i
 of held-out rows: it must give the ranker's own predictions. Rank 0 works.
 """
 
-import os
 import shutil
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,18 +23,16 @@ from encoder.signals import stored_precisions
 from infra.commit import read_manifest
 from infra.distributed import together
 from infra.errors import DataError, SpecError
-from infra.mlflow_runs import URI_VARIABLE
-from infra.registration import register
+from infra.registration import registered
 from infra.served import load_served, save_served
 from infra.snapshot import CONTENT, Dataset, read_dataset
-from infra.stage import StageRun, run_stage
+from infra.stage import StageRun, run_stage, with_inputs
 from infra.tensors import write_tensors
 from ranker.bundle import RankerBundle, open_bundle
 from ranker.bundle_description import Description, require_sids
 from ranker.export_config import RankerExportConfig
 from ranker.features import dataset_sids
 from ranker.frozen import read_frozen
-from ranker.score import with_inputs
 from ranker.serving.config import (
     CONSTANTS_FILE,
     NETWORK_FILE,
@@ -83,8 +78,8 @@ def _export(run: StageRun[RankerExportConfig]) -> None:
         max_history=config.max_history, lineage=_lineage(run), files=file_digests(version),
     )  # fmt: skip
     (version / SERVED_FILE).write_text(served.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    number = config.checked_rows * (1 if config.tables == "float32" else QUANTIZED_ROWS)
-    reference = read_reference(dataset, described, run.inputs["model"], number)
+    rows = config.checked_rows * (1 if config.tables == "float32" else QUANTIZED_ROWS)
+    reference = read_reference(dataset, described, run.inputs["model"], rows)
     found = check(ServedRanker(version), reference, config)
     model = run.out / MODEL_FOLDER
     save_served(
@@ -93,10 +88,10 @@ def _export(run: StageRun[RankerExportConfig]) -> None:
     )  # fmt: skip
     shutil.rmtree(version)  # the model has a copy
     _require_equal_answer(model, reference, found.largest_difference)
-    registered = _registered(run, model, served)
+    number = registered(model, config.registered_model, config.alias, _tags(served), "ranker_export", run.log)
     size = sum(file.stat().st_size for file in model.rglob("*") if file.is_file())
     run.log.say(f"ranker_export: {len(reference.p_TN[0]):,} held-out rows answered, {found}; {size:,} bytes")
-    run.log.summary({"bytes": size, "registered": registered, "lineage": served.lineage, **found._asdict()})
+    run.log.summary({"bytes": size, "registered": number, "lineage": served.lineage, **found._asdict()})
     run.facts["lineage"] = served.lineage
 
 
@@ -156,7 +151,11 @@ def _write_weights(bundle: RankerBundle, config: RankerExportConfig, version: Pa
 def _write_constants(dataset: Dataset, described: Description, version: Path) -> None:
     frozen = read_frozen(dataset, described.features(dataset.spec))
     named: dict[str, Tensor] = {f"{CODEBOOK}.{name}": book for name, book in frozen.codebooks.items()}
-    named |= {f"{EMBEDDINGS}.{entity}": rows_IE for entity, rows_IE in frozen.embeddings.items()}
+    named |= {
+        # Of a snapshot that has grown, the rows that the ranker knows: the next stands for what it does not know.
+        f"{EMBEDDINGS}.{entity}": rows_IE[: described.spec.content(entity).rows]
+        for entity, rows_IE in frozen.embeddings.items()
+    }
     write_tensors(named, version / CONSTANTS_FILE)
 
 
@@ -170,18 +169,11 @@ def _require_equal_answer(model: Path, reference: Reference, largest_difference:
         raise SpecError(f"{model}: the saved model's answer is {apart:.2g} from the ranker's prediction")
 
 
-def _registered(run: StageRun[RankerExportConfig], model: Path, served: ServedConfig) -> Mapping[str, Any] | None:
-    name, alias = run.config.registered_model, run.config.alias
-    if name is None:
-        return None
-    if URI_VARIABLE not in os.environ:
-        run.log.say(f"ranker_export: not registered as {name}: {URI_VARIABLE} is not set")
-        return None
+def _tags(served: ServedConfig) -> dict[str, str]:
+    """Return what the registered version is tagged with."""
     tags = {f"sidestack.{key}": value for key, value in served.lineage.items()}
     tags |= {f"sidestack.sids.{sid}": one.spec.fingerprint for sid, one in served.sids.items()}
-    number = register(model, name, alias, {**tags, "sidestack.arm": served.ranker.config.arm})
-    run.log.say(f"ranker_export: registered as {name} version {number}; models:/{name}@{alias} is it")
-    return {"name": name, "version": number, "alias": alias}
+    return {**tags, "sidestack.arm": served.ranker.config.arm}
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from infra.distributed import World, lockstep, together
 from infra.lanes import Batch, LaneReader
 from infra.learning_curve import is_point, point_every
 from infra.prefetch import prefetched
+from infra.state import fill
 from infra.tracking import RunLog
 from ranker.batch import RankerBatch
 from ranker.budget import DecidedConfig, DecidedTraining, warmup_steps
@@ -247,9 +248,8 @@ class Fit:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Take up a checkpoint of this training, whose shards are in place already (`taken_up`)."""
         self.sharded.make_dense_state()
-        for name, tensor in self.sharded.state().items():
-            if name not in checkpoint.shards:
-                tensor.copy_(checkpoint.shared[name])
+        whole, _ = self.sharded.parted_state(self.progress.features)
+        fill(whole, checkpoint.shared)
         self.window.load_state(checkpoint.shared, self.progress.world.device)
         self.step = self.resumed_from = checkpoint.step - self.steps_before
         self.timed_steps, self.seconds = checkpoint.values["timed_steps"], checkpoint.values["seconds"]

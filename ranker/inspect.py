@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from rich.console import Console
 from rich.table import Table
 
+from infra.console import wide_console
 from infra.errors import SidestackError
 from infra.gather import take_rows
 from infra.impressions import ImpressionRows
@@ -70,14 +70,13 @@ def inputs_of(features: ArmFeatures) -> list[Input]:
     return [one for one in found if one.columns]
 
 
-def importances(
-    network: LocalNetwork, rows: Rows, features: ArmFeatures, seed: int = 0
-) -> tuple[dict[str, float], list[Importance]]:
+def importances(network: LocalNetwork, rows: Rows, seed: int = 0) -> tuple[dict[str, float], list[Importance]]:
     """Return normalized entropy by task, and the importance of each input, largest first.
 
     Args:
-        network: the ranker's. rows: held-out rows. features: what the arm reads. seed: of the shuffling.
+        network: the ranker's. rows: held-out rows. seed: of the shuffling.
     """
+    features = network.features
     labels = {task: _labels(rows.own, features, task) for task in features.tasks}
     whole = _entropies(network, rows, labels)
     found = []
@@ -147,7 +146,7 @@ def open_network(bundle: RankerBundle, dataset: Dataset) -> LocalNetwork:
     """Load a ranker's network and tables into this process's memory."""
     features = bundle.description.features(dataset.spec)
     network, tables = bundle.weights()
-    body = Body(features, bundle.config, read_frozen(dataset, features))
+    body = Body(features, bundle.description.config, read_frozen(dataset, features))
     body.load_state_dict(network)
     return LocalNetwork(features, body, {name: ServedTable({"rows": rows_ND}) for name, rows_ND in tables.items()})
 
@@ -157,7 +156,7 @@ def _tables(path: Path, bundle: RankerBundle) -> Table:
     table = Table(
         "table", "rows", "bytes", "sharding", "kernel", "parts", box=None, header_style="bold", pad_edge=False
     )
-    dim = bundle.config.model.embedding_dim
+    dim = bundle.description.config.model.embedding_dim
     for name, rows in sorted(bundle.description.rows.items(), key=lambda one: -one[1]):
         own = plan.get(name, {})
         parts = str(len(own.get("shards", [])))
@@ -180,9 +179,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rows", type=int, default=50_000, help="about how many held-out rows are shuffled")
     arguments = parser.parse_args(argv)
     quiet()
+    console = wide_console()
     try:
         for part in _report(arguments.model, arguments.dataset, arguments.rows):
-            Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(part)
+            console.print(part)
     except SidestackError as error:
         print(f"inspect: error: {error}", file=sys.stderr)
         raise SystemExit(1) from error
@@ -197,7 +197,7 @@ def _report(path: Path, dataset_path: Path, number: int) -> Iterator[Table | str
     yield f"arm {described.config.arm}; SIDs: {sids}; trained on {described.spec.train[0]} to {described.spec.train[1]}"
     yield _tables(path, bundle)
     rows = read_rows(dataset, bundle, number)
-    whole, found = importances(open_network(bundle, dataset), rows, described.features(dataset.spec))
+    whole, found = importances(open_network(bundle, dataset), rows)
     yield f"{rows.num_rows:,} held-out rows: " + ", ".join(f"{task} NE {value:.4f}" for task, value in whole.items())
     yield _importance_table(whole, found)
 

@@ -48,8 +48,7 @@ class NewestEntries:
         lengths_R = history_lengths(requests)
         kept_R = np.minimum(lengths_R, self.settings.max_length or _NO_BOUND)
         if self.settings.max_entries is not None:
-            first_R = np.flatnonzero(np.diff(request_N, prepend=-1))
-            kept_R = fitting_lengths(kept_R, first_R // lane_batch, self.settings.max_entries // lanes)
+            kept_R = fitting_lengths(kept_R, batch.rows.run_starts // lane_batch, self.settings.max_entries // lanes)
         self.entries += int(lengths_R[request_N][batch.valid_N].sum())
         self.entries_cut += int((lengths_R - kept_R)[request_N][batch.valid_N].sum())
         if np.array_equal(kept_R, lengths_R):

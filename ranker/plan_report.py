@@ -4,16 +4,15 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from infra.console import wide_console
 from ranker.planner import RESERVED_SHARE
 
 
 def print_report(report: dict[str, Any]) -> None:
     """Print what `ranker.plan.dry_run` gives."""
-    console = Console()
-    console = Console(width=None if console.is_terminal else 160, highlight=False)  # a file has no width to cut to
+    console = wide_console()
     cluster, training = report["cluster"], report["training"]
     kind = "GPUs" if cluster["device"] == "cuda" else "CPU ranks"
     console.print(f"{report['arm']}: fits on {cluster['ranks']} {kind}, {cluster['ranks_per_node']} a node")

@@ -27,7 +27,7 @@ from infra.errors import DataError
 from infra.lanes import LaneReader
 from infra.partitions import PartitionEntry
 from infra.snapshot import Dataset, read_dataset
-from infra.stage import StageRun, run_stage
+from infra.stage import StageRun, run_stage, with_inputs
 from ranker.budget import DecidedConfig
 from ranker.bundle import RankerBundle, open_bundle
 from ranker.bundle_description import require_columns, require_sids
@@ -136,7 +136,7 @@ def _grouped(entries: Sequence[PartitionEntry], rows: int) -> Iterator[list[Part
 
 def _loaded(run: StageRun[ScoreConfig], bundle: RankerBundle, dataset: Dataset, parts: Sequence[Part]) -> Scoring:
     assert run.checkpoints is not None
-    world, config = run.world, bundle.config
+    world, config = run.world, bundle.description.config
     dates = parts[0].dates[0], parts[-1].dates[1]
     features = bundle.description.features(dataset.spec)
     dataset.verify(world, content_read(dataset, features))
@@ -195,19 +195,6 @@ def main() -> None:
     """Run the stage from the command line."""
     argv = with_inputs(sys.argv[1:], ("model", "dataset"))
     run_stage("score", "score", ScoreConfig, ["model", "dataset"], score, argv)
-
-
-def with_inputs(argv: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Return arguments in which `--NAME DIR` or `--NAME=DIR` stands as `--input NAME=DIR`, for some names."""
-    out: list[str] = []
-    words = iter(argv)
-    for word in words:
-        option, separator, value = word.removeprefix("--").partition("=")
-        if word.startswith("--") and option in names:
-            out += ["--input", f"{option}={value if separator else next(words, '')}"]
-        else:
-            out.append(word)
-    return out
 
 
 if __name__ == "__main__":

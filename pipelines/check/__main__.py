@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from rich.console import Console
 from rich.table import Table
 
+from infra.console import wide_console
 from infra.errors import ConfigError, DataError
 from pipelines.check.estimate import estimates, warnings
 from pipelines.check.guess import as_yaml, guessed_config, tables_in
@@ -64,7 +65,7 @@ def show(found: Profile, config: PipelineConfig) -> None:
     for name, value in [*_lines(found), ("", ""), *estimates(found, config)]:
         table.add_row(name, value)
     console = Console(highlight=False)
-    Console(highlight=False, width=None if console.is_terminal else 160).print(table)
+    wide_console().print(table)
     for warning in warnings(found, config):
         console.print(f"warning: {warning}", soft_wrap=True)
 

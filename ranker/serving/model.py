@@ -1,6 +1,5 @@
 """A served ranker: requests in, probabilities out. It keeps no state between requests, so threads may share it."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,12 +18,14 @@ from encoder.bundle import load_bundle
 from encoder.materialize import one_thread
 from encoder.serving import ServedConfig as ServedEncoderConfig
 from encoder.serving import ServedEncoder
-from encoder.sid import SidSpec, sid_columns
+from encoder.sid import SidSpec, position_columns
 from encoder.sid_map import NULL
-from infra.config import VERSION, parse_written
-from infra.errors import DataError, SpecError
+from infra.commit import hash_all
+from infra.config import parse_written
+from infra.errors import DataError
 from infra.rows import Rows
 from ranker.body import Body
+from ranker.bundle_description import require_sids
 from ranker.features import HISTORY_IDS, ITEM_IDS, USER_IDS, ArmFeatures
 from ranker.frozen import Frozen
 from ranker.serving.config import CONSTANTS_FILE, NETWORK_FILE, SERVED_FILE, TABLES_FILE, ServedConfig, ServedSids
@@ -81,7 +82,8 @@ class ServedRanker:
         signals = {name for one in self.config.sids.values() for name in one.signals.names}
         bounds = self.config.max_candidates, self.config.max_history
         self._parser = RequestParser(described.spec, signals, *bounds)
-        self._sids = {name: _sid_lookup(folder, one, described.sids[name]) for name, one in self.config.sids.items()}
+        require_sids(described, {name: one.spec for name, one in self.config.sids.items()}, str(folder))
+        self._sids = {name: _sid_lookup(folder, one) for name, one in self.config.sids.items()}
         body = Body(self.features, described.config, _constants(folder))
         _load_network(body, folder)
         self._network = LocalNetwork(self.features, body, _tables(folder))
@@ -158,7 +160,9 @@ def read_config(folder: Path) -> ServedConfig:
         values = json.loads((folder / SERVED_FILE).read_bytes())
     except (OSError, ValueError) as error:
         raise DataError(f"{folder}: not a served ranker: {error}") from error
-    config = parse_written(ServedConfig, values, SERVED_FILE, VERSION)
+    described = values.get("ranker") if isinstance(values, dict) else None
+    version = described.get("version") if isinstance(described, dict) else None
+    config = parse_written(ServedConfig, values, SERVED_FILE, version)
     found = file_digests(folder)
     if found != config.files:
         differs = sorted(
@@ -170,19 +174,11 @@ def read_config(folder: Path) -> ServedConfig:
 
 def file_digests(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of each file of a version but its description, by its path in the folder."""
-    found = {}
-    for file in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SERVED_FILE):
-        with file.open("rb") as content:
-            found[file.relative_to(folder).as_posix()] = hashlib.file_digest(content, "sha256").hexdigest()
-    return found
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SERVED_FILE)
+    return hash_all(folder, [file.relative_to(folder).as_posix() for file in files])
 
 
-def _sid_lookup(folder: Path, config: ServedSids, trained: SidSpec) -> SidLookup:
-    if config.spec.fingerprint != trained.fingerprint:
-        raise SpecError(
-            f"SIDs {trained.name!r} have fingerprint {config.spec.fingerprint[:16]}…, the ranker was trained on"
-            f" {trained.fingerprint[:16]}…"
-        )
+def _sid_lookup(folder: Path, config: ServedSids) -> SidLookup:
     bundle = load_bundle(folder / config.encoder_folder, torch.device("cpu"))
     served = {"signals": bundle.signals, "spec": config.spec, "stored": config.stored, "max_items": 2**31}
     encoder = ServedEncoder(bundle, ServedEncoderConfig.model_validate(served))
@@ -237,13 +233,11 @@ def _one_list(values: pa.Array) -> pa.Array:
 def _sid_arrays(whole: SidSpec, position: str, ids_NC: Integers, wanted: Mapping[str, SidSpec]) -> dict[str, pa.Array]:
     """Return the columns of a set at a position that the arm reads, null where there is no SID."""
     base = whole.event_history_base if position == "history" else whole.event_base
-    lengths = [length for length in whole.prefix_lengths if length < whole.digits]
     null_N = ids_NC[:, 0] == NULL
     sids_NC = torch.from_numpy(np.where(null_N[:, None], 0, ids_NC))
     found = {}
-    for held in (whole, *(whole.of_prefix(length) for length in lengths)):
-        for column, part in sid_columns(base, held).items():
-            if column in wanted:
-                cut_NC = sids_NC if held.prefix is None else whole.cut(sids_NC, held.prefix)
-                found[column] = pa.array(cut_NC[:, part.chunk].numpy(), mask=null_N)
+    for column, part in position_columns(base, whole).items():
+        if column in wanted:
+            cut_NC = sids_NC if part.prefix is None else whole.cut(sids_NC, part.prefix)
+            found[column] = pa.array(cut_NC[:, part.chunk].numpy(), mask=null_N)
     return found

@@ -26,7 +26,7 @@ class LocalNetwork:
     """
 
     def __init__(self, features: ArmFeatures, body: Body, tables: Mapping[str, ServedTable]) -> None:
-        self._features, self._body, self._tables = features, body.eval(), tables
+        self.features, self._body, self._tables = features, body.eval(), tables
 
     @torch.inference_mode()
     def probabilities(self, rows: Rows, known: Mapping[str, npt.NDArray[np.bool_]] | None = None) -> Floats:
@@ -37,12 +37,12 @@ class LocalNetwork:
             known: by column of ids, False where an id is not known: no row of a table is its own.
         """
         vectors = self._vectors(rows, known or {})
-        p_NT: Floats = self._body(model_inputs(rows, self._features), vectors).sigmoid().numpy()
+        p_NT: Floats = self._body(model_inputs(rows, self.features), vectors).sigmoid().numpy()
         return p_NT
 
     def _vectors(self, rows: Rows, known: Mapping[str, npt.NDArray[np.bool_]]) -> Vectors:
         assert rows.shared is not None
-        features = self._features
+        features = self.features
         of_row = self._pooled(features.row_bags, bag_ids(rows.own, features.row_bags))
         of_request = self._pooled(features.request_bags, bag_ids(rows.shared, features.request_bags))
         entries = zip(features.sequences, sequence_ids(rows.shared, features.sequences).ids, strict=True)

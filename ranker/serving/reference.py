@@ -95,7 +95,7 @@ def _requests(rows: ImpressionRows, spec: DatasetSpec) -> Iterator[Request]:
 def _of_group(rows: Rows, spec: DatasetSpec) -> Iterator[Request]:
     assert rows.shared is not None
     own = rows.own.select(["item_id", *spec.dense, *spec.sparse]).to_pylist()
-    starts_R = np.flatnonzero(np.diff(rows.run_N, prepend=-1)).tolist()
+    starts_R = rows.run_starts.tolist()
     ends_R = [*starts_R[1:], len(own)]
     names = ["user_id", "event_time", "history_item_ids", "history_times", *spec.request_dense, *spec.request_sparse]
     for shared, start, end in zip(rows.shared.select(names).to_pylist(), starts_R, ends_R, strict=True):

@@ -14,20 +14,24 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from benchmarks import ranking
 from benchmarks.scoring_server import serving
 from infra.commit import committing
 from infra.config import parse
 from infra.distributed import World
-from infra.errors import DataError, SidestackError, SpecError
+from infra.errors import ConfigError, DataError, SidestackError, SpecError
 from infra.mlflow_runs import URI_VARIABLE
 from infra.served import ROOT, load_served
+from infra.snapshot import read_dataset
 from infra.stage import StageRun
 from infra.tracking import RunLog
-from ranker.export import MODEL_FOLDER, export
+from ranker.bundle import open_bundle
+from ranker.export import MODEL_FOLDER, _write_constants, export
 from ranker.export_config import RankerExportConfig
-from ranker.serving.config import SERVED_FILE
+from ranker.frozen import Frozen
+from ranker.serving.config import CONSTANTS_FILE, SERVED_FILE
 from ranker.serving.model import ServedRanker
 from ranker.serving.tables import ServedTable, stored_table
 from tests.encoder.fabricated import LOCAL, SPEC, item_table, materialize_dataset, train_encoder, write_dataset
@@ -258,6 +262,27 @@ def test_parts_that_do_not_fit_are_refused(
     spoil(tmp_path / "version")
     with pytest.raises(error, match=message):
         ServedRanker(tmp_path / "version")
+
+
+def test_a_description_of_another_version_names_who_wrote_it(versions: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(versions["none"], tmp_path / "version")
+    values = json.loads((tmp_path / "version" / SERVED_FILE).read_text())
+    values["ranker"]["version"] = "9.9"
+    (tmp_path / "version" / SERVED_FILE).write_text(json.dumps({**values, "shards": 3}))
+    with pytest.raises(
+        ConfigError, match=r"shards: unknown key .value: 3.\nserved\.json: was written by sidestack 9\.9, this is"
+    ):
+        ServedRanker(tmp_path / "version")
+
+
+def test_of_a_snapshot_that_has_grown_the_rows_that_the_ranker_knows_are_kept(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grown = torch.ones(SPEC.num_items + 5, 3, dtype=torch.half)
+    monkeypatch.setattr("ranker.export.read_frozen", lambda *_: Frozen(embeddings={"item": grown}))
+    _write_constants(read_dataset(made.dataset), open_bundle(made.rankers["dense"]).description, tmp_path)
+    kept = load_file(tmp_path / CONSTANTS_FILE)["embeddings.item"]
+    assert kept.shape == (SPEC.num_items, 3)  # the row after them stands for an item that is not known
 
 
 def test_a_ranker_without_its_encoder_or_of_other_rows_is_refused(made: Made, world: World, tmp_path: Path) -> None:

@@ -38,8 +38,8 @@ def test_the_local_network_predicts_what_the_training_did(dataset: Path, model: 
 
 def test_what_the_labels_follow_counts_and_what_is_noise_does_not(dataset: Path, model: Path) -> None:
     bundle, snapshot = open_bundle(model), read_dataset(dataset)
-    rows, features = read_rows(snapshot, bundle, 10**6), bundle.description.features()
-    whole, found = importances(open_network(bundle, snapshot), rows, features)
+    rows = read_rows(snapshot, bundle, 10**6)
+    whole, found = importances(open_network(bundle, snapshot), rows)
     assert whole.keys() == set(SPEC.tasks)
     names = [one.name for one in found]
     assert {"item's content", "history", "all dense columns", "user_id", "item_id", "slot", "topics", "rank"} <= {

@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy
+from torchrec.modules.crossnet import LowRankCrossNet
 
 from infra.distributed import World
 from infra.errors import ConfigError, DataError
 from infra.tables import TaskSpec, ancestors
 from ranker.batch import RankerBatch
-from ranker.blocks import HistoryBlock, Towers
+from ranker.blocks import HistoryBlock, LowRankCross, Towers
 from ranker.config import ModelConfig
 from ranker.features import arm_features
 from ranker.frozen import Frozen
@@ -92,6 +93,13 @@ def test_target_attention_asks_by_the_ad_alone(world: World, rows: pa.Table, poo
         if not torch.equal(history_of(changed), before_BKD):
             asked.add(name)
     assert asked == expected
+
+
+def test_the_cross_is_torchrecs_own() -> None:
+    theirs, ours = LowRankCrossNet(12, 3, 4), LowRankCross(12, 3, 4)
+    ours.load_state_dict(theirs.state_dict())
+    x_BN = torch.randn(7, 12, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(ours(x_BN), theirs(x_BN))
 
 
 def labelled(labels: list[list[int | None]], valid: list[bool]) -> RankerBatch:

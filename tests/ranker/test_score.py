@@ -14,11 +14,11 @@ from infra.checkpoint import Checkpoints
 from infra.commit import committing, verify
 from infra.distributed import World
 from infra.errors import CommitError, DataError, SidestackError, SpecError
-from infra.stage import StageRun
+from infra.stage import StageRun, with_inputs
 from infra.tracking import RunLog
 from ranker.predict import predict
 from ranker.predictions import FOLDER as PREDICTIONS
-from ranker.score import ScoreConfig, score, with_inputs
+from ranker.score import ScoreConfig, score
 from tests.distributed import run_distributed
 from tests.ranker.dataset import SID, SPEC, all_days, write_dataset
 from tests.ranker.test_resume import predictions, summary, train_ranker

@@ -19,7 +19,6 @@ import pytest
 import infra.parquet
 import ranker.predict
 from infra.commit import committing, read_manifest, verify
-from infra.config import parse, plain
 from infra.distributed import World
 from infra.errors import CommitError, DataError, StageError, TrainingError
 from infra.parquet import TableWriter
@@ -27,7 +26,6 @@ from infra.snapshot import read_dataset
 from infra.stage import StageRun
 from infra.tables import TaskSpec, ancestors
 from infra.tracking import RunLog
-from ranker.budget import DecidedConfig
 from ranker.bundle import FOLDER, read_bundle
 from ranker.config import RankerConfig
 from ranker.cost import column_cost
@@ -361,7 +359,7 @@ def test_the_model_that_is_left_predicts_what_the_stage_predicted(
 ) -> None:
     bundle = read_bundle(outputs[arm] / FOLDER)
     _, held_out = open_splits(read_dataset(dataset), bundle.description.config)
-    config = parse(DecidedConfig, plain(bundle.description.config), "ranker")
+    config = bundle.description.config
     features = bundle.description.features(SPEC)
     progress, sharded = start_model(features, config, world, read_frozen(read_dataset(dataset), features), Traffic())
     assert "optimizer.body.interaction.over_arch.0.weight.exp_avg" not in sharded.state()
