@@ -72,9 +72,16 @@ class Day:
     positives: Mapping[str, int]
 
 
-def training_days(dataset: Dataset, dates: Dates) -> list[Day]:
-    """Return the days that have events, in order, from the snapshot alone."""
-    facts = {entry.date: entry.facts for entry in dataset.partitions("labels", *dates)}
+def training_days(dataset: Dataset, *dates: Dates) -> list[Day]:
+    """Return the days that have events, in order, from the snapshot alone.
+
+    Args:
+        dataset: the snapshot. dates: first and last of each range, in order.
+    """
+    events, labels = (
+        [entry for span in dates for entry in dataset.partitions(table, *span)] for table in ("events", "labels")
+    )
+    facts = {entry.date: entry.facts for entry in labels}
     tasks = {name: f"positive_{name}" for name, task in dataset.spec.tasks.items() if task.given is None}
     return [
         Day(
@@ -82,7 +89,7 @@ def training_days(dataset: Dataset, dates: Dates) -> list[Day]:
             entry.rows,
             {name: facts[entry.date][fact] for name, fact in tasks.items() if fact in facts[entry.date]},
         )
-        for entry in dataset.partitions("events", *dates)
+        for entry in events
     ]
 
 

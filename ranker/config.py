@@ -4,7 +4,7 @@ An arm is a few lines: how the Semantic ID enters at the ad's position and in th
 its SID tables, and an overlay of what may be tuned for it alone. All else is equal across arms.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import date, timedelta
 from typing import Any, Literal, Self
 
@@ -238,11 +238,53 @@ def without_newest(dates: Dates, days: int, setting: str) -> tuple[Dates, Dates]
 class HoldoutConfig(Config):
     """The dates an arm is measured on, and so those it is trained on."""
 
-    kind: Literal["test", "validation"] = "test"
+    kind: Literal["test", "validation", "dates"] = "test"
     """`test`: trained on all training dates, measured on the test dates. `validation`: the last training dates are
-    held out instead, and nothing of the test dates is read: settings are chosen by these."""
+    held out instead, and nothing of the test dates is read: settings are chosen by these. `dates`: those of `learned`
+    and `measured`, whatever the dataset's splits are, as a recurring training has them (`pipelines.retrain`)."""
     validation_days: PositiveInt = 7
     """How many of the last training dates are held out for validation."""
+    learned: dict[str, Dates] = {}
+    """`dates`: by task, the first and last date whose labels are learned. Labels of a task that mature later have
+    earlier dates, so that each label is learned once, when it is known. A task that is not named learns nothing."""
+    measured: dict[str, Dates] = {}
+    """`dates`: by task, the first and last date whose labels are measured."""
+
+    @model_validator(mode="after")
+    def _check_dates(self) -> "HoldoutConfig":
+        if (self.kind == "dates") != bool(self.learned and self.measured):
+            raise ValueError(f"kind={self.kind}: learned and measured go with kind=dates, and with no other")
+        for name, of_tasks in (("learned", self.learned), ("measured", self.measured)):
+            for task, (first, last) in of_tasks.items():
+                if first > last:
+                    raise ValueError(f"{name}.{task}: {first} is after {last}")
+        for task, (first, _) in self.measured.items():
+            if task in self.learned and first <= self.learned[task][1]:
+                raise ValueError(
+                    f"measured.{task}: {first} is not after the last date learned, {self.learned[task][1]}"
+                )
+        return self
+
+    @property
+    def measured_labels(self) -> dict[str, Dates] | None:
+        """By task, the dates whose labels are measured; None: those of all tasks, on all held-out dates."""
+        return self.measured if self.kind == "dates" else None
+
+    @property
+    def learned_labels(self) -> dict[str, Dates] | None:
+        """By task, the dates whose labels are learned; None: those of all tasks, on all training dates."""
+        return self.learned if self.kind == "dates" else None
+
+    def require_tasks(self, tasks: Iterable[str]) -> None:
+        """Check that the tasks named are a dataset's.
+
+        Raises:
+            ConfigError: a task is unknown.
+        """
+        known = tuple(tasks)
+        for task in (*self.learned, *self.measured):
+            if task not in known:
+                raise ConfigError(f"ranker.holdout: task {task!r} is unknown; tasks are {', '.join(known)}")
 
     def windows(self, spec: DatasetSpec) -> tuple[Dates, Dates]:
         """Return the dates to train on and those to measure on, each first and last, inclusive.
@@ -252,7 +294,14 @@ class HoldoutConfig(Config):
         """
         if self.kind == "test":
             return spec.train, spec.test
+        if self.kind == "dates":
+            return _hull(self.learned.values()), _hull(self.measured.values())
         return without_newest(spec.train, self.validation_days, "ranker.holdout.validation_days")
+
+
+def _hull(spans: Iterable[Dates]) -> Dates:
+    firsts, lasts = zip(*spans, strict=True)
+    return min(firsts), max(lasts)
 
 
 class RankerConfig(Config):
@@ -285,6 +334,15 @@ class RankerConfig(Config):
         entries, lanes = self.model.history.max_entries, self.training.lanes
         if entries is not None and entries < lanes:
             raise ValueError(f"model.history.max_entries={entries}: must be at least training.lanes={lanes}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_children(self) -> "RankerConfig":
+        learned = self.holdout.learned
+        if self.training.children == "entire_space" and len(set(learned.values())) > 1:
+            raise ValueError(
+                "training.children=entire_space learns all tasks of a row; holdout.learned has other dates"
+            )
         return self
 
     @property

@@ -8,7 +8,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from infra.impressions import ImpressionRows
 from infra.rows import Check
 from ranker.convert import unhashed_ids
 from ranker.features import IdFeature
@@ -106,7 +105,7 @@ def _columns(tables: Sequence[IdFeature]) -> list[str]:
 
 def sampled(split: Split, columns: Sequence[str], max_rows: int, check: Check | None = None) -> Iterator[pa.Table]:
     """Yield some columns of all row groups, or of evenly spaced ones of about `max_rows` rows."""
-    rows = ImpressionRows(split.dataset, *split.dates, columns, check)
+    rows = split.read(columns, check)
     total, read, at = rows.num_rows, 0, 0
     while at < total:
         (group,) = rows.groups(at, at + 1)

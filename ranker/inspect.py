@@ -21,7 +21,6 @@ from rich.table import Table
 from infra.console import wide_console
 from infra.errors import SidestackError
 from infra.gather import take_rows
-from infra.impressions import ImpressionRows
 from infra.rows import Rows, concatenated
 from infra.snapshot import Dataset, read_dataset
 from infra.stage import quiet
@@ -33,6 +32,7 @@ from ranker.frozen import read_frozen
 from ranker.metrics import judged_label, log_loss_ne
 from ranker.serving.network import LocalNetwork
 from ranker.serving.tables import ServedTable
+from ranker.spans import open_impressions
 
 Labels = npt.NDArray[np.float32]
 BLOCK_ROWS = 1 << 13
@@ -136,7 +136,9 @@ def read_rows(dataset: Dataset, bundle: RankerBundle, number: int) -> Rows:
     """Read held-out rows, spread over their dates by whole row groups, about so many."""
     described = bundle.description
     features = described.features(dataset.spec)
-    source = ImpressionRows(dataset, *described.config.holdout.windows(described.spec)[1], features.columns)
+    holdout = described.config.holdout
+    dates = holdout.windows(described.spec)[1]
+    source = open_impressions(dataset, dates, holdout.measured_labels, features.columns)
     groups = source.groups(0, source.num_rows)
     step = max(1, source.num_rows // number)
     return concatenated([source.read(group) for group in groups[::step]]).in_one_chunk()

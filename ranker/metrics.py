@@ -16,8 +16,10 @@ from torch import Tensor
 
 from infra.rows import Rows
 from infra.tables import TaskSpec, ancestors
+from ranker.convert import as_array
 from ranker.measures import TaskMeasures, measure_task
 from ranker.predictions import sorted_predictions, sorting
+from ranker.spans import counted
 
 
 def prediction_schema(tasks: Iterable[str]) -> pa.Schema:
@@ -57,11 +59,11 @@ def prediction_rows(
     return pa.table(columns, schema=prediction_schema(tasks))
 
 
-def judged_label(table: pa.Table, tasks: Mapping[str, TaskSpec], task: str) -> pa.ChunkedArray:
-    """Return a task's label, null where not all of its ancestors happened."""
-    label = table[task]
+def judged_label(table: pa.Table, tasks: Mapping[str, TaskSpec], task: str) -> pa.Array:
+    """Return a task's label, null where not all of its ancestors happened, and where it does not count."""
+    label = counted(table, task, as_array(table, task))
     for ancestor in ancestors(tasks, task):
-        label = pc.if_else(pc.equal(table[ancestor], 1), label, None)
+        label = pc.if_else(pc.equal(as_array(table, ancestor), 1), label, None)
     return label
 
 

@@ -1,6 +1,6 @@
 """Parquet to batches: only the columns an arm needs, checked as they are read, without a Python loop over rows."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,6 +20,7 @@ from infra.impressions import ImpressionRows, columns_by_table
 from infra.lanes import Batch, LaneReader
 from infra.parquet import RowGroup
 from infra.partitions import PartitionEntry
+from infra.rows import Check
 from infra.snapshot import CONTENT, Dataset
 from infra.tables import DatasetSpec
 from ranker.batch import RankerBatch
@@ -28,6 +29,7 @@ from ranker.config import Dates
 from ranker.convert import JaggedIds, as_array, as_numpy, bag_ids, known, model_inputs, sequence_ids, without_nulls
 from ranker.features import ArmFeatures, IdFeature
 from ranker.newest import NewestEntries
+from ranker.spans import Span, SpannedRows, counted, open_impressions, spans_of
 
 Integers = npt.NDArray[np.int64]
 
@@ -37,28 +39,51 @@ WHOLE = 2**62
 
 @dataclass(frozen=True)
 class Split:
-    """The dates (first and last) of a training or held-out split, and what an arm reads of them."""
+    """The dates of a training or held-out split, and what an arm reads of them.
+
+    Attributes:
+        dates: first and last. dataset: the snapshot. features: what the arm reads.
+        labels: by task, the first and last date whose labels count; None: those of all tasks, on all dates.
+    """
 
     dates: Dates
     dataset: Dataset
     features: ArmFeatures
+    labels: Mapping[str, Dates] | None = None
 
-    def rows(self) -> ImpressionRows:
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """The dates whose rows are read, in order."""
+        tasks = self.dataset.spec.tasks
+        return spans_of(self.dates, dict.fromkeys(tasks, self.dates) if self.labels is None else self.labels)
+
+    def rows(self) -> ImpressionRows | SpannedRows:
         """Return the split's impressions with the columns that the arm reads, checked as they are read.
 
         Raises:
             DataError: there are no events on these dates.
         """
-        check = partial(check_rows, features=self.features, spec=self.dataset.spec)
-        return ImpressionRows(self.dataset, *self.dates, self.features.columns, check)
+        return self.read(self.features.columns, partial(check_rows, features=self.features, spec=self.dataset.spec))
+
+    def read(self, columns: Sequence[str], check: Check | None = None) -> ImpressionRows | SpannedRows:
+        """Return the split's impressions with some columns.
+
+        Raises:
+            DataError: there are no events on these dates.
+        """
+        return open_impressions(self.dataset, self.dates, self.labels, columns, check)
+
+    def entries(self, table: str) -> list[PartitionEntry]:
+        """Return a table's partitions of the dates that are read, in order."""
+        if self.labels is None:
+            return list(self.dataset.partitions(table, *self.dates))
+        return [entry for span in self.spans for entry in self.dataset.partitions(table, *span.dates)]
 
     @property
     def partitions(self) -> list[PartitionEntry]:
         """The partitions that hold what the arm reads."""
         tables = columns_by_table(self.dataset, self.features.columns)
-        return [
-            entry for of_kind in tables for table in of_kind for entry in self.dataset.partitions(table, *self.dates)
-        ]
+        return [entry for of_kind in tables for table in of_kind for entry in self.entries(table)]
 
     def open(self, training: DecidedTraining, world: World, is_training: bool) -> LaneReader:
         """Open the rows for training (shuffled by the seed, whole batches) or evaluation (in order, every row).
@@ -85,7 +110,7 @@ class Split:
         if days is None:
             return (0,)
         first, starts, rows = self.dates[0], {0: 0}, 0
-        for entry in self.dataset.partitions("events", *self.dates):
+        for entry in self.entries("events"):
             starts.setdefault((entry.date - first).days // days, rows)
             rows += entry.rows
         return tuple(sorted({start for start in starts.values() if start < max(rows, 1)}))
@@ -159,7 +184,7 @@ def _labels(batch: Batch, tasks: tuple[str, ...]) -> tuple[Tensor, Tensor]:
     for place, task in enumerate(tasks):
         column = as_array(batch.table, task)
         labels_BT[:, place] = as_numpy(without_nulls(column))
-        weights_BT[:, place] = batch.valid_N & known(column)
+        weights_BT[:, place] = batch.valid_N & known(counted(batch.table, task, column))
     return torch.from_numpy(labels_BT), torch.from_numpy(weights_BT)
 
 

@@ -84,7 +84,7 @@ def open_inputs(run: StageRun[RankerConfig]) -> Opened:
         start = open_start(run.inputs["start"], run.config, dataset.spec, fitting.features)
         features = start.features(fitting.features)
         fitting, held_out = (replace(split, features=features) for split in (fitting, held_out))
-    days = training_days(dataset, fitting.dates)
+    days = training_days(dataset, *(span.dates for span in fitting.spans))
     return Opened(dataset, fitting, held_out, days, start, decide(run.config, days))
 
 
@@ -129,6 +129,7 @@ def train(run: StageRun[RankerConfig]) -> None:
     facts = {
         "budget": described(run.config, config, days, fitted.summary["steps"]) | {"validation": fitted.validation},
         "dates": {"train": _iso(fitting.dates), "held_out": _iso(held_out.dates)},
+        "labels": {name: _by_task(split) for name, split in (("train", fitting), ("held_out", held_out))},
         "world_size": world.size,
         "held_out_rows": readers.held_out.num_rows,
         "flops_per_sample": flops,
@@ -184,10 +185,14 @@ def open_splits(dataset: Dataset, config: RankerConfig) -> tuple[Split, Split]:
     """Lay out the arm over the dataset, and return the training and the held-out split.
 
     Raises:
-        SpecError: the arm's SIDs are missing. DataError: a split has no events.
+        SpecError: the arm's SIDs are missing. DataError: a split has no events. ConfigError: a task is unknown.
     """
+    holdout = config.holdout
+    holdout.require_tasks(dataset.spec.tasks)
     features = arm_features(dataset.spec, config, dataset_sids(dataset))
-    fitting, held_out = (Split(dates, dataset, features) for dates in config.holdout.windows(dataset.spec))
+    dates, held_out_dates = holdout.windows(dataset.spec)
+    fitting = Split(dates, dataset, features, holdout.learned_labels)
+    held_out = Split(held_out_dates, dataset, features, holdout.measured_labels)
     for split in (fitting, held_out):
         split.rows()
     return fitting, held_out
@@ -308,6 +313,10 @@ def _cost(sharded: ShardedRanker, split: Split, config: RankerConfig) -> dict[st
         "feature_bytes_per_row_uncompressed": content.uncompressed + raw,
         "parameters": dense + tables // 4,
     }
+
+
+def _by_task(split: Split) -> dict[str, list[str]] | None:
+    return None if split.labels is None else {task: _iso(dates) for task, dates in split.labels.items()}
 
 
 def _iso(dates: Dates) -> list[str]:

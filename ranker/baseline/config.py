@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from infra.config import Config, Seed
 from ranker.config import HoldoutConfig
@@ -35,6 +35,14 @@ class BaselineConfig(Config):
     """Seeds samples and splits; replicate r of a pipeline has this plus r."""
     holdout: HoldoutConfig = HoldoutConfig()
     """The dates that are measured on. In a pipeline they are `ranker.holdout`'s."""
+
+    @model_validator(mode="after")
+    def _check_holdout(self) -> "BaselineConfig":
+        if self.holdout.kind == "dates":
+            raise ValueError(
+                "holdout.kind=dates: is for rankers that are trained again and again; not for the baseline"
+            )
+        return self
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that decide the output."""

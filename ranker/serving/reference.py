@@ -13,8 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset
 
 from infra.errors import SpecError
-from infra.impressions import ImpressionRows
-from infra.rows import Rows
+from infra.rows import Rows, RowSource
 from infra.snapshot import Dataset
 from infra.tables import DatasetSpec
 from ranker.bundle_description import Description
@@ -22,6 +21,7 @@ from ranker.export_config import RankerExportConfig
 from ranker.metrics import log_loss_ne
 from ranker.predictions import FOLDER as PREDICTIONS
 from ranker.serving.model import ServedRanker
+from ranker.spans import open_impressions
 
 Request = dict[str, Any]
 Floats = npt.NDArray[np.float32]
@@ -71,10 +71,12 @@ def read_reference(dataset: Dataset, described: Description, ranker: Path, rows:
         SpecError: the snapshot's rows are not those that the ranker predicted.
     """
     features, tasks = described.features(), tuple(described.spec.tasks)
-    dates = described.config.holdout.windows(described.spec)[1]
+    holdout = described.config.holdout
+    dates, columns = holdout.windows(described.spec)[1], (*features.columns, "request_id")
+    held_out = open_impressions(dataset, dates, holdout.measured_labels, columns)
     requests: list[Request] = []
     ids: list[tuple[int, int]] = []
-    for request in _requests(ImpressionRows(dataset, *dates, (*features.columns, "request_id")), described.spec):
+    for request in _requests(held_out, described.spec):
         requests.append(json.loads(json.dumps(request)))
         ids += [(request["user"]["user_id"], one["item_id"]) for one in request["candidates"]]
         if len(ids) >= rows:
@@ -87,7 +89,7 @@ def read_reference(dataset: Dataset, described: Description, ranker: Path, rows:
     return Reference(requests, p_TN, labels_TN)
 
 
-def _requests(rows: ImpressionRows, spec: DatasetSpec) -> Iterator[Request]:
+def _requests(rows: RowSource, spec: DatasetSpec) -> Iterator[Request]:
     for group in rows.groups(0, rows.num_rows):
         yield from _of_group(rows.read(group), spec)
 

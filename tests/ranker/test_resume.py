@@ -58,10 +58,16 @@ def stopping(steps: int | None = None) -> Iterator[None]:
 
 
 def train_ranker(
-    world: World, dataset: Path, out: Path, arm: str = "sid_ngram", start: Path | None = None, **training: Any
+    world: World,
+    dataset: Path,
+    out: Path,
+    arm: str = "sid_ngram",
+    start: Path | None = None,
+    holdout: dict[str, Any] | None = None,
+    **training: Any,
 ) -> None:
     """Run the stage's body and commit it, as its main program would."""
-    config = config_of(arm, training={**TRAINING, **training})
+    config = config_of(arm, training={**TRAINING, **training}, holdout=holdout or {})
     inputs = {"dataset": dataset} if start is None else {"dataset": dataset, "start": start}
     facts: dict[str, Any] = {}
     checkpoints = Checkpoints(out.with_name(f"{out.name}.checkpoint"), world, "ranker", {}, config)
