@@ -7,6 +7,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 """The folder that holds the packages."""
 
+DEPLOY = "infra/deploy"
+"""Files for schedulers, which no stage imports: a schedule that changes leaves every key as it is."""
+
 
 def code_digest(code: Sequence[str], root: Path = ROOT) -> str:
     """Return the SHA-256 over the names and contents of the Python files of packages and modules.
@@ -23,7 +26,8 @@ def code_digest(code: Sequence[str], root: Path = ROOT) -> str:
 
 
 def python_files(code: Sequence[str], root: Path = ROOT) -> Iterator[Path]:
-    """Yield the files of packages (all below) and of single modules."""
+    """Yield the files of packages (all below but `DEPLOY`) and of single modules."""
     for name in code:
         place = root / name
-        yield from place.rglob("*.py") if place.is_dir() else [place]
+        files = place.rglob("*.py") if place.is_dir() else [place]
+        yield from (file for file in files if not file.is_relative_to(root / DEPLOY))

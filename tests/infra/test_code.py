@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.code import ROOT, code_digest, python_files
+from infra.code import DEPLOY, ROOT, code_digest, python_files
 from pipelines.prepare.dataset import CODE as PREPARE_CODE
 
 
@@ -31,6 +31,13 @@ def test_names_and_contents_decide_and_nothing_else(root: Path) -> None:
     changed = code_digest(("a", "c.py"), root)
     (root / "a" / "b" / "one.py").rename(root / "a" / "b" / "two.py")
     assert len({before, changed, code_digest(("a", "c.py"), root)}) == 3
+
+
+def test_a_schedule_is_not_code(root: Path) -> None:
+    for name in ("infra/one.py", f"{DEPLOY}/schedule/dag.py"):
+        (root / name).parent.mkdir(parents=True)
+        (root / name).touch()
+    assert list(python_files(("infra",), root)) == [root / "infra/one.py"]
 
 
 def test_what_decides_a_partition_is_there() -> None:

@@ -1,0 +1,124 @@
+"""Each schedule is what its scheduler reads, and all of them run the same command."""
+
+import configparser
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from kubernetes.client import ApiClient, V1Container, V1CronJob, V1PersistentVolumeClaim
+
+from infra.code import DEPLOY, ROOT
+from tests.infra.deploy.scrontab import Entry, parse_scrontab
+
+SCHEDULE = ROOT / DEPLOY / "schedule"
+UNITS = [SCHEDULE / "sidestack.service", SCHEDULE / "sidestack.timer"]
+CRON_JOB = SCHEDULE / "cronjob.yaml"
+CLAIM = ROOT / DEPLOY / "kubernetes/claim.yaml"
+COMMAND = "python -m pipelines.retrain --config /shared/retrain.yaml"
+
+
+def read_unit(file: Path) -> configparser.ConfigParser:
+    """Read a systemd unit whose keys are all different."""
+    parser = configparser.ConfigParser(interpolation=None, comment_prefixes="#", delimiters="=")
+    parser.optionxform = str  # type: ignore[assignment, method-assign]  # keys keep their case
+    parser.read_string(file.read_text())
+    return parser
+
+
+def read_object(file: Path, kind: str) -> V1CronJob | V1PersistentVolumeClaim:
+    """Read a Kubernetes object strictly: what the official client's model does not keep is unknown to the API."""
+    content, client = yaml.safe_load(file.read_text()), ApiClient()
+    model = client.deserialize(SimpleNamespace(data=json.dumps(content)), kind)
+    assert client.sanitize_for_serialization(model) == content, f"{file}: not wholly a {kind}"
+    return model
+
+
+def container() -> V1Container:
+    (only,) = read_object(CRON_JOB, "V1CronJob").spec.job_template.spec.template.spec.containers
+    return only
+
+
+def entry() -> Entry:
+    (only,) = parse_scrontab((SCHEDULE / "scrontab").read_text())
+    return only
+
+
+def verify_units(folder: Path, units: list[Path], added: str = "") -> str:
+    """Return what systemd says of units whose Python is that of the tests."""
+    copies = [folder / unit.name for unit in units]
+    for unit, copy in zip(units, copies, strict=True):
+        copy.write_text(unit.read_text().replace("/opt/sidestack/.venv/bin/python", sys.executable) + added)
+    done = subprocess.run(["systemd-analyze", "verify", *copies], capture_output=True, text=True, check=False)
+    return done.stdout + done.stderr
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="not installed: systemd-analyze")
+def test_systemd_finds_no_fault_in_the_units(tmp_path: Path) -> None:
+    assert verify_units(tmp_path, UNITS) == ""
+    assert "Unknown key" in verify_units(tmp_path, UNITS[:1], added="Typeset=oneshot\n")
+
+
+def test_the_timer_starts_its_service_once_an_hour() -> None:
+    service, timer = map(read_unit, UNITS)
+    assert set(service) - {"DEFAULT"} == {"Unit", "Service"}
+    assert set(timer) - {"DEFAULT"} == {"Unit", "Timer", "Install"}
+    assert timer["Timer"]["OnCalendar"] == "hourly" and UNITS[0].stem == UNITS[1].stem
+    assert service["Service"]["Type"] == "oneshot", "a timer starts no second one while a oneshot runs"
+
+
+def test_the_cron_job_never_runs_twice_at_a_time_and_never_retries() -> None:
+    spec = read_object(CRON_JOB, "V1CronJob").spec
+    pod = spec.job_template.spec.template.spec
+    assert (spec.schedule, spec.concurrency_policy) == ("0 * * * *", "Forbid")
+    assert 10 < spec.starting_deadline_seconds < 3600, "the controller looks every ten seconds"
+    assert (spec.job_template.spec.backoff_limit, pod.restart_policy) == (0, "Never")
+    assert pod.containers[0].resources.requests.keys() == {"cpu", "memory"}
+
+
+def test_the_cron_job_mounts_the_claim_where_the_file_lies() -> None:
+    claim = read_object(CLAIM, "V1PersistentVolumeClaim")
+    (volume,) = read_object(CRON_JOB, "V1CronJob").spec.job_template.spec.template.spec.volumes
+    (mount,) = container().volume_mounts
+    assert (mount.name, mount.mount_path) == (volume.name, "/shared")
+    assert volume.persistent_volume_claim.claim_name == claim.metadata.name
+    assert claim.spec.access_modes == ["ReadWriteMany"]
+
+
+def test_an_unknown_field_of_an_object_is_found(tmp_path: Path) -> None:
+    file = tmp_path / "cronjob.yaml"
+    file.write_text(CRON_JOB.read_text().replace("concurrencyPolicy", "concurencyPolicy"))
+    with pytest.raises(AssertionError, match="not wholly a V1CronJob"):
+        read_object(file, "V1CronJob")
+
+
+def test_the_scrontab_is_one_entry_whose_driver_gets_the_signals() -> None:
+    assert entry().times == ("0", "*", "*", "*", "*")
+    assert entry().command.startswith("exec ")
+    assert entry().options["--open-mode"] == "append", "scrontab gives every run of an entry the same job id"
+    assert entry().options["--signal"].startswith("B:TERM@"), "B: the batch script, which is the driver"
+
+
+def test_a_stop_leaves_the_driver_two_minutes_everywhere() -> None:
+    pod = read_object(CRON_JOB, "V1CronJob").spec.job_template.spec.template.spec
+    waits = [read_unit(UNITS[0])["Service"]["TimeoutStopSec"], pod.termination_grace_period_seconds]
+    waits.append(entry().options["--signal"].rpartition("@")[2])
+    assert list(map(int, waits)) == [120] * 3
+
+
+def test_all_schedules_run_one_command() -> None:
+    dag = (SCHEDULE / "airflow_dag.py").read_text()
+    commands = {
+        "systemd": read_unit(UNITS[0])["Service"]["ExecStart"],
+        "kubernetes": shlex.join(container().command),
+        "slurm": entry().command,
+        "airflow": re.search(r'bash_command="(.*)"', dag)[1],
+    }
+    found = {name: re.sub(r".*?(\S*/)?python ", "python ", command, count=1) for name, command in commands.items()}
+    assert found == dict.fromkeys(commands, COMMAND)
