@@ -18,14 +18,18 @@ from infra.distributed import Timeouts
 from infra.errors import ConfigError
 from infra.lanes import require_lanes
 from infra.tables import Entity
+from pipelines.drift.config import DriftConfig
 from pipelines.prepare.config import PrepareConfig
 from pipelines.report.config import CompareConfig
+from pipelines.retrain.config import RetrainConfig
 from pipelines.tables.config import TableConfig
 from pipelines.tune.config import TuneConfig
 from ranker.baseline.config import ARM as BASELINE
 from ranker.baseline.config import BaselineConfig
 from ranker.config import SID_KINDS, ContentKind, RankerConfig
 from ranker.config import TrainingConfig as RankerTraining
+from ranker.export_config import RankerExportConfig
+from ranker.score_config import ScoreConfig
 
 WITHOUT_BASELINE = "baseline.enabled=false"
 """Overrides a run's file where arms are compared with each other alone."""
@@ -119,11 +123,19 @@ class PipelineConfig(Config):
     export: ExportConfig = Field(default_factory=ExportConfig)
     """Of `encoder.export`, which is no stage of the pipeline: it is run for an encoder that is to be served."""
     ranker: RankerConfig = Field(default_factory=RankerConfig)
+    score: ScoreConfig = Field(default_factory=ScoreConfig)
+    """Of `ranker.score`, which is run for a ranker whose probabilities are wanted."""
+    ranker_export: RankerExportConfig = Field(default_factory=RankerExportConfig)
+    """Of `ranker.export`, which is run for a ranker that is to be served."""
     baseline: BaselineConfig = Field(default_factory=BaselineConfig)
     tune: TuneConfig = Field(default_factory=TuneConfig)
     compare: CompareConfig = Field(default_factory=CompareConfig)
     tables: dict[str, TableConfig] = {}
     """The papers' tables by name, for `pipelines.tables`."""
+    drift: DriftConfig = Field(default_factory=DriftConfig)
+    """Of `pipelines.drift`, a stage of retraining."""
+    retrain: RetrainConfig = Field(default_factory=RetrainConfig)
+    """Of `pipelines.retrain`."""
     run: RunConfig
 
     @model_validator(mode="after")

@@ -42,16 +42,18 @@ class Pipeline:
     Attributes:
         run: how stages are launched.
         launcher: the scheduler.
-        client: the tracking store.
+        client: the tracking store; None: stages keep their record in files alone.
         parent_run: this run's id there.
         done: committed outputs by the stage's label.
+        seconds: of the stages that were launched, by label.
     """
 
     run: RunConfig
     launcher: Launcher
-    client: "MlflowClient"
+    client: "MlflowClient | None"
     parent_run: str
     done: dict[str, Path] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
 
     def bring(self, plan: Sequence[Stage]) -> None:
         """Have every stage of a plan committed: what is not yet is launched, as soon as its inputs are done.
@@ -81,6 +83,10 @@ class Pipeline:
                 self.launcher.cancel(one.job)
             raise
 
+    def output(self, stage: Stage) -> Path:
+        """Return the directory that a stage whose inputs are done commits."""
+        return self._place(stage, self._key(stage))
+
     def tell_changes(self, plan: Sequence[Stage]) -> None:
         """Say which stages' code or source changed while the pipeline ran: arms may have run unlike code."""
         for stage in plan:
@@ -99,7 +105,7 @@ class Pipeline:
                 self._reuse(stage, stage.given)
                 continue
             work = self._key(stage)
-            out = run_dir(self.run) / stage.label / work[:12]
+            out = self._place(stage, work)
             if is_committed(out):
                 self._reuse(stage, out)
             else:
@@ -110,8 +116,12 @@ class Pipeline:
         label = one.stage.label
         if not is_committed(one.out):
             raise StageError(f"[{label}] ended without error and without committing {one.out}")
-        say(label, f"done in {time.monotonic() - one.began:.0f} s: {one.out}")
+        self.seconds[label] = time.monotonic() - one.began
+        say(label, f"done in {self.seconds[label]:.0f} s: {one.out}")
         self.done[label] = one.out
+
+    def _place(self, stage: Stage, work: str) -> Path:
+        return run_dir(self.run) / stage.label / work[:12]
 
     def _key(self, stage: Stage) -> str:
         inputs = {
@@ -128,8 +138,9 @@ class Pipeline:
             verify(out)
         except CommitError as error:
             raise CommitError(f"{error}; remove {out} to have it made again") from error
-        with tracking():
-            replay(self.client, self.parent_run, out, self._inputs(stage))
+        if self.client is not None:
+            with tracking():
+                replay(self.client, self.parent_run, out, self._inputs(stage))
         say(stage.label, f"done before: {out}")
         self.done[stage.label] = out
 
@@ -147,7 +158,7 @@ class Pipeline:
             cpu=self._cores(launch),
             gpu=launch.gpu,
             memMB=launch.memory_mb,
-            env={URI_VARIABLE: os.environ[URI_VARIABLE], **self.run.timeouts.environment(), **self.run.env},
+            env={**self._tracking_environment(), **self.run.timeouts.environment(), **self.run.env},
             mounts=list(self.run.mounts),
             max_restarts=launch.max_restarts,
             max_retries=launch.max_retries,
@@ -156,6 +167,9 @@ class Pipeline:
         say(stage.label, f"starts with {launch.nodes} x {launch.ranks} ranks")
         job = self.launcher.start(stage.label, app, _rank_logs(out), self.run.timeout_minutes * 60)
         return _UnderWay(stage, out, job, time.monotonic())
+
+    def _tracking_environment(self) -> dict[str, str]:
+        return {} if self.client is None else {URI_VARIABLE: os.environ[URI_VARIABLE]}
 
     def _write_config(self, stage: Stage) -> Path:
         """Write a stage's resolved section, alone, to the file that the stage reads."""

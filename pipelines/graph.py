@@ -114,7 +114,7 @@ def materialize_stage(config: PipelineConfig, encoders: Sequence[Stage], replica
     inputs = {f"{ENCODER_INPUT}{encoder.variant or DEFAULT_NAME}": encoder.label for encoder in encoders}
     return Stage(
         "materialize",
-        partial(_gathered, encoder_jobs.materialize, "encoders", ENCODER_INPUT),
+        partial(gathered, encoder_jobs.materialize, "encoders", ENCODER_INPUT),
         ("infra", "encoder"),
         config.materialize,
         config.run.launch.materialize,
@@ -159,10 +159,10 @@ def _comparison(config: PipelineConfig, plan: Sequence[Stage]) -> Stage:
         for stage in plan
         if stage.name == "encoder" and stage.replicate == 0
     }
-    component = partial(_gathered, pipeline_jobs.compare, "arms", PREFIX)
+    component = partial(gathered, pipeline_jobs.compare, "arms", PREFIX)
     return Stage(
         "compare",
-        partial(_gathered, component, "encoders", ENCODER_INPUT),
+        partial(gathered, component, "encoders", ENCODER_INPUT),
         ("infra", "pipelines/compare.py", "pipelines/report", "ranker", "encoder"),
         config.compare,
         config.run.launch.compare,
@@ -170,7 +170,7 @@ def _comparison(config: PipelineConfig, plan: Sequence[Stage]) -> Stage:
     )
 
 
-def _gathered(component: Callable[..., AppDef], argument: str, prefix: str, **given: Any) -> AppDef:
+def gathered(component: Callable[..., AppDef], argument: str, prefix: str, **given: Any) -> AppDef:
     """Gather the inputs of a prefix into the one argument that the component takes."""
     names = [name for name in given if name.startswith(prefix)]
     gathered = {name.removeprefix(prefix): given.pop(name) for name in names}

@@ -90,10 +90,10 @@ def run_stages(
     Raises:
         SidestackError: see `run_pipeline`. Stopped: a signal came.
     """
-    with _alone(run_dir(run)):
+    with alone(run_dir(run)):
         record = _record(run, values)
         launcher = Launcher(run.scheduler, run.scheduler_options, run_dir(run) / "logs")
-        with _stopping(), _parent(run, resolved, title or run.name) as (client, parent_run):
+        with stopping(), _parent(run, resolved, title or run.name) as (client, parent_run):
             pipeline = Pipeline(run, launcher, client, parent_run)
             try:
                 pipeline.bring(plan)
@@ -106,19 +106,23 @@ def run_stages(
     return last
 
 
+class AtWorkError(StageError):
+    """Another driver works in the run's directory."""
+
+
 @contextmanager
-def _alone(directory: Path) -> Iterator[None]:
+def alone(directory: Path) -> Iterator[None]:
     """Hold a run's directory for one driver; the lock goes with the process.
 
     Raises:
-        StageError: another driver has it.
+        AtWorkError: another driver has it.
     """
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise StageError(f"{directory}: another driver is running here") from None
+            raise AtWorkError(f"{directory}: another driver is running here") from None
         yield
 
 
@@ -132,7 +136,7 @@ def _record(run: RunConfig, values: Mapping[str, Any]) -> Path:
 
 
 @contextmanager
-def _stopping() -> Iterator[None]:
+def stopping() -> Iterator[None]:
     """Turn SIGINT and SIGTERM into `Stopped`; torchx's own handlers raise what is easily swallowed."""
 
     def stop(signum: int, frame: FrameType | None) -> NoReturn:

@@ -75,6 +75,11 @@ class ArmConfig(Config):
     overlay: dict[str, dict[str, Any]] = {}
     """Settings of this arm alone: `training: {sparse_learning_rate: 0.02}`, `model: {history: {heads: 4}}`."""
 
+    @property
+    def taken_sids(self) -> tuple[str, ...]:
+        """The sets of SIDs that some position takes."""
+        return self.sids if {self.item, self.history, self.user} & {*SID_KINDS} else ()
+
     @field_validator("sids")
     @classmethod
     def _check_sids(cls, sids: tuple[str, ...]) -> tuple[str, ...]:

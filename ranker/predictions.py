@@ -4,7 +4,7 @@ Ranks write rows in the order of their lanes, and metrics need them by row, by s
 `MEMORY` whatever their number. It makes no sum of floats: `ranker.statistics` does, in an order that is fixed.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from infra.errors import DataError
 from infra.parquet import RowGroup, read_row_group, row_groups
 from infra.sql import quoted
+from ranker.config import Dates
 from ranker.metric_registry import Order
 from ranker.statistics import Rows
 
@@ -44,13 +45,17 @@ def sorting(folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
 
 @contextmanager
 def sorted_predictions(
-    path: Path, tasks: Sequence[str], database: duckdb.DuckDBPyConnection
+    path: Path,
+    tasks: Sequence[str],
+    database: duckdb.DuckDBPyConnection,
+    labels: Mapping[str, Dates] | None = None,
 ) -> Iterator["Predictions"]:
     """Read `predictions/*.parquet` of a ranker's output, whatever ranks wrote it, and sort it by `row`.
 
     Args:
         path: the ranker's directory. Each task has there a label column of its name, and `p_<task>`.
         tasks: the tasks. database: of `sorting`; the rows leave it at the end.
+        labels: by task, the first and last date whose labels are judged; a task that is not named has none. None: all.
 
     Raises:
         DataError: no file, a missing column, a null, a label outside {0, 1}, a probability outside [0, 1],
@@ -64,7 +69,7 @@ def sorted_predictions(
         _check(group, tasks)
     if not sum(group.rows for group in groups):
         raise DataError(f"{path}/predictions: holds no row")
-    predictions = Predictions(Path(path), tuple(tasks), database)
+    predictions = Predictions(Path(path), tuple(tasks), database, labels)
     predictions.load(files)
     yield predictions
     predictions.drop()  # after an error the whole database goes, and a stream may still hold the table
@@ -94,16 +99,23 @@ def _refuse(values: pa.ChunkedArray, good: pa.ChunkedArray, name: str, group: Ro
 class Predictions:
     """The held-out rows of one arm, in a table of the database; see `sorted_predictions`."""
 
-    def __init__(self, path: Path, tasks: tuple[str, ...], database: duckdb.DuckDBPyConnection) -> None:
+    def __init__(
+        self,
+        path: Path,
+        tasks: tuple[str, ...],
+        database: duckdb.DuckDBPyConnection,
+        labels: Mapping[str, Dates] | None = None,
+    ) -> None:
         self.path = path
         self.tasks = tasks
         self._database = database
+        self._labels = labels
         self._table = quoted(str(path))
         self._users: dict[str, Integers] = {}
 
     def load(self, files: Sequence[Path]) -> None:
         """Sort the files' rows into the table; see `sorted_predictions`."""
-        labels = (f"CAST({quoted(task)} AS TINYINT) AS {quoted(task)}" for task in self.tasks)
+        labels = (f"CAST({self._label(task)} AS TINYINT) AS {quoted(task)}" for task in self.tasks)
         columns = [*map(quoted, IDENTITY), *labels, *(quoted(f"p_{task}") for task in self.tasks)]
         query = f"SELECT {', '.join(columns)} FROM read_parquet($1) ORDER BY {quoted('row')}"
         with self._naming_errors():
@@ -115,6 +127,15 @@ class Predictions:
             if len(twice_N):
                 raise DataError(f"{self.path}/predictions: row {twice_N[0]} was predicted more than once")
             last_N = rows_N[-1:]
+
+    def _label(self, task: str) -> str:
+        """Return the expression of a task's label, null on dates that are not judged."""
+        if self._labels is None:
+            return quoted(task)
+        if task not in self._labels:
+            return "NULL"
+        first, last = self._labels[task]
+        return f"CASE WHEN CAST(event_time AS DATE) BETWEEN DATE '{first}' AND DATE '{last}' THEN {quoted(task)} END"
 
     def drop(self) -> None:
         """Remove the table."""

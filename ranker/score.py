@@ -7,22 +7,19 @@ works. Rows are scored in parts of whole dates, each of which is committed by it
 that broke goes on with the part it was in. The output has the form of a ranker's predictions.
 """
 
-import itertools
 import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
-
-from pydantic import BeforeValidator, PositiveInt, model_validator
+from typing import NamedTuple
 
 from infra.checkpoint import MACHINE
 from infra.commit import committing, is_committed, read_manifest
-from infra.config import Config, digest
+from infra.config import digest
 from infra.distributed import World, barrier, together
 from infra.errors import DataError
 from infra.lanes import LaneReader
@@ -40,31 +37,7 @@ from ranker.frozen import read_frozen
 from ranker.predict import predict
 from ranker.predictions import FOLDER as PREDICTIONS
 from ranker.reader import Split, content_read
-
-
-def _in_ranges(value: Any) -> Any:
-    is_range = isinstance(value, list | tuple) and len(value) == 2 and not isinstance(value[0], list | tuple)
-    return [value] if is_range else value
-
-
-class ScoreConfig(Config):
-    """Section `score`."""
-
-    dates: Annotated[tuple[Dates, ...], BeforeValidator(_in_ranges)] = ()
-    """First and last date to score, or several such ranges in order; by default all that the snapshot has."""
-    part_rows: PositiveInt = 1_000_000
-    """A part ends with the date on which it has so many rows. A run that broke repeats one part at most."""
-
-    @model_validator(mode="after")
-    def _check_order(self) -> "ScoreConfig":
-        is_apart = all(before[1] < after[0] for before, after in itertools.pairwise(self.dates))
-        if not is_apart or any(first > last for first, last in self.dates):
-            raise ValueError(f"dates: {_named(self.dates)}: must be in order, and apart")
-        return self
-
-
-def _named(dates: Iterable[Dates]) -> str:
-    return ", ".join(f"{first} to {last}" for first, last in dates)
+from ranker.score_config import ScoreConfig, named
 
 
 class Part(NamedTuple):
@@ -135,8 +108,8 @@ def parts_of(dataset: Dataset, config: ScoreConfig) -> list[Part]:
             parts.append(Part((entries[0].date, entries[-1].date), row, rows))
             row += rows
     if not row:
-        named = f" from {_named(config.dates)}" if config.dates else ""
-        raise DataError(f"{dataset.path}: the snapshot has no rows{named}")
+        which = f" from {named(config.dates)}" if config.dates else ""
+        raise DataError(f"{dataset.path}: the snapshot has no rows{which}")
     return parts
 
 

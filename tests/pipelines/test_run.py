@@ -187,9 +187,9 @@ def test_altered_file_of_a_done_stage_is_found(first: "subprocess.CompletedProce
 
 
 def test_two_drivers_do_not_share_a_run(first: "subprocess.CompletedProcess[str]", base: Path) -> None:
-    from pipelines.run import _alone
+    from pipelines.run import alone
 
-    with _alone(base / "runs" / "fake"), pytest.raises(StageError, match="another driver is running"):
+    with alone(base / "runs" / "fake"), pytest.raises(StageError, match="another driver is running"):
         again(base)
 
 

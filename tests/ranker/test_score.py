@@ -18,7 +18,8 @@ from infra.stage import StageRun, with_inputs
 from infra.tracking import RunLog
 from ranker.predict import predict
 from ranker.predictions import FOLDER as PREDICTIONS
-from ranker.score import ScoreConfig, score
+from ranker.score import score
+from ranker.score_config import ScoreConfig
 from tests.distributed import run_distributed
 from tests.ranker.dataset import SID, SPEC, all_days, write_dataset
 from tests.ranker.test_resume import predictions, summary, train_ranker

@@ -1,4 +1,4 @@
-"""Trainings whose tasks learn, and are measured on, dates of their own: a label counts on its dates and nowhere else."""
+"""Trainings whose tasks learn, and are measured on, dates of their own: a label counts there and nowhere else."""
 
 from datetime import date, timedelta
 from pathlib import Path

@@ -1,0 +1,122 @@
+"""`python -m pipelines.retrain --config FILE [--from DATE --to DATE] [--dry-run]`, `... status`, `... rollback`.
+
+For a scheduler to call as often as it likes: what is under way is taken up, what has arrived is learned, and a call that
+finds nothing to do or another call at work says so and ends with status 0.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import date, timedelta
+
+from infra.errors import ConfigError
+from pipelines.config import PipelineConfig, read_config
+from pipelines.execution import run_dir
+from pipelines.launch import Launcher, say
+from pipelines.retrain.cycle import Retraining
+from pipelines.retrain.dry_run import dry_run
+from pipelines.retrain.ledger import Ledger
+from pipelines.retrain.rollback import roll_back
+from pipelines.retrain.tell import status_table
+from pipelines.run import AtWorkError, alone, command_line, exit_status, stopping
+
+
+def retrain(config: PipelineConfig, as_ofs: Sequence[date | None]) -> None:
+    """Bring one cycle for each date, those that are due; without dates one of what has arrived.
+
+    Args:
+        config: the run's. as_ofs: for each cycle the date before which the log is taken to end; None: as it is.
+
+    Raises:
+        SidestackError, Stopped: a stage failed or was stopped; the next call goes on.
+        AtWorkError: another call is at work.
+    """
+    with opened(config) as retraining, stopping():
+        if retraining.ledger.under_way is not None:
+            retraining.step()
+        for as_of in as_ofs:
+            retraining.step(as_of)
+        retraining.close()
+
+
+@contextmanager
+def opened(config: PipelineConfig) -> Iterator[Retraining]:
+    """Hold a run for this call alone.
+
+    Raises:
+        AtWorkError: another call is at work. ConfigError: the scheduler refuses an option.
+    """
+    run = config.run
+    with alone(run_dir(run)):
+        launcher = Launcher(run.scheduler, run.scheduler_options, run_dir(run) / "logs")
+        try:
+            yield Retraining(config, launcher)
+        finally:
+            launcher.close()
+
+
+def backfill_dates(first: date, last: date, days: int) -> Iterator[date]:
+    """Yield the ends of a backfill's cycles: the day after the first date, and then every so many days.
+
+    Args:
+        first, last: dates whose rows are the newest of the first and of the last cycle.
+        days: between two cycles.
+
+    Raises:
+        ConfigError: the last is before the first.
+    """
+    if last < first:
+        raise ConfigError(f"--to {last}: is before --from {first}")
+    while first <= last:
+        yield first + timedelta(days=1)
+        first += timedelta(days=days)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line.
+
+    Raises:
+        SystemExit: 1 after a fault, 128 + the signal's number after a signal.
+    """
+    arguments = _parser().parse_args(argv)
+    with exit_status():
+        _, config = read_config(arguments.config, arguments.set)
+        match arguments.command:
+            case "status":
+                print(status_table(Ledger(run_dir(config.run))) or "no cycle yet")
+            case "rollback":
+                with opened(config) as retraining:
+                    roll_back(retraining, arguments.version)
+            case _ if arguments.dry_run:
+                with opened(config) as retraining:
+                    dry_run(retraining)
+            case _:
+                try:
+                    retrain(config, _as_ofs(arguments, config))
+                except AtWorkError as error:
+                    say("retrain", f"{error}; this call leaves")
+
+
+def _as_ofs(arguments: argparse.Namespace, config: PipelineConfig) -> list[date | None]:
+    first, last = arguments.first, arguments.last
+    if (first is None) != (last is None):
+        raise ConfigError("--from and --to: go together")
+    return [None] if first is None else list(backfill_dates(first, last, config.retrain.every_days))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = command_line(
+        "pipelines.retrain", "Retrain encoder and ranker on what has arrived; promote what is better."
+    )
+    parser.add_argument("command", nargs="?", choices=["run", "status", "rollback"], default="run")
+    parser.add_argument("--from", dest="first", type=date.fromisoformat, metavar="DATE", help="backfill from this date")
+    parser.add_argument("--to", dest="last", type=date.fromisoformat, metavar="DATE", help="backfill to this date")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done, and why; do nothing")
+    parser.add_argument(
+        "--version", type=int, metavar="CYCLE", help="rollback: to the version of this cycle; by default the one before"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    main()

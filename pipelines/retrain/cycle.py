@@ -1,0 +1,237 @@
+"""One cycle of retraining, from what arrived to the verdict; see `pipelines.retrain.ledger` for what is kept."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from functools import cached_property
+from pathlib import Path
+
+from infra.commit import verify
+from infra.config import plain
+from infra.snapshot import Dataset, read_dataset
+from infra.tables import read_json
+from pipelines.config import PipelineConfig
+from pipelines.execution import Pipeline, run_dir
+from pipelines.graph import Stage, encoder_stage, prepare_stage
+from pipelines.launch import Launcher, say
+from pipelines.retrain.decide import (
+    Windows,
+    dates_before,
+    dates_with_rows,
+    end_of,
+    is_due,
+    learned_to,
+    policy_of,
+    revised,
+    windows_of,
+)
+from pipelines.retrain.gates import may_promote
+from pipelines.retrain.judge import JUDGEMENT_FILE
+from pipelines.retrain.ledger import Cycle, Gate, Ledger, Outcome, Plan, Version
+from pipelines.retrain.registry import Registry
+from pipelines.retrain.retention import expire
+from pipelines.retrain.stages import BEFORE, CHAMPION, PREPARED, champion_encoder, cycle_stages
+
+
+@dataclass
+class Retraining:
+    """The cycles of a run.
+
+    Attributes:
+        config: the run's. launcher: starts its stages.
+    """
+
+    config: PipelineConfig
+    launcher: Launcher
+
+    @property
+    def run(self) -> Path:
+        """The run's folder."""
+        return run_dir(self.config.run)
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """The record of cycles."""
+        return Ledger(self.run)
+
+    @cached_property
+    def registry(self) -> Registry:
+        """The tracking store."""
+        run = self.config.run
+        return Registry(self.run, run.name, run.runs_dir, self.config.retrain.registered_model)
+
+    def step(self, as_of: date | None = None) -> Cycle | None:
+        """Take up the cycle that is under way, or begin one if enough has arrived, and bring it to its end.
+
+        Args:
+            as_of: pretend that the log ends before this date; None: what the configuration says.
+
+        Returns:
+            the cycle; None: there was nothing to do.
+
+        Raises:
+            SidestackError: a stage failed, or what the champion is made of is gone; the next call goes on.
+        """
+        plan = self.ledger.under_way
+        if plan is not None:
+            say("retrain", f"cycle {plan.number} goes on: {plan.why}")
+        else:
+            plan = self.decide(self._prepared(as_of), as_of)
+            if plan is None:
+                return None
+            self.ledger.open(plan)
+            say("retrain", f"cycle {plan.number}: {plan.why}")
+        return self._bring(plan)
+
+    def decide(self, prepared: Path, as_of: date | None) -> Plan | None:
+        """Return what the next cycle does, and say why there is none where nothing is due.
+
+        Args:
+            prepared: the snapshot. as_of: the date before which it ends.
+        """
+        settings, ledger = self.config.retrain, self.ledger
+        dataset = read_dataset(prepared)
+        dates, last, champion = dates_with_rows(dataset), ledger.trained, ledger.champion
+        due, why = is_due(settings, dates, last)
+        if not due:
+            say("retrain", f"nothing to do: {why}")
+            return None
+        trained = sum(cycle.plan.kind == "train" for cycle in ledger.cycles)
+        policy, reason = policy_of(settings.encoder, trained, last)
+        if champion is None and policy != "append":
+            policy, reason = "append", ""
+        followups = {task: dataset.spec.followup_days.get(task, 0.0) for task in dataset.spec.tasks}
+        done = {} if champion is None else champion.learned_to
+        windows = windows_of(dates, end_of(dataset, dates), followups, done, settings.judged_days)
+        roots = [name for name, task in dataset.spec.tasks.items() if task.given is None]
+        if not any(task in windows.learned for task in roots):
+            say("retrain", f"nothing to do: {why}; no date beyond those judged has new labels of {', '.join(roots)}")
+            return None
+        whole = dates_before(windows.measured, dates)
+        if policy == "rebuild":
+            days = settings.encoder.rebuild_days
+            windows = Windows(dates_before(windows.measured, dates, days), windows.measured)
+        return Plan(
+            number=len(ledger.cycles) + 1,
+            at=datetime.now(UTC).replace(microsecond=0),
+            why="; ".join(part for part in (why, reason) if part),
+            champion=None if champion is None else champion.number,
+            as_of=as_of,
+            prepared=self._kept(prepared),
+            newest=dates[-1],
+            policy=policy,
+            learned=windows.learned,
+            measured=windows.measured,
+            all_dates=whole,
+            revised=self._revised(dataset, last, done),
+        )
+
+    def prepare(self, as_of: date | None) -> Stage:
+        """Return the stage that makes the snapshot."""
+        if as_of is None:
+            return prepare_stage(self.config)
+        prepare = self.config.prepare.model_copy(update={"as_of": as_of})
+        return prepare_stage(self.config.model_copy(update={"prepare": prepare}))
+
+    def pipeline(self) -> Pipeline:
+        """Return what launches stages. They keep their record in files; the store is told at a cycle's end."""
+        return Pipeline(self.config.run, self.launcher, None, "")
+
+    def _prepared(self, as_of: date | None) -> Path:
+        stage, pipeline = self.prepare(as_of), self.pipeline()
+        pipeline.bring([stage])
+        return pipeline.done[stage.label]
+
+    def _revised(self, dataset: Dataset, last: Cycle | None, done: Mapping[str, date]) -> tuple[date, ...]:
+        if last is None or not done:
+            return ()
+        found = revised(dataset, read_dataset(self.run / last.plan.prepared), done)
+        if found:
+            named = ", ".join(map(str, found[:5])) + (", …" if len(found) > 5 else "")
+            say("retrain", f"{len(found)} dates that were learned have other rows now: {named}; not learned again")
+        return found
+
+    def _bring(self, plan: Plan) -> Cycle:
+        """Run a cycle's stages, and write down what came of it."""
+        lying = self._lying(plan)
+        pipeline = self.pipeline()
+        pipeline.done |= lying
+        stages = cycle_stages(self.config, plan, lying)
+        pipeline.bring(stages)
+        made = {stage.label: pipeline.done[stage.label] for stage in stages}
+        judgement = read_json(made["judge"] / JUDGEMENT_FILE)
+        gates = tuple(Gate(**gate) for gate in judgement["gates"])
+        if edited := self.registry.edited():
+            gates += (Gate(name="registry", verdict="closed", rule="as it was left", why=edited),)
+        candidate = self._version(plan, made, lying)
+        outcome = Outcome(
+            at=datetime.now(UTC).replace(microsecond=0),
+            candidate=candidate,
+            promoted=candidate is not None and may_promote(gates),
+            gates=gates,
+            figures=judgement["figures"],
+            seconds=pipeline.seconds,
+            stages={label: self._kept(path) for label, path in made.items()},
+        )
+        cycle = self.ledger.close(outcome)
+        say("retrain", _verdict(plan, outcome))
+        self.close()
+        return cycle
+
+    def close(self) -> None:
+        """Do what follows from the record: tell the store, delete what is too old."""
+        self.publish()
+        if self.config.retrain.retention_days is not None:
+            expire(self.ledger, self.config.retrain.retention_days)
+
+    def publish(self, force: bool = False) -> None:
+        """Tell the store what it was not told; see `Registry.publish`."""
+        self.registry.publish(self.ledger, plain(self.config), force)
+
+    def _lying(self, plan: Plan) -> dict[str, Path]:
+        """Return what is committed before the cycle, by the labels that its stages know; checked.
+
+        Raises:
+            StageError: what the champion is made of is gone or was altered. CommitError: the snapshot was.
+        """
+        ledger = self.ledger
+        found = {PREPARED: self.run / plan.prepared}
+        verify(found[PREPARED])
+        if plan.champion is not None:
+            champion = ledger.versions[plan.champion]
+            ledger.require_whole(champion)
+            found[CHAMPION] = self.run / champion.ranker
+            found |= {champion_encoder(name): self.run / path for name, path in champion.encoders.items()}
+            found[BEFORE] = self.run / champion.dataset
+        return found
+
+    def _version(self, plan: Plan, made: Mapping[str, Path], lying: Mapping[str, Path]) -> Version | None:
+        """Return the candidate that the stages made; None: the policy trains nothing."""
+        if plan.policy == "never":
+            return None
+        encoders = {name: made.get(encoder_stage(self.config, name).label) for name in self.config.sid_names}
+        champion = None if plan.champion is None else self.ledger.versions[plan.champion]
+        return Version(
+            number=plan.number,
+            ranker=self._kept(made[f"ranker-{self.config.ranker.arm}"]),
+            export=self._kept(made["ranker_export"]),
+            dataset=self._kept(made["materialize"]),
+            encoders={name: self._kept(path or lying[champion_encoder(name)]) for name, path in encoders.items()},
+            learned_to=learned_to(plan.learned, champion),
+        )
+
+    def _kept(self, path: Path) -> Path:
+        """Return a path as the record has it: from the run's folder, so that a run can be moved."""
+        return path.relative_to(self.run) if path.is_relative_to(self.run) else path.absolute()
+
+
+def _verdict(plan: Plan, outcome: Outcome) -> str:
+    if outcome.candidate is None:
+        return f"cycle {plan.number}: measured; nothing is trained by policy {plan.policy}"
+    if outcome.promoted:
+        return f"cycle {plan.number}: promoted; its version is champion"
+    closed = "; ".join(
+        f"{gate.name}: {gate.verdict} ({gate.why or gate.rule})" for gate in outcome.gates if gate.verdict != "open"
+    )
+    champion = f"version {plan.champion} stays champion" if plan.champion else "there is no champion yet"
+    return f"cycle {plan.number}: not promoted, {champion}: {closed}"

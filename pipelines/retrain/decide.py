@@ -1,0 +1,162 @@
+"""What a cycle has to do: which dates are new, whose labels have matured, and what happens to the encoders.
+
+A task's label of a date is mature when its follow-up is over at the end of the snapshot. Mature dates that the champion
+has not learned are learned, but for the newest, on which candidate and champion are judged; the next cycle learns
+these. So a date is judged before it is learned, and a label is learned once in the line of a champion.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import date, datetime, time, timedelta
+from typing import NamedTuple
+
+from infra.snapshot import Dataset
+from pipelines.retrain.config import EncoderPolicy, PolicyName, RetrainConfig
+from pipelines.retrain.ledger import Cycle, Version
+from ranker.config import Dates
+
+
+class Windows(NamedTuple):
+    """By task, the first and last date that is learned, and those that are judged."""
+
+    learned: dict[str, Dates]
+    measured: dict[str, Dates]
+
+
+def dates_with_rows(dataset: Dataset) -> list[date]:
+    """Return the dates that have impressions, in order."""
+    return [entry.date for entry in dataset.partitions("events") if entry.rows]
+
+
+def end_of(dataset: Dataset, dates: Sequence[date]) -> datetime:
+    """Return the moment at which what the snapshot knows ends."""
+    return dataset.snapshot.as_of or datetime.combine(dates[-1] + timedelta(days=1), time())
+
+
+def mature(dates: Iterable[date], end: datetime, followup_days: float) -> list[date]:
+    """Return the dates whose labels are all known at a time.
+
+    Args:
+        dates: in order. end: the time. followup_days: how long after an impression its label is known.
+    """
+    followup = timedelta(days=1 + followup_days)
+    return [day for day in dates if datetime.combine(day, time()) + followup <= end]
+
+
+def windows_of(
+    dates: Sequence[date],
+    end: datetime,
+    followup_days: Mapping[str, float],
+    learned_to: Mapping[str, date],
+    judged_days: int,
+) -> Windows:
+    """Return what is learned and what is judged.
+
+    Args:
+        dates: those with rows, in order. end: of what the snapshot knows.
+        followup_days: of every task; 0 where its label is known at once.
+        learned_to: by task, the last date that the champion has learned; a task is missing where it has learned none.
+        judged_days: how many dates of a task are judged.
+
+    Returns:
+        tasks that have nothing mature beyond what was learned, or too few dates to judge by, are left out.
+    """
+    learned: dict[str, Dates] = {}
+    measured: dict[str, Dates] = {}
+    for task, days in followup_days.items():
+        known = mature(dates, end, days)
+        before, judged = known[:-judged_days], known[-judged_days:]
+        done = learned_to.get(task, date.min)
+        new = [day for day in before if day > done]
+        if not judged or judged[0] <= done or not (before or task in learned_to):
+            continue
+        measured[task] = (judged[0], judged[-1])
+        if new:
+            learned[task] = (new[0], new[-1])
+    return Windows(learned, measured)
+
+
+def dates_before(measured: Mapping[str, Dates], dates: Sequence[date], newest: int | None = None) -> dict[str, Dates]:
+    """Return, by task, the dates before those that are judged: what a ranker learns that has learned none of them.
+
+    Args:
+        measured: by task, the dates that are judged. dates: with rows, in order.
+        newest: only so many; None: all.
+    """
+    learned: dict[str, Dates] = {}
+    for task, (first, _) in measured.items():
+        before = [day for day in dates if day < first][-(newest or len(dates)) :]
+        if before:
+            learned[task] = (before[0], before[-1])
+    return learned
+
+
+def dates_judged(measured: Mapping[str, Dates]) -> tuple[Dates, ...]:
+    """Return the dates that are judged of some task, as ranges in order that do not touch."""
+    found: list[Dates] = []
+    for first, last in sorted(measured.values()):
+        if found and first <= found[-1][1] + timedelta(days=1):
+            found[-1] = (found[-1][0], max(found[-1][1], last))
+        else:
+            found.append((first, last))
+    return tuple(found)
+
+
+def learned_to(learned: Mapping[str, Dates], champion: Version | None) -> dict[str, date]:
+    """Return, by task, the last date that a candidate has learned."""
+    before = {} if champion is None else champion.learned_to
+    return {**before, **{task: last for task, (_, last) in learned.items()}}
+
+
+def policy_of(config: EncoderPolicy, trained: int, last: Cycle | None) -> tuple[PolicyName, str]:
+    """Return what happens to the encoders in the next cycle, and why.
+
+    Args:
+        config: the policy. trained: cycles that have trained so far. last: the last of them.
+    """
+    if config.policy in ("append", "never") or not trained:
+        return config.policy, ""
+    figures = last.outcome.figures if last is not None and last.outcome is not None else {}
+    outside = [
+        f"{name} was {figures[name]:.4g}, to be {bounds}"
+        for name, bounds in config.when.items()
+        if name in figures and not bounds.holds(figures[name])
+    ]
+    if outside:
+        return config.policy, f"{config.policy}: {', '.join(outside)}"
+    if trained % config.every == 0:
+        return config.policy, f"{config.policy}: in each {config.every}th cycle" if config.every > 1 else ""
+    return "append", ""
+
+
+def is_due(config: RetrainConfig, dates: Sequence[date], last: Cycle | None) -> tuple[bool, str]:
+    """Tell whether so many new dates have come that a cycle begins, and say so in words.
+
+    Args:
+        config: the section. dates: with rows, in order. last: the last cycle that trained.
+    """
+    newest = None if last is None else last.plan.newest
+    if newest is None:
+        return True, f"the first cycle, of {len(dates)} dates"
+    if dates[-1] < newest:
+        return False, f"the newest date is {dates[-1]}, before {newest} of cycle {last.plan.number}: nothing is learned"
+    new = [day for day in dates if day > newest]
+    named = f"{len(new)} new date{'s' if len(new) != 1 else ''} since {newest}"
+    if len(new) >= config.every_days:
+        return True, f"{named}: {new[0]} to {new[-1]}"
+    return False, f"{named}; a cycle begins with {config.every_days}"
+
+
+def revised(now: Dataset, before: Dataset, learned: Mapping[str, date]) -> tuple[date, ...]:
+    """Return dates that a version has learned and whose requests or events are others now.
+
+    Args:
+        now, before: snapshots. learned: by task, the last date that was learned.
+    """
+    last = max(learned.values(), default=date.min)
+    rows = [
+        {(entry.table, entry.date): entry.digest for table in ("requests", "events") for entry in one.partitions(table)}
+        for one in (before, now)
+    ]
+    changed = {day for (table, day), digest in rows[0].items() if rows[1].get((table, day)) != digest}
+    late = {day for (_, day) in rows[1].keys() - rows[0].keys()}
+    return tuple(sorted(day for day in changed | late if day <= last))

@@ -1,0 +1,88 @@
+"""Stage `judge`: measure a candidate beside the champion on dates that neither has learned, and open or close gates.
+
+    python -m pipelines.retrain.judge --config FILE --input candidate=DIR [--input champion=DIR] ... --out DIR
+
+`candidate` and `reference` are outputs of rankers, `champion` one of `ranker.score`, `drift` one of `pipelines.drift`,
+`export` one of `ranker.export`: that it was committed says that the exported model loads and answers. Rank 0 works.
+"""
+
+import json
+from typing import Any
+
+from infra.distributed import together
+from infra.snapshot import read_dataset
+from infra.stage import StageRun, run_stage
+from infra.tables import read_json
+from pipelines.drift.result import DRIFT_FILE, figures
+from pipelines.retrain.config import JUDGE, JudgeConfig
+from pipelines.retrain.gates import drift_gates, may_promote, task_gates
+from pipelines.retrain.ledger import Gate
+from pipelines.retrain.measure import CANDIDATE, CHAMPION, MODELS, Measured, measure
+from pipelines.retrain.tell import gate_table
+
+JUDGEMENT_FILE = "judgement.json"
+
+
+def judge(run: StageRun[JudgeConfig]) -> None:
+    """Measure, judge, write `judgement.json`; the body of the stage.
+
+    Raises:
+        DataError: predictions break their contract, or models did not predict the same rows.
+    """
+    with together(run.world.committing, "judging the candidate"):
+        if run.world.is_main:
+            _judge(run)
+
+
+def _judge(run: StageRun[JudgeConfig]) -> None:
+    config = run.config
+    outputs = {model: run.inputs[model] for model in MODELS if model in run.inputs}
+    measured = measure(outputs, config.measured, config.gates, run.out)
+    drifted = figures(read_json(run.inputs["drift"] / DRIFT_FILE)) if "drift" in run.inputs else {}
+    tasks = read_dataset(run.inputs["dataset"]).spec.tasks
+    roots = [name for name, task in tasks.items() if task.given is None]
+    gates: list[Gate] = []
+    if CANDIDATE in outputs:
+        has_champion = CHAMPION in outputs
+        gates += task_gates(config.gates, measured.tasks, roots, has_champion)
+        gates += drift_gates(config.gates, drifted) if has_champion else []
+        answered = "the exported model was loaded again and answered as the ranker predicted"
+        gates.append(Gate(name="export", verdict="open", rule="loads and answers", why=answered))
+    told = {**_metrics(measured), **drifted}
+    content: dict[str, Any] = {
+        "promote": CANDIDATE in outputs and may_promote(gates),
+        "gates": [gate.model_dump(mode="json") for gate in gates],
+        "figures": told,
+        "by_day": measured.by_day,
+    }
+    (run.out / JUDGEMENT_FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    run.log.metrics(0, told)
+    run.log.summary({"promote": content["promote"], "gates": {gate.name: gate.verdict for gate in gates}})
+    if gates:
+        run.log.say(gate_table(gates))
+
+
+def _metrics(measured: Measured) -> dict[str, float]:
+    """Return the models' metrics and the gains by name, those that are defined."""
+    found = {
+        f"{model}_{task}_{metric}": value
+        for model, by_task in measured.models.items()
+        for task, metrics in by_task.items()
+        for metric, value in metrics.items()
+        if value is not None
+    }
+    for task, one in measured.tasks.items():
+        if one.gain is not None:
+            named = zip(("gain", "gain_low", "gain_high"), one.gain, strict=True)
+            found |= {f"{task}_{name}": value for name, value in named}
+    return found
+
+
+def main() -> None:
+    """Run the stage from the command line."""
+    optional = [*MODELS, "drift", "export"]
+    run_stage(JUDGE, JUDGE, JudgeConfig, ["dataset"], judge, optional=optional)
+
+
+if __name__ == "__main__":
+    main()

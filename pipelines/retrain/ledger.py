@@ -1,0 +1,215 @@
+"""The record of cycles, on disk beside the run: what was planned, what came of it, and so which version is champion.
+
+    <run>/cycles/0007/plan.json      written before anything of the cycle is launched
+    <run>/cycles/0007/outcome.json   written last: the cycle is over
+
+Both files are written whole or not at all. A cycle with a plan and no outcome is under way, or broke: the next call
+takes it up, from the same plan. A roll-back is a cycle without a candidate. The tracking store follows this record and
+is never asked what is true.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date, datetime
+from pathlib import Path
+from typing import Literal
+
+from infra.commit import is_committed, verify, write_whole
+from infra.config import C, Config, parse
+from infra.errors import CommitError, DataError, StageError
+from infra.tables import read_json
+from pipelines.retrain.config import PolicyName
+from ranker.config import Dates
+
+CYCLES = "cycles"
+PLAN_FILE, OUTCOME_FILE = "plan.json", "outcome.json"
+
+Verdict = Literal["open", "closed", "no verdict"]
+
+
+class Gate(Config):
+    """One condition for a promotion.
+
+    `no verdict` is what a gate says that has too little to judge by; it keeps a candidate out as `closed` does.
+    """
+
+    name: str
+    verdict: Verdict
+    figure: float | None = None
+    rule: str
+    """What the figure must be, in words."""
+    why: str = ""
+
+
+class Version(Config):
+    """A ranker with its SIDs and encoders: what is promoted and rolled back as one. Paths are from the run's folder."""
+
+    number: int
+    """Of the cycle that made it."""
+    ranker: Path
+    export: Path
+    dataset: Path
+    """The snapshot with its SIDs."""
+    encoders: dict[str, Path]
+    learned_to: dict[str, date]
+    """By task, the last date whose labels it has learned."""
+
+
+class Plan(Config):
+    """What a cycle is going to do, decided once."""
+
+    number: int
+    kind: Literal["train", "rollback"] = "train"
+    at: datetime
+    """When it was decided."""
+    why: str
+    champion: int | None = None
+    """The version that it goes on from, or, of a roll-back, goes back to."""
+    as_of: date | None = None
+    prepared: Path = Path()
+    """The snapshot that `prepare` committed, from the run's folder."""
+    newest: date | None = None
+    """The last date of the snapshot that has rows."""
+    policy: PolicyName = "append"
+    """Of this cycle."""
+    learned: dict[str, Dates] = {}
+    measured: dict[str, Dates] = {}
+    all_dates: dict[str, Dates] = {}
+    """By task, all dates before those that are judged: what a ranker from scratch learns."""
+    revised: tuple[date, ...] = ()
+    """Dates that were learned before and have other rows now; they are not learned again."""
+
+
+class Outcome(Config):
+    """What came of a cycle."""
+
+    at: datetime
+    candidate: Version | None = None
+    promoted: bool = False
+    gates: tuple[Gate, ...] = ()
+    figures: dict[str, float] = {}
+    """Metrics and drift, by name."""
+    seconds: dict[str, float] = {}
+    """By stage; what was committed before is not among them."""
+    stages: dict[str, Path] = {}
+    """By label, what each stage committed, from the run's folder."""
+
+
+@dataclass(frozen=True)
+class Cycle:
+    """A plan, and what came of it; None: it is under way."""
+
+    plan: Plan
+    outcome: Outcome | None
+
+
+class Ledger:
+    """The cycles of a run.
+
+    Args of the constructor:
+        run: the run's folder.
+
+    Attributes:
+        cycles: all of them, in order.
+
+    Raises:
+        DataError, ConfigError: a file is not what was written.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        folder = run / CYCLES
+        found = sorted(path for path in folder.glob("[0-9]*") if (path / PLAN_FILE).exists())
+        self.cycles = [_read(path) for path in found]
+        for number, cycle in enumerate(self.cycles, 1):
+            if cycle.plan.number != number:
+                raise DataError(f"{folder}: cycle {number} is missing: the record was altered")
+            if cycle.outcome is None and number < len(self.cycles):
+                raise DataError(f"{folder / f'{number:04d}'}: has no {OUTCOME_FILE}, and cycle {number + 1} began")
+
+    @property
+    def under_way(self) -> Plan | None:
+        """The plan of the cycle that has no outcome yet."""
+        last = self.cycles[-1] if self.cycles else None
+        return last.plan if last is not None and last.outcome is None else None
+
+    @property
+    def versions(self) -> Mapping[int, Version]:
+        """All candidates that were made, by number."""
+        made = [cycle.outcome.candidate for cycle in self.cycles if cycle.outcome is not None]
+        return {version.number: version for version in made if version is not None}
+
+    @property
+    def champions(self) -> list[int]:
+        """The versions that were promoted and not rolled back from, in order; the last is champion."""
+        found: list[int] = []
+        for plan, outcome in ((cycle.plan, cycle.outcome) for cycle in self.cycles):
+            if outcome is None:
+                continue
+            if plan.kind == "rollback":
+                assert plan.champion is not None
+                found = found[: found.index(plan.champion) + 1] if plan.champion in found else [*found, plan.champion]
+            elif outcome.promoted:
+                found.append(plan.number)
+        return found
+
+    @property
+    def champion(self) -> Version | None:
+        """The version that serves; None: none was promoted yet."""
+        return self.versions[self.champions[-1]] if self.champions else None
+
+    @property
+    def trained(self) -> Cycle | None:
+        """The last cycle that trained and is over."""
+        over = [one for one in self.cycles if one.outcome is not None and one.plan.kind == "train"]
+        return over[-1] if over else None
+
+    def open(self, plan: Plan) -> None:
+        """Write a plan down; the cycle is then under way."""
+        assert plan.number == len(self.cycles) + 1 and self.under_way is None
+        self._write(plan, PLAN_FILE, plan)
+        self.cycles.append(Cycle(plan, None))
+
+    def close(self, outcome: Outcome) -> Cycle:
+        """Write down what came of the cycle that is under way."""
+        plan = self.under_way
+        assert plan is not None
+        self._write(plan, OUTCOME_FILE, outcome)
+        self.cycles[-1] = Cycle(plan, outcome)
+        return self.cycles[-1]
+
+    def require_whole(self, version: Version) -> None:
+        """Check that all that a version is made of is there, every byte.
+
+        Raises:
+            StageError: something is gone or was altered; names the way back.
+        """
+        for path in (version.ranker, version.export, version.dataset, *version.encoders.values()):
+            try:
+                verify(self.run / path)
+            except CommitError as error:
+                others = [f"{number}" for number in reversed(self.champions) if number != version.number]
+                back = f", or go back: retrain rollback --to {others[0]}" if others else ""
+                raise StageError(
+                    f"champion {version.number} is not whole: {error}; restore {self.run / path}{back}"
+                ) from error
+
+    def is_whole(self, version: Version) -> bool:
+        """Tell whether the outputs that a version is made of are there, without reading them."""
+        paths = (version.ranker, version.export, version.dataset, *version.encoders.values())
+        return all(is_committed(self.run / path) for path in paths)
+
+    def _write(self, plan: Plan, name: str, content: Config) -> None:
+        folder = self.run / CYCLES / f"{plan.number:04d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / name, (content.model_dump_json(indent=1) + "\n").encode())
+
+
+def _read(folder: Path) -> Cycle:
+    plan = _parsed(Plan, folder / PLAN_FILE)
+    outcome = folder / OUTCOME_FILE
+    return Cycle(plan, _parsed(Outcome, outcome) if outcome.exists() else None)
+
+
+def _parsed(model: type[C], file: Path) -> C:
+    return parse(model, read_json(file), str(file))

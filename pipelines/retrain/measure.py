@@ -1,0 +1,114 @@
+"""What candidate, champion and reference predict of the judged dates: in all, by day, and paired by user."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipelines.retrain.config import GatesConfig
+from pipelines.retrain.gates import Judged
+from ranker.config import Dates
+from ranker.intervals import Sums, TrainingDeviation, estimate_gain, resample_users
+from ranker.measures import TaskMeasures, measure_task
+from ranker.metric_registry import AUC, CALIBRATION, METRICS, NE
+from ranker.predictions import Predictions, require_same_rows, sorted_predictions, sorting
+
+CANDIDATE, CHAMPION, REFERENCE = "candidate", "champion", "reference"
+MODELS = (CANDIDATE, CHAMPION, REFERENCE)
+BY_DAY = (NE, AUC, CALIBRATION)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the judged dates come down to.
+
+    Attributes:
+        tasks: by task, what gates ask. models: by model and task, the value of each metric.
+        by_day: one row for each model, task and date: num, positives, and the metrics of `BY_DAY`.
+    """
+
+    tasks: dict[str, Judged]
+    models: dict[str, dict[str, dict[str, float | None]]]
+    by_day: list[dict[str, Any]]
+
+
+def measure(outputs: Mapping[str, Path], labels: Mapping[str, Dates], gates: GatesConfig, folder: Path) -> Measured:
+    """Measure all models on the same rows.
+
+    Args:
+        outputs: predictions by model, of `MODELS`. What gates ask is of the first: the candidate, where there is one.
+        labels: by task, the dates that are judged. gates: how the interval is drawn.
+        folder: where rows are sorted; nothing is left there.
+
+    Raises:
+        DataError: predictions break their contract, or are not of the same rows.
+    """
+    tasks = tuple(labels)
+    found = _measures(outputs, tasks, labels, folder)
+    judged = {task: _judged(found, task, gates) for task in tasks}
+    models = {
+        model: {task: {name: one.metrics[name].value for name in METRICS} for task, one in by_task.items()}
+        for model, by_task in found.items()
+    }
+    by_day = [row for day in _days(labels) for row in _of_day(outputs, day, labels, folder)]
+    return Measured(judged, models, by_day)
+
+
+def _measures(
+    outputs: Mapping[str, Path], tasks: Sequence[str], labels: Mapping[str, Dates], folder: Path
+) -> dict[str, dict[str, TaskMeasures]]:
+    """Return each model's measures by task, after checking that all predicted the same rows."""
+    found: dict[str, dict[str, TaskMeasures]] = {}
+    with sorting(folder) as database, ExitStack() as stack:
+        first: Predictions | None = None
+        for model, path in outputs.items():
+            predictions = stack.enter_context(sorted_predictions(path, tasks, database, labels))
+            if first is not None:
+                require_same_rows(predictions, first)
+            first = first or predictions
+            found[model] = {task: measure_task(predictions, task) for task in tasks}
+    return found
+
+
+def _judged(found: Mapping[str, Mapping[str, TaskMeasures]], task: str, gates: GatesConfig) -> Judged:
+    own = next(iter(found.values()))[task]
+    ne, calibration = (own.metrics[metric.name].value for metric in (NE, CALIBRATION))
+    gain = _gain(own, found[CHAMPION][task], gates) if CANDIDATE in found and CHAMPION in found else None
+    return Judged(own.num, own.positives, len(own.metrics[NE.name].parts_U), ne, calibration, gain)
+
+
+def _gain(own: TaskMeasures, champion: TaskMeasures, gates: GatesConfig) -> tuple[float, float, float] | None:
+    """Return the candidate's gain of NE and its interval over users; what trainings deviate by is not in it: what is
+    promoted is this one training."""
+    sums_U2 = np.column_stack([one.metrics[NE.name].parts_U for one in (own, champion)])
+    drawn_B2 = resample_users(sums_U2, gates.resamples, gates.seed)
+    arm, reference = (Sums(sums_U2[:, n].sum(keepdims=True), drawn_B2[:, n]) for n in (0, 1))
+    assert NE.better is not None
+    found = estimate_gain(arm, reference, NE.better, TrainingDeviation(0.0, 0), gates.seed, gates.confidence)
+    return None if found is None else (found.gain, *found.interval)
+
+
+def _days(labels: Mapping[str, Dates]) -> list[date]:
+    return sorted({day for first, last in labels.values() for day in _between(first, last)})
+
+
+def _between(first: date, last: date) -> Iterator[date]:
+    for n in range((last - first).days + 1):
+        yield first + timedelta(days=n)
+
+
+def _of_day(
+    outputs: Mapping[str, Path], day: date, labels: Mapping[str, Dates], folder: Path
+) -> Iterator[dict[str, Any]]:
+    of_day = {task: (day, day) for task, (first, last) in labels.items() if first <= day <= last}
+    for model, path in outputs.items():
+        with sorting(folder) as database, sorted_predictions(path, tuple(of_day), database, of_day) as predictions:
+            for task in of_day:
+                found = measure_task(predictions, task)
+                values = {metric.name: found.metrics[metric.name].value for metric in BY_DAY}
+                told = {"model": model, "task": task, "date": day.isoformat()}
+                yield {**told, "num": found.num, "positives": found.positives, **values}

@@ -1,0 +1,158 @@
+"""MLflow as the view of retraining: a run a cycle, a version a candidate, and the aliases that serving follows.
+
+The ledger is the record. What the store was not told, because it did not answer, the next call that finds it tells.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from infra.commit import read_manifest, write_whole
+from infra.config import Config, parse
+from infra.mlflow_runs import connect, end_parent, open_parent, replay, use_store
+from infra.registration import register
+from infra.tables import read_json
+from pipelines.launch import say
+from pipelines.retrain.ledger import Cycle, Ledger
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+CYCLE_TAG = "sidestack.cycle"
+CHAMPION_ALIAS, CHALLENGER_ALIAS = "champion", "challenger"
+PUBLISHED_FILE = "published.json"
+MODEL = "model"
+"""The folder of an export that holds the MLflow model."""
+_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+"""A store that is away is told later: waiting for it for minutes, as MLflow does by default, gains nothing."""
+
+
+class Published(Config):
+    """What the store was told."""
+
+    runs: dict[int, str] = {}
+    """By cycle, its run."""
+    versions: dict[int, str] = {}
+    """By cycle, the registered version of its candidate."""
+    champion: int | None = None
+    """The cycle whose version has the alias."""
+
+
+class Registry:
+    """The store, as far as it was told of a run's cycles.
+
+    Args of the constructor:
+        run: the run's folder. experiment: its name. runs_dir: where a local store lies. model: the registered model.
+    """
+
+    def __init__(self, run: Path, experiment: str, runs_dir: Path, model: str) -> None:
+        self._file = run / PUBLISHED_FILE
+        self._run, self._experiment, self._runs_dir, self._model = run, experiment, runs_dir, model
+        for name, value in _PATIENCE.items():
+            os.environ.setdefault(name, value)
+        use_store(runs_dir)
+
+    @property
+    def told(self) -> Published:
+        """What the store was told so far."""
+        return parse(Published, read_json(self._file), str(self._file)) if self._file.exists() else Published()
+
+    def edited(self) -> str:
+        """Say what somebody else did to the champion's alias; empty: nothing, or the store does not answer."""
+        with _answering() as client:
+            found = _alias(client, self._model)
+            told = self.told
+            expected = None if told.champion is None else told.versions[told.champion]
+            if found != expected:
+                return (
+                    f"alias {CHAMPION_ALIAS!r} of {self._model} is version {found or 'of none'}, it was set to version"
+                    f" {expected or 'of none'}: somebody moved it; retrain rollback --to CYCLE sets it"
+                )
+        return ""
+
+    def publish(self, ledger: Ledger, config: Mapping[str, Any], force: bool = False) -> None:
+        """Tell the store all that it was not told: cycles' runs and metrics, candidates' versions, the aliases.
+
+        Args:
+            ledger: the record. config: the run's, for the parameters of cycles' runs.
+            force: whether the champion's alias is set even if somebody else moved it.
+        """
+        with _answering() as client:
+            for cycle in ledger.cycles:
+                if cycle.outcome is not None and cycle.plan.number not in self.told.runs:
+                    self._tell_cycle(client, cycle, config)
+                if cycle.outcome is not None and cycle.outcome.candidate is not None:
+                    self._register(cycle)
+            self._move_alias(client, ledger, force)
+
+    def _tell_cycle(self, client: "MlflowClient", cycle: Cycle, config: Mapping[str, Any]) -> None:
+        plan, outcome = cycle.plan, cycle.outcome
+        assert outcome is not None
+        self._drop_half_told(client, plan.number)
+        name = f"cycle {plan.number}" if plan.kind == "train" else f"cycle {plan.number}, roll-back to {plan.champion}"
+        run_id = open_parent(client, self._experiment, name, self._runs_dir, config)
+        client.set_tag(run_id, CYCLE_TAG, str(plan.number))
+        client.set_tag(run_id, "sidestack.promoted", str(outcome.promoted))
+        for path in outcome.stages.values():
+            replay(client, run_id, self._run / path, {})
+        for metric, value in outcome.figures.items():
+            client.log_metric(run_id, metric.replace(":", "_"), value, step=plan.number)
+        end_parent(client, run_id, "FINISHED")
+        self._save(runs={**self.told.runs, plan.number: run_id})
+
+    def _drop_half_told(self, client: "MlflowClient", number: int) -> None:
+        """Remove the run of a cycle that a killed call began to tell."""
+        experiment = client.get_experiment_by_name(self._experiment)
+        if experiment is not None:
+            query = f"tags.`{CYCLE_TAG}` = '{number}'"
+            for run in client.search_runs([experiment.experiment_id], filter_string=query):
+                client.delete_run(run.info.run_id)
+
+    def _register(self, cycle: Cycle) -> None:
+        number = cycle.plan.number
+        if number in self.told.versions:
+            return
+        assert cycle.outcome is not None and cycle.outcome.candidate is not None
+        candidate = cycle.outcome.candidate
+        export = self._run / candidate.export
+        lineage = read_manifest(export).facts.get("lineage", {})
+        tags = {CYCLE_TAG: str(number), **{f"sidestack.{name}": str(value) for name, value in lineage.items()}}
+        version = register(export / MODEL, self._model, CHALLENGER_ALIAS, tags, "retrain")
+        self._save(versions={**self.told.versions, number: version})
+        say("retrain", f"registered as {self._model} version {version}, alias {CHALLENGER_ALIAS}")
+
+    def _move_alias(self, client: "MlflowClient", ledger: Ledger, force: bool) -> None:
+        champion = ledger.champions[-1] if ledger.champions else None
+        told = self.told
+        if champion is None or (champion == told.champion and not force):
+            return
+        version = told.versions[champion]
+        if not force and _alias(client, self._model) != (told.versions[told.champion] if told.champion else None):
+            say("retrain", f"alias {CHAMPION_ALIAS!r} was moved by somebody else, and stays where it is")
+            return
+        client.set_registered_model_alias(self._model, CHAMPION_ALIAS, version)
+        self._save(champion=champion)
+        say("retrain", f"models:/{self._model}@{CHAMPION_ALIAS} is version {version}, of cycle {champion}")
+
+    def _save(self, **changes: Any) -> None:
+        told = self.told.model_copy(update=changes)
+        write_whole(self._file, (told.model_dump_json(indent=1) + "\n").encode())
+
+
+def _alias(client: "MlflowClient", model: str) -> str | None:
+    """Return the version that has the champion's alias."""
+    if not client.search_registered_models(f"name = '{model}'"):
+        return None
+    return client.get_registered_model(model).aliases.get(CHAMPION_ALIAS)
+
+
+@contextmanager
+def _answering() -> "Iterator[MlflowClient]":
+    """Connect to the store; where it does not answer, say that it is told later."""
+    try:
+        yield connect()
+    except Exception as error:
+        told = f"{type(error).__name__}: {error}".splitlines()[0]
+        say("tracking", f"{told[:200]}; the store is told later")

@@ -1,0 +1,38 @@
+"""Back to an earlier version: encoders, SIDs and ranker move as one."""
+
+from datetime import UTC, datetime
+
+from infra.errors import ConfigError
+from pipelines.launch import say
+from pipelines.retrain.cycle import Retraining
+from pipelines.retrain.ledger import Outcome, Plan
+
+
+def roll_back(retraining: Retraining, number: int | None = None) -> None:
+    """Make an earlier version champion, and set the store's alias to it.
+
+    Args:
+        retraining: the run's. number: the version; None: the champion before this one.
+
+    Raises:
+        ConfigError: there is no such version, or a cycle is under way. StageError: the version is not whole.
+    """
+    ledger = retraining.ledger
+    if ledger.under_way is not None:
+        raise ConfigError(f"retrain rollback: cycle {ledger.under_way.number} is under way; let a call end it first")
+    champions = ledger.champions
+    if number is None:
+        if len(champions) < 2:
+            raise ConfigError("retrain rollback: there is no champion before this one")
+        number = champions[-2]
+    if number not in ledger.versions:
+        made = ", ".join(map(str, ledger.versions)) or "none"
+        raise ConfigError(f"retrain rollback: there is no version {number}; versions are {made}")
+    ledger.require_whole(ledger.versions[number])
+    now = datetime.now(UTC).replace(microsecond=0)
+    was = champions[-1] if champions else None
+    why = f"from version {was}" if was is not None else "by hand"
+    ledger.open(Plan(number=len(ledger.cycles) + 1, kind="rollback", at=now, why=why, champion=number))
+    ledger.close(Outcome(at=now))
+    say("retrain", f"version {number} is champion")
+    retraining.publish(force=True)

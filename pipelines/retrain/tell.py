@@ -1,0 +1,59 @@
+"""Retraining in tables for people."""
+
+from collections.abc import Iterable, Sequence
+from io import StringIO
+
+from rich.console import Console
+from rich.table import Table
+
+from infra.console import FILE_WIDTH
+from pipelines.retrain.ledger import Cycle, Gate, Ledger
+
+
+def gate_table(gates: Sequence[Gate]) -> str:
+    """Return one line a gate: what it is, what was found, what it must be."""
+    rows = [(gate.name, gate.verdict, _number(gate.figure), gate.rule, gate.why) for gate in gates]
+    return _text(("gate", "verdict", "figure", "must be", ""), rows)
+
+
+def status_table(ledger: Ledger) -> str:
+    """Return one line a cycle: what it learned, on what it was judged, and whether it was promoted."""
+    champion = ledger.champions[-1] if ledger.champions else None
+    rows = [_cycle_row(cycle, is_champion=cycle.plan.number == champion) for cycle in ledger.cycles]
+    names = ("cycle", "decided", "policy", "from", "learned", "judged", "NE gain", "result", "seconds", "")
+    return _text(names, rows)
+
+
+def _cycle_row(cycle: Cycle, is_champion: bool) -> tuple[str, ...]:
+    plan, outcome = cycle.plan, cycle.outcome
+    begun = (str(plan.number), f"{plan.at:%Y-%m-%d %H:%M}")
+    from_version = "" if plan.champion is None else str(plan.champion)
+    if plan.kind == "rollback":
+        return (*begun, "rollback", "", "", "", "", f"champion is {from_version}", "", plan.why)
+    learned, judged = (
+        "; ".join(f"{task} {first} to {last}" for task, (first, last) in windows.items())
+        for windows in (plan.learned, plan.measured)
+    )
+    if outcome is None:
+        return (*begun, plan.policy, from_version, learned, judged, "", "under way", "", plan.why)
+    gains = [value for name, value in outcome.figures.items() if name.endswith("_gain")]
+    closed = [f"{gate.name}: {gate.verdict}" for gate in outcome.gates if gate.verdict != "open"]
+    result = "promoted" if outcome.promoted else "not promoted"
+    return (
+        *begun, plan.policy, from_version, learned, judged, ", ".join(f"{gain:+.2%}" for gain in gains),
+        "champion" if is_champion else result, f"{sum(outcome.seconds.values()):.0f}", ", ".join(closed),
+    )  # fmt: skip
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def _text(names: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    table = Table(*names, box=None, pad_edge=False, header_style="")
+    for row in rows:
+        table.add_row(*row)
+    console = Console(file=StringIO(), width=FILE_WIDTH, highlight=False, color_system=None)
+    console.print(table)
+    assert isinstance(console.file, StringIO)
+    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())

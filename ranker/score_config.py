@@ -1,0 +1,36 @@
+"""Section `score`: which dates are scored, and how much of it is committed at a time."""
+
+import itertools
+from collections.abc import Iterable
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, PositiveInt, model_validator
+
+from infra.config import Config
+from ranker.config import Dates
+
+
+def _in_ranges(value: Any) -> Any:
+    is_range = isinstance(value, list | tuple) and len(value) == 2 and not isinstance(value[0], list | tuple)
+    return [value] if is_range else value
+
+
+class ScoreConfig(Config):
+    """Section `score`."""
+
+    dates: Annotated[tuple[Dates, ...], BeforeValidator(_in_ranges)] = ()
+    """First and last date to score, or several such ranges in order; by default all that the snapshot has."""
+    part_rows: PositiveInt = 1_000_000
+    """A part ends with the date on which it has so many rows. A run that broke repeats one part at most."""
+
+    @model_validator(mode="after")
+    def _check_order(self) -> "ScoreConfig":
+        is_apart = all(before[1] < after[0] for before, after in itertools.pairwise(self.dates))
+        if not is_apart or any(first > last for first, last in self.dates):
+            raise ValueError(f"dates: {named(self.dates)}: must be in order, and apart")
+        return self
+
+
+def named(dates: Iterable[Dates]) -> str:
+    """Return ranges of dates in words."""
+    return ", ".join(f"{first} to {last}" for first, last in dates)
