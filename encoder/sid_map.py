@@ -138,7 +138,8 @@ def sid_maps(store: Path, parts: Sequence[PartitionEntry], chunks: int) -> SidMa
         store: the directory of the partitions. parts: of one set and generation, in order.
         chunks: columns that a SID takes.
     """
-    return SidMaps([(entry.facts["first"], entry.facts["new"], store / entry.path / MAP_FILE) for entry in parts], chunks)
+    files = [(entry.facts["first"], entry.facts["new"], store / entry.path / MAP_FILE) for entry in parts]
+    return SidMaps(files, chunks)
 
 
 def _at_most_twice(ids_NC: Ids) -> Ids:

@@ -46,7 +46,7 @@ except importlib.metadata.PackageNotFoundError:  # in a served model, which carr
 
 SECTIONS = (
     "prepare", "encoder", "encoders", "materialize", "export", "ranker", "score", "ranker_export", "baseline", "tune",
-    "compare", "tables", "run",
+    "compare", "tables", "drift", "run",
 )  # fmt: skip
 """The sections a run's file may have: one for each kind of stage, `encoders` for further encoders, `tables` for which
 arms are held against each other, and `run` for how the stages are launched."""

@@ -18,6 +18,7 @@ from infra.distributed import Timeouts
 from infra.errors import ConfigError
 from infra.lanes import require_lanes
 from infra.tables import Entity
+from pipelines.drift.config import DriftConfig
 from pipelines.prepare.config import PrepareConfig
 from pipelines.report.config import CompareConfig
 from pipelines.tables.config import TableConfig
@@ -124,6 +125,8 @@ class PipelineConfig(Config):
     compare: CompareConfig = Field(default_factory=CompareConfig)
     tables: dict[str, TableConfig] = {}
     """The papers' tables by name, for `pipelines.tables`."""
+    drift: DriftConfig = Field(default_factory=DriftConfig)
+    """Of `pipelines.drift`, which compares a cycle's data, encoders and SIDs with those of the cycle before."""
     run: RunConfig
 
     @model_validator(mode="after")
