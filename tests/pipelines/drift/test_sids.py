@@ -24,7 +24,9 @@ Digits = list[tuple[int, ...] | None]
 
 def made(folder: Path, spec: SidSpec, digits: Digits) -> SidTable:
     """Write a map, in two parts."""
-    packed = [[NULL] * len(spec.chunk_sizes) if row is None else spec.pack(torch.tensor(row)).tolist() for row in digits]
+    packed = [
+        [NULL] * len(spec.chunk_sizes) if row is None else spec.pack(torch.tensor(row)).tolist() for row in digits
+    ]
     parts = []
     for first, end in ((0, 30), (30, len(digits))):
         part = SidMap(folder / f"part-{first}", end - first, len(spec.chunk_sizes))
