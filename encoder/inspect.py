@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from encoder.bundle import EncoderBundle, load_bundle
+from encoder.newest import newest_signals
 from encoder.signals import SignalBatch, signal_batch, signal_check
 from infra.console import wide_console
 from infra.errors import DataError, SidestackError
@@ -60,7 +61,7 @@ def inspect(bundle: EncoderBundle, dataset: Dataset, items: Sequence[int]) -> li
         DataError: an item is not in the table or has no signal, or rows break the table's contract.
     """
     asked = _asked(bundle, dataset, items)
-    sheets = [_sheet(bundle, item, asked[item]) for item in items]
+    sheets = [_sheet(bundle, item, asked.sliced(row, row + 1)) for row, item in enumerate(items)]
     digits_QN = torch.tensor([sheet.digits for sheet in sheets])
     units_QH = _units(bundle, digits_QN)
     for ids_N, batch in _table(bundle, dataset):
@@ -75,18 +76,13 @@ def inspect(bundle: EncoderBundle, dataset: Dataset, items: Sequence[int]) -> li
     return sheets
 
 
-def _asked(bundle: EncoderBundle, dataset: Dataset, items: Sequence[int]) -> dict[int, SignalBatch]:
-    """Return the signals of the items that were asked for: the newest row of each."""
-    found: dict[int, SignalBatch] = {}
-    for ids_N, batch in _table(bundle, dataset):
-        for row in np.flatnonzero(np.isin(ids_N, items)).tolist():
-            found[int(ids_N[row])] = batch.sliced(row, row + 1)
-    for item in items:
-        if item not in found:
-            raise DataError(f"{bundle.signals.entity} {item}: is not in {dataset.path}")
-        if not bool(found[item].any_present):
+def _asked(bundle: EncoderBundle, dataset: Dataset, items: Sequence[int]) -> SignalBatch:
+    """Return the signals of the items that were asked for."""
+    batch = newest_signals(dataset, bundle.signals, np.array(items))
+    for item, has_signal in zip(items, batch.any_present.tolist(), strict=True):
+        if not has_signal:
             raise DataError(f"{bundle.signals.entity} {item}: has no signal, so its SID is null")
-    return found
+    return batch
 
 
 def _table(bundle: EncoderBundle, dataset: Dataset) -> Iterator[tuple[Integers, SignalBatch]]:

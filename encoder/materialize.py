@@ -33,7 +33,7 @@ from encoder.config import ENCODER_INPUT, MaterializeConfig
 from encoder.sid import DEFAULT_NAME, SidSpec, event_columns, sid_columns, with_sid_metadata
 from encoder.sid_codebook import write_codebook
 from encoder.sid_file import write_sid_file
-from encoder.sid_map import MAP_FILE, NULL, SidMap, SidMaps
+from encoder.sid_map import MAP_FILE, NULL, SidMap, SidMaps, sid_maps
 from encoder.signals import SignalBatch, signal_batch
 from encoder.write_behind import WriteBehind
 from infra.checks import check_content, check_events
@@ -89,6 +89,10 @@ class SidSetWork:
     def content(self) -> str:
         """The table whose rows are encoded."""
         return CONTENT[self.spec.entity]
+
+    def maps(self, store: Store) -> SidMaps:
+        """Return the map from id to SID over all parts made so far."""
+        return sid_maps(store.path, self.parts, len(self.spec.chunk_sizes))
 
 
 @dataclass(frozen=True)
@@ -197,7 +201,7 @@ def _write_part(
     with together(world, "creating the map from id to SID"):
         if world.is_main:
             own_map.create()
-    earlier = sid_maps(work.store, one)
+    earlier = one.maps(work.store)
     content = work.dataset.spec.content(one.spec.entity)
     fields = _fields(sid_columns(one.spec.name, one.spec))
 
@@ -223,12 +227,6 @@ def _write_part(
 
 def _fields(columns: Mapping[str, SidSpec], kind: pa.DataType | None = None) -> list[pa.Field]:
     return [with_sid_metadata(pa.field(name, kind or pa.int64()), spec) for name, spec in columns.items()]
-
-
-def sid_maps(store: Store, one: SidSetWork) -> SidMaps:
-    """Return the map from id to SID over all parts made so far."""
-    parts = [(entry.facts["first"], entry.facts["new"], store.path / entry.path / MAP_FILE) for entry in one.parts]
-    return SidMaps(parts, len(one.spec.chunk_sizes))
 
 
 def _write_aligned(
@@ -317,7 +315,7 @@ def _write_dates(run: StageRun[MaterializeConfig], work: Work, one: SidSetWork) 
         together(run.world, "writing the SIDs of the events"),
         run.log.progress(len(missing), f"materialize: dates with {one.spec.name}") as advance,
     ):
-        maps = sid_maps(work.store, one)
+        maps = one.maps(work.store)
         for base, entry, key in missing[run.world.rank :: run.world.size]:
             _write_date(work, one, maps, base, entry, key)
             advance(run.world.size)
@@ -437,10 +435,10 @@ def _close(
 
 
 def _summary(run: StageRun[MaterializeConfig], work: Work, one: SidSetWork) -> dict[str, Any]:
-    maps = sid_maps(work.store, one)
-    nulls, distinct = maps.count(run.out)
-    share = distinct / max(maps.rows - nulls, 1)
-    return {"rows": maps.rows, "null": nulls, "distinct": distinct, "unique_share": share, "spec": plain(one.spec)}
+    maps = one.maps(work.store)
+    null, distinct, _ = maps.count(run.out)
+    share = distinct / max(maps.rows - null, 1)
+    return {"rows": maps.rows, "null": null, "distinct": distinct, "unique_share": share, "spec": plain(one.spec)}
 
 
 if __name__ == "__main__":

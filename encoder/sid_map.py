@@ -7,9 +7,12 @@ is up to the page cache, not to the table's size.
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+from infra.partitions import PartitionEntry
 
 Ids = npt.NDArray[np.int64]
 
@@ -55,6 +58,18 @@ class SidMap:
             os.close(handle)
 
 
+class SidCounts(NamedTuple):
+    """How a table's SIDs are shared.
+
+    Attributes:
+        null: rows without a SID. distinct: different SIDs. alone: rows that share their whole SID with no other.
+    """
+
+    null: int
+    distinct: int
+    alone: int
+
+
 class SidMaps:
     """The maps of all parts, read as one: id -> SID.
 
@@ -81,8 +96,8 @@ class SidMaps:
             sids_NC[is_own_N] = self._opened[part][ids_N[is_own_N] - self._firsts[part]]
         return sids_NC
 
-    def count(self, folder: Path) -> tuple[int, int]:
-        """Count (null SIDs, different SIDs that are not null), in bounded memory.
+    def count(self, folder: Path) -> SidCounts:
+        """Count null, different and unshared SIDs, in bounded memory.
 
         The SIDs are shared out by a hash into files small enough to be sorted; equal SIDs meet in one file.
         Everything is read, and where it does not fit written, once.
@@ -92,18 +107,22 @@ class SidMaps:
         """
         shares = -(-self.rows // _DISTINCT_AT_A_TIME)
         files = [folder / f"sids.share-{share}" for share in range(shares)]
-        nulls = distinct = 0
-        for part_NC in self._pieces():
+        null = distinct = alone = 0
+        for part_NC in self.pieces():
             present_N = part_NC[:, 0] != NULL
-            nulls += len(part_NC) - int(present_N.sum())
-            _share_out(_different(part_NC[present_N]), files)
+            null += len(part_NC) - int(present_N.sum())
+            _share_out(_at_most_twice(part_NC[present_N]), files)
         for file in files:
             if file.exists():
-                distinct += len(_different(np.fromfile(file, np.int64).reshape(-1, self.chunks)))
+                sorted_NC = _at_most_twice(np.fromfile(file, np.int64).reshape(-1, self.chunks))
+                is_first_N = _differ_from_before(sorted_NC, 1)
+                distinct += int(is_first_N.sum())
+                alone += int((is_first_N & np.append(is_first_N[1:], True)).sum())
                 file.unlink()
-        return nulls, distinct
+        return SidCounts(null, distinct, alone)
 
-    def _pieces(self) -> Iterator[Ids]:
+    def pieces(self) -> Iterator[Ids]:
+        """Yield the SIDs in the order of ids, int64 [rows, chunks] each, read a bounded number of rows at a time."""
         # Read, not mapped: pages of a mapping count as this process's memory.
         for _, all_rows, path in self._parts:
             with path.open("rb") as file:
@@ -112,14 +131,29 @@ class SidMaps:
                     yield np.fromfile(file, np.int64, rows * self.chunks).reshape(rows, self.chunks)
 
 
-def _different(ids_NC: Ids) -> Ids:
+def sid_maps(store: Path, parts: Sequence[PartitionEntry], chunks: int) -> SidMaps:
+    """Open the maps of the partitions that hold the SIDs of the parts of the items or users.
+
+    Args:
+        store: the directory of the partitions. parts: of one set and generation, in order.
+        chunks: columns that a SID takes.
+    """
+    files = [(entry.facts["first"], entry.facts["new"], store / entry.path / MAP_FILE) for entry in parts]
+    return SidMaps(files, chunks)
+
+
+def _at_most_twice(ids_NC: Ids) -> Ids:
+    """Sort SIDs and keep at most two of each: enough to tell the different ones, and those that are shared."""
     # Nearly every SID is one number; sorting those is many times faster than np.unique, which hashes, and than rows.
-    if ids_NC.shape[1] > 1:
-        return np.unique(ids_NC, axis=0)
-    sorted_N1 = np.sort(ids_NC, axis=0)
-    is_first_N = np.ones(len(sorted_N1), bool)
-    is_first_N[1:] = sorted_N1[1:, 0] != sorted_N1[:-1, 0]
-    return sorted_N1[is_first_N]
+    sorted_NC = np.sort(ids_NC, axis=0) if ids_NC.shape[1] == 1 else ids_NC[np.lexsort(ids_NC.T)]
+    return sorted_NC[_differ_from_before(sorted_NC, 2)]
+
+
+def _differ_from_before(sorted_NC: Ids, places: int) -> npt.NDArray[np.bool_]:
+    """Return whether each SID differs from the one so many places before it."""
+    differ_N = np.ones(len(sorted_NC), bool)
+    differ_N[places:] = (sorted_NC[places:] != sorted_NC[:-places]).any(axis=1)
+    return differ_N
 
 
 def _share_out(ids_NC: Ids, files: Sequence[Path]) -> None:

@@ -133,7 +133,7 @@ class PipelineConfig(Config):
     tables: dict[str, TableConfig] = {}
     """The papers' tables by name, for `pipelines.tables`."""
     drift: DriftConfig = Field(default_factory=DriftConfig)
-    """Of `pipelines.drift`, a stage of retraining."""
+    """Of `pipelines.drift`, which compares a cycle's data, encoders and SIDs with those of the cycle before."""
     retrain: RetrainConfig = Field(default_factory=RetrainConfig)
     """Of `pipelines.retrain`."""
     run: RunConfig

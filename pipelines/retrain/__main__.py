@@ -1,7 +1,7 @@
 """`python -m pipelines.retrain --config FILE [--from DATE --to DATE] [--dry-run]`, `... status`, `... rollback`.
 
-For a scheduler to call as often as it likes: what is under way is taken up, what has arrived is learned, and a call that
-finds nothing to do or another call at work says so and ends with status 0.
+For a scheduler to call as often as it likes: what is under way is resumed, what has arrived is learned, and a call that
+finds nothing to do, or another call at work, says so and ends with status 0.
 """
 
 import argparse

@@ -93,8 +93,8 @@ class RetrainConfig(Config):
     reference: bool = False
     """Whether each cycle also trains a ranker from scratch on all dates, to compare with."""
     training: dict[str, Any] = {"window_days": 1}
-    """Settings of `ranker.training` in cycles that go on from a champion. What is not set here or there and would follow
-    from a rule follows from the first training's: its batch size, one epoch."""
+    """Settings of `ranker.training` in cycles that start from a champion. What neither sets and a rule would decide is
+    the first training's batch size, and one epoch."""
     retention_days: PositiveInt | None = None
     """Partitions of older dates are deleted after a cycle; None: nothing is."""
     registered_model: str = Field(default="sidestack-ranker", pattern=r"^[\w .-]+$")

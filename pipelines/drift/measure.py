@@ -1,0 +1,103 @@
+"""Every figure of drift, put together; what cannot be measured is null with a reason."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from encoder.bundle import EncoderBundle
+from encoder.config import ENCODER_INPUT
+from infra.snapshot import Dataset
+from pipelines.drift.config import DriftConfig
+from pipelines.drift.dates import Dates, choose_dates
+from pipelines.drift.reconstruction import reconstruct
+from pipelines.drift.result import Drift, SidDrift
+from pipelines.drift.sample import sample_impressions
+from pipelines.drift.shift import column_shifts
+from pipelines.drift.sids import SidTable, code_use, compare_sids, difference, read_sids
+from pipelines.drift.traffic import label_rates, newcomers, volume
+
+FIRST_CYCLE = "there is no snapshot before this one"
+
+
+@dataclass(frozen=True)
+class Cycle:
+    """The snapshots that are compared, and the encoders of the newer one's SIDs, by set."""
+
+    now: Dataset
+    before: Dataset | None
+    encoders: Mapping[str, EncoderBundle]
+
+
+def measure(config: DriftConfig, cycle: Cycle, scratch: Path) -> Drift:
+    """Return what changed in a cycle.
+
+    Args:
+        config: how it is measured. cycle: what is compared.
+        scratch: a directory for files that are removed again.
+
+    Raises:
+        ConfigError, DataError, CommitError: see `pipelines.drift.stage.drift`.
+    """
+    now, before = cycle.now, cycle.before
+    dates = choose_dates(config.new_dates, now, before)
+    rates = label_rates(now, dates)
+    shifts = _shifts(config, now, dates)
+    new = newcomers(now, before, dates) if before is not None else {}
+    missing = {} if new else dict.fromkeys(("new_items", "new_users"), FIRST_CYCLE)
+    if not dates.earlier:
+        missing |= dict.fromkeys(("impressions_a_day", "label_rates", "psi"), "there are no earlier dates")
+    elif None in shifts.values():
+        missing["psi"] = "the new dates, or the earlier ones, have no impression"
+    for task, rate in rates.items():
+        if rate.new is None:
+            missing[f"label_rates.{task}"] = "no row of the new dates that is judged on it has a known label"
+    return Drift(
+        new_dates=dates.new,
+        earlier_dates=dates.earlier,
+        sids={name: _sid_drift(config, cycle, name, scratch) for name in now.snapshot.sids},
+        new_items=new.get("item"),
+        new_users=new.get("user"),
+        impressions_a_day=volume(now, dates),
+        label_rates=rates,
+        psi=shifts,
+        missing=missing,
+    )
+
+
+def _shifts(config: DriftConfig, now: Dataset, dates: Dates) -> dict[str, float | None]:
+    """Return the PSI of each column, or None for all where one side has no row."""
+    columns = [*now.spec.all_dense, *now.spec.all_sparse]
+    rng = np.random.default_rng(config.seed)
+    earlier, new = (sample_impressions(now, days, columns, rng) for days in (dates.earlier, dates.new))
+    if not columns or not earlier or not new:
+        return dict.fromkeys(columns)
+    return dict(column_shifts(earlier, new, now.spec))
+
+
+def _sid_drift(config: DriftConfig, cycle: Cycle, name: str, scratch: Path) -> SidDrift:
+    sids = read_sids(cycle.now, name)
+    alone = SidDrift(entity=sids.spec.entity, now=code_use(sids, scratch))
+    if cycle.before is None:
+        return alone.without(FIRST_CYCLE, "change", "before", "reconstruction")
+    if name in cycle.encoders:
+        known = cycle.before.spec.content(sids.spec.entity).rows
+        losses = reconstruct(cycle.encoders[name], cycle.now, known, config)
+        alone = alone.model_copy(update={"reconstruction": losses})
+    else:
+        alone = alone.without(f"there is no input {ENCODER_INPUT}{name}", "reconstruction")
+    if name not in cycle.before.snapshot.sids:
+        return alone.without(f"the snapshot before has no SIDs {name!r}", "change", "before")
+    return _with_change(alone, sids, read_sids(cycle.before, name), scratch)
+
+
+def _with_change(alone: SidDrift, sids: SidTable, before: SidTable, scratch: Path) -> SidDrift:
+    """Add what a set of SIDs was before, and what of it changed."""
+    is_same = before.spec.fingerprint == sids.spec.fingerprint
+    both = alone.model_copy(update={"same_encoder": is_same, "before": code_use(before, scratch)})
+    why = difference(sids.spec, before.spec)
+    change = None if why else compare_sids(sids, before)
+    if change is None:
+        return both.without(why or f"no {sids.spec.entity} has a SID in both snapshots", "change")
+    return both.model_copy(update={"change": change})

@@ -1,0 +1,48 @@
+"""How well an encoder gives the signals of new items back, against those of old ones."""
+
+import numpy as np
+import numpy.typing as npt
+
+from encoder.bundle import EncoderBundle
+from encoder.evaluation import evaluate
+from encoder.newest import newest_signals
+from infra.distributed import ALONE
+from infra.snapshot import CONTENT, Dataset
+from pipelines.drift.config import DriftConfig
+from pipelines.drift.result import SignalLoss
+
+
+def reconstruct(bundle: EncoderBundle, now: Dataset, known: int, config: DriftConfig) -> dict[str, SignalLoss]:
+    """Measure every signal's loss on samples of new and of old items (users), each read in its newest row.
+
+    Args:
+        bundle: the encoder. now: the snapshot.
+        known: how many items (users) are old: ids from there on are new.
+        config: how many are drawn.
+
+    Raises:
+        DataError: the snapshot is not what the encoder takes, or rows break the tables' contract.
+        CommitError: a partition of the items (users) was altered.
+    """
+    signals = bundle.signals
+    signals.require(now.spec, now.path)
+    now.verify(ALONE, now.partitions(CONTENT[signals.entity]))
+    rows = now.spec.content(signals.entity).rows
+    rng = np.random.default_rng(config.seed)
+    new, old = (
+        _losses(bundle, now, _drawn(low, high, config.sample_items, rng)) for low, high in ((known, rows), (0, known))
+    )
+    return {name: SignalLoss.of(new.get(name), old.get(name)) for name in signals.names}
+
+
+def _drawn(low: int, high: int, number: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    """Draw different ids in [low, high), all where there are no more."""
+    return low + rng.choice(high - low, min(number, high - low), replace=False)
+
+
+def _losses(bundle: EncoderBundle, now: Dataset, ids_N: npt.NDArray[np.int64]) -> dict[str, float]:
+    """Return the mean loss of each signal that some of the items have."""
+    if not len(ids_N):
+        return {}
+    measured = evaluate(bundle.model, newest_signals(now, bundle.signals, ids_N), ALONE)
+    return {name: one["loss"] for name, one in measured["signals"].items()}

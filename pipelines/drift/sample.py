@@ -1,0 +1,61 @@
+"""A bounded sample of the impressions of some dates."""
+
+from collections.abc import Sequence
+from datetime import date
+
+import numpy as np
+import pyarrow as pa
+
+from infra.checks import check_events
+from infra.distributed import ALONE
+from infra.gather import take_rows
+from infra.impressions import EVENTS, REQUESTS, ImpressionRows
+from infra.parquet import RowGroup
+from infra.snapshot import Dataset
+
+SAMPLE_ROWS = 100_000
+"""Impressions of a sample, give or take what rounding adds. A decile of so many is known to 1 % of its rows."""
+GROUPS_A_DATE = 16
+"""Row groups of a date that are read at most, spread over the day."""
+
+
+def sample_impressions(
+    dataset: Dataset, days: Sequence[date], columns: Sequence[str], rng: np.random.Generator
+) -> pa.Table:
+    """Draw impressions, of each date in proportion to its rows; all where there are no more than `SAMPLE_ROWS`.
+
+    Of a date with more than `GROUPS_A_DATE` row groups, one is drawn from each of so many stretches of the day.
+
+    Raises:
+        DataError: rows break the tables' contract, or there is no impression. CommitError: a partition was altered.
+    """
+    rows = {day: sum(file.rows for file in dataset.files(EVENTS, day, day)) for day in days}
+    share = min(1.0, SAMPLE_ROWS / max(sum(rows.values()), 1))
+    parts: list[pa.Table] = []
+    for day in days:
+        if rows[day]:
+            dataset.verify(ALONE, [entry for entry in dataset.on_date(day) if entry.table in (EVENTS, REQUESTS)])
+            parts += _of_date(dataset, day, columns, share, rng)
+    return pa.concat_tables(parts) if parts else pa.table({name: [] for name in columns})
+
+
+def _of_date(
+    dataset: Dataset, day: date, columns: Sequence[str], share: float, rng: np.random.Generator
+) -> list[pa.Table]:
+    source = ImpressionRows(dataset, day, day, columns, lambda rows, where: check_events(rows, dataset.spec, where))
+    chosen = _spread(source.groups(0, source.num_rows), rng)
+    wanted = share * source.num_rows / sum(group.rows for group in chosen)
+    parts = []
+    for group in chosen:
+        number = min(group.rows, round(wanted * group.rows))
+        rows_N = np.sort(rng.choice(group.rows, number, replace=False))
+        parts.append(take_rows(source.joined(group), rows_N))
+    return parts
+
+
+def _spread(groups: Sequence[RowGroup], rng: np.random.Generator) -> list[RowGroup]:
+    """Draw one row group from each of `GROUPS_A_DATE` equal stretches; all where there are no more."""
+    if len(groups) <= GROUPS_A_DATE:
+        return list(groups)
+    bounds = np.linspace(0, len(groups), GROUPS_A_DATE + 1).astype(int)
+    return [groups[int(rng.integers(low, high))] for low, high in zip(bounds[:-1], bounds[1:], strict=True)]

@@ -1,0 +1,111 @@
+"""Drift of a set of SIDs: which of them changed, how its codes are used, how many items share one."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from encoder.evaluation import codebook_use
+from encoder.quantizers.usage import count_values
+from encoder.sid import SidSpec
+from encoder.sid_map import NULL, SidMaps, sid_maps
+from infra.config import parse
+from infra.distributed import ALONE
+from infra.snapshot import CONTENT, Dataset
+from pipelines.drift.result import CodeUse, LayerUse, SidChange
+
+_IDS_AT_A_TIME = 1 << 16
+
+
+@dataclass(frozen=True)
+class SidTable:
+    """A set of SIDs of one snapshot: what they mean, and the map from id to SID."""
+
+    spec: SidSpec
+    maps: SidMaps
+
+
+def read_sids(dataset: Dataset, name: str) -> SidTable:
+    """Open one of a snapshot's sets, after verifying its partitions.
+
+    Raises:
+        ConfigError: its spec cannot be read. CommitError: a partition is gone, or was altered.
+    """
+    listed = dataset.snapshot.sids[name]
+    spec = parse(SidSpec, listed.spec, f"{dataset.path}: SIDs {name!r}")
+    parts = dataset.partitions(listed.table(name, CONTENT[spec.entity]))
+    dataset.verify(ALONE, parts)
+    return SidTable(spec, sid_maps(dataset.store, parts, len(spec.chunk_sizes)))
+
+
+def difference(now: SidSpec, before: SidSpec) -> str:
+    """Say why digits of two sets cannot be compared one by one; empty where they can."""
+    described = [
+        f"{spec.entity}s, depth {spec.depth} x groups {spec.groups}, {spec.lines} x {spec.levels} values a digit"
+        for spec in (now, before)
+    ]
+    return "" if described[0] == described[1] else f"SIDs are of {described[0]}; before of {described[1]}"
+
+
+def compare_sids(now: SidTable, before: SidTable) -> SidChange | None:
+    """Compare the SIDs of the ids that both know; None where no id has a SID in both. The digits must be alike."""
+    digits = now.spec.digits
+    compared = null_before = null_now = null_both = 0
+    differing = 0
+    changed_D = np.zeros(digits, np.int64)
+    rows = min(now.maps.rows, before.maps.rows)
+    for start in range(0, rows, _IDS_AT_A_TIME):
+        ids_N = np.arange(start, min(start + _IDS_AT_A_TIME, rows))
+        now_NC, before_NC = now.maps.of(ids_N), before.maps.of(ids_N)
+        has_now_N, has_before_N = now_NC[:, 0] != NULL, before_NC[:, 0] != NULL
+        both_N = has_now_N & has_before_N
+        compared += int(both_N.sum())
+        null_before += int((has_now_N & ~has_before_N).sum())
+        null_now += int((has_before_N & ~has_now_N).sum())
+        null_both += int((~has_now_N & ~has_before_N).sum())
+        differs_ND = (
+            now.spec.unpack(torch.from_numpy(now_NC[both_N])) != before.spec.unpack(torch.from_numpy(before_NC[both_N]))
+        ).numpy()
+        differing += int(differs_ND.sum())
+        changed_D += np.logical_or.accumulate(differs_ND, axis=1).sum(0)
+    if not compared:
+        return None
+    return SidChange(
+        compared=compared,
+        null_before=null_before,
+        null_now=null_now,
+        null_both=null_both,
+        changed_share={length: int(changed_D[length - 1]) / compared for length in _lengths(now.spec)},
+        hamming=differing / compared,
+    )
+
+
+def _lengths(spec: SidSpec) -> list[int]:
+    """Return the prefixes that are told, in digits: whole layers, and those that the events carry."""
+    return sorted({*range(spec.groups, spec.digits + 1, spec.groups), *spec.prefix_lengths})
+
+
+def code_use(table: SidTable, scratch: Path) -> CodeUse:
+    """Measure how the codes of a set are used, in bounded memory.
+
+    Args:
+        table: the set. scratch: a directory for files that are removed again.
+    """
+    spec = table.spec
+    histogram_DR = torch.zeros(spec.digits, spec.radix, dtype=torch.int64)
+    for sids_NC in table.maps.pieces():
+        known_NC = torch.from_numpy(sids_NC[sids_NC[:, 0] != NULL])
+        histogram_DR += count_values(spec.unpack(known_NC), spec.radix)
+    use = codebook_use(histogram_DR)
+    in_use_D = 1 - np.array(use["dead_share"])
+    entropy_D = np.array(use["entropy_bits"]) / use["most_bits"]
+    layers = zip(in_use_D.reshape(spec.depth, -1).mean(1), entropy_D.reshape(spec.depth, -1).mean(1), strict=True)
+    counts = table.maps.count(scratch)
+    rows = table.maps.rows - counts.null
+    return CodeUse(
+        rows=rows,
+        null=counts.null,
+        layers=tuple(LayerUse(in_use=float(in_use), entropy_share=float(entropy)) for in_use, entropy in layers),
+        collision_share=1 - counts.alone / rows if rows else None,
+    )

@@ -1,0 +1,84 @@
+"""Stage `drift`: what changed in data, encoders and SIDs since the last retraining cycle.
+
+Inputs are the materialized snapshot `now`, that of the last cycle, `before` (none in the first cycle), and the encoders
+of `now`'s SIDs (`encoder.<set>`). The output is `drift.json` and the same as a table; `pipelines.drift.result.figures`
+names its numbers.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from encoder.bundle import EncoderBundle, load_bundle
+from encoder.config import ENCODER_INPUT
+from infra.errors import DataError, SpecError
+from infra.snapshot import Dataset, read_dataset
+from infra.stage import StageRun
+from pipelines.drift.config import DriftConfig
+from pipelines.drift.measure import Cycle, measure
+from pipelines.drift.result import DRIFT_FILE, figures
+from pipelines.drift.table import as_text
+
+INPUTS = ("now", f"{ENCODER_INPUT}*")
+OPTIONAL = ("before",)
+TABLE_FILE = "table.txt"
+
+
+def drift(run: StageRun[DriftConfig]) -> None:
+    """Measure drift and write it into `run.out`; rank 0 works.
+
+    Raises:
+        ConfigError: there are no events in `drift.new_dates`. SpecError: an encoder is not that of the snapshot's SIDs.
+        DataError: the snapshots are not of one growing dataset, or rows break the tables' contract.
+        CommitError: a partition was altered.
+    """
+    if not run.world.is_main:
+        return
+    found = measure(run.config, _opened(run.inputs), run.out)
+    table = as_text(found)
+    (run.out / DRIFT_FILE).write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    (run.out / TABLE_FILE).write_text(table, encoding="utf-8")
+    run.log.summary(figures(found.model_dump(mode="json")))
+    print(table, end="", flush=True)  # the stage's result: on stdout, apart from the log
+
+
+def _opened(inputs: Mapping[str, Path]) -> Cycle:
+    now = read_dataset(inputs["now"])
+    before = read_dataset(inputs["before"]) if "before" in inputs else None
+    if before is not None:
+        _require_growth(now, before)
+    encoders = {
+        name.removeprefix(ENCODER_INPUT): load_bundle(path, torch.device("cpu"))
+        for name, path in inputs.items()
+        if name.startswith(ENCODER_INPUT)
+    }
+    for name, bundle in encoders.items():
+        _require_own(now, name, bundle)
+    return Cycle(now, before, encoders)
+
+
+def _require_growth(now: Dataset, before: Dataset) -> None:
+    """Check that ids of the snapshot before are known now: tables of items and users only grow."""
+    tables = {
+        "items": (now.spec.num_items, before.spec.num_items),
+        "users": (now.spec.num_users, before.spec.num_users),
+    }
+    for table, (has, had) in tables.items():
+        if has < had:
+            rule = "`now` must be the later snapshot of a dataset"
+            raise DataError(f"{now.path}: has {has:,} {table}, {before.path} has {had:,}: {rule}")
+
+
+def _require_own(now: Dataset, name: str, bundle: EncoderBundle) -> None:
+    """Check that an encoder made the SIDs of its name."""
+    listed = now.snapshot.sids.get(name)
+    if listed is None:
+        known = ", ".join(now.snapshot.sids) or "none"
+        raise DataError(f"{ENCODER_INPUT}{name}: {now.path} has no SIDs of this name; it has {known}")
+    found = listed.spec["fingerprint"]
+    if found != bundle.spec.fingerprint:
+        raise SpecError(
+            f"{ENCODER_INPUT}{name}: has the fingerprint {bundle.spec.fingerprint[:16]}…, the SIDs of {now.path} are of"
+            f" {found[:16]}…"
+        )
