@@ -46,11 +46,7 @@ except importlib.metadata.PackageNotFoundError:  # in a served model, which carr
 
 SECTIONS = (
     "prepare", "encoder", "encoders", "materialize", "export", "ranker", "score", "ranker_export", "baseline", "tune",
-<<<<<<< HEAD
     "compare", "tables", "drift", "judge", "retrain", "run",
-=======
-    "compare", "tables", "drift", "run",
->>>>>>> h-drift
 )  # fmt: skip
 """The sections a run's file may have: one for each kind of stage, `encoders` for further encoders, `tables` for which
 arms are held against each other, and `run` for how the stages are launched."""
