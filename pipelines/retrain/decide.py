@@ -134,9 +134,9 @@ def is_due(config: RetrainConfig, dates: Sequence[date], last: Cycle | None) -> 
     Args:
         config: the section. dates: with rows, in order. last: the last cycle that trained.
     """
-    newest = None if last is None else last.plan.newest
-    if newest is None:
+    if last is None or last.plan.newest is None:
         return True, f"the first cycle, of {len(dates)} dates"
+    newest = last.plan.newest
     if dates[-1] < newest:
         return False, f"the newest date is {dates[-1]}, before {newest} of cycle {last.plan.number}: nothing is learned"
     new = [day for day in dates if day > newest]

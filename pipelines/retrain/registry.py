@@ -145,7 +145,8 @@ def _alias(client: "MlflowClient", model: str) -> str | None:
     """Return the version that has the champion's alias."""
     if not client.search_registered_models(f"name = '{model}'"):
         return None
-    return client.get_registered_model(model).aliases.get(CHAMPION_ALIAS)
+    found = client.get_registered_model(model).aliases.get(CHAMPION_ALIAS)
+    return None if found is None else str(found)
 
 
 @contextmanager
