@@ -7,7 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torchx.specs import AppDef
 
 from infra.commit import is_committed, read_manifest, refuse_taken, verify
 from infra.config import digest, plain, to_yaml
@@ -15,7 +17,7 @@ from infra.errors import CommitError, StageError
 from infra.mlflow_runs import URI_VARIABLE, replay
 from pipelines.config import LaunchConfig, RunConfig
 from pipelines.graph import Stage, key
-from pipelines.launch import Job, Launcher, say
+from pipelines.launch import say
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -25,13 +27,26 @@ _POLL_SECONDS = 0.3
 _ON_THIS_MACHINE = ("local_cwd", "local_docker")
 
 
+class Launches(Protocol):
+    """Starts jobs, and tells what becomes of them; see `pipelines.launch.Launcher`. A job is the launcher's own."""
+
+    def start(self, label: str, app: AppDef, rank_logs: Path, limit_s: float) -> Any:
+        """Launch a job."""
+
+    def has_succeeded(self, job: Any) -> bool:
+        """Return whether a job has come to its good end; False: it is under way."""
+
+    def cancel(self, job: Any) -> None:
+        """End a job."""
+
+
 @dataclass(frozen=True)
 class _UnderWay:
     """A stage that was launched, the directory it commits, and when it began (`time.monotonic`)."""
 
     stage: Stage
     out: Path
-    job: Job
+    job: Any
     began: float
 
 
@@ -49,7 +64,7 @@ class Pipeline:
     """
 
     run: RunConfig
-    launcher: Launcher
+    launcher: Launches
     client: "MlflowClient | None"
     parent_run: str
     done: dict[str, Path] = field(default_factory=dict)

@@ -11,9 +11,9 @@ from infra.config import plain
 from infra.snapshot import Dataset, read_dataset
 from infra.tables import read_json
 from pipelines.config import PipelineConfig
-from pipelines.execution import Pipeline, run_dir
+from pipelines.execution import Launches, Pipeline, run_dir
 from pipelines.graph import Stage, encoder_stage, prepare_stage
-from pipelines.launch import Launcher, say
+from pipelines.launch import say
 from pipelines.retrain.decide import (
     Windows,
     dates_before,
@@ -42,7 +42,7 @@ class Retraining:
     """
 
     config: PipelineConfig
-    launcher: Launcher
+    launcher: Launches
 
     @property
     def run(self) -> Path:

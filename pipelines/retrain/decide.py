@@ -124,7 +124,7 @@ def policy_of(config: EncoderPolicy, trained: int, last: Cycle | None) -> tuple[
     if outside:
         return config.policy, f"{config.policy}: {', '.join(outside)}"
     if trained % config.every == 0:
-        return config.policy, f"{config.policy}: in each {config.every}th cycle" if config.every > 1 else ""
+        return config.policy, f"{config.policy}: one cycle in {config.every}" if config.every > 1 else ""
     return "append", ""
 
 
@@ -135,7 +135,7 @@ def is_due(config: RetrainConfig, dates: Sequence[date], last: Cycle | None) -> 
         config: the section. dates: with rows, in order. last: the last cycle that trained.
     """
     if last is None or last.plan.newest is None:
-        return True, f"the first cycle, of {len(dates)} dates"
+        return True, f"the first cycle, {dates[0]} to {dates[-1]}"
     newest = last.plan.newest
     if dates[-1] < newest:
         return False, f"the newest date is {dates[-1]}, before {newest} of cycle {last.plan.number}: nothing is learned"
