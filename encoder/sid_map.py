@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from infra.partitions import PartitionEntry
+
 Ids = npt.NDArray[np.int64]
 
 MAP_FILE = "map.int64"
@@ -110,6 +112,12 @@ class SidMaps:
                 for start in range(0, all_rows, _ROWS_AT_A_TIME):
                     rows = min(_ROWS_AT_A_TIME, all_rows - start)
                     yield np.fromfile(file, np.int64, rows * self.chunks).reshape(rows, self.chunks)
+
+
+def open_maps(store: Path, parts: Sequence[PartitionEntry], chunks: int) -> SidMaps:
+    """Open the map from id to SID over partitions of the SIDs of items or users, in order."""
+    of_parts = [(part.facts["first"], part.facts["new"], store / part.path / MAP_FILE) for part in parts]
+    return SidMaps(of_parts, chunks)
 
 
 def _different(ids_NC: Ids) -> Ids:
