@@ -15,6 +15,7 @@ def train(
     config: str,
     dataset: str,
     out: str,
+    start: str = "",
     key: str = "",
     parent_run: str = "",
     j: str = "1x2",
@@ -36,6 +37,7 @@ def train(
         config: the run's YAML file, or the stage's resolved one
         dataset: committed output of prepare
         out: the directory to commit; it must be free
+        start: committed output of an earlier training that is refreshed, its codebook frozen; by default none
         key: the digest that names this work, saved in the manifest
         parent_run: the MLflow run to log a child run under
         j: {nodes}x{ranks a node}
@@ -55,7 +57,7 @@ def train(
         launch,
         config=config,
         out=out,
-        inputs={"dataset": dataset},
+        inputs={"dataset": dataset, "start": start} if start else {"dataset": dataset},
         overrides=overrides,
         key=key,
         parent_run=parent_run,
@@ -68,6 +70,7 @@ def materialize(
     dataset: str,
     encoders: Dict[str, str],
     out: str,
+    published: str = "",
     key: str = "",
     parent_run: str = "",
     j: str = "1x2",
@@ -90,6 +93,7 @@ def materialize(
         dataset: committed output of prepare
         encoders: committed outputs of the encoder's training by the name of their SIDs, as sid=DIR
         out: the directory to commit; it must be free
+        published: committed output of an earlier materialize whose SIDs stay as they are; by default none
         key: the digest that names this work, saved in the manifest
         parent_run: the MLflow run to log a child run under
         j: {nodes}x{ranks a node}
@@ -103,13 +107,14 @@ def materialize(
         max_retries: how often the scheduler runs the whole job anew
     """
     launch = Launch.of(j, image, cpu, gpu, memMB, env, mounts, max_restarts, max_retries)
+    inputs = {"dataset": dataset} | {f"encoder.{name}": path for name, path in encoders.items()}
     return stage_app(
         "materialize",
         "encoder.materialize",
         launch,
         config=config,
         out=out,
-        inputs={"dataset": dataset} | {f"encoder.{name}": path for name, path in encoders.items()},
+        inputs=inputs | {"published": published} if published else inputs,
         overrides=overrides,
         key=key,
         parent_run=parent_run,

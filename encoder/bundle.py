@@ -1,9 +1,11 @@
 """The encoder bundle: what training leaves and materialization loads.
 
 `encoder.json` holds the resolved config, the signals, the SID spec, and the version of sidestack that wrote it;
-`weights.safetensors` all weights. The spec's fingerprint is a SHA-256 over everything that decides an id, so two
-bundles with one fingerprint give the same ids, and a bundle whose weights were changed is refused. A bundle of an older
-version loads where every field that it lacks has a default; its fingerprint is of the settings as they were written.
+`weights.safetensors` all weights. A bundle's *revision* is a SHA-256 over everything that decides an id, so two bundles
+of one revision give the same ids, and a bundle whose weights were changed is refused. The spec's *fingerprint* is the
+revision of the encoder that began the generation: a refreshed encoder (`encoder.refresh`), whose codes mean the same,
+keeps it. A bundle of an older version loads where every field that it lacks has a default; its revision is of the
+settings as they were written.
 """
 
 import hashlib
@@ -37,16 +39,35 @@ class Description(Config):
     spec: SidSpec
     version: str = ""
     """The version of sidestack that wrote the file; empty where it does not say."""
+    revision: str = ""
+    """Of a refreshed encoder: the SHA-256 of all that decides its ids. Empty: it is the spec's fingerprint."""
+    refreshed_from: tuple[str, ...] = ()
+    """The revisions that a refreshed encoder was trained on from, the one that began the generation first."""
+
+    @property
+    def lineage(self) -> tuple[str, ...]:
+        """All revisions from the encoder that began the generation to this one."""
+        return (*self.refreshed_from, self.revision or self.spec.fingerprint)
 
 
 @dataclass(frozen=True)
 class EncoderBundle:
-    """A loaded encoder: its network, in evaluation mode, and what its digits mean."""
+    """A loaded encoder: its network, in evaluation mode, and what its digits mean.
+
+    Attributes:
+        lineage: the revisions from the encoder that began the generation to this one.
+    """
 
     model: VQFusion
     config: EncoderConfig
     signals: SignalSpec
     spec: SidSpec
+    lineage: tuple[str, ...]
+
+    @property
+    def revision(self) -> str:
+        """The SHA-256 (hex) of all that decides this encoder's ids; the spec's fingerprint unless it was refreshed."""
+        return self.lineage[-1]
 
 
 def fingerprint(model: VQFusion, config: EncoderConfig | Mapping[str, Any]) -> str:
@@ -94,22 +115,36 @@ def _add_state(sha: "hashlib._Hash", model: VQFusion, prefixes: tuple[str, ...])
             sha.update(tensor.detach().cpu().contiguous().numpy().tobytes())
 
 
-def save_bundle(out: Path, model: VQFusion, config: EncoderConfig) -> SidSpec:
-    """Write the bundle's two files into a directory, and return its SID spec."""
-    spec = model.quantizer.sid_spec(fingerprint(model, config)).model_copy(update={"entity": model.signals.entity})
-    description = Description(config=config, signals=model.signals, spec=spec, version=VERSION)
+def save_bundle(out: Path, model: VQFusion, config: EncoderConfig, start: EncoderBundle | None = None) -> Description:
+    """Write the bundle's two files into a directory, and return what the first says.
+
+    Args:
+        out: the directory. model: the network. config: its settings.
+        start: the encoder that it was refreshed from; None: it begins a generation.
+    """
+    revision = fingerprint(model, config)
+    spec = model.quantizer.sid_spec(start.spec.fingerprint if start else revision)
+    description = Description(
+        config=config,
+        signals=model.signals,
+        spec=spec.model_copy(update={"entity": model.signals.entity}),
+        version=VERSION,
+        revision=revision if start else "",
+        refreshed_from=start.lineage if start else (),
+    )
     (out / ENCODER_FILE).write_text(description.model_dump_json(indent=1) + "\n", encoding="utf-8")
     write_tensors(model.state_dict(), out / WEIGHTS_FILE)
-    return spec
+    return description
 
 
 def load_bundle(path: Path, device: torch.device) -> EncoderBundle:
-    """Load a bundle and hold its weights against its fingerprint.
+    """Load a bundle and hold its weights against its revision.
 
     Raises:
         DataError: a file is missing or not what it should be; where `encoder.json` cannot be read, names the version
             that wrote it and the one that reads it.
-        SpecError: the weights are not those the fingerprint was taken of.
+        SpecError: the weights are not those the revision was taken of, or the fingerprint is not that of the first
+            encoder in its lineage.
     """
     try:
         values = json.loads((path / ENCODER_FILE).read_bytes())
@@ -123,10 +158,15 @@ def load_bundle(path: Path, device: torch.device) -> EncoderBundle:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise DataError(f"{path / WEIGHTS_FILE}: does not fit {ENCODER_FILE}: {error}") from error
-    found = fingerprint(model, values["config"])
-    if found != description.spec.fingerprint:
+    found, lineage = fingerprint(model, values["config"]), description.lineage
+    if found != lineage[-1]:
         raise SpecError(
             f"{path / WEIGHTS_FILE}: fingerprint of these weights is {found[:16]}…, {ENCODER_FILE} says"
-            f" {description.spec.fingerprint[:16]}…"
+            f" {lineage[-1][:16]}…"
         )
-    return EncoderBundle(model.to(device).eval(), description.config, description.signals, description.spec)
+    if lineage[0] != description.spec.fingerprint:
+        raise SpecError(
+            f"{path / ENCODER_FILE}: the SIDs have fingerprint {description.spec.fingerprint[:16]}…, the encoder that"
+            f" began the generation is {lineage[0][:16]}…"
+        )
+    return EncoderBundle(model.to(device).eval(), description.config, description.signals, description.spec, lineage)

@@ -110,3 +110,6 @@ class MaterializeConfig(Config):
     """How digits are summed into ids; `paper_eq5` is there for parity with the paper."""
     batch_size: PositiveInt = 4096
     """Items turned into tensors at a time on each rank. It bounds memory; ids do not depend on it."""
+    published: Literal["keep", "move"] = "keep"
+    """What an encoder that was refreshed does to the SIDs that input `published` lists. `keep`: they stay, and it gives
+    SIDs to new items alone. `move`: it encodes all items. SIDs of an encoder trained afresh are never kept."""

@@ -5,18 +5,19 @@ bundle's safetensors. Before it is committed, the saved copy is loaded again and
 the tables the SIDs that the tables hold.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import torch
 
-from encoder.bundle import ENCODER_FILE, WEIGHTS_FILE, load_bundle
+from encoder.bundle import ENCODER_FILE, WEIGHTS_FILE, EncoderBundle, load_bundle
 from encoder.export_config import ExportConfig
+from encoder.published import encoder_of
 from encoder.serving import Answer, Item, ServedConfig, require_same_encoder
 from encoder.sid import DEFAULT_NAME, SidSpec, sid_columns
-from encoder.signals import Precision, SignalSpec, stored_precisions
+from encoder.signals import Precision, stored_precisions
 from infra.config import parse, plain
 from infra.distributed import together
 from infra.errors import SpecError
@@ -62,8 +63,7 @@ def export(run: StageRun[ExportConfig]) -> None:
 def _export(run: StageRun[ExportConfig]) -> None:
     encoder, model = run.inputs["encoder"], run.out / MODEL_FOLDER
     bundle = load_bundle(encoder, torch.device("cpu"))
-    reference = read_reference(read_dataset(run.inputs["sids"]), bundle.signals, run.config.checked_items)
-    require_same_encoder(bundle.spec, reference.spec)
+    reference = read_reference(read_dataset(run.inputs["sids"]), bundle, run.config.checked_items)
     config = ServedConfig.model_validate(
         {
             "signals": bundle.signals,
@@ -75,38 +75,54 @@ def _export(run: StageRun[ExportConfig]) -> None:
     save_model(model, encoder, config, reference.items[0])
     check_model(model, reference, run.config.max_items)
     name, alias = run.config.registered_model, run.config.alias
-    tags = {"sidestack.sid_fingerprint": config.spec.fingerprint}
+    tags = {"sidestack.sid_fingerprint": config.spec.fingerprint, "sidestack.encoder_revision": bundle.revision}
     version = registered(model, name, alias, tags, "export", run.log)
-    run.facts["fingerprint"] = config.spec.fingerprint
+    run.facts.update(fingerprint=config.spec.fingerprint, revision=bundle.revision)
     run.log.summary({"checked_items": len(reference.items), "served": plain(config), "registered": version})
 
 
-def read_reference(dataset: Dataset, signals: SignalSpec, number: int) -> Reference:
-    """Read the first items (or users, as the signals are) of materialized tables.
+def read_reference(dataset: Dataset, bundle: EncoderBundle, number: int) -> Reference:
+    """Read the first items (or users, as the signals are) of materialized tables that an encoder gave their SIDs.
+
+    Of a refreshed encoder these are not the first ones where published SIDs were kept.
 
     Raises:
         DataError: a signal is missing or of another size, or a file cannot be read.
-        SpecError: the items carry no SIDs. CommitError: a partition that is read is gone or was altered.
+        SpecError: the items carry no SIDs, or none of this encoder's.
+        CommitError: a partition that is read is gone or was altered.
     """
+    signals = bundle.signals
     signals.require(dataset.spec, dataset.path)
     listed = dataset.snapshot.sids.get(DEFAULT_NAME)
     if listed is None:
         raise SpecError(f"{dataset.path}: has no SIDs {DEFAULT_NAME!r}; input sids is what materialize commits")
     spec = parse(SidSpec, listed.spec, f"{dataset.path}: SIDs {DEFAULT_NAME!r}")
+    require_same_encoder(bundle.spec, spec)
     content = CONTENT[signals.entity]
-    items = _first_rows(dataset, content, list(signals.names), number)
+    firsts = {entry.facts["first"] for entry in dataset.partitions(content) if entry.facts["new"]}
+    encoded = {first for first in firsts if encoder_of(listed, first) == bundle.revision}
+    if not encoded:
+        raise SpecError(
+            f"{dataset.path}: no SID is of the encoder's revision {bundle.revision[:12]}…, so there is nothing to check"
+            " it against; materialize new items with it, or all of them (materialize.published=move)"
+        )
+    items = _first_rows(dataset, content, list(signals.names), number, encoded)
     columns = list(sid_columns(DEFAULT_NAME, spec))
-    answers = _first_rows(dataset, listed.table(DEFAULT_NAME, content), columns, number)
+    answers = _first_rows(dataset, listed.table(DEFAULT_NAME, content), columns, number, encoded)
     return Reference(items.to_pylist(), answers.to_pylist(), spec, stored_precisions(dataset, signals))
 
 
-def _first_rows(dataset: Dataset, table: str, columns: Sequence[str], number: int) -> pa.Table:
-    """Read the rows of the first ids, each of the part that brought it, whose signals the published SID stands for."""
+def _first_rows(dataset: Dataset, table: str, columns: Sequence[str], number: int, firsts: Collection[int]) -> pa.Table:
+    """Read the rows of the first ids, each of the part that brought it, whose signals the published SID stands for.
+
+    Args:
+        firsts: the first new ids of the parts to read.
+    """
     parts: list[pa.Table] = []
     for entry in dataset.partitions(table):
         if sum(part.num_rows for part in parts) >= number:
             break
-        if not entry.facts["new"]:
+        if not entry.facts["new"] or entry.facts["first"] not in firsts:
             continue
         dataset.verify_partition(entry)
         groups = row_groups([dataset.store / entry.path / file.name for file in entry.files])
@@ -149,7 +165,7 @@ def check_model(path: Path, reference: Reference, max_items: int) -> None:
             held = list(answer.values())
             served = [None if given[name] is None else int(given[name]) for name in answer]
             if served != held:
-                raise SpecError(f"item {at}: the saved model gives SID {served}, the tables hold {held}")
+                raise SpecError(f"checked item {at}: the saved model gives SID {served}, the tables hold {held}")
 
 
 if __name__ == "__main__":

@@ -7,8 +7,13 @@ the requests (the history, or the user). Only partitions that are not there yet 
 again. The stage's output is the snapshot it was given plus these partitions, and each set's frozen codebook and
 description (`encoder.sid_file`).
 
-Within a generation a published SID never changes: an item that a later part revises keeps the SID of the part that
-brought it. So a date's columns depend on the parts that brought its items and on nothing that comes later.
+Of one encoder a published SID never changes: an item that a later part revises keeps the SID of the part that brought
+it. So a date's columns depend on the parts that brought its items and on nothing that comes later.
+
+A refreshed encoder (`encoder.refresh`) is of its start's generation, but may give the same item another SID. With
+`--input published=DIR`, an earlier output of this stage, the columns of that snapshot's parts and dates are taken over
+as they are, and the encoder gives SIDs to new items alone; with `materialize.published=move`, or without that input, it
+encodes all items, into a folder of its own.
 
 A part is encoded by all ranks, a file each at a time, a date's columns are written by one rank. Reading, encoding and
 writing go on at the same time, a row group each, so memory is a few row groups and what the page cache holds of the
@@ -30,6 +35,7 @@ import torch
 
 from encoder.bundle import EncoderBundle, load_bundle
 from encoder.config import ENCODER_INPUT, MaterializeConfig
+from encoder.published import Published, Taken, encoder_of, find_published, moved_shares, taken_over, with_encodings
 from encoder.sid import DEFAULT_NAME, SidSpec, event_columns, sid_columns, with_sid_metadata
 from encoder.sid_codebook import write_codebook
 from encoder.sid_file import write_sid_file
@@ -72,13 +78,16 @@ class SidSetWork:
     """One encoder, and the set of SIDs that it makes for the items, or for the users.
 
     Attributes:
-        bundle: the encoder. spec: of the SIDs. columns: by base table.
+        bundle: the encoder. spec: of the SIDs. listed: what the snapshot will say of the set.
+        published: the same generation's SIDs as an earlier snapshot lists them. taken: what is taken over of them.
         parts: the partitions of the items' (users') SIDs, once they are made.
     """
 
     bundle: EncoderBundle
     spec: SidSpec
     listed: SidSet
+    published: Published | None
+    taken: Taken
     parts: list[PartitionEntry] = field(default_factory=list)
 
     def table(self, base: str) -> str:
@@ -111,8 +120,9 @@ def materialize(run: StageRun[MaterializeConfig]) -> None:
 
     Raises:
         ConfigError: a prefix does not fit its encoder's digits, or is of no encoder.
-        DataError: a row breaks the tables' contract, or the dataset is not what the encoder takes.
-        SpecError: an encoder's weights are not those of its fingerprint. CommitError: a partition was altered.
+        DataError: a row breaks the tables' contract, the dataset is not what the encoder takes, or published SIDs
+            cannot be kept.
+        SpecError: an encoder's weights are not those of its revision. CommitError: a partition was altered.
     """
     started = time.monotonic()
     with together(run.world, "opening dataset and encoders"):
@@ -127,7 +137,10 @@ def materialize(run: StageRun[MaterializeConfig]) -> None:
 
 def _opened(run: StageRun[MaterializeConfig]) -> Work:
     dataset = read_dataset(run.inputs["dataset"])
-    paths = {name.removeprefix(ENCODER_INPUT): path for name, path in run.inputs.items() if name != "dataset"}
+    earlier = read_dataset(run.inputs["published"]) if "published" in run.inputs else None
+    paths = {
+        name.removeprefix(ENCODER_INPUT): path for name, path in run.inputs.items() if name.startswith(ENCODER_INPUT)
+    }
     for name in run.config.prefix_lengths:
         if name not in paths and name != DEFAULT_NAME:
             raise ConfigError(
@@ -136,27 +149,37 @@ def _opened(run: StageRun[MaterializeConfig]) -> Work:
     for name in paths:
         if name in dataset.snapshot.sids:
             raise DataError(f"{dataset.path}: has SIDs {name!r} already; materialize a snapshot without them")
-    sets = tuple(_sid_set(run, dataset, name, path) for name, path in paths.items())
+    sets = tuple(_sid_set(run, dataset, earlier, name, path) for name, path in paths.items())
     return Work(dataset, Store(dataset.store), sets, code_digest(CODE), run.config.batch_size)
 
 
-def _sid_set(run: StageRun[MaterializeConfig], dataset: Dataset, name: str, encoder: Path) -> SidSetWork:
+def _sid_set(
+    run: StageRun[MaterializeConfig], dataset: Dataset, earlier: Dataset | None, name: str, encoder: Path
+) -> SidSetWork:
     bundle = load_bundle(encoder, run.world.device)
     bundle.signals.require(dataset.spec, dataset.path)
     lengths = run.config.prefix_lengths.get(name, ())
     chosen = {"name": name, "prefix_lengths": lengths, "packing": run.config.packing}
     spec = parse(SidSpec, {**bundle.spec.model_dump(), **chosen}, f"materialize (SIDs {name!r})")
-    return SidSetWork(bundle, spec, listed_set(spec))
+    published = find_published(earlier, spec)
+    if published is None or run.config.published == "move":
+        return SidSetWork(bundle, spec, listed_set(spec, bundle.revision), published, {})
+    return SidSetWork(bundle, spec, published.listed, published, taken_over(published, spec, dataset))
 
 
-def listed_set(spec: SidSpec) -> SidSet:
-    """Return what a snapshot lists of a set of SIDs."""
+def listed_set(spec: SidSpec, revision: str = "") -> SidSet:
+    """Return what a snapshot lists of a set of SIDs.
+
+    Args:
+        spec: of the whole SID. revision: of the encoder that gives the first SIDs; empty: it began the generation.
+    """
     columns = {CONTENT[spec.entity]: tuple(sid_columns(spec.name, spec))}
     for base in ("events", "requests"):
         names = tuple(name for name, held in event_columns(spec).items() if table_of(name, held) == base)
         if names:
             columns[base] = names
-    return SidSet(generation=digest(plain(spec))[:12], spec=plain(spec), columns=columns)
+    refreshed = f"-{revision[:12]}" if revision not in ("", spec.fingerprint) else ""
+    return SidSet(generation=f"{digest(plain(spec))[:12]}{refreshed}", spec=plain(spec), columns=columns)
 
 
 def table_of(column: str, spec: SidSpec) -> str:
@@ -166,25 +189,53 @@ def table_of(column: str, spec: SidSpec) -> str:
 
 
 def _write_parts(run: StageRun[MaterializeConfig], work: Work, one: SidSetWork) -> int:
-    """Encode the parts whose SIDs the store lacks, all ranks together, and return how many rows that were."""
-    base, store = work.dataset.partitions(one.content), work.store
-    encoded = 0
-    for entry in base:
-        key = digest(
-            {"set": one.listed.generation, "of": entry.digest, "first": entry.facts["first"], "code": work.code}
-        )
-        found = broadcast(run.world, store.find(one.table(one.content), entry.slice, key))
-        if found is None:
-            work.dataset.verify(run.world, [entry])
-            with (
-                store.making(one.table(one.content), entry.slice, key, run.world) as made,
-                run.log.progress(entry.rows, f"materialize: {one.content} encoded") as advance,
-            ):
-                _write_part(run, work, one, entry, made, advance)
-            encoded += entry.rows
-            found = store.entry(one.table(one.content), entry.slice, key)
-        one.parts.append(found)
+    """Encode the parts whose SIDs are neither taken over nor in the store, all ranks together, and return how many rows
+    that were."""
+    encoded, before = 0, ""
+    for entry in work.dataset.partitions(one.content):
+        part = one.taken.get((one.content, entry.slice))
+        if part is None:
+            part, rows = _part(run, work, one, entry, before)
+            encoded += rows
+        one.parts.append(part)
+        before = _up_to(before, part)
     return encoded
+
+
+def _up_to(before: str, part: PartitionEntry) -> str:
+    """Return what names the SIDs of all items up to a part, from what names those before it."""
+    return digest({"before": before, "part": part.digest}) if part.facts["new"] else before
+
+
+def _part(
+    run: StageRun[MaterializeConfig], work: Work, one: SidSetWork, entry: PartitionEntry, before: str
+) -> tuple[PartitionEntry, int]:
+    """Return the partition of a part's SIDs, and how many rows had to be encoded for it.
+
+    Args:
+        before: names the SIDs of the parts before it, which the rows that revise earlier ones repeat.
+    """
+    table, store = one.table(one.content), work.store
+    key = digest(
+        {
+            "set": one.listed.generation,
+            "encoder": one.bundle.revision,
+            "of": entry.digest,
+            "first": entry.facts["first"],
+            "before": before if entry.rows > entry.facts["new"] else "",
+            "code": work.code,
+        }
+    )
+    found = broadcast(run.world, store.find(table, entry.slice, key))
+    if found is not None:
+        return found, 0
+    work.dataset.verify(run.world, [entry])
+    with (
+        store.making(table, entry.slice, key, run.world) as made,
+        run.log.progress(entry.rows, f"materialize: {one.content} encoded") as advance,
+    ):
+        _write_part(run, work, one, entry, made, advance)
+    return store.entry(table, entry.slice, key), entry.rows
 
 
 def _write_part(
@@ -302,7 +353,12 @@ def _write_dates(run: StageRun[MaterializeConfig], work: Work, one: SidSetWork) 
     dates, on rank 0, which writes the snapshot; on the others none."""
     tables = {base: work.dataset.partitions(base) for base in one.listed.columns if base != one.content}
     date_key = _date_keys(work, one)
-    wanted = [(base, entry, date_key(entry)) for base, entries in tables.items() for entry in entries]
+    wanted = [
+        (base, entry, date_key(entry))
+        for base, entries in tables.items()
+        for entry in entries
+        if (base, entry.slice) not in one.taken
+    ]
     missing = None
     with together(run.world, "looking for the dates that lack SIDs"):
         if run.world.is_main:
@@ -320,8 +376,10 @@ def _write_dates(run: StageRun[MaterializeConfig], work: Work, one: SidSetWork) 
             _write_date(work, one, maps, base, entry, key)
             advance(run.world.size)
     with together(run.world, "listing the SIDs of the events"):
-        listed = wanted if run.world.is_main else []
-        return [work.store.entry(one.table(base), entry.slice, key) for base, entry, key in listed]
+        if not run.world.is_main:
+            return []
+        taken = [entry for (base, _), entry in one.taken.items() if base != one.content]
+        return [*taken, *(work.store.entry(one.table(base), entry.slice, key) for base, entry, key in wanted)]
 
 
 def _date_keys(work: Work, one: SidSetWork) -> Callable[[PartitionEntry], str]:
@@ -331,7 +389,7 @@ def _date_keys(work: Work, one: SidSetWork) -> Callable[[PartitionEntry], str]:
     firsts = [part.facts["first"] for part in bringing]
     up_to = [""]  # one digest of all parts up to each, so that a date's key is as quick however many parts there are
     for part in bringing:
-        up_to.append(digest({"before": up_to[-1], "part": part.digest}))
+        up_to.append(_up_to(up_to[-1], part))
 
     def date_key(entry: PartitionEntry) -> str:
         parts = up_to[bisect.bisect_right(firsts, entry.facts.get(f"max_{one.spec.entity}_id", -1))]
@@ -406,7 +464,7 @@ def _close(
     before = work.dataset.snapshot
     parts = [entry for one in work.sets for entry in one.parts]
     partitions = in_order([*before.partitions, *parts, *dates])
-    sids = {**before.sids, **{one.spec.name: one.listed for one in work.sets}}
+    sids = {**before.sids, **{one.spec.name: _with_encodings(one) for one in work.sets}}
     changed = {"store": str(work.store.path), "sids": sids, "partitions": tuple(partitions)}
     write_snapshot(run.out, run.out, work.dataset.spec, parse(type(before), {**dict(before), **changed}, "snapshot"))
     for one in work.sets:
@@ -414,6 +472,7 @@ def _close(
         write_sid_file(run.out, one.spec, one.listed.columns)
     found = {one.spec.name: _summary(run, work, one) for one in work.sets}
     run.facts["fingerprints"] = {one.spec.name: one.spec.fingerprint for one in work.sets}
+    run.facts["revisions"] = {one.spec.name: one.bundle.revision for one in work.sets}
     seconds = time.monotonic() - told["started"]
     run.log.summary(
         {
@@ -430,16 +489,41 @@ def _close(
         of_set = found[one.spec.name]
         run.log.say(
             f"materialize: {one.spec.name}: {of_set['rows']:,} {one.content}, {of_set['distinct']:,} different SIDs"
-            f" ({of_set['unique_share']:.1%}), {of_set['null']:,} null"
+            f" ({of_set['unique_share']:.1%}), {of_set['null']:,} null{_moved_words(of_set['moved'])}"
         )
+
+
+def _with_encodings(one: SidSetWork) -> SidSet:
+    """Return what the snapshot lists of a set: each part is of the encoder given, unless it was taken over."""
+    made = {}
+    for part in one.parts:
+        if part.facts["new"]:
+            first = part.facts["first"]
+            is_taken = (one.content, part.slice) in one.taken
+            made[first] = encoder_of(one.listed, first) if is_taken else one.bundle.revision
+    return with_encodings(one.listed, made)
+
+
+def _moved_words(moved: Mapping[int, float]) -> str:
+    """Return what is told of moved SIDs: nothing where none was published before."""
+    if not moved:
+        return ""
+    return f"; of those published {moved[max(moved)]:.1%} were moved, {moved[1]:.1%} in the first digit"
 
 
 def _summary(run: StageRun[MaterializeConfig], work: Work, one: SidSetWork) -> dict[str, Any]:
     maps = one.maps(work.store)
     null, distinct, _ = maps.count(run.out)
-    share = distinct / max(maps.rows - null, 1)
-    return {"rows": maps.rows, "null": null, "distinct": distinct, "unique_share": share, "spec": plain(one.spec)}
+    return {
+        "rows": maps.rows,
+        "null": null,
+        "distinct": distinct,
+        "unique_share": distinct / max(maps.rows - null, 1),
+        "moved": {} if one.published is None else moved_shares(one.published, maps, one.spec),
+        "spec": plain(one.spec),
+    }
 
 
 if __name__ == "__main__":
-    run_stage("materialize", "materialize", MaterializeConfig, ["dataset", f"{ENCODER_INPUT}*"], materialize)
+    inputs = ["dataset", f"{ENCODER_INPUT}*"]
+    run_stage("materialize", "materialize", MaterializeConfig, inputs, materialize, optional=["published"])

@@ -83,7 +83,7 @@ def _unchecked(kind: Any) -> Any:
 
 
 def require_same_encoder(encoder: SidSpec, sids: SidSpec) -> None:
-    """Check that SIDs are of the encoder that is to be served.
+    """Check that SIDs are of the generation of the encoder that is to be served, which may have been refreshed since.
 
     Raises:
         SpecError: names both fingerprints.

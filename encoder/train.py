@@ -1,5 +1,10 @@
 """Stage `encoder`: train the VQ-fusion auto-encoder on the items table, on any number of ranks.
 
+    python -m encoder.train --config FILE --input dataset=DIR [--input start=DIR] --out DIR
+
+With `start`, the output of an earlier such stage, the training goes on from that encoder, its codebook frozen
+(`encoder.refresh`).
+
 Read from the top: `train` is the stage; the rest are its parts in the order they run.
 """
 
@@ -21,6 +26,7 @@ from encoder.evaluation import evaluate
 from encoder.faults import faults, finite_or_zero
 from encoder.fusion import Losses, VQFusion
 from encoder.holdout import collect_held_out, held_out
+from encoder.refresh import load_start, open_start
 from encoder.signals import SignalBatch, SignalSpec, chosen_signals, signal_batch, signal_check
 from encoder.training_state import (
     load_optimizer_state,
@@ -51,7 +57,7 @@ def train(run: StageRun[EncoderConfig]) -> None:
     """Train, measure on held-out items, and leave the encoder bundle in `run.out`.
 
     Raises:
-        ConfigError, DataError: a setting or a row breaks a rule, or the loss stops being finite.
+        ConfigError, DataError: a setting or a row breaks a rule, `start` does not fit, or the loss stops being finite.
         TrainingError: digits have collapsed and the config says stop, or ranks hold different weights.
         CommitError: a partition is gone or was altered, or there is a checkpoint of other work beside the output.
     """
@@ -59,6 +65,7 @@ def train(run: StageRun[EncoderConfig]) -> None:
     with together(world, "opening the dataset"):
         dataset = read_dataset(run.inputs["dataset"])
         signals = chosen_signals(run.config.signals, dataset.spec, entity)
+        start = open_start(run.inputs["start"], run.config, signals) if "start" in run.inputs else None
     num_rows = dataset.spec.content(entity).rows
     config = decide(run.config, num_rows)
     if words := told(run.config, config, num_rows):
@@ -68,7 +75,11 @@ def train(run: StageRun[EncoderConfig]) -> None:
         reader = signal_reader(dataset, signals, config.training, world, shuffled=True)
         revisions = read_revisions(dataset, entity)
     torch.manual_seed(config.training.seed)  # the same initial weights on every rank
-    model = VQFusion(config, signals).to(world.device)
+    model = VQFusion(config, signals)
+    if start is not None:
+        load_start(model, start)
+        run.log.say(f"encoder: starts from {run.inputs['start']}, revision {start.revision[:12]}; codebook frozen")
+    model.to(world.device)
     if not world.is_main:  # or the ranks would hide and shorten the same rows of their batches
         torch.manual_seed(config.training.seed + (world.rank << 32))
     holdout = _holdout(dataset, signals, config.training, world, revisions)
@@ -77,10 +88,13 @@ def train(run: StageRun[EncoderConfig]) -> None:
     with run.log.progress(trainer.num_steps, "encoder: steps") as advance:
         trainer.run(advance)
     budget = described(run.config, config, num_rows, trainer.point_every)
-    run.log.summary({**trainer.summary(), "budget": budget})
+    lineage = [] if start is None else list(start.lineage)
+    run.log.summary({**trainer.summary(), "budget": budget, "refreshed_from": lineage})
+    assert start is None or codebook_digest(model) == codebook_digest(start.model), "a frozen codebook has changed"
     with together(world, "writing the encoder bundle"):
         if world.is_main:
-            run.facts["fingerprint"] = save_bundle(run.out, model, config).fingerprint
+            saved = save_bundle(run.out, model, config, start)
+            run.facts.update(fingerprint=saved.spec.fingerprint, revision=saved.lineage[-1])
     run.log.say(trainer.closing_words())
 
 
@@ -147,7 +161,9 @@ class Trainer:
         self.generator = torch.Generator().manual_seed(self.config.seed)
         self.num_steps = self.config.epochs * reader.num_batches
         self.point_every = point_every(self.num_steps, self.config.log_every)
-        self.starts = {int(share * self.num_steps) for share in self.config.codebook_starts}
+        self.is_refresh = model.quantizer.is_frozen
+        shares = () if self.is_refresh else self.config.codebook_starts
+        self.starts = {int(share * self.num_steps) for share in shares}
         self.optimizer = _optimizer(model, self.config)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
         spec = model.quantizer.sid_spec("")
@@ -180,7 +196,7 @@ class Trainer:
         advance(self.step)
         self.model.train()
         left = self._rows_left()
-        if self.step == 0:
+        if self.step == 0 and not self.is_refresh:
             self._start_linear()
         for rows in left:
             if self.step in self.starts:
@@ -216,7 +232,7 @@ class Trainer:
         """Return the rows of the steps that are left."""
         epoch, start = divmod(self.step, self.reader.num_batches)
         rows = self._training_rows(range(epoch, self.config.epochs), start)
-        if self.step > 0:
+        if self.step > 0 or self.is_refresh:
             return rows
         first = list(itertools.islice(rows, self._sample_batches))  # lest they be read twice
         self.sample = [each.signals for each in first]
@@ -260,7 +276,8 @@ class Trainer:
         nn.utils.clip_grads_with_norm_(self.model.parameters(), self.config.clip_norm, norm)
         self.optimizer.step()
         self.schedule.step()
-        self.model.quantizer.after_step(self.world)
+        if not self.is_refresh:
+            self.model.quantizer.after_step(self.world)
         self.step += 1
         self.window.add(losses, norm)
 
@@ -290,7 +307,7 @@ class Trainer:
 
     def _after_step(self, rows: TrainingRows) -> None:
         """Do what is due after so many steps; a checkpoint comes last, so that it holds all of it."""
-        if self.model.quantizer.revives and self.step % self.config.revive_every == 0:
+        if self.model.quantizer.revives and not self.is_refresh and self.step % self.config.revive_every == 0:
             self._revive(rows.signals)
         if is_point(self.step, self.point_every, self.num_steps):
             self._record()
@@ -436,5 +453,5 @@ def _flat(measured: dict[str, Any]) -> dict[str, float]:
 if __name__ == "__main__":
     run_stage(
         "encoder", "encoder", EncoderConfig, ["dataset"], train,
-        identify={"dataset": lambda config, path: content_digest(path, config.entity)},
+        identify={"dataset": lambda config, path: content_digest(path, config.entity)}, optional=["start"],
     )  # fmt: skip

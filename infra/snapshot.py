@@ -21,9 +21,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import model_validator
+from pydantic import NonNegativeInt, model_validator
 
-from infra.commit import Manifest, verify
+from infra.commit import Manifest, read_manifest, verify
 from infra.config import Config, digest, parse
 from infra.distributed import World, together
 from infra.errors import CommitError, DataError
@@ -36,15 +36,27 @@ CONTENT: Mapping[Entity, str] = {"item": "items", "user": "users"}
 """The tables that have parts, by whose content they hold."""
 
 
+class Encoding(Config):
+    """Which encoder gave the SIDs of the ids from one on."""
+
+    first: NonNegativeInt
+    """The first id."""
+    revision: str
+    """The encoder's revision, see `encoder.bundle`."""
+
+
 class SidSet(Config):
     """One set of Semantic IDs that a snapshot carries."""
 
     generation: str
-    """Names the spec and codebook: the folder of its partitions."""
+    """Names the spec and codebook, and the revision of an encoder that was refreshed before it gave the first SIDs: the
+    folder of the set's partitions."""
     spec: dict[str, Any]
     """The set's `encoder.sid.SidSpec`, as plain data."""
     columns: dict[str, tuple[str, ...]]
     """Its columns, by the table they are row-aligned with."""
+    encodings: tuple[Encoding, ...] = ()
+    """Which revisions of the encoder gave the SIDs, in order of ids; empty: the one that began the generation."""
 
     def table(self, name: str, base: str) -> str:
         """Return the name of the table of its columns that are row-aligned with `base`."""
@@ -201,6 +213,14 @@ class Dataset:
             CommitError: it is gone, or was altered.
         """
         _require_listed(verify(self.store / entry.path), self, entry)
+
+    def require_partition(self, entry: PartitionEntry) -> None:
+        """Check that one partition is there, without reading its files.
+
+        Raises:
+            CommitError: it is gone, or another one is in its place.
+        """
+        _require_listed(read_manifest(self.store / entry.path), self, entry)
 
 
 def _require_listed(manifest: Manifest, dataset: Dataset, entry: PartitionEntry) -> None:

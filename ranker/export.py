@@ -9,6 +9,7 @@ of held-out rows: it must give the ranker's own predictions. Rank 0 works.
 
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +76,7 @@ def _export(run: StageRun[RankerExportConfig]) -> None:
     _write_constants(dataset, described, version)
     served = ServedConfig(
         ranker=described, tables=config.tables, sids=sids, max_candidates=config.max_candidates,
-        max_history=config.max_history, lineage=_lineage(run), files=file_digests(version),
+        max_history=config.max_history, lineage=_lineage(run, sids), files=file_digests(version),
     )  # fmt: skip
     (version / SERVED_FILE).write_text(served.model_dump_json(indent=1) + "\n", encoding="utf-8")
     rows = config.checked_rows * (1 if config.tables == "float32" else QUANTIZED_ROWS)
@@ -95,12 +96,13 @@ def _export(run: StageRun[RankerExportConfig]) -> None:
     run.facts["lineage"] = served.lineage
 
 
-def _lineage(run: StageRun[RankerExportConfig]) -> dict[str, str]:
+def _lineage(run: StageRun[RankerExportConfig], sids: Mapping[str, ServedSids]) -> dict[str, str]:
     """Return the digests of what a version is made of; a directory that is not committed has none."""
     manifests = {name: read_manifest(path) for name, path in run.inputs.items()}
     trained = manifests["model"]
     found = {name: manifest.digest for name, manifest in manifests.items()}
     found |= {f"trained_on.{name}": digest for name, digest in trained.inputs.items()}
+    found |= {f"revision.{name}": one.revision for name, one in sids.items()}
     return {**found, "config": str(trained.facts.get("config", "")), "key": trained.key}
 
 
@@ -122,6 +124,7 @@ def _write_sids(
     entries = dataset.partitions(table)
     served = ServedSids(
         spec=spec,
+        revision=bundle.revision,
         rows=sum(entry.facts["new"] for entry in entries),
         signals=bundle.signals,
         stored=stored_precisions(dataset, bundle.signals),

@@ -74,6 +74,16 @@ class Quantizer(nn.Module, ABC):
     """Residual layers; digits / depth of them are beside each other, the digits of one layer together."""
     prefix_dropout: float = 0.0
     """In training, the share of rows that are decoded from a random prefix of whole layers."""
+    is_frozen: bool = False
+    """Whether training leaves the codebook as it is; see `freeze`."""
+
+    def freeze(self) -> None:
+        """Keep every parameter and buffer as it is from now on.
+
+        Nothing is learned by gradient or observed; whoever trains leaves out `start`, `revive` and `after_step`.
+        """
+        self.is_frozen = True
+        self.requires_grad_(False)
 
     def forward(self, h_BH: Tensor) -> Quantized:
         """Quantize a batch for training."""
@@ -81,7 +91,7 @@ class Quantizer(nn.Module, ABC):
             latent_BH = self.latent(at_least_float32(h_BH))
             with torch.no_grad():
                 digits_BN = self.encode(h_BH)
-                if self.training:
+                if self.training and not self.is_frozen:
                     self.observe(latent_BH, digits_BN)
             if not self.training or not self.prefix_dropout:
                 h_hat_BH = self.decode(digits_BN)

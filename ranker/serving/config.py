@@ -16,10 +16,12 @@ CONSTANTS_FILE = "constants.safetensors"
 
 
 class ServedSids(Config):
-    """One set of Semantic IDs of a version: its map, and the encoder that made it."""
+    """One set of Semantic IDs of a version: its map, and the encoder for items that the map does not have."""
 
     spec: SidSpec
     """Of the tables."""
+    revision: str = ""
+    """Of the encoder, see `encoder.bundle`; a refreshed one gives SIDs of the tables' generation to new items."""
     rows: int
     """Items or users that the map holds."""
     signals: SignalSpec

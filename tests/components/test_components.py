@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from torchx.specs import AppDef
 from torchx.specs.file_linter import get_fn_docstring, validate
 
 from components import encoder, pipeline, ranker
@@ -93,6 +94,21 @@ def test_an_arm_is_an_override_where_it_is_given(given: dict[str, str], override
     (role,) = ranker.train(config="c.yaml", dataset="d", out="o", **given).roles  # type: ignore[arg-type]
     words = shlex.split(role.args[1])
     assert [words[place + 1] for place, word in enumerate(words) if word == "--set"] == overrides
+
+
+def inputs_of(app: AppDef) -> list[str]:
+    words = shlex.split(app.roles[0].args[1])
+    return [words[place + 1] for place, word in enumerate(words) if word == "--input"]
+
+
+def test_an_earlier_output_is_an_input_where_it_is_given() -> None:
+    assert inputs_of(encoder.train(config="c", dataset="d", out="o")) == ["dataset=d"]
+    assert inputs_of(encoder.train(config="c", dataset="d", out="o", start="s")) == ["dataset=d", "start=s"]
+    sids = {"sid": "e"}
+    without = encoder.materialize(config="c", dataset="d", encoders=sids, out="o")
+    assert inputs_of(without) == ["dataset=d", "encoder.sid=e"]
+    given = encoder.materialize(config="c", dataset="d", encoders=sids, out="o", published="p")
+    assert inputs_of(given) == ["dataset=d", "encoder.sid=e", "published=p"]
 
 
 def test_one_node_needs_no_rendezvous_and_more_nodes_meet_at_the_first() -> None:

@@ -234,6 +234,7 @@ def train_encoder(
     out: Path,
     changes: Mapping[str, Any] | None = None,
     log_type: type[RunLog] = RunLog,
+    start: Path | None = None,
 ) -> None:
     """Run the body of stage `encoder` and commit it, as its main program would."""
     config = parse(EncoderConfig, merged(ENCODER, changes or {}), "encoder")
@@ -241,7 +242,8 @@ def train_encoder(
     checkpoints = Checkpoints(out.with_name(f"{out.name}.checkpoint"), world, "encoder", {}, config)
     with committing(out, world, stage="encoder", facts=facts) as staging:
         log = log_type.open(world.rank, "encoder", staging, plain(config), {}, "", None)
-        train(StageRun(config, {"dataset": dataset}, staging, world, log, facts, checkpoints))
+        inputs = {"dataset": dataset} if start is None else {"dataset": dataset, "start": start}
+        train(StageRun(config, inputs, staging, world, log, facts, checkpoints))
     checkpoints.remove()
 
 
@@ -251,11 +253,12 @@ def materialize_dataset(
     encoders: Path | Mapping[str, Path],
     out: Path,
     changes: Mapping[str, Any] | None = None,
+    published: Path | None = None,
 ) -> None:
     """Run the body of stage `materialize` and commit it.
 
     Args:
-        encoders: one, or several by their SIDs' name.
+        encoders: one, or several by their SIDs' name. published: an earlier output of the stage.
     """
     config = parse(MaterializeConfig, merged(MATERIALIZE, changes or {}), "materialize")
     facts: dict[str, Any] = {}
@@ -263,6 +266,7 @@ def materialize_dataset(
     with committing(out, world, stage="materialize", facts=facts) as staging:
         log = RunLog.open(world.rank, "materialize", staging, plain(config), {}, "", None)
         inputs = {"dataset": dataset, **{f"encoder.{name}": path for name, path in paths.items()}}
+        inputs |= {} if published is None else {"published": published}
         materialize(StageRun(config, inputs, staging, world, log, facts))
 
 

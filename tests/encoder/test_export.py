@@ -90,7 +90,7 @@ def bundle(encoder: Path) -> EncoderBundle:
 @pytest.fixture(scope="module")
 def reference(sids: Path, bundle: EncoderBundle) -> Reference:
     """All items as a client sends them, and the SIDs in the tables."""
-    return read_reference(read_dataset(sids), bundle.signals, 10_000)
+    return read_reference(read_dataset(sids), bundle, 10_000)
 
 
 def sids_of(answers: list[dict[str, Any]]) -> list[int | None]:
@@ -284,7 +284,7 @@ def test_the_reference_of_a_revised_item_is_the_row_that_its_published_sid_stand
     changed = replaced(item_table().slice(50, 9), "item_id", pa.array(np.arange(9)))
     grown = write_dataset(tmp_path / "grown", [*item_parts(), pa.concat_tables([changed, new])])
     materialize_dataset(LOCAL, grown, encoder, tmp_path / "sids")
-    found = read_reference(read_dataset(tmp_path / "sids"), load_bundle(encoder, CPU).signals, 10_000)
+    found = read_reference(read_dataset(tmp_path / "sids"), load_bundle(encoder, CPU), 10_000)
     assert len(found.items) == len(found.answers) == 720
     assert found.items[:9] != changed.drop_columns(["item_id", "text"]).to_pylist()
     assert found.answers[700:] == found.answers[:20]
@@ -307,7 +307,7 @@ def test_long_sids_are_served_as_text_in_the_tables_columns(dataset: Path, tmp_p
         LOCAL, tmp_path / "dataset", tmp_path / "encoder", tmp_path / "sids", {"prefix_lengths": {"sid": [9]}}
     )
     long = load_bundle(tmp_path / "encoder", CPU)
-    tables = read_reference(read_dataset(tmp_path / "sids"), long.signals, 50)
+    tables = read_reference(read_dataset(tmp_path / "sids"), long, 50)
     config = ServedConfig(signals=long.signals, spec=tables.spec, stored=tables.stored, max_items=50)  # type: ignore[arg-type]
     assert sid_is_text(tables.spec)
     for given, answer in zip(ServedEncoder(long, config).answers(tables.items), tables.answers, strict=True):

@@ -1,0 +1,61 @@
+"""A training that goes on from an earlier encoder, with the codebook frozen (the policy `refresh` of retraining).
+
+Fusion network, signal encoders and decoders start from the earlier weights and train on; the quantizer stays as it was,
+bit for bit. A code therefore stands for the same vector as before, and the SIDs are of the same generation: rankers,
+tables and codebooks that were made for the earlier encoder's SIDs fit the refreshed encoder's too.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from encoder.bundle import EncoderBundle, load_bundle
+from encoder.config import EncoderConfig
+from encoder.fusion import VQFusion
+from encoder.signals import SignalSpec
+from infra.config import plain
+from infra.errors import ConfigError
+
+
+def open_start(path: Path, config: EncoderConfig, signals: SignalSpec) -> EncoderBundle:
+    """Load the encoder that a training starts from, and compare it with what is to be trained.
+
+    Args:
+        path: the output of its stage. config: the settings of the training. signals: what it takes of the dataset.
+
+    Raises:
+        ConfigError: signals, sizes or quantizer are not the earlier encoder's; names all that differs.
+        DataError, SpecError: see `load_bundle`.
+    """
+    bundle = load_bundle(path, torch.device("cpu"))
+    was, now = _fixed(bundle.config, bundle.signals), _fixed(config, signals)
+    differs = [
+        f"{name}: {was.get(name, 'none')} there, {now.get(name, 'none')} here"
+        for name in {**was, **now}
+        if was.get(name, "none") != now.get(name, "none")
+    ]
+    if differs:
+        raise ConfigError(
+            f"start={path}: the codebook can only be kept where signals, sizes and quantizer are the same;"
+            f" {'; '.join(differs)}"
+        )
+    return bundle
+
+
+def load_start(model: VQFusion, start: EncoderBundle) -> None:
+    """Give a network the earlier weights, and freeze its codebook."""
+    model.load_state_dict(start.model.state_dict())
+    model.quantizer.freeze()
+
+
+def _fixed(config: EncoderConfig, signals: SignalSpec) -> dict[str, Any]:
+    """Return what a refresh must leave as it was, by the names that users know."""
+    return {
+        "encoder.entity": signals.entity,
+        "encoder.signals": ", ".join(signals.names),  # the network's parts are in this order
+        **{f"dimensions of {name}": dim for name, dim in signals.embeddings.items()},
+        **{f"values of {name}": number for name, number in signals.categoricals.items()},
+        **{f"encoder.network.{name}": value for name, value in plain(config.network).items()},
+        **{f"encoder.quantizer.{name}": value for name, value in plain(config.quantizer).items()},
+    }
