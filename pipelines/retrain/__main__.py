@@ -36,7 +36,7 @@ def retrain(config: PipelineConfig, as_ofs: Sequence[date | None]) -> None:
             retraining.step()
         for as_of in as_ofs:
             retraining.step(as_of)
-        retraining.close()
+        retraining.publish()
 
 
 @contextmanager

@@ -95,8 +95,6 @@ class RetrainConfig(Config):
     training: dict[str, Any] = {"window_days": 1}
     """Settings of `ranker.training` in cycles that start from a champion. What neither sets and a rule would decide is
     the first training's batch size, and one epoch."""
-    retention_days: PositiveInt | None = None
-    """Partitions of older dates are deleted after a cycle; None: nothing is."""
     registered_model: str = Field(default="sidestack-ranker", pattern=r"^[\w .-]+$")
     """Name in MLflow's registry, whose aliases `challenger` and `champion` are moved."""
 

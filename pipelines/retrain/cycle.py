@@ -29,7 +29,6 @@ from pipelines.retrain.gates import may_promote
 from pipelines.retrain.judge import JUDGEMENT_FILE
 from pipelines.retrain.ledger import Cycle, Gate, Ledger, Outcome, Plan, Version
 from pipelines.retrain.registry import Registry
-from pipelines.retrain.retention import expire
 from pipelines.retrain.stages import BEFORE, CHAMPION, PREPARED, champion_encoder, cycle_stages
 
 
@@ -175,14 +174,8 @@ class Retraining:
         )
         cycle = self.ledger.close(outcome)
         say("retrain", _verdict(plan, outcome))
-        self.close()
-        return cycle
-
-    def close(self) -> None:
-        """Do what follows from the record: tell the store, delete what is too old."""
         self.publish()
-        if self.config.retrain.retention_days is not None:
-            expire(self.ledger, self.config.retrain.retention_days)
+        return cycle
 
     def publish(self, force: bool = False) -> None:
         """Tell the store what it was not told; see `Registry.publish`."""

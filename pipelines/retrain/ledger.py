@@ -189,7 +189,7 @@ class Ledger:
                 verify(self.run / path)
             except CommitError as error:
                 others = [f"{number}" for number in reversed(self.champions) if number != version.number]
-                back = f", or go back: retrain rollback --to {others[0]}" if others else ""
+                back = f", or go back: retrain rollback --version {others[0]}" if others else ""
                 raise StageError(
                     f"champion {version.number} is not whole: {error}; restore {self.run / path}{back}"
                 ) from error

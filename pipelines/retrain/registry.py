@@ -68,7 +68,7 @@ class Registry:
             if found != expected:
                 return (
                     f"alias {CHAMPION_ALIAS!r} of {self._model} is version {found or 'of none'}, it was set to version"
-                    f" {expected or 'of none'}: somebody moved it; retrain rollback --to CYCLE sets it"
+                    f" {expected or 'of none'}: somebody moved it; retrain rollback --version CYCLE sets it"
                 )
         return ""
 

@@ -1,33 +1,223 @@
 """Nights of retraining, end to end: what is trained, judged, promoted, registered, and taken back."""
 
-import os
+import shutil
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+from encoder.sid_map import sid_maps
+from infra.commit import read_manifest
+from infra.errors import ConfigError, StageError
 from infra.mlflow_runs import URI_VARIABLE, connect
+from infra.snapshot import CONTENT, read_dataset
 from pipelines.config import PipelineConfig
-from pipelines.retrain.ledger import Cycle
+from pipelines.execution import run_dir
+from pipelines.retrain.dry_run import dry_run
+from pipelines.retrain.ledger import Cycle, Ledger, Version
+from pipelines.retrain.rollback import roll_back
+from pipelines.retrain.tell import status_table
 from tests.pipelines.retrain.nights import config_in, night, pass_nights, retraining
 
 pytestmark = pytest.mark.slow
+MODEL = "sidestack-ranker"
+
+
+@pytest.fixture(autouse=True)
+def _store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each run use the store in its own folder."""
+    monkeypatch.delenv(URI_VARIABLE, raising=False)
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PipelineConfig]:
+def passed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Return the folder of a run that has passed three nights, by policy append."""
+    folder = tmp_path_factory.mktemp("nights")
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv(URI_VARIABLE, raising=False)
-        yield config_in(tmp_path_factory.mktemp("nights"))
-        os.environ.pop(URI_VARIABLE, None)
+        pass_nights(config_in(folder), range(3))
+    yield folder
 
 
-@pytest.fixture(scope="module")
-def cycles(config: PipelineConfig) -> list[Cycle]:
-    return pass_nights(config, range(3))
+@pytest.fixture
+def copied(passed: Path, tmp_path: Path) -> Path:
+    """Return a copy of that folder, to go on with: a run can be moved."""
+    return Path(shutil.copytree(passed, tmp_path / "copy"))
 
 
-def test_nights_go_on_from_the_champion(cycles: list[Cycle], config: PipelineConfig) -> None:
-    for cycle in cycles:
-        print([(g.name, g.verdict, g.figure, g.why) for g in cycle.outcome.gates], cycle.outcome.seconds)
-    assert [cycle.outcome.promoted for cycle in cycles] == [True, True, True]
+def ledger_of(config: PipelineConfig) -> Ledger:
+    return Ledger(run_dir(config.run))
+
+
+def sids_of(run: Path, version: Version) -> np.ndarray[Any, Any]:
+    dataset = read_dataset(run / version.dataset)
+    listed = dataset.snapshot.sids["sid"]
+    maps = sid_maps(dataset.store, dataset.partitions(listed.table("sid", CONTENT["item"])), 1)
+    return np.concatenate(list(maps.blocks()))
+
+
+def weights(path: Path) -> dict[str, str]:
+    """Return the digests of a ranker's weights and predictions."""
+    files = read_manifest(path).files
+    return {name: entry.sha256 for name, entry in files.items() if name.startswith(("model/shard", "predictions/"))}
+
+
+def test_nights_go_on_from_the_champion_and_learn_each_label_once(passed: Path) -> None:
+    config = config_in(passed)
+    ledger = ledger_of(config)
+    plans = [cycle.plan for cycle in ledger.cycles]
+    assert [plan.champion for plan in plans] == [None, 1, 2]
+    assert ledger.champions == [1, 2, 3]
+    for task, lag in (("click", 0), ("conversion", 2)):
+        learned = [plan.learned[task] for plan in plans]
+        newest = [night(n).toordinal() - 1 - lag for n in range(3)]
+        assert [last.toordinal() for _, last in learned] == [day - 1 for day in newest]
+        assert [plan.measured[task][0].toordinal() for plan in plans] == newest
+        assert learned[1][0] == learned[1][1] == date.fromordinal(learned[0][1].toordinal() + 1)
+
+
+def test_no_published_sid_moves(passed: Path) -> None:
+    config = config_in(passed)
+    versions = ledger_of(config).versions
+    first, *later = (sids_of(run_dir(config.run), one) for one in versions.values())
+    for sids in later:
+        assert np.array_equal(sids[: len(first)], first)
+
+
+def test_the_store_has_a_run_a_cycle_and_a_version_a_candidate(passed: Path) -> None:
+    with retraining(config_in(passed)) as one:
+        one.publish()
+        client = connect()
+        (experiment,) = [e for e in client.search_experiments() if e.name == "nights"]
+        runs = client.search_runs([experiment.experiment_id], "attributes.run_name LIKE 'cycle%'")
+        assert sorted(run.data.tags["sidestack.cycle"] for run in runs) == ["1", "2", "3"]
+        assert all(run.info.status == "FINISHED" for run in runs)
+        assert all("candidate_click_ne" in run.data.metrics for run in runs)
+        aliases = client.get_registered_model(MODEL).aliases
+        assert aliases == {"champion": "3", "challenger": "3"}
+        assert client.get_model_version(MODEL, "2").tags["sidestack.cycle"] == "2"
+
+
+def test_a_call_without_new_dates_does_nothing(passed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with retraining(config_in(passed)) as one:
+        assert one.step(night(2)) is None
+    assert "nothing to do: 0 new dates" in capsys.readouterr().err
+    assert len(ledger_of(config_in(passed)).cycles) == 3
+
+
+def test_a_clock_that_jumps_back_learns_nothing(passed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with retraining(config_in(passed)) as one:
+        assert one.step(night(1)) is None
+    assert "before 2024-01-08 of cycle 3: nothing is learned" in capsys.readouterr().err
+
+
+def test_status_and_dry_run_tell_without_writing(passed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = config_in(passed)
+    before = sorted(path for path in passed.rglob("*"))
+    lines = status_table(ledger_of(config)).splitlines()
+    assert len(lines) == 4 and "champion" in lines[-1] and "promoted" in lines[1]
+    with retraining(config) as one:
+        dry_run(one)
+    assert "would prepare first" in capsys.readouterr().out
+    assert sorted(path for path in passed.rglob("*")) == before
+
+
+def test_roll_back_moves_all_as_one_and_the_next_night_goes_on_from_there(copied: Path) -> None:
+    config = config_in(copied)
+    with retraining(config) as one:
+        roll_back(one)
+        assert ledger_of(config).champions == [1, 2]
+        assert connect().get_registered_model(MODEL).aliases["champion"] == "2"
+    (cycle,) = pass_nights(config, range(3, 4))
+    ledger = ledger_of(config)
+    assert cycle.plan.champion == 2
+    assert cycle.plan.learned["click"][0] == ledger.cycles[2].plan.learned["click"][0]
+    assert "rollback" in status_table(ledger)
+    with retraining(config) as one, pytest.raises(ConfigError, match="there is no version 9; versions are 1, 2, 3"):
+        roll_back(one, 9)
+
+
+def test_a_champion_that_is_gone_is_told_with_the_way_back(copied: Path) -> None:
+    config = config_in(copied)
+    champion = ledger_of(config).champion
+    assert champion is not None
+    shutil.rmtree(run_dir(config.run) / champion.ranker)
+    with pytest.raises(StageError, match=r"champion 3 is not whole.*retrain rollback --version 2"):
+        pass_nights(config, range(3, 4))
+    with retraining(config) as one:
+        assert one.ledger.under_way is not None
+        one.ledger.cycles.pop()
+
+
+def test_an_alias_that_somebody_moved_closes_a_gate_and_stays(copied: Path) -> None:
+    config = config_in(copied)
+    with retraining(config) as one:
+        one.publish()
+        connect().set_registered_model_alias(MODEL, "champion", "1")
+    (cycle,) = pass_nights(config, range(3, 4))
+    assert cycle.outcome is not None and not cycle.outcome.promoted
+    (gate,) = [gate for gate in cycle.outcome.gates if gate.verdict == "closed"]
+    assert gate.name == "registry" and "somebody moved it" in gate.why
+    with retraining(config) as one:
+        assert connect().get_registered_model(MODEL).aliases["champion"] == "1"
+        roll_back(one, 3)
+        assert connect().get_registered_model(MODEL).aliases["champion"] == "3"
+
+
+def test_a_store_that_is_away_is_told_later(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = config_in(copied)
+    monkeypatch.setenv(URI_VARIABLE, "http://localhost:1")
+    (cycle,) = pass_nights(config, range(3, 4))
+    assert cycle.outcome is not None and cycle.outcome.promoted
+    assert "the store is told later" in capsys.readouterr().err
+    monkeypatch.delenv(URI_VARIABLE)
+    with retraining(config) as one:
+        one.publish()
+        assert connect().get_registered_model(MODEL).aliases["champion"] == "4"
+        assert set(one.registry.told.runs) == {1, 2, 3, 4}
+
+
+@pytest.mark.parametrize("published", ["keep", "move"])
+def test_a_refreshed_encoder_moves_sids_only_where_the_rule_allows(copied: Path, published: str) -> None:
+    config = config_in(copied, retrain={"encoder": {"policy": "refresh", "published": published}})
+    before = ledger_of(config).champion
+    (cycle,) = pass_nights(config, range(3, 4))
+    assert cycle.outcome is not None and cycle.outcome.candidate is not None and before is not None
+    run = run_dir(config.run)
+    assert cycle.outcome.candidate.encoders != before.encoders
+    was, now = sids_of(run, before), sids_of(run, cycle.outcome.candidate)
+    changed = float((was != now[: len(was)]).any(axis=1).mean())
+    assert (changed == 0) == (published == "keep")
+    assert cycle.outcome.figures["sid_changed_share.sid.1"] <= changed + 1e-9
+
+
+def test_a_rebuilt_encoder_comes_with_its_ranker_as_one_version(copied: Path) -> None:
+    settings = {"encoder": {"training": {"seed": 7}}, "retrain": {"encoder": {"policy": "rebuild"}}}
+    config = config_in(copied, **settings)
+    before = ledger_of(config).champion
+    (cycle,) = pass_nights(config, range(3, 4))
+    assert cycle.outcome is not None and cycle.outcome.candidate is not None and before is not None
+    assert cycle.plan.learned["click"][0] == date(2024, 1, 1), "new SIDs learn the retained window"
+    assert "materialize-control" in cycle.outcome.stages, "the champion is measured with its own SIDs"
+    made = read_dataset(run_dir(config.run) / cycle.outcome.candidate.dataset).snapshot.sids["sid"]
+    assert made.generation != read_dataset(run_dir(config.run) / before.dataset).snapshot.sids["sid"].generation
+
+
+def test_never_measures_and_trains_nothing(copied: Path) -> None:
+    config = config_in(copied, retrain={"encoder": {"policy": "never"}})
+    (cycle,) = pass_nights(config, range(3, 4))
+    assert cycle.outcome is not None and cycle.outcome.candidate is None
+    assert "champion_click_ne" in cycle.outcome.figures
+    assert not any(label.startswith("ranker") for label in cycle.outcome.stages)
+
+
+def test_a_reference_from_scratch_is_measured_on_request(copied: Path) -> None:
+    config = config_in(copied, retrain={"reference": True})
+    (cycle,) = pass_nights(config, range(3, 4))
+    assert cycle.outcome is not None
+    assert {"reference_click_ne", "champion_click_ne", "candidate_click_ne"} <= cycle.outcome.figures.keys()
