@@ -1,4 +1,4 @@
-"""How well an encoder gives the signals of new items back, against those of old ones."""
+"""Reconstruction loss of the signals of new items, against that of old ones."""
 
 import numpy as np
 import numpy.typing as npt

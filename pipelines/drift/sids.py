@@ -92,7 +92,7 @@ def _digits(spec: SidSpec, sids_NC: Ids) -> Ids:
 
 
 def _lengths(spec: SidSpec) -> list[int]:
-    """Return the prefixes that are told, in digits: whole layers, and those that the events carry."""
+    """Return the reported prefix lengths, in digits: whole layers, and those that the events carry."""
     return sorted({*range(spec.groups, spec.digits + 1, spec.groups), *spec.prefix_lengths})
 
 
