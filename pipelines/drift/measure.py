@@ -8,17 +8,20 @@ import numpy as np
 
 from encoder.bundle import EncoderBundle
 from encoder.config import ENCODER_INPUT
-from infra.snapshot import Dataset
+from infra.distributed import ALONE
+from infra.impressions import EVENTS, REQUESTS
+from infra.snapshot import CONTENT, Dataset
 from pipelines.drift.config import DriftConfig
 from pipelines.drift.dates import Dates, choose_dates
 from pipelines.drift.reconstruction import reconstruct
 from pipelines.drift.result import Drift, SidDrift
 from pipelines.drift.sample import sample_impressions
 from pipelines.drift.shift import column_shifts
-from pipelines.drift.sids import SidTable, code_use, compare_sids, difference, read_sids
+from pipelines.drift.sids import SidTable, code_use, compare_sids, difference, read_sids, sid_parts
 from pipelines.drift.traffic import label_rates, newcomers, volume
 
 FIRST_CYCLE = "there is no snapshot before this one"
+NO_LABELS = "no judged row of the new dates has a known label"
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ def measure(config: DriftConfig, cycle: Cycle, scratch: Path) -> Drift:
     """
     now, before = cycle.now, cycle.before
     dates = choose_dates(config.new_dates, now, before)
+    _verify(cycle, dates)
     rates = label_rates(now, dates)
     shifts = _shifts(config, now, dates)
     new = newcomers(now, before, dates) if before is not None else {}
@@ -52,7 +56,7 @@ def measure(config: DriftConfig, cycle: Cycle, scratch: Path) -> Drift:
         missing["psi"] = "the new dates, or the earlier ones, have no impression"
     for task, rate in rates.items():
         if rate.new is None:
-            missing[f"label_rates.{task}"] = "no row of the new dates that is judged on it has a known label"
+            missing[f"label_rates.{task}"] = NO_LABELS
     return Drift(
         new_dates=dates.new,
         earlier_dates=dates.earlier,
@@ -64,6 +68,19 @@ def measure(config: DriftConfig, cycle: Cycle, scratch: Path) -> Drift:
         psi=shifts,
         missing=missing,
     )
+
+
+def _verify(cycle: Cycle, dates: Dates) -> None:
+    """Verify all partitions that are read: impressions and their requests, SIDs, and what encoders are measured on."""
+    now, before, days = cycle.now, cycle.before, {*dates.new, *dates.earlier}
+    read = [entry for table in (EVENTS, REQUESTS) for entry in now.partitions(table) if entry.date in days]
+    read += [entry for name in now.snapshot.sids for entry in sid_parts(now, name)]
+    if before is not None:
+        entities = {bundle.signals.entity for bundle in cycle.encoders.values()}
+        read += [entry for entity in sorted(entities) for entry in now.partitions(CONTENT[entity])]
+        common = [name for name in before.snapshot.sids if name in now.snapshot.sids]
+        before.verify(ALONE, [entry for name in common for entry in sid_parts(before, name)])
+    now.verify(ALONE, read)
 
 
 def _shifts(config: DriftConfig, now: Dataset, dates: Dates) -> dict[str, float | None]:

@@ -79,7 +79,7 @@ class CodeUse(Config):
 
 
 class SignalLoss(Config):
-    """How well an encoder gives a signal back: mean loss by `encoder.evaluation.evaluate`."""
+    """Reconstruction loss of a signal: its mean by `encoder.evaluation.evaluate`."""
 
     new: float | None
     """Over new items (users) that have the signal; None: none has."""

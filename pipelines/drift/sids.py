@@ -1,5 +1,6 @@
 """Drift of a set of SIDs: which of them changed, how its codes are used, how many items share one."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,9 +10,9 @@ import torch
 from encoder.evaluation import codebook_use
 from encoder.quantizers.usage import count_values
 from encoder.sid import SidSpec
-from encoder.sid_map import NULL, SidMaps, sid_maps
+from encoder.sid_map import NULL, Ids, SidMaps, sid_maps
 from infra.config import parse
-from infra.distributed import ALONE
+from infra.partitions import PartitionEntry
 from infra.snapshot import CONTENT, Dataset
 from pipelines.drift.result import CodeUse, LayerUse, SidChange
 
@@ -26,17 +27,25 @@ class SidTable:
     maps: SidMaps
 
 
-def read_sids(dataset: Dataset, name: str) -> SidTable:
-    """Open one of a snapshot's sets, after verifying its partitions.
+def read_spec(dataset: Dataset, name: str) -> SidSpec:
+    """Return what a snapshot says of one of its sets.
 
     Raises:
-        ConfigError: its spec cannot be read. CommitError: a partition is gone, or was altered.
+        ConfigError: it cannot be read.
     """
+    return parse(SidSpec, dataset.snapshot.sids[name].spec, f"{dataset.path}: SIDs {name!r}")
+
+
+def sid_parts(dataset: Dataset, name: str) -> Sequence[PartitionEntry]:
+    """Return the partitions that hold one of a snapshot's sets beside the parts of the items or users."""
     listed = dataset.snapshot.sids[name]
-    spec = parse(SidSpec, listed.spec, f"{dataset.path}: SIDs {name!r}")
-    parts = dataset.partitions(listed.table(name, CONTENT[spec.entity]))
-    dataset.verify(ALONE, parts)
-    return SidTable(spec, sid_maps(dataset.store, parts, len(spec.chunk_sizes)))
+    return dataset.partitions(listed.table(name, CONTENT[read_spec(dataset, name).entity]))
+
+
+def read_sids(dataset: Dataset, name: str) -> SidTable:
+    """Open one of a snapshot's sets, whose partitions were verified."""
+    spec = read_spec(dataset, name)
+    return SidTable(spec, sid_maps(dataset.store, sid_parts(dataset, name), len(spec.chunk_sizes)))
 
 
 def difference(now: SidSpec, before: SidSpec) -> str:
@@ -50,23 +59,19 @@ def difference(now: SidSpec, before: SidSpec) -> str:
 
 def compare_sids(now: SidTable, before: SidTable) -> SidChange | None:
     """Compare the SIDs of the ids that both know; None where no id has a SID in both. The digits must be alike."""
-    digits = now.spec.digits
-    compared = null_before = null_now = null_both = 0
-    differing = 0
-    changed_D = np.zeros(digits, np.int64)
+    compared = null_before = null_now = null_both = differing = 0
+    changed_D = np.zeros(now.spec.digits, np.int64)
     rows = min(now.maps.rows, before.maps.rows)
     for start in range(0, rows, _IDS_AT_A_TIME):
         ids_N = np.arange(start, min(start + _IDS_AT_A_TIME, rows))
         now_NC, before_NC = now.maps.of(ids_N), before.maps.of(ids_N)
         has_now_N, has_before_N = now_NC[:, 0] != NULL, before_NC[:, 0] != NULL
-        both_N = has_now_N & has_before_N
-        compared += int(both_N.sum())
+        has_both_N = has_now_N & has_before_N
+        compared += int(has_both_N.sum())
         null_before += int((has_now_N & ~has_before_N).sum())
         null_now += int((has_before_N & ~has_now_N).sum())
         null_both += int((~has_now_N & ~has_before_N).sum())
-        differs_ND = (
-            now.spec.unpack(torch.from_numpy(now_NC[both_N])) != before.spec.unpack(torch.from_numpy(before_NC[both_N]))
-        ).numpy()
+        differs_ND = _digits(now.spec, now_NC[has_both_N]) != _digits(before.spec, before_NC[has_both_N])
         differing += int(differs_ND.sum())
         changed_D += np.logical_or.accumulate(differs_ND, axis=1).sum(0)
     if not compared:
@@ -81,8 +86,13 @@ def compare_sids(now: SidTable, before: SidTable) -> SidChange | None:
     )
 
 
+def _digits(spec: SidSpec, sids_NC: Ids) -> Ids:
+    digits_ND: Ids = spec.unpack(torch.from_numpy(sids_NC)).numpy()
+    return digits_ND
+
+
 def _lengths(spec: SidSpec) -> list[int]:
-    """Return the prefixes that are told, in digits: whole layers, and those that the events carry."""
+    """Return the reported prefix lengths, in digits: whole layers, and those that the events carry."""
     return sorted({*range(spec.groups, spec.digits + 1, spec.groups), *spec.prefix_lengths})
 
 

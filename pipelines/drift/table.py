@@ -1,12 +1,12 @@
 """Drift as a short table for the terminal."""
 
 from collections.abc import Iterator
-from itertools import zip_longest
 
-from pipelines.drift.result import CodeUse, Drift, LayerUse, Relative, SidDrift
+from pipelines.drift.result import CodeUse, Drift, Relative, SidDrift
 
 _COLUMNS_SHOWN = 5
 """Columns whose PSI is shown, the largest first; the file has all."""
+_WORST = ("codes in use, worst layer", "entropy of codes, worst layer")
 _GAP = "  "
 
 Line = tuple[str, str, str, str]
@@ -35,7 +35,7 @@ def _heading(drift: Drift) -> str:
 def _traffic(drift: Drift) -> Iterator[Line]:
     yield _relative("impressions a day", drift.impressions_a_day, ",.0f")
     for task, rate in drift.label_rates.items():
-        yield _relative(f"{task} rate", rate, ".4f")
+        yield _relative(f"{task} rate", rate)
     for what, new in (("items", drift.new_items), ("users", drift.new_users)):
         if new is not None:
             yield f"share of impressions with new {what}", "", _shown(new.of_impressions, ".2%"), ""
@@ -43,27 +43,25 @@ def _traffic(drift: Drift) -> Iterator[Line]:
 
 
 def _sids(name: str, one: SidDrift) -> Iterator[Line]:
+    """Yield the figures of a set; of prefixes the shortest and the whole, of layers the worst. The file has all."""
     if one.change is not None:
-        for length, share in one.change.changed_share.items():
-            yield f"{name}: SIDs changed in the first {length} digits", "", "", f"{share:.2%}"
+        shares = one.change.changed_share
+        for length in sorted({min(shares), max(shares)}):
+            yield f"{name}: changed in the first {length} digits", "", "", f"{shares[length]:.2%}"
         yield f"{name}: digits changed in a SID", "", "", f"{one.change.hamming:.2f}"
-    yield from _use(name, one.before, one.now)
+    before, now = _use(one.before), _use(one.now)
+    for what, old, new in zip((f"{one.entity}s that share a SID", *_WORST), before, now, strict=True):
+        yield f"{name}: {what}", old, new, ""
     for signal, loss in (one.reconstruction or {}).items():
         ratio = "" if loss.ratio is None else f"x {loss.ratio:.3f}"
-        yield f"{name}: loss of {signal}, new items by old", _shown(loss.old, ".4f"), _shown(loss.new, ".4f"), ratio
+        yield f"{name}: loss of {signal}, old and new {one.entity}s", _shown(loss.old), _shown(loss.new), ratio
 
 
-def _use(name: str, before: CodeUse | None, now: CodeUse) -> Iterator[Line]:
-    """Yield how codes are used; layers are beside each other by number, and one that was not there is empty."""
-    collisions = before.collision_share if before else None
-    yield f"{name}: SIDs shared with another", _shown(collisions, ".2%"), _shown(now.collision_share, ".2%"), ""
-    for number, (old, new) in enumerate(zip_longest(before.layers if before else (), now.layers), start=1):
-        for what, of_old, of_new in zip(("codes in use in", "entropy of"), _cells(old), _cells(new), strict=True):
-            yield f"{name}: {what} layer {number}", of_old, of_new, ""
-
-
-def _cells(use: LayerUse | None) -> tuple[str, str]:
-    return ("", "") if use is None else (f"{use.in_use:.1%}", f"{use.entropy_share:.1%}")
+def _use(use: CodeUse | None) -> tuple[str, str, str]:
+    if use is None:
+        return "", "", ""
+    in_use, entropy = (min(getattr(layer, name) for layer in use.layers) for name in ("in_use", "entropy_share"))
+    return _shown(use.collision_share, ".2%"), f"{in_use:.1%}", f"{entropy:.1%}"
 
 
 def _shifts(drift: Drift) -> Iterator[Line]:
@@ -75,17 +73,19 @@ def _shifts(drift: Drift) -> Iterator[Line]:
 
 
 def _reasons(drift: Drift) -> Iterator[str]:
-    for name, reason in drift.missing.items():
-        yield f"not measured: {name}: {reason}"
-    for sids, one in drift.sids.items():
-        for name, reason in one.missing.items():
-            yield f"not measured: {sids}: {name}: {reason}"
+    """Yield each reason once, with what it is the reason of."""
+    of_sids = {f"{sids}.{name}": reason for sids, one in drift.sids.items() for name, reason in one.missing.items()}
+    names: dict[str, list[str]] = {}
+    for name, reason in {**drift.missing, **of_sids}.items():
+        names.setdefault(reason, []).append(name)
+    for reason, own in names.items():
+        yield f"not measured, as {reason}: {', '.join(own)}"
 
 
-def _relative(what: str, one: Relative, form: str) -> Line:
+def _relative(what: str, one: Relative, form: str = ".4f") -> Line:
     change = "" if one.change is None else f"{one.change:+.1%}"
     return what, _shown(one.earlier, form), _shown(one.new, form), change
 
 
-def _shown(value: float | None, form: str) -> str:
+def _shown(value: float | None, form: str = ".4f") -> str:
     return "" if value is None else format(value, form)

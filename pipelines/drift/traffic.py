@@ -6,8 +6,7 @@ from datetime import date
 import numpy as np
 
 from infra.checks import check_events
-from infra.distributed import ALONE
-from infra.impressions import EVENTS, LABELS, REQUESTS, read_impressions
+from infra.impressions import EVENTS, LABELS, read_impressions
 from infra.snapshot import Dataset
 from infra.tables import Entity
 from pipelines.drift.dates import Dates
@@ -42,15 +41,14 @@ def newcomers(now: Dataset, before: Dataset, dates: Dates) -> dict[Entity, Newco
     """Count the items and users that the snapshot before lacks, in the new dates' impressions and in all.
 
     Raises:
-        DataError: rows break the tables' contract. CommitError: a partition was altered.
+        DataError: rows break the tables' contract.
     """
     entities: tuple[Entity, ...] = ("item", "user")
     known_E = np.array([before.spec.content(entity).rows for entity in entities])
     all_E = np.array([now.spec.content(entity).rows for entity in entities])
+    columns = [f"{entity}_id" for entity in entities]
     rows, new_E = 0, np.zeros(len(entities), np.int64)
     for day in dates.new:
-        now.verify(ALONE, [entry for entry in now.on_date(day) if entry.table in (EVENTS, REQUESTS)])
-        columns = [f"{entity}_id" for entity in entities]
         for table in read_impressions(now, columns, day, day, lambda part, where: check_events(part, now.spec, where)):
             rows += table.num_rows
             new_E += [

@@ -19,6 +19,7 @@ from infra.config import parse
 from infra.snapshot import Dataset, read_dataset
 from infra.stage import run_stage
 from pipelines.drift.config import DriftConfig
+from pipelines.drift.measure import NO_LABELS
 from pipelines.drift.result import DRIFT_FILE, Drift, figures
 from pipelines.drift.stage import INPUTS, OPTIONAL, TABLE_FILE, drift
 from tests.datasets import content, joined
@@ -193,7 +194,7 @@ def test_the_table_is_aligned_and_says_what_was_not_measured(grown: Path) -> Non
     assert [volume.index(cell) + len(cell) for cell in ("110", "150", "+36.4%")] == [
         header.index(word) + len(word) for word in ("earlier", "now", "change")
     ]
-    assert [line for line in lines if line.startswith("not measured: label_rates.conversion: no row of the new dates")]
+    assert lines[-1] == f"not measured, as {NO_LABELS}: label_rates.conversion"
 
 
 def test_of_a_sample_the_seed_decides(made: Made, tmp_path: Path) -> None:
@@ -255,7 +256,27 @@ def test_sids_with_other_digits_or_of_another_name_are_not_compared(made: Made, 
     assert found["taste"].missing["change"] == "the snapshot before has no SIDs 'taste'"
     assert found["taste"].missing["reconstruction"] == "there is no input encoder.taste"
     text = (tmp_path / "drift" / TABLE_FILE).read_text()
-    assert "sid: codes in use in layer 3" in text and "not measured: sid: change: SIDs are of items, depth 3" in text
+    assert "\nsid: codes in use, worst layer " in text
+    assert (
+        "\nnot measured, as SIDs are of items, depth 3 x groups 2, 1 x 3 values a digit; before of items, depth 2"
+        in text
+    )
+    assert "\nnot measured, as there is no input encoder.taste: taste.reconstruction\n" in text
+
+
+def test_a_partition_that_was_altered_is_refused(made: Made, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Of each kind that is read, one: impressions, requests, items, SIDs now and before."""
+    kinds = ("now", "events"), ("now", "requests"), ("now", "items"), ("now", "sids/sid"), ("before", "sids/sid")
+    for place, (name, table) in enumerate(kinds):
+        dataset = read_dataset(made.inputs[name])
+        (entry, *_) = [one for one in dataset.snapshot.partitions if re.match(f"{table}(/.*/items)?$", one.table)]
+        file = dataset.store / entry.path / entry.files[0].name
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        with pytest.raises(SystemExit):
+            run(tmp_path / str(place), made.inputs)
+        assert str(file.parent) in capfd.readouterr().err
+        file.write_bytes(whole)
 
 
 @pytest.mark.parametrize(

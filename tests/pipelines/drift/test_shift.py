@@ -6,8 +6,11 @@ from math import log
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from infra.impressions import ImpressionRows
+from infra.parquet import RowGroup
 from infra.snapshot import read_dataset
 from pipelines.drift import sample
 from pipelines.drift.sample import sample_impressions
@@ -76,15 +79,18 @@ def test_of_large_dates_some_rows_of_some_row_groups_are_read(dataset: Path, mon
     """By rows: of 60 and 180 impressions 40 are drawn, 10 and 30; of each date two row groups are read."""
     monkeypatch.setattr(sample, "SAMPLE_ROWS", 40)
     monkeypatch.setattr(sample, "GROUPS_A_DATE", 2)
-    read: list[tuple[str, int]] = []
-    source = sample.ImpressionRows
-    monkeypatch.setattr(
-        source, "joined", lambda own, group, joined=source.joined: read.append(group) or joined(own, group)
-    )
+    joined_group = ImpressionRows.joined
+    read: list[RowGroup] = []
+
+    def noted(own: ImpressionRows, group: RowGroup) -> pa.Table:
+        read.append(group)
+        return joined_group(own, group)
+
+    monkeypatch.setattr(ImpressionRows, "joined", noted)
     snapshot = read_dataset(dataset)
     first, _, third = snapshot.dates()
     found = sample_impressions(snapshot, (first, third), COLUMNS, np.random.default_rng(0))
-    assert len(read) == 4
+    assert len(set(read)) == len(read) == 4
     prices = set(found["price"].to_pylist())
     of_first, of_third = (set(joined(dataset, ["price"], day, day)["price"].to_pylist()) for day in (first, third))
     assert len(prices) == found.num_rows and prices <= of_first | of_third

@@ -1,0 +1,35 @@
+"""Impressions of new items and users by a slow count, the first new id among them."""
+
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from infra.snapshot import read_dataset
+from infra.tables import Entity
+from pipelines.drift.dates import Dates
+from pipelines.drift.traffic import newcomers
+from tests.datasets import joined
+from tests.encoder.fabricated import DAYS, SPEC, events, replaced, write_dataset
+
+KNOWN: dict[Entity, int] = {"item": 600, "user": 31}
+
+
+def with_first_new(day: date) -> pa.Table:
+    """Return impressions of which the first is of the first new item."""
+    table = events(day)
+    return replaced(table, "item_id", pa.array([KNOWN["item"], *table["item_id"].to_pylist()[1:]]))
+
+
+def test_newcomers_are_the_ids_that_the_table_before_lacks(tmp_path: Path) -> None:
+    now = read_dataset(write_dataset(tmp_path / "now", days={day: with_first_new(day) for day in DAYS}))
+    spec = SPEC.model_copy(update={"num_items": KNOWN["item"], "num_users": KNOWN["user"]})
+    found = newcomers(now, replace(now, spec=spec), Dates(new=DAYS, earlier=()))
+    rows = joined(now.path, ["item_id", "user_id"])
+    assert KNOWN["user"] in rows["user_id"].to_pylist()
+    for entity, known in KNOWN.items():
+        shown = rows[f"{entity}_id"].to_pylist()
+        assert found[entity].of_impressions == sum(value >= known for value in shown) / len(shown)
+        assert found[entity].of_table == pytest.approx({"item": 100 / 700, "user": 9 / 40}[entity])
