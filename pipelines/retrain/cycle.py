@@ -6,7 +6,7 @@ from datetime import UTC, date, datetime
 from functools import cached_property
 from pathlib import Path
 
-from infra.commit import verify
+from infra.commit import read_manifest, verify
 from infra.config import plain
 from infra.snapshot import Dataset, read_dataset
 from infra.tables import read_json
@@ -75,6 +75,8 @@ class Retraining:
         if plan is not None:
             say("retrain", f"cycle {plan.number} goes on: {plan.why}")
         else:
+            if self.ledger.champion is not None:  # before a cycle begins that could not go on
+                self.ledger.require_whole(self.ledger.champion, read_manifest)
             plan = self.decide(self._prepared(as_of), as_of)
             if plan is None:
                 return None
@@ -95,7 +97,7 @@ class Retraining:
         if not due:
             say("retrain", f"nothing to do: {why}")
             return None
-        trained = sum(cycle.plan.kind == "train" for cycle in ledger.cycles)
+        trained = sum(cycle.outcome is not None and bool(cycle.outcome.stages) for cycle in ledger.cycles)
         policy, reason = policy_of(settings.encoder, trained, last)
         if champion is None and policy != "append":
             policy, reason = "append", ""

@@ -8,13 +8,13 @@ takes it up, from the same plan. A roll-back is a cycle without a candidate. The
 is never asked what is true.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
 from typing import Literal
 
-from infra.commit import is_committed, verify, write_whole
+from infra.commit import verify, write_whole
 from infra.config import C, Config, parse
 from infra.errors import CommitError, DataError, StageError
 from infra.tables import read_json
@@ -160,8 +160,8 @@ class Ledger:
 
     @property
     def trained(self) -> Cycle | None:
-        """The last cycle that trained and is over."""
-        over = [one for one in self.cycles if one.outcome is not None and one.plan.kind == "train"]
+        """The last cycle that was brought to its end; one that was given up learned nothing."""
+        over = [one for one in self.cycles if one.outcome is not None and one.outcome.stages]
         return over[-1] if over else None
 
     def open(self, plan: Plan) -> None:
@@ -178,26 +178,24 @@ class Ledger:
         self.cycles[-1] = Cycle(plan, outcome)
         return self.cycles[-1]
 
-    def require_whole(self, version: Version) -> None:
-        """Check that all that a version is made of is there, every byte.
+    def require_whole(self, version: Version, check: Callable[[Path], object] = verify) -> None:
+        """Check that all that a version is made of is there.
+
+        Args:
+            version: the version. check: of a directory; by default every byte.
 
         Raises:
             StageError: something is gone or was altered; names the way back.
         """
         for path in (version.ranker, version.export, version.dataset, *version.encoders.values()):
             try:
-                verify(self.run / path)
+                check(self.run / path)
             except CommitError as error:
                 others = [f"{number}" for number in reversed(self.champions) if number != version.number]
                 back = f", or go back: retrain rollback --version {others[0]}" if others else ""
                 raise StageError(
                     f"champion {version.number} is not whole: {error}; restore {self.run / path}{back}"
                 ) from error
-
-    def is_whole(self, version: Version) -> bool:
-        """Tell whether the outputs that a version is made of are there, without reading them."""
-        paths = (version.ranker, version.export, version.dataset, *version.encoders.values())
-        return all(is_committed(self.run / path) for path in paths)
 
     def _write(self, plan: Plan, name: str, content: Config) -> None:
         folder = self.run / CYCLES / f"{plan.number:04d}"

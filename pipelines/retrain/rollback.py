@@ -9,17 +9,15 @@ from pipelines.retrain.ledger import Outcome, Plan
 
 
 def roll_back(retraining: Retraining, number: int | None = None) -> None:
-    """Make an earlier version champion, and set the store's alias to it.
+    """Make an earlier version champion, and set the store's alias to it; a cycle that has begun is given up.
 
     Args:
         retraining: the run's. number: the version; None: the champion before this one.
 
     Raises:
-        ConfigError: there is no such version, or a cycle is under way. StageError: the version is not whole.
+        ConfigError: there is no such version. StageError: the version is not whole.
     """
     ledger = retraining.ledger
-    if ledger.under_way is not None:
-        raise ConfigError(f"retrain rollback: cycle {ledger.under_way.number} is under way; let a call end it first")
     champions = ledger.champions
     if number is None:
         if len(champions) < 2:
@@ -30,6 +28,12 @@ def roll_back(retraining: Retraining, number: int | None = None) -> None:
         raise ConfigError(f"retrain rollback: there is no version {number}; versions are {made}")
     ledger.require_whole(ledger.versions[number])
     now = datetime.now(UTC).replace(microsecond=0)
+    if ledger.under_way is not None:  # it goes on from the champion that is left
+        say(
+            "retrain",
+            f"cycle {ledger.under_way.number}, which had begun, is given up; its dates are learned by the next",
+        )
+        ledger.close(Outcome(at=now))
     was = champions[-1] if champions else None
     why = f"from version {was}" if was is not None else "by hand"
     ledger.open(Plan(number=len(ledger.cycles) + 1, kind="rollback", at=now, why=why, champion=number))

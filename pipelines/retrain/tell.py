@@ -20,7 +20,7 @@ def status_table(ledger: Ledger) -> str:
     """Return one line a cycle: what it learned, on what it was judged, and whether it was promoted."""
     champion = ledger.champions[-1] if ledger.champions else None
     rows = [_cycle_row(cycle, is_champion=cycle.plan.number == champion) for cycle in ledger.cycles]
-    names = ("cycle", "decided", "policy", "from", "learned", "judged", "NE gain", "result", "seconds", "")
+    names = ("cycle", "decided", "policy", "from", "learned to", "judged on", "NE gain", "result", "seconds", "")
     return _text(names, rows)
 
 
@@ -30,15 +30,13 @@ def _cycle_row(cycle: Cycle, is_champion: bool) -> tuple[str, ...]:
     from_version = "" if plan.champion is None else str(plan.champion)
     if plan.kind == "rollback":
         return (*begun, "rollback", "", "", "", "", f"champion is {from_version}", "", plan.why)
-    learned, judged = (
-        "; ".join(f"{task} {first} to {last}" for task, (first, last) in windows.items())
-        for windows in (plan.learned, plan.measured)
-    )
+    learned = max((f"{last}" for _, last in plan.learned.values()), default="")
+    judged = next((f"{first}" if first == last else f"{first} to {last}" for first, last in plan.measured.values()), "")
     if outcome is None:
         return (*begun, plan.policy, from_version, learned, judged, "", "under way", "", plan.why)
     gains = [value for name, value in outcome.figures.items() if name.endswith("_gain")]
     closed = [f"{gate.name}: {gate.verdict}" for gate in outcome.gates if gate.verdict != "open"]
-    result = "promoted" if outcome.promoted else "not promoted"
+    result = "promoted" if outcome.promoted else "not promoted" if outcome.candidate else "nothing trained"
     return (
         *begun, plan.policy, from_version, learned, judged, ", ".join(f"{gain:+.2%}" for gain in gains),
         "champion" if is_champion else result, f"{sum(outcome.seconds.values()):.0f}", ", ".join(closed),

@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 
 from encoder.sid_map import sid_maps
-from infra.commit import read_manifest
 from infra.errors import ConfigError, StageError
 from infra.mlflow_runs import URI_VARIABLE, connect
 from infra.snapshot import CONTENT, read_dataset
 from pipelines.config import PipelineConfig
 from pipelines.execution import run_dir
 from pipelines.retrain.dry_run import dry_run
-from pipelines.retrain.ledger import Cycle, Ledger, Version
+from pipelines.retrain.ledger import Ledger, Version
 from pipelines.retrain.rollback import roll_back
 from pipelines.retrain.tell import status_table
 from tests.pipelines.retrain.nights import config_in, night, pass_nights, retraining
@@ -52,17 +51,16 @@ def ledger_of(config: PipelineConfig) -> Ledger:
     return Ledger(run_dir(config.run))
 
 
+def alias(name: str) -> str:
+    """Return the version that an alias points to."""
+    return str(connect().get_registered_model(MODEL).aliases[name])
+
+
 def sids_of(run: Path, version: Version) -> np.ndarray[Any, Any]:
     dataset = read_dataset(run / version.dataset)
     listed = dataset.snapshot.sids["sid"]
     maps = sid_maps(dataset.store, dataset.partitions(listed.table("sid", CONTENT["item"])), 1)
-    return np.concatenate(list(maps.blocks()))
-
-
-def weights(path: Path) -> dict[str, str]:
-    """Return the digests of a ranker's weights and predictions."""
-    files = read_manifest(path).files
-    return {name: entry.sha256 for name, entry in files.items() if name.startswith(("model/shard", "predictions/"))}
+    return np.concatenate(list(maps.pieces()))
 
 
 def test_nights_go_on_from_the_champion_and_learn_each_label_once(passed: Path) -> None:
@@ -96,8 +94,7 @@ def test_the_store_has_a_run_a_cycle_and_a_version_a_candidate(passed: Path) -> 
         assert sorted(run.data.tags["sidestack.cycle"] for run in runs) == ["1", "2", "3"]
         assert all(run.info.status == "FINISHED" for run in runs)
         assert all("candidate_click_ne" in run.data.metrics for run in runs)
-        aliases = client.get_registered_model(MODEL).aliases
-        assert aliases == {"champion": "3", "challenger": "3"}
+        assert (alias("champion"), alias("challenger")) == ("3", "3")
         assert client.get_model_version(MODEL, "2").tags["sidestack.cycle"] == "2"
 
 
@@ -130,7 +127,7 @@ def test_roll_back_moves_all_as_one_and_the_next_night_goes_on_from_there(copied
     with retraining(config) as one:
         roll_back(one)
         assert ledger_of(config).champions == [1, 2]
-        assert connect().get_registered_model(MODEL).aliases["champion"] == "2"
+        assert alias("champion") == "2"
     (cycle,) = pass_nights(config, range(3, 4))
     ledger = ledger_of(config)
     assert cycle.plan.champion == 2
@@ -147,9 +144,28 @@ def test_a_champion_that_is_gone_is_told_with_the_way_back(copied: Path) -> None
     shutil.rmtree(run_dir(config.run) / champion.ranker)
     with pytest.raises(StageError, match=r"champion 3 is not whole.*retrain rollback --version 2"):
         pass_nights(config, range(3, 4))
+    assert ledger_of(config).under_way is None, "no cycle begins that could not go on"
     with retraining(config) as one:
-        assert one.ledger.under_way is not None
-        one.ledger.cycles.pop()
+        roll_back(one)
+    (cycle,) = pass_nights(config, range(3, 4))
+    assert cycle.plan.champion == 2
+
+
+def test_a_cycle_whose_champion_goes_while_it_is_under_way_is_given_up_by_a_roll_back(copied: Path) -> None:
+    config = config_in(copied)
+    with retraining(config) as one:
+        plan = one.decide(one._prepared(night(3)), night(3))
+        assert plan is not None
+        one.ledger.open(plan)
+    champion = ledger_of(config).champion
+    assert champion is not None
+    (run_dir(config.run) / champion.ranker / "summary.json").write_text("{}")
+    with pytest.raises(StageError, match=r"champion 3 is not whole.*summary.json"):
+        pass_nights(config, range(3, 4))
+    with retraining(config) as one:
+        roll_back(one)
+    (cycle,) = pass_nights(config, range(3, 4))
+    assert cycle.plan.champion == 2 and cycle.plan.newest == plan.newest
 
 
 def test_an_alias_that_somebody_moved_closes_a_gate_and_stays(copied: Path) -> None:
@@ -162,9 +178,9 @@ def test_an_alias_that_somebody_moved_closes_a_gate_and_stays(copied: Path) -> N
     (gate,) = [gate for gate in cycle.outcome.gates if gate.verdict == "closed"]
     assert gate.name == "registry" and "somebody moved it" in gate.why
     with retraining(config) as one:
-        assert connect().get_registered_model(MODEL).aliases["champion"] == "1"
+        assert alias("champion") == "1"
         roll_back(one, 3)
-        assert connect().get_registered_model(MODEL).aliases["champion"] == "3"
+        assert alias("champion") == "3"
 
 
 def test_a_store_that_is_away_is_told_later(
@@ -178,7 +194,7 @@ def test_a_store_that_is_away_is_told_later(
     monkeypatch.delenv(URI_VARIABLE)
     with retraining(config) as one:
         one.publish()
-        assert connect().get_registered_model(MODEL).aliases["champion"] == "4"
+        assert alias("champion") == "4"
         assert set(one.registry.told.runs) == {1, 2, 3, 4}
 
 

@@ -24,8 +24,8 @@ def end(n: int) -> datetime:
     return datetime.combine(day(n), time())
 
 
-def cycle(number: int = 1, newest: date | None = None, **figures: float) -> Cycle:
-    return Cycle(Plan(number=number, at=NOW, why="", newest=newest or day(9)), Outcome(at=NOW, figures=figures))
+def cycle(**figures: float) -> Cycle:
+    return Cycle(Plan(number=1, at=NOW, why="", newest=day(9)), Outcome(at=NOW, figures=figures))
 
 
 @given(
@@ -59,7 +59,7 @@ def test_each_label_is_learned_once_when_it_is_known_and_after_it_was_judged(
                 line[task] += rows
                 if rows:
                     done[task] = rows[-1]
-    for task, rows in line.items():
+    for rows in line.values():
         assert rows == sorted(set(rows))
         first = [one for one in (day(n) for n in range(known) if n not in gaps)][: len(rows)]
         assert rows == first, "no date in between is left out"
