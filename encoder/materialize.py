@@ -489,7 +489,7 @@ def _close(
         of_set = found[one.spec.name]
         run.log.say(
             f"materialize: {one.spec.name}: {of_set['rows']:,} {one.content}, {of_set['distinct']:,} different SIDs"
-            f" ({of_set['unique_share']:.1%}), {of_set['null']:,} null{_moved_words(of_set['moved'])}"
+            f" ({of_set['unique_share']:.1%}), {of_set['null']:,} null{_moved_words(one, of_set['moved'])}"
         )
 
 
@@ -504,11 +504,13 @@ def _with_encodings(one: SidSetWork) -> SidSet:
     return with_encodings(one.listed, made)
 
 
-def _moved_words(moved: Mapping[int, float]) -> str:
-    """Return what is told of moved SIDs: nothing where none was published before."""
-    if not moved:
-        return ""
-    return f"; of those published {moved[max(moved)]:.1%} were moved, {moved[1]:.1%} in the first digit"
+def _moved_words(one: SidSetWork, moved: Mapping[int, float]) -> str:
+    """Return what is told of published SIDs, which a refreshed encoder may move."""
+    if moved:
+        return f"; of those published {moved[max(moved)]:.1%} were moved, {moved[1]:.1%} in the first digit"
+    if one.published is None and one.bundle.revision != one.spec.fingerprint:
+        return "; no SIDs of its generation were given as published, so the refreshed encoder encoded all"
+    return ""
 
 
 def _summary(run: StageRun[MaterializeConfig], work: Work, one: SidSetWork) -> dict[str, Any]:

@@ -126,7 +126,7 @@ def moved_shares(published: Published, maps: SidMaps, spec: SidSpec) -> dict[int
         same_N = _same_digits(_digits(before.of(ids_N), published.spec), _digits(maps.of(ids_N), spec))
         same_L += np.bincount(same_N, minlength=spec.digits + 1)
     kept_L = same_L[::-1].cumsum()[::-1]  # by length: the ids of which at least so many digits are the same
-    return {length: 1 - int(kept_L[length]) / rows for length in range(1, spec.digits + 1)} if rows else {}
+    return {length: int(rows - kept_L[length]) / rows for length in range(1, spec.digits + 1)} if rows else {}
 
 
 def _digits(ids_NC: npt.NDArray[np.int64], spec: SidSpec) -> npt.NDArray[np.int64]:

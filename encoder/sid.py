@@ -277,7 +277,8 @@ class SidSpec(Config):
     chunk: int = 0
     """The number of this column among those its digits are split into."""
     fingerprint: str
-    """SHA-256 over codebook and encoder weights: equal ids mean equal codes only under one."""
+    """SHA-256 over codebook and weights of the encoder that began the generation: equal ids mean equal codes only under
+    one. An encoder that was refreshed with the codebook frozen keeps it (`encoder.refresh`)."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

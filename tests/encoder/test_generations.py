@@ -263,12 +263,15 @@ def test_an_item_that_has_a_sid_now_or_none_any_more_is_moved(tmp_path: Path, re
     assert list(moved.values()) == [pytest.approx(1 / SPEC.num_items)] * 6
 
 
-def test_without_published_sids_a_refreshed_encoder_encodes_all_into_its_own_folder(
-    tmp_path: Path, refreshed: list[Path]
+def test_without_published_sids_a_refreshed_encoder_encodes_all_into_its_own_folder_and_says_so(
+    tmp_path: Path, refreshed: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     dataset = grown(tmp_path / "0", tmp_path / "store", 0)
+    words = "no SIDs of its generation were given as published"
     materialize_dataset(LOCAL, dataset, refreshed[0], tmp_path / "first")
+    assert words not in capsys.readouterr().err
     materialize_dataset(LOCAL, dataset, refreshed[1], tmp_path / "second")
+    assert words in capsys.readouterr().err
     assert summary_of(tmp_path / "second")["encoded"] == 700
     assert summary_of(tmp_path / "second")["sids"]["sid"]["moved"] == {}
     assert sids_of(tmp_path / "second") == given_by(refreshed[1], item_table())
