@@ -18,8 +18,8 @@ from infra.errors import ConfigError, DataError
 from infra.partitions import slice_date
 from infra.snapshot import read_dataset
 from infra.store import Store
-from pipelines.prepare.log.ingest import row_dates
 from pipelines.prepare.log.retention import RETAINED_SINCE, record_deleted
+from pipelines.privacy.typed_files import take_out_rows
 from pipelines.run import exit_status
 
 
@@ -29,23 +29,26 @@ class Expired:
 
     Attributes:
         before: rows before this date are deleted. deleted: the partitions.
+        shortened: typed files that held later rows too, and now hold these alone.
         kept: partitions before the date that a snapshot which is kept lists.
-        mixed: typed files that hold rows before the date and later ones: they stay until their newest row is old.
     """
 
     before: date
     deleted: tuple[str, ...]
+    shortened: tuple[str, ...]
     kept: tuple[str, ...]
-    mixed: tuple[str, ...]
 
     def lines(self) -> Iterator[str]:
         """Yield what people should know of it."""
         yield f"rows before {self.before}: {len(self.deleted):,} partitions are deleted"
         yield from (f"  {path}" for path in self.deleted)
-        if self.kept:
-            yield f"{len(self.kept):,} partitions stay, as a snapshot that is kept lists them: {', '.join(self.kept)}"
-        if self.mixed:
-            yield f"{len(self.mixed):,} typed files stay, as they hold later rows too: {', '.join(self.mixed)}"
+        for paths, what in (
+            (self.shortened, "typed files had later rows too; only these are left"),
+            (self.kept, "partitions stay, as a snapshot that is kept lists them"),
+        ):
+            if paths:
+                yield f"{len(paths):,} {what}"
+                yield from (f"  {path}" for path in paths)
 
 
 def retained_since(snapshot: Path) -> date | None:
@@ -57,7 +60,7 @@ def retained_since(snapshot: Path) -> date | None:
 def expire(store: Store, before: date, keep: Sequence[Path] = ()) -> Expired:
     """Delete what a raw log's store holds of the dates before one, but nothing that some snapshots list.
 
-    Of a typed file its manifest stays, without rows: so it is not read again.
+    Of a typed file its manifest stays, which says how many rows each date had: so the raw file is not read again.
 
     Args:
         store: the log's. before: the first date that stays. keep: snapshots whose partitions stay.
@@ -70,16 +73,16 @@ def expire(store: Store, before: date, keep: Sequence[Path] = ()) -> Expired:
     listed = _listed(store, keep)
     old = {path.relative_to(store.path).as_posix(): path for path in _dated_before(store, before)}
     typed = {path.relative_to(store.path).as_posix(): path for path in _typed(store)}
-    days = {name: found for name, path in typed.items() if (found := row_dates(read_manifest(path).facts["numbers"]))}
     record_deleted(store, before)  # first: a prepare after a cut-off run must not look for rows that are gone
     for name in old.keys() - listed:
         _remove(old[name])
-    emptied = [name for name, found in days.items() if max(found) < before and _remove_rows(typed[name])]
+    left = {name: rows for name, path in typed.items() if (rows := take_out_rows(path, before)) is not None}
+    emptied = [name for name, rows in left.items() if not rows]
     return Expired(
         before,
         deleted=tuple(sorted([*(old.keys() - listed), *emptied])),
+        shortened=tuple(sorted(left.keys() - set(emptied))),
         kept=tuple(sorted(old.keys() & listed)),
-        mixed=tuple(name for name, found in days.items() if min(found) < before <= max(found)),
     )
 
 
@@ -108,13 +111,6 @@ def _remove(path: Path) -> None:
     shutil.rmtree(path)
     if not any(path.parent.iterdir()):
         path.parent.rmdir()
-
-
-def _remove_rows(path: Path) -> bool:
-    files = [file for file in path.iterdir() if file.name != MANIFEST]
-    for file in files:
-        file.unlink()
-    return bool(files)
 
 
 def main() -> None:

@@ -204,7 +204,10 @@ def ingest(
         known = [_part(store, *place, keys) for place in keys if place not in new]
         since = retention.first_kept(partial(_newest, database, tables, new, known))
     for name, file in new:
-        _write(store, database, tables[name], file, keys[name, file], since)
+        try:
+            _write(store, database, tables[name], file, keys[name, file], since)
+        except duckdb.Error as error:  # its trace would show its message, too
+            raise DataError(f"{file}: cannot be read: {_said(error, tables[name])}") from None
     return {name: [_part(store, name, file, keys) for file in files.tables[name]] for name in tables}, since
 
 
@@ -249,6 +252,7 @@ def file_faults(database: duckdb.DuckDBPyConnection, table: RawTable, file: Path
             except duckdb.Error as error:
                 what = f"column {column.sources[0]!r}" if column.sources else f"condition of {name.partition(':')[2]!r}"
                 yield f"{file}: {what}: {_said(error, table)}"
+        return
     if not missing:
         is_null = " OR ".join(quoted(source) + " IS NULL" for source in _required_sources(table))
         rows, dropped = database.execute(
@@ -286,8 +290,12 @@ def _values_faults(
     parts = []
     for column in columns.values():
         set_zone(database, column)
-        wrong = f"FILTER (WHERE ({column.is_there(read.types)}) AND ({column.sql(read.types)}) IS NULL)"
-        shown = quoted(column.sources[0]) if column.sources and not is_private else "NULL"
+        value = column.sql(read.types)
+        if not column.sources:  # a condition: never null, so DuckDB would not run it for the count alone
+            parts += ["0", f"max({value})"]
+            continue
+        wrong = f"FILTER (WHERE ({column.is_there(read.types)}) AND ({value}) IS NULL)"
+        shown = "NULL" if is_private else quoted(column.sources[0])
         parts += [f"count(*) {wrong}", f"min(CAST({shown} AS VARCHAR)) {wrong}"]
     found = database.execute(f"SELECT {', '.join(parts)} FROM {read.sql}").fetchall()[0]
     for column, count, example in zip(columns.values(), found[::2], found[1::2], strict=True):

@@ -1,5 +1,6 @@
 """Configuration of what a raw log's persons are protected by: masked ids, common values, and a retention."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -8,26 +9,33 @@ from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from infra.config import Config
 
+_ENV_NAME = re.compile("[A-Z_][A-Z0-9_]*")
+
 
 class KeyPlace(Config):
     """Where the secret key of masked ids is read from; the key itself is in no configuration."""
 
     env: str | None = None
-    """Name of an environment variable."""
+    """Name of an environment variable, in capitals."""
     file: Path | None = None
     """A file that holds the key and nothing else."""
 
     @model_validator(mode="after")
     def _check_one(self) -> Self:
         if (self.env is None) == (self.file is None):
-            raise ValueError("name one place of the key, {env: NAME} or {file: PATH}; never the key itself")
+            raise ValueError("name one place of the key, {env: NAME_IN_CAPITALS} or {file: PATH}; never the key itself")
         return self
 
 
 def _without_secret(value: Any) -> Any:
     """Return nothing in place of what is no place: errors show values, and this one may be the key."""
-    is_place = isinstance(value, KeyPlace) or (isinstance(value, Mapping) and value.keys() <= {"env", "file"})
-    return value if is_place else {}
+    if isinstance(value, KeyPlace):
+        return value
+    if not isinstance(value, Mapping) or not value.keys() <= {"env", "file"}:
+        return {}
+    env, file = value.get("env"), value.get("file")
+    is_env = env is None or (isinstance(env, str) and _ENV_NAME.fullmatch(env))
+    return value if is_env and (file is None or isinstance(file, str | Path)) else {}
 
 
 class Privacy(Config):

@@ -115,7 +115,8 @@ def _opened(run: StageRun[PrepareConfig], config: Log, store: Store) -> Opened:
         late = [day for found in labels.values() for part in found for day in part.days]
         end = run.config.as_of or max(days + late) + timedelta(days=1)
         if days[0] >= end:
-            raise DataError(f"prepare.as_of: {end}: the log's first event is on {days[0]}")
+            kept = " that is kept" if since > date.min else ""
+            raise DataError(f"prepare.as_of: {end}: the log's first event{kept} is on {days[0]}")
         items = _content(connection, store, config, "item", parts.get(ITEMS, ()), events, end)
         users = _content(connection, store, config, "user", parts.get(USERS, ()), events, end)
         lists = _event_lists(connection, store, config, events, end)
