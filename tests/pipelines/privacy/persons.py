@@ -33,9 +33,9 @@ def product(sku: str) -> str:
     return f"product:{sku}:catalogue"
 
 
-def write_persons(folder: Path, days: int, **sizes: int) -> list[Row]:
+def write_persons(folder: Path, days: int, items: int = 9, **sizes: int) -> list[Row]:
     """Write a log of persons, with orders, catalogue and users, and return its events."""
-    rows = raw_events(days, **sizes)
+    rows = raw_events(days, items=items, **sizes)
     events = [
         {
             **row, "uid": person(row["uid"]), "sku": product(row["sku"]), "eid": f"event<{row['eid']}>",
@@ -44,7 +44,7 @@ def write_persons(folder: Path, days: int, **sizes: int) -> list[Row]:
         for row in rows
     ]  # fmt: skip
     write_days(folder / "events", events, SCHEMA)
-    write(folder / "items.parquet", [{**row, "sku": product(row["sku"])} for row in catalogue(9)])
+    write(folder / "items.parquet", [{**row, "sku": product(row["sku"])} for row in catalogue(items)])
     write(folder / "orders.parquet", raw_orders(events))
     users = sorted({row["uid"] for row in events})
     write(folder / "users.parquet", [{"uid": uid, "plan": f"plan{n % 2}"} for n, uid in enumerate(users)])
