@@ -1,6 +1,7 @@
 """Configuration of a raw log: which files, which of their columns, and what is predicted."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from math import ceil
 from typing import Annotated, Any, Literal, Self
 from zoneinfo import ZoneInfo
 
@@ -18,6 +19,7 @@ from pydantic import (
 from infra.config import Config
 from infra.identity import Identify
 from infra.tables import TaskSpec
+from pipelines.prepare.log.privacy_config import Privacy
 from pipelines.prepare.text_config import TextConfig
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -156,6 +158,7 @@ class Log(Config):
     identify: Identify = "footer"
     """What tells Parquet files from each other; other files are told by all their bytes."""
     text: TextConfig = TextConfig()
+    privacy: Privacy = Privacy()
     train_days: PositiveInt | None = None
     """So many dates before the test dates are trained on; by default all."""
     test_days: PositiveInt | None = None
@@ -186,6 +189,39 @@ class Log(Config):
         if self.users is not None and self.users.text:
             raise ValueError("users.text: texts are embedded of items alone")
         return self
+
+    @model_validator(mode="after")
+    def _check_privacy(self) -> Self:
+        faults = [*self._unmasked_columns(), *self._short_retention()]
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+    def _unmasked_columns(self) -> Iterator[str]:
+        """Yield columns of masked ids that are named a second time, in a role that would keep them as they are."""
+        if self.privacy.key is None:
+            return
+        events, takes_items = self.events, self.privacy.mask_items
+        ids = {events.user, events.event_id, events.request, *([events.item] if takes_items else [])}
+        kept = {"events": (ids, [*events.dense.values(), *events.quantiles, *events.categoricals.values()])}
+        for name, content, is_masked in (("items", self.items, takes_items), ("users", self.users, True)):
+            if content is not None and is_masked:
+                kept[name] = (
+                    {content.id},
+                    [*content.text, *content.embeddings.values(), *content.categoricals.values()],
+                )
+        for name, (masked, columns) in kept.items():
+            for column in sorted({one for one in columns if one in masked}):
+                yield f"{name}: column {column!r} holds ids that privacy.key masks; it cannot be a feature or text too"
+
+    def _short_retention(self) -> Iterator[str]:
+        days = self.privacy.retention_days
+        needed = ceil(max(self.count_days, self.delay_minutes / 1440) + max([0.0, *self.followup_days.values()])) + 2
+        if days is not None and days < needed:
+            yield (
+                f"privacy.retention_days: {days} must be at least {needed}: what count_days, delay_minutes and the"
+                " labels' within_days look back on, and two dates"
+            )
 
     @property
     def history_task(self) -> str:

@@ -158,38 +158,66 @@ def unit_vectors(column: pa.ChunkedArray, dim: int, where: str) -> pa.Array:
     return embeddings(units_ND.astype(np.float16), is_there_N & (largest_N1[:, 0] > 0))
 
 
+@dataclass(frozen=True)
+class Kept:
+    """Which values of a categorical a vocabulary keeps.
+
+    Attributes:
+        most: how many, the most frequent. min_users: by how many different users at least.
+    """
+
+    most: int
+    min_users: int | None
+
+    @property
+    def settings(self) -> dict[str, int]:
+        """What decides the values, for keys."""
+        return {"most": self.most, **({} if self.min_users is None else {"min_users": self.min_users})}
+
+    def query(self, source: str, column: str, seen: str) -> str:
+        """Return the query of a column's values.
+
+        Args:
+            source: rows whose values are counted. column: theirs.
+            seen: query of (value, user), which says who has, or met, a value.
+        """
+        name = quoted(column)
+        common = f"SELECT value FROM ({seen}) GROUP BY value HAVING count(DISTINCT user) >= {self.min_users}"
+        is_common = "" if self.min_users is None else f" AND {name} IN ({common})"
+        return (
+            f"SELECT {name} AS value, count(*) AS rows FROM {source} WHERE {name} IS NOT NULL{is_common} GROUP BY value"
+            f" ORDER BY rows DESC, value LIMIT {self.most}"
+        )
+
+
 def vocabularies(
-    numbering: Numbering, first: PartitionEntry, files: ContentFiles, most: int, database: duckdb.DuckDBPyConnection
+    numbering: Numbering,
+    first: PartitionEntry,
+    files: ContentFiles,
+    kept: Kept,
+    events: str,
+    database: duckdb.DuckDBPyConnection,
 ) -> dict[str, list[str]]:
     """Return each categorical's values, most frequent first; made of the first part.
 
     Args:
-        numbering: the ids. first: its first part. files: the settings. most: how many values are kept.
-        database: a connection.
+        numbering: the ids. first: its first part. files: the settings. kept: which values are.
+        events: the events' rows, as SQL, which say who met an item. database: a connection.
     """
-    source = literal(str(part_file(numbering.store, first)))
-    return {
-        name: read_values(
-            database,
-            made_once(
-                numbering.store,
-                database,
-                f"{numbering.entity}.{name}",
-                {"of": numbering.settings, "most": most},
-                values_query(f"read_parquet({source})", f"value:{name}", most),
-            ),
-        )
-        for name in files.categoricals
-    }
-
-
-def values_query(source: str, column: str, most: int) -> str:
-    """Return the query of a column's most frequent values."""
-    name = quoted(column)
-    return (
-        f"SELECT {name} AS value, count(*) AS rows FROM {source} WHERE {name} IS NOT NULL GROUP BY value"
-        f" ORDER BY rows DESC, value LIMIT {most}"
-    )
+    source = f"read_parquet({literal(str(part_file(numbering.store, first)))})"
+    found = {}
+    for name in files.categoricals:
+        column = quoted(f"value:{name}")
+        seen = f"SELECT {column} AS value, key AS user FROM {source}"
+        if numbering.entity == "item":
+            seen = (
+                f"SELECT part.{column} AS value, user_key AS user FROM {source} AS part JOIN {events} ON item_key = key"
+            )
+        query = kept.query(source, f"value:{name}", seen)
+        settings = {"of": numbering.settings, **kept.settings}
+        file = made_once(numbering.store, database, f"{numbering.entity}.{name}", settings, query)
+        found[name] = read_values(database, file)
+    return found
 
 
 def read_values(database: duckdb.DuckDBPyConnection, file: Path) -> list[str]:

@@ -101,7 +101,8 @@ class DatedRows:
             f"SELECT key, id, {category} AS category, bool_or(is_listed) AS is_listed FROM item_files GROUP BY key, id",
         )
         self.engine.table("users", "SELECT DISTINCT key, id FROM user_files")
-        since = f"event_time >= TIMESTAMP '{self.state.day}' AND " if self.state is not None else ""
+        begins = self.state.day if self.state is not None else inputs.since
+        since = f"event_time >= TIMESTAMP '{begins}' AND " if begins > date.min else ""
         columns = ", ".join((*KEYED, *self._columns))
         raw = (
             f"SELECT CAST(event_time AS DATE) AS day, {columns} FROM event_files"

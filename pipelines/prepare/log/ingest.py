@@ -5,9 +5,11 @@ All files are checked before anything is written, and all faults of all files ar
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import date
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -21,11 +23,18 @@ from infra.store import FILE, Making, Store
 from pipelines.prepare.log.columns import RawColumn, category, condition, key, number, text, time, vector
 from pipelines.prepare.log.config import ContentFiles, Log
 from pipelines.prepare.log.files import EVENTS, ITEMS, USERS, RawFiles, Relation, relation
+from pipelines.prepare.log.masking import IdKind, Masking
+from pipelines.prepare.log.retention import Retention
 
-CODE = ("pipelines/prepare/log/columns.py", "pipelines/prepare/log/files.py", "pipelines/prepare/log/ingest.py")
+CODE = tuple(f"pipelines/prepare/log/{name}.py" for name in ("columns", "files", "ingest", "masking"))
 BATCH_ROWS = 1 << 16
 _MOST_FAULTS = 30
 _SEVERAL = "several:"
+ID_COLUMNS: Mapping[str, IdKind] = {
+    "user_key": "user", "item_key": "item", "event_id": "event", "request_key": "request"
+}  # fmt: skip
+_WITHOUT_VALUES = (duckdb.BinderException, duckdb.CatalogException, duckdb.ParserException)
+"""Errors of a query's text: their messages hold no value of a file."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +45,16 @@ class RawTable:
         name: `events`, `items`, `users`, or `labels.<name>`. columns: by the name they get.
         required: rows where one of these is null are left out and counted.
         has_time: whether rows have an `event_time`, and are sorted by it.
+        masked: columns of ids that are written masked -> the kind of id.
+        is_private: whether errors leave values of the file out.
     """
 
     name: str
     columns: Mapping[str, RawColumn]
     required: tuple[str, ...]
     has_time: bool
+    masked: Mapping[str, IdKind] = field(default_factory=dict)
+    is_private: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,6 +67,15 @@ class RawPart:
 
     entry: PartitionEntry
     origin: Path
+
+    def is_kept(self, store: Store) -> bool:
+        """Whether its rows are there: retention deletes them and leaves the manifest, so none are read again."""
+        return (store.path / self.entry.path / FILE).is_file()
+
+    @property
+    def expired(self) -> int:
+        """How many of its rows were older than the retention when it was read."""
+        return self.entry.facts.get("expired", 0)
 
     @property
     def dropped(self) -> int:
@@ -69,9 +91,13 @@ class RawPart:
     @property
     def days(self) -> dict[date, tuple[int, int]]:
         """Rows of each date, and a sum of hashes over them, which tells their content whatever their order."""
-        facts = self.entry.facts
-        numbers = [int(name.removeprefix("rows_")) for name in facts if name.startswith("rows_")]
-        return {date.fromordinal(one): (facts[f"rows_{one}"], facts[f"hash_{one}"]) for one in numbers}
+        return row_dates(self.entry.facts)
+
+
+def row_dates(facts: Mapping[str, int]) -> dict[date, tuple[int, int]]:
+    """Return what the facts of an ingested file say of its dates; see `RawPart.days`."""
+    numbers = [int(name.removeprefix("rows_")) for name in facts if name.startswith("rows_")]
+    return {date.fromordinal(one): (facts[f"rows_{one}"], facts[f"hash_{one}"]) for one in numbers}
 
 
 def raw_tables(config: Log) -> dict[str, RawTable]:
@@ -96,7 +122,16 @@ def raw_tables(config: Log) -> dict[str, RawTable]:
         flags = {f"task:{task}": condition(one.where) for task, one in config.tasks.items() if one.table == name}
         columns = {**match, "event_time": time(labels.time), **flags}
         found[f"labels.{name}"] = RawTable(f"labels.{name}", columns, (*match, "event_time"), has_time=True)
-    return found
+    return {name: _private(table, config) for name, table in found.items()}
+
+
+def _private(table: RawTable, config: Log) -> RawTable:
+    """Return a table with the columns that a configuration masks."""
+    if config.privacy.key is None:
+        return table
+    kinds = {name: kind for name, kind in ID_COLUMNS.items() if kind != "item" or config.privacy.mask_items}
+    masked = {name: kind for name, kind in kinds.items() if name in table.columns}
+    return replace(table, masked=masked, is_private=True)
 
 
 def repairs(parts: Mapping[str, Sequence[RawPart]]) -> Iterator[str]:
@@ -104,6 +139,8 @@ def repairs(parts: Mapping[str, Sequence[RawPart]]) -> Iterator[str]:
     for name, found in parts.items():
         if dropped := sum(part.dropped for part in found):
             yield f"{name}: {dropped:,} rows lack an id or a time and are left out"
+        if expired := sum(part.expired for part in found):
+            yield f"{name}: {expired:,} rows are older than the retention and are left out"
         several: Counter[str] = Counter()
         for part in found:
             several.update(part.several)
@@ -120,23 +157,38 @@ def _content_columns(own: str, content: ContentFiles) -> dict[str, RawColumn]:
     return {**columns, **{f"vector:{name}": vector(column) for name, column in content.embeddings.items()}}
 
 
-def ingest(config: Log, files: RawFiles, store: Store, database: duckdb.DuckDBPyConnection) -> dict[str, list[RawPart]]:
-    """Make a partition of every file that has none yet, and return those of all, by kind.
+def table_settings(config: Log, name: str, masking: Masking | None) -> dict[str, Any]:
+    """Return which settings decide the typed rows of one kind of files: of a key, its id alone."""
+    found = {
+        "settings": plain(config)[name.partition(".")[0]],
+        "tasks": {task: one.where for task, one in config.tasks.items()},
+    }
+    if masking is not None:
+        found |= {"masked": dict(raw_tables(config)[name].masked), "key": masking.key_id}
+    return found
+
+
+def ingest(
+    config: Log,
+    files: RawFiles,
+    store: Store,
+    database: duckdb.DuckDBPyConnection,
+    masking: Masking | None = None,
+    retention: Retention | None = None,
+) -> tuple[dict[str, list[RawPart]], date]:
+    """Make a partition of every file that has none yet, and return those of all by kind, and the first date kept.
+
+    Args:
+        config: the log's. files: all of them. store: where partitions lie. database: a connection.
+        masking: what ids are masked by. retention: how long rows are kept.
 
     Raises:
         DataError: all faults of all new files.
     """
-    tables, code = raw_tables(config), code_digest(CODE)
-    settings = {name: plain(config)[name.partition(".")[0]] for name in tables}
+    tables = raw_tables(config)
+    settings = {name: {**table_settings(config, name, masking), "code": code_digest(CODE)} for name in tables}
     keys = {
-        (name, file): digest(
-            {
-                "file": files.identity[file],
-                "settings": settings[name],
-                "tasks": {task: one.where for task, one in config.tasks.items()},
-                "code": code,
-            }
-        )
+        (name, file): digest({"file": files.identity[file], **settings[name]})
         for name in tables
         for file in files.tables[name]
     }
@@ -145,16 +197,39 @@ def ingest(config: Log, files: RawFiles, store: Store, database: duckdb.DuckDBPy
     if faults:
         more = [f"... and {len(faults) - _MOST_FAULTS} more"] if len(faults) > _MOST_FAULTS else []
         raise DataError("\n".join([f"the raw log has {len(faults)} faults:", *faults[:_MOST_FAULTS], *more]))
+    if masking is not None:
+        masking.install(database)
+    since = date.min
+    if retention is not None:
+        known = [_part(store, *place, keys) for place in keys if place not in new]
+        since = retention.first_kept(partial(_newest, database, tables, new, known))
     for name, file in new:
-        _write(store, database, tables[name], file, keys[name, file])
-    return {
-        name: [
-            RawPart(store.entry(f"raw/{name}", f"file={work[:16]}", work), file)
-            for file in files.tables[name]
-            for work in [keys[name, file]]
-        ]
-        for name in tables
-    }
+        try:
+            _write(store, database, tables[name], file, keys[name, file], since)
+        except duckdb.Error as error:  # its trace would show its message, too
+            raise DataError(f"{file}: cannot be read: {_said(error, tables[name])}") from None
+    return {name: [_part(store, name, file, keys) for file in files.tables[name]] for name in tables}, since
+
+
+def _newest(
+    database: duckdb.DuckDBPyConnection,
+    tables: Mapping[str, RawTable],
+    new: Sequence[tuple[str, Path]],
+    known: Sequence[RawPart],
+) -> date | None:
+    """Return the newest date of all rows, of new files and of ingested ones."""
+    found = [day for part in known for day in part.days]
+    for name, file in new:
+        if tables[name].has_time:
+            rows = typed_rows(database, tables[name], relation(database, file, texts_of(tables[name])))
+            (newest,) = database.execute(f"SELECT CAST(max(event_time) AS DATE) FROM ({rows})").fetchall()[0]
+            found += [newest] if newest is not None else []
+    return max(found, default=None)
+
+
+def _part(store: Store, name: str, file: Path, keys: Mapping[tuple[str, Path], str]) -> RawPart:
+    work = keys[name, file]
+    return RawPart(store.entry(f"raw/{name}", f"file={work[:16]}", work), file)
 
 
 def file_faults(database: duckdb.DuckDBPyConnection, table: RawTable, file: Path, max_dropped: float) -> Iterator[str]:
@@ -169,14 +244,15 @@ def file_faults(database: duckdb.DuckDBPyConnection, table: RawTable, file: Path
         yield f"{file}: column {name!r} is missing ({table.name}); the file has {', '.join(read.types)}"
     present = {name: one for name, one in table.columns.items() if all(source in read.types for source in one.sources)}
     try:
-        yield from _values_faults(database, read, present, file)
+        yield from _values_faults(database, read, present, file, table.is_private)
     except duckdb.Error:  # an expression that cannot be run at all: find which
         for name, column in present.items():
             try:
-                yield from _values_faults(database, read, {name: column}, file)
+                yield from _values_faults(database, read, {name: column}, file, table.is_private)
             except duckdb.Error as error:
                 what = f"column {column.sources[0]!r}" if column.sources else f"condition of {name.partition(':')[2]!r}"
-                yield f"{file}: {what}: {str(error).splitlines()[0]}"
+                yield f"{file}: {what}: {_said(error, table)}"
+        return
     if not missing:
         is_null = " OR ".join(quoted(source) + " IS NULL" for source in _required_sources(table))
         rows, dropped = database.execute(
@@ -189,26 +265,45 @@ def file_faults(database: duckdb.DuckDBPyConnection, table: RawTable, file: Path
             )
 
 
+def _said(error: duckdb.Error, table: RawTable) -> str:
+    """Return the first line of an error; of private files without what may be one of their values."""
+    if table.is_private and not isinstance(error, _WITHOUT_VALUES):
+        return f"{type(error).__name__} (privacy.key: its message is left out, as it may hold values of the file)"
+    return str(error).splitlines()[0]
+
+
 def _required_sources(table: RawTable) -> list[str]:
     return [source for name in table.required for source in table.columns[name].sources]
 
 
 def _values_faults(
-    database: duckdb.DuckDBPyConnection, read: Relation, columns: Mapping[str, RawColumn], file: Path
+    database: duckdb.DuckDBPyConnection,
+    read: Relation,
+    columns: Mapping[str, RawColumn],
+    file: Path,
+    is_private: bool,
 ) -> Iterator[str]:
-    """Yield what is wrong with columns' values: how many break the rule, and one of these. One pass over the file."""
+    """Yield what is wrong with columns' values: how many break the rule, and, unless they are private, one of these.
+
+    One pass over the file.
+    """
     parts = []
     for column in columns.values():
         set_zone(database, column)
-        wrong = f"FILTER (WHERE ({column.is_there(read.types)}) AND ({column.sql(read.types)}) IS NULL)"
-        shown = quoted(column.sources[0]) if column.sources else "NULL"
+        value = column.sql(read.types)
+        if not column.sources:  # a condition: never null, so DuckDB would not run it for the count alone
+            parts += ["0", f"max({value})"]
+            continue
+        wrong = f"FILTER (WHERE ({column.is_there(read.types)}) AND ({value}) IS NULL)"
+        shown = "NULL" if is_private else quoted(column.sources[0])
         parts += [f"count(*) {wrong}", f"min(CAST({shown} AS VARCHAR)) {wrong}"]
     found = database.execute(f"SELECT {', '.join(parts)} FROM {read.sql}").fetchall()[0]
     for column, count, example in zip(columns.values(), found[::2], found[1::2], strict=True):
         if count:
             source = column.sources[0]
             kind = read.types[source]
-            yield f"{file}: column {source!r} ({kind}) {column.rule}; {count:,} rows do not, such as {example!r}"
+            such = "" if is_private else f", such as {example!r}"
+            yield f"{file}: column {source!r} ({kind}) {column.rule}; {count:,} rows do not{such}"
 
 
 def texts_of(table: RawTable) -> list[str]:
@@ -222,15 +317,24 @@ def set_zone(database: duckdb.DuckDBPyConnection, column: RawColumn) -> None:
         database.execute(f"SET TimeZone = {literal(column.zone)}")
 
 
-def _write(store: Store, database: duckdb.DuckDBPyConnection, table: RawTable, file: Path, work: str) -> None:
+def _write(
+    store: Store, database: duckdb.DuckDBPyConnection, table: RawTable, file: Path, work: str, since: date
+) -> None:
     read = relation(database, file, texts_of(table))
-    query = f"{typed_rows(database, table, read)} ORDER BY ALL"
+    rows = typed_rows(database, table, read)
+    masked = ", ".join(f"masked_id('{kind}', {quoted(name)}) AS {quoted(name)}" for name, kind in table.masked.items())
+    kept = f" WHERE event_time >= TIMESTAMP '{since}'" if table.has_time and since > date.min else ""
+    query = f"SELECT *{f' REPLACE ({masked})' if masked else ''} FROM ({rows}){kept} ORDER BY ALL"
     counted = {name: one.count for name, one in table.columns.items() if one.count is not None}
     several = [f"count(*) FILTER (WHERE {count(read.types)} > 1)" for count in counted.values()]
     total, *numbers = database.execute(f"SELECT {', '.join(['count(*)', *several])} FROM {read.sql}").fetchall()[0]
     with store.making(f"raw/{table.name}", f"file={work[:16]}", work) as made:
         write_query(database, query, made)
-        made.numbers["dropped"] = total - (made.written[FILE].rows or 0)
+        left_out = total - (made.written[FILE].rows or 0)
+        if kept:
+            old = f"SELECT count(*) FROM ({rows}) WHERE event_time < TIMESTAMP '{since}'"
+            (made.numbers["expired"],) = database.execute(old).fetchall()[0]
+        made.numbers["dropped"] = left_out - made.numbers.get("expired", 0)
         made.numbers |= {f"{_SEVERAL}{name}": number for name, number in zip(counted, numbers, strict=True)}
         if table.has_time:
             made.numbers |= _days(database, made.path / FILE, list(table.columns))

@@ -35,6 +35,7 @@ class LogInputs:
         category: the items' categorical that events are counted by, as ingested; None: there is none.
         vocabularies: event categorical -> the file of its values. edges: column -> the borders of its buckets.
         end: when the log ends, exclusive. newest: the last date with events before it.
+        since: rows before this date are not read.
     """
 
     events: Sequence[Path]
@@ -46,6 +47,7 @@ class LogInputs:
     edges: Mapping[str, Sequence[float]] = field(default_factory=dict)
     end: datetime = datetime.max
     newest: date = date.max
+    since: date = date.min
 
 
 def counted(inputs: LogInputs) -> dict[str, tuple[str, ...]]:

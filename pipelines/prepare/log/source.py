@@ -28,20 +28,22 @@ from pipelines.prepare.log.config import ContentFiles, Log
 from pipelines.prepare.log.content import (
     TEXT_EMBEDDING,
     Content,
+    Kept,
     distinct_texts,
     embedding_dims,
     entity_columns,
     read_values,
-    values_query,
     vocabularies,
 )
 from pipelines.prepare.log.engine import Engine, open_engine, require_engine
 from pipelines.prepare.log.features import DatedRows
 from pipelines.prepare.log.files import EVENTS, ITEMS, USERS, raw_files
-from pipelines.prepare.log.ingest import RawPart, ingest, repairs, write_batches
+from pipelines.prepare.log.ingest import RawPart, ingest, repairs, table_settings, write_batches
 from pipelines.prepare.log.inputs import LogInputs, State, count_columns, counted
+from pipelines.prepare.log.masking import masking_of, require_one_key
 from pipelines.prepare.log.numbering import Numbering, files_of, made_once
 from pipelines.prepare.log.on_duckdb import database
+from pipelines.prepare.log.retention import RETAINED_SINCE, Retention, Totals, carried_totals
 from pipelines.prepare.text import embed_texts, embedding_dim
 
 CODE = tuple(
@@ -67,6 +69,8 @@ def open_log(run: StageRun[PrepareConfig], config: Log) -> "LogSource":
     assert found is not None
     if config.items is not None and config.items.text:
         found = replace(found, items=_with_texts(run, config, found.items))
+    if found.since > date.min:
+        run.facts[RETAINED_SINCE] = found.since.isoformat()
     return LogSource(config, store, found, as_time(run.config.as_of), run.log.say)
 
 
@@ -78,6 +82,7 @@ class Opened:
         events: ingested files. labels: by table, likewise. items, users: their content.
         vocabularies, sizes, edges: of the events' categoricals and quantiles.
         end: the date at which the log ends, exclusive.
+        totals: of events, by date. since: rows before this date are not kept; `date.min`: all are.
     """
 
     events: Sequence[RawPart]
@@ -88,27 +93,46 @@ class Opened:
     sizes: Mapping[str, int]
     edges: Mapping[str, Sequence[float]]
     end: date
+    totals: Totals
+    since: date
 
 
 def _opened(run: StageRun[PrepareConfig], config: Log, store: Store) -> Opened:
     files = raw_files(config, run.config.cache_dir / LEDGER)
+    masking = masking_of(config.privacy)
+    require_one_key(store, masking, config.privacy.mask_items)
+    retention = Retention(store, config.privacy.retention_days, run.config.as_of)
     with database(run.out.parent) as connection:
-        parts = ingest(config, files, store, connection)
-        events = parts[EVENTS]
-        labels = {name: parts[f"labels.{name}"] for name in config.labels}
-        days = sorted({day for part in events for day in part.days})
+        parts, since = ingest(config, files, store, connection, masking, retention)
+        settings = digest(table_settings(config, EVENTS, masking))
+        totals = carried_totals(store, settings, _totals(parts[EVENTS]), since)
+        events = [part for part in parts[EVENTS] if part.is_kept(store)]
+        labels = {name: [part for part in parts[f"labels.{name}"] if part.is_kept(store)] for name in config.labels}
+        days = [day for day in sorted(totals) if day >= since]
         if not days:
-            raise DataError("prepare.source.events.path: the files hold no event")
+            kept = f" on {since} or later, and earlier rows are not kept" if totals else ""
+            raise DataError(f"prepare.source.events.path: the files hold no event{kept}")
         late = [day for found in labels.values() for part in found for day in part.days]
         end = run.config.as_of or max(days + late) + timedelta(days=1)
         if days[0] >= end:
-            raise DataError(f"prepare.as_of: {end}: the log's first event is on {days[0]}")
+            kept = " that is kept" if since > date.min else ""
+            raise DataError(f"prepare.as_of: {end}: the log's first event{kept} is on {days[0]}")
         items = _content(connection, store, config, "item", parts.get(ITEMS, ()), events, end)
         users = _content(connection, store, config, "user", parts.get(USERS, ()), events, end)
         lists = _event_lists(connection, store, config, events, end)
         for told in repairs(parts):
             run.log.say(f"prepare: {told}")
-    return Opened(events, labels, items, users, *lists, end)
+    return Opened(events, labels, items, users, *lists, end, totals, since)
+
+
+def _totals(events: Sequence[RawPart]) -> Totals:
+    """Return rows and hashes of all events, by date."""
+    totals: Totals = {}
+    for part in events:
+        for day, (rows, total) in part.days.items():
+            before = totals.get(day, (0, 0))
+            totals[day] = (before[0] + rows, (before[1] + total) % 2**64)
+    return totals
 
 
 def _content(
@@ -127,29 +151,39 @@ def _content(
     parts = numbering.parts(end)
     if files is None:
         return Content(numbering, parts, None)
-    values = vocabularies(numbering, parts[0], files, config.vocabulary, connection)
+    values = vocabularies(
+        numbering, parts[0], files, _kept_values(config), _rows_before(store, events, end), connection
+    )
     return Content(numbering, parts, files, values, embedding_dims(numbering, parts, files, connection))
+
+
+def _kept_values(config: Log) -> Kept:
+    return Kept(config.vocabulary, config.privacy.min_users)
+
+
+def _rows_before(store: Store, events: Sequence[RawPart], end: date) -> str:
+    """Return the events before a date, as SQL."""
+    files = file_list(files_of(store, events))
+    return f"(SELECT * FROM read_parquet({files}, union_by_name = true) WHERE event_time < TIMESTAMP '{end}')"
 
 
 def _event_lists(
     connection: duckdb.DuckDBPyConnection, store: Store, config: Log, events: Sequence[RawPart], end: date
 ) -> tuple[dict[str, Path], dict[str, int], dict[str, list[float]]]:
     """Return vocabularies, their sizes, and the borders of quantiles: of the events, the first time, and kept."""
-    source = (
-        f"(SELECT * FROM read_parquet({file_list(files_of(store, events))}, union_by_name = true)"
-        f" WHERE event_time < TIMESTAMP '{end}')"
-    )
-    settings = {"events": plain(config.events), "most": config.vocabulary}
+    source, kept = _rows_before(store, events, end), _kept_values(config)
+    settings = {"events": plain(config.events)}
     values, sizes, edges = {}, {}, {}
     for name in config.events.categoricals:
-        query = values_query(source, f"value:{name}", config.vocabulary)
-        values[name] = made_once(store, connection, f"event.{name}", settings, query)
+        seen = f"SELECT {quoted(f'value:{name}')} AS value, user_key AS user FROM {source}"
+        query = kept.query(source, f"value:{name}", seen)
+        values[name] = made_once(store, connection, f"event.{name}", {**settings, **kept.settings}, query)
         sizes[name] = len(read_values(connection, values[name])) + 1
     for name, buckets in config.events.quantiles.items():
         shares = [place / buckets for place in range(1, buckets)]
         column = quoted(f"number:{name}")
         query = f"SELECT DISTINCT unnest(quantile_disc({column}, {shares})) AS edge FROM {source} ORDER BY edge"
-        file = made_once(store, connection, f"quantiles.{name}", settings, query)
+        file = made_once(store, connection, f"quantiles.{name}", {**settings, "most": kept.most}, query)
         rows = connection.execute(f"SELECT edge FROM read_parquet({literal(str(file))}) ORDER BY edge").fetchall()
         edges[name] = [float(edge) for (edge,) in rows if edge is not None]
     return values, sizes, edges
@@ -192,8 +226,8 @@ class LogSource:
         return content.dataset_parts(self.spec)
 
     def days(self) -> list[date]:
-        """Return the dates that have events, before the end."""
-        return list(self._chain)
+        """Return the dates that have events and are kept, before the end."""
+        return [day for day in self._chain if day >= self._opened.since]
 
     def day_keys(self, day: date) -> dict[str, str]:
         """Return what decides a date's requests, events and labels.
@@ -211,7 +245,7 @@ class LogSource:
         """Yield some of the dates, each with its joined impressions in chunks."""
         for dates in _runs(days, self.days()):
             with open_engine(self._config.engine, self._store.path.parent) as engine:
-                state = self._state(self._since(dates[0]))
+                state = self._state(dates[0])
                 made = DatedRows(engine, self._config, self._inputs, state, self._say)
                 for day, tables in itertools.groupby(made.rows(dates), key=lambda found: found[0]):
                     yield day, (self._conformed(table) for _, table in tables)
@@ -225,17 +259,10 @@ class LogSource:
     @cached_property
     def _chain(self) -> dict[date, str]:
         """By date, a digest of all events up to its end."""
-        days: dict[date, list[int]] = {}
-        for part in self._opened.events:
-            for day, (rows, total) in part.days.items():
-                if datetime.combine(day, time()) < self._end:
-                    found = days.setdefault(day, [0, 0])
-                    found[0], found[1] = found[0] + rows, (found[1] + total) % 2**64
         chain, before = {}, ""
-        for day in sorted(days):
-            before = chain[day] = digest(
-                {"before": before, "day": str(day), "rows": days[day][0], "hash": days[day][1]}
-            )
+        for day, (rows, total) in sorted(self._opened.totals.items()):
+            if datetime.combine(day, time()) < self._end:
+                before = chain[day] = digest({"before": before, "day": str(day), "rows": rows, "hash": total})
         return chain
 
     @cached_property
@@ -246,6 +273,7 @@ class LogSource:
             **{name: value for name, value in plain(config).items() if name in names},
             "tasks": {name: plain(task) for name, task in config.tasks.items() if task.table is None},
             "category": self._inputs.category,
+            "min_users": config.privacy.min_users,
             "numbers": [self._opened.items.numbering.settings, self._opened.users.numbering.settings],
         }
 
@@ -276,6 +304,7 @@ class LogSource:
             edges=opened.edges,
             end=self._end,
             newest=self.days()[-1],
+            since=opened.since,
         )
 
     def _since(self, day: date) -> date:
@@ -283,12 +312,23 @@ class LogSource:
         look_back = max(float(self._config.count_days), self._config.delay_minutes / 1440)
         return day - timedelta(days=ceil(look_back))
 
-    def _state(self, latest: date) -> State | None:
-        """Return the newest state that is kept of a date up to `latest`."""
-        for day in sorted(self._chain, reverse=True):
+    def _state(self, first: date) -> State | None:
+        """Return the newest state that will do for the rows of dates from the first on.
+
+        Where rows were left out by retention and no such state is kept, return the oldest one that is, if any: counts
+        of the last days then lack what was left out. Without one, nothing is known of what was left out.
+        """
+        days, latest = self.days(), self._since(first)
+        for day in reversed(days):
             if day <= latest and (found := self._kept(day)) is not None:
                 return found
-        return None
+        if self._opened.since == date.min or days[0] == next(iter(self._chain)):
+            return None
+        found = next((one for day in days if day <= first and (one := self._kept(day)) is not None), None)
+        what = "histories and counts" if found is None else f"counts of the last {self._config.count_days} days"
+        begins = self._opened.since if found is None else found.day
+        self._say(f"prepare: dates from {first} on: {what} begin on {begins}, as earlier rows are no longer kept")
+        return found
 
     def _kept(self, day: date) -> State | None:
         key, files = self._state_key(day), {}
@@ -315,7 +355,7 @@ class LogSource:
         """Keep the state that the next date's run begins with: labels that mature by then are made again."""
         followup = max([0.0, *self._config.followup_days.values()])
         wanted = self._since(last + timedelta(days=1) - timedelta(days=ceil(followup)))
-        days = [day for day in self._chain if day <= wanted]
+        days = [day for day in self.days() if day <= wanted]
         if not days or (made.state is not None and days[-1] <= made.state.day) or self._kept(days[-1]) is not None:
             return
         day = days[-1]

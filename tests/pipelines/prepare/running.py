@@ -47,7 +47,7 @@ def run_prepare(world: World, values: dict[str, Any], out: Path, packages: Path 
     facts: dict[str, Any] = {}
     try:
         config = parse(PrepareConfig, values, "test: prepare")
-        with committing(out, world, stage="prepare") as staging:
+        with committing(out, world, stage="prepare", facts=facts) as staging:
             log = RunLog(staging if world.is_main else None)
             prepare(StageRun(config, {}, staging, world, log, facts))
     finally:

@@ -65,11 +65,11 @@ EVENT_SCHEMA = pa.schema(
 )  # fmt: skip
 
 
-def write_days(folder: Path, rows: Sequence[Row]) -> None:
+def write_days(folder: Path, rows: Sequence[Row], schema: pa.Schema = EVENT_SCHEMA) -> None:
     """Write events, a file a day, with zoned times in nanoseconds."""
     for day in sorted({row["ts"].date() for row in rows}):
         own = [row | {"ts": row["ts"].replace(tzinfo=UTC)} for row in rows if row["ts"].date() == day]
-        write(folder / f"dt={day}" / "part.parquet", own, EVENT_SCHEMA)
+        write(folder / f"dt={day}" / "part.parquet", own, schema)
 
 
 def log_config(folder: Path, **values: Any) -> dict[str, Any]:

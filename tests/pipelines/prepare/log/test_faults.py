@@ -223,3 +223,13 @@ def test_a_file_twice_is_named(tmp_path: Path) -> None:
     original.with_name("copy.parquet").write_bytes(original.read_bytes())
     with pytest.raises(DataError, match="part.parquet: is the same file as .*copy.parquet; remove one of them"):
         run_prepare(ALONE, log_config(tmp_path), tmp_path / "runs/out")
+
+
+def test_a_condition_that_fails_on_a_value_is_named(tmp_path: Path) -> None:
+    write_log(tmp_path, days=2)
+    config = log_config(tmp_path)
+    config["source"]["tasks"]["click"]["where"] = "CAST(uid AS INT) > 5"
+    with pytest.raises(
+        DataError, match="condition of 'click': Conversion Error: Could not convert string 'u.' to INT32"
+    ):
+        run_prepare(ALONE, config, tmp_path / "runs/out")

@@ -1,0 +1,126 @@
+"""Ids masked by a keyed hash: HMAC-SHA256, in Python for one id, and in SQL for the columns of a file.
+
+A masked id is the first 32 hex digits of HMAC-SHA256(key, "<kind>:<id>"). The kind (user, item, event, request) keeps
+the ids of users and items that are spelled alike apart. Which key masked is told by its id, a digest of the key under
+another label.
+"""
+
+import hashlib
+import hmac
+import json
+import os
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import duckdb
+
+from infra.commit import write_whole
+from infra.errors import ConfigError
+from infra.store import Store
+from infra.tables import read_json
+from pipelines.prepare.log.privacy_config import KeyPlace, Privacy
+
+IdKind = Literal["user", "item", "event", "request"]
+KINDS: tuple[IdKind, ...] = get_args(IdKind)
+RECORD = "masked_ids.json"
+"""Says, in a store, which key masked its ids; a store of unmasked ids has none."""
+WHERE = "prepare.source.privacy"
+_LEAST_BYTES = 32
+_BLOCK = 64
+"""Bytes of a block of SHA-256, to which HMAC (RFC 2104) fills the key up."""
+_ID_DIGITS = 32
+
+
+@dataclass(frozen=True)
+class Masking:
+    """A key, and what it makes of ids.
+
+    Attributes:
+        key: the secret.
+    """
+
+    key: bytes = field(repr=False)
+
+    @property
+    def key_id(self) -> str:
+        """A digest of the key, under a label that no id has: it tells keys apart and masks nothing."""
+        return hmac.digest(self.key, b"sidestack: which key", "sha256").hex()[:16]
+
+    def masked(self, kind: IdKind, id_text: str) -> str:
+        """Return the masked form of one id."""
+        return hmac.digest(self.key, f"{kind}:{id_text}".encode(), "sha256").hex()[:_ID_DIGITS]
+
+    def install(self, connection: duckdb.DuckDBPyConnection) -> None:
+        """Let a connection's SQL call `masked_id(kind, id)`, which is null of null.
+
+        The key comes by a variable, as an error of DuckDB may quote a statement.
+        """
+        block = self.key if len(self.key) <= _BLOCK else hashlib.sha256(self.key).digest()
+        for name, pad in (("inner", 0x36), ("outer", 0x5C)):
+            padded = bytes(byte ^ pad for byte in block.ljust(_BLOCK, b"\0"))
+            connection.execute(f"SET VARIABLE id_{name} = ?::BLOB", [padded])
+        connection.execute(
+            "CREATE OR REPLACE TEMP MACRO masked_id(kind, id) AS substr(sha256(getvariable('id_outer')"
+            f" || unhex(sha256(getvariable('id_inner') || encode(kind || ':' || id)))), 1, {_ID_DIGITS})"
+        )
+
+
+def masking_of(privacy: Privacy | None) -> Masking | None:
+    """Return the masking that a configuration asks for; None: ids are stored as they are.
+
+    Raises:
+        ConfigError: the key is not there, or is too short.
+    """
+    if privacy is None or privacy.key is None:
+        return None
+    key, place = _read_key(privacy.key)
+    if len(key) < _LEAST_BYTES:
+        raise ConfigError(
+            f"{WHERE}.key: {place}: the key has {len(key)} bytes; it must have {_LEAST_BYTES} or more, at random:"
+            " `openssl rand -hex 32` makes one"
+        )
+    return Masking(key)
+
+
+def _read_key(place: KeyPlace) -> tuple[bytes, str]:
+    """Return the key, without white space around it, and where it was read."""
+    if place.env is not None:
+        text = os.environ.get(place.env)
+        if text is None:
+            raise ConfigError(f"{WHERE}.key: environment variable {place.env!r} is not set; it must hold the key")
+        return text.strip().encode(), f"environment variable {place.env!r}"
+    assert place.file is not None
+    try:
+        return place.file.read_bytes().strip(), str(place.file)
+    except OSError as error:
+        raise ConfigError(f"{WHERE}.key: {place.file}: cannot be read: {error.strerror}") from error
+
+
+def require_one_key(store: Store, masking: Masking | None, mask_items: bool) -> None:
+    """Check that a store's ids are of this key, and record the key's id in a store that has none yet.
+
+    Raises:
+        ConfigError: it holds ids of another key, unmasked ids, or ids of items that are masked in another way.
+    """
+    record = store.path / RECORD
+    own = None if masking is None else {"key_id": masking.key_id, "items": mask_items}
+    if (store.path / "raw").exists():
+        found = read_json(record) if record.exists() else None
+        if found != own:
+            raise ConfigError(
+                f"{WHERE}: {store.path}: holds {_said(found)}; the configuration says {_said(own)}. These are two id"
+                " spaces: configure what the store holds, or begin anew under another run.name, from the raw"
+                " files that are still there, and delete this store once nothing reads it"
+            )
+    elif own is not None:
+        store.path.mkdir(parents=True, exist_ok=True)
+        write_whole(record, json.dumps(own).encode())
+    else:
+        record.unlink(missing_ok=True)  # of a run that ended before it wrote an id
+
+
+def _said(record: dict[str, object] | None) -> str:
+    if record is None:
+        return "ids that are not masked"
+    items = "masked" if record.get("items") else "not masked"
+    return f"ids masked by key {record.get('key_id')}, items' {items}"

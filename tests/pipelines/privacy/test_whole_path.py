@@ -1,0 +1,71 @@
+"""No raw id in anything that is written or said: from the raw log to the exported ranker, MLflow's store included."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from infra.snapshot import read_dataset
+from pipelines.prepare.log.masking import Masking
+from tests.components.golden import ROOT
+from tests.datasets import content
+from tests.pipelines.privacy.persons import ENV, KEY, leaks, persons_config, product, secrets, write_persons
+from tests.ranker.training import SMALL
+
+RUN_S = 900
+
+
+def run(folder: Path, module: str, *words: str) -> str:
+    """Run a module over the run's file, and return all it said."""
+    done = subprocess.run(
+        [sys.executable, "-m", module, *words],
+        env={
+            **os.environ, ENV: KEY, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
+            "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
+        },
+        cwd=folder, capture_output=True, text=True, timeout=RUN_S, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def write_config(folder: Path) -> None:
+    one = {"ranks": 1, "cpu": 1}
+    values = {
+        "prepare": persons_config(folder / "log") | {"cache_dir": str(folder / "runs/cache")},
+        "encoder": {"training": {"epochs": 1, "batch_size": 16, "lanes": 2}},
+        "ranker": SMALL,
+        "baseline": {"enabled": False},
+        "run": {
+            "name": "persons", "runs_dir": str(folder / "runs"), "replicates": 1, "arms": ["none", "side"], "jobs": 1,
+            "launch": {name: one for name in ("prepare", "encoder", "materialize", "ranker", "compare")},
+        },
+    }  # fmt: skip
+    (folder / "run.yaml").write_text(yaml.safe_dump(values))
+
+
+@pytest.mark.slow
+def test_no_raw_id_is_in_any_output_from_prepare_to_export(tmp_path: Path) -> None:
+    events = write_persons(tmp_path / "log", days=8, items=90, users=30, a_day=72)
+    write_config(tmp_path)
+    said = run(tmp_path, "pipelines.run", "--config", "run.yaml")
+    encoder, dataset, ranker = (made_by(tmp_path, name) for name in ("encoder", "materialize", "ranker-side"))
+    inputs = ("--model", str(ranker), "--dataset", str(dataset), "--input", f"encoder.sid={encoder}")
+    said += run(tmp_path, "ranker.export", *inputs, "--out", "exported")
+    masked = run(tmp_path, "pipelines.privacy.mask", "--config", "run.yaml", "--kind", "item", product("i01")).strip()
+    assert masked == Masking(KEY.encode()).masked("item", product("i01"))
+    assert masked in content(read_dataset(dataset), "items")["item_key"].to_pylist()
+
+    (tmp_path / "log").rename(tmp_path.with_name(f"{tmp_path.name}-log"))
+    assert leaks(tmp_path, [*secrets(events), KEY]) == []
+    assert not [text for text in secrets(events) if text in said]
+    assert "mlflow.db" in dict(leaks(tmp_path, [ENV]))  # the search finds what is told: where the key is read
+
+
+def made_by(folder: Path, stage: str) -> Path:
+    """Return what a stage committed."""
+    (found,) = {file.parent for file in (folder / "runs/persons").glob(f"{stage}/*/manifest.json")}
+    return found
