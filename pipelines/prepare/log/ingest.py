@@ -201,7 +201,7 @@ def ingest(
         masking.install(database)
     since = date.min
     if retention is not None:
-        known = [_part(store, *place, keys) for place in keys if place not in new]
+        known = [_part(store, *place, keys) for place in keys.keys() - set(new)]
         since = retention.first_kept(partial(_newest, database, tables, new, known))
     for name, file in new:
         try:

@@ -56,9 +56,8 @@ def deleted_before(store: Store) -> date:
 
 def record_deleted(store: Store, before: date) -> None:
     """Record that rows before a date are deleted; a later date stays."""
-    write_whole(
-        store.path / RECORD, json.dumps({"deleted_before": max(before, deleted_before(store)).isoformat()}).encode()
-    )
+    latest = max(before, deleted_before(store))
+    write_whole(store.path / RECORD, json.dumps({"deleted_before": latest.isoformat()}).encode())
 
 
 def carried_totals(store: Store, of: str, found: Mapping[date, tuple[int, int]], since: date) -> Totals:
