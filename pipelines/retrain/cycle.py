@@ -29,6 +29,7 @@ from pipelines.retrain.gates import may_promote
 from pipelines.retrain.judge import JUDGEMENT_FILE
 from pipelines.retrain.ledger import Cycle, Gate, Ledger, Outcome, Plan, Version
 from pipelines.retrain.registry import Registry
+from pipelines.retrain.retention import delete_expired
 from pipelines.retrain.stages import BEFORE, CHAMPION, PREPARED, champion_encoder, cycle_stages
 
 
@@ -177,6 +178,7 @@ class Retraining:
         cycle = self.ledger.close(outcome)
         say("retrain", _verdict(plan, outcome))
         self.publish()
+        delete_expired(self.run / plan.prepared)
         return cycle
 
     def publish(self, force: bool = False) -> None:
