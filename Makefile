@@ -18,7 +18,7 @@ MEMORY_GIB ?= 80
 ARM        ?= sid_ngram
 PLAN       ?=
 
-.PHONY: help install run movielens tables tune plan bench test test-quick lint types format doctor golden clean
+.PHONY: help install run movielens tables tune plan bench test chaos test-quick lint types format doctor golden clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -66,8 +66,11 @@ bench: install .venv/.installed-benchmarks ## a benchmark: BENCH=quantizers, fus
 	@$(PIP) install -r requirements/benchmarks.txt
 	@touch $@
 
-test: install ## every test, WORKERS= of them at a time (3: many wait for processes they started)
-	@$(BIN)/python -m pytest -m '' -n $(WORKERS) --dist worksteal
+test: install ## every test but those of chaos, WORKERS= of them at a time (3: many wait for processes they started)
+	@$(BIN)/python -m pytest -m 'not chaos' -n $(WORKERS) --dist worksteal
+
+chaos: install ## kill runs at random moments, and see that they end as they would have (half an hour)
+	@$(BIN)/python -m pytest -m chaos
 
 test-quick: install ## all tests but the slow ones
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal

@@ -3,6 +3,7 @@
 # torchx 0.7.0's linter knows only these spellings of types.
 # ruff: noqa: UP006, UP035, UP045
 
+from collections.abc import Sequence
 from typing import Dict, List, Optional
 
 from torchx import specs
@@ -34,10 +35,34 @@ def run(
         mounts: mounts, as type=bind,src=/shared,dst=/shared
     """
     launch = Launch.of("1x1", image, cpu, 0, memMB, env, mounts, 0, 0)
-    words = ["python", "-m", "pipelines.run", "--config", config]
-    for override in overrides:
-        words += ["--set", override]
-    return app("pipeline", [quoted(word) for word in words], launch)
+    return _driver("pipeline", "pipelines.run", config, overrides, launch)
+
+
+def retrain(
+    *overrides: str,
+    config: str,
+    image: str = IMAGE,
+    cpu: int = 2,
+    memMB: int = 6144,
+    env: Optional[Dict[str, str]] = None,
+    mounts: Optional[List[str]] = None,
+) -> specs.AppDef:
+    """Bring one cycle of retraining: learn what has arrived, and promote the candidate if its gates are open.
+
+    A job to be scheduled as often as wished. It launches the cycle's stages on the scheduler that the config's section
+    `run` names, whose commands must be at hand there.
+
+    Args:
+        overrides: dotted settings over the file's, such as retrain.every_days=7
+        config: the run's YAML file
+        image: the container image, where the scheduler uses one
+        cpu: CPU cores
+        memMB: memory, in MB
+        env: environment variables, as A=1,B=2
+        mounts: mounts, as type=bind,src=/shared,dst=/shared
+    """
+    launch = Launch.of("1x1", image, cpu, 0, memMB, env, mounts, 0, 0)
+    return _driver("retrain", "pipelines.retrain", config, overrides, launch)
 
 
 def prepare(
@@ -149,3 +174,11 @@ def compare(
         key=key,
         parent_run=parent_run,
     )
+
+
+def _driver(name: str, module: str, config: str, overrides: Sequence[str], launch: Launch) -> specs.AppDef:
+    """Make the job of a driver, which is one process."""
+    words = ["python", "-m", module, "--config", config]
+    for override in overrides:
+        words += ["--set", override]
+    return app(name, [quoted(word) for word in words], launch)

@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         _, config = read_config(arguments.config, arguments.set)
         match arguments.command:
             case "status":
-                print(status_table(Ledger(run_dir(config.run))) or "no cycle yet")
+                print(status_table(Ledger(run_dir(config.run))))
             case "rollback":
                 with opened(config) as retraining:
                     roll_back(retraining, arguments.version)

@@ -18,6 +18,8 @@ def gate_table(gates: Sequence[Gate]) -> str:
 
 def status_table(ledger: Ledger) -> str:
     """Return one line a cycle: what it learned, on what it was judged, and whether it was promoted."""
+    if not ledger.cycles:
+        return "no cycle yet"
     champion = ledger.champions[-1] if ledger.champions else None
     rows = [_cycle_row(cycle, is_champion=cycle.plan.number == champion) for cycle in ledger.cycles]
     names = ("cycle", "decided", "policy", "from", "learned to", "judged on", "NE gain", "result", "seconds", "")

@@ -30,6 +30,7 @@ DATA = ["--dataset", "/shared/materialize"]
 
 STAGES: Mapping[str, tuple[str, list[str]]] = {
     "pipeline": ("pipeline.py:run", ["--config", "/shared/run.yaml", "--image", "sidestack:test", "run.name=night"]),
+    "retrain": ("pipeline.py:retrain", ["--config", "/shared/night.yaml", "--image", "sidestack:test"]),
     "prepare": ("pipeline.py:prepare", [*COMMON, "--out", "/shared/prepare"]),
     "encoder": ("encoder.py:train", [*COMMON, *TWO_NODES, "--dataset", "/shared/prepare", "--out", "/shared/encoder"]),
     "materialize": (

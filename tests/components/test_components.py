@@ -17,7 +17,7 @@ from components.torchrun import Launch, stage_app
 from tests.components.golden import ROOT, SCHEDULERS, STAGES, dry_run, file_of
 
 COMPONENTS = [
-    *(pipeline.run, pipeline.prepare, pipeline.compare),
+    *(pipeline.run, pipeline.retrain, pipeline.prepare, pipeline.compare),
     *(encoder.train, encoder.materialize, encoder.export),
     *(ranker.train, ranker.baseline, ranker.score, ranker.export),
 ]
