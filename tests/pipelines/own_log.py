@@ -62,12 +62,31 @@ class OwnLog:
     def add_day(self) -> date:
         """Append a date of events, of items that are there."""
         day = FIRST + timedelta(days=self._num_days)
+        _write(self.file(day), self._rows(day))
+        self._num_days += 1
+        return day
+
+    def add_empty_day(self) -> date:
+        """Append a date whose file has no row."""
+        day = FIRST + timedelta(days=self._num_days)
+        _write(self.file(day), self._rows(day).slice(0, 0))
+        self._num_days += 1
+        return day
+
+    def revise(self, day: date) -> None:
+        """Write a date again, without its newest half."""
+        rows = self._rows(day)
+        _write(self.file(day), rows.slice(0, rows.num_rows // 2))
+
+    def file(self, day: date) -> Path:
+        """Return the file of a date's events."""
+        return self.path / f"events/date={day}/part-00000.parquet"
+
+    def _rows(self, day: date) -> pa.Table:
         rows = pa.concat_tables(list(self._log.impressions(day)))
         for name in ("item_id", "history_item_ids"):
             rows = rows.set_column(rows.schema.get_field_index(name), rows.schema.field(name), self._known(rows[name]))
-        _write(self.path / f"events/date={day}/part-00000.parquet", rows)
-        self._num_days += 1
-        return day
+        return rows
 
     def _known(self, ids: pa.ChunkedArray) -> pa.Array:
         """Fold ids into those of the items that are there."""

@@ -38,19 +38,24 @@ SMALL: dict[str, Any] = {
 
 def laid_over(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return nested settings with others laid over them."""
-    return {
-        **values,
-        **{
-            name: laid_over(values[name], change) if isinstance(change, Mapping) and name in values else change
-            for name, change in changes.items()
-        },
+    both = {
+        name: laid_over(values[name], change) if isinstance(change, Mapping) and name in values else change
+        for name, change in changes.items()
     }
+    return {**values, **both}
 
 
-def config_in(folder: Path, **changes: Any) -> PipelineConfig:
-    """Return the small log's configuration, its run in a folder."""
-    own = {"prepare": {"cache_dir": str(folder / "cache")}, "run": {"runs_dir": str(folder / "runs")}}
-    return parse(PipelineConfig, laid_over(laid_over(SMALL, own), changes), "test")
+def config_in(folder: Path, source: Mapping[str, Any] | None = None, **changes: Any) -> PipelineConfig:
+    """Return the small log's configuration, its run in a folder.
+
+    Args:
+        folder: of the run. source: another log in its place. changes: sections to lay over it.
+    """
+    values = laid_over(SMALL, changes)
+    prepare = {"source": source or values["prepare"]["source"], "cache_dir": str(folder / "cache")}
+    return parse(
+        PipelineConfig, laid_over({**values, "prepare": prepare}, {"run": {"runs_dir": str(folder / "runs")}}), "test"
+    )
 
 
 def night(number: int) -> date:

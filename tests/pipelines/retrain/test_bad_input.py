@@ -1,0 +1,67 @@
+"""Dates that come half-written, empty, late or revised: told, and no row is learned twice."""
+
+from datetime import date, timedelta
+from pathlib import Path
+
+import pytest
+
+from infra.errors import StageError
+from infra.mlflow_runs import URI_VARIABLE
+from pipelines.config import PipelineConfig
+from pipelines.execution import run_dir
+from pipelines.retrain.ledger import Cycle, Ledger
+from tests.pipelines.own_log import FIRST, OwnLog
+from tests.pipelines.retrain.nights import config_in, retraining
+
+pytestmark = pytest.mark.slow
+
+
+def day(n: int) -> date:
+    return FIRST + timedelta(days=n)
+
+
+def call(config: PipelineConfig) -> Cycle | None:
+    with retraining(config) as one:
+        return one.step()
+
+
+def learned(config: PipelineConfig) -> list[date]:
+    """Return the dates whose clicks the champion's line has learned, those of each cycle after the other."""
+    plans = [cycle.plan for cycle in Ledger(run_dir(config.run)).cycles]
+    spans = [plan.learned["click"] for plan in plans]
+    return [first + timedelta(days=n) for first, last in spans for n in range((last - first).days + 1)]
+
+
+def test_half_written_empty_and_revised_dates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(URI_VARIABLE, "http://localhost:1")  # what the store is told is not at stake here
+    log = OwnLog(tmp_path / "log", days=6, items=200, events_per_day=800)
+    source = {"kind": "tables", "path": str(log.path), "followup_days": {"conversion": 2}}
+    config = config_in(tmp_path, source)
+    first = call(config)
+    assert first is not None and first.outcome is not None and first.outcome.promoted
+
+    file = log.file(log.add_day())
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+    with pytest.raises(StageError, match=f"date={day(6)}"):
+        call(config)
+    assert Ledger(run_dir(config.run)).under_way is None
+    file.write_bytes(content)
+    log.add_items(20)
+    second = call(config)
+    assert second is not None and second.plan.newest == day(6)
+    assert call(config) is None, "the same dates twice are one cycle"
+
+    log.add_empty_day()
+    assert call(config) is None, "an empty date is no new date"
+    log.revise(day(2))
+    log.add_day()
+    capsys.readouterr()
+    third = call(config)
+    assert third is not None and third.plan.revised == (day(2),)
+    assert "1 dates that were learned have other rows now: 2024-01-03; not learned again" in capsys.readouterr().err
+    assert third.plan.newest == day(8)
+    found = learned(config)
+    assert found == [day(n) for n in range(7)], "each date is learned once, but the one that is judged"
