@@ -135,7 +135,7 @@ def _entropies(network: LocalNetwork, rows: Rows, labels: dict[str, Labels]) -> 
 def read_rows(dataset: Dataset, bundle: RankerBundle, number: int) -> Rows:
     """Read held-out rows, spread over their dates by whole row groups, about so many."""
     described = bundle.description
-    features = described.features(dataset.spec)
+    features = bundle.features(dataset.spec)
     source = ImpressionRows(dataset, *described.config.holdout.windows(described.spec)[1], features.columns)
     groups = source.groups(0, source.num_rows)
     step = max(1, source.num_rows // number)
@@ -144,7 +144,7 @@ def read_rows(dataset: Dataset, bundle: RankerBundle, number: int) -> Rows:
 
 def open_network(bundle: RankerBundle, dataset: Dataset) -> LocalNetwork:
     """Load a ranker's network and tables into this process's memory."""
-    features = bundle.description.features(dataset.spec)
+    features = bundle.features(dataset.spec)
     network, tables = bundle.weights()
     body = Body(features, bundle.description.config, read_frozen(dataset, features))
     body.load_state_dict(network)

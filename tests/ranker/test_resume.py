@@ -1,7 +1,7 @@
 """A training that was stopped in mid-epoch and started again gives the bytes of one that was not."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -58,10 +58,16 @@ def stopping(steps: int | None = None) -> Iterator[None]:
 
 
 def train_ranker(
-    world: World, dataset: Path, out: Path, arm: str = "sid_ngram", start: Path | None = None, **training: Any
+    world: World,
+    dataset: Path,
+    out: Path,
+    arm: str = "sid_ngram",
+    start: Path | None = None,
+    model: Mapping[str, Any] | None = None,
+    **training: Any,
 ) -> None:
     """Run the stage's body and commit it, as its main program would."""
-    config = config_of(arm, training={**TRAINING, **training})
+    config = config_of(arm, training={**TRAINING, **training}, model=dict(model or {}))
     inputs = {"dataset": dataset} if start is None else {"dataset": dataset, "start": start}
     facts: dict[str, Any] = {}
     checkpoints = Checkpoints(out.with_name(f"{out.name}.checkpoint"), world, "ranker", {}, config)
