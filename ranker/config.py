@@ -119,7 +119,8 @@ class AdmissionConfig(Config):
     min_count: PositiveInt
     """An id is admitted once it was seen so often: in requests, of a column that requests have, else in impressions."""
     max_age_days: PositiveInt
-    """An id that was not seen on the last so many training dates loses its row, and its count starts again at 0."""
+    """An id that was not seen for so many days before the end of the training dates, the last one included, loses its
+    row, and its count starts again at 0."""
     max_rows: int = Field(gt=1, lt=2**31)
     """Rows of the table, the fallback rows among them. A training that starts from an earlier ranker may have more than
     that ranker, not fewer."""

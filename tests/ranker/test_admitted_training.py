@@ -1,7 +1,9 @@
 """Trainings with admission, night after night: rows that stay, rows that change hands, and the same served ranker."""
 
+import json
 import shutil
 from datetime import date, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +18,7 @@ from infra.distributed import World
 from infra.errors import ConfigError, DataError
 from infra.snapshot import read_dataset
 from infra.tables import DatasetSpec, request_schema, write_spec
+from ranker import plan
 from ranker.admission import reassigned_rows
 from ranker.bundle import open_bundle
 from ranker.config import AdmissionConfig
@@ -151,6 +154,30 @@ def test_rows_stay_bit_equal_with_their_ids_and_start_as_initialized_with_others
         assert column == "topics" or not torch.equal(found[names[0]][given], old[names[0]][given])
 
 
+def changed_rows(world: World, **sections: Any) -> dict[str, list[int]]:
+    """Add 1 to what `held_rows` finds of two rows of the users' table; return what changed of each tensor."""
+    config = config_of("none", **sections)
+    features = arm_features(SPEC, config, {})
+    sharded = build_sharded(features, config, world, Frozen())
+    before = whole(world, sharded.state())
+    for part, places, values in sharded.held_rows(features, {"t_user_id": torch.tensor([3, 59])}):
+        part[places] = values + 1
+    after = whole(world, sharded.state())
+    return {
+        name.split(".")[-1]: torch.unique((after[name] != value).nonzero()[:, 0]).tolist()
+        for name, value in before.items()
+        if not torch.equal(after[name], value)
+    }
+
+
+@pytest.mark.parametrize("types", [["table_wise"], ["column_wise"]])
+def test_the_rows_of_a_table_and_their_states_are_found_under_any_plan(types: list[str]) -> None:
+    sections: dict[str, Any] = {"model": {"embedding_dim": 256}, "sharding": {"types": types}}
+    found = run_distributed(partial(changed_rows, **sections), world_size=2)[0]
+    halves = [3, 59, 63, 119] if types == ["column_wise"] else [3, 59]
+    assert found == {"weight": [3, 59], "momentum1": halves}
+
+
 def test_two_ranks_give_the_same_rows_and_the_same_ranker(nights: Nights, tmp_path: Path) -> None:
     two = trained(tmp_path, 2)
     for ours, theirs in ((two.first, nights.first), (two.second, nights.second)):
@@ -249,6 +276,25 @@ def test_settings_that_would_move_rows_are_refused(nights: Nights, changes: dict
         open_start(nights.first, config, spec_until(4), features)
 
 
+def test_a_plan_has_the_tables_that_the_training_built(nights: Nights, tmp_path: Path) -> None:
+    section = config_of("none", model=MODEL).model_dump(mode="json", exclude={"training"})
+    (tmp_path / "run.yaml").write_text(json.dumps({"ranker": section}))
+    words = ["--config", str(tmp_path / "run.yaml"), "--dataset", str(nights.dataset), "--ranks", "1"]
+    plan.main([*words, "--device", "cpu", "--memory-gib", "8", "--json", str(tmp_path / "plan.json")])
+    tables = json.loads((tmp_path / "plan.json").read_text())["tables"]
+    assert {name: one["rows"] for name, one in tables.items()} == open_bundle(nights.second).description.rows
+    assert tables["t_item_id"]["rows"] == ADMISSION["item_id"]["max_rows"]
+
+
+def test_the_summary_tells_which_share_of_ids_have_no_row_for_themselves(nights: Nights) -> None:
+    tables = {one["table"]: one for one in summary(nights.second)["tables"]}
+    row_I = read_row_maps(nights.second / "model", ["item_id"])["item_id"]
+    seen = {id for day in DAYS for id in seen_on(nights.dataset, "item_id", day)}
+    rows = [int(row_I[id]) for id in seen]
+    assert tables["t_item_id"]["collision_share"] == pytest.approx(np.mean([rows.count(row) > 1 for row in rows]))
+    assert tables["t_item_id"]["bytes"] == 100 * 8 * 4
+
+
 def test_more_rows_and_other_counts_and_ages_are_taken(nights: Nights, world: World, tmp_path: Path) -> None:
     changed = {"item_id": {**ADMISSION["item_id"], "max_rows": 320, "max_age_days": 9}}
     changed["user_id"] = {**ADMISSION["user_id"], "min_count": 2}
@@ -260,9 +306,7 @@ def test_more_rows_and_other_counts_and_ages_are_taken(nights: Nights, world: Wo
     own = before >= 7
     assert np.array_equal(before[own], after[own])
     assert after.max() >= 100
-    tables = {one["table"]: one for one in summary(tmp_path / "third")["tables"]}
-    assert tables["t_item_id"]["rows"] == 320
-    assert tables["t_user_id"]["collision_share"] < 1
+    assert open_bundle(tmp_path / "third").description.rows["t_item_id"] == 320
 
 
 def test_a_dataset_with_fewer_ids_is_refused(nights: Nights, world: World, tmp_path: Path) -> None:
