@@ -1,8 +1,8 @@
 """A training that goes on from an earlier ranker: its weights, its tables and its optimizers' states.
 
 Rows of ids that are new since are initialized as if they had always been there (`ranker.initial`); so are, in tables
-with admission, rows that went to another id. What the dense
-features are standardized by stays the earlier ranker's, as its weights are made for it.
+with admission, rows that went to another id. What the dense features are standardized by stays the earlier ranker's, as
+its weights are made for it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -114,8 +114,8 @@ def open_start(path: Path, config: RankerConfig, spec: DatasetSpec, features: Ar
 def _admission_faults(was: ModelConfig, now: ModelConfig) -> Iterator[str]:
     """Say what of the settings would move rows that ids have; counts and ages may be other ones."""
     for column in sorted(was.admission.keys() ^ now.admission.keys()):
-        had, has = ("has", "not") if column in was.admission else ("has no", "")
-        yield f"{column}: the earlier ranker {had} admission, this one does{' ' if has else ''}{has}"
+        had, has = ("has", "has none") if column in was.admission else ("has no", "has")
+        yield f"{column}: the earlier ranker {had} admission, this one {has}"
     for column in sorted(was.admission.keys() & now.admission.keys()):
         old, new = was.admission[column], now.admission[column]
         if old.fallback_rows != new.fallback_rows:

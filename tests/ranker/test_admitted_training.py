@@ -257,7 +257,7 @@ def test_a_served_version_answers_as_the_ranker_and_unknown_ids_share_a_fallback
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"topics": None}, "topics: the earlier ranker has admission, this one does not"),
+        ({"topics": None}, "topics: the earlier ranker has admission, this one has none"),
         (
             {"slot": {"min_count": 1, "max_age_days": 1, "max_rows": 9, "fallback_rows": 2}},
             "slot: the earlier ranker has",
