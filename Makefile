@@ -59,7 +59,7 @@ plan: install ## how an arm's tables would lie on RANKS GPUs of MEMORY_GIB: ARM=
 	@$(BIN)/python -m ranker.plan --config $(CONFIG) --input-spec configs/plan/dataset.json --sid-spec configs/plan/sid.json \
 		--ranks $(RANKS) --memory-gib $(MEMORY_GIB) --set ranker.arm=$(ARM) $(foreach s,$(SET),--set $(s)) $(PLAN)
 
-bench: install .venv/.installed-benchmarks ## a benchmark: BENCH=quantizers, fusion, encoding, unpack, materialize, training, ranker, serving, scale, sid_growth, growth, raw_log, compare, startup
+bench: install .venv/.installed-benchmarks ## a benchmark: BENCH=quantizers, fusion, encoding, unpack, materialize, training, ranker, serving, scale, sid_growth, admission, growth, raw_log, compare, startup
 	@$(BIN)/python -m benchmarks.$(BENCH)
 
 .venv/.installed-benchmarks: requirements/benchmarks.txt $(STAMP)

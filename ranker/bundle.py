@@ -1,11 +1,12 @@
 """A trained ranker as its stage leaves it: what scores, exports and starts later trainings.
 
 `model/ranker.json` holds the resolved configuration, the dataset's description, the SIDs' specs and the tables' rows;
-beside it lie all weights and optimizer states (`infra.state`), for any number of ranks and any plan.
+beside it lie all weights and optimizer states (`infra.state`), for any number of ranks and any plan, and, where tables
+have admission, the rows of ids (`ranker.row_maps`).
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from infra.tables import DatasetSpec
 from ranker.budget import DecidedConfig
 from ranker.bundle_description import Description
 from ranker.features import ArmFeatures, IdFeature
+from ranker.row_maps import with_row_maps
 from ranker.sharding import ShardedRanker
 
 FOLDER = "model"
@@ -37,6 +39,14 @@ class RankerBundle:
     path: Path
     description: Description
 
+    def features(self, spec: DatasetSpec | None = None) -> ArmFeatures:
+        """Return what the arm reads and looks up, with the row maps of its tables; see `Description.features`.
+
+        Raises:
+            DataError: the maps cannot be read. SpecError, ConfigError: see `Description.features`.
+        """
+        return with_row_maps(self.description.features(spec), self.path)
+
     def weights(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the network's weights by name, and the tables' by table, whole, without the optimizers' states.
 
@@ -44,14 +54,14 @@ class RankerBundle:
             DataError: a file cannot be read.
         """
         features, dim = self.description.features(), self.description.config.model.embedding_dim
-        whole = {_weight_name(one, features): torch.empty(one.rows, dim) for one in _tables(features)}
+        whole = {_weight_name(one, features): torch.empty(one.rows, dim) for one in features.tables}
         shards = {name: Spread(tuple(rows_ND.shape), [Shard((0, 0), rows_ND)]) for name, rows_ND in whole.items()}
         try:
             shared = read_state(self.path, shards)
         except (OSError, SafetensorError, ValueError) as error:
             raise DataError(f"{self.path}: cannot be read: {error}") from error
         network = {name.removeprefix(_BODY): tensor for name, tensor in shared.items() if name.startswith(_BODY)}
-        return network, {one.table: whole[_weight_name(one, features)] for one in _tables(features)}
+        return network, {one.table: whole[_weight_name(one, features)] for one in features.tables}
 
     def load(self, sharded: ShardedRanker, features: ArmFeatures) -> None:
         """Fill a model and its optimizers in place. Rows that tables have gained stay as they are initialized.
@@ -59,21 +69,34 @@ class RankerBundle:
         Raises:
             DataError: a file cannot be read, or a tensor has another shape than in the model.
         """
-        self.load_but(sharded, features, lambda name: False)
+        self.load_but(sharded, features, lambda name: False, {})
 
-    def load_but(self, sharded: ShardedRanker, features: ArmFeatures, is_left: Callable[[str], bool]) -> None:
-        """Do as `load`, and leave some tensors, by the names that `ShardedRanker.state` gives them, as they are.
+    def load_but(
+        self,
+        sharded: ShardedRanker,
+        features: ArmFeatures,
+        is_left: Callable[[str], bool],
+        rows_left: Mapping[str, Tensor],
+    ) -> None:
+        """Do as `load`, and leave some tensors and some rows of tables as they are.
+
+        Args:
+            sharded, features: see `load`. is_left: tells them by the names that `ShardedRanker.state` gives them.
+            rows_left: rows by table; their optimizer states stay as well.
 
         Raises:
             DataError: see `load`.
         """
         sharded.make_dense_state()
+        left = list(sharded.held_rows(features, rows_left))
         whole, spread = sharded.parted_state(features)
         try:
             saved = read_state(self.path, {name: part for name, part in spread.items() if not is_left(name)})
             fill({name: tensor for name, tensor in whole.items() if not is_left(name)}, saved)
         except (OSError, SafetensorError, ValueError) as error:
             raise DataError(f"{self.path}: cannot be loaded into this model: {error}") from error
+        for part, places, values in left:
+            part[places] = values
 
 
 def save_bundle(
@@ -90,7 +113,7 @@ def save_bundle(
     whole, spread = sharded.parted_state(features)
     write_state(folder, whole, spread, rank)
     if rank == 0:
-        rows = {table.table: table.rows for table in (*features.bags, *features.sequences)}
+        rows = {table.table: table.rows for table in features.tables}
         described = Description(config=config, spec=spec, sids=features.sids, rows=rows, version=VERSION)
         (folder / DESCRIPTION_FILE).write_text(described.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
@@ -120,10 +143,6 @@ def read_bundle(folder: Path) -> RankerBundle:
         raise DataError(f"{folder}: holds no trained ranker: {error}") from error
     version = values.get("version") if isinstance(values, dict) else None
     return RankerBundle(folder, parse_written(Description, values, str(file), version))
-
-
-def _tables(features: ArmFeatures) -> tuple[IdFeature, ...]:
-    return (*features.bags, *features.sequences)
 
 
 def _weight_name(table: IdFeature, features: ArmFeatures) -> str:

@@ -40,10 +40,10 @@ class Description(Config):
 def with_rows(features: ArmFeatures, rows: Mapping[str, int]) -> ArmFeatures:
     """Return features whose SID tables have these rows, by table: a grown catalogue would ask for more."""
 
-    def kept(tables: tuple[IdFeature, ...]) -> tuple[IdFeature, ...]:
-        return tuple(replace(one, rows=rows.get(one.table, one.rows)) if one.is_sid else one for one in tables)
+    def kept(one: IdFeature) -> IdFeature:
+        return replace(one, rows=rows.get(one.table, one.rows)) if one.is_sid else one
 
-    return replace(features, bags=kept(features.bags), sequences=kept(features.sequences))
+    return features.with_tables(kept)
 
 
 def require_sids(description: Description, sids: Sids, where: str) -> None:

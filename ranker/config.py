@@ -118,6 +118,30 @@ class HistoryConfig(Config):
     fit. What is cut is counted. None: no bound."""
 
 
+class AdmissionConfig(Config):
+    """Which ids have a row of their own in a table of bounded size; the others share the fallback rows."""
+
+    min_count: PositiveInt
+    """An id is admitted once it was seen so often: in requests, of a column that requests have, else in impressions."""
+    max_age_days: PositiveInt
+    """An id that was not seen for so many days before the end of the training dates, the last one included, loses its
+    row, and its count starts again at 0."""
+    max_rows: int = Field(gt=1, lt=2**31)
+    """Rows of the table, the fallback rows among them. A training that starts from an earlier ranker may have more than
+    that ranker, not fewer."""
+    fallback_rows: PositiveInt = 1024
+    """How many of them are shared, by id modulo this number."""
+
+    @model_validator(mode="after")
+    def _check_fallback(self) -> "AdmissionConfig":
+        if self.fallback_rows >= self.max_rows:
+            raise ValueError(
+                f"fallback_rows={self.fallback_rows} must be less than max_rows={self.max_rows}: the rest are the rows"
+                " that ids have of their own"
+            )
+        return self
+
+
 class ModelConfig(Config):
     """The sizes of the model (SIDE paper, section 5)."""
 
@@ -142,11 +166,20 @@ class ModelConfig(Config):
     """Rows of id tables, by column: `user_id`, `item_id`, `history_item_ids` and the dataset's sparse columns. A column
     that is not named has as many rows as the dataset has ids, and grows with it. Fewer rows than ids: ids are hashed
     by modulo and share rows. More: room for ids to come. Tables of SIDs have `max_rows` of the arm instead."""
+    admission: dict[str, AdmissionConfig] = {}
+    """Id tables of bounded size in which frequent ids have rows of their own, by column, as in `table_rows`; a column
+    may be in one of the two."""
 
     @model_validator(mode="after")
     def _check_heads(self) -> "ModelConfig":
         if self.embedding_dim % self.history.heads:
             raise ValueError(f"history.heads={self.history.heads} must divide embedding_dim={self.embedding_dim}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_admission(self) -> "ModelConfig":
+        if both := sorted(self.admission.keys() & self.table_rows.keys()):
+            raise ValueError(f"{', '.join(both)}: may be in admission or in table_rows, not in both")
         return self
 
 

@@ -99,12 +99,12 @@ def sequence_ids(table: pa.Table, features: tuple[IdFeature, ...]) -> JaggedIds:
 
 
 def _ids(columns: list[pa.Array], feature: IdFeature) -> Integers:
-    """Return the ids to look up, of columns without nulls."""
-    return _hashed(unhashed_ids(columns, feature), feature)
+    """Return the rows to look up, of columns without nulls."""
+    return rows_of(unhashed_ids(columns, feature), feature)
 
 
 def unhashed_ids(columns: Sequence[pa.Array], feature: IdFeature) -> Integers:
-    """Return the ids of a feature, before they are hashed into its table; all of an entry's one after another.
+    """Return the ids of a feature, not the rows of its table; all of an entry's one after another.
 
     Args:
         columns: those of the feature, without nulls. feature: the feature.
@@ -118,11 +118,25 @@ def unhashed_ids(columns: Sequence[pa.Array], feature: IdFeature) -> Integers:
     return digits_ND[:, : feature.clusters].ravel()
 
 
-def _hashed(ids: Integers, feature: IdFeature) -> Integers:
+def rows_of(ids: Integers, feature: IdFeature) -> Integers:
+    """Return the row of its table that each id is looked up in, int64."""
+    if feature.has_admission:
+        return _mapped(ids, feature)
     if not feature.is_hashed:
         return ids
     is_power_of_two = feature.rows & (feature.rows - 1) == 0  # the default; ids are never negative
     return ids & (feature.rows - 1) if is_power_of_two else ids % feature.rows
+
+
+def _mapped(ids: Integers, feature: IdFeature) -> Integers:
+    row_I = feature.row_map
+    assert row_I is not None, f"{feature.table}: its row map was not read"
+    if ids.max(initial=-1) < len(row_I):
+        return row_I[ids].astype(np.int64)
+    is_known = ids < len(row_I)
+    rows = ids % feature.fallback_rows
+    rows[is_known] = row_I[ids[is_known]]
+    return rows
 
 
 def as_array(table: pa.Table, column: str) -> pa.Array:

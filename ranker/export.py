@@ -34,6 +34,7 @@ from ranker.bundle_description import Description, require_sids
 from ranker.export_config import RankerExportConfig
 from ranker.features import dataset_sids
 from ranker.frozen import read_frozen
+from ranker.row_maps import read_row_maps, write_row_maps
 from ranker.serving.config import (
     CONSTANTS_FILE,
     NETWORK_FILE,
@@ -73,6 +74,8 @@ def _export(run: StageRun[RankerExportConfig]) -> None:
     version.mkdir()
     sids = {name: _write_sids(run, dataset, name, spec, version) for name, spec in described.sids.items()}
     _write_weights(bundle, config, version)
+    maps = read_row_maps(bundle.path, described.config.model.admission)
+    write_row_maps(maps, version)
     _write_constants(dataset, described, version)
     served = ServedConfig(
         ranker=described, tables=config.tables, sids=sids, max_candidates=config.max_candidates,

@@ -4,9 +4,12 @@ Reader, model, planner and cost accounting all follow this description, so an ar
 cost does not count, nor own a table that the report does not show.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
 
 from encoder.sid import SidSpec, event_columns, sid_columns
 from infra.config import parse
@@ -41,6 +44,10 @@ class IdFeature:
         of_request: whether a request has the ids once, for all its impressions.
         sid: the set of Semantic IDs that the ids are of, whose bytes are the arm's own cost.
         clusters: more than 0: the ids are so many first digits of the SID, unpacked from its columns.
+        fallback_rows: more than 0: the table has admission, and its first rows are those that ids without a row of
+            their own share.
+        row_map: of a table with admission the row of each id, int32; None until `ranker.row_maps` has read it. Ids
+            beyond it share the fallback rows.
     """
 
     column: str
@@ -49,6 +56,8 @@ class IdFeature:
     of_request: bool
     sid: SidSpec | None = None
     clusters: int = 0
+    fallback_rows: int = 0
+    row_map: npt.NDArray[np.int32] | None = field(default=None, compare=False, repr=False)
 
     @property
     def table(self) -> str:
@@ -57,8 +66,13 @@ class IdFeature:
 
     @property
     def is_hashed(self) -> bool:
-        """Whether ids share rows."""
-        return self.rows < self.num_ids
+        """Whether ids share rows by modulo of all rows."""
+        return self.rows < self.num_ids and not self.has_admission
+
+    @property
+    def has_admission(self) -> bool:
+        """Whether only admitted ids have rows of their own (`ranker.admission`)."""
+        return self.fallback_rows > 0
 
     @property
     def is_sid(self) -> bool:
@@ -175,6 +189,15 @@ class ArmFeatures:
         return tuple(dict.fromkeys([*HISTORY_COLUMNS, *ids, *self.history.columns, *self.history.known]))
 
     @property
+    def tables(self) -> tuple[IdFeature, ...]:
+        """The id features of all embedding tables."""
+        return (*self.bags, *self.sequences)
+
+    def with_tables(self, change: Callable[[IdFeature], IdFeature]) -> "ArmFeatures":
+        """Return the same with each id feature changed."""
+        return replace(self, bags=tuple(map(change, self.bags)), sequences=tuple(map(change, self.sequences)))
+
+    @property
     def row_bags(self) -> tuple[IdFeature, ...]:
         """The bags that an impression has of its own."""
         return tuple(bag for bag in self.bags if not bag.of_request)
@@ -204,7 +227,7 @@ def arm_features(spec: DatasetSpec, config: RankerConfig, sids: Sids) -> ArmFeat
     Raises:
         SpecError: the arm needs SIDs that the dataset lacks, or that it can not take.
         DataError: it needs an embedding that the items lack, or the dataset names no task.
-        ConfigError: `task_weights` or `table_rows` names what the dataset lacks, or a table is too large.
+        ConfigError: `task_weights`, `table_rows` or `admission` names what the dataset lacks, or a table is too large.
     """
     arm = config.content
     ids = _id_features(spec, config.model)
@@ -222,7 +245,7 @@ def arm_features(spec: DatasetSpec, config: RankerConfig, sids: Sids) -> ArmFeat
         has_user_place=bool(spec.user_embeddings) or any(sid.entity == "user" for sid in sids.values()),
         scale_steps=arm.scale_steps,
     )
-    for feature in (*features.bags, *features.sequences):
+    for feature in features.tables:
         _require_size(feature, config.model.embedding_dim)
     return features
 
@@ -250,13 +273,16 @@ def weighted_tasks(spec: DatasetSpec, weights: Mapping[str, float]) -> dict[str,
 def _id_features(spec: DatasetSpec, model: ModelConfig) -> dict[str, IdFeature]:
     """Return the id features that every arm has, by column."""
     num_ids = {USER_IDS: spec.num_users, ITEM_IDS: spec.num_items, **spec.all_sparse, HISTORY_IDS: spec.num_items}
-    for column in model.table_rows:
-        if column not in num_ids:
-            known = ", ".join(num_ids)
-            raise ConfigError(f"ranker.model.table_rows: {column!r} is no id column; the dataset has {known}")
+    for setting, columns in (("table_rows", model.table_rows), ("admission", model.admission)):
+        for column in columns:
+            if column not in num_ids:
+                known = ", ".join(num_ids)
+                raise ConfigError(f"ranker.model.{setting}: {column!r} is no id column; the dataset has {known}")
     of_requests = request_schema(spec).names
+    rows = {**num_ids, **model.table_rows, **{column: one.max_rows for column, one in model.admission.items()}}
+    fallback = {column: one.fallback_rows for column, one in model.admission.items()}
     return {
-        column: IdFeature(column, number, model.table_rows.get(column, number), column in of_requests)
+        column: IdFeature(column, number, rows[column], column in of_requests, fallback_rows=fallback.get(column, 0))
         for column, number in num_ids.items()
     }
 
@@ -266,7 +292,9 @@ def _require_size(feature: IdFeature, dim: int) -> None:
     if feature.rows < 1:
         raise DataError(f"dataset.json: {feature.column!r} has no ids; its table must have a row")
     if feature.rows * dim * 4 > MAX_TABLE_BYTES:
+        admission = f"ranker.model.admission.{feature.column}.max_rows"
         option = "the arm's max_rows" if feature.is_sid else f"ranker.model.table_rows.{feature.column}"
+        option = admission if feature.has_admission else option
         raise ConfigError(
             f"the table of {feature.column!r}: {feature.rows} rows of {dim} float32 numbers are more bytes than can be"
             f" addressed, {MAX_TABLE_BYTES}; {option} hashes ids into fewer rows"

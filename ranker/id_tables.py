@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from infra.rows import Check
-from ranker.convert import unhashed_ids
+from ranker.convert import rows_of, unhashed_ids
 from ranker.features import IdFeature
 from ranker.reader import Split
 
@@ -52,9 +52,14 @@ def collision_share(distinct_ids: Ids, rows: int) -> float:
     Args:
         distinct_ids: the ids, each once. rows: the table's.
     """
-    if not len(distinct_ids):
+    return shared_share(distinct_ids % rows)
+
+
+def shared_share(row_N: Ids) -> float:
+    """Return the share of different ids whose row is another's as well, by the row of each."""
+    if not len(row_N):
         return 0.0
-    row_N = np.sort(distinct_ids % rows)
+    row_N = np.sort(row_N)
     is_next_N = np.append(row_N[1:] == row_N[:-1], False)
     shares_N = is_next_N | np.append(False, is_next_N[:-1])
     return float(shares_N.mean())
@@ -76,7 +81,7 @@ def describe_tables(trained: Split, held_out: Split, dim: int, max_rows: int = M
         the held-out rows) and never_seen (those of an id that no training row has). Ids of a table that is not hashed
         share no row.
     """
-    tables = (*trained.features.bags, *trained.features.sequences)
+    tables = trained.features.tables
     seen = {feature.column: DistinctIds() for feature in tables}
     rows_counted = 0
     for table in sampled(trained, _columns(tables), max_rows):
@@ -135,7 +140,7 @@ def _described(feature: IdFeature, ids: Ids, held_out: tuple[int, int], dim: int
         "possible_ids": feature.num_ids,
         "distinct_ids": len(ids),
         "rows": feature.rows,
-        "collision_share": collision_share(ids, feature.rows) if feature.is_hashed else 0.0,
+        "collision_share": shared_share(rows_of(ids, feature)),
         "bytes": feature.rows * dim * 4,
         "held_out_ids": held_out[0],
         "never_seen": held_out[1],

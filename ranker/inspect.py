@@ -135,7 +135,7 @@ def _entropies(network: LocalNetwork, rows: Rows, labels: dict[str, Labels]) -> 
 def read_rows(dataset: Dataset, bundle: RankerBundle, number: int) -> Rows:
     """Read held-out rows, spread over their dates by whole row groups, about so many."""
     described = bundle.description
-    features = described.features(dataset.spec)
+    features = bundle.features(dataset.spec)
     holdout = described.config.holdout
     dates = holdout.windows(described.spec)[1]
     source = open_impressions(dataset, dates, holdout.measured_labels, features.columns)
@@ -146,7 +146,7 @@ def read_rows(dataset: Dataset, bundle: RankerBundle, number: int) -> Rows:
 
 def open_network(bundle: RankerBundle, dataset: Dataset) -> LocalNetwork:
     """Load a ranker's network and tables into this process's memory."""
-    features = bundle.description.features(dataset.spec)
+    features = bundle.features(dataset.spec)
     network, tables = bundle.weights()
     body = Body(features, bundle.description.config, read_frozen(dataset, features))
     body.load_state_dict(network)

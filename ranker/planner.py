@@ -297,8 +297,11 @@ def _shortage(
     lines = [f"ranker.sharding: no plan for {_gib(sum(tables.values()))} of tables on {cluster.ranks} ranks{given}:"]
     for kernel in sorted({option.compute_kernel for option in options}):
         lines.append(f"  {kernel}: {_need([o for o in options if o.compute_kernel == kernel], cluster, room)}")
-    hint = "  ranker.model.table_rows gives id tables fewer rows, an arm's max_rows those of SIDs: ids are then hashed"
-    return [*lines, *(f"  {line}" for line in _too_large(options, room, types)), hint]
+    hints = (
+        "  ranker.model.table_rows gives id tables fewer rows, an arm's max_rows those of SIDs: ids are then hashed",
+        "  ranker.model.admission bounds an id table and leaves frequent ids rows of their own",
+    )
+    return [*lines, *(f"  {line}" for line in _too_large(options, room, types)), *hints]
 
 
 def _need(options: Sequence[ShardingOption], cluster: Cluster, room: tuple[int, int]) -> str:

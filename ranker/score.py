@@ -128,7 +128,7 @@ def _loaded(run: StageRun[ScoreConfig], bundle: RankerBundle, dataset: Dataset, 
     assert run.checkpoints is not None
     world, config = run.world, bundle.description.config
     dates = parts[0].dates[0], parts[-1].dates[1]
-    features = bundle.description.features(dataset.spec)
+    features = bundle.features(dataset.spec)
     dataset.verify(world, content_read(dataset, features))
     with together(world, "reading what content needs"):
         frozen = read_frozen(dataset, features)

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,7 +85,7 @@ class ShardedRanker:
 
     def parted_state(self, features: ArmFeatures) -> tuple[dict[str, Tensor], dict[str, Spread]]:
         """Return `state` in two parts: what is the same on every rank, and what is spread over them (see `shards`)."""
-        tables = (*features.bags, *features.sequences)
+        tables = features.tables
         growing = {feature.table: feature.rows for feature in tables if not (feature.is_hashed or feature.is_sid)}
         whole, spread = {}, {}
         for name, tensor in self.state().items():
@@ -97,6 +97,28 @@ class ShardedRanker:
             # Where columns are apart, the states of rows lie one column after another: no row has its place.
             spread[name] = Spread(shape, parts, may_grow=growing.get(table_of(name) or "") == shape[0])
         return whole, spread
+
+    def held_rows(
+        self, features: ArmFeatures, rows_of: Mapping[str, Tensor]
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield this rank's parts of weights and states that have some rows: the part, places in it, their values.
+
+        Args:
+            features: what the tables are of. rows_of: rows by table.
+        """
+        num_rows = {one.table: one.rows for one in features.tables}
+        for name, tensor in self.state().items():
+            table = table_of(name)
+            if table is None or table not in rows_of:
+                continue
+            for offset, part in local_parts(tensor):
+                if not part.dim():  # a number of steps
+                    continue
+                # Where columns are apart, the states of rows lie one column after another.
+                row_P = (torch.arange(len(part)) + offset[0]) % num_rows[table]
+                places = torch.isin(row_P, rows_of[table]).nonzero().squeeze(1).to(part.device)
+                held = part.detach()
+                yield held, places, held[places]
 
 
 def build_sharded(
@@ -188,7 +210,7 @@ def fill_tables(model: DistributedModelParallel, seed: int) -> None:
 
 def table_bytes(features: ArmFeatures, dim: int, only_sids: bool = False) -> int:
     """Return the bytes of the arm's embedding tables (float32 weights, over all ranks), or of its SID tables alone."""
-    tables = (*features.bags, *features.sequences)
+    tables = features.tables
     return sum(table.rows * dim * 4 for table in tables if table.is_sid or not only_sids)
 
 

@@ -25,6 +25,7 @@ from infra.lanes import LaneReader
 from infra.snapshot import Dataset, read_dataset
 from infra.stage import StageRun, run_stage
 from infra.tracking import RunLog
+from ranker.admission import Turnover
 from ranker.budget import (
     Day,
     DecidedConfig,
@@ -36,8 +37,9 @@ from ranker.budget import (
     with_epochs,
     without_window,
 )
+from ranker.bundle import FOLDER as MODEL
 from ranker.bundle import save_bundle
-from ranker.config import Dates, RankerConfig
+from ranker.config import AdmissionConfig, Dates, RankerConfig
 from ranker.cost import column_cost, embedding_bytes, expected_traffic, peak_memory_bytes
 from ranker.features import arm_features, dataset_sids
 from ranker.fit import Fit, Model, start_model, taken_up
@@ -48,8 +50,10 @@ from ranker.metrics import named_metrics, prediction_metrics
 from ranker.predict import predict
 from ranker.predictions import FOLDER as PREDICTIONS
 from ranker.reader import Split, content_read
+from ranker.row_maps import with_row_maps
 from ranker.scaling import dense_moments
 from ranker.sharding import ShardedRanker, plan_facts, real_bytes, table_bytes
+from ranker.sightings import admit_ids
 from ranker.validation import EpochSearch, Validation
 from ranker.warm_start import WarmStart, open_start
 
@@ -101,8 +105,13 @@ def train(run: StageRun[RankerConfig]) -> None:
         use_tf32(world.device, run.log)
     with together(world, "opening the dataset"):
         dataset, fitting, held_out, days, start, config = open_inputs(run)
-    features = fitting.features
-    dataset.verify(world, [*content_read(dataset, features), *fitting.partitions, *held_out.partitions])
+    read = content_read(dataset, fitting.features)
+    dataset.verify(world, [*read, *fitting.partitions, *held_out.partitions])
+    earlier = None if start is None else start.bundle.path
+    changed = admit_ids(run.out / MODEL, fitting, config.model.admission, earlier, world)
+    with together(world, "reading the rows of ids"):
+        features = with_row_maps(fitting.features, run.out / MODEL)
+    fitting, held_out = (replace(split, features=features) for split in (fitting, held_out))
     with together(world, "reading what content needs"):
         frozen = read_frozen(dataset, features)
         traffic = expected_traffic(dataset, fitting.dates, config.training)
@@ -110,8 +119,9 @@ def train(run: StageRun[RankerConfig]) -> None:
         frozen = replace(frozen, dense_2F=dense_moments(fitting, world))
     else:
         start.tell(run.log, features)
-    tables = (*features.bags, *features.sequences)
-    hashed = [feature.rows for feature in tables if feature.is_sid and feature.is_hashed]
+    for column, turnover in changed.items():
+        run.log.say(f"ranker: {column}: {_turnover_line(turnover, config.model.admission[column])}")
+    hashed = [feature.rows for feature in features.tables if feature.is_sid and feature.is_hashed]
     if words := told(run.config, config, days, max(hashed, default=0)):
         run.log.say(words)
     if config.training.children == "entire_space" and all(task.given is None for task in features.tasks.values()):
@@ -134,6 +144,7 @@ def train(run: StageRun[RankerConfig]) -> None:
         "held_out_rows": readers.held_out.num_rows,
         "flops_per_sample": flops,
         "history_entries_cut": entries_cut,
+        "admission": {column: turnover._asdict() for column, turnover in changed.items()},
         "starts_from": None if start is None else {"path": str(run.inputs["start"]), "sids_anew": start.sids_anew},
         "peak_memory_bytes": peak_memory_bytes(world),
     }
@@ -317,6 +328,14 @@ def _cost(sharded: ShardedRanker, split: Split, config: RankerConfig) -> dict[st
 
 def _by_task(split: Split) -> dict[str, list[str]] | None:
     return None if split.labels is None else {task: _iso(dates) for task, dates in split.labels.items()}
+
+
+def _turnover_line(turnover: Turnover, admission: AdmissionConfig) -> str:
+    own = admission.max_rows - admission.fallback_rows
+    return (
+        f"{turnover.own_rows:,} of {own:,} rows belong to ids: {turnover.admitted:,} admitted, {turnover.evicted:,}"
+        f" evicted, {turnover.waiting:,} without room"
+    )
 
 
 def _iso(dates: Dates) -> list[str]:

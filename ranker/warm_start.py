@@ -1,20 +1,26 @@
 """A training that goes on from an earlier ranker: its weights, its tables and its optimizers' states.
 
-Rows of ids that are new since are initialized as if they had always been there (`ranker.initial`). What the dense
-features are standardized by stays the earlier ranker's, as its weights are made for it.
+Rows of ids that are new since are initialized as if they had always been there (`ranker.initial`); so are, in tables
+with admission, rows that went to another id. What the dense features are standardized by stays the earlier ranker's, as
+its weights are made for it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from infra.errors import ConfigError, SpecError
 from infra.tables import DatasetSpec
 from infra.tracking import RunLog
+from ranker.admission import reassigned_rows
 from ranker.bundle import RankerBundle, open_bundle
 from ranker.bundle_description import require_columns, require_sids, with_rows
-from ranker.config import RankerConfig
+from ranker.config import ModelConfig, RankerConfig
 from ranker.features import ArmFeatures, Position
+from ranker.row_maps import read_row_maps
 from ranker.sharding import ShardedRanker, table_of
 
 SID_WEIGHTS = ("omega", "projection.weight", "layers.0.weight", "layers.0.bias")
@@ -42,18 +48,34 @@ class WarmStart:
         return features if self.sids_anew else with_rows(features, self.bundle.description.rows)
 
     def load(self, sharded: ShardedRanker, features: ArmFeatures) -> None:
-        """Fill a model that was just initialized.
+        """Fill a model that was just initialized; rows that belong to other ids than before stay as they are.
 
         Raises:
             DataError: a file cannot be read, or a tensor has another shape than in the model.
         """
-        self.bundle.load_but(sharded, features, lambda name: self.sids_anew and _is_of_sids(name, features))
+        self.bundle.load_but(
+            sharded,
+            features,
+            lambda name: self.sids_anew and _is_of_sids(name, features),
+            self._reassigned(features),
+        )
+
+    def _reassigned(self, features: ArmFeatures) -> dict[str, Tensor]:
+        """Return the rows that now belong to another id, by table."""
+        tables = [one for one in features.tables if one.has_admission]
+        before = read_row_maps(self.bundle.path, [one.column for one in tables])
+        found = {}
+        for one in tables:
+            assert one.row_map is not None
+            rows = reassigned_rows(before[one.column], one.row_map, one.rows, one.fallback_rows)
+            found[one.table] = torch.from_numpy(rows)
+        return found
 
     def tell(self, log: RunLog, features: ArmFeatures) -> None:
         """Say what the training starts from."""
         log.say(f"starts from {self.bundle.path.parent}: weights, tables, optimizer states")
         if self.sids_anew:
-            tables = [table.table for table in (*features.bags, *features.sequences) if table.is_sid]
+            tables = [table.table for table in features.tables if table.is_sid]
             named = ", ".join([*tables, "the layers that meet SIDs first"])
             log.say(f"its SIDs are another encoder's (ranker.training.start_sids=anew): anew start {named}")
 
@@ -73,10 +95,12 @@ def open_start(path: Path, config: RankerConfig, spec: DatasetSpec, features: Ar
     was, now = described.config, config
     if was.content.model_copy(update={"overlay": {}}) != now.content.model_copy(update={"overlay": {}}):
         raise ConfigError(f"{where}: is arm {was.arm!r}, whose content differs from that of {now.arm!r}")
-    sizes = now.model.model_dump(exclude={"table_rows"})
-    differs = [name for name, value in was.model.model_dump(exclude={"table_rows"}).items() if value != sizes[name]]
+    sizes, now_sizes = (one.model.model_dump(exclude={"table_rows", "admission"}) for one in (was, now))
+    differs = [name for name, value in sizes.items() if value != now_sizes[name]]
     if differs:
         raise ConfigError(f"{where}: ranker.model.{', ranker.model.'.join(differs)}: are not those it was trained with")
+    if faults := list(_admission_faults(was.model, now.model)):
+        raise ConfigError(f"{where}: ranker.model.admission: {'; '.join(faults)}")
     require_columns(described, spec, where)
     try:
         require_sids(described, features.sids, where)
@@ -87,11 +111,24 @@ def open_start(path: Path, config: RankerConfig, spec: DatasetSpec, features: Ar
     return WarmStart(bundle, sids_anew=False)
 
 
+def _admission_faults(was: ModelConfig, now: ModelConfig) -> Iterator[str]:
+    """Say what of the settings would move rows that ids have; counts and ages may be other ones."""
+    for column in sorted(was.admission.keys() ^ now.admission.keys()):
+        had, has = ("has", "has none") if column in was.admission else ("has no", "has")
+        yield f"{column}: the earlier ranker {had} admission, this one {has}"
+    for column in sorted(was.admission.keys() & now.admission.keys()):
+        old, new = was.admission[column], now.admission[column]
+        if old.fallback_rows != new.fallback_rows:
+            yield f"{column}.fallback_rows={new.fallback_rows}: must be {old.fallback_rows}, as in the earlier ranker"
+        if old.max_rows > new.max_rows:
+            yield f"{column}.max_rows={new.max_rows}: must be {old.max_rows} at least, as in the earlier ranker"
+
+
 def _is_of_sids(name: str, features: ArmFeatures) -> bool:
     """Tell by its name in `ShardedRanker.state` whether a tensor belongs to SIDs."""
     table = table_of(name)
     if table is not None:
-        return any(table == one.table for one in (*features.bags, *features.sequences) if one.is_sid)
+        return any(table == one.table for one in features.tables if one.is_sid)
     own = name.partition(".")[2]  # behind "model" or "optimizer"
     begins = [_CONTENT[content.position] for content in features.contents if content.sids]
     return own.startswith(tuple(f"{prefix}{weight}" for prefix in begins for weight in SID_WEIGHTS))

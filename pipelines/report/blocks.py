@@ -113,7 +113,7 @@ def _table_cells(table: IdTable) -> tuple[str, ...]:
         f"{table.possible_ids:,}",
         f"{table.distinct_ids:,}",
         f"{table.rows:,}",
-        f"{table.collision_share:.1%}" if table.rows < table.possible_ids else "",
+        f"{table.collision_share:.1%}" if table.rows < table.possible_ids or table.collision_share else "",
         f"{table.never_seen / looked_up:.2%}" if looked_up else "",
         byte_size(table.bytes),
     )

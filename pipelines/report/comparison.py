@@ -154,7 +154,7 @@ class IdTable(Config):
     distinct_ids: int
     """Different ids in the training rows."""
     rows: int
-    """Of the table: its hash size, where that is less than the possible ids."""
+    """Of the table: its hash size, where that is less than the possible ids; with admission its bound."""
     collision_share: float
     """Share of the distinct ids whose row is another one's, too."""
     bytes: int

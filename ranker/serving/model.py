@@ -28,6 +28,7 @@ from ranker.body import Body
 from ranker.bundle_description import require_sids
 from ranker.features import HISTORY_IDS, ITEM_IDS, USER_IDS, ArmFeatures
 from ranker.frozen import Frozen
+from ranker.row_maps import with_row_maps
 from ranker.serving.config import CONSTANTS_FILE, NETWORK_FILE, SERVED_FILE, TABLES_FILE, ServedConfig, ServedSids
 from ranker.serving.network import LocalNetwork
 from ranker.serving.parse import UNKNOWN, Parsed, RequestParser, Values
@@ -78,7 +79,7 @@ class ServedRanker:
     def __init__(self, folder: Path) -> None:
         self.config = read_config(folder)
         described = self.config.ranker
-        self.features: ArmFeatures = described.features()
+        self.features: ArmFeatures = with_row_maps(described.features(), folder)
         signals = {name for one in self.config.sids.values() for name in one.signals.names}
         bounds = self.config.max_candidates, self.config.max_history
         self._parser = RequestParser(described.spec, signals, *bounds)

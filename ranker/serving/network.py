@@ -34,7 +34,8 @@ class LocalNetwork:
 
         Args:
             rows: the impressions, with their requests.
-            known: by column of ids, False where an id is not known: no row of a table is its own.
+            known: by column of ids, False where an id is not known: no row of a table is its own. It is looked up as
+                zeros, but in a table with admission in a fallback row, as training looks up ids without a row.
         """
         vectors = self._vectors(rows, known or {})
         p_NT: Floats = self._body(model_inputs(rows, self.features), vectors).sigmoid().numpy()
@@ -47,8 +48,9 @@ class LocalNetwork:
         of_request = self._pooled(features.request_bags, bag_ids(rows.shared, features.request_bags))
         entries = zip(features.sequences, sequence_ids(rows.shared, features.sequences).ids, strict=True)
         of_entry = {one.column: self._tables[one.table].rows(self._places(one, ids_N)) for one, ids_N in entries}
+        masked = known.keys() - {one.column for one in features.tables if one.has_admission}
         for vectors in (of_row, of_request, of_entry):
-            for column in vectors.keys() & known.keys():
+            for column in vectors.keys() & masked:
                 vectors[column] = vectors[column] * torch.from_numpy(known[column])[:, None]
         return Vectors(of_row, of_request, of_entry)
 

@@ -60,10 +60,15 @@ def made(world: World, tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 def export_ranker(made: Made, arm: str, out: Path, **changes: Any) -> Path:
     """Run the body of the stage, commit it, and return the version's folder within the saved model."""
-    config = parse(RankerExportConfig, {"checked_rows": 150, **changes}, "ranker_export")
     inputs = {"model": made.rankers[arm], "dataset": made.dataset}
     if arm not in ("none", "dense"):
         inputs["encoder.sid"] = made.encoder
+    return export_inputs(inputs, out, **changes)
+
+
+def export_inputs(inputs: dict[str, Path], out: Path, **changes: Any) -> Path:
+    """Do the same with inputs by name."""
+    config = parse(RankerExportConfig, {"checked_rows": 150, **changes}, "ranker_export")
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv(URI_VARIABLE, raising=False)
         with committing(out, LOCAL, stage="ranker_export") as staging:

@@ -1,7 +1,7 @@
 """A training that was stopped in mid-epoch and started again gives the bytes of one that was not."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -64,10 +64,11 @@ def train_ranker(
     arm: str = "sid_ngram",
     start: Path | None = None,
     holdout: dict[str, Any] | None = None,
+    model: Mapping[str, Any] | None = None,
     **training: Any,
 ) -> None:
     """Run the stage's body and commit it, as its main program would."""
-    config = config_of(arm, training={**TRAINING, **training}, holdout=holdout or {})
+    config = config_of(arm, training={**TRAINING, **training}, holdout=holdout or {}, model=dict(model or {}))
     inputs = {"dataset": dataset} if start is None else {"dataset": dataset, "start": start}
     facts: dict[str, Any] = {}
     checkpoints = Checkpoints(out.with_name(f"{out.name}.checkpoint"), world, "ranker", {}, config)
