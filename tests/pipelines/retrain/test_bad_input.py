@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.errors import StageError
+from infra.errors import DataError
 from infra.mlflow_runs import URI_VARIABLE
 from pipelines.config import PipelineConfig
 from pipelines.execution import run_dir
@@ -45,7 +45,7 @@ def test_half_written_empty_and_revised_dates(
     file = log.file(log.add_day())
     content = file.read_bytes()
     file.write_bytes(content[: len(content) // 2])
-    with pytest.raises(StageError, match=f"date={day(6)}"):
+    with pytest.raises(DataError, match=f"date={day(6)}.*does not end in a footer"):
         call(config)
     assert Ledger(run_dir(config.run)).under_way is None
     file.write_bytes(content)

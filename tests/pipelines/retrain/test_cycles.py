@@ -214,7 +214,7 @@ def test_a_refreshed_encoder_moves_sids_only_where_the_rule_allows(copied: Path,
 
 
 def test_a_rebuilt_encoder_comes_with_its_ranker_as_one_version(copied: Path) -> None:
-    settings = {"encoder": {"training": {"seed": 7}}, "retrain": {"encoder": {"policy": "rebuild"}}}
+    settings: dict[str, Any] = {"encoder": {"training": {"seed": 7}}, "retrain": {"encoder": {"policy": "rebuild"}}}
     config = config_in(copied, **settings)
     before = ledger_of(config).champion
     (cycle,) = pass_nights(config, range(3, 4))
