@@ -34,6 +34,8 @@ from infra.errors import AlreadyCommittedError, CommitError
 from infra.record import HISTORY_FILE, SUMMARY_FILE
 
 MANIFEST = "manifest.json"
+OWNER = ".owner"
+"""The file by which a directory that is being written is told from another of its name."""
 VERSIONS = ("torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "torchx", "pyarrow", "mlflow", "sidestack")
 
 
@@ -159,18 +161,21 @@ def committing(
     out, world = Path(out).absolute(), world.committing
     with together(world, f"opening {out}"):
         refuse_taken(out)
-    staging = Path(broadcast(world, str(out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.tmp"))))
+    owner = broadcast(world, uuid.uuid4().hex)
+    staging = out.with_name(f".{out.name}.{owner[:8]}.tmp")
     try:
         with together(world, f"creating {staging}"), _naming_disk_errors(out):
             if world.is_main:
                 staging.mkdir(parents=True)
-        _require_one_filesystem(world, staging)
+                (staging / OWNER).write_text(owner)
+        _require_one_filesystem(world, staging, owner)
         # Not under `together`: a rank that fails in the body leaves at once, and its launcher ends the others,
         # which may be waiting for it in a collective of the body.
         yield staging
         files = _describe_together(world, staging, written or {})
         with together(world, f"committing {out}"), _naming_disk_errors(out):
             if world.is_main:
+                _require_own(staging, owner)
                 _seal(
                     staging,
                     out,
@@ -245,27 +250,38 @@ def refuse_taken(out: Path) -> None:
         raise _disk_error(out, error) from error
 
 
-def _require_one_filesystem(world: World, staging: Path) -> None:
-    """Check that every rank reads in `staging` what rank 0 writes there.
+def _require_one_filesystem(world: World, staging: Path, owner: str) -> None:
+    """Check that every rank reads in `staging` what rank 0 wrote there.
 
     Raises:
         CommitError: on every rank; names the ranks that do not, their hosts, and the directory.
     """
-    if world.size == 1:
-        return
-    token, file = broadcast(world, uuid.uuid4().hex), staging / "token"
-    with together(world, f"writing {file}"):
-        if world.is_main:
-            file.write_text(token)
-    seen = gather(world, (socket.gethostname(), file.is_file() and file.read_text() == token))
+    seen = gather(world, (socket.gethostname(), _is_own(staging, owner)))
     others = [f"rank {rank} (host {host})" for rank, (host, is_seen) in enumerate(seen) if not is_seen]
     if others:
         raise CommitError(
             f"{staging.parent}: {', '.join(others)} cannot read what rank 0 (host {seen[0][0]}) writes there;"
             " all ranks must share one filesystem"
         )
-    if world.is_main:
-        file.unlink()  # `gather` returned, so every rank has read it
+
+
+def _is_own(staging: Path, owner: str) -> bool:
+    file = staging / OWNER
+    return file.is_file() and file.read_text() == owner
+
+
+def _require_own(staging: Path, owner: str) -> None:
+    """Check that the directory is still the one that was made, and end its mark.
+
+    A driver removes what a killed one's stages left. Where such a stage lives, a file that it writes later would make
+    the directory anew, and it would commit that file alone.
+
+    Raises:
+        CommitError: it was removed, and maybe made again, by another process.
+    """
+    if not _is_own(staging, owner):
+        raise CommitError(f"{staging}: was removed by another process while it was written; nothing was committed")
+    (staging / OWNER).unlink()
 
 
 def _describe_together(world: World, staging: Path, written: Mapping[str, FileEntry]) -> dict[str, FileEntry]:
@@ -275,7 +291,7 @@ def _describe_together(world: World, staging: Path, written: Mapping[str, FileEn
             _check_written(staging / name, entry)
     claimed = {name for names in gather(world, list(written)) for name in names}
     with together(world, f"listing {staging}"):
-        listed = [name for name in _files(staging) if name not in claimed] if world.is_main else []
+        listed = [name for name in _files(staging) if name not in {*claimed, OWNER}] if world.is_main else []
     names = broadcast(world, listed)
     with together(world, f"hashing {staging}"):
         described = _describe(staging, names[world.rank :: world.size])

@@ -1,5 +1,6 @@
 import errno
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -292,3 +293,18 @@ def commit_on_rank_one(world: World, out: Path) -> None:
 def test_one_rank_commits_without_the_others(tmp_path: Path) -> None:
     run_distributed(commit_on_rank_one, tmp_path / "out")
     assert set(verify(tmp_path / "out").files) == {"a"}
+
+
+def test_a_directory_that_was_removed_while_it_was_written_is_not_committed(tmp_path: Path) -> None:
+    """A driver that was killed leaves its stage alive; the next one removes what the stage has written so far."""
+    out = tmp_path / "out"
+    with (
+        pytest.raises(CommitError, match="was removed by another process while it was written; nothing was committed"),
+        commit_alone(out, stage="test") as staging,
+    ):
+        (staging / "first.txt").write_text("first")
+        shutil.rmtree(staging)
+        staging.mkdir(parents=True)
+        (staging / "second.txt").write_text("second")
+    assert not out.exists()
+    assert not list(tmp_path.iterdir())
