@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, cycle, islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +34,7 @@ from benchmarks.timing import (
     take_turns,
     threads,
 )
-from benchmarks.trial import Trial, config_of, progress, training_split
+from benchmarks.trial import PARTS, StepParts, Trial, config_of, training_split
 from infra.distributed import World, started
 from infra.impressions import read_impressions
 from infra.lanes import Batch
@@ -73,8 +73,12 @@ Microseconds a row of a training step of arm `side`, on batches in memory whose 
 entries. "rows" is how many rows of a request a batch has together.
 """
 RANKS_WORDS = """
-Steps on batches in memory under torchrun, arm `side`, one thread a rank, each rank with its share of the same global
-batch.
+Steps on batches in memory under torchrun, arm `side`, one thread a rank, each rank with its share of the global batch:
+the same batch as one rank has, and one that leaves each rank as many rows.
+"""
+STEP_WORDS = """
+Milliseconds of a step on rank 0, the same trainings with clocks on the parts. What a part waits for other ranks is in
+it: lookups and the tables' backward pass exchange ids, vectors and gradients, the loss adds up its totals.
 """
 
 
@@ -101,14 +105,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.requests", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small sizes and few steps, to see that it runs")
     parser.add_argument("--before", type=Path, help="a checkout whose training is timed beside this one's")
-    parser.add_argument("--steps-of", nargs=3, metavar=("DATASET", "ARM", "STEPS"), help=argparse.SUPPRESS)
+    parser.add_argument("--steps-of", nargs=4, metavar=("DATASET", "ARM", "STEPS", "BATCH"), help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help="where requests.json and requests.md go")
     arguments = parser.parse_args()
     quiet()
     if arguments.steps_of:
-        rate = in_memory_rate(*arguments.steps_of)
-        if rate is not None:
-            print(json.dumps({"rate": rate}))
+        found = in_memory(*arguments.steps_of)
+        if found is not None:
+            print(json.dumps(found))
         return
     sizes, out = QUICK if arguments.quick else FULL, results_folder(arguments.out, quick=arguments.quick)
     with tempfile.TemporaryDirectory(prefix="sidestack-requests-") as folder:
@@ -119,7 +123,7 @@ def main() -> None:
         if arguments.before:
             parts.insert(1, beside(dataset, arguments.before, sizes))
         if sizes.ranks:
-            parts.append(by_ranks(dataset, sizes))
+            parts += by_ranks(dataset, sizes)
     tables, goals = [table for table, _ in parts], [row for _, found in parts for row in found]
     title = "Every history once"
     publish_tables("requests", title, WORDS, tables, goals, packages=["torchrec", "pyarrow"], out=out)
@@ -263,33 +267,51 @@ def lengthened(batch: Batch, entries: int, trial: Trial) -> RankerBatch:
     return to_ranker_batch(batch._replace(rows=replace(batch.rows, shared=shared)), trial.features)
 
 
-def by_ranks(dataset: Dataset, sizes: Sizes) -> Part:
-    """Train on batches in memory by one rank and more."""
-    rows: list[Row] = []
-    for ranks in sizes.ranks:
+def by_ranks(dataset: Dataset, sizes: Sizes) -> list[Part]:
+    """Train on batches in memory by one rank and more, and clock the parts of a step."""
+    rates_found: list[Row] = []
+    parts_found: list[Row] = []
+    for ranks, batch in [(number, BATCH * times) for number in sizes.ranks for times in sorted({1, number})]:
         finished = run_program(
             [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m",
-             "benchmarks.requests", "--steps-of", str(dataset.path), "side", str(8 * sizes.steps)],
+             "benchmarks.requests", "--steps-of", str(dataset.path), "side", str(8 * sizes.steps), str(batch)],
             {"OMP_NUM_THREADS": "1"},
         )  # fmt: skip
-        (rate,) = (json.loads(line)["rate"] for line in finished.said.splitlines() if line.startswith("{"))
-        rows.append({"ranks": ranks, "samples_per_second": rate})
-    ratio = rows[-1]["samples_per_second"] / rows[0]["samples_per_second"]
-    found = goal(f"{rows[-1]['ranks']} ranks / 1, samples a second", Spread(*[ratio] * 3), 1.7)
-    return Measured("Ranks", RANKS_WORDS, rows, {"ranks": "d", "samples_per_second": ",.0f"}), [found]
+        (found,) = (json.loads(line) for line in finished.said.splitlines() if line.startswith("{"))
+        named = {"ranks": ranks, "batch": batch}
+        rates_found.append({**named, "samples_per_second": found["rate"]})
+        parts_found.append({**named, **found["parts"]})
+    one, *several = (row["samples_per_second"] for row in rates_found)
+    goals = [
+        goal(f"{row['ranks']} ranks / 1, batches of {row['batch']:,}", Spread(*[rate / one] * 3), 1.7)
+        for row, rate in zip(rates_found[1:], several, strict=True)
+    ]
+    by_part = dict.fromkeys(["step", *PARTS], ".2f")
+    return [
+        (
+            Measured("Ranks", RANKS_WORDS, rates_found, {"ranks": "d", "batch": ",d", "samples_per_second": ",.0f"}),
+            goals,
+        ),
+        (Measured("Where a step goes", STEP_WORDS, parts_found, {"ranks": "d", "batch": ",d", **by_part}), []),
+    ]
 
 
-def in_memory_rate(path: str, arm: str, steps: str) -> float | None:
-    """Return the samples a second of steps on batches in memory; None on all ranks but the first."""
+def in_memory(path: str, arm: str, steps: str, batch: str) -> Row | None:
+    """Return the samples a second of steps on batches in memory, and each part's milliseconds of a step.
+
+    The clocks are set when the rate was measured. None on all ranks but the first.
+    """
+    number, rows = int(steps), int(batch)
     with threads(1), started() as world:
-        trial = Trial(read_dataset(Path(path)), arm, world)
-        source = cycle([to_ranker_batch(batch, trial.features) for batch in batches(trial, arm, world, None, HELD)])
-        progress(trial.pipeline, source, UNTIMED_STEPS)
+        trial = Trial(read_dataset(Path(path)), arm, world, batch_size=rows)
+        trial.hold(HELD)
+        trial.steps(UNTIMED_STEPS)
         began = time.perf_counter()
-        progress(trial.pipeline, source, int(steps))
-        seconds = time.perf_counter() - began
+        trial.steps(number)
+        rate = number * rows / (time.perf_counter() - began)
+        parts = StepParts(trial).milliseconds(number)
         trial.close()
-        return int(steps) * BATCH / seconds if world.is_main else None
+        return {"rate": rate, "parts": dict(parts)} if world.is_main else None
 
 
 if __name__ == "__main__":

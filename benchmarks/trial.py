@@ -3,7 +3,7 @@
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Iterator, Mapping
-from itertools import count, islice
+from itertools import count, cycle, islice
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from ranker.fit import Progress
 from ranker.frozen import read_frozen
 from ranker.model import StepOutput
 from ranker.newest import NewestEntries
-from ranker.reader import Split
+from ranker.reader import Split, to_ranker_batch
 from ranker.sharding import ShardedRanker, build_sharded
 from ranker.train import open_splits
 
@@ -52,6 +52,7 @@ class Trial:
         dataset: the events. arm: its name in `ARMS`. world: the process group.
         way: how batches go through the pipeline; a variant of `Progress`. model: the network's sizes.
         rows_per_request: how many rows of a request stay together; by default all.
+        batch_size: rows of a global batch.
     """
 
     def __init__(
@@ -62,9 +63,11 @@ class Trial:
         way: type[Progress] = Progress,
         model: ModelConfig = DEFAULT_MODEL,
         rows_per_request: int | None = None,
+        batch_size: int = TRAINING.batch_size,
     ) -> None:
         config, split = config_of(arm, model), training_split(dataset, arm)
-        training = config.training.model_copy(update={"rows_per_request": rows_per_request})
+        changes = {"rows_per_request": rows_per_request, "batch_size": batch_size}
+        training = config.training.model_copy(update=changes)
         self.dataset, self.config, self.features = dataset, config, split.features
         self.sharded = build_sharded(split.features, config, world, read_frozen(dataset, split.features))
         self.sharded.model.train()
@@ -72,15 +75,26 @@ class Trial:
             self.sharded.model, self.sharded.optimizer, world.device
         )
         self.progress = way(self.pipeline, split.features, world, NewestEntries())
-        self._outputs = self._endless(split.open(training, world, is_training=True))
+        self.reader = split.open(training, world, is_training=True)
+        self._outputs: Generator[Any, None, None] = self._endless(self.reader)
 
     def steps(self, number: int) -> None:
         """Take so many steps."""
         deque(islice(self._outputs, number), maxlen=0)
 
+    def hold(self, number: int) -> None:
+        """Train on so many batches in memory from now on, again and again, in place of reading."""
+        self._outputs.close()
+        held = [to_ranker_batch(batch, self.features) for batch in islice(self.reader.epoch(0), number)]
+        self._outputs = self._held(cycle(held))
+
     def close(self) -> None:
         """End the threads that read ahead."""
         self._outputs.close()
+
+    def _held(self, source: Iterator[Any]) -> Generator[Any, None, None]:
+        while True:
+            yield self.pipeline.progress(source)
 
     def _endless(self, reader: LaneReader) -> Generator[Any, None, None]:
         for epoch in count():
