@@ -36,11 +36,12 @@ def _cycle_row(cycle: Cycle, is_champion: bool) -> tuple[str, ...]:
     judged = next((f"{first}" if first == last else f"{first} to {last}" for first, last in plan.measured.values()), "")
     if outcome is None:
         return (*begun, plan.policy, from_version, learned, judged, "", "under way", "", plan.why)
-    gains = [value for name, value in outcome.figures.items() if name.endswith("_gain")]
+    suffix = "_gain"
+    gains = {name.removesuffix(suffix): value for name, value in outcome.figures.items() if name.endswith(suffix)}
     closed = [f"{gate.name}: {gate.verdict}" for gate in outcome.gates if gate.verdict != "open"]
     result = "promoted" if outcome.promoted else "not promoted" if outcome.candidate else "nothing trained"
     return (
-        *begun, plan.policy, from_version, learned, judged, ", ".join(f"{gain:+.2%}" for gain in gains),
+        *begun, plan.policy, from_version, learned, judged, ", ".join(f"{task} {gain:+.2%}" for task, gain in gains.items()),
         "champion" if is_champion else result, f"{sum(outcome.seconds.values()):.0f}", ", ".join(closed),
     )  # fmt: skip
 
