@@ -68,12 +68,29 @@ class RankerBundle:
             DataError: see `load`.
         """
         sharded.make_dense_state()
-        whole, spread = sharded.parted_state(features)
+        saved = self.load_tables(sharded, features, is_left)
+        whole, _ = sharded.parted_state(features)
         try:
-            saved = read_state(self.path, {name: part for name, part in spread.items() if not is_left(name)})
             fill({name: tensor for name, tensor in whole.items() if not is_left(name)}, saved)
+        except ValueError as error:
+            raise self._misfit(error) from error
+
+    def load_tables(
+        self, sharded: ShardedRanker, features: ArmFeatures, is_left: Callable[[str], bool]
+    ) -> dict[str, Tensor]:
+        """Fill the tables and their states alone, but for those left, and return what the network had.
+
+        Raises:
+            DataError: see `load`.
+        """
+        _, spread = sharded.parted_state(features)
+        try:
+            return read_state(self.path, {name: part for name, part in spread.items() if not is_left(name)})
         except (OSError, SafetensorError, ValueError) as error:
-            raise DataError(f"{self.path}: cannot be loaded into this model: {error}") from error
+            raise self._misfit(error) from error
+
+    def _misfit(self, error: Exception) -> DataError:
+        return DataError(f"{self.path}: cannot be loaded into this model: {error}")
 
 
 def save_bundle(

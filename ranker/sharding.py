@@ -29,6 +29,8 @@ ONE_OF_EACH = Traffic()
 """A history entry a request and a request a row, where nobody measured."""
 COLLECTIONS = ("bags", "request_bags", "sequences")
 """The model's collections of tables, by the name of their module."""
+OPTIMIZER = "optimizer."
+"""How the names of optimizer states begin in `ShardedRanker.state`."""
 
 # What torchrec's pipeline has torch say about tracing, on every rank, is of no use to who runs a stage.
 logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
@@ -57,6 +59,14 @@ class ShardedRanker:
         for group in self.dense_optimizer.param_groups:
             group["lr"] = dense
 
+    def restart_tables(self, seed: int) -> None:
+        """Fill the tables with their initial weights, and their optimizers' states with zeros; the rest stays."""
+        fill_tables(self.model, seed)
+        for name, tensor in self.state().items():
+            if name.startswith(OPTIMIZER) and table_of(name) is not None:
+                for _, part in local_parts(tensor):
+                    part.zero_()
+
     def make_dense_state(self) -> None:
         """Make the states that Adam has from its first step on, to be overwritten; weights stay as they are."""
         self.dense_optimizer.init_state()
@@ -69,7 +79,7 @@ class ShardedRanker:
         """
         found = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         for parameter, states in self.optimizer.state_dict()["state"].items():
-            found |= {f"optimizer.{parameter}.{name}": x for name, x in states.items() if isinstance(x, Tensor)}
+            found |= {f"{OPTIMIZER}{parameter}.{name}": x for name, x in states.items() if isinstance(x, Tensor)}
         return found
 
     def shards(self, features: ArmFeatures) -> dict[str, Spread]:
@@ -175,7 +185,7 @@ def _plan_together(
 
 
 def fill_tables(model: DistributedModelParallel, seed: int) -> None:
-    """Return every shard that this rank holds its initial weights; see `ranker.initial`."""
+    """Fill every shard that this rank holds with its initial weights; see `ranker.initial`."""
     for name, table in model.state_dict().items():
         if not isinstance(table, ShardedTensor):
             continue

@@ -4,7 +4,7 @@ Rows of ids that are new since are initialized as if they had always been there 
 features are standardized by stays the earlier ranker's, as its weights are made for it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,7 +47,18 @@ class WarmStart:
         Raises:
             DataError: a file cannot be read, or a tensor has another shape than in the model.
         """
-        self.bundle.load_but(sharded, features, lambda name: self.sids_anew and _is_of_sids(name, features))
+        self.bundle.load_but(sharded, features, self._is_left(features))
+
+    def load_tables(self, sharded: ShardedRanker, features: ArmFeatures) -> None:
+        """Fill the tables, which were just initialized, and their optimizers' states alone.
+
+        Raises:
+            DataError: see `load`.
+        """
+        self.bundle.load_tables(sharded, features, self._is_left(features))
+
+    def _is_left(self, features: ArmFeatures) -> Callable[[str], bool]:
+        return lambda name: self.sids_anew and _is_of_sids(name, features)
 
     def tell(self, log: RunLog, features: ArmFeatures) -> None:
         """Say what the training starts from."""
