@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
+from torchrec.distributed.embedding import ShardedEmbeddingCollection
+from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ShardingEnv, ShardingPlan
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
@@ -61,6 +63,11 @@ class ShardedRanker:
 
     def restart_tables(self, seed: int) -> None:
         """Fill the tables with their initial weights, and their optimizers' states with zeros; the rest stays."""
+        # First, as reading the state writes what a GPU caches of a table in host memory back over its rows.
+        for module in self.model.modules():
+            if isinstance(module, ShardedEmbeddingBagCollection | ShardedEmbeddingCollection):
+                for lookup in module._lookups:
+                    lookup.purge()
         fill_tables(self.model, seed)
         for name, tensor in self.state().items():
             if name.startswith(OPTIMIZER) and table_of(name) is not None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
 from torch import Tensor
 
 from encoder.sid import SidSpec
@@ -109,7 +110,7 @@ def test_the_stage_goes_on_where_the_earlier_one_was(
 
 @pytest.mark.parametrize("has_start", [True, False])
 def test_restarted_tables_are_those_that_the_training_began_with(
-    world: World, dataset: Path, trained: dict[str, Path], has_start: bool
+    world: World, trained: dict[str, Path], monkeypatch: pytest.MonkeyPatch, has_start: bool
 ) -> None:
     config = config_of("sid_ngram")
     features = arm_features(LARGER, config, {"sid": SID})  # has rows that the earlier ranker had not
@@ -117,13 +118,16 @@ def test_restarted_tables_are_those_that_the_training_began_with(
     model = start_model(features, config, world, Frozen(), Traffic(), start)
     model.sharded.make_dense_state()
     began = whole(world, model.sharded.state())
-    for _, parts in model.sharded.parted_state(features)[1].items():
+    for parts in model.sharded.parted_state(features)[1].values():
         for part in parts.parts:
             part.tensor.fill_(0.5)
     weight = model.sharded.model.module.body.interaction.over_arch[0].weight
     with torch.no_grad():
         weight.fill_(0.25)
+    caches: list[int] = []
+    monkeypatch.setattr(SplitTableBatchedEmbeddingBagsCodegen, "reset_cache_states", lambda _: caches.append(1))
     model.restart_tables()
+    assert len(caches) == 3  # one module of fbgemm for the rows' bags, the requests' and the sequences
     found = whole(world, model.sharded.state())
     for name, value in began.items():
         if not name.endswith("over_arch.0.weight"):
