@@ -88,15 +88,40 @@ class RankerBundle:
             DataError: see `load`.
         """
         sharded.make_dense_state()
+        saved = self.load_tables(sharded, features, is_left, rows_left)
+        whole, _ = sharded.parted_state(features)
+        try:
+            fill({name: tensor for name, tensor in whole.items() if not is_left(name)}, saved)
+        except ValueError as error:
+            raise self._misfit(error) from error
+
+    def load_tables(
+        self,
+        sharded: ShardedRanker,
+        features: ArmFeatures,
+        is_left: Callable[[str], bool],
+        rows_left: Mapping[str, Tensor],
+    ) -> dict[str, Tensor]:
+        """Fill the tables and their states alone, but for what is left, and return what the network had.
+
+        Args:
+            sharded, features, is_left, rows_left: see `load_but`.
+
+        Raises:
+            DataError: see `load`.
+        """
         left = list(sharded.held_rows(features, rows_left))
-        whole, spread = sharded.parted_state(features)
+        _, spread = sharded.parted_state(features)
         try:
             saved = read_state(self.path, {name: part for name, part in spread.items() if not is_left(name)})
-            fill({name: tensor for name, tensor in whole.items() if not is_left(name)}, saved)
         except (OSError, SafetensorError, ValueError) as error:
-            raise DataError(f"{self.path}: cannot be loaded into this model: {error}") from error
+            raise self._misfit(error) from error
         for part, places, values in left:
             part[places] = values
+        return saved
+
+    def _misfit(self, error: Exception) -> DataError:
+        return DataError(f"{self.path}: cannot be loaded into this model: {error}")
 
 
 def save_bundle(

@@ -234,6 +234,16 @@ class TrainingConfig(Config):
     """Of the products of the network between the embeddings and the logits, when training and when predicting.
     `bfloat16`: by autocast. `tf32`: float32 with products of 10-bit mantissas, on CUDA only; on a CPU it changes
     nothing and says so. Embedding lookups, attention's sums, loss, weights and metrics are float32 in any case."""
+    restart_tables: bool = False
+    """Whether each epoch after the first begins with the tables, and their optimizers' states, as they were before the
+    first one, while the rest of the network trains on (multi-epoch data augmentation, arXiv 2305.19531). The rows of
+    ids that occur rarely know the labels of the rows that they have seen, and a second pass over these teaches the
+    network to trust them; with tables that have seen none of the epoch's rows, it can not. What the tables hold in the
+    end is what one pass teaches."""
+    average_share: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the steps, the last ones, over which the weights of the network are averaged, all but the tables. The
+    means are what is measured, exported and started from. 0: the weights of the last step. A validation window that
+    chooses the epochs is measured by the weights of an epoch's last step in any case."""
     seed: Seed = 0
     """Seeds initial weights and data order."""
     log_every: PositiveInt | None = None

@@ -17,6 +17,7 @@ from infra.learning_curve import is_point, point_every
 from infra.prefetch import prefetched
 from infra.state import fill
 from infra.tracking import RunLog
+from ranker.averaging import WeightAverage
 from ranker.batch import RankerBatch
 from ranker.budget import DecidedConfig, DecidedTraining, warmup_steps
 from ranker.config import TrainingConfig
@@ -124,7 +125,8 @@ class Fit:
     """The training and what it has to remember. Its place in the data is its step, for any number of ranks.
 
     Args of the constructor:
-        progress: the pipeline. sharded: what it trains. reader: the training rows. training: the settings.
+        progress: the pipeline. sharded: what it trains. restart_tables: see `Model`.
+        reader: the training rows. training: the settings.
         log: the run's record. checkpoints: where it leaves what it needs to go on; None: nowhere.
         phase: which of a stage's trainings it is; begins the names of its learning curve.
         steps_before: those of the stage's earlier training, beyond which its checkpoints are numbered.
@@ -137,6 +139,7 @@ class Fit:
         self,
         progress: Progress,
         sharded: ShardedRanker,
+        restart_tables: Callable[[], None],
         reader: LaneReader,
         training: DecidedTraining,
         log: RunLog,
@@ -146,6 +149,7 @@ class Fit:
     ) -> None:
         self.progress = progress
         self.sharded = sharded
+        self.restart_tables = restart_tables
         self.reader = reader
         self.training = training
         self.log = log
@@ -158,6 +162,7 @@ class Fit:
         # A search may end after any epoch, so that each has a point at its end.
         self.curve_end = reader.num_batches if phase == "search" else self.num_steps
         self.window = TrainingWindow(progress.features.tasks, phase)
+        self.average = WeightAverage(sharded.dense_optimizer.params)
         self.step = 0
         self.resumed_from: int | None = None
         self.timed_steps, self.seconds, self.waited, self.checkpoint_seconds = 0, 0.0, 0.0, 0.0
@@ -177,6 +182,8 @@ class Fit:
         for output in self._outputs():
             self.step += 1
             self._set_learning_rates()
+            if self.step > self.num_steps * (1 - self.training.average_share):
+                self.average.add()
             self.window.add(output.totals_3T)
             advance(self.training.batch_size)
             if is_point((self.step - 1) % self.curve_end + 1, self.point_every, self.curve_end):
@@ -192,6 +199,8 @@ class Fit:
             since, waited = time.monotonic(), self.progress.waited
         if self.checkpoints is not None:
             self.checkpoints.finish()
+        if self.step == self.num_steps:
+            self.average.apply()
 
     def summary(self) -> dict[str, Any]:
         """Return steps, train_seconds (without the untimed first steps) and samples_per_second over all ranks.
@@ -212,7 +221,11 @@ class Fit:
         length = self.reader.num_batches
         for epoch in range(first, -(-self.num_steps // length)):
             end = min(self.num_steps - epoch * length, length)
-            for _, output in self.progress.over(self.reader, epoch, start if epoch == first else 0, end):
+            begin = start if epoch == first else 0
+            # Also where a checkpoint was made at an epoch's end: it holds the tables as that epoch left them.
+            if self.training.restart_tables and epoch and not begin:
+                self.restart_tables()
+            for _, output in self.progress.over(self.reader, epoch, begin, end):
                 yield output
 
     def _set_learning_rates(self) -> None:
@@ -243,7 +256,7 @@ class Fit:
         }
         whole, shards = self.sharded.parted_state(self.progress.features)
         step = self.steps_before + self.step
-        return Checkpoint(step, {**whole, **self.window.state()}, {}, values, shards)
+        return Checkpoint(step, {**whole, **self.window.state(), **self.average.state()}, {}, values, shards)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Take up a checkpoint of this training, whose shards are in place already (`taken_up`)."""
@@ -251,6 +264,7 @@ class Fit:
         whole, _ = self.sharded.parted_state(self.progress.features)
         fill(whole, checkpoint.shared)
         self.window.load_state(checkpoint.shared, self.progress.world.device)
+        self.average.load_state(checkpoint.shared)
         self.step = self.resumed_from = checkpoint.step - self.steps_before
         self.timed_steps, self.seconds = checkpoint.values["timed_steps"], checkpoint.values["seconds"]
         self.waited = checkpoint.values["waited"]
@@ -263,10 +277,15 @@ class Fit:
 
 
 class Model(NamedTuple):
-    """The pipeline, and the sharded model that it runs batches through."""
+    """The pipeline, and the sharded model that it runs batches through.
+
+    Attributes:
+        restart_tables: fills the tables, and their optimizers' states, with what the training began with.
+    """
 
     progress: Progress
     sharded: ShardedRanker
+    restart_tables: Callable[[], None]
 
 
 def start_model(
@@ -284,7 +303,14 @@ def start_model(
             start.load(sharded, features)
     pipeline = TrainPipelineSparseDist(sharded.model, sharded.optimizer, world.device)
     progress = Progress(pipeline, features, world, NewestEntries(config.model.history))
-    return Model(progress, sharded)
+
+    def restart_tables() -> None:
+        sharded.restart_tables(config.training.seed)
+        if start is not None:
+            with together(world, "reading the tables to start from"):
+                start.load_tables(sharded, features)
+
+    return Model(progress, sharded, restart_tables)
 
 
 def taken_up(checkpoints: Checkpoints | None, sharded: ShardedRanker, features: ArmFeatures) -> Checkpoint | None:

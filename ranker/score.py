@@ -150,7 +150,7 @@ def _score_part(run: StageRun[ScoreConfig], scoring: Scoring, number: int, part:
     reader: LaneReader = split.open(scoring.config.training, world, is_training=False)
     name = f"{scoring.config.arm}, {part.dates[0]} to {part.dates[1]}"
     with committing(out, world, stage="score-part", key=scoring.work) as staging:
-        predict(*scoring.model, reader, name, staging, run.log, part.first_row)
+        predict(scoring.model.progress, scoring.model.sharded, reader, name, staging, run.log, part.first_row)
     return False
 
 

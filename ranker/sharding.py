@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
+from torchrec.distributed.embedding import ShardedEmbeddingCollection
+from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ShardingEnv, ShardingPlan
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
@@ -29,6 +31,8 @@ ONE_OF_EACH = Traffic()
 """A history entry a request and a request a row, where nobody measured."""
 COLLECTIONS = ("bags", "request_bags", "sequences")
 """The model's collections of tables, by the name of their module."""
+OPTIMIZER = "optimizer."
+"""How the names of optimizer states begin in `ShardedRanker.state`."""
 
 # What torchrec's pipeline has torch say about tracing, on every rank, is of no use to who runs a stage.
 logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
@@ -57,6 +61,19 @@ class ShardedRanker:
         for group in self.dense_optimizer.param_groups:
             group["lr"] = dense
 
+    def restart_tables(self, seed: int) -> None:
+        """Fill the tables with their initial weights, and their optimizers' states with zeros; the rest stays."""
+        # First, as reading the state writes what a GPU caches of a table in host memory back over its rows.
+        for module in self.model.modules():
+            if isinstance(module, ShardedEmbeddingBagCollection | ShardedEmbeddingCollection):
+                for lookup in module._lookups:
+                    lookup.purge()
+        fill_tables(self.model, seed)
+        for name, tensor in self.state().items():
+            if name.startswith(OPTIMIZER) and table_of(name) is not None:
+                for _, part in local_parts(tensor):
+                    part.zero_()
+
     def make_dense_state(self) -> None:
         """Make the states that Adam has from its first step on, to be overwritten; weights stay as they are."""
         self.dense_optimizer.init_state()
@@ -69,7 +86,7 @@ class ShardedRanker:
         """
         found = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         for parameter, states in self.optimizer.state_dict()["state"].items():
-            found |= {f"optimizer.{parameter}.{name}": x for name, x in states.items() if isinstance(x, Tensor)}
+            found |= {f"{OPTIMIZER}{parameter}.{name}": x for name, x in states.items() if isinstance(x, Tensor)}
         return found
 
     def shards(self, features: ArmFeatures) -> dict[str, Spread]:
@@ -197,7 +214,7 @@ def _plan_together(
 
 
 def fill_tables(model: DistributedModelParallel, seed: int) -> None:
-    """Return every shard that this rank holds its initial weights; see `ranker.initial`."""
+    """Fill every shard that this rank holds with its initial weights; see `ranker.initial`."""
     for name, table in model.state_dict().items():
         if not isinstance(table, ShardedTensor):
             continue

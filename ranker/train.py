@@ -126,6 +126,8 @@ def train(run: StageRun[RankerConfig]) -> None:
         run.log.say(words)
     if config.training.children == "entire_space" and all(task.given is None for task in features.tasks.values()):
         run.log.say("ranker.training.children=entire_space changes nothing: no task of the dataset has a parent")
+    if config.training.restart_tables and config.training.epochs == 1:
+        run.log.say("ranker.training.restart_tables=true changes nothing: there is one epoch")
     # All before the training, so that what is wrong with one is known in time.
     readers = open_readers(fitting, held_out, config.training, world)
     if run.checkpoints is not None:

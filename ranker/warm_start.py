@@ -5,7 +5,7 @@ with admission, rows that went to another id. What the dense features are standa
 its weights are made for it.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,12 +53,18 @@ class WarmStart:
         Raises:
             DataError: a file cannot be read, or a tensor has another shape than in the model.
         """
-        self.bundle.load_but(
-            sharded,
-            features,
-            lambda name: self.sids_anew and _is_of_sids(name, features),
-            self._reassigned(features),
-        )
+        self.bundle.load_but(sharded, features, self._is_left(features), self._reassigned(features))
+
+    def load_tables(self, sharded: ShardedRanker, features: ArmFeatures) -> None:
+        """Fill the tables, which were just initialized, and their optimizers' states alone.
+
+        Raises:
+            DataError: see `load`.
+        """
+        self.bundle.load_tables(sharded, features, self._is_left(features), self._reassigned(features))
+
+    def _is_left(self, features: ArmFeatures) -> Callable[[str], bool]:
+        return lambda name: self.sids_anew and _is_of_sids(name, features)
 
     def _reassigned(self, features: ArmFeatures) -> dict[str, Tensor]:
         """Return the rows that now belong to another id, by table."""

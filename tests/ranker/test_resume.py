@@ -78,14 +78,14 @@ def train_ranker(
     checkpoints.remove()
 
 
-def both_ways(world: World, dataset: Path, folder: Path) -> None:
-    """Train with a stop and without."""
+def both_ways(world: World, dataset: Path, folder: Path, kept: list[int], training: dict[str, Any]) -> None:
+    """Train with a stop, after which some checkpoints are there, and without."""
     with stopping():
-        train_ranker(world, dataset, folder / "resumed")
+        train_ranker(world, dataset, folder / "resumed", **training)
     assert not (folder / "resumed").exists()
-    assert kept_checkpoints(folder / "resumed") == ["step-000000000032", "step-000000000040"]
+    assert kept_checkpoints(folder / "resumed") == [f"step-{step:012}" for step in kept]
     for name in ("resumed", "whole"):
-        train_ranker(world, dataset, folder / name)
+        train_ranker(world, dataset, folder / name, **training)
 
 
 def kept_checkpoints(out: Path) -> list[str]:
@@ -142,9 +142,21 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_dataset(tmp_path_factory.mktemp("resume") / "dataset")
 
 
-@pytest.mark.parametrize("ranks", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
-def test_a_training_goes_on_bit_for_bit(dataset: Path, tmp_path: Path, ranks: int) -> None:
-    run_distributed(both_ways, dataset, tmp_path, world_size=ranks)
+@pytest.mark.parametrize(
+    ("ranks", "kept", "training"),
+    [
+        (1, [32, 40], {}),
+        (2, [32, 40], {}),
+        pytest.param(4, [32, 40], {}, marks=pytest.mark.slow),
+        # The weights are averaged from step 33 on; the tables are restarted after step 32, where the second begins.
+        (2, [32, 40], {"restart_tables": True, "average_share": 0.5}),
+        (1, [32], {"restart_tables": True, "average_share": 0.5, "checkpoint_every": 32}),
+    ],
+)
+def test_a_training_goes_on_bit_for_bit(
+    dataset: Path, tmp_path: Path, ranks: int, kept: list[int], training: dict[str, Any]
+) -> None:
+    run_distributed(both_ways, dataset, tmp_path, kept, training, world_size=ranks)
     resumed, whole = tmp_path / "resumed", tmp_path / "whole"
     ours, theirs = weights(resumed), weights(whole)
     assert ours.keys() == theirs.keys()
@@ -155,7 +167,7 @@ def test_a_training_goes_on_bit_for_bit(dataset: Path, tmp_path: Path, ranks: in
     assert predictions(resumed).equals(predictions(whole))
     assert history(resumed) == history(whole)
     assert [row["step"] for row in history(whole) if "train_click_ne" in row] == [*range(3, 63, 3), 64]
-    assert summary(resumed)["resumed_from_step"] == 40
+    assert summary(resumed)["resumed_from_step"] == kept[-1]
     assert summary(whole)["resumed_from_step"] is None
     assert summary(resumed)["samples_per_second"] > 0
     assert list(tmp_path.glob("*.checkpoint")) == []

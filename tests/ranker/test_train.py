@@ -361,7 +361,7 @@ def test_the_model_that_is_left_predicts_what_the_stage_predicted(
     _, held_out = open_splits(read_dataset(dataset), bundle.description.config)
     config = bundle.description.config
     features = bundle.description.features(SPEC)
-    progress, sharded = start_model(features, config, world, read_frozen(read_dataset(dataset), features), Traffic())
+    progress, sharded, _ = start_model(features, config, world, read_frozen(read_dataset(dataset), features), Traffic())
     assert "optimizer.body.interaction.over_arch.0.weight.exp_avg" not in sharded.state()
     bundle.load(sharded, features)
     predict(

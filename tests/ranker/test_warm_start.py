@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
 from torch import Tensor
 
 from encoder.sid import SidSpec
@@ -16,7 +17,9 @@ from infra.tables import DatasetSpec, TaskSpec
 from ranker.budget import DecidedConfig
 from ranker.bundle import open_bundle
 from ranker.features import ArmFeatures, arm_features
+from ranker.fit import start_model
 from ranker.frozen import Frozen
+from ranker.planner import Traffic
 from ranker.sharding import ShardedRanker, build_sharded
 from ranker.warm_start import open_start
 from tests.distributed import run_distributed
@@ -103,6 +106,33 @@ def test_the_stage_goes_on_where_the_earlier_one_was(
     steps = weights(tmp_path / "next")["optimizer.body.interaction.over_arch.0.weight.step"]
     assert int(steps) == first["steps"] + before["steps"]
     assert not predictions(tmp_path / "next").equals(predictions(tmp_path / "fresh"))
+
+
+@pytest.mark.parametrize("has_start", [True, False])
+def test_restarted_tables_are_those_that_the_training_began_with(
+    world: World, trained: dict[str, Path], monkeypatch: pytest.MonkeyPatch, has_start: bool
+) -> None:
+    config = config_of("sid_ngram")
+    features = arm_features(LARGER, config, {"sid": SID})  # has rows that the earlier ranker had not
+    start = open_start(trained["sid_ngram"], config, LARGER, features) if has_start else None
+    model = start_model(features, config, world, Frozen(), Traffic(), start)
+    model.sharded.make_dense_state()
+    began = whole(world, model.sharded.state())
+    for parts in model.sharded.parted_state(features)[1].values():
+        for part in parts.parts:
+            part.tensor.fill_(0.5)
+    weight = model.sharded.model.module.body.interaction.over_arch[0].weight
+    with torch.no_grad():
+        weight.fill_(0.25)
+    caches: list[int] = []
+    monkeypatch.setattr(SplitTableBatchedEmbeddingBagsCodegen, "reset_cache_states", lambda _: caches.append(1))
+    model.restart_tables()
+    assert len(caches) == 3  # one module of fbgemm for the rows' bags, the requests' and the sequences
+    found = whole(world, model.sharded.state())
+    for name, value in began.items():
+        if not name.endswith("over_arch.0.weight"):
+            torch.testing.assert_close(found[name], value, rtol=0, atol=0, msg=name)
+    assert (weight == 0.25).all()
 
 
 @pytest.mark.parametrize(
