@@ -122,7 +122,7 @@ def _kept_distance(requests: pa.Table, order_R: npt.NDArray[np.int64]) -> pa.Arr
 
 
 def _labels(own: pa.Table, features: ArmFeatures, task: str) -> Labels:
-    label: Labels = judged_label(own, features.tasks, task).cast(pa.float32()).to_numpy()
+    label: Labels = judged_label(own, features.tasks, task).cast(pa.float32()).to_numpy(zero_copy_only=False)
     return label
 
 

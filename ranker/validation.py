@@ -20,6 +20,7 @@ from infra.distributed import sum_over_ranks
 from infra.errors import DataError
 from infra.lanes import LaneReader
 from infra.tables import TaskSpec
+from ranker.convert import as_numpy, known, without_nulls
 from ranker.fit import Fit, Progress
 from ranker.metrics import judged_label, normalized_entropy
 from ranker.sharding import ShardedRanker
@@ -124,8 +125,8 @@ def measure_ne(progress: Progress, sharded: ShardedRanker, reader: LaneReader) -
         probabilities_BT = output.probabilities_BT.cpu().numpy()
         for place, task in enumerate(tasks):
             label = judged_label(batch.table, tasks, task)
-            judged_B = label.is_valid().to_numpy() & batch.valid_N
-            labels_M = label.fill_null(0).to_numpy()[judged_B]
+            judged_B = known(label) & batch.valid_N
+            labels_M = as_numpy(without_nulls(label))[judged_B]
             losses_M = log_loss(labels_M, probabilities_BT[judged_B, place])
             totals_3T[:, place] += losses_M.sum(), len(labels_M), labels_M.sum()
     sharded.model.train()
