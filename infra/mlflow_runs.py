@@ -228,7 +228,7 @@ class ChildRun:
         from mlflow.entities import Metric
 
         metrics = [
-            Metric(_metric_name(name), value, int(at * 1000), step)
+            Metric(metric_name(name), value, int(at * 1000), step)
             for name, value, at, step in points
             if math.isfinite(value)
         ]
@@ -284,7 +284,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _log_params(client: "MlflowClient", run_id: str, config: Mapping[str, Any]) -> None:
     from mlflow.entities import Param
 
-    params = [Param(_metric_name(key), _shortened(str(value))) for key, value in flatten(config).items()]
+    params = [Param(metric_name(key), _shortened(str(value))) for key, value in flatten(config).items()]
     for start in range(0, len(params), _PARAMS_A_BATCH):
         client.log_batch(run_id, params=params[start : start + _PARAMS_A_BATCH])
 
@@ -293,7 +293,7 @@ def _shortened(text: str) -> str:
     return text if len(text) <= _PARAM_LENGTH else text[: _PARAM_LENGTH - 1] + "…"
 
 
-def _metric_name(name: str) -> str:
+def metric_name(name: str) -> str:
     """Replace what the store refuses in the names of metrics and params."""
     return re.sub(r"[^\w\-. :/]", "_", name)
 

@@ -94,7 +94,9 @@ class Retraining:
         settings, ledger = self.config.retrain, self.ledger
         dataset = read_dataset(prepared)
         dates, last, champion = dates_with_rows(dataset), ledger.trained, ledger.champion
-        due, why = is_due(settings, dates, last)
+        end = end_of(dataset, dates)
+        followups = {task: dataset.spec.followup_days.get(task, 0.0) for task in dataset.spec.tasks}
+        due, why = is_due(settings, dates, end, followups, last)
         if not due:
             say("retrain", f"nothing to do: {why}")
             return None
@@ -102,12 +104,10 @@ class Retraining:
         policy, reason = policy_of(settings.encoder, trained, last)
         if champion is None and policy != "append":
             policy, reason = "append", ""
-        followups = {task: dataset.spec.followup_days.get(task, 0.0) for task in dataset.spec.tasks}
         done = {} if champion is None else champion.learned_to
-        windows = windows_of(dates, end_of(dataset, dates), followups, done, settings.judged_days)
-        roots = [name for name, task in dataset.spec.tasks.items() if task.given is None]
-        if not any(task in windows.learned for task in roots):
-            say("retrain", f"nothing to do: {why}; no date beyond those judged has new labels of {', '.join(roots)}")
+        windows = windows_of(dates, end, followups, done, settings.judged_days)
+        if not windows.learned:
+            say("retrain", f"nothing to do: {why}; no date before those that are judged has new labels")
             return None
         whole = dates_before(windows.measured, dates)
         if policy == "rebuild":

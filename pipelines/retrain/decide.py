@@ -128,11 +128,17 @@ def policy_of(config: EncoderPolicy, trained: int, last: Cycle | None) -> tuple[
     return "append", ""
 
 
-def is_due(config: RetrainConfig, dates: Sequence[date], last: Cycle | None) -> tuple[bool, str]:
-    """Tell whether so many new dates have come that a cycle begins, and say so in words.
+def is_due(
+    config: RetrainConfig,
+    dates: Sequence[date],
+    end: datetime,
+    followup_days: Mapping[str, float],
+    last: Cycle | None,
+) -> tuple[bool, str]:
+    """Tell whether a cycle begins, and say so in words: so many dates have come, or so many labels have matured.
 
     Args:
-        config: the section. dates: with rows, in order. last: the last cycle that trained.
+        config: the section. dates, end, followup_days: see `windows_of`. last: the last cycle that trained.
     """
     if last is None or last.plan.newest is None:
         return True, f"the first cycle, {dates[0]} to {dates[-1]}"
@@ -143,6 +149,10 @@ def is_due(config: RetrainConfig, dates: Sequence[date], last: Cycle | None) -> 
     named = f"{len(new)} new date{'s' if len(new) != 1 else ''} since {newest}"
     if len(new) >= config.every_days:
         return True, f"{named}: {new[0]} to {new[-1]}"
+    for task, (_, judged_to) in last.plan.measured.items():
+        known = [day for day in mature(dates, end, followup_days[task]) if day > judged_to]
+        if len(known) >= config.every_days:
+            return True, f"labels of {task} have matured: {known[0]} to {known[-1]}"
     return False, f"{named}; a cycle begins with {config.every_days}"
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from infra.commit import read_manifest, write_whole
 from infra.config import Config, parse
-from infra.mlflow_runs import connect, end_parent, open_parent, replay, use_store
+from infra.mlflow_runs import connect, end_parent, metric_name, open_parent, replay, use_store
 from infra.registration import register
 from infra.tables import read_json
 from pipelines.launch import say
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 CYCLE_TAG = "sidestack.cycle"
+HISTORY_TAG = "sidestack.cycles"
 CHAMPION_ALIAS, CHALLENGER_ALIAS = "champion", "challenger"
 PUBLISHED_FILE = "published.json"
 MODEL = "model"
@@ -97,10 +98,21 @@ class Registry:
         client.set_tag(run_id, "sidestack.promoted", str(outcome.promoted))
         for path in outcome.stages.values():
             replay(client, run_id, self._run / path, {})
-        for metric, value in outcome.figures.items():
-            client.log_metric(run_id, metric.replace(":", "_"), value, step=plan.number)
+        for told_run in (run_id, self._history(client)):
+            _log_figures(client, told_run, cycle)
         end_parent(client, run_id, "FINISHED")
         self._save(runs={**self.told.runs, plan.number: run_id})
+
+    def _history(self, client: "MlflowClient") -> str:
+        """Return the one run that has the figures of all cycles, so that the store draws them over time."""
+        experiment = client.get_experiment_by_name(self._experiment)
+        assert experiment is not None
+        found = client.search_runs([experiment.experiment_id], filter_string=f"tags.`{HISTORY_TAG}` = 'true'")
+        if found:
+            return str(found[0].info.run_id)
+        run = client.create_run(experiment.experiment_id, run_name="all cycles", tags={HISTORY_TAG: "true"})
+        client.set_terminated(run.info.run_id, "FINISHED")
+        return str(run.info.run_id)
 
     def _drop_half_told(self, client: "MlflowClient", number: int) -> None:
         """Remove the run of a cycle that a killed call began to tell."""
@@ -139,6 +151,17 @@ class Registry:
     def _save(self, **changes: Any) -> None:
         told = self.told.model_copy(update=changes)
         write_whole(self._file, (told.model_dump_json(indent=1) + "\n").encode())
+
+
+def _log_figures(client: "MlflowClient", run_id: str, cycle: Cycle) -> None:
+    """Log a cycle's figures, and whether it was promoted, at the step of its number."""
+    from mlflow.entities import Metric
+
+    assert cycle.outcome is not None
+    at = int(cycle.outcome.at.timestamp() * 1000)
+    figures = {**cycle.outcome.figures, "promoted": float(cycle.outcome.promoted)}
+    metrics = [Metric(metric_name(name), value, at, cycle.plan.number) for name, value in figures.items()]
+    client.log_batch(run_id, metrics=metrics)
 
 
 def _alias(client: "MlflowClient", model: str) -> str | None:

@@ -94,6 +94,9 @@ def test_the_store_has_a_run_a_cycle_and_a_version_a_candidate(passed: Path) -> 
         assert sorted(run.data.tags["sidestack.cycle"] for run in runs) == ["1", "2", "3"]
         assert all(run.info.status == "FINISHED" for run in runs)
         assert all("candidate_click_ne" in run.data.metrics for run in runs)
+        (history,) = client.search_runs([experiment.experiment_id], "attributes.run_name = 'all cycles'")
+        drawn = client.get_metric_history(history.info.run_id, "candidate_click_ne")
+        assert [point.step for point in drawn] == [1, 2, 3]
         assert (alias("champion"), alias("challenger")) == ("3", "3")
         assert client.get_model_version(MODEL, "2").tags["sidestack.cycle"] == "2"
 

@@ -2,13 +2,16 @@
 
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from infra.snapshot import Dataset
 from pipelines.retrain.config import Bounds, EncoderPolicy, RetrainConfig
-from pipelines.retrain.decide import dates_before, dates_judged, is_due, mature, policy_of, windows_of
+from pipelines.retrain.decide import dates_before, dates_judged, is_due, mature, policy_of, revised, windows_of
 from pipelines.retrain.ledger import Cycle, Outcome, Plan
 
 FIRST = date(2024, 3, 1)
@@ -107,12 +110,24 @@ def test_a_ranker_with_new_sids_learns_the_dates_before_those_judged() -> None:
     ],
 )
 def test_a_cycle_is_due_when_enough_new_dates_have_come(arrived: int, every: int, due: bool, told: str) -> None:
-    found, why = is_due(RetrainConfig(every_days=every), [day(n) for n in range(arrived)], cycle())
+    dates = [day(n) for n in range(arrived)]
+    found, why = is_due(RetrainConfig(every_days=every), dates, end(arrived), FOLLOWUPS, cycle())
     assert found is due and told in why
 
 
 def test_the_first_cycle_is_due() -> None:
-    assert is_due(RetrainConfig(), [day(0)], None) == (True, f"the first cycle, {day(0)} to {day(0)}")
+    found = is_due(RetrainConfig(), [day(0)], end(1), FOLLOWUPS, None)
+    assert found == (True, f"the first cycle, {day(0)} to {day(0)}")
+
+
+def test_labels_that_mature_without_a_new_date_begin_a_cycle() -> None:
+    plan = cycle().plan.model_copy(update={"measured": {"click": (day(9), day(9)), "conversion": (day(6), day(6))}})
+    dates, last = [day(n) for n in range(10)], Cycle(plan, Outcome(at=NOW))
+    assert not is_due(RetrainConfig(), dates, end(10), FOLLOWUPS, last)[0]
+    assert is_due(RetrainConfig(), dates, end(12), FOLLOWUPS, last) == (
+        True, f"labels of conversion have matured: {day(7)} to {day(8)}",
+    )  # fmt: skip
+    assert not is_due(RetrainConfig(every_days=3), dates, end(12), FOLLOWUPS, last)[0]
 
 
 def test_policies_come_on_schedule_or_when_drift_asks() -> None:
@@ -128,3 +143,21 @@ def test_policies_come_on_schedule_or_when_drift_asks() -> None:
 def test_paths_of_plans_survive_their_files(tmp_path: Path) -> None:
     plan = Plan(number=1, at=NOW, why="new", learned={"click": (day(0), day(1))}, prepared=Path("prepare/ab"))
     assert Plan.model_validate_json(plan.model_dump_json()) == plan
+
+
+def test_dates_that_were_learned_and_are_others_now_are_named() -> None:
+    def snapshot(**digests: str) -> Dataset:
+        entries = {
+            table: [
+                SimpleNamespace(table=table, date=day(int(number[1:])), digest=digest)
+                for number, digest in digests.items()
+            ]
+            for table in ("requests", "events")
+        }
+        return cast(Dataset, SimpleNamespace(partitions=lambda table: entries[table]))
+
+    before = snapshot(d0="a", d1="b", d3="c", d4="d")
+    now = snapshot(d0="a", d1="x", d2="late", d3="c", d4="y")
+    assert revised(now, before, {"click": day(3), "conversion": day(1)}) == (day(1), day(2))
+    assert revised(before, before, {"click": day(4)}) == ()
+    assert revised(now, before, {}) == ()
