@@ -8,7 +8,7 @@ summed in int64 from integer digits, never from floats, which are exact only up 
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 
@@ -235,6 +235,11 @@ def _weights(num_digits: int, radix: int, packing: Packing) -> list[int]:
     return [radix ** (num_digits - 1 - i) for i in range(num_digits)]
 
 
+def prefixes_fit(lengths: Sequence[int], digits: int) -> bool:
+    """Tell whether lengths of prefixes rise within 1..digits."""
+    return list(lengths) == sorted(set(lengths)) and all(1 <= length <= digits for length in lengths)
+
+
 class SidSpec(Config):
     """What the ids in a SID column mean; it travels in the metadata of every such column.
 
@@ -287,7 +292,7 @@ class SidSpec(Config):
         if self.depth * self.groups != self.digits:
             raise ValueError(f"digits {self.digits} must be depth {self.depth} x groups {self.groups}")
         lengths = self.prefix_lengths
-        if list(lengths) != sorted(set(lengths)) or any(not 1 <= p <= self.digits for p in lengths):
+        if not prefixes_fit(lengths, self.digits):
             raise ValueError(f"prefix_lengths {lengths} must rise within 1..{self.digits}")
         if len(self.steps) not in (0, self.digits):
             raise ValueError(f"{len(self.steps)} steps given for {self.digits} digits")

@@ -12,7 +12,7 @@ from components.torchrun import IMAGE
 from encoder.config import EncoderConfig, MaterializeConfig
 from encoder.config import TrainingConfig as EncoderTraining
 from encoder.export_config import ExportConfig
-from encoder.sid import DEFAULT_NAME
+from encoder.sid import DEFAULT_NAME, prefixes_fit
 from infra.config import Config, load_file, parse, plain
 from infra.distributed import Timeouts
 from infra.errors import ConfigError
@@ -187,6 +187,8 @@ class PipelineConfig(Config):
         for name in self.materialize.prefix_lengths:
             if name not in self.sid_names:
                 raise ValueError(f"materialize.prefix_lengths.{name}: SIDs are {', '.join(self.sid_names)}")
+        for name in self.sid_names:
+            self._check_prefixes(name)
         for name in self.run.encoders:
             if name not in self.sid_names:
                 raise ValueError(f"run.encoders.{name}: SIDs are {', '.join(self.sid_names)}")
@@ -195,6 +197,20 @@ class PipelineConfig(Config):
         for arm in self.arms:
             self._check_sids(arm)
         return self
+
+    def _check_prefixes(self, name: str) -> None:
+        """Check what materialize would refuse hours later; an encoder that is given has digits of its own."""
+        lengths = self.materialize.prefix_lengths.get(name, ())
+        if not lengths or name in self.run.encoders:
+            return
+        quantizer = self.encoder_of(name).quantizer
+        digits = quantizer.build().digits
+        if not prefixes_fit(lengths, digits):
+            section = "encoder" if name == DEFAULT_NAME else f"encoders.{name}"
+            raise ValueError(
+                f"materialize.prefix_lengths.{name}: {list(lengths)} must rise within 1..{digits}, the digits of"
+                f" {section}.quantizer ({quantizer.kind})"
+            )
 
     def _check_sids(self, arm: str) -> None:
         """Check that an arm's sets of SIDs are given by some encoder, and are of whom its positions ask for."""
