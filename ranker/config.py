@@ -230,6 +230,10 @@ class TrainingConfig(Config):
     start_sids: Literal["same", "anew"] = "same"
     """Where a training starts from an earlier ranker (input `start`): `same` refuses SIDs of another encoder than that
     ranker's; `anew` lets all that belongs to SIDs start as it is initialized, and takes the rest of the ranker."""
+    start_tables: Literal["same", "anew"] = "same"
+    """Likewise, `anew` lets all tables start as they are initialized, and takes the network: for a training that learns
+    rows which the earlier ranker has learned. Its tables know their labels, and a second pass would teach the network
+    to trust them (see `restart_tables`)."""
     precision: Precision = "float32"
     """Of the products of the network between the embeddings and the logits, when training and when predicting.
     `bfloat16`: by autocast. `tf32`: float32 with products of 10-bit mantissas, on CUDA only; on a CPU it changes

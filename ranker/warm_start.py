@@ -38,10 +38,12 @@ class WarmStart:
 
     Attributes:
         bundle: the earlier ranker. sids_anew: whether what belongs to SIDs starts as it is initialized.
+        tables_anew: whether all tables do.
     """
 
     bundle: RankerBundle
     sids_anew: bool
+    tables_anew: bool = False
 
     def features(self, features: ArmFeatures) -> ArmFeatures:
         """Return what the arm reads, its SID tables as large as they were, where they are gone on with."""
@@ -64,7 +66,11 @@ class WarmStart:
         self.bundle.load_tables(sharded, features, self._is_left(features), self._reassigned(features))
 
     def _is_left(self, features: ArmFeatures) -> Callable[[str], bool]:
-        return lambda name: self.sids_anew and _is_of_sids(name, features)
+        def is_left(name: str) -> bool:
+            is_tables = self.tables_anew and table_of(name) is not None
+            return is_tables or (self.sids_anew and _is_of_sids(name, features))
+
+        return is_left
 
     def _reassigned(self, features: ArmFeatures) -> dict[str, Tensor]:
         """Return the rows that now belong to another id, by table."""
@@ -79,7 +85,12 @@ class WarmStart:
 
     def tell(self, log: RunLog, features: ArmFeatures) -> None:
         """Say what the training starts from."""
-        log.say(f"starts from {self.bundle.path.parent}: weights, tables, optimizer states")
+        what = (
+            "weights of the network and their optimizer's states"
+            if self.tables_anew
+            else "weights, tables, optimizer states"
+        )
+        log.say(f"starts from {self.bundle.path.parent}: {what}")
         if self.sids_anew:
             tables = [table.table for table in features.tables if table.is_sid]
             named = ", ".join([*tables, "the layers that meet SIDs first"])
@@ -108,13 +119,14 @@ def open_start(path: Path, config: RankerConfig, spec: DatasetSpec, features: Ar
     if faults := list(_admission_faults(was.model, now.model)):
         raise ConfigError(f"{where}: ranker.model.admission: {'; '.join(faults)}")
     require_columns(described, spec, where)
+    tables_anew = config.training.start_tables == "anew"
     try:
         require_sids(described, features.sids, where)
     except SpecError as error:
         if config.training.start_sids == "same":
             raise SpecError(f"{error}; ranker.training.start_sids=anew starts what belongs to SIDs anew") from error
-        return WarmStart(bundle, sids_anew=True)
-    return WarmStart(bundle, sids_anew=False)
+        return WarmStart(bundle, True, tables_anew)
+    return WarmStart(bundle, False, tables_anew)
 
 
 def _admission_faults(was: ModelConfig, now: ModelConfig) -> Iterator[str]:

@@ -78,6 +78,9 @@ class EncoderPolicy(Config):
     """Figures of the last cycle's drift; one that lies outside brings `refresh` or `rebuild` forward."""
     rebuild_days: PositiveInt | None = None
     """`rebuild`: the newest so many dates, of whose rows a ranker with new SIDs learns; by default all there are."""
+    rebuild_tables: Literal["same", "anew"] = "anew"
+    """`rebuild`: whether the champion's tables of ids go on, or start anew with its network. The champion has learned
+    these dates, and tables that know their labels are trusted too much after a second pass (docs/results/replay.md)."""
 
 
 class RetrainConfig(Config):

@@ -115,7 +115,7 @@ def _ranker(config: PipelineConfig, plan: Plan, materialize: Stage, lying: Mappi
         return replace(stage, config=settings)
     training = {**plain(settings)["training"], **_going_on(lying[CHAMPION]), **_given(config)}
     if plan.policy == "rebuild":
-        training["start_sids"] = "anew"
+        training |= {"start_sids": "anew", "start_tables": config.retrain.encoder.rebuild_tables}
     settings = parse(RankerConfig, {**plain(settings), "training": training}, "retrain.training")
     return replace(stage, config=settings, inputs={**stage.inputs, "start": CHAMPION})
 

@@ -20,7 +20,7 @@ from ranker.features import ArmFeatures, arm_features
 from ranker.fit import start_model
 from ranker.frozen import Frozen
 from ranker.planner import Traffic
-from ranker.sharding import ShardedRanker, build_sharded
+from ranker.sharding import ShardedRanker, build_sharded, table_of
 from ranker.warm_start import open_start
 from tests.distributed import run_distributed
 from tests.ranker.dataset import SID, SPEC, write_dataset
@@ -197,3 +197,16 @@ def test_a_ranker_tells_what_it_is(trained: dict[str, Path]) -> None:
     described = open_bundle(trained["side"]).description
     assert described.rows["t_user_id"] == SPEC.num_users
     assert (described.config.training.epochs, described.sids, described.spec) == (2, {"sid": SID}, SPEC)
+
+
+def test_tables_start_anew_where_rows_are_learned_again(trained: dict[str, Path]) -> None:
+    config = config_of("sid_ngram", training={"start_tables": "anew"})
+    fresh, found = run_distributed(started, trained["sid_ngram"], config, world_size=2)[0]
+    saved = weights(trained["sid_ngram"])
+    tables = [name for name in saved if table_of(name) is not None]
+    assert tables and len(tables) < len(saved)
+    for name in saved:
+        expected = fresh[name] if name in tables else saved[name]
+        torch.testing.assert_close(found[name], expected, rtol=0, atol=0, msg=name)
+        if name in tables and name.endswith("weight"):
+            assert not torch.equal(found[name], saved[name])
