@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from components import ranker as ranker_jobs
 from encoder.config import ENCODER_INPUT
@@ -47,12 +47,12 @@ def cycle_stages(config: PipelineConfig, plan: Plan, lying: Mapping[str, Path]) 
     has_champion = CHAMPION in lying
     encoders = {name: _encoder(config, plan, name, has_champion) for name in config.sid_names}
     moves = has_champion and plan.policy in ("refresh", "rebuild")
-    materialize = _materialize(config, encoders, lying)
+    materialize = _materialize(config, encoders, lying, config.retrain.encoder.published)
     found = [stage for stage in encoders.values() if isinstance(stage, Stage)] + [materialize]
     control = materialize
     if moves:
         kept = {name: champion_encoder(name) for name in config.sid_names}
-        control = replace(_materialize(config, kept, lying), variant=CONTROL)
+        control = replace(_materialize(config, kept, lying, "keep"), variant=CONTROL)
         found.append(control)
     found.append(_drift(config, encoders, materialize, lying))
     judged: dict[str, str] = {"dataset": materialize.label, "drift": "drift"}
@@ -83,12 +83,17 @@ def _label(encoder: Stage | str) -> str:
     return encoder if isinstance(encoder, str) else encoder.label
 
 
-def _materialize(config: PipelineConfig, encoders: Mapping[str, Stage | str], lying: Mapping[str, Path]) -> Stage:
+def _materialize(
+    config: PipelineConfig,
+    encoders: Mapping[str, Stage | str],
+    lying: Mapping[str, Path],
+    published: Literal["keep", "move"],
+) -> Stage:
     inputs = {f"{ENCODER_INPUT}{name}": _label(encoder) for name, encoder in encoders.items()}
-    published = {"published": BEFORE} if BEFORE in lying else {}
-    stage = materialize_stage(config, [])
-    settings = config.materialize.model_copy(update={"published": config.retrain.encoder.published})
-    return replace(stage, config=settings, inputs={"dataset": PREPARED, **inputs, **published})
+    if BEFORE in lying:
+        inputs["published"] = BEFORE
+    settings = config.materialize.model_copy(update={"published": published})
+    return replace(materialize_stage(config, []), config=settings, inputs={"dataset": PREPARED, **inputs})
 
 
 def _drift(
