@@ -28,7 +28,9 @@ SMALL: dict[str, Any] = {
         "training": {"epochs": 1, "batch_size": 64, "sparse_learning_rate": 0.1, "dense_learning_rate": 0.01},
     },
     "baseline": {"enabled": False},
-    "retrain": {"gates": {"min_positives": 20, "max_ne": 1.2, "max_loss": 0.5, "calibration": {"min": 0.3, "max": 3.0}}},
+    "retrain": {
+        "gates": {"min_positives": 20, "max_ne": 1.2, "max_loss": 0.5, "calibration": {"min": 0.3, "max": 3.0}},
+    },
     "run": {"name": "nights"},
 }  # fmt: skip
 """Gates that a ranker of a few hundred steps passes."""
