@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -23,17 +24,19 @@ INK, MUTED = "#1f2328", "#656d76"
 SIGNAL = "text_embedding"
 """Whose reconstruction is drawn: new items have it from their first day on."""
 
+_LEGEND: dict[str, Any] = {"frameon": False, "fontsize": 8, "labelcolor": INK}
+
 Value = Callable[[Row], float | None]
 
 
 def draw_replay(rows: Sequence[Row], policies: Sequence[str], file: Path) -> None:
     """Draw served NE, gains over the control, and drift by week; a filled point is a cycle that promoted."""
-    figure = Figure(figsize=(11.5, 8.2), layout="constrained")
+    figure = Figure(figsize=(11.5, 8.6), layout="constrained")
     axes = figure.subplots(3, 2)
     trained = [policy for policy in policies if policy != CONTROL]
     for column, task in enumerate(("click", "conversion")):
         _draw_weeks(axes[0, column], rows, policies, lambda row, task=task: served(row, task))  # type: ignore[misc]
-        _finish(axes[0, column], f"served {task} NE, on the week before it is learned")
+        _finish(axes[0, column], f"served {task} NE")
         _draw_gains(axes[1, column], rows, trained, task)
         _finish(axes[1, column], f"{task} NE gain over {CONTROL}, %")
     _draw_weeks(axes[2, 0], rows, trained, lambda row: _percent(sids_changed(row)))
@@ -42,9 +45,11 @@ def draw_replay(rows: Sequence[Row], policies: Sequence[str], file: Path) -> Non
     axes[2, 0].plot(_days(new), share, color=INK, linestyle=":", linewidth=1.2, label="impressions of new items")
     _finish(axes[2, 0], "SIDs changed, and impressions of new items, %")
     name = f"reconstruction_ratio.sid.{SIGNAL}"
-    _draw_weeks(axes[2, 1], rows, policies, lambda row: row["figures"].get(name))
+    _draw_weeks(axes[2, 1], rows, trained, lambda row: row["figures"].get(name))
     axes[2, 1].axhline(1, color=MUTED, linewidth=0.8)
-    _finish(axes[2, 1], "text reconstruction loss of new items / of old items")
+    _finish(axes[2, 1], "text reconstruction loss, new items / old items")
+    lines = [*axes[0, 0].get_lines(), axes[2, 0].get_lines()[-1]]
+    figure.legend(handles=lines, loc="outside upper center", ncols=len(lines), **_LEGEND)
     figure.savefig(file, dpi=160)
 
 
@@ -88,6 +93,8 @@ def draw_cost(rows: Sequence[Row], policy: str, fits: Sequence[Growth], policies
     fitted = [fit.fixed + fit.a_row_new * row["rows_new"] + fit.a_row_log * row["rows_log"] for row in own]
     left.plot(log, fitted, color=INK, linewidth=1.4, label="fit")
     _finish(left, f"CPU seconds of a cycle, {policy}, by stage", "impressions of the log, thousands")
+    left.set_axisbelow(True)
+    left.legend(loc="center left", bbox_to_anchor=(1, 0.5), reverse=True, **_LEGEND)
     for name in policies:
         of = of_policy(rows, name)
         right.plot(
@@ -95,6 +102,7 @@ def draw_cost(rows: Sequence[Row], policy: str, fits: Sequence[Growth], policies
             color=COLORS[name], linewidth=1.3, marker="o", markersize=3, label=name,
         )  # fmt: skip
     right.set_ylim(bottom=0)
+    right.legend(**_LEGEND)
     _finish(right, "CPU seconds of a cycle", "impressions of the log, thousands")
     figure.savefig(file, dpi=160)
 
@@ -116,6 +124,5 @@ def _finish(axes: Axes, title: str, below: str = "") -> None:
     axes.set_xlabel(below, color=MUTED, fontsize=8.5)
     axes.grid(axis="y", color="#d0d7de", linewidth=0.6)
     axes.tick_params(which="both", length=0, labelsize=8, labelcolor=MUTED)
-    axes.legend(frameon=False, fontsize=8, labelcolor=INK)
     for spine in axes.spines.values():
         spine.set_visible(False)

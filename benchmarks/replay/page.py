@@ -21,16 +21,16 @@ WORDS = """
 One champion is trained on the first {learned} periods of {days} days. From there each policy of
 `retrain.encoder.policy` has a run of its own: a cycle a period, {cycles} of them, by the stages and gates of
 `pipelines.retrain`. What a ranker serves is measured on the newest period before any candidate learns it, so every
-figure is of the future. The log: {origin}; {users:.0%} of the users, {rows:,} impressions, {first_items:,} items when
-the first champion is trained and {last_items:,} at the end. Arm `{arm}`, a small model; `rebuild` learns the newest
-{rebuild_days} days.
+NE is of the future. The log: {origin}; {users:.0%} of the users, {rows:,} impressions, {first_items:,} items when
+the first champion is trained and {last_items:,} at the end. Arm `{arm}`, a small model; a ranker with new SIDs
+(`rebuild`) learns {rebuilt}.
 """
 READING = """
 NE and gains are means over the last half of the cycles, clicks of the newest period, conversions of the newest period
 whose labels are known. A gain is the share of `{control}`'s NE by which the policy's is lower, ± the standard error
 over cycles. A cycle promotes its candidate where all gates are open; otherwise the champion stays, and the next
 candidate learns both periods. CPU seconds are of one cycle's stages, each a process that was forked with its
-imports done.
+imports done. Pictures show each figure at its cycle's last date.
 """
 COST = """
 CPU seconds of `{policy}`'s cycles, fitted by least squares without negative terms as a fixed part, a part of the new
@@ -143,7 +143,7 @@ def as_markdown(
         first_items=first["items"],
         last_items=own[-1]["items"],
         arm=config.ranker.arm,
-        rebuild_days=days if days is not None else "so many",
+        rebuilt="all dates" if days is None else f"the newest {days} days",
     )
     parts = [
         f"# {TITLE}",
