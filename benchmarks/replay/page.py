@@ -5,6 +5,7 @@ from typing import Any
 
 from benchmarks.record import Row, markdown_table, source
 from benchmarks.replay.measures import ALL, CONTROL, Growth, best, of_policy
+from benchmarks.replay.run import EVERY
 from pipelines.config import PipelineConfig
 
 TITLE = "A year replayed: retraining week by week"
@@ -22,8 +23,9 @@ One champion is trained on the first {learned} periods of {days} days. From ther
 `retrain.encoder.policy` has a run of its own: a cycle a period, {cycles} of them, by the stages and gates of
 `pipelines.retrain`. What a ranker serves is measured on the newest period before any candidate learns it, so every
 NE is of the future. The log: {origin}; {users:.0%} of the users, {rows:,} impressions, {first_items:,} items when
-the first champion is trained and {last_items:,} at the end. Arm `{arm}`, a small model; a ranker with new SIDs
-(`rebuild`) learns {rebuilt}.
+the first champion is trained and {last_items:,} at the end. Arm `{arm}`, a small model. `refresh` trains the encoder on
+in every cycle; `rebuild` trains a new one in one cycle in {every}, whose ranker learns {rebuilt}, and appends in the
+others.
 """
 READING = """
 NE and gains are means over the last half of the cycles, clicks of the newest period, conversions of the newest period
@@ -143,6 +145,7 @@ def as_markdown(
         first_items=first["items"],
         last_items=own[-1]["items"],
         arm=config.ranker.arm,
+        every=EVERY["rebuild"],
         rebuilt="all dates" if days is None else f"the newest {days} days",
     )
     parts = [

@@ -25,6 +25,8 @@ from pipelines.retrain.registry import Registry
 
 FIRST = "first"
 """The run of the first cycle, which all policies share."""
+EVERY: dict[PolicyName, int] = {"rebuild": 4}
+"""One cycle in so many is the policy's own, the others append; of policies that are not named all are."""
 CODE = ("infra", "encoder", "ranker", "components", "pipelines", "benchmarks/forked_launcher.py")
 
 
@@ -127,7 +129,8 @@ def grown(config: PipelineConfig, span: Span, cache: Path, runs: Path) -> Grown:
 
 def with_policy(config: PipelineConfig, policy: PolicyName) -> PipelineConfig:
     """Return a configuration whose encoders follow a policy, in a run of its name."""
-    encoder = config.retrain.encoder.model_copy(update={"policy": policy})
+    changes = {"policy": policy, "every": EVERY.get(policy, 1)}
+    encoder = config.retrain.encoder.model_copy(update=changes)
     retrain = config.retrain.model_copy(update={"encoder": encoder})
     return config.model_copy(update={"retrain": retrain, "run": config.run.model_copy(update={"name": policy})})
 
