@@ -91,7 +91,7 @@ def _run(arguments: argparse.Namespace) -> None:
     fits = growth(rows, costed)
     print_table(TITLE, policy_rows(lines), POLICY_COLUMNS)
     print_table(f"cost of {costed}", growth_rows(fits), GROWTH_COLUMNS)
-    print(verdict(lines, fits))
+    print(verdict(lines, fits, costed))
     out = results_folder(arguments.out, quick=arguments.quick)
     written = write_results("replay", rows, packages=PACKAGES, out=out)
     draw_replay(rows, scale.policies, out / "replay.png")
@@ -100,7 +100,7 @@ def _run(arguments: argparse.Namespace) -> None:
         "replay.png": "Served NE, gains, drift by week; a filled point is a cycle that promoted its candidate",
         "replay_cost.png": "CPU seconds of a cycle by the impressions of the log",
     }
-    facts = {"origin": origin, "users": span.users, "learned": span.learned}
+    facts = {"origin": origin, "users": span.users, "learned": span.learned, "settings": scale.config.name}
     page = as_markdown(config, facts, rows, lines, fits, costed, pictures)
     (out / "replay.md").write_text(page, encoding="utf-8")
     print(f"{written}\n{out / 'replay.md'}")

@@ -90,8 +90,7 @@ def draw_cost(rows: Sequence[Row], policy: str, fits: Sequence[Growth], policies
         left.bar(log, seconds, width, bottom, color=color, label=stage, linewidth=0)
         bottom += seconds
     fit = next(fit for fit in fits if fit.stage == ALL)
-    fitted = [fit.fixed + fit.a_row_new * row["rows_new"] + fit.a_row_log * row["rows_log"] for row in own]
-    left.plot(log, fitted, color=INK, linewidth=1.4, label="fit")
+    left.plot(log, [fit.at(row) for row in own], color=INK, linewidth=1.4, label="fit")
     _finish(left, f"CPU seconds of a cycle, {policy}, by stage", "impressions of the log, thousands")
     left.set_axisbelow(True)
     left.legend(loc="center left", bbox_to_anchor=(1, 0.5), reverse=True, **_LEGEND)

@@ -86,19 +86,23 @@ def sids_changed(row: Row) -> float | None:
 
 
 class Growth(NamedTuple):
-    """CPU seconds of a cycle as `fixed + a_row_new * rows_new + a_row_log * rows_log`.
+    """CPU seconds of a cycle as `fixed + a_row_learned * rows_learned + a_row_log * rows_log`.
 
     Attributes:
-        stage: whose. fixed, a_row_new, a_row_log: the terms, none negative. seconds: the mean.
+        stage: whose. fixed, a_row_learned, a_row_log: the terms, none negative. seconds: the mean.
         share: of the last cycle's seconds, what does not grow with the log.
     """
 
     stage: str
     fixed: float
-    a_row_new: float
+    a_row_learned: float
     a_row_log: float
     seconds: float
     share: float
+
+    def at(self, row: Row) -> float:
+        """Return the seconds that the fit has for a cycle."""
+        return float(self.fixed + self.a_row_learned * row["rows_learned"] + self.a_row_log * row["rows_log"])
 
 
 ALL = "all stages"
@@ -107,7 +111,8 @@ ALL = "all stages"
 def growth(rows: Sequence[Row], policy: str) -> list[Growth]:
     """Fit the cost of a policy's cycles by stage, and of all stages together (the last).
 
-    Least squares without negative terms: rows are not read for less than nothing.
+    Least squares without negative terms: no row is read in less than no time. Weeks are of about one size, so what a
+    week's own rows cost is in the fixed part, but for the rows learned, which are several weeks' after a rejection.
     """
     own = of_policy(rows, policy)
     stages = list(dict.fromkeys(stage for row in own for stage in row["cpu_seconds"]))
@@ -117,13 +122,13 @@ def growth(rows: Sequence[Row], policy: str) -> list[Growth]:
 
 
 def _fitted(stage: str, rows: Sequence[Row], seconds: Sequence[float]) -> Growth:
-    x_N3 = np.array([[1.0, row["rows_new"], row["rows_log"]] for row in rows])
-    scale_3 = x_N3.max(axis=0)
+    x_N3 = np.array([[1.0, row["rows_learned"], row["rows_log"]] for row in rows])
+    scale_3 = np.maximum(x_N3.max(axis=0), 1.0)
     terms_3 = nnls(x_N3 / scale_3, np.array(seconds))[0] / scale_3
     parts_3 = terms_3 * x_N3[-1]
     total = float(parts_3.sum())
-    fixed, new, log = (float(term) for term in terms_3)
-    return Growth(stage, fixed, new, log, float(np.mean(seconds)), 1 - float(parts_3[2]) / total if total else 1.0)
+    fixed, learned, log = (float(term) for term in terms_3)
+    return Growth(stage, fixed, learned, log, float(np.mean(seconds)), 1 - float(parts_3[2]) / total if total else 1.0)
 
 
 def best(lines: Sequence[Mapping[str, Any]], task: str) -> Mapping[str, Any]:

@@ -15,29 +15,30 @@ POLICY_COLUMNS = {
     "promoted": ">", "SIDs changed a cycle": ".1%", "CPU s a cycle": ".1f", "MB of the run": ",.0f",
 }  # fmt: skip
 GROWTH_COLUMNS = {
-    "stage": "", "CPU s": ".2f", "fixed": ".2f", "ms a new row": ".3f", "ms a row of the log": ".4f",
+    "stage": "", "CPU s": ".2f", "fixed": ".2f", "ms a row learned": ".3f", "ms a row of the log": ".4f",
     "does not grow": ".0%",
 }  # fmt: skip
 WORDS = """
 One champion is trained on the first {learned} periods of {days} days. From there each policy of
 `retrain.encoder.policy` has a run of its own: a cycle a period, {cycles} of them, by the stages and gates of
 `pipelines.retrain`. What a ranker serves is measured on the newest period before any candidate learns it, so every
-NE is of the future. The log: {origin}; {users:.0%} of the users, {rows:,} impressions, {first_items:,} items when
-the first champion is trained and {last_items:,} at the end. Arm `{arm}`, a small model. `refresh` trains the encoder on
-in every cycle; `rebuild` trains a new one in one cycle in {every}, whose ranker learns {rebuilt}, and appends in the
-others.
+NE is of the future. The log ({origin}): {users:.0%} of the users, {rows:,} impressions until {last}, {first_items:,}
+items when the first champion is trained and {last_items:,} at the end. Arm `{arm}`, a small model. `refresh` trains the
+encoder on in every cycle; `rebuild` trains a new one in one cycle in {every}, whose ranker learns {rebuilt}, and
+appends in the others. All settings: [{settings}](../../benchmarks/replay/{settings}).
 """
 READING = """
 NE and gains are means over the last half of the cycles, clicks of the newest period, conversions of the newest period
 whose labels are known. A gain is the share of `{control}`'s NE by which the policy's is lower, ± the standard error
-over cycles. A cycle promotes its candidate where all gates are open; otherwise the champion stays, and the next
-candidate learns both periods. CPU seconds are of one cycle's stages, each a process that was forked with its
-imports done. Pictures show each figure at its cycle's last date.
+over cycles, as if these were independent. A cycle promotes its candidate where all gates are open; otherwise the
+champion stays, and the next candidate learns both periods. CPU seconds are of one cycle's stages, each a process that
+was forked with its imports done. Pictures show each figure at its cycle's last date.
 """
 COST = """
-CPU seconds of `{policy}`'s cycles, fitted by least squares without negative terms as a fixed part, a part of the new
-period's rows and a part of all rows of the log. "does not grow": the share of the last cycle's seconds that is not of
-the log's length.
+CPU seconds of `{policy}`'s cycles, fitted by least squares without negative terms as a fixed part, a part of the rows
+that the cycle learns (clicks of new dates and conversions that became known; of several periods after a rejection) and
+a part of all rows of the log. Periods are of about one size, so what a new one costs beyond training is in the fixed
+part. "does not grow": the share of the last cycle's seconds that is not of the log's length.
 """
 
 
@@ -66,7 +67,7 @@ def growth_rows(fits: Sequence[Growth]) -> list[Row]:
             "stage": fit.stage,
             "CPU s": fit.seconds,
             "fixed": fit.fixed,
-            "ms a new row": 1e3 * fit.a_row_new,
+            "ms a row learned": 1e3 * fit.a_row_learned,
             "ms a row of the log": 1e3 * fit.a_row_log,
             "does not grow": fit.share,
         }
@@ -74,12 +75,16 @@ def growth_rows(fits: Sequence[Growth]) -> list[Row]:
     ]
 
 
-def verdict(lines: Sequence[Mapping[str, Any]], fits: Sequence[Growth]) -> str:
-    """Say in words which policy wins, by what, and what a cycle costs."""
-    return " ".join(_sentences(lines, fits))
+def verdict(lines: Sequence[Mapping[str, Any]], fits: Sequence[Growth], costed: str) -> str:
+    """Say in words which policy wins, by what, and what a cycle costs.
+
+    Args:
+        lines: a line a policy. fits: of the cost of `costed`'s cycles.
+    """
+    return " ".join(_sentences(lines, fits, costed))
 
 
-def _sentences(lines: Sequence[Mapping[str, Any]], fits: Sequence[Growth]) -> Iterator[str]:
+def _sentences(lines: Sequence[Mapping[str, Any]], fits: Sequence[Growth], costed: str) -> Iterator[str]:
     for task in ("click", "conversion"):
         if any(line[f"{task}_ne"] is not None for line in lines):
             yield _winner(lines, task)
@@ -90,7 +95,7 @@ def _sentences(lines: Sequence[Mapping[str, Any]], fits: Sequence[Growth]) -> It
     beside = f"; {' and '.join(ratios)}" if ratios else ""
     yield f"A cycle of `{cheapest['policy']}` takes {least:.0f} CPU seconds, the fewest{beside}."
     whole = next(fit for fit in fits if fit.stage == ALL)
-    yield f"{whole.share:.0%} of the last such cycle does not grow with the log."
+    yield f"Of the CPU seconds of the last cycle of `{costed}`, {whole.share:.0%} do not grow with the log."
 
 
 def _winner(lines: Sequence[Mapping[str, Any]], task: str) -> str:
@@ -109,7 +114,13 @@ def _winner(lines: Sequence[Mapping[str, Any]], task: str) -> str:
         and line[f"{task}_gain"] is not None
         and gain - line[f"{task}_gain"] <= 2 * error
     ]
-    return f"{said}; {' and '.join(near)} within two standard errors of it." if near else f"{said}."
+    worse = [
+        f"`{line['policy']}` is worse than `{CONTROL}` ({_gain(line, task)})"
+        for line in lines
+        if line["policy"] != CONTROL and line[f"{task}_gain"] is not None and line[f"{task}_gain"] < 0
+    ]
+    within = [f"{' and '.join(near)} within two standard errors of it"] if near else []
+    return "; ".join([said, *within, *worse]) + "."
 
 
 def _gain(line: Mapping[str, Any], task: str) -> str:
@@ -131,7 +142,8 @@ def as_markdown(
     """Return the page.
 
     Args:
-        config: of the runs. facts: `origin`, `users` and `learned`. rows: a row a cycle. lines: a line a policy.
+        config: of the runs. facts: `origin`, `users`, `learned`, and `settings`, the file of them.
+        rows: a row a cycle. lines: a line a policy.
         fits: of the cost of `costed`'s cycles. pictures: file name -> what it shows.
     """
     own = of_policy(rows, costed)
@@ -142,6 +154,7 @@ def as_markdown(
         days=config.retrain.every_days,
         cycles=len(own),
         rows=own[-1]["rows_log"],
+        last=own[-1]["newest"],
         first_items=first["items"],
         last_items=own[-1]["items"],
         arm=config.ranker.arm,
@@ -150,7 +163,7 @@ def as_markdown(
     )
     parts = [
         f"# {TITLE}",
-        verdict(lines, fits),
+        verdict(lines, fits, costed),
         words.strip(),
         source(PACKAGES),
         READING.format(control=CONTROL).strip(),

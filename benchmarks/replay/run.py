@@ -20,6 +20,7 @@ from pipelines.execution import Pipeline, run_dir
 from pipelines.graph import prepare_stage
 from pipelines.retrain.config import PolicyName
 from pipelines.retrain.cycle import Retraining
+from pipelines.retrain.decide import dates_judged
 from pipelines.retrain.ledger import Cycle, Ledger, Outcome
 from pipelines.retrain.registry import Registry
 
@@ -192,12 +193,14 @@ def _rows(ledger: Ledger, policy: PolicyName) -> Iterator[Row]:
         dataset = read_dataset(ledger.run / plan.prepared)
         seen = date.min if before is None or before.plan.newest is None else before.plan.newest
         by_date = {entry.date: entry.rows for entry in dataset.partitions("events")}
+        learned = dates_judged(plan.learned) if outcome.candidate is not None else ()
         yield {
             "policy": policy,
             "cycle": plan.number,
             "as_of": str(plan.as_of),
             "newest": str(plan.newest),
             "rows_new": sum(rows for day, rows in by_date.items() if day > seen),
+            "rows_learned": sum(rows for day, rows in by_date.items() for low, high in learned if low <= day <= high),
             "rows_log": sum(by_date.values()),
             "items": dataset.spec.num_items,
             "promoted": outcome.promoted,

@@ -121,7 +121,7 @@ def cycles(policy: str, click_ne: list[float], seconds: list[float]) -> Iterator
     for number, (ne, cost) in enumerate(zip([0.0, *click_ne], [9.0, *seconds], strict=True), 1):
         yield {
             "policy": policy, "cycle": number, "newest": f"2024-01-{number:02d}", "promoted": True,
-            "rows_new": 100, "rows_log": 1000 + 100 * number, "cpu_seconds": {"judge": cost},
+            "rows_learned": 100, "rows_log": 1000 + 100 * number, "cpu_seconds": {"judge": cost},
             "figures": {"champion_click_ne": ne, "sid_changed_share.sid.5": 0.1, "sid_changed_share.sid.15": 0.3},
         }  # fmt: skip
 
@@ -152,10 +152,15 @@ def test_what_grows_with_the_log_is_told_apart() -> None:
 
 def test_words_follow_from_the_figures() -> None:
     lines = [summary(ROWS, policy, 7) for policy in ("append", "never")]
-    words = verdict(lines, growth(ROWS, "append"))
+    fits = growth(ROWS, "append")
+    words = verdict(lines, fits, "append")
     assert "By click NE `append` is best, +15.00 % ±5.00 over `never`." in words
+    assert "Of the CPU seconds of the last cycle of `append`, 35% do not grow with the log." in words
     worse = [{**lines[0], "click_ne": 0.9}, lines[1]]
-    assert "By click NE no policy is better than to train no more" in verdict(worse, growth(ROWS, "append"))
+    assert "By click NE no policy is better than to train no more" in verdict(worse, fits, "append")
+    third = {**lines[0], "policy": "rebuild", "click_ne": 0.8, "click_gain": -0.1}
+    words = verdict([*lines, third], fits, "append")
+    assert "`append` is best" in words and "`rebuild` is worse than `never` (-10.00 % ±5.00)" in words
 
 
 @pytest.mark.slow
@@ -171,6 +176,7 @@ def test_four_weeks_are_replayed_by_two_policies(tmp_path: Path) -> None:
     assert append[1]["figures"]["champion_click_ne"] == never[1]["figures"]["champion_click_ne"]
     assert append[3]["figures"]["champion_click_ne"] != never[3]["figures"]["champion_click_ne"]
     assert append[0]["items"] < append[3]["items"]
+    assert append[1]["rows_learned"] > 0 == never[1]["rows_learned"]
     assert {"prepare", "ranker-side", "judge"} <= append[1]["cpu_seconds"].keys()
     assert "ranker-side" not in never[1]["cpu_seconds"]
     page = (tmp_path / "out" / "replay.md").read_text()
