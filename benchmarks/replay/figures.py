@@ -100,8 +100,8 @@ def draw_cost(rows: Sequence[Row], policy: str, fits: Sequence[Growth], policies
             [row["rows_log"] / 1e3 for row in of], [sum(row["cpu_seconds"].values()) for row in of],
             color=COLORS[name], linewidth=1.3, marker="o", markersize=3, label=name,
         )  # fmt: skip
-    right.set_ylim(bottom=0)
-    right.legend(**_LEGEND)
+    right.set_ylim(0, 1.15 * right.get_ylim()[1])
+    right.legend(loc="upper left", ncols=len(policies), **_LEGEND)
     _finish(right, "CPU seconds of a cycle", "impressions of the log, thousands")
     figure.savefig(file, dpi=160)
 

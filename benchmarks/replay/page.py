@@ -107,7 +107,7 @@ def _winner(lines: Sequence[Mapping[str, Any]], task: str) -> str:
     said = f"By {task} NE `{first['policy']}` is best, {_gain(first, task)} over `{CONTROL}`"
     said += "" if clear else ", less than two standard errors"
     near = [
-        f"`{line['policy']}`"
+        line
         for line in lines
         if line["policy"] not in (CONTROL, first["policy"])
         and error is not None
@@ -119,7 +119,9 @@ def _winner(lines: Sequence[Mapping[str, Any]], task: str) -> str:
         for line in lines
         if line["policy"] != CONTROL and line[f"{task}_gain"] is not None and line[f"{task}_gain"] < 0
     ]
-    within = [f"{' and '.join(near)} within two standard errors of it"] if near else []
+    cheapest = min([first, *near], key=lambda line: float(line["cpu_seconds"]))
+    named = " and ".join(f"`{line['policy']}`" for line in near)
+    within = [f"{named} within two standard errors of it; `{cheapest['policy']}` costs least of these"] if near else []
     return "; ".join([said, *within, *worse]) + "."
 
 

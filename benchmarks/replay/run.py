@@ -28,6 +28,11 @@ FIRST = "first"
 """The run of the first cycle, which all policies share."""
 EVERY: dict[PolicyName, int] = {"rebuild": 4}
 """One cycle in so many is the policy's own, the others append; of policies that are not named all are."""
+FIGURES = (
+    "candidate_", "champion_", "click_gain", "conversion_gain", "sid_changed_share", "new_item_share",
+    "reconstruction_ratio",
+)  # fmt: skip
+"""How the figures of a cycle begin that are kept in a replay's rows; all others are in its ledger."""
 CODE = ("infra", "encoder", "ranker", "components", "pipelines", "benchmarks/forked_launcher.py")
 
 
@@ -207,7 +212,7 @@ def _rows(ledger: Ledger, policy: PolicyName) -> Iterator[Row]:
             "closed": [gate.name for gate in outcome.gates if gate.verdict != "open"],
             "cpu_seconds": cpu_seconds(ledger.run, cycle, outcome),
             "wall_seconds": outcome.seconds,
-            "figures": outcome.figures,
+            "figures": {name: value for name, value in outcome.figures.items() if name.startswith(FIGURES)},
         }
 
 

@@ -160,6 +160,9 @@ def test_words_follow_from_the_figures() -> None:
     assert "By click NE no policy is better than to train no more" in verdict(worse, fits, "append")
     third = {**lines[0], "policy": "rebuild", "click_ne": 0.8, "click_gain": -0.1}
     words = verdict([*lines, third], fits, "append")
+    close = {**lines[0], "policy": "refresh", "click_ne": 0.5, "click_gain": 0.2, "cpu_seconds": 9.0}
+    told = "`append` within two standard errors of it; `append` costs least of these"
+    assert told in verdict([*lines, close], fits, "append")
     assert "`append` is best" in words and "`rebuild` is worse than `never` (-10.00 % ±5.00)" in words
 
 
