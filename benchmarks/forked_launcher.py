@@ -28,6 +28,7 @@ _STAGES.set_forkserver_preload([
     "ranker.score", "ranker.export", "pipelines.retrain.judge",
 ])  # fmt: skip
 LOG_FILE = "log.txt"
+CPU_FILE = "cpu_seconds.txt"
 
 
 class Forked(NamedTuple):
@@ -51,7 +52,7 @@ class ForkedLauncher:
         self._under_way: list[Forked] = []
 
     def start(self, label: str, app: AppDef, rank_logs: Path, limit_s: float) -> Forked:
-        """Fork a stage; what it prints goes to a file in `rank_logs`."""
+        """Fork a stage; what it prints goes to a file in `rank_logs`, and the CPU seconds that it took to another."""
         module, arguments = stage_command(app)
         rank_logs.mkdir(parents=True, exist_ok=True)
         environment = {**os.environ, **app.roles[0].env, "OMP_NUM_THREADS": "1"}
@@ -116,3 +117,4 @@ def _run(module: str, arguments: list[str], environment: dict[str, str], log: st
         except Exception:
             traceback.print_exc()
             raise SystemExit(1) from None
+    Path(log).with_name(CPU_FILE).write_text(f"{time.process_time()}\n", encoding="utf-8")

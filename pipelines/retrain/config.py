@@ -45,7 +45,8 @@ class GatesConfig(Config):
     """What must hold before a candidate takes the champion's place."""
 
     tasks: tuple[str, ...] | None = None
-    """The tasks whose gates must be open; by default those without a parent. The others are reported."""
+    """The tasks whose gates must be open; by default those without a parent. Another task keeps a candidate out only
+    where it is shown to be worse: the upper end of the interval of its gain lies below minus `max_loss`."""
     max_loss: NonNegativeFloat = 0.005
     """How much of the champion's normalized entropy a candidate may lose, as a share: the lower end of the interval of
     its gain must not lie below minus this."""
@@ -76,6 +77,8 @@ class EncoderPolicy(Config):
     """`refresh` and `rebuild` come in each so-many-th cycle; in the others new items are appended."""
     when: dict[str, Bounds] = {}
     """Figures of the last cycle's drift; one that lies outside brings `refresh` or `rebuild` forward."""
+    refresh_training: dict[str, Any] = {}
+    """`refresh`: settings of `encoder.training` that differ from the first training's, such as fewer epochs."""
     rebuild_days: PositiveInt | None = None
     """`rebuild`: the newest so many dates, of whose rows a ranker with new SIDs learns; by default all there are."""
     rebuild_tables: Literal["same", "anew"] = "anew"

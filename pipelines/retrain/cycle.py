@@ -1,7 +1,7 @@
 """One cycle of retraining, from what arrived to the verdict; see `pipelines.retrain.ledger` for what is kept."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from functools import cached_property
 from pathlib import Path
@@ -43,6 +43,7 @@ class Retraining:
 
     config: PipelineConfig
     launcher: Launches
+    _preparing: dict[str, float] = field(default_factory=dict, init=False)  # seconds, by stage
 
     @property
     def run(self) -> Path:
@@ -142,6 +143,7 @@ class Retraining:
     def _prepared(self, as_of: date | None) -> Path:
         stage, pipeline = self.prepare(as_of), self.pipeline()
         pipeline.bring([stage])
+        self._preparing = pipeline.seconds
         return pipeline.done[stage.label]
 
     def _revised(self, dataset: Dataset, last: Cycle | None, done: Mapping[str, date]) -> tuple[date, ...]:
@@ -172,7 +174,7 @@ class Retraining:
             promoted=candidate is not None and may_promote(gates),
             gates=gates,
             figures=judgement["figures"],
-            seconds=pipeline.seconds,
+            seconds={**self._preparing, **pipeline.seconds},
             stages={label: self._kept(path) for label, path in made.items()},
         )
         cycle = self.ledger.close(outcome)

@@ -32,11 +32,29 @@ def task_gates(
         config: the bounds. judged: by task. roots: tasks without a parent, which decide by default.
         has_champion: whether there is one to compare with.
     """
-    return [
-        gate
-        for task in (tuple(roots) if config.tasks is None else config.tasks)
-        for gate in _of_task(config, task, judged.get(task), has_champion)
+    deciding = tuple(roots) if config.tasks is None else config.tasks
+    found = [gate for task in deciding for gate in _of_task(config, task, judged.get(task), has_champion)]
+    others = {task: one for task, one in judged.items() if task not in deciding}
+    return found + [
+        _harm_gate(config, task, one) for task, one in others.items() if one.gain and _is_enough(config, one)
     ]
+
+
+def _is_enough(config: GatesConfig, judged: Judged) -> bool:
+    return judged.positives >= config.min_positives and judged.users >= config.min_users
+
+
+def _harm_gate(config: GatesConfig, task: str, judged: Judged) -> Gate:
+    """Return the gate of a task that does not decide: closed where it is shown to be worse."""
+    assert judged.gain is not None
+    value, low, high = judged.gain
+    return Gate(
+        name=f"harm {task}",
+        verdict="open" if high >= -config.max_loss else "closed",
+        figure=high,
+        rule=f"upper end at least {-config.max_loss:+.2%}",
+        why=f"NE gain over the champion {value:+.2%} ({low:+.2%} to {high:+.2%})",
+    )
 
 
 def _of_task(config: GatesConfig, task: str, judged: Judged | None, has_champion: bool) -> list[Gate]:
@@ -44,7 +62,7 @@ def _of_task(config: GatesConfig, task: str, judged: Judged | None, has_champion
     if judged is None:
         return [Gate(name=f"rows {task}", verdict="no verdict", rule=rule, why="no date with mature labels is judged")]
     told = f"{judged.rows:,} rows, {judged.positives:,} positives, {judged.users:,} users"
-    is_enough = judged.positives >= config.min_positives and judged.users >= config.min_users
+    is_enough = _is_enough(config, judged)
     rows = Gate(
         name=f"rows {task}", verdict="open" if is_enough else "no verdict", figure=judged.positives, rule=rule, why=told
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from components import ranker as ranker_jobs
-from encoder.config import ENCODER_INPUT
+from encoder.config import ENCODER_INPUT, EncoderConfig
 from infra.config import parse, plain
 from pipelines.config import PipelineConfig
 from pipelines.graph import (
@@ -27,7 +27,7 @@ from ranker.config import HoldoutConfig, RankerConfig
 from ranker.score_config import ScoreConfig
 
 PREPARED, BEFORE, CHAMPION = "prepare", "before", "champion"
-"""Labels of what lies there already: the snapshot, the last cycle's with its SIDs, and the champion's ranker."""
+"""Labels of what lies there already: the snapshot, the champion's with its SIDs, and the champion's ranker."""
 CONTROL = "control"
 """Variant of the stages that measure the champion."""
 
@@ -76,7 +76,10 @@ def _encoder(config: PipelineConfig, plan: Plan, name: str, has_champion: bool) 
     if plan.policy != "refresh":
         return champion_encoder(name)
     stage = encoder_stage(config, name)
-    return replace(stage, inputs={**stage.inputs, "start": champion_encoder(name)})
+    values = plain(stage.config)
+    training = {**values["training"], **config.retrain.encoder.refresh_training}
+    settings = parse(EncoderConfig, {**values, "training": training}, "retrain.encoder.refresh_training")
+    return replace(stage, config=settings, inputs={**stage.inputs, "start": champion_encoder(name)})
 
 
 def _label(encoder: Stage | str) -> str:

@@ -77,6 +77,13 @@ def test_nights_go_on_from_the_champion_and_learn_each_label_once(passed: Path) 
         assert learned[1][0] == learned[1][1] == date.fromordinal(learned[0][1].toordinal() + 1)
 
 
+def test_the_seconds_of_a_cycle_are_of_all_its_stages(passed: Path) -> None:
+    for cycle in ledger_of(config_in(passed)).cycles:
+        assert cycle.outcome is not None
+        assert cycle.outcome.seconds.keys() == {"prepare", *cycle.outcome.stages}
+        assert min(cycle.outcome.seconds.values()) > 0
+
+
 def test_no_published_sid_moves(passed: Path) -> None:
     config = config_in(passed)
     versions = ledger_of(config).versions

@@ -62,6 +62,17 @@ def test_the_tasks_that_decide_can_be_named() -> None:
     assert "rows conversion" in verdicts(GOOD, tasks=("click", "conversion"))
 
 
+@pytest.mark.parametrize(("gain", "verdict"), [((-0.02, -0.03, -0.006), "closed"), ((-0.02, -0.04, -0.004), "open")])
+def test_a_task_that_does_not_decide_keeps_out_what_is_shown_to_be_worse(
+    gain: tuple[float, float, float], verdict: str
+) -> None:
+    judged = {"click": GOOD, "conversion": GOOD._replace(gain=gain)}
+    (harm,) = [gate for gate in task_gates(CONFIG, judged, ["click"], True) if gate.name == "harm conversion"]
+    assert harm.verdict == verdict and harm.figure == gain[2]
+    few = {**judged, "conversion": judged["conversion"]._replace(positives=3)}
+    assert not any(gate.name == "harm conversion" for gate in task_gates(CONFIG, few, ["click"], True))
+
+
 def test_drift_is_held_against_its_bounds() -> None:
     config = GatesConfig(drift={"new_item_share": Bounds(max=0.5), "volume_change": Bounds(min=-0.5)})
     found = drift_gates(config, {"new_item_share": 0.6})

@@ -1,0 +1,229 @@
+"""One run a policy: cycles of `pipelines.retrain` over a log that grows by a period at a time."""
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.forked_launcher import CPU_FILE, ForkedLauncher
+from benchmarks.record import Row
+from benchmarks.replay.log import Sample, growing_log
+from infra.code import code_digest
+from infra.config import digest, parse, plain
+from infra.errors import ConfigError, StageError
+from infra.snapshot import Dataset, read_dataset
+from pipelines.config import PipelineConfig
+from pipelines.execution import Pipeline, run_dir
+from pipelines.graph import prepare_stage
+from pipelines.retrain.config import PolicyName
+from pipelines.retrain.cycle import Retraining
+from pipelines.retrain.decide import dates_judged
+from pipelines.retrain.ledger import Cycle, Ledger, Outcome
+from pipelines.retrain.registry import Registry
+
+FIRST = "first"
+"""The run of the first cycle, which all policies share."""
+EVERY: dict[PolicyName, int] = {"rebuild": 4}
+"""One cycle in so many is the policy's own, the others append; of policies that are not named all are."""
+FIGURES = (
+    "candidate_", "champion_", "click_gain", "conversion_gain", "sid_changed_share", "new_item_share",
+    "reconstruction_ratio",
+)  # fmt: skip
+"""How the figures of a cycle begin that are kept in a replay's rows; all others are in its ledger."""
+CODE = ("infra", "encoder", "ranker", "components", "pipelines", "benchmarks/forked_launcher.py")
+
+
+@dataclass(frozen=True)
+class Span:
+    """How much of a log is replayed, in periods of `retrain.every_days`.
+
+    Attributes:
+        users: share of the log's users. learned: periods that the first champion learns.
+        cycles: the most that come after it; None: all that the log has.
+    """
+
+    users: float
+    learned: int
+    cycles: int | None = None
+
+    def as_ofs(self, dates: Sequence[date], days: int) -> list[date]:
+        """Return the ends of the cycles, the first champion's included.
+
+        Args:
+            dates: the log's, in order. days: of a period.
+
+        Raises:
+            ConfigError: the log is too short for a cycle after the first.
+        """
+        periods = ((dates[-1] - dates[0]).days + 1) // days
+        first = self.learned + 1  # one more than learned, to judge by
+        last = periods if self.cycles is None else min(periods, first + self.cycles)
+        if last <= first:
+            raise ConfigError(f"replay: the log has {periods} periods of {days} days; must have more than {first}")
+        return [dates[0] + timedelta(days=days * number) for number in range(first, last + 1)]
+
+
+class Untold(Registry):
+    """A tracking store that is told nothing: a replay's record is its ledger."""
+
+    def __init__(self) -> None:
+        """Leave the store alone."""
+
+    def edited(self) -> str:
+        """Return that nobody edited it."""
+        return ""
+
+    def publish(self, ledger: Ledger, config: Mapping[str, Any], force: bool = False) -> None:
+        """Tell nothing."""
+
+
+class Replayed(Retraining):
+    """Retraining of which no tracking store is told."""
+
+    @cached_property
+    def registry(self) -> Registry:
+        """The store that is told nothing."""
+        return Untold()
+
+
+def raw_dataset(config: PipelineConfig, cache: Path) -> Dataset:
+    """Return the dataset of the configured source, prepared once below `cache`."""
+    launcher = ForkedLauncher()
+    try:
+        run = config.run.model_copy(update={"name": "raw", "runs_dir": cache})
+        pipeline = Pipeline(run, launcher, None, "")
+        stage = prepare_stage(config)
+        pipeline.bring([stage])
+        return read_dataset(pipeline.done[stage.label])
+    finally:
+        launcher.close()
+
+
+class Grown(NamedTuple):
+    """What is replayed.
+
+    Attributes:
+        config: of all runs, over the sampled log. as_ofs: ends of the cycles. origin: where the log is from.
+    """
+
+    config: PipelineConfig
+    as_ofs: list[date]
+    origin: str
+
+
+def grown(config: PipelineConfig, span: Span, cache: Path, runs: Path) -> Grown:
+    """Return what is replayed, after the log was sampled.
+
+    Args:
+        config: the log's source, and what its models are. span: how much of it.
+        cache: where the log is kept. runs: where runs are kept, those of the same log, settings and code together.
+    """
+    dataset = raw_dataset(config, cache)
+    days = config.retrain.every_days
+    log = growing_log(dataset, cache, Sample(span.users, days))
+    source = {"kind": "tables", "path": str(log), "requests": "request_id", "test_days": days}
+    values = plain(config) | {"prepare": {"source": source, "cache_dir": str(cache)}}
+    one = parse(PipelineConfig, values, "replay")
+    folder = runs / digest({"config": values, "code": code_digest(CODE)})[:12]
+    run = one.run.model_copy(update={"runs_dir": folder})
+    replayed = one.model_copy(update={"run": run})
+    return Grown(replayed, span.as_ofs(dataset.dates(), days), dataset.spec.origin)
+
+
+def with_policy(config: PipelineConfig, policy: PolicyName) -> PipelineConfig:
+    """Return a configuration whose encoders follow a policy, in a run of its name."""
+    changes = {"policy": policy, "every": EVERY.get(policy, 1)}
+    encoder = config.retrain.encoder.model_copy(update=changes)
+    retrain = config.retrain.model_copy(update={"encoder": encoder})
+    return config.model_copy(update={"retrain": retrain, "run": config.run.model_copy(update={"name": policy})})
+
+
+def first_champion(config: PipelineConfig, as_of: date) -> None:
+    """Train the first champion, where that was not done.
+
+    Raises:
+        StageError: it was not promoted.
+    """
+    one = config.model_copy(update={"run": config.run.model_copy(update={"name": FIRST})})
+    ledger = _brought(one, [as_of])
+    if ledger.champion is None:
+        outcome = ledger.cycles[0].outcome
+        gates = outcome.gates if outcome is not None else ()
+        closed = [f"{gate.name}: {gate.why or gate.rule}" for gate in gates if gate.verdict != "open"]
+        raise StageError(f"{run_dir(one.run)}: the first ranker was not promoted: {'; '.join(closed)}")
+
+
+def replay(config: PipelineConfig, policy: PolicyName, as_ofs: Sequence[date]) -> list[Row]:
+    """Bring all cycles of a policy after the first champion's, those that were brought before aside.
+
+    Args:
+        config: of all runs. policy: of this one. as_ofs: ends of the cycles; the first is `first_champion`'s.
+
+    Returns:
+        a row a cycle.
+    """
+    one = with_policy(config, policy)
+    folder = run_dir(one.run)
+    if not folder.exists():
+        copy = folder.with_name(f".{folder.name}.tmp")
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(folder.with_name(FIRST), copy)
+        copy.rename(folder)
+    return list(_rows(_brought(one, as_ofs), policy))
+
+
+def _brought(config: PipelineConfig, as_ofs: Sequence[date]) -> Ledger:
+    launcher = ForkedLauncher()
+    try:
+        retraining = Replayed(config, launcher)
+        ledger = retraining.ledger
+        if ledger.under_way is not None:
+            retraining.step()
+        over = [cycle.plan.as_of for cycle in ledger.cycles]
+        for as_of in as_ofs:
+            if as_of not in over:
+                retraining.step(as_of)
+        return ledger
+    finally:
+        launcher.close()
+
+
+def _rows(ledger: Ledger, policy: PolicyName) -> Iterator[Row]:
+    for before, cycle in zip([None, *ledger.cycles], ledger.cycles, strict=False):
+        plan, outcome = cycle.plan, cycle.outcome
+        assert outcome is not None and plan.newest is not None
+        dataset = read_dataset(ledger.run / plan.prepared)
+        seen = date.min if before is None or before.plan.newest is None else before.plan.newest
+        by_date = {entry.date: entry.rows for entry in dataset.partitions("events")}
+        learned = dates_judged(plan.learned) if outcome.candidate is not None else ()
+        yield {
+            "policy": policy,
+            "cycle": plan.number,
+            "as_of": str(plan.as_of),
+            "newest": str(plan.newest),
+            "rows_new": sum(rows for day, rows in by_date.items() if day > seen),
+            "rows_learned": sum(rows for day, rows in by_date.items() for low, high in learned if low <= day <= high),
+            "rows_log": sum(by_date.values()),
+            "items": dataset.spec.num_items,
+            "promoted": outcome.promoted,
+            "closed": [gate.name for gate in outcome.gates if gate.verdict != "open"],
+            "cpu_seconds": cpu_seconds(ledger.run, cycle, outcome),
+            "wall_seconds": outcome.seconds,
+            "figures": {name: value for name, value in outcome.figures.items() if name.startswith(FIGURES)},
+        }
+
+
+def cpu_seconds(run: Path, cycle: Cycle, outcome: Outcome) -> dict[str, float]:
+    """Return the CPU seconds of a cycle's stages, `prepare` included, by label."""
+    made = {"prepare": cycle.plan.prepared, **outcome.stages}
+    files = {label: (run / path).with_name(f"{path.name}.logs") / CPU_FILE for label, path in made.items()}
+    return {label: float(file.read_text()) for label, file in files.items()}
+
+
+def run_bytes(config: PipelineConfig, policy: PolicyName) -> int:
+    """Return the bytes of a policy's run."""
+    folder = run_dir(with_policy(config, policy).run)
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
