@@ -101,8 +101,9 @@ class RetrainConfig(Config):
     training: dict[str, Any] = {"window_days": 1}
     """Settings of `ranker.training` in cycles that start from a champion. What neither sets and a rule would decide is
     the first training's batch size, and one epoch."""
-    registered_model: str = Field(default="sidestack-ranker", pattern=r"^[\w .-]+$")
-    """Name in MLflow's registry, whose aliases `challenger` and `champion` are moved."""
+    registered_model: str | None = Field(default=None, pattern=r"^[\w .-]+$")
+    """Name in MLflow's registry, whose aliases `challenger` and `champion` are moved; by default `sidestack-` and the
+    run's name, as two runs cannot share a champion."""
 
 
 class JudgeConfig(Config):

@@ -59,7 +59,8 @@ class Retraining:
     def registry(self) -> Registry:
         """The tracking store."""
         run = self.config.run
-        return Registry(self.run, run.name, run.runs_dir, self.config.retrain.registered_model)
+        model = self.config.retrain.registered_model or f"sidestack-{run.name}"
+        return Registry(self.run, run.name, run.runs_dir, model)
 
     def step(self, as_of: date | None = None) -> Cycle | None:
         """Take up the cycle that is under way, or begin one if enough has arrived, and bring it to its end.

@@ -22,7 +22,7 @@ from pipelines.retrain.tell import status_table
 from tests.pipelines.retrain.nights import config_in, night, pass_nights, retraining
 
 pytestmark = pytest.mark.slow
-MODEL = "sidestack-ranker"
+MODEL = "sidestack-nights"
 
 
 @pytest.fixture(autouse=True)

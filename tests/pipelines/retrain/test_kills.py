@@ -120,10 +120,10 @@ def require_store(folder: Path) -> None:
         runs = client.search_runs([experiment.experiment_id], "attributes.run_name LIKE 'cycle%'")
         assert sorted(run.data.tags["sidestack.cycle"] for run in runs) == ["1", "2"]
         assert {run.info.status for run in runs} == {"FINISHED"}
-        versions = client.search_model_versions("name = 'sidestack-ranker'")
+        versions = client.search_model_versions("name = 'sidestack-nights'")
         cycles = [version.tags["sidestack.cycle"] for version in versions]
         assert sorted(cycles) == ["1", "2"], "each candidate is registered once"
-        champion = str(client.get_registered_model("sidestack-ranker").aliases["champion"])
-        assert client.get_model_version("sidestack-ranker", champion).tags["sidestack.cycle"] == "2"
+        champion = str(client.get_registered_model("sidestack-nights").aliases["champion"])
+        assert client.get_model_version("sidestack-nights", champion).tags["sidestack.cycle"] == "2"
     finally:
         patch.undo()
