@@ -11,7 +11,7 @@ predict every held-out row, write predictions, model and summary.
 
 import gc
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -41,7 +41,7 @@ from ranker.bundle import FOLDER as MODEL
 from ranker.bundle import save_bundle
 from ranker.config import AdmissionConfig, Dates, RankerConfig
 from ranker.cost import column_cost, embedding_bytes, expected_traffic, peak_memory_bytes
-from ranker.features import arm_features, dataset_sids
+from ranker.features import ArmFeatures, arm_features, dataset_sids
 from ranker.fit import Fit, Model, start_model, taken_up
 from ranker.frozen import read_frozen
 from ranker.id_tables import describe_tables
@@ -119,15 +119,7 @@ def train(run: StageRun[RankerConfig]) -> None:
         frozen = replace(frozen, dense_2F=dense_moments(fitting, world))
     else:
         start.tell(run.log, features)
-    for column, turnover in changed.items():
-        run.log.say(f"ranker: {column}: {_turnover_line(turnover, config.model.admission[column])}")
-    hashed = [feature.rows for feature in features.tables if feature.is_sid and feature.is_hashed]
-    if words := told(run.config, config, days, max(hashed, default=0)):
-        run.log.say(words)
-    if config.training.children == "entire_space" and all(task.given is None for task in features.tasks.values()):
-        run.log.say("ranker.training.children=entire_space changes nothing: no task of the dataset has a parent")
-    if config.training.restart_tables and config.training.epochs == 1:
-        run.log.say("ranker.training.restart_tables=true changes nothing: there is one epoch")
+    _tell_decisions(run, config, days, features, changed)
     # All before the training, so that what is wrong with one is known in time.
     readers = open_readers(fitting, held_out, config.training, world)
     if run.checkpoints is not None:
@@ -158,6 +150,25 @@ def train(run: StageRun[RankerConfig]) -> None:
     run.facts["arm"] = config.arm
     run.facts["sid_fingerprints"] = {name: sid.fingerprint for name, sid in features.sids.items()}
     barrier(world)
+
+
+def _tell_decisions(
+    run: StageRun[RankerConfig],
+    config: DecidedConfig,
+    days: Sequence[Day],
+    features: ArmFeatures,
+    changed: Mapping[str, Turnover],
+) -> None:
+    """Say what rules decided, which ids got rows, and which settings change nothing."""
+    for column, turnover in changed.items():
+        run.log.say(f"ranker: {column}: {_turnover_line(turnover, config.model.admission[column])}")
+    hashed = [feature.rows for feature in features.tables if feature.is_sid and feature.is_hashed]
+    if words := told(run.config, config, days, max(hashed, default=0)):
+        run.log.say(words)
+    if config.training.children == "entire_space" and all(task.given is None for task in features.tasks.values()):
+        run.log.say("ranker.training.children=entire_space changes nothing: no task of the dataset has a parent")
+    if config.training.restart_tables and config.training.epochs == 1:
+        run.log.say("ranker.training.restart_tables=true changes nothing: there is one epoch")
 
 
 def use_tf32(device: torch.device, log: RunLog) -> None:
