@@ -72,7 +72,7 @@ class Untold(Registry):
     def __init__(self) -> None:
         """Leave the store alone."""
 
-    def edited(self) -> str:
+    def edited(self, ledger: Ledger) -> str:
         """Return that nobody edited it."""
         return ""
 

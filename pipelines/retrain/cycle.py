@@ -102,8 +102,7 @@ class Retraining:
         if not due:
             say("retrain", f"nothing to do: {why}")
             return None
-        trained = sum(cycle.outcome is not None and bool(cycle.outcome.stages) for cycle in ledger.cycles)
-        policy, reason = policy_of(settings.encoder, trained, last)
+        policy, reason = policy_of(settings.encoder, len(ledger.ended), last)
         if champion is None and policy != "append":
             policy, reason = "append", ""
         done = {} if champion is None else champion.learned_to
@@ -166,7 +165,7 @@ class Retraining:
         made = {stage.label: pipeline.done[stage.label] for stage in stages}
         judgement = read_json(made["judge"] / JUDGEMENT_FILE)
         gates = tuple(Gate(**gate) for gate in judgement["gates"])
-        if edited := self.registry.edited():
+        if edited := self.registry.edited(self.ledger):
             gates += (Gate(name="registry", verdict="closed", rule="as it was left", why=edited),)
         candidate = self._version(plan, made, lying)
         outcome = Outcome(

@@ -159,10 +159,14 @@ class Ledger:
         return self.versions[self.champions[-1]] if self.champions else None
 
     @property
+    def ended(self) -> list[Cycle]:
+        """The cycles that ran to their end: no roll-backs, and none that was given up and learned nothing."""
+        return [one for one in self.cycles if one.outcome is not None and one.outcome.stages]
+
+    @property
     def trained(self) -> Cycle | None:
-        """The last cycle that was brought to its end; one that was given up learned nothing."""
-        over = [one for one in self.cycles if one.outcome is not None and one.outcome.stages]
-        return over[-1] if over else None
+        """The last cycle that ran to its end."""
+        return self.ended[-1] if self.ended else None
 
     def open(self, plan: Plan) -> None:
         """Write a plan down; the cycle is then under way."""

@@ -60,18 +60,25 @@ class Registry:
         """What the store was told so far."""
         return parse(Published, read_json(self._file), str(self._file)) if self._file.exists() else Published()
 
-    def edited(self) -> str:
+    def edited(self, ledger: Ledger) -> str:
         """Say what somebody else did to the champion's alias; empty: nothing, or the store does not answer."""
         with _answering() as client:
-            found = _alias(client, self._model)
-            told = self.told
-            expected = None if told.champion is None else told.versions[told.champion]
-            if found != expected:
+            found, expected = _alias(client, self._model), self._own_versions(ledger)
+            if found not in expected:
                 return (
                     f"alias {CHAMPION_ALIAS!r} of {self._model} is version {found or 'of none'}, it was set to version"
-                    f" {expected or 'of none'}: somebody moved it; retrain rollback --version CYCLE sets it"
+                    f" {expected[0] or 'of none'}: somebody moved it; retrain rollback --version CYCLE sets it"
                 )
         return ""
+
+    def _own_versions(self, ledger: Ledger) -> list[str | None]:
+        """Return the versions to which retraining itself may have set the alias.
+
+        That of which it is on record, and the champion's: a call that was killed may have moved it just before.
+        """
+        told = self.told
+        cycles = [told.champion, *ledger.champions[-1:]]
+        return [None if cycle is None else told.versions.get(cycle) for cycle in cycles]
 
     def publish(self, ledger: Ledger, config: Mapping[str, Any], force: bool = False) -> None:
         """Tell the store all that it was not told: cycles' runs and metrics, candidates' versions, the aliases.
@@ -85,7 +92,7 @@ class Registry:
                 if cycle.outcome is not None and cycle.plan.number not in self.told.runs:
                     self._tell_cycle(client, cycle, config)
                 if cycle.outcome is not None and cycle.outcome.candidate is not None:
-                    self._register(cycle)
+                    self._register(client, cycle)
             self._move_alias(client, ledger, force)
 
     def _tell_cycle(self, client: "MlflowClient", cycle: Cycle, config: Mapping[str, Any]) -> None:
@@ -122,7 +129,7 @@ class Registry:
             for run in client.search_runs([experiment.experiment_id], filter_string=query):
                 client.delete_run(run.info.run_id)
 
-    def _register(self, cycle: Cycle) -> None:
+    def _register(self, client: "MlflowClient", cycle: Cycle) -> None:
         number = cycle.plan.number
         if number in self.told.versions:
             return
@@ -131,7 +138,12 @@ class Registry:
         export = self._run / candidate.export
         lineage = read_manifest(export).facts.get("lineage", {})
         tags = {CYCLE_TAG: str(number), **{f"sidestack.{name}": str(value) for name, value in lineage.items()}}
-        version = register(export / MODEL, self._model, CHALLENGER_ALIAS, tags, "retrain")
+        made = client.search_model_versions(f"name = '{self._model}' and tags.`{CYCLE_TAG}` = '{number}'")
+        if made:  # by a call that was killed before it could say so
+            version = str(made[0].version)
+            client.set_registered_model_alias(self._model, CHALLENGER_ALIAS, version)
+        else:
+            version = register(export / MODEL, self._model, CHALLENGER_ALIAS, tags, "retrain")
         self._save(versions={**self.told.versions, number: version})
         say("retrain", f"registered as {self._model} version {version}, alias {CHALLENGER_ALIAS}")
 
@@ -141,7 +153,7 @@ class Registry:
         if champion is None or (champion == told.champion and not force):
             return
         version = told.versions[champion]
-        if not force and _alias(client, self._model) != (told.versions[told.champion] if told.champion else None):
+        if not force and _alias(client, self._model) not in self._own_versions(ledger):
             say("retrain", f"alias {CHAMPION_ALIAS!r} was moved by somebody else, and stays where it is")
             return
         client.set_registered_model_alias(self._model, CHAMPION_ALIAS, version)

@@ -17,6 +17,7 @@ from pipelines.config import PipelineConfig
 from pipelines.execution import run_dir
 from pipelines.retrain.dry_run import dry_run
 from pipelines.retrain.ledger import Ledger, Version
+from pipelines.retrain.registry import Registry
 from pipelines.retrain.rollback import roll_back
 from pipelines.retrain.tell import status_table
 from tests.pipelines.retrain.nights import config_in, night, pass_nights, retraining
@@ -191,6 +192,32 @@ def test_an_alias_that_somebody_moved_closes_a_gate_and_stays(copied: Path) -> N
         assert alias("champion") == "1"
         roll_back(one, 3)
         assert alias("champion") == "3"
+
+
+@pytest.mark.parametrize("what", ["versions", "champion"])
+def test_a_call_that_is_killed_after_the_store_was_told_tells_it_once(
+    copied: Path, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after a version was registered, or the alias moved, and before that was on record."""
+    config = config_in(copied)
+    save = Registry._save
+
+    def killed(registry: Registry, **changes: Any) -> None:
+        if what in changes:
+            raise KeyboardInterrupt
+        save(registry, **changes)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Registry, "_save", killed)
+        pass_nights(config, range(3, 4))
+    assert ledger_of(config).champions == [1, 2, 3, 4]
+    with retraining(config) as one:
+        assert one.registry.edited(one.ledger) == ""
+        one.publish()
+        versions = connect().search_model_versions(f"name = '{MODEL}'")
+        assert sorted(version.tags["sidestack.cycle"] for version in versions) == ["1", "2", "3", "4"]
+        assert (alias("champion"), alias("challenger")) == ("4", "4")
+        assert one.registry.told.champion == 4
 
 
 def test_a_store_that_is_away_is_told_later(
