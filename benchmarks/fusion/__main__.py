@@ -6,7 +6,6 @@ on, and more seeds cost only themselves.
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,9 @@ from benchmarks.fusion.training import FUSION, METHODS, Trainer
 from benchmarks.items import newest_dataset
 from benchmarks.record import results_folder, write_results
 from encoder.signals import chosen_signals
-from infra.errors import DataError, SidestackError
+from infra.errors import DataError
 from infra.snapshot import read_dataset
+from pipelines.run import exit_status
 
 HOLDOUT = 0.1
 
@@ -53,11 +53,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         SystemExit: 1 after a fault the user can mend.
     """
     arguments = _parse(argv)
-    try:
+    with exit_status():
         _run(arguments)
-    except SidestackError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -5,7 +5,6 @@ What is prepared and trained is kept below `--cache` and `--runs`, so a replay t
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,9 +25,9 @@ from benchmarks.replay.page import (
     verdict,
 )
 from benchmarks.replay.run import Span, first_champion, grown, replay, run_bytes
-from infra.errors import SidestackError
 from pipelines.config import read_config
 from pipelines.retrain.config import PolicyName
+from pipelines.run import exit_status
 
 _HERE = Path(__file__).parent
 
@@ -57,11 +56,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         SystemExit: 1 after a fault the user can mend.
     """
     arguments = _parse(argv)
-    try:
+    with exit_status():
         _run(arguments)
-    except SidestackError as error:
-        print(f"replay: error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
