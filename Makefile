@@ -72,8 +72,9 @@ bench: install .venv/.installed-benchmarks ## a benchmark: BENCH=quantizers, fus
 test: install ## every test but those of chaos, WORKERS= of them at a time (3: many wait for processes they started)
 	@$(BIN)/python -m pytest -m 'not chaos' -n $(WORKERS) --dist worksteal
 
-chaos: install ## kill runs at random moments, and see that they end as they would have (half an hour)
-	@$(BIN)/python -m pytest -m chaos
+chaos: install ## inject faults into real runs, and write docs/results/reliability.md: kills, stops, preemptions (an hour)
+	@mkdir -p runs && $(BIN)/python -m pytest -m chaos --junitxml=runs/chaos.xml; status=$$?; \
+		$(BIN)/python -m benchmarks.reliability runs/chaos.xml && exit $$status
 
 test-quick: install ## all tests but the slow ones
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal

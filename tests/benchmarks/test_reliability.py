@@ -1,0 +1,42 @@
+"""The page of `make chaos`, from a JUnit report as pytest writes it."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.reliability import cases, main, rows
+
+REPORT = """<?xml version="1.0" encoding="utf-8"?>
+<testsuites><testsuite name="pytest">
+<testcase name="a"><properties>
+  <property name="fault" value="kill" /><property name="faults" value="6" /><property name="seconds" value="4.5" />
+  <property name="measure" value="seconds to go on" /><property name="steps_lost" value="3" />
+</properties></testcase>
+<testcase name="b"><properties>
+  <property name="fault" value="kill" /><property name="faults" value="5" /><property name="seconds" value="9.5" />
+</properties><failure message="it differs">...</failure></testcase>
+<testcase name="c"><properties><property name="fault" value="stop" /></properties></testcase>
+<testcase name="not of a fault" />
+</testsuite></testsuites>
+"""
+
+
+@pytest.fixture
+def report(tmp_path: Path) -> Path:
+    file = tmp_path / "report.xml"
+    file.write_text(REPORT, encoding="utf-8")
+    return file
+
+
+def test_a_failed_test_counts_its_faults_as_not_survived(report: Path) -> None:
+    kill, stop = rows(list(cases(report)))
+    assert (kill["tried"], kill["survived"], kill["median_s"], kill["most_s"], kill["steps_lost"]) == (11, 6, 7, 9.5, 3)
+    assert kill["seconds_of"] == "seconds to go on"
+    assert (stop["tried"], stop["survived"], stop["median_s"], stop["steps_lost"]) == (1, 1, None, None)
+
+
+def test_the_page_has_the_totals_and_the_table(report: Path, tmp_path: Path) -> None:
+    main([str(report), "--out", str(tmp_path)])
+    page = (tmp_path / "reliability.md").read_text(encoding="utf-8")
+    assert page.startswith("# Reliability: 12 faults, 7 survived\n")
+    assert "| kill | 11 | 6 | 7.0 | 9.5 | seconds to go on | 3 |" in page

@@ -1,0 +1,62 @@
+"""A pipeline whose ranks, torchrun and driver are killed at random moments ends as if nothing had happened.
+
+`record_property` puts the figures of a kill into the JUnit report, from which `benchmarks.reliability` makes its page.
+"""
+
+import random
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.chaos.kills import Outcome, kill_and_rerun, undisturbed
+from tests.chaos.small_run import SmallRun
+
+pytestmark = pytest.mark.slow
+KILLS_A_RUN = 6
+Expected = tuple[dict[str, Any], float]
+Record = Callable[[str, object], None]
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Expected]:
+    """Return what the pipeline comes to when it is left alone, and its seconds."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    yield undisturbed(SmallRun(folder))
+    shutil.rmtree(folder)
+
+
+def disturbed(folder: Path, expected: Expected, seed: int) -> Outcome:
+    result, seconds = expected
+    return kill_and_rerun(SmallRun(folder), result, KILLS_A_RUN, seconds / 3, random.Random(seed))
+
+
+def require_survived(outcome: Outcome) -> None:
+    assert not outcome.refused, "a driver failed though nothing was killed in its time"
+    assert outcome.differences == (), "these outputs are not those of an undisturbed run"
+    assert outcome.open_runs == (), "tracking runs were left RUNNING"
+    assert outcome.orphans == 0
+
+
+def test_six_kills_change_nothing(expected: Expected, tmp_path: Path) -> None:
+    seed = time.time_ns()
+    outcome = disturbed(tmp_path, expected, seed)
+    print(f"seed {seed}: {outcome.kills}")
+    require_survived(outcome)
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("seed", range(9))
+def test_kills_change_nothing(expected: Expected, tmp_path: Path, seed: int, record_property: Record) -> None:
+    began = time.monotonic()
+    outcome = disturbed(tmp_path, expected, seed)
+    lost = [one.steps_lost for one in outcome.kills if one.steps_lost is not None]
+    record_property("fault", "SIGKILL to a rank, torchrun, the driver, or all of them, while a pipeline runs")
+    record_property("faults", len(outcome.kills))
+    record_property("measure", "seconds that a kill costs, the new start included")
+    record_property("seconds", (time.monotonic() - began - expected[1]) / len(outcome.kills))
+    record_property("steps_lost", max(lost, default=0))
+    require_survived(outcome)
