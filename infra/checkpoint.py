@@ -59,7 +59,7 @@ class Checkpoint:
         values: JSON-ready values; rank 0's are kept.
         shards: tensors that are spread over the ranks. `load` fills the parts this rank holds in place.
         moved: what of the machine is not as it was, such as `ranks`; see `MACHINE`.
-        altered: later checkpoints whose files were altered, which `load` passed over.
+        altered: later checkpoints whose files were altered, which `load` passed over and removed.
     """
 
     step: int
@@ -90,7 +90,8 @@ class Checkpoints:
         work: what decides the stage's bytes beside its config, by name, as JSON-ready values. Ranks, device, threads
             and torch are added to it.
         config: the stage's resolved section.
-        keeps: how many are kept. `load` takes the last; where its files were altered, the one before.
+        keeps: how many are kept. `load` takes the last; where its files were altered, it removes it and takes the one
+            before.
     """
 
     def __init__(
@@ -148,7 +149,7 @@ class Checkpoints:
     def _committing(self, checkpoint: Checkpoint) -> AbstractContextManager[Path]:
         facts = {**self.work, _SETTINGS: self.config.identity()}
         path = self.path / f"step-{checkpoint.step:012d}"
-        return committing(path, self.world, stage=f"{self.stage}-checkpoint", facts=facts)
+        return committing(path, self.world, stage=f"{self.stage}-checkpoint", key=path.name, facts=facts)
 
     def _note_saved(self) -> None:
         """Remove what is not to be kept beside a checkpoint that was just committed."""
@@ -172,14 +173,14 @@ class Checkpoints:
 
         Raises:
             CommitError: it is of other work, was altered and there is none before it, or its config cannot be read by
-                this version.
+                this version; nothing is removed then.
         """
         with together(self.world.committing, f"listing {self.path}"):
             committed = sorted((entry for entry in self.path.glob("step-*") if is_committed(entry)), reverse=True)
         for number, entry in enumerate(committed):
             try:
                 with together(self.world.committing, f"verifying {entry}"):
-                    manifest = verify(entry) if self.world.local_rank == 0 else read_manifest(entry)
+                    manifest = self._verified(entry)
             except (CommitError, StageError):
                 if entry == committed[-1]:
                     raise
@@ -187,8 +188,27 @@ class Checkpoints:
             with together(self.world.committing, f"reading {entry}"):
                 found = self._read(entry, manifest, shards)
             self._are_ours = True
+            self._remove_after(entry)
             return replace(found, altered=tuple(one.name for one in committed[:number]))
         return None
+
+    def _verified(self, entry: Path) -> Manifest:
+        if entry.is_symlink():
+            raise CommitError(f"{entry}: is a link; checkpoints are directories")
+        manifest = verify(entry) if self.world.local_rank == 0 else read_manifest(entry)
+        if manifest.key not in (entry.name, ""):  # those of an earlier version have none
+            raise CommitError(f"{entry}: is the checkpoint {manifest.key} under another name")
+        return manifest
+
+    def _remove_after(self, loaded: Path) -> None:
+        """Remove what lies after a checkpoint: the run reaches those steps again, and would find their places taken."""
+        with together(self.world.committing, f"removing what lies after {loaded}"):
+            after = [entry for entry in self.path.glob("step-*") if entry.name > loaded.name]
+            for entry in after if self.world.is_main else ():
+                if entry.is_symlink():
+                    entry.unlink()
+                else:
+                    shutil.rmtree(entry)
 
     @property
     def parts(self) -> Path:

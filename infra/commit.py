@@ -1,8 +1,10 @@
 """The commit protocol: a directory is either whole and described by its manifest, or it does not count.
 
 The ranks fill a fresh temporary directory beside the target. Each syncs and hashes its share of the files; then rank 0
-writes `manifest.json` and renames. A reader ignores what has no manifest and verifies what has: sizes and SHA-256 of
-every file. The same protocol carries checkpoints, caches, Parquet outputs and whole stages.
+writes `manifest.json` and renames. A reader ignores what has no manifest and verifies what has: that the manifest is as
+it was written, that the directory holds the files it names and no others, all of them regular files, and each file's
+size and SHA-256. The same protocol carries checkpoints, caches, Parquet outputs and whole stages. What
+verification cannot find is told in docs/integrity.md.
 
 A rank that waits for others to write, sync or hash waits as long as `infra.distributed.Timeouts.commit_s`. Rank 0 alone
 removes the temporary directory after a failure, so that no other rank takes away what is being sealed. Where rank 0 is
@@ -14,21 +16,25 @@ import errno
 import functools
 import hashlib
 import importlib.metadata
+import json
 import os
 import shutil
 import socket
+import stat
+import sys
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from infra.config import Config
+from infra.config import Config, digest
 from infra.distributed import ALONE, World, broadcast, gather, together
 from infra.errors import AlreadyCommittedError, CommitError
 from infra.record import HISTORY_FILE, SUMMARY_FILE
@@ -52,9 +58,13 @@ class Manifest(Config):
 
     `key` names the work (config, inputs, code), `inputs` the digests of the manifests it was made from, `facts`
     what the stage adds (the resolved config's digest, world size, a codebook's fingerprint).
+
+    On disk it has one more field, `own_digest`: the SHA-256 of the canonical JSON (sorted keys, no spaces) of all the
+    others, so that an edited key, stage or fact is found. Manifests of format `sidestack/1` have none; they are read,
+    and the first that a process reads is said on stderr.
     """
 
-    format: Literal["sidestack/1"] = "sidestack/1"
+    format: Literal["sidestack/1", "sidestack/2"] = "sidestack/2"
     stage: str
     key: str = ""
     created: str
@@ -74,49 +84,114 @@ class Manifest(Config):
         lines = [f"{name} {sha256}" for name, sha256 in sorted(data.items())]
         return hashlib.sha256("\n".join([self.stage, *lines]).encode()).hexdigest()
 
+    def to_json(self) -> bytes:
+        """Return the content of its file, with its own digest."""
+        values = json.loads(self.model_dump_json())
+        return json.dumps({**values, _OWN_DIGEST: digest(values)}, indent=1).encode()
+
+    @classmethod
+    def of_json(cls, content: bytes, file: str) -> "Manifest":
+        """Parse the content of a manifest's file.
+
+        Raises:
+            CommitError: it is none of ours, or was altered.
+        """
+        try:
+            values = json.loads(content)
+            own = values.pop(_OWN_DIGEST, None) if isinstance(values, dict) else None
+            manifest = cls.model_validate(values)
+            is_as_written = own == digest(values) if manifest.format != _WITHOUT_DIGEST else own is None
+        except ValidationError as error:
+            raise CommitError(f"{file}: not a sidestack manifest ({error.error_count()} faults)") from error
+        except (ValueError, RecursionError) as error:
+            raise CommitError(f"{file}: not a sidestack manifest ({error})") from error
+        if not is_as_written:
+            raise CommitError(f"{file}: is not of the digest that it holds: the manifest was altered")
+        if manifest.format == _WITHOUT_DIGEST:
+            _say_without_digest(file)
+        return manifest
+
+
+_OWN_DIGEST = "own_digest"
+_WITHOUT_DIGEST = "sidestack/1"
+_said_without_digest: list[str] = []
+
+
+def _say_without_digest(file: str) -> None:
+    if not _said_without_digest:
+        _said_without_digest.append(file)
+        print(
+            f"{file}: was committed by an earlier version, whose manifests hold no digest of themselves: its files are"
+            " checked, an edited key or fact of it is not found; so with others of that version",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
+
 
 def is_committed(path: Path) -> bool:
     """Whether the directory carries a manifest."""
     return (Path(path) / MANIFEST).is_file()
 
 
-def read_manifest(path: Path) -> Manifest:
+def read_manifest(path: Path, *, stage: str | None = None, key: str | None = None) -> Manifest:
     """Read a committed directory's manifest without hashing its files.
 
+    Args:
+        path: the directory. stage, key: what its manifest must say, where they are given.
+
     Raises:
-        CommitError: there is no manifest, or it is not one of ours.
+        CommitError: there is no manifest, it is not one of ours or was altered, or it is of another stage or key.
     """
-    found = find_manifest(path)
+    found = find_manifest(path, stage=stage, key=key)
     if found is None:
         raise CommitError(f"{path}: not a committed directory (no {MANIFEST})")
     return found
 
 
-def find_manifest(path: Path | str) -> Manifest | None:
+def find_manifest(path: Path | str, *, stage: str | None = None, key: str | None = None) -> Manifest | None:
     """Read a committed directory's manifest; None where the directory is not committed.
 
+    Args:
+        path: the directory. stage, key: see `read_manifest`.
+
     Raises:
-        CommitError: the manifest is not one of ours.
+        CommitError: the manifest is not one of ours or was altered, or it is of another stage or key.
     """
     file = f"{path}/{MANIFEST}"
     try:
-        with Path(file).open("rb") as opened:
-            return Manifest.model_validate_json(opened.read())
+        with open_regular(file) as opened:
+            content = opened.read()
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except ValidationError as error:
-        raise CommitError(f"{file}: not a sidestack manifest ({error.error_count()} faults)") from error
+    except OSError as error:
+        raise CommitError(f"{file}: cannot be read: {error.strerror}") from error
+    found = Manifest.of_json(content, file)
+    for what, is_there, wanted in (("stage", found.stage, stage), ("key", found.key, key)):
+        if wanted is not None and is_there != wanted:
+            raise CommitError(f"{path}: is of {what} {is_there[:24]!r}, not of {wanted[:24]!r}: another one's output")
+    return found
 
 
-def verify(path: Path) -> Manifest:
+def verify(path: Path, *, stage: str | None = None, key: str | None = None) -> Manifest:
     """Read the manifest and check every file's size and SHA-256 against it.
 
+    Args:
+        path: the directory. stage, key: see `read_manifest`.
+
     Raises:
-        CommitError: a file is missing, of another size, altered, or not named in the manifest.
+        CommitError: see `read_manifest`; a file is missing, of another size, altered, not named in the manifest, not a
+            regular file, or cannot be read.
     """
     path = Path(path)
-    manifest = read_manifest(path)
-    present = set(_files(path))
+    manifest = read_manifest(path, stage=stage, key=key)
+    try:
+        _verify_files(path, manifest)
+    except OSError as error:
+        raise CommitError(f"{error.filename or path}: cannot be read: {error.strerror}") from error
+    return manifest
+
+
+def _verify_files(path: Path, manifest: Manifest) -> None:
+    present = set(regular_files(path)) - {MANIFEST}
     for name in sorted(present - set(manifest.files)):
         raise CommitError(f"{path / name}: is not in {MANIFEST}: the directory was altered after its commit")
     for name, entry in manifest.files.items():
@@ -128,7 +203,6 @@ def verify(path: Path) -> Manifest:
     for name, found in hash_all(path, list(manifest.files)).items():
         if found != manifest.files[name].sha256:
             raise CommitError(f"{path / name}: SHA-256 {found[:12]}… is not the {MANIFEST}'s: the file was altered")
-    return manifest
 
 
 @contextlib.contextmanager
@@ -166,7 +240,8 @@ def committing(
     try:
         with together(world, f"creating {staging}"), _naming_disk_errors(out):
             if world.is_main:
-                staging.mkdir(parents=True)
+                make_folder(out.parent)
+                staging.mkdir()
                 (staging / OWNER).write_text(owner)
         _require_one_filesystem(world, staging, owner)
         # Not under `together`: a rank that fails in the body leaves at once, and its launcher ends the others,
@@ -215,7 +290,8 @@ def commit_alone(
 
 
 def write_whole(file: Path, content: bytes) -> None:
-    """Write one file so that a reader sees all of it or what was there before, even after a crash.
+    """Write one file, and the folders it lies in, so that a reader sees all of it or what was there before, even after
+    a crash.
 
     Raises:
         CommitError: it cannot be written, or the disk is full.
@@ -223,12 +299,25 @@ def write_whole(file: Path, content: bytes) -> None:
     temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         with _naming_disk_errors(file):
+            make_folder(file.parent)
             temporary.write_bytes(content)
             _sync(temporary)
             temporary.replace(file)
             _sync(file.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(NotADirectoryError):
+            temporary.unlink(missing_ok=True)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it that are missing, so that they stay after a crash.
+
+    Raises:
+        OSError: one cannot be made.
+    """
+    for folder in reversed([one for one in (path, *path.parents) if not one.exists()]):
+        folder.mkdir(exist_ok=True)
+        _sync(folder.parent)
 
 
 def refuse_taken(out: Path) -> None:
@@ -291,7 +380,11 @@ def _describe_together(world: World, staging: Path, written: Mapping[str, FileEn
             _check_written(staging / name, entry)
     claimed = {name for names in gather(world, list(written)) for name in names}
     with together(world, f"listing {staging}"):
-        listed = [name for name in _files(staging) if name not in {*claimed, OWNER}] if world.is_main else []
+        listed = (
+            [name for name in regular_files(staging) if name not in {*claimed, OWNER, MANIFEST}]
+            if world.is_main
+            else []
+        )
     names = broadcast(world, listed)
     with together(world, f"hashing {staging}"):
         described = _describe(staging, names[world.rank :: world.size])
@@ -323,9 +416,10 @@ def _describe(root: Path, names: Sequence[str]) -> dict[str, FileEntry]:
 
 def _seal(staging: Path, out: Path, manifest: Manifest) -> None:
     file = staging / MANIFEST
-    file.write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
+    file.write_bytes(manifest.to_json())
     _sync(file)
-    _sync(staging)
+    for folder in {staging, *(parent for name in manifest.files for parent in _folders(staging, name))}:
+        _sync(folder)
     try:
         staging.rename(out)  # over an empty directory, but never over one that another process has filled
     except OSError as error:
@@ -349,9 +443,59 @@ def _disk_error(out: Path, error: OSError) -> CommitError:
     return CommitError(f"{out}: {reason}; nothing was committed")
 
 
-def _files(root: Path) -> list[str]:
-    found = (path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
-    return sorted(name for name in found if name != MANIFEST)
+def _folders(root: Path, name: str) -> Iterable[Path]:
+    """Return the folders between a directory and a file in it."""
+    return (root / parent for parent in Path(name).parents[:-1])
+
+
+def regular_files(root: Path) -> list[str]:
+    """List the files of a directory and the folders in it, by their paths from it, in order.
+
+    Raises:
+        CommitError: there is something else in it: a link, FIFO, socket or device. A link's target may change unseen,
+            and reading a FIFO waits for a writer.
+    """
+    names: list[str] = []
+    folders = [root]
+    while folders:
+        with os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(Path(entry.path))
+                elif entry.is_file(follow_symlinks=False):
+                    names.append(Path(entry.path).relative_to(root).as_posix())
+                else:
+                    raise _not_regular(entry.path, entry.stat(follow_symlinks=False).st_mode)
+    return sorted(names)
+
+
+_KINDS = {
+    stat.S_IFLNK: "link", stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device",
+    stat.S_IFDIR: "directory",
+}  # fmt: skip
+
+
+def _not_regular(path: str | Path, mode: int) -> CommitError:
+    return CommitError(f"{path}: is a {_KINDS[stat.S_IFMT(mode)]}; a committed directory has regular files alone")
+
+
+def open_regular(path: str | Path) -> BufferedReader:
+    """Open a file of a committed directory for reading; returns at once, where a FIFO would wait for a writer.
+
+    Raises:
+        CommitError: it is a link, FIFO, socket, device or directory. OSError: it cannot be opened.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # what Linux says of a link, and of a socket
+            raise _not_regular(path, os.lstat(path).st_mode) from error
+        raise
+    mode = os.fstat(handle).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(handle)
+        raise _not_regular(path, mode)
+    return os.fdopen(handle, "rb")
 
 
 def hash_all(root: Path, names: Sequence[str]) -> dict[str, str]:
@@ -362,7 +506,7 @@ def hash_all(root: Path, names: Sequence[str]) -> dict[str, str]:
 
 
 def _hash(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -62,7 +62,6 @@ class Ledger:
         return values if isinstance(values, dict) else {}
 
     def _write(self, values: Mapping[str, list[str]]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(self.path, json.dumps(values, indent=0).encode())
 
 

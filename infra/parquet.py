@@ -1,4 +1,8 @@
-"""Parquet files: row groups in global row coordinates, and a deterministic writer."""
+"""Parquet files: row groups in global row coordinates, and a deterministic writer.
+
+What is written here has checksums of pages and footer, and what is read here is held against those that a file has: a
+bit that flips after a file was verified is an error, never another value (docs/integrity.md).
+"""
 
 import contextlib
 import errno
@@ -14,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra.errors import DataError
+from infra.footer import read_footer, with_checksum
 from infra.row_bytes import row_bytes
 
 ROW_GROUP_BYTES = 8 << 20
@@ -40,14 +45,15 @@ class RowGroup:
 
 
 def open_parquet(path: Path, footer: pq.FileMetaData | None = None) -> pq.ParquetFile:
-    """Open a Parquet file; its footer is read unless it is given.
+    """Open a Parquet file whose pages are held against their checksums; its footer is read unless it is given.
 
     Raises:
-        DataError: the file is missing, truncated or not Parquet.
+        DataError: the file is missing, truncated or not Parquet, or its footer was altered.
     """
+    footer = footer or read_footer(path)
     try:
-        return pq.ParquetFile(path, metadata=footer)
-    except (OSError, pa.ArrowInvalid) as error:
+        return pq.ParquetFile(path, metadata=footer, page_checksum_verification=True)
+    except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path}: cannot be read as Parquet: {error}") from error
 
 
@@ -55,16 +61,16 @@ def row_groups(files: Sequence[Path]) -> tuple[RowGroup, ...]:
     """List the row groups of the files of one table, in the order given, with global row numbers.
 
     Raises:
-        DataError: see `open_parquet`.
+        DataError: see `read_footer`.
     """
     groups = []
     start = 0
     for path in files:
-        with open_parquet(path) as file:
-            for index in range(file.metadata.num_row_groups):
-                rows = file.metadata.row_group(index).num_rows
-                groups.append(RowGroup(Path(path), index, start, rows))
-                start += rows
+        footer = read_footer(path)
+        for index in range(footer.num_row_groups):
+            rows = footer.row_group(index).num_rows
+            groups.append(RowGroup(Path(path), index, start, rows))
+            start += rows
     return tuple(groups)
 
 
@@ -85,13 +91,13 @@ def read_row_group(
     """Read one row group, all columns or those named; its file's footer is read unless it is given.
 
     Raises:
-        DataError: a column is missing, or the bytes cannot be decoded.
+        DataError: a column is missing, or the bytes were altered or cannot be decoded.
     """
     with open_parquet(group.path, footer) as file:
         require_columns(file.schema_arrow, columns or (), group)
         try:
             return _restored(file.read_row_group(group.index, columns=columns, use_threads=False))
-        except (OSError, pa.ArrowInvalid) as error:
+        except (OSError, pa.ArrowException) as error:
             raise DataError(f"{group}: cannot be decoded: {error}") from error
 
 
@@ -189,17 +195,30 @@ class _HashedFile:
         self._file = path.open("wb")
         self.sha256 = hashlib.sha256()
         self.bytes = 0
+        self._held: bytearray | None = None
 
     def write(self, data: bytes) -> int:
         """Append bytes."""
+        if self._held is not None:
+            self._held += data
+            return len(data)
         written = self._file.write(data)
         self.sha256.update(data)
         self.bytes += written
         return written
 
+    def hold(self) -> None:
+        """Keep what is appended from here on in memory."""
+        self._held = bytearray()
+
+    def release(self) -> bytes:
+        """Return what was kept in memory, and append to the file again."""
+        held, self._held = bytes(self._held or b""), None
+        return held
+
     def tell(self) -> int:
         """Return where the next byte goes."""
-        return self.bytes
+        return self.bytes + len(self._held or b"")
 
     def flush(self) -> None:
         """Hand what is buffered to the operating system."""
@@ -255,6 +274,7 @@ class TableWriter:
                 compression="zstd",
                 compression_level=3,
                 use_dictionary=dictionary_columns(schema),
+                write_page_checksum=True,
             )
 
     @property
@@ -334,7 +354,9 @@ class TableWriter:
 
     def _close(self) -> None:
         try:
+            self._file.hold()  # what the writer writes when it closes is the footer
             self._writer.close()
+            self._file.write(with_checksum(self._file.release()))
         finally:
             self._file.close()
 

@@ -139,7 +139,6 @@ def _write_list(store: Path, entries: Sequence[PartitionEntry]) -> str:
     digest = hashlib.sha256(content).hexdigest()
     file = list_file(store, digest)
     if not file.is_file() or file.read_bytes() != content:
-        file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, content)
     return digest
 

@@ -15,8 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra.errors import DataError
+from infra.footer import read_footer
 from infra.gather import take_rows
-from infra.parquet import RowGroup, open_parquet, read_row_group, restored_schema
+from infra.parquet import RowGroup, read_row_group, restored_schema
 
 Integers = npt.NDArray[np.int64]
 
@@ -224,7 +225,7 @@ class FileRows:
         """Read the footers that were not read yet, and hold the types of the columns against each other."""
         new = [path for path in map(Path, files) if path not in self._footers]
         with ThreadPoolExecutor(OPENING_THREADS) as pool:
-            for path, footer in zip(new, pool.map(_footer, new), strict=True):
+            for path, footer in zip(new, pool.map(read_footer, new), strict=True):
                 self._require_types(path, footer)
                 self._footers[path] = footer
 
@@ -239,8 +240,3 @@ class FileRows:
                     f"{path}: column {column.name!r} is {column.type}, in {known_path} it is {known}:"
                     " all files of a table must store a column in one type"
                 )
-
-
-def _footer(path: Path) -> pq.FileMetaData:
-    with open_parquet(path) as file:
-        return file.metadata

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from infra.checks import require_same_columns
-from infra.commit import FileEntry, committing, find_manifest
+from infra.commit import FileEntry, committing, find_manifest, verify
 from infra.distributed import ALONE, World
 from infra.errors import AlreadyCommittedError, CommitError, DataError
 from infra.parquet import ROW_GROUP_BYTES, TableWriter, open_parquet, restored_schema
@@ -66,22 +66,22 @@ class Store:
     path: Path
     _found: dict[tuple[str, str, str], PartitionEntry] = field(default_factory=dict, repr=False, compare=False)
     """What `find` read: a committed partition never changes, so its manifest is read once."""
+    _whole: set[str] = field(default_factory=set, repr=False, compare=False)
+    """Directories of the partitions that `file` has checked."""
 
     def find(self, table: str, slice_name: str, key: str) -> PartitionEntry | None:
         """Return the partition that is there under a key, without reading its files; None where there is none.
 
         Raises:
-            CommitError: the place is taken by a partition of another key.
+            CommitError: the place is taken by a partition of another table or key.
         """
         known = self._found.get((table, slice_name, key))
         if known is not None:
             return known
         place = _place(table, slice_name, key)
-        manifest = find_manifest(f"{self.path}/{place}")
+        manifest = find_manifest(f"{self.path}/{place}", stage=table, key=key)
         if manifest is None:
             return None
-        if manifest.key != key:
-            raise CommitError(f"{self.path / place}: holds a partition of key {manifest.key[:24]}…, not of {key[:24]}…")
         found = entry_of(table, slice_name, place, manifest)
         return self._found.setdefault((table, slice_name, key), found)
 
@@ -111,6 +111,20 @@ class Store:
         found = self.find(table, slice_name, key)
         assert found is not None, f"{table}/{slice_name}: was not made"
         return found
+
+    def file(self, entry: PartitionEntry) -> Path:
+        """Return the one file of a partition, for DuckDB or Spark, which do not hold pages against their checksums.
+
+        All its bytes are checked, the first time that this process asks for it.
+
+        Raises:
+            CommitError: the partition is gone, was altered, or is another one.
+        """
+        if entry.path not in self._whole:
+            if verify(self.path / entry.path, stage=entry.table).digest != entry.digest:
+                raise CommitError(f"{self.path / entry.path}: is another partition than was found there before")
+            self._whole.add(entry.path)
+        return self.path / entry.path / FILE
 
 
 def _place(table: str, slice_name: str, key: str) -> str:

@@ -42,9 +42,10 @@ class Launches(Protocol):
 
 @dataclass(frozen=True)
 class _UnderWay:
-    """A stage that was launched, the directory it commits, and when it began (`time.monotonic`)."""
+    """A stage that was launched, its key, the directory it commits, and when it began (`time.monotonic`)."""
 
     stage: Stage
+    work: str
     out: Path
     job: Any
     began: float
@@ -122,7 +123,7 @@ class Pipeline:
             work = self._key(stage)
             out = self._place(stage, work)
             if is_committed(out):
-                self._reuse(stage, out)
+                self._reuse(stage, out, work)
             else:
                 under_way.append(self._launch(stage, out, work))
         return left
@@ -131,6 +132,7 @@ class Pipeline:
         label = one.stage.label
         if not is_committed(one.out):
             raise StageError(f"[{label}] ended without error and without committing {one.out}")
+        read_manifest(one.out, stage=one.stage.name, key=one.work)
         self.seconds[label] = time.monotonic() - one.began
         say(label, f"done in {self.seconds[label]:.0f} s: {one.out}")
         self.done[label] = one.out
@@ -148,9 +150,10 @@ class Pipeline:
     def _inputs(self, stage: Stage) -> Mapping[str, Path]:
         return {name: self.done[label] for name, label in stage.inputs.items()}
 
-    def _reuse(self, stage: Stage, out: Path) -> None:
+    def _reuse(self, stage: Stage, out: Path, work: str | None = None) -> None:
+        """Take a committed output in the stage's place, after checking that it is whole, and of the stage and key."""
         try:
-            verify(out)
+            verify(out, stage=stage.name, key=work)
         except CommitError as error:
             raise CommitError(f"{error}; remove {out} to have it made again") from error
         if self.client is not None:
@@ -181,7 +184,7 @@ class Pipeline:
         )
         say(stage.label, f"starts with {launch.nodes} x {launch.ranks} ranks")
         job = self.launcher.start(stage.label, app, _rank_logs(out), self.run.timeout_minutes * 60)
-        return _UnderWay(stage, out, job, time.monotonic())
+        return _UnderWay(stage, work, out, job, time.monotonic())
 
     def _tracking_environment(self) -> dict[str, str]:
         return {} if self.client is None else {URI_VARIABLE: os.environ[URI_VARIABLE]}

@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.module_tracker import ModuleTracker
 
 from infra.distributed import World, gather
+from infra.footer import read_footer
 from infra.impressions import columns_by_table
-from infra.parquet import open_parquet
 from infra.rows import CountedFile
 from infra.snapshot import Dataset
 from ranker.config import Dates, TrainingConfig
@@ -124,8 +124,7 @@ def embedding_bytes(features: ArmFeatures, dataset: Dataset, dates: Dates) -> fl
 
 def _chunks(files: Sequence[Path], columns: Sequence[str]) -> Iterator[pq.ColumnChunkMetaData]:
     for path in files:
-        with open_parquet(path) as file:
-            metadata = file.metadata
+        metadata = read_footer(path)
         for group in range(metadata.num_row_groups):
             for leaf in range(metadata.num_columns):
                 chunk = metadata.row_group(group).column(leaf)

@@ -30,6 +30,7 @@ FOLDER = "predictions"
 IDENTITY = ("row", "user_id", "item_id")
 MEMORY = "64MiB"
 BATCH_ROWS = 1 << 16
+_ROWS = "rows_of_files"
 
 
 @contextmanager
@@ -65,20 +66,18 @@ def sorted_predictions(
     if not files:
         raise DataError(f"{path}/predictions: holds no Parquet file")
     groups = row_groups(files)
-    for group in groups:
-        _check(group, tasks)
     if not sum(group.rows for group in groups):
         raise DataError(f"{path}/predictions: holds no row")
     predictions = Predictions(Path(path), tuple(tasks), database, labels)
-    predictions.load(files)
+    predictions.load(groups)
     yield predictions
     predictions.drop()  # after an error the whole database goes, and a stream may still hold the table
 
 
-def _check(group: RowGroup, tasks: Sequence[str]) -> None:
-    """Hold one row group against the contract."""
+def _checked(group: RowGroup, tasks: Sequence[str], further: Sequence[str]) -> pa.Table:
+    """Read one row group, and hold it against the contract."""
     scores = [f"p_{task}" for task in tasks]
-    table = read_row_group(group, [*IDENTITY, *tasks, *scores])
+    table = read_row_group(group, [*IDENTITY, *tasks, *scores, *further])
     for name in (*IDENTITY, *scores):
         if table[name].null_count:
             raise DataError(f"{group}: column {name!r} has {table[name].null_count} nulls; none may be")
@@ -88,12 +87,34 @@ def _check(group: RowGroup, tasks: Sequence[str]) -> None:
         _refuse(labels, known, task, group, "0, 1 or null")
         inside = pc.and_(pc.greater_equal(chances, 0.0), pc.less_equal(chances, 1.0))
         _refuse(chances, inside, score, group, "a probability in [0, 1]")
+    return table
 
 
 def _refuse(values: pa.ChunkedArray, good: pa.ChunkedArray, name: str, group: RowGroup, rule: str) -> None:
     bad = values.filter(pc.invert(good))
     if len(bad):
         raise DataError(f"{group}: column {name!r} holds {bad[0].as_py()!r}; must be {rule}")
+
+
+@contextmanager
+def _streamed(tables: Iterator[pa.Table]) -> Iterator[pa.RecordBatchReader]:
+    """Hand tables of one schema to a library as one stream; what their iterator raises is raised as it is."""
+    raised: list[Exception] = []
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        yield from first.to_batches()
+        try:
+            for table in tables:
+                yield from table.to_batches()
+        except Exception as error:
+            raised.append(error)
+            raise
+
+    first = next(tables)
+    try:
+        yield pa.RecordBatchReader.from_batches(first.schema, batches())
+    except Exception as error:
+        raise (raised or [error])[0] from None
 
 
 class Predictions:
@@ -113,13 +134,18 @@ class Predictions:
         self._table = quoted(str(path))
         self._users: dict[str, Integers] = {}
 
-    def load(self, files: Sequence[Path]) -> None:
-        """Sort the files' rows into the table; see `sorted_predictions`."""
+    def load(self, groups: Sequence[RowGroup]) -> None:
+        """Sort the row groups' rows into the table; see `sorted_predictions`."""
         labels = (f"CAST({self._label(task)} AS TINYINT) AS {quoted(task)}" for task in self.tasks)
         columns = [*map(quoted, IDENTITY), *labels, *(quoted(f"p_{task}") for task in self.tasks)]
-        query = f"SELECT {', '.join(columns)} FROM read_parquet($1) ORDER BY {quoted('row')}"
-        with self._naming_errors():
-            self._database.execute(f"CREATE TABLE {self._table} AS {query}", [[str(file) for file in files]])
+        # Read by us, not by DuckDB, which holds no page against its checksum.
+        further = () if self._labels is None else ("event_time",)
+        tables = (_checked(group, self.tasks, further) for group in groups)
+        with self._naming_errors(), _streamed(tables) as rows:
+            self._database.register(_ROWS, rows)
+            query = f"SELECT {', '.join(columns)} FROM {_ROWS} ORDER BY {quoted('row')}"
+            self._database.execute(f"CREATE TABLE {self._table} AS {query}")
+            self._database.unregister(_ROWS)
         last_N = np.zeros(0, np.int64)
         for batch in self._batches(f"SELECT {quoted('row')} FROM {self._table}"):
             rows_N = np.concatenate([last_N, batch["row"].to_numpy()])

@@ -23,6 +23,7 @@ from infra.checks import check_content, check_events, require_columns, require_s
 from infra.config import digest, parse
 from infra.distributed import broadcast, together
 from infra.errors import ConfigError, DataError
+from infra.footer import read_footer
 from infra.identity import Ledger
 from infra.parquet import RowGroup, open_parquet, read_row_group, row_groups
 from infra.partitions import slice_date
@@ -157,8 +158,7 @@ def _num_ids(files: Sequence[Path], column: str) -> int:
     """Return how many ids the files number, from their footers' statistics: one more than the largest."""
     largest = -1
     for path in files:
-        with open_parquet(path) as file:
-            metadata = file.metadata
+        metadata = read_footer(path)
         place = next((i for i in range(metadata.num_columns) if metadata.schema.column(i).path == column), None)
         if place is None:
             raise DataError(f"{path}: column {column!r} is missing; expected type int64")

@@ -30,7 +30,7 @@ def take_out_rows(path: Path, before: date) -> int | None:
         (path / FILE).unlink(missing_ok=True)
     facts = {**manifest.facts, "numbers": {**numbers, _SINCE: before.toordinal()}}
     changed = manifest.model_copy(update={"facts": facts, "files": {} if left is None else {FILE: left}})
-    write_whole(path / MANIFEST, changed.model_dump_json(indent=1).encode())
+    write_whole(path / MANIFEST, changed.to_json())
     return 0 if left is None else left.rows
 
 

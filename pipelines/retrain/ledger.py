@@ -202,9 +202,8 @@ class Ledger:
                 ) from error
 
     def _write(self, plan: Plan, name: str, content: Config) -> None:
-        folder = self.run / CYCLES / f"{plan.number:04d}"
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / name, (content.model_dump_json(indent=1) + "\n").encode())
+        file = self.run / CYCLES / f"{plan.number:04d}" / name
+        write_whole(file, (content.model_dump_json(indent=1) + "\n").encode())
 
 
 def _read(folder: Path) -> Cycle:

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset
 
 from infra.errors import SpecError
+from infra.parquet import read_row_group, row_groups
 from infra.rows import Rows, RowSource
 from infra.snapshot import Dataset
 from infra.tables import DatasetSpec
@@ -81,7 +81,8 @@ def read_reference(dataset: Dataset, described: Description, ranker: Path, rows:
         ids += [(request["user"]["user_id"], one["item_id"]) for one in request["candidates"]]
         if len(ids) >= rows:
             break
-    held = pyarrow.dataset.dataset(ranker / PREDICTIONS).to_table(filter=pc.field("row") < len(ids)).sort_by("row")
+    predicted = map(read_row_group, row_groups(sorted((ranker / PREDICTIONS).glob("*.parquet"))))
+    held = pa.concat_tables(rows.filter(pc.field("row") < len(ids)) for rows in predicted).sort_by("row")
     if [*zip(held["user_id"].to_pylist(), held["item_id"].to_pylist(), strict=True)] != ids:
         raise SpecError(f"{dataset.path}: its held-out rows are not those that the ranker predicted")
     p_TN = np.stack([held[f"p_{task}"].to_numpy() for task in tasks])

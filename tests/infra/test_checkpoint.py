@@ -1,5 +1,8 @@
 """Checkpoints: the same state back, the last whole one only, and never one of other work."""
 
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +111,83 @@ def test_so_many_are_kept_and_an_altered_one_is_passed_over(tmp_path: Path) -> N
     (kept.path / "step-000000000010" / "values.json").write_bytes(b"other")
     with pytest.raises(CommitError, match=r"step-000000000010.*values\.json"):
         kept.load()
+    assert (kept.path / "step-000000000010").is_dir()
+
+
+def flip_a_bit(path: Path) -> None:
+    file = path / "shared.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+
+
+def link(path: Path) -> None:
+    path.rename(path.with_name("elsewhere"))
+    path.symlink_to(path.with_name("elsewhere"))
+
+
+def link_a_file(path: Path) -> None:
+    (path / "values.json").rename(path.parent / "elsewhere")
+    (path / "values.json").symlink_to(path.parent / "elsewhere")
+
+
+def older(path: Path) -> None:
+    shutil.copy(path.with_name("step-000000000010") / "values.json", path / "values.json")
+
+
+def another_name(path: Path) -> None:
+    shutil.rmtree(path)
+    shutil.copytree(path.with_name("step-000000000010"), path)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        flip_a_bit,
+        lambda path: (path / "rank-0000.safetensors").unlink(),
+        lambda path: os.truncate(path / "shared.safetensors", 9),
+        lambda path: (path / "values.json").write_text("{}"),
+        lambda path: (path / "manifest.json").write_text("{}"),
+        lambda path: (path / "more").write_text(""),
+        link_a_file,
+        older,
+    ],
+    ids=["flip", "deletion", "truncation", "edit", "manifest", "addition", "link", "older"],
+)
+def test_a_newest_one_that_was_damaged_is_passed_over_and_told(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    kept = checkpoints(tmp_path)
+    kept.keeps = 2
+    for step in (10, 11):
+        kept.save(checkpoint(step))
+    damage(kept.path / "step-000000000011")
+    found = kept.load()
+    require_equal(found, checkpoint(10))
+    assert found is not None and found.altered == ("step-000000000011",)
+    kept.save(checkpoint(11))  # the run reaches the same step again
+    require_equal(kept.load(), checkpoint(11))
+    assert {path.name for path in kept.path.glob("step-*")} == {"step-000000000010", "step-000000000011"}
+
+
+def test_one_without_a_manifest_does_not_count(tmp_path: Path) -> None:
+    kept = checkpoints(tmp_path)
+    kept.keeps = 2
+    for step in (10, 11):
+        kept.save(checkpoint(step))
+    (kept.path / "step-000000000011" / "manifest.json").unlink()
+    require_equal(kept.load(), checkpoint(10))
+    kept.save(checkpoint(11))
+    require_equal(kept.load(), checkpoint(11))
+
+
+@pytest.mark.parametrize("place", [link, another_name])
+def test_a_link_or_an_older_one_under_a_newer_name(tmp_path: Path, place: Callable[[Path], None]) -> None:
+    kept = checkpoints(tmp_path)
+    kept.keeps = 2
+    for step in (10, 11):
+        kept.save(checkpoint(step))
+    place(kept.path / "step-000000000011")
+    found = kept.load()
+    assert found is not None and (found.step, found.altered) == (10, ("step-000000000011",))
 
 
 def test_what_this_run_never_loaded_or_saved_is_left(tmp_path: Path) -> None:

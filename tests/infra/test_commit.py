@@ -1,6 +1,9 @@
 import errno
+import json
 import os
+import re
 import shutil
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -81,6 +84,147 @@ def test_verify_finds_every_damage(tmp_path: Path, world: World, damage: object,
     damage(out)  # type: ignore[operator]
     with pytest.raises(CommitError, match=message):
         verify(out)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("key", "l"), ("stage", "other"), ("facts", {"b": 3}), ("inputs", {}), ("created", "2020"), ("versions", {})],
+)
+def test_an_edited_manifest_is_found(tmp_path: Path, field: str, value: object) -> None:
+    file = commit(tmp_path / "out", ALONE) / MANIFEST
+    file.write_text(json.dumps({**json.loads(file.read_text()), field: value}))
+    with pytest.raises(CommitError, match=r"manifest\.json: is not of the digest that it holds"):
+        read_manifest(tmp_path / "out")
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", b"[]", b"1", b"[" * 100_000, b'{"facts": NaN}'])
+def test_what_is_no_manifest_of_ours_is_named(tmp_path: Path, content: bytes) -> None:
+    file = commit(tmp_path / "out", ALONE) / MANIFEST
+    file.write_bytes(content)
+    with pytest.raises(CommitError, match=r"manifest\.json: not a sidestack manifest"):
+        read_manifest(tmp_path / "out")
+
+
+def test_every_flipped_bit_of_a_manifest_is_found_or_changes_nothing(tmp_path: Path) -> None:
+    file = commit(tmp_path / "out", ALONE) / MANIFEST
+    written, content = read_manifest(tmp_path / "out"), file.read_bytes()
+    num_found = 0
+    for at in range(len(content)):
+        file.write_bytes(content[:at] + bytes([content[at] ^ 1 << at % 8]) + content[at + 1 :])
+        try:
+            assert read_manifest(tmp_path / "out") == written  # white space became other white space
+        except CommitError:
+            num_found += 1
+    assert num_found > 0.95 * len(content)
+
+
+def test_a_manifest_of_the_format_before_is_read_and_said_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(infra.commit, "_said_without_digest", [])
+    for name in ("a", "b"):
+        file = commit(tmp_path / name, ALONE) / MANIFEST
+        values = {**json.loads(file.read_text()), "format": "sidestack/1"}
+        del values["own_digest"]
+        file.write_text(json.dumps(values))
+        assert verify(tmp_path / name).key == "k"
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "a/manifest.json: was committed by an earlier version" in said
+    file.write_text(json.dumps({**values, "format": "sidestack/2"}))
+    with pytest.raises(CommitError, match="is not of the digest that it holds"):
+        read_manifest(tmp_path / "b")
+
+
+def test_a_directory_of_another_stage_or_key_is_refused(tmp_path: Path) -> None:
+    out = commit(tmp_path / "out", ALONE)
+    assert verify(out, stage="test", key="k") == read_manifest(out)
+    for check in (verify, read_manifest):
+        with pytest.raises(CommitError, match="out: is of stage 'test', not of 'ranker'"):
+            check(out, stage="ranker", key="k")
+        with pytest.raises(CommitError, match="out: is of key 'k', not of ''"):
+            check(out, key="")
+
+
+def bind(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(os.path.relpath(path))  # a socket's whole path must be short
+
+
+KINDS = {
+    "link": lambda path: path.symlink_to(path.with_name("elsewhere")),
+    "FIFO": os.mkfifo,
+    "socket": bind,
+    "directory": os.mkdir,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["part/a.txt", MANIFEST])
+def test_what_is_no_regular_file_is_refused_by_name(tmp_path: Path, kind: str, name: str) -> None:
+    out = commit(tmp_path / "out", ALONE)
+    (out / name).rename(tmp_path / "elsewhere")
+    KINDS[kind](out / name)
+    rule = (
+        f"{name}: is (a {kind}|named in manifest.json but missing)" if kind == "directory" else f"{name}: is a {kind}"
+    )
+    with pytest.raises(CommitError, match=rule):
+        verify(out)
+
+
+@pytest.mark.parametrize("kind", ["link", "FIFO", "socket"])
+def test_what_is_no_regular_file_is_not_committed(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(CommitError, match=f"a: is a {kind}; a committed directory has regular files alone"):
+        with commit_alone(tmp_path / "out", stage="test") as staging:
+            (staging / "part").mkdir()
+            KINDS[kind](staging / "part" / "a")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_linked_folder_in_a_committed_directory_is_refused_and_one_to_it_is_followed(tmp_path: Path) -> None:
+    out = commit(tmp_path / "out", ALONE)
+    (tmp_path / "link").symlink_to(out)
+    assert verify(tmp_path / "link").key == "k"
+    (out / "part").rename(tmp_path / "elsewhere")
+    (out / "part").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CommitError, match="part: is a link"):
+        verify(out)
+
+
+def test_a_file_that_cannot_be_read_is_an_error_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = commit(tmp_path / "out", ALONE)
+
+    def broken(path: Path) -> str:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr(infra.commit, "_hash", broken)
+    with pytest.raises(CommitError, match=r"part/a\.txt: cannot be read: Input/output error"):
+        verify(out)
+
+
+def test_every_file_and_folder_is_synced_before_the_rename_and_its_place_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    sync = infra.commit._sync
+
+    def noted(path: Path) -> None:
+        sync(path)
+        synced.append(re.sub(r"\.out\.\w+\.tmp", "TMP", path.relative_to(tmp_path).as_posix()))
+
+    monkeypatch.setattr(infra.commit, "_sync", noted)
+    with commit_alone(tmp_path / "new" / "newer" / "out", stage="test") as staging:
+        (staging / "a" / "b").mkdir(parents=True)
+        (staging / "a" / "b" / "c").write_text("x")
+    place = "new/newer"
+    assert synced[:2] == [".", "new"]  # where the folders were made
+    assert set(synced[2:-1]) == {f"{place}/TMP{name}" for name in ("", "/a", "/a/b", "/a/b/c", "/manifest.json")}
+    assert (
+        synced.index(f"{place}/TMP/a/b/c") < synced.index(f"{place}/TMP/manifest.json") < synced.index(f"{place}/TMP")
+    )
+    assert synced[-1] == place
+    synced.clear()
+    write_whole(tmp_path / "x" / "y" / "file", b"1")
+    assert synced[:2] == [".", "x"] and synced[-1] == "x/y"
 
 
 def test_a_committed_directory_is_never_overwritten(tmp_path: Path, world: World) -> None:

@@ -1,8 +1,11 @@
+import contextlib
 import hashlib
 import os
+import random
 from itertools import pairwise
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -150,6 +153,67 @@ def test_what_a_field_tells_is_a_key_value_of_the_file(tmp_path: Path) -> None:
     for columns in (["a"], ["a", "b"]):
         read = read_row_group(group, columns)
         assert read.schema.equals(pa.schema(fields[: len(columns)], metadata={"of": "all"}), check_metadata=True)
+
+
+MIXED = pa.table(
+    {
+        "id": pa.array(range(300)),
+        "few": pa.array([n % 7 for n in range(300)], pa.int32()),
+        "list": pa.array([[n] * (n % 4) for n in range(300)]),
+        "vector": pa.array([None if n % 9 == 0 else [n / 7, -n] for n in range(300)], pa.list_(pa.float32(), 2)),
+        "half": pa.array(np.arange(300, dtype=np.float16) / 3),
+        "text": pa.array([None if n % 5 == 0 else f"t{n % 13}" for n in range(300)]),
+        "time": pa.array(range(300), pa.timestamp("us")),
+    }
+)
+
+
+def whole(file: Path) -> pa.Table:
+    return pa.concat_tables(read_row_group(group) for group in row_groups([file]))
+
+
+def test_a_bit_that_flips_is_an_error_of_ours_or_changes_nothing_never_another_value(tmp_path: Path) -> None:
+    """Before pages had checksums, 407 of 600 flipped bits were other values."""
+    file, draw = tmp_path / "a.parquet", random.Random(0)
+    with TableWriter(file, MIXED.schema, row_group_rows=100) as writer:
+        writer.write(MIXED)
+    written, rows, num_found = file.read_bytes(), whole(file), 0
+    for at in [*range(0, len(written), 17), *range(len(written) - 200, len(written))]:
+        file.write_bytes(written[:at] + bytes([written[at] ^ 1 << draw.randrange(8)]) + written[at + 1 :])
+        try:
+            assert whole(file).equals(rows, check_metadata=True), f"byte {at} of {len(written)}"
+        except DataError as error:
+            assert "a.parquet" in str(error)
+            num_found += 1
+    assert num_found > 0.9 * len(written) / 17
+
+
+def test_what_others_wrote_without_checksums_is_read_and_its_broken_footers_are_errors_of_ours(tmp_path: Path) -> None:
+    file, draw = tmp_path / "a.parquet", random.Random(0)
+    pq.write_table(MIXED.drop_columns("vector"), file)  # pyarrow cannot read null vectors that it wrote
+    written = file.read_bytes()
+    assert whole(file).equals(MIXED.drop_columns("vector"))
+    length = int.from_bytes(written[-8:-4], "little")
+    for at in range(len(written) - length - 8, len(written), 5):
+        file.write_bytes(written[:at] + bytes([written[at] ^ 1 << draw.randrange(8)]) + written[at + 1 :])
+        with contextlib.suppress(DataError):
+            whole(file)
+
+
+@pytest.mark.parametrize("reader", ["pyarrow", "duckdb"])
+def test_other_readers_read_what_has_checksums(tmp_path: Path, reader: str) -> None:
+    (file,) = write(tmp_path, [20])
+    if reader == "pyarrow":
+        assert pq.read_table(file, page_checksum_verification=True).equals(table(0, 20))
+    else:
+        assert duckdb.sql(f"SELECT * FROM read_parquet('{file}')").to_arrow_table().equals(table(0, 20))
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1PAR1", b"PAR1\xff\xff\xff\x7fPAR1", b"PAR1\0\0\0\0PAR1"])
+def test_what_is_no_parquet_file_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.parquet").write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.parquet: cannot be read as Parquet"):
+        row_groups([tmp_path / "a.parquet"])
 
 
 def test_a_truncated_file_is_named(tmp_path: Path) -> None:

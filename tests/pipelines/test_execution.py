@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import yaml
@@ -45,33 +45,42 @@ class Scripted:
         self.commands: dict[str, str] = {}
         self.env: dict[str, str] = {}
 
-    def start(self, label: str, app: AppDef, rank_logs: Path, limit_s: float) -> tuple[str, Path]:
+    def start(self, label: str, app: AppDef, rank_logs: Path, limit_s: float) -> "Job":
         self.order.append(label)
         self.cores.add(app.metadata.get("cpu", ""))
         for role in app.roles:
             self.commands[label], self.env = role.args[1], role.env
         self.looks[label] = 3
         self.most = max(self.most, len(self.looks))
-        return label, rank_logs.with_suffix("")
+        words = shlex.split(self.commands.get(label, f"--key {app.metadata.get('key', '')}"))
+        return Job(app.name, rank_logs.with_suffix(""), words[words.index("--key") + 1])
 
-    def has_succeeded(self, job: tuple[str, Path]) -> bool:
-        label, out = job
+    def has_succeeded(self, job: "Job") -> bool:
+        label = job.out.parent.name
         self.looks[label] -= 1
         if self.looks[label]:
             return False
         del self.looks[label]
         if label == self.failing:
             raise StageError(f"[{label}] failed")
-        with committing(out, ALONE, stage=label) as directory:
+        with committing(job.out, ALONE, stage=job.name, key=job.key) as directory:
             (directory / "out.txt").write_text(label)
         return True
 
-    def cancel(self, job: tuple[str, Path]) -> None:
-        self.cancelled.append(job[0])
+    def cancel(self, job: "Job") -> None:
+        self.cancelled.append(job.out.parent.name)
+
+
+class Job(NamedTuple):
+    """A job of `Scripted`: what it commits as."""
+
+    name: str
+    out: Path
+    key: str
 
 
 def app(**given: Any) -> AppDef:
-    return AppDef(name="fake", metadata={"cpu": str(given["cpu"])})
+    return AppDef(Path(given["out"]).parent.name, metadata={"cpu": str(given["cpu"]), "key": given["key"]})
 
 
 PLAN = tuple(

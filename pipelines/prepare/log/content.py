@@ -20,7 +20,7 @@ from infra.errors import DataError
 from infra.parquet import read_row_group, row_groups
 from infra.partitions import PartitionEntry
 from infra.sql import file_list, literal, quoted
-from infra.store import FILE, Store
+from infra.store import Store
 from infra.tables import ContentSpec, DatasetSpec, Entity, content_schema
 from pipelines.prepare.columns import embeddings
 from pipelines.prepare.dataset import Part
@@ -76,7 +76,7 @@ class Content:
     def _chunks(self, number: int, spec: DatasetSpec, schema: pa.Schema) -> Iterator[pa.Table]:
         entity = self.numbering.entity
         vectors = self._text_vectors(number) if self.texts else None
-        for group in row_groups([part_file(self.numbering.store, self.parts[number])]):
+        for group in row_groups([self.numbering.store.file(self.parts[number])]):
             rows = read_row_group(group)
             yield self._converted(rows, spec.content(entity), schema, vectors, str(group))
 
@@ -118,14 +118,9 @@ class TextVectors:
         )
 
 
-def part_file(store: Store, part: PartitionEntry) -> Path:
-    """Return the file of a part of the numbers."""
-    return store.path / part.path / FILE
-
-
 def distinct_texts(store: Store, part: PartitionEntry) -> list[str]:
     """Return the texts of a part, each once, ascending."""
-    parts = [read_row_group(group, ["text"])["text"] for group in row_groups([part_file(store, part)])]
+    parts = [read_row_group(group, ["text"])["text"] for group in row_groups([store.file(part)])]
     found = pc.unique(pa.chunked_array([chunk for part in parts for chunk in part.chunks], pa.string()))
     return sorted(found.drop_null().to_pylist())
 
@@ -204,7 +199,7 @@ def vocabularies(
         numbering: the ids. first: its first part. files: the settings. kept: which values are.
         events: the events' rows, as SQL, which say who met an item. database: a connection.
     """
-    source = f"read_parquet({literal(str(part_file(numbering.store, first)))})"
+    source = f"read_parquet({literal(str(numbering.store.file(first)))})"
     found = {}
     for name in files.categoricals:
         column = quoted(f"value:{name}")
@@ -233,7 +228,7 @@ def embedding_dims(
     Raises:
         DataError: a column has none, or embeddings of several lengths; all such columns at once.
     """
-    source = f"read_parquet({file_list([part_file(numbering.store, part) for part in parts])})"
+    source = f"read_parquet({file_list([numbering.store.file(part) for part in parts])})"
     found, faults = {}, []
     for name in files.embeddings:
         column = quoted(f"vector:{name}")

@@ -113,7 +113,6 @@ def require_one_key(store: Store, masking: Masking | None, mask_items: bool) -> 
                 " files that are still there, and delete this store once nothing reads it"
             )
     elif own is not None:
-        store.path.mkdir(parents=True, exist_ok=True)
         write_whole(record, json.dumps(own).encode())
     else:
         record.unlink(missing_ok=True)  # of a run that ended before it wrote an id

@@ -17,7 +17,7 @@ from infra.config import digest
 from infra.errors import DataError
 from infra.partitions import PartitionEntry, part_slice
 from infra.sql import file_list, literal, quoted
-from infra.store import FILE, Store
+from infra.store import Store
 from infra.tables import Entity
 from pipelines.prepare.log.ingest import RawPart, write_query
 
@@ -53,7 +53,7 @@ class Numbering:
 
     def files(self, end: date) -> list[Path]:
         """Return the files of `parts`."""
-        return [self.store.path / entry.path / FILE for entry in self.parts(end)]
+        return [self.store.file(entry) for entry in self.parts(end)]
 
     def update(
         self, database: duckdb.DuckDBPyConnection, catalogue: Sequence[RawPart], seen: Sequence[RawPart], end: date
@@ -164,7 +164,7 @@ def _counts(database: duckdb.DuckDBPyConnection) -> tuple[int, int]:
 
 def files_of(store: Store, parts: Sequence[RawPart]) -> list[Path]:
     """Return the files of ingested parts."""
-    return [store.path / part.entry.path / FILE for part in parts]
+    return [store.file(part.entry) for part in parts]
 
 
 def made_once(
@@ -180,4 +180,4 @@ def made_once(
     if store.find(f"{table}/{name}", part, work) is None:
         with store.making(f"{table}/{name}", part, work) as made:
             write_query(database, query, made)
-    return store.path / store.entry(f"{table}/{name}", part, work).path / FILE
+    return store.file(store.entry(f"{table}/{name}", part, work))

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from pyspark.sql import DataFrame, SparkSession
 
 from infra.errors import ConfigError
+from infra.parquet import open_parquet
 from pipelines.prepare.log.in_spark import asof_by_window, in_spark
 
 BATCH_ROWS = 1 << 15
@@ -111,6 +112,6 @@ def _plain(schema: pa.Schema) -> pa.Schema:
 
 def _batches(files: Sequence[Path], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     for file in files:
-        with pq.ParquetFile(file) as opened:
+        with open_parquet(file) as opened:
             for batch in opened.iter_batches(BATCH_ROWS):
                 yield pa.RecordBatch.from_arrays(batch.columns, schema=schema)

@@ -76,6 +76,5 @@ def carried_totals(store: Store, of: str, found: Mapping[date, tuple[int, int]],
     kept = {day: total for day, total in sorted(totals.items()) if total is not None}
     text = json.dumps({day.isoformat(): total for day, total in kept.items()})
     if text != json.dumps(known):
-        record.parent.mkdir(parents=True, exist_ok=True)
         write_whole(record, text.encode())
     return kept

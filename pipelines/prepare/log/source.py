@@ -20,7 +20,7 @@ from infra.errors import ConfigError, DataError
 from infra.partitions import date_slice
 from infra.sql import file_list, literal, quoted
 from infra.stage import StageRun
-from infra.store import FILE, Store
+from infra.store import Store
 from infra.tables import DatasetSpec, Entity, TaskSpec, flat_schema
 from pipelines.prepare.config import LEDGER, PrepareConfig
 from pipelines.prepare.dataset import STORE, Part, as_time, label_keys
@@ -297,8 +297,8 @@ class LogSource:
         return LogInputs(
             events=files_of(self._store, opened.events),
             labels={name: files_of(self._store, parts) for name, parts in opened.labels.items()},
-            items=[self._store.path / part.path / FILE for part in opened.items.parts],
-            users=[self._store.path / part.path / FILE for part in opened.users.parts],
+            items=[self._store.file(part) for part in opened.items.parts],
+            users=[self._store.file(part) for part in opened.users.parts],
             category=f"value:{categoricals[0]}" if categoricals else None,
             vocabularies=opened.vocabularies,
             edges=opened.edges,
@@ -336,7 +336,7 @@ class LogSource:
             part = self._store.find(f"raw/state_{name}", date_slice(day), key)
             if part is None:
                 return None
-            files[name] = self._store.path / part.path / FILE
+            files[name] = self._store.file(part)
         return State(day, {name: file for name, file in files.items() if name != "history"}, files["history"])
 
     def _state_key(self, day: date) -> str:

@@ -1,0 +1,70 @@
+"""The footer of a Parquet file, with a checksum of its own.
+
+Parquet has checksums of pages and none of the footer, which says where pages lie and of which columns and types they
+are, and holds the SIDs' specs. The checksum lies just before the footer, where the format allows other bytes: readers
+find pages by their offsets from the front, and the footer by its length from the end.
+"""
+
+import struct
+import zlib
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from infra.errors import DataError
+
+_CHECKSUM = struct.Struct("<8sI")
+"""Our mark, and the CRC-32 of the footer, its length and its closing mark included."""
+_MARK = b"SIDSTACK"
+_END = struct.Struct("<I4s")
+"""A Parquet file's last bytes: the footer's length, and the format's mark."""
+_PARQUET = b"PAR1"
+
+
+def with_checksum(footer: bytes) -> bytes:
+    """Return what is to be written in place of a footer.
+
+    Args:
+        footer: all that a Parquet writer writes when it closes, to the file's last byte.
+    """
+    length, mark = _END.unpack(footer[-_END.size :])
+    assert mark == _PARQUET and length + _END.size == len(footer)
+    return _CHECKSUM.pack(_MARK, zlib.crc32(footer)) + footer
+
+
+def read_footer(path: Path) -> pq.FileMetaData:
+    """Read a Parquet file's footer, and hold it against its checksum; a file of another writer has none.
+
+    Raises:
+        DataError: the file is missing, truncated or not Parquet, or its footer was altered.
+    """
+    try:
+        checksum, footer = _last_bytes(Path(path))
+        found = pq.read_metadata(pa.BufferReader(footer))
+        found.schema.to_arrow_schema()
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise DataError(f"{path}: cannot be read as Parquet: {error}") from error
+    if checksum.startswith(_MARK) and checksum != with_checksum(footer)[: _CHECKSUM.size]:
+        raise DataError(f"{path}: the footer is not of its checksum: the file was altered")
+    return found
+
+
+def _last_bytes(path: Path) -> tuple[bytes, bytes]:
+    """Return what lies before the footer, and the footer to the file's last byte.
+
+    Raises:
+        OSError: the file cannot be read. ValueError: it does not end as Parquet does.
+    """
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(max(0, size - _END.size))
+        end = file.read()
+        length, mark = _END.unpack(end) if len(end) == _END.size else (0, b"")
+        begin = size - _END.size - length
+        if mark != _PARQUET or begin < len(_PARQUET):
+            raise ValueError(f"it does not end as Parquet does ({size} bytes)")
+        before = max(0, begin - _CHECKSUM.size)
+        file.seek(before)
+        read = file.read()
+    return read[: begin - before], read[begin - before :]
