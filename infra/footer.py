@@ -42,7 +42,6 @@ def read_footer(path: Path) -> pq.FileMetaData:
     try:
         checksum, footer = _last_bytes(Path(path))
         found = pq.read_metadata(pa.BufferReader(footer))
-        found.schema.to_arrow_schema()
     except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(f"{path}: cannot be read as Parquet: {error}") from error
     if checksum.startswith(_MARK) and checksum != with_checksum(footer)[: _CHECKSUM.size]:

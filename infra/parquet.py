@@ -52,8 +52,10 @@ def open_parquet(path: Path, footer: pq.FileMetaData | None = None) -> pq.Parque
     """
     footer = footer or read_footer(path)
     try:
-        return pq.ParquetFile(path, metadata=footer, page_checksum_verification=True)
-    except (OSError, pa.ArrowException) as error:
+        file = pq.ParquetFile(path, metadata=footer, page_checksum_verification=True)
+        _ = file.schema_arrow  # names that are no text are found here; a footer of another writer has no checksum
+        return file
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise DataError(f"{path}: cannot be read as Parquet: {error}") from error
 
 

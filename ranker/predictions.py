@@ -30,7 +30,7 @@ FOLDER = "predictions"
 IDENTITY = ("row", "user_id", "item_id")
 MEMORY = "64MiB"
 BATCH_ROWS = 1 << 16
-_ROWS = "rows_of_files"
+_ROWS, _UNSORTED = "rows_of_a_group", "unsorted"
 
 
 @contextmanager
@@ -96,27 +96,6 @@ def _refuse(values: pa.ChunkedArray, good: pa.ChunkedArray, name: str, group: Ro
         raise DataError(f"{group}: column {name!r} holds {bad[0].as_py()!r}; must be {rule}")
 
 
-@contextmanager
-def _streamed(tables: Iterator[pa.Table]) -> Iterator[pa.RecordBatchReader]:
-    """Hand tables of one schema to a library as one stream; what their iterator raises is raised as it is."""
-    raised: list[Exception] = []
-
-    def batches() -> Iterator[pa.RecordBatch]:
-        yield from first.to_batches()
-        try:
-            for table in tables:
-                yield from table.to_batches()
-        except Exception as error:
-            raised.append(error)
-            raise
-
-    first = next(tables)
-    try:
-        yield pa.RecordBatchReader.from_batches(first.schema, batches())
-    except Exception as error:
-        raise (raised or [error])[0] from None
-
-
 class Predictions:
     """The held-out rows of one arm, in a table of the database; see `sorted_predictions`."""
 
@@ -140,12 +119,14 @@ class Predictions:
         columns = [*map(quoted, IDENTITY), *labels, *(quoted(f"p_{task}") for task in self.tasks)]
         # Read by us, not by DuckDB, which holds no page against its checksum.
         further = () if self._labels is None else ("event_time",)
-        tables = (_checked(group, self.tasks, further) for group in groups)
-        with self._naming_errors(), _streamed(tables) as rows:
-            self._database.register(_ROWS, rows)
-            query = f"SELECT {', '.join(columns)} FROM {_ROWS} ORDER BY {quoted('row')}"
-            self._database.execute(f"CREATE TABLE {self._table} AS {query}")
-            self._database.unregister(_ROWS)
+        with self._naming_errors():
+            for number, group in enumerate(groups):
+                self._database.register(_ROWS, _checked(group, self.tasks, further))
+                into = f"INSERT INTO {_UNSORTED}" if number else f"CREATE TABLE {_UNSORTED} AS"
+                self._database.execute(f"{into} SELECT {', '.join(columns)} FROM {_ROWS}")
+                self._database.unregister(_ROWS)
+            query = f"SELECT * FROM {_UNSORTED} ORDER BY {quoted('row')}"
+            self._database.execute(f"CREATE TABLE {self._table} AS {query}; DROP TABLE {_UNSORTED}")
         last_N = np.zeros(0, np.int64)
         for batch in self._batches(f"SELECT {quoted('row')} FROM {self._table}"):
             rows_N = np.concatenate([last_N, batch["row"].to_numpy()])

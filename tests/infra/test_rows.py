@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import infra.parquet
 import infra.rows
 from infra.errors import DataError
+from infra.footer import read_footer
 from infra.parquet import RowGroup, TableWriter
 from infra.rows import CountedFile, FileRows, Rows, RowSource, concatenated
 from tests.infra.test_parquet import table, write
@@ -58,8 +58,7 @@ def test_of_counted_files_only_those_concerned_are_opened_each_once(
     sizes = [10, 5, 8, 9]
     files = write(tmp_path, sizes)
     opened: list[Path] = []
-    whole = infra.parquet.open_parquet
-    monkeypatch.setattr(infra.rows, "open_parquet", noted(opened.append, whole))
+    monkeypatch.setattr(infra.rows, "read_footer", noted(opened.append, read_footer))
     rows = FileRows(counted(files, sizes), ["x"])
     assert (rows.num_rows, opened) == (32, [])
     group = rows.groups(10, 16)[-1]
