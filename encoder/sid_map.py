@@ -4,6 +4,7 @@ A billion items are 8 GB a column, so the map is a memory-mapped file: what a pr
 is up to the page cache, not to the table's size.
 """
 
+import functools
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from infra.commit import verify_file
+from infra.errors import CommitError
 from infra.partitions import PartitionEntry
 
 Ids = npt.NDArray[np.int64]
@@ -138,8 +141,17 @@ def sid_maps(store: Path, parts: Sequence[PartitionEntry], chunks: int) -> SidMa
         store: the directory of the partitions. parts: of one set and generation, in order.
         chunks: columns that a SID takes.
     """
+    for entry in parts:
+        _require_whole(store / entry.path, entry.digest)
     files = [(entry.facts["first"], entry.facts["new"], store / entry.path / MAP_FILE) for entry in parts]
     return SidMaps(files, chunks)
+
+
+@functools.cache  # a part's map is opened once for each part after it
+def _require_whole(partition: Path, digest: str) -> None:
+    """Check all bytes of a partition's map."""
+    if verify_file(partition, MAP_FILE).digest != digest:
+        raise CommitError(f"{partition}: is another partition than the snapshot lists")
 
 
 def _at_most_twice(ids_NC: Ids) -> Ids:

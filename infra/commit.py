@@ -16,7 +16,6 @@ import errno
 import functools
 import hashlib
 import importlib.metadata
-import json
 import os
 import shutil
 import socket
@@ -34,10 +33,11 @@ from typing import Any, Literal
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from infra.config import Config, digest
+from infra.config import Config
 from infra.distributed import ALONE, World, broadcast, gather, together
 from infra.errors import AlreadyCommittedError, CommitError
 from infra.record import HISTORY_FILE, SUMMARY_FILE
+from infra.sealed import OWN_DIGEST, sealed, unsealed
 
 MANIFEST = "manifest.json"
 OWNER = ".owner"
@@ -59,9 +59,8 @@ class Manifest(Config):
     `key` names the work (config, inputs, code), `inputs` the digests of the manifests it was made from, `facts`
     what the stage adds (the resolved config's digest, world size, a codebook's fingerprint).
 
-    On disk it has one more field, `own_digest`: the SHA-256 of the canonical JSON (sorted keys, no spaces) of all the
-    others, so that an edited key, stage or fact is found. Manifests of format `sidestack/1` have none; they are read,
-    and the first that a process reads is said on stderr.
+    On disk it holds a digest of itself (`infra.sealed`), so that an edited key, stage or fact is found. Manifests of
+    format `sidestack/1` hold none; they are read, and the first that a process reads is said on stderr.
     """
 
     format: Literal["sidestack/1", "sidestack/2"] = "sidestack/2"
@@ -84,11 +83,6 @@ class Manifest(Config):
         lines = [f"{name} {sha256}" for name, sha256 in sorted(data.items())]
         return hashlib.sha256("\n".join([self.stage, *lines]).encode()).hexdigest()
 
-    def to_json(self) -> bytes:
-        """Return the content of its file, with its own digest."""
-        values = json.loads(self.model_dump_json())
-        return json.dumps({**values, _OWN_DIGEST: digest(values)}, indent=1).encode()
-
     @classmethod
     def of_json(cls, content: bytes, file: str) -> "Manifest":
         """Parse the content of a manifest's file.
@@ -96,23 +90,18 @@ class Manifest(Config):
         Raises:
             CommitError: it is none of ours, or was altered.
         """
+        values, has_digest = unsealed(content, file)
         try:
-            values = json.loads(content)
-            own = values.pop(_OWN_DIGEST, None) if isinstance(values, dict) else None
             manifest = cls.model_validate(values)
-            is_as_written = own == digest(values) if manifest.format != _WITHOUT_DIGEST else own is None
         except ValidationError as error:
             raise CommitError(f"{file}: not a sidestack manifest ({error.error_count()} faults)") from error
-        except (ValueError, RecursionError) as error:
-            raise CommitError(f"{file}: not a sidestack manifest ({error})") from error
-        if not is_as_written:
-            raise CommitError(f"{file}: is not of the digest that it holds: the manifest was altered")
-        if manifest.format == _WITHOUT_DIGEST:
+        if has_digest != (manifest.format != _WITHOUT_DIGEST):
+            raise CommitError(f"{file}: format {manifest.format!r} does not go with its {OWN_DIGEST}: it was altered")
+        if not has_digest:
             _say_without_digest(file)
         return manifest
 
 
-_OWN_DIGEST = "own_digest"
 _WITHOUT_DIGEST = "sidestack/1"
 _said_without_digest: list[str] = []
 
@@ -190,18 +179,44 @@ def verify(path: Path, *, stage: str | None = None, key: str | None = None) -> M
     return manifest
 
 
+def verify_file(path: Path, name: str) -> Manifest:
+    """Check one file of a committed directory against its manifest, and no other.
+
+    Raises:
+        CommitError: see `verify`.
+    """
+    manifest = read_manifest(path)
+    try:
+        if name not in manifest.files:
+            raise CommitError(f"{path / name}: is not in {MANIFEST}")
+        _require_bytes(path, {name: manifest.files[name]})
+    except OSError as error:
+        raise CommitError(f"{path / name}: cannot be read: {error.strerror}") from error
+    return manifest
+
+
 def _verify_files(path: Path, manifest: Manifest) -> None:
     present = set(regular_files(path)) - {MANIFEST}
     for name in sorted(present - set(manifest.files)):
         raise CommitError(f"{path / name}: is not in {MANIFEST}: the directory was altered after its commit")
-    for name, entry in manifest.files.items():
+    for name in manifest.files:
         if name not in present:
             raise CommitError(f"{path / name}: is named in {MANIFEST} but missing")
+    _require_bytes(path, manifest.files)
+
+
+def _require_bytes(path: Path, files: Mapping[str, FileEntry]) -> None:
+    """Check that files have the sizes and SHA-256 of their entries.
+
+    Raises:
+        CommitError: one has others. OSError: one cannot be read.
+    """
+    for name, entry in files.items():
         size = (path / name).stat().st_size
         if size != entry.bytes:
             raise CommitError(f"{path / name}: has {size} bytes, {MANIFEST} says {entry.bytes}: truncated or altered")
-    for name, found in hash_all(path, list(manifest.files)).items():
-        if found != manifest.files[name].sha256:
+    for name, found in hash_all(path, list(files)).items():
+        if found != files[name].sha256:
             raise CommitError(f"{path / name}: SHA-256 {found[:12]}… is not the {MANIFEST}'s: the file was altered")
 
 
@@ -416,7 +431,7 @@ def _describe(root: Path, names: Sequence[str]) -> dict[str, FileEntry]:
 
 def _seal(staging: Path, out: Path, manifest: Manifest) -> None:
     file = staging / MANIFEST
-    file.write_bytes(manifest.to_json())
+    file.write_bytes(sealed(manifest))
     _sync(file)
     for folder in {staging, *(parent for name in manifest.files for parent in _folders(staging, name))}:
         _sync(folder)

@@ -11,6 +11,7 @@ import math
 import os
 import re
 import socket
+import sys
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -44,10 +45,14 @@ def use_store(runs_dir: Path) -> str:
 
     It is `MLFLOW_TRACKING_URI` where that is set, else an SQLite file in `runs_dir`.
     """
-    path = str(runs_dir.resolve() / "mlflow.db")
+    return os.environ.setdefault(URI_VARIABLE, _store_in(runs_dir))
+
+
+def _store_in(folder: Path) -> str:
+    """Return the URI of the store that is a file in a folder."""
+    path = str(folder.resolve() / "mlflow.db")
     # SQLAlchemy unquotes the path, and takes what follows a ? for options.
-    local = f"sqlite:///{path.replace('%', '%25').replace('?', '%3F')}"
-    return os.environ.setdefault(URI_VARIABLE, local)
+    return f"sqlite:///{path.replace('%', '%25').replace('?', '%3F')}"
 
 
 def connect() -> "MlflowClient":
@@ -98,7 +103,7 @@ def open_parent(client: "MlflowClient", experiment: str, name: str, runs_dir: Pa
     Returns:
         the run id, which the stages get as `--parent-run`.
     """
-    experiment_id = _experiment(client, experiment, runs_dir)
+    experiment_id = experiment_in(client, experiment, runs_dir)
     _sweep(client, experiment_id)
     tags = {"sidestack.host": socket.gethostname(), "sidestack.process": _process(os.getpid())}
     run_id: str = client.create_run(experiment_id, run_name=name, tags=tags).info.run_id
@@ -106,11 +111,23 @@ def open_parent(client: "MlflowClient", experiment: str, name: str, runs_dir: Pa
     return run_id
 
 
-def _experiment(client: "MlflowClient", name: str, runs_dir: Path) -> str:
-    if (found := client.get_experiment_by_name(name)) is not None:
+def experiment_in(client: "MlflowClient", name: str, folder: Path) -> str:
+    """Return the id of the experiment of a name, made where there is none.
+
+    A local store keeps its artifacts in `folder`, a server where it does. An experiment keeps the place that it was
+    made with. After a folder was moved or copied with the store in it, the experiment is renamed after that place, and
+    another one is begun, so that nothing is written to where the folder was.
+    """
+    uri = os.environ[URI_VARIABLE]
+    place = (folder.resolve() / "mlartifacts" / name).as_uri() if uri.startswith("sqlite:") else None
+    found = client.get_experiment_by_name(name)
+    if found is not None and uri == _store_in(folder) and found.artifact_location != place:
+        former = f"{name} (artifacts at {found.artifact_location})"
+        client.rename_experiment(found.experiment_id, former)
+        print(f"tracking: {folder} was moved; its earlier MLflow runs are in experiment {former!r}", file=sys.stderr)
+        found = None
+    if found is not None:
         return str(found.experiment_id)
-    is_local = os.environ[URI_VARIABLE].startswith("sqlite:")
-    place = (runs_dir.resolve() / "mlartifacts" / name).as_uri() if is_local else None
     return str(client.create_experiment(name, artifact_location=place))
 
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from infra.errors import StageError
-from infra.mlflow_runs import URI_VARIABLE, connect
+from infra.mlflow_runs import URI_VARIABLE, connect, experiment_in
 from infra.tracking import RunLog
 
 if TYPE_CHECKING:
-    from mlflow.tracking import MlflowClient
+    pass
 
 _SQLITE = "sqlite:///"
 
@@ -36,7 +36,8 @@ def register(model: Path, name: str, alias: str, tags: Mapping[str, str], sectio
 
     client = connect()
     try:
-        logged = client.create_logged_model(_experiment(client, name), name=name, tags=dict(tags))
+        beside = Path(unquote(os.environ[URI_VARIABLE].removeprefix(_SQLITE))).resolve().parent
+        logged = client.create_logged_model(experiment_in(client, name, beside), name=name, tags=dict(tags))
         client.log_model_artifacts(logged.model_id, str(model))
         client.finalize_logged_model(logged.model_id, "READY")
         if not client.search_registered_models(f"name = '{name}'"):
@@ -72,12 +73,3 @@ def registered(
     number = register(model, name, alias, tags, section)
     log.say(f"{section}: registered as {name} version {number}; models:/{name}@{alias} is it")
     return {"name": name, "version": number, "alias": alias}
-
-
-def _experiment(client: "MlflowClient", name: str) -> str:
-    """Return the experiment of the model's own name; a local store keeps its artifacts beside its file."""
-    if (found := client.get_experiment_by_name(name)) is not None:
-        return str(found.experiment_id)
-    uri = os.environ[URI_VARIABLE]
-    beside = Path(unquote(uri.removeprefix(_SQLITE))).resolve().parent / "mlartifacts" / name
-    return str(client.create_experiment(name, artifact_location=beside.as_uri() if uri.startswith(_SQLITE) else None))

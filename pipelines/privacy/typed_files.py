@@ -7,6 +7,7 @@ import pyarrow.compute as pc
 
 from infra.commit import MANIFEST, FileEntry, read_manifest, write_whole
 from infra.parquet import TableWriter, read_row_group, row_groups
+from infra.sealed import sealed
 from infra.store import FILE
 from pipelines.prepare.log.ingest import row_dates
 
@@ -30,7 +31,7 @@ def take_out_rows(path: Path, before: date) -> int | None:
         (path / FILE).unlink(missing_ok=True)
     facts = {**manifest.facts, "numbers": {**numbers, _SINCE: before.toordinal()}}
     changed = manifest.model_copy(update={"facts": facts, "files": {} if left is None else {FILE: left}})
-    write_whole(path / MANIFEST, changed.to_json())
+    write_whole(path / MANIFEST, sealed(changed))
     return 0 if left is None else left.rows
 
 

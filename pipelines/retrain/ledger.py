@@ -3,9 +3,9 @@
     <run>/cycles/0007/plan.json      written before anything of the cycle is launched
     <run>/cycles/0007/outcome.json   written last: the cycle is over
 
-Both files are written whole or not at all. A cycle with a plan and no outcome is under way, or broke: the next call
-takes it up, from the same plan. A roll-back is a cycle without a candidate. The tracking store follows this record and
-is never asked what is true.
+Both files are written whole or not at all, and hold a digest of themselves; an outcome holds that of its plan, too. A
+cycle with a plan and no outcome is under way, or broke: the next call takes it up, from the same plan. A roll-back is a
+cycle without a candidate. The tracking store follows this record and is never asked what is true.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Literal
 
 from infra.commit import verify, write_whole
-from infra.config import C, Config, parse
+from infra.config import C, Config, digest, parse
 from infra.errors import CommitError, DataError, StageError
-from infra.tables import read_json
+from infra.sealed import sealed, unsealed
 from pipelines.retrain.config import PolicyName
 from ranker.config import Dates
 
@@ -84,6 +84,8 @@ class Outcome(Config):
     """What came of a cycle."""
 
     at: datetime
+    plan: str = ""
+    """The digest of the cycle's plan."""
     candidate: Version | None = None
     promoted: bool = False
     gates: tuple[Gate, ...] = ()
@@ -113,7 +115,7 @@ class Ledger:
         cycles: all of them, in order.
 
     Raises:
-        DataError, ConfigError: a file is not what was written.
+        CommitError, DataError, ConfigError: a file is not what was written.
     """
 
     def __init__(self, run: Path) -> None:
@@ -178,6 +180,7 @@ class Ledger:
         """Write down what came of the cycle that is under way."""
         plan = self.under_way
         assert plan is not None
+        outcome = outcome.model_copy(update={"plan": digest(plan)})
         self._write(plan, OUTCOME_FILE, outcome)
         self.cycles[-1] = Cycle(plan, outcome)
         return self.cycles[-1]
@@ -203,14 +206,22 @@ class Ledger:
 
     def _write(self, plan: Plan, name: str, content: Config) -> None:
         file = self.run / CYCLES / f"{plan.number:04d}" / name
-        write_whole(file, (content.model_dump_json(indent=1) + "\n").encode())
+        write_whole(file, sealed(content))
 
 
 def _read(folder: Path) -> Cycle:
     plan = _parsed(Plan, folder / PLAN_FILE)
-    outcome = folder / OUTCOME_FILE
-    return Cycle(plan, _parsed(Outcome, outcome) if outcome.exists() else None)
+    file = folder / OUTCOME_FILE
+    outcome = _parsed(Outcome, file) if file.exists() else None
+    if outcome is not None and outcome.plan not in (digest(plan), ""):  # an earlier version wrote none
+        raise DataError(f"{file}: came of another plan than {PLAN_FILE} beside it: one of them was replaced")
+    return Cycle(plan, outcome)
 
 
 def _parsed(model: type[C], file: Path) -> C:
-    return parse(model, read_json(file), str(file))
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror}") from error
+    values, _ = unsealed(content, file)
+    return parse(model, values, str(file))

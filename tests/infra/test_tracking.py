@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -62,6 +63,30 @@ def test_processes_connect_to_a_local_store_one_after_another(runs_dir: Path, cl
         assert second.is_alive()
     second.join(60)
     assert not second.is_alive()
+
+
+def test_after_a_move_artifacts_are_written_to_the_new_place(
+    tmp_path: Path, runs_dir: Path, client: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = open_parent(client, "moving", "before", runs_dir, {})
+    (runs_dir / "note.txt").write_text("x")
+    log_artifacts(client, first, [runs_dir / "note.txt"])
+    moved = tmp_path / "moved"
+    shutil.copytree(runs_dir, moved)
+    files = {path: path.stat().st_mtime_ns for path in runs_dir.rglob("*") if path.is_file()}
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    use_store(moved)
+    there = connect()
+    second = open_parent(there, "moving", "after", moved, {})
+    log_artifacts(there, second, [moved / "note.txt"])
+    assert len(list((moved / "mlartifacts").rglob(f"{second}/artifacts/note.txt"))) == 1
+    assert {path: path.stat().st_mtime_ns for path in runs_dir.rglob("*") if path.is_file()} == files
+    (old,) = [one for one in there.search_experiments() if one.experiment_id == there.get_run(first).info.experiment_id]
+    assert old.name == f"moving (artifacts at {(runs_dir / 'mlartifacts/moving').as_uri()})"
+    assert f"{moved} was moved; its earlier MLflow runs are in experiment {old.name!r}" in capsys.readouterr().err
+    third = open_parent(there, "moving", "again", moved, {})
+    assert there.get_run(third).info.experiment_id == there.get_run(second).info.experiment_id
+    assert not capsys.readouterr().err
 
 
 def commit_dataset(path: Path) -> Path:

@@ -1,0 +1,39 @@
+"""JSON files that hold a digest of themselves, so that a flipped bit or an edit by hand is found when they are read."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from infra.config import Config, digest
+from infra.errors import CommitError
+
+OWN_DIGEST = "own_digest"
+"""The field that holds the SHA-256 of the canonical JSON (sorted keys, no spaces) of all the others."""
+
+
+def sealed(content: Config) -> bytes:
+    """Return the content of a file."""
+    values = json.loads(content.model_dump_json())
+    return json.dumps({**values, OWN_DIGEST: digest(values)}, indent=1).encode() + b"\n"
+
+
+def unsealed(content: bytes, file: object) -> tuple[Mapping[str, Any], bool]:
+    """Return what a file holds, but for its digest; and whether it has one: earlier versions wrote none.
+
+    Args:
+        content: of the file. file: its name, for errors.
+
+    Raises:
+        CommitError: it is no JSON object, or is not of the digest that it holds.
+    """
+    try:
+        values = json.loads(content)
+        if not isinstance(values, dict):
+            raise ValueError("must be a JSON object")
+        own = values.pop(OWN_DIGEST, None)
+        is_as_written = own is None or own == digest(values)
+    except (ValueError, RecursionError) as error:
+        raise CommitError(f"{file}: cannot be read: {error}") from error
+    if not is_as_written:
+        raise CommitError(f"{file}: is not of the digest that it holds: the file was altered")
+    return values, own is not None
