@@ -24,6 +24,7 @@ import numpy as np
 from benchmarks.record import Row, markdown_table, print_table, results_folder, source, write_results, yes_or_no
 from benchmarks.scoring_server import ScoringServer, resident_mib, serving
 from benchmarks.serving import percentiles
+from infra.sealed import unsealed
 from infra.served import load_served
 from ranker.export import MODEL_FOLDER
 from ranker.serving.config import SERVED_FILE, ServedConfig
@@ -57,7 +58,7 @@ _PACKAGES = ("mlflow", "torch")
 def read_config(model: Path) -> ServedConfig:
     """Return what an exported model is told beside its weights."""
     values = (model / MODEL_FOLDER / "artifacts" / "version" / SERVED_FILE).read_bytes()
-    return ServedConfig.model_validate_json(values)
+    return ServedConfig.model_validate(unsealed(values, SERVED_FILE)[0])
 
 
 def random_requests(config: ServedConfig, history: int, number: int) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 
 from encoder.config import EncoderConfig
 from encoder.fusion import VQFusion
@@ -43,6 +43,8 @@ class Description(Config):
     """Of a refreshed encoder: the SHA-256 of all that decides its ids. Empty: it is the spec's fingerprint."""
     refreshed_from: tuple[str, ...] = ()
     """The revisions that a refreshed encoder was trained on from, the one that began the generation first."""
+    weights: str = ""
+    """The SHA-256 of the file of all weights, those that decide no id too; empty where it does not say."""
 
     @property
     def lineage(self) -> tuple[str, ...]:
@@ -124,6 +126,7 @@ def save_bundle(out: Path, model: VQFusion, config: EncoderConfig, start: Encode
     """
     revision = fingerprint(model, config)
     spec = model.quantizer.sid_spec(start.spec.fingerprint if start else revision)
+    write_tensors(model.state_dict(), out / WEIGHTS_FILE)
     description = Description(
         config=config,
         signals=model.signals,
@@ -131,14 +134,14 @@ def save_bundle(out: Path, model: VQFusion, config: EncoderConfig, start: Encode
         version=VERSION,
         revision=revision if start else "",
         refreshed_from=start.lineage if start else (),
+        weights=hashlib.sha256((out / WEIGHTS_FILE).read_bytes()).hexdigest(),
     )
     (out / ENCODER_FILE).write_text(description.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    write_tensors(model.state_dict(), out / WEIGHTS_FILE)
     return description
 
 
 def load_bundle(path: Path, device: torch.device) -> EncoderBundle:
-    """Load a bundle and hold its weights against its revision.
+    """Load a bundle and hold its weights, as they were read, against its revision and the digest of their file.
 
     Raises:
         DataError: a file is missing or not what it should be; where `encoder.json` cannot be read, names the version
@@ -150,7 +153,8 @@ def load_bundle(path: Path, device: torch.device) -> EncoderBundle:
         values = json.loads((path / ENCODER_FILE).read_bytes())
         version = values.get("version") if isinstance(values, dict) else None
         description = parse_written(Description, values, ENCODER_FILE, version)
-        weights = load_file(path / WEIGHTS_FILE)
+        content = (path / WEIGHTS_FILE).read_bytes()
+        weights = load(content)
     except (OSError, ValueError, SafetensorError) as error:
         raise DataError(f"{path}: not an encoder bundle: {error}") from error
     model = VQFusion(description.config, description.signals)
@@ -169,4 +173,6 @@ def load_bundle(path: Path, device: torch.device) -> EncoderBundle:
             f"{path / ENCODER_FILE}: the SIDs have fingerprint {description.spec.fingerprint[:16]}…, the encoder that"
             f" began the generation is {lineage[0][:16]}…"
         )
+    if description.weights not in (hashlib.sha256(content).hexdigest(), ""):
+        raise DataError(f"{path / WEIGHTS_FILE}: SHA-256 is not {ENCODER_FILE}'s: the file was altered")
     return EncoderBundle(model.to(device).eval(), description.config, description.signals, description.spec, lineage)

@@ -9,6 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 if TYPE_CHECKING:
     from mlflow.pyfunc import PyFuncModel
 
@@ -35,6 +37,18 @@ def save_served(path: Path, code: Path, artifacts: Mapping[str, Path], packages:
             pip_requirements=requirements(),
             **saved,
         )
+    _drop_circumstances(path / "MLmodel")
+
+
+def _drop_circumstances(file: Path) -> None:
+    """Take out of a saved model's description what differs though the model does not: a random id, the time, and the
+    folder where an artifact was copied from. The same model saved twice is the same bytes."""
+    values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    for name in ("model_uuid", "utc_time_created"):
+        values.pop(name, None)
+    for artifact in values["flavors"]["python_function"]["artifacts"].values():
+        artifact["uri"] = artifact["path"]
+    file.write_text(yaml.safe_dump(values, sort_keys=True), encoding="utf-8")
 
 
 def requirements() -> list[str]:

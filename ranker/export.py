@@ -25,6 +25,7 @@ from infra.commit import read_manifest
 from infra.distributed import together
 from infra.errors import DataError, SpecError
 from infra.registration import registered
+from infra.sealed import sealed
 from infra.served import load_served, save_served
 from infra.snapshot import CONTENT, Dataset, read_dataset
 from infra.stage import StageRun, run_stage, with_inputs
@@ -81,7 +82,7 @@ def _export(run: StageRun[RankerExportConfig]) -> None:
         ranker=described, tables=config.tables, sids=sids, max_candidates=config.max_candidates,
         max_history=config.max_history, lineage=_lineage(run, sids), files=file_digests(version),
     )  # fmt: skip
-    (version / SERVED_FILE).write_text(served.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    (version / SERVED_FILE).write_bytes(sealed(served))
     rows = config.checked_rows * (1 if config.tables == "float32" else QUANTIZED_ROWS)
     reference = read_reference(dataset, described, run.inputs["model"], rows)
     found = check(ServedRanker(version), reference, config)

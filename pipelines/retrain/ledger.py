@@ -121,7 +121,8 @@ class Ledger:
     def __init__(self, run: Path) -> None:
         self.run = run
         folder = run / CYCLES
-        found = sorted(path for path in folder.glob("[0-9]*") if (path / PLAN_FILE).exists())
+        names = (PLAN_FILE, OUTCOME_FILE)
+        found = sorted(path for path in folder.glob("[0-9]*") if any((path / name).exists() for name in names))
         self.cycles = [_read(path) for path in found]
         for number, cycle in enumerate(self.cycles, 1):
             if cycle.plan.number != number:

@@ -1,6 +1,7 @@
 """What is under way together: stages whose inputs are done, no more of them than `run.jobs`."""
 
 import shlex
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from torchx.specs import AppDef
 from infra.commit import committing
 from infra.config import Config, digest, load_file, load_section, parse
 from infra.distributed import ALONE
-from infra.errors import StageError
+from infra.errors import CommitError, StageError
 from infra.mlflow_runs import URI_VARIABLE
 from pipelines.config import LaunchConfig, PipelineConfig, RunConfig
 from pipelines.execution import Pipeline
@@ -135,6 +136,44 @@ def test_what_is_done_takes_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     second = pipeline(tmp_path, again, 2)
     second.bring(PLAN)
     assert not again.order and second.done == first.done
+
+
+@pytest.mark.parametrize("field", ["stage", "key"])
+def test_an_output_of_another_stage_or_key_is_not_taken_as_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field: str
+) -> None:
+    monkeypatch.setattr("pipelines.execution.replay", lambda *given: None)
+    first = pipeline(tmp_path, Scripted(), 1)
+    first.bring(PLAN)
+    out = first.done["side"]
+    shutil.rmtree(out)
+    if field == "stage":
+        shutil.copytree(first.done["dense"], out)
+    else:
+        with committing(out, ALONE, stage="side", key="another") as directory:
+            (directory / "out.txt").write_text("side")
+    with pytest.raises(CommitError, match=rf"{out}: is of {field} '\w+', not of .*remove {out} to have it made again"):
+        pipeline(tmp_path, Scripted(), 1).bring(PLAN)
+
+
+def test_a_job_that_commits_other_work_than_it_was_launched_for_is_an_error(tmp_path: Path) -> None:
+    class Mistaken(Scripted):
+        def start(self, label: str, app: AppDef, rank_logs: Path, limit_s: float) -> "Job":
+            return super().start(label, app, rank_logs, limit_s)._replace(key="another")
+
+    with pytest.raises(CommitError, match="is of key 'another', not of"):
+        pipeline(tmp_path, Mistaken(), 1).bring(PLAN)
+
+
+def test_an_encoder_that_is_given_has_the_key_of_its_own_run_and_must_be_an_encoder(tmp_path: Path) -> None:
+    with committing(tmp_path / "theirs", ALONE, stage="encoder", key="theirs") as directory:
+        (directory / "out.txt").write_text("x")
+    given = replace(PLAN[0], name="encoder", given=tmp_path / "theirs")
+    under_test = pipeline(tmp_path, Scripted(), 1)
+    under_test.bring([given])
+    assert under_test.done[given.label] == tmp_path / "theirs"
+    with pytest.raises(CommitError, match="theirs: is of stage 'encoder', not of 'prepare'"):
+        pipeline(tmp_path, Scripted(), 1).bring([replace(given, name="prepare")])
 
 
 @pytest.mark.parametrize(
