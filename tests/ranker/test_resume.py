@@ -14,11 +14,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import ranker.fit
+import ranker.train
+import ranker.validation
 from infra.checkpoint import Checkpoints
 from infra.commit import committing
 from infra.config import plain
 from infra.distributed import World
-from infra.errors import CommitError
+from infra.errors import CommitError, PreemptedError
 from infra.stage import StageRun
 from infra.state import SHARDS_FOLDER, SHARED_FILE
 from infra.tracking import RunLog
@@ -201,3 +203,66 @@ def test_a_checkpoint_of_other_work_is_refused_and_kept(dataset: Path, tmp_path:
     for message in messages:
         assert "out.checkpoint: is a checkpoint of other work (config: " in message
     assert kept_checkpoints(tmp_path / "out") == ["step-000000000032", "step-000000000040"]
+
+
+def both_ways_asked(world: World, dataset: Path, folder: Path, where: str, training: dict[str, Any]) -> int:
+    """Train with a request to stop, which one rank gets at some place, and without; return the step that was saved."""
+    before = {"predict": ranker.train.predict, "measure": ranker.validation.measure_ne}
+    rates = ranker.fit.learning_rates
+
+    def ask() -> None:
+        if world.is_main:
+            world.state.ask_to_stop("SIGTERM")
+
+    def rates_at_stop(training: Any, step: int, total: int) -> tuple[float, float]:
+        if step == STOP:
+            ask()
+        return rates(training, step, total)
+
+    def asked(name: str) -> Any:
+        def body(*args: Any) -> Any:
+            ask()
+            return before[name](*args)
+
+        return body
+
+    patch = pytest.MonkeyPatch()
+    if where == "train":
+        patch.setattr(ranker.fit, "learning_rates", rates_at_stop)
+    else:
+        module = ranker.train if where == "predict" else ranker.validation
+        patch.setattr(module, {"predict": "predict", "measure": "measure_ne"}[where], asked(where))
+    with pytest.raises(PreemptedError, match="preempted at step") as stop:
+        train_ranker(world, dataset, folder / "resumed", **training)
+    patch.undo()
+    assert not (folder / "resumed").exists()
+    world.state.signal, world.state.asked_at, world.state.must_stop = None, None, False
+    for name in ("resumed", "whole"):
+        train_ranker(world, dataset, folder / name, **training)
+    return stop.value.step
+
+
+@pytest.mark.parametrize(
+    ("where", "steps", "training"),
+    [
+        ("train", (STOP, STOP + 3), {"restart_tables": True, "average_share": 0.5}),
+        ("predict", (64, 64), {"average_share": 0.5}),
+        ("measure", (24, 24), {"epochs": 3, "validation_days": 1}),
+    ],
+)
+def test_a_request_to_stop_one_rank_saves_one_step_of_all(
+    dataset: Path, tmp_path: Path, where: str, steps: tuple[int, int], training: dict[str, Any]
+) -> None:
+    # A checkpoint by the hundred steps: the one that is resumed from is the request's.
+    changes = {**training, "checkpoint_every": 100}
+    saved, same = run_distributed(both_ways_asked, dataset, tmp_path, where, changes, world_size=2)
+    assert saved == same
+    assert steps[0] <= saved <= steps[1]
+    resumed, whole = tmp_path / "resumed", tmp_path / "whole"
+    ours, theirs = weights(resumed), weights(whole)
+    assert ours.keys() == theirs.keys()
+    for name in theirs:
+        assert torch.equal(ours[name], theirs[name]), name
+    assert predictions(resumed).equals(predictions(whole))
+    assert history(resumed) == history(whole)
+    assert list(tmp_path.glob("*.checkpoint")) == []
