@@ -154,7 +154,7 @@ class _Watchdog:
 
     def _of(self, one: Heard) -> str:
         if self._is_silent(one):
-            return f"rank {one.rank} has sent no heartbeat for {one.silent_s:.0f} s, and was in {one.beat.doing!r}"
+            return f"rank {one.rank} has sent no heartbeat for {one.silent_s:.0f} s, its last from {one.beat.doing!r}"
         if one.beat.idle_s >= self.timeouts.warning_s:
             return f"rank {one.rank} has made no progress in {one.beat.doing!r} for {one.beat.idle_s:.0f} s"
         return f"rank {one.rank} works in {one.beat.doing!r} for {one.beat.since_s:.0f} s"
@@ -172,7 +172,10 @@ class _Watchdog:
         self._end(stop, EXIT_STATUS)
 
     def _end(self, error: Exception, status: int) -> None:
-        self._record(error)
+        try:
+            raise error
+        except type(error):
+            self._record(error)  # with a trace
         self._say(f"error: {error}")
         os._exit(status)  # the main thread is in a call that does not return
 

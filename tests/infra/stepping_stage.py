@@ -19,7 +19,7 @@ from infra.distributed import lockstep, sum_over_ranks, together
 from infra.errors import PreemptedError
 from infra.stage import StageRun, run_stage
 
-Fault = Literal["", "die", "stop", "hang", "work", "long work"]
+Fault = Literal["", "die", "stop", "hang", "work"]
 
 
 class SteppingConfig(Config):
@@ -28,8 +28,8 @@ class SteppingConfig(Config):
     """Of a step, spent asleep."""
     checkpoint_every: int = 5
     fault: Fault = ""
-    """What a rank does before some step, in its first attempt: kill or stop its process, wait for ever, use a processor
-    for `fault_seconds`, or do so without looking at signals."""
+    """What a rank does before some step, in its first attempt: kill or stop its process, wait for ever, or use a
+    processor for `fault_seconds`."""
     fault_rank: int = 1
     fault_step: int = 12
     fault_seconds: float = 0.0
@@ -67,7 +67,7 @@ def fail(config: SteppingConfig) -> None:
             os.kill(os.getpid(), signal.SIGSTOP)
         case "hang":
             threading.Event().wait()
-        case "work" | "long work":
+        case "work":
             until = time.monotonic() + config.fault_seconds
             while time.monotonic() < until:
                 sum(range(10_000))

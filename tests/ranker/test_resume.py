@@ -1,6 +1,7 @@
 """A training that was stopped in mid-epoch and started again gives the bytes of one that was not."""
 
 import json
+import pkgutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +15,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import ranker.fit
-import ranker.train
-import ranker.validation
 from infra.checkpoint import Checkpoints
 from infra.commit import committing
 from infra.config import plain
@@ -207,31 +206,17 @@ def test_a_checkpoint_of_other_work_is_refused_and_kept(dataset: Path, tmp_path:
 
 def both_ways_asked(world: World, dataset: Path, folder: Path, where: str, training: dict[str, Any]) -> int:
     """Train with a request to stop, which one rank gets at some place, and without; return the step that was saved."""
-    before = {"predict": ranker.train.predict, "measure": ranker.validation.measure_ne}
-    rates = ranker.fit.learning_rates
+    place = {"train": "ranker.fit.learning_rates", "predict": "ranker.train.predict",
+             "measure": "ranker.validation.measure_ne"}[where]  # fmt: skip
+    kept = pkgutil.resolve_name(place)
 
-    def ask() -> None:
-        if world.is_main:
+    def asked(*args: Any) -> Any:
+        if world.is_main and (where != "train" or args[1] == STOP):
             world.state.ask_to_stop("SIGTERM")
-
-    def rates_at_stop(training: Any, step: int, total: int) -> tuple[float, float]:
-        if step == STOP:
-            ask()
-        return rates(training, step, total)
-
-    def asked(name: str) -> Any:
-        def body(*args: Any) -> Any:
-            ask()
-            return before[name](*args)
-
-        return body
+        return kept(*args)
 
     patch = pytest.MonkeyPatch()
-    if where == "train":
-        patch.setattr(ranker.fit, "learning_rates", rates_at_stop)
-    else:
-        module = ranker.train if where == "predict" else ranker.validation
-        patch.setattr(module, {"predict": "predict", "measure": "measure_ne"}[where], asked(where))
+    patch.setattr(place, asked)
     with pytest.raises(PreemptedError, match="preempted at step") as stop:
         train_ranker(world, dataset, folder / "resumed", **training)
     patch.undo()
