@@ -474,8 +474,13 @@ def _flat(measured: dict[str, Any]) -> dict[str, float]:
     return {**metrics, "holdout/dead_share": sum(dead) / len(dead)}
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Run the stage from the command line."""
     run_stage(
         "encoder", "encoder", EncoderConfig, ["dataset"], train,
         identify={"dataset": lambda config, path: content_digest(path, config.entity)}, optional=["start"],
     )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -38,9 +38,3 @@ def test_a_killed_rank_is_restarted_and_the_result_is_the_same(
     tmp_path: Path, expected: str, rank: int, step: int
 ) -> None:
     assert killed_once(tmp_path, rank, step) == expected
-
-
-@pytest.mark.chaos
-@pytest.mark.parametrize("number", range(20))
-def test_twenty_of_twenty_restarts_end_alike(tmp_path: Path, expected: str, number: int) -> None:
-    assert killed_once(tmp_path, number % 2, number) == expected
