@@ -43,6 +43,8 @@ class StageRun(Generic[C]):
         facts: what the body adds here is saved in the manifest (rank 0's counts).
         checkpoints: where a long stage saves what it resumes from; None where the caller keeps none.
         written: name -> entry of files that this rank hashed while writing; see `infra.commit.committing`.
+        target: the directory that `out` becomes by its commit, beside which a stage leaves what a failure is told by;
+            None where the caller keeps nothing of the kind.
     """
 
     config: C
@@ -53,6 +55,7 @@ class StageRun(Generic[C]):
     facts: dict[str, Any] = field(default_factory=dict)
     checkpoints: Checkpoints | None = None
     written: dict[str, FileEntry] = field(default_factory=dict)
+    target: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -196,7 +199,7 @@ def _make(
             if world.is_main:
                 (out / CONFIG_FILE).write_text(to_yaml({section: plain(config)}), encoding="utf-8")
             log = RunLog.open(world.rank, name, out, plain(config), paths, arguments.key, arguments.parent_run)
-            _call(body, StageRun(config, paths, out, world, log, facts, checkpoints, written))
+            _call(body, StageRun(config, paths, out, world, log, facts, checkpoints, written, arguments.out))
             closing.enter_context(world.state.finishing())  # the commit
     except BaseException as error:
         if isinstance(error, PreemptedError) and world.is_main:

@@ -30,7 +30,7 @@ from ranker.metrics import TrainingWindow
 from ranker.model import StepOutput
 from ranker.newest import NewestEntries
 from ranker.planner import Traffic
-from ranker.reader import ranker_batches
+from ranker.reader import ranker_batches, to_ranker_batch
 from ranker.sharding import ShardedRanker, build_sharded
 from ranker.warm_start import WarmStart
 
@@ -84,7 +84,8 @@ class Progress:
             state.move(f"batch {step} of epoch {epoch}")
             output = self.pipeline.progress(batches)
             batch = self._under_way.popleft()
-            check = LossCheck(output.totals_3T, tuple(self.features.tasks), partial(_place, reader, step, batch))
+            place, again = partial(_place, reader, step, batch), partial(self._converted, reader, batch)
+            check = LossCheck(output, tuple(self.features.tasks), place, again)
             self.settle()
             self._check = check
             yield batch, output
@@ -109,6 +110,10 @@ class Progress:
         """Read and convert the batches of an epoch when they are asked for."""
         epochs, seen = range(epoch, epoch + 1), self._under_way.append
         return ranker_batches(reader, epochs, start, self.features, self.newest, self.world, seen)
+
+    def _converted(self, reader: LaneReader, batch: Batch) -> RankerBatch:
+        kept = self.newest.of(batch, self.features, reader.lane_batch, reader.lanes)
+        return to_ranker_batch(kept, self.features)
 
     def _timed(self, source: Iterator[RankerBatch]) -> Iterator[RankerBatch]:
         while True:

@@ -38,7 +38,7 @@ from ranker.budget import (
     without_window,
 )
 from ranker.bundle import FOLDER as MODEL
-from ranker.bundle import save_bundle
+from ranker.bundle import describe, save_bundle
 from ranker.config import AdmissionConfig, Dates, RankerConfig
 from ranker.cost import column_cost, embedding_bytes, expected_traffic, peak_memory_bytes
 from ranker.features import ArmFeatures, arm_features, dataset_sids
@@ -51,6 +51,7 @@ from ranker.predict import predict
 from ranker.predictions import FOLDER as PREDICTIONS
 from ranker.reader import Split, content_read
 from ranker.row_maps import with_row_maps
+from ranker.saved_batch import saved_if_not_finite
 from ranker.scaling import dense_moments
 from ranker.sharding import ShardedRanker, plan_facts, real_bytes, table_bytes
 from ranker.sightings import admit_ids
@@ -124,7 +125,8 @@ def train(run: StageRun[RankerConfig]) -> None:
     readers = open_readers(fitting, held_out, config.training, world)
     if run.checkpoints is not None:
         run.checkpoints.keeps = config.training.checkpoints_kept
-    fitted = fit(run, config, readers, partial(start_model, features, config, world, frozen, traffic, start))
+    with saved_if_not_finite(run, describe(features, config, dataset.spec)):
+        fitted = fit(run, config, readers, partial(start_model, features, config, world, frozen, traffic, start))
     config, sharded, progress = fitted.config, fitted.model.sharded, fitted.model.progress
     with fitted.training.saved_before_stop():
         flops = predict(progress, sharded, readers.held_out, config.arm, run.out / PREDICTIONS, run.log)

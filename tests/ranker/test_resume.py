@@ -75,7 +75,7 @@ def train_ranker(
     checkpoints = Checkpoints(out.with_name(f"{out.name}.checkpoint"), world, "ranker", {}, config)
     with committing(out, world, stage="ranker", facts=facts) as staging:
         log = RunLog.open(world.rank, "ranker", staging, plain(config), {}, "", None)
-        train(StageRun(config, inputs, staging, world, log, facts, checkpoints))
+        train(StageRun(config, inputs, staging, world, log, facts, checkpoints, target=out))
     checkpoints.remove()
 
 
