@@ -42,19 +42,21 @@ def body(run: StageRun[SteppingConfig]) -> None:
     if (found := checkpoints.load()) is not None:
         total, first = found.shared["total"].clone(), found.step
     run.facts["resumed_from"] = first
-    for step in lockstep(world, range(first, config.steps), "reading numbers"):
-        with together(world, f"step {step}"):
-            if config.fault_rank == world.rank and step == config.fault_step and not _attempt():
-                fail(config)
-            time.sleep(config.seconds)
-        total = (total * 31 + sum_over_ranks(world, torch.tensor([step * (world.rank + 1)]))) % 1_000_003
-        if (step + 1) % config.checkpoint_every == 0:
-            checkpoints.save(Checkpoint(step + 1, {"total": total}, {}, {}))
-        try:
+    done = first
+    try:
+        for step in lockstep(world, range(first, config.steps), "reading numbers"):
+            with together(world, f"step {step}"):
+                if config.fault_rank == world.rank and step == config.fault_step and not _attempt():
+                    fail(config)
+                time.sleep(config.seconds)
+            total = (total * 31 + sum_over_ranks(world, torch.tensor([step * (world.rank + 1)]))) % 1_000_003
+            done = step + 1
+            if done % config.checkpoint_every == 0:
+                checkpoints.save(Checkpoint(done, {"total": total}, {}, {}))
             world.state.stop_if_agreed()
-        except PreemptedError as stop:
-            checkpoints.save_before_stop(Checkpoint(step + 1, {"total": total}, {}, {}))
-            raise PreemptedError(stop.signal, step + 1) from stop
+    except PreemptedError as stop:
+        checkpoints.save_before_stop(Checkpoint(done, {"total": total}, {}, {}))
+        raise PreemptedError(stop.signal, done) from stop
     if world.is_main:
         (run.out / "sum.txt").write_text(str(int(total)))
 

@@ -20,6 +20,7 @@ from ranker.saved_batch import read_batch, saved_ranks
 from tests.distributed import run_distributed
 from tests.ranker.dataset import write_dataset
 from tests.ranker.test_resume import kept_checkpoints, train_ranker
+from tests.ranker.training import not_a_number
 
 ROW = 2000
 """One of the training rows, 2,048 of them, that the second of two ranks reads."""
@@ -75,11 +76,9 @@ def test_a_batch_comes_back_as_it_was_saved(
         made.append(kept(batch, features))
         return made[-1]
 
-    kept = ranker.fit.to_ranker_batch
+    kept = ranker.reader.to_ranker_batch
     monkeypatch.setattr("ranker.fit.to_ranker_batch", bad)
-    monkeypatch.setattr(
-        "ranker.blocks.DenseBlock.forward", lambda block, dense_BF: dense_BF.new_full((64, 2, 8), torch.nan)
-    )
+    monkeypatch.setattr("ranker.blocks.DenseBlock.forward", not_a_number)
     with pytest.raises(NonFiniteLossError):
         train_ranker(world, dataset, tmp_path / "out", "side")
     _, found = read_batch(tmp_path / "out.nonfinite", 0)
