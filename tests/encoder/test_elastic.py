@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -40,11 +41,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("step", range(20))
-def test_twenty_of_twenty_restarts_end_as_the_undisturbed_training(folder: Path, step: int) -> None:
+def test_twenty_of_twenty_restarts_end_as_the_undisturbed_training(
+    folder: Path, step: int, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("fault", "a rank of an encoder's training killed, and restarted by torchrun")
     out, whole = folder / f"killed-{step}", folder / "whole"
     train(folder, out, dying=f"{step % 2}:{step}")
     resumed = json.loads((out / "summary.json").read_text())["resumed_from_step"]
     assert resumed == (step // EVERY * EVERY or None)
+    record_property("steps_lost", step - (resumed or 0))
     assert (out / WEIGHTS_FILE).read_bytes() == (whole / WEIGHTS_FILE).read_bytes()
     assert rows(out) == rows(whole)
     shutil.rmtree(out)

@@ -1,5 +1,10 @@
-"""A ranker's job that gets SIGTERM goes on from that step, and ends as one that was never stopped."""
+"""A ranker's job that gets a signal: terminated, it goes on from that step; a rank of it that is stopped is named."""
 
+import os
+import re
+import signal
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,43 +13,72 @@ import yaml
 
 from infra.commit import committing
 from infra.preemption import read_mark
-from tests.infra.jobs import LIMIT_S, job, wait_for
+from tests.infra.jobs import LIMIT_S, job, ranks_of, wait_for
 from tests.ranker.dataset import write_dataset
 from tests.ranker.test_resume import history, predictions, summary, weights
 from tests.ranker.training import ARMS, ONE, SMALL
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.chaos
 
 
-@pytest.mark.parametrize("arm", ["side"])
-def test_a_job_that_was_terminated_goes_on_bit_for_bit(tmp_path: Path, arm: str) -> None:
-    with committing(tmp_path / "dataset", ONE, stage="prepare") as staging:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("preempted")
+    with committing(folder / "dataset", ONE, stage="prepare") as staging:
         write_dataset(staging)
-    section = {**SMALL, "arms": ARMS, "arm": arm, "training": {**SMALL["training"], "epochs": 20}}
-    config, log = tmp_path / "run.yaml", tmp_path / "job.log"
+    return folder
+
+
+def arguments(folder: Path, out: Path, arm: str, epochs: int) -> list[str]:
+    section = {**SMALL, "arms": ARMS, "arm": arm, "training": {**SMALL["training"], "epochs": epochs}}
+    config = out.with_name(f"{out.name}.yaml")
     config.write_text(yaml.safe_dump({"ranker": section}))
-    resumed, whole = tmp_path / "resumed", tmp_path / "whole"
+    return ["--config", str(config), "--input", f"dataset={folder / 'dataset'}", "--out", str(out)]
 
-    def arguments(out: Path) -> list[str]:
-        return ["--config", str(config), "--input", f"dataset={tmp_path / 'dataset'}", "--out", str(out)]
 
-    def is_training() -> bool:
-        found = list(resumed.parent.glob(f".{resumed.name}.*.tmp/history.jsonl"))
-        return any("train_click_ne" in file.read_text() for file in found)
+def is_training(out: Path) -> bool:
+    found = list(out.parent.glob(f".{out.name}.*.tmp/history.jsonl"))
+    return any("train_click_ne" in file.read_text() for file in found)
 
-    with job("ranker.train", arguments(resumed), log) as process:
-        wait_for(is_training, process, log)
+
+@pytest.mark.parametrize("arm", ["none", "side"])
+def test_a_job_that_was_terminated_goes_on_bit_for_bit(
+    folder: Path, tmp_path: Path, arm: str, record_property: Callable[[str, object], None]
+) -> None:
+    resumed, whole, log = tmp_path / "resumed", tmp_path / "whole", tmp_path / "job.log"
+    with job("ranker.train", arguments(folder, resumed, arm, epochs=8), log) as process:
+        wait_for(lambda: is_training(resumed), process, log)
         process.terminate()
         assert process.wait(LIMIT_S) == 1
     mark = read_mark(resumed)
     assert mark is not None and mark.step is not None and mark.seconds is not None, log.read_text()
-    print(f"from SIGTERM to the mark: {mark.seconds:.2f} s, step {mark.step}")
+    record_property("fault", "SIGTERM to a ranker's job")
+    record_property("measure", "from SIGTERM to the mark")
+    record_property("seconds", mark.seconds)
+    record_property("steps_lost", 0)
     assert mark.seconds < 20
     for out in (resumed, whole):
-        with job("ranker.train", arguments(out), log) as process:
+        with job("ranker.train", arguments(folder, out, arm, epochs=8), log) as process:
             assert process.wait(LIMIT_S) == 0, log.read_text()
     assert summary(resumed)["resumed_from_step"] == mark.step
     ours, theirs = weights(resumed), weights(whole)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert predictions(resumed).equals(predictions(whole))
     assert history(resumed) == history(whole)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_stopped_rank_of_a_training_is_named(
+    folder: Path, tmp_path: Path, rank: int, record_property: Callable[[str, object], None]
+) -> None:
+    """With the timeouts as they are by default."""
+    out, log = tmp_path / "out", tmp_path / "job.log"
+    with job("ranker.train", arguments(folder, out, "none", epochs=1000), log) as process:
+        wait_for(lambda: is_training(out), process, log)
+        os.kill(ranks_of(process.pid)[rank], signal.SIGSTOP)
+        began = time.monotonic()
+        words = rf"rank {1 - rank}: warning: .* for \d+ s; rank {rank} has sent no heartbeat for \d+ s, its last from '"
+        wait_for(lambda: re.search(words, log.read_text()), process, log)
+    record_property("fault", "SIGSTOP to a rank of a ranker's job")
+    record_property("measure", "from SIGSTOP to the rank's name")
+    record_property("seconds", time.monotonic() - began)
