@@ -149,6 +149,8 @@ class _Watchdog:
         return self.timeouts.collective_s, "collective_s"
 
     def _words(self, own: Beat, stalled: list[Heard]) -> str:
+        if [one.rank for one in stalled] == [self.world.rank]:
+            return self._of(stalled[0])
         here = f"rank {self.world.rank} has {'waited in' if own.is_waiting else 'been in'} {own.doing!r}"
         return f"{here} for {own.since_s:.0f} s; " + "; ".join(map(self._of, stalled))
 
