@@ -123,6 +123,7 @@ def materialize(run: StageRun[MaterializeConfig]) -> None:
         DataError: a row breaks the tables' contract, the dataset is not what the encoder takes, or published SIDs
             cannot be kept.
         SpecError: an encoder's weights are not those of its revision. CommitError: a partition was altered.
+        PreemptedError: a rank was asked to stop; on every rank. Partitions that were committed are kept.
     """
     started = time.monotonic()
     with together(run.world, "opening dataset and encoders"):
@@ -257,6 +258,7 @@ def _write_part(
     fields = _fields(sid_columns(one.spec.name, one.spec))
 
     def with_sids(table: pa.Table) -> dict[str, tuple[SidSpec, pa.Array]]:
+        world.state.stop_if_asked()
         ids_N = table[content.id_column].to_numpy()
         sids_NC = _encoded(table, one, work.batch_size)
         is_revised_N = ids_N < first
@@ -373,6 +375,7 @@ def _write_dates(run: StageRun[MaterializeConfig], work: Work, one: SidSetWork) 
     ):
         maps = one.maps(work.store)
         for base, entry, key in missing[run.world.rank :: run.world.size]:
+            run.world.state.stop_if_asked()
             _write_date(work, one, maps, base, entry, key)
             advance(run.world.size)
     with together(run.world, "listing the SIDs of the events"):

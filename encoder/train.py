@@ -19,8 +19,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from encoder.budget import DecidedTraining, decide, described, told
-from encoder.bundle import codebook_digest, network_digest, save_bundle
+from encoder.budget import DecidedConfig, DecidedTraining, decide, described, told
+from encoder.bundle import EncoderBundle, codebook_digest, network_digest, save_bundle
 from encoder.config import EncoderConfig, TrainingConfig
 from encoder.evaluation import evaluate
 from encoder.faults import faults, finite_or_zero
@@ -41,7 +41,7 @@ from encoder.training_state import (
 from encoder.window import CollapseWatch, Window
 from infra.checkpoint import Checkpoint
 from infra.distributed import World, average_gradients, gather, lockstep, require_same, sum_over_ranks, together
-from infra.errors import ConfigError, DataError
+from infra.errors import ConfigError, DataError, PreemptedError
 from infra.lanes import Batch, LaneReader
 from infra.learning_curve import is_point, point_every
 from infra.prefetch import prefetched
@@ -60,6 +60,7 @@ def train(run: StageRun[EncoderConfig]) -> None:
         ConfigError, DataError: a setting or a row breaks a rule, `start` does not fit, or the loss stops being finite.
         TrainingError: digits have collapsed and the config says stop, or ranks hold different weights.
         CommitError: a partition is gone or was altered, or there is a checkpoint of other work beside the output.
+        PreemptedError: a rank was asked to stop; on every rank, after a step that was saved.
     """
     world, entity = run.world, run.config.entity
     with together(world, "opening the dataset"):
@@ -87,6 +88,15 @@ def train(run: StageRun[EncoderConfig]) -> None:
     trainer.go_on()
     with run.log.progress(trainer.num_steps, "encoder: steps") as advance:
         trainer.run(advance)
+    with world.state.finishing():  # what is left takes seconds
+        _close(run, config, trainer, start, num_rows)
+
+
+def _close(
+    run: StageRun[EncoderConfig], config: DecidedConfig, trainer: "Trainer", start: EncoderBundle | None, num_rows: int
+) -> None:
+    """Write the encoder bundle and the closing numbers down."""
+    world, model = run.world, trainer.model
     budget = described(run.config, config, num_rows, trainer.point_every)
     lineage = [] if start is None else list(start.lineage)
     run.log.summary({**trainer.summary(), "budget": budget, "refreshed_from": lineage})
@@ -201,9 +211,11 @@ class Trainer:
         for rows in left:
             if self.step in self.starts:
                 self._start_codebook()
+            self.world.state.move(f"step {self.step}")
             self._take_step(rows)
             self._after_step(rows)
             advance(1)
+            self._stop_if_agreed()
 
     def summary(self) -> dict[str, Any]:
         """Return the closing numbers: held-out measures, sizes and speed."""
@@ -317,6 +329,18 @@ class Trainer:
         if self.checkpoints is not None and every and self.step % every == 0 and self.step < self.num_steps:
             self._note_state("checkpoint")
             self.checkpoints.save(self._checkpoint())
+
+    def _stop_if_agreed(self) -> None:
+        """End the training where a rank was asked to stop, which all know of, once this step is saved."""
+        if self.step == self.num_steps:
+            return  # what is left takes seconds
+        try:
+            self.world.state.stop_if_agreed()
+        except PreemptedError as stop:
+            if self.checkpoints is None or not self.config.checkpoint_every:
+                raise
+            self.checkpoints.save_before_stop(self._checkpoint())
+            raise PreemptedError(stop.signal, self.step) from stop
 
     def _record(self) -> None:
         first_step = self.step - self.window.steps
@@ -450,8 +474,13 @@ def _flat(measured: dict[str, Any]) -> dict[str, float]:
     return {**metrics, "holdout/dead_share": sum(dead) / len(dead)}
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Run the stage from the command line."""
     run_stage(
         "encoder", "encoder", EncoderConfig, ["dataset"], train,
         identify={"dataset": lambda config, path: content_digest(path, config.entity)}, optional=["start"],
     )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -35,7 +35,7 @@ from torch import Tensor
 
 from infra.commit import Manifest, committing, is_committed, read_manifest, verify
 from infra.config import Config, digest, parse_written
-from infra.distributed import World, together
+from infra.distributed import World, broadcast, together
 from infra.errors import CommitError, ConfigError, StageError
 from infra.shards import Shard, Shards
 from infra.state import read_state, write_state
@@ -115,9 +115,19 @@ class Checkpoints:
             CommitError: the disk is full.
         """
         self.finish()
-        with self._committing(checkpoint) as out:
+        with self.world.state.finishing(), self._committing(checkpoint) as out:
             self._write(checkpoint, out)
         self._note_saved()
+
+    def save_before_stop(self, checkpoint: Checkpoint) -> None:
+        """Commit a checkpoint of the step at which a stage stops, unless there is one.
+
+        Raises:
+            CommitError: see `save`.
+        """
+        self.finish()
+        if not broadcast(self.world.committing, is_committed(self._place(checkpoint))):
+            self.save(checkpoint)
 
     def begin(self, checkpoint: Checkpoint) -> None:
         """Have a thread write a checkpoint, from a copy of its tensors on the host; `finish` commits it.
@@ -129,7 +139,8 @@ class Checkpoints:
         """
         self.finish()
         opened = ExitStack()
-        out = opened.enter_context(self._committing(checkpoint))
+        with self.world.state.finishing():
+            out = opened.enter_context(self._committing(checkpoint))
         held = checkpoint.on_host()
         self._begun = _Begun(opened, _in_thread(lambda: self._write(held, out)))
 
@@ -142,14 +153,17 @@ class Checkpoints:
         begun, self._begun = self._begun, None
         if begun is None:
             return
-        with begun.opened:
+        with self.world.state.finishing(), begun.opened:
             begun.written.result()
         self._note_saved()
 
     def _committing(self, checkpoint: Checkpoint) -> AbstractContextManager[Path]:
         facts = {**self.work, _SETTINGS: self.config.identity()}
-        path = self.path / f"step-{checkpoint.step:012d}"
+        path = self._place(checkpoint)
         return committing(path, self.world, stage=f"{self.stage}-checkpoint", key=path.name, facts=facts)
+
+    def _place(self, checkpoint: Checkpoint) -> Path:
+        return self.path / f"step-{checkpoint.step:012d}"
 
     def _note_saved(self) -> None:
         """Remove what is not to be kept beside a checkpoint that was just committed."""

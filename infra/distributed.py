@@ -3,7 +3,7 @@
 import contextlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -12,21 +12,28 @@ import torch.distributed as dist
 from pydantic import PositiveFloat
 
 from infra.config import Config, parse
-from infra.errors import SidestackError, StageError, TrainingError
+from infra.errors import PreemptedError, SidestackError, StageError, TrainingError
+from infra.rank_state import RankState
 
 T = TypeVar("T")
 
 
 class Timeouts(Config):
-    """How long a rank waits in a collective for the others, in seconds.
+    """How long ranks wait for each other, in seconds, by kind of work.
 
-    The driver hands them to the stages in environment variables; a stage run by hand reads the same ones.
+    The driver hands them to the stages in environment variables; a stage run by hand reads the same ones. In a stage,
+    only time in which the other rank makes no progress counts (`infra.watchdog`): work that takes long is no failure.
     """
 
     collective_s: PositiveFloat = 600.0
-    """Of the collectives of training, reading and evaluation."""
+    """In collectives of training, reading and evaluation, for a rank that makes no progress; anywhere, for a rank that
+    sends no heartbeat."""
     commit_s: PositiveFloat = 86_400.0
-    """Of those around a commit, where a rank may wait for others to write, sync and hash their files."""
+    """In those around a commit, for a rank that makes no progress while it writes, syncs or hashes its files."""
+    warning_s: PositiveFloat = 30.0
+    """After which a wait is told, with the rank that is waited for and what it does."""
+    stop_s: PositiveFloat = 20.0
+    """After a signal to stop, until all ranks know of it; a rank whose work does not come to an end by then exits."""
 
     def environment(self) -> dict[str, str]:
         """Return the variables that `of_environment` reads."""
@@ -59,6 +66,7 @@ class World:
         backend: ``gloo`` or ``nccl``.
         group: the group of this module's collectives; None is the default group.
         commit_group: the same ranks under gloo, with the timeout of commits; None is the default group.
+        state: what this rank is doing, and whether it was asked to stop.
     """
 
     rank: int
@@ -68,6 +76,7 @@ class World:
     backend: str
     group: dist.ProcessGroup | None = None
     commit_group: dist.ProcessGroup | None = None
+    state: RankState = field(default_factory=RankState, compare=False, repr=False)
 
     @property
     def is_main(self) -> bool:
@@ -78,6 +87,11 @@ class World:
     def committing(self) -> "World":
         """The same ranks, whose collectives wait as long as a commit may take (`Timeouts.commit_s`)."""
         return replace(self, group=self.commit_group)
+
+    @property
+    def is_committing(self) -> bool:
+        """Whether these are the ranks of `committing`."""
+        return self.commit_group is not None and self.group is self.commit_group
 
 
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), backend="gloo")
@@ -121,7 +135,8 @@ def gather(world: World, value: T) -> list[T]:
     if world.size == 1:
         return [value]
     values: list[T | None] = [None] * world.size
-    dist.all_gather_object(values, value, group=world.group)
+    with world.state.waiting():
+        dist.all_gather_object(values, value, group=world.group)
     return values  # type: ignore[return-value]
 
 
@@ -130,21 +145,24 @@ def broadcast(world: World, value: T) -> T:
     if world.size == 1:
         return value
     box = [value]
-    dist.broadcast_object_list(box, src=0, group=world.group)
+    with world.state.waiting():
+        dist.broadcast_object_list(box, src=0, group=world.group)
     return box[0]
 
 
 def barrier(world: World) -> None:
     """Wait until every rank is here."""
     if world.size > 1:
-        dist.barrier(group=world.group)
+        with world.state.waiting():
+            dist.barrier(group=world.group)
 
 
 def sum_over_ranks(world: World, values: torch.Tensor) -> torch.Tensor:
     """Return the element-wise sum of `values` over all ranks, as a new tensor of the same shape and type."""
     total = values.detach().clone()
     if world.size > 1:
-        dist.all_reduce(total, group=world.group)
+        with world.state.waiting():
+            dist.all_reduce(total, group=world.group)
     return total
 
 
@@ -183,24 +201,28 @@ def together(world: World, what: str) -> Iterator[None]:
 
     Args:
         world: the process group.
-        what: what is being done, for the message on ranks that did not fail themselves.
+        what: what is being done, for the message on ranks that did not fail themselves, and for the watchdog.
 
     Raises:
         StageError: on a rank that did not fail itself, with the failing rank's message. The failing rank raises
             its own error.
+        PreemptedError: on every rank; some rank was asked to stop, and this work may be (`RankState.may_stop`).
     """
     failure: Exception | None = None
-    try:
-        yield
-    except Exception as error:
-        failure = error
-    _raise_everywhere(world, failure, what)
+    with world.state.at(what, world.is_committing):
+        try:
+            yield
+        except Exception as error:
+            failure = error
+        _raise_everywhere(world, failure, what)
+    world.state.stop_if_agreed()
 
 
 def lockstep(world: World, items: Iterable[T], what: str) -> Iterator[T]:
     """Iterate on every rank in step, raising on every rank when one rank's source raises.
 
-    Every rank must hold the same number of items; one small all-reduce an item is the price.
+    Every rank must hold the same number of items; one small all-reduce an item is the price. A request to stop travels
+    with it (`RankState.must_stop`), and is the caller's to obey once it has done what belongs to the last item.
 
     Raises:
         StageError: see `together`.
@@ -210,23 +232,29 @@ def lockstep(world: World, items: Iterable[T], what: str) -> Iterator[T]:
     while True:
         item: object = end
         failure: Exception | None = None
-        try:
-            item = next(source, end)
-        except Exception as error:
-            failure = error
-        _raise_everywhere(world, failure, what)
+        with world.state.at(what, world.is_committing):
+            try:
+                item = next(source, end)
+            except Exception as error:
+                failure = error
+            _raise_everywhere(world, failure, what)
         if item is end:
             return
         yield item  # type: ignore[misc]
 
 
 def _raise_everywhere(world: World, failure: Exception | None, what: str) -> None:
-    # The usual case costs one integer; the messages travel only when there are some.
-    failed = sum_over_ranks(world, torch.tensor([int(failure is not None)]))
-    if not failed.item():
+    # The usual case costs two integers; the messages travel only when there are some.
+    has_stopped = isinstance(failure, PreemptedError)
+    own = torch.tensor([int(failure is not None and not has_stopped), int(world.state.signal is not None)])
+    failed, asked = sum_over_ranks(world, own).tolist()
+    world.state.must_stop |= asked > 0
+    if not failed:
+        if failure is not None:
+            raise failure
         return
-    reports = gather(world, None if failure is None else _describe(failure))
-    if failure is not None:
+    reports = gather(world, None if failure is None or has_stopped else _describe(failure))
+    if failure is not None and not has_stopped:
         raise failure
     rank, report = next((rank, report) for rank, report in enumerate(reports) if report is not None)
     raise StageError(f"{what}: rank {rank} failed: {report}")

@@ -35,3 +35,22 @@ class StageError(SidestackError):
 
 class TrainingError(SidestackError):
     """A training went wrong in a way that more steps will not mend: collapsed digits, or ranks that drifted apart."""
+
+
+class StalledError(SidestackError):
+    """A rank made no progress for longer than others may wait for it."""
+
+
+class PreemptedError(SidestackError):
+    """A stage was asked to stop by a signal, and stopped.
+
+    Attributes:
+        signal: its name; None: another rank got it. step: the step it saved, from which it resumes; None: none.
+    """
+
+    def __init__(self, signal: str | None, step: int | None = None) -> None:
+        self.signal = signal
+        self.step = step
+        at = "" if step is None else f" at step {step}"
+        by = "another rank was asked to stop" if signal is None else f"{signal} asked it to stop"
+        super().__init__(f"preempted{at} ({by}); start it again to resume")

@@ -7,6 +7,7 @@ section, and the manifest, the checkpoints and the driver's key hold the same di
 """
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
@@ -20,9 +21,11 @@ from infra.checkpoint import Checkpoints
 from infra.commit import FileEntry, Manifest, committing, read_manifest, refuse_taken, verify
 from infra.config import Config, digest, load_section, plain, to_yaml
 from infra.distributed import Timeouts, World, started, together
-from infra.errors import ConfigError, SidestackError
+from infra.errors import ConfigError, PreemptedError, SidestackError
+from infra.preemption import EXIT_STATUS, remove_mark, write_mark
 from infra.record import CONFIG_FILE
 from infra.tracking import RunLog
+from infra.watchdog import watching
 
 C = TypeVar("C", bound=Config)
 
@@ -40,6 +43,8 @@ class StageRun(Generic[C]):
         facts: what the body adds here is saved in the manifest (rank 0's counts).
         checkpoints: where a long stage saves what it resumes from; None where the caller keeps none.
         written: name -> entry of files that this rank hashed while writing; see `infra.commit.committing`.
+        target: the directory that `out` becomes by its commit, beside which a stage leaves what a failure is told by;
+            None where the caller keeps nothing of the kind.
     """
 
     config: C
@@ -50,6 +55,7 @@ class StageRun(Generic[C]):
     facts: dict[str, Any] = field(default_factory=dict)
     checkpoints: Checkpoints | None = None
     written: dict[str, FileEntry] = field(default_factory=dict)
+    target: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -125,7 +131,8 @@ def run_stage(
         optional: names of inputs that may be left out.
 
     Raises:
-        SystemExit: with status 1 after a user's error was printed on every rank; with 2 on wrong arguments.
+        SystemExit: with status 1 after a user's error was printed on every rank; with 2 on wrong arguments; with
+            `infra.preemption.EXIT_STATUS` after a signal to stop.
     """
     quiet()
     takes = Inputs(tuple(inputs), tuple(optional))
@@ -136,7 +143,7 @@ def run_stage(
         # A short message, not a trace: it is the user's to correct. torchrun's error file carries it to the driver.
         _record(error)
         print(f"{name}: rank {os.environ.get('RANK', '0')}: error: {error}", file=sys.stderr, flush=True)
-        raise SystemExit(1) from error
+        raise SystemExit(EXIT_STATUS if isinstance(error, PreemptedError) else 1) from error
     except Exception as error:
         _record(error)
         raise
@@ -151,34 +158,58 @@ def _run(
     arguments: argparse.Namespace,
     identify: Mapping[str, Callable[[C, Path], str]],
 ) -> None:
-    with started(Timeouts.of_environment(os.environ)) as world:
+    timeouts = Timeouts.of_environment(os.environ)
+    with started(timeouts) as world:
         # Inside the group: torchrun stops a rank that still imports when another exits, and its user would not be told.
         with together(world.committing, "reading the arguments"):
             config = load_section(config_type, arguments.config, section, arguments.set).resolved()
             paths = inputs.named(arguments.input)
             refuse_taken(arguments.out)
+        with watching(world, arguments.out, timeouts, _record):
+            _make(world, name, section, config, paths, body, arguments, identify)
+
+
+def _make(
+    world: World,
+    name: str,
+    section: str,
+    config: C,
+    paths: Mapping[str, Path],
+    body: Callable[[StageRun[C]], None],
+    arguments: argparse.Namespace,
+    identify: Mapping[str, Callable[[C, Path], str]],
+) -> None:
+    """Verify the inputs, run the body, and commit what it made."""
+    log: RunLog | None = None
+    try:
+        if world.is_main:
+            remove_mark(arguments.out)
         manifests = _verified(world, paths)
         facts: dict[str, Any] = {"config": digest(config), "world_size": world.size}
         digests = {name: manifest.digest for name, manifest in manifests.items()}
         digests |= {name: of_input(config, paths[name]) for name, of_input in identify.items()}
         checkpoints = _checkpoints(arguments, world, name, digests, config)
         written: dict[str, FileEntry] = {}
-        log: RunLog | None = None
-        try:
-            with committing(
+        with (
+            contextlib.ExitStack() as closing,
+            committing(
                 arguments.out, world, stage=name, key=arguments.key, inputs=digests, facts=facts, written=written
-            ) as out:
-                if world.is_main:
-                    (out / CONFIG_FILE).write_text(to_yaml({section: plain(config)}), encoding="utf-8")
-                log = RunLog.open(world.rank, name, out, plain(config), paths, arguments.key, arguments.parent_run)
-                _call(body, StageRun(config, paths, out, world, log, facts, checkpoints, written))
-        except BaseException:
-            if log is not None:
-                log.finish("FAILED")
-            raise
-        checkpoints.remove()
-        assert log is not None
-        log.finish("FINISHED", arguments.out)
+            ) as out,
+        ):
+            if world.is_main:
+                (out / CONFIG_FILE).write_text(to_yaml({section: plain(config)}), encoding="utf-8")
+            log = RunLog.open(world.rank, name, out, plain(config), paths, arguments.key, arguments.parent_run)
+            _call(body, StageRun(config, paths, out, world, log, facts, checkpoints, written, arguments.out))
+            closing.enter_context(world.state.finishing())  # the commit
+    except BaseException as error:
+        if isinstance(error, PreemptedError) and world.is_main:
+            write_mark(arguments.out, error, world.size, world.state.asked_s)
+        if log is not None:
+            log.finish("KILLED" if isinstance(error, PreemptedError) else "FAILED")
+        raise
+    checkpoints.remove()
+    assert log is not None
+    log.finish("FINISHED", arguments.out)
 
 
 def _checkpoints(

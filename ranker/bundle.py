@@ -138,9 +138,14 @@ def save_bundle(
     whole, spread = sharded.parted_state(features)
     write_state(folder, whole, spread, rank)
     if rank == 0:
-        rows = {table.table: table.rows for table in features.tables}
-        described = Description(config=config, spec=spec, sids=features.sids, rows=rows, version=VERSION)
+        described = describe(features, config, spec)
         (folder / DESCRIPTION_FILE).write_text(described.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+
+def describe(features: ArmFeatures, config: DecidedConfig, spec: DatasetSpec) -> Description:
+    """Return what a ranker says of itself; see `save_bundle` for the arguments."""
+    rows = {table.table: table.rows for table in features.tables}
+    return Description(config=config, spec=spec, sids=features.sids, rows=rows, version=VERSION)
 
 
 def open_bundle(path: Path) -> RankerBundle:

@@ -3,6 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -12,6 +13,7 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from infra.checkpoint import Checkpoint, Checkpoints
 from infra.distributed import World, lockstep, together
+from infra.errors import PreemptedError
 from infra.lanes import Batch, LaneReader
 from infra.learning_curve import is_point, point_every
 from infra.prefetch import prefetched
@@ -28,7 +30,7 @@ from ranker.metrics import TrainingWindow
 from ranker.model import StepOutput
 from ranker.newest import NewestEntries
 from ranker.planner import Traffic
-from ranker.reader import ranker_batches
+from ranker.reader import ranker_batches, to_ranker_batch
 from ranker.sharding import ShardedRanker, build_sharded
 from ranker.warm_start import WarmStart
 
@@ -70,19 +72,24 @@ class Progress:
         Raises:
             DataError: rows break the contract; the message names file, row group and column.
             NonFiniteLossError: the message names the batch's files and row groups.
+            PreemptedError: a rank was asked to stop; on every rank, once the caller has done what belongs to a batch.
         """
         end = reader.num_batches if end is None else end
+        state = self.world.state
         self._under_way, self._check = deque(), None  # what an earlier call read ahead and did not run is gone
         source = self._timed(islice(self.batches(reader, epoch, start), end - start))
         # A new iterator object each time: the pipeline never asks an exhausted one again.
         batches = lockstep(self.world, source, "reading events")
         for step in range(start, end):
+            state.move(f"batch {step} of epoch {epoch}")
             output = self.pipeline.progress(batches)
             batch = self._under_way.popleft()
-            check = LossCheck(output.totals_3T, tuple(self.features.tasks), partial(_place, reader, step, batch))
+            place, again = partial(_place, reader, step, batch), partial(self._converted, reader, batch)
+            check = LossCheck(output, tuple(self.features.tasks), place, again)
             self.settle()
             self._check = check
             yield batch, output
+            state.stop_if_agreed()
         self.settle()
 
     def settle(self) -> None:
@@ -103,6 +110,10 @@ class Progress:
         """Read and convert the batches of an epoch when they are asked for."""
         epochs, seen = range(epoch, epoch + 1), self._under_way.append
         return ranker_batches(reader, epochs, start, self.features, self.newest, self.world, seen)
+
+    def _converted(self, reader: LaneReader, batch: Batch) -> RankerBatch:
+        kept = self.newest.of(batch, self.features, reader.lane_batch, reader.lanes)
+        return to_ranker_batch(kept, self.features)
 
     def _timed(self, source: Iterator[RankerBatch]) -> Iterator[RankerBatch]:
         while True:
@@ -243,6 +254,23 @@ class Fit:
         elif self.step % every == every // 4:
             self.checkpoints.finish()
         self.checkpoint_seconds += time.monotonic() - began
+
+    @contextmanager
+    def saved_before_stop(self) -> Iterator[None]:
+        """Save the last step where a request to stop ends the body.
+
+        Raises:
+            PreemptedError: naming the step.
+        """
+        try:
+            yield
+        except PreemptedError as stop:
+            if self.checkpoints is None or not self.training.checkpoint_every:
+                raise
+            self.progress.settle()
+            checkpoint = self._checkpoint()
+            self.checkpoints.save_before_stop(checkpoint)
+            raise PreemptedError(stop.signal, checkpoint.step) from stop
 
     def _checkpoint(self) -> Checkpoint:
         values = {

@@ -6,27 +6,41 @@ import torch
 from torch import Tensor
 
 from infra.errors import DataError
+from ranker.batch import RankerBatch
+from ranker.model import StepOutput
 
 
 class NonFiniteLossError(DataError):
-    """The loss of a global batch is NaN or infinite."""
+    """The loss of a global batch is NaN or infinite.
+
+    Attributes:
+        batch: makes this rank's part of it once more, in host memory.
+        is_own: whether this rank's own probabilities are not finite.
+    """
+
+    def __init__(self, message: str, batch: Callable[[], RankerBatch], is_own: bool) -> None:
+        super().__init__(message)
+        self.batch = batch
+        self.is_own = is_own
 
 
 class LossCheck:
     """A step's totals on their way to the host, where they are checked.
 
     Args of the constructor:
-        totals_3T: of `ranker.model.StepOutput`; their copy to the host begins at once, behind the step's own work.
-        tasks: the tasks' names. place: tells where the batch's rows are.
+        output: of the step; the copy of its totals to the host begins at once, behind the step's own work.
+        tasks: the tasks' names. place: tells where the batch's rows are. batch: makes it once more.
     """
 
-    def __init__(self, totals_3T: Tensor, tasks: Sequence[str], place: Callable[[], str]) -> None:
-        self._tasks, self._place = tasks, place
+    def __init__(
+        self, output: StepOutput, tasks: Sequence[str], place: Callable[[], str], batch: Callable[[], RankerBatch]
+    ) -> None:
+        self._output, self._tasks, self._place, self._batch = output, tasks, place, batch
         self._arrived: torch.cuda.Event | None = None
-        self._totals_3T = totals_3T
-        if totals_3T.device.type == "cuda":
-            self._totals_3T = torch.empty_like(totals_3T, device="cpu", pin_memory=True)
-            self._totals_3T.copy_(totals_3T, non_blocking=True)
+        self._totals_3T: Tensor = output.totals_3T
+        if self._totals_3T.device.type == "cuda":
+            self._totals_3T = torch.empty_like(output.totals_3T, device="cpu", pin_memory=True)
+            self._totals_3T.copy_(output.totals_3T, non_blocking=True)
             self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._arrived.record()
 
@@ -41,4 +55,6 @@ class LossCheck:
         if not self._totals_3T.isfinite().all():
             losses = zip(self._tasks, self._totals_3T[0].tolist(), strict=True)
             by_task = ", ".join(f"{task} {loss}" for task, loss in losses)
-            raise NonFiniteLossError(f"the loss of the global batch is not finite: {by_task}; {self._place()}")
+            message = f"the loss of the global batch is not finite: {by_task}; {self._place()}"
+            is_own = not bool(self._output.probabilities_BT.isfinite().all())
+            raise NonFiniteLossError(message, self._batch, is_own)

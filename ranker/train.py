@@ -38,7 +38,7 @@ from ranker.budget import (
     without_window,
 )
 from ranker.bundle import FOLDER as MODEL
-from ranker.bundle import save_bundle
+from ranker.bundle import describe, save_bundle
 from ranker.config import AdmissionConfig, Dates, RankerConfig
 from ranker.cost import column_cost, embedding_bytes, expected_traffic, peak_memory_bytes
 from ranker.features import ArmFeatures, arm_features, dataset_sids
@@ -51,6 +51,7 @@ from ranker.predict import predict
 from ranker.predictions import FOLDER as PREDICTIONS
 from ranker.reader import Split, content_read
 from ranker.row_maps import with_row_maps
+from ranker.saved_batch import saved_if_not_finite
 from ranker.scaling import dense_moments
 from ranker.sharding import ShardedRanker, plan_facts, real_bytes, table_bytes
 from ranker.sightings import admit_ids
@@ -124,11 +125,13 @@ def train(run: StageRun[RankerConfig]) -> None:
     readers = open_readers(fitting, held_out, config.training, world)
     if run.checkpoints is not None:
         run.checkpoints.keeps = config.training.checkpoints_kept
-    fitted = fit(run, config, readers, partial(start_model, features, config, world, frozen, traffic, start))
+    with saved_if_not_finite(run, describe(features, config, dataset.spec)):
+        fitted = fit(run, config, readers, partial(start_model, features, config, world, frozen, traffic, start))
     config, sharded, progress = fitted.config, fitted.model.sharded, fitted.model.progress
-    flops = predict(progress, sharded, readers.held_out, config.arm, run.out / PREDICTIONS, run.log)
-    with together(world, "saving the model"):
-        save_bundle(run.out, sharded, features, config, dataset.spec, world.rank)
+    with fitted.training.saved_before_stop():
+        flops = predict(progress, sharded, readers.held_out, config.arm, run.out / PREDICTIONS, run.log)
+        with together(world, "saving the model"):
+            save_bundle(run.out, sharded, features, config, dataset.spec, world.rank)
     entries, entries_cut = np.sum(gather(world, progress.newest.counts), axis=0).tolist()
     facts = {
         "budget": described(run.config, config, days, fitted.summary["steps"]) | {"validation": fitted.validation},
@@ -261,11 +264,13 @@ class Fitted(NamedTuple):
     """A trained model.
 
     Attributes:
-        config: with the number of epochs that it was trained for. summary: see `Fit.summary`.
+        training: the training, done. config: with the number of epochs that it was trained for.
+        summary: see `Fit.summary`.
         validation: what the window told, JSON-ready; None: there was none.
     """
 
     model: Model
+    training: Fit
     config: DecidedConfig
     summary: dict[str, Any]
     validation: dict[str, Any] | None
@@ -288,7 +293,8 @@ def fit(run: StageRun[RankerConfig], config: DecidedConfig, readers: Readers, st
             validation = search_epochs(run, config, model, readers.search, checkpoint)
             del model, checkpoint
             gc.collect()  # the next model takes as much memory
-            model, checkpoint = start(), None
+            with run.world.state.finishing():  # what the window told is in the next training's first checkpoint
+                model, checkpoint = start(), None
         config = with_epochs(config, validation.best)
     before = 0 if validation is None else validation.steps
     training = Fit(*model, readers.training, config.training, run.log, run.checkpoints, steps_before=before)
@@ -296,9 +302,10 @@ def fit(run: StageRun[RankerConfig], config: DecidedConfig, readers: Readers, st
     training.carried = lambda: found
     if checkpoint is not None:
         training.restore(checkpoint)
-    with run.log.progress(training.num_steps * config.training.batch_size, f"train {config.arm}") as advance:
+    progress = run.log.progress(training.num_steps * config.training.batch_size, f"train {config.arm}")
+    with training.saved_before_stop(), progress as advance:
         training.run(advance)
-    return Fitted(model, config, training.summary(), found)
+    return Fitted(model, training, config, training.summary(), found)
 
 
 def search_epochs(
@@ -313,7 +320,8 @@ def search_epochs(
     search = EpochSearch(training, rows.window, _iso(rows.dates))
     if checkpoint is not None:
         search.resume(checkpoint)
-    with run.log.progress(training.num_steps * config.training.batch_size, f"search {config.arm}") as advance:
+    progress = run.log.progress(training.num_steps * config.training.batch_size, f"search {config.arm}")
+    with training.saved_before_stop(), progress as advance:
         found = search.run(advance)
     by_epoch = ", ".join(f"{mean:.4f}" for mean in found.means)
     run.log.say(

@@ -94,6 +94,9 @@ class EpochSearch:
         Raises:
             DataError: no task has both labels in the window.
         """
+        epochs = self.fit.step // self.fit.reader.num_batches
+        if len(self.validation.ne) < epochs:  # it was stopped after the epoch's last step
+            self._is_enough()
         if not self.validation.is_over:
             self.fit.run(advance, self._is_enough)
         return Validation(**self._carried())

@@ -77,6 +77,7 @@ def write_dataset(run: StageRun[PrepareConfig], source: Source) -> None:
 
     Raises:
         DataError: the source's rows break the contract, a split has no rows, or partitions do not fit each other.
+        PreemptedError: a rank was asked to stop; on every rank. Partitions that were committed are kept.
     """
     world, store = run.world.committing, Store(run.out.parent / STORE)
     code = code_digest(CODE)
@@ -94,6 +95,7 @@ def write_dataset(run: StageRun[PrepareConfig], source: Source) -> None:
     ):
         for day, chunks in source.rows(share(world, sorted(missing))):
             write_day(store, day, missing[day], spec, chunks)
+            world.state.stop_if_asked()
             advance(world.size)
     with together(world, "writing the snapshot"):
         if world.is_main:

@@ -10,15 +10,16 @@ import time
 from collections.abc import Mapping
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 
 from encoder.bundle import WEIGHTS_FILE
+from encoder.quantizers import QuantizerConfig
 from infra.commit import committing
 from infra.distributed import World
-from infra.errors import CommitError
+from infra.errors import CommitError, PreemptedError
 from infra.tracking import RunLog
 from tests.distributed import run_distributed
 from tests.encoder.fabricated import ENCODER, LOCAL, merged, train_encoder, write_dataset
@@ -50,18 +51,29 @@ class KillingLog(RunLog):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+class AskingLog(RunLog):
+    """Asks its rank to stop as step 7 is recorded, as a signal does."""
+
+    world: World
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        super().metrics(step, values)
+        if step == 7:
+            self.world.state.ask_to_stop("SIGTERM")
+
+
 def rows(out: Path) -> list[dict[str, Any]]:
     """Return the history without what tells the time."""
     lines = (out / "history.jsonl").read_text().splitlines()
     return [{name: x for name, x in json.loads(line).items() if name not in TIMES} for line in lines]
 
 
-def require_equal(resumed: Path, whole: Path) -> None:
+def require_equal(resumed: Path, whole: Path, step: int = 4) -> None:
     assert (resumed / WEIGHTS_FILE).read_bytes() == (whole / WEIGHTS_FILE).read_bytes()
     assert rows(resumed) == rows(whole)
     recorded = [row["step"] for row in rows(resumed) if "train/loss" in row]
     assert recorded == list(range(1, 21))
-    assert json.loads((resumed / "summary.json").read_text())["resumed_from_step"] == 4
+    assert json.loads((resumed / "summary.json").read_text())["resumed_from_step"] == step
     assert not resumed.with_name(f"{resumed.name}.checkpoint").exists()
 
 
@@ -109,6 +121,44 @@ def test_more_ranks_go_on_bit_for_bit_after_a_kill(dataset: Path, tmp_path: Path
         )
     run_distributed(train_both, dataset, tmp_path, world_size=ranks)
     require_equal(tmp_path / "resumed", tmp_path / "whole")
+
+
+def stop_and_train_both(world: World, dataset: Path, folder: Path, changes: dict[str, Any]) -> int | None:
+    """Train with a request to stop one rank, and without; return the step that was saved."""
+    AskingLog.world = world
+    with pytest.raises(PreemptedError, match="preempted at step") as stop:
+        train_encoder(world, dataset, folder / "resumed", changes, AskingLog)
+    assert not (folder / "resumed").exists()
+    world.state.signal, world.state.asked_at, world.state.must_stop = None, None, False
+    for name in ("resumed", "whole"):
+        train_encoder(world, dataset, folder / name, changes)
+    return stop.value.step
+
+
+STOPPED = 11
+"""The request comes in step 7, and travels with the next batch: the first ten were read for the sample."""
+KINDS = [kind.model_fields["kind"].default for kind in get_args(get_args(QuantizerConfig)[0])]
+SMALL = {
+    "structured": {"groups": 2, "depth": 3, "group_dim": 4},
+    "rqvae": {"codes": 8, "depth": 3, "group_dim": 8},
+    "residual_kmeans": {"codes": 8, "depth": 3, "group_dim": 8},
+    "product": {"codes": 8},
+    "topk_kmeans": {"clusters": 16, "k": 3, "latent_dim": 8},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_request_to_stop_saves_the_step_at_which_all_ranks_know(dataset: Path, tmp_path: Path, kind: str) -> None:
+    quantizer = {"kind": kind, **SMALL.get(kind, {})}
+    changes = {"training": {"log_every": 1, "revive_every": 3}, "quantizer": quantizer}
+    assert stop_and_train_both(LOCAL, dataset, tmp_path, changes) == STOPPED
+    require_equal(tmp_path / "resumed", tmp_path / "whole", step=STOPPED)
+
+
+def test_a_request_to_stop_one_rank_saves_one_step_of_all(dataset: Path, tmp_path: Path) -> None:
+    saved = run_distributed(stop_and_train_both, dataset, tmp_path, {"training": {"log_every": 1}}, world_size=2)
+    assert saved == [STOPPED, STOPPED]
+    require_equal(tmp_path / "resumed", tmp_path / "whole", step=STOPPED)
 
 
 def test_a_checkpoint_of_other_work_is_refused_and_kept(dataset: Path, tmp_path: Path) -> None:

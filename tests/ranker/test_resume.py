@@ -1,6 +1,7 @@
 """A training that was stopped in mid-epoch and started again gives the bytes of one that was not."""
 
 import json
+import pkgutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ from infra.checkpoint import Checkpoints
 from infra.commit import committing
 from infra.config import plain
 from infra.distributed import World
-from infra.errors import CommitError
+from infra.errors import CommitError, PreemptedError
 from infra.stage import StageRun
 from infra.state import SHARDS_FOLDER, SHARED_FILE
 from infra.tracking import RunLog
@@ -74,7 +75,7 @@ def train_ranker(
     checkpoints = Checkpoints(out.with_name(f"{out.name}.checkpoint"), world, "ranker", {}, config)
     with committing(out, world, stage="ranker", facts=facts) as staging:
         log = RunLog.open(world.rank, "ranker", staging, plain(config), {}, "", None)
-        train(StageRun(config, inputs, staging, world, log, facts, checkpoints))
+        train(StageRun(config, inputs, staging, world, log, facts, checkpoints, target=out))
     checkpoints.remove()
 
 
@@ -201,3 +202,52 @@ def test_a_checkpoint_of_other_work_is_refused_and_kept(dataset: Path, tmp_path:
     for message in messages:
         assert "out.checkpoint: is a checkpoint of other work (config: " in message
     assert kept_checkpoints(tmp_path / "out") == ["step-000000000032", "step-000000000040"]
+
+
+def both_ways_asked(world: World, dataset: Path, folder: Path, where: str, training: dict[str, Any]) -> int:
+    """Train with a request to stop, which one rank gets at some place, and without; return the step that was saved."""
+    place = {"train": "ranker.fit.learning_rates", "predict": "ranker.train.predict",
+             "measure": "ranker.validation.measure_ne"}[where]  # fmt: skip
+    kept = pkgutil.resolve_name(place)
+
+    def asked(*args: Any) -> Any:
+        if world.is_main and (where != "train" or args[1] == STOP):
+            world.state.ask_to_stop("SIGTERM")
+        return kept(*args)
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(place, asked)
+    with pytest.raises(PreemptedError, match="preempted at step") as stop:
+        train_ranker(world, dataset, folder / "resumed", **training)
+    patch.undo()
+    assert not (folder / "resumed").exists()
+    world.state.signal, world.state.asked_at, world.state.must_stop = None, None, False
+    for name in ("resumed", "whole"):
+        train_ranker(world, dataset, folder / name, **training)
+    return stop.value.step
+
+
+@pytest.mark.parametrize(
+    ("where", "steps", "training"),
+    [
+        ("train", (STOP, STOP + 3), {"restart_tables": True, "average_share": 0.5}),
+        ("predict", (64, 64), {"average_share": 0.5}),
+        ("measure", (24, 24), {"epochs": 3, "validation_days": 1}),
+    ],
+)
+def test_a_request_to_stop_one_rank_saves_one_step_of_all(
+    dataset: Path, tmp_path: Path, where: str, steps: tuple[int, int], training: dict[str, Any]
+) -> None:
+    # A checkpoint by the hundred steps: the one that is resumed from is the request's.
+    changes = {**training, "checkpoint_every": 100}
+    saved, same = run_distributed(both_ways_asked, dataset, tmp_path, where, changes, world_size=2)
+    assert saved == same
+    assert steps[0] <= saved <= steps[1]
+    resumed, whole = tmp_path / "resumed", tmp_path / "whole"
+    ours, theirs = weights(resumed), weights(whole)
+    assert ours.keys() == theirs.keys()
+    for name in theirs:
+        assert torch.equal(ours[name], theirs[name]), name
+    assert predictions(resumed).equals(predictions(whole))
+    assert history(resumed) == history(whole)
+    assert list(tmp_path.glob("*.checkpoint")) == []

@@ -1,0 +1,164 @@
+"""Heartbeats of a running stage's ranks, as small files beside its output.
+
+They lie in `<out>.heartbeats/`, one file a rank, rewritten in place every few seconds, and go away when the stage ends.
+How old a heartbeat is, is told by the file system's own times, so that clocks of hosts need not agree.
+"""
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import ValidationError
+
+from infra.config import Config
+from infra.rank_state import RankState
+
+_FILE_BYTES = 1024
+_CPU_SHARE = 0.02
+_IO_BYTES = 1 << 18
+
+
+class Beat(Config):
+    """What a rank says of itself.
+
+    Attributes:
+        doing: what its main thread works on. since_s: for how long.
+        is_waiting: whether it waits for other ranks in a collective.
+        is_committing: whether that may take as long as a commit.
+        has_signal: whether it was asked to stop.
+        idle_s: for how long its process has made no progress (`Work`).
+    """
+
+    doing: str
+    since_s: float
+    is_waiting: bool
+    is_committing: bool
+    has_signal: bool
+    idle_s: float
+
+
+class Heard(NamedTuple):
+    """Another rank's last heartbeat, and by how many seconds it is older than this rank's own."""
+
+    rank: int
+    beat: Beat
+    silent_s: float
+
+
+class Work:
+    """Tells whether this process makes progress: it took steps, used a processor, or read or wrote files.
+
+    Honest work of any length shows in one of them; waiting for a disk that does not answer shows in none.
+    """
+
+    def __init__(self) -> None:
+        self._at = self._moved = time.monotonic()
+        self._done = _done(0)
+
+    def idle_s(self, changes: int) -> float:
+        """Return for how many seconds there has been no progress.
+
+        Args:
+            changes: `RankState.changes`.
+        """
+        now, done = time.monotonic(), _done(changes)
+        has_moved = (
+            done.changes != self._done.changes
+            or done.cpu_s - self._done.cpu_s >= _CPU_SHARE * (now - self._at)
+            or done.io_bytes - self._done.io_bytes >= _IO_BYTES
+        )
+        if has_moved:
+            self._moved = now
+        self._at, self._done = now, done
+        return now - self._moved
+
+
+class _Done(NamedTuple):
+    changes: int
+    cpu_s: float
+    io_bytes: int
+
+
+def _done(changes: int) -> _Done:
+    return _Done(changes, time.process_time(), _io_bytes())
+
+
+def _io_bytes() -> int:
+    """Return the bytes that this process has read and written; 0 where the system does not tell."""
+    try:
+        lines = Path("/proc/self/io").read_text(encoding="ascii").splitlines()
+        return sum(int(line.split()[1]) for line in lines if line.startswith(("rchar:", "wchar:")))
+    except OSError:
+        return 0
+
+
+class Heartbeats:
+    """The heartbeats of all ranks of one stage.
+
+    Args of the constructor:
+        out: the stage's output, beside which they lie. rank: this rank. size: the number of ranks.
+    """
+
+    def __init__(self, out: Path, rank: int, size: int) -> None:
+        self.folder = out.with_name(f"{out.name}.heartbeats")
+        self.rank = rank
+        self.size = size
+        self._work = Work()
+
+    def beat(self, state: RankState) -> Beat:
+        """Write this rank's heartbeat, and return it. A disk that is full stops none."""
+        beat = Beat(
+            doing=state.doing[:200],
+            since_s=time.monotonic() - state.since,
+            is_waiting=state.is_waiting,
+            is_committing=state.is_committing,
+            has_signal=state.signal is not None,
+            idle_s=self._work.idle_s(state.changes),
+        )
+        with contextlib.suppress(OSError):
+            if self.size == 1:  # which nobody waits for
+                return beat
+            self.folder.mkdir(parents=True, exist_ok=True)
+            _rewrite(self._file(self.rank), beat.model_dump_json().encode())
+        return beat
+
+    def others(self) -> Iterator[Heard]:
+        """Yield the last heartbeats of the other ranks; none of one that has not begun, or has ended."""
+        try:
+            own_time = self._file(self.rank).stat().st_mtime
+        except OSError:
+            return
+        for rank in range(self.size):
+            if rank != self.rank and (heard := self._heard(rank, own_time)) is not None:
+                yield heard
+
+    def remove(self) -> None:
+        """Remove this rank's heartbeat; rank 0 removes all."""
+        self._file(self.rank).unlink(missing_ok=True)
+        if self.rank == 0:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _file(self, rank: int) -> Path:
+        return self.folder / f"rank-{rank:05d}.json"
+
+    def _heard(self, rank: int, own_time: float) -> Heard | None:
+        file = self._file(rank)
+        try:
+            beat = Beat.model_validate_json(file.read_bytes())
+            return Heard(rank, beat, max(own_time - file.stat().st_mtime, 0.0))
+        except (OSError, ValidationError):  # or it is being written
+            return None
+
+
+def _rewrite(file: Path, text: bytes) -> None:
+    """Write a line in place, always as many bytes: no other file is made, and a full disk has room for it."""
+    handle = os.open(file, os.O_WRONLY | os.O_CREAT, 0o666)
+    try:
+        os.pwrite(handle, text.ljust(_FILE_BYTES), 0)
+        os.utime(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,68 @@
+"""A stage that was asked to stop: the signals, the mark it leaves, and its exit status.
+
+SIGTERM, or a scheduler's warning by SIGUSR1, asks a stage to stop. All ranks then stop at one step, save it, and exit
+with `EXIT_STATUS`; rank 0 leaves a mark beside the output, `<out>.preempted.json`. torchrun exits with 1 after a clean
+stop as after a failure, so the mark is what tells them apart. The next start removes it.
+"""
+
+import signal
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from infra.config import Config
+from infra.errors import PreemptedError
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+EXIT_STATUS = 128 + signal.SIGTERM
+
+
+class Mark(Config):
+    """What a stage that was preempted leaves.
+
+    Attributes:
+        step: the step that was saved, from which the next start resumes; None: what was committed before the signal
+            (checkpoints, parts of the output) is where it resumes.
+        signal: the signal that rank 0 got; None: another rank got it.
+        ranks: how many there were. time: when it was written, UTC, ISO 8601.
+        seconds: from the signal, where rank 0 got one, to the mark.
+    """
+
+    step: int | None
+    signal: str | None
+    ranks: int
+    time: str
+    seconds: float | None
+
+    def __str__(self) -> str:
+        """Say it in a line."""
+        at = "before a step was saved" if self.step is None else f"at step {self.step}"
+        return f"preempted {at}; start again to resume"
+
+
+def write_mark(out: Path, stop: PreemptedError, ranks: int, seconds: float | None) -> None:
+    """Leave the mark beside an output; on rank 0."""
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    mark = Mark(step=stop.step, signal=stop.signal, ranks=ranks, time=now, seconds=seconds)
+    file = _file(out)
+    temporary = file.with_name(f".{file.name}.tmp")
+    temporary.write_text(mark.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    temporary.replace(file)
+
+
+def read_mark(out: Path) -> Mark | None:
+    """Return the mark that a stage has left beside its output; None: it was not preempted."""
+    try:
+        return Mark.model_validate_json(_file(out).read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def remove_mark(out: Path) -> None:
+    """Remove the mark: the stage is started again."""
+    _file(out).unlink(missing_ok=True)
+
+
+def _file(out: Path) -> Path:
+    return Path(out).with_name(f"{Path(out).name}.preempted.json")

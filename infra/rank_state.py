@@ -1,0 +1,102 @@
+"""What a rank is doing, and whether it was asked to stop.
+
+One small object a process: its main thread writes where it is, its signal handler that it was asked to stop, and its
+watchdog (`infra.watchdog`) reads both.
+"""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from infra.errors import PreemptedError
+
+
+@dataclass
+class RankState:
+    """What one rank's main thread is doing, and its stop request.
+
+    Attributes:
+        doing: what it works on, such as ``reading events``. since: when that began, of `time.monotonic`.
+        changes: counts the places it has been to.
+        is_waiting: whether it waits in a collective for other ranks.
+        is_committing: whether the work, or the wait, may take as long as a commit (`Timeouts.commit_s`).
+        signal: the name of the signal that asked this rank to stop; None: there was none.
+        asked_at: when it came, of `time.monotonic`.
+        must_stop: whether some rank was asked to stop. Set by a collective, hence at the same place on every rank.
+        may_stop: False while something is being finished that a stop request does not end, such as a commit.
+    """
+
+    doing: str = "starting"
+    since: float = field(default_factory=time.monotonic)
+    changes: int = 0
+    is_waiting: bool = False
+    is_committing: bool = False
+    signal: str | None = None
+    asked_at: float | None = None
+    must_stop: bool = False
+    may_stop: bool = True
+
+    @property
+    def asked_s(self) -> float | None:
+        """The seconds since this rank was asked to stop; None: it was not."""
+        return None if self.asked_at is None else time.monotonic() - self.asked_at
+
+    def ask_to_stop(self, signal: str) -> None:
+        """Note a signal; safe in its handler."""
+        if self.asked_at is None:
+            self.signal, self.asked_at = signal, time.monotonic()
+
+    @contextlib.contextmanager
+    def at(self, doing: str, is_committing: bool = False) -> Iterator[None]:
+        """Note what the body does."""
+        before = self.doing, self.is_committing
+        self.move(doing)
+        self.is_committing = is_committing
+        try:
+            yield
+        finally:
+            self.move(before[0])
+            self.is_committing = before[1]
+
+    def move(self, doing: str) -> None:
+        """Note what comes next."""
+        self.doing, self.since = doing, time.monotonic()
+        self.changes += 1
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Note that the body is a collective."""
+        self.is_waiting, self.since = True, time.monotonic()
+        self.changes += 1
+        try:
+            yield
+        finally:
+            self.is_waiting, self.since = False, time.monotonic()
+
+    @contextlib.contextmanager
+    def finishing(self) -> Iterator[None]:
+        """Let no stop request end the body: it is a commit, or saves what the next start resumes from."""
+        before, self.may_stop = self.may_stop, False
+        try:
+            yield
+        finally:
+            self.may_stop = before
+
+    def stop_if_asked(self) -> None:
+        """End this rank's part of a long work under `infra.distributed.together`, which then ends on every rank.
+
+        Raises:
+            PreemptedError: this rank was asked to stop.
+        """
+        if self.may_stop and self.signal is not None:
+            raise PreemptedError(self.signal)
+
+    def stop_if_agreed(self) -> None:
+        """End the work where all ranks know of a stop request.
+
+        Raises:
+            PreemptedError: some rank was asked to stop; on every rank, if every rank calls.
+        """
+        if self.may_stop and self.must_stop:
+            raise PreemptedError(self.signal)

@@ -1,0 +1,185 @@
+"""The watchdog of a rank: a thread that names the rank that others wait for, and ends a wait that is in vain.
+
+Each rank's watchdog writes its heartbeat (`infra.heartbeat`) and, when its main thread has not moved for a while, reads
+those of the others. A rank is *stalled* if its heartbeat stops (it was killed, stopped, or has lost the disk), or if
+neither its steps, its processor time nor the bytes that it reads and writes move, while it does not wait for others. It
+is named in a warning after `Timeouts.warning_s`. After `collective_s`, or `commit_s` for work around a commit, the
+watchdog ends its own process with an error that names the stalled rank, and the launcher ends the rest. A rank that
+works is waited for, however long it takes.
+
+A signal to stop is noticed here as well, even while the main thread is in a call that returns to Python late.
+"""
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from infra.distributed import Timeouts, World
+from infra.errors import PreemptedError, StalledError
+from infra.heartbeat import Beat, Heard, Heartbeats
+from infra.preemption import EXIT_STATUS, SIGNALS, write_mark
+
+_MOST_SECONDS = 5.0
+_MISSED = 3
+"""So many heartbeats late, a rank counts as silent."""
+_CLOSE = b"\0"
+
+
+@contextlib.contextmanager
+def watching(world: World, out: Path, timeouts: Timeouts, record: Callable[[BaseException], None]) -> Iterator[None]:
+    """Have a watchdog beside the body, which is a stage's work, and take signals to stop; every rank enters.
+
+    Args:
+        world: the process group. out: the stage's output. timeouts: see `infra.distributed.Timeouts`.
+        record: puts an error where the launcher finds it.
+    """
+    watchdog = _Watchdog(world, out, timeouts, record)
+    if world.size > 1:
+        # The watchdog ends waits in vain, and knows which are. NCCL keeps its timeout: its waits are the device's.
+        backend = dist.group.WORLD._get_backend(torch.device("cpu"))  # type: ignore[union-attr]
+        backend._set_default_timeout(timedelta(seconds=timeouts.commit_s))
+    with _signals_to(watchdog.ear, world):
+        watchdog.start()
+        try:
+            yield
+        finally:
+            watchdog.close()
+
+
+@contextlib.contextmanager
+def _signals_to(ear: socket.socket, world: World) -> Iterator[None]:
+    """Take the signals that ask a stage to stop: the handler sets a flag, the watchdog hears of it at once."""
+
+    def ask(number: int, frame: object) -> None:
+        world.state.ask_to_stop(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, ask) for number in SIGNALS}
+    heard_before = signal.set_wakeup_fd(ear.fileno(), warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(heard_before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Watchdog:
+    """The thread's loop; see the module."""
+
+    def __init__(self, world: World, out: Path, timeouts: Timeouts, record: Callable[[BaseException], None]) -> None:
+        self.world = world
+        self.out = out
+        self.timeouts = timeouts
+        self.ear, self._heard = socket.socketpair()
+        self._record = record
+        self._heartbeats = Heartbeats(out, world.rank, world.size)
+        self._every = min(_MOST_SECONDS, timeouts.warning_s / 4)
+        self._told_after = timeouts.warning_s
+        self._thread = threading.Thread(target=self._run, daemon=True, name="watchdog")
+        self.ear.setblocking(False)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        self.ear.send(_CLOSE)
+        self._thread.join()
+        for end in (self.ear, self._heard):
+            end.close()
+        self._heartbeats.remove()
+
+    def _run(self) -> None:
+        while True:
+            beat = self._heartbeats.beat(self.world.state)
+            self._watch(beat)
+            self._exit_if_asked_long_ago()
+            if select.select([self._heard], [], [], self._every)[0] and self._hear():
+                return
+
+    def _hear(self) -> bool:
+        """Take what has come in: signals, or the word that the stage has ended."""
+        heard = self._heard.recv(64)
+        for number in SIGNALS:
+            if number in heard:
+                self.world.state.ask_to_stop(signal.Signals(number).name)
+        return _CLOSE in heard
+
+    def _watch(self, own: Beat) -> None:
+        """Tell which ranks are waited for, and end a wait that is in vain."""
+        if own.since_s < 2 * self._every:
+            self._told_after = self.timeouts.warning_s
+            return
+        stalled = self._waited_for(own)
+        if not stalled:
+            return
+        if own.since_s >= self._told_after:
+            self._told_after = 2 * own.since_s
+            self._say(f"warning: {self._words(own, stalled)}")
+        for one in stalled:
+            limit, setting = self._limit(one, own)
+            if max(one.silent_s, one.beat.idle_s) >= limit and own.since_s >= limit:
+                self._end(StalledError(f"{self._words(own, [one])}; run.timeouts.{setting}={limit:g} is over"), 1)
+
+    def _waited_for(self, own: Beat) -> list[Heard]:
+        """Return the ranks that keep this one from going on: those without heartbeat, or else those that work."""
+        others = list(self._heartbeats.others())
+        if silent := [one for one in others if self._is_silent(one)]:
+            return silent
+        if own.is_waiting:
+            return [one for one in others if not one.beat.is_waiting]
+        is_idle = own.idle_s >= self.timeouts.warning_s
+        return [Heard(self.world.rank, own, 0.0)] if is_idle else []
+
+    def _is_silent(self, one: Heard) -> bool:
+        return one.silent_s > _MISSED * self._every
+
+    def _limit(self, one: Heard, own: Beat) -> tuple[float, str]:
+        if not self._is_silent(one) and (own.is_committing or one.beat.is_committing):
+            return self.timeouts.commit_s, "commit_s"
+        return self.timeouts.collective_s, "collective_s"
+
+    def _words(self, own: Beat, stalled: list[Heard]) -> str:
+        if [one.rank for one in stalled] == [self.world.rank]:
+            return self._of(stalled[0])
+        here = f"rank {self.world.rank} has {'waited in' if own.is_waiting else 'been in'} {own.doing!r}"
+        return f"{here} for {own.since_s:.0f} s; " + "; ".join(map(self._of, stalled))
+
+    def _of(self, one: Heard) -> str:
+        if self._is_silent(one):
+            return f"rank {one.rank} has sent no heartbeat for {one.silent_s:.0f} s, its last from {one.beat.doing!r}"
+        if one.beat.idle_s >= self.timeouts.warning_s:
+            return f"rank {one.rank} has made no progress in {one.beat.doing!r} for {one.beat.idle_s:.0f} s"
+        return f"rank {one.rank} works in {one.beat.doing!r} for {one.beat.since_s:.0f} s"
+
+    def _exit_if_asked_long_ago(self) -> None:
+        """End this process where a signal to stop has not reached all ranks: one is in work that takes longer."""
+        state, asked_s = self.world.state, self.world.state.asked_s
+        if asked_s is None or asked_s < self.timeouts.stop_s or state.must_stop or not state.may_stop:
+            return
+        # A rank that failed has no heartbeat, and one that was killed none that says so: then it is no preemption.
+        asked = [one for one in self._heartbeats.others() if one.beat.has_signal]
+        stop = PreemptedError(state.signal)
+        if len(asked) == self.world.size - 1 and self.world.is_main:
+            write_mark(self.out, stop, self.world.size, asked_s)
+        self._end(stop, EXIT_STATUS)
+
+    def _end(self, error: Exception, status: int) -> None:
+        try:
+            raise error
+        except type(error):
+            self._record(error)  # with a trace
+        self._say(f"error: {error}")
+        os._exit(status)  # the main thread is in a call that does not return
+
+    def _say(self, text: str) -> None:
+        print(f"rank {self.world.rank}: {text}", file=sys.stderr, flush=True)

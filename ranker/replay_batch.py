@@ -1,0 +1,122 @@
+"""Which layer makes a loss not finite: a saved batch, run once more.
+
+    python -m ranker.replay_batch DIR [--rank N]
+
+DIR is the `<out>.nonfinite` that a training has left. The batch goes forward through the model as the last checkpoint
+beside it holds it, on one process; without one, through the model with its initial weights.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from infra.commit import is_committed
+from infra.distributed import World, started
+from infra.errors import SidestackError
+from infra.snapshot import read_dataset
+from infra.stage import quiet
+from infra.state import fill, read_state
+from ranker.frozen import read_frozen
+from ranker.saved_batch import SavedBatch, read_batch, saved_ranks
+from ranker.sharding import ShardedRanker, build_sharded
+
+
+class Replay(NamedTuple):
+    """What came of it.
+
+    Attributes:
+        checkpoint: whose weights were taken; None: the initial ones. inputs: the batch's tensors that are not finite.
+        layer: the first whose output is not finite; None: all are. loss: of this rank's rows alone.
+    """
+
+    checkpoint: Path | None
+    inputs: list[str]
+    layer: str | None
+    loss: float
+
+    def __str__(self) -> str:
+        """Say it in lines."""
+        weights = "initial weights" if self.checkpoint is None else f"weights of {self.checkpoint}"
+        layer = f"the first output that is not finite is that of {self.layer}"
+        if self.layer is None:
+            layer = "every layer's output is finite: the weights have diverged in the steps after"
+        inputs = f"not finite in the batch: {', '.join(self.inputs) or 'nothing'}"
+        return "\n".join([weights, inputs, layer, f"loss {self.loss}"])
+
+
+def replay(folder: Path, rank: int, world: World) -> Replay:
+    """Run a saved batch forward, without changing a weight.
+
+    Raises:
+        DataError: there is no such batch, or its dataset cannot be read.
+    """
+    saved, batch = read_batch(folder, rank)
+    sharded, checkpoint = _model(saved, world)
+    inputs = [name for name, value in vars(batch).items() if not _is_finite(value)]
+    found: list[str] = []
+
+    def look(name: str, output: Any) -> None:
+        if not all(map(_is_finite, _tensors(output))):
+            found.append(name)
+
+    for name, module in sharded.model.module.named_modules():
+        module.register_forward_hook(lambda module, args, output, name=name: look(name, output))
+    with torch.no_grad():
+        loss, _ = sharded.model(batch.to(world.device))
+    return Replay(checkpoint, inputs, found[0] if found else None, float(loss))
+
+
+def _model(saved: SavedBatch, world: World) -> tuple[ShardedRanker, Path | None]:
+    """Build the model, and fill it from the last checkpoint, where there is one."""
+    features = saved.ranker.features()
+    frozen = read_frozen(read_dataset(Path(saved.dataset)), features)
+    sharded = build_sharded(features, saved.ranker.config, world, frozen)
+    steps = sorted(path for path in Path(saved.checkpoints).glob("step-*") if is_committed(path))
+    if not saved.checkpoints or not steps:
+        return sharded, None
+    sharded.make_dense_state()
+    fill(sharded.parted_state(features)[0], read_state(steps[-1], sharded.shards(features)))
+    return sharded, steps[-1]
+
+
+def _is_finite(value: Any) -> bool:
+    return not isinstance(value, Tensor) or not value.is_floating_point() or bool(value.isfinite().all())
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Yield all tensors of a layer's output, whatever holds them."""
+    match value:
+        case Tensor():
+            yield value
+        case dict():
+            for one in value.values():
+                yield from _tensors(one)
+        case list() | tuple():
+            for one in value:
+                yield from _tensors(one)
+        case _ if hasattr(value, "values"):  # jagged and keyed tensors
+            yield from _tensors(value.values())
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(prog="ranker.replay_batch", description=__doc__)
+    parser.add_argument("folder", type=Path, metavar="DIR", help="the <out>.nonfinite of a training")
+    parser.add_argument("--rank", type=int, help="whose batch; by default the first that is there")
+    arguments = parser.parse_args(argv)
+    quiet()
+    try:
+        rank = arguments.rank if arguments.rank is not None else next(iter(saved_ranks(arguments.folder)), 0)
+        with started() as world:
+            print(replay(arguments.folder, rank, world))
+    except SidestackError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

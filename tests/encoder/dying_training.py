@@ -1,0 +1,21 @@
+"""The encoder's stage, one of whose ranks is killed before a step of its first attempt: DYING=RANK:STEP."""
+
+import os
+import signal
+
+from encoder import train
+
+RANK, STEP = (int(word) for word in os.environ["DYING"].split(":"))
+kept = train.Trainer._take_step
+
+
+def take_step(self: train.Trainer, rows: train.TrainingRows) -> None:
+    is_first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+    if is_first and self.world.rank == RANK and self.step == STEP:
+        os.kill(os.getpid(), signal.SIGKILL)
+    kept(self, rows)
+
+
+if __name__ == "__main__":
+    train.Trainer._take_step = take_step  # type: ignore[method-assign]
+    train.main()

@@ -1,0 +1,68 @@
+"""Stages under torchrun, as the driver starts them, for tests that signal or kill their processes."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+LIMIT_S = 240
+
+
+@contextlib.contextmanager
+def job(
+    module: str,
+    arguments: Sequence[str],
+    log: Path,
+    *,
+    ranks: int = 2,
+    environment: Mapping[str, str] | None = None,
+    torchrun: Sequence[str] = (),
+) -> "Iterator[subprocess.Popen[bytes]]":
+    """Start a stage, and end what is left of it afterwards.
+
+    Args:
+        module: what every rank runs. arguments: its own. log: a file for what it prints.
+        ranks: how many. environment: further variables. torchrun: further options of torchrun.
+    """
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}",
+        "--signals_to_handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
+        *torchrun, "-m", module, *arguments,
+    ]  # fmt: skip
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
+    with log.open("wb") as said:
+        process = subprocess.Popen(command, env=variables, stdout=said, stderr=said, start_new_session=True)
+        try:
+            yield process
+        finally:
+            left = ranks_of(process.pid)
+            for pid in [process.pid, *left]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            process.wait()
+
+
+def wait_for(condition: Callable[[], object], process: "subprocess.Popen[bytes]", log: Path) -> None:
+    """Poll until a condition holds, while a job lives."""
+    deadline = time.monotonic() + LIMIT_S
+    while not condition():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.02)
+
+
+def ranks_of(pid: int) -> list[int]:
+    """Return the processes that torchrun has started, in the order of their ranks."""
+    found = {}
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            if int(file.read_text().rpartition(")")[2].split()[1]) == pid:
+                words = (file.parent / "environ").read_bytes().split(b"\0")
+                rank = next((word for word in words if word.startswith(b"LOCAL_RANK=")), None)
+                if rank is not None:
+                    found[int(rank.partition(b"=")[2])] = int(file.parent.name)
+    return [found[rank] for rank in sorted(found)]

@@ -1,0 +1,40 @@
+"""A rank that is killed is started again by torchrun, and the stage goes on from its last checkpoint."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from infra.commit import verify
+from tests.infra.jobs import LIMIT_S, job
+from tests.infra.test_preemption import STAGE, settings
+
+RESTARTING = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+"""As `components.torchrun` sets it where there are restarts."""
+
+
+def killed_once(folder: Path, rank: int, step: int) -> str:
+    """Have torchrun restart a stage one of whose ranks is killed before some step; return what it committed."""
+    out, log = folder / "out", folder / "job.log"
+    changes = settings(out, fault="die", fault_rank=rank, fault_step=step)
+    with job(STAGE, changes, log, environment=RESTARTING, torchrun=["--max-restarts", "1"]) as process:
+        assert process.wait(LIMIT_S) == 0, log.read_text()
+    assert verify(out).facts["resumed_from"] == step // 5 * 5
+    found = (out / "sum.txt").read_text()
+    shutil.rmtree(out)
+    return found
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("whole")
+    with job(STAGE, settings(folder / "out"), folder / "job.log", ranks=2) as process:
+        assert process.wait(LIMIT_S) == 0
+    return (folder / "out/sum.txt").read_text()
+
+
+@pytest.mark.parametrize(("rank", "step"), [(0, 13), (1, 7)])
+def test_a_killed_rank_is_restarted_and_the_result_is_the_same(
+    tmp_path: Path, expected: str, rank: int, step: int
+) -> None:
+    assert killed_once(tmp_path, rank, step) == expected

@@ -1,0 +1,117 @@
+"""A rank that stops or hangs is named, with what it did; one that works is waited for."""
+
+import os
+import re
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from infra.commit import verify
+from infra.heartbeat import Heartbeats, Work
+from infra.rank_state import RankState
+from tests.infra.jobs import LIMIT_S, job, ranks_of, wait_for
+from tests.infra.test_preemption import STAGE, beside, has_begun, settings
+
+QUICK = {"SIDESTACK_TIMEOUT_WARNING_S": "1", "SIDESTACK_TIMEOUT_COLLECTIVE_S": "4"}
+WAITED = r"rank 0 has waited in 'step 12' for \d+ s; "
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("stop", r"rank 1 has sent no heartbeat for \d+ s, its last from '.+'"),
+        ("hang", r"rank 1 has made no progress in 'step 12' for \d+ s"),
+    ],
+)
+def test_a_rank_that_stalls_is_named_and_ends_the_stage(tmp_path: Path, fault: str, words: str) -> None:
+    out, log = tmp_path / "out", tmp_path / "job.log"
+    with job(STAGE, settings(out, fault=fault), log, environment=QUICK) as process:
+        # The first to end may be the rank that hangs, whose own watchdog sees it too.
+        error = rf"rank [01]: error: ({WAITED})?{words}; run.timeouts.collective_s=4 is over"
+        wait_for(lambda: re.search(error, log.read_text()), process, log)
+        assert re.search(rf"rank 0: warning: {WAITED}rank 1 ", log.read_text())
+        for pid in ranks_of(process.pid):  # torchrun waits a minute for a stopped one
+            os.kill(pid, signal.SIGKILL)
+        assert process.wait(LIMIT_S) == 1
+    assert not out.exists()
+
+
+def test_rank_0_is_named_by_the_others(tmp_path: Path) -> None:
+    out, log = tmp_path / "out", tmp_path / "job.log"
+    with job(STAGE, settings(out, fault="stop", fault_rank=0), log, environment=QUICK) as process:
+        words = r"rank 1: error: rank 1 has waited in 'step 12' for \d+ s; rank 0 has sent no heartbeat for \d+ s"
+        wait_for(lambda: re.search(words, log.read_text()), process, log)
+
+
+def test_work_that_takes_longer_than_the_timeout_is_waited_for(tmp_path: Path) -> None:
+    out, log = tmp_path / "out", tmp_path / "job.log"
+    with job(STAGE, settings(out, fault="work", fault_seconds=9), log, environment=QUICK) as process:
+        assert process.wait(LIMIT_S) == 0, log.read_text()
+    assert verify(out).facts["resumed_from"] == 0
+    assert re.search(r"rank 0 has waited in 'step 12' for \d+ s; rank 1 works in 'step 12' for \d+ s", log.read_text())
+    assert beside(out) == ["out"]
+
+
+def test_a_stopped_rank_that_goes_on_in_time_ends_nothing(tmp_path: Path) -> None:
+    out, log = tmp_path / "out", tmp_path / "job.log"
+    limits = {**QUICK, "SIDESTACK_TIMEOUT_COLLECTIVE_S": str(LIMIT_S)}
+    with job(STAGE, settings(out, steps=60, seconds=0.02), log, environment=limits) as process:
+        wait_for(lambda: has_begun(out), process, log)
+        stopped = ranks_of(process.pid)[1]
+        os.kill(stopped, signal.SIGSTOP)
+        wait_for(lambda: "rank 1 has sent no heartbeat" in log.read_text(), process, log)
+        os.kill(stopped, signal.SIGCONT)
+        assert process.wait(LIMIT_S) == 0, log.read_text()
+
+
+def test_a_heartbeat_says_where_a_rank_is_and_how_long_ago(tmp_path: Path) -> None:
+    out, state = tmp_path / "out", RankState()
+    first, second = (Heartbeats(out, rank, 3) for rank in range(2))
+    with state.at("reading events", is_committing=True), state.waiting():
+        first.beat(state)
+    file = out.with_name("out.heartbeats") / "rank-00000.json"
+    before = file.stat().st_mtime - 40
+    os.utime(file, (before, before))
+    second.beat(RankState(signal="SIGTERM"))
+    (heard,) = second.others()
+    assert (heard.rank, heard.beat.doing, heard.beat.is_waiting) == (0, "reading events", True)
+    assert heard.beat.is_committing and not heard.beat.has_signal
+    assert 39 < heard.silent_s < 40 + LIMIT_S
+    assert next(iter(first.others())).beat.has_signal
+    size = file.stat().st_size
+    first.beat(RankState(doing="x" * 5000))
+    assert file.stat().st_size == size
+    second.remove()
+    assert list(first.others()) == []
+    first.remove()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stage_of_one_rank_has_no_heartbeat(tmp_path: Path) -> None:
+    Heartbeats(tmp_path / "out", 0, 1).beat(RankState())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_steps_processor_time_and_bytes_are_progress_and_sleep_is_none(tmp_path: Path) -> None:
+    work, changes = Work(), 0
+    threading.Event().wait(0.3)
+    assert work.idle_s(changes) >= 0.3
+    assert work.idle_s(changes + 1) == 0
+    (tmp_path / "file").write_bytes(b"x" * (1 << 20))
+    assert work.idle_s(changes + 1) == 0
+    until = time.process_time() + 0.05
+    while time.process_time() < until:
+        sum(range(1000))
+    assert work.idle_s(changes + 1) == 0
+
+
+def test_a_place_is_left_as_it_was_entered() -> None:
+    state = RankState(doing="training")
+    with state.at("writing", is_committing=True):
+        with state.at("hashing"):
+            assert (state.doing, state.is_committing) == ("hashing", False)
+        assert (state.doing, state.is_committing) == ("writing", True)
+    assert (state.doing, state.is_committing) == ("training", False)

@@ -1,0 +1,67 @@
+"""A rank that fails, wherever it is, ends all ranks soon, and its error is the one that is told."""
+
+import json
+import re
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from infra.commit import committing
+from infra.preemption import read_mark
+from tests.infra.jobs import LIMIT_S, job
+from tests.ranker.dataset import write_dataset
+from tests.ranker.failing_training import FAULTS
+from tests.ranker.training import ARMS, ONE, SMALL
+
+ENDS_S = 30
+QUICK = ("read", "full disk")
+WORDS = {
+    "memory": "MemoryError: planted: memory",
+    "full disk": "CommitError: .*no space left on the disk",
+    "killed": "",
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("failures")
+    with committing(folder / "dataset", ONE, stage="prepare") as staging:
+        write_dataset(staging)
+    training = {**SMALL["training"], "checkpoint_every": 8}
+    section = {**SMALL, "arms": ARMS, "arm": "sid_ngram", "training": training}
+    (folder / "run.yaml").write_text(yaml.safe_dump({"ranker": section}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "fault", [fault if fault in QUICK else pytest.param(fault, marks=pytest.mark.slow) for fault in FAULTS]
+)
+def test_a_fault_of_one_rank_ends_all_and_is_named(folder: Path, tmp_path: Path, fault: str) -> None:
+    # Rank 0 alone plans; elsewhere the other rank fails, whose error rank 0 has to be told.
+    rank = 0 if fault == "plan" else 1
+    log, happened = tmp_path / "job.log", tmp_path / "happened"
+    arguments = ["--config", str(folder / "run.yaml"), "--input", f"dataset={folder / 'dataset'}"]
+    environment = {"FAULT": fault, "FAULT_RANK": str(rank), "FAULT_FILE": str(happened)}
+    with job(
+        "tests.ranker.failing_training",
+        [*arguments, "--out", str(tmp_path / "out")],
+        log,
+        environment=environment,
+        torchrun=["--log-dir", str(tmp_path / "logs"), "--tee", "3"],
+    ) as process:
+        assert process.wait(LIMIT_S) == 1, log.read_text()
+        took = time.time() - float(happened.read_text())
+    print(f"{fault}: {took:.1f} s")
+    assert took < ENDS_S
+    assert not (tmp_path / "out").exists()
+    assert read_mark(tmp_path / "out") is None
+    told = {
+        file.parent.name: json.loads(file.read_text())["message"] for file in tmp_path.glob("logs/*/*/*/error.json")
+    }
+    if words := WORDS.get(fault, f"planted: {fault}"):
+        assert re.search(words, told[str(rank)]["message"]), told
+        others = [report["message"] for of, report in told.items() if of != str(rank)]
+        # The others repeat it, or have lost their connection.
+        assert all(re.search(rf"{words}|[Cc]onnection|rank {rank} failed|No such file", one) for one in others), told
