@@ -172,6 +172,7 @@ def _run(
                     (out / CONFIG_FILE).write_text(to_yaml({section: plain(config)}), encoding="utf-8")
                 log = RunLog.open(world.rank, name, out, plain(config), paths, arguments.key, arguments.parent_run)
                 _call(body, StageRun(config, paths, out, world, log, facts, checkpoints, written))
+                facts.update(checkpoints.facts)
         except BaseException:
             if log is not None:
                 log.finish("FAILED")
