@@ -1,4 +1,4 @@
-"""`mlflow models serve` as a child process on loopback, and a client that keeps its connection."""
+"""`infra.serve` or `mlflow models serve` as a child process on loopback, and a client that keeps its connection."""
 
 import contextlib
 import json
@@ -8,12 +8,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 HOST = "127.0.0.1"
+Program = Literal["infra.serve", "mlflow models serve"]
 
 _START_SECONDS = 180.0
 _REQUEST_SECONDS = 60.0
@@ -46,7 +47,7 @@ class ScoringServer:
                     return
             self._connection.close()
             time.sleep(0.2)
-        raise RuntimeError(f"mlflow models serve did not come up:\n{self._log.read_text()[-2000:]}")
+        raise RuntimeError(f"the server did not come up:\n{self._log.read_text()[-2000:]}")
 
     def post(self, body: bytes, connection: HTTPConnection | None = None) -> tuple[int, Any]:
         """Send a request for answers, and return the status and the JSON of its response.
@@ -68,11 +69,11 @@ class ScoringServer:
         self._connection.close()
 
     def resident_mib(self) -> float:
-        """Return the memory of the process that holds the model; the launcher that started it and waits is left out."""
+        """Return the memory of the process that holds the model; a launcher that started it and waits is left out."""
         return max(resident_mib(pid) for pid in self.pids() if _serves(pid))
 
     def pids(self) -> list[int]:
-        """Return the processes that run: the launcher, and the one that holds the model."""
+        """Return the processes that run: the one that holds the model, and its launcher where there is one."""
         return _group(self._process.pid)
 
     def stop(self) -> None:
@@ -90,20 +91,28 @@ class ScoringServer:
 
 
 @contextlib.contextmanager
-def serving(model: Path | str, log: Path) -> Iterator[ScoringServer]:
+def serving(
+    model: Path | str, log: Path, program: Program = "infra.serve", options: Sequence[str] = ()
+) -> Iterator[ScoringServer]:
     """Serve a model while the block runs.
 
     Args:
         model: its folder, or a URI such as `models:/name@alias`.
         log: the file that takes what the server prints.
+        program: what serves it, with one worker.
+        options: further words of its command line.
     """
     with socket.socket() as free:
         free.bind((HOST, 0))
         port = free.getsockname()[1]
-    # The launcher looks for uvicorn on the path.
+    # MLflow's launcher looks for uvicorn on the path.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(model), "--env-manager", "local"]
-    command += ["-h", HOST, "-p", str(port), "-w", "1"]
+    if program == "infra.serve":
+        command = ["infra.serve", "--model", str(model), "--host", HOST, "--port", str(port)]
+    else:
+        command = ["mlflow", "models", "serve", "-m", str(model), "--env-manager", "local"]
+        command += ["-h", HOST, "-p", str(port), "-w", "1"]
+    command = [sys.executable, "-m", *command, *options]
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, stdout=output, stderr=output, env={**os.environ, "PATH": path}, start_new_session=True
@@ -133,4 +142,6 @@ def _group(leader: int) -> list[int]:
 
 
 def _serves(pid: int) -> bool:
-    return b"uvicorn" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0", 2)[1]
+    """Say whether a process is the server; `infra.serve` becomes it, MLflow's launcher starts it."""
+    words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    return any(word.endswith(b"uvicorn") for word in words)

@@ -1,7 +1,7 @@
 """Latency and memory of the served encoder: `python -m benchmarks.serving [--encoder DIR]`.
 
-The model is saved as stage `export` saves it and then measured twice: called in a fresh process, and
-behind `mlflow models serve` on loopback, by one client that keeps its connection. Goals: in process,
+The model is saved as stage `export` saves it and then measured: called in a fresh process, and behind `infra.serve` and
+`mlflow models serve` on loopback, by one client that keeps its connection. Goals: in process,
 at the 99th percentile, one item under 20 ms and 256 items under 100 ms; under 1 GiB resident. (The
 paper reports 500 ms and 2.5 GB.)
 """
@@ -15,21 +15,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 
 from benchmarks.items import DEFAULT_SIGNALS
 from benchmarks.record import Row, markdown_table, print_table, results_folder, source, write_results, yes_or_no
-from benchmarks.scoring_server import resident_mib, serving
+from benchmarks.scoring_server import Program, resident_mib, serving
 from encoder.bundle import load_bundle, save_bundle
 from encoder.config import EncoderConfig
 from encoder.export import save_model
 from encoder.fusion import VQFusion
 from encoder.serving import Item, ServedConfig
 from encoder.signals import SignalSpec
-from infra.served import load_served
+from infra.scoring_app import load_answers
 
 GOALS_MS = {1: 20.0, 256: 100.0}
 """99th percentile in process, by items a request."""
@@ -46,8 +46,8 @@ COLUMNS = {
 }
 WORDS = """
 Requests one after another, of one item or of 256, each item with the default data's seven signals. "in process" calls
-the loaded model; "http" is `mlflow models serve` on loopback, one client that keeps its connection, and includes
-reading 2 MB of JSON for 256 items. The goals are for the process.
+the loaded model; the other rows are servers on loopback, one client that keeps its connection, and include reading 2 MB
+of JSON for 256 items. The goals are for the process.
 """
 _PACKAGES = ("mlflow",)
 _DIFFERENT_ITEMS = 512
@@ -112,10 +112,10 @@ def percentiles(request: Callable[[Any], Any], inputs: Sequence[Any], warm_up: i
 def in_process(model: Path, signals: SignalSpec, load: Load) -> list[Row]:
     """Load the model in this process and measure; run it in a fresh one, whose memory is then the model's."""
     imported = resident_mib(os.getpid())
-    served = load_served(model)
+    answers = load_answers(model)
     rows: list[Row] = []
     for size, number in load.requests.items():
-        times = percentiles(served.predict, batches(signals, size, load.warm_up + number), load.warm_up)
+        times = percentiles(answers, batches(signals, size, load.warm_up + number), load.warm_up)
         goal = GOALS_MS[size]
         row = {"where": "in process", "items": size, "requests": number, **times}
         rows.append({**row, "goal": f"p99 < {goal:.0f} ms", "met": yes_or_no(times["p99_ms"] < goal)})
@@ -124,10 +124,10 @@ def in_process(model: Path, signals: SignalSpec, load: Load) -> list[Row]:
     return [*rows, _memory_row("in process", used)]
 
 
-def over_http(model: Path, signals: SignalSpec, load: Load, log: Path) -> list[Row]:
-    """Serve the model by MLflow and measure, with bodies made beforehand; reading them is the server's part."""
+def over_http(model: Path, program: Program, signals: SignalSpec, load: Load, log: Path) -> list[Row]:
+    """Serve the model and measure, with bodies made beforehand; reading them is the server's part."""
     rows: list[Row] = []
-    with serving(model, log) as server:
+    with serving(model, log, program) as server:
 
         def request(body: bytes) -> None:
             status, answer = server.post(body)
@@ -138,8 +138,8 @@ def over_http(model: Path, signals: SignalSpec, load: Load, log: Path) -> list[R
             server.reconnect()  # the server hangs up on who is silent for some seconds
             inputs = [bodies[i % len(bodies)] for i in range(load.warm_up + number)]
             times = percentiles(request, inputs, load.warm_up)
-            rows.append({"where": "http", "items": size, "requests": number, **times})
-        return [*rows, _memory_row("http: server", server.resident_mib())]
+            rows.append({"where": program, "items": size, "requests": number, **times})
+        return [*rows, _memory_row(program, server.resident_mib())]
 
 
 def _memory_row(where: str, mib: float) -> Row:
@@ -152,8 +152,10 @@ def measured(encoder: Path | None, load: Load) -> list[Row]:
         place = Path(folder)
         signals = saved(encoder or random_encoder(place / "encoder"), place / "model")
         with get_context("spawn").Pool(1) as fresh:
-            rows = fresh.apply(in_process, (place / "model", signals, load))
-        return [*rows, *over_http(place / "model", signals, load, place / "server.log")]
+            rows: list[Row] = fresh.apply(in_process, (place / "model", signals, load))
+        for program in get_args(Program):
+            rows += over_http(place / "model", program, signals, load, place / "server.log")
+        return rows
 
 
 def page(rows: Sequence[Row]) -> str:

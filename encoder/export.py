@@ -143,6 +143,7 @@ def save_model(path: Path, encoder: Path, config: ServedConfig, example: Item) -
     save_served(
         path,
         Path(__file__).with_name("served_model.py"),
+        "encoder.serving:load_answers",
         artifacts={name: encoder / name for name in (ENCODER_FILE, WEIGHTS_FILE)},
         packages=CODE,
         model_config=plain(config),

@@ -6,14 +6,12 @@ nothing imports it. There is no pickle: the weights are the bundle's safetensors
 
 from pathlib import Path
 
-import torch
 from mlflow.models import ModelConfig, set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from pydantic import BaseModel
 
-from encoder.bundle import WEIGHTS_FILE, load_bundle
-from encoder.serving import Answer, ServedConfig, ServedEncoder, answer_type, item_type
-from infra.config import parse
+from encoder.serving import Answer, ServedConfig, answer_type, item_type, load_answers
+from infra.config import parse, plain
 from infra.errors import DataError
 from infra.wrong_input import WrongInput
 
@@ -25,8 +23,7 @@ class SidModel(PythonModel):  # type: ignore[misc]
 
     def load_context(self, context: PythonModelContext) -> None:
         """Load the weights and hold them against the SIDs' fingerprint."""
-        bundle = load_bundle(Path(context.artifacts[WEIGHTS_FILE]).parent, torch.device("cpu"))
-        self._served = ServedEncoder(bundle, CONFIG)
+        self._answers = load_answers({name: Path(path) for name, path in context.artifacts.items()}, plain(CONFIG))
 
     def predict(self, model_input: list[BaseModel]) -> list[Answer]:
         """Encode items.
@@ -35,7 +32,7 @@ class SidModel(PythonModel):  # type: ignore[misc]
             WrongInput: see `ServedEncoder.answers`.
         """
         try:
-            return self._served.answers([{**item.__dict__, **(item.model_extra or {})} for item in model_input])
+            return self._answers([{**item.__dict__, **(item.model_extra or {})} for item in model_input])
         except DataError as error:
             raise WrongInput(str(error)) from error
 

@@ -6,8 +6,10 @@ value; a signal that is absent or null is missing, as in the items table. The SI
 the last bits of a whole block of rows even where one item is asked for (`exact_rows`).
 """
 
+import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,19 +17,22 @@ import numpy.typing as npt
 import torch
 from pydantic import BaseModel, ConfigDict, PositiveInt, SkipValidation, create_model
 
-from encoder.bundle import EncoderBundle
+from encoder.bundle import WEIGHTS_FILE, EncoderBundle, load_bundle
 from encoder.materialize import BLOCK_ROWS, encode, one_thread
 from encoder.sid import SidSpec, content_columns
 from encoder.sid_map import NULL
 from encoder.signals import Precision, SignalBatch, SignalSpec
-from infra.config import Config
-from infra.errors import DataError, SpecError
+from infra.config import Config, parse
+from infra.errors import DataError, SpecError, short
 
 Item = Mapping[str, Any]
 Answer = dict[str, Any]
 
 EXACT_IN_JSON = 2**53
 """Integers below this are exact for every reader of JSON; many hold a number as a double."""
+
+BEYOND_FLOAT32 = 1e39
+"""Numbers as large as this, or larger, are not finite in float32."""
 
 _FEW = (16, 64)
 """Blocks that are tried for few items, see `exact_rows`; 16 rows cost little more than one."""
@@ -121,7 +126,7 @@ class ServedEncoder:
             raise DataError(f"inputs: {len(items)} items, a request may hold {self._config.max_items}")
         if not items:
             return []
-        ids_NC = self._ids(signal_batch(items, self._config))
+        ids_NC = self._ids(signal_batch(items, self._config.signals, self._config.stored))
         null_N = ids_NC[:, 0] == NULL
         digits_ND = self._config.spec.unpack(torch.from_numpy(np.where(null_N[:, None], 0, ids_NC)))
         rows = zip(ids_NC.tolist(), digits_ND.tolist(), null_N.tolist(), strict=True)
@@ -136,7 +141,7 @@ class ServedEncoder:
         Raises:
             DataError: names item, signal and rule.
         """
-        return self._ids(signal_batch(items, self._config, places))
+        return self._ids(signal_batch(items, self._config.signals, self._config.stored, places))
 
     def _ids(self, batch: SignalBatch) -> npt.NDArray[np.int64]:
         """Return the SIDs that `encode` gives, for few items by a block of few rows."""
@@ -146,6 +151,19 @@ class ServedEncoder:
     def _answer(self, ids: list[int], digits: list[int], is_null: bool) -> Answer:
         sids = {name: None if is_null else self._number(i) for name, i in zip(self._columns, ids, strict=True)}
         return {**sids, "digits": None if is_null else digits}
+
+
+def load_answers(artifacts: Mapping[str, Path], config: Mapping[str, Any]) -> Callable[[Sequence[Any]], list[Answer]]:
+    """Load an exported encoder, and return what answers items; see `ServedEncoder.answers`.
+
+    Args:
+        artifacts: the bundle's files, by name. config: a `ServedConfig`, as plain data.
+
+    Raises:
+        SpecError: the SIDs are another encoder's. CommitError, ConfigError: the bundle cannot be read.
+    """
+    bundle = load_bundle(artifacts[WEIGHTS_FILE].parent, torch.device("cpu"))
+    return ServedEncoder(bundle, parse(ServedConfig, config, "the served model's configuration")).answers
 
 
 def exact_rows(bundle: EncoderBundle) -> int:
@@ -180,24 +198,28 @@ def _random_batch(signals: SignalSpec, generator: torch.Generator) -> SignalBatc
     )
 
 
-def signal_batch(items: Sequence[Item], config: ServedConfig, places: Sequence[str] | None = None) -> SignalBatch:
+def signal_batch(
+    items: Sequence[Item], signals: SignalSpec, stored: Mapping[str, Precision], places: Sequence[str] | None = None
+) -> SignalBatch:
     """Turn items into tensors.
 
     Args:
-        items: their signals. config: what the model takes. places: what messages call each item; by default
-            ``inputs[0]`` and so on.
+        items: their signals. signals: what the model takes. stored: precision of each embedding, see `ServedConfig`.
+        places: what messages call each item; by default ``inputs[0]`` and so on.
 
     Raises:
         DataError: a signal is unknown, of a wrong type or dimension, not finite, or out of range.
     """
-    signals, places = config.signals, places or [f"inputs[{row}]" for row in range(len(items))]
+    places = places or [f"inputs[{row}]" for row in range(len(items))]
     for place, item in zip(places, items, strict=True):
+        if not isinstance(item, Mapping):
+            raise DataError(f"{place}: must be an object, is {short(item)}")
         for name in item:
             if name not in signals.names:
-                raise DataError(f"{place}: unknown signal {name!r}; the model takes {', '.join(signals.names)}")
+                raise DataError(f"{place}: unknown signal {short(name)}; the model takes {', '.join(signals.names)}")
     present_N = {name: np.array([item.get(name) is not None for item in items]) for name in signals.names}
     embeddings = {
-        name: _embeddings([item.get(name) for item in items], name, dim, config.stored[name], places)
+        name: _embeddings([item.get(name) for item in items], name, dim, stored[name], places)
         for name, dim in signals.embeddings.items()
     }
     categoricals = {
@@ -225,13 +247,13 @@ def _embeddings(values: list[Any], name: str, dim: int, stored: str, places: Seq
         row, at = wrong[0].tolist()
         beyond = f"is beyond {stored}, in which the tables store it"
         rule = beyond if np.isfinite(x_ND[row, at]) else "is not finite"
-        raise DataError(f"{places[row]}.{name}[{at}]: {values[row][at]} {rule}")
+        raise DataError(f"{places[row]}.{name}[{at}]: {short(values[row][at])} {rule}")
     return rounded_ND
 
 
 def _vector(value: Any, where: str, dim: int) -> npt.NDArray[Any]:
     if not isinstance(value, list | tuple | np.ndarray):
-        raise DataError(f"{where}: must be a list of {dim} numbers, is {_short(value)}")
+        raise DataError(f"{where}: must be a list of {dim} numbers, is {short(value)}")
     if len(value) != dim:
         raise DataError(f"{where}: has {len(value)} numbers, must have {dim}")
     # Without a type given, numpy keeps text, null and nested lists apart from numbers.
@@ -240,8 +262,10 @@ def _vector(value: Any, where: str, dim: int) -> npt.NDArray[Any]:
     except ValueError:
         x_D = np.empty(0, object)
     if x_D.ndim != 1 or x_D.dtype.kind not in "fiu":
-        wrong = next((i for i, part in enumerate(value) if not _is_number(part)), 0)
-        raise DataError(f"{where}[{wrong}]: must be a number, is {_short(value[wrong])}")
+        for at, part in enumerate(value):
+            if not _is_number(part):
+                raise DataError(f"{where}[{at}]: must be a number, is {short(part)}")
+        return np.array([part if abs(part) < BEYOND_FLOAT32 else math.inf for part in value])  # integers beyond 64 bits
     return x_D
 
 
@@ -252,17 +276,12 @@ def _categoricals(values: list[Any], name: str, cardinality: int, places: Sequen
         if value is None:
             continue
         if not _is_number(value) or value != value // 1:
-            raise DataError(f"{places[row]}.{name}: must be an integer, is {_short(value)}")
+            raise DataError(f"{places[row]}.{name}: must be an integer, is {short(value)}")
         if not 0 <= value < cardinality:
-            raise DataError(f"{places[row]}.{name}: {value} is outside [0, {cardinality})")
+            raise DataError(f"{places[row]}.{name}: {short(value)} is outside [0, {cardinality})")
         ids_N[row] = int(value)
     return ids_N
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."

@@ -51,6 +51,8 @@ from infra.snapshot import CONTENT, Dataset, content_digest, read_dataset
 from infra.stage import StageRun, run_stage
 
 _SAMPLE_ROWS = 8192
+_CHECKPOINTS_KEPT = 2
+"""Where the last one was altered, the training goes on from the one before."""
 
 
 def train(run: StageRun[EncoderConfig]) -> None:
@@ -81,8 +83,8 @@ def train(run: StageRun[EncoderConfig]) -> None:
         load_start(model, start)
         run.log.say(f"encoder: starts from {run.inputs['start']}, revision {start.revision[:12]}; codebook frozen")
     model.to(world.device)
-    if not world.is_main:  # or the ranks would hide and shorten the same rows of their batches
-        torch.manual_seed(config.training.seed + (world.rank << 32))
+    if not world.is_main:  # rank 0's generator goes on from the initial weights
+        seed_rank(config.training.seed, world)
     holdout = _holdout(dataset, signals, config.training, world, revisions)
     trainer = Trainer(model, config.training, reader, revisions, holdout, run)
     trainer.go_on()
@@ -194,11 +196,18 @@ class Trainer:
         Raises:
             CommitError: it is of other work.
         """
-        checkpoint = self.checkpoints.load() if self.checkpoints is not None else None
+        if self.checkpoints is None:
+            return
+        self.checkpoints.keeps = _CHECKPOINTS_KEPT
+        checkpoint = self.checkpoints.load()
         if checkpoint is None:
             return
         self._restore(checkpoint)
-        self.log.say(f"encoder: goes on from the checkpoint at step {self.step} of {self.num_steps}")
+        if checkpoint.altered:
+            self.log.say(f"encoder: altered, and passed over: {', '.join(checkpoint.altered)}")
+        differs = "last bits" if checkpoint.own else "random draws and last bits"
+        moved = f", with other {', '.join(checkpoint.moved)}: {differs} may differ" if checkpoint.moved else ""
+        self.log.say(f"encoder: goes on from the checkpoint at step {self.step} of {self.num_steps}{moved}")
 
     def run(self, advance: Callable[[int], None]) -> None:
         """Take the steps that are left, measuring on the held-out items after each epoch."""
@@ -216,6 +225,8 @@ class Trainer:
             self._after_step(rows)
             advance(1)
             self._stop_if_agreed()
+        if self.checkpoints is not None:
+            self.checkpoints.finish()
 
     def summary(self) -> dict[str, Any]:
         """Return the closing numbers: held-out measures, sizes and speed."""
@@ -325,10 +336,8 @@ class Trainer:
             self._record()
         if self.step % self.reader.num_batches == 0:
             self._measure()
-        every = self.config.checkpoint_every
-        if self.checkpoints is not None and every and self.step % every == 0 and self.step < self.num_steps:
-            self._note_state("checkpoint")
-            self.checkpoints.save(self._checkpoint())
+        if self.checkpoints is not None:
+            self.checkpoints.keep(self.step, self.config.checkpoint_every, self.num_steps, self._checkpoint)
 
     def _stop_if_agreed(self) -> None:
         """End the training where a rank was asked to stop, which all know of, once this step is saved."""
@@ -405,6 +414,7 @@ class Trainer:
 
     def _checkpoint(self) -> Checkpoint:
         """Return all that the rest of the training depends on; its place in the data is the step."""
+        self._note_state("checkpoint")
         shared = prefixed("model", self.model.state_dict()) | prefixed("optimizer", optimizer_state(self.optimizer))
         shared["generator"] = self.generator.get_state()
         own = prefixed("random", random_state(self.world.device)) | prefixed("window", self.window.state())
@@ -424,14 +434,22 @@ class Trainer:
         load_optimizer_state(self.optimizer, part("optimizer", shared))
         load_schedule_state(self.schedule, values["schedule"])
         self.generator.set_state(shared["generator"])
-        load_random_state(part("random", own), self.world.device)
-        self.window.load_state(part("window", own))
         self.step = self.resumed_from = checkpoint.step
+        if own:
+            load_random_state(part("random", own), self.world.device)
+            self.window.load_state(part("window", own))
+        else:  # of other ranks: the window begins here, and the draws are others than those from the training's start
+            seed_rank(self.config.seed + self.step, self.world)
         self.revived = values["revived"]
         self.collapse.collapsed = set(values["collapsed"])
         self.started = time.monotonic() - values["seconds"]
         self.waited = values["waited"]  # rank 0's; its mean over ranks is what is told
         self.log.go_on(values["history"])
+
+
+def seed_rank(seed: int, world: World) -> None:
+    """Seed torch's global generators; ranks differ, or they would hide and shorten the same rows of their batches."""
+    torch.manual_seed(seed + (world.rank << 32))
 
 
 def common_sample(world: World, h_BH: Tensor, rows: int) -> Tensor:

@@ -4,10 +4,10 @@ They lie beside the output, in `<out>.checkpoint/`, because the output's own tem
 failure, and they are removed once the output is committed. Each one is a committed directory of its own
 (`infra.commit`), so that it is whole or does not count, and holds safetensors and JSON: no pickle is ever loaded.
 
-A resumed run writes the same bytes as one that was never stopped. So a checkpoint of other work (another config, input,
-number of ranks, version of torch) is refused, not ignored: it may be hours of somebody's work, and a run that ignored
-it would overwrite it. Work whose state is spread over the ranks (`Checkpoint.shards`) may resume with another number of
-them, or on another machine: then it takes the same steps, and its last bits may differ.
+On the same machine a resumed run writes the same bytes as one that was never stopped. With another number of ranks or
+threads, another device or torch (`MACHINE`), it takes the same steps and its bits may differ: `Checkpoint.moved` says
+so, and the output's manifest keeps it (`Checkpoints.facts`). A checkpoint of other work (another config, another input)
+is refused, not ignored: it may be hours of somebody's work, and a run that ignored it would overwrite it.
 
 A checkpoint may be written while training goes on: `begin` copies its tensors to the host and has a thread write them,
 `finish` commits what was written. Until then the one before counts.
@@ -55,7 +55,7 @@ class Checkpoint:
     Attributes:
         step: the steps that were taken.
         shared: tensors that are the same on every rank; rank 0's are kept.
-        own: this rank's own tensors.
+        own: this rank's own tensors; `load` returns none where the number of ranks or the device is another one.
         values: JSON-ready values; rank 0's are kept.
         shards: tensors that are spread over the ranks. `load` fills the parts this rank holds in place.
         moved: what of the machine is not as it was, such as `ranks`; see `MACHINE`.
@@ -105,6 +105,7 @@ class Checkpoints:
         machine["threads"] = torch.get_num_threads()  # in how many parts a sum is added up
         self.work = {**work, "config": digest(config), **machine}
         self.keeps = keeps
+        self._moved: set[str] = set()
         self._are_ours = False
         self._begun: _Begun | None = None
 
@@ -175,15 +176,34 @@ class Checkpoints:
         write_tensors(checkpoint.own, out / _own_file(self.world.rank))
         write_state(out, checkpoint.shared, checkpoint.shards, self.world.rank)
         if self.world.is_main:
-            values = json.dumps({"step": checkpoint.step, **checkpoint.values})
+            values = json.dumps({"step": checkpoint.step, "moved": sorted(self._moved), **checkpoint.values})
             (out / VALUES_FILE).write_text(values, encoding="utf-8")
+
+    def keep(self, step: int, every: int, end: int, state: Callable[[], Checkpoint]) -> None:
+        """Begin a checkpoint where one is due, and commit it some steps later, when it has been written.
+
+        Args:
+            step: the steps that were taken. every: after how many one is due; 0: none is. end: the last step, after
+                which none is due. state: returns the checkpoint of this step.
+
+        Raises:
+            CommitError: see `save`.
+        """
+        if every and step % every == 0 and step < end:
+            self.begin(state())
+        elif every and step % every == every // 4:
+            self.finish()
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What an output's manifest says of its checkpoints: with which other machine the work was resumed, if ever."""
+        return {"resumed_with_other": sorted(self._moved)} if self._moved else {}
 
     def load(self, shards: Shards | None = None) -> Checkpoint | None:
         """Return the last checkpoint that was committed; None where there is none.
 
         Args:
-            shards: tensors that are spread over the ranks, whose parts on this rank are filled in place. With them the
-                machine may be another one; what a rank has of its `own` is lost then.
+            shards: tensors that are spread over the ranks, whose parts on this rank are filled in place.
 
         Raises:
             CommitError: it is of other work, was altered and there is none before it, or its config cannot be read by
@@ -200,7 +220,7 @@ class Checkpoints:
                     raise
                 continue
             with together(self.world.committing, f"reading {entry}"):
-                found = self._read(entry, manifest, shards)
+                found = self._read(entry, manifest, shards or {})
             self._are_ours = True
             self._remove_after(entry)
             return replace(found, altered=tuple(one.name for one in committed[:number]))
@@ -245,24 +265,25 @@ class Checkpoints:
             if entry not in kept:
                 shutil.rmtree(entry, ignore_errors=True)
 
-    def _read(self, path: Path, manifest: Manifest, shards: Shards | None) -> Checkpoint:
+    def _read(self, path: Path, manifest: Manifest, shards: Shards) -> Checkpoint:
         facts = self._facts(path, manifest)
         moved = []
         for name in sorted(facts.keys() | self.work.keys()):
             found, wanted = facts.get(name), self.work.get(name)
             if found == wanted:
                 continue
-            if shards is None or name not in MACHINE:
+            if name not in MACHINE:
                 raise CommitError(
                     f"{self.path}: is a checkpoint of other work ({name}: {found!r} there, {wanted!r} here); start that"
                     " work again to resume it, or remove the directory to begin anew"
                 )
             moved.append(name)
         try:
-            shared = read_state(path, shards or {})
-            own = {} if moved else load_file(path / _own_file(self.world.rank))
+            shared = read_state(path, shards)
+            own = {} if {"ranks", "device"} & {*moved} else load_file(path / _own_file(self.world.rank))
             values = json.loads((path / VALUES_FILE).read_text(encoding="utf-8"))
-            return Checkpoint(values.pop("step"), shared, own, values, shards or {}, tuple(moved))
+            self._moved = {*values.pop("moved", ()), *moved}
+            return Checkpoint(values.pop("step"), shared, own, values, shards, tuple(moved))
         except (OSError, SafetensorError, ValueError, KeyError) as error:
             raise CommitError(f"{path}: cannot be loaded as a checkpoint of this work: {error}") from error
 

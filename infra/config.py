@@ -11,7 +11,7 @@ from typing import Annotated, Any, Self, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from infra.errors import ConfigError
+from infra.errors import ConfigError, short
 
 
 class Config(BaseModel):
@@ -160,15 +160,10 @@ def parse(cls: type[C], values: Mapping[str, Any] | None, where: str) -> C:
             key = ".".join(str(part) for part in fault["loc"]) or "(whole)"
             # The rule of a whole mapping names what it is about itself; the mapping would drown it.
             is_whole = fault["type"] == "missing" or isinstance(fault["input"], Mapping)
-            shown = "" if is_whole else f" (value: {_short(fault['input'])})"
+            shown = "" if is_whole else f" (value: {short(fault['input'], 80)})"
             rule = "unknown key" if fault["type"] == "extra_forbidden" else fault["msg"].removeprefix("Value error, ")
             lines.append(f"{where}.{key}: {rule}{shown}")
         raise ConfigError("\n".join(lines)) from error
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def load_section(cls: type[C], path: Path | None, section: str, overrides: Sequence[str] = ()) -> C:

@@ -4,6 +4,8 @@ Invariants of our own code are `assert`s; whatever comes from outside (a config,
 stage's output) ends in one of these, all of them `ValueError`s.
 """
 
+import reprlib
+
 
 class SidestackError(ValueError):
     """Base of every error that names something the user can mend."""
@@ -54,3 +56,14 @@ class PreemptedError(SidestackError):
         at = "" if step is None else f" at step {step}"
         by = "another rank was asked to stop" if signal is None else f"{signal} asked it to stop"
         super().__init__(f"preempted{at} ({by}); start it again to resume")
+
+
+def short(value: object, length: int = 40) -> str:
+    """Return a value as messages show it, at most `length` characters, in a time that does not depend on its size."""
+    shown = reprlib.Repr()
+    shown.maxstring = shown.maxlong = shown.maxother = shown.maxlist = shown.maxdict = length
+    try:
+        text = shown.repr(value)
+    except ValueError:  # an integer of more digits than Python prints
+        return f"a value of type {type(value).__name__}"
+    return text if len(text) <= length else text[: length - 3] + "..."

@@ -15,16 +15,42 @@ if TYPE_CHECKING:
     from mlflow.pyfunc import PyFuncModel
 
 ROOT = Path(__file__).parents[1]
-REQUIREMENTS = ("mlflow", "torch", "numpy", "pandas", "pyarrow", "pydantic", "safetensors", "pyyaml")
+REQUIREMENTS = (
+    "mlflow",
+    "torch",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "pydantic",
+    "safetensors",
+    "pyyaml",
+    "starlette",
+    "uvicorn",
+)
 """What those packages import when they serve."""
+MODEL_FILE = "MLmodel"
+CODE_FOLDER = "code"
+"""Of a saved model: its description, and the code that it carries."""
+ANSWERS = "answers"
+"""The key of a model's metadata that names the function by which `infra.scoring_app` loads it."""
 
 
-def save_served(path: Path, code: Path, artifacts: Mapping[str, Path], packages: Sequence[str], **saved: Any) -> None:
+def save_served(
+    path: Path,
+    code: Path,
+    answers: str,
+    artifacts: Mapping[str, Path],
+    packages: Sequence[str],
+    metadata: Mapping[str, Any],
+    **saved: Any,
+) -> None:
     """Save an MLflow pyfunc model "from code".
 
     Args:
-        path: the folder to make. code: the file that MLflow runs. artifacts: files or folders, by name.
-        packages: ours that the model carries. saved: what else `mlflow.pyfunc.save_model` takes.
+        path: the folder to make. code: the file that MLflow runs.
+        answers: ``module:function``, what `infra.scoring_app` loads the model by.
+        artifacts: files or folders, by name. packages: ours that the model carries.
+        metadata: what else the model says of itself. saved: what else `mlflow.pyfunc.save_model` takes.
     """
     with quiet_mlflow():
         import mlflow.pyfunc
@@ -35,6 +61,7 @@ def save_served(path: Path, code: Path, artifacts: Mapping[str, Path], packages:
             artifacts={name: str(artifact) for name, artifact in artifacts.items()},
             code_paths=[str(ROOT / package) for package in packages],
             pip_requirements=requirements(),
+            metadata={**metadata, ANSWERS: answers},
             **saved,
         )
     _drop_circumstances(path / "MLmodel")

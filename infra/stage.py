@@ -200,6 +200,7 @@ def _make(
                 (out / CONFIG_FILE).write_text(to_yaml({section: plain(config)}), encoding="utf-8")
             log = RunLog.open(world.rank, name, out, plain(config), paths, arguments.key, arguments.parent_run)
             _call(body, StageRun(config, paths, out, world, log, facts, checkpoints, written, arguments.out))
+            facts.update(checkpoints.facts)
             closing.enter_context(world.state.finishing())  # the commit
     except BaseException as error:
         if isinstance(error, PreemptedError) and world.is_main:

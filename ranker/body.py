@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ranker.blocks import DenseBlock, HistoryBlock, Interaction, Towers
 from ranker.config import ModelConfig, RankerConfig
-from ranker.content import OwnContent
+from ranker.content import NewItems, OwnContent
 from ranker.features import ITEM_IDS, ArmFeatures, Content
 from ranker.frozen import Frozen
 from ranker.inputs import ModelInputs, Vectors
@@ -42,10 +42,14 @@ class Body(nn.Module):
         self.interaction = Interaction(query_vectors + dense_vectors + model.history.queries, model)
         self.towers = Towers(tuple(features.tasks), model)
 
-    def forward(self, inputs: ModelInputs, vectors: Vectors) -> Tensor:
-        """Return logits [B, tasks], float32 in any precision."""
+    def forward(self, inputs: ModelInputs, vectors: Vectors, new: NewItems | None = None) -> Tensor:
+        """Return logits [B, tasks], float32 in any precision.
+
+        Args:
+            inputs, vectors: of the rows. new: rows with raw embeddings of their own, which only a request has.
+        """
         with torch.autocast(inputs.dense_BF.device.type, torch.bfloat16, enabled=self.in_bfloat16):
-            return self._logits(inputs, *vectors).float()
+            return self._logits(inputs, *vectors, new).float()
 
     def _logits(
         self,
@@ -53,6 +57,7 @@ class Body(nn.Module):
         of_row: Mapping[str, Tensor],
         of_request: Mapping[str, Tensor],
         of_entry: Mapping[str, Tensor],
+        new: NewItems | None,
     ) -> Tensor:
         shared = {name: of_request[name] for name in self.ids if name in of_request}
         if self.user_content is not None:
@@ -61,7 +66,9 @@ class Body(nn.Module):
         vectors = [known[name] for name in self.ids]
         none_BD = torch.zeros_like(vectors[0])
         content = self.content
-        vectors.append(none_BD if content is None else content(inputs.item_content_BC, inputs.item_known_BS, of_row))
+        vectors.append(
+            none_BD if content is None else content(inputs.item_content_BC, inputs.item_known_BS, of_row, new)
+        )
         if self.has_user_place:
             vectors.append(known.get(USER_CONTENT, none_BD))
         features_BFD = torch.stack(vectors, dim=1)

@@ -5,6 +5,7 @@ What is unpacked or raw (`side`, `dense`) is a latent vector, which a perceptron
 """
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,17 @@ def perceptron(widths: tuple[int, ...]) -> nn.Sequential:
     for before, after in zip(widths[:-1], widths[1:], strict=True):
         layers += [nn.Linear(before, after), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
+
+
+class NewItems(NamedTuple):
+    """Rows whose items the constant of raw embeddings does not have, though their embeddings are known.
+
+    Attributes:
+        rows_N: the rows, int64. embeddings_NE: as the constant would have them (`ranker.frozen.Frozen.embeddings`).
+    """
+
+    rows_N: Tensor
+    embeddings_NE: Tensor
 
 
 class Unpacked(nn.Module):
@@ -89,17 +101,22 @@ class OwnContent(nn.Module):
             self.layers = perceptron((self.latent.width, model.content_hidden, model.embedding_dim))
         self.projection = _projection(content, self.names, model.embedding_dim)
 
-    def forward(self, content_NC: Tensor, known_NS: Tensor, bags: Mapping[str, Tensor]) -> Tensor:
+    def forward(
+        self, content_NC: Tensor, known_NS: Tensor, bags: Mapping[str, Tensor], new: NewItems | None = None
+    ) -> Tensor:
         """Return float [N, d], zeros where there is no content.
 
         Args:
             content_NC: the ids of N rows, or of N requests, that are taken as they are. known_NS: which are known.
-            bags: pooled embeddings [N, d] by feature.
+            bags: pooled embeddings [N, d] by feature. new: rows whose latent vectors are these.
         """
         if self.latent is None:
             return _combined([bags[name] for name in self.names], self.projection)
         assert self.layers is not None
         latent_NF, known_N = self.latent(content_NC, known_NS)
+        if new is not None:
+            latent_NF = latent_NF.index_copy(0, new.rows_N, new.embeddings_NE.float())
+            known_N = known_N.index_copy(0, new.rows_N, new.embeddings_NE.ne(0).any(1))
         content_ND: Tensor = self.layers(latent_NF) * known_N.unsqueeze(1)
         return content_ND
 

@@ -38,6 +38,7 @@ from ranker.frozen import read_frozen
 from ranker.row_maps import read_row_maps, write_row_maps
 from ranker.serving.config import (
     CONSTANTS_FILE,
+    MODEL_FOLDER,
     NETWORK_FILE,
     SERVED_FILE,
     TABLES_FILE,
@@ -48,7 +49,6 @@ from ranker.serving.model import CODEBOOK, EMBEDDINGS, ServedRanker, file_digest
 from ranker.serving.reference import Reference, check, read_reference
 from ranker.serving.tables import stored_table
 
-MODEL_FOLDER = "model"
 VERSION_FOLDER = "version"
 PACKAGES = ("encoder", "infra", "ranker")
 QUANTIZED_ROWS = 40
@@ -77,9 +77,9 @@ def _export(run: StageRun[RankerExportConfig]) -> None:
     _write_weights(bundle, config, version)
     maps = read_row_maps(bundle.path, described.config.model.admission)
     write_row_maps(maps, version)
-    _write_constants(dataset, described, version)
+    scales = _write_constants(dataset, described, version)
     served = ServedConfig(
-        ranker=described, tables=config.tables, sids=sids, max_candidates=config.max_candidates,
+        ranker=described, tables=config.tables, sids=sids, scales=scales, max_candidates=config.max_candidates,
         max_history=config.max_history, lineage=_lineage(run, sids), files=file_digests(version),
     )  # fmt: skip
     (version / SERVED_FILE).write_bytes(sealed(served))
@@ -88,7 +88,8 @@ def _export(run: StageRun[RankerExportConfig]) -> None:
     found = check(ServedRanker(version), reference, config)
     model = run.out / MODEL_FOLDER
     save_served(
-        model, Path(__file__).parent / "serving" / "mlflow_model.py", {"version": version}, PACKAGES,
+        model, Path(__file__).parent / "serving" / "mlflow_model.py", "ranker.serving.model:load_answers",
+        {VERSION_FOLDER: version}, PACKAGES,
         input_example=reference.requests[:1], metadata={"lineage": served.lineage},
     )  # fmt: skip
     shutil.rmtree(version)  # the model has a copy
@@ -155,7 +156,8 @@ def _write_weights(bundle: RankerBundle, config: RankerExportConfig, version: Pa
     write_tensors(stored, version / TABLES_FILE)
 
 
-def _write_constants(dataset: Dataset, described: Description, version: Path) -> None:
+def _write_constants(dataset: Dataset, described: Description, version: Path) -> dict[str, float]:
+    """Write codebooks and raw embeddings, and return what new items' embeddings are multiplied by."""
     frozen = read_frozen(dataset, described.features(dataset.spec))
     named: dict[str, Tensor] = {f"{CODEBOOK}.{name}": book for name, book in frozen.codebooks.items()}
     named |= {
@@ -164,6 +166,7 @@ def _write_constants(dataset: Dataset, described: Description, version: Path) ->
         for entity, rows_IE in frozen.embeddings.items()
     }
     write_tensors(named, version / CONSTANTS_FILE)
+    return dict(frozen.scales.get("item", {}))
 
 
 def _require_equal_answer(model: Path, reference: Reference, largest_difference: float) -> None:

@@ -243,16 +243,10 @@ class Fit:
         self.sharded.set_learning_rates(*learning_rates(self.training, self.step, self.num_steps))
 
     def _keep(self) -> None:
-        """Begin a checkpoint where one is due, and commit it some steps later, when it has been written."""
-        every = self.training.checkpoint_every
-        if self.checkpoints is None or not every:
+        if self.checkpoints is None:
             return
         began = time.monotonic()
-        if self.step % every == 0 and self.step < self.num_steps:
-            self.progress.settle()  # no checkpoint of weights that a loss which is not finite has moved
-            self.checkpoints.begin(self._checkpoint())
-        elif self.step % every == every // 4:
-            self.checkpoints.finish()
+        self.checkpoints.keep(self.step, self.training.checkpoint_every, self.num_steps, self._checkpoint)
         self.checkpoint_seconds += time.monotonic() - began
 
     @contextmanager
@@ -273,6 +267,7 @@ class Fit:
             raise PreemptedError(stop.signal, checkpoint.step) from stop
 
     def _checkpoint(self) -> Checkpoint:
+        self.progress.settle()  # no checkpoint of weights that a loss which is not finite has moved
         values = {
             "phase": self.phase,
             "validation": self.carried(),

@@ -25,11 +25,13 @@ class Frozen:
         codebooks: by the SIDs' name, float32 [digits, radix, latent_dim].
         embeddings: where content is `dense`, the items' or users' embeddings side by side, float16 [rows, width], each
             signal's entries with mean square 1 over the rows that have it, zeros where it is missing.
+        scales: by entity and signal, what its entries were multiplied by for that.
         dense_2F: by what dense features are standardized (`ranker.scaling`), float32 [2, F]; None: not at all.
     """
 
     codebooks: Mapping[str, Tensor] = field(default_factory=dict)
     embeddings: Mapping[Entity, Tensor] = field(default_factory=dict)
+    scales: Mapping[Entity, Mapping[str, float]] = field(default_factory=dict)
     dense_2F: Tensor | None = None
 
 
@@ -40,9 +42,11 @@ def read_frozen(dataset: Dataset, features: ArmFeatures) -> Frozen:
         DataError: a codebook or an embedding cannot be read, or breaks its contract.
         SpecError: a codebook is another encoder's.
     """
+    read = {entity: read_embeddings(dataset, entity, signals) for entity, signals in _signals(features).items()}
     return Frozen(
         {sid.name: read_codebook(dataset.path, sid) for sid in _with_lines(features)},
-        {entity: read_embeddings(dataset, entity, signals) for entity, signals in _signals(features).items()},
+        {entity: embeddings_IE for entity, (embeddings_IE, _) in read.items()},
+        {entity: scales for entity, (_, scales) in read.items()},
     )
 
 
@@ -69,8 +73,8 @@ def _signals(features: ArmFeatures) -> dict[Entity, Mapping[str, int]]:
     return {content.entity: content.embeddings for content in features.contents if content.embeddings}
 
 
-def read_embeddings(dataset: Dataset, entity: Entity, signals: Mapping[str, int]) -> Tensor:
-    """Read the items' or users' embeddings, signals side by side; see `Frozen.embeddings`.
+def read_embeddings(dataset: Dataset, entity: Entity, signals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
+    """Read the items' or users' embeddings, signals side by side, and their scales; see `Frozen`.
 
     Raises:
         DataError: a row breaks the table's contract.
@@ -88,13 +92,17 @@ def read_embeddings(dataset: Dataset, entity: Entity, signals: Mapping[str, int]
             present_N = column.is_valid().to_numpy(zero_copy_only=False)
             values = column.flatten().to_numpy(zero_copy_only=False)
             whole_IE[ids_N[present_N], start : start + width] = values.reshape(-1, width)
-    for start, width in zip(ends[:-1], signals.values(), strict=True):
-        _to_unit_mean_square(whole_IE[:, start : start + width])
-    return torch.from_numpy(whole_IE)
+    scales = {
+        name: _to_unit_mean_square(whole_IE[:, start : start + width])
+        for start, (name, width) in zip(ends[:-1], signals.items(), strict=True)
+    }
+    return torch.from_numpy(whole_IE), scales
 
 
-def _to_unit_mean_square(values_IE: npt.NDArray[np.float16]) -> None:
+def _to_unit_mean_square(values_IE: npt.NDArray[np.float16]) -> float:
+    """Scale values in place, and return by what; 1 where all are zeros."""
     present_I = values_IE.any(axis=1)
     squares = sum(float(np.square(part, dtype=np.float32).sum()) for part in np.array_split(values_IE, 64))
-    if squares:
-        values_IE *= np.float16(np.sqrt(present_I.sum() * values_IE.shape[1] / squares))
+    scale = np.float16(np.sqrt(present_I.sum() * values_IE.shape[1] / squares) if squares else 1)
+    values_IE *= scale
+    return float(scale)

@@ -59,7 +59,7 @@ class RowFeatures:
         self.dataset, self.tasks = dataset, tasks
         self._categories = item_categories(dataset)
         self._similarities = {
-            name: Similarity(read_embeddings(dataset, "item", {name: dim}).numpy())
+            name: Similarity(read_embeddings(dataset, "item", {name: dim})[0].numpy())
             for name, dim in spec.embeddings.items()
         }
         self._few = [name for name, number in spec.all_sparse.items() if number <= MAX_CATEGORIES]

@@ -9,6 +9,8 @@ from infra.config import Config
 from ranker.bundle_description import Description
 from ranker.serving.tables import Precision
 
+MODEL_FOLDER = "model"
+"""The MLflow model in the output of `ranker.export`."""
 SERVED_FILE = "served.json"
 NETWORK_FILE = "network.safetensors"
 TABLES_FILE = "tables.safetensors"
@@ -48,6 +50,8 @@ class ServedConfig(Config):
     """In which the embedding tables are kept."""
     sids: dict[str, ServedSids]
     """By name: the sets that the arm takes."""
+    scales: dict[str, float] = {}
+    """Of `dense`: by signal of items, what a new item's numbers are multiplied by (`ranker.frozen.Frozen.scales`)."""
     max_candidates: PositiveInt
     """The most candidates of a request."""
     max_history: PositiveInt

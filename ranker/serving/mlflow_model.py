@@ -7,14 +7,13 @@ safetensors and maps plain integers, an artifact.
 from pathlib import Path
 from typing import Any
 
-import torch
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from pydantic import BaseModel, ConfigDict, SkipValidation
 
 from infra.errors import DataError
 from infra.wrong_input import WrongInput
-from ranker.serving.model import ServedRanker
+from ranker.serving.model import load_answers
 
 
 class User(BaseModel):
@@ -66,8 +65,7 @@ class RankerModel(PythonModel):  # type: ignore[misc]
 
     def load_context(self, context: PythonModelContext) -> None:
         """Load the version and check that its parts fit each other."""
-        torch.set_num_threads(1)  # more throughput comes from more workers
-        self._served = ServedRanker(Path(context.artifacts["version"]))
+        self._answers = load_answers({name: Path(path) for name, path in context.artifacts.items()}, {})
 
     def predict(self, model_input: list[Request]) -> list[Answer]:
         """Score the candidates of requests.
@@ -76,7 +74,7 @@ class RankerModel(PythonModel):  # type: ignore[misc]
             WrongInput: see `ServedRanker.answer`.
         """
         try:
-            return [self._served.answer(_plain(one), f"inputs[{n}]") for n, one in enumerate(model_input)]  # type: ignore[misc]
+            return self._answers([_plain(one) for one in model_input])  # type: ignore[return-value]
         except DataError as error:
             raise WrongInput(str(error)) from error
 

@@ -1,6 +1,6 @@
 """A served ranker: requests in, probabilities out. It keeps no state between requests, so threads may share it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ from torch import Tensor
 from encoder.bundle import load_bundle
 from encoder.materialize import one_thread
 from encoder.serving import ServedConfig as ServedEncoderConfig
-from encoder.serving import ServedEncoder
+from encoder.serving import ServedEncoder, signal_batch
 from encoder.sid import SidSpec, position_columns
 from encoder.sid_map import NULL
+from encoder.signals import SignalSpec
 from infra.commit import hash_all
 from infra.config import parse_written
 from infra.errors import CommitError, DataError
@@ -26,7 +27,8 @@ from infra.rows import Rows
 from infra.sealed import unsealed
 from ranker.body import Body
 from ranker.bundle_description import require_sids
-from ranker.features import HISTORY_IDS, ITEM_IDS, USER_IDS, ArmFeatures
+from ranker.content import NewItems
+from ranker.features import HISTORY_IDS, ITEM_IDS, USER_IDS, ArmFeatures, Content
 from ranker.frozen import Frozen
 from ranker.row_maps import with_row_maps
 from ranker.serving.config import CONSTANTS_FILE, NETWORK_FILE, SERVED_FILE, TABLES_FILE, ServedConfig, ServedSids
@@ -66,6 +68,40 @@ class SidLookup:
         return self.encoder.ids(own, places)
 
 
+@dataclass(frozen=True)
+class RawLookup:
+    """How an item's signals become what the constant of raw embeddings holds of an item.
+
+    Attributes:
+        dims: dimensions by signal, in the order in which they lie side by side. scales: likewise, see `Frozen.scales`.
+        known_I: whether the constant has embeddings of an item; the last row is that of an item that is not known.
+    """
+
+    dims: Mapping[str, int]
+    scales: Mapping[str, float]
+    known_I: Tensor
+
+    def embeddings(self, signals: Sequence[Values], places: Sequence[str]) -> Tensor:
+        """Return float16 [N, width], rounded and scaled as the constant's; zeros where a signal is missing.
+
+        Raises:
+            DataError: a signal breaks its rule; names the candidate.
+        """
+        spec = SignalSpec(embeddings=dict(self.dims), categoricals={}, weights=dict.fromkeys(self.dims, 1.0))
+        own = [{name: value for name, value in one.items() if name in self.dims} for one in signals]
+        batch = signal_batch(own, spec, dict.fromkeys(self.dims, "float16"), places)
+        parts = []
+        for name, scale in self.scales.items():
+            with np.errstate(over="ignore"):  # told below
+                x_ND = batch.embeddings[name].numpy().astype(np.float16) * np.float16(scale)
+            wrong = np.argwhere(~np.isfinite(x_ND))
+            if len(wrong):
+                row, at = wrong[0].tolist()
+                raise DataError(f"{places[row]}.{name}[{at}]: is beyond float16 when it is scaled by {scale:g}")
+            parts.append(torch.from_numpy(x_ND))
+        return torch.cat(parts, dim=1)
+
+
 class ServedRanker:
     """A version, loaded.
 
@@ -80,12 +116,16 @@ class ServedRanker:
         self.config = read_config(folder)
         described = self.config.ranker
         self.features: ArmFeatures = with_row_maps(described.features(), folder)
+        constants = _constants(folder)
+        self._raw = _raw_lookup(self.features.item, self.config.scales, constants)
         signals = {name for one in self.config.sids.values() for name in one.signals.names}
+        if self._raw is not None:
+            signals |= {*self._raw.scales}
         bounds = self.config.max_candidates, self.config.max_history
         self._parser = RequestParser(described.spec, signals, *bounds)
         require_sids(described, {name: one.spec for name, one in self.config.sids.items()}, str(folder))
         self._sids = {name: _sid_lookup(folder, one) for name, one in self.config.sids.items()}
-        body = Body(self.features, described.config, _constants(folder))
+        body = Body(self.features, described.config, constants)
         _load_network(body, folder)
         self._network = LocalNetwork(self.features, body, _tables(folder))
 
@@ -108,7 +148,7 @@ class ServedRanker:
             HISTORY_IDS: parsed.history_ids_T != UNKNOWN,
         }
         with one_thread():
-            p_TN = self._network.probabilities(rows, known).T.tolist()
+            p_TN = self._network.probabilities(rows, known, self._new_items(parsed, where)).T.tolist()
         return {"probabilities": dict(zip(self.features.tasks, p_TN, strict=True)), "unknown": parsed.unknown}
 
     def _sids_of(self, name: str, parsed: Parsed, where: str) -> dict[str, Integers]:
@@ -122,6 +162,17 @@ class ServedRanker:
             places = [f"{where}.candidates[{n}].signals" for n in new]
             items_NC[new] = lookup.encoded([parsed.signals[n] for n in new], places)
         return {"item": items_NC, "history": lookup.of(parsed.history_ids_T)}
+
+    def _new_items(self, parsed: Parsed, where: str) -> NewItems | None:
+        """Return the candidates whose raw embeddings come with the request; an item that has some keeps them."""
+        if self._raw is None:
+            return None
+        items_N = _within(parsed.items_N, self.config.ranker.spec.num_items)
+        new = [n for n in parsed.signals if not self._raw.known_I[items_N[n]]]
+        if not new:
+            return None
+        places = [f"{where}.candidates[{n}].signals" for n in new]
+        return NewItems(torch.tensor(new), self._raw.embeddings([parsed.signals[n] for n in new], places))
 
     def _rows(self, parsed: Parsed, sids: Mapping[str, Mapping[str, Integers]]) -> Rows:
         """Return the request as the tables would hold it."""
@@ -149,6 +200,21 @@ class ServedRanker:
                 else:
                     shared |= {c: _one_list(ids) if position == "history" else ids for c, ids in found.items()}
         return Rows(pa.table(own), pa.table(shared), np.zeros(number, np.int64))
+
+
+def load_answers(artifacts: Mapping[str, Path], config: Mapping[str, Any]) -> Callable[[Sequence[Any]], list[Answer]]:
+    """Load an exported ranker, and return what answers requests; see `ServedRanker.answer`.
+
+    Args:
+        artifacts: the version's folder, by name. config: empty; the folder says all.
+
+    Raises:
+        DataError, SpecError, ConfigError: see `ServedRanker`.
+    """
+    torch.set_num_threads(1)  # more throughput comes from more workers
+    (folder,) = artifacts.values()
+    served = ServedRanker(folder)
+    return lambda requests: [served.answer(one, f"inputs[{n}]") for n, one in enumerate(requests)]
 
 
 def read_config(folder: Path) -> ServedConfig:
@@ -185,6 +251,15 @@ def _sid_lookup(folder: Path, config: ServedSids) -> SidLookup:
     encoder = ServedEncoder(bundle, ServedEncoderConfig.model_validate(served))
     shape = (config.rows, len(config.spec.chunk_sizes))
     return SidLookup(config, np.memmap(folder / config.map_file, np.int64, "r", shape=shape), encoder)
+
+
+def _raw_lookup(content: Content, scales: Mapping[str, float], constants: Frozen) -> RawLookup | None:
+    """Return what takes new items' raw embeddings; None where the ad's content is another, or no scale was kept."""
+    if content.kind != "dense" or not scales:
+        return None
+    assert content.embeddings is not None
+    scales = {name: scales[name] for name in content.embeddings}
+    return RawLookup(content.embeddings, scales, constants.embeddings["item"].ne(0).any(1))
 
 
 def _constants(folder: Path) -> Frozen:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from infra.rows import Rows
 from ranker.body import Body
+from ranker.content import NewItems
 from ranker.convert import JaggedIds, bag_ids, model_inputs, sequence_ids
 from ranker.features import ArmFeatures, IdFeature
 from ranker.inputs import Vectors
@@ -29,16 +30,19 @@ class LocalNetwork:
         self.features, self._body, self._tables = features, body.eval(), tables
 
     @torch.inference_mode()
-    def probabilities(self, rows: Rows, known: Mapping[str, npt.NDArray[np.bool_]] | None = None) -> Floats:
+    def probabilities(
+        self, rows: Rows, known: Mapping[str, npt.NDArray[np.bool_]] | None = None, new: NewItems | None = None
+    ) -> Floats:
         """Return the probability of each task, given that its ancestors happened, float32 [N, tasks].
 
         Args:
             rows: the impressions, with their requests.
             known: by column of ids, False where an id is not known: no row of a table is its own. It is looked up as
                 zeros, but in a table with admission in a fallback row, as training looks up ids without a row.
+            new: rows with raw embeddings of their own.
         """
         vectors = self._vectors(rows, known or {})
-        p_NT: Floats = self._body(model_inputs(rows, self.features), vectors).sigmoid().numpy()
+        p_NT: Floats = self._body(model_inputs(rows, self.features), vectors, new).sigmoid().numpy()
         return p_NT
 
     def _vectors(self, rows: Rows, known: Mapping[str, npt.NDArray[np.bool_]]) -> Vectors:

@@ -13,14 +13,13 @@ refused.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
-from infra.errors import DataError
+from infra.errors import DataError, short
 from infra.tables import DatasetSpec
 
 Integers = npt.NDArray[np.int64]
@@ -31,6 +30,10 @@ UNKNOWN = -1
 """Stands for an id that the model does not know."""
 _KEYS = {"user", "time", "history", "candidates"}
 _HISTORY_KEYS = {"item_ids", "times"}
+_MAX_LISTED = 100_000
+"""The most ids that the sparse columns of a request may hold; each takes a row of a table in memory."""
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
 
 
 @dataclass
@@ -93,7 +96,7 @@ class RequestParser:
             DataError: names field and rule.
         """
         values = _object(request, where, _KEYS)
-        user = _object(values.get("user", {}), f"{where}.user", self._of_user)
+        user = _object(_or(values.get("user"), {}), f"{where}.user", self._of_user)
         time = _time(values.get("time"), f"{where}.time")
         ids, times_T = self._history(values.get("history"), time, f"{where}.history")
         candidates = self._candidates(values.get("candidates"), f"{where}.candidates")
@@ -120,17 +123,17 @@ class RequestParser:
 
     def _candidates(self, value: object, where: str) -> list[dict[str, Any]]:
         if not isinstance(value, list):
-            raise DataError(f"{where}: must be a list of objects, is {_short(value)}")
+            raise DataError(f"{where}: must be a list of objects, is {short(value)}")
         if not 1 <= len(value) <= self._max_candidates:
             raise DataError(f"{where}: has {len(value)} entries, must have 1 to {self._max_candidates}")
         return [_object(one, f"{where}[{n}]", self._of_candidate) for n, one in enumerate(value)]
 
     def _history(self, value: object, time: int, where: str) -> tuple[list[int], Integers]:
-        history = _object({} if value is None else value, where, _HISTORY_KEYS)
+        history = _object(_or(value, {}), where, _HISTORY_KEYS)
         ids, times = history.get("item_ids", []), history.get("times", [])
         for name, entries in (("item_ids", ids), ("times", times)):
             if not isinstance(entries, list):
-                raise DataError(f"{where}.{name}: must be a list, is {_short(entries)}")
+                raise DataError(f"{where}.{name}: must be a list, is {short(entries)}")
         if len(ids) != len(times):
             raise DataError(f"{where}: has {len(ids)} item_ids and {len(times)} times, must have as many of both")
         if len(ids) > self._max_history:
@@ -151,7 +154,7 @@ class RequestParser:
             return UNKNOWN
         found = _integer(value, where)
         if found < 0:
-            raise DataError(f"{where}: {_short(value)} is negative")
+            raise DataError(f"{where}: {short(value)} is negative")
         return found if found < number else UNKNOWN
 
     def _columns(
@@ -164,6 +167,10 @@ class RequestParser:
     ) -> None:
         for name in dense:
             parsed.dense[name] = _numbers([row.get(name) for row in rows], name, places)
+        listed = sum(len(row[name]) for name in sparse for row in rows if isinstance(row.get(name), list))
+        if listed > _MAX_LISTED:
+            rule = f"the lists of ids hold {listed:,} together, may hold {_MAX_LISTED:,}"
+            raise DataError(f"{places[0].removesuffix('[0]')}: {rule}")
         for name, number in sparse.items():
             lists = [_ids(row.get(name), f"{place}.{name}") for row, place in zip(rows, places, strict=True)]
             known = [[one for one in ids if one < number] for ids in lists]
@@ -173,10 +180,10 @@ class RequestParser:
 
 def _object(value: object, where: str, known: set[str]) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise DataError(f"{where}: must be an object, is {_short(value)}")
+        raise DataError(f"{where}: must be an object, is {short(value)}")
     for name in value:
         if name not in known:
-            raise DataError(f"{where}: unknown field {_short(name)}; it may have {', '.join(sorted(known)) or 'none'}")
+            raise DataError(f"{where}: unknown field {short(name)}; it may have {', '.join(sorted(known)) or 'none'}")
     return value
 
 
@@ -184,7 +191,7 @@ def _numbers(values: list[Any], name: str, places: Sequence[str]) -> Floats:
     """Return one column's values, float32 [N]."""
     for value, place in zip(values, places, strict=True):
         if type(value) not in (float, int):  # bool is neither
-            rule = "is missing" if value is None else f"must be a number, is {_short(value)}"
+            rule = "is missing" if value is None else f"must be a number, is {short(value)}"
             raise DataError(f"{place}.{name}: {rule}")
     try:
         with np.errstate(over="ignore"):  # told below
@@ -193,7 +200,7 @@ def _numbers(values: list[Any], name: str, places: Sequence[str]) -> Floats:
         found_N = np.array([value if abs(value) < 1e39 else math.inf for value in values], np.float32)
     wrong = np.flatnonzero(~np.isfinite(found_N))
     if len(wrong):
-        raise DataError(f"{places[wrong[0]]}.{name}: {_short(values[wrong[0]])} is not finite in float32")
+        raise DataError(f"{places[wrong[0]]}.{name}: {short(values[wrong[0]])} is not finite in float32")
     return found_N
 
 
@@ -205,9 +212,9 @@ def _integer(value: object, where: str) -> int:
         or value != value
         or value in (math.inf, -math.inf)
     ):
-        raise DataError(f"{where}: must be an integer, is {_short(value)}")
+        raise DataError(f"{where}: must be an integer, is {short(value)}")
     if value != int(value):
-        raise DataError(f"{where}: must be an integer, is {_short(value)}")
+        raise DataError(f"{where}: must be an integer, is {short(value)}")
     return int(value)
 
 
@@ -215,7 +222,7 @@ def _ids(value: object, where: str) -> list[int]:
     if value is None:
         return []
     if not isinstance(value, list):
-        raise DataError(f"{where}: must be a list of ids, is {_short(value)}")
+        raise DataError(f"{where}: must be a list of ids, is {short(value)}")
     found = [_integer(one, f"{where}[{n}]") for n, one in enumerate(value)]
     for n, one in enumerate(found):
         if one < 0:
@@ -224,36 +231,28 @@ def _ids(value: object, where: str) -> list[int]:
 
 
 def _time(value: object, where: str) -> int:
-    if value is None:
-        return int(datetime.now(UTC).timestamp() * 1e6)
-    return int(_times([value], where)[0])
+    return int(datetime.now(UTC).timestamp() * 1e6) if value is None else _micros(value, where)
 
 
 def _times(values: list[Any], where: str) -> Integers:
     """Return times in microseconds: ISO 8601 texts (UTC where they name no zone) or seconds since 1970."""
-    if not values:
-        return np.empty(0, np.int64)
-    if all(isinstance(one, int | float) and not isinstance(one, bool) for one in values):
-        seconds_T = np.array([float(one) if abs(one) < 1e15 else math.nan for one in values])
-        if not np.isfinite(seconds_T).all() or np.any(np.abs(seconds_T) > 1e11):
-            raise DataError(f"{where}: must be seconds since 1970")
-        micros_T: Integers = np.round(seconds_T * 1e6).astype(np.int64)
-        return micros_T
-    for n, one in enumerate(values):
-        if not isinstance(one, str) or len(one) > 40:
-            raise DataError(f"{where}[{n}]: must be an ISO 8601 text, is {_short(one)}")
+    return np.array([_micros(one, f"{where}[{n}]") for n, one in enumerate(values)], np.int64)
+
+
+def _micros(value: object, where: str) -> int:
+    if type(value) in (int, float):  # bool is neither
+        if not abs(value) <= 1e11:  # type: ignore[arg-type]
+            raise DataError(f"{where}: {short(value)}: must be seconds since 1970")
+        return round(value * 1e6)  # type: ignore[operator]
+    if not isinstance(value, str) or len(value) > 40:
+        raise DataError(f"{where}: must be an ISO 8601 text, is {short(value)}")
     try:
-        found = pd.to_datetime(values, utc=True, format="ISO8601")
+        time = datetime.fromisoformat(value)
+        return ((time if time.tzinfo else time.replace(tzinfo=UTC)) - _EPOCH) // _MICROSECOND
     except (ValueError, OverflowError) as error:
-        raise DataError(f"{where}: {_short(str(error))}") from error
-    if found.isna().any():
-        raise DataError(f"{where}[{int(np.argmax(found.isna()))}]: is no time")
-    return np.asarray(found.as_unit("us").asi8)
+        raise DataError(f"{where}: {value!r} is not an ISO 8601 time") from error
 
 
-def _short(value: object) -> str:
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):  # an integer of more digits than Python prints, a list within lists
-        return f"a value of type {type(value).__name__}"
-    return text if len(text) <= 40 else text[:37] + "..."
+def _or(value: object, default: object) -> object:
+    """Return the default where JSON holds null."""
+    return default if value is None else value

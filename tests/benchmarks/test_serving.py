@@ -4,13 +4,13 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from benchmarks import serving
 from benchmarks.items import DEFAULT_SIGNALS
-from benchmarks.scoring_server import ScoringServer, resident_mib
+from benchmarks.scoring_server import Program, ScoringServer, resident_mib
 from benchmarks.serving import (
     GOALS_MS,
     Load,
@@ -71,10 +71,10 @@ def test_the_whole_benchmark_writes_its_figures_and_leaves_no_server(
 
     monkeypatch.setattr(ScoringServer, "resident_mib", noting)
     main(["--quick", "--out", str(tmp_path)])
-    assert len(started) == 2  # the launcher and the server
+    assert len(started) == 3  # infra.serve, and MLflow's launcher and server
     results: dict[str, Any] = json.loads((tmp_path / "serving.json").read_text())
     timed = [(row["where"], row["items"]) for row in results["rows"] if "items" in row]
-    assert timed == [(where, size) for where in ("in process", "http") for size in GOALS_MS]
+    assert timed == [(where, size) for where in ("in process", *get_args(Program)) for size in GOALS_MS]
     assert results["conditions"]["versions"]["mlflow"]
     assert "The served encoder" in capfd.readouterr().out
     assert not [pid for pid in started if Path(f"/proc/{pid}").exists()]

@@ -244,6 +244,7 @@ def train_encoder(
         log = log_type.open(world.rank, "encoder", staging, plain(config), {}, "", None)
         inputs = {"dataset": dataset} if start is None else {"dataset": dataset, "start": start}
         train(StageRun(config, inputs, staging, world, log, facts, checkpoints))
+        facts.update(checkpoints.facts)
     checkpoints.remove()
 
 

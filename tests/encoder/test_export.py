@@ -8,14 +8,14 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 
-from benchmarks.scoring_server import ScoringServer, serving
+from benchmarks.scoring_server import Program, ScoringServer, serving
 from encoder.bundle import EncoderBundle, load_bundle
 from encoder.export import (
     MODEL_FOLDER,
@@ -48,6 +48,7 @@ from tests.encoder.fabricated import (
     train_encoder,
     write_dataset,
 )
+from tests.hostile import require_refusals
 
 CPU = torch.device("cpu")
 
@@ -165,6 +166,9 @@ WRONG: list[tuple[list[Item], str]] = [
         wrong(text_embedding=[1e5] * 16),
         r"text_embedding\[0\]: 100000.0 is beyond float16, in which the tables store it",
     ),
+    (wrong(text_embedding=[0.5] * 15 + [10**30]), r"text_embedding\[15\]: 10{30} is beyond float16"),
+    (wrong(text_embedding=[0.5] * 15 + [10**400]), r"text_embedding\[15\]: 1000.*\.\.\..* is not finite"),
+    (wrong(brand=10**400), r"inputs\[1\].brand: 1000.{0,40} is outside"),
     (wrong(text_embedding=[1e300] * 16), r"text_embedding\[0\]: 1e\+300 is beyond float16"),
     (wrong(brand=12), r"inputs\[1\].brand: 12 is outside \[0, 12\)"),
     (wrong(brand=-1), r"inputs\[1\].brand: -1 is outside \[0, 12\)"),
@@ -384,9 +388,10 @@ def test_the_stage_registers_and_mlflow_serves_it_by_its_alias(
         "export: registered as sidestack-encoder version 2; models:/sidestack-encoder@champion is it"
     ]
     verify(tmp_path / "second")
-    with serving("models:/sidestack-encoder@champion", tmp_path / "server.log") as server:
-        _check_answers(server, reference)
-        _check_refusals(server)
+    for program in get_args(Program):
+        with serving("models:/sidestack-encoder@champion", tmp_path / "server.log", program) as server:
+            _check_answers(server, reference)
+            _check_refusals(server)
 
 
 def _check_answers(server: ScoringServer, reference: Reference) -> None:
@@ -410,3 +415,22 @@ def _check_refusals(server: ScoringServer) -> None:
         status, answer = server.post(body)
         assert status == 400, answer
     assert post(server, [{"brand": 3}])[0] == 200  # and goes on serving
+
+
+@pytest.mark.slow
+def test_what_is_hostile_is_refused_in_bounded_memory(exported: Path, tmp_path: Path) -> None:
+    with serving(exported / MODEL_FOLDER, tmp_path / "server.log") as server:
+        require_refusals(
+            server,
+            json.dumps({"inputs": [{"brand": 3}]}).encode(),
+            {
+                b'{"inputs": [{"text_embedding": [' + b"[" * 10**5: "body: lists and objects lie too deep",
+                b'{"inputs": [{"brand": ' + b"1" * 5_000 + b"}]}": "body: an integer has more than 4,300 digits",
+                b'{"inputs": [{"brand": ' + b"1" * 4_000 + b"}]}": "inputs[0].brand: 1111",
+                b'{"inputs": [{"brand": NaN}]}': "inputs[0].brand: must be an integer, is nan",
+                b'{"inputs": [{"brand": 1e400}]}': "inputs[0].brand: must be an integer, is inf",
+                b'{"inputs": [{"' + b"b" * 10**6 + b'": 1}]}': "inputs[0]: unknown signal 'bbb",
+                b'{"inputs": [' + b"[]," * 10**6 + b"1]}": "inputs: 1000001 items, a request may hold 1024",
+                b'{"inputs": ["' + b"b" * 10**7 + b'"]}': "inputs[0]: must be an object, is 'bbb",
+            },
+        )

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import torch
 import yaml
 
 from encoder.bundle import WEIGHTS_FILE
 from encoder.quantizers import QuantizerConfig
-from infra.commit import committing
+from infra.commit import committing, read_manifest
 from infra.distributed import World
 from infra.errors import CommitError, PreemptedError
 from infra.tracking import RunLog
@@ -161,6 +162,63 @@ def test_a_request_to_stop_one_rank_saves_one_step_of_all(dataset: Path, tmp_pat
     require_equal(tmp_path / "resumed", tmp_path / "whole", step=STOPPED)
 
 
+def stopped(world: World, dataset: Path, out: Path) -> None:
+    with pytest.raises(Stopped):
+        train_encoder(world, dataset, out, EVERY_STEP, StoppingLog)
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
+def test_another_number_of_ranks_goes_on_from_the_checkpoint(
+    dataset: Path, tmp_path: Path, before: int, after: int
+) -> None:
+    """Rows are the same ones, random draws are not: losses stay close to those of a training that was not stopped."""
+    run_distributed(stopped, dataset, tmp_path / "moved", world_size=before)
+    run_distributed(train_encoder, dataset, tmp_path / "moved", EVERY_STEP, world_size=after)
+    assert read_manifest(tmp_path / "moved").facts["resumed_with_other"] == ["ranks"]
+    run_distributed(train_encoder, dataset, tmp_path / "whole", EVERY_STEP, world_size=after)
+    assert json.loads((tmp_path / "moved/summary.json").read_text())["resumed_from_step"] == 4
+    moved, whole = (losses(tmp_path / name) for name in ("moved", "whole"))
+    assert [*moved] == [*whole] == [*range(1, 21)]
+    for step, loss in moved.items():
+        assert loss == pytest.approx(whole[step], rel=0.25), step
+
+
+def losses(out: Path) -> dict[int, float]:
+    return {row["step"]: row["train/loss"] for row in rows(out) if "train/loss" in row}
+
+
+def test_other_threads_go_on_and_what_was_drawn_is_taken_up(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopped(LOCAL, dataset, tmp_path / "moved")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        train_encoder(LOCAL, dataset, tmp_path / "moved", EVERY_STEP)
+    finally:
+        torch.set_num_threads(threads)
+    assert "checkpoint at step 4 of 20, with other threads: last bits may differ" in capsys.readouterr().err
+    train_encoder(LOCAL, dataset, tmp_path / "whole", EVERY_STEP)
+    moved, whole = (losses(tmp_path / name) for name in ("moved", "whole"))
+    assert moved == pytest.approx(whole, rel=1e-3)
+
+
+def test_of_two_checkpoints_the_one_before_is_taken_where_the_last_was_altered(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = {"training": {"log_every": 1, "checkpoint_every": 2}}
+    with pytest.raises(Stopped):
+        train_encoder(LOCAL, dataset, tmp_path / "resumed", changes, StoppingLog)
+    *_, before, last = sorted(tmp_path.glob("*.checkpoint/step-*"))
+    (last / "shared.safetensors").write_bytes(b"")
+    train_encoder(LOCAL, dataset, tmp_path / "resumed", changes)
+    said = capsys.readouterr().err
+    assert f"encoder: altered, and passed over: {last.name}" in said
+    assert f"goes on from the checkpoint at step {int(before.name[5:])} of 20" in said
+    train_encoder(LOCAL, dataset, tmp_path / "whole", changes)
+    assert (tmp_path / "resumed" / WEIGHTS_FILE).read_bytes() == (tmp_path / "whole" / WEIGHTS_FILE).read_bytes()
+
+
 def test_a_checkpoint_of_other_work_is_refused_and_kept(dataset: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(Stopped):
@@ -185,32 +243,49 @@ def test_no_checkpoints_where_none_are_asked_for(dataset: Path, tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
-def launched(dataset: Path, config: Path, out: Path) -> "subprocess.Popen[str]":
+def launched(dataset: Path, config: Path, out: Path, threads: int = 1) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "encoder.train", "--config", config, "--input", f"dataset={dataset}", "--out", out]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
     return subprocess.Popen([str(word) for word in command], stderr=subprocess.PIPE, text=True, env=environment)
 
 
-@pytest.mark.slow
-def test_the_command_line_goes_on_after_a_kill(tmp_path: Path) -> None:
-    dataset, config, out = tmp_path / "dataset", tmp_path / "run.yaml", tmp_path / "out"
+def killed_after_a_checkpoint(folder: Path, epochs: int) -> tuple[Path, Path, Path]:
+    """Kill a training after its first checkpoint, and return dataset, config and the output that is not there."""
+    dataset, config, out = folder / "dataset", folder / "run.yaml", folder / "out"
     with committing(dataset, LOCAL, stage="prepare") as staging:
         write_dataset(staging)
-    training = {"epochs": 60, "checkpoint_every": 37}
+    training = {"epochs": epochs, "checkpoint_every": 37}
     config.write_text(yaml.safe_dump({"encoder": merged(ENCODER, {"training": training})}))
     killed = launched(dataset, config, out)
-    while not list(tmp_path.glob("out.checkpoint/step-*")):
+    while not list(folder.glob("out.checkpoint/step-*")):
         assert killed.poll() is None
         time.sleep(0.01)
     killed.kill()
     killed.communicate(timeout=60)
     assert killed.returncode == -signal.SIGKILL
     assert not out.exists()
+    return dataset, config, out
+
+
+@pytest.mark.slow
+def test_the_command_line_goes_on_after_a_kill(tmp_path: Path) -> None:
+    dataset, config, out = killed_after_a_checkpoint(tmp_path, epochs=60)
     for place in (out, tmp_path / "whole"):
         process = launched(dataset, config, place)
         _, said = process.communicate(timeout=300)
         assert process.returncode == 0, said
         assert ("encoder: goes on from the checkpoint at step " in said) == (place == out)
+        assert "resumed_with_other" not in read_manifest(place).facts
     assert (out / WEIGHTS_FILE).read_bytes() == (tmp_path / "whole" / WEIGHTS_FILE).read_bytes()
     assert rows(out) == rows(tmp_path / "whole")
     assert not (tmp_path / "out.checkpoint").exists()
+
+
+@pytest.mark.slow
+def test_the_manifest_says_that_the_training_went_on_with_other_threads(tmp_path: Path) -> None:
+    dataset, config, out = killed_after_a_checkpoint(tmp_path, epochs=20)
+    process = launched(dataset, config, out, threads=2)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    assert "with other threads: last bits may differ" in said
+    assert read_manifest(out).facts["resumed_with_other"] == ["threads"]

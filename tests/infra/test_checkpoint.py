@@ -108,6 +108,9 @@ def test_so_many_are_kept_and_an_altered_one_is_passed_over(tmp_path: Path) -> N
     found = kept.load()
     require_equal(found, checkpoint(10))
     assert found is not None and found.altered == ("step-000000000011",)
+    kept.save(checkpoint(11))  # what was passed over is not in the way
+    (kept.path / "step-000000000011" / "shared.safetensors").write_bytes(b"other")
+    require_equal(kept.load(), checkpoint(10))
     (kept.path / "step-000000000010" / "values.json").write_bytes(b"other")
     with pytest.raises(CommitError, match=r"step-000000000010.*values\.json"):
         kept.load()
@@ -234,10 +237,6 @@ def test_an_altered_one_is_refused(tmp_path: Path) -> None:
         ("key", "l", "key: 'k' there, 'l' here"),
         ("config", "e", "config: '[0-9a-f]{64}' there, 'e' here"),
         ("inputs", {"dataset": "f"}, "inputs: {'dataset': 'd'} there, {'dataset': 'f'} here"),
-        ("torch", "2.0", r"torch: '2\.\d+\.\d+.*' there, '2.0' here"),
-        ("device", "cuda", "device: 'cpu' there, 'cuda' here"),
-        ("ranks", 2, "ranks: 1 there, 2 here"),
-        ("threads", 99, r"threads: \d+ there, 99 here"),
     ],
 )
 def test_one_of_other_work_is_refused(tmp_path: Path, name: str, value: Any, message: str) -> None:
@@ -247,6 +246,38 @@ def test_one_of_other_work_is_refused(tmp_path: Path, name: str, value: Any, mes
     with pytest.raises(CommitError, match=message):
         other.load()
     assert list((tmp_path / "out.checkpoint").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "keeps_own"),
+    [("torch", "2.0", True), ("threads", 99, True), ("ranks", 2, False), ("device", "cuda", False)],
+)
+def test_one_of_another_machine_is_taken_up_and_the_manifest_says_so_for_good(
+    tmp_path: Path, name: str, value: Any, keeps_own: bool
+) -> None:
+    kept = checkpoints(tmp_path)
+    kept.save(checkpoint(9))
+    assert kept.facts == {}
+    other = checkpoints(tmp_path)
+    other.work[name] = value
+    found = other.load()
+    assert (found.step, found.moved, bool(found.own)) == (9, (name,), keeps_own)
+    other.save(checkpoint(12))
+    again = checkpoints(tmp_path)
+    again.work[name] = value
+    assert again.load().moved == ()
+    assert other.facts == again.facts == {"resumed_with_other": [name]}
+
+
+def test_one_is_begun_where_it_is_due_and_committed_some_steps_later(tmp_path: Path) -> None:
+    kept = checkpoints(tmp_path)
+    committed = []
+    for step in range(1, 17):
+        kept.keep(step, 8, 16, lambda step=step: checkpoint(step))  # type: ignore[misc]
+        committed.append(sorted(int(path.name[5:]) for path in kept.path.glob("step-*")))
+    assert committed == [*[[]] * 9, *[[8]] * 7]  # none at the last step
+    kept.keep(8, 0, 16, lambda: checkpoint(8))
+    require_equal(kept.load(), checkpoint(8))
 
 
 def test_one_of_an_older_version_is_of_the_same_work_where_newer_settings_are_at_their_defaults(tmp_path: Path) -> None:
@@ -271,10 +302,8 @@ def save_and_load(world: World, path: Path) -> list[int]:
     return [int(x) for x in found.own["own"]]
 
 
-def test_every_rank_has_its_own_and_another_number_of_ranks_is_refused(tmp_path: Path) -> None:
+def test_every_rank_has_its_own(tmp_path: Path) -> None:
     assert run_distributed(save_and_load, tmp_path) == [[0, 5], [1, 5]]
-    with pytest.raises(CommitError, match="ranks: 2 there, 1 here"):
-        checkpoints(tmp_path).load()
 
 
 def spread(world: World, path: Path, rows: int) -> list[int]:

@@ -8,16 +8,17 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
+from uvicorn.config import STARTUP_FAILURE
 
 from benchmarks import ranking
-from benchmarks.scoring_server import serving
+from benchmarks.scoring_server import Program, ScoringServer, serving
 from infra.commit import committing
 from infra.config import parse
 from infra.distributed import World
@@ -28,13 +29,15 @@ from infra.snapshot import read_dataset
 from infra.stage import StageRun
 from infra.tracking import RunLog
 from ranker.bundle import open_bundle
-from ranker.export import MODEL_FOLDER, _write_constants, export
+from ranker.export import _write_constants, export
 from ranker.export_config import RankerExportConfig
+from ranker.features import ITEM_IDS
 from ranker.frozen import Frozen
-from ranker.serving.config import CONSTANTS_FILE, SERVED_FILE
-from ranker.serving.model import ServedRanker
+from ranker.serving.config import CONSTANTS_FILE, MODEL_FOLDER, SERVED_FILE
+from ranker.serving.model import RawLookup, ServedRanker
 from ranker.serving.tables import ServedTable, stored_table
 from tests.encoder.fabricated import LOCAL, SPEC, item_table, materialize_dataset, train_encoder, write_dataset
+from tests.hostile import require_refusals
 from tests.ranker.test_resume import train_ranker
 
 ARMS = ("none", "dense", "sid_ngram", "hde", "side")
@@ -148,6 +151,55 @@ def test_an_item_published_a_minute_ago_is_ranked_by_its_content(versions: dict[
     assert not np.allclose(known["probabilities"]["click"], p_new)
 
 
+def new_dense_item(like: int) -> dict[str, Any]:
+    """Return the same with embeddings alone, which an arm of raw embeddings takes."""
+    item = new_item(like)
+    return {**item, "signals": {name: value for name, value in item["signals"].items() if name in SPEC.embeddings}}
+
+
+def test_a_new_item_of_a_dense_arm_is_the_item_with_its_embeddings(versions: dict[str, Path]) -> None:
+    served = ServedRanker(versions["dense"])
+    likes = [0, 5, 40, 333]
+    answer = served.answer(request_of(candidates=[*map(new_dense_item, likes), {"price": 0.5, "slot": [1]}]), "r")
+    assert answer["unknown"] == {"items": 5}
+    assert len(set(answer["probabilities"]["click"])) > 3  # what its content is tells it apart
+    # Without rows of their own, items with an id are told apart by their content alone, as new ones are.
+    for feature in served.features.bags:
+        if feature.column == ITEM_IDS:
+            served._network._tables[feature.table] = ServedTable({"rows": torch.zeros(feature.rows, 8)})  # type: ignore[index]
+    by_id = request_of(candidates=[{"item_id": like, "price": 0.5, "slot": [1]} for like in likes])
+    by_signals = request_of(candidates=[*map(new_dense_item, likes)])
+    assert served.answer(by_id, "r")["probabilities"] == served.answer(by_signals, "r")["probabilities"]
+    kept = request_of(candidates=[{**new_dense_item(9), "item_id": like} for like in likes])
+    assert served.answer(kept, "r")["probabilities"] == served.answer(by_id, "r")["probabilities"]
+
+
+@pytest.mark.parametrize(
+    ("signals", "rule"),
+    [
+        (
+            {"brand": 1},
+            "r.candidates[0].signals: unknown field 'brand'; it may have behaviour_embedding, text_embedding",
+        ),
+        ({"text_embedding": [1.0]}, "r.candidates[0].signals.text_embedding: has 1 numbers, must have 16"),
+        ({"text_embedding": [math.nan] * 16}, "r.candidates[0].signals.text_embedding[0]: nan is not finite"),
+    ],
+)
+def test_a_wrong_embedding_of_a_new_item_is_refused(
+    versions: dict[str, Path], signals: dict[str, Any], rule: str
+) -> None:
+    with pytest.raises(DataError) as caught:
+        ServedRanker(versions["dense"]).answer(with_signals(signals), "r")
+    assert str(caught.value).startswith(rule)
+
+
+def test_an_embedding_that_its_scale_takes_beyond_float16_is_refused() -> None:
+    lookup = RawLookup({"a": 2, "b": 1}, {"a": 4.0, "b": 1.0}, torch.zeros(1, dtype=torch.bool))
+    assert lookup.embeddings([{"a": [1, 2]}], ["r"]).tolist() == [[4.0, 8.0, 0.0]]
+    with pytest.raises(DataError, match=r"r\.a\[1\]: is beyond float16 when it is scaled by 4"):
+        lookup.embeddings([{"a": [1, 2e4]}], ["r"])
+
+
 def test_a_requests_numbers_are_rounded_as_the_tables_store_them(versions: dict[str, Path]) -> None:
     described = json.loads((versions["side"] / SERVED_FILE).read_text())
     assert described["sids"]["sid"]["stored"] == {"text_embedding": "float16", "behaviour_embedding": "float16"}
@@ -208,14 +260,16 @@ FAULTS = [
     (with_signals({"text_embedding": [1.0]}), "r.candidates[0].signals.text_embedding: has 1 numbers, must have 16"),
     (request_of(user={"user_id": "a"}), "r.user.user_id: must be an integer, is 'a'"),
     (with_history([1], []), "r.history: has 1 item_ids and 0 times"),
-    (with_history([1], ["soon"]), "r.history.times: "),
+    (with_history([1], ["soon"]), "r.history.times[0]: 'soon' is not an ISO 8601 time"),
     (with_history([1], [None]), "r.history.times[0]: must be an ISO 8601 text, is None"),
-    (with_history([1], [1e300]), "r.history.times: must be seconds since 1970"),
+    (with_history([1, 1], [1, 1e300]), "r.history.times[1]: 1e+300: must be seconds since 1970"),
     (with_history([1], ["2024-02-01"]), "r.history.times[0]: 2024-02-01 is after the request's time"),
     (with_history([1, 2], [9.0, 8.0]), "r.history.times[1]: 8.0 is before the entry before it"),
     (with_history([1] * 10_001, [1.0] * 10_001), "r.history: has 10001 entries, may have 10000"),
-    (request_of(time="yesterday"), "r.time: "),
-    (request_of(time=[[[[]]]]), "r.time[0]: must be an ISO 8601 text"),
+    (request_of(time="yesterday"), "r.time: 'yesterday' is not an ISO 8601 time"),
+    (request_of(time=math.nan), "r.time: nan: must be seconds since 1970"),
+    (request_of(time=True), "r.time: must be an ISO 8601 text, is True"),
+    (request_of(time=[[[[]]]]), "r.time: must be an ISO 8601 text"),
 ]  # fmt: skip
 
 
@@ -394,18 +448,59 @@ def test_the_commands_of_the_readme_score_export_and_serve(made: Made, tmp_path:
     assert "models:/sidestack-ranker@challenger is it" in said
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(URI_VARIABLE, store)
-        with serving("models:/sidestack-ranker@challenger", tmp_path / "server.log") as server:
-            status, body = server.post(json.dumps({"inputs": [request_of()]}).encode())
-            assert status == 200 and body["predictions"][0]["unknown"] == {}
-            for wrong, rule in (
-                (request_of(candidates=[]), "has 0 entries"),
-                ({"candidates": [{}]}, "price: is missing"),
-            ):
-                status, body = server.post(json.dumps({"inputs": [wrong]}).encode())
-                assert status == 400 and body["message"].startswith("inputs[0].") and rule in body["message"]
-            assert server.post(b'{"inputs": [{"candidates": [{"price": 1e400}]}]}')[0] == 400
-            status, _ = server.post(json.dumps({"inputs": [request_of()]}).encode())
-            assert status == 200  # and goes on serving
+        for program in get_args(Program):
+            with serving("models:/sidestack-ranker@challenger", tmp_path / "server.log", program) as server:
+                _check_answers(server)
+
+
+def _check_answers(server: ScoringServer) -> None:
+    status, body = server.post(json.dumps({"inputs": [request_of()]}).encode())
+    assert status == 200 and body["predictions"][0]["unknown"] == {}
+    for wrong, rule in ((request_of(candidates=[]), "has 0 entries"), ({"candidates": [{}]}, "price: is missing")):
+        status, body = server.post(json.dumps({"inputs": [wrong]}).encode())
+        assert status == 400 and body["message"].startswith("inputs[0].") and rule in body["message"]
+    assert server.post(b'{"inputs": [{"candidates": [{"price": 1e400}]}]}')[0] == 400
+    status, _ = server.post(json.dumps({"inputs": [request_of()]}).encode())
+    assert status == 200  # and goes on serving
+
+
+def body_of(request: Any) -> bytes:
+    return json.dumps({"inputs": [request]}).encode()
+
+
+@pytest.mark.slow
+def test_every_wrong_request_is_a_400_over_http_and_the_server_lives_on(
+    versions: dict[str, Path], tmp_path: Path
+) -> None:
+    refused = {body_of(request): f"inputs[0]{rule.removeprefix('r')}" for request, rule in FAULTS}
+    of_price = b'{"inputs": [{"candidates": [{"price": %s}]}]}'
+    refused |= {
+        body_of(request_of(candidates=[{"price": 1.0}] * 10_000)): "inputs[0].candidates: has 10000 entries, must have",
+        of_price % (b"[" * 10**5): "body: lists and objects lie too deep within each other",
+        of_price % (b"[" * 900 + b"]" * 900): "inputs[0].candidates[0].price: must be a number, is [[[",
+        of_price % (b"1" * 5_000): "body: an integer has more than 4,300 digits",
+        of_price % (b"1" * 4_000): "inputs[0].candidates[0].price: 1111",
+        of_price % b"NaN": "inputs[0].candidates[0].price: nan is not finite in float32",
+        of_price % b"1e400": "inputs[0].candidates[0].price: inf is not finite in float32",
+        of_price % (b'"' + b"b" * 10**7 + b'"'): "inputs[0].candidates[0].price: must be a number, is 'bbb",
+        b'{"inputs": [' + b"[]," * 10**6 + b"1]}": "inputs[0]: must be an object, is []",
+        body_of(request_of(time="2024-01-03T00:00:00Z")): "inputs[0].history.times[2]: ",
+        body_of({"candidates": [{"price": 1, "slot": [1] * 100_001}]}): "inputs[0].candidates: the lists of ids hold",
+    }
+    with serving(versions["side"].parents[1], tmp_path / "server.log") as server:
+        require_refusals(server, body_of(request_of()), refused)
+        status, body = server.post(body_of(request_of(candidates=[{"item_id": 2**70, "price": 1.0}])))
+        assert status == 200 and body["predictions"][0]["unknown"] == {"items": 1}  # huge: not known, and counted
+
+
+@pytest.mark.slow
+def test_a_server_of_an_altered_model_ends_with_the_fault(versions: dict[str, Path], tmp_path: Path) -> None:
+    model = shutil.copytree(versions["side"].parents[1], tmp_path / "model")
+    planted(model / "artifacts" / "version")
+    command = [sys.executable, "-m", "infra.serve", "--model", str(model), "--port", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert done.returncode == STARTUP_FAILURE
+    assert "network.pkl: missing, altered, or not of this version" in done.stderr
 
 
 @pytest.mark.slow
@@ -413,6 +508,8 @@ def test_the_benchmark_of_a_served_ranker_runs_to_its_end(versions: dict[str, Pa
     model = versions["side"].parents[2]
     ranking.main(["--model", str(model), "--requests", "3", "--clients", "2", "--seconds", "1", "--out", str(tmp_path)])
     rows = json.loads((tmp_path / "ranking.json").read_text())["rows"]
-    assert [row["where"] for row in rows if "errors" in row] == ["http: 2 clients for 1 s"]
+    assert [row["where"] for row in rows if "errors" in row] == [
+        f"{name}: 2 clients for 1 s" for name in get_args(Program)
+    ]
     assert all(row["errors"] == 0 for row in rows if "errors" in row)
     assert "| in process |" in (tmp_path / "ranking.md").read_text()

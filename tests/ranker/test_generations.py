@@ -21,8 +21,9 @@ from infra.mlflow_runs import URI_VARIABLE
 from infra.snapshot import read_dataset
 from infra.stage import StageRun
 from infra.tracking import RunLog
-from ranker.export import MODEL_FOLDER, export
+from ranker.export import export
 from ranker.export_config import RankerExportConfig
+from ranker.serving.config import MODEL_FOLDER
 from ranker.serving.model import ServedRanker
 from tests.encoder.fabricated import (
     LOCAL,

@@ -1,0 +1,78 @@
+"""Serve an exported model over HTTP, within bounds: `python -m infra.serve --model URI [--port 5000]`.
+
+URI is a saved model's folder (`exported/model`), or what MLflow resolves, such as `models:/sidestack-ranker@champion`.
+The process becomes uvicorn, which runs the model's own code (`infra.scoring_app`), not that of this checkout; the
+model's folder and its requirements are all that a serving machine needs.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from infra.config import parse
+from infra.errors import DataError, SidestackError
+from infra.scoring_app import VARIABLE, ServeConfig
+from infra.served import CODE_FOLDER, quiet_mlflow
+
+_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",  # more throughput comes from more workers
+    "MALLOC_ARENA_MAX": "1",  # one thread asks the model, so more arenas would only hold what others have freed
+    "MALLOC_MMAP_THRESHOLD_": "131072",  # glibc would raise it, and keep what a large request took
+}
+
+
+def model_folder(model: str) -> Path:
+    """Return the folder of a saved model, of its path or of what MLflow resolves.
+
+    Raises:
+        DataError: there is none, or it does not carry the server's code.
+    """
+    folder = Path(model) if Path(model).is_dir() else _downloaded(model)
+    if not (folder / CODE_FOLDER / "infra" / "scoring_app.py").is_file():
+        raise DataError(f"--model {model}: does not carry this server; export it again, or use mlflow models serve")
+    return folder.absolute()
+
+
+def _downloaded(uri: str) -> Path:
+    with quiet_mlflow():
+        from mlflow.artifacts import download_artifacts
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return Path(download_artifacts(artifact_uri=uri))
+        except (MlflowException, OSError) as error:
+            why, *_ = str(error).splitlines() or [""]
+            raise DataError(f"--model {uri}: neither a folder nor a model that MLflow finds: {why}") from error
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Become the server."""
+    parser = argparse.ArgumentParser(prog="python -m infra.serve", description=__doc__)
+    parser.add_argument("--model", required=True, help="a saved model's folder, or an MLflow URI")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    parser.add_argument("--port", type=int, default=5000)
+    parser.add_argument("--workers", type=int, default=1, help="processes, each with a model of its own")
+    parser.add_argument("--max-body-bytes", type=int, default=ServeConfig.model_fields["max_body_bytes"].default)
+    parser.add_argument("--max-concurrent", type=int, default=ServeConfig.model_fields["max_concurrent"].default)
+    arguments = parser.parse_args(argv)
+    bounds = {"max_body_bytes": arguments.max_body_bytes, "max_concurrent": arguments.max_concurrent}
+    try:
+        config = parse(ServeConfig, {"model": str(model_folder(arguments.model)), **bounds}, "serve")
+    except SidestackError as error:
+        print(f"serve: error: {error}", file=sys.stderr)
+        raise SystemExit(1) from error
+    # -P: the working directory may be a checkout, whose code must not stand before the model's.
+    command = [sys.executable, "-P", "-m", "uvicorn", "--factory", "infra.scoring_app:app", "--no-access-log"]
+    command += ["--host", arguments.host, "--port", str(arguments.port), "--workers", str(arguments.workers)]
+    command += [
+        "--timeout-worker-healthcheck",
+        "60",
+    ]  # importing torch takes longer than uvicorn's 5 s on a busy machine
+    own = {"PYTHONPATH": str(config.model / CODE_FOLDER), VARIABLE: config.model_dump_json()}
+    os.execve(sys.executable, command, {**os.environ, **_ENVIRONMENT, **own})
+
+
+if __name__ == "__main__":
+    main()
