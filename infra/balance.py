@@ -36,12 +36,12 @@ def levelled(rows_P: Integers, weights_P: Integers, batch_rows: int, room: int) 
     rows_G = np.diff(np.clip(np.arange(len(weight_G) + 1) * batch_rows, batch_rows - room, end_P[-1]))
     mean_G = rows_G * weight_G.sum() // rows_P.sum()
     bound_G = mean_G + np.maximum(mean_G // SHARE, SLACK)
-    whole = [np.flatnonzero(~is_cut_P[low:high]) + low for low, high in _bounds(first_P, len(weight_G))]
+    edges_G1 = np.searchsorted(first_P, np.arange(len(weight_G) + 1))
     is_open_G = np.ones(len(weight_G), bool)
     while (above_G := np.where(is_open_G, weight_G - bound_G, 0)).max() > 0:
         heavy, light = int(np.argmax(above_G)), int(np.argmin(weight_G - mean_G))
-        ours_O = whole[heavy]
-        theirs_O = _lightest(rows_P, weights_P[order_P], whole[light])[rows_P[ours_O]]
+        ours_O, theirs_X = (_whole(is_cut_P, *edges_G1[batch : batch + 2]) for batch in (heavy, light))
+        theirs_O = _lightest(rows_P, weights_P[order_P], theirs_X)[rows_P[ours_O]]
         gain_O = np.where(theirs_O < 0, 0, weights_P[order_P[ours_O]] - weights_P[order_P[theirs_O]])
         can_O = (gain_O > 0) & (gain_O <= bound_G[light] - weight_G[light])
         is_open_G[heavy] = can_O.any()  # else it is as near to the mean as it comes
@@ -54,10 +54,9 @@ def levelled(rows_P: Integers, weights_P: Integers, batch_rows: int, room: int) 
     return order_P
 
 
-def _bounds(first_P: Integers, num_batches: int) -> npt.NDArray[np.int64]:
-    """Return the positions between which pieces begin in each batch, [batches, 2]."""
-    edges = np.searchsorted(first_P, np.arange(num_batches + 1))
-    return np.stack([edges[:-1], edges[1:]], axis=1)
+def _whole(is_cut_P: npt.NDArray[np.bool_], low: int, high: int) -> Integers:
+    """Return the positions from `low` to before `high` of pieces that are not cut."""
+    return np.flatnonzero(~is_cut_P[low:high]) + low
 
 
 def _lightest(rows_P: Integers, weights_P: Integers, places: Integers) -> Integers:

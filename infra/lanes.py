@@ -20,7 +20,7 @@ from infra.pieces import piece_starts, pieces_in_batches
 from infra.prefetch import one_ahead, prefetched
 from infra.rows import Rows, RowSource, concatenated
 
-BLOCK_ROWS = 4096
+BLOCK_ROWS = 16_384
 """Batches are put together, and converted, so many rows at a time: one call of Arrow takes as long for few rows."""
 
 Integers = npt.NDArray[np.int64]
@@ -238,19 +238,23 @@ class LaneReader:
 
     def _read_buffer(self, buffer: Buffer, before: int, shared: Shared) -> _Chunk:
         """Read a buffer's rows and bring them into their order, which depends on how many come `before` it."""
-        rows = concatenated([self._read_part(part, shared) for part in buffer.parts])
+        parts = [self._read_part(part, shared) for part in buffer.parts]
+        rows = concatenated(parts)
         rows_N = np.concatenate([np.arange(part.low, part.high) for part in buffer.parts])
         if buffer.mix_N is None:
             return _Chunk(rows, rows_N)
         offsets = np.cumsum([0, *(part.rows for part in buffer.parts)])
-        starts_P = np.concatenate([at + self._pieces(part) for at, part in zip(offsets, buffer.parts, strict=False)])
+        pieces = map(self._pieces, buffer.parts, parts)
+        starts_P = np.concatenate([at + starts for at, starts in zip(offsets, pieces, strict=False)])
         room = self.lane_batch - before % self.lane_batch
         weights_P = None if self._weigh is None else self._weigh(rows)[starts_P]
         order_N = pieces_in_batches(starts_P, buffer.mix_N, self.lane_batch, room, weights_P)
         return _Chunk(rows.take(order_N), rows_N[order_N])
 
-    def _pieces(self, part: Part) -> Integers:
+    def _pieces(self, part: Part, rows: Rows) -> Integers:
         """Return the rows of a part, counted from its first, at which pieces begin."""
+        if self._keep_rows > 1 and rows.shared is not None:  # runs are what stays together, and were read
+            return piece_starts(rows.run_starts, rows.num_rows, self._keep_rows)
         starts = self.source.starts(part.group) if self._keep_rows > 1 else None
         starts_P = part.group.start + piece_starts(starts, part.group.rows, self._keep_rows)
         inside_P = starts_P[(starts_P > part.low) & (starts_P < part.high)]
