@@ -78,7 +78,7 @@ the same batch as one rank has, and one that leaves each rank as many rows.
 """
 STEP_WORDS = """
 Milliseconds of a step on rank 0, the same trainings with clocks on the parts. What a part waits for other ranks is in
-it: lookups and the tables' backward pass exchange ids, vectors and gradients, the loss adds up its totals.
+it: lookups and the tables' backward pass exchange vectors and gradients, and averaging adds up the losses too.
 """
 
 

@@ -18,7 +18,6 @@ from ranker.budget import DecidedConfig, DecidedTraining
 from ranker.config import ArmConfig, ModelConfig, RankerConfig
 from ranker.fit import Progress
 from ranker.frozen import read_frozen
-from ranker.model import StepOutput
 from ranker.newest import NewestEntries
 from ranker.reader import Split, to_ranker_batch
 from ranker.sharding import ShardedRanker, build_sharded
@@ -71,10 +70,8 @@ class Trial:
         self.dataset, self.config, self.features = dataset, config, split.features
         self.sharded = build_sharded(split.features, config, world, read_frozen(dataset, split.features))
         self.sharded.model.train()
-        self.pipeline: TrainPipelineSparseDist[Any, StepOutput] = TrainPipelineSparseDist(
-            self.sharded.model, self.sharded.optimizer, world.device
-        )
-        self.progress = way(self.pipeline, split.features, world, NewestEntries())
+        self.progress = way(self.sharded, split.features, world, NewestEntries())
+        self.pipeline = self.progress.pipeline
         self.reader = split.open(training, world, is_training=True)
         self._outputs: Generator[Any, None, None] = self._endless(self.reader)
 
@@ -86,7 +83,7 @@ class Trial:
         """Train on so many batches in memory from now on, again and again, in place of reading."""
         self._outputs.close()
         held = [to_ranker_batch(batch, self.features) for batch in islice(self.reader.epoch(0), number)]
-        self._outputs = self._held(cycle(held))
+        self._outputs = self._held(self.progress.agreed(cycle(held)))
 
     def close(self) -> None:
         """End the threads that read ahead."""

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -166,18 +166,25 @@ def sum_over_ranks(world: World, values: torch.Tensor) -> torch.Tensor:
     return total
 
 
-def average_gradients(world: World, parameters: Iterable[torch.nn.Parameter]) -> None:
+def average_gradients(world: World, parameters: Iterable[torch.nn.Parameter], sums: torch.Tensor | None = None) -> None:
     """Replace every gradient by its mean over ranks; the ranks must have gradients of the same parameters.
+
+    Args:
+        world: the process group. parameters: those with the gradients.
+        sums: a few numbers that are added up over ranks in the same message, in float32, and replaced by their sums.
 
     One buffer in the parameters' order, not DistributedDataParallel's buckets: those are laid out anew after the first
     step, by the order in which gradients came, and a ring adds three or more ranks up in the order of the layout. A
     run that goes on from a checkpoint would then differ in last bits from one that was never stopped.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    if world.size == 1 or not gradients:
+    further = [] if sums is None else [sums.float()]
+    if world.size == 1 or not (gradients or further):
         return
-    mean = sum_over_ranks(world, torch.nn.utils.parameters_to_vector(gradients)) / world.size
-    torch.nn.utils.vector_to_parameters(mean, gradients)
+    total = sum_over_ranks(world, torch.nn.utils.parameters_to_vector([*gradients, *further]))
+    if sums is not None:
+        sums.copy_(total[len(total) - sums.numel() :].view_as(sums))
+    torch.nn.utils.vector_to_parameters(total / world.size, gradients)
 
 
 def require_same(world: World, value: str, what: str) -> None:
@@ -219,45 +226,86 @@ def together(world: World, what: str) -> Iterator[None]:
 
 
 def lockstep(world: World, items: Iterable[T], what: str) -> Iterator[T]:
-    """Iterate on every rank in step, raising on every rank when one rank's source raises.
+    """Iterate on every rank in step, raising on every rank when one rank's source raises; see `lockstep_sums`."""
+    return (item for item, _ in lockstep_sums(world, items, what, lambda _: torch.empty(0), 0))
 
-    Every rank must hold the same number of items; one small all-reduce an item is the price. A request to stop travels
-    with it (`RankState.must_stop`), and is the caller's to obey once it has done what belongs to the last item.
+
+def lockstep_sums(
+    world: World, items: Iterable[T], what: str, numbers: Callable[[T], torch.Tensor], width: int
+) -> Iterator[tuple[T, torch.Tensor]]:
+    """Iterate on every rank in step, and yield each item with the sums over ranks of some numbers that it has.
+
+    Every rank must hold the same number of items. One small all-reduce an item says whether all ranks have theirs, and
+    carries the numbers. It is started an item ahead, so that it travels while the item before is used: the source is
+    read one item further than what was yielded. A request to stop travels with it (`RankState.must_stop`), and is the
+    caller's to obey once it has done what belongs to the last item.
+
+    Args:
+        world: the process group. items: this rank's. what: what is being done, for the message on other ranks.
+        numbers: of an item, float64 [width], on the CPU. width: how many.
 
     Raises:
-        StageError: see `together`.
+        StageError: a rank's source raised, at the item where it did; see `together`.
     """
-    source = iter(items)
-    end = object()
-    while True:
+    source, end = iter(items), object()
+
+    def upcoming() -> tuple[object, Exception | None, torch.Tensor, dist.Work | None]:
         item: object = end
         failure: Exception | None = None
+        told = torch.zeros(2 + width, dtype=torch.float64)
         with world.state.at(what, world.is_committing):
             try:
                 item = next(source, end)
+                if item is not end:
+                    told[2:] = numbers(item)  # type: ignore[arg-type]
             except Exception as error:
                 failure = error
-            _raise_everywhere(world, failure, what)
+        told[:2] = _report(world, failure)
+        work = dist.all_reduce(told, group=world.group, async_op=True) if world.size > 1 else None
+        return item, failure, told, work
+
+    ahead = upcoming()
+    while True:
+        item, failure, told, work = ahead
+        if work is not None:
+            with world.state.at(what, world.is_committing), world.state.waiting():
+                work.wait()
+        _raise_reported(world, failure, told[:2], what)
         if item is end:
             return
-        yield item  # type: ignore[misc]
+        ahead = upcoming()
+        yield item, told[2:]  # type: ignore[misc]
 
 
 def _raise_everywhere(world: World, failure: Exception | None, what: str) -> None:
     # The usual case costs two integers; the messages travel only when there are some.
-    has_stopped = isinstance(failure, PreemptedError)
-    own = torch.tensor([int(failure is not None and not has_stopped), int(world.state.signal is not None)])
-    failed, asked = sum_over_ranks(world, own).tolist()
+    _raise_reported(world, failure, sum_over_ranks(world, _report(world, failure)), what)
+
+
+def _report(world: World, failure: Exception | None) -> torch.Tensor:
+    """Return whether this rank failed, and whether it was asked to stop: two numbers, to be summed over ranks."""
+    has_failed = failure is not None and not isinstance(failure, PreemptedError)
+    return torch.tensor([has_failed, world.state.signal is not None], dtype=torch.float64)
+
+
+def _raise_reported(world: World, failure: Exception | None, reports: torch.Tensor, what: str) -> None:
+    """Raise on every rank where some rank has failed, and note where some rank was asked to stop.
+
+    Args:
+        world: the process group. failure: this rank's. reports: the sums of `_report` over ranks. what: was being done.
+    """
+    failed, asked = reports.tolist()
     world.state.must_stop |= asked > 0
     if not failed:
         if failure is not None:
             raise failure
         return
-    reports = gather(world, None if failure is None or has_stopped else _describe(failure))
+    has_stopped = isinstance(failure, PreemptedError)
+    messages = gather(world, None if failure is None or has_stopped else _describe(failure))
     if failure is not None and not has_stopped:
         raise failure
-    rank, report = next((rank, report) for rank, report in enumerate(reports) if report is not None)
-    raise StageError(f"{what}: rank {rank} failed: {report}")
+    rank, message = next((rank, message) for rank, message in enumerate(messages) if message is not None)
+    raise StageError(f"{what}: rank {rank} failed: {message}")
 
 
 def _describe(failure: Exception) -> str:

@@ -5,7 +5,7 @@ It is what makes a run with one rank comparable, step by step, with a run with e
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ from infra.pieces import piece_starts, pieces_in_batches
 from infra.prefetch import one_ahead, prefetched
 from infra.rows import Rows, RowSource, concatenated
 
-BLOCK_ROWS = 4096
+BLOCK_ROWS = 16_384
 """Batches are put together, and converted, so many rows at a time: one call of Arrow takes as long for few rows."""
 
 Integers = npt.NDArray[np.int64]
@@ -83,8 +83,10 @@ class LaneReader:
     With a seed, row groups are permuted within a lane's range of a window, and rows are shuffled within a buffer of at
     most `shuffle_groups` row groups, all buffers as nearly equal as can be; what does not fill a last batch is dropped.
     Runs of rows that belong together (`RowSource.starts`) are shuffled whole, in pieces of at most `keep_rows` rows,
-    and a lane's share of a batch holds whole pieces where some piece of the buffer fits. Without a seed, rows come in
-    order and the last batches are padded.
+    and a lane's share of a batch holds whole pieces where some piece of the buffer fits. With `weigh`, pieces of equal
+    rows are exchanged within a buffer until no share weighs much more than the others, if that can be; so no rank's
+    part of a batch weighs much more than what its lanes have on average. Without a seed, rows come in order and the
+    last batches are padded.
 
     Every lane's next buffer is read by threads, one a core at most, while the present one is used. A start in the
     middle of an epoch reads no row group before the buffer in which it falls.
@@ -100,6 +102,7 @@ class LaneReader:
         shuffle_groups: row groups a shuffling buffer holds at most.
         windows: the rows at which windows begin, ascending from 0.
         keep_rows: rows of a piece at most; 1: every row is shuffled by itself.
+        weigh: returns what each row's piece costs beyond its rows, at least 0, int64 [N].
 
     Raises:
         ConfigError: lanes, batch size and world size do not divide.
@@ -118,6 +121,7 @@ class LaneReader:
         shuffle_groups: int = 4,
         windows: Sequence[int] = (0,),
         keep_rows: int = 1,
+        weigh: Callable[[Rows], Integers] | None = None,
     ) -> None:
         require_lanes(batch_size, lanes, world_size)
         self.source = source
@@ -128,6 +132,7 @@ class LaneReader:
         self.batch_rows = batch_size // world_size
         self._shuffle_groups = shuffle_groups
         self._keep_rows = keep_rows if seed is not None else 1
+        self._weigh = weigh
         own = lanes // world_size
         self._lanes = range(rank * own, (rank + 1) * own)
         bounds_WL = lane_bounds(source, lanes, windows, self._keep_rows)
@@ -233,18 +238,23 @@ class LaneReader:
 
     def _read_buffer(self, buffer: Buffer, before: int, shared: Shared) -> _Chunk:
         """Read a buffer's rows and bring them into their order, which depends on how many come `before` it."""
-        rows = concatenated([self._read_part(part, shared) for part in buffer.parts])
+        parts = [self._read_part(part, shared) for part in buffer.parts]
+        rows = concatenated(parts)
         rows_N = np.concatenate([np.arange(part.low, part.high) for part in buffer.parts])
         if buffer.mix_N is None:
             return _Chunk(rows, rows_N)
         offsets = np.cumsum([0, *(part.rows for part in buffer.parts)])
-        starts_P = np.concatenate([at + self._pieces(part) for at, part in zip(offsets, buffer.parts, strict=False)])
+        pieces = map(self._pieces, buffer.parts, parts)
+        starts_P = np.concatenate([at + starts for at, starts in zip(offsets, pieces, strict=False)])
         room = self.lane_batch - before % self.lane_batch
-        order_N = pieces_in_batches(starts_P, buffer.mix_N, self.lane_batch, room)
+        weights_P = None if self._weigh is None else self._weigh(rows)[starts_P]
+        order_N = pieces_in_batches(starts_P, buffer.mix_N, self.lane_batch, room, weights_P)
         return _Chunk(rows.take(order_N), rows_N[order_N])
 
-    def _pieces(self, part: Part) -> Integers:
+    def _pieces(self, part: Part, rows: Rows) -> Integers:
         """Return the rows of a part, counted from its first, at which pieces begin."""
+        if self._keep_rows > 1 and rows.shared is not None:  # runs are what stays together, and were read
+            return piece_starts(rows.run_starts, rows.num_rows, self._keep_rows)
         starts = self.source.starts(part.group) if self._keep_rows > 1 else None
         starts_P = part.group.start + piece_starts(starts, part.group.rows, self._keep_rows)
         inside_P = starts_P[(starts_P > part.low) & (starts_P < part.high)]

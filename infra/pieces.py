@@ -3,6 +3,8 @@
 import numpy as np
 import numpy.typing as npt
 
+from infra.balance import levelled
+
 Integers = npt.NDArray[np.int64]
 
 
@@ -27,24 +29,35 @@ def piece_starts(starts: Integers | None, rows: int, keep_rows: int) -> Integers
     return starts_P
 
 
-def pieces_in_batches(starts_P: Integers, mix_N: Integers, batch_rows: int, room: int) -> Integers:
+def pieces_in_batches(
+    starts_P: Integers, mix_N: Integers, batch_rows: int, room: int, weights_P: Integers | None = None
+) -> Integers:
     """Order rows so that pieces stay whole, come in the order of a shuffle, and fill batches by first fit.
+
+    With weights, some pieces of equal rows are then exchanged between batches that weigh much more or less than others
+    (`infra.balance`).
 
     Args:
         starts_P: the first rows of the pieces, ascending from 0.
         mix_N: a permutation of the N rows; pieces come in the order in which it has their first rows.
         batch_rows: rows of a batch. room: rows that the batch which is begun has room for, from 1 to batch_rows.
+        weights_P: what the pieces weigh.
 
     Returns:
-        int64 [N], a permutation of the rows; where every piece is one row, `mix_N` itself.
+        int64 [N], a permutation of the rows; where every piece is one row, and nothing weighs, `mix_N` itself.
     """
-    if len(starts_P) == len(mix_N):
+    if len(starts_P) == len(mix_N) and weights_P is None:
         return mix_N
-    lengths_N = np.zeros_like(mix_N)  # of the piece that begins at the row; 0: none does
-    lengths_N[starts_P] = np.diff(starts_P, append=len(mix_N))
-    first_P = mix_N[lengths_N[mix_N] > 0]
-    first_P = first_P[_first_fit(lengths_N[first_P], batch_rows, room)]
-    lengths_P = lengths_N[first_P]
+    number_N = np.full(len(mix_N), -1)  # of the piece that begins at the row; -1: none does
+    number_N[starts_P] = np.arange(len(starts_P))
+    lengths_P = np.diff(starts_P, append=len(mix_N))
+    order_P = number_N[mix_N]
+    if len(starts_P) < len(mix_N):
+        order_P = order_P[order_P >= 0]
+        order_P = order_P[_first_fit(lengths_P[order_P], batch_rows, room)]
+    if weights_P is not None:
+        order_P = order_P[levelled(lengths_P[order_P], weights_P[order_P], batch_rows, room)]
+    first_P, lengths_P = starts_P[order_P], lengths_P[order_P]
     before_P = np.cumsum(lengths_P) - lengths_P
     order_N: Integers = np.arange(len(mix_N)) + np.repeat(first_P - before_P, lengths_P)
     return order_N

@@ -224,6 +224,8 @@ class FileRows:
     def _open(self, files: Sequence[Path]) -> None:
         """Read the footers that were not read yet, and hold the types of the columns against each other."""
         new = [path for path in map(Path, files) if path not in self._footers]
+        if not new:  # a pool takes as long to start as a footer to read
+            return
         with ThreadPoolExecutor(OPENING_THREADS) as pool:
             for path, footer in zip(new, pool.map(read_footer, new), strict=True):
                 self._require_types(path, footer)

@@ -23,6 +23,8 @@ class RankerBatch(ModelInputs, Pipelineable):  # type: ignore[misc]
         sequences: ids of the history by request, by feature; every feature has the same lengths.
         labels_BT: 0 or 1 by task, 0 where the label is not known.
         weights_BT: 1 where the label is known and the row is not padding, else 0.
+        counts_2T: float64, over the ranks' parts of the global batch: how many labels the loss is of, and the positives
+            among them, by task; None: this part is the whole.
     """
 
     bags: KeyedJaggedTensor
@@ -30,6 +32,7 @@ class RankerBatch(ModelInputs, Pipelineable):  # type: ignore[misc]
     sequences: KeyedJaggedTensor
     labels_BT: Tensor
     weights_BT: Tensor
+    counts_2T: Tensor | None = None
 
     def split(self, rows: int) -> Iterator["RankerBatch"]:
         """Return so many rows after another, as views where they can be; in host memory."""
@@ -84,6 +87,8 @@ class RankerBatch(ModelInputs, Pipelineable):  # type: ignore[misc]
 
 def _changed(value: Any, change: Callable[[Any], Any]) -> Any:
     """Return a tensor changed, or a tuple with all of its tensors changed."""
+    if value is None:
+        return None
     if not isinstance(value, tuple):
         return change(value)
     parts = [_changed(part, change) for part in value]

@@ -1,5 +1,6 @@
 """The ranker's training loop: torchrec's pipeline over a reader, the learning curve, going on after a failure."""
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -9,10 +10,8 @@ from functools import partial
 from itertools import islice
 from typing import Any, Literal, NamedTuple
 
-from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
-
 from infra.checkpoint import Checkpoint, Checkpoints
-from infra.distributed import World, lockstep, together
+from infra.distributed import World, lockstep_sums, together
 from infra.errors import PreemptedError
 from infra.lanes import Batch, LaneReader
 from infra.learning_curve import is_point, point_every
@@ -29,6 +28,7 @@ from ranker.loss_check import LossCheck
 from ranker.metrics import TrainingWindow
 from ranker.model import StepOutput
 from ranker.newest import NewestEntries
+from ranker.pipeline import RankerPipeline
 from ranker.planner import Traffic
 from ranker.reader import ranker_batches, to_ranker_batch
 from ranker.sharding import ShardedRanker, build_sharded
@@ -46,19 +46,24 @@ class Progress:
     """torchrec's pipeline over one reader at a time, remembering the rows that are on their way through it.
 
     Attributes:
-        pipeline: copies, exchanges ids, and trains or predicts, three batches in flight.
-        features: what the arm reads. world: the process group.
+        sharded: the model. features: what the arm reads. world: the process group.
         newest: cuts histories to the configured bound, and counts what it cut since this start.
+        pipeline: copies, exchanges ids, and trains or predicts, three batches in flight.
         waited: seconds since this start that this rank waited for its own batches, not for other ranks.
     """
 
-    pipeline: TrainPipelineSparseDist[RankerBatch, StepOutput]
+    sharded: ShardedRanker
     features: ArmFeatures
     world: World
     newest: NewestEntries
+    pipeline: RankerPipeline = field(init=False)
     waited: float = 0.0
     _under_way: deque[Batch] = field(default_factory=deque)
     _check: LossCheck | None = None
+
+    def __post_init__(self) -> None:
+        """Make the pipeline."""
+        self.pipeline = RankerPipeline(self.sharded.model, self.sharded.optimizer, self.world.device)
 
     def over(
         self, reader: LaneReader, epoch: int, start: int = 0, end: int | None = None
@@ -79,7 +84,7 @@ class Progress:
         self._under_way, self._check = deque(), None  # what an earlier call read ahead and did not run is gone
         source = self._timed(islice(self.batches(reader, epoch, start), end - start))
         # A new iterator object each time: the pipeline never asks an exhausted one again.
-        batches = lockstep(self.world, source, "reading events")
+        batches = self.agreed(source)
         for step in range(start, end):
             state.move(f"batch {step} of epoch {epoch}")
             output = self.pipeline.progress(batches)
@@ -101,6 +106,16 @@ class Progress:
         check, self._check = self._check, None
         if check is not None:
             check.require_finite()
+
+    def agreed(self, source: Iterator[RankerBatch]) -> Iterator[RankerBatch]:
+        """Yield batches in step with the other ranks, each with the counts of the global batch; see `lockstep_sums`."""
+        loss, shape_2T = self.sharded.model.module.loss, (2, len(self.features.tasks))
+        counted = lockstep_sums(
+            self.world, source, "reading events", lambda batch: loss.counts(batch).flatten(), math.prod(shape_2T)
+        )
+        for batch, counts in counted:
+            batch.counts_2T = counts.view(shape_2T)
+            yield batch
 
     def batches(self, reader: LaneReader, epoch: int, start: int) -> Iterator[RankerBatch]:
         """Read and convert the batches of an epoch, from batch number `start` on, in a thread, two ahead."""
@@ -324,8 +339,7 @@ def start_model(
     if start is not None:
         with together(world, "reading the ranker to start from"):
             start.load(sharded, features)
-    pipeline = TrainPipelineSparseDist(sharded.model, sharded.optimizer, world.device)
-    progress = Progress(pipeline, features, world, NewestEntries(config.model.history))
+    progress = Progress(sharded, features, world, NewestEntries(config.model.history))
 
     def restart_tables() -> None:
         sharded.restart_tables(config.training.seed)

@@ -25,7 +25,8 @@ class StepOutput(NamedTuple):
 
     Attributes:
         probabilities_BT: float32, this rank's rows, by task.
-        totals_3T: float64, over all ranks: sum of log losses, number of labels, number of positives, by task.
+        totals_3T: float64, over all ranks: sum of log losses, number of labels, number of positives, by task. In
+            training the losses are this rank's until the optimizer steps (`GlobalLoss.take_unsummed`).
     """
 
     probabilities_BT: Tensor
@@ -36,7 +37,8 @@ class GlobalLoss(nn.Module):
     """Log loss averaged over the labels of the global batch.
 
     Gradients are averaged over ranks. Each rank therefore gives `world size * its own sum / the global number of
-    labels`, whose average over ranks is the mean over the global batch, however its rows are spread.
+    labels`, whose average over ranks is the mean over the global batch, however its rows are spread. That number is
+    known once rows are read, and comes with the batch; in training, the sums of the losses travel with the gradients.
 
     Args of the constructor:
         tasks: by name, in the order of the logits; the logit of a task with a parent is that of p(task | parent = 1).
@@ -53,30 +55,50 @@ class GlobalLoss(nn.Module):
         self.chains = [[places[name] for name in (*ancestors(tasks, task)[::-1], task)] for task in tasks]
         weights = [task.weight for task in tasks.values()]
         self.register_buffer("task_weights_T", torch.tensor(weights), persistent=False)
+        self._unsummed_T: Tensor | None = None
+
+    def counts(self, batch: RankerBatch) -> Tensor:
+        """Return how many labels of a batch the loss is of, and the positives among them, by task: float64 [2, T]."""
+        labels_BT, weights_BT = self._counted(batch)
+        return torch.stack([weights_BT.sum(0), (labels_BT * weights_BT).sum(0)]).double()
+
+    def take_unsummed(self) -> Tensor | None:
+        """Return the losses in the last step's `totals_3T`, to be summed over ranks in place; None once they were."""
+        taken, self._unsummed_T = self._unsummed_T, None
+        return taken
 
     def forward(self, logits_BT: Tensor, batch: RankerBatch) -> tuple[Tensor, StepOutput]:
         """Return this rank's loss to differentiate, and the step's output; the host waits for no GPU."""
-        judged_BT, labels_BT, weights_BT = self._judged(logits_BT, batch)
-        losses_BT = binary_cross_entropy_with_logits(judged_BT, labels_BT, reduction="none") * weights_BT
+        labels_BT, weights_BT = self._counted(batch)
+        losses_BT = binary_cross_entropy_with_logits(self._judged(logits_BT), labels_BT, reduction="none") * weights_BT
         sums_T = losses_BT.sum(0)
-        totals_3T = torch.stack([sums_T.detach(), weights_BT.sum(0), (labels_BT * weights_BT).sum(0)]).double()
         world_size = dist.get_world_size()
-        if world_size > 1:
-            dist.all_reduce(totals_3T)
-        counts_T = totals_3T[1].clamp(min=1.0).float()
-        loss = world_size * (self.task_weights_T * sums_T / counts_T).sum()
+        assert batch.counts_2T is not None or world_size == 1, "the counts of a part are not those of the global batch"
+        counts_2T = self.counts(batch) if batch.counts_2T is None else batch.counts_2T
+        totals_3T = torch.cat([sums_T.detach().double().unsqueeze(0), counts_2T])
+        if self.training:
+            self._unsummed_T = totals_3T[0]
+        elif world_size > 1:
+            dist.all_reduce(totals_3T[0])
+        loss = world_size * (self.task_weights_T * sums_T / counts_2T[0].clamp(min=1.0).float()).sum()
         return loss, StepOutput(logits_BT.detach().sigmoid(), totals_3T)
 
-    def _judged(self, logits_BT: Tensor, batch: RankerBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the logits the loss is of, their labels, and 1 where a label counts."""
+    def _judged(self, logits_BT: Tensor) -> Tensor:
+        """Return the logits that the loss is of."""
+        if not self.in_entire_space:
+            return logits_BT
+        joint = [reduce(joint_logit, [logits_BT[:, i] for i in chain]) for chain in self.chains]
+        return torch.stack(joint, dim=1)
+
+    def _counted(self, batch: RankerBatch) -> tuple[Tensor, Tensor]:
+        """Return the labels that the loss is of, and 1 where a label counts."""
         labels_BT, weights_BT = batch.labels_BT, batch.weights_BT
         if not self.in_entire_space:  # an ancestor's label that is not known is 0
             asked = [[weights_BT[:, own], *(labels_BT[:, i] for i in above)] for *above, own in self.chains]
-            return logits_BT, labels_BT, torch.stack([reduce(torch.mul, each) for each in asked], dim=1)
-        joint = [reduce(joint_logit, [logits_BT[:, i] for i in chain]) for chain in self.chains]
+            return labels_BT, torch.stack([reduce(torch.mul, each) for each in asked], dim=1)
         happened = [reduce(torch.mul, [labels_BT[:, i] for i in chain]) for chain in self.chains]
         known = [reduce(torch.mul, [weights_BT[:, i] for i in chain]) for chain in self.chains]
-        return torch.stack(joint, dim=1), torch.stack(happened, dim=1), torch.stack(known, dim=1)
+        return torch.stack(happened, dim=1), torch.stack(known, dim=1)
 
 
 def joint_logit(first_B: Tensor, second_B: Tensor) -> Tensor:

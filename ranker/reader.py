@@ -20,21 +20,21 @@ from infra.impressions import ImpressionRows, columns_by_table
 from infra.lanes import Batch, LaneReader
 from infra.parquet import RowGroup
 from infra.partitions import PartitionEntry
-from infra.rows import Check
+from infra.rows import Check, Rows
 from infra.snapshot import CONTENT, Dataset
 from infra.tables import DatasetSpec
 from ranker.batch import RankerBatch
 from ranker.budget import DecidedTraining
 from ranker.config import Dates
 from ranker.convert import JaggedIds, as_array, as_numpy, bag_ids, known, model_inputs, sequence_ids, without_nulls
-from ranker.features import ArmFeatures, IdFeature
+from ranker.features import HISTORY_IDS, ArmFeatures, IdFeature
 from ranker.newest import NewestEntries
 from ranker.spans import Span, SpannedRows, counted, open_impressions, spans_of
 
 Integers = npt.NDArray[np.int64]
 
 WHOLE = 2**62
-"""More rows than any request has."""
+"""More rows than any request has, and more entries than any history."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,14 @@ class Split:
     Attributes:
         dates: first and last. dataset: the snapshot. features: what the arm reads.
         labels: by task, the first and last date whose labels count; None: those of all tasks, on all dates.
+        max_length: entries that the arm keeps of a history at most; None: all.
     """
 
     dates: Dates
     dataset: Dataset
     features: ArmFeatures
     labels: Mapping[str, Dates] | None = None
+    max_length: int | None = None
 
     @property
     def spans(self) -> tuple[Span, ...]:
@@ -103,6 +105,7 @@ class Split:
                 seed=training.seed if is_training else None,
                 windows=self.windows(training.window_days) if is_training else (0,),
                 keep_rows=(training.rows_per_request or WHOLE) if is_training else 1,
+                weigh=partial(history_entries, max_length=self.max_length),
             )
 
     def windows(self, days: int | None) -> tuple[int, ...]:
@@ -114,6 +117,13 @@ class Split:
             starts.setdefault((entry.date - first).days // days, rows)
             rows += entry.rows
         return tuple(sorted({start for start in starts.values() if start < max(rows, 1)}))
+
+
+def history_entries(rows: Rows, max_length: int | None = None) -> Integers:
+    """Return how many entries each row's history has, of which the newest so many are kept: int64 [N]."""
+    assert rows.shared is not None
+    lengths_R: Integers = pc.list_value_length(rows.shared[HISTORY_IDS]).to_numpy().astype(np.int64)
+    return np.minimum(lengths_R, max_length or WHOLE)[rows.run_N]
 
 
 def content_read(dataset: Dataset, features: ArmFeatures) -> list[PartitionEntry]:

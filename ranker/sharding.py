@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -155,19 +155,24 @@ def build_sharded(
     model = unsharded_model(features, config, world.device, frozen)
     fill_dense(model.body, config.training.seed)
     plan = _plan_together(model, features, config, world, traffic)
-    sharded, dense_optimizer = shard(model, plan.sharding, config.training, world)
+    sharded, dense_optimizer = shard(model, plan.sharding, config.training, world, model.loss.take_unsummed)
     optimizer = CombinedOptimizer([sharded.fused_optimizer, dense_optimizer])
     return ShardedRanker(sharded, optimizer, dense_optimizer, plan)
 
 
 def shard(
-    model: nn.Module, plan: ShardingPlan, training: TrainingConfig, world: World
+    model: nn.Module,
+    plan: ShardingPlan,
+    training: TrainingConfig,
+    world: World,
+    unsummed: Callable[[], Tensor | None] = lambda: None,
 ) -> tuple[DistributedModelParallel, KeyedOptimizerWrapper]:
     """Put a model's tables where the plan says, filled, and give the model with the optimizer of all but its tables.
 
     Args:
         model: its tables on the meta device, each with its optimizer; the rest filled. plan: where the tables go.
         training: seed and learning rate. world: the process group; every rank calls.
+        unsummed: returns a step's numbers that are to be summed over ranks, in place, with the gradients.
     """
     sharded = DistributedModelParallel(
         module=model,
@@ -181,19 +186,21 @@ def shard(
     fill_tables(sharded, training.seed)
     dense_optimizer = KeyedOptimizerWrapper(
         dict(in_backward_optimizer_filter(sharded.named_parameters())),
-        lambda parameters: _dense_optimizer(parameters, training, world),
+        lambda parameters: _dense_optimizer(parameters, training, world, unsummed),
     )
     return sharded, dense_optimizer
 
 
-def _dense_optimizer(parameters: list[nn.Parameter], training: TrainingConfig, world: World) -> torch.optim.Optimizer:
+def _dense_optimizer(
+    parameters: list[nn.Parameter], training: TrainingConfig, world: World, unsummed: Callable[[], Tensor | None]
+) -> torch.optim.Optimizer:
     """Return Adam for the network, on gradients that are averaged over the ranks before each step.
 
     Not by DistributedDataParallel, which adds them up in another layout from the second step on: a training that goes
     on from a checkpoint would differ in last bits (`infra.distributed.average_gradients`).
     """
     optimizer = torch.optim.Adam(parameters, lr=training.dense_learning_rate, fused=True)
-    optimizer.register_step_pre_hook(lambda *_: average_gradients(world, parameters))
+    optimizer.register_step_pre_hook(lambda *_: average_gradients(world, parameters, unsummed()))
     return optimizer
 
 

@@ -218,7 +218,7 @@ def open_splits(dataset: Dataset, config: RankerConfig) -> tuple[Split, Split]:
     holdout.require_tasks(dataset.spec.tasks)
     features = arm_features(dataset.spec, config, dataset_sids(dataset))
     dates, held_out_dates = holdout.windows(dataset.spec)
-    fitting = Split(dates, dataset, features, holdout.learned_labels)
+    fitting = Split(dates, dataset, features, holdout.learned_labels, config.model.history.max_length)
     held_out = Split(held_out_dates, dataset, features, holdout.measured_labels)
     for split in (fitting, held_out):
         split.rows()

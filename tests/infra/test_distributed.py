@@ -1,3 +1,7 @@
+import contextlib
+from collections.abc import Iterator
+from functools import partial
+
 import pytest
 import torch
 
@@ -8,11 +12,12 @@ from infra.distributed import (
     broadcast,
     gather,
     lockstep,
+    lockstep_sums,
     require_same,
     sum_over_ranks,
     together,
 )
-from infra.errors import ConfigError, DataError, TrainingError
+from infra.errors import ConfigError, DataError, StageError, TrainingError
 from tests.distributed import RankFailure, run_distributed
 
 
@@ -69,6 +74,56 @@ def test_lockstep_raises_on_every_rank_at_the_same_item() -> None:
     with pytest.raises(RankFailure) as failure:
         run_distributed(source, 2)
     assert all(error and "batch 2" in error for error in failure.value.errors)
+
+
+def test_lockstep_reads_an_item_ahead_while_the_one_before_is_used() -> None:
+    assert run_distributed(read_ahead) == [["read 0", "read 1", "use 0", "read 2", "use 1", "use 2"]] * 2
+
+
+def read_ahead(world: World) -> list[str]:
+    done: list[str] = []
+
+    def items() -> Iterator[int]:
+        for number in range(3):
+            done.append(f"read {number}")
+            yield number
+
+    for number in lockstep(world, items(), "streaming"):
+        done.append(f"use {number}")
+    return done
+
+
+def own_numbers(world: World, number: int) -> torch.Tensor:
+    if number == 2 and world.rank == 1:
+        raise DataError("numbers of batch 2")
+    return torch.tensor([number, 10.0 * world.rank + number], dtype=torch.float64)
+
+
+def sums(world: World) -> list[list[float]]:
+    found = []
+    with contextlib.suppress(DataError, StageError):
+        for number, summed in lockstep_sums(world, range(4), "counting", partial(own_numbers, world), 2):
+            found.append([number, *summed.tolist()])
+    return found
+
+
+def test_lockstep_adds_up_the_numbers_of_an_item_and_stops_where_one_rank_has_none() -> None:
+    assert run_distributed(sums) == [[[0, 0, 10], [1, 2, 12]]] * 2
+    assert run_distributed(sums, world_size=1) == [[[0, 0, 0], [1, 1, 1], [2, 2, 2], [3, 3, 3]]]
+
+
+def gradients_with_sums(world: World, has_gradients: bool) -> tuple[list[float], list[float] | None]:
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    if has_gradients:
+        parameter.grad = torch.tensor([1.0, 3.0]) * world.rank
+    sums_2 = torch.tensor([[0.5], [world.rank]], dtype=torch.float64)
+    average_gradients(world, [parameter], sums_2[0])
+    return sums_2.flatten().tolist(), None if parameter.grad is None else parameter.grad.tolist()
+
+
+def test_numbers_are_added_up_beside_the_average_of_gradients() -> None:
+    assert run_distributed(gradients_with_sums, True) == [([1.0, rank], [0.5, 1.5]) for rank in range(2)]
+    assert run_distributed(gradients_with_sums, False) == [([1.0, rank], None) for rank in range(2)]
 
 
 def gradients_and_texts(world: World) -> list[list[float] | None]:

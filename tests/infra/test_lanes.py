@@ -12,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import infra.lanes
+from infra.balance import SLACK
 from infra.errors import ConfigError, DataError
 from infra.lanes import Batch, LaneReader
 from infra.order import buffers, parts_between
 from infra.parquet import RowGroup
 from infra.pieces import piece_starts
-from infra.rows import Check, CountedFile, FileRows, RowSource
+from infra.rows import Check, CountedFile, FileRows, Rows, RowSource
 from tests.infra.test_parquet import write
 
 
@@ -166,6 +167,48 @@ def test_the_rows_of_a_piece_follow_one_another_in_a_lane(
         assert stream[0] in begins
         assert all(row == before + 1 or row in begins for before, row in pairwise(stream))
         assert all(row == before + 1 or before + 1 in begins | {rows} for before, row in pairwise(stream))
+
+
+WEIGHTS_N = np.append(np.random.default_rng(5).integers(0, 20, 5999), 1000)
+"""One row that weighs as much as a hundred others, in the last lane."""
+
+
+def weights_by_rank(source: RowSource, ranks: int, weigh: bool) -> npt.NDArray[np.int64]:
+    """Return what each rank's part of each batch weighs, [batches, ranks]; every part has as many rows."""
+
+    def weighed(rows: Rows) -> npt.NDArray[np.int64]:
+        return WEIGHTS_N[rows.own["x"].to_numpy()]
+
+    changes: dict[str, Any] = {"batch_size": 512, "weigh": weighed if weigh else None, "shuffle_groups": 99}
+    parts = [rows_of(source, rank=rank, world_size=ranks, **changes) for rank in range(ranks)]
+    assert {len(rows) for batches in parts for rows in batches} == {512 // ranks}
+    return np.array([[WEIGHTS_N[rows].sum() for rows in each] for each in zip(*parts, strict=True)])
+
+
+def test_a_very_long_history_among_short_ones_is_weighed_against_shorter_ones(tmp_path: Path) -> None:
+    source = FileRows(write(tmp_path, [6000], row_group_rows=100), ["x"])
+    for ranks in (2, 4):
+        plain_GR, balanced_GR = (weights_by_rank(source, ranks, weigh) for weigh in (False, True))
+        apart = [(each_GR.max(1) - each_GR.min(1)).max() for each_GR in (plain_GR, balanced_GR)]
+        assert apart[0] > 750
+        assert apart[1] < 2 * SLACK  # above the mean by at most so much, and what is left to chance below it
+    assert balanced_GR.sum(1).tolist() == weights_by_rank(source, 1, True)[:, 0].tolist()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(60, 150), st.integers(0, 99), st.sampled_from([1, 4]), st.integers(0, 3000))
+def test_weights_change_the_order_alone_and_alike_for_any_number_of_ranks(
+    tmp_path_factory: pytest.TempPathFactory, rows: int, seed: int, keep_rows: int, heaviest: int
+) -> None:
+    source = requests(tmp_path_factory.mktemp("data"), rows, seed)
+    weights_N = np.random.default_rng(seed).integers(0, heaviest + 1, rows)
+    changes: dict[str, Any] = {"keep_rows": keep_rows, "seed": seed, "shuffle_groups": 3}
+    changes["weigh"] = lambda found: weights_N[found.own["x"].to_numpy()]
+    one = rows_of(source, **changes)
+    parts = [rows_of(source, rank=rank, world_size=2, **changes) for rank in range(2)]
+    assert [sum(batch, []) for batch in zip(*parts, strict=True)] == one
+    assert rows_of(source, 2, **changes) == one[2:]
+    assert len({row for batch in one for row in batch}) == 8 * len(one)
 
 
 def test_a_rank_opens_the_files_of_its_lanes_and_those_in_which_bounds_fall(tmp_path: Path) -> None:

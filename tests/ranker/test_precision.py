@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from infra.distributed import World
 from infra.snapshot import read_dataset
@@ -53,9 +52,8 @@ def predictions(world: World, dataset: Path, precision: str) -> Iterator[StepOut
     fitting, held_out = open_splits(read_dataset(dataset), config)
     sharded = build_sharded(fitting.features, config, world, read_frozen(read_dataset(dataset), fitting.features))
     sharded.model.eval()
-    pipeline = TrainPipelineSparseDist(sharded.model, sharded.optimizer, world.device)
     reader = held_out.open(config.training, world, is_training=False)
-    for _, output in Progress(pipeline, fitting.features, world, NewestEntries()).over(reader, 0):
+    for _, output in Progress(sharded, fitting.features, world, NewestEntries()).over(reader, 0):
         yield output
 
 

@@ -516,6 +516,8 @@ def test_a_batch_is_split_into_what_its_rows_make_alone(
             found, expected = getattr(part, field.name), getattr(alone, field.name)
             if isinstance(expected, torch.Tensor):
                 assert torch.equal(found, expected), field.name
+            elif field.name == "counts_2T":
+                assert found is expected is None
             elif field.name == "layout":
                 assert all(torch.equal(*pair) for pair in zip(tensors(found), tensors(expected), strict=True))
             else:
@@ -534,6 +536,8 @@ def test_evaluation_gives_every_row_once(dataset: Path) -> None:
 
 def test_a_batch_moves_whole(dataset: Path) -> None:
     batch = to_ranker_batch(batch_of(first_rows(dataset)), features_of("sid_ngram"))
+    assert batch.to(torch.device("meta")).counts_2T is None
+    batch.counts_2T = torch.ones(2, 2)
     moved = batch.to(torch.device("meta"))
     parts = [part for field in fields(moved) for part in tensors(getattr(moved, field.name))]
     assert {str(part.device if isinstance(part, torch.Tensor) else part.device()) for part in parts} == {"meta"}

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
-from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from infra.config import parse
 from infra.distributed import World, gather
@@ -92,11 +91,10 @@ def run_steps(world: World, dataset: Path, config: DecidedConfig, steps: int) ->
     fitting, _ = open_splits(read_dataset(dataset), config)
     sharded = build_sharded(fitting.features, config, world, read_frozen(read_dataset(dataset), fitting.features))
     start = whole_weights(world, sharded)
-    pipeline = TrainPipelineSparseDist(sharded.model, sharded.optimizer, world.device)
     reader = fitting.open(config.training, world, is_training=True)
     losses: list[list[float]] = []
     newest = NewestEntries(config.model.history)
-    epoch = Progress(pipeline, fitting.features, world, newest).over(reader, 0)
+    epoch = Progress(sharded, fitting.features, world, newest).over(reader, 0)
     for step in range(steps):
         sharded.set_learning_rates(*learning_rates(config.training, step, reader.num_batches))
         _, output = next(epoch)

@@ -1,0 +1,94 @@
+"""How many messages the ranks exchange in a step, and that fewer of them carry the same numbers."""
+
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from torch.utils._python_dispatch import TorchDispatchMode
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+
+from infra.distributed import World
+from infra.snapshot import read_dataset
+from ranker.fit import Progress
+from ranker.frozen import read_frozen
+from ranker.newest import NewestEntries
+from ranker.sharding import build_sharded
+from ranker.train import open_splits
+from tests.distributed import run_distributed
+from tests.ranker.dataset import write_dataset
+from tests.ranker.training import config_of
+
+ARMS = ("none", "side", "sid_ngram")
+
+
+class Collectives(TorchDispatchMode):
+    """Notes every collective by the name of its operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "c10d":
+            self.found.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+class Counted(NamedTuple):
+    """A training: the totals of each step, the collectives of the fifth, and ways: the number of kinds of sharding of a
+    collection's tables, over all collections."""
+
+    totals: list[list[float]]
+    collectives: Counter[str]
+    ways: int
+
+
+def train(world: World, dataset: Path, arm: str, is_plain: bool) -> Counted:
+    config, snapshot = config_of(arm), read_dataset(dataset)
+    fitting, _ = open_splits(snapshot, config)
+    sharded = build_sharded(fitting.features, config, world, read_frozen(snapshot, fitting.features))
+    progress = Progress(sharded, fitting.features, world, NewestEntries())
+    if is_plain:
+        progress.pipeline = TrainPipelineSparseDist(sharded.model, sharded.optimizer, world.device)
+    steps = progress.over(fitting.open(config.training, world, is_training=True), 0)
+    outputs = [output for _, output in islice(steps, 4)]
+    with Collectives() as collectives:
+        outputs.append(next(steps)[1])
+    outputs += [output for _, output in steps]
+    ways = sum(len(collection._lookups) for collection in sharded.model.module.collections)
+    return Counted([output.totals_3T.flatten().tolist() for output in outputs], Counter(collectives.found), ways)
+
+
+def train_all(world: World, dataset: Path) -> dict[tuple[str, bool], Counted]:
+    return {(arm, is_plain): train(world, dataset, arm, is_plain) for arm in ARMS for is_plain in (False, True)}
+
+
+@pytest.fixture(scope="module")
+def trainings(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, bool], Counted]:
+    dataset = write_dataset(tmp_path_factory.mktemp("collectives") / "dataset", rows_a_day=192, impressions=6)
+    first, second = run_distributed(train_all, dataset)
+    assert first == second
+    found: dict[tuple[str, bool], Counted] = first
+    return found
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_a_step_takes_four_messages_and_two_for_every_way_of_sharding(
+    trainings: dict[tuple[str, bool], Counted], arm: str
+) -> None:
+    ours, plain = trainings[arm, False], trainings[arm, True]
+    assert ours.ways == {"none": 3, "side": 3, "sid_ngram": 4}[arm]
+    # Vectors forward and gradients backward; how many ids come, the ids; agreement and counts; gradients and losses.
+    assert ours.collectives == {"alltoall_base_": 2 * ours.ways + 2, "allreduce_": 2}
+    # torchrec sends ids, and how many a lookup has, of every way.
+    assert plain.collectives == {"alltoall_base_": 4 * ours.ways + 1, "allreduce_": 2}
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_ids_that_travel_together_are_those_that_travel_apart(
+    trainings: dict[tuple[str, bool], Counted], arm: str
+) -> None:
+    assert len(trainings[arm, False].totals) == 4 * 192 // 64
+    assert trainings[arm, False].totals == trainings[arm, True].totals
