@@ -162,5 +162,9 @@ def _torchrun(launch: Launch, log_dir: str) -> list[str]:
 
 
 def quoted(word: str) -> str:
-    """Quote for the shell, and keep torchx from filling in what looks like one of its macros."""
-    return shlex.quote(word).replace("$", "$$")
+    """Quote for the shell, and keep torchx from filling in what looks like one of its macros.
+
+    A `$` is doubled, and torchx makes it one again. Its Slurm scheduler then looks for `${app_id}` once more, so the
+    quotes are closed and opened between `$` and `{`.
+    """
+    return shlex.quote(word).replace("${", "$''{").replace("$", "$$")

@@ -11,21 +11,26 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import NonNegativeInt
 
 from infra.commit import Manifest, write_whole
-from infra.config import Config, parse
+from infra.config import Config, Inside, matching, parse
 from infra.errors import CommitError, DataError
 
 LISTS = "lists"
 """The folder of the store that they lie in."""
 
 
+ListDigest = Annotated[str, matching("[0-9a-f]{64}", "a SHA-256 in hexadecimal digits")]
+"""Names a file of `lists/`."""
+
+
 class PartitionFile(Config):
     """One Parquet file of a partition."""
 
-    name: str
+    name: Inside
     rows: NonNegativeInt
 
 
@@ -36,7 +41,7 @@ class PartitionEntry(Config):
     """`items`, `users`, `requests`, `events` or `labels`; of SID columns `sids/<set>/<generation>/<table>`."""
     slice: str
     """Which part of the table: `date=2024-01-31`, or `part=00003`."""
-    path: str
+    path: Inside
     """Its directory, from the store's."""
     digest: str
     """Of its manifest: names and contents of its files."""

@@ -23,7 +23,7 @@ from infra.errors import ConfigError, SidestackError
 from infra.lanes import require_lanes
 from infra.snapshot import read_dataset
 from infra.stage import quiet
-from infra.tables import DatasetSpec
+from infra.tables import DatasetSpec, read_json
 from ranker.budget import LARGE_LOG, DecidedConfig, decide, even_days, training_days
 from ranker.config import RankerConfig
 from ranker.cost import column_cost, expected_traffic
@@ -198,11 +198,7 @@ def _workload(arguments: argparse.Namespace) -> Workload:
 
 
 def _spec(kind: type[S], file: Path) -> S:
-    try:
-        values = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{file}: cannot be read as JSON: {error}") from error
-    return parse(kind, values, str(file))
+    return parse(kind, read_json(file), str(file))
 
 
 def _cluster(arguments: argparse.Namespace) -> Cluster:

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import NonNegativeInt
+from pydantic import Field
 
 from infra.checks import check_content, check_events, require_columns, require_same_columns, type_name
 from infra.config import digest, parse
@@ -110,8 +110,8 @@ def _dated(folder: Path, as_of: date | None) -> dict[date, list[Path]]:
 class TablesSpec(DatasetSpec):
     """A folder's `dataset.json`: a DatasetSpec whose numbers of items and users may be left to be counted."""
 
-    num_items: NonNegativeInt | None = None  # type: ignore[assignment]
-    num_users: NonNegativeInt | None = None  # type: ignore[assignment]
+    num_items: Annotated[int, Field(ge=0, lt=2**63)] | None = None  # type: ignore[assignment]
+    num_users: Annotated[int, Field(ge=0, lt=2**63)] | None = None  # type: ignore[assignment]
 
 
 def open_tables(run: StageRun[PrepareConfig], config: Tables) -> "TablesLog":

@@ -1,6 +1,5 @@
 """A served ranker: requests in, probabilities out. It keeps no state between requests, so threads may share it."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from infra.commit import hash_all
 from infra.config import parse_written
 from infra.errors import DataError
 from infra.rows import Rows
+from infra.tables import read_json
 from ranker.body import Body
 from ranker.bundle_description import require_sids
 from ranker.features import HISTORY_IDS, ITEM_IDS, USER_IDS, ArmFeatures
@@ -158,10 +158,10 @@ def read_config(folder: Path) -> ServedConfig:
         DataError: a file is missing or altered. ConfigError: the description cannot be read by this version.
     """
     try:
-        values = json.loads((folder / SERVED_FILE).read_bytes())
-    except (OSError, ValueError) as error:
+        values = read_json(folder / SERVED_FILE)
+    except DataError as error:
         raise DataError(f"{folder}: not a served ranker: {error}") from error
-    described = values.get("ranker") if isinstance(values, dict) else None
+    described = values.get("ranker")
     version = described.get("version") if isinstance(described, dict) else None
     config = parse_written(ServedConfig, values, SERVED_FILE, version)
     found = file_digests(folder)
