@@ -57,7 +57,7 @@ def matching(pattern: str, rule: str) -> AfterValidator:
 
 
 FileName = Annotated[
-    str, matching(r"\w[\w.-]{0,99}", "at most 100 letters, digits, _, . and -, as directories are named after it")
+    str, matching(r"\w[\w.-]{0,99}", "of letters, digits, _, . and -, 100 at most, as directories are named after it")
 ]
 """A name that files and directories are named after."""
 
@@ -257,7 +257,7 @@ def parse(cls: type[C], values: object, where: str) -> C:
         for fault in error.errors():
             if fault["type"] == "default_factory_not_called":  # for want of another field, whose fault is told
                 continue
-            key = _dotted(fault["loc"])
+            key = _dotted([part for part in fault["loc"] if part != "[key]"])
             # The rule of a whole mapping names what it is about itself; the mapping would drown it.
             is_whole = fault["type"] == "missing" or isinstance(fault["input"], Mapping)
             shown = "" if is_whole else f" (value: {_short(fault['input'])})"

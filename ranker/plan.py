@@ -76,12 +76,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         report = dry_run(_workload(arguments), _cluster(arguments), arguments.samples_per_second)
     except SidestackError as error:
         if arguments.json and isinstance(error, NoPlanError):
-            arguments.json.write_text(json.dumps({"fits": False, "reason": str(error).splitlines()}, indent=1) + "\n")
+            arguments.json.write_text(
+                json.dumps({"fits": False, "reason": str(error).splitlines()}, indent=1) + "\n", encoding="utf-8"
+            )
         word = "does not fit" if isinstance(error, NoPlanError) else "error"
         print(f"plan: {word}: {error}", file=sys.stderr)
         raise SystemExit(1) from error
     if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+        arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print_report(report)
 
 
