@@ -125,7 +125,7 @@ class Contest:
             return out
         config.write_text(to_yaml({section: dict(values)}), encoding="utf-8")
         given = [f"--input={name}={path}" for name, path in inputs.items()]
-        with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
+        with Path(os.devnull).open("w", encoding="utf-8") as nowhere, contextlib.redirect_stderr(nowhere):
             run_stage(section, section, kind, list(inputs), body, [f"--config={config}", *given, f"--out={out}"])
         return out
 

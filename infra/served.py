@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 REQUIREMENTS = ("mlflow", "torch", "numpy", "pandas", "pyarrow", "pydantic", "safetensors", "pyyaml")
 """What those packages import when they serve."""
+PICKLES_VARIABLE = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
+"""What MLflow reads before it unpickles."""
 
 
 def save_served(path: Path, code: Path, artifacts: Mapping[str, Path], packages: Sequence[str], **saved: Any) -> None:
@@ -43,11 +45,29 @@ def requirements() -> list[str]:
 
 
 def load_served(path: Path) -> "PyFuncModel":
-    """Load a saved model as a server does."""
-    with quiet_mlflow():
+    """Load a saved model as a server does.
+
+    Raises:
+        MlflowException: it is no model, or one that would have to be unpickled.
+    """
+    with quiet_mlflow(), refusing_pickles():
         import mlflow.pyfunc
 
         return mlflow.pyfunc.load_model(str(path))
+
+
+@contextmanager
+def refusing_pickles() -> Iterator[None]:
+    """Have MLflow refuse models that name a pickle; ours are code and safetensors."""
+    before = os.environ.get(PICKLES_VARIABLE)
+    os.environ[PICKLES_VARIABLE] = "false"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[PICKLES_VARIABLE]
+        else:
+            os.environ[PICKLES_VARIABLE] = before
 
 
 @contextmanager
