@@ -7,7 +7,6 @@ day added writes that month's lists and no others.
 
 import hashlib
 import itertools
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
@@ -18,6 +17,7 @@ from pydantic import NonNegativeInt
 from infra.commit import Manifest, write_whole
 from infra.config import Config, Inside, matching, parse
 from infra.errors import CommitError, DataError
+from infra.tables import parse_json
 
 LISTS = "lists"
 """The folder of the store that they lie in."""
@@ -156,7 +156,7 @@ def read_lists(store: Path, lists: Mapping[str, Sequence[str]]) -> tuple[Partiti
         store: the store's directory. lists: digests by table.
 
     Raises:
-        CommitError: a list is gone, or was altered.
+        CommitError: a list is gone, or was altered. ConfigError: a path in it leads out of the store.
     """
     return tuple(entry for digests in lists.values() for digest in digests for entry in _read_list(store, digest))
 
@@ -169,7 +169,7 @@ def _read_list(store: Path, digest: str) -> Sequence[PartitionEntry]:
         raise CommitError(f"{file}: a list of partitions cannot be read: {error.strerror}") from error
     if hashlib.sha256(content).hexdigest() != digest:
         raise CommitError(f"{file}: a list of partitions is not of the digest in its name: the file was altered")
-    return parse(PartitionList, json.loads(content), str(file)).partitions
+    return parse(PartitionList, parse_json(content, str(file)), str(file)).partitions
 
 
 def list_file(store: Path, digest: str) -> Path:

@@ -193,13 +193,26 @@ def read_json(file: Path) -> dict[str, Any]:
             `infra.config.require_plain`.
     """
     try:
-        values = json.loads(file.read_text(encoding="utf-8-sig"), object_pairs_hook=_with_each_key_once)
-    except (OSError, ValueError, RecursionError) as error:
+        content = file.read_bytes()
+    except OSError as error:
         raise DataError(f"{file}: cannot be read as JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise DataError(f"{file}: must hold a JSON object, holds a {type(values).__name__}")
+    return parse_json(content, str(file))
+
+
+def parse_json(content: bytes, where: str) -> dict[str, Any]:
+    """Return the JSON object that a file holds; see `read_json`.
+
+    Args:
+        content: the file's. where: what the messages call it.
+    """
     try:
-        require_plain(values, str(file))
+        values = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_with_each_key_once)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: cannot be read as JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise DataError(f"{where}: must hold a JSON object, holds a {type(values).__name__}")
+    try:
+        require_plain(values, where)
     except ConfigError as error:
         raise DataError(str(error)) from error
     return values

@@ -115,10 +115,14 @@ def alone(directory: Path) -> Iterator[None]:
     """Hold a run's directory for one driver; the lock goes with the process.
 
     Raises:
-        AtWorkError: another driver has it.
+        AtWorkError: another driver has it. StageError: it cannot be written.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".lock").open("w", encoding="utf-8") as lock:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        opened = (directory / ".lock").open("w", encoding="utf-8")
+    except OSError as error:
+        raise StageError(f"{directory}: cannot be written ({error.strerror}); see run.runs_dir") from error
+    with opened as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

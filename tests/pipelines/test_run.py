@@ -186,6 +186,16 @@ def test_altered_file_of_a_done_stage_is_found(first: "subprocess.CompletedProce
         file.write_bytes(kept)
 
 
+@pytest.mark.parametrize("name", ["file/runs", "x" * 300])
+def test_a_runs_directory_that_cannot_be_made_is_named(name: str, tmp_path: Path) -> None:
+    from pipelines.run import alone
+
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(StageError, match=r"cannot be written \(.+\); see run\.runs_dir"):
+        with alone(tmp_path / name):
+            pass
+
+
 def test_two_drivers_do_not_share_a_run(first: "subprocess.CompletedProcess[str]", base: Path) -> None:
     from pipelines.run import alone
 
