@@ -19,12 +19,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from infra.checks import check_content, check_events, require_columns, require_same_columns, type_name
+from infra.checks import check_content, check_events, require_columns, require_same_columns
 from infra.config import digest, parse
 from infra.distributed import broadcast, together
 from infra.errors import ConfigError, DataError
 from infra.identity import Ledger
-from infra.parquet import RowGroup, open_parquet, read_row_group, row_groups
+from infra.parquet import RowGroup, open_parquet, read_row_group, restored_schema, row_groups
 from infra.partitions import slice_date
 from infra.snapshot import CONTENT
 from infra.stage import StageRun
@@ -136,6 +136,7 @@ def _spec(config: Tables, files: LogFiles) -> DatasetSpec:
     said = parse(TablesSpec, read_json(where), str(where))
     if not said.tasks:
         raise ConfigError(f"{where}: tasks: must name at least one, as the label columns of events are named after it")
+    _require_columns(config, files, said)
     values = said.model_dump()
     values["followup_days"] |= config.followup_days
     for entity, table in CONTENT.items():
@@ -153,6 +154,76 @@ def _spec(config: Tables, files: LogFiles) -> DatasetSpec:
     return parse(DatasetSpec, values, str(where))
 
 
+def _require_columns(config: Tables, files: LogFiles, spec: DatasetSpec) -> None:
+    """Check the columns of all tables by footers, so that a folder of another writer is one error and not ten.
+
+    Of events and labels, the first file that has row groups stands for all: each is checked when it is read.
+
+    Raises:
+        DataError: naming every column of every table that is missing or of another type.
+    """
+    wanted = {
+        path: content_schema(spec, entity)
+        for entity, paths in files.content.items()
+        for path in paths
+        if _has_row_groups(path)
+    }
+    for day, path in itertools.islice(_with_row_groups(files.events), 1):
+        wanted[path] = events_contract(config, spec, _schema(path).names, has_labels=day in files.labels)
+    for _, path in itertools.islice(_with_row_groups(files.labels), 1):
+        wanted[path] = label_schema(spec)
+    faults = []
+    for path, expected in wanted.items():
+        try:
+            require_columns(_with_fixed_sizes(_schema(path), expected), expected, path)
+        except DataError as error:
+            faults.append(str(error))
+    if faults:
+        raise DataError("\n".join(faults))
+
+
+def _with_row_groups(files: Mapping[date, Sequence[Path]]) -> Iterator[tuple[date, Path]]:
+    return ((day, path) for day, paths in files.items() for path in paths if _has_row_groups(path))
+
+
+def _has_row_groups(path: Path) -> bool:
+    with open_parquet(path) as file:
+        return bool(file.metadata.num_row_groups)
+
+
+def events_contract(config: Tables, spec: DatasetSpec, names: Sequence[str], has_labels: bool) -> pa.Schema:
+    """Return the contract's columns that the events of a date must have.
+
+    Args:
+        config: the source's. spec: the dataset's. names: the columns that there are.
+        has_labels: whether the date's labels lie apart.
+    """
+    left_out = list(spec.tasks) if has_labels else []
+    if config.requests != "request_id" and REQUEST_ID not in names:
+        left_out.append(REQUEST_ID)
+    return pa.schema([one for one in flat_schema(spec) if one.name not in left_out])
+
+
+def _schema(path: Path) -> pa.Schema:
+    """Return the columns of a file as they are read."""
+    with open_parquet(path) as file:
+        return contract_schema(restored_schema(file.schema_arrow))
+
+
+def _with_fixed_sizes(found: pa.Schema, expected: pa.Schema) -> pa.Schema:
+    """Return a schema in which embeddings that came as plain lists of numbers are of the size that they must have."""
+    for one in expected:
+        place = found.get_field_index(one.name)
+        if place >= 0 and pa.types.is_fixed_size_list(one.type) and _is_list_of_numbers(found.field(place).type):
+            kind = pa.list_(found.field(place).type.value_type, one.type.list_size)
+            found = found.set(place, found.field(place).with_type(kind))
+    return found
+
+
+def _is_list_of_numbers(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) and pa.types.is_floating(kind.value_type)
+
+
 def _num_ids(files: Sequence[Path], column: str) -> int:
     """Return how many ids the files number, from their footers' statistics: one more than the largest."""
     largest = -1
@@ -160,8 +231,8 @@ def _num_ids(files: Sequence[Path], column: str) -> int:
         with open_parquet(path) as file:
             metadata = file.metadata
         place = next((i for i in range(metadata.num_columns) if metadata.schema.column(i).path == column), None)
-        if place is None:
-            raise DataError(f"{path}: column {column!r} is missing; expected type int64")
+        if place is None:  # of a file without rows
+            continue
         for group in range(metadata.num_row_groups):
             statistics = metadata.row_group(group).column(place).statistics
             if statistics is not None and statistics.has_min_max:
@@ -276,17 +347,13 @@ class TablesLog:
 
     def _contract(self, day: date, names: Sequence[str], group: RowGroup) -> pa.Schema:
         """Return the contract's columns that a date's events must have."""
-        left_out = []
-        if self._config.requests != "request_id" and REQUEST_ID not in names:
-            left_out.append(REQUEST_ID)
         if day in self._files.labels:
-            left_out += self.spec.tasks
             for task in self.spec.tasks:
                 if task in names:
                     raise DataError(
                         f"{group}: column {task!r}: must not be here, as the labels of {day} lie in the folder labels"
                     )
-        return pa.schema([one for one in flat_schema(self.spec) if one.name not in left_out])
+        return events_contract(self._config, self.spec, names, has_labels=day in self._files.labels)
 
     def _with_labels(self, day: date, chunks: Iterator[tuple[pa.Table, RowGroup]]) -> Iterator[pa.Table]:
         """Put in the labels that lie apart, and take out those whose follow-up is not over."""
@@ -352,16 +419,7 @@ def _numbered(chunk: pa.Table, day: date, number: int, kind: str | None) -> tupl
 
 def _output_schema(path: Path, expected: pa.Schema) -> pa.Schema:
     """Return the columns of a file of items or users as they are stored."""
-    with open_parquet(path) as file:
-        found = contract_schema(file.schema_arrow)
-    faults = [
-        f"{path}: column {one.name!r} is missing; expected type {type_name(one.type)}"
-        for one in expected
-        if one.name not in found.names
-    ]
-    if faults:
-        raise DataError("\n".join(faults))
-    return _with_further(found, expected)
+    return _with_further(_schema(path), expected)
 
 
 def _with_further(found: pa.Schema, expected: pa.Schema) -> pa.Schema:
