@@ -144,7 +144,8 @@ def app(name: str, command: Sequence[str], launch: Launch) -> specs.AppDef:
 
 def _torchrun(launch: Launch, log_dir: str) -> list[str]:
     nodes, ranks = launch.shape()
-    rendezvous = ["--standalone"]
+    # Ranks of one node meet at its loopback address: its own name may not resolve, as in a container or on a VPN.
+    rendezvous = ["--standalone", "--local-addr", "localhost"]
     if nodes > 1:
         # The schedulers set this variable on every node but, on some, the first; hence the default.
         # Doubled $: torchx fills in single ones itself.

@@ -6,4 +6,4 @@ from hypothesis import settings
 settings.register_profile("shared cores", deadline=None)
 settings.load_profile("shared cores")
 # More of the same: pytest --hypothesis-profile deep tests/fuzz
-settings.register_profile("deep", deadline=None, max_examples=5000)
+settings.register_profile("deep", deadline=None, max_examples=1000)

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from infra.checks import check_content, check_events, require_columns, require_same_columns
+from infra.checks import check_content, check_events, require_columns, require_distinct_columns, require_same_columns
 from infra.config import digest, parse
 from infra.distributed import broadcast, together
 from infra.errors import ConfigError, DataError
@@ -207,6 +207,7 @@ def events_contract(config: Tables, spec: DatasetSpec, names: Sequence[str], has
 def _schema(path: Path) -> pa.Schema:
     """Return the columns of a file as they are read."""
     with open_parquet(path) as file:
+        require_distinct_columns(file.schema_arrow, path)
         return contract_schema(restored_schema(file.schema_arrow))
 
 
@@ -221,7 +222,7 @@ def _with_fixed_sizes(found: pa.Schema, expected: pa.Schema) -> pa.Schema:
 
 
 def _is_list_of_numbers(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) and pa.types.is_floating(kind.value_type)
+    return bool(pa.types.is_list(kind) and pa.types.is_floating(kind.value_type))
 
 
 def _num_ids(files: Sequence[Path], column: str) -> int:
@@ -435,7 +436,9 @@ def _ordered(rows: pa.Table, expected: pa.Schema) -> pa.Table:
 
 def _read(group: RowGroup, columns: Sequence[str] | None = None) -> pa.Table:
     try:
-        return in_contract_layout(read_row_group(group, columns), group)
+        rows = read_row_group(group, columns)
+        require_distinct_columns(rows.schema, group)
+        return in_contract_layout(rows, group)
     except DataError as error:
         if "Expected all lists to be of size" in str(error):
             raise DataError(

@@ -33,9 +33,10 @@ def read_all(file: Path, overrides: tuple[str, ...] = ()) -> None:
             digest(stage.config)
             to_yaml({stage.section or stage.name: plain(stage.config)})
             stage.launch.model_dump_json()
-    for section, model in {"prepare": PrepareConfig, "ranker": RankerConfig}.items():
-        with suppress(SidestackError):
-            load_section(model, file, section, overrides).resolved()
+    with suppress(SidestackError):
+        load_section(PrepareConfig, file, "prepare", overrides).resolved()
+    with suppress(SidestackError):
+        load_section(RankerConfig, file, "ranker", overrides).resolved()
 
 
 @FILES
