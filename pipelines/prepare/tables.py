@@ -231,15 +231,19 @@ def _num_ids(files: Sequence[Path], column: str) -> int:
     for path in files:
         with open_parquet(path) as file:
             metadata = file.metadata
-        place = next((i for i in range(metadata.num_columns) if metadata.schema.column(i).path == column), None)
-        if place is None:  # of a file without rows
+        number = next((i for i in range(metadata.num_columns) if metadata.schema.column(i).path == column), None)
+        if number is None:  # of a file without rows
             continue
         for group in range(metadata.num_row_groups):
-            statistics = metadata.row_group(group).column(place).statistics
+            statistics = metadata.row_group(group).column(number).statistics
             if statistics is not None and statistics.has_min_max:
                 largest = max(largest, int(statistics.max))
             elif metadata.row_group(group).num_rows:
-                largest = max(largest, pc.max(_read(RowGroup(path, group, 0, 0), [column])[column]).as_py())
+                where = RowGroup(path, group, 0, metadata.row_group(group).num_rows)
+                found = pc.max(_read(where, [column])[column]).as_py()
+                if found is None:
+                    raise DataError(f"{where}: column {column!r}: must not be null; is null in every row")
+                largest = max(largest, found)
     return largest + 1
 
 

@@ -144,6 +144,9 @@ BAD_ROWS: dict[str, tuple[str, Change, str]] = {
         EVENTS, late_history,
         r"row group 1: column 'history_times': must lie strictly before event_time",
     ),
+    "no id at all": (
+        USERS, with_column("user_id", lambda ids: [None] * len(ids)), r"column 'user_id': must not be null; is null in"
+    ),
     "null in history": (EVENTS, null_in_history, r"column 'history_times': must hold no null inside a list"),
     "newest first": (EVENTS, reversed_history, r"column 'history_times': must be oldest first"),
     "uneven history": (EVENTS, shorter_history, r"must have as many entries as history_item_ids"),
