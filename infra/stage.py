@@ -19,6 +19,7 @@ from typing import Any, Generic, TypeVar
 from infra.checkpoint import Checkpoints
 from infra.commit import FileEntry, Manifest, committing, read_manifest, refuse_taken, verify
 from infra.config import Config, digest, load_section, plain, to_yaml
+from infra.console import replace_unencodable
 from infra.distributed import Timeouts, World, started, together
 from infra.errors import ConfigError, SidestackError
 from infra.record import CONFIG_FILE
@@ -128,6 +129,7 @@ def run_stage(
         SystemExit: with status 1 after a user's error was printed on every rank; with 2 on wrong arguments.
     """
     quiet()
+    replace_unencodable()
     takes = Inputs(tuple(inputs), tuple(optional))
     arguments = _parse(name, takes, argv)
     try:

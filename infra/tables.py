@@ -36,6 +36,8 @@ NumIds = Annotated[int, Field(gt=0, lt=2**63)]
 
 Column = Annotated[str, matching(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]+", "a column's name, without control characters")]
 """The name of a column."""
+IdColumn = Annotated[Column, matching(r"[^.]+", "without a dot, as a part of the model is named after it")]
+"""The name of a column of ids, each of which has an embedding."""
 TaskName = Annotated[str, matching("[a-z][a-z0-9_]{0,99}", "of a-z, 0-9 and _, as a column is named after it")]
 """The name of a task."""
 FollowupDays = Annotated[float, Field(gt=0, le=36_500)]
@@ -104,11 +106,11 @@ class DatasetSpec(Config):
     """Days after an impression until the label of a task is known; of a task that is not named, at once."""
     dense: tuple[Column, ...]
     """Columns of an impression, of type float32."""
-    sparse: dict[Column, NumIds]
+    sparse: dict[IdColumn, NumIds]
     """Columns of an impression, of type list<int64>: name -> number of ids; ids lie in [0, number)."""
     request_dense: tuple[Column, ...] = ()
     """Columns that are the same for all impressions of a request, of type float32."""
-    request_sparse: dict[Column, NumIds] = {}
+    request_sparse: dict[IdColumn, NumIds] = {}
     """Columns that are the same for all impressions of a request, of type list<int64>, as `sparse`."""
     max_history: Annotated[int, Field(ge=0, lt=2**31)]
     """The longest history an event may carry."""

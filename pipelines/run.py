@@ -7,7 +7,6 @@ goes on where it broke, and a run that changes nothing only reads.
 
 import argparse
 import fcntl
-import io
 import os
 import signal
 import sys
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import yaml
 
 from infra.config import digest, plain
+from infra.console import replace_unencodable
 from infra.errors import SidestackError, StageError
 from infra.mlflow_runs import (
     URI_VARIABLE,
@@ -201,12 +201,8 @@ def tell_result(compared: Path) -> None:
 
 @contextmanager
 def exit_status() -> Iterator[None]:
-    """Turn a fault into one line and status 1, a signal into 128 + its number.
-
-    Stdout replaces characters that its encoding lacks: a result must not be lost for want of a character.
-    """
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
+    """Turn a fault into one line and status 1, a signal into 128 + its number."""
+    replace_unencodable()
     try:
         yield
     except SidestackError as error:

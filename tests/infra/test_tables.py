@@ -93,6 +93,13 @@ def test_a_column_whose_name_cannot_be_printed_is_refused(name: str) -> None:
         DatasetSpec.model_validate({**SPEC.model_dump(), "dense": [name]})
 
 
+def test_a_column_of_ids_has_no_dot_in_its_name() -> None:
+    for column in ("sparse", "request_sparse"):
+        with pytest.raises(ValueError, match="must be without a dot, as a part of the model is named after it"):
+            DatasetSpec.model_validate({**SPEC.model_dump(), column: {"page.section": 3}})
+    DatasetSpec.model_validate({**SPEC.model_dump(), "categoricals": {"page.section": 3}, "dense": ["price.usd"]})
+
+
 @pytest.mark.parametrize(
     ("content", "rule"),
     [

@@ -215,11 +215,28 @@ def test_a_tracking_store_that_is_away_is_named_before_anything_is_launched(
     assert not list(tmp_path.rglob("manifest.json"))
 
 
-def test_a_result_is_printed_on_a_stream_that_lacks_its_characters() -> None:
-    code = "from pipelines.run import exit_status\nwith exit_status(): print('held out \u00b7 \u2500')"
+PRINTING = {
+    "a command": "from pipelines.run import exit_status\nwith exit_status(): print('held out \\u00b7 \\u2500')",
+    "a table": "from infra.console import wide_console\nwide_console().print('held out \\u00b7 \\u2500')",
+    "a stage": (
+        "from infra.stage import run_stage\nfrom infra.config import Config\n"
+        "run_stage('x', 'compare', Config, [], lambda run: print('held out \\u00b7 \\u2500'), ['--out', 'OUT'])"
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", PRINTING)
+@pytest.mark.parametrize(
+    "environment",
+    [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}],
+    ids=["ascii", "locale"],
+)
+def test_a_result_is_printed_on_a_stream_that_lacks_its_characters(
+    kind: str, environment: dict[str, str], tmp_path: Path
+) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT, env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, text=True,
+        [sys.executable, "-c", PRINTING[kind].replace("OUT", str(tmp_path / "out"))],
+        cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, "held out ? ?\n"), done.stderr
 
