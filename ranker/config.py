@@ -440,10 +440,9 @@ class RankerConfig(Config):
 
 
 def _overlaid(values: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        **values,
-        **{
-            key: _overlaid(values[key], change) if isinstance(change, Mapping) and key in values else change
-            for key, change in overlay.items()
-        },
-    }
+    """Return nested settings with others laid over them, mapping by mapping."""
+    laid = dict(values)
+    for key, change in overlay.items():
+        below = values.get(key)
+        laid[key] = _overlaid(below, change) if isinstance(change, Mapping) and isinstance(below, Mapping) else change
+    return laid

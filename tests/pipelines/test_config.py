@@ -55,6 +55,13 @@ def test_part_of_a_launch_leaves_the_rest_at_its_default() -> None:
         ({**MINIMAL, "encoder": {"no_such": 1}}, r"c\.yaml\.encoder\.no_such: unknown key"),
         ({**MINIMAL, "ranker": {"arm": "magic"}}, r"arm 'magic' is unknown"),
         ({"run": {"name": "n", "arms": ["none", "magic"]}}, r"'magic' is unknown"),
+        (
+            {
+                **MINIMAL,
+                "ranker": {"arms": {"none": {"overlay": {"model": {"history": {"heads": {"x": 1}}}}}}, "arm": "none"},
+            },
+            r"ranker \(arm 'none'\)\.model\.history\.heads: .*integer",
+        ),
         ({"run": {"name": "n", "arms": ["none", "none"]}}, r"names an arm twice"),
         ({"run": {"name": "n", "arms": ["side"]}}, r"compare\.reference 'none': not trained"),
         ({**MINIMAL, "ranker": {"arms": {"../x": {}}, "arm": "../x"}}, r"arms\.\.\./x: must be of letters"),
