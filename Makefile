@@ -18,7 +18,7 @@ MEMORY_GIB ?= 80
 ARM        ?= sid_ngram
 PLAN       ?=
 
-.PHONY: help install run movielens replay tables tune plan bench test chaos test-quick lint types format doctor golden clean
+.PHONY: help install run movielens replay tables tune plan bench test chaos test-quick lint types format doctor audit golden clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -90,6 +90,15 @@ format: install ## let ruff mend what it can
 
 doctor: install ## imports, versions, torchrun, gloo, GPU and nccl
 	@$(BIN)/python -m infra.doctor
+
+audit: install ## licences of all that is installed, and known vulnerabilities where a database can be reached
+	@$(MAKE) --no-print-directory -s .cache/audit/bin/pip-audit || echo "pip-audit could not be installed"
+	@$(BIN)/python -m infra.audit --pip-audit .cache/audit/bin/pip-audit
+
+# In an environment of its own: what it needs must not decide the versions that it audits.
+.cache/audit/bin/pip-audit: requirements/audit.txt
+	@$(PYTHON) -m venv .cache/audit && .cache/audit/bin/python -m pip --disable-pip-version-check --no-input -qq install -r $<
+	@touch $@
 
 golden: install ## write the golden files of the dry runs anew (look at the diff before you commit it)
 	@$(BIN)/python -m tests.components.golden

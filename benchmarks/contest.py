@@ -123,9 +123,9 @@ class Contest:
         config, out = self._folder / f"{label}.yaml", self._folder / label
         if is_committed(out):
             return out
-        config.write_text(to_yaml({section: dict(values)}))
+        config.write_text(to_yaml({section: dict(values)}), encoding="utf-8")
         given = [f"--input={name}={path}" for name, path in inputs.items()]
-        with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
+        with Path(os.devnull).open("w", encoding="utf-8") as nowhere, contextlib.redirect_stderr(nowhere):
             run_stage(section, section, kind, list(inputs), body, [f"--config={config}", *given, f"--out={out}"])
         return out
 

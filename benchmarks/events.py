@@ -35,7 +35,7 @@ def write_events(folder: Path, days: int, items: int = NUM_ITEMS, impressions: i
         "embeddings": EMBEDDINGS, "categoricals": {"category": CATEGORIES},
     }  # fmt: skip
     config = folder / "dataset.yaml"
-    config.write_text(to_yaml({"prepare": {"source": log}}))
+    config.write_text(to_yaml({"prepare": {"source": log}}), encoding="utf-8")
     write_encoder(folder / "encoder", EncoderConfig())
     inputs = [f"dataset={folder / 'tables'}", f"encoder.sid={folder / 'encoder'}"]
     stage = [sys.executable, "-m"]

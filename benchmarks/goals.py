@@ -54,7 +54,7 @@ def publish(
     print_table("goals", goals, GOAL_COLUMNS)
     write_results(name, rows, packages=packages, out=out)
     page = [f"# {title}", words.strip(), source(packages), markdown_table(measured, columns), *_goals_part(goals)]
-    (out / f"{name}.md").write_text("\n\n".join(page))
+    (out / f"{name}.md").write_text("\n\n".join(page), encoding="utf-8")
 
 
 def publish_tables(
@@ -76,7 +76,7 @@ def publish_tables(
     page = [f"# {title}", words.strip(), source(packages)]
     for table in tables:
         page += [f"## {table.heading}", table.words.strip(), markdown_table(table.rows, table.columns)]
-    (out / f"{name}.md").write_text("\n\n".join([*page, *_goals_part(goals)]))
+    (out / f"{name}.md").write_text("\n\n".join([*page, *_goals_part(goals)]), encoding="utf-8")
 
 
 def _goals_part(goals: Sequence[Row]) -> list[str]:

@@ -58,7 +58,7 @@ def newest_dataset(runs: Path) -> Path:
 
 
 def _is_complete_journey(file: Path) -> bool:
-    section = (yaml.safe_load(file.read_text()) or {}).get("prepare", {})
+    section = (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("prepare", {})
     return is_committed(file.parent) and section.get("source", {}).get("kind") == "complete_journey"
 
 

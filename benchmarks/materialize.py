@@ -134,13 +134,13 @@ def read_and_write(files: Sequence[Path], copy: Path) -> None:
 def run_stage(folder: Path, dataset: str) -> Stage:
     """Run the stage as a program on one rank; what it makes is taken away."""
     config, out, store = folder / "config.yaml", folder / "out", folder / STORE
-    config.write_text("materialize: {prefix_lengths: {sid: [5, 10]}}\n")
+    config.write_text("materialize: {prefix_lengths: {sid: [5, 10]}}\n", encoding="utf-8")
     program = run_program(
         [sys.executable, "-m", "encoder.materialize", "--config", str(config), "--out", str(out),
          "--input", f"dataset={folder / dataset}", "--input", f"encoder.sid={folder / 'encoder'}"],
         {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    summary = json.loads((out / "summary.json").read_text())
+    summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     stored = sum(path.stat().st_size for path in store.rglob("*.parquet"))
     shutil.rmtree(out)
     shutil.rmtree(store / "sids")

@@ -155,7 +155,7 @@ def _write(sheets: Sequence[Sheet], catalogue: Catalogue, images: Path | None, o
     path = out / "neighbours.md"
     if images is not None:
         draw_sheets(sheets, catalogue, _image_files(images), out / "neighbours.png")
-    path.write_text(page(sheets, catalogue, "neighbours.png" if images is not None else None))
+    path.write_text(page(sheets, catalogue, "neighbours.png" if images is not None else None), encoding="utf-8")
     return path
 
 

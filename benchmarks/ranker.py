@@ -342,7 +342,7 @@ def use_unpooled_kernels(trial: Trial) -> None:
 def by_ranks(dataset: Dataset, sizes: Sizes, folder: Path) -> Part:
     """Run stage `ranker` as a program by one rank and more, one thread each."""
     config, out = folder / "ranker.yaml", folder / "out"
-    config.write_text(to_yaml({"ranker": plain(config_of(RANKS_ARM))}))
+    config.write_text(to_yaml({"ranker": plain(config_of(RANKS_ARM))}), encoding="utf-8")
     rows: list[Row] = []
     for ranks in sizes.ranks:
         run_program(
@@ -350,7 +350,7 @@ def by_ranks(dataset: Dataset, sizes: Sizes, folder: Path) -> Part:
              "ranker.train", "--config", str(config), "--input", f"dataset={dataset.path}", "--out", str(out)],
             {"OMP_NUM_THREADS": "1"},
         )  # fmt: skip
-        summary = json.loads((out / "summary.json").read_text())
+        summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
         rows.append({"ranks": ranks} | {name: summary[name] for name in ("samples_per_second", "data_wait_share")})
         shutil.rmtree(out)
     columns = {"ranks": "d", "samples_per_second": ",.0f", "data_wait_share": ".2%"}

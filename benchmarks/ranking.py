@@ -201,7 +201,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print_table("The served ranker", rows, COLUMNS)
     write_results("ranking", rows, packages=_PACKAGES, out=out)
     text = "\n\n".join(["# The served ranker", WORDS.strip(), model, source(_PACKAGES), markdown_table(rows, COLUMNS)])
-    (out / "ranking.md").write_text(text + "\n")
+    (out / "ranking.md").write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

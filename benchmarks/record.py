@@ -50,7 +50,9 @@ def write_results(name: str, rows: Sequence[Row], *, packages: Sequence[str] = (
     """Write `<name>.json`: `{"conditions": ..., "rows": [...]}`, and give its path."""
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{name}.json"
-    path.write_text(json.dumps({"conditions": conditions(packages), "rows": list(rows)}, indent=1) + "\n")
+    path.write_text(
+        json.dumps({"conditions": conditions(packages), "rows": list(rows)}, indent=1) + "\n", encoding="utf-8"
+    )
     return path
 
 
@@ -93,5 +95,9 @@ def _module_name() -> str:
 
 def _cpu_name() -> str:
     info = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    names = [
+        line.split(":", 1)[1].strip()
+        for line in info.read_text(encoding="utf-8").splitlines()
+        if line.startswith("model name")
+    ]
     return names[0] if names else platform.processor()

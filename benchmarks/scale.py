@@ -57,7 +57,7 @@ class Results:
 
     def _read(self, name: str) -> dict[str, Any]:
         try:
-            found: dict[str, Any] = json.loads((self.folder / f"{name}.json").read_text())
+            found: dict[str, Any] = json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
         except OSError:
             raise MissingError(f"{name}.json is not there: run `python -m benchmarks.{name}`") from None
         return found
@@ -71,7 +71,7 @@ def main() -> None:
     arguments = parser.parse_args()
     text = arithmetic(Results(arguments.results), Results(arguments.results / GPU_RESULTS.name))
     print(text)
-    arguments.page.write_text(between_marks(arguments.page.read_text(), text))
+    arguments.page.write_text(between_marks(arguments.page.read_text(encoding="utf-8"), text), encoding="utf-8")
 
 
 def arithmetic(cpu: Results, gpu: Results) -> str:

@@ -47,7 +47,7 @@ class ScoringServer:
                     return
             self._connection.close()
             time.sleep(0.2)
-        raise RuntimeError(f"the server did not come up:\n{self._log.read_text()[-2000:]}")
+        raise RuntimeError(f"the server did not come up:\n{self._log.read_text(encoding='utf-8')[-2000:]}")
 
     def post(self, body: bytes, connection: HTTPConnection | None = None) -> tuple[int, Any]:
         """Send a request for answers, and return the status and the JSON of its response.
@@ -127,7 +127,7 @@ def serving(
 
 def resident_mib(pid: int) -> float:
     """Return a process's resident memory, in MiB."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="utf-8").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / _MIB
 
 

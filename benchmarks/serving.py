@@ -174,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = measured(arguments.encoder, QUICK if arguments.quick else FULL)
     print_table("The served encoder", rows, COLUMNS)
     write_results("serving", rows, packages=_PACKAGES, out=out)
-    (out / "serving.md").write_text(page(rows))
+    (out / "serving.md").write_text(page(rows), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def main() -> None:
     print_table("SID tables", rows, COLUMNS)
     write_results("sid_growth", rows, out=out)
     draw_growth(rows, out / "sid_growth.png")
-    (out / "sid_growth.md").write_text(_page(rows))
+    (out / "sid_growth.md").write_text(_page(rows), encoding="utf-8")
 
 
 def features_of(arm: str) -> ArmFeatures:

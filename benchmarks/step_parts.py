@@ -207,7 +207,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print_table("Parts of a step", rows, COLUMNS)
     write_results("step_parts", rows, packages=["torch"], out=out)
     parts = ["# Parts of a training step", WORDS.strip(), source(["torch"]), markdown_table(rows, COLUMNS)]
-    (out / "step_parts.md").write_text("\n\n".join(parts))
+    (out / "step_parts.md").write_text("\n\n".join(parts), encoding="utf-8")
 
 
 if __name__ == "__main__":

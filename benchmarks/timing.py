@@ -124,7 +124,7 @@ def peak_bytes(call: Callable[[], object]) -> int | None:
     if sys.platform != "linux":
         return None
     ctypes.CDLL(None).malloc_trim(0)  # what was freed before is not this call's
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak begins anew
     before = _status_bytes("VmRSS")
     call()
     return max(_status_bytes("VmHWM") - before, 0)
@@ -139,7 +139,7 @@ def own_peak_bytes() -> int:
 
 
 def _status_bytes(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 

@@ -108,7 +108,7 @@ def _train(folder: Path, network: str, precision: str, batch: int, ranks: int) -
     settings = {"epochs": 1, "batch_size": batch, "precision": precision, "checkpoint_every": 0}
     training = TrainingConfig.model_validate(settings)
     config = EncoderConfig(network=NETWORKS[network], training=training)
-    (folder / "config.yaml").write_text(to_yaml({"encoder": plain(config)}))
+    (folder / "config.yaml").write_text(to_yaml({"encoder": plain(config)}), encoding="utf-8")
     out = folder / "out"
     finished = run_program(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m",
@@ -116,7 +116,7 @@ def _train(folder: Path, network: str, precision: str, batch: int, ranks: int) -
          "--out", str(out)],
         {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    summary: dict[str, Any] = json.loads((out / "summary.json").read_text())
+    summary: dict[str, Any] = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     shutil.rmtree(out)
     return {**summary, "peak_bytes": finished.peak_bytes}
 

@@ -144,7 +144,8 @@ def app(name: str, command: Sequence[str], launch: Launch) -> specs.AppDef:
 
 def _torchrun(launch: Launch, log_dir: str) -> list[str]:
     nodes, ranks = launch.shape()
-    rendezvous = ["--standalone"]
+    # Ranks of one node meet at its loopback address: its own name may not resolve, as in a container or on a VPN.
+    rendezvous = ["--standalone", "--local-addr", "localhost"]
     if nodes > 1:
         # The schedulers set this variable on every node but, on some, the first; hence the default.
         # Doubled $: torchx fills in single ones itself.
@@ -162,5 +163,9 @@ def _torchrun(launch: Launch, log_dir: str) -> list[str]:
 
 
 def quoted(word: str) -> str:
-    """Quote for the shell, and keep torchx from filling in what looks like one of its macros."""
-    return shlex.quote(word).replace("$", "$$")
+    """Quote for the shell, and keep torchx from filling in what looks like one of its macros.
+
+    A `$` is doubled, and torchx makes it one again. Its Slurm scheduler then looks for `${app_id}` once more, so the
+    quotes are closed and opened between `$` and `{`.
+    """
+    return shlex.quote(word).replace("${", "$''{").replace("$", "$$")

@@ -9,7 +9,6 @@ settings as they were written.
 """
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from encoder.sid import SidSpec
 from encoder.signals import SignalSpec
 from infra.config import VERSION, Config, digest, parse_written, plain
 from infra.errors import DataError, SpecError
+from infra.tables import read_json
 from infra.tensors import write_tensors
 
 ENCODER_FILE = "encoder.json"
@@ -150,9 +150,8 @@ def load_bundle(path: Path, device: torch.device) -> EncoderBundle:
             encoder in its lineage.
     """
     try:
-        values = json.loads((path / ENCODER_FILE).read_bytes())
-        version = values.get("version") if isinstance(values, dict) else None
-        description = parse_written(Description, values, ENCODER_FILE, version)
+        values = read_json(path / ENCODER_FILE)
+        description = parse_written(Description, values, ENCODER_FILE, values.get("version"))
         content = (path / WEIGHTS_FILE).read_bytes()
         weights = load(content)
     except (OSError, ValueError, SafetensorError) as error:

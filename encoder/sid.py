@@ -246,7 +246,7 @@ class SidSpec(Config):
     A SID with more digits than int64 holds is split, in order, into several columns ("chunks").
     """
 
-    name: Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")] = DEFAULT_NAME
+    name: Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$", max_length=100)] = DEFAULT_NAME
     """The name of this set of SIDs among those of a dataset, which its columns are named after."""
     entity: Entity = "item"
     """Whose SIDs they are: the items', which the history has, too, or the users'."""

@@ -1,5 +1,6 @@
 """The checks that hold rows to the tables' contract (`infra.tables`)."""
 
+from collections import Counter
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -81,6 +82,17 @@ def require_columns(schema: pa.Schema, expected: pa.Schema, where: RowGroup | Pa
             faults.append(fault)
     if faults:
         raise DataError("\n".join(faults))
+
+
+def require_distinct_columns(schema: pa.Schema, where: RowGroup | Path) -> None:
+    """Check that no two columns have one name: Parquet allows it, and Arrow then finds neither by name.
+
+    Raises:
+        DataError: naming every such column.
+    """
+    twice = [name for name, number in Counter(schema.names).items() if number > 1]
+    if twice:
+        raise DataError("\n".join(f"{where}: column {name!r} stands twice in the file" for name in twice))
 
 
 def require_same_columns(schema: pa.Schema, known: pa.Schema, where: object, known_where: object) -> None:

@@ -257,7 +257,7 @@ def committing(
             if world.is_main:
                 make_folder(out.parent)
                 staging.mkdir()
-                (staging / OWNER).write_text(owner)
+                (staging / OWNER).write_text(owner, encoding="utf-8")
         _require_one_filesystem(world, staging, owner)
         # Not under `together`: a rank that fails in the body leaves at once, and its launcher ends the others,
         # which may be waiting for it in a collective of the body.
@@ -371,7 +371,7 @@ def _require_one_filesystem(world: World, staging: Path, owner: str) -> None:
 
 def _is_own(staging: Path, owner: str) -> bool:
     file = staging / OWNER
-    return file.is_file() and file.read_text() == owner
+    return file.is_file() and file.read_text(encoding="utf-8") == owner
 
 
 def _require_own(staging: Path, owner: str) -> None:

@@ -4,20 +4,22 @@ import hashlib
 import importlib.metadata
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+import re
+from collections.abc import Mapping, Sequence
+from datetime import date
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from infra.errors import ConfigError, short
 
 
 class Config(BaseModel):
-    """Base of every configuration model: immutable, and a key it does not know is an error."""
+    """Base of every configuration model: immutable; unknown keys and numbers that are not finite are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     def resolved(self) -> Self:
         """Return the configuration that a stage works with, from which alone its digest is taken.
@@ -37,6 +39,42 @@ class Config(BaseModel):
 C = TypeVar("C", bound=Config)
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 """A seed that every generator takes: torch's and numpy's, and those of faiss and scikit-learn, which have 32 bits."""
+Days = Annotated[int, Field(gt=0, le=36_500)]
+"""A number of days, at most a century, so that it can be added to any `Day`."""
+Day = Annotated[date, Field(ge=date(1900, 1, 1), lt=date(2900, 1, 1))]
+"""A date that microseconds in 64 bits can express, `Days` earlier and later, too."""
+
+
+def matching(pattern: str, rule: str) -> AfterValidator:
+    """Return a validator of text that a pattern must match as a whole; `rule` says in words what it must be."""
+
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(f"must be {rule}")
+        return text
+
+    return AfterValidator(check)
+
+
+FileName = Annotated[
+    str, matching(r"\w[\w.-]{0,99}", "of letters, digits, _, . and -, 100 at most, as directories are named after it")
+]
+"""A name that files and directories are named after."""
+
+
+def _require_inside(text: str) -> str:
+    path = PurePosixPath(text)
+    if not text.isprintable() or path.is_absolute() or ".." in path.parts:
+        raise ValueError("must be a relative path without .., as it names what lies below a directory")
+    return text
+
+
+Inside = Annotated[str, AfterValidator(_require_inside)]
+"""A path that leads below the directory it is joined to."""
+
+MAX_VALUES = 1_000_000
+MAX_DEPTH = 32
+"""The most values, and levels of nesting, of a file of settings: what aliases repeat counts as often as it stands."""
 
 try:
     VERSION = importlib.metadata.version("sidestack")
@@ -63,8 +101,8 @@ def load_file(path: Path | None, overrides: Sequence[str] = ()) -> dict[str, Any
         The sections as plain dictionaries.
 
     Raises:
-        ConfigError: the file is missing, not UTF-8, no mapping, has a key twice, an unknown section or a number that is
-            not finite, or an override is malformed.
+        ConfigError: the file is missing, not UTF-8, no mapping, has a key twice or an unknown section, an override is
+            malformed, or a value breaks a rule of `require_plain`.
     """
     where = "config" if path is None else f"config {path}"
     values = {} if path is None else _read(path, where)
@@ -73,14 +111,13 @@ def load_file(path: Path | None, overrides: Sequence[str] = ()) -> dict[str, Any
     unknown = sorted(set(values) - set(SECTIONS), key=str)  # YAML has keys of several types
     if unknown:
         raise ConfigError(f"{where}: unknown section {unknown[0]!r}; known are {', '.join(SECTIONS)}")
-    for key, number in _infinite(values):
-        raise ConfigError(f"{where}: {key}: {number} is no finite number")
+    require_plain(values, where)
     return values
 
 
 def _read(path: Path, where: str) -> dict[str, Any]:
     try:
-        values = _load_yaml(Path(path).read_text(encoding="utf-8"))
+        values = _load_yaml(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"{where}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
@@ -92,20 +129,67 @@ def _read(path: Path, where: str) -> dict[str, Any]:
     return values
 
 
-def _infinite(value: Any, key: str = "") -> Iterator[tuple[str, float]]:
-    """Yield the numbers that no digest can hold, with their dotted keys."""
-    if isinstance(value, dict):
-        for name, one in value.items():
-            yield from _infinite(one, f"{key}.{name}" if key else str(name))
-    elif isinstance(value, list):
-        for place, one in enumerate(value):
-            yield from _infinite(one, f"{key}.{place}")
-    elif isinstance(value, float) and not math.isfinite(value):
-        yield key, value
+def require_plain(values: Any, where: str) -> None:
+    """Check that data from a file is what any stage can hash, write as UTF-8 and hold in 64 bits.
+
+    Args:
+        values: mappings, lists and scalars. where: what the messages call the file.
+
+    Raises:
+        ConfigError: one line for each number that is not finite or needs more than 64 bits, key that is not text, and
+            text with a NUL or half of a surrogate pair; or the data is too deep or too large.
+    """
+    faults, count = [], 0
+    stack: list[tuple[tuple[object, ...], Any]] = [((), values)]
+    while stack:  # not recursive: an alias may stand inside what it names
+        path, value = stack.pop()
+        count += 1
+        if len(path) > MAX_DEPTH:
+            raise ConfigError(f"{where}: {_dotted(path[:3])}...: nested more than {MAX_DEPTH} levels deep")
+        if count > MAX_VALUES:
+            raise ConfigError(f"{where}: holds more than {MAX_VALUES:,} values")
+        if rule := _scalar_fault(value):
+            faults.append(f"{where}: {_dotted(path)}: {rule}")
+        if isinstance(value, dict):
+            faults += [f"{where}: {_dotted((*path, name))}: {rule}" for name in value if (rule := _key_fault(name))]
+            stack += [((*path, name), one) for name, one in reversed(value.items())]
+        elif isinstance(value, list | tuple | set):
+            stack += [((*path, place), one) for place, one in reversed(list(enumerate(value)))]
+    if faults:
+        raise ConfigError("\n".join(faults))
+
+
+def _dotted(path: Sequence[object]) -> str:
+    text = ".".join(map(str, path)) or "(whole)"
+    return text if text.isprintable() and len(text) <= 200 else _short(text)
+
+
+def _scalar_fault(value: object) -> str:
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{value} is no finite number"
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return "needs more than 64 bits"
+    if isinstance(value, str) and not _is_text(value):
+        return f"{_short(value)} has a NUL character or half of a surrogate pair"
+    return ""
+
+
+def _key_fault(name: object) -> str:
+    if not isinstance(name, str):
+        return f"the key {name!r} is of type {type(name).__name__}; put it in quotes if it is a name"
+    return "" if _is_text(name) else "the key has a NUL character or half of a surrogate pair"
+
+
+def _is_text(text: str) -> bool:
+    return not any(sign == "\0" or "\ud800" <= sign <= "\udfff" for sign in text)
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, which refuses a key that stands twice in one mapping; PyYAML itself keeps the last."""
+    """PyYAML's safe loader with two more errors, both with their lines.
+
+    A key that stands twice in one mapping, of which PyYAML keeps the last; and a scalar that Python cannot make, such
+    as 2024-13-01, for which PyYAML raises whatever its constructor does.
+    """
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """Read one mapping, before merge keys are filled in: what `<<` brings may be overridden."""
@@ -118,9 +202,21 @@ class _Loader(yaml.SafeLoader):
             lines[name] = line
         return node
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """Make the value of one node."""
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, TypeError, AttributeError, OverflowError) as error:
+            kind = node.tag.rpartition(":")[2]
+            line = node.start_mark.line + 1
+            raise yaml.YAMLError(f"line {line}: {_short(node.value)} is no {kind} ({error})") from error
+
 
 def _load_yaml(text: str) -> Any:
-    return yaml.load(text, _Loader)
+    try:
+        return yaml.load(text, _Loader)
+    except RecursionError as error:
+        raise yaml.YAMLError("nested too deeply") from error
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
@@ -141,23 +237,27 @@ def _apply(values: dict[str, Any], override: str) -> None:
         raise ConfigError(f"override {override!r}: the value is not valid YAML: {error}") from error
 
 
-def parse(cls: type[C], values: Mapping[str, Any] | None, where: str) -> C:
+def parse(cls: type[C], values: object, where: str) -> C:
     """Validate `values` as `cls`.
 
     Args:
         cls: the configuration model.
-        values: plain data as read from YAML; None counts as empty.
+        values: plain data as read from YAML, to be a mapping; None counts as empty.
         where: what the messages call this place, such as ``config.yaml: encoder``.
 
     Raises:
         ConfigError: one line for each fault, with dotted key, value and rule.
     """
+    if not isinstance(values, Mapping | None):
+        raise ConfigError(f"{where}: must be a mapping, is {type(values).__name__} (value: {_short(values)})")
     try:
         return cls.model_validate(dict(values or {}))
     except ValidationError as error:
         lines = []
         for fault in error.errors():
-            key = ".".join(str(part) for part in fault["loc"]) or "(whole)"
+            if fault["type"] == "default_factory_not_called":  # for want of another field, whose fault is told
+                continue
+            key = _dotted([part for part in fault["loc"] if part != "[key]"])
             # The rule of a whole mapping names what it is about itself; the mapping would drown it.
             is_whole = fault["type"] == "missing" or isinstance(fault["input"], Mapping)
             shown = "" if is_whole else f" (value: {short(fault['input'], 80)})"
@@ -189,8 +289,8 @@ def parse_written(cls: type[C], values: object, where: str, version: str | None)
         ConfigError: see `parse`; and which version wrote the data and which reads it.
     """
     try:
-        if not isinstance(values, Mapping):
-            raise ConfigError(f"{where}: must be a mapping, is {type(values).__name__}")
+        if values is None:
+            raise ConfigError(f"{where}: must be a mapping, is null")
         return parse(cls, values, where)
     except ConfigError as error:
         writer = f"sidestack {version}" if version else "an unknown version of sidestack"

@@ -85,7 +85,7 @@ def _alone_at(uri: str) -> Iterator[None]:
     if path is None:
         yield
         return
-    with Path(f"{path}.lock").open("w") as lock:  # the lock goes with the process
+    with Path(f"{path}.lock").open("w", encoding="utf-8") as lock:  # the lock goes with the process
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

@@ -7,25 +7,30 @@ day added writes that month's lists and no others.
 
 import hashlib
 import itertools
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import NonNegativeInt
 
 from infra.commit import Manifest, write_whole
-from infra.config import Config, parse
+from infra.config import Config, Inside, matching, parse
 from infra.errors import CommitError, DataError
+from infra.tables import parse_json
 
 LISTS = "lists"
 """The folder of the store that they lie in."""
 
 
+ListDigest = Annotated[str, matching("[0-9a-f]{64}", "a SHA-256 in hexadecimal digits")]
+"""Names a file of `lists/`."""
+
+
 class PartitionFile(Config):
     """One Parquet file of a partition."""
 
-    name: str
+    name: Inside
     rows: NonNegativeInt
 
 
@@ -36,7 +41,7 @@ class PartitionEntry(Config):
     """`items`, `users`, `requests`, `events` or `labels`; of SID columns `sids/<set>/<generation>/<table>`."""
     slice: str
     """Which part of the table: `date=2024-01-31`, or `part=00003`."""
-    path: str
+    path: Inside
     """Its directory, from the store's."""
     digest: str
     """Of its manifest: names and contents of its files."""
@@ -150,7 +155,7 @@ def read_lists(store: Path, lists: Mapping[str, Sequence[str]]) -> tuple[Partiti
         store: the store's directory. lists: digests by table.
 
     Raises:
-        CommitError: a list is gone, or was altered.
+        CommitError: a list is gone, or was altered. ConfigError: a path in it leads out of the store.
     """
     return tuple(entry for digests in lists.values() for digest in digests for entry in _read_list(store, digest))
 
@@ -163,7 +168,7 @@ def _read_list(store: Path, digest: str) -> Sequence[PartitionEntry]:
         raise CommitError(f"{file}: a list of partitions cannot be read: {error.strerror}") from error
     if hashlib.sha256(content).hexdigest() != digest:
         raise CommitError(f"{file}: a list of partitions is not of the digest in its name: the file was altered")
-    return parse(PartitionList, json.loads(content), str(file)).partitions
+    return parse(PartitionList, parse_json(content, str(file)), str(file)).partitions
 
 
 def list_file(store: Path, digest: str) -> Path:

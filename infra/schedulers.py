@@ -5,6 +5,7 @@ the pipeline's driver.
 """
 
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -52,6 +53,9 @@ class SlurmNodes(SlurmScheduler):  # type: ignore[misc]  # torchx is not typed
             gpus = replica.sbatch_opts.pop("gpus-per-task", None)
             if gpus is not None:
                 replica.sbatch_opts["gpus-per-node"] = gpus
+            # Unquoted, the words of a value after its first are options of their own.
+            for name, value in replica.sbatch_opts.items():
+                replica.sbatch_opts[name] = None if value is None else shlex.quote(value)
         return info
 
     def __init__(self, session_name: str) -> None:

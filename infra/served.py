@@ -33,6 +33,8 @@ CODE_FOLDER = "code"
 """Of a saved model: its description, and the code that it carries."""
 ANSWERS = "answers"
 """The key of a model's metadata that names the function by which `infra.scoring_app` loads it."""
+PICKLES_VARIABLE = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
+"""What MLflow reads before it unpickles."""
 
 
 def save_served(
@@ -84,11 +86,29 @@ def requirements() -> list[str]:
 
 
 def load_served(path: Path) -> "PyFuncModel":
-    """Load a saved model as a server does."""
-    with quiet_mlflow():
+    """Load a saved model as a server does.
+
+    Raises:
+        MlflowException: it is no model, or one that would have to be unpickled.
+    """
+    with quiet_mlflow(), refusing_pickles():
         import mlflow.pyfunc
 
         return mlflow.pyfunc.load_model(str(path))
+
+
+@contextmanager
+def refusing_pickles() -> Iterator[None]:
+    """Have MLflow refuse models that name a pickle; ours are code and safetensors."""
+    before = os.environ.get(PICKLES_VARIABLE)
+    os.environ[PICKLES_VARIABLE] = "false"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[PICKLES_VARIABLE]
+        else:
+            os.environ[PICKLES_VARIABLE] = before
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from infra.commit import Manifest, read_manifest, verify
 from infra.config import Config, digest, parse
 from infra.distributed import World, together
 from infra.errors import CommitError, DataError
-from infra.partitions import PartitionEntry, by_table, date_slice, read_lists, write_lists
+from infra.partitions import ListDigest, PartitionEntry, by_table, date_slice, read_lists, write_lists
 from infra.rows import CountedFile
 from infra.tables import SPEC_FILE, DatasetSpec, Entity, read_json, read_spec, write_spec
 
@@ -78,7 +78,7 @@ class SnapshotFile(_Known):
     """The content of `snapshot.json`."""
 
     format: Literal["sidestack-snapshot/3"] = "sidestack-snapshot/3"
-    lists: dict[str, tuple[str, ...]]
+    lists: dict[str, tuple[ListDigest, ...]]
     """By table, the digests of the lists of its partitions, in order."""
 
 

@@ -20,6 +20,7 @@ from typing import Any, Generic, TypeVar
 from infra.checkpoint import Checkpoints
 from infra.commit import FileEntry, Manifest, committing, read_manifest, refuse_taken, verify
 from infra.config import Config, digest, load_section, plain, to_yaml
+from infra.console import replace_unencodable
 from infra.distributed import Timeouts, World, started, together
 from infra.errors import ConfigError, PreemptedError, SidestackError
 from infra.preemption import EXIT_STATUS, remove_mark, write_mark
@@ -135,6 +136,7 @@ def run_stage(
             `infra.preemption.EXIT_STATUS` after a signal to stop.
     """
     quiet()
+    replace_unencodable()
     takes = Inputs(tuple(inputs), tuple(optional))
     arguments = _parse(name, takes, argv)
     try:

@@ -15,22 +15,33 @@ along untouched.
 """
 
 import json
-import re
 from collections.abc import Mapping
-from datetime import date
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import pyarrow as pa
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
-from infra.config import Config, parse
-from infra.errors import DataError
+from infra.config import Config, Day, matching, parse, require_plain
+from infra.errors import ConfigError, DataError
 
 SPEC_FILE = "dataset.json"
 TIME = pa.timestamp("us")
 Entity = Literal["item", "user"]
 """What has content signals, and so can have Semantic IDs."""
+Size = Annotated[int, Field(gt=0, lt=2**31)]
+"""A number of dimensions or categories, which Arrow counts in 32 bits."""
+NumIds = Annotated[int, Field(gt=0, lt=2**63)]
+"""A number of ids, which are int64. A table need not have a row for each: `ranker.model.table_rows` hashes them."""
+
+Column = Annotated[str, matching(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]+", "a column's name, without control characters")]
+"""The name of a column."""
+IdColumn = Annotated[Column, matching(r"[^.]+", "without a dot, as a part of the model is named after it")]
+"""The name of a column of ids, each of which has an embedding."""
+TaskName = Annotated[str, matching("[a-z][a-z0-9_]{0,99}", "of a-z, 0-9 and _, as a column is named after it")]
+"""The name of a task."""
+FollowupDays = Annotated[float, Field(gt=0, le=36_500)]
+"""Days, at most a century, until a label is known."""
 REQUEST_ID = pa.field("request_id", pa.int64(), nullable=False)
 """Names a request in `requests` and `events`; no two requests of a date share one."""
 EVENT_COLUMNS = ("request_id", "user_id", "event_time", "item_id", "history_item_ids", "history_times")
@@ -77,35 +88,35 @@ def ancestors(tasks: Mapping[str, TaskSpec], task: str) -> tuple[str, ...]:
 class DatasetSpec(Config):
     """What a dataset holds, beside the columns every dataset has (ids, times, history)."""
 
-    embeddings: dict[str, PositiveInt]
+    embeddings: dict[Column, Size]
     """Item embedding signals: name -> dimensions."""
-    categoricals: dict[str, PositiveInt]
+    categoricals: dict[Column, Size]
     """Item categorical signals: name -> cardinality; ids lie in [0, cardinality)."""
-    user_categoricals: dict[str, PositiveInt]
+    user_categoricals: dict[Column, Size]
     """User categorical signals, likewise."""
-    user_embeddings: dict[str, PositiveInt] = {}
+    user_embeddings: dict[Column, Size] = {}
     """User embedding signals, likewise."""
-    num_items: PositiveInt
+    num_items: NumIds
     """Items; item_id lies in [0, num_items)."""
-    num_users: NonNegativeInt
+    num_users: Annotated[int, Field(ge=0, lt=2**63)]
     """Users; user_id lies in [0, num_users). A dataset of items alone has none."""
-    tasks: dict[str, TaskSpec] = {}
+    tasks: dict[TaskName, TaskSpec] = {}
     """What is predicted, by the name of its label column; a dataset of items alone has none."""
-    followup_days: dict[str, PositiveFloat] = {}
+    followup_days: dict[str, FollowupDays] = {}
     """Days after an impression until the label of a task is known; of a task that is not named, at once."""
-    dense: tuple[str, ...]
+    dense: tuple[Column, ...]
     """Columns of an impression, of type float32."""
-    sparse: dict[str, PositiveInt]
+    sparse: dict[IdColumn, NumIds]
     """Columns of an impression, of type list<int64>: name -> number of ids; ids lie in [0, number)."""
-    request_dense: tuple[str, ...] = ()
+    request_dense: tuple[Column, ...] = ()
     """Columns that are the same for all impressions of a request, of type float32."""
-    request_sparse: dict[str, PositiveInt] = {}
+    request_sparse: dict[IdColumn, NumIds] = {}
     """Columns that are the same for all impressions of a request, of type list<int64>, as `sparse`."""
-    max_history: int
+    max_history: Annotated[int, Field(ge=0, lt=2**31)]
     """The longest history an event may carry."""
-    train: tuple[date, date]
+    train: tuple[Day, Day]
     """First and last date of training events, inclusive."""
-    test: tuple[date, date]
+    test: tuple[Day, Day]
     """First and last date of test events, inclusive."""
     origin: str
     """One sentence: where the data is from."""
@@ -139,8 +150,6 @@ class DatasetSpec(Config):
     @model_validator(mode="after")
     def _check_tasks(self) -> "DatasetSpec":
         for name, task in self.tasks.items():
-            if not re.fullmatch("[a-z][a-z0-9_]*", name):
-                raise ValueError(f"tasks.{name}: must be of a-z, 0-9 and _, as a column is named after it")
             if task.given is not None and task.given not in self.tasks:
                 raise ValueError(f"tasks.{name}.given: {task.given!r} is no task; tasks are {', '.join(self.tasks)}")
         for name in self.followup_days:
@@ -182,14 +191,41 @@ def read_json(file: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        DataError: the file is missing or holds no JSON object.
+        DataError: the file is missing, not UTF-8, holds no JSON object, has a key twice, or a value breaks a rule of
+            `infra.config.require_plain`.
     """
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = file.read_bytes()
+    except OSError as error:
         raise DataError(f"{file}: cannot be read as JSON: {error}") from error
+    return parse_json(content, str(file))
+
+
+def parse_json(content: bytes, where: str) -> dict[str, Any]:
+    """Return the JSON object that a file holds; see `read_json`.
+
+    Args:
+        content: the file's. where: what the messages call it.
+    """
+    try:
+        values = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_with_each_key_once)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: cannot be read as JSON: {error}") from error
     if not isinstance(values, dict):
-        raise DataError(f"{file}: must hold a JSON object, holds a {type(values).__name__}")
+        raise DataError(f"{where}: must hold a JSON object, holds a {type(values).__name__}")
+    try:
+        require_plain(values, where)
+    except ConfigError as error:
+        raise DataError(str(error)) from error
+    return values
+
+
+def _with_each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a mapping of the pairs; of two with one key, `json` would keep the last."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} stands twice in one object")
     return values
 
 

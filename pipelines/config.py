@@ -6,14 +6,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+import torch
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_validator
+from torchx.specs import parse_mounts
 
 from components.torchrun import IMAGE
 from encoder.config import EncoderConfig, MaterializeConfig
 from encoder.config import TrainingConfig as EncoderTraining
 from encoder.export_config import ExportConfig
 from encoder.sid import DEFAULT_NAME, prefixes_fit
-from infra.config import Config, load_file, parse, plain
+from infra.config import Config, FileName, load_file, matching, parse, plain
 from infra.distributed import Timeouts
 from infra.errors import ConfigError
 from infra.lanes import require_lanes
@@ -34,7 +36,31 @@ from ranker.score_config import ScoreConfig
 WITHOUT_BASELINE = "baseline.enabled=false"
 """Overrides a run's file where arms are compared with each other alone."""
 
+C = TypeVar("C")
 Trained = TypeVar("Trained", EncoderConfig, RankerConfig)
+
+
+def _require_one_line(value: C) -> C:
+    if isinstance(value, str) and re.search(r"[\x00-\x1f\x7f\x85\u2028\u2029]", value):
+        raise ValueError("must be one line, without control characters: it becomes part of a scheduler's script")
+    return value
+
+
+Line = Annotated[str, AfterValidator(_require_one_line)]
+Option = Annotated[str | int | float | bool, AfterValidator(_require_one_line)]
+"""The value of a scheduler's option."""
+Variable = Annotated[str, matching("[A-Za-z_][A-Za-z0-9_]*", "a name of letters, digits and _, as shells allow it")]
+"""The name of an environment variable, as shells allow it."""
+
+
+def _mount_options(mounts: tuple[str, ...]) -> tuple[str, ...]:
+    """Return mounts as torchx takes them: one option after another, each mount's type before its others."""
+    options = [option for mount in mounts for option in mount.split(",")]
+    try:
+        parse_mounts(options)
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"must look like type=bind,src=/shared,dst=/shared: {error.args[0]}") from error
+    return tuple(options)
 
 
 class LaunchConfig(Config):
@@ -77,7 +103,7 @@ class StageLaunches(Config):
 class RunConfig(Config):
     """The `run` section."""
 
-    name: str = Field(pattern=r"^\w[\w.-]*$")
+    name: FileName
     """Names the run's directory and its MLflow experiment."""
     runs_dir: Path = Path("runs")
     """Where runs lie; on more than one node, on a filesystem that all nodes share."""
@@ -85,13 +111,13 @@ class RunConfig(Config):
     """Which of `ranker.arms` to train and compare; by default all."""
     scheduler: Literal["local_cwd", "local_docker", "slurm", "kubernetes", "aws_batch"] = "local_cwd"
     """Where the stages run."""
-    scheduler_options: dict[str, str | int | float | bool] = {}
+    scheduler_options: dict[Line, Option] = {}
     """The scheduler's own options, such as `partition` or `queue` (`torchx runopts`)."""
-    image: str = IMAGE
+    image: Annotated[str, matching(r"\S+", "one word")] = IMAGE
     """The container image, where the scheduler uses one."""
-    mounts: tuple[str, ...] = ()
+    mounts: Annotated[tuple[Line, ...], AfterValidator(_mount_options)] = ()
     """Mounts as `type=bind,src=/shared,dst=/shared`."""
-    env: dict[str, str] = {}
+    env: dict[Variable, str] = {}
     """Environment variables of every stage."""
     launch: StageLaunches = StageLaunches()
     """Nodes, ranks and resources by stage."""
@@ -101,7 +127,9 @@ class RunConfig(Config):
     encoders: dict[str, Path] = {}
     """By the SIDs' name (`sid` is section `encoder`'s): a committed encoder that is used as it is, in place
     of training one. New items are then encoded by it, and published SIDs stay."""
-    replicates: PositiveInt = Field(default_factory=lambda given: 1 if given.get("encoders") else 2)
+    replicates: Annotated[int, Field(ge=1, le=1000)] = Field(
+        default_factory=lambda given: 1 if given.get("encoders") else 2
+    )
     """How often encoders and arms are trained, each time from seeds one higher, on one prepared dataset: what one
     training alone moves can then be told from what arms differ by. By default twice, the fewest that a verdict takes;
     once where `encoders` are given, which all trainings would share."""
@@ -141,11 +169,6 @@ class PipelineConfig(Config):
     @model_validator(mode="after")
     def _check_arms(self) -> "PipelineConfig":
         for arm in self.arms:
-            if not re.fullmatch(r"\w[\w.-]*", arm) or re.search(r"-r\d+$", arm):
-                raise ValueError(
-                    f"ranker.arms.{arm}: must be of letters, digits, _, . and -, as directories are named after it,"
-                    " and must not end as a replicate's does (-r1)"
-                )
             self.ranker.resolved(arm)
         if self.baseline.enabled and BASELINE in self.arms:
             raise ValueError(f"ranker.arms.{BASELINE}: is the name of section baseline's arm; must be another")
@@ -154,6 +177,18 @@ class PipelineConfig(Config):
         if self.compare.reference not in self.arms:
             known = ", ".join(self.arms)
             raise ValueError(f"compare.reference {self.compare.reference!r}: not trained; arms are {known}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_seeds(self) -> "PipelineConfig":
+        """Check that the seed of the last replicate, as much higher, is one that every generator takes."""
+        sections = {"ranker": self.ranker.training.seed, "baseline": self.baseline.seed}
+        sections |= {f"encoder of {name}": self.encoder_of(name).training.seed for name in self.sid_names}
+        for section, seed in sections.items():
+            if seed + self.run.replicates > 2**31:
+                raise ValueError(
+                    f"seed {seed} ({section}) + run.replicates={self.run.replicates}: must stay below 2^31"
+                )
         return self
 
     @model_validator(mode="after")
@@ -204,7 +239,8 @@ class PipelineConfig(Config):
         if not lengths or name in self.run.encoders:
             return
         quantizer = self.encoder_of(name).quantizer
-        digits = quantizer.build().digits
+        with torch.device("meta"):  # sizes alone, without their memory
+            digits = quantizer.build().digits
         if not prefixes_fit(lengths, digits):
             section = "encoder" if name == DEFAULT_NAME else f"encoders.{name}"
             raise ValueError(

@@ -7,7 +7,6 @@ goes on where it broke, and a run that changes nothing only reads.
 
 import argparse
 import fcntl
-import io
 import os
 import signal
 import sys
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import yaml
 
 from infra.config import digest, plain
+from infra.console import replace_unencodable
 from infra.errors import SidestackError, StageError
 from infra.mlflow_runs import (
     URI_VARIABLE,
@@ -115,10 +115,14 @@ def alone(directory: Path) -> Iterator[None]:
     """Hold a run's directory for one driver; the lock goes with the process.
 
     Raises:
-        AtWorkError: another driver has it.
+        AtWorkError: another driver has it. StageError: it cannot be written.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".lock").open("w") as lock:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        opened = (directory / ".lock").open("w", encoding="utf-8")
+    except OSError as error:
+        raise StageError(f"{directory}: cannot be written ({error.strerror}); see run.runs_dir") from error
+    with opened as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -197,12 +201,8 @@ def tell_result(compared: Path) -> None:
 
 @contextmanager
 def exit_status() -> Iterator[None]:
-    """Turn a fault into one line and status 1, a signal into 128 + its number.
-
-    Stdout replaces characters that its encoding lacks: a result must not be lost for want of a character.
-    """
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
+    """Turn a fault into one line and status 1, a signal into 128 + its number."""
+    replace_unencodable()
     try:
         yield
     except SidestackError as error:

@@ -5,7 +5,6 @@ beside it lie all weights and optimizer states (`infra.state`), for any number o
 have admission, the rows of ids (`ranker.row_maps`).
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from infra.config import VERSION, parse_written
 from infra.errors import DataError
 from infra.shards import Shard, Spread
 from infra.state import fill, read_state, write_state
-from infra.tables import DatasetSpec
+from infra.tables import DatasetSpec, read_json
 from ranker.budget import DecidedConfig
 from ranker.bundle_description import Description
 from ranker.features import ArmFeatures, IdFeature
@@ -168,11 +167,10 @@ def read_bundle(folder: Path) -> RankerBundle:
     """
     file = folder / DESCRIPTION_FILE
     try:
-        values = json.loads(file.read_bytes())
-    except (OSError, ValueError) as error:
+        values = read_json(file)
+    except DataError as error:
         raise DataError(f"{folder}: holds no trained ranker: {error}") from error
-    version = values.get("version") if isinstance(values, dict) else None
-    return RankerBundle(folder, parse_written(Description, values, str(file), version))
+    return RankerBundle(folder, parse_written(Description, values, str(file), values.get("version")))
 
 
 def _weight_name(table: IdFeature, features: ArmFeatures) -> str:

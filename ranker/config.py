@@ -4,18 +4,19 @@ An arm is a few lines: how the Semantic ID enters at the ad's position and in th
 its SID tables, and an overlay of what may be tuned for it alone. All else is equal across arms.
 """
 
+import re
 from collections.abc import Iterable, Mapping
-from datetime import date, timedelta
-from typing import Any, Literal, Self
+from datetime import timedelta
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from encoder.sid import DEFAULT_NAME
-from infra.config import Config, Seed, parse
+from infra.config import Config, Day, Days, FileName, Seed, parse
 from infra.errors import ConfigError
 from infra.tables import DatasetSpec
 
-Dates = tuple[date, date]
+Dates = tuple[Day, Day]
 
 ContentKind = Literal["none", "dense", "kmeans", "sid_ngram", "hde", "side"]
 """How content enters: not at all; as the raw embedding; as the numbers of the nearest clusters, in one table; as
@@ -38,6 +39,16 @@ SearchBudget = Literal["quick", "standard", "thorough"]
 """How much the search for learning rates may cost; see `pipelines.tune.config.RUNGS`."""
 
 ShardingType = Literal["table_wise", "row_wise", "column_wise", "table_row_wise", "data_parallel"]
+
+
+def _refuse_replicates_name(name: str) -> str:
+    if re.search(r"-r\d+$", name):
+        raise ValueError("must not end as a replicate's label does (-r1)")
+    return name
+
+
+ArmName = Annotated[FileName, AfterValidator(_refuse_replicates_name)]
+"""The name of an arm, which directories are named after, its replicates' with `-r` and their number behind it."""
 
 OVERLAY_KEYS = {
     "training": ("sparse_learning_rate", "dense_learning_rate", "warmup_share", "warmup_steps", "children"),
@@ -123,7 +134,7 @@ class AdmissionConfig(Config):
 
     min_count: PositiveInt
     """An id is admitted once it was seen so often: in requests, of a column that requests have, else in impressions."""
-    max_age_days: PositiveInt
+    max_age_days: Days
     """An id that was not seen for so many days before the end of the training dates, the last one included, loses its
     row, and its count starts again at 0."""
     max_rows: int = Field(gt=1, lt=2**31)
@@ -192,7 +203,7 @@ class TrainingConfig(Config):
     batch_size: PositiveInt | None = None
     """Rows of a global batch, over all ranks: the same batches whatever the number of ranks. By default a power of two
     that leaves enough steps an epoch (`ranker.budget`)."""
-    validation_days: int | None = Field(default=None, ge=0)
+    validation_days: int | None = Field(default=None, ge=0, le=36_500)
     """How many of the newest training dates tell when to stop: a first training holds them out, and ends when the mean
     of the tasks' normalized entropies on them rises from one epoch to the next. The arm is then trained afresh, on all
     training dates, for the epochs before that. With `epochs`, these are the most. 0: no window. By default a tenth of
@@ -205,7 +216,7 @@ class TrainingConfig(Config):
     """How many impressions of a request stay together when rows are shuffled; a request with more is cut. By default
     requests stay whole, so that what their impressions share is looked up and computed once. 1 shuffles every
     impression by itself."""
-    window_days: PositiveInt | None = None
+    window_days: Days | None = None
     """Rows are shuffled within windows of so many days, one window after the other; by default over all dates."""
     sparse_learning_rate: PositiveFloat = 0.05
     """RowWiseAdagrad's, for all embedding tables."""
@@ -294,7 +305,7 @@ class HoldoutConfig(Config):
     """`test`: trained on all training dates, measured on the test dates. `validation`: the last training dates are
     held out instead, and nothing of the test dates is read: settings are chosen by these. `dates`: those of `learned`
     and `measured`, whatever the dataset's splits are, as a recurring training has them (`pipelines.retrain`)."""
-    validation_days: PositiveInt = 7
+    validation_days: Days = 7
     """How many of the last training dates are held out for validation."""
     learned: dict[str, Dates] = {}
     """`dates`: by task, the first and last date whose labels are learned. Labels of a task that mature later have
@@ -361,7 +372,7 @@ class RankerConfig(Config):
 
     arm: str = "side"
     """Which of `arms` to train."""
-    arms: dict[str, ArmConfig] = {
+    arms: dict[ArmName, ArmConfig] = {
         "none": ArmConfig(),
         "dense": ArmConfig(item="dense", history="dense"),
         "sid_ngram": ArmConfig(item="sid_ngram", history="sid_ngram"),
@@ -429,10 +440,9 @@ class RankerConfig(Config):
 
 
 def _overlaid(values: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        **values,
-        **{
-            key: _overlaid(values[key], change) if isinstance(change, Mapping) and key in values else change
-            for key, change in overlay.items()
-        },
-    }
+    """Return nested settings with others laid over them, mapping by mapping."""
+    laid = dict(values)
+    for key, change in overlay.items():
+        below = values.get(key)
+        laid[key] = _overlaid(below, change) if isinstance(change, Mapping) and isinstance(below, Mapping) else change
+    return laid

@@ -7,7 +7,6 @@ of an impression over the impressions, of what a request shares over the request
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from infra.gather import take_rows
 from infra.rows import Rows, concatenated
 from infra.snapshot import Dataset, read_dataset
 from infra.stage import quiet
+from infra.tables import read_json
 from ranker.body import Body
 from ranker.bundle import RankerBundle, open_bundle
 from ranker.bundle_description import require_columns, require_sids
@@ -154,7 +154,7 @@ def open_network(bundle: RankerBundle, dataset: Dataset) -> LocalNetwork:
 
 
 def _tables(path: Path, bundle: RankerBundle) -> Table:
-    plan = json.loads((path / "plan.json").read_text())["tables"]
+    plan = read_json(path / "plan.json")["tables"]
     table = Table(
         "table", "rows", "bytes", "sharding", "kernel", "parts", box=None, header_style="bold", pad_edge=False
     )

@@ -23,7 +23,7 @@ from infra.errors import ConfigError, SidestackError
 from infra.lanes import require_lanes
 from infra.snapshot import read_dataset
 from infra.stage import quiet
-from infra.tables import DatasetSpec
+from infra.tables import DatasetSpec, read_json
 from ranker.budget import LARGE_LOG, DecidedConfig, decide, even_days, training_days
 from ranker.config import RankerConfig
 from ranker.cost import column_cost, expected_traffic
@@ -76,12 +76,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         report = dry_run(_workload(arguments), _cluster(arguments), arguments.samples_per_second)
     except SidestackError as error:
         if arguments.json and isinstance(error, NoPlanError):
-            arguments.json.write_text(json.dumps({"fits": False, "reason": str(error).splitlines()}, indent=1) + "\n")
+            arguments.json.write_text(
+                json.dumps({"fits": False, "reason": str(error).splitlines()}, indent=1) + "\n", encoding="utf-8"
+            )
         word = "does not fit" if isinstance(error, NoPlanError) else "error"
         print(f"plan: {word}: {error}", file=sys.stderr)
         raise SystemExit(1) from error
     if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+        arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print_report(report)
 
 
@@ -198,11 +200,7 @@ def _workload(arguments: argparse.Namespace) -> Workload:
 
 
 def _spec(kind: type[S], file: Path) -> S:
-    try:
-        values = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{file}: cannot be read as JSON: {error}") from error
-    return parse(kind, values, str(file))
+    return parse(kind, read_json(file), str(file))
 
 
 def _cluster(arguments: argparse.Namespace) -> Cluster:

@@ -194,7 +194,7 @@ def _close(
     fitting, held_out = splits
     measured = prediction_metrics(run.out, tuple(fitting.features.tasks))
     plan = {**sharded.plan.described(), "real_bytes": taken}
-    (run.out / "plan.json").write_text(json.dumps(plan, indent=1))
+    (run.out / "plan.json").write_text(json.dumps(plan, indent=1), encoding="utf-8")
     summary = {
         "arm": config.arm,
         "tasks": measured,

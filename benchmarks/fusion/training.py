@@ -107,7 +107,7 @@ class Trainer:
         values = training.settings(self._epochs, self._share)
         file = self._cache / "configs" / f"{digest(values)[:16]}.yaml"
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(yaml.safe_dump(values, sort_keys=False))
+        file.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
         return file
 
     def _train(self, training: Training, out: Path) -> float:
@@ -127,7 +127,7 @@ class Trainer:
 
 def read_summary(out: Path) -> dict[str, Any]:
     """Return the closing numbers of a training."""
-    summary: dict[str, Any] = json.loads((out / SUMMARY_FILE).read_text())
+    summary: dict[str, Any] = json.loads((out / SUMMARY_FILE).read_text(encoding="utf-8"))
     return summary
 
 

@@ -143,9 +143,9 @@ def _write(rows: list[table.Row], corpora: Sequence[tuple[Corpus, str]], out: Pa
     drawn = [plot for corpus, _ in corpora for plot in figures.plots(rows, corpus.name)]
     for plot in drawn:
         (out / f"{plot.name}.png").write_bytes(figures.png(plot))
-    conditions = json.loads(path.read_text())["conditions"]
+    conditions = json.loads(path.read_text(encoding="utf-8"))["conditions"]
     names = [f"{plot.name}.png" for plot in drawn]
-    path.with_suffix(".md").write_text(table.page(rows, corpora, conditions, names))
+    path.with_suffix(".md").write_text(table.page(rows, corpora, conditions, names), encoding="utf-8")
     print(f"\nwritten: {path}, {path.with_suffix('.md').name}, {len(drawn)} plots", file=sys.stderr)
 
 

@@ -47,7 +47,7 @@ def train(config: Path, sets: Sequence[str], dataset: Path, out: Path) -> float:
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
         raise StageError(f"encoder.train failed: {said[-1]}")
-    return float(json.loads((out / SUMMARY_FILE).read_text())["seconds"])
+    return float(json.loads((out / SUMMARY_FILE).read_text(encoding="utf-8"))["seconds"])
 
 
 class EncoderCoder:

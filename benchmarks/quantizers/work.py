@@ -126,7 +126,7 @@ def _imported(module: str) -> set[str]:
         if file is None or file in found:
             continue
         found.add(file)
-        for node in ast.walk(ast.parse((ROOT / file).read_text())):
+        for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and node.module:
                 waiting += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
     return found
@@ -184,7 +184,7 @@ def outcomes(tasks: Sequence[Task], folder: Path, *, jobs: int, fresh: bool) -> 
     waiting: dict[str, list[Task]] = {}
     for task, file in files.items():
         if file.is_file() and not fresh:
-            yield Outcome(task, json.loads(file.read_text()))
+            yield Outcome(task, json.loads(file.read_text(encoding="utf-8")))
         else:
             waiting.setdefault(task.training_key(), []).append(task)
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
@@ -213,12 +213,12 @@ def _outcomes(tasks: Sequence[Task], future: Future[_Timed], files: Mapping[Task
             yield Outcome(task, None, "code was edited while this ran; the result is not kept")
             continue
         keep(files[task], result)
-        yield Outcome(task, json.loads(files[task].read_text()), wall_seconds=seconds)
+        yield Outcome(task, json.loads(files[task].read_text(encoding="utf-8")), wall_seconds=seconds)
 
 
 def keep(file: Path, result: dict[str, Any]) -> None:
     """Write a result so that it is there whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
     staging = file.with_suffix(f".{os.getpid()}.tmp")
-    staging.write_text(json.dumps(result))
+    staging.write_text(json.dumps(result), encoding="utf-8")
     staging.rename(file)

@@ -220,7 +220,7 @@ def cpu_seconds(run: Path, cycle: Cycle, outcome: Outcome) -> dict[str, float]:
     """Return the CPU seconds of a cycle's stages, `prepare` included, by label."""
     made = {"prepare": cycle.plan.prepared, **outcome.stages}
     files = {label: (run / path).with_name(f"{path.name}.logs") / CPU_FILE for label, path in made.items()}
-    return {label: float(file.read_text()) for label, file in files.items()}
+    return {label: float(file.read_text(encoding="utf-8")) for label, file in files.items()}
 
 
 def run_bytes(config: PipelineConfig, policy: PolicyName) -> int:

@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from encoder.quantizers.clustering import kmeans
-from encoder.quantizers.contract import Quantizer, at_least_float32
+from encoder.quantizers.contract import Quantizer, Size, at_least_float32
 from encoder.quantizers.residual import nearest_paths, spread_over_groups, take_words
 from encoder.sid import SidSpec
 from infra.config import Config
@@ -20,18 +20,18 @@ class CodebookConfig(Config):
 
     codes: Annotated[int, Field(ge=2, le=65536)] = 256
     """Codewords of a codebook."""
-    groups: Annotated[int, Field(ge=1)] = 1
+    groups: Size = 1
     """Blocks of the latent vector, quantized beside each other."""
-    group_dim: Annotated[int, Field(ge=1)] = 32
+    group_dim: Size = 32
     """Dimensions of a block."""
 
 
 class ResidualCodebookConfig(CodebookConfig):
     """Settings of those with several layers of codebooks."""
 
-    depth: Annotated[int, Field(ge=1)] = 3
+    depth: Size = 3
     """Layers in a block, each quantizing what the ones before left over."""
-    beam: Annotated[int, Field(ge=1)] = 1
+    beam: Size = 1
     """Paths kept while encoding; 1 takes every layer's nearest codeword."""
     prefix_dropout: Share = 0.0
     """Share of the training rows that are decoded from a random prefix of layers (Matryoshka training)."""

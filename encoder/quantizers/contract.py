@@ -5,14 +5,18 @@ bfloat16 would give another code than the one materialized.
 """
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
 from encoder.sid import SidSpec
 from infra.distributed import World
+
+Size = Annotated[int, Field(ge=1, le=4096)]
+"""One of a quantizer's sizes: dimensions, layers, blocks, lines or paths."""
 
 
 class Quantized(NamedTuple):

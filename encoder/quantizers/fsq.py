@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from encoder.quantizers.contract import Quantizer, at_least_float32
+from encoder.quantizers.contract import Quantizer, Size, at_least_float32
 from encoder.quantizers.scalar import centred_levels, squash, suited_spread
 from encoder.sid import Bound, SidSpec
 from infra.config import Config
@@ -22,7 +22,7 @@ class FsqConfig(Config):
     kind: Literal["fsq"] = "fsq"
     levels: Annotated[int, Field(ge=2, le=256)] = 3
     """Levels L of every dimension."""
-    digits: Annotated[int, Field(ge=1)] = 15
+    digits: Size = 15
     """Latent dimensions, one digit each."""
     bound: Bound = "clamp"
     """How a dimension is brought to [-1, 1] before rounding."""

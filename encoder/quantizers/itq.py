@@ -3,14 +3,14 @@
 Source: paper section 2, [4] (Gong et al.), fitted by faiss.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor
 
 from encoder.quantizers.clustering import itq_rotation
-from encoder.quantizers.contract import Quantizer, at_least_float32
+from encoder.quantizers.contract import Quantizer, Size, at_least_float32
 from encoder.sid import SidSpec
 from infra.config import Config
 
@@ -19,9 +19,9 @@ class ItqConfig(Config):
     """Settings of ITQ."""
 
     kind: Literal["itq"] = "itq"
-    digits: Annotated[int, Field(ge=1)] = 24
+    digits: Size = 24
     """Bits: principal axes that are rotated and cut at 0."""
-    latent_dim: Annotated[int, Field(ge=1)] = 32
+    latent_dim: Size = 32
     """Dimensions of the latent vector, at least as many as bits."""
 
     @model_validator(mode="after")

@@ -3,20 +3,19 @@
 Source: paper section 2 (ii), [6].
 """
 
-from typing import Annotated, Literal
-
-from pydantic import Field
+from typing import Literal
 
 from encoder.quantizers.codebooks import CodebookConfig, Codebooks
+from encoder.quantizers.contract import Size
 
 
 class ProductConfig(CodebookConfig):
     """Settings of product quantization."""
 
     kind: Literal["product"] = "product"
-    groups: Annotated[int, Field(ge=1)] = 3
+    groups: Size = 3
     """Blocks of the latent vector, one digit each."""
-    group_dim: Annotated[int, Field(ge=1)] = 8
+    group_dim: Size = 8
     """Dimensions of a block."""
 
     def build(self) -> Codebooks:

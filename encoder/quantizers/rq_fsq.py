@@ -12,7 +12,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from encoder.quantizers.contract import Quantizer, at_least_float32
+from encoder.quantizers.contract import Quantizer, Size, at_least_float32
 from encoder.quantizers.scalar import (
     best_step,
     centred_levels,
@@ -33,11 +33,11 @@ class RqFsqConfig(Config):
     """`scale`: the same dimensions, ever finer. `project`: a learned basis for every layer."""
     levels: Annotated[int, Field(ge=2, le=256)] = 3
     """Levels L of every digit."""
-    dims: Annotated[int, Field(ge=1)] = 5
+    dims: Size = 5
     """Digits of a layer."""
-    depth: Annotated[int, Field(ge=1)] = 3
+    depth: Size = 3
     """Layers."""
-    latent_dim: Annotated[int, Field(ge=1)] | None = None
+    latent_dim: Size | None = None
     """Dimensions of the latent vector, at least `dims`; None, and in the reading `scale` always: `dims`."""
     bound: Bound = "clamp"
     """What happens beyond the outermost level; `scale` bounds the vector, `project` every coordinate."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from encoder.quantizers.clustering import kmeans
-from encoder.quantizers.contract import Quantizer, at_least_float32
+from encoder.quantizers.contract import Quantizer, Size, at_least_float32
 from encoder.quantizers.lines import Line, fitted_line, refitted_lines
 from encoder.quantizers.recursion import Layers, encode_by_recursion
 from encoder.quantizers.residual import nearest_paths, spread_over_groups, take_words
@@ -31,13 +31,13 @@ class StructuredConfig(Config):
     kind: Literal["structured"] = "structured"
     levels: Annotated[int, Field(ge=2, le=256)] = 3
     """Levels L on a line."""
-    lines: Annotated[int, Field(ge=1)] = 1
+    lines: Size = 1
     """Lines K of a layer."""
-    groups: Annotated[int, Field(ge=1)] = 3
+    groups: Size = 3
     """Blocks of the latent vector, quantized beside each other."""
-    depth: Annotated[int, Field(ge=1)] = 5
+    depth: Size = 5
     """Layers in a block, each quantizing what the ones before left over."""
-    group_dim: Annotated[int, Field(ge=1)] = 8
+    group_dim: Size = 8
     """Dimensions of a block."""
     assign: Literal["line", "codeword"] = "line"
     """`line` is Eq. 2: nearest line, then level. `codeword` takes the nearest codeword."""
@@ -45,9 +45,9 @@ class StructuredConfig(Config):
     """What happens beyond the outermost level."""
     directions: Literal["pca", "random"] = "pca"
     """Where directions start: principal axes of the first sample's residuals, or anywhere."""
-    refits: Annotated[int, Field(ge=0)] = 0
+    refits: Annotated[int, Field(ge=0, le=1000)] = 0
     """Times that the start assigns its sample to a layer anew and refits the layer's lines in closed form."""
-    beam: Annotated[int, Field(ge=1)] = 1
+    beam: Size = 1
     """Paths kept while encoding; 1 takes every layer's nearest line or codeword."""
     prefix_dropout: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the training rows that are decoded from a random prefix of layers (Matryoshka training)."""

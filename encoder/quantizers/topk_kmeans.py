@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from encoder.quantizers.clustering import kmeans
-from encoder.quantizers.contract import Quantizer, at_least_float32
+from encoder.quantizers.contract import Quantizer, Size, at_least_float32
 from encoder.sid import SidSpec
 from infra.config import Config
 
@@ -20,11 +20,11 @@ class TopkKmeansConfig(Config):
     """Settings of top-k k-means."""
 
     kind: Literal["topk_kmeans"] = "topk_kmeans"
-    clusters: Annotated[int, Field(ge=2)] = 1024
+    clusters: Annotated[int, Field(ge=2, le=2**24)] = 1024
     """Centroids."""
-    k: Annotated[int, Field(ge=1)] = 1
+    k: Size = 1
     """Nearest centroids that are named, a digit each."""
-    latent_dim: Annotated[int, Field(ge=1)] = 32
+    latent_dim: Size = 32
     """Dimensions of the latent vector."""
 
     @model_validator(mode="after")

@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from infra.config import Config, Seed
+from infra.config import Config, Day, Days, Seed
 from infra.identity import Identify
+from infra.tables import FollowupDays
 from pipelines.prepare.log.config import Log
 from pipelines.prepare.text_config import TextConfig
 
@@ -57,7 +58,7 @@ class CompleteJourney(Config):
     """Promoted products drawn for a basket; every promoted product that was bought comes on top."""
     max_history: PositiveInt = 32
     """Newest earlier purchases of the household in a row's history."""
-    followup_days: PositiveInt = 28
+    followup_days: Days = 28
     """Days after a click in which a further purchase of the item counts as its conversion."""
     seed: Seed = 0
     """Seed of the sampling of impressions."""
@@ -84,10 +85,10 @@ class Synthetic(Config):
     """Seed of everything: same seed and sizes, same bytes."""
     num_items: PositiveInt = 2_000
     num_users: PositiveInt = 500
-    first_day: date = date(2024, 1, 1)
+    first_day: Day = date(2024, 1, 1)
     """First day with events; time is without a zone."""
-    train_days: PositiveInt = 8
-    test_days: PositiveInt = 4
+    train_days: Days = 8
+    test_days: Days = 4
     events_per_day: PositiveInt = 2_000
     """Impressions on each day."""
     impressions_per_request: PositiveInt = 1
@@ -112,7 +113,7 @@ class Synthetic(Config):
     """Share of items that are first shown in the test days."""
     max_history: PositiveInt = 16
     """Newest earlier actions of the user in a row's history."""
-    followup_days: PositiveInt = 2
+    followup_days: Days = 2
     """Days after which a conversion is known; rows closer to the log's end have it null."""
 
     @model_validator(mode="after")
@@ -150,14 +151,14 @@ class Tables(Config):
     """What makes a request: rows of one `request_id` beside each other; rows of one user and time (they are brought
     together, a date at a time in memory); or every row by itself. By default `request_id` where there is such a
     column, else none."""
-    followup_days: dict[str, PositiveFloat] = {}
+    followup_days: dict[str, FollowupDays] = {}
     """By task: how long after an impression its label is known, where `dataset.json` does not say so or says otherwise;
     a label whose time is not over before `as_of` is null. A task that is named in neither is known at once."""
     identify: Identify = "footer"
     """What tells files from each other: size and Parquet footer, or the SHA-256 of all their bytes."""
-    train_days: PositiveInt | None = None
+    train_days: Days | None = None
     """With `test_days`: so many dates before the test dates are trained on; by default all."""
-    test_days: PositiveInt | None = None
+    test_days: Days | None = None
     """The newest so many dates are tested on; by default what `dataset.json` says."""
 
 
@@ -165,7 +166,7 @@ class PrepareConfig(Config):
     """The prepare stage: a source, and where embeddings that took long are kept."""
 
     source: Annotated[CompleteJourney | Synthetic | Tables | Log, Field(discriminator="kind")] = CompleteJourney()
-    as_of: date | None = None
+    as_of: Day | None = None
     """The snapshot knows what happened before this date, and nothing later; by default all the log has."""
     cache_dir: Path = Path(".cache")
     """Where text embeddings are kept between runs, by the digest of texts and model, and the ledger of source files."""

@@ -11,21 +11,21 @@ from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import NonNegativeInt
+from pydantic import Field
 
-from infra.checks import check_content, check_events, require_columns, require_same_columns, type_name
+from infra.checks import check_content, check_events, require_columns, require_distinct_columns, require_same_columns
 from infra.config import digest, parse
 from infra.distributed import broadcast, together
 from infra.errors import ConfigError, DataError
 from infra.footer import read_footer
 from infra.identity import Ledger
-from infra.parquet import RowGroup, open_parquet, read_row_group, row_groups
+from infra.parquet import RowGroup, open_parquet, read_row_group, restored_schema, row_groups
 from infra.partitions import slice_date
 from infra.snapshot import CONTENT
 from infra.stage import StageRun
@@ -111,8 +111,8 @@ def _dated(folder: Path, as_of: date | None) -> dict[date, list[Path]]:
 class TablesSpec(DatasetSpec):
     """A folder's `dataset.json`: a DatasetSpec whose numbers of items and users may be left to be counted."""
 
-    num_items: NonNegativeInt | None = None  # type: ignore[assignment]
-    num_users: NonNegativeInt | None = None  # type: ignore[assignment]
+    num_items: Annotated[int, Field(ge=0, lt=2**63)] | None = None  # type: ignore[assignment]
+    num_users: Annotated[int, Field(ge=0, lt=2**63)] | None = None  # type: ignore[assignment]
 
 
 def open_tables(run: StageRun[PrepareConfig], config: Tables) -> "TablesLog":
@@ -137,6 +137,7 @@ def _spec(config: Tables, files: LogFiles) -> DatasetSpec:
     said = parse(TablesSpec, read_json(where), str(where))
     if not said.tasks:
         raise ConfigError(f"{where}: tasks: must name at least one, as the label columns of events are named after it")
+    _require_columns(config, files, said)
     values = said.model_dump()
     values["followup_days"] |= config.followup_days
     for entity, table in CONTENT.items():
@@ -154,20 +155,95 @@ def _spec(config: Tables, files: LogFiles) -> DatasetSpec:
     return parse(DatasetSpec, values, str(where))
 
 
+def _require_columns(config: Tables, files: LogFiles, spec: DatasetSpec) -> None:
+    """Check the columns of all tables by footers, so that a folder of another writer is one error and not ten.
+
+    Of events and labels, the first file that has row groups stands for all: each is checked when it is read.
+
+    Raises:
+        DataError: naming every column of every table that is missing or of another type.
+    """
+    wanted = {
+        path: content_schema(spec, entity)
+        for entity, paths in files.content.items()
+        for path in paths
+        if _has_row_groups(path)
+    }
+    for day, path in itertools.islice(_with_row_groups(files.events), 1):
+        wanted[path] = events_contract(config, spec, _schema(path).names, has_labels=day in files.labels)
+    for _, path in itertools.islice(_with_row_groups(files.labels), 1):
+        wanted[path] = label_schema(spec)
+    faults = []
+    for path, expected in wanted.items():
+        try:
+            require_columns(_with_fixed_sizes(_schema(path), expected), expected, path)
+        except DataError as error:
+            faults.append(str(error))
+    if faults:
+        raise DataError("\n".join(faults))
+
+
+def _with_row_groups(files: Mapping[date, Sequence[Path]]) -> Iterator[tuple[date, Path]]:
+    return ((day, path) for day, paths in files.items() for path in paths if _has_row_groups(path))
+
+
+def _has_row_groups(path: Path) -> bool:
+    with open_parquet(path) as file:
+        return bool(file.metadata.num_row_groups)
+
+
+def events_contract(config: Tables, spec: DatasetSpec, names: Sequence[str], has_labels: bool) -> pa.Schema:
+    """Return the contract's columns that the events of a date must have.
+
+    Args:
+        config: the source's. spec: the dataset's. names: the columns that there are.
+        has_labels: whether the date's labels lie apart.
+    """
+    left_out = list(spec.tasks) if has_labels else []
+    if config.requests != "request_id" and REQUEST_ID not in names:
+        left_out.append(REQUEST_ID)
+    return pa.schema([one for one in flat_schema(spec) if one.name not in left_out])
+
+
+def _schema(path: Path) -> pa.Schema:
+    """Return the columns of a file as they are read."""
+    with open_parquet(path) as file:
+        require_distinct_columns(file.schema_arrow, path)
+        return contract_schema(restored_schema(file.schema_arrow))
+
+
+def _with_fixed_sizes(found: pa.Schema, expected: pa.Schema) -> pa.Schema:
+    """Return a schema in which embeddings that came as plain lists of numbers are of the size that they must have."""
+    for one in expected:
+        place = found.get_field_index(one.name)
+        if place >= 0 and pa.types.is_fixed_size_list(one.type) and _is_list_of_numbers(found.field(place).type):
+            kind = pa.list_(found.field(place).type.value_type, one.type.list_size)
+            found = found.set(place, found.field(place).with_type(kind))
+    return found
+
+
+def _is_list_of_numbers(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) and pa.types.is_floating(kind.value_type))
+
+
 def _num_ids(files: Sequence[Path], column: str) -> int:
     """Return how many ids the files number, from their footers' statistics: one more than the largest."""
     largest = -1
     for path in files:
         metadata = read_footer(path)
-        place = next((i for i in range(metadata.num_columns) if metadata.schema.column(i).path == column), None)
-        if place is None:
-            raise DataError(f"{path}: column {column!r} is missing; expected type int64")
+        number = next((i for i in range(metadata.num_columns) if metadata.schema.column(i).path == column), None)
+        if number is None:  # of a file without rows
+            continue
         for group in range(metadata.num_row_groups):
-            statistics = metadata.row_group(group).column(place).statistics
+            statistics = metadata.row_group(group).column(number).statistics
             if statistics is not None and statistics.has_min_max:
                 largest = max(largest, int(statistics.max))
             elif metadata.row_group(group).num_rows:
-                largest = max(largest, pc.max(_read(RowGroup(path, group, 0, 0), [column])[column]).as_py())
+                where = RowGroup(path, group, 0, metadata.row_group(group).num_rows)
+                found = pc.max(_read(where, [column])[column]).as_py()
+                if found is None:
+                    raise DataError(f"{where}: column {column!r}: must not be null; is null in every row")
+                largest = max(largest, found)
     return largest + 1
 
 
@@ -276,17 +352,13 @@ class TablesLog:
 
     def _contract(self, day: date, names: Sequence[str], group: RowGroup) -> pa.Schema:
         """Return the contract's columns that a date's events must have."""
-        left_out = []
-        if self._config.requests != "request_id" and REQUEST_ID not in names:
-            left_out.append(REQUEST_ID)
         if day in self._files.labels:
-            left_out += self.spec.tasks
             for task in self.spec.tasks:
                 if task in names:
                     raise DataError(
                         f"{group}: column {task!r}: must not be here, as the labels of {day} lie in the folder labels"
                     )
-        return pa.schema([one for one in flat_schema(self.spec) if one.name not in left_out])
+        return events_contract(self._config, self.spec, names, has_labels=day in self._files.labels)
 
     def _with_labels(self, day: date, chunks: Iterator[tuple[pa.Table, RowGroup]]) -> Iterator[pa.Table]:
         """Put in the labels that lie apart, and take out those whose follow-up is not over."""
@@ -352,16 +424,7 @@ def _numbered(chunk: pa.Table, day: date, number: int, kind: str | None) -> tupl
 
 def _output_schema(path: Path, expected: pa.Schema) -> pa.Schema:
     """Return the columns of a file of items or users as they are stored."""
-    with open_parquet(path) as file:
-        found = contract_schema(file.schema_arrow)
-    faults = [
-        f"{path}: column {one.name!r} is missing; expected type {type_name(one.type)}"
-        for one in expected
-        if one.name not in found.names
-    ]
-    if faults:
-        raise DataError("\n".join(faults))
-    return _with_further(found, expected)
+    return _with_further(_schema(path), expected)
 
 
 def _with_further(found: pa.Schema, expected: pa.Schema) -> pa.Schema:
@@ -377,7 +440,9 @@ def _ordered(rows: pa.Table, expected: pa.Schema) -> pa.Table:
 
 def _read(group: RowGroup, columns: Sequence[str] | None = None) -> pa.Table:
     try:
-        return in_contract_layout(read_row_group(group, columns), group)
+        rows = read_row_group(group, columns)
+        require_distinct_columns(rows.schema, group)
+        return in_contract_layout(rows, group)
     except DataError as error:
         if "Expected all lists to be of size" in str(error):
             raise DataError(

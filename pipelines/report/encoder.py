@@ -7,8 +7,8 @@ from typing import Any
 from encoder.sid import DEFAULT_NAME
 from infra.errors import DataError
 from infra.record import SUMMARY_FILE
+from infra.tables import read_json
 from pipelines.report.comparison import EncoderResult, SignalLoss
-from pipelines.report.outputs import read_json
 
 
 def read_encoder(path: Path, dataset: Path | None = None) -> EncoderResult:

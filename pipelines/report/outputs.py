@@ -12,6 +12,7 @@ from pydantic import ConfigDict, ValidationError
 from infra.config import Config
 from infra.errors import DataError
 from infra.record import CONFIG_FILE, HISTORY_FILE, SUMMARY_FILE
+from infra.tables import read_json
 from pipelines.report.comparison import IdTable
 
 Curve = list[tuple[float, float]]
@@ -65,21 +66,6 @@ def read_ranker_summary(path: Path) -> RankerSummary:
         raise DataError(f"{file}: not a ranker's summary: {'; '.join(faults)}") from error
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        DataError: the file is missing or holds no JSON object.
-    """
-    try:
-        values = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file}: cannot be read as JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise DataError(f"{file}: must hold a JSON object, holds a {type(values).__name__}")
-    return values
-
-
 def read_curves(path: Path) -> dict[str, Curve]:
     """Read `history.jsonl` as a curve of (step, value) for each name; a null or absent value leaves a gap.
 
@@ -90,7 +76,7 @@ def read_curves(path: Path) -> dict[str, Curve]:
     """
     file = Path(path) / HISTORY_FILE
     curves: dict[str, Curve] = {}
-    for number, line in enumerate(file.read_text().splitlines() if file.exists() else (), start=1):
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines() if file.exists() else (), start=1):
         try:
             values = json.loads(line)
             step = float(values.pop("step"))
@@ -115,7 +101,7 @@ def validation_curve(curves: Mapping[str, Curve], task: str) -> Curve:
 def read_config_text(path: Path) -> str:
     """Read the resolved configuration a stage was run with; empty when the output has none."""
     file = Path(path) / CONFIG_FILE
-    return file.read_text() if file.exists() else ""
+    return file.read_text(encoding="utf-8") if file.exists() else ""
 
 
 def read_sections(path: Path) -> dict[str, Any]:

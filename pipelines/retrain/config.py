@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from infra.config import Config, Seed
+from infra.config import Config, Days, Seed
 from ranker.config import Dates
 
 PolicyName = Literal["append", "refresh", "rebuild", "never"]
@@ -79,7 +79,7 @@ class EncoderPolicy(Config):
     """Figures of the last cycle's drift; one that lies outside brings `refresh` or `rebuild` forward."""
     refresh_training: dict[str, Any] = {}
     """`refresh`: settings of `encoder.training` that differ from the first training's, such as fewer epochs."""
-    rebuild_days: PositiveInt | None = None
+    rebuild_days: Days | None = None
     """`rebuild`: the newest so many dates, of whose rows a ranker with new SIDs learns; by default all there are."""
     rebuild_tables: Literal["same", "anew"] = "anew"
     """`rebuild`: whether the champion's tables of ids go on, or start anew with its network. The champion has learned
@@ -89,9 +89,9 @@ class EncoderPolicy(Config):
 class RetrainConfig(Config):
     """The `retrain` section."""
 
-    every_days: PositiveInt = 1
+    every_days: Days = 1
     """A cycle begins when so many new dates have arrived."""
-    judged_days: PositiveInt = 1
+    judged_days: Days = 1
     """The newest so many dates of each task's mature labels: candidate and champion are measured on them before the
     next cycle learns them."""
     encoder: EncoderPolicy = EncoderPolicy()

@@ -12,7 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator
 
 from infra.commit import verify, write_whole
 from infra.config import C, Config, digest, parse
@@ -25,6 +27,16 @@ CYCLES = "cycles"
 PLAN_FILE, OUTCOME_FILE = "plan.json", "outcome.json"
 
 Verdict = Literal["open", "closed", "no verdict"]
+
+
+def _require_inside(path: Path) -> Path:
+    if path.is_absolute() or ".." in path.parts:
+        raise ValueError("must be a path below the run's folder")
+    return path
+
+
+PathInside = Annotated[Path, AfterValidator(_require_inside)]
+"""A path from the run's folder."""
 
 
 class Gate(Config):
@@ -46,11 +58,11 @@ class Version(Config):
 
     number: int
     """Of the cycle that made it."""
-    ranker: Path
-    export: Path
-    dataset: Path
+    ranker: PathInside
+    export: PathInside
+    dataset: PathInside
     """The snapshot with its SIDs."""
-    encoders: dict[str, Path]
+    encoders: dict[str, PathInside]
     learned_to: dict[str, date]
     """By task, the last date whose labels it has learned."""
 
@@ -66,7 +78,7 @@ class Plan(Config):
     champion: int | None = None
     """The version that it goes on from, or, of a roll-back, goes back to."""
     as_of: date | None = None
-    prepared: Path = Path()
+    prepared: PathInside = Path()
     """The snapshot that `prepare` committed, from the run's folder."""
     newest: date | None = None
     """The last date of the snapshot that has rows."""
@@ -93,7 +105,7 @@ class Outcome(Config):
     """Metrics and drift, by name."""
     seconds: dict[str, float] = {}
     """By stage; what was committed before is not among them."""
-    stages: dict[str, Path] = {}
+    stages: dict[str, PathInside] = {}
     """By label, what each stage committed, from the run's folder."""
 
 

@@ -16,8 +16,8 @@ from infra.config import plain, to_yaml
 from infra.errors import DataError
 from infra.record import SUMMARY_FILE
 from infra.stage import StageRun, run_stage
+from infra.tables import read_json
 from pipelines.report.encoder import read_encoder
-from pipelines.report.outputs import read_json
 from pipelines.sweep.grid import Setting, prefix_lengths, quantizer_of, setting_of, structured
 from pipelines.sweep.heatmap import draw
 from pipelines.sweep.result import INPUT, SettingResult, SweepResult, as_markdown, as_text, ranked, weighted_loss

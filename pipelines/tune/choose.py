@@ -14,7 +14,7 @@ from infra.config import Config
 from infra.errors import DataError
 from infra.record import SUMMARY_FILE
 from infra.stage import StageRun, run_stage
-from pipelines.report.outputs import read_json
+from infra.tables import read_json
 from pipelines.tune.config import INPUT, Setting, TuneConfig
 from ranker.metric_registry import HEADLINE
 

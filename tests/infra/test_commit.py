@@ -68,6 +68,15 @@ def flip(path: Path) -> None:
     path.write_bytes(bytes(data))
 
 
+def rename_in_manifest(out: Path, name: str, other: str) -> None:
+    """Have a manifest name another file, which lies outside with the same content."""
+    manifest = json.loads((out / MANIFEST).read_text())
+    manifest["files"][other] = manifest["files"].pop(name)
+    if other.startswith("../"):
+        shutil.copy(out / name, out / other)
+    (out / MANIFEST).write_text(json.dumps(manifest))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -75,6 +84,8 @@ def flip(path: Path) -> None:
         (lambda out: os.truncate(out / "t.parquet", 10), r"t\.parquet: has 10 bytes, manifest.json says"),
         (lambda out: (out / "part/a.txt").unlink(), r"a\.txt: is named in manifest.json but missing"),
         (lambda out: (out / "new").write_text(""), r"new: is not in manifest.json"),
+        (lambda out: rename_in_manifest(out, "t.parquet", "../t.parquet"), r"t\.parquet: is"),
+        (lambda out: rename_in_manifest(out, "t.parquet", "/etc/hostname"), r"t\.parquet: is not in manifest.json"),
         (lambda out: (out / MANIFEST).write_text("{}"), "not a sidestack manifest"),
         (lambda out: (out / MANIFEST).unlink(), "not a committed directory"),
     ],

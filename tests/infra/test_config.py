@@ -1,13 +1,18 @@
+import itertools
 from pathlib import Path
 
 import pytest
 
-from infra.config import VERSION, Config, digest, load_file, load_section, parse, parse_written, to_yaml
+from infra.config import VERSION, Config, Inside, digest, load_file, load_section, parse, parse_written, to_yaml
 from infra.errors import ConfigError
 
 
 class Inner(Config):
     rate: float = 0.1
+
+
+class Below(Config):
+    path: Inside
 
 
 class Outer(Config):
@@ -43,6 +48,12 @@ def test_a_fault_names_key_value_and_rule(values: dict[str, object], message: st
         parse(Outer, values, "here")
 
 
+ALIASES = "encoder:\n  a: &a [x, x, x, x, x, x, x, x]\n" + "".join(
+    f"  {name}: &{name} [{', '.join(['*' + before] * 8)}]\n" for before, name in itertools.pairwise("abcdefgh")
+)
+"""Some hundred characters that stand for 8 ** 8 values."""
+
+
 @pytest.mark.parametrize(
     ("text", "overrides", "message"),
     [
@@ -51,6 +62,23 @@ def test_a_fault_names_key_value_and_rule(values: dict[str, object], message: st
         ("encoder: {inner: {rate: .inf}}", [], r"encoder\.inner\.rate: inf is no finite number"),
         ("encoder: {}", ["encoder.shares=[0.5, -.inf]"], r"encoder\.shares\.1: -inf is no finite number"),
         ("encoder: {}", ["encoder.rate=.nan"], r"encoder\.rate: nan is no finite number"),
+        ("encoder: {a: .inf, b: [.nan]}", [], r"encoder\.a: inf [\s\S]*encoder\.b\.0: nan is no finite number"),
+        ("encoder: {on: 1, 7: 2}", [], r"encoder\.True: the key True is of type bool; put it in quotes[\s\S]*key 7"),
+        ("encoder: {a: 9223372036854775808}", [], r"encoder\.a: needs more than 64 bits"),
+        ("encoder: {a: %s}" % ("9" * 5000), [], r"line 1: '999+\.\.\. is no int \(Exceeds the limit"),
+        ('encoder: {a: "\\0"}', [], r"encoder\.a: '\\x00' has a NUL character"),
+        ('encoder: {"\\ud800": 1}', [], r"encoder\.\\ud800': the key has a NUL character or half of a surrogate"),
+        ("encoder: {}", ["encoder.name=a\udcff"], r"half of a surrogate pair|not valid YAML"),
+        ("encoder: {}", ["encoder.a\udcff=1"], r"half of a surrogate pair"),
+        ("encoder: {a: 2024-13-01}", [], r"line 1: '2024-13-01' is no timestamp \(month must be in 1\.\.12\)"),
+        ("a: 1\nencoder: !!int x", [], r"line 2: 'x' is no int"),
+        ("encoder: !!timestamp x", [], r"line 1: 'x' is no timestamp"),
+        ("encoder: !!python/object/apply:os.system [exit]", [], r"could not determine a constructor"),
+        ("encoder: {? [1] : 2}", [], r"unhashable key"),
+        ("encoder: " + "[" * 3000, [], r"nested too deeply"),
+        ("encoder: " + "[" * 40 + "]" * 40, [], r"encoder\.0\.0\.\.\.: nested more than 32 levels deep"),
+        ("encoder: &a {b: *a}", [], r"encoder\.b\.b\.\.\.: nested more than 32 levels deep"),
+        (ALIASES, [], r"holds more than 1,000,000 values"),
         ("[1, 2]", [], "must be a mapping"),
         ("a: [", [], "not valid YAML"),
         ("encoder: {}", ["encoder.rate"], "must look like"),
@@ -77,6 +105,35 @@ def test_a_file_is_read_as_utf8_and_nothing_else(tmp_path: Path) -> None:
     file.write_bytes("encoder: {names: [größe]}".encode("latin-1"))
     with pytest.raises(ConfigError, match=r"run\.yaml: is not UTF-8 \(byte 20"):
         load_file(file)
+
+
+def test_a_file_may_begin_with_a_byte_order_mark_and_is_not_utf16(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_bytes(b"\xef\xbb\xbfencoder: {names: [a]}")
+    assert load_section(Outer, file, "encoder").names == ("a",)
+    for encoding in ("utf-16", "utf-16-le", "utf-32"):
+        file.write_bytes("encoder: {}".encode(encoding))
+        with pytest.raises(ConfigError, match=r"run\.yaml: (is not UTF-8|not valid YAML)"):
+            load_file(file)
+
+
+@pytest.mark.parametrize("section", ["[1]", "-1", "abc", "3.5", "2024-01-01"])
+def test_a_section_that_is_no_mapping_is_named(tmp_path: Path, section: str) -> None:
+    with pytest.raises(ConfigError, match=r"run\.yaml: encoder: must be a mapping, is \w+"):
+        load_section(Outer, write(tmp_path / "run.yaml", f"encoder: {section}"), "encoder")
+
+
+@pytest.mark.parametrize("number", ["inf", "-Infinity", "nan"])
+def test_a_number_that_is_not_finite_is_none_as_text_either(number: str) -> None:
+    with pytest.raises(ConfigError, match=r"here\.rate: .*finite number"):
+        parse(Inner, {"rate": number}, "here")
+
+
+@pytest.mark.parametrize("path", ["../x", "a/../../x", "/x", "a\nb"])
+def test_a_path_that_leads_out_of_its_directory_is_refused(path: str) -> None:
+    with pytest.raises(ConfigError, match=r"here\.path: must be a relative path without \.\."):
+        parse(Below, {"path": path}, "here")
+    assert parse(Below, {"path": "sids/sid/0a/part=00000"}, "here").path == "sids/sid/0a/part=00000"
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

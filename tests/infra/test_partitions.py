@@ -1,12 +1,22 @@
 """Lists of partitions: shared by snapshots, one a table and month, or hundred of parts."""
 
+import hashlib
 from datetime import date, timedelta
 from pathlib import Path
 
 import pytest
 
-from infra.errors import CommitError
-from infra.partitions import LISTS, PartitionEntry, PartitionFile, date_slice, part_slice, read_lists, write_lists
+from infra.errors import CommitError, ConfigError, DataError
+from infra.partitions import (
+    LISTS,
+    PartitionEntry,
+    PartitionFile,
+    date_slice,
+    list_file,
+    part_slice,
+    read_lists,
+    write_lists,
+)
 
 
 def entry(table: str, slice_name: str) -> PartitionEntry:
@@ -44,6 +54,29 @@ def test_a_day_added_writes_the_list_of_its_month_alone(tmp_path: Path) -> None:
     assert after["events"][0] == before["events"][0] and after["items"] == before["items"]
     assert files(tmp_path) - known == {after["events"][1]}
     assert read_lists(tmp_path, before) == (*dates("events", 10), *parts(150))
+
+
+@pytest.mark.parametrize(
+    "path", ["../../outside", "/outside", "events/../../outside", "events/date=2024-01-30/../../.."]
+)
+def test_a_path_out_of_the_store_is_refused(tmp_path: Path, path: str) -> None:
+    """Also where whoever altered the list named it by its digest."""
+    (lists,) = write_lists(tmp_path, dates("events", 1)).values()
+    text = list_file(tmp_path, lists[0]).read_text()
+    for old, new in {"events/date=2024-01-30/key": path, "part-00000.parquet": f"{path}/x.parquet"}.items():
+        content = text.replace(old, new).encode()
+        digest = hashlib.sha256(content).hexdigest()
+        list_file(tmp_path, digest).write_bytes(content)
+        with pytest.raises(ConfigError, match=r"(path|name): must be a relative path without \.\."):
+            read_lists(tmp_path, {"events": [digest]})
+
+
+def test_a_list_that_is_no_json_is_named(tmp_path: Path) -> None:
+    digest = hashlib.sha256(b"{").hexdigest()
+    (tmp_path / LISTS).mkdir()
+    list_file(tmp_path, digest).write_bytes(b"{")
+    with pytest.raises(DataError, match=rf"{digest}\.json: cannot be read as JSON"):
+        read_lists(tmp_path, {"events": [digest]})
 
 
 def test_writing_lists_again_writes_nothing_and_mends_what_was_altered(tmp_path: Path) -> None:

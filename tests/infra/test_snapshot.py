@@ -207,6 +207,14 @@ BAD_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda out: events_list(out).write_text(events_list(out).read_text() + " "),
         r"lists/[0-9a-f]{64}\.json: a list of partitions is not of the digest in its name",
     ),
+    "a list outside of the store": (
+        rewritten(lambda values: values["lists"].update(events=["../../outside"])),
+        r"snapshot\.json\.lists\.events\.0: must be a SHA-256",
+    ),
+    "a key twice": (
+        lambda out: (out / SNAPSHOT_FILE).write_text('{"store": "a", "store": "b"}'),
+        r"snapshot\.json: cannot be read as JSON: key 'store' stands twice",
+    ),
     "a list twice": (
         rewritten(lambda values: values["lists"].update(events=values["lists"]["events"] * 2)),
         r"snapshot\.json.*events/date=2020-01-01 is listed after events/date=2020-01-03: out of order",

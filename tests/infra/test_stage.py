@@ -1,11 +1,13 @@
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from components.torchrun import Launch, stage_app
 from infra.commit import committing, verify
 from infra.config import digest, load_section, plain, to_yaml
 from infra.distributed import started
@@ -44,6 +46,27 @@ def test_a_stage_on_two_ranks_commits_its_parts_config_record_and_lineage(tmp_pa
     assert (manifest.facts["doubled"], manifest.facts["world_size"]) == (12, 2)
     assert load_section(TinyConfig, tmp_path / "out/config.yaml", "encoder").number == 6
     assert json.loads((tmp_path / "out/summary.json").read_text())["inputs"]["arm.none"] == "before"
+
+
+RENAMED = ["unshare", "--uts", "bash", "-c", 'hostname no-such-name-of-a-host && exec "$@"', "renamed"]
+"""Runs a command on a machine whose own name does not resolve."""
+
+
+@pytest.mark.skipif(
+    subprocess.run([*RENAMED, "true"], capture_output=True).returncode != 0, reason="needs root: unshare"
+)
+def test_ranks_meet_on_a_machine_whose_name_does_not_resolve(tmp_path: Path) -> None:
+    """As the components start them; torchrun alone waits five minutes, and fails."""
+    options = ["--config", str(tmp_path / "run.yaml"), "--input", f"before={tmp_path}", "--out", str(tmp_path / "out")]
+    command = shlex.split(
+        stage_app("tiny", "tests.infra.tiny_stage", Launch(), config="", out="", inputs={}).roles[0].args[1]
+    )
+    torchrun = command[1 : command.index("--tee")]
+    ended = subprocess.run(
+        [*RENAMED, sys.executable, *torchrun[1:], "-m", "tests.infra.tiny_stage", *options],
+        capture_output=True, text=True, timeout=200, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert "rank 0: error: config" in ended.stderr and "rank 1: error: config" in ended.stderr
 
 
 def test_an_error_on_one_rank_names_itself_and_leaves_nothing(tmp_path: Path, before: Path) -> None:

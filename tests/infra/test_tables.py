@@ -13,6 +13,7 @@ from infra.tables import (
     event_schema,
     flat_schema,
     label_schema,
+    read_json,
     read_spec,
     request_schema,
     write_spec,
@@ -40,7 +41,7 @@ def test_a_column_named_twice_is_refused() -> None:
     [
         ({"buy": {"given": "click"}}, "tasks.buy.given: 'click' is no task; tasks are buy"),
         ({"a": {"given": "b"}, "b": {"given": "a"}}, "tasks.a.given: the tasks are given each other in a circle"),
-        ({"Buy!": {}}, "tasks.Buy!: must be of a-z"),
+        ({"Buy!": {}}, "must be of a-z, 0-9 and _, as a column is named after it"),
         ({"a": {"weight": 0}}, "greater than 0"),
     ],
 )
@@ -56,12 +57,79 @@ def test_a_followup_of_no_task_is_named() -> None:
 
 @pytest.mark.parametrize(
     "sizes", [{"num_items": 0}, {"num_users": -1}, {"sparse": {"store": 0}}, {"embeddings": {"text_embedding": 0}},
-              {"categoricals": {"brand": 0}}, {"user_categoricals": {"age": -3}}, {"request_sparse": {"hour": 0}}],
+              {"categoricals": {"brand": 0}}, {"user_categoricals": {"age": -3}}, {"request_sparse": {"hour": 0}},
+              {"max_history": -1}],
 )  # fmt: skip
 def test_sizes_that_no_table_can_have_are_named(sizes: dict[str, Any]) -> None:
     (key,) = sizes
     with pytest.raises(ValueError, match=rf"{key}[\s\S]*greater than"):
         DatasetSpec.model_validate({**SPEC.model_dump(), **sizes})
+
+
+@pytest.mark.parametrize(
+    ("values", "rule"),
+    [
+        ({"sparse": {"store": 2**63}}, "less than 9223372036854775808"),
+        ({"num_items": 2**63}, "less than 9223372036854775808"),
+        ({"embeddings": {"text_embedding": 2**31}}, "less than 2147483648"),
+        ({"categoricals": {"brand": 2**31}}, "less than 2147483648"),
+        ({"max_history": 2**31}, "less than 2147483648"),
+        ({"followup_days": {"click": 36_501}}, "less than or equal to 36500"),
+        ({"train": ["0001-01-01", "2024-01-02"]}, "greater than or equal to 1900-01-01"),
+        ({"test": ["2024-02-01", "9999-12-31"]}, "less than 2900-01-01"),
+    ],
+)
+def test_sizes_and_dates_that_arrow_cannot_hold_are_named(values: dict[str, Any], rule: str) -> None:
+    with pytest.raises(ValueError, match=rule):
+        DatasetSpec.model_validate({**SPEC.model_dump(), **values})
+
+
+@pytest.mark.parametrize("name", ["", "a\nb", "a\x00b", "\u2028"])
+def test_a_column_whose_name_cannot_be_printed_is_refused(name: str) -> None:
+    for column in ("sparse", "embeddings", "user_categoricals", "request_sparse"):
+        with pytest.raises(ValueError, match="must be a column's name, without control characters"):
+            DatasetSpec.model_validate({**SPEC.model_dump(), column: {name: 3}})
+    with pytest.raises(ValueError, match="must be a column's name, without control characters"):
+        DatasetSpec.model_validate({**SPEC.model_dump(), "dense": [name]})
+
+
+def test_a_column_of_ids_has_no_dot_in_its_name() -> None:
+    for column in ("sparse", "request_sparse"):
+        with pytest.raises(ValueError, match="must be without a dot, as a part of the model is named after it"):
+            DatasetSpec.model_validate({**SPEC.model_dump(), column: {"page.section": 3}})
+    DatasetSpec.model_validate({**SPEC.model_dump(), "categoricals": {"page.section": 3}, "dense": ["price.usd"]})
+
+
+@pytest.mark.parametrize(
+    ("content", "rule"),
+    [
+        (b"[1]", "must hold a JSON object, holds a list"),
+        (b"-1", "must hold a JSON object, holds a int"),
+        (b"null", "must hold a JSON object, holds a NoneType"),
+        (b"", "cannot be read as JSON"),
+        (b"{", "cannot be read as JSON"),
+        (b"[" * 100_000, "cannot be read as JSON: maximum recursion depth"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "cannot be read as JSON: Exceeds the limit"),
+        (b'{"a": 9223372036854775808}', "a: needs more than 64 bits"),
+        (b'{"a": {"b": [NaN, Infinity]}}', "a.b.0: nan is no finite number\n.*a.b.1: inf is no finite number"),
+        (b'{"a": {"b": 1, "c": 2, "b": 3}}', "cannot be read as JSON: key 'b' stands twice in one object"),
+        (b'{"a": "Gr\xf6\xdfe"}', "cannot be read as JSON: 'utf-8' codec"),
+        ('{"a": 1}'.encode("utf-16"), "cannot be read as JSON: 'utf-8' codec"),
+        (b'{"a": "\\ud800"}', "a: .*half of a surrogate pair"),
+        (b'{"a": "\\u0000"}', "a: .*has a NUL character"),
+        (b'{"\\udcff": 1}', ".*: the key has a NUL character or half of a surrogate pair"),
+    ],
+)
+def test_json_that_no_stage_can_take_is_named(content: bytes, rule: str, tmp_path: Path) -> None:
+    file = tmp_path / "dataset.json"
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=rf"dataset\.json: {rule}"):
+        read_json(file)
+
+
+def test_json_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "dataset.json").write_bytes(b"\xef\xbb\xbf" + SPEC.model_dump_json().encode())
+    assert read_spec(tmp_path / "dataset.json") == SPEC
 
 
 def test_ancestors_of_a_task_come_nearest_first() -> None:

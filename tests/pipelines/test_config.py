@@ -3,7 +3,9 @@
 from typing import Any
 
 import pytest
+import torch
 
+from components.torchrun import Launch, app
 from infra.code import ROOT
 from infra.config import parse, plain
 from infra.errors import ConfigError
@@ -43,16 +45,54 @@ def test_part_of_a_launch_leaves_the_rest_at_its_default() -> None:
         ({}, r"c\.yaml\.run: "),
         ({"run": {"name": "a/b"}}, r"c\.yaml\.run\.name: .*'a/b'"),
         ({"run": {"name": ".."}}, r"c\.yaml\.run\.name"),
+        ({"run": {"name": "a b"}}, r"c\.yaml\.run\.name: must be of letters, .*'a b'"),
+        ({"run": {"name": "a\n"}}, r"c\.yaml\.run\.name: must be of letters"),
+        ({"run": {"name": "a" * 101}}, r"c\.yaml\.run\.name: must be of letters, digits, _, \. and -, 100 at most"),
+        ({"run": {"name": 1}}, r"c\.yaml\.run\.name: .*string \(value: 1\)$"),
         ({"run": {"name": "n", "scheduler": "lsf"}}, r"c\.yaml\.run\.scheduler: .*'lsf'"),
         ({"run": {"name": "n", "rank": 2}}, r"c\.yaml\.run\.rank: unknown key"),
         ({"run": {"name": "n", "launch": {"ranker": {"ranks": 0}}}}, r"run\.launch\.ranker\.ranks"),
         ({**MINIMAL, "encoder": {"no_such": 1}}, r"c\.yaml\.encoder\.no_such: unknown key"),
         ({**MINIMAL, "ranker": {"arm": "magic"}}, r"arm 'magic' is unknown"),
         ({"run": {"name": "n", "arms": ["none", "magic"]}}, r"'magic' is unknown"),
+        (
+            {
+                **MINIMAL,
+                "ranker": {"arms": {"none": {"overlay": {"model": {"history": {"heads": {"x": 1}}}}}}, "arm": "none"},
+            },
+            r"ranker \(arm 'none'\)\.model\.history\.heads: .*integer",
+        ),
         ({"run": {"name": "n", "arms": ["none", "none"]}}, r"names an arm twice"),
         ({"run": {"name": "n", "arms": ["side"]}}, r"compare\.reference 'none': not trained"),
         ({**MINIMAL, "ranker": {"arms": {"../x": {}}, "arm": "../x"}}, r"arms\.\.\./x: must be of letters"),
         ({**MINIMAL, "ranker": {"arms": {"none-r1": {}}, "arm": "none-r1"}}, r"arms\.none-r1: .*must not end as"),
+        # also one that this run does not train: it may be by hand
+        (
+            {"ranker": {"arms": {"none": {}, "../x": {}}, "arm": "none"}, "run": {"name": "n", "arms": ["none"]}},
+            "must be of",
+        ),
+        (
+            {"run": {"name": "n", "scheduler_options": {"partition": "a\n#SBATCH --wrap=x"}}},
+            r"partition: must be one line",
+        ),
+        ({"run": {"name": "n", "scheduler_options": {"a\nb": "x"}}}, r"must be one line"),
+        ({"run": {"name": "n", "image": "a b"}}, r"run\.image: must be one word"),
+        ({"run": {"name": "n", "env": {"A=B": "x"}}}, r"run\.env\.A=B: must be a name of letters"),
+        ({"run": {"name": "n", "env": {"A\nB": "x"}}}, r"must be a name of letters"),
+        ({"run": {"name": "n", "mounts": ["src=/a"]}}, r"run\.mounts: must look like type=bind.*type must be"),
+        ({"run": {"name": "n", "mounts": ["type=bind,src=/a\n,dst=/b"]}}, r"run\.mounts\.0: must be one line"),
+        ({"run": {"name": "n", "replicates": 10**9}}, r"run\.replicates: .*1000"),
+        (
+            {"run": {"name": "n", "replicates": 3}, "ranker": {"training": {"seed": 2**31 - 2}}},
+            r"seed 2147483646 \(ranker\) \+ run\.replicates=3: must stay below 2\^31",
+        ),
+        ({**MINIMAL, "encoder": {"training": {"learning_rate": "inf"}}}, r"learning_rate: .*finite number"),
+        ({**MINIMAL, "encoder": {"quantizer": {"kind": "structured", "depth": 10**9}}}, r"depth: .*4096"),
+        ({**MINIMAL, "ranker": {"holdout": {"validation_days": 10**14}}}, r"validation_days: .*36500"),
+        (
+            {**MINIMAL, "prepare": {"source": {"kind": "synthetic", "first_day": "9999-12-31"}}},
+            r"first_day: .*less than 2900-01-01",
+        ),
         (
             {**MINIMAL, "ranker": {"arms": {"none": {}, "baseline": {}}, "arm": "none"}},
             r"arms\.baseline: is the name of",
@@ -120,6 +160,21 @@ def test_part_of_a_launch_leaves_the_rest_at_its_default() -> None:
 def test_a_fault_names_key_value_and_rule(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse(PipelineConfig, values, "c.yaml")
+
+
+def test_a_mount_may_be_one_text_or_one_option_after_another() -> None:
+    for mounts in (["type=bind,src=/a,dst=/b", "type=volume,src=v,dst=/c"], ["type=bind", "src=/a", "dst=/b"]):
+        config = parse(PipelineConfig, {"run": {"name": "n", "mounts": mounts}}, "c.yaml")
+        launch = Launch(mounts=config.run.mounts)
+        (mount, *_) = app("x", ["true"], launch).roles[0].mounts
+        assert (mount.src_path, mount.dst_path) == ("/a", "/b")
+
+
+def test_checking_a_configuration_takes_no_memory_for_its_model_and_no_random_number() -> None:
+    before = torch.random.get_rng_state()
+    largest = {"kind": "residual_kmeans", "codes": 65536, "depth": 4096, "group_dim": 4096}
+    parse(PipelineConfig, {**MINIMAL, "encoder": {"quantizer": largest}}, "c.yaml")  # 4 TiB of codewords
+    assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_faults_of_several_sections_are_told_at_once() -> None:

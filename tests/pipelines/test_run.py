@@ -186,6 +186,16 @@ def test_altered_file_of_a_done_stage_is_found(first: "subprocess.CompletedProce
         file.write_bytes(kept)
 
 
+@pytest.mark.parametrize("name", ["file/runs", "x" * 300])
+def test_a_runs_directory_that_cannot_be_made_is_named(name: str, tmp_path: Path) -> None:
+    from pipelines.run import alone
+
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(StageError, match=r"cannot be written \(.+\); see run\.runs_dir"):
+        with alone(tmp_path / name):
+            pass
+
+
 def test_two_drivers_do_not_share_a_run(first: "subprocess.CompletedProcess[str]", base: Path) -> None:
     from pipelines.run import alone
 
@@ -205,11 +215,28 @@ def test_a_tracking_store_that_is_away_is_named_before_anything_is_launched(
     assert not list(tmp_path.rglob("manifest.json"))
 
 
-def test_a_result_is_printed_on_a_stream_that_lacks_its_characters() -> None:
-    code = "from pipelines.run import exit_status\nwith exit_status(): print('held out \u00b7 \u2500')"
+PRINTING = {
+    "a command": "from pipelines.run import exit_status\nwith exit_status(): print('held out \\u00b7 \\u2500')",
+    "a table": "from infra.console import wide_console\nwide_console().print('held out \\u00b7 \\u2500')",
+    "a stage": (
+        "from infra.stage import run_stage\nfrom infra.config import Config\n"
+        "run_stage('x', 'compare', Config, [], lambda run: print('held out \\u00b7 \\u2500'), ['--out', 'OUT'])"
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", PRINTING)
+@pytest.mark.parametrize(
+    "environment",
+    [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}],
+    ids=["ascii", "locale"],
+)
+def test_a_result_is_printed_on_a_stream_that_lacks_its_characters(
+    kind: str, environment: dict[str, str], tmp_path: Path
+) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT, env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, text=True,
+        [sys.executable, "-c", PRINTING[kind].replace("OUT", str(tmp_path / "out"))],
+        cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, "held out ? ?\n"), done.stderr
 

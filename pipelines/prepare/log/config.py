@@ -10,15 +10,14 @@ from pydantic import (
     Field,
     NonNegativeFloat,
     NonNegativeInt,
-    PositiveFloat,
     PositiveInt,
     field_validator,
     model_validator,
 )
 
-from infra.config import Config
+from infra.config import Config, Days
 from infra.identity import Identify
-from infra.tables import TaskSpec
+from infra.tables import FollowupDays, TaskSpec
 from pipelines.prepare.log.privacy_config import Privacy
 from pipelines.prepare.text_config import TextConfig
 
@@ -111,7 +110,7 @@ class LogTask(TaskSpec):
     """SQL condition over the columns of the events' files, or of the table's; the label is 1 where it holds."""
     table: str | None = None
     """Which of `labels` has it; by default the events themselves."""
-    within_days: PositiveFloat | None = None
+    within_days: FollowupDays | None = None
     """With a table: a row of it counts from its event's time until so many days after; until they are over the label
     is null."""
 
@@ -141,7 +140,7 @@ class Log(Config):
     """The task whose positives are a user's history, and the positives of count features; by default the first without
     a parent. It must be told by the events themselves."""
     max_history: PositiveInt = 32
-    count_days: PositiveInt = 7
+    count_days: Days = 7
     """Count features (of user, item, and user x the items' first categorical) are of all earlier events, and of the
     last so many days."""
     delay_minutes: NonNegativeFloat = 0.0
@@ -159,9 +158,9 @@ class Log(Config):
     """What tells Parquet files from each other; other files are told by all their bytes."""
     text: TextConfig = TextConfig()
     privacy: Privacy = Privacy()
-    train_days: PositiveInt | None = None
+    train_days: Days | None = None
     """So many dates before the test dates are trained on; by default all."""
-    test_days: PositiveInt | None = None
+    test_days: Days | None = None
     """Dates to test on: the newest whose labels are complete; by default a fifth of all dates."""
 
     @model_validator(mode="after")

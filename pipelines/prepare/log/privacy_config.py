@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BeforeValidator, Field, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from infra.config import Config
+from infra.config import Config, Days
 
 _ENV_NAME = re.compile("[A-Z_][A-Z0-9_]*")
 
@@ -47,7 +47,7 @@ class Privacy(Config):
     """Whether the ids of items are masked too."""
     min_users: Annotated[int, Field(ge=2)] | None = None
     """A value of a categorical that fewer different users have (of an item's: have met) is `unknown`."""
-    retention_days: PositiveInt | None = None
+    retention_days: Days | None = None
     """Rows older than so many days before the log's end (`as_of`) are not read, and their dates are in no snapshot;
     `python -m pipelines.privacy.expire` deletes what the store has of them."""
 

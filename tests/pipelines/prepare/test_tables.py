@@ -19,6 +19,7 @@ from infra.snapshot import read_dataset
 from tests.datasets import content, joined
 from tests.distributed import run_distributed
 from tests.pipelines.prepare.growing import (
+    LOG,
     Change,
     add_items,
     day_at,
@@ -39,6 +40,7 @@ from tests.pipelines.prepare.running import leftovers, made_of, run_prepare
 EVENTS = "events/date=2024-01-02/part-00000.parquet"
 ITEMS = "items/part-00000.parquet"
 USERS = "users/part-00000.parquet"
+EVENTS_FIRST = "events/date=2024-01-01/part-00000.parquet"
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +143,9 @@ BAD_ROWS: dict[str, tuple[str, Change, str]] = {
     "late history": (
         EVENTS, late_history,
         r"row group 1: column 'history_times': must lie strictly before event_time",
+    ),
+    "no id at all": (
+        USERS, with_column("user_id", lambda ids: [None] * len(ids)), r"column 'user_id': must not be null; is null in"
     ),
     "null in history": (EVENTS, null_in_history, r"column 'history_times': must hold no null inside a list"),
     "newest first": (EVENTS, reversed_history, r"column 'history_times': must be oldest first"),
@@ -418,6 +423,31 @@ def test_all_columns_of_a_wrong_type_are_told_at_once(own: Path) -> None:
     assert "column 'click' has type int64, must be int8" in message and "column 'slot' is missing" in message
 
 
+def test_types_of_another_writer_are_told_of_all_tables_at_once(own: Path) -> None:
+    """As Spark and polars have them: zoned times, doubles, ids and labels of other widths."""
+    items, users, events = (read(own / name) for name in (ITEMS, USERS, EVENTS))
+    rewrite(own / ITEMS, with_column("item_id", list, pa.int32())(with_column("brand", list, pa.int64())(items)))
+    rewrite(own / USERS, with_column("user_id", lambda ids: map(str, ids), pa.string())(users))
+    wide = with_column("event_time", list, pa.timestamp("us", "UTC"))(events)
+    for name in LOG.spec.tasks:
+        wide = with_column(name, list, pa.int32())(wide)
+    for name in LOG.spec.all_dense:
+        wide = with_column(name, list, pa.float64())(wide)
+    for day in range(4):
+        rewrite(day_file(own, day_at(day)), wide)
+    message = refused(own, rf"{own / ITEMS}: column 'item_id' has type int32, must be int64")
+    wrong = [
+        (ITEMS, "brand", "int64, must be int32"),
+        (USERS, "user_id", "string, must be int64"),
+        *((EVENTS_FIRST, name, "int32, must be int8") for name in LOG.spec.tasks),
+        *((EVENTS_FIRST, name, "double, must be float") for name in LOG.spec.all_dense),
+        (EVENTS_FIRST, "event_time", r"timestamp[us, tz=UTC], must be timestamp[us]"),
+    ]
+    assert set(message.splitlines()[1:]) == {
+        f"{own / file}: column {name!r} has type {told}" for file, name, told in wrong
+    }
+
+
 def test_right_tables_become_the_snapshot(good: Path, prepared: Path) -> None:
     """Whatever the row groups of the user's files."""
     verify(prepared)
@@ -523,7 +553,7 @@ def test_labels_that_do_not_fit_their_events_are_refused(own: Path) -> None:
     rewrite(labels, with_value("click", 3, 2)(whole))
     refused(own, rf"{labels}, row group 0: column 'click': label 2 is not 0 or 1")
     rewrite(labels, whole.drop_columns(["conversion"]))
-    refused(own, rf"{labels}, row group 0: column 'conversion' is missing")
+    refused(own, rf"{labels}: column 'conversion' is missing")
     rewrite(labels, whole)
     rewrite(own / EVENTS, both)
     refused(own, rf"{EVENTS}, row group 0: column 'click': must not be here, as the labels of 2024-01-02 lie")

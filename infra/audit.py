@@ -1,0 +1,108 @@
+"""`make audit`: the licence of everything that is installed, and known vulnerabilities where a database is reachable.
+
+Exit status: 0, nothing to object to; 1, a licence that is not allowed, or a vulnerability; 2, all licences are allowed,
+but vulnerabilities could not be looked up.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Sequence
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+from infra.console import wide_console
+from infra.errors import ConfigError, SidestackError
+from infra.licences import Finding, Policy, check_licences, read_policy, unused
+
+POLICY = Path(__file__).parents[1] / "requirements/licences.yaml"
+
+
+class UnreachableError(SidestackError):
+    """No database of vulnerabilities could be asked."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print both reports and return the exit status."""
+    parser = argparse.ArgumentParser(prog="infra.audit", description="Check licences and known vulnerabilities.")
+    parser.add_argument(
+        "--pip-audit", type=Path, required=True, help="the command, which may be of another environment"
+    )
+    command = parser.parse_args(argv).pip_audit
+    try:
+        policy = read_policy(POLICY)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    is_right = tell_licences(list(check_licences(distributions(), policy)), policy)
+    try:
+        vulnerabilities, num_asked, skipped = look_up(command, Path(sysconfig.get_path("purelib")), policy)
+    except UnreachableError as error:
+        print(f"vulnerabilities: NOT LOOKED UP: {error}")
+        return 2 if is_right else 1
+    not_asked = f"; not in the database: {', '.join(skipped)}" if skipped else ""
+    print(f"vulnerabilities: {num_asked} distributions looked up, {len(vulnerabilities)} known{not_asked}")
+    print("".join(f"  {line}\n" for line in vulnerabilities), end="")
+    return 0 if is_right and not vulnerabilities else 1
+
+
+def tell_licences(found: Sequence[Finding], policy: Policy) -> bool:
+    """Print every distribution by its licence, each exception and each fault; return whether there is no fault."""
+    from rich.table import Table
+
+    allowed: dict[str, list[str]] = {}
+    for one in found:
+        if one.is_allowed and not one.why:
+            allowed.setdefault(one.licence, []).append(one.name)
+    table = Table("licence", "distributions", "why", box=None, header_style="bold", pad_edge=False)
+    for licence, names in sorted(allowed.items(), key=lambda item: (-len(item[1]), item[0])):
+        table.add_row(licence, f"{len(names)}: {', '.join(names)}", "allowed")
+    for one in found:
+        if one.why or not one.is_allowed:
+            table.add_row(one.licence, f"{one.name} {one.version}", one.why or "NOT ALLOWED")
+    wide_console().print(table)
+    wrong = [one.name for one in found if not one.is_allowed]
+    print(f"licences: {len(found)} distributions, {len(wrong)} not allowed{': ' if wrong else ''}{', '.join(wrong)}")
+    for name in unused(found, policy):
+        print(f"licences: the exception of {name} is needed by nothing that is installed")
+    return not wrong
+
+
+def look_up(command: Path, packages: Path, policy: Policy) -> tuple[list[str], int, list[str]]:
+    """Look up the distributions of a folder.
+
+    Args:
+        command: pip-audit's. packages: the folder. policy: which advisories do not concern us.
+
+    Returns:
+        a line a vulnerability, how many distributions the database knows, and those that it does not.
+
+    Raises:
+        UnreachableError: there is no such command, or no database answers. pip-audit itself calls it "no known
+            vulnerabilities" if it finds none of the distributions.
+    """
+    arguments = ["--path", str(packages), "--format", "json", "--progress-spinner", "off"]
+    try:
+        ended = subprocess.run([command, *arguments], capture_output=True, text=True, timeout=600)
+        asked: list[dict[str, Any]] = json.loads(ended.stdout)["dependencies"]
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise UnreachableError(str(error)) from error
+    except (ValueError, KeyError) as error:
+        raise UnreachableError((ended.stderr.strip().splitlines() or ["pip-audit said nothing"])[-1]) from error
+    known = [one for one in asked if "skip_reason" not in one]
+    if not known:
+        raise UnreachableError(f"the index knows none of the {len(asked)} distributions; it may be a mirror")
+    lines = [
+        f"{one['name']} {one['version']}: {fault['id']}; fixed in {', '.join(fault['fix_versions']) or 'none yet'}"
+        for one in known
+        for fault in one["vulns"]
+        if fault["id"] not in policy.advisories
+    ]
+    return lines, len(known), sorted(one["name"] for one in asked if "skip_reason" in one)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

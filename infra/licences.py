@@ -1,0 +1,107 @@
+"""The licences of installed distributions, held against a list in which every exception has its reason."""
+
+import re
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatch
+from importlib.metadata import Distribution
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import yaml
+from pydantic import Field
+
+from infra.config import Config, parse
+from infra.errors import ConfigError
+
+Reason = Annotated[str, Field(min_length=10)]
+
+
+class Exemption(Config):
+    """A distribution that is taken though its licence is not among those allowed, or is not named by its metadata."""
+
+    licence: str
+    """Its licence."""
+    why: Reason
+    """Why it is taken all the same."""
+
+
+class Policy(Config):
+    """The content of `requirements/licences.yaml`."""
+
+    allowed: tuple[str, ...]
+    """SPDX identifiers, with their exceptions (`WITH`)."""
+    called: dict[str, str]
+    """What metadata call a licence -> its SPDX identifier."""
+    exceptions: dict[str, Exemption]
+    """By a distribution's name, in which * stands for anything."""
+    advisories: dict[str, Reason]
+    """By id of an advisory, why it does not concern us."""
+
+
+class Finding(NamedTuple):
+    """One distribution's licence.
+
+    Attributes:
+        name, version: the distribution's. licence: as its metadata have it, in SPDX's words where they are known.
+        is_allowed: whether it may be installed. why: of an exception, the reason.
+    """
+
+    name: str
+    version: str
+    licence: str
+    is_allowed: bool
+    why: str
+
+
+def read_policy(file: Path) -> Policy:
+    """Read the list.
+
+    Raises:
+        ConfigError: it cannot be read, or breaks its rules, such as an exception without a reason.
+    """
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{file}: cannot be read: {error}") from error
+    return parse(Policy, values, str(file))
+
+
+def check_licences(found: Iterable[Distribution], policy: Policy) -> Iterator[Finding]:
+    """Yield what is to be said of every distribution, by name."""
+    for one in sorted(found, key=lambda one: str(one.name).lower()):
+        licence = licence_of(one, policy)
+        exemption = next((made for name, made in policy.exceptions.items() if _stands_for(name, one.name)), None)
+        if is_allowed(licence, policy):
+            yield Finding(one.name, one.version, licence, True, "")
+        elif exemption is not None:
+            yield Finding(one.name, one.version, exemption.licence, True, exemption.why)
+        else:
+            yield Finding(one.name, one.version, licence or "not named", False, "")
+
+
+def unused(found: Iterable[Finding], policy: Policy) -> list[str]:
+    """Return the exceptions that no distribution needs; those with a * may be of another platform."""
+    needed = {name for one in found if one.why for name in policy.exceptions if _stands_for(name, one.name)}
+    return sorted(name for name in policy.exceptions if name not in needed and "*" not in name)
+
+
+def licence_of(one: Distribution, policy: Policy) -> str:
+    """Return the SPDX expression of a distribution: its own, else what its classifiers or its licence's text mean."""
+    metadata = one.metadata
+    if "License-Expression" in metadata:
+        return metadata["License-Expression"]
+    classifiers = [line.rpartition(" :: ")[2] for line in metadata.get_all("Classifier") or () if "License ::" in line]
+    text = metadata["License"].strip() if "License" in metadata else ""
+    named = [*classifiers, *([text] if len(text.splitlines()) == 1 else [])]
+    known = [policy.called.get(name, name) for name in named]
+    return next((name for name in known if is_allowed(name, policy)), known[0] if known else "")
+
+
+def is_allowed(expression: str, policy: Policy) -> bool:
+    """Whether an SPDX expression leaves a choice of allowed licences; one with brackets does not, without a reason."""
+    choices = re.split(r"\s+OR\s+", expression)
+    return any(all(part in policy.allowed for part in re.split(r"\s+AND\s+", choice)) for choice in choices)
+
+
+def _stands_for(pattern: str, name: str) -> bool:
+    return fnmatch(re.sub(r"[-_.]+", "-", name).lower(), pattern)

@@ -1,0 +1,115 @@
+"""Words of a configuration reach a stage's `sys.argv` as they were written, through bash and through Slurm's script."""
+
+import os
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from torchx.specs import AppDef, macros
+
+from components.torchrun import Launch, stage_app
+from infra.schedulers import SlurmNodes
+
+WORD = st.text(
+    st.one_of(
+        st.sampled_from(list(" '\"\\$`!;&|<>(){}[]*?~#=%,:\n\t-")), st.characters(exclude_categories=["Cs", "Cc"])
+    ),
+    min_size=1,
+    max_size=20,
+)
+"""Shells' own characters, and any other but NUL and half surrogates, which no configuration holds."""
+BASH = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+RECORDING = """#!/bin/sh
+printf '%s\\0' "$@" > "$RECORD"
+"""
+
+
+@pytest.fixture
+def commands(tmp_path: Path) -> Path:
+    """Return a directory of stand-ins that note their arguments: `python` for stages, `srun` for jobs of Slurm."""
+    for name in ("python", "srun"):
+        (tmp_path / name).write_text(RECORDING)
+        (tmp_path / name).chmod(0o755)
+    return tmp_path
+
+
+def recorded(command: list[str], commands: Path) -> list[str]:
+    """Run a command, and return the arguments of the stand-in that it came to."""
+    record = commands / "record"
+    record.unlink(missing_ok=True)
+    environment = {"PATH": f"{commands}:{os.environ['PATH']}", "RECORD": str(record), "SLURM_JOB_ID": "17"}
+    subprocess.run(command, check=True, capture_output=True, env=environment, cwd=commands)
+    assert sorted(file.name for file in commands.iterdir()) == ["python", "record", "srun"], "a word was run"
+    return record.read_bytes().decode().split("\0")[:-1]
+
+
+def job(word: str, launch: Launch | None = None) -> AppDef:
+    return stage_app(
+        "encoder",
+        "encoder.train",
+        launch or Launch(),
+        config=f"{word}.yaml",
+        out=f"runs/{word}",
+        inputs={"dataset": word},
+        overrides=[f"encoder.x={word}"],
+        key=word,
+    )
+
+
+def require_words(argv: list[str], word: str) -> None:
+    told = {
+        name: argv[argv.index(name) + 1] for name in ("--config", "--set", "--input", "--out", "--key", "--log-dir")
+    }
+    assert told == {
+        "--config": f"{word}.yaml",
+        "--set": f"encoder.x={word}",
+        "--input": f"dataset={word}",
+        "--out": f"runs/{word}",
+        "--key": word,
+        "--log-dir": f"runs/{word}.logs",
+    }
+
+
+@BASH
+@given(word=WORD)
+@example(word="$(touch run)'; touch run; '`touch run`")
+@example(word="${app_id} $$ $HOME ~ #")
+@example(word="two\nlines")
+def test_words_reach_the_stage_through_bash(word: str, commands: Path) -> None:
+    values = macros.Values(img_root="", app_id="id", replica_id="0", rank0_env="RANK0")
+    role = values.apply(job(word).roles[0])
+    subprocess.run([role.entrypoint, "-n", *role.args], check=True)
+    require_words(recorded([role.entrypoint, *role.args], commands), word)
+
+
+@BASH
+@given(word=WORD)
+@example(word="$(touch run)'; touch run; '`touch run`")
+@example(word="${app_id} $$ $HOME ~ #")
+@example(word="two\nlines")
+def test_words_reach_the_stage_through_slurms_script(word: str, commands: Path) -> None:
+    script = SlurmNodes("test").submit_dryrun(job(word), {}).request.materialize()
+    subprocess.run(["bash", "-n"], input=script.encode(), check=True)
+    of_srun = recorded(["bash", "-c", script], commands)
+    at = of_srun.index("bash")
+    require_words(recorded(of_srun[at:], commands), word)
+
+
+@BASH
+@given(word=WORD.filter(lambda word: word.isprintable()))
+def test_a_scheduler_option_is_one_word_of_one_line(word: str) -> None:
+    script = SlurmNodes("test").submit_dryrun(job("x"), {"partition": word}).request.materialize()
+    (line,) = [line for line in script.splitlines() if line.startswith("#SBATCH")]
+    assert f"--partition={word}" in shlex.split(line.removeprefix("#SBATCH"))
+
+
+@BASH
+@given(value=WORD.filter(lambda value: "," not in value and "$" not in value))
+def test_values_of_the_environment_reach_srun_as_one_word(value: str, commands: Path) -> None:
+    script = SlurmNodes("test").submit_dryrun(job("x", Launch(env={"NOTE": value})), {}).request.materialize()
+    (export,) = [word for word in recorded(["bash", "-c", script], commands) if word.startswith("--export=")]
+    assert export.endswith(f",NOTE={value}")
