@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from components.torchrun import IMAGE
 from encoder.config import EncoderConfig, MaterializeConfig
@@ -17,6 +17,7 @@ from infra.config import Config, load_file, parse, plain
 from infra.distributed import Timeouts
 from infra.errors import ConfigError
 from infra.lanes import require_lanes
+from infra.masking import MASK
 from infra.tables import Entity
 from pipelines.drift.config import DriftConfig
 from pipelines.prepare.config import PrepareConfig
@@ -33,6 +34,8 @@ from ranker.score_config import ScoreConfig
 
 WITHOUT_BASELINE = "baseline.enabled=false"
 """Overrides a run's file where arms are compared with each other alone."""
+
+_WITH_SECRETS = ("local_cwd", "local_docker", "slurm")
 
 Trained = TypeVar("Trained", EncoderConfig, RankerConfig)
 
@@ -92,7 +95,9 @@ class RunConfig(Config):
     mounts: tuple[str, ...] = ()
     """Mounts as `type=bind,src=/shared,dst=/shared`."""
     env: dict[str, str] = {}
-    """Environment variables of every stage."""
+    """Environment variables of every stage. Copies of the file have `***` for the values; for a secret, `secrets`."""
+    secrets: tuple[str, ...] = ()
+    """Names of variables that stages get from the driver's own environment; their values are written nowhere."""
     launch: StageLaunches = StageLaunches()
     """Nodes, ranks and resources by stage."""
     jobs: PositiveInt = 1
@@ -109,6 +114,28 @@ class RunConfig(Config):
     """How long a stage's ranks wait for each other, in training and around a commit."""
     timeout_minutes: PositiveFloat = 1440.0
     """A stage that takes longer, waiting in the scheduler's queue included, is cancelled."""
+
+    @field_validator("env", mode="before")
+    @classmethod
+    def _check_env(cls, env: Any) -> Any:
+        """Check the values without showing them: they may be secrets."""
+        for name, value in env.items() if isinstance(env, dict) else ():
+            _check_variable(name)
+            if not isinstance(value, str) or "\0" in value:
+                raise ValueError(f"{name}: must be text; put quotes around it")
+            if value == MASK:
+                raise ValueError(f"{name}: is masked, as in copies of a run's file; must be set anew")
+        return env
+
+    @model_validator(mode="after")
+    def _check_secrets(self) -> "RunConfig":
+        for name in self.secrets:
+            _check_variable(name)
+            if name in self.env:
+                raise ValueError(f"secrets: {name} stands in env, too")
+        if self.secrets and self.scheduler not in _WITH_SECRETS:
+            raise ValueError(f"secrets: {self.scheduler} cannot hand them on; {', '.join(_WITH_SECRETS)} can")
+        return self
 
 
 class PipelineConfig(Config):
@@ -266,6 +293,11 @@ class PipelineConfig(Config):
     def arms(self) -> tuple[str, ...]:
         """The arms to train, in the order they are trained in."""
         return tuple(self.ranker.arms) if self.run.arms is None else self.run.arms
+
+
+def _check_variable(name: Any) -> None:
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        raise ValueError(f"{name!r}: is no name of an environment variable")
 
 
 def _check_lanes_of(section: str, training: EncoderTraining | RankerTraining, launch: LaunchConfig) -> None:

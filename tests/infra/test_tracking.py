@@ -18,7 +18,8 @@ import yaml
 
 from infra.commit import committing, read_manifest
 from infra.distributed import World
-from infra.mlflow_runs import ChildRun, connect, end_parent, flatten, log_artifacts, open_parent, replay, use_store
+from infra.mlflow_runs import ChildRun, end_parent, flatten, log_artifacts, open_parent, replay
+from infra.mlflow_store import connect, use_store
 from infra.tracking import RunLog
 
 ONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), backend="gloo")
@@ -216,7 +217,7 @@ def test_artifacts_of_a_local_store_lie_beside_it(client: Any, runs_dir: Path, t
 
 def test_runs_of_a_killed_driver_are_swept_and_live_ones_left(client: Any, runs_dir: Path) -> None:
     script = (
-        "from pathlib import Path; from infra.mlflow_runs import *;"
+        "from pathlib import Path; from infra.mlflow_runs import *; from infra.mlflow_store import connect;"
         f"c = connect(); p = open_parent(c, 'swept', 'swept', Path({str(runs_dir)!r}), {{}});"
         "ChildRun.start(c, p, 'encoder', {}, {}, '', Path('out')); print(p)"
     )

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from infra.errors import CommitError, ConfigError, StageError
-from infra.mlflow_runs import connect
+from infra.mlflow_store import connect
 from pipelines.graph import Stage, key
 from tests.components.golden import ROOT
 from tests.pipelines.fake_plan import run_fake
