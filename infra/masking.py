@@ -5,10 +5,12 @@ import re
 MASK = "***"
 _LINE_LENGTH = 200
 
-# User information stands before the last @ of a URI's authority. A password may hold a raw /, so the second form takes
-# any text from user: to the last @; a path with an @ behind a port is masked needlessly.
-_USER_INFORMATION = re.compile(r"(?<=://)(?:[^\s/?#'\"<>]*@|[^\s/:@'\"<>]*:[^\s'\"<>]*@)")
-_PASSWORD_OPTION = re.compile(r"(?<=[?&])(\w*(?:password|passwd|secret|token|key)\w*=)[^&\s'\"<>]*", re.IGNORECASE)
+# User information stands before the last @ of a URI's authority. A password may hold a raw / or @, so that a name and a
+# colon are followed by any text to the last @; a path with an @, behind a port, is masked needlessly.
+_USER_INFORMATION = re.compile(r"(?<=://)(?:[^\s/:@'\"<>]*:[^\s'\"<>]*@|[^\s/?#'\"<>]*@)")
+_PASSWORD_OPTION = re.compile(
+    r"(?<=[?&])([\w.-]*(?:password|passwd|secret|token|key)[\w.-]*=)[^&\s'\"<>]*", re.IGNORECASE
+)
 
 # What follows one of these in a client's message is what the server sent.
 _SERVERS_OWN = re.compile(r"Response body|Response text|<!doctype|<html", re.IGNORECASE)

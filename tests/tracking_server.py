@@ -94,8 +94,10 @@ def main() -> None:
     os.environ["_MLFLOW_SERVER_ARTIFACT_DESTINATION"] = str(folder / "artifacts")
     os.environ["MLFLOW_TRACKING_URI"] = os.environ["_MLFLOW_SERVER_FILE_STORE"]
     from mlflow.server import app
+    from mlflow.tracking import MlflowClient
     from werkzeug.serving import make_server
 
+    MlflowClient().search_experiments()  # makes the tables
     make_server("127.0.0.1", port, failing_as_told(app, folder / "fault"), threaded=True).serve_forever()
 
 

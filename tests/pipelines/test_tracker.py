@@ -12,7 +12,7 @@ from infra.commit import committing
 from infra.distributed import ALONE
 from infra.errors import ConfigError, StageError
 from infra.journal import journals
-from infra.mlflow_store import URI_VARIABLE, connect
+from infra.mlflow_store import URI_VARIABLE, connect, patient
 from infra.tracking import RunLog
 from pipelines.track import track
 from pipelines.tracker import Tracker
@@ -54,9 +54,10 @@ def commit(folder: Path, label: str, parent_run: str = "") -> Path:
 
 def told(folder: Path) -> dict[str, tuple[str, dict[str, float]]]:
     """Return status and metrics of all the runs of a folder's experiment, by name; the names must differ."""
-    client = connect()
-    experiment = client.get_experiment_by_name(folder.name)
-    runs = [] if experiment is None else client.search_runs([experiment.experiment_id])
+    with patient():  # a server that has just been started takes its time
+        client = connect()
+        experiment = client.get_experiment_by_name(folder.name)
+        runs = [] if experiment is None else client.search_runs([experiment.experiment_id])
     found = {run.info.run_name: (run.info.status, dict(run.data.metrics)) for run in runs}
     assert len(found) == len(runs), [run.info.run_name for run in runs]
     return found
