@@ -311,10 +311,11 @@ def metric_name(name: str) -> str:
     as `a//b`. By the digest, names that are alike after the change stay two names.
     """
     taken = re.sub(r"[^\w\-. :/]", "_", name)
-    if posixpath.normpath(taken) != taken or taken.startswith(("/", "..")) or taken == ".":
-        taken = taken.replace("/", "_").replace(".", "_")
-    if taken == name and len(name) <= _NAME_LENGTH:
+    is_one_path = posixpath.normpath(taken) == taken and taken != "." and not taken.startswith(("/", ".."))
+    if taken == name and is_one_path and len(name) <= _NAME_LENGTH:
         return name
+    if not is_one_path:
+        taken = taken.replace("/", "_").replace(".", "_")
     digest = hashlib.sha256(name.encode()).hexdigest()[:_NAME_DIGEST_LENGTH]
     return f"{taken[: _NAME_LENGTH - _NAME_DIGEST_LENGTH - 1]}_{digest}"
 

@@ -70,6 +70,12 @@ def answers(address: str) -> bool:
         return False
 
 
+def dripping() -> Iterator[bytes]:
+    for _ in range(600):
+        yield b"<"
+        time.sleep(0.5)
+
+
 def failing_as_told(application: Application, fault_file: Path) -> Application:
     def answer(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         fault = fault_file.read_text() if fault_file.exists() else ""
@@ -80,7 +86,7 @@ def failing_as_told(application: Application, fault_file: Path) -> Application:
         status = fault if fault.isdecimal() else "502"
         start(f"{status} Told To", [("Content-Type", "text/html"), ("Retry-After", "3600")])
         if fault == "drip":
-            return (time.sleep(0.5) or b"<" for _ in range(600))
+            return dripping()
         return [SECRET_PAGE.encode(), *[b"x" * 1_000_000] * (20 if fault == "page" else 0)]
 
     return answer

@@ -202,7 +202,7 @@ def test_a_tracking_store_that_is_away_stops_nothing(
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     assert (run_fake(file, []) / "comparison.json").is_file()
-    told = [line for line in capfd.readouterr().err.splitlines() if "tracking" in line]
+    told = [line for line in capfd.readouterr().err.splitlines() if line.startswith("[tracking] ")]
     assert len(told) == 1 and told[0].startswith("[tracking] http://127.0.0.1:9: MlflowException: ")
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert track(file) == 1  # another store takes it as well
