@@ -92,6 +92,8 @@ def _milliseconds(at: datetime) -> int:
 
 def _experiment(client: "MlflowClient", name: str, runs_dir: Path) -> str:
     if (found := client.get_experiment_by_name(name)) is not None:
+        if found.lifecycle_stage == "deleted":  # in the UI; the store keeps its name, so none can be made beside it
+            client.restore_experiment(found.experiment_id)
         return str(found.experiment_id)
     is_local = store_uri().startswith("sqlite:")
     place = (runs_dir.resolve() / "mlartifacts" / name).as_uri() if is_local else None

@@ -8,8 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -40,11 +39,10 @@ _WORST_FIRST = (
 
 
 class SlurmNodes(SlurmScheduler):  # type: ignore[misc]  # torchx is not typed
-    """Slurm, asking for GPUs by node, needing no accounting database, and handing on variables as they are.
+    """Slurm, asking for GPUs by node and needing no accounting database.
 
     torchx 0.7.0 asks for `--gpus-per-task`, which newer Slurm refuses without a task count, and for
-    `sacct`, which fails on the many clusters that keep no accounts. It hands variables on in `srun --export`, where a
-    comma ends a value and everybody on the node reads it. Jobs inherit sbatch's environment, so they lie in that.
+    `sacct`, which fails on the many clusters that keep no accounts.
     """
 
     def _submit_dryrun(self, app: AppDef, cfg: SlurmOpts) -> AppDryRunInfo[SlurmBatchRequest]:
@@ -55,16 +53,6 @@ class SlurmNodes(SlurmScheduler):  # type: ignore[misc]  # torchx is not typed
             if gpus is not None:
                 replica.sbatch_opts["gpus-per-node"] = gpus
         return info
-
-    def schedule(self, dryrun_info: AppDryRunInfo[SlurmBatchRequest]) -> str:
-        """Submit a job, its variables in sbatch's environment; all its replicas have the same ones."""
-        variables: dict[str, str] = {}
-        for replica in dryrun_info.request.replicas.values():
-            variables |= replica.env
-            replica.env = {}
-        with _environment(variables):
-            job_id: str = super().schedule(dryrun_info)
-        return job_id
 
     def __init__(self, session_name: str) -> None:
         super().__init__(session_name)
@@ -81,21 +69,6 @@ class SlurmNodes(SlurmScheduler):  # type: ignore[misc]  # torchx is not typed
             answer = _response(app_id, parts) if parts else None
             self._told[app_id] = time.monotonic(), answer
         return answer
-
-
-@contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Start processes with further variables."""
-    before = dict(os.environ)
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name in variables:
-            if name in before:
-                os.environ[name] = before[name]
-            else:
-                del os.environ[name]
 
 
 def _queued(job_id: str) -> list[tuple[str, str]]:

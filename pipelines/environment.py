@@ -8,10 +8,15 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from torchx.specs import AppDef
+
 from infra.errors import ConfigError
 from infra.masking import MASK, has_secret
 from infra.mlflow_store import URI_VARIABLE
 from pipelines.config import RunConfig
+
+SECRETS_KEY = "sidestack.secrets"
+"""Names a role's metadata from which a scheduler of containers takes `run.secrets`, to bring them by reference."""
 
 _INHERITING = ("local_cwd", "slurm")
 """Schedulers whose jobs inherit the driver's environment."""
@@ -31,6 +36,13 @@ def job_environment(run: RunConfig, *, is_tracked: bool) -> dict[str, str]:
         if run.scheduler == "local_docker":
             environment |= {name: os.environ[name] for name in run.secrets}
     return {**environment, **run.env}
+
+
+def name_secrets(app: AppDef, run: RunConfig) -> None:
+    """Write the names of `run.secrets` into a job, for schedulers whose jobs inherit nothing."""
+    for role in app.roles:
+        if run.secrets and run.scheduler not in _INHERITING:
+            role.metadata[SECRETS_KEY] = list(run.secrets)
 
 
 def require_secrets(run: RunConfig) -> None:

@@ -14,7 +14,7 @@ from infra.commit import is_committed, read_manifest, refuse_taken, verify
 from infra.config import digest, plain, to_yaml
 from infra.errors import CommitError, StageError
 from pipelines.config import LaunchConfig, RunConfig
-from pipelines.environment import job_environment
+from pipelines.environment import job_environment, name_secrets
 from pipelines.graph import Stage, key
 from pipelines.launch import say
 from pipelines.tracker import Tracker
@@ -178,6 +178,7 @@ class Pipeline:
             max_retries=launch.max_retries,
             **{name: str(path) for name, path in self._inputs(stage).items()},
         )
+        name_secrets(app, self.run)
         say(stage.label, f"starts with {launch.nodes} x {launch.ranks} ranks")
         job = self.launcher.start(stage.label, app, _rank_logs(out), self.run.timeout_minutes * 60)
         return _UnderWay(stage, out, job, time.monotonic())

@@ -1,6 +1,5 @@
 """The schedulers' mends, against stand-ins of Slurm's commands."""
 
-import ast
 import os
 import sys
 from pathlib import Path
@@ -9,7 +8,6 @@ import pytest
 from torchx.schedulers import get_scheduler_factories
 from torchx.specs import AppDef, AppState, Resource, Role
 
-from components.torchrun import Launch, app
 from infra.schedulers import FACTORIES, SlurmNodes, local_cwd
 
 
@@ -83,29 +81,6 @@ def test_gpus_are_asked_for_by_node(commands: Path) -> None:
     script = SlurmNodes("test").submit_dryrun(AppDef("encoder", [role]), {}).request.materialize()
     assert script.count("--gpus-per-node=8") == 2
     assert "gpus-per-task" not in script
-
-
-VALUE = "planted $$ ${app_id} $(HOME) a,b=c 'quoted' \"twice\"\nanother line"
-
-
-def test_variables_reach_a_slurm_job_as_they_are_and_stand_in_no_script(
-    commands: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("KEPT", "before")
-    sbatch = commands / "sbatch"
-    sbatch.write_text(
-        f"#!{sys.executable}\nimport os, shutil, sys\nshutil.copy(sys.argv[-1], {str(tmp_path / 'script')!r})\n"
-        f"open({str(tmp_path / 'seen')!r}, 'w').write(repr((os.environ['TOKEN'], os.environ['KEPT'], sys.argv)))\n"
-        "print(12)\n"
-    )
-    sbatch.chmod(0o755)
-    launched = app("encoder", ["true"], Launch(j="2x1", env={"TOKEN": VALUE, "KEPT": "changed"}))
-    scheduler = SlurmNodes("test")
-    assert scheduler.schedule(scheduler.submit_dryrun(launched, {})) == "12"
-    token, kept, arguments = ast.literal_eval((tmp_path / "seen").read_text())
-    assert (token, kept) == (VALUE, "changed")
-    assert "planted" not in (tmp_path / "script").read_text() + str(arguments)
-    assert (os.environ["KEPT"], "TOKEN" in os.environ) == ("before", False)
 
 
 def test_a_venv_that_is_not_activated_comes_first_on_the_path(commands: Path) -> None:

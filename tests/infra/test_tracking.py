@@ -319,5 +319,11 @@ def test_a_restarted_stage_takes_the_place_of_its_killed_run(client: Any, runs_d
     assert found == {failed.run_id, *made} and killed.run_id not in found
 
 
+def test_an_experiment_that_was_deleted_is_restored(client: Any, runs_dir: Path) -> None:
+    first = open_parent(client, "deleted", "deleted", runs_dir, {})
+    client.delete_experiment(client.get_run(first).info.experiment_id)
+    assert client.get_run(open_parent(client, "deleted", "deleted", runs_dir, {})).info.status == "RUNNING"
+
+
 def test_flatten_keeps_empty_mappings_and_lists() -> None:
     assert flatten({"a": {"b": 1, "c": {}}, "d": [1, 2]}) == {"a.b": 1, "a.c": {}, "d": [1, 2]}

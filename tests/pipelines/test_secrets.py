@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 import yaml
 
+from components.torchrun import Launch, app
 from infra.errors import ConfigError
 from infra.mlflow_store import URI_VARIABLE
 from pipelines.config import PipelineConfig, RunConfig
-from pipelines.environment import job_environment, require_secrets, without_values
+from pipelines.environment import SECRETS_KEY, job_environment, name_secrets, require_secrets, without_values
 from tests.components.golden import ROOT
 from tests.tracking_server import tracking_server
 
@@ -162,3 +163,14 @@ def test_a_container_of_this_machine_gets_the_secrets(monkeypatch: pytest.Monkey
     monkeypatch.setenv("TOKEN", "planted")
     environment = job_environment(run_config(scheduler="local_docker", secrets=["TOKEN"]), is_tracked=False)
     assert environment["TOKEN"] == "planted"
+
+
+def test_a_job_elsewhere_is_told_the_names_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKEN", "planted")
+    job = app("encoder", ["true"], Launch())
+    run = run_config(secrets=["TOKEN"])
+    name_secrets(job, run)
+    assert job.roles[0].metadata == {}  # it inherits them
+    name_secrets(job, run.model_copy(update={"scheduler": "kubernetes"}))
+    assert job.roles[0].metadata == {SECRETS_KEY: ["TOKEN"]}
+    assert "planted" not in str(job)
