@@ -133,7 +133,7 @@ def app(name: str, command: Sequence[str], launch: Launch) -> specs.AppDef:
         # `exec`: the scheduler's signals reach torchrun itself, not a shell around it.
         args=["-c", "exec " + " ".join(command)],
         num_replicas=nodes,
-        env={**env, **launch.env},
+        env={name: _without_macros(value) for name, value in {**env, **launch.env}.items()},
         resource=specs.resource(cpu=launch.cpu, gpu=launch.gpu, memMB=launch.memory_mb),
         port_map={"c10d": RENDEZVOUS_PORT},
         max_retries=launch.max_retries,
@@ -165,7 +165,12 @@ def _torchrun(launch: Launch, log_dir: str) -> list[str]:
 def quoted(word: str) -> str:
     """Quote for the shell, and keep torchx from filling in what looks like one of its macros.
 
-    A `$` is doubled, and torchx makes it one again. Its Slurm scheduler then looks for `${app_id}` once more, so the
-    quotes are closed and opened between `$` and `{`.
+    torchx's Slurm scheduler looks for `${app_id}` once more in what `_without_macros` has kept, so the quotes are
+    closed and opened between `$` and `{`.
     """
-    return shlex.quote(word).replace("${", "$''{").replace("$", "$$")
+    return _without_macros(shlex.quote(word).replace("${", "$''{"))
+
+
+def _without_macros(text: str) -> str:
+    """Return a text that torchx, which fills in its macros, turns into the one that is given."""
+    return text.replace("$", "$$")

@@ -161,7 +161,7 @@ def require_plain(values: Any, where: str) -> None:
 
 def _dotted(path: Sequence[object]) -> str:
     text = ".".join(map(str, path)) or "(whole)"
-    return text if text.isprintable() and len(text) <= 200 else _short(text)
+    return text if text.isprintable() and len(text) <= 200 else short(text)
 
 
 def _scalar_fault(value: object) -> str:
@@ -170,7 +170,7 @@ def _scalar_fault(value: object) -> str:
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         return "needs more than 64 bits"
     if isinstance(value, str) and not _is_text(value):
-        return f"{_short(value)} has a NUL character or half of a surrogate pair"
+        return f"{short(value)} has a NUL character or half of a surrogate pair"
     return ""
 
 
@@ -209,7 +209,7 @@ class _Loader(yaml.SafeLoader):
         except (ValueError, TypeError, AttributeError, OverflowError) as error:
             kind = node.tag.rpartition(":")[2]
             line = node.start_mark.line + 1
-            raise yaml.YAMLError(f"line {line}: {_short(node.value)} is no {kind} ({error})") from error
+            raise yaml.YAMLError(f"line {line}: {short(node.value)} is no {kind} ({error})") from error
 
 
 def _load_yaml(text: str) -> Any:
@@ -249,7 +249,7 @@ def parse(cls: type[C], values: object, where: str) -> C:
         ConfigError: one line for each fault, with dotted key, value and rule.
     """
     if not isinstance(values, Mapping | None):
-        raise ConfigError(f"{where}: must be a mapping, is {type(values).__name__} (value: {_short(values)})")
+        raise ConfigError(f"{where}: must be a mapping, is {type(values).__name__} (value: {short(values)})")
     try:
         return cls.model_validate(dict(values or {}))
     except ValidationError as error:

@@ -4,24 +4,25 @@ A child is filled by the same code whether its stage runs now (`infra.tracking.M
 committed long ago and is shown under a new parent (`replay`). Only rank 0 and the driver come here.
 """
 
-import fcntl
+import hashlib
 import json
-import logging
 import math
 import os
+import posixpath
 import re
 import socket
 import sys
 import time
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from infra.commit import MANIFEST, is_committed, read_manifest
+from infra.masking import masked
+from infra.mlflow_store import store_in, store_uri
 from infra.record import CONFIG_FILE, HISTORY_FILE, SUMMARY_FILE, numbers_of
 
 if TYPE_CHECKING:
@@ -31,66 +32,27 @@ if TYPE_CHECKING:
 HistoryRow = tuple[float, int, Mapping[str, float]]
 """One line of a history: Unix time in seconds, step, values by name."""
 
-URI_VARIABLE = "MLFLOW_TRACKING_URI"
+JOURNAL_TAG = "sidestack.journal"
+"""The tag of a parent run that tells whose it is, so that a run that goes on finds its own; see `infra.journal`."""
 
 # What the tracking store accepts in one request, and in one value.
 _METRICS_A_BATCH = 1000
 _PARAMS_A_BATCH = 100
 _PARAM_LENGTH = 500
 _DIGEST_LENGTH = 36
+_NAME_LENGTH = 250
+_NAME_DIGEST_LENGTH = 8
 
 
-def use_store(runs_dir: Path) -> str:
-    """Choose the tracking store, for this process and those it starts, and return its URI.
-
-    It is `MLFLOW_TRACKING_URI` where that is set, else an SQLite file in `runs_dir`.
-    """
-    return os.environ.setdefault(URI_VARIABLE, _store_in(runs_dir))
-
-
-def _store_in(folder: Path) -> str:
-    """Return the URI of the store that is a file in a folder."""
-    path = str(folder.resolve() / "mlflow.db")
-    # SQLAlchemy unquotes the path, and takes what follows a ? for options.
-    return f"sqlite:///{path.replace('%', '%25').replace('?', '%3F')}"
-
-
-def connect() -> "MlflowClient":
-    """Return a client of the store named by `MLFLOW_TRACKING_URI`, without mlflow's chatter.
-
-    Raises:
-        KeyError: the variable is not set; see `use_store`.
-    """
-    uri = os.environ[URI_VARIABLE]
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from mlflow.tracking import MlflowClient
-
-        # mlflow configures its own logger while it is imported.
-        logging.getLogger("mlflow").setLevel(logging.ERROR)
-        with _alone_at(uri):
-            return MlflowClient(tracking_uri=uri)
-
-
-@contextmanager
-def _alone_at(uri: str) -> Iterator[None]:
-    """Let one process at a time connect to an SQLite store: the first makes its tables, and two would spoil them."""
-    from sqlalchemy.engine import make_url
-
-    path = make_url(uri).database if uri.startswith("sqlite:") else None
-    if path is None:
-        yield
-        return
-    with Path(f"{path}.lock").open("w", encoding="utf-8") as lock:  # the lock goes with the process
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def open_parent(client: "MlflowClient", experiment: str, name: str, runs_dir: Path, config: Mapping[str, Any]) -> str:
+def open_parent(
+    client: "MlflowClient",
+    experiment: str,
+    name: str,
+    runs_dir: Path,
+    config: Mapping[str, Any],
+    journal: str = "",
+    began: datetime | None = None,
+) -> str:
     """Open a pipeline's run in an experiment, and sweep what a killed driver left there.
 
     Args:
@@ -99,16 +61,34 @@ def open_parent(client: "MlflowClient", experiment: str, name: str, runs_dir: Pa
         name: the run's name.
         runs_dir: where a local store keeps artifacts, in `mlartifacts/`; a server has its own place.
         config: the whole resolved config, logged as params.
+        journal: what the run is found by (`JOURNAL_TAG`); a run that has it is opened again. Empty: a new run.
+        began: when the run began, where that was earlier.
 
     Returns:
         the run id, which the stages get as `--parent-run`.
     """
     experiment_id = experiment_in(client, experiment, runs_dir)
-    _sweep(client, experiment_id)
     tags = {"sidestack.host": socket.gethostname(), "sidestack.process": _process(os.getpid())}
-    run_id: str = client.create_run(experiment_id, run_name=name, tags=tags).info.run_id
+    if journal:
+        tags[JOURNAL_TAG] = journal
+    found = _search(client, experiment_id, f"tags.`{JOURNAL_TAG}` = '{journal}'") if journal else []
+    for twin in found[1:]:  # of a request that the store took though its answer was lost
+        client.delete_run(twin.info.run_id)
+    if found:
+        run_id: str = found[0].info.run_id
+        for key, value in tags.items():
+            client.set_tag(run_id, key, value)
+        client.update_run(run_id, status="RUNNING")
+    else:
+        start_ms = None if began is None else _milliseconds(began)
+        run_id = client.create_run(experiment_id, run_name=name, tags=tags, start_time=start_ms).info.run_id
+    _sweep(client, experiment_id)
     _log_params(client, run_id, config)
     return run_id
+
+
+def _milliseconds(at: datetime) -> int:
+    return int(at.timestamp() * 1000)
 
 
 def experiment_in(client: "MlflowClient", name: str, folder: Path) -> str:
@@ -118,16 +98,19 @@ def experiment_in(client: "MlflowClient", name: str, folder: Path) -> str:
     made with. After a folder was moved or copied with the store in it, the experiment is renamed after that place, and
     another one is begun, so that nothing is written to where the folder was.
     """
-    uri = os.environ[URI_VARIABLE]
+    uri = store_uri()
     place = (folder.resolve() / "mlartifacts" / name).as_uri() if uri.startswith("sqlite:") else None
     found = client.get_experiment_by_name(name)
-    if found is not None and uri == _store_in(folder) and found.artifact_location != place:
+    if found is not None and uri == store_in(folder) and found.artifact_location != place:
         former = f"{name} (artifacts at {found.artifact_location})"
         client.rename_experiment(found.experiment_id, former)
         print(f"tracking: {folder} was moved; its earlier MLflow runs are in experiment {former!r}", file=sys.stderr)
         found = None
     if found is not None:
+        if found.lifecycle_stage == "deleted":  # in the UI; the store keeps its name, so none can be made beside it
+            client.restore_experiment(found.experiment_id)
         return str(found.experiment_id)
+
     return str(client.create_experiment(name, artifact_location=place))
 
 
@@ -151,19 +134,22 @@ def _process(pid: int) -> str:
 
 
 def _running(client: "MlflowClient", experiment: str, condition: str) -> Sequence[Any]:
-    query = f"attributes.status = 'RUNNING' and {condition}"
+    return _search(client, experiment, f"attributes.status = 'RUNNING' and {condition}")
+
+
+def _search(client: "MlflowClient", experiment: str, query: str) -> list[Any]:
     return list(client.search_runs([experiment], filter_string=query))
 
 
-def end_parent(client: "MlflowClient", run_id: str, status: str) -> None:
-    """End a pipeline's run with MLflow's `FINISHED`, `FAILED` or `KILLED`.
+def end_parent(client: "MlflowClient", run_id: str, status: str, ended: datetime | None = None) -> None:
+    """End a pipeline's run with MLflow's `FINISHED`, `FAILED` or `KILLED`, now or where given at an earlier time.
 
     Children that are still RUNNING have lost their process and are ended as KILLED.
     """
     experiment = client.get_run(run_id).info.experiment_id
     for child in _running(client, experiment, f"tags.`mlflow.parentRunId` = '{run_id}'"):
         client.set_terminated(child.info.run_id, "KILLED")
-    client.set_terminated(run_id, status)
+    client.set_terminated(run_id, status, None if ended is None else _milliseconds(ended))
 
 
 def log_artifacts(client: "MlflowClient", run_id: str, files: Iterable[Path]) -> None:
@@ -196,6 +182,9 @@ class ChildRun:
     ) -> "ChildRun":
         """Create the run with its tags, params and datasets.
 
+        A run of the same work under this parent that was killed, or not told to its end, is removed: the new one tells
+        what that told.
+
         Args:
             client: the store.
             parent_run: the pipeline's run id.
@@ -209,6 +198,7 @@ class ChildRun:
         """
         arm = config.get("arm")
         tags = {"mlflow.parentRunId": parent_run, "sidestack.stage": stage, "sidestack.key": key}
+        tags["sidestack.label"] = out.parent.name
         if arm is not None:
             tags["sidestack.arm"] = str(arm)
         if is_reused:
@@ -217,6 +207,9 @@ class ChildRun:
         name = stage if arm is None else f"{stage}-{arm}"
         if out.parent.name.startswith(f"{stage}-"):
             name = out.parent.name
+        for told in _children(client, parent_run, key, out):
+            if told.info.status not in ("FINISHED", "FAILED"):
+                client.delete_run(told.info.run_id)
         run_id = client.create_run(experiment, run_name=name, tags=tags).info.run_id
         _log_params(client, run_id, config)
         client.log_inputs(run_id, _datasets(inputs))
@@ -253,21 +246,38 @@ class ChildRun:
             self._client.log_batch(self.run_id, metrics=metrics[start : start + _METRICS_A_BATCH])
 
 
-def replay(client: "MlflowClient", parent_run: str, committed: Path, inputs: Mapping[str, Path]) -> None:
-    """Show a stage that was committed earlier under a new parent, from its files alone.
+def _children(client: "MlflowClient", parent_run: str, key: str, out: Path) -> list[Any]:
+    """Return the runs that a parent has of one stage's work; none where the work has no key."""
+    if not key:
+        return []
+    experiment = client.get_run(parent_run).info.experiment_id
+    work = {"mlflow.parentRunId": parent_run, "sidestack.key": key, "sidestack.label": out.parent.name}
+    return _search(client, experiment, " and ".join(f"tags.`{name}` = '{value}'" for name, value in work.items()))
+
+
+def replay(
+    client: "MlflowClient", parent_run: str, committed: Path, inputs: Mapping[str, Path], *, is_reused: bool = True
+) -> None:
+    """Show a committed stage under a parent, from its files alone; nothing is done where it is shown there already.
 
     Args:
         client: the store.
-        parent_run: the new pipeline's run id.
+        parent_run: the pipeline's run id.
         committed: the stage's output.
         inputs: the stage's input directories by name.
+        is_reused: whether it was committed before the pipeline ran.
 
     Raises:
         CommitError: `committed` is no committed directory.
     """
     manifest = read_manifest(committed)
+    told = _children(client, parent_run, manifest.key, committed)
+    if any(child.info.status == "FINISHED" for child in told):
+        return
     config = _read_config(committed / CONFIG_FILE)
-    child = ChildRun.start(client, parent_run, manifest.stage, config, inputs, manifest.key, committed, is_reused=True)
+    child = ChildRun.start(
+        client, parent_run, manifest.stage, config, inputs, manifest.key, committed, is_reused=is_reused
+    )
     child.log_history(list(_read_history(committed / HISTORY_FILE)))
     child.finish("FINISHED", committed)
 
@@ -301,7 +311,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _log_params(client: "MlflowClient", run_id: str, config: Mapping[str, Any]) -> None:
     from mlflow.entities import Param
 
-    params = [Param(metric_name(key), _shortened(str(value))) for key, value in flatten(config).items()]
+    params = [Param(metric_name(key), _shortened(masked(str(value)))) for key, value in flatten(config).items()]
     for start in range(0, len(params), _PARAMS_A_BATCH):
         client.log_batch(run_id, params=params[start : start + _PARAMS_A_BATCH])
 
@@ -311,8 +321,19 @@ def _shortened(text: str) -> str:
 
 
 def metric_name(name: str) -> str:
-    """Replace what the store refuses in the names of metrics and params."""
-    return re.sub(r"[^\w\-. :/]", "_", name)
+    """Return a name of a metric or param as the store takes it; one that is changed gets a digest of the whole name.
+
+    The store takes letters, digits and `_-. :/`, at most 250 of them, and no name that is another one as a path, such
+    as `a//b`. By the digest, names that are alike after the change stay two names.
+    """
+    taken = re.sub(r"[^\w\-. :/]", "_", name)
+    is_one_path = posixpath.normpath(taken) == taken and taken != "." and not taken.startswith(("/", ".."))
+    if taken == name and is_one_path and len(name) <= _NAME_LENGTH:
+        return name
+    if not is_one_path:
+        taken = taken.replace("/", "_").replace(".", "_")
+    digest = hashlib.sha256(name.encode()).hexdigest()[:_NAME_DIGEST_LENGTH]
+    return f"{taken[: _NAME_LENGTH - _NAME_DIGEST_LENGTH - 1]}_{digest}"
 
 
 def _datasets(inputs: Mapping[str, Path]) -> "list[DatasetInput]":

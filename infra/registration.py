@@ -1,13 +1,14 @@
 """A saved model in MLflow's registry: a version of its own, and the alias moved to it."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-from infra.errors import StageError
-from infra.mlflow_runs import URI_VARIABLE, connect, experiment_in
+from infra.errors import SidestackError, StageError
+from infra.masking import masked, one_line
+from infra.mlflow_runs import experiment_in
+from infra.mlflow_store import URI_VARIABLE, connect, has_store, patient, store_uri
 from infra.tracking import RunLog
 
 if TYPE_CHECKING:
@@ -32,22 +33,27 @@ def register(model: Path, name: str, alias: str, tags: Mapping[str, str], sectio
     Raises:
         StageError: the store refuses or does not answer.
     """
-    from mlflow.exceptions import MlflowException
-
-    client = connect()
     try:
-        beside = Path(unquote(os.environ[URI_VARIABLE].removeprefix(_SQLITE))).resolve().parent
-        logged = client.create_logged_model(experiment_in(client, name, beside), name=name, tags=dict(tags))
-        client.log_model_artifacts(logged.model_id, str(model))
-        client.finalize_logged_model(logged.model_id, "READY")
-        if not client.search_registered_models(f"name = '{name}'"):
-            client.create_registered_model(name)
-        source = f"models:/{logged.model_id}"
-        version = str(client.create_model_version(name, source, tags=dict(tags), model_id=logged.model_id).version)
-        client.set_registered_model_alias(name, alias, version)
-    except (MlflowException, OSError) as error:
-        why, *_ = str(error).splitlines() or [""]
-        raise StageError(f"{section}.registered_model {name!r}: {os.environ[URI_VARIABLE]} refuses: {why}") from error
+        with patient():  # models are large
+            return _registered(model, name, alias, tags)
+    except SidestackError:
+        raise
+    except Exception as error:
+        where = masked(store_uri())
+        raise StageError(f"{section}.registered_model {name!r}: {where} refuses: {one_line(error)}") from error
+
+
+def _registered(model: Path, name: str, alias: str, tags: Mapping[str, str]) -> str:
+    client = connect()
+    beside = Path(unquote(store_uri().removeprefix(_SQLITE))).resolve().parent
+    logged = client.create_logged_model(experiment_in(client, name, beside), name=name, tags=dict(tags))
+    client.log_model_artifacts(logged.model_id, str(model))
+    client.finalize_logged_model(logged.model_id, "READY")
+    if not client.search_registered_models(f"name = '{name}'"):
+        client.create_registered_model(name)
+    source = f"models:/{logged.model_id}"
+    version = str(client.create_model_version(name, source, tags=dict(tags), model_id=logged.model_id).version)
+    client.set_registered_model_alias(name, alias, version)
     return version
 
 
@@ -67,7 +73,7 @@ def registered(
     """
     if name is None:
         return None
-    if URI_VARIABLE not in os.environ:
+    if not has_store():
         log.say(f"{section}: not registered as {name}: {URI_VARIABLE} is not set")
         return None
     number = register(model, name, alias, tags, section)

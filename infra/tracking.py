@@ -1,8 +1,8 @@
 """A stage's record of itself: kept in its own output, mirrored to MLflow under a parent run.
 
 The files are the truth and MLflow is a view of them: a tracking server that is slow or away costs a
-warning, never a training run, and a stage that is skipped because it is already committed is shown
-under a new parent by replaying the same files (`infra.mlflow_runs.replay`).
+warning, never a training run. A stage that is skipped because it is already committed, or whose rows did not all
+reach the store, is shown by replaying the same files (`infra.mlflow_runs.replay`).
 The files' names are in `infra.record`.
 """
 
@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from infra.masking import one_line
 from infra.record import HISTORY_FILE, SUMMARY_FILE, numbers_of
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 
 
 _FLUSH_SECONDS = 5.0
-_FINISH_SECONDS = 120.0
+_FINISH_SECONDS = 30.0
+_PAUSE_SECONDS = 60.0
 
 
 class RunLog:
@@ -65,7 +67,8 @@ class RunLog:
             return cls(out)
 
         def start() -> "ChildRun":
-            from infra.mlflow_runs import ChildRun, connect
+            from infra.mlflow_runs import ChildRun
+            from infra.mlflow_store import connect
 
             return ChildRun.start(connect(), parent_run, stage, config, inputs, key, out)
 
@@ -150,7 +153,8 @@ class Mirror:
     """Sends history rows to an MLflow child run from a thread of its own, in batches.
 
     Importing mlflow and talking to its store take seconds; a thread keeps them off the training
-    loop. The first failure is told once and ends the mirroring: the files keep the whole record.
+    loop. After a failure, which is told once, the rows are kept and sent a while later. What the store did
+    not take by the end is in the files, from which the driver sends it (`infra.journal`).
     """
 
     def __init__(self, start: Callable[[], "ChildRun"]) -> None:
@@ -158,6 +162,7 @@ class Mirror:
         self._start = start
         self._rows: queue.SimpleQueue[HistoryRow | None] = queue.SimpleQueue()
         self._closing: tuple[str, Path] = ("KILLED", Path())
+        self._is_told = False
         self._thread = threading.Thread(target=self._run, name="mlflow-mirror", daemon=True)
         self._thread.start()
 
@@ -166,24 +171,36 @@ class Mirror:
         self._rows.put(row)
 
     def finish(self, status: str, out: Path) -> None:
-        """Send what is queued, attach `out`'s record, end the run with `status`, and wait."""
+        """Send what is queued, attach `out`'s record, end the run with `status`, and wait, half a minute at most."""
         self._closing = (status, out)
         self._rows.put(None)
         self._thread.join(_FINISH_SECONDS)
         if self._thread.is_alive():
-            _warn(f"no answer within {_FINISH_SECONDS:.0f} s")
+            self._warn(f"no answer within {_FINISH_SECONDS:.0f} s")
 
     def _run(self) -> None:
-        try:
-            child = self._start()
-            is_open = True
-            while is_open:
-                rows, is_open = self._collect()
-                child.log_history(rows)
-            child.finish(*self._closing)
-        except Exception as error:
-            first_line, *_ = str(error).splitlines() or [""]
-            _warn(f"{type(error).__name__}: {first_line}")
+        child: ChildRun | None = None
+        unsent: list[HistoryRow] = []
+        pause_ends, is_open = 0.0, True
+        while is_open:
+            rows, is_open = self._collect()
+            unsent += rows
+            if is_open and time.monotonic() < pause_ends:
+                continue
+            try:
+                child = child or self._start()
+                child.log_history(unsent)
+                unsent.clear()
+                if not is_open:
+                    child.finish(*self._closing)
+            except Exception as error:
+                self._warn(one_line(error))
+                pause_ends = time.monotonic() + _PAUSE_SECONDS
+
+    def _warn(self, why: str) -> None:
+        if not self._is_told:
+            self._is_told = True
+            print(f"tracking: MLflow is not recording this run ({why})", file=sys.stderr, flush=True)
 
     def _collect(self) -> "tuple[list[HistoryRow], bool]":
         """Take the rows of the next `_FLUSH_SECONDS`, and say whether more may follow."""
@@ -198,10 +215,6 @@ class Mirror:
                 return rows, False
             rows.append(row)
         return rows, True
-
-
-def _warn(why: str) -> None:
-    print(f"tracking: MLflow is not recording this run ({why})", file=sys.stderr, flush=True)
 
 
 def _finite(value: Any) -> Any:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import torch
-from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 from torchx.specs import parse_mounts
 
 from components.torchrun import IMAGE
@@ -19,6 +19,7 @@ from infra.config import Config, FileName, load_file, matching, parse, plain
 from infra.distributed import Timeouts
 from infra.errors import ConfigError
 from infra.lanes import require_lanes
+from infra.masking import MASK
 from infra.tables import Entity
 from pipelines.drift.config import DriftConfig
 from pipelines.prepare.config import PrepareConfig
@@ -37,6 +38,8 @@ WITHOUT_BASELINE = "baseline.enabled=false"
 """Overrides a run's file where arms are compared with each other alone."""
 
 C = TypeVar("C")
+_WITH_SECRETS = ("local_cwd", "local_docker", "slurm")
+
 Trained = TypeVar("Trained", EncoderConfig, RankerConfig)
 
 
@@ -118,7 +121,9 @@ class RunConfig(Config):
     mounts: Annotated[tuple[Line, ...], AfterValidator(_mount_options)] = ()
     """Mounts as `type=bind,src=/shared,dst=/shared`."""
     env: dict[Variable, str] = {}
-    """Environment variables of every stage."""
+    """Environment variables of every stage. Copies of the file have `***` for the values; for a secret, `secrets`."""
+    secrets: tuple[Variable, ...] = ()
+    """Names of variables that stages get from the driver's own environment; their values are written nowhere."""
     launch: StageLaunches = StageLaunches()
     """Nodes, ranks and resources by stage."""
     jobs: PositiveInt = 1
@@ -137,6 +142,28 @@ class RunConfig(Config):
     """How long a stage's ranks wait for each other, in training and around a commit."""
     timeout_minutes: PositiveFloat = 1440.0
     """A stage that takes longer, waiting in the scheduler's queue included, is cancelled."""
+
+    @field_validator("env", mode="before")
+    @classmethod
+    def _check_env(cls, env: Any) -> Any:
+        """Check the values without showing them: they may be secrets."""
+        for name, value in env.items() if isinstance(env, dict) else ():
+            _check_variable(name)
+            if not isinstance(value, str) or "\0" in value:
+                raise ValueError(f"{name}: must be text; put quotes around it")
+            if value == MASK:
+                raise ValueError(f"{name}: is masked, as in copies of a run's file; must be set anew")
+        return env
+
+    @model_validator(mode="after")
+    def _check_secrets(self) -> "RunConfig":
+        for name in self.secrets:
+            _check_variable(name)
+            if name in self.env:
+                raise ValueError(f"secrets: {name} stands in env, too")
+        if self.secrets and self.scheduler not in _WITH_SECRETS:
+            raise ValueError(f"secrets: {self.scheduler} cannot hand them on; {', '.join(_WITH_SECRETS)} can")
+        return self
 
 
 class PipelineConfig(Config):
@@ -302,6 +329,11 @@ class PipelineConfig(Config):
     def arms(self) -> tuple[str, ...]:
         """The arms to train, in the order they are trained in."""
         return tuple(self.ranker.arms) if self.run.arms is None else self.run.arms
+
+
+def _check_variable(name: Any) -> None:
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        raise ValueError(f"{name!r}: is no name of an environment variable")
 
 
 def _check_lanes_of(section: str, training: EncoderTraining | RankerTraining, launch: LaunchConfig) -> None:

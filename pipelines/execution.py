@@ -3,24 +3,21 @@
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from torchx.specs import AppDef
 
 from infra.commit import is_committed, read_manifest, refuse_taken, verify
 from infra.config import digest, plain, to_yaml
 from infra.errors import CommitError, StageError
-from infra.mlflow_runs import URI_VARIABLE, replay
 from pipelines.config import LaunchConfig, RunConfig
+from pipelines.environment import job_environment, name_secrets
 from pipelines.graph import Stage, key
 from pipelines.launch import say
-
-if TYPE_CHECKING:
-    from mlflow.tracking import MlflowClient
+from pipelines.tracker import Tracker
 
 _POLL_SECONDS = 0.3
 
@@ -58,16 +55,14 @@ class Pipeline:
     Attributes:
         run: how stages are launched.
         launcher: the scheduler.
-        client: the tracking store; None: stages keep their record in files alone.
-        parent_run: this run's id there.
+        tracker: shows the stages in MLflow; None: they keep their record in files alone.
         done: committed outputs by the stage's label.
         seconds: of the stages that were launched, by label.
     """
 
     run: RunConfig
     launcher: Launches
-    client: "MlflowClient | None"
-    parent_run: str
+    tracker: Tracker | None = None
     done: dict[str, Path] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -135,7 +130,13 @@ class Pipeline:
         read_manifest(one.out, stage=one.stage.name, key=one.work)
         self.seconds[label] = time.monotonic() - one.began
         say(label, f"done in {self.seconds[label]:.0f} s: {one.out}")
-        self.done[label] = one.out
+        self._commit(one.stage, one.out, is_reused=False)
+
+    def _commit(self, stage: Stage, out: Path, *, is_reused: bool) -> None:
+        """Take a committed directory as a stage's, and show it in MLflow."""
+        if self.tracker is not None:
+            self.tracker.add(stage.label, out, self._inputs(stage), is_reused=is_reused)
+        self.done[stage.label] = out
 
     def _place(self, stage: Stage, work: str) -> Path:
         return run_dir(self.run) / stage.label / work[:12]
@@ -156,38 +157,34 @@ class Pipeline:
             verify(out, stage=stage.name, key=work)
         except CommitError as error:
             raise CommitError(f"{error}; remove {out} to have it made again") from error
-        if self.client is not None:
-            with tracking():
-                replay(self.client, self.parent_run, out, self._inputs(stage))
         say(stage.label, f"done before: {out}")
-        self.done[stage.label] = out
+        self._commit(stage, out, is_reused=True)
 
     def _launch(self, stage: Stage, out: Path, work: str) -> _UnderWay:
         refuse_taken(out)
         _clear_torn(out)
         launch = stage.launch
+        parent_run = "" if self.tracker is None else self.tracker.parent_run
         app = stage.component(
             config=str(self._write_config(stage)),
             out=str(out),
             key=work,
-            parent_run=self.parent_run,
+            parent_run=parent_run,
             j=f"{launch.nodes}x{launch.ranks}",
             image=self.run.image,
             cpu=self._cores(launch),
             gpu=launch.gpu,
             memMB=launch.memory_mb,
-            env={**self._tracking_environment(), **self.run.timeouts.environment(), **self.run.env},
+            env=job_environment(self.run, is_tracked=bool(parent_run)),
             mounts=list(self.run.mounts),
             max_restarts=launch.max_restarts,
             max_retries=launch.max_retries,
             **{name: str(path) for name, path in self._inputs(stage).items()},
         )
+        name_secrets(app, self.run)
         say(stage.label, f"starts with {launch.nodes} x {launch.ranks} ranks")
         job = self.launcher.start(stage.label, app, _rank_logs(out), self.run.timeout_minutes * 60)
         return _UnderWay(stage, work, out, job, time.monotonic())
-
-    def _tracking_environment(self) -> dict[str, str]:
-        return {} if self.client is None else {URI_VARIABLE: os.environ[URI_VARIABLE]}
 
     def _write_config(self, stage: Stage) -> Path:
         """Write a stage's resolved section, alone, to the file that the stage reads."""
@@ -227,12 +224,3 @@ def _clear_torn(out: Path) -> None:
 def _rank_logs(out: Path) -> Path:
     """Return where the components have torchrun keep the ranks' logs."""
     return out.with_name(f"{out.name}.logs")
-
-
-@contextmanager
-def tracking() -> Iterator[None]:
-    """Let a run go on when its tracking store does not: what the stages committed is the record."""
-    try:
-        yield
-    except Exception as error:
-        say("tracking", f"{type(error).__name__}: {error}")

@@ -7,35 +7,28 @@ goes on where it broke, and a run that changes nothing only reads.
 
 import argparse
 import fcntl
-import os
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import yaml
 
 from infra.config import digest, plain
 from infra.console import replace_unencodable
 from infra.errors import SidestackError, StageError
-from infra.mlflow_runs import (
-    URI_VARIABLE,
-    connect,
-    end_parent,
-    log_artifacts,
-    open_parent,
-    use_store,
-)
+from infra.journal import Status
+from infra.masking import masked
+from infra.mlflow_store import store_uri, use_store
 from pipelines.config import RunConfig, read_config
-from pipelines.execution import Pipeline, configs_dir, run_dir, tracking
+from pipelines.environment import require_secrets, without_values
+from pipelines.execution import Pipeline, configs_dir, run_dir
 from pipelines.graph import Stage, stages
 from pipelines.launch import Launcher
-
-if TYPE_CHECKING:
-    from mlflow.tracking import MlflowClient
+from pipelines.tracker import Tracker
 
 
 class Stopped(BaseException):
@@ -90,19 +83,20 @@ def run_stages(
     Raises:
         SidestackError: see `run_pipeline`. Stopped: a signal came.
     """
+    require_secrets(run)
+    use_store(run.runs_dir)
     with alone(run_dir(run)):
-        record = _record(run, values)
+        record = _record(run, without_values(values))
         launcher = Launcher(run.scheduler, run.scheduler_options, run_dir(run) / "logs")
-        with stopping(), _parent(run, resolved, title or run.name) as (client, parent_run):
-            pipeline = Pipeline(run, launcher, client, parent_run)
+        with stopping(), _tracked(run, without_values(resolved), title or run.name) as (tracker, artifacts):
+            pipeline = Pipeline(run, launcher, tracker)
             try:
                 pipeline.bring(plan)
                 pipeline.tell_changes(plan)
             finally:
                 launcher.close()
             last = pipeline.done[plan[-1].label]
-            with tracking():
-                log_artifacts(client, parent_run, [record, *sorted(last.iterdir())])
+            artifacts += [record, *sorted(last.iterdir())]
     return last
 
 
@@ -159,34 +153,24 @@ def stopping() -> Iterator[None]:
 
 
 @contextmanager
-def _parent(run: RunConfig, resolved: Mapping[str, Any], title: str) -> "Iterator[tuple[MlflowClient, str]]":
-    """Open the pipeline's MLflow run, and end it as the body ends.
-
-    Raises:
-        StageError: the store cannot be used; said before anything is launched, unlike a store that goes away later.
-    """
-    use_store(run.runs_dir)
+def _tracked(run: RunConfig, resolved: Mapping[str, Any], title: str) -> Iterator[tuple[Tracker, list[Path]]]:
+    """Open the pipeline's MLflow run, and end it as the body ends, with the files that the body puts into the list."""
+    tracker = Tracker(run_dir(run), run.runs_dir, title, resolved)
+    status: Status = "KILLED"
+    artifacts: list[Path] = []
     try:
-        client = connect()
-        parent_run = open_parent(client, run.name, title, run.runs_dir, resolved)
-    except Exception as error:
-        told = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise StageError(f"{URI_VARIABLE}: this tracking store cannot be used: {told}") from error
-    status = "KILLED"
-    try:
-        yield client, parent_run
+        yield tracker, artifacts
         status = "FINISHED"
     except Exception:
         status = "FAILED"
         raise
     finally:
-        with tracking():
-            end_parent(client, parent_run, status)
+        tracker.close(status, artifacts)
 
 
 def tell_result(compared: Path) -> None:
     """Print the comparison and where everything is; the last line is `comparison.json`'s path."""
-    uri = os.environ[URI_VARIABLE]
+    uri = masked(store_uri())
     with suppress(ValueError):
         local = Path(uri.removeprefix("sqlite:///")).relative_to(Path.cwd())
         uri = f"sqlite:///{local}"

@@ -94,7 +94,7 @@ def raw_dataset(config: PipelineConfig, cache: Path) -> Dataset:
     launcher = ForkedLauncher()
     try:
         run = config.run.model_copy(update={"name": "raw", "runs_dir": cache})
-        pipeline = Pipeline(run, launcher, None, "")
+        pipeline = Pipeline(run, launcher)
         stage = prepare_stage(config)
         pipeline.bring([stage])
         return read_dataset(pipeline.done[stage.label])

@@ -11,6 +11,7 @@ from datetime import date, timedelta
 
 from infra.errors import ConfigError
 from pipelines.config import PipelineConfig, read_config
+from pipelines.environment import require_secrets
 from pipelines.execution import run_dir
 from pipelines.launch import Launcher, say
 from pipelines.retrain.cycle import Retraining
@@ -44,9 +45,10 @@ def opened(config: PipelineConfig) -> Iterator[Retraining]:
     """Hold a run for this call alone.
 
     Raises:
-        AtWorkError: another call is at work. ConfigError: the scheduler refuses an option.
+        AtWorkError: another call is at work. ConfigError: the scheduler refuses an option, or a secret is not set.
     """
     run = config.run
+    require_secrets(run)
     with alone(run_dir(run)):
         launcher = Launcher(run.scheduler, run.scheduler_options, run_dir(run) / "logs")
         try:

@@ -11,6 +11,7 @@ from infra.config import plain
 from infra.snapshot import Dataset, read_dataset
 from infra.tables import read_json
 from pipelines.config import PipelineConfig
+from pipelines.environment import without_values
 from pipelines.execution import Launches, Pipeline, run_dir
 from pipelines.graph import Stage, encoder_stage, prepare_stage
 from pipelines.launch import say
@@ -138,7 +139,7 @@ class Retraining:
 
     def pipeline(self) -> Pipeline:
         """Return what launches stages. They keep their record in files; the store is told at a cycle's end."""
-        return Pipeline(self.config.run, self.launcher, None, "")
+        return Pipeline(self.config.run, self.launcher)
 
     def _prepared(self, as_of: date | None) -> Path:
         stage, pipeline = self.prepare(as_of), self.pipeline()
@@ -185,7 +186,7 @@ class Retraining:
 
     def publish(self, force: bool = False) -> None:
         """Tell the store what it was not told; see `Registry.publish`."""
-        self.registry.publish(self.ledger, plain(self.config), force)
+        self.registry.publish(self.ledger, without_values(plain(self.config)), force)
 
     def _lying(self, plan: Plan) -> dict[str, Path]:
         """Return what is committed before the cycle, by the labels that its stages know; checked.

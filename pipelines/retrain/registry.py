@@ -3,15 +3,17 @@
 The ledger is the record. What the store was not told, because it did not answer, the next call that finds it tells.
 """
 
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import time
+import uuid
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from infra.commit import read_manifest, write_whole
 from infra.config import Config, parse
-from infra.mlflow_runs import connect, end_parent, metric_name, open_parent, replay, use_store
+from infra.masking import one_line
+from infra.mlflow_runs import end_parent, metric_name, open_parent, replay
+from infra.mlflow_store import connect, use_store
 from infra.registration import register
 from infra.tables import read_json
 from pipelines.launch import say
@@ -20,19 +22,25 @@ from pipelines.retrain.ledger import Cycle, Ledger
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
+T = TypeVar("T")
+
 CYCLE_TAG = "sidestack.cycle"
+RUN_TAG = "sidestack.retraining"
+"""The tag by which a run's own cycles and versions are told from those of another run of the same name."""
 HISTORY_TAG = "sidestack.cycles"
 CHAMPION_ALIAS, CHALLENGER_ALIAS = "champion", "challenger"
 PUBLISHED_FILE = "published.json"
 MODEL = "model"
 """The folder of an export that holds the MLflow model."""
-_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
-"""A store that is away is told later: waiting for it for minutes, as MLflow does by default, gains nothing."""
+_PAUSE_SECONDS = 60.0
+"""How long a store that did not answer is not asked again: a backfill of many cycles does not wait for it each time."""
 
 
 class Published(Config):
     """What the store was told."""
 
+    id: str = ""
+    """What the store knows this run by (`RUN_TAG`)."""
     runs: dict[int, str] = {}
     """By cycle, its run."""
     versions: dict[int, str] = {}
@@ -51,8 +59,7 @@ class Registry:
     def __init__(self, run: Path, experiment: str, runs_dir: Path, model: str) -> None:
         self._file = run / PUBLISHED_FILE
         self._run, self._experiment, self._runs_dir, self._model = run, experiment, runs_dir, model
-        for name, value in _PATIENCE.items():
-            os.environ.setdefault(name, value)
+        self._pause_ends = 0.0
         use_store(runs_dir)
 
     @property
@@ -62,14 +69,16 @@ class Registry:
 
     def edited(self, ledger: Ledger) -> str:
         """Say what somebody else did to the champion's alias; empty: nothing, or the store does not answer."""
-        with _answering() as client:
-            found, expected = _alias(client, self._model), self._own_versions(ledger)
-            if found not in expected:
-                return (
-                    f"alias {CHAMPION_ALIAS!r} of {self._model} is version {found or 'of none'}, it was set to version"
-                    f" {expected[0] or 'of none'}: somebody moved it; retrain rollback --version CYCLE sets it"
-                )
-        return ""
+        return self._ask(lambda client: self._moved(client, ledger)) or ""
+
+    def _moved(self, client: "MlflowClient", ledger: Ledger) -> str:
+        found, expected = _alias(client, self._model), self._own_versions(ledger)
+        if found in expected:
+            return ""
+        return (
+            f"alias {CHAMPION_ALIAS!r} of {self._model} is version {found or 'of none'}, it was set to version"
+            f" {expected[0] or 'of none'}: somebody moved it; retrain rollback --version CYCLE sets it"
+        )
 
     def _own_versions(self, ledger: Ledger) -> list[str | None]:
         """Return the versions to which retraining itself may have set the alias.
@@ -87,7 +96,8 @@ class Registry:
             ledger: the record. config: the run's, for the parameters of cycles' runs.
             force: whether the champion's alias is set even if somebody else moved it.
         """
-        with _answering() as client:
+
+        def tell(client: "MlflowClient") -> None:
             for cycle in ledger.cycles:
                 if cycle.outcome is not None and cycle.plan.number not in self.told.runs:
                     self._tell_cycle(client, cycle, config)
@@ -95,12 +105,30 @@ class Registry:
                     self._register(client, cycle)
             self._move_alias(client, ledger, force)
 
+        self._ask(tell)
+
+    def _ask(self, question: "Callable[[MlflowClient], T]") -> T | None:
+        """Return the store's answer; None where it does not answer, or did not a while ago: it is told later."""
+        if time.monotonic() < self._pause_ends:
+            return None
+        try:
+            return question(connect())
+        except Exception as error:
+            self._pause_ends = time.monotonic() + _PAUSE_SECONDS
+            say("tracking", f"{one_line(error)}; the store is told later")
+            return None
+
+    def _id(self) -> str:
+        if not self.told.id:
+            self._save(id=uuid.uuid4().hex)
+        return self.told.id
+
     def _tell_cycle(self, client: "MlflowClient", cycle: Cycle, config: Mapping[str, Any]) -> None:
         plan, outcome = cycle.plan, cycle.outcome
         assert outcome is not None
-        self._drop_half_told(client, plan.number)
         name = f"cycle {plan.number}" if plan.kind == "train" else f"cycle {plan.number}, roll-back to {plan.champion}"
-        run_id = open_parent(client, self._experiment, name, self._runs_dir, config)
+        journal = f"{self._id()}-{plan.number}"  # finds the run that a killed call began to tell
+        run_id = open_parent(client, self._experiment, name, self._runs_dir, config, journal)
         client.set_tag(run_id, CYCLE_TAG, str(plan.number))
         client.set_tag(run_id, "sidestack.promoted", str(outcome.promoted))
         for path in outcome.stages.values():
@@ -114,20 +142,12 @@ class Registry:
         """Return the one run that has the figures of all cycles, so that the store draws them over time."""
         experiment = client.get_experiment_by_name(self._experiment)
         assert experiment is not None
-        found = client.search_runs([experiment.experiment_id], filter_string=f"tags.`{HISTORY_TAG}` = 'true'")
+        found = client.search_runs([experiment.experiment_id], filter_string=f"tags.`{HISTORY_TAG}` = '{self._id()}'")
         if found:
             return str(found[0].info.run_id)
-        run = client.create_run(experiment.experiment_id, run_name="all cycles", tags={HISTORY_TAG: "true"})
+        run = client.create_run(experiment.experiment_id, run_name="all cycles", tags={HISTORY_TAG: self._id()})
         client.set_terminated(run.info.run_id, "FINISHED")
         return str(run.info.run_id)
-
-    def _drop_half_told(self, client: "MlflowClient", number: int) -> None:
-        """Remove the run of a cycle that a killed call began to tell."""
-        experiment = client.get_experiment_by_name(self._experiment)
-        if experiment is not None:
-            query = f"tags.`{CYCLE_TAG}` = '{number}'"
-            for run in client.search_runs([experiment.experiment_id], filter_string=query):
-                client.delete_run(run.info.run_id)
 
     def _register(self, client: "MlflowClient", cycle: Cycle) -> None:
         number = cycle.plan.number
@@ -137,8 +157,10 @@ class Registry:
         candidate = cycle.outcome.candidate
         export = self._run / candidate.export
         lineage = read_manifest(export).facts.get("lineage", {})
-        tags = {CYCLE_TAG: str(number), **{f"sidestack.{name}": str(value) for name, value in lineage.items()}}
-        made = client.search_model_versions(f"name = '{self._model}' and tags.`{CYCLE_TAG}` = '{number}'")
+        own = {RUN_TAG: self._id(), CYCLE_TAG: str(number)}
+        tags = {**own, **{f"sidestack.{name}": str(value) for name, value in lineage.items()}}
+        query = " and ".join(f"tags.`{name}` = '{value}'" for name, value in own.items())
+        made = client.search_model_versions(f"name = '{self._model}' and {query}")
         if made:  # by a call that was killed before it could say so
             version = str(made[0].version)
             client.set_registered_model_alias(self._model, CHALLENGER_ALIAS, version)
@@ -182,13 +204,3 @@ def _alias(client: "MlflowClient", model: str) -> str | None:
         return None
     found = client.get_registered_model(model).aliases.get(CHAMPION_ALIAS)
     return None if found is None else str(found)
-
-
-@contextmanager
-def _answering() -> "Iterator[MlflowClient]":
-    """Connect to the store; where it does not answer, say that it is told later."""
-    try:
-        yield connect()
-    except Exception as error:
-        told = f"{type(error).__name__}: {error}".splitlines()[0]
-        say("tracking", f"{told[:200]}; the store is told later")

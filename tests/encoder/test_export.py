@@ -33,7 +33,7 @@ from encoder.signals import SignalSpec, signal_batch
 from infra.commit import committing, verify
 from infra.config import parse
 from infra.errors import CommitError, ConfigError, DataError, SpecError
-from infra.mlflow_runs import URI_VARIABLE
+from infra.mlflow_store import URI_VARIABLE
 from infra.served import ROOT, load_served, requirements
 from infra.snapshot import read_dataset
 from infra.stage import StageRun

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ import yaml
 
 from infra.commit import committing, read_manifest
 from infra.distributed import World
-from infra.mlflow_runs import ChildRun, connect, end_parent, flatten, log_artifacts, open_parent, replay, use_store
-from infra.tracking import RunLog
+from infra.mlflow_runs import ChildRun, end_parent, flatten, log_artifacts, metric_name, open_parent, replay
+from infra.mlflow_store import connect, use_store
+from infra.tracking import Mirror, RunLog
 
 ONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), backend="gloo")
 CONFIG = {"arm": "side", "lr": 0.1, "towers": {"widths": [4, 2], "note": "x" * 9000}}
@@ -241,7 +243,7 @@ def test_artifacts_of_a_local_store_lie_beside_it(client: Any, runs_dir: Path, t
 
 def test_runs_of_a_killed_driver_are_swept_and_live_ones_left(client: Any, runs_dir: Path) -> None:
     script = (
-        "from pathlib import Path; from infra.mlflow_runs import *;"
+        "from pathlib import Path; from infra.mlflow_runs import *; from infra.mlflow_store import connect;"
         f"c = connect(); p = open_parent(c, 'swept', 'swept', Path({str(runs_dir)!r}), {{}});"
         "ChildRun.start(c, p, 'encoder', {}, {}, '', Path('out')); print(p)"
     )
@@ -275,6 +277,77 @@ def test_artifacts_may_be_whole_directories(client: Any, runs_dir: Path, tmp_pat
     log_artifacts(client, parent, [tmp_path / "figures", tmp_path / "absent.txt"])
     assert [file.path for file in client.list_artifacts(parent)] == ["figures"]
     assert [file.path for file in client.list_artifacts(parent, "figures")] == ["figures/ne.png"]
+
+
+NAMES = ["price $", "price €", "price_", "a//b", "a/b", "/a", "../a", ".", "", "x" * 300, "x" * 301, "größe", "a b"]
+
+
+def test_the_store_takes_every_name_and_keeps_names_apart(client: Any, runs_dir: Path) -> None:
+    names = [metric_name(name) for name in NAMES]
+    assert len(set(names)) == len(NAMES)
+    assert {name for name in NAMES if metric_name(name) == name} == {"price_", "a/b", "größe", "a b"}
+    parent = open_parent(client, "odd", "odd", runs_dir, {name: place for place, name in enumerate(NAMES)})
+    child = ChildRun.start(client, parent, "ranker", {}, {}, "", runs_dir / "ranker" / "0123")
+    child.log_history([(0.0, 1, {name: float(place) for place, name in enumerate(NAMES)})])
+    found = client.get_run(child.run_id).data.metrics
+    assert found == {name: float(place) for place, name in enumerate(names)}
+    assert len(client.get_run(parent).data.params) == len(NAMES)
+
+
+def test_no_secret_of_an_address_is_a_param(client: Any, runs_dir: Path) -> None:
+    parent = open_parent(client, "uris", "uris", runs_dir, {"source": "s3://key:planted@bucket/log"})
+    assert client.get_run(parent).data.params == {"source": "s3://***@bucket/log"}
+
+
+class Child:
+    """A child run whose store is away for some requests."""
+
+    def __init__(self, failures: int) -> None:
+        self.failures = failures
+        self.rows: list[Any] = []
+        self.ended: list[Any] = []
+
+    def log_history(self, rows: list[Any]) -> None:
+        if self.failures:
+            self.failures -= 1
+            raise ConnectionError("away")
+        self.rows += rows
+
+    def finish(self, *given: Any) -> None:
+        self.ended.append(given)
+
+
+def test_rows_that_the_store_did_not_take_are_sent_when_it_is_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("infra.tracking._FLUSH_SECONDS", 0.01)
+    monkeypatch.setattr("infra.tracking._PAUSE_SECONDS", 0.02)
+    child: Any = Child(failures=3)
+    mirror = Mirror(lambda: child)
+    for step in range(20):
+        mirror.put((0.0, step, {"loss": 1.0}))
+        time.sleep(0.01)
+    mirror.finish("FINISHED", tmp_path)
+    assert [step for _, step, _ in child.rows] == list(range(20))
+    assert child.ended == [("FINISHED", tmp_path)]
+    assert capfd.readouterr().err == "tracking: MLflow is not recording this run (ConnectionError: away)\n"
+
+
+def test_a_restarted_stage_takes_the_place_of_its_killed_run(client: Any, runs_dir: Path) -> None:
+    parent = open_parent(client, "restarts", "restarts", runs_dir, {})
+    out = runs_dir / "encoder" / "0123"
+    killed = ChildRun.start(client, parent, "encoder", {}, {}, "k1", out)
+    failed = ChildRun.start(client, parent, "encoder", {}, {}, "k2", out)
+    client.set_terminated(failed.run_id, "FAILED")
+    made = [ChildRun.start(client, parent, "encoder", {}, {}, key, out).run_id for key in ("k1", "k2")]
+    found = {child.info.run_id for child in children(client, parent)}
+    assert found == {failed.run_id, *made} and killed.run_id not in found
+
+
+def test_an_experiment_that_was_deleted_is_restored(client: Any, runs_dir: Path) -> None:
+    first = open_parent(client, "deleted", "deleted", runs_dir, {})
+    client.delete_experiment(client.get_run(first).info.experiment_id)
+    assert client.get_run(open_parent(client, "deleted", "deleted", runs_dir, {})).info.status == "RUNNING"
 
 
 def test_flatten_keeps_empty_mappings_and_lists() -> None:

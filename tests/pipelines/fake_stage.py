@@ -1,5 +1,7 @@
 """Stages small enough to launch in tests: `python -m tests.pipelines.fake_stage NAME ...` under torchrun."""
 
+import hashlib
+import json
 import os
 import signal
 import sys
@@ -19,6 +21,8 @@ class FakeConfig(Config):
     fail_rank: int | None = None
     fault: str = "bug"
     sleep_s: float = 0.0
+    variables: tuple[str, ...] = ()
+    """Environment variables of whose values the SHA-256 is written to `variables.json`."""
 
 
 def fake(run: StageRun[FakeConfig]) -> None:
@@ -35,6 +39,8 @@ def fake(run: StageRun[FakeConfig]) -> None:
     time.sleep(run.config.sleep_s)
     run.out.joinpath(f"rank{run.world.rank}.txt").write_text(run.config.text)
     if run.world.is_main:
+        found = {name: hashlib.sha256(os.environ[name].encode()).hexdigest() for name in run.config.variables}
+        run.out.joinpath("variables.json").write_text(json.dumps(found))
         for name in ("table.txt", "comparison.json", "report.html"):
             run.out.joinpath(name).write_text(f"{run.config.text}: {name}\n")
     run.log.metrics(0, {"loss": 0.5})

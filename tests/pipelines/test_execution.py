@@ -15,7 +15,7 @@ from infra.commit import committing
 from infra.config import Config, digest, load_file, load_section, parse
 from infra.distributed import ALONE
 from infra.errors import CommitError, StageError
-from infra.mlflow_runs import URI_VARIABLE
+from infra.mlflow_store import URI_VARIABLE
 from pipelines.config import LaunchConfig, PipelineConfig, RunConfig
 from pipelines.execution import Pipeline
 from pipelines.graph import Stage, stages
@@ -98,9 +98,8 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def pipeline(path: Path, launcher: Scripted, jobs: int, **settings: Any) -> Pipeline:
     run = RunConfig(name="fake", runs_dir=path, jobs=jobs, **settings)
-    client: Any = None
     scripted: Any = launcher
-    return Pipeline(run, scripted, client, "parent")
+    return Pipeline(run, scripted)
 
 
 @pytest.mark.parametrize(("jobs", "most"), [(1, 1), (2, 2), (9, 3)])
@@ -128,8 +127,7 @@ def test_what_fails_ends_what_is_under_way_beside_it_and_starts_nothing_more(tmp
     assert "compare" not in launcher.order and "dense" not in launcher.order
 
 
-def test_what_is_done_takes_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.execution.replay", lambda *given: None)
+def test_what_is_done_takes_no_room(tmp_path: Path) -> None:
     first = pipeline(tmp_path, Scripted(), 2)
     first.bring(PLAN)
     again = Scripted()

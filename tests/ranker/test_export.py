@@ -23,7 +23,7 @@ from infra.commit import committing
 from infra.config import parse
 from infra.distributed import World
 from infra.errors import ConfigError, DataError, SidestackError, SpecError
-from infra.mlflow_runs import URI_VARIABLE
+from infra.mlflow_store import URI_VARIABLE
 from infra.served import ROOT, load_served
 from infra.snapshot import read_dataset
 from infra.stage import StageRun

@@ -17,7 +17,7 @@ from encoder.sid_map import MAP_FILE
 from infra.commit import committing, read_manifest
 from infra.distributed import World
 from infra.errors import SpecError
-from infra.mlflow_runs import URI_VARIABLE
+from infra.mlflow_store import URI_VARIABLE
 from infra.snapshot import read_dataset
 from infra.stage import StageRun
 from infra.tracking import RunLog

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from infra.errors import DataError
-from infra.mlflow_runs import URI_VARIABLE
+from infra.mlflow_store import URI_VARIABLE
 from pipelines.config import PipelineConfig
 from pipelines.execution import run_dir
 from pipelines.retrain.ledger import Cycle, Ledger

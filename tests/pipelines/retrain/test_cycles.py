@@ -11,7 +11,7 @@ import pytest
 
 from encoder.sid_map import sid_maps
 from infra.errors import ConfigError, StageError
-from infra.mlflow_runs import URI_VARIABLE, connect
+from infra.mlflow_store import URI_VARIABLE, connect
 from infra.snapshot import CONTENT, read_dataset
 from pipelines.config import PipelineConfig
 from pipelines.execution import run_dir

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from infra.commit import read_manifest
-from infra.mlflow_runs import URI_VARIABLE, connect
+from infra.mlflow_store import URI_VARIABLE, connect
 from pipelines.execution import run_dir
 from pipelines.retrain.ledger import Ledger
 from tests.components.golden import ROOT

@@ -1,0 +1,222 @@
+"""The tracking store: which one, how a process connects to it, and how long it waits for it.
+
+Training does not depend on the store. A request waits for some seconds and is not repeated; who sends keeps what was
+not sent (`infra.tracking.Mirror`, `infra.journal`).
+"""
+
+import fcntl
+import logging
+import os
+import sqlite3
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import urlsplit
+
+from infra.errors import ConfigError
+from infra.masking import masked, one_line
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+T = TypeVar("T")
+
+URI_VARIABLE = "MLFLOW_TRACKING_URI"
+
+_CONNECT_SECONDS = 15.0
+_DATABRICKS = ("databricks", "databricks-uc", "uc")
+_CLIENT_SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # with the password that the URI may hold
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+_SHORT = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "4",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
+}
+_PATIENT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "60", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
+
+
+class StoreError(Exception):
+    """The tracking store cannot be used; a run goes on without it."""
+
+
+def use_store(runs_dir: Path) -> str:
+    """Choose the tracking store, for this process and those it starts, and return its URI.
+
+    It is `MLFLOW_TRACKING_URI` where that is set and not empty, else an SQLite file in `runs_dir`.
+
+    Raises:
+        ConfigError: the variable holds no address of a store.
+    """
+    if not has_store():
+        os.environ[URI_VARIABLE] = store_in(runs_dir)
+    return store_uri()
+
+
+def store_in(folder: Path) -> str:
+    """Return the URI of the store that is a file in a folder."""
+    path = str(folder.resolve() / "mlflow.db")
+    # SQLAlchemy unquotes the path, and takes what follows a ? for options.
+    return f"sqlite:///{path.replace('%', '%25').replace('?', '%3F')}"
+
+
+def has_store() -> bool:
+    """Whether `MLFLOW_TRACKING_URI` is set; an empty text counts as unset."""
+    return bool(os.environ.get(URI_VARIABLE, "").strip())
+
+
+def store_uri() -> str:
+    """Return the store's URI, which may hold a password.
+
+    Raises:
+        ConfigError: it is not the address of a server or a database. KeyError: it is not set; see `use_store`.
+    """
+    uri = os.environ[URI_VARIABLE].strip()
+    try:
+        parts = urlsplit(uri)
+        is_address = parts.scheme not in ("", "file") and (not parts.scheme.startswith("http") or _has_host(uri))
+    except ValueError:  # such as a port that is no number
+        is_address = False
+    if not is_address and uri not in _DATABRICKS:
+        raise ConfigError(
+            f"{URI_VARIABLE} {masked(uri)!r}: must be a server's address, such as http://HOST:5000, or a database's,"
+            " such as sqlite:///FILE; MLflow no longer keeps runs in a folder"
+        )
+    return uri
+
+
+def _has_host(uri: str) -> bool:
+    parts = urlsplit(uri)
+    return bool(parts.hostname) and parts.port != 0
+
+
+def connect() -> "MlflowClient":
+    """Return a client of the store named by `MLFLOW_TRACKING_URI`, without mlflow's chatter.
+
+    An SQLite store is made by the first process that connects, under a lock and under another name, and renamed when it
+    is whole: a process that is killed meanwhile leaves nothing that a later one could take for a store.
+
+    Raises:
+        ConfigError: the URI is none of a store that mlflow knows.
+        StoreError: an SQLite file is damaged, or a database does not answer in time.
+        KeyError: the variable is not set; see `use_store`.
+    """
+    uri = store_uri()
+    client_of = _client_class()
+    file = _sqlite_file(uri)
+    if file is None:
+        return _connected(partial(client_of, tracking_uri=uri), uri)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with _alone_at(file):
+        if not file.exists() or file.stat().st_size == 0:
+            _make(file, uri, client_of)
+        try:
+            _require_tables(file)
+            return client_of(tracking_uri=uri)
+        except Exception as error:
+            raise StoreError(
+                f"{file}: cannot be used as MLflow's store ({one_line(error)}); move it away to have a new one made"
+            ) from error
+
+
+def _client_class() -> "Callable[..., MlflowClient]":
+    for name, value in (_CLIENT_SETTINGS | _SHORT).items():
+        os.environ.setdefault(name, value)
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from mlflow.tracking import MlflowClient
+
+    # mlflow configures its own logger while it is imported.
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    client_of: Callable[..., MlflowClient] = MlflowClient
+    return client_of
+
+
+def _connected(make: "Callable[[], MlflowClient]", uri: str) -> "MlflowClient":
+    from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
+
+    try:
+        return bounded(make, _CONNECT_SECONDS)  # mlflow tries a database that is away for hours
+    except UnsupportedModelRegistryStoreURIException as error:
+        raise ConfigError(f"{URI_VARIABLE} {masked(uri)!r}: mlflow knows no store of this kind") from error
+
+
+def _sqlite_file(uri: str) -> Path | None:
+    from sqlalchemy.engine import make_url
+
+    name = make_url(uri).database if uri.startswith("sqlite:") else None
+    return None if name is None else Path(name)
+
+
+def _require_tables(file: Path) -> None:
+    """Raise sqlite3's error where a file is none of MLflow's databases: mlflow itself would try it for hours."""
+    with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as database:
+        database.execute("SELECT version_num FROM alembic_version").fetchone()
+
+
+@contextmanager
+def _alone_at(file: Path) -> Iterator[None]:
+    with Path(f"{file}.lock").open("w", encoding="utf-8") as lock:  # the lock goes with the process
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _make(file: Path, uri: str, client_of: "Callable[..., MlflowClient]") -> None:
+    """Make an SQLite store with all its tables; the caller has the lock."""
+    fresh = file.with_name(f"{file.name}.new")
+    for left in (fresh, Path(f"{fresh}-journal")):  # by a process that was killed
+        left.unlink(missing_ok=True)
+    try:
+        client_of(tracking_uri=f"{uri.partition('?')[0]}.new")
+    except Exception:
+        fresh.unlink(missing_ok=True)
+        raise
+    fresh.replace(file)
+
+
+def bounded(call: Callable[[], T], seconds: float) -> T:
+    """Return what a call returns, waiting for it no longer than some seconds; it may then still go on in its thread.
+
+    Raises:
+        StoreError: it took longer. Exception: what the call raised.
+    """
+    answer: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            answer.set_result(call())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=work, name="mlflow-store", daemon=True).start()
+    try:
+        return answer.result(seconds)
+    except TimeoutError:
+        if answer.done():  # the call's own error
+            raise
+        raise StoreError(f"no answer within {seconds:.0f} s") from None
+
+
+@contextmanager
+def patient() -> Iterator[None]:
+    """Wait longer for the store, and ask again: for what is asked for by hand, or is large."""
+    before = {name: os.environ.get(name) for name in _PATIENT}
+    os.environ.update(_PATIENT)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -1,0 +1,57 @@
+"""`python -m pipelines.track --config FILE`: tell the tracking store what it was not told while it was away."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from infra.errors import SidestackError, StageError
+from infra.journal import journals
+from infra.masking import masked, one_line
+from infra.mlflow_store import connect, patient, use_store
+from pipelines.config import read_config
+from pipelines.execution import run_dir
+from pipelines.run import alone, command_line, exit_status
+from pipelines.tracker import send_left
+
+
+def track(config_file: Path, overrides: Sequence[str] = ()) -> int:
+    """Send what the store lacks of every MLflow run of a run's folder.
+
+    Args:
+        config_file: the run's YAML file. overrides: dotted `section.key=value`.
+
+    Returns:
+        how many MLflow runs were told about.
+
+    Raises:
+        ConfigError: the config has a fault. AtWorkError: a driver is at work in the run, and sends it itself.
+        StageError: the store does not answer, or refuses.
+    """
+    _, config = read_config(config_file, overrides)
+    folder, runs_dir = run_dir(config.run), config.run.runs_dir
+    uri = masked(use_store(runs_dir))
+    with alone(folder), patient():
+        unsent = [journal for journal in journals(folder) if not journal.entries.is_told]
+        try:
+            client = connect()
+            for journal in unsent:
+                send_left(client, journal, runs_dir)
+        except SidestackError:
+            raise
+        except Exception as error:
+            raise StageError(f"{uri}: {one_line(error)}; what it was not told stays in {folder}") from error
+    return len(unsent)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line.
+
+    Raises:
+        SystemExit: 1 after a fault.
+    """
+    arguments = command_line("pipelines.track", "Tell MLflow what it was not told while it was away.").parse_args(argv)
+    with exit_status():
+        print(f"runs told about: {track(arguments.config, arguments.set)}")
+
+
+if __name__ == "__main__":
+    main()

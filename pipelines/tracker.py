@@ -1,0 +1,98 @@
+"""A pipeline's MLflow run, as its driver sends it: at once while the store answers, otherwise later."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from infra.errors import ConfigError
+from infra.journal import Journal, Status, begin, journals
+from infra.masking import masked, one_line
+from infra.mlflow_store import bounded, connect, store_uri
+from pipelines.launch import say
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+_SEND_SECONDS = 30.0
+_FIRST_PAUSE_SECONDS = 60.0
+LATER = "python -m pipelines.track"
+
+
+class Tracker:
+    """Writes what happens into the run's journal, and sends it.
+
+    After a failure the store is left alone for a minute, then for twice as long each time, and is asked once more when
+    the run ends: a store that is away costs a driver some seconds altogether.
+    """
+
+    def __init__(self, folder: Path, runs_dir: Path, title: str, config: Mapping[str, Any]) -> None:
+        """Begin a run, or go on with one of the same title and config that was killed or failed.
+
+        Args:
+            folder: the run's, whose name is the experiment's. runs_dir: where a local store lies.
+            title: the MLflow run's name. config: logged as params, without secrets.
+
+        Raises:
+            ConfigError: `MLFLOW_TRACKING_URI` is no address of a store.
+        """
+        self._folder, self._runs_dir = folder, runs_dir
+        self._client: MlflowClient | None = None
+        self._pause, self._pause_ends = _FIRST_PAUSE_SECONDS, 0.0
+        self._is_local = store_uri().startswith("sqlite:")
+        self._journal = begin(folder, folder.name, title, config)
+        self._try(self._send)
+
+    @property
+    def parent_run(self) -> str:
+        """The run that stages log under; empty while the store does not answer: they then keep files alone."""
+        return "" if time.monotonic() < self._pause_ends else self._journal.parent_run
+
+    def add(self, label: str, out: Path, inputs: Mapping[str, Path], *, is_reused: bool) -> None:
+        """Show a committed stage; see `Journal.add`."""
+        self._journal.add(label, out, inputs, is_reused=is_reused)
+        if time.monotonic() >= self._pause_ends:
+            self._try(self._send)
+
+    def close(self, status: Status, artifacts: Sequence[Path] = ()) -> None:
+        """End the run, and send what the store lacks of this one and of earlier ones."""
+        self._journal.close(status, artifacts)
+        self._try(self._send)
+        if self._journal.entries.is_told:
+            self._try(self._send_earlier)
+
+    def _try(self, send: "Callable[[MlflowClient], None]") -> None:
+        try:
+            self._client = self._client or connect()
+            send(self._client)
+        except ConfigError:
+            raise
+        except Exception as error:
+            if self._pause == _FIRST_PAUSE_SECONDS:
+                why = f"{masked(store_uri())}: {one_line(error)}"
+                say("tracking", f"{why}; the run goes on, `{LATER}` tells the store later")
+            self._pause_ends = time.monotonic() + self._pause
+            self._pause *= 2
+
+    def _send(self, client: "MlflowClient") -> None:
+        if self._is_local:
+            self._journal.send(client, self._runs_dir)
+        else:
+            bounded(lambda: self._journal.send(client, self._runs_dir), _SEND_SECONDS)
+        if self._journal.entries.status == "FINISHED":
+            self._journal.remove()
+
+    def _send_earlier(self, client: "MlflowClient") -> None:
+        for journal in journals(self._folder):
+            if journal.entries.id != self._journal.entries.id:
+                send_left(client, journal, self._runs_dir)
+                journal.remove()  # another config's: nothing goes on with it
+
+
+def send_left(client: "MlflowClient", journal: Journal, runs_dir: Path) -> None:
+    """Send what the store lacks of a run whose driver is gone; one that did not finish may still be gone on with."""
+    if journal.entries.status is None:
+        journal.close("KILLED")
+    journal.send(client, runs_dir)
+    if journal.entries.status == "FINISHED":
+        journal.remove()

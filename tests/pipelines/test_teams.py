@@ -1,0 +1,223 @@
+"""MLflow's server over PostgreSQL, artifacts in S3 (moto's server): several pipelines at once, and each part away."""
+
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from infra.mlflow_store import URI_VARIABLE, connect
+from pipelines.track import track
+from tests.components.golden import ROOT
+from tests.pipelines.test_tracker import WHOLE, commit, pass_through, run_file, told, tracker_of
+from tests.tracking_server import answers
+
+BINARIES = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), None)
+LACKING = [name for name in ("psycopg2", "moto") if importlib.util.find_spec(name) is None]
+pytestmark = [
+    pytest.mark.postgres,
+    pytest.mark.skipif(bool(LACKING), reason=f"not installed, see requirements/teams.txt: {', '.join(LACKING)}"),
+    pytest.mark.skipif(BINARIES is None, reason="not installed: PostgreSQL (Debian: postgresql)"),
+]
+BUCKET, PASSWORD = "mlflow", "planted"
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+class Database:
+    """PostgreSQL of Debian's packages on loopback; it refuses to run as root, so root hands it to its own user."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.port = folder, free_port()
+        self.user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups"] if os.getuid() == 0 else []
+        if self.user:
+            shutil.chown(folder, "postgres", "postgres")
+        self.run("initdb", "-D", str(folder), "-A", "trust", "-U", "mlflow")
+        self.start()
+        self.run("createdb", "-h", "127.0.0.1", "-p", str(self.port), "-U", "mlflow", "mlflow")
+
+    @property
+    def uri(self) -> str:
+        return f"postgresql+psycopg2://mlflow:{PASSWORD}@127.0.0.1:{self.port}/mlflow"
+
+    def start(self) -> None:
+        options = f"-p {self.port} -k {self.folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+        self.run("pg_ctl", "-D", str(self.folder), "-w", "-l", str(self.folder / "log"), "-o", options, "start")
+
+    def stop(self) -> None:
+        self.run("pg_ctl", "-D", str(self.folder), "-m", "immediate", "stop")
+
+    def run(self, program: str, *words: str) -> None:
+        assert BINARIES is not None
+        command = [*self.user, str(BINARIES / program), *words]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd="/", env={"HOME": str(self.folder)})
+
+
+class Server:
+    """`mlflow server` as the page says, on a port that stays the same."""
+
+    def __init__(self, folder: Path, database: Database, store: str) -> None:
+        self.port, self.log = free_port(), folder / "server.log"
+        self.environment = {
+            **os.environ, "MLFLOW_BACKEND_STORE_URI": database.uri, "MLFLOW_S3_ENDPOINT_URL": store,
+            "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1",
+        }  # fmt: skip
+        self.start()
+
+    @property
+    def uri(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        words = ["server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", *words, "--artifacts-destination", f"s3://{BUCKET}"],
+            env=self.environment, stdout=self.log.open("a"), stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+        while not answers(f"{self.uri}/health"):
+            assert self.process.poll() is None, self.log.read_text()[-2000:]
+            time.sleep(0.5)
+
+    def stop(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+class Place:
+    """All parts together."""
+
+    def __init__(self, folder: Path, database: Database, server: Server, bucket: Any) -> None:
+        self.folder, self.database, self.server, self.bucket = folder, database, server, bucket
+
+    def artifacts(self) -> list[str]:
+        """Return what lies in S3."""
+        return [str(one.key) for one in self.bucket.objects.all()]
+
+    @contextmanager
+    def without_server(self) -> Iterator[None]:
+        self.server.stop()
+        try:
+            yield
+        finally:
+            self.server.start()
+
+    @contextmanager
+    def without_database(self) -> Iterator[None]:
+        self.database.stop()
+        try:
+            yield
+        finally:
+            self.database.start()
+
+    @contextmanager
+    def with_stopped_server(self) -> Iterator[None]:
+        os.killpg(self.server.process.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.killpg(self.server.process.pid, signal.SIGCONT)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    folder = tmp_path_factory.mktemp("teams")
+    data = Path(tempfile.mkdtemp())  # pytest's own folders are closed to the database's user
+    port = free_port()
+    store = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
+    store.start()
+    address = f"http://127.0.0.1:{port}"
+    keys = {"aws_access_key_id": "key", "aws_secret_access_key": "secret", "region_name": "us-east-1"}
+    bucket = boto3.resource("s3", endpoint_url=address, **keys).Bucket(BUCKET)
+    bucket.create()
+    database = Database(data)
+    server = Server(folder, database, address)
+    try:
+        yield Place(folder, database, server, bucket)
+    finally:
+        server.stop()
+        database.stop()
+        store.stop()
+        shutil.rmtree(data)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(URI_VARIABLE, place.server.uri)
+    return tmp_path / "runs" / tmp_path.name
+
+
+def test_two_pipelines_at_once_are_told_whole_with_their_artifacts_in_s3(tmp_path: Path, place: Place) -> None:
+    environment = {**os.environ, URI_VARIABLE: place.server.uri, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    processes = []
+    for name in ("one", "two"):
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(yaml.safe_dump({"run": {"name": name, "runs_dir": str(tmp_path / "runs")}}))
+        command = [sys.executable, "-m", "tests.pipelines.fake_plan", "--config", str(file)]
+        processes.append(
+            subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+        )
+    for process in processes:
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 0 and PASSWORD not in err.decode(), err
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(URI_VARIABLE, place.server.uri)
+        for name in ("one", "two"):
+            found = told(tmp_path / "runs" / name)
+            assert set(found) == {name, "prepare", "ranker"} and {status for status, _ in found.values()} == {
+                "FINISHED"
+            }
+            assert list((tmp_path / "runs" / name / "tracking").glob("*")) == []
+            experiment = connect().get_experiment_by_name(name)
+            own = [key for key in place.artifacts() if key.startswith(f"{experiment.experiment_id}/")]
+            assert len([key for key in own if key.endswith("manifest.json")]) == 3
+
+
+def test_what_is_away_at_the_start_is_told_by_the_command(folder: Path, place: Place) -> None:
+    with place.without_server():
+        pass_through(folder, tracker_of(folder))
+    assert told(folder) == {}
+    track(run_file(folder))
+    assert told(folder) == WHOLE
+
+
+@pytest.mark.parametrize("part", ["without_server", "without_database", "with_stopped_server"])
+def test_what_is_away_in_the_middle_is_told_at_the_end(folder: Path, place: Place, part: str) -> None:
+    tracker = tracker_of(folder)
+    assert tracker.parent_run
+    with getattr(place, part)():
+        tracker.add("prepare", commit(folder, "prepare", tracker.parent_run), {}, is_reused=False)
+    tracker.add("ranker", commit(folder, "ranker", tracker.parent_run), {}, is_reused=False)
+    tracker.close("FINISHED")
+    if told(folder) != WHOLE:  # the server may need a while to find its database again
+        track(run_file(folder))
+    assert told(folder) == WHOLE
+
+
+def test_what_is_away_at_the_end_goes_on_in_the_same_parent_run(folder: Path, place: Place) -> None:
+    tracker = tracker_of(folder)
+    tracker.add("prepare", commit(folder, "prepare", tracker.parent_run), {}, is_reused=False)
+    with place.without_database():
+        tracker.close("FAILED")
+    again = tracker_of(folder)
+    assert again.parent_run == tracker._journal.parent_run
+    again.add("ranker", commit(folder, "ranker", again.parent_run), {}, is_reused=False)
+    again.close("FINISHED")
+    assert told(folder) == WHOLE
