@@ -14,7 +14,7 @@ from infra.config import Config, parse
 from infra.mlflow_runs import connect, end_parent, metric_name, open_parent, replay, use_store
 from infra.registration import register
 from infra.tables import read_json
-from pipelines.launch import say
+from pipelines.job_log import say
 from pipelines.retrain.ledger import Cycle, Ledger
 
 if TYPE_CHECKING:
