@@ -48,11 +48,11 @@ class Run:
         self.hold.touch()
 
     @contextmanager
-    def driver(self, *overrides: str, ignored: bool = False) -> Iterator["subprocess.Popen[str]"]:
+    def driver(self, *overrides: str, ignored: bool = False, host: str = "") -> Iterator["subprocess.Popen[str]"]:
         """Start the driver in a session of its own; it is killed at the end.
 
         Args:
-            overrides: of its file. ignored: SIGHUP is, as under nohup.
+            overrides: of its file. ignored: SIGHUP is, as under nohup. host: what the machine is called meanwhile.
         """
         environment = {
             **os.environ,
@@ -61,6 +61,8 @@ class Run:
         }
         words = [word for override in overrides for word in ("--set", override)]
         command = [sys.executable, "-m", "tests.pipelines.fake_plan", "--config", str(self.folder / "run.yaml"), *words]
+        if host:
+            command = ["unshare", "--uts", "sh", "-c", f'hostname {host}; exec "$@"', "sh", *command]
         with subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             start_new_session=True,

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -111,3 +112,13 @@ def test_torchrun_that_was_killed_is_named_and_its_ranks_are_ended(run: Run) -> 
         _, told = driver.communicate(timeout=PATIENCE_S)
     assert driver.returncode == 1 and "torchrun of node 0 was ended by SIGKILL" in told, told
     assert run.processes() == []
+
+
+@pytest.mark.slow
+def test_a_machine_whose_name_nobody_knows_runs_one_node_and_names_itself_on_two(run: Run) -> None:
+    if os.geteuid() != 0 or subprocess.run(["unshare", "--uts", "true"], capture_output=True).returncode != 0:
+        pytest.skip("needs root, and a kernel that lets a process have a host's name of its own")
+    with run.driver("run.launch.ranker.nodes=2", host="no-such-name-zz") as driver:
+        _, told = driver.communicate(timeout=PATIENCE_S)
+    assert "[prepare] done in" in told and driver.returncode == 1, told
+    assert "error: [ranker] failed: rendezvous: host 'no-such-name-zz' (this node's own name) does not resolve" in told

@@ -62,6 +62,13 @@ def job_of(run: Run) -> str:
     return found[1]
 
 
+def start_now(job: str) -> None:
+    """Take from a requeued job the two minutes that Slurm has it wait."""
+    state = ("squeue", "--noheader", f"--jobs={job}", "--format=%T")
+    wait_until(lambda: call(*state).strip() == "PENDING", f"job {job} is queued again")
+    call("scontrol", "update", f"jobid={job}", "StartTime=now")
+
+
 def began(run: Run, driver: "subprocess.Popen[str]", ranks: int = 2) -> None:
     wait_until(lambda: len(run.ranks()) >= ranks, f"{ranks} ranks began", driver)
 
@@ -155,8 +162,7 @@ def test_a_requeued_job_goes_on_and_so_does_its_log(run: Run) -> None:
         began(run, driver)
         job = job_of(run)
         call("scontrol", "requeue", job)
-        time.sleep(3)
-        subprocess.run(["scontrol", "update", f"jobid={job}", "StartTime=now"], timeout=60)
+        start_now(job)
         began(run, driver, ranks=4)
         run.let_go()
         _, told = driver.communicate(timeout=PATIENCE_S)
@@ -172,7 +178,7 @@ def test_a_preempted_job_is_followed_until_it_runs_again(run: Run) -> None:
         began(run, driver)
         job = job_of(run)
         call("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--wait", "--output=/dev/null", "--wrap=true")
-        subprocess.run(["scontrol", "update", f"jobid={job}", "StartTime=now"], timeout=60)
+        start_now(job)
         began(run, driver, ranks=4)
         run.let_go()
         _, told = driver.communicate(timeout=PATIENCE_S)
