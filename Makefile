@@ -17,8 +17,9 @@ RANKS      ?= 8
 MEMORY_GIB ?= 80
 ARM        ?= sid_ngram
 PLAN       ?=
+SLURM      ?= /tmp/sidestack-slurm
 
-.PHONY: help install run movielens replay tables tune plan bench test chaos test-quick lint types format doctor audit golden clean
+.PHONY: help install run movielens replay tables tune plan bench test chaos test-quick test-slurm lint types format doctor audit golden slurm-up slurm-down clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -70,7 +71,10 @@ bench: install .venv/.installed-benchmarks ## a benchmark: BENCH=quantizers, fus
 	@touch $@
 
 test: install ## every test but those of chaos, WORKERS= of them at a time (3: many wait for processes they started)
-	@$(BIN)/python -m pytest -m 'not chaos' -n $(WORKERS) --dist worksteal
+	@$(BIN)/python -m pytest -m 'not chaos and not slurm' -n $(WORKERS) --dist worksteal
+
+test-slurm: install ## the driver's tests on a Slurm of two nodes that they start (root; Debian's slurm-wlm and munge)
+	@$(BIN)/python -m pytest -m 'not chaos' tests/pipelines/test_slurm_cluster.py
 
 chaos: install ## inject faults into real runs, and write docs/results/reliability.md: kills, stops, preemptions (an hour)
 	@mkdir -p runs && $(BIN)/python -m pytest -m chaos --junitxml=runs/chaos.xml; status=$$?; \
@@ -102,6 +106,12 @@ audit: install ## licences of all that is installed, and known vulnerabilities w
 
 golden: install ## write the golden files of the dry runs anew (look at the diff before you commit it)
 	@$(BIN)/python -m tests.components.golden
+
+slurm-up: ## a Slurm of two nodes on this machine, for its tests (root; Debian's slurm-wlm and munge)
+	@infra/deploy/slurm/up.sh $(SLURM)
+
+slurm-down: ## end it
+	@infra/deploy/slurm/down.sh $(SLURM)
 
 clean: ## remove .venv and caches; runs/ stays
 	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache

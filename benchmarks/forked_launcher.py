@@ -20,7 +20,8 @@ from typing import NamedTuple
 from torchx.specs import AppDef
 
 from infra.errors import StageError
-from pipelines.launch import say
+from pipelines.job_log import say
+from pipelines.jobs import Work
 
 _STAGES = get_context("forkserver")
 _STAGES.set_forkserver_preload([
@@ -51,17 +52,21 @@ class ForkedLauncher:
         self.is_told = is_told
         self._under_way: list[Forked] = []
 
-    def start(self, label: str, app: AppDef, rank_logs: Path, limit_s: float) -> Forked:
-        """Fork a stage; what it prints goes to a file in `rank_logs`, and the CPU seconds that it took to another."""
+    def attach(self, work: Work) -> Forked | None:
+        """Return that no stage is found again: they end with the driver."""
+        return None
+
+    def start(self, work: Work, app: AppDef) -> Forked:
+        """Fork a stage; what it prints goes to a file in `work.rank_logs`, the CPU seconds that it took to another."""
         module, arguments = stage_command(app)
-        rank_logs.mkdir(parents=True, exist_ok=True)
+        work.rank_logs.mkdir(parents=True, exist_ok=True)
         environment = {**os.environ, **app.roles[0].env, "OMP_NUM_THREADS": "1"}
-        log = rank_logs / LOG_FILE
+        log = work.rank_logs / LOG_FILE
         process = _STAGES.Process(target=_run, args=(module, arguments, environment, str(log)))
         process.start()
         if self.is_told:
-            say(label, "starts")
-        job = Forked(label, process, log, time.monotonic() + limit_s)
+            say(work.label, "starts")
+        job = Forked(work.label, process, log, time.monotonic() + work.limit_s)
         self._under_way.append(job)
         return job
 
@@ -89,6 +94,10 @@ class ForkedLauncher:
         job.process.join()
         if job in self._under_way:
             self._under_way.remove(job)
+
+    def leave(self, job: Forked) -> None:
+        """End a stage, as it cannot outlive its driver."""
+        self.cancel(job)
 
     def close(self) -> None:
         """End what is under way."""

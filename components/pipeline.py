@@ -178,7 +178,7 @@ def compare(
 
 def _driver(name: str, module: str, config: str, overrides: Sequence[str], launch: Launch) -> specs.AppDef:
     """Make the job of a driver, which is one process."""
-    words = ["python", "-m", module, "--config", config]
+    words = ["exec", "python", "-m", module, "--config", config]
     for override in overrides:
         words += ["--set", override]
     return app(name, [quoted(word) for word in words], launch)

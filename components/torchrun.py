@@ -1,5 +1,6 @@
 """The one place where a stage's command line is made: torchrun around `python -m package.module`."""
 
+import hashlib
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,8 +10,15 @@ from torchx import specs
 IMAGE = "sidestack:0.1.0"
 """The container made by `infra/deploy/Dockerfile`; schedulers without containers pay it no heed."""
 
-RENDEZVOUS_PORT = 29500
 SHUTDOWN_SECONDS = 60
+
+RENDEZVOUS_PORT_VARIABLE = "SIDESTACK_RENDEZVOUS_PORT"
+"""The port that a job's nodes meet at, where the scheduler knows a better one than a digest of the output's path."""
+RENDEZVOUS_SECONDS_VARIABLE = "SIDESTACK_RENDEZVOUS_S"
+RENDEZVOUS_SECONDS = 300
+"""How long a job's nodes wait for each other before torchrun fails."""
+
+_FIRST_PORT, _NUM_PORTS = 20_000, 10_000  # below those that Linux hands out by itself
 
 KEEP_FREED_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
@@ -115,14 +123,26 @@ def stage_app(
     arguments += ["--out", out]
     arguments += ["--key", key] if key else []
     arguments += ["--parent-run", parent_run] if parent_run else []
-    command = [*_torchrun(launch, f"{out}.logs"), "-m", module, *map(quoted, arguments)]
-    return app(name, command, launch)
+    port = rendezvous_port(out)
+    command = [*_torchrun(launch, f"{out}.logs", port), "-m", module, *map(quoted, arguments)]
+    return app(name, command, launch, port)
 
 
-def app(name: str, command: Sequence[str], launch: Launch) -> specs.AppDef:
-    """Make a job of one role that runs a shell command, its words already quoted, on each node."""
+def rendezvous_port(out: str) -> int:
+    """Return the port that the nodes of an output's job meet at: jobs that share nodes seldom have the same."""
+    return _FIRST_PORT + int(hashlib.sha256(out.encode()).hexdigest()[:8], 16) % _NUM_PORTS
+
+
+def app(name: str, command: Sequence[str], launch: Launch, port: int | None = None) -> specs.AppDef:
+    """Make a job of one role that runs a shell command on each node.
+
+    Args:
+        name: of the job and its role. command: its words, already quoted. launch: nodes and resources.
+        port: that the nodes meet at; None: they do not.
+    """
     nodes, ranks = launch.shape()
     env = {"OMP_NUM_THREADS": str(max(1, launch.cpu // ranks)), "PYTHONUNBUFFERED": "1", **KEEP_FREED_MEMORY}
+    env["TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE"] = "[rank${rank}]:"  # the driver shows rank 0, on whichever node it is
     if launch.max_restarts:
         # With the shared store, a restart under gloo now and then waits for ever (torch 2.13).
         env["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
@@ -130,34 +150,39 @@ def app(name: str, command: Sequence[str], launch: Launch) -> specs.AppDef:
         name=name,
         image=launch.image,
         entrypoint="bash",
-        # `exec`: the scheduler's signals reach torchrun itself, not a shell around it.
-        args=["-c", "exec " + " ".join(command)],
+        args=["-c", " ".join(command)],
         num_replicas=nodes,
         env={name: _without_macros(value) for name, value in {**env, **launch.env}.items()},
         resource=specs.resource(cpu=launch.cpu, gpu=launch.gpu, memMB=launch.memory_mb),
-        port_map={"c10d": RENDEZVOUS_PORT},
+        port_map={} if port is None else {"c10d": port},
         max_retries=launch.max_retries,
         mounts=specs.parse_mounts(list(launch.mounts)) if launch.mounts else [],
     )
     return specs.AppDef(name=name, roles=[role])
 
 
-def _torchrun(launch: Launch, log_dir: str) -> list[str]:
+def _torchrun(launch: Launch, log_dir: str, port: int) -> list[str]:
     nodes, ranks = launch.shape()
-    # Ranks of one node meet at its loopback address: its own name may not resolve, as in a container or on a VPN.
-    rendezvous = ["--standalone", "--local-addr", "localhost"]
+    # `exec`: the scheduler's signals reach torchrun itself, not a shell around it.
+    # Ranks of one node meet at its loopback address: torchrun would look its host's name up, for 300 s where nobody
+    # knows the name, as in a container or on a VPN.
+    begin, rendezvous = ["exec"], ["--standalone", "--local-addr", "127.0.0.1"]
     if nodes > 1:
         # The schedulers set this variable on every node but, on some, the first; hence the default.
         # Doubled $: torchx fills in single ones itself.
         host = f"$${{{specs.macros.rank0_env}:=localhost}}"
-        rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"{host}:{RENDEZVOUS_PORT}"]
-        rendezvous += ["--rdzv-id", specs.macros.app_id]
+        place = f'"{host}:$${{{RENDEZVOUS_PORT_VARIABLE}:-{port}}}"'
+        patience = f"$${{{RENDEZVOUS_SECONDS_VARIABLE}:-{RENDEZVOUS_SECONDS}}}"
+        begin = ["python", "-m", "infra.rendezvous", place, specs.macros.replica_id, "&&", "exec"]
+        rendezvous = ["--rdzv-backend", "c10d", "--rdzv-id", specs.macros.app_id, "--rdzv-endpoint", place]
+        rendezvous += ["--rdzv-conf", f'"join_timeout={patience},read_timeout={patience}"']
     return [
+        *begin,
         *("python", "-m", "torch.distributed.run"),
         *("--nnodes", str(nodes), "--nproc-per-node", str(ranks), *rendezvous),
         *("--max-restarts", str(launch.max_restarts)),
         *("--shutdown-timeout", str(SHUTDOWN_SECONDS)),
-        # The console has rank 0's lines; every rank's are kept in files.
+        # The console has the first rank's lines of each node; every rank's are kept in files.
         *("--tee", "3", "--local-ranks-filter", "0", "--log-dir", quoted(log_dir)),
     ]
 

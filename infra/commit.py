@@ -36,6 +36,7 @@ from pydantic import ValidationError
 from infra.config import Config
 from infra.distributed import ALONE, World, broadcast, gather, together
 from infra.errors import AlreadyCommittedError, CommitError
+from infra.lease import require_lease
 from infra.record import HISTORY_FILE, SUMMARY_FILE
 from infra.sealed import OWN_DIGEST, sealed, unsealed
 
@@ -245,11 +246,12 @@ def committing(
         AlreadyCommittedError: `out` is committed already, or another process committed it meanwhile; what is there
             stays, and what was written here is removed.
         CommitError: `out` holds files that are not ours or cannot be written, the disk is full, the ranks do not see
-            one filesystem, or a file in `written` is not as described.
+            one filesystem, a file in `written` is not as described, or this job lost its lease (`infra.lease`).
     """
     out, world = Path(out).absolute(), world.committing
     with together(world, f"opening {out}"):
         refuse_taken(out)
+        require_lease()
     owner = broadcast(world, uuid.uuid4().hex)
     staging = out.with_name(f".{out.name}.{owner[:8]}.tmp")
     try:
@@ -266,6 +268,7 @@ def committing(
         with together(world, f"committing {out}"), _naming_disk_errors(out):
             if world.is_main:
                 _require_own(staging, owner)
+                require_lease()
                 _seal(
                     staging,
                     out,

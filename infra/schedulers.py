@@ -1,120 +1,34 @@
-"""The torchx schedulers this stack launches on, with what torchx 0.7.0 leaves to mend.
+"""The torchx schedulers this stack launches on.
 
 Registered as `torchx.schedulers` entry points, which replace torchx's own list, and used directly by
 the pipeline's driver.
 """
 
 import os
-import shlex
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
-from torchx.schedulers.api import AppDryRunInfo, DescribeAppResponse, Scheduler
-from torchx.schedulers.slurm_scheduler import (
-    SLURM_STATES,
-    SlurmBatchRequest,
-    SlurmOpts,
-    SlurmScheduler,
-)
-from torchx.specs import AppDef, AppState, ReplicaStatus, Role, RoleStatus
+from torchx.schedulers.api import Scheduler
 
-_ASK_SECONDS = 2.0
-
-# While its processes end, a job is COMPLETING; torchx has no word for that.
-_STATES = {**SLURM_STATES, "COMPLETING": AppState.RUNNING, "CONFIGURING": AppState.PENDING}
-
-# The worst part of a job says how the job is.
-_WORST_FIRST = (
-    AppState.FAILED,
-    AppState.CANCELLED,
-    AppState.UNKNOWN,
-    AppState.RUNNING,
-    AppState.PENDING,
-    AppState.SUCCEEDED,
-)
+from infra.local_jobs import LocalJobs
+from infra.slurm import SlurmNodes
 
 
-class SlurmNodes(SlurmScheduler):  # type: ignore[misc]  # torchx is not typed
-    """Slurm, asking for GPUs by node and needing no accounting database.
+@runtime_checkable
+class Reattachable(Protocol):
+    """A scheduler whose jobs another driver can find and follow."""
 
-    torchx 0.7.0 asks for `--gpus-per-task`, which newer Slurm refuses without a task count, and for
-    `sacct`, which fails on the many clusters that keep no accounts.
-    """
+    def find(self, token: str) -> str | None:
+        """Return the job that was submitted with a lease's token; None: there is none."""
 
-    def _submit_dryrun(self, app: AppDef, cfg: SlurmOpts) -> AppDryRunInfo[SlurmBatchRequest]:
-        info = super()._submit_dryrun(app, cfg)
-        for replica in info.request.replicas.values():
-            replica.sbatch_opts.pop("ntasks", None)
-            gpus = replica.sbatch_opts.pop("gpus-per-task", None)
-            if gpus is not None:
-                replica.sbatch_opts["gpus-per-node"] = gpus
-            # Unquoted, the words of a value after its first are options of their own.
-            for name, value in replica.sbatch_opts.items():
-                replica.sbatch_opts[name] = None if value is None else shlex.quote(value)
-        return info
+    def log_files(self, app_id: str, role: str, num_nodes: int, log_dir: Path) -> list[Path]:
+        """Return the files that a job's nodes log to."""
 
-    def __init__(self, session_name: str) -> None:
-        super().__init__(session_name)
-        self._told: dict[str, tuple[float, DescribeAppResponse | None]] = {}
-
-    def describe(self, app_id: str) -> DescribeAppResponse | None:
-        """Return the job's state from the queue, or from the accounts once the queue forgot it.
-
-        The answer is kept for some seconds: torchx asks ten times a second while it follows a log.
-        """
-        asked, answer = self._told.get(app_id, (float("-inf"), None))
-        if time.monotonic() - asked > _ASK_SECONDS:
-            parts = _queued(app_id) or _accounted(app_id)
-            answer = _response(app_id, parts) if parts else None
-            self._told[app_id] = time.monotonic(), answer
-        return answer
-
-
-def _queued(job_id: str) -> list[tuple[str, str]]:
-    """Return (job name, state) of a job's parts, as `squeue` knows them for some minutes after."""
-    columns = ["--format=%j|%T", "--states=all", "--noheader"]
-    return _rows(["squeue", f"--jobs={job_id}", *columns])
-
-
-def _accounted(job_id: str) -> list[tuple[str, str]]:
-    columns = ["--format=JobName,State", "--parsable2", "--noheader", "--allocations"]
-    return _rows(["sacct", f"--jobs={job_id}", *columns])
-
-
-def _rows(command: list[str]) -> list[tuple[str, str]]:
-    try:
-        ended = subprocess.run(command, capture_output=True, text=True)
-    except FileNotFoundError:
-        return []
-    if ended.returncode != 0:
-        return []
-    pairs = (line.rpartition("|") for line in ended.stdout.splitlines())
-    # "CANCELLED by 1000" names the user; only the first word is the state.
-    return [(name, state.split()[0]) for name, _, state in pairs if name and state.strip()]
-
-
-def _response(job_id: str, parts: list[tuple[str, str]]) -> DescribeAppResponse:
-    replicas: dict[str, list[ReplicaStatus]] = {}
-    states = []
-    for job_name, word in parts:
-        state = _STATES.get(word, AppState.UNKNOWN)
-        states.append(state)
-        role, _, number = job_name.rpartition("-")
-        if role and number.isdecimal():
-            status = ReplicaStatus(id=int(number), role=role, state=state, hostname="")
-            replicas.setdefault(role, []).append(status)
-    return DescribeAppResponse(
-        app_id=job_id,
-        roles=[Role(name, image="", num_replicas=len(found)) for name, found in replicas.items()],
-        roles_statuses=[RoleStatus(name, found) for name, found in replicas.items()],
-        state=next(state for state in _WORST_FIRST if state in states),
-        msg=", ".join(sorted({word for _, word in parts})),
-    )
+    def leave(self, app_id: str) -> None:
+        """Let a job run on when this process ends."""
 
 
 def slurm(session_name: str, **options: Any) -> Scheduler[Any]:
@@ -126,9 +40,7 @@ def slurm(session_name: str, **options: Any) -> Scheduler[Any]:
 def local_cwd(session_name: str, **options: Any) -> Scheduler[Any]:
     """Make the scheduler that runs jobs on this machine, in the current directory."""
     _find_this_python()
-    module = import_module("torchx.schedulers.local_scheduler")
-    scheduler: Scheduler[Any] = module.create_scheduler(session_name, **options)
-    return scheduler
+    return LocalJobs(session_name, **options)
 
 
 def _find_this_python() -> None:

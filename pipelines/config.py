@@ -10,7 +10,7 @@ import torch
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 from torchx.specs import parse_mounts
 
-from components.torchrun import IMAGE
+from components.torchrun import IMAGE, RENDEZVOUS_SECONDS
 from encoder.config import EncoderConfig, MaterializeConfig
 from encoder.config import TrainingConfig as EncoderTraining
 from encoder.export_config import ExportConfig
@@ -142,6 +142,13 @@ class RunConfig(Config):
     """How long a stage's ranks wait for each other, in training and around a commit."""
     timeout_minutes: PositiveFloat = 1440.0
     """A stage that takes longer, waiting in the scheduler's queue included, is cancelled."""
+    rendezvous_s: PositiveInt = RENDEZVOUS_SECONDS
+    """How many seconds the nodes of a stage wait for each other when it starts."""
+    scheduler_retry_minutes: PositiveFloat = 10.0
+    """How long a scheduler that does not answer is asked again before the run ends."""
+    on_signal: Literal["cancel", "leave"] = "cancel"
+    """What becomes of running stages when the driver is ended by SIGTERM, SIGINT or SIGHUP, or gives a scheduler up:
+    they are cancelled, after they had time to checkpoint, or left to run on, where the same command finds them."""
 
     @field_validator("env", mode="before")
     @classmethod

@@ -10,6 +10,7 @@ from typing import Any
 
 from torchx.specs import AppDef
 
+from components.torchrun import RENDEZVOUS_SECONDS_VARIABLE
 from infra.errors import ConfigError
 from infra.masking import MASK, has_secret
 from infra.mlflow_store import URI_VARIABLE
@@ -28,7 +29,7 @@ def job_environment(run: RunConfig, *, is_tracked: bool) -> dict[str, str]:
     Args:
         run: the run's settings. is_tracked: whether the stage logs to the store of `MLFLOW_TRACKING_URI`.
     """
-    environment = run.timeouts.environment()
+    environment = {**run.timeouts.environment(), RENDEZVOUS_SECONDS_VARIABLE: str(run.rendezvous_s)}
     if run.scheduler not in _INHERITING:
         # A manifest is read by many: an address with a password gets there by reference, or not at all.
         if is_tracked and not has_secret(os.environ[URI_VARIABLE]):

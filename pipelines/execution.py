@@ -4,6 +4,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,11 +13,13 @@ from torchx.specs import AppDef
 
 from infra.commit import is_committed, read_manifest, refuse_taken, verify
 from infra.config import digest, plain, to_yaml
-from infra.errors import CommitError, StageError
+from infra.errors import CommitError, StageError, UnansweredError
+from infra.lease import lease_file
 from pipelines.config import LaunchConfig, RunConfig
 from pipelines.environment import job_environment, name_secrets
 from pipelines.graph import Stage, key
-from pipelines.launch import say
+from pipelines.job_log import say
+from pipelines.jobs import Work
 from pipelines.tracker import Tracker
 
 _POLL_SECONDS = 0.3
@@ -27,14 +30,20 @@ _ON_THIS_MACHINE = ("local_cwd", "local_docker")
 class Launches(Protocol):
     """Starts jobs, and tells what becomes of them; see `pipelines.launch.Launcher`. A job is the launcher's own."""
 
-    def start(self, label: str, app: AppDef, rank_logs: Path, limit_s: float) -> Any:
+    def start(self, work: Work, app: AppDef) -> Any:
         """Launch a job."""
+
+    def attach(self, work: Work) -> Any | None:
+        """Return the living job that an earlier driver launched; None: there is none."""
 
     def has_succeeded(self, job: Any) -> bool:
         """Return whether a job has come to its good end; False: it is under way."""
 
     def cancel(self, job: Any) -> None:
         """End a job."""
+
+    def leave(self, job: Any) -> None:
+        """Let a job run on, to be found by another driver."""
 
 
 @dataclass(frozen=True)
@@ -69,15 +78,16 @@ class Pipeline:
     def bring(self, plan: Sequence[Stage]) -> None:
         """Have every stage of a plan committed: what is not yet is launched, as soon as its inputs are done.
 
-        At most `run.jobs` are under way at a time. One that fails ends the others, as a signal does; what they
-        have checkpointed is where they go on.
+        At most `run.jobs` are under way at a time. A job that an earlier driver left is followed in place of launching
+        another. A stage that fails ends the others; a signal, or a scheduler that does not answer, ends or leaves them
+        (`run.on_signal`). Stages resume from what they have checkpointed.
 
         Args:
             plan: the stages, each after those it takes its inputs from.
 
         Raises:
             CommitError: an output was altered after its commit, or something else lies in its place.
-            StageError: a stage failed, or ended without committing.
+            StageError: a stage failed, or ended without committing; the scheduler refused a job or does not answer.
         """
         waiting, under_way = list(plan), list[_UnderWay]()
         try:
@@ -89,9 +99,8 @@ class Pipeline:
                     self._end(one)
                 if under_way and not ended:
                     time.sleep(_POLL_SECONDS)
-        except BaseException:
-            for one in under_way:
-                self.launcher.cancel(one.job)
+        except BaseException as error:
+            self._stop(under_way, error)
             raise
 
     def output(self, stage: Stage) -> Path:
@@ -103,6 +112,15 @@ class Pipeline:
         for stage in plan:
             if stage.given is None and self._key(stage)[:12] != self.done[stage.label].name:
                 say(stage.label, "its code or source changed during this run; it will run again next time")
+
+    def _stop(self, under_way: Sequence[_UnderWay], error: BaseException) -> None:
+        """Cancel what is under way, all at once, or leave it."""
+        is_interrupted = isinstance(error, UnansweredError) or not isinstance(error, Exception)
+        is_left = is_interrupted and self.run.on_signal == "leave"
+        stop = self.launcher.leave if is_left else self.launcher.cancel
+        if under_way:
+            with ThreadPoolExecutor(max_workers=len(under_way)) as pool:
+                list(pool.map(stop, [one.job for one in under_way]))
 
     def _begin(self, waiting: Sequence[Stage], under_way: list[_UnderWay]) -> list[Stage]:
         """Take up the stages whose inputs are done, while there is room, and give those that still wait."""
@@ -118,6 +136,7 @@ class Pipeline:
             work = self._key(stage)
             out = self._place(stage, work)
             if is_committed(out):
+                lease_file(out).unlink(missing_ok=True)  # its driver was killed after the commit
                 self._reuse(stage, out, work)
             else:
                 under_way.append(self._launch(stage, out, work))
@@ -162,7 +181,17 @@ class Pipeline:
 
     def _launch(self, stage: Stage, out: Path, work: str) -> _UnderWay:
         refuse_taken(out)
-        _clear_torn(out)
+        launched = Work(stage.label, work, out, self.run.timeout_minutes * 60)
+        job = self.launcher.attach(launched)
+        if job is None:
+            _clear_torn(launched)
+            launch = stage.launch
+            say(stage.label, f"starts with {launch.nodes} x {launch.ranks} ranks")
+            job = self.launcher.start(launched, self._app(stage, out, work))
+        return _UnderWay(stage, work, out, job, time.monotonic())
+
+    def _app(self, stage: Stage, out: Path, work: str) -> AppDef:
+        """Make a stage's job."""
         launch = stage.launch
         parent_run = "" if self.tracker is None else self.tracker.parent_run
         app = stage.component(
@@ -182,9 +211,7 @@ class Pipeline:
             **{name: str(path) for name, path in self._inputs(stage).items()},
         )
         name_secrets(app, self.run)
-        say(stage.label, f"starts with {launch.nodes} x {launch.ranks} ranks")
-        job = self.launcher.start(stage.label, app, _rank_logs(out), self.run.timeout_minutes * 60)
-        return _UnderWay(stage, work, out, job, time.monotonic())
+        return app
 
     def _write_config(self, stage: Stage) -> Path:
         """Write a stage's resolved section, alone, to the file that the stage reads."""
@@ -214,13 +241,10 @@ def configs_dir(run: RunConfig) -> Path:
     return run_dir(run) / "configs"
 
 
-def _clear_torn(out: Path) -> None:
-    """Remove what a killed stage left; nobody else writes here while this driver has the lock."""
-    for torn in out.parent.glob(f".{out.name}.*.tmp"):
+def _clear_torn(work: Work) -> None:
+    """Remove what a job left that is known to have ended: where a record of a job is left, it may live."""
+    if lease_file(work.out).exists():
+        return
+    for torn in work.out.parent.glob(f".{work.out.name}.*.tmp"):
         shutil.rmtree(torn)
-    shutil.rmtree(_rank_logs(out), ignore_errors=True)
-
-
-def _rank_logs(out: Path) -> Path:
-    """Return where the components have torchrun keep the ranks' logs."""
-    return out.with_name(f"{out.name}.logs")
+    shutil.rmtree(work.rank_logs, ignore_errors=True)

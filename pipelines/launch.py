@@ -1,32 +1,32 @@
-"""A stage's job on a scheduler: launch it, show its log, and tell how it ended."""
+"""Stages' jobs on a scheduler: launch or find them, show their logs, and tell how they end."""
 
-import json
-import re
-import sys
-import threading
+import socket
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import warnings
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torchx.runner import Runner
-from torchx.schedulers.api import Stream
-from torchx.specs import AppDef, AppState, CfgVal, InvalidRunConfigException
+from torchx.schedulers.api import Scheduler
+from torchx.specs import AppDef, AppStatus, CfgVal, InvalidRunConfigException
 
-from infra import errors
-from infra.errors import ConfigError, StageError
-from infra.schedulers import FACTORIES
+from infra import lease
+from infra.commit import is_committed
+from infra.errors import ConfigError, SchedulerError, StageError, UnansweredError
+from infra.schedulers import FACTORIES, Reattachable
+from pipelines.failures import why
+from pipelines.job_log import JobLog, say
+from pipelines.jobs import JobRecord, Work, read_record
 
-_LAST_LINES = 15
-
-# torchrun marks the ranks' own lines; what has no mark is torchrun's or the shell's.
-_RANK_LINE = re.compile(r"^\[\w*?\d+\]:")
-
-# torchrun's word for a rank that a signal ended, such as the kernel's when memory runs out.
-_KILLED = re.compile(r"Signal \d+ \(SIG\w+\) received")
-
-# Where the two streams are told apart, people's lines are on stderr (`RunLog.say`).
-_SPLIT_STREAMS = ("local_cwd", "slurm")
+RETRY_S = 600.0
+_POLL_S = 1.0
+_SUBMIT_AGAIN_S = 5.0
+_ENDING_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -34,164 +34,298 @@ class Job:
     """A job under way.
 
     Attributes:
-        handle: its name at the scheduler. label: what people call it.
-        rank_logs: where torchrun keeps every rank's log.
-        deadline: of `time.monotonic`, after which it is cancelled. limit_s: the seconds that were left until then.
-        unmarked: what its log has from others than the ranks. tail: the thread that follows the log.
+        work: what it does. record: what is known of it on disk. log: what it logs.
+        deadline: Unix time after which it is cancelled.
     """
 
-    handle: str
-    label: str
-    rank_logs: Path
+    work: Work
+    record: JobRecord
+    log: JobLog
     deadline: float
+
+
+@dataclass
+class _Outage:
+    """A time in which the scheduler does not answer, which is told when it begins and when it ends.
+
+    Attributes:
+        scheduler: its name. limit_s: how long it may last.
+    """
+
+    scheduler: str
     limit_s: float
-    unmarked: list[str]
-    tail: threading.Thread
+    _since: float | None = field(default=None, init=False)
+
+    def note(self, label: str, error: Exception) -> None:
+        """Take up a question that was not answered.
+
+        Raises:
+            UnansweredError: there was no answer for too long.
+        """
+        now, told = time.monotonic(), _first_line(error)
+        if self._since is None:
+            self._since = now
+            minutes = f"{self.limit_s / 60:g} minutes"
+            say(label, f"{self.scheduler} does not answer: {told}; it is asked again for up to {minutes}")
+        if now - self._since > self.limit_s:
+            raise UnansweredError(
+                f"[{label}] {self.scheduler} has not answered for {(now - self._since) / 60:.1f} minutes"
+                f" (run.scheduler_retry_minutes): {told}"
+            )
+
+    def end(self, label: str) -> None:
+        """Take up an answer."""
+        if self._since is not None:
+            say(label, f"{self.scheduler} answers again, after {time.monotonic() - self._since:.0f} s")
+            self._since = None
 
 
 class Launcher:
-    """Starts jobs on one scheduler, and tells what becomes of them."""
+    """Starts jobs on one scheduler, finds those that an earlier driver started, and tells what becomes of them."""
 
-    def __init__(self, scheduler: str, options: Mapping[str, CfgVal], log_dir: Path) -> None:
+    def __init__(self, scheduler: str, options: Mapping[str, CfgVal], log_dir: Path, retry_s: float = RETRY_S) -> None:
         """Check the scheduler's options before anything runs.
 
         Args:
             scheduler: a name of `infra.schedulers.FACTORIES`.
             options: that scheduler's own.
-            log_dir: where a scheduler of this machine keeps logs.
+            log_dir: where schedulers keep logs that keep them in files.
+            retry_s: how many seconds a scheduler that does not answer is asked again.
 
         Raises:
             ConfigError: the scheduler refuses an option, or lacks one it needs.
         """
-        self._runner = Runner("sidestack", dict(FACTORIES))
+        self._schedulers: dict[str, Scheduler[Any]] = {}
+        self._runner = Runner("sidestack", {name: partial(self._make, name) for name in FACTORIES})
         self._scheduler = scheduler
+        self._log_dir = log_dir.absolute()
+        self._outage = _Outage(scheduler, retry_s)
         try:
             known = self._runner.scheduler_run_opts(scheduler)
             # Without a log_dir of ours, torchx 0.7.0 deletes the one of an earlier job.
-            extra = {"log_dir": str(log_dir)} if known.get("log_dir") is not None else {}
+            extra = {"log_dir": str(self._log_dir)} if known.get("log_dir") is not None else {}
             self._options = {**extra, **options}
             known.resolve(self._options)
         except (InvalidRunConfigException, ValueError, ImportError) as error:
             raise ConfigError(f"run.scheduler {scheduler!r}: {error}") from error
+        except Exception as error:  # such as a kubeconfig that is missing or broken
+            raise ConfigError(f"run.scheduler {scheduler!r}: {_first_line(error)}") from error
 
-    def start(self, label: str, app: AppDef, rank_logs: Path, limit_s: float) -> Job:
-        """Launch a job; rank 0's lines are shown as they come, marked with `label`.
-
-        Args:
-            label: what people call the job.
-            app: the job.
-            rank_logs: where torchrun keeps every rank's log.
-            limit_s: seconds after which it is cancelled.
-        """
-        handle = self._runner.run(app, self._scheduler, self._options)
-        unmarked: list[str] = []
-        tail = threading.Thread(target=self._show, args=(handle, label, app, unmarked), daemon=True)
-        tail.start()
-        return Job(handle, label, rank_logs, time.monotonic() + limit_s, limit_s, unmarked, tail)
-
-    def has_succeeded(self, job: Job) -> bool:
-        """Return whether a job has come to its good end; False: it is under way.
+    def start(self, work: Work, app: AppDef) -> Job:
+        """Launch a job, which gets the lease of its output; rank 0's lines are shown as they come.
 
         Raises:
-            StageError: the job failed, with the failing rank's traceback, or took too long.
+            StageError: the scheduler refused the job, or did not answer for too long.
         """
-        status = self._runner.status(job.handle)
-        if status is None:
-            raise StageError(f"[{job.label}] {job.handle}: the scheduler no longer knows the job")
-        if not status.is_terminal():
-            if time.monotonic() > job.deadline:
-                raise StageError(f"[{job.label}] was cancelled after {job.limit_s / 60:g} minutes")
+        submission = _Outage(f"{self._scheduler} (submission)", self._outage.limit_s)
+        while True:
+            record = self._new_record(work, app)
+            try:
+                handle = self._submitted(record, app, submission)
+                if handle is not None:
+                    record = record.model_copy(update={"handle": handle})
+                    record.write()
+                    return self._follow(work, record, is_new=True)
+                time.sleep(_SUBMIT_AGAIN_S)
+            except BaseException as error:
+                if not isinstance(error, Exception):  # a signal, which may come when the job was submitted already
+                    self._abandon(record)
+                raise
+
+    def attach(self, work: Work) -> Job | None:
+        """Return the living job of an output that an earlier driver launched; None: there is none.
+
+        The record is kept of a job that may live where it cannot be seen from here; its lease ends when another is
+        launched.
+
+        Raises:
+            StageError: the scheduler did not answer for too long, or a job that was cancelled does not end.
+        """
+        record = read_record(work.out)
+        if record is None:
+            return None
+        if record.scheduler == "local_cwd" and record.host != socket.gethostname():
+            say(work.label, f"its job on host {record.host} cannot be seen from here; another takes its place")
+            return None
+        handle = record.handle or self._found(record)
+        if handle is None:
+            if isinstance(self._made(record.scheduler), Reattachable):
+                record.remove()
+            return None
+        record = record.model_copy(update={"handle": handle})
+        if record.is_cancelled:
+            if not self._ends(record):
+                raise StageError(f"[{work.label}] {handle} was cancelled and still runs; try again once it has ended")
+            return None
+        if not self._is_alive(self._status(record)):
+            record.remove()
+            return None
+        since = datetime.fromtimestamp(record.began, UTC).isoformat(timespec="minutes")
+        say(work.label, f"is under way as {handle} since {since}; following it")
+        record.write()
+        return self._follow(work, record, is_new=False)
+
+    def has_succeeded(self, job: Job) -> bool:
+        """Return whether a job has come to its good end; False: it is under way, or the scheduler does not answer.
+
+        Raises:
+            StageError: the job failed, with the failing rank's traceback, took too long, or the scheduler did not
+                answer for too long.
+        """
+        try:
+            status = self._runner.status(job.record.handle)
+        except Exception as error:
+            self._outage.note(job.work.label, error)
             return False
-        job.tail.join(timeout=10)
-        if status.state != AppState.SUCCEEDED:
-            raise StageError(_why(job.label, AppState(status.state), job.rank_logs, job.unmarked))
+        self._outage.end(job.work.label)
+        if self._is_alive(status):
+            if time.time() > job.deadline:
+                self.cancel(job)
+                raise StageError(f"[{job.work.label}] was cancelled after {job.work.limit_s / 60:g} minutes")
+            return False
+        job.log.stop()
+        # Of a job of an earlier driver on this machine, nothing tells the end but what it committed.
+        state = status.state.name if status is not None else "SUCCEEDED" if is_committed(job.work.out) else "ENDED"
+        if state != "SUCCEEDED":
+            told = "" if status is None else status.msg
+            job.record.remove()
+            raise StageError(why(job.work.label, state, told, job.work.rank_logs, list(job.log.unmarked)))
+        job.record.remove()
         return True
 
     def cancel(self, job: Job) -> None:
-        """End a job; one that has ended already stays as it is."""
-        self._runner.cancel(job.handle)
+        """End a job and wait for its end; one that cannot be ended is left, and its record with it."""
+        job.log.stop()
+        record = job.record
+        if not record.is_kept():  # it has ended, or lost its lease
+            return
+        try:
+            self._runner.cancel(record.handle)
+        except Exception as error:
+            say(record.label, f"{record.handle} could not be cancelled and may run on: {_first_line(error)}")
+            return
+        record.model_copy(update={"is_cancelled": True}).write()
+        say(record.label, "cancelled" if self._ends(record) else f"{record.handle} was asked to end, and still runs")
+
+    def leave(self, job: Job) -> None:
+        """Let a job run on; a driver that is started again finds it, where the scheduler lets it."""
+        scheduler = self._made(job.record.scheduler)
+        if isinstance(scheduler, Reattachable):
+            scheduler.leave(job.record.handle.rpartition("/")[2])
+        say(job.work.label, f"left running as {job.record.handle}; the same command follows it")
 
     def close(self) -> None:
-        """End what is still running on this machine."""
+        """End what this process started on this machine and did not leave."""
         self._runner.close()
 
-    def _show(self, handle: str, label: str, app: AppDef, unmarked: list[str]) -> None:
-        streams = Stream.STDERR if self._scheduler in _SPLIT_STREAMS else None
+    def _make(self, name: str, session_name: str, **options: Any) -> Scheduler[Any]:
+        self._schedulers[name] = FACTORIES[name](session_name, **options)
+        return self._schedulers[name]
+
+    def _made(self, name: str) -> Scheduler[Any]:
+        self._runner.scheduler_run_opts(name)  # makes it
+        return self._schedulers[name]
+
+    def _new_record(self, work: Work, app: AppDef) -> JobRecord:
+        """Write the record of a job that is to be submitted, and hand the job the lease."""
+        role = app.roles[0]
+        log_dir = Path(str(self._options.get("log_dir", self._log_dir))).absolute()
+        record = JobRecord(
+            scheduler=self._scheduler, label=work.label, key=work.key, out=str(work.out), role=role.name,
+            nodes=role.num_replicas, log_dir=str(log_dir),
+        )  # fmt: skip
+        record.write()
+        # Doubled $: torchx fills in single ones itself.
+        role.env[lease.VARIABLE] = lease.lease_of(work.out, record.token).replace("$", "$$")
+        return record
+
+    def _submitted(self, record: JobRecord, app: AppDef, submission: _Outage) -> str | None:
+        """Submit a job and return its handle; None: it was not submitted, and may be tried again with another record.
+
+        A job whose submission was not answered is looked for. One that appears later still has no lease by then.
+
+        Raises:
+            SchedulerError: the scheduler refused it. UnansweredError: there was no answer for too long.
+        """
         try:
-            lines = self._runner.log_lines(handle, app.roles[0].name, k=0, should_tail=True, streams=streams)
-            for line in lines:
-                text, marks = _RANK_LINE.subn("", line.rstrip())
-                if not text.strip():
-                    continue
-                if marks:
-                    say(label, text)
-                else:
-                    unmarked.append(text)
+            with warnings.catch_warnings(record=True) as warned:  # torchx only warns of a kubeconfig that is missing
+                return str(self._runner.run(app, self._scheduler, self._options))
+        except UnansweredError as error:
+            submission.note(record.label, error)
+            return self._found(record)
         except Exception as error:
-            # Some schedulers cannot give a log, or not yet; the job itself is well.
-            say(label, f"(the log cannot be followed: {error})")
+            record.remove()
+            told = "; ".join([_first_line(error), *(_first_line(one.message) for one in warned)])
+            raise SchedulerError(
+                f"[{record.label}] run.scheduler {self._scheduler!r}: submitting the job failed: {told}"
+            ) from error
+
+    def _abandon(self, record: JobRecord) -> None:
+        """Cancel a job that may have been submitted."""
+        with suppress(Exception):
+            if handle := record.handle or self._find(record):
+                self._runner.cancel(handle)
+                say(record.label, f"{handle} was cancelled as it was submitted")
+
+    def _found(self, record: JobRecord) -> str | None:
+        """Return the handle of the job that has a record's token, once the scheduler answers; None: there is none."""
+        while True:
+            try:
+                handle = self._find(record)
+            except SchedulerError as error:
+                self._outage.note(record.label, error)
+                time.sleep(_POLL_S)
+                continue
+            self._outage.end(record.label)
+            return handle
+
+    def _find(self, record: JobRecord) -> str | None:
+        scheduler = self._made(record.scheduler)
+        app_id = scheduler.find(record.token) if isinstance(scheduler, Reattachable) else None
+        return None if app_id is None else f"{record.scheduler}://sidestack/{app_id}"
+
+    def _status(self, record: JobRecord) -> AppStatus | None:
+        """Return a job's state, once the scheduler answers; None: it does not know the job."""
+        while True:
+            try:
+                status = self._runner.status(record.handle)
+            except Exception as error:
+                self._outage.note(record.label, error)
+                time.sleep(_POLL_S)
+                continue
+            self._outage.end(record.label)
+            return status
+
+    def _is_alive(self, status: AppStatus | None) -> bool:
+        return status is not None and not status.is_terminal()
+
+    def _ends(self, record: JobRecord) -> bool:
+        """Wait for the end of a job that was cancelled, and end its record; False: it takes too long."""
+        deadline = time.monotonic() + _ENDING_S
+        while time.monotonic() < deadline:
+            with suppress(Exception):
+                if not self._is_alive(self._runner.status(record.handle)):
+                    record.remove()
+                    return True
+            time.sleep(_POLL_S)
+        return False
+
+    def _follow(self, work: Work, record: JobRecord, is_new: bool) -> Job:
+        log = JobLog(work.label)
+        scheduler = self._made(record.scheduler)
+        if isinstance(scheduler, Reattachable):
+            app_id = record.handle.rpartition("/")[2]
+            log.follow_files(scheduler.log_files(app_id, record.role, record.nodes, Path(record.log_dir)), is_new)
+        else:
+            for node in range(record.nodes):
+                since = None if is_new else datetime.now()
+                log.follow(self._streamed(record, node, since))
+        return Job(work, record, log, record.began + work.limit_s)
+
+    def _streamed(self, record: JobRecord, node: int, since: datetime | None) -> Any:
+        yield from self._runner.log_lines(record.handle, record.role, k=node, since=since, should_tail=True)
 
 
-def say(label: str, text: str) -> None:
-    """Print one line of a stage, on stderr: stdout has the run's result alone."""
-    print(f"[{label}] {text}", file=sys.stderr, flush=True)
-
-
-def _why(label: str, state: AppState, rank_logs: Path, unmarked: list[str]) -> str:
-    """Tell people why a job failed: the rank that failed first, or else the last lines of all."""
-    failures = sorted(_failures(rank_logs))
-    is_echo, _, rank, text = failures[0] if failures else (True, 0, "", "")
-    if not is_echo:
-        reason = f"{rank}: {text}"
-    else:  # echoes alone: the rank they echo was killed without a word, and only torchrun saw it
-        killed = [line.strip() for line in unmarked if _KILLED.search(line)]
-        last = [*_last_lines(rank_logs), *unmarked[-_LAST_LINES:]]
-        reason = "\n".join(["no rank left a traceback of its own", *killed, "the last lines:", *last])
-    return f"[{label}] {state.name.lower()}: {reason}\nlogs of all ranks: {rank_logs}"
-
-
-def _failures(rank_logs: Path) -> Iterator[tuple[bool, int, str, str]]:
-    """Return of each error file: is it an echo of another rank's failure, Unix time, rank, text."""
-    for file in _newest(rank_logs, "error.json"):
-        report = json.loads(file.read_text(encoding="utf-8"))["message"]
-        if isinstance(report, str):
-            report = {"message": report, "extraInfo": {}}
-        message, extra = report["message"], report["extraInfo"]
-        name = message.partition(":")[0]
-        is_users = hasattr(errors, name)
-        text = message if is_users else extra.get("py_callstack", message)
-        yield _is_echo(message, rank_logs), int(extra.get("timestamp", 0)), _rank(file, rank_logs), text.strip()
-
-
-def _is_echo(message: str, rank_logs: Path) -> bool:
-    """Whether a rank failed because another had: timestamps, in whole seconds, often cannot tell.
-
-    It was told so, lost the connection, or missed the temporary directory, which rank 0 removes after a failure.
-    """
-    staging = f"/.{rank_logs.name.removesuffix('.logs')}."
-    lost = ("Connection closed by peer", "Connection reset by peer")
-    is_missing = message.startswith("FileNotFoundError:") and staging in message
-    return message.startswith("StageError:") or is_missing or any(words in message for words in lost)
-
-
-def _last_lines(rank_logs: Path) -> Iterator[str]:
-    for file in _newest(rank_logs, "stderr.log"):
-        for line in file.read_text(encoding="utf-8", errors="replace").splitlines()[-_LAST_LINES:]:
-            yield f"{_rank(file, rank_logs)}: {line}"
-
-
-def _newest(rank_logs: Path, name: str) -> Iterator[Path]:
-    """Return the ranks' files of a name, of every node's last attempt.
-
-    torchrun keeps them in `{a node's directory}/attempt_{n}/{local rank}/`.
-    """
-    for node in sorted(rank_logs.glob("*/")):
-        attempts = sorted(node.glob("attempt_*"), key=lambda path: path.stat().st_mtime)
-        yield from sorted(attempts[-1].glob(f"*/{name}")) if attempts else []
-
-
-def _rank(file: Path, rank_logs: Path) -> str:
-    """Name the rank a file is of; with more than one node, torchrun tells only the local rank."""
-    local = file.parent.name
-    nodes = list(rank_logs.glob("*/"))
-    return f"rank {local}" if len(nodes) == 1 else f"local rank {local} in {file.parents[2].name}"
+def _first_line(error: Warning | Exception | str) -> str:
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return text if isinstance(error, SchedulerError) else f"{type(error).__name__}: {text}"

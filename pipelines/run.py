@@ -55,7 +55,7 @@ def run_pipeline(config_file: Path, overrides: Sequence[str] = ()) -> Path:
 
     Raises:
         SidestackError: the config, a stage, or a committed directory has a fault the user can mend.
-        Stopped: a signal came; the running jobs were cancelled.
+        Stopped: a signal came; the running jobs were cancelled or left (`run.on_signal`).
     """
     values, config = read_config(config_file, overrides)
     return run_stages(stages(config), config.run, values, plain(config))
@@ -87,7 +87,7 @@ def run_stages(
     use_store(run.runs_dir)
     with alone(run_dir(run)):
         record = _record(run, without_values(values))
-        launcher = Launcher(run.scheduler, run.scheduler_options, run_dir(run) / "logs")
+        launcher = launcher_of(run)
         with stopping(), _tracked(run, without_values(resolved), title or run.name) as (tracker, artifacts):
             pipeline = Pipeline(run, launcher, tracker)
             try:
@@ -98,6 +98,16 @@ def run_stages(
             last = pipeline.done[plan[-1].label]
             artifacts += [record, *sorted(last.iterdir())]
     return last
+
+
+def launcher_of(run: RunConfig) -> Launcher:
+    """Return what launches a run's stages.
+
+    Raises:
+        ConfigError: the scheduler refuses an option.
+    """
+    log_dir, retry_s = run_dir(run) / "logs", run.scheduler_retry_minutes * 60
+    return Launcher(run.scheduler, run.scheduler_options, log_dir, retry_s)
 
 
 class AtWorkError(StageError):
@@ -135,14 +145,18 @@ def _record(run: RunConfig, values: Mapping[str, Any]) -> Path:
 
 @contextmanager
 def stopping() -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into `Stopped`; torchx's own handlers raise what is easily swallowed."""
+    """Turn SIGINT, SIGTERM and SIGHUP into `Stopped`; torchx's own handlers raise what is easily swallowed.
+
+    One that is ignored stays so, as SIGHUP under `nohup`.
+    """
 
     def stop(signum: int, frame: FrameType | None) -> NoReturn:
         for number in before:
             signal.signal(number, signal.SIG_IGN)  # the cancelling itself is not to be cut short
         raise Stopped(signum)
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    before = {number: handler for number, handler in handlers.items() if handler is not signal.SIG_IGN}
     for number in before:
         signal.signal(number, stop)
     try:
@@ -193,7 +207,8 @@ def exit_status() -> Iterator[None]:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     except Stopped as stop:
-        print(f"stopped by {stop}; what was running was cancelled", file=sys.stderr)
+        with suppress(OSError):  # after SIGHUP, the terminal is gone
+            print(f"stopped by {stop}; the same command goes on from here", file=sys.stderr, flush=True)
         raise SystemExit(128 + stop.signum) from None
 
 

@@ -13,13 +13,13 @@ from infra.errors import ConfigError
 from pipelines.config import PipelineConfig, read_config
 from pipelines.environment import require_secrets
 from pipelines.execution import run_dir
-from pipelines.launch import Launcher, say
+from pipelines.job_log import say
 from pipelines.retrain.cycle import Retraining
 from pipelines.retrain.dry_run import dry_run
 from pipelines.retrain.ledger import Ledger
 from pipelines.retrain.rollback import roll_back
 from pipelines.retrain.tell import status_table
-from pipelines.run import AtWorkError, alone, command_line, exit_status, stopping
+from pipelines.run import AtWorkError, alone, command_line, exit_status, launcher_of, stopping
 
 
 def retrain(config: PipelineConfig, as_ofs: Sequence[date | None]) -> None:
@@ -50,7 +50,7 @@ def opened(config: PipelineConfig) -> Iterator[Retraining]:
     run = config.run
     require_secrets(run)
     with alone(run_dir(run)):
-        launcher = Launcher(run.scheduler, run.scheduler_options, run_dir(run) / "logs")
+        launcher = launcher_of(run)
         try:
             yield Retraining(config, launcher)
         finally:

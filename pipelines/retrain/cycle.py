@@ -14,7 +14,7 @@ from pipelines.config import PipelineConfig
 from pipelines.environment import without_values
 from pipelines.execution import Launches, Pipeline, run_dir
 from pipelines.graph import Stage, encoder_stage, prepare_stage
-from pipelines.launch import say
+from pipelines.job_log import say
 from pipelines.retrain.decide import (
     Windows,
     dates_before,

@@ -16,7 +16,7 @@ from infra.mlflow_runs import end_parent, metric_name, open_parent, replay
 from infra.mlflow_store import connect, use_store
 from infra.registration import register
 from infra.tables import read_json
-from pipelines.launch import say
+from pipelines.job_log import say
 from pipelines.retrain.ledger import Cycle, Ledger
 
 if TYPE_CHECKING:

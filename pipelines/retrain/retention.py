@@ -4,7 +4,7 @@ from pathlib import Path
 
 from infra.snapshot import read_dataset
 from infra.store import Store
-from pipelines.launch import say
+from pipelines.job_log import say
 from pipelines.privacy.expire import expire, retained_since
 
 

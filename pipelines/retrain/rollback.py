@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 
 from infra.errors import ConfigError
-from pipelines.launch import say
+from pipelines.job_log import say
 from pipelines.retrain.cycle import Retraining
 from pipelines.retrain.ledger import Outcome, Plan
 

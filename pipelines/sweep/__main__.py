@@ -12,7 +12,7 @@ from infra.commit import is_committed
 from infra.config import parse, plain
 from pipelines.config import read_config
 from pipelines.graph import stages
-from pipelines.launch import say
+from pipelines.job_log import say
 from pipelines.report.comparison import Comparison
 from pipelines.report.units import percent, percent_interval
 from pipelines.report.verdict import verdict_between

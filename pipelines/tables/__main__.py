@@ -14,7 +14,7 @@ from infra.errors import ConfigError
 from pipelines.config import WITHOUT_BASELINE, PipelineConfig, read_config
 from pipelines.execution import run_dir
 from pipelines.graph import stages
-from pipelines.launch import say
+from pipelines.job_log import say
 from pipelines.report.comparison import Comparison
 from pipelines.run import command_line, exit_status, near, run_stages
 from pipelines.tables.page import as_page, as_text

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from torchx.specs import AppDef
+from torchx.specs import AppDef, macros
 from torchx.specs.file_linter import get_fn_docstring, validate
 
 from components import encoder, pipeline, ranker
@@ -118,6 +118,33 @@ def test_one_node_needs_no_rendezvous_and_more_nodes_meet_at_the_first() -> None
     assert "--nnodes 3 --nproc-per-node 4 --rdzv-backend c10d" in several
 
 
+def shell_words(command: str, **environment: str) -> list[str]:
+    """Return the words of a job's torchrun as a node's shell has them; its check of names is passed over."""
+    values = macros.Values(img_root="", app_id="id-7", replica_id="0", rank0_env="RANK0")
+    script = f"python() {{ :; }}; {values.substitute(command)}".replace("exec python", "printf '%s\\n'")
+    ended = subprocess.run(["bash", "-c", script], env={"PATH": "/usr/bin:/bin", **environment}, capture_output=True)
+    return ended.stdout.decode().splitlines()
+
+
+def test_jobs_that_share_nodes_meet_at_ports_of_their_own_and_for_a_time_that_can_be_set() -> None:
+    def endpoint(out: str, **environment: str) -> str:
+        words = shell_words(command_of(Launch(j="2x1"), out=out), **environment)
+        return words[words.index("--rdzv-endpoint") + 1]
+
+    ports = {int(endpoint(f"/runs/{number}").removeprefix("localhost:")) for number in range(20)}
+    assert len(ports) > 18 and all(20_000 <= port < 30_000 for port in ports)
+    assert endpoint("/runs/1") == endpoint("/runs/1"), "all nodes must derive the same"
+    assert endpoint("/runs/1", SIDESTACK_RENDEZVOUS_PORT="20012") == "localhost:20012"
+    words = shell_words(command_of(Launch(j="2x1")), SIDESTACK_RENDEZVOUS_S="7")
+    assert words[words.index("--rdzv-conf") + 1] == "join_timeout=7,read_timeout=7"
+    assert words[words.index("--rdzv-id") + 1] == "id-7"
+
+
+def test_one_node_does_not_look_its_own_name_up() -> None:
+    words = shell_words(command_of(Launch(j="1x2")))
+    assert words[words.index("--local-addr") + 1] == "127.0.0.1"
+
+
 @pytest.mark.parametrize("j", ["", "2", "0x2", "2x0", "1x-2", "axb", "1x2x3"])
 def test_a_malformed_shape_is_refused(j: str) -> None:
     with pytest.raises(ValueError, match="must be"):
@@ -125,8 +152,6 @@ def test_a_malformed_shape_is_refused(j: str) -> None:
 
 
 def test_words_with_spaces_quotes_and_dollars_reach_the_stage_unchanged() -> None:
-    from torchx.specs import macros
-
     override = """encoder.note='a b' "$HOME" ${app_id} $$"""
     app = stage_app("encoder", "encoder.train", Launch(), config="a b.yaml", out="o", inputs={}, overrides=[override])
     values = macros.Values(img_root="", app_id="id", replica_id="0", rank0_env="RANK0")

@@ -1,14 +1,19 @@
-"""The schedulers' mends, against stand-ins of Slurm's commands."""
+"""The schedulers, Slurm's against stand-ins of its commands."""
 
 import os
+import re
 import sys
 from pathlib import Path
 
 import pytest
 from torchx.schedulers import get_scheduler_factories
+from torchx.schedulers.api import AppDryRunInfo
 from torchx.specs import AppDef, AppState, Resource, Role
 
-from infra.schedulers import FACTORIES, SlurmNodes, local_cwd
+from infra.errors import SchedulerError, UnansweredError
+from infra.lease import VARIABLE, lease_of
+from infra.schedulers import FACTORIES, Reattachable, local_cwd
+from infra.slurm import SlurmJob, SlurmNodes
 
 
 @pytest.fixture
@@ -18,9 +23,14 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def command(directory: Path, name: str, output: str, status: int = 0) -> None:
+UNKNOWN = "slurm_load_jobs error: Invalid job id specified"
+AWAY = "slurm_load_jobs error: Unable to contact slurm controller (connect failure)"
+NO_ACCOUNTS = "Slurm accounting storage is disabled"
+
+
+def command(directory: Path, name: str, output: str, status: int = 0, error: str = "") -> None:
     file = directory / name
-    file.write_text(f"#!/bin/sh\nprintf '{output}'\nexit {status}\n")
+    file.write_text(f"#!/bin/sh\nprintf '{output}'\necho '{error}' >&2\nexit {status}\n")
     file.chmod(0o755)
 
 
@@ -44,19 +54,48 @@ def state(directory: Path) -> AppState | None:
 )
 def test_state_comes_from_the_queue_without_accounting(commands: Path, queue: str, expected: AppState) -> None:
     command(commands, "squeue", queue)
-    command(commands, "sacct", "Slurm accounting storage is disabled\\n", status=1)
+    command(commands, "sacct", "", status=1, error=NO_ACCOUNTS)
     assert state(commands) == expected
 
 
-def test_accounts_answer_once_the_queue_forgot_the_job(commands: Path) -> None:
-    command(commands, "squeue", "", status=1)
+@pytest.mark.parametrize(("status", "error"), [(1, UNKNOWN), (0, "")])
+def test_accounts_answer_once_the_queue_forgot_the_job(commands: Path, status: int, error: str) -> None:
+    command(commands, "squeue", "", status, error)
     command(commands, "sacct", "encoder-0|CANCELLED by 1000\\n")
     assert state(commands) == AppState.CANCELLED
 
 
-def test_a_job_nobody_knows_has_no_state(commands: Path) -> None:
-    command(commands, "squeue", "", status=1)
+@pytest.mark.parametrize("has_accounts", [True, False])
+def test_a_job_nobody_knows_has_no_state(commands: Path, has_accounts: bool) -> None:
+    command(commands, "squeue", "", status=1, error=UNKNOWN)
+    if has_accounts:
+        command(commands, "sacct", "", status=1, error=NO_ACCOUNTS)
     assert state(commands) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [(AWAY, UnansweredError), ("squeue: error: invalid option", SchedulerError), ("", SchedulerError)],
+)
+def test_a_failing_queue_is_not_taken_for_a_job_that_is_gone(
+    commands: Path, error: str, kind: type[SchedulerError]
+) -> None:
+    command(commands, "squeue", "", status=1, error=error)
+    command(commands, "sacct", "", status=1, error=NO_ACCOUNTS)
+    with pytest.raises(kind, match="^squeue: " + re.escape(error)):
+        state(commands)
+
+
+def test_accounts_that_are_away_are_not_taken_for_a_job_that_is_gone(commands: Path) -> None:
+    command(commands, "squeue", "", status=1, error=UNKNOWN)
+    command(commands, "sacct", "", status=1, error="sacct: error: Problem talking to the database: Connection refused")
+    with pytest.raises(UnansweredError):
+        state(commands)
+
+
+def test_a_machine_without_slurms_commands_is_named(commands: Path) -> None:
+    with pytest.raises(SchedulerError, match="squeue: not found; the driver must run where"):
+        state(commands)
 
 
 def test_replicas_are_told_apart(commands: Path) -> None:
@@ -76,11 +115,111 @@ def test_slurm_is_asked_once_in_a_while_only(commands: Path) -> None:
     assert answer is not None and answer.state == AppState.RUNNING
 
 
-def test_gpus_are_asked_for_by_node(commands: Path) -> None:
-    role = Role("encoder", image="", entrypoint="true", num_replicas=2, resource=Resource(cpu=4, gpu=8, memMB=1024))
-    script = SlurmNodes("test").submit_dryrun(AppDef("encoder", [role]), {}).request.materialize()
-    assert script.count("--gpus-per-node=8") == 2
-    assert "gpus-per-task" not in script
+def job_of(env: dict[str, str] | None = None, options: dict[str, str] | None = None) -> SlurmJob:
+    role = Role(
+        "encoder", image="", entrypoint="bash", args=["-c", "echo ${app_id}"], num_replicas=2, env=env or {},
+        resource=Resource(cpu=4, gpu=8, memMB=1024),
+    )  # fmt: skip
+    job = SlurmNodes("test").submit_dryrun(AppDef("encoder", [role]), options or {}).request
+    assert isinstance(job, SlurmJob)
+    return job
+
+
+def test_several_nodes_are_one_job_that_asks_for_gpus_by_node(commands: Path) -> None:
+    job = job_of()
+    assert {"--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=8", "--cpus-per-task=4", "--mem=1024"} <= {
+        *job.command
+    }
+    assert "hetjob" not in repr(job) and "gpus-per-task" not in repr(job)
+
+
+@pytest.mark.parametrize(("memory", "is_asked"), [("1", False), ("16000+", True)])
+def test_memory_is_not_asked_of_nodes_that_are_configured_without(commands: Path, memory: str, is_asked: bool) -> None:
+    command(commands, "sinfo", f"gpu*|{memory}\\n")
+    assert ("--mem=1024" in job_of().command) == is_asked
+
+
+def test_roles_of_several_kinds_stay_parts_of_a_heterogeneous_job(commands: Path) -> None:
+    roles = [Role(name, "", entrypoint="true", resource=Resource(cpu=1, gpu=8, memMB=1)) for name in ("a", "b")]
+    script = SlurmNodes("test").submit_dryrun(AppDef("two", roles), {}).request.materialize()
+    assert script.count("--gpus-per-node=8") == 2 and "gpus-per-task" not in script
+
+
+def test_options_of_a_site_are_passed_on_as_they_are(commands: Path) -> None:
+    given = {"account": "ads", "qos": "high", "reservation": "night", "nodelist": "n[1-2]", "exclude": "n3"}
+    options = {**given, "constraint": "a100&nvlink", "signal": "TERM@120", "partition": "gpu\n#SBATCH --uid=0"}
+    job = job_of(options=options)
+    assert {f"--{name}={value}" for name, value in options.items()} <= {*job.command}
+    assert "uid" not in job.script
+
+
+def test_variables_reach_a_job_as_they_are_and_stand_neither_in_its_script_nor_in_arguments(
+    commands: Path, tmp_path: Path
+) -> None:
+    hard = "planted,b='\"$HOME ${app_id} `id`\nnext"
+    job = job_of(env={"TOKEN": hard.replace("$", "$$"), "TORCHX_JOB_ID": "slurm://x/${app_id}"})
+    assert "planted" not in repr(job) and 'export TORCHX_JOB_ID=slurm://x/"$SLURM_JOB_ID"\n' in job.script
+    (commands / "sbatch").write_text(f'#!/bin/sh\nprintf %s "$TOKEN" > {tmp_path}/seen\necho 12\n')
+    (commands / "sbatch").chmod(0o755)
+    assert SlurmNodes("test").schedule(AppDryRunInfo(job, repr)) == "12"
+    assert (tmp_path / "seen").read_text() == hard
+
+
+def test_a_driver_that_is_a_job_itself_does_not_hand_on_what_is_its_own(
+    commands: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SLURM_JOB_ID", "SLURM_CPUS_PER_TASK", "SIDESTACK_RENDEZVOUS_PORT", "SLURM_CONF"):
+        monkeypatch.setenv(name, "7")
+    (commands / "sbatch").write_text(f"#!/bin/sh\n/usr/bin/env > {tmp_path}/seen\necho 12\n")
+    (commands / "sbatch").chmod(0o755)
+    SlurmNodes("test").schedule(AppDryRunInfo(job_of(env={"SIDESTACK_RENDEZVOUS_PORT": "20999"}), repr))
+    seen = {line for line in (tmp_path / "seen").read_text().splitlines() if line.startswith(("SLURM", "SIDE"))}
+    assert seen == {"SLURM_CONF=7", "SIDESTACK_RENDEZVOUS_PORT=20999", "SLURM_UNBUFFEREDIO=1"}
+
+
+def test_jobs_have_ports_of_their_own_and_logs_in_one_folder(commands: Path, tmp_path: Path) -> None:
+    job = job_of(options={"log_dir": str(tmp_path / "my logs")})
+    assert '_PORT="${SIDESTACK_RENDEZVOUS_PORT:-$((20000 + SLURM_JOB_ID % 10000))}"' in job.script
+    assert f"--output={tmp_path}/my logs/slurm-%j.out" in job.command
+    assert f"'--error={tmp_path}/my logs/slurm-%j-encoder-%t.err' --open-mode=append" in job.script
+    found = SlurmNodes("test").log_files("12", "encoder", 2, tmp_path)
+    assert [file.name for file in found] == ["slurm-12-encoder-0.err", "slurm-12-encoder-1.err", "slurm-12.out"]
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        ("sbatch: error: invalid partition specified: nope", SchedulerError),
+        ("sbatch: error: Invalid generic resource (gres) specification", SchedulerError),
+        ("sbatch: error: Batch job submission failed: Socket timed out on send/recv operation", UnansweredError),
+        ("sbatch: error: Batch job submission failed: Unable to contact slurm controller", UnansweredError),
+    ],
+)
+def test_a_submission_that_fails_tells_what_slurm_said(commands: Path, error: str, kind: type[SchedulerError]) -> None:
+    command(commands, "sbatch", "", status=1, error=error)
+    with pytest.raises(SchedulerError) as caught:
+        SlurmNodes("test").schedule(AppDryRunInfo(job_of(), repr))
+    assert type(caught.value) is kind and str(caught.value) == f"sbatch: {error}"
+
+
+def test_a_job_is_found_by_the_token_of_its_lease(commands: Path) -> None:
+    token = "0123456789abcdef"
+    job = job_of(env={VARIABLE: lease_of(Path("/runs/out"), token)})
+    (name,) = (word.partition("=")[2] for word in job.command if word.startswith("--job-name="))
+    command(commands, "squeue", f"11|other\\n12|{name}\\n")
+    scheduler = SlurmNodes("test")
+    assert scheduler.find(token) == "12" and scheduler.find("another") is None
+
+
+def test_cancelling_a_job_that_is_gone_is_no_error_and_a_controller_that_is_away_is(commands: Path) -> None:
+    command(commands, "squeue", "encoder|RUNNING\\n")
+    command(
+        commands, "scancel", "", status=1, error="scancel: error: Kill job error on job id 12: Invalid job id specified"
+    )
+    SlurmNodes("test").cancel("12")
+    command(commands, "scancel", "", status=1, error=AWAY)
+    with pytest.raises(UnansweredError):
+        SlurmNodes("test").cancel("12")
 
 
 def test_a_venv_that_is_not_activated_comes_first_on_the_path(commands: Path) -> None:
@@ -93,3 +232,7 @@ def test_entry_points_list_the_same_schedulers() -> None:
     registered = get_scheduler_factories()
     assert set(FACTORIES) <= set(registered), "the entry points in pyproject.toml lack a scheduler"
     assert isinstance(registered["slurm"]("test"), SlurmNodes), "reinstall: slurm's entry point is not ours"
+
+
+def test_jobs_on_this_machine_and_on_slurm_can_be_found_again() -> None:
+    assert isinstance(SlurmNodes("test"), Reattachable) and isinstance(local_cwd("test"), Reattachable)

@@ -47,7 +47,7 @@ def plan(config: FakePipelineConfig) -> tuple[Stage, ...]:
     code = ("tests/pipelines/fake_stage.py",)
     return (
         Stage("prepare", partial(job, "prepare"), code, config.prepare, LaunchConfig(ranks=1), {}),
-        Stage("ranker", partial(job, "ranker"), code, config.ranker, LaunchConfig(), {"dataset": "prepare"}),
+        Stage("ranker", partial(job, "ranker"), code, config.ranker, config.run.launch.ranker, {"dataset": "prepare"}),
     )
 
 

@@ -23,11 +23,15 @@ class FakeConfig(Config):
     sleep_s: float = 0.0
     variables: tuple[str, ...] = ()
     """Environment variables of whose values the SHA-256 is written to `variables.json`."""
+    hold: str | None = None
+    """Work until this file exists; each rank that began writes a line to `<hold>.began`."""
 
 
 def fake(run: StageRun[FakeConfig]) -> None:
     """Write every rank's file, and fail as told."""
     run.log.say(f"{run.config.text} from {run.world.size} ranks")
+    if run.config.hold is not None:
+        _hold(run, Path(run.config.hold))
     if run.world.rank == run.config.fail_rank:
         if run.config.fault == "data":
             raise DataError("part.parquet: row group 3: column click: must be 0 or 1, is 7")
@@ -46,6 +50,14 @@ def fake(run: StageRun[FakeConfig]) -> None:
     run.log.metrics(0, {"loss": 0.5})
     run.log.summary({"ne": 0.9})
     barrier(run.world)
+
+
+def _hold(run: StageRun[FakeConfig], until: Path) -> None:
+    with Path(f"{until}.began").open("a") as began:
+        began.write(f"{run.out} {run.world.rank} {os.getpid()}\n")
+    while not until.exists():
+        time.sleep(0.1)
+    run.log.say("was let go")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import shlex
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +15,13 @@ from torchx.specs import AppDef
 from infra.commit import committing
 from infra.config import Config, digest, load_file, load_section, parse
 from infra.distributed import ALONE
-from infra.errors import CommitError, StageError
+from infra.errors import CommitError, StageError, UnansweredError
 from infra.mlflow_store import URI_VARIABLE
 from pipelines.config import LaunchConfig, PipelineConfig, RunConfig
 from pipelines.execution import Pipeline
 from pipelines.graph import Stage, stages
+from pipelines.jobs import Work
+from pipelines.run import Stopped
 from pipelines.sweep.grid import Budget
 from pipelines.sweep.plan import sweep_stages
 from pipelines.tune.plan import tune_stages
@@ -36,17 +39,23 @@ DIAMOND: dict[str, tuple[str, ...]] = {
 class Scripted:
     """A launcher whose jobs take three looks each, commit, and may fail; `most` is how many were under way at once."""
 
-    def __init__(self, failing: str | None = None) -> None:
+    def __init__(self, failing: str | None = None, failure: BaseException | None = None) -> None:
         self.failing = failing
+        self.failure = failure or StageError(f"[{failing}] failed")
         self.looks: dict[str, int] = {}
         self.order: list[str] = []
         self.cancelled: list[str] = []
+        self.left: list[str] = []
         self.most = 0
         self.cores: set[str] = set()
         self.commands: dict[str, str] = {}
         self.env: dict[str, str] = {}
 
-    def start(self, label: str, app: AppDef, rank_logs: Path, limit_s: float) -> "Job":
+    def attach(self, work: Work) -> "Job | None":
+        return None
+
+    def start(self, work: Work, app: AppDef) -> "Job":
+        label = work.label
         self.order.append(label)
         self.cores.add(app.metadata.get("cpu", ""))
         for role in app.roles:
@@ -54,7 +63,7 @@ class Scripted:
         self.looks[label] = 3
         self.most = max(self.most, len(self.looks))
         words = shlex.split(self.commands.get(label, f"--key {app.metadata.get('key', '')}"))
-        return Job(app.name, rank_logs.with_suffix(""), words[words.index("--key") + 1])
+        return Job(app.name, work.out, words[words.index("--key") + 1])
 
     def has_succeeded(self, job: "Job") -> bool:
         label = job.out.parent.name
@@ -63,13 +72,16 @@ class Scripted:
             return False
         del self.looks[label]
         if label == self.failing:
-            raise StageError(f"[{label}] failed")
+            raise self.failure
         with committing(job.out, ALONE, stage=job.name, key=job.key) as directory:
             (directory / "out.txt").write_text(label)
         return True
 
     def cancel(self, job: "Job") -> None:
         self.cancelled.append(job.out.parent.name)
+
+    def leave(self, job: "Job") -> None:
+        self.left.append(job.out.parent.name)
 
 
 class Job(NamedTuple):
@@ -125,6 +137,42 @@ def test_what_fails_ends_what_is_under_way_beside_it_and_starts_nothing_more(tmp
         pipeline(tmp_path, launcher, 2).bring(PLAN)
     assert "none" in launcher.cancelled
     assert "compare" not in launcher.order and "dense" not in launcher.order
+
+
+@pytest.mark.parametrize(
+    ("on_signal", "failure", "is_left"),
+    [
+        ("leave", Stopped(signal.SIGHUP), True),
+        ("leave", UnansweredError("the scheduler is away"), True),
+        ("leave", StageError("[side] failed"), False),
+        ("cancel", Stopped(signal.SIGHUP), False),
+        ("cancel", UnansweredError("the scheduler is away"), False),
+    ],
+)
+def test_signals_and_schedulers_that_are_away_leave_jobs_where_that_is_set(
+    tmp_path: Path, on_signal: str, failure: BaseException, is_left: bool
+) -> None:
+    launcher = Scripted("side", failure)
+    with pytest.raises(type(failure)):
+        pipeline(tmp_path, launcher, 2, on_signal=on_signal).bring(PLAN)
+    assert sorted(launcher.left if is_left else launcher.cancelled) == ["none", "side"]
+    assert not (launcher.cancelled if is_left else launcher.left)
+
+
+def test_a_job_that_an_earlier_driver_left_is_followed_and_nothing_of_it_is_removed(tmp_path: Path) -> None:
+    launcher = Scripted()
+    torn = tmp_path / "fake/prepare/.key.0.tmp"
+
+    def attach(work: Work) -> Job | None:
+        if work.label != "prepare":
+            return None
+        torn.with_name(f".{work.out.name}.0.tmp").mkdir(parents=True)
+        launcher.looks["prepare"] = 3
+        return Job(work.label, work.out, work.key)
+
+    launcher.attach = attach  # type: ignore[method-assign]
+    pipeline(tmp_path, launcher, 1).bring(PLAN)
+    assert "prepare" not in launcher.order and len(list(torn.parent.glob(".*.0.tmp"))) == 1
 
 
 def test_what_is_done_takes_no_room(tmp_path: Path) -> None:

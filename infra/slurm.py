@@ -1,0 +1,338 @@
+"""Slurm, as a pipeline's driver needs it: torchx 0.7.0's scheduler with other jobs, questions and errors.
+
+What differs from torchx, and why:
+
+- Nodes of one role are one job of several nodes. torchx makes them a heterogeneous job, which some sites forbid and
+  which Slurm starts by backfill alone.
+- A job's state comes from `squeue`, and from `sacct` once the queue forgot the job: many clusters keep no accounts.
+- GPUs are asked for by node: newer Slurm refuses `--gpus-per-task` without a task count.
+- Settings are arguments of `sbatch`, and variables are handed on in its environment: neither becomes a line of the
+  script that means something else, a comma ends no value, and no value is seen in a process's arguments.
+- Logs lie in one folder, and a requeued job's log goes on where it stopped.
+- Errors of Slurm's commands are told apart: an answer, a refusal (`SchedulerError`), no answer (`UnansweredError`).
+"""
+
+import getpass
+import os
+import shlex
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torchx.schedulers.api import AppDryRunInfo, DescribeAppResponse
+from torchx.schedulers.slurm_scheduler import SLURM_STATES, SlurmOpts, SlurmScheduler, _save_job_dir
+from torchx.specs import AppDef, AppState, ReplicaStatus, Role, RoleStatus, macros, runopts
+
+from infra import lease
+from infra.errors import SchedulerError, UnansweredError
+from infra.rendezvous import PORT_VARIABLE
+
+OPTIONS: Mapping[str, str] = {
+    "account": "the account that the job is charged to",
+    "qos": "the quality of service",
+    "reservation": "the reservation to take nodes from",
+    "nodelist": "nodes that the job must have",
+    "exclude": "nodes that the job must not have",
+    "signal": "what the ranks are sent before the time limit, such as TERM@120: two minutes to checkpoint",
+}
+"""Options of `sbatch` that torchx does not know."""
+
+_PASSED_ON = ("partition", "time", "constraint", "comment", "mail-user", "mail-type", *OPTIONS)
+_HANDLE = "TORCHX_JOB_ID"
+_ASK_SECONDS = 2.0
+_COMMAND_SECONDS = 60.0
+_FIRST_PORT, _NUM_PORTS = 20_000, 10_000
+
+# While its processes end, a job is COMPLETING; torchx has no word for that.
+_STATES = {**SLURM_STATES, "COMPLETING": AppState.RUNNING, "CONFIGURING": AppState.PENDING}
+
+# The worst part of a job says how the job is.
+_WORST_FIRST = (
+    AppState.FAILED,
+    AppState.CANCELLED,
+    AppState.UNKNOWN,
+    AppState.RUNNING,
+    AppState.PENDING,
+    AppState.SUCCEEDED,
+)
+
+# What Slurm's commands print when they did not reach the controller or the accounts.
+_AWAY = (
+    "unable to contact", "connect failure", "connection refused", "connection timed out", "socket timed out",
+    "zero bytes were transmitted", "temporarily unable", "resource temporarily unavailable", "problem talking to",
+    "unable to establish", "lookup failed", "communication", "plugin failed", "try again",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SlurmJob:
+    """A job as `sbatch` takes it.
+
+    Attributes:
+        command: `sbatch` and its arguments. script: its standard input. env: variables that the job inherits from it.
+        log_dir: the folder of its logs; None: the job's own directory. job_dir: see torchx's option.
+    """
+
+    command: tuple[str, ...]
+    script: str
+    env: Mapping[str, str]
+    log_dir: Path | None = None
+    job_dir: str | None = None
+
+    def __repr__(self) -> str:
+        """Show the command, the variables' names and the script, for a dry run."""
+        return f"# environment: {' '.join(self.env)}\n{shlex.join(self.command)} <<'SCRIPT'\n{self.script}SCRIPT"
+
+
+class SlurmNodes(SlurmScheduler):  # type: ignore[misc]  # torchx is not typed
+    """The scheduler `slurm`."""
+
+    def __init__(self, session_name: str) -> None:
+        super().__init__(session_name)
+        self._told: dict[str, tuple[float, DescribeAppResponse | SchedulerError | None]] = {}
+
+    def _run_opts(self) -> runopts:
+        opts = super()._run_opts()
+        for name, told in OPTIONS.items():
+            opts.add(name, type_=str, help=told)
+        opts.add("log_dir", type_=str, help="the folder of the jobs' logs; by default where the job runs")
+        return opts
+
+    def _submit_dryrun(self, app: AppDef, cfg: SlurmOpts) -> AppDryRunInfo[Any]:
+        if len(app.roles) > 1 or not _is_uniform(app.roles[0]):
+            return _with_gpus_by_node(super()._submit_dryrun(app, cfg))
+        return AppDryRunInfo(_job(app, dict(cfg), _counts_memory(cfg.get("partition"))), repr)
+
+    def schedule(self, dryrun_info: AppDryRunInfo[Any]) -> str:
+        """Submit a job.
+
+        Raises:
+            SchedulerError: Slurm refused it. UnansweredError: Slurm was not reached, or its answer was not.
+        """
+        job = dryrun_info.request
+        if not isinstance(job, SlurmJob):
+            return str(super().schedule(dryrun_info))
+        if job.log_dir is not None:
+            job.log_dir.mkdir(parents=True, exist_ok=True)
+        job_id = _run(job.command, job.script, job.env).strip().partition(";")[0]
+        if job.job_dir is not None:
+            _save_job_dir(job_id, job.job_dir)
+        return job_id
+
+    def describe(self, app_id: str) -> DescribeAppResponse | None:
+        """Return the job's state from the queue, or from the accounts once the queue forgot it; None: neither knows it.
+
+        The answer is kept for some seconds, an error too: callers ask several times a second.
+
+        Raises:
+            SchedulerError: a command failed, so that nothing is known.
+        """
+        asked, answer = self._told.get(app_id, (float("-inf"), None))
+        if time.monotonic() - asked > _ASK_SECONDS:
+            try:
+                parts = _queued(app_id) or _accounted(app_id)
+                answer = _response(app_id, parts) if parts else None
+            except SchedulerError as error:
+                answer = error
+            self._told[app_id] = time.monotonic(), answer
+        if isinstance(answer, SchedulerError):
+            raise answer
+        return answer
+
+    def find(self, token: str) -> str | None:
+        """Return the job that was submitted with a lease's token; None: Slurm has none.
+
+        Raises:
+            SchedulerError: a command failed, so that nothing is known.
+        """
+        columns = ["--format=%i|%j", "--states=all", "--noheader"]
+        for line in _run(["squeue", f"--user={getpass.getuser()}", *columns]).splitlines():
+            job_id, _, name = line.strip().partition("|")
+            if name.endswith(f"-{_short(token)}"):
+                return job_id
+        return None
+
+    def log_files(self, app_id: str, role: str, num_nodes: int, log_dir: Path) -> list[Path]:
+        """Return the file of each node's stderr, and that of the job's script."""
+        nodes = [log_dir / f"slurm-{app_id}-{role}-{node}.err" for node in range(num_nodes)]
+        return [*nodes, log_dir / f"slurm-{app_id}.out"]
+
+    def leave(self, app_id: str) -> None:
+        """Let a job run on when this process ends, as every job of Slurm does."""
+
+    def _cancel_existing(self, app_id: str) -> None:
+        try:
+            _run(["scancel", app_id])
+        except SchedulerError as error:
+            if not _is_unknown(str(error)):
+                raise
+        self._told.pop(app_id, None)
+
+
+def _is_uniform(role: Role) -> bool:
+    """Return whether all nodes of a role run the same command: a shell fills in the node's number."""
+    return role.entrypoint == "bash" or not any(macros.replica_id in arg for arg in role.args)
+
+
+def _job(app: AppDef, cfg: Mapping[str, Any], has_memory: bool) -> SlurmJob:
+    """Make one job of a role's nodes, a task on each."""
+    # The script sets this variable, from the first node's name.
+    rank0 = "SIDESTACK_RANK0_HOST"
+    values = macros.Values(
+        img_root=app.roles[0].image, app_id=macros.app_id, replica_id="$SLURM_NODEID", rank0_env=rank0
+    )  # fmt: skip
+    role = values.apply(app.roles[0])
+    job_dir, log_dir = cfg.get("job_dir"), cfg.get("log_dir")
+    folder = None if log_dir is None else Path(log_dir).absolute()
+    place = "" if folder is None else f"{folder}/"
+    token = role.env.get(lease.VARIABLE, "").partition(" ")[0]
+    name = f"{app.name}-{_short(token)}" if token else app.name
+    command = ["sbatch", "--parsable", f"--job-name={name}", f"--nodes={role.num_replicas}", "--ntasks-per-node=1"]
+    command += ["--requeue", "--open-mode=append", f"--output={place}slurm-%j.out"]
+    asked = {
+        "cpus-per-task": role.resource.cpu,
+        "mem": role.resource.memMB if has_memory else 0,
+        "gpus-per-node": role.resource.gpu,
+    }
+    command += [f"--{option}={number}" for option, number in asked.items() if number > 0]
+    command += [f"--{option}={cfg[option]}" for option in _PASSED_ON if cfg.get(option) is not None]
+    command += [f"--chdir={job_dir}"] if job_dir is not None else []
+    stream = f"{place}slurm-%j-{role.name}-%t"
+    task = ["srun", f"--output={stream}.out", f"--error={stream}.err", "--open-mode=append"]
+    # End the other nodes a minute after one has ended, and at once after one has failed.
+    task += ["--wait=60", "--kill-on-bad-exit=1", role.entrypoint, *role.args]
+    env = {"PYTHONUNBUFFERED": "1", "SLURM_UNBUFFEREDIO": "1", **role.env}
+    handle = env.pop(_HANDLE, "")  # has the job's number, which the script alone knows
+    lines = [
+        "#!/bin/bash",
+        f"export {_HANDLE}={_quoted(handle)}",
+        f'export {rank0}="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"',
+        f'export {PORT_VARIABLE}="${{{PORT_VARIABLE}:-$(({_FIRST_PORT} + SLURM_JOB_ID % {_NUM_PORTS}))}}"',
+        'export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"',  # srun does not take it from the job since 22.05
+        " ".join(map(_quoted, task)),
+        "status=$?",
+        'echo "job ended with status $status"',
+        f'if [ "$status" -ne 0 ] && [ {int(role.max_retries)} -gt "${{SLURM_RESTART_COUNT:-0}}" ]; then',
+        '    scontrol requeue "$SLURM_JOB_ID"',
+        "fi",
+        "exit $status",
+    ]
+    return SlurmJob(tuple(command), "".join(f"{line}\n" for line in lines), env, folder, job_dir)
+
+
+def _counts_memory(partition: str | None) -> bool:
+    """Return whether memory can be asked for: some clusters configure their nodes with the 1 MB that is the default."""
+    try:
+        lines = _run(["sinfo", "--noheader", "--noconvert", "--format=%P|%m"]).splitlines()
+    except SchedulerError:
+        return True
+    for line in lines:
+        name, _, memory = line.strip().partition("|")
+        if name.rstrip("*") == partition or (partition is None and name.endswith("*")):
+            return int(memory.rstrip("+")) > 1000
+    return True
+
+
+def _quoted(word: str) -> str:
+    """Quote a word for the script, in which Slurm's number of the job stands for torchx's."""
+    return '"$SLURM_JOB_ID"'.join(shlex.quote(part) if part else "" for part in word.split(macros.app_id)) or "''"
+
+
+def _short(token: str) -> str:
+    """Return what of a lease's token is in the name of its job."""
+    return token[:12]
+
+
+def _with_gpus_by_node(info: AppDryRunInfo[Any]) -> AppDryRunInfo[Any]:
+    for replica in info.request.replicas.values():
+        replica.sbatch_opts.pop("ntasks", None)
+        gpus = replica.sbatch_opts.pop("gpus-per-task", None)
+        if gpus is not None:
+            replica.sbatch_opts["gpus-per-node"] = gpus
+    return info
+
+
+def _queued(job_id: str) -> list[tuple[str, str]]:
+    """Return (job name, state) of a job's parts, as `squeue` knows them for some minutes after their end."""
+    columns = ["--format=%j|%T", "--states=all", "--noheader"]
+    try:
+        return _rows(_run(["squeue", f"--jobs={job_id}", *columns]))
+    except SchedulerError as error:
+        if _is_unknown(str(error)):
+            return []
+        raise
+
+
+def _accounted(job_id: str) -> list[tuple[str, str]]:
+    """Return the same of a job that ended; nothing where Slurm keeps no accounts."""
+    columns = ["--format=JobName,State", "--parsable2", "--noheader", "--allocations"]
+    try:
+        return _rows(_run(["sacct", f"--jobs={job_id}", *columns]))
+    except UnansweredError:
+        raise
+    except SchedulerError:
+        return []
+
+
+def _is_unknown(text: str) -> bool:
+    return "invalid job id" in text.lower()
+
+
+def _run(command: Sequence[str], text: str | None = None, env: Mapping[str, str] | None = None) -> str:
+    """Run one of Slurm's commands and return what it printed.
+
+    Args:
+        command: its words. text: its standard input. env: further variables.
+
+    Raises:
+        SchedulerError: it is not installed, or failed. UnansweredError: it did not reach Slurm.
+    """
+    kept = {name: value for name, value in os.environ.items() if not _is_of_a_job(name)}
+    try:
+        ended = subprocess.run(
+            command, input=text, capture_output=True, text=True, timeout=_COMMAND_SECONDS, env={**kept, **(env or {})},
+            stdin=subprocess.DEVNULL if text is None else None,
+        )  # fmt: skip
+    except FileNotFoundError:
+        raise SchedulerError(f"{command[0]}: not found; the driver must run where Slurm's commands are") from None
+    except subprocess.TimeoutExpired:
+        raise UnansweredError(f"{command[0]}: did not end within {_COMMAND_SECONDS:g} s") from None
+    if ended.returncode != 0:
+        reason = "; ".join(line.strip() for line in ended.stderr.splitlines() if line.strip())
+        reason = reason or f"ended with status {ended.returncode} and without a word"
+        is_away = any(words in reason.lower() for words in _AWAY)
+        raise (UnansweredError if is_away else SchedulerError)(f"{command[0]}: {reason}")
+    return ended.stdout
+
+
+def _is_of_a_job(variable: str) -> bool:
+    """Whether a variable is of the job that the driver itself may be, and would speak for the jobs that it submits."""
+    return variable == PORT_VARIABLE or (variable.startswith("SLURM_") and variable != "SLURM_CONF")
+
+
+def _rows(output: str) -> list[tuple[str, str]]:
+    pairs = (line.rpartition("|") for line in output.splitlines())
+    # "CANCELLED by 1000" names the user; only the first word is the state.
+    return [(name, state.split()[0]) for name, _, state in pairs if name and state.strip()]
+
+
+def _response(job_id: str, parts: list[tuple[str, str]]) -> DescribeAppResponse:
+    replicas: dict[str, list[ReplicaStatus]] = {}
+    states = []
+    for job_name, word in parts:
+        state = _STATES.get(word, AppState.UNKNOWN)
+        states.append(state)
+        role, _, number = job_name.rpartition("-")
+        if role and number.isdecimal():
+            status = ReplicaStatus(id=int(number), role=role, state=state, hostname="")
+            replicas.setdefault(role, []).append(status)
+    return DescribeAppResponse(
+        app_id=job_id,
+        roles=[Role(name, image="", num_replicas=len(found)) for name, found in replicas.items()],
+        roles_statuses=[RoleStatus(name, found) for name, found in replicas.items()],
+        state=next(state for state in _WORST_FIRST if state in states),
+        msg=", ".join(sorted({word for _, word in parts})),
+    )

@@ -1,0 +1,141 @@
+"""Why a job failed, from what its ranks, torchrun and the scheduler left behind."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from infra import errors
+from infra.rendezvous import PREFIX as RENDEZVOUS
+
+_LAST_LINES = 15
+
+# torchrun's word for a rank that a signal ended, such as the kernel's when memory runs out.
+_KILLED = re.compile(r"Signal \d+ \(SIG\w+\) received")
+
+_NOT_MET = {
+    "RendezvousTimeoutError": "the job's nodes did not meet in time (run.rendezvous_s): a node did not start, or was"
+    " ended",
+    "RendezvousConnectionError": "a node could not reach the job's first node within run.rendezvous_s",
+}
+"""What torchrun's errors mean, which stand in its own lines."""
+
+_ENDS: Mapping[str, str] = {
+    "CANCELLED": "was cancelled by somebody at the scheduler: state CANCELLED",
+    "TIMEOUT": "reached the scheduler's time limit (run.scheduler_options.time): state TIMEOUT",
+    "DEADLINE": "reached the scheduler's deadline: state DEADLINE",
+    "NODE_FAIL": "lost a node: state NODE_FAIL",
+    "BOOT_FAIL": "lost a node: state BOOT_FAIL",
+    "OUT_OF_MEMORY": "needed more memory than run.launch.*.memory_mb: state OUT_OF_MEMORY",
+    "PREEMPTED": "was preempted by another job: state PREEMPTED",
+    "REVOKED": "was revoked at the scheduler: state REVOKED",
+}
+"""How a job ended, by Slurm's words; by torchx's own for other schedulers."""
+
+
+class Failure(NamedTuple):
+    """What a rank's error file says; sorts by what is most likely the cause.
+
+    Attributes:
+        is_echo: the rank failed because another had. at: Unix time, whole seconds. written: that of the file, in ns.
+        rank: the rank's name. text: what it said.
+    """
+
+    is_echo: bool
+    at: int
+    written: int
+    rank: str
+    text: str
+
+
+def why(label: str, state: str, told: str, rank_logs: Path, unmarked: Sequence[str]) -> str:
+    """Return what people are told of a job that failed: its end, and the first rank's failure or the last lines.
+
+    Args:
+        label: of the stage. state: torchx's word for how the job ended, such as FAILED.
+        told: what else the scheduler says, such as Slurm's states. rank_logs: torchrun's folder.
+        unmarked: lines of the job's log that are no rank's.
+    """
+    words = [word for word in (*told.split(", "), state) if word in _ENDS]
+    end = _ENDS[words[0]] if words else state.lower()
+    failures = sorted(_failures(rank_logs))
+    own = [failure for failure in failures if not failure.is_echo]
+    if own:
+        reason = f"{own[0].rank}: {own[0].text}"
+    else:  # the rank that others echo ended without a word; torchrun, the shell or the scheduler may know
+        reason = "\n".join(_without_traceback("" if words or told == state else told, failures, rank_logs, unmarked))
+    return f"[{label}] {end}: {reason}\nlogs of all ranks: {rank_logs}"
+
+
+def _without_traceback(
+    told: str, failures: Sequence[Failure], rank_logs: Path, unmarked: Sequence[str]
+) -> Iterator[str]:
+    lines = [line.strip() for line in unmarked]
+    if faults := list(dict.fromkeys(line for line in lines if line.startswith(RENDEZVOUS))):
+        yield from faults
+        return
+    yield "no rank left a traceback of its own" + (f"; {told}" if told and told != "<NONE>" else "")
+    yield from (told for name, told in _NOT_MET.items() if any(name in line for line in lines))
+    yield from (line for line in lines if _KILLED.search(line))
+    yield from (f"{failure.rank}: {failure.text}" for failure in failures if failure.text.startswith("its error file"))
+    last = [*_last_lines(rank_logs), *unmarked[-_LAST_LINES:]]
+    yield from ["the last lines:", *last] if last else ["and nothing was logged"]
+
+
+def _failures(rank_logs: Path) -> Iterator[Failure]:
+    for file in _newest(rank_logs, "error.json"):
+        rank, written = _rank(file, rank_logs), file.stat().st_mtime_ns
+        try:
+            report = json.loads(file.read_text(encoding="utf-8"))["message"]
+            message, extra = _parts(report)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            # A disk that is full leaves an empty file.
+            text = f"its error file cannot be read ({type(error).__name__}); is the disk full?"
+            yield Failure(True, 0, written, rank, text)
+            continue
+        is_users = hasattr(errors, message.partition(":")[0])
+        text = message if is_users else str(extra.get("py_callstack", message))
+        yield Failure(_is_echo(message, rank_logs), int(extra.get("timestamp", 0)), written, rank, text.strip())
+
+
+def _parts(report: Any) -> tuple[str, Mapping[str, Any]]:
+    """Return an error report's message and what stands beside it."""
+    return (report, {}) if isinstance(report, str) else (str(report["message"]), report["extraInfo"])
+
+
+def _is_echo(message: str, rank_logs: Path) -> bool:
+    """Whether a rank failed because another had: timestamps, in whole seconds, often cannot tell.
+
+    It was told so, lost the connection, or missed a temporary directory of the output or of a checkpoint, which rank 0
+    removes after a failure.
+    """
+    name = re.escape(rank_logs.name.removesuffix(".logs"))
+    lost = ("Connection closed by peer", "Connection reset by peer")
+    is_missing = message.startswith("FileNotFoundError:") and re.search(
+        rf"/(\.{name}\.|{name}\.checkpoint/\.)[^/]*\.tmp\b", message
+    )
+    return message.startswith("StageError:") or bool(is_missing) or any(words in message for words in lost)
+
+
+def _last_lines(rank_logs: Path) -> Iterator[str]:
+    for file in _newest(rank_logs, "stderr.log"):
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines()[-_LAST_LINES:]:
+            yield f"{_rank(file, rank_logs)}: {line}"
+
+
+def _newest(rank_logs: Path, name: str) -> Iterator[Path]:
+    """Return the ranks' files of a name, of every node's last attempt.
+
+    torchrun keeps them in `{a node's directory}/attempt_{n}/{local rank}/`.
+    """
+    for node in sorted(rank_logs.glob("*/")):
+        attempts = sorted(node.glob("attempt_*"), key=lambda path: path.stat().st_mtime)
+        yield from sorted(attempts[-1].glob(f"*/{name}")) if attempts else []
+
+
+def _rank(file: Path, rank_logs: Path) -> str:
+    """Name the rank a file is of; with more than one node, torchrun tells only the local rank."""
+    local = file.parent.name
+    nodes = list(rank_logs.glob("*/"))
+    return f"rank {local}" if len(nodes) == 1 else f"local rank {local} in {file.parents[2].name}"

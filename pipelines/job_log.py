@@ -1,0 +1,95 @@
+"""A job's log, followed while the job runs: rank 0's lines are shown, those of others than the ranks remembered."""
+
+import re
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+_POLL_S = 0.2
+_REMEMBERED = 200
+
+# torchrun marks the ranks' lines (components/torchrun.py); what has no mark is torchrun's, the shell's or Slurm's.
+_RANK_LINE = re.compile(r"^\[rank(\d+)\]:")
+
+
+def say(label: str, text: str) -> None:
+    """Print one line of a stage, on stderr: stdout has the run's result alone. A terminal that is gone is no error."""
+    with suppress(OSError, ValueError):
+        print(f"[{label}] {text}", file=sys.stderr, flush=True)
+
+
+class JobLog:
+    """Follows the logs of a job's nodes, each in a thread, as rank 0 may run on any node.
+
+    Attributes:
+        unmarked: the last lines that are no rank's.
+    """
+
+    def __init__(self, label: str) -> None:
+        """Remember what the lines are shown under."""
+        self.unmarked: deque[str] = deque(maxlen=_REMEMBERED)
+        self._label = label
+        self._is_over = threading.Event()
+        self._threads: list[threading.Thread] = []
+
+    def follow_files(self, files: Sequence[Path], is_new: bool) -> None:
+        """Follow files, which may appear later: from their beginning, or, of a job that is not new, from their end."""
+        for file in files:
+            self._start(_lines(file, self._is_over, 0 if is_new or not file.exists() else file.stat().st_size))
+
+    def follow(self, lines: Iterable[str]) -> None:
+        """Follow what a scheduler streams."""
+        self._start(lines)
+
+    def stop(self) -> None:
+        """Show what was logged until now, and follow no longer."""
+        self._is_over.set()
+        for thread in self._threads:
+            thread.join(timeout=10)
+
+    def _start(self, lines: Iterable[str]) -> None:
+        thread = threading.Thread(target=self._show, args=(lines,), daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _show(self, lines: Iterable[str]) -> None:
+        try:
+            for line in lines:
+                self._take(line.rstrip())
+        except Exception as error:
+            # Some schedulers cannot give a log, or not yet; the job itself is well.
+            say(self._label, f"(the log cannot be followed: {error})")
+
+    def _take(self, line: str) -> None:
+        mark = _RANK_LINE.match(line)
+        text = line[mark.end() :] if mark else line
+        if not text.strip():
+            return
+        if mark is None:
+            self.unmarked.append(text)
+        elif int(mark[1]) == 0:
+            say(self._label, text)
+
+
+def _lines(file: Path, is_over: threading.Event, position: int) -> Iterator[str]:
+    """Yield a file's lines from a position on as they are written, until nothing more is to come.
+
+    The file is opened anew each time, so that one that appears late, is replaced or cut is followed too.
+    """
+    rest = b""
+    while True:
+        was_over = is_over.is_set()  # before reading: what was written until then is read
+        if file.exists():
+            position = min(position, file.stat().st_size)
+            with file.open("rb") as opened:
+                opened.seek(position)
+                *whole, rest = (rest + opened.read()).split(b"\n")
+                position = opened.tell()
+            yield from (line.decode(errors="replace") for line in whole)
+        if was_over:
+            yield from [rest.decode(errors="replace")] if rest else []
+            return
+        is_over.wait(_POLL_S)

@@ -1,0 +1,93 @@
+"""What a driver launches for a stage, and its record on disk, by which another driver finds the job."""
+
+import socket
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+
+from infra.commit import write_whole
+from infra.config import Config
+from infra.errors import StageError
+from infra.lease import lease_file
+
+
+@dataclass(frozen=True)
+class Work:
+    """A stage's work, as it is launched.
+
+    Attributes:
+        label: what people call the stage. key: names the work. out: the directory that its job commits.
+        limit_s: seconds after which the job is cancelled, waiting in a queue included.
+    """
+
+    label: str
+    key: str
+    out: Path
+    limit_s: float
+
+    @property
+    def rank_logs(self) -> Path:
+        """Where torchrun keeps every rank's log."""
+        return self.out.with_name(f"{self.out.name}.logs")
+
+
+class JobRecord(Config):
+    """A job's record beside its output, which is also the output's lease (`infra.lease`).
+
+    It is written before the job is submitted, again with the handle that the scheduler gave it, and removed once the
+    job is known to have ended.
+    """
+
+    token: str = Field(default_factory=lambda: uuid.uuid4().hex)
+    """Of the lease."""
+    scheduler: str
+    handle: str = ""
+    """torchx's handle; empty while the job is submitted."""
+    label: str
+    key: str
+    out: str
+    role: str
+    nodes: int
+    log_dir: str
+    """Where the scheduler keeps the nodes' logs, if it keeps them in files."""
+    host: str = Field(default_factory=socket.gethostname)
+    """The driver's."""
+    began: float = Field(default_factory=time.time)
+    """Unix time of the submission, in seconds."""
+    is_cancelled: bool = False
+
+    def write(self) -> None:
+        """Write the record, whole."""
+        file = lease_file(Path(self.out))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, self.model_dump_json(indent=1).encode())
+
+    def is_kept(self) -> bool:
+        """Return whether the output's lease is this job's: its end was not taken up, and no other was launched."""
+        found = read_record(Path(self.out))
+        return found is not None and found.token == self.token
+
+    def remove(self) -> None:
+        """Remove the record, where it is still this job's: the output's lease ends."""
+        if self.is_kept():
+            lease_file(Path(self.out)).unlink(missing_ok=True)
+
+
+def read_record(out: Path) -> JobRecord | None:
+    """Return the record of an output's job; None: there is none.
+
+    Raises:
+        StageError: the file is not a record.
+    """
+    file = lease_file(out)
+    try:
+        return JobRecord.model_validate_json(file.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        raise StageError(
+            f"{file}: is not the record of a job ({error.error_count()} faults); remove it once no job writes {out}"
+        ) from error
