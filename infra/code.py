@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 """The folder that holds the packages."""
 
-DEPLOY = "infra/deploy"
+DEPLOY, CLUSTERS = "infra/deploy", "infra/clusters"
 """Files for schedulers, which no stage imports: a schedule that changes leaves every key as it is."""
 
 
@@ -26,8 +26,10 @@ def code_digest(code: Sequence[str], root: Path = ROOT) -> str:
 
 
 def python_files(code: Sequence[str], root: Path = ROOT) -> Iterator[Path]:
-    """Yield the files of packages (all below but `DEPLOY`) and of single modules."""
+    """Yield the files of packages (all below but `DEPLOY` and `CLUSTERS`) and of single modules."""
     for name in code:
         place = root / name
         files = place.rglob("*.py") if place.is_dir() else [place]
-        yield from (file for file in files if not file.is_relative_to(root / DEPLOY))
+        for file in files:
+            if not any(file.is_relative_to(root / folder) for folder in (DEPLOY, CLUSTERS)):
+                yield file

@@ -20,7 +20,9 @@ from torchx.schedulers.slurm_scheduler import (
     SlurmOpts,
     SlurmScheduler,
 )
-from torchx.specs import AppDef, AppState, ReplicaStatus, Role, RoleStatus
+from torchx.specs import AppDef, AppState, ReplicaStatus, Role, RoleStatus, runopts
+
+from infra.clusters import slurm as slurm_options
 
 _ASK_SECONDS = 2.0
 
@@ -45,13 +47,18 @@ class SlurmNodes(SlurmScheduler):  # type: ignore[misc]  # torchx is not typed
     `sacct`, which fails on the many clusters that keep no accounts.
     """
 
+    def _run_opts(self) -> runopts:
+        return slurm_options.add_options(super()._run_opts())
+
     def _submit_dryrun(self, app: AppDef, cfg: SlurmOpts) -> AppDryRunInfo[SlurmBatchRequest]:
+        cfg = slurm_options.resolved(app.roles[0], cfg)
         info = super()._submit_dryrun(app, cfg)
         for replica in info.request.replicas.values():
             replica.sbatch_opts.pop("ntasks", None)
             gpus = replica.sbatch_opts.pop("gpus-per-task", None)
             if gpus is not None:
                 replica.sbatch_opts["gpus-per-node"] = gpus
+        info.request = slurm_options.apply(info.request, cfg)
         return info
 
     def __init__(self, session_name: str) -> None:
@@ -147,7 +154,7 @@ FACTORIES: Mapping[str, Callable[..., Scheduler[Any]]] = {
     "local_cwd": local_cwd,
     "local_docker": _torchx("torchx.schedulers.docker_scheduler"),
     "slurm": slurm,
-    "kubernetes": _torchx("torchx.schedulers.kubernetes_scheduler"),
-    "aws_batch": _torchx("torchx.schedulers.aws_batch_scheduler"),
+    "kubernetes": _torchx("infra.clusters.kubernetes"),
+    "aws_batch": _torchx("infra.clusters.aws_batch"),
 }
 """The schedulers by name, the default first."""
