@@ -33,5 +33,13 @@ class StageError(SidestackError):
     """A stage failed on some rank, or a launched stage ended without success."""
 
 
+class SchedulerError(StageError):
+    """The scheduler refused a job, or what was asked of it."""
+
+
+class UnansweredError(SchedulerError):
+    """The scheduler could not be reached; what was asked of it may succeed later."""
+
+
 class TrainingError(SidestackError):
     """A training went wrong in a way that more steps will not mend: collapsed digits, or ranks that drifted apart."""

@@ -22,9 +22,19 @@ from torchx.schedulers.slurm_scheduler import (
 )
 from torchx.specs import AppDef, AppState, ReplicaStatus, Role, RoleStatus, runopts
 
-from infra.clusters import slurm as slurm_options
+from infra.clusters.config import cluster_of, with_options
 
 _ASK_SECONDS = 2.0
+
+_OPTIONS = {
+    "account": "the account that the job is charged to",
+    "qos": "the quality of service",
+    "reservation": "the reservation to take nodes from",
+    "nodelist": "nodes that the job must have",
+    "exclude": "nodes that the job must not have",
+    "signal": "what the ranks are sent before the time limit, such as TERM@120: two minutes to checkpoint",
+}
+"""Options of `sbatch` that torchx does not know."""
 
 # While its processes end, a job is COMPLETING; torchx has no word for that.
 _STATES = {**SLURM_STATES, "COMPLETING": AppState.RUNNING, "CONFIGURING": AppState.PENDING}
@@ -48,17 +58,20 @@ class SlurmNodes(SlurmScheduler):  # type: ignore[misc]  # torchx is not typed
     """
 
     def _run_opts(self) -> runopts:
-        return slurm_options.add_options(super()._run_opts())
+        options = super()._run_opts()
+        for name, text in _OPTIONS.items():
+            options.add(name, type_=str, default=None, help=text)
+        return options
 
     def _submit_dryrun(self, app: AppDef, cfg: SlurmOpts) -> AppDryRunInfo[SlurmBatchRequest]:
-        cfg = slurm_options.resolved(app.roles[0], cfg)
+        cfg = with_options(cluster_of(app.roles[0].metadata, "slurm"), cfg)
         info = super()._submit_dryrun(app, cfg)
         for replica in info.request.replicas.values():
             replica.sbatch_opts.pop("ntasks", None)
             gpus = replica.sbatch_opts.pop("gpus-per-task", None)
             if gpus is not None:
                 replica.sbatch_opts["gpus-per-node"] = gpus
-        info.request = slurm_options.apply(info.request, cfg)
+            replica.sbatch_opts.update({name: str(cfg[name]) for name in _OPTIONS if cfg.get(name) is not None})
         return info
 
     def __init__(self, session_name: str) -> None:

@@ -9,7 +9,7 @@ from torchx.schedulers.aws_batch_scheduler import AWSBatchOpts, AWSBatchSchedule
 from torchx.specs import AppDef, Role, runopts
 
 from infra.clusters.config import SECRETS_KEY, BatchCluster, BatchOptions, cluster_of, with_options
-from infra.errors import ConfigError
+from infra.errors import ConfigError, SchedulerError, UnansweredError
 
 
 class BatchJobs(AWSBatchScheduler):  # type: ignore[misc]  # torchx is not typed
@@ -39,8 +39,8 @@ class BatchJobs(AWSBatchScheduler):  # type: ignore[misc]  # torchx is not typed
         """Register the job's definition and submit the job.
 
         Raises:
-            ConfigError: there are no credentials, or AWS refuses, such as for an unknown queue; a definition that was
-                registered is taken back.
+            SchedulerError: there are no credentials, or AWS refuses, such as for an unknown queue.
+            UnansweredError: AWS cannot be reached.
         """
         request = dryrun_info.request
         with _refusals(f"queue {request.queue!r}"):
@@ -51,9 +51,9 @@ class BatchJobs(AWSBatchScheduler):  # type: ignore[misc]  # torchx is not typed
         """Check that the queue is there before a definition is registered, which would stay."""
         found = self._client.describe_job_queues(jobQueues=[queue])["jobQueues"]
         if not found:
-            raise ConfigError(f"aws_batch: queue {queue!r}: no such queue in {self._client.meta.region_name}")
+            raise SchedulerError(f"aws_batch: queue {queue!r}: no such queue in {self._client.meta.region_name}")
         if found[0]["state"] != "ENABLED":
-            raise ConfigError(f"aws_batch: queue {queue!r}: is {found[0]['state'].lower()}")
+            raise SchedulerError(f"aws_batch: queue {queue!r}: is {found[0]['state'].lower()}")
 
 
 def _given(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,12 +88,14 @@ def _apply(container: dict[str, Any], cluster: BatchCluster, role: Role, secrets
 @contextmanager
 def _refusals(what: str) -> Iterator[None]:
     """Tell what was asked of AWS when it refuses."""
-    from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError
 
     try:
         yield
+    except (ConnectionError, HTTPClientError) as error:
+        raise UnansweredError(f"aws_batch: {what}: {error}") from error
     except (BotoCoreError, ClientError) as error:
-        raise ConfigError(f"aws_batch: {what}: {error}") from error
+        raise SchedulerError(f"aws_batch: {what}: {error}") from error
 
 
 def create_scheduler(session_name: str, **options: Any) -> BatchJobs:

@@ -137,7 +137,7 @@ class DockerCluster(ContainerCluster):
 
 
 class SlurmOptions(Config):
-    """Options of `sbatch`, and how a job of several nodes is asked for."""
+    """Options of `sbatch`."""
 
     partition: str | None = None
     time: str | None = None
@@ -149,9 +149,8 @@ class SlurmOptions(Config):
     exclude: str | None = None
     constraint: str | None = None
     comment: str | None = None
-    heterogeneous: bool | None = None
-    """Whether several nodes are asked for as a heterogeneous job, torchx's way; `false`: as one group of nodes, for
-    sites that forbid heterogeneous jobs or start them late."""
+    signal: str | None = None
+    """What the ranks are sent before the time limit, such as `TERM@120`: two minutes to checkpoint."""
 
 
 class SlurmCluster(Cluster):

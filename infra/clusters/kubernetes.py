@@ -3,6 +3,7 @@
 torchx 0.7.0 renders the job; of pods it knows image, resources and mounts alone.
 """
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ from infra.clusters.config import (
     cluster_of,
     with_options,
 )
-from infra.errors import ConfigError
+from infra.errors import ConfigError, SchedulerError, UnansweredError
 
 if TYPE_CHECKING:
     from kubernetes.client import ApiClient
@@ -77,7 +78,8 @@ class KubernetesJobs(KubernetesScheduler):  # type: ignore[misc]  # torchx is no
         """Submit a job.
 
         Raises:
-            ConfigError: the API server cannot be reached, or refuses the job, such as for an unknown queue.
+            SchedulerError: the API server refuses the job, such as for an unknown queue.
+            UnansweredError: it cannot be reached, or has an error of its own.
         """
         options = dryrun_info._cfg
         with _refusals(f"queue {options['queue']!r}, namespace {options['namespace']!r}"):
@@ -181,14 +183,17 @@ def _refusals(what: str) -> Iterator[None]:
     try:
         yield
     except ApiException as error:
-        raise ConfigError(f"kubernetes: {what}: the API server refuses: {error.status} {_message(error)}") from error
+        told = f"kubernetes: {what}: the API server refuses: {error.status} {_message(error)}"
+        raise (UnansweredError if error.status >= 500 else SchedulerError)(told) from error
     except HTTPError as error:
-        raise ConfigError(f"kubernetes: {what}: the API server does not answer: {error}") from error
+        raise UnansweredError(f"kubernetes: {what}: the API server does not answer: {error}") from error
 
 
 def _message(error: Any) -> str:
-    found = re.search(r'"message":\s*"((?:[^"\\]|\\.)*)"', str(error.body or ""))
-    return found[1] if found else str(error.reason)
+    try:
+        return str(json.loads(error.body)["message"])
+    except (ValueError, TypeError, KeyError):
+        return str(error.reason)
 
 
 def _cluster(role: Role, cfg: Mapping[str, Any]) -> KubernetesCluster:

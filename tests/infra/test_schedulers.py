@@ -8,6 +8,8 @@ import pytest
 from torchx.schedulers import get_scheduler_factories
 from torchx.specs import AppDef, AppState, Resource, Role
 
+from components import encoder
+from infra.clusters.config import SlurmOptions, load_cluster
 from infra.schedulers import FACTORIES, SlurmNodes, local_cwd
 
 
@@ -81,6 +83,18 @@ def test_gpus_are_asked_for_by_node(commands: Path) -> None:
     script = SlurmNodes("test").submit_dryrun(AppDef("encoder", [role]), {}).request.materialize()
     assert script.count("--gpus-per-node=8") == 2
     assert "gpus-per-task" not in script
+
+
+def test_options_of_sbatch_come_from_the_clusters_file(commands: Path) -> None:
+    app = encoder.train(config="c", dataset="d", out="o", cluster="slurm")
+    script = SlurmNodes("test").submit_dryrun(app, {"account": "mine"}).request.materialize()
+    given = load_cluster("slurm").scheduler_options | {"account": "mine"}
+    assert len(given) > 3
+    assert all(f"--{name}={value}" in script for name, value in given.items())
+
+
+def test_every_option_of_a_clusters_file_is_slurms(commands: Path) -> None:
+    assert set(SlurmOptions.model_fields) <= set(SlurmNodes("test").run_opts()._opts)
 
 
 def test_a_venv_that_is_not_activated_comes_first_on_the_path(commands: Path) -> None:

@@ -7,12 +7,13 @@ from typing import Any
 
 import boto3
 import pytest
+from botocore.config import Config
 from torchx.specs import AppState
 
 from components import encoder
 from infra.clusters.aws_batch import BatchJobs
 from infra.clusters.config import SECRETS_KEY
-from infra.errors import ConfigError
+from infra.errors import ConfigError, SchedulerError, UnansweredError
 from tests.infra.clusters.jobs import rendered, write_cluster
 
 pytestmark = pytest.mark.filterwarnings("ignore:Cannot determine resource instance type")
@@ -114,7 +115,7 @@ def test_a_job_of_two_nodes_is_submitted_followed_and_cancelled(account: Any, tm
 def test_a_queue_that_takes_no_jobs_is_named_and_nothing_is_registered(
     account: Any, tmp_path: Path, queue: str, message: str
 ) -> None:
-    with pytest.raises(ConfigError, match=f"queue '{queue}': .*{message}"):
+    with pytest.raises(SchedulerError, match=f"queue '{queue}': .*{message}"):
         submit(account, write_cluster(tmp_path, CLUSTER), {"queue": queue})
     assert account.describe_job_definitions()["jobDefinitions"] == []
 
@@ -126,5 +127,12 @@ def test_missing_credentials_are_told(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("HOME", str(tmp_path))
     client = boto3.session.Session().client("batch", region_name="eu-west-1")
-    with pytest.raises(ConfigError, match="queue 'gpu-queue': Unable to locate credentials"):
+    with pytest.raises(SchedulerError, match="queue 'gpu-queue': Unable to locate credentials"):
+        submit(client, write_cluster(tmp_path, CLUSTER))
+
+
+def test_a_service_that_is_away_may_be_asked_again(account: Any, tmp_path: Path) -> None:
+    config = Config(connect_timeout=1, retries={"max_attempts": 0})
+    client = boto3.client("batch", endpoint_url="http://127.0.0.1:9", config=config)
+    with pytest.raises(UnansweredError, match="queue 'gpu-queue': Could not connect"):
         submit(client, write_cluster(tmp_path, CLUSTER))

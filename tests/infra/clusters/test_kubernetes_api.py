@@ -14,7 +14,7 @@ from torchx.specs import AppState
 
 from components import encoder
 from infra.clusters.kubernetes import KubernetesJobs, create_scheduler
-from infra.errors import ConfigError
+from infra.errors import ConfigError, UnansweredError
 
 QUEUES = ("default",)
 
@@ -120,7 +120,7 @@ def test_a_job_nobody_knows_has_no_state(api: Api) -> None:
 
 def test_an_unknown_queue_is_named(api: Api) -> None:
     with pytest.raises(
-        ConfigError, match=r"queue 'nightly', namespace 'training': .*unable to find job queue: nightly"
+        SchedulerError, match=r"queue 'nightly', namespace 'training': .*unable to find job queue: nightly"
     ):
         submit(create_scheduler("test"), {"queue": "nightly"})
     assert api.jobs == {}
@@ -142,7 +142,7 @@ def test_a_pod_that_can_never_start_is_a_failure_with_its_reason(api: Api, reaso
 
 def test_a_server_that_is_away_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_kubeconfig(tmp_path, monkeypatch, "http://127.0.0.1:9")
-    with pytest.raises(ConfigError, match="queue 'default', .*the API server does not answer"):
+    with pytest.raises(UnansweredError, match="queue 'default', .*the API server does not answer"):
         submit(create_scheduler("test"))
 
 
