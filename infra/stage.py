@@ -21,6 +21,7 @@ from infra.commit import FileEntry, Manifest, committing, read_manifest, refuse_
 from infra.config import Config, digest, load_section, plain, to_yaml
 from infra.distributed import Timeouts, World, started, together
 from infra.errors import ConfigError, SidestackError
+from infra.hosts import require_alike_hosts
 from infra.record import CONFIG_FILE
 from infra.tracking import RunLog
 
@@ -158,6 +159,8 @@ def _run(
             paths = inputs.named(arguments.input)
             refuse_taken(arguments.out)
         manifests = _verified(world, paths)
+        seen = {f"input {name}": manifest.digest for name, manifest in manifests.items()}
+        require_alike_hosts(world.committing, {"config": digest(config), **seen})
         facts: dict[str, Any] = {"config": digest(config), "world_size": world.size}
         digests = {name: manifest.digest for name, manifest in manifests.items()}
         digests |= {name: of_input(config, paths[name]) for name, of_input in identify.items()}

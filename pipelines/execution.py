@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torchx.specs import AppDef
 
+from infra.code import code_environment
 from infra.commit import is_committed, read_manifest, refuse_taken, verify
 from infra.config import digest, plain, to_yaml
 from infra.errors import CommitError, StageError
@@ -169,11 +170,17 @@ class Pipeline:
             key=work,
             parent_run=self.parent_run,
             j=f"{launch.nodes}x{launch.ranks}",
+            cluster=self.run.cluster or "",
             image=self.run.image,
             cpu=self._cores(launch),
             gpu=launch.gpu,
             memMB=launch.memory_mb,
-            env={**self._tracking_environment(), **self.run.timeouts.environment(), **self.run.env},
+            env={
+                **self._tracking_environment(),
+                **self.run.timeouts.environment(),
+                **code_environment(stage.code),
+                **self.run.env,
+            },
             mounts=list(self.run.mounts),
             max_restarts=launch.max_restarts,
             max_retries=launch.max_retries,
