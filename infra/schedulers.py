@@ -171,3 +171,8 @@ FACTORIES: Mapping[str, Callable[..., Scheduler[Any]]] = {
     "aws_batch": _torchx("infra.clusters.aws_batch"),
 }
 """The schedulers by name, the default first."""
+
+
+def option_names(scheduler: str) -> list[str]:
+    """Return the names of the options that a scheduler takes."""
+    return list(FACTORIES[scheduler]("sidestack").run_opts()._opts)

@@ -224,7 +224,7 @@ def test_faulty_config_launches_nothing(tmp_path: Path, override: str) -> None:
 
 
 def test_faulty_scheduler_options_launch_nothing(base: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="run.scheduler 'kubernetes'.*queue"):
+    with pytest.raises(ConfigError, match="run: scheduler 'kubernetes': needs scheduler_options.queue"):
         again(base, f"run.runs_dir={tmp_path}", "run.scheduler=kubernetes")
     assert not list(tmp_path.rglob("manifest.json"))
 

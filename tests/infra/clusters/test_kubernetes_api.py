@@ -14,7 +14,7 @@ from torchx.specs import AppState
 
 from components import encoder
 from infra.clusters.kubernetes import KubernetesJobs, create_scheduler
-from infra.errors import ConfigError, UnansweredError
+from infra.errors import ConfigError, SchedulerError, UnansweredError
 
 QUEUES = ("default",)
 
