@@ -88,7 +88,7 @@ types: install ## mypy, strict
 format: install ## let ruff mend what it can
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
-doctor: install ## imports, versions, torchrun, gloo, GPU and nccl
+doctor: install ## packages and their builds; two ranks of torchrun that add up, by gloo and, with GPUs, by nccl
 	@$(BIN)/python -m infra.doctor
 
 golden: install ## write the golden files of the dry runs anew (look at the diff before you commit it)
