@@ -4,6 +4,7 @@
 # ruff: noqa: UP006, UP035, UP045
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Dict, List, Optional
 
 from torchx import specs
@@ -36,7 +37,7 @@ def run(
         env: environment variables, as A=1,B=2
         mounts: mounts, as type=bind,src=/shared,dst=/shared
     """
-    launch = Launch.of("1x1", image, cpu, -1, memMB, env, mounts, 0, 0, cluster)
+    launch = Launch.of("1x1", image, cpu, 0, memMB, env, mounts, 0, 0, cluster)
     return _driver("pipeline", "pipelines.run", config, overrides, launch)
 
 
@@ -65,7 +66,7 @@ def retrain(
         env: environment variables, as A=1,B=2
         mounts: mounts, as type=bind,src=/shared,dst=/shared
     """
-    launch = Launch.of("1x1", image, cpu, -1, memMB, env, mounts, 0, 0, cluster)
+    launch = Launch.of("1x1", image, cpu, 0, memMB, env, mounts, 0, 0, cluster)
     return _driver("retrain", "pipelines.retrain", config, overrides, launch)
 
 
@@ -189,4 +190,5 @@ def _driver(name: str, module: str, config: str, overrides: Sequence[str], launc
     words = ["python", "-m", module, "--config", config]
     for override in overrides:
         words += ["--set", override]
-    return app(name, [quoted(word) for word in words], launch)
+    # Stages that run in this job find the GPUs that there are.
+    return app(name, [quoted(word) for word in words], replace(launch, gpu=None))

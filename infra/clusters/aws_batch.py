@@ -80,7 +80,9 @@ def _apply(container: dict[str, Any], cluster: BatchCluster, role: Role, secrets
     if cluster.secrets:
         container["secrets"] = [{"name": name, "valueFrom": arn} for name, arn in cluster.secrets.items()]
     container["user"] = str(cluster.user)
-    container["linuxParameters"]["sharedMemorySize"] = cluster.shm_mb or role.resource.memMB // 2
+    container["linuxParameters"]["sharedMemorySize"] = min(
+        cluster.shm_mb or role.resource.memMB // 2, role.resource.memMB
+    )
     if cluster.resources.instance is not None:
         container["instanceType"] = cluster.resources.instance
 

@@ -211,7 +211,7 @@ def _apply(job: dict[str, Any], cluster: KubernetesCluster, role: Role) -> None:
     """Put into a rendered job what the cluster's file says of its pods."""
     job["spec"]["policies"] = [{"event": event, "action": action} for event, action in cluster.policies.items()]
     references = _references(cluster, role.metadata.get(SECRETS_KEY, ()))
-    shm_mb = cluster.shm_mb or role.resource.memMB // 2
+    shm_mb = min(cluster.shm_mb or role.resource.memMB // 2, role.resource.memMB)
     for task in job["spec"]["tasks"]:
         _apply_to_pod(task["template"]["spec"], cluster, references, shm_mb)
 
