@@ -4,9 +4,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from torchx.schedulers.api import AppDryRunInfo
+from torchx.schedulers.api import AppDryRunInfo, DescribeAppResponse
 from torchx.schedulers.aws_batch_scheduler import AWSBatchOpts, AWSBatchScheduler, BatchJob
-from torchx.specs import AppDef, Role, runopts
+from torchx.specs import AppDef, AppState, Role, runopts
 
 from infra.clusters.config import SECRETS_KEY, BatchCluster, BatchOptions, cluster_of, with_options
 from infra.errors import ConfigError, SchedulerError, UnansweredError
@@ -46,6 +46,13 @@ class BatchJobs(AWSBatchScheduler):  # type: ignore[misc]  # torchx is not typed
         with _refusals(f"queue {request.queue!r}"):
             self._require_queue(request.queue)
             return str(super().schedule(dryrun_info))
+
+    def describe(self, app_id: str) -> DescribeAppResponse | None:
+        """Return a job's state; of a failed one with the reason, such as an image that cannot be pulled."""
+        answer = super().describe(app_id)
+        if answer is not None and answer.state == AppState.FAILED:
+            answer.msg = (self._get_job(app_id) or {}).get("statusReason", "")
+        return answer
 
     def _require_queue(self, queue: str) -> None:
         """Check that the queue is there before a definition is registered, which would stay."""

@@ -5,6 +5,7 @@ torchx 0.7.0 renders the job; of pods it knows image, resources and mounts alone
 
 import json
 import re
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
@@ -34,7 +35,7 @@ from infra.errors import ConfigError, SchedulerError, UnansweredError
 if TYPE_CHECKING:
     from kubernetes.client import ApiClient
 
-_CONNECT_SECONDS, _READ_SECONDS = 10, 30
+_CONNECT_SECONDS, _READ_SECONDS, _ASK_SECONDS = 10, 30, 2
 
 # A container that waits for one of these never starts by itself.
 _NEVER_STARTS = (
@@ -116,9 +117,18 @@ class KubernetesJobs(KubernetesScheduler):  # type: ignore[misc]  # torchx is no
         should_tail: bool = False,
         streams: Stream | None = None,
     ) -> Iterable[str]:
-        """Yield the lines of a pod's log, without the timestamps that the API server puts before them."""
+        """Yield the lines of a pod's log, without the timestamps that the API server puts before them.
+
+        A log that is followed begins once the job does: until then the API server refuses to give it.
+        """
+        while should_tail and self._is_waiting(app_id):
+            time.sleep(_ASK_SECONDS)
         lines = super().log_iter(app_id, role_name, k, regex, since, until, should_tail, streams)
-        return (_TIMESTAMP.sub("", line) for line in lines)
+        yield from (_TIMESTAMP.sub("", line) for line in lines)
+
+    def _is_waiting(self, app_id: str) -> bool:
+        answer = self.describe(app_id)
+        return answer is not None and answer.state in (AppState.PENDING, AppState.UNKNOWN)
 
     def _never_starting(self, app_id: str) -> Iterator[str]:
         from kubernetes import client
@@ -213,7 +223,10 @@ def _apply(job: dict[str, Any], cluster: KubernetesCluster, role: Role) -> None:
     references = _references(cluster, role.metadata.get(SECRETS_KEY, ()))
     shm_mb = min(cluster.shm_mb or role.resource.memMB // 2, role.resource.memMB)
     for task in job["spec"]["tasks"]:
-        _apply_to_pod(task["template"]["spec"], cluster, references, shm_mb)
+        pod = task["template"]["spec"]
+        _apply_to_pod(pod, cluster, references, shm_mb)
+        if "priorityClassName" in job["spec"]:
+            pod["priorityClassName"] = job["spec"]["priorityClassName"]
 
 
 def _apply_to_pod(

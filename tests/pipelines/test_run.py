@@ -214,7 +214,9 @@ def test_a_result_is_printed_on_a_stream_that_lacks_its_characters() -> None:
     assert (done.returncode, done.stdout) == (0, "held out ? ?\n"), done.stderr
 
 
-@pytest.mark.parametrize("override", ["ranker.no_such=1", "run.name=a/b", "run.scheduler=slurm,run"])
+@pytest.mark.parametrize(
+    "override", ["ranker.no_such=1", "run.name=a/b", "run.scheduler=slurm,run", "run.cluster=kubernets"]
+)
 def test_faulty_config_launches_nothing(tmp_path: Path, override: str) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump({"run": {"name": "never", "runs_dir": str(tmp_path / "runs")}}))

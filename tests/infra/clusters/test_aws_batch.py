@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import boto3
 import pytest
@@ -109,6 +110,15 @@ def test_a_job_of_two_nodes_is_submitted_followed_and_cancelled(account: Any, tm
     assert answer.state in (AppState.PENDING, AppState.RUNNING, AppState.SUCCEEDED)
     assert [(role.name, role.num_replicas) for role in answer.roles] == [("encoder", 2)]
     scheduler.cancel(handle)
+
+
+def test_why_a_job_failed_is_told(account: Any, tmp_path: Path) -> None:
+    scheduler = BatchJobs("test", client=account)
+    handle = submit(account, write_cluster(tmp_path, CLUSTER))
+    job = scheduler._get_job(handle) | {"status": "FAILED", "statusReason": "CannotPullContainerError: no such image"}
+    with mock.patch.object(scheduler, "_get_job", return_value=job):
+        answer = scheduler.describe(handle)
+    assert (answer.state, answer.msg) == (AppState.FAILED, "CannotPullContainerError: no such image")
 
 
 @pytest.mark.parametrize(("queue", "message"), [("nightly", "no such queue in eu-west-1"), ("closed", "is disabled")])

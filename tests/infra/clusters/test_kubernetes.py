@@ -65,7 +65,7 @@ def test_pods_have_what_the_clusters_file_says() -> None:
         assert pod["imagePullSecrets"] == [{"name": "registry"}]
         assert pod["nodeSelector"] == {"pool": "training", "node.kubernetes.io/instance-type": "p5.48xlarge"}
         assert pod["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
-        assert pod["serviceAccountName"] == "sidestack"
+        assert (pod["serviceAccountName"], pod["priorityClassName"]) == ("sidestack", "training")
         assert (pod["securityContext"]["runAsNonRoot"], pod["securityContext"]["runAsUser"]) == (True, 1000)
         assert pod["securityContext"]["fsGroup"] == 1000
         assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}

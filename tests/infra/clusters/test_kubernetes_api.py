@@ -114,6 +114,21 @@ def test_a_job_is_submitted_to_the_clusters_namespace_and_followed(api: Api) -> 
         assert [line.rstrip() for line in lines] == ["[default0]:step 1"]
 
 
+def test_a_log_is_followed_once_its_job_has_begun(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler = create_scheduler("test")
+    handle = submit(scheduler)
+    waits: list[float] = []
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        api.phase = "Running" if len(waits) == 2 else "Pending"
+
+    monkeypatch.setattr("infra.clusters.kubernetes.time.sleep", wait)
+    lines = scheduler.log_iter(handle, "encoder", should_tail=True)
+    assert next(iter(lines)).rstrip() == "[default0]:step 1"
+    assert waits == [2, 2]
+
+
 def test_a_job_nobody_knows_has_no_state(api: Api) -> None:
     assert create_scheduler("test").describe("training:away") is None
 
