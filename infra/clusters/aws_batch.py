@@ -7,6 +7,7 @@ from typing import Any
 from torchx.schedulers.api import AppDryRunInfo, DescribeAppResponse
 from torchx.schedulers.aws_batch_scheduler import AWSBatchOpts, AWSBatchScheduler, BatchJob
 from torchx.specs import AppDef, AppState, Role, runopts
+from torchx.specs.named_resources_aws import K8S_ITYPE
 
 from infra.clusters.config import SECRETS_KEY, BatchCluster, BatchOptions, cluster_of, with_options
 from infra.errors import ConfigError, SchedulerError, UnansweredError
@@ -27,6 +28,8 @@ class BatchJobs(AWSBatchScheduler):  # type: ignore[misc]  # torchx is not typed
     def _submit_dryrun(self, app: AppDef, cfg: AWSBatchOpts) -> AppDryRunInfo[BatchJob]:
         role = app.roles[0]  # a stage's job has no other
         cluster = _cluster(role, cfg)
+        if cluster.resources.instance is not None:  # else torchx warns that it does not know it
+            role.resource.capabilities[K8S_ITYPE] = cluster.resources.instance
         # torchx keeps `cfg` beside the request.
         cfg.update({"priority": 0, **_given(with_options(cluster, cfg))})
         info = super()._submit_dryrun(app, cfg)
@@ -90,7 +93,7 @@ def _apply(container: dict[str, Any], cluster: BatchCluster, role: Role, secrets
     container["linuxParameters"]["sharedMemorySize"] = min(
         cluster.shm_mb or role.resource.memMB // 2, role.resource.memMB
     )
-    if cluster.resources.instance is not None:
+    if cluster.resources.instance is not None:  # which torchx tells of several nodes alone
         container["instanceType"] = cluster.resources.instance
 
 

@@ -17,7 +17,7 @@ from infra.clusters.config import SECRETS_KEY
 from infra.errors import ConfigError, SchedulerError, UnansweredError
 from tests.infra.clusters.jobs import rendered, write_cluster
 
-pytestmark = pytest.mark.filterwarnings("ignore:Cannot determine resource instance type")
+pytestmark = pytest.mark.filterwarnings("error:Cannot determine resource instance type")
 
 ARN = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:mlflow"
 SECRET = {"name": "MLFLOW_TRACKING_URI", "valueFrom": ARN}
