@@ -92,7 +92,7 @@ types: install ## mypy, strict
 format: install ## let ruff mend what it can
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
-doctor: install ## imports, versions, torchrun, gloo, GPU and nccl
+doctor: install ## packages and their builds; two ranks of torchrun that add up, by gloo and, with GPUs, by nccl
 	@$(BIN)/python -m infra.doctor
 
 audit: install ## licences of all that is installed, and known vulnerabilities where a database can be reached

@@ -7,7 +7,7 @@ from typing import Dict, List, Optional
 
 from torchx import specs
 
-from components.torchrun import IMAGE, Launch, stage_app
+from components.torchrun import Launch, stage_app
 
 
 def train(
@@ -18,11 +18,12 @@ def train(
     start: str = "",
     key: str = "",
     parent_run: str = "",
-    j: str = "1x2",
-    image: str = IMAGE,
-    cpu: int = 2,
-    gpu: int = 0,
-    memMB: int = 6144,
+    j: str = "",
+    cluster: str = "",
+    image: str = "",
+    cpu: int = 0,
+    gpu: int = -1,
+    memMB: int = 0,
     env: Optional[Dict[str, str]] = None,
     mounts: Optional[List[str]] = None,
     max_restarts: int = 0,
@@ -40,17 +41,18 @@ def train(
         start: committed output of an earlier training that is refreshed, its codebook frozen; by default none
         key: the digest that names this work, saved in the manifest
         parent_run: the MLflow run to log a child run under
-        j: {nodes}x{ranks a node}
+        j: {nodes}x{ranks a node}; by default one node, with a rank for each GPU
+        cluster: name or path of the cluster's file, which has the defaults of what follows
         image: the container image, where the scheduler uses one
-        cpu: CPU cores a node
-        gpu: GPUs a node; with one for each rank the stage uses nccl
-        memMB: memory a node, in MB
+        cpu: CPU cores a node; 0 is the cluster's, or 2
+        gpu: GPUs a node; -1 is the cluster's, 0 hides those there are. With one for each rank the stage uses nccl
+        memMB: memory a node, in MB; 0 is the cluster's, or 6144
         env: environment variables, as A=1,B=2
         mounts: mounts, as type=bind,src=/shared,dst=/shared
         max_restarts: how often torchrun starts the ranks anew after a failure
         max_retries: how often the scheduler runs the whole job anew
     """
-    launch = Launch.of(j, image, cpu, gpu, memMB, env, mounts, max_restarts, max_retries)
+    launch = Launch.of(j, image, cpu, gpu, memMB, env, mounts, max_restarts, max_retries, cluster)
     return stage_app(
         "encoder",
         "encoder.train",
@@ -73,11 +75,12 @@ def materialize(
     published: str = "",
     key: str = "",
     parent_run: str = "",
-    j: str = "1x2",
-    image: str = IMAGE,
-    cpu: int = 2,
-    gpu: int = 0,
-    memMB: int = 6144,
+    j: str = "",
+    cluster: str = "",
+    image: str = "",
+    cpu: int = 0,
+    gpu: int = -1,
+    memMB: int = 0,
     env: Optional[Dict[str, str]] = None,
     mounts: Optional[List[str]] = None,
     max_restarts: int = 0,
@@ -96,17 +99,18 @@ def materialize(
         published: committed output of an earlier materialize whose SIDs stay as they are; by default none
         key: the digest that names this work, saved in the manifest
         parent_run: the MLflow run to log a child run under
-        j: {nodes}x{ranks a node}
+        j: {nodes}x{ranks a node}; by default one node, with a rank for each GPU
+        cluster: name or path of the cluster's file, which has the defaults of what follows
         image: the container image, where the scheduler uses one
-        cpu: CPU cores a node
-        gpu: GPUs a node; with one for each rank the stage uses nccl
-        memMB: memory a node, in MB
+        cpu: CPU cores a node; 0 is the cluster's, or 2
+        gpu: GPUs a node; -1 is the cluster's, 0 hides those there are. With one for each rank the stage uses nccl
+        memMB: memory a node, in MB; 0 is the cluster's, or 6144
         env: environment variables, as A=1,B=2
         mounts: mounts, as type=bind,src=/shared,dst=/shared
         max_restarts: how often torchrun starts the ranks anew after a failure
         max_retries: how often the scheduler runs the whole job anew
     """
-    launch = Launch.of(j, image, cpu, gpu, memMB, env, mounts, max_restarts, max_retries)
+    launch = Launch.of(j, image, cpu, gpu, memMB, env, mounts, max_restarts, max_retries, cluster)
     inputs = {"dataset": dataset} | {f"encoder.{name}": path for name, path in encoders.items()}
     return stage_app(
         "materialize",
@@ -130,10 +134,11 @@ def export(
     key: str = "",
     parent_run: str = "",
     j: str = "1x1",
-    image: str = IMAGE,
-    cpu: int = 2,
+    cluster: str = "",
+    image: str = "",
+    cpu: int = 0,
     gpu: int = 0,
-    memMB: int = 4096,
+    memMB: int = 0,
     env: Optional[Dict[str, str]] = None,
     mounts: Optional[List[str]] = None,
     max_restarts: int = 0,
@@ -150,16 +155,17 @@ def export(
         key: the digest that names this work, saved in the manifest
         parent_run: the MLflow run to log a child run under
         j: {nodes}x{ranks a node}; one rank does the work
+        cluster: name or path of the cluster's file, which has the defaults of what follows
         image: the container image, where the scheduler uses one
-        cpu: CPU cores a node
+        cpu: CPU cores a node; 0 is the cluster's, or 2
         gpu: GPUs a node; the work needs none
-        memMB: memory a node, in MB
+        memMB: memory a node, in MB; 0 is the cluster's, or 6144
         env: environment variables, as A=1,B=2; MLFLOW_TRACKING_URI says where to register
         mounts: mounts, as type=bind,src=/shared,dst=/shared
         max_restarts: how often torchrun starts the ranks anew after a failure
         max_retries: how often the scheduler runs the whole job anew
     """
-    launch = Launch.of(j, image, cpu, gpu, memMB, env, mounts, max_restarts, max_retries)
+    launch = Launch.of(j, image, cpu, gpu, memMB, env, mounts, max_restarts, max_retries, cluster)
     return stage_app(
         "export",
         "encoder.export",

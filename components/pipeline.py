@@ -4,17 +4,19 @@
 # ruff: noqa: UP006, UP035, UP045
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Dict, List, Optional
 
 from torchx import specs
 
-from components.torchrun import IMAGE, Launch, app, quoted, stage_app
+from components.torchrun import Launch, app, quoted, stage_app
 
 
 def run(
     *overrides: str,
     config: str,
-    image: str = IMAGE,
+    cluster: str = "",
+    image: str = "",
     cpu: int = 2,
     memMB: int = 6144,
     env: Optional[Dict[str, str]] = None,
@@ -28,20 +30,22 @@ def run(
     Args:
         overrides: dotted settings over the file's, such as encoder.key=value
         config: the run's YAML file
+        cluster: name or path of the cluster's file, which has image, environment and storage
         image: the container image, where the scheduler uses one
         cpu: CPU cores
         memMB: memory, in MB
         env: environment variables, as A=1,B=2
         mounts: mounts, as type=bind,src=/shared,dst=/shared
     """
-    launch = Launch.of("1x1", image, cpu, 0, memMB, env, mounts, 0, 0)
+    launch = Launch.of("1x1", image, cpu, 0, memMB, env, mounts, 0, 0, cluster)
     return _driver("pipeline", "pipelines.run", config, overrides, launch)
 
 
 def retrain(
     *overrides: str,
     config: str,
-    image: str = IMAGE,
+    cluster: str = "",
+    image: str = "",
     cpu: int = 2,
     memMB: int = 6144,
     env: Optional[Dict[str, str]] = None,
@@ -55,13 +59,14 @@ def retrain(
     Args:
         overrides: dotted settings over the file's, such as retrain.every_days=7
         config: the run's YAML file
+        cluster: name or path of the cluster's file, which has image, environment and storage
         image: the container image, where the scheduler uses one
         cpu: CPU cores
         memMB: memory, in MB
         env: environment variables, as A=1,B=2
         mounts: mounts, as type=bind,src=/shared,dst=/shared
     """
-    launch = Launch.of("1x1", image, cpu, 0, memMB, env, mounts, 0, 0)
+    launch = Launch.of("1x1", image, cpu, 0, memMB, env, mounts, 0, 0, cluster)
     return _driver("retrain", "pipelines.retrain", config, overrides, launch)
 
 
@@ -72,10 +77,11 @@ def prepare(
     key: str = "",
     parent_run: str = "",
     j: str = "1x1",
-    image: str = IMAGE,
-    cpu: int = 2,
+    cluster: str = "",
+    image: str = "",
+    cpu: int = 0,
     gpu: int = 0,
-    memMB: int = 6144,
+    memMB: int = 0,
     env: Optional[Dict[str, str]] = None,
     mounts: Optional[List[str]] = None,
     max_restarts: int = 0,
@@ -92,16 +98,17 @@ def prepare(
         key: the digest that names this work, saved in the manifest
         parent_run: the MLflow run to log a child run under
         j: {nodes}x{ranks a node}
+        cluster: name or path of the cluster's file, which has the defaults of what follows
         image: the container image, where the scheduler uses one
-        cpu: CPU cores a node
-        gpu: GPUs a node; with one for each rank the stage uses nccl
-        memMB: memory a node, in MB
+        cpu: CPU cores a node; 0 is the cluster's, or 2
+        gpu: GPUs a node; the work needs none
+        memMB: memory a node, in MB; 0 is the cluster's, or 6144
         env: environment variables, as A=1,B=2
         mounts: mounts, as type=bind,src=/shared,dst=/shared
         max_restarts: how often torchrun starts the ranks anew after a failure
         max_retries: how often the scheduler runs the whole job anew
     """
-    launch = Launch.of(j, image, cpu, gpu, memMB, env, mounts, max_restarts, max_retries)
+    launch = Launch.of(j, image, cpu, gpu, memMB, env, mounts, max_restarts, max_retries, cluster)
     return stage_app(
         "prepare",
         "pipelines.prepare",
@@ -126,10 +133,11 @@ def compare(
     key: str = "",
     parent_run: str = "",
     j: str = "1x1",
-    image: str = IMAGE,
-    cpu: int = 2,
+    cluster: str = "",
+    image: str = "",
+    cpu: int = 0,
     gpu: int = 0,
-    memMB: int = 6144,
+    memMB: int = 0,
     env: Optional[Dict[str, str]] = None,
     mounts: Optional[List[str]] = None,
     max_restarts: int = 0,
@@ -150,16 +158,17 @@ def compare(
         key: the digest that names this work, saved in the manifest
         parent_run: the MLflow run to log a child run under
         j: {nodes}x{ranks a node}
+        cluster: name or path of the cluster's file, which has the defaults of what follows
         image: the container image, where the scheduler uses one
-        cpu: CPU cores a node
-        gpu: GPUs a node; with one for each rank the stage uses nccl
-        memMB: memory a node, in MB
+        cpu: CPU cores a node; 0 is the cluster's, or 2
+        gpu: GPUs a node; the work needs none
+        memMB: memory a node, in MB; 0 is the cluster's, or 6144
         env: environment variables, as A=1,B=2
         mounts: mounts, as type=bind,src=/shared,dst=/shared
         max_restarts: how often torchrun starts the ranks anew after a failure
         max_retries: how often the scheduler runs the whole job anew
     """
-    launch = Launch.of(j, image, cpu, gpu, memMB, env, mounts, max_restarts, max_retries)
+    launch = Launch.of(j, image, cpu, gpu, memMB, env, mounts, max_restarts, max_retries, cluster)
     inputs = {f"arm.{arm}": path for arm, path in arms.items()}
     inputs |= {f"encoder.{name}": path for name, path in encoders.items()}
     inputs |= {"prepare": prepare, "dataset": dataset}
@@ -181,4 +190,5 @@ def _driver(name: str, module: str, config: str, overrides: Sequence[str], launc
     words = ["exec", "python", "-m", module, "--config", config]
     for override in overrides:
         words += ["--set", override]
-    return app(name, [quoted(word) for word in words], launch)
+    # Stages that run in this job find the GPUs that there are.
+    return app(name, [quoted(word) for word in words], replace(launch, gpu=None))

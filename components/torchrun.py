@@ -4,11 +4,17 @@ import hashlib
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torchx import specs
 
+from infra.clusters.config import Resources, load_cluster, metadata_of
+
 IMAGE = "sidestack:0.1.0"
 """The container made by `infra/deploy/Dockerfile`; schedulers without containers pay it no heed."""
+
+GPUS_VARIABLE = "SIDESTACK_GPUS"
+"""How many GPUs a node must have; `infra.distributed.started` checks it."""
 
 SHUTDOWN_SECONDS = 60
 
@@ -41,23 +47,25 @@ class Launch:
         j: `{nodes}x{ranks a node}`, e.g. `2x8`.
         image: container image.
         cpu: CPU cores a node.
-        gpu: GPUs a node.
+        gpu: GPUs a node; 0 hides those that there are, None leaves it open.
         memory_mb: memory a node, in MB.
         env: further environment variables.
         mounts: torchx mounts, e.g. `type=bind`, `src=/shared`, `dst=/shared`.
         max_restarts: how often torchrun starts the ranks anew after a failure.
         max_retries: how often the scheduler runs the whole job anew.
+        metadata: what the scheduler reads beside: the cluster.
     """
 
     j: str = "1x2"
     image: str = IMAGE
     cpu: int = 2
-    gpu: int = 0
+    gpu: int | None = None
     memory_mb: int = 6144
     env: Mapping[str, str] = field(default_factory=dict)
     mounts: Sequence[str] = ()
     max_restarts: int = 0
     max_retries: int = 0
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -71,9 +79,35 @@ class Launch:
         mounts: list[str] | None,
         max_restarts: int,
         max_retries: int,
+        cluster: str = "",
     ) -> "Launch":
-        """Take a component's arguments under the names that torchx's own components have."""
-        return cls(j, image, cpu, gpu, memMB, env or {}, tuple(mounts or ()), max_restarts, max_retries)
+        """Take a component's arguments under the names that torchx's own components have.
+
+        What is not given (an empty text, 0, and -1 of `gpu`) is the cluster's. Without a cluster it is two cores and
+        6,144 MB, and the GPUs are those that are there.
+
+        Raises:
+            ValueError: `j` is malformed, there are more ranks a node than GPUs, or the cluster's file has a fault.
+        """
+        file = load_cluster(cluster) if cluster else None
+        resources = Resources() if file is None else file.resources
+        gpus = gpu if gpu >= 0 else None if file is None else resources.gpu
+        launch = cls(
+            j or f"1x{gpus or 2}",
+            image or (file and file.image_reference) or IMAGE,
+            cpu or resources.cpu,
+            gpus,
+            memMB or resources.memory_mb,
+            {**(file.env if file else {}), **(env or {})},
+            tuple(mounts or (file.mounts if file else ())),
+            max_restarts,
+            max_retries,
+            metadata_of(file) if file else {},
+        )
+        _, ranks = launch.shape()
+        if gpus and ranks > gpus:
+            raise ValueError(f"j {launch.j!r}: {ranks} ranks a node are more than its {gpus} GPUs")
+        return launch
 
     def shape(self) -> tuple[int, int]:
         """Return `j` as (nodes, ranks a node).
@@ -152,13 +186,24 @@ def app(name: str, command: Sequence[str], launch: Launch, port: int | None = No
         entrypoint="bash",
         args=["-c", " ".join(command)],
         num_replicas=nodes,
-        env={name: _without_macros(value) for name, value in {**env, **launch.env}.items()},
-        resource=specs.resource(cpu=launch.cpu, gpu=launch.gpu, memMB=launch.memory_mb),
+        env={
+            variable: _without_macros(value)
+            for variable, value in {**env, **_gpu_environment(launch.gpu), **launch.env}.items()
+        },
+        resource=specs.resource(cpu=launch.cpu, gpu=launch.gpu or 0, memMB=launch.memory_mb),
         port_map={} if port is None else {"c10d": port},
         max_retries=launch.max_retries,
         mounts=specs.parse_mounts(list(launch.mounts)) if launch.mounts else [],
+        metadata=dict(launch.metadata),
     )
     return specs.AppDef(name=name, roles=[role])
+
+
+def _gpu_environment(gpu: int | None) -> dict[str, str]:
+    """Return how the ranks are told of their GPUs: how many there must be, or that they take none."""
+    if gpu is None:
+        return {}
+    return {GPUS_VARIABLE: str(gpu)} if gpu else {"CUDA_VISIBLE_DEVICES": ""}
 
 
 def _torchrun(launch: Launch, log_dir: str, port: int) -> list[str]:

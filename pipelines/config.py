@@ -1,10 +1,10 @@
 """The whole of a run's file: the stages' sections, and `run`, which says how they are launched."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import torch
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, field_validator, model_validator
@@ -15,11 +15,13 @@ from encoder.config import EncoderConfig, MaterializeConfig
 from encoder.config import TrainingConfig as EncoderTraining
 from encoder.export_config import ExportConfig
 from encoder.sid import DEFAULT_NAME, prefixes_fit
-from infra.config import Config, FileName, load_file, matching, parse, plain
+from infra.clusters.config import Cluster, Resources, load_cluster
+from infra.config import Config, FileName, load_file, matching, nearest, parse, plain
 from infra.distributed import Timeouts
 from infra.errors import ConfigError
 from infra.lanes import require_lanes
 from infra.masking import MASK
+from infra.schedulers import option_names
 from infra.tables import Entity
 from pipelines.drift.config import DriftConfig
 from pipelines.prepare.config import PrepareConfig
@@ -34,11 +36,14 @@ from ranker.config import TrainingConfig as RankerTraining
 from ranker.export_config import RankerExportConfig
 from ranker.score_config import ScoreConfig
 
+_TRAINING = ("encoder", "materialize", "ranker")
+"""The stages that use GPUs where there are any."""
+
 WITHOUT_BASELINE = "baseline.enabled=false"
 """Overrides a run's file where arms are compared with each other alone."""
 
 C = TypeVar("C")
-_WITH_SECRETS = ("local_cwd", "local_docker", "slurm")
+_WITH_SECRETS = ("local_cwd", "local_docker", "slurm", "kubernetes")
 
 Trained = TypeVar("Trained", EncoderConfig, RankerConfig)
 
@@ -70,18 +75,25 @@ class LaunchConfig(Config):
     """What one stage is launched with."""
 
     nodes: PositiveInt = 1
-    ranks: PositiveInt = 2
-    """Ranks a node."""
+    gpu: Annotated[int, Field(ge=0)] = 0
+    """GPUs a node; 0 hides those that there are. By default the stages that train have the cluster's, or on this
+    machine those that it has."""
+    ranks: PositiveInt = Field(default_factory=lambda given: given.get("gpu") or 2)
+    """Ranks a node; by default one for each GPU, or two."""
     cpu: PositiveInt = 2
     """CPU cores a node, shared out over its ranks' threads."""
-    gpu: Annotated[int, Field(ge=0)] = 0
-    """GPUs a node."""
     memory_mb: PositiveInt = 6144
     """Memory a node, in MB; schedulers enforce it, `local_cwd` does not."""
     max_restarts: Annotated[int, Field(ge=0)] = 0
     """How often torchrun starts the ranks anew after a failure."""
     max_retries: Annotated[int, Field(ge=0)] = 0
     """How often the scheduler runs the whole job anew."""
+
+    @model_validator(mode="after")
+    def _check_ranks(self) -> Self:
+        if self.gpu and self.ranks > self.gpu:
+            raise ValueError(f"ranks {self.ranks} a node: are more than its GPUs (gpu: {self.gpu})")
+        return self
 
 
 class SingleRankConfig(LaunchConfig):
@@ -112,6 +124,9 @@ class RunConfig(Config):
     """Where runs lie; on more than one node, on a filesystem that all nodes share."""
     arms: tuple[str, ...] | None = None
     """Which of `ranker.arms` to train and compare; by default all."""
+    cluster: str | None = None
+    """The cluster's file, by path or by the name of a shipped one: `laptop`, `slurm`, `kubernetes`, `aws_batch`. What
+    it says holds where this section says nothing (docs/clusters.md)."""
     scheduler: Literal["local_cwd", "local_docker", "slurm", "kubernetes", "aws_batch"] = "local_cwd"
     """Where the stages run."""
     scheduler_options: dict[Line, Option] = {}
@@ -155,7 +170,6 @@ class RunConfig(Config):
     def _check_env(cls, env: Any) -> Any:
         """Check the values without showing them: they may be secrets."""
         for name, value in env.items() if isinstance(env, dict) else ():
-            _check_variable(name)
             if not isinstance(value, str) or "\0" in value:
                 raise ValueError(f"{name}: must be text; put quotes around it")
             if value == MASK:
@@ -165,12 +179,34 @@ class RunConfig(Config):
     @model_validator(mode="after")
     def _check_secrets(self) -> "RunConfig":
         for name in self.secrets:
-            _check_variable(name)
             if name in self.env:
                 raise ValueError(f"secrets: {name} stands in env, too")
         if self.secrets and self.scheduler not in _WITH_SECRETS:
             raise ValueError(f"secrets: {self.scheduler} cannot hand them on; {', '.join(_WITH_SECRETS)} can")
         return self
+
+    @model_validator(mode="after")
+    def _check_options(self) -> Self:
+        known = option_names(self.scheduler)
+        for name in self.scheduler_options:
+            if name not in known:
+                raise ValueError(f"scheduler_options.{name}: {self.scheduler} has no such option{nearest(name, known)}")
+        if "queue" in known and "queue" not in self.scheduler_options:
+            raise ValueError(f"scheduler {self.scheduler!r}: needs scheduler_options.queue, or a cluster's file")
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_defaults(cls, values: Any) -> Any:
+        """Fill in what the cluster's file says; how a stage is launched, key by key."""
+        if not isinstance(values, Mapping):
+            return values
+        cluster = load_cluster(str(values["cluster"])) if values.get("cluster") else None
+        own = dict(values) if cluster is None else {**_of_cluster(cluster, values), **values}
+        if cluster is not None:
+            own["scheduler_options"] = cluster.scheduler_options | dict(values.get("scheduler_options") or {})
+        own["launch"] = _launches(cluster, own.get("scheduler", "local_cwd"), values.get("launch"))
+        return own
 
 
 class PipelineConfig(Config):
@@ -338,9 +374,33 @@ class PipelineConfig(Config):
         return tuple(self.ranker.arms) if self.run.arms is None else self.run.arms
 
 
-def _check_variable(name: Any) -> None:
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-        raise ValueError(f"{name!r}: is no name of an environment variable")
+def _of_cluster(cluster: Cluster, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that a cluster's file gives.
+
+    Raises:
+        ValueError: the run names a scheduler that is not the cluster's.
+    """
+    scheduler = values.get("scheduler", cluster.scheduler)
+    if scheduler != cluster.scheduler:
+        raise ValueError(f"scheduler {scheduler!r}: the scheduler of {values['cluster']} is {cluster.scheduler!r}")
+    settings: dict[str, Any] = {"scheduler": cluster.scheduler, "mounts": cluster.mounts}
+    return settings | ({"image": cluster.image_reference} if cluster.image_reference else {})
+
+
+def _launches(cluster: Cluster | None, scheduler: str, given: Any) -> Any:
+    """Return what each stage is launched with: what is given, else the cluster's resources or this machine's GPUs."""
+    if not isinstance(given, Mapping | None):
+        return given
+    resources = Resources(gpu=torch.cuda.device_count() if scheduler == "local_cwd" else 0)
+    if cluster is not None and cluster.resources.model_fields_set:
+        resources = cluster.resources
+    values: dict[str, Any] = dict(given or {})
+    for stage in StageLaunches.model_fields:
+        own = values.get(stage) or {}
+        if isinstance(own, Mapping):
+            gpu = resources.gpu if stage in _TRAINING else 0
+            values[stage] = {"gpu": gpu, "cpu": resources.cpu, "memory_mb": resources.memory_mb, **own}
+    return values
 
 
 def _check_lanes_of(section: str, training: EncoderTraining | RankerTraining, launch: LaunchConfig) -> None:

@@ -5,31 +5,31 @@
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torchx.specs import AppDef
 
 from components.torchrun import RENDEZVOUS_SECONDS_VARIABLE
+from infra.clusters.config import SECRETS_KEY
+from infra.code import code_environment
 from infra.errors import ConfigError
 from infra.masking import MASK, has_secret
 from infra.mlflow_store import URI_VARIABLE
 from pipelines.config import RunConfig
 
-SECRETS_KEY = "sidestack.secrets"
-"""Names a role's metadata from which a scheduler of containers takes `run.secrets`, to bring them by reference."""
-
 _INHERITING = ("local_cwd", "slurm")
 """Schedulers whose jobs inherit the driver's environment."""
 
 
-def job_environment(run: RunConfig, *, is_tracked: bool) -> dict[str, str]:
+def job_environment(run: RunConfig, code: Sequence[str] = (), *, is_tracked: bool) -> dict[str, str]:
     """Return the variables that are handed to the scheduler with a stage's job.
 
     Args:
-        run: the run's settings. is_tracked: whether the stage logs to the store of `MLFLOW_TRACKING_URI`.
+        run: the run's settings. code: the packages and modules that the stage's key names. is_tracked: whether the stage logs to the store of `MLFLOW_TRACKING_URI`.
     """
     environment = {**run.timeouts.environment(), RENDEZVOUS_SECONDS_VARIABLE: str(run.rendezvous_s)}
+    environment |= code_environment(code)
     if run.scheduler not in _INHERITING:
         # A manifest is read by many: an address with a password gets there by reference, or not at all.
         if is_tracked and not has_secret(os.environ[URI_VARIABLE]):

@@ -194,10 +194,11 @@ def internal_job(
     mounts: Sequence[str],
     max_restarts: int,
     max_retries: int,
+    cluster: str = "",
     **inputs: str,
 ) -> AppDef:
     """Make the job of a stage that has no component of its own: a plan names its inputs."""
-    launch = Launch.of(j, image, cpu, gpu, memMB, env, list(mounts), max_restarts, max_retries)
+    launch = Launch.of(j, image, cpu, gpu, memMB, env, list(mounts), max_restarts, max_retries, cluster)
     return stage_app(name, module, launch, config=config, out=out, inputs=inputs, key=key, parent_run=parent_run)
 
 

@@ -1,7 +1,8 @@
 """The dry runs that `golden/` keeps as text; `make golden` (`python -m tests.components.golden`) writes it anew."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -98,18 +99,31 @@ SCHEDULERS: Mapping[str, Mapping[str, CfgVal]] = {
 }
 
 
-def dry_run(stage: str, scheduler: str) -> str:
-    """Return the job that `torchx run --dryrun` would submit, with a fixed id in place of its random one.
+CLUSTERS: Mapping[str, list[str]] = {"slurm": ["--j", "2x8"], "kubernetes": ["--j", "2x8"], "aws_batch": ["--j", "2x8"]}
+"""The shipped clusters' files, each with the arguments of a job that says little else."""
 
-    The random ids differ in length, and with it the lines of the YAML.
-    """
+BY_CLUSTER = ["--config", "/shared/run.yaml", "--dataset", "/shared/prepare", "--out", "/shared/encoder"]
+
+
+def dry_run(stage: str, scheduler: str) -> str:
+    """Return the job that `torchx run --dryrun` would submit, with a fixed id in place of its random one."""
     component, arguments = STAGES[stage]
+    return _job(component, arguments, scheduler, SCHEDULERS[scheduler])
+
+
+def cluster_dry_run(cluster: str) -> str:
+    """Return the encoder's job as a shipped cluster's file makes it."""
+    arguments = [*BY_CLUSTER, "--cluster", cluster, *CLUSTERS[cluster]]
+    return _job("encoder.py:train", arguments, cluster, {"user": "tester"} if cluster == "aws_batch" else {})
+
+
+def _job(component: str, arguments: list[str], scheduler: str, options: Mapping[str, CfgVal]) -> str:
+    # The random ids differ in length, and with it the lines of the YAML.
     fixed = mock.patch("torchx.schedulers.ids.random_id", return_value="fixed0123456")
     with fixed, warnings.catch_warnings(), Runner("sidestack", dict(FACTORIES)) as runner:
         warnings.simplefilter("ignore", UserWarning)  # an AWS instance's type is for the user to name
-        info = runner.dryrun_component(
-            f"{ROOT}/components/{component}", arguments, scheduler, SCHEDULERS[scheduler], workspace=None
-        )
+        path = f"{ROOT}/components/{component}"
+        info = runner.dryrun_component(path, arguments, scheduler, options, workspace=None)
     return str(info).rstrip() + "\n"
 
 
@@ -118,9 +132,21 @@ def file_of(stage: str, scheduler: str) -> Path:
     return GOLDEN / f"{stage}.{scheduler}.txt"
 
 
+def cluster_file_of(cluster: str) -> Path:
+    """Return the golden file of a cluster's dry run."""
+    return GOLDEN / f"cluster.{cluster}.txt"
+
+
+def golden_jobs() -> Mapping[Path, Callable[[], str]]:
+    """Return what makes each golden file."""
+    jobs: dict[Path, Callable[[], str]]
+    jobs = {file_of(stage, name): partial(dry_run, stage, name) for stage in STAGES for name in SCHEDULERS}
+    return jobs | {cluster_file_of(name): partial(cluster_dry_run, name) for name in CLUSTERS}
+
+
 if __name__ == "__main__":
     GOLDEN.mkdir(exist_ok=True)
-    for scheduler in SCHEDULERS:
-        for stage in STAGES:
-            file_of(stage, scheduler).write_text(dry_run(stage, scheduler))
-    print(f"wrote {len(STAGES) * len(SCHEDULERS)} files in {GOLDEN.relative_to(ROOT)}")
+    jobs = golden_jobs()
+    for file, job in jobs.items():
+        file.write_text(job())
+    print(f"wrote {len(jobs)} files in {GOLDEN.relative_to(ROOT)}")

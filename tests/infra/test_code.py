@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from infra.code import DEPLOY, ROOT, code_digest, python_files
+from infra.code import CLUSTERS, DEPLOY, ROOT, code_digest, code_environment, python_files, require_code
+from infra.errors import ConfigError
 from pipelines.prepare.dataset import CODE as PREPARE_CODE
 
 
@@ -43,3 +44,27 @@ def test_a_schedule_is_not_code(root: Path) -> None:
 def test_what_decides_a_partition_is_there() -> None:
     assert all((ROOT / name).exists() for name in PREPARE_CODE)
     assert len(list(python_files(PREPARE_CODE))) > 15
+
+
+def test_a_job_runs_the_code_that_its_key_names_and_no_other(root: Path) -> None:
+    environment = code_environment(("a", "c.py"), root)
+    assert require_code(environment, root) == code_digest(("a", "c.py"), root)
+    (root / "d.py").write_text("not the job's")
+    require_code(environment, root)
+    (root / "c.py").write_text("other")
+    with pytest.raises(
+        ConfigError, match=r"code \w{12}: a, c\.py in .* is not the code that the job's key names, \w{12}"
+    ):
+        require_code(environment, root)
+
+
+def test_without_a_job_any_code_will_do(root: Path) -> None:
+    (root / "infra").mkdir()
+    (root / "infra/x.py").write_text("x")
+    assert require_code({}, root) == code_digest(("infra",), root)
+
+
+def test_a_clusters_file_is_not_code(root: Path) -> None:
+    (root / CLUSTERS).mkdir(parents=True)
+    (root / CLUSTERS / "pods.py").touch()
+    assert list(python_files(("infra",), root)) == []

@@ -38,7 +38,8 @@ def test_absent_section_means_defaults(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"inner": {"rte": 1}}, r"here\.inner\.rte: unknown key \(value: 1\)"),
+        ({"inner": {"rte": 1}}, r"here\.inner\.rte: unknown key; did you mean 'rate'\? \(value: 1\)"),
+        ({"zebra": 1}, r"here\.zebra: unknown key \(value: 1\)"),
         ({"inner": {"rate": "fast"}}, r"here\.inner\.rate: .*number.*'fast'"),
         ({"names": 3}, r"here\.names: .*tuple.*3"),
     ],

@@ -5,7 +5,10 @@ from functools import partial
 import pytest
 import torch
 
+from components import torchrun
+from infra import distributed
 from infra.distributed import (
+    GPUS_VARIABLE,
     Timeouts,
     World,
     average_gradients,
@@ -139,3 +142,39 @@ def gradients_and_texts(world: World) -> list[list[float] | None]:
 
 def test_gradients_are_averaged_and_texts_that_differ_are_named_on_every_rank() -> None:
     assert run_distributed(gradients_and_texts) == [[[1.5, 3.0], None, [2.0, -4.0]]] * 2
+
+
+@pytest.mark.parametrize(
+    ("visible", "asked", "ranks", "message"),
+    [
+        (1, None, 2, "1 GPUs are visible, and 2 ranks need one each"),
+        (0, "2", 2, "0 GPUs are visible, and 2 ranks need one each"),
+        (4, "8", 4, "4 GPUs are visible, and the job asked for 8"),
+    ],
+)
+def test_fewer_gpus_than_ranks_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, visible: int, asked: str | None, ranks: int, message: str
+) -> None:
+    see_gpus(monkeypatch, visible, asked)
+    with pytest.raises(ConfigError, match=message):
+        distributed._require_gpus(ranks)
+
+
+@pytest.mark.parametrize(("visible", "asked", "uses"), [(0, None, False), (2, None, True), (8, "2", True)])
+def test_ranks_use_the_gpus_that_are_visible(
+    monkeypatch: pytest.MonkeyPatch, visible: int, asked: str | None, uses: bool
+) -> None:
+    see_gpus(monkeypatch, visible, asked)
+    assert distributed._require_gpus(2) == uses
+
+
+def see_gpus(monkeypatch: pytest.MonkeyPatch, visible: int, asked: str | None) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: visible > 0)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: visible)
+    monkeypatch.delenv(GPUS_VARIABLE, raising=False)
+    if asked is not None:
+        monkeypatch.setenv(GPUS_VARIABLE, asked)
+
+
+def test_components_name_the_same_variable() -> None:
+    assert torchrun.GPUS_VARIABLE == GPUS_VARIABLE

@@ -10,6 +10,8 @@ from torchx.schedulers import get_scheduler_factories
 from torchx.schedulers.api import AppDryRunInfo
 from torchx.specs import AppDef, AppState, Resource, Role
 
+from components import encoder
+from infra.clusters.config import SlurmOptions, load_cluster
 from infra.errors import SchedulerError, UnansweredError
 from infra.lease import VARIABLE, lease_of
 from infra.schedulers import FACTORIES, Reattachable, local_cwd
@@ -220,6 +222,18 @@ def test_cancelling_a_job_that_is_gone_is_no_error_and_a_controller_that_is_away
     command(commands, "scancel", "", status=1, error=AWAY)
     with pytest.raises(UnansweredError):
         SlurmNodes("test").cancel("12")
+
+
+def test_options_of_sbatch_come_from_the_clusters_file(commands: Path) -> None:
+    app = encoder.train(config="c", dataset="d", out="o", cluster="slurm")
+    job = SlurmNodes("test").submit_dryrun(app, {"account": "mine"}).request
+    given = load_cluster("slurm").scheduler_options | {"account": "mine"}
+    assert len(given) > 3
+    assert {f"--{name}={value}" for name, value in given.items()} <= {*job.command}
+
+
+def test_every_option_of_a_clusters_file_is_slurms(commands: Path) -> None:
+    assert set(SlurmOptions.model_fields) <= set(SlurmNodes("test").run_opts()._opts)
 
 
 def test_a_venv_that_is_not_activated_comes_first_on_the_path(commands: Path) -> None:

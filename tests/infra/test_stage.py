@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from components.torchrun import Launch, stage_app
+from infra.code import VARIABLE, code_environment
 from infra.commit import committing, verify
 from infra.config import digest, load_section, plain, to_yaml
 from infra.distributed import started
@@ -98,6 +99,19 @@ def test_an_altered_input_is_refused_on_every_rank(tmp_path: Path, before: Path)
     done = launch(tmp_path, before)
     assert all(f"rank {rank}: error: " in done.stderr for rank in (0, 1))
     assert "data.txt: SHA-256" in done.stderr
+
+
+def test_a_stage_refuses_to_run_other_code_than_its_key_names(
+    tmp_path: Path, before: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as that of an older image: its output would be committed under the new code's key."""
+    monkeypatch.setenv(VARIABLE, f"{'0' * 64}:infra:tests/infra/tiny_stage.py")
+    done = launch(tmp_path, before)
+    assert done.returncode != 0
+    assert "is not the code that the job's key names, 000000000000; make the image" in done.stderr
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setenv(VARIABLE, code_environment(("infra", "tests/infra/tiny_stage.py"))[VARIABLE])
+    assert launch(tmp_path, before).returncode == 0
 
 
 def test_a_committed_output_is_never_overwritten(tmp_path: Path, before: Path) -> None:

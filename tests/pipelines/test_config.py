@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from components.torchrun import Launch, app
+from infra.clusters.config import load_cluster
 from infra.code import ROOT
 from infra.config import parse, plain
 from infra.errors import ConfigError
-from pipelines.config import PipelineConfig, read_config
+from pipelines.config import PipelineConfig, RunConfig, read_config
 from pipelines.graph import stages
 
 MINIMAL = {"run": {"name": "night"}}
@@ -37,6 +38,61 @@ def test_part_of_a_launch_leaves_the_rest_at_its_default() -> None:
     launch = parse(PipelineConfig, values, "c.yaml").run.launch
     assert (launch.compare.ranks, launch.compare.cpu) == (1, 8)
     assert (launch.ranker.nodes, launch.ranker.ranks) == (4, 2)
+
+
+def run_of(**run: Any) -> RunConfig:
+    return parse(PipelineConfig, {"run": {"name": "n", **run}}, "c.yaml").run
+
+
+def test_a_cluster_gives_what_the_run_does_not_say() -> None:
+    run = run_of(cluster="kubernetes")
+    cluster = load_cluster("kubernetes")
+    assert (run.scheduler, run.image, run.mounts) == ("kubernetes", cluster.image_reference, cluster.mounts)
+    assert run.scheduler_options == cluster.scheduler_options
+    assert (run.launch.ranker.cpu, run.launch.ranker.memory_mb, run.launch.ranker.gpu) == (64, 400000, 8)
+    assert run.launch.ranker.ranks == 8, "a rank for each GPU"
+    assert (run.launch.compare.gpu, run.launch.compare.ranks, run.launch.prepare.gpu) == (0, 1, 0)
+    again = parse(RunConfig, plain(run), "c.yaml")
+    assert again == run
+
+
+def test_the_run_comes_before_its_cluster() -> None:
+    run = run_of(
+        cluster="kubernetes", image="mine:1", scheduler_options={"queue": "mine"},
+        launch={"ranker": {"gpu": 4, "nodes": 2}, "encoder": {"gpu": 0}},
+    )  # fmt: skip
+    assert (run.image, run.scheduler_options["queue"]) == ("mine:1", "mine")
+    assert run.scheduler_options["namespace"] == "training"
+    assert (run.launch.ranker.gpu, run.launch.ranker.ranks, run.launch.ranker.cpu) == (4, 4, 64)
+    assert (run.launch.encoder.gpu, run.launch.encoder.ranks) == (0, 2)
+
+
+def test_on_this_machine_ranks_are_as_many_as_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    for run in (run_of(), run_of(cluster="laptop")):
+        assert (run.launch.ranker.gpu, run.launch.ranker.ranks) == (4, 4)
+        assert (run.launch.prepare.gpu, run.launch.prepare.ranks) == (0, 2)
+    assert run_of(scheduler="slurm").launch.ranker.gpu == 0, "the login node's GPUs are not the job's"
+
+
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        ({"cluster": "kubernets"}, r"'kubernets': no such name; .* did you mean 'kubernetes'\?"),
+        ({"cluster": "slurm", "scheduler": "local_cwd"}, "scheduler 'local_cwd': the scheduler of slurm is 'slurm'"),
+        ({"launch": {"ranker": {"gpu": 1, "ranks": 2}}}, "launch.ranker: ranks 2 a node: are more than its GPUs"),
+        ({"launch": {"rankr": {}}}, r"launch.rankr: unknown key; did you mean 'ranker'\?"),
+        ({"launch": 3}, "launch"),
+        (
+            {"scheduler": "slurm", "scheduler_options": {"partitoin": "gpu"}},
+            r"scheduler_options.partitoin: slurm has no such option; did you mean 'partition'\?",
+        ),
+        ({"scheduler": "aws_batch"}, "needs scheduler_options.queue, or a cluster's file"),
+    ],
+)
+def test_a_fault_of_cluster_or_launch_is_named(run: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run_of(**run)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from torchx.specs import AppDef
 
+from infra.code import VARIABLE, code_environment
 from infra.commit import committing
 from infra.config import Config, digest, load_file, load_section, parse
 from infra.distributed import ALONE
@@ -50,6 +51,7 @@ class Scripted:
         self.cores: set[str] = set()
         self.commands: dict[str, str] = {}
         self.env: dict[str, str] = {}
+        self.codes: dict[str, str] = {}
 
     def attach(self, work: Work) -> "Job | None":
         return None
@@ -60,6 +62,7 @@ class Scripted:
         self.cores.add(app.metadata.get("cpu", ""))
         for role in app.roles:
             self.commands[label], self.env = role.args[1], role.env
+            self.codes[label] = role.env[VARIABLE]
         self.looks[label] = 3
         self.most = max(self.most, len(self.looks))
         words = shlex.split(self.commands.get(label, f"--key {app.metadata.get('key', '')}"))
@@ -265,6 +268,7 @@ def test_a_stage_is_handed_its_resolved_section_and_nothing_else(tmp_path: Path,
     for stage in plan:
         words = shlex.split(launcher.commands[stage.label])
         assert "--set" not in words
+        assert launcher.codes[stage.label] == code_environment(stage.code)[VARIABLE]
         file = Path(words[words.index("--config") + 1])
         section = "encoder" if stage.name == "sweep" else stage.name
         assert list(load_file(file)) == [section]

@@ -258,7 +258,9 @@ def test_a_result_is_printed_on_a_stream_that_lacks_its_characters(
     assert (done.returncode, done.stdout) == (0, "held out ? ?\n"), done.stderr
 
 
-@pytest.mark.parametrize("override", ["ranker.no_such=1", "run.name=a/b", "run.scheduler=slurm,run"])
+@pytest.mark.parametrize(
+    "override", ["ranker.no_such=1", "run.name=a/b", "run.scheduler=slurm,run", "run.cluster=kubernets"]
+)
 def test_faulty_config_launches_nothing(tmp_path: Path, override: str) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump({"run": {"name": "never", "runs_dir": str(tmp_path / "runs")}}))
@@ -268,7 +270,7 @@ def test_faulty_config_launches_nothing(tmp_path: Path, override: str) -> None:
 
 
 def test_faulty_scheduler_options_launch_nothing(base: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="run.scheduler 'kubernetes'.*queue"):
+    with pytest.raises(ConfigError, match="run: scheduler 'kubernetes': needs scheduler_options.queue"):
         again(base, f"run.runs_dir={tmp_path}", "run.scheduler=kubernetes")
     assert not list(tmp_path.rglob("manifest.json"))
 

@@ -16,10 +16,11 @@ import pytest
 import yaml
 
 from components.torchrun import Launch, app
+from infra.clusters.config import SECRETS_KEY
 from infra.errors import ConfigError
 from infra.mlflow_store import URI_VARIABLE
 from pipelines.config import PipelineConfig, RunConfig
-from pipelines.environment import SECRETS_KEY, job_environment, name_secrets, require_secrets, without_values
+from pipelines.environment import job_environment, name_secrets, require_secrets, without_values
 from tests.components.golden import ROOT
 from tests.tracking_server import tracking_server
 

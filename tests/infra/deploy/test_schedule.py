@@ -1,6 +1,8 @@
 """Each schedule is what its scheduler reads, and all of them run the same command."""
 
 import configparser
+import contextlib
+import io
 import json
 import re
 import shlex
@@ -15,6 +17,8 @@ import yaml
 from kubernetes.client import ApiClient, V1Container, V1CronJob, V1PersistentVolumeClaim
 
 from infra.code import DEPLOY, ROOT
+from pipelines import cronjob
+from tests.infra.clusters.schemas import faults_of_object
 from tests.infra.deploy.scrontab import Entry, parse_scrontab
 
 SCHEDULE = ROOT / DEPLOY / "schedule"
@@ -84,11 +88,44 @@ def test_the_cron_job_never_runs_twice_at_a_time_and_never_retries() -> None:
 
 def test_the_cron_job_mounts_the_claim_where_the_file_lies() -> None:
     claim = read_object(CLAIM, "V1PersistentVolumeClaim")
-    (volume,) = read_object(CRON_JOB, "V1CronJob").spec.job_template.spec.template.spec.volumes
-    (mount,) = container().volume_mounts
-    assert (mount.name, mount.mount_path) == (volume.name, "/shared")
+    volumes = read_object(CRON_JOB, "V1CronJob").spec.job_template.spec.template.spec.volumes
+    (volume,) = (volume for volume in volumes if volume.persistent_volume_claim is not None)
+    (mount,) = (mount for mount in container().volume_mounts if mount.name == volume.name)
+    assert mount.mount_path == "/shared"
     assert volume.persistent_volume_claim.claim_name == claim.metadata.name
     assert claim.spec.access_modes == ["ReadWriteMany"]
+
+
+def test_the_cron_job_is_what_the_shipped_cluster_makes() -> None:
+    """Its first line is the command that made it."""
+    command, _, text = CRON_JOB.read_text().partition("\n")
+    program, *words = shlex.split(command.removeprefix("# python -m "))
+    assert program == "pipelines.cronjob"
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        cronjob.main(words)
+    assert printed.getvalue() == text
+
+
+def test_the_cron_jobs_pod_is_neither_root_nor_holds_a_secret() -> None:
+    pod = read_object(CRON_JOB, "V1CronJob").spec.job_template.spec.template.spec
+    assert (pod.security_context.run_as_non_root, pod.security_context.run_as_user) == (True, 1000)
+    assert container().security_context.capabilities.drop == ["ALL"]
+    (uri,) = (one for one in container().env if one.name == "MLFLOW_TRACKING_URI")
+    assert uri.value is None and uri.value_from.secret_key_ref.name == "mlflow"
+
+
+@pytest.mark.parametrize("file", [CRON_JOB, CLAIM], ids=lambda file: file.name)
+def test_objects_are_what_the_published_schemas_say(file: Path) -> None:
+    content = yaml.safe_load(file.read_text())
+    assert faults_of_object(content) == []
+    content["spec"]["no_such_field"] = 1
+    assert "no_such_field" in faults_of_object(content)[0]
+
+
+def test_a_schedule_needs_a_kubernetes_cluster(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cronjob.main(["--cluster", "slurm", "--config", "c.yaml"])
+    assert "its scheduler is 'slurm'; a CronJob needs 'kubernetes'" in capsys.readouterr().err
 
 
 def test_an_unknown_field_of_an_object_is_found(tmp_path: Path) -> None:

@@ -1,0 +1,115 @@
+"""AWS Batch: job definitions as a cluster's file says, and refusals as errors that name what was asked."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torchx.schedulers.api import AppDryRunInfo, DescribeAppResponse
+from torchx.schedulers.aws_batch_scheduler import AWSBatchOpts, AWSBatchScheduler, BatchJob
+from torchx.specs import AppDef, AppState, Role, runopts
+from torchx.specs.named_resources_aws import K8S_ITYPE
+
+from infra.clusters.config import SECRETS_KEY, BatchCluster, BatchOptions, cluster_of, with_options
+from infra.errors import ConfigError, SchedulerError, UnansweredError
+
+
+class BatchJobs(AWSBatchScheduler):  # type: ignore[misc]  # torchx is not typed
+    """AWS Batch over EC2, by a cluster's file."""
+
+    def _run_opts(self) -> runopts:
+        """Return torchx's options, none of them required: the cluster's file may have them."""
+        options = super()._run_opts()
+        for name in ("queue", "priority"):
+            options._opts.pop(name)
+        options.add("queue", type_=str, default=None, help="job queue; by default the cluster's")
+        options.add("priority", type_=int, default=None, help="scheduling priority within share_id, 0 to 9999")
+        return options
+
+    def _submit_dryrun(self, app: AppDef, cfg: AWSBatchOpts) -> AppDryRunInfo[BatchJob]:
+        role = app.roles[0]  # a stage's job has no other
+        cluster = _cluster(role, cfg)
+        if cluster.resources.instance is not None:  # else torchx warns that it does not know it
+            role.resource.capabilities[K8S_ITYPE] = cluster.resources.instance
+        # torchx keeps `cfg` beside the request.
+        cfg.update({"priority": 0, **_given(with_options(cluster, cfg))})
+        info = super()._submit_dryrun(app, cfg)
+        names = role.metadata.get(SECRETS_KEY, ())
+        for nodes in info.request.job_def["nodeProperties"]["nodeRangeProperties"]:
+            _apply(nodes["container"], cluster, role, names)
+        return info
+
+    def schedule(self, dryrun_info: AppDryRunInfo[BatchJob]) -> str:
+        """Register the job's definition and submit the job.
+
+        Raises:
+            SchedulerError: there are no credentials, or AWS refuses, such as for an unknown queue.
+            UnansweredError: AWS cannot be reached.
+        """
+        request = dryrun_info.request
+        with _refusals(f"queue {request.queue!r}"):
+            self._require_queue(request.queue)
+            return str(super().schedule(dryrun_info))
+
+    def describe(self, app_id: str) -> DescribeAppResponse | None:
+        """Return a job's state; of a failed one with the reason, such as an image that cannot be pulled."""
+        answer = super().describe(app_id)
+        if answer is not None and answer.state == AppState.FAILED:
+            answer.msg = (self._get_job(app_id) or {}).get("statusReason", "")
+        return answer
+
+    def _require_queue(self, queue: str) -> None:
+        """Check that the queue is there before a definition is registered, which would stay."""
+        found = self._client.describe_job_queues(jobQueues=[queue])["jobQueues"]
+        if not found:
+            raise SchedulerError(f"aws_batch: queue {queue!r}: no such queue in {self._client.meta.region_name}")
+        if found[0]["state"] != "ENABLED":
+            raise SchedulerError(f"aws_batch: queue {queue!r}: is {found[0]['state'].lower()}")
+
+
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _cluster(role: Role, cfg: Mapping[str, Any]) -> BatchCluster:
+    """Return the cluster of a job; without a file, one that says what the options say."""
+    found = cluster_of(role.metadata, "aws_batch")
+    if found is not None:
+        assert isinstance(found, BatchCluster)
+        return found
+    if cfg.get("queue") is None:
+        raise ConfigError("aws_batch: needs the option `queue`, or a cluster's file (--cluster)")
+    return BatchCluster(options=BatchOptions(queue=str(cfg["queue"])), image=role.image)
+
+
+def _apply(container: dict[str, Any], cluster: BatchCluster, role: Role, secrets: Iterable[str]) -> None:
+    """Put into a node's container what the cluster's file says."""
+    for name in secrets:
+        if name not in cluster.secrets:
+            raise ConfigError(f"cluster: {name} is in run.secrets; `secrets.{name}` must say which ARN has it")
+    container["environment"] = [one for one in container["environment"] if one["name"] not in cluster.secrets]
+    if cluster.secrets:
+        container["secrets"] = [{"name": name, "valueFrom": arn} for name, arn in cluster.secrets.items()]
+    container["user"] = str(cluster.user)
+    container["linuxParameters"]["sharedMemorySize"] = min(
+        cluster.shm_mb or role.resource.memMB // 2, role.resource.memMB
+    )
+    if cluster.resources.instance is not None:  # which torchx tells of several nodes alone
+        container["instanceType"] = cluster.resources.instance
+
+
+@contextmanager
+def _refusals(what: str) -> Iterator[None]:
+    """Tell what was asked of AWS when it refuses."""
+    from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError
+
+    try:
+        yield
+    except (ConnectionError, HTTPClientError) as error:
+        raise UnansweredError(f"aws_batch: {what}: {error}") from error
+    except (BotoCoreError, ClientError) as error:
+        raise SchedulerError(f"aws_batch: {what}: {error}") from error
+
+
+def create_scheduler(session_name: str, **options: Any) -> BatchJobs:
+    """Make the scheduler; an entry point of `torchx.schedulers`."""
+    return BatchJobs(session_name)

@@ -1,0 +1,51 @@
+"""The hosts of one stage: those that see other code, settings, inputs or time are told apart before work begins."""
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Mapping
+
+from infra.code import require_code
+from infra.distributed import World, barrier, gather, together
+from infra.errors import ConfigError
+
+CLOCK_SECONDS = 5.0
+"""By how much clocks may differ before it is told: file times and logs of the hosts then contradict each other."""
+
+
+def require_alike_hosts(world: World, seen: Mapping[str, str]) -> None:
+    """Check that every rank runs the code its job names, and sees what the others see; warn of unlike clocks.
+
+    Args:
+        world: the process group.
+        seen: what -> digest of what this rank sees, such as of the settings and each input.
+
+    Raises:
+        ConfigError: the code is not what the job's key names; or, on every rank, what differs, by rank and host.
+        StageError: on a rank whose own code is right.
+    """
+    with together(world, "checking the code"):
+        code = require_code(os.environ)
+    host = socket.gethostname()
+    everywhere = gather(world, (host, {"code": code, **seen}))
+    for what, first in everywhere[0][1].items():
+        others = [
+            f"rank {rank} on {name}: {digests[what][:12]}"
+            for rank, (name, digests) in enumerate(everywhere)
+            if digests[what] != first
+        ]
+        if others:
+            raise ConfigError(f"{what}: rank 0 on {everywhere[0][0]} sees {first[:12]}; {', '.join(others)}")
+    barrier(world)
+    _warn_of_clocks(world, [name for name, _ in everywhere], time.time())
+
+
+def _warn_of_clocks(world: World, hosts: list[str], now: float) -> None:
+    """Tell by how much the clocks differ; the ranks have just left a barrier."""
+    clocks = gather(world, now)
+    slow, fast = clocks.index(min(clocks)), clocks.index(max(clocks))
+    if world.is_main and clocks[fast] - clocks[slow] > CLOCK_SECONDS:
+        ahead = f"{clocks[fast] - clocks[slow]:.0f} s ahead of that of rank {slow} on {hosts[slow]}"
+        told = f"warning: the clock of rank {fast} on {hosts[fast]} is {ahead}; set the hosts' time (NTP)"
+        print(told, file=sys.stderr, flush=True)

@@ -1,0 +1,66 @@
+"""Hosts of one stage that are not alike are told apart before work begins."""
+
+import contextlib
+import io
+import os
+import time
+
+import pytest
+
+from infra.code import VARIABLE, code_environment
+from infra.distributed import ALONE, World
+from infra.hosts import require_alike_hosts
+from tests.distributed import RankFailure, run_distributed
+
+
+def see(world: World, inputs: tuple[str, ...]) -> None:
+    require_alike_hosts(world, {"config": "c" * 64, "input dataset": inputs[world.rank] * 64})
+
+
+def with_code(world: World, code: tuple[str, ...]) -> None:
+    os.environ[VARIABLE] = code[world.rank]
+    require_alike_hosts(world, {})
+
+
+def with_clocks(world: World, ahead_s: tuple[float, ...]) -> str:
+    real, told = time.time, io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(told):
+        patch.setattr("infra.hosts.time.time", lambda: real() + ahead_s[world.rank])
+        require_alike_hosts(world, {})
+    return told.getvalue()
+
+
+def test_ranks_that_see_the_same_begin() -> None:
+    run_distributed(see, ("a", "a"))
+
+
+def test_an_input_that_differs_is_told_on_every_rank_with_its_hosts() -> None:
+    with pytest.raises(RankFailure) as caught:
+        run_distributed(see, ("a", "b"))
+    for error in caught.value.errors:
+        assert "ConfigError: input dataset: rank 0 on " in error
+        assert "sees aaaaaaaaaaaa; rank 1 on " in error and "bbbbbbbbbbbb" in error
+
+
+def test_other_code_than_the_jobs_is_refused_on_every_rank() -> None:
+    right = code_environment(["infra/code.py"])[VARIABLE]
+    run_distributed(with_code, (right, right))
+    with pytest.raises(RankFailure) as caught:
+        run_distributed(with_code, (right, f"{'0' * 64}:infra/code.py"))
+    first, second = caught.value.errors
+    assert "StageError: checking the code: rank 1 failed: code " in first
+    assert "is not the code that the job's key names, 000000000000" in second
+
+
+def test_clocks_that_differ_are_told_once() -> None:
+    assert run_distributed(with_clocks, (0.0, 0.0)) == ["", ""]
+    first, second = run_distributed(with_clocks, (0.0, 3600.0))
+    assert first.startswith("warning: the clock of rank 1 on ") and " 3600 s ahead " in first
+    assert second == ""
+
+
+def test_a_rank_alone_checks_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_alike_hosts(ALONE, {"config": "c"})
+    monkeypatch.setenv(VARIABLE, f"{'0' * 64}:infra/code.py")
+    with pytest.raises(ValueError, match="is not the code that the job's key names"):
+        require_alike_hosts(ALONE, {"config": "c"})

@@ -1,0 +1,89 @@
+"""docs/clusters.md: its dry runs and other commands that touch no cluster are run, its settings are read."""
+
+import re
+import shlex
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import yaml
+from torchx.cli import argparse_util
+from torchx.cli.main import main as torchx
+
+from infra.clusters.config import KINDS, KubernetesCluster, SlurmOptions, load_cluster
+from infra.config import parse
+from infra.schedulers import FACTORIES
+from pipelines import cronjob
+from pipelines.config import PipelineConfig
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs/clusters.md").read_text()
+# What needs a cluster, a container engine or hours.
+NOT_RUN = ("docker ", "kubectl ", "make ", "cp ", "python -m pipelines.run ", "python -m tests.infra.deploy.image ")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    lines = "\n".join(blocks("bash")).replace("\\\n", " ").splitlines()
+    return [" ".join(line.partition(" #")[0].partition(" |")[0].split()) for line in lines if line.strip()]
+
+
+RUN = [command for command in commands() if not command.startswith(NOT_RUN)]
+
+
+@pytest.mark.parametrize("command", [command for command in RUN if command.startswith("torchx ")])
+def test_a_dry_run_prints_its_job(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    words = shlex.split(command)
+    assert "--dryrun" in words
+    cluster = load_cluster(words[words.index("--cluster") + 1])
+    for action in (argparse_util.torchxconfig_run, argparse_util.ArgOnceAction):  # they remember an earlier call
+        monkeypatch.setattr(action, "called_args", set())
+    # The schedulers of this tree, whatever is installed.
+    with mock.patch("torchx.runner.api.get_scheduler_factories", return_value=dict(FACTORIES)):
+        torchx(words[1:])
+    printed = capsys.readouterr().out
+    assert cluster.scheduler_options.get("queue", "--partition=gpu") in printed
+    assert "--nnodes 2 --nproc-per-node 8" in " ".join(printed.split())
+
+
+def test_the_cron_job_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    (command,) = (command for command in RUN if "pipelines.cronjob" in command)
+    cronjob.main(shlex.split(command.removeprefix("python -m pipelines.cronjob ")))
+    assert yaml.safe_load(capsys.readouterr().out)["kind"] == "CronJob"
+
+
+def test_every_command_is_run_or_known_not_to_be() -> None:
+    assert {command.split()[0] for command in RUN} == {"torchx", "python"}
+    assert sum("torchx" in command for command in RUN) == 3 and len(RUN) == 4
+    for name in re.findall(r"(?:-f|--env-file) ((?!-)\S+/\S+)", " ".join(commands())):
+        assert (ROOT / name).is_file()
+
+
+def test_the_runs_file_is_one(tmp_path: Path) -> None:
+    (text,) = blocks("yaml")
+    values = yaml.safe_load(text)
+    values["run"]["cluster"] = "kubernetes"
+    assert parse(PipelineConfig, values, "night.yaml").run.scheduler == "kubernetes"
+
+
+def test_every_key_of_a_kubernetes_cluster_is_told() -> None:
+    table = PAGE[PAGE.index("| key | what the pods get |") :].partition("\n\n")[0]
+    told = set(re.findall(r"`(\w+)`", "".join(line.split("|")[1] for line in table.splitlines())))
+    assert told == set(KubernetesCluster.model_fields) - {"scheduler"}
+
+
+def test_every_option_of_slurm_is_told() -> None:
+    sentence = re.search(r"are those of `sbatch`: (.*?)\. `signal", PAGE, re.DOTALL)[1]
+    assert set(re.findall(r"`(\w+)`", sentence)) == set(SlurmOptions.model_fields)
+
+
+def test_every_shipped_cluster_is_told() -> None:
+    shipped = {file.stem for file in (ROOT / "infra/clusters").glob("*.yaml")}
+    assert all(f"`{name}`" in PAGE.partition("```yaml")[0] for name in shipped)
+    assert {load_cluster(name).scheduler for name in shipped} == set(KINDS) - {"local_docker"}
