@@ -115,7 +115,7 @@ def _end(find: Callable[[], list[int]], grace_s: float) -> None:
 def _parent(pid: int) -> int | None:
     try:
         # "pid (name) state ppid": the name may hold spaces and brackets
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        return int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
     except (OSError, IndexError):
         return None
 

@@ -26,7 +26,8 @@ def job_environment(run: RunConfig, code: Sequence[str] = (), *, is_tracked: boo
     """Return the variables that are handed to the scheduler with a stage's job.
 
     Args:
-        run: the run's settings. code: the packages and modules that the stage's key names. is_tracked: whether the stage logs to the store of `MLFLOW_TRACKING_URI`.
+        run: the run's settings. code: the packages and modules that the stage's key names.
+        is_tracked: whether the stage logs to the store of `MLFLOW_TRACKING_URI`.
     """
     environment = {**run.timeouts.environment(), RENDEZVOUS_SECONDS_VARIABLE: str(run.rendezvous_s)}
     environment |= code_environment(code)

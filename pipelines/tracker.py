@@ -9,7 +9,7 @@ from infra.errors import ConfigError
 from infra.journal import Journal, Status, begin, journals
 from infra.masking import masked, one_line
 from infra.mlflow_store import bounded, connect, store_uri
-from pipelines.launch import say
+from pipelines.job_log import say
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient

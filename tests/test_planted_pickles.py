@@ -220,7 +220,7 @@ def test_a_model_of_mlflow(pickles: dict[str, bytes], marker: Path, tmp_path: Pa
         "\n\nset_model(Echo())\n"
     )
     model = tmp_path / "model"
-    save_served(model, code, {}, [])
+    save_served(model, code, "code:answers", {}, [], {})
     assert load_served(model).predict([1]) == [1]
     described = yaml.safe_load((model / "MLmodel").read_text())
     flavor = described["flavors"]["python_function"]

@@ -12,7 +12,7 @@ from infra.checkpoint import Checkpoints
 from infra.commit import committing
 from infra.config import Config, parse
 from infra.distributed import ALONE, World
-from infra.mlflow_runs import URI_VARIABLE
+from infra.mlflow_store import URI_VARIABLE
 from infra.stage import StageRun
 from infra.tracking import RunLog
 from pipelines.compare import compare

@@ -188,10 +188,7 @@ def test_what_is_done_takes_no_room(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("field", ["stage", "key"])
-def test_an_output_of_another_stage_or_key_is_not_taken_as_done(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field: str
-) -> None:
-    monkeypatch.setattr("pipelines.execution.replay", lambda *given: None)
+def test_an_output_of_another_stage_or_key_is_not_taken_as_done(tmp_path: Path, field: str) -> None:
     first = pipeline(tmp_path, Scripted(), 1)
     first.bring(PLAN)
     out = first.done["side"]
@@ -207,8 +204,8 @@ def test_an_output_of_another_stage_or_key_is_not_taken_as_done(
 
 def test_a_job_that_commits_other_work_than_it_was_launched_for_is_an_error(tmp_path: Path) -> None:
     class Mistaken(Scripted):
-        def start(self, label: str, app: AppDef, rank_logs: Path, limit_s: float) -> "Job":
-            return super().start(label, app, rank_logs, limit_s)._replace(key="another")
+        def start(self, work: Work, app: AppDef) -> "Job":
+            return super().start(work, app)._replace(key="another")
 
     with pytest.raises(CommitError, match="is of key 'another', not of"):
         pipeline(tmp_path, Mistaken(), 1).bring(PLAN)
