@@ -13,7 +13,7 @@ from typing import Any
 from mlflow.tracking import MlflowClient
 
 from infra.commit import MANIFEST, read_manifest
-from infra.mlflow_runs import URI_VARIABLE
+from infra.mlflow_store import URI_VARIABLE
 from infra.record import HISTORY_FILE
 
 CONFIG = Path(__file__).with_name("small.yaml")
