@@ -161,6 +161,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 @pytest.fixture
 def folder(tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv(URI_VARIABLE, place.server.uri)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")  # cores are shared; by default it is 4
     return tmp_path / "runs" / tmp_path.name
 
 

@@ -33,6 +33,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrackingServer]
 def folder(tmp_path: Path, server: TrackingServer, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a run's folder of its own name, and so of an experiment of its own; the store is the server."""
     monkeypatch.setenv(URI_VARIABLE, server.uri)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")  # cores are shared; by default it is 4
     return tmp_path / "runs" / tmp_path.name
 
 
