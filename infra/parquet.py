@@ -15,6 +15,7 @@ from typing import Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from infra.errors import DataError
@@ -23,6 +24,8 @@ from infra.row_bytes import row_bytes
 
 ROW_GROUP_BYTES = 8 << 20
 """Bytes of a row group's rows in memory: what a reader decodes, checks and shuffles at a time."""
+REPEATS = 4
+"""How often the values of a column come on average where a dictionary of them saves bytes."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +171,7 @@ def restored_schema(schema: pa.Schema) -> pa.Schema:
 
 
 def dictionary_columns(schema: pa.Schema) -> list[str]:
-    """Return the Parquet paths of the columns whose values are worth a dictionary: all but lists of float32 or float64.
+    """Return the Parquet paths of the columns that may be worth a dictionary: all but lists of float32 or float64.
 
     Their numbers hardly repeat. Of half precision there are 65,536 numbers at most: a dictionary and numbers of 16 bits
     or fewer take the bytes of halves, and every reader knows them; Spark 3.5 cannot read BYTE_STREAM_SPLIT.
@@ -184,6 +187,40 @@ def dictionary_columns(schema: pa.Schema) -> list[str]:
         elif pa.types.is_float16(element) or not pa.types.is_floating(element):
             paths.append(f"{field.name}.list.element")
     return paths
+
+
+def repeating_columns(table: pa.Table, candidates: Sequence[str]) -> list[str]:
+    """Return the Parquet paths of the columns of which a dictionary saves bytes, judged by these rows.
+
+    It does where values come `REPEATS` times on average, and for halves. Where most are different, it holds nearly all
+    of them, and the numbers that point to them take as many bytes again.
+
+    Args:
+        table: the rows, as they lie on disk. candidates: paths of `dictionary_columns`.
+    """
+    found = []
+    for path in candidates:
+        name = path.removesuffix(".list.element")
+        column = table[name] if name == path else pc.list_flatten(table[name])
+        is_half = _PRECISION in (table.schema.field(name).metadata or {})
+        is_plain = pa.types.is_primitive(column.type) or pa.types.is_string(column.type)
+        if is_half or not is_plain or REPEATS * pc.count_distinct(column).as_py() <= len(column):
+            found.append(path)
+    return found
+
+
+def integer_encodings(schema: pa.Schema, others: Sequence[str]) -> dict[str, str]:
+    """Return the encoding of integers and times, by Parquet path: of each value its difference to the one before.
+
+    Spark 3.5 reads it too, unlike BYTE_STREAM_SPLIT, which would take a tenth less.
+
+    Args:
+        schema: of the rows. others: paths that have another encoding, such as a dictionary.
+    """
+    paths = {f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name: field for field in schema}
+    kinds = {path: _element(field.type) for path, field in paths.items() if path not in others}
+    is_whole = (pa.types.is_integer, pa.types.is_timestamp)
+    return {path: "DELTA_BINARY_PACKED" for path, kind in kinds.items() if any(test(kind) for test in is_whole)}
 
 
 class _HashedFile:
@@ -270,14 +307,7 @@ class TableWriter:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file_schema = _stored(schema)
             self._file = _HashedFile(self.path)
-            self._writer = pq.ParquetWriter(
-                self._file,
-                self._file_schema,
-                compression="zstd",
-                compression_level=3,
-                use_dictionary=dictionary_columns(schema),
-                write_page_checksum=True,
-            )
+        self._writer: pq.ParquetWriter | None = None
 
     @property
     def digest(self) -> str:
@@ -333,9 +363,23 @@ class TableWriter:
         # In one chunk: chunk boundaries would change the pages, hence the bytes.
         table = pa.concat_tables(self._pending).combine_chunks()
         with self._naming_disk_errors():
+            self._writer = self._writer or self._opened(table)
             self._writer.write_table(table, row_group_size=max(table.num_rows, 1))
         self.rows += table.num_rows
         self._pending = []
+
+    def _opened(self, table: pa.Table) -> pq.ParquetWriter:
+        """Begin the file, in encodings that suit its first row group, which depends on the rows alone."""
+        repeating = repeating_columns(table, dictionary_columns(self.schema))
+        return pq.ParquetWriter(
+            self._file,
+            self._file_schema,
+            compression="zstd",
+            compression_level=3,
+            use_dictionary=repeating,
+            column_encoding=integer_encodings(self._file_schema, repeating),
+            write_page_checksum=True,
+        )
 
     def __enter__(self) -> Self:
         """Return the writer itself."""
@@ -356,8 +400,9 @@ class TableWriter:
 
     def _close(self) -> None:
         try:
+            writer = self._writer or self._opened(self._file_schema.empty_table())
             self._file.hold()  # what the writer writes when it closes is the footer
-            self._writer.close()
+            writer.close()
             self._file.write(with_checksum(self._file.release()))
         finally:
             self._file.close()

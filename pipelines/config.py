@@ -43,7 +43,6 @@ WITHOUT_BASELINE = "baseline.enabled=false"
 """Overrides a run's file where arms are compared with each other alone."""
 
 C = TypeVar("C")
-_WITH_SECRETS = ("local_cwd", "local_docker", "slurm", "kubernetes")
 
 Trained = TypeVar("Trained", EncoderConfig, RankerConfig)
 
@@ -181,8 +180,6 @@ class RunConfig(Config):
         for name in self.secrets:
             if name in self.env:
                 raise ValueError(f"secrets: {name} stands in env, too")
-        if self.secrets and self.scheduler not in _WITH_SECRETS:
-            raise ValueError(f"secrets: {self.scheduler} cannot hand them on; {', '.join(_WITH_SECRETS)} can")
         return self
 
     @model_validator(mode="after")

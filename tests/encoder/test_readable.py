@@ -17,8 +17,8 @@ from tests.encoder.fabricated import BARE_ITEMS, SPEC
 
 KNOWN_TYPES = {"NONE", "STRING", "INT", "TIMESTAMP"}
 """Logical types of columns that Spark, polars, DuckDB and pandas read; FLOAT16 is none of them."""
-KNOWN_ENCODINGS = {"PLAIN", "RLE", "RLE_DICTIONARY", "BIT_PACKED"}
-"""Encodings that each of them reads; Spark reads BYTE_STREAM_SPLIT since 4."""
+KNOWN_ENCODINGS = {"PLAIN", "RLE", "RLE_DICTIONARY", "BIT_PACKED", "DELTA_BINARY_PACKED"}
+"""Encodings that each of them reads; Spark reads BYTE_STREAM_SPLIT since 4, DELTA_BINARY_PACKED since 3.3."""
 
 
 def test_duckdb_reads_every_table(materialized: Path) -> None:

@@ -140,6 +140,62 @@ def test_halves_take_about_the_bytes_of_halves(tmp_path: Path) -> None:
     assert (tmp_path / "single").stat().st_size > 3.5 * vectors_ND.size
 
 
+def encoded(path: Path, rows: pa.Table) -> dict[str, str]:
+    """Write rows, read them back, and return the encoding of each column's values."""
+    with TableWriter(path, rows.schema) as writer:
+        writer.write(rows)
+    assert writer.rows == rows.num_rows
+    assert pq.read_table(path).equals(rows)
+    group = pq.read_metadata(path).row_group(0)
+    found = {}
+    for place in range(group.num_columns):
+        column = group.column(place)
+        names = {"RLE_DICTIONARY", "DELTA_BINARY_PACKED"} & {*column.encodings}
+        found[column.path_in_schema.split(".")[0]] = names.pop() if names else "PLAIN"
+    return found
+
+
+def test_values_that_repeat_have_a_dictionary_and_other_integers_and_times_are_differences(tmp_path: Path) -> None:
+    number_N = np.arange(4000)
+    lists_N = np.arange(0, 4001, 4).astype(np.int32)
+    rows = pa.table(
+        {
+            "id": pa.array(number_N * 7919 % 100_003),
+            "few": pa.array(number_N % 1000),
+            "many": pa.array(number_N % 1001),
+            "time": pa.array(number_N * 1_000_003, pa.timestamp("us")),
+            "label": pa.array((number_N % 2).astype(np.int8), mask=number_N % 3 == 0),
+            "none": pa.nulls(4000, pa.int64()),
+            "score": pa.array(number_N.astype(np.float32)),
+            "place": pa.array((number_N % 7).astype(np.float32)),
+            "name": pa.array([str(number) for number in number_N]),
+        }
+    )
+    lists = pa.table(
+        {
+            "history": pa.ListArray.from_arrays(lists_N, pa.array(number_N)),
+            "slots": pa.ListArray.from_arrays(lists_N, pa.array(number_N % 5)),
+            "nested": pa.array([[[number]] for number in range(1000)]),
+        }
+    )
+    found = encoded(tmp_path / "rows.parquet", rows)
+    for names, encoding in (
+        ("id many time", "DELTA_BINARY_PACKED"),
+        ("few label none place", "RLE_DICTIONARY"),
+        ("score name", "PLAIN"),
+    ):
+        assert {found.pop(name) for name in names.split()} == {encoding}
+    assert not found
+    found = encoded(tmp_path / "lists.parquet", lists)
+    assert (found["history"], found["slots"]) == ("DELTA_BINARY_PACKED", "RLE_DICTIONARY")
+
+
+def test_a_file_without_rows_is_a_file(tmp_path: Path) -> None:
+    with TableWriter(tmp_path / "none.parquet", SCHEMA):
+        pass
+    assert pq.read_table(tmp_path / "none.parquet").equals(SCHEMA.empty_table())
+
+
 def test_what_a_field_tells_is_a_key_value_of_the_file(tmp_path: Path) -> None:
     told = {"sidestack.sid": "{}", "who": "me"}
     fields = [pa.field("a", pa.int64(), metadata=told), pa.field("b", pa.list_(pa.float32(), 2))]

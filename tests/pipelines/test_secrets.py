@@ -120,11 +120,10 @@ def test_copies_of_a_run_file_hold_names_alone_and_are_refused_as_they_are() -> 
     ("values", "rule"),
     [
         ({"env": {"TOKEN": 1234567}}, "TOKEN: must be text; put quotes around it"),
-        ({"env": {"TO KEN": "x"}}, "'TO KEN': is no name of an environment variable"),
+        ({"env": {"TO KEN": "x"}}, "TO KEN.*must be a name of letters"),
         ({"env": {"TOKEN": "a\0b"}}, "TOKEN: must be text"),
-        ({"secrets": ["A=1234567"]}, "is no name of an environment variable"),
+        ({"secrets": ["A=1234567"]}, "must be a name of letters"),
         ({"secrets": ["TOKEN"], "env": {"TOKEN": "x"}}, "TOKEN stands in env, too"),
-        ({"secrets": ["TOKEN"], "scheduler": "aws_batch"}, "aws_batch cannot hand them on"),
     ],
 )
 def test_a_fault_is_named_without_the_value(values: dict[str, Any], rule: str) -> None:
