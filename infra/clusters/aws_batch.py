@@ -9,12 +9,17 @@ from torchx.schedulers.aws_batch_scheduler import AWSBatchOpts, AWSBatchSchedule
 from torchx.specs import AppDef, AppState, Role, runopts
 from torchx.specs.named_resources_aws import K8S_ITYPE
 
+from infra.clusters.answers import Answers
 from infra.clusters.config import SECRETS_KEY, BatchCluster, BatchOptions, cluster_of, with_options
 from infra.errors import ConfigError, SchedulerError, UnansweredError
 
 
 class BatchJobs(AWSBatchScheduler):  # type: ignore[misc]  # torchx is not typed
     """AWS Batch over EC2, by a cluster's file."""
+
+    def __init__(self, session_name: str, client: Any = None) -> None:
+        super().__init__(session_name, client=client)
+        self._answers = Answers()
 
     def _run_opts(self) -> runopts:
         """Return torchx's options, none of them required: the cluster's file may have them."""
@@ -52,6 +57,9 @@ class BatchJobs(AWSBatchScheduler):  # type: ignore[misc]  # torchx is not typed
 
     def describe(self, app_id: str) -> DescribeAppResponse | None:
         """Return a job's state; of a failed one with the reason, such as an image that cannot be pulled."""
+        return self._answers.of(app_id, self._ask)
+
+    def _ask(self, app_id: str) -> DescribeAppResponse | None:
         answer = super().describe(app_id)
         if answer is not None and answer.state == AppState.FAILED:
             answer.msg = (self._get_job(app_id) or {}).get("statusReason", "")

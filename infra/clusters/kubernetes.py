@@ -22,6 +22,7 @@ from torchx.schedulers.kubernetes_scheduler import (
 )
 from torchx.specs import AppDef, AppState, Role, runopts
 
+from infra.clusters.answers import Answers
 from infra.clusters.config import (
     SECRETS_KEY,
     KubernetesCluster,
@@ -53,6 +54,10 @@ class KubernetesJobs(KubernetesScheduler):  # type: ignore[misc]  # torchx is no
     """Kubernetes with Volcano, by a cluster's file."""
 
     _client: "ApiClient | None"
+
+    def __init__(self, session_name: str) -> None:
+        super().__init__(session_name)
+        self._answers = Answers()
 
     def _run_opts(self) -> runopts:
         """Return torchx's options, none of them required: the cluster's file may have them."""
@@ -88,6 +93,9 @@ class KubernetesJobs(KubernetesScheduler):  # type: ignore[misc]  # torchx is no
 
     def describe(self, app_id: str) -> DescribeAppResponse | None:
         """Return a job's state; FAILED, with the reason, where a pod waits for an image or a secret there is not."""
+        return self._answers.of(app_id, self._ask)
+
+    def _ask(self, app_id: str) -> DescribeAppResponse | None:
         from kubernetes.client.rest import ApiException
 
         try:

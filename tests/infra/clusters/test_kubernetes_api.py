@@ -72,6 +72,7 @@ def handler(api: Api) -> type[BaseHTTPRequestHandler]:
 
 @pytest.fixture
 def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
+    monkeypatch.setattr("infra.clusters.answers.SECONDS", -1.0)
     found = Api()
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler(found))
     found.address = f"http://127.0.0.1:{server.server_port}"
@@ -127,6 +128,17 @@ def test_a_log_is_followed_once_its_job_has_begun(api: Api, monkeypatch: pytest.
     lines = scheduler.log_iter(handle, "encoder", should_tail=True)
     assert next(iter(lines)).rstrip() == "[default0]:step 1"
     assert waits == [2, 2]
+
+
+def test_the_api_server_is_asked_once_in_a_while_only(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("infra.clusters.answers.SECONDS", 3600.0)
+    scheduler = create_scheduler("test")
+    handle = submit(scheduler)
+    assert scheduler.describe(handle).state == AppState.PENDING
+    api.phase = "Running"
+    assert scheduler.describe(handle).state == AppState.PENDING
+    monkeypatch.setattr("infra.clusters.answers.SECONDS", -1.0)
+    assert scheduler.describe(handle).state == AppState.RUNNING
 
 
 def test_a_job_nobody_knows_has_no_state(api: Api) -> None:
