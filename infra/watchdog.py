@@ -125,9 +125,12 @@ class _Watchdog:
         if own.since_s >= self._told_after:
             self._told_after = 2 * own.since_s
             self._say(f"warning: {self._words(own, stalled)}")
+        if self.world.size == 1:  # nobody waits for it
+            return
         for one in stalled:
             limit, setting = self._limit(one, own)
-            if max(one.silent_s, one.beat.idle_s) >= limit and own.since_s >= limit:
+            stalled_s = one.silent_s if self._is_silent(one) else one.beat.idle_s
+            if stalled_s >= limit and own.since_s >= limit:
                 self._end(StalledError(f"{self._words(own, [one])}; run.timeouts.{setting}={limit:g} is over"), 1)
 
     def _waited_for(self, own: Beat) -> list[Heard]:

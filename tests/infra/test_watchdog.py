@@ -6,12 +6,16 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from infra.commit import verify
-from infra.heartbeat import Heartbeats, Work
+from infra.distributed import Timeouts, World
+from infra.heartbeat import Beat, Heard, Heartbeats, Work
 from infra.rank_state import RankState
+from infra.watchdog import _Watchdog
 from tests.infra.jobs import LIMIT_S, job, ranks_of, wait_for
 from tests.infra.test_preemption import STAGE, beside, has_begun, settings
 
@@ -88,6 +92,40 @@ def test_a_heartbeat_says_where_a_rank_is_and_how_long_ago(tmp_path: Path) -> No
     assert list(first.others()) == []
     first.remove()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("silent_s", "beat", "words"),
+    [
+        (20, {"is_waiting": True, "idle_s": 700}, None),  # it waits for this rank, and missed some heartbeats
+        (700, {"is_waiting": True, "idle_s": 700}, "rank 1 has sent no heartbeat for 700 s, its last from 'here'"),
+        (1, {"is_waiting": True, "idle_s": 700}, None),
+        (1, {"idle_s": 500}, None),
+        (1, {"idle_s": 700}, "rank 1 has made no progress in 'here' for 700 s; run.timeouts.collective_s=600 is over"),
+        (1, {"idle_s": 700, "is_committing": True}, None),
+        (1, {"idle_s": 90_000, "is_committing": True}, "run.timeouts.commit_s=86400 is over"),
+        (700, {"idle_s": 700, "is_committing": True}, "rank 1 has sent no heartbeat"),
+    ],
+)
+def test_what_ends_a_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent_s: float, beat: dict[str, Any], words: str | None
+) -> None:
+    values: dict[str, Any] = {
+        "doing": "here",
+        "since_s": 1e5,
+        "is_waiting": False,
+        "is_committing": False,
+        "has_signal": False,
+    }
+    heard = Heard(1, Beat(**{**values, **beat}), silent_s)
+    monkeypatch.setattr("infra.heartbeat.Heartbeats.others", lambda self: iter([heard]))
+    ended: list[Exception] = []
+    monkeypatch.setattr("infra.watchdog._Watchdog._end", lambda self, error, status: ended.append(error))
+    world = World(0, 2, 0, torch.device("cpu"), "gloo")
+    _Watchdog(world, tmp_path / "out", Timeouts(), record=ended.append)._watch(
+        Beat(**{**values, "is_waiting": True, "idle_s": 1e5})
+    )
+    assert [words in str(error) for error in ended] == ([True] if words else [])
 
 
 def test_a_stage_of_one_rank_has_no_heartbeat(tmp_path: Path) -> None:
