@@ -119,7 +119,7 @@ def test_what_ends_a_wait(
     }
     heard = Heard(1, Beat(**{**values, **beat}), silent_s)
     monkeypatch.setattr("infra.heartbeat.Heartbeats.others", lambda self: iter([heard]))
-    ended: list[Exception] = []
+    ended: list[BaseException] = []
     monkeypatch.setattr("infra.watchdog._Watchdog._end", lambda self, error, status: ended.append(error))
     world = World(0, 2, 0, torch.device("cpu"), "gloo")
     _Watchdog(world, tmp_path / "out", Timeouts(), record=ended.append)._watch(
