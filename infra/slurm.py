@@ -42,6 +42,15 @@ OPTIONS: Mapping[str, str] = {
 """Options of `sbatch` that torchx does not know."""
 
 _PASSED_ON = ("partition", "time", "constraint", "comment", "mail-user", "mail-type", *OPTIONS)
+NEVER_STARTS = {
+    "PartitionNodeLimit": "the partition has fewer nodes, or allows fewer",
+    "PartitionTimeLimit": "the partition allows less time",
+    "BadConstraints": "no node has what is asked for",
+    "InvalidAccount": "the account is unknown",
+    "InvalidQOS": "the quality of service is unknown",
+}
+"""Reasons for which a job waits until somebody changes it or the cluster, and what they mean."""
+
 _HANDLE = "TORCHX_JOB_ID"
 _ASK_SECONDS = 2.0
 _COMMAND_SECONDS = 60.0
@@ -258,8 +267,8 @@ def _with_gpus_by_node(info: AppDryRunInfo[Any]) -> AppDryRunInfo[Any]:
 
 
 def _queued(job_id: str) -> list[tuple[str, str]]:
-    """Return (job name, state) of a job's parts, as `squeue` knows them for some minutes after their end."""
-    columns = ["--format=%j|%T", "--states=all", "--noheader"]
+    """Return (job name, state and reason) of a job's parts, as `squeue` knows them for some minutes after their end."""
+    columns = ["--format=%j|%T %r", "--states=all", "--noheader"]
     try:
         return _rows(_run(["squeue", f"--jobs={job_id}", *columns]))
     except SchedulerError as error:
@@ -317,16 +326,18 @@ def _is_of_a_job(variable: str) -> bool:
 
 def _rows(output: str) -> list[tuple[str, str]]:
     pairs = (line.rpartition("|") for line in output.splitlines())
-    # "CANCELLED by 1000" names the user; only the first word is the state.
-    return [(name, state.split()[0]) for name, _, state in pairs if name and state.strip()]
+    return [(name, state.strip()) for name, _, state in pairs if name and state.strip()]
 
 
 def _response(job_id: str, parts: list[tuple[str, str]]) -> DescribeAppResponse:
     replicas: dict[str, list[ReplicaStatus]] = {}
-    states = []
-    for job_name, word in parts:
+    states, told = [], set()
+    for job_name, words in parts:
+        # "PENDING Resources" says why, "CANCELLED by 1000" who; only the first word is the state.
+        word = words.split()[0]
         state = _STATES.get(word, AppState.UNKNOWN)
         states.append(state)
+        told.add(words if state == AppState.PENDING else word)
         role, _, number = job_name.rpartition("-")
         if role and number.isdecimal():
             status = ReplicaStatus(id=int(number), role=role, state=state, hostname="")
@@ -336,5 +347,5 @@ def _response(job_id: str, parts: list[tuple[str, str]]) -> DescribeAppResponse:
         roles=[Role(name, image="", num_replicas=len(found)) for name, found in replicas.items()],
         roles_statuses=[RoleStatus(name, found) for name, found in replicas.items()],
         state=next(state for state in _WORST_FIRST if state in states),
-        msg=", ".join(sorted({word for _, word in parts})),
+        msg=", ".join(sorted(told)),
     )

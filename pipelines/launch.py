@@ -19,6 +19,7 @@ from infra import lease
 from infra.commit import is_committed
 from infra.errors import ConfigError, SchedulerError, StageError, UnansweredError
 from infra.schedulers import FACTORIES, Reattachable
+from infra.slurm import NEVER_STARTS
 from pipelines.failures import why
 from pipelines.job_log import JobLog, say
 from pipelines.jobs import JobRecord, Work, read_record
@@ -100,6 +101,7 @@ class Launcher:
         self._scheduler = scheduler
         self._log_dir = log_dir.absolute()
         self._outage = _Outage(scheduler, retry_s)
+        self._waits: dict[str, str] = {}  # why a job waits, by its token
         try:
             known = self._runner.scheduler_run_opts(scheduler)
             # Without a log_dir of ours, torchx 0.7.0 deletes the one of an earlier job.
@@ -182,6 +184,7 @@ class Launcher:
             if time.time() > job.deadline:
                 self.cancel(job)
                 raise StageError(f"[{job.work.label}] was cancelled after {job.work.limit_s / 60:g} minutes")
+            self._tell_wait(job, "" if status is None else status.msg)
             return False
         job.log.stop()
         # Of a job of an earlier driver on this machine, nothing tells the end but what it committed.
@@ -192,6 +195,21 @@ class Launcher:
             raise StageError(why(job.work.label, state, told, job.work.rank_logs, list(job.log.unmarked)))
         job.record.remove()
         return True
+
+    def _tell_wait(self, job: Job, told: str) -> None:
+        """Say why a job waits in Slurm's queue, each time that the reason changes.
+
+        Raises:
+            StageError: for a reason for which it would never start; it was cancelled.
+        """
+        state, _, reason = told.partition(" ")
+        if state != "PENDING" or reason in ("", "None") or self._waits.get(job.record.token) == reason:
+            return
+        self._waits[job.record.token] = reason
+        if reason in NEVER_STARTS:
+            self.cancel(job)
+            raise StageError(f"[{job.work.label}] can never start: {reason}: {NEVER_STARTS[reason]}")
+        say(job.work.label, f"waits in the queue: {reason}")
 
     def cancel(self, job: Job) -> None:
         """End a job and wait for its end; one that cannot be ended is left, and its record with it."""

@@ -73,6 +73,7 @@ def began(run: Run, driver: "subprocess.Popen[str]", ranks: int = 2) -> None:
     wait_until(lambda: len(run.ranks()) >= ranks, f"{ranks} ranks began", driver)
 
 
+@pytest.mark.slow
 def test_a_driver_killed_and_started_again_follows_its_job_on_two_nodes(run: Run) -> None:
     with run.driver() as first:
         began(run, first)
@@ -201,7 +202,7 @@ def test_a_time_limit_is_told_as_that(cluster: None, tmp_path: Path) -> None:
     [
         ("run.scheduler_options.partition=nope", "invalid partition specified: nope"),
         ("run.scheduler_options.nodelist=n7", "Invalid node name specified"),
-        ("run.launch.ranker.nodes=7", "Requested node configuration is not available"),
+        ("run.launch.ranker.nodes=7", "can never start: PartitionNodeLimit"),
     ],
 )
 def test_what_slurm_refuses_is_told_in_one_line(run: Run, override: str, said: str) -> None:
