@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from infra import errors
+from infra.preemption import Mark
 from infra.rendezvous import PREFIX as RENDEZVOUS
 
 _LAST_LINES = 15
@@ -49,14 +50,19 @@ class Failure(NamedTuple):
     text: str
 
 
-def why(label: str, state: str, told: str, rank_logs: Path, unmarked: Sequence[str]) -> str:
+def why(
+    label: str, state: str, told: str, rank_logs: Path, unmarked: Sequence[str], preempted: Mark | None = None
+) -> str:
     """Return what people are told of a job that failed: its end, and the first rank's failure or the last lines.
 
     Args:
         label: of the stage. state: torchx's word for how the job ended, such as FAILED.
         told: what else the scheduler says, such as Slurm's states. rank_logs: torchrun's folder.
         unmarked: lines of the job's log that are no rank's.
+        preempted: the mark that a stage left which was asked to stop; None: it did not stop by itself.
     """
+    if preempted is not None:
+        return f"[{label}] {preempted}"
     words = [word for word in (*told.split(", "), state) if word in _ENDS]
     end = _ENDS[words[0]] if words else state.lower()
     failures = sorted(_failures(rank_logs))

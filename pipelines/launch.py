@@ -18,6 +18,7 @@ from torchx.specs import AppDef, AppStatus, CfgVal, InvalidRunConfigException
 from infra import lease
 from infra.commit import is_committed
 from infra.errors import ConfigError, SchedulerError, StageError, UnansweredError
+from infra.preemption import read_mark
 from infra.schedulers import FACTORIES, Reattachable
 from infra.slurm import NEVER_STARTS
 from pipelines.failures import why
@@ -192,7 +193,8 @@ class Launcher:
         if state != "SUCCEEDED":
             told = "" if status is None else status.msg
             job.record.remove()
-            raise StageError(why(job.work.label, state, told, job.work.rank_logs, list(job.log.unmarked)))
+            work, mark = job.work, read_mark(job.work.out)
+            raise StageError(why(work.label, state, told, work.rank_logs, list(job.log.unmarked), mark))
         job.record.remove()
         return True
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from infra.preemption import Mark
 from pipelines.failures import why as why_of
 
 
@@ -127,3 +128,9 @@ def test_a_host_that_nobody_knows_is_the_reason_and_nothing_else(tmp_path: Path)
 def test_what_the_scheduler_saw_is_told_where_no_rank_said_anything(tmp_path: Path) -> None:
     told = why_of("ranker", "FAILED", "torchrun of node 0 was ended by SIGKILL", tmp_path, [])
     assert "no rank left a traceback of its own; torchrun of node 0 was ended by SIGKILL\nand nothing was" in told
+
+
+def test_a_stage_that_was_asked_to_stop_is_told_as_preempted_and_not_as_failed(tmp_path: Path) -> None:
+    mark = Mark(step=40, signal="SIGTERM", ranks=2, time="2026-11-30T20:00:00Z", seconds=1.5)
+    told = why_of("ranker", "FAILED", "FAILED", tmp_path, ["torchrun's own words"], mark)
+    assert told == "[ranker] preempted at step 40; start again to resume"
