@@ -227,6 +227,8 @@ def _torchrun(launch: Launch, log_dir: str, port: int) -> list[str]:
         *("--nnodes", str(nodes), "--nproc-per-node", str(ranks), *rendezvous),
         *("--max-restarts", str(launch.max_restarts)),
         *("--shutdown-timeout", str(SHUTDOWN_SECONDS)),
+        # Its own four, and the one by which schedulers warn of an end (`infra.preemption`).
+        *("--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"),
         # The console has the first rank's lines of each node; every rank's are kept in files.
         *("--tee", "3", "--local-ranks-filter", "0", "--log-dir", quoted(log_dir)),
     ]
