@@ -43,6 +43,7 @@ OPTIONS: Mapping[str, str] = {
 
 _PASSED_ON = ("partition", "time", "constraint", "comment", "mail-user", "mail-type", *OPTIONS)
 NEVER_STARTS = {
+    "PartitionConfig": "the partition has fewer nodes",
     "PartitionNodeLimit": "the partition has fewer nodes, or allows fewer",
     "PartitionTimeLimit": "the partition allows less time",
     "BadConstraints": "no node has what is asked for",

@@ -202,7 +202,7 @@ def test_a_time_limit_is_told_as_that(cluster: None, tmp_path: Path) -> None:
     [
         ("run.scheduler_options.partition=nope", "invalid partition specified: nope"),
         ("run.scheduler_options.nodelist=n7", "Invalid node name specified"),
-        ("run.launch.ranker.nodes=7", "can never start: PartitionNodeLimit"),
+        ("run.launch.ranker.nodes=7", "can never start: PartitionConfig: the partition has"),
     ],
 )
 def test_what_slurm_refuses_is_told_in_one_line(run: Run, override: str, said: str) -> None:
