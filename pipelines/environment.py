@@ -20,6 +20,8 @@ from pipelines.config import RunConfig
 
 _INHERITING = ("local_cwd", "slurm")
 """Schedulers whose jobs inherit the driver's environment."""
+_BY_REFERENCE = ("kubernetes", "aws_batch")
+"""Schedulers whose jobs get secrets by the cluster's file; the driver need not have them."""
 
 
 def job_environment(run: RunConfig, code: Sequence[str] = (), *, is_tracked: bool) -> dict[str, str]:
@@ -53,7 +55,7 @@ def require_secrets(run: RunConfig) -> None:
     Raises:
         ConfigError: a variable of `run.secrets` is not set.
     """
-    for name in run.secrets:
+    for name in run.secrets if run.scheduler not in _BY_REFERENCE else ():
         if name not in os.environ:
             raise ConfigError(f"run.secrets: {name}: is not set in the driver's environment")
 

@@ -139,6 +139,7 @@ def test_a_secret_that_the_driver_lacks_is_named(monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("TOKEN", raising=False)
     with pytest.raises(ConfigError, match="run.secrets: TOKEN: is not set in the driver's environment"):
         require_secrets(run_config(secrets=["TOKEN"]))
+    require_secrets(run_config(secrets=["TOKEN"]).model_copy(update={"scheduler": "kubernetes"}))  # by reference
 
 
 @pytest.mark.parametrize(
