@@ -5,7 +5,9 @@ the pipeline's driver.
 """
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -70,5 +72,14 @@ FACTORIES: Mapping[str, Callable[..., Scheduler[Any]]] = {
 
 
 def option_names(scheduler: str) -> list[str]:
-    """Return the names of the options that a scheduler takes."""
-    return list(FACTORIES[scheduler]("sidestack").run_opts()._opts)
+    """Return the names of the options that a scheduler takes.
+
+    torchx's local scheduler takes over SIGINT and SIGTERM when it is made; this process gets them back.
+    """
+    is_main = threading.current_thread() is threading.main_thread()  # no other thread may set handlers
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)} if is_main else {}
+    try:
+        return list(FACTORIES[scheduler]("sidestack").run_opts()._opts)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

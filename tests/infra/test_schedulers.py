@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import sys
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from components import encoder
 from infra.clusters.config import SlurmOptions, load_cluster
 from infra.errors import SchedulerError, UnansweredError
 from infra.lease import VARIABLE, lease_of
-from infra.schedulers import FACTORIES, Reattachable, local_cwd
+from infra.schedulers import FACTORIES, Reattachable, local_cwd, option_names
 from infra.slurm import SlurmJob, SlurmNodes
 
 
@@ -234,6 +235,12 @@ def test_options_of_sbatch_come_from_the_clusters_file(commands: Path) -> None:
 
 def test_every_option_of_a_clusters_file_is_slurms(commands: Path) -> None:
     assert set(SlurmOptions.model_fields) <= set(SlurmNodes("test").run_opts()._opts)
+
+
+def test_asking_for_a_schedulers_options_leaves_the_signals_alone() -> None:
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    assert "log_dir" in option_names("local_cwd") and "queue" in option_names("kubernetes")
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
 def test_a_venv_that_is_not_activated_comes_first_on_the_path(commands: Path) -> None:
