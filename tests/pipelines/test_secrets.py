@@ -155,7 +155,8 @@ def test_an_address_with_a_password_stands_in_no_manifest(
     monkeypatch: pytest.MonkeyPatch, scheduler: Any, uri: str, is_handed: bool
 ) -> None:
     monkeypatch.setenv(URI_VARIABLE, uri)
-    environment = job_environment(run_config(scheduler=scheduler), is_tracked=True)
+    options = {"queue": "default"} if scheduler == "kubernetes" else {}
+    environment = job_environment(run_config(scheduler=scheduler, scheduler_options=options), is_tracked=True)
     assert (URI_VARIABLE in environment) == is_handed
     assert "planted" not in str(environment)
 
