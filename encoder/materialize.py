@@ -265,7 +265,7 @@ def _write_part(
         sids_NC[is_revised_N] = earlier.of(ids_N[is_revised_N])
         if not is_revised_N.all():
             own_map.write(int(ids_N[~is_revised_N][0]) - first, sids_NC[~is_revised_N])
-        advance(table.num_rows * world.size)
+        advance(table.num_rows * min(world.size, len(entry.files)))
         return _columns(one.spec.name, one.spec, sids_NC)
 
     made.schema = pa.schema(fields)

@@ -119,7 +119,8 @@ class RunLog:
         """Show the way to `total`: a bar on a terminal, otherwise a line at each quarter.
 
         Returns:
-            a context manager whose value is `advance(n)`.
+            a context manager whose value is `advance(n)`. `n` may stand for what all ranks do meanwhile; the last ones
+            may have less to do than rank 0, and what goes beyond the total is not shown.
         """
         if self._out is None:
             return _silent()
@@ -251,7 +252,7 @@ def _lines(total: int, what: str) -> Iterator[Callable[[int], None]]:
     def advance(n: int) -> None:
         nonlocal done
         quarter_before = done * 4 // max(total, 1)
-        done += n
+        done = min(done + n, total)
         if done * 4 // max(total, 1) > quarter_before:
             seconds = time.monotonic() - started
             print(f"{what}: {done:,} of {total:,} ({seconds:.0f} s)", file=sys.stderr, flush=True)

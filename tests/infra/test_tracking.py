@@ -197,6 +197,14 @@ def test_progress_without_a_terminal_is_a_few_lines(tmp_path: Path, capfd: pytes
     ]
 
 
+def test_progress_ends_at_its_total(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    log = RunLog.open(0, "materialize", tmp_path, {}, {}, "", None)
+    with log.progress(5, "dates") as advance:
+        for _ in range(2):  # of three ranks, two dates each at most
+            advance(3)
+    assert capfd.readouterr().err.splitlines()[-1].startswith("dates: 5 of 5 (")
+
+
 def test_live_child_and_replayed_child_say_the_same(client: Any, runs_dir: Path, tmp_path: Path) -> None:
     dataset = commit_dataset(tmp_path / "data")
     first = open_parent(client, "sameness", "sameness", runs_dir, {"ranker": CONFIG})
