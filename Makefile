@@ -19,7 +19,7 @@ ARM        ?= sid_ngram
 PLAN       ?=
 SLURM      ?= /tmp/sidestack-slurm
 
-.PHONY: help install run movielens replay tables tune plan bench test chaos test-quick test-slurm lint types format doctor audit golden slurm-up slurm-down clean
+.PHONY: help install run movielens replay tables tune plan bench test chaos test-quick test-slurm lint types docs format doctor audit golden slurm-up slurm-down clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -88,6 +88,14 @@ lint: install ## ruff: rules and format
 
 types: install ## mypy, strict
 	@$(BIN)/mypy
+
+docs: .cache/docs/bin/mkdocs ## the site, into site/; a warning is an error
+	@.cache/docs/bin/mkdocs build --strict --quiet
+
+# In an environment of its own, like the audit's.
+.cache/docs/bin/mkdocs: requirements/docs.txt
+	@$(PYTHON) -m venv .cache/docs && .cache/docs/bin/python -m pip --disable-pip-version-check --no-input -qq install -r $<
+	@touch $@
 
 format: install ## let ruff mend what it can
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
