@@ -27,7 +27,7 @@ help: ## what there is
 install: $(STAMP) ## make .venv and install everything pinned (CPU or CUDA build, by what the machine has)
 
 # torch first, fbgemm and torchrec last and with --no-deps: torchrec's own requirement names the CUDA build of fbgemm,
-# which would overwrite the CPU build's folder (docs/architecture.md, "Installation").
+# which would overwrite the CPU build's folder (docs/first-run.md, "Install without a GPU").
 $(STAMP): requirements/$(ACCEL).txt requirements/torch-$(ACCEL).txt requirements/base.txt requirements/dev.txt pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "sidestack needs Python 3.11: set PYTHON=/path/to/python3.11"; exit 1; }
 	@echo "installing into .venv ($(ACCEL) build; a few minutes the first time)"
@@ -90,7 +90,7 @@ types: install ## mypy, strict
 	@$(BIN)/mypy
 
 docs: .cache/docs/bin/mkdocs ## the site, into site/; a warning is an error
-	@.cache/docs/bin/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 .cache/docs/bin/mkdocs build --strict
 
 # In an environment of its own, like the audit's.
 .cache/docs/bin/mkdocs: requirements/docs.txt

@@ -1,4 +1,4 @@
-"""Hook of mkdocs: links to files of the repository outside of docs/ become their paths, as the site has no such pages."""
+"""Hook of mkdocs: links to files outside of docs/ become their paths, as the site has no such pages."""
 
 import re
 from pathlib import PurePosixPath

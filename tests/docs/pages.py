@@ -29,7 +29,8 @@ class Command:
     """One shell command of a page.
 
     Attributes:
-        page: its file. words: the program and its arguments, without comments, variables set before it and redirections.
+        page: its file.
+        words: the program and its arguments, without comments, variables set before it, and redirections.
     """
 
     page: Path
