@@ -108,6 +108,7 @@ def config_of(named: str | None) -> Path:
 NO_PARSER = ("pytest", "tests.infra.deploy.image", "tests.components.golden")
 
 
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")  # runpy, of a module imported before
 @pytest.mark.parametrize(
     ("command", "module", "arguments"),
     [pytest.param(*one, id=str(one[0])) for one in modules() if one[1] not in NO_PARSER],
@@ -256,3 +257,14 @@ def _leaves(values: Mapping[str, Any], before: tuple[str, ...] = ()) -> Iterator
             yield from _leaves(value, (*before, str(key)))
         else:
             yield (*before, str(key))
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+def test_a_wrong_option_or_name_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(AssertionError, match="--kofig"):
+        parse_arguments(monkeypatch, "pipelines.run", ["--config", "FILE", "--kofig", "FILE"])
+    assert has_key(PipelineConfig, ["encoder", "quantizer", "beam"])
+    assert has_key(PipelineConfig, ["ranker", "arms", "any", "item"])
+    assert not has_key(PipelineConfig, ["encoder", "quantiser", "kind"])
+    assert is_of_code("infra.commit")
+    assert not is_of_code("ranker.no_such_module")
