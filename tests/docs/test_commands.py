@@ -18,7 +18,7 @@ from pydantic import BaseModel
 
 from infra.config import SECTIONS
 from pipelines.config import PipelineConfig, read_config
-from tests.docs.pages import GUIDES, PLACEHOLDERS, ROOT, Command, blocks, commands, inline_code
+from tests.docs.pages import GUIDES, PLACEHOLDERS, ROOT, Command, blocks, commands, inline_code, prose
 
 COMMANDS = list(dict.fromkeys(command for page in GUIDES for command in commands(page)))
 FOLDERS = (
@@ -35,7 +35,7 @@ FOLDERS = (
 )
 OTHERS = {
     ".", "apt-get", "cd", "cp", "curl", "docker", "export", "git", "kubectl", "mlflow", "openssl", "pip",
-    "spark-submit",
+    "spark-submit", "sudo", "journalctl", "scrontab", "squeue", "airflow",
 }  # fmt: skip
 """Programs that are not this repository's."""
 
@@ -191,6 +191,12 @@ def test_files_are_there(page: Path) -> None:
         assert (ROOT / path.partition("::")[0]).exists(), f"`{word}`: no such file"
         if path.endswith(".py") and name.isidentifier():
             assert re.search(rf"\b{name}\b", (ROOT / path).read_text()), f"`{word}`: {path} has no {name}"
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, id=str(page.relative_to(ROOT))) for page in GUIDES])
+def test_code_is_fenced(page: Path) -> None:
+    """Code by indentation names no language, so its commands would not be found."""
+    assert not re.search(r"^(?! *[-*\d])\S[^\n]*\n\n {4}\S", prose(page), re.M)
 
 
 def test_every_program_is_known() -> None:
