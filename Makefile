@@ -1,4 +1,4 @@
-# sidestack: `make help` lists what there is.
+# sidestack: `make help` lists the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
@@ -21,7 +21,7 @@ SLURM      ?= /tmp/sidestack-slurm
 
 .PHONY: help install run movielens replay tables tune plan bench test chaos test-quick test-slurm lint types docs format doctor audit golden slurm-up slurm-down clean
 
-help: ## what there is
+help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 install: $(STAMP) ## make .venv and install everything pinned (CPU or CUDA build, by what the machine has)
@@ -59,7 +59,7 @@ tables: install ## both papers' tables, ours beside theirs; all arms, three trai
 tune: install ## every arm with the same settings, on validation dates
 	@$(BIN)/python -m pipelines.tune --config $(CONFIG) $(foreach s,$(SET),--set $(s))
 
-plan: install ## how an arm's tables would lie on RANKS GPUs of MEMORY_GIB: ARM=, PLAN="--table-rows item_id=1000000000 --rows 29000000000"
+plan: install ## how an arm's tables would be placed on RANKS GPUs of MEMORY_GIB: ARM=, PLAN="--table-rows item_id=1000000000 --rows 29000000000"
 	@$(BIN)/python -m ranker.plan --config $(CONFIG) --input-spec configs/plan/dataset.json --sid-spec configs/plan/sid.json \
 		--ranks $(RANKS) --memory-gib $(MEMORY_GIB) --set ranker.arm=$(ARM) $(foreach s,$(SET),--set $(s)) $(PLAN)
 
@@ -70,7 +70,7 @@ bench: install .venv/.installed-benchmarks ## a benchmark: BENCH=quantizers, fus
 	@$(PIP) install -r requirements/benchmarks.txt
 	@touch $@
 
-test: install ## every test but those of chaos, WORKERS= of them at a time (3: many wait for processes they started)
+test: install ## every test except those of chaos; WORKERS=3 at a time
 	@$(BIN)/python -m pytest -m 'not chaos and not slurm' -n $(WORKERS) --dist worksteal
 
 test-slurm: install ## the driver's tests on a Slurm of two nodes that they start (root; Debian's slurm-wlm and munge)
@@ -97,10 +97,10 @@ docs: .cache/docs/bin/mkdocs ## the site, into site/; a warning is an error
 	@$(PYTHON) -m venv .cache/docs && .cache/docs/bin/python -m pip --disable-pip-version-check --no-input -qq install -r $<
 	@touch $@
 
-format: install ## let ruff mend what it can
+format: install ## let ruff fix what it can
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
-doctor: install ## packages and their builds; two ranks of torchrun that add up, by gloo and, with GPUs, by nccl
+doctor: install ## packages and their builds; two ranks of torchrun that sum a tensor, by gloo and, with GPUs, by nccl
 	@$(BIN)/python -m infra.doctor
 
 audit: install ## licences of all that is installed, and known vulnerabilities where a database can be reached
@@ -112,13 +112,13 @@ audit: install ## licences of all that is installed, and known vulnerabilities w
 	@$(PYTHON) -m venv .cache/audit && .cache/audit/bin/python -m pip --disable-pip-version-check --no-input -qq install -r $<
 	@touch $@
 
-golden: install ## write the golden files of the dry runs anew (look at the diff before you commit it)
+golden: install ## write the golden files of the dry runs again (look at the diff before you commit it)
 	@$(BIN)/python -m tests.components.golden
 
 slurm-up: ## a Slurm of two nodes on this machine, for its tests (root; Debian's slurm-wlm and munge)
 	@infra/deploy/slurm/up.sh $(SLURM)
 
-slurm-down: ## end it
+slurm-down: ## stop it
 	@infra/deploy/slurm/down.sh $(SLURM)
 
 clean: ## remove .venv and caches; runs/ stays
