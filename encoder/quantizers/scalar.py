@@ -36,7 +36,8 @@ _UNSQUASH: dict[Bound, Callable[[Tensor], Tensor]] = {
 
 def centred_levels(levels: int) -> Tensor:
     """Return q_l = l - (L-1)/2 for all levels, float64 [L]: {-1, 0, 1} at L=3."""
-    return torch.arange(levels, dtype=torch.float64) - (levels - 1) / 2
+    # On the host, wherever a quantizer is built: the borders are searched for with Python's numbers, and kept.
+    return torch.arange(levels, dtype=torch.float64, device="cpu") - (levels - 1) / 2
 
 
 def squash(x: Tensor, bound: Bound) -> Tensor:
@@ -109,7 +110,7 @@ def _centroids(thresholds: Tensor) -> Tensor:
     lower = (len(thresholds) + 1) // 2
     # Computed below 0, where small tail masses are exact. A cell too far out to have one: its end towards 0.
     below = torch.where(mass[:lower] > 0, first[:lower] / mass[:lower], thresholds[:lower])
-    centre = torch.zeros(1 - len(thresholds) % 2, dtype=below.dtype)
+    centre = below.new_zeros(1 - len(thresholds) % 2)
     return torch.cat([below, centre, -below.flip(0)])
 
 
@@ -126,7 +127,7 @@ def _least(error: Callable[[float], float], low: float, high: float) -> float:
 
 def _normal_moments(thresholds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return E[1], E[x] and E[x^2] of N(0, 1) over each of the cells that the thresholds cut."""
-    far = torch.tensor([40.0], dtype=torch.float64)
+    far = thresholds.new_tensor([40.0])
     edges = torch.cat([-far, thresholds, far])
     density = torch.exp(-(edges**2) / 2) / math.sqrt(2 * math.pi)
     below = torch.special.ndtr(edges)

@@ -134,11 +134,6 @@ def makefile() -> tuple[set[str], set[str]]:
     )
 
 
-# The driver builds a quantizer on torch's meta device to ask how many digits it has, and these two compute their
-# thresholds there (`encoder/quantizers/scalar.py`): "Tensor.item() cannot be called on meta tensors".
-BROKEN = ("encoder.quantizer.kind=fsq", "encoder.quantizer.kind=rq_fsq")
-
-
 @pytest.mark.parametrize("command", [pytest.param(one, id=str(one)) for one in of("make")])
 def test_a_target_is_there(command: Command) -> None:
     targets, variables = makefile()
@@ -151,8 +146,6 @@ def test_a_target_is_there(command: Command) -> None:
         assert name.with_suffix(".py").is_file() or (name / "__main__.py").is_file()
     overrides = [one for one in settings.get("SET", "").split() if "..." not in one and "a.b" not in one]
     if overrides and "replay" not in command.words:
-        if set(BROKEN) & set(overrides):
-            pytest.xfail("fsq and rq_fsq are not built on the meta device")
         read_config(config_of(settings.get("CONFIG")), overrides)
 
 

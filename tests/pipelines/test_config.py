@@ -1,11 +1,12 @@
 """A run's file is checked as a whole, before anything is launched."""
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
 from components.torchrun import Launch, app
+from encoder.quantizers import QuantizerConfig
 from infra.clusters.config import load_cluster
 from infra.code import ROOT
 from infra.config import parse, plain
@@ -266,3 +267,11 @@ def test_the_runs_that_results_were_made_with_leave_nothing_to_a_rule_that_could
     if name == "complete_journey":
         assert (training.log_every, sid.log_every, config.tune.rungs) == (50, 100, (1.0,))
         assert config.ranker.arms["sid_ngram"].max_rows == 2**18
+
+
+@pytest.mark.parametrize("kind", [kind.model_fields["kind"].default for kind in get_args(get_args(QuantizerConfig)[0])])
+def test_the_digits_of_every_quantizer_are_known_before_anything_runs(kind: str) -> None:
+    """On torch's meta device, which holds no numbers: borders that are searched for must be on the host."""
+    values = {**MINIMAL, "encoder": {"quantizer": {"kind": kind}}, "materialize": {"prefix_lengths": {"sid": [4097]}}}
+    with pytest.raises(ConfigError, match=r"must rise within 1\.\.\d+, the digits of encoder\.quantizer"):
+        parse(PipelineConfig, values, "run.yaml")
