@@ -158,7 +158,8 @@ def _spec(config: Tables, files: LogFiles) -> DatasetSpec:
 def _require_columns(config: Tables, files: LogFiles, spec: DatasetSpec) -> None:
     """Check the columns of all tables by footers, so that a folder of another writer is one error and not ten.
 
-    Of events and labels, the first file that has row groups stands for all: each is checked when it is read.
+    Of events and labels, the newest file that has row groups stands for all, as it is the one that is read in any case
+    when a day was added: each is checked when it is read.
 
     Raises:
         DataError: naming every column of every table that is missing or of another type.
@@ -184,7 +185,10 @@ def _require_columns(config: Tables, files: LogFiles, spec: DatasetSpec) -> None
 
 
 def _with_row_groups(files: Mapping[date, Sequence[Path]]) -> Iterator[tuple[date, Path]]:
-    return ((day, path) for day, paths in files.items() for path in paths if _has_row_groups(path))
+    """Yield the files that have rows, the newest date's first."""
+    return (
+        (day, path) for day, paths in sorted(files.items(), reverse=True) for path in paths if _has_row_groups(path)
+    )
 
 
 def _has_row_groups(path: Path) -> bool:

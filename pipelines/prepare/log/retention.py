@@ -71,10 +71,11 @@ def carried_totals(store: Store, of: str, found: Mapping[date, tuple[int, int]],
         return dict(found)
     record = store.path / "raw" / "totals" / f"{of[:16]}.json"
     known = read_json(record) if record.exists() else {}
-    past = {date.fromisoformat(day): (rows, total) for day, (rows, total) in known.items()}
+    # Sums of hashes need more than the 64 bits that numbers of JSON files may have here: they are kept in hexadecimal.
+    past = {date.fromisoformat(day): (rows, int(total, 16)) for day, (rows, total) in known.items()}
     totals = {day: past.get(day, found.get(day)) if day < since else found.get(day) for day in {*past, *found}}
     kept = {day: total for day, total in sorted(totals.items()) if total is not None}
-    text = json.dumps({day.isoformat(): total for day, total in kept.items()})
+    text = json.dumps({day.isoformat(): (rows, f"{total:x}") for day, (rows, total) in kept.items()})
     if text != json.dumps(known):
         write_whole(record, text.encode())
     return kept
