@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from infra.checkpoint import Checkpoint, Checkpoints
-from infra.distributed import World
+from infra.distributed import World, sum_over_ranks
 from infra.errors import CommitError
 from infra.tables import DatasetSpec, write_spec
 from ranker.features import ArmFeatures, arm_features
@@ -46,6 +46,7 @@ def trained_and_saved(world: World, dataset: Path, path: Path, **sections: Any) 
     """Take three steps on a small dataset, save, and return what was saved of the tables."""
     sharded, features = built(world, SPEC, **sections)
     batch = to_ranker_batch(batch_of(first_rows(dataset)), features)
+    batch.counts_2T = sum_over_ranks(world, sharded.model.module.loss.counts(batch))
     for _ in range(3):
         loss, _ = sharded.model(batch)
         loss.backward()
