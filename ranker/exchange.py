@@ -2,8 +2,8 @@
 
 A rank makes b lookups, one a row or one a request of its batch. With L ids a lookup (int64), and a shard that holds a
 share s of a table's rows in c columns (float32), each other rank asks the shard for b L s ids, and tells how many are
-of each lookup (b int32). The shard answers with b vectors where they are pooled, b L s where they are not, and gets as
-many gradients back: 4 c bytes each.
+of each lookup (b int64, as both travel in one message). The shard answers with b vectors where they are pooled, b L s
+where they are not, and gets as many gradients back: 4 c bytes each.
 
 Table-row-wise sharding sums within a node first, which moves bytes from between the nodes into them, but neither adds
 nor saves any; how its gradients are shared out over the senders is then not as given here, their sum is.
@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from ranker.planner import PlannedTable, TablePlan
 
-ID_BYTES, LENGTH_BYTES, NUMBER_BYTES = 8, 4, 4
+ID_BYTES, LENGTH_BYTES, NUMBER_BYTES = 8, 8, 4
 
 PerRank = npt.NDArray[np.float64]
 

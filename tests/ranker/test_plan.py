@@ -128,7 +128,7 @@ def test_what_is_sent_by_a_slow_count_of_every_id(sharding: str, is_pooled: bool
                 continue
             # Of the batch's ids each row of the table gets as many; those in the shard are asked for.
             asked = sum(batch * ids / rows for row in range(rows) if first <= row < first + height)
-            expected["ids_R"][asker] += 8 * asked + 4 * batch
+            expected["ids_R"][asker] += 8 * asked + 8 * batch
             vectors = batch if is_pooled else asked
             expected["forward_R"][rank] += 4 * width * vectors
             expected["backward_R"][asker] += 4 * width * vectors
