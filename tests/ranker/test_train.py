@@ -21,6 +21,7 @@ import ranker.predict
 from infra.commit import committing, read_manifest, verify
 from infra.distributed import World
 from infra.errors import CommitError, DataError, StageError, TrainingError
+from infra.footer import read_footer
 from infra.parquet import TableWriter
 from infra.snapshot import read_dataset
 from infra.stage import StageRun
@@ -387,9 +388,11 @@ def test_a_validation_run_reads_no_test_date(
 ) -> None:
     config = config_of("side", holdout={"kind": "validation", "validation_days": 1})
     opened: set[Path] = set()
-    whole = infra.parquet.open_parquet
-    for module in ("infra.rows", "infra.parquet", "ranker.cost"):
-        monkeypatch.setattr(f"{module}.open_parquet", noted(lambda path, *_: opened.add(path), whole))
+    # What reads a file opens it by one of these: with the footer that it knows, or for the footer.
+    openers: dict[str, Callable[..., Any]] = {"infra.parquet.open_parquet": infra.parquet.open_parquet}
+    openers |= {f"{module}.read_footer": read_footer for module in ("infra.rows", "infra.parquet", "ranker.cost")}
+    for name, whole in openers.items():
+        monkeypatch.setattr(name, noted(lambda path, *_: opened.add(path), whole))
     monkeypatch.setattr("infra.snapshot.verify", noted(lambda path: opened.add(path / "any"), verify))
     out = run_stage_body(world, dataset, tmp_path / "out", config).out
     opened = {file for file in opened if file.is_relative_to(dataset)}  # the run's own predictions are read, too
