@@ -75,7 +75,7 @@ def _drop_circumstances(file: Path) -> None:
     values = yaml.safe_load(file.read_text(encoding="utf-8"))
     for name in ("model_uuid", "utc_time_created"):
         values.pop(name, None)
-    for artifact in values["flavors"]["python_function"]["artifacts"].values():
+    for artifact in values["flavors"]["python_function"].get("artifacts", {}).values():
         artifact["uri"] = artifact["path"]
     file.write_text(yaml.safe_dump(values, sort_keys=True), encoding="utf-8")
 

@@ -19,10 +19,11 @@ from encoder.sid_codebook import FOLDER as CODEBOOKS
 from encoder.sid_codebook import read_codebook
 from infra.checkpoint import Checkpoint, Checkpoints
 from infra.commit import MANIFEST, hash_all, verify
-from infra.config import Config, load_file
+from infra.config import Config, digest, load_file
 from infra.distributed import ALONE
 from infra.errors import SidestackError
 from infra.impressions import read_impressions
+from infra.sealed import OWN_DIGEST
 from infra.served import load_served, save_served
 from infra.snapshot import read_dataset
 from pipelines.retrain.ledger import CYCLES, OUTCOME_FILE, PLAN_FILE, Ledger
@@ -84,8 +85,10 @@ def resealed(path: Path) -> None:
     file = path / MANIFEST
     with suppress(ValueError):  # it is the pickle itself
         manifest = json.loads(file.read_bytes()) if file.is_file() else {"files": {}}
-        for name, digest in hash_all(path, [name for name in manifest["files"] if (path / name).is_file()]).items():
-            manifest["files"][name] |= {"sha256": digest, "bytes": (path / name).stat().st_size}
+        for name, sha256 in hash_all(path, [name for name in manifest["files"] if (path / name).is_file()]).items():
+            manifest["files"][name] |= {"sha256": sha256, "bytes": (path / name).stat().st_size}
+        if manifest.pop(OWN_DIGEST, None) is not None:
+            manifest[OWN_DIGEST] = digest(manifest)
         if file.is_file():
             file.write_text(json.dumps(manifest))
 

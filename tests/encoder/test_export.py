@@ -227,7 +227,7 @@ def test_what_is_committed_is_whole_and_without_pickle(exported: Path, bundle: E
         "code/encoder/sid.py",
     } <= names
     assert {Path(name).suffix for name in names} <= {"", ".py", ".json", ".yaml", ".txt", ".safetensors", ".md",
-        ".service", ".timer"}  # fmt: skip
+        ".service", ".timer", ".in", ".sh", ".env"}  # fmt: skip
     summary = json.loads((exported / "summary.json").read_text())
     assert summary["served"]["spec"]["fingerprint"] == bundle.spec.fingerprint
     assert (summary["checked_items"], summary["registered"]) == (100, None)

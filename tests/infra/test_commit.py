@@ -18,8 +18,10 @@ import torch.distributed as dist
 
 import infra.commit
 from infra.commit import MANIFEST, FileEntry, commit_alone, committing, is_committed, read_manifest, verify, write_whole
+from infra.config import digest
 from infra.distributed import ALONE, World, broadcast, started
 from infra.errors import AlreadyCommittedError, CommitError
+from infra.sealed import OWN_DIGEST
 from tests.distributed import RankFailure, run_distributed
 
 
@@ -69,12 +71,13 @@ def flip(path: Path) -> None:
 
 
 def rename_in_manifest(out: Path, name: str, other: str) -> None:
-    """Have a manifest name another file, which lies outside with the same content."""
+    """Have a manifest name another file, which lies outside with the same content, and seal it anew."""
     manifest = json.loads((out / MANIFEST).read_text())
     manifest["files"][other] = manifest["files"].pop(name)
     if other.startswith("../"):
         shutil.copy(out / name, out / other)
-    (out / MANIFEST).write_text(json.dumps(manifest))
+    del manifest[OWN_DIGEST]
+    (out / MANIFEST).write_text(json.dumps({**manifest, OWN_DIGEST: digest(manifest)}))
 
 
 @pytest.mark.parametrize(
