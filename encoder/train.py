@@ -348,7 +348,8 @@ class Trainer:
         except PreemptedError as stop:
             if self.checkpoints is None or not self.config.checkpoint_every:
                 raise
-            self.checkpoints.save_before_stop(self._checkpoint())
+            self._require_same_state()  # not noted: the history stays that of an undisturbed training
+            self.checkpoints.save_before_stop(self._state())
             raise PreemptedError(stop.signal, self.step) from stop
 
     def _record(self) -> None:
@@ -413,8 +414,12 @@ class Trainer:
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(self.num_steps - warmup, 1)))
 
     def _checkpoint(self) -> Checkpoint:
-        """Return all that the rest of the training depends on; its place in the data is the step."""
+        """Return the checkpoint of a step at which one is due."""
         self._note_state("checkpoint")
+        return self._state()
+
+    def _state(self) -> Checkpoint:
+        """Return all that the rest of the training depends on; its place in the data is the step."""
         shared = prefixed("model", self.model.state_dict()) | prefixed("optimizer", optimizer_state(self.optimizer))
         shared["generator"] = self.generator.get_state()
         own = prefixed("random", random_state(self.world.device)) | prefixed("window", self.window.state())
