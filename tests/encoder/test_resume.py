@@ -137,8 +137,8 @@ def stop_and_train_both(world: World, dataset: Path, folder: Path, changes: dict
 
 
 STOPPED = 12
-"""The request comes in step 7, and travels with the next batch that is read: the first ten were read for the sample, and
-one is read ahead."""
+"""The request comes in step 7, and travels with the next batch that is read: ten were read for the sample, and one is
+read ahead."""
 KINDS = [kind.model_fields["kind"].default for kind in get_args(get_args(QuantizerConfig)[0])]
 SMALL = {
     "structured": {"groups": 2, "depth": 3, "group_dim": 4},
