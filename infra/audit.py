@@ -9,8 +9,8 @@ import json
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Sequence
-from importlib.metadata import distributions
+from collections.abc import Iterable, Sequence
+from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    is_right = tell_licences(list(check_licences(distributions(), policy)), policy)
+    is_right = tell_licences(list(check_licences(installed(), policy)), policy)
     try:
         vulnerabilities, num_asked, skipped = look_up(command, Path(sysconfig.get_path("purelib")), policy)
     except UnreachableError as error:
@@ -47,6 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"vulnerabilities: {num_asked} distributions looked up, {len(vulnerabilities)} known{not_asked}")
     print("".join(f"  {line}\n" for line in vulnerabilities), end="")
     return 0 if is_right and not vulnerabilities else 1
+
+
+def installed() -> Iterable[Distribution]:
+    """Return what is installed in this environment; not what setuptools brings along and may put on the path."""
+    return distributions(path=[sysconfig.get_path("purelib"), sysconfig.get_path("platlib")])
 
 
 def tell_licences(found: Sequence[Finding], policy: Policy) -> bool:

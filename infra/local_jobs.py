@@ -9,7 +9,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from torchx.schedulers.api import DescribeAppResponse
 from torchx.schedulers.local_scheduler import CWDImageProvider, LocalScheduler
@@ -28,8 +27,8 @@ _POLL_S = 0.1
 class LocalJobs(LocalScheduler):  # type: ignore[misc]  # torchx is not typed
     """The scheduler `local_cwd`, able to follow, cancel and leave jobs that another process launched."""
 
-    def __init__(self, session_name: str, **options: Any) -> None:
-        super().__init__(session_name, **{"image_provider_class": CWDImageProvider, **options})
+    def __init__(self, session_name: str) -> None:
+        super().__init__(session_name, image_provider_class=CWDImageProvider)
 
     def describe(self, app_id: str) -> DescribeAppResponse | None:
         """Return a job's state; None: another process launched it, and nothing of it runs any more."""

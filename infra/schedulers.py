@@ -40,9 +40,13 @@ def slurm(session_name: str, **options: Any) -> Scheduler[Any]:
 
 
 def local_cwd(session_name: str, **options: Any) -> Scheduler[Any]:
-    """Make the scheduler that runs jobs on this machine, in the current directory."""
+    """Make the scheduler that runs jobs on this machine, in the current directory.
+
+    Options are left aside: torchx's runner makes one of each variable that begins with TORCHX_, as a driver that is
+    itself a job of torchx has them.
+    """
     _find_this_python()
-    return LocalJobs(session_name, **options)
+    return LocalJobs(session_name)
 
 
 def _find_this_python() -> None:

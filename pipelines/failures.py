@@ -113,7 +113,7 @@ def _parts(report: Any) -> tuple[str, Mapping[str, Any]]:
 def _is_echo(message: str, rank_logs: Path) -> bool:
     """Whether a rank failed because another had: timestamps, in whole seconds, often cannot tell.
 
-    It was told so, lost the connection, or missed a temporary directory of the output or of a checkpoint, which rank 0
+    It was told so, was asked to stop by torchrun, lost the connection, or missed a temporary directory of the output or of a checkpoint, which rank 0
     removes after a failure.
     """
     name = re.escape(rank_logs.name.removesuffix(".logs"))
@@ -121,7 +121,11 @@ def _is_echo(message: str, rank_logs: Path) -> bool:
     is_missing = message.startswith("FileNotFoundError:") and re.search(
         rf"/(\.{name}\.|{name}\.checkpoint/\.)[^/]*\.tmp\b", message
     )
-    return message.startswith("StageError:") or bool(is_missing) or any(words in message for words in lost)
+    return (
+        message.startswith(("StageError:", "PreemptedError:"))
+        or bool(is_missing)
+        or any(words in message for words in lost)
+    )
 
 
 def _last_lines(rank_logs: Path) -> Iterator[str]:

@@ -3,7 +3,7 @@
 import json
 import stat
 from collections.abc import Sequence
-from importlib.metadata import PathDistribution, distributions
+from importlib.metadata import PathDistribution
 from pathlib import Path
 
 import pytest
@@ -33,7 +33,7 @@ def distribution(folder: Path, name: str, *lines: str) -> PathDistribution:
 
 def test_everything_that_is_installed_here_is_allowed_or_explained(capsys: pytest.CaptureFixture[str]) -> None:
     policy = read_policy(POLICY)
-    found = list(check_licences(distributions(), policy))
+    found = list(check_licences(audit.installed(), policy))
     assert {"torch", "mlflow", "pytest"} <= {one.name for one in found}
     assert [f"{one.name}: {one.licence}" for one in found if not one.is_allowed] == []
     assert unused(found, policy) == [], "exceptions that nothing needs any more"

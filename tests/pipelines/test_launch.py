@@ -326,3 +326,13 @@ def test_a_cluster_that_cannot_be_reached_is_told_in_one_line(
     with pytest.raises((ConfigError, SchedulerError)) as caught:
         Launcher("kubernetes", {"queue": "default"}, tmp_path / "logs").start(work, app(work))
     assert "\n" not in str(caught.value) and "Invalid kube-config file" in str(caught.value)
+
+
+def test_a_driver_that_torchx_itself_started_makes_its_schedulers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torchx makes an option of a scheduler of each variable that begins with TORCHX_."""
+    monkeypatch.setenv("TORCHX_CONTEXT_NAME", "cli_run")
+    monkeypatch.setenv("TORCHX_JOB_ID", "local_cwd://torchx/night-1")
+    for scheduler in ("local_cwd", "slurm"):
+        Launcher(scheduler, {"partition": "main"} if scheduler == "slurm" else {}, tmp_path / "logs")
