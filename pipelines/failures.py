@@ -113,8 +113,8 @@ def _parts(report: Any) -> tuple[str, Mapping[str, Any]]:
 def _is_echo(message: str, rank_logs: Path) -> bool:
     """Whether a rank failed because another had: timestamps, in whole seconds, often cannot tell.
 
-    It was told so, was asked to stop by torchrun, lost the connection, or missed a temporary directory of the output or of a checkpoint, which rank 0
-    removes after a failure.
+    It was told so, was asked to stop by torchrun, lost the connection, or missed a temporary directory of the output or
+    of a checkpoint, which rank 0 removes after a failure.
     """
     name = re.escape(rank_logs.name.removesuffix(".logs"))
     lost = ("Connection closed by peer", "Connection reset by peer")

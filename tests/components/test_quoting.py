@@ -27,6 +27,12 @@ printf '%s\\0' "$@" > "$RECORD"
 """
 
 
+@pytest.fixture(autouse=True)
+def _no_question_to_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether a cluster counts memory is asked of it, and one that is installed here but down takes its time."""
+    monkeypatch.setattr("infra.slurm._counts_memory", lambda partition: True)
+
+
 @pytest.fixture
 def commands(tmp_path: Path) -> Path:
     """Return a directory of stand-ins that note their arguments: `python` for stages, `srun` for jobs of Slurm."""
