@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def installed() -> Iterable[Distribution]:
     """Return what is installed in this environment; not what setuptools brings along and may put on the path."""
-    return distributions(path=[sysconfig.get_path("purelib"), sysconfig.get_path("platlib")])
+    return distributions(path=sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}))
 
 
 def tell_licences(found: Sequence[Finding], policy: Policy) -> bool:
