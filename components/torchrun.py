@@ -10,7 +10,7 @@ from torchx import specs
 
 from infra.clusters.config import Resources, load_cluster, metadata_of
 
-IMAGE = "sidestack:0.1.0"
+IMAGE = "sidestack:0.2.0"
 """The container made by `infra/deploy/Dockerfile`; schedulers without containers pay it no heed."""
 
 GPUS_VARIABLE = "SIDESTACK_GPUS"
