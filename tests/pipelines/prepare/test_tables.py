@@ -40,7 +40,6 @@ from tests.pipelines.prepare.running import leftovers, made_of, run_prepare
 EVENTS = "events/date=2024-01-02/part-00000.parquet"
 ITEMS = "items/part-00000.parquet"
 USERS = "users/part-00000.parquet"
-EVENTS_FIRST = "events/date=2024-01-01/part-00000.parquet"
 
 
 @pytest.fixture(scope="module")
@@ -436,7 +435,7 @@ def test_types_of_another_writer_are_told_of_all_tables_at_once(own: Path) -> No
     for day in range(4):
         rewrite(day_file(own, day_at(day)), wide)
     message = refused(own, rf"{own / ITEMS}: column 'item_id' has type int32, must be int64")
-    newest = day_file(Path(), day_at(3))
+    newest = str(day_file(Path(), day_at(3)))
     wrong = [
         (ITEMS, "brand", "int64, must be int32"),
         (USERS, "user_id", "string, must be int64"),
