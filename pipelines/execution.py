@@ -247,5 +247,8 @@ def _clear_torn(work: Work) -> None:
     if lease_file(work.out).exists():
         return
     for torn in work.out.parent.glob(f".{work.out.name}.*.tmp"):
-        shutil.rmtree(torn)
+        if torn.is_dir():
+            shutil.rmtree(torn)
+        else:  # a record or a mark that was being written
+            torn.unlink()
     shutil.rmtree(work.rank_logs, ignore_errors=True)

@@ -178,6 +178,16 @@ def test_a_job_that_an_earlier_driver_left_is_followed_and_nothing_of_it_is_remo
     assert "prepare" not in launcher.order and len(list(torn.parent.glob(".*.0.tmp"))) == 1
 
 
+def test_a_record_that_a_killed_driver_was_writing_is_removed_with_what_a_killed_job_left(tmp_path: Path) -> None:
+    under_test = pipeline(tmp_path, Scripted(), 1)
+    out = under_test.output(PLAN[0])
+    staging, record = out.with_name(f".{out.name}.0.tmp"), out.with_name(f".{out.name}.job.json.0.tmp")
+    staging.mkdir(parents=True)
+    record.write_text("{")
+    under_test.bring(PLAN[:1])
+    assert under_test.done["prepare"] == out and not staging.exists() and not record.exists()
+
+
 def test_what_is_done_takes_no_room(tmp_path: Path) -> None:
     first = pipeline(tmp_path, Scripted(), 2)
     first.bring(PLAN)
