@@ -8,10 +8,10 @@ from typing import Any
 
 from torchx import specs
 
-from infra.clusters.config import Resources, load_cluster, metadata_of
+from infra.clusters.config import FIRST_PORT, NUM_PORTS, Resources, load_cluster, metadata_of
 
 IMAGE = "sidestack:0.2.0"
-"""The container made by `infra/deploy/Dockerfile`; schedulers without containers pay it no heed."""
+"""The container made by `infra/deploy/Dockerfile`; schedulers without containers ignore it."""
 
 GPUS_VARIABLE = "SIDESTACK_GPUS"
 """How many GPUs a node must have; `infra.distributed.started` checks it."""
@@ -23,8 +23,6 @@ RENDEZVOUS_PORT_VARIABLE = "SIDESTACK_RENDEZVOUS_PORT"
 RENDEZVOUS_SECONDS_VARIABLE = "SIDESTACK_RENDEZVOUS_S"
 RENDEZVOUS_SECONDS = 300
 """How long a job's nodes wait for each other before torchrun fails."""
-
-_FIRST_PORT, _NUM_PORTS = 20_000, 10_000  # below those that Linux hands out by itself
 
 KEEP_FREED_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
@@ -164,7 +162,7 @@ def stage_app(
 
 def rendezvous_port(out: str) -> int:
     """Return the port that the nodes of an output's job meet at: jobs that share nodes seldom have the same."""
-    return _FIRST_PORT + int(hashlib.sha256(out.encode()).hexdigest()[:8], 16) % _NUM_PORTS
+    return FIRST_PORT + int(hashlib.sha256(out.encode()).hexdigest()[:8], 16) % NUM_PORTS
 
 
 def app(name: str, command: Sequence[str], launch: Launch, port: int | None = None) -> specs.AppDef:

@@ -203,11 +203,8 @@ class Trainer:
         if checkpoint is None:
             return
         self._restore(checkpoint)
-        if checkpoint.altered:
-            self.log.say(f"encoder: altered, and passed over: {', '.join(checkpoint.altered)}")
         differs = "last bits" if checkpoint.own else "random draws and last bits"
-        moved = f", with other {', '.join(checkpoint.moved)}: {differs} may differ" if checkpoint.moved else ""
-        self.log.say(f"encoder: goes on from the checkpoint at step {self.step} of {self.num_steps}{moved}")
+        self.log.say(checkpoint.told("encoder", self.step, self.num_steps, differs))
 
     def run(self, advance: Callable[[int], None]) -> None:
         """Take the steps that are left, measuring on the held-out items after each epoch."""

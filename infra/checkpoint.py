@@ -70,6 +70,17 @@ class Checkpoint:
     moved: tuple[str, ...] = ()
     altered: tuple[str, ...] = ()
 
+    def told(self, stage: str, step: int, num_steps: int, differs: str) -> str:
+        """Return the lines that tell people of a training that resumes from this checkpoint.
+
+        Args:
+            stage: the stage's name. step, num_steps: where the training stands, of how many.
+            differs: what may differ from an undisturbed training's where the machine is another.
+        """
+        altered = f"{stage}: altered, and passed over: {', '.join(self.altered)}\n" if self.altered else ""
+        moved = f", with other {', '.join(self.moved)}: {differs} may differ" if self.moved else ""
+        return f"{altered}{stage}: goes on from the checkpoint at step {step} of {num_steps}{moved}"
+
     def on_host(self) -> "Checkpoint":
         """Return a copy whose tensors are on the host, and change no more with training."""
         shards = {

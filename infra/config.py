@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Annotated, Any, Self, TypeVar, get_args
 
 import yaml
@@ -63,9 +63,13 @@ FileName = Annotated[
 """A name that files and directories are named after."""
 
 
+def leads_inside(path: PurePath) -> bool:
+    """Return whether a path leads below the directory it is joined to."""
+    return not path.is_absolute() and ".." not in path.parts
+
+
 def _require_inside(text: str) -> str:
-    path = PurePosixPath(text)
-    if not text.isprintable() or path.is_absolute() or ".." in path.parts:
+    if not (text.isprintable() and leads_inside(PurePosixPath(text))):
         raise ValueError("must be a relative path without .., as it names what lies below a directory")
     return text
 

@@ -137,7 +137,6 @@ class Journal:
 
     def write(self) -> None:
         """Write the entries to the file."""
-        self._file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(self._file, (self.entries.model_dump_json(indent=1) + "\n").encode())
 
     def _put(self, label: str, stage: StageEntry) -> None:

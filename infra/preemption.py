@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from infra.commit import write_whole
 from infra.config import Config
 from infra.errors import PreemptedError
 
@@ -45,10 +46,7 @@ def write_mark(out: Path, stop: PreemptedError, ranks: int, seconds: float | Non
     """Leave the mark beside an output; on rank 0."""
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     mark = Mark(step=stop.step, signal=stop.signal, ranks=ranks, time=now, seconds=seconds)
-    file = _file(out)
-    temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_text(mark.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    temporary.replace(file)
+    write_whole(_file(out), (mark.model_dump_json(indent=1) + "\n").encode())
 
 
 def read_mark(out: Path) -> Mark | None:

@@ -66,10 +66,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     # -P: the working directory may be a checkout, whose code must not stand before the model's.
     command = [sys.executable, "-P", "-m", "uvicorn", "--factory", "infra.scoring_app:app", "--no-access-log"]
     command += ["--host", arguments.host, "--port", str(arguments.port), "--workers", str(arguments.workers)]
-    command += [
-        "--timeout-worker-healthcheck",
-        "60",
-    ]  # importing torch takes longer than uvicorn's 5 s on a busy machine
+    # Importing torch takes longer than uvicorn's 5 s on a busy machine.
+    command += ["--timeout-worker-healthcheck", "60"]
     own = {"PYTHONPATH": str(config.model / CODE_FOLDER), VARIABLE: config.model_dump_json()}
     os.execve(sys.executable, command, {**os.environ, **_ENVIRONMENT, **own})
 

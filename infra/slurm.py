@@ -16,7 +16,6 @@ import getpass
 import os
 import shlex
 import subprocess
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,8 @@ from torchx.schedulers.slurm_scheduler import SLURM_STATES, SlurmOpts, SlurmSche
 from torchx.specs import AppDef, AppState, ReplicaStatus, Role, RoleStatus, macros, runopts
 
 from infra import lease
-from infra.clusters.config import cluster_of, with_options
+from infra.clusters.answers import Answers
+from infra.clusters.config import FIRST_PORT, NUM_PORTS, cluster_of, with_options
 from infra.errors import SchedulerError, UnansweredError
 from infra.rendezvous import PORT_VARIABLE
 
@@ -53,9 +53,7 @@ NEVER_STARTS = {
 """Reasons for which a job waits until somebody changes it or the cluster, and what they mean."""
 
 _HANDLE = "TORCHX_JOB_ID"
-_ASK_SECONDS = 2.0
 _COMMAND_SECONDS = 60.0
-_FIRST_PORT, _NUM_PORTS = 20_000, 10_000
 
 # While its processes end, a job is COMPLETING; torchx has no word for that.
 _STATES = {**SLURM_STATES, "COMPLETING": AppState.RUNNING, "CONFIGURING": AppState.PENDING}
@@ -103,7 +101,7 @@ class SlurmNodes(SlurmScheduler):  # type: ignore[misc]  # torchx is not typed
 
     def __init__(self, session_name: str) -> None:
         super().__init__(session_name)
-        self._told: dict[str, tuple[float, DescribeAppResponse | SchedulerError | None]] = {}
+        self._answers = Answers[DescribeAppResponse | SchedulerError | None]()
 
     def _run_opts(self) -> runopts:
         opts = super()._run_opts()
@@ -142,14 +140,7 @@ class SlurmNodes(SlurmScheduler):  # type: ignore[misc]  # torchx is not typed
         Raises:
             SchedulerError: a command failed, so that nothing is known.
         """
-        asked, answer = self._told.get(app_id, (float("-inf"), None))
-        if time.monotonic() - asked > _ASK_SECONDS:
-            try:
-                parts = _queued(app_id) or _accounted(app_id)
-                answer = _response(app_id, parts) if parts else None
-            except SchedulerError as error:
-                answer = error
-            self._told[app_id] = time.monotonic(), answer
+        answer = self._answers.of(app_id, _state)
         if isinstance(answer, SchedulerError):
             raise answer
         return answer
@@ -181,7 +172,7 @@ class SlurmNodes(SlurmScheduler):  # type: ignore[misc]  # torchx is not typed
         except SchedulerError as error:
             if not _is_unknown(str(error)):
                 raise
-        self._told.pop(app_id, None)
+        self._answers.forget(app_id)
 
 
 def _is_uniform(role: Role) -> bool:
@@ -222,7 +213,7 @@ def _job(app: AppDef, cfg: Mapping[str, Any], has_memory: bool) -> SlurmJob:
         "#!/bin/bash",
         f"export {_HANDLE}={_quoted(handle)}",
         f'export {rank0}="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"',
-        f'export {PORT_VARIABLE}="${{{PORT_VARIABLE}:-$(({_FIRST_PORT} + SLURM_JOB_ID % {_NUM_PORTS}))}}"',
+        f'export {PORT_VARIABLE}="${{{PORT_VARIABLE}:-$(({FIRST_PORT} + SLURM_JOB_ID % {NUM_PORTS}))}}"',
         'export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"',  # srun does not take it from the job since 22.05
         " ".join(map(_quoted, task)),
         "status=$?",
@@ -265,6 +256,15 @@ def _with_gpus_by_node(info: AppDryRunInfo[Any]) -> AppDryRunInfo[Any]:
         if gpus is not None:
             replica.sbatch_opts["gpus-per-node"] = gpus
     return info
+
+
+def _state(job_id: str) -> DescribeAppResponse | SchedulerError | None:
+    """Return a job's state, or why nothing is known of it; None: Slurm does not know the job."""
+    try:
+        parts = _queued(job_id) or _accounted(job_id)
+    except SchedulerError as error:
+        return error
+    return _response(job_id, parts) if parts else None
 
 
 def _queued(job_id: str) -> list[tuple[str, str]]:

@@ -61,9 +61,7 @@ class JobRecord(Config):
 
     def write(self) -> None:
         """Write the record, whole."""
-        file = lease_file(Path(self.out))
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, self.model_dump_json(indent=1).encode())
+        write_whole(lease_file(Path(self.out)), self.model_dump_json(indent=1).encode())
 
     def is_kept(self) -> bool:
         """Return whether the output's lease is this job's: its end was not taken up, and no other was launched."""

@@ -3,13 +3,13 @@
 import socket
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torchx.runner import Runner
 from torchx.schedulers.api import Scheduler
@@ -24,6 +24,8 @@ from infra.slurm import NEVER_STARTS
 from pipelines.failures import why
 from pipelines.job_log import JobLog, say
 from pipelines.jobs import JobRecord, Work, read_record
+
+T = TypeVar("T")
 
 RETRY_S = 600.0
 _POLL_S = 1.0
@@ -289,15 +291,7 @@ class Launcher:
 
     def _found(self, record: JobRecord) -> str | None:
         """Return the handle of the job that has a record's token, once the scheduler answers; None: there is none."""
-        while True:
-            try:
-                handle = self._find(record)
-            except SchedulerError as error:
-                self._outage.note(record.label, error)
-                time.sleep(_POLL_S)
-                continue
-            self._outage.end(record.label)
-            return handle
+        return self._answered(record.label, lambda: self._find(record), SchedulerError)
 
     def _find(self, record: JobRecord) -> str | None:
         scheduler = self._made(record.scheduler)
@@ -306,15 +300,23 @@ class Launcher:
 
     def _status(self, record: JobRecord) -> AppStatus | None:
         """Return a job's state, once the scheduler answers; None: it does not know the job."""
+        return self._answered(record.label, lambda: self._runner.status(record.handle), Exception)
+
+    def _answered(self, label: str, ask: Callable[[], T], faults: type[Exception]) -> T:
+        """Return the scheduler's answer, asking again after faults of a kind.
+
+        Raises:
+            UnansweredError: there was no answer for too long.
+        """
         while True:
             try:
-                status = self._runner.status(record.handle)
-            except Exception as error:
-                self._outage.note(record.label, error)
+                answer = ask()
+            except faults as error:
+                self._outage.note(label, error)
                 time.sleep(_POLL_S)
                 continue
-            self._outage.end(record.label)
-            return status
+            self._outage.end(label)
+            return answer
 
     def _is_alive(self, status: AppStatus | None) -> bool:
         return status is not None and not status.is_terminal()

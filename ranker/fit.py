@@ -308,10 +308,7 @@ class Fit:
         self.waited = checkpoint.values["waited"]
         self.checkpoint_seconds = checkpoint.values["checkpoint_seconds"]
         self.log.go_on(checkpoint.values["history"])
-        if checkpoint.altered:
-            self.log.say(f"ranker: altered, and passed over: {', '.join(checkpoint.altered)}")
-        moved = f", with other {', '.join(checkpoint.moved)}: last bits may differ" if checkpoint.moved else ""
-        self.log.say(f"ranker: goes on from the checkpoint at step {self.step} of {self.num_steps}{moved}")
+        self.log.say(checkpoint.told("ranker", self.step, self.num_steps, "last bits"))
 
 
 class Model(NamedTuple):

@@ -3,7 +3,7 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ from encoder.sid import SidSpec
 from infra.checkpoint import Checkpoint, Checkpoints
 from infra.commit import MANIFEST, read_manifest, verify
 from infra.config import Config, parse
-from infra.distributed import ALONE, World, started
+from infra.distributed import ALONE, World
 from infra.errors import CommitError, DataError, SidestackError
 from infra.partitions import LISTS
 from infra.served import load_served
@@ -27,15 +27,6 @@ from tests.whole_run import make_run
 STAGES = (
     "prepare", "encoder", "materialize", "ranker", "baseline", "score", "export", "ranker_export", "compare"
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    before = dict(os.environ)
-    with started() as world:
-        yield world
-    os.environ.clear()
-    os.environ.update(before)
 
 
 @pytest.fixture(scope="module")

@@ -2,22 +2,26 @@
 
 import time
 from collections.abc import Callable
+from typing import Generic, TypeVar
 
-from torchx.schedulers.api import DescribeAppResponse
+T = TypeVar("T")
 
 SECONDS = 2.0
 
 
-class Answers:
+class Answers(Generic[T]):
     """The last answer of each job."""
 
     def __init__(self) -> None:
-        self._told: dict[str, tuple[float, DescribeAppResponse | None]] = {}
+        self._told: dict[str, tuple[float, T]] = {}
 
-    def of(self, app_id: str, ask: Callable[[str], DescribeAppResponse | None]) -> DescribeAppResponse | None:
-        """Return a job's last answer, or ask anew where it is older than `SECONDS`; an error is not kept."""
-        asked, answer = self._told.get(app_id, (float("-inf"), None))
-        if time.monotonic() - asked > SECONDS:
-            answer = ask(app_id)
-            self._told[app_id] = time.monotonic(), answer
-        return answer
+    def of(self, app_id: str, ask: Callable[[str], T]) -> T:
+        """Return a job's last answer, or ask anew where it is older than `SECONDS`; what is raised is not kept."""
+        told = self._told.get(app_id)
+        if told is None or time.monotonic() - told[0] > SECONDS:
+            told = self._told[app_id] = time.monotonic(), ask(app_id)
+        return told[1]
+
+    def forget(self, app_id: str) -> None:
+        """Ask anew next time."""
+        self._told.pop(app_id, None)

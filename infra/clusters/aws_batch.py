@@ -10,7 +10,7 @@ from torchx.specs import AppDef, AppState, Role, runopts
 from torchx.specs.named_resources_aws import K8S_ITYPE
 
 from infra.clusters.answers import Answers
-from infra.clusters.config import SECRETS_KEY, BatchCluster, BatchOptions, cluster_of, with_options
+from infra.clusters.config import SECRETS_KEY, BatchCluster, queued_cluster, with_options
 from infra.errors import ConfigError, SchedulerError, UnansweredError
 
 
@@ -19,7 +19,7 @@ class BatchJobs(AWSBatchScheduler):  # type: ignore[misc]  # torchx is not typed
 
     def __init__(self, session_name: str, client: Any = None) -> None:
         super().__init__(session_name, client=client)
-        self._answers = Answers()
+        self._answers = Answers[DescribeAppResponse | None]()
 
     def _run_opts(self) -> runopts:
         """Return torchx's options, none of them required: the cluster's file may have them."""
@@ -32,7 +32,7 @@ class BatchJobs(AWSBatchScheduler):  # type: ignore[misc]  # torchx is not typed
 
     def _submit_dryrun(self, app: AppDef, cfg: AWSBatchOpts) -> AppDryRunInfo[BatchJob]:
         role = app.roles[0]  # a stage's job has no other
-        cluster = _cluster(role, cfg)
+        cluster = queued_cluster(BatchCluster, role.metadata, role.image, cfg)
         if cluster.resources.instance is not None:  # else torchx warns that it does not know it
             role.resource.capabilities[K8S_ITYPE] = cluster.resources.instance
         # torchx keeps `cfg` beside the request.
@@ -76,17 +76,6 @@ class BatchJobs(AWSBatchScheduler):  # type: ignore[misc]  # torchx is not typed
 
 def _given(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
-
-
-def _cluster(role: Role, cfg: Mapping[str, Any]) -> BatchCluster:
-    """Return the cluster of a job; without a file, one that says what the options say."""
-    found = cluster_of(role.metadata, "aws_batch")
-    if found is not None:
-        assert isinstance(found, BatchCluster)
-        return found
-    if cfg.get("queue") is None:
-        raise ConfigError("aws_batch: needs the option `queue`, or a cluster's file (--cluster)")
-    return BatchCluster(options=BatchOptions(queue=str(cfg["queue"])), image=role.image)
 
 
 def _apply(container: dict[str, Any], cluster: BatchCluster, role: Role, secrets: Iterable[str]) -> None:

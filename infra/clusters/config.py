@@ -6,7 +6,7 @@ argument of the component, comes before it. A key that the cluster's scheduler d
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
@@ -21,6 +21,9 @@ ROLE_KEY = "sidestack.cluster"
 
 SECRETS_KEY = "sidestack.secrets"
 """Under this key of a role's metadata stand the names of variables whose values must not be written down."""
+
+FIRST_PORT, NUM_PORTS = 20_000, 10_000
+"""The ports that the nodes of a job meet at are of these, below those that Linux hands out by itself."""
 
 AbsolutePath = Annotated[str, Field(pattern="^/")]
 
@@ -262,6 +265,9 @@ class BatchCluster(ContainerCluster):
         return self
 
 
+Queued = TypeVar("Queued", KubernetesCluster, BatchCluster)
+"""Clusters whose jobs go to a queue."""
+
 KINDS: Mapping[str, type[Cluster]] = {
     "local_cwd": LocalCluster,
     "local_docker": DockerCluster,
@@ -303,6 +309,25 @@ def cluster_of(metadata: Mapping[str, Any], scheduler: str) -> Cluster | None:
     if cluster.scheduler != scheduler:
         raise ConfigError(f"cluster: its scheduler is {cluster.scheduler!r}; this job goes to {scheduler!r}")
     return cluster
+
+
+def queued_cluster(kind: type[Queued], metadata: Mapping[str, Any], image: str, options: Mapping[str, Any]) -> Queued:
+    """Return the cluster of a job; without a file, one that says what the scheduler's options say.
+
+    Args:
+        kind: the scheduler's model. metadata, image: of the job's role. options: the scheduler's, with the `queue`.
+
+    Raises:
+        ConfigError: see `cluster_of`; or there is neither a file nor a queue.
+    """
+    scheduler = kind.model_fields["scheduler"].default
+    found = cluster_of(metadata, scheduler)
+    if found is not None:
+        assert isinstance(found, kind)
+        return found
+    if options.get("queue") is None:
+        raise ConfigError(f"{scheduler}: needs the option `queue`, or a cluster's file (--cluster)")
+    return kind.model_validate({"options": {"queue": str(options["queue"])}, "image": image})
 
 
 def metadata_of(cluster: Cluster) -> dict[str, Any]:

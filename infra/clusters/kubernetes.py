@@ -26,9 +26,8 @@ from infra.clusters.answers import Answers
 from infra.clusters.config import (
     SECRETS_KEY,
     KubernetesCluster,
-    KubernetesOptions,
     SecretKey,
-    cluster_of,
+    queued_cluster,
     with_options,
 )
 from infra.errors import ConfigError, SchedulerError, UnansweredError
@@ -57,7 +56,7 @@ class KubernetesJobs(KubernetesScheduler):  # type: ignore[misc]  # torchx is no
 
     def __init__(self, session_name: str) -> None:
         super().__init__(session_name)
-        self._answers = Answers()
+        self._answers = Answers[DescribeAppResponse | None]()
 
     def _run_opts(self) -> runopts:
         """Return torchx's options, none of them required: the cluster's file may have them."""
@@ -71,7 +70,7 @@ class KubernetesJobs(KubernetesScheduler):  # type: ignore[misc]  # torchx is no
 
     def _submit_dryrun(self, app: AppDef, cfg: KubernetesOpts) -> AppDryRunInfo[KubernetesJob]:
         role = app.roles[0]  # a stage's job has no other
-        cluster = _cluster(role, cfg)
+        cluster = queued_cluster(KubernetesCluster, role.metadata, role.image, cfg)
         # torchx keeps `cfg`, and reads the namespace from it when it submits.
         cfg.update(with_options(cluster, cfg))
         info = super()._submit_dryrun(app, cfg)
@@ -212,17 +211,6 @@ def _message(error: Any) -> str:
         return str(json.loads(error.body)["message"])
     except (ValueError, TypeError, KeyError):
         return str(error.reason)
-
-
-def _cluster(role: Role, cfg: Mapping[str, Any]) -> KubernetesCluster:
-    """Return the cluster of a job; without a file, one that says what the options say."""
-    found = cluster_of(role.metadata, "kubernetes")
-    if found is not None:
-        assert isinstance(found, KubernetesCluster)
-        return found
-    if cfg.get("queue") is None:
-        raise ConfigError("kubernetes: needs the option `queue`, or a cluster's file (--cluster)")
-    return KubernetesCluster(options=KubernetesOptions(queue=str(cfg["queue"])), image=role.image)
 
 
 def _apply(job: dict[str, Any], cluster: KubernetesCluster, role: Role) -> None:

@@ -164,36 +164,31 @@ def _require_columns(config: Tables, files: LogFiles, spec: DatasetSpec) -> None
     Raises:
         DataError: naming every column of every table that is missing or of another type.
     """
-    wanted = {
-        path: content_schema(spec, entity)
-        for entity, paths in files.content.items()
-        for path in paths
-        if _has_row_groups(path)
-    }
-    for day, path in itertools.islice(_with_row_groups(files.events), 1):
-        wanted[path] = events_contract(config, spec, _schema(path).names, has_labels=day in files.labels)
-    for _, path in itertools.islice(_with_row_groups(files.labels), 1):
-        wanted[path] = label_schema(spec)
+    wanted: list[tuple[Path, pa.Schema, pa.Schema]] = []
+    for entity, paths in files.content.items():
+        contract = content_schema(spec, entity)
+        wanted += [(path, found, contract) for path in paths if (found := _schema_of_rows(path)) is not None]
+    for day, path, found in itertools.islice(_with_rows(files.events), 1):
+        contract = events_contract(config, spec, found.names, has_labels=day in files.labels)
+        wanted.append((path, found, contract))
+    wanted += [(path, found, label_schema(spec)) for _, path, found in itertools.islice(_with_rows(files.labels), 1)]
     faults = []
-    for path, expected in wanted.items():
+    for path, found, expected in wanted:
         try:
-            require_columns(_with_fixed_sizes(_schema(path), expected), expected, path)
+            require_distinct_columns(found, path)
+            require_columns(_with_fixed_sizes(found, expected), expected, path)
         except DataError as error:
             faults.append(str(error))
     if faults:
         raise DataError("\n".join(faults))
 
 
-def _with_row_groups(files: Mapping[date, Sequence[Path]]) -> Iterator[tuple[date, Path]]:
-    """Yield the files that have rows, the newest date's first."""
-    return (
-        (day, path) for day, paths in sorted(files.items(), reverse=True) for path in paths if _has_row_groups(path)
-    )
-
-
-def _has_row_groups(path: Path) -> bool:
-    with open_parquet(path) as file:
-        return bool(file.metadata.num_row_groups)
+def _with_rows(files: Mapping[date, Sequence[Path]]) -> Iterator[tuple[date, Path, pa.Schema]]:
+    """Yield the files that have row groups, with their columns, the newest date's first."""
+    for day, paths in sorted(files.items(), reverse=True):
+        for path in paths:
+            if (found := _schema_of_rows(path)) is not None:
+                yield day, path, found
 
 
 def events_contract(config: Tables, spec: DatasetSpec, names: Sequence[str], has_labels: bool) -> pa.Schema:
@@ -209,8 +204,16 @@ def events_contract(config: Tables, spec: DatasetSpec, names: Sequence[str], has
     return pa.schema([one for one in flat_schema(spec) if one.name not in left_out])
 
 
+def _schema_of_rows(path: Path) -> pa.Schema | None:
+    """Return the columns of a file as they are read; None where it has no row group."""
+    with open_parquet(path) as file:
+        if not file.metadata.num_row_groups:
+            return None
+        return contract_schema(restored_schema(file.schema_arrow))
+
+
 def _schema(path: Path) -> pa.Schema:
-    """Return the columns of a file as they are read."""
+    """Return the columns of a file as they are read, of which no two have one name."""
     with open_parquet(path) as file:
         require_distinct_columns(file.schema_arrow, path)
         return contract_schema(restored_schema(file.schema_arrow))

@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator
 
 from infra.commit import verify, write_whole
-from infra.config import C, Config, digest, parse
+from infra.config import C, Config, digest, leads_inside, parse
 from infra.errors import CommitError, DataError, StageError
 from infra.sealed import sealed, unsealed
 from pipelines.retrain.config import PolicyName
@@ -30,7 +30,7 @@ Verdict = Literal["open", "closed", "no verdict"]
 
 
 def _require_inside(path: Path) -> Path:
-    if path.is_absolute() or ".." in path.parts:
+    if not leads_inside(path):
         raise ValueError("must be a path below the run's folder")
     return path
 

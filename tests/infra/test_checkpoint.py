@@ -33,6 +33,15 @@ def checkpoints(path: Path, stage: str = "encoder", world: World = ALONE, config
     return Checkpoints(path / "out.checkpoint", world, stage, WORK, config or Settings())
 
 
+def two_kept(path: Path) -> Checkpoints:
+    """Save two checkpoints, of steps 10 and 11, and keep both."""
+    kept = checkpoints(path)
+    kept.keeps = 2
+    for step in (10, 11):
+        kept.save(checkpoint(step))
+    return kept
+
+
 def checkpoint(step: int, rank: int = 0) -> Checkpoint:
     table = torch.arange(6.0).view(2, 3) / 7 + step
     shared = {
@@ -158,10 +167,7 @@ def another_name(path: Path) -> None:
     ids=["flip", "deletion", "truncation", "edit", "manifest", "addition", "link", "older"],
 )
 def test_a_newest_one_that_was_damaged_is_passed_over_and_told(tmp_path: Path, damage: Callable[[Path], None]) -> None:
-    kept = checkpoints(tmp_path)
-    kept.keeps = 2
-    for step in (10, 11):
-        kept.save(checkpoint(step))
+    kept = two_kept(tmp_path)
     damage(kept.path / "step-000000000011")
     found = kept.load()
     require_equal(found, checkpoint(10))
@@ -172,10 +178,7 @@ def test_a_newest_one_that_was_damaged_is_passed_over_and_told(tmp_path: Path, d
 
 
 def test_one_without_a_manifest_does_not_count(tmp_path: Path) -> None:
-    kept = checkpoints(tmp_path)
-    kept.keeps = 2
-    for step in (10, 11):
-        kept.save(checkpoint(step))
+    kept = two_kept(tmp_path)
     (kept.path / "step-000000000011" / "manifest.json").unlink()
     require_equal(kept.load(), checkpoint(10))
     kept.save(checkpoint(11))
@@ -184,10 +187,7 @@ def test_one_without_a_manifest_does_not_count(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", [link, another_name])
 def test_a_link_or_an_older_one_under_a_newer_name(tmp_path: Path, place: Callable[[Path], None]) -> None:
-    kept = checkpoints(tmp_path)
-    kept.keeps = 2
-    for step in (10, 11):
-        kept.save(checkpoint(step))
+    kept = two_kept(tmp_path)
     place(kept.path / "step-000000000011")
     found = kept.load()
     assert found is not None and (found.step, found.altered) == (10, ("step-000000000011",))

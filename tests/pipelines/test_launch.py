@@ -67,7 +67,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
-    monkeypatch.setattr("infra.slurm._ASK_SECONDS", -1.0)
+    monkeypatch.setattr("infra.clusters.answers.SECONDS", -1.0)
     monkeypatch.setattr("pipelines.launch._POLL_S", 0.01)
     monkeypatch.setattr("pipelines.launch._SUBMIT_AGAIN_S", 0.01)
     monkeypatch.setattr("pipelines.launch._ENDING_S", 0.2)
