@@ -10,11 +10,12 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from infra.distributed import World
 
-# Tests run beside each other on shared cores: how long an example takes says nothing of the code.
-settings.register_profile("shared cores", deadline=None)
+# Tests run beside each other on shared cores, so the time of one example says nothing about the code. The examples are
+# the same in each run: a change is judged by what it does, not by chance. The profile deep searches with new ones.
+settings.register_profile("shared cores", deadline=None, derandomize=True)
 settings.load_profile("shared cores")
-# More of the same: pytest --hypothesis-profile deep tests/fuzz
-settings.register_profile("deep", deadline=None, max_examples=1000)
+# pytest --hypothesis-profile deep tests/fuzz
+settings.register_profile("deep", deadline=None, derandomize=False, max_examples=1000)
 
 
 @pytest.fixture(scope="module")
