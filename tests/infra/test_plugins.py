@@ -1,0 +1,47 @@
+"""Kinds that installed packages add are found by name, and a bad one is named with its package."""
+
+from pathlib import Path
+
+import pytest
+
+from infra.errors import ConfigError
+from infra.plugins import with_plugins
+
+GROUP = "sidestack.test"
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Return what installs a package with entry points of the test's group."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def run(name: str, entries: str) -> None:
+        folder = tmp_path / f"{name}-1.0.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        (folder / "entry_points.txt").write_text(f"[{GROUP}]\n{entries}\n")
+
+    return run
+
+
+def test_kinds_of_packages_come_after_ours(install) -> None:
+    install("theirs", "b = json:dumps\na = json:loads")
+    assert list(with_plugins(GROUP, {"z": None})) == ["z", "a", "b"]
+
+
+def test_without_packages_there_are_ours_alone() -> None:
+    assert with_plugins(GROUP, {"z": 1}) == {"z": 1}
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ("z = json:dumps", r"'z' of group 'sidestack.test' \(package theirs\): the name is taken"),
+        ("a = no_such_module:Thing", r"package theirs\): cannot be loaded: ModuleNotFoundError"),
+        ("a = json:no_such_name", r"package theirs\): cannot be loaded: AttributeError"),
+    ],
+)
+def test_a_bad_entry_is_named_with_its_package(install, entries: str, message: str) -> None:
+    install("theirs", entries)
+    with pytest.raises(ConfigError, match=message):
+        with_plugins(GROUP, {"z": None})
