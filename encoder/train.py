@@ -40,8 +40,9 @@ from encoder.training_state import (
 )
 from encoder.window import CollapseWatch, Window
 from infra.checkpoint import Checkpoint
-from infra.distributed import World, average_gradients, gather, lockstep, require_same, sum_over_ranks, together
+from infra.distributed import World, gather, lockstep, require_same, sum_over_ranks, together
 from infra.errors import ConfigError, DataError, PreemptedError
+from infra.gradients import average_gradients
 from infra.lanes import Batch, LaneReader
 from infra.learning_curve import is_point, point_every
 from infra.prefetch import prefetched

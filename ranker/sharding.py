@@ -16,7 +16,8 @@ from torchrec.distributed.types import ShardingEnv, ShardingPlan
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
-from infra.distributed import World, average_gradients, broadcast, gather, together
+from infra.distributed import World, broadcast, gather, together
+from infra.gradients import OverlappedAverage
 from infra.shards import Shard, Spread
 from ranker.budget import DecidedConfig
 from ranker.config import TrainingConfig
@@ -197,10 +198,11 @@ def _dense_optimizer(
     """Return Adam for the network, on gradients that are averaged over the ranks before each step.
 
     Not by DistributedDataParallel, which adds them up in another layout from the second step on: a training that goes
-    on from a checkpoint would differ in last bits (`infra.distributed.average_gradients`).
+    on from a checkpoint would differ in last bits (`infra.gradients.GradientMessage`).
     """
     optimizer = torch.optim.Adam(parameters, lr=training.dense_learning_rate, fused=True)
-    optimizer.register_step_pre_hook(lambda *_: average_gradients(world, parameters, unsummed()))
+    average = OverlappedAverage(world, parameters, unsummed)
+    optimizer.register_step_pre_hook(lambda *_: average.finish())
     return optimizer
 
 
