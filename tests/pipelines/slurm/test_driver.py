@@ -14,29 +14,7 @@ import pytest
 
 from tests.components.golden import ROOT
 from tests.pipelines.driver import PATIENCE_S, Run, wait_until
-
-SCRIPTS = ROOT / "infra/deploy/slurm"
-
-
-def call(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Bring a cluster up, and down again if it was not there before."""
-    if os.geteuid() != 0 or not all(map(shutil.which, ("slurmctld", "slurmd", "munged"))):
-        pytest.skip("needs root, and Debian's packages slurm-wlm and munge")
-    if "UP" in subprocess.run(["scontrol", "ping"], capture_output=True, text=True).stdout:
-        if "sidestack" not in call("scontrol", "show", "config"):
-            pytest.skip("this machine belongs to another Slurm")
-        yield
-        return
-    folder = tmp_path_factory.mktemp("slurm")
-    up = subprocess.run([SCRIPTS / "up.sh", folder], capture_output=True, text=True, timeout=120)
-    assert up.returncode == 0, up.stdout + up.stderr
-    yield
-    subprocess.run([SCRIPTS / "down.sh", folder], capture_output=True, timeout=180)
+from tests.pipelines.slurm.nodes import call, kill_node, start_now, state_of
 
 
 @pytest.fixture
@@ -60,13 +38,6 @@ def job_of(run: Run) -> str:
     found = re.search(r"slurm://sidestack/(\d+)", run.record.read_text())
     assert found
     return found[1]
-
-
-def start_now(job: str) -> None:
-    """Take from a requeued job the two minutes that Slurm has it wait."""
-    state = ("squeue", "--noheader", f"--jobs={job}", "--format=%T")
-    wait_until(lambda: call(*state).strip() == "PENDING", f"job {job} is queued again")
-    call("scontrol", "update", f"jobid={job}", "StartTime=now")
 
 
 def began(run: Run, driver: "subprocess.Popen[str]", ranks: int = 2) -> None:
@@ -179,6 +150,21 @@ def test_a_preempted_job_is_followed_until_it_runs_again(run: Run) -> None:
         began(run, driver)
         job = job_of(run)
         call("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--wait", "--output=/dev/null", "--wrap=true")
+        start_now(job)
+        began(run, driver, ranks=4)
+        run.let_go()
+        _, told = driver.communicate(timeout=PATIENCE_S)
+    assert driver.returncode == 0, told
+
+
+@pytest.mark.slurm
+def test_a_job_whose_node_died_is_followed_until_it_runs_again(run: Run) -> None:
+    with run.driver() as driver:
+        began(run, driver)
+        job = job_of(run)
+        command = kill_node("n2")
+        wait_until(lambda: state_of(job) != "RUNNING", "Slurm finds that the node is down", driver)
+        subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         start_now(job)
         began(run, driver, ranks=4)
         run.let_go()

@@ -62,13 +62,13 @@ def test_the_whole_pipeline_with_a_rank_on_each_node(cluster: None, tmp_path: Pa
     before = jobs()
     subprocess.run(command, cwd=tmp_path, env=environment(tmp_path), check=True, timeout=LIMIT_S)
     launched = jobs() - before
-    _, config = read_config(file)
+    _, config = read_config(file, [])
     assert len(launched) >= 6
     assert {number for stage in ON_TWO_NODES for number in ranks_of(config, stage)} == {2}
     assert next(run_dir(config.run).rglob("report.html")).stat().st_size > 10_000
     assert not list(tmp_path.glob("slurm-*")) and not list(ROOT.glob("slurm-*"))
-    again = subprocess.run(command, cwd=tmp_path, env=environment(tmp_path), timeout=LIMIT_S, check=True)
-    assert again.returncode == 0 and jobs() - before == launched, "a second call launches nothing"
+    subprocess.run(command, cwd=tmp_path, env=environment(tmp_path), check=True, timeout=LIMIT_S)
+    assert jobs() <= before | launched, "a second call launches nothing"
 
 
 def submit(folder: Path, file: Path) -> Path:
@@ -94,7 +94,7 @@ def submit(folder: Path, file: Path) -> Path:
 def test_a_cycle_of_retraining_by_scrontab(cluster: None, tmp_path: Path) -> None:
     file = write_config(tmp_path, {})
     log = submit(tmp_path, file)
-    _, config = read_config(file)
+    _, config = read_config(file, [])
     (cycle,) = Ledger(run_dir(config.run)).cycles
     assert cycle.outcome is not None and cycle.outcome.promoted, log.read_text()
     known = jobs()
