@@ -9,7 +9,7 @@ from torch import Tensor
 
 from encoder.fusion import Answer, VQFusion
 from encoder.quantizers.usage import count_values
-from encoder.sid import SidSpec
+from encoder.sid.spec import SidSpec
 from encoder.signals import SignalBatch, SignalSpec
 from infra.distributed import World, gather, sum_over_ranks
 

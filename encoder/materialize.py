@@ -36,7 +36,8 @@ import torch
 from encoder.bundle import EncoderBundle, load_bundle
 from encoder.config import ENCODER_INPUT, MaterializeConfig
 from encoder.published import Published, Taken, encoder_of, find_published, moved_shares, taken_over, with_encodings
-from encoder.sid import DEFAULT_NAME, SidSpec, event_columns, sid_columns, with_sid_metadata
+from encoder.sid.columns import event_columns, sid_columns, with_sid_metadata
+from encoder.sid.spec import DEFAULT_NAME, SidSpec
 from encoder.sid_codebook import write_codebook
 from encoder.sid_file import write_sid_file
 from encoder.sid_map import MAP_FILE, NULL, SidMap, SidMaps, sid_maps
@@ -65,7 +66,7 @@ not on the batch size, nor on the number of ranks. More speed comes from more ra
 """
 CODE = (
     "encoder/bundle.py", "encoder/fusion.py", "encoder/materialize.py", "encoder/quantizers", "encoder/search.py",
-    "encoder/sid.py", "encoder/sid_map.py", "encoder/signals.py", "infra/gather.py", "infra/parquet.py",
+    "encoder/sid", "encoder/sid_map.py", "encoder/signals.py", "infra/gather.py", "infra/parquet.py",
 )  # fmt: skip
 """What decides the bytes of a partition of SIDs, beside rows and encoder."""
 

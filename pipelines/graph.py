@@ -22,7 +22,7 @@ from components import pipeline as pipeline_jobs
 from components import ranker as ranker_jobs
 from components.torchrun import Launch, stage_app
 from encoder.config import ENCODER_INPUT
-from encoder.sid import DEFAULT_NAME
+from encoder.sid.spec import DEFAULT_NAME
 from infra.code import ROOT, code_digest
 from infra.config import Config, digest
 from infra.snapshot import content_digest
@@ -31,7 +31,7 @@ from pipelines.prepare.identity import source_identity
 from pipelines.report.arms import PREFIX, input_name
 from ranker.baseline.config import ARM as BASELINE
 
-RANKER_CODE = ("infra", "ranker", "encoder/__init__.py", "encoder/sid.py", "encoder/sid_codebook.py")
+RANKER_CODE = ("infra", "ranker", "encoder/__init__.py", "encoder/sid", "encoder/sid_codebook.py")
 
 
 @dataclass(frozen=True)

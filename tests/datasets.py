@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from encoder.materialize import listed_set
-from encoder.sid import SidSpec
+from encoder.sid.spec import SidSpec
 from infra.config import digest
 from infra.impressions import all_columns, read_impressions
 from infra.parquet import row_groups

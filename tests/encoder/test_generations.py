@@ -16,7 +16,7 @@ from encoder import materialize as stage
 from encoder.bundle import load_bundle
 from encoder.materialize import encode
 from encoder.published import encoder_of
-from encoder.sid import SidSpec
+from encoder.sid.spec import SidSpec
 from encoder.sid_codebook import read_codebook
 from encoder.sid_map import MAP_FILE, NULL
 from encoder.signals import signal_batch
