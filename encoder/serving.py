@@ -18,7 +18,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, PositiveInt, SkipValidation, create_model
 
 from encoder.bundle import WEIGHTS_FILE, EncoderBundle, load_bundle
-from encoder.materialize import BLOCK_ROWS, encode, one_thread
+from encoder.encoding import BLOCK_ROWS, encode, one_thread
 from encoder.sid.columns import content_columns
 from encoder.sid.spec import SidSpec
 from encoder.sid_map import NULL

@@ -1,6 +1,6 @@
 """A setting whose class its `kind` names: one of ours, or one that an installed package adds (`infra.plugins`)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar, get_args
 
@@ -66,3 +66,15 @@ def models_by_kind(group: str, base: type, own: Mapping[str, type[M]]) -> Mappin
                 f" with `kind: Literal[{kind!r}]`, is {model!r}"
             )
     return kinds
+
+
+def models_in(value: object) -> Iterator[type[BaseModel]]:
+    """Yield the classes of a configuration and of all that is in it."""
+    if isinstance(value, BaseModel):
+        yield type(value)
+        value = dict(value)
+    if isinstance(value, Mapping):
+        value = tuple(value.values())
+    if isinstance(value, list | tuple):
+        for inner in value:
+            yield from models_in(inner)

@@ -17,6 +17,7 @@ import torch
 
 from benchmarks.scoring_server import Program, ScoringServer, serving
 from encoder.bundle import EncoderBundle, load_bundle
+from encoder.encoding import BLOCK_ROWS, encode
 from encoder.export import (
     MODEL_FOLDER,
     Reference,
@@ -25,7 +26,6 @@ from encoder.export import (
     read_reference,
 )
 from encoder.export_config import ExportConfig
-from encoder.materialize import BLOCK_ROWS, encode
 from encoder.serving import Item, ServedConfig, ServedEncoder, exact_rows, item_type, sid_is_text
 from encoder.sid.spec import SidSpec
 from encoder.sid_map import NULL

@@ -14,7 +14,7 @@ import torch
 
 from encoder import materialize as stage
 from encoder.bundle import load_bundle
-from encoder.materialize import encode
+from encoder.encoding import encode
 from encoder.published import encoder_of
 from encoder.sid.spec import SidSpec
 from encoder.sid_codebook import read_codebook

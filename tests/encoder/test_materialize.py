@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from encoder.bundle import load_bundle
-from encoder.materialize import encode
+from encoder.encoding import encode
 from encoder.sid.columns import event_columns, read_sid_spec, require_spec, sid_columns
 from encoder.sid.spec import SidSpec
 from encoder.sid_codebook import read_codebook
