@@ -341,7 +341,7 @@ def test_of_a_revised_item_only_the_newest_row_is_trained_on(tmp_path: Path, mon
         read.extend(zip(table["item_id"].to_pylist(), table["brand"].to_pylist(), strict=True))
         return signal_batch(table, signals)
 
-    for module in ("train", "holdout"):
+    for module in ("trainer", "holdout"):
         monkeypatch.setattr(f"encoder.{module}.signal_batch", noting)
     training = {"epochs": 1, "batch_size": 4, "lanes": 1, "checkpoint_every": 0}
     train_encoder(LOCAL, write_dataset(tmp_path / "dataset", parts), tmp_path / "out", {"training": training})
