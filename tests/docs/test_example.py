@@ -174,7 +174,7 @@ def test_installed_by_pip_it_prepares_a_log_and_gives_its_items_sids(tmp_path: P
 
     def run(stage: str, out: str, *inputs: str) -> Path:
         given = [word for one in inputs for word in ("--input", one)]
-        words = [sys.executable, "-m", stage, "--config", config, *given, "--out", tmp_path / out]
+        words: list[str | Path] = [sys.executable, "-m", stage, "--config", config, *given, "--out", tmp_path / out]
         ended = subprocess.run(words, env=environment, capture_output=True, text=True, cwd=tmp_path)
         assert ended.returncode == 0, ended.stderr
         return tmp_path / out
