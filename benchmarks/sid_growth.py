@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.items import items_spec
 from benchmarks.record import Row, markdown_table, print_table, results_folder, source, write_results
-from encoder.sid import SidSpec
+from encoder.sid.spec import SidSpec
 from infra.tables import TaskSpec
 from ranker.config import RankerConfig
 from ranker.features import ArmFeatures, arm_features

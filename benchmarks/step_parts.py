@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, embedding
 
 from benchmarks.record import Row, markdown_table, print_table, results_folder, source, write_results
-from encoder.sid import SidSpec
+from encoder.sid.spec import SidSpec
 from infra.tables import DatasetSpec, TaskSpec
 from ranker.body import Body
 from ranker.config import RankerConfig

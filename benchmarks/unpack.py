@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks.goals import goal, publish
 from benchmarks.record import results_folder
 from benchmarks.timing import Contestant, Spread, Times, take_turns, thread_numbers, threads
-from encoder.sid import SidSpec
+from encoder.sid.spec import SidSpec
 from ranker.side import SidUnpack
 
 SPEC = SidSpec(

@@ -16,7 +16,8 @@ from encoder.bundle import ENCODER_FILE, WEIGHTS_FILE, EncoderBundle, load_bundl
 from encoder.export_config import ExportConfig
 from encoder.published import encoder_of
 from encoder.serving import Answer, Item, ServedConfig, require_same_encoder
-from encoder.sid import DEFAULT_NAME, SidSpec, sid_columns
+from encoder.sid.columns import sid_columns
+from encoder.sid.spec import DEFAULT_NAME, SidSpec
 from encoder.signals import Precision, stored_precisions
 from infra.config import parse, plain
 from infra.distributed import together

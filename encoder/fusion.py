@@ -6,13 +6,14 @@ x_hat_k = g_k(r(s)), where r mirrors f and g_k mirrors e_k. Everything acts on o
 """
 
 import itertools
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from encoder.config import EncoderConfig, NetworkConfig
+from encoder.config import EncoderConfig, NetworkConfig, SearchConfig
 from encoder.quantizers import Quantizer
 from encoder.search import searched
 from encoder.signals import SignalBatch, SignalSpec
@@ -288,7 +289,22 @@ class VQFusion(nn.Module):
         digits_BN = self.quantizer.encode(h_BH)
         if not self.search.rounds:
             return digits_BN
-        return searched(self, batch, self.quantizer.latent(h_BH), digits_BN, self.search)[0]
+        return self.searched(batch, h_BH, digits_BN, self.search)[0]
+
+    def searched(
+        self, batch: SignalBatch, h_BH: Tensor, digits_BN: Tensor, search: SearchConfig
+    ) -> tuple[Tensor, Tensor]:
+        """Refine digits by the weighted loss of a row's signals; see `encoder.search.searched`."""
+        bounded_BH = self.quantizer.latent(h_BH)
+        losses_of = partial(self._losses, batch)
+        return searched(self.quantizer, losses_of, bounded_BH, digits_BN, search)
+
+    def _losses(self, batch: SignalBatch, h_hat_BCH: Tensor) -> Tensor:
+        """Return the weighted loss of every row's candidates, [B, C]."""
+        rows, candidates, _ = h_hat_BCH.shape
+        answer = self.decoder(h_hat_BCH.flatten(0, 1))
+        losses_KX = self.row_losses(batch.repeated(candidates), answer)
+        return (self.weights_K @ losses_KX).view(rows, candidates)
 
     def reconstruct(self, digits_BN: Tensor, kept_BN: Tensor | None = None) -> Answer:
         """Decode digits, or (see `Quantizer.decode`) those of them that are kept, to signals."""

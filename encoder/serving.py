@@ -18,8 +18,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, PositiveInt, SkipValidation, create_model
 
 from encoder.bundle import WEIGHTS_FILE, EncoderBundle, load_bundle
-from encoder.materialize import BLOCK_ROWS, encode, one_thread
-from encoder.sid import SidSpec, content_columns
+from encoder.encoding import BLOCK_ROWS, encode, one_thread
+from encoder.sid.columns import content_columns
+from encoder.sid.spec import SidSpec
 from encoder.sid_map import NULL
 from encoder.signals import Precision, SignalBatch, SignalSpec
 from infra.config import Config, parse

@@ -30,10 +30,11 @@ from infra.tracking import RunLog
 from infra.watchdog import watching
 
 C = TypeVar("C", bound=Config)
+C_co = TypeVar("C_co", bound=Config, covariant=True)
 
 
 @dataclass(frozen=True)
-class StageRun(Generic[C]):
+class StageRun(Generic[C_co]):
     """What a stage's body works with.
 
     Attributes:
@@ -49,7 +50,7 @@ class StageRun(Generic[C]):
             None where the caller keeps nothing of the kind.
     """
 
-    config: C
+    config: C_co
     inputs: Mapping[str, Path]
     out: Path
     world: World

@@ -15,14 +15,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from infra.masking import one_line
+from infra.mlflow_runs import ChildRun, HistoryRow
+from infra.mlflow_store import connect
 from infra.record import HISTORY_FILE, SUMMARY_FILE, numbers_of
-
-if TYPE_CHECKING:
-    from infra.mlflow_runs import ChildRun, HistoryRow
-
 
 _FLUSH_SECONDS = 5.0
 _FINISH_SECONDS = 30.0
@@ -66,10 +64,7 @@ class RunLog:
         if parent_run is None:
             return cls(out)
 
-        def start() -> "ChildRun":
-            from infra.mlflow_runs import ChildRun
-            from infra.mlflow_store import connect
-
+        def start() -> ChildRun:
             return ChildRun.start(connect(), parent_run, stage, config, inputs, key, out)
 
         return cls(out, Mirror(start))
@@ -158,7 +153,7 @@ class Mirror:
     not take by the end is in the files, from which the driver sends it (`infra.journal`).
     """
 
-    def __init__(self, start: Callable[[], "ChildRun"]) -> None:
+    def __init__(self, start: Callable[[], ChildRun]) -> None:
         """Begin mirroring; `start` opens the child run and is called in the thread."""
         self._start = start
         self._rows: queue.SimpleQueue[HistoryRow | None] = queue.SimpleQueue()
@@ -167,7 +162,7 @@ class Mirror:
         self._thread = threading.Thread(target=self._run, name="mlflow-mirror", daemon=True)
         self._thread.start()
 
-    def put(self, row: "HistoryRow") -> None:
+    def put(self, row: HistoryRow) -> None:
         """Queue one history row; never blocks."""
         self._rows.put(row)
 

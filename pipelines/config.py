@@ -14,7 +14,7 @@ from components.torchrun import IMAGE, RENDEZVOUS_SECONDS
 from encoder.config import EncoderConfig, MaterializeConfig
 from encoder.config import TrainingConfig as EncoderTraining
 from encoder.export_config import ExportConfig
-from encoder.sid import DEFAULT_NAME, prefixes_fit
+from encoder.sid.spec import DEFAULT_NAME, prefixes_fit
 from infra.clusters.config import Cluster, Resources, load_cluster
 from infra.config import Config, FileName, load_file, matching, nearest, parse, plain
 from infra.distributed import Timeouts

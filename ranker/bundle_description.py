@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import PositiveInt
 
-from encoder.sid import SidSpec
+from encoder.sid.spec import SidSpec
 from infra.config import Config
 from infra.errors import DataError, SpecError
 from infra.tables import DatasetSpec

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from encoder.sid import DEFAULT_NAME
+from encoder.sid.spec import DEFAULT_NAME
 from infra.config import Config, Day, Days, FileName, Seed, parse
 from infra.errors import ConfigError
 from infra.tables import DatasetSpec

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from encoder.bundle import ENCODER_FILE, WEIGHTS_FILE, load_bundle
 from encoder.serving import require_same_encoder
-from encoder.sid import SidSpec
+from encoder.sid.spec import SidSpec
 from encoder.sid_map import MAP_FILE
 from encoder.signals import stored_precisions
 from infra.commit import read_manifest

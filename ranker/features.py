@@ -11,7 +11,8 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from encoder.sid import SidSpec, event_columns, sid_columns
+from encoder.sid.columns import event_columns, sid_columns
+from encoder.sid.spec import SidSpec
 from infra.config import parse
 from infra.errors import ConfigError, DataError, SpecError
 from infra.snapshot import SNAPSHOT_FILE, Dataset

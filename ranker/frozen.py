@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from encoder.sid import SidSpec
+from encoder.sid.spec import SidSpec
 from encoder.sid_codebook import read_codebook
 from infra.checks import check_content
 from infra.parquet import read_row_group, row_groups

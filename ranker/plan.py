@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from encoder.sid import SidSpec
+from encoder.sid.spec import SidSpec
 from infra.config import Config, load_section, parse
 from infra.errors import ConfigError, SidestackError
 from infra.lanes import require_lanes

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torchrec import KeyedJaggedTensor
 
-from encoder.sid import require_spec
+from encoder.sid.columns import require_spec
 from infra.checks import check_events
 from infra.distributed import World, together
 from infra.errors import DataError

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from encoder.sid import LOOKUP_ROWS, DigitLookup, SidSpec
+from encoder.sid.lookup import LOOKUP_ROWS, DigitLookup
+from encoder.sid.spec import SidSpec
 from infra.errors import SpecError
 
 

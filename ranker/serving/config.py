@@ -2,7 +2,7 @@
 
 from pydantic import PositiveInt
 
-from encoder.sid import SidSpec
+from encoder.sid.spec import SidSpec
 from encoder.signals import Precision as StoredPrecision
 from encoder.signals import SignalSpec
 from infra.config import Config

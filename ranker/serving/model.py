@@ -14,10 +14,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from encoder.bundle import load_bundle
-from encoder.materialize import one_thread
+from encoder.encoding import one_thread
 from encoder.serving import ServedConfig as ServedEncoderConfig
 from encoder.serving import ServedEncoder, signal_batch
-from encoder.sid import SidSpec, position_columns
+from encoder.sid.columns import position_columns
+from encoder.sid.spec import SidSpec
 from encoder.sid_map import NULL
 from encoder.signals import SignalSpec
 from infra.commit import hash_all

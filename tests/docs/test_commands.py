@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel
 
 from infra.config import SECTIONS
+from infra.kinds import ByKind
 from pipelines.config import PipelineConfig, read_config
 from tests.docs.pages import GUIDES, PLACEHOLDERS, ROOT, Command, blocks, commands, inline_code, prose
 
@@ -205,7 +206,10 @@ def has_key(kind: Any, keys: Sequence[str]) -> bool:
         return True
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         field = kind.model_fields.get(keys[0])
-        return field is not None and has_key(field.annotation, keys[1:])
+        if field is None:
+            return False
+        kinds = [model for note in field.metadata if isinstance(note, ByKind) for model in note.kinds().values()]
+        return any(has_key(one, keys[1:]) for one in (field.annotation, *kinds))
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Annotated:
         return has_key(arguments[0], keys)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from encoder.sid import with_sid_metadata
+from encoder.sid.columns import with_sid_metadata
 from infra.errors import ConfigError, DataError, SpecError
 from infra.lanes import Batch, LaneReader
 from infra.rows import Rows

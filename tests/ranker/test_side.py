@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from encoder.quantizers import StructuredConfig
 from encoder.quantizers.rqvae import RqVaeConfig
-from encoder.sid import Bound, Packing, SidSpec, max_digits
+from encoder.sid.packing import Packing, max_digits
+from encoder.sid.spec import Bound, SidSpec
 from infra.errors import SpecError
 from ranker.config import ModelConfig
 from ranker.content import HistoryContent

@@ -9,7 +9,7 @@ import torch
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
 from torch import Tensor
 
-from encoder.sid import SidSpec
+from encoder.sid.spec import SidSpec
 from infra.commit import committing
 from infra.distributed import World
 from infra.errors import ConfigError, DataError, SidestackError, SpecError
