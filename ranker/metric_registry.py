@@ -1,4 +1,5 @@
-"""The metrics, in the order in which tables show them. One entry here is all that a metric needs.
+"""The metrics, in the order in which tables show them. One entry here is all that a metric needs, or, in another
+package, an entry point of group `sidestack.metrics` (docs/extending).
 
 Summaries, comparisons, intervals, tables and tuning ask `METRICS` for what there is; none of them names a metric.
 """
@@ -10,6 +11,8 @@ from typing import Literal
 
 import numpy as np
 
+from infra.plugins import METRICS as GROUP
+from infra.plugins import with_plugins
 from ranker.statistics import AucTally, GaucTally, RowTally, Tally, entropy_of_base_rate, log_loss
 
 Better = Literal["lower", "higher"]
@@ -74,7 +77,7 @@ CALIBRATION = Metric(
 )
 """Sum of predicted probabilities over number of positives; 1 is right."""
 
-METRICS = {metric.name: metric for metric in (NE, AUC, GAUC, CALIBRATION)}
+METRICS: dict[str, Metric] = with_plugins(GROUP, {metric.name: metric for metric in (NE, AUC, GAUC, CALIBRATION)})
 
 HEADLINE = NE
 """The metric whose gain tables, figures, segments, RoI and tuning are about."""
