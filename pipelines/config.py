@@ -32,7 +32,7 @@ from ranker.baseline.config import ARM as BASELINE
 from ranker.baseline.config import BaselineConfig
 from ranker.config import RankerConfig
 from ranker.config import TrainingConfig as RankerTraining
-from ranker.contents import CONTENTS
+from ranker.contents import content_kinds
 from ranker.contents.contract import entity_at
 from ranker.export_config import RankerExportConfig
 from ranker.score_config import ScoreConfig
@@ -325,7 +325,7 @@ class PipelineConfig(Config):
         given = {self.encoder_of(name).entity for name in content.sids}
         for position, kind in content.kinds.items():
             entity = entity_at(position)
-            if CONTENTS[kind].takes_sids and entity not in given:
+            if content_kinds()[kind].takes_sids and entity not in given:
                 raise ValueError(f"ranker.arms.{arm}: {kind} of {entity}s; sids={list(content.sids)} are of others")
 
     @model_validator(mode="after")

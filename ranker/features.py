@@ -14,7 +14,7 @@ from infra.snapshot import SNAPSHOT_FILE, Dataset
 from infra.tables import DatasetSpec, Entity, TaskSpec, request_schema
 from ranker.config import ArmConfig, ModelConfig, RankerConfig
 from ranker.constants import NeededConstants
-from ranker.contents import CONTENTS
+from ranker.contents import content_kinds
 from ranker.contents.contract import OWN_IDS, Content, Place, Sids
 from ranker.id_feature import IdFeature
 
@@ -204,7 +204,8 @@ def _require_size(feature: IdFeature, dim: int) -> None:
 
 def _contents(spec: DatasetSpec, arm: ArmConfig, sids: Sids) -> list[Content]:
     """Lay out the arm's content at every position, and check that the positions agree."""
-    contents = [CONTENTS[kind].at(Place(kind, position, arm, sids, spec)) for position, kind in arm.kinds.items()]
+    places = [Place(kind, position, arm, sids, spec) for position, kind in arm.kinds.items()]
+    contents = [content_kinds()[place.kind].at(place) for place in places]
     taken = {sid.name for content in contents for sid in content.sids}
     left = [name for name in arm.sids if taken and name not in taken]
     if left:

@@ -45,7 +45,7 @@ from ranker.cost import column_cost, embedding_bytes, expected_traffic, peak_mem
 from ranker.features import ArmFeatures, arm_features, dataset_sids
 from ranker.fit import Fit, Model, start_model, taken_up
 from ranker.id_tables import describe_tables
-from ranker.metric_registry import METRICS, compared_metrics
+from ranker.metric_registry import all_metrics, compared_metrics
 from ranker.metrics import named_metrics, prediction_metrics
 from ranker.predict import predict
 from ranker.predictions import FOLDER as PREDICTIONS
@@ -203,7 +203,7 @@ def _close(
         "plan": plan_facts(sharded.plan, taken),
         **describe_tables(fitting, held_out, config.model.embedding_dim),
     }
-    run.log.metrics(facts["steps"], named_metrics(config.holdout.kind, measured, METRICS))
+    run.log.metrics(facts["steps"], named_metrics(config.holdout.kind, measured, all_metrics()))
     run.log.summary(summary)
     run.log.say(_closing_line(config, measured, facts))
 

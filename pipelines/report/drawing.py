@@ -19,7 +19,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
 from pipelines.report.comparison import Comparison, Gain, Verdict
-from ranker.contents import CONTENTS
+from ranker.contents import content_kinds
 from ranker.contents.contract import Color
 
 matplotlib.use("agg")
@@ -42,6 +42,11 @@ class Theme:
     """Of an arm that is not named after a kind."""
     values: tuple[str, str, str]
     """Lowest, middle and highest value of a digit, no arm's colour; those between are blended."""
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """The colours of the kinds of content, by the kind's name."""
+        return {name: self.shade(kind.color) for name, kind in content_kinds().items() if kind.color}
 
 
 LIGHT = Theme(
@@ -99,9 +104,8 @@ def render(plot: Plot, theme: Theme, file_format: str) -> bytes:
 
 def arm_colors(comparison: Comparison, theme: Theme) -> dict[str, str]:
     """Return each arm's colour: its kind's where it is named after a kind of content, the rest by turns."""
-    own = {name: theme.shade(kind.color) for name, kind in CONTENTS.items() if kind.color}
-    turns = cycle([theme.other, *own.values()])
-    return {name: own[name] if name in own else next(turns) for name in comparison.arms}
+    turns = cycle([theme.other, *theme.kinds.values()])
+    return {name: theme.kinds.get(name) or next(turns) for name in comparison.arms}
 
 
 def _style(theme: Theme) -> dict[str, object]:

@@ -7,7 +7,7 @@ its SID tables, and an overlay of what may be tuned for it alone. All else is eq
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from infra.config import Config, parse
 from infra.errors import ConfigError
@@ -35,19 +35,21 @@ __all__ = [
 SearchBudget = Literal["quick", "standard", "thorough"]
 """How much the search for learning rates may cost; see `pipelines.tune.config.RUNGS`."""
 
+CONTEST = ("none", "dense", "sid_ngram", "side")
+"""The kinds of content that are compared by default."""
+
+
+def _same_kind(kind: str) -> ArmConfig:
+    return ArmConfig(item=kind, history=kind)
+
 
 class RankerConfig(Config):
     """The `ranker` section."""
 
     arm: str = "side"
     """Which of `arms` to train."""
-    arms: dict[ArmName, ArmConfig] = {
-        "none": ArmConfig(),
-        "dense": ArmConfig(item="dense", history="dense"),
-        "sid_ngram": ArmConfig(item="sid_ngram", history="sid_ngram"),
-        "side": ArmConfig(item="side", history="side"),
-    }
-    """The contest's arms by name."""
+    arms: dict[ArmName, ArmConfig] = Field(default_factory=lambda: {name: _same_kind(name) for name in CONTEST})
+    """The contest's arms by name: by default of one kind of content each."""
     budget: SearchBudget = "standard"
     """What `pipelines.tune` spends on each arm's learning rates, the same on every arm."""
     model: ModelConfig = ModelConfig()

@@ -7,18 +7,19 @@ from pydantic import AfterValidator, PositiveInt, field_validator
 
 from encoder.sid import DEFAULT_NAME
 from infra.config import Config, FileName, nearest
-from ranker.contents import CONTENTS
+from ranker.contents import content_kinds
 from ranker.contents.contract import Position
 
 
 def _require_kind(name: str) -> str:
-    if name not in CONTENTS:
-        raise ValueError(f"is no kind of content; known are {', '.join(CONTENTS)}{nearest(name, CONTENTS)}")
+    kinds = content_kinds()
+    if name not in kinds:
+        raise ValueError(f"is no kind of content; known are {', '.join(kinds)}{nearest(name, kinds)}")
     return name
 
 
 ContentKind = Annotated[str, AfterValidator(_require_kind)]
-"""How content enters: the name of a kind in `ranker.contents.CONTENTS`, ours or an installed package's."""
+"""How content enters: the name of a kind in `ranker.contents.content_kinds`, ours or an installed package's."""
 
 
 def _refuse_replicates_name(name: str) -> str:
@@ -74,7 +75,7 @@ class ArmConfig(Config):
     @property
     def taken_sids(self) -> tuple[str, ...]:
         """The sets of SIDs that some position takes."""
-        return self.sids if any(CONTENTS[kind].takes_sids for kind in self.kinds.values()) else ()
+        return self.sids if any(content_kinds()[kind].takes_sids for kind in self.kinds.values()) else ()
 
     @field_validator("sids")
     @classmethod

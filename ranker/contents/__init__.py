@@ -1,8 +1,11 @@
-"""The kinds of content, in the order of their colours. A kind of ours is one line here, one of another package an entry
-point of group `sidestack.contents` (docs/extending)."""
+"""The kinds of content. A kind of ours is its file and a line here, one of another package an entry point of group
+`sidestack.contents` (docs/extending)."""
 
-from infra.plugins import CONTENTS as GROUP
-from infra.plugins import with_plugins
+import functools
+from collections.abc import Mapping
+
+from infra.errors import ConfigError
+from infra.plugins import CONTENTS, with_plugins
 from ranker.contents.contract import Content
 from ranker.contents.dense import Dense
 from ranker.contents.hde import Hde
@@ -11,14 +14,31 @@ from ranker.contents.none import NoContent
 from ranker.contents.sid_ngram import SidNgram
 from ranker.contents.side import Side
 
-CONTENTS: dict[str, type[Content]] = with_plugins(
-    GROUP,
-    {
-        "none": NoContent,
-        "sid_ngram": SidNgram,
-        "side": Side,
-        "dense": Dense,
-        "kmeans": Kmeans,
-        "hde": Hde,
-    },
-)
+OWN: Mapping[str, type[Content]] = {
+    "none": NoContent,
+    "sid_ngram": SidNgram,
+    "side": Side,
+    "dense": Dense,
+    "kmeans": Kmeans,
+    "hde": Hde,
+}
+
+
+@functools.cache
+def content_kinds() -> Mapping[str, type[Content]]:
+    """Return the kinds of content by name, ours and those of installed packages.
+
+    They are loaded by the first call and not when this module is imported: the module of a kind may then be imported
+    before it.
+
+    Raises:
+        ConfigError: an installed package names what is no kind of content; see `with_plugins`.
+    """
+    kinds = with_plugins(CONTENTS, OWN)
+    for name, kind in kinds.items():
+        if not (isinstance(kind, type) and issubclass(kind, Content)):
+            raise ConfigError(
+                f"entry point {name!r} of group {CONTENTS!r}: must name a subclass of"
+                f" ranker.contents.contract.Content, is {kind!r}"
+            )
+    return kinds
