@@ -2,6 +2,7 @@
 `sidestack.contents` (docs/extending)."""
 
 import functools
+import inspect
 from collections.abc import Mapping
 
 from infra.errors import ConfigError
@@ -36,9 +37,9 @@ def content_kinds() -> Mapping[str, type[Content]]:
     """
     kinds = with_plugins(CONTENTS, OWN)
     for name, kind in kinds.items():
-        if not (isinstance(kind, type) and issubclass(kind, Content)):
+        if not (isinstance(kind, type) and issubclass(kind, Content)) or inspect.isabstract(kind):
             raise ConfigError(
                 f"entry point {name!r} of group {CONTENTS!r}: must name a subclass of"
-                f" ranker.contents.contract.Content, is {kind!r}"
+                f" ranker.contents.contract.Content that has `at`, is {kind!r}"
             )
     return kinds
