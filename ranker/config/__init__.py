@@ -9,12 +9,14 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from infra.code import foreign_code
 from infra.config import Config, parse
 from infra.errors import ConfigError
 from ranker.config.arms import OVERLAY_KEYS, ArmConfig, ArmName
 from ranker.config.holdout import Dates, HoldoutConfig, without_newest
 from ranker.config.model import AdmissionConfig, HistoryConfig, ModelConfig
 from ranker.config.training import Children, ShardingConfig, TrainingConfig
+from ranker.contents import content_kinds
 
 __all__ = [
     "OVERLAY_KEYS",
@@ -85,8 +87,12 @@ class RankerConfig(Config):
         return self.arms[self.arm]
 
     def identity(self) -> dict[str, Any]:
-        """Return the settings that decide a training: all but what is spent on the search for them."""
-        return self.model_dump(mode="json", exclude={"budget"})
+        """Return what decides a training: all settings but what is spent on the search for them, and the code of the
+        kinds of content that other packages add."""
+        values = self.model_dump(mode="json", exclude={"budget"})
+        kinds = {kind for arm in self.arms.values() for kind in arm.kinds.values()}
+        foreign = foreign_code(content_kinds()[kind] for kind in kinds)
+        return {**values, "foreign_code": foreign} if foreign else values
 
     def resolved(self, arm: str | None = None) -> Self:
         """Return the configuration of one arm alone: its overlay applied, `arms` reduced to it.

@@ -16,9 +16,11 @@ import torch
 
 from infra.code import ROOT
 from infra.commit import committing
+from infra.config import digest
 from infra.distributed import ALONE
 from infra.errors import ConfigError
 from infra.snapshot import read_dataset
+from pipelines.report.config import CompareConfig
 from pipelines.report.drawing import DARK, LIGHT
 from ranker.bundle import read_bundle
 from ranker.constants import read_constants, shaped_constants
@@ -99,6 +101,24 @@ def test_its_kind_reads_what_it_says_and_is_drawn_in_its_colour(folder: Path) ->
     assert features.constants.embeddings == {"item": SPEC.embeddings}
     assert features.item.embedding_bytes == 16
     assert (LIGHT.kinds["projected"], DARK.kinds["projected"]) == ("#8250df", "#c297ff")
+
+
+@pytest.mark.usefixtures("installed")
+def test_the_code_of_its_kind_is_part_of_what_decides_a_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs, ours = config_with({"item": "projected"}), config_with({"item": "dense"})
+    assert [*theirs.identity()["foreign_code"]] == ["sidestack_example"] and "foreign_code" not in ours.identity()
+    before = digest(theirs)
+    monkeypatch.setattr("infra.code.code_digest", lambda *_: "other code")
+    assert digest(theirs) != before
+
+
+@pytest.mark.usefixtures("installed")
+def test_arms_are_compared_again_once_its_metric_is_there() -> None:
+    assert CompareConfig().identity()["foreign_metrics"] == ["brier"]
+    all_metrics.cache_clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ranker.metric_registry.with_plugins", lambda _, own: own)
+        assert "foreign_metrics" not in CompareConfig().identity()
 
 
 @pytest.mark.usefixtures("installed")
