@@ -28,6 +28,7 @@ from ranker.contents import content_kinds
 from ranker.features import arm_features
 from ranker.metric_registry import all_metrics
 from ranker.planner import unsharded_model
+from tests.docs.pages import blocks
 from tests.ranker.dataset import SIDS, SPEC, write_dataset
 from tests.ranker.training import config_with
 
@@ -81,6 +82,19 @@ def test_its_arm_trains_and_its_metric_is_measured(folder: Path) -> None:
 def test_without_the_package_its_arm_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"a\.item: is no kind of content; known are none, .* \(value: 'projected'\)"):
         config_with({"item": "projected"})
+
+
+@pytest.mark.parametrize(("language", "word", "file"), [
+    ("python", "Projected", "sidestack_example/content.py"),
+    ("python", "BRIER", "sidestack_example/metric.py"),
+    ("toml", "sidestack.contents", "pyproject.toml"),
+    ("toml", "sidestack.metrics", "pyproject.toml"),
+])  # fmt: skip
+def test_the_page_shows_the_code_that_runs(language: str, word: str, file: str) -> None:
+    shown = next(text for kind, text in blocks(EXAMPLE.parent / "index.md") if kind == language and word in text)
+    lines = iter((EXAMPLE / file).read_text().splitlines())
+    for line in filter(None, shown.splitlines()):
+        assert any(own.partition("  # ")[0] == line for own in lines), line
 
 
 @pytest.fixture

@@ -1,1 +1,1 @@
-"""Kinds for sidestack, each a file here and a line in pyproject.toml."""
+"""Kinds of one's own for sidestack: each is one module here and one entry point in `pyproject.toml`."""
