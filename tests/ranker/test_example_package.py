@@ -32,6 +32,7 @@ from tests.docs.pages import blocks
 from tests.ranker.dataset import SIDS, SPEC, write_dataset
 from tests.ranker.training import config_with
 
+pytestmark = pytest.mark.slow  # pip takes seconds
 EXAMPLE = ROOT / "docs/extending/example"
 CONFIG = """
 ranker:
