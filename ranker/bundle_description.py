@@ -11,7 +11,9 @@ from infra.config import Config
 from infra.errors import DataError, SpecError
 from infra.tables import DatasetSpec
 from ranker.budget import DecidedConfig
-from ranker.features import ArmFeatures, IdFeature, Sids, arm_features
+from ranker.contents.contract import Sids
+from ranker.features import ArmFeatures, arm_features
+from ranker.id_feature import IdFeature
 
 
 class Description(Config):

@@ -22,8 +22,8 @@ from ranker.averaging import WeightAverage
 from ranker.batch import RankerBatch
 from ranker.budget import DecidedConfig, DecidedTraining, warmup_steps
 from ranker.config import TrainingConfig
+from ranker.constants import ModelConstants
 from ranker.features import ArmFeatures
-from ranker.frozen import Frozen
 from ranker.loss_check import LossCheck
 from ranker.metrics import TrainingWindow
 from ranker.model import StepOutput
@@ -327,12 +327,12 @@ def start_model(
     features: ArmFeatures,
     config: DecidedConfig,
     world: World,
-    frozen: Frozen,
+    constants: ModelConstants,
     traffic: Traffic,
     start: WarmStart | None = None,
 ) -> Model:
     """Build a model with its initial weights, or an earlier ranker's: the same each time."""
-    sharded = build_sharded(features, config, world, frozen, traffic)
+    sharded = build_sharded(features, config, world, constants, traffic)
     if start is not None:
         with together(world, "reading the ranker to start from"):
             start.load(sharded, features)

@@ -15,8 +15,9 @@ from infra.tables import TaskSpec, ancestors
 from ranker.batch import RankerBatch
 from ranker.body import Body
 from ranker.config import Children, RankerConfig
-from ranker.features import ArmFeatures, IdFeature
-from ranker.frozen import Frozen
+from ranker.constants import ModelConstants
+from ranker.features import ArmFeatures
+from ranker.id_feature import IdFeature
 from ranker.inputs import Vectors
 
 
@@ -129,10 +130,12 @@ class Ranker(nn.Module):
         features: what the arm reads and looks up.
         config: the arm's resolved configuration.
         device: of everything but the tables, which stay on the meta device until they are sharded.
-        frozen: the constants that its content needs.
+        constants: the constants that its content needs.
     """
 
-    def __init__(self, features: ArmFeatures, config: RankerConfig, device: torch.device, frozen: Frozen) -> None:
+    def __init__(
+        self, features: ArmFeatures, config: RankerConfig, device: torch.device, constants: ModelConstants
+    ) -> None:
         super().__init__()
         dim, meta = config.model.embedding_dim, torch.device("meta")
         self.bags = EmbeddingBagCollection(
@@ -148,7 +151,7 @@ class Ranker(nn.Module):
             tables=[EmbeddingConfig(**_table(feature, dim)) for feature in features.sequences],
         )
         self.looked_up = LookedUp()
-        self.body = Body(features, config, frozen).to(device)
+        self.body = Body(features, config, constants).to(device)
         self.loss = GlobalLoss(features.tasks, config.training.children).to(device)
 
     def forward(self, batch: RankerBatch) -> tuple[Tensor, StepOutput]:

@@ -27,7 +27,8 @@ from ranker.batch import RankerBatch
 from ranker.budget import DecidedTraining
 from ranker.config import Dates
 from ranker.convert import JaggedIds, as_array, as_numpy, bag_ids, known, model_inputs, sequence_ids, without_nulls
-from ranker.features import HISTORY_IDS, ArmFeatures, IdFeature
+from ranker.features import HISTORY_IDS, ArmFeatures
+from ranker.id_feature import IdFeature
 from ranker.newest import NewestEntries
 from ranker.spans import Span, SpannedRows, counted, open_impressions, spans_of
 
@@ -128,8 +129,8 @@ def history_entries(rows: Rows, max_length: int | None = None) -> Integers:
 
 def content_read(dataset: Dataset, features: ArmFeatures) -> list[PartitionEntry]:
     """Return the partitions that hold the embeddings an arm takes as they are."""
-    entities = {content.entity for content in features.contents if content.embeddings}
-    return [entry for entity in sorted(entities) for entry in dataset.partitions(CONTENT[entity])]
+    entities = sorted(features.constants.embeddings)
+    return [entry for entity in entities for entry in dataset.partitions(CONTENT[entity])]
 
 
 def check_rows(table: pa.Table, where: RowGroup, *, features: ArmFeatures, spec: DatasetSpec) -> None:

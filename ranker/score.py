@@ -30,10 +30,10 @@ from ranker.budget import DecidedConfig
 from ranker.bundle import RankerBundle, open_bundle
 from ranker.bundle_description import require_columns, require_sids
 from ranker.config import Dates
+from ranker.constants import read_constants
 from ranker.cost import expected_traffic
 from ranker.features import ArmFeatures, dataset_sids
 from ranker.fit import Model, start_model
-from ranker.frozen import read_frozen
 from ranker.predict import predict
 from ranker.predictions import FOLDER as PREDICTIONS
 from ranker.reader import Split, content_read
@@ -131,9 +131,9 @@ def _loaded(run: StageRun[ScoreConfig], bundle: RankerBundle, dataset: Dataset, 
     features = bundle.features(dataset.spec)
     dataset.verify(world, content_read(dataset, features))
     with together(world, "reading what content needs"):
-        frozen = read_frozen(dataset, features)
+        constants = read_constants(dataset, features.constants)
         traffic = expected_traffic(dataset, dates, config.training)
-    model = start_model(features, config, world, frozen, traffic)
+    model = start_model(features, config, world, constants, traffic)
     with together(world, "reading the ranker"):
         bundle.load(model.sharded, features)
     work = {name: value for name, value in run.checkpoints.work.items() if name not in MACHINE}

@@ -21,8 +21,8 @@ from infra.gradients import OverlappedAverage
 from infra.shards import Shard, Spread
 from ranker.budget import DecidedConfig
 from ranker.config import TrainingConfig
+from ranker.constants import ModelConstants
 from ranker.features import ArmFeatures
-from ranker.frozen import Frozen
 from ranker.initial import fill_dense, fill_table
 from ranker.kernels import speed_up_sequences
 from ranker.model import Ranker
@@ -140,20 +140,24 @@ class ShardedRanker:
 
 
 def build_sharded(
-    features: ArmFeatures, config: DecidedConfig, world: World, frozen: Frozen, traffic: Traffic = ONE_OF_EACH
+    features: ArmFeatures,
+    config: DecidedConfig,
+    world: World,
+    constants: ModelConstants,
+    traffic: Traffic = ONE_OF_EACH,
 ) -> ShardedRanker:
     """Build the model, plan its tables, shard it, and give every part its initial weights.
 
     Args:
         features: what the arm reads and looks up. config: the arm's resolved configuration.
         world: the process group; every rank calls.
-        frozen: the constants that the arm's content needs.
+        constants: the constants that the arm's content needs.
         traffic: what batches look up on average, for the planner's estimates.
 
     Raises:
         NoPlanError: the tables do not fit what the planner may use (on rank 0). StageError: the same, elsewhere.
     """
-    model = unsharded_model(features, config, world.device, frozen)
+    model = unsharded_model(features, config, world.device, constants)
     fill_dense(model.body, config.training.seed)
     plan = _plan_together(model, features, config, world, traffic)
     sharded, dense_optimizer = shard(model, plan.sharding, config.training, world, model.loss.take_unsummed)

@@ -19,7 +19,7 @@ from infra.impressions import columns_by_table
 from infra.rows import FileRows
 from ranker.admission import IdRows, Integers, Turnover
 from ranker.config import AdmissionConfig
-from ranker.features import IdFeature
+from ranker.id_feature import IdFeature
 from ranker.reader import Split, check_rows
 from ranker.row_maps import read_id_rows, write_id_rows
 

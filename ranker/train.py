@@ -40,12 +40,12 @@ from ranker.budget import (
 from ranker.bundle import FOLDER as MODEL
 from ranker.bundle import describe, save_bundle
 from ranker.config import AdmissionConfig, Dates, RankerConfig
+from ranker.constants import read_constants
 from ranker.cost import column_cost, embedding_bytes, expected_traffic, peak_memory_bytes
 from ranker.features import ArmFeatures, arm_features, dataset_sids
 from ranker.fit import Fit, Model, start_model, taken_up
-from ranker.frozen import read_frozen
 from ranker.id_tables import describe_tables
-from ranker.metric_registry import METRICS, compared_metrics
+from ranker.metric_registry import all_metrics, compared_metrics
 from ranker.metrics import named_metrics, prediction_metrics
 from ranker.predict import predict
 from ranker.predictions import FOLDER as PREDICTIONS
@@ -114,10 +114,10 @@ def train(run: StageRun[RankerConfig]) -> None:
         features = with_row_maps(fitting.features, run.out / MODEL)
     fitting, held_out = (replace(split, features=features) for split in (fitting, held_out))
     with together(world, "reading what content needs"):
-        frozen = read_frozen(dataset, features)
+        constants = read_constants(dataset, features.constants)
         traffic = expected_traffic(dataset, fitting.dates, config.training)
     if start is None:
-        frozen = replace(frozen, dense_2F=dense_moments(fitting, world))
+        constants = replace(constants, dense_2F=dense_moments(fitting, world))
     else:
         start.tell(run.log, features)
     _tell_decisions(run, config, days, features, changed)
@@ -126,7 +126,7 @@ def train(run: StageRun[RankerConfig]) -> None:
     if run.checkpoints is not None:
         run.checkpoints.keeps = config.training.checkpoints_kept
     with saved_if_not_finite(run, describe(features, config, dataset.spec)):
-        fitted = fit(run, config, readers, partial(start_model, features, config, world, frozen, traffic, start))
+        fitted = fit(run, config, readers, partial(start_model, features, config, world, constants, traffic, start))
     config, sharded, progress = fitted.config, fitted.model.sharded, fitted.model.progress
     with fitted.training.saved_before_stop():
         flops = predict(progress, sharded, readers.held_out, config.arm, run.out / PREDICTIONS, run.log)
@@ -203,7 +203,7 @@ def _close(
         "plan": plan_facts(sharded.plan, taken),
         **describe_tables(fitting, held_out, config.model.embedding_dim),
     }
-    run.log.metrics(facts["steps"], named_metrics(config.holdout.kind, measured, METRICS))
+    run.log.metrics(facts["steps"], named_metrics(config.holdout.kind, measured, all_metrics()))
     run.log.summary(summary)
     run.log.say(_closing_line(config, measured, facts))
 

@@ -19,12 +19,14 @@ from ranker.admission import reassigned_rows
 from ranker.bundle import RankerBundle, open_bundle
 from ranker.bundle_description import require_columns, require_sids, with_rows
 from ranker.config import ModelConfig, RankerConfig
-from ranker.features import ArmFeatures, Position
+from ranker.contents.contract import Position
+from ranker.features import ArmFeatures
 from ranker.row_maps import read_row_maps
 from ranker.sharding import ShardedRanker, table_of
 
-SID_WEIGHTS = ("omega", "projection.weight", "layers.0.weight", "layers.0.bias")
-"""Weights of content that meet a SID first: Omega and a projection (history), a perceptron's first layer (ad, user)."""
+SID_WEIGHTS = ("latent.", "omega", "projection.weight", "layers.0.weight", "layers.0.bias")
+"""How weights of content begin that meet a SID first: a kind's own, Omega and a projection (history), a perceptron's
+first layer (ad, user)."""
 _CONTENT: Mapping[Position, str] = {
     "item": "body.content.",
     "user": "body.user_content.",

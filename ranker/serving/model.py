@@ -28,9 +28,10 @@ from infra.rows import Rows
 from infra.sealed import unsealed
 from ranker.body import Body
 from ranker.bundle_description import require_sids
+from ranker.constants import ModelConstants
 from ranker.content import NewItems
-from ranker.features import HISTORY_IDS, ITEM_IDS, USER_IDS, ArmFeatures, Content
-from ranker.frozen import Frozen
+from ranker.contents.contract import Content
+from ranker.features import HISTORY_IDS, ITEM_IDS, USER_IDS, ArmFeatures
 from ranker.row_maps import with_row_maps
 from ranker.serving.config import CONSTANTS_FILE, NETWORK_FILE, SERVED_FILE, TABLES_FILE, ServedConfig, ServedSids
 from ranker.serving.network import LocalNetwork
@@ -74,7 +75,8 @@ class RawLookup:
     """How an item's signals become what the constant of raw embeddings holds of an item.
 
     Attributes:
-        dims: dimensions by signal, in the order in which they lie side by side. scales: likewise, see `Frozen.scales`.
+        dims: dimensions by signal, in the order in which they lie side by side.
+        scales: likewise, see `ModelConstants.scales`.
         known_I: whether the constant has embeddings of an item; the last row is that of an item that is not known.
     """
 
@@ -254,16 +256,15 @@ def _sid_lookup(folder: Path, config: ServedSids) -> SidLookup:
     return SidLookup(config, np.memmap(folder / config.map_file, np.int64, "r", shape=shape), encoder)
 
 
-def _raw_lookup(content: Content, scales: Mapping[str, float], constants: Frozen) -> RawLookup | None:
-    """Return what takes new items' raw embeddings; None where the ad's content is another, or no scale was kept."""
-    if content.kind != "dense" or not scales:
+def _raw_lookup(content: Content, scales: Mapping[str, float], constants: ModelConstants) -> RawLookup | None:
+    """Return what takes new items' raw embeddings; None where the ad's content has none, or no scale was kept."""
+    if not content.embeddings or not scales:
         return None
-    assert content.embeddings is not None
     scales = {name: scales[name] for name in content.embeddings}
     return RawLookup(content.embeddings, scales, constants.embeddings["item"].ne(0).any(1))
 
 
-def _constants(folder: Path) -> Frozen:
+def _constants(folder: Path) -> ModelConstants:
     """Return codebooks, and embeddings with one more row of zeros: that of what is not known."""
     try:
         found = load_file(folder / CONSTANTS_FILE)
@@ -275,7 +276,7 @@ def _constants(folder: Path) -> Frozen:
         named[kind][own] = tensor
     nothing = {entity: rows_IE.new_zeros(1, rows_IE.shape[1]) for entity, rows_IE in named[EMBEDDINGS].items()}
     embeddings = {entity: torch.cat([rows_IE, nothing[entity]]) for entity, rows_IE in named[EMBEDDINGS].items()}
-    return Frozen(named[CODEBOOK], embeddings)
+    return ModelConstants(named[CODEBOOK], embeddings)
 
 
 def _load_network(body: Body, folder: Path) -> None:

@@ -11,8 +11,8 @@ from infra.distributed import World
 from infra.snapshot import read_dataset
 from infra.tracking import RunLog
 from ranker.config import TrainingConfig
+from ranker.constants import read_constants
 from ranker.fit import Progress
-from ranker.frozen import read_frozen
 from ranker.model import StepOutput
 from ranker.newest import NewestEntries
 from ranker.sharding import build_sharded
@@ -50,7 +50,9 @@ def test_bfloat16_trains_close_to_float32(world: World, dataset: Path, name: str
 def predictions(world: World, dataset: Path, precision: str) -> Iterator[StepOutput]:
     config = config_of("side", training={"precision": precision})
     fitting, held_out = open_splits(read_dataset(dataset), config)
-    sharded = build_sharded(fitting.features, config, world, read_frozen(read_dataset(dataset), fitting.features))
+    sharded = build_sharded(
+        fitting.features, config, world, read_constants(read_dataset(dataset), fitting.features.constants)
+    )
     sharded.model.eval()
     reader = held_out.open(config.training, world, is_training=False)
     for _, output in Progress(sharded, fitting.features, world, NewestEntries()).over(reader, 0):

@@ -21,9 +21,9 @@ from infra.rows import Rows
 from infra.snapshot import Dataset, read_dataset
 from infra.tables import TaskSpec, request_schema
 from ranker.config import HistoryConfig, ModelConfig, RankerConfig
-from ranker.content import OwnContent, latent_of
+from ranker.constants import ModelConstants, read_constants
+from ranker.content import OwnContent
 from ranker.features import ArmFeatures, arm_features, dataset_sids
-from ranker.frozen import Frozen, read_frozen
 from ranker.newest import NewestEntries, fitting_lengths
 from ranker.reader import WHOLE, ranker_batches, to_ranker_batch
 from ranker.train import open_splits
@@ -403,14 +403,14 @@ def test_raw_embeddings_are_those_of_the_ids_whatever_rows_their_tables_have(dat
     entries = [id for row in table["history_item_ids"].to_pylist() for id in row]
     assert (batch.item_content_BC[:, 0].tolist(), batch.history_content_TC[:, 0].tolist()) == (items, entries)
     assert max(batch.bags["item_id"].values()) == 7
-    frozen = read_frozen(read_dataset(dataset), features)
+    constants = read_constants(read_dataset(dataset), features.constants)
     for content, ids_N1, ids in (
         (features.item, batch.item_content_BC, items),
         (features.history, batch.history_content_TC, entries),
     ):
-        latent = latent_of(features, content, frozen)
+        latent = content.latent(constants)
         assert latent is not None
-        assert torch.equal(latent(ids_N1, batch.item_known_BS)[0], frozen.embeddings["item"][ids].float())
+        assert torch.equal(latent(ids_N1, batch.item_known_BS)[0], constants.embeddings["item"][ids].float())
 
 
 def test_rows_of_a_column_that_the_dataset_lacks_are_refused_with_those_it_has() -> None:
@@ -478,7 +478,7 @@ def test_side_may_unpack_a_prefix(dataset: Path) -> None:
     features = laid_out(item="side", prefix_lengths=[4])
     assert list(features.sid_columns) == ["item_sid_prefix_4"]
     batch = to_ranker_batch(batch_of(table), features)
-    content = OwnContent(features, features.item, ModelConfig(), Frozen())
+    content = OwnContent(features.item, ModelConfig(), ModelConstants())
     latent_BF, known_B = content.latent(batch.item_content_BC, batch.item_known_BS)
     sids = table["item_sid_prefix_4"].to_pylist()
     assert known_B.tolist() == [sid is not None for sid in sids]

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,17 +15,16 @@ from infra.checks import check_content
 from infra.parquet import read_row_group, row_groups
 from infra.snapshot import Dataset
 from infra.tables import DatasetSpec, Entity
-from ranker.features import ArmFeatures
 
 
 @dataclass(frozen=True)
-class Frozen:
+class ModelConstants:
     """Constants of the model, the same on every rank.
 
     Attributes:
         codebooks: by the SIDs' name, float32 [digits, radix, latent_dim].
-        embeddings: where content is `dense`, the items' or users' embeddings side by side, float16 [rows, width], each
-            signal's entries with mean square 1 over the rows that have it, zeros where it is missing.
+        embeddings: the items' or users' embeddings side by side, float16 [rows, width], each signal's entries with mean
+            square 1 over the rows that have it, zeros where it is missing.
         scales: by entity and signal, what its entries were multiplied by for that.
         dense_2F: by what dense features are standardized (`ranker.scaling`), float32 [2, F]; None: not at all.
     """
@@ -35,46 +35,48 @@ class Frozen:
     dense_2F: Tensor | None = None
 
 
-def read_frozen(dataset: Dataset, features: ArmFeatures) -> Frozen:
-    """Read what an arm's content needs; nothing for most arms.
+class NeededConstants(NamedTuple):
+    """The constants that an arm's content needs; none for most arms.
+
+    Attributes:
+        codebooks: the sets of SIDs whose codebooks it needs.
+        embeddings: by entity the signals that it takes as they are, and their dimensions.
+    """
+
+    codebooks: tuple[SidSpec, ...]
+    embeddings: Mapping[Entity, Mapping[str, int]]
+
+
+def read_constants(dataset: Dataset, needed: NeededConstants) -> ModelConstants:
+    """Read what an arm's content needs.
 
     Raises:
         DataError: a codebook or an embedding cannot be read, or breaks its contract.
         SpecError: a codebook is another encoder's.
     """
-    read = {entity: read_embeddings(dataset, entity, signals) for entity, signals in _signals(features).items()}
-    return Frozen(
-        {sid.name: read_codebook(dataset.path, sid) for sid in _with_lines(features)},
+    read = {entity: read_embeddings(dataset, entity, signals) for entity, signals in needed.embeddings.items()}
+    return ModelConstants(
+        {sid.name: read_codebook(dataset.path, sid) for sid in needed.codebooks},
         {entity: embeddings_IE for entity, (embeddings_IE, _) in read.items()},
         {entity: scales for entity, (_, scales) in read.items()},
     )
 
 
-def shaped_frozen(features: ArmFeatures, spec: DatasetSpec) -> Frozen:
+def shaped_constants(needed: NeededConstants, spec: DatasetSpec) -> ModelConstants:
     """Return the same without a value, on the meta device, for a dry run.
 
     A codebook's width is not in the spec; it is taken to be the number of digits, as it is for codes of one line.
     """
-    books = {sid.name: (sid.digits, sid.radix, sid.digits) for sid in _with_lines(features)}
-    raw = {entity: (spec.content(entity).rows, sum(signals.values())) for entity, signals in _signals(features).items()}
-    return Frozen(
+    books = {sid.name: (sid.digits, sid.radix, sid.digits) for sid in needed.codebooks}
+    raw = {entity: (spec.content(entity).rows, sum(signals.values())) for entity, signals in needed.embeddings.items()}
+    return ModelConstants(
         {name: torch.empty(shape, device="meta") for name, shape in books.items()},
         {entity: torch.empty(shape, device="meta", dtype=torch.half) for entity, shape in raw.items()},
     )
 
 
-def _with_lines(features: ArmFeatures) -> list[SidSpec]:
-    """Return the SIDs that are unpacked by their codebook."""
-    return [sid for content in features.contents if content.kind == "side" for sid in content.sids if sid.lines > 1]
-
-
-def _signals(features: ArmFeatures) -> dict[Entity, Mapping[str, int]]:
-    """Return the embeddings that are content as they are; the ad and the history take the same."""
-    return {content.entity: content.embeddings for content in features.contents if content.embeddings}
-
-
 def read_embeddings(dataset: Dataset, entity: Entity, signals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
-    """Read the items' or users' embeddings, signals side by side, and their scales; see `Frozen`.
+    """Read the items' or users' embeddings, signals side by side, and their scales; see `ModelConstants`.
 
     Raises:
         DataError: a row breaks the table's contract.

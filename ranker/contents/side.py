@@ -6,14 +6,93 @@ number of ids.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from encoder.sid.columns import sid_columns
 from encoder.sid.lookup import LOOKUP_ROWS, DigitLookup
 from encoder.sid.spec import SidSpec
 from infra.errors import SpecError
+from ranker.constants import ModelConstants
+from ranker.contents.contract import Color, Content, Latent, Place
+
+
+@dataclass(frozen=True)
+class Side(Content):
+    """Semantic IDs, unpacked without a table.
+
+    Attributes:
+        held: for each set what is unpacked of it, the whole or a prefix; `columns` are those of `held`, set after set,
+            more than one a set where its SIDs do not fit one int64.
+        scale_steps: whether digits are multiplied by the codebook's steps.
+    """
+
+    takes_sids = True
+    color = Color("#0072b2", "#5cb3f0")
+
+    held: tuple[SidSpec, ...] = ()
+    scale_steps: bool = True
+
+    @classmethod
+    def at(cls, place: Place) -> Self:
+        """Read the SIDs, or the prefixes of them that the arm names."""
+        taken = place.taken()
+        held = tuple(_unpacked_part(place, sid) for sid in taken)
+        columns = [tuple(sid_columns(place.stem(sid), sid)) for sid in held]
+        return cls(
+            place.position,
+            taken,
+            columns=tuple(name for names in columns for name in names),
+            known=tuple(names[0] for names in columns),
+            held=held,
+            scale_steps=place.arm.scale_steps,
+        )
+
+    @property
+    def codebooks(self) -> tuple[SidSpec, ...]:
+        """The sets of several lines a layer."""
+        return tuple(sid for sid in self.sids if sid.lines > 1)
+
+    def latent(self, constants: ModelConstants) -> "Unpacked":
+        """Return what unpacks all sets."""
+        return Unpacked(self.held, self.scale_steps, constants.codebooks)
+
+
+def _unpacked_part(place: Place, sid: SidSpec) -> SidSpec:
+    """Return what is unpacked of a set: the whole SID, or the one prefix that the arm names."""
+    lengths = place.arm.prefix_lengths or (sid.digits,)
+    if len(lengths) > 1:
+        raise SpecError(f"arm content {place.kind!r}: prefix_lengths={list(lengths)}; it unpacks one id, of one length")
+    return place.prefix(sid, lengths[0])
+
+
+class Unpacked(Latent):
+    """The latent vectors of one or more sets of SIDs, side by side; it has no weights.
+
+    Args of the constructor:
+        held: what is unpacked of each set. scale_steps: see `SidUnpack`. codebooks: see `sid_unpack`.
+    """
+
+    def __init__(self, held: tuple[SidSpec, ...], scale_steps: bool, codebooks: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        sets = [sid_unpack(sid, scale_steps, codebooks) for sid in held]
+        self.sets = nn.ModuleList(sets)
+        self.sizes = [len(sid.chunk_sizes) for sid in held]
+        self.width = sum(one.width for one in sets)
+
+    def forward(self, sids_NC: Tensor, known_NS: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the latent vectors [N, width], zeros for a null SID, and bool [N]: whether there is any SID.
+
+        Args:
+            sids_NC: int64, the columns of all sets. known_NS: bool, whether the SID of each set is known.
+        """
+        columns = zip(self.sets, torch.split(sids_NC, self.sizes, dim=1), known_NS.unbind(1), strict=True)
+        parts = [unpack(part_NC, known_N) for unpack, part_NC, known_N in columns]
+        return torch.cat(parts, dim=1) if parts[1:] else parts[0], known_NS.any(1)
 
 
 class SidUnpack(nn.Module):
