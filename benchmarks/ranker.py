@@ -199,7 +199,7 @@ def stream(split: Split, arm: str, world: World, epochs: int = 1) -> Iterator[Ra
     """Return the batches of epochs one after another, made in a thread."""
     reader = split.open(config_of(arm).training, world, is_training=True)
     batches = ranker_batches(reader, range(epochs), 0, split.features, NewestEntries(), world, lambda _: None)
-    return prefetched(batches, depth=2)
+    return prefetched(batches, depth=3)
 
 
 def step_parts(dataset: Dataset, world: World, sizes: Sizes) -> Part:

@@ -41,7 +41,6 @@ from encoder.sid_codebook import write_codebook
 from encoder.sid_file import write_sid_file
 from encoder.sid_map import MAP_FILE, NULL, SidMap, SidMaps, sid_maps
 from encoder.signals import SignalBatch, signal_batch
-from encoder.write_behind import WriteBehind
 from infra.checks import check_content, check_events
 from infra.code import code_digest
 from infra.config import digest, parse, plain
@@ -291,9 +290,8 @@ def _write_aligned(
 ) -> None:
     """Write a file's SID columns, row group for row group.
 
-    The next row group is read and checked, and the last one written, while one is worked on.
+    While one row group is written here, a thread works on the next, and another reads and checks the one after it.
     """
-    assert made.schema is not None
 
     def checked() -> Iterator[pa.Table]:
         for group in row_groups([source.path]):
@@ -301,10 +299,13 @@ def _write_aligned(
             check(rows, group)
             yield rows
 
-    with made.writing(source.path.name) as writer, WriteBehind(writer.write_group) as write:
-        for rows in prefetched(checked(), depth=1):
-            found = extend(rows)
-            write(pa.table([column for _, column in found.values()], schema=made.schema))
+    def extended(rows: pa.Table) -> pa.Table:
+        return pa.table([column for _, column in extend(rows).values()], schema=made.schema)
+
+    ahead = prefetched(map(extended, prefetched(checked())))
+    with made.writing(source.path.name) as writer, contextlib.closing(ahead):
+        for table in ahead:
+            writer.write_group(table)
 
 
 def _encoded(table: pa.Table, one: SidSetWork, batch_size: int) -> npt.NDArray[np.int64]:

@@ -265,7 +265,7 @@ class Trainer:
 
     def _training_rows(self, epochs: range, start: int = 0) -> Iterator[TrainingRows]:
         # Turned into tensors by the reader's thread, so that the loop waits for neither disk nor conversion.
-        ahead = prefetched(map(self._chosen, self.reader.batches(epochs, start)), depth=2)
+        ahead = prefetched(map(self._chosen, self.reader.batches(epochs, start)), depth=3)
         for rows in lockstep(self.world, self._timed(ahead), "reading items"):
             yield rows._replace(signals=rows.signals.to(self.world.device))
 
