@@ -16,9 +16,9 @@ from infra.lanes import LaneReader
 from infra.snapshot import Dataset
 from ranker.budget import DecidedConfig, DecidedTraining
 from ranker.config import ArmConfig, ModelConfig, RankerConfig
-from ranker.fit import Progress
 from ranker.frozen import read_frozen
 from ranker.newest import NewestEntries
+from ranker.progress import Progress
 from ranker.reader import Split, to_ranker_batch
 from ranker.sharding import ShardedRanker, build_sharded
 from ranker.train import open_splits

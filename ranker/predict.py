@@ -15,9 +15,9 @@ from infra.parquet import TableWriter
 from infra.tables import TaskSpec
 from infra.tracking import RunLog
 from ranker.cost import count_flops
-from ranker.fit import Progress
 from ranker.metrics import prediction_rows, prediction_schema
 from ranker.model import StepOutput
+from ranker.progress import Progress
 from ranker.sharding import ShardedRanker
 
 

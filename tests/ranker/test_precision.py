@@ -11,10 +11,10 @@ from infra.distributed import World
 from infra.snapshot import read_dataset
 from infra.tracking import RunLog
 from ranker.config import TrainingConfig
-from ranker.fit import Progress
 from ranker.frozen import read_frozen
 from ranker.model import StepOutput
 from ranker.newest import NewestEntries
+from ranker.progress import Progress
 from ranker.sharding import build_sharded
 from ranker.train import open_splits, use_tf32
 from tests.ranker.dataset import write_dataset

@@ -16,9 +16,10 @@ from infra.snapshot import read_dataset
 from ranker.blocks import DenseBlock
 from ranker.budget import DecidedConfig
 from ranker.config import RankerConfig
-from ranker.fit import Progress, learning_rates
+from ranker.fit import learning_rates
 from ranker.frozen import read_frozen
 from ranker.newest import NewestEntries
+from ranker.progress import Progress
 from ranker.sharding import ShardedRanker, build_sharded
 from ranker.train import open_splits
 
