@@ -169,6 +169,7 @@ class Trainer:
         self.log = run.log
         self.world = run.world
         self.checkpoints = run.checkpoints
+        self.profile = run.profile
         self.config = training
         self.generator = torch.Generator().manual_seed(self.config.seed)
         self.num_steps = self.config.epochs * reader.num_batches
@@ -221,7 +222,9 @@ class Trainer:
             self._take_step(rows)
             self._after_step(rows)
             advance(1)
+            self.profile.step()
             self._stop_if_agreed()
+        self.profile.close()
         if self.checkpoints is not None:
             self.checkpoints.finish()
 
@@ -499,6 +502,7 @@ def main() -> None:
     run_stage(
         "encoder", "encoder", EncoderConfig, ["dataset"], train,
         identify={"dataset": lambda config, path: content_digest(path, config.entity)}, optional=["start"],
+        is_training=True,
     )  # fmt: skip
 
 

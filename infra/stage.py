@@ -25,6 +25,7 @@ from infra.distributed import Timeouts, World, started, together
 from infra.errors import ConfigError, PreemptedError, SidestackError
 from infra.hosts import require_alike_hosts
 from infra.preemption import EXIT_STATUS, remove_mark, write_mark
+from infra.profile import WARMUP_STEPS, StepProfile
 from infra.record import CONFIG_FILE
 from infra.tracking import RunLog
 from infra.watchdog import watching
@@ -47,6 +48,7 @@ class StageRun(Generic[C]):
         written: name -> entry of files that this rank hashed while writing; see `infra.commit.committing`.
         target: the directory that `out` becomes by its commit, beside which a stage leaves what a failure is told by;
             None where the caller keeps nothing of the kind.
+        profile: is told of each step of a training, and traces some where the caller asked for it.
     """
 
     config: C
@@ -58,6 +60,7 @@ class StageRun(Generic[C]):
     checkpoints: Checkpoints | None = None
     written: dict[str, FileEntry] = field(default_factory=dict)
     target: Path | None = None
+    profile: StepProfile = field(default_factory=StepProfile)
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,7 @@ def run_stage(
     argv: Sequence[str] | None = None,
     identify: Mapping[str, Callable[[C, Path], str]] | None = None,
     optional: Sequence[str] = (),
+    is_training: bool = False,
 ) -> None:
     """Run a stage as this process's main program.
 
@@ -131,6 +135,7 @@ def run_stage(
         argv: the arguments, by default the command line's.
         identify: by input, what of it decides the work; by default all that its manifest lists.
         optional: names of inputs that may be left out.
+        is_training: whether the body has steps that `--profile` can trace.
 
     Raises:
         SystemExit: with status 1 after a user's error was printed on every rank; with 2 on wrong arguments; with
@@ -139,7 +144,7 @@ def run_stage(
     quiet()
     replace_unencodable()
     takes = Inputs(tuple(inputs), tuple(optional))
-    arguments = _parse(name, takes, argv)
+    arguments = _parse(name, takes, argv, is_training)
     try:
         _run(name, section, config_type, takes, body, arguments, identify or {})
     except SidestackError as error:
@@ -204,7 +209,9 @@ def _make(
             if world.is_main:
                 (out / CONFIG_FILE).write_text(to_yaml({section: plain(config)}), encoding="utf-8")
             log = RunLog.open(world.rank, name, out, plain(config), paths, arguments.key, arguments.parent_run)
-            _call(body, StageRun(config, paths, out, world, log, facts, checkpoints, written, arguments.out))
+            traces = arguments.out.with_name(f"{arguments.out.name}.profile")
+            profile = StepProfile(arguments.profile, traces, world.rank, log.say)
+            _call(body, StageRun(config, paths, out, world, log, facts, checkpoints, written, arguments.out, profile))
             facts.update(checkpoints.facts)
             closing.enter_context(world.state.finishing())  # the commit
     except BaseException as error:
@@ -235,7 +242,7 @@ def _call(body: Callable[[StageRun[C]], None], run: StageRun[C]) -> None:
         raise
 
 
-def _parse(name: str, inputs: Inputs, argv: Sequence[str] | None) -> argparse.Namespace:
+def _parse(name: str, inputs: Inputs, argv: Sequence[str] | None, is_training: bool) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=name, description=f"Run the stage {name!r} and commit its output.")
     parser.add_argument(
         "--config", type=Path, help="the run's YAML file, or the stage's resolved one; without it, the defaults"
@@ -248,7 +255,18 @@ def _parse(name: str, inputs: Inputs, argv: Sequence[str] | None) -> argparse.Na
     parser.add_argument("--out", type=Path, required=True, help="the directory to commit; must be free")
     parser.add_argument("--key", default="", help="the digest that names this work, saved in the manifest")
     parser.add_argument("--parent-run", default=None, help="the MLflow run to log a child run under")
+    parser.set_defaults(profile=0)
+    if is_training:
+        parser.add_argument(
+            "--profile", type=_count, metavar="N", help=f"trace N steps, after the first {WARMUP_STEPS}, of every rank"
+        )
     return parser.parse_args(argv)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number, at least 0")
+    return int(text)
 
 
 def _verified(world: World, paths: Mapping[str, Path]) -> dict[str, Manifest]:

@@ -10,11 +10,11 @@ from infra.distributed import World, together
 from infra.errors import PreemptedError
 from infra.lanes import LaneReader
 from infra.learning_curve import is_point, point_every
+from infra.stage import StageRun
 from infra.state import fill
-from infra.tracking import RunLog
 from ranker.averaging import WeightAverage
 from ranker.budget import DecidedConfig, DecidedTraining, warmup_steps
-from ranker.config import TrainingConfig
+from ranker.config import RankerConfig, TrainingConfig
 from ranker.features import ArmFeatures
 from ranker.frozen import Frozen
 from ranker.metrics import TrainingWindow
@@ -38,7 +38,7 @@ class Fit:
     Args of the constructor:
         progress: the pipeline. sharded: what it trains. restart_tables: see `Model`.
         reader: the training rows. training: the settings.
-        log: the run's record. checkpoints: where it leaves what it needs to go on; None: nowhere.
+        run: the stage's, for its record, its checkpoints and its profile.
         phase: which of a stage's trainings it is; begins the names of its learning curve.
         steps_before: those of the stage's earlier training, beyond which its checkpoints are numbered.
 
@@ -53,8 +53,7 @@ class Fit:
         restart_tables: Callable[[], None],
         reader: LaneReader,
         training: DecidedTraining,
-        log: RunLog,
-        checkpoints: Checkpoints | None,
+        run: StageRun[RankerConfig],
         phase: Phase = "train",
         steps_before: int = 0,
     ) -> None:
@@ -63,8 +62,9 @@ class Fit:
         self.restart_tables = restart_tables
         self.reader = reader
         self.training = training
-        self.log = log
-        self.checkpoints = checkpoints
+        self.log = run.log
+        self.checkpoints = run.checkpoints
+        self.profile = run.profile
         self.phase = phase
         self.steps_before = steps_before
         self.carried: Callable[[], dict[str, Any] | None] = lambda: None
@@ -105,9 +105,11 @@ class Fit:
                 self.waited += self.progress.waited - waited
             ends = self.step % self.reader.num_batches == 0 and is_enough()
             self._keep()  # last, so that it holds all of the step
+            self.profile.step()
             if ends:
                 break
             since, waited = time.monotonic(), self.progress.waited
+        self.profile.close()
         if self.checkpoints is not None:
             self.checkpoints.finish()
         if self.step == self.num_steps:

@@ -297,7 +297,7 @@ def fit(run: StageRun[RankerConfig], config: DecidedConfig, readers: Readers, st
                 model, checkpoint = start(), None
         config = with_epochs(config, validation.best)
     before = 0 if validation is None else validation.steps
-    training = Fit(*model, readers.training, config.training, run.log, run.checkpoints, steps_before=before)
+    training = Fit(*model, readers.training, config.training, run, steps_before=before)
     found = None if validation is None else asdict(validation)
     training.carried = lambda: found
     if checkpoint is not None:
@@ -316,7 +316,7 @@ def search_epochs(
     checkpoint: Checkpoint | None,
 ) -> Validation:
     """Train without the validation window, and say what it told; see `ranker.validation`."""
-    training = Fit(*model, rows.before, config.training, run.log, run.checkpoints, "search")
+    training = Fit(*model, rows.before, config.training, run, "search")
     search = EpochSearch(training, rows.window, _iso(rows.dates))
     if checkpoint is not None:
         search.resume(checkpoint)
@@ -371,7 +371,7 @@ def _closing_line(config: RankerConfig, measured: dict[str, dict[str, Any]], spe
 
 def main() -> None:
     """Run the stage from the command line."""
-    run_stage("ranker", "ranker", RankerConfig, ["dataset"], train, optional=["start"])
+    run_stage("ranker", "ranker", RankerConfig, ["dataset"], train, optional=["start"], is_training=True)
 
 
 if __name__ == "__main__":
