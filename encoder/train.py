@@ -357,7 +357,7 @@ class Trainer:
         metrics, use_N = self.window.close(self.config.batch_size)
         self.log.metrics(self.step, {**metrics, "train/learning_rate": float(self.schedule.get_last_lr()[0])})
         for warning in self.collapse.check(first_step, self.step, use_N):
-            self.log.say(warning)
+            self.log.warn(warning)
 
     def _measure(self) -> None:
         self.model.eval()

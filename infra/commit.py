@@ -20,7 +20,6 @@ import os
 import shutil
 import socket
 import stat
-import sys
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +36,7 @@ from infra.config import Config
 from infra.distributed import ALONE, World, broadcast, gather, together
 from infra.errors import AlreadyCommittedError, CommitError
 from infra.lease import require_lease
+from infra.logs import LOG
 from infra.record import HISTORY_FILE, SUMMARY_FILE
 from infra.sealed import OWN_DIGEST, sealed, unsealed
 
@@ -110,11 +110,10 @@ _said_without_digest: list[str] = []
 def _say_without_digest(file: str) -> None:
     if not _said_without_digest:
         _said_without_digest.append(file)
-        print(
+        LOG.warning(
             f"{file}: was committed by an earlier version, whose manifests hold no digest of themselves: its files are"
-            " checked, an edited key or fact of it is not found; so with others of that version",
-            file=sys.stderr, flush=True,
-        )  # fmt: skip
+            " checked, an edited key or fact of it is not found; so with others of that version"
+        )
 
 
 def is_committed(path: Path) -> bool:

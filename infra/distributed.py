@@ -14,6 +14,7 @@ from pydantic import PositiveFloat
 
 from infra.config import Config, parse
 from infra.errors import ConfigError, PreemptedError, SidestackError, StageError, TrainingError
+from infra.logs import LOG
 from infra.rank_state import RankState
 
 T = TypeVar("T")
@@ -241,6 +242,7 @@ def together(world: World, what: str) -> Iterator[None]:
         PreemptedError: on every rank; some rank was asked to stop, and this work may be (`RankState.may_stop`).
     """
     failure: Exception | None = None
+    LOG.debug(what)
     with world.state.at(what, world.is_committing):
         try:
             yield

@@ -2,13 +2,13 @@
 
 import os
 import socket
-import sys
 import time
 from collections.abc import Mapping
 
 from infra.code import require_code
 from infra.distributed import World, barrier, gather, together
 from infra.errors import ConfigError
+from infra.logs import LOG
 
 CLOCK_SECONDS = 5.0
 """By how much clocks may differ before it is told: file times and logs of the hosts then contradict each other."""
@@ -47,5 +47,4 @@ def _warn_of_clocks(world: World, hosts: list[str], now: float) -> None:
     slow, fast = clocks.index(min(clocks)), clocks.index(max(clocks))
     if world.is_main and clocks[fast] - clocks[slow] > CLOCK_SECONDS:
         ahead = f"{clocks[fast] - clocks[slow]:.0f} s ahead of that of rank {slow} on {hosts[slow]}"
-        told = f"warning: the clock of rank {fast} on {hosts[fast]} is {ahead}; set the hosts' time (NTP)"
-        print(told, file=sys.stderr, flush=True)
+        LOG.warning(f"the clock of rank {fast} on {hosts[fast]} is {ahead}; set the hosts' time (NTP)")

@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import logging
 import os
-import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from infra.console import replace_unencodable
 from infra.distributed import Timeouts, World, started, together
 from infra.errors import ConfigError, PreemptedError, SidestackError
 from infra.hosts import require_alike_hosts
+from infra.logs import LOG, set_up
 from infra.preemption import EXIT_STATUS, remove_mark, write_mark
 from infra.profile import WARMUP_STEPS, StepProfile
 from infra.record import CONFIG_FILE
@@ -146,11 +146,12 @@ def run_stage(
     takes = Inputs(tuple(inputs), tuple(optional))
     arguments = _parse(name, takes, argv, is_training)
     try:
+        set_up(name, int(os.environ.get("RANK", "0")))
         _run(name, section, config_type, takes, body, arguments, identify or {})
     except SidestackError as error:
         # A short message, not a trace: it is the user's to correct. torchrun's error file carries it to the driver.
         _record(error)
-        print(f"{name}: rank {os.environ.get('RANK', '0')}: error: {error}", file=sys.stderr, flush=True)
+        LOG.error(error)
         raise SystemExit(EXIT_STATUS if isinstance(error, PreemptedError) else 1) from error
     except Exception as error:
         _record(error)

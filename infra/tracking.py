@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from infra.logs import LOG
 from infra.masking import one_line
 from infra.record import HISTORY_FILE, SUMMARY_FILE, numbers_of
 
@@ -111,9 +112,14 @@ class RunLog:
         self._out.joinpath(SUMMARY_FILE).write_text(text, encoding="utf-8")
 
     def say(self, text: str) -> None:
-        """Print one short line for people, on stderr: stdout belongs to a command's result."""
+        """Log one short line for people."""
         if self._out is not None:
-            print(text, file=sys.stderr, flush=True)
+            LOG.info(text)
+
+    def warn(self, text: str) -> None:
+        """Log one short line about what a person may want to change."""
+        if self._out is not None:
+            LOG.warning(text)
 
     def progress(self, total: int, what: str) -> AbstractContextManager[Callable[[int], None]]:
         """Show the way to `total`: a bar on a terminal, otherwise a line at each quarter.
@@ -201,7 +207,7 @@ class Mirror:
     def _warn(self, why: str) -> None:
         if not self._is_told:
             self._is_told = True
-            print(f"tracking: MLflow is not recording this run ({why})", file=sys.stderr, flush=True)
+            LOG.warning(f"tracking: MLflow is not recording this run ({why})")
 
     def _collect(self) -> "tuple[list[HistoryRow], bool]":
         """Take the rows of the next `_FLUSH_SECONDS`, and say whether more may follow."""
@@ -255,6 +261,6 @@ def _lines(total: int, what: str) -> Iterator[Callable[[int], None]]:
         done = min(done + n, total)
         if done * 4 // max(total, 1) > quarter_before:
             seconds = time.monotonic() - started
-            print(f"{what}: {done:,} of {total:,} ({seconds:.0f} s)", file=sys.stderr, flush=True)
+            LOG.info(f"{what}: {done:,} of {total:,} ({seconds:.0f} s)")
 
     yield advance

@@ -169,9 +169,9 @@ def _tell_decisions(
     if words := told(run.config, config, days, max(hashed, default=0)):
         run.log.say(words)
     if config.training.children == "entire_space" and all(task.given is None for task in features.tasks.values()):
-        run.log.say("ranker.training.children=entire_space changes nothing: no task of the dataset has a parent")
+        run.log.warn("ranker.training.children=entire_space changes nothing: no task of the dataset has a parent")
     if config.training.restart_tables and config.training.epochs == 1:
-        run.log.say("ranker.training.restart_tables=true changes nothing: there is one epoch")
+        run.log.warn("ranker.training.restart_tables=true changes nothing: there is one epoch")
 
 
 def use_tf32(device: torch.device, log: RunLog) -> None:
@@ -179,7 +179,7 @@ def use_tf32(device: torch.device, log: RunLog) -> None:
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
     else:
-        log.say(f"ranker.training.precision=tf32 changes nothing on a {device.type.upper()}: float32 is used")
+        log.warn(f"ranker.training.precision=tf32 changes nothing on a {device.type.upper()}: float32 is used")
 
 
 def _close(
