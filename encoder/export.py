@@ -19,7 +19,7 @@ from encoder.serving import Answer, Item, ServedConfig, require_same_encoder
 from encoder.sid import DEFAULT_NAME, SidSpec, sid_columns
 from encoder.signals import Precision, stored_precisions
 from infra.config import parse, plain
-from infra.distributed import together
+from infra.distributed import raise_on_all_ranks
 from infra.errors import SpecError
 from infra.parquet import read_row_group, row_groups
 from infra.registration import registered
@@ -55,7 +55,7 @@ def export(run: StageRun[ExportConfig]) -> None:
         SpecError: the tables' SIDs are another encoder's, or the saved model gives other SIDs.
         StageError: the registry refuses.
     """
-    with together(run.world, "exporting the model"):
+    with raise_on_all_ranks(run.world, "exporting the model"):
         if run.world.is_main:
             _export(run)
 

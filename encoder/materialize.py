@@ -44,7 +44,7 @@ from encoder.signals import SignalBatch, signal_batch
 from infra.checks import check_content, check_events
 from infra.code import code_digest
 from infra.config import digest, parse, plain
-from infra.distributed import broadcast, together
+from infra.distributed import broadcast, raise_on_all_ranks
 from infra.errors import ConfigError, DataError
 from infra.parquet import RowGroup, read_row_group, row_groups
 from infra.partitions import PartitionEntry
@@ -125,12 +125,12 @@ def materialize(run: StageRun[MaterializeConfig]) -> None:
         PreemptedError: a rank was asked to stop; on every rank. Partitions that were committed are kept.
     """
     started = time.monotonic()
-    with together(run.world, "opening dataset and encoders"):
+    with raise_on_all_ranks(run.world, "opening dataset and encoders"):
         work = _opened(run)
     encoded = sum(_write_parts(run, work, one) for one in work.sets)
     encoding = time.monotonic() - started
     entries = [entry for one in work.sets for entry in _write_dates(run, work, one)]
-    with together(run.world, "closing the snapshot"):
+    with raise_on_all_ranks(run.world, "closing the snapshot"):
         if run.world.is_main:
             _close(run, work, entries, {"encoded": encoded, "encoding_seconds": encoding, "started": started})
 
@@ -249,7 +249,7 @@ def _write_part(
     """Encode this rank's files of a part."""
     world, first, new = run.world, entry.facts["first"], entry.facts["new"]
     own_map = SidMap(made.path / MAP_FILE, new, len(one.spec.chunk_sizes))
-    with together(world, "creating the map from id to SID"):
+    with raise_on_all_ranks(world, "creating the map from id to SID"):
         if world.is_main:
             own_map.create()
     earlier = one.maps(work.store)
@@ -271,7 +271,7 @@ def _write_part(
     made.numbers |= {"first": first, "new": new}
     folder = work.dataset.store / entry.path
     columns = [content.id_column, *one.bundle.signals.names]
-    with together(world, f"encoding the {one.content}"):
+    with raise_on_all_ranks(world, f"encoding the {one.content}"):
         for file in entry.files[world.rank :: world.size]:
             source = CountedFile(folder / file.name, file.rows)
             _write_aligned(source, columns, lambda rows, where: check_content(rows, content, where), with_sids, made)
@@ -363,7 +363,7 @@ def _write_dates(run: StageRun[MaterializeConfig], work: Work, one: SidSetWork) 
         if (base, entry.slice) not in one.taken
     ]
     missing = None
-    with together(run.world, "looking for the dates that lack SIDs"):
+    with raise_on_all_ranks(run.world, "looking for the dates that lack SIDs"):
         if run.world.is_main:
             missing = [
                 place for place in wanted if work.store.find(one.table(place[0]), place[1].slice, place[2]) is None
@@ -371,7 +371,7 @@ def _write_dates(run: StageRun[MaterializeConfig], work: Work, one: SidSetWork) 
     missing = broadcast(run.world, missing)
     assert missing is not None
     with (
-        together(run.world, "writing the SIDs of the events"),
+        raise_on_all_ranks(run.world, "writing the SIDs of the events"),
         run.log.progress(len(missing), f"materialize: dates with {one.spec.name}") as advance,
     ):
         maps = one.maps(work.store)
@@ -379,7 +379,7 @@ def _write_dates(run: StageRun[MaterializeConfig], work: Work, one: SidSetWork) 
             run.world.state.stop_if_asked()
             _write_date(work, one, maps, base, entry, key)
             advance(run.world.size)
-    with together(run.world, "listing the SIDs of the events"):
+    with raise_on_all_ranks(run.world, "listing the SIDs of the events"):
         if not run.world.is_main:
             return []
         taken = [entry for (base, _), entry in one.taken.items() if base != one.content]

@@ -40,7 +40,15 @@ from encoder.training_state import (
 )
 from encoder.window import CollapseWatch, Window
 from infra.checkpoint import Checkpoint
-from infra.distributed import World, average_gradients, gather, lockstep, require_same, sum_over_ranks, together
+from infra.distributed import (
+    World,
+    average_gradients,
+    gather,
+    lockstep,
+    raise_on_all_ranks,
+    require_same,
+    sum_over_ranks,
+)
 from infra.errors import ConfigError, DataError, PreemptedError
 from infra.lanes import Batch, LaneReader
 from infra.learning_curve import is_point, point_every
@@ -65,7 +73,7 @@ def train(run: StageRun[EncoderConfig]) -> None:
         PreemptedError: a rank was asked to stop; on every rank, after a step that was saved.
     """
     world, entity = run.world, run.config.entity
-    with together(world, "opening the dataset"):
+    with raise_on_all_ranks(world, "opening the dataset"):
         dataset = read_dataset(run.inputs["dataset"])
         signals = chosen_signals(run.config.signals, dataset.spec, entity)
         start = open_start(run.inputs["start"], run.config, signals) if "start" in run.inputs else None
@@ -74,7 +82,7 @@ def train(run: StageRun[EncoderConfig]) -> None:
     if words := told(run.config, config, num_rows):
         run.log.say(words)
     dataset.verify(world, dataset.partitions(CONTENT[entity]))
-    with together(world, "opening the rows"):
+    with raise_on_all_ranks(world, "opening the rows"):
         reader = signal_reader(dataset, signals, config.training, world, shuffled=True)
         revisions = read_revisions(dataset, entity)
     torch.manual_seed(config.training.seed)  # the same initial weights on every rank
@@ -103,7 +111,7 @@ def _close(
     lineage = [] if start is None else list(start.lineage)
     run.log.summary({**trainer.summary(), "budget": budget, "refreshed_from": lineage})
     assert start is None or codebook_digest(model) == codebook_digest(start.model), "a frozen codebook has changed"
-    with together(world, "writing the encoder bundle"):
+    with raise_on_all_ranks(world, "writing the encoder bundle"):
         if world.is_main:
             saved = save_bundle(run.out, model, config, start)
             run.facts.update(fingerprint=saved.spec.fingerprint, revision=saved.lineage[-1])
@@ -127,7 +135,7 @@ def signal_reader(
 def _holdout(
     dataset: Dataset, signals: SignalSpec, training: DecidedTraining, world: World, revisions: Revisions
 ) -> SignalBatch:
-    with together(world, "reading the held-out items"):
+    with raise_on_all_ranks(world, "reading the held-out items"):
         reader = signal_reader(dataset, signals, training, world, shuffled=False)
         rows = training.holdout_rows // world.size
         holdout = collect_held_out(reader, signals, training.holdout_share, rows, revisions)

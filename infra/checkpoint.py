@@ -35,7 +35,7 @@ from torch import Tensor
 
 from infra.commit import Manifest, committing, is_committed, read_manifest, verify
 from infra.config import Config, digest, parse_written
-from infra.distributed import World, broadcast, together
+from infra.distributed import World, broadcast, raise_on_all_ranks
 from infra.errors import CommitError, ConfigError, StageError
 from infra.shards import Shard, Shards
 from infra.state import read_state, write_state
@@ -220,17 +220,17 @@ class Checkpoints:
             CommitError: it is of other work, was altered and there is none before it, or its config cannot be read by
                 this version; nothing is removed then.
         """
-        with together(self.world.committing, f"listing {self.path}"):
+        with raise_on_all_ranks(self.world.committing, f"listing {self.path}"):
             committed = sorted((entry for entry in self.path.glob("step-*") if is_committed(entry)), reverse=True)
         for number, entry in enumerate(committed):
             try:
-                with together(self.world.committing, f"verifying {entry}"):
+                with raise_on_all_ranks(self.world.committing, f"verifying {entry}"):
                     manifest = self._verified(entry)
             except (CommitError, StageError):
                 if entry == committed[-1]:
                     raise
                 continue
-            with together(self.world.committing, f"reading {entry}"):
+            with raise_on_all_ranks(self.world.committing, f"reading {entry}"):
                 found = self._read(entry, manifest, shards or {})
             self._are_ours = True
             self._remove_after(entry)
@@ -247,7 +247,7 @@ class Checkpoints:
 
     def _remove_after(self, loaded: Path) -> None:
         """Remove what lies after a checkpoint: the run reaches those steps again, and would find their places taken."""
-        with together(self.world.committing, f"removing what lies after {loaded}"):
+        with raise_on_all_ranks(self.world.committing, f"removing what lies after {loaded}"):
             after = [entry for entry in self.path.glob("step-*") if entry.name > loaded.name]
             for entry in after if self.world.is_main else ():
                 if entry.is_symlink():

@@ -33,7 +33,7 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from infra.config import Config
-from infra.distributed import ALONE, World, broadcast, gather, together
+from infra.distributed import ALONE, World, broadcast, gather, raise_on_all_ranks
 from infra.errors import AlreadyCommittedError, CommitError
 from infra.lease import require_lease
 from infra.logs import LOG
@@ -248,23 +248,23 @@ def committing(
             one filesystem, a file in `written` is not as described, or this job lost its lease (`infra.lease`).
     """
     out, world = Path(out).absolute(), world.committing
-    with together(world, f"opening {out}"):
+    with raise_on_all_ranks(world, f"opening {out}"):
         refuse_taken(out)
         require_lease()
     owner = broadcast(world, uuid.uuid4().hex)
     staging = out.with_name(f".{out.name}.{owner[:8]}.tmp")
     try:
-        with together(world, f"creating {staging}"), _naming_disk_errors(out):
+        with raise_on_all_ranks(world, f"creating {staging}"), _naming_disk_errors(out):
             if world.is_main:
                 make_folder(out.parent)
                 staging.mkdir()
                 (staging / OWNER).write_text(owner, encoding="utf-8")
         _require_one_filesystem(world, staging, owner)
-        # Not under `together`: a rank that fails in the body leaves at once, and its launcher ends the others,
+        # Not under `raise_on_all_ranks`: a rank that fails in the body leaves at once, and its launcher ends the others,
         # which may be waiting for it in a collective of the body.
         yield staging
         files = _describe_together(world, staging, written or {})
-        with together(world, f"committing {out}"), _naming_disk_errors(out):
+        with raise_on_all_ranks(world, f"committing {out}"), _naming_disk_errors(out):
             if world.is_main:
                 _require_own(staging, owner)
                 require_lease()
@@ -392,18 +392,18 @@ def _require_own(staging: Path, owner: str) -> None:
 
 def _describe_together(world: World, staging: Path, written: Mapping[str, FileEntry]) -> dict[str, FileEntry]:
     """Sync and describe all files, each by one rank; returns when every rank has written, the same on each."""
-    with together(world, f"syncing {staging}"):
+    with raise_on_all_ranks(world, f"syncing {staging}"):
         for name, entry in written.items():
             _check_written(staging / name, entry)
     claimed = {name for names in gather(world, list(written)) for name in names}
-    with together(world, f"listing {staging}"):
+    with raise_on_all_ranks(world, f"listing {staging}"):
         listed = (
             [name for name in regular_files(staging) if name not in {*claimed, OWNER, MANIFEST}]
             if world.is_main
             else []
         )
     names = broadcast(world, listed)
-    with together(world, f"hashing {staging}"):
+    with raise_on_all_ranks(world, f"hashing {staging}"):
         described = _describe(staging, names[world.rank :: world.size])
     entries = gather(world, {**written, **described})
     return dict(sorted(item for part in entries for item in part.items()))

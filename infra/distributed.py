@@ -226,7 +226,7 @@ def require_same(world: World, value: str, what: str) -> None:
 
 
 @contextlib.contextmanager
-def together(world: World, what: str) -> Iterator[None]:
+def raise_on_all_ranks(world: World, what: str) -> Iterator[None]:
     """Raise on every rank when the body raises on any.
 
     A rank that fails alone would leave the others waiting in their next collective until the timeout. The body
@@ -272,7 +272,7 @@ def lockstep_sums(
         numbers: of an item, float64 [width], on the CPU. width: how many.
 
     Raises:
-        StageError: a rank's source raised, at the item where it did; see `together`.
+        StageError: a rank's source raised, at the item where it did; see `raise_on_all_ranks`.
     """
     source, end = iter(items), object()
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 
 from infra.code import require_code
-from infra.distributed import World, barrier, gather, together
+from infra.distributed import World, barrier, gather, raise_on_all_ranks
 from infra.errors import ConfigError
 from infra.logs import LOG
 
@@ -25,7 +25,7 @@ def require_alike_hosts(world: World, seen: Mapping[str, str]) -> None:
         ConfigError: the code is not what the job's key names; or, on every rank, what differs, by rank and host.
         StageError: on a rank whose own code is right.
     """
-    with together(world, "checking the code"):
+    with raise_on_all_ranks(world, "checking the code"):
         code = require_code(os.environ)
     host = socket.gethostname()
     everywhere = gather(world, (host, {"code": code, **seen}))

@@ -20,7 +20,7 @@ from infra.checkpoint import Checkpoints
 from infra.commit import FileEntry, Manifest, committing, read_manifest, refuse_taken, verify
 from infra.config import Config, digest, load_section, plain, to_yaml
 from infra.console import replace_unencodable
-from infra.distributed import Timeouts, World, started, together
+from infra.distributed import Timeouts, World, raise_on_all_ranks, started
 from infra.errors import ConfigError, PreemptedError, SidestackError
 from infra.hosts import require_alike_hosts
 from infra.logs import LOG, set_up
@@ -170,7 +170,7 @@ def _run(
     timeouts = Timeouts.of_environment(os.environ)
     with started(timeouts) as world:
         # Inside the group: torchrun stops a rank that still imports when another exits, and its user would not be told.
-        with together(world.committing, "reading the arguments"):
+        with raise_on_all_ranks(world.committing, "reading the arguments"):
             config = load_section(config_type, arguments.config, section, arguments.set).resolved()
             paths = inputs.named(arguments.input)
             refuse_taken(arguments.out)
@@ -273,7 +273,7 @@ def _count(text: str) -> int:
 def _verified(world: World, paths: Mapping[str, Path]) -> dict[str, Manifest]:
     # Every rank reads the inputs, on its own host, so every rank checks the manifests; the first on each host
     # pays for the hashing.
-    with together(world.committing, "verifying the inputs"):
+    with raise_on_all_ranks(world.committing, "verifying the inputs"):
         check = verify if world.local_rank == 0 else read_manifest
         return {name: check(path) for name, path in paths.items()}
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 from infra.checkpoint import Checkpoint, Checkpoints
-from infra.distributed import World, together
+from infra.distributed import World, raise_on_all_ranks
 from infra.errors import PreemptedError
 from infra.lanes import LaneReader
 from infra.learning_curve import is_point, point_every
@@ -221,14 +221,14 @@ def start_model(
     """Build a model with its initial weights, or an earlier ranker's: the same each time."""
     sharded = build_sharded(features, config, world, frozen, traffic)
     if start is not None:
-        with together(world, "reading the ranker to start from"):
+        with raise_on_all_ranks(world, "reading the ranker to start from"):
             start.load(sharded, features)
     progress = Progress(sharded, features, world, NewestEntries(config.model.history))
 
     def restart_tables() -> None:
         sharded.restart_tables(config.training.seed)
         if start is not None:
-            with together(world, "reading the tables to start from"):
+            with raise_on_all_ranks(world, "reading the tables to start from"):
                 start.load_tables(sharded, features)
 
     return Model(progress, sharded, restart_tables)

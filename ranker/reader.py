@@ -14,7 +14,7 @@ from torchrec import KeyedJaggedTensor
 
 from encoder.sid import require_spec
 from infra.checks import check_events
-from infra.distributed import World, together
+from infra.distributed import World, raise_on_all_ranks
 from infra.errors import DataError
 from infra.impressions import ImpressionRows, columns_by_table
 from infra.lanes import Batch, LaneReader
@@ -95,7 +95,7 @@ class Split:
         Raises:
             ConfigError: ranks, lanes and batch size do not divide. DataError: too few rows.
         """
-        with together(world, "opening the events"):
+        with raise_on_all_ranks(world, "opening the events"):
             return LaneReader(
                 self.rows(),
                 batch_size=training.batch_size if is_training else training.eval_batch_size,

@@ -16,7 +16,7 @@ from torchrec.distributed.types import ShardingEnv, ShardingPlan
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
-from infra.distributed import World, average_gradients, broadcast, gather, together
+from infra.distributed import World, average_gradients, broadcast, gather, raise_on_all_ranks
 from infra.shards import Shard, Spread
 from ranker.budget import DecidedConfig
 from ranker.config import TrainingConfig
@@ -212,7 +212,7 @@ def _plan_together(
     torchrec's `collective_plan` alone would leave the other ranks waiting for a plan that never comes.
     """
     plan: TablePlan | None = None
-    with together(world, "planning the embedding tables"):
+    with raise_on_all_ranks(world, "planning the embedding tables"):
         if world.is_main:
             plan = plan_tables(model, features, config, Cluster.of(world, config.sharding), traffic)
     agreed = broadcast(world, plan)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from infra.checkpoint import Checkpoint
-from infra.distributed import World, barrier, gather, together
+from infra.distributed import World, barrier, gather, raise_on_all_ranks
 from infra.lanes import LaneReader
 from infra.snapshot import Dataset, read_dataset
 from infra.stage import StageRun, run_stage
@@ -104,16 +104,16 @@ def train(run: StageRun[RankerConfig]) -> None:
     world = run.world
     if run.config.training.precision == "tf32":
         use_tf32(world.device, run.log)
-    with together(world, "opening the dataset"):
+    with raise_on_all_ranks(world, "opening the dataset"):
         dataset, fitting, held_out, days, start, config = open_inputs(run)
     read = content_read(dataset, fitting.features)
     dataset.verify(world, [*read, *fitting.partitions, *held_out.partitions])
     earlier = None if start is None else start.bundle.path
     changed = admit_ids(run.out / MODEL, fitting, config.model.admission, earlier, world)
-    with together(world, "reading the rows of ids"):
+    with raise_on_all_ranks(world, "reading the rows of ids"):
         features = with_row_maps(fitting.features, run.out / MODEL)
     fitting, held_out = (replace(split, features=features) for split in (fitting, held_out))
-    with together(world, "reading what content needs"):
+    with raise_on_all_ranks(world, "reading what content needs"):
         frozen = read_frozen(dataset, features)
         traffic = expected_traffic(dataset, fitting.dates, config.training)
     if start is None:
@@ -130,7 +130,7 @@ def train(run: StageRun[RankerConfig]) -> None:
     config, sharded, progress = fitted.config, fitted.model.sharded, fitted.model.progress
     with fitted.training.saved_before_stop():
         flops = predict(progress, sharded, readers.held_out, config.arm, run.out / PREDICTIONS, run.log)
-        with together(world, "saving the model"):
+        with raise_on_all_ranks(world, "saving the model"):
             save_bundle(run.out, sharded, features, config, dataset.spec, world.rank)
     entries, entries_cut = np.sum(gather(world, progress.newest.counts), axis=0).tolist()
     facts = {

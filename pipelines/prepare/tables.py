@@ -21,7 +21,7 @@ from pydantic import Field
 
 from infra.checks import check_content, check_events, require_columns, require_distinct_columns, require_same_columns
 from infra.config import digest, parse
-from infra.distributed import broadcast, together
+from infra.distributed import broadcast, raise_on_all_ranks
 from infra.errors import ConfigError, DataError
 from infra.footer import read_footer
 from infra.identity import Ledger
@@ -123,11 +123,11 @@ def open_tables(run: StageRun[PrepareConfig], config: Tables) -> "TablesLog":
         ConfigError: `dataset.json` breaks the DatasetSpec, or a setting names no task of it.
     """
     world = run.world.committing  # one rank may read many footers
-    with together(world, f"reading {config.path}"):
+    with raise_on_all_ranks(world, f"reading {config.path}"):
         files = log_files(config, run.config.as_of, run.config.cache_dir / LEDGER) if world.is_main else None
     found = broadcast(world, files)
     assert found is not None
-    with together(world, f"opening {config.path}"):
+    with raise_on_all_ranks(world, f"opening {config.path}"):
         spec = _spec(config, found)
         return TablesLog(config, found, spec, as_time(run.config.as_of))
 

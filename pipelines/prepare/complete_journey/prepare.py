@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from infra.config import digest, plain
-from infra.distributed import together
+from infra.distributed import raise_on_all_ranks
 from infra.errors import ConfigError
 from infra.identity import Ledger
 from infra.parquet import TableWriter
@@ -84,7 +84,7 @@ def open_complete_journey(run: StageRun[PrepareConfig], config: CompleteJourney)
         ConfigError: a package is not installed, or `as_of` comes before the events begin. DataError: a source file
             cannot be read.
     """
-    with together(run.world, "reading Complete Journey"):
+    with raise_on_all_ranks(run.world, "reading Complete Journey"):
         raw = Raw.read(run.config.as_of, config)
         model = package_folder(config.text.package, TEXT_INSTALL) / "model"
         source_id = digest({
@@ -94,7 +94,7 @@ def open_complete_journey(run: StageRun[PrepareConfig], config: CompleteJourney)
     described = texts(raw.products)
     distinct = sorted(set(described))
     cached = embed_texts(distinct, model, config.text, run.config.cache_dir, run.world, run.log)
-    with together(run.world, "writing the vocabularies"):
+    with raise_on_all_ranks(run.world, "writing the vocabularies"):
         if run.world.is_main:
             _write_vocabularies(run.out, {**raw.item_words, **raw.user_words})
     return CompleteJourneyLog(raw, config, described, cached, source_id, run.log.say)

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from infra.code import code_digest
 from infra.config import digest, parse, plain
-from infra.distributed import broadcast, together
+from infra.distributed import broadcast, raise_on_all_ranks
 from infra.errors import ConfigError, DataError
 from infra.partitions import date_slice
 from infra.sql import file_list, literal, quoted
@@ -63,7 +63,7 @@ def open_log(run: StageRun[PrepareConfig], config: Log) -> "LogSource":
     require_engine(config.engine)
     world = run.world.committing
     store = Store(run.out.parent / STORE)
-    with together(world, "reading the raw log"):
+    with raise_on_all_ranks(world, "reading the raw log"):
         opened = _opened(run, config, store) if world.is_main else None
     found = broadcast(world, opened)
     assert found is not None
