@@ -95,7 +95,7 @@ def train(run: StageRun[EncoderConfig]) -> None:
         seed_rank(config.training.seed, world)
     holdout = _holdout(dataset, signals, config.training, world, revisions)
     trainer = Trainer(model, config.training, reader, revisions, holdout, run)
-    trainer.go_on()
+    trainer.resume()
     with run.log.progress(trainer.num_steps, "encoder: steps") as advance:
         trainer.run(advance)
     with world.state.finishing():  # what is left takes seconds
@@ -199,7 +199,7 @@ class Trainer:
         self.sample: list[SignalBatch] = []
         self.measured: dict[str, Any] = {}
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         """Take up the last checkpoint, where there is one.
 
         Raises:
@@ -457,7 +457,7 @@ class Trainer:
         self.collapse.collapsed = set(values["collapsed"])
         self.started = time.monotonic() - values["seconds"]
         self.waited = values["waited"]  # rank 0's; its mean over ranks is what is told
-        self.log.go_on(values["history"])
+        self.log.resume(values["history"])
 
 
 def seed_rank(seed: int, world: World) -> None:

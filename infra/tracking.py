@@ -94,7 +94,7 @@ class RunLog:
         file = None if self._out is None else self._out / HISTORY_FILE
         return file.read_text(encoding="utf-8") if file is not None and file.exists() else ""
 
-    def go_on(self, history: str) -> None:
+    def resume(self, history: str) -> None:
         """Begin with the history of a checkpoint, in the file and in MLflow."""
         if self._out is None or not history:
             return

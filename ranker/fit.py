@@ -194,7 +194,7 @@ class Fit:
         self.timed_steps, self.seconds = checkpoint.values["timed_steps"], checkpoint.values["seconds"]
         self.waited = checkpoint.values["waited"]
         self.checkpoint_seconds = checkpoint.values["checkpoint_seconds"]
-        self.log.go_on(checkpoint.values["history"])
+        self.log.resume(checkpoint.values["history"])
         self.log.say(checkpoint.told("ranker", self.step, self.num_steps, "last bits"))
 
 

@@ -161,7 +161,7 @@ def test_a_record_goes_on_from_a_checkpoints_history(tmp_path: Path) -> None:
     first.note(1, {"sha256": "ab12"})
     mirror: Any = Mirrored()
     second = RunLog(tmp_path, mirror)
-    second.go_on(first.history())
+    second.resume(first.history())
     second.metrics(2, {"loss": 0.25})
     lines = [json.loads(line) for line in second.history().splitlines()]
     assert lines == [
@@ -174,7 +174,7 @@ def test_other_ranks_neither_write_nor_speak(tmp_path: Path, capfd: pytest.Captu
     log = RunLog.open(1, "encoder", tmp_path, {}, {}, "", parent_run="never-looked-up")
     log.metrics(0, {"loss": 1.0})
     log.note(0, {"sha256": "ab12"})
-    log.go_on('{"step": 0, "loss": 1.0}\n')
+    log.resume('{"step": 0, "loss": 1.0}\n')
     assert log.history() == ""
     log.summary({"loss": 1.0})
     log.say("hello")
