@@ -260,8 +260,8 @@ def committing(
                 staging.mkdir()
                 (staging / OWNER).write_text(owner, encoding="utf-8")
         _require_one_filesystem(world, staging, owner)
-        # Not under `raise_on_all_ranks`: a rank that fails in the body leaves at once, and its launcher ends the others,
-        # which may be waiting for it in a collective of the body.
+        # Not under `raise_on_all_ranks`: a rank that fails in the body leaves at once, and its launcher ends the
+        # others, which may be waiting for it in a collective of the body.
         yield staging
         files = _describe_together(world, staging, written or {})
         with raise_on_all_ranks(world, f"committing {out}"), _naming_disk_errors(out):
