@@ -23,9 +23,9 @@ from encoder.budget import DecidedConfig, DecidedTraining, decide, described, to
 from encoder.bundle import EncoderBundle, codebook_digest, network_digest, save_bundle
 from encoder.config import EncoderConfig, TrainingConfig
 from encoder.evaluation import evaluate
-from encoder.faults import faults, finite_or_zero
 from encoder.fusion import Losses, VQFusion
 from encoder.holdout import collect_held_out, held_out
+from encoder.nonfinite import diagnosis, finite_or_zero
 from encoder.refresh import load_start, open_start
 from encoder.signals import SignalBatch, SignalSpec, chosen_signals, signal_batch, signal_check
 from encoder.training_state import (
@@ -332,7 +332,7 @@ class Trainer:
         if not finite[self.world.rank] or all(finite):  # all: then it is a gradient
             with self._autocast():
                 groups = self.reader.groups_of(rows.rows_B)
-                report = f"rank {self.world.rank}: {faults(self.model, rows.signals, rows.rows_B, groups)}"
+                report = f"rank {self.world.rank}: {diagnosis(self.model, rows.signals, rows.rows_B, groups)}"
         reports = [text for text in gather(self.world, report) if text]
         raise DataError(f"encoder: step {self.step}: loss or gradient is not finite; " + "; ".join(reports))
 
