@@ -48,8 +48,8 @@ from infra.stage import quiet
 from ranker.batch import RankerBatch
 from ranker.config import ModelConfig
 from ranker.cost import count_flops
+from ranker.cpu_sequence_lookup import BagsOfOne
 from ranker.fit import UNTIMED_STEPS
-from ranker.kernels import BagsOfOne
 from ranker.newest import NewestEntries
 from ranker.progress import Progress
 from ranker.reader import Split, ranker_batches
@@ -332,7 +332,7 @@ def ladder(dataset: Dataset, world: World, sizes: Sizes) -> Part:
 
 
 def use_unpooled_kernels(trial: Trial) -> None:
-    """Undo `ranker.kernels.speed_up_sequences`."""
+    """Undo `ranker.cpu_sequence_lookup.speed_up_sequences`."""
     for kernel in kernels(trial.sharded):
         if isinstance(kernel.forward, BagsOfOne):
             del kernel.forward

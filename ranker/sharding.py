@@ -20,10 +20,10 @@ from infra.distributed import World, average_gradients, broadcast, gather, raise
 from infra.shards import Shard, Spread
 from ranker.budget import DecidedConfig
 from ranker.config import TrainingConfig
+from ranker.cpu_sequence_lookup import speed_up_sequences
 from ranker.features import ArmFeatures
 from ranker.frozen import Frozen
 from ranker.initial import fill_dense, fill_table
-from ranker.kernels import speed_up_sequences
 from ranker.model import Ranker
 from ranker.planner import Cluster, TablePlan, Traffic, plan_tables, sharders, unsharded_model
 
