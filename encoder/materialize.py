@@ -64,7 +64,7 @@ not on the batch size, nor on the number of ranks. More speed comes from more ra
 """
 CODE = (
     "encoder/bundle.py", "encoder/fusion.py", "encoder/materialize.py", "encoder/quantizers", "encoder/search.py",
-    "encoder/sid.py", "encoder/sid_map.py", "encoder/signals.py", "infra/gather.py", "infra/parquet.py",
+    "encoder/sid.py", "encoder/sid_map.py", "encoder/signals.py", "infra/take.py", "infra/parquet.py",
 )  # fmt: skip
 """What decides the bytes of a partition of SIDs, beside rows and encoder."""
 

@@ -5,9 +5,10 @@ failure, and they are removed once the output is committed. Each one is a commit
 (`infra.commit`), so that it is whole or does not count, and holds safetensors and JSON: no pickle is ever loaded.
 
 On the same machine a resumed run writes the same bytes as one that was never stopped. With another number of ranks or
-threads, another device or torch (`MACHINE`), it takes the same steps and its bits may differ: `Checkpoint.environment_change` says
-so, and the output's manifest keeps it (`Checkpoints.facts`). A checkpoint of other work (another config, another input)
-is refused, not ignored: it may be hours of somebody's work, and a run that ignored it would overwrite it.
+threads, another device or torch (`MACHINE`), it takes the same steps and its bits may differ:
+`Checkpoint.environment_change` says so, and the output's manifest keeps it (`Checkpoints.facts`). A checkpoint of other
+work (another config, another input) is refused, not ignored: it may be hours of somebody's work, and a run that ignored
+it would overwrite it.
 
 A checkpoint may be written while training goes on: `begin` copies its tensors to the host and has a thread write them,
 `finish` commits what was written. Until then the one before counts.

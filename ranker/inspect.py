@@ -19,11 +19,11 @@ from rich.table import Table
 
 from infra.console import wide_console
 from infra.errors import SidestackError
-from infra.gather import take_rows
 from infra.rows import Rows, concatenated
 from infra.snapshot import Dataset, read_dataset
 from infra.stage import quiet
 from infra.tables import read_json
+from infra.take import take_rows
 from ranker.body import Body
 from ranker.bundle import RankerBundle, open_bundle
 from ranker.bundle_description import require_columns, require_sids

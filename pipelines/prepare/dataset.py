@@ -27,7 +27,7 @@ from infra.tables import DatasetSpec, Entity, daily_tables
 from pipelines.prepare.config import PrepareConfig
 
 CODE = (
-    "infra/checks.py", "infra/gather.py", "infra/parquet.py", "infra/requests.py", "infra/row_bytes.py",
+    "infra/checks.py", "infra/take.py", "infra/parquet.py", "infra/requests.py", "infra/row_bytes.py",
     "infra/store.py", "infra/tables.py", "pipelines/prepare",
 )  # fmt: skip
 """What decides a partition's bytes, beside its source."""
