@@ -15,7 +15,7 @@ import torch
 from encoder.bundle import ENCODER_FILE, WEIGHTS_FILE, EncoderBundle, load_bundle
 from encoder.export_config import ExportConfig
 from encoder.published import encoder_of
-from encoder.serving import Answer, Item, ServedConfig, require_same_encoder
+from encoder.serving import Item, ServedConfig, ServedSid, require_same_encoder
 from encoder.sid import DEFAULT_NAME, SidSpec, sid_columns
 from encoder.signals import Precision, stored_precisions
 from infra.config import parse, plain
@@ -42,7 +42,7 @@ class Reference:
     """
 
     items: list[Item]
-    answers: list[Answer]
+    answers: list[ServedSid]
     spec: SidSpec
     stored: dict[str, Precision]
 

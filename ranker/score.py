@@ -28,7 +28,7 @@ from infra.snapshot import Dataset, read_dataset
 from infra.stage import StageRun, run_stage, with_inputs
 from ranker.budget import DecidedConfig
 from ranker.bundle import RankerBundle, open_bundle
-from ranker.bundle_description import require_columns, require_sids
+from ranker.bundle_description import require_sids, require_trained_columns
 from ranker.config import Dates
 from ranker.cost import expected_traffic
 from ranker.features import ArmFeatures, dataset_sids
@@ -75,7 +75,7 @@ def score(run: StageRun[ScoreConfig]) -> None:
     with raise_on_all_ranks(world, "opening model and snapshot"):
         bundle, dataset = open_bundle(run.inputs["model"]), read_dataset(run.inputs["dataset"])
         where = f"dataset={run.inputs['dataset']}"
-        require_columns(bundle.description, dataset.spec, where)
+        require_trained_columns(bundle.description, dataset.spec, where)
         require_sids(bundle.description, dataset_sids(dataset), where)
         parts = parts_of(dataset, run.config)
     scoring = _loaded(run, bundle, dataset, parts)

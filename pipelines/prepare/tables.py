@@ -19,7 +19,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from infra.checks import check_content, check_events, require_columns, require_distinct_columns, require_same_columns
+from infra.checks import (
+    check_content,
+    check_events,
+    require_distinct_columns,
+    require_same_columns,
+    require_typed_columns,
+)
 from infra.config import digest, parse
 from infra.distributed import broadcast, raise_on_all_ranks
 from infra.errors import ConfigError, DataError
@@ -176,7 +182,7 @@ def _require_columns(config: Tables, files: LogFiles, spec: DatasetSpec) -> None
     for path, found, expected in wanted:
         try:
             require_distinct_columns(found, path)
-            require_columns(_with_fixed_sizes(found, expected), expected, path)
+            require_typed_columns(_with_fixed_sizes(found, expected), expected, path)
         except DataError as error:
             faults.append(str(error))
     if faults:
@@ -319,7 +325,7 @@ class TablesLog:
     def _content(self, path: Path, content: ContentSpec, schema: pa.Schema) -> Iterator[pa.Table]:
         for group in row_groups([path]):
             rows = _conformed(_read(group), schema, group)
-            require_columns(rows.schema, schema, group)
+            require_typed_columns(rows.schema, schema, group)
             check_content(rows, content, group)
             _require_half_precision(rows, content, group)
             yield rows.select(schema.names).cast(schema)
@@ -349,7 +355,7 @@ class TablesLog:
             if self._config.requests in ("user_time", "none") and REQUEST_ID in rows.column_names:
                 rows = rows.drop_columns([REQUEST_ID])
             schema = self._contract(day, rows.column_names, group)
-            require_columns(rows.schema, schema, group)
+            require_typed_columns(rows.schema, schema, group)
             check_events(rows, self.spec, group)
             _check_date(rows, day, group)
             rows = _ordered(rows, schema)
@@ -391,7 +397,7 @@ class TablesLog:
         schema, parts = label_schema(self.spec), []
         for group in row_groups(files):
             rows = _read(group, schema.names)
-            require_columns(rows.schema, schema, group)
+            require_typed_columns(rows.schema, schema, group)
             check_events(rows, self.spec, group)
             parts.append(rows.cast(schema))
         return pa.concat_tables([schema.empty_table(), *parts]).combine_chunks()
