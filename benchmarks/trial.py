@@ -17,8 +17,8 @@ from infra.snapshot import Dataset
 from ranker.budget import DecidedConfig, DecidedTraining
 from ranker.config import ArmConfig, ModelConfig, RankerConfig
 from ranker.constants import read_constants
-from ranker.fit import Progress
 from ranker.newest import NewestEntries
+from ranker.progress import Progress
 from ranker.reader import Split, to_ranker_batch
 from ranker.sharding import ShardedRanker, build_sharded
 from ranker.train import open_splits

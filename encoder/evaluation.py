@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from encoder.fusion import Answer, VQFusion
+from encoder.fusion import Reconstruction, VQFusion
 from encoder.quantizers.usage import count_values
 from encoder.sid.spec import SidSpec
 from encoder.signals import SignalBatch, SignalSpec
@@ -66,7 +66,7 @@ def _by_depth(spec: SidSpec, digits_BN: Tensor) -> Iterator[Tensor]:
     return ((depth_N <= depth).expand_as(digits_BN) for depth in range(spec.depth))
 
 
-def _counts(batch: SignalBatch, answer: Answer, signals: SignalSpec) -> Tensor:
+def _counts(batch: SignalBatch, answer: Reconstruction, signals: SignalSpec) -> Tensor:
     """Count the rows that have each signal, and those whose categorical is the likeliest (embeddings: 0); [2, K]."""
     present_K = torch.stack([batch.present[name].sum() for name in signals.names])
     correct_K = torch.zeros_like(present_K)

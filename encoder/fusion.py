@@ -38,7 +38,7 @@ class Losses(NamedTuple):
     digits: Tensor
 
 
-class Answer(NamedTuple):
+class Reconstruction(NamedTuple):
     """What the decoder gives back of a batch.
 
     Attributes:
@@ -180,12 +180,12 @@ class FusionDecoder(nn.Module):
             for number in signals.categoricals.values()
         )
 
-    def forward(self, s_BH: Tensor) -> Answer:
+    def forward(self, s_BH: Tensor) -> Reconstruction:
         """Map s [B, latent_dim] to what it says of every signal."""
         y_BW = self.unmix(s_BH)
         paths = zip(self.embeddings, self.linears, strict=True)
         embeddings = [decode(y_BW) + linear(s_BH) for decode, linear in paths]
-        return Answer(embeddings, [decode(y_BW) for decode in self.categoricals])
+        return Reconstruction(embeddings, [decode(y_BW) for decode in self.categoricals])
 
 
 def _set(linear: nn.Module, weight: Tensor, bias: Tensor) -> None:
@@ -306,12 +306,12 @@ class VQFusion(nn.Module):
         losses_KX = self.row_losses(batch.repeated(candidates), answer)
         return (self.weights_K @ losses_KX).view(rows, candidates)
 
-    def reconstruct(self, digits_BN: Tensor, kept_BN: Tensor | None = None) -> Answer:
+    def reconstruct(self, digits_BN: Tensor, kept_BN: Tensor | None = None) -> Reconstruction:
         """Decode digits, or (see `Quantizer.decode`) those of them that are kept, to signals."""
-        answer: Answer = self.decoder(self.quantizer.decode(digits_BN, kept_BN))
+        answer: Reconstruction = self.decoder(self.quantizer.decode(digits_BN, kept_BN))
         return answer
 
-    def row_losses(self, batch: SignalBatch, answer: Answer) -> Tensor:
+    def row_losses(self, batch: SignalBatch, answer: Reconstruction) -> Tensor:
         """Return every signal's loss of every row, [K, B]; 0 where the row does not have the signal."""
         losses = []
         for name, x_hat_BD in zip(self.signals.embeddings, answer.embeddings, strict=True):

@@ -33,7 +33,7 @@ from encoder.sid.spec import DEFAULT_NAME
 from encoder.sid_codebook import write_codebook
 from encoder.sid_file import write_sid_file
 from infra.config import parse, plain
-from infra.distributed import together
+from infra.distributed import raise_on_all_ranks
 from infra.errors import ConfigError, DataError
 from infra.partitions import PartitionEntry
 from infra.snapshot import SidSet, read_dataset, write_snapshot
@@ -52,12 +52,12 @@ def materialize(run: StageRun[MaterializeConfig]) -> None:
         PreemptedError: a rank was asked to stop; on every rank. Partitions that were committed are kept.
     """
     started = time.monotonic()
-    with together(run.world, "opening dataset and encoders"):
+    with raise_on_all_ranks(run.world, "opening dataset and encoders"):
         work = _opened(run)
     encoded = sum(write_parts(run, work, one) for one in work.sets)
     encoding = time.monotonic() - started
     entries = [entry for one in work.sets for entry in write_dates(run, work, one)]
-    with together(run.world, "closing the snapshot"):
+    with raise_on_all_ranks(run.world, "closing the snapshot"):
         if run.world.is_main:
             _close(run, work, entries, {"encoded": encoded, "encoding_seconds": encoding, "started": started})
 

@@ -19,7 +19,7 @@ from encoder.refresh import load_start, open_start
 from encoder.signals import SignalBatch, SignalSpec, chosen_signals, signal_check
 from encoder.trainer import Trainer
 from encoder.training_state import seed_rank
-from infra.distributed import World, gather, together
+from infra.distributed import World, gather, raise_on_all_ranks
 from infra.errors import ConfigError
 from infra.lanes import LaneReader
 from infra.revisions import Revisions, read_revisions
@@ -38,7 +38,7 @@ def train(run: StageRun[EncoderConfig]) -> None:
         PreemptedError: a rank was asked to stop; on every rank, after a step that was saved.
     """
     world, entity = run.world, run.config.entity
-    with together(world, "opening the dataset"):
+    with raise_on_all_ranks(world, "opening the dataset"):
         dataset = read_dataset(run.inputs["dataset"])
         signals = chosen_signals(run.config.signals, dataset.spec, entity)
         start = open_start(run.inputs["start"], run.config, signals) if "start" in run.inputs else None
@@ -47,7 +47,7 @@ def train(run: StageRun[EncoderConfig]) -> None:
     if words := told(run.config, config, num_rows):
         run.log.say(words)
     dataset.verify(world, dataset.partitions(CONTENT[entity]))
-    with together(world, "opening the rows"):
+    with raise_on_all_ranks(world, "opening the rows"):
         reader = signal_reader(dataset, signals, config.training, world, shuffled=True)
         revisions = read_revisions(dataset, entity)
     torch.manual_seed(config.training.seed)  # the same initial weights on every rank
@@ -60,7 +60,7 @@ def train(run: StageRun[EncoderConfig]) -> None:
         seed_rank(config.training.seed, world)
     holdout = _holdout(dataset, signals, config.training, world, revisions)
     trainer = Trainer(model, config.training, reader, revisions, holdout, run)
-    trainer.go_on()
+    trainer.resume()
     with run.log.progress(trainer.num_steps, "encoder: steps") as advance:
         trainer.run(advance)
     with world.state.finishing():  # what is left takes seconds
@@ -76,7 +76,7 @@ def _close(
     lineage = [] if start is None else list(start.lineage)
     run.log.summary({**trainer.summary(), "budget": budget, "refreshed_from": lineage})
     assert start is None or codebook_digest(model) == codebook_digest(start.model), "a frozen codebook has changed"
-    with together(world, "writing the encoder bundle"):
+    with raise_on_all_ranks(world, "writing the encoder bundle"):
         if world.is_main:
             saved = save_bundle(run.out, model, config, start)
             run.facts.update(fingerprint=saved.spec.fingerprint, revision=saved.lineage[-1])
@@ -100,7 +100,7 @@ def signal_reader(
 def _holdout(
     dataset: Dataset, signals: SignalSpec, training: DecidedTraining, world: World, revisions: Revisions
 ) -> SignalBatch:
-    with together(world, "reading the held-out items"):
+    with raise_on_all_ranks(world, "reading the held-out items"):
         reader = signal_reader(dataset, signals, training, world, shuffled=False)
         rows = training.holdout_rows // world.size
         holdout = collect_held_out(reader, signals, training.holdout_share, rows, revisions)
@@ -117,6 +117,7 @@ def main() -> None:
     run_stage(
         "encoder", "encoder", EncoderConfig, ["dataset"], train,
         identify={"dataset": lambda config, path: content_digest(path, config.entity)}, optional=["start"],
+        is_training=True,
     )  # fmt: skip
 
 

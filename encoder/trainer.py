@@ -15,9 +15,9 @@ from encoder.budget import DecidedTraining
 from encoder.bundle import codebook_digest, network_digest
 from encoder.config import EncoderConfig, TrainingConfig
 from encoder.evaluation import as_metrics, evaluate
-from encoder.faults import faults, finite_or_zero
 from encoder.fusion import Losses, VQFusion
 from encoder.holdout import held_out
+from encoder.nonfinite import diagnosis, finite_or_zero
 from encoder.signals import SignalBatch, signal_batch
 from encoder.training_state import (
     load_optimizer_state,
@@ -76,6 +76,7 @@ class Trainer:
         self.log = run.log
         self.world = run.world
         self.checkpoints = run.checkpoints
+        self.profile = run.profile
         self.config = training
         self.generator = torch.Generator().manual_seed(self.config.seed)
         self.num_steps = self.config.epochs * reader.num_batches
@@ -97,7 +98,7 @@ class Trainer:
         self.sample: list[SignalBatch] = []
         self.measured: dict[str, Any] = {}
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         """Take up the last checkpoint, where there is one.
 
         Raises:
@@ -128,7 +129,9 @@ class Trainer:
             self._take_step(rows)
             self._after_step(rows)
             advance(1)
+            self.profile.step()
             self._stop_if_agreed()
+        self.profile.close()
         if self.checkpoints is not None:
             self.checkpoints.finish()
 
@@ -172,7 +175,7 @@ class Trainer:
 
     def _training_rows(self, epochs: range, start: int = 0) -> Iterator[TrainingRows]:
         # Turned into tensors by the reader's thread, so that the loop waits for neither disk nor conversion.
-        ahead = prefetched(map(self._chosen, self.reader.batches(epochs, start)), depth=2)
+        ahead = prefetched(map(self._chosen, self.reader.batches(epochs, start)), depth=3)
         for rows in lockstep(self.world, self._timed(ahead), "reading items"):
             yield rows._replace(signals=rows.signals.to(self.world.device))
 
@@ -228,7 +231,7 @@ class Trainer:
         if not finite[self.world.rank] or all(finite):  # all: then it is a gradient
             with self._autocast():
                 groups = self.reader.groups_of(rows.rows_B)
-                report = f"rank {self.world.rank}: {faults(self.model, rows.signals, rows.rows_B, groups)}"
+                report = f"rank {self.world.rank}: {diagnosis(self.model, rows.signals, rows.rows_B, groups)}"
         reports = [text for text in gather(self.world, report) if text]
         raise DataError(f"encoder: step {self.step}: loss or gradient is not finite; " + "; ".join(reports))
 
@@ -261,7 +264,7 @@ class Trainer:
         metrics, use_N = self.window.close(self.config.batch_size)
         self.log.metrics(self.step, {**metrics, "train/learning_rate": float(self.schedule.get_last_lr()[0])})
         for warning in self.collapse.check(first_step, self.step, use_N):
-            self.log.say(warning)
+            self.log.warn(warning)
 
     def _measure(self) -> None:
         self.model.eval()
@@ -353,7 +356,7 @@ class Trainer:
         self.collapse.collapsed = set(values["collapsed"])
         self.started = time.monotonic() - values["seconds"]
         self.waited = values["waited"]  # rank 0's; its mean over ranks is what is told
-        self.log.go_on(values["history"])
+        self.log.resume(values["history"])
 
 
 def common_sample(world: World, h_BH: Tensor, rows: int) -> Tensor:

@@ -15,6 +15,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from infra.config import Config, parse
 from infra.errors import ConfigError, PreemptedError, SidestackError, StageError, TrainingError
+from infra.logs import LOG
 from infra.rank_state import RankState
 
 T = TypeVar("T")
@@ -229,7 +230,7 @@ def require_same(world: World, value: str, what: str) -> None:
 
 
 @contextlib.contextmanager
-def together(world: World, what: str) -> Iterator[None]:
+def raise_on_all_ranks(world: World, what: str) -> Iterator[None]:
     """Raise on every rank when the body raises on any.
 
     A rank that fails alone would leave the others waiting in their next collective until the timeout. The body
@@ -245,6 +246,7 @@ def together(world: World, what: str) -> Iterator[None]:
         PreemptedError: on every rank; some rank was asked to stop, and this work may be (`RankState.may_stop`).
     """
     failure: Exception | None = None
+    LOG.debug(what)
     with world.state.at(what, world.is_committing):
         try:
             yield
@@ -274,7 +276,7 @@ def lockstep_sums(
         numbers: of an item, float64 [width], on the CPU. width: how many.
 
     Raises:
-        StageError: a rank's source raised, at the item where it did; see `together`.
+        StageError: a rank's source raised, at the item where it did; see `raise_on_all_ranks`.
     """
     source, end = iter(items), object()
 

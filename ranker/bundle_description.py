@@ -65,7 +65,7 @@ def require_sids(description: Description, sids: Sids, where: str) -> None:
             )
 
 
-def require_columns(description: Description, spec: DatasetSpec, where: str) -> None:
+def require_trained_columns(description: Description, spec: DatasetSpec, where: str) -> None:
     """Check that a dataset has the columns and tasks that a ranker was trained on, in the same order.
 
     Raises:

@@ -22,7 +22,7 @@ from encoder.sid.spec import SidSpec
 from encoder.sid_map import MAP_FILE
 from encoder.signals import stored_precisions
 from infra.commit import read_manifest
-from infra.distributed import together
+from infra.distributed import raise_on_all_ranks
 from infra.errors import DataError, SpecError
 from infra.registration import registered
 from infra.sealed import sealed
@@ -62,7 +62,7 @@ def export(run: StageRun[RankerExportConfig]) -> None:
         DataError: an input is not what it should be. StageError: the registry refuses.
         SpecError: ranker, SIDs and encoders do not fit, or the saved model predicts otherwise than the ranker.
     """
-    with together(run.world.committing, "exporting the ranker"):
+    with raise_on_all_ranks(run.world.committing, "exporting the ranker"):
         if run.world.is_main:
             _export(run)
 

@@ -19,14 +19,14 @@ from rich.table import Table
 
 from infra.console import wide_console
 from infra.errors import SidestackError
-from infra.gather import take_rows
 from infra.rows import Rows, concatenated
 from infra.snapshot import Dataset, read_dataset
 from infra.stage import quiet
 from infra.tables import read_json
+from infra.take import take_rows
 from ranker.body import Body
 from ranker.bundle import RankerBundle, open_bundle
-from ranker.bundle_description import require_columns, require_sids
+from ranker.bundle_description import require_sids, require_trained_columns
 from ranker.constants import read_constants
 from ranker.features import HISTORY_COLUMNS, ArmFeatures, dataset_sids
 from ranker.metrics import judged_label, log_loss_ne
@@ -193,7 +193,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _report(path: Path, dataset_path: Path, number: int) -> Iterator[Table | str]:
     bundle, dataset = open_bundle(path), read_dataset(dataset_path)
     described = bundle.description
-    require_columns(described, dataset.spec, f"dataset={dataset_path}")
+    require_trained_columns(described, dataset.spec, f"dataset={dataset_path}")
     require_sids(described, dataset_sids(dataset), f"dataset={dataset_path}")
     sids = ", ".join(f"{name} {spec.fingerprint[:12]}" for name, spec in described.sids.items()) or "none"
     yield f"arm {described.config.arm}; SIDs: {sids}; trained on {described.spec.train[0]} to {described.spec.train[1]}"

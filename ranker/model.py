@@ -11,6 +11,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, EmbeddingCollection, EmbeddingConfig
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 
+from infra.lanes import Batch
 from infra.tables import TaskSpec, ancestors
 from ranker.batch import RankerBatch
 from ranker.body import Body
@@ -28,10 +29,12 @@ class StepOutput(NamedTuple):
         probabilities_BT: float32, this rank's rows, by task.
         totals_3T: float64, over all ranks: sum of log losses, number of labels, number of positives, by task. In
             training the losses are this rank's until the optimizer steps (`GlobalLoss.take_unsummed`).
+        source: see `RankerBatch`.
     """
 
     probabilities_BT: Tensor
     totals_3T: Tensor
+    source: Batch | None
 
 
 class GlobalLoss(nn.Module):
@@ -82,7 +85,7 @@ class GlobalLoss(nn.Module):
         elif world_size > 1:
             dist.all_reduce(totals_3T[0])
         loss = world_size * (self.task_weights_T * sums_T / counts_2T[0].clamp(min=1.0).float()).sum()
-        return loss, StepOutput(logits_BT.detach().sigmoid(), totals_3T)
+        return loss, StepOutput(logits_BT.detach().sigmoid(), totals_3T, batch.source)
 
     def _judged(self, logits_BT: Tensor) -> Tensor:
         """Return the logits that the loss is of."""

@@ -16,15 +16,15 @@ from torchrec.distributed.types import ShardingEnv, ShardingPlan
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
-from infra.distributed import World, broadcast, gather, together
+from infra.distributed import World, broadcast, gather, raise_on_all_ranks
 from infra.gradients import OverlappedAverage
 from infra.shards import Shard, Spread
 from ranker.budget import DecidedConfig
 from ranker.config import TrainingConfig
 from ranker.constants import ModelConstants
+from ranker.cpu_sequence_lookup import speed_up_sequences
 from ranker.features import ArmFeatures
 from ranker.initial import fill_dense, fill_table
-from ranker.kernels import speed_up_sequences
 from ranker.model import Ranker
 from ranker.planner import Cluster, TablePlan, Traffic, plan_tables, sharders, unsharded_model
 
@@ -218,7 +218,7 @@ def _plan_together(
     torchrec's `collective_plan` alone would leave the other ranks waiting for a plan that never comes.
     """
     plan: TablePlan | None = None
-    with together(world, "planning the embedding tables"):
+    with raise_on_all_ranks(world, "planning the embedding tables"):
         if world.is_main:
             plan = plan_tables(model, features, config, Cluster.of(world, config.sharding), traffic)
     agreed = broadcast(world, plan)

@@ -1,5 +1,6 @@
 """SID columns beside the rows of a file: their fields, their arrays, and the writing row group for row group."""
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -9,7 +10,6 @@ import pyarrow as pa
 from encoder.sid.columns import sid_columns, with_sid_metadata
 from encoder.sid.spec import SidSpec
 from encoder.sid_map import NULL
-from encoder.write_behind import WriteBehind
 from infra.parquet import RowGroup, read_row_group, row_groups
 from infra.prefetch import prefetched
 from infra.rows import CountedFile
@@ -33,9 +33,8 @@ def write_aligned(
 ) -> None:
     """Write a file's SID columns, row group for row group.
 
-    The next row group is read and checked, and the last one written, while one is worked on.
+    While one row group is written here, a thread works on the next, and another reads and checks the one after it.
     """
-    assert made.schema is not None
 
     def checked() -> Iterator[pa.Table]:
         for group in row_groups([source.path]):
@@ -43,10 +42,13 @@ def write_aligned(
             check(rows, group)
             yield rows
 
-    with made.writing(source.path.name) as writer, WriteBehind(writer.write_group) as write:
-        for rows in prefetched(checked(), depth=1):
-            found = extend(rows)
-            write(pa.table([column for _, column in found.values()], schema=made.schema))
+    def extended(rows: pa.Table) -> pa.Table:
+        return pa.table([column for _, column in extend(rows).values()], schema=made.schema)
+
+    ahead = prefetched(map(extended, prefetched(checked())))
+    with made.writing(source.path.name) as writer, contextlib.closing(ahead):
+        for table in ahead:
+            writer.write_group(table)
 
 
 def chunk_columns(

@@ -17,7 +17,7 @@ from encoder.sid.spec import SidSpec
 from encoder.sid_map import NULL, SidMaps
 from infra.checks import check_events
 from infra.config import digest
-from infra.distributed import broadcast, together
+from infra.distributed import broadcast, raise_on_all_ranks
 from infra.partitions import PartitionEntry
 from infra.rows import CountedFile
 from infra.stage import StageRun
@@ -35,7 +35,7 @@ def write_dates(run: StageRun[MaterializeConfig], work: Work, one: SidSetWork) -
         if (base, entry.slice) not in one.taken
     ]
     missing = None
-    with together(run.world, "looking for the dates that lack SIDs"):
+    with raise_on_all_ranks(run.world, "looking for the dates that lack SIDs"):
         if run.world.is_main:
             missing = [
                 place for place in wanted if work.store.find(one.table(place[0]), place[1].slice, place[2]) is None
@@ -43,7 +43,7 @@ def write_dates(run: StageRun[MaterializeConfig], work: Work, one: SidSetWork) -
     missing = broadcast(run.world, missing)
     assert missing is not None
     with (
-        together(run.world, "writing the SIDs of the events"),
+        raise_on_all_ranks(run.world, "writing the SIDs of the events"),
         run.log.progress(len(missing), f"materialize: dates with {one.spec.name}") as advance,
     ):
         maps = one.maps(work.store)
@@ -51,7 +51,7 @@ def write_dates(run: StageRun[MaterializeConfig], work: Work, one: SidSetWork) -
             run.world.state.stop_if_asked()
             _write_date(work, one, maps, base, entry, key)
             advance(run.world.size)
-    with together(run.world, "listing the SIDs of the events"):
+    with raise_on_all_ranks(run.world, "listing the SIDs of the events"):
         if not run.world.is_main:
             return []
         taken = [entry for (base, _), entry in one.taken.items() if base != one.content]

@@ -13,7 +13,7 @@ from encoder.sid.spec import SidSpec
 from encoder.sid_map import MAP_FILE, SidMap
 from infra.checks import check_content
 from infra.config import digest
-from infra.distributed import broadcast, together
+from infra.distributed import broadcast, raise_on_all_ranks
 from infra.partitions import PartitionEntry
 from infra.rows import CountedFile
 from infra.stage import StageRun
@@ -81,7 +81,7 @@ def _write_part(
     """Encode this rank's files of a part."""
     world, first, new = run.world, entry.facts["first"], entry.facts["new"]
     own_map = SidMap(made.path / MAP_FILE, new, len(one.spec.chunk_sizes))
-    with together(world, "creating the map from id to SID"):
+    with raise_on_all_ranks(world, "creating the map from id to SID"):
         if world.is_main:
             own_map.create()
     earlier = one.maps(work.store)
@@ -103,7 +103,7 @@ def _write_part(
     made.numbers |= {"first": first, "new": new}
     folder = work.dataset.store / entry.path
     columns = [content.id_column, *one.bundle.signals.names]
-    with together(world, f"encoding the {one.content}"):
+    with raise_on_all_ranks(world, f"encoding the {one.content}"):
         for file in entry.files[world.rank :: world.size]:
             source = CountedFile(folder / file.name, file.rows)
             write_aligned(source, columns, lambda rows, where: check_content(rows, content, where), with_sids, made)

@@ -19,7 +19,7 @@ from infra.store import Store
 
 CODE = (
     "encoder/bundle.py", "encoder/encoding.py", "encoder/fusion.py", "encoder/generation", "encoder/quantizers",
-    "encoder/search.py", "encoder/sid", "encoder/sid_map.py", "encoder/signals.py", "infra/gather.py",
+    "encoder/search.py", "encoder/sid", "encoder/sid_map.py", "encoder/signals.py", "infra/take.py",
     "infra/parquet.py",
 )  # fmt: skip
 """What decides the bytes of a partition of SIDs, beside rows and encoder."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from infra.code import code_digest, foreign_code
 from infra.config import digest
-from infra.distributed import World, broadcast, together
+from infra.distributed import World, broadcast, raise_on_all_ranks
 from infra.errors import DataError
 from infra.partitions import PartitionEntry, date_slice, part_slice
 from infra.snapshot import CONTENT, Snapshot, write_snapshot
@@ -25,7 +25,7 @@ from pipelines.prepare.config import PrepareConfig
 from pipelines.prepare.contract import STORE, Source, as_time
 
 CODE = (
-    "infra/checks.py", "infra/gather.py", "infra/parquet.py", "infra/requests.py", "infra/row_bytes.py",
+    "infra/checks.py", "infra/take.py", "infra/parquet.py", "infra/requests.py", "infra/row_bytes.py",
     "infra/store.py", "infra/tables.py", "pipelines/prepare",
 )  # fmt: skip
 """What decides a partition's bytes, beside its source."""
@@ -43,22 +43,22 @@ def write_dataset(run: StageRun[PrepareConfig], source: Source) -> None:
     world, store = run.world.committing, Store(run.out.parent / STORE)
     code = digest({"ours": code_digest(CODE), **foreign_code([type(run.config.source)])})
     spec = source.spec
-    with together(world, "making items and users"):
+    with raise_on_all_ranks(world, "making items and users"):
         parts = [*_parts(store, source, "item", code), *_parts(store, source, "user", code)] if world.is_main else []
-    with together(world, "looking for the dates that are to be made"):
+    with raise_on_all_ranks(world, "looking for the dates that are to be made"):
         days = list(source.days())
         keys = {day: _keys(source, day, code) for day in days}
         missing = _missing(store, keys) if world.is_main else {}
     missing = broadcast(world, missing)
     with (
-        together(world, "making the events"),
+        raise_on_all_ranks(world, "making the events"),
         run.log.progress(len(missing), "prepare: dates") as advance,
     ):
         for day, chunks in source.rows(share(world, sorted(missing))):
             write_day(store, day, missing[day], spec, chunks)
             world.state.stop_if_asked()
             advance(world.size)
-    with together(world, "writing the snapshot"):
+    with raise_on_all_ranks(world, "writing the snapshot"):
         if world.is_main:
             entries = [*parts, *(entry for day in days for entry in day_entries(store, day, keys[day]))]
             numbered = spec.model_copy(update={f"num_{CONTENT[one]}": _count(parts, CONTENT[one]) for one in CONTENT})

@@ -16,7 +16,7 @@ from torch import Tensor
 from encoder.bundle import load_bundle
 from encoder.encoding import one_thread
 from encoder.serving import ServedConfig as ServedEncoderConfig
-from encoder.serving import ServedEncoder, signal_batch
+from encoder.serving import ServedEncoder, served_batch
 from encoder.sid.columns import position_columns
 from encoder.sid.spec import SidSpec
 from encoder.sid_map import NULL
@@ -39,7 +39,7 @@ from ranker.serving.parse import UNKNOWN, Parsed, RequestParser, Values
 from ranker.serving.tables import ServedTable
 
 Integers = npt.NDArray[np.int64]
-Answer = dict[str, Any]
+ServedScores = dict[str, Any]
 
 CODEBOOK, EMBEDDINGS = "codebook", "embeddings"
 """How constants are called in their file: `codebook.NAME` of SIDs, `embeddings.ENTITY`."""
@@ -92,7 +92,7 @@ class RawLookup:
         """
         spec = SignalSpec(embeddings=dict(self.dims), categoricals={}, weights=dict.fromkeys(self.dims, 1.0))
         own = [{name: value for name, value in one.items() if name in self.dims} for one in signals]
-        batch = signal_batch(own, spec, dict.fromkeys(self.dims, "float16"), places)
+        batch = served_batch(own, spec, dict.fromkeys(self.dims, "float16"), places)
         parts = []
         for name, scale in self.scales.items():
             with np.errstate(over="ignore"):  # told below
@@ -132,7 +132,7 @@ class ServedRanker:
         _load_network(body, folder)
         self._network = LocalNetwork(self.features, body, _tables(folder))
 
-    def answer(self, request: object, where: str) -> Answer:
+    def answer(self, request: object, where: str) -> ServedScores:
         """Score the candidates of one request.
 
         Returns:
@@ -205,7 +205,9 @@ class ServedRanker:
         return Rows(pa.table(own), pa.table(shared), np.zeros(number, np.int64))
 
 
-def load_answers(artifacts: Mapping[str, Path], config: Mapping[str, Any]) -> Callable[[Sequence[Any]], list[Answer]]:
+def load_answers(
+    artifacts: Mapping[str, Path], config: Mapping[str, Any]
+) -> Callable[[Sequence[Any]], list[ServedScores]]:
     """Load an exported ranker, and return what answers requests; see `ServedRanker.answer`.
 
     Args:

@@ -1,8 +1,9 @@
 """What the pages tell a reader to type exists: modules and their options, targets, files, keys of the configuration."""
 
 import argparse
-import ast
 import contextlib
+import importlib
+import inspect
 import io
 import re
 import runpy
@@ -161,9 +162,8 @@ def components() -> Iterator[tuple[Command, int]]:
 @pytest.mark.parametrize(("command", "at"), [pytest.param(*one, id=str(one[0])) for one in components()])
 def test_a_component_takes_the_options(command: Command, at: int) -> None:
     file, _, name = command.words[at].partition(":")
-    nodes = ast.parse((ROOT / file).read_text()).body
-    (arguments,) = (node.args for node in nodes if isinstance(node, ast.FunctionDef) and node.name == name)
-    known = {one.arg for one in (*arguments.args, *arguments.kwonlyargs)}
+    module = importlib.import_module(file.removesuffix(".py").replace("/", "."))
+    known = set(inspect.signature(getattr(module, name)).parameters) - {"overrides"}
     assert {word[2:].partition("=")[0] for word in command.words[at:] if word.startswith("--")} <= known
 
 

@@ -16,9 +16,9 @@ from infra.distributed import (
     gather,
     lockstep,
     lockstep_sums,
+    raise_on_all_ranks,
     require_same,
     sum_over_ranks,
-    together,
 )
 from infra.errors import ConfigError, DataError, StageError, TrainingError
 from tests.distributed import RankFailure, run_distributed
@@ -46,7 +46,7 @@ def test_collectives_agree_on_every_rank() -> None:
 
 
 def fail_on_rank_1(world: World) -> None:
-    with together(world, "reading"):
+    with raise_on_all_ranks(world, "reading"):
         if world.rank == 1:
             raise DataError("x.parquet: broken")
 

@@ -12,8 +12,8 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from infra.distributed import World
 from infra.snapshot import read_dataset
 from ranker.constants import read_constants
-from ranker.fit import Progress
 from ranker.newest import NewestEntries
+from ranker.progress import Progress
 from ranker.sharding import build_sharded
 from ranker.train import open_splits
 from tests.distributed import run_distributed

@@ -12,9 +12,9 @@ from infra.snapshot import read_dataset
 from infra.tracking import RunLog
 from ranker.config import TrainingConfig
 from ranker.constants import read_constants
-from ranker.fit import Progress
 from ranker.model import StepOutput
 from ranker.newest import NewestEntries
+from ranker.progress import Progress
 from ranker.sharding import build_sharded
 from ranker.train import open_splits, use_tf32
 from tests.ranker.dataset import write_dataset
@@ -77,7 +77,8 @@ def test_tf32_is_for_cuda_and_says_so_elsewhere(tmp_path: Path, capsys: pytest.C
     try:
         use_tf32(torch.device("cpu"), log)
         assert torch.get_float32_matmul_precision() == "highest"
-        assert capsys.readouterr().err == "ranker.training.precision=tf32 changes nothing on a CPU: float32 is used\n"
+        told = "warning: ranker.training.precision=tf32 changes nothing on a CPU: float32 is used\n"
+        assert capsys.readouterr().err.endswith(told)
         use_tf32(torch.device("cuda"), log)
         assert torch.get_float32_matmul_precision() == "high"
         assert capsys.readouterr().err == ""

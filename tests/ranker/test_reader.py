@@ -191,7 +191,7 @@ def test_a_bound_of_entries_a_batch_cuts_the_same_for_any_number_of_ranks(datase
         reader = LaneReader(
             split.rows(), batch_size=64, lanes=8, rank=rank, world_size=world_size, seed=0, keep_rows=WHOLE
         )
-        batches = ranker_batches(reader, range(1), 0, features, newest, ONE, lambda _: None)
+        batches = ranker_batches(reader, range(1), 0, features, newest, ONE)
         return [batch.history_lengths_R[batch.request_B].tolist() for batch in batches]
 
     alone, parts = lengths(0, 1), [lengths(rank, world_size) for rank in range(world_size)]
@@ -516,7 +516,7 @@ def test_a_batch_is_split_into_what_its_rows_make_alone(
             found, expected = getattr(part, field.name), getattr(alone, field.name)
             if isinstance(expected, torch.Tensor):
                 assert torch.equal(found, expected), field.name
-            elif field.name == "counts_2T":
+            elif field.name in ("counts_2T", "source"):
                 assert found is expected is None
             elif field.name == "layout":
                 assert all(torch.equal(*pair) for pair in zip(tensors(found), tensors(expected), strict=True))
@@ -537,7 +537,9 @@ def test_evaluation_gives_every_row_once(dataset: Path) -> None:
 def test_a_batch_moves_whole(dataset: Path) -> None:
     batch = to_ranker_batch(batch_of(first_rows(dataset)), features_of("sid_ngram"))
     assert batch.to(torch.device("meta")).counts_2T is None
-    batch.counts_2T = torch.ones(2, 2)
+    batch.counts_2T, batch.source = torch.ones(2, 2), batch_of(first_rows(dataset))
     moved = batch.to(torch.device("meta"))
-    parts = [part for field in fields(moved) for part in tensors(getattr(moved, field.name))]
+    assert moved.source is batch.source, "rows stay in host memory"
+    names = [field.name for field in fields(moved) if field.name != "source"]
+    parts = [part for name in names for part in tensors(getattr(moved, name))]
     assert {str(part.device if isinstance(part, torch.Tensor) else part.device()) for part in parts} == {"meta"}

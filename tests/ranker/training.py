@@ -17,8 +17,9 @@ from ranker.blocks import DenseBlock
 from ranker.budget import DecidedConfig
 from ranker.config import RankerConfig
 from ranker.constants import read_constants
-from ranker.fit import Progress, learning_rates
+from ranker.fit import learning_rates
 from ranker.newest import NewestEntries
+from ranker.progress import Progress
 from ranker.sharding import ShardedRanker, build_sharded
 from ranker.train import open_splits
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 from pydantic import Field, PositiveInt, model_validator
 
 from infra.config import Days, Seed, digest, plain
-from infra.distributed import together
+from infra.distributed import raise_on_all_ranks
 from infra.errors import ConfigError
 from infra.identity import Ledger
 from infra.parquet import TableWriter
@@ -86,14 +86,14 @@ class CompleteJourney(SourceConfig):
             ConfigError: a package is not installed, or `as_of` comes before the events begin. DataError: a source file
                 cannot be read.
         """
-        with together(run.world, "reading Complete Journey"):
+        with raise_on_all_ranks(run.world, "reading Complete Journey"):
             raw = Raw.read(run.config.as_of, self)
             model = package_folder(self.text.package, TEXT_INSTALL) / "model"
             source_id = _files_identity(raw.files, run.config)
         described = texts(raw.products)
         distinct = sorted(set(described))
         cached = embed_texts(distinct, model, self.text, run.config.cache_dir, run.world, run.log)
-        with together(run.world, "writing the vocabularies"):
+        with raise_on_all_ranks(run.world, "writing the vocabularies"):
             if run.world.is_main:
                 _write_vocabularies(run.out, {**raw.item_words, **raw.user_words})
         return CompleteJourneyLog(raw, self, described, cached, source_id, run.log.say)

@@ -10,7 +10,7 @@ from typing import Any
 import duckdb
 
 from infra.config import digest, plain
-from infra.distributed import broadcast, together
+from infra.distributed import broadcast, raise_on_all_ranks
 from infra.errors import ConfigError, DataError
 from infra.sql import file_list, literal, quoted
 from infra.stage import StageRun
@@ -52,7 +52,7 @@ class Log(LogConfig):
         require_engine(self.engine)
         world = run.world.committing
         store = Store(run.out.parent / STORE)
-        with together(world, "reading the raw log"):
+        with raise_on_all_ranks(world, "reading the raw log"):
             opened = _opened(run, self, store) if world.is_main else None
         found = broadcast(world, opened)
         assert found is not None

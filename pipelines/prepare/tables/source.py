@@ -11,9 +11,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from infra.checks import check_content, check_events, require_columns, require_same_columns
+from infra.checks import check_content, check_events, require_same_columns, require_typed_columns
 from infra.config import digest
-from infra.distributed import broadcast, together
+from infra.distributed import broadcast, raise_on_all_ranks
 from infra.errors import DataError
 from infra.parquet import RowGroup, row_groups
 from infra.stage import StageRun
@@ -56,11 +56,11 @@ class Tables(TablesConfig):
             ConfigError: `dataset.json` breaks the DatasetSpec, or a setting names no task of it.
         """
         world = run.world.committing  # one rank may read many footers
-        with together(world, f"reading {self.path}"):
+        with raise_on_all_ranks(world, f"reading {self.path}"):
             files = log_files(self, run.config.as_of, run.config.ledger) if world.is_main else None
         found = broadcast(world, files)
         assert found is not None
-        with together(world, f"opening {self.path}"):
+        with raise_on_all_ranks(world, f"opening {self.path}"):
             spec = tables_spec(self, found)
             return TablesLog(self, found, spec, as_time(run.config.as_of))
 
@@ -123,7 +123,7 @@ class TablesLog:
     def _content(self, path: Path, content: ContentSpec, schema: pa.Schema) -> Iterator[pa.Table]:
         for group in row_groups([path]):
             rows = conformed(read(group), schema, group)
-            require_columns(rows.schema, schema, group)
+            require_typed_columns(rows.schema, schema, group)
             check_content(rows, content, group)
             require_half_precision(rows, content, group)
             yield rows.select(schema.names).cast(schema)
@@ -153,7 +153,7 @@ class TablesLog:
             if self._config.requests in ("user_time", "none") and REQUEST_ID in rows.column_names:
                 rows = rows.drop_columns([REQUEST_ID])
             schema = self._contract(day, rows.column_names, group)
-            require_columns(rows.schema, schema, group)
+            require_typed_columns(rows.schema, schema, group)
             check_events(rows, self.spec, group)
             check_date(rows, day, group)
             rows = ordered(rows, schema)
@@ -195,7 +195,7 @@ class TablesLog:
         schema, parts = label_schema(self.spec), []
         for group in row_groups(files):
             rows = read(group, schema.names)
-            require_columns(rows.schema, schema, group)
+            require_typed_columns(rows.schema, schema, group)
             check_events(rows, self.spec, group)
             parts.append(rows.cast(schema))
         return pa.concat_tables([schema.empty_table(), *parts]).combine_chunks()

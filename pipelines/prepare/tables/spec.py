@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from infra.checks import require_columns, require_distinct_columns
+from infra.checks import require_distinct_columns, require_typed_columns
 from infra.config import parse
 from infra.errors import ConfigError, DataError
 from infra.footer import read_footer
@@ -81,7 +81,7 @@ def _require_columns(config: TablesConfig, files: LogFiles, spec: DatasetSpec) -
     for path, found, expected in wanted:
         try:
             require_distinct_columns(found, path)
-            require_columns(with_fixed_sizes(found, expected), expected, path)
+            require_typed_columns(with_fixed_sizes(found, expected), expected, path)
         except DataError as error:
             faults.append(str(error))
     if faults:

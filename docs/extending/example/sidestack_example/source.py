@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from pydantic import PositiveInt
 
 from infra.config import Days, digest, parse
-from infra.distributed import together
+from infra.distributed import raise_on_all_ranks
 from infra.errors import DataError
 from infra.identity import Ledger
 from infra.stage import StageRun
@@ -51,7 +51,7 @@ class ClickFile(SourceConfig):
 
     def open(self, run: StageRun[Prepare]) -> "ClickLog":
         """Read the file, up to the snapshot's time, on every rank."""
-        with together(run.world, f"reading {self.path}"):
+        with raise_on_all_ranks(run.world, f"reading {self.path}"):
             rows = read_clicks(self.path, run.config.as_of)
             return ClickLog(
                 self, rows, digest({"file": self.data_identity(run.config), "as_of": str(run.config.as_of)})

@@ -15,7 +15,7 @@ _MOST_GROUPS = 4
 
 
 @torch.no_grad()
-def faults(model: VQFusion, batch: SignalBatch, rows_B: npt.NDArray[np.int64], groups: Sequence[RowGroup]) -> str:
+def diagnosis(model: VQFusion, batch: SignalBatch, rows_B: npt.NDArray[np.int64], groups: Sequence[RowGroup]) -> str:
     """Find the rows of a batch whose losses are not finite, by computing them once more.
 
     Args:

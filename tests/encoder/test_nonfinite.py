@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from encoder.bundle import load_bundle
-from encoder.faults import faults
 from encoder.fusion import VQFusion
+from encoder.nonfinite import diagnosis
 from encoder.signals import SignalBatch, signal_batch
 from infra.parquet import RowGroup
 from tests.encoder.fabricated import item_table
@@ -30,14 +30,14 @@ def batch(model: VQFusion) -> SignalBatch:
 def test_a_row_is_named_by_its_file_and_row_group(model: VQFusion, batch: SignalBatch) -> None:
     batch.embeddings["text_embedding"][105] = torch.nan  # global row 405, in the group of rows 360 to 449
     batch.present["text_embedding"][105] = True
-    found = faults(model, batch, ROWS, GROUPS)
+    found = diagnosis(model, batch, ROWS, GROUPS)
     assert found == "items/1.parquet, row group 0, 1 rows from its row 45 on: loss of signal 'text_embedding' is nan"
 
 
 def test_the_signal_is_named(model: VQFusion, batch: SignalBatch) -> None:
     with torch.no_grad():
         model.get_parameter("decoder.categoricals.1.1.bias").fill_(-torch.inf)
-    found = faults(model, batch, ROWS, GROUPS)
+    found = diagnosis(model, batch, ROWS, GROUPS)
     assert found.startswith("items/0.parquet, row group 3, 60 rows from its row 30 on: loss of signal 'brand' is nan; ")
     assert found.count("loss of signal 'brand'") == 3  # rows 300 to 499 lie in three row groups
 
@@ -45,7 +45,7 @@ def test_the_signal_is_named(model: VQFusion, batch: SignalBatch) -> None:
 def test_a_latent_vector_is_named_where_no_loss_tells(model: VQFusion, batch: SignalBatch) -> None:
     with torch.no_grad():
         model.get_parameter("encoder.categoricals.0.table.weight")[3] = torch.inf
-    found = faults(model, batch, ROWS, GROUPS)
+    found = diagnosis(model, batch, ROWS, GROUPS)
     assert "latent vectors are not finite" in found
     assert "loss" not in found
 
@@ -53,7 +53,7 @@ def test_a_latent_vector_is_named_where_no_loss_tells(model: VQFusion, batch: Si
 def test_a_gradient_is_named_where_all_losses_are_finite(model: VQFusion, batch: SignalBatch) -> None:
     weight = model.get_parameter("encoder.embeddings.0.project.weight")
     weight.grad = torch.full_like(weight, torch.inf)
-    found = faults(model, batch, ROWS, GROUPS)
+    found = diagnosis(model, batch, ROWS, GROUPS)
     assert "the gradient of encoder.embeddings.0.project.weight is not" in found
     assert "items/1.parquet, row group 0" in found
 
@@ -63,6 +63,6 @@ def test_a_long_list_is_cut(model: VQFusion) -> None:
     batch = signal_batch(table, model.signals)
     batch.embeddings["text_embedding"].fill_(torch.nan)
     batch.present["text_embedding"].fill_(True)
-    found = faults(model, batch, np.arange(len(table)), GROUPS)
+    found = diagnosis(model, batch, np.arange(len(table)), GROUPS)
     assert found.count("row group ") == 4
     assert found.endswith("; and in 4 more row groups")

@@ -1,4 +1,4 @@
-"""Gather rows of a table, as shuffling does."""
+"""Take rows of a table, as shuffling does."""
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,7 @@ def take_rows(table: pa.Table, rows_N: npt.NDArray[np.int64]) -> pa.Table:
     columns = []
     for column in table.combine_chunks().columns:
         is_list = pa.types.is_list(column.type) and column.num_chunks == 1 and not column.null_count
-        columns.append(places.gathered(column.chunk(0)) if is_list else column.take(taken))
+        columns.append(places.taken(column.chunk(0)) if is_list else column.take(taken))
     return pa.table(columns, schema=table.schema)
 
 
@@ -33,7 +33,7 @@ class _Places:
         self._rows_N = rows_N
         self._offsets = np.empty(0, np.int32)
 
-    def gathered(self, lists: pa.ListArray) -> pa.ListArray:
+    def taken(self, lists: pa.ListArray) -> pa.ListArray:
         """Return the wanted rows of a column without null lists."""
         offsets = lists.offsets.to_numpy()
         if not np.array_equal(offsets, self._offsets):
