@@ -15,6 +15,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from infra.errors import ConfigError, short
+from infra.remote.copies import read_bytes
 
 
 class Config(BaseModel):
@@ -127,7 +128,7 @@ def read_mapping(path: Path, where: str) -> dict[str, Any]:
         ConfigError: the file is missing, not UTF-8, not YAML, no mapping, or has a key twice.
     """
     try:
-        values = _load_yaml(Path(path).read_text(encoding="utf-8-sig"))
+        values = _load_yaml(read_bytes(Path(path)).decode("utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"{where}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:

@@ -21,6 +21,7 @@ from infra.distributed import Timeouts
 from infra.errors import ConfigError
 from infra.lanes import require_lanes
 from infra.masking import MASK
+from infra.remote.fields import Place
 from infra.schedulers import option_names
 from infra.tables import Entity
 from pipelines.drift.config import DriftConfig
@@ -119,8 +120,8 @@ class RunConfig(Config):
 
     name: FileName
     """Names the run's directory and its MLflow experiment."""
-    runs_dir: Path = Path("runs")
-    """Where runs lie; on more than one node, on a filesystem that all nodes share."""
+    runs_dir: Place = Path("runs")
+    """Where runs lie: on more than one node, on a filesystem that all nodes share, or at a URL of an object store."""
     arms: tuple[str, ...] | None = None
     """Which of `ranker.arms` to train and compare; by default all."""
     cluster: str | None = None
@@ -143,7 +144,7 @@ class RunConfig(Config):
     jobs: PositiveInt = 1
     """Stages under way at a time. On one machine they share its cores, `launch.*.cpu` being the most that each has: the
     comparison's samples a second are then those of a shared machine."""
-    encoders: dict[str, Path] = {}
+    encoders: dict[str, Place] = {}
     """By the SIDs' name (`sid` is section `encoder`'s): a committed encoder that is used as it is, in place
     of training one. New items are then encoded by it, and published SIDs stay."""
     replicates: Annotated[int, Field(ge=1, le=1000)] = Field(

@@ -8,6 +8,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from infra.config import Config, Day, Days, Seed
 from infra.identity import Identify
+from infra.remote.fields import LocalPath, Place
 from infra.tables import FollowupDays
 from pipelines.prepare.log.config import Log
 from pipelines.prepare.text_config import TextConfig
@@ -145,8 +146,8 @@ class Tables(Config):
     """
 
     kind: Literal["tables"]
-    path: Path
-    """The folder."""
+    path: Place
+    """The folder, or its URL."""
     requests: Literal["request_id", "user_time", "none"] | None = None
     """What makes a request: rows of one `request_id` beside each other; rows of one user and time (they are brought
     together, a date at a time in memory); or every row by itself. By default `request_id` where there is such a
@@ -168,7 +169,7 @@ class PrepareConfig(Config):
     source: Annotated[CompleteJourney | Synthetic | Tables | Log, Field(discriminator="kind")] = CompleteJourney()
     as_of: Day | None = None
     """The snapshot knows what happened before this date, and nothing later; by default all the log has."""
-    cache_dir: Path = Path(".cache")
+    cache_dir: LocalPath = Path(".cache")
     """Where text embeddings are kept between runs, by the digest of texts and model, and the ledger of source files."""
 
     def identity(self) -> dict[str, Any]:

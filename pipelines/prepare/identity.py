@@ -10,6 +10,7 @@ from pipelines.prepare.config import LEDGER, CompleteJourney, PrepareConfig, Syn
 from pipelines.prepare.log.config import Log
 from pipelines.prepare.log.files import raw_files
 from pipelines.prepare.log.masking import masking_of
+from pipelines.prepare.remote import bring_source
 from pipelines.prepare.tables import log_files
 
 
@@ -20,6 +21,7 @@ def source_identity(config: PrepareConfig) -> str:
         ConfigError: the source's package is not installed, or the key of masked ids is not there. DataError: a file is
             missing or cannot be identified.
     """
+    bring_source(config)
     ledger = config.cache_dir / LEDGER
     match config.source:
         case Synthetic():

@@ -5,6 +5,7 @@ from pipelines.prepare.complete_journey.prepare import open_complete_journey
 from pipelines.prepare.config import CompleteJourney, PrepareConfig, Synthetic, Tables
 from pipelines.prepare.dataset import write_dataset
 from pipelines.prepare.log.source import open_log
+from pipelines.prepare.remote import bring_source_to_nodes
 from pipelines.prepare.synthetic import SyntheticLog
 from pipelines.prepare.tables import open_tables
 
@@ -15,6 +16,7 @@ def prepare(run: StageRun[PrepareConfig]) -> None:
     Raises:
         ConfigError: the source's package or directory is not there. DataError: a source breaks the contract.
     """
+    bring_source_to_nodes(run.config, run.world)
     match run.config.source:
         case CompleteJourney() as source:
             write_dataset(run, open_complete_journey(run, source))
