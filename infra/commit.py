@@ -20,6 +20,7 @@ import errno
 import functools
 import hashlib
 import importlib.metadata
+import itertools
 import os
 import shutil
 import socket
@@ -555,15 +556,14 @@ def _describe_together(
         described = _describe(staging, names[members.index(world.rank) :: len(members)])
     own = {**written, **described}
     entries = gather(world, own)
-    files = dict(sorted(item for part in entries for item in part.items()))
-    if len(set(nodes)) > 1 and len(files) < sum(map(len, entries)):
-        names = [name for part in entries for name in part]
-        twice = min(name for name in files if names.count(name) > 1)
+    names = sorted(name for part in entries for name in part)
+    twice = next((name for name, after in itertools.pairwise(names) if name == after), None)
+    if twice is not None and len(set(nodes)) > 1:
         raise CommitError(
             f"{staging / twice}: was written by ranks on two nodes; give the nodes one folder (SIDESTACK_MIRROR) on a"
             " filesystem that they share, or run this stage on one node"
         )
-    return files, list(own)
+    return dict(sorted(item for part in entries for item in part.items())), list(own)
 
 
 def _check_written(file: Path, entry: FileEntry) -> None:
