@@ -22,10 +22,12 @@ from infra.errors import ConfigError
 from infra.lanes import require_lanes
 from infra.masking import MASK
 from infra.remote.fields import Place
+from infra.remote.urls import url_of
 from infra.schedulers import option_names
 from infra.tables import Entity
 from pipelines.drift.config import DriftConfig
 from pipelines.prepare.config import PrepareConfig
+from pipelines.prepare.log.config import Log
 from pipelines.report.config import CompareConfig
 from pipelines.retrain.config import RetrainConfig
 from pipelines.tables.config import TableConfig
@@ -335,6 +337,16 @@ class PipelineConfig(Config):
             for arm in table.arms:
                 if arm not in self.ranker.arms:
                     raise ValueError(f"tables.{name}.arms: {arm!r} is unknown; arms are {', '.join(self.ranker.arms)}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_retention(self) -> "PipelineConfig":
+        source, url = self.prepare.source, url_of(self.run.runs_dir)
+        if isinstance(source, Log) and source.privacy.retention_days is not None and url is not None:
+            raise ValueError(
+                f"prepare.source.privacy.retention_days: nothing would be deleted at {url}; keep run.runs_dir on a"
+                " filesystem, where pipelines.privacy.expire deletes"
+            )
         return self
 
     @property

@@ -15,7 +15,7 @@ from infra.commit import is_committed, read_manifest, refuse_taken, require_whol
 from infra.config import digest, plain, to_yaml
 from infra.errors import CommitError, StageError, UnansweredError
 from infra.lease import lease_file
-from infra.remote.copies import exists, put, remove_file
+from infra.remote.copies import is_there, put, remove_file
 from infra.remote.urls import address
 from pipelines.config import LaunchConfig, RunConfig
 from pipelines.environment import job_environment, name_secrets
@@ -247,7 +247,7 @@ def configs_dir(run: RunConfig) -> Path:
 
 def _clear_torn(work: Work) -> None:
     """Remove what a job left that is known to have ended: where a record of a job is left, it may live."""
-    if exists(lease_file(work.out)):
+    if is_there(lease_file(work.out)):
         return
     for torn in work.out.parent.glob(f".{work.out.name}.*.tmp"):
         if torn.is_dir():

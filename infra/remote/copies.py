@@ -42,13 +42,13 @@ def read_bytes(path: Path) -> bytes:
     return content
 
 
-def exists(file: Path) -> bool:
-    """Return whether there is a file, of a URL in the store."""
-    found = remote(file)
+def is_there(path: Path) -> bool:
+    """Return whether there is a file or a folder, of a URL in the store."""
+    found = remote(path)
     if found is None:
-        return file.exists()
+        return path.exists()
     store, key = found
-    return store.read(key) is not None
+    return any(one.key == key or one.key.startswith(f"{key}/") for one in store.listed(key))
 
 
 def put(file: Path) -> None:
@@ -92,6 +92,16 @@ def folders(folder: Path, *, having: str = "") -> list[Path]:
     inside = [one.key.removeprefix(f"{key}/") for one in store.listed(f"{key}/")]
     names = {one.partition("/")[0] for one in inside if "/" in one}
     return [folder / one for one in sorted(names) if not having or f"{one}/{having}" in inside]
+
+
+def refresh(path: Path) -> None:
+    """Have this machine's copy of a file, or of a folder's files, be what the store has, such as another machine's
+    records; no-op for a local path."""
+    found = remote(path)
+    if found is not None:
+        store, key = found
+        own = (one for one in store.listed(key) if one.key == key or one.key.startswith(f"{key}/"))
+        _fetch_changed(store, {Path(f"{path}{one.key.removeprefix(key)}"): one for one in own})
 
 
 def bring_sources(paths: Iterable[Path]) -> None:

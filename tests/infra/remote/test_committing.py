@@ -52,9 +52,7 @@ def test_a_directory_is_committed_in_the_store_and_fetched_on_another_machine(bu
     out = commit(place(f"{bucket.url}/runs/x"))
     keys = bucket.keys()
     (folder,) = {key.split("/")[2] for key in keys} - {MANIFEST}
-    assert keys == sorted(
-        [f"runs/x/{MANIFEST}", f"runs/x/{folder}/more/b.txt", f"runs/x/{folder}/part.txt"]
-    )
+    assert keys == sorted([f"runs/x/{MANIFEST}", f"runs/x/{folder}/more/b.txt", f"runs/x/{folder}/part.txt"])
     before = sorted(file.relative_to(out) for file in out.rglob("*"))
     forget()
     assert is_committed(out) and read_manifest(out, stage="test") == find_manifest(out)

@@ -109,9 +109,7 @@ def test_a_store_that_accepts_and_says_nothing_is_told_within_half_a_minute(
         assert time.monotonic() - began < 30
 
 
-def test_without_credentials_it_is_said_where_they_come_from(
-    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_credentials_it_is_said_where_they_come_from(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     objects._opened.cache_clear()
