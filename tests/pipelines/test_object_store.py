@@ -11,7 +11,11 @@ from typing import Any
 import pytest
 import yaml
 
+from benchmarks.forked_launcher import ForkedLauncher
 from infra.commit import MANIFEST
+from pipelines import run as driver
+from pipelines.config import read_config
+from pipelines.graph import stages
 from tests.components.golden import ROOT
 from tests.object_store import SECRET, Bucket, moto_server, use
 from tests.pipelines.own_log import OwnLog
@@ -48,56 +52,80 @@ def bucket(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bu
     return Bucket(endpoint)
 
 
-def run(folder: Path, module: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    """Run a command as people do, in a folder of its own."""
-    command = [sys.executable, "-m", module, *arguments]
-    return subprocess.run(command, cwd=folder, env=os.environ, capture_output=True, text=True, timeout=900)
-
-
-def started(said: str) -> int:
-    return sum(" starts with " in line for line in said.splitlines())
-
-
 @pytest.mark.slow
 def test_the_whole_pipeline_runs_from_and_to_a_store_and_a_second_run_does_no_work(
-    bucket: Bucket, tmp_path: Path
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    """Stages are forked, and run through their own main programs."""
     log = OwnLog(tmp_path / "own", days=4, items=200)
     bucket.upload(log.path, "logs/own")
     shutil.rmtree(log.path)
     here = tmp_path / "here"
     here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(driver, "launcher_of", lambda run: ForkedLauncher(is_told=True))
     prepare = {"source": {"kind": "tables", "path": f"{bucket.url}/logs/own", "test_days": 1}}
     values = {**SMALL, "prepare": prepare, "run": {**RUN, "runs_dir": f"{bucket.url}/runs"}}
     (here / "run.yaml").write_text(yaml.safe_dump(values))
 
-    first = run(here, "pipelines.run", "--config", "run.yaml")
-    assert first.returncode == 0, first.stderr
-    output, report = (line.split()[1] for line in first.stdout.splitlines()[-4:-2])
+    def run() -> tuple[list[str], int]:
+        """Run the pipeline, and return the lines of its result, and how many stages were started."""
+        driver.tell_result(driver.run_pipeline(Path("run.yaml")))
+        out, err = capfd.readouterr()
+        assert SECRET not in out + err
+        return out.splitlines(), sum(line.endswith("] starts") for line in err.splitlines())
+
+    lines, started = run()
+    assert started == 6
+    output, report = (line.split()[1] for line in lines[-4:-2])
     assert output.startswith(f"{bucket.url}/runs/own/compare/") and Path(report).is_file()
     keys = bucket.keys("runs/")
     assert any(key.endswith("report.html") for key in keys) and any("store/events/date=" in key for key in keys)
     assert not [key for key in keys if ".checkpoint/" in key or key.endswith(".job.json")]
-
-    second = run(here, "pipelines.run", "--config", "run.yaml")
-    assert second.returncode == 0 and started(second.stderr) == 0, second.stderr
-    assert committed(bucket) == committed_in(keys)
+    assert run()[1] == 0 and committed(bucket.keys("runs/")) == committed(keys)
 
     shutil.rmtree(tmp_path / "mirror")  # another machine
-    third = run(here, "pipelines.run", "--config", "run.yaml")
-    assert third.returncode == 0 and started(third.stderr) == 0, third.stderr
-    assert (tmp_path / "mirror").is_dir() and committed(bucket) == committed_in(keys)
-    weights = [file for file in (tmp_path / "mirror").rglob("*.safetensors")]
-    assert not weights  # nor was what nobody reads fetched
+    assert run()[1] == 0 and committed(bucket.keys("runs/")) == committed(keys)
+    assert (tmp_path / "mirror").is_dir() and not list(
+        (tmp_path / "mirror").rglob("*.safetensors")
+    )  # nobody reads them
+
+    bucket.put("logs/own/events/date=2024-01-05/part-00000.parquet", bucket.get(newest_events(bucket)))
+    prepared = committed(bucket.keys("runs/own/prepare/"))
+    _, config = read_config(Path("run.yaml"), ())
+    driver.run_stages(stages(config)[:1], config.run, {}, {})
+    added = {*committed(bucket.keys("runs/own/prepare/"))} - {*prepared}
+    tables = {key.split("/")[4] for key in added if "/store/" in key}
+    assert tables == {"events", "requests", "labels"} and len(added) == 4  # a day costs itself, and a snapshot
 
     assert {path.name for path in here.iterdir()} == {"run.yaml", ".cache"}
-    for one in (first, second, third):
-        assert SECRET not in one.stdout + one.stderr
 
 
-def committed(bucket: Bucket) -> list[str]:
-    return committed_in(bucket.keys("runs/"))
+def newest_events(bucket: Bucket) -> str:
+    return bucket.keys("logs/own/events/")[-1]
 
 
-def committed_in(keys: list[str]) -> list[str]:
+def committed(keys: list[str]) -> list[str]:
     return [key for key in keys if key.endswith(f"/{MANIFEST}")]
+
+
+@pytest.mark.slow
+def test_jobs_are_launched_from_and_to_a_store_and_their_failure_is_told(bucket: Bucket, tmp_path: Path) -> None:
+    """The fake pipeline, by torchrun, as people run it."""
+
+    def run(*overrides: str) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-m", "tests.pipelines.fake_plan", "--config", f"{bucket.url}/run.yaml", *overrides]
+        return subprocess.run(command, cwd=tmp_path, env=os.environ, capture_output=True, text=True, timeout=600)
+
+    bucket.put("run.yaml", yaml.safe_dump({"run": {"name": "fake", "runs_dir": f"{bucket.url}/runs"}}).encode())
+    failed = run("--set", "ranker.fail_rank=1", "--set", "ranker.fault=data")
+    assert failed.returncode == 1 and "column click: must be 0 or 1, is 7" in failed.stderr, failed.stderr
+    kept = bucket.keys("runs/fake/prepare/")
+    assert kept and not bucket.keys("runs/fake/ranker/")
+    shutil.rmtree(tmp_path / "mirror")  # another machine
+    told = run()
+    assert told.returncode == 0, told.stderr
+    assert f"[prepare] done before: {bucket.url}/runs/fake/prepare/" in told.stderr
+    assert bucket.keys("runs/fake/prepare/") == kept and bucket.keys("runs/fake/ranker/")
+    assert Path(told.stdout.splitlines()[-1]).is_file() and SECRET not in told.stdout + told.stderr + failed.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"mirror"}
