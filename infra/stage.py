@@ -27,7 +27,7 @@ from infra.hosts import require_alike_hosts
 from infra.preemption import EXIT_STATUS, remove_mark, write_mark
 from infra.record import CONFIG_FILE
 from infra.remote.trees import require_writable
-from infra.remote.urls import path_argument, place, url_of
+from infra.remote.urls import path_argument, place, url_of, with_urls
 from infra.tracking import RunLog
 from infra.watchdog import watching
 
@@ -147,7 +147,9 @@ def run_stage(
     except SidestackError as error:
         # A short message, not a trace: it is the user's to correct. torchrun's error file carries it to the driver.
         _record(error)
-        print(f"{name}: rank {os.environ.get('RANK', '0')}: error: {error}", file=sys.stderr, flush=True)
+        print(
+            f"{name}: rank {os.environ.get('RANK', '0')}: error: {with_urls(str(error))}", file=sys.stderr, flush=True
+        )
         raise SystemExit(EXIT_STATUS if isinstance(error, PreemptedError) else 1) from error
     except Exception as error:
         _record(error)

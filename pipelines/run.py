@@ -25,7 +25,7 @@ from infra.locks import HeldError, locked
 from infra.masking import masked
 from infra.mlflow_store import store_uri, use_store
 from infra.remote.copies import put
-from infra.remote.urls import address, path_argument, url_of
+from infra.remote.urls import address, path_argument, url_of, with_urls
 from pipelines.config import RunConfig, read_config
 from pipelines.environment import require_secrets, without_values
 from pipelines.execution import Pipeline, configs_dir, run_dir
@@ -209,7 +209,7 @@ def exit_status() -> Iterator[None]:
     try:
         yield
     except SidestackError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {with_urls(str(error))}", file=sys.stderr)
         raise SystemExit(1) from None
     except Stopped as stop:
         with suppress(OSError):  # after SIGHUP, the terminal is gone

@@ -104,6 +104,13 @@ def address(path: str | Path) -> str:
     return url_of(path) or os.fspath(path)
 
 
+def with_urls(text: str) -> str:
+    """Return a message in which files of the mirror are called by their URLs."""
+    for scheme in SCHEMES:
+        text = text.replace(f"{mirror()}/{scheme}/", f"{scheme}://")
+    return text
+
+
 def local(path: str | Path) -> Path:
     """Return a path that must be local.
 

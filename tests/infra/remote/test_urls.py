@@ -10,7 +10,7 @@ import pytest
 from infra.config import Config, digest, parse, plain
 from infra.errors import AddressError, ConfigError
 from infra.remote.fields import LocalPath, Place, PlaceText
-from infra.remote.urls import address, local, local_argument, mirror, path_argument, place, url_of
+from infra.remote.urls import address, local, local_argument, mirror, path_argument, place, url_of, with_urls
 from tests.components.golden import ROOT
 
 
@@ -31,6 +31,7 @@ def test_a_url_has_its_place_on_this_machine_and_is_found_back(url: str) -> None
     assert path.is_relative_to(mirror()) and address(path) == url_of(path) == url
     assert url_of(path / "x" / "y") == f"{url}/x/y"
     assert url_of(path / "x" / ".." / "y") == f"{url}/y"
+    assert with_urls(f"{path}: is no file") == f"{url}: is no file"
     assert place(path) == path and place(f"{url}/") == path
 
 
