@@ -122,5 +122,7 @@ def test_jobs_are_launched_from_and_to_a_store_and_their_failure_is_told(bucket:
     assert told.returncode == 0, told.stderr
     assert f"[prepare] done before: {bucket.url}/runs/fake/prepare/" in told.stderr
     assert bucket.keys("runs/fake/prepare/") == kept and bucket.keys("runs/fake/ranker/")
-    assert Path(told.stdout.splitlines()[-1]).is_file() and SECRET not in told.stdout + told.stderr + failed.stderr
+    assert (
+        tmp_path / told.stdout.splitlines()[-1]
+    ).is_file() and SECRET not in told.stdout + told.stderr + failed.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"mirror"}
