@@ -9,6 +9,7 @@ from typing import Any
 from torchx import specs
 
 from infra.clusters.config import FIRST_PORT, NUM_PORTS, Resources, load_cluster, metadata_of
+from infra.remote.urls import place, url_of
 
 IMAGE = "sidestack:0.2.0"
 """The container made by `infra/deploy/Dockerfile`; schedulers without containers ignore it."""
@@ -159,8 +160,15 @@ def stage_app(
     arguments += ["--parent-run", parent_run] if parent_run else []
     arguments += ["--profile", str(profile)] if profile else []
     port = rendezvous_port(out)
-    command = [*_torchrun(launch, f"{out}.logs", port), "-m", module, *map(quoted, arguments)]
+    command = [*_torchrun(launch, _log_dir(out), port), "-m", module, *map(quoted, arguments)]
     return app(name, command, launch, port)
+
+
+def _log_dir(out: str) -> str:
+    """Return the shell's word for the folder of the ranks' logs: of a URL, one in each node's own mirror of it."""
+    if url_of(place(out)) is None:
+        return quoted(f"{out}.logs")
+    return f'"$$(python -m infra.remote.urls {quoted(out)})".logs'
 
 
 def rendezvous_port(out: str) -> int:
@@ -231,7 +239,7 @@ def _torchrun(launch: Launch, log_dir: str, port: int) -> list[str]:
         # Its own four, and the one by which schedulers warn of an end (`infra.preemption`).
         *("--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"),
         # The console has the first rank's lines of each node; every rank's are kept in files.
-        *("--tee", "3", "--local-ranks-filter", "0", "--log-dir", quoted(log_dir)),
+        *("--tee", "3", "--local-ranks-filter", "0", "--log-dir", log_dir),
     ]
 
 

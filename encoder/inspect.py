@@ -12,7 +12,6 @@ import heapq
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -25,9 +24,11 @@ from torch.nn.functional import normalize
 from encoder.bundle import EncoderBundle, load_bundle
 from encoder.newest import newest_signals
 from encoder.signals import SignalBatch, signal_batch, signal_check
+from infra.commit import fetched
 from infra.console import wide_console
 from infra.errors import DataError, SidestackError
 from infra.parquet import read_row_group, row_groups
+from infra.remote.urls import path_argument
 from infra.snapshot import Dataset, read_dataset
 from infra.stage import quiet
 
@@ -148,14 +149,14 @@ def _lines(sheet: Sheet, bundle: EncoderBundle) -> Iterator[Table | str]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Print what an encoder makes of some items."""
     parser = argparse.ArgumentParser(prog="python -m encoder.inspect", description="What an encoder makes of items.")
-    parser.add_argument("--encoder", type=Path, required=True, help="the output of an encoder's stage")
-    parser.add_argument("--dataset", type=Path, required=True, help="a snapshot that has the items")
+    parser.add_argument("--encoder", type=path_argument, required=True, help="the output of an encoder's stage")
+    parser.add_argument("--dataset", type=path_argument, required=True, help="a snapshot that has the items")
     parser.add_argument("items", type=int, nargs="+", metavar="ITEM", help="ids to look at")
     arguments = parser.parse_args(argv)
     quiet()
     try:
-        bundle = load_bundle(arguments.encoder, torch.device("cpu"))
-        sheets = inspect(bundle, read_dataset(arguments.dataset), arguments.items)
+        bundle = load_bundle(fetched(arguments.encoder), torch.device("cpu"))
+        sheets = inspect(bundle, read_dataset(fetched(arguments.dataset)), arguments.items)
     except SidestackError as error:
         print(f"inspect: error: {error}", file=sys.stderr)
         raise SystemExit(1) from error

@@ -34,10 +34,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from infra.commit import Manifest, committing, is_committed, read_manifest, verify
+from infra.commit import MANIFEST, Manifest, committing, is_committed, read_manifest, verify
 from infra.config import Config, digest, parse_written
 from infra.distributed import World, broadcast, raise_on_all_ranks
 from infra.errors import CommitError, ConfigError, StageError
+from infra.remote.copies import folders, remove_folder
 from infra.shards import Shard, Shards
 from infra.state import read_state, write_state
 from infra.tensors import write_tensors
@@ -223,7 +224,7 @@ class Checkpoints:
                 this version; nothing is removed then.
         """
         with raise_on_all_ranks(self.world.committing, f"listing {self.path}"):
-            committed = sorted((entry for entry in self.path.glob("step-*") if is_committed(entry)), reverse=True)
+            committed = sorted(self._committed(), reverse=True)
         for number, entry in enumerate(committed):
             try:
                 with raise_on_all_ranks(self.world.committing, f"verifying {entry}"):
@@ -250,12 +251,16 @@ class Checkpoints:
     def _remove_after(self, loaded: Path) -> None:
         """Remove what lies after a checkpoint: the run reaches those steps again, and would find their places taken."""
         with raise_on_all_ranks(self.world.committing, f"removing what lies after {loaded}"):
-            after = [entry for entry in self.path.glob("step-*") if entry.name > loaded.name]
-            for entry in after if self.world.is_main else ():
+            after = {*self.path.glob("step-*"), *self._committed()} if self.world.is_main else set()
+            for entry in after:
+                if entry.name <= loaded.name:
+                    continue
                 if entry.is_symlink():
                     entry.unlink()
                 else:
-                    shutil.rmtree(entry)
+                    remove_folder(entry, first=MANIFEST)
+                    if entry.exists():
+                        shutil.rmtree(entry)
 
     @property
     def parts(self) -> Path:
@@ -267,16 +272,21 @@ class Checkpoints:
         """Remove what this run has loaded or saved, and its directory; the output is committed."""
         if self.world.is_main and self._are_ours:
             self._remove()
-            shutil.rmtree(self.path / _PARTS, ignore_errors=True)
+            remove_folder(self.path / _PARTS)
             with contextlib.suppress(OSError):  # something else lies in it: not ours to remove
                 self.path.rmdir()
 
     def _remove(self, keeping: int = 0) -> None:
-        committed = sorted(entry for entry in self.path.glob("step-*") if is_committed(entry))
+        committed = sorted(self._committed())
         kept = committed[len(committed) - keeping :]
-        for entry in [*self.path.glob("step-*"), *self.path.glob(".step-*.tmp")]:
+        torn = [entry for entry in folders(self.path) if entry.name.startswith("step-")]
+        for entry in {*committed, *torn, *self.path.glob("step-*"), *self.path.glob(".step-*.tmp")}:
             if entry not in kept:
-                shutil.rmtree(entry, ignore_errors=True)
+                remove_folder(entry, first=MANIFEST)
+
+    def _committed(self) -> list[Path]:
+        """Return the checkpoints that were committed, of a URL those in the store."""
+        return [entry for entry in folders(self.path, having=MANIFEST) if entry.name.startswith("step-")]
 
     def _read(self, path: Path, manifest: Manifest, shards: Shards) -> Checkpoint:
         facts = self._facts(path, manifest)

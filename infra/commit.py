@@ -6,6 +6,10 @@ it was written, that the directory holds the files it names and no others, all o
 size and SHA-256. The same protocol carries checkpoints, caches, Parquet outputs and whole stages. What
 verification cannot find is told in docs/integrity.md.
 
+A directory may lie in an object store (`infra.remote`). It is then written on this machine as any other, its files are
+put into the store, and it counts once its manifest is put there, which succeeds for one writer alone. Nodes need not
+share a disk: each puts what its ranks wrote. A reader fetches it once a node, and verifies the copy.
+
 A rank that waits for others to write, sync or hash waits as long as `infra.distributed.Timeouts.commit_s`. Rank 0 alone
 removes the temporary directory after a failure, so that no other rank takes away what is being sealed. Where rank 0 is
 killed it stays, named `.<name>.<random>.tmp`; readers ignore it.
@@ -16,6 +20,7 @@ import errno
 import functools
 import hashlib
 import importlib.metadata
+import itertools
 import os
 import shutil
 import socket
@@ -38,6 +43,8 @@ from infra.errors import AlreadyCommittedError, CommitError
 from infra.lease import require_lease
 from infra.logs import LOG
 from infra.record import HISTORY_FILE, SUMMARY_FILE
+from infra.remote import copies, trees
+from infra.remote.urls import address, url_of
 from infra.sealed import OWN_DIGEST, sealed, unsealed
 
 MANIFEST = "manifest.json"
@@ -118,6 +125,8 @@ def _say_without_digest(file: str) -> None:
 
 def is_committed(path: Path) -> bool:
     """Whether the directory carries a manifest."""
+    if url_of(path) is not None:
+        return trees.read_manifest_bytes(Path(path), MANIFEST) is not None
     return (Path(path) / MANIFEST).is_file()
 
 
@@ -132,7 +141,7 @@ def read_manifest(path: Path, *, stage: str | None = None, key: str | None = Non
     """
     found = find_manifest(path, stage=stage, key=key)
     if found is None:
-        raise CommitError(f"{path}: not a committed directory (no {MANIFEST})")
+        raise CommitError(f"{address(path)}: not a committed directory (no {MANIFEST})")
     return found
 
 
@@ -145,23 +154,34 @@ def find_manifest(path: Path | str, *, stage: str | None = None, key: str | None
     Raises:
         CommitError: the manifest is not one of ours or was altered, or it is of another stage or key.
     """
-    file = f"{path}/{MANIFEST}"
+    file = f"{address(path)}/{MANIFEST}"
+    content = _manifest_bytes(path, file)
+    if content is None:
+        return None
+    found = Manifest.of_json(content, file)
+    for what, is_there, wanted in (("stage", found.stage, stage), ("key", found.key, key)):
+        if wanted is not None and is_there != wanted:
+            raise CommitError(
+                f"{address(path)}: is of {what} {is_there[:24]!r}, not of {wanted[:24]!r}: another one's output"
+            )
+    return found
+
+
+def _manifest_bytes(path: Path | str, file: str) -> bytes | None:
+    if url_of(path) is not None:
+        return trees.read_manifest_bytes(Path(path), MANIFEST)
     try:
         with open_regular(file) as opened:
-            content = opened.read()
+            return opened.read()
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise CommitError(f"{file}: cannot be read: {error.strerror}") from error
-    found = Manifest.of_json(content, file)
-    for what, is_there, wanted in (("stage", found.stage, stage), ("key", found.key, key)):
-        if wanted is not None and is_there != wanted:
-            raise CommitError(f"{path}: is of {what} {is_there[:24]!r}, not of {wanted[:24]!r}: another one's output")
-    return found
 
 
 def verify(path: Path, *, stage: str | None = None, key: str | None = None) -> Manifest:
-    """Read the manifest and check every file's size and SHA-256 against it.
+    """Read the manifest and check every file's size and SHA-256 against it; of a URL, those of this machine's copy,
+    which is fetched where there is none.
 
     Args:
         path: the directory. stage, key: see `read_manifest`.
@@ -173,10 +193,88 @@ def verify(path: Path, *, stage: str | None = None, key: str | None = None) -> M
     path = Path(path)
     manifest = read_manifest(path, stage=stage, key=key)
     try:
-        _verify_files(path, manifest)
+        if url_of(path) is None:
+            _verify_files(path, manifest)
+        else:
+            _verify_copy(path, manifest)
     except OSError as error:
         raise CommitError(f"{error.filename or path}: cannot be read: {error.strerror}") from error
     return manifest
+
+
+def _verify_copy(path: Path, manifest: Manifest) -> None:
+    """Check this machine's copy of a directory in a store, and fetch it if it is missing, altered or out of date.
+
+    Raises:
+        CommitError: what the store has is not what its manifest says. OSError: the copy cannot be read or written.
+    """
+    with contextlib.suppress(CommitError, FileNotFoundError):
+        if Manifest.of_json((path / MANIFEST).read_bytes(), str(path)) == manifest:
+            return _verify_files(path, manifest)
+    with trees.fetching(path, list(manifest.files), _digests(manifest.files)) as staging:
+        (staging / MANIFEST).write_bytes(sealed(manifest))
+        try:
+            _verify_files(staging, manifest)
+        except CommitError as error:
+            raise CommitError(str(error).replace(str(staging), address(path))) from error
+    return None
+
+
+def fetched(path: Path) -> Path:
+    """Return a committed directory whose files are on this machine: of a URL, its copy, verified; a local one as it is.
+
+    Raises:
+        CommitError: see `verify`.
+    """
+    if url_of(path) is not None:
+        verify(path)
+    return path
+
+
+def fetch_files(path: Path, *names: str) -> None:
+    """Have some files of a committed directory on this machine, those of them that it has; no-op for a local path.
+
+    Raises:
+        CommitError: the directory is not committed, or a file in the store is not what its manifest says.
+    """
+    if url_of(path) is None:
+        return
+    manifest = read_manifest(path)
+    files = {name: entry for name, entry in manifest.files.items() if name in names}
+    lacking = []
+    for name, entry in files.items():
+        try:
+            _require_bytes(path, {name: entry})
+        except (CommitError, OSError):
+            lacking.append(name)
+    if not lacking:
+        return
+    with trees.fetching_into(path, lacking, _digests(manifest.files)) as staging:
+        try:
+            _require_bytes(staging, {name: files[name] for name in lacking})
+        except CommitError as error:
+            raise CommitError(str(error).replace(str(staging), address(path))) from error
+
+
+def require_whole(path: Path, *, stage: str | None = None, key: str | None = None) -> None:
+    """Check a directory that others will read: as `verify` does; of a URL the sizes of its files, which stay there.
+
+    Raises:
+        CommitError: see `verify`.
+    """
+    if url_of(path) is None:
+        verify(path, stage=stage, key=key)
+        return
+    manifest = read_manifest(path, stage=stage, key=key)
+    found = trees.sizes(Path(path), _digests(manifest.files))
+    for name, entry in manifest.files.items():
+        if found.get(name) != entry.bytes:
+            there = f"has {found[name]} bytes" if name in found else "is missing"
+            raise CommitError(f"{address(path)}/{name}: {there}, {MANIFEST} says {entry.bytes}")
+
+
+def _digests(files: Mapping[str, FileEntry]) -> dict[str, str]:
+    return {name: entry.sha256 for name, entry in files.items()}
 
 
 def verify_file(path: Path, name: str) -> Manifest:
@@ -189,6 +287,7 @@ def verify_file(path: Path, name: str) -> Manifest:
     try:
         if name not in manifest.files:
             raise CommitError(f"{path / name}: is not in {MANIFEST}")
+        fetch_files(path, name)
         _require_bytes(path, {name: manifest.files[name]})
     except OSError as error:
         raise CommitError(f"{path / name}: cannot be read: {error.strerror}") from error
@@ -248,6 +347,7 @@ def committing(
             one filesystem, a file in `written` is not as described, or this job lost its lease (`infra.lease`).
     """
     out, world = Path(out).absolute(), world.committing
+    is_remote = url_of(out) is not None
     with raise_on_all_ranks(world, f"opening {out}"):
         refuse_taken(out)
         require_lease()
@@ -257,32 +357,39 @@ def committing(
         with raise_on_all_ranks(world, f"creating {staging}"), _naming_disk_errors(out):
             if world.is_main:
                 make_folder(out.parent)
-                staging.mkdir()
-                (staging / OWNER).write_text(owner, encoding="utf-8")
+                _create(staging, owner)
+        if is_remote:
+            _create_on_each_node(world, out, staging, owner)
         _require_one_filesystem(world, staging, owner)
         # Not under `raise_on_all_ranks`: a rank that fails in the body leaves at once, and its launcher ends the
         # others, which may be waiting for it in a collective of the body.
         yield staging
-        files = _describe_together(world, staging, written or {})
+        nodes = gather(world, (staging / OWNER).read_text(encoding="utf-8") if is_remote else owner)
+        files, own = _describe_together(world, staging, nodes, written or {})
+        if is_remote:
+            with raise_on_all_ranks(world, f"putting {out}"):
+                trees.put_files(out, staging, own, _digests(files))
         with raise_on_all_ranks(world, f"committing {out}"), _naming_disk_errors(out):
             if world.is_main:
                 _require_own(staging, owner)
                 require_lease()
-                _seal(
-                    staging,
-                    out,
-                    Manifest(
-                        stage=stage,
-                        key=key,
-                        created=datetime.now(UTC).isoformat(timespec="seconds"),
-                        inputs=dict(inputs or {}),
-                        facts=dict(facts or {}),
-                        versions=_versions(),
-                        files=files,
-                    ),
+                manifest = Manifest(
+                    stage=stage,
+                    key=key,
+                    created=datetime.now(UTC).isoformat(timespec="seconds"),
+                    inputs=dict(inputs or {}),
+                    facts=dict(facts or {}),
+                    versions=_versions(),
+                    files=files,
                 )
+                if is_remote:
+                    trees.commit(out, MANIFEST, sealed(manifest), _digests(files), owner)
+                if len(set(nodes)) == 1:
+                    _seal(staging, out, manifest)
+        if len(set(nodes)) > 1:  # no node has all files
+            shutil.rmtree(staging, ignore_errors=True)
     except BaseException as error:
-        if world.is_main:
+        if world.is_main or (is_remote and world.local_rank == 0):
             shutil.rmtree(staging, ignore_errors=True)
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise _disk_error(out, error) from error
@@ -308,7 +415,7 @@ def commit_alone(
 
 def write_whole(file: Path, content: bytes) -> None:
     """Write one file, and the folders it lies in, so that a reader sees all of it or what was there before, even after
-    a crash.
+    a crash; a URL's both on this machine and in the store.
 
     Raises:
         CommitError: it cannot be written, or the disk is full.
@@ -321,6 +428,7 @@ def write_whole(file: Path, content: bytes) -> None:
             _sync(temporary)
             temporary.replace(file)
             _sync(file.parent)
+        copies.put(file)
     finally:
         with contextlib.suppress(NotADirectoryError):
             temporary.unlink(missing_ok=True)
@@ -344,6 +452,8 @@ def refuse_taken(out: Path) -> None:
         AlreadyCommittedError: it is committed already.
         CommitError: it is a file, a link or a mount point, holds something that is not ours, or cannot be looked at.
     """
+    if url_of(out) is not None:
+        return _refuse_taken_url(out)
     try:
         if is_committed(out):
             raise AlreadyCommittedError(f"{out}: is committed already and is never overwritten; choose another --out")
@@ -354,6 +464,29 @@ def refuse_taken(out: Path) -> None:
             raise CommitError(f"{out}: exists and is not a directory of ours (no {MANIFEST}); choose another --out")
     except OSError as error:
         raise _disk_error(out, error) from error
+
+
+def _refuse_taken_url(out: Path) -> None:
+    is_there, other = trees.what_is_there(out, MANIFEST)
+    if is_there:
+        raise AlreadyCommittedError(
+            f"{address(out)}: is committed already and is never overwritten; choose another --out"
+        )
+    if other is not None:
+        raise CommitError(f"{address(out)}: has something that is not ours, {other}; choose another --out")
+
+
+def _create(staging: Path, owner: str) -> None:
+    staging.mkdir()
+    (staging / OWNER).write_text(owner, encoding="utf-8")
+
+
+def _create_on_each_node(world: World, out: Path, staging: Path, owner: str) -> None:
+    """Make the temporary directory on nodes that do not see rank 0's: with a store, they need not share a disk."""
+    with raise_on_all_ranks(world, f"creating {staging} on each node"), _naming_disk_errors(out):
+        if world.local_rank == 0 and not _is_own(staging, owner):
+            make_folder(out.parent)
+            _create(staging, f"{owner} {world.rank}")
 
 
 def _require_one_filesystem(world: World, staging: Path, owner: str) -> None:
@@ -373,7 +506,7 @@ def _require_one_filesystem(world: World, staging: Path, owner: str) -> None:
 
 def _is_own(staging: Path, owner: str) -> bool:
     file = staging / OWNER
-    return file.is_file() and file.read_text(encoding="utf-8") == owner
+    return file.is_file() and file.read_text(encoding="utf-8").partition(" ")[0] == owner
 
 
 def _require_own(staging: Path, owner: str) -> None:
@@ -390,23 +523,46 @@ def _require_own(staging: Path, owner: str) -> None:
     (staging / OWNER).unlink()
 
 
-def _describe_together(world: World, staging: Path, written: Mapping[str, FileEntry]) -> dict[str, FileEntry]:
-    """Sync and describe all files, each by one rank; returns when every rank has written, the same on each."""
+def _describe_together(
+    world: World, staging: Path, nodes: Sequence[str], written: Mapping[str, FileEntry]
+) -> tuple[dict[str, FileEntry], list[str]]:
+    """Sync and describe all files, each by one rank; returns when every rank has written.
+
+    Args:
+        world: the ranks. staging: where the files lie. nodes: of each rank, what names its node, whose ranks see the
+            same files. written: see `committing`.
+
+    Returns:
+        the entries of all files, the same on each rank, and the names of those that this rank described.
+
+    Raises:
+        CommitError: a file is not as its writer described it, or two nodes wrote one of the same name.
+    """
     with raise_on_all_ranks(world, f"syncing {staging}"):
         for name, entry in written.items():
             _check_written(staging / name, entry)
-    claimed = {name for names in gather(world, list(written)) for name in names}
+    claimed = gather(world, list(written))
+    members = [rank for rank, node in enumerate(nodes) if node == nodes[world.rank]]
+    of_node = {name for rank in members for name in claimed[rank]}
     with raise_on_all_ranks(world, f"listing {staging}"):
         listed = (
-            [name for name in regular_files(staging) if name not in {*claimed, OWNER, MANIFEST}]
-            if world.is_main
+            [name for name in regular_files(staging) if name not in {*of_node, OWNER, MANIFEST}]
+            if world.rank == members[0]
             else []
         )
-    names = broadcast(world, listed)
+    names = gather(world, listed)[members[0]]
     with raise_on_all_ranks(world, f"hashing {staging}"):
-        described = _describe(staging, names[world.rank :: world.size])
-    entries = gather(world, {**written, **described})
-    return dict(sorted(item for part in entries for item in part.items()))
+        described = _describe(staging, names[members.index(world.rank) :: len(members)])
+    own = {**written, **described}
+    entries = gather(world, own)
+    names = sorted(name for part in entries for name in part)
+    twice = next((name for name, after in itertools.pairwise(names) if name == after), None)
+    if twice is not None and len(set(nodes)) > 1:
+        raise CommitError(
+            f"{staging / twice}: was written by ranks on two nodes; give the nodes one folder (SIDESTACK_MIRROR) on a"
+            " filesystem that they share, or run this stage on one node"
+        )
+    return dict(sorted(item for part in entries for item in part.items())), list(own)
 
 
 def _check_written(file: Path, entry: FileEntry) -> None:
@@ -437,6 +593,8 @@ def _seal(staging: Path, out: Path, manifest: Manifest) -> None:
     _sync(file)
     for folder in {staging, *(parent for name in manifest.files for parent in _folders(staging, name))}:
         _sync(folder)
+    if url_of(out) is not None:
+        shutil.rmtree(out, ignore_errors=True)  # a copy, or a part of one, of what the store has no longer
     try:
         staging.rename(out)  # over an empty directory, but never over one that another process has filled
     except OSError as error:

@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 
 from infra.errors import ConfigError, short
 from infra.kinds import ByKind
+from infra.remote.copies import read_bytes
 
 
 class Config(BaseModel):
@@ -129,7 +130,7 @@ def read_mapping(path: Path, where: str) -> dict[str, Any]:
         ConfigError: the file is missing, not UTF-8, not YAML, no mapping, or has a key twice.
     """
     try:
-        values = _load_yaml(Path(path).read_text(encoding="utf-8-sig"))
+        values = _load_yaml(read_bytes(Path(path)).decode("utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"{where}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:

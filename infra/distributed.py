@@ -181,6 +181,11 @@ def _require_gpus(ranks: int) -> bool:
     return visible > 0
 
 
+def local_size(world: World) -> int:
+    """Return how many ranks of a world this host has."""
+    return min(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), world.size)
+
+
 def gather(world: World, value: T) -> list[T]:
     """Return on every rank the list of all ranks' values (small, JSON-like objects), in rank order."""
     if world.size == 1:

@@ -15,6 +15,14 @@ class ConfigError(SidestackError):
     """A configuration value, key or override breaks a rule."""
 
 
+class AddressError(SidestackError):
+    """A path that looks like a URL is none that can be used, or a URL stands where a local path must."""
+
+
+class RemoteError(SidestackError):
+    """An object store cannot be reached, or refuses what was asked of it; the message names the URL and what to do."""
+
+
 class DataError(SidestackError):
     """A table breaks its contract; the message names file, column, row group and rule."""
 

@@ -18,6 +18,7 @@ from infra.config import Config, digest, parse
 from infra.errors import SidestackError
 from infra.mlflow_runs import end_parent, log_artifacts, open_parent, replay
 from infra.mlflow_store import StoreError
+from infra.remote.copies import refresh, remove_file
 from infra.tables import read_json
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ class Journal:
 
     def remove(self) -> None:
         """Remove the file."""
-        self._file.unlink(missing_ok=True)
+        remove_file(self._file)
 
     def write(self) -> None:
         """Write the entries to the file."""
@@ -180,6 +181,7 @@ def journals(folder: Path) -> list[Journal]:
         folder: the run's.
     """
     found = []
+    refresh(folder / FOLDER)
     for file in (folder / FOLDER).glob("*.json"):
         with suppress(SidestackError):
             found.append(Journal(file, parse(Entries, read_json(file), str(file))))

@@ -1,9 +1,9 @@
 """The lease of an output: which of the jobs that were launched for it may commit.
 
 The driver writes a file beside the output before it launches a job, with a token that the job is told in its
-environment. A job whose token is no longer in the file was superseded, though it may live on unseen; whatever it
-commits from then on, its checkpoints included, is refused (`infra.commit.committing`). A stage run by hand has no lease
-and needs none.
+environment; beside a URL the file lies in the store, too, where jobs on other hosts read it. A job whose token is no
+longer in the file was superseded, though it may live on unseen; whatever it commits from then on, its checkpoints
+included, is refused (`infra.commit.committing`). A stage run by hand has no lease and needs none.
 """
 
 import json
@@ -11,6 +11,8 @@ import os
 from pathlib import Path
 
 from infra.errors import CommitError
+from infra.remote.copies import read_bytes
+from infra.remote.urls import address, place
 
 VARIABLE = "SIDESTACK_LEASE"
 """Holds the token and, after a space, the lease's file."""
@@ -23,7 +25,7 @@ def lease_file(out: Path) -> Path:
 
 def lease_of(out: Path, token: str) -> str:
     """Return the value of `VARIABLE` for a job."""
-    return f"{token} {lease_file(out).absolute()}"
+    return f"{token} {address(lease_file(out).absolute())}"
 
 
 def require_lease() -> None:
@@ -33,7 +35,7 @@ def require_lease() -> None:
         CommitError: another job was launched in its place, or the driver took it for ended.
     """
     token, _, file = os.environ.get(VARIABLE, "").partition(" ")
-    if token and _token_in(Path(file)) != token:
+    if token and _token_in(place(file)) != token:
         raise CommitError(
             f"{file}: this job no longer holds the lease of its output: the driver took it for ended, or launched"
             " another; nothing was committed"
@@ -43,7 +45,7 @@ def require_lease() -> None:
 def _token_in(file: Path) -> str | None:
     """Return the token in a lease's file; None where there is no file, or it is not a lease's."""
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = json.loads(read_bytes(file))
     except (OSError, ValueError):
         return None
     token = record.get("token") if isinstance(record, dict) else None

@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from infra.commit import MANIFEST, is_committed, read_manifest
+from infra.commit import MANIFEST, fetch_files, is_committed, read_manifest
 from infra.logs import LOG
 from infra.masking import masked
 from infra.mlflow_store import store_in, store_uri
 from infra.record import CONFIG_FILE, HISTORY_FILE, SUMMARY_FILE, numbers_of
+from infra.remote.urls import address
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput
@@ -271,6 +272,7 @@ def replay(
         CommitError: `committed` is no committed directory.
     """
     manifest = read_manifest(committed)
+    fetch_files(committed, CONFIG_FILE, HISTORY_FILE, SUMMARY_FILE)
     told = _children(client, parent_run, manifest.key, committed)
     if any(child.info.status == "FINISHED" for child in told):
         return
@@ -344,7 +346,7 @@ def _datasets(inputs: Mapping[str, Path]) -> "list[DatasetInput]":
         if not is_committed(path):
             continue
         digest = read_manifest(path).digest
-        source = json.dumps({"path": str(path)})
+        source = json.dumps({"path": address(path)})
         # The store cuts digests at 36 characters, so the whole one goes into a tag.
         dataset = Dataset(name, digest[:_DIGEST_LENGTH], "local", source)
         tags = [InputTag("mlflow.data.context", name), InputTag("sidestack.digest", digest)]

@@ -4,7 +4,6 @@ Training does not depend on the store. A request waits for some seconds and is n
 not sent (`infra.tracking.Mirror`, `infra.journal`).
 """
 
-import fcntl
 import logging
 import os
 import sqlite3
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 from infra.errors import ConfigError
+from infra.locks import locked
 from infra.masking import masked, one_line
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def connect() -> "MlflowClient":
     if file is None:
         return _connected(partial(client_of, tracking_uri=uri), uri)
     file.parent.mkdir(parents=True, exist_ok=True)
-    with _alone_at(file):
+    with locked(Path(f"{file}.lock"), wait=True):
         if not file.exists() or file.stat().st_size == 0:
             _make(file, uri, client_of)
         try:
@@ -162,13 +162,6 @@ def _require_tables(file: Path) -> None:
     """Raise sqlite3's error where a file is none of MLflow's databases: mlflow itself would try it for hours."""
     with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as database:
         database.execute("SELECT version_num FROM alembic_version").fetchone()
-
-
-@contextmanager
-def _alone_at(file: Path) -> Iterator[None]:
-    with Path(f"{file}.lock").open("w", encoding="utf-8") as lock:  # the lock goes with the process
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _make(file: Path, uri: str, client_of: "Callable[..., MlflowClient]") -> None:

@@ -17,6 +17,7 @@ from pydantic import NonNegativeInt
 from infra.commit import Manifest, write_whole
 from infra.config import Config, Inside, matching, parse
 from infra.errors import CommitError, DataError
+from infra.remote.copies import read_bytes
 from infra.tables import parse_json
 
 LISTS = "lists"
@@ -143,9 +144,16 @@ def _write_list(store: Path, entries: Sequence[PartitionEntry]) -> str:
     content = PartitionList(partitions=tuple(entries)).model_dump_json().encode()
     digest = hashlib.sha256(content).hexdigest()
     file = list_file(store, digest)
-    if not file.is_file() or file.read_bytes() != content:
+    if _bytes_of(file) != content:
         write_whole(file, content)
     return digest
+
+
+def _bytes_of(file: Path) -> bytes | None:
+    try:
+        return read_bytes(file)
+    except FileNotFoundError:
+        return None
 
 
 def read_lists(store: Path, lists: Mapping[str, Sequence[str]]) -> tuple[PartitionEntry, ...]:
@@ -163,7 +171,7 @@ def read_lists(store: Path, lists: Mapping[str, Sequence[str]]) -> tuple[Partiti
 def _read_list(store: Path, digest: str) -> Sequence[PartitionEntry]:
     file = list_file(store, digest)
     try:
-        content = file.read_bytes()
+        content = read_bytes(file)
     except OSError as error:
         raise CommitError(f"{file}: a list of partitions cannot be read: {error.strerror}") from error
     if hashlib.sha256(content).hexdigest() != digest:

@@ -13,7 +13,8 @@ from pydantic import ValidationError
 
 from infra.commit import write_whole
 from infra.config import Config
-from infra.errors import PreemptedError
+from infra.errors import PreemptedError, RemoteError
+from infra.remote.copies import read_bytes, remove_file
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 EXIT_STATUS = 128 + signal.SIGTERM
@@ -52,14 +53,14 @@ def write_mark(out: Path, stop: PreemptedError, ranks: int, seconds: float | Non
 def read_mark(out: Path) -> Mark | None:
     """Return the mark that a stage has left beside its output; None: it was not preempted."""
     try:
-        return Mark.model_validate_json(_file(out).read_bytes())
-    except (OSError, ValidationError):
+        return Mark.model_validate_json(read_bytes(_file(out)))
+    except (OSError, ValidationError, RemoteError):
         return None
 
 
 def remove_mark(out: Path) -> None:
     """Remove the mark: the stage is started again."""
-    _file(out).unlink(missing_ok=True)
+    remove_file(_file(out))
 
 
 def _file(out: Path) -> Path:

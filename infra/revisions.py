@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from infra.partitions import PartitionEntry
-from infra.rows import CountedFile, FileRows
+from infra.rows import FileRows
 from infra.snapshot import CONTENT, Dataset
 from infra.tables import Entity
 
@@ -57,7 +57,6 @@ def read_revisions(dataset: Dataset, entity: Entity) -> Revisions:
 
 def _first_ids(dataset: Dataset, entry: PartitionEntry, column: str, number: int) -> Ints:
     """Return the first ids of a part: as ids rise, those of its rows that revise others come first."""
-    files = [CountedFile(dataset.store / entry.path / file.name, file.rows) for file in entry.files]
-    source = FileRows(files, [column])
+    source = FileRows(dataset.files_of(entry), [column])
     parts = [source.table(group)[column].to_numpy() for group in source.groups(0, number)]
     return np.concatenate(parts)[:number]

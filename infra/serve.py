@@ -1,8 +1,8 @@
 """Serve an exported model over HTTP, within bounds: `python -m infra.serve --model URI [--port 5000]`.
 
-URI is a saved model's folder (`exported/model`), or what MLflow resolves, such as `models:/sidestack-ranker@champion`.
-The process becomes uvicorn, which runs the model's own code (`infra.scoring_app`), not that of this checkout; the
-model's folder and its requirements are all that a serving machine needs.
+URI is a saved model's folder (`exported/model`), the URL of one in an object store, or what MLflow resolves, such as
+`models:/sidestack-ranker@champion`. The process becomes uvicorn, which runs the model's own code (`infra.scoring_app`),
+not that of this checkout; the model's folder and its requirements are all that a serving machine needs.
 """
 
 import argparse
@@ -11,8 +11,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from infra.commit import fetched, is_committed
 from infra.config import parse
 from infra.errors import DataError, SidestackError
+from infra.remote.urls import SCHEMES, place, url_of
 from infra.scoring_app import VARIABLE, ServeConfig
 from infra.served import CODE_FOLDER, quiet_mlflow
 
@@ -29,10 +31,23 @@ def model_folder(model: str) -> Path:
     Raises:
         DataError: there is none, or it does not carry the server's code.
     """
-    folder = Path(model) if Path(model).is_dir() else _downloaded(model)
+    folder = Path(model) if Path(model).is_dir() else _fetched(model) or _downloaded(model)
     if not (folder / CODE_FOLDER / "infra" / "scoring_app.py").is_file():
         raise DataError(f"--model {model}: does not carry this server; export it again, or use mlflow models serve")
     return folder.absolute()
+
+
+def _fetched(url: str) -> Path | None:
+    """Return the copy of a folder within what a stage committed at a URL; None: it is not that of one."""
+    if not url.startswith(tuple(f"{scheme}://" for scheme in SCHEMES)):
+        return None
+    path = place(url)
+    within = (folder for folder in (path, *path.parents) if url_of(folder) is not None)
+    committed = next((folder for folder in within if is_committed(folder)), None)
+    if committed is None:
+        return None
+    fetched(committed)
+    return path
 
 
 def _downloaded(uri: str) -> Path:

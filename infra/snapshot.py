@@ -23,11 +23,12 @@ from typing import Any, Literal
 
 from pydantic import NonNegativeInt, model_validator
 
-from infra.commit import Manifest, read_manifest, verify
+from infra.commit import MANIFEST, Manifest, fetch_files, read_manifest, verify
 from infra.config import Config, digest, parse
-from infra.distributed import World, raise_on_all_ranks
+from infra.distributed import World, local_size, raise_on_all_ranks
 from infra.errors import CommitError, DataError
 from infra.partitions import ListDigest, PartitionEntry, by_table, date_slice, read_lists, write_lists
+from infra.remote.urls import url_of
 from infra.rows import CountedFile
 from infra.tables import SPEC_FILE, DatasetSpec, Entity, read_json, read_spec, write_spec
 
@@ -158,6 +159,10 @@ class Dataset:
         return store_of(self.path, self.snapshot)
 
     @cached_property
+    def _is_remote(self) -> bool:
+        return url_of(self.store) is not None
+
+    @cached_property
     def _tables(self) -> dict[str, list[PartitionEntry]]:
         return by_table(self.snapshot.partitions)
 
@@ -169,12 +174,18 @@ class Dataset:
         return [entry for entry in entries if first <= entry.date <= last]
 
     def files(self, table: str, first: date = date.min, last: date = date.max) -> tuple[CountedFile, ...]:
-        """Return a table's files in order; of a table by date those from `first` to `last`, inclusive."""
-        return tuple(
-            CountedFile(self.store / entry.path / file.name, file.rows)
-            for entry in self.partitions(table, first, last)
-            for file in entry.files
-        )
+        """Return a table's files in order; of a table by date those from `first` to `last`, inclusive.
+
+        Of a store that is a URL, they are this machine's copies, which are fetched where `verify` has not.
+        """
+        return tuple(file for entry in self.partitions(table, first, last) for file in self.files_of(entry))
+
+    def files_of(self, entry: PartitionEntry) -> tuple[CountedFile, ...]:
+        """Return a partition's files in order; see `files`."""
+        folder = self.store / entry.path
+        if self._is_remote and not (folder / MANIFEST).is_file():
+            self.verify_partition(entry)
+        return tuple(CountedFile(folder / file.name, file.rows) for file in entry.files)
 
     def on_date(self, day: date) -> list[PartitionEntry]:
         """Return a date's partitions of all tables."""
@@ -199,11 +210,14 @@ class Dataset:
     def verify(self, world: World, entries: Sequence[PartitionEntry]) -> None:
         """Check partitions against the snapshot and their manifests; each rank hashes its share. Every rank calls.
 
+        Of a store that is a URL, each node has all of them afterwards.
+
         Raises:
             CommitError: a partition is gone, or was altered. StageError: the same, found by another rank.
         """
+        first, step = (world.local_rank, local_size(world)) if self._is_remote else (world.rank, world.size)
         with raise_on_all_ranks(world, f"verifying the partitions of {self.path}"), ThreadPoolExecutor(4) as pool:
-            for _ in pool.map(self.verify_partition, entries[world.rank :: world.size]):
+            for _ in pool.map(self.verify_partition, entries[first::step]):
                 pass
 
     def verify_partition(self, entry: PartitionEntry) -> None:
@@ -245,6 +259,7 @@ def read_dataset(path: Path) -> Dataset:
         DataError: there is no snapshot, or it breaks its rules. ConfigError: `dataset.json` breaks the DatasetSpec.
         CommitError: a list of its partitions is gone, or was altered.
     """
+    fetch_files(Path(path), SPEC_FILE, SNAPSHOT_FILE)
     spec = read_spec(Path(path) / SPEC_FILE)
     file = Path(path) / SNAPSHOT_FILE
     written = parse(SnapshotFile, read_json(file), str(file))

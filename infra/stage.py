@@ -27,6 +27,8 @@ from infra.logs import LOG, set_up
 from infra.preemption import EXIT_STATUS, remove_mark, write_mark
 from infra.profile import WARMUP_STEPS, StepProfile
 from infra.record import CONFIG_FILE
+from infra.remote.trees import require_writable
+from infra.remote.urls import path_argument, place, url_of, with_urls
 from infra.tracking import RunLog
 from infra.watchdog import watching
 
@@ -88,7 +90,7 @@ class Inputs:
                 raise ConfigError(f"--input {pair!r}: must look like name=directory")
             if name in paths:
                 raise ConfigError(f"--input {name!r}: given twice")
-            paths[name] = Path(path)
+            paths[name] = place(path)
         for name in paths:
             if not any(_stands_for(one, name) for one in (*self.required, *self.optional)):
                 raise ConfigError(f"--input {name!r}: unknown; this stage takes: {self}")
@@ -152,7 +154,7 @@ def run_stage(
     except SidestackError as error:
         # A short message, not a trace: it is the user's to correct. torchrun's error file carries it to the driver.
         _record(error)
-        LOG.error(error)
+        LOG.error(with_urls(str(error)))
         raise SystemExit(EXIT_STATUS if isinstance(error, PreemptedError) else 1) from error
     except Exception as error:
         _record(error)
@@ -175,6 +177,8 @@ def _run(
             config = load_section(config_type, arguments.config, section, arguments.set).resolved()
             paths = inputs.named(arguments.input)
             refuse_taken(arguments.out)
+            if world.local_rank == 0 and url_of(arguments.out) is not None:
+                require_writable(arguments.out)
         with watching(world, arguments.out, timeouts, _record):
             _make(world, name, section, config, paths, body, arguments, identify)
 
@@ -247,14 +251,18 @@ def _call(body: Callable[[StageRun[C]], None], run: StageRun[C]) -> None:
 def _parse(name: str, inputs: Inputs, argv: Sequence[str] | None, is_training: bool) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=name, description=f"Run the stage {name!r} and commit its output.")
     parser.add_argument(
-        "--config", type=Path, help="the run's YAML file, or the stage's resolved one; without it, the defaults"
+        "--config",
+        type=path_argument,
+        help="the run's YAML file, or the stage's resolved one; without it, the defaults",
     )
     parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override a config value")
     parser.add_argument(
         "--input", action="append", default=[], metavar="NAME=DIR",
-        help=f"a committed input directory; takes: {inputs}",
+        help=f"a committed input directory, or its URL; takes: {inputs}",
     )  # fmt: skip
-    parser.add_argument("--out", type=Path, required=True, help="the directory to commit; must be free")
+    parser.add_argument(
+        "--out", type=path_argument, required=True, help="the directory to commit, or its URL; must be free"
+    )
     parser.add_argument("--key", default="", help="the digest that names this work, saved in the manifest")
     parser.add_argument("--parent-run", default=None, help="the MLflow run to log a child run under")
     parser.set_defaults(profile=0)

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from infra.checks import require_same_columns
-from infra.commit import FileEntry, committing, find_manifest, verify
+from infra.commit import FileEntry, committing, fetch_files, find_manifest, verify
 from infra.distributed import ALONE, World
 from infra.errors import AlreadyCommittedError, CommitError, DataError
 from infra.parquet import ROW_GROUP_BYTES, TableWriter, open_parquet, restored_schema
@@ -338,6 +338,7 @@ def require_same_columns_in_tables(store: Store, entries: Iterable[PartitionEntr
 
 
 def _schema_of(store: Store, entry: PartitionEntry) -> pa.Schema:
+    fetch_files(store.path / entry.path, entry.files[0].name)
     with open_parquet(store.path / entry.path / entry.files[0].name) as file:
         return restored_schema(file.schema_arrow)
 

@@ -21,9 +21,12 @@ from infra.distributed import Timeouts
 from infra.errors import ConfigError
 from infra.lanes import require_lanes
 from infra.masking import MASK
+from infra.remote.fields import Place
+from infra.remote.urls import url_of
 from infra.schedulers import option_names
 from pipelines.drift.config import DriftConfig
 from pipelines.prepare.config import PrepareConfig
+from pipelines.prepare.log.config import LogConfig
 from pipelines.report.config import CompareConfig
 from pipelines.retrain.config import RetrainConfig
 from pipelines.tables.config import TableConfig
@@ -120,8 +123,8 @@ class RunConfig(Config):
 
     name: FileName
     """Names the run's directory and its MLflow experiment."""
-    runs_dir: Path = Path("runs")
-    """Where runs lie; on more than one node, on a filesystem that all nodes share."""
+    runs_dir: Place = Path("runs")
+    """Where runs lie: on more than one node, on a filesystem that all nodes share, or at a URL of an object store."""
     arms: tuple[str, ...] | None = None
     """Which of `ranker.arms` to train and compare; by default all."""
     cluster: str | None = None
@@ -144,7 +147,7 @@ class RunConfig(Config):
     jobs: PositiveInt = 1
     """Stages under way at a time. On one machine they share its cores, `launch.*.cpu` being the most that each has: the
     comparison's samples a second are then those of a shared machine."""
-    encoders: dict[str, Path] = {}
+    encoders: dict[str, Place] = {}
     """By the SIDs' name (`sid` is section `encoder`'s): a committed encoder that is used as it is, in place
     of training one. New items are then encoded by it, and published SIDs stay."""
     replicates: Annotated[int, Field(ge=1, le=1000)] = Field(
@@ -334,6 +337,16 @@ class PipelineConfig(Config):
             for arm in table.arms:
                 if arm not in self.ranker.arms:
                     raise ValueError(f"tables.{name}.arms: {arm!r} is unknown; arms are {', '.join(self.ranker.arms)}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_retention(self) -> "PipelineConfig":
+        source, url = self.prepare.source, url_of(self.run.runs_dir)
+        if isinstance(source, LogConfig) and source.privacy.retention_days is not None and url is not None:
+            raise ValueError(
+                f"prepare.source.privacy.retention_days: nothing would be deleted at {url}; keep run.runs_dir on a"
+                " filesystem, where pipelines.privacy.expire deletes"
+            )
         return self
 
     @property

@@ -11,10 +11,12 @@ from typing import Any, Protocol
 
 from torchx.specs import AppDef
 
-from infra.commit import is_committed, read_manifest, refuse_taken, verify
+from infra.commit import is_committed, read_manifest, refuse_taken, require_whole
 from infra.config import digest, plain, to_yaml
 from infra.errors import CommitError, StageError, UnansweredError
 from infra.lease import lease_file
+from infra.remote.copies import is_there, put, remove_file
+from infra.remote.urls import address
 from pipelines.config import LaunchConfig, RunConfig
 from pipelines.environment import job_environment, name_secrets
 from pipelines.graph import Stage, key
@@ -136,7 +138,7 @@ class Pipeline:
             work = self._key(stage)
             out = self._place(stage, work)
             if is_committed(out):
-                lease_file(out).unlink(missing_ok=True)  # its driver was killed after the commit
+                remove_file(lease_file(out))  # its driver was killed after the commit
                 self._reuse(stage, out, work)
             else:
                 under_way.append(self._launch(stage, out, work))
@@ -145,10 +147,10 @@ class Pipeline:
     def _end(self, one: _UnderWay) -> None:
         label = one.stage.label
         if not is_committed(one.out):
-            raise StageError(f"[{label}] ended without error and without committing {one.out}")
+            raise StageError(f"[{label}] ended without error and without committing {address(one.out)}")
         read_manifest(one.out, stage=one.stage.name, key=one.work)
         self.seconds[label] = time.monotonic() - one.began
-        say(label, f"done in {self.seconds[label]:.0f} s: {one.out}")
+        say(label, f"done in {self.seconds[label]:.0f} s: {address(one.out)}")
         self._commit(one.stage, one.out, is_reused=False)
 
     def _commit(self, stage: Stage, out: Path, *, is_reused: bool) -> None:
@@ -173,10 +175,10 @@ class Pipeline:
     def _reuse(self, stage: Stage, out: Path, work: str | None = None) -> None:
         """Take a committed output in the stage's place, after checking that it is whole, and of the stage and key."""
         try:
-            verify(out, stage=stage.name, key=work)
+            require_whole(out, stage=stage.name, key=work)
         except CommitError as error:
-            raise CommitError(f"{error}; remove {out} to have it made again") from error
-        say(stage.label, f"done before: {out}")
+            raise CommitError(f"{error}; remove {address(out)} to have it made again") from error
+        say(stage.label, f"done before: {address(out)}")
         self._commit(stage, out, is_reused=True)
 
     def _launch(self, stage: Stage, out: Path, work: str) -> _UnderWay:
@@ -195,8 +197,8 @@ class Pipeline:
         launch = stage.launch
         parent_run = "" if self.tracker is None else self.tracker.parent_run
         app = stage.component(
-            config=str(self._write_config(stage)),
-            out=str(out),
+            config=address(self._write_config(stage)),
+            out=address(out),
             key=work,
             parent_run=parent_run,
             j=f"{launch.nodes}x{launch.ranks}",
@@ -209,7 +211,7 @@ class Pipeline:
             mounts=list(self.run.mounts),
             max_restarts=launch.max_restarts,
             max_retries=launch.max_retries,
-            **{name: str(path) for name, path in self._inputs(stage).items()},
+            **{name: address(path) for name, path in self._inputs(stage).items()},
         )
         name_secrets(app, self.run)
         return app
@@ -219,6 +221,7 @@ class Pipeline:
         file = configs_dir(self.run) / f"{stage.label}-{digest(stage.config)[:12]}.yaml"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(to_yaml({stage.section or stage.name: plain(stage.config)}), encoding="utf-8")
+        put(file)
         return file
 
     def _cores(self, launch: LaunchConfig) -> int:
@@ -244,7 +247,7 @@ def configs_dir(run: RunConfig) -> Path:
 
 def _clear_torn(work: Work) -> None:
     """Remove what a job left that is known to have ended: where a record of a job is left, it may live."""
-    if lease_file(work.out).exists():
+    if is_there(lease_file(work.out)):
         return
     for torn in work.out.parent.glob(f".{work.out.name}.*.tmp"):
         if torn.is_dir():

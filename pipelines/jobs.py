@@ -12,6 +12,8 @@ from infra.commit import write_whole
 from infra.config import Config
 from infra.errors import StageError
 from infra.lease import lease_file
+from infra.remote.copies import read_bytes, remove_file
+from infra.remote.urls import place
 
 
 @dataclass(frozen=True)
@@ -61,17 +63,17 @@ class JobRecord(Config):
 
     def write(self) -> None:
         """Write the record, whole."""
-        write_whole(lease_file(Path(self.out)), self.model_dump_json(indent=1).encode())
+        write_whole(lease_file(place(self.out)), self.model_dump_json(indent=1).encode())
 
     def is_kept(self) -> bool:
         """Return whether the output's lease is this job's: its end was not taken up, and no other was launched."""
-        found = read_record(Path(self.out))
+        found = read_record(place(self.out))
         return found is not None and found.token == self.token
 
     def remove(self) -> None:
         """Remove the record, where it is still this job's: the output's lease ends."""
         if self.is_kept():
-            lease_file(Path(self.out)).unlink(missing_ok=True)
+            remove_file(lease_file(place(self.out)))
 
 
 def read_record(out: Path) -> JobRecord | None:
@@ -82,7 +84,7 @@ def read_record(out: Path) -> JobRecord | None:
     """
     file = lease_file(out)
     try:
-        return JobRecord.model_validate_json(file.read_bytes())
+        return JobRecord.model_validate_json(read_bytes(file))
     except FileNotFoundError:
         return None
     except ValidationError as error:

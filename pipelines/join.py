@@ -13,11 +13,12 @@ from datetime import date
 from pathlib import Path
 
 from infra.checks import check_events
-from infra.commit import commit_alone
+from infra.commit import commit_alone, fetched
 from infra.errors import DataError, SidestackError
 from infra.impressions import all_columns, read_impressions
 from infra.parquet import TableWriter
 from infra.partitions import date_slice
+from infra.remote.urls import address, path_argument
 from infra.snapshot import Dataset, read_dataset
 from infra.store import FILE
 from pipelines.sid_tables import write_sid_tables
@@ -69,8 +70,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         SystemExit: with 1 where the snapshot or an argument breaks a rule, with 2 where arguments do not go together.
     """
     parser = argparse.ArgumentParser(prog="python -m pipelines.join", description="Join a snapshot's impressions.")
-    parser.add_argument("--dataset", type=Path, required=True, help="a snapshot, such as the output of materialize")
-    parser.add_argument("--out", type=Path, required=True, help="the directory to commit; must be free")
+    parser.add_argument(
+        "--dataset", type=path_argument, required=True, help="a snapshot, such as the output of materialize"
+    )
+    parser.add_argument("--out", type=path_argument, required=True, help="the directory to commit; must be free")
     parser.add_argument("--from", dest="first", type=date.fromisoformat, default=date.min, help="first date")
     parser.add_argument("--to", dest="last", type=date.fromisoformat, default=date.max, help="last date")
     parser.add_argument("--columns", nargs="+", default=[], help="which columns; by default all")
@@ -80,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.sids and (arguments.columns or dates != (date.min, date.max)):
         parser.error("--sids writes the SIDs of all items: --from, --to and --columns are of the impressions")
     try:
-        dataset = read_dataset(arguments.dataset)
+        dataset = read_dataset(fetched(arguments.dataset))
         if arguments.sids:
             written = write_sid_tables(dataset, arguments.out)
         else:
@@ -89,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"join: error: {error}", file=sys.stderr)
         raise SystemExit(1) from error
     for name, rows in written.items():
-        print(f"{rows:,} rows: {arguments.out / name}")
+        print(f"{rows:,} rows: {address(arguments.out / name)}")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from infra import lease
 from infra.commit import is_committed
 from infra.errors import ConfigError, SchedulerError, StageError, UnansweredError
 from infra.preemption import read_mark
+from infra.remote.urls import address
 from infra.schedulers import FACTORIES, Reattachable
 from infra.slurm import NEVER_STARTS
 from pipelines.failures import why
@@ -253,7 +254,7 @@ class Launcher:
         role = app.roles[0]
         log_dir = Path(str(self._options.get("log_dir", self._log_dir))).absolute()
         record = JobRecord(
-            scheduler=self._scheduler, label=work.label, key=work.key, out=str(work.out), role=role.name,
+            scheduler=self._scheduler, label=work.label, key=work.key, out=address(work.out), role=role.name,
             nodes=role.num_replicas, log_dir=str(log_dir),
         )  # fmt: skip
         record.write()

@@ -6,23 +6,26 @@ goes on where it broke, and a run that changes nothing only reads.
 """
 
 import argparse
-import fcntl
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
 import yaml
 
+from infra.commit import fetched
 from infra.config import digest, plain
 from infra.console import replace_unencodable
 from infra.errors import SidestackError, StageError
 from infra.journal import Status
+from infra.locks import HeldError, locked
 from infra.masking import masked
 from infra.mlflow_store import store_uri, use_store
+from infra.remote.copies import put
+from infra.remote.urls import address, path_argument, url_of, with_urls
 from pipelines.config import RunConfig, read_config
 from pipelines.environment import require_secrets, without_values
 from pipelines.execution import Pipeline, configs_dir, run_dir
@@ -95,7 +98,7 @@ def run_stages(
                 pipeline.tell_changes(plan)
             finally:
                 launcher.close()
-            last = pipeline.done[plan[-1].label]
+            last = fetched(pipeline.done[plan[-1].label])
             artifacts += [record, *sorted(last.iterdir())]
     return last
 
@@ -121,16 +124,15 @@ def alone(directory: Path) -> Iterator[None]:
     Raises:
         AtWorkError: another driver has it. StageError: it cannot be written.
     """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        opened = (directory / ".lock").open("w", encoding="utf-8")
-    except OSError as error:
-        raise StageError(f"{directory}: cannot be written ({error.strerror}); see run.runs_dir") from error
-    with opened as lock:
+    with ExitStack() as held:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise AtWorkError(f"{directory}: another driver is running here") from None
+            directory.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(directory / ".lock", wait=False))
+        except HeldError as error:
+            told = f" ({error})" if str(error) else ""
+            raise AtWorkError(f"{address(directory)}: another driver is running here{told}") from None
+        except OSError as error:
+            raise StageError(f"{directory}: cannot be written ({error.strerror}); see run.runs_dir") from error
         yield
 
 
@@ -140,6 +142,7 @@ def _record(run: RunConfig, values: Mapping[str, Any]) -> Path:
     file = configs_dir(run) / f"run-{digest({'text': text})[:12]}.yaml"
     file.parent.mkdir(exist_ok=True)
     file.write_text(text, encoding="utf-8")
+    put(file)
     return file
 
 
@@ -192,6 +195,8 @@ def tell_result(compared: Path) -> None:
     opening = f"{near(tool)} ui --backend-store-uri {uri}" if uri.startswith("sqlite:") else uri
     print((compared / "table.txt").read_text(encoding="utf-8").rstrip())
     print()
+    if (url := url_of(compared)) is not None:
+        print(f"output  {url}")
     print(f"report  {near(compared / 'report.html')}")
     print(f"MLflow  {opening}")
     print(near(compared / "comparison.json"), flush=True)
@@ -204,7 +209,7 @@ def exit_status() -> Iterator[None]:
     try:
         yield
     except SidestackError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {with_urls(str(error))}", file=sys.stderr)
         raise SystemExit(1) from None
     except Stopped as stop:
         with suppress(OSError):  # after SIGHUP, the terminal is gone
@@ -215,7 +220,7 @@ def exit_status() -> Iterator[None]:
 def command_line(program: str, description: str) -> argparse.ArgumentParser:
     """Return the parser of a command that runs stages: which file, and what to override."""
     parser = argparse.ArgumentParser(prog=program, description=description)
-    parser.add_argument("--config", type=Path, required=True, help="the run's YAML file")
+    parser.add_argument("--config", type=path_argument, required=True, help="the run's YAML file")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override a config value")
     return parser
 

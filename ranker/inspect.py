@@ -17,8 +17,10 @@ import numpy.typing as npt
 import pyarrow as pa
 from rich.table import Table
 
+from infra.commit import fetched
 from infra.console import wide_console
 from infra.errors import SidestackError
+from infra.remote.urls import path_argument
 from infra.rows import Rows, concatenated
 from infra.snapshot import Dataset, read_dataset
 from infra.stage import quiet
@@ -176,8 +178,8 @@ def _importance_table(whole: dict[str, float], found: Sequence[Importance]) -> T
 def main(argv: Sequence[str] | None = None) -> None:
     """Print what a ranker is and what it listens to."""
     parser = argparse.ArgumentParser(prog="python -m ranker.inspect", description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--model", type=Path, required=True, help="the output of a ranker's stage")
-    parser.add_argument("--dataset", type=Path, required=True, help="the snapshot it was trained on")
+    parser.add_argument("--model", type=path_argument, required=True, help="the output of a ranker's stage")
+    parser.add_argument("--dataset", type=path_argument, required=True, help="the snapshot it was trained on")
     parser.add_argument("--rows", type=int, default=50_000, help="about how many held-out rows are shuffled")
     arguments = parser.parse_args(argv)
     quiet()
@@ -191,7 +193,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _report(path: Path, dataset_path: Path, number: int) -> Iterator[Table | str]:
-    bundle, dataset = open_bundle(path), read_dataset(dataset_path)
+    bundle, dataset = open_bundle(fetched(path)), read_dataset(fetched(dataset_path))
     described = bundle.description
     require_trained_columns(described, dataset.spec, f"dataset={dataset_path}")
     require_sids(described, dataset_sids(dataset), f"dataset={dataset_path}")

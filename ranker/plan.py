@@ -21,6 +21,7 @@ from encoder.sid.spec import SidSpec
 from infra.config import Config, load_section, parse
 from infra.errors import ConfigError, SidestackError
 from infra.lanes import require_lanes
+from infra.remote.urls import local_argument, path_argument
 from infra.snapshot import read_dataset
 from infra.stage import quiet
 from infra.tables import DatasetSpec, read_json
@@ -218,14 +219,16 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m ranker.plan", description="Plan an arm's tables for ranks to come."
     )
     add = parser.add_argument
-    add("--config", type=Path, required=True, help="the run's YAML file")
+    add("--config", type=path_argument, required=True, help="the run's YAML file")
     add("--set", action="append", default=[], metavar="A.B=C", help="override a config value, such as ranker.arm=side")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--dataset", type=Path, help="a materialized dataset, to be measured")
-    source.add_argument("--input-spec", type=Path, help="a dataset's description (DatasetSpec, JSON) without the data")
+    source.add_argument("--dataset", type=path_argument, help="a materialized dataset, to be measured")
+    source.add_argument(
+        "--input-spec", type=local_argument, help="a dataset's description (DatasetSpec, JSON) without the data"
+    )
     add(
         "--sid-spec",
-        type=Path,
+        type=local_argument,
         action="append",
         default=[],
         help="with --input-spec: SIDs it would have (SidSpec, JSON)",
@@ -245,7 +248,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--device", choices=("cuda", "cpu"), default="cuda", help="what the ranks compute on")
     add("--rows", type=_positive(int), help="training rows; by default the dataset's")
     add("--samples-per-second", type=_positive(float), help="over all ranks, as measured or hoped for")
-    add("--json", type=Path, help="also write the plan into this file")
+    add("--json", type=local_argument, help="also write the plan into this file")
     return parser.parse_args(argv)
 
 

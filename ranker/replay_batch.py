@@ -15,9 +15,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from infra.commit import is_committed
+from infra.commit import MANIFEST, fetched
 from infra.distributed import World, started
 from infra.errors import SidestackError
+from infra.remote.copies import folders
+from infra.remote.urls import local_argument, place
 from infra.snapshot import read_dataset
 from infra.stage import quiet
 from infra.state import fill, read_state
@@ -74,13 +76,13 @@ def replay(folder: Path, rank: int, world: World) -> Replay:
 def _model(saved: SavedBatch, world: World) -> tuple[ShardedRanker, Path | None]:
     """Build the model, and fill it from the last checkpoint, where there is one."""
     features = saved.ranker.features()
-    constants = read_constants(read_dataset(Path(saved.dataset)), features.constants)
+    constants = read_constants(read_dataset(fetched(place(saved.dataset))), features.constants)
     sharded = build_sharded(features, saved.ranker.config, world, constants)
-    steps = sorted(path for path in Path(saved.checkpoints).glob("step-*") if is_committed(path))
+    steps = sorted(path for path in folders(place(saved.checkpoints), having=MANIFEST) if path.name.startswith("step-"))
     if not saved.checkpoints or not steps:
         return sharded, None
     sharded.make_dense_state()
-    fill(sharded.parted_state(features)[0], read_state(steps[-1], sharded.shards(features)))
+    fill(sharded.parted_state(features)[0], read_state(fetched(steps[-1]), sharded.shards(features)))
     return sharded, steps[-1]
 
 
@@ -106,7 +108,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(prog="ranker.replay_batch", description=__doc__)
-    parser.add_argument("folder", type=Path, metavar="DIR", help="the <out>.nonfinite of a training")
+    parser.add_argument("folder", type=local_argument, metavar="DIR", help="the <out>.nonfinite of a training")
     parser.add_argument("--rank", type=int, help="whose batch; by default the first that is there")
     arguments = parser.parse_args(argv)
     quiet()

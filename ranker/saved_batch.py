@@ -19,6 +19,7 @@ from torchrec import KeyedJaggedTensor
 from infra.config import Config
 from infra.distributed import World, gather
 from infra.errors import DataError
+from infra.remote.urls import address
 from infra.stage import StageRun
 from infra.tensors import write_tensors
 from ranker.batch import RankerBatch
@@ -62,8 +63,8 @@ def saved_if_not_finite(run: StageRun[RankerConfig], ranker: Description) -> Ite
         have = gather(run.world, error.is_own)
         told = f"{error}; see python -m ranker.replay_batch {folder}"
         if error.is_own or not any(have):
-            checkpoints = "" if run.checkpoints is None else str(run.checkpoints.path)
-            dataset = str(run.inputs["dataset"].absolute())
+            checkpoints = "" if run.checkpoints is None else address(run.checkpoints.path)
+            dataset = address(run.inputs["dataset"].absolute())
             try:
                 _save(folder, run.world, error, ranker, dataset, checkpoints)
             except OSError as fault:  # what the loss is matters more

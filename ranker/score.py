@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from infra.checkpoint import MACHINE
-from infra.commit import committing, is_committed, read_manifest
+from infra.commit import MANIFEST, committing, fetched, is_committed, read_manifest
 from infra.config import digest
 from infra.distributed import World, barrier, raise_on_all_ranks
 from infra.errors import DataError
 from infra.lanes import LaneReader
 from infra.partitions import PartitionEntry
+from infra.remote.copies import remove_folder
 from infra.snapshot import Dataset, read_dataset
 from infra.stage import StageRun, run_stage, with_inputs
 from ranker.budget import DecidedConfig
@@ -160,7 +161,7 @@ def _is_done(world: World, out: Path, work: str) -> bool:
         is_done = is_committed(out) and read_manifest(out).key == work
     barrier(world)  # nobody looks any more
     if world.is_main and not is_done:
-        shutil.rmtree(out, ignore_errors=True)
+        remove_folder(out, first=MANIFEST)
     barrier(world)
     return is_done
 
@@ -173,7 +174,7 @@ def _collect(folder: Path, parts: int, out: Path) -> None:
     """Put the files of all parts into one folder, by another name of the same bytes where the file system has that."""
     out.mkdir()
     for number in range(parts):
-        for file in sorted(_folder(folder, number).glob("*.parquet")):
+        for file in sorted(fetched(_folder(folder, number)).glob("*.parquet")):
             name = out / f"part-{number:05d}-{file.name.removeprefix('part-')}"
             try:
                 os.link(file, name)

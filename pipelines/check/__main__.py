@@ -13,6 +13,7 @@ from rich.table import Table
 
 from infra.console import wide_console
 from infra.errors import ConfigError, DataError
+from infra.remote.urls import local_argument, path_argument
 from pipelines.check.estimate import estimates, warnings
 from pipelines.check.guess import as_yaml, guessed_config, tables_in
 from pipelines.check.profile import Profile, faults, profile
@@ -20,6 +21,7 @@ from pipelines.config import PipelineConfig, read_config
 from pipelines.prepare.log.config import LogConfig
 from pipelines.prepare.log.files import raw_files
 from pipelines.prepare.log.on_duckdb import database
+from pipelines.prepare.remote import fetch_source
 from pipelines.run import exit_status
 
 
@@ -50,6 +52,7 @@ def check(config_file: Path, overrides: list[str]) -> None:
         raise ConfigError(
             f"{config_file}: prepare.source.kind: only a raw log (kind: log) is checked, not {source.kind}"
         )
+    fetch_source(source)
     files = raw_files(source, config.prepare.ledger)
     with TemporaryDirectory() as scratch, database(Path(scratch)) as connection:
         found = faults(source, files, connection)
@@ -93,9 +96,11 @@ def main() -> None:
     """Run the command; a fault is one message on stderr."""
     parser = argparse.ArgumentParser(prog="python -m pipelines.check", description=__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--init", type=Path, metavar="FOLDER", help="guess a configuration for a folder of raw files")
-    what.add_argument("--config", type=Path, help="a run's configuration, whose raw log is looked at")
-    parser.add_argument("--out", type=Path, default=Path("run.yaml"), help="where --init writes (run.yaml)")
+    what.add_argument(
+        "--init", type=local_argument, metavar="FOLDER", help="guess a configuration for a folder of raw files"
+    )
+    what.add_argument("--config", type=path_argument, help="a run's configuration, whose raw log is looked at")
+    parser.add_argument("--out", type=local_argument, default=Path("run.yaml"), help="where --init writes (run.yaml)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, as in pipelines.run")
     arguments = parser.parse_args()
     with exit_status():

@@ -4,6 +4,7 @@ from typing import Any
 
 from pipelines.prepare.complete_journey.prepare import CompleteJourney
 from pipelines.prepare.contract import Prepare
+from pipelines.prepare.remote import fetch_source
 from pipelines.prepare.sources import AnySource
 
 
@@ -14,6 +15,7 @@ class PrepareConfig(Prepare):
 
     def data_identity(self) -> str:
         """Return what identifies the files that the source reads; see `SourceConfig.data_identity`."""
+        fetch_source(self.source)
         return self.source.data_identity(self)
 
     def identity(self) -> dict[str, Any]:

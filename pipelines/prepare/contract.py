@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from infra.config import Config, Day, digest
+from infra.remote.fields import LocalPath
 from infra.stage import StageRun
 from infra.tables import DatasetSpec, Entity
 
@@ -59,7 +60,7 @@ class Prepare(Config):
 
     as_of: Day | None = None
     """The snapshot knows what happened before this date, and nothing later; by default all the log has."""
-    cache_dir: Path = Path(".cache")
+    cache_dir: LocalPath = Path(".cache")
     """Where text embeddings are kept between runs, by the digest of texts and model, and the ledger of source files."""
 
     @property
@@ -73,6 +74,10 @@ class SourceConfig(Config):
 
     kind: str
     """The name of the source."""
+
+    def paths(self) -> Sequence[Path]:
+        """Return the files and folders that it reads; those of URLs are fetched before it is opened or identified."""
+        return ()
 
     @abstractmethod
     def open(self, run: StageRun[Prepare]) -> Source:

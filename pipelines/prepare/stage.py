@@ -3,6 +3,7 @@
 from infra.stage import StageRun
 from pipelines.prepare.config import PrepareConfig
 from pipelines.prepare.dataset import write_dataset
+from pipelines.prepare.remote import fetch_source_to_nodes
 
 
 def prepare(run: StageRun[PrepareConfig]) -> None:
@@ -11,4 +12,5 @@ def prepare(run: StageRun[PrepareConfig]) -> None:
     Raises:
         ConfigError: the source's package or directory is not there. DataError: a source breaks the contract.
     """
+    fetch_source_to_nodes(run.config.source, run.world)
     write_dataset(run, run.config.source.open(run))

@@ -16,6 +16,7 @@ from pathlib import Path
 from infra.commit import MANIFEST, read_manifest
 from infra.errors import ConfigError, DataError
 from infra.partitions import slice_date
+from infra.remote.urls import local_argument
 from infra.snapshot import read_dataset
 from infra.store import Store
 from pipelines.prepare.log.retention import RETAINED_SINCE, record_deleted
@@ -116,9 +117,13 @@ def _remove(path: Path) -> None:
 def main() -> None:
     """Run the command; a fault is one message on stderr."""
     parser = argparse.ArgumentParser(prog="python -m pipelines.privacy.expire", description=__doc__)
-    parser.add_argument("--snapshot", type=Path, required=True, metavar="DIR", help="a snapshot; it stays whole")
+    parser.add_argument(
+        "--snapshot", type=local_argument, required=True, metavar="DIR", help="a snapshot; it stays whole"
+    )
     parser.add_argument("--before", type=date.fromisoformat, metavar="DATE", help="the first date that stays")
-    parser.add_argument("--keep", type=Path, nargs="*", default=[], metavar="DIR", help="further snapshots that stay")
+    parser.add_argument(
+        "--keep", type=local_argument, nargs="*", default=[], metavar="DIR", help="further snapshots that stay"
+    )
     arguments = parser.parse_args()
     with exit_status():
         before = arguments.before or retained_since(arguments.snapshot)

@@ -6,9 +6,9 @@ request. Without ids it reads them from the standard input, a line each, which l
 
 import argparse
 import sys
-from pathlib import Path
 
 from infra.errors import ConfigError
+from infra.remote.urls import path_argument
 from pipelines.config import read_config
 from pipelines.prepare.log.config import LogConfig
 from pipelines.prepare.log.masking import KINDS, masking_of
@@ -18,7 +18,9 @@ from pipelines.run import exit_status
 def main() -> None:
     """Run the command; a fault is one message on stderr."""
     parser = argparse.ArgumentParser(prog="python -m pipelines.privacy.mask", description=__doc__)
-    parser.add_argument("--config", type=Path, required=True, help="the run's configuration, which names the key")
+    parser.add_argument(
+        "--config", type=path_argument, required=True, help="the run's configuration, which names the key"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, as in pipelines.run")
     parser.add_argument("--kind", choices=KINDS, default="user", help="whose ids they are")
     parser.add_argument("ids", nargs="*", metavar="ID")

@@ -6,7 +6,7 @@ from datetime import UTC, date, datetime
 from functools import cached_property
 from pathlib import Path
 
-from infra.commit import read_manifest, verify
+from infra.commit import fetched, read_manifest, verify
 from infra.config import plain
 from infra.snapshot import Dataset, read_dataset
 from infra.tables import read_json
@@ -164,7 +164,7 @@ class Retraining:
         stages = cycle_stages(self.config, plan, lying)
         pipeline.run_stages(stages)
         made = {stage.label: pipeline.done[stage.label] for stage in stages}
-        judgement = read_json(made["judge"] / JUDGEMENT_FILE)
+        judgement = read_json(fetched(made["judge"]) / JUDGEMENT_FILE)
         gates = tuple(Gate(**gate) for gate in judgement["gates"])
         if edited := self.registry.edited(self.ledger):
             gates += (Gate(name="registry", verdict="closed", rule="as it was left", why=edited),)

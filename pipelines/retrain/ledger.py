@@ -19,6 +19,7 @@ from pydantic import AfterValidator
 from infra.commit import verify, write_whole
 from infra.config import C, Config, digest, leads_inside, parse
 from infra.errors import CommitError, DataError, StageError
+from infra.remote.copies import refresh
 from infra.sealed import sealed, unsealed
 from pipelines.retrain.config import PolicyName
 from ranker.config import Dates
@@ -133,6 +134,7 @@ class Ledger:
     def __init__(self, run: Path) -> None:
         self.run = run
         folder = run / CYCLES
+        refresh(folder)
         names = (PLAN_FILE, OUTCOME_FILE)
         found = sorted(path for path in folder.glob("[0-9]*") if any((path / name).exists() for name in names))
         self.cycles = [_read(path) for path in found]

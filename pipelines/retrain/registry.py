@@ -9,12 +9,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from infra.commit import read_manifest, write_whole
+from infra.commit import fetched, read_manifest, write_whole
 from infra.config import Config, parse
 from infra.masking import one_line
 from infra.mlflow_runs import end_parent, metric_name, open_parent, replay
 from infra.mlflow_store import connect, use_store
 from infra.registration import register
+from infra.remote.copies import refresh
 from infra.tables import read_json
 from pipelines.job_log import say
 from pipelines.retrain.ledger import Cycle, Ledger
@@ -60,6 +61,7 @@ class Registry:
         self._file = run / PUBLISHED_FILE
         self._run, self._experiment, self._runs_dir, self._model = run, experiment, runs_dir, model
         self._pause_ends = 0.0
+        refresh(run / PUBLISHED_FILE)
         use_store(runs_dir)
 
     @property
@@ -155,7 +157,7 @@ class Registry:
             return
         assert cycle.outcome is not None and cycle.outcome.candidate is not None
         candidate = cycle.outcome.candidate
-        export = self._run / candidate.export
+        export = fetched(self._run / candidate.export)
         lineage = read_manifest(export).facts.get("lineage", {})
         own = {RUN_TAG: self._id(), CYCLE_TAG: str(number)}
         tags = {**own, **{f"sidestack.{name}": str(value) for name, value in lineage.items()}}

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from infra.config import plain
 from infra.errors import ConfigError
+from infra.remote.copies import put
 from pipelines.config import WITHOUT_BASELINE, PipelineConfig, read_config
 from pipelines.execution import run_dir
 from pipelines.graph import stages
@@ -46,6 +47,8 @@ def make_tables(config_file: Path, overrides: Sequence[str], only: Sequence[str]
     text = as_page(config.tables, found, {name: path.name for name, path in compared.items()})
     page.write_text(text, encoding="utf-8")
     page.with_suffix(".json").write_text(_as_json(found), encoding="utf-8")
+    for file in (page, page.with_suffix(".json")):
+        put(file)
     print(as_text(config.tables, found))
     return page
 

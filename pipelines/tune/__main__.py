@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from infra.config import plain, to_yaml
+from infra.remote.copies import put
 from pipelines.config import read_config
 from pipelines.execution import run_dir
 from pipelines.run import command_line, exit_status, near, run_pipeline, run_stages, tell_result
@@ -38,6 +39,7 @@ def tune(config_file: Path, overrides: Sequence[str]) -> tuple[Path, Path]:
     tuned = run_dir(config.run) / TUNED_FILE
     text = to_yaml(tuned_values(values, config, {arm: trial.setting for arm, trial in result.best.items()}))
     tuned.write_text(text, encoding="utf-8")
+    put(tuned)
     return found, tuned
 
 

@@ -17,14 +17,15 @@ from pydantic import (
 
 from infra.config import Config, Days
 from infra.identity import Identify
+from infra.remote.fields import PlaceText
 from infra.tables import FollowupDays, TaskSpec
 from pipelines.prepare.contract import SourceConfig
 from pipelines.prepare.log.privacy_config import Privacy
 from pipelines.prepare.text_config import TextConfig
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Paths = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
-"""Files, folders or globs, of Parquet or CSV."""
+Paths = Annotated[tuple[PlaceText, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
+"""Files, folders or globs, of Parquet or CSV; local ones or URLs."""
 EngineName = Literal["duckdb", "spark"]
 
 

@@ -8,6 +8,7 @@ import duckdb
 
 from infra.errors import DataError
 from infra.identity import Ledger
+from infra.remote.urls import place
 from infra.sql import literal
 from pipelines.prepare.log.config import LogConfig
 
@@ -36,7 +37,7 @@ def raw_files(config: LogConfig, ledger: Path) -> RawFiles:
     """
     faults: list[str] = []
     tables: dict[str, Sequence[Path]] = {}
-    for name, paths in _paths(config).items():
+    for name, paths in paths_of(config).items():
         tables[name] = list(_found(name, paths, faults))
     if faults:
         raise DataError("\n".join(faults))
@@ -48,7 +49,8 @@ def raw_files(config: LogConfig, ledger: Path) -> RawFiles:
     return RawFiles(tables, identity)
 
 
-def _paths(config: LogConfig) -> dict[str, Sequence[str]]:
+def paths_of(config: LogConfig) -> dict[str, Sequence[str]]:
+    """Return the paths of each table, as the configuration has them."""
     found: dict[str, Sequence[str]] = {EVENTS: config.events.path}
     if config.items is not None:
         found[ITEMS] = config.items.path
@@ -68,11 +70,11 @@ def _found(name: str, paths: Sequence[str], faults: list[str]) -> Iterator[Path]
 def _files(path: str) -> Iterator[Path]:
     """Yield the data files of a path; those whose own name, or a folder's below it, begins with `_` or `.` are left
     out, and so are empty ones."""
-    place = Path(path)
-    if place.is_file():
-        yield from [place] if place.stat().st_size else []
+    given = place(path)
+    if given.is_file():
+        yield from [given] if given.stat().st_size else []
         return
-    base, pattern = _split_glob(place)
+    base, pattern = _split_glob(given)
     for file in base.glob(pattern or "**/*"):
         is_data = bool(pattern) or file.name.endswith(SUFFIXES)
         is_hidden = any(part.startswith(("_", ".")) for part in file.relative_to(base).parts)
@@ -83,7 +85,7 @@ def _files(path: str) -> Iterator[Path]:
 def _split_glob(path: Path) -> tuple[Path, str]:
     """Return the folder that a path names without wildcards, and what follows from the first wildcard on."""
     parts = path.parts
-    first = next((place for place, part in enumerate(parts) if any(sign in part for sign in "*?[")), len(parts))
+    first = next((number for number, part in enumerate(parts) if any(sign in part for sign in "*?[")), len(parts))
     return Path(*parts[:first]), "/".join(parts[first:])
 
 

@@ -18,6 +18,7 @@ from infra.code import code_digest
 from infra.config import digest, plain
 from infra.errors import DataError
 from infra.partitions import PartitionEntry
+from infra.remote.urls import url_of
 from infra.sql import literal, quoted
 from infra.store import FILE, Making, Store
 from pipelines.prepare.log.columns import RawColumn, category, condition, key, number, text, time, vector
@@ -70,7 +71,8 @@ class RawPart:
 
     def is_kept(self, store: Store) -> bool:
         """Whether its rows are there: retention deletes them and leaves the manifest, so none are read again."""
-        return (store.path / self.entry.path / FILE).is_file()
+        folder = store.path / self.entry.path  # from a URL nothing is deleted: what is not here is in the store
+        return url_of(folder) is not None or (folder / FILE).is_file()
 
     @property
     def expired(self) -> int:

@@ -16,8 +16,9 @@ import duckdb
 
 from infra.commit import write_whole
 from infra.errors import ConfigError
+from infra.remote.copies import is_there, read_bytes, remove_file
 from infra.store import Store
-from infra.tables import read_json
+from infra.tables import parse_json
 from pipelines.prepare.log.privacy_config import KeyPlace, Privacy
 
 IdKind = Literal["user", "item", "event", "request"]
@@ -104,8 +105,8 @@ def require_one_key(store: Store, masking: Masking | None, mask_items: bool) -> 
     """
     record = store.path / RECORD
     own = None if masking is None else {"key_id": masking.key_id, "items": mask_items}
-    if (store.path / "raw").exists():
-        found = read_json(record) if record.exists() else None
+    if is_there(store.path / "raw"):
+        found = parse_json(read_bytes(record), str(record)) if is_there(record) else None
         if found != own:
             raise ConfigError(
                 f"{WHERE}: {store.path}: holds {_said(found)}; the configuration says {_said(own)}. These are two id"
@@ -115,7 +116,7 @@ def require_one_key(store: Store, masking: Masking | None, mask_items: bool) -> 
     elif own is not None:
         write_whole(record, json.dumps(own).encode())
     else:
-        record.unlink(missing_ok=True)  # of a run that ended before it wrote an id
+        remove_file(record)  # of a run that ended before it wrote an id
 
 
 def _said(record: dict[str, object] | None) -> str:

@@ -12,6 +12,7 @@ import duckdb
 from infra.config import digest, plain
 from infra.distributed import broadcast, raise_on_all_ranks
 from infra.errors import ConfigError, DataError
+from infra.remote.urls import place
 from infra.sql import file_list, literal, quoted
 from infra.stage import StageRun
 from infra.store import Store
@@ -29,7 +30,7 @@ from pipelines.prepare.log.content import (
     vocabularies,
 )
 from pipelines.prepare.log.engine import require_engine
-from pipelines.prepare.log.files import EVENTS, ITEMS, USERS, raw_files
+from pipelines.prepare.log.files import EVENTS, ITEMS, USERS, paths_of, raw_files
 from pipelines.prepare.log.ingest import RawPart, ingest, repairs, table_settings
 from pipelines.prepare.log.masking import masking_of, require_one_key
 from pipelines.prepare.log.numbering import Numbering, files_of, made_once
@@ -41,6 +42,10 @@ from pipelines.prepare.text import embed_texts, embedding_dim
 
 class Log(LogConfig):
     """A log of one's own from raw files: string ids, events without histories, late labels, texts."""
+
+    def paths(self) -> Sequence[Path]:
+        """Return the paths of all tables' files, which may be globs."""
+        return [place(path) for paths in paths_of(self).values() for path in paths]
 
     def open(self, run: StageRun[Prepare]) -> LogSource:
         """Read what is new of the raw files, number it, and open the log. Every rank calls; rank 0 reads.

@@ -1,10 +1,10 @@
 """Configuration of a folder in the tables' contract."""
 
-from pathlib import Path
 from typing import Literal
 
 from infra.config import Days
 from infra.identity import Identify
+from infra.remote.fields import Place
 from infra.tables import FollowupDays
 from pipelines.prepare.contract import SourceConfig
 
@@ -20,8 +20,8 @@ class TablesConfig(SourceConfig):
     """
 
     kind: Literal["tables"]
-    path: Path
-    """The folder."""
+    path: Place
+    """The folder, or its URL."""
     requests: Literal["request_id", "user_time", "none"] | None = None
     """What makes a request: rows of one `request_id` beside each other; rows of one user and time (they are brought
     together, a date at a time in memory); or every row by itself. By default `request_id` where there is such a

@@ -47,6 +47,10 @@ _ROWS_A_DAY = 32
 class Tables(TablesConfig):
     """A log of one's own that grows: a folder of joined impressions, items and users in the tables' contract."""
 
+    def paths(self) -> Sequence[Path]:
+        """Return the folder."""
+        return (self.path,)
+
     def open(self, run: StageRun[Prepare]) -> "TablesLog":
         """Find the files of the folder, identify them, and complete what `dataset.json` says.
 

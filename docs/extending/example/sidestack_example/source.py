@@ -21,6 +21,7 @@ from infra.config import Days, digest, parse
 from infra.distributed import raise_on_all_ranks
 from infra.errors import DataError
 from infra.identity import Ledger
+from infra.remote.fields import Place
 from infra.stage import StageRun
 from infra.tables import DatasetSpec, Entity, TaskSpec, content_schema, flat_schema
 from pipelines.prepare.columns import Ragged, embeddings, table
@@ -42,12 +43,16 @@ class ClickFile(SourceConfig):
     """Settings of a click file."""
 
     kind: Literal["click_file"] = "click_file"
-    path: Path
-    """The file."""
+    path: Place
+    """The file, or its URL."""
     test_days: Days = 1
     """The newest so many dates are tested on, all before are trained on."""
     max_history: PositiveInt = 16
     """Newest earlier clicks of the user in a row's history."""
+
+    def paths(self) -> Sequence[Path]:
+        """Return the file."""
+        return (self.path,)
 
     def open(self, run: StageRun[Prepare]) -> "ClickLog":
         """Read the file, up to the snapshot's time, on every rank."""

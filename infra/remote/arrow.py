@@ -1,0 +1,167 @@
+"""Google's, Azure's and Hadoop's stores, by pyarrow.fs, which has no conditional put.
+
+Credentials come from each one's usual chain. `write_new` looks, writes, and reads back: two writers within that moment
+are not told apart by the store. The output's lease still tells jobs of a driver apart.
+"""
+
+import contextlib
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from pyarrow import fs
+
+from infra.errors import RemoteError
+from infra.masking import one_line
+from infra.remote.objects import AwayError, Found, Patience
+
+_RETRY = timedelta(seconds=20)
+"""Google's client tries for a quarter of an hour by itself."""
+_CHUNK = 8 << 20
+_HAS_FOLDERS = ("hdfs", "file")
+"""Stores in which a file is seen while it is written, and folders stay when they are empty."""
+
+
+def filesystem_of(scheme: str, host: str) -> Any:
+    """Return pyarrow's filesystem of a bucket, container or name node.
+
+    Raises:
+        RemoteError: this build of pyarrow has none for the scheme, or the store's client has no settings or library.
+    """
+    try:
+        if scheme == "gs":
+            return fs.GcsFileSystem(retry_time_limit=_RETRY)
+        filesystem, _ = fs.FileSystem.from_uri(f"{scheme}://{host}/")
+        return filesystem
+    except (OSError, ValueError, ImportError, AttributeError) as error:
+        raise RemoteError(f"{scheme}://{host}: cannot be opened: {one_line(error)}") from error
+
+
+class ArrowObjects:
+    """The objects of one bucket; see `infra.remote.objects.Objects`."""
+
+    def __init__(self, filesystem: Any, scheme: str, host: str) -> None:
+        """Hold a filesystem of pyarrow's."""
+        self._fs = filesystem
+        self._scheme = scheme
+        self._host = host
+        self._patience = Patience()
+
+    def read(self, key: str) -> bytes | None:
+        """Return an object's bytes; None: there is none."""
+
+        def get() -> bytes | None:
+            with self._naming(key):
+                if self._fs.get_file_info(self._path(key)).type != fs.FileType.File:
+                    return None
+                with self._fs.open_input_stream(self._path(key)) as opened:
+                    content: bytes = opened.read()
+                    return content
+
+        return self._patience.asking(get)
+
+    def write(self, key: str, content: bytes) -> None:
+        """Write an object, or replace it."""
+
+        def put() -> None:
+            with self._naming(key), self._writing(key) as opened:
+                opened.write(content)
+
+        self._patience.asking(put)
+
+    def write_new(self, key: str, content: bytes, writer: str) -> bool:
+        """Write an object unless there is one, and return whether what is there then has this writer's bytes."""
+        found = self.read(key)
+        if found is None:
+            self.write(key, content)
+            found = self.read(key)
+        return found == content
+
+    def upload(self, file: Path, key: str) -> None:
+        """Write a local file's bytes as an object."""
+
+        def put() -> None:
+            with self._naming(key), file.open("rb") as source, self._writing(key) as opened:
+                shutil.copyfileobj(source, opened, _CHUNK)
+
+        self._patience.asking(put)
+
+    def download(self, key: str, file: Path) -> None:
+        """Write an object's bytes into a local file."""
+
+        def get() -> None:
+            with self._naming(key), self._fs.open_input_stream(self._path(key)) as source, file.open("wb") as opened:
+                shutil.copyfileobj(source, opened, _CHUNK)
+
+        self._patience.asking(get)
+
+    def listed(self, prefix: str) -> list[Found]:
+        """Return the objects whose keys begin with a prefix, in order."""
+        folder = prefix.rpartition("/")[0]
+
+        def found() -> list[Found]:
+            with self._naming(prefix):
+                selector = fs.FileSelector(self._path(folder), recursive=True, allow_not_found=True)
+                infos = self._fs.get_file_info(selector)
+            files = [one for one in infos if one.type == fs.FileType.File]
+            own = [Found(self._key(one.path), one.size, one.mtime_ns or 0) for one in files]
+            return sorted(one for one in own if one.key.startswith(prefix))
+
+        return self._patience.asking(found)
+
+    def remove(self, keys: Sequence[str]) -> None:
+        """Remove objects; one that is not there is no fault."""
+        for key in keys:
+
+            def delete(key: str = key) -> None:
+                with self._naming(key), contextlib.suppress(FileNotFoundError):
+                    self._fs.delete_file(self._path(key))
+
+            self._patience.asking(delete)
+
+    @contextlib.contextmanager
+    def _writing(self, key: str) -> Iterator[Any]:
+        """Open an object for writing, which appears whole."""
+        if self._scheme not in _HAS_FOLDERS:
+            with self._fs.open_output_stream(self._path(key)) as opened:
+                yield opened
+            return
+        folder, _, name = key.rpartition("/")
+        temporary = f"{folder}/.{name}.{uuid.uuid4().hex[:8]}.tmp"
+        self._fs.create_dir(self._path(folder), recursive=True)
+        with self._fs.open_output_stream(self._path(temporary)) as opened:
+            yield opened
+        with contextlib.suppress(FileNotFoundError):
+            if self._scheme == "hdfs":  # whose rename does not replace
+                self._fs.delete_file(self._path(key))
+        self._fs.move(self._path(temporary), self._path(key))
+
+    def _path(self, key: str) -> str:
+        """Return a key as the filesystem has it: below the bucket, except where the host is the whole store."""
+        return f"/{key}" if self._scheme in _HAS_FOLDERS else f"{self._container}/{key}".rstrip("/")
+
+    def _key(self, path: str) -> str:
+        return path.removeprefix("/") if self._scheme in _HAS_FOLDERS else path.removeprefix(f"{self._container}/")
+
+    @property
+    def _container(self) -> str:
+        """The bucket; of `container@account.dfs.core.windows.net` the container."""
+        return self._host.partition("@")[0]
+
+    @contextlib.contextmanager
+    def _naming(self, key: str) -> Iterator[None]:
+        """Turn pyarrow's errors into ours."""
+        url = f"{self._scheme}://{self._host}/{key}".rstrip("/")
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise RemoteError(f"{url}: there is no such bucket or object; correct the URL") from error
+        except PermissionError as error:
+            raise RemoteError(f"{url}: no permission: {one_line(error)}") from error
+        except (TimeoutError, ConnectionError) as error:
+            raise AwayError(f"{url}: the store cannot be reached: {one_line(error)}") from error
+        except OSError as error:
+            raise RemoteError(f"{url}: the store cannot be used: {one_line(error)}") from error

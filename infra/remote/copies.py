@@ -1,0 +1,196 @@
+"""Files of a store and their copies in this machine's mirror: single ones, and folders that others fill.
+
+Every function takes a path as `infra.remote.urls.place` returns it, and does for a local path what one would expect.
+"""
+
+import contextlib
+import fnmatch
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from infra.errors import DataError, RemoteError
+from infra.remote.objects import Found, Objects, objects_of
+from infra.remote.urls import url_of
+
+AT_A_TIME = 8
+"""Files that are put or fetched at a time."""
+
+
+def remote(path: str | Path) -> tuple[Objects, str] | None:
+    """Return the store of a path that stands for a URL, and its key there; None: it is a local path."""
+    url = url_of(path)
+    return None if url is None else objects_of(url)
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return a file's bytes, of a URL those that the store has.
+
+    Raises:
+        FileNotFoundError: there is none. OSError: it cannot be read. RemoteError: the store does not let it be read.
+    """
+    found = remote(path)
+    if found is None:
+        return path.read_bytes()
+    store, key = found
+    content = store.read(key)
+    if content is None:
+        raise FileNotFoundError(2, "No such file or directory", url_of(path))
+    return content
+
+
+def is_there(path: Path) -> bool:
+    """Return whether there is a file or a folder, of a URL in the store."""
+    found = remote(path)
+    if found is None:
+        return path.exists()
+    store, key = found
+    return any(one.key == key or one.key.startswith(f"{key}/") for one in store.listed(key))
+
+
+def put(file: Path) -> None:
+    """Write a file of the mirror to the store; no-op for a local path."""
+    found = remote(file)
+    if found is not None:
+        store, key = found
+        store.write(key, file.read_bytes())
+
+
+def remove_file(file: Path) -> None:
+    """Remove a file, if it is there."""
+    file.unlink(missing_ok=True)
+    found = remote(file)
+    if found is not None:
+        store, key = found
+        store.remove([key])
+
+
+def remove_folder(folder: Path, *, first: str = "") -> None:
+    """Remove a folder and what is in it, on this machine and in the store; what cannot be removed is left.
+
+    Args:
+        folder: it. first: a file of it that goes before all others, by which readers know that it is whole.
+    """
+    found = remote(folder)
+    if found is not None:
+        store, key = found
+        with contextlib.suppress(RemoteError):
+            store.remove([f"{key}/{first}"] if first else [])
+            store.remove([one.key for one in store.listed(f"{key}/")])
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def folders(folder: Path, *, having: str = "") -> list[Path]:
+    """Return the folders within a folder, of a URL those in the store; all, or those that have a file of some name."""
+    found = remote(folder)
+    if found is None:
+        return [one for one in folder.glob("*/") if (one / having).exists()]
+    store, key = found
+    inside = [one.key.removeprefix(f"{key}/") for one in store.listed(f"{key}/")]
+    names = {one.partition("/")[0] for one in inside if "/" in one}
+    return [folder / one for one in sorted(names) if not having or f"{one}/{having}" in inside]
+
+
+def refresh(path: Path) -> None:
+    """Have this machine's copy of a file, or of a folder's files, be what the store has, such as another machine's
+    records; no-op for a local path."""
+    found = remote(path)
+    if found is not None:
+        store, key = found
+        own = (one for one in store.listed(key) if one.key == key or one.key.startswith(f"{key}/"))
+        _fetch_changed(store, {Path(f"{path}{one.key.removeprefix(key)}"): one for one in own})
+
+
+def fetch_sources(paths: Iterable[Path]) -> None:
+    """Copy what others put into a store to this machine: files, folders, or globs; no-op for local paths.
+
+    A copy is fetched again when the object's time, tag or size is another; one whose object is gone is removed.
+
+    Raises:
+        DataError: there is nothing at a URL. RemoteError: a store cannot be reached, or refuses.
+    """
+    for path in paths:
+        found = remote(path)
+        if found is not None:
+            _fetch_source(path, *found)
+
+
+def _fetch_source(path: Path, store: Objects, key: str) -> None:
+    parts = path.parts
+    wild = next((place for place, part in enumerate(parts) if _is_wild(part)), len(parts))
+    base, pattern = Path(*parts[:wild]), parts[wild:]
+    base_key = "/".join(key.split("/")[: len(key.split("/")) - len(pattern)]) if pattern else key
+    prefix = f"{base_key}/" if base_key else ""
+    if not pattern:
+        single = [one for one in store.listed(key) if one.key == key] if key else []
+        if single:
+            _fetch_changed(store, {base: single[0]})
+            return
+    wanted = {
+        base / inside: one
+        for one in store.listed(prefix)
+        if (inside := one.key.removeprefix(prefix)) and not inside.endswith("/") and _fits(inside.split("/"), pattern)
+    }
+    if not wanted:
+        raise DataError(f"{url_of(path)}: holds no file")
+    for file in base.rglob("*") if base.is_dir() else ():
+        if file.is_file() and file not in wanted and _fits(file.relative_to(base).parts, pattern):
+            file.unlink(missing_ok=True)
+    _fetch_changed(store, wanted)
+
+
+def _is_wild(part: str) -> bool:
+    return any(sign in part for sign in "*?[")
+
+
+def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Return whether a path is what `Path.glob` finds for a pattern, or lies in it; every path fits an empty one."""
+    if not pattern:
+        return True
+    if pattern[0] == "**":
+        return any(_fits(parts[skipped:], pattern[1:]) for skipped in range(len(parts) + 1))
+    return bool(parts) and fnmatch.fnmatchcase(parts[0], pattern[0]) and _fits(parts[1:], pattern[1:])
+
+
+def _fetch_changed(store: Objects, wanted: dict[Path, Found]) -> None:
+    changed = [(one.key, file, one.stamp) for file, one in wanted.items() if not _is_same(file, one)]
+    fetch(store, changed)
+
+
+def _is_same(file: Path, one: Found) -> bool:
+    try:
+        status = file.stat()
+    except OSError:
+        return False
+    return (status.st_size, status.st_mtime_ns) == (one.size, one.stamp)
+
+
+def fetch(store: Objects, wanted: Sequence[tuple[str, Path, int]]) -> None:
+    """Write objects into files, each of which appears whole; several at a time.
+
+    Args:
+        store: of the objects. wanted: key, file, and the time that the file gets, in ns; 0: the present one.
+    """
+
+    def one(key: str, file: Path, stamp: int) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.tmp")
+        try:
+            store.download(key, temporary)
+            if stamp:
+                os.utime(temporary, ns=(stamp, stamp))
+            temporary.replace(file)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    at_a_time(lambda item: one(*item), wanted)
+
+
+def at_a_time(work: "Callable[[tuple[str, Path, int]], None]", items: Sequence[tuple[str, Path, int]]) -> None:
+    """Do some work for each item in a few threads; the first error is raised once all have ended."""
+    with ThreadPoolExecutor(AT_A_TIME) as pool:
+        for _ in pool.map(work, items):
+            pass

@@ -1,0 +1,143 @@
+"""Paths that a user gives: local ones, and URLs of an object store, each of which has its place on this machine.
+
+All code works with `pathlib.Path`. Where a URL comes in, `place` turns it into a path of this machine's *mirror*, a
+folder of its own: `s3://bucket/runs` becomes `<mirror>/s3/bucket/runs`. So joining, names and relative paths are those
+of any folder. Where a path goes out to another machine, `address` turns it back. What lies in the mirror is a copy of
+what the store holds, or is local on purpose, such as logs (`infra.remote.copies`).
+
+Imports nothing but the standard library and our errors: components read URLs, too, and start without torch.
+"""
+
+import argparse
+import functools
+import os
+import re
+import socket
+import sys
+from pathlib import Path
+
+from infra.errors import AddressError
+
+SCHEMES = ("s3", "gs", "abfs", "abfss", "hdfs")
+MIRROR_VARIABLE = "SIDESTACK_MIRROR"
+"""Names the mirror's folder, where it is not in the user's cache."""
+
+_OTHER_NAMES = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "az": "abfs", "adl": "abfs", "wasb": "abfs", "wasbs": "abfss"}
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
+_LOST_A_SLASH = re.compile(rf"(?:{'|'.join([*SCHEMES, 'file'])}):/(?!/)")
+
+
+def place(path: str | Path) -> Path:
+    """Return the path on this machine that stands for a local path or a URL.
+
+    Raises:
+        AddressError: it looks like a URL and is none that can be used; the message shows no password.
+    """
+    text = os.fspath(path)
+    url = _URL.fullmatch(text)
+    if url is None:
+        if _LOST_A_SLASH.match(text):
+            raise AddressError(f"{text!r}: a URL has two slashes after its scheme, such as s3://bucket/folder")
+        return Path(path)
+    scheme, rest = url[1].lower(), url[2]
+    if scheme == "file":
+        return _local_file(text, rest)
+    host, _, inside = rest.partition("/")
+    _check(scheme, host, text)
+    parts = inside.rstrip("/").split("/") if inside.strip("/") else []
+    if any(part in ("", ".", "..") for part in parts) or not inside.isprintable():
+        raise AddressError(
+            f"'{scheme}://{host}/{inside}': has an empty part, . or .. in its path, or a control character"
+        )
+    return mirror() / scheme / Path(host, *parts)
+
+
+def _local_file(text: str, rest: str) -> Path:
+    if not rest.startswith("/"):
+        raise AddressError(f"{text!r}: a file on this machine is file:///folder, with three slashes")
+    return Path(rest)
+
+
+def _check(scheme: str, host: str, text: str) -> None:
+    shown = f"{scheme}://…" if "@" in host else repr(text)
+    if scheme not in SCHEMES:
+        other = f"; write {_OTHER_NAMES[scheme]}://" if scheme in _OTHER_NAMES else ""
+        raise AddressError(f"{shown}: schemes are {', '.join(f'{one}://' for one in SCHEMES)} and file://{other}")
+    user, _, name = host.rpartition("@")
+    if ":" in user or (user and scheme in ("s3", "gs")):
+        raise AddressError(
+            f"{shown}: a URL holds no credential; they come from the environment, a profile, or the machine's role"
+        )
+    if not re.fullmatch(r"[\w.-]+(:\d+)?", name) or name in (".", "..") or not re.fullmatch(r"[\w.-]*", user):
+        what = "host, such as hdfs://namenode:8020/folder" if scheme == "hdfs" else f"bucket, such as {scheme}://bucket"
+        raise AddressError(f"{shown}: names no {what}")
+
+
+def mirror() -> Path:
+    """Return the folder of this machine that holds the paths which stand for URLs.
+
+    By default it lies in the user's cache, in a folder named after the host: homes are often shared.
+    """
+    named = os.environ.get(MIRROR_VARIABLE, "").strip()
+    if named:
+        return _real(named)
+    return _real(f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/sidestack/{socket.gethostname() or 'host'}")
+
+
+@functools.cache  # asked of every path
+def _real(folder: str) -> Path:
+    return Path(os.path.realpath(Path(folder).expanduser()))
+
+
+def url_of(path: str | Path) -> str | None:
+    """Return the URL that a path stands for; None: it is a local path."""
+    found = os.path.normpath(Path(path).absolute())
+    root = f"{mirror()}{os.sep}"
+    if not found.startswith(root):
+        return None
+    scheme, _, rest = found.removeprefix(root).partition("/")
+    return f"{scheme}://{rest}" if rest else None
+
+
+def address(path: str | Path) -> str:
+    """Return a path as it is called on every machine: the URL that it stands for, or the path itself."""
+    return url_of(path) or os.fspath(path)
+
+
+def with_urls(text: str) -> str:
+    """Return a message in which files of the mirror are called by their URLs."""
+    for scheme in SCHEMES:
+        text = text.replace(f"{mirror()}/{scheme}/", f"{scheme}://")
+    return text
+
+
+def local(path: str | Path) -> Path:
+    """Return a path that must be local.
+
+    Raises:
+        AddressError: it is a URL.
+    """
+    found = place(path)
+    if (url := url_of(found)) is not None:
+        raise AddressError(f"{url!r}: must be a path on this machine; object stores are not taken here")
+    return found
+
+
+def path_argument(text: str) -> Path:
+    """Return `place` of a command's argument, as a type of `argparse`."""
+    try:
+        return place(text)
+    except AddressError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def local_argument(text: str) -> Path:
+    """Return `local` of a command's argument, as a type of `argparse`."""
+    try:
+        return local(text)
+    except AddressError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+if __name__ == "__main__":  # a job's script asks where a URL's logs lie on its node
+    print(place(sys.argv[1]))
