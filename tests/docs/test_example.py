@@ -21,10 +21,13 @@ import torch
 from encoder.config import EncoderConfig
 from encoder.quantizers import quantizers
 from infra.code import ROOT, code_digest, foreign_code
-from infra.config import parse, plain
+from infra.config import digest, parse, plain
 from infra.errors import ConfigError, DataError
 from infra.kinds import models_in
 from infra.snapshot import read_dataset
+from pipelines import graph
+from pipelines.config import PipelineConfig
+from pipelines.graph import key, stages
 from pipelines.prepare.config import PrepareConfig
 from pipelines.prepare.sources import sources
 
@@ -97,6 +100,21 @@ def test_its_code_decides_what_is_made_with_it(installed: None) -> None:
     config = parse(EncoderConfig, {"quantizer": {"kind": "sign_hash"}}, "encoder")
     assert foreign_code(models_in(config)) == {PACKAGE: code_digest([PACKAGE], EXAMPLE)}
     assert foreign_code(models_in(EncoderConfig())) == {}
+
+
+def test_its_code_is_in_the_keys_of_the_stages_that_run_it(installed: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {
+        "prepare": {"source": {"kind": "click_file", "path": "log.parquet"}},
+        "encoder": {"quantizer": {"kind": "sign_hash"}},
+        "run": {"name": "own"},
+    }
+    plan = {one.label: one for one in stages(parse(PipelineConfig, values, "run.yaml"))}
+    assert plan["materialize"].source() == digest({PACKAGE: code_digest([PACKAGE], EXAMPLE)})
+    own = ("prepare", "encoder")
+    before = [key(plan[label], {}) for label in (*own, "ranker-none")]
+    monkeypatch.setattr(graph, "foreign_code", lambda kinds: {PACKAGE: "changed"} if foreign_code(kinds) else {})
+    after = [key(plan[label], {}) for label in (*own, "ranker-none")]
+    assert [one == other for one, other in zip(before, after, strict=True)] == [False, False, True]
 
 
 def test_the_quantizer_decodes_to_the_nearest_of_its_codewords(installed: None) -> None:
