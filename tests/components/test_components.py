@@ -103,14 +103,18 @@ def test_each_stage_component_runs_a_module_that_exists(component: object) -> No
     assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file()
 
 
-def test_components_import_nothing_heavier_than_a_clusters_file() -> None:
+LIGHT = ("infra.clusters.config", "infra.remote.urls")
+"""Modules of ours that start without torch."""
+
+
+def test_components_import_nothing_heavier_than_a_clusters_file_and_urls() -> None:
     allowed = sys.stdlib_module_names | {"torchx", "components"}
     for file in (ROOT / "components").glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             for name in names:
-                is_allowed = name.split(".")[0] in allowed or name == "infra.clusters.config"
+                is_allowed = name.split(".")[0] in allowed or name in LIGHT
                 assert is_allowed, f"{file.name} imports {name}"
     loaded = "import sys, components.pipeline; print({'torch', 'pyarrow', 'mlflow'} & set(sys.modules))"
     ended = subprocess.run([sys.executable, "-c", loaded], cwd=ROOT, capture_output=True, text=True, check=True)
