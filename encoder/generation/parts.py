@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import pyarrow as pa
+import torch
 
 from encoder.config import MaterializeConfig
 from encoder.encoding import encode_table
@@ -89,6 +90,8 @@ def _write_part(
     fields = sid_fields(sid_columns(one.spec.name, one.spec))
 
     def with_sids(table: pa.Table) -> dict[str, tuple[SidSpec, pa.Array]]:
+        if world.device.type == "cuda":
+            torch.cuda.set_device(world.device)  # a thread that works ahead begins with the first
         world.state.stop_if_asked()
         ids_N = table[content.id_column].to_numpy()
         sids_NC = encode_table(one.bundle, one.spec, table, work.batch_size)
