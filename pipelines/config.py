@@ -22,12 +22,12 @@ from infra.errors import ConfigError
 from infra.lanes import require_lanes
 from infra.masking import MASK
 from infra.remote.fields import Place
-from infra.remote.urls import url_of
 from infra.schedulers import option_names
 from infra.tables import Entity
 from pipelines.drift.config import DriftConfig
 from pipelines.prepare.config import PrepareConfig
 from pipelines.prepare.log.config import Log
+from pipelines.prepare.remote import require_filesystem
 from pipelines.report.config import CompareConfig
 from pipelines.retrain.config import RetrainConfig
 from pipelines.tables.config import TableConfig
@@ -340,13 +340,9 @@ class PipelineConfig(Config):
         return self
 
     @model_validator(mode="after")
-    def _check_retention(self) -> "PipelineConfig":
-        source, url = self.prepare.source, url_of(self.run.runs_dir)
-        if isinstance(source, Log) and source.privacy.retention_days is not None and url is not None:
-            raise ValueError(
-                f"prepare.source.privacy.retention_days: nothing would be deleted at {url}; keep run.runs_dir on a"
-                " filesystem, where pipelines.privacy.expire deletes"
-            )
+    def _check_store(self) -> "PipelineConfig":
+        if isinstance(self.prepare.source, Log):
+            require_filesystem(self.prepare.source, self.run.runs_dir)
         return self
 
     @property

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from infra.distributed import World, together
+from infra.errors import ConfigError
 from infra.remote.copies import bring_sources
 from infra.remote.urls import place, url_of
 from pipelines.prepare.config import PrepareConfig, Tables
@@ -30,6 +31,25 @@ def bring_source_to_nodes(config: PrepareConfig, world: World) -> None:
     with together(world.committing, "fetching the source"):
         if world.local_rank == 0:
             bring_source(config)
+
+
+def require_filesystem(source: Log, path: Path) -> None:
+    """Check that what a raw log is configured for can be had where its store is to be.
+
+    Args:
+        source: the log. path: the store, or a folder above it.
+
+    Raises:
+        ConfigError: it is at a URL, where nothing is deleted, and which Spark's executors do not see.
+    """
+    url, privacy = url_of(path), source.privacy
+    if url is not None and privacy.retention_days is not None:
+        raise ConfigError(
+            f"prepare.source.privacy.retention_days: nothing would be deleted at {url}; keep the run on a filesystem,"
+            " where pipelines.privacy.expire deletes"
+        )
+    if url is not None and source.engine == "spark":
+        raise ConfigError(f"prepare.source.engine: spark: its executors do not see {url}; keep the run on a filesystem")
 
 
 def _urls(config: PrepareConfig) -> list[Path]:

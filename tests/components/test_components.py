@@ -71,14 +71,14 @@ def test_each_stage_component_runs_a_module_that_exists(component: object) -> No
     assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file()
 
 
-def test_components_import_nothing_heavier_than_a_clusters_file() -> None:
+def test_components_import_nothing_heavier_than_a_clusters_file_and_urls() -> None:
     allowed = sys.stdlib_module_names | {"torchx", "components"}
     for file in (ROOT / "components").glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             for name in names:
-                is_allowed = name.split(".")[0] in allowed or name == "infra.clusters.config"
+                is_allowed = name.split(".")[0] in allowed or name in ("infra.clusters.config", "infra.remote.urls")
                 assert is_allowed, f"{file.name} imports {name}"
     loaded = "import sys, components.pipeline; print({'torch', 'pyarrow', 'mlflow'} & set(sys.modules))"
     ended = subprocess.run([sys.executable, "-c", loaded], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -175,3 +175,10 @@ def test_cores_are_shared_out_over_the_ranks() -> None:
     for cpu, j, threads in ((32, "1x8", "4"), (2, "1x8", "1"), (3, "2x2", "1")):
         (role,) = stage_app("e", "m", Launch(j=j, cpu=cpu), config="c", out="o", inputs={}).roles
         assert role.env["OMP_NUM_THREADS"] == threads
+
+
+def test_a_job_whose_output_is_a_url_keeps_its_logs_on_its_node() -> None:
+    arguments = {"config": "s3://b/run.yaml", "out": "s3://b/runs/x y", "inputs": {"dataset": "s3://b/tables"}}
+    (command,) = stage_app("encoder", "encoder.train", Launch(), **arguments).roles[0].args[1:]
+    assert """--log-dir "$$(python -m infra.remote.urls 's3://b/runs/x y')".logs""" in command
+    assert "--config s3://b/run.yaml --input dataset=s3://b/tables --out 's3://b/runs/x y'" in command

@@ -44,6 +44,7 @@ from pipelines.prepare.log.masking import masking_of, require_one_key
 from pipelines.prepare.log.numbering import Numbering, files_of, made_once
 from pipelines.prepare.log.on_duckdb import database
 from pipelines.prepare.log.retention import RETAINED_SINCE, Retention, Totals, carried_totals
+from pipelines.prepare.remote import require_filesystem
 from pipelines.prepare.text import embed_texts, embedding_dim
 
 CODE = tuple(
@@ -98,6 +99,7 @@ class Opened:
 
 
 def _opened(run: StageRun[PrepareConfig], config: Log, store: Store) -> Opened:
+    require_filesystem(config, store.path)
     files = raw_files(config, run.config.cache_dir / LEDGER)
     masking = masking_of(config.privacy)
     require_one_key(store, masking, config.privacy.mask_items)
