@@ -22,7 +22,6 @@ from infra.errors import ConfigError
 from infra.lanes import require_lanes
 from infra.masking import MASK
 from infra.remote.fields import Place
-from infra.remote.urls import url_of
 from infra.schedulers import option_names
 from pipelines.drift.config import DriftConfig
 from pipelines.prepare.config import PrepareConfig
@@ -340,13 +339,9 @@ class PipelineConfig(Config):
         return self
 
     @model_validator(mode="after")
-    def _check_retention(self) -> "PipelineConfig":
-        source, url = self.prepare.source, url_of(self.run.runs_dir)
-        if isinstance(source, LogConfig) and source.privacy.retention_days is not None and url is not None:
-            raise ValueError(
-                f"prepare.source.privacy.retention_days: nothing would be deleted at {url}; keep run.runs_dir on a"
-                " filesystem, where pipelines.privacy.expire deletes"
-            )
+    def _check_store(self) -> "PipelineConfig":
+        if isinstance(self.prepare.source, LogConfig):
+            self.prepare.source.require_filesystem(self.run.runs_dir)
         return self
 
     @property

@@ -59,6 +59,15 @@ def put(file: Path) -> None:
         store.write(key, file.read_bytes())
 
 
+def claim(file: Path, content: bytes) -> bool:
+    """Write a file to the store unless there is one, and return whether that was done; True for a local path."""
+    found = remote(file)
+    if found is None:
+        return True
+    store, key = found
+    return store.write_new(key, content, uuid.uuid4().hex)
+
+
 def remove_file(file: Path) -> None:
     """Remove a file, if it is there."""
     file.unlink(missing_ok=True)

@@ -19,7 +19,8 @@ from pydantic import AfterValidator
 from infra.commit import verify, write_whole
 from infra.config import C, Config, digest, leads_inside, parse
 from infra.errors import CommitError, DataError, StageError
-from infra.remote.copies import refresh
+from infra.remote.copies import claim, refresh
+from infra.remote.urls import address
 from infra.sealed import sealed, unsealed
 from pipelines.retrain.config import PolicyName
 from ranker.config import Dates
@@ -186,8 +187,15 @@ class Ledger:
         return self.ended[-1] if self.ended else None
 
     def open(self, plan: Plan) -> None:
-        """Write a plan down; the cycle is then under way."""
+        """Write a plan down; the cycle is then under way.
+
+        Raises:
+            StageError: at a URL, which no lock holds for one machine, another call wrote one down meanwhile.
+        """
         assert plan.number == len(self.cycles) + 1 and self.under_way is None
+        file = self._file(plan, PLAN_FILE)
+        if not claim(file, sealed(plan)):
+            raise StageError(f"{address(file)}: another machine began this cycle; the next call goes on with it")
         self._write(plan, PLAN_FILE, plan)
         self.cycles.append(Cycle(plan, None))
 
@@ -220,8 +228,10 @@ class Ledger:
                 ) from error
 
     def _write(self, plan: Plan, name: str, content: Config) -> None:
-        file = self.run / CYCLES / f"{plan.number:04d}" / name
-        write_whole(file, sealed(content))
+        write_whole(self._file(plan, name), sealed(content))
+
+    def _file(self, plan: Plan, name: str) -> Path:
+        return self.run / CYCLES / f"{plan.number:04d}" / name
 
 
 def _read(folder: Path) -> Cycle:

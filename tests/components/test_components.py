@@ -211,3 +211,11 @@ def test_cores_are_shared_out_over_the_ranks() -> None:
     for cpu, j, threads in ((32, "1x8", "4"), (2, "1x8", "1"), (3, "2x2", "1")):
         (role,) = stage_app("e", "m", Launch(j=j, cpu=cpu), config="c", out="o", inputs={}).roles
         assert role.env["OMP_NUM_THREADS"] == threads
+
+
+def test_a_job_whose_output_is_a_url_keeps_its_logs_on_its_node() -> None:
+    config, out, inputs = "s3://b/run.yaml", "s3://b/runs/x y", {"dataset": "s3://b/tables"}
+    app = stage_app("encoder", "encoder.train", Launch(), config=config, out=out, inputs=inputs)
+    (command,) = app.roles[0].args[1:]
+    assert """--log-dir "$$(python -m infra.remote.urls 's3://b/runs/x y')".logs""" in command
+    assert "--config s3://b/run.yaml --input dataset=s3://b/tables --out 's3://b/runs/x y'" in command

@@ -17,6 +17,13 @@ from pipelines.graph import stages
 MINIMAL = {"run": {"name": "night"}}
 
 
+def at_a_url(**source: Any) -> dict[str, Any]:
+    """Return the configuration of a raw log whose run lies in an object store."""
+    columns = {"path": "s3://bucket/events", "user": "u", "item": "i", "time": "t"}
+    log = {"kind": "log", "events": columns, "tasks": {"click": {}}, **source}
+    return {"prepare": {"source": log}, "run": {"name": "night", "runs_dir": "s3://bucket/runs"}}
+
+
 def test_a_name_is_all_it_takes() -> None:
     config = parse(PipelineConfig, MINIMAL, "c.yaml")
     assert config.run.scheduler == "local_cwd"
@@ -210,6 +217,16 @@ def test_a_fault_of_cluster_or_launch_is_named(run: dict[str, Any], message: str
         (
             {**MINIMAL, "encoder": {"quantizer": {"kind": "rqvae"}}},
             r"prefix_lengths\.sid: \[5, 10, 15\] must rise within 1\.\.3, the digits of encoder\.quantizer \(rqvae\)",
+        ),
+        (at_a_url(privacy={"retention_days": 90}), r"retention_days: nothing would be deleted at s3://bucket/runs;"),
+        (at_a_url(engine="spark"), r"engine: spark: its executors do not see s3://bucket/runs;"),
+        (
+            {**MINIMAL, "run": {"name": "x", "runs_dir": "s3:/bucket"}},
+            r"run.runs_dir: 's3:/bucket': a URL has two slashes",
+        ),
+        (
+            {**MINIMAL, "prepare": {"cache_dir": "s3://b/c"}},
+            r"prepare.cache_dir: 's3://b/c': must be a path on this machine",
         ),
         ({**MINIMAL, "materialize": {"prefix_lengths": {"sid": [10, 5]}}}, r"sid: \[10, 5\] must rise within 1\.\.15"),
     ],

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from math import ceil
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from zoneinfo import ZoneInfo
 
@@ -16,8 +17,10 @@ from pydantic import (
 )
 
 from infra.config import Config, Days
+from infra.errors import ConfigError
 from infra.identity import Identify
 from infra.remote.fields import PlaceText
+from infra.remote.urls import url_of
 from infra.tables import FollowupDays, TaskSpec
 from pipelines.prepare.contract import SourceConfig
 from pipelines.prepare.log.privacy_config import Privacy
@@ -222,6 +225,26 @@ class LogConfig(SourceConfig):
             yield (
                 f"privacy.retention_days: {days} must be at least {needed}: what count_days, delay_minutes and the"
                 " labels' within_days look back on, and two dates"
+            )
+
+    def require_filesystem(self, path: Path) -> None:
+        """Check that what is configured can be had where the log's store is to be.
+
+        Args:
+            path: the store, or a folder above it.
+
+        Raises:
+            ConfigError: it is at a URL, where nothing is deleted, and which Spark's executors do not see.
+        """
+        url = url_of(path)
+        if url is not None and self.privacy.retention_days is not None:
+            raise ConfigError(
+                f"prepare.source.privacy.retention_days: nothing would be deleted at {url}; keep the run on a"
+                " filesystem, where pipelines.privacy.expire deletes"
+            )
+        if url is not None and self.engine == "spark":
+            raise ConfigError(
+                f"prepare.source.engine: spark: its executors do not see {url}; keep the run on a filesystem"
             )
 
     @property

@@ -79,6 +79,7 @@ class Log(LogConfig):
 
 
 def _opened(run: StageRun[Prepare], config: LogConfig, store: Store) -> Opened:
+    config.require_filesystem(store.path)
     files = raw_files(config, run.config.ledger)
     masking = masking_of(config.privacy)
     require_one_key(store, masking, config.privacy.mask_items)

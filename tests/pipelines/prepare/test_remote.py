@@ -1,0 +1,98 @@
+"""Sources in an object store: the same dataset as from a folder, and a machine that has nothing goes on."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra.commit import read_manifest
+from infra.config import parse
+from infra.distributed import ALONE
+from infra.errors import DataError
+from infra.remote.urls import mirror, place
+from infra.snapshot import read_dataset
+from pipelines.prepare.config import PrepareConfig
+from tests.datasets import content
+from tests.object_store import Bucket, moto_server, use
+from tests.pipelines.prepare.growing import add_day, day_at, tables_config, write_folder
+from tests.pipelines.prepare.log.raw import log_config, write_log
+from tests.pipelines.prepare.running import run_prepare
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    with moto_server() as address:
+        yield address
+
+
+@pytest.fixture
+def bucket(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    use(monkeypatch, endpoint, tmp_path / "mirror")
+    monkeypatch.chdir(tmp_path)
+    return Bucket(endpoint)
+
+
+def prepared(out: Path, values: dict[str, Any], cache: Path) -> list[str]:
+    """Prepare on a machine that has nothing yet, and return the identity of the source and the snapshot's digest."""
+    shutil.rmtree(mirror(), ignore_errors=True)
+    values = {**values, "cache_dir": str(cache)}
+    run_prepare(ALONE, values, out)
+    return [parse(PrepareConfig, values, "test").data_identity(), read_manifest(out).digest]
+
+
+@pytest.mark.slow
+def test_a_folder_of_tables_in_a_store_makes_the_dataset_that_it_makes_on_a_disk(
+    bucket: Bucket, tmp_path: Path
+) -> None:
+    own = write_folder(tmp_path / "own", 3)
+    bucket.upload(own, "own")
+    local = prepared(tmp_path / "runs/first", tables_config(own), tmp_path / "cache")
+    url = f"{bucket.url}/own"
+    assert prepared(tmp_path / "runs-2/first", at(url), tmp_path / "cache-2") == local
+    assert prepared(place(f"{bucket.url}/runs/first"), at(url), tmp_path / "cache-3") == local
+    add_day(own, day_at(3))
+    bucket.upload(own, "own")
+    before = set(bucket.keys("runs/store/"))
+    grown = prepared(tmp_path / "runs/second", tables_config(own), tmp_path / "cache")
+    assert prepared(place(f"{bucket.url}/runs/second"), at(url), tmp_path / "cache-4") == grown != local
+    new = {key.split("/")[3] for key in set(bucket.keys("runs/store/")) - before if "/lists/" not in key}
+    assert new == {f"date={day_at(3)}"}  # earlier dates are not made again
+
+
+def at(url: str) -> dict[str, Any]:
+    return {"source": {"kind": "tables", "path": url}}
+
+
+@pytest.mark.slow
+def test_a_raw_log_in_a_store_is_read_there_and_goes_on_on_another_machine(bucket: Bucket, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    write_log(log, 4)
+    bucket.upload(log, "log")
+    on_disk = log_config(log)
+    at_url = replaced(on_disk, str(log), f"{bucket.url}/log")
+    (first, _) = prepared(tmp_path / "runs/first", on_disk, tmp_path / "cache")
+    assert prepared(place(f"{bucket.url}/runs/first"), at_url, tmp_path / "cache-2")[0] == first
+    before = set(bucket.keys("runs/store/raw/events/"))
+    write_log(log, 5)
+    bucket.upload(log, "log")
+    (second, _) = prepared(tmp_path / "runs/second", on_disk, tmp_path / "cache")
+    assert prepared(place(f"{bucket.url}/runs/second"), at_url, tmp_path / "cache-3")[0] == second != first
+    new = {key.split("/")[4] for key in set(bucket.keys("runs/store/raw/events/")) - before}
+    assert len(new) == 1  # what was read before is not read again
+    shutil.rmtree(mirror())
+    found, expected = (read_dataset(path) for path in (place(f"{bucket.url}/runs/second"), tmp_path / "runs/second"))
+    for table in ("events", "requests", "labels", "items"):
+        assert content(found, table).equals(content(expected, table)), table
+
+
+def replaced(values: Any, old: str, new: str) -> Any:
+    if isinstance(values, dict):
+        return {name: replaced(value, old, new) for name, value in values.items()}
+    return values.replace(old, new) if isinstance(values, str) else values
+
+
+def test_a_source_that_is_not_there_is_named_by_its_url(bucket: Bucket, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"{bucket.url}/nothing: holds no file"):
+        parse(PrepareConfig, at(f"{bucket.url}/nothing"), "test").data_identity()
