@@ -168,7 +168,7 @@ print(seconds)
 def beside(dataset: Dataset, before: Path, sizes: Sizes) -> Part:
     """Train the arms of this checkout and of another, in turns."""
     rows, goals = [], []
-    checkouts, steps = {"before": before, "now": Path(__file__).parents[1]}, 4 * sizes.steps
+    checkouts, steps = {"before": before, "now": Path(__file__).resolve().parents[1]}, 4 * sizes.steps
     for arm in ARMS:
         found: dict[str, list[float]] = {name: [] for name in checkouts}
         for _ in range(max(sizes.rounds // 2, 1)):

@@ -1,7 +1,7 @@
 """Serve an exported model over HTTP, within bounds: `python -m infra.serve --model URI [--port 5000]`.
 
 URI is a saved model's folder (`exported/model`), or what MLflow resolves, such as `models:/sidestack-ranker@champion`.
-The process becomes uvicorn, which runs the model's own code (`infra.scoring_app`), not that of this checkout; the
+The process becomes uvicorn, which runs the model's own code (`infra/scoring_app.py`), not that of this checkout; the
 model's folder and its requirements are all that a serving machine needs.
 """
 
@@ -16,6 +16,8 @@ from infra.errors import DataError, SidestackError
 from infra.scoring_app import VARIABLE, ServeConfig
 from infra.served import CODE_FOLDER, quiet_mlflow
 
+_SERVERS = ("sidestack.infra.scoring_app", "infra.scoring_app")
+"""The server's module in what models carry; those of version 0.2.0 carry the packages without `sidestack` above them."""
 _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",  # more throughput comes from more workers
     "MALLOC_ARENA_MAX": "1",  # one thread asks the model, so more arenas would only hold what others have freed
@@ -23,16 +25,17 @@ _ENVIRONMENT = {
 }
 
 
-def model_folder(model: str) -> Path:
-    """Return the folder of a saved model, of its path or of what MLflow resolves.
+def model_folder(model: str) -> tuple[Path, str]:
+    """Return the folder of a saved model, of its path or of what MLflow resolves, and the name of the server in it.
 
     Raises:
         DataError: there is none, or it does not carry the server's code.
     """
     folder = Path(model) if Path(model).is_dir() else _downloaded(model)
-    if not (folder / CODE_FOLDER / "infra" / "scoring_app.py").is_file():
-        raise DataError(f"--model {model}: does not carry this server; export it again, or use mlflow models serve")
-    return folder.absolute()
+    for server in _SERVERS:
+        if (folder / CODE_FOLDER / f"{server.replace('.', '/')}.py").is_file():
+            return folder.absolute(), server
+    raise DataError(f"--model {model}: does not carry this server; export it again, or use mlflow models serve")
 
 
 def _downloaded(uri: str) -> Path:
@@ -59,12 +62,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     bounds = {"max_body_bytes": arguments.max_body_bytes, "max_concurrent": arguments.max_concurrent}
     try:
-        config = parse(ServeConfig, {"model": str(model_folder(arguments.model)), **bounds}, "serve")
+        folder, server = model_folder(arguments.model)
+        config = parse(ServeConfig, {"model": str(folder), **bounds}, "serve")
     except SidestackError as error:
         print(f"serve: error: {error}", file=sys.stderr)
         raise SystemExit(1) from error
     # -P: the working directory may be a checkout, whose code must not stand before the model's.
-    command = [sys.executable, "-P", "-m", "uvicorn", "--factory", "infra.scoring_app:app", "--no-access-log"]
+    command = [sys.executable, "-P", "-m", "uvicorn", "--factory", f"{server}:app", "--no-access-log"]
     command += ["--host", arguments.host, "--port", str(arguments.port), "--workers", str(arguments.workers)]
     # Importing torch takes longer than uvicorn's 5 s on a busy machine.
     command += ["--timeout-worker-healthcheck", "60"]

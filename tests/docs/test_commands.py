@@ -31,6 +31,7 @@ FOLDERS = (
     "pipelines",
     "ranker",
     "requirements",
+    "sidestack",
     "tests",
 )
 OTHERS = {

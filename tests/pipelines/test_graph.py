@@ -190,7 +190,7 @@ def imports(file: Path) -> Iterator[Path]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
         for name in names:
-            path = ROOT / name.replace(".", "/")
+            path = ROOT / name.removeprefix("sidestack.").replace(".", "/")
             for found in (path.with_suffix(".py"), path / "__init__.py"):
                 if found.is_file():
                     yield found

@@ -409,8 +409,10 @@ print(json.dumps(model.predict([json.loads(sys.argv[1])])))
     np.testing.assert_allclose(answer["probabilities"]["click"], expected["probabilities"]["click"], atol=1e-6)
     assert not list(versions["side"].parents[1].rglob("*.pkl"))
     code_folder = versions["side"].parents[1] / "code"
-    assert sorted(path.name for path in code_folder.iterdir()) == ["encoder", "infra", "ranker"]
-    assert (ROOT / "ranker/serving/model.py").read_bytes() == (code_folder / "ranker/serving/model.py").read_bytes()
+    assert [path.name for path in code_folder.iterdir()] == ["sidestack"]
+    carried = code_folder / "sidestack"
+    assert sorted(path.name for path in carried.iterdir()) == ["__init__.py", "encoder", "infra", "ranker"]
+    assert (ROOT / "ranker/serving/model.py").read_bytes() == (carried / "ranker/serving/model.py").read_bytes()
 
 
 def test_a_wrong_request_is_a_400_of_the_model(versions: dict[str, Path]) -> None:
