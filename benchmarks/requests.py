@@ -274,7 +274,8 @@ def by_ranks(dataset: Dataset, sizes: Sizes) -> list[Part]:
     for ranks, batch in [(number, BATCH * times) for number in sizes.ranks for times in sorted({1, number})]:
         finished = run_program(
             [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m",
-             "benchmarks.requests", "--steps-of", str(dataset.path), "side", str(8 * sizes.steps), str(batch)],
+             "benchmarks.requests", "--steps-of", str(dataset.path), "side", str(8 * sizes.steps),
+             str(batch)],
             {"OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         (found,) = (json.loads(line) for line in finished.said.splitlines() if line.startswith("{"))

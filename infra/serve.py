@@ -17,7 +17,7 @@ from infra.scoring_app import VARIABLE, ServeConfig
 from infra.served import CODE_FOLDER, quiet_mlflow
 
 _SERVERS = ("sidestack.infra.scoring_app", "infra.scoring_app")
-"""The server's module in what models carry; those of version 0.2.0 carry the packages without `sidestack` above them."""
+"""The server's module in what models carry; those of version 0.2.0 carry the packages with none above them."""
 _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",  # more throughput comes from more workers
     "MALLOC_ARENA_MAX": "1",  # one thread asks the model, so more arenas would only hold what others have freed
