@@ -33,7 +33,8 @@ def old_names(text: str) -> Iterator[tuple[int, str]]:
             first = node.args[0] if node.args else None
             if called in PATCHES and isinstance(first, ast.Constant) and "." in str(first.value):
                 names = [first.value]
-        yield from ((node.lineno, str(name)) for name in names if str(name).split(".")[0] in PACKAGES)
+        found = [str(name) for name in names if str(name).split(".")[0] in PACKAGES]
+        yield from ((getattr(node, "lineno", 0), name) for name in found)
 
 
 def is_text(node: ast.expr, text: str) -> bool:

@@ -30,11 +30,12 @@ from encoder.serving import Item, ServedConfig, ServedEncoder, exact_rows, item_
 from encoder.sid import SidSpec
 from encoder.sid_map import NULL
 from encoder.signals import SignalSpec, signal_batch
+from infra.code import ROOT
 from infra.commit import committing, verify
 from infra.config import parse
 from infra.errors import CommitError, ConfigError, DataError, SpecError
 from infra.mlflow_store import URI_VARIABLE
-from infra.served import ROOT, load_served, requirements
+from infra.served import load_served, requirements
 from infra.snapshot import read_dataset
 from infra.stage import StageRun
 from infra.tracking import RunLog
