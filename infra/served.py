@@ -81,7 +81,9 @@ def _carried(packages: Sequence[str]) -> Iterator[Path]:
         place.mkdir()
         shutil.copyfile(sidestack.__file__, place / "__init__.py")
         for package in packages:
-            shutil.copytree(ROOT / package, place / package, ignore=shutil.ignore_patterns("__pycache__", Path(DEPLOY).name))
+            shutil.copytree(
+                ROOT / package, place / package, ignore=shutil.ignore_patterns("__pycache__", Path(DEPLOY).name)
+            )
         yield place
 
 

@@ -67,7 +67,10 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_has_one_name_and_all_that_runs_below_it(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert {name.split("/")[0] for name in names} == {"sidestack", f"{wheel.stem.removesuffix('-py3-none-any')}.dist-info"}
+    assert {name.split("/")[0] for name in names} == {
+        "sidestack",
+        f"{wheel.stem.removesuffix('-py3-none-any')}.dist-info",
+    }
     files = (file for package in INSTALLED for file in (ROOT / package).rglob("*.*"))
     suffixes = {".py", ".yaml", ".css", ".jinja"}
     wanted = {file.relative_to(ROOT).as_posix() for file in files if file.suffix in suffixes}

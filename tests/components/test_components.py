@@ -155,7 +155,9 @@ def test_a_malformed_shape_is_refused(j: str) -> None:
 
 def test_words_with_spaces_quotes_and_dollars_reach_the_stage_unchanged() -> None:
     override = """encoder.note='a b' "$HOME" ${app_id} $$"""
-    app = stage_app("encoder", "sidestack.encoder.train", Launch(), config="a b.yaml", out="o", inputs={}, overrides=[override])
+    app = stage_app(
+        "encoder", "sidestack.encoder.train", Launch(), config="a b.yaml", out="o", inputs={}, overrides=[override]
+    )
     values = macros.Values(img_root="", app_id="id", replica_id="0", rank0_env="RANK0")
     words = shlex.split(values.apply(app.roles[0]).args[1])
     assert words[words.index("--set") + 1] == override
