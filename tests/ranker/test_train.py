@@ -28,10 +28,11 @@ from infra.snapshot import read_dataset
 from infra.stage import StageRun
 from infra.tables import TaskSpec, ancestors
 from infra.tracking import RunLog
+from ranker import fit
 from ranker.bundle import FOLDER, read_bundle
 from ranker.config import RankerConfig
 from ranker.cost import column_cost
-from ranker.fit import UNTIMED_STEPS, learning_rates, start_model
+from ranker.fit import learning_rates, start_model
 from ranker.frozen import read_frozen
 from ranker.loss_check import NonFiniteLossError
 from ranker.metrics import prediction_metrics, prediction_schema
@@ -247,7 +248,7 @@ def test_the_summary_says_what_was_measured(arm: str, dataset: Path, outputs: di
     assert summary["steps"] == 4 * ROWS_A_DAY // 64
     assert summary["world_size"] == 1
     assert summary["held_out_rows"] == 2 * ROWS_A_DAY
-    timed = summary["steps"] - UNTIMED_STEPS
+    timed = summary["steps"] - fit.UNTIMED_STEPS
     assert summary["samples_per_second"] * summary["train_seconds"] == pytest.approx(timed * 64)
     assert 0 <= summary["data_wait_share"] < 1
     assert 2**26 < summary["peak_memory_bytes"] < 2**32
