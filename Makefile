@@ -88,6 +88,7 @@ lint: install ## ruff: rules and format
 
 types: install ## mypy, strict
 	@$(BIN)/mypy
+	@$(BIN)/mypy docs/extending/example/sidestack_example
 
 docs: .cache/docs/bin/mkdocs ## the site, into site/; a warning is an error
 	@NO_MKDOCS_2_WARNING=1 .cache/docs/bin/mkdocs build --strict

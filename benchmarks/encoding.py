@@ -21,8 +21,8 @@ from benchmarks.items import DEFAULT_SIGNALS, NETWORKS
 from benchmarks.record import results_folder
 from benchmarks.timing import Contestant, Times, peak_bytes, take_turns, thread_numbers, threads
 from encoder.config import EncoderConfig
+from encoder.encoding import BLOCK_ROWS
 from encoder.fusion import FusionEncoder, VQFusion
-from encoder.materialize import BLOCK_ROWS
 from encoder.quantizers.fsq import Fsq, FsqConfig
 from encoder.quantizers.structured import Structured, StructuredConfig
 from encoder.signals import SignalBatch

@@ -23,8 +23,8 @@ from benchmarks.trial import config_of
 from infra.distributed import World
 from ranker.batch import RankerBatch
 from ranker.config import ModelConfig, TrainingConfig
+from ranker.constants import ModelConstants
 from ranker.features import ArmFeatures
-from ranker.frozen import Frozen
 from ranker.initial import fill_dense
 from ranker.model import Ranker
 from ranker.planner import sharders
@@ -60,7 +60,7 @@ def golden_dlrm(features: ArmFeatures, model: ModelConfig, device: torch.device)
 
 def our_network(features: ArmFeatures, arm: str, device: torch.device) -> Ranker:
     """Return the network of an arm that needs no constants, prepared as the example prepares its own."""
-    model = Ranker(features, config_of(arm), device, Frozen())
+    model = Ranker(features, config_of(arm), device, ModelConstants())
     fill_dense(model.body, seed=0)
     for tables in model.collections:
         _apply_optimizer_in_backward(RowWiseAdagrad, tables.parameters(), {"lr": LEARNING_RATE})

@@ -29,9 +29,10 @@ from infra.stage import StageRun
 from infra.tables import daily_tables
 from infra.tracking import RunLog
 from pipelines.join import join
-from pipelines.prepare.config import PrepareConfig, Synthetic
-from pipelines.prepare.dataset import STORE
+from pipelines.prepare.config import PrepareConfig
+from pipelines.prepare.contract import STORE
 from pipelines.prepare.stage import prepare
+from pipelines.prepare.synthetic import Synthetic
 
 FIRST_DAY = date(2024, 1, 1)
 TRAIN_DAYS = 8

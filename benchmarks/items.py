@@ -23,7 +23,7 @@ from infra.record import CONFIG_FILE
 from infra.snapshot import Dataset
 from infra.store import Store
 from infra.tables import DatasetSpec, item_schema
-from pipelines.prepare.dataset import STORE
+from pipelines.prepare.contract import STORE
 
 DIM, CATEGORIES = 64, 1000
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), backend="gloo")

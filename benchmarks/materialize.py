@@ -22,9 +22,9 @@ from benchmarks.record import results_folder
 from benchmarks.timing import Contestant, Finished, Spread, Times, run_program, spread, take_turns, threads
 from encoder.bundle import load_bundle
 from encoder.config import EncoderConfig
-from encoder.materialize import encode
+from encoder.encoding import encode
 from infra.snapshot import read_dataset
-from pipelines.prepare.dataset import STORE
+from pipelines.prepare.contract import STORE
 
 COLUMNS = {
     "what": "", "rows": ",d", "rows_per_second": ",.0f", "low": ",.0f", "high": ",.0f", "peak_mib": ".0f",

@@ -41,7 +41,6 @@ from benchmarks.trial import ARMS, DEFAULT_MODEL, PARTS, StepParts, Trial, confi
 from infra.config import plain, to_yaml
 from infra.distributed import World, started
 from infra.impressions import columns_by_table
-from infra.lanes import LaneReader
 from infra.parquet import RowGroup, row_groups
 from infra.prefetch import prefetched
 from infra.snapshot import Dataset
@@ -49,9 +48,10 @@ from infra.stage import quiet
 from ranker.batch import RankerBatch
 from ranker.config import ModelConfig
 from ranker.cost import count_flops
-from ranker.fit import UNTIMED_STEPS, Progress
-from ranker.kernels import BagsOfOne
+from ranker.cpu_sequence_lookup import BagsOfOne
+from ranker.fit import UNTIMED_STEPS
 from ranker.newest import NewestEntries
+from ranker.progress import Progress
 from ranker.reader import Split, ranker_batches
 
 BATCH = config_of("none").training.batch_size
@@ -198,8 +198,8 @@ def read(split: Split, arm: str, world: World, epochs: int) -> None:
 def stream(split: Split, arm: str, world: World, epochs: int = 1) -> Iterator[RankerBatch]:
     """Return the batches of epochs one after another, made in a thread."""
     reader = split.open(config_of(arm).training, world, is_training=True)
-    batches = ranker_batches(reader, range(epochs), 0, split.features, NewestEntries(), world, lambda _: None)
-    return prefetched(batches, depth=2)
+    batches = ranker_batches(reader, range(epochs), 0, split.features, NewestEntries(), world)
+    return prefetched(batches, depth=3)
 
 
 def step_parts(dataset: Dataset, world: World, sizes: Sizes) -> Part:
@@ -306,9 +306,9 @@ def _flops(work: Callable[[], None]) -> int:
 class ReadByItself(Progress):
     """Batches put together and converted by the thread that trains; row groups are read ahead all the same."""
 
-    def batches(self, reader: LaneReader, epoch: int, start: int) -> Iterator[RankerBatch]:
+    def ahead(self, batches: Iterator[RankerBatch]) -> Iterator[RankerBatch]:
         """Read and convert batches when they are asked for."""
-        return self.converted(reader, epoch, start)
+        return batches
 
 
 def ladder(dataset: Dataset, world: World, sizes: Sizes) -> Part:
@@ -332,7 +332,7 @@ def ladder(dataset: Dataset, world: World, sizes: Sizes) -> Part:
 
 
 def use_unpooled_kernels(trial: Trial) -> None:
-    """Undo `ranker.kernels.speed_up_sequences`."""
+    """Undo `ranker.cpu_sequence_lookup.speed_up_sequences`."""
     for kernel in kernels(trial.sharded):
         if isinstance(kernel.forward, BagsOfOne):
             del kernel.forward

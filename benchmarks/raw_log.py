@@ -25,9 +25,9 @@ from infra.stage import StageRun
 from infra.tracking import RunLog
 from pipelines.check.profile import faults, profile
 from pipelines.prepare.config import PrepareConfig
-from pipelines.prepare.log.config import Log
 from pipelines.prepare.log.files import raw_files
 from pipelines.prepare.log.on_duckdb import database
+from pipelines.prepare.log.source import Log
 from pipelines.prepare.stage import prepare
 
 FIRST = date(2024, 1, 1)

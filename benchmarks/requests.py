@@ -1,7 +1,7 @@
 """What it gives to compute once what a request's impressions share: training, reading, long histories, ranks.
 
 `python -m benchmarks.requests [--quick] [--before CHECKOUT] [--out DIR]`. With `--before`, the training of another
-checkout is timed beside this one's, in a process of its own, on the same dataset.
+checkout is timed beside this one's, in a process of its own, on the same log.
 """
 
 import argparse
@@ -121,7 +121,7 @@ def main() -> None:
             parts = [training(dataset, world, sizes), reading(dataset, world, sizes, Path(folder))]
             parts.append(long_histories(dataset, world, sizes))
         if arguments.before:
-            parts.insert(1, beside(dataset, arguments.before, sizes))
+            parts.insert(1, beside(arguments.before, sizes, Path(folder)))
         if sizes.ranks:
             parts += by_ranks(dataset, sizes)
     tables, goals = [table for table, _ in parts], [row for _, found in parts for row in found]
@@ -165,18 +165,48 @@ print(seconds)
 """
 
 
-def beside(dataset: Dataset, before: Path, sizes: Sizes) -> Part:
-    """Train the arms of this checkout and of another, in turns."""
+_EVENTS_OF_BEFORE = """
+import sys
+from pathlib import Path
+from benchmarks.events import write_events
+write_events(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+"""
+
+
+def of_checkout(program: str, checkout: Path) -> str:
+    """Return a program with the names that a checkout gives its modules: those of version 0.2.0 are below no package."""
+    return program if (checkout / "sidestack").is_dir() else program.replace("from sidestack.", "from ")
+
+
+def beside(before: Path, sizes: Sizes, folder: Path) -> Part:
+    """Train the arms of this checkout and of another, in turns, each on the same log in tables of its own format."""
     rows, goals = [], []
-    checkouts, steps = {"before": before, "now": Path(__file__).resolve().parents[1]}, 4 * sizes.steps
+    checkouts, steps = {"before": before.resolve(), "now": Path(__file__).resolve().parents[1]}, 4 * sizes.steps
+    for name, checkout in checkouts.items():
+        (folder / name).mkdir()
+        command = [
+            sys.executable,
+            "-c",
+            of_checkout(_EVENTS_OF_BEFORE, checkout),
+            str(folder / name),
+            str(sizes.days),
+            str(sizes.items),
+        ]
+        run_program(command, {"PYTHONPATH": str(checkout)}, checkout)
     for arm in ARMS:
         found: dict[str, list[float]] = {name: [] for name in checkouts}
         for _ in range(max(sizes.rounds // 2, 1)):
             for name, checkout in checkouts.items():
-                # -P: or this checkout, which is where the process starts, would be imported in the other's place.
-                command = [sys.executable, "-P", "-c", _STEPS_OF_BEFORE, str(dataset.path), arm, str(steps)]
-                where = {"PYTHONPATH": str(checkout.resolve()), "OMP_NUM_THREADS": "1"}
-                seconds = float(run_program(command, where).said.split()[-1])
+                command = [
+                    sys.executable,
+                    "-c",
+                    of_checkout(_STEPS_OF_BEFORE, checkout),
+                    str(folder / name / "dataset"),
+                    arm,
+                    str(steps),
+                ]
+                where = {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
+                seconds = float(run_program(command, where, checkout).said.split()[-1])
                 found[name].append(steps * BATCH / seconds)
         ratio = spread(np.divide(found["now"], found["before"]))
         rows += [{"arm": arm, "what": name, **rates(spread(each))} for name, each in found.items()]

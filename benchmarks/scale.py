@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.record import RESULTS, markdown_table
 from encoder.budget import decide
 from encoder.config import EncoderConfig
-from encoder.sid import SidSpec
+from encoder.sid.spec import SidSpec
 
 PAGE = RESULTS.parent / "scale.md"
 GPU_RESULTS = RESULTS / "gpu"

@@ -21,11 +21,11 @@ from matplotlib.figure import Figure
 
 from benchmarks.items import items_spec
 from benchmarks.record import Row, markdown_table, print_table, results_folder, source, write_results
-from encoder.sid import SidSpec
+from encoder.sid.spec import SidSpec
 from infra.tables import TaskSpec
 from ranker.config import RankerConfig
+from ranker.constants import ModelConstants
 from ranker.features import ArmFeatures, arm_features
-from ranker.frozen import Frozen
 from ranker.id_tables import collision_share
 from ranker.planner import unsharded_model
 
@@ -141,7 +141,7 @@ def side_bytes() -> int:
     """Return the bytes that `side` has beyond `none`: weights, and the constants of the unpacking."""
 
     def held(arm: str) -> int:
-        body = unsharded_model(features_of(arm), config_of(arm), torch.device("meta"), Frozen()).body
+        body = unsharded_model(features_of(arm), config_of(arm), torch.device("meta"), ModelConstants()).body
         return sum(tensor.nbytes for tensor in (*body.parameters(), *body.buffers()))
 
     return held("side") - held("none")

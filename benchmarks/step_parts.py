@@ -18,12 +18,12 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, embedding
 
 from benchmarks.record import Row, markdown_table, print_table, results_folder, source, write_results
-from encoder.sid import SidSpec
+from encoder.sid.spec import SidSpec
 from infra.tables import DatasetSpec, TaskSpec
 from ranker.body import Body
 from ranker.config import RankerConfig
+from ranker.constants import ModelConstants
 from ranker.features import ArmFeatures, arm_features
-from ranker.frozen import Frozen
 from ranker.initial import fill_dense
 from ranker.inputs import ModelInputs, Vectors
 from ranker.layout import history_layout
@@ -69,7 +69,7 @@ class Trial:
     def __init__(self, arm: str, rows: int, history: int, device: torch.device) -> None:
         self.config = RankerConfig(arm=arm).resolved()
         self.features: ArmFeatures = arm_features(SPEC, self.config, {"sid": SID})
-        body = Body(self.features, self.config, Frozen())
+        body = Body(self.features, self.config, ModelConstants())
         fill_dense(body, seed=0)
         self.body = body.to(device)
         self.optimizer = torch.optim.Adam(self.body.parameters(), fused=device.type == "cuda")

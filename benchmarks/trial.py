@@ -16,9 +16,9 @@ from infra.lanes import LaneReader
 from infra.snapshot import Dataset
 from ranker.budget import DecidedConfig, DecidedTraining
 from ranker.config import ArmConfig, ModelConfig, RankerConfig
-from ranker.fit import Progress
-from ranker.frozen import read_frozen
+from ranker.constants import read_constants
 from ranker.newest import NewestEntries
+from ranker.progress import Progress
 from ranker.reader import Split, to_ranker_batch
 from ranker.sharding import ShardedRanker, build_sharded
 from ranker.train import open_splits
@@ -68,7 +68,7 @@ class Trial:
         changes = {"rows_per_request": rows_per_request, "batch_size": batch_size}
         training = config.training.model_copy(update=changes)
         self.dataset, self.config, self.features = dataset, config, split.features
-        self.sharded = build_sharded(split.features, config, world, read_frozen(dataset, split.features))
+        self.sharded = build_sharded(split.features, config, world, read_constants(dataset, split.features.constants))
         self.sharded.model.train()
         self.progress = way(self.sharded, split.features, world, NewestEntries())
         self.pipeline = self.progress.pipeline

@@ -14,8 +14,8 @@ from torch import Tensor
 from benchmarks.goals import goal, publish
 from benchmarks.record import results_folder
 from benchmarks.timing import Contestant, Spread, Times, take_turns, thread_numbers, threads
-from encoder.sid import SidSpec
-from ranker.side import SidUnpack
+from encoder.sid.spec import SidSpec
+from ranker.contents.side import SidUnpack
 
 SPEC = SidSpec(
     quantizer="structured", levels=3, digits=15, depth=5, groups=3, steps=tuple(0.5**i for i in range(15)),

@@ -130,6 +130,7 @@ def stage_app(
     overrides: Sequence[str] = (),
     key: str = "",
     parent_run: str = "",
+    profile: int = 0,
 ) -> specs.AppDef:
     """Make the job of one stage.
 
@@ -143,6 +144,7 @@ def stage_app(
         overrides: dotted `section.key=value`.
         key: the stage's key; empty for none.
         parent_run: MLflow run to log under; empty for none.
+        profile: how many steps of a training are traced.
 
     Raises:
         ValueError: `launch.j` is malformed.
@@ -155,6 +157,7 @@ def stage_app(
     arguments += ["--out", out]
     arguments += ["--key", key] if key else []
     arguments += ["--parent-run", parent_run] if parent_run else []
+    arguments += ["--profile", str(profile)] if profile else []
     port = rendezvous_port(out)
     command = [*_torchrun(launch, f"{out}.logs", port), "-m", module, *map(quoted, arguments)]
     return app(name, command, launch, port)

@@ -20,7 +20,7 @@ from safetensors.torch import load
 
 from encoder.config import EncoderConfig
 from encoder.fusion import VQFusion
-from encoder.sid import SidSpec
+from encoder.sid.spec import SidSpec
 from encoder.signals import SignalSpec
 from infra.config import VERSION, Config, digest, parse_written, plain
 from infra.errors import DataError, SpecError

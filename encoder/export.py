@@ -15,11 +15,12 @@ import torch
 from encoder.bundle import ENCODER_FILE, WEIGHTS_FILE, EncoderBundle, load_bundle
 from encoder.export_config import ExportConfig
 from encoder.published import encoder_of
-from encoder.serving import Answer, Item, ServedConfig, require_same_encoder
-from encoder.sid import DEFAULT_NAME, SidSpec, sid_columns
+from encoder.serving import Item, ServedConfig, ServedSid, require_same_encoder
+from encoder.sid.columns import sid_columns
+from encoder.sid.spec import DEFAULT_NAME, SidSpec
 from encoder.signals import Precision, stored_precisions
 from infra.config import parse, plain
-from infra.distributed import together
+from infra.distributed import raise_on_all_ranks
 from infra.errors import SpecError
 from infra.parquet import read_row_group, row_groups
 from infra.registration import registered
@@ -42,7 +43,7 @@ class Reference:
     """
 
     items: list[Item]
-    answers: list[Answer]
+    answers: list[ServedSid]
     spec: SidSpec
     stored: dict[str, Precision]
 
@@ -55,7 +56,7 @@ def export(run: StageRun[ExportConfig]) -> None:
         SpecError: the tables' SIDs are another encoder's, or the saved model gives other SIDs.
         StageError: the registry refuses.
     """
-    with together(run.world, "exporting the model"):
+    with raise_on_all_ranks(run.world, "exporting the model"):
         if run.world.is_main:
             _export(run)
 

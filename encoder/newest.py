@@ -6,11 +6,11 @@ import pyarrow as pa
 
 from encoder.signals import SignalBatch, SignalSpec, signal_batch, signal_check
 from infra.errors import DataError
-from infra.gather import take_rows
 from infra.revisions import read_revisions
 from infra.rows import FileRows
 from infra.snapshot import CONTENT, Dataset
 from infra.tables import Entity
+from infra.take import take_rows
 
 Ids = npt.NDArray[np.int64]
 

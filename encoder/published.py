@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from encoder.sid import SidSpec
+from encoder.sid.spec import SidSpec
 from encoder.sid_map import NULL, SidMaps, sid_maps
 from infra.config import parse
 from infra.errors import DataError

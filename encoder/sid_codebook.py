@@ -9,7 +9,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from encoder.sid import SidSpec
+from encoder.sid.spec import SidSpec
 from infra.errors import DataError, SpecError
 from infra.tensors import write_tensors
 

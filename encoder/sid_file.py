@@ -10,7 +10,9 @@ from typing import Literal
 
 import torch
 
-from encoder.sid import Packing, SidSpec, content_columns, event_columns
+from encoder.sid.columns import content_columns, event_columns
+from encoder.sid.packing import Packing
+from encoder.sid.spec import SidSpec
 from infra.config import VERSION, Config
 
 FOLDER = "sids"

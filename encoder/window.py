@@ -9,7 +9,7 @@ from encoder.config import TrainingConfig
 from encoder.evaluation import codebook_use
 from encoder.fusion import Losses
 from encoder.quantizers.usage import count_values
-from encoder.sid import SidSpec
+from encoder.sid.spec import SidSpec
 from infra.distributed import World, sum_over_ranks
 from infra.errors import TrainingError
 

@@ -68,7 +68,7 @@ def check_events(table: pa.Table, spec: DatasetSpec, where: RowGroup) -> None:
     check.history(spec.max_history)
 
 
-def require_columns(schema: pa.Schema, expected: pa.Schema, where: RowGroup | Path) -> None:
+def require_typed_columns(schema: pa.Schema, expected: pa.Schema, where: RowGroup | Path) -> None:
     """Check that every column of `expected` is there, with its type (embeddings of any precision).
 
     Raises:

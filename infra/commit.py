@@ -20,7 +20,6 @@ import os
 import shutil
 import socket
 import stat
-import sys
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,9 +33,10 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from infra.config import Config
-from infra.distributed import ALONE, World, broadcast, gather, together
+from infra.distributed import ALONE, World, broadcast, gather, raise_on_all_ranks
 from infra.errors import AlreadyCommittedError, CommitError
 from infra.lease import require_lease
+from infra.logs import LOG
 from infra.record import HISTORY_FILE, SUMMARY_FILE
 from infra.sealed import OWN_DIGEST, sealed, unsealed
 
@@ -110,11 +110,10 @@ _said_without_digest: list[str] = []
 def _say_without_digest(file: str) -> None:
     if not _said_without_digest:
         _said_without_digest.append(file)
-        print(
+        LOG.warning(
             f"{file}: was committed by an earlier version, whose manifests hold no digest of themselves: its files are"
-            " checked, an edited key or fact of it is not found; so with others of that version",
-            file=sys.stderr, flush=True,
-        )  # fmt: skip
+            " checked, an edited key or fact of it is not found; so with others of that version"
+        )
 
 
 def is_committed(path: Path) -> bool:
@@ -249,23 +248,23 @@ def committing(
             one filesystem, a file in `written` is not as described, or this job lost its lease (`infra.lease`).
     """
     out, world = Path(out).absolute(), world.committing
-    with together(world, f"opening {out}"):
+    with raise_on_all_ranks(world, f"opening {out}"):
         refuse_taken(out)
         require_lease()
     owner = broadcast(world, uuid.uuid4().hex)
     staging = out.with_name(f".{out.name}.{owner[:8]}.tmp")
     try:
-        with together(world, f"creating {staging}"), _naming_disk_errors(out):
+        with raise_on_all_ranks(world, f"creating {staging}"), _naming_disk_errors(out):
             if world.is_main:
                 make_folder(out.parent)
                 staging.mkdir()
                 (staging / OWNER).write_text(owner, encoding="utf-8")
         _require_one_filesystem(world, staging, owner)
-        # Not under `together`: a rank that fails in the body leaves at once, and its launcher ends the others,
-        # which may be waiting for it in a collective of the body.
+        # Not under `raise_on_all_ranks`: a rank that fails in the body leaves at once, and its launcher ends the
+        # others, which may be waiting for it in a collective of the body.
         yield staging
         files = _describe_together(world, staging, written or {})
-        with together(world, f"committing {out}"), _naming_disk_errors(out):
+        with raise_on_all_ranks(world, f"committing {out}"), _naming_disk_errors(out):
             if world.is_main:
                 _require_own(staging, owner)
                 require_lease()
@@ -393,18 +392,18 @@ def _require_own(staging: Path, owner: str) -> None:
 
 def _describe_together(world: World, staging: Path, written: Mapping[str, FileEntry]) -> dict[str, FileEntry]:
     """Sync and describe all files, each by one rank; returns when every rank has written, the same on each."""
-    with together(world, f"syncing {staging}"):
+    with raise_on_all_ranks(world, f"syncing {staging}"):
         for name, entry in written.items():
             _check_written(staging / name, entry)
     claimed = {name for names in gather(world, list(written)) for name in names}
-    with together(world, f"listing {staging}"):
+    with raise_on_all_ranks(world, f"listing {staging}"):
         listed = (
             [name for name in regular_files(staging) if name not in {*claimed, OWNER, MANIFEST}]
             if world.is_main
             else []
         )
     names = broadcast(world, listed)
-    with together(world, f"hashing {staging}"):
+    with raise_on_all_ranks(world, f"hashing {staging}"):
         described = _describe(staging, names[world.rank :: world.size])
     entries = gather(world, {**written, **described})
     return dict(sorted(item for part in entries for item in part.items()))

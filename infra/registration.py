@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from infra.errors import SidestackError, StageError
@@ -10,9 +9,6 @@ from infra.masking import masked, one_line
 from infra.mlflow_runs import experiment_in
 from infra.mlflow_store import URI_VARIABLE, connect, has_store, patient, store_uri
 from infra.tracking import RunLog
-
-if TYPE_CHECKING:
-    pass
 
 _SQLITE = "sqlite:///"
 

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 
 from infra.errors import DataError
 from infra.footer import read_footer
-from infra.gather import take_rows
 from infra.parquet import RowGroup, read_row_group, restored_schema
+from infra.take import take_rows
 
 Integers = npt.NDArray[np.int64]
 

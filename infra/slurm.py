@@ -26,7 +26,7 @@ from torchx.schedulers.slurm_scheduler import SLURM_STATES, SlurmOpts, SlurmSche
 from torchx.specs import AppDef, AppState, ReplicaStatus, Role, RoleStatus, macros, runopts
 
 from infra import lease
-from infra.clusters.answers import Answers
+from infra.clusters.answers import LastAnswers
 from infra.clusters.config import FIRST_PORT, NUM_PORTS, cluster_of, with_options
 from infra.errors import SchedulerError, UnansweredError
 from infra.rendezvous import PORT_VARIABLE
@@ -101,7 +101,7 @@ class SlurmNodes(SlurmScheduler):  # type: ignore[misc]  # torchx is not typed
 
     def __init__(self, session_name: str) -> None:
         super().__init__(session_name)
-        self._answers = Answers[DescribeAppResponse | SchedulerError | None]()
+        self._answers = LastAnswers[DescribeAppResponse | SchedulerError | None]()
 
     def _run_opts(self) -> runopts:
         opts = super()._run_opts()

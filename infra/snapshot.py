@@ -25,7 +25,7 @@ from pydantic import NonNegativeInt, model_validator
 
 from infra.commit import Manifest, read_manifest, verify
 from infra.config import Config, digest, parse
-from infra.distributed import World, together
+from infra.distributed import World, raise_on_all_ranks
 from infra.errors import CommitError, DataError
 from infra.partitions import ListDigest, PartitionEntry, by_table, date_slice, read_lists, write_lists
 from infra.rows import CountedFile
@@ -202,7 +202,7 @@ class Dataset:
         Raises:
             CommitError: a partition is gone, or was altered. StageError: the same, found by another rank.
         """
-        with together(world, f"verifying the partitions of {self.path}"), ThreadPoolExecutor(4) as pool:
+        with raise_on_all_ranks(world, f"verifying the partitions of {self.path}"), ThreadPoolExecutor(4) as pool:
             for _ in pool.map(self.verify_partition, entries[world.rank :: world.size]):
                 pass
 

@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import logging
 import os
-import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,19 +20,22 @@ from infra.checkpoint import Checkpoints
 from infra.commit import FileEntry, Manifest, committing, read_manifest, refuse_taken, verify
 from infra.config import Config, digest, load_section, plain, to_yaml
 from infra.console import replace_unencodable
-from infra.distributed import Timeouts, World, started, together
+from infra.distributed import Timeouts, World, raise_on_all_ranks, started
 from infra.errors import ConfigError, PreemptedError, SidestackError
 from infra.hosts import require_alike_hosts
+from infra.logs import LOG, set_up
 from infra.preemption import EXIT_STATUS, remove_mark, write_mark
+from infra.profile import WARMUP_STEPS, StepProfile
 from infra.record import CONFIG_FILE
 from infra.tracking import RunLog
 from infra.watchdog import watching
 
 C = TypeVar("C", bound=Config)
+C_co = TypeVar("C_co", bound=Config, covariant=True)
 
 
 @dataclass(frozen=True)
-class StageRun(Generic[C]):
+class StageRun(Generic[C_co]):
     """What a stage's body works with.
 
     Attributes:
@@ -47,9 +49,10 @@ class StageRun(Generic[C]):
         written: name -> entry of files that this rank hashed while writing; see `infra.commit.committing`.
         target: the directory that `out` becomes by its commit, beside which a stage leaves what a failure is told by;
             None where the caller keeps nothing of the kind.
+        profile: is told of each step of a training, and traces some where the caller asked for it.
     """
 
-    config: C
+    config: C_co
     inputs: Mapping[str, Path]
     out: Path
     world: World
@@ -58,6 +61,7 @@ class StageRun(Generic[C]):
     checkpoints: Checkpoints | None = None
     written: dict[str, FileEntry] = field(default_factory=dict)
     target: Path | None = None
+    profile: StepProfile = field(default_factory=StepProfile)
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,7 @@ def run_stage(
     argv: Sequence[str] | None = None,
     identify: Mapping[str, Callable[[C, Path], str]] | None = None,
     optional: Sequence[str] = (),
+    is_training: bool = False,
 ) -> None:
     """Run a stage as this process's main program.
 
@@ -131,6 +136,7 @@ def run_stage(
         argv: the arguments, by default the command line's.
         identify: by input, what of it decides the work; by default all that its manifest lists.
         optional: names of inputs that may be left out.
+        is_training: whether the body has steps that `--profile` can trace.
 
     Raises:
         SystemExit: with status 1 after a user's error was printed on every rank; with 2 on wrong arguments; with
@@ -139,13 +145,14 @@ def run_stage(
     quiet()
     replace_unencodable()
     takes = Inputs(tuple(inputs), tuple(optional))
-    arguments = _parse(name, takes, argv)
+    arguments = _parse(name, takes, argv, is_training)
     try:
+        set_up(name, int(os.environ.get("RANK", "0")))
         _run(name, section, config_type, takes, body, arguments, identify or {})
     except SidestackError as error:
         # A short message, not a trace: it is the user's to correct. torchrun's error file carries it to the driver.
         _record(error)
-        print(f"{name}: rank {os.environ.get('RANK', '0')}: error: {error}", file=sys.stderr, flush=True)
+        LOG.error(error)
         raise SystemExit(EXIT_STATUS if isinstance(error, PreemptedError) else 1) from error
     except Exception as error:
         _record(error)
@@ -164,7 +171,7 @@ def _run(
     timeouts = Timeouts.of_environment(os.environ)
     with started(timeouts) as world:
         # Inside the group: torchrun stops a rank that still imports when another exits, and its user would not be told.
-        with together(world.committing, "reading the arguments"):
+        with raise_on_all_ranks(world.committing, "reading the arguments"):
             config = load_section(config_type, arguments.config, section, arguments.set).resolved()
             paths = inputs.named(arguments.input)
             refuse_taken(arguments.out)
@@ -204,7 +211,9 @@ def _make(
             if world.is_main:
                 (out / CONFIG_FILE).write_text(to_yaml({section: plain(config)}), encoding="utf-8")
             log = RunLog.open(world.rank, name, out, plain(config), paths, arguments.key, arguments.parent_run)
-            _call(body, StageRun(config, paths, out, world, log, facts, checkpoints, written, arguments.out))
+            traces = arguments.out.with_name(f"{arguments.out.name}.profile")
+            profile = StepProfile(arguments.profile, traces, world.rank, log.say)
+            _call(body, StageRun(config, paths, out, world, log, facts, checkpoints, written, arguments.out, profile))
             facts.update(checkpoints.facts)
             closing.enter_context(world.state.finishing())  # the commit
     except BaseException as error:
@@ -235,7 +244,7 @@ def _call(body: Callable[[StageRun[C]], None], run: StageRun[C]) -> None:
         raise
 
 
-def _parse(name: str, inputs: Inputs, argv: Sequence[str] | None) -> argparse.Namespace:
+def _parse(name: str, inputs: Inputs, argv: Sequence[str] | None, is_training: bool) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=name, description=f"Run the stage {name!r} and commit its output.")
     parser.add_argument(
         "--config", type=Path, help="the run's YAML file, or the stage's resolved one; without it, the defaults"
@@ -248,13 +257,24 @@ def _parse(name: str, inputs: Inputs, argv: Sequence[str] | None) -> argparse.Na
     parser.add_argument("--out", type=Path, required=True, help="the directory to commit; must be free")
     parser.add_argument("--key", default="", help="the digest that names this work, saved in the manifest")
     parser.add_argument("--parent-run", default=None, help="the MLflow run to log a child run under")
+    parser.set_defaults(profile=0)
+    if is_training:
+        parser.add_argument(
+            "--profile", type=_count, metavar="N", help=f"trace N steps, after the first {WARMUP_STEPS}, of every rank"
+        )
     return parser.parse_args(argv)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number, at least 0")
+    return int(text)
 
 
 def _verified(world: World, paths: Mapping[str, Path]) -> dict[str, Manifest]:
     # Every rank reads the inputs, on its own host, so every rank checks the manifests; the first on each host
     # pays for the hashing.
-    with together(world.committing, "verifying the inputs"):
+    with raise_on_all_ranks(world.committing, "verifying the inputs"):
         check = verify if world.local_rank == 0 else read_manifest
         return {name: check(path) for name, path in paths.items()}
 

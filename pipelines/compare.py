@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from encoder.config import ENCODER_INPUT
-from encoder.sid import DEFAULT_NAME
+from encoder.sid.spec import DEFAULT_NAME
 from infra.commit import Manifest, read_manifest
 from infra.config import digest, to_yaml
 from infra.errors import DataError

@@ -14,7 +14,7 @@ from components.torchrun import IMAGE, RENDEZVOUS_SECONDS
 from encoder.config import EncoderConfig, MaterializeConfig
 from encoder.config import TrainingConfig as EncoderTraining
 from encoder.export_config import ExportConfig
-from encoder.sid import DEFAULT_NAME, prefixes_fit
+from encoder.sid.spec import DEFAULT_NAME, prefixes_fit
 from infra.clusters.config import Cluster, Resources, load_cluster
 from infra.config import Config, FileName, load_file, matching, nearest, parse, plain
 from infra.distributed import Timeouts
@@ -22,7 +22,6 @@ from infra.errors import ConfigError
 from infra.lanes import require_lanes
 from infra.masking import MASK
 from infra.schedulers import option_names
-from infra.tables import Entity
 from pipelines.drift.config import DriftConfig
 from pipelines.prepare.config import PrepareConfig
 from pipelines.report.config import CompareConfig
@@ -31,8 +30,10 @@ from pipelines.tables.config import TableConfig
 from pipelines.tune.config import TuneConfig
 from ranker.baseline.config import ARM as BASELINE
 from ranker.baseline.config import BaselineConfig
-from ranker.config import SID_KINDS, ContentKind, RankerConfig
+from ranker.config import RankerConfig
 from ranker.config import TrainingConfig as RankerTraining
+from ranker.contents import content_kinds
+from ranker.contents.contract import entity_at
 from ranker.export_config import RankerExportConfig
 from ranker.score_config import ScoreConfig
 
@@ -322,10 +323,9 @@ class PipelineConfig(Config):
             if name not in self.sid_names:
                 raise ValueError(f"ranker.arms.{arm}.sids: {name!r} is unknown; SIDs are {', '.join(self.sid_names)}")
         given = {self.encoder_of(name).entity for name in content.sids}
-        asked: tuple[tuple[Entity, ContentKind], ...]
-        asked = (("item", content.item), ("item", content.history), ("user", content.user))
-        for entity, kind in asked:
-            if kind in SID_KINDS and entity not in given:
+        for position, kind in content.kinds.items():
+            entity = entity_at(position)
+            if content_kinds()[kind].takes_sids and entity not in given:
                 raise ValueError(f"ranker.arms.{arm}: {kind} of {entity}s; sids={list(content.sids)} are of others")
 
     @model_validator(mode="after")

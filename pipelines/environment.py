@@ -14,6 +14,7 @@ from components.torchrun import RENDEZVOUS_SECONDS_VARIABLE
 from infra.clusters.config import SECRETS_KEY
 from infra.code import code_environment
 from infra.errors import ConfigError
+from infra.logs import LEVEL_VARIABLE
 from infra.masking import MASK, has_secret
 from infra.mlflow_store import URI_VARIABLE
 from pipelines.config import RunConfig
@@ -33,6 +34,7 @@ def job_environment(run: RunConfig, code: Sequence[str] = (), *, is_tracked: boo
     """
     environment = {**run.timeouts.environment(), RENDEZVOUS_SECONDS_VARIABLE: str(run.rendezvous_s)}
     environment |= code_environment(code)
+    environment |= {name: os.environ[name] for name in (LEVEL_VARIABLE,) if name in os.environ}
     if run.scheduler not in _INHERITING:
         # A manifest is read by many: an address with a password gets there by reference, or not at all.
         if is_tracked and not has_secret(os.environ[URI_VARIABLE]):

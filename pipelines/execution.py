@@ -75,7 +75,7 @@ class Pipeline:
     done: dict[str, Path] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def bring(self, plan: Sequence[Stage]) -> None:
+    def run_stages(self, plan: Sequence[Stage]) -> None:
         """Have every stage of a plan committed: what is not yet is launched, as soon as its inputs are done.
 
         At most `run.jobs` are under way at a time. A job that an earlier driver left is followed in place of launching

@@ -91,7 +91,7 @@ def run_stages(
         with stopping(), _tracked(run, without_values(resolved), title or run.name) as (tracker, artifacts):
             pipeline = Pipeline(run, launcher, tracker)
             try:
-                pipeline.bring(plan)
+                pipeline.run_stages(plan)
                 pipeline.tell_changes(plan)
             finally:
                 launcher.close()

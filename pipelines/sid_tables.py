@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from encoder.sid import SidSpec
+from encoder.sid.spec import SidSpec
 from encoder.sid_file import FOLDER, write_sid_file
 from infra.commit import commit_alone
 from infra.config import parse

@@ -21,7 +21,8 @@ from infra.state import fill, read_state, write_state
 from infra.tables import DatasetSpec, read_json
 from ranker.budget import DecidedConfig
 from ranker.bundle_description import Description
-from ranker.features import ArmFeatures, IdFeature
+from ranker.features import ArmFeatures
+from ranker.id_feature import IdFeature
 from ranker.row_maps import with_row_maps
 from ranker.sharding import ShardedRanker
 

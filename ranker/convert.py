@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from infra.rows import Rows
-from ranker.features import HISTORY_IDS, ArmFeatures, IdFeature
+from ranker.features import HISTORY_IDS, ArmFeatures
+from ranker.id_feature import IdFeature
 from ranker.inputs import ModelInputs
 from ranker.layout import HistoryLayout, Integers, history_layout
 

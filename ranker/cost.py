@@ -112,12 +112,12 @@ def expected_traffic(dataset: Dataset, dates: Dates, training: TrainingConfig) -
 
 
 def embedding_bytes(features: ArmFeatures, dataset: Dataset, dates: Dates) -> float:
-    """Return the bytes an impression that raw embeddings take where they are the content: 2 a dimension.
+    """Return the bytes an impression that raw embeddings take where they are the content.
 
     The ranker looks them up by id; a log that a recurring training reads carries them, those of user and history once a
     request.
     """
-    an_item, an_entry, a_user = (2.0 * sum((content.embeddings or {}).values()) for content in features.contents)
+    an_item, an_entry, a_user = (content.embedding_bytes for content in features.contents)
     of_request = a_user + (an_entry * mean_entries(dataset, dates, HISTORY_IDS) if an_entry else 0.0)
     return an_item + of_request / _impressions(dataset, "requests", dates)
 

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from encoder.bundle import ENCODER_FILE, WEIGHTS_FILE, load_bundle
 from encoder.serving import require_same_encoder
-from encoder.sid import SidSpec
+from encoder.sid.spec import SidSpec
 from encoder.sid_map import MAP_FILE
 from encoder.signals import stored_precisions
 from infra.commit import read_manifest
-from infra.distributed import together
+from infra.distributed import raise_on_all_ranks
 from infra.errors import DataError, SpecError
 from infra.registration import registered
 from infra.sealed import sealed
@@ -32,9 +32,9 @@ from infra.stage import StageRun, run_stage, with_inputs
 from infra.tensors import write_tensors
 from ranker.bundle import RankerBundle, open_bundle
 from ranker.bundle_description import Description, require_sids
+from ranker.constants import read_constants
 from ranker.export_config import RankerExportConfig
 from ranker.features import dataset_sids
-from ranker.frozen import read_frozen
 from ranker.row_maps import read_row_maps, write_row_maps
 from ranker.serving.config import (
     CONSTANTS_FILE,
@@ -62,7 +62,7 @@ def export(run: StageRun[RankerExportConfig]) -> None:
         DataError: an input is not what it should be. StageError: the registry refuses.
         SpecError: ranker, SIDs and encoders do not fit, or the saved model predicts otherwise than the ranker.
     """
-    with together(run.world.committing, "exporting the ranker"):
+    with raise_on_all_ranks(run.world.committing, "exporting the ranker"):
         if run.world.is_main:
             _export(run)
 
@@ -158,15 +158,15 @@ def _write_weights(bundle: RankerBundle, config: RankerExportConfig, version: Pa
 
 def _write_constants(dataset: Dataset, described: Description, version: Path) -> dict[str, float]:
     """Write codebooks and raw embeddings, and return what new items' embeddings are multiplied by."""
-    frozen = read_frozen(dataset, described.features(dataset.spec))
-    named: dict[str, Tensor] = {f"{CODEBOOK}.{name}": book for name, book in frozen.codebooks.items()}
+    constants = read_constants(dataset, described.features(dataset.spec).constants)
+    named: dict[str, Tensor] = {f"{CODEBOOK}.{name}": book for name, book in constants.codebooks.items()}
     named |= {
         # Of a snapshot that has grown, the rows that the ranker knows: the next stands for what it does not know.
         f"{EMBEDDINGS}.{entity}": rows_IE[: described.spec.content(entity).rows]
-        for entity, rows_IE in frozen.embeddings.items()
+        for entity, rows_IE in constants.embeddings.items()
     }
     write_tensors(named, version / CONSTANTS_FILE)
-    return dict(frozen.scales.get("item", {}))
+    return dict(constants.scales.get("item", {}))
 
 
 def _require_equal_answer(model: Path, reference: Reference, largest_difference: float) -> None:

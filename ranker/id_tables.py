@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from infra.rows import Check
 from ranker.convert import rows_of, unhashed_ids
-from ranker.features import IdFeature
+from ranker.id_feature import IdFeature
 from ranker.reader import Split
 
 Ids = npt.NDArray[np.int64]

@@ -75,8 +75,8 @@ def prediction_metrics(path: Path, tasks: Sequence[str]) -> dict[str, dict[str, 
         tasks: each has there a label column of its name, null where the row is not judged, and `p_<task>`.
 
     Returns:
-        task -> num and positives (of the judged rows), the value of each of `METRICS` by its name, and the counts that
-        a metric stands on as `<metric>_<count>`. What is not defined is None, and `reason` says why.
+        task -> num and positives (of the judged rows), the value of each of `all_metrics` by its name, and the counts
+        that a metric stands on as `<metric>_<count>`. What is not defined is None, and `reason` says why.
 
     Raises:
         DataError: the predictions break their contract; see `ranker.predictions.sorted_predictions`.

@@ -21,7 +21,7 @@ from infra.errors import SidestackError
 from infra.snapshot import read_dataset
 from infra.stage import quiet
 from infra.state import fill, read_state
-from ranker.frozen import read_frozen
+from ranker.constants import read_constants
 from ranker.saved_batch import SavedBatch, read_batch, saved_ranks
 from ranker.sharding import ShardedRanker, build_sharded
 
@@ -74,8 +74,8 @@ def replay(folder: Path, rank: int, world: World) -> Replay:
 def _model(saved: SavedBatch, world: World) -> tuple[ShardedRanker, Path | None]:
     """Build the model, and fill it from the last checkpoint, where there is one."""
     features = saved.ranker.features()
-    frozen = read_frozen(read_dataset(Path(saved.dataset)), features)
-    sharded = build_sharded(features, saved.ranker.config, world, frozen)
+    constants = read_constants(read_dataset(Path(saved.dataset)), features.constants)
+    sharded = build_sharded(features, saved.ranker.config, world, constants)
     steps = sorted(path for path in Path(saved.checkpoints).glob("step-*") if is_committed(path))
     if not saved.checkpoints or not steps:
         return sharded, None

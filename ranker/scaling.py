@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from infra.distributed import World, broadcast, together
+from infra.distributed import World, broadcast, raise_on_all_ranks
 from ranker.blocks import compressed
 from ranker.id_tables import MAX_ROWS, sampled
 from ranker.reader import Split, check_rows
@@ -56,7 +56,7 @@ def dense_moments(split: Split, world: World, max_rows: int = MAX_ROWS) -> Tenso
         return None
     moments = Moments(len(names))
     check = partial(check_rows, features=split.features, spec=split.dataset.spec)
-    with together(world, "reading the dense features"):
+    with raise_on_all_ranks(world, "reading the dense features"):
         if world.is_main:
             for table in sampled(split, names, max_rows, check):
                 values_NF = np.stack([table[name].to_numpy() for name in names], axis=1)

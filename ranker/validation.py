@@ -21,8 +21,9 @@ from infra.errors import DataError
 from infra.lanes import LaneReader
 from infra.tables import TaskSpec
 from ranker.convert import as_numpy, known, without_nulls
-from ranker.fit import Fit, Progress
+from ranker.fit import Fit
 from ranker.metrics import judged_label, normalized_entropy
+from ranker.progress import Progress
 from ranker.sharding import ShardedRanker
 from ranker.statistics import log_loss
 

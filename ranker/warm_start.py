@@ -17,14 +17,16 @@ from infra.tables import DatasetSpec
 from infra.tracking import RunLog
 from ranker.admission import reassigned_rows
 from ranker.bundle import RankerBundle, open_bundle
-from ranker.bundle_description import require_columns, require_sids, with_rows
+from ranker.bundle_description import require_sids, require_trained_columns, with_rows
 from ranker.config import ModelConfig, RankerConfig
-from ranker.features import ArmFeatures, Position
+from ranker.contents.contract import Position
+from ranker.features import ArmFeatures
 from ranker.row_maps import read_row_maps
 from ranker.sharding import ShardedRanker, table_of
 
-SID_WEIGHTS = ("omega", "projection.weight", "layers.0.weight", "layers.0.bias")
-"""Weights of content that meet a SID first: Omega and a projection (history), a perceptron's first layer (ad, user)."""
+SID_WEIGHTS = ("latent.", "omega", "projection.weight", "layers.0.weight", "layers.0.bias")
+"""How weights of content begin that meet a SID first: a kind's own, Omega and a projection (history), a perceptron's
+first layer (ad, user)."""
 _CONTENT: Mapping[Position, str] = {
     "item": "body.content.",
     "user": "body.user_content.",
@@ -118,7 +120,7 @@ def open_start(path: Path, config: RankerConfig, spec: DatasetSpec, features: Ar
         raise ConfigError(f"{where}: ranker.model.{', ranker.model.'.join(differs)}: are not those it was trained with")
     if faults := list(_admission_faults(was.model, now.model)):
         raise ConfigError(f"{where}: ranker.model.admission: {'; '.join(faults)}")
-    require_columns(described, spec, where)
+    require_trained_columns(described, spec, where)
     tables_anew = config.training.start_tables == "anew"
     try:
         require_sids(described, features.sids, where)

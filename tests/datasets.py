@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from encoder.materialize import listed_set
-from encoder.sid import SidSpec
+from encoder.generation.sets import listed_set
+from encoder.sid.spec import SidSpec
 from infra.config import digest
 from infra.impressions import all_columns, read_impressions
 from infra.parquet import row_groups

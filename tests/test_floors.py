@@ -18,7 +18,7 @@ MAY_IMPORT = {
         "encoder.sid_map",
         "encoder.signals",
         "encoder.bundle",
-        "encoder.materialize",
+        "encoder.encoding",
         "encoder.serving",
     },
     # A cluster's file is read without torch.

@@ -11,7 +11,7 @@ import torch
 
 from encoder.bundle import load_bundle
 from encoder.published import find_published
-from encoder.sid import SidSpec
+from encoder.sid.spec import SidSpec
 from infra.checkpoint import Checkpoint, Checkpoints
 from infra.commit import MANIFEST, read_manifest, verify
 from infra.config import Config, parse

@@ -11,7 +11,7 @@ from infra.errors import CommitError, DataError
 from infra.footer import read_footer
 from infra.snapshot import Dataset, read_dataset
 from infra.store import Store
-from ranker.frozen import read_frozen
+from ranker.constants import read_constants
 from ranker.predictions import sorted_predictions, sorting
 from ranker.train import open_splits
 from tests.encoder.fabricated import LOCAL, materialize_dataset, train_encoder
@@ -40,7 +40,7 @@ def train(folder: Path) -> None:
 def read_content(folder: Path) -> None:
     dataset = read_dataset(folder / "ranker")
     fitting, _ = open_splits(dataset, config_of("dense"))
-    read_frozen(dataset, fitting.features)
+    read_constants(dataset, fitting.features.constants)
 
 
 def encode(folder: Path) -> None:

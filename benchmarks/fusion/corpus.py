@@ -19,7 +19,7 @@ from infra.errors import DataError
 from infra.snapshot import read_dataset
 from infra.store import Store, write_items
 from infra.tables import item_schema
-from pipelines.prepare.dataset import STORE
+from pipelines.prepare.contract import STORE
 
 SEED = 0
 """Of the order of texts, hence of what is held out; the encoders' seeds leave it alone."""

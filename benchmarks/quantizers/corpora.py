@@ -27,7 +27,7 @@ from infra.snapshot import read_dataset
 from infra.store import Store, write_items
 from infra.tables import DatasetSpec, item_schema
 from pipelines.prepare.columns import embeddings
-from pipelines.prepare.dataset import STORE
+from pipelines.prepare.contract import STORE
 
 Vectors = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]

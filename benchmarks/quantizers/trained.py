@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.quantizers.corpora import SIGNAL, VALIDATION_SHARE
 from encoder.bundle import load_bundle
-from encoder.search import SearchConfig
+from encoder.config import SearchConfig
 from encoder.signals import SignalBatch
 from infra.errors import StageError
 from infra.record import SUMMARY_FILE

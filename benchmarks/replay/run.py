@@ -96,7 +96,7 @@ def raw_dataset(config: PipelineConfig, cache: Path) -> Dataset:
         run = config.run.model_copy(update={"name": "raw", "runs_dir": cache})
         pipeline = Pipeline(run, launcher)
         stage = prepare_stage(config)
-        pipeline.bring([stage])
+        pipeline.run_stages([stage])
         return read_dataset(pipeline.done[stage.label])
     finally:
         launcher.close()

@@ -10,12 +10,11 @@ from pydantic import model_validator
 from torch import Tensor
 
 from encoder.quantizers.clustering import itq_rotation
-from encoder.quantizers.contract import Quantizer, Size, at_least_float32
-from encoder.sid import SidSpec
-from infra.config import Config
+from encoder.quantizers.contract import Quantizer, QuantizerConfig, Size, at_least_float32
+from encoder.sid.spec import SidSpec
 
 
-class ItqConfig(Config):
+class ItqConfig(QuantizerConfig):
     """Settings of ITQ."""
 
     kind: Literal["itq"] = "itq"

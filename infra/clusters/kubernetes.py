@@ -22,7 +22,7 @@ from torchx.schedulers.kubernetes_scheduler import (
 )
 from torchx.specs import AppDef, AppState, Role, runopts
 
-from infra.clusters.answers import Answers
+from infra.clusters.answers import LastAnswers
 from infra.clusters.config import (
     SECRETS_KEY,
     KubernetesCluster,
@@ -56,7 +56,7 @@ class KubernetesJobs(KubernetesScheduler):  # type: ignore[misc]  # torchx is no
 
     def __init__(self, session_name: str) -> None:
         super().__init__(session_name)
-        self._answers = Answers[DescribeAppResponse | None]()
+        self._answers = LastAnswers[DescribeAppResponse | None]()
 
     def _run_opts(self) -> runopts:
         """Return torchx's options, none of them required: the cluster's file may have them."""

@@ -17,8 +17,7 @@ from pipelines.check.estimate import estimates, warnings
 from pipelines.check.guess import as_yaml, guessed_config, tables_in
 from pipelines.check.profile import Profile, faults, profile
 from pipelines.config import PipelineConfig, read_config
-from pipelines.prepare.config import LEDGER
-from pipelines.prepare.log.config import Log
+from pipelines.prepare.log.config import LogConfig
 from pipelines.prepare.log.files import raw_files
 from pipelines.prepare.log.on_duckdb import database
 from pipelines.run import exit_status
@@ -47,11 +46,11 @@ def check(config_file: Path, overrides: list[str]) -> None:
     """
     _, config = read_config(config_file, overrides)
     source = config.prepare.source
-    if not isinstance(source, Log):
+    if not isinstance(source, LogConfig):
         raise ConfigError(
             f"{config_file}: prepare.source.kind: only a raw log (kind: log) is checked, not {source.kind}"
         )
-    files = raw_files(source, config.prepare.cache_dir / LEDGER)
+    files = raw_files(source, config.prepare.ledger)
     with TemporaryDirectory() as scratch, database(Path(scratch)) as connection:
         found = faults(source, files, connection)
         if found:

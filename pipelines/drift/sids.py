@@ -9,7 +9,7 @@ import torch
 
 from encoder.evaluation import codebook_use
 from encoder.quantizers.usage import count_values
-from encoder.sid import SidSpec
+from encoder.sid.spec import SidSpec
 from encoder.sid_map import NULL, Ids, SidMaps, sid_maps
 from infra.config import parse
 from infra.partitions import PartitionEntry

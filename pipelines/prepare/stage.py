@@ -1,12 +1,8 @@
-"""The stage's body: open the source of the configured kind, and make what the store lacks of it."""
+"""The stage's body: open the configured source, and make what the store lacks of it."""
 
 from infra.stage import StageRun
-from pipelines.prepare.complete_journey.prepare import open_complete_journey
-from pipelines.prepare.config import CompleteJourney, PrepareConfig, Synthetic, Tables
+from pipelines.prepare.config import PrepareConfig
 from pipelines.prepare.dataset import write_dataset
-from pipelines.prepare.log.source import open_log
-from pipelines.prepare.synthetic import SyntheticLog
-from pipelines.prepare.tables import open_tables
 
 
 def prepare(run: StageRun[PrepareConfig]) -> None:
@@ -15,12 +11,4 @@ def prepare(run: StageRun[PrepareConfig]) -> None:
     Raises:
         ConfigError: the source's package or directory is not there. DataError: a source breaks the contract.
     """
-    match run.config.source:
-        case CompleteJourney() as source:
-            write_dataset(run, open_complete_journey(run, source))
-        case Synthetic() as source:
-            write_dataset(run, SyntheticLog(source, run.config.as_of))
-        case Tables() as source:
-            write_dataset(run, open_tables(run, source))
-        case source:
-            write_dataset(run, open_log(run, source))
+    write_dataset(run, run.config.source.open(run))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from infra.errors import ConfigError
 from pipelines.config import read_config
-from pipelines.prepare.log.config import Log
+from pipelines.prepare.log.config import LogConfig
 from pipelines.prepare.log.masking import KINDS, masking_of
 from pipelines.run import exit_status
 
@@ -26,7 +26,7 @@ def main() -> None:
     with exit_status():
         _, config = read_config(arguments.config, arguments.set)
         source = config.prepare.source
-        masking = masking_of(source.privacy) if isinstance(source, Log) else None
+        masking = masking_of(source.privacy) if isinstance(source, LogConfig) else None
         if masking is None:
             raise ConfigError(f"{arguments.config}: prepare.source.privacy.key: names no key, so no id is masked")
         for one in arguments.ids or map(str.rstrip, sys.stdin):

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from encoder.sid import DEFAULT_NAME
+from encoder.sid.spec import DEFAULT_NAME
 from infra.errors import DataError
 from infra.record import SUMMARY_FILE
 from infra.tables import read_json

@@ -19,7 +19,7 @@ from ranker.intervals import (
     pooled_deviation,
     resample_users,
 )
-from ranker.metric_registry import METRICS
+from ranker.metric_registry import all_metrics
 
 Floats = NDArray[np.float64]
 
@@ -93,7 +93,7 @@ def _task_result(contest: _Contest, name: str, reference: str) -> TaskResult:
         num=arm.replicates[0].num,
         positives=arm.replicates[0].positives,
         users=len(measured.sums_UK),
-        metrics={metric: _metric_result(contest, name, metric) for metric in METRICS},
+        metrics={metric: _metric_result(contest, name, metric) for metric in all_metrics()},
         deciles=_deciles(arm),
         segments={kind: tuple(_segments(contest, name, reference, kind)) for kind in measured.segments},
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from encoder.config import ENCODER_INPUT
-from encoder.sid import DEFAULT_NAME
+from encoder.sid.spec import DEFAULT_NAME
 from infra.config import to_yaml
 from infra.errors import DataError
 from pipelines.report.arms import Arms

@@ -143,7 +143,7 @@ class Retraining:
 
     def _prepared(self, as_of: date | None) -> Path:
         stage, pipeline = self.prepare(as_of), self.pipeline()
-        pipeline.bring([stage])
+        pipeline.run_stages([stage])
         self._preparing = pipeline.seconds
         return pipeline.done[stage.label]
 
@@ -162,7 +162,7 @@ class Retraining:
         pipeline = self.pipeline()
         pipeline.done |= lying
         stages = cycle_stages(self.config, plan, lying)
-        pipeline.bring(stages)
+        pipeline.run_stages(stages)
         made = {stage.label: pipeline.done[stage.label] for stage in stages}
         judgement = read_json(made["judge"] / JUDGEMENT_FILE)
         gates = tuple(Gate(**gate) for gate in judgement["gates"])

@@ -9,7 +9,7 @@
 import json
 from typing import Any
 
-from infra.distributed import together
+from infra.distributed import raise_on_all_ranks
 from infra.snapshot import read_dataset
 from infra.stage import StageRun, run_stage
 from infra.tables import read_json
@@ -29,7 +29,7 @@ def judge(run: StageRun[JudgeConfig]) -> None:
     Raises:
         DataError: predictions break their contract, or models did not predict the same rows.
     """
-    with together(run.world.committing, "judging the candidate"):
+    with raise_on_all_ranks(run.world.committing, "judging the candidate"):
         if run.world.is_main:
             _judge(run)
 

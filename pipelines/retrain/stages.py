@@ -166,6 +166,6 @@ def _export(config: PipelineConfig, encoders: Mapping[str, Stage | str], materia
 
 def _judge(config: PipelineConfig, plan: Plan, inputs: Mapping[str, str]) -> Stage:
     job = partial(internal_job, JUDGE, "pipelines.retrain.judge")
-    code = ("infra", "encoder/sid.py", "ranker", "pipelines/retrain", "pipelines/drift")
+    code = ("infra", "encoder/sid", "ranker", "pipelines/retrain", "pipelines/drift")
     settings = JudgeConfig(measured=plan.measured, gates=config.retrain.gates)
     return Stage(JUDGE, job, code, settings, config.run.launch.compare, inputs)

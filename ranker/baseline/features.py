@@ -27,8 +27,8 @@ from ranker.baseline.columns import (
 from ranker.baseline.counts import EarlierCounts
 from ranker.baseline.similarity import Similarity
 from ranker.config import Dates
+from ranker.constants import read_embeddings
 from ranker.features import BASE_COLUMNS, HISTORY_COLUMNS
-from ranker.frozen import read_embeddings
 
 Block = tuple[pa.Table, dict[str, Floats]]
 """Some rows, and the features of each by name."""

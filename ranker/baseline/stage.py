@@ -29,7 +29,7 @@ from ranker.baseline.features import Block, RowFeatures, columns_read
 from ranker.config import Dates
 from ranker.cost import peak_memory_bytes
 from ranker.features import weighted_tasks
-from ranker.metric_registry import METRICS, compared_metrics
+from ranker.metric_registry import all_metrics, compared_metrics
 from ranker.metrics import named_metrics, prediction_metrics, prediction_rows, prediction_schema
 from ranker.predictions import FOLDER as PREDICTIONS
 
@@ -86,7 +86,7 @@ def run_baseline(run: StageRun[BaselineConfig]) -> None:
 def _close(run: StageRun[BaselineConfig], models: Mapping[str, TaskModel], facts: Mapping[str, Any]) -> None:
     """Measure the predictions, and write all closing numbers down."""
     kind, measured = run.config.holdout.kind, prediction_metrics(run.out, tuple(models))
-    run.log.metrics(0, named_metrics(kind, measured, METRICS))
+    run.log.metrics(0, named_metrics(kind, measured, all_metrics()))
     run.log.summary({
         "arm": ARM,
         "tasks": measured,

@@ -2,7 +2,7 @@
 
 from pydantic import PositiveInt
 
-from encoder.sid import SidSpec
+from encoder.sid.spec import SidSpec
 from encoder.signals import Precision as StoredPrecision
 from encoder.signals import SignalSpec
 from infra.config import Config
@@ -51,7 +51,8 @@ class ServedConfig(Config):
     sids: dict[str, ServedSids]
     """By name: the sets that the arm takes."""
     scales: dict[str, float] = {}
-    """Of `dense`: by signal of items, what a new item's numbers are multiplied by (`ranker.frozen.Frozen.scales`)."""
+    """Of content with embeddings: by signal of items, what a new item's numbers are multiplied by
+    (`ranker.constants.ModelConstants.scales`)."""
     max_candidates: PositiveInt
     """The most candidates of a request."""
     max_history: PositiveInt

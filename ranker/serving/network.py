@@ -11,7 +11,8 @@ from infra.rows import Rows
 from ranker.body import Body
 from ranker.content import NewItems
 from ranker.convert import JaggedIds, bag_ids, model_inputs, sequence_ids
-from ranker.features import ArmFeatures, IdFeature
+from ranker.features import ArmFeatures
+from ranker.id_feature import IdFeature
 from ranker.inputs import Vectors
 from ranker.serving.tables import ServedTable
 

@@ -15,9 +15,9 @@ from benchmarks.timing import run_program
 from benchmarks.trial import PARTS, StepParts, Trial, kernels, training_split
 from infra.distributed import World, started
 from infra.snapshot import Dataset, read_dataset
-from ranker.fit import Progress
-from ranker.kernels import BagsOfOne
+from ranker.cpu_sequence_lookup import BagsOfOne
 from ranker.model import StepOutput
+from ranker.progress import Progress
 from tests.ranker.dataset import write_dataset
 
 

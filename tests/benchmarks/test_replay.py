@@ -24,8 +24,10 @@ from infra.impressions import all_columns, read_impressions
 from infra.snapshot import Dataset, read_dataset
 from infra.stage import StageRun
 from infra.tracking import RunLog
-from pipelines.prepare.config import PrepareConfig, Synthetic, Tables
+from pipelines.prepare.config import PrepareConfig
 from pipelines.prepare.stage import prepare
+from pipelines.prepare.synthetic import Synthetic
+from pipelines.prepare.tables.source import Tables
 
 SOURCE = Synthetic(
     kind="synthetic", num_items=60, num_users=40, events_per_day=60, train_days=8, test_days=4,

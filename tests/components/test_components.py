@@ -13,6 +13,7 @@ from torchx.specs import AppDef, macros
 from torchx.specs.file_linter import get_fn_docstring, validate
 
 from components import encoder, pipeline, ranker
+from components.stage import stage_job
 from components.torchrun import Launch, stage_app
 from tests.components.golden import GOLDEN, ROOT, golden_jobs
 
@@ -45,13 +46,44 @@ def test_golden_files_are_those_of_the_dry_runs() -> None:
 
 @pytest.mark.parametrize("component", COMPONENTS, ids=lambda c: f"{c.__module__}.{c.__name__}")
 def test_torchx_accepts_the_component_and_every_argument_has_help(component: object) -> None:
-    assert validate(inspect.getfile(component), component.__name__) == []  # type: ignore[arg-type,attr-defined]
+    own = inspect.unwrap(component)  # type: ignore[arg-type]
+    assert validate(inspect.getfile(own), own.__name__) == []
     summary, arguments = get_fn_docstring(component)
     assert "TIP" not in summary
     assert all(text.strip() for text in arguments.values())
     documented = inspect.getdoc(component) or ""
     for name in inspect.signature(component).parameters:  # type: ignore[arg-type]
         assert f"    {name}: " in documented, f"{name} has no help"
+
+
+def test_what_components_share_has_one_help_but_where_one_rank_works() -> None:
+    shared: dict[str, set[str]] = {}
+    for component in STAGE_MODULES:
+        for name, text in get_fn_docstring(component)[1].items():  # type: ignore[arg-type]
+            shared.setdefault(name, set()).add(text)
+    common = [name for name in inspect.signature(stage_job).parameters if name not in ("name", "module", "inputs")]
+    assert {name for name in common if len(shared[name]) > 1} == {"j", "gpu", "env"}
+    assert all(len(shared[name]) == 2 for name in ("j", "gpu", "env"))
+
+
+def test_only_trainings_take_a_number_of_steps_to_trace() -> None:
+    takers = [one for one in STAGE_MODULES if "profile" in inspect.signature(one).parameters]  # type: ignore[arg-type]
+    assert takers == [encoder.train, ranker.train]
+    (role,) = ranker.train(config="c", dataset="d", out="o", profile=7).roles
+    assert role.args[1].endswith(" --profile 7")
+    with pytest.raises(TypeError, match="profile"):
+        ranker.score(config="c", model="m", dataset="d", out="o", profile=7)
+
+
+def test_the_command_line_has_shared_and_own_arguments() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "torchx.cli.main", "run", "components/ranker.py:train", "--help"],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    words = " ".join(ended.stdout.split())
+    assert ended.returncode == 0 and "Train and evaluate the ranker of one arm." in words
+    for option in ("--dataset", "--arm", "--out", "--memMB", "--profile"):
+        assert f" {option} " in words
 
 
 def test_the_command_line_tool_prints_the_job(tmp_path: Path) -> None:

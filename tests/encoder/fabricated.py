@@ -19,6 +19,7 @@ from infra.config import parse, plain
 from infra.distributed import World
 from infra.parquet import TableWriter, read_row_group, row_groups
 from infra.partitions import PartitionEntry
+from infra.profile import StepProfile
 from infra.snapshot import CONTENT, Snapshot, read_dataset, write_snapshot
 from infra.stage import StageRun
 from infra.store import Store, day_entries, in_order, missing_keys, write_day
@@ -235,6 +236,7 @@ def train_encoder(
     changes: Mapping[str, Any] | None = None,
     log_type: type[RunLog] = RunLog,
     start: Path | None = None,
+    profile: int = 0,
 ) -> None:
     """Run the body of stage `encoder` and commit it, as its main program would."""
     config = parse(EncoderConfig, merged(ENCODER, changes or {}), "encoder")
@@ -243,7 +245,8 @@ def train_encoder(
     with committing(out, world, stage="encoder", facts=facts) as staging:
         log = log_type.open(world.rank, "encoder", staging, plain(config), {}, "", None)
         inputs = {"dataset": dataset} if start is None else {"dataset": dataset, "start": start}
-        train(StageRun(config, inputs, staging, world, log, facts, checkpoints))
+        traced = StepProfile(profile, out.with_name(f"{out.name}.profile"), world.rank, log.say)
+        train(StageRun(config, inputs, staging, world, log, facts, checkpoints, profile=traced))
         facts.update(checkpoints.facts)
     checkpoints.remove()
 

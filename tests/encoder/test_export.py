@@ -17,6 +17,7 @@ import torch
 
 from benchmarks.scoring_server import Program, ScoringServer, serving
 from encoder.bundle import EncoderBundle, load_bundle
+from encoder.encoding import BLOCK_ROWS, encode
 from encoder.export import (
     MODEL_FOLDER,
     Reference,
@@ -25,9 +26,8 @@ from encoder.export import (
     read_reference,
 )
 from encoder.export_config import ExportConfig
-from encoder.materialize import BLOCK_ROWS, encode
 from encoder.serving import Item, ServedConfig, ServedEncoder, exact_rows, item_type, sid_is_text
-from encoder.sid import SidSpec
+from encoder.sid.spec import SidSpec
 from encoder.sid_map import NULL
 from encoder.signals import SignalSpec, signal_batch
 from infra.code import ROOT
@@ -225,7 +225,7 @@ def test_what_is_committed_is_whole_and_without_pickle(exported: Path, bundle: E
         "artifacts/weights.safetensors",
         "artifacts/encoder.json",
         "served_model.py",
-        "code/sidestack/encoder/sid.py",
+        "code/sidestack/encoder/sid/spec.py",
     } <= names
     assert {Path(name).suffix for name in names} <= {"", ".py", ".json", ".yaml", ".txt", ".safetensors"}
     assert not any("deploy" in name for name in names)

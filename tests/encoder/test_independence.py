@@ -11,8 +11,8 @@ import torch
 
 from encoder.bundle import load_bundle
 from encoder.config import EncoderConfig, NetworkConfig
+from encoder.encoding import BLOCK_ROWS
 from encoder.fusion import VQFusion
-from encoder.materialize import BLOCK_ROWS
 from encoder.signals import SignalBatch, SignalSpec, signal_batch
 from infra.snapshot import read_dataset
 from tests.datasets import content

@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from encoder.bundle import load_bundle
-from encoder.materialize import encode
-from encoder.sid import SidSpec, event_columns, read_sid_spec, require_spec, sid_columns
+from encoder.encoding import encode
+from encoder.sid.columns import event_columns, read_sid_spec, require_spec, sid_columns
+from encoder.sid.spec import SidSpec
 from encoder.sid_codebook import read_codebook
 from encoder.sid_map import NULL
 from encoder.signals import signal_batch

@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from encoder.sid import SidSpec, content_columns, event_columns
+from encoder.sid.columns import content_columns, event_columns
+from encoder.sid.spec import SidSpec
 from encoder.sid_file import describe
 from infra.parquet import read_row_group, row_groups
 from infra.snapshot import CONTENT, read_dataset

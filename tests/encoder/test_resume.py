@@ -10,14 +10,14 @@ import time
 from collections.abc import Mapping
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
 import yaml
 
 from encoder.bundle import WEIGHTS_FILE
-from encoder.quantizers import QuantizerConfig
+from encoder.quantizers import OWN
 from infra.commit import committing, read_manifest
 from infra.distributed import World
 from infra.errors import CommitError, PreemptedError
@@ -139,7 +139,7 @@ def stop_and_train_both(world: World, dataset: Path, folder: Path, changes: dict
 STOPPED = 12
 """The request comes in step 7, and travels with the next batch that is read: ten were read for the sample, and one is
 read ahead."""
-KINDS = [kind.model_fields["kind"].default for kind in get_args(get_args(QuantizerConfig)[0])]
+KINDS = list(OWN)
 SMALL = {
     "structured": {"groups": 2, "depth": 3, "group_dim": 4},
     "rqvae": {"codes": 8, "depth": 3, "group_dim": 8},

@@ -5,7 +5,7 @@ import torch
 
 from encoder.config import TrainingConfig
 from encoder.fusion import Losses
-from encoder.sid import SidSpec
+from encoder.sid.spec import SidSpec
 from encoder.window import CollapseWatch, Window
 from infra.errors import TrainingError
 from tests.encoder.fabricated import LOCAL

@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from encoder.sid import SidSpec
+from encoder.sid.spec import SidSpec
 from infra.code import ROOT
 from infra.config import parse
 from infra.errors import SidestackError

@@ -15,7 +15,7 @@ import torch
 
 from infra.checkpoint import Checkpoint
 from infra.config import Config
-from infra.distributed import lockstep, sum_over_ranks, together
+from infra.distributed import lockstep, raise_on_all_ranks, sum_over_ranks
 from infra.errors import PreemptedError
 from infra.stage import StageRun, run_stage
 
@@ -45,7 +45,7 @@ def body(run: StageRun[SteppingConfig]) -> None:
     done = first
     try:
         for step in lockstep(world, range(first, config.steps), "reading numbers"):
-            with together(world, f"step {step}"):
+            with raise_on_all_ranks(world, f"step {step}"):
                 if config.fault_rank == world.rank and step == config.fault_step and not _attempt():
                     fail(config)
                 time.sleep(config.seconds)

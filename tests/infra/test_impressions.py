@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from encoder.sid import SidSpec, event_columns, with_sid_metadata
+from encoder.sid.columns import event_columns, with_sid_metadata
+from encoder.sid.spec import SidSpec
 from infra.errors import DataError
 from infra.impressions import ImpressionRows, all_columns, columns_by_table, read_impressions
 from infra.parquet import RowGroup, TableWriter, read_row_group, row_groups

@@ -9,8 +9,7 @@ import pyarrow as pa
 from infra.config import parse
 from infra.parquet import TableWriter
 from infra.tables import write_spec
-from pipelines.prepare.config import Synthetic
-from pipelines.prepare.synthetic import SyntheticLog
+from pipelines.prepare.synthetic import Synthetic, SyntheticLog
 
 FIRST = date(2024, 1, 1)
 

@@ -33,7 +33,7 @@ from pipelines.report.comparison import Comparison
 from pipelines.report.config import CompareConfig
 from pipelines.tables.config import TableConfig
 from pipelines.tables.page import as_page
-from ranker.metric_registry import METRICS, Metric
+from ranker.metric_registry import Metric, all_metrics
 from ranker.metrics import prediction_metrics
 from ranker.statistics import RowTally, log_loss
 from tests.pipelines import fabricated
@@ -630,7 +630,7 @@ ACCURACY = Metric(
 def test_a_metric_is_one_entry_of_the_registry(
     inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(METRICS, "accuracy", ACCURACY)
+    monkeypatch.setitem(all_metrics(), "accuracy", ACCURACY)
     found = run_compare(inputs, tmp_path / "out")
     drawn, values = truth(), {}
     for seed, (arm, noise) in enumerate(fabricated.ARMS.items()):

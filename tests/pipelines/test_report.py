@@ -55,7 +55,7 @@ from pipelines.report.page import RunFile, render_page
 from pipelines.report.table import as_csv, as_markdown, as_text
 from pipelines.report.verdict import with_verdicts
 from ranker.intervals import Sums, pooled_deviation
-from ranker.metric_registry import METRICS
+from ranker.metric_registry import all_metrics
 
 CLICK: dict[str, Curve] = {
     "none": [(50.0, 0.9), (100.0, 0.7), (150.0, 0.68)],
@@ -89,7 +89,7 @@ def between(gain: float, below: float, above: float) -> Gain:
 
 def nothing(num: int, positives: int) -> TaskResult:
     """Return the results of a task whose metrics are not defined."""
-    return TaskResult(num=num, positives=positives, metrics={name: MetricResult(value=None) for name in METRICS})
+    return TaskResult(num=num, positives=positives, metrics={name: MetricResult(value=None) for name in all_metrics()})
 
 
 DECILES = tuple(DecileResult(rows=1200, predicted=0.05 * step, observed=0.04 * step) for step in range(10))
@@ -506,6 +506,14 @@ def test_an_arm_has_one_colour_whatever_arms_stand_beside_it() -> None:
     assert len(set(arm_colors(fewer, LIGHT).values())) == 2
 
 
+def test_arms_without_a_kinds_name_take_colours_by_turns() -> None:
+    arm = comparison().arms["none"]
+    others = [f"other_{n}" for n in range(8)]
+    colors = arm_colors(unjudged(arms=dict.fromkeys([*others, "kmeans"], arm)), DARK)
+    turns = ["#e0c04a", "#a4adb7", "#ff8a3d", "#5cb3f0", "#3fcf9f", "#e39acb", "#86cdf2", "#e0c04a"]
+    assert list(colors.values()) == [*turns, "#e39acb"]
+
+
 def luminance(color: str) -> float:
     channels = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
@@ -519,7 +527,9 @@ def test_colours_can_be_read_on_their_page(theme: Theme) -> None:
         return (high + 0.05) / (low + 0.05)
 
     assert min(contrast(color) for color in (theme.ink, theme.muted)) >= 4.5  # WCAG 2, text
-    assert min(contrast(color) for color in theme.arms) >= 3.0  # WCAG 2, graphics and bold letters
+    assert (
+        min(contrast(color) for color in (*theme.kinds.values(), theme.other)) >= 3.0
+    )  # WCAG 2, graphics and bold letters
 
 
 def lines_of(plot: Plot) -> list[Line2D]:

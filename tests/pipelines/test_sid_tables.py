@@ -8,8 +8,9 @@ import duckdb
 import pyarrow as pa
 import pytest
 
-from encoder.materialize import listed_set
-from encoder.sid import SidSpec, sid_columns, with_sid_metadata
+from encoder.generation.sets import listed_set
+from encoder.sid.columns import sid_columns, with_sid_metadata
+from encoder.sid.spec import SidSpec
 from infra.commit import verify
 from infra.errors import CommitError, DataError
 from infra.partitions import PartitionEntry

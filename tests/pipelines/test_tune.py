@@ -13,7 +13,7 @@ from pipelines.config import PipelineConfig, read_config
 from pipelines.graph import Stage
 from pipelines.tune.__main__ import main
 from pipelines.tune.choose import TABLE_FILE, Trial, Tuned, _trial, as_text
-from pipelines.tune.config import Setting, TuneConfig
+from pipelines.tune.config import LearningRates, TuneConfig
 from pipelines.tune.plan import Left, rungs, tune_stages, tuned_values
 from ranker.config import RankerConfig
 from tests.noted import noted
@@ -93,7 +93,7 @@ def test_rungs_must_rise() -> None:
 
 
 def trial(arm: str, sparse: float, click: float, conversion: float) -> Trial:
-    setting = Setting(sparse_learning_rate=sparse, dense_learning_rate=0.001)
+    setting = LearningRates(sparse_learning_rate=sparse, dense_learning_rate=0.001)
     return Trial(arm=arm, setting=setting, values={"click": click, "conversion": conversion}, steps=100, seconds=2.0)
 
 

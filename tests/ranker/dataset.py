@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from encoder.sid import SidSpec, event_columns, with_sid_metadata
+from encoder.sid.columns import event_columns, with_sid_metadata
+from encoder.sid.spec import SidSpec
 from encoder.sid_codebook import write_codebook
 from infra.tables import DatasetSpec, TaskSpec, ancestors, flat_schema, item_schema, request_schema, user_schema
 from tests.datasets import joined, write_snapshot_of

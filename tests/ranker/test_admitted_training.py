@@ -22,9 +22,9 @@ from ranker import plan
 from ranker.admission import reassigned_rows
 from ranker.bundle import open_bundle
 from ranker.config import AdmissionConfig
+from ranker.constants import ModelConstants
 from ranker.convert import rows_of
 from ranker.features import arm_features
-from ranker.frozen import Frozen
 from ranker.inspect import open_network, read_rows
 from ranker.row_maps import MAPS_FILE, read_row_maps, with_row_maps
 from ranker.serving.model import ServedRanker
@@ -126,7 +126,7 @@ def started(world: World, nights: Nights) -> tuple[dict[str, Tensor], dict[str, 
     """Return a model as it is initialized, and as the second night starts it from the first."""
 
     def built() -> ShardedRanker:
-        return build_sharded(features, config, world, Frozen())
+        return build_sharded(features, config, world, ModelConstants())
 
     config = config_of("none", model=MODEL)
     features = arm_features(spec_until(4), config, {"sid": SID})
@@ -158,7 +158,7 @@ def changed_rows(world: World, **sections: Any) -> dict[str, list[int]]:
     """Add 1 to what `held_rows` finds of two rows of the users' table; return what changed of each tensor."""
     config = config_of("none", **sections)
     features = arm_features(SPEC, config, {})
-    sharded = build_sharded(features, config, world, Frozen())
+    sharded = build_sharded(features, config, world, ModelConstants())
     before = whole(world, sharded.state())
     for part, places, values in sharded.held_rows(features, {"t_user_id": torch.tensor([3, 59])}):
         part[places] = values + 1

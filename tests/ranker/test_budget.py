@@ -18,7 +18,6 @@ from ranker.budget import (
     described,
     even_days,
     left_to_rule,
-    sid_rows,
     told,
     training_days,
     validation_days,
@@ -26,6 +25,7 @@ from ranker.budget import (
     without_window,
 )
 from ranker.config import RankerConfig
+from ranker.id_feature import sid_rows
 from tests.datasets import joined
 from tests.ranker.dataset import SPEC, write_dataset
 from tests.ranker.training import config_of

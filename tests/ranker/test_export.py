@@ -31,10 +31,10 @@ from infra.snapshot import read_dataset
 from infra.stage import StageRun
 from infra.tracking import RunLog
 from ranker.bundle import open_bundle
+from ranker.constants import ModelConstants
 from ranker.export import _write_constants, export
 from ranker.export_config import RankerExportConfig
 from ranker.features import ITEM_IDS
-from ranker.frozen import Frozen
 from ranker.serving.config import CONSTANTS_FILE, MODEL_FOLDER, SERVED_FILE
 from ranker.serving.model import RawLookup, ServedRanker
 from ranker.serving.tables import ServedTable, stored_table
@@ -342,7 +342,7 @@ def test_of_a_snapshot_that_has_grown_the_rows_that_the_ranker_knows_are_kept(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grown = torch.ones(SPEC.num_items + 5, 3, dtype=torch.half)
-    monkeypatch.setattr("ranker.export.read_frozen", lambda *_: Frozen(embeddings={"item": grown}))
+    monkeypatch.setattr("ranker.export.read_constants", lambda *_: ModelConstants(embeddings={"item": grown}))
     _write_constants(read_dataset(made.dataset), open_bundle(made.rankers["dense"]).description, tmp_path)
     kept = load_file(tmp_path / CONSTANTS_FILE)["embeddings.item"]
     assert kept.shape == (SPEC.num_items, 3)  # the row after them stands for an item that is not known

@@ -77,7 +77,7 @@ def test_a_batch_comes_back_as_it_was_saved(
         return made[-1]
 
     kept = ranker.reader.to_ranker_batch
-    monkeypatch.setattr("ranker.fit.to_ranker_batch", bad)
+    monkeypatch.setattr("ranker.progress.to_ranker_batch", bad)
     monkeypatch.setattr("ranker.blocks.DenseBlock.forward", not_a_number)
     with pytest.raises(NonFiniteLossError):
         train_ranker(world, dataset, tmp_path / "out", "side")

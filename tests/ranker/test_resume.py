@@ -20,6 +20,7 @@ from infra.commit import committing
 from infra.config import plain
 from infra.distributed import World
 from infra.errors import CommitError, PreemptedError
+from infra.profile import StepProfile
 from infra.stage import StageRun
 from infra.state import SHARDS_FOLDER, SHARED_FILE
 from infra.tracking import RunLog
@@ -66,6 +67,7 @@ def train_ranker(
     start: Path | None = None,
     holdout: dict[str, Any] | None = None,
     model: Mapping[str, Any] | None = None,
+    profile: int = 0,
     **training: Any,
 ) -> None:
     """Run the stage's body and commit it, as its main program would."""
@@ -75,7 +77,8 @@ def train_ranker(
     checkpoints = Checkpoints(out.with_name(f"{out.name}.checkpoint"), world, "ranker", {}, config)
     with committing(out, world, stage="ranker", facts=facts) as staging:
         log = RunLog.open(world.rank, "ranker", staging, plain(config), {}, "", None)
-        train(StageRun(config, inputs, staging, world, log, facts, checkpoints, target=out))
+        traced = StepProfile(profile, out.with_name(f"{out.name}.profile"), world.rank, log.say)
+        train(StageRun(config, inputs, staging, world, log, facts, checkpoints, target=out, profile=traced))
     checkpoints.remove()
 
 

@@ -31,9 +31,9 @@ from infra.tracking import RunLog
 from ranker import fit
 from ranker.bundle import FOLDER, read_bundle
 from ranker.config import RankerConfig
+from ranker.constants import read_constants
 from ranker.cost import column_cost
 from ranker.fit import learning_rates, start_model
-from ranker.frozen import read_frozen
 from ranker.loss_check import NonFiniteLossError
 from ranker.metrics import prediction_metrics, prediction_schema
 from ranker.planner import Traffic
@@ -365,7 +365,9 @@ def test_the_model_that_is_left_predicts_what_the_stage_predicted(
     _, held_out = open_splits(read_dataset(dataset), bundle.description.config)
     config = bundle.description.config
     features = bundle.description.features(SPEC)
-    progress, sharded, _ = start_model(features, config, world, read_frozen(read_dataset(dataset), features), Traffic())
+    progress, sharded, _ = start_model(
+        features, config, world, read_constants(read_dataset(dataset), features.constants), Traffic()
+    )
     assert "optimizer.body.interaction.over_arch.0.weight.exp_avg" not in sharded.state()
     bundle.load(sharded, features)
     predict(

@@ -13,7 +13,7 @@ import torch
 from infra.distributed import World
 from infra.errors import ConfigError, DataError, StageError
 from infra.snapshot import read_dataset
-from ranker.frozen import Frozen
+from ranker.constants import ModelConstants
 from ranker.sharding import build_sharded
 from ranker.train import open_splits
 from tests.datasets import joined, spoil, write_snapshot_of
@@ -70,7 +70,7 @@ def refusal(world: World, dataset: Path) -> str:
     config = config_of("none", sharding={"memory_gib": 1e-7})
     fitting, _ = open_splits(read_dataset(dataset), config)
     try:
-        build_sharded(fitting.features, config, world, Frozen())
+        build_sharded(fitting.features, config, world, ModelConstants())
     except (ConfigError, StageError) as error:
         return f"{type(error).__name__}: {error}"
     return "no error"

@@ -16,9 +16,10 @@ from infra.snapshot import read_dataset
 from ranker.blocks import DenseBlock
 from ranker.budget import DecidedConfig
 from ranker.config import RankerConfig
-from ranker.fit import Progress, learning_rates
-from ranker.frozen import read_frozen
+from ranker.constants import read_constants
+from ranker.fit import learning_rates
 from ranker.newest import NewestEntries
+from ranker.progress import Progress
 from ranker.sharding import ShardedRanker, build_sharded
 from ranker.train import open_splits
 
@@ -89,7 +90,9 @@ class Outcome:
 def run_steps(world: World, dataset: Path, config: DecidedConfig, steps: int) -> Outcome:
     """Train `steps` steps on every rank and give what became of it."""
     fitting, _ = open_splits(read_dataset(dataset), config)
-    sharded = build_sharded(fitting.features, config, world, read_frozen(read_dataset(dataset), fitting.features))
+    sharded = build_sharded(
+        fitting.features, config, world, read_constants(read_dataset(dataset), fitting.features.constants)
+    )
     start = whole_weights(world, sharded)
     reader = fitting.open(config.training, world, is_training=True)
     losses: list[list[float]] = []

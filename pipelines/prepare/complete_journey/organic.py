@@ -17,8 +17,8 @@ import numpy.typing as npt
 import scipy.sparse
 
 from pipelines.prepare.complete_journey.behaviour import factorized, items_by_basket, unit_rows
+from pipelines.prepare.complete_journey.config import OrganicConfig
 from pipelines.prepare.complete_journey.log import RawLog
-from pipelines.prepare.config import OrganicConfig
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]

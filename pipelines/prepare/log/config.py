@@ -18,6 +18,7 @@ from pydantic import (
 from infra.config import Config, Days
 from infra.identity import Identify
 from infra.tables import FollowupDays, TaskSpec
+from pipelines.prepare.contract import SourceConfig
 from pipelines.prepare.log.privacy_config import Privacy
 from pipelines.prepare.text_config import TextConfig
 
@@ -121,7 +122,7 @@ class LogTask(TaskSpec):
         return self
 
 
-class Log(Config):
+class LogConfig(SourceConfig):
     """A log of one's own from raw files: string ids, events without histories, late labels, texts.
 
     All faults of all files are reported at once. What is read once is kept, typed and by date, beside the tables;

@@ -23,7 +23,7 @@ from infra.sql import file_list, literal, quoted
 from infra.store import Store
 from infra.tables import ContentSpec, DatasetSpec, Entity, content_schema
 from pipelines.prepare.columns import embeddings
-from pipelines.prepare.dataset import Part
+from pipelines.prepare.contract import Part
 from pipelines.prepare.log.config import ContentFiles
 from pipelines.prepare.log.numbering import Numbering, made_once
 from pipelines.prepare.text import read_embeddings

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from infra.errors import DataError
 from infra.sql import interval, matching, quoted
-from pipelines.prepare.log.config import Log
+from pipelines.prepare.log.config import LogConfig
 from pipelines.prepare.log.content import UNKNOWN
 from pipelines.prepare.log.engine import Engine
 from pipelines.prepare.log.files import EVENTS
@@ -38,7 +38,7 @@ class DatedRows:
     """
 
     def __init__(
-        self, engine: Engine, config: Log, inputs: LogInputs, state: State | None, say: Callable[[str], None]
+        self, engine: Engine, config: LogConfig, inputs: LogInputs, state: State | None, say: Callable[[str], None]
     ) -> None:
         self.engine = engine
         self.config = config

@@ -9,7 +9,7 @@ import duckdb
 from infra.errors import DataError
 from infra.identity import Ledger
 from infra.sql import literal
-from pipelines.prepare.log.config import Log
+from pipelines.prepare.log.config import LogConfig
 
 SUFFIXES = (".parquet", ".csv", ".tsv", ".csv.gz", ".tsv.gz", ".csv.zst")
 """What a folder is searched for; a file that is named, or matched by a glob, may have any name."""
@@ -28,7 +28,7 @@ class RawFiles:
     identity: Mapping[Path, str]
 
 
-def raw_files(config: Log, ledger: Path) -> RawFiles:
+def raw_files(config: LogConfig, ledger: Path) -> RawFiles:
     """Find and identify all files.
 
     Raises:
@@ -48,7 +48,7 @@ def raw_files(config: Log, ledger: Path) -> RawFiles:
     return RawFiles(tables, identity)
 
 
-def _paths(config: Log) -> dict[str, Sequence[str]]:
+def _paths(config: LogConfig) -> dict[str, Sequence[str]]:
     found: dict[str, Sequence[str]] = {EVENTS: config.events.path}
     if config.items is not None:
         found[ITEMS] = config.items.path

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from encoder.quantizers import Quantizer
 from encoder.quantizers.contract import at_least_float32
-from encoder.sid import pack_digits
+from encoder.sid.packing import pack_digits
 from infra.distributed import World
 from tests.distributed import run_distributed
 from tests.encoder.quantizers.kinds import KINDS, RESIDUAL, made, started, vectors

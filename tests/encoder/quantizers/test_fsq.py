@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from encoder.quantizers.fsq import FsqConfig
-from encoder.sid import Bound
+from encoder.sid.spec import Bound
 
 
 @pytest.mark.parametrize("bound", ["clamp", "tanh", "ifsq"])

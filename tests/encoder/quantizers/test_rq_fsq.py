@@ -5,7 +5,7 @@ import torch
 
 from encoder.quantizers import RqFsqConfig
 from encoder.quantizers.rq_fsq import ProjectedRqFsq
-from encoder.sid import Bound
+from encoder.sid.spec import Bound
 from infra.config import parse
 from infra.errors import ConfigError
 from tests.encoder.quantizers.kinds import started, vectors

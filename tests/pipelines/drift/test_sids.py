@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from encoder import sid_map
-from encoder.sid import SidSpec
+from encoder.sid.spec import SidSpec
 from encoder.sid_map import NULL, SidMap, SidMaps
 from pipelines.drift import sids
 from pipelines.drift.sids import SidTable, code_use, compare_sids, difference

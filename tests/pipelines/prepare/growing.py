@@ -11,8 +11,7 @@ import pyarrow.compute as pc
 
 from infra.parquet import TableWriter, read_row_group, row_groups
 from infra.tables import DatasetSpec, write_spec
-from pipelines.prepare.config import Synthetic
-from pipelines.prepare.synthetic import SyntheticLog
+from pipelines.prepare.synthetic import Synthetic, SyntheticLog
 
 FIRST = date(2024, 1, 1)
 NUM_WARM = 48

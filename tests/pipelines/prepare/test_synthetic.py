@@ -14,8 +14,8 @@ from infra.errors import ConfigError
 from infra.parquet import read_row_group, row_groups
 from infra.snapshot import read_dataset
 from pipelines.prepare import synthetic
-from pipelines.prepare.config import PrepareConfig, Synthetic
-from pipelines.prepare.synthetic import SyntheticLog
+from pipelines.prepare.config import PrepareConfig
+from pipelines.prepare.synthetic import Synthetic, SyntheticLog
 from tests.distributed import run_distributed
 from tests.pipelines.prepare.running import digests, made_of, run_prepare
 

@@ -5,7 +5,7 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 from pipelines.prepare.complete_journey.behaviour import _weighted_pmi, behaviour_embeddings
-from pipelines.prepare.config import BehaviourConfig
+from pipelines.prepare.complete_journey.config import BehaviourConfig
 
 NUM_ITEMS = 60
 CONFIG = BehaviourConfig(dim=4, min_baskets=3)

@@ -21,6 +21,7 @@ from infra.parquet import read_row_group, row_groups
 from infra.snapshot import Dataset, read_dataset
 from infra.store import FILE
 from pipelines.prepare.complete_journey.log import week_of
+from pipelines.prepare.complete_journey.prepare import CompleteJourney
 from pipelines.prepare.complete_journey.source import RawFiles, local_seconds
 from pipelines.prepare.config import PrepareConfig
 from tests.datasets import content
@@ -375,4 +376,4 @@ def test_bad_weeks_are_refused(values: dict[str, object], message: str) -> None:
 
 def test_defaults_are_complete_journey() -> None:
     source = parse(PrepareConfig, {}, "test: prepare").source
-    assert source.kind == "complete_journey" and source.train_weeks == (37, 45) and source.test_weeks == (46, 49)
+    assert isinstance(source, CompleteJourney) and source.train_weeks == (37, 45) and source.test_weeks == (46, 49)

@@ -13,7 +13,7 @@ from infra.config import digest, parse
 from infra.distributed import ALONE
 from infra.errors import ConfigError
 from pipelines.prepare.config import PrepareConfig
-from pipelines.prepare.log import source
+from pipelines.prepare.log import opened as opened_log
 from pipelines.prepare.log.in_spark import asof_by_window, in_spark
 from pipelines.prepare.log.on_duckdb import DuckDBEngine, database
 from tests.pipelines.prepare.log.raw import log_config, write_log
@@ -68,6 +68,6 @@ def test_every_query_can_be_translated(tmp_path: Path, monkeypatch: pytest.Monke
         with database(folder) as connection:
             yield Translating(connection)
 
-    monkeypatch.setattr(source, "open_engine", opened)
+    monkeypatch.setattr(opened_log, "open_engine", opened)
     write_log(tmp_path, days=6)
     run_prepare(ALONE, log_config(tmp_path, negatives=1), tmp_path / "runs/out")
