@@ -174,7 +174,7 @@ write_events(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
 
 
 def of_checkout(program: str, checkout: Path) -> str:
-    """Return a program with the names that a checkout gives its modules: those of version 0.2.0 are below no package."""
+    """Return a program with the names that modules have in a checkout; in version 0.2.0 they are below no package."""
     return program if (checkout / "sidestack").is_dir() else program.replace("from sidestack.", "from ")
 
 
