@@ -33,7 +33,7 @@ $(STAMP): requirements/$(ACCEL).txt requirements/torch-$(ACCEL).txt requirements
 	@echo "installing into .venv ($(ACCEL) build; a few minutes the first time)"
 	@$(PYTHON) -m venv .venv
 	@$(PIP) install -r requirements/torch-$(ACCEL).txt 2>/dev/null || $(PIP) install -r requirements/torch.txt
-	@$(PIP) install -r requirements/base.txt -r requirements/dev.txt
+	@$(PIP) install -c requirements/constraints.txt -r requirements/base.txt -r requirements/dev.txt
 	@$(PIP) install --no-deps -r requirements/$(ACCEL).txt
 	@$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@

@@ -25,7 +25,8 @@ from pipelines.jobs import Work
 
 _STAGES = get_context("forkserver")
 _STAGES.set_forkserver_preload([
-    "encoder.train", "encoder.materialize", "pipelines.prepare.__main__", "pipelines.drift.__main__", "ranker.train",
+    "encoder.train", "encoder.materialize", "pipelines.prepare.__main__",
+    "pipelines.drift.__main__", "ranker.train",
     "ranker.score", "ranker.export", "pipelines.retrain.judge",
 ])  # fmt: skip
 LOG_FILE = "log.txt"

@@ -347,7 +347,8 @@ def by_ranks(dataset: Dataset, sizes: Sizes, folder: Path) -> Part:
     for ranks in sizes.ranks:
         run_program(
             [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m",
-             "ranker.train", "--config", str(config), "--input", f"dataset={dataset.path}", "--out", str(out)],
+             "ranker.train", "--config", str(config), "--input", f"dataset={dataset.path}",
+             "--out", str(out)],
             {"OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))

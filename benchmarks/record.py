@@ -15,7 +15,7 @@ from rich.table import Table
 
 from infra.console import wide_console
 
-RESULTS = Path(__file__).parents[1] / "docs" / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 QUICK_RESULTS = Path("runs/benchmarks/quick")
 
 Row = Mapping[str, Any]

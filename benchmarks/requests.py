@@ -173,19 +173,38 @@ write_events(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
 """
 
 
+def of_checkout(program: str, checkout: Path) -> str:
+    """Return a program with the names that modules have in a checkout; in version 0.2.0 they are below no package."""
+    return program if (checkout / "sidestack").is_dir() else program.replace("from sidestack.", "from ")
+
+
 def beside(before: Path, sizes: Sizes, folder: Path) -> Part:
     """Train the arms of this checkout and of another, in turns, each on the same log in tables of its own format."""
     rows, goals = [], []
-    checkouts, steps = {"before": before.resolve(), "now": Path(__file__).parents[1]}, 4 * sizes.steps
+    checkouts, steps = {"before": before.resolve(), "now": Path(__file__).resolve().parents[1]}, 4 * sizes.steps
     for name, checkout in checkouts.items():
         (folder / name).mkdir()
-        command = [sys.executable, "-c", _EVENTS_OF_BEFORE, str(folder / name), str(sizes.days), str(sizes.items)]
+        command = [
+            sys.executable,
+            "-c",
+            of_checkout(_EVENTS_OF_BEFORE, checkout),
+            str(folder / name),
+            str(sizes.days),
+            str(sizes.items),
+        ]
         run_program(command, {"PYTHONPATH": str(checkout)}, checkout)
     for arm in ARMS:
         found: dict[str, list[float]] = {name: [] for name in checkouts}
         for _ in range(max(sizes.rounds // 2, 1)):
             for name, checkout in checkouts.items():
-                command = [sys.executable, "-c", _STEPS_OF_BEFORE, str(folder / name / "dataset"), arm, str(steps)]
+                command = [
+                    sys.executable,
+                    "-c",
+                    of_checkout(_STEPS_OF_BEFORE, checkout),
+                    str(folder / name / "dataset"),
+                    arm,
+                    str(steps),
+                ]
                 where = {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
                 seconds = float(run_program(command, where, checkout).said.split()[-1])
                 found[name].append(steps * BATCH / seconds)
@@ -285,7 +304,8 @@ def by_ranks(dataset: Dataset, sizes: Sizes) -> list[Part]:
     for ranks, batch in [(number, BATCH * times) for number in sizes.ranks for times in sorted({1, number})]:
         finished = run_program(
             [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m",
-             "benchmarks.requests", "--steps-of", str(dataset.path), "side", str(8 * sizes.steps), str(batch)],
+             "benchmarks.requests", "--steps-of", str(dataset.path), "side", str(8 * sizes.steps),
+             str(batch)],
             {"OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         (found,) = (json.loads(line) for line in finished.said.splitlines() if line.startswith("{"))

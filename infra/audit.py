@@ -18,7 +18,7 @@ from infra.console import wide_console
 from infra.errors import ConfigError, SidestackError
 from infra.licences import Finding, Policy, check_licences, read_policy, unused
 
-POLICY = Path(__file__).parents[1] / "requirements/licences.yaml"
+POLICY = Path(__file__).resolve().parents[1] / "requirements/licences.yaml"
 
 
 class UnreachableError(SidestackError):

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from infra.errors import ConfigError
 
-ROOT = Path(__file__).parents[1]
-"""The folder that holds the packages."""
+ROOT = Path(__file__).resolve().parents[1]
+"""The folder that holds the packages: the checkout, beyond the links in sidestack/, or what is installed."""
 
 DEPLOY, CLUSTERS = "infra/deploy", "infra/clusters"
 """Files for schedulers, which no stage imports: a schedule that changes leaves every key as it is."""

@@ -22,7 +22,7 @@ from infra.record import SUMMARY_FILE
 Vectors = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).resolve().parents[2]
 _BLOCK = 1024
 
 

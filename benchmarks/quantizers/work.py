@@ -100,7 +100,7 @@ class Task:
 
 
 def _code_now(part: str) -> str:
-    here = Path(__file__).parent.relative_to(ROOT)
+    here = Path(__file__).resolve().parent.relative_to(ROOT)
     if part == "measuring":
         return code_digest([str(here / name) for name in _MEASURING])
     return code_digest([*sorted(_imported("encoder.train")), "infra/parquet.py"])
@@ -133,9 +133,10 @@ def _imported(module: str) -> set[str]:
 
 
 def _file(module: str) -> str | None:
-    if module.split(".")[0] != "encoder":
+    name = module.removeprefix("sidestack.")
+    if name.split(".")[0] != "encoder":
         return None
-    stem = module.replace(".", "/")
+    stem = name.replace(".", "/")
     return next((name for name in (f"{stem}.py", f"{stem}/__init__.py") if (ROOT / name).is_file()), None)
 
 

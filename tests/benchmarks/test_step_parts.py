@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.step_parts import main
-from infra.served import ROOT
+from infra.code import ROOT
 
 
 def test_a_quick_run_times_every_part(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def modules() -> list[tuple[Command, str, list[str]]]:
         words = list(command.words)
         if "-m" in words:
             at = words.index("-m") + 1
-            if words[at].split(".")[0] in FOLDERS:
+            if words[at].split(".")[0] in (*FOLDERS, "sidestack"):
                 found.append((command, words[at], words[at + 1 :]))
     return found
 

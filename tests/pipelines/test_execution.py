@@ -112,9 +112,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pipeline(path: Path, launcher: Scripted, jobs: int, **settings: Any) -> Pipeline:
-    run = RunConfig(name="fake", runs_dir=path, jobs=jobs, **settings)
-    scripted: Any = launcher
-    return Pipeline(run, scripted)
+    return Pipeline(RunConfig(name="fake", runs_dir=path, jobs=jobs, **settings), launcher)
 
 
 @pytest.mark.parametrize(("jobs", "most"), [(1, 1), (2, 2), (9, 3)])

@@ -85,9 +85,7 @@ def test_parent_and_children_are_tracked(first: "subprocess.CompletedProcess[str
 def test_second_run_launches_nothing_and_gives_the_same_output(
     first: "subprocess.CompletedProcess[str]", base: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    started = time.monotonic()
     out = again(base)
-    assert time.monotonic() - started < 60
     assert out == Path(first.stdout.splitlines()[-1]).parent
     err = capfd.readouterr().err
     assert err.count("done before: ") == 2 and "starts" not in err

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,12 +20,13 @@ from uvicorn.config import STARTUP_FAILURE
 
 from benchmarks import ranking
 from benchmarks.scoring_server import Program, ScoringServer, serving
+from infra.code import ROOT
 from infra.commit import committing
 from infra.config import parse
 from infra.distributed import World
 from infra.errors import ConfigError, DataError, SidestackError, SpecError
 from infra.mlflow_store import URI_VARIABLE
-from infra.served import ROOT, load_served
+from infra.served import load_served
 from infra.snapshot import read_dataset
 from infra.stage import StageRun
 from infra.tracking import RunLog
@@ -409,8 +411,10 @@ print(json.dumps(model.predict([json.loads(sys.argv[1])])))
     np.testing.assert_allclose(answer["probabilities"]["click"], expected["probabilities"]["click"], atol=1e-6)
     assert not list(versions["side"].parents[1].rglob("*.pkl"))
     code_folder = versions["side"].parents[1] / "code"
-    assert sorted(path.name for path in code_folder.iterdir()) == ["encoder", "infra", "ranker"]
-    assert (ROOT / "ranker/serving/model.py").read_bytes() == (code_folder / "ranker/serving/model.py").read_bytes()
+    assert [path.name for path in code_folder.iterdir()] == ["sidestack"]
+    carried = code_folder / "sidestack"
+    assert sorted(path.name for path in carried.iterdir()) == ["__init__.py", "encoder", "infra", "ranker"]
+    assert (ROOT / "ranker/serving/model.py").read_bytes() == (carried / "ranker/serving/model.py").read_bytes()
 
 
 def test_a_wrong_request_is_a_400_of_the_model(versions: dict[str, Path]) -> None:
@@ -501,6 +505,21 @@ def test_a_server_of_an_altered_model_ends_with_the_fault(versions: dict[str, Pa
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert done.returncode == STARTUP_FAILURE
     assert "network.pkl: missing, altered, or not of this version" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_model_that_version_0_2_0_exported_is_served(versions: dict[str, Path], tmp_path: Path) -> None:
+    """The packages in its code stand under no other, and its description names the loader so."""
+    model = Path(shutil.copytree(versions["side"].parents[1], tmp_path / "model"))
+    carried = model / "code/sidestack"
+    for package in ("encoder", "infra", "ranker"):
+        (carried / package).rename(model / "code" / package)
+    shutil.rmtree(carried)
+    for file in (*model.rglob("*.py"), model / "MLmodel"):
+        text = re.sub(r"\bsidestack\.(?=(?:encoder|infra|ranker)\b)", "", file.read_text())
+        file.write_text(re.sub(r"^import sidestack\n", "", text, flags=re.M))
+    with serving(model, tmp_path / "server.log") as server:
+        _check_answers(server)
 
 
 @pytest.mark.slow

@@ -173,7 +173,6 @@ def test_a_training_goes_on_bit_for_bit(
     assert [row["step"] for row in history(whole) if "train_click_ne" in row] == [*range(3, 63, 3), 64]
     assert summary(resumed)["resumed_from_step"] == kept[-1]
     assert summary(whole)["resumed_from_step"] is None
-    assert summary(resumed)["samples_per_second"] > 0
     assert list(tmp_path.glob("*.checkpoint")) == []
 
 
@@ -182,8 +181,8 @@ def test_another_number_of_ranks_goes_on_to_the_same_numbers(dataset: Path, tmp_
     run_distributed(finish_both, dataset, tmp_path, world_size=1)
     ours, theirs = weights(tmp_path / "moved"), weights(tmp_path / "whole")
     assert ours.keys() == theirs.keys()
-    for name in theirs:
-        torch.testing.assert_close(ours[name], theirs[name], rtol=2e-3, atol=2e-3, msg=named(name))
+    for name in theirs:  # sums in another order; tables start within 1e-2, so one that began anew is seen
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-5, atol=1e-6, msg=named(name))
     assert summary(tmp_path / "moved")["resumed_from_step"] == 40
 
 

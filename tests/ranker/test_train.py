@@ -28,6 +28,7 @@ from infra.snapshot import read_dataset
 from infra.stage import StageRun
 from infra.tables import TaskSpec, ancestors
 from infra.tracking import RunLog
+from ranker import fit
 from ranker.bundle import FOLDER, read_bundle
 from ranker.config import RankerConfig
 from ranker.constants import read_constants
@@ -247,7 +248,8 @@ def test_the_summary_says_what_was_measured(arm: str, dataset: Path, outputs: di
     assert summary["steps"] == 4 * ROWS_A_DAY // 64
     assert summary["world_size"] == 1
     assert summary["held_out_rows"] == 2 * ROWS_A_DAY
-    assert summary["samples_per_second"] > 0
+    timed = summary["steps"] - fit.UNTIMED_STEPS
+    assert summary["samples_per_second"] * summary["train_seconds"] == pytest.approx(timed * 64)
     assert 0 <= summary["data_wait_share"] < 1
     assert 2**26 < summary["peak_memory_bytes"] < 2**32
     prefixes = 3**2 + 3**4 + 3**6

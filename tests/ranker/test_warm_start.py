@@ -44,7 +44,7 @@ def trained(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     folder = tmp_path_factory.mktemp("trained")
     arms = ("side", "sid_ngram", "hde")
     for arm in arms:
-        run_distributed(train_ranker, dataset, folder / arm, arm, **{"world_size": 2})
+        run_distributed(train_ranker, dataset, folder / arm, arm, world_size=2)
     return {arm: folder / arm for arm in arms}
 
 

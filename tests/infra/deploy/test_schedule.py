@@ -25,7 +25,7 @@ SCHEDULE = ROOT / DEPLOY / "schedule"
 UNITS = [SCHEDULE / "sidestack.service", SCHEDULE / "sidestack.timer"]
 CRON_JOB = SCHEDULE / "cronjob.yaml"
 CLAIM = ROOT / DEPLOY / "kubernetes/claim.yaml"
-COMMAND = "python -m pipelines.retrain --config /shared/retrain.yaml"
+COMMAND = "python -m sidestack.pipelines.retrain --config /shared/retrain.yaml"
 
 
 def read_unit(file: Path) -> configparser.ConfigParser:
