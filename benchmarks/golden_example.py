@@ -19,16 +19,16 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
-from benchmarks.trial import config_of
-from infra.distributed import World
-from ranker.batch import RankerBatch
-from ranker.config import ModelConfig, TrainingConfig
-from ranker.constants import ModelConstants
-from ranker.features import ArmFeatures
-from ranker.initial import fill_dense
-from ranker.model import Ranker
-from ranker.planner import sharders
-from ranker.sharding import shard
+from sidestack.benchmarks.trial import config_of
+from sidestack.infra.distributed import World
+from sidestack.ranker.batch import RankerBatch
+from sidestack.ranker.config import ModelConfig, TrainingConfig
+from sidestack.ranker.constants import ModelConstants
+from sidestack.ranker.features import ArmFeatures
+from sidestack.ranker.initial import fill_dense
+from sidestack.ranker.model import Ranker
+from sidestack.ranker.planner import sharders
+from sidestack.ranker.sharding import shard
 
 LEARNING_RATE = 0.01
 """A tenth of the example's, with which losses rise at first on these rows; speed does not depend on it."""

@@ -22,11 +22,11 @@ import pyarrow.parquet as pq
 from fbgemm_gpu.split_table_batched_embeddings_ops_common import PoolingMode
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
-from benchmarks.events import IMPRESSIONS, NUM_ITEMS, write_events
-from benchmarks.goals import Measured, goal, publish_tables
-from benchmarks.golden_example import golden_batch, golden_dlrm, golden_pipeline, our_network, our_pipeline
-from benchmarks.record import Row, results_folder
-from benchmarks.timing import (
+from sidestack.benchmarks.events import IMPRESSIONS, NUM_ITEMS, write_events
+from sidestack.benchmarks.goals import Measured, goal, publish_tables
+from sidestack.benchmarks.golden_example import golden_batch, golden_dlrm, golden_pipeline, our_network, our_pipeline
+from sidestack.benchmarks.record import Row, results_folder
+from sidestack.benchmarks.timing import (
     RATES,
     Contestant,
     Spread,
@@ -37,22 +37,32 @@ from benchmarks.timing import (
     take_turns,
     threads,
 )
-from benchmarks.trial import ARMS, DEFAULT_MODEL, PARTS, StepParts, Trial, config_of, kernels, progress, training_split
-from infra.config import plain, to_yaml
-from infra.distributed import World, started
-from infra.impressions import columns_by_table
-from infra.parquet import RowGroup, row_groups
-from infra.prefetch import prefetched
-from infra.snapshot import Dataset
-from infra.stage import quiet
-from ranker.batch import RankerBatch
-from ranker.config import ModelConfig
-from ranker.cost import count_flops
-from ranker.cpu_sequence_lookup import BagsOfOne
-from ranker.fit import UNTIMED_STEPS
-from ranker.newest import NewestEntries
-from ranker.progress import Progress
-from ranker.reader import Split, ranker_batches
+from sidestack.benchmarks.trial import (
+    ARMS,
+    DEFAULT_MODEL,
+    PARTS,
+    StepParts,
+    Trial,
+    config_of,
+    kernels,
+    progress,
+    training_split,
+)
+from sidestack.infra.config import plain, to_yaml
+from sidestack.infra.distributed import World, started
+from sidestack.infra.impressions import columns_by_table
+from sidestack.infra.parquet import RowGroup, row_groups
+from sidestack.infra.prefetch import prefetched
+from sidestack.infra.snapshot import Dataset
+from sidestack.infra.stage import quiet
+from sidestack.ranker.batch import RankerBatch
+from sidestack.ranker.config import ModelConfig
+from sidestack.ranker.cost import count_flops
+from sidestack.ranker.cpu_sequence_lookup import BagsOfOne
+from sidestack.ranker.fit import UNTIMED_STEPS
+from sidestack.ranker.newest import NewestEntries
+from sidestack.ranker.progress import Progress
+from sidestack.ranker.reader import Split, ranker_batches
 
 BATCH = config_of("none").training.batch_size
 READ_ARMS = ("none", "sid_ngram", "side")
@@ -347,7 +357,7 @@ def by_ranks(dataset: Dataset, sizes: Sizes, folder: Path) -> Part:
     for ranks in sizes.ranks:
         run_program(
             [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m",
-             "ranker.train", "--config", str(config), "--input", f"dataset={dataset.path}",
+             "sidestack.ranker.train", "--config", str(config), "--input", f"dataset={dataset.path}",
              "--out", str(out)],
             {"OMP_NUM_THREADS": "1"},
         )  # fmt: skip

@@ -19,11 +19,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.events import IMPRESSIONS, NUM_ITEMS, write_events
-from benchmarks.goals import Measured, goal, publish_tables
-from benchmarks.ranker import read
-from benchmarks.record import Row, results_folder
-from benchmarks.timing import (
+from sidestack.benchmarks.events import IMPRESSIONS, NUM_ITEMS, write_events
+from sidestack.benchmarks.goals import Measured, goal, publish_tables
+from sidestack.benchmarks.ranker import read
+from sidestack.benchmarks.record import Row, results_folder
+from sidestack.benchmarks.timing import (
     RATES,
     Contestant,
     Spread,
@@ -34,16 +34,16 @@ from benchmarks.timing import (
     take_turns,
     threads,
 )
-from benchmarks.trial import PARTS, StepParts, Trial, config_of, training_split
-from infra.distributed import World, started
-from infra.impressions import read_impressions
-from infra.lanes import Batch
-from infra.parquet import TableWriter
-from infra.snapshot import Dataset, read_dataset
-from infra.stage import quiet
-from ranker.batch import RankerBatch
-from ranker.fit import UNTIMED_STEPS
-from ranker.reader import Split, to_ranker_batch
+from sidestack.benchmarks.trial import PARTS, StepParts, Trial, config_of, training_split
+from sidestack.infra.distributed import World, started
+from sidestack.infra.impressions import read_impressions
+from sidestack.infra.lanes import Batch
+from sidestack.infra.parquet import TableWriter
+from sidestack.infra.snapshot import Dataset, read_dataset
+from sidestack.infra.stage import quiet
+from sidestack.ranker.batch import RankerBatch
+from sidestack.ranker.fit import UNTIMED_STEPS
+from sidestack.ranker.reader import Split, to_ranker_batch
 
 ARMS = ("none", "sid_ngram", "side", "dense")
 PIECES = {"one by one": 1, "4 together": 4, "whole requests": None}
@@ -151,10 +151,10 @@ _STEPS_OF_BEFORE = """
 import sys, time
 from pathlib import Path
 import torch
-from benchmarks.trial import Trial
-from infra.distributed import started
-from infra.snapshot import read_dataset
-from infra.stage import quiet
+from sidestack.benchmarks.trial import Trial
+from sidestack.infra.distributed import started
+from sidestack.infra.snapshot import read_dataset
+from sidestack.infra.stage import quiet
 quiet(); torch.set_num_threads(1)
 with started() as world:
     trial = Trial(read_dataset(Path(sys.argv[1])), sys.argv[2], world)
@@ -168,7 +168,7 @@ print(seconds)
 _EVENTS_OF_BEFORE = """
 import sys
 from pathlib import Path
-from benchmarks.events import write_events
+from sidestack.benchmarks.events import write_events
 write_events(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
 """
 
@@ -304,7 +304,7 @@ def by_ranks(dataset: Dataset, sizes: Sizes) -> list[Part]:
     for ranks, batch in [(number, BATCH * times) for number in sizes.ranks for times in sorted({1, number})]:
         finished = run_program(
             [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m",
-             "benchmarks.requests", "--steps-of", str(dataset.path), "side", str(8 * sizes.steps),
+             "sidestack.benchmarks.requests", "--steps-of", str(dataset.path), "side", str(8 * sizes.steps),
              str(batch)],
             {"OMP_NUM_THREADS": "1"},
         )  # fmt: skip

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from components.torchrun import KEEP_FREED_MEMORY
+from sidestack.components.torchrun import KEEP_FREED_MEMORY
 
 Rounds = Sequence[float] | npt.NDArray[np.float64]
 

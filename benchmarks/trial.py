@@ -11,17 +11,17 @@ from torch import Tensor, nn
 from torchrec.distributed.batched_embedding_kernel import BatchedFusedEmbedding, BatchedFusedEmbeddingBag
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
-from infra.distributed import World
-from infra.lanes import LaneReader
-from infra.snapshot import Dataset
-from ranker.budget import DecidedConfig, DecidedTraining
-from ranker.config import ArmConfig, ModelConfig, RankerConfig
-from ranker.constants import read_constants
-from ranker.newest import NewestEntries
-from ranker.progress import Progress
-from ranker.reader import Split, to_ranker_batch
-from ranker.sharding import ShardedRanker, build_sharded
-from ranker.train import open_splits
+from sidestack.infra.distributed import World
+from sidestack.infra.lanes import LaneReader
+from sidestack.infra.snapshot import Dataset
+from sidestack.ranker.budget import DecidedConfig, DecidedTraining
+from sidestack.ranker.config import ArmConfig, ModelConfig, RankerConfig
+from sidestack.ranker.constants import read_constants
+from sidestack.ranker.newest import NewestEntries
+from sidestack.ranker.progress import Progress
+from sidestack.ranker.reader import Split, to_ranker_batch
+from sidestack.ranker.sharding import ShardedRanker, build_sharded
+from sidestack.ranker.train import open_splits
 
 ARMS = {
     name: arm.model_copy(update={"max_rows": 2**18})

@@ -7,7 +7,7 @@ from typing import Any, Dict
 
 from torchx import specs
 
-from components.stage import NO_TRAINING, ONE_RANK, component, stage_job
+from sidestack.components.stage import NO_TRAINING, ONE_RANK, component, stage_job
 
 
 @component(stage_job)
@@ -18,7 +18,7 @@ def train(*overrides: str, dataset: str, start: str = "", **shared: Any) -> spec
         dataset: committed output of prepare
         start: committed output of an earlier training that is refreshed, its codebook frozen; by default none
     """
-    return stage_job("encoder", "encoder.train", {"dataset": dataset, "start": start}, *overrides, **shared)
+    return stage_job("encoder", "sidestack.encoder.train", {"dataset": dataset, "start": start}, *overrides, **shared)
 
 
 @component(stage_job, NO_TRAINING)
@@ -33,7 +33,9 @@ def materialize(
         published: committed output of an earlier materialize whose SIDs stay as they are; by default none
     """
     inputs = {"dataset": dataset, **{f"encoder.{name}": path for name, path in encoders.items()}}
-    return stage_job("materialize", "encoder.materialize", inputs | {"published": published}, *overrides, **shared)
+    return stage_job(
+        "materialize", "sidestack.encoder.materialize", inputs | {"published": published}, *overrides, **shared
+    )
 
 
 @component(stage_job, ONE_RANK)
@@ -45,4 +47,4 @@ def export(*overrides: str, encoder: str, sids: str, **shared: Any) -> specs.App
         sids: committed output of materialize, made with that encoder
         env: environment variables, as A=1,B=2; MLFLOW_TRACKING_URI says where to register
     """
-    return stage_job("export", "encoder.export", {"encoder": encoder, "sids": sids}, *overrides, **shared)
+    return stage_job("export", "sidestack.encoder.export", {"encoder": encoder, "sids": sids}, *overrides, **shared)

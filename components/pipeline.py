@@ -7,13 +7,13 @@ from typing import Any, Dict
 
 from torchx import specs
 
-from components.stage import ONE_RANK, component, driver_job, stage_job
+from sidestack.components.stage import ONE_RANK, component, driver_job, stage_job
 
 
 @component(driver_job)
 def run(*overrides: str, **shared: Any) -> specs.AppDef:
     """Run the whole pipeline: the driver, which launches every stage that is not done."""
-    return driver_job("pipeline", "pipelines.run", *overrides, **shared)
+    return driver_job("pipeline", "sidestack.pipelines.run", *overrides, **shared)
 
 
 @component(driver_job)
@@ -22,13 +22,13 @@ def retrain(*overrides: str, **shared: Any) -> specs.AppDef:
 
     A job to be scheduled as often as wished.
     """
-    return driver_job("retrain", "pipelines.retrain", *overrides, **shared)
+    return driver_job("retrain", "sidestack.pipelines.retrain", *overrides, **shared)
 
 
 @component(stage_job, ONE_RANK)
 def prepare(*overrides: str, **shared: Any) -> specs.AppDef:
     """Turn a raw log into the tables of the contract: items, users, events."""
-    return stage_job("prepare", "pipelines.prepare", {}, *overrides, **shared)
+    return stage_job("prepare", "sidestack.pipelines.prepare", {}, *overrides, **shared)
 
 
 @component(stage_job, ONE_RANK)
@@ -46,5 +46,9 @@ def compare(
     inputs = {f"arm.{arm}": path for arm, path in arms.items()}
     inputs |= {f"encoder.{name}": path for name, path in encoders.items()}
     return stage_job(
-        "compare", "pipelines.compare", inputs | {"prepare": prepare, "dataset": dataset}, *overrides, **shared
+        "compare",
+        "sidestack.pipelines.compare",
+        inputs | {"prepare": prepare, "dataset": dataset},
+        *overrides,
+        **shared,
     )

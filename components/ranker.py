@@ -7,7 +7,7 @@ from typing import Any, Dict, Optional
 
 from torchx import specs
 
-from components.stage import NO_TRAINING, ONE_RANK, component, stage_job
+from sidestack.components.stage import NO_TRAINING, ONE_RANK, component, stage_job
 
 
 @component(stage_job)
@@ -20,7 +20,9 @@ def train(*overrides: str, dataset: str, arm: str = "", start: str = "", **share
         start: committed output of an earlier training that this one goes on from; by default none
     """
     chosen = (f"ranker.arm={arm}",) if arm else ()
-    return stage_job("ranker", "ranker.train", {"dataset": dataset, "start": start}, *overrides, *chosen, **shared)
+    return stage_job(
+        "ranker", "sidestack.ranker.train", {"dataset": dataset, "start": start}, *overrides, *chosen, **shared
+    )
 
 
 @component(stage_job, ONE_RANK)
@@ -30,7 +32,7 @@ def baseline(*overrides: str, dataset: str, **shared: Any) -> specs.AppDef:
     Args:
         dataset: committed output of materialize
     """
-    return stage_job("baseline", "ranker.baseline", {"dataset": dataset}, *overrides, **shared)
+    return stage_job("baseline", "sidestack.ranker.baseline", {"dataset": dataset}, *overrides, **shared)
 
 
 @component(stage_job, NO_TRAINING)
@@ -41,7 +43,7 @@ def score(*overrides: str, model: str, dataset: str, **shared: Any) -> specs.App
         model: committed output of a ranker's training
         dataset: committed output of materialize
     """
-    return stage_job("score", "ranker.score", {"model": model, "dataset": dataset}, *overrides, **shared)
+    return stage_job("score", "sidestack.ranker.score", {"model": model, "dataset": dataset}, *overrides, **shared)
 
 
 @component(stage_job, ONE_RANK)
@@ -58,4 +60,4 @@ def export(
     """
     inputs = {"model": model, "dataset": dataset}
     inputs |= {f"encoder.{name}": path for name, path in (encoders or {}).items()}
-    return stage_job("ranker_export", "ranker.export", inputs, *overrides, **shared)
+    return stage_job("ranker_export", "sidestack.ranker.export", inputs, *overrides, **shared)

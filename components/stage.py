@@ -17,7 +17,7 @@ from typing import Any, Dict, List, Optional
 
 from torchx import specs
 
-from components.torchrun import Launch, app, quoted, stage_app
+from sidestack.components.torchrun import Launch, app, quoted, stage_app
 
 Job = Callable[..., specs.AppDef]
 

@@ -4,12 +4,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from encoder.quantizers import AnyQuantizer
-from encoder.quantizers.structured import StructuredConfig
-from encoder.sid.packing import Packing
-from encoder.sid.spec import DEFAULT_NAME
-from infra.config import Config, Seed
-from infra.tables import Entity
+from sidestack.encoder.quantizers import AnyQuantizer
+from sidestack.encoder.quantizers.structured import StructuredConfig
+from sidestack.encoder.sid.packing import Packing
+from sidestack.encoder.sid.spec import DEFAULT_NAME
+from sidestack.infra.config import Config, Seed
+from sidestack.infra.tables import Entity
 
 ENCODER_INPUT = "encoder."
 """Begins the names of materialize's encoders; what follows is the name of the SIDs that an encoder gives."""

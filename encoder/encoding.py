@@ -8,10 +8,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from encoder.bundle import EncoderBundle
-from encoder.sid.spec import SidSpec
-from encoder.sid_map import NULL
-from encoder.signals import SignalBatch, signal_batch
+from sidestack.encoder.bundle import EncoderBundle
+from sidestack.encoder.sid.spec import SidSpec
+from sidestack.encoder.sid_map import NULL
+from sidestack.encoder.signals import SignalBatch, signal_batch
 
 BLOCK_ROWS = 256
 """Rows that pass through the network at a time, always.

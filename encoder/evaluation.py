@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from encoder.fusion import Reconstruction, VQFusion
-from encoder.quantizers.usage import count_values
-from encoder.sid.spec import SidSpec
-from encoder.signals import SignalBatch, SignalSpec
-from infra.distributed import World, gather, sum_over_ranks
+from sidestack.encoder.fusion import Reconstruction, VQFusion
+from sidestack.encoder.quantizers.usage import count_values
+from sidestack.encoder.sid.spec import SidSpec
+from sidestack.encoder.signals import SignalBatch, SignalSpec
+from sidestack.infra.distributed import World, gather, sum_over_ranks
 
 _ROWS = 1024
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from encoder.config import EncoderConfig, NetworkConfig, SearchConfig
-from encoder.quantizers import Quantizer
-from encoder.search import searched
-from encoder.signals import SignalBatch, SignalSpec
+from sidestack.encoder.config import EncoderConfig, NetworkConfig, SearchConfig
+from sidestack.encoder.quantizers import Quantizer
+from sidestack.encoder.search import searched
+from sidestack.encoder.signals import SignalBatch, SignalSpec
 
 
 class Losses(NamedTuple):

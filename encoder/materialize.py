@@ -24,21 +24,21 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from encoder.config import ENCODER_INPUT, MaterializeConfig
-from encoder.generation.dates import write_dates
-from encoder.generation.parts import write_parts
-from encoder.generation.sets import SidSetWork, Work, open_sid_set
-from encoder.published import encoder_of, moved_shares, with_encodings
-from encoder.sid.spec import DEFAULT_NAME
-from encoder.sid_codebook import write_codebook
-from encoder.sid_file import write_sid_file
-from infra.config import parse, plain
-from infra.distributed import raise_on_all_ranks
-from infra.errors import ConfigError, DataError
-from infra.partitions import PartitionEntry
-from infra.snapshot import SidSet, read_dataset, write_snapshot
-from infra.stage import StageRun, run_stage
-from infra.store import Store, in_order
+from sidestack.encoder.config import ENCODER_INPUT, MaterializeConfig
+from sidestack.encoder.generation.dates import write_dates
+from sidestack.encoder.generation.parts import write_parts
+from sidestack.encoder.generation.sets import SidSetWork, Work, open_sid_set
+from sidestack.encoder.published import encoder_of, moved_shares, with_encodings
+from sidestack.encoder.sid.spec import DEFAULT_NAME
+from sidestack.encoder.sid_codebook import write_codebook
+from sidestack.encoder.sid_file import write_sid_file
+from sidestack.infra.config import parse, plain
+from sidestack.infra.distributed import raise_on_all_ranks
+from sidestack.infra.errors import ConfigError, DataError
+from sidestack.infra.partitions import PartitionEntry
+from sidestack.infra.snapshot import SidSet, read_dataset, write_snapshot
+from sidestack.infra.stage import StageRun, run_stage
+from sidestack.infra.store import Store, in_order
 
 
 def materialize(run: StageRun[MaterializeConfig]) -> None:

@@ -7,9 +7,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from encoder.fusion import VQFusion
-from encoder.signals import SignalBatch
-from infra.parquet import RowGroup
+from sidestack.encoder.fusion import VQFusion
+from sidestack.encoder.signals import SignalBatch
+from sidestack.infra.parquet import RowGroup
 
 _MOST_GROUPS = 4
 

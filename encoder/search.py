@@ -11,8 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from encoder.config import SearchConfig
-from encoder.quantizers.contract import Quantizer
+from sidestack.encoder.config import SearchConfig
+from sidestack.encoder.quantizers.contract import Quantizer
 
 
 @torch.no_grad()

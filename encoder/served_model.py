@@ -10,10 +10,10 @@ from mlflow.models import ModelConfig, set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from pydantic import BaseModel
 
-from encoder.serving import ServedConfig, ServedSid, answer_type, item_type, load_answers
-from infra.config import parse, plain
-from infra.errors import DataError
-from infra.wrong_input import WrongInput
+from sidestack.encoder.serving import ServedConfig, ServedSid, answer_type, item_type, load_answers
+from sidestack.infra.config import parse, plain
+from sidestack.infra.errors import DataError
+from sidestack.infra.wrong_input import WrongInput
 
 CONFIG = parse(ServedConfig, ModelConfig().to_dict(), "the served model's configuration")
 

@@ -17,14 +17,14 @@ import numpy.typing as npt
 import torch
 from pydantic import BaseModel, ConfigDict, PositiveInt, SkipValidation, create_model
 
-from encoder.bundle import WEIGHTS_FILE, EncoderBundle, load_bundle
-from encoder.encoding import BLOCK_ROWS, encode, one_thread
-from encoder.sid.columns import content_columns
-from encoder.sid.spec import SidSpec
-from encoder.sid_map import NULL
-from encoder.signals import Precision, SignalBatch, SignalSpec
-from infra.config import Config, parse
-from infra.errors import DataError, SpecError, short
+from sidestack.encoder.bundle import WEIGHTS_FILE, EncoderBundle, load_bundle
+from sidestack.encoder.encoding import BLOCK_ROWS, encode, one_thread
+from sidestack.encoder.sid.columns import content_columns
+from sidestack.encoder.sid.spec import SidSpec
+from sidestack.encoder.sid_map import NULL
+from sidestack.encoder.signals import Precision, SignalBatch, SignalSpec
+from sidestack.infra.config import Config, parse
+from sidestack.infra.errors import DataError, SpecError, short
 
 Item = Mapping[str, Any]
 ServedSid = dict[str, Any]

@@ -10,22 +10,22 @@ Read from the top: `train` is the stage, and `encoder.trainer` its loop.
 
 import torch
 
-from encoder.budget import DecidedConfig, DecidedTraining, decide, described, told
-from encoder.bundle import EncoderBundle, codebook_digest, save_bundle
-from encoder.config import EncoderConfig
-from encoder.fusion import VQFusion
-from encoder.holdout import collect_held_out
-from encoder.refresh import load_start, open_start
-from encoder.signals import SignalBatch, SignalSpec, chosen_signals, signal_check
-from encoder.trainer import Trainer
-from encoder.training_state import seed_rank
-from infra.distributed import World, gather, raise_on_all_ranks
-from infra.errors import ConfigError
-from infra.lanes import LaneReader
-from infra.revisions import Revisions, read_revisions
-from infra.rows import FileRows
-from infra.snapshot import CONTENT, Dataset, content_digest, read_dataset
-from infra.stage import StageRun, run_stage
+from sidestack.encoder.budget import DecidedConfig, DecidedTraining, decide, described, told
+from sidestack.encoder.bundle import EncoderBundle, codebook_digest, save_bundle
+from sidestack.encoder.config import EncoderConfig
+from sidestack.encoder.fusion import VQFusion
+from sidestack.encoder.holdout import collect_held_out
+from sidestack.encoder.refresh import load_start, open_start
+from sidestack.encoder.signals import SignalBatch, SignalSpec, chosen_signals, signal_check
+from sidestack.encoder.trainer import Trainer
+from sidestack.encoder.training_state import seed_rank
+from sidestack.infra.distributed import World, gather, raise_on_all_ranks
+from sidestack.infra.errors import ConfigError
+from sidestack.infra.lanes import LaneReader
+from sidestack.infra.revisions import Revisions, read_revisions
+from sidestack.infra.rows import FileRows
+from sidestack.infra.snapshot import CONTENT, Dataset, content_digest, read_dataset
+from sidestack.infra.stage import StageRun, run_stage
 
 
 def train(run: StageRun[EncoderConfig]) -> None:

@@ -11,15 +11,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from encoder.budget import DecidedTraining
-from encoder.bundle import codebook_digest, network_digest
-from encoder.config import EncoderConfig, TrainingConfig
-from encoder.evaluation import as_metrics, evaluate
-from encoder.fusion import Losses, VQFusion
-from encoder.holdout import held_out
-from encoder.nonfinite import diagnosis, finite_or_zero
-from encoder.signals import SignalBatch, signal_batch
-from encoder.training_state import (
+from sidestack.encoder.budget import DecidedTraining
+from sidestack.encoder.bundle import codebook_digest, network_digest
+from sidestack.encoder.config import EncoderConfig, TrainingConfig
+from sidestack.encoder.evaluation import as_metrics, evaluate
+from sidestack.encoder.fusion import Losses, VQFusion
+from sidestack.encoder.holdout import held_out
+from sidestack.encoder.nonfinite import diagnosis, finite_or_zero
+from sidestack.encoder.signals import SignalBatch, signal_batch
+from sidestack.encoder.training_state import (
     load_optimizer_state,
     load_random_state,
     load_schedule_state,
@@ -30,16 +30,16 @@ from encoder.training_state import (
     schedule_state,
     seed_rank,
 )
-from encoder.window import CollapseWatch, Window
-from infra.checkpoint import Checkpoint
-from infra.distributed import World, gather, lockstep, require_same, sum_over_ranks
-from infra.errors import DataError, PreemptedError
-from infra.gradients import average_gradients
-from infra.lanes import Batch, LaneReader
-from infra.learning_curve import is_point, point_every
-from infra.prefetch import prefetched
-from infra.revisions import Revisions
-from infra.stage import StageRun
+from sidestack.encoder.window import CollapseWatch, Window
+from sidestack.infra.checkpoint import Checkpoint
+from sidestack.infra.distributed import World, gather, lockstep, require_same, sum_over_ranks
+from sidestack.infra.errors import DataError, PreemptedError
+from sidestack.infra.gradients import average_gradients
+from sidestack.infra.lanes import Batch, LaneReader
+from sidestack.infra.learning_curve import is_point, point_every
+from sidestack.infra.prefetch import prefetched
+from sidestack.infra.revisions import Revisions
+from sidestack.infra.stage import StageRun
 
 _SAMPLE_ROWS = 8192
 _CHECKPOINTS_KEPT = 2

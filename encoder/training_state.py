@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from infra.distributed import World
+from sidestack.infra.distributed import World
 
 Tensors = dict[str, Tensor]
 

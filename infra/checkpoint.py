@@ -34,14 +34,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from infra.commit import MANIFEST, Manifest, committing, is_committed, read_manifest, verify
-from infra.config import Config, digest, parse_written
-from infra.distributed import World, broadcast, raise_on_all_ranks
-from infra.errors import CommitError, ConfigError, StageError
-from infra.remote.copies import folders, remove_folder
-from infra.shards import Shard, Shards
-from infra.state import read_state, write_state
-from infra.tensors import write_tensors
+from sidestack.infra.commit import MANIFEST, Manifest, committing, is_committed, read_manifest, verify
+from sidestack.infra.config import Config, digest, parse_written
+from sidestack.infra.distributed import World, broadcast, raise_on_all_ranks
+from sidestack.infra.errors import CommitError, ConfigError, StageError
+from sidestack.infra.remote.copies import folders, remove_folder
+from sidestack.infra.shards import Shard, Shards
+from sidestack.infra.state import read_state, write_state
+from sidestack.infra.tensors import write_tensors
 
 VALUES_FILE = "values.json"
 MACHINE = ("ranks", "device", "torch", "threads")

@@ -9,9 +9,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from infra.errors import DataError
-from infra.parquet import RowGroup
-from infra.tables import TIME, ContentSpec, DatasetSpec
+from sidestack.infra.errors import DataError
+from sidestack.infra.parquet import RowGroup
+from sidestack.infra.tables import TIME, ContentSpec, DatasetSpec
 
 
 def check_items(table: pa.Table, spec: DatasetSpec, where: RowGroup) -> None:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from infra.errors import ConfigError
+from sidestack.infra.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
 """The folder that holds the packages: the checkout, beyond the links in sidestack/, or what is installed."""

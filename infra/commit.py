@@ -37,15 +37,15 @@ from typing import Any, Literal
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from infra.config import Config
-from infra.distributed import ALONE, World, broadcast, gather, raise_on_all_ranks
-from infra.errors import AlreadyCommittedError, CommitError
-from infra.lease import require_lease
-from infra.logs import LOG
-from infra.record import HISTORY_FILE, SUMMARY_FILE
-from infra.remote import copies, trees
-from infra.remote.urls import address, url_of
-from infra.sealed import OWN_DIGEST, sealed, unsealed
+from sidestack.infra.config import Config
+from sidestack.infra.distributed import ALONE, World, broadcast, gather, raise_on_all_ranks
+from sidestack.infra.errors import AlreadyCommittedError, CommitError
+from sidestack.infra.lease import require_lease
+from sidestack.infra.logs import LOG
+from sidestack.infra.record import HISTORY_FILE, SUMMARY_FILE
+from sidestack.infra.remote import copies, trees
+from sidestack.infra.remote.urls import address, url_of
+from sidestack.infra.sealed import OWN_DIGEST, sealed, unsealed
 
 MANIFEST = "manifest.json"
 OWNER = ".owner"

@@ -15,9 +15,9 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
-from infra.errors import ConfigError, short
-from infra.kinds import ByKind
-from infra.remote.copies import read_bytes
+from sidestack.infra.errors import ConfigError, short
+from sidestack.infra.kinds import ByKind
+from sidestack.infra.remote.copies import read_bytes
 
 
 class Config(BaseModel):

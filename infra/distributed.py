@@ -13,10 +13,10 @@ import torch.distributed as dist
 from pydantic import PositiveFloat
 from torch.distributed.rendezvous import rendezvous
 
-from infra.config import Config, parse
-from infra.errors import ConfigError, PreemptedError, SidestackError, StageError, TrainingError
-from infra.logs import LOG
-from infra.rank_state import RankState
+from sidestack.infra.config import Config, parse
+from sidestack.infra.errors import ConfigError, PreemptedError, SidestackError, StageError, TrainingError
+from sidestack.infra.logs import LOG
+from sidestack.infra.rank_state import RankState
 
 T = TypeVar("T")
 

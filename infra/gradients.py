@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from infra.distributed import World
+from sidestack.infra.distributed import World
 
 
 class GradientMessage:

@@ -5,10 +5,10 @@ import socket
 import time
 from collections.abc import Mapping
 
-from infra.code import require_code
-from infra.distributed import World, barrier, gather, raise_on_all_ranks
-from infra.errors import ConfigError
-from infra.logs import LOG
+from sidestack.infra.code import require_code
+from sidestack.infra.distributed import World, barrier, gather, raise_on_all_ranks
+from sidestack.infra.errors import ConfigError
+from sidestack.infra.logs import LOG
 
 CLOCK_SECONDS = 5.0
 """By how much clocks may differ before it is told: file times and logs of the hosts then contradict each other."""

@@ -7,8 +7,8 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, GetCoreSchemaHandler, ValidationError
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
 
-from infra.errors import ConfigError
-from infra.plugins import with_plugins
+from sidestack.infra.errors import ConfigError
+from sidestack.infra.plugins import with_plugins
 
 M = TypeVar("M", bound=BaseModel)
 

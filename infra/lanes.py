@@ -21,13 +21,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from infra.errors import ConfigError, DataError
-from infra.order import Buffer, Part, buffers, lane_bounds, parts_between
-from infra.parquet import RowGroup
-from infra.pieces import piece_starts, pieces_in_batches
-from infra.prefetch import prefetched
-from infra.rows import Rows, RowSource, concatenated
-from infra.shared_groups import SharedGroups
+from sidestack.infra.errors import ConfigError, DataError
+from sidestack.infra.order import Buffer, Part, buffers, lane_bounds, parts_between
+from sidestack.infra.parquet import RowGroup
+from sidestack.infra.pieces import piece_starts, pieces_in_batches
+from sidestack.infra.prefetch import prefetched
+from sidestack.infra.rows import Rows, RowSource, concatenated
+from sidestack.infra.shared_groups import SharedGroups
 
 BLOCK_ROWS = 16_384
 """Batches are put together, and converted, so many rows at a time: one call of Arrow takes as long for few rows."""

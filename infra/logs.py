@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 
-from infra.errors import ConfigError
+from sidestack.infra.errors import ConfigError
 
 LOG = logging.getLogger("sidestack")
 

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from infra.commit import MANIFEST, fetch_files, is_committed, read_manifest
-from infra.logs import LOG
-from infra.masking import masked
-from infra.mlflow_store import store_in, store_uri
-from infra.record import CONFIG_FILE, HISTORY_FILE, SUMMARY_FILE, numbers_of
-from infra.remote.urls import address
+from sidestack.infra.commit import MANIFEST, fetch_files, is_committed, read_manifest
+from sidestack.infra.logs import LOG
+from sidestack.infra.masking import masked
+from sidestack.infra.mlflow_store import store_in, store_uri
+from sidestack.infra.record import CONFIG_FILE, HISTORY_FILE, SUMMARY_FILE, numbers_of
+from sidestack.infra.remote.urls import address
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput

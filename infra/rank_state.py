@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from infra.errors import PreemptedError
+from sidestack.infra.errors import PreemptedError
 
 
 @dataclass

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import unquote
 
-from infra.errors import SidestackError, StageError
-from infra.masking import masked, one_line
-from infra.mlflow_runs import experiment_in
-from infra.mlflow_store import URI_VARIABLE, connect, has_store, patient, store_uri
-from infra.tracking import RunLog
+from sidestack.infra.errors import SidestackError, StageError
+from sidestack.infra.masking import masked, one_line
+from sidestack.infra.mlflow_runs import experiment_in
+from sidestack.infra.mlflow_store import URI_VARIABLE, connect, has_store, patient, store_uri
+from sidestack.infra.tracking import RunLog
 
 _SQLITE = "sqlite:///"
 

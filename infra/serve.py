@@ -11,12 +11,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from infra.commit import fetched, is_committed
-from infra.config import parse
-from infra.errors import DataError, SidestackError
-from infra.remote.urls import SCHEMES, place, url_of
-from infra.scoring_app import VARIABLE, ServeConfig
-from infra.served import CODE_FOLDER, quiet_mlflow
+from sidestack.infra.commit import fetched, is_committed
+from sidestack.infra.config import parse
+from sidestack.infra.errors import DataError, SidestackError
+from sidestack.infra.remote.urls import SCHEMES, place, url_of
+from sidestack.infra.scoring_app import VARIABLE, ServeConfig
+from sidestack.infra.served import CODE_FOLDER, quiet_mlflow
 
 _SERVERS = ("sidestack.infra.scoring_app", "infra.scoring_app")
 """The server's module in what models carry; those of version 0.2.0 carry the packages with none above them."""

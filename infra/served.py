@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 import sidestack
-from infra.code import DEPLOY, ROOT
+from sidestack.infra.code import DEPLOY, ROOT
 
 if TYPE_CHECKING:
     from mlflow.pyfunc import PyFuncModel

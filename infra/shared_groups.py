@@ -3,8 +3,8 @@
 from collections.abc import Set
 from concurrent.futures import Future
 
-from infra.parquet import RowGroup
-from infra.rows import Rows, RowSource
+from sidestack.infra.parquet import RowGroup
+from sidestack.infra.rows import Rows, RowSource
 
 
 class SharedGroups:

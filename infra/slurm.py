@@ -25,11 +25,11 @@ from torchx.schedulers.api import AppDryRunInfo, DescribeAppResponse
 from torchx.schedulers.slurm_scheduler import SLURM_STATES, SlurmOpts, SlurmScheduler, _save_job_dir
 from torchx.specs import AppDef, AppState, ReplicaStatus, Role, RoleStatus, macros, runopts
 
-from infra import lease
-from infra.clusters.answers import LastAnswers
-from infra.clusters.config import FIRST_PORT, NUM_PORTS, cluster_of, with_options
-from infra.errors import SchedulerError, UnansweredError
-from infra.rendezvous import PORT_VARIABLE
+from sidestack.infra import lease
+from sidestack.infra.clusters.answers import LastAnswers
+from sidestack.infra.clusters.config import FIRST_PORT, NUM_PORTS, cluster_of, with_options
+from sidestack.infra.errors import SchedulerError, UnansweredError
+from sidestack.infra.rendezvous import PORT_VARIABLE
 
 OPTIONS: Mapping[str, str] = {
     "account": "the account that the job is charged to",

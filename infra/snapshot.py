@@ -23,14 +23,14 @@ from typing import Any, Literal
 
 from pydantic import NonNegativeInt, model_validator
 
-from infra.commit import MANIFEST, Manifest, fetch_files, read_manifest, verify
-from infra.config import Config, digest, parse
-from infra.distributed import World, local_size, raise_on_all_ranks
-from infra.errors import CommitError, DataError
-from infra.partitions import ListDigest, PartitionEntry, by_table, date_slice, read_lists, write_lists
-from infra.remote.urls import url_of
-from infra.rows import CountedFile
-from infra.tables import SPEC_FILE, DatasetSpec, Entity, read_json, read_spec, write_spec
+from sidestack.infra.commit import MANIFEST, Manifest, fetch_files, read_manifest, verify
+from sidestack.infra.config import Config, digest, parse
+from sidestack.infra.distributed import World, local_size, raise_on_all_ranks
+from sidestack.infra.errors import CommitError, DataError
+from sidestack.infra.partitions import ListDigest, PartitionEntry, by_table, date_slice, read_lists, write_lists
+from sidestack.infra.remote.urls import url_of
+from sidestack.infra.rows import CountedFile
+from sidestack.infra.tables import SPEC_FILE, DatasetSpec, Entity, read_json, read_spec, write_spec
 
 SNAPSHOT_FILE = "snapshot.json"
 CONTENT: Mapping[Entity, str] = {"item": "items", "user": "users"}

@@ -16,21 +16,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from infra.checkpoint import Checkpoints
-from infra.commit import FileEntry, Manifest, committing, read_manifest, refuse_taken, verify
-from infra.config import Config, digest, load_section, plain, to_yaml
-from infra.console import replace_unencodable
-from infra.distributed import Timeouts, World, raise_on_all_ranks, started
-from infra.errors import ConfigError, PreemptedError, SidestackError
-from infra.hosts import require_alike_hosts
-from infra.logs import LOG, set_up
-from infra.preemption import EXIT_STATUS, remove_mark, write_mark
-from infra.profile import WARMUP_STEPS, StepProfile
-from infra.record import CONFIG_FILE
-from infra.remote.trees import require_writable
-from infra.remote.urls import path_argument, place, url_of, with_urls
-from infra.tracking import RunLog
-from infra.watchdog import watching
+from sidestack.infra.checkpoint import Checkpoints
+from sidestack.infra.commit import FileEntry, Manifest, committing, read_manifest, refuse_taken, verify
+from sidestack.infra.config import Config, digest, load_section, plain, to_yaml
+from sidestack.infra.console import replace_unencodable
+from sidestack.infra.distributed import Timeouts, World, raise_on_all_ranks, started
+from sidestack.infra.errors import ConfigError, PreemptedError, SidestackError
+from sidestack.infra.hosts import require_alike_hosts
+from sidestack.infra.logs import LOG, set_up
+from sidestack.infra.preemption import EXIT_STATUS, remove_mark, write_mark
+from sidestack.infra.profile import WARMUP_STEPS, StepProfile
+from sidestack.infra.record import CONFIG_FILE
+from sidestack.infra.remote.trees import require_writable
+from sidestack.infra.remote.urls import path_argument, place, url_of, with_urls
+from sidestack.infra.tracking import RunLog
+from sidestack.infra.watchdog import watching
 
 C = TypeVar("C", bound=Config)
 C_co = TypeVar("C_co", bound=Config, covariant=True)

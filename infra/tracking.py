@@ -17,11 +17,11 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from infra.logs import LOG
-from infra.masking import one_line
-from infra.mlflow_runs import ChildRun, HistoryRow
-from infra.mlflow_store import connect
-from infra.record import HISTORY_FILE, SUMMARY_FILE, numbers_of
+from sidestack.infra.logs import LOG
+from sidestack.infra.masking import one_line
+from sidestack.infra.mlflow_runs import ChildRun, HistoryRow
+from sidestack.infra.mlflow_store import connect
+from sidestack.infra.record import HISTORY_FILE, SUMMARY_FILE, numbers_of
 
 _FLUSH_SECONDS = 5.0
 _FINISH_SECONDS = 30.0

@@ -23,11 +23,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from infra.distributed import Timeouts, World
-from infra.errors import PreemptedError, StalledError
-from infra.heartbeat import Beat, Heard, Heartbeats
-from infra.logs import LOG
-from infra.preemption import EXIT_STATUS, SIGNALS, write_mark
+from sidestack.infra.distributed import Timeouts, World
+from sidestack.infra.errors import PreemptedError, StalledError
+from sidestack.infra.heartbeat import Beat, Heard, Heartbeats
+from sidestack.infra.logs import LOG
+from sidestack.infra.preemption import EXIT_STATUS, SIGNALS, write_mark
 
 _MOST_SECONDS = 5.0
 _MISSED = 3

@@ -10,34 +10,34 @@ import torch
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 from torchx.specs import parse_mounts
 
-from components.torchrun import IMAGE, RENDEZVOUS_SECONDS
-from encoder.config import EncoderConfig, MaterializeConfig
-from encoder.config import TrainingConfig as EncoderTraining
-from encoder.export_config import ExportConfig
-from encoder.sid.spec import DEFAULT_NAME, prefixes_fit
-from infra.clusters.config import Cluster, Resources, load_cluster
-from infra.config import Config, FileName, load_file, matching, nearest, parse, plain
-from infra.distributed import Timeouts
-from infra.errors import ConfigError
-from infra.lanes import require_lanes
-from infra.masking import MASK
-from infra.remote.fields import Place
-from infra.schedulers import option_names
-from pipelines.drift.config import DriftConfig
-from pipelines.prepare.config import PrepareConfig
-from pipelines.prepare.log.config import LogConfig
-from pipelines.report.config import CompareConfig
-from pipelines.retrain.config import RetrainConfig
-from pipelines.tables.config import TableConfig
-from pipelines.tune.config import TuneConfig
-from ranker.baseline.config import ARM as BASELINE
-from ranker.baseline.config import BaselineConfig
-from ranker.config import RankerConfig
-from ranker.config import TrainingConfig as RankerTraining
-from ranker.contents import content_kinds
-from ranker.contents.contract import entity_at
-from ranker.export_config import RankerExportConfig
-from ranker.score_config import ScoreConfig
+from sidestack.components.torchrun import IMAGE, RENDEZVOUS_SECONDS
+from sidestack.encoder.config import EncoderConfig, MaterializeConfig
+from sidestack.encoder.config import TrainingConfig as EncoderTraining
+from sidestack.encoder.export_config import ExportConfig
+from sidestack.encoder.sid.spec import DEFAULT_NAME, prefixes_fit
+from sidestack.infra.clusters.config import Cluster, Resources, load_cluster
+from sidestack.infra.config import Config, FileName, load_file, matching, nearest, parse, plain
+from sidestack.infra.distributed import Timeouts
+from sidestack.infra.errors import ConfigError
+from sidestack.infra.lanes import require_lanes
+from sidestack.infra.masking import MASK
+from sidestack.infra.remote.fields import Place
+from sidestack.infra.schedulers import option_names
+from sidestack.pipelines.drift.config import DriftConfig
+from sidestack.pipelines.prepare.config import PrepareConfig
+from sidestack.pipelines.prepare.log.config import LogConfig
+from sidestack.pipelines.report.config import CompareConfig
+from sidestack.pipelines.retrain.config import RetrainConfig
+from sidestack.pipelines.tables.config import TableConfig
+from sidestack.pipelines.tune.config import TuneConfig
+from sidestack.ranker.baseline.config import ARM as BASELINE
+from sidestack.ranker.baseline.config import BaselineConfig
+from sidestack.ranker.config import RankerConfig
+from sidestack.ranker.config import TrainingConfig as RankerTraining
+from sidestack.ranker.contents import content_kinds
+from sidestack.ranker.contents.contract import entity_at
+from sidestack.ranker.export_config import RankerExportConfig
+from sidestack.ranker.score_config import ScoreConfig
 
 _TRAINING = ("encoder", "materialize", "ranker")
 """The stages that use GPUs where there are any."""

@@ -10,14 +10,14 @@ from typing import Any
 
 from torchx.specs import AppDef
 
-from components.torchrun import RENDEZVOUS_SECONDS_VARIABLE
-from infra.clusters.config import SECRETS_KEY
-from infra.code import code_environment
-from infra.errors import ConfigError
-from infra.logs import LEVEL_VARIABLE
-from infra.masking import MASK, has_secret
-from infra.mlflow_store import URI_VARIABLE
-from pipelines.config import RunConfig
+from sidestack.components.torchrun import RENDEZVOUS_SECONDS_VARIABLE
+from sidestack.infra.clusters.config import SECRETS_KEY
+from sidestack.infra.code import code_environment
+from sidestack.infra.errors import ConfigError
+from sidestack.infra.logs import LEVEL_VARIABLE
+from sidestack.infra.masking import MASK, has_secret
+from sidestack.infra.mlflow_store import URI_VARIABLE
+from sidestack.pipelines.config import RunConfig
 
 _INHERITING = ("local_cwd", "slurm")
 """Schedulers whose jobs inherit the driver's environment."""

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from infra import errors
-from infra.preemption import Mark
-from infra.rendezvous import PREFIX as RENDEZVOUS
+from sidestack.infra import errors
+from sidestack.infra.preemption import Mark
+from sidestack.infra.rendezvous import PREFIX as RENDEZVOUS
 
 _LAST_LINES = 15
 

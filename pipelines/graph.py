@@ -17,19 +17,19 @@ from typing import Any
 
 from torchx.specs import AppDef
 
-from components import encoder as encoder_jobs
-from components import pipeline as pipeline_jobs
-from components import ranker as ranker_jobs
-from components.torchrun import Launch, stage_app
-from encoder.config import ENCODER_INPUT
-from encoder.sid.spec import DEFAULT_NAME
-from infra.code import ROOT, code_digest, foreign_code
-from infra.config import Config, digest
-from infra.kinds import models_in
-from infra.snapshot import content_digest
-from pipelines.config import LaunchConfig, PipelineConfig
-from pipelines.report.arms import PREFIX, input_name
-from ranker.baseline.config import ARM as BASELINE
+from sidestack.components import encoder as encoder_jobs
+from sidestack.components import pipeline as pipeline_jobs
+from sidestack.components import ranker as ranker_jobs
+from sidestack.components.torchrun import Launch, stage_app
+from sidestack.encoder.config import ENCODER_INPUT
+from sidestack.encoder.sid.spec import DEFAULT_NAME
+from sidestack.infra.code import ROOT, code_digest, foreign_code
+from sidestack.infra.config import Config, digest
+from sidestack.infra.kinds import models_in
+from sidestack.infra.snapshot import content_digest
+from sidestack.pipelines.config import LaunchConfig, PipelineConfig
+from sidestack.pipelines.report.arms import PREFIX, input_name
+from sidestack.ranker.baseline.config import ARM as BASELINE
 
 RANKER_CODE = ("infra", "ranker", "encoder/__init__.py", "encoder/sid", "encoder/sid_codebook.py")
 

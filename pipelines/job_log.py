@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from infra.logs import LOG
+from sidestack.infra.logs import LOG
 
 _POLL_S = 0.2
 _REMEMBERED = 200

@@ -10,9 +10,9 @@ from torch import Tensor
 from torchrec import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
-from infra.lanes import Batch
-from ranker.inputs import ModelInputs
-from ranker.layout import Integers, history_layout
+from sidestack.infra.lanes import Batch
+from sidestack.ranker.inputs import ModelInputs
+from sidestack.ranker.layout import Integers, history_layout
 
 
 @dataclass

@@ -6,15 +6,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from infra.errors import DataError
-from ranker.config import ModelConfig
-from ranker.constants import ModelConstants
-from ranker.content import HistoryContent, perceptron
-from ranker.contents.contract import Content
-from ranker.features import HISTORY_IDS
-from ranker.inputs import ModelInputs
-from ranker.pma import HistoryAttention
-from ranker.transformer import HistoryEncoder
+from sidestack.infra.errors import DataError
+from sidestack.ranker.config import ModelConfig
+from sidestack.ranker.constants import ModelConstants
+from sidestack.ranker.content import HistoryContent, perceptron
+from sidestack.ranker.contents.contract import Content
+from sidestack.ranker.features import HISTORY_IDS
+from sidestack.ranker.inputs import ModelInputs
+from sidestack.ranker.pma import HistoryAttention
+from sidestack.ranker.transformer import HistoryEncoder
 
 MOST_DEVIATIONS = 5.0
 """A dense feature enters as at most so many standard deviations from its mean."""

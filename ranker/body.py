@@ -5,14 +5,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ranker.blocks import DenseBlock, HistoryBlock, Interaction, Towers
-from ranker.config import ModelConfig, RankerConfig
-from ranker.constants import ModelConstants
-from ranker.content import NewItems, OwnContent
-from ranker.contents.contract import Content
-from ranker.features import ITEM_IDS, ArmFeatures
-from ranker.inputs import ModelInputs, Vectors
-from ranker.layout import rows_of
+from sidestack.ranker.blocks import DenseBlock, HistoryBlock, Interaction, Towers
+from sidestack.ranker.config import ModelConfig, RankerConfig
+from sidestack.ranker.constants import ModelConstants
+from sidestack.ranker.content import NewItems, OwnContent
+from sidestack.ranker.contents.contract import Content
+from sidestack.ranker.features import ITEM_IDS, ArmFeatures
+from sidestack.ranker.inputs import ModelInputs, Vectors
+from sidestack.ranker.layout import rows_of
 
 USER_CONTENT = "the user's content"
 

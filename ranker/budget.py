@@ -19,11 +19,11 @@ from typing import Any
 
 from pydantic import NonNegativeInt, PositiveInt
 
-from infra.budget import batch_size, epochs_for, whole_lanes
-from infra.config import parse, plain
-from infra.learning_curve import point_every
-from infra.snapshot import Dataset
-from ranker.config import Dates, RankerConfig, TrainingConfig, without_newest
+from sidestack.infra.budget import batch_size, epochs_for, whole_lanes
+from sidestack.infra.config import parse, plain
+from sidestack.infra.learning_curve import point_every
+from sidestack.infra.snapshot import Dataset
+from sidestack.ranker.config import Dates, RankerConfig, TrainingConfig, without_newest
 
 STEPS_AN_EPOCH = 512
 """With fewer, a small log's learning rates have fallen before its embeddings have moved: 98 steps learned nothing."""

@@ -6,14 +6,14 @@ from typing import Any
 
 from pydantic import PositiveInt
 
-from encoder.sid.spec import SidSpec
-from infra.config import Config
-from infra.errors import DataError, SpecError
-from infra.tables import DatasetSpec
-from ranker.budget import DecidedConfig
-from ranker.contents.contract import Sids
-from ranker.features import ArmFeatures, arm_features
-from ranker.id_feature import IdFeature
+from sidestack.encoder.sid.spec import SidSpec
+from sidestack.infra.config import Config
+from sidestack.infra.errors import DataError, SpecError
+from sidestack.infra.tables import DatasetSpec
+from sidestack.ranker.budget import DecidedConfig
+from sidestack.ranker.contents.contract import Sids
+from sidestack.ranker.features import ArmFeatures, arm_features
+from sidestack.ranker.id_feature import IdFeature
 
 
 class Description(Config):

@@ -9,12 +9,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from encoder.sid.spec import SidSpec
-from encoder.sid_codebook import read_codebook
-from infra.checks import check_content
-from infra.parquet import read_row_group, row_groups
-from infra.snapshot import Dataset
-from infra.tables import DatasetSpec, Entity
+from sidestack.encoder.sid.spec import SidSpec
+from sidestack.encoder.sid_codebook import read_codebook
+from sidestack.infra.checks import check_content
+from sidestack.infra.parquet import read_row_group, row_groups
+from sidestack.infra.snapshot import Dataset
+from sidestack.infra.tables import DatasetSpec, Entity
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ranker.config import ModelConfig
-from ranker.constants import ModelConstants
-from ranker.contents.contract import Content
-from ranker.id_feature import IdFeature
-from ranker.inputs import ModelInputs
+from sidestack.ranker.config import ModelConfig
+from sidestack.ranker.constants import ModelConstants
+from sidestack.ranker.contents.contract import Content
+from sidestack.ranker.id_feature import IdFeature
+from sidestack.ranker.inputs import ModelInputs
 
 
 def perceptron(widths: tuple[int, ...]) -> nn.Sequential:

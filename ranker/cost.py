@@ -11,14 +11,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.module_tracker import ModuleTracker
 
-from infra.distributed import World, gather
-from infra.footer import read_footer
-from infra.impressions import columns_by_table
-from infra.rows import CountedFile
-from infra.snapshot import Dataset
-from ranker.config import Dates, TrainingConfig
-from ranker.features import HISTORY_IDS, ArmFeatures
-from ranker.planner import Traffic
+from sidestack.infra.distributed import World, gather
+from sidestack.infra.footer import read_footer
+from sidestack.infra.impressions import columns_by_table
+from sidestack.infra.rows import CountedFile
+from sidestack.infra.snapshot import Dataset
+from sidestack.ranker.config import Dates, TrainingConfig
+from sidestack.ranker.features import HISTORY_IDS, ArmFeatures
+from sidestack.ranker.planner import Traffic
 
 MAX_FILES = 256
 """The most files of a table whose metadata is looked at to see what columns take; of more, evenly spaced ones."""

@@ -16,27 +16,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from encoder.bundle import ENCODER_FILE, WEIGHTS_FILE, load_bundle
-from encoder.serving import require_same_encoder
-from encoder.sid.spec import SidSpec
-from encoder.sid_map import MAP_FILE
-from encoder.signals import stored_precisions
-from infra.commit import read_manifest
-from infra.distributed import raise_on_all_ranks
-from infra.errors import DataError, SpecError
-from infra.registration import registered
-from infra.sealed import sealed
-from infra.served import load_served, save_served
-from infra.snapshot import CONTENT, Dataset, read_dataset
-from infra.stage import StageRun, run_stage, with_inputs
-from infra.tensors import write_tensors
-from ranker.bundle import RankerBundle, open_bundle
-from ranker.bundle_description import Description, require_sids
-from ranker.constants import read_constants
-from ranker.export_config import RankerExportConfig
-from ranker.features import dataset_sids
-from ranker.row_maps import read_row_maps, write_row_maps
-from ranker.serving.config import (
+from sidestack.encoder.bundle import ENCODER_FILE, WEIGHTS_FILE, load_bundle
+from sidestack.encoder.serving import require_same_encoder
+from sidestack.encoder.sid.spec import SidSpec
+from sidestack.encoder.sid_map import MAP_FILE
+from sidestack.encoder.signals import stored_precisions
+from sidestack.infra.commit import read_manifest
+from sidestack.infra.distributed import raise_on_all_ranks
+from sidestack.infra.errors import DataError, SpecError
+from sidestack.infra.registration import registered
+from sidestack.infra.sealed import sealed
+from sidestack.infra.served import load_served, save_served
+from sidestack.infra.snapshot import CONTENT, Dataset, read_dataset
+from sidestack.infra.stage import StageRun, run_stage, with_inputs
+from sidestack.infra.tensors import write_tensors
+from sidestack.ranker.bundle import RankerBundle, open_bundle
+from sidestack.ranker.bundle_description import Description, require_sids
+from sidestack.ranker.constants import read_constants
+from sidestack.ranker.export_config import RankerExportConfig
+from sidestack.ranker.features import dataset_sids
+from sidestack.ranker.row_maps import read_row_maps, write_row_maps
+from sidestack.ranker.serving.config import (
     CONSTANTS_FILE,
     MODEL_FOLDER,
     NETWORK_FILE,
@@ -45,9 +45,9 @@ from ranker.serving.config import (
     ServedConfig,
     ServedSids,
 )
-from ranker.serving.model import CODEBOOK, EMBEDDINGS, ServedRanker, file_digests
-from ranker.serving.reference import Reference, check, read_reference
-from ranker.serving.tables import stored_table
+from sidestack.ranker.serving.model import CODEBOOK, EMBEDDINGS, ServedRanker, file_digests
+from sidestack.ranker.serving.reference import Reference, check, read_reference
+from sidestack.ranker.serving.tables import stored_table
 
 VERSION_FOLDER = "version"
 PACKAGES = ("encoder", "infra", "ranker")
@@ -88,7 +88,7 @@ def _export(run: StageRun[RankerExportConfig]) -> None:
     found = check(ServedRanker(version), reference, config)
     model = run.out / MODEL_FOLDER
     save_served(
-        model, Path(__file__).parent / "serving" / "mlflow_model.py", "ranker.serving.model:load_answers",
+        model, Path(__file__).parent / "serving" / "mlflow_model.py", "sidestack.ranker.serving.model:load_answers",
         {VERSION_FOLDER: version}, PACKAGES,
         input_example=reference.requests[:1], metadata={"lineage": served.lineage},
     )  # fmt: skip

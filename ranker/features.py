@@ -7,17 +7,17 @@ cost does not count, nor own a table that the report does not show.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from encoder.sid.columns import event_columns
-from encoder.sid.spec import SidSpec
-from infra.config import parse
-from infra.errors import ConfigError, DataError, SpecError
-from infra.snapshot import SNAPSHOT_FILE, Dataset
-from infra.tables import DatasetSpec, Entity, TaskSpec, request_schema
-from ranker.config import ArmConfig, ModelConfig, RankerConfig
-from ranker.constants import NeededConstants
-from ranker.contents import content_kinds
-from ranker.contents.contract import OWN_IDS, Content, Place, Sids
-from ranker.id_feature import IdFeature
+from sidestack.encoder.sid.columns import event_columns
+from sidestack.encoder.sid.spec import SidSpec
+from sidestack.infra.config import parse
+from sidestack.infra.errors import ConfigError, DataError, SpecError
+from sidestack.infra.snapshot import SNAPSHOT_FILE, Dataset
+from sidestack.infra.tables import DatasetSpec, Entity, TaskSpec, request_schema
+from sidestack.ranker.config import ArmConfig, ModelConfig, RankerConfig
+from sidestack.ranker.constants import NeededConstants
+from sidestack.ranker.contents import content_kinds
+from sidestack.ranker.contents.contract import OWN_IDS, Content, Place, Sids
+from sidestack.ranker.id_feature import IdFeature
 
 BASE_COLUMNS = ("event_time", "user_id", "item_id")
 HISTORY_COLUMNS = ("history_item_ids", "history_times")

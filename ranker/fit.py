@@ -5,25 +5,25 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
-from infra.checkpoint import Checkpoint, Checkpoints
-from infra.distributed import World, raise_on_all_ranks
-from infra.errors import PreemptedError
-from infra.lanes import LaneReader
-from infra.learning_curve import is_point, point_every
-from infra.stage import StageRun
-from infra.state import fill
-from ranker.averaging import WeightAverage
-from ranker.budget import DecidedConfig, DecidedTraining, warmup_steps
-from ranker.config import RankerConfig, TrainingConfig
-from ranker.constants import ModelConstants
-from ranker.features import ArmFeatures
-from ranker.metrics import TrainingWindow
-from ranker.model import StepOutput
-from ranker.newest import NewestEntries
-from ranker.planner import Traffic
-from ranker.progress import Progress
-from ranker.sharding import ShardedRanker, build_sharded
-from ranker.warm_start import WarmStart
+from sidestack.infra.checkpoint import Checkpoint, Checkpoints
+from sidestack.infra.distributed import World, raise_on_all_ranks
+from sidestack.infra.errors import PreemptedError
+from sidestack.infra.lanes import LaneReader
+from sidestack.infra.learning_curve import is_point, point_every
+from sidestack.infra.stage import StageRun
+from sidestack.infra.state import fill
+from sidestack.ranker.averaging import WeightAverage
+from sidestack.ranker.budget import DecidedConfig, DecidedTraining, warmup_steps
+from sidestack.ranker.config import RankerConfig, TrainingConfig
+from sidestack.ranker.constants import ModelConstants
+from sidestack.ranker.features import ArmFeatures
+from sidestack.ranker.metrics import TrainingWindow
+from sidestack.ranker.model import StepOutput
+from sidestack.ranker.newest import NewestEntries
+from sidestack.ranker.planner import Traffic
+from sidestack.ranker.progress import Progress
+from sidestack.ranker.sharding import ShardedRanker, build_sharded
+from sidestack.ranker.warm_start import WarmStart
 
 Phase = Literal["search", "train"]
 """A stage's trainings: the one that finds the number of epochs (`ranker.validation`), and the one it is there for."""

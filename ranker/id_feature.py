@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from encoder.sid.columns import sid_columns
-from encoder.sid.spec import SidSpec
+from sidestack.encoder.sid.columns import sid_columns
+from sidestack.encoder.sid.spec import SidSpec
 
 CLUSTERS = "_clusters"
 """Ends the name of a feature whose ids are unpacked from the columns of a SID."""

@@ -17,24 +17,24 @@ import numpy.typing as npt
 import pyarrow as pa
 from rich.table import Table
 
-from infra.commit import fetched
-from infra.console import wide_console
-from infra.errors import SidestackError
-from infra.remote.urls import path_argument
-from infra.rows import Rows, concatenated
-from infra.snapshot import Dataset, read_dataset
-from infra.stage import quiet
-from infra.tables import read_json
-from infra.take import take_rows
-from ranker.body import Body
-from ranker.bundle import RankerBundle, open_bundle
-from ranker.bundle_description import require_sids, require_trained_columns
-from ranker.constants import read_constants
-from ranker.features import HISTORY_COLUMNS, ArmFeatures, dataset_sids
-from ranker.metrics import judged_label, log_loss_ne
-from ranker.serving.network import LocalNetwork
-from ranker.serving.tables import ServedTable
-from ranker.spans import open_impressions
+from sidestack.infra.commit import fetched
+from sidestack.infra.console import wide_console
+from sidestack.infra.errors import SidestackError
+from sidestack.infra.remote.urls import path_argument
+from sidestack.infra.rows import Rows, concatenated
+from sidestack.infra.snapshot import Dataset, read_dataset
+from sidestack.infra.stage import quiet
+from sidestack.infra.tables import read_json
+from sidestack.infra.take import take_rows
+from sidestack.ranker.body import Body
+from sidestack.ranker.bundle import RankerBundle, open_bundle
+from sidestack.ranker.bundle_description import require_sids, require_trained_columns
+from sidestack.ranker.constants import read_constants
+from sidestack.ranker.features import HISTORY_COLUMNS, ArmFeatures, dataset_sids
+from sidestack.ranker.metrics import judged_label, log_loss_ne
+from sidestack.ranker.serving.network import LocalNetwork
+from sidestack.ranker.serving.tables import ServedTable
+from sidestack.ranker.spans import open_impressions
 
 Labels = npt.NDArray[np.float32]
 BLOCK_ROWS = 1 << 13

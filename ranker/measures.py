@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from ranker.metric_registry import Order, all_metrics
-from ranker.predictions import Predictions
-from ranker.statistics import Decile, DecileTally, Measure
+from sidestack.ranker.metric_registry import Order, all_metrics
+from sidestack.ranker.predictions import Predictions
+from sidestack.ranker.statistics import Decile, DecileTally, Measure
 
 
 @dataclass(frozen=True)

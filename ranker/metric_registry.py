@@ -12,9 +12,9 @@ from typing import Literal
 
 import numpy as np
 
-from infra.errors import ConfigError
-from infra.plugins import METRICS, with_plugins
-from ranker.statistics import AucTally, GaucTally, RowTally, Tally, entropy_of_base_rate, log_loss
+from sidestack.infra.errors import ConfigError
+from sidestack.infra.plugins import METRICS, with_plugins
+from sidestack.ranker.statistics import AucTally, GaucTally, RowTally, Tally, entropy_of_base_rate, log_loss
 
 Better = Literal["lower", "higher"]
 Order = Literal["row", "score", "user"]

@@ -14,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from infra.rows import Rows
-from infra.tables import TaskSpec, ancestors
-from ranker.convert import as_array
-from ranker.measures import TaskMeasures, measure_task
-from ranker.predictions import sorted_predictions, sorting
-from ranker.spans import counted
+from sidestack.infra.rows import Rows
+from sidestack.infra.tables import TaskSpec, ancestors
+from sidestack.ranker.convert import as_array
+from sidestack.ranker.measures import TaskMeasures, measure_task
+from sidestack.ranker.predictions import sorted_predictions, sorting
+from sidestack.ranker.spans import counted
 
 
 def prediction_schema(tasks: Iterable[str]) -> pa.Schema:

@@ -11,15 +11,15 @@ from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, EmbeddingCollection, EmbeddingConfig
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 
-from infra.lanes import Batch
-from infra.tables import TaskSpec, ancestors
-from ranker.batch import RankerBatch
-from ranker.body import Body
-from ranker.config import Children, RankerConfig
-from ranker.constants import ModelConstants
-from ranker.features import ArmFeatures
-from ranker.id_feature import IdFeature
-from ranker.inputs import Vectors
+from sidestack.infra.lanes import Batch
+from sidestack.infra.tables import TaskSpec, ancestors
+from sidestack.ranker.batch import RankerBatch
+from sidestack.ranker.body import Body
+from sidestack.ranker.config import Children, RankerConfig
+from sidestack.ranker.constants import ModelConstants
+from sidestack.ranker.features import ArmFeatures
+from sidestack.ranker.id_feature import IdFeature
+from sidestack.ranker.inputs import Vectors
 
 
 class StepOutput(NamedTuple):

@@ -17,22 +17,22 @@ from typing import Any, TypeVar
 
 import torch
 
-from encoder.sid.spec import SidSpec
-from infra.config import Config, load_section, parse
-from infra.errors import ConfigError, SidestackError
-from infra.lanes import require_lanes
-from infra.remote.urls import local_argument, path_argument
-from infra.snapshot import read_dataset
-from infra.stage import quiet
-from infra.tables import DatasetSpec, read_json
-from ranker.budget import LARGE_LOG, DecidedConfig, decide, even_days, training_days
-from ranker.config import RankerConfig
-from ranker.constants import ModelConstants, shaped_constants
-from ranker.cost import column_cost, expected_traffic
-from ranker.exchange import ID_BYTES, LENGTH_BYTES, NUMBER_BYTES, sent, sent_by_all
-from ranker.features import ArmFeatures, arm_features, dataset_sids
-from ranker.plan_report import print_report
-from ranker.planner import (
+from sidestack.encoder.sid.spec import SidSpec
+from sidestack.infra.config import Config, load_section, parse
+from sidestack.infra.errors import ConfigError, SidestackError
+from sidestack.infra.lanes import require_lanes
+from sidestack.infra.remote.urls import local_argument, path_argument
+from sidestack.infra.snapshot import read_dataset
+from sidestack.infra.stage import quiet
+from sidestack.infra.tables import DatasetSpec, read_json
+from sidestack.ranker.budget import LARGE_LOG, DecidedConfig, decide, even_days, training_days
+from sidestack.ranker.config import RankerConfig
+from sidestack.ranker.constants import ModelConstants, shaped_constants
+from sidestack.ranker.cost import column_cost, expected_traffic
+from sidestack.ranker.exchange import ID_BYTES, LENGTH_BYTES, NUMBER_BYTES, sent, sent_by_all
+from sidestack.ranker.features import ArmFeatures, arm_features, dataset_sids
+from sidestack.ranker.plan_report import print_report
+from sidestack.ranker.planner import (
     GIB,
     Cluster,
     NoPlanError,

@@ -30,13 +30,13 @@ from torchrec.distributed.planner.types import (
 from torchrec.distributed.types import ModuleSharder, ShardingPlan
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
-from infra.distributed import World
-from infra.errors import ConfigError
-from ranker.budget import DecidedConfig
-from ranker.config import RankerConfig, ShardingConfig
-from ranker.constants import ModelConstants
-from ranker.features import ArmFeatures
-from ranker.model import Ranker
+from sidestack.infra.distributed import World
+from sidestack.infra.errors import ConfigError
+from sidestack.ranker.budget import DecidedConfig
+from sidestack.ranker.config import RankerConfig, ShardingConfig
+from sidestack.ranker.constants import ModelConstants
+from sidestack.ranker.features import ArmFeatures
+from sidestack.ranker.model import Ranker
 
 RESERVED_SHARE = 0.15
 """Share of a GPU's memory that tables leave free, for the network, activations and batches."""

@@ -8,17 +8,17 @@ from pathlib import Path
 import pyarrow as pa
 import torch
 
-from infra.distributed import gather, raise_on_all_ranks
-from infra.errors import TrainingError
-from infra.lanes import Batch, LaneReader
-from infra.parquet import TableWriter
-from infra.tables import TaskSpec
-from infra.tracking import RunLog
-from ranker.cost import count_flops
-from ranker.metrics import prediction_rows, prediction_schema
-from ranker.model import StepOutput
-from ranker.progress import Progress
-from ranker.sharding import ShardedRanker
+from sidestack.infra.distributed import gather, raise_on_all_ranks
+from sidestack.infra.errors import TrainingError
+from sidestack.infra.lanes import Batch, LaneReader
+from sidestack.infra.parquet import TableWriter
+from sidestack.infra.tables import TaskSpec
+from sidestack.infra.tracking import RunLog
+from sidestack.ranker.cost import count_flops
+from sidestack.ranker.metrics import prediction_rows, prediction_schema
+from sidestack.ranker.model import StepOutput
+from sidestack.ranker.progress import Progress
+from sidestack.ranker.sharding import ShardedRanker
 
 
 @torch.no_grad()

@@ -12,17 +12,17 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 
-from infra.distributed import World, lockstep_sums
-from infra.lanes import Batch, LaneReader
-from infra.prefetch import prefetched
-from ranker.batch import RankerBatch
-from ranker.features import ArmFeatures
-from ranker.loss_check import LossCheck
-from ranker.model import StepOutput
-from ranker.newest import NewestEntries
-from ranker.pipeline import RankerPipeline
-from ranker.reader import ranker_batches, to_ranker_batch
-from ranker.sharding import ShardedRanker
+from sidestack.infra.distributed import World, lockstep_sums
+from sidestack.infra.lanes import Batch, LaneReader
+from sidestack.infra.prefetch import prefetched
+from sidestack.ranker.batch import RankerBatch
+from sidestack.ranker.features import ArmFeatures
+from sidestack.ranker.loss_check import LossCheck
+from sidestack.ranker.model import StepOutput
+from sidestack.ranker.newest import NewestEntries
+from sidestack.ranker.pipeline import RankerPipeline
+from sidestack.ranker.reader import ranker_batches, to_ranker_batch
+from sidestack.ranker.sharding import ShardedRanker
 
 
 @dataclass

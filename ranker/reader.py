@@ -12,25 +12,34 @@ import torch
 from torch import Tensor
 from torchrec import KeyedJaggedTensor
 
-from encoder.sid.columns import require_spec
-from infra.checks import check_events
-from infra.distributed import World, raise_on_all_ranks
-from infra.errors import DataError
-from infra.impressions import ImpressionRows, columns_by_table
-from infra.lanes import Batch, LaneReader
-from infra.parquet import RowGroup
-from infra.partitions import PartitionEntry
-from infra.rows import Check, Rows
-from infra.snapshot import CONTENT, Dataset
-from infra.tables import DatasetSpec
-from ranker.batch import RankerBatch
-from ranker.budget import DecidedTraining
-from ranker.config import Dates
-from ranker.convert import JaggedIds, as_array, as_numpy, bag_ids, known, model_inputs, sequence_ids, without_nulls
-from ranker.features import HISTORY_IDS, ArmFeatures
-from ranker.id_feature import IdFeature
-from ranker.newest import NewestEntries
-from ranker.spans import Span, SpannedRows, counted, open_impressions, spans_of
+from sidestack.encoder.sid.columns import require_spec
+from sidestack.infra.checks import check_events
+from sidestack.infra.distributed import World, raise_on_all_ranks
+from sidestack.infra.errors import DataError
+from sidestack.infra.impressions import ImpressionRows, columns_by_table
+from sidestack.infra.lanes import Batch, LaneReader
+from sidestack.infra.parquet import RowGroup
+from sidestack.infra.partitions import PartitionEntry
+from sidestack.infra.rows import Check, Rows
+from sidestack.infra.snapshot import CONTENT, Dataset
+from sidestack.infra.tables import DatasetSpec
+from sidestack.ranker.batch import RankerBatch
+from sidestack.ranker.budget import DecidedTraining
+from sidestack.ranker.config import Dates
+from sidestack.ranker.convert import (
+    JaggedIds,
+    as_array,
+    as_numpy,
+    bag_ids,
+    known,
+    model_inputs,
+    sequence_ids,
+    without_nulls,
+)
+from sidestack.ranker.features import HISTORY_IDS, ArmFeatures
+from sidestack.ranker.id_feature import IdFeature
+from sidestack.ranker.newest import NewestEntries
+from sidestack.ranker.spans import Span, SpannedRows, counted, open_impressions, spans_of
 
 Integers = npt.NDArray[np.int64]
 

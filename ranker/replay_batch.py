@@ -15,17 +15,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from infra.commit import MANIFEST, fetched
-from infra.distributed import World, started
-from infra.errors import SidestackError
-from infra.remote.copies import folders
-from infra.remote.urls import local_argument, place
-from infra.snapshot import read_dataset
-from infra.stage import quiet
-from infra.state import fill, read_state
-from ranker.constants import read_constants
-from ranker.saved_batch import SavedBatch, read_batch, saved_ranks
-from ranker.sharding import ShardedRanker, build_sharded
+from sidestack.infra.commit import MANIFEST, fetched
+from sidestack.infra.distributed import World, started
+from sidestack.infra.errors import SidestackError
+from sidestack.infra.remote.copies import folders
+from sidestack.infra.remote.urls import local_argument, place
+from sidestack.infra.snapshot import read_dataset
+from sidestack.infra.stage import quiet
+from sidestack.infra.state import fill, read_state
+from sidestack.ranker.constants import read_constants
+from sidestack.ranker.saved_batch import SavedBatch, read_batch, saved_ranks
+from sidestack.ranker.sharding import ShardedRanker, build_sharded
 
 
 class Replay(NamedTuple):

@@ -7,10 +7,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from infra.distributed import World, broadcast, raise_on_all_ranks
-from ranker.blocks import compressed
-from ranker.id_tables import MAX_ROWS, sampled
-from ranker.reader import Split, check_rows
+from sidestack.infra.distributed import World, broadcast, raise_on_all_ranks
+from sidestack.ranker.blocks import compressed
+from sidestack.ranker.id_tables import MAX_ROWS, sampled
+from sidestack.ranker.reader import Split, check_rows
 
 Floats = npt.NDArray[np.float64]
 

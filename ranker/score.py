@@ -17,28 +17,28 @@ from datetime import date
 from pathlib import Path
 from typing import NamedTuple
 
-from infra.checkpoint import MACHINE
-from infra.commit import MANIFEST, committing, fetched, is_committed, read_manifest
-from infra.config import digest
-from infra.distributed import World, barrier, raise_on_all_ranks
-from infra.errors import DataError
-from infra.lanes import LaneReader
-from infra.partitions import PartitionEntry
-from infra.remote.copies import remove_folder
-from infra.snapshot import Dataset, read_dataset
-from infra.stage import StageRun, run_stage, with_inputs
-from ranker.budget import DecidedConfig
-from ranker.bundle import RankerBundle, open_bundle
-from ranker.bundle_description import require_sids, require_trained_columns
-from ranker.config import Dates
-from ranker.constants import read_constants
-from ranker.cost import expected_traffic
-from ranker.features import ArmFeatures, dataset_sids
-from ranker.fit import Model, start_model
-from ranker.predict import predict
-from ranker.predictions import FOLDER as PREDICTIONS
-from ranker.reader import Split, content_read
-from ranker.score_config import ScoreConfig, named
+from sidestack.infra.checkpoint import MACHINE
+from sidestack.infra.commit import MANIFEST, committing, fetched, is_committed, read_manifest
+from sidestack.infra.config import digest
+from sidestack.infra.distributed import World, barrier, raise_on_all_ranks
+from sidestack.infra.errors import DataError
+from sidestack.infra.lanes import LaneReader
+from sidestack.infra.partitions import PartitionEntry
+from sidestack.infra.remote.copies import remove_folder
+from sidestack.infra.snapshot import Dataset, read_dataset
+from sidestack.infra.stage import StageRun, run_stage, with_inputs
+from sidestack.ranker.budget import DecidedConfig
+from sidestack.ranker.bundle import RankerBundle, open_bundle
+from sidestack.ranker.bundle_description import require_sids, require_trained_columns
+from sidestack.ranker.config import Dates
+from sidestack.ranker.constants import read_constants
+from sidestack.ranker.cost import expected_traffic
+from sidestack.ranker.features import ArmFeatures, dataset_sids
+from sidestack.ranker.fit import Model, start_model
+from sidestack.ranker.predict import predict
+from sidestack.ranker.predictions import FOLDER as PREDICTIONS
+from sidestack.ranker.reader import Split, content_read
+from sidestack.ranker.score_config import ScoreConfig, named
 
 
 class Part(NamedTuple):

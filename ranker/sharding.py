@@ -16,17 +16,17 @@ from torchrec.distributed.types import ShardingEnv, ShardingPlan
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
-from infra.distributed import World, broadcast, gather, raise_on_all_ranks
-from infra.gradients import OverlappedAverage
-from infra.shards import Shard, Spread
-from ranker.budget import DecidedConfig
-from ranker.config import TrainingConfig
-from ranker.constants import ModelConstants
-from ranker.cpu_sequence_lookup import speed_up_sequences
-from ranker.features import ArmFeatures
-from ranker.initial import fill_dense, fill_table
-from ranker.model import Ranker
-from ranker.planner import Cluster, TablePlan, Traffic, plan_tables, sharders, unsharded_model
+from sidestack.infra.distributed import World, broadcast, gather, raise_on_all_ranks
+from sidestack.infra.gradients import OverlappedAverage
+from sidestack.infra.shards import Shard, Spread
+from sidestack.ranker.budget import DecidedConfig
+from sidestack.ranker.config import TrainingConfig
+from sidestack.ranker.constants import ModelConstants
+from sidestack.ranker.cpu_sequence_lookup import speed_up_sequences
+from sidestack.ranker.features import ArmFeatures
+from sidestack.ranker.initial import fill_dense, fill_table
+from sidestack.ranker.model import Ranker
+from sidestack.ranker.planner import Cluster, TablePlan, Traffic, plan_tables, sharders, unsharded_model
 
 ONE_OF_EACH = Traffic()
 """A history entry a request and a request a row, where nobody measured."""

@@ -19,14 +19,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from infra.checkpoint import Checkpoint
-from infra.distributed import World, barrier, gather, raise_on_all_ranks
-from infra.lanes import LaneReader
-from infra.snapshot import Dataset, read_dataset
-from infra.stage import StageRun, run_stage
-from infra.tracking import RunLog
-from ranker.admission import Turnover
-from ranker.budget import (
+from sidestack.infra.checkpoint import Checkpoint
+from sidestack.infra.distributed import World, barrier, gather, raise_on_all_ranks
+from sidestack.infra.lanes import LaneReader
+from sidestack.infra.snapshot import Dataset, read_dataset
+from sidestack.infra.stage import StageRun, run_stage
+from sidestack.infra.tracking import RunLog
+from sidestack.ranker.admission import Turnover
+from sidestack.ranker.budget import (
     Day,
     DecidedConfig,
     DecidedTraining,
@@ -37,26 +37,26 @@ from ranker.budget import (
     with_epochs,
     without_window,
 )
-from ranker.bundle import FOLDER as MODEL
-from ranker.bundle import describe, save_bundle
-from ranker.config import AdmissionConfig, Dates, RankerConfig
-from ranker.constants import read_constants
-from ranker.cost import column_cost, embedding_bytes, expected_traffic, peak_memory_bytes
-from ranker.features import ArmFeatures, arm_features, dataset_sids
-from ranker.fit import Fit, Model, start_model, taken_up
-from ranker.id_tables import describe_tables
-from ranker.metric_registry import all_metrics, compared_metrics
-from ranker.metrics import named_metrics, prediction_metrics
-from ranker.predict import predict
-from ranker.predictions import FOLDER as PREDICTIONS
-from ranker.reader import Split, content_read
-from ranker.row_maps import with_row_maps
-from ranker.saved_batch import saved_if_not_finite
-from ranker.scaling import dense_moments
-from ranker.sharding import ShardedRanker, plan_facts, real_bytes, table_bytes
-from ranker.sightings import admit_ids
-from ranker.validation import EpochSearch, Validation
-from ranker.warm_start import WarmStart, open_start
+from sidestack.ranker.bundle import FOLDER as MODEL
+from sidestack.ranker.bundle import describe, save_bundle
+from sidestack.ranker.config import AdmissionConfig, Dates, RankerConfig
+from sidestack.ranker.constants import read_constants
+from sidestack.ranker.cost import column_cost, embedding_bytes, expected_traffic, peak_memory_bytes
+from sidestack.ranker.features import ArmFeatures, arm_features, dataset_sids
+from sidestack.ranker.fit import Fit, Model, start_model, taken_up
+from sidestack.ranker.id_tables import describe_tables
+from sidestack.ranker.metric_registry import all_metrics, compared_metrics
+from sidestack.ranker.metrics import named_metrics, prediction_metrics
+from sidestack.ranker.predict import predict
+from sidestack.ranker.predictions import FOLDER as PREDICTIONS
+from sidestack.ranker.reader import Split, content_read
+from sidestack.ranker.row_maps import with_row_maps
+from sidestack.ranker.saved_batch import saved_if_not_finite
+from sidestack.ranker.scaling import dense_moments
+from sidestack.ranker.sharding import ShardedRanker, plan_facts, real_bytes, table_bytes
+from sidestack.ranker.sightings import admit_ids
+from sidestack.ranker.validation import EpochSearch, Validation
+from sidestack.ranker.warm_start import WarmStart, open_start
 
 
 class Opened(NamedTuple):

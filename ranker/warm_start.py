@@ -12,17 +12,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from infra.errors import ConfigError, SpecError
-from infra.tables import DatasetSpec
-from infra.tracking import RunLog
-from ranker.admission import reassigned_rows
-from ranker.bundle import RankerBundle, open_bundle
-from ranker.bundle_description import require_sids, require_trained_columns, with_rows
-from ranker.config import ModelConfig, RankerConfig
-from ranker.contents.contract import Position
-from ranker.features import ArmFeatures
-from ranker.row_maps import read_row_maps
-from ranker.sharding import ShardedRanker, table_of
+from sidestack.infra.errors import ConfigError, SpecError
+from sidestack.infra.tables import DatasetSpec
+from sidestack.infra.tracking import RunLog
+from sidestack.ranker.admission import reassigned_rows
+from sidestack.ranker.bundle import RankerBundle, open_bundle
+from sidestack.ranker.bundle_description import require_sids, require_trained_columns, with_rows
+from sidestack.ranker.config import ModelConfig, RankerConfig
+from sidestack.ranker.contents.contract import Position
+from sidestack.ranker.features import ArmFeatures
+from sidestack.ranker.row_maps import read_row_maps
+from sidestack.ranker.sharding import ShardedRanker, table_of
 
 SID_WEIGHTS = ("latent.", "omega", "projection.weight", "layers.0.weight", "layers.0.bias")
 """How weights of content begin that meet a SID first: a kind's own, Omega and a projection (history), a perceptron's

@@ -15,10 +15,17 @@ import pytest
 import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from infra.distributed import Timeouts, World, started
+from sidestack.infra.distributed import Timeouts, World, started
 
 _RANKS = get_context("forkserver")
-_RANKS.set_forkserver_preload(["encoder.train", "encoder.materialize", "pipelines.prepare.__main__", "ranker.train"])
+_RANKS.set_forkserver_preload(
+    [
+        "sidestack.encoder.train",
+        "sidestack.encoder.materialize",
+        "sidestack.pipelines.prepare.__main__",
+        "sidestack.ranker.train",
+    ]
+)
 
 
 Backend = Literal["gloo", "nccl"]

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from encoder.bundle import load_bundle
-from infra import doctor
-from infra.distributed import World, sum_over_ranks
+from sidestack.encoder.bundle import load_bundle
+from sidestack.infra import doctor
+from sidestack.infra.distributed import World, sum_over_ranks
 from tests.distributed import Backend, on_each_backend, run_distributed
 from tests.encoder.fabricated import train_encoder
 from tests.encoder.fabricated import write_dataset as write_items

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from infra.code import DEPLOY, ROOT, code_digest
-from infra.code import PACKAGES as STAGES
+from sidestack.infra.code import DEPLOY, ROOT, code_digest
+from sidestack.infra.code import PACKAGES as STAGES
 from tests.test_one_name import PACKAGES
 
 pytestmark = pytest.mark.slow

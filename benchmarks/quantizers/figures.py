@@ -6,8 +6,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from benchmarks.quantizers.table import REFERENCE
-from pipelines.report.drawing import LIGHT, Plot, Theme, render
+from sidestack.benchmarks.quantizers.table import REFERENCE
+from sidestack.pipelines.report.drawing import LIGHT, Plot, Theme, render
 
 Row = dict[str, Any]
 

@@ -7,13 +7,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from encoder.sid.columns import sid_columns, with_sid_metadata
-from encoder.sid.spec import SidSpec
-from encoder.sid_map import NULL
-from infra.parquet import RowGroup, read_row_group, row_groups
-from infra.prefetch import prefetched
-from infra.rows import CountedFile
-from infra.store import Making
+from sidestack.encoder.sid.columns import sid_columns, with_sid_metadata
+from sidestack.encoder.sid.spec import SidSpec
+from sidestack.encoder.sid_map import NULL
+from sidestack.infra.parquet import RowGroup, read_row_group, row_groups
+from sidestack.infra.prefetch import prefetched
+from sidestack.infra.rows import CountedFile
+from sidestack.infra.store import Making
 
 Columns = Callable[[pa.Table], dict[str, tuple[SidSpec, pa.Array]]]
 """Makes the SID columns of some rows."""

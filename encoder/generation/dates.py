@@ -8,19 +8,19 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from encoder.config import MaterializeConfig
-from encoder.generation.aligned import chunk_columns, sid_fields, write_aligned
-from encoder.generation.parts import up_to
-from encoder.generation.sets import SidSetWork, Work
-from encoder.sid.columns import event_columns
-from encoder.sid.spec import SidSpec
-from encoder.sid_map import NULL, SidMaps
-from infra.checks import check_events
-from infra.config import digest
-from infra.distributed import broadcast, raise_on_all_ranks
-from infra.partitions import PartitionEntry
-from infra.rows import CountedFile
-from infra.stage import StageRun
+from sidestack.encoder.config import MaterializeConfig
+from sidestack.encoder.generation.aligned import chunk_columns, sid_fields, write_aligned
+from sidestack.encoder.generation.parts import up_to
+from sidestack.encoder.generation.sets import SidSetWork, Work
+from sidestack.encoder.sid.columns import event_columns
+from sidestack.encoder.sid.spec import SidSpec
+from sidestack.encoder.sid_map import NULL, SidMaps
+from sidestack.infra.checks import check_events
+from sidestack.infra.config import digest
+from sidestack.infra.distributed import broadcast, raise_on_all_ranks
+from sidestack.infra.partitions import PartitionEntry
+from sidestack.infra.rows import CountedFile
+from sidestack.infra.stage import StageRun
 
 
 def write_dates(run: StageRun[MaterializeConfig], work: Work, one: SidSetWork) -> list[PartitionEntry]:

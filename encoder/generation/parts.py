@@ -5,20 +5,20 @@ from collections.abc import Callable
 import pyarrow as pa
 import torch
 
-from encoder.config import MaterializeConfig
-from encoder.encoding import encode_table
-from encoder.generation.aligned import chunk_columns, sid_fields, write_aligned
-from encoder.generation.sets import SidSetWork, Work
-from encoder.sid.columns import sid_columns
-from encoder.sid.spec import SidSpec
-from encoder.sid_map import MAP_FILE, SidMap
-from infra.checks import check_content
-from infra.config import digest
-from infra.distributed import broadcast, raise_on_all_ranks
-from infra.partitions import PartitionEntry
-from infra.rows import CountedFile
-from infra.stage import StageRun
-from infra.store import Making
+from sidestack.encoder.config import MaterializeConfig
+from sidestack.encoder.encoding import encode_table
+from sidestack.encoder.generation.aligned import chunk_columns, sid_fields, write_aligned
+from sidestack.encoder.generation.sets import SidSetWork, Work
+from sidestack.encoder.sid.columns import sid_columns
+from sidestack.encoder.sid.spec import SidSpec
+from sidestack.encoder.sid_map import MAP_FILE, SidMap
+from sidestack.infra.checks import check_content
+from sidestack.infra.config import digest
+from sidestack.infra.distributed import broadcast, raise_on_all_ranks
+from sidestack.infra.partitions import PartitionEntry
+from sidestack.infra.rows import CountedFile
+from sidestack.infra.stage import StageRun
+from sidestack.infra.store import Making
 
 
 def write_parts(run: StageRun[MaterializeConfig], work: Work, one: SidSetWork) -> int:

@@ -3,19 +3,19 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from encoder.bundle import EncoderBundle, load_bundle
-from encoder.config import MaterializeConfig
-from encoder.published import Published, Taken, find_published, taken_over
-from encoder.sid.columns import event_columns, sid_columns
-from encoder.sid.spec import SidSpec
-from encoder.sid_map import SidMaps, sid_maps
-from infra.code import code_digest, foreign_code
-from infra.config import digest, parse, plain
-from infra.kinds import models_in
-from infra.partitions import PartitionEntry
-from infra.snapshot import CONTENT, Dataset, SidSet
-from infra.stage import StageRun
-from infra.store import Store
+from sidestack.encoder.bundle import EncoderBundle, load_bundle
+from sidestack.encoder.config import MaterializeConfig
+from sidestack.encoder.published import Published, Taken, find_published, taken_over
+from sidestack.encoder.sid.columns import event_columns, sid_columns
+from sidestack.encoder.sid.spec import SidSpec
+from sidestack.encoder.sid_map import SidMaps, sid_maps
+from sidestack.infra.code import code_digest, foreign_code
+from sidestack.infra.config import digest, parse, plain
+from sidestack.infra.kinds import models_in
+from sidestack.infra.partitions import PartitionEntry
+from sidestack.infra.snapshot import CONTENT, Dataset, SidSet
+from sidestack.infra.stage import StageRun
+from sidestack.infra.store import Store
 
 CODE = (
     "encoder/bundle.py", "encoder/encoding.py", "encoder/fusion.py", "encoder/generation", "encoder/quantizers",

@@ -4,17 +4,17 @@ import functools
 from collections.abc import Mapping
 from typing import Annotated
 
-from encoder.quantizers.contract import Quantized, Quantizer, QuantizerConfig
-from encoder.quantizers.fsq import FsqConfig
-from encoder.quantizers.itq import ItqConfig
-from encoder.quantizers.product import ProductConfig
-from encoder.quantizers.residual_kmeans import ResidualKmeansConfig
-from encoder.quantizers.rq_fsq import RqFsqConfig
-from encoder.quantizers.rqvae import RqVaeConfig
-from encoder.quantizers.structured import StructuredConfig
-from encoder.quantizers.topk_kmeans import TopkKmeansConfig
-from infra.kinds import ByKind, models_by_kind
-from infra.plugins import QUANTIZERS
+from sidestack.encoder.quantizers.contract import Quantized, Quantizer, QuantizerConfig
+from sidestack.encoder.quantizers.fsq import FsqConfig
+from sidestack.encoder.quantizers.itq import ItqConfig
+from sidestack.encoder.quantizers.product import ProductConfig
+from sidestack.encoder.quantizers.residual_kmeans import ResidualKmeansConfig
+from sidestack.encoder.quantizers.rq_fsq import RqFsqConfig
+from sidestack.encoder.quantizers.rqvae import RqVaeConfig
+from sidestack.encoder.quantizers.structured import StructuredConfig
+from sidestack.encoder.quantizers.topk_kmeans import TopkKmeansConfig
+from sidestack.infra.kinds import ByKind, models_by_kind
+from sidestack.infra.plugins import QUANTIZERS
 
 OWN: Mapping[str, type[QuantizerConfig]] = {
     "structured": StructuredConfig,

@@ -12,9 +12,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from encoder.sid.spec import SidSpec
-from infra.config import Config
-from infra.distributed import World
+from sidestack.encoder.sid.spec import SidSpec
+from sidestack.infra.config import Config
+from sidestack.infra.distributed import World
 
 Size = Annotated[int, Field(ge=1, le=4096)]
 """One of a quantizer's sizes: dimensions, layers, blocks, lines or paths."""

@@ -9,9 +9,9 @@ import torch
 from pydantic import model_validator
 from torch import Tensor
 
-from encoder.quantizers.clustering import itq_rotation
-from encoder.quantizers.contract import Quantizer, QuantizerConfig, Size, at_least_float32
-from encoder.sid.spec import SidSpec
+from sidestack.encoder.quantizers.clustering import itq_rotation
+from sidestack.encoder.quantizers.contract import Quantizer, QuantizerConfig, Size, at_least_float32
+from sidestack.encoder.sid.spec import SidSpec
 
 
 class ItqConfig(QuantizerConfig):

@@ -13,15 +13,15 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from encoder.quantizers.clustering import kmeans
-from encoder.quantizers.contract import Knobs, Quantizer, QuantizerConfig, Size, at_least_float32
-from encoder.quantizers.lines import Line, fitted_line, refitted_lines
-from encoder.quantizers.recursion import Layers, encode_by_recursion
-from encoder.quantizers.residual import nearest_paths, spread_over_groups, take_words
-from encoder.quantizers.scalar import best_step, thresholds_and_values, uneven_values
-from encoder.quantizers.usage import Usage, count_values
-from encoder.sid.spec import Bound, SidSpec
-from infra.distributed import World
+from sidestack.encoder.quantizers.clustering import kmeans
+from sidestack.encoder.quantizers.contract import Knobs, Quantizer, QuantizerConfig, Size, at_least_float32
+from sidestack.encoder.quantizers.lines import Line, fitted_line, refitted_lines
+from sidestack.encoder.quantizers.recursion import Layers, encode_by_recursion
+from sidestack.encoder.quantizers.residual import nearest_paths, spread_over_groups, take_words
+from sidestack.encoder.quantizers.scalar import best_step, thresholds_and_values, uneven_values
+from sidestack.encoder.quantizers.usage import Usage, count_values
+from sidestack.encoder.sid.spec import Bound, SidSpec
+from sidestack.infra.distributed import World
 
 
 class StructuredConfig(QuantizerConfig):

@@ -10,9 +10,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from encoder.quantizers.clustering import kmeans
-from encoder.quantizers.contract import Quantizer, QuantizerConfig, Size, at_least_float32
-from encoder.sid.spec import SidSpec
+from sidestack.encoder.quantizers.clustering import kmeans
+from sidestack.encoder.quantizers.contract import Quantizer, QuantizerConfig, Size, at_least_float32
+from sidestack.encoder.sid.spec import SidSpec
 
 
 class TopkKmeansConfig(QuantizerConfig):

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from encoder.sid.spec import SidSpec
-from infra.config import VERSION, parse_written
-from infra.errors import SpecError
+from sidestack.encoder.sid.spec import SidSpec
+from sidestack.infra.config import VERSION, parse_written
+from sidestack.infra.errors import SpecError
 
 METADATA_KEY = b"sidestack.sid"
 _VERSION_KEY = b"sidestack.version"

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from encoder.sid.packing import Ids, Packing, cut_into, require_fit
-from infra.errors import SpecError
+from sidestack.encoder.sid.packing import Ids, Packing, cut_into, require_fit
+from sidestack.infra.errors import SpecError
 
 LOOKUP_ROWS = 1 << 13
 """The most numbers whose digits a look-up table holds: 6,561 of 8 ternary digits are 210 kB in float32, which stay in

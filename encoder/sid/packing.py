@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from infra.errors import SpecError
+from sidestack.infra.errors import SpecError
 
 Packing = Literal["mixed_radix", "paper_eq5"]
 Ids = TypeVar("Ids", Tensor, npt.NDArray[np.int64])

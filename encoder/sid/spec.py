@@ -7,11 +7,11 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from encoder.sid.lookup import unpack_ids
-from encoder.sid.packing import Packing, max_digits, pack_digits
-from infra.config import Config
-from infra.errors import SpecError
-from infra.tables import Entity
+from sidestack.encoder.sid.lookup import unpack_ids
+from sidestack.encoder.sid.packing import Packing, max_digits, pack_digits
+from sidestack.infra.config import Config
+from sidestack.infra.errors import SpecError
+from sidestack.infra.tables import Entity
 
 Bound = Literal["clamp", "tanh", "ifsq"]
 

@@ -9,9 +9,9 @@ from torchx.schedulers.aws_batch_scheduler import AWSBatchOpts, AWSBatchSchedule
 from torchx.specs import AppDef, AppState, Role, runopts
 from torchx.specs.named_resources_aws import K8S_ITYPE
 
-from infra.clusters.answers import LastAnswers
-from infra.clusters.config import SECRETS_KEY, BatchCluster, queued_cluster, with_options
-from infra.errors import ConfigError, SchedulerError, UnansweredError
+from sidestack.infra.clusters.answers import LastAnswers
+from sidestack.infra.clusters.config import SECRETS_KEY, BatchCluster, queued_cluster, with_options
+from sidestack.infra.errors import ConfigError, SchedulerError, UnansweredError
 
 
 class BatchJobs(AWSBatchScheduler):  # type: ignore[misc]  # torchx is not typed

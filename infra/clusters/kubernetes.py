@@ -22,15 +22,15 @@ from torchx.schedulers.kubernetes_scheduler import (
 )
 from torchx.specs import AppDef, AppState, Role, runopts
 
-from infra.clusters.answers import LastAnswers
-from infra.clusters.config import (
+from sidestack.infra.clusters.answers import LastAnswers
+from sidestack.infra.clusters.config import (
     SECRETS_KEY,
     KubernetesCluster,
     SecretKey,
     queued_cluster,
     with_options,
 )
-from infra.errors import ConfigError, SchedulerError, UnansweredError
+from sidestack.infra.errors import ConfigError, SchedulerError, UnansweredError
 
 if TYPE_CHECKING:
     from kubernetes.client import ApiClient

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from infra.errors import DataError, RemoteError
-from infra.remote.objects import Found, Objects, objects_of
-from infra.remote.urls import url_of
+from sidestack.infra.errors import DataError, RemoteError
+from sidestack.infra.remote.objects import Found, Objects, objects_of
+from sidestack.infra.remote.urls import url_of
 
 AT_A_TIME = 8
 """Files that are put or fetched at a time."""

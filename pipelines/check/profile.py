@@ -7,12 +7,12 @@ from pathlib import Path
 
 import duckdb
 
-from infra.errors import DataError
-from infra.sql import file_list, quoted
-from pipelines.prepare.log.config import LogConfig
-from pipelines.prepare.log.files import EVENTS, ITEMS, RawFiles, relation
-from pipelines.prepare.log.ingest import RawTable, file_faults, raw_tables, texts_of, typed_rows
-from pipelines.prepare.log.opened import split_dates
+from sidestack.infra.errors import DataError
+from sidestack.infra.sql import file_list, quoted
+from sidestack.pipelines.prepare.log.config import LogConfig
+from sidestack.pipelines.prepare.log.files import EVENTS, ITEMS, RawFiles, relation
+from sidestack.pipelines.prepare.log.ingest import RawTable, file_faults, raw_tables, texts_of, typed_rows
+from sidestack.pipelines.prepare.log.opened import split_dates
 
 MOST_ROWS = 8_000_000
 """Of a log with more, events are counted by date, and all else is of some of its files, evenly drawn."""

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from pipelines.prepare.complete_journey.prepare import CompleteJourney
-from pipelines.prepare.contract import Prepare
-from pipelines.prepare.remote import fetch_source
-from pipelines.prepare.sources import AnySource
+from sidestack.pipelines.prepare.complete_journey.prepare import CompleteJourney
+from sidestack.pipelines.prepare.contract import Prepare
+from sidestack.pipelines.prepare.remote import fetch_source
+from sidestack.pipelines.prepare.sources import AnySource
 
 
 class PrepareConfig(Prepare):

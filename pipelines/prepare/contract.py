@@ -9,10 +9,10 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from infra.config import Config, Day, digest
-from infra.remote.fields import LocalPath
-from infra.stage import StageRun
-from infra.tables import DatasetSpec, Entity
+from sidestack.infra.config import Config, Day, digest
+from sidestack.infra.remote.fields import LocalPath
+from sidestack.infra.stage import StageRun
+from sidestack.infra.tables import DatasetSpec, Entity
 
 LEDGER = "sources.json"
 """The ledger of source files (`infra.identity`), in the cache directory."""

@@ -4,14 +4,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, timedelta
 from typing import Any
 
-from infra.code import code_digest, foreign_code
-from infra.config import digest
-from infra.distributed import World, broadcast, raise_on_all_ranks
-from infra.errors import DataError
-from infra.partitions import PartitionEntry, date_slice, part_slice
-from infra.snapshot import CONTENT, Snapshot, write_snapshot
-from infra.stage import StageRun
-from infra.store import (
+from sidestack.infra.code import code_digest, foreign_code
+from sidestack.infra.config import digest
+from sidestack.infra.distributed import World, broadcast, raise_on_all_ranks
+from sidestack.infra.errors import DataError
+from sidestack.infra.partitions import PartitionEntry, date_slice, part_slice
+from sidestack.infra.snapshot import CONTENT, Snapshot, write_snapshot
+from sidestack.infra.stage import StageRun
+from sidestack.infra.store import (
     Store,
     day_entries,
     in_order,
@@ -20,9 +20,9 @@ from infra.store import (
     write_day,
     write_part,
 )
-from infra.tables import DatasetSpec, Entity, daily_tables
-from pipelines.prepare.config import PrepareConfig
-from pipelines.prepare.contract import STORE, Source, as_time
+from sidestack.infra.tables import DatasetSpec, Entity, daily_tables
+from sidestack.pipelines.prepare.config import PrepareConfig
+from sidestack.pipelines.prepare.contract import STORE, Source, as_time
 
 CODE = (
     "infra/checks.py", "infra/take.py", "infra/parquet.py", "infra/requests.py", "infra/row_bytes.py",

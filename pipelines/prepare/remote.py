@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from infra.distributed import World, raise_on_all_ranks
-from infra.remote.copies import fetch_sources
-from infra.remote.urls import url_of
-from pipelines.prepare.contract import SourceConfig
+from sidestack.infra.distributed import World, raise_on_all_ranks
+from sidestack.infra.remote.copies import fetch_sources
+from sidestack.infra.remote.urls import url_of
+from sidestack.pipelines.prepare.contract import SourceConfig
 
 
 def fetch_source(source: SourceConfig) -> None:

@@ -4,13 +4,13 @@ import functools
 from collections.abc import Mapping
 from typing import Annotated
 
-from infra.kinds import ByKind, models_by_kind
-from infra.plugins import SOURCES
-from pipelines.prepare.complete_journey.prepare import CompleteJourney
-from pipelines.prepare.contract import SourceConfig
-from pipelines.prepare.log.source import Log
-from pipelines.prepare.synthetic import Synthetic
-from pipelines.prepare.tables.source import Tables
+from sidestack.infra.kinds import ByKind, models_by_kind
+from sidestack.infra.plugins import SOURCES
+from sidestack.pipelines.prepare.complete_journey.prepare import CompleteJourney
+from sidestack.pipelines.prepare.contract import SourceConfig
+from sidestack.pipelines.prepare.log.source import Log
+from sidestack.pipelines.prepare.synthetic import Synthetic
+from sidestack.pipelines.prepare.tables.source import Tables
 
 OWN: Mapping[str, type[SourceConfig]] = {
     "complete_journey": CompleteJourney,

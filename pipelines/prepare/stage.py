@@ -1,9 +1,9 @@
 """The stage's body: open the configured source, and make what the store lacks of it."""
 
-from infra.stage import StageRun
-from pipelines.prepare.config import PrepareConfig
-from pipelines.prepare.dataset import write_dataset
-from pipelines.prepare.remote import fetch_source_to_nodes
+from sidestack.infra.stage import StageRun
+from sidestack.pipelines.prepare.config import PrepareConfig
+from sidestack.pipelines.prepare.dataset import write_dataset
+from sidestack.pipelines.prepare.remote import fetch_source_to_nodes
 
 
 def prepare(run: StageRun[PrepareConfig]) -> None:

@@ -18,12 +18,12 @@ import pyarrow as pa
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from scipy.special import expit, ndtri
 
-from infra.config import Day, Days, Seed, digest, plain
-from infra.stage import StageRun
-from infra.tables import DatasetSpec, Entity, TaskSpec, content_schema, flat_schema, item_schema, user_schema
-from pipelines.prepare.columns import Ragged, days_between, embeddings, nullable, table
-from pipelines.prepare.contract import Part, Prepare, SourceConfig, label_keys
-from pipelines.prepare.hashing import below, uniform
+from sidestack.infra.config import Day, Days, Seed, digest, plain
+from sidestack.infra.stage import StageRun
+from sidestack.infra.tables import DatasetSpec, Entity, TaskSpec, content_schema, flat_schema, item_schema, user_schema
+from sidestack.pipelines.prepare.columns import Ragged, days_between, embeddings, nullable, table
+from sidestack.pipelines.prepare.contract import Part, Prepare, SourceConfig, label_keys
+from sidestack.pipelines.prepare.hashing import below, uniform
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]

@@ -7,12 +7,12 @@ request. Without ids it reads them from the standard input, a line each, which l
 import argparse
 import sys
 
-from infra.errors import ConfigError
-from infra.remote.urls import path_argument
-from pipelines.config import read_config
-from pipelines.prepare.log.config import LogConfig
-from pipelines.prepare.log.masking import KINDS, masking_of
-from pipelines.run import exit_status
+from sidestack.infra.errors import ConfigError
+from sidestack.infra.remote.urls import path_argument
+from sidestack.pipelines.config import read_config
+from sidestack.pipelines.prepare.log.config import LogConfig
+from sidestack.pipelines.prepare.log.masking import KINDS, masking_of
+from sidestack.pipelines.run import exit_status
 
 
 def main() -> None:

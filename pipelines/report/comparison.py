@@ -5,9 +5,9 @@ from typing import Literal
 
 from pydantic import ConfigDict
 
-from infra.config import Config
-from infra.tables import TaskSpec
-from pipelines.report.config import VerdictConfig
+from sidestack.infra.config import Config
+from sidestack.infra.tables import TaskSpec
+from sidestack.pipelines.report.config import VerdictConfig
 
 COMPARISON_FILE = "comparison.json"
 

@@ -4,8 +4,8 @@ from typing import Any
 
 from pydantic import Field
 
-from infra.config import Config, Seed
-from ranker.metric_registry import OWN, all_metrics
+from sidestack.infra.config import Config, Seed
+from sidestack.ranker.metric_registry import OWN, all_metrics
 
 
 class VerdictConfig(Config):

@@ -18,9 +18,9 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
-from pipelines.report.comparison import Comparison, Gain, Verdict
-from ranker.contents import content_kinds
-from ranker.contents.contract import Color
+from sidestack.pipelines.report.comparison import Comparison, Gain, Verdict
+from sidestack.ranker.contents import content_kinds
+from sidestack.ranker.contents.contract import Color
 
 matplotlib.use("agg")
 

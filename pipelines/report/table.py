@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 from textwrap import wrap
 
-from pipelines.report.blocks import (
+from sidestack.pipelines.report.blocks import (
     NO_DIFFERENCE,
     SEEDS,
     WITHHELD,
@@ -18,13 +18,13 @@ from pipelines.report.blocks import (
     quality_block,
     return_block,
 )
-from pipelines.report.blocks_trained import learning_block, rates_block, settings_notes, training_block
-from pipelines.report.comparison import ArmResult, Comparison, TaskResult, Training
-from pipelines.report.gains import pooled_arms
-from pipelines.report.lead import lead, roi_notes
-from pipelines.report.verdict import few_users
-from ranker.intervals import student_reach
-from ranker.metric_registry import HEADLINE, Metric, all_metrics
+from sidestack.pipelines.report.blocks_trained import learning_block, rates_block, settings_notes, training_block
+from sidestack.pipelines.report.comparison import ArmResult, Comparison, TaskResult, Training
+from sidestack.pipelines.report.gains import pooled_arms
+from sidestack.pipelines.report.lead import lead, roi_notes
+from sidestack.pipelines.report.verdict import few_users
+from sidestack.ranker.intervals import student_reach
+from sidestack.ranker.metric_registry import HEADLINE, Metric, all_metrics
 
 GAP = "  "
 _LINE = 110

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.retrain.config import GatesConfig
-from pipelines.retrain.gates import Judged
-from ranker.config import Dates
-from ranker.intervals import Sums, TrainingDeviation, estimate_gain, resample_users
-from ranker.measures import TaskMeasures, measure_task
-from ranker.metric_registry import CALIBRATION, HEADLINE, NE, all_metrics
-from ranker.predictions import Predictions, require_same_rows, sorted_predictions, sorting
+from sidestack.pipelines.retrain.config import GatesConfig
+from sidestack.pipelines.retrain.gates import Judged
+from sidestack.ranker.config import Dates
+from sidestack.ranker.intervals import Sums, TrainingDeviation, estimate_gain, resample_users
+from sidestack.ranker.measures import TaskMeasures, measure_task
+from sidestack.ranker.metric_registry import CALIBRATION, HEADLINE, NE, all_metrics
+from sidestack.ranker.predictions import Predictions, require_same_rows, sorted_predictions, sorting
 
 CANDIDATE, CHAMPION, REFERENCE = "candidate", "champion", "reference"
 MODELS = (CANDIDATE, CHAMPION, REFERENCE)

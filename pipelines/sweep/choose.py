@@ -9,18 +9,26 @@ from pathlib import Path
 
 import torch
 
-from encoder.bundle import load_bundle
-from encoder.config import EncoderConfig
-from encoder.sid.spec import DEFAULT_NAME
-from infra.config import plain, to_yaml
-from infra.errors import DataError
-from infra.record import SUMMARY_FILE
-from infra.stage import StageRun, run_stage
-from infra.tables import read_json
-from pipelines.report.encoder import read_encoder
-from pipelines.sweep.grid import Setting, knobs_of, prefix_lengths, quantizer_of, setting_of
-from pipelines.sweep.heatmap import draw
-from pipelines.sweep.result import INPUT, SettingResult, SweepResult, as_markdown, as_text, ranked, weighted_loss
+from sidestack.encoder.bundle import load_bundle
+from sidestack.encoder.config import EncoderConfig
+from sidestack.encoder.sid.spec import DEFAULT_NAME
+from sidestack.infra.config import plain, to_yaml
+from sidestack.infra.errors import DataError
+from sidestack.infra.record import SUMMARY_FILE
+from sidestack.infra.stage import StageRun, run_stage
+from sidestack.infra.tables import read_json
+from sidestack.pipelines.report.encoder import read_encoder
+from sidestack.pipelines.sweep.grid import Setting, knobs_of, prefix_lengths, quantizer_of, setting_of
+from sidestack.pipelines.sweep.heatmap import draw
+from sidestack.pipelines.sweep.result import (
+    INPUT,
+    SettingResult,
+    SweepResult,
+    as_markdown,
+    as_text,
+    ranked,
+    weighted_loss,
+)
 
 RESULT_FILE, CHOSEN_FILE, TABLE_FILE, PICTURE_FILE = "sweep.json", "chosen.yaml", "table.txt", "heatmap.png"
 

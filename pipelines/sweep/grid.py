@@ -6,11 +6,11 @@ from typing import Annotated, TypeVar
 
 from pydantic import Field, PositiveFloat
 
-from encoder.config import EncoderConfig
-from encoder.quantizers import quantizers
-from encoder.quantizers.contract import Knobs, QuantizerConfig
-from infra.config import Config, parse
-from infra.errors import ConfigError
+from sidestack.encoder.config import EncoderConfig
+from sidestack.encoder.quantizers import quantizers
+from sidestack.encoder.quantizers.contract import Knobs, QuantizerConfig
+from sidestack.infra.config import Config, parse
+from sidestack.infra.errors import ConfigError
 
 Q = TypeVar("Q", bound=QuantizerConfig)
 

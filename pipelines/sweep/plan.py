@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from encoder.config import EncoderConfig
-from encoder.sid.spec import DEFAULT_NAME
-from infra.config import plain
-from infra.errors import ConfigError
-from pipelines.config import WITHOUT_BASELINE, PipelineConfig
-from pipelines.graph import Stage, encoder_stage, internal_job, prepare_stage
-from pipelines.sweep.grid import Budget, Setting, knobs_of, prefix_lengths, quantizer_of, setting_of, settings
-from pipelines.sweep.result import INPUT
+from sidestack.encoder.config import EncoderConfig
+from sidestack.encoder.sid.spec import DEFAULT_NAME
+from sidestack.infra.config import plain
+from sidestack.infra.errors import ConfigError
+from sidestack.pipelines.config import WITHOUT_BASELINE, PipelineConfig
+from sidestack.pipelines.graph import Stage, encoder_stage, internal_job, prepare_stage
+from sidestack.pipelines.sweep.grid import Budget, Setting, knobs_of, prefix_lengths, quantizer_of, setting_of, settings
+from sidestack.pipelines.sweep.result import INPUT
 
 CODE = ("infra", "encoder", "pipelines/sweep", "pipelines/report")
 
@@ -33,7 +33,7 @@ def sweep_stages(config: PipelineConfig, budget: Budget) -> tuple[Stage, ...]:
     grid = list(settings(budget, knobs_of(config.encoder).lines))
     encoders = [encoder_stage(with_setting(config, setting), sid_name(config.encoder, setting)) for setting in grid]
     inputs = {f"{INPUT}{setting.name}": stage.label for setting, stage in zip(grid, encoders, strict=True)}
-    job = partial(internal_job, "sweep", "pipelines.sweep.choose")
+    job = partial(internal_job, "sweep", "sidestack.pipelines.sweep.choose")
     choice = Stage("sweep", job, CODE, config.encoder, config.run.launch.compare, inputs, section="encoder")
     return prepare_stage(config), *encoders, choice
 

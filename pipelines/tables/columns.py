@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
-from pipelines.report.blocks import NO_DIFFERENCE, mark_of
-from pipelines.report.comparison import ArmResult, Comparison, Gain
-from pipelines.report.units import byte_size, percent, percent_interval
-from pipelines.report.verdict import verdict_between
-from pipelines.tables.config import TableConfig
-from ranker.metric_registry import HEADLINE, Metric, all_metrics
+from sidestack.pipelines.report.blocks import NO_DIFFERENCE, mark_of
+from sidestack.pipelines.report.comparison import ArmResult, Comparison, Gain
+from sidestack.pipelines.report.units import byte_size, percent, percent_interval
+from sidestack.pipelines.report.verdict import verdict_between
+from sidestack.pipelines.tables.config import TableConfig
+from sidestack.ranker.metric_registry import HEADLINE, Metric, all_metrics
 
 UNKNOWN = ""
 

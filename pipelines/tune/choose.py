@@ -10,13 +10,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from infra.config import Config
-from infra.errors import DataError
-from infra.record import SUMMARY_FILE
-from infra.stage import StageRun, run_stage
-from infra.tables import read_json
-from pipelines.tune.config import INPUT, LearningRates, TuneConfig
-from ranker.metric_registry import HEADLINE
+from sidestack.infra.config import Config
+from sidestack.infra.errors import DataError
+from sidestack.infra.record import SUMMARY_FILE
+from sidestack.infra.stage import StageRun, run_stage
+from sidestack.infra.tables import read_json
+from sidestack.pipelines.tune.config import INPUT, LearningRates, TuneConfig
+from sidestack.ranker.metric_registry import HEADLINE
 
 RESULT_FILE, TABLE_FILE = "tune.json", "table.txt"
 

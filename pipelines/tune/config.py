@@ -6,8 +6,8 @@ from typing import Annotated
 
 from pydantic import Field, PositiveFloat, model_validator
 
-from infra.config import Config
-from ranker.config import SearchBudget
+from sidestack.infra.config import Config
+from sidestack.ranker.config import SearchBudget
 
 INPUT = "arm."
 """Begins the name of every training among the inputs of the stage that chooses."""

@@ -9,14 +9,14 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from infra.code import foreign_code
-from infra.config import Config, parse
-from infra.errors import ConfigError
-from ranker.config.arms import OVERLAY_KEYS, ArmConfig, ArmName
-from ranker.config.holdout import Dates, HoldoutConfig, without_newest
-from ranker.config.model import AdmissionConfig, HistoryConfig, ModelConfig
-from ranker.config.training import Children, ShardingConfig, TrainingConfig
-from ranker.contents import content_kinds
+from sidestack.infra.code import foreign_code
+from sidestack.infra.config import Config, parse
+from sidestack.infra.errors import ConfigError
+from sidestack.ranker.config.arms import OVERLAY_KEYS, ArmConfig, ArmName
+from sidestack.ranker.config.holdout import Dates, HoldoutConfig, without_newest
+from sidestack.ranker.config.model import AdmissionConfig, HistoryConfig, ModelConfig
+from sidestack.ranker.config.training import Children, ShardingConfig, TrainingConfig
+from sidestack.ranker.contents import content_kinds
 
 __all__ = [
     "OVERLAY_KEYS",

@@ -5,10 +5,10 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, PositiveInt, field_validator
 
-from encoder.sid.spec import DEFAULT_NAME
-from infra.config import Config, FileName, nearest
-from ranker.contents import content_kinds
-from ranker.contents.contract import Position
+from sidestack.encoder.sid.spec import DEFAULT_NAME
+from sidestack.infra.config import Config, FileName, nearest
+from sidestack.ranker.contents import content_kinds
+from sidestack.ranker.contents.contract import Position
 
 
 def _require_kind(name: str) -> str:

@@ -6,9 +6,9 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from infra.config import Config, Day, Days
-from infra.errors import ConfigError
-from infra.tables import DatasetSpec
+from sidestack.infra.config import Config, Day, Days
+from sidestack.infra.errors import ConfigError
+from sidestack.infra.tables import DatasetSpec
 
 Dates = tuple[Day, Day]
 

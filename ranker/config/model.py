@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from infra.config import Config, Days
+from sidestack.infra.config import Config, Days
 
 Pooling = Literal["pma", "target"]
 """What asks the history: all the row's sparse and embedding features (the paper's PMA), or the ad's own alone."""

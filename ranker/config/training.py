@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from infra.config import Config, Days, Seed
+from sidestack.infra.config import Config, Days, Seed
 
 Children = Literal["given", "entire_space"]
 """What a task with a parent learns from: rows whose parent's label is 1, or all rows, by p(parent) p(task | parent)."""

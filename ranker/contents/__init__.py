@@ -5,15 +5,15 @@ import functools
 import inspect
 from collections.abc import Mapping
 
-from infra.errors import ConfigError
-from infra.plugins import CONTENTS, with_plugins
-from ranker.contents.contract import Content
-from ranker.contents.dense import Dense
-from ranker.contents.hde import Hde
-from ranker.contents.kmeans import Kmeans
-from ranker.contents.none import NoContent
-from ranker.contents.sid_ngram import SidNgram
-from ranker.contents.side import Side
+from sidestack.infra.errors import ConfigError
+from sidestack.infra.plugins import CONTENTS, with_plugins
+from sidestack.ranker.contents.contract import Content
+from sidestack.ranker.contents.dense import Dense
+from sidestack.ranker.contents.hde import Hde
+from sidestack.ranker.contents.kmeans import Kmeans
+from sidestack.ranker.contents.none import NoContent
+from sidestack.ranker.contents.sid_ngram import SidNgram
+from sidestack.ranker.contents.side import Side
 
 OWN: Mapping[str, type[Content]] = {
     "none": NoContent,

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self
 
 from torch import Tensor, nn
 
-from encoder.sid.spec import SidSpec
-from infra.errors import SpecError
-from infra.tables import DatasetSpec, Entity
-from ranker.constants import ModelConstants
-from ranker.id_feature import IdFeature
+from sidestack.encoder.sid.spec import SidSpec
+from sidestack.infra.errors import SpecError
+from sidestack.infra.tables import DatasetSpec, Entity
+from sidestack.ranker.constants import ModelConstants
+from sidestack.ranker.id_feature import IdFeature
 
 if TYPE_CHECKING:  # it asks the kinds for their names
-    from ranker.config.arms import ArmConfig
+    from sidestack.ranker.config.arms import ArmConfig
 
 Sids = Mapping[str, SidSpec]
 Position = Literal["item", "history", "user"]

@@ -5,9 +5,9 @@ from typing import Self
 
 from torch import Tensor
 
-from infra.errors import DataError
-from ranker.constants import ModelConstants
-from ranker.contents.contract import Color, Content, Latent, Place
+from sidestack.infra.errors import DataError
+from sidestack.ranker.constants import ModelConstants
+from sidestack.ranker.contents.contract import Color, Content, Latent, Place
 
 
 class RawEmbedding(Latent):

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ranker.contents.contract import Color
-from ranker.contents.sid_ngram import SidNgram
+from sidestack.ranker.contents.contract import Color
+from sidestack.ranker.contents.sid_ngram import SidNgram
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Self
 
-from encoder.sid.spec import SidSpec
-from infra.errors import SpecError
-from ranker.contents.contract import Color, Content, Place
-from ranker.id_feature import CLUSTERS, IdFeature, sid_rows
+from sidestack.encoder.sid.spec import SidSpec
+from sidestack.infra.errors import SpecError
+from sidestack.ranker.contents.contract import Color, Content, Place
+from sidestack.ranker.id_feature import CLUSTERS, IdFeature, sid_rows
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Self
 
-from ranker.contents.contract import Color, Content, Place
+from sidestack.ranker.contents.contract import Color, Content, Place
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
 
-from encoder.sid.columns import sid_columns
-from encoder.sid.spec import SidSpec
-from infra.errors import SpecError
-from ranker.contents.contract import Color, Content, Place
-from ranker.id_feature import IdFeature, sid_rows
+from sidestack.encoder.sid.columns import sid_columns
+from sidestack.encoder.sid.spec import SidSpec
+from sidestack.infra.errors import SpecError
+from sidestack.ranker.contents.contract import Color, Content, Place
+from sidestack.ranker.id_feature import IdFeature, sid_rows
 
 
 @dataclass(frozen=True)

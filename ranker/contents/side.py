@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from encoder.sid.columns import sid_columns
-from encoder.sid.lookup import LOOKUP_ROWS, DigitLookup
-from encoder.sid.spec import SidSpec
-from infra.errors import SpecError
-from ranker.constants import ModelConstants
-from ranker.contents.contract import Color, Content, Latent, Place
+from sidestack.encoder.sid.columns import sid_columns
+from sidestack.encoder.sid.lookup import LOOKUP_ROWS, DigitLookup
+from sidestack.encoder.sid.spec import SidSpec
+from sidestack.infra.errors import SpecError
+from sidestack.ranker.constants import ModelConstants
+from sidestack.ranker.contents.contract import Color, Content, Latent, Place
 
 
 @dataclass(frozen=True)

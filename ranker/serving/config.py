@@ -2,12 +2,12 @@
 
 from pydantic import PositiveInt
 
-from encoder.sid.spec import SidSpec
-from encoder.signals import Precision as StoredPrecision
-from encoder.signals import SignalSpec
-from infra.config import Config
-from ranker.bundle_description import Description
-from ranker.serving.tables import Precision
+from sidestack.encoder.sid.spec import SidSpec
+from sidestack.encoder.signals import Precision as StoredPrecision
+from sidestack.encoder.signals import SignalSpec
+from sidestack.infra.config import Config
+from sidestack.ranker.bundle_description import Description
+from sidestack.ranker.serving.tables import Precision
 
 MODEL_FOLDER = "model"
 """The MLflow model in the output of `ranker.export`."""

@@ -13,30 +13,37 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from encoder.bundle import load_bundle
-from encoder.encoding import one_thread
-from encoder.serving import ServedConfig as ServedEncoderConfig
-from encoder.serving import ServedEncoder, served_batch
-from encoder.sid.columns import position_columns
-from encoder.sid.spec import SidSpec
-from encoder.sid_map import NULL
-from encoder.signals import SignalSpec
-from infra.commit import hash_all
-from infra.config import parse_written
-from infra.errors import CommitError, DataError
-from infra.rows import Rows
-from infra.sealed import unsealed
-from ranker.body import Body
-from ranker.bundle_description import require_sids
-from ranker.constants import ModelConstants
-from ranker.content import NewItems
-from ranker.contents.contract import Content
-from ranker.features import HISTORY_IDS, ITEM_IDS, USER_IDS, ArmFeatures
-from ranker.row_maps import with_row_maps
-from ranker.serving.config import CONSTANTS_FILE, NETWORK_FILE, SERVED_FILE, TABLES_FILE, ServedConfig, ServedSids
-from ranker.serving.network import LocalNetwork
-from ranker.serving.parse import UNKNOWN, Parsed, RequestParser, Values
-from ranker.serving.tables import ServedTable
+from sidestack.encoder.bundle import load_bundle
+from sidestack.encoder.encoding import one_thread
+from sidestack.encoder.serving import ServedConfig as ServedEncoderConfig
+from sidestack.encoder.serving import ServedEncoder, served_batch
+from sidestack.encoder.sid.columns import position_columns
+from sidestack.encoder.sid.spec import SidSpec
+from sidestack.encoder.sid_map import NULL
+from sidestack.encoder.signals import SignalSpec
+from sidestack.infra.commit import hash_all
+from sidestack.infra.config import parse_written
+from sidestack.infra.errors import CommitError, DataError
+from sidestack.infra.rows import Rows
+from sidestack.infra.sealed import unsealed
+from sidestack.ranker.body import Body
+from sidestack.ranker.bundle_description import require_sids
+from sidestack.ranker.constants import ModelConstants
+from sidestack.ranker.content import NewItems
+from sidestack.ranker.contents.contract import Content
+from sidestack.ranker.features import HISTORY_IDS, ITEM_IDS, USER_IDS, ArmFeatures
+from sidestack.ranker.row_maps import with_row_maps
+from sidestack.ranker.serving.config import (
+    CONSTANTS_FILE,
+    NETWORK_FILE,
+    SERVED_FILE,
+    TABLES_FILE,
+    ServedConfig,
+    ServedSids,
+)
+from sidestack.ranker.serving.network import LocalNetwork
+from sidestack.ranker.serving.parse import UNKNOWN, Parsed, RequestParser, Values
+from sidestack.ranker.serving.tables import ServedTable
 
 Integers = npt.NDArray[np.int64]
 ServedScores = dict[str, Any]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.timing import Contestant, Times, peak_bytes, run_program, spread, take_turns, threads
+from sidestack.benchmarks.timing import Contestant, Times, peak_bytes, run_program, spread, take_turns, threads
 
 
 def test_contestants_take_turns_in_changing_order() -> None:
@@ -30,7 +30,7 @@ def test_rates_are_by_item_and_ratios_by_round() -> None:
 
 def test_seconds_are_of_an_item(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = count()
-    monkeypatch.setattr("benchmarks.timing.time.perf_counter", lambda: next(ticks) * 0.01)
+    monkeypatch.setattr("sidestack.benchmarks.timing.time.perf_counter", lambda: next(ticks) * 0.01)
     measured = take_turns({"call": Contestant(lambda: None, 10)}, rounds=2)
     assert list(measured.seconds["call"]) == pytest.approx([0.001, 0.001])
 

@@ -12,9 +12,9 @@ import pytest
 from torchx.specs import AppDef, macros
 from torchx.specs.file_linter import get_fn_docstring, validate
 
-from components import encoder, pipeline, ranker
-from components.stage import stage_job
-from components.torchrun import Launch, stage_app
+from sidestack.components import encoder, pipeline, ranker
+from sidestack.components.stage import stage_job
+from sidestack.components.torchrun import Launch, stage_app
 from tests.components.golden import GOLDEN, ROOT, golden_jobs
 
 COMPONENTS = [
@@ -213,7 +213,7 @@ def test_cores_are_shared_out_over_the_ranks() -> None:
 
 def test_a_job_whose_output_is_a_url_keeps_its_logs_on_its_node() -> None:
     config, out, inputs = "s3://b/run.yaml", "s3://b/runs/x y", {"dataset": "s3://b/tables"}
-    app = stage_app("encoder", "encoder.train", Launch(), config=config, out=out, inputs=inputs)
+    app = stage_app("encoder", "sidestack.encoder.train", Launch(), config=config, out=out, inputs=inputs)
     (command,) = app.roles[0].args[1:]
-    assert """--log-dir "$$(python -m infra.remote.urls 's3://b/runs/x y')".logs""" in command
+    assert """--log-dir "$$(python -m sidestack.infra.remote.urls 's3://b/runs/x y')".logs""" in command
     assert "--config s3://b/run.yaml --input dataset=s3://b/tables --out 's3://b/runs/x y'" in command

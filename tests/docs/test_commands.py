@@ -17,9 +17,9 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from infra.config import SECTIONS
-from infra.kinds import ByKind
-from pipelines.config import PipelineConfig, read_config
+from sidestack.infra.config import SECTIONS
+from sidestack.infra.kinds import ByKind
+from sidestack.pipelines.config import PipelineConfig, read_config
 from tests.docs.pages import GUIDES, PLACEHOLDERS, ROOT, Command, blocks, commands, inline_code, prose
 
 COMMANDS = list(dict.fromkeys(command for page in GUIDES for command in commands(page)))

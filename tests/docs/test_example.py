@@ -18,18 +18,18 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from encoder.config import EncoderConfig
-from encoder.quantizers import quantizers
-from infra.code import ROOT, code_digest, foreign_code
-from infra.config import digest, parse, plain
-from infra.errors import ConfigError, DataError
-from infra.kinds import models_in
-from infra.snapshot import read_dataset
-from pipelines import graph
-from pipelines.config import PipelineConfig
-from pipelines.graph import key, stages
-from pipelines.prepare.config import PrepareConfig
-from pipelines.prepare.sources import sources
+from sidestack.encoder.config import EncoderConfig
+from sidestack.encoder.quantizers import quantizers
+from sidestack.infra.code import ROOT, code_digest, foreign_code
+from sidestack.infra.config import digest, parse, plain
+from sidestack.infra.errors import ConfigError, DataError
+from sidestack.infra.kinds import models_in
+from sidestack.infra.snapshot import read_dataset
+from sidestack.pipelines import graph
+from sidestack.pipelines.config import PipelineConfig
+from sidestack.pipelines.graph import key, stages
+from sidestack.pipelines.prepare.config import PrepareConfig
+from sidestack.pipelines.prepare.sources import sources
 
 EXAMPLE = ROOT / "docs/extending/example"
 PACKAGE = "sidestack_example"
@@ -197,9 +197,9 @@ def test_installed_by_pip_it_prepares_a_log_and_gives_its_items_sids(tmp_path: P
         assert ended.returncode == 0, ended.stderr
         return tmp_path / out
 
-    dataset = run("pipelines.prepare", "dataset")
-    encoder = run("encoder.train", "encoder", f"dataset={dataset}")
-    made = read_dataset(run("encoder.materialize", "sids", f"dataset={dataset}", f"encoder.sid={encoder}"))
+    dataset = run("sidestack.pipelines.prepare", "dataset")
+    encoder = run("sidestack.encoder.train", "encoder", f"dataset={dataset}")
+    made = read_dataset(run("sidestack.encoder.materialize", "sids", f"dataset={dataset}", f"encoder.sid={encoder}"))
     listed = made.snapshot.sids["sid"]
     assert (listed.spec["quantizer"], listed.spec["digits"]) == ("sign_hash", 10)
     sids = [

@@ -3,7 +3,7 @@
 import os
 import signal
 
-from encoder import train, trainer
+from sidestack.encoder import train, trainer
 
 RANK, STEP = (int(word) for word in os.environ["DYING"].split(":"))
 kept = trainer.Trainer._take_step

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from encoder.bundle import WEIGHTS_FILE
-from infra.commit import committing
+from sidestack.encoder.bundle import WEIGHTS_FILE
+from sidestack.infra.commit import committing
 from tests.encoder.fabricated import ENCODER, LOCAL, merged, write_dataset
 from tests.encoder.test_resume import rows
 from tests.infra.jobs import LIMIT_S, job

@@ -15,30 +15,30 @@ import pyarrow as pa
 import pytest
 import torch
 
-from benchmarks.scoring_server import Program, ScoringServer, serving
-from encoder.bundle import EncoderBundle, load_bundle
-from encoder.encoding import BLOCK_ROWS, encode
-from encoder.export import (
+from sidestack.benchmarks.scoring_server import Program, ScoringServer, serving
+from sidestack.encoder.bundle import EncoderBundle, load_bundle
+from sidestack.encoder.encoding import BLOCK_ROWS, encode
+from sidestack.encoder.export import (
     MODEL_FOLDER,
     Reference,
     check_model,
     export,
     read_reference,
 )
-from encoder.export_config import ExportConfig
-from encoder.serving import Item, ServedConfig, ServedEncoder, exact_rows, item_type, sid_is_text
-from encoder.sid.spec import SidSpec
-from encoder.sid_map import NULL
-from encoder.signals import SignalSpec, signal_batch
-from infra.code import ROOT
-from infra.commit import committing, verify
-from infra.config import parse
-from infra.errors import CommitError, ConfigError, DataError, SpecError
-from infra.mlflow_store import URI_VARIABLE
-from infra.served import load_served, requirements
-from infra.snapshot import read_dataset
-from infra.stage import StageRun
-from infra.tracking import RunLog
+from sidestack.encoder.export_config import ExportConfig
+from sidestack.encoder.serving import Item, ServedConfig, ServedEncoder, exact_rows, item_type, sid_is_text
+from sidestack.encoder.sid.spec import SidSpec
+from sidestack.encoder.sid_map import NULL
+from sidestack.encoder.signals import SignalSpec, signal_batch
+from sidestack.infra.code import ROOT
+from sidestack.infra.commit import committing, verify
+from sidestack.infra.config import parse
+from sidestack.infra.errors import CommitError, ConfigError, DataError, SpecError
+from sidestack.infra.mlflow_store import URI_VARIABLE
+from sidestack.infra.served import load_served, requirements
+from sidestack.infra.snapshot import read_dataset
+from sidestack.infra.stage import StageRun
+from sidestack.infra.tracking import RunLog
 from tests.encoder.fabricated import (
     BARE_ITEMS,
     LOCAL,

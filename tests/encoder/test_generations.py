@@ -12,16 +12,16 @@ import pyarrow as pa
 import pytest
 import torch
 
-from encoder.bundle import load_bundle
-from encoder.encoding import encode
-from encoder.generation import sets
-from encoder.published import encoder_of
-from encoder.sid.spec import SidSpec
-from encoder.sid_codebook import read_codebook
-from encoder.sid_map import MAP_FILE, NULL
-from encoder.signals import signal_batch
-from infra.errors import CommitError, DataError
-from infra.snapshot import Dataset, Encoding, SidSet, read_dataset
+from sidestack.encoder.bundle import load_bundle
+from sidestack.encoder.encoding import encode
+from sidestack.encoder.generation import sets
+from sidestack.encoder.published import encoder_of
+from sidestack.encoder.sid.spec import SidSpec
+from sidestack.encoder.sid_codebook import read_codebook
+from sidestack.encoder.sid_map import MAP_FILE, NULL
+from sidestack.encoder.signals import signal_batch
+from sidestack.infra.errors import CommitError, DataError
+from sidestack.infra.snapshot import Dataset, Encoding, SidSet, read_dataset
 from tests.datasets import content, joined
 from tests.distributed import run_distributed
 from tests.encoder.fabricated import (

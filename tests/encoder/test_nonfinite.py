@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from encoder.bundle import load_bundle
-from encoder.fusion import VQFusion
-from encoder.nonfinite import diagnosis
-from encoder.signals import SignalBatch, signal_batch
-from infra.parquet import RowGroup
+from sidestack.encoder.bundle import load_bundle
+from sidestack.encoder.fusion import VQFusion
+from sidestack.encoder.nonfinite import diagnosis
+from sidestack.encoder.signals import SignalBatch, signal_batch
+from sidestack.infra.parquet import RowGroup
 from tests.encoder.fabricated import item_table
 
 ROWS = np.arange(300, 500)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from encoder.bundle import WEIGHTS_FILE
+from sidestack.encoder.bundle import WEIGHTS_FILE
 from tests.encoder.fabricated import LOCAL, train_encoder, write_dataset
 from tests.infra.test_profile import steps_in
 

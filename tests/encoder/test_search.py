@@ -5,10 +5,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from encoder.config import EncoderConfig, SearchConfig
-from encoder.fusion import VQFusion
-from encoder.signals import SignalBatch, chosen_signals, signal_batch
-from infra.config import parse
+from sidestack.encoder.config import EncoderConfig, SearchConfig
+from sidestack.encoder.fusion import VQFusion
+from sidestack.encoder.signals import SignalBatch, chosen_signals, signal_batch
+from sidestack.infra.config import parse
 from tests.encoder.fabricated import ENCODER, SPEC, item_table, merged
 
 SIGNALS = chosen_signals({}, SPEC)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from encoder.sid.columns import (
+from sidestack.encoder.sid.columns import (
     METADATA_KEY,
     content_columns,
     event_columns,
@@ -19,11 +19,11 @@ from encoder.sid.columns import (
     require_spec,
     with_sid_metadata,
 )
-from encoder.sid.lookup import DigitLookup, _digit_lookup, unpack_ids
-from encoder.sid.packing import Packing, max_digits, pack_digits
-from encoder.sid.spec import SidSpec
-from infra.config import VERSION
-from infra.errors import SpecError
+from sidestack.encoder.sid.lookup import DigitLookup, _digit_lookup, unpack_ids
+from sidestack.encoder.sid.packing import Packing, max_digits, pack_digits
+from sidestack.encoder.sid.spec import SidSpec
+from sidestack.infra.config import VERSION
+from sidestack.infra.errors import SpecError
 
 PACKINGS: tuple[Packing, ...] = ("mixed_radix", "paper_eq5")
 
@@ -128,7 +128,7 @@ def test_look_ups_give_what_division_gives(radix: int, num_digits: int, packing:
 
 @pytest.mark.parametrize("packing", PACKINGS)
 def test_an_id_that_is_not_known_gives_zeros_whatever_it_is(packing: Packing, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("encoder.sid.lookup._IDS_AT_A_TIME", 7)
+    monkeypatch.setattr("sidestack.encoder.sid.lookup._IDS_AT_A_TIME", 7)
     values_DR = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
     lookup = DigitLookup(values_DR, packing)
     assert not list(lookup.state_dict())

@@ -15,14 +15,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from encoder import trainer
-from encoder.bundle import ENCODER_FILE, WEIGHTS_FILE, codebook_digest, load_bundle
-from encoder.quantizers.structured import Structured, StructuredConfig
-from encoder.signals import SignalBatch, SignalSpec, signal_batch
-from encoder.trainer import common_sample
-from infra.distributed import World
-from infra.errors import CommitError, ConfigError, DataError, StageError, TrainingError
-from infra.snapshot import read_dataset
+from sidestack.encoder import trainer
+from sidestack.encoder.bundle import ENCODER_FILE, WEIGHTS_FILE, codebook_digest, load_bundle
+from sidestack.encoder.quantizers.structured import Structured, StructuredConfig
+from sidestack.encoder.signals import SignalBatch, SignalSpec, signal_batch
+from sidestack.encoder.trainer import common_sample
+from sidestack.infra.distributed import World
+from sidestack.infra.errors import CommitError, ConfigError, DataError, StageError, TrainingError
+from sidestack.infra.snapshot import read_dataset
 from tests.distributed import run_distributed
 from tests.encoder.fabricated import (
     LOCAL,
@@ -342,7 +342,7 @@ def test_of_a_revised_item_only_the_newest_row_is_trained_on(tmp_path: Path, mon
         return signal_batch(table, signals)
 
     for module in ("trainer", "holdout"):
-        monkeypatch.setattr(f"encoder.{module}.signal_batch", noting)
+        monkeypatch.setattr(f"sidestack.encoder.{module}.signal_batch", noting)
     training = {"epochs": 1, "batch_size": 4, "lanes": 1, "checkpoint_every": 0}
     train_encoder(LOCAL, write_dataset(tmp_path / "dataset", parts), tmp_path / "out", {"training": training})
     newest = dict(zip(items["item_id"].to_pylist(), items["brand"].to_pylist(), strict=True))

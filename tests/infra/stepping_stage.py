@@ -13,11 +13,11 @@ from typing import Literal
 
 import torch
 
-from infra.checkpoint import Checkpoint
-from infra.config import Config
-from infra.distributed import lockstep, raise_on_all_ranks, sum_over_ranks
-from infra.errors import PreemptedError
-from infra.stage import StageRun, run_stage
+from sidestack.infra.checkpoint import Checkpoint
+from sidestack.infra.config import Config
+from sidestack.infra.distributed import lockstep, raise_on_all_ranks, sum_over_ranks
+from sidestack.infra.errors import PreemptedError
+from sidestack.infra.stage import StageRun, run_stage
 
 Fault = Literal["", "die", "stop", "hang", "work"]
 

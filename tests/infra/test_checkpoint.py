@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from infra.checkpoint import Checkpoint, Checkpoints
-from infra.config import VERSION, Config
-from infra.distributed import ALONE, World
-from infra.errors import CommitError
-from infra.shards import Shard, Spread
+from sidestack.infra.checkpoint import Checkpoint, Checkpoints
+from sidestack.infra.config import VERSION, Config
+from sidestack.infra.distributed import ALONE, World
+from sidestack.infra.errors import CommitError
+from sidestack.infra.shards import Shard, Spread
 from tests.distributed import run_distributed
 
 WORK = {"key": "k", "inputs": {"dataset": "d"}}
@@ -100,7 +100,9 @@ def test_what_the_writing_thread_raises_is_raised_and_nothing_is_committed(
     kept = checkpoints(tmp_path)
     kept.save(checkpoint(9))
     with monkeypatch.context() as patch:
-        patch.setattr("infra.checkpoint.write_tensors", lambda *_: (_ for _ in ()).throw(OSError("no such disk")))
+        patch.setattr(
+            "sidestack.infra.checkpoint.write_tensors", lambda *_: (_ for _ in ()).throw(OSError("no such disk"))
+        )
         kept.begin(checkpoint(10))
         with pytest.raises(OSError, match="no such disk"):
             kept.finish()

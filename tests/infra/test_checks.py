@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from infra.checks import check_events, check_items, check_users, require_same_columns, require_typed_columns
-from infra.errors import DataError
-from infra.parquet import RowGroup
-from infra.tables import DatasetSpec, flat_schema, item_schema, user_schema
+from sidestack.infra.checks import check_events, check_items, check_users, require_same_columns, require_typed_columns
+from sidestack.infra.errors import DataError
+from sidestack.infra.parquet import RowGroup
+from sidestack.infra.tables import DatasetSpec, flat_schema, item_schema, user_schema
 from tests.infra.made_up import TWO_TASKS as SPEC
 
 WHERE = RowGroup(Path("events/part.parquet"), 2, 0, 2)

@@ -7,9 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from infra.code import CLUSTERS, DEPLOY, ROOT, code_digest, code_environment, foreign_code, python_files, require_code
-from infra.errors import ConfigError
-from pipelines.prepare.dataset import CODE as PREPARE_CODE
+from sidestack.infra.code import (
+    CLUSTERS,
+    DEPLOY,
+    ROOT,
+    code_digest,
+    code_environment,
+    foreign_code,
+    python_files,
+    require_code,
+)
+from sidestack.infra.errors import ConfigError
+from sidestack.pipelines.prepare.dataset import CODE as PREPARE_CODE
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ from functools import partial
 import pytest
 import torch
 
-from components import torchrun
-from infra import distributed
-from infra.distributed import (
+from sidestack.components import torchrun
+from sidestack.infra import distributed
+from sidestack.infra.distributed import (
     GPUS_VARIABLE,
     Timeouts,
     World,
@@ -20,7 +20,7 @@ from infra.distributed import (
     require_same,
     sum_over_ranks,
 )
-from infra.errors import ConfigError, DataError, StageError, TrainingError
+from sidestack.infra.errors import ConfigError, DataError, StageError, TrainingError
 from tests.distributed import RankFailure, run_distributed
 
 

@@ -6,8 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from infra.distributed import World
-from infra.gradients import OverlappedAverage, average_gradients
+from sidestack.infra.distributed import World
+from sidestack.infra.gradients import OverlappedAverage, average_gradients
 from tests.distributed import run_distributed
 
 

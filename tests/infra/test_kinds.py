@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import BaseModel
 
-from infra import kinds as infra_kinds
-from infra.config import Config, digest, parse, plain
-from infra.errors import ConfigError
-from infra.kinds import ByKind, models_by_kind
+from sidestack.infra import kinds as infra_kinds
+from sidestack.infra.config import Config, digest, parse, plain
+from sidestack.infra.errors import ConfigError
+from sidestack.infra.kinds import ByKind, models_by_kind
 
 
 class Shape(Config):

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from infra.errors import ConfigError
-from infra.logs import HANDLER, LEVEL_VARIABLE, LOG, set_up
+from sidestack.infra.errors import ConfigError
+from sidestack.infra.logs import HANDLER, LEVEL_VARIABLE, LOG, set_up
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +51,8 @@ def test_a_terminal_that_is_gone_ends_nothing() -> None:
 
 
 def test_a_process_that_set_nothing_up_prints_lines_once_whatever_libraries_do_with_the_root() -> None:
-    program = "import logging; logging.basicConfig(); from infra.logs import LOG; LOG.info('a'); LOG.warning('b')"
+    program = (
+        "import logging; logging.basicConfig(); from sidestack.infra.logs import LOG; LOG.info('a'); LOG.warning('b')"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "a\nwarning: b\n")

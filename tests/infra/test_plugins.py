@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from infra.errors import ConfigError
-from infra.plugins import with_plugins
+from sidestack.infra.errors import ConfigError
+from sidestack.infra.plugins import with_plugins
 
 GROUP = "sidestack.test"
 Install = Callable[[str, str], None]

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from infra.prefetch import prefetched
+from sidestack.infra.prefetch import prefetched
 
 Ahead = Callable[[Iterator[int]], Iterator[int]]
 

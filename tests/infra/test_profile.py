@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from infra.profile import WARMUP_STEPS, StepProfile
+from sidestack.infra.profile import WARMUP_STEPS, StepProfile
 
 
 def steps_in(file: Path) -> set[str]:

@@ -14,9 +14,9 @@ import pytest
 import uvicorn
 import yaml
 
-from infra import scoring_app, serve
-from infra.errors import DataError
-from infra.scoring_app import Answers, ServeConfig, load_answers, read_inputs
+from sidestack.infra import scoring_app, serve
+from sidestack.infra.errors import DataError
+from sidestack.infra.scoring_app import Answers, ServeConfig, load_answers, read_inputs
 
 JSON = {"Content-Type": "application/json"}
 MOST = 100_000

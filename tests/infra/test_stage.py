@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from components.torchrun import Launch, stage_app
-from infra.code import VARIABLE, code_environment
-from infra.commit import committing, verify
-from infra.config import digest, load_section, plain, to_yaml
-from infra.distributed import started
-from infra.errors import ConfigError
-from infra.stage import Inputs, StageRun, run_stage
+from sidestack.components.torchrun import Launch, stage_app
+from sidestack.infra.code import VARIABLE, code_environment
+from sidestack.infra.commit import committing, verify
+from sidestack.infra.config import digest, load_section, plain, to_yaml
+from sidestack.infra.distributed import started
+from sidestack.infra.errors import ConfigError
+from sidestack.infra.stage import Inputs, StageRun, run_stage
 from tests.infra.tiny_stage import TinyConfig, body
 
 

@@ -5,7 +5,7 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infra.take import take_rows
+from sidestack.infra.take import take_rows
 
 LISTS = st.lists(st.lists(st.none() | st.integers(0, 99), max_size=4), max_size=12)
 

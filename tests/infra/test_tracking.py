@@ -18,11 +18,11 @@ import sqlalchemy
 import torch
 import yaml
 
-from infra.commit import committing, read_manifest
-from infra.distributed import World
-from infra.mlflow_runs import ChildRun, end_parent, flatten, log_artifacts, metric_name, open_parent, replay
-from infra.mlflow_store import connect, use_store
-from infra.tracking import Mirror, RunLog
+from sidestack.infra.commit import committing, read_manifest
+from sidestack.infra.distributed import World
+from sidestack.infra.mlflow_runs import ChildRun, end_parent, flatten, log_artifacts, metric_name, open_parent, replay
+from sidestack.infra.mlflow_store import connect, use_store
+from sidestack.infra.tracking import Mirror, RunLog
 
 ONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), backend="gloo")
 CONFIG = {"arm": "side", "lr": 0.1, "towers": {"widths": [4, 2], "note": "x" * 9000}}
@@ -252,7 +252,7 @@ def test_artifacts_of_a_local_store_lie_beside_it(client: Any, runs_dir: Path, t
 def test_runs_of_a_killed_driver_are_swept_and_live_ones_left(client: Any, runs_dir: Path) -> None:
     script = (
         "from pathlib import Path;"
-        "from infra.mlflow_runs import *; from infra.mlflow_store import connect;"
+        "from infra.mlflow_runs import *; from sidestack.infra.mlflow_store import connect;"
         f"c = connect(); p = open_parent(c, 'swept', 'swept', Path({str(runs_dir)!r}), {{}});"
         "ChildRun.start(c, p, 'encoder', {}, {}, '', Path('out')); print(p)"
     )
@@ -329,8 +329,8 @@ class Child:
 def test_rows_that_the_store_did_not_take_are_sent_when_it_is_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("infra.tracking._FLUSH_SECONDS", 0.01)
-    monkeypatch.setattr("infra.tracking._PAUSE_SECONDS", 0.02)
+    monkeypatch.setattr("sidestack.infra.tracking._FLUSH_SECONDS", 0.01)
+    monkeypatch.setattr("sidestack.infra.tracking._PAUSE_SECONDS", 0.02)
     child: Any = Child(failures=3)
     mirror = Mirror(lambda: child)
     for step in range(20):

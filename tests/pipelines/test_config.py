@@ -5,14 +5,14 @@ from typing import Any
 import pytest
 import torch
 
-from components.torchrun import Launch, app
-from encoder.quantizers import OWN
-from infra.clusters.config import load_cluster
-from infra.code import ROOT
-from infra.config import parse, plain
-from infra.errors import ConfigError
-from pipelines.config import PipelineConfig, RunConfig, read_config
-from pipelines.graph import stages
+from sidestack.components.torchrun import Launch, app
+from sidestack.encoder.quantizers import OWN
+from sidestack.infra.clusters.config import load_cluster
+from sidestack.infra.code import ROOT
+from sidestack.infra.config import parse, plain
+from sidestack.infra.errors import ConfigError
+from sidestack.pipelines.config import PipelineConfig, RunConfig, read_config
+from sidestack.pipelines.graph import stages
 
 MINIMAL = {"run": {"name": "night"}}
 

@@ -12,21 +12,21 @@ import pytest
 import yaml
 from torchx.specs import AppDef
 
-from infra.code import VARIABLE, code_environment
-from infra.commit import committing
-from infra.config import Config, digest, load_file, load_section, parse
-from infra.distributed import ALONE
-from infra.errors import CommitError, StageError, UnansweredError
-from infra.mlflow_store import URI_VARIABLE
-from pipelines.config import LaunchConfig, PipelineConfig, RunConfig
-from pipelines.execution import Pipeline
-from pipelines.graph import Stage, stages
-from pipelines.jobs import Work
-from pipelines.run import Stopped
-from pipelines.sweep.grid import Budget
-from pipelines.sweep.plan import sweep_stages
-from pipelines.tune.plan import tune_stages
-from ranker.config import RankerConfig
+from sidestack.infra.code import VARIABLE, code_environment
+from sidestack.infra.commit import committing
+from sidestack.infra.config import Config, digest, load_file, load_section, parse
+from sidestack.infra.distributed import ALONE
+from sidestack.infra.errors import CommitError, StageError, UnansweredError
+from sidestack.infra.mlflow_store import URI_VARIABLE
+from sidestack.pipelines.config import LaunchConfig, PipelineConfig, RunConfig
+from sidestack.pipelines.execution import Pipeline
+from sidestack.pipelines.graph import Stage, stages
+from sidestack.pipelines.jobs import Work
+from sidestack.pipelines.run import Stopped
+from sidestack.pipelines.sweep.grid import Budget
+from sidestack.pipelines.sweep.plan import sweep_stages
+from sidestack.pipelines.tune.plan import tune_stages
+from sidestack.ranker.config import RankerConfig
 
 DIAMOND: dict[str, tuple[str, ...]] = {
     "prepare": (),
@@ -107,7 +107,7 @@ PLAN = tuple(
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.execution._POLL_SECONDS", 0.0)
+    monkeypatch.setattr("sidestack.pipelines.execution._POLL_SECONDS", 0.0)
     monkeypatch.setenv(URI_VARIABLE, "none")
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from infra.preemption import Mark
-from pipelines.failures import why as why_of
+from sidestack.infra.preemption import Mark
+from sidestack.pipelines.failures import why as why_of
 
 
 def leave(logs: Path, node: str, rank: int, message: str, at: int, attempt: int = 0) -> None:

@@ -7,18 +7,18 @@ from typing import Any
 
 import pytest
 
-from infra.code import ROOT, code_digest, python_files
-from infra.config import parse
-from pipelines.config import PipelineConfig
-from pipelines.graph import Stage, key, stages
+from sidestack.infra.code import ROOT, code_digest, python_files
+from sidestack.infra.config import parse
+from sidestack.pipelines.config import PipelineConfig
+from sidestack.pipelines.graph import Stage, key, stages
 
 MODULES = {
-    "prepare": "pipelines.prepare.__main__",
-    "encoder": "encoder.train",
-    "materialize": "encoder.materialize",
-    "ranker": "ranker.train",
-    "baseline": "ranker.baseline.__main__",
-    "compare": "pipelines.compare",
+    "prepare": "sidestack.pipelines.prepare.__main__",
+    "encoder": "sidestack.encoder.train",
+    "materialize": "sidestack.encoder.materialize",
+    "ranker": "sidestack.ranker.train",
+    "baseline": "sidestack.ranker.baseline.__main__",
+    "compare": "sidestack.pipelines.compare",
 }
 
 

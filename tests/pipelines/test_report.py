@@ -15,10 +15,10 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from infra.errors import DataError
-from infra.tables import TaskSpec
-from pipelines.report import units
-from pipelines.report.blocks import (
+from sidestack.infra.errors import DataError
+from sidestack.infra.tables import TaskSpec
+from sidestack.pipelines.report import units
+from sidestack.pipelines.report.blocks import (
     between_block,
     gains_block,
     return_block,
@@ -27,8 +27,8 @@ from pipelines.report.blocks import (
     trainings_block,
     withheld_block,
 )
-from pipelines.report.blocks_trained import learning_block, rates_block, training_block
-from pipelines.report.comparison import (
+from sidestack.pipelines.report.blocks_trained import learning_block, rates_block, training_block
+from sidestack.pipelines.report.comparison import (
     ArmResult,
     Comparison,
     DecileResult,
@@ -43,19 +43,19 @@ from pipelines.report.comparison import (
     TaskResult,
     Training,
 )
-from pipelines.report.config import VerdictConfig
-from pipelines.report.drawing import DARK, LIGHT, Plot, Theme, arm_colors, render
-from pipelines.report.encoder import read_encoder
-from pipelines.report.figures import plots
-from pipelines.report.figures_learning import _spread
-from pipelines.report.gains import _Contest
-from pipelines.report.lead import lead
-from pipelines.report.outputs import Curve, learning_curve, read_curves
-from pipelines.report.page import RunFile, render_page
-from pipelines.report.table import as_csv, as_markdown, as_text
-from pipelines.report.verdict import with_verdicts
-from ranker.intervals import Sums, pooled_deviation
-from ranker.metric_registry import all_metrics
+from sidestack.pipelines.report.config import VerdictConfig
+from sidestack.pipelines.report.drawing import DARK, LIGHT, Plot, Theme, arm_colors, render
+from sidestack.pipelines.report.encoder import read_encoder
+from sidestack.pipelines.report.figures import plots
+from sidestack.pipelines.report.figures_learning import _spread
+from sidestack.pipelines.report.gains import _Contest
+from sidestack.pipelines.report.lead import lead
+from sidestack.pipelines.report.outputs import Curve, learning_curve, read_curves
+from sidestack.pipelines.report.page import RunFile, render_page
+from sidestack.pipelines.report.table import as_csv, as_markdown, as_text
+from sidestack.pipelines.report.verdict import with_verdicts
+from sidestack.ranker.intervals import Sums, pooled_deviation
+from sidestack.ranker.metric_registry import all_metrics
 
 CLICK: dict[str, Curve] = {
     "none": [(50.0, 0.9), (100.0, 0.7), (150.0, 0.68)],

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from encoder.config import EncoderConfig
-from encoder.quantizers import FsqConfig, StructuredConfig
-from infra.config import parse
-from infra.errors import ConfigError
-from pipelines.sweep.grid import (
+from sidestack.encoder.config import EncoderConfig
+from sidestack.encoder.quantizers import FsqConfig, StructuredConfig
+from sidestack.infra.config import parse
+from sidestack.infra.errors import ConfigError
+from sidestack.pipelines.sweep.grid import (
     SLACK_BITS,
     Budget,
     Setting,

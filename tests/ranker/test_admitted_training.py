@@ -13,23 +13,23 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from infra.commit import committing
-from infra.distributed import World
-from infra.errors import ConfigError, DataError
-from infra.snapshot import read_dataset
-from infra.tables import DatasetSpec, request_schema, write_spec
-from ranker import plan
-from ranker.admission import reassigned_rows
-from ranker.bundle import open_bundle
-from ranker.config import AdmissionConfig
-from ranker.constants import ModelConstants
-from ranker.convert import rows_of
-from ranker.features import arm_features
-from ranker.inspect import open_network, read_rows
-from ranker.row_maps import MAPS_FILE, read_row_maps, with_row_maps
-from ranker.serving.model import ServedRanker
-from ranker.sharding import ShardedRanker, build_sharded
-from ranker.warm_start import open_start
+from sidestack.infra.commit import committing
+from sidestack.infra.distributed import World
+from sidestack.infra.errors import ConfigError, DataError
+from sidestack.infra.snapshot import read_dataset
+from sidestack.infra.tables import DatasetSpec, request_schema, write_spec
+from sidestack.ranker import plan
+from sidestack.ranker.admission import reassigned_rows
+from sidestack.ranker.bundle import open_bundle
+from sidestack.ranker.config import AdmissionConfig
+from sidestack.ranker.constants import ModelConstants
+from sidestack.ranker.convert import rows_of
+from sidestack.ranker.features import arm_features
+from sidestack.ranker.inspect import open_network, read_rows
+from sidestack.ranker.row_maps import MAPS_FILE, read_row_maps, with_row_maps
+from sidestack.ranker.serving.model import ServedRanker
+from sidestack.ranker.sharding import ShardedRanker, build_sharded
+from sidestack.ranker.warm_start import open_start
 from tests.datasets import joined
 from tests.distributed import run_distributed
 from tests.encoder.fabricated import LOCAL

@@ -9,13 +9,13 @@ import pytest
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
-from infra.distributed import World
-from infra.snapshot import read_dataset
-from ranker.constants import read_constants
-from ranker.newest import NewestEntries
-from ranker.progress import Progress
-from ranker.sharding import build_sharded
-from ranker.train import open_splits
+from sidestack.infra.distributed import World
+from sidestack.infra.snapshot import read_dataset
+from sidestack.ranker.constants import read_constants
+from sidestack.ranker.newest import NewestEntries
+from sidestack.ranker.progress import Progress
+from sidestack.ranker.sharding import build_sharded
+from sidestack.ranker.train import open_splits
 from tests.distributed import run_distributed
 from tests.ranker.dataset import write_dataset
 from tests.ranker.training import config_of

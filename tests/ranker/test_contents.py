@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-import ranker.contents
-from infra.errors import ConfigError, SpecError
-from ranker.constants import ModelConstants
-from ranker.contents import OWN, content_kinds
-from ranker.contents.contract import Content, Place
-from ranker.contents.dense import Dense
-from ranker.features import arm_features
+import sidestack.ranker.contents
+from sidestack.infra.errors import ConfigError, SpecError
+from sidestack.ranker.constants import ModelConstants
+from sidestack.ranker.contents import OWN, content_kinds
+from sidestack.ranker.contents.contract import Content, Place
+from sidestack.ranker.contents.dense import Dense
+from sidestack.ranker.features import arm_features
 from tests.ranker.dataset import SIDS, SPEC
 from tests.ranker.training import ARMS, config_with
 
@@ -30,7 +30,7 @@ class FirstSignal(Dense):
 def added(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, object]]:
     """Return a dictionary whose kinds are there as those of an installed package are."""
     kinds: dict[str, object] = {}
-    monkeypatch.setattr(ranker.contents, "with_plugins", lambda group, own: {**own, **kinds})
+    monkeypatch.setattr(sidestack.ranker.contents, "with_plugins", lambda group, own: {**own, **kinds})
     content_kinds.cache_clear()
     yield kinds
     content_kinds.cache_clear()

@@ -9,7 +9,7 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
 )
 from torchrec import KeyedJaggedTensor
 
-from ranker.cpu_sequence_lookup import BagsOfOne
+from sidestack.ranker.cpu_sequence_lookup import BagsOfOne
 
 TABLES, ROWS, DIM = 3, 20, 8
 

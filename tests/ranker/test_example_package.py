@@ -14,20 +14,20 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from infra.code import ROOT
-from infra.commit import committing
-from infra.config import digest
-from infra.distributed import ALONE
-from infra.errors import ConfigError
-from infra.snapshot import read_dataset
-from pipelines.report.config import CompareConfig
-from pipelines.report.drawing import DARK, LIGHT
-from ranker.bundle import read_bundle
-from ranker.constants import read_constants, shaped_constants
-from ranker.contents import content_kinds
-from ranker.features import arm_features
-from ranker.metric_registry import all_metrics
-from ranker.planner import unsharded_model
+from sidestack.infra.code import ROOT
+from sidestack.infra.commit import committing
+from sidestack.infra.config import digest
+from sidestack.infra.distributed import ALONE
+from sidestack.infra.errors import ConfigError
+from sidestack.infra.snapshot import read_dataset
+from sidestack.pipelines.report.config import CompareConfig
+from sidestack.pipelines.report.drawing import DARK, LIGHT
+from sidestack.ranker.bundle import read_bundle
+from sidestack.ranker.constants import read_constants, shaped_constants
+from sidestack.ranker.contents import content_kinds
+from sidestack.ranker.features import arm_features
+from sidestack.ranker.metric_registry import all_metrics
+from sidestack.ranker.planner import unsharded_model
 from tests.docs.pages import blocks
 from tests.ranker.dataset import SIDS, SPEC, write_dataset
 from tests.ranker.training import config_with
@@ -70,7 +70,7 @@ def with_package(folder: Path, *command: str) -> str:
 
 def test_its_arm_trains_and_its_metric_is_measured(folder: Path) -> None:
     stage = ["--config", str(folder / "config.yaml"), "--input", f"dataset={folder / 'dataset'}"]
-    with_package(folder, "-m", "ranker.train", *stage, "--out", str(folder / "out"))
+    with_package(folder, "-m", "sidestack.ranker.train", *stage, "--out", str(folder / "out"))
     summary = json.loads((folder / "out/summary.json").read_text())
     assert summary["arm"] == "projected"
     predicted = pa.concat_tables(pq.read_table(file) for file in (folder / "out/predictions").glob("*.parquet"))
@@ -123,7 +123,7 @@ def test_the_code_of_its_kind_is_part_of_what_decides_a_training(monkeypatch: py
     theirs, ours = config_with({"item": "projected"}), config_with({"item": "dense"})
     assert [*theirs.identity()["foreign_code"]] == ["sidestack_example"] and "foreign_code" not in ours.identity()
     before = digest(theirs)
-    monkeypatch.setattr("infra.code.code_digest", lambda *_: "other code")
+    monkeypatch.setattr("sidestack.infra.code.code_digest", lambda *_: "other code")
     assert digest(theirs) != before
 
 
@@ -132,7 +132,7 @@ def test_arms_are_compared_again_once_its_metric_is_there() -> None:
     assert CompareConfig().identity()["foreign_metrics"] == ["brier"]
     all_metrics.cache_clear()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ranker.metric_registry.with_plugins", lambda _, own: own)
+        patch.setattr("sidestack.ranker.metric_registry.with_plugins", lambda _, own: own)
         assert "foreign_metrics" not in CompareConfig().identity()
 
 

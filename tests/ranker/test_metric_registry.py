@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-import ranker.metric_registry
-from infra.errors import ConfigError
-from ranker.metric_registry import AUC, CALIBRATION, HEADLINE, NE, all_metrics, compared_metrics
+import sidestack.ranker.metric_registry
+from sidestack.infra.errors import ConfigError
+from sidestack.ranker.metric_registry import AUC, CALIBRATION, HEADLINE, NE, all_metrics, compared_metrics
 
 
 def test_the_headline_metric_has_a_gain_and_leads() -> None:
@@ -33,7 +33,7 @@ def test_values_and_gains_are_told(metric: object, text: str, rule: str) -> None
 
 @pytest.mark.parametrize("metric", [AUC.tally, replace(AUC, name="other")], ids=["no metric", "another name"])
 def test_what_is_no_metric_of_its_name_is_refused(monkeypatch: pytest.MonkeyPatch, metric: object) -> None:
-    monkeypatch.setattr(ranker.metric_registry, "with_plugins", lambda group, own: {**own, "theirs": metric})
+    monkeypatch.setattr(sidestack.ranker.metric_registry, "with_plugins", lambda group, own: {**own, "theirs": metric})
     with pytest.raises(
         ConfigError, match="entry point 'theirs' of group 'sidestack.metrics': must name a ranker.metric"
     ):

@@ -13,17 +13,17 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy
 from torchrec.modules.crossnet import LowRankCrossNet
 
-from infra.distributed import World
-from infra.errors import ConfigError, DataError
-from infra.tables import TaskSpec, ancestors
-from ranker.batch import RankerBatch
-from ranker.blocks import HistoryBlock, LowRankCross, Towers
-from ranker.config import ModelConfig
-from ranker.constants import ModelConstants
-from ranker.features import arm_features
-from ranker.model import GlobalLoss, joint_logit
-from ranker.reader import to_ranker_batch
-from ranker.sharding import build_sharded
+from sidestack.infra.distributed import World
+from sidestack.infra.errors import ConfigError, DataError
+from sidestack.infra.tables import TaskSpec, ancestors
+from sidestack.ranker.batch import RankerBatch
+from sidestack.ranker.blocks import HistoryBlock, LowRankCross, Towers
+from sidestack.ranker.config import ModelConfig
+from sidestack.ranker.constants import ModelConstants
+from sidestack.ranker.features import arm_features
+from sidestack.ranker.model import GlobalLoss, joint_logit
+from sidestack.ranker.reader import to_ranker_batch
+from sidestack.ranker.sharding import build_sharded
 from tests.ranker.dataset import CHAIN, ONE_TASK, SIDS, SPEC, TWO_ROOTS, jagged, write_dataset
 from tests.ranker.test_reader import batch_of, first_rows
 from tests.ranker.training import config_of

@@ -10,14 +10,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from infra.distributed import World
-from infra.errors import ConfigError
-from infra.snapshot import read_dataset
-from ranker.constants import ModelConstants
-from ranker.exchange import sent
-from ranker.features import arm_features
-from ranker.plan import Workload, dry_run, main
-from ranker.planner import (
+from sidestack.infra.distributed import World
+from sidestack.infra.errors import ConfigError
+from sidestack.infra.snapshot import read_dataset
+from sidestack.ranker.constants import ModelConstants
+from sidestack.ranker.exchange import sent
+from sidestack.ranker.features import arm_features
+from sidestack.ranker.plan import Workload, dry_run, main
+from sidestack.ranker.planner import (
     GIB,
     Cluster,
     NoPlanError,
@@ -28,8 +28,8 @@ from ranker.planner import (
     plan_tables,
     unsharded_model,
 )
-from ranker.sharding import COLLECTIONS, build_sharded
-from ranker.train import open_splits
+from sidestack.ranker.sharding import COLLECTIONS, build_sharded
+from sidestack.ranker.train import open_splits
 from tests.datasets import joined
 from tests.distributed import run_distributed
 from tests.ranker.dataset import SID, SPEC, write_dataset

@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 import torch
 
-from infra.distributed import World
-from infra.snapshot import read_dataset
-from infra.tracking import RunLog
-from ranker.config import TrainingConfig
-from ranker.constants import read_constants
-from ranker.model import StepOutput
-from ranker.newest import NewestEntries
-from ranker.progress import Progress
-from ranker.sharding import build_sharded
-from ranker.train import open_splits, use_tf32
+from sidestack.infra.distributed import World
+from sidestack.infra.snapshot import read_dataset
+from sidestack.infra.tracking import RunLog
+from sidestack.ranker.config import TrainingConfig
+from sidestack.ranker.constants import read_constants
+from sidestack.ranker.model import StepOutput
+from sidestack.ranker.newest import NewestEntries
+from sidestack.ranker.progress import Progress
+from sidestack.ranker.sharding import build_sharded
+from sidestack.ranker.train import open_splits, use_tf32
 from tests.ranker.dataset import write_dataset
 from tests.ranker.training import config_of, run_steps
 

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from infra.distributed import World
-from ranker.bundle import FOLDER
+from sidestack.infra.distributed import World
+from sidestack.ranker.bundle import FOLDER
 from tests.distributed import run_distributed
 from tests.infra.test_profile import steps_in
 from tests.ranker.dataset import write_dataset

@@ -14,19 +14,19 @@ import pyarrow as pa
 import pytest
 import torch
 
-from encoder.sid.columns import with_sid_metadata
-from infra.errors import ConfigError, DataError, SpecError
-from infra.lanes import Batch, LaneReader
-from infra.rows import Rows
-from infra.snapshot import Dataset, read_dataset
-from infra.tables import TaskSpec, request_schema
-from ranker.config import HistoryConfig, ModelConfig, RankerConfig
-from ranker.constants import ModelConstants, read_constants
-from ranker.content import OwnContent
-from ranker.features import ArmFeatures, arm_features, dataset_sids
-from ranker.newest import NewestEntries, fitting_lengths
-from ranker.reader import WHOLE, ranker_batches, to_ranker_batch
-from ranker.train import open_splits
+from sidestack.encoder.sid.columns import with_sid_metadata
+from sidestack.infra.errors import ConfigError, DataError, SpecError
+from sidestack.infra.lanes import Batch, LaneReader
+from sidestack.infra.rows import Rows
+from sidestack.infra.snapshot import Dataset, read_dataset
+from sidestack.infra.tables import TaskSpec, request_schema
+from sidestack.ranker.config import HistoryConfig, ModelConfig, RankerConfig
+from sidestack.ranker.constants import ModelConstants, read_constants
+from sidestack.ranker.content import OwnContent
+from sidestack.ranker.features import ArmFeatures, arm_features, dataset_sids
+from sidestack.ranker.newest import NewestEntries, fitting_lengths
+from sidestack.ranker.reader import WHOLE, ranker_batches, to_ranker_batch
+from sidestack.ranker.train import open_splits
 from tests.datasets import joined, spoil, write_snapshot_of
 from tests.ranker.dataset import (
     CHAIN,

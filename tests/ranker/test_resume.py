@@ -14,19 +14,19 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-import ranker.fit
-from infra.checkpoint import Checkpoints
-from infra.commit import committing
-from infra.config import plain
-from infra.distributed import World
-from infra.errors import CommitError, PreemptedError
-from infra.profile import StepProfile
-from infra.stage import StageRun
-from infra.state import SHARDS_FOLDER, SHARED_FILE
-from infra.tracking import RunLog
-from ranker.bundle import FOLDER
-from ranker.loss_check import NonFiniteLossError
-from ranker.train import train
+import sidestack.ranker.fit
+from sidestack.infra.checkpoint import Checkpoints
+from sidestack.infra.commit import committing
+from sidestack.infra.config import plain
+from sidestack.infra.distributed import World
+from sidestack.infra.errors import CommitError, PreemptedError
+from sidestack.infra.profile import StepProfile
+from sidestack.infra.stage import StageRun
+from sidestack.infra.state import SHARDS_FOLDER, SHARED_FILE
+from sidestack.infra.tracking import RunLog
+from sidestack.ranker.bundle import FOLDER
+from sidestack.ranker.loss_check import NonFiniteLossError
+from sidestack.ranker.train import train
 from tests.distributed import run_distributed
 from tests.ranker.dataset import write_dataset
 from tests.ranker.training import config_of, named, not_a_number
@@ -43,20 +43,20 @@ class Stopped(Exception):
 @contextmanager
 def stopping(steps: int | None = None) -> Iterator[None]:
     """End trainings (of so many steps) as they come to a step, on every rank."""
-    kept = ranker.fit.learning_rates
+    kept = sidestack.ranker.fit.learning_rates
 
     def rates(training: Any, step: int, total: int) -> tuple[float, float]:
         if step == STOP and steps in (None, total):
             raise Stopped
         return kept(training, step, total)
 
-    ranker.fit.learning_rates = rates
+    sidestack.ranker.fit.learning_rates = rates
     try:
         yield
     except Stopped:
         pass
     finally:
-        ranker.fit.learning_rates = kept
+        sidestack.ranker.fit.learning_rates = kept
 
 
 def train_ranker(
@@ -109,7 +109,7 @@ def finish_both(world: World, dataset: Path, folder: Path) -> None:
 def test_no_checkpoint_is_made_of_a_loss_that_is_not_finite(
     world: World, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ranker.blocks.DenseBlock.forward", not_a_number)
+    monkeypatch.setattr("sidestack.ranker.blocks.DenseBlock.forward", not_a_number)
     with pytest.raises(NonFiniteLossError):
         train_ranker(world, dataset, tmp_path / "out", checkpoint_every=1)
     assert not (tmp_path / "out.checkpoint").exists()
@@ -208,8 +208,8 @@ def test_a_checkpoint_of_other_work_is_refused_and_kept(dataset: Path, tmp_path:
 
 def both_ways_asked(world: World, dataset: Path, folder: Path, where: str, training: dict[str, Any]) -> int:
     """Train with a request to stop, which one rank gets at some place, and without; return the step that was saved."""
-    place = {"train": "ranker.fit.learning_rates", "predict": "ranker.train.predict",
-             "measure": "ranker.validation.measure_ne"}[where]  # fmt: skip
+    place = {"train": "sidestack.ranker.fit.learning_rates", "predict": "sidestack.ranker.train.predict",
+             "measure": "sidestack.ranker.validation.measure_ne"}[where]  # fmt: skip
     kept = pkgutil.resolve_name(place)
 
     def asked(*args: Any) -> Any:

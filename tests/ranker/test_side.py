@@ -5,16 +5,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from encoder.quantizers import StructuredConfig
-from encoder.quantizers.rqvae import RqVaeConfig
-from encoder.sid.packing import Packing, max_digits
-from encoder.sid.spec import Bound, SidSpec
-from infra.errors import SpecError
-from ranker.config import ModelConfig
-from ranker.constants import ModelConstants
-from ranker.content import HistoryContent
-from ranker.contents.side import CodewordUnpack, SidUnpack
-from ranker.features import arm_features
+from sidestack.encoder.quantizers import StructuredConfig
+from sidestack.encoder.quantizers.rqvae import RqVaeConfig
+from sidestack.encoder.sid.packing import Packing, max_digits
+from sidestack.encoder.sid.spec import Bound, SidSpec
+from sidestack.infra.errors import SpecError
+from sidestack.ranker.config import ModelConfig
+from sidestack.ranker.constants import ModelConstants
+from sidestack.ranker.content import HistoryContent
+from sidestack.ranker.contents.side import CodewordUnpack, SidUnpack
+from sidestack.ranker.features import arm_features
 from tests.ranker.dataset import SIDS, SPEC
 from tests.ranker.training import config_with
 

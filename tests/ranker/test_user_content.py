@@ -6,16 +6,16 @@ from typing import Any
 import pytest
 import torch
 
-from infra.config import parse
-from infra.distributed import World
-from infra.errors import DataError, SpecError
-from infra.snapshot import read_dataset
-from ranker.budget import DecidedConfig
-from ranker.constants import read_constants
-from ranker.cost import embedding_bytes
-from ranker.features import ArmFeatures, arm_features, dataset_sids
-from ranker.reader import to_ranker_batch
-from ranker.sharding import build_sharded
+from sidestack.infra.config import parse
+from sidestack.infra.distributed import World
+from sidestack.infra.errors import DataError, SpecError
+from sidestack.infra.snapshot import read_dataset
+from sidestack.ranker.budget import DecidedConfig
+from sidestack.ranker.constants import read_constants
+from sidestack.ranker.cost import embedding_bytes
+from sidestack.ranker.features import ArmFeatures, arm_features, dataset_sids
+from sidestack.ranker.reader import to_ranker_batch
+from sidestack.ranker.sharding import build_sharded
 from tests.ranker.dataset import HABIT, SID, SIDS, SPEC, USER_SPEC, write_dataset_with_users
 from tests.ranker.test_reader import batch_of, first_rows
 from tests.ranker.training import SMALL, config_with, run_steps

@@ -7,17 +7,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from infra.distributed import World
-from infra.errors import ConfigError, DataError
-from infra.snapshot import read_dataset
-from infra.tracking import RunLog
-from ranker.constants import ModelConstants
-from ranker.fit import start_model
-from ranker.metrics import prediction_metrics
-from ranker.planner import Traffic
-from ranker.predict import predict
-from ranker.train import open_splits
-from ranker.validation import Validation, measure_ne
+from sidestack.infra.distributed import World
+from sidestack.infra.errors import ConfigError, DataError
+from sidestack.infra.snapshot import read_dataset
+from sidestack.infra.tracking import RunLog
+from sidestack.ranker.constants import ModelConstants
+from sidestack.ranker.fit import start_model
+from sidestack.ranker.metrics import prediction_metrics
+from sidestack.ranker.planner import Traffic
+from sidestack.ranker.predict import predict
+from sidestack.ranker.train import open_splits
+from sidestack.ranker.validation import Validation, measure_ne
 from tests.datasets import joined, spoil
 from tests.distributed import run_distributed
 from tests.ranker.dataset import SPEC, write_dataset

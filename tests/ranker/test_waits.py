@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from infra.distributed import World
-from infra.snapshot import read_dataset
-from ranker.constants import read_constants
-from ranker.features import arm_features
-from ranker.reader import to_ranker_batch
-from ranker.sharding import build_sharded
+from sidestack.infra.distributed import World
+from sidestack.infra.snapshot import read_dataset
+from sidestack.ranker.constants import read_constants
+from sidestack.ranker.features import arm_features
+from sidestack.ranker.reader import to_ranker_batch
+from sidestack.ranker.sharding import build_sharded
 from tests.ranker.dataset import REQUEST_SPEC, SIDS, write_dataset
 from tests.ranker.training import config_of, open_training
 

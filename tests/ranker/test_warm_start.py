@@ -9,19 +9,19 @@ import torch
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
 from torch import Tensor
 
-from encoder.sid.spec import SidSpec
-from infra.commit import committing
-from infra.distributed import World
-from infra.errors import ConfigError, DataError, SidestackError, SpecError
-from infra.tables import DatasetSpec, TaskSpec
-from ranker.budget import DecidedConfig
-from ranker.bundle import open_bundle
-from ranker.constants import ModelConstants
-from ranker.features import ArmFeatures, arm_features
-from ranker.fit import start_model
-from ranker.planner import Traffic
-from ranker.sharding import ShardedRanker, build_sharded, table_of
-from ranker.warm_start import open_start
+from sidestack.encoder.sid.spec import SidSpec
+from sidestack.infra.commit import committing
+from sidestack.infra.distributed import World
+from sidestack.infra.errors import ConfigError, DataError, SidestackError, SpecError
+from sidestack.infra.tables import DatasetSpec, TaskSpec
+from sidestack.ranker.budget import DecidedConfig
+from sidestack.ranker.bundle import open_bundle
+from sidestack.ranker.constants import ModelConstants
+from sidestack.ranker.features import ArmFeatures, arm_features
+from sidestack.ranker.fit import start_model
+from sidestack.ranker.planner import Traffic
+from sidestack.ranker.sharding import ShardedRanker, build_sharded, table_of
+from sidestack.ranker.warm_start import open_start
 from tests.distributed import run_distributed
 from tests.ranker.dataset import SID, SPEC, write_dataset
 from tests.ranker.test_growth import LARGER

@@ -9,19 +9,19 @@ import torch
 from torch import Tensor
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 
-from infra.config import parse
-from infra.distributed import World, gather
-from infra.lanes import LaneReader
-from infra.snapshot import read_dataset
-from ranker.blocks import DenseBlock
-from ranker.budget import DecidedConfig
-from ranker.config import RankerConfig
-from ranker.constants import read_constants
-from ranker.fit import learning_rates
-from ranker.newest import NewestEntries
-from ranker.progress import Progress
-from ranker.sharding import ShardedRanker, build_sharded
-from ranker.train import open_splits
+from sidestack.infra.config import parse
+from sidestack.infra.distributed import World, gather
+from sidestack.infra.lanes import LaneReader
+from sidestack.infra.snapshot import read_dataset
+from sidestack.ranker.blocks import DenseBlock
+from sidestack.ranker.budget import DecidedConfig
+from sidestack.ranker.config import RankerConfig
+from sidestack.ranker.constants import read_constants
+from sidestack.ranker.fit import learning_rates
+from sidestack.ranker.newest import NewestEntries
+from sidestack.ranker.progress import Progress
+from sidestack.ranker.sharding import ShardedRanker, build_sharded
+from sidestack.ranker.train import open_splits
 
 ONE = World(0, 1, 0, torch.device("cpu"), "gloo")
 

@@ -2,7 +2,7 @@
 
 from pydantic import PositiveInt
 
-from infra.config import Config, Seed
+from sidestack.infra.config import Config, Seed
 
 
 class BehaviourConfig(Config):

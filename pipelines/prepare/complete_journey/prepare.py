@@ -12,24 +12,24 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import Field, PositiveInt, model_validator
 
-from infra.config import Days, Seed, digest, plain
-from infra.distributed import raise_on_all_ranks
-from infra.errors import ConfigError
-from infra.identity import Ledger
-from infra.parquet import TableWriter
-from infra.stage import StageRun
-from infra.tables import DatasetSpec, Entity, TaskSpec, content_schema, flat_schema
-from pipelines.prepare.columns import days_between, embeddings, table
-from pipelines.prepare.complete_journey.behaviour import behaviour_embeddings
-from pipelines.prepare.complete_journey.catalog import (
+from sidestack.infra.config import Days, Seed, digest, plain
+from sidestack.infra.distributed import raise_on_all_ranks
+from sidestack.infra.errors import ConfigError
+from sidestack.infra.identity import Ledger
+from sidestack.infra.parquet import TableWriter
+from sidestack.infra.stage import StageRun
+from sidestack.infra.tables import DatasetSpec, Entity, TaskSpec, content_schema, flat_schema
+from sidestack.pipelines.prepare.columns import days_between, embeddings, table
+from sidestack.pipelines.prepare.complete_journey.behaviour import behaviour_embeddings
+from sidestack.pipelines.prepare.complete_journey.catalog import (
     Vocabulary,
     demographics_ids,
     item_vocabularies,
     texts,
     user_vocabularies,
 )
-from pipelines.prepare.complete_journey.config import BehaviourConfig, OrganicConfig
-from pipelines.prepare.complete_journey.events import (
+from sidestack.pipelines.prepare.complete_journey.config import BehaviourConfig, OrganicConfig
+from sidestack.pipelines.prepare.complete_journey.events import (
     COUNTED_CATEGORIES,
     DENSE,
     REQUEST_DENSE,
@@ -37,12 +37,17 @@ from pipelines.prepare.complete_journey.events import (
     EventBuilder,
     EventSettings,
 )
-from pipelines.prepare.complete_journey.log import FIRST_MONDAY, RawLog, midnight, week_of
-from pipelines.prepare.complete_journey.organic import OrganicActivity, Vectors, organic_activity, organic_dims
-from pipelines.prepare.complete_journey.source import DISPLAYS, MAILERS, RawFiles, package_folder
-from pipelines.prepare.contract import Part, Prepare, SourceConfig, label_keys
-from pipelines.prepare.text import embed_texts, embedding_dim, read_embeddings
-from pipelines.prepare.text_config import TextConfig
+from sidestack.pipelines.prepare.complete_journey.log import FIRST_MONDAY, RawLog, midnight, week_of
+from sidestack.pipelines.prepare.complete_journey.organic import (
+    OrganicActivity,
+    Vectors,
+    organic_activity,
+    organic_dims,
+)
+from sidestack.pipelines.prepare.complete_journey.source import DISPLAYS, MAILERS, RawFiles, package_folder
+from sidestack.pipelines.prepare.contract import Part, Prepare, SourceConfig, label_keys
+from sidestack.pipelines.prepare.text import embed_texts, embedding_dim, read_embeddings
+from sidestack.pipelines.prepare.text_config import TextConfig
 
 Week = Annotated[int, Field(ge=1, le=53)]
 ORIGIN = "84.51 degrees Complete Journey 2.0, dates shifted; the author of the PyPI port labels it simulated"

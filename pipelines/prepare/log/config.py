@@ -16,15 +16,15 @@ from pydantic import (
     model_validator,
 )
 
-from infra.config import Config, Days
-from infra.errors import ConfigError
-from infra.identity import Identify
-from infra.remote.fields import PlaceText
-from infra.remote.urls import url_of
-from infra.tables import FollowupDays, TaskSpec
-from pipelines.prepare.contract import SourceConfig
-from pipelines.prepare.log.privacy_config import Privacy
-from pipelines.prepare.text_config import TextConfig
+from sidestack.infra.config import Config, Days
+from sidestack.infra.errors import ConfigError
+from sidestack.infra.identity import Identify
+from sidestack.infra.remote.fields import PlaceText
+from sidestack.infra.remote.urls import url_of
+from sidestack.infra.tables import FollowupDays, TaskSpec
+from sidestack.pipelines.prepare.contract import SourceConfig
+from sidestack.pipelines.prepare.log.privacy_config import Privacy
+from sidestack.pipelines.prepare.text_config import TextConfig
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Paths = Annotated[tuple[PlaceText, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]

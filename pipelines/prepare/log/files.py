@@ -6,11 +6,11 @@ from pathlib import Path
 
 import duckdb
 
-from infra.errors import DataError
-from infra.identity import Ledger
-from infra.remote.urls import place
-from infra.sql import literal
-from pipelines.prepare.log.config import LogConfig
+from sidestack.infra.errors import DataError
+from sidestack.infra.identity import Ledger
+from sidestack.infra.remote.urls import place
+from sidestack.infra.sql import literal
+from sidestack.pipelines.prepare.log.config import LogConfig
 
 SUFFIXES = (".parquet", ".csv", ".tsv", ".csv.gz", ".tsv.gz", ".csv.zst")
 """What a folder is searched for; a file that is named, or matched by a glob, may have any name."""

@@ -14,18 +14,18 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from infra.code import code_digest
-from infra.config import digest, plain
-from infra.errors import DataError
-from infra.partitions import PartitionEntry
-from infra.remote.urls import url_of
-from infra.sql import literal, quoted
-from infra.store import FILE, Making, Store
-from pipelines.prepare.log.columns import RawColumn, category, condition, key, number, text, time, vector
-from pipelines.prepare.log.config import ContentFiles, LogConfig
-from pipelines.prepare.log.files import EVENTS, ITEMS, USERS, RawFiles, Relation, relation
-from pipelines.prepare.log.masking import IdKind, Masking
-from pipelines.prepare.log.retention import Retention
+from sidestack.infra.code import code_digest
+from sidestack.infra.config import digest, plain
+from sidestack.infra.errors import DataError
+from sidestack.infra.partitions import PartitionEntry
+from sidestack.infra.remote.urls import url_of
+from sidestack.infra.sql import literal, quoted
+from sidestack.infra.store import FILE, Making, Store
+from sidestack.pipelines.prepare.log.columns import RawColumn, category, condition, key, number, text, time, vector
+from sidestack.pipelines.prepare.log.config import ContentFiles, LogConfig
+from sidestack.pipelines.prepare.log.files import EVENTS, ITEMS, USERS, RawFiles, Relation, relation
+from sidestack.pipelines.prepare.log.masking import IdKind, Masking
+from sidestack.pipelines.prepare.log.retention import Retention
 
 CODE = tuple(f"pipelines/prepare/log/{name}.py" for name in ("columns", "files", "ingest", "masking"))
 BATCH_ROWS = 1 << 16

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterator
 from datetime import date, datetime
 
-from infra.sql import interval, matching, quoted
-from pipelines.prepare.log.config import LogConfig, LogTask
-from pipelines.prepare.log.engine import Engine
-from pipelines.prepare.log.inputs import LogInputs, State
+from sidestack.infra.sql import interval, matching, quoted
+from sidestack.pipelines.prepare.log.config import LogConfig, LogTask
+from sidestack.pipelines.prepare.log.engine import Engine
+from sidestack.pipelines.prepare.log.inputs import LogInputs, State
 
 IMPRESSION = ("request_id", "user_id", "item_id", "event_time")
 """What tells impressions whose labels may differ from each other."""

@@ -11,21 +11,21 @@ from typing import Any
 
 import pyarrow as pa
 
-from infra.code import code_digest
-from infra.config import digest, parse, plain
-from infra.errors import DataError
-from infra.partitions import date_slice
-from infra.store import Store
-from infra.tables import DatasetSpec, Entity, TaskSpec, flat_schema
-from pipelines.prepare.contract import Part, label_keys
-from pipelines.prepare.log.config import LogConfig
-from pipelines.prepare.log.content import Content
-from pipelines.prepare.log.engine import Engine, open_engine
-from pipelines.prepare.log.features import DatedRows
-from pipelines.prepare.log.ingest import RawPart, write_batches
-from pipelines.prepare.log.inputs import LogInputs, State, count_columns, counted
-from pipelines.prepare.log.numbering import files_of
-from pipelines.prepare.log.retention import Totals
+from sidestack.infra.code import code_digest
+from sidestack.infra.config import digest, parse, plain
+from sidestack.infra.errors import DataError
+from sidestack.infra.partitions import date_slice
+from sidestack.infra.store import Store
+from sidestack.infra.tables import DatasetSpec, Entity, TaskSpec, flat_schema
+from sidestack.pipelines.prepare.contract import Part, label_keys
+from sidestack.pipelines.prepare.log.config import LogConfig
+from sidestack.pipelines.prepare.log.content import Content
+from sidestack.pipelines.prepare.log.engine import Engine, open_engine
+from sidestack.pipelines.prepare.log.features import DatedRows
+from sidestack.pipelines.prepare.log.ingest import RawPart, write_batches
+from sidestack.pipelines.prepare.log.inputs import LogInputs, State, count_columns, counted
+from sidestack.pipelines.prepare.log.numbering import files_of
+from sidestack.pipelines.prepare.log.retention import Totals
 
 CODE = tuple(
     f"pipelines/prepare/log/{name}.py" for name in ("engine", "features", "in_spark", "inputs", "on_duckdb", "on_spark")

@@ -9,17 +9,17 @@ from typing import Any
 
 import duckdb
 
-from infra.config import digest, plain
-from infra.distributed import broadcast, raise_on_all_ranks
-from infra.errors import ConfigError, DataError
-from infra.remote.urls import place
-from infra.sql import file_list, literal, quoted
-from infra.stage import StageRun
-from infra.store import Store
-from infra.tables import Entity
-from pipelines.prepare.contract import STORE, Prepare, as_time
-from pipelines.prepare.log.config import ContentFiles, LogConfig
-from pipelines.prepare.log.content import (
+from sidestack.infra.config import digest, plain
+from sidestack.infra.distributed import broadcast, raise_on_all_ranks
+from sidestack.infra.errors import ConfigError, DataError
+from sidestack.infra.remote.urls import place
+from sidestack.infra.sql import file_list, literal, quoted
+from sidestack.infra.stage import StageRun
+from sidestack.infra.store import Store
+from sidestack.infra.tables import Entity
+from sidestack.pipelines.prepare.contract import STORE, Prepare, as_time
+from sidestack.pipelines.prepare.log.config import ContentFiles, LogConfig
+from sidestack.pipelines.prepare.log.content import (
     TEXT_EMBEDDING,
     Content,
     Kept,
@@ -29,15 +29,15 @@ from pipelines.prepare.log.content import (
     read_values,
     vocabularies,
 )
-from pipelines.prepare.log.engine import require_engine
-from pipelines.prepare.log.files import EVENTS, ITEMS, USERS, paths_of, raw_files
-from pipelines.prepare.log.ingest import RawPart, ingest, repairs, table_settings
-from pipelines.prepare.log.masking import masking_of, require_one_key
-from pipelines.prepare.log.numbering import Numbering, files_of, made_once
-from pipelines.prepare.log.on_duckdb import database
-from pipelines.prepare.log.opened import LogSource, Opened
-from pipelines.prepare.log.retention import RETAINED_SINCE, Retention, Totals, carried_totals
-from pipelines.prepare.text import embed_texts, embedding_dim
+from sidestack.pipelines.prepare.log.engine import require_engine
+from sidestack.pipelines.prepare.log.files import EVENTS, ITEMS, USERS, paths_of, raw_files
+from sidestack.pipelines.prepare.log.ingest import RawPart, ingest, repairs, table_settings
+from sidestack.pipelines.prepare.log.masking import masking_of, require_one_key
+from sidestack.pipelines.prepare.log.numbering import Numbering, files_of, made_once
+from sidestack.pipelines.prepare.log.on_duckdb import database
+from sidestack.pipelines.prepare.log.opened import LogSource, Opened
+from sidestack.pipelines.prepare.log.retention import RETAINED_SINCE, Retention, Totals, carried_totals
+from sidestack.pipelines.prepare.text import embed_texts, embedding_dim
 
 
 class Log(LogConfig):

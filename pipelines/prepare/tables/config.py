@@ -2,11 +2,11 @@
 
 from typing import Literal
 
-from infra.config import Days
-from infra.identity import Identify
-from infra.remote.fields import Place
-from infra.tables import FollowupDays
-from pipelines.prepare.contract import SourceConfig
+from sidestack.infra.config import Days
+from sidestack.infra.identity import Identify
+from sidestack.infra.remote.fields import Place
+from sidestack.infra.tables import FollowupDays
+from sidestack.pipelines.prepare.contract import SourceConfig
 
 
 class TablesConfig(SourceConfig):

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 
-from infra.errors import DataError
-from infra.identity import Ledger
-from infra.partitions import slice_date
-from infra.snapshot import CONTENT
-from infra.tables import Entity
-from pipelines.prepare.tables.config import TablesConfig
+from sidestack.infra.errors import DataError
+from sidestack.infra.identity import Ledger
+from sidestack.infra.partitions import slice_date
+from sidestack.infra.snapshot import CONTENT
+from sidestack.infra.tables import Entity
+from sidestack.pipelines.prepare.tables.config import TablesConfig
 
 
 @dataclass(frozen=True)

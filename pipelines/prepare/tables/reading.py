@@ -13,11 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from infra.checks import require_distinct_columns
-from infra.errors import DataError
-from infra.parquet import RowGroup, open_parquet, read_row_group, restored_schema
-from infra.tables import ContentSpec
-from pipelines.prepare.layouts import contract_schema, in_contract_layout
+from sidestack.infra.checks import require_distinct_columns
+from sidestack.infra.errors import DataError
+from sidestack.infra.parquet import RowGroup, open_parquet, read_row_group, restored_schema
+from sidestack.infra.tables import ContentSpec
+from sidestack.pipelines.prepare.layouts import contract_schema, in_contract_layout
 
 
 def schema_of_rows(path: Path) -> pa.Schema | None:

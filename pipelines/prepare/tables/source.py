@@ -11,13 +11,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from infra.checks import check_content, check_events, require_same_columns, require_typed_columns
-from infra.config import digest
-from infra.distributed import broadcast, raise_on_all_ranks
-from infra.errors import DataError
-from infra.parquet import RowGroup, row_groups
-from infra.stage import StageRun
-from infra.tables import (
+from sidestack.infra.checks import check_content, check_events, require_same_columns, require_typed_columns
+from sidestack.infra.config import digest
+from sidestack.infra.distributed import broadcast, raise_on_all_ranks
+from sidestack.infra.errors import DataError
+from sidestack.infra.parquet import RowGroup, row_groups
+from sidestack.infra.stage import StageRun
+from sidestack.infra.tables import (
     SPEC_FILE,
     ContentSpec,
     DatasetSpec,
@@ -27,10 +27,10 @@ from infra.tables import (
     label_schema,
     read_json,
 )
-from pipelines.prepare.contract import Part, Prepare, as_time, label_keys
-from pipelines.prepare.tables.config import TablesConfig
-from pipelines.prepare.tables.files import LogFiles, log_files
-from pipelines.prepare.tables.reading import (
+from sidestack.pipelines.prepare.contract import Part, Prepare, as_time, label_keys
+from sidestack.pipelines.prepare.tables.config import TablesConfig
+from sidestack.pipelines.prepare.tables.files import LogFiles, log_files
+from sidestack.pipelines.prepare.tables.reading import (
     check_date,
     conformed,
     ordered,
@@ -38,7 +38,7 @@ from pipelines.prepare.tables.reading import (
     read,
     require_half_precision,
 )
-from pipelines.prepare.tables.spec import REQUEST_ID, events_contract, tables_spec
+from sidestack.pipelines.prepare.tables.spec import REQUEST_ID, events_contract, tables_spec
 
 _ROWS_A_DAY = 32
 """Bits for the number of a request within its date, where requests are numbered here."""

@@ -10,16 +10,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from infra.checks import require_distinct_columns, require_typed_columns
-from infra.config import parse
-from infra.errors import ConfigError, DataError
-from infra.footer import read_footer
-from infra.parquet import RowGroup
-from infra.snapshot import CONTENT
-from infra.tables import SPEC_FILE, DatasetSpec, content_schema, flat_schema, label_schema, read_json
-from pipelines.prepare.tables.config import TablesConfig
-from pipelines.prepare.tables.files import LogFiles
-from pipelines.prepare.tables.reading import read, schema_of_rows, with_fixed_sizes
+from sidestack.infra.checks import require_distinct_columns, require_typed_columns
+from sidestack.infra.config import parse
+from sidestack.infra.errors import ConfigError, DataError
+from sidestack.infra.footer import read_footer
+from sidestack.infra.parquet import RowGroup
+from sidestack.infra.snapshot import CONTENT
+from sidestack.infra.tables import SPEC_FILE, DatasetSpec, content_schema, flat_schema, label_schema, read_json
+from sidestack.pipelines.prepare.tables.config import TablesConfig
+from sidestack.pipelines.prepare.tables.files import LogFiles
+from sidestack.pipelines.prepare.tables.reading import read, schema_of_rows, with_fixed_sizes
 
 REQUEST_ID = "request_id"
 

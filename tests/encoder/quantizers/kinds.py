@@ -4,7 +4,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from encoder.quantizers import AnyQuantizer, Quantizer, QuantizerConfig
+from sidestack.encoder.quantizers import AnyQuantizer, Quantizer, QuantizerConfig
 
 KINDS: dict[str, dict[str, object]] = {
     "dpca": {"kind": "structured", "levels": 3, "groups": 2, "depth": 3, "group_dim": 4},

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from docker.utils import exclude_paths
 
-from infra.code import DEPLOY, ROOT
+from sidestack.infra.code import DEPLOY, ROOT
 
 DOCKERFILE = ROOT / DEPLOY / "Dockerfile"
 # What makes a system, and no environment of Python's.

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from infra.code import DEPLOY, ROOT
+from sidestack.infra.code import DEPLOY, ROOT
 
 pytestmark = [
     pytest.mark.airflow,

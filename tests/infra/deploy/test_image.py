@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from components.torchrun import IMAGE
-from infra.code import DEPLOY, ROOT
+from sidestack.components.torchrun import IMAGE
+from sidestack.infra.code import DEPLOY, ROOT
 from tests.infra.deploy.image import DOCKERFILE, context, steps
 
 COMPOSE = ROOT / DEPLOY / "compose"

@@ -16,8 +16,8 @@ import pytest
 import yaml
 from kubernetes.client import ApiClient, V1Container, V1CronJob, V1PersistentVolumeClaim
 
-from infra.code import DEPLOY, ROOT
-from pipelines import cronjob
+from sidestack.infra.code import DEPLOY, ROOT
+from sidestack.pipelines import cronjob
 from tests.infra.clusters.schemas import faults_of_object
 from tests.infra.deploy.scrontab import Entry, parse_scrontab
 

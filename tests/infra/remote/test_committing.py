@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from infra import lease
-from infra.checkpoint import Checkpoint, Checkpoints
-from infra.commit import (
+from sidestack.infra import lease
+from sidestack.infra.checkpoint import Checkpoint, Checkpoints
+from sidestack.infra.commit import (
     MANIFEST,
     commit_alone,
     committing,
@@ -26,11 +26,11 @@ from infra.commit import (
     verify_file,
     write_whole,
 )
-from infra.config import Config
-from infra.distributed import ALONE, World
-from infra.errors import AlreadyCommittedError, CommitError, RemoteError
-from infra.remote import trees
-from infra.remote.urls import mirror, place
+from sidestack.infra.config import Config
+from sidestack.infra.distributed import ALONE, World
+from sidestack.infra.errors import AlreadyCommittedError, CommitError, RemoteError
+from sidestack.infra.remote import trees
+from sidestack.infra.remote.urls import mirror, place
 from tests.distributed import RankFailure, run_distributed
 from tests.object_store import Bucket
 

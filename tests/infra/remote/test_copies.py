@@ -4,9 +4,18 @@ from pathlib import Path
 
 import pytest
 
-from infra.errors import DataError, RemoteError
-from infra.remote.copies import fetch_sources, folders, is_there, put, read_bytes, refresh, remove_file, remove_folder
-from infra.remote.urls import place
+from sidestack.infra.errors import DataError, RemoteError
+from sidestack.infra.remote.copies import (
+    fetch_sources,
+    folders,
+    is_there,
+    put,
+    read_bytes,
+    refresh,
+    remove_file,
+    remove_folder,
+)
+from sidestack.infra.remote.urls import place
 from tests.object_store import Bucket
 
 

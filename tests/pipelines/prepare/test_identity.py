@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import infra.identity
-from infra.config import parse
-from infra.distributed import ALONE
-from infra.errors import ConfigError, DataError
-from pipelines.prepare.config import PrepareConfig
+import sidestack.infra.identity
+from sidestack.infra.config import parse
+from sidestack.infra.distributed import ALONE
+from sidestack.infra.errors import ConfigError, DataError
+from sidestack.pipelines.prepare.config import PrepareConfig
 from tests.noted import noted
 from tests.pipelines.prepare.complete_journey import fabricated
 from tests.pipelines.prepare.growing import (
@@ -48,9 +48,11 @@ def second_day(own: Path) -> Path:
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Note the files of which a footer is read from now on."""
     found: list[str] = []
-    whole = infra.identity._footer_digest
+    whole = sidestack.infra.identity._footer_digest
     monkeypatch.setattr(
-        infra.identity, "_footer_digest", noted(lambda file: found.append(f"{file.parent.name}/{file.name}"), whole)
+        sidestack.infra.identity,
+        "_footer_digest",
+        noted(lambda file: found.append(f"{file.parent.name}/{file.name}"), whole),
     )
     return found
 

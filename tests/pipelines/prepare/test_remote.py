@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from infra.commit import read_manifest
-from infra.config import parse
-from infra.distributed import ALONE
-from infra.errors import DataError
-from infra.remote.urls import mirror, place
-from infra.snapshot import read_dataset
-from pipelines.prepare.config import PrepareConfig
+from sidestack.infra.commit import read_manifest
+from sidestack.infra.config import parse
+from sidestack.infra.distributed import ALONE
+from sidestack.infra.errors import DataError
+from sidestack.infra.remote.urls import mirror, place
+from sidestack.infra.snapshot import read_dataset
+from sidestack.pipelines.prepare.config import PrepareConfig
 from tests.datasets import content
 from tests.object_store import Bucket, moto_server, use
 from tests.pipelines.prepare.growing import add_day, day_at, tables_config, write_folder

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
-from infra.commit import read_manifest
-from pipelines.config import PipelineConfig, read_config
-from pipelines.execution import run_dir
-from pipelines.retrain.ledger import Ledger
+from sidestack.infra.commit import read_manifest
+from sidestack.pipelines.config import PipelineConfig, read_config
+from sidestack.pipelines.execution import run_dir
+from sidestack.pipelines.retrain.ledger import Ledger
 from tests.components.golden import ROOT
 from tests.infra.deploy.scrontab import parse_scrontab
 from tests.pipelines.retrain.nights import SMALL, laid_over
@@ -58,7 +58,7 @@ def ranks_of(config: PipelineConfig, stage: str) -> list[int]:
 
 def test_the_whole_pipeline_with_a_rank_on_each_node(cluster: None, tmp_path: Path) -> None:
     file = write_config(tmp_path, {"ranker": {"arm": "side"}, "run": {"arms": ["none", "side"]}})
-    command = [sys.executable, "-m", "pipelines.run", "--config", str(file)]
+    command = [sys.executable, "-m", "sidestack.pipelines.run", "--config", str(file)]
     before = jobs()
     subprocess.run(command, cwd=tmp_path, env=environment(tmp_path), check=True, timeout=LIMIT_S)
     launched = jobs() - before

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ranker.constants import ModelConstants
-from ranker.contents.contract import Color
-from ranker.contents.dense import Dense, RawEmbedding
+from sidestack.ranker.constants import ModelConstants
+from sidestack.ranker.contents.contract import Color
+from sidestack.ranker.contents.dense import Dense, RawEmbedding
 
 WIDTH = 8
 

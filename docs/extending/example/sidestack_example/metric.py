@@ -2,8 +2,8 @@
 
 from functools import partial
 
-from ranker.metric_registry import Metric
-from ranker.statistics import RowTally
+from sidestack.ranker.metric_registry import Metric
+from sidestack.ranker.statistics import RowTally
 
 BRIER = Metric(
     "brier",

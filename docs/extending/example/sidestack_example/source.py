@@ -17,15 +17,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import PositiveInt
 
-from infra.config import Days, digest, parse
-from infra.distributed import raise_on_all_ranks
-from infra.errors import DataError
-from infra.identity import Ledger
-from infra.remote.fields import Place
-from infra.stage import StageRun
-from infra.tables import DatasetSpec, Entity, TaskSpec, content_schema, flat_schema
-from pipelines.prepare.columns import Ragged, embeddings, table
-from pipelines.prepare.contract import Part, Prepare, SourceConfig, label_keys
+from sidestack.infra.config import Days, digest, parse
+from sidestack.infra.distributed import raise_on_all_ranks
+from sidestack.infra.errors import DataError
+from sidestack.infra.identity import Ledger
+from sidestack.infra.remote.fields import Place
+from sidestack.infra.stage import StageRun
+from sidestack.infra.tables import DatasetSpec, Entity, TaskSpec, content_schema, flat_schema
+from sidestack.pipelines.prepare.columns import Ragged, embeddings, table
+from sidestack.pipelines.prepare.contract import Part, Prepare, SourceConfig, label_keys
 
 COLUMNS = pa.schema(
     {

@@ -8,12 +8,12 @@ import duckdb
 import pyarrow.parquet as pq
 import pytest
 
-from infra.config import digest, parse, to_yaml
-from infra.distributed import ALONE
-from infra.errors import ConfigError, DataError
-from pipelines.prepare.config import PrepareConfig
-from pipelines.prepare.log.masking import KINDS, Masking, masking_of
-from pipelines.prepare.log.privacy_config import Privacy
+from sidestack.infra.config import digest, parse, to_yaml
+from sidestack.infra.distributed import ALONE
+from sidestack.infra.errors import ConfigError, DataError
+from sidestack.pipelines.prepare.config import PrepareConfig
+from sidestack.pipelines.prepare.log.masking import KINDS, Masking, masking_of
+from sidestack.pipelines.prepare.log.privacy_config import Privacy
 from tests.datasets import joined
 from tests.pipelines.prepare.log.raw import log_config, raw_events, write, write_log
 from tests.pipelines.prepare.log.test_rows import found_rows
