@@ -61,9 +61,9 @@ def why(
         unmarked: lines of the job's log that are no rank's.
         preempted: the mark that a stage left which was asked to stop; None: it did not stop by itself.
     """
-    if preempted is not None:
-        return f"[{label}] {preempted}"
     words = [word for word in (*told.split(", "), state) if word in _ENDS]
+    if preempted is not None:  # asked to stop by a signal: the scheduler knows why it sent one
+        return f"[{label}] {_ENDS[words[0]]}; {preempted}" if words else f"[{label}] {preempted}"
     end = _ENDS[words[0]] if words else state.lower()
     failures = sorted(_failures(rank_logs))
     own = [failure for failure in failures if not failure.is_echo]
