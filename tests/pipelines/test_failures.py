@@ -146,6 +146,6 @@ def test_a_stage_that_was_asked_to_stop_is_told_as_preempted_and_not_as_failed(t
 def test_why_a_scheduler_asked_a_stage_to_stop_is_told_too(
     tmp_path: Path, state: str, scheduler: str, said: str
 ) -> None:
-    mark = Mark(step=40, signal="SIGTERM", ranks=2, time="2026-11-30T00:00:00", seconds=0.3)
-    told = why("ranker", state, scheduler, tmp_path, [], mark)
+    mark = Mark(step=40, signal="SIGTERM", ranks=2, time="2026-11-30T20:00:00Z", seconds=0.3)
+    told = why_of("ranker", state, scheduler, tmp_path, [], mark)
     assert told == f"[ranker] {said}; preempted at step 40; start again to resume"
