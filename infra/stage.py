@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from infra.checkpoint import Checkpoints
-from infra.commit import FileEntry, Manifest, committing, read_manifest, refuse_taken, verify
+from infra.commit import FileEntry, Manifest, bring, committing, read_manifest, refuse_taken, verify
 from infra.config import Config, digest, load_section, plain, to_yaml
 from infra.console import replace_unencodable
 from infra.distributed import Timeouts, World, started, together
 from infra.errors import ConfigError, PreemptedError, SidestackError
 from infra.hosts import require_alike_hosts
 from infra.preemption import EXIT_STATUS, remove_mark, write_mark
-from infra.record import CONFIG_FILE
+from infra.record import CONFIG_FILE, HISTORY_FILE, SUMMARY_FILE
 from infra.remote.trees import require_writable
 from infra.remote.urls import path_argument, place, url_of, with_urls
 from infra.tracking import RunLog
@@ -221,6 +221,8 @@ def _make(
         raise
     checkpoints.remove()
     assert log is not None
+    if world.is_main:  # at a URL, to which several nodes put, no node has all files
+        bring(arguments.out, CONFIG_FILE, HISTORY_FILE, SUMMARY_FILE)
     log.finish("FINISHED", arguments.out)
 
 
