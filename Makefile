@@ -33,7 +33,7 @@ $(STAMP): requirements/$(ACCEL).txt requirements/torch-$(ACCEL).txt requirements
 	@echo "installing into .venv ($(ACCEL) build; a few minutes the first time)"
 	@$(PYTHON) -m venv .venv
 	@$(PIP) install -r requirements/torch-$(ACCEL).txt 2>/dev/null || $(PIP) install -r requirements/torch.txt
-	@$(PIP) install -r requirements/base.txt -r requirements/dev.txt
+	@$(PIP) install -c requirements/constraints.txt -r requirements/base.txt -r requirements/dev.txt
 	@$(PIP) install --no-deps -r requirements/$(ACCEL).txt
 	@$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
@@ -88,6 +88,7 @@ lint: install ## ruff: rules and format
 
 types: install ## mypy, strict
 	@$(BIN)/mypy
+	@$(BIN)/mypy docs/extending/example/sidestack_example
 
 docs: .cache/docs/bin/mkdocs ## the site, into site/; a warning is an error
 	@NO_MKDOCS_2_WARNING=1 .cache/docs/bin/mkdocs build --strict

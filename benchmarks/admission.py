@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.goals import goal, publish
-from benchmarks.record import Row, results_folder
-from benchmarks.timing import Spread, spread
-from ranker.admission import IdRows, Integers
-from ranker.config import AdmissionConfig, ModelConfig
+from sidestack.benchmarks.goals import goal, publish
+from sidestack.benchmarks.record import Row, results_folder
+from sidestack.benchmarks.timing import Spread, spread
+from sidestack.ranker.admission import IdRows, Integers
+from sidestack.ranker.config import AdmissionConfig, ModelConfig
 
 FIRST_DAY = date(2024, 1, 1)
 MIB = 2**20

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from benchmarks.goals import goal, publish
-from benchmarks.record import Row, results_folder
-from benchmarks.timing import Spread, own_peak_bytes
-from infra.parquet import TableWriter
-from pipelines.report.measure import measure
-from pipelines.report.segments import EarlierPositives
+from sidestack.benchmarks.goals import goal, publish
+from sidestack.benchmarks.record import Row, results_folder
+from sidestack.benchmarks.timing import Spread, own_peak_bytes
+from sidestack.infra.parquet import TableWriter
+from sidestack.pipelines.report.measure import measure
+from sidestack.pipelines.report.segments import EarlierPositives
 
 ARMS = ("none", "sid_ngram", "side", "dense")
 TASKS = ("click", "conversion")
@@ -65,7 +65,7 @@ def in_own_process(num_rows: int) -> dict[str, Any]:
     with TemporaryDirectory() as folder:
         for seed, arm in enumerate(ARMS):
             fabricate(Path(folder) / arm, num_rows, seed)
-        command = [sys.executable, "-m", "benchmarks.compare", "--measure", folder]
+        command = [sys.executable, "-m", "sidestack.benchmarks.compare", "--measure", folder]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
     found: dict[str, Any] = json.loads(done.stdout)
     return found

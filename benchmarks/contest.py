@@ -7,23 +7,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from encoder.config import EncoderConfig, MaterializeConfig
-from encoder.materialize import materialize
-from encoder.train import train as train_encoder
-from infra.commit import is_committed
-from infra.config import Config, to_yaml
-from infra.distributed import ALONE
-from infra.stage import StageRun, run_stage
-from infra.tracking import RunLog
-from pipelines.compare import compared
-from pipelines.prepare.config import PrepareConfig
-from pipelines.prepare.stage import prepare
-from pipelines.report.arms import arms_of, input_name
-from pipelines.report.comparison import Comparison
-from pipelines.report.config import CompareConfig
-from pipelines.report.outputs import read_curves
-from ranker.config import RankerConfig
-from ranker.train import train as train_ranker
+from sidestack.encoder.config import EncoderConfig, MaterializeConfig
+from sidestack.encoder.materialize import materialize
+from sidestack.encoder.train import train as train_encoder
+from sidestack.infra.commit import is_committed
+from sidestack.infra.config import Config, to_yaml
+from sidestack.infra.distributed import ALONE
+from sidestack.infra.stage import StageRun, run_stage
+from sidestack.infra.tracking import RunLog
+from sidestack.pipelines.compare import compared
+from sidestack.pipelines.prepare.config import PrepareConfig
+from sidestack.pipelines.prepare.stage import prepare
+from sidestack.pipelines.report.arms import arms_of, input_name
+from sidestack.pipelines.report.comparison import Comparison
+from sidestack.pipelines.report.config import CompareConfig
+from sidestack.pipelines.report.outputs import read_curves
+from sidestack.ranker.config import RankerConfig
+from sidestack.ranker.train import train as train_ranker
 
 REFERENCE = "none"
 SIGNALS = {"sid": "content", "exchanged": "exchanged_content"}

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from benchmarks.events import NUM_ITEMS, write_events
-from benchmarks.goals import Measured, goal, publish_tables
-from benchmarks.record import Row, results_folder
-from benchmarks.timing import Spread
-from infra.impressions import all_columns, read_impressions
-from infra.parquet import TableWriter, dictionary_columns
-from infra.snapshot import Dataset, read_dataset
-from infra.stage import quiet
+from sidestack.benchmarks.events import NUM_ITEMS, write_events
+from sidestack.benchmarks.goals import Measured, goal, publish_tables
+from sidestack.benchmarks.record import Row, results_folder
+from sidestack.benchmarks.timing import Spread
+from sidestack.infra.impressions import all_columns, read_impressions
+from sidestack.infra.parquet import TableWriter, dictionary_columns
+from sidestack.infra.snapshot import Dataset, read_dataset
+from sidestack.infra.stage import quiet
 
 REQUEST_ID = "request_id"
 WORDS = """

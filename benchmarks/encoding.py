@@ -16,16 +16,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from benchmarks.goals import goal, publish
-from benchmarks.items import DEFAULT_SIGNALS, NETWORKS
-from benchmarks.record import results_folder
-from benchmarks.timing import Contestant, Times, peak_bytes, take_turns, thread_numbers, threads
-from encoder.config import EncoderConfig
-from encoder.fusion import FusionEncoder, VQFusion
-from encoder.materialize import BLOCK_ROWS
-from encoder.quantizers.fsq import Fsq, FsqConfig
-from encoder.quantizers.structured import Structured, StructuredConfig
-from encoder.signals import SignalBatch
+from sidestack.benchmarks.goals import goal, publish
+from sidestack.benchmarks.items import DEFAULT_SIGNALS, NETWORKS
+from sidestack.benchmarks.record import results_folder
+from sidestack.benchmarks.timing import Contestant, Times, peak_bytes, take_turns, thread_numbers, threads
+from sidestack.encoder.config import EncoderConfig
+from sidestack.encoder.encoding import BLOCK_ROWS
+from sidestack.encoder.fusion import FusionEncoder, VQFusion
+from sidestack.encoder.quantizers.fsq import Fsq, FsqConfig
+from sidestack.encoder.quantizers.structured import Structured, StructuredConfig
+from sidestack.encoder.signals import SignalBatch
 
 DIM, DIGITS = 384, 15
 COLUMNS = {

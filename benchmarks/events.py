@@ -6,11 +6,11 @@ Made by the stages themselves, `pipelines.prepare` and `encoder.materialize`. Sp
 import sys
 from pathlib import Path
 
-from benchmarks.items import CATEGORIES, DIM, write_encoder
-from benchmarks.timing import run_program
-from encoder.config import EncoderConfig
-from infra.config import to_yaml
-from infra.snapshot import Dataset, read_dataset
+from sidestack.benchmarks.items import CATEGORIES, DIM, write_encoder
+from sidestack.benchmarks.timing import run_program
+from sidestack.encoder.config import EncoderConfig
+from sidestack.infra.config import to_yaml
+from sidestack.infra.snapshot import Dataset, read_dataset
 
 NUM_ITEMS, NUM_USERS, MAX_HISTORY = 92_331, 2_469, 32
 """Those of the default data, Complete Journey."""
@@ -39,7 +39,9 @@ def write_events(folder: Path, days: int, items: int = NUM_ITEMS, impressions: i
     write_encoder(folder / "encoder", EncoderConfig())
     inputs = [f"dataset={folder / 'tables'}", f"encoder.sid={folder / 'encoder'}"]
     stage = [sys.executable, "-m"]
-    run_program([*stage, "pipelines.prepare", "--config", str(config), "--out", str(folder / "tables")])
+    run_program([*stage, "sidestack.pipelines.prepare", "--config", str(config), "--out", str(folder / "tables")])
     named = [word for one in inputs for word in ("--input", one)]
-    run_program([*stage, "encoder.materialize", "--config", str(config), *named, "--out", str(folder / "dataset")])
+    run_program(
+        [*stage, "sidestack.encoder.materialize", "--config", str(config), *named, "--out", str(folder / "dataset")]
+    )
     return read_dataset(folder / "dataset")

@@ -19,14 +19,15 @@ from typing import NamedTuple
 
 from torchx.specs import AppDef
 
-from infra.errors import StageError
-from pipelines.job_log import say
-from pipelines.jobs import Work
+from sidestack.infra.errors import StageError
+from sidestack.pipelines.job_log import say
+from sidestack.pipelines.jobs import Work
 
 _STAGES = get_context("forkserver")
 _STAGES.set_forkserver_preload([
-    "encoder.train", "encoder.materialize", "pipelines.prepare.__main__", "pipelines.drift.__main__", "ranker.train",
-    "ranker.score", "ranker.export", "pipelines.retrain.judge",
+    "sidestack.encoder.train", "sidestack.encoder.materialize", "sidestack.pipelines.prepare.__main__",
+    "sidestack.pipelines.drift.__main__", "sidestack.ranker.train",
+    "sidestack.ranker.score", "sidestack.ranker.export", "sidestack.pipelines.retrain.judge",
 ])  # fmt: skip
 LOG_FILE = "log.txt"
 CPU_FILE = "cpu_seconds.txt"

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.record import Row, markdown_table, print_table, source, write_results, yes_or_no
-from benchmarks.timing import Spread
+from sidestack.benchmarks.record import Row, markdown_table, print_table, source, write_results, yes_or_no
+from sidestack.benchmarks.timing import Spread
 
 GOAL_COLUMNS = {"goal": "", "threads": "d", "ratio": ".2f", "low": ".2f", "high": ".2f", "at_least": ".2f", "met": ""}
 

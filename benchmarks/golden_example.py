@@ -19,16 +19,16 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
-from benchmarks.trial import config_of
-from infra.distributed import World
-from ranker.batch import RankerBatch
-from ranker.config import ModelConfig, TrainingConfig
-from ranker.features import ArmFeatures
-from ranker.frozen import Frozen
-from ranker.initial import fill_dense
-from ranker.model import Ranker
-from ranker.planner import sharders
-from ranker.sharding import shard
+from sidestack.benchmarks.trial import config_of
+from sidestack.infra.distributed import World
+from sidestack.ranker.batch import RankerBatch
+from sidestack.ranker.config import ModelConfig, TrainingConfig
+from sidestack.ranker.constants import ModelConstants
+from sidestack.ranker.features import ArmFeatures
+from sidestack.ranker.initial import fill_dense
+from sidestack.ranker.model import Ranker
+from sidestack.ranker.planner import sharders
+from sidestack.ranker.sharding import shard
 
 LEARNING_RATE = 0.01
 """A tenth of the example's, with which losses rise at first on these rows; speed does not depend on it."""
@@ -60,7 +60,7 @@ def golden_dlrm(features: ArmFeatures, model: ModelConfig, device: torch.device)
 
 def our_network(features: ArmFeatures, arm: str, device: torch.device) -> Ranker:
     """Return the network of an arm that needs no constants, prepared as the example prepares its own."""
-    model = Ranker(features, config_of(arm), device, Frozen())
+    model = Ranker(features, config_of(arm), device, ModelConstants())
     fill_dense(model.body, seed=0)
     for tables in model.collections:
         _apply_optimizer_in_backward(RowWiseAdagrad, tables.parameters(), {"lr": LEARNING_RATE})

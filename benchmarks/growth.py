@@ -14,24 +14,25 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
-from benchmarks.events import IMPRESSIONS
-from benchmarks.goals import Measured, goal, publish_tables
-from benchmarks.items import ALONE, CATEGORIES, DIM, write_encoder
-from benchmarks.record import Row, results_folder
-from benchmarks.timing import Spread, threads
-from encoder.config import EncoderConfig, MaterializeConfig
-from encoder.materialize import materialize
-from infra.commit import committing
-from infra.config import plain
-from infra.partitions import LISTS
-from infra.snapshot import Dataset, read_dataset, write_snapshot
-from infra.stage import StageRun
-from infra.tables import daily_tables
-from infra.tracking import RunLog
-from pipelines.join import join
-from pipelines.prepare.config import PrepareConfig, Synthetic
-from pipelines.prepare.dataset import STORE
-from pipelines.prepare.stage import prepare
+from sidestack.benchmarks.events import IMPRESSIONS
+from sidestack.benchmarks.goals import Measured, goal, publish_tables
+from sidestack.benchmarks.items import ALONE, CATEGORIES, DIM, write_encoder
+from sidestack.benchmarks.record import Row, results_folder
+from sidestack.benchmarks.timing import Spread, threads
+from sidestack.encoder.config import EncoderConfig, MaterializeConfig
+from sidestack.encoder.materialize import materialize
+from sidestack.infra.commit import committing
+from sidestack.infra.config import plain
+from sidestack.infra.partitions import LISTS
+from sidestack.infra.snapshot import Dataset, read_dataset, write_snapshot
+from sidestack.infra.stage import StageRun
+from sidestack.infra.tables import daily_tables
+from sidestack.infra.tracking import RunLog
+from sidestack.pipelines.join import join
+from sidestack.pipelines.prepare.config import PrepareConfig
+from sidestack.pipelines.prepare.contract import STORE
+from sidestack.pipelines.prepare.stage import prepare
+from sidestack.pipelines.prepare.synthetic import Synthetic
 
 FIRST_DAY = date(2024, 1, 1)
 TRAIN_DAYS = 8

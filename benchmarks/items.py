@@ -9,21 +9,21 @@ import pyarrow as pa
 import torch
 import yaml
 
-from encoder.bundle import save_bundle
-from encoder.config import EncoderConfig, NetworkConfig
-from encoder.fusion import VQFusion
-from encoder.signals import SignalBatch, SignalSpec, chosen_signals
-from infra import store
-from infra.commit import committing, is_committed
-from infra.config import digest
-from infra.distributed import World
-from infra.errors import ConfigError
-from infra.parquet import read_row_group, row_groups
-from infra.record import CONFIG_FILE
-from infra.snapshot import Dataset
-from infra.store import Store
-from infra.tables import DatasetSpec, item_schema
-from pipelines.prepare.dataset import STORE
+from sidestack.encoder.bundle import save_bundle
+from sidestack.encoder.config import EncoderConfig, NetworkConfig
+from sidestack.encoder.fusion import VQFusion
+from sidestack.encoder.signals import SignalBatch, SignalSpec, chosen_signals
+from sidestack.infra import store
+from sidestack.infra.commit import committing, is_committed
+from sidestack.infra.config import digest
+from sidestack.infra.distributed import World
+from sidestack.infra.errors import ConfigError
+from sidestack.infra.parquet import read_row_group, row_groups
+from sidestack.infra.record import CONFIG_FILE
+from sidestack.infra.snapshot import Dataset
+from sidestack.infra.store import Store
+from sidestack.infra.tables import DatasetSpec, item_schema
+from sidestack.pipelines.prepare.contract import STORE
 
 DIM, CATEGORIES = 64, 1000
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), backend="gloo")

@@ -16,15 +16,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.goals import goal, publish
-from benchmarks.items import ALONE, random_batch, write_encoder, write_items
-from benchmarks.record import results_folder
-from benchmarks.timing import Contestant, Finished, Spread, Times, run_program, spread, take_turns, threads
-from encoder.bundle import load_bundle
-from encoder.config import EncoderConfig
-from encoder.materialize import encode
-from infra.snapshot import read_dataset
-from pipelines.prepare.dataset import STORE
+from sidestack.benchmarks.goals import goal, publish
+from sidestack.benchmarks.items import ALONE, random_batch, write_encoder, write_items
+from sidestack.benchmarks.record import results_folder
+from sidestack.benchmarks.timing import Contestant, Finished, Spread, Times, run_program, spread, take_turns, threads
+from sidestack.encoder.bundle import load_bundle
+from sidestack.encoder.config import EncoderConfig
+from sidestack.encoder.encoding import encode
+from sidestack.infra.snapshot import read_dataset
+from sidestack.pipelines.prepare.contract import STORE
 
 COLUMNS = {
     "what": "", "rows": ",d", "rows_per_second": ",.0f", "low": ",.0f", "high": ",.0f", "peak_mib": ".0f",
@@ -136,7 +136,7 @@ def run_stage(folder: Path, dataset: str) -> Stage:
     config, out, store = folder / "config.yaml", folder / "out", folder / STORE
     config.write_text("materialize: {prefix_lengths: {sid: [5, 10]}}\n", encoding="utf-8")
     program = run_program(
-        [sys.executable, "-m", "encoder.materialize", "--config", str(config), "--out", str(out),
+        [sys.executable, "-m", "sidestack.encoder.materialize", "--config", str(config), "--out", str(out),
          "--input", f"dataset={folder / dataset}", "--input", f"encoder.sid={folder / 'encoder'}"],
         {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip

@@ -21,14 +21,14 @@ from matplotlib import image
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks import record
-from benchmarks.items import read_items
-from benchmarks.quantizers.corpora import distinct_rows
-from benchmarks.quantizers.measures import nearest, side_vectors, unit
-from encoder.bundle import EncoderBundle, load_bundle
-from encoder.signals import signal_batch
-from infra.errors import ConfigError, DataError, SidestackError
-from infra.snapshot import read_dataset
+from sidestack.benchmarks import record
+from sidestack.benchmarks.items import read_items
+from sidestack.benchmarks.quantizers.corpora import distinct_rows
+from sidestack.benchmarks.quantizers.measures import nearest, side_vectors, unit
+from sidestack.encoder.bundle import EncoderBundle, load_bundle
+from sidestack.encoder.signals import signal_batch
+from sidestack.infra.errors import ConfigError, DataError, SidestackError
+from sidestack.infra.snapshot import read_dataset
 
 matplotlib.use("agg")
 

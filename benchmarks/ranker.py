@@ -22,11 +22,11 @@ import pyarrow.parquet as pq
 from fbgemm_gpu.split_table_batched_embeddings_ops_common import PoolingMode
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
-from benchmarks.events import IMPRESSIONS, NUM_ITEMS, write_events
-from benchmarks.goals import Measured, goal, publish_tables
-from benchmarks.golden_example import golden_batch, golden_dlrm, golden_pipeline, our_network, our_pipeline
-from benchmarks.record import Row, results_folder
-from benchmarks.timing import (
+from sidestack.benchmarks.events import IMPRESSIONS, NUM_ITEMS, write_events
+from sidestack.benchmarks.goals import Measured, goal, publish_tables
+from sidestack.benchmarks.golden_example import golden_batch, golden_dlrm, golden_pipeline, our_network, our_pipeline
+from sidestack.benchmarks.record import Row, results_folder
+from sidestack.benchmarks.timing import (
     RATES,
     Contestant,
     Spread,
@@ -37,22 +37,32 @@ from benchmarks.timing import (
     take_turns,
     threads,
 )
-from benchmarks.trial import ARMS, DEFAULT_MODEL, PARTS, StepParts, Trial, config_of, kernels, progress, training_split
-from infra.config import plain, to_yaml
-from infra.distributed import World, started
-from infra.impressions import columns_by_table
-from infra.lanes import LaneReader
-from infra.parquet import RowGroup, row_groups
-from infra.prefetch import prefetched
-from infra.snapshot import Dataset
-from infra.stage import quiet
-from ranker.batch import RankerBatch
-from ranker.config import ModelConfig
-from ranker.cost import count_flops
-from ranker.fit import UNTIMED_STEPS, Progress
-from ranker.kernels import BagsOfOne
-from ranker.newest import NewestEntries
-from ranker.reader import Split, ranker_batches
+from sidestack.benchmarks.trial import (
+    ARMS,
+    DEFAULT_MODEL,
+    PARTS,
+    StepParts,
+    Trial,
+    config_of,
+    kernels,
+    progress,
+    training_split,
+)
+from sidestack.infra.config import plain, to_yaml
+from sidestack.infra.distributed import World, started
+from sidestack.infra.impressions import columns_by_table
+from sidestack.infra.parquet import RowGroup, row_groups
+from sidestack.infra.prefetch import prefetched
+from sidestack.infra.snapshot import Dataset
+from sidestack.infra.stage import quiet
+from sidestack.ranker.batch import RankerBatch
+from sidestack.ranker.config import ModelConfig
+from sidestack.ranker.cost import count_flops
+from sidestack.ranker.cpu_sequence_lookup import BagsOfOne
+from sidestack.ranker.fit import UNTIMED_STEPS
+from sidestack.ranker.newest import NewestEntries
+from sidestack.ranker.progress import Progress
+from sidestack.ranker.reader import Split, ranker_batches
 
 BATCH = config_of("none").training.batch_size
 READ_ARMS = ("none", "sid_ngram", "side")
@@ -198,8 +208,8 @@ def read(split: Split, arm: str, world: World, epochs: int) -> None:
 def stream(split: Split, arm: str, world: World, epochs: int = 1) -> Iterator[RankerBatch]:
     """Return the batches of epochs one after another, made in a thread."""
     reader = split.open(config_of(arm).training, world, is_training=True)
-    batches = ranker_batches(reader, range(epochs), 0, split.features, NewestEntries(), world, lambda _: None)
-    return prefetched(batches, depth=2)
+    batches = ranker_batches(reader, range(epochs), 0, split.features, NewestEntries(), world)
+    return prefetched(batches, depth=3)
 
 
 def step_parts(dataset: Dataset, world: World, sizes: Sizes) -> Part:
@@ -306,9 +316,9 @@ def _flops(work: Callable[[], None]) -> int:
 class ReadByItself(Progress):
     """Batches put together and converted by the thread that trains; row groups are read ahead all the same."""
 
-    def batches(self, reader: LaneReader, epoch: int, start: int) -> Iterator[RankerBatch]:
+    def ahead(self, batches: Iterator[RankerBatch]) -> Iterator[RankerBatch]:
         """Read and convert batches when they are asked for."""
-        return self.converted(reader, epoch, start)
+        return batches
 
 
 def ladder(dataset: Dataset, world: World, sizes: Sizes) -> Part:
@@ -332,7 +342,7 @@ def ladder(dataset: Dataset, world: World, sizes: Sizes) -> Part:
 
 
 def use_unpooled_kernels(trial: Trial) -> None:
-    """Undo `ranker.kernels.speed_up_sequences`."""
+    """Undo `ranker.cpu_sequence_lookup.speed_up_sequences`."""
     for kernel in kernels(trial.sharded):
         if isinstance(kernel.forward, BagsOfOne):
             del kernel.forward
@@ -347,7 +357,8 @@ def by_ranks(dataset: Dataset, sizes: Sizes, folder: Path) -> Part:
     for ranks in sizes.ranks:
         run_program(
             [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m",
-             "ranker.train", "--config", str(config), "--input", f"dataset={dataset.path}", "--out", str(out)],
+             "sidestack.ranker.train", "--config", str(config), "--input", f"dataset={dataset.path}",
+             "--out", str(out)],
             {"OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))

@@ -23,12 +23,20 @@ from typing import Any, get_args
 
 import numpy as np
 
-from benchmarks.record import Row, markdown_table, print_table, results_folder, source, write_results, yes_or_no
-from benchmarks.scoring_server import Program, ScoringServer, resident_mib, serving
-from benchmarks.serving import percentiles
-from infra.scoring_app import load_answers
-from infra.sealed import unsealed
-from ranker.serving.config import MODEL_FOLDER, SERVED_FILE, ServedConfig
+from sidestack.benchmarks.record import (
+    Row,
+    markdown_table,
+    print_table,
+    results_folder,
+    source,
+    write_results,
+    yes_or_no,
+)
+from sidestack.benchmarks.scoring_server import Program, ScoringServer, resident_mib, serving
+from sidestack.benchmarks.serving import percentiles
+from sidestack.infra.scoring_app import load_answers
+from sidestack.infra.sealed import unsealed
+from sidestack.ranker.serving.config import MODEL_FOLDER, SERVED_FILE, ServedConfig
 
 CANDIDATES = 500
 GOALS_MS = {32: 40.0, 1000: 60.0}
@@ -53,7 +61,7 @@ process" calls the loaded model with values as JSON holds them; its memory inclu
 servers with one worker on loopback, and include reading and writing JSON. A process uses one thread of torch. Memory is
 resident memory after all requests, those of all clients among them; the goal is `infra.serve`'s.
 """
-_IMPORTS = ("torch", "pyarrow", "infra.scoring_app", "ranker.serving.model", "mlflow.pyfunc")
+_IMPORTS = ("torch", "pyarrow", "sidestack.infra.scoring_app", "sidestack.ranker.serving.model", "mlflow.pyfunc")
 """In this order; `infra.serve` imports all but the last."""
 _DIFFERENT = 16
 _PACKAGES = ("mlflow", "torch")

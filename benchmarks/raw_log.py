@@ -15,20 +15,20 @@ from typing import Any
 
 import duckdb
 
-from benchmarks.goals import goal, publish
-from benchmarks.items import ALONE
-from benchmarks.record import Row, results_folder
-from benchmarks.timing import Spread, own_peak_bytes
-from infra.commit import committing
-from infra.config import parse, plain
-from infra.stage import StageRun
-from infra.tracking import RunLog
-from pipelines.check.profile import faults, profile
-from pipelines.prepare.config import PrepareConfig
-from pipelines.prepare.log.config import Log
-from pipelines.prepare.log.files import raw_files
-from pipelines.prepare.log.on_duckdb import database
-from pipelines.prepare.stage import prepare
+from sidestack.benchmarks.goals import goal, publish
+from sidestack.benchmarks.items import ALONE
+from sidestack.benchmarks.record import Row, results_folder
+from sidestack.benchmarks.timing import Spread, own_peak_bytes
+from sidestack.infra.commit import committing
+from sidestack.infra.config import parse, plain
+from sidestack.infra.stage import StageRun
+from sidestack.infra.tracking import RunLog
+from sidestack.pipelines.check.profile import faults, profile
+from sidestack.pipelines.prepare.config import PrepareConfig
+from sidestack.pipelines.prepare.log.files import raw_files
+from sidestack.pipelines.prepare.log.on_duckdb import database
+from sidestack.pipelines.prepare.log.source import Log
+from sidestack.pipelines.prepare.stage import prepare
 
 FIRST = date(2024, 1, 1)
 WORDS = """

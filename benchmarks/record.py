@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from infra.console import wide_console
+from sidestack.infra.console import wide_console
 
-RESULTS = Path(__file__).parents[1] / "docs" / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 QUICK_RESULTS = Path("runs/benchmarks/quick")
 
 Row = Mapping[str, Any]

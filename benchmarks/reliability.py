@@ -12,7 +12,7 @@ from statistics import median
 from typing import NamedTuple
 from xml.etree import ElementTree
 
-from benchmarks.record import RESULTS, Row, markdown_table, print_table, source, write_results
+from sidestack.benchmarks.record import RESULTS, Row, markdown_table, print_table, source, write_results
 
 COLUMNS = {
     "fault": "", "tried": "d", "survived": "d", "median_s": ",.1f", "most_s": ",.1f", "seconds_of": "",

@@ -1,7 +1,7 @@
 """What it gives to compute once what a request's impressions share: training, reading, long histories, ranks.
 
 `python -m benchmarks.requests [--quick] [--before CHECKOUT] [--out DIR]`. With `--before`, the training of another
-checkout is timed beside this one's, in a process of its own, on the same dataset.
+checkout is timed beside this one's, in a process of its own, on the same log.
 """
 
 import argparse
@@ -19,11 +19,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.events import IMPRESSIONS, NUM_ITEMS, write_events
-from benchmarks.goals import Measured, goal, publish_tables
-from benchmarks.ranker import read
-from benchmarks.record import Row, results_folder
-from benchmarks.timing import (
+from sidestack.benchmarks.events import IMPRESSIONS, NUM_ITEMS, write_events
+from sidestack.benchmarks.goals import Measured, goal, publish_tables
+from sidestack.benchmarks.ranker import read
+from sidestack.benchmarks.record import Row, results_folder
+from sidestack.benchmarks.timing import (
     RATES,
     Contestant,
     Spread,
@@ -34,16 +34,16 @@ from benchmarks.timing import (
     take_turns,
     threads,
 )
-from benchmarks.trial import PARTS, StepParts, Trial, config_of, training_split
-from infra.distributed import World, started
-from infra.impressions import read_impressions
-from infra.lanes import Batch
-from infra.parquet import TableWriter
-from infra.snapshot import Dataset, read_dataset
-from infra.stage import quiet
-from ranker.batch import RankerBatch
-from ranker.fit import UNTIMED_STEPS
-from ranker.reader import Split, to_ranker_batch
+from sidestack.benchmarks.trial import PARTS, StepParts, Trial, config_of, training_split
+from sidestack.infra.distributed import World, started
+from sidestack.infra.impressions import read_impressions
+from sidestack.infra.lanes import Batch
+from sidestack.infra.parquet import TableWriter
+from sidestack.infra.snapshot import Dataset, read_dataset
+from sidestack.infra.stage import quiet
+from sidestack.ranker.batch import RankerBatch
+from sidestack.ranker.fit import UNTIMED_STEPS
+from sidestack.ranker.reader import Split, to_ranker_batch
 
 ARMS = ("none", "sid_ngram", "side", "dense")
 PIECES = {"one by one": 1, "4 together": 4, "whole requests": None}
@@ -121,7 +121,7 @@ def main() -> None:
             parts = [training(dataset, world, sizes), reading(dataset, world, sizes, Path(folder))]
             parts.append(long_histories(dataset, world, sizes))
         if arguments.before:
-            parts.insert(1, beside(dataset, arguments.before, sizes))
+            parts.insert(1, beside(arguments.before, sizes, Path(folder)))
         if sizes.ranks:
             parts += by_ranks(dataset, sizes)
     tables, goals = [table for table, _ in parts], [row for _, found in parts for row in found]
@@ -151,10 +151,10 @@ _STEPS_OF_BEFORE = """
 import sys, time
 from pathlib import Path
 import torch
-from benchmarks.trial import Trial
-from infra.distributed import started
-from infra.snapshot import read_dataset
-from infra.stage import quiet
+from sidestack.benchmarks.trial import Trial
+from sidestack.infra.distributed import started
+from sidestack.infra.snapshot import read_dataset
+from sidestack.infra.stage import quiet
 quiet(); torch.set_num_threads(1)
 with started() as world:
     trial = Trial(read_dataset(Path(sys.argv[1])), sys.argv[2], world)
@@ -165,18 +165,48 @@ print(seconds)
 """
 
 
-def beside(dataset: Dataset, before: Path, sizes: Sizes) -> Part:
-    """Train the arms of this checkout and of another, in turns."""
+_EVENTS_OF_BEFORE = """
+import sys
+from pathlib import Path
+from sidestack.benchmarks.events import write_events
+write_events(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+"""
+
+
+def of_checkout(program: str, checkout: Path) -> str:
+    """Return a program with the names that modules have in a checkout; in version 0.2.0 they are below no package."""
+    return program if (checkout / "sidestack").is_dir() else program.replace("from sidestack.", "from ")
+
+
+def beside(before: Path, sizes: Sizes, folder: Path) -> Part:
+    """Train the arms of this checkout and of another, in turns, each on the same log in tables of its own format."""
     rows, goals = [], []
-    checkouts, steps = {"before": before, "now": Path(__file__).parents[1]}, 4 * sizes.steps
+    checkouts, steps = {"before": before.resolve(), "now": Path(__file__).resolve().parents[1]}, 4 * sizes.steps
+    for name, checkout in checkouts.items():
+        (folder / name).mkdir()
+        command = [
+            sys.executable,
+            "-c",
+            of_checkout(_EVENTS_OF_BEFORE, checkout),
+            str(folder / name),
+            str(sizes.days),
+            str(sizes.items),
+        ]
+        run_program(command, {"PYTHONPATH": str(checkout)}, checkout)
     for arm in ARMS:
         found: dict[str, list[float]] = {name: [] for name in checkouts}
         for _ in range(max(sizes.rounds // 2, 1)):
             for name, checkout in checkouts.items():
-                # -P: or this checkout, which is where the process starts, would be imported in the other's place.
-                command = [sys.executable, "-P", "-c", _STEPS_OF_BEFORE, str(dataset.path), arm, str(steps)]
-                where = {"PYTHONPATH": str(checkout.resolve()), "OMP_NUM_THREADS": "1"}
-                seconds = float(run_program(command, where).said.split()[-1])
+                command = [
+                    sys.executable,
+                    "-c",
+                    of_checkout(_STEPS_OF_BEFORE, checkout),
+                    str(folder / name / "dataset"),
+                    arm,
+                    str(steps),
+                ]
+                where = {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
+                seconds = float(run_program(command, where, checkout).said.split()[-1])
                 found[name].append(steps * BATCH / seconds)
         ratio = spread(np.divide(found["now"], found["before"]))
         rows += [{"arm": arm, "what": name, **rates(spread(each))} for name, each in found.items()]
@@ -274,7 +304,8 @@ def by_ranks(dataset: Dataset, sizes: Sizes) -> list[Part]:
     for ranks, batch in [(number, BATCH * times) for number in sizes.ranks for times in sorted({1, number})]:
         finished = run_program(
             [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m",
-             "benchmarks.requests", "--steps-of", str(dataset.path), "side", str(8 * sizes.steps), str(batch)],
+             "sidestack.benchmarks.requests", "--steps-of", str(dataset.path), "side", str(8 * sizes.steps),
+             str(batch)],
             {"OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         (found,) = (json.loads(line) for line in finished.said.splitlines() if line.startswith("{"))

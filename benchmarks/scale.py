@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import RESULTS, markdown_table
-from encoder.budget import decide
-from encoder.config import EncoderConfig
-from encoder.sid import SidSpec
+from sidestack.benchmarks.record import RESULTS, markdown_table
+from sidestack.encoder.budget import decide
+from sidestack.encoder.config import EncoderConfig
+from sidestack.encoder.sid.spec import SidSpec
 
 PAGE = RESULTS.parent / "scale.md"
 GPU_RESULTS = RESULTS / "gpu"

@@ -108,7 +108,7 @@ def serving(
     # MLflow's launcher looks for uvicorn on the path.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     if program == "infra.serve":
-        command = ["infra.serve", "--model", str(model), "--host", HOST, "--port", str(port)]
+        command = ["sidestack.infra.serve", "--model", str(model), "--host", HOST, "--port", str(port)]
     else:
         command = ["mlflow", "models", "serve", "-m", str(model), "--env-manager", "local"]
         command += ["-h", HOST, "-p", str(port), "-w", "1"]

@@ -20,16 +20,24 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
-from benchmarks.items import DEFAULT_SIGNALS
-from benchmarks.record import Row, markdown_table, print_table, results_folder, source, write_results, yes_or_no
-from benchmarks.scoring_server import Program, resident_mib, serving
-from encoder.bundle import load_bundle, save_bundle
-from encoder.config import EncoderConfig
-from encoder.export import save_model
-from encoder.fusion import VQFusion
-from encoder.serving import Item, ServedConfig
-from encoder.signals import SignalSpec
-from infra.scoring_app import load_answers
+from sidestack.benchmarks.items import DEFAULT_SIGNALS
+from sidestack.benchmarks.record import (
+    Row,
+    markdown_table,
+    print_table,
+    results_folder,
+    source,
+    write_results,
+    yes_or_no,
+)
+from sidestack.benchmarks.scoring_server import Program, resident_mib, serving
+from sidestack.encoder.bundle import load_bundle, save_bundle
+from sidestack.encoder.config import EncoderConfig
+from sidestack.encoder.export import save_model
+from sidestack.encoder.fusion import VQFusion
+from sidestack.encoder.serving import Item, ServedConfig
+from sidestack.encoder.signals import SignalSpec
+from sidestack.infra.scoring_app import load_answers
 
 GOALS_MS = {1: 20.0, 256: 100.0}
 """99th percentile in process, by items a request."""

@@ -19,15 +19,15 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.items import items_spec
-from benchmarks.record import Row, markdown_table, print_table, results_folder, source, write_results
-from encoder.sid import SidSpec
-from infra.tables import TaskSpec
-from ranker.config import RankerConfig
-from ranker.features import ArmFeatures, arm_features
-from ranker.frozen import Frozen
-from ranker.id_tables import collision_share
-from ranker.planner import unsharded_model
+from sidestack.benchmarks.items import items_spec
+from sidestack.benchmarks.record import Row, markdown_table, print_table, results_folder, source, write_results
+from sidestack.encoder.sid.spec import SidSpec
+from sidestack.infra.tables import TaskSpec
+from sidestack.ranker.config import RankerConfig
+from sidestack.ranker.constants import ModelConstants
+from sidestack.ranker.features import ArmFeatures, arm_features
+from sidestack.ranker.id_tables import collision_share
+from sidestack.ranker.planner import unsharded_model
 
 Ids = npt.NDArray[np.int64]
 
@@ -141,7 +141,7 @@ def side_bytes() -> int:
     """Return the bytes that `side` has beyond `none`: weights, and the constants of the unpacking."""
 
     def held(arm: str) -> int:
-        body = unsharded_model(features_of(arm), config_of(arm), torch.device("meta"), Frozen()).body
+        body = unsharded_model(features_of(arm), config_of(arm), torch.device("meta"), ModelConstants()).body
         return sum(tensor.nbytes for tensor in (*body.parameters(), *body.buffers()))
 
     return held("side") - held("none")

@@ -16,12 +16,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from benchmarks.goals import goal, publish
-from benchmarks.record import Row, results_folder
-from benchmarks.timing import Spread, peak_bytes
-from infra.lanes import LaneReader
-from infra.parquet import RowGroup, TableWriter
-from infra.rows import OPENING_THREADS, CountedFile, FileRows
+from sidestack.benchmarks.goals import goal, publish
+from sidestack.benchmarks.record import Row, results_folder
+from sidestack.benchmarks.timing import Spread, peak_bytes
+from sidestack.infra.lanes import LaneReader
+from sidestack.infra.parquet import RowGroup, TableWriter
+from sidestack.infra.rows import OPENING_THREADS, CountedFile, FileRows
 
 RANK, RANKS, BATCH = 3, 8, 1024
 NUM_COLUMNS, REQUEST_ROWS, KEEP_ROWS = 40, 20, 64

@@ -17,16 +17,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, embedding
 
-from benchmarks.record import Row, markdown_table, print_table, results_folder, source, write_results
-from encoder.sid import SidSpec
-from infra.tables import DatasetSpec, TaskSpec
-from ranker.body import Body
-from ranker.config import RankerConfig
-from ranker.features import ArmFeatures, arm_features
-from ranker.frozen import Frozen
-from ranker.initial import fill_dense
-from ranker.inputs import ModelInputs, Vectors
-from ranker.layout import history_layout
+from sidestack.benchmarks.record import Row, markdown_table, print_table, results_folder, source, write_results
+from sidestack.encoder.sid.spec import SidSpec
+from sidestack.infra.tables import DatasetSpec, TaskSpec
+from sidestack.ranker.body import Body
+from sidestack.ranker.config import RankerConfig
+from sidestack.ranker.constants import ModelConstants
+from sidestack.ranker.features import ArmFeatures, arm_features
+from sidestack.ranker.initial import fill_dense
+from sidestack.ranker.inputs import ModelInputs, Vectors
+from sidestack.ranker.layout import history_layout
 
 ARMS = ("none", "side")
 DAY = date(2024, 1, 1)
@@ -69,7 +69,7 @@ class Trial:
     def __init__(self, arm: str, rows: int, history: int, device: torch.device) -> None:
         self.config = RankerConfig(arm=arm).resolved()
         self.features: ArmFeatures = arm_features(SPEC, self.config, {"sid": SID})
-        body = Body(self.features, self.config, Frozen())
+        body = Body(self.features, self.config, ModelConstants())
         fill_dense(body, seed=0)
         self.body = body.to(device)
         self.optimizer = torch.optim.Adam(self.body.parameters(), fused=device.type == "cuda")

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from components.torchrun import KEEP_FREED_MEMORY
+from sidestack.components.torchrun import KEEP_FREED_MEMORY
 
 Rounds = Sequence[float] | npt.NDArray[np.float64]
 
@@ -153,16 +153,19 @@ class Finished:
     said: str
 
 
-def run_program(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Finished:
-    """Run a program and its children to the end, quietly.
+def run_program(
+    command: Sequence[str], environment: Mapping[str, str] | None = None, folder: Path | None = None
+) -> Finished:
+    """Run a program and its children to the end, quietly, in a folder or where this one runs.
 
     Raises:
         RuntimeError: it failed; holds what it printed last.
     """
     began = time.perf_counter()
     with subprocess.Popen(
-        list(command), env={**os.environ, **(environment or {})}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    ) as process:
+        list(command), env={**os.environ, **(environment or {})}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        cwd=folder,
+    ) as process:  # fmt: skip
         assert process.stdout is not None
         said = process.stdout.read().decode(errors="replace")
         _, status, usage = os.wait4(process.pid, 0)

@@ -16,14 +16,14 @@ from typing import Any
 
 import torch
 
-from benchmarks.goals import goal, publish
-from benchmarks.items import NETWORKS, items_spec, random_batch, write_items
-from benchmarks.record import results_folder
-from benchmarks.timing import Contestant, Spread, run_program, spread, take_turns, threads
-from encoder.config import EncoderConfig, TrainingConfig
-from encoder.fusion import VQFusion
-from encoder.signals import chosen_signals
-from infra.config import plain, to_yaml
+from sidestack.benchmarks.goals import goal, publish
+from sidestack.benchmarks.items import NETWORKS, items_spec, random_batch, write_items
+from sidestack.benchmarks.record import results_folder
+from sidestack.benchmarks.timing import Contestant, Spread, run_program, spread, take_turns, threads
+from sidestack.encoder.config import EncoderConfig, TrainingConfig
+from sidestack.encoder.fusion import VQFusion
+from sidestack.encoder.signals import chosen_signals
+from sidestack.infra.config import plain, to_yaml
 
 COLUMNS = {
     "what": "", "ranks": "d", "batch": "d", "items_per_second": ",.0f", "wait_share": ".2%", "peak_mib": ".0f",
@@ -112,7 +112,7 @@ def _train(folder: Path, network: str, precision: str, batch: int, ranks: int) -
     out = folder / "out"
     finished = run_program(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m",
-         "encoder.train", "--config", str(folder / "config.yaml"), "--input", f"dataset={folder / 'items'}",
+         "sidestack.encoder.train", "--config", str(folder / "config.yaml"), "--input", f"dataset={folder / 'items'}",
          "--out", str(out)],
         {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip

@@ -11,17 +11,17 @@ from torch import Tensor, nn
 from torchrec.distributed.batched_embedding_kernel import BatchedFusedEmbedding, BatchedFusedEmbeddingBag
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
-from infra.distributed import World
-from infra.lanes import LaneReader
-from infra.snapshot import Dataset
-from ranker.budget import DecidedConfig, DecidedTraining
-from ranker.config import ArmConfig, ModelConfig, RankerConfig
-from ranker.fit import Progress
-from ranker.frozen import read_frozen
-from ranker.newest import NewestEntries
-from ranker.reader import Split, to_ranker_batch
-from ranker.sharding import ShardedRanker, build_sharded
-from ranker.train import open_splits
+from sidestack.infra.distributed import World
+from sidestack.infra.lanes import LaneReader
+from sidestack.infra.snapshot import Dataset
+from sidestack.ranker.budget import DecidedConfig, DecidedTraining
+from sidestack.ranker.config import ArmConfig, ModelConfig, RankerConfig
+from sidestack.ranker.constants import read_constants
+from sidestack.ranker.newest import NewestEntries
+from sidestack.ranker.progress import Progress
+from sidestack.ranker.reader import Split, to_ranker_batch
+from sidestack.ranker.sharding import ShardedRanker, build_sharded
+from sidestack.ranker.train import open_splits
 
 ARMS = {
     name: arm.model_copy(update={"max_rows": 2**18})
@@ -68,7 +68,7 @@ class Trial:
         changes = {"rows_per_request": rows_per_request, "batch_size": batch_size}
         training = config.training.model_copy(update=changes)
         self.dataset, self.config, self.features = dataset, config, split.features
-        self.sharded = build_sharded(split.features, config, world, read_frozen(dataset, split.features))
+        self.sharded = build_sharded(split.features, config, world, read_constants(dataset, split.features.constants))
         self.sharded.model.train()
         self.progress = way(self.sharded, split.features, world, NewestEntries())
         self.pipeline = self.progress.pipeline

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.goals import goal, publish
-from benchmarks.record import results_folder
-from benchmarks.timing import Contestant, Spread, Times, take_turns, thread_numbers, threads
-from encoder.sid import SidSpec
-from ranker.side import SidUnpack
+from sidestack.benchmarks.goals import goal, publish
+from sidestack.benchmarks.record import results_folder
+from sidestack.benchmarks.timing import Contestant, Spread, Times, take_turns, thread_numbers, threads
+from sidestack.encoder.sid.spec import SidSpec
+from sidestack.ranker.contents.side import SidUnpack
 
 SPEC = SidSpec(
     quantizer="structured", levels=3, digits=15, depth=5, groups=3, steps=tuple(0.5**i for i in range(15)),

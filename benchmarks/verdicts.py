@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import binomtest, t
 
-from benchmarks.contest import (
+from sidestack.benchmarks.contest import (
     ENCODER_EPOCHS,
     NUM_CLUSTERS,
     NUM_SUBCLUSTERS,
@@ -27,13 +27,13 @@ from benchmarks.contest import (
     Contest,
     LogSize,
 )
-from benchmarks.goals import Measured, goal, publish_tables
-from benchmarks.record import Row, results_folder, write_results
-from benchmarks.timing import Spread, threads
-from pipelines.prepare.synthetic import NUM_USER_TYPES
-from pipelines.report.comparison import Comparison, TaskResult
-from pipelines.report.verdict import judge
-from ranker.metric_registry import HEADLINE
+from sidestack.benchmarks.goals import Measured, goal, publish_tables
+from sidestack.benchmarks.record import Row, results_folder, write_results
+from sidestack.benchmarks.timing import Spread, threads
+from sidestack.pipelines.prepare.synthetic import NUM_USER_TYPES
+from sidestack.pipelines.report.comparison import Comparison, TaskResult
+from sidestack.pipelines.report.verdict import judge
+from sidestack.ranker.metric_registry import HEADLINE
 
 REPLICATES = 2
 CONFIDENCE = 0.95

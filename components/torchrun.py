@@ -8,8 +8,8 @@ from typing import Any
 
 from torchx import specs
 
-from infra.clusters.config import FIRST_PORT, NUM_PORTS, Resources, load_cluster, metadata_of
-from infra.remote.urls import place, url_of
+from sidestack.infra.clusters.config import FIRST_PORT, NUM_PORTS, Resources, load_cluster, metadata_of
+from sidestack.infra.remote.urls import place, url_of
 
 IMAGE = "sidestack:0.2.0"
 """The container made by `infra/deploy/Dockerfile`; schedulers without containers ignore it."""
@@ -131,6 +131,7 @@ def stage_app(
     overrides: Sequence[str] = (),
     key: str = "",
     parent_run: str = "",
+    profile: int = 0,
 ) -> specs.AppDef:
     """Make the job of one stage.
 
@@ -144,6 +145,7 @@ def stage_app(
         overrides: dotted `section.key=value`.
         key: the stage's key; empty for none.
         parent_run: MLflow run to log under; empty for none.
+        profile: how many steps of a training are traced.
 
     Raises:
         ValueError: `launch.j` is malformed.
@@ -156,6 +158,7 @@ def stage_app(
     arguments += ["--out", out]
     arguments += ["--key", key] if key else []
     arguments += ["--parent-run", parent_run] if parent_run else []
+    arguments += ["--profile", str(profile)] if profile else []
     port = rendezvous_port(out)
     command = [*_torchrun(launch, _log_dir(out), port), "-m", module, *map(quoted, arguments)]
     return app(name, command, launch, port)
@@ -165,7 +168,7 @@ def _log_dir(out: str) -> str:
     """Return the shell's word for the folder of the ranks' logs: of a URL, one in each node's own mirror of it."""
     if url_of(place(out)) is None:
         return quoted(f"{out}.logs")
-    return f'"$$(python -m infra.remote.urls {quoted(out)})".logs'
+    return f'"$$(python -m sidestack.infra.remote.urls {quoted(out)})".logs'
 
 
 def rendezvous_port(out: str) -> int:
@@ -224,7 +227,7 @@ def _torchrun(launch: Launch, log_dir: str, port: int) -> list[str]:
         host = f"$${{{specs.macros.rank0_env}:=localhost}}"
         place = f'"{host}:$${{{RENDEZVOUS_PORT_VARIABLE}:-{port}}}"'
         patience = f"$${{{RENDEZVOUS_SECONDS_VARIABLE}:-{RENDEZVOUS_SECONDS}}}"
-        begin = ["python", "-m", "infra.rendezvous", place, specs.macros.replica_id, "&&", "exec"]
+        begin = ["python", "-m", "sidestack.infra.rendezvous", place, specs.macros.replica_id, "&&", "exec"]
         rendezvous = ["--rdzv-backend", "c10d", "--rdzv-id", specs.macros.app_id, "--rdzv-endpoint", place]
         rendezvous += ["--rdzv-conf", f'"join_timeout={patience},read_timeout={patience}"']
     return [

@@ -8,9 +8,9 @@ from typing import Any
 
 from pydantic import PositiveInt
 
-from encoder.config import EncoderConfig, TrainingConfig
-from infra.budget import batch_size, epochs_for, whole_lanes
-from infra.config import parse, plain
+from sidestack.encoder.config import EncoderConfig, TrainingConfig
+from sidestack.infra.budget import batch_size, epochs_for, whole_lanes
+from sidestack.infra.config import parse, plain
 
 STEPS_AN_EPOCH = 128
 LEAST_BATCH, LARGEST_BATCH = 64, 256

@@ -18,14 +18,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 
-from encoder.config import EncoderConfig
-from encoder.fusion import VQFusion
-from encoder.sid import SidSpec
-from encoder.signals import SignalSpec
-from infra.config import VERSION, Config, digest, parse_written, plain
-from infra.errors import DataError, SpecError
-from infra.tables import read_json
-from infra.tensors import write_tensors
+from sidestack.encoder.config import EncoderConfig
+from sidestack.encoder.fusion import VQFusion
+from sidestack.encoder.sid.spec import SidSpec
+from sidestack.encoder.signals import SignalSpec
+from sidestack.infra.config import VERSION, Config, digest, parse_written, plain
+from sidestack.infra.errors import DataError, SpecError
+from sidestack.infra.tables import read_json
+from sidestack.infra.tensors import write_tensors
 
 ENCODER_FILE = "encoder.json"
 WEIGHTS_FILE = "weights.safetensors"

@@ -4,11 +4,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from encoder.quantizers import QuantizerConfig, StructuredConfig
-from encoder.search import SearchConfig
-from encoder.sid import DEFAULT_NAME, Packing
-from infra.config import Config, Seed
-from infra.tables import Entity
+from sidestack.encoder.quantizers import AnyQuantizer
+from sidestack.encoder.quantizers.structured import StructuredConfig
+from sidestack.encoder.sid.packing import Packing
+from sidestack.encoder.sid.spec import DEFAULT_NAME
+from sidestack.infra.config import Config, Seed
+from sidestack.infra.tables import Entity
 
 ENCODER_INPUT = "encoder."
 """Begins the names of materialize's encoders; what follows is the name of the SIDs that an encoder gives."""
@@ -81,6 +82,15 @@ class TrainingConfig(Config):
     are float32 in any case."""
 
 
+class SearchConfig(Config):
+    """How far digits are searched when items are encoded (`encoder.search`)."""
+
+    rounds: Annotated[int, Field(ge=0)] = 0
+    """Passes over the digits; 0 takes them as they were rounded."""
+    candidates: PositiveInt = 16
+    """Values that a digit tries: those that bring h_hat nearest to h. All, where it has no more."""
+
+
 class EncoderConfig(Config):
     """Section `encoder`: which signals, what network, which quantizer, how trained."""
 
@@ -90,14 +100,14 @@ class EncoderConfig(Config):
     """Weight w_k of every signal's loss; empty: all signals of the entity, embeddings with
     weight 1, categoricals with 0.1 (their cross-entropy is in nats, a cosine loss is below 1)."""
     network: NetworkConfig = NetworkConfig()
-    quantizer: QuantizerConfig = StructuredConfig()
+    quantizer: AnyQuantizer = StructuredConfig()
     training: TrainingConfig = TrainingConfig()
     search: SearchConfig = SearchConfig()
 
     @model_validator(mode="after")
     def _search_has_digits_to_turn(self) -> Self:
-        if self.search.rounds and self.quantizer.kind == "topk_kmeans":
-            raise ValueError("search.rounds: topk_kmeans decodes its first digit alone, there is nothing to search")
+        if self.search.rounds and self.quantizer.not_searched:
+            raise ValueError(f"search.rounds: {self.quantizer.not_searched}")
         return self
 
 

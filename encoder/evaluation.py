@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from encoder.fusion import Answer, VQFusion
-from encoder.quantizers.usage import count_values
-from encoder.sid import SidSpec
-from encoder.signals import SignalBatch, SignalSpec
-from infra.distributed import World, gather, sum_over_ranks
+from sidestack.encoder.fusion import Reconstruction, VQFusion
+from sidestack.encoder.quantizers.usage import count_values
+from sidestack.encoder.sid.spec import SidSpec
+from sidestack.encoder.signals import SignalBatch, SignalSpec
+from sidestack.infra.distributed import World, gather, sum_over_ranks
 
 _ROWS = 1024
 
@@ -66,7 +66,7 @@ def _by_depth(spec: SidSpec, digits_BN: Tensor) -> Iterator[Tensor]:
     return ((depth_N <= depth).expand_as(digits_BN) for depth in range(spec.depth))
 
 
-def _counts(batch: SignalBatch, answer: Answer, signals: SignalSpec) -> Tensor:
+def _counts(batch: SignalBatch, answer: Reconstruction, signals: SignalSpec) -> Tensor:
     """Count the rows that have each signal, and those whose categorical is the likeliest (embeddings: 0); [2, K]."""
     present_K = torch.stack([batch.present[name].sum() for name in signals.names])
     correct_K = torch.zeros_like(present_K)
@@ -117,3 +117,18 @@ def codebook_use(histogram_NL: Tensor) -> dict[str, Any]:
         "dead_levels": dead_N.tolist(),
         "dead_share": (dead_N / radix).tolist(),
     }
+
+
+def as_metrics(measured: dict[str, Any]) -> dict[str, float]:
+    """Return the scalars of an evaluation under the names of the history."""
+    metrics = {"holdout/unique_share": measured["unique_share"]}
+    for name, values in measured["signals"].items():
+        metrics |= {f"holdout/{name}/{what}": value for what, value in values.items()}
+    for prefix in measured["prefixes"]:
+        for name, loss in prefix["loss"].items():
+            metrics[f"holdout/prefix_{prefix['digits']:02d}/{name}/loss"] = loss
+    for what in ("entropy_bits", "perplexity", "dead_levels"):
+        for digit, value in enumerate(measured["digits"][what]):
+            metrics[f"holdout/{what}/{digit:02d}"] = value
+    dead = measured["digits"]["dead_share"]
+    return {**metrics, "holdout/dead_share": sum(dead) / len(dead)}

@@ -12,20 +12,21 @@ from pathlib import Path
 import pyarrow as pa
 import torch
 
-from encoder.bundle import ENCODER_FILE, WEIGHTS_FILE, EncoderBundle, load_bundle
-from encoder.export_config import ExportConfig
-from encoder.published import encoder_of
-from encoder.serving import Answer, Item, ServedConfig, require_same_encoder
-from encoder.sid import DEFAULT_NAME, SidSpec, sid_columns
-from encoder.signals import Precision, stored_precisions
-from infra.config import parse, plain
-from infra.distributed import together
-from infra.errors import SpecError
-from infra.parquet import read_row_group, row_groups
-from infra.registration import registered
-from infra.served import load_served, save_served
-from infra.snapshot import CONTENT, Dataset, read_dataset
-from infra.stage import StageRun, run_stage
+from sidestack.encoder.bundle import ENCODER_FILE, WEIGHTS_FILE, EncoderBundle, load_bundle
+from sidestack.encoder.export_config import ExportConfig
+from sidestack.encoder.published import encoder_of
+from sidestack.encoder.serving import Item, ServedConfig, ServedSid, require_same_encoder
+from sidestack.encoder.sid.columns import sid_columns
+from sidestack.encoder.sid.spec import DEFAULT_NAME, SidSpec
+from sidestack.encoder.signals import Precision, stored_precisions
+from sidestack.infra.config import parse, plain
+from sidestack.infra.distributed import raise_on_all_ranks
+from sidestack.infra.errors import SpecError
+from sidestack.infra.parquet import read_row_group, row_groups
+from sidestack.infra.registration import registered
+from sidestack.infra.served import load_served, save_served
+from sidestack.infra.snapshot import CONTENT, Dataset, read_dataset
+from sidestack.infra.stage import StageRun, run_stage
 
 MODEL_FOLDER = "model"
 CODE = ("encoder", "infra")
@@ -42,7 +43,7 @@ class Reference:
     """
 
     items: list[Item]
-    answers: list[Answer]
+    answers: list[ServedSid]
     spec: SidSpec
     stored: dict[str, Precision]
 
@@ -55,7 +56,7 @@ def export(run: StageRun[ExportConfig]) -> None:
         SpecError: the tables' SIDs are another encoder's, or the saved model gives other SIDs.
         StageError: the registry refuses.
     """
-    with together(run.world, "exporting the model"):
+    with raise_on_all_ranks(run.world, "exporting the model"):
         if run.world.is_main:
             _export(run)
 
@@ -143,7 +144,7 @@ def save_model(path: Path, encoder: Path, config: ServedConfig, example: Item) -
     save_served(
         path,
         Path(__file__).with_name("served_model.py"),
-        "encoder.serving:load_answers",
+        "sidestack.encoder.serving:load_answers",
         artifacts={name: encoder / name for name in (ENCODER_FILE, WEIGHTS_FILE)},
         packages=CODE,
         model_config=plain(config),

@@ -2,7 +2,7 @@
 
 from pydantic import Field, PositiveInt
 
-from infra.config import Config
+from sidestack.infra.config import Config
 
 
 class ExportConfig(Config):

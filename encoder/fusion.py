@@ -6,16 +6,17 @@ x_hat_k = g_k(r(s)), where r mirrors f and g_k mirrors e_k. Everything acts on o
 """
 
 import itertools
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from encoder.config import EncoderConfig, NetworkConfig
-from encoder.quantizers import Quantizer
-from encoder.search import searched
-from encoder.signals import SignalBatch, SignalSpec
+from sidestack.encoder.config import EncoderConfig, NetworkConfig, SearchConfig
+from sidestack.encoder.quantizers import Quantizer
+from sidestack.encoder.search import searched
+from sidestack.encoder.signals import SignalBatch, SignalSpec
 
 
 class Losses(NamedTuple):
@@ -37,7 +38,7 @@ class Losses(NamedTuple):
     digits: Tensor
 
 
-class Answer(NamedTuple):
+class Reconstruction(NamedTuple):
     """What the decoder gives back of a batch.
 
     Attributes:
@@ -179,12 +180,12 @@ class FusionDecoder(nn.Module):
             for number in signals.categoricals.values()
         )
 
-    def forward(self, s_BH: Tensor) -> Answer:
+    def forward(self, s_BH: Tensor) -> Reconstruction:
         """Map s [B, latent_dim] to what it says of every signal."""
         y_BW = self.unmix(s_BH)
         paths = zip(self.embeddings, self.linears, strict=True)
         embeddings = [decode(y_BW) + linear(s_BH) for decode, linear in paths]
-        return Answer(embeddings, [decode(y_BW) for decode in self.categoricals])
+        return Reconstruction(embeddings, [decode(y_BW) for decode in self.categoricals])
 
 
 def _set(linear: nn.Module, weight: Tensor, bias: Tensor) -> None:
@@ -288,14 +289,29 @@ class VQFusion(nn.Module):
         digits_BN = self.quantizer.encode(h_BH)
         if not self.search.rounds:
             return digits_BN
-        return searched(self, batch, self.quantizer.latent(h_BH), digits_BN, self.search)[0]
+        return self.searched(batch, h_BH, digits_BN, self.search)[0]
 
-    def reconstruct(self, digits_BN: Tensor, kept_BN: Tensor | None = None) -> Answer:
+    def searched(
+        self, batch: SignalBatch, h_BH: Tensor, digits_BN: Tensor, search: SearchConfig
+    ) -> tuple[Tensor, Tensor]:
+        """Refine digits by the weighted loss of a row's signals; see `encoder.search.searched`."""
+        bounded_BH = self.quantizer.latent(h_BH)
+        losses_of = partial(self._losses, batch)
+        return searched(self.quantizer, losses_of, bounded_BH, digits_BN, search)
+
+    def _losses(self, batch: SignalBatch, h_hat_BCH: Tensor) -> Tensor:
+        """Return the weighted loss of every row's candidates, [B, C]."""
+        rows, candidates, _ = h_hat_BCH.shape
+        answer = self.decoder(h_hat_BCH.flatten(0, 1))
+        losses_KX = self.row_losses(batch.repeated(candidates), answer)
+        return (self.weights_K @ losses_KX).view(rows, candidates)
+
+    def reconstruct(self, digits_BN: Tensor, kept_BN: Tensor | None = None) -> Reconstruction:
         """Decode digits, or (see `Quantizer.decode`) those of them that are kept, to signals."""
-        answer: Answer = self.decoder(self.quantizer.decode(digits_BN, kept_BN))
+        answer: Reconstruction = self.decoder(self.quantizer.decode(digits_BN, kept_BN))
         return answer
 
-    def row_losses(self, batch: SignalBatch, answer: Answer) -> Tensor:
+    def row_losses(self, batch: SignalBatch, answer: Reconstruction) -> Tensor:
         """Return every signal's loss of every row, [K, B]; 0 where the row does not have the signal."""
         losses = []
         for name, x_hat_BD in zip(self.signals.embeddings, answer.embeddings, strict=True):

@@ -3,9 +3,9 @@
 import numpy as np
 import numpy.typing as npt
 
-from encoder.signals import SignalBatch, SignalSpec, concatenated, signal_batch
-from infra.lanes import LaneReader
-from infra.revisions import Revisions
+from sidestack.encoder.signals import SignalBatch, SignalSpec, concatenated, signal_batch
+from sidestack.infra.lanes import LaneReader
+from sidestack.infra.revisions import Revisions
 
 
 def held_out(item_ids_N: npt.NDArray[np.int64], share: float) -> npt.NDArray[np.bool_]:

@@ -21,16 +21,16 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from encoder.bundle import EncoderBundle, load_bundle
-from encoder.newest import newest_signals
-from encoder.signals import SignalBatch, signal_batch, signal_check
-from infra.commit import fetched
-from infra.console import wide_console
-from infra.errors import DataError, SidestackError
-from infra.parquet import read_row_group, row_groups
-from infra.remote.urls import path_argument
-from infra.snapshot import Dataset, read_dataset
-from infra.stage import quiet
+from sidestack.encoder.bundle import EncoderBundle, load_bundle
+from sidestack.encoder.newest import newest_signals
+from sidestack.encoder.signals import SignalBatch, signal_batch, signal_check
+from sidestack.infra.commit import fetched
+from sidestack.infra.console import wide_console
+from sidestack.infra.errors import DataError, SidestackError
+from sidestack.infra.parquet import read_row_group, row_groups
+from sidestack.infra.remote.urls import path_argument
+from sidestack.infra.snapshot import Dataset, read_dataset
+from sidestack.infra.stage import quiet
 
 Integers = npt.NDArray[np.int64]
 EXAMPLES = 5

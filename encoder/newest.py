@@ -4,13 +4,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from encoder.signals import SignalBatch, SignalSpec, signal_batch, signal_check
-from infra.errors import DataError
-from infra.gather import take_rows
-from infra.revisions import read_revisions
-from infra.rows import FileRows
-from infra.snapshot import CONTENT, Dataset
-from infra.tables import Entity
+from sidestack.encoder.signals import SignalBatch, SignalSpec, signal_batch, signal_check
+from sidestack.infra.errors import DataError
+from sidestack.infra.revisions import read_revisions
+from sidestack.infra.rows import FileRows
+from sidestack.infra.snapshot import CONTENT, Dataset
+from sidestack.infra.tables import Entity
+from sidestack.infra.take import take_rows
 
 Ids = npt.NDArray[np.int64]
 

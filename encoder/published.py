@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from encoder.sid import SidSpec
-from encoder.sid_map import NULL, SidMaps, sid_maps
-from infra.config import parse
-from infra.errors import DataError
-from infra.partitions import PartitionEntry
-from infra.snapshot import CONTENT, Dataset, Encoding, SidSet
+from sidestack.encoder.sid.spec import SidSpec
+from sidestack.encoder.sid_map import NULL, SidMaps, sid_maps
+from sidestack.infra.config import parse
+from sidestack.infra.errors import DataError
+from sidestack.infra.partitions import PartitionEntry
+from sidestack.infra.snapshot import CONTENT, Dataset, Encoding, SidSet
 
 Taken = Mapping[tuple[str, str], PartitionEntry]
 """Partitions of published SIDs by base table and slice."""

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from encoder.bundle import EncoderBundle, load_bundle
-from encoder.config import EncoderConfig
-from encoder.fusion import VQFusion
-from encoder.signals import SignalSpec
-from infra.config import plain
-from infra.errors import ConfigError
+from sidestack.encoder.bundle import EncoderBundle, load_bundle
+from sidestack.encoder.config import EncoderConfig
+from sidestack.encoder.fusion import VQFusion
+from sidestack.encoder.signals import SignalSpec
+from sidestack.infra.config import plain
+from sidestack.infra.errors import ConfigError
 
 
 def open_start(path: Path, config: EncoderConfig, signals: SignalSpec) -> EncoderBundle:

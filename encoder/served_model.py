@@ -10,10 +10,10 @@ from mlflow.models import ModelConfig, set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from pydantic import BaseModel
 
-from encoder.serving import Answer, ServedConfig, answer_type, item_type, load_answers
-from infra.config import parse, plain
-from infra.errors import DataError
-from infra.wrong_input import WrongInput
+from sidestack.encoder.serving import ServedConfig, ServedSid, answer_type, item_type, load_answers
+from sidestack.infra.config import parse, plain
+from sidestack.infra.errors import DataError
+from sidestack.infra.wrong_input import WrongInput
 
 CONFIG = parse(ServedConfig, ModelConfig().to_dict(), "the served model's configuration")
 
@@ -25,7 +25,7 @@ class SidModel(PythonModel):  # type: ignore[misc]
         """Load the weights and hold them against the SIDs' fingerprint."""
         self._answers = load_answers({name: Path(path) for name, path in context.artifacts.items()}, plain(CONFIG))
 
-    def predict(self, model_input: list[BaseModel]) -> list[Answer]:
+    def predict(self, model_input: list[BaseModel]) -> list[ServedSid]:
         """Encode items.
 
         Raises:

@@ -17,16 +17,17 @@ import numpy.typing as npt
 import torch
 from pydantic import BaseModel, ConfigDict, PositiveInt, SkipValidation, create_model
 
-from encoder.bundle import WEIGHTS_FILE, EncoderBundle, load_bundle
-from encoder.materialize import BLOCK_ROWS, encode, one_thread
-from encoder.sid import SidSpec, content_columns
-from encoder.sid_map import NULL
-from encoder.signals import Precision, SignalBatch, SignalSpec
-from infra.config import Config, parse
-from infra.errors import DataError, SpecError, short
+from sidestack.encoder.bundle import WEIGHTS_FILE, EncoderBundle, load_bundle
+from sidestack.encoder.encoding import BLOCK_ROWS, encode, one_thread
+from sidestack.encoder.sid.columns import content_columns
+from sidestack.encoder.sid.spec import SidSpec
+from sidestack.encoder.sid_map import NULL
+from sidestack.encoder.signals import Precision, SignalBatch, SignalSpec
+from sidestack.infra.config import Config, parse
+from sidestack.infra.errors import DataError, SpecError, short
 
 Item = Mapping[str, Any]
-Answer = dict[str, Any]
+ServedSid = dict[str, Any]
 
 EXACT_IN_JSON = 2**53
 """Integers below this are exact for every reader of JSON; many hold a number as a double."""
@@ -116,7 +117,7 @@ class ServedEncoder:
         self._number = str if sid_is_text(config.spec) else int
         self._few = exact_rows(bundle)
 
-    def answers(self, items: Sequence[Item]) -> list[Answer]:
+    def answers(self, items: Sequence[Item]) -> list[ServedSid]:
         """Return SID columns and digits of each item; all None where an item has no signal.
 
         Raises:
@@ -126,7 +127,7 @@ class ServedEncoder:
             raise DataError(f"inputs: {len(items)} items, a request may hold {self._config.max_items}")
         if not items:
             return []
-        ids_NC = self._ids(signal_batch(items, self._config.signals, self._config.stored))
+        ids_NC = self._ids(served_batch(items, self._config.signals, self._config.stored))
         null_N = ids_NC[:, 0] == NULL
         digits_ND = self._config.spec.unpack(torch.from_numpy(np.where(null_N[:, None], 0, ids_NC)))
         rows = zip(ids_NC.tolist(), digits_ND.tolist(), null_N.tolist(), strict=True)
@@ -141,19 +142,21 @@ class ServedEncoder:
         Raises:
             DataError: names item, signal and rule.
         """
-        return self._ids(signal_batch(items, self._config.signals, self._config.stored, places))
+        return self._ids(served_batch(items, self._config.signals, self._config.stored, places))
 
     def _ids(self, batch: SignalBatch) -> npt.NDArray[np.int64]:
         """Return the SIDs that `encode` gives, for few items by a block of few rows."""
         block_rows = self._few if len(batch) <= self._few else BLOCK_ROWS
         return encode(self._bundle, self._config.spec, batch, block_rows)
 
-    def _answer(self, ids: list[int], digits: list[int], is_null: bool) -> Answer:
+    def _answer(self, ids: list[int], digits: list[int], is_null: bool) -> ServedSid:
         sids = {name: None if is_null else self._number(i) for name, i in zip(self._columns, ids, strict=True)}
         return {**sids, "digits": None if is_null else digits}
 
 
-def load_answers(artifacts: Mapping[str, Path], config: Mapping[str, Any]) -> Callable[[Sequence[Any]], list[Answer]]:
+def load_answers(
+    artifacts: Mapping[str, Path], config: Mapping[str, Any]
+) -> Callable[[Sequence[Any]], list[ServedSid]]:
     """Load an exported encoder, and return what answers items; see `ServedEncoder.answers`.
 
     Args:
@@ -198,7 +201,7 @@ def _random_batch(signals: SignalSpec, generator: torch.Generator) -> SignalBatc
     )
 
 
-def signal_batch(
+def served_batch(
     items: Sequence[Item], signals: SignalSpec, stored: Mapping[str, Precision], places: Sequence[str] | None = None
 ) -> SignalBatch:
     """Turn items into tensors.

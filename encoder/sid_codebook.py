@@ -9,9 +9,9 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from encoder.sid import SidSpec
-from infra.errors import DataError, SpecError
-from infra.tensors import write_tensors
+from sidestack.encoder.sid.spec import SidSpec
+from sidestack.infra.errors import DataError, SpecError
+from sidestack.infra.tensors import write_tensors
 
 FOLDER = "codebooks"
 _CODEWORDS = "codewords"

@@ -10,8 +10,10 @@ from typing import Literal
 
 import torch
 
-from encoder.sid import Packing, SidSpec, content_columns, event_columns
-from infra.config import VERSION, Config
+from sidestack.encoder.sid.columns import content_columns, event_columns
+from sidestack.encoder.sid.packing import Packing
+from sidestack.encoder.sid.spec import SidSpec
+from sidestack.infra.config import VERSION, Config
 
 FOLDER = "sids"
 """The folder that has one of its own for each set."""

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from infra.commit import verify_file
-from infra.errors import CommitError
-from infra.partitions import PartitionEntry
+from sidestack.infra.commit import verify_file
+from sidestack.infra.errors import CommitError
+from sidestack.infra.partitions import PartitionEntry
 
 Ids = npt.NDArray[np.int64]
 

@@ -10,13 +10,13 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from infra.checks import check_content
-from infra.config import Config
-from infra.errors import ConfigError, DataError
-from infra.parquet import RowGroup, open_parquet, restored_schema
-from infra.rows import Check
-from infra.snapshot import Dataset
-from infra.tables import DatasetSpec, Entity
+from sidestack.infra.checks import check_content
+from sidestack.infra.config import Config
+from sidestack.infra.errors import ConfigError, DataError
+from sidestack.infra.parquet import RowGroup, open_parquet, restored_schema
+from sidestack.infra.rows import Check
+from sidestack.infra.snapshot import Dataset
+from sidestack.infra.tables import DatasetSpec, Entity
 
 CATEGORICAL_WEIGHT = 0.1
 

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sidestack.infra.distributed import World
+
 Tensors = dict[str, Tensor]
 
 
@@ -59,3 +61,8 @@ def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:
 def part(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:
     """Return the tensors that `prefixed` put under a prefix, under their own names."""
     return {name.removeprefix(f"{prefix}."): x for name, x in tensors.items() if name.startswith(f"{prefix}.")}
+
+
+def seed_rank(seed: int, world: World) -> None:
+    """Seed torch's global generators; ranks differ, or they would hide and shorten the same rows of their batches."""
+    torch.manual_seed(seed + (world.rank << 32))

@@ -5,13 +5,13 @@ import time
 import torch
 from torch import Tensor
 
-from encoder.config import TrainingConfig
-from encoder.evaluation import codebook_use
-from encoder.fusion import Losses
-from encoder.quantizers.usage import count_values
-from encoder.sid import SidSpec
-from infra.distributed import World, sum_over_ranks
-from infra.errors import TrainingError
+from sidestack.encoder.config import TrainingConfig
+from sidestack.encoder.evaluation import codebook_use
+from sidestack.encoder.fusion import Losses
+from sidestack.encoder.quantizers.usage import count_values
+from sidestack.encoder.sid.spec import SidSpec
+from sidestack.infra.distributed import World, sum_over_ranks
+from sidestack.infra.errors import TrainingError
 
 _SCALARS = ("loss", "codebook", "commitment", "gradient_norm", "data_wait_share")
 

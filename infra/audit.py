@@ -14,11 +14,11 @@ from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from typing import Any
 
-from infra.console import wide_console
-from infra.errors import ConfigError, SidestackError
-from infra.licences import Finding, Policy, check_licences, read_policy, unused
+from sidestack.infra.console import wide_console
+from sidestack.infra.errors import ConfigError, SidestackError
+from sidestack.infra.licences import Finding, Policy, check_licences, read_policy, unused
 
-POLICY = Path(__file__).parents[1] / "requirements/licences.yaml"
+POLICY = Path(__file__).resolve().parents[1] / "requirements/licences.yaml"
 
 
 class UnreachableError(SidestackError):

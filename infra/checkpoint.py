@@ -5,9 +5,10 @@ failure, and they are removed once the output is committed. Each one is a commit
 (`infra.commit`), so that it is whole or does not count, and holds safetensors and JSON: no pickle is ever loaded.
 
 On the same machine a resumed run writes the same bytes as one that was never stopped. With another number of ranks or
-threads, another device or torch (`MACHINE`), it takes the same steps and its bits may differ: `Checkpoint.moved` says
-so, and the output's manifest keeps it (`Checkpoints.facts`). A checkpoint of other work (another config, another input)
-is refused, not ignored: it may be hours of somebody's work, and a run that ignored it would overwrite it.
+threads, another device or torch (`MACHINE`), it takes the same steps and its bits may differ:
+`Checkpoint.environment_change` says so, and the output's manifest keeps it (`Checkpoints.facts`). A checkpoint of other
+work (another config, another input) is refused, not ignored: it may be hours of somebody's work, and a run that ignored
+it would overwrite it.
 
 A checkpoint may be written while training goes on: `begin` copies its tensors to the host and has a thread write them,
 `finish` commits what was written. Until then the one before counts.
@@ -33,14 +34,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from infra.commit import MANIFEST, Manifest, committing, is_committed, read_manifest, verify
-from infra.config import Config, digest, parse_written
-from infra.distributed import World, broadcast, together
-from infra.errors import CommitError, ConfigError, StageError
-from infra.remote.copies import folders, remove_folder
-from infra.shards import Shard, Shards
-from infra.state import read_state, write_state
-from infra.tensors import write_tensors
+from sidestack.infra.commit import MANIFEST, Manifest, committing, is_committed, read_manifest, verify
+from sidestack.infra.config import Config, digest, parse_written
+from sidestack.infra.distributed import World, broadcast, raise_on_all_ranks
+from sidestack.infra.errors import CommitError, ConfigError, StageError
+from sidestack.infra.remote.copies import folders, remove_folder
+from sidestack.infra.shards import Shard, Shards
+from sidestack.infra.state import read_state, write_state
+from sidestack.infra.tensors import write_tensors
 
 VALUES_FILE = "values.json"
 MACHINE = ("ranks", "device", "torch", "threads")
@@ -59,7 +60,7 @@ class Checkpoint:
         own: this rank's own tensors; `load` returns none where the number of ranks or the device is another one.
         values: JSON-ready values; rank 0's are kept.
         shards: tensors that are spread over the ranks. `load` fills the parts this rank holds in place.
-        moved: what of the machine is not as it was, such as `ranks`; see `MACHINE`.
+        environment_change: what of the machine is not as it was, such as `ranks`; see `MACHINE`.
         altered: later checkpoints whose files were altered, which `load` passed over and removed.
     """
 
@@ -68,7 +69,7 @@ class Checkpoint:
     own: dict[str, Tensor]
     values: dict[str, Any]
     shards: Shards = field(default_factory=dict)
-    moved: tuple[str, ...] = ()
+    environment_change: tuple[str, ...] = ()
     altered: tuple[str, ...] = ()
 
     def told(self, stage: str, step: int, num_steps: int, differs: str) -> str:
@@ -79,8 +80,9 @@ class Checkpoint:
             differs: what may differ from an undisturbed training's where the machine is another.
         """
         altered = f"{stage}: altered, and passed over: {', '.join(self.altered)}\n" if self.altered else ""
-        moved = f", with other {', '.join(self.moved)}: {differs} may differ" if self.moved else ""
-        return f"{altered}{stage}: goes on from the checkpoint at step {step} of {num_steps}{moved}"
+        others = ", ".join(self.environment_change)
+        changed = f", with other {others}: {differs} may differ" if others else ""
+        return f"{altered}{stage}: goes on from the checkpoint at step {step} of {num_steps}{changed}"
 
     def on_host(self) -> "Checkpoint":
         """Return a copy whose tensors are on the host, and change no more with training."""
@@ -117,7 +119,7 @@ class Checkpoints:
         machine["threads"] = torch.get_num_threads()  # in how many parts a sum is added up
         self.work = {**work, "config": digest(config), **machine}
         self.keeps = keeps
-        self._moved: set[str] = set()
+        self._changed: set[str] = set()
         self._are_ours = False
         self._begun: _Begun | None = None
 
@@ -188,7 +190,7 @@ class Checkpoints:
         write_tensors(checkpoint.own, out / _own_file(self.world.rank))
         write_state(out, checkpoint.shared, checkpoint.shards, self.world.rank)
         if self.world.is_main:
-            values = json.dumps({"step": checkpoint.step, "moved": sorted(self._moved), **checkpoint.values})
+            values = json.dumps({"step": checkpoint.step, "moved": sorted(self._changed), **checkpoint.values})
             (out / VALUES_FILE).write_text(values, encoding="utf-8")
 
     def keep(self, step: int, every: int, end: int, state: Callable[[], Checkpoint]) -> None:
@@ -209,7 +211,7 @@ class Checkpoints:
     @property
     def facts(self) -> dict[str, Any]:
         """What an output's manifest says of its checkpoints: with which other machine the work was resumed, if ever."""
-        return {"resumed_with_other": sorted(self._moved)} if self._moved else {}
+        return {"resumed_with_other": sorted(self._changed)} if self._changed else {}
 
     def load(self, shards: Shards | None = None) -> Checkpoint | None:
         """Return the last checkpoint that was committed; None where there is none.
@@ -221,17 +223,17 @@ class Checkpoints:
             CommitError: it is of other work, was altered and there is none before it, or its config cannot be read by
                 this version; nothing is removed then.
         """
-        with together(self.world.committing, f"listing {self.path}"):
+        with raise_on_all_ranks(self.world.committing, f"listing {self.path}"):
             committed = sorted(self._committed(), reverse=True)
         for number, entry in enumerate(committed):
             try:
-                with together(self.world.committing, f"verifying {entry}"):
+                with raise_on_all_ranks(self.world.committing, f"verifying {entry}"):
                     manifest = self._verified(entry)
             except (CommitError, StageError):
                 if entry == committed[-1]:
                     raise
                 continue
-            with together(self.world.committing, f"reading {entry}"):
+            with raise_on_all_ranks(self.world.committing, f"reading {entry}"):
                 found = self._read(entry, manifest, shards or {})
             self._are_ours = True
             self._remove_after(entry)
@@ -248,7 +250,7 @@ class Checkpoints:
 
     def _remove_after(self, loaded: Path) -> None:
         """Remove what lies after a checkpoint: the run reaches those steps again, and would find their places taken."""
-        with together(self.world.committing, f"removing what lies after {loaded}"):
+        with raise_on_all_ranks(self.world.committing, f"removing what lies after {loaded}"):
             after = {*self.path.glob("step-*"), *self._committed()} if self.world.is_main else set()
             for entry in after:
                 if entry.name <= loaded.name:
@@ -288,7 +290,7 @@ class Checkpoints:
 
     def _read(self, path: Path, manifest: Manifest, shards: Shards) -> Checkpoint:
         facts = self._facts(path, manifest)
-        moved = []
+        changed = []
         for name in sorted(facts.keys() | self.work.keys()):
             found, wanted = facts.get(name), self.work.get(name)
             if found == wanted:
@@ -298,13 +300,13 @@ class Checkpoints:
                     f"{self.path}: is a checkpoint of other work ({name}: {found!r} there, {wanted!r} here); start that"
                     " work again to resume it, or remove the directory to begin anew"
                 )
-            moved.append(name)
+            changed.append(name)
         try:
             shared = read_state(path, shards)
-            own = {} if {"ranks", "device"} & {*moved} else load_file(path / _own_file(self.world.rank))
+            own = {} if {"ranks", "device"} & {*changed} else load_file(path / _own_file(self.world.rank))
             values = json.loads((path / VALUES_FILE).read_text(encoding="utf-8"))
-            self._moved = {*values.pop("moved", ()), *moved}
-            return Checkpoint(values.pop("step"), shared, own, values, shards, tuple(moved))
+            self._changed = {*values.pop("moved", ()), *changed}
+            return Checkpoint(values.pop("step"), shared, own, values, shards, tuple(changed))
         except (OSError, SafetensorError, ValueError, KeyError) as error:
             raise CommitError(f"{path}: cannot be loaded as a checkpoint of this work: {error}") from error
 

@@ -9,9 +9,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from infra.errors import DataError
-from infra.parquet import RowGroup
-from infra.tables import TIME, ContentSpec, DatasetSpec
+from sidestack.infra.errors import DataError
+from sidestack.infra.parquet import RowGroup
+from sidestack.infra.tables import TIME, ContentSpec, DatasetSpec
 
 
 def check_items(table: pa.Table, spec: DatasetSpec, where: RowGroup) -> None:
@@ -68,7 +68,7 @@ def check_events(table: pa.Table, spec: DatasetSpec, where: RowGroup) -> None:
     check.history(spec.max_history)
 
 
-def require_columns(schema: pa.Schema, expected: pa.Schema, where: RowGroup | Path) -> None:
+def require_typed_columns(schema: pa.Schema, expected: pa.Schema, where: RowGroup | Path) -> None:
     """Check that every column of `expected` is there, with its type (embeddings of any precision).
 
     Raises:

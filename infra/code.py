@@ -1,19 +1,23 @@
 """The digest of code: which source files decided what a stage, or a partition, holds."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from infra.errors import ConfigError
+from sidestack.infra.errors import ConfigError
 
-ROOT = Path(__file__).parents[1]
-"""The folder that holds the packages."""
+ROOT = Path(__file__).resolve().parents[1]
+"""The folder that holds the packages: the checkout, beyond the links in sidestack/, or what is installed."""
 
 DEPLOY, CLUSTERS = "infra/deploy", "infra/clusters"
 """Files for schedulers, which no stage imports: a schedule that changes leaves every key as it is."""
 
 PACKAGES = ("infra", "encoder", "ranker", "pipelines")
 """The packages that stages run."""
+
+OURS = (*PACKAGES, "components", "benchmarks")
+"""All packages of this repository."""
 
 VARIABLE = "SIDESTACK_CODE"
 """The variable in which the driver hands a job the digest of the code that its key names."""
@@ -66,3 +70,18 @@ def python_files(code: Sequence[str], root: Path = ROOT) -> Iterator[Path]:
         for file in files:
             if not any(file.is_relative_to(root / folder) for folder in (DEPLOY, CLUSTERS)):
                 yield file
+
+
+def foreign_code(classes: Iterable[type]) -> dict[str, str]:
+    """Return the digests of the packages, other than ours, that classes come from, by the packages' names.
+
+    What a stage makes depends on them as it does on our files: a quantizer or a source that another package adds.
+    """
+    found = {}
+    for one in classes:
+        name = one.__module__.partition(".")[0]
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if name not in OURS and file is not None:
+            place = Path(file).parent if Path(file).name == "__init__.py" else Path(file)
+            found[name] = code_digest([place.name], place.parent)
+    return dict(sorted(found.items()))

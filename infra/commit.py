@@ -25,7 +25,6 @@ import os
 import shutil
 import socket
 import stat
-import sys
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -38,14 +37,15 @@ from typing import Any, Literal
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from infra.config import Config
-from infra.distributed import ALONE, World, broadcast, gather, together
-from infra.errors import AlreadyCommittedError, CommitError
-from infra.lease import require_lease
-from infra.record import HISTORY_FILE, SUMMARY_FILE
-from infra.remote import copies, trees
-from infra.remote.urls import address, url_of
-from infra.sealed import OWN_DIGEST, sealed, unsealed
+from sidestack.infra.config import Config
+from sidestack.infra.distributed import ALONE, World, broadcast, gather, raise_on_all_ranks
+from sidestack.infra.errors import AlreadyCommittedError, CommitError
+from sidestack.infra.lease import require_lease
+from sidestack.infra.logs import LOG
+from sidestack.infra.record import HISTORY_FILE, SUMMARY_FILE
+from sidestack.infra.remote import copies, trees
+from sidestack.infra.remote.urls import address, url_of
+from sidestack.infra.sealed import OWN_DIGEST, sealed, unsealed
 
 MANIFEST = "manifest.json"
 OWNER = ".owner"
@@ -117,11 +117,10 @@ _said_without_digest: list[str] = []
 def _say_without_digest(file: str) -> None:
     if not _said_without_digest:
         _said_without_digest.append(file)
-        print(
+        LOG.warning(
             f"{file}: was committed by an earlier version, whose manifests hold no digest of themselves: its files are"
-            " checked, an edited key or fact of it is not found; so with others of that version",
-            file=sys.stderr, flush=True,
-        )  # fmt: skip
+            " checked, an edited key or fact of it is not found; so with others of that version"
+        )
 
 
 def is_committed(path: Path) -> bool:
@@ -232,7 +231,7 @@ def fetched(path: Path) -> Path:
     return path
 
 
-def bring(path: Path, *names: str) -> None:
+def fetch_files(path: Path, *names: str) -> None:
     """Have some files of a committed directory on this machine, those of them that it has; no-op for a local path.
 
     Raises:
@@ -288,7 +287,7 @@ def verify_file(path: Path, name: str) -> Manifest:
     try:
         if name not in manifest.files:
             raise CommitError(f"{path / name}: is not in {MANIFEST}")
-        bring(path, name)
+        fetch_files(path, name)
         _require_bytes(path, {name: manifest.files[name]})
     except OSError as error:
         raise CommitError(f"{path / name}: cannot be read: {error.strerror}") from error
@@ -349,28 +348,28 @@ def committing(
     """
     out, world = Path(out).absolute(), world.committing
     is_remote = url_of(out) is not None
-    with together(world, f"opening {out}"):
+    with raise_on_all_ranks(world, f"opening {out}"):
         refuse_taken(out)
         require_lease()
     owner = broadcast(world, uuid.uuid4().hex)
     staging = out.with_name(f".{out.name}.{owner[:8]}.tmp")
     try:
-        with together(world, f"creating {staging}"), _naming_disk_errors(out):
+        with raise_on_all_ranks(world, f"creating {staging}"), _naming_disk_errors(out):
             if world.is_main:
                 make_folder(out.parent)
                 _create(staging, owner)
         if is_remote:
             _create_on_each_node(world, out, staging, owner)
         _require_one_filesystem(world, staging, owner)
-        # Not under `together`: a rank that fails in the body leaves at once, and its launcher ends the others,
-        # which may be waiting for it in a collective of the body.
+        # Not under `raise_on_all_ranks`: a rank that fails in the body leaves at once, and its launcher ends the
+        # others, which may be waiting for it in a collective of the body.
         yield staging
         nodes = gather(world, (staging / OWNER).read_text(encoding="utf-8") if is_remote else owner)
         files, own = _describe_together(world, staging, nodes, written or {})
         if is_remote:
-            with together(world, f"putting {out}"):
+            with raise_on_all_ranks(world, f"putting {out}"):
                 trees.put_files(out, staging, own, _digests(files))
-        with together(world, f"committing {out}"), _naming_disk_errors(out):
+        with raise_on_all_ranks(world, f"committing {out}"), _naming_disk_errors(out):
             if world.is_main:
                 _require_own(staging, owner)
                 require_lease()
@@ -484,7 +483,7 @@ def _create(staging: Path, owner: str) -> None:
 
 def _create_on_each_node(world: World, out: Path, staging: Path, owner: str) -> None:
     """Make the temporary directory on nodes that do not see rank 0's: with a store, they need not share a disk."""
-    with together(world, f"creating {staging} on each node"), _naming_disk_errors(out):
+    with raise_on_all_ranks(world, f"creating {staging} on each node"), _naming_disk_errors(out):
         if world.local_rank == 0 and not _is_own(staging, owner):
             make_folder(out.parent)
             _create(staging, f"{owner} {world.rank}")
@@ -539,20 +538,20 @@ def _describe_together(
     Raises:
         CommitError: a file is not as its writer described it, or two nodes wrote one of the same name.
     """
-    with together(world, f"syncing {staging}"):
+    with raise_on_all_ranks(world, f"syncing {staging}"):
         for name, entry in written.items():
             _check_written(staging / name, entry)
     claimed = gather(world, list(written))
     members = [rank for rank, node in enumerate(nodes) if node == nodes[world.rank]]
     of_node = {name for rank in members for name in claimed[rank]}
-    with together(world, f"listing {staging}"):
+    with raise_on_all_ranks(world, f"listing {staging}"):
         listed = (
             [name for name in regular_files(staging) if name not in {*of_node, OWNER, MANIFEST}]
             if world.rank == members[0]
             else []
         )
     names = gather(world, listed)[members[0]]
-    with together(world, f"hashing {staging}"):
+    with raise_on_all_ranks(world, f"hashing {staging}"):
         described = _describe(staging, names[members.index(world.rank) :: len(members)])
     own = {**written, **described}
     entries = gather(world, own)

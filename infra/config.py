@@ -13,9 +13,11 @@ from typing import Annotated, Any, Self, TypeVar, get_args
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 
-from infra.errors import ConfigError, short
-from infra.remote.copies import read_bytes
+from sidestack.infra.errors import ConfigError, short
+from sidestack.infra.kinds import ByKind
+from sidestack.infra.remote.copies import read_bytes
 
 
 class Config(BaseModel):
@@ -290,9 +292,17 @@ def _known_keys(cls: type[BaseModel], place: Sequence[int | str]) -> set[str]:
     models = {cls}
     for part in place:
         fields = (model.model_fields.get(str(part)) for model in models)
-        inner = {one for field in fields if field is not None for one in _models(field.annotation)}
+        inner = {one for field in fields if field is not None for one in _inner_models(field)}
         models = inner or models  # a key of a dictionary or a place in a list: the model is what it holds
     return {name for model in models for name in model.model_fields}
+
+
+def _inner_models(field: FieldInfo) -> Iterator[type[BaseModel]]:
+    """Yield the models that a field may hold: those in its annotation, and those of its kinds."""
+    yield from _models(field.annotation)
+    for note in field.metadata:
+        if isinstance(note, ByKind):
+            yield from note.kinds().values()
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:

@@ -11,10 +11,12 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from pydantic import PositiveFloat
+from torch.distributed.rendezvous import rendezvous
 
-from infra.config import Config, parse
-from infra.errors import ConfigError, PreemptedError, SidestackError, StageError, TrainingError
-from infra.rank_state import RankState
+from sidestack.infra.config import Config, parse
+from sidestack.infra.errors import ConfigError, PreemptedError, SidestackError, StageError, TrainingError
+from sidestack.infra.logs import LOG
+from sidestack.infra.rank_state import RankState
 
 T = TypeVar("T")
 
@@ -99,6 +101,9 @@ class World:
         return self.commit_group is not None and self.group is self.commit_group
 
 
+JOIN_SECONDS = 30.0
+"""How long a rank that torchrun started asks for torchrun's store."""
+
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), backend="gloo")
 """One process by itself: no function of this module waits for another rank."""
 
@@ -114,13 +119,16 @@ def started(timeouts: Timeouts | None = None) -> Iterator[World]:
 
     Raises:
         ConfigError: fewer GPUs are visible than there are local ranks, or than the job asked for.
+        StageError: torchrun, which started this rank, does not answer.
     """
     timeouts = timeouts or Timeouts()
     # A process of its own keeps its store to itself: a port that was found free may be taken by the time it is used.
-    alone: dict[str, Any] = {}
+    at: dict[str, Any] = {}
     if "MASTER_ADDR" not in os.environ:
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
-        alone = {"store": dist.HashStore(), "rank": 0, "world_size": 1}  # type: ignore[attr-defined]
+        at = {"store": dist.HashStore(), "rank": 0, "world_size": 1}  # type: ignore[attr-defined]
+    elif os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        at = _join_torchrun(timeouts)
     local_rank = int(os.environ["LOCAL_RANK"])
     has_gpu = _require_gpus(int(os.environ["LOCAL_WORLD_SIZE"]))
     backend = "nccl" if has_gpu else "gloo"
@@ -129,13 +137,31 @@ def started(timeouts: Timeouts | None = None) -> Iterator[World]:
         torch.cuda.set_device(device)
     # Under nccl, gloo serves collectives of small Python objects on the CPU.
     backends = "cpu:gloo,cuda:nccl" if has_gpu else "gloo"
-    dist.init_process_group(backends, timeout=timedelta(seconds=timeouts.collective_s), **alone)
+    dist.init_process_group(backends, timeout=timedelta(seconds=timeouts.collective_s), **at)
     try:
         commit_group = dist.new_group(timeout=timedelta(seconds=timeouts.commit_s), backend="gloo")
         world = World(dist.get_rank(), dist.get_world_size(), local_rank, device, backend)
         yield replace(world, commit_group=commit_group)
     finally:
         dist.destroy_process_group()
+
+
+def _join_torchrun(timeouts: Timeouts) -> dict[str, Any]:
+    """Return torchrun's store, this rank and the number of ranks, as `init_process_group` takes them.
+
+    The store is there before torchrun starts a rank. Where it does not answer, torchrun was killed while this rank
+    began, and nobody is left who would end it: `collective_s`, which the ranks have for each other, is too long.
+    """
+    try:
+        store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=JOIN_SECONDS)))
+    except dist.DistError as error:
+        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise StageError(
+            f"host {socket.gethostname()}: torchrun at {address} did not answer for {JOIN_SECONDS:g} s: it was killed,"
+            " or the address cannot be reached from here"
+        ) from error
+    store.set_timeout(timedelta(seconds=timeouts.collective_s))
+    return {"store": store, "rank": rank, "world_size": size}
 
 
 def _require_gpus(ranks: int) -> bool:
@@ -196,27 +222,6 @@ def sum_over_ranks(world: World, values: torch.Tensor) -> torch.Tensor:
     return total
 
 
-def average_gradients(world: World, parameters: Iterable[torch.nn.Parameter], sums: torch.Tensor | None = None) -> None:
-    """Replace every gradient by its mean over ranks; the ranks must have gradients of the same parameters.
-
-    Args:
-        world: the process group. parameters: those with the gradients.
-        sums: a few numbers that are added up over ranks in the same message, in float32, and replaced by their sums.
-
-    One buffer in the parameters' order, not DistributedDataParallel's buckets: those are laid out anew after the first
-    step, by the order in which gradients came, and a ring adds three or more ranks up in the order of the layout. A
-    run that goes on from a checkpoint would then differ in last bits from one that was never stopped.
-    """
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    further = [] if sums is None else [sums.float()]
-    if world.size == 1 or not (gradients or further):
-        return
-    total = sum_over_ranks(world, torch.nn.utils.parameters_to_vector([*gradients, *further]))
-    if sums is not None:
-        sums.copy_(total[len(total) - sums.numel() :].view_as(sums))
-    torch.nn.utils.vector_to_parameters(total / world.size, gradients)
-
-
 def require_same(world: World, value: str, what: str) -> None:
     """Check that a text, such as a digest, is the same on every rank.
 
@@ -230,7 +235,7 @@ def require_same(world: World, value: str, what: str) -> None:
 
 
 @contextlib.contextmanager
-def together(world: World, what: str) -> Iterator[None]:
+def raise_on_all_ranks(world: World, what: str) -> Iterator[None]:
     """Raise on every rank when the body raises on any.
 
     A rank that fails alone would leave the others waiting in their next collective until the timeout. The body
@@ -246,6 +251,7 @@ def together(world: World, what: str) -> Iterator[None]:
         PreemptedError: on every rank; some rank was asked to stop, and this work may be (`RankState.may_stop`).
     """
     failure: Exception | None = None
+    LOG.debug(what)
     with world.state.at(what, world.is_committing):
         try:
             yield
@@ -275,7 +281,7 @@ def lockstep_sums(
         numbers: of an item, float64 [width], on the CPU. width: how many.
 
     Raises:
-        StageError: a rank's source raised, at the item where it did; see `together`.
+        StageError: a rank's source raised, at the item where it did; see `raise_on_all_ranks`.
     """
     source, end = iter(items), object()
 

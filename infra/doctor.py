@@ -142,7 +142,7 @@ def _ranks_add_up(ranks: int, environment: dict[str, str]) -> str:
     """
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
     done = subprocess.run(
-        [*torchrun, "--nproc-per-node", str(ranks), "-m", "infra.doctor", _RANKS],
+        [*torchrun, "--nproc-per-node", str(ranks), "-m", "sidestack.infra.doctor", _RANKS],
         capture_output=True, text=True, timeout=_SECONDS, env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
     )  # fmt: skip
     if done.returncode:
@@ -155,7 +155,7 @@ def _add_up() -> int:
     """Sum over the ranks, as one of them; rank 0 prints the backend and the number of ranks."""
     import torch
 
-    from infra.distributed import Timeouts, started, sum_over_ranks
+    from sidestack.infra.distributed import Timeouts, started, sum_over_ranks
 
     with started(Timeouts(collective_s=60, commit_s=60)) as world:
         total = sum_over_ranks(world, torch.full((1024,), world.rank + 1, device=world.device))

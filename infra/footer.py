@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from infra.errors import DataError
+from sidestack.infra.errors import DataError
 
 _CHECKSUM = struct.Struct("<8sI")
 """Our mark, and the CRC-32 of the footer, its length and its closing mark included."""

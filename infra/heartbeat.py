@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from pydantic import ValidationError
 
-from infra.config import Config
-from infra.rank_state import RankState
+from sidestack.infra.config import Config
+from sidestack.infra.rank_state import RankState
 
 _FILE_BYTES = 1024
 _CPU_SHARE = 0.02

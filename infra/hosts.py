@@ -2,13 +2,13 @@
 
 import os
 import socket
-import sys
 import time
 from collections.abc import Mapping
 
-from infra.code import require_code
-from infra.distributed import World, barrier, gather, together
-from infra.errors import ConfigError
+from sidestack.infra.code import require_code
+from sidestack.infra.distributed import World, barrier, gather, raise_on_all_ranks
+from sidestack.infra.errors import ConfigError
+from sidestack.infra.logs import LOG
 
 CLOCK_SECONDS = 5.0
 """By how much clocks may differ before it is told: file times and logs of the hosts then contradict each other."""
@@ -25,7 +25,7 @@ def require_alike_hosts(world: World, seen: Mapping[str, str]) -> None:
         ConfigError: the code is not what the job's key names; or, on every rank, what differs, by rank and host.
         StageError: on a rank whose own code is right.
     """
-    with together(world, "checking the code"):
+    with raise_on_all_ranks(world, "checking the code"):
         code = require_code(os.environ)
     host = socket.gethostname()
     everywhere = gather(world, (host, {"code": code, **seen}))
@@ -47,5 +47,4 @@ def _warn_of_clocks(world: World, hosts: list[str], now: float) -> None:
     slow, fast = clocks.index(min(clocks)), clocks.index(max(clocks))
     if world.is_main and clocks[fast] - clocks[slow] > CLOCK_SECONDS:
         ahead = f"{clocks[fast] - clocks[slow]:.0f} s ahead of that of rank {slow} on {hosts[slow]}"
-        told = f"warning: the clock of rank {fast} on {hosts[fast]} is {ahead}; set the hosts' time (NTP)"
-        print(told, file=sys.stderr, flush=True)
+        LOG.warning(f"the clock of rank {fast} on {hosts[fast]} is {ahead}; set the hosts' time (NTP)")

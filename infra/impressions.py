@@ -12,12 +12,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from infra.errors import DataError
-from infra.parquet import RowGroup
-from infra.requests import request_starts
-from infra.rows import Check, FileRows, Rows
-from infra.snapshot import Dataset
-from infra.tables import event_schema, label_schema, request_schema
+from sidestack.infra.errors import DataError
+from sidestack.infra.parquet import RowGroup
+from sidestack.infra.requests import request_starts
+from sidestack.infra.rows import Check, FileRows, Rows
+from sidestack.infra.snapshot import Dataset
+from sidestack.infra.tables import event_schema, label_schema, request_schema
 
 EVENTS, REQUESTS, LABELS = "events", "requests", "labels"
 REQUEST_ID = "request_id"

@@ -13,13 +13,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from infra.commit import is_committed, write_whole
-from infra.config import Config, digest, parse
-from infra.errors import SidestackError
-from infra.mlflow_runs import end_parent, log_artifacts, open_parent, replay
-from infra.mlflow_store import StoreError
-from infra.remote.copies import refresh, remove_file
-from infra.tables import read_json
+from sidestack.infra.commit import is_committed, write_whole
+from sidestack.infra.config import Config, digest, parse
+from sidestack.infra.errors import SidestackError
+from sidestack.infra.mlflow_runs import end_parent, log_artifacts, open_parent, replay
+from sidestack.infra.mlflow_store import StoreError
+from sidestack.infra.remote.copies import refresh, remove_file
+from sidestack.infra.tables import read_json
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient

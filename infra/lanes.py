@@ -1,31 +1,38 @@
 """The lane reader: every rank's part of the same global batches, whatever the number of ranks.
 
-It is what makes a run with one rank comparable, step by step, with a run with eight.
+It is what makes a run with one rank comparable, step by step, with a run with eight. Four lanes, and two ranks:
+
+    rows         0 ------------------------------------------------------> num_rows
+    lanes       |      0       |       1      |       2      |       3      |
+    batches     |0|1|2|3|4|5|6||0|1|2|3|4|5|6||0|1|2|3|4|5|6||0|1|2|3|4|5|6|
+    row groups  |    0    |    1    |    2    |    3    |    4    |    5    |
+    ranks       |             0               |              1              |
+
+Batch 3 is the four parts called 3. A row group that a lane's bound cuts in two, such as 1, is read once by its rank.
 """
 
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from infra.errors import ConfigError, DataError
-from infra.order import Buffer, Part, buffers, lane_bounds, parts_between
-from infra.parquet import RowGroup
-from infra.pieces import piece_starts, pieces_in_batches
-from infra.prefetch import one_ahead, prefetched
-from infra.rows import Rows, RowSource, concatenated
+from sidestack.infra.errors import ConfigError, DataError
+from sidestack.infra.order import Buffer, Part, buffers, lane_bounds, parts_between
+from sidestack.infra.parquet import RowGroup
+from sidestack.infra.pieces import piece_starts, pieces_in_batches
+from sidestack.infra.prefetch import prefetched
+from sidestack.infra.rows import Rows, RowSource, concatenated
+from sidestack.infra.shared_groups import SharedGroups
 
 BLOCK_ROWS = 16_384
 """Batches are put together, and converted, so many rows at a time: one call of Arrow takes as long for few rows."""
 
 Integers = npt.NDArray[np.int64]
-Shared = dict[RowGroup, Future[Rows]]
-"""Row groups that were read, or are being read, for one part of them, and another part waits to be taken."""
 
 
 class Batch(NamedTuple):
@@ -53,10 +60,10 @@ class Batch(NamedTuple):
             yield Batch(self.rows.slice(at, rows), self.rows_N[part], self.valid_N[part])
 
 
-class _Chunk(NamedTuple):
+class _LaneRows(NamedTuple):
     """Rows of a lane in their final order, and their global numbers."""
 
-    table: pa.Table
+    rows: Rows
     rows_N: Integers
 
 
@@ -91,7 +98,7 @@ class LaneReader:
     Every lane's next buffer is read by threads, one a core at most, while the present one is used. A start in the
     middle of an epoch reads no row group before the buffer in which it falls.
     Memory: `lanes / world_size` times two buffers of `shuffle_groups + 1` row groups and one more, which the lane
-    shares with the next; a block, and two batches ahead.
+    shares with the next; a block, and three batches ahead.
 
     Args:
         source: the rows.
@@ -146,7 +153,7 @@ class LaneReader:
             for lane in self._lanes
         }
         uses = Counter(part.group for windows in self._parts.values() for parts in windows for part in parts)
-        self._shared_groups = {group for group, number in uses.items() if number > 1}
+        self._cut_groups = {group for group, number in uses.items() if number > 1}
 
     def groups_of(self, rows_N: Integers) -> list[RowGroup]:
         """Return the row groups that hold rows of the given global numbers, in order, to name them in an error."""
@@ -164,7 +171,7 @@ class LaneReader:
         Raises:
             DataError: a row group cannot be read, or the source's check refuses it.
         """
-        return prefetched(self.batches(range(epoch, epoch + 1), start), depth=2)
+        return prefetched(self.batches(range(epoch, epoch + 1), start), depth=3)
 
     def batches(self, epochs: range, start: int = 0) -> Iterator[Batch]:
         """Yield what `epoch` yields for one epoch after another, `start` being of the first.
@@ -179,27 +186,27 @@ class LaneReader:
         assert 0 <= start <= self.num_batches
         assert len(epochs) == 1 or self.seed is not None  # without a seed, a stream is padded without end
         num_batches = len(epochs) * self.num_batches - start
-        together = max(BLOCK_ROWS // self.batch_rows, 1)
+        of_block = max(BLOCK_ROWS // self.batch_rows, 1)
+        groups = SharedGroups(self.source, self._cut_groups)
         # More threads than cores would wait for each other's turn in the interpreter.
         pool = ThreadPoolExecutor(min(len(self._lanes), os.cpu_count() or 1))
         try:
-            shared: Shared = {}
-            chunks = [one_ahead(self._lane_chunks(lane, epochs, start, shared), pool) for lane in self._lanes]
-            streams = [self._lane_batches(lane, source) for lane, source in zip(self._lanes, chunks, strict=True)]
-            for number in range(0, num_batches, together):
-                numbers = range(number, min(number + together, num_batches))
-                yield _joined([next(stream) for _ in numbers for stream in streams])
+            ahead_L = [prefetched(self._lane_buffers(lane, epochs, start, groups), pool=pool) for lane in self._lanes]
+            parts_L = [self._lane_parts(lane, ahead) for lane, ahead in zip(self._lanes, ahead_L, strict=True)]
+            for number in range(0, num_batches, of_block):
+                numbers = range(number, min(number + of_block, num_batches))
+                yield _joined([next(parts) for _ in numbers for parts in parts_L])
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _lane_batches(self, lane: int, chunks: Iterator[_Chunk]) -> Iterator[Batch]:
-        """Yield the lane's rows, `lane_batch` at a time, then padding without end (only reached without a seed)."""
+    def _lane_parts(self, lane: int, ordered: Iterator[_LaneRows]) -> Iterator[Batch]:
+        """Yield the lane's part of each batch, then padding without end (only reached without a seed)."""
         size = self.lane_batch
         rows: Rows | None = None
         rows_N = np.empty(0, np.int64)
-        for chunk, chunk_rows_N in chunks:
-            rows = chunk if rows is None else concatenated([rows, chunk])
-            rows_N = np.concatenate([rows_N, chunk_rows_N])
+        for more, more_N in ordered:
+            rows = more if rows is None else concatenated([rows, more])
+            rows_N = np.concatenate([rows_N, more_N])
             full = len(rows_N) // size * size
             for at in range(0, full, size):
                 yield Batch(rows.slice(at, size), rows_N[at : at + size], np.ones(size, bool))
@@ -213,14 +220,14 @@ class LaneReader:
         while True:
             yield padding
 
-    def _last_row(self, lane: int) -> _Chunk:
+    def _last_row(self, lane: int) -> _LaneRows:
         """Read the lane's last row; for a lane without rows, the first of all."""
         last = max((part.high - 1 for parts in self._parts[lane] for part in parts), default=0)
         (group,) = self.source.groups(last, last + 1)
-        return _Chunk(self.source.read(group).slice(last - group.start, 1), np.array([last]))
+        return _LaneRows(self.source.read(group).slice(last - group.start, 1), np.array([last]))
 
-    def _lane_chunks(self, lane: int, epochs: range, start: int, shared: Shared) -> Iterator[_Chunk]:
-        """Yield the lane's buffers, epoch after epoch, without the rows before batch `start` of the first epoch.
+    def _lane_buffers(self, lane: int, epochs: range, start: int, groups: SharedGroups) -> Iterator[_LaneRows]:
+        """Read the lane's buffers, epoch after epoch, without the rows before batch `start` of the first epoch.
 
         With a seed, an epoch's last rows, which fill no batch, are left out.
         """
@@ -232,24 +239,26 @@ class LaneReader:
             for buffer in buffers(self._parts[lane], self._shuffle_groups, rng):
                 kept = slice(max(skipped - before, 0), min(end - before, buffer.rows))
                 if kept.start < kept.stop:
-                    rows, rows_N = self._read_buffer(buffer, before, shared)
-                    yield _Chunk(rows.slice(kept.start, kept.stop - kept.start), rows_N[kept])
+                    parts = [
+                        groups.read(part.group).slice(part.low - part.group.start, part.rows) for part in buffer.parts
+                    ]
+                    rows, rows_N = self._ordered(buffer, parts, before)
+                    yield _LaneRows(rows.slice(kept.start, kept.stop - kept.start), rows_N[kept])
                 before += buffer.rows
 
-    def _read_buffer(self, buffer: Buffer, before: int, shared: Shared) -> _Chunk:
-        """Read a buffer's rows and bring them into their order, which depends on how many come `before` it."""
-        parts = [self._read_part(part, shared) for part in buffer.parts]
+    def _ordered(self, buffer: Buffer, parts: Sequence[Rows], before: int) -> _LaneRows:
+        """Put a buffer's parts into their order, which depends on how many rows of the lane come `before` it."""
         rows = concatenated(parts)
         rows_N = np.concatenate([np.arange(part.low, part.high) for part in buffer.parts])
         if buffer.mix_N is None:
-            return _Chunk(rows, rows_N)
+            return _LaneRows(rows, rows_N)
         offsets = np.cumsum([0, *(part.rows for part in buffer.parts)])
         pieces = map(self._pieces, buffer.parts, parts)
         starts_P = np.concatenate([at + starts for at, starts in zip(offsets, pieces, strict=False)])
         room = self.lane_batch - before % self.lane_batch
         weights_P = None if self._weigh is None else self._weigh(rows)[starts_P]
         order_N = pieces_in_batches(starts_P, buffer.mix_N, self.lane_batch, room, weights_P)
-        return _Chunk(rows.take(order_N), rows_N[order_N])
+        return _LaneRows(rows.take(order_N), rows_N[order_N])
 
     def _pieces(self, part: Part, rows: Rows) -> Integers:
         """Return the rows of a part, counted from its first, at which pieces begin."""
@@ -259,24 +268,6 @@ class LaneReader:
         starts_P = part.group.start + piece_starts(starts, part.group.rows, self._keep_rows)
         inside_P = starts_P[(starts_P > part.low) & (starts_P < part.high)]
         return np.concatenate([[part.low], inside_P]) - part.low
-
-    def _read_part(self, part: Part, shared: Shared) -> Rows:
-        """Read the part's row group, once where bounds cut it in two: who reads it leaves it for the other part."""
-        group = part.group
-        rows = self._read_or_shared(group, shared) if group in self._shared_groups else self.source.read(group)
-        return rows.slice(part.low - group.start, part.rows)
-
-    def _read_or_shared(self, group: RowGroup, shared: Shared) -> Rows:
-        own: Future[Rows] = Future()
-        found = shared.setdefault(group, own)
-        if found is own:
-            try:
-                own.set_result(self.source.read(group))
-            except BaseException as error:  # raised here and for the other part
-                own.set_exception(error)
-        else:
-            shared.pop(group, None)
-        return found.result()
 
 
 def _joined(parts: Sequence[Batch]) -> Batch:

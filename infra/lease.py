@@ -10,9 +10,9 @@ import json
 import os
 from pathlib import Path
 
-from infra.errors import CommitError
-from infra.remote.copies import read_bytes
-from infra.remote.urls import address, place
+from sidestack.infra.errors import CommitError
+from sidestack.infra.remote.copies import read_bytes
+from sidestack.infra.remote.urls import address, place
 
 VARIABLE = "SIDESTACK_LEASE"
 """Holds the token and, after a space, the lease's file."""

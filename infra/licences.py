@@ -10,8 +10,8 @@ from typing import Annotated, NamedTuple
 import yaml
 from pydantic import Field
 
-from infra.config import Config, parse
-from infra.errors import ConfigError
+from sidestack.infra.config import Config, parse
+from sidestack.infra.errors import ConfigError
 
 Reason = Annotated[str, Field(min_length=10)]
 

@@ -14,7 +14,7 @@ from torchx.schedulers.api import DescribeAppResponse
 from torchx.schedulers.local_scheduler import CWDImageProvider, LocalScheduler
 from torchx.specs import AppState
 
-from infra import lease
+from sidestack.infra import lease
 
 GRACE_S = 30.0
 """How long processes may take to end after SIGTERM, checkpointing included, before they are killed."""

@@ -11,7 +11,6 @@ import os
 import posixpath
 import re
 import socket
-import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
@@ -20,11 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from infra.commit import MANIFEST, bring, is_committed, read_manifest
-from infra.masking import masked
-from infra.mlflow_store import store_in, store_uri
-from infra.record import CONFIG_FILE, HISTORY_FILE, SUMMARY_FILE, numbers_of
-from infra.remote.urls import address
+from sidestack.infra.commit import MANIFEST, fetch_files, is_committed, read_manifest
+from sidestack.infra.logs import LOG
+from sidestack.infra.masking import masked
+from sidestack.infra.mlflow_store import store_in, store_uri
+from sidestack.infra.record import CONFIG_FILE, HISTORY_FILE, SUMMARY_FILE, numbers_of
+from sidestack.infra.remote.urls import address
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput
@@ -105,7 +105,7 @@ def experiment_in(client: "MlflowClient", name: str, folder: Path) -> str:
     if found is not None and uri == store_in(folder) and found.artifact_location != place:
         former = f"{name} (artifacts at {found.artifact_location})"
         client.rename_experiment(found.experiment_id, former)
-        print(f"tracking: {folder} was moved; its earlier MLflow runs are in experiment {former!r}", file=sys.stderr)
+        LOG.warning(f"tracking: {folder} was moved; its earlier MLflow runs are in experiment {former!r}")
         found = None
     if found is not None:
         if found.lifecycle_stage == "deleted":  # in the UI; the store keeps its name, so none can be made beside it
@@ -272,7 +272,7 @@ def replay(
         CommitError: `committed` is no committed directory.
     """
     manifest = read_manifest(committed)
-    bring(committed, CONFIG_FILE, HISTORY_FILE, SUMMARY_FILE)
+    fetch_files(committed, CONFIG_FILE, HISTORY_FILE, SUMMARY_FILE)
     told = _children(client, parent_run, manifest.key, committed)
     if any(child.info.status == "FINISHED" for child in told):
         return

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
-from infra.errors import ConfigError
-from infra.locks import locked
-from infra.masking import masked, one_line
+from sidestack.infra.errors import ConfigError
+from sidestack.infra.locks import locked
+from sidestack.infra.masking import masked, one_line
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient

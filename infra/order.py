@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from infra.parquet import RowGroup
-from infra.pieces import piece_starts
-from infra.rows import RowSource
+from sidestack.infra.parquet import RowGroup
+from sidestack.infra.pieces import piece_starts
+from sidestack.infra.rows import RowSource
 
 Integers = npt.NDArray[np.int64]
 

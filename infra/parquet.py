@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from infra.errors import DataError
-from infra.footer import read_footer, with_checksum
-from infra.row_bytes import row_bytes
+from sidestack.infra.errors import DataError
+from sidestack.infra.footer import read_footer, with_checksum
+from sidestack.infra.row_bytes import row_bytes
 
 ROW_GROUP_BYTES = 8 << 20
 """Bytes of a row group's rows in memory: what a reader decodes, checks and shuffles at a time."""

@@ -14,11 +14,11 @@ from typing import Annotated
 
 from pydantic import NonNegativeInt
 
-from infra.commit import Manifest, write_whole
-from infra.config import Config, Inside, matching, parse
-from infra.errors import CommitError, DataError
-from infra.remote.copies import read_bytes
-from infra.tables import parse_json
+from sidestack.infra.commit import Manifest, write_whole
+from sidestack.infra.config import Config, Inside, matching, parse
+from sidestack.infra.errors import CommitError, DataError
+from sidestack.infra.remote.copies import read_bytes
+from sidestack.infra.tables import parse_json
 
 LISTS = "lists"
 """The folder of the store that they lie in."""

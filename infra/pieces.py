@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from infra.balance import levelled
+from sidestack.infra.balance import levelled
 
 Integers = npt.NDArray[np.int64]
 

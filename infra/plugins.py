@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from importlib.metadata import entry_points
 from typing import TypeVar
 
-from infra.errors import ConfigError
+from sidestack.infra.errors import ConfigError
 
 T = TypeVar("T")
 

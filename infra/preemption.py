@@ -11,10 +11,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from infra.commit import write_whole
-from infra.config import Config
-from infra.errors import PreemptedError, RemoteError
-from infra.remote.copies import read_bytes, remove_file
+from sidestack.infra.commit import write_whole
+from sidestack.infra.config import Config
+from sidestack.infra.errors import PreemptedError, RemoteError
+from sidestack.infra.remote.copies import read_bytes, remove_file
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 EXIT_STATUS = 128 + signal.SIGTERM

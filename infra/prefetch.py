@@ -1,58 +1,37 @@
-"""Make the next items of an iterator in other threads while the present one is used."""
+"""Make the next items of an iterator in another thread while the present one is used."""
 
-import queue
-import threading
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+_END = object()
 
-def one_ahead(source: Iterator[T], pool: ThreadPoolExecutor) -> Iterator[T]:
-    """Iterate over the source, whose next item the pool makes ahead, from this call on; never more than that one."""
-    end = object()
-    first: Future[T | object] = pool.submit(next, source, end)
 
-    def items() -> Iterator[T]:
-        upcoming = first
-        while (item := upcoming.result()) is not end:
-            upcoming = pool.submit(next, source, end)
-            yield item  # type: ignore[misc]
+def prefetched(source: Iterator[T], depth: int = 1, pool: ThreadPoolExecutor | None = None) -> Generator[T, None, None]:
+    """Iterate over a source whose next items another thread makes ahead, from this call on.
+
+    An error of the source is raised in its place. Closing the iterator waits for the item that is being made.
+
+    Args:
+        source: what makes the items, in one thread at a time.
+        depth: how many items are made or being made beyond the one that was yielded last.
+        pool: the threads; by default one of the iterator's own, which ends with it. The threads of a given pool could
+            enter the source at once, so that no more than one item is made ahead.
+    """
+    assert depth == 1 or pool is None
+    threads = pool or ThreadPoolExecutor(1, "prefetch")
+    upcoming: deque[Future[Any]] = deque(threads.submit(next, source, _END) for _ in range(depth))
+
+    def items() -> Generator[T, None, None]:
+        try:
+            while (item := upcoming.popleft().result()) is not _END:
+                upcoming.append(threads.submit(next, source, _END))
+                yield item
+        finally:
+            if pool is None:
+                threads.shutdown(cancel_futures=True)
 
     return items()
-
-
-def prefetched(source: Iterator[T], depth: int) -> Iterator[T]:
-    """Run the source in a thread, `depth` items ahead; its errors are raised here, in order."""
-    ahead: queue.Queue[T | BaseException | None] = queue.Queue(maxsize=depth)
-    stopped = threading.Event()
-
-    def offer(item: T | BaseException | None) -> bool:
-        while not stopped.is_set():
-            try:
-                ahead.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def work() -> None:
-        try:
-            for item in source:
-                if not offer(item):
-                    return
-            offer(None)
-        except BaseException as error:  # handed over, and raised by the consumer
-            offer(error)
-
-    thread = threading.Thread(target=work, name="prefetch", daemon=True)
-    thread.start()
-    try:
-        while (item := ahead.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stopped.set()
-        thread.join()

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from infra.errors import PreemptedError
+from sidestack.infra.errors import PreemptedError
 
 
 @dataclass
@@ -84,7 +84,7 @@ class RankState:
             self.may_stop = before
 
     def stop_if_asked(self) -> None:
-        """End this rank's part of a long work under `infra.distributed.together`, which then ends on every rank.
+        """End this rank's part of a long work under `raise_on_all_ranks`, which then ends on every rank.
 
         Raises:
             PreemptedError: this rank was asked to stop.

@@ -2,17 +2,13 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-from infra.errors import SidestackError, StageError
-from infra.masking import masked, one_line
-from infra.mlflow_runs import experiment_in
-from infra.mlflow_store import URI_VARIABLE, connect, has_store, patient, store_uri
-from infra.tracking import RunLog
-
-if TYPE_CHECKING:
-    pass
+from sidestack.infra.errors import SidestackError, StageError
+from sidestack.infra.masking import masked, one_line
+from sidestack.infra.mlflow_runs import experiment_in
+from sidestack.infra.mlflow_store import URI_VARIABLE, connect, has_store, patient, store_uri
+from sidestack.infra.tracking import RunLog
 
 _SQLITE = "sqlite:///"
 

@@ -6,10 +6,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from infra.errors import DataError
-from infra.gather import take_rows
-from infra.row_bytes import row_bytes
-from infra.tables import DatasetSpec, event_schema, flat_schema, label_schema, request_schema
+from sidestack.infra.errors import DataError
+from sidestack.infra.row_bytes import row_bytes
+from sidestack.infra.tables import DatasetSpec, event_schema, flat_schema, label_schema, request_schema
+from sidestack.infra.take import take_rows
 
 Ints = npt.NDArray[np.int64]
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from infra.partitions import PartitionEntry
-from infra.rows import FileRows
-from infra.snapshot import CONTENT, Dataset
-from infra.tables import Entity
+from sidestack.infra.partitions import PartitionEntry
+from sidestack.infra.rows import FileRows
+from sidestack.infra.snapshot import CONTENT, Dataset
+from sidestack.infra.tables import Entity
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]

@@ -14,10 +14,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from infra.errors import DataError
-from infra.footer import read_footer
-from infra.gather import take_rows
-from infra.parquet import RowGroup, read_row_group, restored_schema
+from sidestack.infra.errors import DataError
+from sidestack.infra.footer import read_footer
+from sidestack.infra.parquet import RowGroup, read_row_group, restored_schema
+from sidestack.infra.take import take_rows
 
 Integers = npt.NDArray[np.int64]
 

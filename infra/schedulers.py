@@ -15,8 +15,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from torchx.schedulers.api import Scheduler
 
-from infra.local_jobs import LocalJobs
-from infra.slurm import SlurmNodes
+from sidestack.infra.local_jobs import LocalJobs
+from sidestack.infra.slurm import SlurmNodes
 
 
 @runtime_checkable
@@ -69,8 +69,8 @@ FACTORIES: Mapping[str, Callable[..., Scheduler[Any]]] = {
     "local_cwd": local_cwd,
     "local_docker": _torchx("torchx.schedulers.docker_scheduler"),
     "slurm": slurm,
-    "kubernetes": _torchx("infra.clusters.kubernetes"),
-    "aws_batch": _torchx("infra.clusters.aws_batch"),
+    "kubernetes": _torchx("sidestack.infra.clusters.kubernetes"),
+    "aws_batch": _torchx("sidestack.infra.clusters.aws_batch"),
 }
 """The schedulers by name, the default first."""
 

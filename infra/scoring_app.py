@@ -28,9 +28,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from uvicorn.config import STARTUP_FAILURE
 
-from infra.config import Config, parse
-from infra.errors import DataError, SidestackError
-from infra.served import ANSWERS, MODEL_FILE
+from sidestack.infra.config import Config, parse
+from sidestack.infra.errors import DataError, SidestackError
+from sidestack.infra.served import ANSWERS, MODEL_FILE
 
 Answers = Callable[[list[Any]], list[Any]]
 """What a model is to the server: plain inputs in, plain predictions out; raises DataError for what breaks a rule."""

@@ -4,8 +4,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from infra.config import Config, digest
-from infra.errors import CommitError
+from sidestack.infra.config import Config, digest
+from sidestack.infra.errors import CommitError
 
 OWN_DIGEST = "own_digest"
 """The field that holds the SHA-256 of the canonical JSON (sorted keys, no spaces) of all the others."""

@@ -11,13 +11,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from infra.commit import fetched, is_committed
-from infra.config import parse
-from infra.errors import DataError, SidestackError
-from infra.remote.urls import SCHEMES, place, url_of
-from infra.scoring_app import VARIABLE, ServeConfig
-from infra.served import CODE_FOLDER, quiet_mlflow
+from sidestack.infra.commit import fetched, is_committed
+from sidestack.infra.config import parse
+from sidestack.infra.errors import DataError, SidestackError
+from sidestack.infra.remote.urls import SCHEMES, place, url_of
+from sidestack.infra.scoring_app import VARIABLE, ServeConfig
+from sidestack.infra.served import CODE_FOLDER, quiet_mlflow
 
+_SERVERS = ("sidestack.infra.scoring_app", "infra.scoring_app")
+"""The server's module in what models carry; those of version 0.2.0 carry the packages with none above them."""
 _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",  # more throughput comes from more workers
     "MALLOC_ARENA_MAX": "1",  # one thread asks the model, so more arenas would only hold what others have freed
@@ -25,16 +27,17 @@ _ENVIRONMENT = {
 }
 
 
-def model_folder(model: str) -> Path:
-    """Return the folder of a saved model, of its path or of what MLflow resolves.
+def model_folder(model: str) -> tuple[Path, str]:
+    """Return the folder of a saved model, of its path or of what MLflow resolves, and the name of the server in it.
 
     Raises:
         DataError: there is none, or it does not carry the server's code.
     """
     folder = Path(model) if Path(model).is_dir() else _fetched(model) or _downloaded(model)
-    if not (folder / CODE_FOLDER / "infra" / "scoring_app.py").is_file():
-        raise DataError(f"--model {model}: does not carry this server; export it again, or use mlflow models serve")
-    return folder.absolute()
+    for server in _SERVERS:
+        if (folder / CODE_FOLDER / f"{server.replace('.', '/')}.py").is_file():
+            return folder.absolute(), server
+    raise DataError(f"--model {model}: does not carry this server; export it again, or use mlflow models serve")
 
 
 def _fetched(url: str) -> Path | None:
@@ -74,12 +77,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     bounds = {"max_body_bytes": arguments.max_body_bytes, "max_concurrent": arguments.max_concurrent}
     try:
-        config = parse(ServeConfig, {"model": str(model_folder(arguments.model)), **bounds}, "serve")
+        folder, server = model_folder(arguments.model)
+        config = parse(ServeConfig, {"model": str(folder), **bounds}, "serve")
     except SidestackError as error:
         print(f"serve: error: {error}", file=sys.stderr)
         raise SystemExit(1) from error
     # -P: the working directory may be a checkout, whose code must not stand before the model's.
-    command = [sys.executable, "-P", "-m", "uvicorn", "--factory", "infra.scoring_app:app", "--no-access-log"]
+    command = [sys.executable, "-P", "-m", "uvicorn", "--factory", f"{server}:app", "--no-access-log"]
     command += ["--host", arguments.host, "--port", str(arguments.port), "--workers", str(arguments.workers)]
     # Importing torch takes longer than uvicorn's 5 s on a busy machine.
     command += ["--timeout-worker-healthcheck", "60"]

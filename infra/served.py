@@ -2,19 +2,23 @@
 
 import logging
 import os
+import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+import sidestack
+from sidestack.infra.code import DEPLOY, ROOT
+
 if TYPE_CHECKING:
     from mlflow.pyfunc import PyFuncModel
 
-ROOT = Path(__file__).parents[1]
 REQUIREMENTS = (
     "mlflow",
     "torch",
@@ -30,7 +34,7 @@ REQUIREMENTS = (
 """What those packages import when they serve."""
 MODEL_FILE = "MLmodel"
 CODE_FOLDER = "code"
-"""Of a saved model: its description, and the code that it carries."""
+"""Of a saved model: its description, and the code that it carries, as a package `sidestack`."""
 ANSWERS = "answers"
 """The key of a model's metadata that names the function by which `infra.scoring_app` loads it."""
 PICKLES_VARIABLE = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
@@ -54,19 +58,33 @@ def save_served(
         artifacts: files or folders, by name. packages: ours that the model carries.
         metadata: what else the model says of itself. saved: what else `mlflow.pyfunc.save_model` takes.
     """
-    with quiet_mlflow():
+    with quiet_mlflow(), _carried(packages) as carried:
         import mlflow.pyfunc
 
         mlflow.pyfunc.save_model(
             path=path,
             python_model=str(code),
             artifacts={name: str(artifact) for name, artifact in artifacts.items()},
-            code_paths=[str(ROOT / package) for package in packages],
+            code_paths=[str(carried)],
             pip_requirements=requirements(),
             metadata={**metadata, ANSWERS: answers},
             **saved,
         )
     _drop_circumstances(path / "MLmodel")
+
+
+@contextmanager
+def _carried(packages: Sequence[str]) -> Iterator[Path]:
+    """Yield a folder `sidestack` that holds copies of some of our packages, under the names that they import."""
+    with TemporaryDirectory() as folder:
+        place = Path(folder) / sidestack.__name__
+        place.mkdir()
+        shutil.copyfile(sidestack.__file__, place / "__init__.py")
+        for package in packages:
+            shutil.copytree(
+                ROOT / package, place / package, ignore=shutil.ignore_patterns("__pycache__", Path(DEPLOY).name)
+            )
+        yield place
 
 
 def _drop_circumstances(file: Path) -> None:

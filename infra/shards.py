@@ -12,7 +12,7 @@ from typing import NamedTuple
 from safetensors import safe_open
 from torch import Tensor
 
-from infra.tensors import write_tensors
+from sidestack.infra.tensors import write_tensors
 
 BLOCK_NUMBERS = 1 << 26
 

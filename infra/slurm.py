@@ -25,11 +25,11 @@ from torchx.schedulers.api import AppDryRunInfo, DescribeAppResponse
 from torchx.schedulers.slurm_scheduler import SLURM_STATES, SlurmOpts, SlurmScheduler, _save_job_dir
 from torchx.specs import AppDef, AppState, ReplicaStatus, Role, RoleStatus, macros, runopts
 
-from infra import lease
-from infra.clusters.answers import Answers
-from infra.clusters.config import FIRST_PORT, NUM_PORTS, cluster_of, with_options
-from infra.errors import SchedulerError, UnansweredError
-from infra.rendezvous import PORT_VARIABLE
+from sidestack.infra import lease
+from sidestack.infra.clusters.answers import LastAnswers
+from sidestack.infra.clusters.config import FIRST_PORT, NUM_PORTS, cluster_of, with_options
+from sidestack.infra.errors import SchedulerError, UnansweredError
+from sidestack.infra.rendezvous import PORT_VARIABLE
 
 OPTIONS: Mapping[str, str] = {
     "account": "the account that the job is charged to",
@@ -101,7 +101,7 @@ class SlurmNodes(SlurmScheduler):  # type: ignore[misc]  # torchx is not typed
 
     def __init__(self, session_name: str) -> None:
         super().__init__(session_name)
-        self._answers = Answers[DescribeAppResponse | SchedulerError | None]()
+        self._answers = LastAnswers[DescribeAppResponse | SchedulerError | None]()
 
     def _run_opts(self) -> runopts:
         opts = super()._run_opts()

@@ -23,14 +23,14 @@ from typing import Any, Literal
 
 from pydantic import NonNegativeInt, model_validator
 
-from infra.commit import MANIFEST, Manifest, bring, read_manifest, verify
-from infra.config import Config, digest, parse
-from infra.distributed import World, local_size, together
-from infra.errors import CommitError, DataError
-from infra.partitions import ListDigest, PartitionEntry, by_table, date_slice, read_lists, write_lists
-from infra.remote.urls import url_of
-from infra.rows import CountedFile
-from infra.tables import SPEC_FILE, DatasetSpec, Entity, read_json, read_spec, write_spec
+from sidestack.infra.commit import MANIFEST, Manifest, fetch_files, read_manifest, verify
+from sidestack.infra.config import Config, digest, parse
+from sidestack.infra.distributed import World, local_size, raise_on_all_ranks
+from sidestack.infra.errors import CommitError, DataError
+from sidestack.infra.partitions import ListDigest, PartitionEntry, by_table, date_slice, read_lists, write_lists
+from sidestack.infra.remote.urls import url_of
+from sidestack.infra.rows import CountedFile
+from sidestack.infra.tables import SPEC_FILE, DatasetSpec, Entity, read_json, read_spec, write_spec
 
 SNAPSHOT_FILE = "snapshot.json"
 CONTENT: Mapping[Entity, str] = {"item": "items", "user": "users"}
@@ -216,7 +216,7 @@ class Dataset:
             CommitError: a partition is gone, or was altered. StageError: the same, found by another rank.
         """
         first, step = (world.local_rank, local_size(world)) if self._is_remote else (world.rank, world.size)
-        with together(world, f"verifying the partitions of {self.path}"), ThreadPoolExecutor(4) as pool:
+        with raise_on_all_ranks(world, f"verifying the partitions of {self.path}"), ThreadPoolExecutor(4) as pool:
             for _ in pool.map(self.verify_partition, entries[first::step]):
                 pass
 
@@ -259,7 +259,7 @@ def read_dataset(path: Path) -> Dataset:
         DataError: there is no snapshot, or it breaks its rules. ConfigError: `dataset.json` breaks the DatasetSpec.
         CommitError: a list of its partitions is gone, or was altered.
     """
-    bring(Path(path), SPEC_FILE, SNAPSHOT_FILE)
+    fetch_files(Path(path), SPEC_FILE, SNAPSHOT_FILE)
     spec = read_spec(Path(path) / SPEC_FILE)
     file = Path(path) / SNAPSHOT_FILE
     written = parse(SnapshotFile, read_json(file), str(file))

@@ -10,32 +10,34 @@ import argparse
 import contextlib
 import logging
 import os
-import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from infra.checkpoint import Checkpoints
-from infra.commit import FileEntry, Manifest, bring, committing, read_manifest, refuse_taken, verify
-from infra.config import Config, digest, load_section, plain, to_yaml
-from infra.console import replace_unencodable
-from infra.distributed import Timeouts, World, started, together
-from infra.errors import ConfigError, PreemptedError, SidestackError
-from infra.hosts import require_alike_hosts
-from infra.preemption import EXIT_STATUS, remove_mark, write_mark
-from infra.record import CONFIG_FILE, HISTORY_FILE, SUMMARY_FILE
-from infra.remote.trees import require_writable
-from infra.remote.urls import path_argument, place, url_of, with_urls
-from infra.tracking import RunLog
-from infra.watchdog import watching
+from sidestack.infra.checkpoint import Checkpoints
+from sidestack.infra.commit import FileEntry, Manifest, committing, fetch_files, read_manifest, refuse_taken, verify
+from sidestack.infra.config import Config, digest, load_section, plain, to_yaml
+from sidestack.infra.console import replace_unencodable
+from sidestack.infra.distributed import Timeouts, World, raise_on_all_ranks, started
+from sidestack.infra.errors import ConfigError, PreemptedError, SidestackError
+from sidestack.infra.hosts import require_alike_hosts
+from sidestack.infra.logs import LOG, set_up
+from sidestack.infra.preemption import EXIT_STATUS, remove_mark, write_mark
+from sidestack.infra.profile import WARMUP_STEPS, StepProfile
+from sidestack.infra.record import CONFIG_FILE, HISTORY_FILE, SUMMARY_FILE
+from sidestack.infra.remote.trees import require_writable
+from sidestack.infra.remote.urls import path_argument, place, url_of, with_urls
+from sidestack.infra.tracking import RunLog
+from sidestack.infra.watchdog import watching
 
 C = TypeVar("C", bound=Config)
+C_co = TypeVar("C_co", bound=Config, covariant=True)
 
 
 @dataclass(frozen=True)
-class StageRun(Generic[C]):
+class StageRun(Generic[C_co]):
     """What a stage's body works with.
 
     Attributes:
@@ -49,9 +51,10 @@ class StageRun(Generic[C]):
         written: name -> entry of files that this rank hashed while writing; see `infra.commit.committing`.
         target: the directory that `out` becomes by its commit, beside which a stage leaves what a failure is told by;
             None where the caller keeps nothing of the kind.
+        profile: is told of each step of a training, and traces some where the caller asked for it.
     """
 
-    config: C
+    config: C_co
     inputs: Mapping[str, Path]
     out: Path
     world: World
@@ -60,6 +63,7 @@ class StageRun(Generic[C]):
     checkpoints: Checkpoints | None = None
     written: dict[str, FileEntry] = field(default_factory=dict)
     target: Path | None = None
+    profile: StepProfile = field(default_factory=StepProfile)
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,7 @@ def run_stage(
     argv: Sequence[str] | None = None,
     identify: Mapping[str, Callable[[C, Path], str]] | None = None,
     optional: Sequence[str] = (),
+    is_training: bool = False,
 ) -> None:
     """Run a stage as this process's main program.
 
@@ -133,6 +138,7 @@ def run_stage(
         argv: the arguments, by default the command line's.
         identify: by input, what of it decides the work; by default all that its manifest lists.
         optional: names of inputs that may be left out.
+        is_training: whether the body has steps that `--profile` can trace.
 
     Raises:
         SystemExit: with status 1 after a user's error was printed on every rank; with 2 on wrong arguments; with
@@ -141,15 +147,14 @@ def run_stage(
     quiet()
     replace_unencodable()
     takes = Inputs(tuple(inputs), tuple(optional))
-    arguments = _parse(name, takes, argv)
+    arguments = _parse(name, takes, argv, is_training)
     try:
+        set_up(name, int(os.environ.get("RANK", "0")))
         _run(name, section, config_type, takes, body, arguments, identify or {})
     except SidestackError as error:
         # A short message, not a trace: it is the user's to correct. torchrun's error file carries it to the driver.
         _record(error)
-        print(
-            f"{name}: rank {os.environ.get('RANK', '0')}: error: {with_urls(str(error))}", file=sys.stderr, flush=True
-        )
+        LOG.error(with_urls(str(error)))
         raise SystemExit(EXIT_STATUS if isinstance(error, PreemptedError) else 1) from error
     except Exception as error:
         _record(error)
@@ -168,7 +173,7 @@ def _run(
     timeouts = Timeouts.of_environment(os.environ)
     with started(timeouts) as world:
         # Inside the group: torchrun stops a rank that still imports when another exits, and its user would not be told.
-        with together(world.committing, "reading the arguments"):
+        with raise_on_all_ranks(world.committing, "reading the arguments"):
             config = load_section(config_type, arguments.config, section, arguments.set).resolved()
             paths = inputs.named(arguments.input)
             refuse_taken(arguments.out)
@@ -210,7 +215,9 @@ def _make(
             if world.is_main:
                 (out / CONFIG_FILE).write_text(to_yaml({section: plain(config)}), encoding="utf-8")
             log = RunLog.open(world.rank, name, out, plain(config), paths, arguments.key, arguments.parent_run)
-            _call(body, StageRun(config, paths, out, world, log, facts, checkpoints, written, arguments.out))
+            traces = arguments.out.with_name(f"{arguments.out.name}.profile")
+            profile = StepProfile(arguments.profile, traces, world.rank, log.say)
+            _call(body, StageRun(config, paths, out, world, log, facts, checkpoints, written, arguments.out, profile))
             facts.update(checkpoints.facts)
             closing.enter_context(world.state.finishing())  # the commit
     except BaseException as error:
@@ -222,7 +229,7 @@ def _make(
     checkpoints.remove()
     assert log is not None
     if world.is_main:  # at a URL, to which several nodes put, no node has all files
-        bring(arguments.out, CONFIG_FILE, HISTORY_FILE, SUMMARY_FILE)
+        fetch_files(arguments.out, CONFIG_FILE, HISTORY_FILE, SUMMARY_FILE)
     log.finish("FINISHED", arguments.out)
 
 
@@ -243,7 +250,7 @@ def _call(body: Callable[[StageRun[C]], None], run: StageRun[C]) -> None:
         raise
 
 
-def _parse(name: str, inputs: Inputs, argv: Sequence[str] | None) -> argparse.Namespace:
+def _parse(name: str, inputs: Inputs, argv: Sequence[str] | None, is_training: bool) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=name, description=f"Run the stage {name!r} and commit its output.")
     parser.add_argument(
         "--config",
@@ -260,13 +267,24 @@ def _parse(name: str, inputs: Inputs, argv: Sequence[str] | None) -> argparse.Na
     )
     parser.add_argument("--key", default="", help="the digest that names this work, saved in the manifest")
     parser.add_argument("--parent-run", default=None, help="the MLflow run to log a child run under")
+    parser.set_defaults(profile=0)
+    if is_training:
+        parser.add_argument(
+            "--profile", type=_count, metavar="N", help=f"trace N steps, after the first {WARMUP_STEPS}, of every rank"
+        )
     return parser.parse_args(argv)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number, at least 0")
+    return int(text)
 
 
 def _verified(world: World, paths: Mapping[str, Path]) -> dict[str, Manifest]:
     # Every rank reads the inputs, on its own host, so every rank checks the manifests; the first on each host
     # pays for the hashing.
-    with together(world.committing, "verifying the inputs"):
+    with raise_on_all_ranks(world.committing, "verifying the inputs"):
         check = verify if world.local_rank == 0 else read_manifest
         return {name: check(path) for name, path in paths.items()}
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor
 
-from infra.shards import Shards, read_shards, write_shards
-from infra.tensors import write_tensors
+from sidestack.infra.shards import Shards, read_shards, write_shards
+from sidestack.infra.tensors import write_tensors
 
 SHARED_FILE = "shared.safetensors"
 SHARDS_FOLDER = "shards"

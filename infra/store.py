@@ -17,15 +17,15 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from infra.checks import require_same_columns
-from infra.commit import FileEntry, bring, committing, find_manifest, verify
-from infra.distributed import ALONE, World
-from infra.errors import AlreadyCommittedError, CommitError, DataError
-from infra.parquet import ROW_GROUP_BYTES, TableWriter, open_parquet, restored_schema
-from infra.partitions import PartitionEntry, date_slice, entry_of, part_slice
-from infra.requests import request_groups, require_distinct, split_rows
-from infra.snapshot import CONTENT, Snapshot, write_snapshot
-from infra.tables import DatasetSpec, Entity, flat_schema
+from sidestack.infra.checks import require_same_columns
+from sidestack.infra.commit import FileEntry, committing, fetch_files, find_manifest, verify
+from sidestack.infra.distributed import ALONE, World
+from sidestack.infra.errors import AlreadyCommittedError, CommitError, DataError
+from sidestack.infra.parquet import ROW_GROUP_BYTES, TableWriter, open_parquet, restored_schema
+from sidestack.infra.partitions import PartitionEntry, date_slice, entry_of, part_slice
+from sidestack.infra.requests import request_groups, require_distinct, split_rows
+from sidestack.infra.snapshot import CONTENT, Snapshot, write_snapshot
+from sidestack.infra.tables import DatasetSpec, Entity, flat_schema
 
 Ints = npt.NDArray[np.int64]
 
@@ -338,7 +338,7 @@ def require_same_columns_in_tables(store: Store, entries: Iterable[PartitionEntr
 
 
 def _schema_of(store: Store, entry: PartitionEntry) -> pa.Schema:
-    bring(store.path / entry.path, entry.files[0].name)
+    fetch_files(store.path / entry.path, entry.files[0].name)
     with open_parquet(store.path / entry.path / entry.files[0].name) as file:
         return restored_schema(file.schema_arrow)
 

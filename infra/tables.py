@@ -22,8 +22,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 import pyarrow as pa
 from pydantic import Field, PositiveFloat, model_validator
 
-from infra.config import Config, Day, matching, parse, require_plain
-from infra.errors import ConfigError, DataError
+from sidestack.infra.config import Config, Day, matching, parse, require_plain
+from sidestack.infra.errors import ConfigError, DataError
 
 SPEC_FILE = "dataset.json"
 TIME = pa.timestamp("us")

@@ -15,14 +15,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
-from infra.masking import one_line
-from infra.record import HISTORY_FILE, SUMMARY_FILE, numbers_of
-
-if TYPE_CHECKING:
-    from infra.mlflow_runs import ChildRun, HistoryRow
-
+from sidestack.infra.logs import LOG
+from sidestack.infra.masking import one_line
+from sidestack.infra.mlflow_runs import ChildRun, HistoryRow
+from sidestack.infra.mlflow_store import connect
+from sidestack.infra.record import HISTORY_FILE, SUMMARY_FILE, numbers_of
 
 _FLUSH_SECONDS = 5.0
 _FINISH_SECONDS = 30.0
@@ -66,10 +65,7 @@ class RunLog:
         if parent_run is None:
             return cls(out)
 
-        def start() -> "ChildRun":
-            from infra.mlflow_runs import ChildRun
-            from infra.mlflow_store import connect
-
+        def start() -> ChildRun:
             return ChildRun.start(connect(), parent_run, stage, config, inputs, key, out)
 
         return cls(out, Mirror(start))
@@ -93,7 +89,7 @@ class RunLog:
         file = None if self._out is None else self._out / HISTORY_FILE
         return file.read_text(encoding="utf-8") if file is not None and file.exists() else ""
 
-    def go_on(self, history: str) -> None:
+    def resume(self, history: str) -> None:
         """Begin with the history of a checkpoint, in the file and in MLflow."""
         if self._out is None or not history:
             return
@@ -111,9 +107,14 @@ class RunLog:
         self._out.joinpath(SUMMARY_FILE).write_text(text, encoding="utf-8")
 
     def say(self, text: str) -> None:
-        """Print one short line for people, on stderr: stdout belongs to a command's result."""
+        """Log one short line for people."""
         if self._out is not None:
-            print(text, file=sys.stderr, flush=True)
+            LOG.info(text)
+
+    def warn(self, text: str) -> None:
+        """Log one short line about what a person may want to change."""
+        if self._out is not None:
+            LOG.warning(text)
 
     def progress(self, total: int, what: str) -> AbstractContextManager[Callable[[int], None]]:
         """Show the way to `total`: a bar on a terminal, otherwise a line at each quarter.
@@ -158,7 +159,7 @@ class Mirror:
     not take by the end is in the files, from which the driver sends it (`infra.journal`).
     """
 
-    def __init__(self, start: Callable[[], "ChildRun"]) -> None:
+    def __init__(self, start: Callable[[], ChildRun]) -> None:
         """Begin mirroring; `start` opens the child run and is called in the thread."""
         self._start = start
         self._rows: queue.SimpleQueue[HistoryRow | None] = queue.SimpleQueue()
@@ -167,7 +168,7 @@ class Mirror:
         self._thread = threading.Thread(target=self._run, name="mlflow-mirror", daemon=True)
         self._thread.start()
 
-    def put(self, row: "HistoryRow") -> None:
+    def put(self, row: HistoryRow) -> None:
         """Queue one history row; never blocks."""
         self._rows.put(row)
 
@@ -201,7 +202,7 @@ class Mirror:
     def _warn(self, why: str) -> None:
         if not self._is_told:
             self._is_told = True
-            print(f"tracking: MLflow is not recording this run ({why})", file=sys.stderr, flush=True)
+            LOG.warning(f"tracking: MLflow is not recording this run ({why})")
 
     def _collect(self) -> "tuple[list[HistoryRow], bool]":
         """Take the rows of the next `_FLUSH_SECONDS`, and say whether more may follow."""
@@ -255,6 +256,6 @@ def _lines(total: int, what: str) -> Iterator[Callable[[int], None]]:
         done = min(done + n, total)
         if done * 4 // max(total, 1) > quarter_before:
             seconds = time.monotonic() - started
-            print(f"{what}: {done:,} of {total:,} ({seconds:.0f} s)", file=sys.stderr, flush=True)
+            LOG.info(f"{what}: {done:,} of {total:,} ({seconds:.0f} s)")
 
     yield advance

@@ -15,7 +15,6 @@ import os
 import select
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -24,10 +23,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from infra.distributed import Timeouts, World
-from infra.errors import PreemptedError, StalledError
-from infra.heartbeat import Beat, Heard, Heartbeats
-from infra.preemption import EXIT_STATUS, SIGNALS, write_mark
+from sidestack.infra.distributed import Timeouts, World
+from sidestack.infra.errors import PreemptedError, StalledError
+from sidestack.infra.heartbeat import Beat, Heard, Heartbeats
+from sidestack.infra.logs import LOG
+from sidestack.infra.preemption import EXIT_STATUS, SIGNALS, write_mark
 
 _MOST_SECONDS = 5.0
 _MISSED = 3
@@ -124,7 +124,7 @@ class _Watchdog:
             return
         if own.since_s >= self._told_after:
             self._told_after = 2 * own.since_s
-            self._say(f"warning: {self._words(own, stalled)}")
+            LOG.warning(self._words(own, stalled))
         if self.world.size == 1:  # nobody waits for it
             return
         for one in stalled:
@@ -181,8 +181,5 @@ class _Watchdog:
             raise error
         except type(error):
             self._record(error)  # with a trace
-        self._say(f"error: {error}")
+        LOG.error(error)
         os._exit(status)  # the main thread is in a call that does not return
-
-    def _say(self, text: str) -> None:
-        print(f"rank {self.world.rank}: {text}", file=sys.stderr, flush=True)

@@ -9,14 +9,14 @@ and a page that needs nothing beside itself, `report.html`.
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from encoder.config import ENCODER_INPUT
-from encoder.sid import DEFAULT_NAME
-from infra.commit import Manifest, read_manifest
-from infra.config import digest, to_yaml
-from infra.errors import DataError
-from infra.snapshot import read_dataset
-from infra.stage import StageRun, run_stage
-from pipelines.report.arms import (
+from sidestack.encoder.config import ENCODER_INPUT
+from sidestack.encoder.sid.spec import DEFAULT_NAME
+from sidestack.infra.commit import Manifest, read_manifest
+from sidestack.infra.config import digest, to_yaml
+from sidestack.infra.errors import DataError
+from sidestack.infra.snapshot import read_dataset
+from sidestack.infra.stage import StageRun, run_stage
+from sidestack.pipelines.report.arms import (
     PREFIX,
     Arms,
     arms_of,
@@ -28,23 +28,23 @@ from pipelines.report.arms import (
     typical,
     windows_of,
 )
-from pipelines.report.comparison import COMPARISON_FILE, ArmResult, Comparison, TaskResult, Training
-from pipelines.report.config import CompareConfig
-from pipelines.report.drawing import LIGHT, Plot, render
-from pipelines.report.encoder import read_encoder
-from pipelines.report.figures import plots
-from pipelines.report.gains import task_results
-from pipelines.report.learning import learned
-from pipelines.report.measure import TaskMeasured, measure
-from pipelines.report.outputs import Curve, RankerSummary, read_config_text, read_curves, read_section
-from pipelines.report.page import RunFile, render_page
-from pipelines.report.run_file import run_file
-from pipelines.report.segments import count_labels, first_root, training_rows
-from pipelines.report.table import as_csv, as_markdown, as_text
-from pipelines.report.training import differing_settings, training_of
-from pipelines.report.verdict import roi_doubt, with_verdicts
-from ranker.metric_registry import HEADLINE
-from ranker.statistics import return_on_investment
+from sidestack.pipelines.report.comparison import COMPARISON_FILE, ArmResult, Comparison, TaskResult, Training
+from sidestack.pipelines.report.config import CompareConfig
+from sidestack.pipelines.report.drawing import LIGHT, Plot, render
+from sidestack.pipelines.report.encoder import read_encoder
+from sidestack.pipelines.report.figures import plots
+from sidestack.pipelines.report.gains import task_results
+from sidestack.pipelines.report.learning import learned
+from sidestack.pipelines.report.measure import TaskMeasured, measure
+from sidestack.pipelines.report.outputs import Curve, RankerSummary, read_config_text, read_curves, read_section
+from sidestack.pipelines.report.page import RunFile, render_page
+from sidestack.pipelines.report.run_file import run_file
+from sidestack.pipelines.report.segments import count_labels, first_root, training_rows
+from sidestack.pipelines.report.table import as_csv, as_markdown, as_text
+from sidestack.pipelines.report.training import differing_settings, training_of
+from sidestack.pipelines.report.verdict import roi_doubt, with_verdicts
+from sidestack.ranker.metric_registry import HEADLINE
+from sidestack.ranker.statistics import return_on_investment
 
 ENCODER = f"{ENCODER_INPUT}{DEFAULT_NAME}"
 """The input whose measures are reported; further encoders are there for the run's file."""

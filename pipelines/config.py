@@ -10,34 +10,34 @@ import torch
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 from torchx.specs import parse_mounts
 
-from components.torchrun import IMAGE, RENDEZVOUS_SECONDS
-from encoder.config import EncoderConfig, MaterializeConfig
-from encoder.config import TrainingConfig as EncoderTraining
-from encoder.export_config import ExportConfig
-from encoder.sid import DEFAULT_NAME, prefixes_fit
-from infra.clusters.config import Cluster, Resources, load_cluster
-from infra.config import Config, FileName, load_file, matching, nearest, parse, plain
-from infra.distributed import Timeouts
-from infra.errors import ConfigError
-from infra.lanes import require_lanes
-from infra.masking import MASK
-from infra.remote.fields import Place
-from infra.schedulers import option_names
-from infra.tables import Entity
-from pipelines.drift.config import DriftConfig
-from pipelines.prepare.config import PrepareConfig
-from pipelines.prepare.log.config import Log
-from pipelines.prepare.remote import require_filesystem
-from pipelines.report.config import CompareConfig
-from pipelines.retrain.config import RetrainConfig
-from pipelines.tables.config import TableConfig
-from pipelines.tune.config import TuneConfig
-from ranker.baseline.config import ARM as BASELINE
-from ranker.baseline.config import BaselineConfig
-from ranker.config import SID_KINDS, ContentKind, RankerConfig
-from ranker.config import TrainingConfig as RankerTraining
-from ranker.export_config import RankerExportConfig
-from ranker.score_config import ScoreConfig
+from sidestack.components.torchrun import IMAGE, RENDEZVOUS_SECONDS
+from sidestack.encoder.config import EncoderConfig, MaterializeConfig
+from sidestack.encoder.config import TrainingConfig as EncoderTraining
+from sidestack.encoder.export_config import ExportConfig
+from sidestack.encoder.sid.spec import DEFAULT_NAME, prefixes_fit
+from sidestack.infra.clusters.config import Cluster, Resources, load_cluster
+from sidestack.infra.config import Config, FileName, load_file, matching, nearest, parse, plain
+from sidestack.infra.distributed import Timeouts
+from sidestack.infra.errors import ConfigError
+from sidestack.infra.lanes import require_lanes
+from sidestack.infra.masking import MASK
+from sidestack.infra.remote.fields import Place
+from sidestack.infra.schedulers import option_names
+from sidestack.pipelines.drift.config import DriftConfig
+from sidestack.pipelines.prepare.config import PrepareConfig
+from sidestack.pipelines.prepare.log.config import LogConfig
+from sidestack.pipelines.report.config import CompareConfig
+from sidestack.pipelines.retrain.config import RetrainConfig
+from sidestack.pipelines.tables.config import TableConfig
+from sidestack.pipelines.tune.config import TuneConfig
+from sidestack.ranker.baseline.config import ARM as BASELINE
+from sidestack.ranker.baseline.config import BaselineConfig
+from sidestack.ranker.config import RankerConfig
+from sidestack.ranker.config import TrainingConfig as RankerTraining
+from sidestack.ranker.contents import content_kinds
+from sidestack.ranker.contents.contract import entity_at
+from sidestack.ranker.export_config import RankerExportConfig
+from sidestack.ranker.score_config import ScoreConfig
 
 _TRAINING = ("encoder", "materialize", "ranker")
 """The stages that use GPUs where there are any."""
@@ -325,10 +325,9 @@ class PipelineConfig(Config):
             if name not in self.sid_names:
                 raise ValueError(f"ranker.arms.{arm}.sids: {name!r} is unknown; SIDs are {', '.join(self.sid_names)}")
         given = {self.encoder_of(name).entity for name in content.sids}
-        asked: tuple[tuple[Entity, ContentKind], ...]
-        asked = (("item", content.item), ("item", content.history), ("user", content.user))
-        for entity, kind in asked:
-            if kind in SID_KINDS and entity not in given:
+        for position, kind in content.kinds.items():
+            entity = entity_at(position)
+            if content_kinds()[kind].takes_sids and entity not in given:
                 raise ValueError(f"ranker.arms.{arm}: {kind} of {entity}s; sids={list(content.sids)} are of others")
 
     @model_validator(mode="after")
@@ -341,8 +340,8 @@ class PipelineConfig(Config):
 
     @model_validator(mode="after")
     def _check_store(self) -> "PipelineConfig":
-        if isinstance(self.prepare.source, Log):
-            require_filesystem(self.prepare.source, self.run.runs_dir)
+        if isinstance(self.prepare.source, LogConfig):
+            self.prepare.source.require_filesystem(self.run.runs_dir)
         return self
 
     @property

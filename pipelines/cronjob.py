@@ -10,10 +10,10 @@ from typing import Any
 
 import yaml
 
-from components.pipeline import retrain
-from infra.clusters.config import load_cluster
-from infra.clusters.kubernetes import create_scheduler
-from infra.errors import ConfigError, SidestackError
+from sidestack.components.pipeline import retrain
+from sidestack.infra.clusters.config import load_cluster
+from sidestack.infra.clusters.kubernetes import create_scheduler
+from sidestack.infra.errors import ConfigError, SidestackError
 
 # A call that is more than ten minutes late is left out; without a deadline, 100 missed ones end the schedule.
 _DEADLINE_S = 600
@@ -43,7 +43,7 @@ def cron_job(
     pod = task["template"]["spec"]
     (container,) = pod["containers"]
     container["name"] = "retrain"
-    container["command"] = ["python", "-m", "pipelines.retrain", "--config", config]
+    container["command"] = ["python", "-m", "sidestack.pipelines.retrain", "--config", config]
     container["env"] = [one for one in container["env"] if not one["name"].startswith("TORCHX_")]
     del container["ports"]
     # The next call resumes what this one did not end.

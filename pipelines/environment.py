@@ -10,13 +10,14 @@ from typing import Any
 
 from torchx.specs import AppDef
 
-from components.torchrun import RENDEZVOUS_SECONDS_VARIABLE
-from infra.clusters.config import SECRETS_KEY
-from infra.code import code_environment
-from infra.errors import ConfigError
-from infra.masking import MASK, has_secret
-from infra.mlflow_store import URI_VARIABLE
-from pipelines.config import RunConfig
+from sidestack.components.torchrun import RENDEZVOUS_SECONDS_VARIABLE
+from sidestack.infra.clusters.config import SECRETS_KEY
+from sidestack.infra.code import code_environment
+from sidestack.infra.errors import ConfigError
+from sidestack.infra.logs import LEVEL_VARIABLE
+from sidestack.infra.masking import MASK, has_secret
+from sidestack.infra.mlflow_store import URI_VARIABLE
+from sidestack.pipelines.config import RunConfig
 
 _INHERITING = ("local_cwd", "slurm")
 """Schedulers whose jobs inherit the driver's environment."""
@@ -33,6 +34,7 @@ def job_environment(run: RunConfig, code: Sequence[str] = (), *, is_tracked: boo
     """
     environment = {**run.timeouts.environment(), RENDEZVOUS_SECONDS_VARIABLE: str(run.rendezvous_s)}
     environment |= code_environment(code)
+    environment |= {name: os.environ[name] for name in (LEVEL_VARIABLE,) if name in os.environ}
     if run.scheduler not in _INHERITING:
         # A manifest is read by many: an address with a password gets there by reference, or not at all.
         if is_tracked and not has_secret(os.environ[URI_VARIABLE]):

@@ -11,18 +11,18 @@ from typing import Any, Protocol
 
 from torchx.specs import AppDef
 
-from infra.commit import is_committed, read_manifest, refuse_taken, require_whole
-from infra.config import digest, plain, to_yaml
-from infra.errors import CommitError, StageError, UnansweredError
-from infra.lease import lease_file
-from infra.remote.copies import is_there, put, remove_file
-from infra.remote.urls import address
-from pipelines.config import LaunchConfig, RunConfig
-from pipelines.environment import job_environment, name_secrets
-from pipelines.graph import Stage, key
-from pipelines.job_log import say
-from pipelines.jobs import Work
-from pipelines.tracker import Tracker
+from sidestack.infra.commit import is_committed, read_manifest, refuse_taken, require_whole
+from sidestack.infra.config import digest, plain, to_yaml
+from sidestack.infra.errors import CommitError, StageError, UnansweredError
+from sidestack.infra.lease import lease_file
+from sidestack.infra.remote.copies import is_there, put, remove_file
+from sidestack.infra.remote.urls import address
+from sidestack.pipelines.config import LaunchConfig, RunConfig
+from sidestack.pipelines.environment import job_environment, name_secrets
+from sidestack.pipelines.graph import Stage, key
+from sidestack.pipelines.job_log import say
+from sidestack.pipelines.jobs import Work
+from sidestack.pipelines.tracker import Tracker
 
 _POLL_SECONDS = 0.3
 
@@ -77,7 +77,7 @@ class Pipeline:
     done: dict[str, Path] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def bring(self, plan: Sequence[Stage]) -> None:
+    def run_stages(self, plan: Sequence[Stage]) -> None:
         """Have every stage of a plan committed: what is not yet is launched, as soon as its inputs are done.
 
         At most `run.jobs` are under way at a time. A job that an earlier driver left is followed in place of launching

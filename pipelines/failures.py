@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from infra import errors
-from infra.preemption import Mark
-from infra.rendezvous import PREFIX as RENDEZVOUS
+from sidestack.infra import errors
+from sidestack.infra.preemption import Mark
+from sidestack.infra.rendezvous import PREFIX as RENDEZVOUS
 
 _LAST_LINES = 15
 
@@ -61,9 +61,9 @@ def why(
         unmarked: lines of the job's log that are no rank's.
         preempted: the mark that a stage left which was asked to stop; None: it did not stop by itself.
     """
-    if preempted is not None:
-        return f"[{label}] {preempted}"
     words = [word for word in (*told.split(", "), state) if word in _ENDS]
+    if preempted is not None:  # asked to stop by a signal: the scheduler knows why it sent one
+        return f"[{label}] {_ENDS[words[0]]}; {preempted}" if words else f"[{label}] {preempted}"
     end = _ENDS[words[0]] if words else state.lower()
     failures = sorted(_failures(rank_logs))
     own = [failure for failure in failures if not failure.is_echo]

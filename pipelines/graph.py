@@ -5,8 +5,8 @@ configured seeds plus r. Within a replicate all arms read one materialized datas
 
 A stage's section is resolved here, once: the arm, the seeds of the replicate, the settings of a trial. It is all that
 the stage is told. A key covers all that decides a stage's output: that section's digest, which the stage's manifest and
-checkpoints carry too, the bytes of its inputs, and the code it may run. It leaves out what does not: the scheduler, the
-ranks, the run's name, where things are kept.
+checkpoints carry too, the bytes of its inputs, and the code it may run, with that of other packages whose kinds it
+names. It leaves out what does not: the scheduler, the ranks, the run's name, where things are kept.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,21 +17,21 @@ from typing import Any
 
 from torchx.specs import AppDef
 
-from components import encoder as encoder_jobs
-from components import pipeline as pipeline_jobs
-from components import ranker as ranker_jobs
-from components.torchrun import Launch, stage_app
-from encoder.config import ENCODER_INPUT
-from encoder.sid import DEFAULT_NAME
-from infra.code import ROOT, code_digest
-from infra.config import Config, digest
-from infra.snapshot import content_digest
-from pipelines.config import LaunchConfig, PipelineConfig
-from pipelines.prepare.identity import source_identity
-from pipelines.report.arms import PREFIX, input_name
-from ranker.baseline.config import ARM as BASELINE
+from sidestack.components import encoder as encoder_jobs
+from sidestack.components import pipeline as pipeline_jobs
+from sidestack.components import ranker as ranker_jobs
+from sidestack.components.torchrun import Launch, stage_app
+from sidestack.encoder.config import ENCODER_INPUT
+from sidestack.encoder.sid.spec import DEFAULT_NAME
+from sidestack.infra.code import ROOT, code_digest, foreign_code
+from sidestack.infra.config import Config, digest
+from sidestack.infra.kinds import models_in
+from sidestack.infra.snapshot import content_digest
+from sidestack.pipelines.config import LaunchConfig, PipelineConfig
+from sidestack.pipelines.report.arms import PREFIX, input_name
+from sidestack.ranker.baseline.config import ARM as BASELINE
 
-RANKER_CODE = ("infra", "ranker", "encoder/__init__.py", "encoder/sid.py", "encoder/sid_codebook.py")
+RANKER_CODE = ("infra", "ranker", "encoder/__init__.py", "encoder/sid", "encoder/sid_codebook.py")
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def stages(config: PipelineConfig) -> tuple[Stage, ...]:
 def prepare_stage(config: PipelineConfig) -> Stage:
     """Return the stage that makes the dataset."""
     code = ("infra", "pipelines/prepare")
-    launch, source = config.run.launch.prepare, partial(source_identity, config.prepare)
+    launch, source = config.run.launch.prepare, config.prepare.data_identity
     return Stage("prepare", pipeline_jobs.prepare, code, config.prepare, launch, {}, source=source)
 
 
@@ -112,6 +112,7 @@ def encoder_stage(config: PipelineConfig, name: str = DEFAULT_NAME, replicate: i
 def materialize_stage(config: PipelineConfig, encoders: Sequence[Stage], replicate: int = 0) -> Stage:
     """Return the stage that writes the tables with the SIDs of all encoders."""
     inputs = {f"{ENCODER_INPUT}{encoder.variant or DEFAULT_NAME}": encoder.label for encoder in encoders}
+    plugins = foreign_code(kind for encoder in encoders for kind in models_in(encoder.config))
     return Stage(
         "materialize",
         partial(gathered, encoder_jobs.materialize, "encoders", ENCODER_INPUT),
@@ -120,6 +121,7 @@ def materialize_stage(config: PipelineConfig, encoders: Sequence[Stage], replica
         config.run.launch.materialize,
         {"dataset": "prepare", **inputs},
         replicate=replicate,
+        source=partial(digest, plugins) if plugins else None,
     )
 
 
@@ -214,6 +216,7 @@ def key(stage: Stage, inputs: Mapping[str, str], source: str = "", root: Path = 
     Returns:
         a SHA-256, 64 hexadecimal digits.
     """
+    plugins = foreign_code(models_in(stage.config))
     return digest(
         {
             "stage": stage.name,
@@ -221,5 +224,6 @@ def key(stage: Stage, inputs: Mapping[str, str], source: str = "", root: Path = 
             "inputs": dict(inputs),
             "source": source,
             "code": code_digest(stage.code, root),
+            **({"plugins": plugins} if plugins else {}),
         }
     )

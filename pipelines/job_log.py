@@ -1,12 +1,12 @@
 """A job's log, followed while the job runs: rank 0's lines are shown, those of others than the ranks remembered."""
 
 import re
-import sys
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
+
+from sidestack.infra.logs import LOG
 
 _POLL_S = 0.2
 _REMEMBERED = 200
@@ -16,9 +16,8 @@ _RANK_LINE = re.compile(r"^\[rank(\d+)\]:")
 
 
 def say(label: str, text: str) -> None:
-    """Print one line of a stage, on stderr: stdout has the run's result alone. A terminal that is gone is no error."""
-    with suppress(OSError, ValueError):
-        print(f"[{label}] {text}", file=sys.stderr, flush=True)
+    """Log one line under the name of a stage, or of what the driver does."""
+    LOG.info(f"[{label}] {text}")
 
 
 class JobLog:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from infra.commit import write_whole
-from infra.config import Config
-from infra.errors import StageError
-from infra.lease import lease_file
-from infra.remote.copies import read_bytes, remove_file
-from infra.remote.urls import place
+from sidestack.infra.commit import write_whole
+from sidestack.infra.config import Config
+from sidestack.infra.errors import StageError
+from sidestack.infra.lease import lease_file
+from sidestack.infra.remote.copies import read_bytes, remove_file
+from sidestack.infra.remote.urls import place
 
 
 @dataclass(frozen=True)

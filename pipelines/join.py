@@ -12,16 +12,16 @@ from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
-from infra.checks import check_events
-from infra.commit import commit_alone, fetched
-from infra.errors import DataError, SidestackError
-from infra.impressions import all_columns, read_impressions
-from infra.parquet import TableWriter
-from infra.partitions import date_slice
-from infra.remote.urls import address, path_argument
-from infra.snapshot import Dataset, read_dataset
-from infra.store import FILE
-from pipelines.sid_tables import write_sid_tables
+from sidestack.infra.checks import check_events
+from sidestack.infra.commit import commit_alone, fetched
+from sidestack.infra.errors import DataError, SidestackError
+from sidestack.infra.impressions import all_columns, read_impressions
+from sidestack.infra.parquet import TableWriter
+from sidestack.infra.partitions import date_slice
+from sidestack.infra.remote.urls import address, path_argument
+from sidestack.infra.snapshot import Dataset, read_dataset
+from sidestack.infra.store import FILE
+from sidestack.pipelines.sid_tables import write_sid_tables
 
 FOLDER = "impressions"
 """The folder that other readers are pointed at."""

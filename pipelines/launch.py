@@ -15,16 +15,16 @@ from torchx.runner import Runner
 from torchx.schedulers.api import Scheduler
 from torchx.specs import AppDef, AppStatus, CfgVal, InvalidRunConfigException
 
-from infra import lease
-from infra.commit import is_committed
-from infra.errors import ConfigError, SchedulerError, StageError, UnansweredError
-from infra.preemption import read_mark
-from infra.remote.urls import address
-from infra.schedulers import FACTORIES, Reattachable
-from infra.slurm import NEVER_STARTS
-from pipelines.failures import why
-from pipelines.job_log import JobLog, say
-from pipelines.jobs import JobRecord, Work, read_record
+from sidestack.infra import lease
+from sidestack.infra.commit import is_committed
+from sidestack.infra.errors import ConfigError, SchedulerError, StageError, UnansweredError
+from sidestack.infra.preemption import read_mark
+from sidestack.infra.remote.urls import address
+from sidestack.infra.schedulers import FACTORIES, Reattachable
+from sidestack.infra.slurm import NEVER_STARTS
+from sidestack.pipelines.failures import why
+from sidestack.pipelines.job_log import JobLog, say
+from sidestack.pipelines.jobs import JobRecord, Work, read_record
 
 T = TypeVar("T")
 

@@ -16,22 +16,22 @@ from typing import Any, NoReturn
 
 import yaml
 
-from infra.commit import fetched
-from infra.config import digest, plain
-from infra.console import replace_unencodable
-from infra.errors import SidestackError, StageError
-from infra.journal import Status
-from infra.locks import HeldError, locked
-from infra.masking import masked
-from infra.mlflow_store import store_uri, use_store
-from infra.remote.copies import put
-from infra.remote.urls import address, path_argument, url_of, with_urls
-from pipelines.config import RunConfig, read_config
-from pipelines.environment import require_secrets, without_values
-from pipelines.execution import Pipeline, configs_dir, run_dir
-from pipelines.graph import Stage, stages
-from pipelines.launch import Launcher
-from pipelines.tracker import Tracker
+from sidestack.infra.commit import fetched
+from sidestack.infra.config import digest, plain
+from sidestack.infra.console import replace_unencodable
+from sidestack.infra.errors import SidestackError, StageError
+from sidestack.infra.journal import Status
+from sidestack.infra.locks import HeldError, locked
+from sidestack.infra.masking import masked
+from sidestack.infra.mlflow_store import store_uri, use_store
+from sidestack.infra.remote.copies import put
+from sidestack.infra.remote.urls import address, path_argument, url_of, with_urls
+from sidestack.pipelines.config import RunConfig, read_config
+from sidestack.pipelines.environment import require_secrets, without_values
+from sidestack.pipelines.execution import Pipeline, configs_dir, run_dir
+from sidestack.pipelines.graph import Stage, stages
+from sidestack.pipelines.launch import Launcher
+from sidestack.pipelines.tracker import Tracker
 
 
 class Stopped(BaseException):
@@ -94,7 +94,7 @@ def run_stages(
         with stopping(), _tracked(run, without_values(resolved), title or run.name) as (tracker, artifacts):
             pipeline = Pipeline(run, launcher, tracker)
             try:
-                pipeline.bring(plan)
+                pipeline.run_stages(plan)
                 pipeline.tell_changes(plan)
             finally:
                 launcher.close()

@@ -11,14 +11,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from encoder.sid import SidSpec
-from encoder.sid_file import FOLDER, write_sid_file
-from infra.commit import commit_alone
-from infra.config import parse
-from infra.errors import DataError
-from infra.parquet import TableWriter, open_parquet, read_row_group, row_groups
-from infra.partitions import PartitionEntry
-from infra.snapshot import CONTENT, Dataset, SidSet
+from sidestack.encoder.sid.spec import SidSpec
+from sidestack.encoder.sid_file import FOLDER, write_sid_file
+from sidestack.infra.commit import commit_alone
+from sidestack.infra.config import parse
+from sidestack.infra.errors import DataError
+from sidestack.infra.parquet import TableWriter, open_parquet, read_row_group, row_groups
+from sidestack.infra.partitions import PartitionEntry
+from sidestack.infra.snapshot import CONTENT, Dataset, SidSet
 
 
 def write_sid_tables(dataset: Dataset, out: Path) -> dict[str, int]:

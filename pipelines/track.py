@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from infra.errors import SidestackError, StageError
-from infra.journal import journals
-from infra.masking import masked, one_line
-from infra.mlflow_store import connect, patient, use_store
-from pipelines.config import read_config
-from pipelines.execution import run_dir
-from pipelines.run import alone, command_line, exit_status
-from pipelines.tracker import send_left
+from sidestack.infra.errors import SidestackError, StageError
+from sidestack.infra.journal import journals
+from sidestack.infra.masking import masked, one_line
+from sidestack.infra.mlflow_store import connect, patient, use_store
+from sidestack.pipelines.config import read_config
+from sidestack.pipelines.execution import run_dir
+from sidestack.pipelines.run import alone, command_line, exit_status
+from sidestack.pipelines.tracker import send_left
 
 
 def track(config_file: Path, overrides: Sequence[str] = ()) -> int:

@@ -5,18 +5,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from infra.errors import ConfigError
-from infra.journal import Journal, Status, begin, journals
-from infra.masking import masked, one_line
-from infra.mlflow_store import bounded, connect, store_uri
-from pipelines.job_log import say
+from sidestack.infra.errors import ConfigError
+from sidestack.infra.journal import Journal, Status, begin, journals
+from sidestack.infra.masking import masked, one_line
+from sidestack.infra.mlflow_store import bounded, connect, store_uri
+from sidestack.pipelines.job_log import say
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 _SEND_SECONDS = 30.0
 _FIRST_PAUSE_SECONDS = 60.0
-LATER = "python -m pipelines.track"
+LATER = "python -m sidestack.pipelines.track"
 
 
 class Tracker:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ranker.config import AdmissionConfig
+from sidestack.ranker.config import AdmissionConfig
 
 Integers = npt.NDArray[np.int64]
 Rows = npt.NDArray[np.int32]

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from ranker.layout import HistoryLayout, padded_entries, padded_rows, rows_of
+from sidestack.ranker.layout import HistoryLayout, padded_entries, padded_rows, rows_of
 
 
 def attend(probes_BND: Tensor, values_TD: Tensor, layout: HistoryLayout) -> Tensor:

@@ -10,8 +10,9 @@ from torch import Tensor
 from torchrec import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
-from ranker.inputs import ModelInputs
-from ranker.layout import Integers, history_layout
+from sidestack.infra.lanes import Batch
+from sidestack.ranker.inputs import ModelInputs
+from sidestack.ranker.layout import Integers, history_layout
 
 
 @dataclass
@@ -25,6 +26,7 @@ class RankerBatch(ModelInputs, Pipelineable):  # type: ignore[misc]
         weights_BT: 1 where the label is known and the row is not padding, else 0.
         counts_2T: float64, over the ranks' parts of the global batch: how many labels the loss is of, and the positives
             among them, by task; None: this part is the whole.
+        source: the rows that it was made of, for those who need more of them than tensors; never on a GPU.
     """
 
     bags: KeyedJaggedTensor
@@ -33,6 +35,7 @@ class RankerBatch(ModelInputs, Pipelineable):  # type: ignore[misc]
     labels_BT: Tensor
     weights_BT: Tensor
     counts_2T: Tensor | None = None
+    source: Batch | None = None
 
     def split(self, rows: int) -> Iterator["RankerBatch"]:
         """Return so many rows after another, as views where they can be; in host memory."""
@@ -82,7 +85,8 @@ class RankerBatch(ModelInputs, Pipelineable):  # type: ignore[misc]
         self._mapped(lambda value: value.record_stream(stream))
 
     def _mapped(self, change: Callable[[Any], Any]) -> Self:
-        return type(self)(**{field.name: _changed(getattr(self, field.name), change) for field in fields(self)})
+        values = {name: getattr(self, name) for name in (field.name for field in fields(self)) if name != "source"}
+        return type(self)(**{name: _changed(value, change) for name, value in values.items()}, source=self.source)
 
 
 def _changed(value: Any, change: Callable[[Any], Any]) -> Any:

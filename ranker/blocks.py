@@ -6,14 +6,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from infra.errors import DataError
-from ranker.config import ModelConfig
-from ranker.content import HistoryContent, perceptron
-from ranker.features import HISTORY_IDS, ArmFeatures
-from ranker.frozen import Frozen
-from ranker.inputs import ModelInputs
-from ranker.pma import HistoryAttention
-from ranker.transformer import HistoryEncoder
+from sidestack.infra.errors import DataError
+from sidestack.ranker.config import ModelConfig
+from sidestack.ranker.constants import ModelConstants
+from sidestack.ranker.content import HistoryContent, perceptron
+from sidestack.ranker.contents.contract import Content
+from sidestack.ranker.features import HISTORY_IDS
+from sidestack.ranker.inputs import ModelInputs
+from sidestack.ranker.pma import HistoryAttention
+from sidestack.ranker.transformer import HistoryEncoder
 
 MOST_DEVIATIONS = 5.0
 """A dense feature enters as at most so many standard deviations from its mean."""
@@ -59,14 +60,14 @@ class HistoryBlock(nn.Module):
     A transformer encoder between the two is an option (`HistoryConfig`), not the paper's.
     """
 
-    def __init__(self, features: ArmFeatures, model: ModelConfig, query_features: int, frozen: Frozen) -> None:
+    def __init__(self, content: Content, model: ModelConfig, query_features: int, constants: ModelConstants) -> None:
         super().__init__()
         dim = model.embedding_dim
         self.gap = nn.Linear(1, dim)
         # Vectors, so that they start as zeros (`ranker.initial`): started at random they cost up to .8 % of NE.
         self.since_entry = nn.Parameter(torch.zeros(dim))
         self.rank = nn.Parameter(torch.zeros(dim))
-        self.content = None if features.history.kind == "none" else HistoryContent(features, model, frozen)
+        self.content = None if content.is_none else HistoryContent(content, model, constants)
         history = model.history
         self.encoder = HistoryEncoder(dim, history.heads, history.encoder_layers) if history.encoder_layers else None
         self.attention = HistoryAttention(dim, history.queries, query_features, history.heads)

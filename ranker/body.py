@@ -5,13 +5,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ranker.blocks import DenseBlock, HistoryBlock, Interaction, Towers
-from ranker.config import ModelConfig, RankerConfig
-from ranker.content import NewItems, OwnContent
-from ranker.features import ITEM_IDS, ArmFeatures, Content
-from ranker.frozen import Frozen
-from ranker.inputs import ModelInputs, Vectors
-from ranker.layout import rows_of
+from sidestack.ranker.blocks import DenseBlock, HistoryBlock, Interaction, Towers
+from sidestack.ranker.config import ModelConfig, RankerConfig
+from sidestack.ranker.constants import ModelConstants
+from sidestack.ranker.content import NewItems, OwnContent
+from sidestack.ranker.contents.contract import Content
+from sidestack.ranker.features import ITEM_IDS, ArmFeatures
+from sidestack.ranker.inputs import ModelInputs, Vectors
+from sidestack.ranker.layout import rows_of
 
 USER_CONTENT = "the user's content"
 
@@ -23,21 +24,21 @@ class Body(nn.Module):
     weights but those of the content itself have the same shapes, and the same initial values, in all arms.
     """
 
-    def __init__(self, features: ArmFeatures, config: RankerConfig, frozen: Frozen) -> None:
+    def __init__(self, features: ArmFeatures, config: RankerConfig, constants: ModelConstants) -> None:
         super().__init__()
         model = config.model
         self.in_bfloat16 = config.training.precision == "bfloat16"
-        self.ids = tuple(feature.column for feature in features.bags if not feature.is_sid)
-        self.dense = DenseBlock(len(features.dense), model, frozen.dense_2F) if features.dense else None
-        self.content = _own_content(features, features.item, model, frozen)
-        self.user_content = _own_content(features, features.user, model, frozen)
+        self.ids = tuple(feature.column for feature in features.ids)
+        self.dense = DenseBlock(len(features.dense), model, constants.dense_2F) if features.dense else None
+        self.content = _own_content(features.item, model, constants)
+        self.user_content = _own_content(features.user, model, constants)
         self.has_user_place = features.has_user_place
         query_vectors = len(self.ids) + 1 + self.has_user_place  # ids, the ad's content, and the user's
         # The vectors that ask the history: all, or the ad's own.
         ads_own = [self.ids.index(ITEM_IDS), len(self.ids)]
         self.asking = ads_own if model.history.pooling == "target" else None
         asking_vectors = query_vectors if self.asking is None else len(self.asking)
-        self.history = HistoryBlock(features, model, asking_vectors * model.embedding_dim, frozen)
+        self.history = HistoryBlock(features.history, model, asking_vectors * model.embedding_dim, constants)
         dense_vectors = model.dense_outputs if features.dense else 0
         self.interaction = Interaction(query_vectors + dense_vectors + model.history.queries, model)
         self.towers = Towers(tuple(features.tasks), model)
@@ -87,5 +88,5 @@ def _for_each_row(vectors: list[Tensor], request_B: Tensor) -> tuple[Tensor, ...
     return torch.split_with_sizes(rows_BX, [vector.shape[1] for vector in vectors], dim=1)
 
 
-def _own_content(features: ArmFeatures, content: Content, model: ModelConfig, frozen: Frozen) -> OwnContent | None:
-    return None if content.kind == "none" else OwnContent(features, content, model, frozen)
+def _own_content(content: Content, model: ModelConfig, constants: ModelConstants) -> OwnContent | None:
+    return None if content.is_none else OwnContent(content, model, constants)

@@ -9,7 +9,7 @@ number in the configuration is taken as it is.
   (`ranker.validation`). Without a window one: nothing would tell when the model begins to learn its rows by heart.
 - `validation_days`: the newest tenth of the training dates; see `validation_days`.
 - `warmup_steps`: `warmup_share` of the steps.
-- `max_rows` of an arm: see `sid_rows`.
+- `max_rows` of an arm: see `ranker.id_feature.sid_rows`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,11 +19,11 @@ from typing import Any
 
 from pydantic import NonNegativeInt, PositiveInt
 
-from infra.budget import batch_size, epochs_for, whole_lanes
-from infra.config import parse, plain
-from infra.learning_curve import point_every
-from infra.snapshot import Dataset
-from ranker.config import Dates, RankerConfig, TrainingConfig, without_newest
+from sidestack.infra.budget import batch_size, epochs_for, whole_lanes
+from sidestack.infra.config import parse, plain
+from sidestack.infra.learning_curve import point_every
+from sidestack.infra.snapshot import Dataset
+from sidestack.ranker.config import Dates, RankerConfig, TrainingConfig, without_newest
 
 STEPS_AN_EPOCH = 512
 """With fewer, a small log's learning rates have fallen before its embeddings have moved: 98 steps learned nothing."""
@@ -37,9 +37,6 @@ WINDOW_SHARE, LARGEST_WINDOW_SHARE = 0.1, 0.25
 """Of the training dates; the latter of their rows as well."""
 WINDOW_POSITIVES = 100
 """Of each task without a parent. With fewer, the window's normalized entropy is mostly chance."""
-ROWS_AN_ID = 4
-"""Rows of a hashed table for an id that can occur: about a fifth of the ids then share a row."""
-MAX_SID_ROWS = 2**20
 LARGE_LOG = LARGEST_BATCH * MIN_STEPS
 """Rows from which on more rows change no decision."""
 
@@ -167,22 +164,6 @@ def with_epochs(config: DecidedConfig, epochs: int) -> DecidedConfig:
 def warmup_steps(training: TrainingConfig, num_steps: int) -> int:
     """Return the steps over which the learning rates rise in a training of so many steps."""
     return round(training.warmup_share * num_steps) if training.warmup_steps is None else training.warmup_steps
-
-
-def sid_rows(num_ids: int, can_occur: int, max_rows: int | None) -> int:
-    """Return the rows of a table of SIDs; fewer than ids mean that ids are hashed.
-
-    By rule a row for each id, but no more than the power of two that has `ROWS_AN_ID` rows for each that can occur, and
-    `MAX_SID_ROWS` at most. What occurs is not counted: that would need the files. It is bounded by the items or users.
-
-    Args:
-        num_ids: that the digits can spell. can_occur: of prefixes, the items or users.
-        max_rows: the arm's setting; None: the rule.
-    """
-    if max_rows is None:
-        wanted = ROWS_AN_ID * max(can_occur, 1)
-        max_rows = min(1 << (wanted - 1).bit_length(), MAX_SID_ROWS)
-    return min(num_ids, max_rows)
 
 
 def told(config: RankerConfig, decided: DecidedConfig, days: Sequence[Day], hashed_rows: int) -> str:

@@ -13,17 +13,18 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from infra.commit import read_manifest
-from infra.config import VERSION, parse_written
-from infra.errors import DataError
-from infra.shards import Shard, Spread
-from infra.state import fill, read_state, write_state
-from infra.tables import DatasetSpec, read_json
-from ranker.budget import DecidedConfig
-from ranker.bundle_description import Description
-from ranker.features import ArmFeatures, IdFeature
-from ranker.row_maps import with_row_maps
-from ranker.sharding import ShardedRanker
+from sidestack.infra.commit import read_manifest
+from sidestack.infra.config import VERSION, parse_written
+from sidestack.infra.errors import DataError
+from sidestack.infra.shards import Shard, Spread
+from sidestack.infra.state import fill, read_state, write_state
+from sidestack.infra.tables import DatasetSpec, read_json
+from sidestack.ranker.budget import DecidedConfig
+from sidestack.ranker.bundle_description import Description
+from sidestack.ranker.features import ArmFeatures
+from sidestack.ranker.id_feature import IdFeature
+from sidestack.ranker.row_maps import with_row_maps
+from sidestack.ranker.sharding import ShardedRanker
 
 FOLDER = "model"
 DESCRIPTION_FILE = "ranker.json"

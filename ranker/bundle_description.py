@@ -6,12 +6,14 @@ from typing import Any
 
 from pydantic import PositiveInt
 
-from encoder.sid import SidSpec
-from infra.config import Config
-from infra.errors import DataError, SpecError
-from infra.tables import DatasetSpec
-from ranker.budget import DecidedConfig
-from ranker.features import ArmFeatures, IdFeature, Sids, arm_features
+from sidestack.encoder.sid.spec import SidSpec
+from sidestack.infra.config import Config
+from sidestack.infra.errors import DataError, SpecError
+from sidestack.infra.tables import DatasetSpec
+from sidestack.ranker.budget import DecidedConfig
+from sidestack.ranker.contents.contract import Sids
+from sidestack.ranker.features import ArmFeatures, arm_features
+from sidestack.ranker.id_feature import IdFeature
 
 
 class Description(Config):
@@ -63,7 +65,7 @@ def require_sids(description: Description, sids: Sids, where: str) -> None:
             )
 
 
-def require_columns(description: Description, spec: DatasetSpec, where: str) -> None:
+def require_trained_columns(description: Description, spec: DatasetSpec, where: str) -> None:
     """Check that a dataset has the columns and tasks that a ranker was trained on, in the same order.
 
     Raises:

@@ -12,10 +12,11 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from infra.rows import Rows
-from ranker.features import HISTORY_IDS, ArmFeatures, IdFeature
-from ranker.inputs import ModelInputs
-from ranker.layout import HistoryLayout, Integers, history_layout
+from sidestack.infra.rows import Rows
+from sidestack.ranker.features import HISTORY_IDS, ArmFeatures
+from sidestack.ranker.id_feature import IdFeature
+from sidestack.ranker.inputs import ModelInputs
+from sidestack.ranker.layout import HistoryLayout, Integers, history_layout
 
 _DAYS_A_MICROSECOND = np.float32(1 / 86_400_000_000)
 _NOT_LAID_OUT = HistoryLayout((), torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64))

@@ -11,14 +11,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.module_tracker import ModuleTracker
 
-from infra.distributed import World, gather
-from infra.footer import read_footer
-from infra.impressions import columns_by_table
-from infra.rows import CountedFile
-from infra.snapshot import Dataset
-from ranker.config import Dates, TrainingConfig
-from ranker.features import HISTORY_IDS, ArmFeatures
-from ranker.planner import Traffic
+from sidestack.infra.distributed import World, gather
+from sidestack.infra.footer import read_footer
+from sidestack.infra.impressions import columns_by_table
+from sidestack.infra.rows import CountedFile
+from sidestack.infra.snapshot import Dataset
+from sidestack.ranker.config import Dates, TrainingConfig
+from sidestack.ranker.features import HISTORY_IDS, ArmFeatures
+from sidestack.ranker.planner import Traffic
 
 MAX_FILES = 256
 """The most files of a table whose metadata is looked at to see what columns take; of more, evenly spaced ones."""
@@ -112,12 +112,12 @@ def expected_traffic(dataset: Dataset, dates: Dates, training: TrainingConfig) -
 
 
 def embedding_bytes(features: ArmFeatures, dataset: Dataset, dates: Dates) -> float:
-    """Return the bytes an impression that raw embeddings take where they are the content: 2 a dimension.
+    """Return the bytes an impression that raw embeddings take where they are the content.
 
     The ranker looks them up by id; a log that a recurring training reads carries them, those of user and history once a
     request.
     """
-    an_item, an_entry, a_user = (2.0 * sum((content.embeddings or {}).values()) for content in features.contents)
+    an_item, an_entry, a_user = (content.embedding_bytes for content in features.contents)
     of_request = a_user + (an_entry * mean_entries(dataset, dates, HISTORY_IDS) if an_entry else 0.0)
     return an_item + of_request / _impressions(dataset, "requests", dates)
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ranker.planner import PlannedTable, TablePlan
+from sidestack.ranker.planner import PlannedTable, TablePlan
 
 ID_BYTES, LENGTH_BYTES, NUMBER_BYTES = 8, 8, 4
 

@@ -16,27 +16,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from encoder.bundle import ENCODER_FILE, WEIGHTS_FILE, load_bundle
-from encoder.serving import require_same_encoder
-from encoder.sid import SidSpec
-from encoder.sid_map import MAP_FILE
-from encoder.signals import stored_precisions
-from infra.commit import read_manifest
-from infra.distributed import together
-from infra.errors import DataError, SpecError
-from infra.registration import registered
-from infra.sealed import sealed
-from infra.served import load_served, save_served
-from infra.snapshot import CONTENT, Dataset, read_dataset
-from infra.stage import StageRun, run_stage, with_inputs
-from infra.tensors import write_tensors
-from ranker.bundle import RankerBundle, open_bundle
-from ranker.bundle_description import Description, require_sids
-from ranker.export_config import RankerExportConfig
-from ranker.features import dataset_sids
-from ranker.frozen import read_frozen
-from ranker.row_maps import read_row_maps, write_row_maps
-from ranker.serving.config import (
+from sidestack.encoder.bundle import ENCODER_FILE, WEIGHTS_FILE, load_bundle
+from sidestack.encoder.serving import require_same_encoder
+from sidestack.encoder.sid.spec import SidSpec
+from sidestack.encoder.sid_map import MAP_FILE
+from sidestack.encoder.signals import stored_precisions
+from sidestack.infra.commit import read_manifest
+from sidestack.infra.distributed import raise_on_all_ranks
+from sidestack.infra.errors import DataError, SpecError
+from sidestack.infra.registration import registered
+from sidestack.infra.sealed import sealed
+from sidestack.infra.served import load_served, save_served
+from sidestack.infra.snapshot import CONTENT, Dataset, read_dataset
+from sidestack.infra.stage import StageRun, run_stage, with_inputs
+from sidestack.infra.tensors import write_tensors
+from sidestack.ranker.bundle import RankerBundle, open_bundle
+from sidestack.ranker.bundle_description import Description, require_sids
+from sidestack.ranker.constants import read_constants
+from sidestack.ranker.export_config import RankerExportConfig
+from sidestack.ranker.features import dataset_sids
+from sidestack.ranker.row_maps import read_row_maps, write_row_maps
+from sidestack.ranker.serving.config import (
     CONSTANTS_FILE,
     MODEL_FOLDER,
     NETWORK_FILE,
@@ -45,9 +45,9 @@ from ranker.serving.config import (
     ServedConfig,
     ServedSids,
 )
-from ranker.serving.model import CODEBOOK, EMBEDDINGS, ServedRanker, file_digests
-from ranker.serving.reference import Reference, check, read_reference
-from ranker.serving.tables import stored_table
+from sidestack.ranker.serving.model import CODEBOOK, EMBEDDINGS, ServedRanker, file_digests
+from sidestack.ranker.serving.reference import Reference, check, read_reference
+from sidestack.ranker.serving.tables import stored_table
 
 VERSION_FOLDER = "version"
 PACKAGES = ("encoder", "infra", "ranker")
@@ -62,7 +62,7 @@ def export(run: StageRun[RankerExportConfig]) -> None:
         DataError: an input is not what it should be. StageError: the registry refuses.
         SpecError: ranker, SIDs and encoders do not fit, or the saved model predicts otherwise than the ranker.
     """
-    with together(run.world.committing, "exporting the ranker"):
+    with raise_on_all_ranks(run.world.committing, "exporting the ranker"):
         if run.world.is_main:
             _export(run)
 
@@ -88,7 +88,7 @@ def _export(run: StageRun[RankerExportConfig]) -> None:
     found = check(ServedRanker(version), reference, config)
     model = run.out / MODEL_FOLDER
     save_served(
-        model, Path(__file__).parent / "serving" / "mlflow_model.py", "ranker.serving.model:load_answers",
+        model, Path(__file__).parent / "serving" / "mlflow_model.py", "sidestack.ranker.serving.model:load_answers",
         {VERSION_FOLDER: version}, PACKAGES,
         input_example=reference.requests[:1], metadata={"lineage": served.lineage},
     )  # fmt: skip
@@ -158,15 +158,15 @@ def _write_weights(bundle: RankerBundle, config: RankerExportConfig, version: Pa
 
 def _write_constants(dataset: Dataset, described: Description, version: Path) -> dict[str, float]:
     """Write codebooks and raw embeddings, and return what new items' embeddings are multiplied by."""
-    frozen = read_frozen(dataset, described.features(dataset.spec))
-    named: dict[str, Tensor] = {f"{CODEBOOK}.{name}": book for name, book in frozen.codebooks.items()}
+    constants = read_constants(dataset, described.features(dataset.spec).constants)
+    named: dict[str, Tensor] = {f"{CODEBOOK}.{name}": book for name, book in constants.codebooks.items()}
     named |= {
         # Of a snapshot that has grown, the rows that the ranker knows: the next stands for what it does not know.
         f"{EMBEDDINGS}.{entity}": rows_IE[: described.spec.content(entity).rows]
-        for entity, rows_IE in frozen.embeddings.items()
+        for entity, rows_IE in constants.embeddings.items()
     }
     write_tensors(named, version / CONSTANTS_FILE)
-    return dict(frozen.scales.get("item", {}))
+    return dict(constants.scales.get("item", {}))
 
 
 def _require_equal_answer(model: Path, reference: Reference, largest_difference: float) -> None:

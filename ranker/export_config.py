@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from infra.config import Config
+from sidestack.infra.config import Config
 
 
 class RankerExportConfig(Config):

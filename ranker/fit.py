@@ -1,38 +1,29 @@
-"""The ranker's training loop: torchrec's pipeline over a reader, the learning curve, going on after a failure."""
+"""The ranker's training loop: the steps, the learning curve, checkpoints. `ranker.progress` has what a step takes."""
 
-import math
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
-from itertools import islice
 from typing import Any, Literal, NamedTuple
 
-from infra.checkpoint import Checkpoint, Checkpoints
-from infra.distributed import World, lockstep_sums, together
-from infra.errors import PreemptedError
-from infra.lanes import Batch, LaneReader
-from infra.learning_curve import is_point, point_every
-from infra.prefetch import prefetched
-from infra.state import fill
-from infra.tracking import RunLog
-from ranker.averaging import WeightAverage
-from ranker.batch import RankerBatch
-from ranker.budget import DecidedConfig, DecidedTraining, warmup_steps
-from ranker.config import TrainingConfig
-from ranker.features import ArmFeatures
-from ranker.frozen import Frozen
-from ranker.loss_check import LossCheck
-from ranker.metrics import TrainingWindow
-from ranker.model import StepOutput
-from ranker.newest import NewestEntries
-from ranker.pipeline import RankerPipeline
-from ranker.planner import Traffic
-from ranker.reader import ranker_batches, to_ranker_batch
-from ranker.sharding import ShardedRanker, build_sharded
-from ranker.warm_start import WarmStart
+from sidestack.infra.checkpoint import Checkpoint, Checkpoints
+from sidestack.infra.distributed import World, raise_on_all_ranks
+from sidestack.infra.errors import PreemptedError
+from sidestack.infra.lanes import LaneReader
+from sidestack.infra.learning_curve import is_point, point_every
+from sidestack.infra.stage import StageRun
+from sidestack.infra.state import fill
+from sidestack.ranker.averaging import WeightAverage
+from sidestack.ranker.budget import DecidedConfig, DecidedTraining, warmup_steps
+from sidestack.ranker.config import RankerConfig, TrainingConfig
+from sidestack.ranker.constants import ModelConstants
+from sidestack.ranker.features import ArmFeatures
+from sidestack.ranker.metrics import TrainingWindow
+from sidestack.ranker.model import StepOutput
+from sidestack.ranker.newest import NewestEntries
+from sidestack.ranker.planner import Traffic
+from sidestack.ranker.progress import Progress
+from sidestack.ranker.sharding import ShardedRanker, build_sharded
+from sidestack.ranker.warm_start import WarmStart
 
 Phase = Literal["search", "train"]
 """A stage's trainings: the one that finds the number of epochs (`ranker.validation`), and the one it is there for."""
@@ -41,119 +32,13 @@ UNTIMED_STEPS = 10
 """First steps of each start, which the throughput leaves out: tracing, allocation, the reader's first row groups."""
 
 
-@dataclass
-class Progress:
-    """torchrec's pipeline over one reader at a time, remembering the rows that are on their way through it.
-
-    Attributes:
-        sharded: the model. features: what the arm reads. world: the process group.
-        newest: cuts histories to the configured bound, and counts what it cut since this start.
-        pipeline: copies, exchanges ids, and trains or predicts, three batches in flight.
-        waited: seconds since this start that this rank waited for its own batches, not for other ranks.
-    """
-
-    sharded: ShardedRanker
-    features: ArmFeatures
-    world: World
-    newest: NewestEntries
-    pipeline: RankerPipeline = field(init=False)
-    waited: float = 0.0
-    _under_way: deque[Batch] = field(default_factory=deque)
-    _check: LossCheck | None = None
-
-    def __post_init__(self) -> None:
-        """Make the pipeline."""
-        self.pipeline = RankerPipeline(self.sharded.model, self.sharded.optimizer, self.world.device)
-
-    def over(
-        self, reader: LaneReader, epoch: int, start: int = 0, end: int | None = None
-    ) -> Iterator[tuple[Batch, StepOutput]]:
-        """Run the batches of one epoch, from batch number `start` to before `end`, and yield each with its output.
-
-        Nothing is left in the pipeline after the last, so that another reader's batches can follow. `end` is by default
-        the epoch's. A step's loss is checked when the next step has been given to the device, or by `settle`, so that
-        the host does not wait for a GPU.
-
-        Raises:
-            DataError: rows break the contract; the message names file, row group and column.
-            NonFiniteLossError: the message names the batch's files and row groups.
-            PreemptedError: a rank was asked to stop; on every rank, once the caller has done what belongs to a batch.
-        """
-        end = reader.num_batches if end is None else end
-        state = self.world.state
-        self._under_way, self._check = deque(), None  # what an earlier call read ahead and did not run is gone
-        source = self._timed(islice(self.batches(reader, epoch, start), end - start))
-        # A new iterator object each time: the pipeline never asks an exhausted one again.
-        batches = self.agreed(source)
-        for step in range(start, end):
-            state.move(f"batch {step} of epoch {epoch}")
-            output = self.pipeline.progress(batches)
-            batch = self._under_way.popleft()
-            place, again = partial(_place, reader, step, batch), partial(self._converted, reader, batch)
-            check = LossCheck(output, tuple(self.features.tasks), place, again)
-            self.settle()
-            self._check = check
-            yield batch, output
-            state.stop_if_agreed()
-        self.settle()
-
-    def settle(self) -> None:
-        """Wait for the loss of the last step and check it.
-
-        Raises:
-            NonFiniteLossError: see `over`.
-        """
-        check, self._check = self._check, None
-        if check is not None:
-            check.require_finite()
-
-    def agreed(self, source: Iterator[RankerBatch]) -> Iterator[RankerBatch]:
-        """Yield batches in step with the other ranks, each with the counts of the global batch; see `lockstep_sums`."""
-        loss, shape_2T = self.sharded.model.module.loss, (2, len(self.features.tasks))
-        counted = lockstep_sums(
-            self.world, source, "reading events", lambda batch: loss.counts(batch).flatten(), math.prod(shape_2T)
-        )
-        for batch, counts in counted:
-            batch.counts_2T = counts.view(shape_2T)
-            yield batch
-
-    def batches(self, reader: LaneReader, epoch: int, start: int) -> Iterator[RankerBatch]:
-        """Read and convert the batches of an epoch, from batch number `start` on, in a thread, two ahead."""
-        return prefetched(self.converted(reader, epoch, start), depth=2)
-
-    def converted(self, reader: LaneReader, epoch: int, start: int) -> Iterator[RankerBatch]:
-        """Read and convert the batches of an epoch when they are asked for."""
-        epochs, seen = range(epoch, epoch + 1), self._under_way.append
-        return ranker_batches(reader, epochs, start, self.features, self.newest, self.world, seen)
-
-    def _converted(self, reader: LaneReader, batch: Batch) -> RankerBatch:
-        kept = self.newest.of(batch, self.features, reader.lane_batch, reader.lanes)
-        return to_ranker_batch(kept, self.features)
-
-    def _timed(self, source: Iterator[RankerBatch]) -> Iterator[RankerBatch]:
-        while True:
-            asked = time.monotonic()
-            batch = next(source, None)
-            self.waited += time.monotonic() - asked
-            if batch is None:
-                return
-            yield batch
-
-
-def _place(reader: LaneReader, step: int, batch: Batch) -> str:
-    touched = reader.groups_of(batch.rows_N)
-    named = "; ".join(str(group) for group in touched[:4])
-    more = f" and {len(touched) - 4} more" if len(touched) > 4 else ""
-    return f"batch {step}, this rank's {len(batch.rows_N)} rows are in {named}{more}"
-
-
 class Fit:
     """The training and what it has to remember. Its place in the data is its step, for any number of ranks.
 
     Args of the constructor:
         progress: the pipeline. sharded: what it trains. restart_tables: see `Model`.
         reader: the training rows. training: the settings.
-        log: the run's record. checkpoints: where it leaves what it needs to go on; None: nowhere.
+        run: the stage's, for its record, its checkpoints and its profile.
         phase: which of a stage's trainings it is; begins the names of its learning curve.
         steps_before: those of the stage's earlier training, beyond which its checkpoints are numbered.
 
@@ -168,8 +53,7 @@ class Fit:
         restart_tables: Callable[[], None],
         reader: LaneReader,
         training: DecidedTraining,
-        log: RunLog,
-        checkpoints: Checkpoints | None,
+        run: StageRun[RankerConfig],
         phase: Phase = "train",
         steps_before: int = 0,
     ) -> None:
@@ -178,8 +62,9 @@ class Fit:
         self.restart_tables = restart_tables
         self.reader = reader
         self.training = training
-        self.log = log
-        self.checkpoints = checkpoints
+        self.log = run.log
+        self.checkpoints = run.checkpoints
+        self.profile = run.profile
         self.phase = phase
         self.steps_before = steps_before
         self.carried: Callable[[], dict[str, Any] | None] = lambda: None
@@ -220,9 +105,11 @@ class Fit:
                 self.waited += self.progress.waited - waited
             ends = self.step % self.reader.num_batches == 0 and is_enough()
             self._keep()  # last, so that it holds all of the step
+            self.profile.step()
             if ends:
                 break
             since, waited = time.monotonic(), self.progress.waited
+        self.profile.close()
         if self.checkpoints is not None:
             self.checkpoints.finish()
         if self.step == self.num_steps:
@@ -307,7 +194,7 @@ class Fit:
         self.timed_steps, self.seconds = checkpoint.values["timed_steps"], checkpoint.values["seconds"]
         self.waited = checkpoint.values["waited"]
         self.checkpoint_seconds = checkpoint.values["checkpoint_seconds"]
-        self.log.go_on(checkpoint.values["history"])
+        self.log.resume(checkpoint.values["history"])
         self.log.say(checkpoint.told("ranker", self.step, self.num_steps, "last bits"))
 
 
@@ -327,21 +214,21 @@ def start_model(
     features: ArmFeatures,
     config: DecidedConfig,
     world: World,
-    frozen: Frozen,
+    constants: ModelConstants,
     traffic: Traffic,
     start: WarmStart | None = None,
 ) -> Model:
     """Build a model with its initial weights, or an earlier ranker's: the same each time."""
-    sharded = build_sharded(features, config, world, frozen, traffic)
+    sharded = build_sharded(features, config, world, constants, traffic)
     if start is not None:
-        with together(world, "reading the ranker to start from"):
+        with raise_on_all_ranks(world, "reading the ranker to start from"):
             start.load(sharded, features)
     progress = Progress(sharded, features, world, NewestEntries(config.model.history))
 
     def restart_tables() -> None:
         sharded.restart_tables(config.training.seed)
         if start is not None:
-            with together(world, "reading the tables to start from"):
+            with raise_on_all_ranks(world, "reading the tables to start from"):
                 start.load_tables(sharded, features)
 
     return Model(progress, sharded, restart_tables)

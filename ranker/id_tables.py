@@ -8,10 +8,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from infra.rows import Check
-from ranker.convert import rows_of, unhashed_ids
-from ranker.features import IdFeature
-from ranker.reader import Split
+from sidestack.infra.rows import Check
+from sidestack.ranker.convert import rows_of, unhashed_ids
+from sidestack.ranker.id_feature import IdFeature
+from sidestack.ranker.reader import Split
 
 Ids = npt.NDArray[np.int64]
 

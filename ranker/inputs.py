@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ranker.layout import HistoryLayout
+from sidestack.ranker.layout import HistoryLayout
 
 
 @dataclass

@@ -17,24 +17,24 @@ import numpy.typing as npt
 import pyarrow as pa
 from rich.table import Table
 
-from infra.commit import fetched
-from infra.console import wide_console
-from infra.errors import SidestackError
-from infra.gather import take_rows
-from infra.remote.urls import path_argument
-from infra.rows import Rows, concatenated
-from infra.snapshot import Dataset, read_dataset
-from infra.stage import quiet
-from infra.tables import read_json
-from ranker.body import Body
-from ranker.bundle import RankerBundle, open_bundle
-from ranker.bundle_description import require_columns, require_sids
-from ranker.features import HISTORY_COLUMNS, ArmFeatures, dataset_sids
-from ranker.frozen import read_frozen
-from ranker.metrics import judged_label, log_loss_ne
-from ranker.serving.network import LocalNetwork
-from ranker.serving.tables import ServedTable
-from ranker.spans import open_impressions
+from sidestack.infra.commit import fetched
+from sidestack.infra.console import wide_console
+from sidestack.infra.errors import SidestackError
+from sidestack.infra.remote.urls import path_argument
+from sidestack.infra.rows import Rows, concatenated
+from sidestack.infra.snapshot import Dataset, read_dataset
+from sidestack.infra.stage import quiet
+from sidestack.infra.tables import read_json
+from sidestack.infra.take import take_rows
+from sidestack.ranker.body import Body
+from sidestack.ranker.bundle import RankerBundle, open_bundle
+from sidestack.ranker.bundle_description import require_sids, require_trained_columns
+from sidestack.ranker.constants import read_constants
+from sidestack.ranker.features import HISTORY_COLUMNS, ArmFeatures, dataset_sids
+from sidestack.ranker.metrics import judged_label, log_loss_ne
+from sidestack.ranker.serving.network import LocalNetwork
+from sidestack.ranker.serving.tables import ServedTable
+from sidestack.ranker.spans import open_impressions
 
 Labels = npt.NDArray[np.float32]
 BLOCK_ROWS = 1 << 13
@@ -59,10 +59,10 @@ class Importance:
 
 def inputs_of(features: ArmFeatures) -> list[Input]:
     """Return an arm's inputs: blocks of columns that belong together, and every column that stands alone."""
-    ids = [feature.column for feature in features.bags if not feature.is_sid]
+    ids = [feature.column for feature in features.ids]
     found = []
     for content in (features.item, features.user):
-        tables = [column for one in features.bag_contents(content.entity) for column in one.columns]
+        tables = [column for one in content.tables for column in one.columns]
         columns = dict.fromkeys([*tables, *content.columns, *content.known])
         # A row's own id is an input by itself, though `dense` content is read by it.
         found.append(Input(f"{content.position}'s content", tuple(column for column in columns if column not in ids)))
@@ -150,7 +150,7 @@ def open_network(bundle: RankerBundle, dataset: Dataset) -> LocalNetwork:
     """Load a ranker's network and tables into this process's memory."""
     features = bundle.features(dataset.spec)
     network, tables = bundle.weights()
-    body = Body(features, bundle.description.config, read_frozen(dataset, features))
+    body = Body(features, bundle.description.config, read_constants(dataset, features.constants))
     body.load_state_dict(network)
     return LocalNetwork(features, body, {name: ServedTable({"rows": rows_ND}) for name, rows_ND in tables.items()})
 
@@ -195,7 +195,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _report(path: Path, dataset_path: Path, number: int) -> Iterator[Table | str]:
     bundle, dataset = open_bundle(fetched(path)), read_dataset(fetched(dataset_path))
     described = bundle.description
-    require_columns(described, dataset.spec, f"dataset={dataset_path}")
+    require_trained_columns(described, dataset.spec, f"dataset={dataset_path}")
     require_sids(described, dataset_sids(dataset), f"dataset={dataset_path}")
     sids = ", ".join(f"{name} {spec.fingerprint[:12]}" for name, spec in described.sids.items()) or "none"
     yield f"arm {described.config.arm}; SIDs: {sids}; trained on {described.spec.train[0]} to {described.spec.train[1]}"

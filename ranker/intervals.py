@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-from ranker.metric_registry import Better
+from sidestack.ranker.metric_registry import Better
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]

@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from infra.errors import DataError
-from ranker.batch import RankerBatch
-from ranker.model import StepOutput
+from sidestack.infra.errors import DataError
+from sidestack.ranker.batch import RankerBatch
+from sidestack.ranker.model import StepOutput
 
 
 class NonFiniteLossError(DataError):

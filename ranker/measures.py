@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from ranker.metric_registry import METRICS, Order
-from ranker.predictions import Predictions
-from ranker.statistics import Decile, DecileTally, Measure
+from sidestack.ranker.metric_registry import Order, all_metrics
+from sidestack.ranker.predictions import Predictions
+from sidestack.ranker.statistics import Decile, DecileTally, Measure
 
 
 @dataclass(frozen=True)
@@ -13,7 +13,7 @@ class TaskMeasures:
 
     Attributes:
         num: judged rows. positives: those with label 1.
-        metrics: by name, in the order of `METRICS`.
+        metrics: by name, in the order of `all_metrics`.
         deciles: calibration by predicted chance, lowest first.
     """
 
@@ -27,11 +27,11 @@ def measure_task(predictions: Predictions, task: str) -> TaskMeasures:
     """Measure every metric on the rows that are judged on a task, in one pass an order of rows."""
     num_users = len(predictions.users(task))
     num, positives = predictions.count_labels(task)
-    tallies = {name: metric.tally(num_users) for name, metric in METRICS.items()}
+    tallies = {name: metric.tally(num_users) for name, metric in all_metrics().items()}
     deciles = DecileTally(num)
     orders: tuple[Order, ...] = ("row", "score", "user")
     for order in orders:
-        takers = [tallies[name] for name, metric in METRICS.items() if metric.order == order]
+        takers = [tallies[name] for name, metric in all_metrics().items() if metric.order == order]
         for rows in predictions.judged(task, order):
             for tally in takers:
                 tally.add(rows)

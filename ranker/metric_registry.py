@@ -1,8 +1,10 @@
-"""The metrics, in the order in which tables show them. One entry here is all that a metric needs.
+"""The metrics, in the order in which tables show them. One entry here is all that a metric needs, or, in another
+package, an entry point of group `sidestack.metrics` (docs/extending).
 
-Summaries, comparisons, intervals, tables and tuning ask `METRICS` for what there is; none of them names a metric.
+Summaries, comparisons, intervals, tables and tuning ask `all_metrics` for what there is; none of them names a metric.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +12,9 @@ from typing import Literal
 
 import numpy as np
 
-from ranker.statistics import AucTally, GaucTally, RowTally, Tally, entropy_of_base_rate, log_loss
+from sidestack.infra.errors import ConfigError
+from sidestack.infra.plugins import METRICS, with_plugins
+from sidestack.ranker.statistics import AucTally, GaucTally, RowTally, Tally, entropy_of_base_rate, log_loss
 
 Better = Literal["lower", "higher"]
 Order = Literal["row", "score", "user"]
@@ -74,12 +78,32 @@ CALIBRATION = Metric(
 )
 """Sum of predicted probabilities over number of positives; 1 is right."""
 
-METRICS = {metric.name: metric for metric in (NE, AUC, GAUC, CALIBRATION)}
+OWN = {metric.name: metric for metric in (NE, AUC, GAUC, CALIBRATION)}
 
 HEADLINE = NE
 """The metric whose gain tables, figures, segments, RoI and tuning are about."""
 
 
+@functools.cache
+def all_metrics() -> dict[str, Metric]:
+    """Return the metrics by name, ours and after them those of installed packages.
+
+    They are loaded by the first call and not when this module is imported: the module of a metric may then be imported
+    before it.
+
+    Raises:
+        ConfigError: an installed package names what is no metric; see `with_plugins`.
+    """
+    metrics = with_plugins(METRICS, OWN)
+    for name, metric in metrics.items():
+        if not isinstance(metric, Metric) or metric.name != name:
+            raise ConfigError(
+                f"entry point {name!r} of group {METRICS!r}: must name a ranker.metric_registry.Metric of that name,"
+                f" is {metric!r}"
+            )
+    return metrics
+
+
 def compared_metrics() -> tuple[Metric, ...]:
     """Return the metrics that have a gain."""
-    return tuple(metric for metric in METRICS.values() if metric.better is not None)
+    return tuple(metric for metric in all_metrics().values() if metric.better is not None)

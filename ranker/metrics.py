@@ -14,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from infra.rows import Rows
-from infra.tables import TaskSpec, ancestors
-from ranker.convert import as_array
-from ranker.measures import TaskMeasures, measure_task
-from ranker.predictions import sorted_predictions, sorting
-from ranker.spans import counted
+from sidestack.infra.rows import Rows
+from sidestack.infra.tables import TaskSpec, ancestors
+from sidestack.ranker.convert import as_array
+from sidestack.ranker.measures import TaskMeasures, measure_task
+from sidestack.ranker.predictions import sorted_predictions, sorting
+from sidestack.ranker.spans import counted
 
 
 def prediction_schema(tasks: Iterable[str]) -> pa.Schema:
@@ -75,8 +75,8 @@ def prediction_metrics(path: Path, tasks: Sequence[str]) -> dict[str, dict[str, 
         tasks: each has there a label column of its name, null where the row is not judged, and `p_<task>`.
 
     Returns:
-        task -> num and positives (of the judged rows), the value of each of `METRICS` by its name, and the counts that
-        a metric stands on as `<metric>_<count>`. What is not defined is None, and `reason` says why.
+        task -> num and positives (of the judged rows), the value of each of `all_metrics` by its name, and the counts
+        that a metric stands on as `<metric>_<count>`. What is not defined is None, and `reason` says why.
 
     Raises:
         DataError: the predictions break their contract; see `ranker.predictions.sorted_predictions`.

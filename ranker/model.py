@@ -11,13 +11,15 @@ from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, EmbeddingCollection, EmbeddingConfig
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 
-from infra.tables import TaskSpec, ancestors
-from ranker.batch import RankerBatch
-from ranker.body import Body
-from ranker.config import Children, RankerConfig
-from ranker.features import ArmFeatures, IdFeature
-from ranker.frozen import Frozen
-from ranker.inputs import Vectors
+from sidestack.infra.lanes import Batch
+from sidestack.infra.tables import TaskSpec, ancestors
+from sidestack.ranker.batch import RankerBatch
+from sidestack.ranker.body import Body
+from sidestack.ranker.config import Children, RankerConfig
+from sidestack.ranker.constants import ModelConstants
+from sidestack.ranker.features import ArmFeatures
+from sidestack.ranker.id_feature import IdFeature
+from sidestack.ranker.inputs import Vectors
 
 
 class StepOutput(NamedTuple):
@@ -27,10 +29,12 @@ class StepOutput(NamedTuple):
         probabilities_BT: float32, this rank's rows, by task.
         totals_3T: float64, over all ranks: sum of log losses, number of labels, number of positives, by task. In
             training the losses are this rank's until the optimizer steps (`GlobalLoss.take_unsummed`).
+        source: see `RankerBatch`.
     """
 
     probabilities_BT: Tensor
     totals_3T: Tensor
+    source: Batch | None
 
 
 class GlobalLoss(nn.Module):
@@ -81,7 +85,7 @@ class GlobalLoss(nn.Module):
         elif world_size > 1:
             dist.all_reduce(totals_3T[0])
         loss = world_size * (self.task_weights_T * sums_T / counts_2T[0].clamp(min=1.0).float()).sum()
-        return loss, StepOutput(logits_BT.detach().sigmoid(), totals_3T)
+        return loss, StepOutput(logits_BT.detach().sigmoid(), totals_3T, batch.source)
 
     def _judged(self, logits_BT: Tensor) -> Tensor:
         """Return the logits that the loss is of."""
@@ -129,10 +133,12 @@ class Ranker(nn.Module):
         features: what the arm reads and looks up.
         config: the arm's resolved configuration.
         device: of everything but the tables, which stay on the meta device until they are sharded.
-        frozen: the constants that its content needs.
+        constants: the constants that its content needs.
     """
 
-    def __init__(self, features: ArmFeatures, config: RankerConfig, device: torch.device, frozen: Frozen) -> None:
+    def __init__(
+        self, features: ArmFeatures, config: RankerConfig, device: torch.device, constants: ModelConstants
+    ) -> None:
         super().__init__()
         dim, meta = config.model.embedding_dim, torch.device("meta")
         self.bags = EmbeddingBagCollection(
@@ -148,7 +154,7 @@ class Ranker(nn.Module):
             tables=[EmbeddingConfig(**_table(feature, dim)) for feature in features.sequences],
         )
         self.looked_up = LookedUp()
-        self.body = Body(features, config, frozen).to(device)
+        self.body = Body(features, config, constants).to(device)
         self.loss = GlobalLoss(features.tasks, config.training.children).to(device)
 
     def forward(self, batch: RankerBatch) -> tuple[Tensor, StepOutput]:

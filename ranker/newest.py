@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 
-from infra.lanes import Batch
-from ranker.config import HistoryConfig
-from ranker.convert import as_array, history_lengths, rank_from_newest
-from ranker.features import ArmFeatures
-from ranker.layout import Integers
+from sidestack.infra.lanes import Batch
+from sidestack.ranker.config import HistoryConfig
+from sidestack.ranker.convert import as_array, history_lengths, rank_from_newest
+from sidestack.ranker.features import ArmFeatures
+from sidestack.ranker.layout import Integers
 
 _NO_BOUND = 2**62
 """More entries than any history has."""

@@ -10,8 +10,8 @@ from torchrec.distributed.embedding_sharding import KJTSplitsAllToAllMeta
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.distributed.train_pipeline.pipeline_context import TrainPipelineContext
 
-from ranker.batch import RankerBatch
-from ranker.model import StepOutput
+from sidestack.ranker.batch import RankerBatch
+from sidestack.ranker.model import StepOutput
 
 
 class RankerPipeline(TrainPipelineSparseDist[RankerBatch, StepOutput]):  # type: ignore[misc]

@@ -17,22 +17,22 @@ from typing import Any, TypeVar
 
 import torch
 
-from encoder.sid import SidSpec
-from infra.config import Config, load_section, parse
-from infra.errors import ConfigError, SidestackError
-from infra.lanes import require_lanes
-from infra.remote.urls import local_argument, path_argument
-from infra.snapshot import read_dataset
-from infra.stage import quiet
-from infra.tables import DatasetSpec, read_json
-from ranker.budget import LARGE_LOG, DecidedConfig, decide, even_days, training_days
-from ranker.config import RankerConfig
-from ranker.cost import column_cost, expected_traffic
-from ranker.exchange import ID_BYTES, LENGTH_BYTES, NUMBER_BYTES, sent, sent_by_all
-from ranker.features import ArmFeatures, arm_features, dataset_sids
-from ranker.frozen import Frozen, shaped_frozen
-from ranker.plan_report import print_report
-from ranker.planner import (
+from sidestack.encoder.sid.spec import SidSpec
+from sidestack.infra.config import Config, load_section, parse
+from sidestack.infra.errors import ConfigError, SidestackError
+from sidestack.infra.lanes import require_lanes
+from sidestack.infra.remote.urls import local_argument, path_argument
+from sidestack.infra.snapshot import read_dataset
+from sidestack.infra.stage import quiet
+from sidestack.infra.tables import DatasetSpec, read_json
+from sidestack.ranker.budget import LARGE_LOG, DecidedConfig, decide, even_days, training_days
+from sidestack.ranker.config import RankerConfig
+from sidestack.ranker.constants import ModelConstants, shaped_constants
+from sidestack.ranker.cost import column_cost, expected_traffic
+from sidestack.ranker.exchange import ID_BYTES, LENGTH_BYTES, NUMBER_BYTES, sent, sent_by_all
+from sidestack.ranker.features import ArmFeatures, arm_features, dataset_sids
+from sidestack.ranker.plan_report import print_report
+from sidestack.ranker.planner import (
     GIB,
     Cluster,
     NoPlanError,
@@ -52,14 +52,14 @@ class Workload:
     """What would be trained.
 
     Attributes:
-        config: the arm's, decided. features: what it reads and looks up. frozen: the shapes of its constants.
+        config: the arm's, decided. features: what it reads and looks up. constants: the shapes of its constants.
         traffic: what batches look up. rows: training rows, None where nobody said.
         sid_bytes_per_row: what SID columns take in Parquet, where a dataset was measured.
     """
 
     config: DecidedConfig
     features: ArmFeatures
-    frozen: Frozen
+    constants: ModelConstants
     traffic: Traffic
     rows: int | None
     sid_bytes_per_row: float | None
@@ -102,7 +102,7 @@ def dry_run(work: Workload, cluster: Cluster, samples_per_second: float | None =
     """
     training = work.config.training
     require_lanes(training.batch_size, training.lanes, cluster.ranks)
-    model = unsharded_model(work.features, work.config, torch.device("meta"), work.frozen)
+    model = unsharded_model(work.features, work.config, torch.device("meta"), work.constants)
     plan = plan_tables(model, work.features, work.config, cluster, work.traffic)
     exchange = _exchange(plan, sum(parameter.numel() for parameter in model.body.parameters()))
     return {
@@ -193,11 +193,11 @@ def _workload(arguments: argparse.Namespace) -> Workload:
         features = arm_features(spec, config, {sid.name: sid for sid in sids})
         traffic = Traffic(float(spec.max_history))  # the most a request may carry: no less is known
         days = even_days(spec.train, rows or LARGE_LOG)
-    frozen = shaped_frozen(features, spec)
+    constants = shaped_constants(features.constants, spec)
     decided = decide(config, days)
     if arguments.mean_history:
         traffic = traffic._replace(history=arguments.mean_history)
-    return Workload(decided, features, frozen, traffic, rows, stored)
+    return Workload(decided, features, constants, traffic, rows, stored)
 
 
 def _spec(kind: type[S], file: Path) -> S:

@@ -6,8 +6,8 @@ from typing import Any
 
 from rich.table import Table
 
-from infra.console import wide_console
-from ranker.planner import RESERVED_SHARE
+from sidestack.infra.console import wide_console
+from sidestack.ranker.planner import RESERVED_SHARE
 
 
 def print_report(report: dict[str, Any]) -> None:

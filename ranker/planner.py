@@ -30,13 +30,13 @@ from torchrec.distributed.planner.types import (
 from torchrec.distributed.types import ModuleSharder, ShardingPlan
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
-from infra.distributed import World
-from infra.errors import ConfigError
-from ranker.budget import DecidedConfig
-from ranker.config import RankerConfig, ShardingConfig
-from ranker.features import ArmFeatures
-from ranker.frozen import Frozen
-from ranker.model import Ranker
+from sidestack.infra.distributed import World
+from sidestack.infra.errors import ConfigError
+from sidestack.ranker.budget import DecidedConfig
+from sidestack.ranker.config import RankerConfig, ShardingConfig
+from sidestack.ranker.constants import ModelConstants
+from sidestack.ranker.features import ArmFeatures
+from sidestack.ranker.model import Ranker
 
 RESERVED_SHARE = 0.15
 """Share of a GPU's memory that tables leave free, for the network, activations and batches."""
@@ -175,9 +175,11 @@ class TablePlan:
         }
 
 
-def unsharded_model(features: ArmFeatures, config: RankerConfig, device: torch.device, frozen: Frozen) -> Ranker:
+def unsharded_model(
+    features: ArmFeatures, config: RankerConfig, device: torch.device, constants: ModelConstants
+) -> Ranker:
     """Return the model with its tables on the meta device, each with the optimizer of its backward pass."""
-    model = Ranker(features, config, device, frozen)
+    model = Ranker(features, config, device, constants)
     for tables in model.collections:
         settings = {"lr": config.training.sparse_learning_rate, "eps": 1e-8}
         _apply_optimizer_in_backward(RowWiseAdagrad, tables.parameters(), settings)

@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ranker.attention import attend
-from ranker.layout import HistoryLayout
+from sidestack.ranker.attention import attend
+from sidestack.ranker.layout import HistoryLayout
 
 
 class HistoryAttention(nn.Module):

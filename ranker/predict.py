@@ -8,17 +8,17 @@ from pathlib import Path
 import pyarrow as pa
 import torch
 
-from infra.distributed import gather, together
-from infra.errors import TrainingError
-from infra.lanes import Batch, LaneReader
-from infra.parquet import TableWriter
-from infra.tables import TaskSpec
-from infra.tracking import RunLog
-from ranker.cost import count_flops
-from ranker.fit import Progress
-from ranker.metrics import prediction_rows, prediction_schema
-from ranker.model import StepOutput
-from ranker.sharding import ShardedRanker
+from sidestack.infra.distributed import gather, raise_on_all_ranks
+from sidestack.infra.errors import TrainingError
+from sidestack.infra.lanes import Batch, LaneReader
+from sidestack.infra.parquet import TableWriter
+from sidestack.infra.tables import TaskSpec
+from sidestack.infra.tracking import RunLog
+from sidestack.ranker.cost import count_flops
+from sidestack.ranker.metrics import prediction_rows, prediction_schema
+from sidestack.ranker.model import StepOutput
+from sidestack.ranker.progress import Progress
+from sidestack.ranker.sharding import ShardedRanker
 
 
 @torch.no_grad()
@@ -46,14 +46,14 @@ def predict(
     with count_flops() as counter:
         first = next(steps)
     with log.progress(reader.num_rows, f"predict {arm}") as advance, ExitStack() as stack:
-        with together(world, "opening predictions"):
+        with raise_on_all_ranks(world, "opening predictions"):
             writer = stack.enter_context(TableWriter(path, prediction_schema(tasks)))
         for batch, output in chain([first], steps):
-            with together(world, "writing predictions"):
+            with raise_on_all_ranks(world, "writing predictions"):
                 writer.write(prediction_table(batch, output, tasks, first_row))
             # Padding is at most the last batches' share, so this rank's rows stand for every rank's.
             advance(int(batch.valid_N.sum()) * world.size)
-        with together(world, "closing predictions"):
+        with raise_on_all_ranks(world, "closing predictions"):
             stack.close()
     predicted = sum(gather(world, writer.rows))
     if predicted != reader.num_rows:

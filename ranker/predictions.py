@@ -16,12 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from infra.errors import DataError
-from infra.parquet import RowGroup, read_row_group, row_groups
-from infra.sql import quoted
-from ranker.config import Dates
-from ranker.metric_registry import Order
-from ranker.statistics import Rows
+from sidestack.infra.errors import DataError
+from sidestack.infra.parquet import RowGroup, read_row_group, row_groups
+from sidestack.infra.sql import quoted
+from sidestack.ranker.config import Dates
+from sidestack.ranker.metric_registry import Order
+from sidestack.ranker.statistics import Rows
 
 Integers = NDArray[np.int64]
 

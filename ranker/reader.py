@@ -1,6 +1,6 @@
 """Parquet to batches: only the columns an arm needs, checked as they are read, without a Python loop over rows."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,24 +12,34 @@ import torch
 from torch import Tensor
 from torchrec import KeyedJaggedTensor
 
-from encoder.sid import require_spec
-from infra.checks import check_events
-from infra.distributed import World, together
-from infra.errors import DataError
-from infra.impressions import ImpressionRows, columns_by_table
-from infra.lanes import Batch, LaneReader
-from infra.parquet import RowGroup
-from infra.partitions import PartitionEntry
-from infra.rows import Check, Rows
-from infra.snapshot import CONTENT, Dataset
-from infra.tables import DatasetSpec
-from ranker.batch import RankerBatch
-from ranker.budget import DecidedTraining
-from ranker.config import Dates
-from ranker.convert import JaggedIds, as_array, as_numpy, bag_ids, known, model_inputs, sequence_ids, without_nulls
-from ranker.features import HISTORY_IDS, ArmFeatures, IdFeature
-from ranker.newest import NewestEntries
-from ranker.spans import Span, SpannedRows, counted, open_impressions, spans_of
+from sidestack.encoder.sid.columns import require_spec
+from sidestack.infra.checks import check_events
+from sidestack.infra.distributed import World, raise_on_all_ranks
+from sidestack.infra.errors import DataError
+from sidestack.infra.impressions import ImpressionRows, columns_by_table
+from sidestack.infra.lanes import Batch, LaneReader
+from sidestack.infra.parquet import RowGroup
+from sidestack.infra.partitions import PartitionEntry
+from sidestack.infra.rows import Check, Rows
+from sidestack.infra.snapshot import CONTENT, Dataset
+from sidestack.infra.tables import DatasetSpec
+from sidestack.ranker.batch import RankerBatch
+from sidestack.ranker.budget import DecidedTraining
+from sidestack.ranker.config import Dates
+from sidestack.ranker.convert import (
+    JaggedIds,
+    as_array,
+    as_numpy,
+    bag_ids,
+    known,
+    model_inputs,
+    sequence_ids,
+    without_nulls,
+)
+from sidestack.ranker.features import HISTORY_IDS, ArmFeatures
+from sidestack.ranker.id_feature import IdFeature
+from sidestack.ranker.newest import NewestEntries
+from sidestack.ranker.spans import Span, SpannedRows, counted, open_impressions, spans_of
 
 Integers = npt.NDArray[np.int64]
 
@@ -95,7 +105,7 @@ class Split:
         Raises:
             ConfigError: ranks, lanes and batch size do not divide. DataError: too few rows.
         """
-        with together(world, "opening the events"):
+        with raise_on_all_ranks(world, "opening the events"):
             return LaneReader(
                 self.rows(),
                 batch_size=training.batch_size if is_training else training.eval_batch_size,
@@ -128,8 +138,8 @@ def history_entries(rows: Rows, max_length: int | None = None) -> Integers:
 
 def content_read(dataset: Dataset, features: ArmFeatures) -> list[PartitionEntry]:
     """Return the partitions that hold the embeddings an arm takes as they are."""
-    entities = {content.entity for content in features.contents if content.embeddings}
-    return [entry for entity in sorted(entities) for entry in dataset.partitions(CONTENT[entity])]
+    entities = sorted(features.constants.embeddings)
+    return [entry for entity in entities for entry in dataset.partitions(CONTENT[entity])]
 
 
 def check_rows(table: pa.Table, where: RowGroup, *, features: ArmFeatures, spec: DatasetSpec) -> None:
@@ -199,26 +209,19 @@ def _labels(batch: Batch, tasks: tuple[str, ...]) -> tuple[Tensor, Tensor]:
 
 
 def ranker_batches(
-    reader: LaneReader,
-    epochs: range,
-    start: int,
-    features: ArmFeatures,
-    newest: NewestEntries,
-    world: World,
-    seen: Callable[[Batch], None],
+    reader: LaneReader, epochs: range, start: int, features: ArmFeatures, newest: NewestEntries, world: World
 ) -> Iterator[RankerBatch]:
-    """Convert batches as they come, in pinned memory where a GPU will copy them.
+    """Convert batches as they come, in pinned memory where a GPU will copy them; each has the rows it was made of.
 
     Args:
         reader: the rows. epochs: which to read, one after another. start: the first batch of the first epoch.
         features: what the arm reads. newest: cuts long histories. world: the process group.
-        seen: called with every source batch, in order, for who needs the rows beside the tensors.
     """
     if world.device.type == "cuda":
         torch.cuda.set_device(world.device)  # a thread that reads ahead begins with the first
-    rows = reader.batch_rows
+    size = reader.batch_rows
     for block in reader.blocks(epochs, start):
         whole = _block(newest.of(block, features, reader.lane_batch, reader.lanes), features)
-        for batch, converted in zip(block.split(rows), whole.split(rows), strict=True):
-            seen(batch)
-            yield converted.pin_memory() if world.device.type == "cuda" else converted
+        for rows, batch in zip(block.split(size), whole.split(size), strict=True):
+            batch.source = rows
+            yield batch.pin_memory() if world.device.type == "cuda" else batch

@@ -15,17 +15,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from infra.commit import MANIFEST, fetched
-from infra.distributed import World, started
-from infra.errors import SidestackError
-from infra.remote.copies import folders
-from infra.remote.urls import local_argument, place
-from infra.snapshot import read_dataset
-from infra.stage import quiet
-from infra.state import fill, read_state
-from ranker.frozen import read_frozen
-from ranker.saved_batch import SavedBatch, read_batch, saved_ranks
-from ranker.sharding import ShardedRanker, build_sharded
+from sidestack.infra.commit import MANIFEST, fetched
+from sidestack.infra.distributed import World, started
+from sidestack.infra.errors import SidestackError
+from sidestack.infra.remote.copies import folders
+from sidestack.infra.remote.urls import local_argument, place
+from sidestack.infra.snapshot import read_dataset
+from sidestack.infra.stage import quiet
+from sidestack.infra.state import fill, read_state
+from sidestack.ranker.constants import read_constants
+from sidestack.ranker.saved_batch import SavedBatch, read_batch, saved_ranks
+from sidestack.ranker.sharding import ShardedRanker, build_sharded
 
 
 class Replay(NamedTuple):
@@ -76,8 +76,8 @@ def replay(folder: Path, rank: int, world: World) -> Replay:
 def _model(saved: SavedBatch, world: World) -> tuple[ShardedRanker, Path | None]:
     """Build the model, and fill it from the last checkpoint, where there is one."""
     features = saved.ranker.features()
-    frozen = read_frozen(read_dataset(fetched(place(saved.dataset))), features)
-    sharded = build_sharded(features, saved.ranker.config, world, frozen)
+    constants = read_constants(read_dataset(fetched(place(saved.dataset))), features.constants)
+    sharded = build_sharded(features, saved.ranker.config, world, constants)
     steps = sorted(path for path in folders(place(saved.checkpoints), having=MANIFEST) if path.name.startswith("step-"))
     if not saved.checkpoints or not steps:
         return sharded, None

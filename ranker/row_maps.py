@@ -11,10 +11,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from infra.errors import DataError
-from infra.tensors import write_tensors
-from ranker.admission import IdRows, Rows
-from ranker.features import ArmFeatures
+from sidestack.infra.errors import DataError
+from sidestack.infra.tensors import write_tensors
+from sidestack.ranker.admission import IdRows, Rows
+from sidestack.ranker.features import ArmFeatures
 
 MAPS_FILE = "admission.safetensors"
 _ROWS, _COUNTS, _LAST_SEEN, _COUNTED_TO = "rows", "counts", "last_seen", "counted_to"

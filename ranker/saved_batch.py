@@ -16,17 +16,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torchrec import KeyedJaggedTensor
 
-from infra.config import Config
-from infra.distributed import World, gather
-from infra.errors import DataError
-from infra.remote.urls import address
-from infra.stage import StageRun
-from infra.tensors import write_tensors
-from ranker.batch import RankerBatch
-from ranker.bundle_description import Description
-from ranker.config import RankerConfig
-from ranker.layout import history_layout
-from ranker.loss_check import NonFiniteLossError
+from sidestack.infra.config import Config
+from sidestack.infra.distributed import World, gather
+from sidestack.infra.errors import DataError
+from sidestack.infra.remote.urls import address
+from sidestack.infra.stage import StageRun
+from sidestack.infra.tensors import write_tensors
+from sidestack.ranker.batch import RankerBatch
+from sidestack.ranker.bundle_description import Description
+from sidestack.ranker.config import RankerConfig
+from sidestack.ranker.layout import history_layout
+from sidestack.ranker.loss_check import NonFiniteLossError
 
 _JAGGED = ("bags", "request_bags", "sequences")
 
@@ -61,7 +61,7 @@ def saved_if_not_finite(run: StageRun[RankerConfig], ranker: Description) -> Ite
             raise
         folder = run.target.with_name(f"{run.target.name}.nonfinite")
         have = gather(run.world, error.is_own)
-        told = f"{error}; see python -m ranker.replay_batch {folder}"
+        told = f"{error}; see python -m sidestack.ranker.replay_batch {folder}"
         if error.is_own or not any(have):
             checkpoints = "" if run.checkpoints is None else address(run.checkpoints.path)
             dataset = address(run.inputs["dataset"].absolute())

@@ -7,10 +7,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from infra.distributed import World, broadcast, together
-from ranker.blocks import compressed
-from ranker.id_tables import MAX_ROWS, sampled
-from ranker.reader import Split, check_rows
+from sidestack.infra.distributed import World, broadcast, raise_on_all_ranks
+from sidestack.ranker.blocks import compressed
+from sidestack.ranker.id_tables import MAX_ROWS, sampled
+from sidestack.ranker.reader import Split, check_rows
 
 Floats = npt.NDArray[np.float64]
 
@@ -56,7 +56,7 @@ def dense_moments(split: Split, world: World, max_rows: int = MAX_ROWS) -> Tenso
         return None
     moments = Moments(len(names))
     check = partial(check_rows, features=split.features, spec=split.dataset.spec)
-    with together(world, "reading the dense features"):
+    with raise_on_all_ranks(world, "reading the dense features"):
         if world.is_main:
             for table in sampled(split, names, max_rows, check):
                 values_NF = np.stack([table[name].to_numpy() for name in names], axis=1)

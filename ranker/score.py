@@ -17,28 +17,28 @@ from datetime import date
 from pathlib import Path
 from typing import NamedTuple
 
-from infra.checkpoint import MACHINE
-from infra.commit import MANIFEST, committing, fetched, is_committed, read_manifest
-from infra.config import digest
-from infra.distributed import World, barrier, together
-from infra.errors import DataError
-from infra.lanes import LaneReader
-from infra.partitions import PartitionEntry
-from infra.remote.copies import remove_folder
-from infra.snapshot import Dataset, read_dataset
-from infra.stage import StageRun, run_stage, with_inputs
-from ranker.budget import DecidedConfig
-from ranker.bundle import RankerBundle, open_bundle
-from ranker.bundle_description import require_columns, require_sids
-from ranker.config import Dates
-from ranker.cost import expected_traffic
-from ranker.features import ArmFeatures, dataset_sids
-from ranker.fit import Model, start_model
-from ranker.frozen import read_frozen
-from ranker.predict import predict
-from ranker.predictions import FOLDER as PREDICTIONS
-from ranker.reader import Split, content_read
-from ranker.score_config import ScoreConfig, named
+from sidestack.infra.checkpoint import MACHINE
+from sidestack.infra.commit import MANIFEST, committing, fetched, is_committed, read_manifest
+from sidestack.infra.config import digest
+from sidestack.infra.distributed import World, barrier, raise_on_all_ranks
+from sidestack.infra.errors import DataError
+from sidestack.infra.lanes import LaneReader
+from sidestack.infra.partitions import PartitionEntry
+from sidestack.infra.remote.copies import remove_folder
+from sidestack.infra.snapshot import Dataset, read_dataset
+from sidestack.infra.stage import StageRun, run_stage, with_inputs
+from sidestack.ranker.budget import DecidedConfig
+from sidestack.ranker.bundle import RankerBundle, open_bundle
+from sidestack.ranker.bundle_description import require_sids, require_trained_columns
+from sidestack.ranker.config import Dates
+from sidestack.ranker.constants import read_constants
+from sidestack.ranker.cost import expected_traffic
+from sidestack.ranker.features import ArmFeatures, dataset_sids
+from sidestack.ranker.fit import Model, start_model
+from sidestack.ranker.predict import predict
+from sidestack.ranker.predictions import FOLDER as PREDICTIONS
+from sidestack.ranker.reader import Split, content_read
+from sidestack.ranker.score_config import ScoreConfig, named
 
 
 class Part(NamedTuple):
@@ -73,17 +73,17 @@ def score(run: StageRun[ScoreConfig]) -> None:
         DataError: the model is none, or the snapshot lacks what it reads. SpecError: its SIDs are another encoder's.
     """
     world = run.world
-    with together(world, "opening model and snapshot"):
+    with raise_on_all_ranks(world, "opening model and snapshot"):
         bundle, dataset = open_bundle(run.inputs["model"]), read_dataset(run.inputs["dataset"])
         where = f"dataset={run.inputs['dataset']}"
-        require_columns(bundle.description, dataset.spec, where)
+        require_trained_columns(bundle.description, dataset.spec, where)
         require_sids(bundle.description, dataset_sids(dataset), where)
         parts = parts_of(dataset, run.config)
     scoring = _loaded(run, bundle, dataset, parts)
     began, fresh = time.monotonic(), 0
     for number, part in enumerate(parts):
         fresh += 0 if _score_part(run, scoring, number, part) else part.rows
-    with together(world, "collecting the parts"):
+    with raise_on_all_ranks(world, "collecting the parts"):
         if world.is_main:
             _collect(scoring.folder, len(parts), run.out / PREDICTIONS)
     seconds, rows = time.monotonic() - began, sum(part.rows for part in parts)
@@ -131,11 +131,11 @@ def _loaded(run: StageRun[ScoreConfig], bundle: RankerBundle, dataset: Dataset, 
     dates = parts[0].dates[0], parts[-1].dates[1]
     features = bundle.features(dataset.spec)
     dataset.verify(world, content_read(dataset, features))
-    with together(world, "reading what content needs"):
-        frozen = read_frozen(dataset, features)
+    with raise_on_all_ranks(world, "reading what content needs"):
+        constants = read_constants(dataset, features.constants)
         traffic = expected_traffic(dataset, dates, config.training)
-    model = start_model(features, config, world, frozen, traffic)
-    with together(world, "reading the ranker"):
+    model = start_model(features, config, world, constants, traffic)
+    with raise_on_all_ranks(world, "reading the ranker"):
         bundle.load(model.sharded, features)
     work = {name: value for name, value in run.checkpoints.work.items() if name not in MACHINE}
     return Scoring(model, features, config, dataset, digest(work), run.checkpoints.parts)
@@ -157,7 +157,7 @@ def _score_part(run: StageRun[ScoreConfig], scoring: Scoring, number: int, part:
 
 def _is_done(world: World, out: Path, work: str) -> bool:
     """Tell whether a part was committed by the same work; one of other work is removed."""
-    with together(world.committing, f"looking at {out}"):
+    with raise_on_all_ranks(world.committing, f"looking at {out}"):
         is_done = is_committed(out) and read_manifest(out).key == work
     barrier(world)  # nobody looks any more
     if world.is_main and not is_done:

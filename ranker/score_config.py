@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, PositiveInt, model_validator
 
-from infra.config import Config
-from ranker.config import Dates
+from sidestack.infra.config import Config
+from sidestack.ranker.config import Dates
 
 
 def _in_ranges(value: Any) -> Any:

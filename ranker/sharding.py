@@ -16,16 +16,17 @@ from torchrec.distributed.types import ShardingEnv, ShardingPlan
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
-from infra.distributed import World, average_gradients, broadcast, gather, together
-from infra.shards import Shard, Spread
-from ranker.budget import DecidedConfig
-from ranker.config import TrainingConfig
-from ranker.features import ArmFeatures
-from ranker.frozen import Frozen
-from ranker.initial import fill_dense, fill_table
-from ranker.kernels import speed_up_sequences
-from ranker.model import Ranker
-from ranker.planner import Cluster, TablePlan, Traffic, plan_tables, sharders, unsharded_model
+from sidestack.infra.distributed import World, broadcast, gather, raise_on_all_ranks
+from sidestack.infra.gradients import OverlappedAverage
+from sidestack.infra.shards import Shard, Spread
+from sidestack.ranker.budget import DecidedConfig
+from sidestack.ranker.config import TrainingConfig
+from sidestack.ranker.constants import ModelConstants
+from sidestack.ranker.cpu_sequence_lookup import speed_up_sequences
+from sidestack.ranker.features import ArmFeatures
+from sidestack.ranker.initial import fill_dense, fill_table
+from sidestack.ranker.model import Ranker
+from sidestack.ranker.planner import Cluster, TablePlan, Traffic, plan_tables, sharders, unsharded_model
 
 ONE_OF_EACH = Traffic()
 """A history entry a request and a request a row, where nobody measured."""
@@ -139,20 +140,24 @@ class ShardedRanker:
 
 
 def build_sharded(
-    features: ArmFeatures, config: DecidedConfig, world: World, frozen: Frozen, traffic: Traffic = ONE_OF_EACH
+    features: ArmFeatures,
+    config: DecidedConfig,
+    world: World,
+    constants: ModelConstants,
+    traffic: Traffic = ONE_OF_EACH,
 ) -> ShardedRanker:
     """Build the model, plan its tables, shard it, and give every part its initial weights.
 
     Args:
         features: what the arm reads and looks up. config: the arm's resolved configuration.
         world: the process group; every rank calls.
-        frozen: the constants that the arm's content needs.
+        constants: the constants that the arm's content needs.
         traffic: what batches look up on average, for the planner's estimates.
 
     Raises:
         NoPlanError: the tables do not fit what the planner may use (on rank 0). StageError: the same, elsewhere.
     """
-    model = unsharded_model(features, config, world.device, frozen)
+    model = unsharded_model(features, config, world.device, constants)
     fill_dense(model.body, config.training.seed)
     plan = _plan_together(model, features, config, world, traffic)
     sharded, dense_optimizer = shard(model, plan.sharding, config.training, world, model.loss.take_unsummed)
@@ -197,10 +202,11 @@ def _dense_optimizer(
     """Return Adam for the network, on gradients that are averaged over the ranks before each step.
 
     Not by DistributedDataParallel, which adds them up in another layout from the second step on: a training that goes
-    on from a checkpoint would differ in last bits (`infra.distributed.average_gradients`).
+    on from a checkpoint would differ in last bits (`infra.gradients.GradientMessage`).
     """
     optimizer = torch.optim.Adam(parameters, lr=training.dense_learning_rate, fused=True)
-    optimizer.register_step_pre_hook(lambda *_: average_gradients(world, parameters, unsummed()))
+    average = OverlappedAverage(world, parameters, unsummed)
+    optimizer.register_step_pre_hook(lambda *_: average.finish())
     return optimizer
 
 
@@ -212,7 +218,7 @@ def _plan_together(
     torchrec's `collective_plan` alone would leave the other ranks waiting for a plan that never comes.
     """
     plan: TablePlan | None = None
-    with together(world, "planning the embedding tables"):
+    with raise_on_all_ranks(world, "planning the embedding tables"):
         if world.is_main:
             plan = plan_tables(model, features, config, Cluster.of(world, config.sharding), traffic)
     agreed = broadcast(world, plan)

@@ -13,15 +13,15 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from infra.distributed import World, together
-from infra.errors import DataError
-from infra.impressions import columns_by_table
-from infra.rows import FileRows
-from ranker.admission import IdRows, Integers, Turnover
-from ranker.config import AdmissionConfig
-from ranker.features import IdFeature
-from ranker.reader import Split, check_rows
-from ranker.row_maps import read_id_rows, write_id_rows
+from sidestack.infra.distributed import World, raise_on_all_ranks
+from sidestack.infra.errors import DataError
+from sidestack.infra.impressions import columns_by_table
+from sidestack.infra.rows import FileRows
+from sidestack.ranker.admission import IdRows, Integers, Turnover
+from sidestack.ranker.config import AdmissionConfig
+from sidestack.ranker.id_feature import IdFeature
+from sidestack.ranker.reader import Split, check_rows
+from sidestack.ranker.row_maps import read_id_rows, write_id_rows
 
 
 class Sighting(NamedTuple):
@@ -51,7 +51,7 @@ def admit_ids(
         DataError: rows break the contract, the earlier ranker's file cannot be read, or it knows more ids.
     """
     changed: dict[str, Turnover] = {}
-    with together(world, "giving rows to ids"):
+    with raise_on_all_ranks(world, "giving rows to ids"):
         if world.is_main and admission:
             known = {column: IdRows.empty() for column in admission}
             if earlier is not None:

@@ -17,12 +17,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from infra.impressions import ImpressionRows
-from infra.parquet import RowGroup
-from infra.rows import Check, Rows
-from infra.snapshot import Dataset
-from ranker.config import Dates
-from ranker.convert import as_array
+from sidestack.infra.impressions import ImpressionRows
+from sidestack.infra.parquet import RowGroup
+from sidestack.infra.rows import Check, Rows
+from sidestack.infra.snapshot import Dataset
+from sidestack.ranker.config import Dates
+from sidestack.ranker.convert import as_array
 
 COUNTS = "{} counts"
 """The column of a task that says whether its label counts, where not all do."""

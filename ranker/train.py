@@ -19,14 +19,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from infra.checkpoint import Checkpoint
-from infra.distributed import World, barrier, gather, together
-from infra.lanes import LaneReader
-from infra.snapshot import Dataset, read_dataset
-from infra.stage import StageRun, run_stage
-from infra.tracking import RunLog
-from ranker.admission import Turnover
-from ranker.budget import (
+from sidestack.infra.checkpoint import Checkpoint
+from sidestack.infra.distributed import World, barrier, gather, raise_on_all_ranks
+from sidestack.infra.lanes import LaneReader
+from sidestack.infra.snapshot import Dataset, read_dataset
+from sidestack.infra.stage import StageRun, run_stage
+from sidestack.infra.tracking import RunLog
+from sidestack.ranker.admission import Turnover
+from sidestack.ranker.budget import (
     Day,
     DecidedConfig,
     DecidedTraining,
@@ -37,26 +37,26 @@ from ranker.budget import (
     with_epochs,
     without_window,
 )
-from ranker.bundle import FOLDER as MODEL
-from ranker.bundle import describe, save_bundle
-from ranker.config import AdmissionConfig, Dates, RankerConfig
-from ranker.cost import column_cost, embedding_bytes, expected_traffic, peak_memory_bytes
-from ranker.features import ArmFeatures, arm_features, dataset_sids
-from ranker.fit import Fit, Model, start_model, taken_up
-from ranker.frozen import read_frozen
-from ranker.id_tables import describe_tables
-from ranker.metric_registry import METRICS, compared_metrics
-from ranker.metrics import named_metrics, prediction_metrics
-from ranker.predict import predict
-from ranker.predictions import FOLDER as PREDICTIONS
-from ranker.reader import Split, content_read
-from ranker.row_maps import with_row_maps
-from ranker.saved_batch import saved_if_not_finite
-from ranker.scaling import dense_moments
-from ranker.sharding import ShardedRanker, plan_facts, real_bytes, table_bytes
-from ranker.sightings import admit_ids
-from ranker.validation import EpochSearch, Validation
-from ranker.warm_start import WarmStart, open_start
+from sidestack.ranker.bundle import FOLDER as MODEL
+from sidestack.ranker.bundle import describe, save_bundle
+from sidestack.ranker.config import AdmissionConfig, Dates, RankerConfig
+from sidestack.ranker.constants import read_constants
+from sidestack.ranker.cost import column_cost, embedding_bytes, expected_traffic, peak_memory_bytes
+from sidestack.ranker.features import ArmFeatures, arm_features, dataset_sids
+from sidestack.ranker.fit import Fit, Model, start_model, taken_up
+from sidestack.ranker.id_tables import describe_tables
+from sidestack.ranker.metric_registry import all_metrics, compared_metrics
+from sidestack.ranker.metrics import named_metrics, prediction_metrics
+from sidestack.ranker.predict import predict
+from sidestack.ranker.predictions import FOLDER as PREDICTIONS
+from sidestack.ranker.reader import Split, content_read
+from sidestack.ranker.row_maps import with_row_maps
+from sidestack.ranker.saved_batch import saved_if_not_finite
+from sidestack.ranker.scaling import dense_moments
+from sidestack.ranker.sharding import ShardedRanker, plan_facts, real_bytes, table_bytes
+from sidestack.ranker.sightings import admit_ids
+from sidestack.ranker.validation import EpochSearch, Validation
+from sidestack.ranker.warm_start import WarmStart, open_start
 
 
 class Opened(NamedTuple):
@@ -104,20 +104,20 @@ def train(run: StageRun[RankerConfig]) -> None:
     world = run.world
     if run.config.training.precision == "tf32":
         use_tf32(world.device, run.log)
-    with together(world, "opening the dataset"):
+    with raise_on_all_ranks(world, "opening the dataset"):
         dataset, fitting, held_out, days, start, config = open_inputs(run)
     read = content_read(dataset, fitting.features)
     dataset.verify(world, [*read, *fitting.partitions, *held_out.partitions])
     earlier = None if start is None else start.bundle.path
     changed = admit_ids(run.out / MODEL, fitting, config.model.admission, earlier, world)
-    with together(world, "reading the rows of ids"):
+    with raise_on_all_ranks(world, "reading the rows of ids"):
         features = with_row_maps(fitting.features, run.out / MODEL)
     fitting, held_out = (replace(split, features=features) for split in (fitting, held_out))
-    with together(world, "reading what content needs"):
-        frozen = read_frozen(dataset, features)
+    with raise_on_all_ranks(world, "reading what content needs"):
+        constants = read_constants(dataset, features.constants)
         traffic = expected_traffic(dataset, fitting.dates, config.training)
     if start is None:
-        frozen = replace(frozen, dense_2F=dense_moments(fitting, world))
+        constants = replace(constants, dense_2F=dense_moments(fitting, world))
     else:
         start.tell(run.log, features)
     _tell_decisions(run, config, days, features, changed)
@@ -126,11 +126,11 @@ def train(run: StageRun[RankerConfig]) -> None:
     if run.checkpoints is not None:
         run.checkpoints.keeps = config.training.checkpoints_kept
     with saved_if_not_finite(run, describe(features, config, dataset.spec)):
-        fitted = fit(run, config, readers, partial(start_model, features, config, world, frozen, traffic, start))
+        fitted = fit(run, config, readers, partial(start_model, features, config, world, constants, traffic, start))
     config, sharded, progress = fitted.config, fitted.model.sharded, fitted.model.progress
     with fitted.training.saved_before_stop():
         flops = predict(progress, sharded, readers.held_out, config.arm, run.out / PREDICTIONS, run.log)
-        with together(world, "saving the model"):
+        with raise_on_all_ranks(world, "saving the model"):
             save_bundle(run.out, sharded, features, config, dataset.spec, world.rank)
     entries, entries_cut = np.sum(gather(world, progress.newest.counts), axis=0).tolist()
     facts = {
@@ -169,9 +169,9 @@ def _tell_decisions(
     if words := told(run.config, config, days, max(hashed, default=0)):
         run.log.say(words)
     if config.training.children == "entire_space" and all(task.given is None for task in features.tasks.values()):
-        run.log.say("ranker.training.children=entire_space changes nothing: no task of the dataset has a parent")
+        run.log.warn("ranker.training.children=entire_space changes nothing: no task of the dataset has a parent")
     if config.training.restart_tables and config.training.epochs == 1:
-        run.log.say("ranker.training.restart_tables=true changes nothing: there is one epoch")
+        run.log.warn("ranker.training.restart_tables=true changes nothing: there is one epoch")
 
 
 def use_tf32(device: torch.device, log: RunLog) -> None:
@@ -179,7 +179,7 @@ def use_tf32(device: torch.device, log: RunLog) -> None:
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
     else:
-        log.say(f"ranker.training.precision=tf32 changes nothing on a {device.type.upper()}: float32 is used")
+        log.warn(f"ranker.training.precision=tf32 changes nothing on a {device.type.upper()}: float32 is used")
 
 
 def _close(
@@ -203,7 +203,7 @@ def _close(
         "plan": plan_facts(sharded.plan, taken),
         **describe_tables(fitting, held_out, config.model.embedding_dim),
     }
-    run.log.metrics(facts["steps"], named_metrics(config.holdout.kind, measured, METRICS))
+    run.log.metrics(facts["steps"], named_metrics(config.holdout.kind, measured, all_metrics()))
     run.log.summary(summary)
     run.log.say(_closing_line(config, measured, facts))
 
@@ -297,7 +297,7 @@ def fit(run: StageRun[RankerConfig], config: DecidedConfig, readers: Readers, st
                 model, checkpoint = start(), None
         config = with_epochs(config, validation.best)
     before = 0 if validation is None else validation.steps
-    training = Fit(*model, readers.training, config.training, run.log, run.checkpoints, steps_before=before)
+    training = Fit(*model, readers.training, config.training, run, steps_before=before)
     found = None if validation is None else asdict(validation)
     training.carried = lambda: found
     if checkpoint is not None:
@@ -316,7 +316,7 @@ def search_epochs(
     checkpoint: Checkpoint | None,
 ) -> Validation:
     """Train without the validation window, and say what it told; see `ranker.validation`."""
-    training = Fit(*model, rows.before, config.training, run.log, run.checkpoints, "search")
+    training = Fit(*model, rows.before, config.training, run, "search")
     search = EpochSearch(training, rows.window, _iso(rows.dates))
     if checkpoint is not None:
         search.resume(checkpoint)
@@ -371,7 +371,7 @@ def _closing_line(config: RankerConfig, measured: dict[str, dict[str, Any]], spe
 
 def main() -> None:
     """Run the stage from the command line."""
-    run_stage("ranker", "ranker", RankerConfig, ["dataset"], train, optional=["start"])
+    run_stage("ranker", "ranker", RankerConfig, ["dataset"], train, optional=["start"], is_training=True)
 
 
 if __name__ == "__main__":

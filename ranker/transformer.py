@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from ranker.layout import HistoryLayout, padded_entries, rows_of
+from sidestack.ranker.layout import HistoryLayout, padded_entries, rows_of
 
 FEED_FORWARD = 4
 """The feed-forward part's hidden width, in widths of the encoder; what Transformer (Vaswani et al.) has."""

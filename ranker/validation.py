@@ -15,16 +15,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from infra.checkpoint import Checkpoint
-from infra.distributed import sum_over_ranks
-from infra.errors import DataError
-from infra.lanes import LaneReader
-from infra.tables import TaskSpec
-from ranker.convert import as_numpy, known, without_nulls
-from ranker.fit import Fit, Progress
-from ranker.metrics import judged_label, normalized_entropy
-from ranker.sharding import ShardedRanker
-from ranker.statistics import log_loss
+from sidestack.infra.checkpoint import Checkpoint
+from sidestack.infra.distributed import sum_over_ranks
+from sidestack.infra.errors import DataError
+from sidestack.infra.lanes import LaneReader
+from sidestack.infra.tables import TaskSpec
+from sidestack.ranker.convert import as_numpy, known, without_nulls
+from sidestack.ranker.fit import Fit
+from sidestack.ranker.metrics import judged_label, normalized_entropy
+from sidestack.ranker.progress import Progress
+from sidestack.ranker.sharding import ShardedRanker
+from sidestack.ranker.statistics import log_loss
 
 
 @dataclass

@@ -12,19 +12,21 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from infra.errors import ConfigError, SpecError
-from infra.tables import DatasetSpec
-from infra.tracking import RunLog
-from ranker.admission import reassigned_rows
-from ranker.bundle import RankerBundle, open_bundle
-from ranker.bundle_description import require_columns, require_sids, with_rows
-from ranker.config import ModelConfig, RankerConfig
-from ranker.features import ArmFeatures, Position
-from ranker.row_maps import read_row_maps
-from ranker.sharding import ShardedRanker, table_of
+from sidestack.infra.errors import ConfigError, SpecError
+from sidestack.infra.tables import DatasetSpec
+from sidestack.infra.tracking import RunLog
+from sidestack.ranker.admission import reassigned_rows
+from sidestack.ranker.bundle import RankerBundle, open_bundle
+from sidestack.ranker.bundle_description import require_sids, require_trained_columns, with_rows
+from sidestack.ranker.config import ModelConfig, RankerConfig
+from sidestack.ranker.contents.contract import Position
+from sidestack.ranker.features import ArmFeatures
+from sidestack.ranker.row_maps import read_row_maps
+from sidestack.ranker.sharding import ShardedRanker, table_of
 
-SID_WEIGHTS = ("omega", "projection.weight", "layers.0.weight", "layers.0.bias")
-"""Weights of content that meet a SID first: Omega and a projection (history), a perceptron's first layer (ad, user)."""
+SID_WEIGHTS = ("latent.", "omega", "projection.weight", "layers.0.weight", "layers.0.bias")
+"""How weights of content begin that meet a SID first: a kind's own, Omega and a projection (history), a perceptron's
+first layer (ad, user)."""
 _CONTENT: Mapping[Position, str] = {
     "item": "body.content.",
     "user": "body.user_content.",
@@ -118,7 +120,7 @@ def open_start(path: Path, config: RankerConfig, spec: DatasetSpec, features: Ar
         raise ConfigError(f"{where}: ranker.model.{', ranker.model.'.join(differs)}: are not those it was trained with")
     if faults := list(_admission_faults(was.model, now.model)):
         raise ConfigError(f"{where}: ranker.model.admission: {'; '.join(faults)}")
-    require_columns(described, spec, where)
+    require_trained_columns(described, spec, where)
     tables_anew = config.training.start_tables == "anew"
     try:
         require_sids(described, features.sids, where)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
-    from infra.distributed import World
+    from sidestack.infra.distributed import World
 
 # Tests run beside each other on shared cores, so the time of one example says nothing about the code. The examples are
 # the same in each run: a change is judged by what it does, not by chance. The profile deep searches with new ones.
@@ -21,7 +21,7 @@ settings.register_profile("deep", deadline=None, derandomize=False, max_examples
 @pytest.fixture(scope="module")
 def world() -> "Iterator[World]":
     """Return a process group of one rank, and leave the environment as it was."""
-    from infra.distributed import started  # torch, which most modules can do without
+    from sidestack.infra.distributed import started  # torch, which most modules can do without
 
     before = dict(os.environ)
     with started() as world:

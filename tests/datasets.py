@@ -9,16 +9,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from encoder.materialize import listed_set
-from encoder.sid import SidSpec
-from infra.config import digest
-from infra.impressions import all_columns, read_impressions
-from infra.parquet import row_groups
-from infra.partitions import PartitionEntry, date_slice
-from infra.requests import request_starts, split_rows
-from infra.snapshot import CONTENT, Dataset, SidSet, Snapshot, read_dataset, write_snapshot
-from infra.store import FILE, Store, count_labels, day_entries, in_order, write_part
-from infra.tables import DatasetSpec, Entity, daily_tables
+from sidestack.encoder.generation.sets import listed_set
+from sidestack.encoder.sid.spec import SidSpec
+from sidestack.infra.config import digest
+from sidestack.infra.impressions import all_columns, read_impressions
+from sidestack.infra.parquet import row_groups
+from sidestack.infra.partitions import PartitionEntry, date_slice
+from sidestack.infra.requests import request_starts, split_rows
+from sidestack.infra.snapshot import CONTENT, Dataset, SidSet, Snapshot, read_dataset, write_snapshot
+from sidestack.infra.store import FILE, Store, count_labels, day_entries, in_order, write_part
+from sidestack.infra.tables import DatasetSpec, Entity, daily_tables
 
 
 def write_snapshot_of(

@@ -1,4 +1,4 @@
-"""Run a function on several gloo ranks, each its own process, and raise here what any of them raised.
+"""Run a function on several ranks of gloo or nccl, each its own process, and raise here what any of them raised.
 
 Ranks are forked from a server that has imported torch, torchrec and our packages once: a process that starts afresh
 spends seven seconds of a core on these imports before it does anything.
@@ -9,21 +9,41 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from typing import Any
+from typing import Any, Literal
 
+import pytest
 import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from infra.distributed import Timeouts, World, started
+from sidestack.infra.distributed import Timeouts, World, started
 
 _RANKS = get_context("forkserver")
-_RANKS.set_forkserver_preload(["encoder.train", "encoder.materialize", "pipelines.prepare.__main__", "ranker.train"])
+_RANKS.set_forkserver_preload(
+    [
+        "sidestack.encoder.train",
+        "sidestack.encoder.materialize",
+        "sidestack.pipelines.prepare.__main__",
+        "sidestack.ranker.train",
+    ]
+)
+
+
+Backend = Literal["gloo", "nccl"]
+
+
+def on_each_backend(ranks: int = 2) -> pytest.MarkDecorator:
+    """Return the mark that hands a test gloo as `backend`, and then nccl where each rank has a GPU."""
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    reason = f"{ranks} ranks of nccl need as many GPUs; there are {there}"
+    nccl = pytest.param("nccl", marks=pytest.mark.skipif(there < ranks, reason=reason))
+    return pytest.mark.parametrize("backend", ["gloo", nccl])
 
 
 def run_distributed(
     function: Callable[..., Any],
     *args: Any,
     world_size: int = 2,
+    backend: Backend = "gloo",
     timeout_s: float = 60.0,
     commit_timeout_s: float = 60.0,
 ) -> list[Any]:
@@ -33,6 +53,7 @@ def run_distributed(
         function: a module-level function; its arguments and result are pickled between processes.
         args: passed on.
         world_size: the number of ranks.
+        backend: gloo hides the GPUs that there are from the ranks; nccl needs one for each.
         timeout_s: how long a collective may wait.
         commit_timeout_s: how long one around a commit may wait.
 
@@ -41,10 +62,21 @@ def run_distributed(
     """
     store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)  # as torchrun's agent has it
     environment = dict(os.environ)  # the server's children have the server's, not what a test has set since
+    if backend == "gloo":
+        environment["CUDA_VISIBLE_DEVICES"] = ""
     with ProcessPoolExecutor(world_size, mp_context=_RANKS) as pool:
         futures = [
             pool.submit(
-                _on_rank, environment, function, args, rank, world_size, store.port, timeout_s, commit_timeout_s
+                _on_rank,
+                environment,
+                function,
+                args,
+                rank,
+                world_size,
+                backend,
+                store.port,
+                timeout_s,
+                commit_timeout_s,
             )
             for rank in range(world_size)
         ]
@@ -69,6 +101,7 @@ def _on_rank(
     args: tuple[Any, ...],
     rank: int,
     world_size: int,
+    backend: Backend,
     port: int,
     timeout_s: float,
     commit_timeout_s: float,
@@ -77,12 +110,12 @@ def _on_rank(
     os.environ.update(
         environment,
         RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(world_size),
-        MASTER_ADDR="localhost", MASTER_PORT=str(port), TORCHELASTIC_USE_AGENT_STORE="True", CUDA_VISIBLE_DEVICES="",
+        MASTER_ADDR="localhost", MASTER_PORT=str(port), TORCHELASTIC_USE_AGENT_STORE="True",
     )  # fmt: skip
     torch.set_num_threads(1)
     try:
         with started(Timeouts(collective_s=timeout_s, commit_s=commit_timeout_s)) as world:
-            assert isinstance(world, World)
+            assert isinstance(world, World) and world.backend == backend
             return function(world, *args), None
     except Exception:
         return None, traceback.format_exc()

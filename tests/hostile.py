@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from http.client import HTTPConnection
 
-from benchmarks.scoring_server import HOST, ScoringServer
+from sidestack.benchmarks.scoring_server import HOST, ScoringServer
 
 LONGEST_MESSAGE = 400
 MEMORY_MIB = 128

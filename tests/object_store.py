@@ -103,7 +103,7 @@ def free_port() -> int:
 
 def use(patch: pytest.MonkeyPatch, endpoint: str, mirror: Path) -> None:
     """Have this process, and those that it starts, take an S3 for theirs, with a mirror of their own."""
-    from infra.remote import objects
+    from sidestack.infra.remote import objects
 
     for name, value in {**KEYS, "AWS_ENDPOINT_URL": endpoint, "SIDESTACK_MIRROR": str(mirror)}.items():
         patch.setenv(name, value)

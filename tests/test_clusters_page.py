@@ -10,11 +10,11 @@ import yaml
 from torchx.cli import argparse_util
 from torchx.cli.main import main as torchx
 
-from infra.clusters.config import KINDS, KubernetesCluster, SlurmOptions, load_cluster
-from infra.config import parse
-from infra.schedulers import FACTORIES
-from pipelines import cronjob
-from pipelines.config import PipelineConfig
+from sidestack.infra.clusters.config import KINDS, KubernetesCluster, SlurmOptions, load_cluster
+from sidestack.infra.config import parse
+from sidestack.infra.schedulers import FACTORIES
+from sidestack.pipelines import cronjob
+from sidestack.pipelines.config import PipelineConfig
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/clusters.md").read_text()

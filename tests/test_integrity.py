@@ -9,18 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from encoder.bundle import load_bundle
-from encoder.published import find_published
-from encoder.sid import SidSpec
-from infra.checkpoint import Checkpoint, Checkpoints
-from infra.commit import MANIFEST, read_manifest, verify
-from infra.config import Config, parse
-from infra.distributed import ALONE, World
-from infra.errors import CommitError, DataError, SidestackError
-from infra.partitions import LISTS
-from infra.served import load_served
-from infra.snapshot import read_dataset
-from pipelines.retrain.ledger import OUTCOME_FILE, PLAN_FILE, Ledger, Outcome, Plan
+from sidestack.encoder.bundle import load_bundle
+from sidestack.encoder.published import find_published
+from sidestack.encoder.sid.spec import SidSpec
+from sidestack.infra.checkpoint import Checkpoint, Checkpoints
+from sidestack.infra.commit import MANIFEST, read_manifest, verify
+from sidestack.infra.config import Config, parse
+from sidestack.infra.distributed import ALONE, World
+from sidestack.infra.errors import CommitError, DataError, SidestackError
+from sidestack.infra.partitions import LISTS
+from sidestack.infra.served import load_served
+from sidestack.infra.snapshot import read_dataset
+from sidestack.pipelines.retrain.ledger import OUTCOME_FILE, PLAN_FILE, Ledger, Outcome, Plan
 from tests.pipelines.fabricated import all_inputs
 from tests.whole_run import make_run
 

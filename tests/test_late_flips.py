@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from infra.distributed import ALONE
-from infra.errors import CommitError, DataError
-from infra.footer import read_footer
-from infra.snapshot import Dataset, read_dataset
-from infra.store import Store
-from ranker.frozen import read_frozen
-from ranker.predictions import sorted_predictions, sorting
-from ranker.train import open_splits
+from sidestack.infra.distributed import ALONE
+from sidestack.infra.errors import CommitError, DataError
+from sidestack.infra.footer import read_footer
+from sidestack.infra.snapshot import Dataset, read_dataset
+from sidestack.infra.store import Store
+from sidestack.ranker.constants import read_constants
+from sidestack.ranker.predictions import sorted_predictions, sorting
+from sidestack.ranker.train import open_splits
 from tests.encoder.fabricated import LOCAL, materialize_dataset, train_encoder
 from tests.encoder.fabricated import write_dataset as write_encoder_dataset
 from tests.pipelines.fabricated import predictions, ranker_output, truth
@@ -40,7 +40,7 @@ def train(folder: Path) -> None:
 def read_content(folder: Path) -> None:
     dataset = read_dataset(folder / "ranker")
     fitting, _ = open_splits(dataset, config_of("dense"))
-    read_frozen(dataset, fitting.features)
+    read_constants(dataset, fitting.features.constants)
 
 
 def encode(folder: Path) -> None:

@@ -13,22 +13,22 @@ import pytest
 import torch
 import yaml
 
-from benchmarks.quantizers.corpora import Corpus
-from encoder.bundle import load_bundle
-from encoder.sid_codebook import FOLDER as CODEBOOKS
-from encoder.sid_codebook import read_codebook
-from infra.checkpoint import Checkpoint, Checkpoints
-from infra.commit import MANIFEST, hash_all, verify
-from infra.config import Config, digest, load_file
-from infra.distributed import ALONE
-from infra.errors import SidestackError
-from infra.impressions import read_impressions
-from infra.sealed import OWN_DIGEST
-from infra.served import load_served, save_served
-from infra.snapshot import read_dataset
-from pipelines.retrain.ledger import CYCLES, OUTCOME_FILE, PLAN_FILE, Ledger
-from ranker.bundle import DESCRIPTION_FILE, read_bundle
-from ranker.serving.model import read_config as read_served
+from sidestack.benchmarks.quantizers.corpora import Corpus
+from sidestack.encoder.bundle import load_bundle
+from sidestack.encoder.sid_codebook import FOLDER as CODEBOOKS
+from sidestack.encoder.sid_codebook import read_codebook
+from sidestack.infra.checkpoint import Checkpoint, Checkpoints
+from sidestack.infra.commit import MANIFEST, hash_all, verify
+from sidestack.infra.config import Config, digest, load_file
+from sidestack.infra.distributed import ALONE
+from sidestack.infra.errors import SidestackError
+from sidestack.infra.impressions import read_impressions
+from sidestack.infra.sealed import OWN_DIGEST
+from sidestack.infra.served import load_served, save_served
+from sidestack.infra.snapshot import read_dataset
+from sidestack.pipelines.retrain.ledger import CYCLES, OUTCOME_FILE, PLAN_FILE, Ledger
+from sidestack.ranker.bundle import DESCRIPTION_FILE, read_bundle
+from sidestack.ranker.serving.model import read_config as read_served
 from tests.datasets import write_snapshot_of
 from tests.encoder.fabricated import LOCAL, train_encoder, write_dataset
 from tests.infra.made_up import DAYS, SPEC, requests, table

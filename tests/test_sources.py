@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.code import ROOT
+from sidestack.infra.code import ROOT
 
 PACKAGES = ("infra", "encoder", "ranker", "components", "pipelines", "benchmarks", "tests")
 

@@ -6,23 +6,23 @@ from typing import Any
 
 import pytest
 
-from encoder.export import export as export_encoder
-from encoder.export_config import ExportConfig
-from infra.checkpoint import Checkpoints
-from infra.commit import committing
-from infra.config import Config, parse
-from infra.distributed import ALONE, World
-from infra.mlflow_store import URI_VARIABLE
-from infra.stage import StageRun
-from infra.tracking import RunLog
-from pipelines.compare import compare
-from pipelines.report.config import CompareConfig
-from ranker.baseline.config import BaselineConfig
-from ranker.baseline.stage import run_baseline
-from ranker.export import export as export_ranker
-from ranker.export_config import RankerExportConfig
-from ranker.score import score
-from ranker.score_config import ScoreConfig
+from sidestack.encoder.export import export as export_encoder
+from sidestack.encoder.export_config import ExportConfig
+from sidestack.infra.checkpoint import Checkpoints
+from sidestack.infra.commit import committing
+from sidestack.infra.config import Config, parse
+from sidestack.infra.distributed import ALONE, World
+from sidestack.infra.mlflow_store import URI_VARIABLE
+from sidestack.infra.stage import StageRun
+from sidestack.infra.tracking import RunLog
+from sidestack.pipelines.compare import compare
+from sidestack.pipelines.report.config import CompareConfig
+from sidestack.ranker.baseline.config import BaselineConfig
+from sidestack.ranker.baseline.stage import run_baseline
+from sidestack.ranker.export import export as export_ranker
+from sidestack.ranker.export_config import RankerExportConfig
+from sidestack.ranker.score import score
+from sidestack.ranker.score_config import ScoreConfig
 from tests.encoder.fabricated import materialize_dataset, train_encoder, write_dataset
 from tests.pipelines.prepare.running import run_prepare
 from tests.ranker.test_resume import train_ranker

@@ -10,18 +10,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.fusion.corpus import distinct, paired, write_corpus
-from benchmarks.fusion.figures import draw_changes, draw_missing
-from benchmarks.fusion.measures import Row, plan, rows_of
-from benchmarks.fusion.missing import missing_rows
-from benchmarks.fusion.page import as_markdown, print_page
-from benchmarks.fusion.training import FUSION, METHODS, Trainer
-from benchmarks.items import newest_dataset
-from benchmarks.record import results_folder, write_results
-from encoder.signals import chosen_signals
-from infra.errors import DataError
-from infra.snapshot import read_dataset
-from pipelines.run import exit_status
+from sidestack.benchmarks.fusion.corpus import distinct, paired, write_corpus
+from sidestack.benchmarks.fusion.figures import draw_changes, draw_missing
+from sidestack.benchmarks.fusion.measures import Row, plan, rows_of
+from sidestack.benchmarks.fusion.missing import missing_rows
+from sidestack.benchmarks.fusion.page import as_markdown, print_page
+from sidestack.benchmarks.fusion.training import FUSION, METHODS, Trainer
+from sidestack.benchmarks.items import newest_dataset
+from sidestack.benchmarks.record import results_folder, write_results
+from sidestack.encoder.signals import chosen_signals
+from sidestack.infra.errors import DataError
+from sidestack.infra.snapshot import read_dataset
+from sidestack.pipelines.run import exit_status
 
 HOLDOUT = 0.1
 

@@ -11,15 +11,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from benchmarks.items import ALONE, read_items
-from encoder.holdout import held_out
-from infra.commit import committing, is_committed, read_manifest
-from infra.config import digest
-from infra.errors import DataError
-from infra.snapshot import read_dataset
-from infra.store import Store, write_items
-from infra.tables import item_schema
-from pipelines.prepare.dataset import STORE
+from sidestack.benchmarks.items import ALONE, read_items
+from sidestack.encoder.holdout import held_out
+from sidestack.infra.commit import committing, is_committed, read_manifest
+from sidestack.infra.config import digest
+from sidestack.infra.errors import DataError
+from sidestack.infra.snapshot import read_dataset
+from sidestack.infra.store import Store, write_items
+from sidestack.infra.tables import item_schema
+from sidestack.pipelines.prepare.contract import STORE
 
 SEED = 0
 """Of the order of texts, hence of what is held out; the encoders' seeds leave it alone."""

@@ -11,10 +11,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.fusion.measures import Row, paper_rows
-from benchmarks.fusion.missing import GUESS
-from benchmarks.fusion.page import NAMES
-from benchmarks.fusion.training import FUSION
+from sidestack.benchmarks.fusion.measures import Row, paper_rows
+from sidestack.benchmarks.fusion.missing import GUESS
+from sidestack.benchmarks.fusion.page import NAMES
+from sidestack.benchmarks.fusion.training import FUSION
 
 COLORS = ("#0072b2", "#d55e00")
 """Of the first and second signal; Okabe and Ito's, told apart with every common colour blindness."""

@@ -5,7 +5,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from benchmarks.fusion.training import FUSION, ONE_EACH, Training, read_summary
+from sidestack.benchmarks.fusion.training import FUSION, ONE_EACH, Training, read_summary
 
 Row = dict[str, Any]
 

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from encoder.bundle import load_bundle
-from encoder.fusion import VQFusion
-from encoder.holdout import held_out
-from encoder.signals import SignalBatch, SignalSpec, concatenated, signal_batch
-from infra.parquet import read_row_group, row_groups
-from infra.snapshot import read_dataset
+from sidestack.encoder.bundle import load_bundle
+from sidestack.encoder.fusion import VQFusion
+from sidestack.encoder.holdout import held_out
+from sidestack.encoder.signals import SignalBatch, SignalSpec, concatenated, signal_batch
+from sidestack.infra.parquet import read_row_group, row_groups
+from sidestack.infra.snapshot import read_dataset
 
 Row = dict[str, Any]
 

@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from benchmarks.fusion.measures import PAPER_SIGNALS, Row, paper_rows
-from benchmarks.fusion.missing import GUESS
-from benchmarks.fusion.training import FUSION, ONE_EACH
-from benchmarks.record import conditions, markdown_table, print_table
-from encoder.config import TrainingConfig
-from encoder.signals import CATEGORICAL_WEIGHT
+from sidestack.benchmarks.fusion.measures import PAPER_SIGNALS, Row, paper_rows
+from sidestack.benchmarks.fusion.missing import GUESS
+from sidestack.benchmarks.fusion.training import FUSION, ONE_EACH
+from sidestack.benchmarks.record import conditions, markdown_table, print_table
+from sidestack.encoder.config import TrainingConfig
+from sidestack.encoder.signals import CATEGORICAL_WEIGHT
 
 NAMES = {"dpca": "DPCA", "fsq": "FSQ", "rq": "RQ"}
 MOST_CHANGE = 9.99

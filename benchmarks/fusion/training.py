@@ -13,12 +13,12 @@ from typing import Any
 
 import yaml
 
-from encoder.config import EncoderConfig
-from infra.code import ROOT, code_digest
-from infra.commit import is_committed, read_manifest
-from infra.config import digest, load_section, plain
-from infra.errors import StageError
-from infra.record import SUMMARY_FILE
+from sidestack.encoder.config import EncoderConfig
+from sidestack.infra.code import ROOT, code_digest
+from sidestack.infra.commit import is_committed, read_manifest
+from sidestack.infra.config import digest, load_section, plain
+from sidestack.infra.errors import StageError
+from sidestack.infra.record import SUMMARY_FILE
 
 METHODS: dict[str, dict[str, Any]] = {
     "dpca": {"kind": "structured", "levels": 3, "groups": 3, "depth": 5},
@@ -114,7 +114,7 @@ class Trainer:
         started = time.monotonic()
         overrides = [word for override in self._overrides for word in ("--set", override)]
         command = [
-            *(sys.executable, "-m", "encoder.train", "--config", f"{self._file(training)}", *overrides),
+            *(sys.executable, "-m", "sidestack.encoder.train", "--config", f"{self._file(training)}", *overrides),
             *("--input", f"dataset={training.corpus}", "--out", f"{out}"),
         ]
         ended = subprocess.run(

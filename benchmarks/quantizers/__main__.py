@@ -14,14 +14,14 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import record
-from benchmarks.items import newest_dataset
-from benchmarks.quantizers import corpora as sources
-from benchmarks.quantizers import figures, table
-from benchmarks.quantizers.corpora import Corpus, Sizes, Source
-from benchmarks.quantizers.methods import BITS, METHODS
-from benchmarks.quantizers.work import Outcome, Task, outcomes
-from infra.errors import ConfigError, DataError, SidestackError
+from sidestack.benchmarks import record
+from sidestack.benchmarks.items import newest_dataset
+from sidestack.benchmarks.quantizers import corpora as sources
+from sidestack.benchmarks.quantizers import figures, table
+from sidestack.benchmarks.quantizers.corpora import Corpus, Sizes, Source
+from sidestack.benchmarks.quantizers.methods import BITS, METHODS
+from sidestack.benchmarks.quantizers.work import Outcome, Task, outcomes
+from sidestack.infra.errors import ConfigError, DataError, SidestackError
 
 _HERE = Path(__file__).parent
 _PACKAGES = ("faiss-cpu", "numpy", "pyarrow")

@@ -18,16 +18,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from benchmarks.items import ALONE, read_items
-from benchmarks.quantizers.measures import nearest, unit
-from encoder.holdout import held_out
-from infra.commit import committing, is_committed, read_manifest
-from infra.errors import ConfigError, DataError
-from infra.snapshot import read_dataset
-from infra.store import Store, write_items
-from infra.tables import DatasetSpec, item_schema
-from pipelines.prepare.columns import embeddings
-from pipelines.prepare.dataset import STORE
+from sidestack.benchmarks.items import ALONE, read_items
+from sidestack.benchmarks.quantizers.measures import nearest, unit
+from sidestack.encoder.holdout import held_out
+from sidestack.infra.commit import committing, is_committed, read_manifest
+from sidestack.infra.errors import ConfigError, DataError
+from sidestack.infra.snapshot import read_dataset
+from sidestack.infra.store import Store, write_items
+from sidestack.infra.tables import DatasetSpec, item_schema
+from sidestack.pipelines.prepare.columns import embeddings
+from sidestack.pipelines.prepare.contract import STORE
 
 Vectors = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]

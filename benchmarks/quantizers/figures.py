@@ -6,14 +6,14 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from benchmarks.quantizers.table import REFERENCE
-from pipelines.report.drawing import LIGHT, Plot, Theme, render
+from sidestack.benchmarks.quantizers.table import REFERENCE
+from sidestack.pipelines.report.drawing import LIGHT, Plot, Theme, render
 
 Row = dict[str, Any]
 
 _MARKS = ("o", "s", "D")
-_FAMILY_COLOR = {"structured": 2, "scalar": 1, "codebook": 3, "faiss": 0}
-"""Place in the theme's colours."""
+_FAMILY_COLOR = {"structured": "side", "scalar": "sid_ngram", "codebook": "dense", "faiss": "none"}
+"""The kind of content whose colour a family has here."""
 
 
 def plots(rows: Sequence[Row], corpus: str) -> list[Plot]:
@@ -140,7 +140,7 @@ def _resize(axes: Axes, height: float) -> None:
 
 
 def _color(theme: Theme, family: str) -> str:
-    return theme.arms[_FAMILY_COLOR[family]]
+    return theme.kinds[_FAMILY_COLOR[family]]
 
 
 def _dashes(mark: str) -> str:

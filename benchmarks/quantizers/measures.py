@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from encoder.evaluation import codebook_use
-from encoder.quantizers.usage import count_values
+from sidestack.encoder.evaluation import codebook_use
+from sidestack.encoder.quantizers.usage import count_values
 
 Vectors = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]

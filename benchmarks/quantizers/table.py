@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
-from benchmarks.quantizers.corpora import Corpus
-from benchmarks.quantizers.methods import METHODS
-from benchmarks.quantizers.reference import gaussian_reference
-from benchmarks.quantizers.work import Outcome
-from benchmarks.record import markdown_table
+from sidestack.benchmarks.quantizers.corpora import Corpus
+from sidestack.benchmarks.quantizers.methods import METHODS
+from sidestack.benchmarks.quantizers.reference import gaussian_reference
+from sidestack.benchmarks.quantizers.work import Outcome
+from sidestack.benchmarks.record import markdown_table
 
 Row = dict[str, Any]
 

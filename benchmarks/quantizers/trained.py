@@ -12,17 +12,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from benchmarks.quantizers.corpora import SIGNAL, VALIDATION_SHARE
-from encoder.bundle import load_bundle
-from encoder.search import SearchConfig
-from encoder.signals import SignalBatch
-from infra.errors import StageError
-from infra.record import SUMMARY_FILE
+from sidestack.benchmarks.quantizers.corpora import SIGNAL, VALIDATION_SHARE
+from sidestack.encoder.bundle import load_bundle
+from sidestack.encoder.config import SearchConfig
+from sidestack.encoder.signals import SignalBatch
+from sidestack.infra.errors import StageError
+from sidestack.infra.record import SUMMARY_FILE
 
 Vectors = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).resolve().parents[2]
 _BLOCK = 1024
 
 
@@ -38,7 +38,7 @@ def train(config: Path, sets: Sequence[str], dataset: Path, out: Path) -> float:
     Raises:
         StageError: the stage failed; the message is the last it said.
     """
-    command = [sys.executable, "-m", "encoder.train", "--config", str(config), "--out", str(out)]
+    command = [sys.executable, "-m", "sidestack.encoder.train", "--config", str(config), "--out", str(out)]
     command += ["--input", f"dataset={dataset}"]
     for override in sets:
         command += ["--set", override]

@@ -20,15 +20,15 @@ from typing import Any
 import faiss
 import torch
 
-from benchmarks.quantizers import baselines
-from benchmarks.quantizers.corpora import Corpus
-from benchmarks.quantizers.measures import measure
-from benchmarks.quantizers.methods import METHODS, EncoderMethod
-from benchmarks.quantizers.trained import ROOT, EncoderCoder, overrides, train
-from encoder.config import EncoderConfig
-from infra.code import code_digest
-from infra.config import digest, load_section, plain
-from infra.errors import SidestackError
+from sidestack.benchmarks.quantizers import baselines
+from sidestack.benchmarks.quantizers.corpora import Corpus
+from sidestack.benchmarks.quantizers.measures import measure
+from sidestack.benchmarks.quantizers.methods import METHODS, EncoderMethod
+from sidestack.benchmarks.quantizers.trained import ROOT, EncoderCoder, overrides, train
+from sidestack.encoder.config import EncoderConfig
+from sidestack.infra.code import code_digest
+from sidestack.infra.config import digest, load_section, plain
+from sidestack.infra.errors import SidestackError
 
 _Timed = tuple[list[dict[str, Any]], float]
 _MEASURING = ("measures.py", "trained.py", "baselines.py", "corpora.py")
@@ -100,10 +100,10 @@ class Task:
 
 
 def _code_now(part: str) -> str:
-    here = Path(__file__).parent.relative_to(ROOT)
+    here = Path(__file__).resolve().parent.relative_to(ROOT)
     if part == "measuring":
         return code_digest([str(here / name) for name in _MEASURING])
-    return code_digest([*sorted(_imported("encoder.train")), "infra/parquet.py"])
+    return code_digest([*sorted(_imported("sidestack.encoder.train")), "infra/parquet.py"])
 
 
 _code = cache(_code_now)
@@ -133,9 +133,10 @@ def _imported(module: str) -> set[str]:
 
 
 def _file(module: str) -> str | None:
-    if module.split(".")[0] != "encoder":
+    name = module.removeprefix("sidestack.")
+    if name.split(".")[0] != "encoder":
         return None
-    stem = module.replace(".", "/")
+    stem = name.replace(".", "/")
     return next((name for name in (f"{stem}.py", f"{stem}/__init__.py") if (ROOT / name).is_file()), None)
 
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from benchmarks.record import print_table, results_folder, write_results
-from benchmarks.replay.figures import draw_cost, draw_replay
-from benchmarks.replay.measures import growth, summary
-from benchmarks.replay.page import (
+from sidestack.benchmarks.record import print_table, results_folder, write_results
+from sidestack.benchmarks.replay.figures import draw_cost, draw_replay
+from sidestack.benchmarks.replay.measures import growth, summary
+from sidestack.benchmarks.replay.page import (
     GROWTH_COLUMNS,
     PACKAGES,
     POLICY_COLUMNS,
@@ -24,10 +24,10 @@ from benchmarks.replay.page import (
     policy_rows,
     verdict,
 )
-from benchmarks.replay.run import Span, first_champion, grown, replay, run_bytes
-from pipelines.config import read_config
-from pipelines.retrain.config import PolicyName
-from pipelines.run import exit_status
+from sidestack.benchmarks.replay.run import Span, first_champion, grown, replay, run_bytes
+from sidestack.pipelines.config import read_config
+from sidestack.pipelines.retrain.config import PolicyName
+from sidestack.pipelines.run import exit_status
 
 _HERE = Path(__file__).parent
 

@@ -14,8 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 
-from benchmarks.record import Row
-from benchmarks.replay.measures import ALL, CONTROL, Growth, gains, of_policy, served, sids_changed
+from sidestack.benchmarks.record import Row
+from sidestack.benchmarks.replay.measures import ALL, CONTROL, Growth, gains, of_policy, served, sids_changed
 
 COLORS = {"append": "#0072b2", "refresh": "#009e73", "rebuild": "#d55e00", "never": "#656d76"}
 """Okabe and Ito's, told apart with every common colour blindness; the control in grey."""

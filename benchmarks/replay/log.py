@@ -16,15 +16,15 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from infra.code import code_digest
-from infra.commit import commit_alone, is_committed, read_manifest
-from infra.config import digest
-from infra.impressions import HISTORY_IDS, all_columns, read_impressions
-from infra.parquet import TableWriter, read_row_group, row_groups
-from infra.partitions import date_slice
-from infra.snapshot import CONTENT, Dataset
-from infra.store import FILE
-from infra.tables import SPEC_FILE, Entity, content_schema
+from sidestack.infra.code import code_digest
+from sidestack.infra.commit import commit_alone, is_committed, read_manifest
+from sidestack.infra.config import digest
+from sidestack.infra.impressions import HISTORY_IDS, all_columns, read_impressions
+from sidestack.infra.parquet import TableWriter, read_row_group, row_groups
+from sidestack.infra.partitions import date_slice
+from sidestack.infra.snapshot import CONTENT, Dataset
+from sidestack.infra.store import FILE
+from sidestack.infra.tables import SPEC_FILE, Entity, content_schema
 
 Ints = npt.NDArray[np.int64]
 

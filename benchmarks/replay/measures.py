@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.optimize import nnls
 
-from benchmarks.record import Row
+from sidestack.benchmarks.record import Row
 
 CONTROL = "never"
 """The policy that gains are over."""

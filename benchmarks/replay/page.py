@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from benchmarks.record import Row, markdown_table, source
-from benchmarks.replay.measures import ALL, CONTROL, Growth, best, of_policy
-from benchmarks.replay.run import EVERY
-from pipelines.config import PipelineConfig
+from sidestack.benchmarks.record import Row, markdown_table, source
+from sidestack.benchmarks.replay.measures import ALL, CONTROL, Growth, best, of_policy
+from sidestack.benchmarks.replay.run import EVERY
+from sidestack.pipelines.config import PipelineConfig
 
 TITLE = "A year replayed: retraining week by week"
 PACKAGES = ("torchrec", "pyarrow")

@@ -8,21 +8,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.forked_launcher import CPU_FILE, ForkedLauncher
-from benchmarks.record import Row
-from benchmarks.replay.log import Sample, growing_log
-from infra.code import code_digest
-from infra.config import digest, parse, plain
-from infra.errors import ConfigError, StageError
-from infra.snapshot import Dataset, read_dataset
-from pipelines.config import PipelineConfig
-from pipelines.execution import Pipeline, run_dir
-from pipelines.graph import prepare_stage
-from pipelines.retrain.config import PolicyName
-from pipelines.retrain.cycle import Retraining
-from pipelines.retrain.decide import dates_judged
-from pipelines.retrain.ledger import Cycle, Ledger, Outcome
-from pipelines.retrain.registry import Registry
+from sidestack.benchmarks.forked_launcher import CPU_FILE, ForkedLauncher
+from sidestack.benchmarks.record import Row
+from sidestack.benchmarks.replay.log import Sample, growing_log
+from sidestack.infra.code import code_digest
+from sidestack.infra.config import digest, parse, plain
+from sidestack.infra.errors import ConfigError, StageError
+from sidestack.infra.snapshot import Dataset, read_dataset
+from sidestack.pipelines.config import PipelineConfig
+from sidestack.pipelines.execution import Pipeline, run_dir
+from sidestack.pipelines.graph import prepare_stage
+from sidestack.pipelines.retrain.config import PolicyName
+from sidestack.pipelines.retrain.cycle import Retraining
+from sidestack.pipelines.retrain.decide import dates_judged
+from sidestack.pipelines.retrain.ledger import Cycle, Ledger, Outcome
+from sidestack.pipelines.retrain.registry import Registry
 
 FIRST = "first"
 """The run of the first cycle, which all policies share."""
@@ -96,7 +96,7 @@ def raw_dataset(config: PipelineConfig, cache: Path) -> Dataset:
         run = config.run.model_copy(update={"name": "raw", "runs_dir": cache})
         pipeline = Pipeline(run, launcher)
         stage = prepare_stage(config)
-        pipeline.bring([stage])
+        pipeline.run_stages([stage])
         return read_dataset(pipeline.done[stage.label])
     finally:
         launcher.close()

@@ -1,32 +1,49 @@
-"""The quantizers behind one contract; adding one touches its file and this union."""
+"""The quantizers behind one contract. A new one is its file and an entry here, or a package that names it."""
 
+import functools
+from collections.abc import Mapping
 from typing import Annotated
 
-from pydantic import Field
+from sidestack.encoder.quantizers.contract import Quantized, Quantizer, QuantizerConfig
+from sidestack.encoder.quantizers.fsq import FsqConfig
+from sidestack.encoder.quantizers.itq import ItqConfig
+from sidestack.encoder.quantizers.product import ProductConfig
+from sidestack.encoder.quantizers.residual_kmeans import ResidualKmeansConfig
+from sidestack.encoder.quantizers.rq_fsq import RqFsqConfig
+from sidestack.encoder.quantizers.rqvae import RqVaeConfig
+from sidestack.encoder.quantizers.structured import StructuredConfig
+from sidestack.encoder.quantizers.topk_kmeans import TopkKmeansConfig
+from sidestack.infra.kinds import ByKind, models_by_kind
+from sidestack.infra.plugins import QUANTIZERS
 
-from encoder.quantizers.contract import Quantized, Quantizer
-from encoder.quantizers.fsq import FsqConfig
-from encoder.quantizers.itq import ItqConfig
-from encoder.quantizers.product import ProductConfig
-from encoder.quantizers.residual_kmeans import ResidualKmeansConfig
-from encoder.quantizers.rq_fsq import RqFsqConfig
-from encoder.quantizers.rqvae import RqVaeConfig
-from encoder.quantizers.structured import StructuredConfig
-from encoder.quantizers.topk_kmeans import TopkKmeansConfig
+OWN: Mapping[str, type[QuantizerConfig]] = {
+    "structured": StructuredConfig,
+    "fsq": FsqConfig,
+    "rqvae": RqVaeConfig,
+    "residual_kmeans": ResidualKmeansConfig,
+    "product": ProductConfig,
+    "itq": ItqConfig,
+    "topk_kmeans": TopkKmeansConfig,
+    "rq_fsq": RqFsqConfig,
+}
 
-QuantizerConfig = Annotated[
-    StructuredConfig
-    | FsqConfig
-    | RqVaeConfig
-    | ResidualKmeansConfig
-    | ProductConfig
-    | ItqConfig
-    | TopkKmeansConfig
-    | RqFsqConfig,
-    Field(discriminator="kind"),
-]
+
+@functools.cache
+def quantizers() -> Mapping[str, type[QuantizerConfig]]:
+    """Return the quantizers' settings by kind: ours, and those of installed packages.
+
+    Raises:
+        ConfigError: an installed package names what is no quantizer's settings; see `models_by_kind`.
+    """
+    return models_by_kind(QUANTIZERS, QuantizerConfig, OWN)
+
+
+AnyQuantizer = Annotated[QuantizerConfig, ByKind(quantizers)]
+"""The settings of any quantizer, as a field of a configuration."""
 
 __all__ = [
+    "OWN",
+    "AnyQuantizer",
     "FsqConfig",
     "ItqConfig",
     "ProductConfig",
@@ -38,4 +55,5 @@ __all__ = [
     "RqVaeConfig",
     "StructuredConfig",
     "TopkKmeansConfig",
+    "quantizers",
 ]

@@ -6,16 +6,15 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from encoder.quantizers.clustering import kmeans
-from encoder.quantizers.contract import Quantizer, Size, at_least_float32
-from encoder.quantizers.residual import nearest_paths, spread_over_groups, take_words
-from encoder.sid import SidSpec
-from infra.config import Config
+from sidestack.encoder.quantizers.clustering import kmeans
+from sidestack.encoder.quantizers.contract import Quantizer, QuantizerConfig, Size, at_least_float32
+from sidestack.encoder.quantizers.residual import nearest_paths, spread_over_groups, take_words
+from sidestack.encoder.sid.spec import SidSpec
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class CodebookConfig(Config):
+class CodebookConfig(QuantizerConfig):
     """Settings that quantizers with codebooks of free vectors have in common."""
 
     codes: Annotated[int, Field(ge=2, le=65536)] = 256

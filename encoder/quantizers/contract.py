@@ -5,18 +5,57 @@ bfloat16 would give another code than the one materialized.
 """
 
 from abc import ABC, abstractmethod
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from encoder.sid import SidSpec
-from infra.distributed import World
+from sidestack.encoder.sid.spec import SidSpec
+from sidestack.infra.config import Config
+from sidestack.infra.distributed import World
 
 Size = Annotated[int, Field(ge=1, le=4096)]
 """One of a quantizer's sizes: dimensions, layers, blocks, lines or paths."""
+
+
+class Knobs(NamedTuple):
+    """What `pipelines.sweep` turns in a quantizer: depth x groups digits, each of levels x lines values."""
+
+    levels: int
+    depth: int
+    groups: int
+    lines: int = 1
+
+
+class QuantizerConfig(Config):
+    """Base of the quantizers' settings: what a configuration, the sweep and the search may ask of any of them.
+
+    A subclass is found by its `kind`, a `Literal` of one name.
+    """
+
+    kind: str
+    """The name of the quantizer."""
+
+    not_searched: ClassVar[str] = ""
+    """Why its digits cannot be searched through the decoder (`encoder.search`); empty: they can."""
+
+    @abstractmethod
+    def build(self) -> "Quantizer":
+        """Make the quantizer, with random initial weights."""
+
+    @property
+    def knobs(self) -> Knobs | None:
+        """Where the settings lie in a sweep; None: the quantizer has no such knobs."""
+        return None
+
+    def turned(self, knobs: Knobs) -> dict[str, Any]:
+        """Return the settings with other levels, depth and groups, as plain data; for a quantizer that has `knobs`.
+
+        The latent vector keeps its width, up to rounding, so that the networks of a sweep are of one size.
+        """
+        raise NotImplementedError(f"{self.kind} has no knobs")
 
 
 class Quantized(NamedTuple):

@@ -10,13 +10,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from encoder.quantizers.contract import Quantizer, Size, at_least_float32
-from encoder.quantizers.scalar import centred_levels, squash, suited_spread
-from encoder.sid import Bound, SidSpec
-from infra.config import Config
+from sidestack.encoder.quantizers.contract import Quantizer, QuantizerConfig, Size, at_least_float32
+from sidestack.encoder.quantizers.scalar import centred_levels, squash, suited_spread
+from sidestack.encoder.sid.spec import Bound, SidSpec
 
 
-class FsqConfig(Config):
+class FsqConfig(QuantizerConfig):
     """Settings of FSQ."""
 
     kind: Literal["fsq"] = "fsq"

@@ -9,13 +9,12 @@ import torch
 from pydantic import model_validator
 from torch import Tensor
 
-from encoder.quantizers.clustering import itq_rotation
-from encoder.quantizers.contract import Quantizer, Size, at_least_float32
-from encoder.sid import SidSpec
-from infra.config import Config
+from sidestack.encoder.quantizers.clustering import itq_rotation
+from sidestack.encoder.quantizers.contract import Quantizer, QuantizerConfig, Size, at_least_float32
+from sidestack.encoder.sid.spec import SidSpec
 
 
-class ItqConfig(Config):
+class ItqConfig(QuantizerConfig):
     """Settings of ITQ."""
 
     kind: Literal["itq"] = "itq"

@@ -5,8 +5,8 @@ Source: paper section 2 (ii), [6].
 
 from typing import Literal
 
-from encoder.quantizers.codebooks import CodebookConfig, Codebooks
-from encoder.quantizers.contract import Size
+from sidestack.encoder.quantizers.codebooks import CodebookConfig, Codebooks
+from sidestack.encoder.quantizers.contract import Size
 
 
 class ProductConfig(CodebookConfig):

@@ -5,7 +5,7 @@ Source: paper section 2 (i). The network may still learn, straight through it, v
 
 from typing import Literal
 
-from encoder.quantizers.codebooks import Codebooks, ResidualCodebookConfig
+from sidestack.encoder.quantizers.codebooks import Codebooks, ResidualCodebookConfig
 
 
 class ResidualKmeansConfig(ResidualCodebookConfig):

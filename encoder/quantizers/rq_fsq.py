@@ -12,8 +12,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from encoder.quantizers.contract import Quantizer, Size, at_least_float32
-from encoder.quantizers.scalar import (
+from sidestack.encoder.quantizers.contract import Quantizer, QuantizerConfig, Size, at_least_float32
+from sidestack.encoder.quantizers.scalar import (
     best_step,
     centred_levels,
     squash,
@@ -21,11 +21,10 @@ from encoder.quantizers.scalar import (
     thresholds_and_values,
     uneven_values,
 )
-from encoder.sid import Bound, SidSpec
-from infra.config import Config
+from sidestack.encoder.sid.spec import Bound, SidSpec
 
 
-class RqFsqConfig(Config):
+class RqFsqConfig(QuantizerConfig):
     """Settings of RQ-FSQ."""
 
     kind: Literal["rq_fsq"] = "rq_fsq"

@@ -10,10 +10,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from encoder.quantizers.codebooks import Codebooks, ResidualCodebookConfig
-from encoder.quantizers.residual import take_words
-from encoder.quantizers.usage import Usage, count_values
-from infra.distributed import World, sum_over_ranks
+from sidestack.encoder.quantizers.codebooks import Codebooks, ResidualCodebookConfig
+from sidestack.encoder.quantizers.residual import take_words
+from sidestack.encoder.quantizers.usage import Usage, count_values
+from sidestack.infra.distributed import World, sum_over_ranks
 
 
 class RqVaeConfig(ResidualCodebookConfig):

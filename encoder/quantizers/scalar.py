@@ -22,7 +22,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from encoder.sid import Bound
+from sidestack.encoder.sid.spec import Bound
 
 _SQUASH: dict[Bound, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,

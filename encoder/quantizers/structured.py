@@ -6,26 +6,25 @@ blocks (disjoint blocks are the paper's orthogonal codebooks); in each block `de
 quantize what the layers before have left over.
 """
 
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from encoder.quantizers.clustering import kmeans
-from encoder.quantizers.contract import Quantizer, Size, at_least_float32
-from encoder.quantizers.lines import Line, fitted_line, refitted_lines
-from encoder.quantizers.recursion import Layers, encode_by_recursion
-from encoder.quantizers.residual import nearest_paths, spread_over_groups, take_words
-from encoder.quantizers.scalar import best_step, thresholds_and_values, uneven_values
-from encoder.quantizers.usage import Usage, count_values
-from encoder.sid import Bound, SidSpec
-from infra.config import Config
-from infra.distributed import World
+from sidestack.encoder.quantizers.clustering import kmeans
+from sidestack.encoder.quantizers.contract import Knobs, Quantizer, QuantizerConfig, Size, at_least_float32
+from sidestack.encoder.quantizers.lines import Line, fitted_line, refitted_lines
+from sidestack.encoder.quantizers.recursion import Layers, encode_by_recursion
+from sidestack.encoder.quantizers.residual import nearest_paths, spread_over_groups, take_words
+from sidestack.encoder.quantizers.scalar import best_step, thresholds_and_values, uneven_values
+from sidestack.encoder.quantizers.usage import Usage, count_values
+from sidestack.encoder.sid.spec import Bound, SidSpec
+from sidestack.infra.distributed import World
 
 
-class StructuredConfig(Config):
+class StructuredConfig(QuantizerConfig):
     """Settings of the structured quantizer; the defaults are DPCA at 15 ternary digits."""
 
     kind: Literal["structured"] = "structured"
@@ -61,6 +60,16 @@ class StructuredConfig(Config):
     def build(self) -> "Structured":
         """Make the quantizer."""
         return Structured(self)
+
+    @property
+    def knobs(self) -> Knobs:
+        """Levels, depth, groups and lines."""
+        return Knobs(self.levels, self.depth, self.groups, self.lines)
+
+    def turned(self, knobs: Knobs) -> dict[str, Any]:
+        """Return the settings with other levels, depth and groups; groups part the latent vector, they do not add."""
+        turned = {"levels": knobs.levels, "depth": knobs.depth, "groups": knobs.groups}
+        return {**self.model_dump(), **turned, "group_dim": -(-self.groups * self.group_dim // knobs.groups)}
 
 
 class Codebook(NamedTuple):

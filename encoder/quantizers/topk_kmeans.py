@@ -4,21 +4,21 @@ The clustering baseline of ranking models: cluster ids as a bag of categories. I
 other digits say what else is near, and add nothing.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from encoder.quantizers.clustering import kmeans
-from encoder.quantizers.contract import Quantizer, Size, at_least_float32
-from encoder.sid import SidSpec
-from infra.config import Config
+from sidestack.encoder.quantizers.clustering import kmeans
+from sidestack.encoder.quantizers.contract import Quantizer, QuantizerConfig, Size, at_least_float32
+from sidestack.encoder.sid.spec import SidSpec
 
 
-class TopkKmeansConfig(Config):
+class TopkKmeansConfig(QuantizerConfig):
     """Settings of top-k k-means."""
 
+    not_searched: ClassVar[str] = "topk_kmeans decodes its first digit alone, there is nothing to search"
     kind: Literal["topk_kmeans"] = "topk_kmeans"
     clusters: Annotated[int, Field(ge=2, le=2**24)] = 1024
     """Centroids."""

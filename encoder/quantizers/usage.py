@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from infra.distributed import World, sum_over_ranks
+from sidestack.infra.distributed import World, sum_over_ranks
 
 
 class Usage(nn.Module):

@@ -9,7 +9,7 @@ T = TypeVar("T")
 SECONDS = 2.0
 
 
-class Answers(Generic[T]):
+class LastAnswers(Generic[T]):
     """The last answer of each job."""
 
     def __init__(self) -> None:

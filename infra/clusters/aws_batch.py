@@ -9,9 +9,9 @@ from torchx.schedulers.aws_batch_scheduler import AWSBatchOpts, AWSBatchSchedule
 from torchx.specs import AppDef, AppState, Role, runopts
 from torchx.specs.named_resources_aws import K8S_ITYPE
 
-from infra.clusters.answers import Answers
-from infra.clusters.config import SECRETS_KEY, BatchCluster, queued_cluster, with_options
-from infra.errors import ConfigError, SchedulerError, UnansweredError
+from sidestack.infra.clusters.answers import LastAnswers
+from sidestack.infra.clusters.config import SECRETS_KEY, BatchCluster, queued_cluster, with_options
+from sidestack.infra.errors import ConfigError, SchedulerError, UnansweredError
 
 
 class BatchJobs(AWSBatchScheduler):  # type: ignore[misc]  # torchx is not typed
@@ -19,7 +19,7 @@ class BatchJobs(AWSBatchScheduler):  # type: ignore[misc]  # torchx is not typed
 
     def __init__(self, session_name: str, client: Any = None) -> None:
         super().__init__(session_name, client=client)
-        self._answers = Answers[DescribeAppResponse | None]()
+        self._answers = LastAnswers[DescribeAppResponse | None]()
 
     def _run_opts(self) -> runopts:
         """Return torchx's options, none of them required: the cluster's file may have them."""

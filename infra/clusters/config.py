@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from infra.config import Config, nearest, parse, plain, read_mapping
-from infra.errors import ConfigError
+from sidestack.infra.config import Config, nearest, parse, plain, read_mapping
+from sidestack.infra.errors import ConfigError
 
 SHIPPED = Path(__file__).parent
 """The folder of the clusters that are known by name."""

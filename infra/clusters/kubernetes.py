@@ -22,15 +22,15 @@ from torchx.schedulers.kubernetes_scheduler import (
 )
 from torchx.specs import AppDef, AppState, Role, runopts
 
-from infra.clusters.answers import Answers
-from infra.clusters.config import (
+from sidestack.infra.clusters.answers import LastAnswers
+from sidestack.infra.clusters.config import (
     SECRETS_KEY,
     KubernetesCluster,
     SecretKey,
     queued_cluster,
     with_options,
 )
-from infra.errors import ConfigError, SchedulerError, UnansweredError
+from sidestack.infra.errors import ConfigError, SchedulerError, UnansweredError
 
 if TYPE_CHECKING:
     from kubernetes.client import ApiClient
@@ -56,7 +56,7 @@ class KubernetesJobs(KubernetesScheduler):  # type: ignore[misc]  # torchx is no
 
     def __init__(self, session_name: str) -> None:
         super().__init__(session_name)
-        self._answers = Answers[DescribeAppResponse | None]()
+        self._answers = LastAnswers[DescribeAppResponse | None]()
 
     def _run_opts(self) -> runopts:
         """Return torchx's options, none of them required: the cluster's file may have them."""

@@ -14,9 +14,9 @@ from typing import Any
 
 from pyarrow import fs
 
-from infra.errors import RemoteError
-from infra.masking import one_line
-from infra.remote.objects import AwayError, Found, Patience
+from sidestack.infra.errors import RemoteError
+from sidestack.infra.masking import one_line
+from sidestack.infra.remote.objects import AwayError, Found, Patience
 
 _RETRY = timedelta(seconds=20)
 """Google's client tries for a quarter of an hour by itself."""

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from infra.errors import DataError, RemoteError
-from infra.remote.objects import Found, Objects, objects_of
-from infra.remote.urls import url_of
+from sidestack.infra.errors import DataError, RemoteError
+from sidestack.infra.remote.objects import Found, Objects, objects_of
+from sidestack.infra.remote.urls import url_of
 
 AT_A_TIME = 8
 """Files that are put or fetched at a time."""
@@ -113,7 +113,7 @@ def refresh(path: Path) -> None:
         _fetch_changed(store, {Path(f"{path}{one.key.removeprefix(key)}"): one for one in own})
 
 
-def bring_sources(paths: Iterable[Path]) -> None:
+def fetch_sources(paths: Iterable[Path]) -> None:
     """Copy what others put into a store to this machine: files, folders, or globs; no-op for local paths.
 
     A copy is fetched again when the object's time, tag or size is another; one whose object is gone is removed.
@@ -124,10 +124,10 @@ def bring_sources(paths: Iterable[Path]) -> None:
     for path in paths:
         found = remote(path)
         if found is not None:
-            _bring_source(path, *found)
+            _fetch_source(path, *found)
 
 
-def _bring_source(path: Path, store: Objects, key: str) -> None:
+def _fetch_source(path: Path, store: Objects, key: str) -> None:
     parts = path.parts
     wild = next((place for place, part in enumerate(parts) if _is_wild(part)), len(parts))
     base, pattern = Path(*parts[:wild]), parts[wild:]

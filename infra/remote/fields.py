@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, PlainSerializer
 
-from infra.remote.urls import address, local, place
+from sidestack.infra.remote.urls import address, local, place
 
 
 def _place(value: Any) -> Any:

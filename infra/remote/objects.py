@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
-from infra.errors import RemoteError
+from sidestack.infra.errors import RemoteError
 
 T = TypeVar("T")
 
@@ -111,9 +111,9 @@ def objects_of(url: str) -> tuple[Objects, str]:
 @functools.cache  # not shared with forks: connections are of the process that opened them
 def _opened(scheme: str, host: str, process: int) -> Objects:
     if scheme == "s3":
-        from infra.remote.s3 import S3Objects
+        from sidestack.infra.remote.s3 import S3Objects
 
         return S3Objects(host)
-    from infra.remote.arrow import ArrowObjects, filesystem_of
+    from sidestack.infra.remote.arrow import ArrowObjects, filesystem_of
 
     return ArrowObjects(filesystem_of(scheme, host), scheme, host)

@@ -10,9 +10,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
-from infra.errors import RemoteError
-from infra.masking import one_line
-from infra.remote.objects import AwayError, Found, Patience
+from sidestack.infra.errors import RemoteError
+from sidestack.infra.masking import one_line
+from sidestack.infra.remote.objects import AwayError, Found, Patience
 
 T = TypeVar("T")
 

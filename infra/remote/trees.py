@@ -17,10 +17,10 @@ from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 
-from infra.errors import AlreadyCommittedError, RemoteError
-from infra.remote.copies import at_a_time, fetch, remote
-from infra.remote.objects import Objects
-from infra.remote.urls import url_of
+from sidestack.infra.errors import AlreadyCommittedError, RemoteError
+from sidestack.infra.remote.copies import at_a_time, fetch, remote
+from sidestack.infra.remote.objects import Objects
+from sidestack.infra.remote.urls import url_of
 
 _OURS = re.compile(r"[0-9a-f]{32}/.+|\.probe-[0-9a-f]{8}", re.DOTALL)
 """What a writer puts into the place of a directory, the manifest aside."""

@@ -16,7 +16,7 @@ import socket
 import sys
 from pathlib import Path
 
-from infra.errors import AddressError
+from sidestack.infra.errors import AddressError
 
 SCHEMES = ("s3", "gs", "abfs", "abfss", "hdfs")
 MIRROR_VARIABLE = "SIDESTACK_MIRROR"

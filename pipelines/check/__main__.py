@@ -11,19 +11,18 @@ from tempfile import TemporaryDirectory
 from rich.console import Console
 from rich.table import Table
 
-from infra.console import wide_console
-from infra.errors import ConfigError, DataError
-from infra.remote.urls import local_argument, path_argument
-from pipelines.check.estimate import estimates, warnings
-from pipelines.check.guess import as_yaml, guessed_config, tables_in
-from pipelines.check.profile import Profile, faults, profile
-from pipelines.config import PipelineConfig, read_config
-from pipelines.prepare.config import LEDGER
-from pipelines.prepare.log.config import Log
-from pipelines.prepare.log.files import raw_files
-from pipelines.prepare.log.on_duckdb import database
-from pipelines.prepare.remote import bring_source
-from pipelines.run import exit_status
+from sidestack.infra.console import wide_console
+from sidestack.infra.errors import ConfigError, DataError
+from sidestack.infra.remote.urls import local_argument, path_argument
+from sidestack.pipelines.check.estimate import estimates, warnings
+from sidestack.pipelines.check.guess import as_yaml, guessed_config, tables_in
+from sidestack.pipelines.check.profile import Profile, faults, profile
+from sidestack.pipelines.config import PipelineConfig, read_config
+from sidestack.pipelines.prepare.log.config import LogConfig
+from sidestack.pipelines.prepare.log.files import raw_files
+from sidestack.pipelines.prepare.log.on_duckdb import database
+from sidestack.pipelines.prepare.remote import fetch_source
+from sidestack.pipelines.run import exit_status
 
 
 def init(folder: Path, out: Path) -> None:
@@ -38,7 +37,7 @@ def init(folder: Path, out: Path) -> None:
         tables = tables_in(folder, connection)
     out.write_text(as_yaml(guessed_config(tables, out.stem)), encoding="utf-8")
     print(f"{out}: a first configuration of {len(tables)} tables; look through it, then")
-    print(f"  python -m pipelines.check --config {out}")
+    print(f"  python -m sidestack.pipelines.check --config {out}")
 
 
 def check(config_file: Path, overrides: list[str]) -> None:
@@ -49,12 +48,12 @@ def check(config_file: Path, overrides: list[str]) -> None:
     """
     _, config = read_config(config_file, overrides)
     source = config.prepare.source
-    if not isinstance(source, Log):
+    if not isinstance(source, LogConfig):
         raise ConfigError(
             f"{config_file}: prepare.source.kind: only a raw log (kind: log) is checked, not {source.kind}"
         )
-    bring_source(config.prepare)
-    files = raw_files(source, config.prepare.cache_dir / LEDGER)
+    fetch_source(source)
+    files = raw_files(source, config.prepare.ledger)
     with TemporaryDirectory() as scratch, database(Path(scratch)) as connection:
         found = faults(source, files, connection)
         if found:

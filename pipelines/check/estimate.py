@@ -3,13 +3,13 @@
 import os
 from collections.abc import Iterator
 
-from encoder.budget import decide as encoder_budget
-from pipelines.check.profile import Profile
-from pipelines.config import PipelineConfig
-from pipelines.report.units import byte_size
-from ranker.budget import decide as ranker_budget
-from ranker.budget import even_days
-from ranker.intervals import student_reach
+from sidestack.encoder.budget import decide as encoder_budget
+from sidestack.pipelines.check.profile import Profile
+from sidestack.pipelines.config import PipelineConfig
+from sidestack.pipelines.report.units import byte_size
+from sidestack.ranker.budget import decide as ranker_budget
+from sidestack.ranker.budget import even_days
+from sidestack.ranker.intervals import student_reach
 
 BYTES_AN_IMPRESSION = 50
 """On disk, tables, SIDs and the ingested raw rows; docs/results/growth.md has 31 to 34 for tables and SIDs."""

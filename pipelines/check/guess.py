@@ -8,9 +8,9 @@ from typing import Any
 import duckdb
 import yaml
 
-from infra.errors import DataError
-from infra.sql import literal, quoted
-from pipelines.prepare.log.files import SUFFIXES, relation
+from sidestack.infra.errors import DataError
+from sidestack.infra.sql import literal, quoted
+from sidestack.pipelines.prepare.log.files import SUFFIXES, relation
 
 USER_NAMES = ("user", "uid", "customer", "member", "visitor", "household", "viewer", "account", "reader")
 ITEM_NAMES = (
@@ -223,5 +223,5 @@ def named(columns: Sequence[str]) -> list[str] | dict[str, str]:
 
 def as_yaml(config: Mapping[str, Any]) -> str:
     """Return a configuration as a file to be looked through."""
-    head = "# Guessed by `python -m pipelines.check --init`: look through it, then check it with --config.\n"
+    head = "# Guessed by `python -m sidestack.pipelines.check --init`: look through it, then check it with --config.\n"
     return head + yaml.safe_dump(dict(config), sort_keys=False, width=120)

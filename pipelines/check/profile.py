@@ -7,12 +7,12 @@ from pathlib import Path
 
 import duckdb
 
-from infra.errors import DataError
-from infra.sql import file_list, quoted
-from pipelines.prepare.log.config import Log
-from pipelines.prepare.log.files import EVENTS, ITEMS, RawFiles, relation
-from pipelines.prepare.log.ingest import RawTable, file_faults, raw_tables, texts_of, typed_rows
-from pipelines.prepare.log.source import split_dates
+from sidestack.infra.errors import DataError
+from sidestack.infra.sql import file_list, quoted
+from sidestack.pipelines.prepare.log.config import LogConfig
+from sidestack.pipelines.prepare.log.files import EVENTS, ITEMS, RawFiles, relation
+from sidestack.pipelines.prepare.log.ingest import RawTable, file_faults, raw_tables, texts_of, typed_rows
+from sidestack.pipelines.prepare.log.opened import split_dates
 
 MOST_ROWS = 8_000_000
 """Of a log with more, events are counted by date, and all else is of some of its files, evenly drawn."""
@@ -64,7 +64,7 @@ class Profile:
     seen: int
 
 
-def faults(config: Log, files: RawFiles, database: duckdb.DuckDBPyConnection) -> list[str]:
+def faults(config: LogConfig, files: RawFiles, database: duckdb.DuckDBPyConnection) -> list[str]:
     """Return all that is wrong with the files that `profile` reads, a line each."""
     found: list[str] = []
     for name, table in raw_tables(config).items():
@@ -74,7 +74,7 @@ def faults(config: Log, files: RawFiles, database: duckdb.DuckDBPyConnection) ->
     return found
 
 
-def profile(config: Log, files: RawFiles, database: duckdb.DuckDBPyConnection) -> Profile:
+def profile(config: LogConfig, files: RawFiles, database: duckdb.DuckDBPyConnection) -> Profile:
     """Count what a log without faults holds.
 
     Raises:
@@ -140,7 +140,7 @@ def _view(database: duckdb.DuckDBPyConnection, table: RawTable, files: Sequence[
     return "(" + " UNION ALL BY NAME ".join(f"({typed_rows(database, table, read)})" for read in reads) + ")"
 
 
-def _splits(config: Log, days: Sequence[date]) -> tuple[tuple[date, date], tuple[date, date]] | None:
+def _splits(config: LogConfig, days: Sequence[date]) -> tuple[tuple[date, date], tuple[date, date]] | None:
     try:
         return split_dates(config, days, datetime.combine(days[-1], time()) + timedelta(days=1))
     except DataError:
@@ -162,7 +162,7 @@ def _task(
     return TaskProfile(int(positives), int(of_test), float(both or 0.0))
 
 
-def _listed(config: Log, files: RawFiles, database: duckdb.DuckDBPyConnection) -> float | None:
+def _listed(config: LogConfig, files: RawFiles, database: duckdb.DuckDBPyConnection) -> float | None:
     if config.items is None:
         return None
     items = _view(database, raw_tables(config)[ITEMS], files.tables[ITEMS])
@@ -180,7 +180,7 @@ def _cold(test: tuple[date, date], database: duckdb.DuckDBPyConnection) -> float
     return float(found or 0.0)
 
 
-def _texts(config: Log, files: RawFiles, database: duckdb.DuckDBPyConnection) -> int:
+def _texts(config: LogConfig, files: RawFiles, database: duckdb.DuckDBPyConnection) -> int:
     if config.items is None or not config.items.text:
         return 0
     items = _view(database, raw_tables(config)[ITEMS], files.tables[ITEMS])

@@ -4,7 +4,7 @@ from datetime import date
 
 from pydantic import PositiveInt, model_validator
 
-from infra.config import Config, Seed
+from sidestack.infra.config import Config, Seed
 
 
 class DriftConfig(Config):

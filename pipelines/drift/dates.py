@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from datetime import date
 
-from infra.errors import ConfigError, DataError
-from infra.snapshot import Dataset
+from sidestack.infra.errors import ConfigError, DataError
+from sidestack.infra.snapshot import Dataset
 
 EARLIER_DATES = 28
 """The most dates that new ones are held against: whole weeks, as weekdays differ."""

@@ -6,19 +6,19 @@ from pathlib import Path
 
 import numpy as np
 
-from encoder.bundle import EncoderBundle
-from encoder.config import ENCODER_INPUT
-from infra.distributed import ALONE
-from infra.impressions import EVENTS, REQUESTS
-from infra.snapshot import CONTENT, Dataset
-from pipelines.drift.config import DriftConfig
-from pipelines.drift.dates import Dates, choose_dates
-from pipelines.drift.reconstruction import reconstruct
-from pipelines.drift.result import Drift, SidDrift
-from pipelines.drift.sample import sample_impressions
-from pipelines.drift.shift import column_shifts
-from pipelines.drift.sids import SidTable, code_use, compare_sids, difference, read_sids, sid_parts
-from pipelines.drift.traffic import label_rates, newcomers, volume
+from sidestack.encoder.bundle import EncoderBundle
+from sidestack.encoder.config import ENCODER_INPUT
+from sidestack.infra.distributed import ALONE
+from sidestack.infra.impressions import EVENTS, REQUESTS
+from sidestack.infra.snapshot import CONTENT, Dataset
+from sidestack.pipelines.drift.config import DriftConfig
+from sidestack.pipelines.drift.dates import Dates, choose_dates
+from sidestack.pipelines.drift.reconstruction import reconstruct
+from sidestack.pipelines.drift.result import Drift, SidDrift
+from sidestack.pipelines.drift.sample import sample_impressions
+from sidestack.pipelines.drift.shift import column_shifts
+from sidestack.pipelines.drift.sids import SidTable, code_use, compare_sids, difference, read_sids, sid_parts
+from sidestack.pipelines.drift.traffic import label_rates, newcomers, volume
 
 FIRST_CYCLE = "there is no snapshot before this one"
 NO_LABELS = "no judged row of the new dates has a known label"

@@ -3,13 +3,13 @@
 import numpy as np
 import numpy.typing as npt
 
-from encoder.bundle import EncoderBundle
-from encoder.evaluation import evaluate
-from encoder.newest import newest_signals
-from infra.distributed import ALONE
-from infra.snapshot import Dataset
-from pipelines.drift.config import DriftConfig
-from pipelines.drift.result import SignalLoss
+from sidestack.encoder.bundle import EncoderBundle
+from sidestack.encoder.evaluation import evaluate
+from sidestack.encoder.newest import newest_signals
+from sidestack.infra.distributed import ALONE
+from sidestack.infra.snapshot import Dataset
+from sidestack.pipelines.drift.config import DriftConfig
+from sidestack.pipelines.drift.result import SignalLoss
 
 
 def reconstruct(bundle: EncoderBundle, now: Dataset, known: int, config: DriftConfig) -> dict[str, SignalLoss]:

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from datetime import date
 from typing import Any, Self
 
-from infra.config import Config, parse
-from infra.tables import Entity
+from sidestack.infra.config import Config, parse
+from sidestack.infra.tables import Entity
 
 DRIFT_FILE = "drift.json"
 

@@ -6,11 +6,11 @@ from datetime import date
 import numpy as np
 import pyarrow as pa
 
-from infra.checks import check_events
-from infra.gather import take_rows
-from infra.impressions import EVENTS, ImpressionRows
-from infra.parquet import RowGroup
-from infra.snapshot import Dataset
+from sidestack.infra.checks import check_events
+from sidestack.infra.impressions import EVENTS, ImpressionRows
+from sidestack.infra.parquet import RowGroup
+from sidestack.infra.snapshot import Dataset
+from sidestack.infra.take import take_rows
 
 SAMPLE_ROWS = 100_000
 """Impressions of a sample, but for rounding; all of them where there are no more. The rows of a decile of so many vary

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from infra.tables import DatasetSpec
+from sidestack.infra.tables import DatasetSpec
 
 CATEGORIES = 100
 """The most frequent ids of a sparse column, a bin each; all others are one bin."""

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from encoder.evaluation import codebook_use
-from encoder.quantizers.usage import count_values
-from encoder.sid import SidSpec
-from encoder.sid_map import NULL, Ids, SidMaps, sid_maps
-from infra.config import parse
-from infra.partitions import PartitionEntry
-from infra.snapshot import CONTENT, Dataset
-from pipelines.drift.result import CodeUse, LayerUse, SidChange
+from sidestack.encoder.evaluation import codebook_use
+from sidestack.encoder.quantizers.usage import count_values
+from sidestack.encoder.sid.spec import SidSpec
+from sidestack.encoder.sid_map import NULL, Ids, SidMaps, sid_maps
+from sidestack.infra.config import parse
+from sidestack.infra.partitions import PartitionEntry
+from sidestack.infra.snapshot import CONTENT, Dataset
+from sidestack.pipelines.drift.result import CodeUse, LayerUse, SidChange
 
 _IDS_AT_A_TIME = 1 << 16
 

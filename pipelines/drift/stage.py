@@ -10,15 +10,15 @@ from pathlib import Path
 
 import torch
 
-from encoder.bundle import EncoderBundle, load_bundle
-from encoder.config import ENCODER_INPUT
-from infra.errors import DataError, SpecError
-from infra.snapshot import Dataset, read_dataset
-from infra.stage import StageRun
-from pipelines.drift.config import DriftConfig
-from pipelines.drift.measure import Cycle, measure
-from pipelines.drift.result import DRIFT_FILE, figures
-from pipelines.drift.table import as_text
+from sidestack.encoder.bundle import EncoderBundle, load_bundle
+from sidestack.encoder.config import ENCODER_INPUT
+from sidestack.infra.errors import DataError, SpecError
+from sidestack.infra.snapshot import Dataset, read_dataset
+from sidestack.infra.stage import StageRun
+from sidestack.pipelines.drift.config import DriftConfig
+from sidestack.pipelines.drift.measure import Cycle, measure
+from sidestack.pipelines.drift.result import DRIFT_FILE, figures
+from sidestack.pipelines.drift.table import as_text
 
 INPUTS = ("now", f"{ENCODER_INPUT}*")
 OPTIONAL = ("before",)

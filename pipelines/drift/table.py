@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from pipelines.drift.result import CodeUse, Drift, Relative, SidDrift
+from sidestack.pipelines.drift.result import CodeUse, Drift, Relative, SidDrift
 
 _COLUMNS_SHOWN = 5
 """Columns whose PSI is shown, the largest first; the file has all."""

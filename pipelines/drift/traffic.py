@@ -5,12 +5,12 @@ from datetime import date
 
 import numpy as np
 
-from infra.checks import check_events
-from infra.impressions import EVENTS, LABELS, read_impressions
-from infra.snapshot import Dataset
-from infra.tables import Entity
-from pipelines.drift.dates import Dates
-from pipelines.drift.result import Newcomers, Relative
+from sidestack.infra.checks import check_events
+from sidestack.infra.impressions import EVENTS, LABELS, read_impressions
+from sidestack.infra.snapshot import Dataset
+from sidestack.infra.tables import Entity
+from sidestack.pipelines.drift.dates import Dates
+from sidestack.pipelines.drift.result import Newcomers, Relative
 
 
 def volume(now: Dataset, dates: Dates) -> Relative:

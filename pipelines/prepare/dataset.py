@@ -1,20 +1,17 @@
 """From any source to a snapshot: only the partitions that are not in the store yet are made."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import date, datetime, time, timedelta
-from typing import Any, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import date, timedelta
+from typing import Any
 
-import pyarrow as pa
-
-from infra.code import code_digest
-from infra.config import digest
-from infra.distributed import World, broadcast, together
-from infra.errors import DataError
-from infra.partitions import PartitionEntry, date_slice, part_slice
-from infra.snapshot import CONTENT, Snapshot, write_snapshot
-from infra.stage import StageRun
-from infra.store import (
+from sidestack.infra.code import code_digest, foreign_code
+from sidestack.infra.config import digest
+from sidestack.infra.distributed import World, broadcast, raise_on_all_ranks
+from sidestack.infra.errors import DataError
+from sidestack.infra.partitions import PartitionEntry, date_slice, part_slice
+from sidestack.infra.snapshot import CONTENT, Snapshot, write_snapshot
+from sidestack.infra.stage import StageRun
+from sidestack.infra.store import (
     Store,
     day_entries,
     in_order,
@@ -23,51 +20,15 @@ from infra.store import (
     write_day,
     write_part,
 )
-from infra.tables import DatasetSpec, Entity, daily_tables
-from pipelines.prepare.config import PrepareConfig
+from sidestack.infra.tables import DatasetSpec, Entity, daily_tables
+from sidestack.pipelines.prepare.config import PrepareConfig
+from sidestack.pipelines.prepare.contract import STORE, Source, as_time
 
 CODE = (
-    "infra/checks.py", "infra/gather.py", "infra/parquet.py", "infra/requests.py", "infra/row_bytes.py",
+    "infra/checks.py", "infra/take.py", "infra/parquet.py", "infra/requests.py", "infra/row_bytes.py",
     "infra/store.py", "infra/tables.py", "pipelines/prepare",
 )  # fmt: skip
 """What decides a partition's bytes, beside its source."""
-STORE = "store"
-"""The folder of the store, beside the stage's output."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """A part of the items or users.
-
-    Attributes:
-        origin: where its rows come from, for errors. key: digest of what decides its rows. schema: of its rows.
-        chunks: makes them.
-    """
-
-    origin: str
-    key: str
-    schema: pa.Schema
-    chunks: Callable[[], Iterable[pa.Table]]
-
-
-class Source(Protocol):
-    """A log: what it holds, and how its rows are made."""
-
-    @property
-    def spec(self) -> DatasetSpec:
-        """The dataset that it becomes."""
-
-    def parts(self, entity: Entity) -> Sequence[Part]:
-        """Return the parts of the items or users, in order."""
-
-    def days(self) -> Sequence[date]:
-        """Return the dates that have events, ascending."""
-
-    def day_keys(self, day: date) -> Mapping[str, str]:
-        """Return, for requests, events and labels, a digest of what decides a date's rows."""
-
-    def rows(self, days: Sequence[date]) -> Iterator[tuple[date, Iterable[pa.Table]]]:
-        """Yield some of the dates, each with its rows in chunks, joined: see `infra.store.write_day`."""
 
 
 def write_dataset(run: StageRun[PrepareConfig], source: Source) -> None:
@@ -80,24 +41,24 @@ def write_dataset(run: StageRun[PrepareConfig], source: Source) -> None:
         PreemptedError: a rank was asked to stop; on every rank. Partitions that were committed are kept.
     """
     world, store = run.world.committing, Store(run.out.parent / STORE)
-    code = code_digest(CODE)
+    code = digest({"ours": code_digest(CODE), **foreign_code([type(run.config.source)])})
     spec = source.spec
-    with together(world, "making items and users"):
+    with raise_on_all_ranks(world, "making items and users"):
         parts = [*_parts(store, source, "item", code), *_parts(store, source, "user", code)] if world.is_main else []
-    with together(world, "looking for the dates that are to be made"):
+    with raise_on_all_ranks(world, "looking for the dates that are to be made"):
         days = list(source.days())
         keys = {day: _keys(source, day, code) for day in days}
         missing = _missing(store, keys) if world.is_main else {}
     missing = broadcast(world, missing)
     with (
-        together(world, "making the events"),
+        raise_on_all_ranks(world, "making the events"),
         run.log.progress(len(missing), "prepare: dates") as advance,
     ):
         for day, chunks in source.rows(share(world, sorted(missing))):
             write_day(store, day, missing[day], spec, chunks)
             world.state.stop_if_asked()
             advance(world.size)
-    with together(world, "writing the snapshot"):
+    with raise_on_all_ranks(world, "writing the snapshot"):
         if world.is_main:
             entries = [*parts, *(entry for day in days for entry in day_entries(store, day, keys[day]))]
             numbered = spec.model_copy(update={f"num_{CONTENT[one]}": _count(parts, CONTENT[one]) for one in CONTENT})
@@ -162,35 +123,6 @@ def share(world: World, days: Sequence[date]) -> list[date]:
     """Return this rank's days: contiguous, so that a rank reads only its own weeks of a raw log."""
     first, last = (len(days) * rank // world.size for rank in (world.rank, world.rank + 1))
     return list(days[first:last])
-
-
-def as_time(day: date | None) -> datetime | None:
-    """Return the moment at which a day begins."""
-    return None if day is None else datetime.combine(day, time())
-
-
-def label_keys(
-    events: Mapping[str, Any], followup_days: Mapping[str, float], day: date, end: datetime | None
-) -> dict[str, str]:
-    """Return the keys of a date's three tables.
-
-    Labels that mature are made again when, and only when, more of them are known: what counts of the log's end is up
-    to which time of the date its impressions have been followed up.
-
-    Args:
-        events: what decides the requests' and events' rows.
-        followup_days: by task, how long after an impression its label is known, if that is before `end`. day: the
-            date.
-        end: when the log ends, exclusive; None: all labels are known.
-    """
-    begins = datetime.combine(day, time())
-    known: dict[str, Any] = {}
-    for task, days in followup_days.items():
-        followed_up = timedelta(days=1) if end is None else end - timedelta(days=days) - begins
-        part_s = min(max(followed_up, timedelta()), timedelta(days=1)).total_seconds()
-        known[task] = {"followup_days": days, "known_s": part_s}
-    of_events = digest(events)
-    return {"requests": of_events, "events": of_events, "labels": digest({"events": of_events, "known": known})}
 
 
 def tell(run: StageRun[PrepareConfig], spec: DatasetSpec, entries: Sequence[PartitionEntry], made: int) -> None:

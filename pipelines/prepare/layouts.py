@@ -6,8 +6,8 @@ A string of 64-bit offsets is the same string. These casts lose nothing; anythin
 import pyarrow as pa
 from pyarrow import types
 
-from infra.errors import DataError
-from infra.parquet import RowGroup
+from sidestack.infra.errors import DataError
+from sidestack.infra.parquet import RowGroup
 
 
 def contract_schema(schema: pa.Schema) -> pa.Schema:

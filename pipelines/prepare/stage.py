@@ -1,13 +1,9 @@
-"""The stage's body: open the source of the configured kind, and make what the store lacks of it."""
+"""The stage's body: open the configured source, and make what the store lacks of it."""
 
-from infra.stage import StageRun
-from pipelines.prepare.complete_journey.prepare import open_complete_journey
-from pipelines.prepare.config import CompleteJourney, PrepareConfig, Synthetic, Tables
-from pipelines.prepare.dataset import write_dataset
-from pipelines.prepare.log.source import open_log
-from pipelines.prepare.remote import bring_source_to_nodes
-from pipelines.prepare.synthetic import SyntheticLog
-from pipelines.prepare.tables import open_tables
+from sidestack.infra.stage import StageRun
+from sidestack.pipelines.prepare.config import PrepareConfig
+from sidestack.pipelines.prepare.dataset import write_dataset
+from sidestack.pipelines.prepare.remote import fetch_source_to_nodes
 
 
 def prepare(run: StageRun[PrepareConfig]) -> None:
@@ -16,13 +12,5 @@ def prepare(run: StageRun[PrepareConfig]) -> None:
     Raises:
         ConfigError: the source's package or directory is not there. DataError: a source breaks the contract.
     """
-    bring_source_to_nodes(run.config, run.world)
-    match run.config.source:
-        case CompleteJourney() as source:
-            write_dataset(run, open_complete_journey(run, source))
-        case Synthetic() as source:
-            write_dataset(run, SyntheticLog(source, run.config.as_of))
-        case Tables() as source:
-            write_dataset(run, open_tables(run, source))
-        case source:
-            write_dataset(run, open_log(run, source))
+    fetch_source_to_nodes(run.config.source, run.world)
+    write_dataset(run, run.config.source.open(run))

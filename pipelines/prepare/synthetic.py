@@ -10,22 +10,24 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from scipy.special import expit, ndtri
 
-from infra.config import digest, plain
-from infra.tables import DatasetSpec, Entity, TaskSpec, content_schema, flat_schema, item_schema, user_schema
-from pipelines.prepare.columns import Ragged, days_between, embeddings, nullable, table
-from pipelines.prepare.config import Synthetic
-from pipelines.prepare.dataset import Part, label_keys
-from pipelines.prepare.hashing import below, uniform
+from sidestack.infra.config import Day, Days, Seed, digest, plain
+from sidestack.infra.stage import StageRun
+from sidestack.infra.tables import DatasetSpec, Entity, TaskSpec, content_schema, flat_schema, item_schema, user_schema
+from sidestack.pipelines.prepare.columns import Ragged, days_between, embeddings, nullable, table
+from sidestack.pipelines.prepare.contract import Part, Prepare, SourceConfig, label_keys
+from sidestack.pipelines.prepare.hashing import below, uniform
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 CHUNK_ROWS = 16_384
 """Rows built at a time: memory is bounded by it, whatever the sizes asked for."""
@@ -41,6 +43,71 @@ DAY_US = 86_400_000_000
 _CLUSTER, _SUBCLUSTER, _QUALITY, _TYPE, _ITEM, _USER, _TIME, _SLOT, _CLICK, _CONVERT = range(10)
 _NULL, _SWAP, _SWAPPED, _ACTION_TIME, _ACTION_ITEM, _CENTRE, _TASTE, _OWN, _SEGMENT = range(10, 19)
 _VIEW, _USER_OWN, _USER_NULL, _EXCHANGED = range(19, 23)
+
+
+class Synthetic(SourceConfig):
+    """A seeded synthetic log of any size in which the content of an item explains its clicks."""
+
+    kind: Literal["synthetic"]
+    seed: Seed = 0
+    """Seed of everything: same seed and sizes, same bytes."""
+    num_items: PositiveInt = 2_000
+    num_users: PositiveInt = 500
+    first_day: Day = date(2024, 1, 1)
+    """First day with events; time is without a zone."""
+    train_days: Days = 8
+    test_days: Days = 4
+    events_per_day: PositiveInt = 2_000
+    """Impressions on each day."""
+    impressions_per_request: PositiveInt = 1
+    """Impressions of a request, which share user, time and history."""
+    embeddings: dict[str, PositiveInt] = {"text_embedding": 32, "behaviour_embedding": 16}
+    """Embedding signals of the items: name -> dimensions."""
+    exchanged: tuple[str, ...] = ()
+    """Those of `embeddings` that are exchanged between items at random: each item has what another one's cluster says.
+    They look like the others and explain no click: a control."""
+    user_embeddings: dict[str, PositiveInt] = {}
+    """Embedding signals of the users, of the tastes that decide their clicks: name -> dimensions."""
+    categoricals: dict[str, PositiveInt] = {"category": 16, "brand": 64}
+    """Categorical signals of the items: name -> cardinality."""
+    num_clusters: PositiveInt = 16
+    """Latent clusters of items; each has `num_subclusters` finer ones."""
+    num_subclusters: PositiveInt = 8
+    noise: PositiveFloat = 0.5
+    """Standard deviation of an item's (a user's) own part of its embeddings; the cluster's (the taste's) has 1."""
+    null_share: Share = 0.1
+    """Share of items without a given signal, and of users without a given embedding."""
+    cold_share: Share = 0.2
+    """Share of items that are first shown in the test days."""
+    max_history: PositiveInt = 16
+    """Newest earlier actions of the user in a row's history."""
+    followup_days: Days = 2
+    """Days after which a conversion is known; rows closer to the log's end have it null."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.cold_share == 1.0:
+            raise ValueError("cold_share must leave items to show in the training days: below 1")
+        for name in self.exchanged:
+            if name not in self.embeddings:
+                raise ValueError(f"exchanged: {name!r} must be one of embeddings ({', '.join(self.embeddings)})")
+        columns = {
+            "items": ["item_id", "text", *self.embeddings, *self.categoricals],
+            "users": ["user_id", "segment", *self.user_embeddings],
+        }
+        for whose, names in columns.items():
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise ValueError(f"signal {twice[0]!r} has the name of another column of the {whose}")
+        return self
+
+    def open(self, run: StageRun[Prepare]) -> "SyntheticLog":
+        """Return the log, up to the snapshot's time."""
+        return SyntheticLog(self, run.config.as_of)
+
+    def data_identity(self, prepare: Prepare) -> str:
+        """Return the same text for all: the settings decide every row."""
+        return "made from its settings alone"
 
 
 def synthetic_spec(config: Synthetic) -> DatasetSpec:
@@ -82,7 +149,7 @@ class Tastes:
 
 
 class SyntheticLog:
-    """The rows of a synthetic dataset, chunk by chunk: a `pipelines.prepare.dataset.Source`.
+    """The rows of a synthetic dataset, chunk by chunk: a `pipelines.prepare.contract.Source`.
 
     Args:
         config: sizes, seed and shares. as_of: where the log ends; None: with its last day.
@@ -107,7 +174,7 @@ class SyntheticLog:
         return [day for day in days_between(self.spec.train[0], self.spec.test[1]) if day < self.end]
 
     def day_keys(self, day: date) -> dict[str, str]:
-        """Return what decides a date's requests, events and labels; see `pipelines.prepare.dataset.Source`."""
+        """Return what decides a date's requests, events and labels; see `pipelines.prepare.contract.Source`."""
         log = {"log": self._lasting(), "day": str(day)}
         return label_keys(log, self.spec.followup_days, day, datetime.combine(self.end, time()))
 

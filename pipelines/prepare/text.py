@@ -17,14 +17,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from infra.commit import committing, is_committed, verify
-from infra.config import digest
-from infra.distributed import World, broadcast, together
-from infra.errors import ConfigError
-from infra.parquet import TableWriter, open_parquet, read_row_group, restored_schema, row_groups
-from infra.tracking import RunLog
-from pipelines.prepare.columns import embeddings
-from pipelines.prepare.text_config import TextConfig
+from sidestack.infra.commit import committing, is_committed, verify
+from sidestack.infra.config import digest
+from sidestack.infra.distributed import World, broadcast, raise_on_all_ranks
+from sidestack.infra.errors import ConfigError
+from sidestack.infra.parquet import TableWriter, open_parquet, read_row_group, restored_schema, row_groups
+from sidestack.infra.tracking import RunLog
+from sidestack.pipelines.prepare.columns import embeddings
+from sidestack.pipelines.prepare.text_config import TextConfig
 
 Vectors = npt.NDArray[np.float16]
 Batch = tuple[npt.NDArray[np.int64], dict[str, torch.Tensor]]
@@ -44,17 +44,17 @@ def embed_texts(
     Raises:
         ConfigError: the folder holds no model. CommitError: what the cache holds was altered.
     """
-    with together(world, "opening the text model"):
+    with raise_on_all_ranks(world, "opening the text model"):
         key = _key(texts, model, config)
     cached = cache_dir / "text" / key[:16]
     if broadcast(world, is_committed(cached)):
-        with together(world, "verifying the cached text embeddings"):
+        with raise_on_all_ranks(world, "verifying the cached text embeddings"):
             verify(cached)
         log.say(f"texts: {len(texts):,} embeddings taken from {cached}")
         return cached
     with (
         committing(cached, world, stage="text-embeddings", key=key) as staging,
-        together(world, "embedding the texts"),
+        raise_on_all_ranks(world, "embedding the texts"),
     ):
         _embed_share(texts, model, config, staging, world, log)
     return cached

@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from infra.commit import MANIFEST, read_manifest
-from infra.errors import ConfigError, DataError
-from infra.partitions import slice_date
-from infra.remote.urls import local_argument
-from infra.snapshot import read_dataset
-from infra.store import Store
-from pipelines.prepare.log.retention import RETAINED_SINCE, record_deleted
-from pipelines.privacy.typed_files import take_out_rows
-from pipelines.run import exit_status
+from sidestack.infra.commit import MANIFEST, read_manifest
+from sidestack.infra.errors import ConfigError, DataError
+from sidestack.infra.partitions import slice_date
+from sidestack.infra.remote.urls import local_argument
+from sidestack.infra.snapshot import read_dataset
+from sidestack.infra.store import Store
+from sidestack.pipelines.prepare.log.retention import RETAINED_SINCE, record_deleted
+from sidestack.pipelines.privacy.typed_files import take_out_rows
+from sidestack.pipelines.run import exit_status
 
 
 @dataclass(frozen=True)

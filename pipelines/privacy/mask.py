@@ -7,12 +7,12 @@ request. Without ids it reads them from the standard input, a line each, which l
 import argparse
 import sys
 
-from infra.errors import ConfigError
-from infra.remote.urls import path_argument
-from pipelines.config import read_config
-from pipelines.prepare.log.config import Log
-from pipelines.prepare.log.masking import KINDS, masking_of
-from pipelines.run import exit_status
+from sidestack.infra.errors import ConfigError
+from sidestack.infra.remote.urls import path_argument
+from sidestack.pipelines.config import read_config
+from sidestack.pipelines.prepare.log.config import LogConfig
+from sidestack.pipelines.prepare.log.masking import KINDS, masking_of
+from sidestack.pipelines.run import exit_status
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
     with exit_status():
         _, config = read_config(arguments.config, arguments.set)
         source = config.prepare.source
-        masking = masking_of(source.privacy) if isinstance(source, Log) else None
+        masking = masking_of(source.privacy) if isinstance(source, LogConfig) else None
         if masking is None:
             raise ConfigError(f"{arguments.config}: prepare.source.privacy.key: names no key, so no id is masked")
         for one in arguments.ids or map(str.rstrip, sys.stdin):

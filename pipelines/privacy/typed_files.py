@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 
-from infra.commit import MANIFEST, FileEntry, read_manifest, write_whole
-from infra.parquet import TableWriter, read_row_group, row_groups
-from infra.sealed import sealed
-from infra.store import FILE
-from pipelines.prepare.log.ingest import row_dates
+from sidestack.infra.commit import MANIFEST, FileEntry, read_manifest, write_whole
+from sidestack.infra.parquet import TableWriter, read_row_group, row_groups
+from sidestack.infra.sealed import sealed
+from sidestack.infra.store import FILE
+from sidestack.pipelines.prepare.log.ingest import row_dates
 
 _SINCE = "since"
 """Of a manifest's numbers: the first date (its ordinal) whose rows are left."""

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
-from infra.commit import Manifest
-from infra.errors import DataError
-from pipelines.report.outputs import RankerSummary, Windows, read_ranker_summary
+from sidestack.infra.commit import Manifest
+from sidestack.infra.errors import DataError
+from sidestack.pipelines.report.outputs import RankerSummary, Windows, read_ranker_summary
 
 PREFIX = "arm."
 

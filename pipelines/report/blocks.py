@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from pipelines.report.comparison import ArmResult, Comparison, Gain, IdTable, Segment, TaskResult, Verdict
-from pipelines.report.units import byte_size, deviation, duration, percent, percent_interval, scaled, unbroken
-from pipelines.report.verdict import few_users, segment_verdict, verdict_between
-from ranker.metric_registry import HEADLINE, METRICS, Metric, compared_metrics
+from sidestack.pipelines.report.comparison import ArmResult, Comparison, Gain, IdTable, Segment, TaskResult, Verdict
+from sidestack.pipelines.report.units import byte_size, deviation, duration, percent, percent_interval, scaled, unbroken
+from sidestack.pipelines.report.verdict import few_users, segment_verdict, verdict_between
+from sidestack.ranker.metric_registry import HEADLINE, Metric, all_metrics, compared_metrics
 
 NO_DIFFERENCE = "~"
 """Stands after a gain whose interval holds 0."""
@@ -72,7 +72,7 @@ def _value_cell(comparison: Comparison, task: str, name: str, metric: Metric) ->
 
 
 def _headline_first() -> tuple[Metric, ...]:
-    return HEADLINE, *(metric for metric in METRICS.values() if metric != HEADLINE)
+    return HEADLINE, *(metric for metric in all_metrics().values() if metric != HEADLINE)
 
 
 def cost_block(comparison: Comparison) -> Block:

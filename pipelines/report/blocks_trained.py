@@ -1,9 +1,9 @@
 """What the tables say of the data and the trainings: how many rows are positive, how long each arm was trained."""
 
-from pipelines.report.blocks import Block
-from pipelines.report.comparison import Comparison, Learning
-from pipelines.report.units import percent, scaled
-from ranker.metric_registry import HEADLINE
+from sidestack.pipelines.report.blocks import Block
+from sidestack.pipelines.report.comparison import Comparison, Learning
+from sidestack.pipelines.report.units import percent, scaled
+from sidestack.ranker.metric_registry import HEADLINE
 
 
 def rates_block(comparison: Comparison) -> Block:

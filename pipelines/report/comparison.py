@@ -5,9 +5,9 @@ from typing import Literal
 
 from pydantic import ConfigDict
 
-from infra.config import Config
-from infra.tables import TaskSpec
-from pipelines.report.config import VerdictConfig
+from sidestack.infra.config import Config
+from sidestack.infra.tables import TaskSpec
+from sidestack.pipelines.report.config import VerdictConfig
 
 COMPARISON_FILE = "comparison.json"
 
@@ -132,7 +132,7 @@ class TaskResult(Config):
     verdict: Verdict | None = None
     """On the gain over the reference in the headline metric; null for the reference, and where there is no gain."""
     metrics: dict[str, MetricResult]
-    """Every metric of `ranker.metric_registry.METRICS`, by name."""
+    """Every metric of `ranker.metric_registry.all_metrics`, by name."""
     deciles: tuple[DecileResult, ...] = ()
     """Calibration by predicted chance, lowest first."""
     segments: dict[str, tuple[Segment, ...]] = {}

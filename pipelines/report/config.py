@@ -1,8 +1,11 @@
 """The `compare` section. It stands apart so that the driver can read it without what draws the report."""
 
+from typing import Any
+
 from pydantic import Field
 
-from infra.config import Config, Seed
+from sidestack.infra.config import Config, Seed
+from sidestack.ranker.metric_registry import OWN, all_metrics
 
 
 class VerdictConfig(Config):
@@ -41,3 +44,9 @@ class CompareConfig(Config):
     """Seed of the resamples."""
     verdict: VerdictConfig = VerdictConfig()
     """When a gain is judged, and when its verdict is withheld."""
+
+    def identity(self) -> dict[str, Any]:
+        """Return the settings, and the metrics that other packages add: with another one arms are compared again."""
+        values = super().identity()
+        foreign = [name for name in all_metrics() if name not in OWN]
+        return {**values, "foreign_metrics": foreign} if foreign else values

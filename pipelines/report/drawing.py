@@ -6,6 +6,8 @@ The colours are Okabe and Ito's, told apart with every common colour blindness; 
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
+from operator import attrgetter
 from typing import Any
 
 import matplotlib
@@ -16,11 +18,12 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
-from pipelines.report.comparison import Comparison, Gain, Verdict
+from sidestack.pipelines.report.comparison import Comparison, Gain, Verdict
+from sidestack.ranker.contents import content_kinds
+from sidestack.ranker.contents.contract import Color
 
 matplotlib.use("agg")
 
-ARMS = ("none", "sid_ngram", "side", "dense", "kmeans", "hde")
 SIZE = (5.2, 3.1)
 """Inches: narrow enough that the labels stay readable on a phone."""
 
@@ -33,19 +36,27 @@ class Theme:
     muted: str
     line: str
     paper: str
-    arms: tuple[str, ...]
+    shade: Callable[[Color], str]
+    """Chooses this page's of the two colours of a kind of content."""
+    other: str
+    """Of an arm that is not named after a kind."""
     values: tuple[str, str, str]
     """Lowest, middle and highest value of a digit, no arm's colour; those between are blended."""
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """The colours of the kinds of content, by the kind's name."""
+        return {name: self.shade(kind.color) for name, kind in content_kinds().items() if kind.color}
 
 
 LIGHT = Theme(
     ink="#1f2328", muted="#656d76", line="#d8dde3", paper="#ffffff",
-    arms=("#6e7781", "#d55e00", "#0072b2", "#009e73", "#a8528a", "#3a87ad", "#8a6d00"),
+    shade=attrgetter("light"), other="#8a6d00",
     values=("#b3874a", "#e6e8eb", "#2f7d78"),
 )  # fmt: skip
 DARK = Theme(
     ink="#e6e9ed", muted="#9aa4af", line="#3a424c", paper="#14181d",
-    arms=("#a4adb7", "#ff8a3d", "#5cb3f0", "#3fcf9f", "#e39acb", "#86cdf2", "#e0c04a"),
+    shade=attrgetter("dark"), other="#e0c04a",
     values=("#c79a5b", "#39414a", "#4fa8a1"),
 )  # fmt: skip
 
@@ -92,10 +103,9 @@ def render(plot: Plot, theme: Theme, file_format: str) -> bytes:
 
 
 def arm_colors(comparison: Comparison, theme: Theme) -> dict[str, str]:
-    """Return each arm's colour: fixed for the known arms, the rest by turns."""
-    others = [name for name in comparison.arms if name not in ARMS]
-    order = [*ARMS, *others]
-    return {name: theme.arms[order.index(name) % len(theme.arms)] for name in comparison.arms}
+    """Return each arm's colour: its kind's where it is named after a kind of content, the rest by turns."""
+    turns = cycle([theme.other, *theme.kinds.values()])
+    return {name: theme.kinds.get(name) or next(turns) for name in comparison.arms}
 
 
 def _style(theme: Theme) -> dict[str, object]:

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from encoder.sid import DEFAULT_NAME
-from infra.errors import DataError
-from infra.record import SUMMARY_FILE
-from infra.tables import read_json
-from pipelines.report.comparison import EncoderResult, SignalLoss
+from sidestack.encoder.sid.spec import DEFAULT_NAME
+from sidestack.infra.errors import DataError
+from sidestack.infra.record import SUMMARY_FILE
+from sidestack.infra.tables import read_json
+from sidestack.pipelines.report.comparison import EncoderResult, SignalLoss
 
 
 def read_encoder(path: Path, dataset: Path | None = None) -> EncoderResult:

@@ -7,14 +7,14 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.transforms import offset_copy
 
-from pipelines.report.blocks import defined_tasks, segment_kinds
-from pipelines.report.comparison import Comparison, EncoderResult, TaskResult
-from pipelines.report.drawing import SIZE, Drawing, Plot, Theme, arm_colors, draw_gain, note, percent_ticks
-from pipelines.report.figures_detail import reliability_plot, segment_plot
-from pipelines.report.figures_learning import has_curve, learning_plot
-from pipelines.report.outputs import Curve
-from pipelines.report.units import byte_size, percent
-from ranker.metric_registry import HEADLINE
+from sidestack.pipelines.report.blocks import defined_tasks, segment_kinds
+from sidestack.pipelines.report.comparison import Comparison, EncoderResult, TaskResult
+from sidestack.pipelines.report.drawing import SIZE, Drawing, Plot, Theme, arm_colors, draw_gain, note, percent_ticks
+from sidestack.pipelines.report.figures_detail import reliability_plot, segment_plot
+from sidestack.pipelines.report.figures_learning import has_curve, learning_plot
+from sidestack.pipelines.report.outputs import Curve
+from sidestack.pipelines.report.units import byte_size, percent
+from sidestack.ranker.metric_registry import HEADLINE
 
 
 def plots(comparison: Comparison, curves: Mapping[str, Mapping[str, Curve]]) -> tuple[Plot, ...]:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from matplotlib import ticker
 from matplotlib.axes import Axes
 
-from pipelines.report.comparison import Comparison, DecileResult, Segment, Verdict
-from pipelines.report.drawing import (
+from sidestack.pipelines.report.comparison import Comparison, DecileResult, Segment, Verdict
+from sidestack.pipelines.report.drawing import (
     WITHHELD_NOTE,
     Plot,
     Theme,
@@ -17,9 +17,9 @@ from pipelines.report.drawing import (
     legend_below,
     percent_ticks,
 )
-from pipelines.report.units import percent
-from pipelines.report.verdict import segment_verdict
-from ranker.metric_registry import HEADLINE
+from sidestack.pipelines.report.units import percent
+from sidestack.pipelines.report.verdict import segment_verdict
+from sidestack.ranker.metric_registry import HEADLINE
 
 
 def reliability_plot(comparison: Comparison, task: str) -> Plot:

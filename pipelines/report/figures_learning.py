@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping
 
 from matplotlib.axes import Axes
 
-from pipelines.report.comparison import Comparison
-from pipelines.report.drawing import Plot, Theme, arm_colors, note
-from pipelines.report.outputs import Curve, learning_curve, validation_curve
-from ranker.metric_registry import HEADLINE
+from sidestack.pipelines.report.comparison import Comparison
+from sidestack.pipelines.report.drawing import Plot, Theme, arm_colors, note
+from sidestack.pipelines.report.outputs import Curve, learning_curve, validation_curve
+from sidestack.ranker.metric_registry import HEADLINE
 
 Curves = Mapping[str, Mapping[str, Curve]]
 """Arm -> its curves by name."""

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.report.comparison import DecileResult, Gain, MetricResult, Segment, TaskResult
-from pipelines.report.config import CompareConfig
-from pipelines.report.measure import ArmMeasured, TaskMeasured, column_of
-from pipelines.report.segments import SEGMENTS
-from ranker.baseline.config import ARM as BASELINE
-from ranker.intervals import (
+from sidestack.pipelines.report.comparison import DecileResult, Gain, MetricResult, Segment, TaskResult
+from sidestack.pipelines.report.config import CompareConfig
+from sidestack.pipelines.report.measure import ArmMeasured, TaskMeasured, column_of
+from sidestack.pipelines.report.segments import SEGMENTS
+from sidestack.ranker.baseline.config import ARM as BASELINE
+from sidestack.ranker.intervals import (
     OWN_DEVIATION,
     Sums,
     TrainingDeviation,
@@ -19,7 +19,7 @@ from ranker.intervals import (
     pooled_deviation,
     resample_users,
 )
-from ranker.metric_registry import METRICS
+from sidestack.ranker.metric_registry import all_metrics
 
 Floats = NDArray[np.float64]
 
@@ -93,7 +93,7 @@ def _task_result(contest: _Contest, name: str, reference: str) -> TaskResult:
         num=arm.replicates[0].num,
         positives=arm.replicates[0].positives,
         users=len(measured.sums_UK),
-        metrics={metric: _metric_result(contest, name, metric) for metric in METRICS},
+        metrics={metric: _metric_result(contest, name, metric) for metric in all_metrics()},
         deciles=_deciles(arm),
         segments={kind: tuple(_segments(contest, name, reference, kind)) for kind in measured.segments},
     )

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
-from pipelines.report.blocks import undefined_reason
-from pipelines.report.comparison import ArmResult, Comparison, TaskResult
-from pipelines.report.units import byte_size, percent, percent_interval, unbroken
-from ranker.metric_registry import HEADLINE
+from sidestack.pipelines.report.blocks import undefined_reason
+from sidestack.pipelines.report.comparison import ArmResult, Comparison, TaskResult
+from sidestack.pipelines.report.units import byte_size, percent, percent_interval, unbroken
+from sidestack.ranker.metric_registry import HEADLINE
 
 
 def lead(comparison: Comparison) -> list[str]:

@@ -10,8 +10,8 @@ from math import sqrt
 from statistics import fmean, variance
 from typing import NamedTuple
 
-from pipelines.report.comparison import Learning, Training
-from pipelines.report.outputs import Curve, learning_curve, validation_curve
+from sidestack.pipelines.report.comparison import Learning, Training
+from sidestack.pipelines.report.outputs import Curve, learning_curve, validation_curve
 
 
 def learned(curves: Sequence[Mapping[str, Curve]], trainings: Sequence[Training], task: str) -> Learning | None:

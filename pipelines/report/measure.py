@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.report.arms import Arms
-from pipelines.report.segments import SEGMENTS, EarlierPositives
-from ranker.measures import TaskMeasures, measure_task
-from ranker.metric_registry import HEADLINE, Better, compared_metrics
-from ranker.predictions import Predictions, require_same_rows, sorted_predictions, sorting
+from sidestack.pipelines.report.arms import Arms
+from sidestack.pipelines.report.segments import SEGMENTS, EarlierPositives
+from sidestack.ranker.measures import TaskMeasures, measure_task
+from sidestack.ranker.metric_registry import HEADLINE, Better, compared_metrics
+from sidestack.ranker.predictions import Predictions, require_same_rows, sorted_predictions, sorting
 
 Floats = NDArray[np.float64]
 

@@ -9,11 +9,11 @@ from typing import Any
 import yaml
 from pydantic import ConfigDict, ValidationError
 
-from infra.config import Config
-from infra.errors import DataError
-from infra.record import CONFIG_FILE, HISTORY_FILE, SUMMARY_FILE
-from infra.tables import read_json
-from pipelines.report.comparison import IdTable
+from sidestack.infra.config import Config
+from sidestack.infra.errors import DataError
+from sidestack.infra.record import CONFIG_FILE, HISTORY_FILE, SUMMARY_FILE
+from sidestack.infra.tables import read_json
+from sidestack.pipelines.report.comparison import IdTable
 
 Curve = list[tuple[float, float]]
 

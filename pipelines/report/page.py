@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from pipelines.report.blocks import (
+from sidestack.pipelines.report.blocks import (
     between_block,
     defined_tasks,
     gains_block,
@@ -18,11 +18,11 @@ from pipelines.report.blocks import (
     trainings_block,
     withheld_block,
 )
-from pipelines.report.blocks_trained import settings_notes
-from pipelines.report.comparison import Comparison
-from pipelines.report.drawing import DARK, LIGHT, Plot, Theme, arm_colors, render
-from pipelines.report.lead import lead
-from pipelines.report.table import blocks, footnotes, learning_blocks, mark_note, trained_blocks
+from sidestack.pipelines.report.blocks_trained import settings_notes
+from sidestack.pipelines.report.comparison import Comparison
+from sidestack.pipelines.report.drawing import DARK, LIGHT, Plot, Theme, arm_colors, render
+from sidestack.pipelines.report.lead import lead
+from sidestack.pipelines.report.table import blocks, footnotes, learning_blocks, mark_note, trained_blocks
 
 
 @dataclass(frozen=True)
@@ -98,4 +98,4 @@ def _data_uri(svg: bytes) -> str:
 
 
 def _asset(name: str) -> str:
-    return resources.files("pipelines.report").joinpath(name).read_text(encoding="utf-8")
+    return resources.files("sidestack.pipelines.report").joinpath(name).read_text(encoding="utf-8")

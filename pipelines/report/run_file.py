@@ -4,15 +4,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from encoder.config import ENCODER_INPUT
-from encoder.sid import DEFAULT_NAME
-from infra.config import to_yaml
-from infra.errors import DataError
-from pipelines.report.arms import Arms
-from pipelines.report.config import CompareConfig
-from pipelines.report.outputs import read_section, read_sections
-from ranker.baseline.config import ARM as BASELINE
-from ranker.config import OVERLAY_KEYS
+from sidestack.encoder.config import ENCODER_INPUT
+from sidestack.encoder.sid.spec import DEFAULT_NAME
+from sidestack.infra.config import to_yaml
+from sidestack.infra.errors import DataError
+from sidestack.pipelines.report.arms import Arms
+from sidestack.pipelines.report.config import CompareConfig
+from sidestack.pipelines.report.outputs import read_section, read_sections
+from sidestack.ranker.baseline.config import ARM as BASELINE
+from sidestack.ranker.config import OVERLAY_KEYS
 
 Section = dict[str, Any]
 

@@ -14,13 +14,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from infra.checks import check_events
-from infra.errors import DataError
-from infra.impressions import read_impressions
-from infra.snapshot import Dataset
-from infra.tables import DatasetSpec, TaskSpec
-from pipelines.report.comparison import LabelCounts
-from ranker.statistics import Rows
+from sidestack.infra.checks import check_events
+from sidestack.infra.errors import DataError
+from sidestack.infra.impressions import read_impressions
+from sidestack.infra.snapshot import Dataset
+from sidestack.infra.tables import DatasetSpec, TaskSpec
+from sidestack.pipelines.report.comparison import LabelCounts
+from sidestack.ranker.statistics import Rows
 
 Integers = NDArray[np.int64]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 from textwrap import wrap
 
-from pipelines.report.blocks import (
+from sidestack.pipelines.report.blocks import (
     NO_DIFFERENCE,
     SEEDS,
     WITHHELD,
@@ -18,13 +18,13 @@ from pipelines.report.blocks import (
     quality_block,
     return_block,
 )
-from pipelines.report.blocks_trained import learning_block, rates_block, settings_notes, training_block
-from pipelines.report.comparison import ArmResult, Comparison, TaskResult, Training
-from pipelines.report.gains import pooled_arms
-from pipelines.report.lead import lead, roi_notes
-from pipelines.report.verdict import few_users
-from ranker.intervals import student_reach
-from ranker.metric_registry import HEADLINE, METRICS, Metric
+from sidestack.pipelines.report.blocks_trained import learning_block, rates_block, settings_notes, training_block
+from sidestack.pipelines.report.comparison import ArmResult, Comparison, TaskResult, Training
+from sidestack.pipelines.report.gains import pooled_arms
+from sidestack.pipelines.report.lead import lead, roi_notes
+from sidestack.pipelines.report.verdict import few_users
+from sidestack.ranker.intervals import student_reach
+from sidestack.ranker.metric_registry import HEADLINE, Metric, all_metrics
 
 GAP = "  "
 _LINE = 110
@@ -57,7 +57,7 @@ def heading(comparison: Comparison) -> str:
 def footnotes(comparison: Comparison) -> tuple[str, ...]:
     """Say how to read the table."""
     verdicts = [task.verdict for arm in comparison.arms.values() for task in arm.tasks.values() if task.verdict]
-    few = any(few_users(comparison, task, metric) for task in comparison.tasks for metric in METRICS)
+    few = any(few_users(comparison, task, metric) for task in comparison.tasks for metric in all_metrics())
     notes = [f"{HEADLINE.gain_rule(comparison.reference)}; {_what_the_interval_holds(comparison)}"]
     pooled = pooled_arms(comparison.arms, comparison.replicates)
     if comparison.replicates > 1 and len(pooled) > 1:
@@ -69,7 +69,7 @@ def footnotes(comparison: Comparison) -> tuple[str, ...]:
     if few:
         notes.append(f"{WITHHELD_MARK} stands on fewer than {comparison.rules.min_users:,} users: not a result")
     notes += roi_notes(comparison)
-    notes += [_metric_note(comparison, metric) for metric in METRICS.values() if metric.note]
+    notes += [_metric_note(comparison, metric) for metric in all_metrics().values() if metric.note]
     if any(arm.flops_per_sample is not None for arm in comparison.arms.values()):
         notes.append("FLOPs: matrix products of the dense part, forward; lookups and attention are not counted")
     return (*notes, *comparison.warnings)
@@ -185,7 +185,9 @@ def as_csv(comparison: Comparison) -> str:
     writer.writerow([*header, *_metric_columns(), *trained, *costs])
     for name, arm in comparison.arms.items():
         for task, result in arm.tasks.items():
-            quality = [cell for metric in METRICS.values() for cell in _metric_numbers(comparison, result, metric)]
+            quality = [
+                cell for metric in all_metrics().values() for cell in _metric_numbers(comparison, result, metric)
+            ]
             verdict = (result.verdict.kind, "; ".join(result.verdict.reasons)) if result.verdict else ("", "")
             given = [name, task, result.num, result.positives, result.users, *verdict]
             training = (getattr(arm.training, setting) for setting in trained)
@@ -195,7 +197,7 @@ def as_csv(comparison: Comparison) -> str:
 
 def _metric_columns() -> list[str]:
     columns = []
-    for name, metric in METRICS.items():
+    for name, metric in all_metrics().items():
         parts = ("", "_gain", "_gain_low", "_gain_high", "_gain_seeds") if metric.better else ("",)
         columns += [f"{name}{part}" for part in parts]
     return columns

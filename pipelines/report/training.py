@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pipelines.report.comparison import Training
-from pipelines.report.outputs import RankerSummary
+from sidestack.pipelines.report.comparison import Training
+from sidestack.pipelines.report.outputs import RankerSummary
 
 _OWN = ("arm", "arms")
 _CONTENT = "content"

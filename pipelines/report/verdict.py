@@ -7,9 +7,9 @@ gathered here as *doubts*; a gain between two arms is judged only where neither 
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from pipelines.report.comparison import Comparison, Gain, Learning, Segment, TaskResult, Verdict
-from pipelines.report.config import VerdictConfig
-from ranker.metric_registry import HEADLINE
+from sidestack.pipelines.report.comparison import Comparison, Gain, Learning, Segment, TaskResult, Verdict
+from sidestack.pipelines.report.config import VerdictConfig
+from sidestack.ranker.metric_registry import HEADLINE
 
 ONE_TRAINING = "one training: not a result"
 """Whatever the interval, which is over users alone then: another seed may turn the gain around."""

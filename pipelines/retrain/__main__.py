@@ -9,17 +9,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date, timedelta
 
-from infra.errors import ConfigError
-from pipelines.config import PipelineConfig, read_config
-from pipelines.environment import require_secrets
-from pipelines.execution import run_dir
-from pipelines.job_log import say
-from pipelines.retrain.cycle import Retraining
-from pipelines.retrain.dry_run import dry_run
-from pipelines.retrain.ledger import Ledger
-from pipelines.retrain.rollback import roll_back
-from pipelines.retrain.tell import status_table
-from pipelines.run import AtWorkError, alone, command_line, exit_status, launcher_of, stopping
+from sidestack.infra.errors import ConfigError
+from sidestack.pipelines.config import PipelineConfig, read_config
+from sidestack.pipelines.environment import require_secrets
+from sidestack.pipelines.execution import run_dir
+from sidestack.pipelines.job_log import say
+from sidestack.pipelines.retrain.cycle import Retraining
+from sidestack.pipelines.retrain.dry_run import dry_run
+from sidestack.pipelines.retrain.ledger import Ledger
+from sidestack.pipelines.retrain.rollback import roll_back
+from sidestack.pipelines.retrain.tell import status_table
+from sidestack.pipelines.run import AtWorkError, alone, command_line, exit_status, launcher_of, stopping
 
 
 def retrain(config: PipelineConfig, as_ofs: Sequence[date | None]) -> None:

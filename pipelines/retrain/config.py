@@ -4,8 +4,8 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from infra.config import Config, Days, Seed
-from ranker.config import Dates
+from sidestack.infra.config import Config, Days, Seed
+from sidestack.ranker.config import Dates
 
 PolicyName = Literal["append", "refresh", "rebuild", "never"]
 """What happens to the encoders in a cycle. `append`: they stay, and what is new is encoded. `refresh`: their networks

@@ -6,16 +6,16 @@ from datetime import UTC, date, datetime
 from functools import cached_property
 from pathlib import Path
 
-from infra.commit import fetched, read_manifest, verify
-from infra.config import plain
-from infra.snapshot import Dataset, read_dataset
-from infra.tables import read_json
-from pipelines.config import PipelineConfig
-from pipelines.environment import without_values
-from pipelines.execution import Launches, Pipeline, run_dir
-from pipelines.graph import Stage, encoder_stage, prepare_stage
-from pipelines.job_log import say
-from pipelines.retrain.decide import (
+from sidestack.infra.commit import fetched, read_manifest, verify
+from sidestack.infra.config import plain
+from sidestack.infra.snapshot import Dataset, read_dataset
+from sidestack.infra.tables import read_json
+from sidestack.pipelines.config import PipelineConfig
+from sidestack.pipelines.environment import without_values
+from sidestack.pipelines.execution import Launches, Pipeline, run_dir
+from sidestack.pipelines.graph import Stage, encoder_stage, prepare_stage
+from sidestack.pipelines.job_log import say
+from sidestack.pipelines.retrain.decide import (
     Windows,
     dates_before,
     dates_with_rows,
@@ -26,12 +26,12 @@ from pipelines.retrain.decide import (
     revised,
     windows_of,
 )
-from pipelines.retrain.gates import may_promote
-from pipelines.retrain.judge import JUDGEMENT_FILE
-from pipelines.retrain.ledger import Cycle, Gate, Ledger, Outcome, Plan, Version
-from pipelines.retrain.registry import Registry
-from pipelines.retrain.retention import delete_expired
-from pipelines.retrain.stages import BEFORE, CHAMPION, PREPARED, champion_encoder, cycle_stages
+from sidestack.pipelines.retrain.gates import may_promote
+from sidestack.pipelines.retrain.judge import JUDGEMENT_FILE
+from sidestack.pipelines.retrain.ledger import Cycle, Gate, Ledger, Outcome, Plan, Version
+from sidestack.pipelines.retrain.registry import Registry
+from sidestack.pipelines.retrain.retention import delete_expired
+from sidestack.pipelines.retrain.stages import BEFORE, CHAMPION, PREPARED, champion_encoder, cycle_stages
 
 
 @dataclass
@@ -143,7 +143,7 @@ class Retraining:
 
     def _prepared(self, as_of: date | None) -> Path:
         stage, pipeline = self.prepare(as_of), self.pipeline()
-        pipeline.bring([stage])
+        pipeline.run_stages([stage])
         self._preparing = pipeline.seconds
         return pipeline.done[stage.label]
 
@@ -162,7 +162,7 @@ class Retraining:
         pipeline = self.pipeline()
         pipeline.done |= lying
         stages = cycle_stages(self.config, plan, lying)
-        pipeline.bring(stages)
+        pipeline.run_stages(stages)
         made = {stage.label: pipeline.done[stage.label] for stage in stages}
         judgement = read_json(fetched(made["judge"]) / JUDGEMENT_FILE)
         gates = tuple(Gate(**gate) for gate in judgement["gates"])

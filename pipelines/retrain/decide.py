@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, datetime, time, timedelta
 from typing import NamedTuple
 
-from infra.snapshot import Dataset
-from pipelines.retrain.config import EncoderPolicy, PolicyName, RetrainConfig
-from pipelines.retrain.ledger import Cycle, Version
-from ranker.config import Dates
+from sidestack.infra.snapshot import Dataset
+from sidestack.pipelines.retrain.config import EncoderPolicy, PolicyName, RetrainConfig
+from sidestack.pipelines.retrain.ledger import Cycle, Version
+from sidestack.ranker.config import Dates
 
 
 class Windows(NamedTuple):

@@ -1,9 +1,9 @@
 """What a call would do, why, and at about what cost; nothing is written."""
 
-from infra.commit import is_committed
-from pipelines.retrain.cycle import Retraining
-from pipelines.retrain.ledger import Plan
-from ranker.config import Dates
+from sidestack.infra.commit import is_committed
+from sidestack.pipelines.retrain.cycle import Retraining
+from sidestack.pipelines.retrain.ledger import Plan
+from sidestack.ranker.config import Dates
 
 
 def dry_run(retraining: Retraining) -> None:

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from pipelines.retrain.config import GatesConfig
-from pipelines.retrain.ledger import Gate
+from sidestack.pipelines.retrain.config import GatesConfig
+from sidestack.pipelines.retrain.ledger import Gate
 
 
 class Judged(NamedTuple):

@@ -9,16 +9,16 @@
 import json
 from typing import Any
 
-from infra.distributed import together
-from infra.snapshot import read_dataset
-from infra.stage import StageRun, run_stage
-from infra.tables import read_json
-from pipelines.drift.result import DRIFT_FILE, figures
-from pipelines.retrain.config import JUDGE, JudgeConfig
-from pipelines.retrain.gates import drift_gates, may_promote, task_gates
-from pipelines.retrain.ledger import Gate
-from pipelines.retrain.measure import CANDIDATE, CHAMPION, MODELS, Measured, measure
-from pipelines.retrain.tell import gate_table
+from sidestack.infra.distributed import raise_on_all_ranks
+from sidestack.infra.snapshot import read_dataset
+from sidestack.infra.stage import StageRun, run_stage
+from sidestack.infra.tables import read_json
+from sidestack.pipelines.drift.result import DRIFT_FILE, figures
+from sidestack.pipelines.retrain.config import JUDGE, JudgeConfig
+from sidestack.pipelines.retrain.gates import drift_gates, may_promote, task_gates
+from sidestack.pipelines.retrain.ledger import Gate
+from sidestack.pipelines.retrain.measure import CANDIDATE, CHAMPION, MODELS, Measured, measure
+from sidestack.pipelines.retrain.tell import gate_table
 
 JUDGEMENT_FILE = "judgement.json"
 
@@ -29,7 +29,7 @@ def judge(run: StageRun[JudgeConfig]) -> None:
     Raises:
         DataError: predictions break their contract, or models did not predict the same rows.
     """
-    with together(run.world.committing, "judging the candidate"):
+    with raise_on_all_ranks(run.world.committing, "judging the candidate"):
         if run.world.is_main:
             _judge(run)
 

@@ -16,14 +16,14 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator
 
-from infra.commit import verify, write_whole
-from infra.config import C, Config, digest, leads_inside, parse
-from infra.errors import CommitError, DataError, StageError
-from infra.remote.copies import claim, refresh
-from infra.remote.urls import address
-from infra.sealed import sealed, unsealed
-from pipelines.retrain.config import PolicyName
-from ranker.config import Dates
+from sidestack.infra.commit import verify, write_whole
+from sidestack.infra.config import C, Config, digest, leads_inside, parse
+from sidestack.infra.errors import CommitError, DataError, StageError
+from sidestack.infra.remote.copies import claim, refresh
+from sidestack.infra.remote.urls import address
+from sidestack.infra.sealed import sealed, unsealed
+from sidestack.pipelines.retrain.config import PolicyName
+from sidestack.ranker.config import Dates
 
 CYCLES = "cycles"
 PLAN_FILE, OUTCOME_FILE = "plan.json", "outcome.json"

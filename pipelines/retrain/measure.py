@@ -9,17 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.retrain.config import GatesConfig
-from pipelines.retrain.gates import Judged
-from ranker.config import Dates
-from ranker.intervals import Sums, TrainingDeviation, estimate_gain, resample_users
-from ranker.measures import TaskMeasures, measure_task
-from ranker.metric_registry import AUC, CALIBRATION, METRICS, NE
-from ranker.predictions import Predictions, require_same_rows, sorted_predictions, sorting
+from sidestack.pipelines.retrain.config import GatesConfig
+from sidestack.pipelines.retrain.gates import Judged
+from sidestack.ranker.config import Dates
+from sidestack.ranker.intervals import Sums, TrainingDeviation, estimate_gain, resample_users
+from sidestack.ranker.measures import TaskMeasures, measure_task
+from sidestack.ranker.metric_registry import CALIBRATION, HEADLINE, NE, all_metrics
+from sidestack.ranker.predictions import Predictions, require_same_rows, sorted_predictions, sorting
 
 CANDIDATE, CHAMPION, REFERENCE = "candidate", "champion", "reference"
 MODELS = (CANDIDATE, CHAMPION, REFERENCE)
-BY_DAY = (NE, AUC, CALIBRATION)
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,8 @@ class Measured:
 
     Attributes:
         tasks: by task, what gates ask. models: by model and task, the value of each metric.
-        by_day: one row for each model, task and date: num, positives, and the metrics of `BY_DAY`.
+        by_day: one row for each model, task and date: num, positives, and every metric but those within
+            users, who have few impressions a day.
     """
 
     tasks: dict[str, Judged]
@@ -51,7 +51,7 @@ def measure(outputs: Mapping[str, Path], labels: Mapping[str, Dates], gates: Gat
     found = _measures(outputs, tasks, labels, folder)
     judged = {task: _judged(found, task, gates) for task in tasks}
     models = {
-        model: {task: {name: one.metrics[name].value for name in METRICS} for task, one in by_task.items()}
+        model: {task: {name: one.metrics[name].value for name in all_metrics()} for task, one in by_task.items()}
         for model, by_task in found.items()
     }
     by_day = [row for day in _days(labels) for row in _of_day(outputs, day, labels, folder)]
@@ -78,17 +78,17 @@ def _judged(found: Mapping[str, Mapping[str, TaskMeasures]], task: str, gates: G
     own = next(iter(found.values()))[task]
     ne, calibration = (own.metrics[metric.name].value for metric in (NE, CALIBRATION))
     gain = _gain(own, found[CHAMPION][task], gates) if CANDIDATE in found and CHAMPION in found else None
-    return Judged(own.num, own.positives, len(own.metrics[NE.name].parts_U), ne, calibration, gain)
+    return Judged(own.num, own.positives, len(own.metrics[HEADLINE.name].parts_U), ne, calibration, gain)
 
 
 def _gain(own: TaskMeasures, champion: TaskMeasures, gates: GatesConfig) -> tuple[float, float, float] | None:
-    """Return the candidate's gain of NE and its interval over users; what trainings deviate by is not in it: what is
+    """Return the candidate's gain and its interval over users; what trainings deviate by is not in it: what is
     promoted is this one training."""
-    sums_U2 = np.column_stack([one.metrics[NE.name].parts_U for one in (own, champion)])
+    sums_U2 = np.column_stack([one.metrics[HEADLINE.name].parts_U for one in (own, champion)])
     drawn_B2 = resample_users(sums_U2, gates.resamples, gates.seed)
     arm, reference = (Sums(sums_U2[:, n].sum(keepdims=True), drawn_B2[:, n]) for n in (0, 1))
-    assert NE.better is not None
-    found = estimate_gain(arm, reference, NE.better, TrainingDeviation(0.0, 0), gates.seed, gates.confidence)
+    assert HEADLINE.better is not None
+    found = estimate_gain(arm, reference, HEADLINE.better, TrainingDeviation(0.0, 0), gates.seed, gates.confidence)
     return None if found is None else (found.gain, *found.interval)
 
 
@@ -109,6 +109,6 @@ def _of_day(
         with sorting(folder) as database, sorted_predictions(path, tuple(of_day), database, of_day) as predictions:
             for task in of_day:
                 found = measure_task(predictions, task)
-                values = {metric.name: found.metrics[metric.name].value for metric in BY_DAY}
+                values = {name: found.metrics[name].value for name, one in all_metrics().items() if one.order != "user"}
                 told = {"model": model, "task": task, "date": day.isoformat()}
                 yield {**told, "num": found.num, "positives": found.positives, **values}

@@ -9,16 +9,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from infra.commit import fetched, read_manifest, write_whole
-from infra.config import Config, parse
-from infra.masking import one_line
-from infra.mlflow_runs import end_parent, metric_name, open_parent, replay
-from infra.mlflow_store import connect, use_store
-from infra.registration import register
-from infra.remote.copies import refresh
-from infra.tables import read_json
-from pipelines.job_log import say
-from pipelines.retrain.ledger import Cycle, Ledger
+from sidestack.infra.commit import fetched, read_manifest, write_whole
+from sidestack.infra.config import Config, parse
+from sidestack.infra.masking import one_line
+from sidestack.infra.mlflow_runs import end_parent, metric_name, open_parent, replay
+from sidestack.infra.mlflow_store import connect, use_store
+from sidestack.infra.registration import register
+from sidestack.infra.remote.copies import refresh
+from sidestack.infra.tables import read_json
+from sidestack.pipelines.job_log import say
+from sidestack.pipelines.retrain.ledger import Cycle, Ledger
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from infra.snapshot import read_dataset
-from infra.store import Store
-from pipelines.job_log import say
-from pipelines.privacy.expire import expire, retained_since
+from sidestack.infra.snapshot import read_dataset
+from sidestack.infra.store import Store
+from sidestack.pipelines.job_log import say
+from sidestack.pipelines.privacy.expire import expire, retained_since
 
 
 def delete_expired(prepared: Path) -> None:

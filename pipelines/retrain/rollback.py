@@ -2,10 +2,10 @@
 
 from datetime import UTC, datetime
 
-from infra.errors import ConfigError
-from pipelines.job_log import say
-from pipelines.retrain.cycle import Retraining
-from pipelines.retrain.ledger import Outcome, Plan
+from sidestack.infra.errors import ConfigError
+from sidestack.pipelines.job_log import say
+from sidestack.pipelines.retrain.cycle import Retraining
+from sidestack.pipelines.retrain.ledger import Outcome, Plan
 
 
 def roll_back(retraining: Retraining, number: int | None = None) -> None:

@@ -7,11 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from components import ranker as ranker_jobs
-from encoder.config import ENCODER_INPUT, EncoderConfig
-from infra.config import parse, plain
-from pipelines.config import PipelineConfig
-from pipelines.graph import (
+from sidestack.components import ranker as ranker_jobs
+from sidestack.encoder.config import ENCODER_INPUT, EncoderConfig
+from sidestack.infra.config import parse, plain
+from sidestack.pipelines.config import PipelineConfig
+from sidestack.pipelines.graph import (
     RANKER_CODE,
     Stage,
     encoder_stage,
@@ -20,11 +20,11 @@ from pipelines.graph import (
     materialize_stage,
     ranker_stage,
 )
-from pipelines.retrain.config import JUDGE, JudgeConfig
-from pipelines.retrain.decide import dates_judged
-from pipelines.retrain.ledger import Plan
-from ranker.config import HoldoutConfig, RankerConfig
-from ranker.score_config import ScoreConfig
+from sidestack.pipelines.retrain.config import JUDGE, JudgeConfig
+from sidestack.pipelines.retrain.decide import dates_judged
+from sidestack.pipelines.retrain.ledger import Plan
+from sidestack.ranker.config import HoldoutConfig, RankerConfig
+from sidestack.ranker.score_config import ScoreConfig
 
 PREPARED, BEFORE, CHAMPION = "prepare", "before", "champion"
 """Labels of what lies there already: the snapshot, the champion's with its SIDs, and the champion's ranker."""
@@ -106,7 +106,7 @@ def _drift(
     if BEFORE in lying:
         inputs["before"] = BEFORE
     code = ("infra", "encoder", "ranker", "pipelines/drift")
-    job = partial(internal_job, "drift", "pipelines.drift")
+    job = partial(internal_job, "drift", "sidestack.pipelines.drift")
     return Stage("drift", job, code, config.drift, config.run.launch.compare, inputs)
 
 
@@ -165,7 +165,7 @@ def _export(config: PipelineConfig, encoders: Mapping[str, Stage | str], materia
 
 
 def _judge(config: PipelineConfig, plan: Plan, inputs: Mapping[str, str]) -> Stage:
-    job = partial(internal_job, JUDGE, "pipelines.retrain.judge")
-    code = ("infra", "encoder/sid.py", "ranker", "pipelines/retrain", "pipelines/drift")
+    job = partial(internal_job, JUDGE, "sidestack.pipelines.retrain.judge")
+    code = ("infra", "encoder/sid", "ranker", "pipelines/retrain", "pipelines/drift")
     settings = JudgeConfig(measured=plan.measured, gates=config.retrain.gates)
     return Stage(JUDGE, job, code, settings, config.run.launch.compare, inputs)

@@ -6,8 +6,8 @@ from io import StringIO
 from rich.console import Console
 from rich.table import Table
 
-from infra.console import FILE_WIDTH
-from pipelines.retrain.ledger import Cycle, Gate, Ledger
+from sidestack.infra.console import FILE_WIDTH
+from sidestack.pipelines.retrain.ledger import Cycle, Gate, Ledger
 
 
 def gate_table(gates: Sequence[Gate]) -> str:

@@ -8,20 +8,20 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from infra.commit import is_committed
-from infra.config import parse, plain
-from pipelines.config import read_config
-from pipelines.graph import stages
-from pipelines.job_log import say
-from pipelines.report.comparison import Comparison
-from pipelines.report.units import percent, percent_interval
-from pipelines.report.verdict import verdict_between
-from pipelines.run import command_line, exit_status, near, run_stages
-from pipelines.sweep.choose import CHOSEN_FILE, PICTURE_FILE, RESULT_FILE, TABLE_FILE
-from pipelines.sweep.grid import LEVELS, Budget
-from pipelines.sweep.plan import CHOSEN, SIDE, parity_overrides, sweep_stages
-from pipelines.sweep.result import SweepResult
-from ranker.metric_registry import HEADLINE
+from sidestack.infra.commit import is_committed
+from sidestack.infra.config import parse, plain
+from sidestack.pipelines.config import read_config
+from sidestack.pipelines.graph import stages
+from sidestack.pipelines.job_log import say
+from sidestack.pipelines.report.comparison import Comparison
+from sidestack.pipelines.report.units import percent, percent_interval
+from sidestack.pipelines.report.verdict import verdict_between
+from sidestack.pipelines.run import command_line, exit_status, near, run_stages
+from sidestack.pipelines.sweep.choose import CHOSEN_FILE, PICTURE_FILE, RESULT_FILE, TABLE_FILE
+from sidestack.pipelines.sweep.grid import LEVELS, Budget
+from sidestack.pipelines.sweep.plan import CHOSEN, SIDE, parity_overrides, sweep_stages
+from sidestack.pipelines.sweep.result import SweepResult
+from sidestack.ranker.metric_registry import HEADLINE
 
 
 def sweep(config_file: Path, overrides: Sequence[str], budget: Budget) -> Path:

@@ -9,18 +9,26 @@ from pathlib import Path
 
 import torch
 
-from encoder.bundle import load_bundle
-from encoder.config import EncoderConfig
-from encoder.sid import DEFAULT_NAME
-from infra.config import plain, to_yaml
-from infra.errors import DataError
-from infra.record import SUMMARY_FILE
-from infra.stage import StageRun, run_stage
-from infra.tables import read_json
-from pipelines.report.encoder import read_encoder
-from pipelines.sweep.grid import Setting, prefix_lengths, quantizer_of, setting_of, structured
-from pipelines.sweep.heatmap import draw
-from pipelines.sweep.result import INPUT, SettingResult, SweepResult, as_markdown, as_text, ranked, weighted_loss
+from sidestack.encoder.bundle import load_bundle
+from sidestack.encoder.config import EncoderConfig
+from sidestack.encoder.sid.spec import DEFAULT_NAME
+from sidestack.infra.config import plain, to_yaml
+from sidestack.infra.errors import DataError
+from sidestack.infra.record import SUMMARY_FILE
+from sidestack.infra.stage import StageRun, run_stage
+from sidestack.infra.tables import read_json
+from sidestack.pipelines.report.encoder import read_encoder
+from sidestack.pipelines.sweep.grid import Setting, knobs_of, prefix_lengths, quantizer_of, setting_of
+from sidestack.pipelines.sweep.heatmap import draw
+from sidestack.pipelines.sweep.result import (
+    INPUT,
+    SettingResult,
+    SweepResult,
+    as_markdown,
+    as_text,
+    ranked,
+    weighted_loss,
+)
 
 RESULT_FILE, CHOSEN_FILE, TABLE_FILE, PICTURE_FILE = "sweep.json", "chosen.yaml", "table.txt", "heatmap.png"
 
@@ -33,7 +41,7 @@ def choose(run: StageRun[EncoderConfig]) -> None:
     """
     if not run.world.is_main:
         return
-    sweep = compared(run.inputs, setting_of(structured(run.config)))
+    sweep = compared(run.inputs, setting_of(knobs_of(run.config)))
     files = {
         RESULT_FILE: sweep.model_dump_json(indent=2) + "\n",
         TABLE_FILE: as_text(sweep),
@@ -70,11 +78,11 @@ def compared(encoders: Mapping[str, Path], own: Setting) -> SweepResult:
 def _measured(path: Path) -> tuple[dict[str, float], SettingResult]:
     """Return the weights of an encoder's signals and what it measured."""
     bundle, told = load_bundle(path, torch.device("cpu")), read_encoder(path)
-    quantizer = structured(bundle.config)
-    setting, weights = setting_of(quantizer), bundle.signals.weights
+    knobs = knobs_of(bundle.config)
+    setting, weights = setting_of(knobs), bundle.signals.weights
     return weights, SettingResult(
         setting=setting,
-        bits=setting.bits(quantizer.lines),
+        bits=setting.bits(knobs.lines),
         loss=weighted_loss(told.losses, weights),
         signals=told.losses,
         unique_share=told.unique_share,
@@ -85,7 +93,7 @@ def _measured(path: Path) -> tuple[dict[str, float], SettingResult]:
 
 def overlay(config: EncoderConfig, chosen: Setting) -> str:
     """Return the chosen setting as YAML, to be laid over a run's file."""
-    quantizer, lengths = plain(quantizer_of(structured(config), chosen)), prefix_lengths(chosen)
+    quantizer, lengths = plain(quantizer_of(config.quantizer, chosen)), prefix_lengths(chosen)
     return to_yaml({"encoder": {"quantizer": quantizer}, "materialize": {"prefix_lengths": {DEFAULT_NAME: lengths}}})
 
 

@@ -2,14 +2,17 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from pydantic import Field, PositiveFloat
 
-from encoder.config import EncoderConfig
-from encoder.quantizers import StructuredConfig
-from infra.config import Config, parse
-from infra.errors import ConfigError
+from sidestack.encoder.config import EncoderConfig
+from sidestack.encoder.quantizers import quantizers
+from sidestack.encoder.quantizers.contract import Knobs, QuantizerConfig
+from sidestack.infra.config import Config, parse
+from sidestack.infra.errors import ConfigError
+
+Q = TypeVar("Q", bound=QuantizerConfig)
 
 LEVELS = (2, 3, 4, 8, 16, 64)
 """Levels that are tried where none are named, as far as they can spend the budget."""
@@ -83,34 +86,35 @@ def settings(budget: Budget, lines: int = 1) -> Iterator[Setting]:
                 yield Setting(levels=levels, depth=depth, groups=digits // depth)
 
 
-def structured(config: EncoderConfig) -> StructuredConfig:
-    """Return the quantizer whose knobs are turned.
+def knobs_of(config: EncoderConfig) -> Knobs:
+    """Return the knobs of a configuration's quantizer.
 
     Raises:
-        ConfigError: the configuration has another kind of quantizer.
+        ConfigError: it has none that a sweep turns.
     """
-    if not isinstance(config.quantizer, StructuredConfig):
-        raise ConfigError(f"encoder.quantizer.kind={config.quantizer.kind!r}: a sweep turns the knobs of 'structured'")
-    return config.quantizer
+    knobs = config.quantizer.knobs
+    if knobs is None:
+        able = [kind for kind, model in quantizers().items() if model.knobs is not QuantizerConfig.knobs]
+        raise ConfigError(
+            f"encoder.quantizer.kind={config.quantizer.kind!r}: has no levels, depth and groups, which a sweep turns;"
+            f" take {', '.join(able)}"
+        )
+    return knobs
 
 
-def quantizer_of(base: StructuredConfig, setting: Setting) -> StructuredConfig:
-    """Return the quantizer of a setting: the base's, with the three knobs turned.
-
-    The width of the latent vector stays that of the base, up to rounding: groups part it, they do not add to it. So
-    the networks of a sweep are of one size and their losses differ by the knobs.
+def quantizer_of(base: Q, setting: Setting) -> Q:
+    """Return the quantizer of a setting: the base's, with the three knobs turned (see `QuantizerConfig.turned`).
 
     Raises:
         ConfigError: a knob is out of the quantizer's range.
     """
-    width = base.groups * base.group_dim
-    knobs = {**setting.model_dump(), "group_dim": -(-width // setting.groups)}
-    return parse(StructuredConfig, {**base.model_dump(), **knobs}, f"sweep: {setting.name}")
+    knobs = Knobs(setting.levels, setting.depth, setting.groups)
+    return parse(type(base), base.turned(knobs), f"sweep: {setting.name}")
 
 
-def setting_of(quantizer: StructuredConfig) -> Setting:
-    """Return where a quantizer lies in the sweep."""
-    return Setting(levels=quantizer.levels, depth=quantizer.depth, groups=quantizer.groups)
+def setting_of(knobs: Knobs) -> Setting:
+    """Return where a quantizer lies in the sweep, by its knobs."""
+    return Setting(levels=knobs.levels, depth=knobs.depth, groups=knobs.groups)
 
 
 def prefix_lengths(setting: Setting) -> Sequence[int]:

@@ -11,8 +11,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from pipelines.report.drawing import LIGHT
-from pipelines.sweep.result import SettingResult, SweepResult
+from sidestack.pipelines.report.drawing import LIGHT
+from sidestack.pipelines.sweep.result import SettingResult, SweepResult
 
 _COLUMNS = 3
 _CELL_INCHES = 0.34

@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from encoder.config import EncoderConfig
-from encoder.sid import DEFAULT_NAME
-from infra.config import plain
-from infra.errors import ConfigError
-from pipelines.config import WITHOUT_BASELINE, PipelineConfig
-from pipelines.graph import Stage, encoder_stage, internal_job, prepare_stage
-from pipelines.sweep.grid import Budget, Setting, prefix_lengths, quantizer_of, setting_of, settings, structured
-from pipelines.sweep.result import INPUT
+from sidestack.encoder.config import EncoderConfig
+from sidestack.encoder.sid.spec import DEFAULT_NAME
+from sidestack.infra.config import plain
+from sidestack.infra.errors import ConfigError
+from sidestack.pipelines.config import WITHOUT_BASELINE, PipelineConfig
+from sidestack.pipelines.graph import Stage, encoder_stage, internal_job, prepare_stage
+from sidestack.pipelines.sweep.grid import Budget, Setting, knobs_of, prefix_lengths, quantizer_of, setting_of, settings
+from sidestack.pipelines.sweep.result import INPUT
 
 CODE = ("infra", "encoder", "pipelines/sweep", "pipelines/report")
 
@@ -28,19 +28,19 @@ def sweep_stages(config: PipelineConfig, budget: Budget) -> tuple[Stage, ...]:
     """Return the stages of a sweep: the dataset, an encoder for each setting, and the choice between them.
 
     Raises:
-        ConfigError: see `settings`, `quantizer_of` and `structured`.
+        ConfigError: see `settings`, `quantizer_of` and `knobs_of`.
     """
-    grid = list(settings(budget, structured(config.encoder).lines))
+    grid = list(settings(budget, knobs_of(config.encoder).lines))
     encoders = [encoder_stage(with_setting(config, setting), sid_name(config.encoder, setting)) for setting in grid]
     inputs = {f"{INPUT}{setting.name}": stage.label for setting, stage in zip(grid, encoders, strict=True)}
-    job = partial(internal_job, "sweep", "pipelines.sweep.choose")
+    job = partial(internal_job, "sweep", "sidestack.pipelines.sweep.choose")
     choice = Stage("sweep", job, CODE, config.encoder, config.run.launch.compare, inputs, section="encoder")
     return prepare_stage(config), *encoders, choice
 
 
 def sid_name(own: EncoderConfig, setting: Setting) -> str:
     """Name the SIDs of a setting: by the setting, or the default where it is the configuration's own."""
-    return DEFAULT_NAME if setting == setting_of(structured(own)) else setting.name
+    return DEFAULT_NAME if setting == setting_of(knobs_of(own)) else setting.name
 
 
 def with_setting(config: PipelineConfig, setting: Setting) -> PipelineConfig:
@@ -51,7 +51,7 @@ def with_setting(config: PipelineConfig, setting: Setting) -> PipelineConfig:
 
 
 def _otherwise(config: PipelineConfig, setting: Setting) -> dict[str, Any]:
-    return {"quantizer": plain(quantizer_of(structured(config.encoder), setting))}
+    return {"quantizer": plain(quantizer_of(config.encoder.quantizer, setting))}
 
 
 def parity_overrides(config: PipelineConfig, chosen: Setting) -> Iterator[str]:

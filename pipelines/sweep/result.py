@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from infra.config import Config
-from pipelines.report.comparison import SignalLoss
-from pipelines.report.units import duration
-from pipelines.sweep.grid import Setting
+from sidestack.infra.config import Config
+from sidestack.pipelines.report.comparison import SignalLoss
+from sidestack.pipelines.report.units import duration
+from sidestack.pipelines.sweep.grid import Setting
 
 INPUT = "encoder."
 """Begins the name of every encoder among the inputs of the stage that chooses."""

@@ -9,16 +9,16 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from infra.config import plain
-from infra.errors import ConfigError
-from infra.remote.copies import put
-from pipelines.config import WITHOUT_BASELINE, PipelineConfig, read_config
-from pipelines.execution import run_dir
-from pipelines.graph import stages
-from pipelines.job_log import say
-from pipelines.report.comparison import Comparison
-from pipelines.run import command_line, exit_status, near, run_stages
-from pipelines.tables.page import as_page, as_text
+from sidestack.infra.config import plain
+from sidestack.infra.errors import ConfigError
+from sidestack.infra.remote.copies import put
+from sidestack.pipelines.config import WITHOUT_BASELINE, PipelineConfig, read_config
+from sidestack.pipelines.execution import run_dir
+from sidestack.pipelines.graph import stages
+from sidestack.pipelines.job_log import say
+from sidestack.pipelines.report.comparison import Comparison
+from sidestack.pipelines.run import command_line, exit_status, near, run_stages
+from sidestack.pipelines.tables.page import as_page, as_text
 
 PAGE_FILE = "tables.md"
 

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
-from pipelines.report.blocks import NO_DIFFERENCE, mark_of
-from pipelines.report.comparison import ArmResult, Comparison, Gain
-from pipelines.report.units import byte_size, percent, percent_interval
-from pipelines.report.verdict import verdict_between
-from pipelines.tables.config import TableConfig
-from ranker.metric_registry import HEADLINE, METRICS, Metric
+from sidestack.pipelines.report.blocks import NO_DIFFERENCE, mark_of
+from sidestack.pipelines.report.comparison import ArmResult, Comparison, Gain
+from sidestack.pipelines.report.units import byte_size, percent, percent_interval
+from sidestack.pipelines.report.verdict import verdict_between
+from sidestack.pipelines.tables.config import TableConfig
+from sidestack.ranker.metric_registry import HEADLINE, Metric, all_metrics
 
 UNKNOWN = ""
 
@@ -59,7 +59,7 @@ class _Measured:
 
     @property
     def metric(self) -> Metric:
-        return METRICS[self.table.metric]
+        return all_metrics()[self.table.metric]
 
     def bytes_a_row(self, arm: str) -> str:
         return byte_size(self.comparison.arms[arm].feature_bytes_per_row)
@@ -130,7 +130,7 @@ def _is_shown(arm: ArmResult, reference: str) -> bool:
 
 def paper_columns(table: TableConfig) -> list[Column]:
     """Return the paper's own figures of each arm, those that it has of any."""
-    paper, title = table.paper, METRICS[table.metric].title
+    paper, title = table.paper, all_metrics()[table.metric].title
     columns = [
         _paper_column("cost", {arm: given.cost for arm, given in paper.items()}, "x{:g}".format),
         _paper_column("storage", {arm: given.storage for arm, given in paper.items()}, _smaller),

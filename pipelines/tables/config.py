@@ -2,8 +2,8 @@
 
 from pydantic import model_validator
 
-from infra.config import Config
-from ranker.metric_registry import HEADLINE, compared_metrics
+from sidestack.infra.config import Config
+from sidestack.ranker.metric_registry import HEADLINE, compared_metrics
 
 
 class PaperFigures(Config):

@@ -8,13 +8,13 @@ and measured on the last training dates. Printed is the best of each arm, and wh
 from collections.abc import Sequence
 from pathlib import Path
 
-from infra.config import plain, to_yaml
-from infra.remote.copies import put
-from pipelines.config import read_config
-from pipelines.execution import run_dir
-from pipelines.run import command_line, exit_status, near, run_pipeline, run_stages, tell_result
-from pipelines.tune.choose import RESULT_FILE, TABLE_FILE, Tuned
-from pipelines.tune.plan import Left, rungs, tune_stages, tuned_values
+from sidestack.infra.config import plain, to_yaml
+from sidestack.infra.remote.copies import put
+from sidestack.pipelines.config import read_config
+from sidestack.pipelines.execution import run_dir
+from sidestack.pipelines.run import command_line, exit_status, near, run_pipeline, run_stages, tell_result
+from sidestack.pipelines.tune.choose import RESULT_FILE, TABLE_FILE, Tuned
+from sidestack.pipelines.tune.plan import Left, rungs, tune_stages, tuned_values
 
 TUNED_FILE = "tuned.yaml"
 

@@ -10,13 +10,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from infra.config import Config
-from infra.errors import DataError
-from infra.record import SUMMARY_FILE
-from infra.stage import StageRun, run_stage
-from infra.tables import read_json
-from pipelines.tune.config import INPUT, Setting, TuneConfig
-from ranker.metric_registry import HEADLINE
+from sidestack.infra.config import Config
+from sidestack.infra.errors import DataError
+from sidestack.infra.record import SUMMARY_FILE
+from sidestack.infra.stage import StageRun, run_stage
+from sidestack.infra.tables import read_json
+from sidestack.pipelines.tune.config import INPUT, LearningRates, TuneConfig
+from sidestack.ranker.metric_registry import HEADLINE
 
 RESULT_FILE, TABLE_FILE = "tune.json", "table.txt"
 
@@ -25,7 +25,7 @@ class Trial(Config):
     """One arm with one setting in one rung, on the validation dates."""
 
     arm: str
-    setting: Setting
+    setting: LearningRates
     rung: int = 0
     """Counted from 0."""
     steps: int = 0
@@ -62,7 +62,7 @@ class Tuned(Config):
         return {arm: trials[0] for arm, trials in self.ranked.items()}
 
     @property
-    def better_half(self) -> dict[str, list[Setting]]:
+    def better_half(self) -> dict[str, list[LearningRates]]:
         """By arm, the settings that go on to the next rung."""
         return {arm: [one.setting for one in trials[: -(-len(trials) // 2)]] for arm, trials in self.ranked.items()}
 
@@ -137,7 +137,7 @@ def _cost(tuned: Tuned, config: TuneConfig) -> str:
     return f"trainings, by their share of the steps: {trainings}; {steps:,} steps, {seconds:,.0f} s"
 
 
-def _edges(setting: Setting, config: TuneConfig) -> list[str]:
+def _edges(setting: LearningRates, config: TuneConfig) -> list[str]:
     grids = {"sparse": config.sparse_learning_rates, "dense": config.dense_learning_rates}
     chosen = {"sparse": setting.sparse_learning_rate, "dense": setting.dense_learning_rate}
     return [name for name, grid in grids.items() if len(grid) > 1 and chosen[name] in (min(grid), max(grid))]

@@ -6,8 +6,8 @@ from typing import Annotated
 
 from pydantic import Field, PositiveFloat, model_validator
 
-from infra.config import Config
-from ranker.config import SearchBudget
+from sidestack.infra.config import Config
+from sidestack.ranker.config import SearchBudget
 
 INPUT = "arm."
 """Begins the name of every training among the inputs of the stage that chooses."""
@@ -22,7 +22,7 @@ RUNGS: dict[SearchBudget, tuple[Share, ...]] = {
 1.1, 2.4 and 9 whole trainings."""
 
 
-class Setting(Config):
+class LearningRates(Config):
     """What an arm may have for itself."""
 
     sparse_learning_rate: PositiveFloat
@@ -55,7 +55,7 @@ class TuneConfig(Config):
             raise ValueError(f"rungs={list(self.rungs)} must rise")
         return self
 
-    def settings(self) -> Iterator[Setting]:
+    def settings(self) -> Iterator[LearningRates]:
         """Return the grid."""
         for sparse, dense in itertools.product(self.sparse_learning_rates, self.dense_learning_rates):
-            yield Setting(sparse_learning_rate=sparse, dense_learning_rate=dense)
+            yield LearningRates(sparse_learning_rate=sparse, dense_learning_rate=dense)

@@ -5,15 +5,15 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from infra.config import parse, plain
-from pipelines.config import PipelineConfig
-from pipelines.graph import Stage, encoder_stage, internal_job, materialize_stage, prepare_stage, ranker_stage
-from pipelines.tune.config import INPUT, RUNGS, Setting, Share
-from ranker.config import ArmConfig, RankerConfig
+from sidestack.infra.config import parse, plain
+from sidestack.pipelines.config import PipelineConfig
+from sidestack.pipelines.graph import Stage, encoder_stage, internal_job, materialize_stage, prepare_stage, ranker_stage
+from sidestack.pipelines.tune.config import INPUT, RUNGS, LearningRates, Share
+from sidestack.ranker.config import ArmConfig, RankerConfig
 
 CODE = ("infra", "ranker", "pipelines/tune", "pipelines/report")
 
-Left = Mapping[str, Sequence[Setting]]
+Left = Mapping[str, Sequence[LearningRates]]
 """By arm, the settings that a rung tries."""
 
 
@@ -41,7 +41,7 @@ def tune_stages(config: PipelineConfig, later: Sequence[Left] = ()) -> tuple[Sta
         for name, stage in _rung(config, materialize, number, shares[number], left)
     }
     inputs = {name: stage.label for name, stage in trainings.items()}
-    job = partial(internal_job, "tune", "pipelines.tune.choose")
+    job = partial(internal_job, "tune", "sidestack.pipelines.tune.choose")
     resolved = config.tune.model_copy(update={"rungs": shares})
     choice = Stage("tune", job, CODE, resolved, config.run.launch.compare, inputs)
     return prepare_stage(config), *encoders, materialize, *trainings.values(), choice
@@ -57,7 +57,9 @@ def _rung(
             yield f"{INPUT}{number}.{arm}.{setting.name}", stage
 
 
-def tuned_values(values: Mapping[str, Any], config: PipelineConfig, best: Mapping[str, Setting]) -> dict[str, Any]:
+def tuned_values(
+    values: Mapping[str, Any], config: PipelineConfig, best: Mapping[str, LearningRates]
+) -> dict[str, Any]:
     """Return a run's file again, each arm with the setting that is best for it.
 
     Args:
@@ -67,7 +69,7 @@ def tuned_values(values: Mapping[str, Any], config: PipelineConfig, best: Mappin
     return {**values, "ranker": {**values.get("ranker", {}), "arms": {name: plain(arm) for name, arm in arms.items()}}}
 
 
-def _training(config: PipelineConfig, stage: Stage, arm: str, setting: Setting, share: Share) -> Stage:
+def _training(config: PipelineConfig, stage: Stage, arm: str, setting: LearningRates, share: Share) -> Stage:
     tried = _with(config.ranker.arms[arm], setting)
     holdout = config.ranker.holdout.model_copy(update={"kind": "validation"})
     training = config.ranker.training.model_copy(update={"steps_share": share})
@@ -77,6 +79,6 @@ def _training(config: PipelineConfig, stage: Stage, arm: str, setting: Setting, 
     return replace(stage, config=resolved, variant=f"{arm}-{setting.name}{part}")
 
 
-def _with(arm: ArmConfig, setting: Setting) -> ArmConfig:
+def _with(arm: ArmConfig, setting: LearningRates) -> ArmConfig:
     training = {**arm.overlay.get("training", {}), **plain(setting)}
     return arm.model_copy(update={"overlay": {**arm.overlay, "training": training}})

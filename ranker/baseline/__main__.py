@@ -1,8 +1,8 @@
 """`python -m ranker.baseline --config FILE --input dataset=DIR --out DIR`: run the baseline stage."""
 
-from infra.stage import run_stage
-from ranker.baseline.config import BaselineConfig
-from ranker.baseline.stage import run_baseline
+from sidestack.infra.stage import run_stage
+from sidestack.ranker.baseline.config import BaselineConfig
+from sidestack.ranker.baseline.stage import run_baseline
 
 if __name__ == "__main__":
     run_stage("baseline", "baseline", BaselineConfig, ["dataset"], run_baseline)

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.ensemble import HistGradientBoostingClassifier
 
-from ranker.baseline.config import BaselineConfig
+from sidestack.ranker.baseline.config import BaselineConfig
 
 Floats = NDArray[np.float32]
 

@@ -6,13 +6,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from infra.checks import check_content
-from infra.parquet import read_row_group, row_groups
-from infra.requests import request_starts
-from infra.snapshot import Dataset
-from infra.tables import TaskSpec
-from ranker.baseline.similarity import Histories
-from ranker.metrics import judged_label
+from sidestack.infra.checks import check_content
+from sidestack.infra.parquet import read_row_group, row_groups
+from sidestack.infra.requests import request_starts
+from sidestack.infra.snapshot import Dataset
+from sidestack.infra.tables import TaskSpec
+from sidestack.ranker.baseline.similarity import Histories
+from sidestack.ranker.metrics import judged_label
 
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float32]

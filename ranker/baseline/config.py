@@ -4,8 +4,8 @@ from typing import Any
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from infra.config import Config, Seed
-from ranker.config import HoldoutConfig
+from sidestack.infra.config import Config, Seed
+from sidestack.ranker.config import HoldoutConfig
 
 ARM = "baseline"
 """The name under which comparisons have it."""

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import pyarrow as pa
 
-from infra.checks import check_events
-from infra.impressions import read_impressions
-from infra.parquet import RowGroup
-from infra.snapshot import Dataset
-from infra.tables import DatasetSpec, TaskSpec
-from ranker.baseline.columns import (
+from sidestack.infra.checks import check_events
+from sidestack.infra.impressions import read_impressions
+from sidestack.infra.parquet import RowGroup
+from sidestack.infra.snapshot import Dataset
+from sidestack.infra.tables import DatasetSpec, TaskSpec
+from sidestack.ranker.baseline.columns import (
     Floats,
     Integers,
     first_entries,
@@ -24,11 +24,11 @@ from ranker.baseline.columns import (
     since_newest,
     times_in_history,
 )
-from ranker.baseline.counts import EarlierCounts
-from ranker.baseline.similarity import Similarity
-from ranker.config import Dates
-from ranker.features import BASE_COLUMNS, HISTORY_COLUMNS
-from ranker.frozen import read_embeddings
+from sidestack.ranker.baseline.counts import EarlierCounts
+from sidestack.ranker.baseline.similarity import Similarity
+from sidestack.ranker.config import Dates
+from sidestack.ranker.constants import read_embeddings
+from sidestack.ranker.features import BASE_COLUMNS, HISTORY_COLUMNS
 
 Block = tuple[pa.Table, dict[str, Floats]]
 """Some rows, and the features of each by name."""

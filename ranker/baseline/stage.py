@@ -13,25 +13,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from infra.distributed import ALONE
-from infra.errors import DataError
-from infra.impressions import columns_by_table
-from infra.parquet import TableWriter
-from infra.partitions import PartitionEntry
-from infra.rows import Rows
-from infra.snapshot import CONTENT, Dataset, read_dataset
-from infra.stage import StageRun
-from infra.tables import TaskSpec
-from ranker.baseline.boosting import TaskModel, fit_task
-from ranker.baseline.columns import Floats, judged_labels
-from ranker.baseline.config import ARM, BaselineConfig
-from ranker.baseline.features import Block, RowFeatures, columns_read
-from ranker.config import Dates
-from ranker.cost import peak_memory_bytes
-from ranker.features import weighted_tasks
-from ranker.metric_registry import METRICS, compared_metrics
-from ranker.metrics import named_metrics, prediction_metrics, prediction_rows, prediction_schema
-from ranker.predictions import FOLDER as PREDICTIONS
+from sidestack.infra.distributed import ALONE
+from sidestack.infra.errors import DataError
+from sidestack.infra.impressions import columns_by_table
+from sidestack.infra.parquet import TableWriter
+from sidestack.infra.partitions import PartitionEntry
+from sidestack.infra.rows import Rows
+from sidestack.infra.snapshot import CONTENT, Dataset, read_dataset
+from sidestack.infra.stage import StageRun
+from sidestack.infra.tables import TaskSpec
+from sidestack.ranker.baseline.boosting import TaskModel, fit_task
+from sidestack.ranker.baseline.columns import Floats, judged_labels
+from sidestack.ranker.baseline.config import ARM, BaselineConfig
+from sidestack.ranker.baseline.features import Block, RowFeatures, columns_read
+from sidestack.ranker.config import Dates
+from sidestack.ranker.cost import peak_memory_bytes
+from sidestack.ranker.features import weighted_tasks
+from sidestack.ranker.metric_registry import all_metrics, compared_metrics
+from sidestack.ranker.metrics import named_metrics, prediction_metrics, prediction_rows, prediction_schema
+from sidestack.ranker.predictions import FOLDER as PREDICTIONS
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def run_baseline(run: StageRun[BaselineConfig]) -> None:
 def _close(run: StageRun[BaselineConfig], models: Mapping[str, TaskModel], facts: Mapping[str, Any]) -> None:
     """Measure the predictions, and write all closing numbers down."""
     kind, measured = run.config.holdout.kind, prediction_metrics(run.out, tuple(models))
-    run.log.metrics(0, named_metrics(kind, measured, METRICS))
+    run.log.metrics(0, named_metrics(kind, measured, all_metrics()))
     run.log.summary({
         "arm": ARM,
         "tasks": measured,

@@ -2,12 +2,12 @@
 
 from pydantic import PositiveInt
 
-from encoder.sid import SidSpec
-from encoder.signals import Precision as StoredPrecision
-from encoder.signals import SignalSpec
-from infra.config import Config
-from ranker.bundle_description import Description
-from ranker.serving.tables import Precision
+from sidestack.encoder.sid.spec import SidSpec
+from sidestack.encoder.signals import Precision as StoredPrecision
+from sidestack.encoder.signals import SignalSpec
+from sidestack.infra.config import Config
+from sidestack.ranker.bundle_description import Description
+from sidestack.ranker.serving.tables import Precision
 
 MODEL_FOLDER = "model"
 """The MLflow model in the output of `ranker.export`."""
@@ -51,7 +51,8 @@ class ServedConfig(Config):
     sids: dict[str, ServedSids]
     """By name: the sets that the arm takes."""
     scales: dict[str, float] = {}
-    """Of `dense`: by signal of items, what a new item's numbers are multiplied by (`ranker.frozen.Frozen.scales`)."""
+    """Of content with embeddings: by signal of items, what a new item's numbers are multiplied by
+    (`ranker.constants.ModelConstants.scales`)."""
     max_candidates: PositiveInt
     """The most candidates of a request."""
     max_history: PositiveInt

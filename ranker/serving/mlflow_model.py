@@ -11,9 +11,9 @@ from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from pydantic import BaseModel, ConfigDict, SkipValidation
 
-from infra.errors import DataError
-from infra.wrong_input import WrongInput
-from ranker.serving.model import load_answers
+from sidestack.infra.errors import DataError
+from sidestack.infra.wrong_input import WrongInput
+from sidestack.ranker.serving.model import load_answers
 
 
 class User(BaseModel):

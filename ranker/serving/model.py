@@ -13,31 +13,40 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from encoder.bundle import load_bundle
-from encoder.materialize import one_thread
-from encoder.serving import ServedConfig as ServedEncoderConfig
-from encoder.serving import ServedEncoder, signal_batch
-from encoder.sid import SidSpec, position_columns
-from encoder.sid_map import NULL
-from encoder.signals import SignalSpec
-from infra.commit import hash_all
-from infra.config import parse_written
-from infra.errors import CommitError, DataError
-from infra.rows import Rows
-from infra.sealed import unsealed
-from ranker.body import Body
-from ranker.bundle_description import require_sids
-from ranker.content import NewItems
-from ranker.features import HISTORY_IDS, ITEM_IDS, USER_IDS, ArmFeatures, Content
-from ranker.frozen import Frozen
-from ranker.row_maps import with_row_maps
-from ranker.serving.config import CONSTANTS_FILE, NETWORK_FILE, SERVED_FILE, TABLES_FILE, ServedConfig, ServedSids
-from ranker.serving.network import LocalNetwork
-from ranker.serving.parse import UNKNOWN, Parsed, RequestParser, Values
-from ranker.serving.tables import ServedTable
+from sidestack.encoder.bundle import load_bundle
+from sidestack.encoder.encoding import one_thread
+from sidestack.encoder.serving import ServedConfig as ServedEncoderConfig
+from sidestack.encoder.serving import ServedEncoder, served_batch
+from sidestack.encoder.sid.columns import position_columns
+from sidestack.encoder.sid.spec import SidSpec
+from sidestack.encoder.sid_map import NULL
+from sidestack.encoder.signals import SignalSpec
+from sidestack.infra.commit import hash_all
+from sidestack.infra.config import parse_written
+from sidestack.infra.errors import CommitError, DataError
+from sidestack.infra.rows import Rows
+from sidestack.infra.sealed import unsealed
+from sidestack.ranker.body import Body
+from sidestack.ranker.bundle_description import require_sids
+from sidestack.ranker.constants import ModelConstants
+from sidestack.ranker.content import NewItems
+from sidestack.ranker.contents.contract import Content
+from sidestack.ranker.features import HISTORY_IDS, ITEM_IDS, USER_IDS, ArmFeatures
+from sidestack.ranker.row_maps import with_row_maps
+from sidestack.ranker.serving.config import (
+    CONSTANTS_FILE,
+    NETWORK_FILE,
+    SERVED_FILE,
+    TABLES_FILE,
+    ServedConfig,
+    ServedSids,
+)
+from sidestack.ranker.serving.network import LocalNetwork
+from sidestack.ranker.serving.parse import UNKNOWN, Parsed, RequestParser, Values
+from sidestack.ranker.serving.tables import ServedTable
 
 Integers = npt.NDArray[np.int64]
-Answer = dict[str, Any]
+ServedScores = dict[str, Any]
 
 CODEBOOK, EMBEDDINGS = "codebook", "embeddings"
 """How constants are called in their file: `codebook.NAME` of SIDs, `embeddings.ENTITY`."""
@@ -73,7 +82,8 @@ class RawLookup:
     """How an item's signals become what the constant of raw embeddings holds of an item.
 
     Attributes:
-        dims: dimensions by signal, in the order in which they lie side by side. scales: likewise, see `Frozen.scales`.
+        dims: dimensions by signal, in the order in which they lie side by side.
+        scales: likewise, see `ModelConstants.scales`.
         known_I: whether the constant has embeddings of an item; the last row is that of an item that is not known.
     """
 
@@ -89,7 +99,7 @@ class RawLookup:
         """
         spec = SignalSpec(embeddings=dict(self.dims), categoricals={}, weights=dict.fromkeys(self.dims, 1.0))
         own = [{name: value for name, value in one.items() if name in self.dims} for one in signals]
-        batch = signal_batch(own, spec, dict.fromkeys(self.dims, "float16"), places)
+        batch = served_batch(own, spec, dict.fromkeys(self.dims, "float16"), places)
         parts = []
         for name, scale in self.scales.items():
             with np.errstate(over="ignore"):  # told below
@@ -129,7 +139,7 @@ class ServedRanker:
         _load_network(body, folder)
         self._network = LocalNetwork(self.features, body, _tables(folder))
 
-    def answer(self, request: object, where: str) -> Answer:
+    def answer(self, request: object, where: str) -> ServedScores:
         """Score the candidates of one request.
 
         Returns:
@@ -202,7 +212,9 @@ class ServedRanker:
         return Rows(pa.table(own), pa.table(shared), np.zeros(number, np.int64))
 
 
-def load_answers(artifacts: Mapping[str, Path], config: Mapping[str, Any]) -> Callable[[Sequence[Any]], list[Answer]]:
+def load_answers(
+    artifacts: Mapping[str, Path], config: Mapping[str, Any]
+) -> Callable[[Sequence[Any]], list[ServedScores]]:
     """Load an exported ranker, and return what answers requests; see `ServedRanker.answer`.
 
     Args:
@@ -253,16 +265,15 @@ def _sid_lookup(folder: Path, config: ServedSids) -> SidLookup:
     return SidLookup(config, np.memmap(folder / config.map_file, np.int64, "r", shape=shape), encoder)
 
 
-def _raw_lookup(content: Content, scales: Mapping[str, float], constants: Frozen) -> RawLookup | None:
-    """Return what takes new items' raw embeddings; None where the ad's content is another, or no scale was kept."""
-    if content.kind != "dense" or not scales:
+def _raw_lookup(content: Content, scales: Mapping[str, float], constants: ModelConstants) -> RawLookup | None:
+    """Return what takes new items' raw embeddings; None where the ad's content has none, or no scale was kept."""
+    if not content.embeddings or not scales:
         return None
-    assert content.embeddings is not None
     scales = {name: scales[name] for name in content.embeddings}
     return RawLookup(content.embeddings, scales, constants.embeddings["item"].ne(0).any(1))
 
 
-def _constants(folder: Path) -> Frozen:
+def _constants(folder: Path) -> ModelConstants:
     """Return codebooks, and embeddings with one more row of zeros: that of what is not known."""
     try:
         found = load_file(folder / CONSTANTS_FILE)
@@ -274,7 +285,7 @@ def _constants(folder: Path) -> Frozen:
         named[kind][own] = tensor
     nothing = {entity: rows_IE.new_zeros(1, rows_IE.shape[1]) for entity, rows_IE in named[EMBEDDINGS].items()}
     embeddings = {entity: torch.cat([rows_IE, nothing[entity]]) for entity, rows_IE in named[EMBEDDINGS].items()}
-    return Frozen(named[CODEBOOK], embeddings)
+    return ModelConstants(named[CODEBOOK], embeddings)
 
 
 def _load_network(body: Body, folder: Path) -> None:

@@ -7,13 +7,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from infra.rows import Rows
-from ranker.body import Body
-from ranker.content import NewItems
-from ranker.convert import JaggedIds, bag_ids, model_inputs, sequence_ids
-from ranker.features import ArmFeatures, IdFeature
-from ranker.inputs import Vectors
-from ranker.serving.tables import ServedTable
+from sidestack.infra.rows import Rows
+from sidestack.ranker.body import Body
+from sidestack.ranker.content import NewItems
+from sidestack.ranker.convert import JaggedIds, bag_ids, model_inputs, sequence_ids
+from sidestack.ranker.features import ArmFeatures
+from sidestack.ranker.id_feature import IdFeature
+from sidestack.ranker.inputs import Vectors
+from sidestack.ranker.serving.tables import ServedTable
 
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from infra.errors import DataError, short
-from infra.tables import DatasetSpec
+from sidestack.infra.errors import DataError, short
+from sidestack.infra.tables import DatasetSpec
 
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]

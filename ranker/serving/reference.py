@@ -11,17 +11,17 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from infra.errors import SpecError
-from infra.parquet import read_row_group, row_groups
-from infra.rows import Rows, RowSource
-from infra.snapshot import Dataset
-from infra.tables import DatasetSpec
-from ranker.bundle_description import Description
-from ranker.export_config import RankerExportConfig
-from ranker.metrics import log_loss_ne
-from ranker.predictions import FOLDER as PREDICTIONS
-from ranker.serving.model import ServedRanker
-from ranker.spans import open_impressions
+from sidestack.infra.errors import SpecError
+from sidestack.infra.parquet import read_row_group, row_groups
+from sidestack.infra.rows import Rows, RowSource
+from sidestack.infra.snapshot import Dataset
+from sidestack.infra.tables import DatasetSpec
+from sidestack.ranker.bundle_description import Description
+from sidestack.ranker.export_config import RankerExportConfig
+from sidestack.ranker.metrics import log_loss_ne
+from sidestack.ranker.predictions import FOLDER as PREDICTIONS
+from sidestack.ranker.serving.model import ServedRanker
+from sidestack.ranker.spans import open_impressions
 
 Request = dict[str, Any]
 Floats = npt.NDArray[np.float32]

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.admission import QUICK, Log, best_share, main, modulo_share, own_row_share, table
-from ranker.admission import IdRows
+from sidestack.benchmarks.admission import QUICK, Log, best_share, main, modulo_share, own_row_share, table
+from sidestack.ranker.admission import IdRows
 
 
 def test_shares_are_those_of_a_slow_count() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from benchmarks.compare import LANES, batches, main
+from sidestack.benchmarks.compare import LANES, batches, main
 
 
 def test_rows_come_in_the_order_of_lanes_with_the_same_labels_for_every_arm() -> None:

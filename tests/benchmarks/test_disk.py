@@ -5,8 +5,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.disk import LAYOUTS, disk
-from infra.snapshot import read_dataset
+from sidestack.benchmarks.disk import LAYOUTS, disk
+from sidestack.infra.snapshot import read_dataset
 from tests.ranker.dataset import write_dataset
 
 

@@ -14,28 +14,28 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.fusion import training as training_module
-from benchmarks.fusion.__main__ import main
-from benchmarks.fusion.corpus import arranged, distinct, paired, write_corpus
-from benchmarks.fusion.figures import draw_changes, draw_missing
-from benchmarks.fusion.measures import PAPER, paper_rows, plan, rows_of
-from benchmarks.fusion.missing import Case, cases, counted, guessed, hidden_but, measure
-from benchmarks.fusion.page import as_markdown
-from benchmarks.fusion.training import FUSION, METHODS, ONE_EACH, Trainer, Training
-from benchmarks.items import ALONE, read_items
-from encoder.config import EncoderConfig
-from encoder.evaluation import evaluate
-from encoder.fusion import VQFusion
-from encoder.holdout import held_out
-from encoder.signals import SignalBatch, SignalSpec
-from infra.checks import check_items
-from infra.commit import committing
-from infra.config import parse
-from infra.errors import ConfigError, StageError
-from infra.parquet import RowGroup
-from infra.snapshot import read_dataset
-from infra.store import Store, write_items
-from infra.tables import item_schema
+from sidestack.benchmarks.fusion import training as training_module
+from sidestack.benchmarks.fusion.__main__ import main
+from sidestack.benchmarks.fusion.corpus import arranged, distinct, paired, write_corpus
+from sidestack.benchmarks.fusion.figures import draw_changes, draw_missing
+from sidestack.benchmarks.fusion.measures import PAPER, paper_rows, plan, rows_of
+from sidestack.benchmarks.fusion.missing import Case, cases, counted, guessed, hidden_but, measure
+from sidestack.benchmarks.fusion.page import as_markdown
+from sidestack.benchmarks.fusion.training import FUSION, METHODS, ONE_EACH, Trainer, Training
+from sidestack.benchmarks.items import ALONE, read_items
+from sidestack.encoder.config import EncoderConfig
+from sidestack.encoder.evaluation import evaluate
+from sidestack.encoder.fusion import VQFusion
+from sidestack.encoder.holdout import held_out
+from sidestack.encoder.signals import SignalBatch, SignalSpec
+from sidestack.infra.checks import check_items
+from sidestack.infra.commit import committing
+from sidestack.infra.config import parse
+from sidestack.infra.errors import ConfigError, StageError
+from sidestack.infra.parquet import RowGroup
+from sidestack.infra.snapshot import read_dataset
+from sidestack.infra.store import Store, write_items
+from sidestack.infra.tables import item_schema
 from tests.pipelines.fabricated import SPEC as BARE_SPEC
 
 SPEC = BARE_SPEC.model_copy(
@@ -158,7 +158,7 @@ def test_change_is_paired_by_seed(monkeypatch: pytest.MonkeyPatch) -> None:
         }
         for made, path in outputs.items()
     }
-    monkeypatch.setattr("benchmarks.fusion.measures.read_summary", told.__getitem__)
+    monkeypatch.setattr("sidestack.benchmarks.fusion.measures.read_summary", told.__getitem__)
     rows = {(row["setting"], row["signal"]): row for row in rows_of("two", settings, outputs)}
     fused = rows[FUSION, "a"]
     assert fused["loss"] == pytest.approx(0.35) and fused["losses"] == [0.22, 0.48]

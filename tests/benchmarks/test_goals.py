@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.goals import goal, publish
-from benchmarks.timing import Spread
+from sidestack.benchmarks.goals import goal, publish
+from sidestack.benchmarks.timing import Spread
 
 
 @pytest.mark.parametrize(("ratio", "met"), [(0.85, "yes"), (0.8499, "no")])

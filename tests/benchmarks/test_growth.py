@@ -7,9 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.growth import FIRST_DAY, GrowingLog, Sizes, bytes_by_table, day_added, goals, layout_rows, main
-from benchmarks.record import Row
-from infra.snapshot import read_dataset
+from sidestack.benchmarks.growth import (
+    FIRST_DAY,
+    GrowingLog,
+    Sizes,
+    bytes_by_table,
+    day_added,
+    goals,
+    layout_rows,
+    main,
+)
+from sidestack.benchmarks.record import Row
+from sidestack.infra.snapshot import read_dataset
 
 SIZES = Sizes(days=(3,), impressions=110, items=60)
 

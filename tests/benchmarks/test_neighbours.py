@@ -8,10 +8,10 @@ import pytest
 import torch
 from matplotlib import image
 
-from benchmarks.neighbours import Catalogue, codes, draw_sheets, main, make_sheets, page, read_catalogue
-from encoder.bundle import load_bundle
-from infra.errors import ConfigError, DataError
-from infra.snapshot import read_dataset
+from sidestack.benchmarks.neighbours import Catalogue, codes, draw_sheets, main, make_sheets, page, read_catalogue
+from sidestack.encoder.bundle import load_bundle
+from sidestack.infra.errors import ConfigError, DataError
+from sidestack.infra.snapshot import read_dataset
 from tests.encoder.fabricated import LOCAL, SPEC, item_table, train_encoder, write_dataset
 
 SHORT = {"training": {"epochs": 1, "batch_size": 64, "log_every": 5}}

@@ -8,16 +8,24 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from benchmarks.items import newest_dataset, read_items
-from benchmarks.quantizers import corpora
-from benchmarks.quantizers.corpora import SIGNAL, VALIDATION_SHARE, Sizes, Source, distinct_rows, laid_down, split
-from benchmarks.quantizers.measures import unit
-from encoder.holdout import held_out
-from infra.checks import check_items
-from infra.commit import committing
-from infra.errors import ConfigError, DataError
-from infra.parquet import RowGroup
-from infra.snapshot import read_dataset
+from sidestack.benchmarks.items import newest_dataset, read_items
+from sidestack.benchmarks.quantizers import corpora
+from sidestack.benchmarks.quantizers.corpora import (
+    SIGNAL,
+    VALIDATION_SHARE,
+    Sizes,
+    Source,
+    distinct_rows,
+    laid_down,
+    split,
+)
+from sidestack.benchmarks.quantizers.measures import unit
+from sidestack.encoder.holdout import held_out
+from sidestack.infra.checks import check_items
+from sidestack.infra.commit import committing
+from sidestack.infra.errors import ConfigError, DataError
+from sidestack.infra.parquet import RowGroup
+from sidestack.infra.snapshot import read_dataset
 from tests.encoder.fabricated import LOCAL, SPEC, write_dataset
 
 SIZES = Sizes(test=300, queries=50)

@@ -7,9 +7,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from benchmarks.quantizers.baselines import padded, trained
-from benchmarks.quantizers.measures import cosine_loss, measure, nearest, recall_at, unit, use_of_digits
-from benchmarks.quantizers.reference import distortion, gaussian_reference
+from sidestack.benchmarks.quantizers.baselines import padded, trained
+from sidestack.benchmarks.quantizers.measures import cosine_loss, measure, nearest, recall_at, unit, use_of_digits
+from sidestack.benchmarks.quantizers.reference import distortion, gaussian_reference
 
 Vectors = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]

@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.quantizers import work
-from benchmarks.quantizers.__main__ import main
-from benchmarks.quantizers.corpora import Corpus, Sizes, Source, laid_down
-from benchmarks.quantizers.methods import BITS, METHODS, EncoderMethod
-from benchmarks.quantizers.trained import EncoderCoder
-from benchmarks.quantizers.work import Task, keep, outcomes
-from encoder.bundle import save_bundle
-from encoder.config import EncoderConfig
-from encoder.fusion import VQFusion
-from encoder.signals import SignalSpec
-from infra.config import load_section
-from infra.errors import ConfigError
+from sidestack.benchmarks.quantizers import work
+from sidestack.benchmarks.quantizers.__main__ import main
+from sidestack.benchmarks.quantizers.corpora import Corpus, Sizes, Source, laid_down
+from sidestack.benchmarks.quantizers.methods import BITS, METHODS, EncoderMethod
+from sidestack.benchmarks.quantizers.trained import EncoderCoder
+from sidestack.benchmarks.quantizers.work import Task, keep, outcomes
+from sidestack.encoder.bundle import save_bundle
+from sidestack.encoder.config import EncoderConfig
+from sidestack.encoder.fusion import VQFusion
+from sidestack.encoder.signals import SignalSpec
+from sidestack.infra.config import load_section
+from sidestack.infra.errors import ConfigError
 
 CONFIG = Path(work.__file__).parent / "vectors.yaml"
 SIGNALS = SignalSpec(embeddings={"vector": 8}, categoricals={}, weights={"vector": 1.0})
@@ -67,7 +67,7 @@ def test_a_key_covers_what_decides_a_result(task: Task, tmp_path: Path) -> None:
 
 
 def test_a_key_covers_the_code_that_trains_and_not_the_code_that_serves() -> None:
-    files = work._imported("encoder.train")
+    files = work._imported("sidestack.encoder.train")
     assert {"encoder/train.py", "encoder/fusion.py", "encoder/quantizers/structured.py"} <= files
     assert "encoder/materialize.py" not in files
 

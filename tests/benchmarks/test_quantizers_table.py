@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from benchmarks.quantizers import figures
-from benchmarks.quantizers.corpora import Corpus
-from benchmarks.quantizers.table import REFERENCE, combined, goals_of, rows_of, table_rows
-from benchmarks.quantizers.work import Outcome, Task
-from benchmarks.record import markdown_table
+from sidestack.benchmarks.quantizers import figures
+from sidestack.benchmarks.quantizers.corpora import Corpus
+from sidestack.benchmarks.quantizers.table import REFERENCE, combined, goals_of, rows_of, table_rows
+from sidestack.benchmarks.quantizers.work import Outcome, Task
+from sidestack.benchmarks.record import markdown_table
 
 CORPUS = Corpus("text", Path("nowhere"))
 

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.golden_example import golden_batch, golden_dlrm, golden_pipeline, our_network, our_pipeline
-from benchmarks.ranker import ReadByItself, scan, stream, use_unpooled_kernels
-from benchmarks.timing import run_program
-from benchmarks.trial import PARTS, StepParts, Trial, kernels, training_split
-from infra.distributed import World, started
-from infra.snapshot import Dataset, read_dataset
-from ranker.fit import Progress
-from ranker.kernels import BagsOfOne
-from ranker.model import StepOutput
+from sidestack.benchmarks.golden_example import golden_batch, golden_dlrm, golden_pipeline, our_network, our_pipeline
+from sidestack.benchmarks.ranker import ReadByItself, scan, stream, use_unpooled_kernels
+from sidestack.benchmarks.timing import run_program
+from sidestack.benchmarks.trial import PARTS, StepParts, Trial, kernels, training_split
+from sidestack.infra.distributed import World, started
+from sidestack.infra.snapshot import Dataset, read_dataset
+from sidestack.ranker.cpu_sequence_lookup import BagsOfOne
+from sidestack.ranker.model import StepOutput
+from sidestack.ranker.progress import Progress
 from tests.ranker.dataset import write_dataset
 
 
@@ -112,7 +112,7 @@ def test_scan_and_reader_go_over_the_same_files(world: World, dataset: Dataset) 
 @pytest.mark.slow
 def test_a_quick_run_writes_every_table_and_goal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     without_a_launcher(monkeypatch)
-    run_program([sys.executable, "-m", "benchmarks.ranker", "--quick", "--out", str(tmp_path)])
+    run_program([sys.executable, "-m", "sidestack.benchmarks.ranker", "--quick", "--out", str(tmp_path)])
     rows = json.loads((tmp_path / "ranker.json").read_text())["rows"]
     tables = {row["table"] for row in rows if "table" in row}
     assert tables == {"Reading", "A step", "Training", "Beside torchrec's golden example", "What each thing gives"}

@@ -11,21 +11,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.items import ALONE
-from benchmarks.record import Row
-from benchmarks.replay.__main__ import main
-from benchmarks.replay.log import Sample, growing_log
-from benchmarks.replay.measures import ALL, gains, growth, summary
-from benchmarks.replay.page import verdict
-from benchmarks.replay.run import Span
-from infra.commit import committing
-from infra.errors import ConfigError
-from infra.impressions import all_columns, read_impressions
-from infra.snapshot import Dataset, read_dataset
-from infra.stage import StageRun
-from infra.tracking import RunLog
-from pipelines.prepare.config import PrepareConfig, Synthetic, Tables
-from pipelines.prepare.stage import prepare
+from sidestack.benchmarks.items import ALONE
+from sidestack.benchmarks.record import Row
+from sidestack.benchmarks.replay.__main__ import main
+from sidestack.benchmarks.replay.log import Sample, growing_log
+from sidestack.benchmarks.replay.measures import ALL, gains, growth, summary
+from sidestack.benchmarks.replay.page import verdict
+from sidestack.benchmarks.replay.run import Span
+from sidestack.infra.commit import committing
+from sidestack.infra.errors import ConfigError
+from sidestack.infra.impressions import all_columns, read_impressions
+from sidestack.infra.snapshot import Dataset, read_dataset
+from sidestack.infra.stage import StageRun
+from sidestack.infra.tracking import RunLog
+from sidestack.pipelines.prepare.config import PrepareConfig
+from sidestack.pipelines.prepare.stage import prepare
+from sidestack.pipelines.prepare.synthetic import Synthetic
+from sidestack.pipelines.prepare.tables.source import Tables
 
 SOURCE = Synthetic(
     kind="synthetic", num_items=60, num_users=40, events_per_day=60, train_days=8, test_days=4,

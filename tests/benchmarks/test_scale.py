@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
-from benchmarks.record import Row
-from benchmarks.scale import BEGIN, END, PAGE, Results, arithmetic, between_marks
-from encoder.budget import LARGEST_BATCH
+from sidestack.benchmarks.record import Row
+from sidestack.benchmarks.scale import BEGIN, END, PAGE, Results, arithmetic, between_marks
+from sidestack.encoder.budget import LARGEST_BATCH
 
 
 def write(folder: Path, name: str, rows: list[Row]) -> None:

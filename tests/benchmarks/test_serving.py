@@ -8,10 +8,10 @@ from typing import Any, get_args
 
 import pytest
 
-from benchmarks import serving
-from benchmarks.items import DEFAULT_SIGNALS
-from benchmarks.scoring_server import Program, ScoringServer, resident_mib
-from benchmarks.serving import (
+from sidestack.benchmarks import serving
+from sidestack.benchmarks.items import DEFAULT_SIGNALS
+from sidestack.benchmarks.scoring_server import Program, ScoringServer, resident_mib
+from sidestack.benchmarks.serving import (
     GOALS_MS,
     Load,
     batches,

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.sid_growth import SPEC, even_ids, features_of, growth, main, side_bytes, skewed_ids
+from sidestack.benchmarks.sid_growth import SPEC, even_ids, features_of, growth, main, side_bytes, skewed_ids
 
 
 @pytest.mark.parametrize("draw", [even_ids, skewed_ids])

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import startup
-from benchmarks.startup import Log, main, start, write_log
+from sidestack.benchmarks import startup
+from sidestack.benchmarks.startup import Log, main, start, write_log
 
 
 def test_a_log_is_of_links_to_few_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,8 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.step_parts import main
-from infra.served import ROOT
+from sidestack.benchmarks.step_parts import main
+from sidestack.infra.code import ROOT
 
 
 def test_a_quick_run_times_every_part(tmp_path: Path) -> None:
@@ -19,5 +19,5 @@ def test_a_quick_run_times_every_part(tmp_path: Path) -> None:
 
 
 def test_it_needs_neither_torchrec_nor_fbgemm() -> None:
-    code = "import sys; sys.modules.update(torchrec=None, fbgemm_gpu=None); import benchmarks.step_parts"
+    code = "import sys; sys.modules.update(torchrec=None, fbgemm_gpu=None); import sidestack.benchmarks.step_parts"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

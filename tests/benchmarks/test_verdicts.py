@@ -7,11 +7,22 @@ from typing import Any
 
 import pytest
 
-from benchmarks import contest, verdicts
-from benchmarks.contest import LogSize
-from benchmarks.record import Row
-from benchmarks.verdicts import REPORTED, WAYS, Truth, count, goals, judged, main, truth, verdict_rows, why_rows
-from pipelines.report.verdict import ONE_TRAINING
+from sidestack.benchmarks import contest, verdicts
+from sidestack.benchmarks.contest import LogSize
+from sidestack.benchmarks.record import Row
+from sidestack.benchmarks.verdicts import (
+    REPORTED,
+    WAYS,
+    Truth,
+    count,
+    goals,
+    judged,
+    main,
+    truth,
+    verdict_rows,
+    why_rows,
+)
+from sidestack.pipelines.report.verdict import ONE_TRAINING
 
 SIZE = LogSize(events=1200, items=100, users=20)
 GROUP = (1200, 100, "explains", "click")

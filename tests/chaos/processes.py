@@ -31,7 +31,7 @@ def processes_of(folder: Path) -> list[Process]:
 
 
 def _kind(words: Sequence[str]) -> str:
-    if "pipelines.run" in words:
+    if "sidestack.pipelines.run" in words:
         return "driver"
     return "torchrun" if "torch.distributed.run" in words else "rank"
 

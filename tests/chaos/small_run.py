@@ -12,9 +12,9 @@ from typing import Any
 
 from mlflow.tracking import MlflowClient
 
-from infra.commit import MANIFEST, read_manifest
-from infra.mlflow_store import URI_VARIABLE
-from infra.record import HISTORY_FILE
+from sidestack.infra.commit import MANIFEST, read_manifest
+from sidestack.infra.mlflow_store import URI_VARIABLE
+from sidestack.infra.record import HISTORY_FILE
 
 CONFIG = Path(__file__).with_name("small.yaml")
 NAME = "chaos"
@@ -44,7 +44,7 @@ class SmallRun:
         """Start the driver in a session of its own, as a scheduler or a login that ends would have it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         overrides = (f"run.runs_dir={self.folder / 'runs'}", *self.settings)
-        command = [sys.executable, "-m", "pipelines.run", "--config", str(CONFIG)]
+        command = [sys.executable, "-m", "sidestack.pipelines.run", "--config", str(CONFIG)]
         environment = {name: value for name, value in os.environ.items() if name != URI_VARIABLE}
         with self.output.open("ab") as output:
             return subprocess.Popen(

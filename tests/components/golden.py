@@ -9,7 +9,7 @@ from unittest import mock
 from torchx.runner import Runner
 from torchx.specs import CfgVal
 
-from infra.schedulers import FACTORIES
+from sidestack.infra.schedulers import FACTORIES
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parent / "golden"

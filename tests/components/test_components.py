@@ -12,8 +12,9 @@ import pytest
 from torchx.specs import AppDef, macros
 from torchx.specs.file_linter import get_fn_docstring, validate
 
-from components import encoder, pipeline, ranker
-from components.torchrun import Launch, stage_app
+from sidestack.components import encoder, pipeline, ranker
+from sidestack.components.stage import stage_job
+from sidestack.components.torchrun import Launch, stage_app
 from tests.components.golden import GOLDEN, ROOT, golden_jobs
 
 COMPONENTS = [
@@ -22,15 +23,15 @@ COMPONENTS = [
     *(ranker.train, ranker.baseline, ranker.score, ranker.export),
 ]
 STAGE_MODULES = {
-    pipeline.prepare: "pipelines.prepare",
-    encoder.train: "encoder.train",
-    encoder.materialize: "encoder.materialize",
-    encoder.export: "encoder.export",
-    ranker.train: "ranker.train",
-    ranker.baseline: "ranker.baseline",
-    ranker.score: "ranker.score",
-    ranker.export: "ranker.export",
-    pipeline.compare: "pipelines.compare",
+    pipeline.prepare: "sidestack.pipelines.prepare",
+    encoder.train: "sidestack.encoder.train",
+    encoder.materialize: "sidestack.encoder.materialize",
+    encoder.export: "sidestack.encoder.export",
+    ranker.train: "sidestack.ranker.train",
+    ranker.baseline: "sidestack.ranker.baseline",
+    ranker.score: "sidestack.ranker.score",
+    ranker.export: "sidestack.ranker.export",
+    pipeline.compare: "sidestack.pipelines.compare",
 }
 
 
@@ -45,13 +46,44 @@ def test_golden_files_are_those_of_the_dry_runs() -> None:
 
 @pytest.mark.parametrize("component", COMPONENTS, ids=lambda c: f"{c.__module__}.{c.__name__}")
 def test_torchx_accepts_the_component_and_every_argument_has_help(component: object) -> None:
-    assert validate(inspect.getfile(component), component.__name__) == []  # type: ignore[arg-type,attr-defined]
+    own = inspect.unwrap(component)  # type: ignore[arg-type]
+    assert validate(inspect.getfile(own), own.__name__) == []
     summary, arguments = get_fn_docstring(component)
     assert "TIP" not in summary
     assert all(text.strip() for text in arguments.values())
     documented = inspect.getdoc(component) or ""
     for name in inspect.signature(component).parameters:  # type: ignore[arg-type]
         assert f"    {name}: " in documented, f"{name} has no help"
+
+
+def test_what_components_share_has_one_help_but_where_one_rank_works() -> None:
+    shared: dict[str, set[str]] = {}
+    for component in STAGE_MODULES:
+        for name, text in get_fn_docstring(component)[1].items():  # type: ignore[arg-type]
+            shared.setdefault(name, set()).add(text)
+    common = [name for name in inspect.signature(stage_job).parameters if name not in ("name", "module", "inputs")]
+    assert {name for name in common if len(shared[name]) > 1} == {"j", "gpu", "env"}
+    assert all(len(shared[name]) == 2 for name in ("j", "gpu", "env"))
+
+
+def test_only_trainings_take_a_number_of_steps_to_trace() -> None:
+    takers = [one for one in STAGE_MODULES if "profile" in inspect.signature(one).parameters]  # type: ignore[arg-type]
+    assert takers == [encoder.train, ranker.train]
+    (role,) = ranker.train(config="c", dataset="d", out="o", profile=7).roles
+    assert role.args[1].endswith(" --profile 7")
+    with pytest.raises(TypeError, match="profile"):
+        ranker.score(config="c", model="m", dataset="d", out="o", profile=7)
+
+
+def test_the_command_line_has_shared_and_own_arguments() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "torchx.cli.main", "run", "components/ranker.py:train", "--help"],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    words = " ".join(ended.stdout.split())
+    assert ended.returncode == 0 and "Train and evaluate the ranker of one arm." in words
+    for option in ("--dataset", "--arm", "--out", "--memMB", "--profile"):
+        assert f" {option} " in words
 
 
 def test_the_command_line_tool_prints_the_job(tmp_path: Path) -> None:
@@ -61,7 +93,7 @@ def test_the_command_line_tool_prints_the_job(tmp_path: Path) -> None:
         cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
-    assert "-m encoder.train --config c.yaml --input dataset=d --out o" in ended.stdout
+    assert "-m sidestack.encoder.train --config c.yaml --input dataset=d --out o" in ended.stdout
 
 
 @pytest.mark.parametrize("component", STAGE_MODULES, ids=lambda c: f"{c.__module__}.{c.__name__}")
@@ -72,22 +104,22 @@ def test_each_stage_component_runs_a_module_that_exists(component: object) -> No
 
 
 def test_components_import_nothing_heavier_than_a_clusters_file_and_urls() -> None:
-    allowed = sys.stdlib_module_names | {"torchx", "components"}
+    allowed = {"torchx", "sidestack.components", "sidestack.infra.clusters.config", "sidestack.infra.remote.urls"}
     for file in (ROOT / "components").glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             for name in names:
-                is_allowed = name.split(".")[0] in allowed or name in ("infra.clusters.config", "infra.remote.urls")
-                assert is_allowed, f"{file.name} imports {name}"
-    loaded = "import sys, components.pipeline; print({'torch', 'pyarrow', 'mlflow'} & set(sys.modules))"
+                is_allowed = any(name == one or name.startswith(f"{one}.") for one in allowed)
+                assert is_allowed or name.split(".")[0] in sys.stdlib_module_names, f"{file.name} imports {name}"
+    loaded = "import sys, sidestack.components.pipeline; print({'torch', 'pyarrow', 'mlflow'} & set(sys.modules))"
     ended = subprocess.run([sys.executable, "-c", loaded], cwd=ROOT, capture_output=True, text=True, check=True)
     assert ended.stdout.strip() == "set()"
 
 
 def command_of(launch: Launch, **changes: object) -> str:
     arguments = {"config": "c.yaml", "out": "out", "inputs": {}} | changes
-    (role,) = stage_app("encoder", "encoder.train", launch, **arguments).roles  # type: ignore[arg-type]
+    (role,) = stage_app("encoder", "sidestack.encoder.train", launch, **arguments).roles  # type: ignore[arg-type]
     return str(role.args[1])
 
 
@@ -155,7 +187,9 @@ def test_a_malformed_shape_is_refused(j: str) -> None:
 
 def test_words_with_spaces_quotes_and_dollars_reach_the_stage_unchanged() -> None:
     override = """encoder.note='a b' "$HOME" ${app_id} $$"""
-    app = stage_app("encoder", "encoder.train", Launch(), config="a b.yaml", out="o", inputs={}, overrides=[override])
+    app = stage_app(
+        "encoder", "sidestack.encoder.train", Launch(), config="a b.yaml", out="o", inputs={}, overrides=[override]
+    )
     values = macros.Values(img_root="", app_id="id", replica_id="0", rank0_env="RANK0")
     words = shlex.split(values.apply(app.roles[0]).args[1])
     assert words[words.index("--set") + 1] == override
@@ -178,7 +212,8 @@ def test_cores_are_shared_out_over_the_ranks() -> None:
 
 
 def test_a_job_whose_output_is_a_url_keeps_its_logs_on_its_node() -> None:
-    arguments = {"config": "s3://b/run.yaml", "out": "s3://b/runs/x y", "inputs": {"dataset": "s3://b/tables"}}
-    (command,) = stage_app("encoder", "encoder.train", Launch(), **arguments).roles[0].args[1:]
-    assert """--log-dir "$$(python -m infra.remote.urls 's3://b/runs/x y')".logs""" in command
+    config, out, inputs = "s3://b/run.yaml", "s3://b/runs/x y", {"dataset": "s3://b/tables"}
+    app = stage_app("encoder", "sidestack.encoder.train", Launch(), config=config, out=out, inputs=inputs)
+    (command,) = app.roles[0].args[1:]
+    assert """--log-dir "$$(python -m sidestack.infra.remote.urls 's3://b/runs/x y')".logs""" in command
     assert "--config s3://b/run.yaml --input dataset=s3://b/tables --out 's3://b/runs/x y'" in command

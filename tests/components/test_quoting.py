@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torchx.specs import AppDef, macros
 
-from components.torchrun import Launch, stage_app
-from infra.slurm import SlurmNodes
+from sidestack.components.torchrun import Launch, stage_app
+from sidestack.infra.slurm import SlurmNodes
 
 WORD = st.text(
     st.one_of(
@@ -30,7 +30,7 @@ printf '%s\\0' "$@" > "$RECORD"
 @pytest.fixture(autouse=True)
 def _no_question_to_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether a cluster counts memory is asked of it, and one that is installed here but down takes its time."""
-    monkeypatch.setattr("infra.slurm._counts_memory", lambda partition: True)
+    monkeypatch.setattr("sidestack.infra.slurm._counts_memory", lambda partition: True)
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def recorded(command: list[str], commands: Path) -> list[str]:
 def job(word: str, launch: Launch | None = None) -> AppDef:
     return stage_app(
         "encoder",
-        "encoder.train",
+        "sidestack.encoder.train",
         launch or Launch(),
         config=f"{word}.yaml",
         out=f"runs/{word}",

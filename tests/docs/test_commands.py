@@ -1,8 +1,9 @@
 """What the pages tell a reader to type exists: modules and their options, targets, files, keys of the configuration."""
 
 import argparse
-import ast
 import contextlib
+import importlib
+import inspect
 import io
 import re
 import runpy
@@ -16,8 +17,9 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from infra.config import SECTIONS
-from pipelines.config import PipelineConfig, read_config
+from sidestack.infra.config import SECTIONS
+from sidestack.infra.kinds import ByKind
+from sidestack.pipelines.config import PipelineConfig, read_config
 from tests.docs.pages import GUIDES, PLACEHOLDERS, ROOT, Command, blocks, commands, inline_code, prose
 
 COMMANDS = list(dict.fromkeys(command for page in GUIDES for command in commands(page)))
@@ -93,7 +95,7 @@ def modules() -> list[tuple[Command, str, list[str]]]:
         words = list(command.words)
         if "-m" in words:
             at = words.index("-m") + 1
-            if words[at].split(".")[0] in FOLDERS:
+            if words[at].split(".")[0] in (*FOLDERS, "sidestack"):
                 found.append((command, words[at], words[at + 1 :]))
     return found
 
@@ -160,9 +162,8 @@ def components() -> Iterator[tuple[Command, int]]:
 @pytest.mark.parametrize(("command", "at"), [pytest.param(*one, id=str(one[0])) for one in components()])
 def test_a_component_takes_the_options(command: Command, at: int) -> None:
     file, _, name = command.words[at].partition(":")
-    nodes = ast.parse((ROOT / file).read_text()).body
-    (arguments,) = (node.args for node in nodes if isinstance(node, ast.FunctionDef) and node.name == name)
-    known = {one.arg for one in (*arguments.args, *arguments.kwonlyargs)}
+    module = importlib.import_module(file.removesuffix(".py").replace("/", "."))
+    known = set(inspect.signature(getattr(module, name)).parameters) - {"overrides"}
     assert {word[2:].partition("=")[0] for word in command.words[at:] if word.startswith("--")} <= known
 
 
@@ -205,7 +206,10 @@ def has_key(kind: Any, keys: Sequence[str]) -> bool:
         return True
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         field = kind.model_fields.get(keys[0])
-        return field is not None and has_key(field.annotation, keys[1:])
+        if field is None:
+            return False
+        kinds = [model for note in field.metadata if isinstance(note, ByKind) for model in note.kinds().values()]
+        return any(has_key(one, keys[1:]) for one in (field.annotation, *kinds))
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Annotated:
         return has_key(arguments[0], keys)

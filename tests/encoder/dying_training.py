@@ -3,13 +3,13 @@
 import os
 import signal
 
-from encoder import train
+from sidestack.encoder import train, trainer
 
 RANK, STEP = (int(word) for word in os.environ["DYING"].split(":"))
-kept = train.Trainer._take_step
+kept = trainer.Trainer._take_step
 
 
-def take_step(self: train.Trainer, rows: train.TrainingRows) -> None:
+def take_step(self: trainer.Trainer, rows: trainer.TrainingRows) -> None:
     is_first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
     if is_first and self.world.rank == RANK and self.step == STEP:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -17,5 +17,5 @@ def take_step(self: train.Trainer, rows: train.TrainingRows) -> None:
 
 
 if __name__ == "__main__":
-    train.Trainer._take_step = take_step  # type: ignore[method-assign]
+    trainer.Trainer._take_step = take_step  # type: ignore[method-assign]
     train.main()

@@ -10,20 +10,21 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from encoder.config import EncoderConfig, MaterializeConfig
-from encoder.materialize import materialize
-from encoder.train import train
-from infra.checkpoint import Checkpoints
-from infra.commit import committing
-from infra.config import parse, plain
-from infra.distributed import World
-from infra.parquet import TableWriter, read_row_group, row_groups
-from infra.partitions import PartitionEntry
-from infra.snapshot import CONTENT, Snapshot, read_dataset, write_snapshot
-from infra.stage import StageRun
-from infra.store import Store, day_entries, in_order, missing_keys, write_day
-from infra.tables import DatasetSpec, Entity, TaskSpec, daily_tables, flat_schema, item_schema, user_schema
-from infra.tracking import RunLog
+from sidestack.encoder.config import EncoderConfig, MaterializeConfig
+from sidestack.encoder.materialize import materialize
+from sidestack.encoder.train import train
+from sidestack.infra.checkpoint import Checkpoints
+from sidestack.infra.commit import committing
+from sidestack.infra.config import parse, plain
+from sidestack.infra.distributed import World
+from sidestack.infra.parquet import TableWriter, read_row_group, row_groups
+from sidestack.infra.partitions import PartitionEntry
+from sidestack.infra.profile import StepProfile
+from sidestack.infra.snapshot import CONTENT, Snapshot, read_dataset, write_snapshot
+from sidestack.infra.stage import StageRun
+from sidestack.infra.store import Store, day_entries, in_order, missing_keys, write_day
+from sidestack.infra.tables import DatasetSpec, Entity, TaskSpec, daily_tables, flat_schema, item_schema, user_schema
+from sidestack.infra.tracking import RunLog
 
 SPEC = DatasetSpec(
     embeddings={"text_embedding": 16, "behaviour_embedding": 8},
@@ -235,6 +236,7 @@ def train_encoder(
     changes: Mapping[str, Any] | None = None,
     log_type: type[RunLog] = RunLog,
     start: Path | None = None,
+    profile: int = 0,
 ) -> None:
     """Run the body of stage `encoder` and commit it, as its main program would."""
     config = parse(EncoderConfig, merged(ENCODER, changes or {}), "encoder")
@@ -243,7 +245,8 @@ def train_encoder(
     with committing(out, world, stage="encoder", facts=facts) as staging:
         log = log_type.open(world.rank, "encoder", staging, plain(config), {}, "", None)
         inputs = {"dataset": dataset} if start is None else {"dataset": dataset, "start": start}
-        train(StageRun(config, inputs, staging, world, log, facts, checkpoints))
+        traced = StepProfile(profile, out.with_name(f"{out.name}.profile"), world.rank, log.say)
+        train(StageRun(config, inputs, staging, world, log, facts, checkpoints, profile=traced))
         facts.update(checkpoints.facts)
     checkpoints.remove()
 

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from encoder.budget import MIN_STEPS, decide, described, told
-from encoder.config import EncoderConfig
-from infra.config import parse
+from sidestack.encoder.budget import MIN_STEPS, decide, described, told
+from sidestack.encoder.config import EncoderConfig
+from sidestack.infra.config import parse
 
 
 def config(**training: Any) -> EncoderConfig:

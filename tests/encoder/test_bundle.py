@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from encoder.bundle import ENCODER_FILE, WEIGHTS_FILE, fingerprint, load_bundle
-from infra.commit import read_manifest
-from infra.config import VERSION
-from infra.errors import DataError, SpecError
+from sidestack.encoder.bundle import ENCODER_FILE, WEIGHTS_FILE, fingerprint, load_bundle
+from sidestack.infra.commit import read_manifest
+from sidestack.infra.config import VERSION
+from sidestack.infra.errors import DataError, SpecError
 
 CPU = torch.device("cpu")
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from encoder.bundle import WEIGHTS_FILE
-from infra.commit import committing
+from sidestack.encoder.bundle import WEIGHTS_FILE
+from sidestack.infra.commit import committing
 from tests.encoder.fabricated import ENCODER, LOCAL, merged, write_dataset
 from tests.encoder.test_resume import rows
 from tests.infra.jobs import LIMIT_S, job
@@ -48,7 +48,8 @@ def test_twenty_of_twenty_restarts_end_as_the_undisturbed_training(
     out, whole = folder / f"killed-{step}", folder / "whole"
     train(folder, out, dying=f"{step % 2}:{step}")
     resumed = json.loads((out / "summary.json").read_text())["resumed_from_step"]
-    assert resumed == (step // EVERY * EVERY or None)
+    # A checkpoint is written while training goes on, and counts a quarter of EVERY later: killed at once, it is lost.
+    assert (resumed or 0) in {(step - 1) // EVERY * EVERY, step // EVERY * EVERY} - {-EVERY}
     record_property("steps_lost", step - (resumed or 0))
     assert (out / WEIGHTS_FILE).read_bytes() == (whole / WEIGHTS_FILE).read_bytes()
     assert rows(out) == rows(whole)

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from encoder.bundle import load_bundle
-from encoder.evaluation import codebook_use, evaluate
-from encoder.quantizers.usage import count_values
-from encoder.signals import signal_batch
+from sidestack.encoder.bundle import load_bundle
+from sidestack.encoder.evaluation import codebook_use, evaluate
+from sidestack.encoder.quantizers.usage import count_values
+from sidestack.encoder.signals import signal_batch
 from tests.encoder.fabricated import LOCAL, item_table
 
 

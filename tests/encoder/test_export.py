@@ -15,29 +15,30 @@ import pyarrow as pa
 import pytest
 import torch
 
-from benchmarks.scoring_server import Program, ScoringServer, serving
-from encoder.bundle import EncoderBundle, load_bundle
-from encoder.export import (
+from sidestack.benchmarks.scoring_server import Program, ScoringServer, serving
+from sidestack.encoder.bundle import EncoderBundle, load_bundle
+from sidestack.encoder.encoding import BLOCK_ROWS, encode
+from sidestack.encoder.export import (
     MODEL_FOLDER,
     Reference,
     check_model,
     export,
     read_reference,
 )
-from encoder.export_config import ExportConfig
-from encoder.materialize import BLOCK_ROWS, encode
-from encoder.serving import Item, ServedConfig, ServedEncoder, exact_rows, item_type, sid_is_text
-from encoder.sid import SidSpec
-from encoder.sid_map import NULL
-from encoder.signals import SignalSpec, signal_batch
-from infra.commit import committing, verify
-from infra.config import parse
-from infra.errors import CommitError, ConfigError, DataError, SpecError
-from infra.mlflow_store import URI_VARIABLE
-from infra.served import ROOT, load_served, requirements
-from infra.snapshot import read_dataset
-from infra.stage import StageRun
-from infra.tracking import RunLog
+from sidestack.encoder.export_config import ExportConfig
+from sidestack.encoder.serving import Item, ServedConfig, ServedEncoder, exact_rows, item_type, sid_is_text
+from sidestack.encoder.sid.spec import SidSpec
+from sidestack.encoder.sid_map import NULL
+from sidestack.encoder.signals import SignalSpec, signal_batch
+from sidestack.infra.code import ROOT
+from sidestack.infra.commit import committing, verify
+from sidestack.infra.config import parse
+from sidestack.infra.errors import CommitError, ConfigError, DataError, SpecError
+from sidestack.infra.mlflow_store import URI_VARIABLE
+from sidestack.infra.served import load_served, requirements
+from sidestack.infra.snapshot import read_dataset
+from sidestack.infra.stage import StageRun
+from sidestack.infra.tracking import RunLog
 from tests.encoder.fabricated import (
     BARE_ITEMS,
     LOCAL,
@@ -224,10 +225,10 @@ def test_what_is_committed_is_whole_and_without_pickle(exported: Path, bundle: E
         "artifacts/weights.safetensors",
         "artifacts/encoder.json",
         "served_model.py",
-        "code/encoder/sid.py",
+        "code/sidestack/encoder/sid/spec.py",
     } <= names
-    assert {Path(name).suffix for name in names} <= {"", ".py", ".json", ".yaml", ".txt", ".safetensors", ".md",
-        ".service", ".timer", ".in", ".sh", ".env"}  # fmt: skip
+    assert {Path(name).suffix for name in names} <= {"", ".py", ".json", ".yaml", ".txt", ".safetensors"}
+    assert not any("deploy" in name for name in names)
     summary = json.loads((exported / "summary.json").read_text())
     assert summary["served"]["spec"]["fingerprint"] == bundle.spec.fingerprint
     assert (summary["checked_items"], summary["registered"]) == (100, None)
@@ -247,14 +248,15 @@ def test_a_server_runs_the_models_own_code_and_imports_no_training(exported: Pat
 import sys, mlflow.pyfunc
 model = mlflow.pyfunc.load_model({str(exported / MODEL_FOLDER)!r})
 print(model.predict([{{"brand": 3}}])[0]["digits"] is not None)
-print(sys.modules["encoder.serving"].__file__)
-print(sorted({{"torchrec", "fbgemm_gpu", "faiss", "torchx", "ranker", "pipelines"}} & set(sys.modules)))
+print(sys.modules["sidestack.encoder.serving"].__file__)
+heavy = {{"torchrec", "fbgemm_gpu", "faiss", "torchx", "sidestack.ranker", "sidestack.pipelines", "encoder"}}
+print(sorted(heavy & set(sys.modules)))
 """
     ran = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert ran.returncode == 0, ran.stderr
     answered, file, heavy = ran.stdout.splitlines()
     assert answered == "True"
-    assert file == str(exported / MODEL_FOLDER / "code/encoder/serving.py")
+    assert file == str(exported / MODEL_FOLDER / "code/sidestack/encoder/serving.py")
     assert heavy == "[]"
 
 
@@ -380,7 +382,7 @@ def test_the_stage_registers_and_mlflow_serves_it_by_its_alias(
     for out in ("first", "second"):
         command = ["--config", "run.yaml", "--input", f"encoder={encoder}", "--input", f"sids={sids}", "--out", out]
         ran = subprocess.run(
-            [sys.executable, "-m", "encoder.export", *command],
+            [sys.executable, "-m", "sidestack.encoder.export", *command],
             cwd=tmp_path, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         assert ran.returncode == 0, ran.stderr

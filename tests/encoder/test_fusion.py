@@ -5,11 +5,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from encoder.config import EncoderConfig
-from encoder.fusion import VQFusion
-from encoder.quantizers import FsqConfig
-from encoder.signals import SignalBatch, chosen_signals, signal_batch
-from infra.config import parse
+from sidestack.encoder.config import EncoderConfig
+from sidestack.encoder.fusion import VQFusion
+from sidestack.encoder.quantizers import FsqConfig
+from sidestack.encoder.signals import SignalBatch, chosen_signals, signal_batch
+from sidestack.infra.config import parse
 from tests.encoder.fabricated import ENCODER, SPEC, item_table
 
 SIGNALS = chosen_signals({}, SPEC)

@@ -12,16 +12,16 @@ import pyarrow as pa
 import pytest
 import torch
 
-from encoder import materialize as stage
-from encoder.bundle import load_bundle
-from encoder.materialize import encode
-from encoder.published import encoder_of
-from encoder.sid import SidSpec
-from encoder.sid_codebook import read_codebook
-from encoder.sid_map import MAP_FILE, NULL
-from encoder.signals import signal_batch
-from infra.errors import CommitError, DataError
-from infra.snapshot import Dataset, Encoding, SidSet, read_dataset
+from sidestack.encoder.bundle import load_bundle
+from sidestack.encoder.encoding import encode
+from sidestack.encoder.generation import sets
+from sidestack.encoder.published import encoder_of
+from sidestack.encoder.sid.spec import SidSpec
+from sidestack.encoder.sid_codebook import read_codebook
+from sidestack.encoder.sid_map import MAP_FILE, NULL
+from sidestack.encoder.signals import signal_batch
+from sidestack.infra.errors import CommitError, DataError
+from sidestack.infra.snapshot import Dataset, Encoding, SidSet, read_dataset
 from tests.datasets import content, joined
 from tests.distributed import run_distributed
 from tests.encoder.fabricated import (
@@ -202,7 +202,7 @@ def test_keep_outlives_a_change_of_the_code(
 ) -> None:
     store = tmp_path / "store"
     materialize_dataset(LOCAL, grown(tmp_path / "0", store, 0), refreshed[0], tmp_path / "first")
-    monkeypatch.setattr(stage, "code_digest", lambda _: "another version's")
+    monkeypatch.setattr(sets, "code_digest", lambda _: "another version's")
     materialize_dataset(
         LOCAL, grown(tmp_path / "1", store, 1), refreshed[1], tmp_path / "second", published=tmp_path / "first"
     )

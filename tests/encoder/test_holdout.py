@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from encoder.holdout import held_out
+from sidestack.encoder.holdout import held_out
 
 
 def splitmix64(x: int) -> int:

@@ -9,12 +9,12 @@ import pyarrow as pa
 import pytest
 import torch
 
-from encoder.bundle import load_bundle
-from encoder.config import EncoderConfig, NetworkConfig
-from encoder.fusion import VQFusion
-from encoder.materialize import BLOCK_ROWS
-from encoder.signals import SignalBatch, SignalSpec, signal_batch
-from infra.snapshot import read_dataset
+from sidestack.encoder.bundle import load_bundle
+from sidestack.encoder.config import EncoderConfig, NetworkConfig
+from sidestack.encoder.encoding import BLOCK_ROWS
+from sidestack.encoder.fusion import VQFusion
+from sidestack.encoder.signals import SignalBatch, SignalSpec, signal_batch
+from sidestack.infra.snapshot import read_dataset
 from tests.datasets import content
 from tests.encoder.fabricated import (
     DAYS,

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from encoder.bundle import load_bundle
-from encoder.inspect import EXAMPLES, inspect, main
-from encoder.signals import signal_batch
-from infra.errors import DataError
-from infra.snapshot import read_dataset
+from sidestack.encoder.bundle import load_bundle
+from sidestack.encoder.inspect import EXAMPLES, inspect, main
+from sidestack.encoder.signals import signal_batch
+from sidestack.infra.errors import DataError
+from sidestack.infra.snapshot import read_dataset
 from tests.encoder.fabricated import BARE_ITEMS, item_table
 
 CPU = torch.device("cpu")

@@ -14,17 +14,18 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from encoder.bundle import load_bundle
-from encoder.materialize import encode
-from encoder.sid import SidSpec, event_columns, read_sid_spec, require_spec, sid_columns
-from encoder.sid_codebook import read_codebook
-from encoder.sid_map import NULL
-from encoder.signals import signal_batch
-from infra.distributed import World
-from infra.errors import CommitError, ConfigError, DataError, SpecError, StageError
-from infra.parquet import row_groups
-from infra.partitions import LISTS
-from infra.snapshot import read_dataset
+from sidestack.encoder.bundle import load_bundle
+from sidestack.encoder.encoding import encode
+from sidestack.encoder.sid.columns import event_columns, read_sid_spec, require_spec, sid_columns
+from sidestack.encoder.sid.spec import SidSpec
+from sidestack.encoder.sid_codebook import read_codebook
+from sidestack.encoder.sid_map import NULL
+from sidestack.encoder.signals import signal_batch
+from sidestack.infra.distributed import World
+from sidestack.infra.errors import CommitError, ConfigError, DataError, SpecError, StageError
+from sidestack.infra.parquet import row_groups
+from sidestack.infra.partitions import LISTS
+from sidestack.infra.snapshot import read_dataset
 from tests.datasets import content, joined
 from tests.distributed import run_distributed
 from tests.encoder.fabricated import (

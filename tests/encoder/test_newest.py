@@ -7,10 +7,10 @@ import pyarrow as pa
 import pytest
 import torch
 
-from encoder.newest import newest_signals
-from encoder.signals import chosen_signals, signal_batch
-from infra.errors import DataError
-from infra.snapshot import read_dataset
+from sidestack.encoder.newest import newest_signals
+from sidestack.encoder.signals import chosen_signals, signal_batch
+from sidestack.infra.errors import DataError
+from sidestack.infra.snapshot import read_dataset
 from tests.encoder.fabricated import SPEC, item_table, write_dataset
 
 

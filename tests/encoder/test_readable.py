@@ -8,10 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from encoder.sid import SidSpec, content_columns, event_columns
-from encoder.sid_file import describe
-from infra.parquet import read_row_group, row_groups
-from infra.snapshot import CONTENT, read_dataset
+from sidestack.encoder.sid.columns import content_columns, event_columns
+from sidestack.encoder.sid.spec import SidSpec
+from sidestack.encoder.sid_file import describe
+from sidestack.infra.parquet import read_row_group, row_groups
+from sidestack.infra.snapshot import CONTENT, read_dataset
 from tests.datasets import content
 from tests.encoder.fabricated import BARE_ITEMS, SPEC
 

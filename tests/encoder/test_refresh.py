@@ -17,12 +17,19 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from encoder.bundle import ENCODER_FILE, WEIGHTS_FILE, EncoderBundle, codebook_digest, load_bundle, network_digest
-from encoder.signals import signal_batch
-from infra.commit import committing, read_manifest
-from infra.errors import ConfigError, DataError, SpecError
-from infra.snapshot import read_dataset
-from infra.tracking import RunLog
+from sidestack.encoder.bundle import (
+    ENCODER_FILE,
+    WEIGHTS_FILE,
+    EncoderBundle,
+    codebook_digest,
+    load_bundle,
+    network_digest,
+)
+from sidestack.encoder.signals import signal_batch
+from sidestack.infra.commit import committing, read_manifest
+from sidestack.infra.errors import ConfigError, DataError, SpecError
+from sidestack.infra.snapshot import read_dataset
+from sidestack.infra.tracking import RunLog
 from tests.datasets import content
 from tests.distributed import run_distributed
 from tests.encoder.fabricated import (
@@ -182,7 +189,7 @@ def test_the_command_line_takes_the_start(encoder: Path, tmp_path: Path) -> None
     with committing(dataset, LOCAL, stage="prepare") as staging:
         write_dataset(staging)
     config.write_text(yaml.safe_dump({"encoder": merged(ENCODER, ONCE)}))
-    command = [sys.executable, "-m", "encoder.train", "--config", str(config), "--out", str(out)]
+    command = [sys.executable, "-m", "sidestack.encoder.train", "--config", str(config), "--out", str(out)]
     command += ["--input", f"dataset={dataset}", "--input", f"start={encoder}"]
     ended = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert ended.returncode == 0, ended.stderr

@@ -10,18 +10,18 @@ import time
 from collections.abc import Mapping
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
 import yaml
 
-from encoder.bundle import WEIGHTS_FILE
-from encoder.quantizers import QuantizerConfig
-from infra.commit import committing, read_manifest
-from infra.distributed import World
-from infra.errors import CommitError, PreemptedError
-from infra.tracking import RunLog
+from sidestack.encoder.bundle import WEIGHTS_FILE
+from sidestack.encoder.quantizers import OWN
+from sidestack.infra.commit import committing, read_manifest
+from sidestack.infra.distributed import World
+from sidestack.infra.errors import CommitError, PreemptedError
+from sidestack.infra.tracking import RunLog
 from tests.distributed import run_distributed
 from tests.encoder.fabricated import ENCODER, LOCAL, merged, train_encoder, write_dataset
 
@@ -139,7 +139,7 @@ def stop_and_train_both(world: World, dataset: Path, folder: Path, changes: dict
 STOPPED = 12
 """The request comes in step 7, and travels with the next batch that is read: ten were read for the sample, and one is
 read ahead."""
-KINDS = [kind.model_fields["kind"].default for kind in get_args(get_args(QuantizerConfig)[0])]
+KINDS = list(OWN)
 SMALL = {
     "structured": {"groups": 2, "depth": 3, "group_dim": 4},
     "rqvae": {"codes": 8, "depth": 3, "group_dim": 8},
@@ -245,7 +245,17 @@ def test_no_checkpoints_where_none_are_asked_for(dataset: Path, tmp_path: Path) 
 
 
 def launched(dataset: Path, config: Path, out: Path, threads: int = 1) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "encoder.train", "--config", config, "--input", f"dataset={dataset}", "--out", out]
+    command = [
+        sys.executable,
+        "-m",
+        "sidestack.encoder.train",
+        "--config",
+        config,
+        "--input",
+        f"dataset={dataset}",
+        "--out",
+        out,
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
     return subprocess.Popen([str(word) for word in command], stderr=subprocess.PIPE, text=True, env=environment)
 

@@ -11,23 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from encoder import sid
-from encoder.sid import (
+from sidestack.encoder.sid.columns import (
     METADATA_KEY,
-    DigitLookup,
-    Packing,
-    SidSpec,
     content_columns,
     event_columns,
-    max_digits,
-    pack_digits,
     read_sid_spec,
     require_spec,
-    unpack_ids,
     with_sid_metadata,
 )
-from infra.config import VERSION
-from infra.errors import SpecError
+from sidestack.encoder.sid.lookup import DigitLookup, _digit_lookup, unpack_ids
+from sidestack.encoder.sid.packing import Packing, max_digits, pack_digits
+from sidestack.encoder.sid.spec import SidSpec
+from sidestack.infra.config import VERSION
+from sidestack.infra.errors import SpecError
 
 PACKINGS: tuple[Packing, ...] = ("mixed_radix", "paper_eq5")
 
@@ -132,7 +128,7 @@ def test_look_ups_give_what_division_gives(radix: int, num_digits: int, packing:
 
 @pytest.mark.parametrize("packing", PACKINGS)
 def test_an_id_that_is_not_known_gives_zeros_whatever_it_is(packing: Packing, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sid, "_IDS_AT_A_TIME", 7)
+    monkeypatch.setattr("sidestack.encoder.sid.lookup._IDS_AT_A_TIME", 7)
     values_DR = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
     lookup = DigitLookup(values_DR, packing)
     assert not list(lookup.state_dict())
@@ -146,7 +142,7 @@ def test_an_id_that_is_not_known_gives_zeros_whatever_it_is(packing: Packing, mo
 
 
 def test_a_look_up_made_in_inference_serves_training() -> None:
-    sid._digit_lookup.cache_clear()
+    _digit_lookup.cache_clear()
     ids_N = torch.arange(27)
     with torch.inference_mode():
         unpack_ids(ids_N, 3, 3, dtype=torch.float32)

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from encoder import sid_map
-from encoder.sid_map import NULL, SidMap, SidMaps
+from sidestack.encoder import sid_map
+from sidestack.encoder.sid_map import NULL, SidMap, SidMaps
 
 
 def maps_of(folder: Path, ids_NC: np.ndarray, *firsts: int) -> SidMaps:

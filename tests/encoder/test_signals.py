@@ -7,10 +7,10 @@ import pyarrow as pa
 import pytest
 import torch
 
-from encoder.signals import SignalSpec, chosen_signals, concatenated, signal_batch, signal_check
-from infra.errors import ConfigError, DataError
-from infra.parquet import RowGroup, read_row_group, row_groups
-from infra.snapshot import read_dataset
+from sidestack.encoder.signals import SignalSpec, chosen_signals, concatenated, signal_batch, signal_check
+from sidestack.infra.errors import ConfigError, DataError
+from sidestack.infra.parquet import RowGroup, read_row_group, row_groups
+from sidestack.infra.snapshot import read_dataset
 from tests.encoder.fabricated import SPEC, embedding_column, item_table, write_table
 
 SIGNALS = chosen_signals({}, SPEC)

@@ -15,14 +15,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from encoder import train as stage
-from encoder.bundle import ENCODER_FILE, WEIGHTS_FILE, codebook_digest, load_bundle
-from encoder.quantizers.structured import Structured, StructuredConfig
-from encoder.signals import SignalBatch, SignalSpec, signal_batch
-from encoder.train import common_sample
-from infra.distributed import World
-from infra.errors import CommitError, ConfigError, DataError, StageError, TrainingError
-from infra.snapshot import read_dataset
+from sidestack.encoder import trainer
+from sidestack.encoder.bundle import ENCODER_FILE, WEIGHTS_FILE, codebook_digest, load_bundle
+from sidestack.encoder.quantizers.structured import Structured, StructuredConfig
+from sidestack.encoder.signals import SignalBatch, SignalSpec, signal_batch
+from sidestack.encoder.trainer import common_sample
+from sidestack.infra.distributed import World
+from sidestack.infra.errors import CommitError, ConfigError, DataError, StageError, TrainingError
+from sidestack.infra.snapshot import read_dataset
 from tests.distributed import run_distributed
 from tests.encoder.fabricated import (
     LOCAL,
@@ -266,7 +266,7 @@ def failures(world: World, dataset: Path, spoiled: Path, out: Path) -> list[str]
             world, dataset, out / "first", {"quantizer": FSQ, "training": {**DIVERGING, "codebook_starts": [0]}}
         )
     with pytest.raises(DataError) as on_one, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage, "signal_batch", with_a_nan)
+        patch.setattr(trainer, "signal_batch", with_a_nan)
         train_encoder(world, dataset, out / "second", {"training": {"codebook_starts": []}})
     with pytest.raises((DataError, StageError)) as bad_row:
         train_encoder(world, spoiled, out / "third")
@@ -297,7 +297,7 @@ def test_a_gradient_that_is_not_finite_is_named(dataset: Path, tmp_path: Path) -
         last.grad[0] = torch.nan
 
     with pytest.raises(DataError) as error, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage, "average_gradients", spoiled)
+        patch.setattr(trainer, "average_gradients", spoiled)
         train_encoder(LOCAL, dataset, tmp_path / "out")
     assert "the gradient of decoder." in str(error.value)
     assert "the gradient of quantizer." not in str(error.value)
@@ -341,8 +341,8 @@ def test_of_a_revised_item_only_the_newest_row_is_trained_on(tmp_path: Path, mon
         read.extend(zip(table["item_id"].to_pylist(), table["brand"].to_pylist(), strict=True))
         return signal_batch(table, signals)
 
-    for module in ("train", "holdout"):
-        monkeypatch.setattr(f"encoder.{module}.signal_batch", noting)
+    for module in ("trainer", "holdout"):
+        monkeypatch.setattr(f"sidestack.encoder.{module}.signal_batch", noting)
     training = {"epochs": 1, "batch_size": 4, "lanes": 1, "checkpoint_every": 0}
     train_encoder(LOCAL, write_dataset(tmp_path / "dataset", parts), tmp_path / "out", {"training": training})
     newest = dict(zip(items["item_id"].to_pylist(), items["brand"].to_pylist(), strict=True))

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from encoder.config import TrainingConfig
-from encoder.fusion import Losses
-from encoder.sid import SidSpec
-from encoder.window import CollapseWatch, Window
-from infra.errors import TrainingError
+from sidestack.encoder.config import TrainingConfig
+from sidestack.encoder.fusion import Losses
+from sidestack.encoder.sid.spec import SidSpec
+from sidestack.encoder.window import CollapseWatch, Window
+from sidestack.infra.errors import TrainingError
 from tests.encoder.fabricated import LOCAL
 
 SPEC = SidSpec(quantizer="structured", levels=3, digits=4, depth=2, groups=2, fingerprint="")

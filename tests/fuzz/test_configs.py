@@ -9,13 +9,13 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from infra.code import ROOT
-from infra.config import digest, load_section, parse, plain, to_yaml
-from infra.errors import SidestackError
-from pipelines.config import PipelineConfig, read_config
-from pipelines.graph import stages
-from pipelines.prepare.config import PrepareConfig
-from ranker.config import RankerConfig
+from sidestack.infra.code import ROOT
+from sidestack.infra.config import digest, load_section, parse, plain, to_yaml
+from sidestack.infra.errors import SidestackError
+from sidestack.pipelines.config import PipelineConfig, read_config
+from sidestack.pipelines.graph import stages
+from sidestack.pipelines.prepare.config import PrepareConfig
+from sidestack.ranker.config import RankerConfig
 from tests.fuzz.values import VALUES, mutated
 
 SHIPPED = sorted([*(ROOT / "configs").glob("*.yaml"), *(ROOT / "benchmarks/replay").glob("*.yaml")])

@@ -9,12 +9,12 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from encoder.sid import SidSpec
-from infra.code import ROOT
-from infra.config import parse
-from infra.errors import SidestackError
-from infra.snapshot import SNAPSHOT_FILE, read_dataset
-from infra.tables import SPEC_FILE, DatasetSpec, content_schema, flat_schema, read_json, read_spec
+from sidestack.encoder.sid.spec import SidSpec
+from sidestack.infra.code import ROOT
+from sidestack.infra.config import parse
+from sidestack.infra.errors import SidestackError
+from sidestack.infra.snapshot import SNAPSHOT_FILE, read_dataset
+from sidestack.infra.tables import SPEC_FILE, DatasetSpec, content_schema, flat_schema, read_json, read_spec
 from tests.datasets import write_snapshot_of
 from tests.fuzz.values import mutated
 from tests.infra.made_up import DAYS, SPEC, requests, table

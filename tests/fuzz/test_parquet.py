@@ -16,10 +16,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from infra.distributed import ALONE
-from infra.errors import SidestackError
-from infra.impressions import all_columns, read_impressions
-from infra.snapshot import read_dataset
+from sidestack.infra.distributed import ALONE
+from sidestack.infra.errors import SidestackError
+from sidestack.infra.impressions import all_columns, read_impressions
+from sidestack.infra.snapshot import read_dataset
 from tests.pipelines.prepare.growing import day_at, labels_apart, read, tables_config, write_folder
 from tests.pipelines.prepare.running import leftovers, run_prepare
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from infra.tables import DatasetSpec, TaskSpec, flat_schema
+from sidestack.infra.tables import DatasetSpec, TaskSpec, flat_schema
 
 TWO_TASKS = DatasetSpec(
     embeddings={"vector": 2},

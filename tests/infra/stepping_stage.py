@@ -13,11 +13,11 @@ from typing import Literal
 
 import torch
 
-from infra.checkpoint import Checkpoint
-from infra.config import Config
-from infra.distributed import lockstep, sum_over_ranks, together
-from infra.errors import PreemptedError
-from infra.stage import StageRun, run_stage
+from sidestack.infra.checkpoint import Checkpoint
+from sidestack.infra.config import Config
+from sidestack.infra.distributed import lockstep, raise_on_all_ranks, sum_over_ranks
+from sidestack.infra.errors import PreemptedError
+from sidestack.infra.stage import StageRun, run_stage
 
 Fault = Literal["", "die", "stop", "hang", "work"]
 
@@ -45,7 +45,7 @@ def body(run: StageRun[SteppingConfig]) -> None:
     done = first
     try:
         for step in lockstep(world, range(first, config.steps), "reading numbers"):
-            with together(world, f"step {step}"):
+            with raise_on_all_ranks(world, f"step {step}"):
                 if config.fault_rank == world.rank and step == config.fault_step and not _attempt():
                     fail(config)
                 time.sleep(config.seconds)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from infra import audit
-from infra.audit import POLICY, UnreachableError, look_up, tell_licences
-from infra.errors import ConfigError
-from infra.licences import Exemption, Policy, check_licences, is_allowed, licence_of, read_policy, unused
+from sidestack.infra import audit
+from sidestack.infra.audit import POLICY, UnreachableError, look_up, tell_licences
+from sidestack.infra.errors import ConfigError
+from sidestack.infra.licences import Exemption, Policy, check_licences, is_allowed, licence_of, read_policy, unused
 
 RULES = Policy(
     allowed=("MIT", "BSD-3-Clause", "Apache-2.0", "Apache-2.0 WITH LLVM-exception"),

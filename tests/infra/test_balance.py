@@ -5,7 +5,7 @@ import numpy.typing as npt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infra.balance import SHARE, SLACK, levelled
+from sidestack.infra.balance import SHARE, SLACK, levelled
 
 Integers = npt.NDArray[np.int64]
 weights = st.lists(st.one_of(st.integers(0, 60), st.integers(0, 2000)), min_size=1, max_size=60)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from infra.budget import batch_size, epochs_for, whole_lanes
+from sidestack.infra.budget import batch_size, epochs_for, whole_lanes
 
 
 @pytest.mark.parametrize("rows", [0, 1, 6_399, 6_400, 12_799, 12_800, 51_199, 51_200, 10**9])

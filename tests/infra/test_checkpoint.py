@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from infra.checkpoint import Checkpoint, Checkpoints
-from infra.config import VERSION, Config
-from infra.distributed import ALONE, World
-from infra.errors import CommitError
-from infra.shards import Shard, Spread
+from sidestack.infra.checkpoint import Checkpoint, Checkpoints
+from sidestack.infra.config import VERSION, Config
+from sidestack.infra.distributed import ALONE, World
+from sidestack.infra.errors import CommitError
+from sidestack.infra.shards import Shard, Spread
 from tests.distributed import run_distributed
 
 WORK = {"key": "k", "inputs": {"dataset": "d"}}
@@ -100,7 +100,9 @@ def test_what_the_writing_thread_raises_is_raised_and_nothing_is_committed(
     kept = checkpoints(tmp_path)
     kept.save(checkpoint(9))
     with monkeypatch.context() as patch:
-        patch.setattr("infra.checkpoint.write_tensors", lambda *_: (_ for _ in ()).throw(OSError("no such disk")))
+        patch.setattr(
+            "sidestack.infra.checkpoint.write_tensors", lambda *_: (_ for _ in ()).throw(OSError("no such disk"))
+        )
         kept.begin(checkpoint(10))
         with pytest.raises(OSError, match="no such disk"):
             kept.finish()
@@ -261,11 +263,11 @@ def test_one_of_another_machine_is_taken_up_and_the_manifest_says_so_for_good(
     other = checkpoints(tmp_path)
     other.work[name] = value
     found = other.load()
-    assert (found.step, found.moved, bool(found.own)) == (9, (name,), keeps_own)
+    assert (found.step, found.environment_change, bool(found.own)) == (9, (name,), keeps_own)
     other.save(checkpoint(12))
     again = checkpoints(tmp_path)
     again.work[name] = value
-    assert again.load().moved == ()
+    assert again.load().environment_change == ()
     assert other.facts == again.facts == {"resumed_with_other": [name]}
 
 
@@ -316,7 +318,7 @@ def spread(world: World, path: Path, rows: int) -> list[int]:
     out = torch.zeros_like(table)
     found = kept.load({"table": Spread((rows,), [Shard((first,), out)])})
     assert found is not None
-    assert (found.step, found.moved) == (7, ())
+    assert (found.step, found.environment_change) == (7, ())
     return out.tolist()
 
 
@@ -325,7 +327,7 @@ def test_what_is_spread_over_the_ranks_is_read_by_any_number_of_them(tmp_path: P
     out = torch.zeros(10, dtype=torch.int64)
     found = checkpoints(tmp_path, "ranker").load({"table": Spread((10,), [Shard((0,), out)])})
     assert found is not None
-    assert "ranks" in found.moved
+    assert "ranks" in found.environment_change
     assert out.tolist() == list(range(10))
     with pytest.raises(CommitError, match="is a checkpoint of other work"):
         checkpoints(tmp_path, "ranker", config=Settings(rate=0.2)).load({})

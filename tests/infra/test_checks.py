@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from infra.checks import check_events, check_items, check_users, require_columns, require_same_columns
-from infra.errors import DataError
-from infra.parquet import RowGroup
-from infra.tables import DatasetSpec, flat_schema, item_schema, user_schema
+from sidestack.infra.checks import check_events, check_items, check_users, require_same_columns, require_typed_columns
+from sidestack.infra.errors import DataError
+from sidestack.infra.parquet import RowGroup
+from sidestack.infra.tables import DatasetSpec, flat_schema, item_schema, user_schema
 from tests.infra.made_up import TWO_TASKS as SPEC
 
 WHERE = RowGroup(Path("events/part.parquet"), 2, 0, 2)
@@ -143,22 +143,22 @@ def test_what_lies_under_a_null_embedding_does_not_matter() -> None:
 )
 def test_a_wrong_schema_is_named(change: Callable[[pa.Schema], pa.Schema], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        require_columns(change(flat_schema(SPEC)), flat_schema(SPEC), WHERE)
+        require_typed_columns(change(flat_schema(SPEC)), flat_schema(SPEC), WHERE)
 
 
 def test_embeddings_may_be_float32_and_columns_beyond_the_contract_are_welcome() -> None:
     schema = item_schema(SPEC, pa.float32()).append(pa.field("sid", pa.int64()))
-    require_columns(schema, item_schema(SPEC), WHERE)
-    require_columns(user_schema(SPEC), user_schema(SPEC), WHERE)
+    require_typed_columns(schema, item_schema(SPEC), WHERE)
+    require_typed_columns(user_schema(SPEC), user_schema(SPEC), WHERE)
 
 
 def test_an_embedding_of_another_type_is_told_the_type_it_must_have() -> None:
     schema = pa.schema({"item_id": pa.int64(), "text": pa.string(), "vector": pa.list_(pa.int64(), 2)})
     wanted = r"a list of 2 numbers of type float32 \(or float16, float64\)"
     with pytest.raises(DataError, match=rf"'vector' has type fixed_size_list<.*int64>\[2\], must be {wanted}"):
-        require_columns(schema, item_schema(SPEC), WHERE)
+        require_typed_columns(schema, item_schema(SPEC), WHERE)
     with pytest.raises(DataError, match=f"'vector' is missing; expected type {wanted}"):
-        require_columns(schema.remove(2), item_schema(SPEC), WHERE)
+        require_typed_columns(schema.remove(2), item_schema(SPEC), WHERE)
 
 
 def test_of_a_task_whose_parent_is_unknown_nothing_is_said() -> None:

@@ -1,12 +1,32 @@
 """The digest of code: names and contents of the files of packages and modules, and nothing else."""
 
+import importlib
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from infra.code import CLUSTERS, DEPLOY, ROOT, code_digest, code_environment, python_files, require_code
-from infra.errors import ConfigError
-from pipelines.prepare.dataset import CODE as PREPARE_CODE
+from sidestack.infra.code import (
+    CLUSTERS,
+    DEPLOY,
+    ROOT,
+    code_digest,
+    code_environment,
+    foreign_code,
+    python_files,
+    require_code,
+)
+from sidestack.infra.errors import ConfigError
+from sidestack.pipelines.prepare.dataset import CODE as PREPARE_CODE
+
+
+@pytest.fixture
+def clean_modules() -> Iterator[None]:
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
 
 
 @pytest.fixture
@@ -44,6 +64,21 @@ def test_a_schedule_is_not_code(root: Path) -> None:
 def test_what_decides_a_partition_is_there() -> None:
     assert all((ROOT / name).exists() for name in PREPARE_CODE)
     assert len(list(python_files(PREPARE_CODE))) > 15
+
+
+def test_the_code_of_other_packages_is_theirs_alone(
+    root: Path, monkeypatch: pytest.MonkeyPatch, clean_modules: None
+) -> None:
+    monkeypatch.syspath_prepend(str(root))
+    (root / "theirs").mkdir()
+    (root / "theirs/__init__.py").touch()
+    (root / "theirs/kind.py").write_text("class Kind: ...\n")
+    (root / "alone.py").write_text("class Kind: ...\n")
+    kinds = [importlib.import_module(name).Kind for name in ("theirs.kind", "alone")]
+    found = foreign_code([*kinds, ConfigError])
+    assert found == {"alone": code_digest(["alone.py"], root), "theirs": code_digest(["theirs"], root)}
+    (root / "theirs/kind.py").write_text("class Kind: more = 1\n")
+    assert foreign_code(kinds)["theirs"] != found["theirs"]
 
 
 def test_a_job_runs_the_code_that_its_key_names_and_no_other(root: Path) -> None:

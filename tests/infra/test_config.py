@@ -3,8 +3,18 @@ from pathlib import Path
 
 import pytest
 
-from infra.config import VERSION, Config, Inside, digest, load_file, load_section, parse, parse_written, to_yaml
-from infra.errors import ConfigError
+from sidestack.infra.config import (
+    VERSION,
+    Config,
+    Inside,
+    digest,
+    load_file,
+    load_section,
+    parse,
+    parse_written,
+    to_yaml,
+)
+from sidestack.infra.errors import ConfigError
 
 
 class Inner(Config):

@@ -1,26 +1,26 @@
 import contextlib
+import socket
 from collections.abc import Iterator
 from functools import partial
 
 import pytest
 import torch
 
-from components import torchrun
-from infra import distributed
-from infra.distributed import (
+from sidestack.components import torchrun
+from sidestack.infra import distributed
+from sidestack.infra.distributed import (
     GPUS_VARIABLE,
     Timeouts,
     World,
-    average_gradients,
     broadcast,
     gather,
     lockstep,
     lockstep_sums,
+    raise_on_all_ranks,
     require_same,
     sum_over_ranks,
-    together,
 )
-from infra.errors import ConfigError, DataError, StageError, TrainingError
+from sidestack.infra.errors import ConfigError, DataError, StageError, TrainingError
 from tests.distributed import RankFailure, run_distributed
 
 
@@ -46,7 +46,7 @@ def test_collectives_agree_on_every_rank() -> None:
 
 
 def fail_on_rank_1(world: World) -> None:
-    with together(world, "reading"):
+    with raise_on_all_ranks(world, "reading"):
         if world.rank == 1:
             raise DataError("x.parquet: broken")
 
@@ -115,33 +115,14 @@ def test_lockstep_adds_up_the_numbers_of_an_item_and_stops_where_one_rank_has_no
     assert run_distributed(sums, world_size=1) == [[[0, 0, 0], [1, 1, 1], [2, 2, 2], [3, 3, 3]]]
 
 
-def gradients_with_sums(world: World, has_gradients: bool) -> tuple[list[float], list[float] | None]:
-    parameter = torch.nn.Parameter(torch.zeros(2))
-    if has_gradients:
-        parameter.grad = torch.tensor([1.0, 3.0]) * world.rank
-    sums_2 = torch.tensor([[0.5], [world.rank]], dtype=torch.float64)
-    average_gradients(world, [parameter], sums_2[0])
-    return sums_2.flatten().tolist(), None if parameter.grad is None else parameter.grad.tolist()
-
-
-def test_numbers_are_added_up_beside_the_average_of_gradients() -> None:
-    assert run_distributed(gradients_with_sums, True) == [([1.0, rank], [0.5, 1.5]) for rank in range(2)]
-    assert run_distributed(gradients_with_sums, False) == [([1.0, rank], None) for rank in range(2)]
-
-
-def gradients_and_texts(world: World) -> list[list[float] | None]:
-    parameters = [torch.nn.Parameter(torch.zeros(2)) for _ in range(3)]
-    parameters[0].grad = torch.tensor([1.0, 2.0]) * (world.rank + 1)
-    parameters[2].grad = torch.tensor([4.0, -8.0]) * world.rank
-    average_gradients(world, parameters)
+def texts(world: World) -> None:
     require_same(world, "abc", "the word")
     with pytest.raises(TrainingError, match="step 3: the word is not the same on every rank: rank 0: w0, rank 1: w1$"):
         require_same(world, f"w{world.rank}", "step 3: the word")
-    return [None if parameter.grad is None else parameter.grad.tolist() for parameter in parameters]
 
 
-def test_gradients_are_averaged_and_texts_that_differ_are_named_on_every_rank() -> None:
-    assert run_distributed(gradients_and_texts) == [[[1.5, 3.0], None, [2.0, -4.0]]] * 2
+def test_texts_that_differ_are_named_on_every_rank() -> None:
+    run_distributed(texts)
 
 
 @pytest.mark.parametrize(
@@ -178,3 +159,16 @@ def see_gpus(monkeypatch: pytest.MonkeyPatch, visible: int, asked: str | None) -
 
 def test_components_name_the_same_variable() -> None:
     assert torchrun.GPUS_VARIABLE == GPUS_VARIABLE
+
+
+def test_a_rank_whose_torchrun_was_killed_before_it_joined_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0}
+    for name, value in {**place, "LOCAL_WORLD_SIZE": 2, "TORCHELASTIC_USE_AGENT_STORE": True}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(distributed, "JOIN_SECONDS", 1.0)
+    with pytest.raises(StageError, match=f"torchrun at 127.0.0.1:{port} did not answer for 1 s: it was killed"):
+        with distributed.started():
+            pass

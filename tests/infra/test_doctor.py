@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from infra import doctor
+from sidestack.infra import doctor
 
 
 def see_builds(monkeypatch: pytest.MonkeyPatch, cuda: str | None, *installed: str) -> None:

@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from infra.code import VARIABLE, code_environment
-from infra.distributed import ALONE, World
-from infra.hosts import require_alike_hosts
+from sidestack.infra.code import VARIABLE, code_environment
+from sidestack.infra.distributed import ALONE, World
+from sidestack.infra.hosts import require_alike_hosts
 from tests.distributed import RankFailure, run_distributed
 
 
@@ -25,7 +25,7 @@ def with_code(world: World, code: tuple[str, ...]) -> None:
 def with_clocks(world: World, ahead_s: tuple[float, ...]) -> str:
     real, told = time.time, io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(told):
-        patch.setattr("infra.hosts.time.time", lambda: real() + ahead_s[world.rank])
+        patch.setattr("sidestack.infra.hosts.time.time", lambda: real() + ahead_s[world.rank])
         require_alike_hosts(world, {})
     return told.getvalue()
 

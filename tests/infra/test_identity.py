@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import infra.identity
-from infra.errors import DataError
-from infra.identity import Identify, Ledger
+import sidestack.infra.identity
+from sidestack.infra.errors import DataError
+from sidestack.infra.identity import Identify, Ledger
 from tests.noted import noted
 
 
@@ -55,8 +55,8 @@ def test_only_what_is_new_or_was_written_to_is_opened(
     file: Path, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[str] = []
-    whole = infra.identity._footer_digest
-    monkeypatch.setattr(infra.identity, "_footer_digest", noted(lambda file: opened.append(file.name), whole))
+    whole = sidestack.infra.identity._footer_digest
+    monkeypatch.setattr(sidestack.infra.identity, "_footer_digest", noted(lambda file: opened.append(file.name), whole))
     files = [file, write(file.with_name("b.parquet"), [7])]
     first = ledger.identities(files)
     assert sorted(opened) == ["a.parquet", "b.parquet"] and list(first) == files
@@ -72,7 +72,7 @@ def test_files_of_other_logs_stay_in_the_ledger(file: Path, ledger: Ledger, monk
     of(ledger, file)
     other = write(file.with_name("b.parquet"), [7])
     of(ledger, other)
-    monkeypatch.setattr(infra.identity, "_footer_digest", lambda file: pytest.fail(f"{file} was opened"))
+    monkeypatch.setattr(sidestack.infra.identity, "_footer_digest", lambda file: pytest.fail(f"{file} was opened"))
     ledger.identities([file, other])
 
 

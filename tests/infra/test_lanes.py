@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import infra.lanes
-from infra.balance import SLACK
-from infra.errors import ConfigError, DataError
-from infra.lanes import Batch, LaneReader
-from infra.order import buffers, parts_between
-from infra.parquet import RowGroup
-from infra.pieces import piece_starts
-from infra.rows import Check, CountedFile, FileRows, Rows, RowSource
+import sidestack.infra.lanes
+from sidestack.infra.balance import SLACK
+from sidestack.infra.errors import ConfigError, DataError
+from sidestack.infra.lanes import Batch, LaneReader
+from sidestack.infra.order import buffers, parts_between
+from sidestack.infra.parquet import RowGroup
+from sidestack.infra.pieces import piece_starts
+from sidestack.infra.rows import Check, CountedFile, FileRows, Rows, RowSource
 from tests.infra.test_parquet import write
 
 
@@ -249,7 +249,7 @@ def test_blocks_are_the_batches_one_after_another(
 ) -> None:
     source = reader(write(tmp_path_factory.mktemp("data"), sizes), seed=3)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(infra.lanes, "BLOCK_ROWS", block_rows)
+        patch.setattr(sidestack.infra.lanes, "BLOCK_ROWS", block_rows)
         start = min(start, source.num_batches)
         blocks = list(source.blocks(range(2), start))
         batches = list(source.batches(range(2), start))
@@ -278,7 +278,7 @@ def test_the_next_buffer_is_read_while_the_last_one_is_used_and_no_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One lane of three buffers: two are read with the first batch, and the next epoch's before this one ends."""
-    monkeypatch.setattr(infra.lanes, "BLOCK_ROWS", 8)
+    monkeypatch.setattr(sidestack.infra.lanes, "BLOCK_ROWS", 8)
     files = write(tmp_path, [48], row_group_rows=8)
     read: list[int] = []
     arrived = threading.Semaphore(0)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from infra.learning_curve import POINTS, is_point, point_every
+from sidestack.infra.learning_curve import POINTS, is_point, point_every
 
 
 @pytest.mark.parametrize(

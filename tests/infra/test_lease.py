@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from infra.commit import commit_alone, is_committed
-from infra.errors import CommitError
-from infra.lease import VARIABLE, lease_file, lease_of, require_lease
+from sidestack.infra.commit import commit_alone, is_committed
+from sidestack.infra.errors import CommitError
+from sidestack.infra.lease import VARIABLE, lease_file, lease_of, require_lease
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from infra.locks import HeldError, locked
-from pipelines.run import AtWorkError, alone
+from sidestack.infra.locks import HeldError, locked
+from sidestack.pipelines.run import AtWorkError, alone
 
 
 @pytest.fixture(params=["flock", "no flock"])

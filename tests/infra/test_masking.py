@@ -2,7 +2,7 @@
 
 import pytest
 
-from infra.masking import has_secret, masked, one_line
+from sidestack.infra.masking import has_secret, masked, one_line
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from infra.errors import ConfigError
-from infra.mlflow_store import URI_VARIABLE, StoreError, bounded, connect, has_store, patient, use_store
+from sidestack.infra.errors import ConfigError
+from sidestack.infra.mlflow_store import URI_VARIABLE, StoreError, bounded, connect, has_store, patient, use_store
 from tests.components.golden import ROOT
 
 FIRST_START = "from infra.mlflow_store import connect; print(len(connect().search_experiments()))"
@@ -136,7 +136,7 @@ def test_a_kind_of_store_that_mlflow_lacks_is_the_users_error(monkeypatch: pytes
 
 
 def test_a_database_that_is_away_is_left_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("infra.mlflow_store._CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr("sidestack.infra.mlflow_store._CONNECT_SECONDS", 0.5)
     monkeypatch.setattr("mlflow.store.db.utils.create_sqlalchemy_engine_with_retry", lambda uri: time.sleep(20))
     monkeypatch.setenv(URI_VARIABLE, "postgresql://user:planted@host/db")
     with pytest.raises(StoreError, match="no answer within"):

@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from infra.order import Part, buffers, lane_bounds, parts_between
-from infra.parquet import RowGroup
+from sidestack.infra.order import Part, buffers, lane_bounds, parts_between
+from sidestack.infra.parquet import RowGroup
 
 
 class Drawn:

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infra.errors import DataError
-from infra.parquet import TableWriter, read_row_group, row_groups
+from sidestack.infra.errors import DataError
+from sidestack.infra.parquet import TableWriter, read_row_group, row_groups
 
 SCHEMA = pa.schema([("x", pa.int64()), ("list", pa.list_(pa.int64()))])
 

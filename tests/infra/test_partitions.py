@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from infra.errors import CommitError, ConfigError, DataError
-from infra.partitions import (
+from sidestack.infra.errors import CommitError, ConfigError, DataError
+from sidestack.infra.partitions import (
     LISTS,
     PartitionEntry,
     PartitionFile,

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infra.pieces import piece_starts, pieces_in_batches
+from sidestack.infra.pieces import piece_starts, pieces_in_batches
 
 lengths = st.lists(st.integers(1, 9), min_size=1, max_size=30)
 

@@ -1,17 +1,19 @@
 """Kinds that installed packages add are found by name, and a bad one is named with its package."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from infra.errors import ConfigError
-from infra.plugins import with_plugins
+from sidestack.infra.errors import ConfigError
+from sidestack.infra.plugins import with_plugins
 
 GROUP = "sidestack.test"
+Install = Callable[[str, str], None]
 
 
 @pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     """Return what installs a package with entry points of the test's group."""
     monkeypatch.syspath_prepend(str(tmp_path))
 
@@ -24,7 +26,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return run
 
 
-def test_kinds_of_packages_come_after_ours(install) -> None:
+def test_kinds_of_packages_come_after_ours(install: Install) -> None:
     install("theirs", "b = json:dumps\na = json:loads")
     assert list(with_plugins(GROUP, {"z": None})) == ["z", "a", "b"]
 
@@ -41,7 +43,7 @@ def test_without_packages_there_are_ours_alone() -> None:
         ("a = json:no_such_name", r"package theirs\): cannot be loaded: AttributeError"),
     ],
 )
-def test_a_bad_entry_is_named_with_its_package(install, entries: str, message: str) -> None:
+def test_a_bad_entry_is_named_with_its_package(install: Install, entries: str, message: str) -> None:
     install("theirs", entries)
     with pytest.raises(ConfigError, match=message):
         with_plugins(GROUP, {"z": None})

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from infra.commit import verify
-from infra.errors import PreemptedError
-from infra.preemption import EXIT_STATUS, Mark, read_mark, remove_mark, write_mark
+from sidestack.infra.commit import verify
+from sidestack.infra.errors import PreemptedError
+from sidestack.infra.preemption import EXIT_STATUS, Mark, read_mark, remove_mark, write_mark
 from tests.infra.jobs import LIMIT_S, job, wait_for
 
 STAGE = "tests.infra.stepping_stage"

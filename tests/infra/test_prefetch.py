@@ -1,25 +1,28 @@
 """Items made ahead by other threads: how many, in what order, and where errors come out."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 
-from infra.prefetch import one_ahead, prefetched
+from sidestack.infra.prefetch import prefetched
+
+Ahead = Callable[[Iterator[int]], Iterator[int]]
 
 
 def by_pool(source: Iterator[int]) -> Iterator[int]:
-    with ThreadPoolExecutor(1) as pool:
-        yield from one_ahead(source, pool)
+    with ThreadPoolExecutor(2) as pool:
+        yield from prefetched(source, pool=pool)
 
 
-def by_thread(source: Iterator[int]) -> Iterator[int]:
-    return prefetched(source, depth=2)
+WAYS = {"a pool, one ahead": (by_pool, 1), "one": (prefetched, 1), "three": (partial(prefetched, depth=3), 3)}
+every_way = pytest.mark.parametrize(("ahead", "depth"), WAYS.values(), ids=WAYS)
 
 
-@pytest.mark.parametrize("ahead", [by_pool, by_thread])
-def test_items_come_in_order_and_then_the_error(ahead: Callable[[Iterator[int]], Iterator[int]]) -> None:
+@every_way
+def test_items_come_in_order_and_then_the_error(ahead: Ahead, depth: int) -> None:
     def failing() -> Iterator[int]:
         yield from range(5)
         raise ValueError("the sixth")
@@ -32,17 +35,47 @@ def test_items_come_in_order_and_then_the_error(ahead: Callable[[Iterator[int]],
     assert found == list(range(5))
 
 
-@pytest.mark.parametrize(("ahead", "made"), [(by_pool, 2), (by_thread, 4)])  # given, waiting, and by a thread in hand
-def test_no_more_is_made_than_is_promised(ahead: Callable[[Iterator[int]], Iterator[int]], made: int) -> None:
-    count = threading.Semaphore(0)
+@every_way
+def test_no_more_is_made_than_is_promised(ahead: Ahead, depth: int) -> None:
+    made = threading.Semaphore(0)
 
     def counted() -> Iterator[int]:
         for item in range(10):
-            count.release()
+            made.release()
             yield item
 
     items = ahead(counted())
-    assert next(items) == 0
-    for _ in range(made):
-        assert count.acquire(timeout=10)
-    assert not count.acquire(timeout=0.05)
+    for expected in range(3):
+        assert next(items) == expected
+        for _ in range(1 + depth if expected == 0 else 1):
+            assert made.acquire(timeout=10)
+        assert not made.acquire(timeout=0.05)
+
+
+def test_the_first_items_are_made_before_the_first_is_asked_for() -> None:
+    made = threading.Event()
+
+    def source() -> Iterator[int]:
+        made.set()
+        yield 0
+
+    items = prefetched(source())
+    assert made.wait(10)
+    assert list(items) == [0]
+
+
+def test_one_other_thread_makes_all_items_and_ends_with_the_iterator() -> None:
+    threads: set[threading.Thread] = set()
+
+    def source() -> Iterator[int]:
+        for item in range(20):
+            threads.add(threading.current_thread())
+            yield item
+
+    items = prefetched(source(), depth=3)
+    assert [next(items) for _ in range(5)] == list(range(5))
+    (thread,) = threads
+    assert thread is not threading.current_thread() and thread.is_alive()
+    assert isinstance(items, Generator)
+    items.close()
+    assert not thread.is_alive()

@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from infra import rendezvous
+from sidestack.infra import rendezvous
 
 
 @pytest.fixture(autouse=True)

@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from infra.revisions import read_revisions
-from infra.rows import FileRows
-from infra.snapshot import read_dataset
+from sidestack.infra.revisions import read_revisions
+from sidestack.infra.rows import FileRows
+from sidestack.infra.snapshot import read_dataset
 from tests.datasets import content, write_snapshot_of
 from tests.encoder.fabricated import SPEC
 

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from infra.row_bytes import row_bytes
+from sidestack.infra.row_bytes import row_bytes
 
 
 @pytest.mark.parametrize(

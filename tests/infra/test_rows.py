@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import infra.rows
-from infra.errors import DataError
-from infra.footer import read_footer
-from infra.parquet import RowGroup, TableWriter
-from infra.rows import CountedFile, FileRows, Rows, RowSource, concatenated
+import sidestack.infra.rows
+from sidestack.infra.errors import DataError
+from sidestack.infra.footer import read_footer
+from sidestack.infra.parquet import RowGroup, TableWriter
+from sidestack.infra.rows import CountedFile, FileRows, Rows, RowSource, concatenated
 from tests.infra.test_parquet import table, write
 from tests.noted import noted
 
@@ -58,7 +58,7 @@ def test_of_counted_files_only_those_concerned_are_opened_each_once(
     sizes = [10, 5, 8, 9]
     files = write(tmp_path, sizes)
     opened: list[Path] = []
-    monkeypatch.setattr(infra.rows, "read_footer", noted(opened.append, read_footer))
+    monkeypatch.setattr(sidestack.infra.rows, "read_footer", noted(opened.append, read_footer))
     rows = FileRows(counted(files, sizes), ["x"])
     assert (rows.num_rows, opened) == (32, [])
     group = rows.groups(10, 16)[-1]

@@ -11,12 +11,12 @@ from torchx.schedulers import get_scheduler_factories
 from torchx.schedulers.api import AppDryRunInfo
 from torchx.specs import AppDef, AppState, Resource, Role
 
-from components import encoder
-from infra.clusters.config import SlurmOptions, load_cluster
-from infra.errors import SchedulerError, UnansweredError
-from infra.lease import VARIABLE, lease_of
-from infra.schedulers import FACTORIES, Reattachable, local_cwd, option_names
-from infra.slurm import SlurmJob, SlurmNodes
+from sidestack.components import encoder
+from sidestack.infra.clusters.config import SlurmOptions, load_cluster
+from sidestack.infra.errors import SchedulerError, UnansweredError
+from sidestack.infra.lease import VARIABLE, lease_of
+from sidestack.infra.schedulers import FACTORIES, Reattachable, local_cwd, option_names
+from sidestack.infra.slurm import SlurmJob, SlurmNodes
 
 
 @pytest.fixture

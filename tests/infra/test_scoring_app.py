@@ -14,9 +14,9 @@ import pytest
 import uvicorn
 import yaml
 
-from infra import scoring_app, serve
-from infra.errors import DataError
-from infra.scoring_app import Answers, ServeConfig, load_answers, read_inputs
+from sidestack.infra import scoring_app, serve
+from sidestack.infra.errors import DataError
+from sidestack.infra.scoring_app import Answers, ServeConfig, load_answers, read_inputs
 
 JSON = {"Content-Type": "application/json"}
 MOST = 100_000
@@ -181,10 +181,10 @@ def test_who_hangs_up_gives_the_place_free() -> None:
 
 def test_overload_is_answered_with_503_and_those_under_way_are_answered() -> None:
     """Two places and six clients at once, of a model that answers nobody before the four others were refused."""
-    go_on = threading.Event()
+    resume = threading.Event()
 
     def waiting(inputs: list[Any]) -> list[Any]:
-        assert go_on.wait(60)
+        assert resume.wait(60)
         return inputs
 
     statuses: list[int] = []
@@ -202,7 +202,7 @@ def test_overload_is_answered_with_503_and_those_under_way_are_answered() -> Non
         statuses.append(status)
         connection.close()
         if statuses.count(503) == 4:
-            go_on.set()
+            resume.set()
 
     with running(waiting, max_concurrent=2) as port:
         clients = [threading.Thread(target=ask, args=(port,)) for _ in range(6)]

@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import infra.shards
-from infra.shards import Shard, Spread, read_shards, write_shards
+import sidestack.infra.shards
+from sidestack.infra.shards import Shard, Spread, read_shards, write_shards
 
 
 def cut(tensor: Tensor, places: list[int]) -> list[Shard]:
@@ -30,12 +30,12 @@ def test_parts_are_filled_from_any_other_parts(
 ) -> None:
     folder = tmp_path_factory.mktemp("shards")
     table, state = torch.arange(90.0).view(30, 3), torch.arange(30, dtype=torch.int64)
-    kept, infra.shards.BLOCK_NUMBERS = infra.shards.BLOCK_NUMBERS, block
+    kept, sidestack.infra.shards.BLOCK_NUMBERS = sidestack.infra.shards.BLOCK_NUMBERS, block
     try:
         for rank, (part, own) in enumerate(zip(cut(table, written), cut(state, written), strict=True)):
             write_shards({"a.table": Spread((30, 3), [part]), "state": Spread((30,), [own])}, folder, rank)
     finally:
-        infra.shards.BLOCK_NUMBERS = kept
+        sidestack.infra.shards.BLOCK_NUMBERS = kept
     out, counts = torch.full_like(table, -1), torch.full_like(state, -1)
     parts, counted = cut(out, read), cut(counts, read)
     read_shards({"a.table": Spread((30, 3), parts), "state": Spread((30,), counted)}, folder)

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from infra.commit import read_manifest, verify
-from infra.config import parse
-from infra.distributed import ALONE, World
-from infra.errors import CommitError, ConfigError, DataError, SidestackError
-from infra.partitions import PartitionEntry, PartitionFile, date_slice, entry_of, list_file, slice_date
-from infra.snapshot import SNAPSHOT_FILE, SidSet, Snapshot, read_dataset, write_snapshot
+from sidestack.infra.commit import read_manifest, verify
+from sidestack.infra.config import parse
+from sidestack.infra.distributed import ALONE, World
+from sidestack.infra.errors import CommitError, ConfigError, DataError, SidestackError
+from sidestack.infra.partitions import PartitionEntry, PartitionFile, date_slice, entry_of, list_file, slice_date
+from sidestack.infra.snapshot import SNAPSHOT_FILE, SidSet, Snapshot, read_dataset, write_snapshot
 from tests.datasets import write_snapshot_of
 from tests.distributed import run_distributed
 from tests.infra.made_up import DAYS, SPEC, requests, table

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from components.torchrun import Launch, stage_app
-from infra.code import VARIABLE, code_environment
-from infra.commit import committing, verify
-from infra.config import digest, load_section, plain, to_yaml
-from infra.distributed import started
-from infra.errors import ConfigError
-from infra.stage import Inputs, run_stage
+from sidestack.components.torchrun import Launch, stage_app
+from sidestack.infra.code import VARIABLE, code_environment
+from sidestack.infra.commit import committing, verify
+from sidestack.infra.config import digest, load_section, plain, to_yaml
+from sidestack.infra.distributed import started
+from sidestack.infra.errors import ConfigError
+from sidestack.infra.stage import Inputs, StageRun, run_stage
 from tests.infra.tiny_stage import TinyConfig, body
 
 
@@ -129,6 +129,30 @@ def run_tiny(
     inputs = ["--input", f"before={before}", "--input", f"arm.none={before}"]
     places = ["--config", str(tmp_path / "run.yaml"), "--out", str(tmp_path / "out")]
     run_stage("tiny", "encoder", TinyConfig, ["before", "arm.*"], body, [*places, *inputs, *arguments])
+
+
+def test_a_training_takes_a_number_of_steps_to_trace_and_other_stages_do_not(
+    tmp_path: Path, before: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken: list[int] = []
+
+    def steps(run: StageRun[TinyConfig]) -> None:
+        taken.append(run.profile.steps)
+        (run.out / "data.txt").write_text("")
+
+    arguments = ["--input", f"before={before}"]
+    for number, given in enumerate(([], ["--profile", "7"])):
+        places = ["--out", str(tmp_path / f"out-{number}")]
+        run_stage("tiny", "encoder", TinyConfig, ["before"], steps, [*arguments, *places, *given], is_training=True)
+    assert taken == [0, 7]
+    for wrong, is_training in (("7", False), ("-1", True), ("x", True)):
+        with pytest.raises(SystemExit) as ended:
+            run_stage(
+                "tiny", "encoder", TinyConfig, ["before"], steps,
+                [*arguments, f"--profile={wrong}", "--out", "unused"], is_training=is_training,
+            )  # fmt: skip
+        assert ended.value.code == 2
+    assert "must be a whole number, at least 0" in capsys.readouterr().err
 
 
 def test_a_stage_finds_its_checkpoint_until_it_is_committed(

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infra import store as store_module
-from infra.commit import Manifest, find_manifest, verify
-from infra.errors import CommitError, DataError
-from infra.parquet import read_row_group, row_groups
-from infra.requests import request_groups, request_starts, split_rows
-from infra.row_bytes import row_bytes
-from infra.store import (
+from sidestack.infra import store as store_module
+from sidestack.infra.commit import Manifest, find_manifest, verify
+from sidestack.infra.errors import CommitError, DataError
+from sidestack.infra.parquet import read_row_group, row_groups
+from sidestack.infra.requests import request_groups, request_starts, split_rows
+from sidestack.infra.row_bytes import row_bytes
+from sidestack.infra.store import (
     FILE,
     Store,
     columns_digest,
@@ -30,7 +30,7 @@ from infra.store import (
     write_day,
     write_part,
 )
-from infra.tables import event_schema, item_schema, label_schema, request_schema
+from sidestack.infra.tables import event_schema, item_schema, label_schema, request_schema
 from tests.infra.made_up import DAYS, SPEC, requests, table
 
 DAY = DAYS[0]

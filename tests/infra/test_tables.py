@@ -5,8 +5,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from infra.errors import ConfigError, DataError
-from infra.tables import (
+from sidestack.infra.errors import ConfigError, DataError
+from sidestack.infra.tables import (
     SPEC_FILE,
     TIME,
     DatasetSpec,

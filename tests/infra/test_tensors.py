@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from infra.tensors import write_tensors
+from sidestack.infra.tensors import write_tensors
 
 
 def test_views_come_back_and_others_may_read_them(tmp_path: Path) -> None:

@@ -18,11 +18,11 @@ import sqlalchemy
 import torch
 import yaml
 
-from infra.commit import committing, read_manifest
-from infra.distributed import World
-from infra.mlflow_runs import ChildRun, end_parent, flatten, log_artifacts, metric_name, open_parent, replay
-from infra.mlflow_store import connect, use_store
-from infra.tracking import Mirror, RunLog
+from sidestack.infra.commit import committing, read_manifest
+from sidestack.infra.distributed import World
+from sidestack.infra.mlflow_runs import ChildRun, end_parent, flatten, log_artifacts, metric_name, open_parent, replay
+from sidestack.infra.mlflow_store import connect, use_store
+from sidestack.infra.tracking import Mirror, RunLog
 
 ONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), backend="gloo")
 CONFIG = {"arm": "side", "lr": 0.1, "towers": {"widths": [4, 2], "note": "x" * 9000}}
@@ -161,7 +161,7 @@ def test_a_record_goes_on_from_a_checkpoints_history(tmp_path: Path) -> None:
     first.note(1, {"sha256": "ab12"})
     mirror: Any = Mirrored()
     second = RunLog(tmp_path, mirror)
-    second.go_on(first.history())
+    second.resume(first.history())
     second.metrics(2, {"loss": 0.25})
     lines = [json.loads(line) for line in second.history().splitlines()]
     assert lines == [
@@ -174,7 +174,7 @@ def test_other_ranks_neither_write_nor_speak(tmp_path: Path, capfd: pytest.Captu
     log = RunLog.open(1, "encoder", tmp_path, {}, {}, "", parent_run="never-looked-up")
     log.metrics(0, {"loss": 1.0})
     log.note(0, {"sha256": "ab12"})
-    log.go_on('{"step": 0, "loss": 1.0}\n')
+    log.resume('{"step": 0, "loss": 1.0}\n')
     assert log.history() == ""
     log.summary({"loss": 1.0})
     log.say("hello")
@@ -251,7 +251,8 @@ def test_artifacts_of_a_local_store_lie_beside_it(client: Any, runs_dir: Path, t
 
 def test_runs_of_a_killed_driver_are_swept_and_live_ones_left(client: Any, runs_dir: Path) -> None:
     script = (
-        "from pathlib import Path; from infra.mlflow_runs import *; from infra.mlflow_store import connect;"
+        "from pathlib import Path;"
+        "from infra.mlflow_runs import *; from sidestack.infra.mlflow_store import connect;"
         f"c = connect(); p = open_parent(c, 'swept', 'swept', Path({str(runs_dir)!r}), {{}});"
         "ChildRun.start(c, p, 'encoder', {}, {}, '', Path('out')); print(p)"
     )
@@ -274,7 +275,7 @@ def test_a_store_that_fails_costs_one_line_not_the_run(
     log.finish("FINISHED")
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 1
-    assert re.match(r"tracking: MLflow is not recording this run \(.*no-such-run", lines[0])
+    assert re.search(r"warning: tracking: MLflow is not recording this run \(.*no-such-run", lines[0])
     assert json.loads(tmp_path.joinpath("history.jsonl").read_text()) == {"step": 0, "loss": 1.0}
 
 
@@ -328,8 +329,8 @@ class Child:
 def test_rows_that_the_store_did_not_take_are_sent_when_it_is_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("infra.tracking._FLUSH_SECONDS", 0.01)
-    monkeypatch.setattr("infra.tracking._PAUSE_SECONDS", 0.02)
+    monkeypatch.setattr("sidestack.infra.tracking._FLUSH_SECONDS", 0.01)
+    monkeypatch.setattr("sidestack.infra.tracking._PAUSE_SECONDS", 0.02)
     child: Any = Child(failures=3)
     mirror = Mirror(lambda: child)
     for step in range(20):
@@ -338,7 +339,9 @@ def test_rows_that_the_store_did_not_take_are_sent_when_it_is_back(
     mirror.finish("FINISHED", tmp_path)
     assert [step for _, step, _ in child.rows] == list(range(20))
     assert child.ended == [("FINISHED", tmp_path)]
-    assert capfd.readouterr().err == "tracking: MLflow is not recording this run (ConnectionError: away)\n"
+    assert capfd.readouterr().err.endswith(
+        "warning: tracking: MLflow is not recording this run (ConnectionError: away)\n"
+    )
 
 
 def test_a_restarted_stage_takes_the_place_of_its_killed_run(client: Any, runs_dir: Path) -> None:

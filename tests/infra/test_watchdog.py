@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from infra.commit import verify
-from infra.distributed import Timeouts, World
-from infra.heartbeat import Beat, Heard, Heartbeats, Work
-from infra.rank_state import RankState
-from infra.watchdog import _Watchdog
+from sidestack.infra.commit import verify
+from sidestack.infra.distributed import Timeouts, World
+from sidestack.infra.heartbeat import Beat, Heard, Heartbeats, Work
+from sidestack.infra.rank_state import RankState
+from sidestack.infra.watchdog import _Watchdog
 from tests.infra.jobs import LIMIT_S, job, ranks_of, wait_for
 from tests.infra.test_preemption import STAGE, beside, has_begun, settings
 
@@ -118,9 +118,9 @@ def test_what_ends_a_wait(
         "has_signal": False,
     }
     heard = Heard(1, Beat(**{**values, **beat}), silent_s)
-    monkeypatch.setattr("infra.heartbeat.Heartbeats.others", lambda self: iter([heard]))
+    monkeypatch.setattr("sidestack.infra.heartbeat.Heartbeats.others", lambda self: iter([heard]))
     ended: list[BaseException] = []
-    monkeypatch.setattr("infra.watchdog._Watchdog._end", lambda self, error, status: ended.append(error))
+    monkeypatch.setattr("sidestack.infra.watchdog._Watchdog._end", lambda self, error, status: ended.append(error))
     world = World(0, 2, 0, torch.device("cpu"), "gloo")
     _Watchdog(world, tmp_path / "out", Timeouts(), record=ended.append)._watch(
         Beat(**{**values, "is_waiting": True, "idle_s": 1e5})

@@ -2,10 +2,10 @@
 
 from typing import Self
 
-from infra.checkpoint import Checkpoint
-from infra.config import Config
-from infra.errors import DataError
-from infra.stage import StageRun, run_stage
+from sidestack.infra.checkpoint import Checkpoint
+from sidestack.infra.config import Config
+from sidestack.infra.errors import DataError
+from sidestack.infra.stage import StageRun, run_stage
 
 
 class TinyConfig(Config):

@@ -11,12 +11,12 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from infra.commit import committing
-from infra.config import plain, to_yaml
-from infra.distributed import World
-from infra.parquet import TableWriter
-from infra.tables import DatasetSpec, TaskSpec, flat_schema
-from ranker.config import ArmConfig, RankerConfig, TrainingConfig
+from sidestack.infra.commit import committing
+from sidestack.infra.config import plain, to_yaml
+from sidestack.infra.distributed import World
+from sidestack.infra.parquet import TableWriter
+from sidestack.infra.tables import DatasetSpec, TaskSpec, flat_schema
+from sidestack.ranker.config import ArmConfig, RankerConfig, TrainingConfig
 from tests.datasets import write_snapshot_of
 
 WORLD = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), backend="gloo")

@@ -7,11 +7,11 @@ from typing import Any
 
 from torchx.specs import AppDef
 
-from components.torchrun import Launch, stage_app
-from infra.config import Config, load_file, parse
-from pipelines import run as driver
-from pipelines.config import LaunchConfig, RunConfig
-from pipelines.graph import Stage
+from sidestack.components.torchrun import Launch, stage_app
+from sidestack.infra.config import Config, load_file, parse
+from sidestack.pipelines import run as driver
+from sidestack.pipelines.config import LaunchConfig, RunConfig
+from sidestack.pipelines.graph import Stage
 from tests.pipelines.fake_stage import FakeConfig
 
 INPUTS = {"prepare": (), "ranker": ("dataset",)}

@@ -8,10 +8,10 @@ import sys
 import time
 from pathlib import Path
 
-from infra.config import Config
-from infra.distributed import barrier
-from infra.errors import DataError
-from infra.stage import StageRun, run_stage
+from sidestack.infra.config import Config
+from sidestack.infra.distributed import barrier
+from sidestack.infra.errors import DataError
+from sidestack.infra.stage import StageRun, run_stage
 
 
 class FakeConfig(Config):

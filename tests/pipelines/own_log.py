@@ -6,11 +6,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from infra.config import parse
-from infra.parquet import TableWriter
-from infra.tables import write_spec
-from pipelines.prepare.config import Synthetic
-from pipelines.prepare.synthetic import SyntheticLog
+from sidestack.infra.config import parse
+from sidestack.infra.parquet import TableWriter
+from sidestack.infra.tables import write_spec
+from sidestack.pipelines.prepare.synthetic import Synthetic, SyntheticLog
 
 FIRST = date(2024, 1, 1)
 

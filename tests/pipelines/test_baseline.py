@@ -8,16 +8,16 @@ import pyarrow.parquet as pq
 import pytest
 from threadpoolctl import threadpool_limits
 
-from infra.commit import read_manifest
-from infra.config import parse
-from infra.distributed import ALONE
-from infra.stage import StageRun
-from infra.tracking import RunLog
-from pipelines.compare import compare
-from pipelines.report.comparison import Comparison
-from pipelines.report.config import CompareConfig
-from ranker.baseline.config import BaselineConfig
-from ranker.baseline.stage import run_baseline
+from sidestack.infra.commit import read_manifest
+from sidestack.infra.config import parse
+from sidestack.infra.distributed import ALONE
+from sidestack.infra.stage import StageRun
+from sidestack.infra.tracking import RunLog
+from sidestack.pipelines.compare import compare
+from sidestack.pipelines.report.comparison import Comparison
+from sidestack.pipelines.report.config import CompareConfig
+from sidestack.ranker.baseline.config import BaselineConfig
+from sidestack.ranker.baseline.stage import run_baseline
 from tests.pipelines.fabricated import committed, encoder_output, prepare_output, ranker_output
 from tests.ranker.baseline.dataset import SPEC, days, with_column, write
 

@@ -21,21 +21,21 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from infra.commit import read_manifest, verify
-from infra.config import parse, plain
-from infra.errors import DataError
-from infra.stage import StageRun
-from infra.tables import TaskSpec
-from infra.tracking import RunLog
-from pipelines.compare import compare
-from pipelines.config import PipelineConfig
-from pipelines.report.comparison import Comparison
-from pipelines.report.config import CompareConfig
-from pipelines.tables.config import TableConfig
-from pipelines.tables.page import as_page
-from ranker.metric_registry import METRICS, Metric
-from ranker.metrics import prediction_metrics
-from ranker.statistics import RowTally, log_loss
+from sidestack.infra.commit import read_manifest, verify
+from sidestack.infra.config import parse, plain
+from sidestack.infra.errors import DataError
+from sidestack.infra.stage import StageRun
+from sidestack.infra.tables import TaskSpec
+from sidestack.infra.tracking import RunLog
+from sidestack.pipelines.compare import compare
+from sidestack.pipelines.config import PipelineConfig
+from sidestack.pipelines.report.comparison import Comparison
+from sidestack.pipelines.report.config import CompareConfig
+from sidestack.pipelines.tables.config import TableConfig
+from sidestack.pipelines.tables.page import as_page
+from sidestack.ranker.metric_registry import Metric, all_metrics
+from sidestack.ranker.metrics import prediction_metrics
+from sidestack.ranker.statistics import RowTally, log_loss
 from tests.pipelines import fabricated
 from tests.pipelines.fabricated import WORLD, all_inputs, predictions, ranker_output, truth
 from tests.ranker.in_memory import auc_by_user, task_metrics
@@ -55,7 +55,7 @@ def run_compare(inputs: dict[str, Path], out: Path, draw: bool = False, **config
     """Run the stage's body on one rank and give `comparison.json`; figures, which take seconds, only if asked."""
     out.mkdir()
     settings = CompareConfig(**{"resamples": 200, **config})
-    drawing = nullcontext() if draw else patch("pipelines.compare.plots", return_value=())
+    drawing = nullcontext() if draw else patch("sidestack.pipelines.compare.plots", return_value=())
     with drawing:
         compare(StageRun(settings, inputs, out, WORLD, RunLog(out)))
     found: dict[str, Any] = json.loads((out / "comparison.json").read_text())
@@ -630,7 +630,7 @@ ACCURACY = Metric(
 def test_a_metric_is_one_entry_of_the_registry(
     inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(METRICS, "accuracy", ACCURACY)
+    monkeypatch.setitem(all_metrics(), "accuracy", ACCURACY)
     found = run_compare(inputs, tmp_path / "out")
     drawn, values = truth(), {}
     for seed, (arm, noise) in enumerate(fabricated.ARMS.items()):
@@ -677,7 +677,7 @@ def test_other_ranks_write_nothing(inputs: dict[str, Path], tmp_path: Path) -> N
 def test_the_command_commits_and_shows_the_table(inputs: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("compare: {resamples: 200}\n")
     pairs = [part for name, path in inputs.items() for part in ("--input", f"{name}={path}")]
-    command = [sys.executable, "-m", "pipelines.compare", "--config", str(tmp_path / "run.yaml"), *pairs]
+    command = [sys.executable, "-m", "sidestack.pipelines.compare", "--config", str(tmp_path / "run.yaml"), *pairs]
     done = subprocess.run([*command, "--out", str(tmp_path / "out")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout == (tmp_path / "out" / "table.txt").read_text() + "\n"

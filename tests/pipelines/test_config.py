@@ -1,18 +1,18 @@
 """A run's file is checked as a whole, before anything is launched."""
 
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
 
-from components.torchrun import Launch, app
-from encoder.quantizers import QuantizerConfig
-from infra.clusters.config import load_cluster
-from infra.code import ROOT
-from infra.config import parse, plain
-from infra.errors import ConfigError
-from pipelines.config import PipelineConfig, RunConfig, read_config
-from pipelines.graph import stages
+from sidestack.components.torchrun import Launch, app
+from sidestack.encoder.quantizers import OWN
+from sidestack.infra.clusters.config import load_cluster
+from sidestack.infra.code import ROOT
+from sidestack.infra.config import parse, plain
+from sidestack.infra.errors import ConfigError
+from sidestack.pipelines.config import PipelineConfig, RunConfig, read_config
+from sidestack.pipelines.graph import stages
 
 MINIMAL = {"run": {"name": "night"}}
 
@@ -286,7 +286,7 @@ def test_the_runs_that_results_were_made_with_leave_nothing_to_a_rule_that_could
         assert config.ranker.arms["sid_ngram"].max_rows == 2**18
 
 
-@pytest.mark.parametrize("kind", [kind.model_fields["kind"].default for kind in get_args(get_args(QuantizerConfig)[0])])
+@pytest.mark.parametrize("kind", OWN)
 def test_the_digits_of_every_quantizer_are_known_before_anything_runs(kind: str) -> None:
     """On torch's meta device, which holds no numbers: borders that are searched for must be on the host."""
     values = {**MINIMAL, "encoder": {"quantizer": {"kind": kind}}, "materialize": {"prefix_lengths": {"sid": [4097]}}}

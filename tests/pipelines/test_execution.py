@@ -12,21 +12,21 @@ import pytest
 import yaml
 from torchx.specs import AppDef
 
-from infra.code import VARIABLE, code_environment
-from infra.commit import committing
-from infra.config import Config, digest, load_file, load_section, parse
-from infra.distributed import ALONE
-from infra.errors import CommitError, StageError, UnansweredError
-from infra.mlflow_store import URI_VARIABLE
-from pipelines.config import LaunchConfig, PipelineConfig, RunConfig
-from pipelines.execution import Pipeline
-from pipelines.graph import Stage, stages
-from pipelines.jobs import Work
-from pipelines.run import Stopped
-from pipelines.sweep.grid import Budget
-from pipelines.sweep.plan import sweep_stages
-from pipelines.tune.plan import tune_stages
-from ranker.config import RankerConfig
+from sidestack.infra.code import VARIABLE, code_environment
+from sidestack.infra.commit import committing
+from sidestack.infra.config import Config, digest, load_file, load_section, parse
+from sidestack.infra.distributed import ALONE
+from sidestack.infra.errors import CommitError, StageError, UnansweredError
+from sidestack.infra.mlflow_store import URI_VARIABLE
+from sidestack.pipelines.config import LaunchConfig, PipelineConfig, RunConfig
+from sidestack.pipelines.execution import Pipeline
+from sidestack.pipelines.graph import Stage, stages
+from sidestack.pipelines.jobs import Work
+from sidestack.pipelines.run import Stopped
+from sidestack.pipelines.sweep.grid import Budget
+from sidestack.pipelines.sweep.plan import sweep_stages
+from sidestack.pipelines.tune.plan import tune_stages
+from sidestack.ranker.config import RankerConfig
 
 DIAMOND: dict[str, tuple[str, ...]] = {
     "prepare": (),
@@ -107,21 +107,19 @@ PLAN = tuple(
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.execution._POLL_SECONDS", 0.0)
+    monkeypatch.setattr("sidestack.pipelines.execution._POLL_SECONDS", 0.0)
     monkeypatch.setenv(URI_VARIABLE, "none")
 
 
 def pipeline(path: Path, launcher: Scripted, jobs: int, **settings: Any) -> Pipeline:
-    run = RunConfig(name="fake", runs_dir=path, jobs=jobs, **settings)
-    scripted: Any = launcher
-    return Pipeline(run, scripted)
+    return Pipeline(RunConfig(name="fake", runs_dir=path, jobs=jobs, **settings), launcher)
 
 
 @pytest.mark.parametrize(("jobs", "most"), [(1, 1), (2, 2), (9, 3)])
 def test_stages_start_as_soon_as_their_inputs_are_done(tmp_path: Path, jobs: int, most: int) -> None:
     launcher = Scripted()
     under_test = pipeline(tmp_path, launcher, jobs)
-    under_test.bring(PLAN)
+    under_test.run_stages(PLAN)
     assert launcher.most == most
     assert set(under_test.done) == set(DIAMOND)
     place = launcher.order.index
@@ -130,14 +128,14 @@ def test_stages_start_as_soon_as_their_inputs_are_done(tmp_path: Path, jobs: int
 
 def test_one_at_a_time_keeps_the_order_of_the_plan(tmp_path: Path) -> None:
     launcher = Scripted()
-    pipeline(tmp_path, launcher, 1).bring(PLAN)
+    pipeline(tmp_path, launcher, 1).run_stages(PLAN)
     assert launcher.order == list(DIAMOND)
 
 
 def test_what_fails_ends_what_is_under_way_beside_it_and_starts_nothing_more(tmp_path: Path) -> None:
     launcher = Scripted(failing="side")
     with pytest.raises(StageError, match="side"):
-        pipeline(tmp_path, launcher, 2).bring(PLAN)
+        pipeline(tmp_path, launcher, 2).run_stages(PLAN)
     assert "none" in launcher.cancelled
     assert "compare" not in launcher.order and "dense" not in launcher.order
 
@@ -157,7 +155,7 @@ def test_signals_and_schedulers_that_are_away_leave_jobs_where_that_is_set(
 ) -> None:
     launcher = Scripted("side", failure)
     with pytest.raises(type(failure)):
-        pipeline(tmp_path, launcher, 2, on_signal=on_signal).bring(PLAN)
+        pipeline(tmp_path, launcher, 2, on_signal=on_signal).run_stages(PLAN)
     assert sorted(launcher.left if is_left else launcher.cancelled) == ["none", "side"]
     assert not (launcher.cancelled if is_left else launcher.left)
 
@@ -174,7 +172,7 @@ def test_a_job_that_an_earlier_driver_left_is_followed_and_nothing_of_it_is_remo
         return Job(work.label, work.out, work.key)
 
     launcher.attach = attach  # type: ignore[method-assign]
-    pipeline(tmp_path, launcher, 1).bring(PLAN)
+    pipeline(tmp_path, launcher, 1).run_stages(PLAN)
     assert "prepare" not in launcher.order and len(list(torn.parent.glob(".*.0.tmp"))) == 1
 
 
@@ -184,23 +182,23 @@ def test_a_record_that_a_killed_driver_was_writing_is_removed_with_what_a_killed
     staging, record = out.with_name(f".{out.name}.0.tmp"), out.with_name(f".{out.name}.job.json.0.tmp")
     staging.mkdir(parents=True)
     record.write_text("{")
-    under_test.bring(PLAN[:1])
+    under_test.run_stages(PLAN[:1])
     assert under_test.done["prepare"] == out and not staging.exists() and not record.exists()
 
 
 def test_what_is_done_takes_no_room(tmp_path: Path) -> None:
     first = pipeline(tmp_path, Scripted(), 2)
-    first.bring(PLAN)
+    first.run_stages(PLAN)
     again = Scripted()
     second = pipeline(tmp_path, again, 2)
-    second.bring(PLAN)
+    second.run_stages(PLAN)
     assert not again.order and second.done == first.done
 
 
 @pytest.mark.parametrize("field", ["stage", "key"])
 def test_an_output_of_another_stage_or_key_is_not_taken_as_done(tmp_path: Path, field: str) -> None:
     first = pipeline(tmp_path, Scripted(), 1)
-    first.bring(PLAN)
+    first.run_stages(PLAN)
     out = first.done["side"]
     shutil.rmtree(out)
     if field == "stage":
@@ -209,7 +207,7 @@ def test_an_output_of_another_stage_or_key_is_not_taken_as_done(tmp_path: Path, 
         with committing(out, ALONE, stage="side", key="another") as directory:
             (directory / "out.txt").write_text("side")
     with pytest.raises(CommitError, match=rf"{out}: is of {field} '\w+', not of .*remove {out} to have it made again"):
-        pipeline(tmp_path, Scripted(), 1).bring(PLAN)
+        pipeline(tmp_path, Scripted(), 1).run_stages(PLAN)
 
 
 def test_a_job_that_commits_other_work_than_it_was_launched_for_is_an_error(tmp_path: Path) -> None:
@@ -218,7 +216,7 @@ def test_a_job_that_commits_other_work_than_it_was_launched_for_is_an_error(tmp_
             return super().start(work, app)._replace(key="another")
 
     with pytest.raises(CommitError, match="is of key 'another', not of"):
-        pipeline(tmp_path, Mistaken(), 1).bring(PLAN)
+        pipeline(tmp_path, Mistaken(), 1).run_stages(PLAN)
 
 
 def test_an_encoder_that_is_given_has_the_key_of_its_own_run_and_must_be_an_encoder(tmp_path: Path) -> None:
@@ -226,10 +224,10 @@ def test_an_encoder_that_is_given_has_the_key_of_its_own_run_and_must_be_an_enco
         (directory / "out.txt").write_text("x")
     given = replace(PLAN[0], name="encoder", given=tmp_path / "theirs")
     under_test = pipeline(tmp_path, Scripted(), 1)
-    under_test.bring([given])
+    under_test.run_stages([given])
     assert under_test.done[given.label] == tmp_path / "theirs"
     with pytest.raises(CommitError, match="theirs: is of stage 'encoder', not of 'prepare'"):
-        pipeline(tmp_path, Scripted(), 1).bring([replace(given, name="prepare")])
+        pipeline(tmp_path, Scripted(), 1).run_stages([replace(given, name="prepare")])
 
 
 @pytest.mark.parametrize(
@@ -241,7 +239,7 @@ def test_jobs_beside_each_other_share_the_cores_of_this_machine_alone(
 ) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 4)
     launcher = Scripted()
-    pipeline(tmp_path, launcher, jobs, scheduler=scheduler).bring(PLAN)
+    pipeline(tmp_path, launcher, jobs, scheduler=scheduler).run_stages(PLAN)
     assert launcher.cores == {cores}
 
 
@@ -270,7 +268,7 @@ PLANS: dict[str, Callable[[PipelineConfig], tuple[Stage, ...]]] = {
 def test_a_stage_is_handed_its_resolved_section_and_nothing_else(tmp_path: Path, name: str) -> None:
     # What scripted stages commit is no snapshot, of which a part could be told.
     plan, launcher = [replace(stage, identify={}) for stage in PLANS[name](whole())], Scripted()
-    pipeline(tmp_path, launcher, 2, timeouts={"commit_s": 5}).bring(plan)
+    pipeline(tmp_path, launcher, 2, timeouts={"commit_s": 5}).run_stages(plan)
     files = set()
     for stage in plan:
         words = shlex.split(launcher.commands[stage.label])

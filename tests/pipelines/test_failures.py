@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from infra.preemption import Mark
-from pipelines.failures import why as why_of
+from sidestack.infra.preemption import Mark
+from sidestack.pipelines.failures import why as why_of
 
 
 def leave(logs: Path, node: str, rank: int, message: str, at: int, attempt: int = 0) -> None:
@@ -134,3 +134,18 @@ def test_a_stage_that_was_asked_to_stop_is_told_as_preempted_and_not_as_failed(t
     mark = Mark(step=40, signal="SIGTERM", ranks=2, time="2026-11-30T20:00:00Z", seconds=1.5)
     told = why_of("ranker", "FAILED", "FAILED", tmp_path, ["torchrun's own words"], mark)
     assert told == "[ranker] preempted at step 40; start again to resume"
+
+
+@pytest.mark.parametrize(
+    ("state", "scheduler", "said"),
+    [
+        ("CANCELLED", "CANCELLED", "was cancelled by somebody at the scheduler: state CANCELLED"),
+        ("FAILED", "TIMEOUT", "reached the scheduler's time limit (run.scheduler_options.time): state TIMEOUT"),
+    ],
+)
+def test_why_a_scheduler_asked_a_stage_to_stop_is_told_too(
+    tmp_path: Path, state: str, scheduler: str, said: str
+) -> None:
+    mark = Mark(step=40, signal="SIGTERM", ranks=2, time="2026-11-30T00:00:00", seconds=0.3)
+    told = why("ranker", state, scheduler, tmp_path, [], mark)
+    assert told == f"[ranker] {said}; preempted at step 40; start again to resume"

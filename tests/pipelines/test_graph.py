@@ -7,18 +7,18 @@ from typing import Any
 
 import pytest
 
-from infra.code import ROOT, code_digest, python_files
-from infra.config import parse
-from pipelines.config import PipelineConfig
-from pipelines.graph import Stage, key, stages
+from sidestack.infra.code import ROOT, code_digest, python_files
+from sidestack.infra.config import parse
+from sidestack.pipelines.config import PipelineConfig
+from sidestack.pipelines.graph import Stage, key, stages
 
 MODULES = {
-    "prepare": "pipelines.prepare.__main__",
-    "encoder": "encoder.train",
-    "materialize": "encoder.materialize",
-    "ranker": "ranker.train",
-    "baseline": "ranker.baseline.__main__",
-    "compare": "pipelines.compare",
+    "prepare": "sidestack.pipelines.prepare.__main__",
+    "encoder": "sidestack.encoder.train",
+    "materialize": "sidestack.encoder.materialize",
+    "ranker": "sidestack.ranker.train",
+    "baseline": "sidestack.ranker.baseline.__main__",
+    "compare": "sidestack.pipelines.compare",
 }
 
 
@@ -190,7 +190,7 @@ def imports(file: Path) -> Iterator[Path]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
         for name in names:
-            path = ROOT / name.replace(".", "/")
+            path = ROOT / name.removeprefix("sidestack.").replace(".", "/")
             for found in (path.with_suffix(".py"), path / "__init__.py"):
                 if found.is_file():
                     yield found
@@ -199,7 +199,7 @@ def imports(file: Path) -> Iterator[Path]:
 @pytest.mark.parametrize("label", ["prepare", "encoder", "materialize", "ranker-side", "baseline", "compare"])
 def test_the_code_in_a_key_is_all_the_code_a_stage_can_reach(label: str) -> None:
     stage = plan()[label]
-    waiting = [ROOT / f"{MODULES[stage.name].replace('.', '/')}.py"]
+    waiting = [ROOT / f"{MODULES[stage.name].removeprefix('sidestack.').replace('.', '/')}.py"]
     reached: set[Path] = set()
     while waiting:
         file = waiting.pop()

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import yaml
 
-from infra.config import plain
-from infra.partitions import LISTS, date_slice
-from infra.snapshot import Dataset, read_dataset
-from pipelines.config import read_config
-from pipelines.execution import run_dir
-from pipelines.graph import stages
-from pipelines.run import run_stages
+from sidestack.infra.config import plain
+from sidestack.infra.partitions import LISTS, date_slice
+from sidestack.infra.snapshot import Dataset, read_dataset
+from sidestack.pipelines.config import read_config
+from sidestack.pipelines.execution import run_dir
+from sidestack.pipelines.graph import stages
+from sidestack.pipelines.run import run_stages
 from tests.components.golden import ROOT
 from tests.datasets import content
 from tests.pipelines.own_log import OwnLog

@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.dataset
 import pytest
 
-from infra.commit import verify
-from infra.errors import CommitError, DataError
-from infra.impressions import all_columns
-from infra.snapshot import read_dataset
-from pipelines.join import FOLDER, join, main
+from sidestack.infra.commit import verify
+from sidestack.infra.errors import CommitError, DataError
+from sidestack.infra.impressions import all_columns
+from sidestack.infra.snapshot import read_dataset
+from sidestack.pipelines.join import FOLDER, join, main
 from tests.datasets import joined, write_snapshot_of
 from tests.infra.made_up import DAYS, SPEC, requests, table
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from torchx.specs import AppDef
 
-from components.torchrun import Launch, stage_app
-from infra.commit import commit_alone
-from infra.errors import ConfigError, SchedulerError, StageError, UnansweredError
-from infra.lease import VARIABLE, lease_file
-from pipelines.jobs import JobRecord, Work, read_record
-from pipelines.launch import Job, Launcher
-from pipelines.run import Stopped
+from sidestack.components.torchrun import Launch, stage_app
+from sidestack.infra.commit import commit_alone
+from sidestack.infra.errors import ConfigError, SchedulerError, StageError, UnansweredError
+from sidestack.infra.lease import VARIABLE, lease_file
+from sidestack.pipelines.jobs import JobRecord, Work, read_record
+from sidestack.pipelines.launch import Job, Launcher
+from sidestack.pipelines.run import Stopped
 
 AWAY = 'echo "slurm_load_jobs error: Unable to contact slurm controller (connect failure)" >&2; exit 1'
 LOST = 'echo "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation" >&2; exit 1'
@@ -67,11 +67,11 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
-    monkeypatch.setattr("infra.clusters.answers.SECONDS", -1.0)
-    monkeypatch.setattr("pipelines.launch._POLL_S", 0.01)
-    monkeypatch.setattr("pipelines.launch._SUBMIT_AGAIN_S", 0.01)
-    monkeypatch.setattr("pipelines.launch._ENDING_S", 0.2)
-    monkeypatch.setattr("infra.schedulers._find_this_python", lambda: None)
+    monkeypatch.setattr("sidestack.infra.clusters.answers.SECONDS", -1.0)
+    monkeypatch.setattr("sidestack.pipelines.launch._POLL_S", 0.01)
+    monkeypatch.setattr("sidestack.pipelines.launch._SUBMIT_AGAIN_S", 0.01)
+    monkeypatch.setattr("sidestack.pipelines.launch._ENDING_S", 0.2)
+    monkeypatch.setattr("sidestack.infra.schedulers._find_this_python", lambda: None)
     return FakeSlurm(folder)
 
 
@@ -85,7 +85,9 @@ def launcher(tmp_path: Path, retry_s: float = 60.0) -> Launcher:
 
 
 def app(work: Work) -> AppDef:
-    return stage_app("encoder", "encoder.train", Launch(j="2x1"), config="run.yaml", out=str(work.out), inputs={})
+    return stage_app(
+        "encoder", "sidestack.encoder.train", Launch(j="2x1"), config="run.yaml", out=str(work.out), inputs={}
+    )
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import yaml
 
-from benchmarks.forked_launcher import ForkedLauncher
-from infra.commit import MANIFEST
-from pipelines import run as driver
-from pipelines.config import read_config
-from pipelines.graph import stages
+from sidestack.benchmarks.forked_launcher import ForkedLauncher
+from sidestack.infra.commit import MANIFEST
+from sidestack.pipelines import run as driver
+from sidestack.pipelines.config import read_config
+from sidestack.pipelines.graph import stages
 from tests.components.golden import ROOT
 from tests.object_store import SECRET, Bucket, moto_server, use
 from tests.pipelines.own_log import OwnLog

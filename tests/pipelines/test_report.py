@@ -15,10 +15,10 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from infra.errors import DataError
-from infra.tables import TaskSpec
-from pipelines.report import units
-from pipelines.report.blocks import (
+from sidestack.infra.errors import DataError
+from sidestack.infra.tables import TaskSpec
+from sidestack.pipelines.report import units
+from sidestack.pipelines.report.blocks import (
     between_block,
     gains_block,
     return_block,
@@ -27,8 +27,8 @@ from pipelines.report.blocks import (
     trainings_block,
     withheld_block,
 )
-from pipelines.report.blocks_trained import learning_block, rates_block, training_block
-from pipelines.report.comparison import (
+from sidestack.pipelines.report.blocks_trained import learning_block, rates_block, training_block
+from sidestack.pipelines.report.comparison import (
     ArmResult,
     Comparison,
     DecileResult,
@@ -43,19 +43,19 @@ from pipelines.report.comparison import (
     TaskResult,
     Training,
 )
-from pipelines.report.config import VerdictConfig
-from pipelines.report.drawing import DARK, LIGHT, Plot, Theme, arm_colors, render
-from pipelines.report.encoder import read_encoder
-from pipelines.report.figures import plots
-from pipelines.report.figures_learning import _spread
-from pipelines.report.gains import _Contest
-from pipelines.report.lead import lead
-from pipelines.report.outputs import Curve, learning_curve, read_curves
-from pipelines.report.page import RunFile, render_page
-from pipelines.report.table import as_csv, as_markdown, as_text
-from pipelines.report.verdict import with_verdicts
-from ranker.intervals import Sums, pooled_deviation
-from ranker.metric_registry import METRICS
+from sidestack.pipelines.report.config import VerdictConfig
+from sidestack.pipelines.report.drawing import DARK, LIGHT, Plot, Theme, arm_colors, render
+from sidestack.pipelines.report.encoder import read_encoder
+from sidestack.pipelines.report.figures import plots
+from sidestack.pipelines.report.figures_learning import _spread
+from sidestack.pipelines.report.gains import _Contest
+from sidestack.pipelines.report.lead import lead
+from sidestack.pipelines.report.outputs import Curve, learning_curve, read_curves
+from sidestack.pipelines.report.page import RunFile, render_page
+from sidestack.pipelines.report.table import as_csv, as_markdown, as_text
+from sidestack.pipelines.report.verdict import with_verdicts
+from sidestack.ranker.intervals import Sums, pooled_deviation
+from sidestack.ranker.metric_registry import all_metrics
 
 CLICK: dict[str, Curve] = {
     "none": [(50.0, 0.9), (100.0, 0.7), (150.0, 0.68)],
@@ -89,7 +89,7 @@ def between(gain: float, below: float, above: float) -> Gain:
 
 def nothing(num: int, positives: int) -> TaskResult:
     """Return the results of a task whose metrics are not defined."""
-    return TaskResult(num=num, positives=positives, metrics={name: MetricResult(value=None) for name in METRICS})
+    return TaskResult(num=num, positives=positives, metrics={name: MetricResult(value=None) for name in all_metrics()})
 
 
 DECILES = tuple(DecileResult(rows=1200, predicted=0.05 * step, observed=0.04 * step) for step in range(10))
@@ -506,6 +506,14 @@ def test_an_arm_has_one_colour_whatever_arms_stand_beside_it() -> None:
     assert len(set(arm_colors(fewer, LIGHT).values())) == 2
 
 
+def test_arms_without_a_kinds_name_take_colours_by_turns() -> None:
+    arm = comparison().arms["none"]
+    others = [f"other_{n}" for n in range(8)]
+    colors = arm_colors(unjudged(arms=dict.fromkeys([*others, "kmeans"], arm)), DARK)
+    turns = ["#e0c04a", "#a4adb7", "#ff8a3d", "#5cb3f0", "#3fcf9f", "#e39acb", "#86cdf2", "#e0c04a"]
+    assert list(colors.values()) == [*turns, "#e39acb"]
+
+
 def luminance(color: str) -> float:
     channels = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
@@ -519,7 +527,9 @@ def test_colours_can_be_read_on_their_page(theme: Theme) -> None:
         return (high + 0.05) / (low + 0.05)
 
     assert min(contrast(color) for color in (theme.ink, theme.muted)) >= 4.5  # WCAG 2, text
-    assert min(contrast(color) for color in theme.arms) >= 3.0  # WCAG 2, graphics and bold letters
+    assert (
+        min(contrast(color) for color in (*theme.kinds.values(), theme.other)) >= 3.0
+    )  # WCAG 2, graphics and bold letters
 
 
 def lines_of(plot: Plot) -> list[Line2D]:

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import yaml
 
-from infra.config import parse, plain, to_yaml
-from infra.errors import DataError
-from pipelines.config import PipelineConfig
-from pipelines.report.config import CompareConfig
-from pipelines.report.run_file import run_file
+from sidestack.infra.config import parse, plain, to_yaml
+from sidestack.infra.errors import DataError
+from sidestack.pipelines.config import PipelineConfig
+from sidestack.pipelines.report.config import CompareConfig
+from sidestack.pipelines.report.run_file import run_file
 from tests.pipelines.fabricated import ranker_section
 
 CONFIG = parse(

@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 import yaml
 
-from components.torchrun import Launch, app
-from infra.clusters.config import SECRETS_KEY
-from infra.errors import ConfigError
-from infra.mlflow_store import URI_VARIABLE
-from pipelines.config import PipelineConfig, RunConfig
-from pipelines.environment import job_environment, name_secrets, require_secrets, without_values
+from sidestack.components.torchrun import Launch, app
+from sidestack.infra.clusters.config import SECRETS_KEY
+from sidestack.infra.errors import ConfigError
+from sidestack.infra.mlflow_store import URI_VARIABLE
+from sidestack.pipelines.config import PipelineConfig, RunConfig
+from sidestack.pipelines.environment import job_environment, name_secrets, require_secrets, without_values
 from tests.components.golden import ROOT
 from tests.tracking_server import tracking_server
 
@@ -127,7 +127,7 @@ def test_copies_of_a_run_file_hold_names_alone_and_are_refused_as_they_are() -> 
     ],
 )
 def test_a_fault_is_named_without_the_value(values: dict[str, Any], rule: str) -> None:
-    from infra.config import parse
+    from sidestack.infra.config import parse
 
     with pytest.raises(ConfigError, match=rule) as caught:
         parse(PipelineConfig, {"run": {"name": "r", **values}}, "run.yaml")

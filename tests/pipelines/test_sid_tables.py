@@ -8,16 +8,17 @@ import duckdb
 import pyarrow as pa
 import pytest
 
-from encoder.materialize import listed_set
-from encoder.sid import SidSpec, sid_columns, with_sid_metadata
-from infra.commit import verify
-from infra.errors import CommitError, DataError
-from infra.partitions import PartitionEntry
-from infra.snapshot import CONTENT, Snapshot, read_dataset, write_snapshot
-from infra.store import Store, in_order, write_part
-from infra.tables import DatasetSpec, Entity, content_schema
-from pipelines.join import main
-from pipelines.sid_tables import write_sid_tables
+from sidestack.encoder.generation.sets import listed_set
+from sidestack.encoder.sid.columns import sid_columns, with_sid_metadata
+from sidestack.encoder.sid.spec import SidSpec
+from sidestack.infra.commit import verify
+from sidestack.infra.errors import CommitError, DataError
+from sidestack.infra.partitions import PartitionEntry
+from sidestack.infra.snapshot import CONTENT, Snapshot, read_dataset, write_snapshot
+from sidestack.infra.store import Store, in_order, write_part
+from sidestack.infra.tables import DatasetSpec, Entity, content_schema
+from sidestack.pipelines.join import main
+from sidestack.pipelines.sid_tables import write_sid_tables
 from tests.datasets import write_snapshot_of
 from tests.infra.made_up import SPEC
 

@@ -6,21 +6,21 @@ import pytest
 import torch
 import yaml
 
-from encoder.bundle import save_bundle
-from encoder.config import EncoderConfig
-from encoder.fusion import VQFusion
-from encoder.quantizers import StructuredConfig
-from encoder.signals import SignalSpec
-from infra.config import parse
-from infra.errors import DataError
-from infra.record import SUMMARY_FILE
-from infra.stage import StageRun
-from infra.tracking import RunLog
-from pipelines.report.comparison import SignalLoss
-from pipelines.sweep.choose import choose, compared
-from pipelines.sweep.grid import Budget, Setting, quantizer_of, settings
-from pipelines.sweep.heatmap import draw
-from pipelines.sweep.result import SettingResult, SweepResult, as_markdown, as_text, ranked, weighted_loss
+from sidestack.encoder.bundle import save_bundle
+from sidestack.encoder.config import EncoderConfig
+from sidestack.encoder.fusion import VQFusion
+from sidestack.encoder.quantizers import StructuredConfig
+from sidestack.encoder.signals import SignalSpec
+from sidestack.infra.config import parse
+from sidestack.infra.errors import DataError
+from sidestack.infra.record import SUMMARY_FILE
+from sidestack.infra.stage import StageRun
+from sidestack.infra.tracking import RunLog
+from sidestack.pipelines.report.comparison import SignalLoss
+from sidestack.pipelines.sweep.choose import choose, compared
+from sidestack.pipelines.sweep.grid import Budget, Setting, quantizer_of, settings
+from sidestack.pipelines.sweep.heatmap import draw
+from sidestack.pipelines.sweep.result import SettingResult, SweepResult, as_markdown, as_text, ranked, weighted_loss
 from tests.pipelines.fabricated import WORLD, committed
 
 BASE = EncoderConfig.model_validate({"network": {"embedding_width": 8, "categorical_width": 4, "hidden": 8}})

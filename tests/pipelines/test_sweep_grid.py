@@ -8,19 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from encoder.config import EncoderConfig
-from encoder.quantizers import FsqConfig, StructuredConfig
-from infra.config import parse
-from infra.errors import ConfigError
-from pipelines.sweep.grid import (
+from sidestack.encoder.config import EncoderConfig
+from sidestack.encoder.quantizers import FsqConfig, StructuredConfig
+from sidestack.infra.config import parse
+from sidestack.infra.errors import ConfigError
+from sidestack.pipelines.sweep.grid import (
     SLACK_BITS,
     Budget,
     Setting,
+    knobs_of,
     prefix_lengths,
     quantizer_of,
     setting_of,
     settings,
-    structured,
 )
 
 
@@ -71,7 +71,7 @@ def test_lines_count_as_values_of_a_digit() -> None:
 
 def test_the_base_itself_comes_back_for_its_own_setting() -> None:
     base = StructuredConfig(levels=3, groups=3, depth=5, group_dim=8)
-    assert quantizer_of(base, setting_of(base)) == base
+    assert quantizer_of(base, setting_of(base.knobs)) == base
 
 
 @given(st.integers(1, 24), st.integers(1, 24))
@@ -90,8 +90,8 @@ def test_a_knob_out_of_range_is_refused_by_the_quantizers_own_rule() -> None:
 
 
 def test_another_kind_of_quantizer_has_no_such_knobs() -> None:
-    with pytest.raises(ConfigError, match="encoder.quantizer.kind='fsq'"):
-        structured(EncoderConfig(quantizer=FsqConfig()))
+    with pytest.raises(ConfigError, match="encoder.quantizer.kind='fsq': has no levels, .* take structured$"):
+        knobs_of(EncoderConfig(quantizer=FsqConfig()))
 
 
 @pytest.mark.parametrize(("digits", "expected"), [(15, [5, 10, 15]), (4, [1, 3, 4]), (2, [1, 2]), (1, [1])])

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import yaml
 
-from infra.mlflow_store import URI_VARIABLE, connect
-from pipelines.track import track
+from sidestack.infra.mlflow_store import URI_VARIABLE, connect
+from sidestack.pipelines.track import track
 from tests.components.golden import ROOT
 from tests.pipelines.test_tracker import WHOLE, commit, pass_through, run_file, told, tracker_of
 from tests.tracking_server import answers

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import yaml
 
-from infra.commit import committing
-from infra.distributed import ALONE
-from infra.errors import ConfigError, StageError
-from infra.journal import journals
-from infra.mlflow_store import URI_VARIABLE, connect, patient
-from infra.tracking import RunLog
-from pipelines.track import track
-from pipelines.tracker import Tracker
+from sidestack.infra.commit import committing
+from sidestack.infra.distributed import ALONE
+from sidestack.infra.errors import ConfigError, StageError
+from sidestack.infra.journal import journals
+from sidestack.infra.mlflow_store import URI_VARIABLE, connect, patient
+from sidestack.infra.tracking import RunLog
+from sidestack.pipelines.track import track
+from sidestack.pipelines.tracker import Tracker
 from tests.tracking_server import SECRET_PAGE, TrackingServer, tracking_server
 
 CONFIG = {"prepare": {"text": "raw"}}
@@ -205,7 +205,7 @@ def test_a_moved_run_is_told_from_its_new_place(folder: Path, server: TrackingSe
 def test_the_command_says_that_the_store_is_still_away(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(URI_VARIABLE, AWAY)
     pass_through(folder, tracker_of(folder))
-    monkeypatch.setattr("infra.mlflow_store._PATIENT", {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"})
+    monkeypatch.setattr("sidestack.infra.mlflow_store._PATIENT", {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"})
     with pytest.raises(StageError, match=r"http://\*\*\*@127.0.0.1:9: MlflowException: .*stays in") as caught:
         track(run_file(folder))
     assert "hunter2" not in str(caught.value)

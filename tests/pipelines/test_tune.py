@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 import yaml
 
-from infra.config import digest, parse, to_yaml
-from infra.errors import ConfigError, DataError
-from pipelines.config import PipelineConfig, read_config
-from pipelines.graph import Stage
-from pipelines.tune.__main__ import main
-from pipelines.tune.choose import TABLE_FILE, Trial, Tuned, _trial, as_text
-from pipelines.tune.config import Setting, TuneConfig
-from pipelines.tune.plan import Left, rungs, tune_stages, tuned_values
-from ranker.config import RankerConfig
+from sidestack.infra.config import digest, parse, to_yaml
+from sidestack.infra.errors import ConfigError, DataError
+from sidestack.pipelines.config import PipelineConfig, read_config
+from sidestack.pipelines.graph import Stage
+from sidestack.pipelines.tune.__main__ import main
+from sidestack.pipelines.tune.choose import TABLE_FILE, Trial, Tuned, _trial, as_text
+from sidestack.pipelines.tune.config import LearningRates, TuneConfig
+from sidestack.pipelines.tune.plan import Left, rungs, tune_stages, tuned_values
+from sidestack.ranker.config import RankerConfig
 from tests.noted import noted
 from tests.pipelines.commands import run_command
 from tests.pipelines.test_tables import SMALL
@@ -93,7 +93,7 @@ def test_rungs_must_rise() -> None:
 
 
 def trial(arm: str, sparse: float, click: float, conversion: float) -> Trial:
-    setting = Setting(sparse_learning_rate=sparse, dense_learning_rate=0.001)
+    setting = LearningRates(sparse_learning_rate=sparse, dense_learning_rate=0.001)
     return Trial(arm=arm, setting=setting, values={"click": click, "conversion": conversion}, steps=100, seconds=2.0)
 
 
@@ -168,9 +168,9 @@ def test_the_contest_is_run_with_what_was_chosen_where_that_is_asked(
 ) -> None:
     (tmp_path / TABLE_FILE).write_text("the best")
     ran: list[Path] = []
-    monkeypatch.setattr("pipelines.tune.__main__.tune", lambda *_: (tmp_path, tmp_path / "tuned.yaml"))
-    monkeypatch.setattr("pipelines.tune.__main__.run_pipeline", noted(ran.append, lambda _: tmp_path))
-    monkeypatch.setattr("pipelines.tune.__main__.tell_result", lambda found: print("compared", found))
+    monkeypatch.setattr("sidestack.pipelines.tune.__main__.tune", lambda *_: (tmp_path, tmp_path / "tuned.yaml"))
+    monkeypatch.setattr("sidestack.pipelines.tune.__main__.run_pipeline", noted(ran.append, lambda _: tmp_path))
+    monkeypatch.setattr("sidestack.pipelines.tune.__main__.tell_result", lambda found: print("compared", found))
     main(["--config", "run.yaml", *words])
     assert ran == ([tmp_path / "tuned.yaml"] if words else [])
     assert ("compared" in capsys.readouterr().out) == bool(words)
@@ -184,7 +184,7 @@ def test_whole_tuning_of_a_small_log(tmp_path: Path) -> None:
     ranker = {**SMALL["ranker"], "holdout": {"validation_days": 1}}
     values: dict[str, Any] = {**SMALL, "ranker": ranker, "run": run, **tuning}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(values))
-    done = run_command("pipelines.tune", tmp_path)
+    done = run_command("sidestack.pipelines.tune", tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("2 settings an arm, on 2024-01-03 to 2024-01-03")
     tuned = tmp_path / "runs/small/tuned.yaml"

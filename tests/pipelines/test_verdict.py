@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 
-from pipelines.report.comparison import Gain, Learning, MetricResult, TaskResult, Training, Verdict
-from pipelines.report.config import VerdictConfig
-from pipelines.report.learning import learned
-from pipelines.report.outputs import Curve, RankerSummary
-from pipelines.report.training import differing_settings, training_of
-from pipelines.report.verdict import ONE_TRAINING, judge, roi_doubt, with_verdicts
+from sidestack.pipelines.report.comparison import Gain, Learning, MetricResult, TaskResult, Training, Verdict
+from sidestack.pipelines.report.config import VerdictConfig
+from sidestack.pipelines.report.learning import learned
+from sidestack.pipelines.report.outputs import Curve, RankerSummary
+from sidestack.pipelines.report.training import differing_settings, training_of
+from sidestack.pipelines.report.verdict import ONE_TRAINING, judge, roi_doubt, with_verdicts
 
 RULES = VerdictConfig()
 HEALTHY = Learning(train_ne=0.8, late_fall=0.01)

@@ -8,9 +8,18 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from encoder.sid import SidSpec, event_columns, with_sid_metadata
-from encoder.sid_codebook import write_codebook
-from infra.tables import DatasetSpec, TaskSpec, ancestors, flat_schema, item_schema, request_schema, user_schema
+from sidestack.encoder.sid.columns import event_columns, with_sid_metadata
+from sidestack.encoder.sid.spec import SidSpec
+from sidestack.encoder.sid_codebook import write_codebook
+from sidestack.infra.tables import (
+    DatasetSpec,
+    TaskSpec,
+    ancestors,
+    flat_schema,
+    item_schema,
+    request_schema,
+    user_schema,
+)
 from tests.datasets import joined, write_snapshot_of
 
 SPEC = DatasetSpec(

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import pytest
 
-from ranker import train
+from sidestack.ranker import train
 
 
 def fail() -> NoReturn:
@@ -39,21 +39,21 @@ class Fault(NamedTuple):
 
 
 FAULTS = {
-    "open": Fault("ranker.train.read_dataset"),
-    "verify": Fault("infra.snapshot.Dataset.verify_partition"),
-    "plan": Fault("ranker.sharding.plan_tables"),
-    "read": Fault("infra.impressions.ImpressionRows.read", 3),
-    "convert": Fault("ranker.reader._block", 1),
-    "step": Fault("ranker.model.GlobalLoss.forward", 5),
-    "memory": Fault("ranker.model.GlobalLoss.forward", 5, no_memory),
-    "killed": Fault("ranker.model.GlobalLoss.forward", 5, kill),
-    "checkpoint": Fault("infra.checkpoint.write_state"),
-    "predict": Fault("ranker.predict.prediction_table", 2),
-    "write": Fault("infra.parquet.TableWriter.write", 2),
-    "full disk": Fault("infra.parquet.TableWriter.write", 2, no_space),
-    "model": Fault("ranker.train.save_bundle"),
-    "summary": Fault("ranker.train.peak_memory_bytes"),
-    "hash": Fault("infra.commit._describe", 1),
+    "open": Fault("sidestack.ranker.train.read_dataset"),
+    "verify": Fault("sidestack.infra.snapshot.Dataset.verify_partition"),
+    "plan": Fault("sidestack.ranker.sharding.plan_tables"),
+    "read": Fault("sidestack.infra.impressions.ImpressionRows.read", 3),
+    "convert": Fault("sidestack.ranker.reader._block", 1),
+    "step": Fault("sidestack.ranker.model.GlobalLoss.forward", 5),
+    "memory": Fault("sidestack.ranker.model.GlobalLoss.forward", 5, no_memory),
+    "killed": Fault("sidestack.ranker.model.GlobalLoss.forward", 5, kill),
+    "checkpoint": Fault("sidestack.infra.checkpoint.write_state"),
+    "predict": Fault("sidestack.ranker.predict.prediction_table", 2),
+    "write": Fault("sidestack.infra.parquet.TableWriter.write", 2),
+    "full disk": Fault("sidestack.infra.parquet.TableWriter.write", 2, no_space),
+    "model": Fault("sidestack.ranker.train.save_bundle"),
+    "summary": Fault("sidestack.ranker.train.peak_memory_bytes"),
+    "hash": Fault("sidestack.infra.commit._describe", 1),
 }
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ranker.statistics import DECILES, Decile, log_loss
+from sidestack.ranker.statistics import DECILES, Decile, log_loss
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]

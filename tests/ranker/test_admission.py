@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from infra.errors import ConfigError
-from ranker.admission import NEVER, IdRows, Integers, reassigned_rows
-from ranker.config import AdmissionConfig
+from sidestack.infra.errors import ConfigError
+from sidestack.ranker.admission import NEVER, IdRows, Integers, reassigned_rows
+from sidestack.ranker.config import AdmissionConfig
 from tests.ranker.training import config_with
 
 FIRST_DAY = date(2024, 1, 1)

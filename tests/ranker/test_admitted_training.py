@@ -13,23 +13,23 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from infra.commit import committing
-from infra.distributed import World
-from infra.errors import ConfigError, DataError
-from infra.snapshot import read_dataset
-from infra.tables import DatasetSpec, request_schema, write_spec
-from ranker import plan
-from ranker.admission import reassigned_rows
-from ranker.bundle import open_bundle
-from ranker.config import AdmissionConfig
-from ranker.convert import rows_of
-from ranker.features import arm_features
-from ranker.frozen import Frozen
-from ranker.inspect import open_network, read_rows
-from ranker.row_maps import MAPS_FILE, read_row_maps, with_row_maps
-from ranker.serving.model import ServedRanker
-from ranker.sharding import ShardedRanker, build_sharded
-from ranker.warm_start import open_start
+from sidestack.infra.commit import committing
+from sidestack.infra.distributed import World
+from sidestack.infra.errors import ConfigError, DataError
+from sidestack.infra.snapshot import read_dataset
+from sidestack.infra.tables import DatasetSpec, request_schema, write_spec
+from sidestack.ranker import plan
+from sidestack.ranker.admission import reassigned_rows
+from sidestack.ranker.bundle import open_bundle
+from sidestack.ranker.config import AdmissionConfig
+from sidestack.ranker.constants import ModelConstants
+from sidestack.ranker.convert import rows_of
+from sidestack.ranker.features import arm_features
+from sidestack.ranker.inspect import open_network, read_rows
+from sidestack.ranker.row_maps import MAPS_FILE, read_row_maps, with_row_maps
+from sidestack.ranker.serving.model import ServedRanker
+from sidestack.ranker.sharding import ShardedRanker, build_sharded
+from sidestack.ranker.warm_start import open_start
 from tests.datasets import joined
 from tests.distributed import run_distributed
 from tests.encoder.fabricated import LOCAL
@@ -126,7 +126,7 @@ def started(world: World, nights: Nights) -> tuple[dict[str, Tensor], dict[str, 
     """Return a model as it is initialized, and as the second night starts it from the first."""
 
     def built() -> ShardedRanker:
-        return build_sharded(features, config, world, Frozen())
+        return build_sharded(features, config, world, ModelConstants())
 
     config = config_of("none", model=MODEL)
     features = arm_features(spec_until(4), config, {"sid": SID})
@@ -158,7 +158,7 @@ def changed_rows(world: World, **sections: Any) -> dict[str, list[int]]:
     """Add 1 to what `held_rows` finds of two rows of the users' table; return what changed of each tensor."""
     config = config_of("none", **sections)
     features = arm_features(SPEC, config, {})
-    sharded = build_sharded(features, config, world, Frozen())
+    sharded = build_sharded(features, config, world, ModelConstants())
     before = whole(world, sharded.state())
     for part, places, values in sharded.held_rows(features, {"t_user_id": torch.tensor([3, 59])}):
         part[places] = values + 1

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ranker.attention import attend
-from ranker.layout import HistoryLayout, history_layout
+from sidestack.ranker.attention import attend
+from sidestack.ranker.layout import HistoryLayout, history_layout
 
 
 def layout_of(lengths: list[int], rows: list[int] | None = None) -> HistoryLayout:

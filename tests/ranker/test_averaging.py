@@ -7,11 +7,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from infra.distributed import World
-from infra.state import SHARED_FILE
-from ranker.averaging import WeightAverage
-from ranker.bundle import FOLDER
-from ranker.sharding import ShardedRanker
+from sidestack.infra.distributed import World
+from sidestack.infra.state import SHARED_FILE
+from sidestack.ranker.averaging import WeightAverage
+from sidestack.ranker.bundle import FOLDER
+from sidestack.ranker.sharding import ShardedRanker
 from tests.ranker.dataset import write_dataset
 from tests.ranker.test_resume import train_ranker
 

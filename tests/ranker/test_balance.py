@@ -7,11 +7,11 @@ import pyarrow as pa
 import pytest
 import torch
 
-from infra.balance import SLACK
-from infra.distributed import World, gather
-from infra.snapshot import read_dataset
-from ranker.convert import history_lengths
-from ranker.train import open_splits
+from sidestack.infra.balance import SLACK
+from sidestack.infra.distributed import World, gather
+from sidestack.infra.snapshot import read_dataset
+from sidestack.ranker.convert import history_lengths
+from sidestack.ranker.train import open_splits
 from tests.datasets import joined, write_snapshot_of
 from tests.distributed import run_distributed
 from tests.ranker.dataset import SPEC, all_days, items, write_dataset

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from infra.config import parse
-from infra.errors import ConfigError
-from infra.snapshot import read_dataset
-from ranker.budget import (
+from sidestack.infra.config import parse
+from sidestack.infra.errors import ConfigError
+from sidestack.infra.snapshot import read_dataset
+from sidestack.ranker.budget import (
     LARGE_LOG,
     MIN_STEPS,
     STEPS_AN_EPOCH,
@@ -18,14 +18,14 @@ from ranker.budget import (
     described,
     even_days,
     left_to_rule,
-    sid_rows,
     told,
     training_days,
     validation_days,
     warmup_steps,
     without_window,
 )
-from ranker.config import RankerConfig
+from sidestack.ranker.config import RankerConfig
+from sidestack.ranker.id_feature import sid_rows
 from tests.datasets import joined
 from tests.ranker.dataset import SPEC, write_dataset
 from tests.ranker.training import config_of
@@ -167,7 +167,7 @@ def test_warm_up_is_a_share_of_the_steps_unless_a_number_is_written() -> None:
 def test_a_snapshot_tells_rows_and_positives_unopened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_dataset(tmp_path / "dataset", rows_a_day=64)
     clicks = [sum(joined(path, ["click"], day.date, day.date)["click"].to_pylist()) for day in days_of(*[64] * 4)]
-    monkeypatch.setattr("infra.parquet.open_parquet", lambda *_: pytest.fail("a file was opened"))
+    monkeypatch.setattr("sidestack.infra.parquet.open_parquet", lambda *_: pytest.fail("a file was opened"))
     days = training_days(read_dataset(path), SPEC.train)
     assert [(day.date, day.rows) for day in days] == [(FIRST + timedelta(days=n), 64) for n in range(4)]
     assert [dict(day.positives) for day in days] == [{"click": number} for number in clicks]

@@ -9,13 +9,13 @@ import pytest
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
-from infra.distributed import World
-from infra.snapshot import read_dataset
-from ranker.fit import Progress
-from ranker.frozen import read_frozen
-from ranker.newest import NewestEntries
-from ranker.sharding import build_sharded
-from ranker.train import open_splits
+from sidestack.infra.distributed import World
+from sidestack.infra.snapshot import read_dataset
+from sidestack.ranker.constants import read_constants
+from sidestack.ranker.newest import NewestEntries
+from sidestack.ranker.progress import Progress
+from sidestack.ranker.sharding import build_sharded
+from sidestack.ranker.train import open_splits
 from tests.distributed import run_distributed
 from tests.ranker.dataset import write_dataset
 from tests.ranker.training import config_of
@@ -48,7 +48,7 @@ class Counted(NamedTuple):
 def train(world: World, dataset: Path, arm: str, is_plain: bool) -> Counted:
     config, snapshot = config_of(arm), read_dataset(dataset)
     fitting, _ = open_splits(snapshot, config)
-    sharded = build_sharded(fitting.features, config, world, read_frozen(snapshot, fitting.features))
+    sharded = build_sharded(fitting.features, config, world, read_constants(snapshot, fitting.features.constants))
     progress = Progress(sharded, fitting.features, world, NewestEntries())
     if is_plain:
         progress.pipeline = TrainPipelineSparseDist(sharded.model, sharded.optimizer, world.device)

@@ -4,9 +4,9 @@ from datetime import date
 
 import pytest
 
-from infra.config import digest, parse
-from infra.errors import ConfigError
-from ranker.config import HoldoutConfig, RankerConfig
+from sidestack.infra.config import digest, parse
+from sidestack.infra.errors import ConfigError
+from sidestack.ranker.config import HoldoutConfig, RankerConfig
 from tests.ranker.dataset import SPEC
 
 

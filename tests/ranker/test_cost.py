@@ -7,9 +7,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from infra.snapshot import read_dataset
-from ranker.cost import column_cost, embedding_bytes, mean_entries
-from ranker.features import arm_features
+from sidestack.infra.snapshot import read_dataset
+from sidestack.ranker.cost import column_cost, embedding_bytes, mean_entries
+from sidestack.ranker.features import arm_features
 from tests.datasets import file_of, joined
 from tests.ranker.dataset import REQUEST_SPEC, SIDS, SPEC, all_days, write_dataset
 from tests.ranker.training import config_with
@@ -55,7 +55,7 @@ def test_column_cost_shares_what_a_request_stores_among_its_impressions(dataset:
 
 
 def test_of_many_files_evenly_spaced_ones_are_looked_at(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ranker.cost.MAX_FILES", 2)
+    monkeypatch.setattr("sidestack.ranker.cost.MAX_FILES", 2)
     for column, table in (("item_id", "events"), ("history_times", "requests")):
         compressed, uncompressed = stored_bytes([file_of(dataset, table, day) for day in (DAYS[0], DAYS[2])], column)
         expected = (compressed / 600, uncompressed / 600)

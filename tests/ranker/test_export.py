@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,25 +18,26 @@ import torch
 from safetensors.torch import load_file
 from uvicorn.config import STARTUP_FAILURE
 
-from benchmarks import ranking
-from benchmarks.scoring_server import Program, ScoringServer, serving
-from infra.commit import committing
-from infra.config import parse
-from infra.distributed import World
-from infra.errors import ConfigError, DataError, SidestackError, SpecError
-from infra.mlflow_store import URI_VARIABLE
-from infra.served import ROOT, load_served
-from infra.snapshot import read_dataset
-from infra.stage import StageRun
-from infra.tracking import RunLog
-from ranker.bundle import open_bundle
-from ranker.export import _write_constants, export
-from ranker.export_config import RankerExportConfig
-from ranker.features import ITEM_IDS
-from ranker.frozen import Frozen
-from ranker.serving.config import CONSTANTS_FILE, MODEL_FOLDER, SERVED_FILE
-from ranker.serving.model import RawLookup, ServedRanker
-from ranker.serving.tables import ServedTable, stored_table
+from sidestack.benchmarks import ranking
+from sidestack.benchmarks.scoring_server import Program, ScoringServer, serving
+from sidestack.infra.code import ROOT
+from sidestack.infra.commit import committing
+from sidestack.infra.config import parse
+from sidestack.infra.distributed import World
+from sidestack.infra.errors import ConfigError, DataError, SidestackError, SpecError
+from sidestack.infra.mlflow_store import URI_VARIABLE
+from sidestack.infra.served import load_served
+from sidestack.infra.snapshot import read_dataset
+from sidestack.infra.stage import StageRun
+from sidestack.infra.tracking import RunLog
+from sidestack.ranker.bundle import open_bundle
+from sidestack.ranker.constants import ModelConstants
+from sidestack.ranker.export import _write_constants, export
+from sidestack.ranker.export_config import RankerExportConfig
+from sidestack.ranker.features import ITEM_IDS
+from sidestack.ranker.serving.config import CONSTANTS_FILE, MODEL_FOLDER, SERVED_FILE
+from sidestack.ranker.serving.model import RawLookup, ServedRanker
+from sidestack.ranker.serving.tables import ServedTable, stored_table
 from tests.encoder.fabricated import LOCAL, SPEC, item_table, materialize_dataset, train_encoder, write_dataset
 from tests.hostile import require_refusals
 from tests.ranker.test_resume import train_ranker
@@ -340,7 +342,7 @@ def test_of_a_snapshot_that_has_grown_the_rows_that_the_ranker_knows_are_kept(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grown = torch.ones(SPEC.num_items + 5, 3, dtype=torch.half)
-    monkeypatch.setattr("ranker.export.read_frozen", lambda *_: Frozen(embeddings={"item": grown}))
+    monkeypatch.setattr("sidestack.ranker.export.read_constants", lambda *_: ModelConstants(embeddings={"item": grown}))
     _write_constants(read_dataset(made.dataset), open_bundle(made.rankers["dense"]).description, tmp_path)
     kept = load_file(tmp_path / CONSTANTS_FILE)["embeddings.item"]
     assert kept.shape == (SPEC.num_items, 3)  # the row after them stands for an item that is not known
@@ -409,8 +411,10 @@ print(json.dumps(model.predict([json.loads(sys.argv[1])])))
     np.testing.assert_allclose(answer["probabilities"]["click"], expected["probabilities"]["click"], atol=1e-6)
     assert not list(versions["side"].parents[1].rglob("*.pkl"))
     code_folder = versions["side"].parents[1] / "code"
-    assert sorted(path.name for path in code_folder.iterdir()) == ["encoder", "infra", "ranker"]
-    assert (ROOT / "ranker/serving/model.py").read_bytes() == (code_folder / "ranker/serving/model.py").read_bytes()
+    assert [path.name for path in code_folder.iterdir()] == ["sidestack"]
+    carried = code_folder / "sidestack"
+    assert sorted(path.name for path in carried.iterdir()) == ["__init__.py", "encoder", "infra", "ranker"]
+    assert (ROOT / "ranker/serving/model.py").read_bytes() == (carried / "ranker/serving/model.py").read_bytes()
 
 
 def test_a_wrong_request_is_a_400_of_the_model(versions: dict[str, Path]) -> None:
@@ -439,12 +443,12 @@ def test_the_commands_of_the_readme_score_export_and_serve(made: Made, tmp_path:
         assert done.returncode == 0, done.stderr
         return done.stderr
 
-    assert "score: 400 rows, 0 of them scored before" in run("ranker.score", "--out", "scored")
+    assert "score: 400 rows, 0 of them scored before" in run("sidestack.ranker.score", "--out", "scored")
     scored = pq.read_table(tmp_path / "scored/predictions").sort_by("row")
     trained = pq.read_table(made.rankers["side"] / "predictions").sort_by("row")
     np.testing.assert_allclose(scored["p_click"].to_numpy()[200:], trained["p_click"], atol=1e-6)
     words = ("--input", f"encoder.sid={made.encoder}", "--set", "ranker_export.checked_rows=150", "--out", "exported")
-    said = run("ranker.export", *words)
+    said = run("sidestack.ranker.export", *words)
     assert "models:/sidestack-ranker@challenger is it" in said
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(URI_VARIABLE, store)
@@ -497,10 +501,25 @@ def test_every_wrong_request_is_a_400_over_http_and_the_server_lives_on(
 def test_a_server_of_an_altered_model_ends_with_the_fault(versions: dict[str, Path], tmp_path: Path) -> None:
     model = shutil.copytree(versions["side"].parents[1], tmp_path / "model")
     planted(model / "artifacts" / "version")
-    command = [sys.executable, "-m", "infra.serve", "--model", str(model), "--port", "0"]
+    command = [sys.executable, "-m", "sidestack.infra.serve", "--model", str(model), "--port", "0"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert done.returncode == STARTUP_FAILURE
     assert "network.pkl: missing, altered, or not of this version" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_model_that_version_0_2_0_exported_is_served(versions: dict[str, Path], tmp_path: Path) -> None:
+    """The packages in its code stand under no other, and its description names the loader so."""
+    model = Path(shutil.copytree(versions["side"].parents[1], tmp_path / "model"))
+    carried = model / "code/sidestack"
+    for package in ("encoder", "infra", "ranker"):
+        (carried / package).rename(model / "code" / package)
+    shutil.rmtree(carried)
+    for file in (*model.rglob("*.py"), model / "MLmodel"):
+        text = re.sub(r"\bsidestack\.(?=(?:encoder|infra|ranker)\b)", "", file.read_text())
+        file.write_text(re.sub(r"^import sidestack\n", "", text, flags=re.M))
+    with serving(model, tmp_path / "server.log") as server:
+        _check_answers(server)
 
 
 @pytest.mark.slow

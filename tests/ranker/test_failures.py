@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from infra.commit import committing
-from infra.preemption import read_mark
+from sidestack.infra.commit import committing
+from sidestack.infra.preemption import read_mark
 from tests.infra.jobs import LIMIT_S, job
 from tests.ranker.dataset import write_dataset
 from tests.ranker.failing_training import FAULTS

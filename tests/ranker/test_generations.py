@@ -10,21 +10,21 @@ import pyarrow as pa
 import pytest
 import torch
 
-from encoder.bundle import load_bundle
-from encoder.export import export as export_encoder
-from encoder.export_config import ExportConfig
-from encoder.sid_map import MAP_FILE
-from infra.commit import committing, read_manifest
-from infra.distributed import World
-from infra.errors import SpecError
-from infra.mlflow_store import URI_VARIABLE
-from infra.snapshot import read_dataset
-from infra.stage import StageRun
-from infra.tracking import RunLog
-from ranker.export import export
-from ranker.export_config import RankerExportConfig
-from ranker.serving.config import MODEL_FOLDER
-from ranker.serving.model import ServedRanker
+from sidestack.encoder.bundle import load_bundle
+from sidestack.encoder.export import export as export_encoder
+from sidestack.encoder.export_config import ExportConfig
+from sidestack.encoder.sid_map import MAP_FILE
+from sidestack.infra.commit import committing, read_manifest
+from sidestack.infra.distributed import World
+from sidestack.infra.errors import SpecError
+from sidestack.infra.mlflow_store import URI_VARIABLE
+from sidestack.infra.snapshot import read_dataset
+from sidestack.infra.stage import StageRun
+from sidestack.infra.tracking import RunLog
+from sidestack.ranker.export import export
+from sidestack.ranker.export_config import RankerExportConfig
+from sidestack.ranker.serving.config import MODEL_FOLDER
+from sidestack.ranker.serving.model import ServedRanker
 from tests.encoder.fabricated import (
     LOCAL,
     SPEC,

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from infra.checkpoint import Checkpoint, Checkpoints
-from infra.distributed import World, sum_over_ranks
-from infra.errors import CommitError
-from infra.tables import DatasetSpec, write_spec
-from ranker.features import ArmFeatures, arm_features
-from ranker.frozen import Frozen
-from ranker.reader import to_ranker_batch
-from ranker.sharding import ShardedRanker, build_sharded
+from sidestack.infra.checkpoint import Checkpoint, Checkpoints
+from sidestack.infra.distributed import World, sum_over_ranks
+from sidestack.infra.errors import CommitError
+from sidestack.infra.tables import DatasetSpec, write_spec
+from sidestack.ranker.constants import ModelConstants
+from sidestack.ranker.features import ArmFeatures, arm_features
+from sidestack.ranker.reader import to_ranker_batch
+from sidestack.ranker.sharding import ShardedRanker, build_sharded
 from tests.distributed import run_distributed
 from tests.ranker.dataset import SID, SPEC, write_dataset
 from tests.ranker.test_reader import batch_of, first_rows
@@ -30,7 +30,7 @@ HASHED = {"model": {"table_rows": {"item_id": 50, "history_item_ids": 1000}}}
 def built(world: World, spec: DatasetSpec, **sections: Any) -> tuple[ShardedRanker, ArmFeatures]:
     config = config_of("sid_ngram", **sections)
     features = arm_features(spec, config, {"sid": SID})
-    return build_sharded(features, config, world, Frozen()), features
+    return build_sharded(features, config, world, ModelConstants()), features
 
 
 def checkpoints(world: World, path: Path) -> Checkpoints:

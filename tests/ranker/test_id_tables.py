@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.snapshot import read_dataset
-from ranker.features import arm_features
-from ranker.id_tables import DistinctIds, collision_share, describe_tables
-from ranker.reader import Split
+from sidestack.infra.snapshot import read_dataset
+from sidestack.ranker.features import arm_features
+from sidestack.ranker.id_tables import DistinctIds, collision_share, describe_tables
+from sidestack.ranker.reader import Split
 from tests.datasets import joined
 from tests.ranker.dataset import SIDS, SPEC, write_dataset
 from tests.ranker.training import config_of, config_with

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ranker.initial import BLOCK_ROWS, TABLE_BOUND, fill_dense, fill_table
+from sidestack.ranker.initial import BLOCK_ROWS, TABLE_BOUND, fill_dense, fill_table
 
 ROWS, DIM = BLOCK_ROWS + 100, 8
 

@@ -6,10 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from infra.distributed import World
-from infra.snapshot import read_dataset
-from ranker.bundle import open_bundle
-from ranker.inspect import importances, inputs_of, main, open_network, read_rows, shuffle
+from sidestack.infra.distributed import World
+from sidestack.infra.snapshot import read_dataset
+from sidestack.ranker.bundle import open_bundle
+from sidestack.ranker.inspect import importances, inputs_of, main, open_network, read_rows, shuffle
 from tests.ranker.dataset import SPEC, write_dataset
 from tests.ranker.test_resume import predictions, train_ranker
 

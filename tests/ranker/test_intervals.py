@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import t as student
 
-from ranker import intervals
-from ranker.intervals import (
+from sidestack.ranker import intervals
+from sidestack.ranker.intervals import (
     GainEstimate,
     Sums,
     estimate_gain,
@@ -19,7 +19,7 @@ from ranker.intervals import (
     student_reach,
     training_draws,
 )
-from ranker.metric_registry import Better
+from sidestack.ranker.metric_registry import Better
 
 Floats = NDArray[np.float64]
 

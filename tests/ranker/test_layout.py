@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ranker.layout import ROWS_FACTOR, SHORT, HistoryLayout, history_layout, rows_of
+from sidestack.ranker.layout import ROWS_FACTOR, SHORT, HistoryLayout, history_layout, rows_of
 
 requests = st.lists(st.tuples(st.integers(0, 90), st.integers(1, 30)), min_size=1, max_size=20)
 

@@ -1,14 +1,18 @@
 """The registry: what an entry says of itself."""
 
+from dataclasses import replace
+
 import pytest
 
-from ranker.metric_registry import AUC, CALIBRATION, HEADLINE, METRICS, NE, compared_metrics
+import sidestack.ranker.metric_registry
+from sidestack.infra.errors import ConfigError
+from sidestack.ranker.metric_registry import AUC, CALIBRATION, HEADLINE, NE, all_metrics, compared_metrics
 
 
 def test_the_headline_metric_has_a_gain_and_leads() -> None:
-    assert next(iter(METRICS.values())) is HEADLINE is NE
+    assert next(iter(all_metrics().values())) is HEADLINE is NE
     assert [metric.name for metric in compared_metrics()] == ["ne", "auc", "gauc"]
-    assert all(name == metric.name for name, metric in METRICS.items())
+    assert all(name == metric.name for name, metric in all_metrics().items())
 
 
 @pytest.mark.parametrize(
@@ -25,3 +29,12 @@ def test_values_and_gains_are_told(metric: object, text: str, rule: str) -> None
     assert (metric.text(0.5), metric.text(None)) == (text, "")
     if metric.better:
         assert metric.gain_rule("none") == rule
+
+
+@pytest.mark.parametrize("metric", [AUC.tally, replace(AUC, name="other")], ids=["no metric", "another name"])
+def test_what_is_no_metric_of_its_name_is_refused(monkeypatch: pytest.MonkeyPatch, metric: object) -> None:
+    monkeypatch.setattr(sidestack.ranker.metric_registry, "with_plugins", lambda group, own: {**own, "theirs": metric})
+    with pytest.raises(
+        ConfigError, match="entry point 'theirs' of group 'sidestack.metrics': must name a ranker.metric"
+    ):
+        all_metrics.__wrapped__()

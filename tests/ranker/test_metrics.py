@@ -11,8 +11,8 @@ from torchrec.metrics.auc import compute_auc
 from torchrec.metrics.calibration import compute_calibration
 from torchrec.metrics.ne import compute_cross_entropy, compute_ne
 
-from infra.parquet import TableWriter
-from ranker.metrics import TrainingWindow, prediction_metrics, prediction_schema
+from sidestack.infra.parquet import TableWriter
+from sidestack.ranker.metrics import TrainingWindow, prediction_metrics, prediction_schema
 
 TASKS = ("click", "conversion")
 SCHEMA = prediction_schema(TASKS)

@@ -13,17 +13,17 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy
 from torchrec.modules.crossnet import LowRankCrossNet
 
-from infra.distributed import World
-from infra.errors import ConfigError, DataError
-from infra.tables import TaskSpec, ancestors
-from ranker.batch import RankerBatch
-from ranker.blocks import HistoryBlock, LowRankCross, Towers
-from ranker.config import ModelConfig
-from ranker.features import arm_features
-from ranker.frozen import Frozen
-from ranker.model import GlobalLoss, joint_logit
-from ranker.reader import to_ranker_batch
-from ranker.sharding import build_sharded
+from sidestack.infra.distributed import World
+from sidestack.infra.errors import ConfigError, DataError
+from sidestack.infra.tables import TaskSpec, ancestors
+from sidestack.ranker.batch import RankerBatch
+from sidestack.ranker.blocks import HistoryBlock, LowRankCross, Towers
+from sidestack.ranker.config import ModelConfig
+from sidestack.ranker.constants import ModelConstants
+from sidestack.ranker.features import arm_features
+from sidestack.ranker.model import GlobalLoss, joint_logit
+from sidestack.ranker.reader import to_ranker_batch
+from sidestack.ranker.sharding import build_sharded
 from tests.ranker.dataset import CHAIN, ONE_TASK, SIDS, SPEC, TWO_ROOTS, jagged, write_dataset
 from tests.ranker.test_reader import batch_of, first_rows
 from tests.ranker.training import config_of
@@ -53,7 +53,7 @@ def test_an_empty_history_gives_zeros_and_trains(
 ) -> None:
     config = config_of(arm, model={"history": history})
     features = arm_features(SPEC, config, SIDS)
-    sharded = build_sharded(features, config, world, Frozen())
+    sharded = build_sharded(features, config, world, ModelConstants())
     is_empty_B = torch.arange(rows.num_rows) % (2 if empty == "some" else 1) == 0
     batch = to_ranker_batch(batch_of(without_history(rows, is_empty_B.tolist())), features)
     seen: list[Tensor] = []
@@ -74,7 +74,7 @@ def test_an_empty_history_gives_zeros_and_trains(
 def test_target_attention_asks_by_the_ad_alone(world: World, rows: pa.Table, pooling: str, expected: set[str]) -> None:
     config = config_of("side", model={"history": {"pooling": pooling}})
     features = arm_features(SPEC, config, SIDS)
-    sharded = build_sharded(features, config, world, Frozen())
+    sharded = build_sharded(features, config, world, ModelConstants())
     (block,) = (module for module in sharded.model.modules() if isinstance(module, HistoryBlock))
     seen: list[Tensor] = []
     block.register_forward_hook(lambda module, inputs, output: seen.append(output.detach()))

@@ -10,14 +10,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from infra.distributed import World
-from infra.errors import ConfigError
-from infra.snapshot import read_dataset
-from ranker.exchange import sent
-from ranker.features import arm_features
-from ranker.frozen import Frozen
-from ranker.plan import Workload, dry_run, main
-from ranker.planner import (
+from sidestack.infra.distributed import World
+from sidestack.infra.errors import ConfigError
+from sidestack.infra.snapshot import read_dataset
+from sidestack.ranker.constants import ModelConstants
+from sidestack.ranker.exchange import sent
+from sidestack.ranker.features import arm_features
+from sidestack.ranker.plan import Workload, dry_run, main
+from sidestack.ranker.planner import (
     GIB,
     Cluster,
     NoPlanError,
@@ -28,8 +28,8 @@ from ranker.planner import (
     plan_tables,
     unsharded_model,
 )
-from ranker.sharding import COLLECTIONS, build_sharded
-from ranker.train import open_splits
+from sidestack.ranker.sharding import COLLECTIONS, build_sharded
+from sidestack.ranker.train import open_splits
 from tests.datasets import joined
 from tests.distributed import run_distributed
 from tests.ranker.dataset import SID, SPEC, write_dataset
@@ -44,11 +44,11 @@ def workload(arm: str, rows: int = 0, **sections: dict[str, Any]) -> Workload:
     """Return an arm of the tests' dataset, its three largest id spaces of `rows` each."""
     config = config_of(arm, **sections)
     spec = SPEC.model_copy(update={"num_items": rows, "num_users": rows}) if rows else SPEC
-    return Workload(config, arm_features(spec, config, {"sid": SID}), Frozen(), Traffic(3.0), None, None)
+    return Workload(config, arm_features(spec, config, {"sid": SID}), ModelConstants(), Traffic(3.0), None, None)
 
 
 def plan_of(work: Workload, cluster: Cluster) -> TablePlan:
-    model = unsharded_model(work.features, work.config, torch.device("meta"), work.frozen)
+    model = unsharded_model(work.features, work.config, torch.device("meta"), work.constants)
     return plan_tables(model, work.features, work.config, cluster, work.traffic)
 
 
@@ -152,7 +152,7 @@ def planned_and_sent(world: World, dataset: Path, traffic: Traffic) -> tuple[Tab
     """Train a step at a time and note what this rank sends to others, after the plan the training made."""
     config = config_of("none")
     fitting, _ = open_splits(read_dataset(dataset), config)
-    plan = build_sharded(fitting.features, config, world, Frozen(), traffic).plan
+    plan = build_sharded(fitting.features, config, world, ModelConstants(), traffic).plan
     noted: list[tuple[str, int]] = []
     send = dist.all_to_all_single
 
@@ -181,7 +181,9 @@ def test_a_training_plans_as_the_dry_run_says_and_sends_what_it_says(tmp_path: P
     traffic = Traffic(mean, 1 / impressions)
     (plan, first), (_, second) = run_distributed(planned_and_sent, dataset, traffic)
     host = plan.cluster.host_bytes
-    dry = plan_of(Workload(config, fitting.features, Frozen(), traffic, None, None), Cluster("cpu", 2, 2, 0, host))
+    dry = plan_of(
+        Workload(config, fitting.features, ModelConstants(), traffic, None, None), Cluster("cpu", 2, 2, 0, host)
+    )
     assert dry.tables == plan.tables
     lookups = {table.name: table.lookups for table in plan.tables}
     of_request = {"t_user_id", "t_history_item_ids"} | ({"t_topics"} if impressions > 1 else set())
@@ -267,7 +269,7 @@ def test_tables_that_no_machine_can_lay_out_are_refused_with_the_option_that_has
     (slot,) = (bag for bag in arm_features(huge, config, {}).bags if bag.column == "slot")
     assert (slot.num_ids, slot.rows) == (2**63 - 1, 1000)
     large = config_of("none", model={"table_rows": {"slot": 2**57}})
-    work = Workload(large, arm_features(SPEC, large, {}), Frozen(), Traffic(3.0), None, None)
+    work = Workload(large, arm_features(SPEC, large, {}), ModelConstants(), Traffic(3.0), None, None)
     with pytest.raises(NoPlanError, match=r"ranker\.model\.table_rows gives id tables fewer rows"):
         plan_of(work, EIGHT)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ranker.pma import HistoryAttention
+from sidestack.ranker.pma import HistoryAttention
 from tests.ranker.test_attention import layout_of
 
 DIM, QUERIES, FEATURES = 4, 3, 5

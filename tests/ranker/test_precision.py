@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 import torch
 
-from infra.distributed import World
-from infra.snapshot import read_dataset
-from infra.tracking import RunLog
-from ranker.config import TrainingConfig
-from ranker.fit import Progress
-from ranker.frozen import read_frozen
-from ranker.model import StepOutput
-from ranker.newest import NewestEntries
-from ranker.sharding import build_sharded
-from ranker.train import open_splits, use_tf32
+from sidestack.infra.distributed import World
+from sidestack.infra.snapshot import read_dataset
+from sidestack.infra.tracking import RunLog
+from sidestack.ranker.config import TrainingConfig
+from sidestack.ranker.constants import read_constants
+from sidestack.ranker.model import StepOutput
+from sidestack.ranker.newest import NewestEntries
+from sidestack.ranker.progress import Progress
+from sidestack.ranker.sharding import build_sharded
+from sidestack.ranker.train import open_splits, use_tf32
 from tests.ranker.dataset import write_dataset
 from tests.ranker.training import config_of, run_steps
 
@@ -50,7 +50,9 @@ def test_bfloat16_trains_close_to_float32(world: World, dataset: Path, name: str
 def predictions(world: World, dataset: Path, precision: str) -> Iterator[StepOutput]:
     config = config_of("side", training={"precision": precision})
     fitting, held_out = open_splits(read_dataset(dataset), config)
-    sharded = build_sharded(fitting.features, config, world, read_frozen(read_dataset(dataset), fitting.features))
+    sharded = build_sharded(
+        fitting.features, config, world, read_constants(read_dataset(dataset), fitting.features.constants)
+    )
     sharded.model.eval()
     reader = held_out.open(config.training, world, is_training=False)
     for _, output in Progress(sharded, fitting.features, world, NewestEntries()).over(reader, 0):
@@ -75,7 +77,8 @@ def test_tf32_is_for_cuda_and_says_so_elsewhere(tmp_path: Path, capsys: pytest.C
     try:
         use_tf32(torch.device("cpu"), log)
         assert torch.get_float32_matmul_precision() == "highest"
-        assert capsys.readouterr().err == "ranker.training.precision=tf32 changes nothing on a CPU: float32 is used\n"
+        told = "warning: ranker.training.precision=tf32 changes nothing on a CPU: float32 is used\n"
+        assert capsys.readouterr().err.endswith(told)
         use_tf32(torch.device("cuda"), log)
         assert torch.get_float32_matmul_precision() == "high"
         assert capsys.readouterr().err == ""

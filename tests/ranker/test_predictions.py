@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from infra.errors import DataError
-from infra.parquet import TableWriter
-from ranker import predictions as module
-from ranker.metric_registry import Order
-from ranker.predictions import require_same_rows, sorted_predictions, sorting
+from sidestack.infra.errors import DataError
+from sidestack.infra.parquet import TableWriter
+from sidestack.ranker import predictions as module
+from sidestack.ranker.metric_registry import Order
+from sidestack.ranker.predictions import require_same_rows, sorted_predictions, sorting
 
 TASKS = ("view", "order", "refund")
 """A chain; `order` is a word of SQL."""
@@ -114,7 +114,7 @@ def test_what_cannot_be_sorted_is_told_with_its_place(tmp_path: Path) -> None:
 PEAK = """
 import sys
 from pathlib import Path
-from ranker.metrics import prediction_metrics
+from sidestack.ranker.metrics import prediction_metrics
 assert prediction_metrics(Path(sys.argv[1]), ("view",))["view"]["num"] == int(sys.argv[2])
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """

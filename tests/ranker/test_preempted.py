@@ -11,8 +11,8 @@ import pytest
 import torch
 import yaml
 
-from infra.commit import committing
-from infra.preemption import read_mark
+from sidestack.infra.commit import committing
+from sidestack.infra.preemption import read_mark
 from tests.infra.jobs import LIMIT_S, job, ranks_of, wait_for
 from tests.ranker.dataset import write_dataset
 from tests.ranker.test_resume import history, predictions, summary, weights
@@ -46,7 +46,7 @@ def test_a_job_that_was_terminated_goes_on_bit_for_bit(
     folder: Path, tmp_path: Path, arm: str, record_property: Callable[[str, object], None]
 ) -> None:
     resumed, whole, log = tmp_path / "resumed", tmp_path / "whole", tmp_path / "job.log"
-    with job("ranker.train", arguments(folder, resumed, arm, epochs=8), log) as process:
+    with job("sidestack.ranker.train", arguments(folder, resumed, arm, epochs=8), log) as process:
         wait_for(lambda: is_training(resumed), process, log)
         process.terminate()
         assert process.wait(LIMIT_S) == 1
@@ -58,7 +58,7 @@ def test_a_job_that_was_terminated_goes_on_bit_for_bit(
     record_property("steps_lost", 0)
     assert mark.seconds < 20
     for out in (resumed, whole):
-        with job("ranker.train", arguments(folder, out, arm, epochs=8), log) as process:
+        with job("sidestack.ranker.train", arguments(folder, out, arm, epochs=8), log) as process:
             assert process.wait(LIMIT_S) == 0, log.read_text()
     assert summary(resumed)["resumed_from_step"] == mark.step
     ours, theirs = weights(resumed), weights(whole)
@@ -73,7 +73,7 @@ def test_a_stopped_rank_of_a_training_is_named(
 ) -> None:
     """With the timeouts as they are by default."""
     out, log = tmp_path / "out", tmp_path / "job.log"
-    with job("ranker.train", arguments(folder, out, "none", epochs=1000), log) as process:
+    with job("sidestack.ranker.train", arguments(folder, out, "none", epochs=1000), log) as process:
         wait_for(lambda: is_training(out), process, log)
         os.kill(ranks_of(process.pid)[rank], signal.SIGSTOP)
         began = time.monotonic()

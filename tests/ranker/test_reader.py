@@ -14,19 +14,19 @@ import pyarrow as pa
 import pytest
 import torch
 
-from encoder.sid import with_sid_metadata
-from infra.errors import ConfigError, DataError, SpecError
-from infra.lanes import Batch, LaneReader
-from infra.rows import Rows
-from infra.snapshot import Dataset, read_dataset
-from infra.tables import TaskSpec, request_schema
-from ranker.config import HistoryConfig, ModelConfig, RankerConfig
-from ranker.content import OwnContent, latent_of
-from ranker.features import ArmFeatures, arm_features, dataset_sids
-from ranker.frozen import Frozen, read_frozen
-from ranker.newest import NewestEntries, fitting_lengths
-from ranker.reader import WHOLE, ranker_batches, to_ranker_batch
-from ranker.train import open_splits
+from sidestack.encoder.sid.columns import with_sid_metadata
+from sidestack.infra.errors import ConfigError, DataError, SpecError
+from sidestack.infra.lanes import Batch, LaneReader
+from sidestack.infra.rows import Rows
+from sidestack.infra.snapshot import Dataset, read_dataset
+from sidestack.infra.tables import TaskSpec, request_schema
+from sidestack.ranker.config import HistoryConfig, ModelConfig, RankerConfig
+from sidestack.ranker.constants import ModelConstants, read_constants
+from sidestack.ranker.content import OwnContent
+from sidestack.ranker.features import ArmFeatures, arm_features, dataset_sids
+from sidestack.ranker.newest import NewestEntries, fitting_lengths
+from sidestack.ranker.reader import WHOLE, ranker_batches, to_ranker_batch
+from sidestack.ranker.train import open_splits
 from tests.datasets import joined, spoil, write_snapshot_of
 from tests.ranker.dataset import (
     CHAIN,
@@ -191,7 +191,7 @@ def test_a_bound_of_entries_a_batch_cuts_the_same_for_any_number_of_ranks(datase
         reader = LaneReader(
             split.rows(), batch_size=64, lanes=8, rank=rank, world_size=world_size, seed=0, keep_rows=WHOLE
         )
-        batches = ranker_batches(reader, range(1), 0, features, newest, ONE, lambda _: None)
+        batches = ranker_batches(reader, range(1), 0, features, newest, ONE)
         return [batch.history_lengths_R[batch.request_B].tolist() for batch in batches]
 
     alone, parts = lengths(0, 1), [lengths(rank, world_size) for rank in range(world_size)]
@@ -403,14 +403,14 @@ def test_raw_embeddings_are_those_of_the_ids_whatever_rows_their_tables_have(dat
     entries = [id for row in table["history_item_ids"].to_pylist() for id in row]
     assert (batch.item_content_BC[:, 0].tolist(), batch.history_content_TC[:, 0].tolist()) == (items, entries)
     assert max(batch.bags["item_id"].values()) == 7
-    frozen = read_frozen(read_dataset(dataset), features)
+    constants = read_constants(read_dataset(dataset), features.constants)
     for content, ids_N1, ids in (
         (features.item, batch.item_content_BC, items),
         (features.history, batch.history_content_TC, entries),
     ):
-        latent = latent_of(features, content, frozen)
+        latent = content.latent(constants)
         assert latent is not None
-        assert torch.equal(latent(ids_N1, batch.item_known_BS)[0], frozen.embeddings["item"][ids].float())
+        assert torch.equal(latent(ids_N1, batch.item_known_BS)[0], constants.embeddings["item"][ids].float())
 
 
 def test_rows_of_a_column_that_the_dataset_lacks_are_refused_with_those_it_has() -> None:
@@ -478,7 +478,7 @@ def test_side_may_unpack_a_prefix(dataset: Path) -> None:
     features = laid_out(item="side", prefix_lengths=[4])
     assert list(features.sid_columns) == ["item_sid_prefix_4"]
     batch = to_ranker_batch(batch_of(table), features)
-    content = OwnContent(features, features.item, ModelConfig(), Frozen())
+    content = OwnContent(features.item, ModelConfig(), ModelConstants())
     latent_BF, known_B = content.latent(batch.item_content_BC, batch.item_known_BS)
     sids = table["item_sid_prefix_4"].to_pylist()
     assert known_B.tolist() == [sid is not None for sid in sids]
@@ -516,7 +516,7 @@ def test_a_batch_is_split_into_what_its_rows_make_alone(
             found, expected = getattr(part, field.name), getattr(alone, field.name)
             if isinstance(expected, torch.Tensor):
                 assert torch.equal(found, expected), field.name
-            elif field.name == "counts_2T":
+            elif field.name in ("counts_2T", "source"):
                 assert found is expected is None
             elif field.name == "layout":
                 assert all(torch.equal(*pair) for pair in zip(tensors(found), tensors(expected), strict=True))
@@ -537,7 +537,9 @@ def test_evaluation_gives_every_row_once(dataset: Path) -> None:
 def test_a_batch_moves_whole(dataset: Path) -> None:
     batch = to_ranker_batch(batch_of(first_rows(dataset)), features_of("sid_ngram"))
     assert batch.to(torch.device("meta")).counts_2T is None
-    batch.counts_2T = torch.ones(2, 2)
+    batch.counts_2T, batch.source = torch.ones(2, 2), batch_of(first_rows(dataset))
     moved = batch.to(torch.device("meta"))
-    parts = [part for field in fields(moved) for part in tensors(getattr(moved, field.name))]
+    assert moved.source is batch.source, "rows stay in host memory"
+    names = [field.name for field in fields(moved) if field.name != "source"]
+    parts = [part for name in names for part in tensors(getattr(moved, name))]
     assert {str(part.device if isinstance(part, torch.Tensor) else part.device()) for part in parts} == {"meta"}

@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-import ranker.reader
-from infra.distributed import World
-from infra.errors import DataError
-from infra.lanes import Batch
-from ranker.batch import RankerBatch
-from ranker.features import ArmFeatures
-from ranker.loss_check import NonFiniteLossError
-from ranker.replay_batch import replay
-from ranker.saved_batch import read_batch, saved_ranks
+import sidestack.ranker.reader
+from sidestack.infra.distributed import World
+from sidestack.infra.errors import DataError
+from sidestack.infra.lanes import Batch
+from sidestack.ranker.batch import RankerBatch
+from sidestack.ranker.features import ArmFeatures
+from sidestack.ranker.loss_check import NonFiniteLossError
+from sidestack.ranker.replay_batch import replay
+from sidestack.ranker.saved_batch import read_batch, saved_ranks
 from tests.distributed import run_distributed
 from tests.ranker.dataset import write_dataset
 from tests.ranker.test_resume import kept_checkpoints, train_ranker
@@ -33,7 +33,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train_on_a_bad_row(world: World, dataset: Path, out: Path, checkpoint_every: int) -> str:
     """Train where a dense feature of one row is not finite, and return the error."""
-    kept = ranker.reader._block
+    kept = sidestack.ranker.reader._block
 
     def block(batch: Batch, features: ArmFeatures) -> RankerBatch:
         found = kept(batch, features)
@@ -41,7 +41,7 @@ def train_on_a_bad_row(world: World, dataset: Path, out: Path, checkpoint_every:
         return found
 
     patch = pytest.MonkeyPatch()
-    patch.setattr(ranker.reader, "_block", block)
+    patch.setattr(sidestack.ranker.reader, "_block", block)
     try:
         with pytest.raises(NonFiniteLossError) as error:
             train_ranker(world, dataset, out, checkpoint_every=checkpoint_every)
@@ -56,7 +56,10 @@ def test_a_planted_batch_is_saved_by_its_rank_and_shows_the_layer(
 ) -> None:
     out, folder = tmp_path / "out", tmp_path / "out.nonfinite"
     messages = run_distributed(train_on_a_bad_row, dataset, out, checkpoint_every, world_size=2)
-    assert all("click nan" in message and f"python -m ranker.replay_batch {folder}" in message for message in messages)
+    assert all(
+        "click nan" in message and f"python -m sidestack.ranker.replay_batch {folder}" in message
+        for message in messages
+    )
     assert saved_ranks(folder) == [1]
     found = replay(folder, 1, world)
     assert found.inputs == ["dense_BF"]
@@ -76,9 +79,9 @@ def test_a_batch_comes_back_as_it_was_saved(
         made.append(kept(batch, features))
         return made[-1]
 
-    kept = ranker.reader.to_ranker_batch
-    monkeypatch.setattr("ranker.fit.to_ranker_batch", bad)
-    monkeypatch.setattr("ranker.blocks.DenseBlock.forward", not_a_number)
+    kept = sidestack.ranker.reader.to_ranker_batch
+    monkeypatch.setattr("sidestack.ranker.progress.to_ranker_batch", bad)
+    monkeypatch.setattr("sidestack.ranker.blocks.DenseBlock.forward", not_a_number)
     with pytest.raises(NonFiniteLossError):
         train_ranker(world, dataset, tmp_path / "out", "side")
     _, found = read_batch(tmp_path / "out.nonfinite", 0)

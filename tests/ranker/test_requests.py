@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from infra.distributed import World
-from infra.lanes import Batch
-from infra.rows import concatenated
-from infra.snapshot import read_dataset
-from ranker.budget import DecidedConfig
-from ranker.features import ArmFeatures, arm_features
-from ranker.frozen import read_frozen
-from ranker.reader import to_ranker_batch
-from ranker.sharding import ShardedRanker, build_sharded
+from sidestack.infra.distributed import World
+from sidestack.infra.lanes import Batch
+from sidestack.infra.rows import concatenated
+from sidestack.infra.snapshot import read_dataset
+from sidestack.ranker.budget import DecidedConfig
+from sidestack.ranker.constants import read_constants
+from sidestack.ranker.features import ArmFeatures, arm_features
+from sidestack.ranker.reader import to_ranker_batch
+from sidestack.ranker.sharding import ShardedRanker, build_sharded
 from tests.ranker.dataset import REQUEST_SPEC, SIDS, SPEC, write_dataset
 from tests.ranker.training import config_of, named, open_training, whole_weights
 
@@ -60,7 +60,7 @@ def gradients(sharded: ShardedRanker, batch: Batch, features: ArmFeatures) -> tu
 
 def model_of(world: World, dataset: Path, config: DecidedConfig) -> tuple[ShardedRanker, ArmFeatures]:
     features = arm_features(REQUEST_SPEC, config, SIDS)
-    return build_sharded(features, config, world, read_frozen(read_dataset(dataset), features)), features
+    return build_sharded(features, config, world, read_constants(read_dataset(dataset), features.constants)), features
 
 
 @pytest.mark.parametrize("arm", ARMS)

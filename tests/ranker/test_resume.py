@@ -14,18 +14,19 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-import ranker.fit
-from infra.checkpoint import Checkpoints
-from infra.commit import committing
-from infra.config import plain
-from infra.distributed import World
-from infra.errors import CommitError, PreemptedError
-from infra.stage import StageRun
-from infra.state import SHARDS_FOLDER, SHARED_FILE
-from infra.tracking import RunLog
-from ranker.bundle import FOLDER
-from ranker.loss_check import NonFiniteLossError
-from ranker.train import train
+import sidestack.ranker.fit
+from sidestack.infra.checkpoint import Checkpoints
+from sidestack.infra.commit import committing
+from sidestack.infra.config import plain
+from sidestack.infra.distributed import World
+from sidestack.infra.errors import CommitError, PreemptedError
+from sidestack.infra.profile import StepProfile
+from sidestack.infra.stage import StageRun
+from sidestack.infra.state import SHARDS_FOLDER, SHARED_FILE
+from sidestack.infra.tracking import RunLog
+from sidestack.ranker.bundle import FOLDER
+from sidestack.ranker.loss_check import NonFiniteLossError
+from sidestack.ranker.train import train
 from tests.distributed import run_distributed
 from tests.ranker.dataset import write_dataset
 from tests.ranker.training import config_of, named, not_a_number
@@ -42,20 +43,20 @@ class Stopped(Exception):
 @contextmanager
 def stopping(steps: int | None = None) -> Iterator[None]:
     """End trainings (of so many steps) as they come to a step, on every rank."""
-    kept = ranker.fit.learning_rates
+    kept = sidestack.ranker.fit.learning_rates
 
     def rates(training: Any, step: int, total: int) -> tuple[float, float]:
         if step == STOP and steps in (None, total):
             raise Stopped
         return kept(training, step, total)
 
-    ranker.fit.learning_rates = rates
+    sidestack.ranker.fit.learning_rates = rates
     try:
         yield
     except Stopped:
         pass
     finally:
-        ranker.fit.learning_rates = kept
+        sidestack.ranker.fit.learning_rates = kept
 
 
 def train_ranker(
@@ -66,6 +67,7 @@ def train_ranker(
     start: Path | None = None,
     holdout: dict[str, Any] | None = None,
     model: Mapping[str, Any] | None = None,
+    profile: int = 0,
     **training: Any,
 ) -> None:
     """Run the stage's body and commit it, as its main program would."""
@@ -75,7 +77,8 @@ def train_ranker(
     checkpoints = Checkpoints(out.with_name(f"{out.name}.checkpoint"), world, "ranker", {}, config)
     with committing(out, world, stage="ranker", facts=facts) as staging:
         log = RunLog.open(world.rank, "ranker", staging, plain(config), {}, "", None)
-        train(StageRun(config, inputs, staging, world, log, facts, checkpoints, target=out))
+        traced = StepProfile(profile, out.with_name(f"{out.name}.profile"), world.rank, log.say)
+        train(StageRun(config, inputs, staging, world, log, facts, checkpoints, target=out, profile=traced))
     checkpoints.remove()
 
 
@@ -106,7 +109,7 @@ def finish_both(world: World, dataset: Path, folder: Path) -> None:
 def test_no_checkpoint_is_made_of_a_loss_that_is_not_finite(
     world: World, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ranker.blocks.DenseBlock.forward", not_a_number)
+    monkeypatch.setattr("sidestack.ranker.blocks.DenseBlock.forward", not_a_number)
     with pytest.raises(NonFiniteLossError):
         train_ranker(world, dataset, tmp_path / "out", checkpoint_every=1)
     assert not (tmp_path / "out.checkpoint").exists()
@@ -170,7 +173,6 @@ def test_a_training_goes_on_bit_for_bit(
     assert [row["step"] for row in history(whole) if "train_click_ne" in row] == [*range(3, 63, 3), 64]
     assert summary(resumed)["resumed_from_step"] == kept[-1]
     assert summary(whole)["resumed_from_step"] is None
-    assert summary(resumed)["samples_per_second"] > 0
     assert list(tmp_path.glob("*.checkpoint")) == []
 
 
@@ -179,8 +181,8 @@ def test_another_number_of_ranks_goes_on_to_the_same_numbers(dataset: Path, tmp_
     run_distributed(finish_both, dataset, tmp_path, world_size=1)
     ours, theirs = weights(tmp_path / "moved"), weights(tmp_path / "whole")
     assert ours.keys() == theirs.keys()
-    for name in theirs:
-        torch.testing.assert_close(ours[name], theirs[name], rtol=2e-3, atol=2e-3, msg=named(name))
+    for name in theirs:  # sums in another order; tables start within 1e-2, so one that began anew is seen
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-5, atol=1e-6, msg=named(name))
     assert summary(tmp_path / "moved")["resumed_from_step"] == 40
 
 
@@ -206,8 +208,8 @@ def test_a_checkpoint_of_other_work_is_refused_and_kept(dataset: Path, tmp_path:
 
 def both_ways_asked(world: World, dataset: Path, folder: Path, where: str, training: dict[str, Any]) -> int:
     """Train with a request to stop, which one rank gets at some place, and without; return the step that was saved."""
-    place = {"train": "ranker.fit.learning_rates", "predict": "ranker.train.predict",
-             "measure": "ranker.validation.measure_ne"}[where]  # fmt: skip
+    place = {"train": "sidestack.ranker.fit.learning_rates", "predict": "sidestack.ranker.train.predict",
+             "measure": "sidestack.ranker.validation.measure_ne"}[where]  # fmt: skip
     kept = pkgutil.resolve_name(place)
 
     def asked(*args: Any) -> Any:

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from infra.snapshot import read_dataset
-from ranker.blocks import MOST_DEVIATIONS, DenseBlock, compressed
-from ranker.config import ModelConfig
-from ranker.features import arm_features
-from ranker.initial import fill_dense
-from ranker.reader import Split
-from ranker.scaling import Moments, dense_moments
+from sidestack.infra.snapshot import read_dataset
+from sidestack.ranker.blocks import MOST_DEVIATIONS, DenseBlock, compressed
+from sidestack.ranker.config import ModelConfig
+from sidestack.ranker.features import arm_features
+from sidestack.ranker.initial import fill_dense
+from sidestack.ranker.reader import Split
+from sidestack.ranker.scaling import Moments, dense_moments
 from tests.datasets import joined
 from tests.ranker.dataset import SPEC, write_dataset
 from tests.ranker.training import ONE, config_of

@@ -10,16 +10,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from infra.checkpoint import Checkpoints
-from infra.commit import committing, verify
-from infra.distributed import World
-from infra.errors import CommitError, DataError, SidestackError, SpecError
-from infra.stage import StageRun, with_inputs
-from infra.tracking import RunLog
-from ranker.predict import predict
-from ranker.predictions import FOLDER as PREDICTIONS
-from ranker.score import score
-from ranker.score_config import ScoreConfig
+from sidestack.infra.checkpoint import Checkpoints
+from sidestack.infra.commit import committing, verify
+from sidestack.infra.distributed import World
+from sidestack.infra.errors import CommitError, DataError, SidestackError, SpecError
+from sidestack.infra.stage import StageRun, with_inputs
+from sidestack.infra.tracking import RunLog
+from sidestack.ranker.predict import predict
+from sidestack.ranker.predictions import FOLDER as PREDICTIONS
+from sidestack.ranker.score import score
+from sidestack.ranker.score_config import ScoreConfig
 from tests.distributed import run_distributed
 from tests.ranker.dataset import SID, SPEC, all_days, write_dataset
 from tests.ranker.test_resume import predictions, summary, train_ranker
@@ -83,7 +83,7 @@ def test_a_run_that_broke_goes_on_with_the_part_it_was_in(
         done.append(arguments[3])
         return predict(*arguments)
 
-    monkeypatch.setattr("ranker.score.predict", breaking)
+    monkeypatch.setattr("sidestack.ranker.score.predict", breaking)
     with pytest.raises(OSError, match="the disk is gone"):
         run_score(world, model, dataset, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -92,7 +92,7 @@ def test_a_run_that_broke_goes_on_with_the_part_it_was_in(
     assert done == ["side, 2024-01-05 to 2024-01-06"]
     assert summary(tmp_path / "out")["scored_before"] == 4 * ROWS
     done.clear()
-    monkeypatch.setattr("ranker.score.predict", predict)
+    monkeypatch.setattr("sidestack.ranker.score.predict", predict)
     run_score(world, model, dataset, tmp_path / "whole")
     assert predictions(tmp_path / "out").equals(predictions(tmp_path / "whole"))
 
@@ -102,7 +102,7 @@ def test_parts_of_other_work_are_scored_again(
 ) -> None:
     train_ranker(world, dataset, tmp_path / "other", "side", epochs=1, seed=5)
     with monkeypatch.context() as patch:
-        patch.setattr("ranker.score._collect", lambda *_: (_ for _ in ()).throw(OSError("stopped")))
+        patch.setattr("sidestack.ranker.score._collect", lambda *_: (_ for _ in ()).throw(OSError("stopped")))
         with pytest.raises(OSError, match="stopped"):
             run_score(world, model, dataset, tmp_path / "out")
     run_score(world, tmp_path / "other", dataset, tmp_path / "out")

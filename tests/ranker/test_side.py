@@ -5,15 +5,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from encoder.quantizers import StructuredConfig
-from encoder.quantizers.rqvae import RqVaeConfig
-from encoder.sid import Bound, Packing, SidSpec, max_digits
-from infra.errors import SpecError
-from ranker.config import ModelConfig
-from ranker.content import HistoryContent
-from ranker.features import arm_features
-from ranker.frozen import Frozen
-from ranker.side import CodewordUnpack, SidUnpack
+from sidestack.encoder.quantizers import StructuredConfig
+from sidestack.encoder.quantizers.rqvae import RqVaeConfig
+from sidestack.encoder.sid.packing import Packing, max_digits
+from sidestack.encoder.sid.spec import Bound, SidSpec
+from sidestack.infra.errors import SpecError
+from sidestack.ranker.config import ModelConfig
+from sidestack.ranker.constants import ModelConstants
+from sidestack.ranker.content import HistoryContent
+from sidestack.ranker.contents.side import CodewordUnpack, SidUnpack
+from sidestack.ranker.features import arm_features
 from tests.ranker.dataset import SIDS, SPEC
 from tests.ranker.training import config_with
 
@@ -113,6 +114,6 @@ def test_many_ids_of_which_some_are_null() -> None:
 
 def test_owns_omega_and_nothing_else() -> None:
     features = arm_features(SPEC, config_with({"item": "side", "history": "side"}), SIDS)
-    content = HistoryContent(features, ModelConfig(embedding_dim=32), Frozen())
+    content = HistoryContent(features.history, ModelConfig(embedding_dim=32), ModelConstants())
     assert {name: tuple(value.shape) for name, value in content.state_dict().items()} == {"omega": (6, 32)}
     assert not any(feature.is_sid for feature in (*features.bags, *features.sequences))

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from ranker import statistics
-from ranker.intervals import resample_users
-from ranker.metric_registry import AUC, CALIBRATION, GAUC, NE, Metric
-from ranker.statistics import Decile, DecileTally, Measure, Rows, log_loss, return_on_investment
+from sidestack.ranker import statistics
+from sidestack.ranker.intervals import resample_users
+from sidestack.ranker.metric_registry import AUC, CALIBRATION, GAUC, NE, Metric
+from sidestack.ranker.statistics import Decile, DecileTally, Measure, Rows, log_loss, return_on_investment
 from tests.ranker import in_memory
 
 Integers = NDArray[np.int64]

@@ -17,27 +17,28 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-import infra.parquet
-import ranker.predict
-from infra.commit import committing, read_manifest, verify
-from infra.distributed import World
-from infra.errors import CommitError, DataError, StageError, TrainingError
-from infra.footer import read_footer
-from infra.parquet import TableWriter
-from infra.snapshot import read_dataset
-from infra.stage import StageRun
-from infra.tables import TaskSpec, ancestors
-from infra.tracking import RunLog
-from ranker.bundle import FOLDER, read_bundle
-from ranker.config import RankerConfig
-from ranker.cost import column_cost
-from ranker.fit import learning_rates, start_model
-from ranker.frozen import read_frozen
-from ranker.loss_check import NonFiniteLossError
-from ranker.metrics import prediction_metrics, prediction_schema
-from ranker.planner import Traffic
-from ranker.predict import predict, prediction_table
-from ranker.train import open_splits, train
+import sidestack.infra.parquet
+import sidestack.ranker.predict
+from sidestack.infra.commit import committing, read_manifest, verify
+from sidestack.infra.distributed import World
+from sidestack.infra.errors import CommitError, DataError, StageError, TrainingError
+from sidestack.infra.footer import read_footer
+from sidestack.infra.parquet import TableWriter
+from sidestack.infra.snapshot import read_dataset
+from sidestack.infra.stage import StageRun
+from sidestack.infra.tables import TaskSpec, ancestors
+from sidestack.infra.tracking import RunLog
+from sidestack.ranker import fit
+from sidestack.ranker.bundle import FOLDER, read_bundle
+from sidestack.ranker.config import RankerConfig
+from sidestack.ranker.constants import read_constants
+from sidestack.ranker.cost import column_cost
+from sidestack.ranker.fit import learning_rates, start_model
+from sidestack.ranker.loss_check import NonFiniteLossError
+from sidestack.ranker.metrics import prediction_metrics, prediction_schema
+from sidestack.ranker.planner import Traffic
+from sidestack.ranker.predict import predict, prediction_table
+from sidestack.ranker.train import open_splits, train
 from tests.datasets import joined, write_snapshot_of
 from tests.distributed import run_distributed
 from tests.noted import noted
@@ -131,7 +132,7 @@ def test_a_held_out_split_without_a_row_is_refused_before_the_training(
     plain = write_dataset(tmp_path / "plain", rows_a_day=64)
     given = {day: joined(plain, None, day, day).slice(0, 0 if day >= SPEC.test[0] else 64) for day in all_days()}
     path = write_snapshot_of(tmp_path / "dataset", SPEC, [], [], given, SIDS.values())
-    monkeypatch.setattr("ranker.train.fit", lambda *_: pytest.fail("has trained"))
+    monkeypatch.setattr("sidestack.ranker.train.fit", lambda *_: pytest.fail("has trained"))
     with pytest.raises(DataError, match="0 rows in 8 lanes: not one batch of 64"):
         run_stage_body(world, path, tmp_path / "out", config_of("none"))
 
@@ -178,14 +179,14 @@ def failed_predictions(world: World, dataset: Path, out: Path) -> list[str]:
     errors = []
     faults = {"prediction_table": lambda *args: prediction_table(*args).slice(1), "TableWriter": FullDisk}
     for name, wrong in faults.items():
-        whole = getattr(ranker.predict, name)
-        setattr(ranker.predict, name, wrong if world.rank == world.size - 1 else whole)
+        whole = getattr(sidestack.ranker.predict, name)
+        setattr(sidestack.ranker.predict, name, wrong if world.rank == world.size - 1 else whole)
         try:
             run_stage_body(world, dataset, out / name, config_of("none"))
         except (DataError, StageError, TrainingError) as error:
             errors.append(str(error))
         finally:
-            setattr(ranker.predict, name, whole)
+            setattr(sidestack.ranker.predict, name, whole)
     return errors
 
 
@@ -247,7 +248,8 @@ def test_the_summary_says_what_was_measured(arm: str, dataset: Path, outputs: di
     assert summary["steps"] == 4 * ROWS_A_DAY // 64
     assert summary["world_size"] == 1
     assert summary["held_out_rows"] == 2 * ROWS_A_DAY
-    assert summary["samples_per_second"] > 0
+    timed = summary["steps"] - fit.UNTIMED_STEPS
+    assert summary["samples_per_second"] * summary["train_seconds"] == pytest.approx(timed * 64)
     assert 0 <= summary["data_wait_share"] < 1
     assert 2**26 < summary["peak_memory_bytes"] < 2**32
     prefixes = 3**2 + 3**4 + 3**6
@@ -363,7 +365,9 @@ def test_the_model_that_is_left_predicts_what_the_stage_predicted(
     _, held_out = open_splits(read_dataset(dataset), bundle.description.config)
     config = bundle.description.config
     features = bundle.description.features(SPEC)
-    progress, sharded, _ = start_model(features, config, world, read_frozen(read_dataset(dataset), features), Traffic())
+    progress, sharded, _ = start_model(
+        features, config, world, read_constants(read_dataset(dataset), features.constants), Traffic()
+    )
     assert "optimizer.body.interaction.over_arch.0.weight.exp_avg" not in sharded.state()
     bundle.load(sharded, features)
     predict(
@@ -379,7 +383,7 @@ def test_the_model_that_is_left_predicts_what_the_stage_predicted(
 def test_a_loss_that_is_not_finite_ends_the_training_and_names_the_rows(
     world: World, dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ranker.blocks.DenseBlock.forward", not_a_number)
+    monkeypatch.setattr("sidestack.ranker.blocks.DenseBlock.forward", not_a_number)
     with pytest.raises(NonFiniteLossError, match=r"click nan.*batch 0, this rank's 64 rows are in .*row group 0"):
         run_steps(world, dataset, config_of("none"), 2)
 
@@ -390,11 +394,16 @@ def test_a_validation_run_reads_no_test_date(
     config = config_of("side", holdout={"kind": "validation", "validation_days": 1})
     opened: set[Path] = set()
     # What reads a file opens it by one of these: with the footer that it knows, or for the footer.
-    openers: dict[str, Callable[..., Any]] = {"infra.parquet.open_parquet": infra.parquet.open_parquet}
-    openers |= {f"{module}.read_footer": read_footer for module in ("infra.rows", "infra.parquet", "ranker.cost")}
+    openers: dict[str, Callable[..., Any]] = {
+        "sidestack.infra.parquet.open_parquet": sidestack.infra.parquet.open_parquet
+    }
+    openers |= {
+        f"{module}.read_footer": read_footer
+        for module in ("sidestack.infra.rows", "sidestack.infra.parquet", "sidestack.ranker.cost")
+    }
     for name, whole in openers.items():
         monkeypatch.setattr(name, noted(lambda path, *_: opened.add(path), whole))
-    monkeypatch.setattr("infra.snapshot.verify", noted(lambda path: opened.add(path / "any"), verify))
+    monkeypatch.setattr("sidestack.infra.snapshot.verify", noted(lambda path: opened.add(path / "any"), verify))
     out = run_stage_body(world, dataset, tmp_path / "out", config).out
     opened = {file for file in opened if file.is_relative_to(dataset)}  # the run's own predictions are read, too
     assert {file.parts[-3] for file in opened} == {f"date=2024-01-0{day}" for day in (1, 2, 3, 4)}
@@ -420,7 +429,7 @@ def test_learning_rates_rise_and_then_fall() -> None:
 def command(folder: Path, out: str, *overrides: str) -> subprocess.CompletedProcess[str]:
     """Run the stage as its users do, in a process of its own."""
     sets = [part for override in overrides for part in ("--set", override)]
-    line: list[str | Path] = [sys.executable, "-m", "ranker.train", "--config", folder / "config.yaml", *sets]
+    line: list[str | Path] = [sys.executable, "-m", "sidestack.ranker.train", "--config", folder / "config.yaml", *sets]
     line += ["--input", f"dataset={folder / 'dataset'}", "--out", folder / out]
     clean = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
     return subprocess.run(line, capture_output=True, text=True, env=clean, check=False)

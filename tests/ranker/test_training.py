@@ -10,12 +10,12 @@ import pyarrow as pa
 import pytest
 import torch
 
-from infra.distributed import World
-from infra.errors import ConfigError, DataError, StageError
-from infra.snapshot import read_dataset
-from ranker.frozen import Frozen
-from ranker.sharding import build_sharded
-from ranker.train import open_splits
+from sidestack.infra.distributed import World
+from sidestack.infra.errors import ConfigError, DataError, StageError
+from sidestack.infra.snapshot import read_dataset
+from sidestack.ranker.constants import ModelConstants
+from sidestack.ranker.sharding import build_sharded
+from sidestack.ranker.train import open_splits
 from tests.datasets import joined, spoil, write_snapshot_of
 from tests.distributed import run_distributed
 from tests.ranker.dataset import CHAIN, REQUEST_SPEC, SIDS, SPEC, all_days, write_dataset
@@ -70,7 +70,7 @@ def refusal(world: World, dataset: Path) -> str:
     config = config_of("none", sharding={"memory_gib": 1e-7})
     fitting, _ = open_splits(read_dataset(dataset), config)
     try:
-        build_sharded(fitting.features, config, world, Frozen())
+        build_sharded(fitting.features, config, world, ModelConstants())
     except (ConfigError, StageError) as error:
         return f"{type(error).__name__}: {error}"
     return "no error"

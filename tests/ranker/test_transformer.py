@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import layer_norm
 
-from ranker.initial import fill_dense
-from ranker.transformer import EncoderLayer, HistoryEncoder
+from sidestack.ranker.initial import fill_dense
+from sidestack.ranker.transformer import EncoderLayer, HistoryEncoder
 from tests.ranker.test_attention import LargestTensor, layout_of
 
 DIM = 8

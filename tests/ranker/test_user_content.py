@@ -6,16 +6,16 @@ from typing import Any
 import pytest
 import torch
 
-from infra.config import parse
-from infra.distributed import World
-from infra.errors import DataError, SpecError
-from infra.snapshot import read_dataset
-from ranker.budget import DecidedConfig
-from ranker.cost import embedding_bytes
-from ranker.features import ArmFeatures, arm_features, dataset_sids
-from ranker.frozen import read_frozen
-from ranker.reader import to_ranker_batch
-from ranker.sharding import build_sharded
+from sidestack.infra.config import parse
+from sidestack.infra.distributed import World
+from sidestack.infra.errors import DataError, SpecError
+from sidestack.infra.snapshot import read_dataset
+from sidestack.ranker.budget import DecidedConfig
+from sidestack.ranker.constants import read_constants
+from sidestack.ranker.cost import embedding_bytes
+from sidestack.ranker.features import ArmFeatures, arm_features, dataset_sids
+from sidestack.ranker.reader import to_ranker_batch
+from sidestack.ranker.sharding import build_sharded
 from tests.ranker.dataset import HABIT, SID, SIDS, SPEC, USER_SPEC, write_dataset_with_users
 from tests.ranker.test_reader import batch_of, first_rows
 from tests.ranker.training import SMALL, config_with, run_steps
@@ -64,8 +64,8 @@ def test_each_position_takes_the_sets_of_its_own(dataset: Path) -> None:
 
 def test_prefixes_of_users_are_bags(dataset: Path) -> None:
     table, features = first_rows(dataset), laid_out(**ARMS["hde"])
-    names = [bag.column for bag in features.bag_contents("user")]
-    assert names == ["user_habit_prefix_2"] and not features.bag_contents("item")
+    names = [table.column for table in features.user.tables]
+    assert names == ["user_habit_prefix_2"] and not features.item.tables
     bags = to_ranker_batch(batch_of(table), features).request_bags["user_habit_prefix_2"].to_dense()
     wanted = [[] if sid is None else [sid] for sid in table["user_habit_prefix_2"].to_pylist()]
     assert [ids.tolist() for ids in bags] == wanted
@@ -77,8 +77,10 @@ def test_every_arm_trains_and_a_user_without_content_has_none(world: World, data
     outcome = run_steps(world, dataset, config, 6)
     assert torch.tensor(outcome.losses).isfinite().all()
     features = arm_features(USER_SPEC, config, EVERY)
-    body = build_sharded(features, config, world, read_frozen(read_dataset(dataset), features)).model.module.body
-    if features.user.kind == "none":
+    body = build_sharded(
+        features, config, world, read_constants(read_dataset(dataset), features.constants)
+    ).model.module.body
+    if features.user.is_none:
         assert body.user_content is None
         return
     batch = to_ranker_batch(batch_of(first_rows(dataset)), features)

@@ -7,17 +7,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from infra.distributed import World
-from infra.errors import ConfigError, DataError
-from infra.snapshot import read_dataset
-from infra.tracking import RunLog
-from ranker.fit import start_model
-from ranker.frozen import Frozen
-from ranker.metrics import prediction_metrics
-from ranker.planner import Traffic
-from ranker.predict import predict
-from ranker.train import open_splits
-from ranker.validation import Validation, measure_ne
+from sidestack.infra.distributed import World
+from sidestack.infra.errors import ConfigError, DataError
+from sidestack.infra.snapshot import read_dataset
+from sidestack.infra.tracking import RunLog
+from sidestack.ranker.constants import ModelConstants
+from sidestack.ranker.fit import start_model
+from sidestack.ranker.metrics import prediction_metrics
+from sidestack.ranker.planner import Traffic
+from sidestack.ranker.predict import predict
+from sidestack.ranker.train import open_splits
+from sidestack.ranker.validation import Validation, measure_ne
 from tests.datasets import joined, spoil
 from tests.distributed import run_distributed
 from tests.ranker.dataset import SPEC, write_dataset
@@ -51,7 +51,7 @@ def test_the_window_is_measured_as_held_out_rows_are(
 ) -> None:
     config = config_of("none", training={"children": children, "eval_batch_size": 200})
     _, held_out = open_splits(read_dataset(dataset), config)
-    progress, sharded, _ = start_model(held_out.features, config, world, Frozen(), Traffic(history=3.0))
+    progress, sharded, _ = start_model(held_out.features, config, world, ModelConstants(), Traffic(history=3.0))
     reader = held_out.open(config.training, world, is_training=False)
     found = measure_ne(progress, sharded, reader)
     assert sharded.model.training

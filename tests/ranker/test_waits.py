@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from infra.distributed import World
-from infra.snapshot import read_dataset
-from ranker.features import arm_features
-from ranker.frozen import read_frozen
-from ranker.reader import to_ranker_batch
-from ranker.sharding import build_sharded
+from sidestack.infra.distributed import World
+from sidestack.infra.snapshot import read_dataset
+from sidestack.ranker.constants import read_constants
+from sidestack.ranker.features import arm_features
+from sidestack.ranker.reader import to_ranker_batch
+from sidestack.ranker.sharding import build_sharded
 from tests.ranker.dataset import REQUEST_SPEC, SIDS, write_dataset
 from tests.ranker.training import config_of, open_training
 
@@ -46,7 +46,9 @@ def test_the_host_waits_for_no_gpu_in_forward_and_backward(
 ) -> None:
     config = config_of(arm, model={"history": history}, training={"children": children})
     features = arm_features(REQUEST_SPEC, config, SIDS)
-    module = build_sharded(features, config, world, read_frozen(read_dataset(dataset), features)).model.module
+    module = build_sharded(
+        features, config, world, read_constants(read_dataset(dataset), features.constants)
+    ).model.module
     batch = to_ranker_batch(next(open_training(dataset, arm, batch_size=64).epoch(0)), features)
     bags, request_bags = module.bags(batch.bags).wait(), module.request_bags(batch.request_bags).wait()
     vectors = module.looked_up(bags, request_bags, module.sequences(batch.sequences).wait())

@@ -9,19 +9,19 @@ import torch
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
 from torch import Tensor
 
-from encoder.sid import SidSpec
-from infra.commit import committing
-from infra.distributed import World
-from infra.errors import ConfigError, DataError, SidestackError, SpecError
-from infra.tables import DatasetSpec, TaskSpec
-from ranker.budget import DecidedConfig
-from ranker.bundle import open_bundle
-from ranker.features import ArmFeatures, arm_features
-from ranker.fit import start_model
-from ranker.frozen import Frozen
-from ranker.planner import Traffic
-from ranker.sharding import ShardedRanker, build_sharded, table_of
-from ranker.warm_start import open_start
+from sidestack.encoder.sid.spec import SidSpec
+from sidestack.infra.commit import committing
+from sidestack.infra.distributed import World
+from sidestack.infra.errors import ConfigError, DataError, SidestackError, SpecError
+from sidestack.infra.tables import DatasetSpec, TaskSpec
+from sidestack.ranker.budget import DecidedConfig
+from sidestack.ranker.bundle import open_bundle
+from sidestack.ranker.constants import ModelConstants
+from sidestack.ranker.features import ArmFeatures, arm_features
+from sidestack.ranker.fit import start_model
+from sidestack.ranker.planner import Traffic
+from sidestack.ranker.sharding import ShardedRanker, build_sharded, table_of
+from sidestack.ranker.warm_start import open_start
 from tests.distributed import run_distributed
 from tests.ranker.dataset import SID, SPEC, write_dataset
 from tests.ranker.test_growth import LARGER
@@ -44,7 +44,7 @@ def trained(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     folder = tmp_path_factory.mktemp("trained")
     arms = ("side", "sid_ngram", "hde")
     for arm in arms:
-        run_distributed(train_ranker, dataset, folder / arm, arm, **{"world_size": 2})
+        run_distributed(train_ranker, dataset, folder / arm, arm, world_size=2)
     return {arm: folder / arm for arm in arms}
 
 
@@ -54,7 +54,7 @@ def started(
     """Return all weights and states of a model as it is initialized, and as it starts from an earlier ranker."""
 
     def built() -> tuple[ShardedRanker, ArmFeatures]:
-        return build_sharded(features, config, world, Frozen()), features
+        return build_sharded(features, config, world, ModelConstants()), features
 
     features = arm_features(spec, config, {"sid": sid})
     start = open_start(path, config, spec, features)
@@ -115,7 +115,7 @@ def test_restarted_tables_are_those_that_the_training_began_with(
     config = config_of("sid_ngram")
     features = arm_features(LARGER, config, {"sid": SID})  # has rows that the earlier ranker had not
     start = open_start(trained["sid_ngram"], config, LARGER, features) if has_start else None
-    model = start_model(features, config, world, Frozen(), Traffic(), start)
+    model = start_model(features, config, world, ModelConstants(), Traffic(), start)
     model.sharded.make_dense_state()
     began = whole(world, model.sharded.state())
     for parts in model.sharded.parted_state(features)[1].values():

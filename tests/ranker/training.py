@@ -9,18 +9,19 @@ import torch
 from torch import Tensor
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 
-from infra.config import parse
-from infra.distributed import World, gather
-from infra.lanes import LaneReader
-from infra.snapshot import read_dataset
-from ranker.blocks import DenseBlock
-from ranker.budget import DecidedConfig
-from ranker.config import RankerConfig
-from ranker.fit import Progress, learning_rates
-from ranker.frozen import read_frozen
-from ranker.newest import NewestEntries
-from ranker.sharding import ShardedRanker, build_sharded
-from ranker.train import open_splits
+from sidestack.infra.config import parse
+from sidestack.infra.distributed import World, gather
+from sidestack.infra.lanes import LaneReader
+from sidestack.infra.snapshot import read_dataset
+from sidestack.ranker.blocks import DenseBlock
+from sidestack.ranker.budget import DecidedConfig
+from sidestack.ranker.config import RankerConfig
+from sidestack.ranker.constants import read_constants
+from sidestack.ranker.fit import learning_rates
+from sidestack.ranker.newest import NewestEntries
+from sidestack.ranker.progress import Progress
+from sidestack.ranker.sharding import ShardedRanker, build_sharded
+from sidestack.ranker.train import open_splits
 
 ONE = World(0, 1, 0, torch.device("cpu"), "gloo")
 
@@ -89,7 +90,9 @@ class Outcome:
 def run_steps(world: World, dataset: Path, config: DecidedConfig, steps: int) -> Outcome:
     """Train `steps` steps on every rank and give what became of it."""
     fitting, _ = open_splits(read_dataset(dataset), config)
-    sharded = build_sharded(fitting.features, config, world, read_frozen(read_dataset(dataset), fitting.features))
+    sharded = build_sharded(
+        fitting.features, config, world, read_constants(read_dataset(dataset), fitting.features.constants)
+    )
     start = whole_weights(world, sharded)
     reader = fitting.open(config.training, world, is_training=True)
     losses: list[list[float]] = []

@@ -14,7 +14,7 @@ with DAG(
 ):
     BashOperator(
         task_id="retrain",
-        bash_command=".venv/bin/python -m pipelines.retrain --config /shared/retrain.yaml",
+        bash_command=".venv/bin/python -m sidestack.pipelines.retrain --config /shared/retrain.yaml",
         cwd="/opt/sidestack",
         env={"MLFLOW_TRACKING_URI": "http://mlflow.example.com:5000"},
         append_env=True,

@@ -11,7 +11,7 @@ import scipy.sparse
 from scipy.sparse.linalg import svds
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from pipelines.prepare.config import BehaviourConfig
+from sidestack.pipelines.prepare.complete_journey.config import BehaviourConfig
 
 Ints = npt.NDArray[np.int64]
 

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.prepare.columns import Ragged
+from sidestack.pipelines.prepare.columns import Ragged
 
 Ints = npt.NDArray[np.int64]
 

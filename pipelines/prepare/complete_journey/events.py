@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.prepare.columns import Ragged, nullable
-from pipelines.prepare.complete_journey.impressions import Impressions, impressions
-from pipelines.prepare.complete_journey.log import DAY, Promotions, RawLog, Timeline, midnight
+from sidestack.pipelines.prepare.columns import Ragged, nullable
+from sidestack.pipelines.prepare.complete_journey.impressions import Impressions, impressions
+from sidestack.pipelines.prepare.complete_journey.log import DAY, Promotions, RawLog, Timeline, midnight
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]

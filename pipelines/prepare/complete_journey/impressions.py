@@ -9,8 +9,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.prepare.complete_journey.log import Promotions, RawLog, promotion_key, week_of
-from pipelines.prepare.hashing import below
+from sidestack.pipelines.prepare.complete_journey.log import Promotions, RawLog, promotion_key, week_of
+from sidestack.pipelines.prepare.hashing import below
 
 Ints = npt.NDArray[np.int64]
 

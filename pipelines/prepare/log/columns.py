@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from infra.sql import quoted
-from pipelines.prepare.log.config import TimeColumn
+from sidestack.infra.sql import quoted
+from sidestack.pipelines.prepare.log.config import TimeColumn
 
 Types = Mapping[str, str]
 """A file's columns: name -> DuckDB's type."""

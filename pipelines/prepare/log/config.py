@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from math import ceil
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from zoneinfo import ZoneInfo
 
@@ -15,12 +16,15 @@ from pydantic import (
     model_validator,
 )
 
-from infra.config import Config, Days
-from infra.identity import Identify
-from infra.remote.fields import PlaceText
-from infra.tables import FollowupDays, TaskSpec
-from pipelines.prepare.log.privacy_config import Privacy
-from pipelines.prepare.text_config import TextConfig
+from sidestack.infra.config import Config, Days
+from sidestack.infra.errors import ConfigError
+from sidestack.infra.identity import Identify
+from sidestack.infra.remote.fields import PlaceText
+from sidestack.infra.remote.urls import url_of
+from sidestack.infra.tables import FollowupDays, TaskSpec
+from sidestack.pipelines.prepare.contract import SourceConfig
+from sidestack.pipelines.prepare.log.privacy_config import Privacy
+from sidestack.pipelines.prepare.text_config import TextConfig
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Paths = Annotated[tuple[PlaceText, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
@@ -122,7 +126,7 @@ class LogTask(TaskSpec):
         return self
 
 
-class Log(Config):
+class LogConfig(SourceConfig):
     """A log of one's own from raw files: string ids, events without histories, late labels, texts.
 
     All faults of all files are reported at once. What is read once is kept, typed and by date, beside the tables;
@@ -221,6 +225,26 @@ class Log(Config):
             yield (
                 f"privacy.retention_days: {days} must be at least {needed}: what count_days, delay_minutes and the"
                 " labels' within_days look back on, and two dates"
+            )
+
+    def require_filesystem(self, path: Path) -> None:
+        """Check that what is configured can be had where the log's store is to be.
+
+        Args:
+            path: the store, or a folder above it.
+
+        Raises:
+            ConfigError: it is at a URL, where nothing is deleted, and which Spark's executors do not see.
+        """
+        url = url_of(path)
+        if url is not None and self.privacy.retention_days is not None:
+            raise ConfigError(
+                f"prepare.source.privacy.retention_days: nothing would be deleted at {url}; keep the run on a"
+                " filesystem, where pipelines.privacy.expire deletes"
+            )
+        if url is not None and self.engine == "spark":
+            raise ConfigError(
+                f"prepare.source.engine: spark: its executors do not see {url}; keep the run on a filesystem"
             )
 
     @property

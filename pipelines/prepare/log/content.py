@@ -15,18 +15,18 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from infra.config import digest
-from infra.errors import DataError
-from infra.parquet import read_row_group, row_groups
-from infra.partitions import PartitionEntry
-from infra.sql import file_list, literal, quoted
-from infra.store import Store
-from infra.tables import ContentSpec, DatasetSpec, Entity, content_schema
-from pipelines.prepare.columns import embeddings
-from pipelines.prepare.dataset import Part
-from pipelines.prepare.log.config import ContentFiles
-from pipelines.prepare.log.numbering import Numbering, made_once
-from pipelines.prepare.text import read_embeddings
+from sidestack.infra.config import digest
+from sidestack.infra.errors import DataError
+from sidestack.infra.parquet import read_row_group, row_groups
+from sidestack.infra.partitions import PartitionEntry
+from sidestack.infra.sql import file_list, literal, quoted
+from sidestack.infra.store import Store
+from sidestack.infra.tables import ContentSpec, DatasetSpec, Entity, content_schema
+from sidestack.pipelines.prepare.columns import embeddings
+from sidestack.pipelines.prepare.contract import Part
+from sidestack.pipelines.prepare.log.config import ContentFiles
+from sidestack.pipelines.prepare.log.numbering import Numbering, made_once
+from sidestack.pipelines.prepare.text import read_embeddings
 
 UNKNOWN = 0
 """The id of every value that a vocabulary lacks."""

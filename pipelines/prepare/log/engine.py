@@ -11,9 +11,9 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from infra.errors import ConfigError
-from pipelines.prepare.log.config import EngineName
-from pipelines.prepare.log.on_duckdb import DuckDBEngine, database
+from sidestack.infra.errors import ConfigError
+from sidestack.pipelines.prepare.log.config import EngineName
+from sidestack.pipelines.prepare.log.on_duckdb import DuckDBEngine, database
 
 
 class Engine(Protocol):
@@ -55,7 +55,7 @@ def require_engine(name: EngineName) -> None:
     """
     if name == "spark":
         try:
-            import pipelines.prepare.log.on_spark  # noqa: F401
+            import sidestack.pipelines.prepare.log.on_spark  # noqa: F401
         except ImportError as error:
             raise ConfigError(
                 f"prepare.source.engine: spark: package {error.name!r} is not installed;"
@@ -72,7 +72,7 @@ def open_engine(name: EngineName, folder: Path) -> Iterator[Engine]:
     """
     require_engine(name)
     if name == "spark":
-        from pipelines.prepare.log.on_spark import open_spark
+        from sidestack.pipelines.prepare.log.on_spark import open_spark
 
         with open_spark(folder) as spark:
             yield spark

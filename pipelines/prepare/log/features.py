@@ -11,15 +11,15 @@ from datetime import date, datetime, time, timedelta
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from infra.errors import DataError
-from infra.sql import interval, matching, quoted
-from pipelines.prepare.log.config import Log
-from pipelines.prepare.log.content import UNKNOWN
-from pipelines.prepare.log.engine import Engine
-from pipelines.prepare.log.files import EVENTS
-from pipelines.prepare.log.ingest import raw_tables
-from pipelines.prepare.log.inputs import LogInputs, State, count_columns, counted
-from pipelines.prepare.log.labels import LateLabels
+from sidestack.infra.errors import DataError
+from sidestack.infra.sql import interval, matching, quoted
+from sidestack.pipelines.prepare.log.config import LogConfig
+from sidestack.pipelines.prepare.log.content import UNKNOWN
+from sidestack.pipelines.prepare.log.engine import Engine
+from sidestack.pipelines.prepare.log.files import EVENTS
+from sidestack.pipelines.prepare.log.ingest import raw_tables
+from sidestack.pipelines.prepare.log.inputs import LogInputs, State, count_columns, counted
+from sidestack.pipelines.prepare.log.labels import LateLabels
 
 StateWriter = Callable[[str, str], None]
 """Writes one part of a state, by its name and the query of its rows."""
@@ -38,7 +38,7 @@ class DatedRows:
     """
 
     def __init__(
-        self, engine: Engine, config: Log, inputs: LogInputs, state: State | None, say: Callable[[str], None]
+        self, engine: Engine, config: LogConfig, inputs: LogInputs, state: State | None, say: Callable[[str], None]
     ) -> None:
         self.engine = engine
         self.config = config

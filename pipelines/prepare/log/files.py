@@ -6,11 +6,11 @@ from pathlib import Path
 
 import duckdb
 
-from infra.errors import DataError
-from infra.identity import Ledger
-from infra.remote.urls import place
-from infra.sql import literal
-from pipelines.prepare.log.config import Log
+from sidestack.infra.errors import DataError
+from sidestack.infra.identity import Ledger
+from sidestack.infra.remote.urls import place
+from sidestack.infra.sql import literal
+from sidestack.pipelines.prepare.log.config import LogConfig
 
 SUFFIXES = (".parquet", ".csv", ".tsv", ".csv.gz", ".tsv.gz", ".csv.zst")
 """What a folder is searched for; a file that is named, or matched by a glob, may have any name."""
@@ -29,7 +29,7 @@ class RawFiles:
     identity: Mapping[Path, str]
 
 
-def raw_files(config: Log, ledger: Path) -> RawFiles:
+def raw_files(config: LogConfig, ledger: Path) -> RawFiles:
     """Find and identify all files.
 
     Raises:
@@ -49,7 +49,7 @@ def raw_files(config: Log, ledger: Path) -> RawFiles:
     return RawFiles(tables, identity)
 
 
-def paths_of(config: Log) -> dict[str, Sequence[str]]:
+def paths_of(config: LogConfig) -> dict[str, Sequence[str]]:
     """Return the paths of each table, as the configuration has them."""
     found: dict[str, Sequence[str]] = {EVENTS: config.events.path}
     if config.items is not None:

@@ -14,18 +14,18 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from infra.code import code_digest
-from infra.config import digest, plain
-from infra.errors import DataError
-from infra.partitions import PartitionEntry
-from infra.remote.urls import url_of
-from infra.sql import literal, quoted
-from infra.store import FILE, Making, Store
-from pipelines.prepare.log.columns import RawColumn, category, condition, key, number, text, time, vector
-from pipelines.prepare.log.config import ContentFiles, Log
-from pipelines.prepare.log.files import EVENTS, ITEMS, USERS, RawFiles, Relation, relation
-from pipelines.prepare.log.masking import IdKind, Masking
-from pipelines.prepare.log.retention import Retention
+from sidestack.infra.code import code_digest
+from sidestack.infra.config import digest, plain
+from sidestack.infra.errors import DataError
+from sidestack.infra.partitions import PartitionEntry
+from sidestack.infra.remote.urls import url_of
+from sidestack.infra.sql import literal, quoted
+from sidestack.infra.store import FILE, Making, Store
+from sidestack.pipelines.prepare.log.columns import RawColumn, category, condition, key, number, text, time, vector
+from sidestack.pipelines.prepare.log.config import ContentFiles, LogConfig
+from sidestack.pipelines.prepare.log.files import EVENTS, ITEMS, USERS, RawFiles, Relation, relation
+from sidestack.pipelines.prepare.log.masking import IdKind, Masking
+from sidestack.pipelines.prepare.log.retention import Retention
 
 CODE = tuple(f"pipelines/prepare/log/{name}.py" for name in ("columns", "files", "ingest", "masking"))
 BATCH_ROWS = 1 << 16
@@ -102,7 +102,7 @@ def row_dates(facts: Mapping[str, int]) -> dict[date, tuple[int, int]]:
     return {date.fromordinal(one): (facts[f"rows_{one}"], facts[f"hash_{one}"]) for one in numbers}
 
 
-def raw_tables(config: Log) -> dict[str, RawTable]:
+def raw_tables(config: LogConfig) -> dict[str, RawTable]:
     """Return what is read of each kind of files, by its name."""
     events = config.events
     columns = {"user_key": key(events.user), "item_key": key(events.item), "event_time": time(events.time)}
@@ -127,7 +127,7 @@ def raw_tables(config: Log) -> dict[str, RawTable]:
     return {name: _private(table, config) for name, table in found.items()}
 
 
-def _private(table: RawTable, config: Log) -> RawTable:
+def _private(table: RawTable, config: LogConfig) -> RawTable:
     """Return a table with the columns that a configuration masks."""
     if config.privacy.key is None:
         return table
@@ -159,7 +159,7 @@ def _content_columns(own: str, content: ContentFiles) -> dict[str, RawColumn]:
     return {**columns, **{f"vector:{name}": vector(column) for name, column in content.embeddings.items()}}
 
 
-def table_settings(config: Log, name: str, masking: Masking | None) -> dict[str, Any]:
+def table_settings(config: LogConfig, name: str, masking: Masking | None) -> dict[str, Any]:
     """Return which settings decide the typed rows of one kind of files: of a key, its id alone."""
     found = {
         "settings": plain(config)[name.partition(".")[0]],
@@ -171,7 +171,7 @@ def table_settings(config: Log, name: str, masking: Masking | None) -> dict[str,
 
 
 def ingest(
-    config: Log,
+    config: LogConfig,
     files: RawFiles,
     store: Store,
     database: duckdb.DuckDBPyConnection,

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterator
 from datetime import date, datetime
 
-from infra.sql import interval, matching, quoted
-from pipelines.prepare.log.config import Log, LogTask
-from pipelines.prepare.log.engine import Engine
-from pipelines.prepare.log.inputs import LogInputs, State
+from sidestack.infra.sql import interval, matching, quoted
+from sidestack.pipelines.prepare.log.config import LogConfig, LogTask
+from sidestack.pipelines.prepare.log.engine import Engine
+from sidestack.pipelines.prepare.log.inputs import LogInputs, State
 
 IMPRESSION = ("request_id", "user_id", "item_id", "event_time")
 """What tells impressions whose labels may differ from each other."""
@@ -20,7 +20,7 @@ class LateLabels:
         say: told how many labels were found, and how many rows of their tables have no event.
     """
 
-    def __init__(self, engine: Engine, config: Log, inputs: LogInputs, say: Callable[[str], None]) -> None:
+    def __init__(self, engine: Engine, config: LogConfig, inputs: LogInputs, say: Callable[[str], None]) -> None:
         self.engine = engine
         self.config = config
         self.inputs = inputs

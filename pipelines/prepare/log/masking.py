@@ -14,12 +14,12 @@ from typing import Literal, get_args
 
 import duckdb
 
-from infra.commit import write_whole
-from infra.errors import ConfigError
-from infra.remote.copies import is_there, read_bytes, remove_file
-from infra.store import Store
-from infra.tables import parse_json
-from pipelines.prepare.log.privacy_config import KeyPlace, Privacy
+from sidestack.infra.commit import write_whole
+from sidestack.infra.errors import ConfigError
+from sidestack.infra.remote.copies import is_there, read_bytes, remove_file
+from sidestack.infra.store import Store
+from sidestack.infra.tables import parse_json
+from sidestack.pipelines.prepare.log.privacy_config import KeyPlace, Privacy
 
 IdKind = Literal["user", "item", "event", "request"]
 KINDS: tuple[IdKind, ...] = get_args(IdKind)

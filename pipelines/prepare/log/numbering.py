@@ -12,14 +12,14 @@ from pathlib import Path
 
 import duckdb
 
-from infra.code import code_digest
-from infra.config import digest
-from infra.errors import DataError
-from infra.partitions import PartitionEntry, part_slice
-from infra.sql import file_list, literal, quoted
-from infra.store import Store
-from infra.tables import Entity
-from pipelines.prepare.log.ingest import RawPart, write_query
+from sidestack.infra.code import code_digest
+from sidestack.infra.config import digest
+from sidestack.infra.errors import DataError
+from sidestack.infra.partitions import PartitionEntry, part_slice
+from sidestack.infra.sql import file_list, literal, quoted
+from sidestack.infra.store import Store
+from sidestack.infra.tables import Entity
+from sidestack.pipelines.prepare.log.ingest import RawPart, write_query
 
 CODE = ("pipelines/prepare/log/numbering.py",)
 NO_NUMBERS = "SELECT '' AS key, 0::BIGINT AS id, 0::UBIGINT AS content WHERE false"

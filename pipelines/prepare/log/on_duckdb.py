@@ -9,7 +9,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from infra.sql import file_list, matching
+from sidestack.infra.sql import file_list, matching
 
 BATCH_ROWS = 1 << 15
 MEMORY_SHARE = "50%"

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyspark.sql import DataFrame, SparkSession
 
-from infra.errors import ConfigError
-from infra.parquet import open_parquet
-from pipelines.prepare.log.in_spark import asof_by_window, in_spark
+from sidestack.infra.errors import ConfigError
+from sidestack.infra.parquet import open_parquet
+from sidestack.pipelines.prepare.log.in_spark import asof_by_window, in_spark
 
 BATCH_ROWS = 1 << 15
 SETTINGS = {

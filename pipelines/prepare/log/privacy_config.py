@@ -7,7 +7,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from infra.config import Config, Days
+from sidestack.infra.config import Config, Days
 
 _ENV_NAME = re.compile("[A-Z_][A-Z0-9_]*")
 

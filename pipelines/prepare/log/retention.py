@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
 
-from infra.commit import write_whole
-from infra.store import Store
-from infra.tables import read_json
+from sidestack.infra.commit import write_whole
+from sidestack.infra.store import Store
+from sidestack.infra.tables import read_json
 
 RECORD = "retention.json"
 """Says, in a store, before which date rows were deleted."""

@@ -4,7 +4,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from encoder.quantizers import Quantizer, QuantizerConfig
+from sidestack.encoder.quantizers import AnyQuantizer, Quantizer, QuantizerConfig
 
 KINDS: dict[str, dict[str, object]] = {
     "dpca": {"kind": "structured", "levels": 3, "groups": 2, "depth": 3, "group_dim": 4},
@@ -34,7 +34,7 @@ def made(name: str, **changes: object) -> Quantizer:
     """Build the quantizer of that name; the same initial weights every time."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        config: QuantizerConfig = TypeAdapter(QuantizerConfig).validate_python({**KINDS[name], **changes})
+        config: QuantizerConfig = TypeAdapter(AnyQuantizer).validate_python({**KINDS[name], **changes})
         return config.build()
 
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from encoder.quantizers import ItqConfig, ProductConfig, ResidualKmeansConfig, TopkKmeansConfig
-from encoder.quantizers.clustering import itq_rotation, kmeans
-from encoder.quantizers.itq import Itq
-from encoder.quantizers.topk_kmeans import TopkKmeans
-from infra.config import parse
-from infra.errors import ConfigError
+from sidestack.encoder.quantizers import ItqConfig, ProductConfig, ResidualKmeansConfig, TopkKmeansConfig
+from sidestack.encoder.quantizers.clustering import itq_rotation, kmeans
+from sidestack.encoder.quantizers.itq import Itq
+from sidestack.encoder.quantizers.topk_kmeans import TopkKmeans
+from sidestack.infra.config import parse
+from sidestack.infra.errors import ConfigError
 from tests.encoder.quantizers.kinds import started, vectors
 
 

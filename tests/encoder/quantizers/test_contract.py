@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from encoder.quantizers import Quantizer
-from encoder.quantizers.contract import at_least_float32
-from encoder.sid import pack_digits
-from infra.distributed import World
+from sidestack.encoder.quantizers import Quantizer
+from sidestack.encoder.quantizers.contract import at_least_float32
+from sidestack.encoder.sid.packing import pack_digits
+from sidestack.infra.distributed import World
 from tests.distributed import run_distributed
 from tests.encoder.quantizers.kinds import KINDS, RESIDUAL, made, started, vectors
 from tests.encoder.quantizers.worlds import ALONE

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from encoder.quantizers.fsq import FsqConfig
-from encoder.sid import Bound
+from sidestack.encoder.quantizers.fsq import FsqConfig
+from sidestack.encoder.sid.spec import Bound
 
 
 @pytest.mark.parametrize("bound", ["clamp", "tanh", "ifsq"])

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from encoder.quantizers.recursion import Layers, encode_by_recursion
-from encoder.quantizers.structured import Structured, StructuredConfig
+from sidestack.encoder.quantizers.recursion import Layers, encode_by_recursion
+from sidestack.encoder.quantizers.structured import Structured, StructuredConfig
 
 
 def of_structured(quantizer: Structured, h_BH: torch.Tensor) -> torch.Tensor:

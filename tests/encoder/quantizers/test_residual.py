@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from encoder.quantizers.residual import nearest_paths, spread_over_groups, take_words
+from sidestack.encoder.quantizers.residual import nearest_paths, spread_over_groups, take_words
 
 
 def random_words(depth: int, groups: int, codes: int, width: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -65,7 +65,7 @@ def test_a_wider_beam_errs_less(seed: int) -> None:
 def test_rows_do_not_depend_on_the_rows_beside_them(monkeypatch: pytest.MonkeyPatch) -> None:
     x_BPM, words_DPRM = random_words(3, 2, 8, 6)
     whole_BN = nearest_paths(x_BPM, words_DPRM, beam=4)
-    monkeypatch.setattr("encoder.quantizers.residual._CELLS_AT_A_TIME", 4 * 2 * 8 * 10)  # ten rows at a time
+    monkeypatch.setattr("sidestack.encoder.quantizers.residual._CELLS_AT_A_TIME", 4 * 2 * 8 * 10)  # ten rows at a time
     assert torch.equal(nearest_paths(x_BPM, words_DPRM, beam=4), whole_BN)
     assert torch.equal(nearest_paths(x_BPM[7:8], words_DPRM, beam=4), whole_BN[7:8])
     assert nearest_paths(x_BPM[:0], words_DPRM, beam=4).shape == nearest_paths(x_BPM[:0], words_DPRM, 1).shape == (0, 6)

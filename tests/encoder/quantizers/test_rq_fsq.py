@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from encoder.quantizers import RqFsqConfig
-from encoder.quantizers.rq_fsq import ProjectedRqFsq
-from encoder.sid import Bound
-from infra.config import parse
-from infra.errors import ConfigError
+from sidestack.encoder.quantizers import RqFsqConfig
+from sidestack.encoder.quantizers.rq_fsq import ProjectedRqFsq
+from sidestack.encoder.sid.spec import Bound
+from sidestack.infra.config import parse
+from sidestack.infra.errors import ConfigError
 from tests.encoder.quantizers.kinds import started, vectors
 
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from encoder.quantizers import RqVaeConfig
-from encoder.quantizers.rqvae import RqVae
-from infra.config import parse
-from infra.errors import ConfigError
+from sidestack.encoder.quantizers import RqVaeConfig
+from sidestack.encoder.quantizers.rqvae import RqVae
+from sidestack.infra.config import parse
+from sidestack.infra.errors import ConfigError
 from tests.encoder.quantizers.kinds import started, vectors
 from tests.encoder.quantizers.worlds import ALONE
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from encoder.quantizers.scalar import best_step, centred_levels, normal_mse, thresholds_and_values
-from encoder.sid import Bound
+from sidestack.encoder.quantizers.scalar import best_step, centred_levels, normal_mse, thresholds_and_values
+from sidestack.encoder.sid.spec import Bound
 
 
 @pytest.mark.parametrize(("levels", "mse"), [(3, 0.191), (8, 0.0376), (64, 0.0010)])

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from encoder.quantizers import RqVaeConfig
-from encoder.quantizers.lines import refitted_lines
-from encoder.quantizers.structured import Structured, StructuredConfig
-from infra.config import parse
-from infra.errors import ConfigError
+from sidestack.encoder.quantizers import RqVaeConfig
+from sidestack.encoder.quantizers.lines import refitted_lines
+from sidestack.encoder.quantizers.structured import Structured, StructuredConfig
+from sidestack.infra.config import parse
+from sidestack.infra.errors import ConfigError
 
 B = 512
 

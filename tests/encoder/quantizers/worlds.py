@@ -2,6 +2,6 @@
 
 import torch
 
-from infra.distributed import World
+from sidestack.infra.distributed import World
 
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), backend="gloo")

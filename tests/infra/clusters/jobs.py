@@ -5,8 +5,8 @@ from typing import Any
 
 from torchx.specs import CfgVal
 
-from components import encoder
-from infra.schedulers import FACTORIES
+from sidestack.components import encoder
+from sidestack.infra.schedulers import FACTORIES
 
 
 def rendered(scheduler: str, options: dict[str, CfgVal] | None = None, **arguments: Any) -> Any:

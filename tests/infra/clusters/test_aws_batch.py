@@ -11,10 +11,10 @@ import pytest
 from botocore.config import Config
 from torchx.specs import AppState
 
-from components import encoder
-from infra.clusters.aws_batch import BatchJobs
-from infra.clusters.config import SECRETS_KEY
-from infra.errors import ConfigError, SchedulerError, UnansweredError
+from sidestack.components import encoder
+from sidestack.infra.clusters.aws_batch import BatchJobs
+from sidestack.infra.clusters.config import SECRETS_KEY
+from sidestack.infra.errors import ConfigError, SchedulerError, UnansweredError
 from tests.infra.clusters.jobs import rendered, write_cluster
 
 pytestmark = pytest.mark.filterwarnings("error:Cannot determine resource instance type")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.clusters.config import (
+from sidestack.infra.clusters.config import (
     KINDS,
     SHIPPED,
     KubernetesCluster,
@@ -13,8 +13,8 @@ from infra.clusters.config import (
     metadata_of,
     with_options,
 )
-from infra.errors import ConfigError
-from infra.schedulers import FACTORIES
+from sidestack.infra.errors import ConfigError
+from sidestack.infra.schedulers import FACTORIES
 
 HEAD = "scheduler: kubernetes\nimage: r/i:1\noptions: {queue: q}\n"
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from components import encoder
-from infra.clusters.config import SECRETS_KEY, SHIPPED
-from infra.clusters.kubernetes import create_scheduler
-from infra.errors import ConfigError
+from sidestack.components import encoder
+from sidestack.infra.clusters.config import SECRETS_KEY, SHIPPED
+from sidestack.infra.clusters.kubernetes import create_scheduler
+from sidestack.infra.errors import ConfigError
 from tests.infra.clusters.jobs import rendered, write_cluster
 from tests.infra.clusters.schemas import faults_of_job, faults_of_pod
 

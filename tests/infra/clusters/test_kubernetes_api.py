@@ -12,9 +12,9 @@ import pytest
 import yaml
 from torchx.specs import AppState
 
-from components import encoder
-from infra.clusters.kubernetes import KubernetesJobs, create_scheduler
-from infra.errors import ConfigError, SchedulerError, UnansweredError
+from sidestack.components import encoder
+from sidestack.infra.clusters.kubernetes import KubernetesJobs, create_scheduler
+from sidestack.infra.errors import ConfigError, SchedulerError, UnansweredError
 
 QUEUES = ("default",)
 
@@ -72,7 +72,7 @@ def handler(api: Api) -> type[BaseHTTPRequestHandler]:
 
 @pytest.fixture
 def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
-    monkeypatch.setattr("infra.clusters.answers.SECONDS", -1.0)
+    monkeypatch.setattr("sidestack.infra.clusters.answers.SECONDS", -1.0)
     found = Api()
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler(found))
     found.address = f"http://127.0.0.1:{server.server_port}"
@@ -124,20 +124,20 @@ def test_a_log_is_followed_once_its_job_has_begun(api: Api, monkeypatch: pytest.
         waits.append(seconds)
         api.phase = "Running" if len(waits) == 2 else "Pending"
 
-    monkeypatch.setattr("infra.clusters.kubernetes.time.sleep", wait)
+    monkeypatch.setattr("sidestack.infra.clusters.kubernetes.time.sleep", wait)
     lines = scheduler.log_iter(handle, "encoder", should_tail=True)
     assert next(iter(lines)).rstrip() == "[default0]:step 1"
     assert waits == [2, 2]
 
 
 def test_the_api_server_is_asked_once_in_a_while_only(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("infra.clusters.answers.SECONDS", 3600.0)
+    monkeypatch.setattr("sidestack.infra.clusters.answers.SECONDS", 3600.0)
     scheduler = create_scheduler("test")
     handle = submit(scheduler)
     assert scheduler.describe(handle).state == AppState.PENDING
     api.phase = "Running"
     assert scheduler.describe(handle).state == AppState.PENDING
-    monkeypatch.setattr("infra.clusters.answers.SECONDS", -1.0)
+    monkeypatch.setattr("sidestack.infra.clusters.answers.SECONDS", -1.0)
     assert scheduler.describe(handle).state == AppState.RUNNING
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from docker.utils import exclude_paths
 
-from infra.code import DEPLOY, ROOT
+from sidestack.infra.code import DEPLOY, ROOT
 
 DOCKERFILE = ROOT / DEPLOY / "Dockerfile"
 # What makes a system, and no environment of Python's.
@@ -17,10 +17,11 @@ _OF_THE_SYSTEM = ("apt-get", "useradd")
 
 
 def context(root: Path = ROOT) -> list[str]:
-    """Return the files that a build gets to see, by the rules of .dockerignore."""
+    """Return the files and links that a build gets to see, by the rules of .dockerignore."""
     lines = (root / ".dockerignore").read_text().splitlines()
     rules = [line for line in lines if line and not line.startswith("#")]
-    return sorted(name for name in exclude_paths(str(root), rules) if (root / name).is_file())
+    found = ((root / name, name) for name in exclude_paths(str(root), rules))
+    return sorted(name for path, name in found if path.is_file() or path.is_symlink())
 
 
 def steps(build: str) -> list[str]:
@@ -40,7 +41,7 @@ def run_bare(folder: Path, build: str = "cpu") -> None:
     place = folder / "sidestack"
     for name in context():
         (place / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, place / name)
+        shutil.copy(ROOT / name, place / name, follow_symlinks=False)
     venv.create(folder / "venv", with_pip=True)
     for step in steps(build):
         print(f"+ {step}", flush=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from infra.code import DEPLOY, ROOT
+from sidestack.infra.code import DEPLOY, ROOT
 
 pytestmark = [
     pytest.mark.airflow,
@@ -50,8 +50,11 @@ def test_one_run_at_a_time_of_what_is_due_now(dag: Any) -> None:
 
 
 def test_a_stop_reaches_the_driver(dag: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "pipelines").mkdir()
-    (tmp_path / "pipelines/retrain.py").write_text(DRIVER)
+    package = tmp_path / "sidestack/pipelines"
+    package.mkdir(parents=True)
+    for folder in (package.parent, package):  # regular packages, which stand before an installed sidestack
+        (folder / "__init__.py").touch()
+    (package / "retrain.py").write_text(DRIVER)
     (task,) = dag.tasks
     monkeypatch.setattr(task, "cwd", str(tmp_path))
     monkeypatch.setattr(task, "bash_command", task.bash_command.replace(".venv/bin/python", sys.executable))

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from components.torchrun import IMAGE
-from infra.code import DEPLOY, ROOT
+from sidestack.components.torchrun import IMAGE
+from sidestack.infra.code import DEPLOY, ROOT
 from tests.infra.deploy.image import DOCKERFILE, context, steps
 
 COMPOSE = ROOT / DEPLOY / "compose"
@@ -49,7 +49,7 @@ def test_an_image_ends_as_the_user_that_pods_run_as(file: Path) -> None:
 def test_a_build_takes_its_own_wheels_and_checks_them_at_its_end(build: str) -> None:
     found = steps(build)
     assert f"-r requirements/torch-{build}.txt" in found[0] and "||" not in DOCKERFILE.read_text()
-    assert found[-1] == f"python -m infra.doctor --expect {build}"
+    assert found[-1] == f"python -m sidestack.infra.doctor --expect {build}"
     for name in re.findall(r"-r (\S+)", " ".join(found)):
         assert (ROOT / name).is_file()
 
@@ -61,11 +61,11 @@ def test_the_image_is_named_as_components_name_it() -> None:
 def test_a_build_sees_what_the_image_runs_and_little_else() -> None:
     names = context()
     tops = {name.split("/")[0] for name in names}
-    packages = {"infra", "encoder", "ranker", "components", "pipelines"}
+    packages = {"sidestack", "infra", "encoder", "ranker", "components", "pipelines"}
     assert tops == packages | {"requirements", "pyproject.toml", "LICENSE", "configs", ".dockerignore"}
-    assert {"infra/doctor.py", "infra/clusters/slurm.yaml", "configs/movielens.yaml"} <= set(names)
+    assert {"sidestack/infra", "infra/doctor.py", "infra/clusters/slurm.yaml", "configs/movielens.yaml"} <= set(names)
     assert not any("__pycache__" in name or name.startswith(DEPLOY) for name in names)
-    assert sum((ROOT / name).stat().st_size for name in names) < 10e6
+    assert sum((ROOT / name).lstat().st_size for name in names) < 10e6
 
 
 def compose() -> dict[str, Any]:

@@ -16,8 +16,8 @@ import pytest
 import yaml
 from kubernetes.client import ApiClient, V1Container, V1CronJob, V1PersistentVolumeClaim
 
-from infra.code import DEPLOY, ROOT
-from pipelines import cronjob
+from sidestack.infra.code import DEPLOY, ROOT
+from sidestack.pipelines import cronjob
 from tests.infra.clusters.schemas import faults_of_object
 from tests.infra.deploy.scrontab import Entry, parse_scrontab
 
@@ -25,7 +25,7 @@ SCHEDULE = ROOT / DEPLOY / "schedule"
 UNITS = [SCHEDULE / "sidestack.service", SCHEDULE / "sidestack.timer"]
 CRON_JOB = SCHEDULE / "cronjob.yaml"
 CLAIM = ROOT / DEPLOY / "kubernetes/claim.yaml"
-COMMAND = "python -m pipelines.retrain --config /shared/retrain.yaml"
+COMMAND = "python -m sidestack.pipelines.retrain --config /shared/retrain.yaml"
 
 
 def read_unit(file: Path) -> configparser.ConfigParser:

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from pyarrow import fs
 
-from infra.errors import RemoteError
-from infra.remote.arrow import ArrowObjects, filesystem_of
-from infra.remote.objects import Objects
+from sidestack.infra.errors import RemoteError
+from sidestack.infra.remote.arrow import ArrowObjects, filesystem_of
+from sidestack.infra.remote.objects import Objects
 
 
 @pytest.fixture

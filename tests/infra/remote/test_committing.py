@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from infra import lease
-from infra.checkpoint import Checkpoint, Checkpoints
-from infra.commit import (
+from sidestack.infra import lease
+from sidestack.infra.checkpoint import Checkpoint, Checkpoints
+from sidestack.infra.commit import (
     MANIFEST,
-    bring,
     commit_alone,
     committing,
+    fetch_files,
     fetched,
     find_manifest,
     is_committed,
@@ -26,11 +26,11 @@ from infra.commit import (
     verify_file,
     write_whole,
 )
-from infra.config import Config
-from infra.distributed import ALONE, World
-from infra.errors import AlreadyCommittedError, CommitError, RemoteError
-from infra.remote import trees
-from infra.remote.urls import mirror, place
+from sidestack.infra.config import Config
+from sidestack.infra.distributed import ALONE, World
+from sidestack.infra.errors import AlreadyCommittedError, CommitError, RemoteError
+from sidestack.infra.remote import trees
+from sidestack.infra.remote.urls import mirror, place
 from tests.distributed import RankFailure, run_distributed
 from tests.object_store import Bucket
 
@@ -180,7 +180,7 @@ def test_a_copy_that_was_altered_or_is_of_an_earlier_commit_is_fetched_again(buc
 def test_single_files_are_fetched_and_checked(bucket: Bucket) -> None:
     out = commit(place(f"{bucket.url}/x"))
     forget()
-    bring(out, "part.txt", "none.txt")
+    fetch_files(out, "part.txt", "none.txt")
     assert (out / "part.txt").read_text() == "rows" and not (out / "more").exists() and not (out / MANIFEST).exists()
     assert verify_file(out, "more/b.txt") == read_manifest(out)
     assert verify(out).files.keys() == {"part.txt", "more/b.txt"}
@@ -188,7 +188,7 @@ def test_single_files_are_fetched_and_checked(bucket: Bucket) -> None:
     bucket.put(key, b"ROWS")
     forget()
     with pytest.raises(CommitError, match=f"{bucket.url}/x/part.txt: SHA-256"):
-        bring(out, "part.txt")
+        fetch_files(out, "part.txt")
 
 
 def test_a_job_whose_lease_in_the_store_went_to_another_commits_nothing(

@@ -4,9 +4,18 @@ from pathlib import Path
 
 import pytest
 
-from infra.errors import DataError, RemoteError
-from infra.remote.copies import bring_sources, folders, is_there, put, read_bytes, refresh, remove_file, remove_folder
-from infra.remote.urls import place
+from sidestack.infra.errors import DataError, RemoteError
+from sidestack.infra.remote.copies import (
+    fetch_sources,
+    folders,
+    is_there,
+    put,
+    read_bytes,
+    refresh,
+    remove_file,
+    remove_folder,
+)
+from sidestack.infra.remote.urls import place
 from tests.object_store import Bucket
 
 
@@ -20,12 +29,12 @@ def test_a_folder_is_copied_and_only_what_changed_is_fetched_again(bucket: Bucke
         bucket.put(f"log/{key}", key.encode())
     bucket.put("logs-of-others/x.csv", b"x")
     log = place(f"{bucket.url}/log")
-    bring_sources([log])
+    fetch_sources([log])
     assert here(log) == {key: key.encode() for key in ("a.csv", "date=1/b.csv", "date=2/c.csv")}
     times = {name: (log / name).stat() for name in here(log)}
     bucket.put("log/a.csv", b"A.csv")  # as many bytes, maybe in the same second
     bucket.remove("log/date=2/c.csv")
-    bring_sources([log])
+    fetch_sources([log])
     assert here(log) == {"a.csv": b"A.csv", "date=1/b.csv": b"date=1/b.csv"}
     after = (log / "date=1/b.csv").stat()
     assert (after.st_ino, after.st_mtime_ns) == (times["date=1/b.csv"].st_ino, times["date=1/b.csv"].st_mtime_ns)
@@ -45,7 +54,7 @@ def test_a_folder_is_copied_and_only_what_changed_is_fetched_again(bucket: Bucke
 def test_of_a_glob_what_it_matches_is_fetched_and_nothing_else(bucket: Bucket, pattern: str, found: list[str]) -> None:
     for key in ("top.csv", "d=1/x.csv", "d=1/y.txt", "d=2/x.csv"):
         bucket.put(f"log/{key}", b"row")
-    bring_sources([place(f"{bucket.url}/{pattern}")])
+    fetch_sources([place(f"{bucket.url}/{pattern}")])
     assert sorted(here(place(f"{bucket.url}/log"))) == found
 
 
@@ -53,16 +62,16 @@ def test_a_single_file_is_fetched_and_a_marker_of_a_folder_is_none(bucket: Bucke
     bucket.put("log/items.parquet", b"rows")
     bucket.put("log/items.parquet.old", b"older rows")
     bucket.put("log/", b"")
-    bring_sources([place(f"{bucket.url}/log/items.parquet")])
+    fetch_sources([place(f"{bucket.url}/log/items.parquet")])
     assert here(place(f"{bucket.url}/log")) == {"items.parquet": b"rows"}
 
 
 def test_where_there_is_nothing_it_is_said_and_local_paths_are_left_alone(bucket: Bucket, tmp_path: Path) -> None:
-    bring_sources([tmp_path / "none"])
+    fetch_sources([tmp_path / "none"])
     with pytest.raises(DataError, match=f"{bucket.url}/none: holds no file"):
-        bring_sources([place(f"{bucket.url}/none")])
+        fetch_sources([place(f"{bucket.url}/none")])
     with pytest.raises(RemoteError, match="s3://no-such-bucket.*there is no such bucket"):
-        bring_sources([place("s3://no-such-bucket/log")])
+        fetch_sources([place("s3://no-such-bucket/log")])
 
 
 def test_single_files_are_put_read_and_removed(bucket: Bucket) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from infra.errors import RemoteError
-from infra.remote import objects
-from infra.remote.objects import AwayError, Objects, objects_of
+from sidestack.infra.errors import RemoteError
+from sidestack.infra.remote import objects
+from sidestack.infra.remote.objects import AwayError, Objects, objects_of
 from tests.object_store import SECRET, Bucket, free_port, refusing, use
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from infra.config import Config, digest, parse, plain
-from infra.errors import AddressError, ConfigError
-from infra.remote.fields import LocalPath, Place, PlaceText
-from infra.remote.urls import address, local, local_argument, mirror, path_argument, place, url_of, with_urls
+from sidestack.infra.config import Config, digest, parse, plain
+from sidestack.infra.errors import AddressError, ConfigError
+from sidestack.infra.remote.fields import LocalPath, Place, PlaceText
+from sidestack.infra.remote.urls import address, local, local_argument, mirror, path_argument, place, url_of, with_urls
 from tests.components.golden import ROOT
 
 
@@ -100,6 +100,6 @@ def test_settings_hold_places_and_are_written_down_as_urls(here: Path, monkeypat
 
 
 def test_the_mirror_is_of_the_host_and_the_shell_of_a_job_finds_it(here: Path) -> None:
-    command = [sys.executable, "-m", "infra.remote.urls", "s3://b/runs/x"]
+    command = [sys.executable, "-m", "sidestack.infra.remote.urls", "s3://b/runs/x"]
     said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert said == f"{here}/mirror/s3/b/runs/x\n"

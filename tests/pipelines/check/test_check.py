@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import yaml
 
-from infra.config import load_file, parse
-from pipelines.check import profile
-from pipelines.check.__main__ import main
-from pipelines.config import PipelineConfig
+from sidestack.infra.config import load_file, parse
+from sidestack.pipelines.check import profile
+from sidestack.pipelines.check.__main__ import main
+from sidestack.pipelines.config import PipelineConfig
 from tests.pipelines.prepare.log.raw import catalogue, log_config, raw_events, write, write_log
 
 

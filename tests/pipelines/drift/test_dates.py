@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from infra.errors import ConfigError, DataError
-from infra.partitions import PartitionEntry, date_slice
-from infra.snapshot import Dataset, Snapshot
-from pipelines.drift.dates import EARLIER_DATES, choose_dates
+from sidestack.infra.errors import ConfigError, DataError
+from sidestack.infra.partitions import PartitionEntry, date_slice
+from sidestack.infra.snapshot import Dataset, Snapshot
+from sidestack.pipelines.drift.dates import EARLIER_DATES, choose_dates
 from tests.encoder.fabricated import SPEC
 
 

@@ -12,16 +12,16 @@ import pyarrow as pa
 import pytest
 import torch
 
-from encoder.bundle import load_bundle
-from encoder.signals import signal_batch
-from infra.commit import verify
-from infra.config import parse
-from infra.snapshot import Dataset, read_dataset
-from infra.stage import run_stage
-from pipelines.drift.config import DriftConfig
-from pipelines.drift.measure import NO_LABELS
-from pipelines.drift.result import DRIFT_FILE, Drift, figures
-from pipelines.drift.stage import INPUTS, OPTIONAL, TABLE_FILE, drift
+from sidestack.encoder.bundle import load_bundle
+from sidestack.encoder.signals import signal_batch
+from sidestack.infra.commit import verify
+from sidestack.infra.config import parse
+from sidestack.infra.snapshot import Dataset, read_dataset
+from sidestack.infra.stage import run_stage
+from sidestack.pipelines.drift.config import DriftConfig
+from sidestack.pipelines.drift.measure import NO_LABELS
+from sidestack.pipelines.drift.result import DRIFT_FILE, Drift, figures
+from sidestack.pipelines.drift.stage import INPUTS, OPTIONAL, TABLE_FILE, drift
 from tests.datasets import content, joined
 from tests.encoder.fabricated import (
     LOCAL,

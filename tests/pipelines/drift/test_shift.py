@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from infra.impressions import ImpressionRows
-from infra.parquet import RowGroup
-from infra.snapshot import read_dataset
-from pipelines.drift import sample
-from pipelines.drift.sample import sample_impressions
-from pipelines.drift.shift import CATEGORIES, LEAST_SHARE, column_shifts, dense_psi, sparse_psi
+from sidestack.infra.impressions import ImpressionRows
+from sidestack.infra.parquet import RowGroup
+from sidestack.infra.snapshot import read_dataset
+from sidestack.pipelines.drift import sample
+from sidestack.pipelines.drift.sample import sample_impressions
+from sidestack.pipelines.drift.shift import CATEGORIES, LEAST_SHARE, column_shifts, dense_psi, sparse_psi
 from tests.datasets import joined
 from tests.encoder.fabricated import SPEC, events, write_dataset
 

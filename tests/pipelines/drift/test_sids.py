@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from encoder import sid_map
-from encoder.sid import SidSpec
-from encoder.sid_map import NULL, SidMap, SidMaps
-from pipelines.drift import sids
-from pipelines.drift.sids import SidTable, code_use, compare_sids, difference
+from sidestack.encoder import sid_map
+from sidestack.encoder.sid.spec import SidSpec
+from sidestack.encoder.sid_map import NULL, SidMap, SidMaps
+from sidestack.pipelines.drift import sids
+from sidestack.pipelines.drift.sids import SidTable, code_use, compare_sids, difference
 
 SPEC = SidSpec(
     quantizer="structured", levels=3, digits=6, depth=3, groups=2, prefix_lengths=(1, 4), fingerprint="0" * 64

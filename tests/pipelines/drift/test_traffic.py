@@ -7,10 +7,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from infra.snapshot import read_dataset
-from infra.tables import Entity
-from pipelines.drift.dates import Dates
-from pipelines.drift.traffic import newcomers
+from sidestack.infra.snapshot import read_dataset
+from sidestack.infra.tables import Entity
+from sidestack.pipelines.drift.dates import Dates
+from sidestack.pipelines.drift.traffic import newcomers
 from tests.datasets import joined
 from tests.encoder.fabricated import DAYS, SPEC, events, replaced, write_dataset
 

@@ -9,10 +9,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from infra.parquet import TableWriter, read_row_group, row_groups
-from infra.tables import DatasetSpec, write_spec
-from pipelines.prepare.config import Synthetic
-from pipelines.prepare.synthetic import SyntheticLog
+from sidestack.infra.parquet import TableWriter, read_row_group, row_groups
+from sidestack.infra.tables import DatasetSpec, write_spec
+from sidestack.pipelines.prepare.synthetic import Synthetic, SyntheticLog
 
 FIRST = date(2024, 1, 1)
 NUM_WARM = 48

@@ -7,15 +7,15 @@ from typing import Any
 
 import torch
 
-from infra.commit import committing, is_committed
-from infra.config import parse
-from infra.distributed import World
-from infra.snapshot import read_dataset
-from infra.stage import StageRun
-from infra.tracking import RunLog
-from pipelines.prepare import text
-from pipelines.prepare.config import PrepareConfig
-from pipelines.prepare.stage import prepare
+from sidestack.infra.commit import committing, is_committed
+from sidestack.infra.config import parse
+from sidestack.infra.distributed import World
+from sidestack.infra.snapshot import read_dataset
+from sidestack.infra.stage import StageRun
+from sidestack.infra.tracking import RunLog
+from sidestack.pipelines.prepare import text
+from sidestack.pipelines.prepare.config import PrepareConfig
+from sidestack.pipelines.prepare.stage import prepare
 
 TINY_DIM = 8
 

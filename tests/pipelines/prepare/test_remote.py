@@ -7,14 +7,13 @@ from typing import Any
 
 import pytest
 
-from infra.commit import read_manifest
-from infra.config import parse
-from infra.distributed import ALONE
-from infra.errors import DataError
-from infra.remote.urls import mirror, place
-from infra.snapshot import read_dataset
-from pipelines.prepare.config import PrepareConfig
-from pipelines.prepare.identity import source_identity
+from sidestack.infra.commit import read_manifest
+from sidestack.infra.config import parse
+from sidestack.infra.distributed import ALONE
+from sidestack.infra.errors import DataError
+from sidestack.infra.remote.urls import mirror, place
+from sidestack.infra.snapshot import read_dataset
+from sidestack.pipelines.prepare.config import PrepareConfig
 from tests.datasets import content
 from tests.object_store import Bucket, moto_server, use
 from tests.pipelines.prepare.growing import add_day, day_at, tables_config, write_folder
@@ -40,7 +39,7 @@ def prepared(out: Path, values: dict[str, Any], cache: Path) -> list[str]:
     shutil.rmtree(mirror(), ignore_errors=True)
     values = {**values, "cache_dir": str(cache)}
     run_prepare(ALONE, values, out)
-    return [source_identity(parse(PrepareConfig, values, "test")), read_manifest(out).digest]
+    return [parse(PrepareConfig, values, "test").data_identity(), read_manifest(out).digest]
 
 
 @pytest.mark.slow
@@ -96,4 +95,4 @@ def replaced(values: Any, old: str, new: str) -> Any:
 
 def test_a_source_that_is_not_there_is_named_by_its_url(bucket: Bucket, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=f"{bucket.url}/nothing: holds no file"):
-        source_identity(parse(PrepareConfig, at(f"{bucket.url}/nothing"), "test"))
+        parse(PrepareConfig, at(f"{bucket.url}/nothing"), "test").data_identity()

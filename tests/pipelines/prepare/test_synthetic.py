@@ -7,15 +7,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from infra.checks import check_events, check_items, check_users
-from infra.config import parse
-from infra.distributed import ALONE, World
-from infra.errors import ConfigError
-from infra.parquet import read_row_group, row_groups
-from infra.snapshot import read_dataset
-from pipelines.prepare import synthetic
-from pipelines.prepare.config import PrepareConfig, Synthetic
-from pipelines.prepare.synthetic import SyntheticLog
+from sidestack.infra.checks import check_events, check_items, check_users
+from sidestack.infra.config import parse
+from sidestack.infra.distributed import ALONE, World
+from sidestack.infra.errors import ConfigError
+from sidestack.infra.parquet import read_row_group, row_groups
+from sidestack.infra.snapshot import read_dataset
+from sidestack.pipelines.prepare import synthetic
+from sidestack.pipelines.prepare.config import PrepareConfig
+from sidestack.pipelines.prepare.synthetic import Synthetic, SyntheticLog
 from tests.distributed import run_distributed
 from tests.pipelines.prepare.running import digests, made_of, run_prepare
 

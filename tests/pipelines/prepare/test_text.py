@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from infra.commit import is_committed
-from infra.distributed import ALONE, World
-from infra.errors import CommitError, ConfigError
-from infra.tracking import RunLog
-from pipelines.prepare import text
-from pipelines.prepare.complete_journey.source import package_folder
-from pipelines.prepare.text_config import TextConfig
+from sidestack.infra.commit import is_committed
+from sidestack.infra.distributed import ALONE, World
+from sidestack.infra.errors import CommitError, ConfigError
+from sidestack.infra.tracking import RunLog
+from sidestack.pipelines.prepare import text
+from sidestack.pipelines.prepare.complete_journey.source import package_folder
+from sidestack.pipelines.prepare.text_config import TextConfig
 from tests.distributed import run_distributed
 from tests.noted import noted
 from tests.pipelines.prepare.running import TinyEncoder

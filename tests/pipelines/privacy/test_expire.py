@@ -10,15 +10,15 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from infra.commit import MANIFEST
-from infra.config import parse
-from infra.distributed import ALONE
-from infra.errors import CommitError, ConfigError, DataError
-from infra.snapshot import read_dataset
-from infra.store import Store
-from pipelines.prepare.config import PrepareConfig
-from pipelines.privacy import expire as command
-from pipelines.privacy.expire import expire, retained_since
+from sidestack.infra.commit import MANIFEST
+from sidestack.infra.config import parse
+from sidestack.infra.distributed import ALONE
+from sidestack.infra.errors import CommitError, ConfigError, DataError
+from sidestack.infra.snapshot import read_dataset
+from sidestack.infra.store import Store
+from sidestack.pipelines.prepare.config import PrepareConfig
+from sidestack.pipelines.privacy import expire as command
+from sidestack.pipelines.privacy.expire import expire, retained_since
 from tests.datasets import content
 from tests.pipelines.prepare.log.raw import (
     FIRST,

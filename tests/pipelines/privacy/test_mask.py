@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelines.prepare.log.masking import Masking
-from pipelines.privacy import mask
+from sidestack.pipelines.prepare.log.masking import Masking
+from sidestack.pipelines.privacy import mask
 from tests.pipelines.prepare.log.raw import log_config
 from tests.pipelines.privacy.persons import ENV, KEY, persons_config
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from infra.snapshot import read_dataset
-from pipelines.prepare.log.masking import Masking
+from sidestack.infra.snapshot import read_dataset
+from sidestack.pipelines.prepare.log.masking import Masking
 from tests.components.golden import ROOT
 from tests.datasets import content
 from tests.pipelines.privacy.persons import ENV, KEY, leaks, persons_config, product, secrets, write_persons
@@ -51,11 +51,13 @@ def write_config(folder: Path) -> None:
 def test_no_raw_id_is_in_any_output_from_prepare_to_export(tmp_path: Path) -> None:
     events = write_persons(tmp_path / "log", days=8, items=90, users=30, a_day=72)
     write_config(tmp_path)
-    said = run(tmp_path, "pipelines.run", "--config", "run.yaml")
+    said = run(tmp_path, "sidestack.pipelines.run", "--config", "run.yaml")
     encoder, dataset, ranker = (made_by(tmp_path, name) for name in ("encoder", "materialize", "ranker-side"))
     inputs = ("--model", str(ranker), "--dataset", str(dataset), "--input", f"encoder.sid={encoder}")
-    said += run(tmp_path, "ranker.export", *inputs, "--out", "exported")
-    masked = run(tmp_path, "pipelines.privacy.mask", "--config", "run.yaml", "--kind", "item", product("i01")).strip()
+    said += run(tmp_path, "sidestack.ranker.export", *inputs, "--out", "exported")
+    masked = run(
+        tmp_path, "sidestack.pipelines.privacy.mask", "--config", "run.yaml", "--kind", "item", product("i01")
+    ).strip()
     assert masked == Masking(KEY.encode()).masked("item", product("i01"))
     assert masked in content(read_dataset(dataset), "items")["item_key"].to_pylist()
 

@@ -6,11 +6,11 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
-from benchmarks.forked_launcher import ForkedLauncher
-from infra.config import parse
-from pipelines.config import PipelineConfig
-from pipelines.retrain.cycle import Retraining
-from pipelines.retrain.ledger import Cycle
+from sidestack.benchmarks.forked_launcher import ForkedLauncher
+from sidestack.infra.config import parse
+from sidestack.pipelines.config import PipelineConfig
+from sidestack.pipelines.retrain.cycle import Retraining
+from sidestack.pipelines.retrain.ledger import Cycle
 
 FIRST = date(2024, 1, 1)
 SMALL: dict[str, Any] = {

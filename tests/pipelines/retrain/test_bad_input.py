@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from infra.errors import DataError
-from infra.mlflow_store import URI_VARIABLE
-from pipelines.config import PipelineConfig
-from pipelines.execution import run_dir
-from pipelines.retrain.ledger import Cycle, Ledger
+from sidestack.infra.errors import DataError
+from sidestack.infra.mlflow_store import URI_VARIABLE
+from sidestack.pipelines.config import PipelineConfig
+from sidestack.pipelines.execution import run_dir
+from sidestack.pipelines.retrain.ledger import Cycle, Ledger
 from tests.pipelines.own_log import FIRST, OwnLog
 from tests.pipelines.retrain.nights import config_in, retraining
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from infra.errors import ConfigError
-from pipelines.execution import run_dir
-from pipelines.retrain.__main__ import backfill_dates, main
-from pipelines.run import alone
+from sidestack.infra.errors import ConfigError
+from sidestack.pipelines.execution import run_dir
+from sidestack.pipelines.retrain.__main__ import backfill_dates, main
+from sidestack.pipelines.run import alone
 from tests.pipelines.retrain.nights import config_in
 
 

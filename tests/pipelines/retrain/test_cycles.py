@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from encoder.sid_map import sid_maps
-from infra.errors import ConfigError, StageError
-from infra.mlflow_store import URI_VARIABLE, connect
-from infra.snapshot import CONTENT, read_dataset
-from pipelines.config import PipelineConfig
-from pipelines.execution import run_dir
-from pipelines.retrain.dry_run import dry_run
-from pipelines.retrain.ledger import Ledger, Version
-from pipelines.retrain.registry import Registry
-from pipelines.retrain.rollback import roll_back
-from pipelines.retrain.tell import status_table
+from sidestack.encoder.sid_map import sid_maps
+from sidestack.infra.errors import ConfigError, StageError
+from sidestack.infra.mlflow_store import URI_VARIABLE, connect
+from sidestack.infra.snapshot import CONTENT, read_dataset
+from sidestack.pipelines.config import PipelineConfig
+from sidestack.pipelines.execution import run_dir
+from sidestack.pipelines.retrain.dry_run import dry_run
+from sidestack.pipelines.retrain.ledger import Ledger, Version
+from sidestack.pipelines.retrain.registry import Registry
+from sidestack.pipelines.retrain.rollback import roll_back
+from sidestack.pipelines.retrain.tell import status_table
 from tests.pipelines.retrain.nights import config_in, night, pass_nights, retraining
 
 pytestmark = pytest.mark.slow

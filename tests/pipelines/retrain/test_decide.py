@@ -9,10 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.snapshot import Dataset
-from pipelines.retrain.config import Bounds, EncoderPolicy, RetrainConfig
-from pipelines.retrain.decide import dates_before, dates_judged, is_due, mature, policy_of, revised, windows_of
-from pipelines.retrain.ledger import Cycle, Outcome, Plan
+from sidestack.infra.snapshot import Dataset
+from sidestack.pipelines.retrain.config import Bounds, EncoderPolicy, RetrainConfig
+from sidestack.pipelines.retrain.decide import (
+    dates_before,
+    dates_judged,
+    is_due,
+    mature,
+    policy_of,
+    revised,
+    windows_of,
+)
+from sidestack.pipelines.retrain.ledger import Cycle, Outcome, Plan
 
 FIRST = date(2024, 3, 1)
 NOW = datetime(2024, 3, 20, tzinfo=UTC)

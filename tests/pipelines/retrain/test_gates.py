@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
-from infra.config import parse
-from infra.errors import ConfigError
-from pipelines.retrain.config import Bounds, GatesConfig
-from pipelines.retrain.gates import Judged, drift_gates, may_promote, task_gates
-from pipelines.retrain.tell import gate_table
+from sidestack.infra.config import parse
+from sidestack.infra.errors import ConfigError
+from sidestack.pipelines.retrain.config import Bounds, GatesConfig
+from sidestack.pipelines.retrain.gates import Judged, drift_gates, may_promote, task_gates
+from sidestack.pipelines.retrain.tell import gate_table
 
 GOOD = Judged(rows=10_000, positives=900, users=400, ne=0.8, calibration=1.02, gain=(0.004, 0.001, 0.007))
 CONFIG = GatesConfig()

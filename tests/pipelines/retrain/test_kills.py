@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from infra.commit import read_manifest
-from infra.mlflow_store import URI_VARIABLE, connect
-from pipelines.execution import run_dir
-from pipelines.retrain.ledger import Ledger
+from sidestack.infra.commit import read_manifest
+from sidestack.infra.mlflow_store import URI_VARIABLE, connect
+from sidestack.pipelines.execution import run_dir
+from sidestack.pipelines.retrain.ledger import Ledger
 from tests.components.golden import ROOT
 from tests.pipelines.retrain.nights import config_in
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from infra.errors import ConfigError
-from pipelines.retrain.ledger import CYCLES, PLAN_FILE, Ledger
+from sidestack.infra.errors import ConfigError
+from sidestack.pipelines.retrain.ledger import CYCLES, PLAN_FILE, Ledger
 
 
 def write_plan(run: Path, prepared: str) -> None:

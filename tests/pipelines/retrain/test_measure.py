@@ -8,12 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from infra.errors import DataError
-from pipelines.retrain.config import GatesConfig
-from pipelines.retrain.measure import CANDIDATE, CHAMPION, measure
-from ranker.config import Dates
-from ranker.metrics import normalized_entropy, prediction_schema
-from ranker.statistics import log_loss
+from sidestack.infra.errors import DataError
+from sidestack.pipelines.retrain.config import GatesConfig
+from sidestack.pipelines.retrain.measure import CANDIDATE, CHAMPION, measure
+from sidestack.ranker.config import Dates
+from sidestack.ranker.metrics import normalized_entropy, prediction_schema
+from sidestack.ranker.statistics import log_loss
 
 FIRST = date(2024, 5, 1)
 ROWS = 400

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from infra.commit import is_committed
-from infra.errors import StageError
-from infra.remote.urls import mirror, place
-from pipelines.retrain.ledger import CYCLES, PLAN_FILE, Ledger
+from sidestack.infra.commit import is_committed
+from sidestack.infra.errors import StageError
+from sidestack.infra.remote.urls import mirror, place
+from sidestack.pipelines.retrain.ledger import CYCLES, PLAN_FILE, Ledger
 from tests.object_store import Bucket, moto_server, use
 from tests.pipelines.retrain.nights import config_in, pass_nights
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from infra.tables import DatasetSpec
+from sidestack.infra.tables import DatasetSpec
 from tests.datasets import write_snapshot_of
 from tests.ranker.dataset import SPEC as PLAIN
 from tests.ranker.dataset import all_days, events, in_requests, items

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from infra.snapshot import read_dataset
-from ranker.baseline.counts import SMOOTHING
-from ranker.baseline.features import RowFeatures
+from sidestack.infra.snapshot import read_dataset
+from sidestack.ranker.baseline.counts import SMOOTHING
+from sidestack.ranker.baseline.features import RowFeatures
 from tests.ranker.baseline.dataset import SPEC, brands, days, with_column, write
 from tests.ranker.dataset import all_days, items
 

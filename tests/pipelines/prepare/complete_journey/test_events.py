@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from infra.tables import DatasetSpec, TaskSpec, flat_schema
-from pipelines.prepare.columns import table
-from pipelines.prepare.complete_journey.events import DENSE, REQUEST_DENSE, SHOWN_DAYS, EventBuilder
-from pipelines.prepare.complete_journey.log import DAY, FIRST_MONDAY, RawLog, week_of
+from sidestack.infra.tables import DatasetSpec, TaskSpec, flat_schema
+from sidestack.pipelines.prepare.columns import table
+from sidestack.pipelines.prepare.complete_journey.events import DENSE, REQUEST_DENSE, SHOWN_DAYS, EventBuilder
+from sidestack.pipelines.prepare.complete_journey.log import DAY, FIRST_MONDAY, RawLog, week_of
 from tests.pipelines.prepare.complete_journey import fabricated
 
 LABELS = ("click", "conversion")

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from pipelines.prepare.complete_journey.impressions import Impressions, impressions
-from pipelines.prepare.complete_journey.log import RawLog, week_of
+from sidestack.pipelines.prepare.complete_journey.impressions import Impressions, impressions
+from sidestack.pipelines.prepare.complete_journey.log import RawLog, week_of
 from tests.pipelines.prepare.complete_journey import fabricated
 
 FIRST, END = fabricated.week_start(4), fabricated.week_start(9)

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.prepare.complete_journey.log import FIRST_MONDAY, Timeline, midnight, week_of
+from sidestack.pipelines.prepare.complete_journey.log import FIRST_MONDAY, Timeline, midnight, week_of
 
 moments = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 30)), max_size=40)
 

@@ -8,11 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 from threadpoolctl import threadpool_limits
 
-from pipelines.prepare.complete_journey import source
-from pipelines.prepare.complete_journey.log import RawLog, week_of
-from pipelines.prepare.complete_journey.organic import bought, newest_texts, organic_activity
-from pipelines.prepare.complete_journey.source import RawFiles
-from pipelines.prepare.config import OrganicConfig
+from sidestack.pipelines.prepare.complete_journey import source
+from sidestack.pipelines.prepare.complete_journey.config import OrganicConfig
+from sidestack.pipelines.prepare.complete_journey.log import RawLog, week_of
+from sidestack.pipelines.prepare.complete_journey.organic import bought, newest_texts, organic_activity
+from sidestack.pipelines.prepare.complete_journey.source import RawFiles
 from tests.pipelines.prepare.complete_journey import fabricated
 
 CONFIG = OrganicConfig(newest=3, dim=3, min_baskets=2)

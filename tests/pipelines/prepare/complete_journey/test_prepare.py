@@ -12,17 +12,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from infra.checks import check_events, check_items, check_users
-from infra.config import parse
-from infra.distributed import ALONE, World
-from infra.errors import ConfigError, DataError
-from infra.impressions import all_columns
-from infra.parquet import read_row_group, row_groups
-from infra.snapshot import Dataset, read_dataset
-from infra.store import FILE
-from pipelines.prepare.complete_journey.log import week_of
-from pipelines.prepare.complete_journey.source import RawFiles, local_seconds
-from pipelines.prepare.config import PrepareConfig
+from sidestack.infra.checks import check_events, check_items, check_users
+from sidestack.infra.config import parse
+from sidestack.infra.distributed import ALONE, World
+from sidestack.infra.errors import ConfigError, DataError
+from sidestack.infra.impressions import all_columns
+from sidestack.infra.parquet import read_row_group, row_groups
+from sidestack.infra.snapshot import Dataset, read_dataset
+from sidestack.infra.store import FILE
+from sidestack.pipelines.prepare.complete_journey.log import week_of
+from sidestack.pipelines.prepare.complete_journey.prepare import CompleteJourney
+from sidestack.pipelines.prepare.complete_journey.source import RawFiles, local_seconds
+from sidestack.pipelines.prepare.config import PrepareConfig
 from tests.datasets import content
 from tests.datasets import joined as joined_columns
 from tests.distributed import run_distributed
@@ -375,4 +376,4 @@ def test_bad_weeks_are_refused(values: dict[str, object], message: str) -> None:
 
 def test_defaults_are_complete_journey() -> None:
     source = parse(PrepareConfig, {}, "test: prepare").source
-    assert source.kind == "complete_journey" and source.train_weeks == (37, 45) and source.test_weeks == (46, 49)
+    assert isinstance(source, CompleteJourney) and source.train_weeks == (37, 45) and source.test_weeks == (46, 49)

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from infra.distributed import ALONE
-from infra.snapshot import read_dataset
-from pipelines.prepare.log.content import UNKNOWN
+from sidestack.infra.distributed import ALONE
+from sidestack.infra.snapshot import read_dataset
+from sidestack.pipelines.prepare.log.content import UNKNOWN
 from tests.datasets import content, joined
 from tests.pipelines.prepare.log.raw import Row, catalogue, log_config, raw_events, raw_orders, write, write_days
 from tests.pipelines.prepare.running import run_prepare

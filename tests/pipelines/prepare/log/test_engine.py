@@ -9,13 +9,13 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from infra.config import digest, parse
-from infra.distributed import ALONE
-from infra.errors import ConfigError
-from pipelines.prepare.config import PrepareConfig
-from pipelines.prepare.log import source
-from pipelines.prepare.log.in_spark import asof_by_window, in_spark
-from pipelines.prepare.log.on_duckdb import DuckDBEngine, database
+from sidestack.infra.config import digest, parse
+from sidestack.infra.distributed import ALONE
+from sidestack.infra.errors import ConfigError
+from sidestack.pipelines.prepare.config import PrepareConfig
+from sidestack.pipelines.prepare.log import opened as opened_log
+from sidestack.pipelines.prepare.log.in_spark import asof_by_window, in_spark
+from sidestack.pipelines.prepare.log.on_duckdb import DuckDBEngine, database
 from tests.pipelines.prepare.log.raw import log_config, write_log
 from tests.pipelines.prepare.running import leftovers, run_prepare
 
@@ -23,7 +23,7 @@ from tests.pipelines.prepare.running import leftovers, run_prepare
 def test_spark_that_is_not_installed_is_named_before_anything_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(sys.modules, "pipelines.prepare.log.on_spark", raising=False)
+    monkeypatch.delitem(sys.modules, "sidestack.pipelines.prepare.log.on_spark", raising=False)
     monkeypatch.setitem(sys.modules, "pyspark", None)
     monkeypatch.setitem(sys.modules, "pyspark.sql", None)
     write_log(tmp_path, days=2)
@@ -68,6 +68,6 @@ def test_every_query_can_be_translated(tmp_path: Path, monkeypatch: pytest.Monke
         with database(folder) as connection:
             yield Translating(connection)
 
-    monkeypatch.setattr(source, "open_engine", opened)
+    monkeypatch.setattr(opened_log, "open_engine", opened)
     write_log(tmp_path, days=6)
     run_prepare(ALONE, log_config(tmp_path, negatives=1), tmp_path / "runs/out")

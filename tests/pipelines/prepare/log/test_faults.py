@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from infra.config import parse
-from infra.distributed import ALONE
-from infra.errors import ConfigError, DataError
-from infra.snapshot import read_dataset
-from pipelines.prepare.config import PrepareConfig
+from sidestack.infra.config import parse
+from sidestack.infra.distributed import ALONE
+from sidestack.infra.errors import ConfigError, DataError
+from sidestack.infra.snapshot import read_dataset
+from sidestack.pipelines.prepare.config import PrepareConfig
 from tests.datasets import content, joined
 from tests.pipelines.prepare.log.raw import FIRST, catalogue, log_config, raw_events, raw_orders, write, write_log
 from tests.pipelines.prepare.running import leftovers, run_prepare

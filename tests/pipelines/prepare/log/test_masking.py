@@ -8,13 +8,12 @@ import duckdb
 import pyarrow.parquet as pq
 import pytest
 
-from infra.config import digest, parse, to_yaml
-from infra.distributed import ALONE
-from infra.errors import ConfigError, DataError
-from pipelines.prepare.config import PrepareConfig
-from pipelines.prepare.identity import source_identity
-from pipelines.prepare.log.masking import KINDS, Masking, masking_of
-from pipelines.prepare.log.privacy_config import Privacy
+from sidestack.infra.config import digest, parse, to_yaml
+from sidestack.infra.distributed import ALONE
+from sidestack.infra.errors import ConfigError, DataError
+from sidestack.pipelines.prepare.config import PrepareConfig
+from sidestack.pipelines.prepare.log.masking import KINDS, Masking, masking_of
+from sidestack.pipelines.prepare.log.privacy_config import Privacy
 from tests.datasets import joined
 from tests.pipelines.prepare.log.raw import log_config, raw_events, write, write_log
 from tests.pipelines.prepare.log.test_rows import found_rows
@@ -132,9 +131,9 @@ def test_digests_hold_the_id_of_the_key_and_never_the_key(tmp_path: Path, monkey
     write_log(tmp_path, days=2)
     config = parse(PrepareConfig, log_config(tmp_path, privacy={"key": {"env": ENV}}), "test")
     assert KEY not in to_yaml(config) and ENV in to_yaml(config)
-    settings, before = digest(config), source_identity(config)
+    settings, before = digest(config), config.data_identity()
     monkeypatch.setenv(ENV, OTHER)
-    assert digest(config) == settings and source_identity(config) != before
+    assert digest(config) == settings and config.data_identity() != before
     assert KEY not in repr(Masking(KEY.encode()))
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from infra.distributed import ALONE
-from infra.snapshot import read_dataset
+from sidestack.infra.distributed import ALONE
+from sidestack.infra.snapshot import read_dataset
 from tests.datasets import content, joined
 from tests.pipelines.prepare.log.raw import (
     FIRST,

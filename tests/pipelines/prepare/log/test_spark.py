@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from infra.distributed import ALONE
+from sidestack.infra.distributed import ALONE
 from tests.pipelines.prepare.log.raw import (
     EVENT_SCHEMA,
     catalogue,

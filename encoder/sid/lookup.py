@@ -1,0 +1,135 @@
+"""Ids into digits, several digits by one look-up."""
+
+import functools
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sidestack.encoder.sid.packing import Ids, Packing, cut_into, require_fit
+from sidestack.infra.errors import SpecError
+
+LOOKUP_ROWS = 1 << 13
+"""The most numbers whose digits a look-up table holds: 6,561 of 8 ternary digits are 210 kB in float32, which stay in
+a core's second cache."""
+_IDS_AT_A_TIME = 1 << 14
+"""Ids unpacked at a time on a CPU, so that what lies between two steps stays in the cache too."""
+
+
+def unpack_ids(
+    ids_N: Tensor, radix: int, num_digits: int, packing: Packing = "mixed_radix", dtype: torch.dtype = torch.int64
+) -> Tensor:
+    """Undo `pack_digits`: floor division and modulo (paper section 3.3), by look-up where the radix allows it.
+
+    Args:
+        ids_N: int64, any shape [...].
+        radix: values a digit can take.
+        num_digits: digits an id holds.
+        packing: as packed.
+        dtype: what to give the digits in; a byte a digit (torch.uint8) is the fastest to write.
+
+    Returns:
+        digits_ND: [..., num_digits], in [0, radix).
+
+    Raises:
+        SpecError: the digits do not fit int64, or an id is outside what they can spell.
+    """
+    require_fit(num_digits, radix, packing)
+    first = 1 if packing == "paper_eq5" else 0
+    if ids_N.numel():
+        low, high = (int(bound) for bound in torch.aminmax(ids_N))
+        if low < 0 or high >= radix ** (num_digits + first):
+            wrong = low if low < 0 else high
+            raise SpecError(f"id {wrong} is no SID of {num_digits} digits with {radix} values each")
+    if radix > LOOKUP_ROWS:
+        numbers_ND = ids_N.new_empty((*ids_N.shape, num_digits))
+        cut_into(numbers_ND, ids_N // radix**first, radix, packing)
+        return numbers_ND.to(dtype)
+    digits_ND: Tensor = _digit_lookup(radix, num_digits, packing, dtype, ids_N.device)(ids_N)
+    return digits_ND
+
+
+class DigitLookup(nn.Module):
+    """What every digit of an id stands for, several digits by one look-up; it has no weights.
+
+    An id is cut by division into numbers of k digits each, and row r of a table holds what the k digits of r stand
+    for. k is a power of two: rows of 8 to 64 bytes are copied in one move. An id's last or first number may have
+    digits to spare; their columns are left out of the result, which is then a view.
+
+    Args of the constructor:
+        values_DR: what value r of digit i stands for, any dtype, [num_digits, radix]; radix at most `LOOKUP_ROWS`.
+        packing: how the digits are summed into ids; they must fit one int64.
+    """
+
+    table_Tk: Tensor
+
+    def __init__(self, values_DR: Tensor, packing: Packing) -> None:
+        super().__init__()
+        self.num_digits, self.radix = values_DR.shape
+        self.packing = packing
+        self.width = max(k for k in (1, 2, 4, 8) if self.radix**k <= LOOKUP_ROWS)
+        self.numbers = -(-self.num_digits // self.width)
+        self.rows = self.radix**self.width
+        # Constants, not state: they are made again from the spec and stay out of checkpoints.
+        self.register_buffer("table_Tk", self._table(values_DR), persistent=False)
+
+    def forward(self, ids_N: Tensor, known_N: Tensor | None = None) -> Tensor:
+        """Unpack.
+
+        Args:
+            ids_N: int64, any shape [...], each in the range that the digits can spell where it is known.
+            known_N: bool [...]; where False the result is zeros, whatever the id. None: all are known.
+
+        Returns:
+            [..., num_digits], in the values' dtype.
+        """
+        shape = (*ids_N.shape, self.numbers * self.width)
+        first = 0 if self.packing == "paper_eq5" else shape[-1] - self.num_digits
+        gather = self._gather_by_blocks if ids_N.device.type == "cpu" else self._gather
+        out = gather(ids_N.reshape(-1), None if known_N is None else known_N.reshape(-1))
+        return out.view(shape)[..., first : first + self.num_digits]
+
+    def _gather(self, ids_N: Tensor, known_N: Tensor | None) -> Tensor:
+        rows_NC = ids_N.new_empty(len(ids_N), self.numbers)
+        cut_into(rows_NC, self._whole(ids_N), self.rows, self.packing, apart=True)
+        if known_N is not None:
+            rows_NC.masked_fill_(~known_N[:, None], len(self.table_Tk) - 1)
+        return self.table_Tk.index_select(0, rows_NC.view(-1))
+
+    def _gather_by_blocks(self, ids_N: Tensor, known_N: Tensor | None) -> Tensor:
+        """Do the same with numpy, whose division and copies of short rows are three times as fast on a CPU."""
+        out_NCk = self.table_Tk.new_empty(len(ids_N), self.numbers, self.width)
+        table_Tk, out, ids = self.table_Tk.numpy(), out_NCk.numpy(), ids_N.numpy()
+        known = None if known_N is None else known_N.numpy()
+        rows_BC = np.empty((min(len(ids), _IDS_AT_A_TIME), self.numbers), np.int64)
+        for start in range(0, len(ids), _IDS_AT_A_TIME):
+            block = slice(start, min(start + _IDS_AT_A_TIME, len(ids)))
+            part_BC = rows_BC[: block.stop - start]
+            cut_into(part_BC, self._whole(ids[block]), self.rows, self.packing, apart=True)
+            if known is not None:
+                part_BC[np.flatnonzero(~known[block])] = len(table_Tk) - 1
+            # `clip` needs no buffer between table and result; nothing is clipped but what an unknown id may hold.
+            np.take(table_Tk, part_BC, axis=0, out=out[block], mode="clip")
+        return out_NCk
+
+    def _whole(self, ids_N: Ids) -> Ids:
+        return ids_N // self.radix if self.packing == "paper_eq5" else ids_N
+
+    def _table(self, values_DR: Tensor) -> Tensor:
+        """Return a block of rows for each of an id's numbers, and a last row of zeros for ids that are not known."""
+        spare = self.numbers * self.width - self.num_digits
+        pad = (0, 0, 0, spare) if self.packing == "paper_eq5" else (0, 0, spare, 0)
+        values_CkR = functional.pad(values_DR, pad).view(self.numbers, self.width, self.radix)
+        digits_Rk = values_DR.new_empty(self.rows, self.width, dtype=torch.int64)
+        cut_into(digits_Rk, torch.arange(self.rows), self.radix, self.packing)
+        table_CRk = torch.stack([values_CkR[:, i, digits_Rk[:, i]] for i in range(self.width)], dim=-1)
+        return functional.pad(table_CRk.flatten(0, 1), (0, 0, 0, 1))
+
+
+@functools.lru_cache(maxsize=16)
+@torch.inference_mode(False)  # the first to ask may be in inference, the next in training
+def _digit_lookup(
+    radix: int, num_digits: int, packing: Packing, dtype: torch.dtype, device: torch.device
+) -> DigitLookup:
+    return DigitLookup(torch.arange(radix, dtype=dtype).expand(num_digits, -1), packing).to(device)

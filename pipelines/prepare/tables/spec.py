@@ -1,0 +1,143 @@
+"""What a folder's `dataset.json` says, completed from the files and checked against their columns."""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Annotated
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field
+
+from sidestack.infra.checks import require_distinct_columns, require_typed_columns
+from sidestack.infra.config import parse
+from sidestack.infra.errors import ConfigError, DataError
+from sidestack.infra.footer import read_footer
+from sidestack.infra.parquet import RowGroup
+from sidestack.infra.snapshot import CONTENT
+from sidestack.infra.tables import SPEC_FILE, DatasetSpec, content_schema, flat_schema, label_schema, read_json
+from sidestack.pipelines.prepare.tables.config import TablesConfig
+from sidestack.pipelines.prepare.tables.files import LogFiles
+from sidestack.pipelines.prepare.tables.reading import read, schema_of_rows, with_fixed_sizes
+
+REQUEST_ID = "request_id"
+
+
+class TablesSpec(DatasetSpec):
+    """A folder's `dataset.json`: a DatasetSpec whose numbers of items and users may be left to be counted."""
+
+    num_items: Annotated[int, Field(ge=0, lt=2**63)] | None = None  # type: ignore[assignment]
+    num_users: Annotated[int, Field(ge=0, lt=2**63)] | None = None  # type: ignore[assignment]
+
+
+def tables_spec(config: TablesConfig, files: LogFiles) -> DatasetSpec:
+    """Return what a folder's `dataset.json` says, with what the files tell: numbers of items and users, and splits.
+
+    Raises:
+        DataError: a column is missing or of another type, or the files hold another number of items or users.
+        ConfigError: it breaks the DatasetSpec, or a setting names no task of it.
+    """
+    where = config.path / SPEC_FILE
+    said = parse(TablesSpec, read_json(where), str(where))
+    if not said.tasks:
+        raise ConfigError(f"{where}: tasks: must name at least one, as the label columns of events are named after it")
+    _require_columns(config, files, said)
+    values = said.model_dump()
+    values["followup_days"] |= config.followup_days
+    for entity, table in CONTENT.items():
+        rows = _num_ids(files.content[entity], f"{entity}_id")
+        if values[f"num_{table}"] not in (None, rows):
+            raise DataError(
+                f"{config.path}/{table}: holds {rows} rows, dataset.json says num_{table}={values[f'num_{table}']}"
+            )
+        values[f"num_{table}"] = rows
+    for task in config.followup_days:
+        if task not in said.tasks:
+            raise ConfigError(f"prepare.source.followup_days.{task}: is no task; tasks are {', '.join(said.tasks)}")
+    if config.test_days is not None:
+        values |= _newest(sorted(files.events), config)
+    return parse(DatasetSpec, values, str(where))
+
+
+def _require_columns(config: TablesConfig, files: LogFiles, spec: DatasetSpec) -> None:
+    """Check the columns of all tables by footers, so that a folder of another writer is one error and not ten.
+
+    Of events and labels, the newest file that has row groups stands for all, as it is the one that is read in any case
+    when a day was added: each is checked when it is read.
+
+    Raises:
+        DataError: naming every column of every table that is missing or of another type.
+    """
+    wanted: list[tuple[Path, pa.Schema, pa.Schema]] = []
+    for entity, paths in files.content.items():
+        contract = content_schema(spec, entity)
+        wanted += [(path, found, contract) for path in paths if (found := schema_of_rows(path)) is not None]
+    for day, path, found in itertools.islice(_with_rows(files.events), 1):
+        contract = events_contract(config, spec, found.names, has_labels=day in files.labels)
+        wanted.append((path, found, contract))
+    wanted += [(path, found, label_schema(spec)) for _, path, found in itertools.islice(_with_rows(files.labels), 1)]
+    faults = []
+    for path, found, expected in wanted:
+        try:
+            require_distinct_columns(found, path)
+            require_typed_columns(with_fixed_sizes(found, expected), expected, path)
+        except DataError as error:
+            faults.append(str(error))
+    if faults:
+        raise DataError("\n".join(faults))
+
+
+def _with_rows(files: Mapping[date, Sequence[Path]]) -> Iterator[tuple[date, Path, pa.Schema]]:
+    """Yield the files that have row groups, with their columns, the newest date's first."""
+    for day, paths in sorted(files.items(), reverse=True):
+        for path in paths:
+            if (found := schema_of_rows(path)) is not None:
+                yield day, path, found
+
+
+def events_contract(config: TablesConfig, spec: DatasetSpec, names: Sequence[str], has_labels: bool) -> pa.Schema:
+    """Return the contract's columns that the events of a date must have.
+
+    Args:
+        config: the source's. spec: the dataset's. names: the columns that there are.
+        has_labels: whether the date's labels lie apart.
+    """
+    left_out = list(spec.tasks) if has_labels else []
+    if config.requests != "request_id" and REQUEST_ID not in names:
+        left_out.append(REQUEST_ID)
+    return pa.schema([one for one in flat_schema(spec) if one.name not in left_out])
+
+
+def _num_ids(files: Sequence[Path], column: str) -> int:
+    """Return how many ids the files number, from their footers' statistics: one more than the largest."""
+    largest = -1
+    for path in files:
+        metadata = read_footer(path)
+        number = next((i for i in range(metadata.num_columns) if metadata.schema.column(i).path == column), None)
+        if number is None:  # of a file without rows
+            continue
+        for group in range(metadata.num_row_groups):
+            statistics = metadata.row_group(group).column(number).statistics
+            if statistics is not None and statistics.has_min_max:
+                largest = max(largest, int(statistics.max))
+            elif metadata.row_group(group).num_rows:
+                where = RowGroup(path, group, 0, metadata.row_group(group).num_rows)
+                found = pc.max(read(where, [column])[column]).as_py()
+                if found is None:
+                    raise DataError(f"{where}: column {column!r}: must not be null; is null in every row")
+                largest = max(largest, found)
+    return largest + 1
+
+
+def _newest(days: Sequence[date], config: TablesConfig) -> dict[str, tuple[date, date]]:
+    """Return the splits of the newest dates, by `train_days` and `test_days`."""
+    assert config.test_days is not None
+    test = days[-config.test_days :]
+    before = days[: -config.test_days]
+    train = before[-config.train_days :] if config.train_days else before
+    if not train:
+        raise DataError(
+            f"{config.path}/events: {len(days)} dates leave none to train on beside test_days={config.test_days}"
+        )
+    return {"train": (train[0], train[-1]), "test": (test[0], test[-1])}

@@ -1,0 +1,18 @@
+"""No content: nothing is read, and what stands in its place is zeros."""
+
+from dataclasses import dataclass
+from typing import Self
+
+from sidestack.ranker.contents.contract import Color, Content, Place
+
+
+@dataclass(frozen=True)
+class NoContent(Content):
+    """Ids and context alone."""
+
+    color = Color("#6e7781", "#a4adb7")
+
+    @classmethod
+    def at(cls, place: Place) -> Self:
+        """Read nothing."""
+        return cls(place.position)

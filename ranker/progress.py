@@ -1,0 +1,132 @@
+"""The way of a batch from Parquet to its loss, the same in training and in evaluation.
+
+`Progress.over` runs it, and `Progress.batches` names what a batch goes through before the pipeline. A batch carries the
+rows that it was made of (`RankerBatch.source`), and the step's output hands them back: whoever needs more of a row than
+its tensors, such as its ids, has both together.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+
+from sidestack.infra.distributed import World, lockstep_sums
+from sidestack.infra.lanes import Batch, LaneReader
+from sidestack.infra.prefetch import prefetched
+from sidestack.ranker.batch import RankerBatch
+from sidestack.ranker.features import ArmFeatures
+from sidestack.ranker.loss_check import LossCheck
+from sidestack.ranker.model import StepOutput
+from sidestack.ranker.newest import NewestEntries
+from sidestack.ranker.pipeline import RankerPipeline
+from sidestack.ranker.reader import ranker_batches, to_ranker_batch
+from sidestack.ranker.sharding import ShardedRanker
+
+
+@dataclass
+class Progress:
+    """A model that takes the batches of one reader after another.
+
+    Attributes:
+        sharded: the model. features: what the arm reads. world: the process group.
+        newest: cuts histories to the configured bound, and counts what it cut since this start.
+        pipeline: copies, exchanges ids, and trains or predicts, three batches in flight.
+        waited: seconds since this start that this rank waited for its own batches, not for other ranks.
+    """
+
+    sharded: ShardedRanker
+    features: ArmFeatures
+    world: World
+    newest: NewestEntries
+    pipeline: RankerPipeline = field(init=False)
+    waited: float = 0.0
+    _unchecked: LossCheck | None = None
+
+    def __post_init__(self) -> None:
+        """Make the pipeline."""
+        self.pipeline = RankerPipeline(self.sharded.model, self.sharded.optimizer, self.world.device)
+
+    def over(
+        self, reader: LaneReader, epoch: int, start: int = 0, end: int | None = None
+    ) -> Iterator[tuple[Batch, StepOutput]]:
+        """Run the batches of one epoch, from batch number `start` to before `end`, and yield each with its output.
+
+        Nothing is left in the pipeline after the last, so that another reader's batches can follow. `end` is by default
+        the epoch's. A step's loss is checked when the next step has been given to the device, or by `settle`, so that
+        the host does not wait for a GPU.
+
+        Raises:
+            DataError: rows break the contract; the message names file, row group and column.
+            NonFiniteLossError: the message names the batch's files and row groups.
+            PreemptedError: a rank was asked to stop; on every rank, once the caller has done what belongs to a batch.
+        """
+        end = reader.num_batches if end is None else end
+        state = self.world.state
+        self._unchecked = None
+        batches = self.batches(reader, epoch, start, end)
+        for number in range(start, end):
+            state.move(f"batch {number} of epoch {epoch}")
+            output = self.pipeline.progress(batches)
+            rows = output.source
+            assert rows is not None
+            place, again = partial(_place, reader, number, rows), partial(self._converted, reader, rows)
+            check = LossCheck(output, tuple(self.features.tasks), place, again)
+            self.settle()
+            self._unchecked = check
+            yield rows, output
+            state.stop_if_agreed()
+        self.settle()
+
+    def batches(self, reader: LaneReader, epoch: int, start: int, end: int) -> Iterator[RankerBatch]:
+        """Yield batches of an epoch, from number `start` to before `end`, for the pipeline: read, converted, agreed on.
+
+        A new iterator for each call of `over`: the pipeline never asks an exhausted one again.
+        """
+        converted = ranker_batches(reader, range(epoch, epoch + 1), start, self.features, self.newest, self.world)
+        return self.agreed(self._timed(self.ahead(islice(converted, end - start))))
+
+    def ahead(self, batches: Iterator[RankerBatch]) -> Iterator[RankerBatch]:
+        """Read and convert batches in a thread, while the pipeline is busy with those before."""
+        return prefetched(batches, depth=3)
+
+    def agreed(self, batches: Iterator[RankerBatch]) -> Iterator[RankerBatch]:
+        """Yield batches in step with the other ranks, each with the counts of the global batch; see `lockstep_sums`."""
+        loss, shape_2T = self.sharded.model.module.loss, (2, len(self.features.tasks))
+        counted = lockstep_sums(
+            self.world, batches, "reading events", lambda batch: loss.counts(batch).flatten(), math.prod(shape_2T)
+        )
+        for batch, counts in counted:
+            batch.counts_2T = counts.view(shape_2T)
+            yield batch
+
+    def settle(self) -> None:
+        """Wait for the loss of the last step and check it.
+
+        Raises:
+            NonFiniteLossError: see `over`.
+        """
+        check, self._unchecked = self._unchecked, None
+        if check is not None:
+            check.require_finite()
+
+    def _timed(self, batches: Iterator[RankerBatch]) -> Iterator[RankerBatch]:
+        while True:
+            asked = time.monotonic()
+            batch = next(batches, None)
+            self.waited += time.monotonic() - asked
+            if batch is None:
+                return
+            yield batch
+
+    def _converted(self, reader: LaneReader, rows: Batch) -> RankerBatch:
+        kept = self.newest.of(rows, self.features, reader.lane_batch, reader.lanes)
+        return to_ranker_batch(kept, self.features)
+
+
+def _place(reader: LaneReader, number: int, rows: Batch) -> str:
+    touched = reader.groups_of(rows.rows_N)
+    named = "; ".join(str(group) for group in touched[:4])
+    more = f" and {len(touched) - 4} more" if len(touched) > 4 else ""
+    return f"batch {number}, this rank's {len(rows.rows_N)} rows are in {named}{more}"

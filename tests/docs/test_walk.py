@@ -1,0 +1,49 @@
+"""The way of a batch that docs/architecture.md shows: short, and of functions that exist."""
+
+import importlib
+import inspect
+import re
+from collections.abc import Callable
+from typing import Any
+
+from tests.docs.pages import ROOT
+
+MOST_HOPS = 10
+SHARED = ("infra/shared_groups.py", "SharedGroups.read")
+"""Reads a row group for the lanes that share it."""
+
+
+def hops() -> list[tuple[str, str]]:
+    """Return file and function of every step, in order."""
+    text = (ROOT / "docs/architecture.md").read_text()
+    section = text.partition("**One batch, from Parquet to its loss.**")[2].partition("\n**")[0]
+    return re.findall(r"^\d+\. `([\w/]+\.py):([\w.]+)`", section, re.M)
+
+
+def function(file: str, name: str) -> Callable[..., Any]:
+    module = importlib.import_module(file.removesuffix(".py").replace("/", "."))
+    found: Any = module
+    for part in name.split("."):
+        found = getattr(found, part)
+    assert inspect.isfunction(found), f"{file}:{name}"
+    return found
+
+
+def test_a_batch_takes_at_most_ten_hops_each_a_function_that_exists() -> None:
+    found = hops()
+    assert 5 < len(found) <= MOST_HOPS
+    for file, name in found:
+        assert (ROOT / file).is_file(), file
+        assert function(file, name)
+
+
+def test_the_functions_that_put_the_hops_together_call_them() -> None:
+    """Each hop is called, by name, in one of the other hops or in the two functions that put them together."""
+    together = [("ranker/progress.py", f"Progress.{name}") for name in ("over", "batches", "ahead", "agreed")]
+    sources = [inspect.getsource(function(*each)) for each in [*hops(), *together, SHARED]]
+    for place, (_, name) in enumerate(hops()):
+        called = {"Ranker.forward": "_model_fwd(", "GlobalLoss.forward": "self.loss("}.get(
+            name, f"{name.rpartition('.')[2]}("
+        )
+        others = sources[:place] + sources[place + 1 :]
+        assert any(called in source for source in others), f"nothing calls {name}"
