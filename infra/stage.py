@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from sidestack.infra.checkpoint import Checkpoints
-from sidestack.infra.commit import FileEntry, Manifest, committing, read_manifest, refuse_taken, verify
+from sidestack.infra.commit import FileEntry, Manifest, committing, fetch_files, read_manifest, refuse_taken, verify
 from sidestack.infra.config import Config, digest, load_section, plain, to_yaml
 from sidestack.infra.console import replace_unencodable
 from sidestack.infra.distributed import Timeouts, World, raise_on_all_ranks, started
@@ -26,7 +26,7 @@ from sidestack.infra.hosts import require_alike_hosts
 from sidestack.infra.logs import LOG, set_up
 from sidestack.infra.preemption import EXIT_STATUS, remove_mark, write_mark
 from sidestack.infra.profile import WARMUP_STEPS, StepProfile
-from sidestack.infra.record import CONFIG_FILE
+from sidestack.infra.record import CONFIG_FILE, HISTORY_FILE, SUMMARY_FILE
 from sidestack.infra.remote.trees import require_writable
 from sidestack.infra.remote.urls import path_argument, place, url_of, with_urls
 from sidestack.infra.tracking import RunLog
@@ -228,6 +228,8 @@ def _make(
         raise
     checkpoints.remove()
     assert log is not None
+    if world.is_main:  # at a URL, to which several nodes put, no node has all files
+        fetch_files(arguments.out, CONFIG_FILE, HISTORY_FILE, SUMMARY_FILE)
     log.finish("FINISHED", arguments.out)
 
 
