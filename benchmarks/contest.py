@@ -10,9 +10,9 @@ from typing import Any
 from sidestack.encoder.config import EncoderConfig, MaterializeConfig
 from sidestack.encoder.materialize import materialize
 from sidestack.encoder.train import train as train_encoder
-from sidestack.infra.commit import is_committed
 from sidestack.infra.config import Config, to_yaml
 from sidestack.infra.distributed import ALONE
+from sidestack.infra.manifest import is_committed
 from sidestack.infra.stage import StageRun, run_stage
 from sidestack.infra.tracking import RunLog
 from sidestack.pipelines.compare import compared

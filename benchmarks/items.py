@@ -14,10 +14,11 @@ from sidestack.encoder.config import EncoderConfig, NetworkConfig
 from sidestack.encoder.fusion import VQFusion
 from sidestack.encoder.signals import SignalBatch, SignalSpec, chosen_signals
 from sidestack.infra import store
-from sidestack.infra.commit import committing, is_committed
+from sidestack.infra.commit import committing
 from sidestack.infra.config import digest
 from sidestack.infra.distributed import World
 from sidestack.infra.errors import ConfigError
+from sidestack.infra.manifest import is_committed
 from sidestack.infra.parquet import read_row_group, row_groups
 from sidestack.infra.record import CONFIG_FILE
 from sidestack.infra.snapshot import Dataset

@@ -24,9 +24,9 @@ from torch.nn.functional import normalize
 from sidestack.encoder.bundle import EncoderBundle, load_bundle
 from sidestack.encoder.newest import newest_signals
 from sidestack.encoder.signals import SignalBatch, signal_batch, signal_check
-from sidestack.infra.commit import fetched
 from sidestack.infra.console import wide_console
 from sidestack.infra.errors import DataError, SidestackError
+from sidestack.infra.manifest import fetched
 from sidestack.infra.parquet import read_row_group, row_groups
 from sidestack.infra.remote.urls import path_argument
 from sidestack.infra.snapshot import Dataset, read_dataset

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sidestack.infra.commit import verify_file
 from sidestack.infra.errors import CommitError
+from sidestack.infra.manifest import verify_file
 from sidestack.infra.partitions import PartitionEntry
 
 Ids = npt.NDArray[np.int64]

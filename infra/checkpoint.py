@@ -34,10 +34,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sidestack.infra.commit import MANIFEST, Manifest, committing, is_committed, read_manifest, verify
+from sidestack.infra.commit import committing
 from sidestack.infra.config import Config, digest, parse_written
 from sidestack.infra.distributed import World, broadcast, raise_on_all_ranks
 from sidestack.infra.errors import CommitError, ConfigError, StageError
+from sidestack.infra.manifest import MANIFEST, Manifest, is_committed, read_manifest, verify
 from sidestack.infra.remote.copies import folders, remove_folder
 from sidestack.infra.shards import Shard, Shards
 from sidestack.infra.state import read_state, write_state

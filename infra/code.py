@@ -16,8 +16,8 @@ DEPLOY, CLUSTERS = "infra/deploy", "infra/clusters"
 PACKAGES = ("infra", "encoder", "ranker", "pipelines")
 """The packages that stages run."""
 
-OURS = (*PACKAGES, "components", "benchmarks")
-"""All packages of this repository."""
+OURS = __name__.partition(".")[0]
+"""The package that has all of this repository."""
 
 VARIABLE = "SIDESTACK_CODE"
 """The variable in which the driver hands a job the digest of the code that its key names."""
@@ -81,7 +81,7 @@ def foreign_code(classes: Iterable[type]) -> dict[str, str]:
     for one in classes:
         name = one.__module__.partition(".")[0]
         file = getattr(sys.modules.get(name), "__file__", None)
-        if name not in OURS and file is not None:
+        if name != OURS and file is not None:
             place = Path(file).parent if Path(file).name == "__init__.py" else Path(file)
             found[name] = code_digest([place.name], place.parent)
     return dict(sorted(found.items()))

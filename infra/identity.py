@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from sidestack.infra.commit import write_whole
 from sidestack.infra.errors import DataError
+from sidestack.infra.files import write_whole
 
 Identify = Literal["footer", "sha256"]
 """What of a file counts: its size and Parquet footer, or all its bytes."""

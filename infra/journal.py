@@ -13,9 +13,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sidestack.infra.commit import is_committed, write_whole
 from sidestack.infra.config import Config, digest, parse
 from sidestack.infra.errors import SidestackError
+from sidestack.infra.files import write_whole
+from sidestack.infra.manifest import is_committed
 from sidestack.infra.mlflow_runs import end_parent, log_artifacts, open_parent, replay
 from sidestack.infra.mlflow_store import StoreError
 from sidestack.infra.remote.copies import refresh, remove_file

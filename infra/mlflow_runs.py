@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from sidestack.infra.commit import MANIFEST, fetch_files, is_committed, read_manifest
 from sidestack.infra.logs import LOG
+from sidestack.infra.manifest import MANIFEST, fetch_files, is_committed, read_manifest
 from sidestack.infra.masking import masked
 from sidestack.infra.mlflow_store import store_in, store_uri
 from sidestack.infra.record import CONFIG_FILE, HISTORY_FILE, SUMMARY_FILE, numbers_of

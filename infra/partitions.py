@@ -14,9 +14,10 @@ from typing import Annotated
 
 from pydantic import NonNegativeInt
 
-from sidestack.infra.commit import Manifest, write_whole
 from sidestack.infra.config import Config, Inside, matching, parse
 from sidestack.infra.errors import CommitError, DataError
+from sidestack.infra.files import write_whole
+from sidestack.infra.manifest import Manifest
 from sidestack.infra.remote.copies import read_bytes
 from sidestack.infra.tables import parse_json
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from sidestack.infra.commit import write_whole
 from sidestack.infra.config import Config
 from sidestack.infra.errors import PreemptedError, RemoteError
+from sidestack.infra.files import write_whole
 from sidestack.infra.remote.copies import read_bytes, remove_file
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)

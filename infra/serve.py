@@ -11,9 +11,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sidestack.infra.commit import fetched, is_committed
 from sidestack.infra.config import parse
 from sidestack.infra.errors import DataError, SidestackError
+from sidestack.infra.manifest import fetched, is_committed
 from sidestack.infra.remote.urls import SCHEMES, place, url_of
 from sidestack.infra.scoring_app import VARIABLE, ServeConfig
 from sidestack.infra.served import CODE_FOLDER, quiet_mlflow

@@ -23,10 +23,10 @@ from typing import Any, Literal
 
 from pydantic import NonNegativeInt, model_validator
 
-from sidestack.infra.commit import MANIFEST, Manifest, fetch_files, read_manifest, verify
 from sidestack.infra.config import Config, digest, parse
 from sidestack.infra.distributed import World, local_size, raise_on_all_ranks
 from sidestack.infra.errors import CommitError, DataError
+from sidestack.infra.manifest import MANIFEST, Manifest, fetch_files, read_manifest, verify
 from sidestack.infra.partitions import ListDigest, PartitionEntry, by_table, date_slice, read_lists, write_lists
 from sidestack.infra.remote.urls import url_of
 from sidestack.infra.rows import CountedFile

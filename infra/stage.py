@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from sidestack.infra.checkpoint import Checkpoints
-from sidestack.infra.commit import FileEntry, Manifest, committing, fetch_files, read_manifest, refuse_taken, verify
+from sidestack.infra.commit import committing, refuse_taken
 from sidestack.infra.config import Config, digest, load_section, plain, to_yaml
 from sidestack.infra.console import replace_unencodable
 from sidestack.infra.distributed import Timeouts, World, raise_on_all_ranks, started
 from sidestack.infra.errors import ConfigError, PreemptedError, SidestackError
 from sidestack.infra.hosts import require_alike_hosts
 from sidestack.infra.logs import LOG, set_up
+from sidestack.infra.manifest import FileEntry, Manifest, fetch_files, read_manifest, verify
 from sidestack.infra.preemption import EXIT_STATUS, remove_mark, write_mark
 from sidestack.infra.profile import WARMUP_STEPS, StepProfile
 from sidestack.infra.record import CONFIG_FILE, HISTORY_FILE, SUMMARY_FILE

@@ -18,9 +18,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sidestack.infra.checks import require_same_columns
-from sidestack.infra.commit import FileEntry, committing, fetch_files, find_manifest, verify
+from sidestack.infra.commit import committing
 from sidestack.infra.distributed import ALONE, World
 from sidestack.infra.errors import AlreadyCommittedError, CommitError, DataError
+from sidestack.infra.manifest import FileEntry, fetch_files, find_manifest, verify
 from sidestack.infra.parquet import ROW_GROUP_BYTES, TableWriter, open_parquet, restored_schema
 from sidestack.infra.partitions import PartitionEntry, date_slice, entry_of, part_slice
 from sidestack.infra.requests import request_groups, require_distinct, split_rows

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from sidestack.encoder.config import ENCODER_INPUT
 from sidestack.encoder.sid.spec import DEFAULT_NAME
-from sidestack.infra.commit import Manifest, read_manifest
 from sidestack.infra.config import digest, to_yaml
 from sidestack.infra.errors import DataError
+from sidestack.infra.manifest import Manifest, read_manifest
 from sidestack.infra.snapshot import read_dataset
 from sidestack.infra.stage import StageRun, run_stage
 from sidestack.pipelines.report.arms import (

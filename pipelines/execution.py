@@ -11,10 +11,11 @@ from typing import Any, Protocol
 
 from torchx.specs import AppDef
 
-from sidestack.infra.commit import is_committed, read_manifest, refuse_taken, require_whole
+from sidestack.infra.commit import refuse_taken
 from sidestack.infra.config import digest, plain, to_yaml
 from sidestack.infra.errors import CommitError, StageError, UnansweredError
 from sidestack.infra.lease import lease_file
+from sidestack.infra.manifest import is_committed, read_manifest, require_whole
 from sidestack.infra.remote.copies import is_there, put, remove_file
 from sidestack.infra.remote.urls import address
 from sidestack.pipelines.config import LaunchConfig, RunConfig

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from sidestack.infra.commit import write_whole
 from sidestack.infra.config import Config
 from sidestack.infra.errors import StageError
+from sidestack.infra.files import write_whole
 from sidestack.infra.lease import lease_file
 from sidestack.infra.remote.copies import read_bytes, remove_file
 from sidestack.infra.remote.urls import place

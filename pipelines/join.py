@@ -13,9 +13,10 @@ from datetime import date
 from pathlib import Path
 
 from sidestack.infra.checks import check_events
-from sidestack.infra.commit import commit_alone, fetched
+from sidestack.infra.commit import commit_alone
 from sidestack.infra.errors import DataError, SidestackError
 from sidestack.infra.impressions import all_columns, read_impressions
+from sidestack.infra.manifest import fetched
 from sidestack.infra.parquet import TableWriter
 from sidestack.infra.partitions import date_slice
 from sidestack.infra.remote.urls import address, path_argument

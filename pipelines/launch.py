@@ -16,8 +16,8 @@ from torchx.schedulers.api import Scheduler
 from torchx.specs import AppDef, AppStatus, CfgVal, InvalidRunConfigException
 
 from sidestack.infra import lease
-from sidestack.infra.commit import is_committed
 from sidestack.infra.errors import ConfigError, SchedulerError, StageError, UnansweredError
+from sidestack.infra.manifest import is_committed
 from sidestack.infra.preemption import read_mark
 from sidestack.infra.remote.urls import address
 from sidestack.infra.schedulers import FACTORIES, Reattachable

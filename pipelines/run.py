@@ -16,12 +16,12 @@ from typing import Any, NoReturn
 
 import yaml
 
-from sidestack.infra.commit import fetched
 from sidestack.infra.config import digest, plain
 from sidestack.infra.console import replace_unencodable
 from sidestack.infra.errors import SidestackError, StageError
 from sidestack.infra.journal import Status
 from sidestack.infra.locks import HeldError, locked
+from sidestack.infra.manifest import fetched
 from sidestack.infra.masking import masked
 from sidestack.infra.mlflow_store import store_uri, use_store
 from sidestack.infra.remote.copies import put

@@ -13,9 +13,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from sidestack.infra.commit import read_manifest
 from sidestack.infra.config import VERSION, parse_written
 from sidestack.infra.errors import DataError
+from sidestack.infra.manifest import read_manifest
 from sidestack.infra.shards import Shard, Spread
 from sidestack.infra.state import fill, read_state, write_state
 from sidestack.infra.tables import DatasetSpec, read_json

@@ -21,9 +21,9 @@ from sidestack.encoder.serving import require_same_encoder
 from sidestack.encoder.sid.spec import SidSpec
 from sidestack.encoder.sid_map import MAP_FILE
 from sidestack.encoder.signals import stored_precisions
-from sidestack.infra.commit import read_manifest
 from sidestack.infra.distributed import raise_on_all_ranks
 from sidestack.infra.errors import DataError, SpecError
+from sidestack.infra.manifest import read_manifest
 from sidestack.infra.registration import registered
 from sidestack.infra.sealed import sealed
 from sidestack.infra.served import load_served, save_served

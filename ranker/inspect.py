@@ -17,9 +17,9 @@ import numpy.typing as npt
 import pyarrow as pa
 from rich.table import Table
 
-from sidestack.infra.commit import fetched
 from sidestack.infra.console import wide_console
 from sidestack.infra.errors import SidestackError
+from sidestack.infra.manifest import fetched
 from sidestack.infra.remote.urls import path_argument
 from sidestack.infra.rows import Rows, concatenated
 from sidestack.infra.snapshot import Dataset, read_dataset

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sidestack.infra.commit import MANIFEST, fetched
 from sidestack.infra.distributed import World, started
 from sidestack.infra.errors import SidestackError
+from sidestack.infra.manifest import MANIFEST, fetched
 from sidestack.infra.remote.copies import folders
 from sidestack.infra.remote.urls import local_argument, place
 from sidestack.infra.snapshot import read_dataset

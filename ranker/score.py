@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sidestack.infra.checkpoint import MACHINE
-from sidestack.infra.commit import MANIFEST, committing, fetched, is_committed, read_manifest
+from sidestack.infra.commit import committing
 from sidestack.infra.config import digest
 from sidestack.infra.distributed import World, barrier, raise_on_all_ranks
 from sidestack.infra.errors import DataError
 from sidestack.infra.lanes import LaneReader
+from sidestack.infra.manifest import MANIFEST, fetched, is_committed, read_manifest
 from sidestack.infra.partitions import PartitionEntry
 from sidestack.infra.remote.copies import remove_folder
 from sidestack.infra.snapshot import Dataset, read_dataset

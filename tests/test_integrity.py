@@ -13,10 +13,10 @@ from sidestack.encoder.bundle import load_bundle
 from sidestack.encoder.published import find_published
 from sidestack.encoder.sid.spec import SidSpec
 from sidestack.infra.checkpoint import Checkpoint, Checkpoints
-from sidestack.infra.commit import MANIFEST, read_manifest, verify
 from sidestack.infra.config import Config, parse
 from sidestack.infra.distributed import ALONE, World
 from sidestack.infra.errors import CommitError, DataError, SidestackError
+from sidestack.infra.manifest import MANIFEST, read_manifest, verify
 from sidestack.infra.partitions import LISTS
 from sidestack.infra.served import load_served
 from sidestack.infra.snapshot import read_dataset

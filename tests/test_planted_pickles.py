@@ -18,11 +18,12 @@ from sidestack.encoder.bundle import load_bundle
 from sidestack.encoder.sid_codebook import FOLDER as CODEBOOKS
 from sidestack.encoder.sid_codebook import read_codebook
 from sidestack.infra.checkpoint import Checkpoint, Checkpoints
-from sidestack.infra.commit import MANIFEST, hash_all, verify
 from sidestack.infra.config import Config, digest, load_file
 from sidestack.infra.distributed import ALONE
 from sidestack.infra.errors import SidestackError
+from sidestack.infra.files import hash_all
 from sidestack.infra.impressions import read_impressions
+from sidestack.infra.manifest import MANIFEST, verify
 from sidestack.infra.sealed import OWN_DIGEST
 from sidestack.infra.served import load_served, save_served
 from sidestack.infra.snapshot import read_dataset

@@ -13,9 +13,10 @@ import pyarrow as pa
 
 from sidestack.benchmarks.items import ALONE, read_items
 from sidestack.encoder.holdout import held_out
-from sidestack.infra.commit import committing, is_committed, read_manifest
+from sidestack.infra.commit import committing
 from sidestack.infra.config import digest
 from sidestack.infra.errors import DataError
+from sidestack.infra.manifest import is_committed, read_manifest
 from sidestack.infra.snapshot import read_dataset
 from sidestack.infra.store import Store, write_items
 from sidestack.infra.tables import item_schema

@@ -15,9 +15,9 @@ import yaml
 
 from sidestack.encoder.config import EncoderConfig
 from sidestack.infra.code import ROOT, code_digest
-from sidestack.infra.commit import is_committed, read_manifest
 from sidestack.infra.config import digest, load_section, plain
 from sidestack.infra.errors import StageError
+from sidestack.infra.manifest import is_committed, read_manifest
 from sidestack.infra.record import SUMMARY_FILE
 
 METHODS: dict[str, dict[str, Any]] = {

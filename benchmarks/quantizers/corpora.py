@@ -21,8 +21,9 @@ import pyarrow as pa
 from sidestack.benchmarks.items import ALONE, read_items
 from sidestack.benchmarks.quantizers.measures import nearest, unit
 from sidestack.encoder.holdout import held_out
-from sidestack.infra.commit import committing, is_committed, read_manifest
+from sidestack.infra.commit import committing
 from sidestack.infra.errors import ConfigError, DataError
+from sidestack.infra.manifest import is_committed, read_manifest
 from sidestack.infra.snapshot import read_dataset
 from sidestack.infra.store import Store, write_items
 from sidestack.infra.tables import DatasetSpec, item_schema

@@ -17,9 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sidestack.infra.code import code_digest
-from sidestack.infra.commit import commit_alone, is_committed, read_manifest
+from sidestack.infra.commit import commit_alone
 from sidestack.infra.config import digest
 from sidestack.infra.impressions import HISTORY_IDS, all_columns, read_impressions
+from sidestack.infra.manifest import is_committed, read_manifest
 from sidestack.infra.parquet import TableWriter, read_row_group, row_groups
 from sidestack.infra.partitions import date_slice
 from sidestack.infra.snapshot import CONTENT, Dataset

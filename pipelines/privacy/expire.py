@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from sidestack.infra.commit import MANIFEST, read_manifest
 from sidestack.infra.errors import ConfigError, DataError
+from sidestack.infra.manifest import MANIFEST, read_manifest
 from sidestack.infra.partitions import slice_date
 from sidestack.infra.remote.urls import local_argument
 from sidestack.infra.snapshot import read_dataset

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 
-from sidestack.infra.commit import MANIFEST, FileEntry, read_manifest, write_whole
+from sidestack.infra.files import write_whole
+from sidestack.infra.manifest import MANIFEST, FileEntry, read_manifest
 from sidestack.infra.parquet import TableWriter, read_row_group, row_groups
 from sidestack.infra.sealed import sealed
 from sidestack.infra.store import FILE

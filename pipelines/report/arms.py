@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
-from sidestack.infra.commit import Manifest
 from sidestack.infra.errors import DataError
+from sidestack.infra.manifest import Manifest
 from sidestack.pipelines.report.outputs import RankerSummary, Windows, read_ranker_summary
 
 PREFIX = "arm."

@@ -6,8 +6,8 @@ from datetime import UTC, date, datetime
 from functools import cached_property
 from pathlib import Path
 
-from sidestack.infra.commit import fetched, read_manifest, verify
 from sidestack.infra.config import plain
+from sidestack.infra.manifest import fetched, read_manifest, verify
 from sidestack.infra.snapshot import Dataset, read_dataset
 from sidestack.infra.tables import read_json
 from sidestack.pipelines.config import PipelineConfig

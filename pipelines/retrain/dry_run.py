@@ -1,6 +1,6 @@
 """What a call would do, why, and at about what cost; nothing is written."""
 
-from sidestack.infra.commit import is_committed
+from sidestack.infra.manifest import is_committed
 from sidestack.pipelines.retrain.cycle import Retraining
 from sidestack.pipelines.retrain.ledger import Plan
 from sidestack.ranker.config import Dates

@@ -16,9 +16,10 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator
 
-from sidestack.infra.commit import verify, write_whole
 from sidestack.infra.config import C, Config, digest, leads_inside, parse
 from sidestack.infra.errors import CommitError, DataError, StageError
+from sidestack.infra.files import write_whole
+from sidestack.infra.manifest import verify
 from sidestack.infra.remote.copies import claim, refresh
 from sidestack.infra.remote.urls import address
 from sidestack.infra.sealed import sealed, unsealed

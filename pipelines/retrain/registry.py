@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sidestack.infra.commit import fetched, read_manifest, write_whole
 from sidestack.infra.config import Config, parse
+from sidestack.infra.files import write_whole
+from sidestack.infra.manifest import fetched, read_manifest
 from sidestack.infra.masking import one_line
 from sidestack.infra.mlflow_runs import end_parent, metric_name, open_parent, replay
 from sidestack.infra.mlflow_store import connect, use_store

@@ -8,8 +8,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from sidestack.infra.commit import is_committed
 from sidestack.infra.config import parse, plain
+from sidestack.infra.manifest import is_committed
 from sidestack.pipelines.config import read_config
 from sidestack.pipelines.graph import stages
 from sidestack.pipelines.job_log import say

@@ -21,9 +21,9 @@ from sidestack.encoder.sid.columns import position_columns
 from sidestack.encoder.sid.spec import SidSpec
 from sidestack.encoder.sid_map import NULL
 from sidestack.encoder.signals import SignalSpec
-from sidestack.infra.commit import hash_all
 from sidestack.infra.config import parse_written
 from sidestack.infra.errors import CommitError, DataError
+from sidestack.infra.files import hash_all
 from sidestack.infra.rows import Rows
 from sidestack.infra.sealed import unsealed
 from sidestack.ranker.body import Body

@@ -12,7 +12,7 @@ from typing import Any
 
 from mlflow.tracking import MlflowClient
 
-from sidestack.infra.commit import MANIFEST, read_manifest
+from sidestack.infra.manifest import MANIFEST, read_manifest
 from sidestack.infra.mlflow_store import URI_VARIABLE
 from sidestack.infra.record import HISTORY_FILE
 

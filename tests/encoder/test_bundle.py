@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sidestack.encoder.bundle import ENCODER_FILE, WEIGHTS_FILE, fingerprint, load_bundle
-from sidestack.infra.commit import read_manifest
 from sidestack.infra.config import VERSION
 from sidestack.infra.errors import DataError, SpecError
+from sidestack.infra.manifest import read_manifest
 
 CPU = torch.device("cpu")
 

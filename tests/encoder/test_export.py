@@ -31,9 +31,10 @@ from sidestack.encoder.sid.spec import SidSpec
 from sidestack.encoder.sid_map import NULL
 from sidestack.encoder.signals import SignalSpec, signal_batch
 from sidestack.infra.code import ROOT
-from sidestack.infra.commit import committing, verify
+from sidestack.infra.commit import committing
 from sidestack.infra.config import parse
 from sidestack.infra.errors import CommitError, ConfigError, DataError, SpecError
+from sidestack.infra.manifest import verify
 from sidestack.infra.mlflow_store import URI_VARIABLE
 from sidestack.infra.served import load_served, requirements
 from sidestack.infra.snapshot import read_dataset

@@ -26,8 +26,9 @@ from sidestack.encoder.bundle import (
     network_digest,
 )
 from sidestack.encoder.signals import signal_batch
-from sidestack.infra.commit import committing, read_manifest
+from sidestack.infra.commit import committing
 from sidestack.infra.errors import ConfigError, DataError, SpecError
+from sidestack.infra.manifest import read_manifest
 from sidestack.infra.snapshot import read_dataset
 from sidestack.infra.tracking import RunLog
 from tests.datasets import content

@@ -18,9 +18,10 @@ import yaml
 
 from sidestack.encoder.bundle import WEIGHTS_FILE
 from sidestack.encoder.quantizers import OWN
-from sidestack.infra.commit import committing, read_manifest
+from sidestack.infra.commit import committing
 from sidestack.infra.distributed import World
 from sidestack.infra.errors import CommitError, PreemptedError
+from sidestack.infra.manifest import read_manifest
 from sidestack.infra.tracking import RunLog
 from tests.distributed import run_distributed
 from tests.encoder.fabricated import ENCODER, LOCAL, merged, train_encoder, write_dataset

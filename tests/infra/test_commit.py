@@ -17,19 +17,14 @@ import pytest
 import torch.distributed as dist
 
 import sidestack.infra.commit
-from sidestack.infra.commit import (
-    MANIFEST,
-    FileEntry,
-    commit_alone,
-    committing,
-    is_committed,
-    read_manifest,
-    verify,
-    write_whole,
-)
+import sidestack.infra.files
+import sidestack.infra.manifest
+from sidestack.infra.commit import commit_alone, committing
 from sidestack.infra.config import digest
 from sidestack.infra.distributed import ALONE, World, broadcast, started
 from sidestack.infra.errors import AlreadyCommittedError, CommitError
+from sidestack.infra.files import write_whole
+from sidestack.infra.manifest import MANIFEST, FileEntry, is_committed, read_manifest, verify
 from sidestack.infra.sealed import OWN_DIGEST
 from tests.distributed import RankFailure, run_distributed
 
@@ -144,7 +139,7 @@ def test_every_flipped_bit_of_a_manifest_is_found_or_changes_nothing(tmp_path: P
 def test_a_manifest_of_the_format_before_is_read_and_said_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sidestack.infra.commit, "_said_without_digest", [])
+    monkeypatch.setattr(sidestack.infra.manifest, "_said_without_digest", [])
     for name in ("a", "b"):
         file = commit(tmp_path / name, ALONE) / MANIFEST
         values = {**json.loads(file.read_text()), "format": "sidestack/1"}
@@ -219,7 +214,7 @@ def test_a_file_that_cannot_be_read_is_an_error_of_ours(tmp_path: Path, monkeypa
     def broken(path: Path) -> str:
         raise OSError(errno.EIO, "Input/output error", str(path))
 
-    monkeypatch.setattr(sidestack.infra.commit, "_hash", broken)
+    monkeypatch.setattr(sidestack.infra.files, "_hash", broken)
     with pytest.raises(CommitError, match=r"part/a\.txt: cannot be read: Input/output error"):
         verify(out)
 
@@ -228,13 +223,14 @@ def test_every_file_and_folder_is_synced_before_the_rename_and_its_place_after_i
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[str] = []
-    sync = sidestack.infra.commit._sync
+    sync = sidestack.infra.files.sync
 
     def noted(path: Path) -> None:
         sync(path)
         synced.append(re.sub(r"\.out\.\w+\.tmp", "TMP", path.relative_to(tmp_path).as_posix()))
 
-    monkeypatch.setattr(sidestack.infra.commit, "_sync", noted)
+    for module in (sidestack.infra.files, sidestack.infra.commit):
+        monkeypatch.setattr(module, "sync", noted)
     with commit_alone(tmp_path / "new" / "newer" / "out", stage="test") as staging:
         (staging / "a" / "b").mkdir(parents=True)
         (staging / "a" / "b" / "c").write_text("x")
@@ -341,7 +337,7 @@ def test_one_file_is_written_whole_or_stays_as_it_was(tmp_path: Path, monkeypatc
     def full(path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(sidestack.infra.commit, "_sync", full)
+    monkeypatch.setattr(sidestack.infra.files, "sync", full)
     with pytest.raises(CommitError, match=f"{tmp_path / 'a'}: no space left on the disk; nothing was committed"):
         write_whole(tmp_path / "a", b"newer")
     assert (tmp_path / "a").read_bytes() == b"new" and os.listdir(tmp_path) == ["a"]
@@ -373,7 +369,7 @@ def commit_several(world: World, out: Path) -> list[str]:
         hashed.append(path.name)
         return path.name
 
-    with mock.patch("sidestack.infra.commit._hash", noted), committing(out, world, stage="test") as staging:
+    with mock.patch("sidestack.infra.files._hash", noted), committing(out, world, stage="test") as staging:
         for number in range(3):
             (staging / f"{world.rank}-{number}").write_text("x")
     return hashed
@@ -390,13 +386,13 @@ def test_the_ranks_share_the_hashing_and_agree_on_the_manifest(tmp_path: Path) -
 def commit_slowly(world: World, out: Path) -> None:
     """Write, and hash, for longer on one rank than a collective may wait."""
     impatient = replace(world, group=dist.new_group(timeout=timedelta(seconds=1)))
-    hash_at_once = sidestack.infra.commit._hash
+    hash_at_once = sidestack.infra.files._hash
 
     def hash_late(path: Path) -> str:
         time.sleep(2 * world.rank)
         return hash_at_once(path)
 
-    with mock.patch("sidestack.infra.commit._hash", hash_late), committing(out, impatient, stage="test") as staging:
+    with mock.patch("sidestack.infra.files._hash", hash_late), committing(out, impatient, stage="test") as staging:
         (staging / f"part-{world.rank}").write_text("x")
         time.sleep(2 * (1 - world.rank))
 

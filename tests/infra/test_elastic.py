@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sidestack.infra.commit import verify
+from sidestack.infra.manifest import verify
 from tests.infra.jobs import LIMIT_S, job
 from tests.infra.test_preemption import STAGE, settings
 

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from sidestack.infra.commit import commit_alone, is_committed
+from sidestack.infra.commit import commit_alone
 from sidestack.infra.errors import CommitError
 from sidestack.infra.lease import VARIABLE, lease_file, lease_of, require_lease
+from sidestack.infra.manifest import is_committed
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sidestack.infra.commit import verify
 from sidestack.infra.errors import PreemptedError
+from sidestack.infra.manifest import verify
 from sidestack.infra.preemption import EXIT_STATUS, Mark, read_mark, remove_mark, write_mark
 from tests.infra.jobs import LIMIT_S, job, wait_for
 

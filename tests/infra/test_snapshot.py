@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from sidestack.infra.commit import read_manifest, verify
 from sidestack.infra.config import parse
 from sidestack.infra.distributed import ALONE, World
 from sidestack.infra.errors import CommitError, ConfigError, DataError, SidestackError
+from sidestack.infra.manifest import read_manifest, verify
 from sidestack.infra.partitions import PartitionEntry, PartitionFile, date_slice, entry_of, list_file, slice_date
 from sidestack.infra.snapshot import SNAPSHOT_FILE, SidSet, Snapshot, read_dataset, write_snapshot
 from tests.datasets import write_snapshot_of

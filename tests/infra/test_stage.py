@@ -9,10 +9,11 @@ import pytest
 
 from sidestack.components.torchrun import Launch, stage_app
 from sidestack.infra.code import VARIABLE, code_environment
-from sidestack.infra.commit import committing, verify
+from sidestack.infra.commit import committing
 from sidestack.infra.config import digest, load_section, plain, to_yaml
 from sidestack.infra.distributed import started
 from sidestack.infra.errors import ConfigError
+from sidestack.infra.manifest import verify
 from sidestack.infra.stage import Inputs, StageRun, run_stage
 from tests.infra.tiny_stage import TinyConfig, body
 

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidestack.infra import store as store_module
-from sidestack.infra.commit import Manifest, find_manifest, verify
 from sidestack.infra.errors import CommitError, DataError
+from sidestack.infra.manifest import Manifest, find_manifest, verify
 from sidestack.infra.parquet import read_row_group, row_groups
 from sidestack.infra.requests import request_groups, request_starts, split_rows
 from sidestack.infra.row_bytes import row_bytes

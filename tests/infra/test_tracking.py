@@ -18,8 +18,9 @@ import sqlalchemy
 import torch
 import yaml
 
-from sidestack.infra.commit import committing, read_manifest
+from sidestack.infra.commit import committing
 from sidestack.infra.distributed import World
+from sidestack.infra.manifest import read_manifest
 from sidestack.infra.mlflow_runs import ChildRun, end_parent, flatten, log_artifacts, metric_name, open_parent, replay
 from sidestack.infra.mlflow_store import connect, use_store
 from sidestack.infra.tracking import Mirror, RunLog

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from sidestack.infra.commit import verify
 from sidestack.infra.distributed import Timeouts, World
 from sidestack.infra.heartbeat import Beat, Heard, Heartbeats, Work
+from sidestack.infra.manifest import verify
 from sidestack.infra.rank_state import RankState
 from sidestack.infra.watchdog import _Watchdog
 from tests.infra.jobs import LIMIT_S, job, ranks_of, wait_for

@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 from threadpoolctl import threadpool_limits
 
-from sidestack.infra.commit import read_manifest
 from sidestack.infra.config import parse
 from sidestack.infra.distributed import ALONE
+from sidestack.infra.manifest import read_manifest
 from sidestack.infra.stage import StageRun
 from sidestack.infra.tracking import RunLog
 from sidestack.pipelines.compare import compare

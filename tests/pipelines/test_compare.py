@@ -21,9 +21,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from sidestack.infra.commit import read_manifest, verify
 from sidestack.infra.config import parse, plain
 from sidestack.infra.errors import DataError
+from sidestack.infra.manifest import read_manifest, verify
 from sidestack.infra.stage import StageRun
 from sidestack.infra.tables import TaskSpec
 from sidestack.infra.tracking import RunLog

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.dataset
 import pytest
 
-from sidestack.infra.commit import verify
 from sidestack.infra.errors import CommitError, DataError
 from sidestack.infra.impressions import all_columns
+from sidestack.infra.manifest import verify
 from sidestack.infra.snapshot import read_dataset
 from sidestack.pipelines.join import FOLDER, join, main
 from tests.datasets import joined, write_snapshot_of

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from sidestack.benchmarks.forked_launcher import ForkedLauncher
-from sidestack.infra.commit import MANIFEST
+from sidestack.infra.manifest import MANIFEST
 from sidestack.pipelines import run as driver
 from sidestack.pipelines.config import read_config
 from sidestack.pipelines.graph import stages

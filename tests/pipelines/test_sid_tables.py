@@ -11,8 +11,8 @@ import pytest
 from sidestack.encoder.generation.sets import listed_set
 from sidestack.encoder.sid.columns import sid_columns, with_sid_metadata
 from sidestack.encoder.sid.spec import SidSpec
-from sidestack.infra.commit import verify
 from sidestack.infra.errors import CommitError, DataError
+from sidestack.infra.manifest import verify
 from sidestack.infra.partitions import PartitionEntry
 from sidestack.infra.snapshot import CONTENT, Snapshot, read_dataset, write_snapshot
 from sidestack.infra.store import Store, in_order, write_part

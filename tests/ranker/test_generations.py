@@ -14,9 +14,10 @@ from sidestack.encoder.bundle import load_bundle
 from sidestack.encoder.export import export as export_encoder
 from sidestack.encoder.export_config import ExportConfig
 from sidestack.encoder.sid_map import MAP_FILE
-from sidestack.infra.commit import committing, read_manifest
+from sidestack.infra.commit import committing
 from sidestack.infra.distributed import World
 from sidestack.infra.errors import SpecError
+from sidestack.infra.manifest import read_manifest
 from sidestack.infra.mlflow_store import URI_VARIABLE
 from sidestack.infra.snapshot import read_dataset
 from sidestack.infra.stage import StageRun

@@ -11,9 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from sidestack.infra.checkpoint import Checkpoints
-from sidestack.infra.commit import committing, verify
+from sidestack.infra.commit import committing
 from sidestack.infra.distributed import World
 from sidestack.infra.errors import CommitError, DataError, SidestackError, SpecError
+from sidestack.infra.manifest import verify
 from sidestack.infra.stage import StageRun, with_inputs
 from sidestack.infra.tracking import RunLog
 from sidestack.ranker.predict import predict

@@ -19,10 +19,11 @@ import pytest
 
 import sidestack.infra.parquet
 import sidestack.ranker.predict
-from sidestack.infra.commit import committing, read_manifest, verify
+from sidestack.infra.commit import committing
 from sidestack.infra.distributed import World
 from sidestack.infra.errors import CommitError, DataError, StageError, TrainingError
 from sidestack.infra.footer import read_footer
+from sidestack.infra.manifest import read_manifest, verify
 from sidestack.infra.parquet import TableWriter
 from sidestack.infra.snapshot import read_dataset
 from sidestack.infra.stage import StageRun

@@ -14,8 +14,8 @@ from typing import Literal, get_args
 
 import duckdb
 
-from sidestack.infra.commit import write_whole
 from sidestack.infra.errors import ConfigError
+from sidestack.infra.files import write_whole
 from sidestack.infra.remote.copies import is_there, read_bytes, remove_file
 from sidestack.infra.store import Store
 from sidestack.infra.tables import parse_json

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
 
-from sidestack.infra.commit import write_whole
+from sidestack.infra.files import write_whole
 from sidestack.infra.store import Store
 from sidestack.infra.tables import read_json
 

@@ -11,24 +11,22 @@ import pytest
 
 from sidestack.infra import lease
 from sidestack.infra.checkpoint import Checkpoint, Checkpoints
-from sidestack.infra.commit import (
+from sidestack.infra.commit import commit_alone, committing, refuse_taken
+from sidestack.infra.config import Config
+from sidestack.infra.distributed import ALONE, World
+from sidestack.infra.errors import AlreadyCommittedError, CommitError, RemoteError
+from sidestack.infra.files import write_whole
+from sidestack.infra.manifest import (
     MANIFEST,
-    commit_alone,
-    committing,
     fetch_files,
     fetched,
     find_manifest,
     is_committed,
     read_manifest,
-    refuse_taken,
     require_whole,
     verify,
     verify_file,
-    write_whole,
 )
-from sidestack.infra.config import Config
-from sidestack.infra.distributed import ALONE, World
-from sidestack.infra.errors import AlreadyCommittedError, CommitError, RemoteError
 from sidestack.infra.remote import trees
 from sidestack.infra.remote.urls import mirror, place
 from tests.distributed import RankFailure, run_distributed

@@ -14,8 +14,8 @@ import torch
 
 from sidestack.encoder.bundle import load_bundle
 from sidestack.encoder.signals import signal_batch
-from sidestack.infra.commit import verify
 from sidestack.infra.config import parse
+from sidestack.infra.manifest import verify
 from sidestack.infra.snapshot import Dataset, read_dataset
 from sidestack.infra.stage import run_stage
 from sidestack.pipelines.drift.config import DriftConfig

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from sidestack.infra.commit import committing, is_committed
+from sidestack.infra.commit import committing
 from sidestack.infra.config import parse
 from sidestack.infra.distributed import World
+from sidestack.infra.manifest import is_committed
 from sidestack.infra.snapshot import read_dataset
 from sidestack.infra.stage import StageRun
 from sidestack.infra.tracking import RunLog

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from sidestack.infra.commit import MANIFEST, read_manifest
 from sidestack.infra.distributed import ALONE
 from sidestack.infra.errors import CommitError
 from sidestack.infra.impressions import all_columns
+from sidestack.infra.manifest import MANIFEST, read_manifest
 from sidestack.infra.partitions import LISTS
 from sidestack.infra.snapshot import SNAPSHOT_FILE, Dataset, read_dataset
 from sidestack.infra.store import Store

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from sidestack.infra.commit import read_manifest
 from sidestack.infra.config import parse
 from sidestack.infra.distributed import ALONE
 from sidestack.infra.errors import DataError
+from sidestack.infra.manifest import read_manifest
 from sidestack.infra.remote.urls import mirror, place
 from sidestack.infra.snapshot import read_dataset
 from sidestack.pipelines.prepare.config import PrepareConfig

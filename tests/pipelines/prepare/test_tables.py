@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sidestack.infra.commit import verify
 from sidestack.infra.distributed import ALONE, World
 from sidestack.infra.errors import SidestackError
 from sidestack.infra.impressions import all_columns
+from sidestack.infra.manifest import verify
 from sidestack.infra.snapshot import read_dataset
 from tests.datasets import content, joined
 from tests.distributed import run_distributed

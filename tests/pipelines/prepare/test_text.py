@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from sidestack.infra.commit import is_committed
 from sidestack.infra.distributed import ALONE, World
 from sidestack.infra.errors import CommitError, ConfigError
+from sidestack.infra.manifest import is_committed
 from sidestack.infra.tracking import RunLog
 from sidestack.pipelines.prepare import text
 from sidestack.pipelines.prepare.complete_journey.source import package_folder

@@ -10,10 +10,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from sidestack.infra.commit import MANIFEST
 from sidestack.infra.config import parse
 from sidestack.infra.distributed import ALONE
 from sidestack.infra.errors import CommitError, ConfigError, DataError
+from sidestack.infra.manifest import MANIFEST
 from sidestack.infra.snapshot import read_dataset
 from sidestack.infra.store import Store
 from sidestack.pipelines.prepare.config import PrepareConfig

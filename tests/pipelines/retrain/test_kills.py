@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sidestack.infra.commit import read_manifest
+from sidestack.infra.manifest import read_manifest
 from sidestack.infra.mlflow_store import URI_VARIABLE, connect
 from sidestack.pipelines.execution import run_dir
 from sidestack.pipelines.retrain.ledger import Ledger

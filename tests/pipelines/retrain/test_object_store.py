@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from sidestack.infra.commit import is_committed
 from sidestack.infra.errors import StageError
+from sidestack.infra.manifest import is_committed
 from sidestack.infra.remote.urls import mirror, place
 from sidestack.pipelines.retrain.ledger import CYCLES, PLAN_FILE, Ledger
 from tests.object_store import Bucket, moto_server, use

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from sidestack.infra.commit import read_manifest
+from sidestack.infra.manifest import read_manifest
 from sidestack.pipelines.config import PipelineConfig, read_config
 from sidestack.pipelines.execution import run_dir
 from sidestack.pipelines.retrain.ledger import Ledger
