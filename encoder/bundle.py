@@ -1,11 +1,11 @@
-"""The encoder bundle: what training leaves and materialization loads.
+"""The encoder bundle: the files that training writes and materialization loads.
 
 `encoder.json` holds the resolved config, the signals, the SID spec, and the version of sidestack that wrote it;
 `weights.safetensors` all weights. A bundle's *revision* is a SHA-256 over everything that decides an id, so two bundles
-of one revision give the same ids, and a bundle whose weights were changed is refused. The spec's *fingerprint* is the
-revision of the encoder that began the generation: a refreshed encoder (`encoder.refresh`), whose codes mean the same,
-keeps it. A bundle of an older version loads where every field that it lacks has a default; its revision is of the
-settings as they were written.
+of one revision produce the same ids, and a bundle whose weights were changed is refused. The spec's *fingerprint* is
+the revision of the encoder that began the generation. A refreshed encoder (`encoder.refresh`) keeps it, because its
+codes mean the same. A bundle of an older version loads if every field that it lacks has a default; its revision is
+computed from the settings as they were written.
 """
 
 import hashlib
@@ -38,13 +38,13 @@ class Description(Config):
     signals: SignalSpec
     spec: SidSpec
     version: str = ""
-    """The version of sidestack that wrote the file; empty where it does not say."""
+    """The version of sidestack that wrote the file; empty where it is not recorded."""
     revision: str = ""
-    """Of a refreshed encoder: the SHA-256 of all that decides its ids. Empty: it is the spec's fingerprint."""
+    """SHA-256 of all that decides the ids of a refreshed encoder. Empty: equal to the spec's fingerprint."""
     refreshed_from: tuple[str, ...] = ()
-    """The revisions that a refreshed encoder was trained on from, the one that began the generation first."""
+    """The earlier revisions of a refreshed encoder, starting with the one that began the generation."""
     weights: str = ""
-    """The SHA-256 of the file of all weights, those that decide no id too; empty where it does not say."""
+    """SHA-256 of the weights file, including weights that decide no id; empty where it is not recorded."""
 
     @property
     def lineage(self) -> tuple[str, ...]:
@@ -54,7 +54,7 @@ class Description(Config):
 
 @dataclass(frozen=True)
 class EncoderBundle:
-    """A loaded encoder: its network, in evaluation mode, and what its digits mean.
+    """A loaded encoder: its network, in evaluation mode, and the spec of its digits.
 
     Attributes:
         lineage: the revisions from the encoder that began the generation to this one.
@@ -75,11 +75,11 @@ class EncoderBundle:
 def fingerprint(model: VQFusion, config: EncoderConfig | Mapping[str, Any]) -> str:
     """Return the SHA-256 (hex) over all that decides an id: shapes, codebook and encoder weights.
 
-    The decoder and the signals' weights decide ids only where digits are searched by the loss that they give. Tensors
-    are taken in the order of their names.
+    The decoder and the signals' weights decide ids only where digits are searched by the decoder's loss. Tensors are
+    hashed in the order of their names.
 
     Args:
-        model: the network. config: its settings, or these as JSON-ready data that an older version wrote.
+        model: the network. config: its settings, or the JSON-ready data of them that an older version wrote.
     """
     settings = plain(config)
     deciding: dict[str, Any] = {
@@ -118,7 +118,7 @@ def _add_state(sha: "hashlib._Hash", model: VQFusion, prefixes: tuple[str, ...])
 
 
 def save_bundle(out: Path, model: VQFusion, config: EncoderConfig, start: EncoderBundle | None = None) -> Description:
-    """Write the bundle's two files into a directory, and return what the first says.
+    """Write the bundle's two files into a directory, and return the content of `encoder.json`.
 
     Args:
         out: the directory. model: the network. config: its settings.
@@ -141,13 +141,13 @@ def save_bundle(out: Path, model: VQFusion, config: EncoderConfig, start: Encode
 
 
 def load_bundle(path: Path, device: torch.device) -> EncoderBundle:
-    """Load a bundle and hold its weights, as they were read, against its revision and the digest of their file.
+    """Load a bundle and check the loaded weights against its revision and the digest of their file.
 
     Raises:
-        DataError: a file is missing or not what it should be; where `encoder.json` cannot be read, names the version
-            that wrote it and the one that reads it.
-        SpecError: the weights are not those the revision was taken of, or the fingerprint is not that of the first
-            encoder in its lineage.
+        DataError: a file is missing or invalid; where `encoder.json` cannot be read, names the version that wrote it
+            and the one that reads it.
+        SpecError: the weights do not match the revision, or the fingerprint is not that of the first encoder in the
+            lineage.
     """
     try:
         values = read_json(path / ENCODER_FILE)

@@ -1,4 +1,4 @@
-"""Encoding rows with a loaded encoder: signals in, SIDs out, each the same in any batch and on any machine's cores."""
+"""Encode rows with a loaded encoder: signals in, SIDs out, independent of the batch and of the number of CPU cores."""
 
 import contextlib
 from collections.abc import Iterator
@@ -16,10 +16,10 @@ from sidestack.encoder.signals import SignalBatch, signal_batch
 BLOCK_ROWS = 256
 """Rows that pass through the network at a time, always.
 
-A matrix product may add up in another order for another number of rows or threads, and a last bit
-decides a code that lies on a border. So a row is always encoded in a block of this many rows, at
-the place in it that its row group gives it, by one thread: its id then depends on nothing else,
-not on the batch size, nor on the number of ranks. More speed comes from more ranks.
+A matrix product may sum in another order for another number of rows or threads, and the last bit decides a code on a
+border between two cells. So a row is always encoded by one thread, in a block of this many rows, at the position that
+its row group determines. Its id then does not depend on the batch size or the number of ranks. For more speed, use
+more ranks.
 """
 
 
@@ -39,9 +39,9 @@ def encode(
 
     Args:
         bundle: the encoder.
-        spec: how digits become ids; its digits are the bundle's.
+        spec: how digits become ids; it must have the bundle's digits.
         batch: the items' signals, beginning at a block's border.
-        block_rows: rows of a block; another number than `BLOCK_ROWS` must have been found to give the same.
+        block_rows: rows of a block; a number other than `BLOCK_ROWS` must be known to give the same ids.
 
     Returns:
         int64 [N, chunks]; `NULL` where every signal is missing.
@@ -57,7 +57,7 @@ def encode(
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch use one thread, so that the order in which a product adds up is the same on any machine's cores."""
+    """Limit torch to one thread, so that matrix products sum in the same order on any number of cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

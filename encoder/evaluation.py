@@ -1,4 +1,4 @@
-"""What an encoder is worth: held-out losses by signal and by prefix, use of the codebook, share of unique SIDs."""
+"""Evaluation of an encoder: held-out losses by signal and by prefix, codebook use, share of unique SIDs."""
 
 import math
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ def evaluate(model: VQFusion, holdout: SignalBatch, world: World) -> dict[str, A
         categorical, over items that have it, decoded from the digits that would be written;
         `signals.<name>.top1` for categoricals; `prefixes`: for each number of whole depths, its
         `digits` and the `loss` of every signal when the other digits are left out; `digits`: see
-        `codebook_use`; `unique_share`: different SIDs by items; `items`: how many were measured.
+        `codebook_use`; `unique_share`: distinct SIDs / items; `items`: how many were measured.
     """
     spec = model.quantizer.sid_spec("")
     num_signals = len(model.signals.names)
@@ -61,13 +61,13 @@ def evaluate(model: VQFusion, holdout: SignalBatch, world: World) -> dict[str, A
 
 
 def _by_depth(spec: SidSpec, digits_BN: Tensor) -> Iterator[Tensor]:
-    """Return which digits are kept when 1, 2, ... whole depths are: bool [B, digits] each."""
+    """Yield the mask of the digits of the first 1, 2, ... depths: bool [B, digits] each."""
     depth_N = torch.arange(spec.digits, device=digits_BN.device) // spec.groups
     return ((depth_N <= depth).expand_as(digits_BN) for depth in range(spec.depth))
 
 
 def _counts(batch: SignalBatch, answer: Reconstruction, signals: SignalSpec) -> Tensor:
-    """Count the rows that have each signal, and those whose categorical is the likeliest (embeddings: 0); [2, K]."""
+    """Count the rows that have each signal, and those whose categorical is predicted (embeddings: 0); [2, K]."""
     present_K = torch.stack([batch.present[name].sum() for name in signals.names])
     correct_K = torch.zeros_like(present_K)
     first = len(signals.embeddings)
@@ -90,16 +90,16 @@ def _by_signal(
 
 
 def codebook_use(histogram_NL: Tensor) -> dict[str, Any]:
-    """Sum up how the values of each digit are used.
+    """Summarize how often each digit's values are used.
 
     Args:
         histogram_NL: counts [digits, radix].
 
     Returns:
-        `histogram`; of each digit `entropy_bits`, of at most `most_bits`; `perplexity`, 2 to the
-        entropy: as many values, taken alike, would be as hard to guess; `use`: the perplexity
-        between 1 (use 0) and the most that so many rows can show (use 1); `dead_levels`: the number
-        of values that never occur; `dead_share`: their share.
+        `histogram`; for each digit its `entropy_bits` and their maximum `most_bits`; `perplexity`: 2 to the
+        entropy, the equivalent number of equally frequent values; `use`: the perplexity on a scale from 1 (use 0)
+        to the maximum that so many rows can reach (use 1); `dead_levels`: the number of values that never occur;
+        `dead_share`: their share.
     """
     rows_N = histogram_NL.sum(-1)
     radix = histogram_NL.shape[1]
@@ -120,7 +120,7 @@ def codebook_use(histogram_NL: Tensor) -> dict[str, Any]:
 
 
 def as_metrics(measured: dict[str, Any]) -> dict[str, float]:
-    """Return the scalars of an evaluation under the names of the history."""
+    """Return the scalars of an evaluation, by the metric names of the history."""
     metrics = {"holdout/unique_share": measured["unique_share"]}
     for name, values in measured["signals"].items():
         metrics |= {f"holdout/{name}/{what}": value for what, value in values.items()}

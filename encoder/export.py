@@ -1,8 +1,7 @@
 """Stage `export`: the encoder as an MLflow model that answers requests with SIDs.
 
-The model is saved "from code": `encoder/served_model.py`, the packages it stands on, and the
-bundle's safetensors. Before it is committed, the saved copy is loaded again and must give items of
-the tables the SIDs that the tables hold.
+The model is saved "from code": `encoder/served_model.py`, the packages that it imports, and the bundle's safetensors.
+Before the commit, the saved copy is loaded again and must reproduce the SIDs of items of the tables.
 """
 
 from collections.abc import Collection, Sequence
@@ -30,16 +29,16 @@ from sidestack.infra.stage import StageRun, run_stage
 
 MODEL_FOLDER = "model"
 CODE = ("encoder", "infra")
-"""Packages that the saved model carries; the ranker and the pipelines are not among them."""
+"""Packages that the saved model contains; the ranker and the pipelines are not among them."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What materialized tables say of their first items.
+    """The first items of materialized tables, with their SIDs.
 
     Attributes:
         items: their signals. answers: their SID columns, None where null.
-        spec: of the SIDs. stored: precision of each embedding's column.
+        spec: the spec of the SIDs. stored: precision of each embedding's column.
     """
 
     items: list[Item]
@@ -49,12 +48,12 @@ class Reference:
 
 
 def export(run: StageRun[ExportConfig]) -> None:
-    """Save, check and register the model, which comes to lie in `run.out`.
+    """Save the model in `run.out`, check it and register it.
 
     Raises:
-        DataError: an input is not what it should be. CommitError: a partition that is read is gone or was altered.
-        SpecError: the tables' SIDs are another encoder's, or the saved model gives other SIDs.
-        StageError: the registry refuses.
+        DataError: an input is invalid. CommitError: a partition that is read is missing or was altered.
+        SpecError: the tables' SIDs are another encoder's, or the saved model returns other SIDs.
+        StageError: the registry refuses the model.
     """
     with raise_on_all_ranks(run.world, "exporting the model"):
         if run.world.is_main:
@@ -83,14 +82,14 @@ def _export(run: StageRun[ExportConfig]) -> None:
 
 
 def read_reference(dataset: Dataset, bundle: EncoderBundle, number: int) -> Reference:
-    """Read the first items (or users, as the signals are) of materialized tables that an encoder gave their SIDs.
+    """Read the first items (or users, by the signals' entity) of materialized tables whose SIDs are this encoder's.
 
-    Of a refreshed encoder these are not the first ones where published SIDs were kept.
+    For a refreshed encoder, items that kept their published SIDs are skipped.
 
     Raises:
         DataError: a signal is missing or of another size, or a file cannot be read.
-        SpecError: the items carry no SIDs, or none of this encoder's.
-        CommitError: a partition that is read is gone or was altered.
+        SpecError: the items have no SIDs, or none of this encoder's.
+        CommitError: a partition that is read is missing or was altered.
     """
     signals = bundle.signals
     signals.require(dataset.spec, dataset.path)
@@ -114,7 +113,7 @@ def read_reference(dataset: Dataset, bundle: EncoderBundle, number: int) -> Refe
 
 
 def _first_rows(dataset: Dataset, table: str, columns: Sequence[str], number: int, firsts: Collection[int]) -> pa.Table:
-    """Read the rows of the first ids, each of the part that brought it, whose signals the published SID stands for.
+    """Read the rows of the first ids, each from the part that added it: the published SID was made from these signals.
 
     Args:
         firsts: the first new ids of the parts to read.
@@ -133,12 +132,12 @@ def _first_rows(dataset: Dataset, table: str, columns: Sequence[str], number: in
 
 
 def save_model(path: Path, encoder: Path, config: ServedConfig, example: Item) -> None:
-    """Save an MLflow pyfunc model, whole in itself.
+    """Save a self-contained MLflow pyfunc model.
 
     Args:
         path: the folder to make.
         encoder: the bundle's folder.
-        config: what is served.
+        config: the served model's settings.
         example: an item, kept with the model as an example of a request.
     """
     save_served(
@@ -154,10 +153,10 @@ def save_model(path: Path, encoder: Path, config: ServedConfig, example: Item) -
 
 
 def check_model(path: Path, reference: Reference, max_items: int) -> None:
-    """Hold a saved model against the tables' SIDs.
+    """Check a saved model against the tables' SIDs.
 
     Raises:
-        SpecError: names an item to which the model gives another SID.
+        SpecError: names an item for which the model returns another SID.
     """
     model = load_served(path)
     for start in range(0, len(reference.items), max_items):

@@ -20,7 +20,7 @@ from sidestack.encoder.signals import SignalBatch, SignalSpec
 
 
 class Losses(NamedTuple):
-    """What a batch costs.
+    """The losses of a batch.
 
     Attributes:
         total: scalar, the weighted sum that is minimized, per row.
@@ -39,7 +39,7 @@ class Losses(NamedTuple):
 
 
 class Reconstruction(NamedTuple):
-    """What the decoder gives back of a batch.
+    """The decoder's output for a batch.
 
     Attributes:
         embeddings: x_hat of every embedding signal, [B, dim] each.
@@ -51,7 +51,7 @@ class Reconstruction(NamedTuple):
 
 
 class ResidualBlock(nn.Module):
-    """x + W2 gelu(W1 layernorm(x)), of one width throughout."""
+    """x + W2 gelu(W1 layernorm(x)), with one width throughout."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class ResidualBlock(nn.Module):
 
 
 class EmbeddingEncoder(nn.Module):
-    """e_k of an embedding: unit length (its loss is a cosine), then a linear layer and a block."""
+    """e_k of an embedding: normalization to unit length (its loss is a cosine), a linear layer and a block."""
 
     def __init__(self, dim: int, width: int) -> None:
         super().__init__()
@@ -75,8 +75,8 @@ class EmbeddingEncoder(nn.Module):
         self.block = ResidualBlock(width)
 
     def unit(self, x_BD: Tensor, present_B: Tensor) -> Tensor:
-        """Bring rows to unit length, [B, dim]; a missing row is replaced by a learned vector."""
-        # In sums and products: torch.where with a condition by row takes eight times as long on a CPU.
+        """Normalize rows to unit length, [B, dim]; a missing row is replaced by a learned vector."""
+        # Sums and products instead of torch.where: a condition by row takes eight times as long on a CPU.
         length_B = torch.linalg.vector_norm(x_BD, dim=-1).clamp(min=1e-12).where(present_B, torch.inf)
         missing_B = (~present_B).to(x_BD.dtype)
         return torch.addcmul(x_BD / length_B[:, None], missing_B[:, None], self.null_D)
@@ -117,15 +117,15 @@ class EmbeddingDecoder(nn.Module):
 
 
 class FusionEncoder(nn.Module):
-    """e_1..e_n and f: the part that decides the code. Beside them, a linear path from the embeddings to h.
+    """e_1..e_n and f, the part that decides the code, plus a linear path from the embeddings to h.
 
-    The linear path starts as a principal component analysis (`VQFusion.start_linear`) and the others
-    at 0, so that training begins where linear quantization ends.
+    The linear path starts as a principal component analysis (`VQFusion.start_linear`) and the others start at 0, so
+    that training starts from the result of linear quantization.
     """
 
     def __init__(self, signals: SignalSpec, network: NetworkConfig, latent_dim: int) -> None:
         super().__init__()
-        # Lists in the order of the names, not dicts by name: a signal may be called "type".
+        # Lists in the order of the names, not a ModuleDict: a signal may be called "type".
         self.embedding_names, self.categorical_names = tuple(signals.embeddings), tuple(signals.categoricals)
         self.embeddings = nn.ModuleList(
             EmbeddingEncoder(dim, network.embedding_width) for dim in signals.embeddings.values()
@@ -161,7 +161,7 @@ class FusionEncoder(nn.Module):
 
 
 class FusionDecoder(nn.Module):
-    """r and g_1..g_n, the mirror of `FusionEncoder`, linear path and all."""
+    """r and g_1..g_n, the mirror of `FusionEncoder`, including its linear path."""
 
     def __init__(self, signals: SignalSpec, network: NetworkConfig, latent_dim: int) -> None:
         super().__init__()
@@ -181,7 +181,7 @@ class FusionDecoder(nn.Module):
         )
 
     def forward(self, s_BH: Tensor) -> Reconstruction:
-        """Map s [B, latent_dim] to what it says of every signal."""
+        """Reconstruct every signal from s [B, latent_dim]."""
         y_BW = self.unmix(s_BH)
         paths = zip(self.embeddings, self.linears, strict=True)
         embeddings = [decode(y_BW) + linear(s_BH) for decode, linear in paths]
@@ -199,7 +199,7 @@ def _from_zero(linear: nn.Linear) -> nn.Linear:
 
 
 class VQFusion(nn.Module):
-    """The whole auto-encoder. `encoder` and `quantizer` decide the SID, `decoder` too where codes are searched."""
+    """The whole auto-encoder. `encoder` and `quantizer` decide the SID; so does `decoder` if codes are searched."""
 
     def __init__(self, config: EncoderConfig, signals: SignalSpec) -> None:
         super().__init__()
@@ -220,8 +220,8 @@ class VQFusion(nn.Module):
 
         Args:
             batch: the signals.
-            rows: what sums over rows are divided by. One number on every rank, rather than this
-                batch's own rows, makes the average over ranks the average over items.
+            rows: the divisor of sums over rows. With the same number on every rank, rather than this batch's own
+                rows, the average over ranks is the average over items.
         """
         quantized = self.quantizer(self.encoder(self._seen(batch)))
         answer = self.decoder(quantized.straight_through)
@@ -234,10 +234,10 @@ class VQFusion(nn.Module):
         return Losses(total, sums_K.detach(), present_K, codebook.detach(), commitment.detach(), quantized.digits)
 
     def weighted_units(self, batch: SignalBatch) -> Tensor:
-        """Return all embeddings of a batch beside each other, [B, sum of dims], as `start_linear` takes them.
+        """Return all embeddings of a batch concatenated, [B, sum of dims], as `start_linear` takes them.
 
-        Each at unit length times the root of its weight: half the squared distance of two such rows
-        is then the weighted sum of their cosine losses.
+        Each has unit length times the square root of its weight. Half the squared distance of two such rows is then
+        the weighted sum of their cosine losses.
         """
         scales = [self.signals.weights[name] ** 0.5 for name in self.signals.embeddings]
         units = zip(self.encoder.units(batch), scales, strict=True)
@@ -245,10 +245,10 @@ class VQFusion(nn.Module):
 
     @torch.no_grad()
     def start_linear(self, x_ND: Tensor) -> None:
-        """Set the linear paths to the principal axes of a sample, and back.
+        """Set the encoder's linear path to the principal axes of a sample, and the decoder's to the inverse map.
 
-        The axes are dealt out over the quantizer's blocks in turn, so that each block gets its share
-        of the variance. A quantizer with levels of a fixed spread gets axes scaled to it.
+        The axes are assigned to the quantizer's blocks in turn, so that each block gets its share of the variance. For
+        a quantizer whose levels have a fixed spread, the axes are scaled to it.
 
         Args:
             x_ND: `weighted_units` of a sample, the same on every rank.
@@ -269,16 +269,16 @@ class VQFusion(nn.Module):
             _set(linear, back_DH[end - dim : end], centre_D[end - dim : end])
 
     def _seen(self, batch: SignalBatch) -> SignalBatch:
-        """Hide signals from the encoder in training: of a share of the rows, each signal with even odds, but not all.
+        """Hide signals from the encoder in training: in a share of the rows, each with probability 1/2, but never all.
 
-        The losses still ask for what was hidden, so the code learns to stand for an item of which
-        only some signals are known. Drawn from torch's global generator, whose state is in checkpoints.
+        The losses still cover the hidden signals, so the code learns to represent an item with missing signals. Drawn
+        from torch's global generator, whose state is in checkpoints.
         """
         if not self.training or not self.signal_dropout:
             return batch
         present_KB = torch.stack([batch.present[name] for name in self.signals.names]).cpu()
         chance_KB = torch.rand(present_KB.shape) * present_KB
-        kept_KB = (chance_KB > 0.5) | (chance_KB == chance_KB.amax(0))  # the likeliest stays in any case
+        kept_KB = (chance_KB > 0.5) | (chance_KB == chance_KB.amax(0))  # the one with the highest draw always stays
         whole_B = torch.rand(present_KB.shape[1]) >= self.signal_dropout
         seen_KB = (present_KB & (kept_KB | whole_B)).to(self.weights_K.device)
         return batch.with_present(dict(zip(self.signals.names, seen_KB, strict=True)))
@@ -307,7 +307,7 @@ class VQFusion(nn.Module):
         return (self.weights_K @ losses_KX).view(rows, candidates)
 
     def reconstruct(self, digits_BN: Tensor, kept_BN: Tensor | None = None) -> Reconstruction:
-        """Decode digits, or (see `Quantizer.decode`) those of them that are kept, to signals."""
+        """Decode digits to signals: all of them, or those that are kept (see `Quantizer.decode`)."""
         answer: Reconstruction = self.decoder(self.quantizer.decode(digits_BN, kept_BN))
         return answer
 
@@ -324,11 +324,11 @@ class VQFusion(nn.Module):
 
 
 def _principal_axes(x_ND: Tensor, number: int) -> tuple[Tensor, Tensor]:
-    """Return the axes of largest variance, [D, number], and the deviations along them; zeros beyond D."""
+    """Return the axes of largest variance, [D, number], and the standard deviations along them; zeros beyond D."""
     covariance_DD = (x_ND.double().T @ x_ND.double()) / len(x_ND)
     variances_D, axes_DD = torch.linalg.eigh(covariance_DD)
     axes_DH = axes_DD.flip(1)[:, :number]
-    axes_DH = axes_DH * axes_DH.gather(0, axes_DH.abs().argmax(0, keepdim=True)).sign()  # one of two senses, for good
+    axes_DH = axes_DH * axes_DH.gather(0, axes_DH.abs().argmax(0, keepdim=True)).sign()  # fix the sign
     spread_H = variances_D.flip(0)[:number].clamp(min=0).sqrt()
     missing = number - axes_DH.shape[1]
     padding = (0, missing)

@@ -1,4 +1,4 @@
-"""Held-out items: chosen by a hash of their id, so that the choice outlives any order or growth."""
+"""Held-out items, chosen by a hash of their id, so that the choice does not depend on the table's order or size."""
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +29,7 @@ def held_out(item_ids_N: npt.NDArray[np.int64], share: float) -> npt.NDArray[np.
 def collect_held_out(
     reader: LaneReader, signals: SignalSpec, share: float, rows: int, revisions: Revisions
 ) -> SignalBatch:
-    """Read the newest rows of this rank's held-out items, the first `rows` of them, into memory.
+    """Read the newest rows of this rank's held-out items into memory, at most `rows`.
 
     Args:
         reader: reads the items in order (no seed), with `signals.columns`.

@@ -1,10 +1,10 @@
-"""What an encoder makes of items: digits, who shares a prefix, nearest neighbours, how well each signal comes back.
+"""Inspect an encoder's output for items: digits, items with a common prefix, nearest neighbours, loss of each signal.
 
     python -m encoder.inspect --encoder DIR --dataset DIR ITEM [ITEM ...]
 
-ITEM is an `item_id` (of an encoder of users a `user_id`). Neighbours are by the cosine of what digits decode to, before
-the decoder's networks, over the whole table, which is encoded for it; an item that a later part revises is compared in
-each of its rows.
+ITEM is an `item_id`, or a `user_id` for an encoder of users. Neighbours are ranked by the cosine of the vectors h_hat
+that digits decode to, before the decoder's networks. The whole table is encoded for this. An item that a later part
+revises is compared by each of its rows.
 """
 
 import argparse
@@ -34,16 +34,16 @@ from sidestack.infra.stage import quiet
 
 Integers = npt.NDArray[np.int64]
 EXAMPLES = 5
-"""Siblings and neighbours that are named."""
+"""Number of siblings and neighbours to name."""
 
 
 @dataclass
 class Sheet:
-    """What is found of one item.
+    """The findings for one item.
 
     Attributes:
         digits: of its SID, and the SID itself in its columns. losses: by signal that it has.
-        siblings: by number of digits, how many other items share so many first ones, and some of them.
+        siblings: by prefix length, the number of other items with the same prefix, and some of them.
         neighbours: (cosine, item), nearest first.
     """
 
@@ -56,7 +56,7 @@ class Sheet:
 
 
 def inspect(bundle: EncoderBundle, dataset: Dataset, items: Sequence[int]) -> list[Sheet]:
-    """Look at some items, and at the whole table for those that are like them.
+    """Inspect some items, and search the whole table for similar ones.
 
     Raises:
         DataError: an item is not in the table or has no signal, or rows break the table's contract.
@@ -78,7 +78,7 @@ def inspect(bundle: EncoderBundle, dataset: Dataset, items: Sequence[int]) -> li
 
 
 def _asked(bundle: EncoderBundle, dataset: Dataset, items: Sequence[int]) -> SignalBatch:
-    """Return the signals of the items that were asked for."""
+    """Return the signals of the requested items."""
     batch = newest_signals(dataset, bundle.signals, np.array(items))
     for item, has_signal in zip(items, batch.any_present.tolist(), strict=True):
         if not has_signal:
@@ -87,7 +87,7 @@ def _asked(bundle: EncoderBundle, dataset: Dataset, items: Sequence[int]) -> Sig
 
 
 def _table(bundle: EncoderBundle, dataset: Dataset) -> Iterator[tuple[Integers, SignalBatch]]:
-    """Yield ids and signals of the whole table, a row group at a time."""
+    """Yield ids and signals of the whole table, one row group at a time."""
     signals = bundle.signals
     content = dataset.spec.content(signals.entity)
     check = signal_check(dataset.spec, signals.entity)
@@ -147,7 +147,7 @@ def _lines(sheet: Sheet, bundle: EncoderBundle) -> Iterator[Table | str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print what an encoder makes of some items."""
+    """Print an encoder's output for some items."""
     parser = argparse.ArgumentParser(prog="python -m encoder.inspect", description="What an encoder makes of items.")
     parser.add_argument("--encoder", type=path_argument, required=True, help="the output of an encoder's stage")
     parser.add_argument("--dataset", type=path_argument, required=True, help="a snapshot that has the items")

@@ -1,23 +1,23 @@
-"""Stage `materialize`: encode items and users, and put the SID columns beside the rows they belong to.
+"""Stage `materialize`: encode items and users, and write SID columns that are row-aligned with the tables.
 
-One encoder makes one set of SIDs; each of several (`--input encoder.<name>=DIR`) makes a set under its own name, so
-that a ranker can compare them on the same rows. The SIDs of a set and codebook are a *generation*: their columns are
-partitions of the store, row-aligned with the items' (or users') parts, with the events (the advertised item) and with
-the requests (the history, or the user). Only partitions that are not there yet are made; nothing else is written
-again. The stage's output is the snapshot it was given plus these partitions, and each set's frozen codebook and
-description (`encoder.sid_file`).
+One encoder makes one set of SIDs. With several encoders (`--input encoder.<name>=DIR`), each makes a set under its own
+name, so that a ranker can compare them on the same rows. The SIDs of one set and codebook are a *generation*. Their
+columns are partitions of the store, row-aligned with the items' (or users') parts, with the events (the advertised
+item) and with the requests (the history, or the user). Only missing partitions are made; nothing else is rewritten. The
+stage's output is its input snapshot plus these partitions, and each set's frozen codebook and description
+(`encoder.sid_file`).
 
-Of one encoder a published SID never changes: an item that a later part revises keeps the SID of the part that brought
-it. So a date's columns depend on the parts that brought its items and on nothing that comes later.
+With one encoder, a published SID never changes: an item that a later part revises keeps the SID of the part that added
+it. So a date's columns depend only on the parts that added its items, and not on later ones.
 
-A refreshed encoder (`encoder.refresh`) is of its start's generation, but may give the same item another SID. With
-`--input published=DIR`, an earlier output of this stage, the columns of that snapshot's parts and dates are taken over
-as they are, and the encoder gives SIDs to new items alone; with `materialize.published=move`, or without that input, it
-encodes all items, into a folder of its own.
+A refreshed encoder (`encoder.refresh`) is in the generation of the encoder it started from, but may assign another SID
+to the same item. With `--input published=DIR`, an earlier output of this stage, the columns of that snapshot's parts
+and dates are taken over as they are, and only new items are encoded. With `materialize.published=move`, or without that
+input, all items are encoded, into a folder of its own.
 
-A part is encoded by all ranks, a file each at a time, a date's columns are written by one rank. Reading, encoding and
-writing go on at the same time, a row group each, so memory is a few row groups and what the page cache holds of the
-maps from id to SID.
+All ranks encode a part together, one file per rank at a time; one rank writes a date's columns. Reading, encoding and
+writing overlap, one row group each. Memory is therefore a few row groups, plus the pages of the maps from id to SID in
+the page cache.
 """
 
 import time
@@ -42,13 +42,13 @@ from sidestack.infra.store import Store, in_order
 
 
 def materialize(run: StageRun[MaterializeConfig]) -> None:
-    """Make the SID columns that the store lacks, and write the snapshot that has them into `run.out`.
+    """Make the SID columns that the store lacks, and write the snapshot with them into `run.out`.
 
     Raises:
-        ConfigError: a prefix does not fit its encoder's digits, or is of no encoder.
-        DataError: a row breaks the tables' contract, the dataset is not what the encoder takes, or published SIDs
-            cannot be kept.
-        SpecError: an encoder's weights are not those of its revision. CommitError: a partition was altered.
+        ConfigError: a prefix does not fit its encoder's digits, or belongs to no encoder.
+        DataError: a row breaks the tables' contract, the dataset does not match the encoder, or published SIDs cannot
+            be kept.
+        SpecError: an encoder's weights do not match its revision. CommitError: a partition was altered.
         PreemptedError: a rank was asked to stop; on every rank. Partitions that were committed are kept.
     """
     started = time.monotonic()
@@ -83,7 +83,7 @@ def _opened(run: StageRun[MaterializeConfig]) -> Work:
 def _close(
     run: StageRun[MaterializeConfig], work: Work, dates: Sequence[PartitionEntry], told: Mapping[str, float]
 ) -> None:
-    """Write the snapshot, the codebooks and the sets' descriptions, and sum up."""
+    """Write the snapshot, the codebooks, the sets' descriptions and the summary."""
     before = work.dataset.snapshot
     parts = [entry for one in work.sets for entry in one.parts]
     partitions = in_order([*before.partitions, *parts, *dates])
@@ -117,7 +117,7 @@ def _close(
 
 
 def _with_encodings(one: SidSetWork) -> SidSet:
-    """Return what the snapshot lists of a set: each part is of the encoder given, unless it was taken over."""
+    """Return a set's entry in the snapshot: each part was encoded by the set's encoder, unless it was taken over."""
     made = {}
     for part in one.parts:
         if part.facts["new"]:
@@ -128,7 +128,7 @@ def _with_encodings(one: SidSetWork) -> SidSet:
 
 
 def _moved_words(one: SidSetWork, moved: Mapping[int, float]) -> str:
-    """Return what is told of published SIDs, which a refreshed encoder may move."""
+    """Return the log line on published SIDs, which a refreshed encoder may change."""
     if moved:
         return f"; of those published {moved[max(moved)]:.1%} were moved, {moved[1]:.1%} in the first digit"
     if one.published is None and one.bundle.revision != one.spec.fingerprint:

@@ -16,10 +16,10 @@ Ids = npt.NDArray[np.int64]
 
 
 def newest_signals(dataset: Dataset, signals: SignalSpec, ids_N: Ids) -> SignalBatch:
-    """Read the newest row of each of some items (users), in their order; only row groups that hold one are decoded.
+    """Read the newest row of each given item (user), in the given order; only row groups with such rows are decoded.
 
     Args:
-        dataset: the snapshot. signals: which signals, of whom.
+        dataset: the snapshot. signals: which signals, of items or users.
         ids_N: at least one id, in any order.
 
     Raises:
@@ -39,13 +39,13 @@ def newest_signals(dataset: Dataset, signals: SignalSpec, ids_N: Ids) -> SignalB
 
 
 def _newest_rows(dataset: Dataset, entity: Entity, ids_N: Ids) -> Ids:
-    """Return the number of the newest row of each id among all rows of all parts."""
+    """Return the row number, over all parts, of each id's newest row."""
     entries = dataset.partitions(CONTENT[entity])
     new_P = np.array([entry.facts["new"] for entry in entries], np.int64)
     unknown_N = ids_N[(ids_N < 0) | (ids_N >= new_P.sum())]
     if len(unknown_N):
         raise DataError(f"{entity} {unknown_N[0]}: is not in {dataset.path}")
-    revising_P = np.array([entry.rows for entry in entries], np.int64) - new_P  # these come first in a part
+    revising_P = np.array([entry.rows for entry in entries], np.int64) - new_P  # revising rows come first in a part
     part_N = np.searchsorted(np.cumsum(new_P), ids_N, side="right")
     rows_N: Ids = ids_N + np.cumsum(revising_P)[part_N]
     revisions = read_revisions(dataset, entity)

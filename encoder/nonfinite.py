@@ -1,4 +1,4 @@
-"""Where a training step is not finite: which signal, in which file and row group."""
+"""Diagnosis of a non-finite training step: which signal, in which file and row group."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ _MOST_GROUPS = 4
 
 @torch.no_grad()
 def diagnosis(model: VQFusion, batch: SignalBatch, rows_B: npt.NDArray[np.int64], groups: Sequence[RowGroup]) -> str:
-    """Find the rows of a batch whose losses are not finite, by computing them once more.
+    """Find the rows of a batch with non-finite losses, by recomputing the losses.
 
     Args:
         model: the auto-encoder, before the step. batch: this rank's signals.
@@ -24,7 +24,7 @@ def diagnosis(model: VQFusion, batch: SignalBatch, rows_B: npt.NDArray[np.int64]
 
     Returns:
         for each row group with such rows: file, row group, first row, and signals with their losses;
-        where all losses are finite, the parameter whose gradient is not, and the batch's row groups.
+        if all losses are finite, the parameter whose gradient is not, and the batch's row groups.
     """
     h_BH = model.encoder(batch)
     losses_KB = _losses(model, batch, h_BH)
@@ -42,19 +42,19 @@ def diagnosis(model: VQFusion, batch: SignalBatch, rows_B: npt.NDArray[np.int64]
 
 
 def finite_or_zero(h_BH: Tensor) -> Tensor:
-    """Replace what is not finite in latent vectors by 0; the rest, gradient included, stays as it is."""
+    """Replace non-finite values in latent vectors by 0; the rest, gradient included, stays as it is."""
     return torch.nan_to_num(h_BH, nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def _losses(model: VQFusion, batch: SignalBatch, h_BH: Tensor) -> Tensor:
-    """Return the losses of every row: of the signals, then codebook and commitment; [K + 2, B]."""
+    """Return the losses of every row: each signal's, then codebook and commitment; [K + 2, B]."""
     quantized = model.quantizer(finite_or_zero(h_BH))
     losses_KB = model.row_losses(batch, model.decoder(quantized.straight_through))
     return torch.cat([losses_KB, torch.stack([quantized.codebook_loss(), quantized.commitment_loss()])])
 
 
 def _named(model: VQFusion, losses_KN: Tensor) -> str:
-    """Name the signals with a loss that is not finite, or where none has, what else is not."""
+    """Return the names of the signals with a non-finite loss, or if there are none, of the other non-finite losses."""
     bad_KN = ~torch.isfinite(losses_KN)
     names = model.signals.names
     bad = [repr(name) for name, is_bad in zip(names, bad_KN.any(1).tolist(), strict=False) if is_bad]

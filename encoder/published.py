@@ -1,7 +1,7 @@
-"""The SIDs that an earlier snapshot published: what of them is taken over as it is, and how many were moved.
+"""The SIDs that an earlier snapshot published: which of them are taken over, and how many were moved.
 
-Two encoders of one generation, one refreshed from the other, may give an item different SIDs. Which of them gave a
-published SID follows from the snapshot that lists it, never from what happens to lie in the store.
+Two encoders of one generation, one refreshed from the other, may assign different SIDs to an item. The snapshot that
+lists a published SID determines which encoder assigned it, never the content of the store.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from sidestack.infra.partitions import PartitionEntry
 from sidestack.infra.snapshot import CONTENT, Dataset, Encoding, SidSet
 
 Taken = Mapping[tuple[str, str], PartitionEntry]
-"""Partitions of published SIDs by base table and slice."""
+"""Partitions of published SIDs, by base table and slice."""
 
 _ROWS_AT_A_TIME = 1 << 18
 
@@ -33,7 +33,7 @@ class Published:
     spec: SidSpec
 
     def table(self, base: str) -> str:
-        """Return the name of the table of its columns beside a base table."""
+        """Return the name of the table of its columns that is row-aligned with a base table."""
         return self.listed.table(self.spec.name, base)
 
     def maps(self) -> SidMaps:
@@ -43,7 +43,7 @@ class Published:
 
 
 def find_published(snapshot: Dataset | None, spec: SidSpec) -> Published | None:
-    """Return what a snapshot has published of a set; None where it has no such set, or another generation of it."""
+    """Return a snapshot's published set; None where it has no such set, or another generation of it."""
     listed = None if snapshot is None else snapshot.snapshot.sids.get(spec.name)
     if snapshot is None or listed is None:
         return None
@@ -54,14 +54,14 @@ def find_published(snapshot: Dataset | None, spec: SidSpec) -> Published | None:
 def taken_over(published: Published, spec: SidSpec, dataset: Dataset) -> Taken:
     """Return the published columns of a dataset's parts and dates.
 
-    A date whose rows are others than the published snapshot's is not among them: its columns are written anew, from the
-    same SIDs of its items.
+    A date whose rows differ from the published snapshot's is not among them: its columns are rewritten, from the same
+    SIDs of its items.
 
     Args:
-        published: the set. spec: the one that is asked for. dataset: without these SIDs.
+        published: the set. spec: the requested spec. dataset: the snapshot, without these SIDs.
 
     Raises:
-        DataError: published SIDs cannot stay as they are; names all reasons. CommitError: a partition is gone.
+        DataError: published SIDs cannot stay as they are; names all reasons. CommitError: a partition is missing.
     """
     _require_keepable(published, spec, dataset)
     taken = {}
@@ -93,7 +93,7 @@ def _require_keepable(published: Published, spec: SidSpec, dataset: Dataset) -> 
 
 
 def encoder_of(listed: SidSet, first: int) -> str:
-    """Return the revision of the encoder that gave the SIDs of the part whose new ids begin with `first`."""
+    """Return the revision of the encoder that made the SIDs of the part whose new ids begin with `first`."""
     revision: str = listed.spec["fingerprint"]
     for encoding in listed.encodings:
         if encoding.first <= first:
@@ -102,10 +102,10 @@ def encoder_of(listed: SidSet, first: int) -> str:
 
 
 def with_encodings(listed: SidSet, made: Mapping[int, str]) -> SidSet:
-    """Return a set that says which revisions of the encoder gave its SIDs.
+    """Return a set with the revisions of the encoders that made its SIDs.
 
     Args:
-        listed: the set. made: the revision by the first new id of each part that brings any, in order.
+        listed: the set. made: the revision, by first new id, of each part that adds ids, in order.
     """
     encodings: list[Encoding] = []
     for first, revision in made.items():
@@ -115,9 +115,9 @@ def with_encodings(listed: SidSet, made: Mapping[int, str]) -> SidSet:
 
 
 def moved_shares(published: Published, maps: SidMaps, spec: SidSpec) -> dict[int, float]:
-    """Return by prefix length the share of the published ids whose first digits are others now.
+    """Return, by prefix length, the share of the published ids whose prefix has changed.
 
-    A SID that was null and is not, or the other way, is moved at every length.
+    A SID that became null, or no longer is, counts as moved at every length.
     """
     before = published.maps()
     rows, same_L = min(before.rows, maps.rows), np.zeros(spec.digits + 1, np.int64)
@@ -125,7 +125,7 @@ def moved_shares(published: Published, maps: SidMaps, spec: SidSpec) -> dict[int
         ids_N = np.arange(start, min(start + _ROWS_AT_A_TIME, rows))
         same_N = _same_digits(_digits(before.of(ids_N), published.spec), _digits(maps.of(ids_N), spec))
         same_L += np.bincount(same_N, minlength=spec.digits + 1)
-    kept_L = same_L[::-1].cumsum()[::-1]  # by length: the ids of which at least so many digits are the same
+    kept_L = same_L[::-1].cumsum()[::-1]  # by length: the ids with at least that many leading digits unchanged
     return {length: int(rows - kept_L[length]) / rows for length in range(1, spec.digits + 1)} if rows else {}
 
 

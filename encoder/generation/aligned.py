@@ -1,4 +1,4 @@
-"""SID columns beside the rows of a file: their fields, their arrays, and the writing row group for row group."""
+"""SID columns that are row-aligned with a file: their fields, their arrays, and writing by row group."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,11 +16,11 @@ from sidestack.infra.rows import CountedFile
 from sidestack.infra.store import Making
 
 Columns = Callable[[pa.Table], dict[str, tuple[SidSpec, pa.Array]]]
-"""Makes the SID columns of some rows."""
+"""A function that computes the SID columns of some rows."""
 
 
 def sid_fields(columns: Mapping[str, SidSpec], kind: pa.DataType | None = None) -> list[pa.Field]:
-    """Return the fields of SID columns, their specs in the metadata; of int64, or another type."""
+    """Return the fields of SID columns, with their specs in the metadata; the type is int64 by default."""
     return [with_sid_metadata(pa.field(name, kind or pa.int64()), spec) for name, spec in columns.items()]
 
 
@@ -31,9 +31,9 @@ def write_aligned(
     extend: Columns,
     made: Making,
 ) -> None:
-    """Write a file's SID columns, row group for row group.
+    """Write a file's SID columns, one row group at a time.
 
-    While one row group is written here, a thread works on the next, and another reads and checks the one after it.
+    While one row group is written, one thread computes the next, and another reads and checks the one after that.
     """
 
     def checked() -> Iterator[pa.Table]:
@@ -54,7 +54,7 @@ def write_aligned(
 def chunk_columns(
     stem: str, spec: SidSpec, ids_NC: npt.NDArray[np.int64], offsets: npt.NDArray[np.int32] | None = None
 ) -> dict[str, tuple[SidSpec, pa.Array]]:
-    """Return one column a chunk, by name, as values, or as lists where offsets are given."""
+    """Return one column per chunk, by name, as values, or as lists where offsets are given."""
     found = {}
     for chunk, (name, column_spec) in enumerate(sid_columns(stem, spec).items()):
         ids_N = np.ascontiguousarray(ids_NC[:, chunk])

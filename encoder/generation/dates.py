@@ -1,4 +1,4 @@
-"""The SIDs of events and requests: looked up by id for each date, by one rank, and cut to prefixes."""
+"""The SIDs of events and requests: one rank per date looks them up by id and cuts them to prefixes."""
 
 import bisect
 from collections.abc import Callable
@@ -24,8 +24,10 @@ from sidestack.infra.stage import StageRun
 
 
 def write_dates(run: StageRun[MaterializeConfig], work: Work, one: SidSetWork) -> list[PartitionEntry]:
-    """Write a set's columns beside events and requests, each date by one rank, and return the partitions of all
-    dates, on rank 0, which writes the snapshot; on the others none."""
+    """Write a set's columns for events and requests, one rank per date.
+
+    Return the partitions of all dates on rank 0, which writes the snapshot, and none on the other ranks.
+    """
     tables = {base: work.dataset.partitions(base) for base in one.listed.columns if base != one.content}
     date_key = _date_keys(work, one)
     wanted = [
@@ -59,11 +61,10 @@ def write_dates(run: StageRun[MaterializeConfig], work: Work, one: SidSetWork) -
 
 
 def _date_keys(work: Work, one: SidSetWork) -> Callable[[PartitionEntry], str]:
-    """Return what names a date's columns: they depend on its rows, and on the parts that brought the items (users)
-    among them."""
+    """Return the function that makes a date's key, from the date's rows and the parts that added its items (users)."""
     bringing = [part for part in one.parts if part.facts["new"]]
     firsts = [part.facts["first"] for part in bringing]
-    named = [""]  # one digest of all parts up to each, so that a date's key is as quick however many parts there are
+    named = [""]  # a digest of all parts up to each, so that the cost of a date's key does not depend on their number
     for part in bringing:
         named.append(up_to(named[-1], part))
 

@@ -1,4 +1,4 @@
-"""The SIDs of items (users): each part is encoded once, by all ranks, a file each at a time."""
+"""The SIDs of items (users): each part is encoded once, by all ranks, one file per rank at a time."""
 
 from collections.abc import Callable
 
@@ -22,8 +22,7 @@ from sidestack.infra.store import Making
 
 
 def write_parts(run: StageRun[MaterializeConfig], work: Work, one: SidSetWork) -> int:
-    """Encode the parts whose SIDs are neither taken over nor in the store, all ranks together, and return how many rows
-    that were."""
+    """Encode the parts whose SIDs are neither taken over nor in the store, on all ranks; return the number of rows."""
     encoded, before = 0, ""
     for entry in work.dataset.partitions(one.content):
         part = one.taken.get((one.content, entry.slice))
@@ -36,7 +35,7 @@ def write_parts(run: StageRun[MaterializeConfig], work: Work, one: SidSetWork) -
 
 
 def up_to(before: str, part: PartitionEntry) -> str:
-    """Return what names the SIDs of all items up to a part, from what names those before it."""
+    """Return the digest that identifies the SIDs of all items up to a part, from the digest of the parts before."""
     return digest({"before": before, "part": part.digest}) if part.facts["new"] else before
 
 
@@ -46,7 +45,7 @@ def _part(
     """Return the partition of a part's SIDs, and how many rows had to be encoded for it.
 
     Args:
-        before: names the SIDs of the parts before it, which the rows that revise earlier ones repeat.
+        before: digest of the SIDs of the parts before it; rows that revise earlier ones repeat these SIDs.
     """
     table, store = one.table(one.content), work.store
     key = digest(
@@ -91,7 +90,7 @@ def _write_part(
 
     def with_sids(table: pa.Table) -> dict[str, tuple[SidSpec, pa.Array]]:
         if world.device.type == "cuda":
-            torch.cuda.set_device(world.device)  # a thread that works ahead begins with the first
+            torch.cuda.set_device(world.device)  # a worker thread starts with device 0
         world.state.stop_if_asked()
         ids_N = table[content.id_column].to_numpy()
         sids_NC = encode_table(one.bundle, one.spec, table, work.batch_size)

@@ -1,4 +1,4 @@
-"""The sets of SIDs that a run makes: which encoder gives each, and what a snapshot lists of it."""
+"""The sets of SIDs that a run makes: the encoder of each, and its entry in the snapshot."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,7 @@ CODE = (
     "encoder/search.py", "encoder/sid", "encoder/sid_map.py", "encoder/signals.py", "infra/take.py",
     "infra/parquet.py", "infra/parquet_writer.py",
 )  # fmt: skip
-"""What decides the bytes of a partition of SIDs, beside rows and encoder."""
+"""The code that, besides rows and encoder, decides the bytes of a partition of SIDs."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class SidSetWork:
     """One encoder, and the set of SIDs that it makes for the items, or for the users.
 
     Attributes:
-        bundle: the encoder. spec: of the SIDs. listed: what the snapshot will say of the set.
+        bundle: the encoder. spec: the spec of the SIDs. listed: the set's entry in the snapshot to write.
         code: digest of the code that decides its partitions.
-        published: the same generation's SIDs as an earlier snapshot lists them. taken: what is taken over of them.
+        published: the same generation's SIDs as an earlier snapshot lists them. taken: the partitions taken over.
         parts: the partitions of the items' (users') SIDs, once they are made.
     """
 
@@ -45,7 +45,7 @@ class SidSetWork:
     parts: list[PartitionEntry] = field(default_factory=list)
 
     def table(self, base: str) -> str:
-        """Return the name of the table of its columns beside a base table."""
+        """Return the name of the table of its columns that is row-aligned with a base table."""
         return self.listed.table(self.spec.name, base)
 
     @property
@@ -60,7 +60,7 @@ class SidSetWork:
 
 @dataclass(frozen=True)
 class Work:
-    """What all parts of the stage share."""
+    """The state that all parts of the stage share."""
 
     dataset: Dataset
     store: Store
@@ -71,15 +71,15 @@ class Work:
 def open_sid_set(
     run: StageRun[MaterializeConfig], dataset: Dataset, earlier: Dataset | None, name: str, encoder: Path
 ) -> SidSetWork:
-    """Open an encoder and what is published of its generation.
+    """Open an encoder and the published SIDs of its generation.
 
     Args:
-        run: the stage's. dataset: whose rows are encoded. earlier: the snapshot with published SIDs. name: of the SIDs.
-        encoder: the output of its stage.
+        run: the stage's. dataset: the rows to encode. earlier: the snapshot with published SIDs. name: the SIDs' name.
+        encoder: the output of the encoder's stage.
 
     Raises:
-        ConfigError, DataError, SpecError: a prefix does not fit, the encoder cannot be read or takes another dataset,
-            or published SIDs cannot be kept.
+        ConfigError, DataError, SpecError: a prefix does not fit, the encoder cannot be read or does not match the
+            dataset, or published SIDs cannot be kept.
     """
     bundle = load_bundle(encoder, run.world.device)
     bundle.signals.require(dataset.spec, dataset.path)
@@ -94,10 +94,11 @@ def open_sid_set(
 
 
 def listed_set(spec: SidSpec, revision: str = "") -> SidSet:
-    """Return what a snapshot lists of a set of SIDs.
+    """Return a snapshot's entry for a set of SIDs.
 
     Args:
-        spec: of the whole SID. revision: of the encoder that gives the first SIDs; empty: it began the generation.
+        spec: the whole SID's spec.
+        revision: the revision of the encoder that makes the first SIDs; empty: it began the generation.
     """
     columns = {CONTENT[spec.entity]: tuple(sid_columns(spec.name, spec))}
     for base in ("events", "requests"):
@@ -109,6 +110,6 @@ def listed_set(spec: SidSpec, revision: str = "") -> SidSet:
 
 
 def table_of(column: str, spec: SidSpec) -> str:
-    """Return the table that an event's SID column is row-aligned with: users and histories are a request's."""
+    """Return the table that an event's SID column is row-aligned with: `requests` for users and histories."""
     is_request_s = spec.entity == "user" or column.startswith(spec.event_history_base)
     return "requests" if is_request_s else "events"

@@ -1,4 +1,4 @@
-"""The quantizers behind one contract. A new one is its file and an entry here, or a package that names it."""
+"""The quantizers behind one contract. To add one: its file and an entry here, or an installed package that names it."""
 
 import functools
 from collections.abc import Mapping
@@ -30,10 +30,10 @@ OWN: Mapping[str, type[QuantizerConfig]] = {
 
 @functools.cache
 def quantizers() -> Mapping[str, type[QuantizerConfig]]:
-    """Return the quantizers' settings by kind: ours, and those of installed packages.
+    """Return the quantizers' settings classes by kind: ours, and those of installed packages.
 
     Raises:
-        ConfigError: an installed package names what is no quantizer's settings; see `models_by_kind`.
+        ConfigError: an installed package names something other than a quantizer's settings; see `models_by_kind`.
     """
     return models_by_kind(QUANTIZERS, QuantizerConfig, OWN)
 

@@ -1,7 +1,7 @@
-"""The classical fits, all faiss's: k-means, and PCA with iterative quantization.
+"""The classical fits, computed by faiss: k-means, and PCA with iterative quantization.
 
-They run on one thread: with more, the matrix products under the assignments add in another order, and a vector between
-two centroids may go to the other one. Each is a function of its sample and the generator, on any number of threads.
+They run on one thread: with more, the matrix products of the assignments sum in another order, and a vector between two
+centroids may be assigned to the other one. On one thread, each fit is a function of its sample and generator alone.
 """
 
 import contextlib
@@ -17,16 +17,16 @@ _ITERATIONS = 25
 
 
 def kmeans(x_NM: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
-    """Return the centroids [clusters, M] of a sample [N, M], on its device and of its type.
+    """Return the centroids [clusters, M] of a sample [N, M], on its device and in its dtype.
 
-    A sample of fewer vectors than clusters is its own centroids, repeated.
+    If the sample has fewer vectors than clusters, the centroids are its vectors, repeated.
     """
     seed = _seed(generator)
     if len(x_NM) <= clusters:
         return x_NM[torch.arange(clusters, device=x_NM.device) % len(x_NM)]
     x = _as_numpy(x_NM)
     with _one_thread() as faiss:
-        # Every vector counts, however many there are; and few to a centroid is no reason to write to stderr.
+        # No subsampling however many vectors there are, and no warning on stderr if there are few per centroid.
         fit = faiss.Kmeans(
             x.shape[1],
             clusters,
@@ -42,9 +42,9 @@ def kmeans(x_NM: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
 def itq_rotation(x_NM: Tensor, bits: int, generator: torch.Generator) -> Tensor:
     """Return the axes of iterative quantization of a centred sample [N, M]: orthonormal rows [bits, M].
 
-    The leading `bits` principal axes, rotated so that the signs of the projections lose least.
-    Source: Gong et al., the paper's [4]. faiss's own composition, ITQTransform, brings vectors to unit length in
-    between, and a length that is gone cannot be decoded; so its two parts are composed here.
+    The leading `bits` principal axes, rotated to minimize the error of the projections' signs.
+    Source: Gong et al., the paper's [4]. faiss's own composition, ITQTransform, normalizes vectors in between, and a
+    lost length cannot be decoded; so its two parts are composed here.
     """
     x = _as_numpy(x_NM)
     with _one_thread() as faiss:

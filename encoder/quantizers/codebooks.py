@@ -15,21 +15,21 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class CodebookConfig(QuantizerConfig):
-    """Settings that quantizers with codebooks of free vectors have in common."""
+    """Settings shared by quantizers with codebooks of free vectors."""
 
     codes: Annotated[int, Field(ge=2, le=65536)] = 256
-    """Codewords of a codebook."""
+    """Codewords per codebook."""
     groups: Size = 1
-    """Blocks of the latent vector, quantized beside each other."""
+    """Blocks of the latent vector, quantized independently."""
     group_dim: Size = 32
     """Dimensions of a block."""
 
 
 class ResidualCodebookConfig(CodebookConfig):
-    """Settings of those with several layers of codebooks."""
+    """Settings shared by quantizers with several layers of codebooks."""
 
     depth: Size = 3
-    """Layers in a block, each quantizing what the ones before left over."""
+    """Layers in a block, each quantizing the residual of the layers before."""
     beam: Size = 1
     """Paths kept while encoding; 1 takes every layer's nearest codeword."""
     prefix_dropout: Share = 0.0
@@ -37,7 +37,7 @@ class ResidualCodebookConfig(CodebookConfig):
 
 
 class Codebooks(Quantizer):
-    """depth x groups codebooks [codes, group_dim], set by k-means from a sample, and not learned by gradient.
+    """depth x groups codebooks [codes, group_dim], set by k-means from a sample, not learned by gradient.
 
     Args of the constructor:
         kind: the quantizer's name in specs. config: the codebooks' sizes. depth, beam, prefix_dropout: see
@@ -64,7 +64,7 @@ class Codebooks(Quantizer):
         return spread_over_groups(self.codebook_DPRM)
 
     def sid_spec(self, fingerprint: str) -> SidSpec:
-        """Describe the digits: `codes` lines of one level, for their values have no order."""
+        """Describe the digits: `codes` lines of one level, because their values have no order."""
         return SidSpec(
             quantizer=self.kind,
             levels=1,
@@ -77,7 +77,7 @@ class Codebooks(Quantizer):
 
     @torch.no_grad()
     def start(self, h_NH: Tensor, generator: torch.Generator) -> None:
-        """Set the codebooks layer by layer, each to the k-means of what the layers before leave over."""
+        """Set the codebooks layer by layer, each to the k-means of the residual of the layers before."""
         residual_NPM = self.blocks(h_NH)
         for words_PRM in self.codebook_DPRM:
             for group in range(self.groups):
@@ -85,7 +85,7 @@ class Codebooks(Quantizer):
             residual_NPM = residual_NPM - take_words(words_PRM, self.nearest(residual_NPM, words_PRM))
 
     def blocks(self, h_BH: Tensor) -> Tensor:
-        """Return the groups' blocks of vectors: [B, groups, group_dim]."""
+        """Split vectors into the groups' blocks: [B, groups, group_dim]."""
         return at_least_float32(h_BH).reshape(-1, self.groups, self.group_dim)
 
     @staticmethod

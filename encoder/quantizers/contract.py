@@ -1,7 +1,7 @@
-"""What every quantizer offers: digits of a latent vector, the vector they stand for, and losses.
+"""The interface of all quantizers: digits of a latent vector, the vector they decode to, and losses.
 
-Quantization runs in float32 whatever the precision around it: a rounding decision taken in
-bfloat16 would give another code than the one materialized.
+Quantization runs in float32 whatever the surrounding precision: rounding in bfloat16 would produce another code than
+the materialized one.
 """
 
 from abc import ABC, abstractmethod
@@ -21,7 +21,7 @@ Size = Annotated[int, Field(ge=1, le=4096)]
 
 
 class Knobs(NamedTuple):
-    """What `pipelines.sweep` turns in a quantizer: depth x groups digits, each of levels x lines values."""
+    """The settings that `pipelines.sweep` varies: depth x groups digits, each with levels x lines values."""
 
     levels: int
     depth: int
@@ -30,7 +30,7 @@ class Knobs(NamedTuple):
 
 
 class QuantizerConfig(Config):
-    """Base of the quantizers' settings: what a configuration, the sweep and the search may ask of any of them.
+    """Base of the quantizers' settings: the interface for configuration, sweep and search.
 
     A subclass is found by its `kind`, a `Literal` of one name.
     """
@@ -39,7 +39,7 @@ class QuantizerConfig(Config):
     """The name of the quantizer."""
 
     not_searched: ClassVar[str] = ""
-    """Why its digits cannot be searched through the decoder (`encoder.search`); empty: they can."""
+    """The reason why its digits cannot be searched through the decoder (`encoder.search`); empty: they can."""
 
     @abstractmethod
     def build(self) -> "Quantizer":
@@ -47,13 +47,13 @@ class QuantizerConfig(Config):
 
     @property
     def knobs(self) -> Knobs | None:
-        """Where the settings lie in a sweep; None: the quantizer has no such knobs."""
+        """Return the settings that a sweep varies; None if the quantizer has no such knobs."""
         return None
 
     def turned(self, knobs: Knobs) -> dict[str, Any]:
-        """Return the settings with other levels, depth and groups, as plain data; for a quantizer that has `knobs`.
+        """Return the settings with other levels, depth and groups, as plain data; only for a quantizer with `knobs`.
 
-        The latent vector keeps its width, up to rounding, so that the networks of a sweep are of one size.
+        The latent vector keeps its width, up to rounding, so that the networks of a sweep have the same size.
         """
         raise NotImplementedError(f"{self.kind} has no knobs")
 
@@ -63,10 +63,10 @@ class Quantized(NamedTuple):
 
     Attributes:
         latent: [B, H], the bounded latent vectors, with gradient to the encoder.
-        h_hat: [B, H], the vectors the digits stand for, with gradient to the codebook. Under prefix dropout: the
-            vectors that the kept digits stand for.
+        h_hat: [B, H], the vectors that the digits decode to, with gradient to the codebook. Under prefix dropout: the
+            vectors that the kept digits decode to.
         digits: int64 [B, N], each in [0, radix).
-        whole: [B, H], what all digits stand for; h_hat itself where none was dropped.
+        whole: [B, H], the vectors that all digits decode to; h_hat itself if none was dropped.
     """
 
     latent: Tensor
@@ -82,17 +82,17 @@ class Quantized(NamedTuple):
     def codebook_loss(self) -> Tensor:
         """(stop_gradient(h) - h_hat)^2 by row, [B]: moves the codebook to the vectors.
 
-        The mean over dimensions, not the sum, so that a weight means the same for any width: with
+        The mean over dimensions, not the sum, so that a weight has the same effect for any width: with
         the sum, a commitment weight of 0.25 freezes the codes of 24 dimensions soon after the start.
-        Under prefix dropout it is the kept prefix that moves, to the mean of what it stands for.
+        Under prefix dropout the kept prefix moves, to the mean of the vectors with that prefix.
         """
         return (self.latent.detach() - self.h_hat).square().mean(-1)
 
     def commitment_loss(self) -> Tensor:
         """(h - stop_gradient(h_hat))^2 by row, [B], mean over dimensions: keeps vectors near their codes.
 
-        Always near their whole codes: committed to a prefix, h would shrink onto the coarse codewords, and nothing
-        would be left for the layers below.
+        Always near their whole codes: committed to a prefix, h would shrink onto the coarse codewords, and the
+        remaining layers would have no residual.
         """
         return (self.latent - self.whole.detach()).square().mean(-1)
 
@@ -100,30 +100,30 @@ class Quantized(NamedTuple):
 class Quantizer(nn.Module, ABC):
     """Base of the quantizers; shapes: h_BH [B, latent_dim], digits_BN [B, digits].
 
-    A quantizer is one module of the fusion network: it trains with it, and its parameters and
-    buffers are the codebook that the SID fingerprint covers.
+    A quantizer is one module of the fusion network and trains with it. Its parameters and buffers are the codebook that
+    the SID fingerprint covers.
     """
 
     latent_dim: int
     digits: int
     latent_blocks: int = 1
-    """Parts of equal width that the latent vector is split in and quantized by, beside each other."""
+    """Number of equally wide parts into which the latent vector is split; each is quantized independently."""
     commitment_scale: float = 1.0
-    """What the commitment loss is taken times: its squares are small in the embeddings' own unit (deviations near
-    .15), and not so where levels are even over [-1, 1]; there, pulled too hard, latents end on few levels."""
+    """Factor of the commitment loss. Its squares are small in the embeddings' own unit (deviations near .15), but not
+    where levels are even over [-1, 1]; pulled too hard there, latents collapse onto few levels."""
     latent_spread: float | None = None
-    """The deviation that latents should have along an axis, where levels do not follow the data; None: any."""
+    """Standard deviation that latents should have along an axis, where levels do not follow the data; None: any."""
     depth: int = 1
-    """Residual layers; digits / depth of them are beside each other, the digits of one layer together."""
+    """Number of residual layers; each has digits / depth digits, which are adjacent in the code."""
     prefix_dropout: float = 0.0
-    """In training, the share of rows that are decoded from a random prefix of whole layers."""
+    """Share of the training rows that are decoded from a random prefix of whole layers."""
     is_frozen: bool = False
     """Whether training leaves the codebook as it is; see `freeze`."""
 
     def freeze(self) -> None:
         """Keep every parameter and buffer as it is from now on.
 
-        Nothing is learned by gradient or observed; whoever trains leaves out `start`, `revive` and `after_step`.
+        Nothing is learned by gradient or observed. The caller must then skip `start`, `revive` and `after_step`.
         """
         self.is_frozen = True
         self.requires_grad_(False)
@@ -145,7 +145,7 @@ class Quantizer(nn.Module, ABC):
             return Quantized(latent_BH, h_hat_BH, digits_BN, whole_BH)
 
     def latent(self, h_BH: Tensor) -> Tensor:
-        """Return the vectors that are rounded: h itself, unless a bound squashes it."""
+        """Return the vectors to be rounded: h itself, unless a bound squashes it."""
         return h_BH
 
     @abstractmethod
@@ -154,15 +154,15 @@ class Quantizer(nn.Module, ABC):
 
     @abstractmethod
     def codewords(self) -> Tensor:
-        """Return what every value of every digit adds to h_hat: [digits, radix, latent_dim], with gradient."""
+        """Return the vector that each value of each digit adds to h_hat: [digits, radix, latent_dim], with gradient."""
 
     def decode(self, digits_BN: Tensor, kept_BN: Tensor | None = None) -> Tensor:
-        """Return the vectors that digits stand for, the sums of their codewords (Eq. 4), with gradient.
+        """Decode digits to vectors, the sums of their codewords (Eq. 4), with gradient.
 
         Args:
             digits_BN: integers in [0, radix), [B, digits].
-            kept_BN: bool [B, digits]; a digit that is not kept adds nothing, so that a prefix is
-                decoded by keeping its digits alone. None keeps all.
+            kept_BN: bool [B, digits]; a digit that is not kept adds nothing, so a prefix is decoded by keeping only
+                its digits. None keeps all.
 
         Returns:
             h_hat_BH: [B, latent_dim].
@@ -175,31 +175,31 @@ class Quantizer(nn.Module, ABC):
 
     @abstractmethod
     def sid_spec(self, fingerprint: str) -> SidSpec:
-        """Describe the digits, under the fingerprint of the bundle this quantizer is part of."""
+        """Describe the digits, with the fingerprint of the bundle that this quantizer is part of."""
 
     def start(self, h_NH: Tensor, generator: torch.Generator) -> None:
-        """Set the codebook from a sample of latent vectors, the same on every rank; nothing to set: nothing done."""
+        """Set the codebook from a sample of latent vectors, the same on every rank; no-op by default."""
 
     @property
     def revives(self) -> bool:
-        """Whether `revive` can have anything to do."""
+        """Whether `revive` can change anything."""
         return False
 
     def revive(self, h_NH: Tensor, generator: torch.Generator) -> int:
-        """Restart the parts of the codebook that go unused, from a sample equal on every rank; give their number."""
+        """Restart unused parts of the codebook, from a sample equal on every rank; return their number."""
         return 0
 
     def observe(self, latent_BH: Tensor, digits_BN: Tensor) -> None:
-        """See a training batch of this rank; what is remembered of it is for `after_step`."""
+        """Record statistics of this rank's training batch for `after_step`."""
 
     def after_step(self, world: World) -> None:
-        """Learn what is not learned by gradient from what was observed since the last call, the same on every rank.
+        """Apply the updates that are not gradient steps, from all batches observed since the last call, on every rank.
 
         To be called on every rank after the optimizer's step, and so never after a step that was refused.
         """
 
     def _kept_prefixes(self, digits_BN: Tensor) -> Tensor:
-        """Draw the digits to keep, bool [B, digits]: all, or (by `prefix_dropout`) those of 1..depth layers.
+        """Draw the digits to keep, bool [B, digits]: all, or (by `prefix_dropout`) those of the first 1..depth layers.
 
         Source: structured quantizer dropout, Zeghidour et al., "SoundStream", section III.D. Drawn from torch's
         global generator on the CPU, whose state is in the checkpoint.
@@ -212,5 +212,5 @@ class Quantizer(nn.Module, ABC):
 
 
 def at_least_float32(h_BH: Tensor) -> Tensor:
-    """Raise half precisions to float32; leave float32 and float64 as they are."""
+    """Convert half precisions to float32; leave float32 and float64 as they are."""
     return h_BH.to(torch.promote_types(h_BH.dtype, torch.float32))

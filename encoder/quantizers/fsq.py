@@ -1,4 +1,4 @@
-"""Finite scalar quantization: every latent dimension rounded by itself to L levels.
+"""Finite scalar quantization: every latent dimension is rounded to L levels independently.
 
 Source: Mentzer et al., "Finite Scalar Quantization: VQ-VAE Made Simple"; in the paper, [11]. It
 has no codebook to learn, and L=2 is lookup-free quantization.
@@ -34,9 +34,9 @@ class FsqConfig(QuantizerConfig):
 class Fsq(Quantizer):
     """FSQ over [-1, 1]: level l decodes to q_l / ((L-1)/2), for odd and even L alike.
 
-    Unlike the structured quantizer's, a squashing bound's levels are no centroids here. The latent vector that is
-    committed and passed on is the squashed one, on whose line the cells are even and their values the middles; what
-    law h has in them is the network's to choose, and the decoder is learned on the values as they are.
+    Unlike in the structured quantizer, the levels of a squashing bound are not centroids. Commitment loss and decoder
+    use the squashed latent vector. On the squashed line the cells are even and their values are the midpoints. The
+    network learns the distribution of h within the cells, and the decoder is trained on these values.
     """
 
     def __init__(self, config: FsqConfig) -> None:
@@ -61,7 +61,7 @@ class Fsq(Quantizer):
         return scaled_BH.round().clamp(0, self.config.levels - 1).to(torch.int64)
 
     def codewords(self) -> Tensor:
-        """Return each level's value in [-1, 1], on the digit's own dimension: [digits, L, digits]."""
+        """Return each level's value in [-1, 1], in the digit's own dimension: [digits, L, digits]."""
         axes_NN = torch.eye(self.digits, device=self.values_L.device)
         return self.values_L[None, :, None] * axes_NN[:, None, :]
 

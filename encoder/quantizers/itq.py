@@ -19,7 +19,7 @@ class ItqConfig(QuantizerConfig):
 
     kind: Literal["itq"] = "itq"
     digits: Size = 24
-    """Bits: principal axes that are rotated and cut at 0."""
+    """Bits: the number of principal axes, which are rotated and cut at 0."""
     latent_dim: Size = 32
     """Dimensions of the latent vector, at least as many as bits."""
 
@@ -50,11 +50,11 @@ class Itq(Quantizer):
         self.register_buffer("step_N", torch.full((config.digits,), 2.0))
 
     def encode(self, h_BH: Tensor) -> Tensor:
-        """Return the sides of the axes that vectors lie on: int64 [B, digits], 1 above 0."""
+        """Return the sign of each projection: int64 [B, digits], 1 above 0."""
         return (self._projections(h_BH) > 0).to(torch.int64)
 
     def codewords(self) -> Tensor:
-        """Return each bit's vector; the mean comes with the first digit: [digits, 2, latent_dim]."""
+        """Return each bit's vector; the first digit's include the mean: [digits, 2, latent_dim]."""
         half_NH = self.axes_NH * self.step_N[:, None] / 2
         table_NRH = torch.stack([-half_NH, half_NH], dim=1)
         table_NRH[0] += self.mean_H

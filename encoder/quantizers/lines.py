@@ -1,4 +1,4 @@
-"""Fits of a structured quantizer's lines to residuals, in closed form."""
+"""Closed-form fits of a structured quantizer's lines to residuals."""
 
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ def fitted_line(x_NM: Tensor, generator: torch.Generator | None) -> Line:
 
     Args:
         x_NM: points.
-        generator: where a random direction comes from; None: the principal one.
+        generator: draws a random direction; None: use the principal direction.
     """
     offset_M = x_NM.mean(0)
     centred_NM = (x_NM - offset_M).double()
@@ -28,19 +28,19 @@ def fitted_line(x_NM: Tensor, generator: torch.Generator | None) -> Line:
         u_M = functional.normalize(torch.randn(x_NM.shape[1], generator=generator, dtype=torch.float64), dim=0)
     else:
         u_M = torch.linalg.eigh(centred_NM.T @ centred_NM).eigenvectors[:, -1]
-        u_M = u_M * u_M[u_M.abs().argmax()].sign()  # an axis has two senses; take one for good
-    spread = (centred_NM @ u_M.to(x_NM.device)).std(correction=min(len(x_NM) - 1, 1))  # one point alone has none
+        u_M = u_M * u_M[u_M.abs().argmax()].sign()  # fix the sign of the axis
+    spread = (centred_NM @ u_M.to(x_NM.device)).std(correction=min(len(x_NM) - 1, 1))  # of a single point: 0
     return Line(offset_M, u_M.to(x_NM), spread)
 
 
 def refitted_lines(x_NM: Tensor, line_N: Tensor, q_N: Tensor, lines: int) -> tuple[Tensor, Line]:
-    """Return the b and v = a * u of the least squares of x ~ b + q * v, for each line over the points that took it.
+    """Fit b and v = a * u of x ~ b + q * v by least squares, for each line over the points assigned to it.
 
     Args:
-        x_NM: points. line_N: int64, the line of each. q_N: its value there, in steps. lines: their number.
+        x_NM: points. line_N: int64, the line of each. q_N: its value on the line, in steps. lines: their number.
 
     Returns:
-        lines, int64 [C]: those that could be fitted; where all points took one value they say nothing of a direction.
+        lines, int64 [C]: those that could be fitted; points that all have one value determine no direction.
         Their offsets b [C, M], directions v [C, M] (not of unit length) and steps |v| [C].
     """
     x_NM, q_N1 = x_NM.double(), q_N[:, None].double()

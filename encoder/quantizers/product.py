@@ -1,4 +1,4 @@
-"""Product quantization: k-means of every block of the vector by itself; nothing learned by gradient.
+"""Product quantization: k-means of each block of the vector independently; nothing learned by gradient.
 
 Source: paper section 2 (ii), [6].
 """

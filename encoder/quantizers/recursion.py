@@ -1,11 +1,11 @@
 """Encoding with one line a layer by a single matrix product (DPCA's fast path).
 
-A layer's digit depends on the residual's projection t = <r - b, u> / a alone, and the residual is the vector minus
-the codewords taken before. So all projections are taken of the vector itself, Z = U h^T, and what each taken codeword
-changes in the later ones is a constant, <u_d, u_j> a_d / a_j. The serial part then works on one number a digit.
+A layer's digit depends only on the residual's projection t = <r - b, u> / a, and the residual is the vector minus the
+codewords of the layers before. So all projections are computed from the vector itself, Z = U h^T. Each codeword then
+changes the later projections by a constant, <u_d, u_j> a_d / a_j. The serial part works on one number per digit.
 
-Z has digits as rows: its product is the faster layout for so few of them, every step down the depth reads and writes
-whole rows, and the ids' sums do so too.
+Z has digits as rows: with so few digits this is the faster layout for the product. Each step over the depth, and the
+packing into ids, then reads and writes whole rows.
 """
 
 from typing import NamedTuple
@@ -30,7 +30,7 @@ def encode_by_recursion(h_BH: Tensor, layers: Layers, thresholds: Tensor, values
         h_BH: vectors, the groups' blocks side by side, [B, P * M].
         layers: the codebook.
         thresholds: borders between the levels in units of the step, [L-1].
-        values_L: what each level decodes to, in units of the step, [L].
+        values_L: the value of each level, in units of the step, [L].
         even: the values are l - (L-1)/2 and the thresholds half-way between, so that a level is found by rounding.
 
     Returns:
@@ -38,7 +38,7 @@ def encode_by_recursion(h_BH: Tensor, layers: Layers, thresholds: Tensor, values
     """
     depth, groups, _ = layers.u.shape
     t_DPB = _projections(h_BH, layers)
-    # What one unit of layer d's value takes from the projection of a later layer j of its group.
+    # The amount that one unit of layer d's value subtracts from the projection of a later layer j of its group.
     taken_DDP = torch.einsum("dpm,jpm->djp", layers.u * layers.a[..., None], layers.u / layers.a[..., None])
     if even:
         _round_down_the_depth(t_DPB, taken_DDP, len(values_L))
@@ -48,7 +48,7 @@ def encode_by_recursion(h_BH: Tensor, layers: Layers, thresholds: Tensor, values
 
 
 def _projections(h_BH: Tensor, layers: Layers) -> Tensor:
-    """Return <h - b_1 - .. - b_d, u_d> / a_d of every layer, [D, P, B]; offsets, unlike levels, are equal for all."""
+    """Return <h - b_1 - .. - b_d, u_d> / a_d of each layer, [D, P, B]; the offsets are the same for all vectors."""
     depth, groups, dim = layers.u.shape
     scaled_DPM = layers.u / layers.a[..., None]
     constant_DP = (layers.b.cumsum(0) * scaled_DPM).sum(-1)
@@ -58,9 +58,9 @@ def _projections(h_BH: Tensor, layers: Layers) -> Tensor:
 
 
 def _round_down_the_depth(t_DPB: Tensor, taken_DDP: Tensor, levels: int) -> None:
-    """Put levels in the place of projections, l = clamp(ceil(t + (L-2)/2)): a tie goes to the lower level.
+    """Replace projections by levels, in place: l = clamp(ceil(t + (L-2)/2)), where a tie goes to the lower level.
 
-    The levels' centre, (L-1)/2, is a constant too: it is given back beforehand, so that levels themselves are taken.
+    The levels' centre, (L-1)/2, is a constant too: it is added beforehand, so that the levels l can be subtracted.
     """
     earlier_DDP = torch.triu(taken_DDP.permute(2, 0, 1), 1).permute(1, 2, 0)
     t_DPB += ((levels - 2) / 2 + earlier_DDP.sum(0) * (levels - 1) / 2)[..., None]
@@ -70,7 +70,7 @@ def _round_down_the_depth(t_DPB: Tensor, taken_DDP: Tensor, levels: int) -> None
 
 
 def _look_up_down_the_depth(t_DPB: Tensor, taken_DDP: Tensor, thresholds: Tensor, values_L: Tensor) -> None:
-    """Put levels in the place of projections, any thresholds and values."""
+    """Replace projections by levels, in place, for any thresholds and values."""
     for d in range(len(t_DPB)):
         level_PB = torch.bucketize(t_DPB[d], thresholds)
         t_DPB[d + 1 :].addcmul_(taken_DDP[d, d + 1 :, :, None], values_L[level_PB], value=-1)

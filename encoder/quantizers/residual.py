@@ -1,6 +1,6 @@
-"""Search in residual codebooks, layer after layer: greedy, or keeping the best few paths (a beam).
+"""Search in residual codebooks, layer by layer: greedy, or by beam search.
 
-Shapes: D layers, P groups beside each other, R codewords of M dimensions each, W paths of a beam.
+Shapes: D layers, P groups, R codewords of M dimensions each, W paths of a beam.
 |r - c|^2 = |r|^2 - 2 <r, c> + |c|^2, so a layer costs one matrix product and no [B, R, M] differences.
 """
 
@@ -11,12 +11,12 @@ _CELLS_AT_A_TIME = 1 << 22
 
 
 def nearest_paths(x_BPM: Tensor, words_DPRM: Tensor, beam: int) -> Tensor:
-    """Return the codewords whose sum is near to vectors: int64 [B, D * P], depth-major.
+    """Return the numbers of the codewords whose sums approximate vectors: int64 [B, D * P], depth-major.
 
     Args:
-        x_BPM: the vectors, [B, P, M], each group quantized by itself.
+        x_BPM: the vectors, [B, P, M]; each group is quantized independently.
         words_DPRM: the codebooks, [D, P, R, M].
-        beam: paths kept at every layer. 1 takes each layer's nearest codeword; R^(D-1) or more finds the nearest sum.
+        beam: paths kept at every layer. 1: each layer's nearest codeword; R^(D-1) or more: the nearest sum.
     """
     if beam == 1:
         return _greedy(x_BPM, words_DPRM)
@@ -25,7 +25,7 @@ def nearest_paths(x_BPM: Tensor, words_DPRM: Tensor, beam: int) -> Tensor:
 
 
 def take_words(words_PRM: Tensor, digits_BP: Tensor) -> Tensor:
-    """Return one layer's codewords of digits: [B, P, M]."""
+    """Look up one layer's codewords by digit: [B, P, M]."""
     groups_P = torch.arange(words_PRM.shape[0], device=digits_BP.device)
     return words_PRM[groups_P, digits_BP]
 
@@ -55,7 +55,7 @@ def _beam(x_BPM: Tensor, words_DPRM: Tensor, beam: int) -> Tensor:
     for words_PRM in words_DPRM:
         num_paths = residual_PBWM.shape[2]
         costs_PQR = _costs(residual_PBWM.reshape(groups, -1, width), words_PRM)
-        # The paths of one vector differ in what they have left over, which is part of the cost here.
+        # The paths of one vector have different residuals, so |r|^2 is part of the cost here.
         costs_PBWR = costs_PQR.view(groups, batch, num_paths, radix) + residual_PBWM.square().sum(-1, keepdim=True)
         kept = min(beam, num_paths * radix)
         best_PBW = costs_PBWR.flatten(2).topk(kept, largest=False).indices  # in rising order of cost

@@ -1,6 +1,6 @@
-"""Residual k-means: layers of k-means, each of what the ones before left over; nothing learned by gradient.
+"""Residual k-means: layers of k-means, each of the residual of the layers before; nothing learned by gradient.
 
-Source: paper section 2 (i). The network may still learn, straight through it, vectors that it quantizes well.
+Source: paper section 2 (i). By the straight-through gradient, the network still learns vectors that it quantizes well.
 """
 
 from typing import Literal

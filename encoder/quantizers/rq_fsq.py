@@ -1,8 +1,8 @@
-"""RQ-FSQ: layers of finite scalar quantization, each of what the ones before left over, in two readings.
+"""RQ-FSQ: layers of finite scalar quantization, each of the residual of the layers before, in two readings.
 
-Source: "Quantizing Intent", which names the method and gives no code. `scale`: a layer rounds the same dimensions at
-L^-depth of the first one's scale; all layers together are one even grid of L^depth cells, and a layer's digits are its
-digits in base L. `project`: a layer rounds new coordinates of what is left over, in a basis of its own that is learned.
+Source: "Quantizing Intent", which names the method without code. `scale`: a layer rounds the same dimensions at
+L^-depth of the first layer's scale. All layers together are one even grid of L^depth cells, and a layer's digits are
+the cell's digits in base L. `project`: a layer rounds coordinates of the residual in a learned basis of its own.
 """
 
 from abc import abstractmethod
@@ -29,17 +29,17 @@ class RqFsqConfig(QuantizerConfig):
 
     kind: Literal["rq_fsq"] = "rq_fsq"
     reading: Literal["scale", "project"] = "scale"
-    """`scale`: the same dimensions, ever finer. `project`: a learned basis for every layer."""
+    """`scale`: the same dimensions, finer with each layer. `project`: a learned basis for each layer."""
     levels: Annotated[int, Field(ge=2, le=256)] = 3
     """Levels L of every digit."""
     dims: Size = 5
-    """Digits of a layer."""
+    """Digits per layer."""
     depth: Size = 3
-    """Layers."""
+    """Number of layers."""
     latent_dim: Size | None = None
-    """Dimensions of the latent vector, at least `dims`; None, and in the reading `scale` always: `dims`."""
+    """Dimensions of the latent vector, at least `dims`. None: `dims`, as always in the reading `scale`."""
     bound: Bound = "clamp"
-    """What happens beyond the outermost level; `scale` bounds the vector, `project` every coordinate."""
+    """Treatment of values beyond the outermost level; `scale` bounds the vector, `project` every coordinate."""
     prefix_dropout: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the training rows that are decoded from a random prefix of layers (Matryoshka training)."""
 
@@ -57,7 +57,7 @@ class RqFsqConfig(QuantizerConfig):
 
 
 class RqFsq(Quantizer):
-    """What the two readings have in common."""
+    """Base of the two readings."""
 
     def __init__(self, config: RqFsqConfig) -> None:
         super().__init__()
@@ -82,15 +82,15 @@ class RqFsq(Quantizer):
 
     @abstractmethod
     def steps(self) -> tuple[float, ...]:
-        """Return every digit's step: the length of its codeword is the step times its level's value."""
+        """Return every digit's step: a codeword's length is the step times its level's value."""
 
     def values(self) -> tuple[float, ...]:
-        """Return what the levels stand for, where that is not q_l."""
+        """Return the levels' values, where they are not q_l."""
         return ()
 
 
 class ScaledRqFsq(RqFsq):
-    """Layer d rounds what is left over to q_l * s_d, s_d = L^-d / ((L-1)/2); h is bounded to [-1, 1] as in FSQ."""
+    """RQ-FSQ by scale: layer d rounds the residual to q_l * s_d, s_d = L^-d / ((L-1)/2); h is bounded as in FSQ."""
 
     scale_D: Tensor
     values_L: Tensor
@@ -100,7 +100,7 @@ class ScaledRqFsq(RqFsq):
         radius = (config.levels - 1) / 2
         scale_D = torch.tensor([config.levels**-depth / radius for depth in range(config.depth)], dtype=torch.float64)
         self.commitment_scale = 0.1
-        # All layers together are one scalar quantizer of L^depth levels (many are as good as all).
+        # All layers together are one scalar quantizer of L^depth levels (beyond 4096 the spread hardly changes).
         self.latent_spread = suited_spread(min(config.levels**config.depth, 4096), config.bound)
         self.register_buffer("scale_D", scale_D.float())
         self.register_buffer("values_L", centred_levels(config.levels).float())
@@ -120,7 +120,7 @@ class ScaledRqFsq(RqFsq):
         return torch.cat(digits, dim=1)
 
     def codewords(self) -> Tensor:
-        """Return each level's value on its own dimension: [digits, L, dims]."""
+        """Return each level's value in its own dimension: [digits, L, dims]."""
         value_DL = self.scale_D[:, None] * self.values_L
         axes_NN = torch.eye(self.config.dims, device=value_DL.device)
         return (value_DL[:, None, :, None] * axes_NN[None, :, None, :]).flatten(0, 1)
@@ -131,10 +131,10 @@ class ScaledRqFsq(RqFsq):
 
 
 class ProjectedRqFsq(RqFsq):
-    """Layer d has an offset b and a basis V [dims, H]; it rounds the coordinates z of r - b, r - b ~ z V, to levels.
+    """RQ-FSQ by projection: layer d, with offset b and basis V [dims, H], rounds the z of r - b ~ z V to levels.
 
-    The coordinates are those of least squares, by V's pseudo-inverse, so that V is all there is to learn, and the
-    codebook loss learns it; an encoding matrix of its own would have no gradient.
+    The coordinates z are the least-squares solution, by V's pseudo-inverse. So only V is learned, by the codebook loss;
+    a separate encoding matrix would have no gradient.
     """
 
     thresholds: Tensor
@@ -149,7 +149,7 @@ class ProjectedRqFsq(RqFsq):
         self.register_buffer("values_L", values.float())
 
     def encode(self, h_BH: Tensor) -> Tensor:
-        """Round the coordinates of what is left over, layer by layer: int64 [B, digits] in [0, L)."""
+        """Round the residual's coordinates, layer by layer: int64 [B, digits] in [0, L)."""
         residual_BH = at_least_float32(h_BH)
         inverse_DHN = torch.linalg.pinv(self.basis_DNH.detach())
         digits = []
@@ -159,23 +159,23 @@ class ProjectedRqFsq(RqFsq):
         return torch.cat(digits, dim=1)
 
     def codewords(self) -> Tensor:
-        """Return q_l times the basis' vectors; a layer's offset comes with its first digit: [digits, L, latent_dim]."""
+        """Return q_l times the basis vectors; a layer's first digit includes its offset: [digits, L, latent_dim]."""
         table_DNLH = self.basis_DNH[:, :, None] * self.values_L[:, None]
         is_first_N = torch.arange(self.config.dims, device=table_DNLH.device) == 0
         table_DNLH = table_DNLH + self.offset_DH[:, None, None] * is_first_N[:, None, None]
         return table_DNLH.flatten(0, 1)
 
     def steps(self) -> tuple[float, ...]:
-        """Return the lengths of the basis' vectors."""
+        """Return the lengths of the basis vectors."""
         return tuple(self.basis_DNH.detach().norm(dim=-1).flatten().tolist())
 
     def values(self) -> tuple[float, ...]:
-        """Return the centroids of a squashed line's cells."""
+        """Return the centroids of the cells of a squashed line."""
         return uneven_values(self.config.levels, self.config.bound)
 
     @torch.no_grad()
     def start(self, h_NH: Tensor, generator: torch.Generator) -> None:
-        """Set offsets to means and bases to leading principal axes, a step long each, of what is left over."""
+        """Set each layer's offset to the residuals' mean, and its basis to their principal axes, one step long each."""
         residual_NH = at_least_float32(h_NH)
         for depth in range(self.depth):
             mean_H = residual_NH.mean(0)
@@ -184,14 +184,14 @@ class ProjectedRqFsq(RqFsq):
             spread_N = variance_H[-self.config.dims :].flip(0).clamp(min=1e-12).sqrt()
             axes_NH = axes_HH.T[-self.config.dims :].flip(0)
             largest_N1 = axes_NH.abs().argmax(1, keepdim=True)
-            axes_NH = axes_NH * axes_NH.gather(1, largest_N1).sign()  # an axis has two senses; take one for good
+            axes_NH = axes_NH * axes_NH.gather(1, largest_N1).sign()  # fix the sign of the axis
             step_N1 = spread_N[:, None] * best_step(self.config.levels, self.config.bound)
             self.offset_DH[depth] = mean_H
             self.basis_DNH[depth] = (axes_NH * step_N1).to(self.basis_DNH)
             residual_NH = self._round(residual_NH, depth, torch.linalg.pinv(self.basis_DNH[depth]))[1]
 
     def _round(self, residual_BH: Tensor, depth: int, inverse_HN: Tensor) -> tuple[Tensor, Tensor]:
-        """Return one layer's levels, int64 [B, dims], and what they leave over, [B, H]."""
+        """Return one layer's levels, int64 [B, dims], and the residual, [B, H]."""
         centred_BH = residual_BH - self.offset_DH[depth]
         level_BN = torch.bucketize(centred_BH @ inverse_HN, self.thresholds)
         return level_BN, centred_BH - self.values_L[level_BN] @ self.basis_DNH[depth]

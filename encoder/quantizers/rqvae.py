@@ -21,9 +21,9 @@ class RqVaeConfig(ResidualCodebookConfig):
 
     kind: Literal["rqvae"] = "rqvae"
     update: Literal["gradient", "ema"] = "gradient"
-    """How codewords move: by the codebook loss, or to the moving average of the vectors that take them."""
+    """How codewords are updated: by the codebook loss, or to the moving average of the vectors assigned to them."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
-    """What a step leaves of the moving average (`ema` only)."""
+    """Decay of the moving average per step (`ema` only)."""
 
     def build(self) -> "RqVae":
         """Make the quantizer."""
@@ -31,7 +31,7 @@ class RqVaeConfig(ResidualCodebookConfig):
 
 
 class RqVae(Codebooks):
-    """Residual codebooks that learn; see the module's text."""
+    """Trainable residual codebooks; see the module's text."""
 
     average_count_DPR: Tensor
     average_sum_DPRM: Tensor
@@ -44,23 +44,23 @@ class RqVae(Codebooks):
         if config.update == "ema":
             self.register_buffer("average_count_DPR", torch.ones(self.codebook_DPRM.shape[:-1]))
             self.register_buffer("average_sum_DPRM", self.codebook_DPRM.detach().clone())
-        # As in `Usage`, this rank's own sums are no buffer.
+        # As in `Usage`, not a buffer: these are this rank's own sums.
         self._fresh_sum_DPRM: Tensor | None = None
 
     def start(self, h_NH: Tensor, generator: torch.Generator) -> None:
-        """Set the codebooks by k-means, and begin averages and counts anew."""
+        """Set the codebooks by k-means, and reset averages and counts."""
         super().start(h_NH, generator)
         self.usage.reset()
         self._renew_averages(torch.ones_like(self.codebook_DPRM[..., 0], dtype=torch.bool))
 
     @property
     def revives(self) -> bool:
-        """Codes may die at any depth."""
+        """Return True: codes may die at any depth."""
         return True
 
     @torch.no_grad()
     def revive(self, h_NH: Tensor, generator: torch.Generator) -> int:
-        """Set every code that no row took, since the last revival and in the sample, to what a row leaves over."""
+        """Set each code unused since the last revival and in the sample to the residual of a random row."""
         unused_DPR = (self.usage.counts_NR == 0).view(self.depth, self.groups, self.codes)
         dead_DPR = torch.zeros_like(unused_DPR)
         residual_NPM = self.blocks(h_NH)
@@ -79,7 +79,7 @@ class RqVae(Codebooks):
         return int(dead_DPR.sum())
 
     def observe(self, latent_BH: Tensor, digits_BN: Tensor) -> None:
-        """Count the codes that are taken and sum up the residuals that take them."""
+        """Count the assigned codes and sum the residuals assigned to them."""
         self.usage.note(digits_BN)
         if self.config.update == "ema":
             sum_DPRM = self._sums(self.blocks(latent_BH), digits_BN)
@@ -87,7 +87,7 @@ class RqVae(Codebooks):
 
     @torch.no_grad()
     def after_step(self, world: World) -> None:
-        """Settle the counts and, under `ema`, move every code to the average of the residuals that took it."""
+        """Reduce the counts over ranks and, under `ema`, move each code to the average of its assigned residuals."""
         count_NR = self.usage.settle(world)
         if self.config.update == "gradient":
             return
@@ -97,13 +97,13 @@ class RqVae(Codebooks):
         fading = 1 - self.config.ema_decay
         self.average_count_DPR.lerp_(count_NR.view_as(self.average_count_DPR).to(sum_DPRM), fading)
         self.average_sum_DPRM.lerp_(sum_DPRM, fading)
-        # A code that nobody takes keeps its place: both averages fade alike, but not below what can be divided.
+        # An unused code keeps its place: both averages decay equally, and the count is clamped before the division.
         alive_DPR1 = self.average_count_DPR[..., None] > 1e-6
         mean_DPRM = self.average_sum_DPRM / self.average_count_DPR[..., None].clamp(min=1e-6)
         self.codebook_DPRM.copy_(torch.where(alive_DPR1, mean_DPRM, self.codebook_DPRM))
 
     def _sums(self, residual_BPM: Tensor, digits_BN: Tensor) -> Tensor:
-        """Sum the residuals that each layer met by the code that they took: [D, P, R, M]."""
+        """Sum each layer's input residuals by assigned code: [D, P, R, M]."""
         sum_DPRM = torch.zeros_like(self.codebook_DPRM)
         for depth, digits_BP in enumerate(torch.split(digits_BN, self.groups, dim=1)):
             for group in range(self.groups):

@@ -1,8 +1,8 @@
-"""The scalar quantizer under every structured one: L levels on a line, and how their cells end.
+"""The scalar quantizer that the structured ones use: L levels on a line, and the borders of their cells.
 
-Level l stands for q_l = l - (L-1)/2. The bound says what happens beyond the outermost levels:
-`clamp` goes to the nearest level; `tanh` (FSQ) and `ifsq` (2*sigmoid(1.6 x) - 1) squash the line
-first, which makes the inner cells uneven, so that their values must be the cells' centroids.
+Level l has the value q_l = l - (L-1)/2. The bound decides the treatment of values beyond the outermost levels: `clamp`
+takes the nearest level; `tanh` (FSQ) and `ifsq` (2*sigmoid(1.6 x) - 1) squash the line first. Squashing makes the inner
+cells uneven, so their values must be the cells' centroids.
 
 Error on N(0, 1), each with its best step (`normal_mse`; tests/encoder/quantizers/test_scalar.py):
 
@@ -12,7 +12,7 @@ Error on N(0, 1), each with its best step (`normal_mse`; tests/encoder/quantizer
 | 8 | .0374 | .0375 | .0646 |
 | 64 | .0010 | .0007 | .0041 |
 
-`ifsq` is tanh(0.8 x): with the unit free they are one quantizer here, and differ in FSQ alone.
+`ifsq` is tanh(0.8 x): with a free unit the two are the same quantizer here, and differ only in FSQ.
 """
 
 import functools
@@ -36,28 +36,28 @@ _UNSQUASH: dict[Bound, Callable[[Tensor], Tensor]] = {
 
 def centred_levels(levels: int) -> Tensor:
     """Return q_l = l - (L-1)/2 for all levels, float64 [L]: {-1, 0, 1} at L=3."""
-    # On the host, wherever a quantizer is built: the borders are searched for with Python's numbers, and kept.
+    # On the CPU, whatever the default device: the search for borders uses Python numbers.
     return torch.arange(levels, dtype=torch.float64, device="cpu") - (levels - 1) / 2
 
 
 def squash(x: Tensor, bound: Bound) -> Tensor:
-    """Bring any real to [-1, 1] by the bound; `clamp` leaves it as it is, for rounding clamps."""
+    """Map any real to [-1, 1] by the bound; `clamp` leaves it as it is, because rounding clamps."""
     return x if bound == "clamp" else _SQUASH[bound](x)
 
 
 def uneven_values(levels: int, bound: Bound) -> tuple[float, ...]:
-    """Return what the levels decode to in steps, where that is not q_l: under a bound that squashes."""
+    """Return the levels' values in steps, where they are not q_l: under a squashing bound."""
     return () if bound == "clamp" else tuple(thresholds_and_values(levels, bound)[1].tolist())
 
 
 def thresholds_and_values(levels: int, bound: Bound) -> tuple[Tensor, Tensor]:
-    """Return the borders between the levels' cells and the value each level decodes to.
+    """Return the borders between the levels' cells and each level's value.
 
     Both are in units of the step, on the unsquashed line.
 
     Returns:
         thresholds float64 [L-1], rising; values float64 [L]: q_l for `clamp`, else the centroids
-        of the cells under N(0, 1), the line being squashed in the unit that gives the least error there.
+        of the cells under N(0, 1), with the line squashed in the unit of least error.
     """
     q_L = centred_levels(levels)
     middles = (q_L[1:] + q_L[:-1]) / 2
@@ -83,7 +83,7 @@ def best_step(levels: int, bound: Bound) -> float:
 
 
 def suited_spread(levels: int, bound: Bound) -> float:
-    """Return the deviation of a normal variable, before squashing, that even levels over [-1, 1] suit best."""
+    """Return the standard deviation of a normal variable, before squashing, that suits even levels over [-1, 1]."""
     if bound != "clamp":
         return 1 / _best_unit(levels, bound)
     return 2 / (levels - 1) / best_step(levels, bound)
@@ -91,7 +91,7 @@ def suited_spread(levels: int, bound: Bound) -> float:
 
 @functools.cache
 def _best_unit(levels: int, bound: Bound) -> float:
-    """Return the length that squashing takes for 1 when it suits N(0, 1) best."""
+    """Return the unit of length in which squashing suits N(0, 1) best."""
     thresholds = _unsquashed(levels, bound)
     if not thresholds.any():  # L=2: the only border is 0 in any unit
         return 1.0
@@ -99,23 +99,23 @@ def _best_unit(levels: int, bound: Bound) -> float:
 
 
 def _unsquashed(levels: int, bound: Bound) -> Tensor:
-    """Return the borders of even cells on the squashed line, as they lie on the unsquashed one."""
+    """Return the borders of even cells on the squashed line, mapped back to the unsquashed line."""
     q_L = centred_levels(levels)
     return _UNSQUASH[bound]((q_L[1:] + q_L[:-1]) / (levels - 1))
 
 
 def _centroids(thresholds: Tensor) -> Tensor:
-    """Return the centroids under N(0, 1) of cells that lie alike on both sides of 0."""
+    """Return the centroids under N(0, 1) of cells that are symmetric about 0."""
     mass, first, _ = _normal_moments(thresholds)
     lower = (len(thresholds) + 1) // 2
-    # Computed below 0, where small tail masses are exact. A cell too far out to have one: its end towards 0.
+    # Computed below 0, where small tail masses are exact. A cell without mass gets its border towards 0.
     below = torch.where(mass[:lower] > 0, first[:lower] / mass[:lower], thresholds[:lower])
     centre = below.new_zeros(1 - len(thresholds) % 2)
     return torch.cat([below, centre, -below.flip(0)])
 
 
 def _least(error: Callable[[float], float], low: float, high: float) -> float:
-    """Find where a function that has a single valley is least, by ternary search."""
+    """Find the minimum of a unimodal function, by ternary search."""
     for _ in range(100):
         left, right = low + (high - low) / 3, high - (high - low) / 3
         if error(left) < error(right):
@@ -126,7 +126,7 @@ def _least(error: Callable[[float], float], low: float, high: float) -> float:
 
 
 def _normal_moments(thresholds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return E[1], E[x] and E[x^2] of N(0, 1) over each of the cells that the thresholds cut."""
+    """Return E[1], E[x] and E[x^2] of N(0, 1) over each of the cells between the thresholds."""
     far = thresholds.new_tensor([40.0])
     edges = torch.cat([-far, thresholds, far])
     density = torch.exp(-(edges**2) / 2) / math.sqrt(2 * math.pi)

@@ -2,8 +2,8 @@
 
 Source: paper Eq. 1-4. A layer has K lines; line k has a unit direction u_k, an offset b_k and a
 step a_k > 0; its codewords are b_k + a_k * q_l * u_k. The latent vector is split into `groups`
-blocks (disjoint blocks are the paper's orthogonal codebooks); in each block `depth` layers
-quantize what the layers before have left over.
+blocks (disjoint blocks are the paper's orthogonal codebooks); in each block each of `depth` layers
+quantizes the residual of the layers before.
 """
 
 from typing import Annotated, Any, Literal, NamedTuple, Self
@@ -29,23 +29,23 @@ class StructuredConfig(QuantizerConfig):
 
     kind: Literal["structured"] = "structured"
     levels: Annotated[int, Field(ge=2, le=256)] = 3
-    """Levels L on a line."""
+    """Levels L per line."""
     lines: Size = 1
-    """Lines K of a layer."""
+    """Lines K per layer."""
     groups: Size = 3
-    """Blocks of the latent vector, quantized beside each other."""
+    """Blocks of the latent vector, quantized independently."""
     depth: Size = 5
-    """Layers in a block, each quantizing what the ones before left over."""
+    """Layers in a block, each quantizing the residual of the layers before."""
     group_dim: Size = 8
     """Dimensions of a block."""
     assign: Literal["line", "codeword"] = "line"
     """`line` is Eq. 2: nearest line, then level. `codeword` takes the nearest codeword."""
     bound: Bound = "clamp"
-    """What happens beyond the outermost level."""
+    """Treatment of values beyond the outermost level."""
     directions: Literal["pca", "random"] = "pca"
-    """Where directions start: principal axes of the first sample's residuals, or anywhere."""
+    """Initial directions: principal axes of the first sample's residuals, or random."""
     refits: Annotated[int, Field(ge=0, le=1000)] = 0
-    """Times that the start assigns its sample to a layer anew and refits the layer's lines in closed form."""
+    """Number of times that the start reassigns its sample to a layer and refits the layer's lines in closed form."""
     beam: Size = 1
     """Paths kept while encoding; 1 takes every layer's nearest line or codeword."""
     prefix_dropout: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -63,17 +63,17 @@ class StructuredConfig(QuantizerConfig):
 
     @property
     def knobs(self) -> Knobs:
-        """Levels, depth, groups and lines."""
+        """Return levels, depth, groups and lines."""
         return Knobs(self.levels, self.depth, self.groups, self.lines)
 
     def turned(self, knobs: Knobs) -> dict[str, Any]:
-        """Return the settings with other levels, depth and groups; groups part the latent vector, they do not add."""
+        """Return the settings with other levels, depth and groups; more groups make smaller blocks of one vector."""
         turned = {"levels": knobs.levels, "depth": knobs.depth, "groups": knobs.groups}
         return {**self.model_dump(), **turned, "group_dim": -(-self.groups * self.group_dim // knobs.groups)}
 
 
 class Codebook(NamedTuple):
-    """A codebook in use: unit directions u [D,P,K,M], offsets b [D,P,K,M], steps a [D,P,K]."""
+    """A normalized codebook: unit directions u [D,P,K,M], offsets b [D,P,K,M], steps a [D,P,K]."""
 
     u: Tensor
     b: Tensor
@@ -117,7 +117,7 @@ class Structured(Quantizer):
         return self.encode_by_residuals(h_BH)
 
     def encode_by_residuals(self, h_BH: Tensor) -> Tensor:
-        """Encode as the paper tells it, layer after layer; any K. The reference of the other."""
+        """Encode layer by layer, as in the paper; any K. The reference for `encode_by_one_product`."""
         residual_BPM = self._blocks(h_BH)
         book = self.codebook()
         digits = []
@@ -128,7 +128,7 @@ class Structured(Quantizer):
         return torch.cat(digits, dim=-1)
 
     def encode_by_one_product(self, h_BH: Tensor) -> Tensor:
-        """Encode with K=1 by one matrix product and a recursion on one number a digit (`recursion.py`)."""
+        """Encode with K=1 by one matrix product and a recursion on one number per digit (`recursion.py`)."""
         assert self.config.lines == 1
         layers = Layers(*(part.squeeze(2) for part in self.codebook()))
         even = self.config.bound == "clamp"
@@ -170,14 +170,14 @@ class Structured(Quantizer):
 
     @property
     def revives(self) -> bool:
-        """Lines may die where there are several."""
+        """Return whether a layer has several lines, which may die."""
         return self.config.lines > 1
 
     @torch.no_grad()
     def revive(self, h_NH: Tensor, generator: torch.Generator) -> int:
-        """Restart every line that no row took, since the last revival and in the sample, from the residuals it meets.
+        """Restart each line unused since the last revival and in the sample, from the sample's residuals at its layer.
 
-        Each is fitted to the N / K rows nearest to one at random.
+        Each is fitted to the N / K rows nearest to a random row.
         """
         if not self.revives:
             return 0
@@ -195,12 +195,12 @@ class Structured(Quantizer):
         return revived
 
     def observe(self, latent_BH: Tensor, digits_BN: Tensor) -> None:
-        """Count the codewords that are taken."""
+        """Count the assigned codewords."""
         if self.revives:
             self.usage.note(digits_BN)
 
     def after_step(self, world: World) -> None:
-        """Settle the counts."""
+        """Reduce the counts over ranks."""
         if self.revives:
             self.usage.settle(world)
 
@@ -221,7 +221,7 @@ class Structured(Quantizer):
         """Return the digit k * L + l of every block at one depth, [B, P].
 
         With x = r - b, |x|^2 = |r|^2 - 2 <r, b> + |b|^2 and <x, u> = <r, u> - <b, u>: one matrix product with all
-        offsets and directions, and no [B, P, K, M] differences. |r|^2 is every line's alike, and left out.
+        offsets and directions, and no [B, P, K, M] differences. |r|^2 is the same for every line, and left out.
         """
         u_PKM, b_PKM, a_PK = book.u[depth], book.b[depth], book.a[depth]
         both_PMK = torch.cat([u_PKM, b_PKM], dim=1).transpose(1, 2)
@@ -239,7 +239,7 @@ class Structured(Quantizer):
         return residual_NPM - take_words(self._words()[depth], digit_NP)
 
     def _start_lines(self, depth: int, group: int, x_NM: Tensor, generator: torch.Generator) -> None:
-        """Fit a layer's lines in one group to residuals: each to its cluster of a k-means, a single one to all."""
+        """Fit a layer's lines in one group to residuals: each to one k-means cluster, a single line to all residuals."""
         if self.config.lines == 1:
             self._restart_line(depth, group, 0, x_NM, generator)
             return
@@ -250,7 +250,7 @@ class Structured(Quantizer):
             self._fit_line(depth, group, line, own_NM if len(own_NM) > 1 else self._around(centre_M, x_NM), generator)
 
     def _restart_line(self, depth: int, group: int, line: int, x_NM: Tensor, generator: torch.Generator) -> None:
-        """Fit a line to the N / K residuals nearest to one at random."""
+        """Fit a line to the N / K residuals nearest to a random one."""
         centre_M = x_NM[int(torch.randint(len(x_NM), (1,), generator=generator))]
         self._fit_line(depth, group, line, self._around(centre_M, x_NM), generator)
 
@@ -264,7 +264,7 @@ class Structured(Quantizer):
         self._set_lines(depth, group, line, Line(offset_M, u_M, step))
 
     def _refit(self, depth: int, residual_NPM: Tensor) -> None:
-        """Assign residuals to a layer's codewords, and fit the layer's lines to those that took them."""
+        """Assign residuals to a layer's codewords, and fit each line to the residuals assigned to it."""
         digit_NP = self._nearest(residual_NPM, self.codebook(), depth)
         for group in range(self.config.groups):
             line_N, level_N = digit_NP[:, group] // self.config.levels, digit_NP[:, group] % self.config.levels

@@ -1,7 +1,7 @@
 """Top-k k-means: a vector's k nearest centroids, nearest first; nothing learned by gradient.
 
-The clustering baseline of ranking models: cluster ids as a bag of categories. Its vector is the nearest centroid; the
-other digits say what else is near, and add nothing.
+The clustering baseline of ranking models: cluster ids as a bag of categories. A SID decodes to the nearest centroid;
+the other digits name further near centroids and add nothing.
 """
 
 from typing import Annotated, ClassVar, Literal, Self
@@ -21,9 +21,9 @@ class TopkKmeansConfig(QuantizerConfig):
     not_searched: ClassVar[str] = "topk_kmeans decodes its first digit alone, there is nothing to search"
     kind: Literal["topk_kmeans"] = "topk_kmeans"
     clusters: Annotated[int, Field(ge=2, le=2**24)] = 1024
-    """Centroids."""
+    """Number of centroids."""
     k: Size = 1
-    """Nearest centroids that are named, a digit each."""
+    """Number of nearest centroids, one digit each."""
     latent_dim: Size = 32
     """Dimensions of the latent vector."""
 
@@ -39,7 +39,7 @@ class TopkKmeansConfig(QuantizerConfig):
 
 
 class TopkKmeans(Quantizer):
-    """The numbers of the k nearest centroids; see the module's text."""
+    """The quantizer to the k nearest centroids; see the module's text."""
 
     centroids_CH: Tensor
 
@@ -62,14 +62,15 @@ class TopkKmeans(Quantizer):
         return table_KCH
 
     def decode(self, digits_BN: Tensor, kept_BN: Tensor | None = None) -> Tensor:
-        """Return the nearest centroid, as the base does, without a table of k times the centroids."""
+        """Return the nearest centroid, as the base class does, without a table of k times the centroids."""
         h_hat_BH = self.centroids_CH[digits_BN[:, 0]]
         return h_hat_BH if kept_BN is None else h_hat_BH * kept_BN[:, :1]
 
     def sid_spec(self, fingerprint: str) -> SidSpec:
-        """Describe the digits: clusters beside each other in one layer, nearest first; a prefix is a smaller k.
+        """Describe the digits: k clusters in one layer, nearest first; a prefix is a smaller k.
 
-        In one layer, for none refines another; measured by depth, k of them would be decoded k times alike.
+        One layer, because no digit refines another: as k layers, evaluation by depth would decode the same vector k
+        times.
         """
         return SidSpec(
             quantizer=self.config.kind,

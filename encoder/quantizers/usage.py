@@ -1,4 +1,4 @@
-"""Which digits' values are in use: the measure by which dead codes and lines are found."""
+"""Usage counts of digit values, by which dead codes and lines are found."""
 
 import torch
 from torch import Tensor, nn
@@ -7,9 +7,9 @@ from sidestack.infra.distributed import World, sum_over_ranks
 
 
 class Usage(nn.Module):
-    """Counts how often each value of each digit was taken, over all ranks, since the last reset.
+    """Counts of each value of each digit, over all ranks, since the last reset.
 
-    One batch is no measure: of 256 codes, 256 rows leave more than a third out by chance.
+    One batch is not enough: by chance, 256 rows miss more than a third of 256 codes.
     """
 
     counts_NR: Tensor
@@ -17,7 +17,7 @@ class Usage(nn.Module):
     def __init__(self, digits: int, radix: int) -> None:
         super().__init__()
         self.register_buffer("counts_NR", torch.zeros(digits, radix, dtype=torch.int64))
-        # No buffer: it is this rank's own, and empty whenever a step is over.
+        # Not a buffer: it is this rank's own, and None between steps.
         self._fresh_NR: Tensor | None = None
 
     def note(self, digits_BN: Tensor) -> None:
@@ -26,7 +26,7 @@ class Usage(nn.Module):
         self._fresh_NR = counts_NR if self._fresh_NR is None else self._fresh_NR + counts_NR
 
     def settle(self, world: World) -> Tensor:
-        """Add up over ranks what was noted since the last call; give it, int64 [digits, radix]."""
+        """Sum over ranks the counts noted since the last call, and return them: int64 [digits, radix]."""
         fresh_NR = torch.zeros_like(self.counts_NR) if self._fresh_NR is None else self._fresh_NR
         self._fresh_NR = None
         fresh_NR = sum_over_ranks(world, fresh_NR)
@@ -34,7 +34,7 @@ class Usage(nn.Module):
         return fresh_NR
 
     def reset(self) -> None:
-        """Begin to count anew."""
+        """Reset the counts."""
         self.counts_NR.zero_()
 
 
