@@ -1,8 +1,8 @@
-"""A training that goes on from an earlier encoder, with the codebook frozen (the policy `refresh` of retraining).
+"""Training warm-started from an earlier encoder, with the codebook frozen (the policy `refresh` of retraining).
 
-Fusion network, signal encoders and decoders start from the earlier weights and train on; the quantizer stays as it was,
-bit for bit. A code therefore stands for the same vector as before, and the SIDs are of the same generation: rankers,
-tables and codebooks that were made for the earlier encoder's SIDs fit the refreshed encoder's too.
+Fusion network, signal encoders and decoders start from the earlier weights and continue training; the quantizer stays
+bit for bit the same. A code therefore decodes to the same vector as before, and the SIDs are in the same generation:
+rankers, tables and codebooks made for the earlier encoder's SIDs also fit the refreshed encoder's.
 """
 
 from pathlib import Path
@@ -19,13 +19,13 @@ from sidestack.infra.errors import ConfigError
 
 
 def open_start(path: Path, config: EncoderConfig, signals: SignalSpec) -> EncoderBundle:
-    """Load the encoder that a training starts from, and compare it with what is to be trained.
+    """Load the encoder that a training starts from, and compare it with the encoder to be trained.
 
     Args:
-        path: the output of its stage. config: the settings of the training. signals: what it takes of the dataset.
+        path: the output of its stage. config: the training's settings. signals: the signals it takes from the dataset.
 
     Raises:
-        ConfigError: signals, sizes or quantizer are not the earlier encoder's; names all that differs.
+        ConfigError: signals, sizes or quantizer differ from the earlier encoder's; names all differences.
         DataError, SpecError: see `load_bundle`.
     """
     bundle = load_bundle(path, torch.device("cpu"))
@@ -44,16 +44,16 @@ def open_start(path: Path, config: EncoderConfig, signals: SignalSpec) -> Encode
 
 
 def load_start(model: VQFusion, start: EncoderBundle) -> None:
-    """Give a network the earlier weights, and freeze its codebook."""
+    """Load the earlier weights into a network, and freeze its codebook."""
     model.load_state_dict(start.model.state_dict())
     model.quantizer.freeze()
 
 
 def _fixed(config: EncoderConfig, signals: SignalSpec) -> dict[str, Any]:
-    """Return what a refresh must leave as it was, by the names that users know."""
+    """Return the settings that a refresh must not change, by the names that users see."""
     return {
         "encoder.entity": signals.entity,
-        "encoder.signals": ", ".join(signals.names),  # the network's parts are in this order
+        "encoder.signals": ", ".join(signals.names),  # the order of the network's parts
         **{f"dimensions of {name}": dim for name, dim in signals.embeddings.items()},
         **{f"values of {name}": number for name, number in signals.categoricals.items()},
         **{f"encoder.network.{name}": value for name, value in plain(config.network).items()},

@@ -1,9 +1,9 @@
 """Encoding by search: digits refined by coordinate descent through the decoder.
 
-Rounding takes the digits whose codewords are nearest in the latent space; what counts is how well
-the decoder gives the signals back. So each digit in turn tries other values, the rest held, and
-keeps the one of least loss; a few passes over the digits are enough. Nothing is trained anew. The
-price is rounds x digits x candidates runs of the decoder an item.
+Rounding takes the digits whose codewords are nearest in the latent space, but what matters is how well the decoder
+reconstructs the signals. So each digit in turn tries other values, with the rest fixed, and keeps the value of least
+loss; a few passes over the digits are enough. Nothing is retrained. The cost is rounds x digits x candidates decoder
+runs per item.
 """
 
 from collections.abc import Callable
@@ -23,15 +23,15 @@ def searched(
     digits_BN: Tensor,
     config: SearchConfig,
 ) -> tuple[Tensor, Tensor]:
-    """Refine digits by coordinate descent on a loss of the vectors that they stand for.
+    """Refine digits by coordinate descent on a loss of the vectors that they decode to.
 
     A digit changes only where another value is strictly better, so the loss never rises.
 
     Args:
-        quantizer: its codewords are what a digit can be.
-        losses_of: judges candidates: [B, C, latent_dim], C for each row, to their losses [B, C].
-        h_BH: the latent vectors, bounded. digits_BN: where to start.
-        config: how far.
+        quantizer: provides the codewords.
+        losses_of: maps C candidates for each row, [B, C, latent_dim], to their losses [B, C].
+        h_BH: the latent vectors, bounded. digits_BN: the initial digits.
+        config: the extent of the search.
 
     Returns:
         digits int64 [B, digits], and their loss [B].

@@ -1,7 +1,7 @@
 """The code of the MLflow model that `encoder.export` saves ("models from code").
 
 MLflow runs this file, with the model's configuration, when it saves and when it loads the model;
-nothing imports it. There is no pickle: the weights are the bundle's safetensors, an artifact.
+nothing imports it. There is no pickle: the weights are an artifact, the bundle's safetensors.
 """
 
 from pathlib import Path
@@ -19,10 +19,10 @@ CONFIG = parse(ServedConfig, ModelConfig().to_dict(), "the served model's config
 
 
 class SidModel(PythonModel):  # type: ignore[misc]
-    """Signals in, SIDs and digits out."""
+    """An MLflow model that maps signals to SIDs and digits."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Load the weights and hold them against the SIDs' fingerprint."""
+        """Load the weights and check them against the SIDs' fingerprint."""
         self._answers = load_answers({name: Path(path) for name, path in context.artifacts.items()}, plain(CONFIG))
 
     def predict(self, model_input: list[BaseModel]) -> list[ServedSid]:

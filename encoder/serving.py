@@ -1,9 +1,9 @@
-"""The encoder behind a request: items as plain values in, SIDs and digits out, each fault named.
+"""Serve an encoder: items as plain values in, SIDs and digits out; errors name the item, signal and rule.
 
-Nothing here knows of MLflow (`encoder/served_model.py` does). An item is a mapping from signal to
-value; a signal that is absent or null is missing, as in the items table. The SIDs are those that
-`materialize` writes: same weights, same packing, embeddings rounded as the tables store them, and
-the last bits of a whole block of rows even where one item is asked for (`exact_rows`).
+This module does not depend on MLflow (`encoder/served_model.py` does). An item is a mapping from signal to value; a
+signal that is absent or null is missing, as in the items table. The SIDs are those that `materialize` writes: same
+weights, same packing, embeddings rounded as the tables store them, and for a single item the same last bits as in a
+whole block of rows (`exact_rows`).
 """
 
 import math
@@ -30,30 +30,30 @@ Item = Mapping[str, Any]
 ServedSid = dict[str, Any]
 
 EXACT_IN_JSON = 2**53
-"""Integers below this are exact for every reader of JSON; many hold a number as a double."""
+"""Integers below this are exact in every JSON reader; many read numbers as doubles."""
 
 BEYOND_FLOAT32 = 1e39
-"""Numbers as large as this, or larger, are not finite in float32."""
+"""Numbers of at least this size are not finite in float32."""
 
 _FEW = (16, 64)
-"""Blocks that are tried for few items, see `exact_rows`; 16 rows cost little more than one."""
+"""Block sizes to try for few items, see `exact_rows`; 16 rows cost little more than one."""
 
 
 class ServedConfig(Config):
-    """What the served model is told beside its weights."""
+    """The served model's configuration, besides its weights."""
 
     signals: SignalSpec
     spec: SidSpec
-    """Of the tables: packing and fingerprint."""
+    """The tables' spec, with packing and fingerprint."""
     stored: dict[str, Precision]
     """Precision in which the tables store each embedding. A request's numbers are rounded to it, so
     that an item gets the SID it would have if it were in the tables."""
     max_items: PositiveInt
-    """The most items a request may hold."""
+    """Maximum number of items per request."""
 
 
 def sid_is_text(spec: SidSpec) -> bool:
-    """Whether ids are given as decimal text, because some are beyond what JSON carries exactly."""
+    """Return whether ids are returned as decimal text, because some are too large to be exact in JSON."""
     first = 1 if spec.packing == "paper_eq5" else 0
     return bool(spec.radix ** (max(spec.chunk_sizes) + first) > EXACT_IN_JSON)
 
@@ -61,11 +61,11 @@ def sid_is_text(spec: SidSpec) -> bool:
 def item_type(signals: SignalSpec) -> type[BaseModel]:
     """Make the type of a request's item, from which MLflow reads the signature.
 
-    It declares types and checks none, and takes keys it does not know: the rules are those of
-    `ServedEncoder`, whose messages do not repeat the whole input.
+    It declares types without checking them, and accepts unknown keys: `ServedEncoder` checks items, with messages that
+    do not repeat the whole input.
 
     Raises:
-        DataError: a signal has a name that no field of a pydantic model may have.
+        DataError: a signal's name is not allowed for a field of a pydantic model.
     """
     for name in signals.names:
         if name.startswith("_") or (name.startswith("model_") and hasattr(BaseModel, name)):
@@ -73,12 +73,12 @@ def item_type(signals: SignalSpec) -> type[BaseModel]:
     fields: dict[str, Any] = {name: (_unchecked(list[float]), None) for name in signals.embeddings}
     fields |= {name: (_unchecked(int), None) for name in signals.categoricals}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a signal may be called "copy", though models have a method of that name
+        warnings.simplefilter("ignore")  # a signal may be called "copy", which is also a method of models
         return create_model("Item", __config__=ConfigDict(extra="allow", protected_namespaces=()), **fields)
 
 
 def answer_type(spec: SidSpec) -> type[BaseModel]:
-    """Make the type of an answer: the SID columns of the items table, and the digits; all null for a null SID."""
+    """Make the type of an answer: the items table's SID columns, and the digits; all null for a null SID."""
     sid: Any = str if sid_is_text(spec) else int
     fields: dict[str, Any] = {name: (_unchecked(sid), None) for name in content_columns(spec)}
     return create_model("Answer", **fields, digits=(_unchecked(list[int]), None))
@@ -89,7 +89,7 @@ def _unchecked(kind: Any) -> Any:
 
 
 def require_same_encoder(encoder: SidSpec, sids: SidSpec) -> None:
-    """Check that SIDs are of the generation of the encoder that is to be served, which may have been refreshed since.
+    """Check that SIDs are in the generation of the encoder to serve, which may have been refreshed since.
 
     Raises:
         SpecError: names both fingerprints.
@@ -102,7 +102,7 @@ def require_same_encoder(encoder: SidSpec, sids: SidSpec) -> None:
 
 
 class ServedEncoder:
-    """An encoder that answers requests. It keeps no state between them, so threads may share it."""
+    """An encoder that answers requests. It has no state between requests, so threads may share it."""
 
     def __init__(self, bundle: EncoderBundle, config: ServedConfig) -> None:
         """Take a loaded bundle.
@@ -137,7 +137,7 @@ class ServedEncoder:
         """Return the SIDs of items, int64 [N, chunks]; `NULL` where an item has no signal.
 
         Args:
-            items: at least one. places: what messages call each.
+            items: at least one. places: the name of each in messages.
 
         Raises:
             DataError: names item, signal and rule.
@@ -145,7 +145,7 @@ class ServedEncoder:
         return self._ids(served_batch(items, self._config.signals, self._config.stored, places))
 
     def _ids(self, batch: SignalBatch) -> npt.NDArray[np.int64]:
-        """Return the SIDs that `encode` gives, for few items by a block of few rows."""
+        """Return the SIDs that `encode` computes; few items are encoded in a small block."""
         block_rows = self._few if len(batch) <= self._few else BLOCK_ROWS
         return encode(self._bundle, self._config.spec, batch, block_rows)
 
@@ -157,7 +157,7 @@ class ServedEncoder:
 def load_answers(
     artifacts: Mapping[str, Path], config: Mapping[str, Any]
 ) -> Callable[[Sequence[Any]], list[ServedSid]]:
-    """Load an exported encoder, and return what answers items; see `ServedEncoder.answers`.
+    """Load an exported encoder, and return the function that answers items; see `ServedEncoder.answers`.
 
     Args:
         artifacts: the bundle's files, by name. config: a `ServedConfig`, as plain data.
@@ -170,14 +170,13 @@ def load_answers(
 
 
 def exact_rows(bundle: EncoderBundle) -> int:
-    """Find how few rows the network may take at a time and still give what `BLOCK_ROWS` rows give, to the last bit.
+    """Find the smallest block of rows for which the network's result is bit-identical to that with `BLOCK_ROWS` rows.
 
-    A matrix product may add in another order for fewer rows, and a last bit decides a code on a
-    border. Which order it takes does not depend on the numbers: where it is another one, some of
-    256 rows of random numbers differ.
+    A matrix product may sum in another order for fewer rows, and the last bit decides a code on a border. The order
+    does not depend on the numbers: if it is another one, some of 256 rows of random numbers differ.
 
     Returns:
-        one of `_FEW`, or BLOCK_ROWS where none of them does.
+        one of `_FEW`, or BLOCK_ROWS if none of them is bit-identical.
     """
     batch = _random_batch(bundle.signals, torch.Generator().manual_seed(0))
     with torch.inference_mode(), one_thread():
@@ -204,11 +203,11 @@ def _random_batch(signals: SignalSpec, generator: torch.Generator) -> SignalBatc
 def served_batch(
     items: Sequence[Item], signals: SignalSpec, stored: Mapping[str, Precision], places: Sequence[str] | None = None
 ) -> SignalBatch:
-    """Turn items into tensors.
+    """Convert items to tensors.
 
     Args:
-        items: their signals. signals: what the model takes. stored: precision of each embedding, see `ServedConfig`.
-        places: what messages call each item; by default ``inputs[0]`` and so on.
+        items: their signals. signals: the model's. stored: precision of each embedding, see `ServedConfig`.
+        places: the name of each item in messages; by default ``inputs[0]`` and so on.
 
     Raises:
         DataError: a signal is unknown, of a wrong type or dimension, not finite, or out of range.
@@ -242,8 +241,8 @@ def _embeddings(values: list[Any], name: str, dim: int, stored: str, places: Seq
     for row, value in enumerate(values):
         if value is not None:
             x_ND[row] = _vector(value, f"{places[row]}.{name}", dim)
-    with np.errstate(over="ignore"):  # told below
-        # By way of float32, in which embeddings are computed: rounding twice is not rounding once.
+    with np.errstate(over="ignore"):  # reported below
+        # Rounded through float32, the dtype that embeddings are computed in: rounding twice is not rounding once.
         rounded_ND = x_ND.astype(np.float32).astype(stored).astype(np.float32)
     wrong = np.argwhere(~np.isfinite(rounded_ND))
     if len(wrong):
@@ -259,7 +258,7 @@ def _vector(value: Any, where: str, dim: int) -> npt.NDArray[Any]:
         raise DataError(f"{where}: must be a list of {dim} numbers, is {short(value)}")
     if len(value) != dim:
         raise DataError(f"{where}: has {len(value)} numbers, must have {dim}")
-    # Without a type given, numpy keeps text, null and nested lists apart from numbers.
+    # Without an explicit dtype, numpy keeps text, null and nested lists distinct from numbers.
     try:
         x_D = np.asarray(value)
     except ValueError:
@@ -273,7 +272,7 @@ def _vector(value: Any, where: str, dim: int) -> npt.NDArray[Any]:
 
 
 def _categoricals(values: list[Any], name: str, cardinality: int, places: Sequence[str]) -> npt.NDArray[np.int64]:
-    """Return int64 [N], 0 where a value is None; 3.0 counts as 3, for some writers of JSON know only doubles."""
+    """Return int64 [N], 0 where a value is None; 3.0 counts as 3, because some JSON writers have only doubles."""
     ids_N = np.zeros(len(values), np.int64)
     for row, value in enumerate(values):
         if value is None:

@@ -1,7 +1,7 @@
-"""The frozen codebook that lies beside a dataset's SID columns: what every digit of an id stands for, as a vector.
+"""The frozen codebook stored with a dataset's SID columns: the vector of each value of each digit.
 
-Part of the contract between encoder and ranker, like `encoder.sid`: a SID of one line a layer is unpacked from its
-spec alone, one of codewords without order needs them.
+Part of the contract between encoder and ranker, like `encoder.sid`: a SID with one line per layer is unpacked by its
+spec alone; a SID of unordered codewords needs the codebook.
 """
 
 from pathlib import Path
@@ -23,7 +23,7 @@ def write_codebook(dataset: Path, spec: SidSpec, codewords_DRH: Tensor) -> None:
 
     Args:
         dataset: the dataset's directory. spec: the whole SID's spec.
-        codewords_DRH: what every value of every digit adds to the latent vector, [digits, radix, latent_dim].
+        codewords_DRH: the vector that each value of each digit adds to h_hat, [digits, radix, latent_dim].
     """
     assert codewords_DRH.shape[:2] == (spec.digits, spec.radix)
     path = _file(dataset, spec)
@@ -35,7 +35,7 @@ def read_codebook(dataset: Path, spec: SidSpec) -> Tensor:
     """Read the codebook of a set of SIDs: float32 [digits, radix, latent_dim].
 
     Raises:
-        DataError: there is none, or it cannot be read. SpecError: it is another encoder's.
+        DataError: there is no codebook, or it cannot be read. SpecError: it is another encoder's.
     """
     path = _file(dataset, spec)
     try:

@@ -1,7 +1,7 @@
-"""A set of SIDs described in plain JSON, for readers in any language: `sids/<set>/sid.json`.
+"""The description of a set of SIDs in plain JSON, for readers in any language: `sids/<set>/sid.json`.
 
-It says what the digits are, how they become ids, and which columns hold which digits, with an example to test a reader
-against. The same spec is in every file of SIDs as the key-value `sidestack.sid.<column>`.
+It describes the digits, their packing into ids, and the digits in each column, with an example for testing a reader.
+The same spec is in every file of SIDs as the key-value `sidestack.sid.<column>`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from sidestack.encoder.sid.spec import SidSpec
 from sidestack.infra.config import VERSION, Config
 
 FOLDER = "sids"
-"""The folder that has one of its own for each set."""
+"""The folder with one subfolder per set."""
 _FILE = "sid.json"
 
 _RULES: Mapping[Packing, str] = {
@@ -32,16 +32,16 @@ _RULES: Mapping[Packing, str] = {
 
 
 class SidColumn(Config):
-    """One int64 column of a set, or column of lists of int64."""
+    """One column of a set, of int64 or of lists of int64."""
 
     table: str
-    """The table whose rows it belongs to."""
+    """The table that it is row-aligned with."""
     first_digit: int
-    """The number of the first digit that it holds, from 0."""
+    """The index of the first digit that it holds, from 0."""
     digits: int
-    """How many it holds."""
+    """The number of digits that it holds."""
     example: str
-    """The id that it holds for the example's digits, as decimal text: many readers of JSON keep 53 bits of a number."""
+    """The id of the example's digits in this column, as decimal text: many JSON readers keep 53 bits of a number."""
 
 
 class SidFile(Config):
@@ -55,9 +55,9 @@ class SidFile(Config):
     radix: int
     """Values a digit can take: levels * lines."""
     rule: str
-    """How digits become an id, and an id digits."""
+    """How digits are packed into an id, and an id is unpacked."""
     example: tuple[int, ...]
-    """The digits of a made-up SID, whose ids the columns tell."""
+    """The digits of a made-up SID; `SidColumn.example` has its ids."""
     columns: dict[str, SidColumn]
 
 
@@ -65,7 +65,7 @@ def describe(spec: SidSpec, tables: Mapping[str, Sequence[str]]) -> SidFile:
     """Return the description of a set.
 
     Args:
-        spec: of the whole SID. tables: the set's columns, by the table whose rows they belong to.
+        spec: of the whole SID. tables: the set's columns, by the table that they are row-aligned with.
     """
     specs = {**content_columns(spec), **event_columns(spec)}
     example = torch.arange(1, spec.digits + 1) % spec.radix

@@ -1,7 +1,7 @@
-"""The map from id to SID on disk: a file beside the SID columns of each part of the items or users.
+"""The map from id to SID on disk: a file next to the SID columns of each part of the items or users.
 
-A billion items are 8 GB a column, so the map is a memory-mapped file: what a process holds of it
-is up to the page cache, not to the table's size.
+A billion items are 8 GB per column, so the map is a memory-mapped file: a process's memory depends on the page cache,
+not on the table's size.
 """
 
 import functools
@@ -22,17 +22,17 @@ Ids = npt.NDArray[np.int64]
 MAP_FILE = "map.int64"
 """The map's name in a part's partition of SIDs."""
 NULL = -1
-"""Stands for a null SID in the map; ids are never negative."""
+"""The value of a null SID in the map; ids are never negative."""
 
 _BYTES = 8
 _ROWS_AT_A_TIME = 1 << 18
 _DISTINCT_AT_A_TIME = 1 << 20
 _MIX = np.uint64(0x9E3779B97F4A7C15)
-"""2^64 over the golden ratio: the high bits of a product with it are scattered, whatever ids have in common."""
+"""2^64 / golden ratio: multiplying by it scatters the high bits, whatever pattern the ids have."""
 
 
 class SidMap:
-    """int64 [rows, chunks] in a file, `NULL` where an item or user has no SID."""
+    """A file of int64 [rows, chunks], `NULL` where an item or user has no SID."""
 
     def __init__(self, path: Path, rows: int, chunks: int) -> None:
         self.path = path
@@ -40,7 +40,7 @@ class SidMap:
         self.chunks = chunks
 
     def create(self) -> None:
-        """Make the file, in its full size, so that every rank can write into its own part."""
+        """Create the file in its full size, so that every rank can write its own part."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("wb") as file:
             file.truncate(self.rows * self.chunks * _BYTES)
@@ -48,7 +48,7 @@ class SidMap:
     def write(self, start: int, ids_NC: Ids) -> None:
         """Write the SIDs of the items from `start` on.
 
-        By pwrite, not through the mapping: a full disk is then an error, not a killed process.
+        With pwrite, not through the mapping: a full disk then raises an error instead of killing the process.
         """
         assert ids_NC.dtype == np.int64 and ids_NC.shape[1] == self.chunks
         handle = os.open(self.path, os.O_WRONLY)
@@ -62,10 +62,10 @@ class SidMap:
 
 
 class SidCounts(NamedTuple):
-    """How a table's SIDs are shared.
+    """Counts of a table's null, distinct and unshared SIDs.
 
     Attributes:
-        null: rows without a SID. distinct: different SIDs. alone: rows that share their whole SID with no other.
+        null: rows without a SID. distinct: distinct SIDs. alone: rows that share their whole SID with no other row.
     """
 
     null: int
@@ -77,8 +77,8 @@ class SidMaps:
     """The maps of all parts, read as one: id -> SID.
 
     Args:
-        parts: for each part its first id, how many ids it brings, and its map's file; in order of ids.
-        chunks: columns that a SID takes.
+        parts: for each part its first id, the number of ids it adds, and its map's file; in order of ids.
+        chunks: number of columns per SID.
     """
 
     def __init__(self, parts: Sequence[tuple[int, int, Path]], chunks: int) -> None:
@@ -100,13 +100,13 @@ class SidMaps:
         return sids_NC
 
     def count(self, folder: Path) -> SidCounts:
-        """Count null, different and unshared SIDs, in bounded memory.
+        """Count null, distinct and unshared SIDs, in bounded memory.
 
-        The SIDs are shared out by a hash into files small enough to be sorted; equal SIDs meet in one file.
-        Everything is read, and where it does not fit written, once.
+        A hash distributes the SIDs over files small enough to be sorted; equal SIDs are in the same file.
+        All SIDs are read once and, if they do not fit in memory, written once.
 
         Args:
-            folder: for these files, which are removed again.
+            folder: for these files, which are removed afterwards.
         """
         shares = -(-self.rows // _DISTINCT_AT_A_TIME)
         files = [folder / f"sids.share-{share}" for share in range(shares)]
@@ -126,7 +126,7 @@ class SidMaps:
 
     def pieces(self) -> Iterator[Ids]:
         """Yield the SIDs in the order of ids, int64 [rows, chunks] each, read a bounded number of rows at a time."""
-        # Read, not mapped: pages of a mapping count as this process's memory.
+        # Read, not mapped: the pages of a mapping count as this process's memory.
         for _, all_rows, path in self._parts:
             with path.open("rb") as file:
                 for start in range(0, all_rows, _ROWS_AT_A_TIME):
@@ -139,7 +139,7 @@ def sid_maps(store: Path, parts: Sequence[PartitionEntry], chunks: int) -> SidMa
 
     Args:
         store: the directory of the partitions. parts: of one set and generation, in order.
-        chunks: columns that a SID takes.
+        chunks: number of columns per SID.
     """
     for entry in parts:
         _require_whole(store / entry.path, entry.digest)
@@ -147,7 +147,7 @@ def sid_maps(store: Path, parts: Sequence[PartitionEntry], chunks: int) -> SidMa
     return SidMaps(files, chunks)
 
 
-@functools.cache  # a part's map is opened once for each part after it
+@functools.cache  # a part's map is opened again for each later part
 def _require_whole(partition: Path, digest: str) -> None:
     """Check all bytes of a partition's map."""
     if verify_file(partition, MAP_FILE).digest != digest:
@@ -155,21 +155,21 @@ def _require_whole(partition: Path, digest: str) -> None:
 
 
 def _at_most_twice(ids_NC: Ids) -> Ids:
-    """Sort SIDs and keep at most two of each: enough to tell the different ones, and those that are shared."""
-    # Nearly every SID is one number; sorting those is many times faster than np.unique, which hashes, and than rows.
+    """Sort SIDs and keep at most two of each: enough to count the distinct and the shared ones."""
+    # Nearly every SID is one number. Sorting numbers is many times faster than np.unique, which hashes, or lexsort.
     sorted_NC = np.sort(ids_NC, axis=0) if ids_NC.shape[1] == 1 else ids_NC[np.lexsort(ids_NC.T)]
     return sorted_NC[_differ_from_before(sorted_NC, 2)]
 
 
 def _differ_from_before(sorted_NC: Ids, places: int) -> npt.NDArray[np.bool_]:
-    """Return whether each SID differs from the one so many places before it."""
+    """Return whether each SID differs from the one `places` before it."""
     differ_N = np.ones(len(sorted_NC), bool)
     differ_N[places:] = (sorted_NC[places:] != sorted_NC[:-places]).any(axis=1)
     return differ_N
 
 
 def _share_out(ids_NC: Ids, files: Sequence[Path]) -> None:
-    """Append each SID to the file that its first number's hash gives."""
+    """Append each SID to the file chosen by the hash of its first number."""
     mixed_N = ids_NC[:, 0].astype(np.uint64) * _MIX >> np.uint64(40)
     share_N = (mixed_N % np.uint64(len(files))).astype(np.uint16 if len(files) <= 2**16 else np.int64)
     order_N = np.argsort(share_N, kind="stable")

@@ -1,4 +1,4 @@
-"""Content signals: which ones an encoder takes, and rows of the items or users as tensors."""
+"""Content signals: the signals that an encoder takes, and rows of the items or users as tensors."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from sidestack.infra.tables import DatasetSpec, Entity
 CATEGORICAL_WEIGHT = 0.1
 
 Precision = Literal["float16", "float32", "float64"]
-"""In which a table stores an embedding."""
+"""The precision in which a table stores an embedding."""
 
 TensorMap = Callable[[Tensor], Tensor]
 
@@ -30,7 +30,7 @@ class SignalSpec(Config):
     """The signals an encoder takes, in the order of its network's parts."""
 
     entity: Entity = "item"
-    """Whose signals they are."""
+    """The entity that has these signals."""
     embeddings: dict[str, int]
     """Embedding signals: name -> dimensions."""
     categoricals: dict[str, int]
@@ -45,12 +45,12 @@ class SignalSpec(Config):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns of the items or users that hold them, and the ids."""
+        """The columns of the items or users that hold the signals, and the id column."""
         return (self.id_column, *self.names)
 
     @property
     def id_column(self) -> str:
-        """The column with the ids."""
+        """The name of the id column."""
         return f"{self.entity}_id"
 
     def require(self, spec: DatasetSpec, path: Path) -> None:
@@ -67,10 +67,10 @@ class SignalSpec(Config):
 
 
 def chosen_signals(weights: Mapping[str, float], spec: DatasetSpec, entity: Entity = "item") -> SignalSpec:
-    """Choose signals of a dataset's items or users by their weights; none given means all.
+    """Choose signals of a dataset's items or users by their weights; empty weights mean all signals.
 
     Raises:
-        ConfigError: a name is no signal of the dataset, or there is no signal at all.
+        ConfigError: a name is not a signal of the dataset, or there is no signal at all.
     """
     content = spec.content(entity)
     if not weights:
@@ -110,7 +110,7 @@ class SignalBatch:
 
     @property
     def any_present(self) -> Tensor:
-        """Whether a row has any signal at all: bool [B]; without one it gets a null SID."""
+        """Whether each row has any signal, bool [B]; a row without signals gets a null SID."""
         return torch.stack(list(self.present.values())).any(0)
 
     def to(self, device: torch.device) -> "SignalBatch":
@@ -118,19 +118,19 @@ class SignalBatch:
         return self._mapped(lambda x: x.to(device))
 
     def padded(self, rows: int) -> "SignalBatch":
-        """Append rows without signals up to a number of rows."""
+        """Append rows without signals, up to a total of `rows`."""
         missing = rows - len(self)
         if not missing:
             return self
         return self._mapped(lambda x: torch.cat([x, x.new_zeros(missing, *x.shape[1:])]))
 
     def blocks(self, rows: int) -> Iterator["SignalBatch"]:
-        """Cut into blocks of so many rows; the last may be shorter."""
+        """Split into blocks of `rows` rows; the last may be shorter."""
         for start in range(0, len(self), rows):
             yield self.sliced(start, start + rows)
 
     def sliced(self, start: int, stop: int) -> "SignalBatch":
-        """Return the rows from `start` to before `stop`."""
+        """Return the rows in [start, stop)."""
         return self._mapped(lambda x: x[start:stop])
 
     def with_present(self, present: dict[str, Tensor]) -> "SignalBatch":
@@ -138,7 +138,7 @@ class SignalBatch:
         return SignalBatch(self.embeddings, self.categoricals, present)
 
     def repeated(self, times: int) -> "SignalBatch":
-        """Return every row so many times, its copies beside each other."""
+        """Repeat every row `times` times, with its copies adjacent."""
         return self._mapped(lambda x: x.repeat_interleave(times, 0))
 
     def _mapped(self, function: TensorMap) -> Self:
@@ -147,7 +147,7 @@ class SignalBatch:
 
 
 def signal_batch(table: pa.Table, signals: SignalSpec) -> SignalBatch:
-    """Turn rows of items or users into tensors; the table must have passed `signal_check`."""
+    """Convert rows of items or users to tensors; the table must have passed `signal_check`."""
     embeddings, categoricals, present = {}, {}, {}
     for name, dim in signals.embeddings.items():
         column = table[name].combine_chunks()
@@ -161,7 +161,7 @@ def signal_batch(table: pa.Table, signals: SignalSpec) -> SignalBatch:
 
 
 def concatenated(batches: list[SignalBatch]) -> SignalBatch:
-    """Join batches of the same signals, row after row."""
+    """Concatenate batches of the same signals along the rows."""
     first = batches[0]
 
     def joined(part: str) -> dict[str, Tensor]:
@@ -171,7 +171,7 @@ def concatenated(batches: list[SignalBatch]) -> SignalBatch:
 
 
 def signal_check(spec: DatasetSpec, entity: Entity = "item") -> Check:
-    """Return the check of rows on their way in: types, finite embeddings, categoricals in range.
+    """Return the check for input rows: types, finite embeddings, categoricals in range.
 
     The check raises DataError naming file, row group, signal and rule.
     """
@@ -183,8 +183,8 @@ def signal_check(spec: DatasetSpec, entity: Entity = "item") -> Check:
 
 
 def _embedding(column: pa.FixedSizeListArray, dim: int, present_B: Tensor) -> Tensor:
-    """Return float32 [B, dim], zeros where missing; halves are widened by torch, which numpy does 20 times slower."""
-    # flatten() leaves out the slots of nulls, whatever bytes they hold.
+    """Return float32 [B, dim], zeros where missing; torch converts float16, 20 times as fast as numpy."""
+    # flatten() leaves out the slots of nulls, whose bytes are arbitrary.
     known_ND = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
     if not len(known_ND):
         return torch.zeros(len(present_B), dim)

@@ -2,10 +2,10 @@
 
     python -m encoder.train --config FILE --input dataset=DIR [--input start=DIR] --out DIR
 
-With `start`, the output of an earlier such stage, the training goes on from that encoder, its codebook frozen
-(`encoder.refresh`).
+With `start`, the output of an earlier such stage, the training is warm-started from that encoder with its codebook
+frozen (`encoder.refresh`).
 
-Read from the top: `train` is the stage, and `encoder.trainer` its loop.
+`train` is the stage; its training loop is in `encoder.trainer`.
 """
 
 import torch
@@ -29,12 +29,12 @@ from sidestack.infra.stage import StageRun, run_stage
 
 
 def train(run: StageRun[EncoderConfig]) -> None:
-    """Train, measure on held-out items, and leave the encoder bundle in `run.out`.
+    """Train, evaluate on held-out items, and write the encoder bundle to `run.out`.
 
     Raises:
         ConfigError, DataError: a setting or a row breaks a rule, `start` does not fit, or the loss stops being finite.
-        TrainingError: digits have collapsed and the config says stop, or ranks hold different weights.
-        CommitError: a partition is gone or was altered, or there is a checkpoint of other work beside the output.
+        TrainingError: digits have collapsed and `collapse` is "stop", or ranks hold different weights.
+        CommitError: a partition is missing or was altered, or there is a checkpoint of other work next to the output.
         PreemptedError: a rank was asked to stop; on every rank, after a step that was saved.
     """
     world, entity = run.world, run.config.entity
@@ -56,7 +56,7 @@ def train(run: StageRun[EncoderConfig]) -> None:
         load_start(model, start)
         run.log.say(f"encoder: starts from {run.inputs['start']}, revision {start.revision[:12]}; codebook frozen")
     model.to(world.device)
-    if not world.is_main:  # rank 0's generator goes on from the initial weights
+    if not world.is_main:  # rank 0's generator continues from the initial weights
         seed_rank(config.training.seed, world)
     holdout = _holdout(dataset, signals, config.training, world, revisions)
     trainer = Trainer(model, config.training, reader, revisions, holdout, run)
@@ -70,7 +70,7 @@ def train(run: StageRun[EncoderConfig]) -> None:
 def _close(
     run: StageRun[EncoderConfig], config: DecidedConfig, trainer: "Trainer", start: EncoderBundle | None, num_rows: int
 ) -> None:
-    """Write the encoder bundle and the closing numbers down."""
+    """Write the encoder bundle and the summary."""
     world, model = run.world, trainer.model
     budget = described(run.config, config, num_rows, trainer.point_every)
     lineage = [] if start is None else list(start.lineage)

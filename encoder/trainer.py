@@ -1,4 +1,4 @@
-"""The encoder's training loop: steps, codebook starts and revivals, measures and checkpoints, in the order they run."""
+"""The encoder's training loop: steps, codebook starts and revivals, evaluation and checkpoints, in execution order."""
 
 import itertools
 import math
@@ -43,7 +43,7 @@ from sidestack.infra.stage import StageRun
 
 _SAMPLE_ROWS = 8192
 _CHECKPOINTS_KEPT = 2
-"""Where the last one was altered, the training goes on from the one before."""
+"""If the last checkpoint was altered, the training resumes from the one before."""
 
 
 class TrainingRows(NamedTuple):
@@ -58,7 +58,7 @@ class TrainingRows(NamedTuple):
 
 
 class Trainer:
-    """The training loop and what it has to remember."""
+    """The training loop and its state."""
 
     def __init__(
         self,
@@ -99,10 +99,10 @@ class Trainer:
         self.measured: dict[str, Any] = {}
 
     def resume(self) -> None:
-        """Take up the last checkpoint, where there is one.
+        """Resume from the last checkpoint, if there is one.
 
         Raises:
-            CommitError: it is of other work.
+            CommitError: the checkpoint is of other work.
         """
         if self.checkpoints is None:
             return
@@ -115,7 +115,7 @@ class Trainer:
         self.log.say(checkpoint.told("encoder", self.step, self.num_steps, differs))
 
     def run(self, advance: Callable[[int], None]) -> None:
-        """Take the steps that are left, measuring on the held-out items after each epoch."""
+        """Run the remaining steps, and evaluate on the held-out items after each epoch."""
         self._require_same_state()
         advance(self.step)
         self.model.train()
@@ -136,7 +136,7 @@ class Trainer:
             self.checkpoints.finish()
 
     def summary(self) -> dict[str, Any]:
-        """Return the closing numbers: held-out measures, sizes and speed."""
+        """Return the summary: held-out metrics, sizes and speed."""
         seconds = time.monotonic() - self.started
         waited = sum(gather(self.world, self.waited)) / self.world.size
         return {
@@ -154,27 +154,27 @@ class Trainer:
         }
 
     def closing_words(self) -> str:
-        """Return one line for people."""
+        """Return the summary as one log line."""
         losses = ", ".join(f"{name} {m['loss']:.4f}" for name, m in self.measured["signals"].items())
         return f"encoder: held-out {losses}; unique SIDs {self.measured['unique_share']:.1%}"
 
     def _rows_left(self) -> Iterator[TrainingRows]:
-        """Return the rows of the steps that are left."""
+        """Return the rows of the remaining steps."""
         epoch, start = divmod(self.step, self.reader.num_batches)
         rows = self._training_rows(range(epoch, self.config.epochs), start)
         if self.step > 0 or self.is_refresh:
             return rows
-        first = list(itertools.islice(rows, self._sample_batches))  # lest they be read twice
+        first = list(itertools.islice(rows, self._sample_batches))  # kept, so that they are not read twice
         self.sample = [each.signals for each in first]
         return itertools.chain(first, rows)
 
     @property
     def _sample_batches(self) -> int:
-        """How many batches hold the sample; as many on every rank, for the ranks read in step."""
+        """The number of batches that hold the sample; equal on every rank, because the ranks read in lockstep."""
         return min(-(-_SAMPLE_ROWS // self.config.batch_size), self.reader.num_batches)
 
     def _training_rows(self, epochs: range, start: int = 0) -> Iterator[TrainingRows]:
-        # Turned into tensors by the reader's thread, so that the loop waits for neither disk nor conversion.
+        # Prefetched and converted to tensors in the reader's thread, so that the loop waits for neither.
         ahead = prefetched(map(self._chosen, self.reader.batches(epochs, start)), depth=3)
         for rows in lockstep(self.world, self._timed(ahead), "reading items"):
             yield rows._replace(signals=rows.signals.to(self.world.device))
@@ -185,7 +185,7 @@ class Trainer:
         return TrainingRows(signal_batch(batch.table.filter(kept_N), self.model.signals), batch.rows_N[kept_N])
 
     def _timed(self, source: Iterator[TrainingRows]) -> Iterator[TrainingRows]:
-        """Count the time this rank waits for its own data, not for other ranks, once its first rows are there."""
+        """Measure the time that this rank waits for its own data (not for other ranks) after its first rows."""
         rows = next(source, None)
         while rows is not None:
             yield rows
@@ -202,7 +202,7 @@ class Trainer:
         torch.autograd.backward(losses.total)
         average_gradients(self.world, self.model.parameters())
         norm = nn.utils.get_total_norm(p.grad for p in self.model.parameters() if p.grad is not None)
-        self._require_finite(losses.total, norm, rows)  # before clipping, which would spread a NaN over all of them
+        self._require_finite(losses.total, norm, rows)  # before clipping, which would spread a NaN to all gradients
         nn.utils.clip_grads_with_norm_(self.model.parameters(), self.config.clip_norm, norm)
         self.optimizer.step()
         self.schedule.step()
@@ -215,20 +215,20 @@ class Trainer:
         return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
 
     def _guard_latents(self, quantizer: nn.Module, inputs: tuple[Tensor]) -> Tensor:
-        # A vector that is not finite has no digits, and a digit out of range ends a GPU's whole process: such a
-        # vector is zeroed, and the step is refused once every rank knows of it.
+        # A non-finite vector has no digits, and on a GPU a digit out of range aborts the process. So the vector is
+        # zeroed here, and `_require_finite` then refuses the step on every rank.
         (h_BH,) = inputs
         self.latents_are_finite = torch.isfinite(h_BH.detach()).all()
         return finite_or_zero(h_BH)
 
     def _require_finite(self, loss: Tensor, norm: Tensor, rows: TrainingRows) -> None:
-        """Refuse to step on a loss or gradient that is not finite, on every rank at once."""
+        """Raise on every rank if any rank's loss or gradient is not finite."""
         own = torch.isfinite(loss.detach()) & self.latents_are_finite
         if not sum_over_ranks(self.world, (~(own & torch.isfinite(norm))).int()).item():
             return
         finite = gather(self.world, bool(own))
         report = None
-        if not finite[self.world.rank] or all(finite):  # all: then it is a gradient
+        if not finite[self.world.rank] or all(finite):  # if all losses are finite, a gradient is not
             with self._autocast():
                 groups = self.reader.groups_of(rows.rows_B)
                 report = f"rank {self.world.rank}: {diagnosis(self.model, rows.signals, rows.rows_B, groups)}"
@@ -236,7 +236,7 @@ class Trainer:
         raise DataError(f"encoder: step {self.step}: loss or gradient is not finite; " + "; ".join(reports))
 
     def _after_step(self, rows: TrainingRows) -> None:
-        """Do what is due after so many steps; a checkpoint comes last, so that it holds all of it."""
+        """Run what is due after this step; the checkpoint comes last, so that it includes the rest."""
         if self.model.quantizer.revives and not self.is_refresh and self.step % self.config.revive_every == 0:
             self._revive(rows.signals)
         if is_point(self.step, self.point_every, self.num_steps):
@@ -247,7 +247,7 @@ class Trainer:
             self.checkpoints.keep(self.step, self.config.checkpoint_every, self.num_steps, self._checkpoint)
 
     def _stop_if_agreed(self) -> None:
-        """End the training where a rank was asked to stop, which all know of, once this step is saved."""
+        """Save this step and stop the training on all ranks, if any rank was asked to stop."""
         if self.step == self.num_steps:
             return  # what is left takes seconds
         try:
@@ -255,7 +255,7 @@ class Trainer:
         except PreemptedError as stop:
             if self.checkpoints is None or not self.config.checkpoint_every:
                 raise
-            self._require_same_state()  # not noted: the history stays that of an undisturbed training
+            self._require_same_state()  # not noted: the history stays that of an uninterrupted training
             self.checkpoints.save_before_stop(self._state())
             raise PreemptedError(stop.signal, self.step) from stop
 
@@ -284,7 +284,7 @@ class Trainer:
     @torch.no_grad()
     def _start_codebook(self) -> None:
         """Set the codebook from the latent vectors of the first training rows."""
-        if not self.sample:  # this training goes on from a checkpoint
+        if not self.sample:  # resumed from a checkpoint
             self.sample = [
                 rows.signals for rows in itertools.islice(self._training_rows(range(1)), self._sample_batches)
             ]
@@ -309,7 +309,7 @@ class Trainer:
         self.log.note(self.step, {"codebook_sha256": codebook_digest(self.model), "after": after})
 
     def _require_same_state(self) -> None:
-        """Check that all ranks hold the same codebook and networks."""
+        """Check that all ranks have the same codebook and networks."""
         where = f"encoder: step {self.step}: the SHA-256 of the"
         require_same(self.world, codebook_digest(self.model), f"{where} codebook")
         require_same(self.world, network_digest(self.model), f"{where} networks")
@@ -326,7 +326,7 @@ class Trainer:
         return self._state()
 
     def _state(self) -> Checkpoint:
-        """Return all that the rest of the training depends on; its place in the data is the step."""
+        """Return the state that the rest of the training depends on; the step is also the position in the data."""
         shared = prefixed("model", self.model.state_dict()) | prefixed("optimizer", optimizer_state(self.optimizer))
         shared["generator"] = self.generator.get_state()
         own = prefixed("random", random_state(self.world.device)) | prefixed("window", self.window.state())
@@ -350,12 +350,12 @@ class Trainer:
         if own:
             load_random_state(part("random", own), self.world.device)
             self.window.load_state(part("window", own))
-        else:  # of other ranks: the window begins here, and the draws are others than those from the training's start
+        else:  # saved by other ranks: the window starts empty, and the random draws differ from the training's first ones
             seed_rank(self.config.seed + self.step, self.world)
         self.revived = values["revived"]
         self.collapse.collapsed = set(values["collapsed"])
         self.started = time.monotonic() - values["seconds"]
-        self.waited = values["waited"]  # rank 0's; its mean over ranks is what is told
+        self.waited = values["waited"]  # rank 0's; the mean over ranks is reported
         self.log.resume(values["history"])
 
 
@@ -365,7 +365,7 @@ def common_sample(world: World, h_BH: Tensor, rows: int) -> Tensor:
     Args:
         world: the process group.
         h_BH: this rank's vectors.
-        rows: the most rows of the sample, which bounds it whatever the number of ranks.
+        rows: the maximum number of rows in the sample, over all ranks.
 
     Returns:
         float32 [N, latent_dim], equal on every rank.

@@ -1,4 +1,4 @@
-"""What training remembers between two records: sums of losses, use of the digits, time spent waiting for data."""
+"""Training statistics between two records: sums of losses, use of the digits, time spent waiting for data."""
 
 import time
 
@@ -17,13 +17,13 @@ _SCALARS = ("loss", "codebook", "commitment", "gradient_norm", "data_wait_share"
 
 
 class Window:
-    """Sums of this rank's steps since the last record, reduced over ranks only when they are recorded.
+    """Sums over this rank's steps since the last record, reduced over ranks only when they are recorded.
 
     Args:
         names: the signals. spec: of the digits. world: the process group.
 
     Attributes:
-        steps: how many were added.
+        steps: the number of steps added.
         waited: seconds that this rank waited for data in this window; the caller adds to it.
     """
 
@@ -43,14 +43,14 @@ class Window:
         self.since = time.monotonic()
 
     def add(self, losses: Losses, norm: Tensor) -> None:
-        """Add a step that was taken: its losses and its gradient's norm."""
+        """Add a completed step: its losses and its gradient's norm."""
         self.signals_2K += torch.stack([losses.signal_sums, losses.present]).double()
         self.scalars += torch.stack([losses.total.detach(), losses.codebook, losses.commitment, norm]).double()
         self.histogram_NL += count_values(losses.digits, self.spec.radix)
         self.steps += 1
 
     def close(self, batch_size: int) -> tuple[dict[str, float], list[float]]:
-        """Return the metrics of all ranks, and the use of every digit (see `codebook_use`); begin anew."""
+        """Return the metrics over all ranks and the use of every digit (see `codebook_use`), and reset the window."""
         seconds = time.monotonic() - self.since
         share = torch.tensor([self.steps * self.waited / seconds], dtype=torch.float64, device=self.world.device)
         scalars = sum_over_ranks(self.world, torch.cat([self.scalars, share])) / (self.steps * self.world.size)
@@ -70,7 +70,7 @@ class Window:
         return {"signals": self.signals_2K, "scalars": self.scalars, "histogram": self.histogram_NL, "clock": clock}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take up the sums of a checkpoint."""
+        """Load the sums from a checkpoint."""
         self.signals_2K.copy_(state["signals"])
         self.scalars.copy_(state["scalars"])
         self.histogram_NL.copy_(state["histogram"])
@@ -79,11 +79,11 @@ class Window:
 
 
 class CollapseWatch:
-    """Holds the digits' use against the threshold, as `TrainingConfig.collapse` says.
+    """Check of the digits' use against the threshold, by `TrainingConfig.collapse`.
 
     Args:
         config: the training's settings. spec: of the digits.
-        after: the step of the codebook's last start; a window that began earlier is not judged.
+        after: the step of the codebook's last start; a window that began earlier is not checked.
     """
 
     def __init__(self, config: TrainingConfig, spec: SidSpec, after: int) -> None:
@@ -93,13 +93,13 @@ class CollapseWatch:
         self.collapsed: set[int] = set()
 
     def check(self, first_step: int, step: int, use_N: list[float]) -> list[str]:
-        """Judge the use of the digits in the steps from `first_step` to `step`; the same on every rank.
+        """Check the use of the digits in the steps from `first_step` to `step`; the same on every rank.
 
         Returns:
-            a warning for each digit that was not collapsed at the last judgement.
+            a warning for each digit that was not collapsed at the last check.
 
         Raises:
-            TrainingError: a digit is under the threshold and the config says stop.
+            TrainingError: a digit is below the threshold and `collapse` is "stop".
         """
         if self.config.collapse == "off" or first_step < self.after:
             return []

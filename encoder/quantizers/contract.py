@@ -47,7 +47,7 @@ class QuantizerConfig(Config):
 
     @property
     def knobs(self) -> Knobs | None:
-        """Return the settings that a sweep varies; None if the quantizer has no such knobs."""
+        """The settings that a sweep varies; None if the quantizer has no such knobs."""
         return None
 
     def turned(self, knobs: Knobs) -> dict[str, Any]:

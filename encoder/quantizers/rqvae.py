@@ -55,7 +55,7 @@ class RqVae(Codebooks):
 
     @property
     def revives(self) -> bool:
-        """Return True: codes may die at any depth."""
+        """Always true: codes may die at any depth."""
         return True
 
     @torch.no_grad()

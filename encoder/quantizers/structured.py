@@ -63,7 +63,7 @@ class StructuredConfig(QuantizerConfig):
 
     @property
     def knobs(self) -> Knobs:
-        """Return levels, depth, groups and lines."""
+        """Levels, depth, groups and lines."""
         return Knobs(self.levels, self.depth, self.groups, self.lines)
 
     def turned(self, knobs: Knobs) -> dict[str, Any]:
@@ -170,7 +170,7 @@ class Structured(Quantizer):
 
     @property
     def revives(self) -> bool:
-        """Return whether a layer has several lines, which may die."""
+        """Whether a layer has several lines, which may die."""
         return self.config.lines > 1
 
     @torch.no_grad()
@@ -239,7 +239,7 @@ class Structured(Quantizer):
         return residual_NPM - take_words(self._words()[depth], digit_NP)
 
     def _start_lines(self, depth: int, group: int, x_NM: Tensor, generator: torch.Generator) -> None:
-        """Fit a layer's lines in one group to residuals: each to one k-means cluster, a single line to all residuals."""
+        """Fit a layer's lines in one group to residuals: each to one k-means cluster, a single line to all."""
         if self.config.lines == 1:
             self._restart_line(depth, group, 0, x_NM, generator)
             return

@@ -15,7 +15,7 @@ _VERSION_KEY = b"sidestack.version"
 
 
 def sid_columns(base: str, spec: SidSpec) -> dict[str, SidSpec]:
-    """Name the columns that hold the digits of `spec`, one a chunk: `base`, `base_1`, ...
+    """Name the columns that hold the digits of `spec`, one per chunk: `base`, `base_1`, ...
 
     A prefix's columns are named `base_prefix_<p>`, `base_prefix_<p>_1`, ...
 
@@ -38,23 +38,23 @@ def event_columns(spec: SidSpec) -> dict[str, SidSpec]:
 
 
 def position_columns(base: str, spec: SidSpec) -> dict[str, SidSpec]:
-    """Return the SID columns of one position in the events tables, by its stem, likewise."""
+    """Return the SID columns of one position in the events tables, by its stem: name -> its spec."""
     shorter = [spec.of_prefix(p) for p in spec.prefix_lengths if p < spec.digits]
     return {name: part for held in (spec, *shorter) for name, part in sid_columns(base, held).items()}
 
 
 def with_sid_metadata(field: pa.Field, spec: SidSpec) -> pa.Field:
-    """Write the spec, and the version of sidestack that writes it, into a field's metadata, beside what is there."""
+    """Add the spec, and the version of sidestack that writes it, to a field's metadata."""
     metadata: Mapping[bytes, bytes] = field.metadata or {}
     written = {METADATA_KEY: spec.model_dump_json().encode(), _VERSION_KEY: VERSION.encode()}
     return field.with_metadata({**metadata, **written})
 
 
 def read_sid_spec(field: pa.Field) -> SidSpec:
-    """Read the spec from a field's metadata; what an older version did not write has its default.
+    """Read the spec from a field's metadata; fields that an older version did not write have their defaults.
 
     Raises:
-        SpecError: the field carries none, or one that cannot be read; names the version that wrote it and the one that
+        SpecError: the field has no spec, or one that cannot be read; names the version that wrote it and the one that
             reads it.
     """
     metadata: Mapping[bytes, bytes] = field.metadata or {}
@@ -68,15 +68,15 @@ def read_sid_spec(field: pa.Field) -> SidSpec:
 
 
 def require_spec(schema: pa.Schema, column: str, expected: SidSpec, path: Path) -> None:
-    """Check that a file's SID column is of the spec and codebook that was asked for.
+    """Check that a file's SID column has the expected spec and codebook.
 
     Args:
         schema: the file's Arrow schema. column: the SID column's name.
-        expected: the spec of exactly this column, as `content_columns` or `event_columns` gives it.
+        expected: the spec of exactly this column, as `content_columns` or `event_columns` returns it.
         path: the file, for the message.
 
     Raises:
-        SpecError: names file, column, both fingerprints and what differs.
+        SpecError: names file, column, both fingerprints and the differences.
     """
     if column not in schema.names:
         raise SpecError(f"{path}: SID column {column!r} is missing; the file has {schema.names}")

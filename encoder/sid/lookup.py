@@ -1,4 +1,4 @@
-"""Ids into digits, several digits by one look-up."""
+"""Unpack ids into digits, several digits per table look-up."""
 
 import functools
 
@@ -11,10 +11,10 @@ from sidestack.encoder.sid.packing import Ids, Packing, cut_into, require_fit
 from sidestack.infra.errors import SpecError
 
 LOOKUP_ROWS = 1 << 13
-"""The most numbers whose digits a look-up table holds: 6,561 of 8 ternary digits are 210 kB in float32, which stay in
-a core's second cache."""
+"""Maximum number of rows of a look-up table: 6,561 rows of 8 ternary digits are 210 kB in float32, which fit in a
+core's L2 cache."""
 _IDS_AT_A_TIME = 1 << 14
-"""Ids unpacked at a time on a CPU, so that what lies between two steps stays in the cache too."""
+"""Ids unpacked at a time on a CPU, so that intermediate results stay in the cache too."""
 
 
 def unpack_ids(
@@ -27,13 +27,13 @@ def unpack_ids(
         radix: values a digit can take.
         num_digits: digits an id holds.
         packing: as packed.
-        dtype: what to give the digits in; a byte a digit (torch.uint8) is the fastest to write.
+        dtype: of the digits; one byte per digit (torch.uint8) is the fastest to write.
 
     Returns:
         digits_ND: [..., num_digits], in [0, radix).
 
     Raises:
-        SpecError: the digits do not fit int64, or an id is outside what they can spell.
+        SpecError: the digits do not fit int64, or an id is outside the digits' range.
     """
     require_fit(num_digits, radix, packing)
     first = 1 if packing == "paper_eq5" else 0
@@ -51,15 +51,15 @@ def unpack_ids(
 
 
 class DigitLookup(nn.Module):
-    """What every digit of an id stands for, several digits by one look-up; it has no weights.
+    """A table look-up of the values of an id's digits, several digits at a time; it has no weights.
 
-    An id is cut by division into numbers of k digits each, and row r of a table holds what the k digits of r stand
-    for. k is a power of two: rows of 8 to 64 bytes are copied in one move. An id's last or first number may have
-    digits to spare; their columns are left out of the result, which is then a view.
+    Division splits an id into numbers of k digits each, and row r of a table holds the values of the k digits of r. k
+    is a power of two, so that rows of 8 to 64 bytes are copied in one move. An id's last or first number may have
+    unused digits; their columns are left out of the result, which is then a view.
 
     Args of the constructor:
-        values_DR: what value r of digit i stands for, any dtype, [num_digits, radix]; radix at most `LOOKUP_ROWS`.
-        packing: how the digits are summed into ids; they must fit one int64.
+        values_DR: the value of r at digit i, any dtype, [num_digits, radix]; radix at most `LOOKUP_ROWS`.
+        packing: how the digits are packed into ids; they must fit one int64.
     """
 
     table_Tk: Tensor
@@ -71,14 +71,14 @@ class DigitLookup(nn.Module):
         self.width = max(k for k in (1, 2, 4, 8) if self.radix**k <= LOOKUP_ROWS)
         self.numbers = -(-self.num_digits // self.width)
         self.rows = self.radix**self.width
-        # Constants, not state: they are made again from the spec and stay out of checkpoints.
+        # Constants, not state: they are recomputed from the spec and stay out of checkpoints.
         self.register_buffer("table_Tk", self._table(values_DR), persistent=False)
 
     def forward(self, ids_N: Tensor, known_N: Tensor | None = None) -> Tensor:
-        """Unpack.
+        """Return the values of the ids' digits.
 
         Args:
-            ids_N: int64, any shape [...], each in the range that the digits can spell where it is known.
+            ids_N: int64, any shape [...]; each known id is in the digits' range.
             known_N: bool [...]; where False the result is zeros, whatever the id. None: all are known.
 
         Returns:
@@ -98,7 +98,7 @@ class DigitLookup(nn.Module):
         return self.table_Tk.index_select(0, rows_NC.view(-1))
 
     def _gather_by_blocks(self, ids_N: Tensor, known_N: Tensor | None) -> Tensor:
-        """Do the same with numpy, whose division and copies of short rows are three times as fast on a CPU."""
+        """Do the same as `_gather` with numpy, whose division and row copies are three times as fast on a CPU."""
         out_NCk = self.table_Tk.new_empty(len(ids_N), self.numbers, self.width)
         table_Tk, out, ids = self.table_Tk.numpy(), out_NCk.numpy(), ids_N.numpy()
         known = None if known_N is None else known_N.numpy()
@@ -109,7 +109,7 @@ class DigitLookup(nn.Module):
             cut_into(part_BC, self._whole(ids[block]), self.rows, self.packing, apart=True)
             if known is not None:
                 part_BC[np.flatnonzero(~known[block])] = len(table_Tk) - 1
-            # `clip` needs no buffer between table and result; nothing is clipped but what an unknown id may hold.
+            # `clip` needs no buffer between table and result; only numbers of unknown ids can be clipped.
             np.take(table_Tk, part_BC, axis=0, out=out[block], mode="clip")
         return out_NCk
 
@@ -117,7 +117,7 @@ class DigitLookup(nn.Module):
         return ids_N // self.radix if self.packing == "paper_eq5" else ids_N
 
     def _table(self, values_DR: Tensor) -> Tensor:
-        """Return a block of rows for each of an id's numbers, and a last row of zeros for ids that are not known."""
+        """Return a block of rows for each of an id's numbers, and a last row of zeros for unknown ids."""
         spare = self.numbers * self.width - self.num_digits
         pad = (0, 0, 0, spare) if self.packing == "paper_eq5" else (0, 0, spare, 0)
         values_CkR = functional.pad(values_DR, pad).view(self.numbers, self.width, self.radix)
@@ -128,7 +128,7 @@ class DigitLookup(nn.Module):
 
 
 @functools.lru_cache(maxsize=16)
-@torch.inference_mode(False)  # the first to ask may be in inference, the next in training
+@torch.inference_mode(False)  # the first caller may be in inference, the next in training
 def _digit_lookup(
     radix: int, num_digits: int, packing: Packing, dtype: torch.dtype, device: torch.device
 ) -> DigitLookup:

@@ -1,4 +1,4 @@
-"""Digits into ids: which powers are summed, and how many digits one int64 holds."""
+"""Pack digits into ids: which powers are summed, and how many digits fit in one int64."""
 
 from typing import Literal, TypeVar
 
@@ -16,7 +16,7 @@ _INT64_VALUES = 2**63  # ids are never negative
 
 
 def max_digits(radix: int, packing: Packing = "mixed_radix") -> int:
-    """Count the digits that one int64 column holds, by exact integer arithmetic.
+    """Return the number of digits that fit in one int64 column, by exact integer arithmetic.
 
     Args:
         radix: values a digit can take (levels, times lines where K > 1), at least 2.
@@ -29,7 +29,7 @@ def max_digits(radix: int, packing: Packing = "mixed_radix") -> int:
 
 
 def pack_digits(digits_ND: Tensor, radix: int, packing: Packing = "mixed_radix") -> Tensor:
-    """Sum digits into one int64 id a row.
+    """Pack the digits of each row into one int64 id.
 
     Args:
         digits_ND: integers in [0, radix), [N, D], the coarsest digit first.
@@ -57,12 +57,12 @@ def pack_digits(digits_ND: Tensor, radix: int, packing: Packing = "mixed_radix")
 
 
 def cut_into(numbers_NC: Ids, ids_N: Ids, size: int, packing: Packing, apart: bool = False) -> None:
-    """Cut ids into numbers in [0, size), each from the quotient of the one before; arrays and tensors alike.
+    """Split ids into numbers in [0, size) by repeated division; for arrays and tensors.
 
     Args:
-        numbers_NC: where they go, [..., C]; the most significant first, or last under `paper_eq5`.
+        numbers_NC: the output, [..., C]; the most significant first, or last under `paper_eq5`.
         ids_N: [...], below size**C. size: one more than the largest number.
-        packing: the digits' order. apart: add i * size to number i, so that no two have a value in common.
+        packing: the digits' order. apart: add i * size to number i, so that their ranges do not overlap.
     """
     count = numbers_NC.shape[-1]
     places = range(count) if packing == "paper_eq5" else range(count - 1, -1, -1)
@@ -81,7 +81,7 @@ def require_fit(num_digits: int, radix: int, packing: Packing) -> None:
     """Check that digits fit one int64 column.
 
     Raises:
-        SpecError: there are none, or more than `max_digits`.
+        SpecError: there are no digits, or more than `max_digits`.
     """
     limit = max_digits(radix, packing)
     if not 1 <= num_digits <= limit:

@@ -1,4 +1,4 @@
-"""What the ids of a set of SIDs mean: levels, lines, digits, packing, prefixes, and the encoder that gave them."""
+"""The spec of a set of SIDs: levels, lines, digits, packing, prefixes, and the encoder that made them."""
 
 from collections.abc import Sequence
 from typing import Annotated, Literal, Self
@@ -16,58 +16,58 @@ from sidestack.infra.tables import Entity
 Bound = Literal["clamp", "tanh", "ifsq"]
 
 DEFAULT_NAME = "sid"
-"""The name of the SIDs of a run's one encoder; others may stand beside them, each set under a name of its own."""
+"""The name of the SIDs of a run with one encoder; further sets have names of their own."""
 
 
 def prefixes_fit(lengths: Sequence[int], digits: int) -> bool:
-    """Tell whether lengths of prefixes rise within 1..digits."""
+    """Return whether prefix lengths are strictly increasing within 1..digits."""
     return list(lengths) == sorted(set(lengths)) and all(1 <= length <= digits for length in lengths)
 
 
 class SidSpec(Config):
-    """What the ids in a SID column mean; it travels in the metadata of every such column.
+    """The meaning of the ids in a SID column, stored in the metadata of every such column.
 
     A SID with more digits than int64 holds is split, in order, into several columns ("chunks").
     """
 
     name: Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$", max_length=100)] = DEFAULT_NAME
-    """The name of this set of SIDs among those of a dataset, which its columns are named after."""
+    """The name of this set among a dataset's sets of SIDs; its columns are named after it."""
     entity: Entity = "item"
-    """Whose SIDs they are: the items', which the history has, too, or the users'."""
+    """The entity that has these SIDs: items, which also make up the history, or users."""
     quantizer: str
-    """The kind of quantizer that made the digits, for people."""
+    """The kind of quantizer that made the digits, for information only."""
     levels: Annotated[int, Field(ge=1)]
-    """Levels L of the scalar quantizer; level l stands for q_l = l - (L-1)/2. L=1: codewords without order, a
-    codebook's digits, each a "line" of one point."""
+    """Levels L of the scalar quantizer; level l has the value q_l = l - (L-1)/2. L=1: the digits of a codebook, whose
+    codewords have no order; each is a "line" of one point."""
     lines: Annotated[int, Field(ge=1)] = 1
-    """Lines K of a layer; a digit is k * L + l."""
+    """Lines K per layer; a digit is k * L + l."""
     digits: Annotated[int, Field(ge=1)]
     """Digits of the whole SID: depth * groups."""
     depth: Annotated[int, Field(ge=1)]
-    """Residual layers."""
+    """Number of residual layers."""
     groups: Annotated[int, Field(ge=1)]
-    """Product groups, the blocks of the latent vector that are quantized beside each other."""
+    """Number of product groups, the blocks of the latent vector that are quantized independently."""
     order: Literal["depth_major"] = "depth_major"
     """Digit d * groups + p belongs to depth d and group p."""
     packing: Packing = "mixed_radix"
-    """How digits are summed into ids; see `pack_digits`."""
+    """How digits are packed into ids; see `pack_digits`."""
     prefix_lengths: tuple[int, ...] = ()
-    """The prefixes, in digits, that are written as columns of their own."""
+    """The lengths, in digits, of the prefixes that are written as separate columns."""
     steps: tuple[float, ...] = ()
     """The step a of every digit, where a digit has one: the codeword's length is a times its level's value."""
     values: tuple[float, ...] = ()
-    """What each level stands for in steps, where that is not q_l: the centroids of cells that a bound has squashed."""
+    """The value of each level in steps, where it is not q_l: the centroids of the cells of a squashing bound."""
     bound: Bound = "clamp"
-    """How values beyond the outermost level were brought in."""
+    """Treatment of values beyond the outermost level."""
     null: Literal["null"] = "null"
     """An item without any signal has a null SID; id 0 is a real code."""
     prefix: int | None = None
     """The number of leading digits this column holds; None: the whole SID."""
     chunk: int = 0
-    """The number of this column among those its digits are split into."""
+    """The index of this column among the columns that the digits are split into."""
     fingerprint: str
-    """SHA-256 over codebook and weights of the encoder that began the generation: equal ids mean equal codes only under
-    one. An encoder that was refreshed with the codebook frozen keeps it (`encoder.refresh`)."""
+    """SHA-256 over codebook and weights of the encoder that began the generation. Equal ids mean equal codes only under
+    equal fingerprints. An encoder refreshed with a frozen codebook keeps it (`encoder.refresh`)."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -111,22 +111,22 @@ class SidSpec(Config):
 
     @property
     def centre(self) -> float:
-        """The level, possibly half-way between two, that stands for 0: (L-1)/2."""
+        """The level with value 0, possibly half-way between two levels: (L-1)/2."""
         return (self.levels - 1) / 2
 
     @property
     def level_values(self) -> tuple[float, ...]:
-        """What level l stands for in steps: q_l = l - (L-1)/2, unless the spec says otherwise."""
+        """The value of each level l in steps: `values` if set, else q_l = l - (L-1)/2."""
         return self.values or tuple(level - self.centre for level in range(self.levels))
 
     @property
     def held_digits(self) -> int:
-        """Digits of the SID this spec is about: the prefix, or all."""
+        """The number of digits that this spec describes: the prefix, or all."""
         return self.prefix or self.digits
 
     @property
     def chunk_sizes(self) -> tuple[int, ...]:
-        """Digits in each of the columns that the held digits are split into."""
+        """The number of digits in each of the columns that the held digits are split into."""
         limit = max_digits(self.radix, self.packing)
         full, rest = divmod(self.held_digits, limit)
         return (limit,) * full + ((rest,) if rest else ())
@@ -148,7 +148,7 @@ class SidSpec(Config):
         return self.model_copy(update={"chunk": chunk})
 
     def pack(self, digits_ND: Tensor) -> Tensor:
-        """Sum the held digits into ids, by `pack_digits` chunk by chunk.
+        """Pack the held digits into ids, chunk by chunk, with `pack_digits`.
 
         Args:
             digits_ND: integers in [0, radix), [N, held_digits].
@@ -202,8 +202,8 @@ class SidSpec(Config):
         last, size = kept[-1], self.chunk_sizes[len(kept) - 1]
         out_NC = ids_NC[..., : len(kept)].clone()
         if self.packing == "paper_eq5":
-            # The shortened chunk keeps its low powers; a full one is left alone, for its modulus
-            # would be one digit more than int64 holds.
+            # The shortened chunk keeps its low powers. A full chunk is left alone, because its modulus
+            # would have one digit more than int64 holds.
             if last < size:
                 out_NC[..., -1] %= self.radix ** (last + 1)
         else:
