@@ -1,6 +1,6 @@
 """Jobs of the encoder's stages: `torchx run components/encoder.py:train --help`."""
 
-# torchx 0.7.0's linter knows only these spellings of types.
+# torchx 0.7.0's linter accepts only these spellings of types.
 # ruff: noqa: UP006, UP035
 
 from typing import Any, Dict
@@ -16,7 +16,7 @@ def train(*overrides: str, dataset: str, start: str = "", **shared: Any) -> spec
 
     Args:
         dataset: committed output of prepare
-        start: committed output of an earlier training that is refreshed, its codebook frozen; by default none
+        start: committed output of an earlier training to refresh with a frozen codebook; by default none
     """
     return stage_job("encoder", "sidestack.encoder.train", {"dataset": dataset, "start": start}, *overrides, **shared)
 
@@ -25,7 +25,7 @@ def train(*overrides: str, dataset: str, start: str = "", **shared: Any) -> spec
 def materialize(
     *overrides: str, dataset: str, encoders: Dict[str, str], published: str = "", **shared: Any
 ) -> specs.AppDef:
-    """Write a dataset's tables anew, with Semantic ID columns.
+    """Add Semantic ID columns to a dataset's tables.
 
     Args:
         dataset: committed output of prepare

@@ -1,6 +1,6 @@
 """Jobs of the pipeline's own stages, and of the whole pipeline."""
 
-# torchx 0.7.0's linter knows only these spellings of types.
+# torchx 0.7.0's linter accepts only these spellings of types.
 # ruff: noqa: UP006, UP035
 
 from typing import Any, Dict
@@ -18,9 +18,9 @@ def run(*overrides: str, **shared: Any) -> specs.AppDef:
 
 @component(driver_job)
 def retrain(*overrides: str, **shared: Any) -> specs.AppDef:
-    """Run one cycle of retraining: learn what has arrived, and promote the candidate if its gates are open.
+    """Run one cycle of retraining: train on the new data, and promote the candidate if it passes its gates.
 
-    A job to be scheduled as often as wished.
+    Schedule this job as often as needed.
     """
     return driver_job("retrain", "sidestack.pipelines.retrain", *overrides, **shared)
 
@@ -38,7 +38,7 @@ def compare(
     """Compare trained arms: tables, figures and the report.
 
     Args:
-        arms: committed outputs of ranker by arm, and replicate, as none.0=DIR,side.0=DIR
+        arms: committed outputs of ranker by arm and replicate, as none.0=DIR,side.0=DIR
         encoders: committed outputs of the encoder's training by the name of their SIDs, as sid=DIR
         prepare: committed output of prepare
         dataset: committed output of materialize

@@ -1,6 +1,6 @@
-"""Jobs of the ranker's stages, the baseline's among them: `torchx run components/ranker.py:train --help`."""
+"""Jobs of the ranker's stages, including the baseline: `torchx run components/ranker.py:train --help`."""
 
-# torchx 0.7.0's linter knows only these spellings of types.
+# torchx 0.7.0's linter accepts only these spellings of types.
 # ruff: noqa: UP006, UP035, UP045
 
 from typing import Any, Dict, Optional
@@ -16,8 +16,8 @@ def train(*overrides: str, dataset: str, arm: str = "", start: str = "", **share
 
     Args:
         dataset: committed output of materialize
-        arm: which of the arms that the file names, such as none or side; by default the one it chooses
-        start: committed output of an earlier training that this one goes on from; by default none
+        arm: one of the file's arms, such as none or side; by default the one that the file selects
+        start: committed output of an earlier training to warm-start from; by default none
     """
     chosen = (f"ranker.arm={arm}",) if arm else ()
     return stage_job(
@@ -27,7 +27,7 @@ def train(*overrides: str, dataset: str, arm: str = "", start: str = "", **share
 
 @component(stage_job, ONE_RANK)
 def baseline(*overrides: str, dataset: str, **shared: Any) -> specs.AppDef:
-    """Train and evaluate the baseline: gradient boosting on the ranker's rows, by one process on CPU cores.
+    """Train and evaluate the baseline: gradient boosting on the ranker's rows, in one process on CPU cores.
 
     Args:
         dataset: committed output of materialize

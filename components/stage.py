@@ -1,11 +1,11 @@
-"""One description of the arguments that all components share.
+"""The arguments that all components share, described once.
 
-torchx checks a component by its source, and makes command line and help from the function's signature and docstring. So
-a component is written as a function of its own arguments, and `component` adds the shared ones to its signature and to
-its docstring; both are those of the function that makes the job.
+torchx checks a component's source, and makes command line and help from the function's signature and docstring. So a
+component is written as a function of its own arguments. `component` adds the shared arguments, from the function that
+makes the job, to its signature and docstring.
 """
 
-# What torchx 0.7.0 decodes from the command line are these spellings of types.
+# torchx 0.7.0 decodes only these spellings of types from the command line.
 # ruff: noqa: UP006, UP035, UP045
 
 import functools
@@ -22,17 +22,17 @@ from sidestack.components.torchrun import Launch, app, quoted, stage_app
 Job = Callable[..., specs.AppDef]
 
 Changes = Mapping[str, tuple[object, str] | None]
-"""Another default and help of a shared argument, by its name; None: the component does not have it."""
+"""Changed default and help of a shared argument, by its name; None: the component does not have the argument."""
 
 NO_TRAINING: Changes = {"profile": None}
-"""What a stage that does not train changes of `stage_job`."""
+"""Changes to `stage_job` for a stage that does not train."""
 
 ONE_RANK: Changes = {
     **NO_TRAINING,
     "j": ("1x1", "{nodes}x{ranks a node}; one rank does the work"),
     "gpu": (0, "GPUs a node; the work needs none"),
 }
-"""What a stage that one rank works in changes of `stage_job`."""
+"""Changes to `stage_job` for a stage in which one rank does the work."""
 
 
 def stage_job(
@@ -57,7 +57,7 @@ def stage_job(
     max_retries: int = 0,
     profile: int = 0,
 ) -> specs.AppDef:
-    """Make the job of one stage: its name, what `python -m` runs, and its inputs by name; empty ones are left out.
+    """Make the job of one stage, from its name, its module and its inputs by name; empty inputs are left out.
 
     On more than one node, config, inputs and out are paths on a filesystem that all nodes share.
 
@@ -68,15 +68,15 @@ def stage_job(
         key: the digest that names this work, saved in the manifest
         parent_run: the MLflow run to log a child run under
         j: {nodes}x{ranks a node}; by default one node, with a rank for each GPU
-        cluster: name or path of the cluster's file, which has the defaults of what follows
+        cluster: name or path of the cluster's file, which has the defaults of the arguments below
         image: the container image, where the scheduler uses one
         cpu: CPU cores a node; 0 is the cluster's, or 2
-        gpu: GPUs a node; -1 is the cluster's, 0 hides those there are. With one for each rank the stage uses nccl
+        gpu: GPUs a node; -1 is the cluster's, 0 hides all GPUs. With one for each rank the stage uses nccl
         memMB: memory a node, in MB; 0 is the cluster's, or 6144
         env: environment variables, as A=1,B=2
         mounts: mounts, as type=bind,src=/shared,dst=/shared
-        max_restarts: how often torchrun starts the ranks anew after a failure
-        max_retries: how often the scheduler runs the whole job anew
+        max_restarts: how often torchrun restarts the ranks after a failure
+        max_retries: how often the scheduler reruns the whole job
         profile: how many steps torch's profiler traces, into <out>.profile
     """
     launch = Launch.of(j, image, cpu, gpu, memMB, env, mounts, max_restarts, max_retries, cluster)
@@ -101,10 +101,10 @@ def driver_job(
     env: Optional[Dict[str, str]] = None,
     mounts: Optional[List[str]] = None,
 ) -> specs.AppDef:
-    """Make the job of a driver, which is one process: its name, and what `python -m` runs.
+    """Make the job of a driver, which is one process, from its name and its module.
 
-    The driver runs where this job runs, and launches stages on the scheduler that the config's section `run` names;
-    that scheduler's commands must be at hand there.
+    The driver runs in this job, and launches stages on the scheduler that the config's section `run` names. That
+    scheduler's commands must be installed there.
 
     Args:
         overrides: dotted settings over the file's, such as run.name=night
@@ -120,17 +120,17 @@ def driver_job(
     words = ["exec", "python", "-m", module, "--config", config]
     for override in overrides:
         words += ["--set", override]
-    # Stages that run in this job find the GPUs that there are.
+    # Stages that run in this job use the GPUs of its node.
     return app(name, [quoted(word) for word in words], replace(launch, gpu=None))
 
 
 def component(maker: Job, changes: Changes | None = None) -> Callable[[Job], Job]:
-    """Return a decorator that completes a component by the arguments of the function that makes its job.
+    """Return a decorator that adds to a component the arguments of the function that makes its job.
 
-    The component takes its own arguments and `**shared`, which it hands to the maker.
+    The component takes its own arguments and `**shared`, which it passes to the maker.
 
     Args:
-        maker: its arguments from `overrides` on are shared. changes: to those.
+        maker: its arguments from `overrides` on are shared. changes: changes to the shared arguments.
     """
 
     def completed(function: Job) -> Job:
@@ -153,7 +153,7 @@ def component(maker: Job, changes: Changes | None = None) -> Callable[[Job], Job
 
 
 def _signature(function: Job, maker: Job, changes: Changes) -> inspect.Signature:
-    """Return the arguments of both: settings, what must be given, and the rest, the component's own first."""
+    """Return the arguments of both: settings, required arguments, and the rest, with the component's own first."""
     own, shared = (inspect.signature(each).parameters.values() for each in (function, maker))
     settings = next(each for each in shared if each.kind is each.VAR_POSITIONAL)
     named = [each for each in own if each.kind is each.KEYWORD_ONLY]
@@ -166,10 +166,10 @@ def _signature(function: Job, maker: Job, changes: Changes) -> inspect.Signature
 
 
 def _words(function: Job) -> str:
-    """Return a docstring without its arguments."""
+    """Return a function's docstring without its `Args:` section."""
     return (inspect.getdoc(function) or "").partition("Args:")[0].strip()
 
 
 def _help(function: Job) -> dict[str, str]:
-    """Return the arguments' help by name, from a docstring that has a line for each."""
+    """Return the arguments' help by name, from a docstring with one line per argument."""
     return dict(re.findall(r"^    (\w+): (.+)$", inspect.getdoc(function) or "", re.M))

@@ -1,4 +1,4 @@
-"""The one place where a stage's command line is made: torchrun around `python -m package.module`."""
+"""The command line of a stage: torchrun around `python -m package.module`."""
 
 import hashlib
 import shlex
@@ -15,44 +15,44 @@ IMAGE = "sidestack:0.2.0"
 """The container made by `infra/deploy/Dockerfile`; schedulers without containers ignore it."""
 
 GPUS_VARIABLE = "SIDESTACK_GPUS"
-"""How many GPUs a node must have; `infra.distributed.started` checks it."""
+"""The environment variable for the number of GPUs a node must have; `infra.distributed.started` checks it."""
 
 SHUTDOWN_SECONDS = 60
 
 RENDEZVOUS_PORT_VARIABLE = "SIDESTACK_RENDEZVOUS_PORT"
-"""The port that a job's nodes meet at, where the scheduler knows a better one than a digest of the output's path."""
+"""The environment variable for a rendezvous port from the scheduler, in place of a digest of the output's path."""
 RENDEZVOUS_SECONDS_VARIABLE = "SIDESTACK_RENDEZVOUS_S"
 RENDEZVOUS_SECONDS = 300
-"""How long a job's nodes wait for each other before torchrun fails."""
+"""The rendezvous timeout: how long a job's nodes wait for each other before torchrun fails."""
 
 KEEP_FREED_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
     "MIMALLOC_PURGE_DELAY": "-1",
 }
-"""What a step frees, the next one gets again: settings of glibc, which take effect together only, and of Arrow's pool.
+"""Allocator settings that keep freed memory for the next step: glibc's (effective only together) and Arrow's pool's.
 
-As they come, both hand memory of some size back to the kernel, which zeroes pages anew for the next tensors and
-columns. With glibc's an arm that trains on a CPU has a ninth of the page faults and takes 13 % less CPU time, at the
-same peak memory; with Arrow's the reader has a hundredth of its own.
+By default, both return large blocks to the kernel, which must zero pages again for the next tensors and columns. With
+glibc's settings, an arm that trains on a CPU has a ninth of the page faults and takes 13 % less CPU time, at the same
+peak memory. With Arrow's, the reader has a hundredth of its page faults.
 """
 
 
 @dataclass(frozen=True)
 class Launch:
-    """How a stage's processes are started, whatever the stage.
+    """The launch settings of a stage's processes.
 
     Attributes:
         j: `{nodes}x{ranks a node}`, e.g. `2x8`.
         image: container image.
         cpu: CPU cores a node.
-        gpu: GPUs a node; 0 hides those that there are, None leaves it open.
+        gpu: GPUs a node; 0 hides all GPUs, None uses those of the node.
         memory_mb: memory a node, in MB.
         env: further environment variables.
         mounts: torchx mounts, e.g. `type=bind`, `src=/shared`, `dst=/shared`.
-        max_restarts: how often torchrun starts the ranks anew after a failure.
-        max_retries: how often the scheduler runs the whole job anew.
-        metadata: what the scheduler reads beside: the cluster.
+        max_restarts: how often torchrun restarts the ranks after a failure.
+        max_retries: how often the scheduler reruns the whole job.
+        metadata: further data for the scheduler: the cluster.
     """
 
     j: str = "1x2"
@@ -80,13 +80,13 @@ class Launch:
         max_retries: int,
         cluster: str = "",
     ) -> "Launch":
-        """Take a component's arguments under the names that torchx's own components have.
+        """Make launch settings from a component's arguments, which are named as in torchx's own components.
 
-        What is not given (an empty text, 0, and -1 of `gpu`) is the cluster's. Without a cluster it is two cores and
-        6,144 MB, and the GPUs are those that are there.
+        An argument that is not set (an empty text, 0, or -1 for `gpu`) is taken from the cluster. Without a cluster,
+        the default is two cores, 6,144 MB and the node's GPUs.
 
         Raises:
-            ValueError: `j` is malformed, there are more ranks a node than GPUs, or the cluster's file has a fault.
+            ValueError: `j` is malformed, there are more ranks a node than GPUs, or the cluster's file is invalid.
         """
         file = load_cluster(cluster) if cluster else None
         resources = Resources() if file is None else file.resources
@@ -136,8 +136,8 @@ def stage_app(
     """Make the job of one stage.
 
     Args:
-        name: the stage's name, which is the job's and its role's.
-        module: what `python -m` runs on every rank.
+        name: the stage's name, also of the job and its role.
+        module: the module that `python -m` runs on every rank.
         launch: nodes, ranks, resources and environment.
         config: the run's YAML file.
         out: the directory to commit.
@@ -145,7 +145,7 @@ def stage_app(
         overrides: dotted `section.key=value`.
         key: the stage's key; empty for none.
         parent_run: MLflow run to log under; empty for none.
-        profile: how many steps of a training are traced.
+        profile: number of training steps to trace.
 
     Raises:
         ValueError: `launch.j` is malformed.
@@ -165,14 +165,14 @@ def stage_app(
 
 
 def _log_dir(out: str) -> str:
-    """Return the shell's word for the folder of the ranks' logs: of a URL, one in each node's own mirror of it."""
+    """Return the shell word for the folder of the ranks' logs; for a URL, it is in each node's own mirror of it."""
     if url_of(place(out)) is None:
         return quoted(f"{out}.logs")
     return f'"$$(python -m sidestack.infra.remote.urls {quoted(out)})".logs'
 
 
 def rendezvous_port(out: str) -> int:
-    """Return the port that the nodes of an output's job meet at: jobs that share nodes seldom have the same."""
+    """Return the rendezvous port of an output's job: jobs that share nodes rarely have the same port."""
     return FIRST_PORT + int(hashlib.sha256(out.encode()).hexdigest()[:8], 16) % NUM_PORTS
 
 
@@ -181,13 +181,13 @@ def app(name: str, command: Sequence[str], launch: Launch, port: int | None = No
 
     Args:
         name: of the job and its role. command: its words, already quoted. launch: nodes and resources.
-        port: that the nodes meet at; None: they do not.
+        port: the rendezvous port; None: the nodes need none.
     """
     nodes, ranks = launch.shape()
     env = {"OMP_NUM_THREADS": str(max(1, launch.cpu // ranks)), "PYTHONUNBUFFERED": "1", **KEEP_FREED_MEMORY}
     env["TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE"] = "[rank${rank}]:"  # the driver shows rank 0, on whichever node it is
     if launch.max_restarts:
-        # With the shared store, a restart under gloo now and then waits for ever (torch 2.13).
+        # With the shared store, a restart under gloo occasionally hangs (torch 2.13).
         env["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     role = specs.Role(
         name=name,
@@ -209,7 +209,7 @@ def app(name: str, command: Sequence[str], launch: Launch, port: int | None = No
 
 
 def _gpu_environment(gpu: int | None) -> dict[str, str]:
-    """Return how the ranks are told of their GPUs: how many there must be, or that they take none."""
+    """Return the ranks' environment for GPUs: how many there must be, or that there are none."""
     if gpu is None:
         return {}
     return {GPUS_VARIABLE: str(gpu)} if gpu else {"CUDA_VISIBLE_DEVICES": ""}
@@ -218,12 +218,12 @@ def _gpu_environment(gpu: int | None) -> dict[str, str]:
 def _torchrun(launch: Launch, log_dir: str, port: int) -> list[str]:
     nodes, ranks = launch.shape()
     # `exec`: the scheduler's signals reach torchrun itself, not a shell around it.
-    # Ranks of one node meet at its loopback address: torchrun would look its host's name up, for 300 s where nobody
-    # knows the name, as in a container or on a VPN.
+    # Ranks of one node use its loopback address. Otherwise torchrun looks up its host's name, which takes 300 s where
+    # the name does not resolve, as in a container or on a VPN.
     begin, rendezvous = ["exec"], ["--standalone", "--local-addr", "127.0.0.1"]
     if nodes > 1:
-        # The schedulers set this variable on every node but, on some, the first; hence the default.
-        # Doubled $: torchx fills in single ones itself.
+        # The schedulers set this variable on every node, except that some omit the first; hence the default.
+        # Doubled $: torchx substitutes single ones itself.
         host = f"$${{{specs.macros.rank0_env}:=localhost}}"
         place = f'"{host}:$${{{RENDEZVOUS_PORT_VARIABLE}:-{port}}}"'
         patience = f"$${{{RENDEZVOUS_SECONDS_VARIABLE}:-{RENDEZVOUS_SECONDS}}}"
@@ -236,22 +236,22 @@ def _torchrun(launch: Launch, log_dir: str, port: int) -> list[str]:
         *("--nnodes", str(nodes), "--nproc-per-node", str(ranks), *rendezvous),
         *("--max-restarts", str(launch.max_restarts)),
         *("--shutdown-timeout", str(SHUTDOWN_SECONDS)),
-        # Its own four, and the one by which schedulers warn of an end (`infra.preemption`).
+        # torchrun's default four, and the signal by which schedulers announce preemption (`infra.preemption`).
         *("--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"),
-        # The console has the first rank's lines of each node; every rank's are kept in files.
+        # The console shows the first rank's lines of each node; every rank's lines are kept in files.
         *("--tee", "3", "--local-ranks-filter", "0", "--log-dir", log_dir),
     ]
 
 
 def quoted(word: str) -> str:
-    """Quote for the shell, and keep torchx from filling in what looks like one of its macros.
+    """Quote for the shell, and escape text that torchx would substitute as a macro.
 
-    torchx's Slurm scheduler looks for `${app_id}` once more in what `_without_macros` has kept, so the quotes are
-    closed and opened between `$` and `{`.
+    torchx's Slurm scheduler substitutes `${app_id}` once more after `_without_macros`, so the quotes are closed and
+    opened between `$` and `{`.
     """
     return _without_macros(shlex.quote(word).replace("${", "$''{"))
 
 
 def _without_macros(text: str) -> str:
-    """Return a text that torchx, which fills in its macros, turns into the one that is given."""
+    """Escape a text, so that torchx's macro substitution restores it."""
     return text.replace("$", "$$")
