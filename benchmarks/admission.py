@@ -1,8 +1,8 @@
-"""What an id table with admission holds over a hundred nightly trainings, on a log whose items come and go.
+"""An id table with admission over a hundred nightly trainings, on a log whose items come and go.
 
-`python -m benchmarks.admission [--quick] [--out DIR]`. The map from id to row alone is simulated, no training: each
-night new items come, the night's impressions are counted, rows are taken and given (`ranker.admission`), and the next
-night's impressions tell how many are of an id with a row of its own.
+`python -m benchmarks.admission [--quick] [--out DIR]`. Only the map from id to row is simulated, without training. Each
+night new items are added, the night's impressions are counted, and rows are evicted and admitted (`ranker.admission`).
+The result is the share of the next night's impressions whose id has a row of its own.
 """
 
 import argparse
@@ -24,9 +24,9 @@ from sidestack.ranker.config import AdmissionConfig, ModelConfig
 FIRST_DAY = date(2024, 1, 1)
 MIB = 2**20
 ROW_BYTES = ModelConfig().embedding_dim * 4 + 4
-"""A row's weights and the state of its optimizer."""
+"""Bytes of a row's weights and optimizer state."""
 MAP_BYTES = 12
-"""An id's row, count and date, int32 each."""
+"""Bytes of an id's row, count and date, int32 each."""
 HALF_LIFE_DAYS = 10.0
 TAIL = 1.1
 """Exponent of the Pareto distribution of items' popularity."""
@@ -55,7 +55,7 @@ training; no model was measured.
 
 @dataclass(frozen=True)
 class Sizes:
-    """Nights, items on the first, new items and impressions a night, the tables, and the nights that are shown."""
+    """Nights, items on the first, new items and impressions per night, the tables, and the nights to show."""
 
     nights: int
     first: int
@@ -80,11 +80,11 @@ QUICK = Sizes(
     nights=20, first=2000, new=200, impressions=10_000, tables=(table(2**10, 3, 3), table(2**9, 3, 1)), shown=(1, 20)
 )
 STEADY = 0.5
-"""From this share of the nights on, the share of own rows is held against its goal: ids have come and gone by then."""
+"""After this share of the nights, the share of own rows is compared with its goal: by then, ids have come and gone."""
 
 
 def main() -> None:
-    """Simulate, print, write."""
+    """Simulate, print and write the results."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.admission", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="20 nights of a small log, to see that it runs")
     parser.add_argument("--out", type=Path, help="where admission.json and .md go")
@@ -99,15 +99,15 @@ def main() -> None:
 
 
 def name_of(settings: AdmissionConfig) -> str:
-    """Return how a table is called."""
+    """Return the name of a table."""
     return f"{settings.max_rows:,} rows, {settings.min_count} times, {settings.max_age_days} d"
 
 
 class Log:
-    """Items that come each night, and impressions of them, the same for the same sizes.
+    """Items added each night, and impressions of them; deterministic for given sizes.
 
     Args of the constructor:
-        sizes: how many.
+        sizes: the numbers of items and impressions.
     """
 
     def __init__(self, sizes: Sizes) -> None:
@@ -117,11 +117,11 @@ class Log:
         self._born_I: Integers = born.astype(np.int64)
 
     def num_ids(self, night: int) -> int:
-        """Return the items that there are on a night, counted from 0."""
+        """Return the number of items that exist on a night; nights count from 0."""
         return self._sizes.first + self._sizes.new * night
 
     def counts(self, night: int) -> Integers:
-        """Return the impressions of each item on a night."""
+        """Return the number of impressions of each item on a night."""
         number = self.num_ids(night)
         age_I = night - self._born_I[:number]
         chance_I: npt.NDArray[np.float64] = self._popularity_I[:number] * 0.5 ** (age_I / HALF_LIFE_DAYS)
@@ -163,26 +163,26 @@ def simulated(sizes: Sizes, settings: AdmissionConfig) -> Iterator[Row]:
 
 
 def own_row_share(ids: IdRows, settings: AdmissionConfig, shown_I: Integers) -> float:
-    """Return the share of impressions whose id has a row of its own; `shown_I` are those of each id."""
+    """Return the share of impressions whose id has a row of its own; `shown_I` has the impressions of each id."""
     own = np.flatnonzero(ids.row_I >= settings.fallback_rows)
     return float(shown_I[own].sum() / shown_I.sum())
 
 
 def best_share(settings: AdmissionConfig, shown_I: Integers) -> float:
-    """Return the share that as many rows can have at most: those of the ids with the most impressions."""
+    """Return the maximum share for this number of rows: that of the ids with the most impressions."""
     number = min(settings.max_rows - settings.fallback_rows, len(shown_I))
     return float(np.partition(shown_I, -number)[-number:].sum() / shown_I.sum())
 
 
 def modulo_share(seen: Integers, rows: int, shown_I: Integers) -> float:
-    """Return the share of impressions whose id was seen and has its row for itself, where the row is id modulo rows."""
+    """Return the share of impressions whose id was seen and shares its row (id modulo rows) with no other."""
     ids_R = np.bincount(seen % rows, minlength=rows)
     alone = seen[ids_R[seen % rows] == 1]
     return float(shown_I[alone].sum() / shown_I.sum())
 
 
 def goals_of(nights: list[Row], settings: AdmissionConfig) -> Iterator[Row]:
-    """Hold a table's nights against the goals: its bound, and a share of own rows that does not fall."""
+    """Compare a table's nights with the goals: its bound, and a share of own rows that does not fall."""
     of_bound = np.array([settings.max_rows / row["rows_in_use"] for row in nights])
     name, (_, low, high) = name_of(settings), spread(of_bound)
     yield goal(f"{name}: bound / most rows in use", Spread(float(of_bound.min()), low, high), 1.0)

@@ -1,8 +1,8 @@
-"""Memory and time of comparing arms, against the rows: `python -m benchmarks.compare [--quick] [--out DIR]`.
+"""Memory and time of comparing arms, by number of rows: `python -m benchmarks.compare [--quick] [--out DIR]`.
 
-Predictions of four arms are fabricated in a temporary directory, in the order in which lanes deal rows, and
-measured as the stage `compare` does, each size in a process of its own. Left out are the bootstrap, which knows users
-and not rows, and the drawing of the report.
+Predictions of four arms are fabricated in a temporary directory, in the order in which lanes distribute rows, and
+evaluated as in stage `compare`, each size in a process of its own. The bootstrap, whose cost depends on users rather
+than rows, and the drawing of the report are left out.
 """
 
 import argparse
@@ -31,7 +31,7 @@ USERS, ITEMS = 50_000, 20_000
 LANES = 64
 SIZES, QUICK_SIZES = (1_000_000, 10_000_000), (20_000, 40_000)
 MOST_GROWTH = 1.25
-"""Peak memory of the largest size over that of the smallest."""
+"""Maximum ratio of the largest size's peak memory to the smallest's."""
 
 COLUMNS = {"rows": ",d", "arms": "d", "seconds": ".1f", "peak_mib": ".0f", "rows_per_second": ",.0f"}
 WORDS = """
@@ -42,7 +42,7 @@ sorted on disk by DuckDB in `ranker.predictions.MEMORY`.
 
 
 def main() -> None:
-    """Fabricate, measure each size in its own process, write."""
+    """Fabricate predictions, measure each size in its own process, and write the results."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few rows, to see that it runs")
     parser.add_argument("--out", type=Path, help="where compare.json and compare.md go")
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def in_own_process(num_rows: int) -> dict[str, Any]:
-    """Fabricate that many rows an arm and measure them in a fresh process, whose peak memory is then theirs."""
+    """Fabricate `num_rows` rows per arm and measure them in a fresh process, so that its peak memory is theirs."""
     with TemporaryDirectory() as folder:
         for seed, arm in enumerate(ARMS):
             fabricate(Path(folder) / arm, num_rows, seed)
@@ -72,7 +72,7 @@ def in_own_process(num_rows: int) -> dict[str, Any]:
 
 
 def fabricate(path: Path, num_rows: int, seed: int) -> None:
-    """Write an arm's predictions: the same rows and labels for every seed, other scores."""
+    """Write an arm's predictions: the same rows and labels for every seed, but other scores."""
     tables = batches(num_rows, seed)
     first = next(tables)
     with TableWriter(path / "predictions/part-00000.parquet", first.schema) as writer:
@@ -82,7 +82,7 @@ def fabricate(path: Path, num_rows: int, seed: int) -> None:
 
 
 def batches(num_rows: int, seed: int) -> Iterator[pa.Table]:
-    """Draw rows as ranks write them: some of every lane, then the next of every lane."""
+    """Yield rows in the order in which ranks write them: some of each lane, then the next of each lane."""
     a_lane = num_rows // LANES
     step = min(1024, a_lane)
     for start in range(0, a_lane, step):
@@ -105,7 +105,7 @@ def batches(num_rows: int, seed: int) -> Iterator[pa.Table]:
 
 
 def measured(folder: Path) -> dict[str, Any]:
-    """Reduce the arms that lie in a folder, and return time and this process's peak memory."""
+    """Evaluate the arms in a folder, and return time and this process's peak memory."""
     rng = np.random.default_rng(0)
     earlier = EarlierPositives({"user": rng.integers(0, 20, USERS), "item": rng.integers(0, 20, ITEMS)})
     start = time.perf_counter()

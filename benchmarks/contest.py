@@ -1,4 +1,4 @@
-"""Contests of arms on synthetic logs of known truth: the stages of a run one after the other, in this process."""
+"""Contests of arms on synthetic logs with known truth: the stages of a run, executed in this process."""
 
 import contextlib
 import os
@@ -27,7 +27,7 @@ from sidestack.ranker.train import train as train_ranker
 
 REFERENCE = "none"
 SIGNALS = {"sid": "content", "exchanged": "exchanged_content"}
-"""SIDs -> the embedding that they are of: one that explains clicks, and one that was exchanged between items."""
+"""SIDs -> the embedding that they encode: one that explains clicks, and one that was exchanged between items."""
 ARMS: dict[str, dict[str, Any]] = {
     REFERENCE: {},
     "side": {"item": "side", "history": "side"},
@@ -35,7 +35,7 @@ ARMS: dict[str, dict[str, Any]] = {
 }
 TRAIN_DAYS, TEST_DAYS = 8, 4
 NUM_CLUSTERS, NUM_SUBCLUSTERS = 4, 2
-"""Few, so that 10,000 events are enough to learn from."""
+"""Few clusters, so that 10,000 events are enough to learn from."""
 DIM = 32
 MAX_HISTORY = 8
 MODEL = {
@@ -43,14 +43,14 @@ MODEL = {
     "tower_hidden": 16,
 }  # fmt: skip
 TRAINING = {"epochs": 1, "sparse_learning_rate": 0.05, "dense_learning_rate": 0.01, "checkpoint_every": 0}
-"""The batch is by rule. One epoch is what the rule's search chose on a log of 10,000 events, at three times the steps.
-The dense rate is ten times the default: within 100 steps, `none` hardly beat the base rate at lower ones."""
+"""The batch size is by rule. One epoch is what the rule's search chose on a log of 10,000 events, at three times the
+steps. The dense rate is ten times the default: within 100 steps, `none` hardly beat the base rate at lower rates."""
 ENCODER_EPOCHS = 2
 
 
 @dataclass(frozen=True)
 class LogSize:
-    """Impressions of the whole log, items, and users."""
+    """Numbers of impressions, items and users of the whole log."""
 
     events: int
     items: int
@@ -61,9 +61,9 @@ class Contest:
     """Arms trained on one log, several times.
 
     Args of the constructor:
-        folder: for all of it; stages whose outputs lie there are not run again.
-        size: of the log. seed: of the log; those of its trainings follow from it.
-        replicates: trainings of each arm.
+        folder: for all outputs; stages whose outputs are there are not run again.
+        size: of the log. seed: of the log; the trainings' seeds follow from it.
+        replicates: number of trainings per arm.
     """
 
     def __init__(self, folder: Path, size: LogSize, seed: int, replicates: int) -> None:
@@ -71,14 +71,14 @@ class Contest:
         self._folder = folder
         self._dataset: dict[str, Path] = {}
         self._trained: list[dict[str, Path]] = []
-        # About 100 steps an epoch in large catalogues; fewer items than a batch would give none.
+        # About 100 steps per epoch in large catalogues; with fewer items than a batch there would be no step.
         self._encoder_batch = min(max(64, size.items // 512 * 8), 1024)
         prepared = self._stage("prepare", "prepare", PrepareConfig, {"source": source(size, seed)}, {}, prepare)
         for replicate in range(replicates):
             self._train(prepared, replicate, seed * replicates + replicate)
 
     def comparison(self, replicates: int) -> Comparison:
-        """Return the comparison of the first so many trainings of each arm."""
+        """Return the comparison of the first `replicates` trainings of each arm."""
         inputs = dict(self._dataset)
         for trained in self._trained[:replicates]:
             inputs |= trained
@@ -119,7 +119,7 @@ class Contest:
         inputs: Mapping[str, Path],
         body: Callable[[StageRun[Any]], None],
     ) -> Path:
-        """Run a stage as its own program does, where that was not done before, and return its output."""
+        """Run a stage as its own program does, unless its output exists, and return the output."""
         config, out = self._folder / f"{label}.yaml", self._folder / label
         if is_committed(out):
             return out
@@ -131,7 +131,7 @@ class Contest:
 
 
 def source(size: LogSize, seed: int) -> dict[str, Any]:
-    """Return the settings of a log whose items have content that explains clicks, and content that does not."""
+    """Return the settings of a log whose items have content that explains clicks and content that does not."""
     return {
         "kind": "synthetic",
         "seed": seed,

@@ -1,4 +1,4 @@
-"""Bytes an impression takes on disk, beside tables in which every impression repeats what its request has.
+"""Bytes per impression on disk, compared with flat tables in which each impression repeats its request's columns.
 
 `python -m benchmarks.disk [--quick] [--dataset DIR] [--out DIR]`.
 """
@@ -33,7 +33,7 @@ LAYOUTS = ("version 1", "flat", "now")
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure, print and write the results."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.disk", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a small log, to see that it runs")
     parser.add_argument("--dataset", type=Path, help="measure this one in place of a synthetic log")
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def disk(dataset: Dataset, folder: Path) -> tuple[Measured, Sequence[Row]]:
-    """Write a dataset's impressions flat into a folder, and count bytes by column."""
+    """Write a dataset's impressions as flat tables into a folder, and count bytes by column."""
     tables = ["requests", "events", "labels"]
     tables += [one.table(name, base) for name, one in dataset.snapshot.sids.items() for base in one.columns]
     now = [file.path for table in tables for file in dataset.files(table, date.min, date.max) if "items" not in table]
@@ -75,7 +75,7 @@ def disk(dataset: Dataset, folder: Path) -> tuple[Measured, Sequence[Row]]:
 
 
 def write_flat(dataset: Dataset, folder: Path) -> list[Path]:
-    """Write all impressions, joined, a file a date, and return the files."""
+    """Write all impressions, joined, one file per date, and return the files."""
     columns = [name for name in all_columns(dataset) if name != REQUEST_ID]
     files = []
     for day in sorted({entry.date for entry in dataset.partitions("events")}):
@@ -89,7 +89,7 @@ def write_flat(dataset: Dataset, folder: Path) -> list[Path]:
 
 
 def with_dictionaries(flat: Path, path: Path) -> Path:
-    """Write a file again, row group by row group, with a dictionary for every column that may be worth one."""
+    """Rewrite a file, row group by row group, with a dictionary for every column that may benefit from one."""
     with pq.ParquetFile(flat) as file:
         schema = file.schema_arrow
         with pq.ParquetWriter(

@@ -1,7 +1,7 @@
-"""Vectors a second: quantizers alone beside faiss, and the encoder's network beside its own matrix products.
+"""Vectors per second: quantizers alone compared with faiss, and the encoder's network with its own matrix products.
 
 `python -m benchmarks.encoding [--quick] [--out DIR]`. All at 24 bits from 384 dimensions: 15 ternary digits (23.8
-bits), or 3 codebooks of 256 words.
+bits), or 3 codebooks of 256 codewords.
 """
 
 import argparse
@@ -32,7 +32,7 @@ COLUMNS = {
     "what": "", "threads": "d", "items_per_second": ",.0f", "low": ",.0f", "high": ",.0f", "peak_mib": ".1f",
 }  # fmt: skip
 _ITERATIONS = 4
-"""Of faiss's k-means: how good its codebooks are does not change how fast it encodes."""
+"""Iterations of faiss's k-means: the quality of its codebooks does not change the encoding speed."""
 WORDS = f"""
 Random vectors of {DIM} dimensions to 24 bits; then items of the default data's signals through the network in the
 blocks of {BLOCK_ROWS} rows in which `materialize` takes them. FSQ here is one matrix product to {DIGITS} numbers and
@@ -43,7 +43,7 @@ nothing between them. Memory is what one call takes beyond what was resident.
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is measured."""
+    """The sizes of the benchmark."""
 
     fast_rows: int
     slow_rows: int
@@ -57,7 +57,7 @@ QUICK = Sizes(fast_rows=1 << 14, slow_rows=1 << 10, train_rows=9_984, items=1 <<
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure, print and write the results."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.encoding", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small sizes and few rounds, to see that it runs")
     parser.add_argument("--out", type=Path, help="where encoding.json and encoding.md go")
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def quantizers(sizes: Sizes) -> dict[str, Contestant]:
-    """Return the quantizers alone, those of faiss trained."""
+    """Return the quantizers alone, with faiss's trained."""
     generator = torch.Generator().manual_seed(0)
     h_BH = torch.randn(sizes.fast_rows, DIM, generator=generator)
     return {**_ours(h_BH, generator), **_faiss(h_BH, sizes)}
@@ -116,7 +116,7 @@ def _dpca(groups: int, h_BH: Tensor, generator: torch.Generator) -> Structured:
 
 
 def _faiss(h_BH: Tensor, sizes: Sizes) -> dict[str, Contestant]:
-    """Train faiss's product and residual quantizers; the codes of beam 5 are found by look-up tables."""
+    """Train faiss's product and residual quantizers; with beam 5, codes are found by look-up tables."""
     train_BH, few_BH = h_BH[: sizes.train_rows].numpy(), h_BH[: sizes.slow_rows].numpy()
     product = faiss.ProductQuantizer(DIM, 3, 8)
     product.cp.niter = _ITERATIONS
@@ -136,7 +136,7 @@ def _codes(quantizer: Any, x_BH: npt.NDArray[np.float32]) -> Callable[[], object
 
 
 def network_rows(sizes: Sizes, number: int) -> list[dict[str, Any]]:
-    """Measure whole encoders beside their matrix products."""
+    """Measure whole encoders and their matrix products alone."""
     rows = []
     for title, network in NETWORKS.items():
         torch.manual_seed(0)
@@ -163,7 +163,7 @@ def _each(blocks: list[SignalBatch], call: Callable[[SignalBatch], object]) -> C
 
 
 def _products(encoder: FusionEncoder, blocks: int) -> Callable[[], object]:
-    """Return the products of the linear layers on blocks that are ready, without bias, into memory that is."""
+    """Return a call that runs the linear layers' matrix products, without bias, on preallocated inputs and outputs."""
     layers = [layer for layer in encoder.modules() if isinstance(layer, nn.Linear)]
     parts = [
         (torch.randn(BLOCK_ROWS, layer.in_features), layer.weight.T, torch.empty(BLOCK_ROWS, layer.out_features))

@@ -1,6 +1,6 @@
-"""A ranking dataset for benchmarks, of any size: a synthetic log whose items have SIDs of an encoder never trained.
+"""A ranking dataset for benchmarks, of any size: a synthetic log whose items have the SIDs of an untrained encoder.
 
-Made by the stages themselves, `pipelines.prepare` and `encoder.materialize`. Speed does not depend on what the ids are.
+Made by the stages themselves, `pipelines.prepare` and `encoder.materialize`. Speed does not depend on the ids' values.
 """
 
 import sys
@@ -13,20 +13,20 @@ from sidestack.infra.config import to_yaml
 from sidestack.infra.snapshot import Dataset, read_dataset
 
 NUM_ITEMS, NUM_USERS, MAX_HISTORY = 92_331, 2_469, 32
-"""Those of the default data, Complete Journey."""
+"""The numbers of the default data, Complete Journey."""
 IMPRESSIONS = 22
-"""Impressions of a request, as many as a basket of the default data has on average."""
+"""Impressions per request, the average size of a basket of the default data."""
 EVENTS_A_DAY = 8192
 EMBEDDINGS = {"embedding": DIM, "text_embedding": 384}
-"""As wide as the default data's. The encoder takes the first; `dense` takes both."""
+"""Embeddings and their dimensions, as in the default data. The encoder takes the first; `dense` takes both."""
 
 
 def write_events(folder: Path, days: int, items: int = NUM_ITEMS, impressions: int = IMPRESSIONS) -> Dataset:
     """Make a dataset in `folder` and return it.
 
     Args:
-        folder: must be there. days: of training, of `EVENTS_A_DAY` events. items: how many there are.
-        impressions: of a request.
+        folder: must exist. days: days of training, of `EVENTS_A_DAY` events each. items: number of items.
+        impressions: per request.
     """
     log = {
         "kind": "synthetic", "num_items": items, "num_users": NUM_USERS, "max_history": MAX_HISTORY,

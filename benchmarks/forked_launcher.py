@@ -1,7 +1,7 @@
 """A launcher of one-rank stages that forks each from a server which has imported torch and our stages once.
 
-A stage that starts afresh spends 5 to 7 seconds of a core on imports; a replayed year starts hundreds. Stages run
-through their own main programs with the arguments that their jobs have, so what they commit is what they always commit.
+A stage in a new process spends 5 to 7 seconds of a core on imports, and a replayed year starts hundreds of stages.
+Stages run through their own main programs with their jobs' arguments, so their outputs are the usual ones.
 """
 
 import os
@@ -34,7 +34,7 @@ CPU_FILE = "cpu_seconds.txt"
 
 
 class Forked(NamedTuple):
-    """A stage under way: its name, its process, where its lines go, and after which time it is ended."""
+    """A running stage: its name, its process, its log file, and the time at which it is killed."""
 
     label: str
     process: BaseProcess
@@ -43,7 +43,7 @@ class Forked(NamedTuple):
 
 
 class ForkedLauncher:
-    """Starts stages as `pipelines.launch.Launcher` does, on this machine, one rank each.
+    """A launcher like `pipelines.launch.Launcher`, for stages of one rank on this machine.
 
     Attributes:
         is_told: whether a stage's start is printed.
@@ -54,11 +54,11 @@ class ForkedLauncher:
         self._under_way: list[Forked] = []
 
     def attach(self, work: Work) -> Forked | None:
-        """Return that no stage is found again: they end with the driver."""
+        """Return None: there are no running stages to attach to, because stages end with the driver."""
         return None
 
     def start(self, work: Work, app: AppDef) -> Forked:
-        """Fork a stage; what it prints goes to a file in `work.rank_logs`, the CPU seconds that it took to another."""
+        """Fork a stage; its output goes to one file in `work.rank_logs`, and the CPU seconds it took to another."""
         module, arguments = stage_command(app)
         work.rank_logs.mkdir(parents=True, exist_ok=True)
         environment = {**os.environ, **app.roles[0].env, "OMP_NUM_THREADS": "1"}
@@ -72,10 +72,10 @@ class ForkedLauncher:
         return job
 
     def has_succeeded(self, job: Forked) -> bool:
-        """Return whether a stage has come to its good end; False: it is under way.
+        """Return whether a stage has succeeded; False: it is still running.
 
         Raises:
-            StageError: it failed, or took too long.
+            StageError: the stage failed, or took too long.
         """
         if job.process.is_alive():
             if time.monotonic() > job.deadline:
@@ -97,11 +97,11 @@ class ForkedLauncher:
             self._under_way.remove(job)
 
     def leave(self, job: Forked) -> None:
-        """End a stage, as it cannot outlive its driver."""
+        """End a stage, because it cannot outlive its driver."""
         self.cancel(job)
 
     def close(self) -> None:
-        """End what is under way."""
+        """End all running stages."""
         for job in list(self._under_way):
             self.cancel(job)
 

@@ -1,4 +1,4 @@
-"""What a speed benchmark leaves: measured rows, goals held against them, as a table, JSON and Markdown."""
+"""Results of a speed benchmark: measured rows and their goals, as a table, JSON and Markdown."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ GOAL_COLUMNS = {"goal": "", "threads": "d", "ratio": ".2f", "low": ".2f", "high"
 
 
 def goal(what: str, ratio: Spread, at_least: float, threads: int | None = None) -> dict[str, Any]:
-    """Return a goal's row: the ratio with its quartiles, the least it should be, and whether the median is that."""
+    """Return a goal's row: the ratio with its quartiles, its required minimum, and whether the median reaches it."""
     return {
         "goal": what,
         "threads": threads,
@@ -23,7 +23,7 @@ def goal(what: str, ratio: Spread, at_least: float, threads: int | None = None) 
 
 
 class Measured(NamedTuple):
-    """One table of a page: its heading and what it says, its rows, and their columns (name -> format)."""
+    """One table of a page: its heading and text, its rows, and their columns (name -> format)."""
 
     heading: str
     words: str
@@ -46,7 +46,7 @@ def publish(
     Args:
         name: the benchmark's. title: the page's heading. words: what was measured, in Markdown.
         rows: measured rows and goals' rows. columns: the measured rows' columns, name -> format.
-        packages: whose versions matter, beside torch's. out: where the files go.
+        packages: packages whose versions matter, besides torch. out: the folder of the files.
     """
     measured = [row for row in rows if "goal" not in row]
     goals = [row for row in rows if "goal" in row]
@@ -67,7 +67,7 @@ def publish_tables(
     packages: Sequence[str] = (),
     out: Path,
 ) -> None:
-    """Do the same for several tables; in the JSON a row says under "table" which is its own."""
+    """Do the same as `publish` for several tables; in the JSON, "table" is the heading of a row's table."""
     for table in tables:
         print_table(table.heading, table.rows, table.columns)
     print_table("goals", goals, GOAL_COLUMNS)

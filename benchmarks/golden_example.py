@@ -1,8 +1,8 @@
-"""torchrec's golden training example, as its repository has it, on the tables and batches of an arm of ours.
+"""torchrec's golden training example, as in its repository, on the tables and batches of one of our arms.
 
 From examples/golden_training/train_dlrm.py of pytorch/torchrec at a48cef7: DLRM, RowWiseAdagrad in the backward pass,
-default sharders and planner, Adagrad for the rest, TrainPipelineSparseDist. What is changed: tables, widths, learning
-rate and data come from outside.
+default sharders and planner, Adagrad for the rest, TrainPipelineSparseDist. Only tables, widths, learning rate and data
+differ.
 """
 
 from typing import Any
@@ -31,11 +31,11 @@ from sidestack.ranker.planner import sharders
 from sidestack.ranker.sharding import shard
 
 LEARNING_RATE = 0.01
-"""A tenth of the example's, with which losses rise at first on these rows; speed does not depend on it."""
+"""A tenth of the example's rate, at which losses rise at first on these rows; speed does not depend on it."""
 
 
 def golden_dlrm(features: ArmFeatures, model: ModelConfig, device: torch.device) -> DLRMTrain:
-    """Return DLRM over an arm's tables, the history's as bags, its dense layers as wide as ours."""
+    """Return DLRM over an arm's tables, with the history as bags, and dense layers as wide as ours."""
     dim = model.embedding_dim
     tables = [
         EmbeddingBagConfig(
@@ -59,7 +59,7 @@ def golden_dlrm(features: ArmFeatures, model: ModelConfig, device: torch.device)
 
 
 def our_network(features: ArmFeatures, arm: str, device: torch.device) -> Ranker:
-    """Return the network of an arm that needs no constants, prepared as the example prepares its own."""
+    """Return the network of an arm without constants, prepared as in the example."""
     model = Ranker(features, config_of(arm), device, ModelConstants())
     fill_dense(model.body, seed=0)
     for tables in model.collections:
@@ -68,7 +68,7 @@ def our_network(features: ArmFeatures, arm: str, device: torch.device) -> Ranker
 
 
 def golden_pipeline(train_model: DLRMTrain | Ranker, device: torch.device) -> TrainPipelineSparseDist[Any, Any]:
-    """Shard a model and give its pipeline, as the example does."""
+    """Shard a model and return its pipeline, as the example does."""
     model = DistributedModelParallel(module=train_model, device=device)
     non_fused_optimizer = KeyedOptimizerWrapper(
         dict(in_backward_optimizer_filter(model.named_parameters())),
@@ -78,7 +78,7 @@ def golden_pipeline(train_model: DLRMTrain | Ranker, device: torch.device) -> Tr
 
 
 def our_pipeline(train_model: DLRMTrain, world: World) -> TrainPipelineSparseDist[Any, Any]:
-    """Shard the example's model and give its pipeline, as the ranker's training does."""
+    """Shard the example's model and return its pipeline, as the ranker's training does."""
     topology = Topology(world_size=world.size, compute_device=world.device.type)
     plan = EmbeddingShardingPlanner(topology=topology).plan(train_model, sharders())
     model, dense_optimizer = shard(train_model, plan, TrainingConfig(dense_learning_rate=LEARNING_RATE), world)
@@ -87,9 +87,9 @@ def our_pipeline(train_model: DLRMTrain, world: World) -> TrainPipelineSparseDis
 
 
 def golden_batch(batch: RankerBatch, features: ArmFeatures) -> Batch:
-    """Return the same rows as the example takes them: the history as one more feature, the click as the label.
+    """Convert a batch to the example's format: the history as one more feature, the click as the label.
 
-    What a request has once is repeated for each of its rows.
+    A request's features are repeated for each of its rows.
     """
     parts = {**batch.request_bags.to_dict(), **batch.bags.to_dict(), **batch.sequences.to_dict()}
     requests = batch.request_B.tolist()

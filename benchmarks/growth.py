@@ -1,8 +1,8 @@
-"""What adding one day costs, by the days that a log has, and the bytes of an impression on disk.
+"""The cost of adding one day to a log, by the log's length, and the bytes per impression on disk.
 
 `python -m benchmarks.growth [--quick] [--dataset DIR] [--out DIR]`. A synthetic log grows day by day through the bodies
-of stages `prepare` and `materialize`, in this process. With `--dataset`, the bytes of an impression are those of that
-snapshot's too, such as a run's output of `materialize`.
+of stages `prepare` and `materialize`, in this process. With `--dataset`, the bytes per impression are also measured for
+that snapshot, such as a run's output of `materialize`.
 """
 
 import argparse
@@ -57,14 +57,14 @@ GROWTH_COLUMNS = {
     "days": ",d", "stage": "", "what": "", "files": ",d", "bytes": ",d", "of_a_day": ".2f", "seconds": ".3f",
 }  # fmt: skip
 GOALS = {"bytes": 0.9, "all bytes": 0.5, "seconds": 0.5}
-"""The least ratio of a short log's cost to a long one's; `all bytes` are with lists and snapshot, which grow within a
-month, and by a line a month."""
+"""The minimum ratio of a short log's cost to a long one's. `all bytes` include lists and snapshot, which grow within a
+month, and by one line per month."""
 LAYOUT_COLUMNS = {"log": "", "impressions": ",d", "layout": "", "part": "", "bytes_an_impression": ".1f"}
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Days of the logs that one more is added to, ascending; impressions of a day, and items of the log."""
+    """Days of the logs before one more day is added, ascending; impressions per day, and items of the log."""
 
     days: tuple[int, ...]
     impressions: int
@@ -76,7 +76,7 @@ QUICK = Sizes(days=(3, 6), impressions=200, items=200)
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure, print and write the results."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.growth", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="short logs of small days, to see that it runs")
     parser.add_argument(
@@ -99,10 +99,10 @@ def main() -> None:
 
 
 class GrowingLog:
-    """A synthetic log and the snapshots of it, which share a store.
+    """A synthetic log and its snapshots, which share a store.
 
     Args of the constructor:
-        folder: for all of it. sizes: of the log.
+        folder: for the log, the store and all outputs. sizes: of the log.
 
     Attributes:
         outputs: the newest output of each stage.
@@ -147,7 +147,7 @@ class GrowingLog:
 
 
 def day_added(log: GrowingLog, days: int) -> list[Row]:
-    """Let the log have so many days, and measure both stages as it gets one more."""
+    """Grow the log to `days` days, and measure both stages for one more day."""
     log.prepare(days)
     log.materialize(days)
     rows: list[dict[str, Any]] = []
@@ -168,12 +168,12 @@ def day_added(log: GrowingLog, days: int) -> list[Row]:
 
 
 def files_below(folder: Path) -> dict[Path, int]:
-    """Return the sizes of all files."""
+    """Return the sizes of all files below a folder."""
     return {path: path.stat().st_size for path in folder.rglob("*") if path.is_file()}
 
 
 def snapshot_cost(path: Path) -> Row:
-    """Return the bytes of a stage's output, and the seconds of writing and reading the snapshot in it."""
+    """Return the bytes of a stage's output, and the seconds of writing and reading its snapshot."""
     dataset = read_dataset(path)
     listed = dataset.snapshot.model_copy(update={"store": str(dataset.store)})
     with tempfile.TemporaryDirectory(dir=path.parent) as copy:
@@ -186,7 +186,7 @@ def snapshot_cost(path: Path) -> Row:
 
 
 def bytes_by_table(dataset: Dataset, day: date | None = None) -> dict[str, int]:
-    """Return the bytes of the partitions of impressions and of their SIDs, by table, of all dates or of one."""
+    """Return the bytes of the partitions of impressions and their SIDs, by table, for all dates or one date."""
     found: dict[str, int] = {}
     sids = [one.table(name, base) for name, one in dataset.snapshot.sids.items() for base in one.columns]
     daily = daily_tables(dataset.spec)
@@ -197,7 +197,7 @@ def bytes_by_table(dataset: Dataset, day: date | None = None) -> dict[str, int]:
 
 
 def layout_rows(name: str, dataset: Dataset, folder: Path) -> list[Row]:
-    """Measure the bytes of an impression in both layouts.
+    """Measure the bytes per impression in both layouts.
 
     Args:
         name: of the log. dataset: a snapshot of it. folder: for the joined copy.
@@ -218,7 +218,7 @@ def layout_rows(name: str, dataset: Dataset, folder: Path) -> list[Row]:
 
 
 def _of_set(table: str) -> str:
-    """Return a table's name for people: of SIDs without the generation."""
+    """Return a table's display name; for SIDs, without the generation."""
     if not table.startswith("sids/"):
         return table
     _, name, _, base = table.split("/")
@@ -226,7 +226,7 @@ def _of_set(table: str) -> str:
 
 
 def goals(rows: list[Row]) -> list[Row]:
-    """Hold what a day costs the longest log against what it costs the shortest."""
+    """Compare the cost of a day for the longest log with that for the shortest."""
     found: list[Row] = []
     days = sorted({row["days"] for row in rows})
     for stage in ("prepare", "materialize"):
@@ -239,7 +239,7 @@ def goals(rows: list[Row]) -> list[Row]:
 
 
 def _cost(rows: list[Row], stage: str, days: int) -> dict[str, float]:
-    """Return what a day added costs a stage, by the names of `GOALS`."""
+    """Return a stage's cost of one added day, by the names of `GOALS`."""
     own = {row["what"]: row for row in rows if (row["stage"], row["days"]) == (stage, days)}
     made = own["partitions"]
     return {"bytes": made["bytes"], "all bytes": sum(row["bytes"] for row in own.values()), "seconds": made["seconds"]}

@@ -28,7 +28,7 @@ from sidestack.pipelines.prepare.contract import STORE
 
 DIM, CATEGORIES = 64, 1000
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), backend="gloo")
-"""A benchmark's own process, where it commits or measures without a process group."""
+"""The world of a benchmark's own process, without a process group."""
 DEFAULT_EMBEDDINGS = {"text_embedding": 384, "behaviour_embedding": 64}
 DEFAULT_CATEGORICALS = {"department": 32, "category": 303, "subcategory": 2378, "brand": 2, "manufacturer": 6471}
 DEFAULT_SIGNALS = SignalSpec(
@@ -36,9 +36,9 @@ DEFAULT_SIGNALS = SignalSpec(
     categoricals=DEFAULT_CATEGORICALS,
     weights=dict.fromkeys((*DEFAULT_EMBEDDINGS, *DEFAULT_CATEGORICALS), 1.0),
 )
-"""The default data's signals, in number and size."""
+"""Signals with the number and sizes of the default data's."""
 NETWORKS = {"default": NetworkConfig(), "1,024 units": NetworkConfig(embedding_width=256, hidden=1024, blocks=2)}
-"""The networks whose speed is told."""
+"""The networks whose speed is measured."""
 _DIFFERENT_ROWS = 1 << 16
 _CHUNK_ROWS = 1 << 13
 
@@ -47,7 +47,7 @@ def newest_dataset(runs: Path) -> Path:
     """Find the newest committed output of `prepare` for Complete Journey.
 
     Raises:
-        ConfigError: there is none; the message says what makes one.
+        ConfigError: there is none; the message has the command that makes one.
     """
     found = [path.parent for path in runs.glob(f"*/prepare/*/{CONFIG_FILE}") if _is_complete_journey(path)]
     if not found:
@@ -64,7 +64,7 @@ def _is_complete_journey(file: Path) -> bool:
 
 
 def items_spec(rows: int) -> DatasetSpec:
-    """Describe a dataset of so many items with an embedding and a category, without users and events."""
+    """Return the spec of a dataset of `rows` items with an embedding and a category, without users and events."""
     return DatasetSpec(
         embeddings={"embedding": DIM},
         categoricals={"category": CATEGORIES},
@@ -81,13 +81,13 @@ def items_spec(rows: int) -> DatasetSpec:
 
 
 def read_items(dataset: Dataset, columns: Sequence[str]) -> pa.Table:
-    """Read columns of a dataset's items whole."""
+    """Read columns of all of a dataset's items."""
     groups = row_groups([file.path for file in dataset.content_files("item")])
     return pa.concat_tables([read_row_group(group, columns) for group in groups])
 
 
 def write_items(out: Path, rows: int) -> None:
-    """Commit a dataset of random items as `out`; their rows go to the store beside it."""
+    """Commit a dataset of random items as `out`; their rows go to the store next to it."""
     spec = items_spec(rows)
     schema, key = item_schema(spec), digest({"random items": rows})
     with committing(out, ALONE, stage="prepare") as staging:
@@ -95,7 +95,7 @@ def write_items(out: Path, rows: int) -> None:
 
 
 def write_encoder(out: Path, config: EncoderConfig) -> None:
-    """Commit an encoder that was not trained, its codebook set from items, as `out`."""
+    """Commit an untrained encoder, with its codebook set from items, as `out`."""
     torch.manual_seed(0)
     model = VQFusion(config, chosen_signals({}, items_spec(1))).eval()
     with committing(out, ALONE, stage="encoder") as staging, torch.no_grad():
@@ -104,7 +104,7 @@ def write_encoder(out: Path, config: EncoderConfig) -> None:
 
 
 def random_batch(rows: int) -> SignalBatch:
-    """Return items as tensors."""
+    """Return random items as tensors."""
     generator = torch.Generator().manual_seed(0)
     return SignalBatch(
         {"embedding": torch.randn(rows, DIM, generator=generator)},
@@ -114,7 +114,7 @@ def random_batch(rows: int) -> SignalBatch:
 
 
 def _items(rows: int, schema: pa.Schema) -> Iterator[pa.Table]:
-    """Yield items; their vectors are those of 65,536 random rows, turned, so that making them is quick."""
+    """Yield items; their vectors are 65,536 random rows, rotated, so that making them is fast."""
     rng = np.random.default_rng(0)
     some_SD = rng.standard_normal((_DIFFERENT_ROWS, DIM)).astype(np.float16)
     for first in range(0, rows, _CHUNK_ROWS):

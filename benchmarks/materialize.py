@@ -1,6 +1,6 @@
-"""Stage `materialize` beside raw Parquet reading and writing and beside its network alone; its memory by rows.
+"""Stage `materialize` compared with raw Parquet reading and writing and with its network alone; its memory by rows.
 
-`python -m benchmarks.materialize [--quick] [--rows N] [--out DIR]`. The stage runs as it always does, as a program.
+`python -m benchmarks.materialize [--quick] [--rows N] [--out DIR]`. The stage runs as usual, as a program.
 """
 
 import argparse
@@ -40,12 +40,12 @@ resident set. Bytes a row are those of the Parquet files of items and SIDs.
 """
 BOUNDS = ("read and write", "network alone")
 FLAT = 1.15
-"""Memory of the most rows over that of the fewest, at most."""
+"""Maximum ratio of the larger run's memory to the smaller's."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Rows of the smaller and the larger run, and of one round of network alone; rounds."""
+    """Rows of the smaller and the larger run, and of one round of the network alone; rounds."""
 
     few: int
     many: int
@@ -54,7 +54,7 @@ class Sizes:
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure, print and write the results."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.materialize", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
     parser.add_argument("--rows", type=int, default=10_000_000, help="items of the largest run")
@@ -70,7 +70,7 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class Stage:
-    """A run of the stage: seconds of its body, the whole program, and bytes of items and SIDs on disk."""
+    """A run of the stage: seconds of its body, the finished program, and bytes of items and SIDs on disk."""
 
     seconds: float
     program: Finished
@@ -78,7 +78,7 @@ class Stage:
 
 
 def measured(folder: Path, sizes: Sizes) -> list[dict[str, Any]]:
-    """Measure in turns with the fewer rows, then the stage once with the more."""
+    """Measure in turns with fewer rows, then the stage once with more rows."""
     write_encoder(folder / "encoder", EncoderConfig())
     few, times = _in_turns(folder, sizes)
     write_items(folder / "many", sizes.many)
@@ -89,7 +89,7 @@ def measured(folder: Path, sizes: Sizes) -> list[dict[str, Any]]:
         programs = spread([number / stage.program.seconds for stage in stages])
         rows += [_row("stage", number, bodies, stages), _row("program", number, programs, stages)]
     slower = min(BOUNDS, key=lambda name: times.rate(name).median)
-    # The run with more rows stands alone: it is held against the median of the others.
+    # There is one run with more rows; it is compared with the median of the others.
     late = sizes.many / many.seconds / times.rate(slower).median
     growth = max(stage.program.peak_bytes for stage in few) * FLAT / many.program.peak_bytes
     return [
@@ -101,7 +101,7 @@ def measured(folder: Path, sizes: Sizes) -> list[dict[str, Any]]:
 
 
 def _in_turns(folder: Path, sizes: Sizes) -> tuple[list[Stage], Times]:
-    """Run the stage, reading and writing alone, and the network alone in turns."""
+    """Run in turns the stage, reading and writing alone, and the network alone."""
     write_items(folder / "few", sizes.few)
     bundle = load_bundle(folder / "encoder", ALONE.device)
     batch = random_batch(sizes.network)
@@ -119,7 +119,7 @@ def _in_turns(folder: Path, sizes: Sizes) -> tuple[list[Stage], Times]:
 
 
 def read_and_write(files: Sequence[Path], copy: Path) -> None:
-    """Read what the stage reads of Parquet files, row group by row group, and write as much as it writes."""
+    """Read what the stage reads from Parquet files, row group by row group, and write as much as it writes."""
     schema = pa.schema([("item_id", pa.int64())])
     columns = ["item_id", "embedding", "category"]
     with pq.ParquetWriter(copy, schema, compression="zstd", compression_level=3) as writer:
@@ -132,7 +132,7 @@ def read_and_write(files: Sequence[Path], copy: Path) -> None:
 
 
 def run_stage(folder: Path, dataset: str) -> Stage:
-    """Run the stage as a program on one rank; what it makes is taken away."""
+    """Run the stage as a program on one rank, and remove its output."""
     config, out, store = folder / "config.yaml", folder / "out", folder / STORE
     config.write_text("materialize: {prefix_lengths: {sid: [5, 10]}}\n", encoding="utf-8")
     program = run_program(

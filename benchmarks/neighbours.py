@@ -1,8 +1,8 @@
-"""Nearest-neighbour sheets like the paper's Figure 4: a query, its true neighbours, and those that its SID gives.
+"""Nearest-neighbour sheets like the paper's Figure 4: a query, its true neighbours, and its neighbours by SID.
 
 `python -m benchmarks.neighbours --encoder DIR --dataset DIR` writes them as text, and as one picture where `--images`
-names a folder with a file for each item. True neighbours are by cosine of an embedding signal; the SID's are by cosine
-of what SIDE unpacks (centred digits times their steps), or of the decoded latent vector where digits are no levels.
+names a folder with a file for each item. True neighbours are by cosine of an embedding signal. Neighbours by SID are by
+cosine of SIDE's vectors (centred digits times their steps), or of decoded latent vectors if digits are not levels.
 """
 
 import argparse
@@ -45,7 +45,7 @@ class Catalogue:
 
     Attributes:
         ids: item_id [N]. texts: [N]. true_ND: the embedding signal at unit length, [N, D].
-        code_NK: what the SID stands for at unit length, [N, K]. unpacked: whether that is SIDE's vector.
+        code_NK: the SID's vector at unit length, [N, K]. unpacked: whether it is SIDE's vector.
     """
 
     ids: Ids
@@ -65,12 +65,12 @@ class Sheet:
 
     @property
     def hits(self) -> int:
-        """How many of the SID's neighbours are among the true ones."""
+        """The number of neighbours by SID that are true neighbours."""
         return len(set(self.true.tolist()) & set(self.found.tolist()))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write the sheets; exit with 1 after a user's error."""
+    """Write the sheets; exit with 1 after a user error."""
     arguments = _arguments(argv)
     try:
         bundle = load_bundle(arguments.encoder, torch.device("cpu"))
@@ -103,7 +103,7 @@ def read_catalogue(path: Path, bundle: EncoderBundle, signal: str | None) -> Cat
 
     Raises:
         ConfigError: the encoder takes no such embedding.
-        DataError: the dataset has not the encoder's signals, or no text.
+        DataError: the dataset lacks the encoder's signals or a text.
     """
     embeddings = bundle.signals.embeddings
     signal = signal or next(iter(embeddings), "")
@@ -123,7 +123,7 @@ def read_catalogue(path: Path, bundle: EncoderBundle, signal: str | None) -> Cat
 
 @torch.no_grad()
 def codes(table: pa.Table, bundle: EncoderBundle) -> tuple[Vectors, bool]:
-    """Return what the items' SIDs stand for, [N, K], and whether SIDE can unpack it from the digits alone."""
+    """Return the vectors of the items' SIDs, [N, K], and whether SIDE can unpack them from the digits alone."""
     spec, model = bundle.spec, bundle.model
     blocks = [signal_batch(table.slice(at, _BLOCK), bundle.signals) for at in range(0, table.num_rows, _BLOCK)]
     digits_NK = torch.cat([model.digits(block) for block in blocks])
@@ -134,7 +134,7 @@ def codes(table: pa.Table, bundle: EncoderBundle) -> tuple[Vectors, bool]:
 
 
 def make_sheets(catalogue: Catalogue, queries: int, neighbours: int, seed: int) -> list[Sheet]:
-    """Choose queries at random and find their neighbours both ways.
+    """Choose random queries and find their neighbours both ways.
 
     Raises:
         ConfigError: more neighbours or queries than items.
@@ -160,7 +160,7 @@ def _write(sheets: Sequence[Sheet], catalogue: Catalogue, images: Path | None, o
 
 
 def page(sheets: Sequence[Sheet], catalogue: Catalogue, picture: str | None) -> str:
-    """Return the sheets as Markdown; a neighbour in bold is one that both sides name."""
+    """Return the sheets as Markdown; a neighbour found both ways is in bold."""
     conditions = record.conditions(("faiss-cpu",))
     hits = sum(sheet.hits for sheet in sheets)
     asked = sum(len(sheet.true) for sheet in sheets)
@@ -204,7 +204,7 @@ def _image_files(folder: Path) -> Mapping[str, Path]:
 
 
 def draw_sheets(sheets: Sequence[Sheet], catalogue: Catalogue, files: Mapping[str, Path], out: Path) -> None:
-    """Draw a row a query: its picture, those of its true neighbours, those of its SID's."""
+    """Draw one row per query: its picture, those of its true neighbours, and those of its neighbours by SID."""
     number = len(sheets[0].true)
     gap = 0.3  # of a picture's width, before the true neighbours and before the SID's
     figure = Figure(figsize=(1.1 * (2 * number + 1 + 2 * gap), 1.15 * len(sheets) + 0.4))
@@ -223,7 +223,7 @@ def draw_sheets(sheets: Sequence[Sheet], catalogue: Catalogue, files: Mapping[st
 
 
 def _draw_item(axes: Axes, catalogue: Catalogue, row: int, files: Mapping[str, Path]) -> None:
-    """Draw an item's picture, or its text where there is none."""
+    """Draw an item's picture, or its text if there is no picture."""
     file = files.get(str(catalogue.ids[row]))
     if file is None:
         text = textwrap.fill(textwrap.shorten(catalogue.texts[row], 80, placeholder=" …"), 18)

@@ -1,6 +1,6 @@
-"""The ranker's speed: its reader beside a bare scan, its steps part by part, arms beside each other and torchrec's own.
+"""Speed of the ranker: its reader against a bare scan, the parts of a step, and its arms with torchrec's example.
 
-`python -m benchmarks.ranker [--quick] [--out DIR]`. Everything is measured by one rank and one thread, unless it says
+`python -m benchmarks.ranker [--quick] [--out DIR]`. Everything is measured on one rank and one thread, unless noted
 otherwise.
 """
 
@@ -113,11 +113,11 @@ Stage `ranker` under torchrun, arm `{RANKS_ARM}`, one thread a rank; its own fig
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is measured.
+    """The sizes of the benchmark.
 
     Attributes:
-        days: of training. items: of the log. epochs: that are read at once. rounds: of turns.
-        ladder_rounds: those of the ladder. steps: of one turn. parts_steps: of the table of a step's parts.
+        days: of training. items: of the log. epochs: to read at once. rounds: of turns.
+        ladder_rounds: rounds of the ladder. steps: per turn. parts_steps: steps for the table of a step's parts.
         ranks: numbers of ranks.
     """
 
@@ -136,7 +136,7 @@ QUICK = Sizes(days=2, items=2000, epochs=2, rounds=1, ladder_rounds=1, steps=2, 
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure, print and write the results."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ranker", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small sizes and few steps, to see that it runs")
     parser.add_argument("--impressions", type=int, default=IMPRESSIONS, help="of a request of the log")
@@ -161,7 +161,7 @@ Part = tuple[Measured, Sequence[Row]]
 
 
 def reading(dataset: Dataset, world: World, sizes: Sizes) -> Part:
-    """Read by the reader and by a bare scan in turns, for each arm."""
+    """Measure the reader and a bare scan in turns, for each arm."""
     rows, goals = [], []
     for arm in READ_ARMS:
         split = training_split(dataset, arm)
@@ -179,9 +179,9 @@ def reading(dataset: Dataset, world: World, sizes: Sizes) -> Part:
 
 
 def scan(split: Split, epochs: int, threads: int = 1) -> None:
-    """Read the columns of the tables that an arm reads, and nothing else, so many times.
+    """Read the columns of the tables that an arm reads, `epochs` times, and do nothing else.
 
-    A thread takes one row group after another, of one table after another.
+    A thread reads one row group after another, table by table.
     """
     of_kind = columns_by_table(split.dataset, split.features.columns)
     groups = [
@@ -201,19 +201,19 @@ def scan(split: Split, epochs: int, threads: int = 1) -> None:
 
 
 def read(split: Split, arm: str, world: World, epochs: int) -> None:
-    """Read an arm's batches of so many epochs, as training does."""
+    """Read an arm's batches of `epochs` epochs, as training does."""
     collections.deque(stream(split, arm, world, epochs), maxlen=0)
 
 
 def stream(split: Split, arm: str, world: World, epochs: int = 1) -> Iterator[RankerBatch]:
-    """Return the batches of epochs one after another, made in a thread."""
+    """Return the batches of consecutive epochs, prefetched in a thread."""
     reader = split.open(config_of(arm).training, world, is_training=True)
     batches = ranker_batches(reader, range(epochs), 0, split.features, NewestEntries(), world)
     return prefetched(batches, depth=3)
 
 
 def step_parts(dataset: Dataset, world: World, sizes: Sizes) -> Part:
-    """Clock the parts of a step, for every arm."""
+    """Measure the parts of a step, for every arm."""
     by_arm = {}
     for arm in ARMS:
         trial = Trial(dataset, arm, world)
@@ -232,7 +232,7 @@ def step_parts(dataset: Dataset, world: World, sizes: Sizes) -> Part:
 
 
 def arms(dataset: Dataset, world: World, sizes: Sizes) -> Part:
-    """Train arms in turns, by the default network and by a wide one."""
+    """Train arms in turns, with the default network and with a wide one."""
     rows, goals = [], []
     for network, model in {"default": DEFAULT_MODEL, "wide": WIDE}.items():
         trials = {arm: Trial(dataset, arm, world, model=model) for arm in READ_ARMS}
@@ -249,7 +249,7 @@ def arms(dataset: Dataset, world: World, sizes: Sizes) -> Part:
 
 
 def trained_in_turns(trials: dict[str, Trial], sizes: Sizes, two_threads: str = "") -> Times:
-    """Let trials train in turns, the one named with two threads, and end them."""
+    """Train trials in turns, the one named `two_threads` with two threads, and close them."""
     for trial in trials.values():
         trial.steps(UNTIMED_STEPS)
 
@@ -267,7 +267,7 @@ def trained_in_turns(trials: dict[str, Trial], sizes: Sizes, two_threads: str = 
 
 
 def golden(dataset: Dataset, world: World, sizes: Sizes) -> Part:
-    """Train torchrec's golden example and ours in turns, on batches that lie in memory."""
+    """Train torchrec's golden example and ours in turns, on batches in memory."""
     arm, device = "none", world.device
     ours = Trial(dataset, arm, world)
     held = [batch.to(device) for batch in islice(stream(training_split(dataset, arm), arm, world), 16)]
@@ -306,7 +306,7 @@ def golden(dataset: Dataset, world: World, sizes: Sizes) -> Part:
 
 
 def _flops(work: Callable[[], None]) -> int:
-    """Count what some work takes."""
+    """Return the number of floating-point operations of a call."""
     with count_flops() as counter:
         work()
     flops: int = counter.get_total_flops()
@@ -314,15 +314,15 @@ def _flops(work: Callable[[], None]) -> int:
 
 
 class ReadByItself(Progress):
-    """Batches put together and converted by the thread that trains; row groups are read ahead all the same."""
+    """A variant in which the training thread assembles and converts batches; row groups are still prefetched."""
 
     def ahead(self, batches: Iterator[RankerBatch]) -> Iterator[RankerBatch]:
-        """Read and convert batches when they are asked for."""
+        """Return the batches without prefetching."""
         return batches
 
 
 def ladder(dataset: Dataset, world: World, sizes: Sizes) -> Part:
-    """Train with all that makes it fast, and without one thing at a time, in turns."""
+    """Train in turns with all optimizations, and without one of them at a time."""
     everything, two_threads = "all", "all, two threads of torch"
     trials = {everything: Trial(dataset, LADDER_ARM, world), two_threads: Trial(dataset, LADDER_ARM, world)}
     trials["sequences by fbgemm's unpooled kernel"] = unpooled = Trial(dataset, LADDER_ARM, world)
@@ -342,7 +342,7 @@ def ladder(dataset: Dataset, world: World, sizes: Sizes) -> Part:
 
 
 def use_unpooled_kernels(trial: Trial) -> None:
-    """Undo `ranker.cpu_sequence_lookup.speed_up_sequences`."""
+    """Revert `ranker.cpu_sequence_lookup.speed_up_sequences`."""
     for kernel in kernels(trial.sharded):
         if isinstance(kernel.forward, BagsOfOne):
             del kernel.forward
@@ -350,7 +350,7 @@ def use_unpooled_kernels(trial: Trial) -> None:
 
 
 def by_ranks(dataset: Dataset, sizes: Sizes, folder: Path) -> Part:
-    """Run stage `ranker` as a program by one rank and more, one thread each."""
+    """Run stage `ranker` as a program on one and more ranks, with one thread each."""
     config, out = folder / "ranker.yaml", folder / "out"
     config.write_text(to_yaml({"ranker": plain(config_of(RANKS_ARM))}), encoding="utf-8")
     rows: list[Row] = []

@@ -1,9 +1,9 @@
 """Latency and memory of a served ranker: `python -m benchmarks.ranking --model DIR [--clients 64] [--seconds 60]`.
 
 DIR is the output of `ranker.export`. The model is measured in a fresh process, and behind `infra.serve` and `mlflow
-models serve` by one client that keeps its connection and by many clients at once. Goals: 500 candidates with 32 history
-entries under 40 ms at the 99th percentile, with 1,000 entries under 60 ms, in process on one core; resident memory
-under the model's bytes and 400 MB, by `infra.serve`; no error of any client.
+models serve`, by one client with a persistent connection and by many concurrent clients. Goals: in process on one core,
+500 candidates under 40 ms at the 99th percentile with 32 history entries, and under 60 ms with 1,000; with
+`infra.serve`, resident memory under the model's bytes plus 400 MB; no error for any client.
 """
 
 import argparse
@@ -40,9 +40,9 @@ from sidestack.ranker.serving.config import MODEL_FOLDER, SERVED_FILE, ServedCon
 
 CANDIDATES = 500
 GOALS_MS = {32: 40.0, 1000: 60.0}
-"""99th percentile in process, by entries of the history."""
+"""Goal for the 99th percentile in process, by history length."""
 GOAL_MB = 400.0
-"""Of memory beside the model's bytes."""
+"""Goal for memory in addition to the model's bytes."""
 COLUMNS = {
     "where": "",
     "history": "d",
@@ -62,19 +62,19 @@ servers with one worker on loopback, and include reading and writing JSON. A pro
 resident memory after all requests, those of all clients among them; the goal is `infra.serve`'s.
 """
 _IMPORTS = ("torch", "pyarrow", "sidestack.infra.scoring_app", "sidestack.ranker.serving.model", "mlflow.pyfunc")
-"""In this order; `infra.serve` imports all but the last."""
+"""The imports to measure, in this order; `infra.serve` imports all except the last."""
 _DIFFERENT = 16
 _PACKAGES = ("mlflow", "torch")
 
 
 def read_config(model: Path) -> ServedConfig:
-    """Return what an exported model is told beside its weights."""
+    """Return an exported model's configuration."""
     values = (model / MODEL_FOLDER / "artifacts" / "version" / SERVED_FILE).read_bytes()
     return ServedConfig.model_validate(unsealed(values, SERVED_FILE)[0])
 
 
 def random_requests(config: ServedConfig, history: int, number: int) -> list[dict[str, Any]]:
-    """Draw requests whose every id and column the model knows."""
+    """Draw random requests with ids and columns that the model knows."""
     spec, rng = config.ranker.spec, np.random.default_rng(0)
 
     def columns(dense: Sequence[str], sparse: dict[str, int]) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def random_requests(config: ServedConfig, history: int, number: int) -> list[dic
 
 
 def imports() -> list[Row]:
-    """Measure what a fresh process holds after each import."""
+    """Measure the memory of a fresh process after each import."""
     program = f"""
 import importlib, sys
 from pathlib import Path
@@ -115,7 +115,7 @@ for name in {_IMPORTS}:
 
 
 def in_process(model: Path, requests: int) -> list[Row]:
-    """Load the model in this process and measure; run it in a fresh one, whose memory is then the model's."""
+    """Load the model in this process and measure it; run this in a fresh process, so that its memory is the model's."""
     config = read_config(model)
     answers = load_answers(model / MODEL_FOLDER)
     rows: list[Row] = []
@@ -129,12 +129,12 @@ def in_process(model: Path, requests: int) -> list[Row]:
 
 
 def over_http(model: Path, program: Program, requests: int, clients: int, seconds: float, log: Path) -> list[Row]:
-    """Serve the model and measure, by one client and by many at once."""
+    """Serve the model and measure it with one client and with many concurrent clients."""
     config, rows = read_config(model), list[Row]()
     with serving(model / MODEL_FOLDER, log, program) as server:
         for history in GOALS_MS:
             bodies = [json.dumps({"inputs": [one]}).encode() for one in random_requests(config, history, _DIFFERENT)]
-            server.reconnect()  # the server hangs up on who is silent for some seconds
+            server.reconnect()  # the server closes connections that are idle for some seconds
             inputs = [bodies[n % _DIFFERENT] for n in range(requests + _DIFFERENT)]
             times = percentiles(server.post, inputs, _DIFFERENT)
             rows.append({"where": program, "history": history, "requests": requests, **times})
@@ -146,7 +146,7 @@ def over_http(model: Path, program: Program, requests: int, clients: int, second
 
 
 def at_once(server: ScoringServer, bodies: Sequence[bytes], clients: int, seconds: float) -> Row:
-    """Let many clients ask for some time, each as soon as it was answered."""
+    """Run many concurrent clients for some time; each sends its next request after the answer."""
     until = time.monotonic() + seconds
     statuses, times = Counter[int](), list[float]()
 
@@ -179,7 +179,7 @@ def at_once(server: ScoringServer, bodies: Sequence[bytes], clients: int, second
 
 
 def memory_row(model: Path, program: Program, mib: float) -> Row:
-    """Return a server's memory, held against the goal where it is the program that has one."""
+    """Return a server's memory, compared with the goal if its program has one."""
     used = mib * 2**20 / 1e6
     row: Row = {"where": program, "resident_mb": used}
     if program != "infra.serve":

@@ -1,7 +1,7 @@
-"""A raw log into tables: seconds and memory of the whole log, of a day added, and of a look at it.
+"""Preparing a raw log: seconds and memory for the whole log, for an added day, and for checking the log.
 
-`python -m benchmarks.raw_log [--quick] [--out DIR]`. DuckDB writes the log: string ids, times of a second, a catalogue
-with a vector and a category, late orders; a file a day. Its files are read as `prepare.source.kind: log` reads them.
+`python -m benchmarks.raw_log [--quick] [--out DIR]`. DuckDB writes the log, one file per day: string ids, times in
+seconds, a catalogue with a vector and a category, late orders. It is read with `prepare.source.kind: log`.
 """
 
 import argparse
@@ -42,7 +42,7 @@ COLUMNS = {"what": "", "events": ",d", "days": ",d", "seconds": ".1f", "peak_mib
 
 @dataclass(frozen=True)
 class Sizes:
-    """Events of the log that is prepared and of the one that is looked at, and days of both."""
+    """Events of the log to prepare and of the larger log to check, and days of both."""
 
     events: int
     looked_at: int
@@ -55,7 +55,7 @@ CHECK_SECONDS = 20
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure, print and write the results."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.raw_log", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small logs, to see that it runs")
     parser.add_argument("--out", type=Path, help="where raw_log.json and raw_log.md go")
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def measured(folder: Path, sizes: Sizes) -> list[Row]:
-    """Prepare a log, and the same with a day more; look at it, and at a larger one."""
+    """Prepare a log, then the same log with one more day; check it, and a larger log."""
     raw = folder / "raw"
     write_log(raw, sizes.events, sizes.days)
     found = [
@@ -81,7 +81,7 @@ def measured(folder: Path, sizes: Sizes) -> list[Row]:
 
 
 def timed(what: str, events: int, days: int, call: Callable[[], None]) -> Row:
-    """Return what a call was given, its seconds, and the process's peak memory after it."""
+    """Return the size of a call's input, its seconds, and the process's peak memory after it."""
     began = time.perf_counter()
     call()
     seconds = time.perf_counter() - began
@@ -89,7 +89,7 @@ def timed(what: str, events: int, days: int, call: Callable[[], None]) -> Row:
 
 
 def write_log(folder: Path, events: int, days: int) -> None:
-    """Write so many events over `days` dates, and those of one date more."""
+    """Write `events` events over `days` dates, and the events of one more date."""
     (folder / "events").mkdir(parents=True)
     users, items, a_day = max(events // 10, 10), max(events // 100, 10), events // days
     with duckdb.connect() as connection:
@@ -140,7 +140,7 @@ def run(raw: Path, out: Path, days: int) -> None:
 
 
 def look(raw: Path) -> None:
-    """Look at a log as `pipelines.check` does."""
+    """Check a log as `pipelines.check` does."""
     source = config_of(raw, 0).source
     assert isinstance(source, Log)
     files = raw_files(source, raw / "ledger.json")
@@ -150,7 +150,7 @@ def look(raw: Path) -> None:
 
 
 def goals(rows: list[Row]) -> list[Row]:
-    """Hold the look at the larger log against its goal, and a day's seconds against its share of the log's."""
+    """Compare the check of the larger log with its goal, and a day's seconds with its share of the log's."""
     whole, day, _, look_at = rows
     ratio = CHECK_SECONDS / look_at["seconds"]
     share = whole["seconds"] / whole["days"] / day["seconds"]

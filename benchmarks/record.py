@@ -1,4 +1,4 @@
-"""How a benchmark keeps its figures: rows, with the command, date, machine and versions that made them."""
+"""Records of a benchmark's results: rows, with the command, date, machine and versions that made them."""
 
 import json
 import os
@@ -22,7 +22,7 @@ Row = Mapping[str, Any]
 
 
 def conditions(packages: Sequence[str] = ()) -> dict[str, Any]:
-    """Return what a figure depends on beside the code: command, date, machine, threads, versions."""
+    """Return the conditions of a result besides the code: command, date, machine, threads, versions."""
     device = ", ".join([_cpu_name(), *([torch.cuda.get_device_name()] if torch.cuda.is_available() else [])])
     return {
         "command": " ".join(["python -m", _module_name(), *sys.argv[1:]]),
@@ -35,19 +35,19 @@ def conditions(packages: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def source(packages: Sequence[str] = ()) -> str:
-    """Return the line of a page that says what made its figures."""
+    """Return the line of a page that describes how its results were made."""
     made = conditions(packages)
     versions = ", ".join(f"{package} {number}" for package, number in made["versions"].items())
     return f"`{made['command']}` on {made['date']}, {made['device']}, {made['cores']} cores; {versions}."
 
 
 def results_folder(out: Path | None, *, quick: bool) -> Path:
-    """Return where results go: as asked, else docs/results; a quick run's figures say nothing and go elsewhere."""
+    """Return the folder for results: `out` if set, else docs/results; a quick run's are not valid and go elsewhere."""
     return out or (QUICK_RESULTS if quick else RESULTS)
 
 
 def write_results(name: str, rows: Sequence[Row], *, packages: Sequence[str] = (), out: Path = RESULTS) -> Path:
-    """Write `<name>.json`: `{"conditions": ..., "rows": [...]}`, and give its path."""
+    """Write `<name>.json`, `{"conditions": ..., "rows": [...]}`, and return its path."""
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{name}.json"
     path.write_text(
@@ -57,11 +57,11 @@ def write_results(name: str, rows: Sequence[Row], *, packages: Sequence[str] = (
 
 
 def print_table(title: str, rows: Sequence[Row], columns: Mapping[str, str]) -> None:
-    """Print rows for people.
+    """Print rows as a table.
 
     Args:
         title: above the table. rows: their values by name.
-        columns: name -> Python format of its values, such as ".3f"; "" takes text as it is.
+        columns: name -> Python format of its values, such as ".3f"; "" prints text as it is.
     """
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for name, form in columns.items():
@@ -72,7 +72,7 @@ def print_table(title: str, rows: Sequence[Row], columns: Mapping[str, str]) -> 
 
 
 def markdown_table(rows: Sequence[Row], columns: Mapping[str, str]) -> str:
-    """Return the same as a Markdown table."""
+    """Return rows as a Markdown table; see `print_table`."""
     head = "| " + " | ".join(columns) + " |"
     rule = "|" + "|".join("---:" if form else "---" for form in columns.values()) + "|"
     lines = ["| " + " | ".join(_cell(row.get(n), form) for n, form in columns.items()) + " |" for row in rows]
@@ -80,7 +80,7 @@ def markdown_table(rows: Sequence[Row], columns: Mapping[str, str]) -> str:
 
 
 def yes_or_no(is_met: bool) -> str:
-    """Return how tables say whether a goal is met."""
+    """Return the tables' word for whether a goal is met."""
     return "yes" if is_met else "no"
 
 

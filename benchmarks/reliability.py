@@ -1,4 +1,4 @@
-"""The page of `make chaos`: faults that were tried, survived, and what they cost, from the tests' JUnit report.
+"""The page of `make chaos`: injected faults, whether the runs survived, and the cost, from the tests' JUnit report.
 
 `python -m benchmarks.reliability REPORT.xml [--out DIR]`. A test of marker ``chaos`` puts these into the report by
 pytest's `record_property`: ``fault``, what is done to a run; ``faults``, how often in this test (1); ``seconds`` and
@@ -42,7 +42,7 @@ class Case(NamedTuple):
 
 def cases(report: Path) -> Iterator[Case]:
     """Yield the tests of a JUnit report that inject a fault."""
-    for case in ElementTree.parse(report).iter("testcase"):  # noqa: S314  # pytest wrote it here, just now
+    for case in ElementTree.parse(report).iter("testcase"):  # noqa: S314  # written by pytest here
         told = {one.get("name", ""): one.get("value", "") for one in case.iter("property")}
         if "fault" in told:
             passed = not any(case.find(word) is not None for word in ("failure", "error", "skipped"))

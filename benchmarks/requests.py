@@ -1,7 +1,7 @@
-"""What it gives to compute once what a request's impressions share: training, reading, long histories, ranks.
+"""Benefit of computing once what a request's impressions share: training, reading, long histories, ranks.
 
 `python -m benchmarks.requests [--quick] [--before CHECKOUT] [--out DIR]`. With `--before`, the training of another
-checkout is timed beside this one's, in a process of its own, on the same log.
+checkout is timed too, in a process of its own, on the same log.
 """
 
 import argparse
@@ -84,7 +84,7 @@ it: lookups and the tables' backward pass exchange vectors and gradients, and av
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is measured: days of the log, its items, rounds of turns, steps of a turn, lengths of histories."""
+    """The sizes of the benchmark: days and items of the log, rounds of turns, steps per turn, lengths of histories."""
 
     days: int
     items: int
@@ -101,7 +101,7 @@ Part = tuple[Measured, Sequence[Row]]
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure, print and write the results."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.requests", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small sizes and few steps, to see that it runs")
     parser.add_argument("--before", type=Path, help="a checkout whose training is timed beside this one's")
@@ -130,7 +130,7 @@ def main() -> None:
 
 
 def training(dataset: Dataset, world: World, sizes: Sizes) -> Part:
-    """Train every arm with rows of a request together or not, in turns."""
+    """Train every arm in turns, with the rows of a request kept together and not."""
     rows: list[Row] = []
     for arm in ARMS:
         trials = {name: Trial(dataset, arm, world, rows_per_request=number) for name, number in PIECES.items()}
@@ -174,12 +174,12 @@ write_events(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
 
 
 def of_checkout(program: str, checkout: Path) -> str:
-    """Return a program with the names that modules have in a checkout; in version 0.2.0 they are below no package."""
+    """Return a program with a checkout's module names; in version 0.2.0, modules are not in a package."""
     return program if (checkout / "sidestack").is_dir() else program.replace("from sidestack.", "from ")
 
 
 def beside(before: Path, sizes: Sizes, folder: Path) -> Part:
-    """Train the arms of this checkout and of another, in turns, each on the same log in tables of its own format."""
+    """Train the arms of this checkout and of another in turns, on the same log, in each one's table format."""
     rows, goals = [], []
     checkouts, steps = {"before": before.resolve(), "now": Path(__file__).resolve().parents[1]}, 4 * sizes.steps
     for name, checkout in checkouts.items():
@@ -215,7 +215,7 @@ def beside(before: Path, sizes: Sizes, folder: Path) -> Part:
 
 
 def reading(dataset: Dataset, world: World, sizes: Sizes, folder: Path) -> Part:
-    """Read by the reader, and scan the same rows written flat."""
+    """Measure the reader, and a scan of the same rows written as a flat table."""
     rows, goals = [], []
     for arm in ("none", "sid_ngram", "side"):
         split = training_split(dataset, arm)
@@ -242,14 +242,14 @@ def write_flat(split: Split, path: Path) -> tuple[Path, int]:
 
 
 def scan_flat(path: Path) -> None:
-    """Read a file row group by row group, and drop it."""
+    """Read a file row group by row group, and discard the rows."""
     with pq.ParquetFile(path) as file:
         for index in range(file.num_row_groups):
             file.read_row_group(index, use_threads=False)
 
 
 def long_histories(dataset: Dataset, world: World, sizes: Sizes) -> Part:
-    """Train on batches in memory whose histories have other lengths."""
+    """Train on batches in memory with histories of several lengths."""
     trial = Trial(dataset, HISTORY_ARM, world)
     rows: list[Row] = []
     contestants = {}
@@ -267,7 +267,7 @@ def long_histories(dataset: Dataset, world: World, sizes: Sizes) -> Part:
 
 
 def train_on(trial: Trial, held: Sequence[RankerBatch]) -> None:
-    """Take a step on each batch, without the pipeline: it would still hold the batches of whose turn was before."""
+    """Take a step on each batch, without the pipeline, which would still hold batches of the previous turn."""
     for batch in held:
         trial.sharded.optimizer.zero_grad()
         loss, _ = trial.sharded.model(batch)
@@ -276,13 +276,13 @@ def train_on(trial: Trial, held: Sequence[RankerBatch]) -> None:
 
 
 def batches(trial: Trial, arm: str, world: World, rows_per_request: int | None, number: int) -> Iterator[Batch]:
-    """Return some batches of an arm before they are converted."""
+    """Return `number` batches of an arm, not yet converted."""
     training = trial.config.training.model_copy(update={"rows_per_request": rows_per_request})
     return islice(training_split(trial.dataset, arm).open(training, world, is_training=True).epoch(0), number)
 
 
 def lengthened(batch: Batch, entries: int, trial: Trial) -> RankerBatch:
-    """Repeat entries of histories in place until each has so many, and convert the batch."""
+    """Repeat the entries of each history in place until it has `entries`, and convert the batch."""
     shared = batch.rows.shared
     assert shared is not None
     for name in trial.features.sequence_columns:
@@ -298,7 +298,7 @@ def lengthened(batch: Batch, entries: int, trial: Trial) -> RankerBatch:
 
 
 def by_ranks(dataset: Dataset, sizes: Sizes) -> list[Part]:
-    """Train on batches in memory by one rank and more, and clock the parts of a step."""
+    """Train on batches in memory on one and more ranks, and measure the parts of a step."""
     rates_found: list[Row] = []
     parts_found: list[Row] = []
     for ranks, batch in [(number, BATCH * times) for number in sizes.ranks for times in sorted({1, number})]:
@@ -328,9 +328,9 @@ def by_ranks(dataset: Dataset, sizes: Sizes) -> list[Part]:
 
 
 def in_memory(path: str, arm: str, steps: str, batch: str) -> Row | None:
-    """Return the samples a second of steps on batches in memory, and each part's milliseconds of a step.
+    """Return the samples per second of steps on batches in memory, and each part's milliseconds per step.
 
-    The clocks are set when the rate was measured. None on all ranks but the first.
+    The parts are measured after the rate. Return None on all ranks except the first.
     """
     number, rows = int(steps), int(batch)
     with threads(1), started() as world:

@@ -1,7 +1,7 @@
-"""What a billion items cost: the arithmetic of docs/scale.md, from the figures in docs/results.
+"""The cost of a billion items: the arithmetic of docs/scale.md, from the figures in docs/results.
 
-`python -m benchmarks.scale` prints it and writes it between the marks in docs/scale.md. A figure that was not measured
-yet is named as missing, with the command that measures it.
+`python -m benchmarks.scale` prints it and writes it between the marks in docs/scale.md. A figure without a measurement
+is listed as missing, with the command that measures it.
 """
 
 import argparse
@@ -26,7 +26,7 @@ COLUMNS = {"what": "", "arithmetic": "", "cost": ""}
 
 
 class MissingError(Exception):
-    """A figure is not in the results; the message says what measures it."""
+    """A figure is not in the results; the message has the command that measures it."""
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,15 @@ class Results:
     folder: Path
 
     def conditions(self, name: str) -> dict[str, Any]:
-        """Return what the figures of a benchmark depend on."""
+        """Return the conditions of a benchmark's figures."""
         found: dict[str, Any] = self._read(name)["conditions"]
         return found
 
     def figure(self, name: str, value: str, **where: Any) -> float:
-        """Return one value of the first row that has it and is described so.
+        """Return one value of the first row that has it and matches `where`.
 
         Raises:
-            MissingError: there is none.
+            MissingError: there is no such row.
         """
         for row in self._read(name)["rows"]:
             if value in row and all(row.get(key) == wanted for key, wanted in where.items()):
@@ -90,7 +90,7 @@ def arithmetic(cpu: Results, gpu: Results) -> str:
 
 
 def between_marks(page: str, text: str) -> str:
-    """Put the text between the page's two marks."""
+    """Return the page with the text between its two marks."""
     before, rest = page.split(BEGIN)
     return f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.split(END)[1]}"
 
@@ -116,7 +116,7 @@ def _line(line: Callable[[Results], tuple[str, str, str]], results: Results) -> 
 
 
 def training(results: Results) -> tuple[str, str, str]:
-    """Train on every item for the epochs, and by the batch, that follow from their number."""
+    """Return the line on training with the number of epochs and the batch size that follow from the items."""
     defaults = decide(EncoderConfig(), ITEMS).training
     rate = _training_rate(results, ranks=1)
     sum_of = f"{ITEMS:,} items x {defaults.epochs} epochs / {rate:,.0f} a second (batch {defaults.batch_size})"
@@ -125,7 +125,7 @@ def training(results: Results) -> tuple[str, str, str]:
 
 
 def two_ranks(results: Results) -> tuple[str, str, str]:
-    """Say what a second rank on the same machine gives, instead of supposing that rates add up."""
+    """Return the line on the speed-up by a second rank on the same machine, as measured."""
     one, two = (_training_rate(results, ranks=ranks) for ranks in (1, 2))
     return "training by two ranks of one machine", f"{two:,.0f} / {one:,.0f} a second", f"{two / one:.2f} x one rank"
 
@@ -136,21 +136,21 @@ def _training_rate(results: Results, ranks: int) -> float:
 
 
 def materialization(results: Results) -> tuple[str, str, str]:
-    """Run the whole stage: read, check, encode, write, hash."""
+    """Return the line on the whole stage: read, check, encode, write, hash."""
     rows = results.largest("materialize", "rows")
     rate = results.figure("materialize", "rows_per_second", what="program", rows=rows)
     return f"materialize, the whole program; {SMALL}", f"{ITEMS:,} items / {rate:,.0f} a second", _hours(ITEMS / rate)
 
 
 def encoding(results: Results) -> tuple[str, str, str]:
-    """Encode alone, which is what GPUs would take over."""
+    """Return the line on encoding alone, the part that GPUs would do."""
     rate = results.figure("encoding", "items_per_second", what="network and quantizer (default)", threads=1)
     what = f"network and quantizer alone; {FULL}"
     return what, f"{ITEMS:,} items / {rate:,.0f} a second a core", _hours(ITEMS / rate)
 
 
 def memory(results: Results) -> tuple[str, str, str]:
-    """Memory of a rank, which does not depend on the number of items."""
+    """Return the line on the memory of a rank, which does not depend on the number of items."""
     rows = results.largest("materialize", "rows")
     mib = results.figure("materialize", "peak_mib", what="stage", rows=rows)
     return (
@@ -161,14 +161,14 @@ def memory(results: Results) -> tuple[str, str, str]:
 
 
 def tables(results: Results) -> tuple[str, str, str]:
-    """Bytes of the items and their SIDs."""
+    """Return the line on the bytes of the items and their SIDs."""
     rows = results.largest("materialize", "rows")
     each = results.figure("materialize", "bytes_a_row", rows=rows)
     return "items (64 halves) and their SIDs", f"{ITEMS:,} items x {each:.0f} B", _bytes(ITEMS * each)
 
 
 def columns(results: Results) -> tuple[str, str, str]:
-    """Bytes of the SIDs themselves, beside those of what they stand for."""
+    """Return the line on the bytes of the SIDs and of the embeddings that they replace."""
     spec = SidSpec(quantizer="structured", levels=3, digits=15, depth=5, groups=3, fingerprint="none")
     bits = (spec.radix**spec.digits - 1).bit_length()
     what = f"SIDs, {bits} bits each, beside text embeddings of 384 halves"
@@ -176,12 +176,12 @@ def columns(results: Results) -> tuple[str, str, str]:
 
 
 def the_map(results: Results) -> tuple[str, str, str]:
-    """Bytes of the map on disk."""
+    """Return the line on the bytes of the map on disk."""
     return "map from id to SID, kept beside the SIDs", f"{ITEMS:,} items x 8 B", _bytes(ITEMS * 8)
 
 
 def unpacking(results: Results) -> tuple[str, str, str]:
-    """Unpack as many ids for the ranker."""
+    """Return the line on unpacking as many ids for the ranker."""
     ids = results.largest("unpack", "ids")
     rate = results.figure("unpack", "ids_per_second", what="SIDE", threads=1, ids=ids)
     seconds = ITEMS / rate

@@ -1,4 +1,4 @@
-"""`infra.serve` or `mlflow models serve` as a child process on loopback, and a client that keeps its connection."""
+"""`infra.serve` or `mlflow models serve` as a child process on loopback, and a client with a persistent connection."""
 
 import contextlib
 import json
@@ -26,7 +26,7 @@ class ScoringServer:
     """A running server, and one connection to it."""
 
     def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-        """Take a process that was just started; `wait_until_ready` waits for it."""
+        """Wrap a process that was just started; `wait_until_ready` waits for it."""
         self._process = process
         self._log = log
         self._connection = HTTPConnection(HOST, port, timeout=_REQUEST_SECONDS)
@@ -35,7 +35,7 @@ class ScoringServer:
         """Wait until the server answers.
 
         Raises:
-            RuntimeError: it ended, or does not answer in time; with the end of its log.
+            RuntimeError: the server exited, or does not answer in time; with the end of its log.
         """
         deadline = time.monotonic() + _START_SECONDS
         while time.monotonic() < deadline and self._process.poll() is None:
@@ -50,10 +50,10 @@ class ScoringServer:
         raise RuntimeError(f"the server did not come up:\n{self._log.read_text(encoding='utf-8')[-2000:]}")
 
     def post(self, body: bytes, connection: HTTPConnection | None = None) -> tuple[int, Any]:
-        """Send a request for answers, and return the status and the JSON of its response.
+        """Send a request, and return the status and the JSON of the response.
 
         Args:
-            body: of the request. connection: by default the one that this client keeps.
+            body: of the request. connection: by default this client's persistent one.
         """
         connection = connection or self._connection
         connection.request("POST", "/invocations", body, {"Content-Type": "application/json"})
@@ -61,7 +61,7 @@ class ScoringServer:
         return response.status, json.loads(response.read())
 
     def connect(self) -> HTTPConnection:
-        """Return a connection of its own, for a client beside this one."""
+        """Return a new connection for another client."""
         return HTTPConnection(HOST, self._connection.port, timeout=_REQUEST_SECONDS)
 
     def reconnect(self) -> None:
@@ -69,22 +69,22 @@ class ScoringServer:
         self._connection.close()
 
     def resident_mib(self) -> float:
-        """Return the memory of the process that holds the model; a launcher that started it and waits is left out."""
+        """Return the memory of the process with the model, without the launcher that started it."""
         return max(resident_mib(pid) for pid in self.pids() if _serves(pid))
 
     def pids(self) -> list[int]:
-        """Return the processes that run: the one that holds the model, and its launcher where there is one."""
+        """Return the running processes: the one with the model, and its launcher if there is one."""
         return _group(self._process.pid)
 
     def stop(self) -> None:
-        """End the server and its launcher, and wait until both are gone."""
+        """Stop the server and its launcher, and wait until both have exited."""
         self._connection.close()
         for number in (signal.SIGTERM, signal.SIGKILL):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, number)  # a session of its own: see `serving`
             deadline = time.monotonic() + _STOP_SECONDS
             while time.monotonic() < deadline:
-                # The launcher ends first; the server, no child of ours, is still answering its last request then.
+                # The launcher exits first; the server, not our child, may still be answering its last request.
                 if self._process.poll() is not None and not self.pids():
                     return
                 time.sleep(0.05)
@@ -98,8 +98,8 @@ def serving(
 
     Args:
         model: its folder, or a URI such as `models:/name@alias`.
-        log: the file that takes what the server prints.
-        program: what serves it, with one worker.
+        log: the file for the server's output.
+        program: the serving program, with one worker.
         options: further words of its command line.
     """
     with socket.socket() as free:
@@ -142,6 +142,6 @@ def _group(leader: int) -> list[int]:
 
 
 def _serves(pid: int) -> bool:
-    """Say whether a process is the server; `infra.serve` becomes it, MLflow's launcher starts it."""
+    """Return whether a process is the server; `infra.serve` becomes it, MLflow's launcher starts it."""
     words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     return any(word.endswith(b"uvicorn") for word in words)

@@ -1,9 +1,9 @@
 """Latency and memory of the served encoder: `python -m benchmarks.serving [--encoder DIR]`.
 
-The model is saved as stage `export` saves it and then measured: called in a fresh process, and behind `infra.serve` and
-`mlflow models serve` on loopback, by one client that keeps its connection. Goals: in process,
-at the 99th percentile, one item under 20 ms and 256 items under 100 ms; under 1 GiB resident. (The
-paper reports 500 ms and 2.5 GB.)
+The model is saved as in stage `export` and then measured: called in a fresh process, and behind `infra.serve` and
+`mlflow models serve` on loopback, by one client with a persistent connection. Goals: in process, at the 99th
+percentile, one item under 20 ms and 256 items under 100 ms; under 1 GiB resident. (The paper reports 500 ms and
+2.5 GB.)
 """
 
 import argparse
@@ -40,7 +40,7 @@ from sidestack.encoder.signals import SignalSpec
 from sidestack.infra.scoring_app import load_answers
 
 GOALS_MS = {1: 20.0, 256: 100.0}
-"""99th percentile in process, by items a request."""
+"""Goal for the 99th percentile in process, by items per request."""
 GOAL_MIB = 1024.0
 COLUMNS = {
     "where": "",
@@ -64,7 +64,7 @@ _DIFFERENT_BODIES = 16  # of 2 MB for 256 items
 
 @dataclass(frozen=True)
 class Load:
-    """How many requests are timed, by items a request, and how many go before them to warm up."""
+    """The number of timed requests, by items per request, and of warm-up requests before them."""
 
     requests: dict[int, int]
     warm_up: int
@@ -84,7 +84,7 @@ def random_encoder(path: Path) -> Path:
 
 
 def saved(encoder: Path, out: Path) -> SignalSpec:
-    """Save an encoder's model, for tables that store float16, and give its signals."""
+    """Save an encoder's model, for tables that store float16, and return its signals."""
     bundle = load_bundle(encoder, torch.device("cpu"))
     stored = dict.fromkeys(bundle.signals.embeddings, "float16")
     values = {"signals": bundle.signals, "spec": bundle.spec, "stored": stored, "max_items": max(GOALS_MS)}
@@ -101,13 +101,13 @@ def random_items(signals: SignalSpec, number: int) -> list[Item]:
 
 
 def batches(signals: SignalSpec, size: int, number: int) -> list[list[Item]]:
-    """Return so many requests' items, each beginning with another item."""
+    """Return the items of `number` requests, each beginning with another item."""
     items = random_items(signals, _DIFFERENT_ITEMS)
     return [[items[(first + i) % len(items)] for i in range(size)] for first in range(number)]
 
 
 def percentiles(request: Callable[[Any], Any], inputs: Sequence[Any], warm_up: int) -> dict[str, float]:
-    """Time requests one after another; the first `warm_up` do not count."""
+    """Time consecutive requests; the first `warm_up` do not count."""
     seconds = []
     for value in inputs:
         started = time.perf_counter()
@@ -118,7 +118,7 @@ def percentiles(request: Callable[[Any], Any], inputs: Sequence[Any], warm_up: i
 
 
 def in_process(model: Path, signals: SignalSpec, load: Load) -> list[Row]:
-    """Load the model in this process and measure; run it in a fresh one, whose memory is then the model's."""
+    """Load the model in this process and measure it; run this in a fresh process, so that its memory is the model's."""
     imported = resident_mib(os.getpid())
     answers = load_answers(model)
     rows: list[Row] = []
@@ -133,7 +133,7 @@ def in_process(model: Path, signals: SignalSpec, load: Load) -> list[Row]:
 
 
 def over_http(model: Path, program: Program, signals: SignalSpec, load: Load, log: Path) -> list[Row]:
-    """Serve the model and measure, with bodies made beforehand; reading them is the server's part."""
+    """Serve the model and measure it with prepared bodies; the server parses them."""
     rows: list[Row] = []
     with serving(model, log, program) as server:
 
@@ -143,7 +143,7 @@ def over_http(model: Path, program: Program, signals: SignalSpec, load: Load, lo
 
         for size, number in load.requests.items():
             bodies = [json.dumps({"inputs": items}).encode() for items in batches(signals, size, _DIFFERENT_BODIES)]
-            server.reconnect()  # the server hangs up on who is silent for some seconds
+            server.reconnect()  # the server closes connections that are idle for some seconds
             inputs = [bodies[i % len(bodies)] for i in range(load.warm_up + number)]
             times = percentiles(request, inputs, load.warm_up)
             rows.append({"where": program, "items": size, "requests": number, **times})
@@ -167,7 +167,7 @@ def measured(encoder: Path | None, load: Load) -> list[Row]:
 
 
 def page(rows: Sequence[Row]) -> str:
-    """Return the figures as Markdown, with what made them."""
+    """Return the figures as Markdown, with their conditions."""
     return "\n\n".join(["# The served encoder", WORDS.strip(), source(_PACKAGES), markdown_table(rows, COLUMNS)])
 
 

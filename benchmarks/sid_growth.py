@@ -1,7 +1,7 @@
-"""What SID tables grow to with the number of items, beside SIDE, which has none.
+"""Growth of SID tables with the number of items, compared with SIDE, which has none.
 
 `python -m benchmarks.sid_growth [--quick] [--out DIR]`. From 10^4 to 10^7 synthetic items with SIDs of the default
-spec: different prefixes, the share of them that collide in the default tables, and the bytes of tables.
+spec: distinct prefixes, the share of them that collide in the default tables, and the bytes of tables.
 """
 
 import argparse
@@ -34,12 +34,12 @@ Ids = npt.NDArray[np.int64]
 SPEC = SidSpec(
     quantizer="structured", levels=3, digits=15, depth=5, groups=3, prefix_lengths=(5, 10, 15), fingerprint="none"
 )
-"""The default encoder's and materialize's."""
+"""The spec by the defaults of encoder and materialize."""
 MAX_ROWS = 2**18
-"""Of a table; a run's tables follow from its items (`ranker.budget`)."""
+"""Rows of a table; a run's tables follow from its items (`ranker.budget`)."""
 SIZES = (10_000, 30_000, 100_000, 300_000, 1_000_000, 3_000_000, 10_000_000)
 SKEW = (0.6, 0.3, 0.1)
-"""How likely the levels of a digit are where codes are used unevenly; which level is which, a prefix's hash says."""
+"""Probabilities of a digit's levels where codes are used unevenly; a prefix's hash assigns them to levels."""
 COLUMNS = {
     "codes": "",
     "items": ",d",
@@ -65,7 +65,7 @@ codes are like is what its own use of codes says; the ranker's summary has the m
 
 
 def main() -> None:
-    """Count, print, draw, write."""
+    """Count, print, draw and write the results."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sid_growth", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="up to 100,000 items, to see that it runs")
     parser.add_argument("--out", type=Path, help="where sid_growth.json, .md and .png go")
@@ -83,24 +83,24 @@ def main() -> None:
 
 def features_of(arm: str) -> ArmFeatures:
     """Lay out a default arm over items with SIDs of `SPEC`."""
-    # Which task and how many users makes no difference to the SIDs' tables.
+    # The SIDs' tables do not depend on task or number of users.
     spec = items_spec(1).model_copy(update={"tasks": {"click": TaskSpec()}, "num_users": 1})
     return arm_features(spec, config_of(arm), {SPEC.name: SPEC})
 
 
 def config_of(arm: str) -> RankerConfig:
-    """Return a default arm, whose tables are as large whatever the items."""
+    """Return a default arm, with tables of a fixed size."""
     arms = {name: one.model_copy(update={"max_rows": MAX_ROWS}) for name, one in RankerConfig().arms.items()}
     return RankerConfig(arm=arm, arms=arms).resolved()
 
 
 def even_ids(items: int) -> Ids:
-    """Draw SIDs, all as likely."""
+    """Draw SIDs, all equally likely."""
     return np.random.default_rng(0).integers(SPEC.radix**SPEC.digits, size=items)
 
 
 def skewed_ids(items: int) -> Ids:
-    """Draw SIDs digit by digit, the levels as likely as `SKEW` says, in an order that hangs on the digits before."""
+    """Draw SIDs digit by digit, with level probabilities `SKEW` in an order that depends on the digits before."""
     rng = np.random.default_rng(0)
     bounds = np.cumsum(SKEW)[:-1]
     ids_N = np.zeros(items, np.int64)
@@ -115,10 +115,10 @@ DRAWS: dict[str, Callable[[int], Ids]] = {"even": even_ids, "skewed": skewed_ids
 
 
 def growth(codes: str, ids_N: Ids, sizes: Sequence[int], ngram: ArmFeatures) -> Iterator[Row]:
-    """Count the prefixes of the first items, for more and more of them.
+    """Count the prefixes of the first items, for growing numbers of items.
 
     Args:
-        codes: the draw's name. ids_N: SIDs of all items. sizes: how many of them to count. ngram: the tables.
+        codes: the draw's name. ids_N: SIDs of all items. sizes: numbers of items to count. ngram: the tables.
     """
     dim = RankerConfig().model.embedding_dim
     bags = [feature for feature in ngram.bags if feature.is_sid]
@@ -138,7 +138,7 @@ def growth(codes: str, ids_N: Ids, sizes: Sequence[int], ngram: ArmFeatures) -> 
 
 
 def side_bytes() -> int:
-    """Return the bytes that `side` has beyond `none`: weights, and the constants of the unpacking."""
+    """Return the additional bytes of `side` over `none`: weights, and the constants of the unpacking."""
 
     def held(arm: str) -> int:
         body = unsharded_model(features_of(arm), config_of(arm), torch.device("meta"), ModelConstants()).body
@@ -152,7 +152,7 @@ INK, MUTED = "#1f2328", "#656d76"
 
 
 def draw_growth(rows: Sequence[Row], file: Path) -> None:
-    """Draw the bytes of tables without collisions, and the collisions of the default ones, by the number of items."""
+    """Draw the bytes of tables without collisions, and the collisions in default tables, by number of items."""
     figure = Figure(figsize=(9.6, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     side = next(row["mib"] for row in rows if row["codes"] == "SIDE")

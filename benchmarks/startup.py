@@ -1,7 +1,7 @@
-"""Start-up of the lane reader: seconds and footers until the first batch of a rank, from an epoch's begin and middle.
+"""Start-up of the lane reader: seconds and footers until a rank's first batch, from an epoch's start and middle.
 
 `python -m benchmarks.startup [--quick] [--out DIR]`. The files are links to a few small ones: their footers are as
-large as real ones, their values are not.
+large as real ones, but not their data.
 """
 
 import argparse
@@ -28,7 +28,7 @@ RANK, RANKS, BATCH = 3, 8, 1024
 NUM_COLUMNS, REQUEST_ROWS, KEEP_ROWS = 40, 20, 64
 GOAL_SECONDS = 60
 LINKS_A_FILE = 10_000
-"""Fewer than a file system allows (ext4: 65,000)."""
+"""Links per file, fewer than a file system allows (ext4: 65,000)."""
 
 WORDS = f"""
 Seconds until rank {RANK} of {RANKS} has its first batch of {BATCH:,} rows, eight lanes, shuffled by requests of
@@ -51,7 +51,7 @@ class Log:
     """Files of equal size.
 
     Attributes:
-        name: what it stands for. files: how many. file_rows: of each.
+        name: what it represents. files: number of files. file_rows: rows per file.
     """
 
     name: str
@@ -64,7 +64,7 @@ QUICK = (Log("a day in large files", 4, 20_000), Log("a log in small files", 100
 
 
 class RequestRows(FileRows):
-    """Rows of requests that begin every `REQUEST_ROWS` rows; counts the row groups that are read."""
+    """Rows of requests that begin every `REQUEST_ROWS` rows, with a count of the row groups read."""
 
     num_read = 0
 
@@ -79,7 +79,7 @@ class RequestRows(FileRows):
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure, print and write the results."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.startup", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few files, to see that it runs")
     parser.add_argument("--out", type=Path, help="where startup.json and startup.md go")
@@ -91,7 +91,7 @@ def main() -> None:
 
 
 def measured(log: Log) -> list[Row]:
-    """Write a log, and start at an epoch's begin and in its middle."""
+    """Write a log, and measure starting at an epoch's start and in its middle."""
     with tempfile.TemporaryDirectory(prefix="sidestack-startup-") as folder:
         files = write_log(Path(folder), log)
         return [start(files, log, is_resumed=is_resumed) for is_resumed in (False, True)]
@@ -113,7 +113,7 @@ def write_log(folder: Path, log: Log) -> list[Path]:
 
 
 def start(files: list[Path], log: Log, *, is_resumed: bool) -> Row:
-    """Open the reader of one rank, take its first batch, and say what that took."""
+    """Open the reader of one rank, take its first batch, and return the cost."""
     counted = [CountedFile(file, log.file_rows) for file in files]
     opened: list[RequestRows] = []
     began, cpu_began = time.perf_counter(), time.process_time()

@@ -1,8 +1,8 @@
-"""What a training step's network takes, part by part, on whatever device there is: `python -m benchmarks.step_parts`.
+"""Time of the network in a training step, part by part, on the available device: `python -m benchmarks.step_parts`.
 
 For a lent GPU: it needs torch and our packages, neither torchrec nor fbgemm, and takes under five minutes. Tables are
-plain embeddings here, on the device, without an optimizer; exchange between ranks is not measured. `--quick` sees that
-it runs.
+plain embeddings here, on the device, without an optimizer; exchange between ranks is not measured. `--quick` checks
+that it runs.
 """
 
 import argparse
@@ -53,7 +53,7 @@ IMPRESSIONS = 22
 
 @dataclass(frozen=True)
 class Sizes:
-    """Rows of a batch, entries of its histories, timed calls."""
+    """Rows per batch, entries of its histories, number of timed calls."""
 
     rows: tuple[int, ...]
     history: tuple[int, ...]
@@ -91,19 +91,19 @@ class Trial:
         )
 
     def forward(self) -> Tensor:
-        """Return logits."""
+        """Return the logits."""
         logits_BT: Tensor = self.body(self.inputs, self.vectors)
         return logits_BT
 
     def step(self) -> None:
-        """Forward, loss, backward, Adam."""
+        """Run forward, loss, backward and Adam."""
         self.optimizer.zero_grad()
         torch.autograd.backward(binary_cross_entropy_with_logits(self.forward(), self.labels_BT))
         self.optimizer.step()
 
 
 def inputs_of(features: ArmFeatures, rows: int, history: int, device: torch.device) -> ModelInputs:
-    """Draw the inputs of so many rows, whose requests have histories of so many entries."""
+    """Draw random inputs of `rows` rows, whose requests have `history` history entries."""
     requests = -(-rows // IMPRESSIONS)
     request_B = np.minimum(np.arange(rows) // IMPRESSIONS, requests - 1)
     lengths_R, entries = np.full(requests, history), requests * history
@@ -163,7 +163,7 @@ def measured(arm: str, rows: int, history: int, calls: int, device: torch.device
 
 
 def _history_of(trial: Trial) -> Callable[[], object]:
-    """Return a call of the history block with the query that the network asks it with."""
+    """Return a call of the history block with the network's attention query."""
     held: list[tuple[object, ...]] = []
     hook = trial.body.history.register_forward_pre_hook(lambda _, arguments: held.append(arguments))
     trial.forward()
@@ -172,7 +172,7 @@ def _history_of(trial: Trial) -> Callable[[], object]:
 
 
 def _timed(call: Callable[[], object], calls: int, device: torch.device) -> float:
-    """Return the median seconds of a call, the device waited for around it."""
+    """Return the median seconds of a call, with the device synchronized before and after."""
 
     def wait() -> None:
         if device.type == "cuda":
@@ -189,7 +189,7 @@ def _timed(call: Callable[[], object], calls: int, device: torch.device) -> floa
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, print, write."""
+    """Measure, print and write the results."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.step_parts", description="Parts of a training step.")
     parser.add_argument("--quick", action="store_true", help="one small batch and few calls, to see that it runs")
     parser.add_argument("--out", type=Path, help="where step_parts.json and step_parts.md go")

@@ -1,7 +1,7 @@
-"""How speed is measured: contestants beside each other in one run, ratios of neighbours in time, memory.
+"""Measurement of speed and memory: contestants take turns in one run, and ratios are paired by round.
 
-A machine's speed drifts while other work comes and goes. So the contestants take turns, in changing order, and a ratio
-is the median over rounds of two times that were taken within one round; each is given with its quartiles.
+A machine's speed drifts with other work on it. So the contestants take turns, in changing order, and a ratio is the
+median over rounds of two times measured in the same round. Each is reported with its quartiles.
 """
 
 import ctypes
@@ -25,7 +25,7 @@ Rounds = Sequence[float] | npt.NDArray[np.float64]
 
 
 class Contestant(NamedTuple):
-    """What is timed, and how many items one call of it handles."""
+    """A call to time, and the number of items that it processes."""
 
     call: Callable[[], object]
     items: int
@@ -40,21 +40,21 @@ class Spread(NamedTuple):
 
 
 class Times:
-    """Seconds an item of every contestant in every round, {name: [rounds]}."""
+    """Seconds per item of every contestant in every round, {name: [rounds]}."""
 
     def __init__(self, seconds: Mapping[str, Rounds]) -> None:
         self.seconds: dict[str, npt.NDArray[np.float64]] = {name: np.array(each) for name, each in seconds.items()}
 
     def rate(self, name: str) -> Spread:
-        """Return the items a second."""
+        """Return the items per second."""
         return spread(1 / self.seconds[name])
 
     def ratio(self, name: str, of: str) -> Spread:
-        """Return how many times as fast `name` is as `of`, paired by round."""
+        """Return the speed of `name` relative to `of`, paired by round."""
         return spread(self.seconds[of] / self.seconds[name])
 
     def fastest(self, names: Sequence[str]) -> str:
-        """Return the one with the least median."""
+        """Return the name with the least median time."""
         return min(names, key=lambda name: float(np.median(self.seconds[name])))
 
 
@@ -69,13 +69,13 @@ RATES = {"samples_per_second": ",.0f", "low": ",.0f", "high": ",.0f"}
 
 
 def rates(rate: Spread) -> dict[str, float]:
-    """Return samples a second with their quartiles, as columns of a table."""
+    """Return samples per second with their quartiles, as columns of a table."""
     return {"samples_per_second": rate.median, "low": rate.low, "high": rate.high}
 
 
 def keep_freed_memory() -> None:
-    """Start this program again with a stage's settings of memory, where it was started without."""
-    if not KEEP_FREED_MEMORY.items() <= os.environ.items():  # glibc looks when a process starts
+    """Re-execute this program with a stage's memory settings, if it was started without them."""
+    if not KEEP_FREED_MEMORY.items() <= os.environ.items():  # glibc reads them when a process starts
         os.execve(sys.executable, sys.orig_argv, {**os.environ, **KEEP_FREED_MEMORY})
 
 
@@ -83,8 +83,8 @@ def take_turns(contestants: Mapping[str, Contestant], rounds: int, warm_up: int 
     """Time contestants in turns; each round begins with another one.
 
     Args:
-        contestants: name -> contestant; one call should take some 10 ms or more.
-        rounds: the measured rounds. warm_up: rounds before them that do not count.
+        contestants: name -> contestant; one call should take about 10 ms or more.
+        rounds: number of measured rounds. warm_up: number of rounds before them that do not count.
     """
     names = list(contestants)
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -100,7 +100,7 @@ def take_turns(contestants: Mapping[str, Contestant], rounds: int, warm_up: int 
 
 @contextmanager
 def threads(number: int) -> Iterator[None]:
-    """Let torch, and faiss where it is imported, use so many threads."""
+    """Set the number of threads of torch, and of faiss if it is imported."""
     faiss = sys.modules.get("faiss")
     before = torch.get_num_threads(), faiss.omp_get_max_threads() if faiss else 0
     torch.set_num_threads(number)
@@ -115,25 +115,25 @@ def threads(number: int) -> Iterator[None]:
 
 
 def thread_numbers() -> list[int]:
-    """Return the numbers of threads to measure with: one, and two where there are two cores."""
+    """Return the numbers of threads to measure with: one, and two if there are two cores."""
     return [1, 2] if (os.cpu_count() or 1) > 1 else [1]
 
 
 def peak_bytes(call: Callable[[], object]) -> int | None:
-    """Return the memory that a call takes at its peak beyond what is resident before; None where there is no Linux."""
+    """Return a call's peak memory above the resident memory before it; None if this is not Linux."""
     if sys.platform != "linux":
         return None
-    ctypes.CDLL(None).malloc_trim(0)  # what was freed before is not this call's
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak begins anew
+    ctypes.CDLL(None).malloc_trim(0)  # memory freed before must not count
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # reset the peak
     before = _status_bytes("VmRSS")
     call()
     return max(_status_bytes("VmHWM") - before, 0)
 
 
 def own_peak_bytes() -> int:
-    """Return the most memory that this process had resident, on Linux.
+    """Return the peak resident memory of this process, on Linux.
 
-    Not `ru_maxrss`, which a process that was started by another takes over from it.
+    Not `ru_maxrss`, which a child process inherits from its parent.
     """
     return _status_bytes("VmHWM")
 
@@ -145,8 +145,7 @@ def _status_bytes(field: str) -> int:
 
 @dataclass(frozen=True)
 class Finished:
-    """What a program that ran to its end took: wall-clock seconds, and the largest resident memory of a process; and
-    what it printed."""
+    """A finished program: its wall-clock seconds, the largest resident memory of a process, and its output."""
 
     seconds: float
     peak_bytes: int
@@ -156,10 +155,10 @@ class Finished:
 def run_program(
     command: Sequence[str], environment: Mapping[str, str] | None = None, folder: Path | None = None
 ) -> Finished:
-    """Run a program and its children to the end, quietly, in a folder or where this one runs.
+    """Run a program and its children to the end, quietly, in `folder` or the current directory.
 
     Raises:
-        RuntimeError: it failed; holds what it printed last.
+        RuntimeError: it failed; with the end of its output.
     """
     began = time.perf_counter()
     with subprocess.Popen(

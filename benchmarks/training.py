@@ -1,6 +1,6 @@
-"""Items a second of the encoder's training by number of ranks, its wait for data, and what torch.compile pays.
+"""Items per second of the encoder's training by number of ranks, its wait for data, and the gain by torch.compile.
 
-`python -m benchmarks.training [--quick] [--out DIR]`. Stage `encoder` runs as it always does, under torchrun.
+`python -m benchmarks.training [--quick] [--out DIR]`. Stage `encoder` runs as usual, under torchrun.
 """
 
 import argparse
@@ -54,7 +54,7 @@ QUICK = Sizes(items=20_000, networks=("default",), batches=(1024,), repetitions=
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure, print and write the results."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one small network, without torch.compile")
     parser.add_argument("--out", type=Path, help="where training.json and training.md go")
@@ -73,18 +73,18 @@ def main() -> None:
 
 
 def precisions() -> list[str]:
-    """Return what is measured here: bfloat16 is for GPUs."""
+    """Return the precisions to measure here: bfloat16 is for GPUs."""
     return ["float32", "bfloat16"] if torch.cuda.is_available() else ["float32"]
 
 
 def rank_numbers() -> tuple[int, ...]:
-    """Return the numbers of ranks measured: one and two; with GPUs, no more than there are."""
+    """Return the numbers of ranks to measure: one and two, at most the number of GPUs if there are any."""
     gpus = torch.cuda.device_count()
     return tuple(ranks for ranks in (1, 2) if not gpus or ranks <= gpus)
 
 
 def training_rows(folder: Path, network: str, precision: str, sizes: Sizes) -> list[dict[str, Any]]:
-    """Train by one and two ranks in turns, for every batch size (the wide network: the largest alone)."""
+    """Train on one and two ranks in turns, for every batch size (for the wide network, only the largest)."""
     rows = []
     for batch in sizes.batches if network == "default" else sizes.batches[-1:]:
         runs = [(ranks, _train(folder, network, precision, batch, ranks))
@@ -104,7 +104,7 @@ def training_rows(folder: Path, network: str, precision: str, sizes: Sizes) -> l
 
 
 def _train(folder: Path, network: str, precision: str, batch: int, ranks: int) -> dict[str, Any]:
-    """Run stage `encoder` for one epoch, and give its summary."""
+    """Run stage `encoder` for one epoch, and return its summary."""
     settings = {"epochs": 1, "batch_size": batch, "precision": precision, "checkpoint_every": 0}
     training = TrainingConfig.model_validate(settings)
     config = EncoderConfig(network=NETWORKS[network], training=training)
@@ -122,7 +122,7 @@ def _train(folder: Path, network: str, precision: str, batch: int, ranks: int) -
 
 
 def step_rows(network: str, batch: int, rounds: int) -> list[dict[str, Any]]:
-    """Time forward and backward as it is and compiled, on a GPU where there is one."""
+    """Time forward and backward, eager and compiled, on a GPU if there is one."""
     torch.manual_seed(0)
     model = VQFusion(EncoderConfig(network=NETWORKS[network]), chosen_signals({}, items_spec(1))).train().to(_device())
     found = {"ranks": 1, "batch": batch}
@@ -130,7 +130,7 @@ def step_rows(network: str, batch: int, rounds: int) -> list[dict[str, Any]]:
     began = time.perf_counter()
     try:
         _step(compiled, batch)()
-    except Exception as error:  # torch.compile needs a C++ compiler on a CPU; what it lacks is the row's note
+    except Exception as error:  # torch.compile needs a C++ compiler on a CPU; the row notes the error
         note = f"torch.compile does not work here: {type(error).__name__}"
         return [{"what": f"step, {network}, compiled", **found, "note": note}]
     compile_s = time.perf_counter() - began
@@ -166,7 +166,7 @@ def _device() -> torch.device:
 
 
 def _goals(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Hold every training's wait for data against the goal; the ratio is the share of time without waiting."""
+    """Compare every training's wait for data with the goal; the ratio is the share of time without waiting."""
     goals = []
     for row in rows:
         if "wait_share" in row:

@@ -1,4 +1,4 @@
-"""One arm of the ranker in training, for benchmarks: a few steps at a time, and where the time of a step goes."""
+"""One arm of the ranker in training, for benchmarks: a few steps at a time, and the time of each part of a step."""
 
 import time
 from collections import defaultdict, deque
@@ -27,7 +27,7 @@ ARMS = {
     name: arm.model_copy(update={"max_rows": 2**18})
     for name, arm in {**RankerConfig().arms, "hde": ArmConfig(item="hde", history="hde")}.items()
 }
-"""The default contest's, and the second paper's; their tables and batches are as large whatever the log."""
+"""The arms of the default contest and of the second paper; their tables and batches have fixed sizes."""
 TRAINING = DecidedTraining(epochs=1, batch_size=1024, validation_days=0)
 
 
@@ -35,7 +35,7 @@ DEFAULT_MODEL = ModelConfig()
 
 
 def config_of(arm: str, model: ModelConfig = DEFAULT_MODEL) -> DecidedConfig:
-    """Return an arm's configuration, all else by default."""
+    """Return an arm's configuration, with defaults for all else."""
     return DecidedConfig(arm=arm, arms=ARMS, model=model, training=TRAINING).resolved()
 
 
@@ -49,8 +49,8 @@ class Trial:
 
     Args of the constructor:
         dataset: the events. arm: its name in `ARMS`. world: the process group.
-        way: how batches go through the pipeline; a variant of `Progress`. model: the network's sizes.
-        rows_per_request: how many rows of a request stay together; by default all.
+        way: the variant of `Progress` that passes batches through the pipeline. model: the network's sizes.
+        rows_per_request: number of rows of a request that stay together; by default all.
         batch_size: rows of a global batch.
     """
 
@@ -76,17 +76,17 @@ class Trial:
         self._outputs: Generator[Any, None, None] = self._endless(self.reader)
 
     def steps(self, number: int) -> None:
-        """Take so many steps."""
+        """Take `number` steps."""
         deque(islice(self._outputs, number), maxlen=0)
 
     def hold(self, number: int) -> None:
-        """Train on so many batches in memory from now on, again and again, in place of reading."""
+        """From now on, train repeatedly on `number` batches in memory instead of reading."""
         self._outputs.close()
         held = [to_ranker_batch(batch, self.features) for batch in islice(self.reader.epoch(0), number)]
         self._outputs = self._held(self.progress.agreed(cycle(held)))
 
     def close(self) -> None:
-        """End the threads that read ahead."""
+        """Stop the prefetching threads."""
         self._outputs.close()
 
     def _held(self, source: Iterator[Any]) -> Generator[Any, None, None]:
@@ -99,13 +99,13 @@ class Trial:
 
 
 def progress(pipeline: TrainPipelineSparseDist[Any, Any], source: Iterator[Any], steps: int) -> None:
-    """Take so many steps of a pipeline, on batches that are in memory."""
+    """Take `steps` steps of a pipeline, on batches in memory."""
     for _ in range(steps):
         pipeline.progress(source)
 
 
 def kernels(sharded: ShardedRanker) -> Iterator[BatchedFusedEmbedding | BatchedFusedEmbeddingBag]:
-    """Return what holds and looks up this rank's tables; torchrec keeps them out of a model's modules."""
+    """Yield the kernels that hold and look up this rank's tables; torchrec keeps them out of a model's modules."""
     for lookup in (lookup for collection in sharded.model.module.collections for lookup in collection._lookups):
         for module in lookup.modules():
             if isinstance(module, BatchedFusedEmbedding | BatchedFusedEmbeddingBag):
@@ -119,10 +119,10 @@ PARTS = (
 
 
 class StepParts:
-    """Clocks on the parts of a trial's step. On a CPU, where a call returns when its work is done.
+    """Timers on the parts of a trial's step, for CPUs, where a call returns when its work is done.
 
-    The tables' optimizer runs inside their backward pass. "everything else" is what is left of the whole: sharing the
-    ids out, the pipeline itself, zeroing gradients, telling the other ranks that reading went well.
+    The tables' optimizer runs inside their backward pass. "everything else" is the remainder of the step: distributing
+    ids, the pipeline itself, zeroing gradients, reporting to the other ranks that reading succeeded.
     """
 
     def __init__(self, trial: Trial) -> None:
@@ -144,7 +144,7 @@ class StepParts:
         self._clock_optimizer(sharded)
 
     def milliseconds(self, steps: int) -> Mapping[str, float]:
-        """Take so many steps and give the time of each part a step, by `PARTS`, and "step", the whole."""
+        """Take `steps` steps and return the time per step of each of `PARTS`, and of "step", the whole."""
         self._seconds.clear()
         began, waited = time.perf_counter(), self.trial.progress.waited
         self.trial.steps(steps)
@@ -177,7 +177,7 @@ class StepParts:
             node.register_hook(lambda *_: self._stop(part))
 
     def _clock_optimizer(self, sharded: ShardedRanker) -> None:
-        """Clock Adam, and the averaging of gradients that is the first of the hooks before it."""
+        """Time Adam, and the averaging of gradients, which is the first of the hooks before it."""
         dense = sharded.dense_optimizer
         adam: torch.optim.Optimizer = dense._optimizer
         step = dense.step

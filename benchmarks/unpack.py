@@ -1,4 +1,4 @@
-"""Ids a second of SIDE's unpacking and of the codec, beside the time that writing their output takes.
+"""Ids per second of SIDE's unpacking and of the codec, compared with the time to write their output.
 
 `python -m benchmarks.unpack [--quick] [--out DIR]`. Ids of 15 ternary digits.
 """
@@ -22,7 +22,7 @@ SPEC = SidSpec(
     fingerprint="none",
 )  # fmt: skip
 BATCH, TABLE = 1 << 16, 1 << 20
-"""Ids of a training batch (2,048 rows with histories of 32), and of a table's column."""
+"""Number of ids of a training batch (2,048 rows with histories of 32), and of a table's column."""
 COLUMNS = {"what": "", "ids": ",d", "threads": "d", "ids_per_second": ",.0f", "low": ",.0f", "high": ",.0f"}
 WORDS = """
 Ids of 15 ternary digits to the centred float32 digits that SIDE takes (60 bytes an id), and by the codec to bytes and
@@ -34,7 +34,7 @@ RATE_GOAL, WRITE_GOAL = 40e6, 1 / 1.5
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure, print and write the results."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.unpack", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few rounds, to see that it runs")
     parser.add_argument("--out", type=Path, help="where unpack.json and unpack.md go")
@@ -53,7 +53,7 @@ def measured(ids: int, rounds: int, number: int) -> list[dict[str, Any]]:
     sids_N1 = torch.randint(3**15, (ids, 1), generator=torch.Generator().manual_seed(0))
     known_N = torch.rand(ids, generator=torch.Generator().manual_seed(1)) < 0.95
     side = SidUnpack(SPEC, scale_steps=True)
-    # Each beside the writing of its own output: what is allocated in between decides whether memory is used again.
+    # Each is paired with writing its own output: allocations in between decide whether memory is reused.
     pairs: list[dict[str, Callable[[], object]]] = [
         {"SIDE": lambda: side(sids_N1, known_N), "write float32": lambda: _written(ids, torch.float32)},
         {"codec, uint8": lambda: SPEC.unpack(sids_N1, torch.uint8), "write uint8": lambda: _written(ids, torch.uint8)},
@@ -76,7 +76,7 @@ def _written(ids: int, dtype: torch.dtype) -> Tensor:
 
 
 def by_division(ids_N: Tensor) -> Tensor:
-    """Unpack the readable way: a division and a remainder a digit."""
+    """Unpack in the readable way: one division and remainder per digit."""
     powers_D = torch.tensor([3**i for i in range(14, -1, -1)])
     return (ids_N[:, None] // powers_D % 3).float() - 1
 

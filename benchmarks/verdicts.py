@@ -1,6 +1,6 @@
-"""How often a verdict is wrong, and how often withheld, on synthetic logs of known truth.
+"""The share of verdicts that are wrong, and that are withheld, on synthetic logs with known truth.
 
-`python -m benchmarks.verdicts [--quick] [--keep DIR] [--out DIR]`. Each log is trained on twice, by three arms: without
+`python -m benchmarks.verdicts [--quick] [--keep DIR] [--out DIR]`. Three arms train on each log, twice each: without
 content, with SIDs of content that explains clicks, and with SIDs of the same content exchanged between the items.
 """
 
@@ -38,7 +38,7 @@ from sidestack.ranker.metric_registry import HEADLINE
 REPLICATES = 2
 CONFIDENCE = 0.95
 CONTENT = {"side": "explains", "side_exchanged": "exchanged"}
-"""Arm -> what its content has to do with clicks."""
+"""Arm -> the relation of its content to clicks."""
 KINDS = ("better", "worse", "no difference shown", "withheld")
 REASONS = {
     "fewer than": "few rows",
@@ -47,18 +47,18 @@ REASONS = {
     "overfits": "overfits",
     "undefined": "undefined",
 }
-"""A part of a reason's words -> its short name."""
+"""Part of a reason's text -> its short name."""
 
 
 class Way(NamedTuple):
-    """A way to judge: of how many trainings, and whether what speaks against a training or its rows is heard."""
+    """A way to judge: the number of trainings, and whether doubts about a training or its rows are considered."""
 
     trainings: int
     doubts: bool
 
     @property
     def heading(self) -> str:
-        """Its name for people."""
+        """Its display name."""
         number = "Two trainings" if self.trainings == REPLICATES else "One training"
         return f"{number}, {'as reported' if self == REPORTED else 'with doubts' if self.doubts else 'interval alone'}"
 
@@ -69,7 +69,7 @@ WAYS = (REPORTED, Way(REPLICATES, False), Way(1, True), Way(1, False))
 
 @dataclass(frozen=True)
 class Sizes:
-    """A size of log, and how many logs of it."""
+    """A size of log, and the number of logs of this size."""
 
     size: LogSize
     logs: int
@@ -86,7 +86,7 @@ QUICK = (Sizes(LogSize(events=1_000, items=100, users=150), logs=2),)
 
 
 def main() -> None:
-    """Train, judge, print, write."""
+    """Train, judge, print and write the results."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.verdicts", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="two small logs, to see that it runs")
     parser.add_argument(
@@ -101,18 +101,18 @@ def main() -> None:
 
 
 def gains(sizes: Sequence[Sizes], keep: Path) -> list[Row]:
-    """Train on every log and return a row for each gain and way to judge it."""
+    """Train on every log, and return a row for each gain and way to judge it."""
     found: list[Row] = []
     for place, one in enumerate(sizes):
         for number in range(one.logs):
-            seed = 1000 * place + number  # so that no two logs share their tastes
+            seed = 1000 * place + number  # so that no two logs have the same preferences
             for replicates, comparison in contest(keep, one.size, seed).items():
                 found += [{**asdict(one.size), "seed": seed, **row} for row in judged(comparison, replicates)]
     return found
 
 
 def contest(keep: Path, size: LogSize, seed: int) -> dict[int, Comparison]:
-    """Train on a log, where that was not done before, and return its comparisons by trainings of each arm."""
+    """Train on a log, unless that was done before, and return its comparisons by number of trainings per arm."""
     began = time.perf_counter()
     trained = Contest(keep / f"{size.events}-{size.items}-{seed}", size, seed, REPLICATES)
     found = {number: trained.comparison(number) for number in (REPLICATES, 1)}
@@ -135,7 +135,7 @@ def _judged(result: TaskResult, doubts: Sequence[str]) -> dict[str, Any]:
     gain = result.gain(HEADLINE.name, REFERENCE)
     if gain is None:
         return {"gain": None, "low": None, "high": None, "seeds": None, "verdict": "withheld", "why": ["undefined"]}
-    verdict = judge(gain, doubts, REPLICATES)  # one training, too, as if it were allowed to show a difference
+    verdict = judge(gain, doubts, REPLICATES)  # even one training, as if it were enough to show a difference
     why = sorted({name for words, name in REASONS.items() for reason in verdict.reasons if words in reason})
     low, high = gain.interval
     return {"gain": gain.gain, "low": low, "high": high, "seeds": gain.seeds, "verdict": verdict.kind, "why": why}
@@ -145,7 +145,7 @@ class Truth(NamedTuple):
     """The mean gain over logs of one size.
 
     Attributes:
-        mean: of the gains. error: its standard error. kind: what a verdict should say, at most; None: not known.
+        mean: of the gains. error: its standard error. kind: the strongest correct verdict; None: not known.
     """
 
     mean: float
@@ -154,7 +154,7 @@ class Truth(NamedTuple):
 
 
 def truth(gains_N: Sequence[float]) -> Truth:
-    """Return the mean over logs; `neither` where its interval of Student's t holds 0, nothing of one log."""
+    """Return the mean over logs; `neither` if its Student's t interval includes 0, no kind for a single log."""
     mean = float(np.mean(gains_N))
     if len(gains_N) < 2:
         return Truth(mean, None, None)
@@ -177,14 +177,14 @@ def groups(rows: Sequence[Row], way: Way) -> dict[Group, list[Row]]:
 
 
 def truths(rows: Sequence[Row]) -> dict[Group, Truth]:
-    """Return the truth of each group, from gains of as many trainings as there are."""
+    """Return the truth of each group, from the gains of all trainings."""
     by_group = groups(rows, REPORTED)
     known = {group: [row["gain"] for row in of if row["gain"] is not None] for group, of in by_group.items()}
     return {group: truth(found) for group, found in known.items() if found}
 
 
 def truth_rows(rows: Sequence[Row]) -> list[Row]:
-    """Return what gains are, over logs and seeds."""
+    """Return the mean and spread of the gains, over logs and seeds."""
     found: list[Row] = []
     for group, true in truths(rows).items():
         of = [row for row in groups(rows, REPORTED)[group] if row["gain"] is not None]
@@ -214,9 +214,9 @@ def verdict_rows(rows: Sequence[Row], way: Way) -> list[Row]:
 
 
 def count(rows: Sequence[Row], true: dict[Group, Truth]) -> dict[str, Any]:
-    """Count verdicts: a shown difference is wrong unless the mean over logs clearly lies on its side.
+    """Count verdicts: a shown difference is wrong unless the mean over logs is clearly on its side.
 
-    Shares are of the verdicts that are not withheld and whose truth is known, their bounds Clopper's and Pearson's.
+    Shares are of the verdicts that are not withheld and whose truth is known, with Clopper-Pearson bounds.
     """
     counts = Counter(row["verdict"] for row in rows)
     pairs = [(row, true[_group(row)]) for row in rows if _group(row) in true and row["gain"] is not None]
@@ -242,7 +242,7 @@ def _group(row: Row) -> Group:
 
 
 def why_rows(rows: Sequence[Row]) -> list[Row]:
-    """Count why verdicts are withheld, by size and task; one may have several reasons."""
+    """Count the reasons for withheld verdicts, by size and task; a verdict may have several."""
     found: dict[tuple[int, int, str], list[Row]] = {}
     for (events, items, _, task), of in groups(rows, REPORTED).items():
         found.setdefault((events, items, task), []).extend(of)
@@ -257,7 +257,7 @@ def why_rows(rows: Sequence[Row]) -> list[Row]:
 
 
 def goals(rows: Sequence[Row]) -> list[Row]:
-    """Hold the share of verdicts that are not wrong against what is stated; bounds in place of quartiles."""
+    """Compare the share of verdicts that are not wrong with the stated level; with bounds in place of quartiles."""
     found: list[Row] = []
     for way in WAYS[:2]:
         counted = count(_of_way(rows, way), truths(rows))

@@ -350,7 +350,7 @@ class Trainer:
         if own:
             load_random_state(part("random", own), self.world.device)
             self.window.load_state(part("window", own))
-        else:  # saved by other ranks: the window starts empty, and the random draws differ from the training's first ones
+        else:  # saved by other ranks: the window starts empty; the draws differ from those at the training's start
             seed_rank(self.config.seed + self.step, self.world)
         self.revived = values["revived"]
         self.collapse.collapsed = set(values["collapsed"])

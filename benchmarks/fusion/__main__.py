@@ -1,7 +1,7 @@
 """`python -m benchmarks.fusion`: one quantizer for all signals against one for each (the paper's Table 1, and more).
 
-Every encoder is trained by the product's own stage; what is trained is kept below `--cache`, so a run that broke goes
-on, and more seeds cost only themselves.
+Every encoder is trained by the product's own stage. Trained encoders are kept below `--cache`, so an interrupted run
+resumes, and more seeds cost only their own trainings.
 """
 
 import argparse
@@ -28,11 +28,11 @@ HOLDOUT = 0.1
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is trained.
+    """The number and sizes of the trainings.
 
     Attributes:
-        methods: names of `METHODS`. seeds: of the table of two signals. many_seeds: of that of all signals.
-        epochs: passes over a corpus. rows: the most items of a corpus; None for all.
+        methods: names of `METHODS`. seeds: for the table of two signals. many_seeds: for the table of all signals.
+        epochs: passes over a corpus. rows: maximum number of items of a corpus; None for all.
     """
 
     methods: tuple[str, ...]
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the benchmark.
 
     Raises:
-        SystemExit: 1 after a fault the user can mend.
+        SystemExit: 1 after an error that the user can fix.
     """
     arguments = _parse(argv)
     with exit_status():

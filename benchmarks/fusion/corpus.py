@@ -1,7 +1,7 @@
-"""The items that the encoders of the fusion benchmark are trained on, cut out of a prepared dataset.
+"""The items that the encoders of the fusion benchmark are trained on, selected from a prepared dataset.
 
 The encoder holds items out by a hash of their number. Many items of the default data share a text, so the rows are
-numbered here in such an order that all items of one text fall on one side of that split.
+numbered in an order that puts all items of one text on the same side of that split.
 """
 
 from pathlib import Path
@@ -23,13 +23,13 @@ from sidestack.infra.tables import item_schema
 from sidestack.pipelines.prepare.contract import STORE
 
 SEED = 0
-"""Of the order of texts, hence of what is held out; the encoders' seeds leave it alone."""
+"""Seed of the order of texts, and so of the held-out items; it does not depend on the encoders' seeds."""
 
 Rows = npt.NDArray[np.int64]
 
 
 class Choice(Protocol):
-    """Chooses rows of an items table by the signals they have."""
+    """A function that chooses rows of an items table by the signals they have."""
 
     __name__: str
 
@@ -38,13 +38,13 @@ class Choice(Protocol):
 
 
 def paired(table: pa.Table, names: tuple[str, ...]) -> Rows:
-    """Choose the items that have all of the signals named."""
+    """Choose the items that have all of the named signals."""
     has_all = np.logical_and.reduce([_has(table, name) for name in names])
     return np.flatnonzero(has_all)
 
 
 def distinct(table: pa.Table, names: tuple[str, ...]) -> Rows:
-    """Choose one item of each text: the first that has most of the signals named."""
+    """Choose one item per text: the first with the most of the named signals."""
     number = np.sum([_has(table, name) for name in names], axis=0)
     order = np.argsort(-number, kind="stable")
     _, first = np.unique(text_groups(table)[order], return_index=True)
@@ -58,14 +58,14 @@ def text_groups(table: pa.Table) -> Rows:
 
 
 def arranged(groups_N: Rows, share: float) -> Rows:
-    """Order items so that those of one group are all held out by the encoder, or none of them.
+    """Order items so that the encoder holds out either all or none of a group.
 
     Args:
         groups_N: the items' groups, [N].
-        share: of the items to hold out.
+        share: the share of the items to hold out.
 
     Returns:
-        items in their new order, [at most N]: a few may be left over, which no order could place.
+        items in their new order, [at most N]: a few items that no order can place may be left out.
     """
     rng = np.random.default_rng(SEED)
     slots_N = held_out(np.arange(len(groups_N)), share)
@@ -85,20 +85,20 @@ def arranged(groups_N: Rows, share: float) -> Rows:
 def write_corpus(
     cache: Path, source: Path, choice: Choice, names: tuple[str, ...], share: float, rows: int | None
 ) -> Path:
-    """Commit the chosen items as a dataset of items alone; one that is there already is used again.
+    """Commit the chosen items as a dataset with items only; an existing one is reused.
 
     Args:
         cache: the directory to commit below.
         source: the prepared dataset.
-        choice: chooses rows of its items table, `paired` or `distinct`. names: the signals it looks at.
-        share: of the items that will be held out.
-        rows: the most items to take; None for all.
+        choice: chooses rows of its items table, `paired` or `distinct`. names: the signals to choose by.
+        share: the share of the items that will be held out.
+        rows: maximum number of items; None for all.
 
     Returns:
         the committed directory.
 
     Raises:
-        DataError, CommitError: the dataset is not one, or nothing is left of it.
+        DataError, CommitError: the dataset is invalid, or no item is left of it.
     """
     name = choice.__name__
     made_of = {"source": read_manifest(source).digest, "choice": name, "of": names, "share": share, "rows": rows}

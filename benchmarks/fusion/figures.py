@@ -1,4 +1,4 @@
-"""The benchmark's two pictures: what fusing changes, and what is lost with signals that are missing."""
+"""The benchmark's two figures: the effect of fusion, and the loss from missing signals."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ from sidestack.benchmarks.fusion.page import NAMES
 from sidestack.benchmarks.fusion.training import FUSION
 
 COLORS = ("#0072b2", "#d55e00")
-"""Of the first and second signal; Okabe and Ito's, told apart with every common colour blindness."""
+"""Colours of the first and second signal; Okabe and Ito's, distinguishable with every common colour blindness."""
 INK, MUTED = "#1f2328", "#656d76"
 
 
@@ -48,12 +48,12 @@ def _draw_change(axes: Axes, row: Row, line: int) -> None:
     change, deviation = 100 * row["change"], 100 * (row.get("change_spread") or 0)
     axes.errorbar(change, height, xerr=deviation or None, fmt="o", color=color, mfc="white" if is_paper else color)
     name = row["signal"].removesuffix("_embedding")
-    offset = (0, -12 if is_text else 6)  # below and above, so that near ones do not lie on each other
+    offset = (0, -12 if is_text else 6)  # below and above, so that close labels do not overlap
     axes.annotate(name, (change, height), offset, textcoords="offset points", ha="center", fontsize=7.5, color=color)
 
 
 def draw_missing(rows: Sequence[Row], method: str, file: Path) -> None:
-    """Draw how much of what an encoder knows of each signal is lost in each case of missing signals."""
+    """Draw how much each signal's reconstruction loses in each case of missing signals."""
     hidden = [row for row in rows if row["table"] == "missing" and row["method"] == method]
     labels = list(dict.fromkeys(row["case"] for row in hidden))
     names = list(dict.fromkeys(row["signal"] for row in hidden))

@@ -1,4 +1,4 @@
-"""From held-out losses to the tables' rows: what fusing changes, by signal, over seeds."""
+"""From held-out losses to the tables' rows: the effect of fusion by signal, over seeds."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,16 +22,16 @@ PAPER = {
 
 
 def plan(methods: Sequence[str], weights: Mapping[str, float], seeds: int, corpus: Path) -> dict[Training, str]:
-    """Return the trainings of one table: for every method and seed an encoder of each signal, and one of all.
+    """Return the trainings of one table: for every method and seed, one encoder per signal and one of all signals.
 
     Args:
         methods: names of `METHODS`.
         weights: the signals and the weights of their losses when fused; alone, a signal has weight 1.
-        seeds: how many, counted from 0.
-        corpus: what all are trained on.
+        seeds: number of seeds, counted from 0.
+        corpus: the dataset that all are trained on.
 
     Returns:
-        training -> its setting.
+        training -> its setting, such as fusion.
     """
     trainings = {}
     for method in methods:
@@ -46,13 +46,13 @@ def rows_of(table: str, settings: Mapping[Training, str], outputs: Mapping[Train
     """Measure one table: a row for each method, setting and signal.
 
     Args:
-        table: its name, which every row carries.
+        table: its name, which is in every row.
         settings: see `plan`. outputs: each training's committed directory.
 
     Returns:
         rows of `loss` (mean over seeds) and `losses` (each seed's), `spread` (standard deviation; None for one
-        seed), for categoricals `top1`; of fusion also `change` and `change_spread`, the change of the loss against
-        `1:1` with the same seed as a share; `seconds` of one training, without its start.
+        seed), for categoricals `top1`; for fusion also `change` and `change_spread`, the relative change of the loss
+        against `1:1` with the same seed; `seconds` of one training, without its start.
     """
     found: dict[tuple[str, str, str], list[Row]] = {}
     for training, setting in settings.items():
@@ -83,7 +83,7 @@ def _row(
 
 
 def spread(values: Sequence[float]) -> float | None:
-    """Return the standard deviation of a sample; None where there are not two."""
+    """Return the standard deviation of a sample; None for fewer than two values."""
     return stdev(values) if len(values) > 1 else None
 
 

@@ -1,6 +1,6 @@
-"""What an encoder of many signals still knows when some are missing at encoding time.
+"""Reconstruction by an encoder of many signals when some are missing at encoding time.
 
-Signals are hidden from the encoder only: all that comes out is held against what the items really have.
+Signals are hidden from the encoder only: the output is compared with all signals that the items have.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,16 +23,16 @@ from sidestack.infra.snapshot import read_dataset
 Row = dict[str, Any]
 
 GUESS = "one guess"
-"""The case of one answer for all items: the yardstick of what an encoder still knows."""
+"""The case of one answer for all items, the reference for an encoder with missing signals."""
 
 _ROWS = 1024
 
 
 class Case(NamedTuple):
-    """Which signals an encoder gets to see.
+    """The signals that are not hidden from an encoder.
 
     Attributes:
-        label: what people call it. seen: the signals' names.
+        label: its name in tables. seen: the signals' names.
     """
 
     label: str
@@ -40,7 +40,7 @@ class Case(NamedTuple):
 
 
 def cases(names: Sequence[str]) -> Iterator[Case]:
-    """Return the cases of the table: all signals, all but one, and one alone."""
+    """Yield the cases of the table: all signals, all but one, and one alone."""
     yield Case("all", tuple(names))
     for hidden in names:
         yield Case(f"no {hidden}", tuple(name for name in names if name != hidden))
@@ -49,22 +49,22 @@ def cases(names: Sequence[str]) -> Iterator[Case]:
 
 
 def hidden_but(batch: SignalBatch, seen: Sequence[str]) -> SignalBatch:
-    """Return a batch in which all signals but those named are missing."""
+    """Return a batch in which all signals except the named ones are missing."""
     return batch.with_present({name: has_B & (name in seen) for name, has_B in batch.present.items()})
 
 
 @torch.no_grad()
 def measure(model: VQFusion, batch: SignalBatch, case: Case) -> tuple[Tensor, Tensor, Tensor]:
-    """Encode what is seen, decode, and compare with everything.
+    """Encode the visible signals, decode, and compare with all signals.
 
     Args:
         model: an encoder in evaluation mode.
-        batch: held-out items with all they have.
-        case: what of it the encoder sees.
+        batch: held-out items with all their signals.
+        case: the signals that the encoder sees.
 
     Returns:
-        losses, rights and counts, [K] each: summed loss, rows whose categorical came out right (embeddings: 0), and
-        rows, by signal. Items of which nothing is seen do not count: they would have no SID.
+        losses, rights and counts, [K] each: summed loss, rows whose categorical is predicted (embeddings: 0), and
+        rows, by signal. Items without a visible signal do not count: they would have no SID.
     """
     seen = hidden_but(batch, case.seen)
     answer = model.reconstruct(model.digits(seen))
@@ -77,7 +77,7 @@ def measure(model: VQFusion, batch: SignalBatch, case: Case) -> tuple[Tensor, Te
 
 
 def counted(batch: SignalBatch, case: Case) -> SignalBatch:
-    """Return a batch with all it has, but nothing of the items of which the case shows nothing."""
+    """Return a batch with all its signals, except those of items without a visible signal in this case."""
     seen_B = hidden_but(batch, case.seen).any_present
     return batch.with_present({name: has_B & seen_B for name, has_B in batch.present.items()})
 
@@ -86,13 +86,13 @@ def missing_rows(method: str, outputs: Sequence[Path], corpus: Path, share: floa
     """Measure all cases for the encoders of one method, one for each seed.
 
     Args:
-        method: its name, which every row carries.
+        method: its name, which is in every row.
         outputs: the encoders' committed directories.
-        corpus: the dataset they were trained on. share: of its items, held out.
+        corpus: the dataset they were trained on. share: the held-out share of its items.
 
     Returns:
         a row for each case and signal: `loss`, `top1` for categoricals (means over encoders), `items`, and `guess`,
-        the loss of one answer for all on the same items; and those of the case `GUESS`, of that answer on all items.
+        the loss of one answer for all on the same items; and rows of the case `GUESS`, for that answer on all items.
     """
     found: dict[tuple[str, str], list[Row]] = {}
     for out in outputs:
@@ -113,7 +113,7 @@ def missing_rows(method: str, outputs: Sequence[Path], corpus: Path, share: floa
 
 
 def _means(signals: SignalSpec, sums_3K: Tensor) -> Iterator[tuple[str, Row]]:
-    """Return by signal the means of summed losses and right answers over the items counted."""
+    """Yield by signal the means of summed losses and correct answers over the counted items."""
     for name, (loss, right, items) in zip(signals.names, sums_3K.T.tolist(), strict=True):
         if items:
             known = {"top1": right / items} if name in signals.categoricals else {}
@@ -121,16 +121,16 @@ def _means(signals: SignalSpec, sums_3K: Tensor) -> Iterator[tuple[str, Row]]:
 
 
 def guessed(signals: SignalSpec, known: SignalBatch, asked: SignalBatch) -> tuple[Tensor, Tensor, Tensor]:
-    """Answer for every item alike, by what the known items are like on the whole.
+    """Predict the same answer for every item, from the averages of the known items.
 
     Args:
         signals: which signals.
-        known: items to learn the answer from: the mean direction of an embedding, the frequencies of a categorical
-            (each counted once more than it occurs, so that none is impossible).
-        asked: items to be judged on.
+        known: items to fit the answer to: the mean direction of an embedding, the frequencies of a categorical
+            (with one added to each count, so that none is impossible).
+        asked: items to evaluate on.
 
     Returns:
-        losses, rights and counts, as `measure` gives them.
+        losses, rights and counts, as `measure` returns them.
     """
     losses, rights = [], []
     for name in signals.embeddings:
@@ -148,7 +148,7 @@ def guessed(signals: SignalSpec, known: SignalBatch, asked: SignalBatch) -> tupl
 
 
 def split_items(corpus: Path, signals: SignalSpec, share: float) -> tuple[SignalBatch, SignalBatch]:
-    """Read the items that training held out, and the others."""
+    """Read the items that training held out, and the remaining ones."""
     held, others = [], []
     for group in row_groups([file.path for file in read_dataset(corpus).content_files("item")]):
         table = read_row_group(group, signals.columns)

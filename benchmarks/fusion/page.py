@@ -42,7 +42,7 @@ class Section(NamedTuple):
 
     Attributes:
         title: the heading. text: how to read it, may be empty.
-        rows: cells by column, as people read them. columns: column -> format, as `benchmarks.record` takes it.
+        rows: cells by column, for display. columns: column -> format, as `benchmarks.record` takes it.
     """
 
     title: str
@@ -52,11 +52,11 @@ class Section(NamedTuple):
 
 
 def sections(rows: Sequence[Row], corpora: Mapping[str, int]) -> Iterator[Section]:
-    """Return all tables of the benchmark.
+    """Yield all tables of the benchmark.
 
     Args:
         rows: see `measures.rows_of` and `missing.missing_rows`.
-        corpora: items of each corpus, `paired` and `distinct`.
+        corpora: number of items of each corpus, `paired` and `distinct`.
     """
     two = [row for row in rows if row["table"] == "two"]
     first, second = dict.fromkeys(row["signal"] for row in two)
@@ -76,7 +76,7 @@ def sections(rows: Sequence[Row], corpora: Mapping[str, int]) -> Iterator[Sectio
 
 
 def _beside_the_paper(two: Sequence[Row], text: str) -> Section:
-    """Lay our two signals above the paper's, text below text: the other stands for its image."""
+    """Return a table of our two signals above the paper's; our text matches its text, our other signal its image."""
     ours = sorted(dict.fromkeys(row["signal"] for row in two), key=lambda name: "text" in name)
     heads = [f"{_short(name)} / {theirs}" for name, theirs in zip(ours, PAPER_SIGNALS, strict=True)]
     changes = [f"change, {head}" for head in heads]
@@ -103,7 +103,7 @@ def _measured(value: float, deviation: float | None) -> str:
 
 
 def _change(row: Row) -> str:
-    """Tell a change in per cent; from a loss near 0 any is without bounds."""
+    """Format a change in per cent; relative to a loss near 0 it is unbounded."""
     change, deviation = row.get("change"), row.get("change_spread")
     if change is None:
         return ""
@@ -157,7 +157,7 @@ def as_markdown(rows: Sequence[Row], corpora: Mapping[str, int], pictures: Mappi
 
     Args:
         rows, corpora: see `sections`.
-        pictures: file name -> what it shows.
+        pictures: file name -> description.
     """
     made = conditions()
     lines = [

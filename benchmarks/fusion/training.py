@@ -1,4 +1,4 @@
-"""Encoders trained by the product's own stage, several at once, none of them twice."""
+"""Encoders trained by the product's own stage, several at once, each only once."""
 
 import json
 import os
@@ -32,12 +32,12 @@ ONE_EACH, FUSION = "1:1", "fusion"
 
 @dataclass(frozen=True)
 class Training:
-    """One encoder to be trained.
+    """One encoder to train.
 
     Attributes:
         method: a name of `METHODS`.
-        signals: weight of every signal it takes.
-        seed: of its weights and of the order of rows.
+        signals: weight of each signal.
+        seed: seed of its weights and of the order of rows.
         corpus: the committed dataset.
     """
 
@@ -47,40 +47,40 @@ class Training:
     corpus: Path
 
     def settings(self, epochs: int, share: float) -> dict[str, Any]:
-        """Return what the file of its run says."""
+        """Return the content of its run's configuration file."""
         training = {"epochs": epochs, "batch_size": 256, "seed": self.seed, "holdout_share": share}
         return {
             "encoder": {"signals": dict(self.signals), "quantizer": METHODS[self.method], "training": training},
         }
 
     def __str__(self) -> str:
-        """Name it for people."""
+        """Return its name for messages."""
         return f"{self.method} of {', '.join(name for name, _ in self.signals)}, seed {self.seed}"
 
 
 class Trainer:
-    """Runs `python -m encoder.train` for trainings whose output is not there yet."""
+    """A runner of `python -m encoder.train` for trainings without an output yet."""
 
     def __init__(self, cache: Path, epochs: int, share: float, overrides: Sequence[str]) -> None:
-        """Fix what all encoders share.
+        """Set what all encoders share.
 
         Args:
             cache: directory of the outputs, which are named by the digest of settings, corpus and code.
-            epochs: passes over the corpus. share: of the items held out.
+            epochs: passes over the corpus. share: held-out share of the items.
             overrides: dotted `encoder.key=value`, over everything else.
         """
         self._cache = cache
         self._epochs = epochs
         self._share = share
         self._overrides = list(overrides)
-        # Taken once: a file that is edited while the benchmark runs must not part its figures.
+        # Computed once: editing a file while the benchmark runs must not split its results.
         self._code = code_digest(("infra", "encoder"))
 
     def all(self, trainings: Sequence[Training], jobs: int) -> dict[Training, Path]:
-        """Return every training's committed output, training what is missing, `jobs` at a time.
+        """Return every training's committed output, running missing trainings, `jobs` at a time.
 
         Raises:
-            StageError: a training failed; the others that are under way come to their end.
+            StageError: a training failed; those already running are finished first.
             ConfigError: a setting is not one of the encoder's.
         """
         places = {training: self._place(training) for training in dict.fromkeys(trainings)}
@@ -126,7 +126,7 @@ class Trainer:
 
 
 def read_summary(out: Path) -> dict[str, Any]:
-    """Return the closing numbers of a training."""
+    """Return a training's summary."""
     summary: dict[str, Any] = json.loads((out / SUMMARY_FILE).read_text(encoding="utf-8"))
     return summary
 

@@ -1,1 +1,1 @@
-"""Every quantizer on the same vectors at equal bits; `python -m benchmarks.quantizers`."""
+"""Comparison of all quantizers on the same vectors at equal bits; `python -m benchmarks.quantizers`."""

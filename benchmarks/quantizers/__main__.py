@@ -1,7 +1,7 @@
 """Train and measure every quantizer on the same vectors at equal bits, and write table, JSON, page and plots.
 
-Each run is kept under the digest of all it depends on, so a benchmark that was stopped goes on where it was. Tables
-come last and read test rows alone; choose settings by the validation column.
+Each result is kept under the digest of all it depends on, so a stopped benchmark resumes where it was. The tables use
+only test rows; choose settings by the validation column.
 """
 
 import argparse

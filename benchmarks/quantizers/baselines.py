@@ -11,7 +11,7 @@ Vectors = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
 
 MOST_TRAINING_ROWS = 131_072
-"""What faiss's quantizers are trained on at most; our encoder sees all rows. 512 rows a codeword."""
+"""Maximum number of training rows for faiss's quantizers, 512 per codeword; our encoder trains on all rows."""
 
 
 class FaissCoder:
@@ -23,11 +23,11 @@ class FaissCoder:
     keeps_length = True
 
     def __init__(self, quantizer: Any, prefixes: tuple[int, ...] = (), rotation: Any = None, padding: int = 0) -> None:
-        """Hold a trained quantizer.
+        """Wrap a trained quantizer.
 
         Args:
-            quantizer: of 8 bits a code. prefixes: leading codes that may be decoded alone.
-            rotation: a linear map before it. padding: zeros that vectors are lengthened by.
+            quantizer: with 8 bits per code. prefixes: numbers of leading codes that can be decoded alone.
+            rotation: a linear map before it. padding: number of zeros to append to vectors.
         """
         self.quantizer = quantizer
         self.prefixes = prefixes
@@ -43,7 +43,7 @@ class FaissCoder:
         return codes_NK
 
     def decode(self, digits_NK: Ids, prefix: int | None = None) -> Vectors:
-        """Return the vectors that codes, or only so many leading ones, stand for."""
+        """Decode codes, or only the `prefix` leading ones, to vectors."""
         if prefix is not None and prefix < digits_NK.shape[1]:
             return self._sum_of_codewords(digits_NK[:, :prefix])
         y_ND = self.quantizer.decode(np.ascontiguousarray(digits_NK.astype(np.uint8)))
@@ -53,7 +53,7 @@ class FaissCoder:
         return decoded_ND
 
     def _sum_of_codewords(self, digits_NK: Ids) -> Vectors:
-        """Decode an additive code by hand, for faiss decodes whole codes only."""
+        """Decode an additive code here, because faiss decodes only whole codes."""
         words = faiss.vector_to_array(self.quantizer.codebooks).reshape(-1, self.quantizer.d)
         rows_NK = digits_NK + np.arange(digits_NK.shape[1]) * self.radix
         total_ND: Vectors = words[rows_NK].sum(1)
@@ -66,11 +66,11 @@ def padded(x_ND: Vectors, zeros: int) -> Vectors:
 
 
 def trained(name: str, codes: int, training_ND: Vectors, seed: int) -> tuple[FaissCoder, float]:
-    """Train a faiss quantizer on at most `MOST_TRAINING_ROWS` rows, in an order that the seed gives.
+    """Train a faiss quantizer on at most `MOST_TRAINING_ROWS` rows, in an order drawn from the seed.
 
     Args:
-        name: pq, opq, rq_beam<n> or lsq. codes: codes of 8 bits each.
-        training_ND: unit vectors. seed: of the order, and of faiss's own generators where it lets one.
+        name: pq, opq, rq_beam<n> or lsq. codes: number of codes of 8 bits each.
+        training_ND: unit vectors. seed: of the order, and of faiss's own generators where they can be seeded.
 
     Returns:
         the quantizer, and the seconds of training.
@@ -95,7 +95,7 @@ def _rotated_product(x_ND: Vectors, codes: int, seed: int) -> FaissCoder:
     wide_ND = padded(x_ND, padding)
     rotation = faiss.OPQMatrix(wide_ND.shape[1], codes)
     inner = _pq(wide_ND.shape[1], codes, seed)
-    rotation.pq = inner  # what it alternates with; it holds no reference, `inner` must live until it is trained
+    rotation.pq = inner  # OPQ alternates with it but holds no reference: `inner` must outlive the training
     rotation.train(wide_ND)
     return FaissCoder(_trained_pq(rotation.apply(wide_ND), codes, seed), rotation=rotation, padding=padding)
 

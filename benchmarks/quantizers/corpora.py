@@ -1,8 +1,8 @@
-"""The vectors that are quantized: where they are from, and how they are split and laid down for every method.
+"""The vectors to quantize: their sources, and how they are split and stored for all methods.
 
-All vectors are brought to unit length, for the loss is a cosine. Test rows are chosen by a hash of the row
-number; the rest is shuffled once and written as an items table, which is what the encoder's stage trains
-on. Its own held-out items, again by hash, are the validation rows, and no other method trains on them either.
+All vectors are normalized to unit length, because the loss is a cosine. Test rows are chosen by a hash of the row
+number. The rest is shuffled once and written as an items table, on which the encoder's stage trains. The stage's own
+held-out items, again chosen by hash, are the validation rows; no other method trains on them either.
 """
 
 import hashlib
@@ -43,7 +43,7 @@ _LEAST_ROWS = 1000
 
 @dataclass(frozen=True)
 class Source:
-    """Vectors as they come: [N, D], any length; the name and one sentence of where they are from."""
+    """Unprocessed vectors: [N, D], of any length, with a name and one sentence on their origin."""
 
     name: str
     origin: str
@@ -52,7 +52,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much of a source is used: training rows (None: all), the most test rows, queries among these."""
+    """How much of a source is used: training rows (None: all), maximum number of test rows, queries among these."""
 
     training: int | None = None
     test: int = 20_000
@@ -61,7 +61,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Corpus:
-    """A source split and written down; a committed directory that is also a dataset of the tables' contract."""
+    """A source, split and stored in a committed directory that is also a dataset of the tables' contract."""
 
     name: str
     path: Path
@@ -73,12 +73,12 @@ class Corpus:
 
     @cached_property
     def training(self) -> Vectors:
-        """The rows to learn from, [N, D]."""
+        """The rows to train on, [N, D]."""
         return self._table(validation=False)
 
     @cached_property
     def validation(self) -> Vectors:
-        """The rows to choose by, [V, D]."""
+        """The rows to choose settings by, [V, D]."""
         return self._table(validation=True)
 
     @cached_property
@@ -89,13 +89,13 @@ class Corpus:
 
     @cached_property
     def queries(self) -> Ids:
-        """Numbers of the test rows that are asked for their neighbours, [Q]."""
+        """Numbers of the test rows that are used as queries, [Q]."""
         queries_Q: Ids = self._load("queries")
         return queries_Q
 
     @cached_property
     def truth(self) -> Ids:
-        """Each query's true nearest test rows, itself left out, [Q, 20]."""
+        """Each query's true nearest test rows, without itself, [Q, 20]."""
         truth_QK: Ids = self._load("truth")
         return truth_QK
 
@@ -112,7 +112,7 @@ def text_source(dataset: Path) -> Source:
     """Read the text embeddings of a prepared dataset's items, one row for each distinct text.
 
     Raises:
-        DataError: it is no dataset, or its items have no text embedding.
+        DataError: it is not a dataset, or its items have no text embedding.
     """
     opened = read_dataset(dataset)
     if TEXT_SIGNAL not in opened.spec.embeddings:
@@ -153,7 +153,7 @@ def file_source(path: Path) -> Source:
     """Read any matrix of vectors from a .npy file.
 
     Raises:
-        DataError: the file is no float matrix; the message names what breaks which rule.
+        DataError: the file is not a float matrix; the message names the value and the rule.
     """
     return Source(path.stem, f"vectors of {path.name}", _read_npy(path))
 
@@ -170,7 +170,7 @@ def _read_npy(path: Path) -> Vectors:
 
 
 def laid_down(source: Source, folder: Path, sizes: Sizes) -> Corpus:
-    """Split a source and write it under `folder`, unless the same lies there already.
+    """Split a source and write it under `folder`, unless the same is there already.
 
     Raises:
         DataError: too few rows, or a row that has no direction.
@@ -210,9 +210,9 @@ def _write(source: Source, sizes: Sizes, store: Store, out: Path) -> None:
 
 
 def split(rows: int, sizes: Sizes) -> tuple[Ids, Ids]:
-    """Choose test rows by a hash of their number; give them and the rest, each shuffled by a fixed seed.
+    """Choose test rows by a hash of their number; return them and the rest, each shuffled by a fixed seed.
 
-    Shuffled, so that ties among equal codes are broken without regard to how the source is sorted.
+    They are shuffled so that ties among equal codes do not depend on the order of the source.
     """
     rng = np.random.default_rng(0)
     is_test_N = held_out(np.arange(rows), min(TEST_SHARE, sizes.test / rows))

@@ -13,7 +13,7 @@ Row = dict[str, Any]
 
 _MARKS = ("o", "s", "D")
 _FAMILY_COLOR = {"structured": "side", "scalar": "sid_ngram", "codebook": "dense", "faiss": "none"}
-"""The kind of content whose colour a family has here."""
+"""The kind of content whose colour in the report a family uses."""
 
 
 def plots(rows: Sequence[Row], corpus: str) -> list[Plot]:
@@ -24,7 +24,7 @@ def plots(rows: Sequence[Row], corpus: str) -> list[Plot]:
         return []
     least, most = min(row["bits"] for row in measured), max(row["bits"] for row in measured)
     found = [_loss_plot(here, corpus), _recall_plot([row for row in measured if row["bits"] == least], corpus, least)]
-    # A search refines the whole code, not its prefixes, and its lines would lie on those of rounding.
+    # A search refines the whole code, not its prefixes, so its lines would overlap those of rounding.
     rounded = [row for row in measured if row["bits"] == most and "+search" not in row["method"]]
     residual = [row for row in rounded if len(row["prefix_losses"]) > 1]
     return [*found, _prefix_plot(residual, corpus)] if residual else found
@@ -108,7 +108,7 @@ def _prefix_plot(rows: Sequence[Row], corpus: str) -> Plot:
 
 
 def _by_loss(rows: Sequence[Row]) -> list[str]:
-    """Order methods by their loss at the fewest bits they were run at."""
+    """Return the methods ordered by their loss at the fewest bits measured."""
     least: dict[str, tuple[int, float]] = {}
     for row in rows:
         here = (row["bits"], float(row["cosine_loss"]))
@@ -121,7 +121,7 @@ def _families(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def _rows_of_names(axes: Axes, theme: Theme, names: Sequence[str], families: dict[str, str]) -> None:
-    """Make one horizontal place for each method, its name in its family's colour."""
+    """Make one row for each method, with its name in its family's colour."""
     _resize(axes, 0.24 * len(names) + 1.2)
     axes.set_yticks(range(len(names)), names)
     for label, name in zip(axes.get_yticklabels(), names, strict=True):
@@ -133,7 +133,7 @@ def _rows_of_names(axes: Axes, theme: Theme, names: Sequence[str], families: dic
 
 
 def _resize(axes: Axes, height: float) -> None:
-    """Return the figure the height its rows need; the report's figures are all of one size."""
+    """Set the figure's height for its rows; the report's figures all have one size."""
     figure = axes.get_figure(root=True)
     assert figure is not None
     figure.set_size_inches(7.2, max(height, 2.6))

@@ -1,4 +1,4 @@
-"""What a code is worth: losses of the decoded vectors, neighbours kept, use of the digits."""
+"""Quality of a code: losses of the decoded vectors, recall of neighbours, use of the digits."""
 
 import time
 from typing import Any, Protocol
@@ -17,7 +17,7 @@ Ids = npt.NDArray[np.int64]
 RECALL_AT = (20, 50, 100)
 _SCALE_ROWS = 4096
 _VALIDATION_ROWS = 8192
-"""The most validation rows that are measured; searched codes take milliseconds each."""
+"""Maximum number of validation rows to evaluate; a searched code takes milliseconds per row."""
 
 
 class Coder(Protocol):
@@ -25,10 +25,10 @@ class Coder(Protocol):
 
     Attributes:
         radix: values a digit can take.
-        prefixes: numbers of leading digits that are a coarser code; without the whole, possibly none.
-        centre: the level that stands for 0 where digits are levels on lines, which SIDE may unpack; else None.
-        steps: a step for every digit where the code publishes them.
-        keeps_length: whether decoded vectors are meant to have the length of what was encoded.
+        prefixes: numbers of leading digits that are a coarser code, except the whole code; may be empty.
+        centre: the level with value 0 if digits are levels on lines, which SIDE may unpack; else None.
+        steps: a step for every digit, if the code publishes them.
+        keeps_length: whether decoded vectors are meant to have the length of the encoded vectors.
     """
 
     radix: int
@@ -41,11 +41,11 @@ class Coder(Protocol):
         """Return the digits, [N, digits]."""
 
     def decode(self, digits_NK: Ids, prefix: int | None = None) -> Vectors:
-        """Return the vectors that digits, or only so many leading ones, stand for, [N, D]."""
+        """Decode digits, or only the `prefix` leading ones, to vectors [N, D]."""
 
 
 class Rows(Protocol):
-    """The rows that `measure` takes of a corpus; see `corpora.Corpus`."""
+    """The rows of a corpus that `measure` uses; see `corpora.Corpus`."""
 
     @property
     def training(self) -> Vectors: ...  # noqa: D102
@@ -69,9 +69,9 @@ def measure(coder: Coder, corpus: Rows) -> dict[str, Any]:
         `cosine_loss`: mean of 1 - cos; `validation_loss`: the same on the validation rows;
         `mse`: see `scaled_mse`; `mse_as_decoded`: of the decoded vectors as they are, where they keep the length;
         `recall`, `recall_side`, `recall_side_steps`: see `recall`, for the decoded vectors, the
-        centred digits, and the digits times their steps (None where the digits are no levels);
+        centred digits, and the digits times their steps (None where the digits are not levels);
         `prefix_losses`: cosine loss by number of digits; `use`: see `use_of_digits`;
-        `unique_share`: different codes by rows; `encoded_per_second`: test rows, after a warm-up.
+        `unique_share`: distinct codes / rows; `encoded_per_second`: test rows, after a warm-up.
     """
     coder.encode(corpus.test[:256])
     started = time.perf_counter()
@@ -97,7 +97,7 @@ def measure(coder: Coder, corpus: Rows) -> dict[str, Any]:
 
 
 def unit(x_ND: Vectors) -> Vectors:
-    """Bring vectors to unit length; zero stays zero."""
+    """Normalize vectors to unit length; zero stays zero."""
     lengths_N1 = np.linalg.norm(x_ND, axis=1, keepdims=True)
     unit_ND: Vectors = x_ND / np.maximum(lengths_N1, np.finfo(np.float32).tiny)
     return unit_ND
@@ -111,8 +111,8 @@ def cosine_loss(x_ND: Vectors, decoded_ND: Vectors) -> float:
 def scaled_mse(x_ND: Vectors, decoded_ND: Vectors, scale: float) -> float:
     """Return the mean of |x - scale * decoded / |decoded||^2, the sum over dimensions, for unit vectors x.
 
-    The cosine loss leaves a decoder free to give vectors of any length, so lengths are not its
-    work: one scale for all, fitted by least squares on training rows (their mean cosine), is.
+    The cosine loss does not determine the length of decoded vectors. So they are normalized and get one common scale,
+    fitted by least squares on training rows (their mean cosine).
     """
     return float(np.square(x_ND - scale * unit(decoded_ND)).sum(1, dtype=np.float64).mean())
 
@@ -138,38 +138,38 @@ def _side_recalls(coder: Coder, digits_NK: Ids, corpus: Rows) -> dict[str, dict[
 
 
 def side_vectors(digits_NK: Ids, centre: float) -> Vectors:
-    """Unpack digits as SIDE does: each level less the one that stands for 0."""
+    """Unpack digits as SIDE does: each level minus the level with value 0."""
     return (digits_NK - centre).astype(np.float32)
 
 
 def recall(vectors_ND: Vectors, corpus: Rows) -> dict[str, float]:
-    """Return how many of a query's true 20 are among its nearest 20, 50 and 100 by cosine (paper Table 2).
+    """Return the share of a query's true 20 among its nearest 20, 50 and 100 by cosine (paper Table 2).
 
-    Query and corpus are both what the code makes of them: a user of the code has nothing else.
+    Query and corpus vectors are both decoded: a user of the code has no others.
     """
     found_QK = nearest(unit(vectors_ND), corpus.queries, max(RECALL_AT))
     return {str(k): recall_at(corpus.truth, found_QK[:, :k]) for k in RECALL_AT}
 
 
 def recall_at(truth_QT: Ids, found_QK: Ids) -> float:
-    """Return the share of the true neighbours that were found."""
+    """Return the share of the true neighbours found."""
     return float((truth_QT[:, :, None] == found_QK[:, None, :]).any(2).mean())
 
 
 def nearest(vectors_ND: Vectors, queries_Q: Ids, number: int) -> Ids:
-    """Return the rows of greatest inner product with each query row, itself left out: [Q, number], exact."""
+    """Return the rows with the greatest inner product with each query row, without itself: [Q, number], exact."""
     vectors_ND = np.ascontiguousarray(vectors_ND, np.float32)
     index = faiss.IndexFlatIP(vectors_ND.shape[1])
     index.add(vectors_ND)
     _, found_QK = index.search(vectors_ND[queries_Q], number + 1)
     is_self_QK = found_QK == queries_Q[:, None]
-    # Among enough equal codes the query itself may not be found; then the last is one too many.
+    # Among many equal codes the query itself may not be found; then drop the last row.
     is_self_QK[~is_self_QK.any(1), -1] = True
     others_QK: Ids = found_QK[~is_self_QK].reshape(len(queries_Q), number).astype(np.int64)
     return others_QK
 
 
 def use_of_digits(digits_NK: Ids, radix: int) -> dict[str, Any]:
-    """Sum up each digit's use: `entropy_bits`, `perplexity`, `dead_levels`, one number a digit."""
+    """Summarize each digit's use: `entropy_bits`, `perplexity`, `dead_levels`, one number per digit."""
     use = codebook_use(count_values(torch.from_numpy(digits_NK), radix))
     return {name: use[name] for name in ("entropy_bits", "perplexity", "dead_levels")}

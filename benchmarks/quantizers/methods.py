@@ -1,4 +1,4 @@
-"""The methods by name: what each sets, at each number of bits, over the one shared encoder configuration."""
+"""The methods by name: the settings of each, by number of bits, over the shared encoder configuration."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -8,12 +8,12 @@ Settings = Mapping[str, Any]
 """Dotted keys of a run's file, such as `encoder.quantizer`, and their values."""
 
 TERNARY_DIGITS = {24: 15, 32: 20, 48: 30}
-"""Digits of three levels that come nearest to so many bits from below: 23.8, 31.7, 47.5."""
+"""Bits -> the number of ternary digits that comes nearest from below: 23.8, 31.7, 47.5 bits."""
 BITS = tuple(TERNARY_DIGITS)
 _LATENT = 64
-"""Dimensions of the latent vector where a method's digits do not give them."""
+"""Dimensions of the latent vector where a method's digits do not determine them."""
 _BEAM = 8
-"""Paths kept where a residual code is encoded by beam search."""
+"""Paths kept when a residual code is encoded by beam search."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class EncoderMethod:
 
     Attributes:
         family: `structured`, `scalar` or `codebook`.
-        settings: gives the overrides for a number of bits.
+        settings: returns the overrides for a number of bits.
         side: whether its digits are levels on lines, which SIDE may unpack without the codebook.
     """
 
@@ -33,7 +33,7 @@ class EncoderMethod:
 
 @dataclass(frozen=True)
 class FaissMethod:
-    """A quantizer of faiss at 8 bits a code; `name` is one of `baselines.trained`."""
+    """A quantizer of faiss with 8 bits per code; `name` is one of `baselines.trained`."""
 
     name: str
     family: str = "faiss"
@@ -47,7 +47,7 @@ def _dpca(bits: int) -> Settings:
 
 
 def _lines(lines: int, levels: int) -> Callable[[int], Settings]:
-    """Return K lines of L levels, as many layers as bytes, in one group."""
+    """Return settings for K lines of L levels, with as many layers as bytes, in one group."""
     return lambda bits: _quantizer(
         "structured",
         levels=levels,
@@ -70,7 +70,7 @@ def _lfq(bits: int) -> Settings:
 
 
 def _rq_fsq(reading: str) -> Callable[[int], Settings]:
-    """Return ternary digits in as few layers as there can be beside the first: 5 x 3, 10 x 2, 15 x 2."""
+    """Return settings for ternary digits in the fewest layers after the first: 5 x 3, 10 x 2, 15 x 2."""
     dims = {24: 5, 32: 10, 48: 15}
     own = {"latent_dim": _LATENT} if reading == "project" else {}
     return lambda bits: _quantizer(
@@ -91,7 +91,7 @@ def _itq(bits: int) -> Settings:
 
 
 def _topk_kmeans(bits: int) -> Settings:
-    """Return the numbers of the nearest of 256 centroids, a byte each; only the nearest is decoded."""
+    """Return settings for the nearest of 256 centroids, one byte each; only the nearest one is decoded."""
     return _quantizer("topk_kmeans", clusters=256, k=bits // 8, latent_dim=_LATENT)
 
 
@@ -100,7 +100,7 @@ def _quantizer(kind: str, **settings: Any) -> Settings:
 
 
 def _varied(settings: Callable[[int], Settings], more: Settings) -> Callable[[int], Settings]:
-    """Return the same settings with some more, of any section of the encoder, after them."""
+    """Return settings with further ones, of any section of the encoder, after them."""
     return lambda bits: {**settings(bits), **more}
 
 
@@ -125,7 +125,7 @@ _ENCODERS: dict[str, EncoderMethod] = {
 }
 _SEARCH = {"encoder.search.rounds": 2}
 _SEARCHED = ("dpca", "structured_128x2", "structured_85x3", "fsq_clamp", "rqvae_gradient")
-"""What is also measured with its codes searched through the decoder; nothing is trained anew for it."""
+"""Methods that are also measured with codes searched through the decoder, without retraining."""
 
 METHODS: dict[str, Method] = {
     **_ENCODERS,

@@ -1,4 +1,4 @@
-"""From results to rows, goals and the Markdown page: means over seeds, with their spread."""
+"""Rows, goals and the Markdown page from results: means over seeds, with their spread."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import mean, stdev
@@ -39,11 +39,11 @@ COLUMNS = {
 CONSOLE_COLUMNS = {
     name: COLUMNS[name] for name in ("method", "cosine loss", "± seeds", "valid.", "R@20", "SIDE R@20", "train s")
 }
-"""What fits 80 characters."""
+"""The columns that fit in 80 characters."""
 
 
 def rows_of(outcomes: Iterable[Outcome]) -> list[Row]:
-    """Return a row for each corpus, method and number of bits that has a result, in the tasks' order of names."""
+    """Return a row for each corpus, method and number of bits with a result, in the order of the tasks' names."""
     groups: dict[tuple[str, int, str], list[Outcome]] = {}
     for outcome in sorted(outcomes, key=lambda outcome: _place(outcome)):
         if outcome.result is not None:
@@ -75,7 +75,7 @@ def _row(corpus: str, bits: int, method: str, members: Sequence[Outcome]) -> Row
 
 
 def combined(values: Sequence[Any], function: Callable[[Sequence[float]], float | None]) -> Any:
-    """Apply a function to equal places of nested results; what is None stays None."""
+    """Apply a function to corresponding values of nested results; None stays None."""
     first = values[0]
     if isinstance(first, Mapping):
         return {key: combined([value[key] for value in values], function) for key in first}
@@ -100,7 +100,7 @@ def reference_rows(corpora: Sequence[Corpus], measured: Sequence[Row]) -> list[R
 
 
 def table_rows(rows: Iterable[Row], corpus: str, bits: int) -> list[Row]:
-    """Return the table of one corpus at one number of bits, the least cosine loss first, by `COLUMNS`."""
+    """Return the table of one corpus at one number of bits, by `COLUMNS`, sorted by rising cosine loss."""
     chosen = [row for row in rows if row["corpus"] == corpus and row["bits"] == bits]
     return [_cells(row) for row in sorted(chosen, key=lambda row: float(row["cosine_loss"]))]
 
@@ -134,7 +134,7 @@ def _cells(row: Row) -> Row:
 
 
 class Goal(NamedTuple):
-    """One comparison that the project set itself: `ours` is to lose less than `theirs`."""
+    """One goal of the project: `ours` should have a smaller loss than `theirs`."""
 
     corpus: str
     bits: int
@@ -143,7 +143,7 @@ class Goal(NamedTuple):
 
     @property
     def change(self) -> float:
-        """Our cosine loss over theirs, less 1."""
+        """Our cosine loss / theirs - 1."""
         return float(self.ours["cosine_loss"] / self.theirs["cosine_loss"] - 1)
 
     def cells(self) -> Row:
@@ -176,7 +176,7 @@ def goals_of(rows: Sequence[Row]) -> list[Goal]:
     """Return the goals that the rows decide.
 
     They are: the best of the structured family below faiss LSQ at 24 bits; DPCA below RQ-VAE and below FSQ at every
-    number of bits. Where a side has several methods, the one of least validation loss speaks for it.
+    number of bits. If a side has several methods, the one with the least validation loss represents it.
     """
     found = []
     for corpus, bits in sorted({(row["corpus"], row["bits"]) for row in rows}):
@@ -220,7 +220,7 @@ def page(
     """Return the Markdown page.
 
     Args:
-        rows: methods and references. corpora: with the sentence that says where each is from.
+        rows: methods and references. corpora: each with the sentence on its origin.
         conditions: see `record.conditions`. figures: file names.
     """
     versions = ", ".join(f"{name} {number}" for name, number in conditions["versions"].items())

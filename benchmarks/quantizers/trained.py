@@ -1,4 +1,4 @@
-"""Our quantizers by the product's own path: the stage `encoder.train` as a process, then the bundle it leaves."""
+"""Our quantizers, trained as in the product: the stage `encoder.train` as a process, then the bundle it writes."""
 
 import json
 import os
@@ -27,16 +27,16 @@ _BLOCK = 1024
 
 
 def overrides(settings: Mapping[str, Any], seed: int) -> list[str]:
-    """Spell settings, the seed and the validation rows' share as the stage's `--set` arguments."""
+    """Return settings, the seed and the validation rows' share as the stage's `--set` arguments."""
     fixed = {"encoder.training.seed": seed, "encoder.training.holdout_share": VALIDATION_SHARE}
     return [f"{key}={json.dumps(value)}" for key, value in {**settings, **fixed}.items()]
 
 
 def train(config: Path, sets: Sequence[str], dataset: Path, out: Path) -> float:
-    """Run the stage on one thread and give its training seconds, as its summary has them.
+    """Run the stage on one thread and return the training seconds from its summary.
 
     Raises:
-        StageError: the stage failed; the message is the last it said.
+        StageError: the stage failed; the message is the end of its output.
     """
     command = [sys.executable, "-m", "sidestack.encoder.train", "--config", str(config), "--out", str(out)]
     command += ["--input", f"dataset={dataset}"]
@@ -51,7 +51,7 @@ def train(config: Path, sets: Sequence[str], dataset: Path, out: Path) -> float:
 
 
 class EncoderCoder:
-    """A trained encoder bundle of the one signal `vector`; its loss is a cosine, so lengths are free."""
+    """A trained encoder bundle with the one signal `vector`; its loss is a cosine, so lengths are arbitrary."""
 
     keeps_length = False
 
@@ -60,7 +60,7 @@ class EncoderCoder:
 
         Args:
             bundle: the stage's output. side: whether its digits are levels on lines.
-            search: how far digits are searched, in place of the bundle's own setting.
+            search: the digit search, in place of the bundle's own setting.
         """
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         loaded = load_bundle(bundle, self.device)
@@ -69,7 +69,7 @@ class EncoderCoder:
             self.model.search = search
         spec = loaded.spec
         self.radix = spec.radix
-        # Only whole depths: between them a prefix would tell some blocks more finely than others.
+        # Only whole depths: between them a prefix would describe some blocks more finely than others.
         self.prefixes = tuple(range(spec.groups, spec.digits, spec.groups)) if spec.depth > 1 else ()
         self.centre = spec.centre if side else None
         self.steps = spec.steps if side else ()
@@ -82,7 +82,7 @@ class EncoderCoder:
 
     @torch.no_grad()
     def decode(self, digits_NK: Ids, prefix: int | None = None) -> Vectors:
-        """Return the vectors that digits, or only so many leading ones, stand for."""
+        """Decode digits, or only the `prefix` leading ones, to vectors."""
         parts = []
         for digits_BK in _blocks(digits_NK):
             kept_BK = torch.ones(digits_BK.shape, dtype=torch.bool, device=self.device)

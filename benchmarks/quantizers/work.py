@@ -1,6 +1,6 @@
 """One measured run: a method at a number of bits, with a seed, on a corpus; kept by the digest of all it depends on.
 
-Methods that only differ in how an encoder searches its codes share its training.
+Methods that differ only in the search for an encoder's codes share its training.
 """
 
 import ast
@@ -39,7 +39,7 @@ class Task:
     """One run.
 
     Attributes:
-        corpus: what is quantized. method: a name of `METHODS`. bits: nominal. seed: of the training.
+        corpus: the vectors to quantize. method: a name of `METHODS`. bits: nominal. seed: of the training.
         config: the YAML file of the shared network and training. sets: overrides of it, `a.b=c`.
     """
 
@@ -52,11 +52,11 @@ class Task:
 
     @property
     def label(self) -> str:
-        """For people."""
+        """The run's name for messages."""
         return f"{self.corpus.name} {self.method} {self.bits} bits seed {self.seed}"
 
     def overrides(self) -> list[str]:
-        """Return the overrides of the shared configuration; those of the command line come first."""
+        """Return the overrides of the shared configuration, with those of the command line first."""
         method = METHODS[self.method]
         assert isinstance(method, EncoderMethod)
         return [*self.sets, *overrides(method.settings(self.bits), self.seed)]
@@ -70,7 +70,7 @@ class Task:
         return load_section(EncoderConfig, self.config, "encoder", self.overrides())
 
     def key(self) -> str:
-        """Digest corpus, settings and code: what decides the result.
+        """Return the digest of corpus, settings and code, which decide the result.
 
         Raises:
             ConfigError: the settings are not valid.
@@ -81,7 +81,7 @@ class Task:
         return digest(facts)
 
     def training_key(self) -> str:
-        """Digest what decides the training alone: tasks that differ only in how codes are searched share one.
+        """Return the digest of all that decides the training; tasks that differ only in the code search share it.
 
         Raises:
             ConfigError: the settings are not valid.
@@ -107,7 +107,7 @@ def _code_now(part: str) -> str:
 
 
 _code = cache(_code_now)
-"""The same, as it was when this process first asked."""
+"""The digest as of this process's first call."""
 
 
 def _is_edited() -> bool:
@@ -115,9 +115,9 @@ def _is_edited() -> bool:
 
 
 def _imported(module: str) -> set[str]:
-    """Return the encoder's files that one of its modules imports, directly or not, itself included.
+    """Return the encoder's files that one of its modules imports, directly or not, including itself.
 
-    The whole of `encoder/` would be simpler, but then editing its export would undo hours of training here.
+    The whole of `encoder/` would be simpler, but then an edit of its export would invalidate hours of training here.
     """
     found: set[str] = set()
     waiting = [module]
@@ -162,24 +162,24 @@ def run(tasks: Sequence[Task]) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a task: a result, or why there is none."""
+    """The outcome of a task: a result, or the reason why there is none."""
 
     task: Task
     result: dict[str, Any] | None
     error: str = ""
     wall_seconds: float | None = None
-    """Of the training and of all measured on it; None: the result was kept from before."""
+    """Time of the training and all its measurements; None: the result was kept from an earlier run."""
 
 
 def outcomes(tasks: Sequence[Task], folder: Path, *, jobs: int, fresh: bool) -> Iterator[Outcome]:
-    """Return every task's outcome as it comes: those kept in `folder` first, then the others, run `jobs` at a time.
+    """Yield every task's outcome when it is available: those kept in `folder` first, then the others as they finish.
 
     Args:
-        tasks: what to run. folder: where results are kept.
-        jobs: processes at a time, each with one thread. fresh: run also what is kept.
+        tasks: the tasks to run. folder: where results are kept.
+        jobs: processes at a time, each with one thread. fresh: also rerun tasks with kept results.
 
     Raises:
-        ConfigError: a task's settings are not valid; nothing was run then.
+        ConfigError: a task's settings are not valid; no task was run.
     """
     files = {task: task.kept_in(folder) for task in tasks}
     waiting: dict[str, list[Task]] = {}
@@ -210,7 +210,7 @@ def _outcomes(tasks: Sequence[Task], future: Future[_Timed], files: Mapping[Task
         yield from (Outcome(task, None, str(error)) for task in tasks)
         return
     for task, result in zip(tasks, results, strict=True):
-        if _is_edited():  # the result's key names other code than what may have made it
+        if _is_edited():  # the result's key may be of other code than made it
             yield Outcome(task, None, "code was edited while this ran; the result is not kept")
             continue
         keep(files[task], result)
@@ -218,7 +218,7 @@ def _outcomes(tasks: Sequence[Task], future: Future[_Timed], files: Mapping[Task
 
 
 def keep(file: Path, result: dict[str, Any]) -> None:
-    """Write a result so that it is there whole or not at all."""
+    """Write a result atomically."""
     file.parent.mkdir(parents=True, exist_ok=True)
     staging = file.with_suffix(f".{os.getpid()}.tmp")
     staging.write_text(json.dumps(result), encoding="utf-8")

@@ -1,6 +1,7 @@
-"""`python -m benchmarks.replay`: a log replayed week by week, for each policy of retraining; which wins, at what cost.
+"""`python -m benchmarks.replay`: replay a log week by week with each retraining policy, and compare quality and cost.
 
-What is prepared and trained is kept below `--cache` and `--runs`, so a replay that broke goes on. Ctrl-C ends it.
+Prepared data and trained models are kept below `--cache` and `--runs`, so an interrupted replay resumes. Ctrl-C stops
+it.
 """
 
 import argparse
@@ -34,10 +35,10 @@ _HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Scale:
-    """What is replayed.
+    """The extent of a replay.
 
     Attributes:
-        config: the log and the models. span: how much of the log. policies: the first is the one whose cost is fitted.
+        config: the log and the models. span: how much of the log. policies: the cost of the first one is fitted.
     """
 
     config: Path
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the benchmark.
 
     Raises:
-        SystemExit: 1 after a fault the user can mend.
+        SystemExit: 1 after an error that the user can fix.
     """
     arguments = _parse(argv)
     with exit_status():

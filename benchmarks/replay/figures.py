@@ -1,4 +1,4 @@
-"""The replay's two pictures: what each policy serves and how SIDs drift, and what a cycle costs as the log grows."""
+"""The replay's two figures: served NE and drift of SIDs by policy, and the cost of a cycle as the log grows."""
 
 from collections.abc import Callable, Sequence
 from datetime import date
@@ -18,11 +18,11 @@ from sidestack.benchmarks.record import Row
 from sidestack.benchmarks.replay.measures import ALL, CONTROL, Growth, gains, of_policy, served, sids_changed
 
 COLORS = {"append": "#0072b2", "refresh": "#009e73", "rebuild": "#d55e00", "never": "#656d76"}
-"""Okabe and Ito's, told apart with every common colour blindness; the control in grey."""
+"""Okabe and Ito's colours, distinguishable with every common colour blindness; the control is grey."""
 STAGE_COLORS = ("#0072b2", "#56b4e9", "#009e73", "#f0e442", "#e69f00", "#d55e00", "#cc79a7", "#656d76", "#1f2328")
 INK, MUTED = "#1f2328", "#656d76"
 SIGNAL = "text_embedding"
-"""Whose reconstruction is drawn: new items have it from their first day on."""
+"""The signal whose reconstruction is drawn: new items have it from their first day on."""
 
 _LEGEND: dict[str, Any] = {"frameon": False, "fontsize": 8, "labelcolor": INK}
 
@@ -78,7 +78,7 @@ def _draw_line(axes: Axes, policy: str, rows: Sequence[Row], values: Sequence[fl
 
 
 def draw_cost(rows: Sequence[Row], policy: str, fits: Sequence[Growth], policies: Sequence[str], file: Path) -> None:
-    """Draw a policy's CPU seconds by stage and their fit, and those of all policies, by the rows of the log."""
+    """Draw CPU seconds by rows of the log: of one policy by stage, with the fits, and of all policies."""
     figure = Figure(figsize=(10.5, 3.9), layout="constrained")
     left, right = figure.subplots(1, 2)
     own = of_policy(rows, policy)

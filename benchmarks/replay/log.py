@@ -1,7 +1,7 @@
-"""A growing folder of tables, made of a share of the users of any prepared dataset.
+"""A growing folder of tables, made from a share of the users of any prepared dataset.
 
-Items come in parts, each with the items that an impression or a history of its period names first, and are numbered in
-that order: what is read of the folder before a date knows no later item. Labels lie apart, as some mature later.
+Each period's part has the items that first occur in its impressions or histories, and items are numbered in that order.
+So the data before a date does not depend on later items. Labels are in separate files, because some mature later.
 """
 
 import json
@@ -33,10 +33,10 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Sample:
-    """What is kept of a dataset.
+    """The sample of a dataset to keep.
 
     Attributes:
-        users: share of the users, drawn by `seed`. days: of a period, whose new items come as one part.
+        users: share of the users, drawn by `seed`. days: of a period, whose new items are one part.
     """
 
     users: float
@@ -83,10 +83,10 @@ def _write(dataset: Dataset, sample: Sample, out: Path) -> None:
 
 
 class Numbering:
-    """New ids of a table's rows, in the order in which they were named first.
+    """New ids of a table's rows, numbered in the order in which they first occur.
 
     Args of the constructor:
-        rows: of the table.
+        rows: number of rows of the table.
     """
 
     def __init__(self, rows: int) -> None:
@@ -101,20 +101,20 @@ class Numbering:
         return ordered
 
     def number(self, rows_N: Ints) -> Ints:
-        """Number rows that have no number yet, and return these, in order."""
+        """Number the rows that have no number yet, and return them in order."""
         new: Ints = np.unique(rows_N[self._new_I[rows_N] < 0])
         self._new_I[new] = np.arange(self._count, self._count + len(new))
         self._count += len(new)
         return new
 
     def of(self, rows_N: Ints) -> Ints:
-        """Return the numbers of rows; -1: it has none."""
+        """Return the numbers of rows; -1 for a row without a number."""
         numbers: Ints = self._new_I[rows_N]
         return numbers
 
 
 def _write_day(dataset: Dataset, day: date, users: Numbering, items: Numbering, out: Path) -> Ints:
-    """Write a date's rows of the users that are kept, and return the items that it names first."""
+    """Write a date's rows of the kept users, and return the items that first occur in them."""
     rows = pa.concat_tables(read_impressions(dataset, all_columns(dataset), day, day)).combine_chunks()
     rows = rows.filter(pa.array(users.of(_numbers(rows["user_id"])) >= 0)).combine_chunks()
     if not len(rows):
@@ -133,7 +133,7 @@ def _write_day(dataset: Dataset, day: date, users: Numbering, items: Numbering, 
 
 
 def _write_content(dataset: Dataset, entity: Entity, numbering: Numbering, file: Path, rows_N: Ints) -> None:
-    """Write rows of the items or users under their numbers."""
+    """Write rows of the items or users with their new ids."""
     content = pa.concat_tables(_content(dataset, entity)).combine_chunks().take(pa.array(rows_N))
     _write_table(_replaced(content, f"{entity}_id", pa.array(numbering.of(rows_N))), file)
 

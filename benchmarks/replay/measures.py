@@ -1,4 +1,4 @@
-"""What a replay's cycles come down to: a line a policy, and which part of a cycle's cost grows with the log."""
+"""Summary of a replay's cycles: one line per policy, and the part of a cycle's cost that grows with the log."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -9,12 +9,12 @@ from scipy.optimize import nnls
 from sidestack.benchmarks.record import Row
 
 CONTROL = "never"
-"""The policy that gains are over."""
+"""The policy that gains are relative to."""
 TASKS = ("click", "conversion")
 
 
 def served(row: Row, task: str) -> float | None:
-    """Return the normalized entropy of the champion on what a cycle judges, before that was learned."""
+    """Return the champion's normalized entropy on the data that a cycle judges, before training on it."""
     value: float | None = row["figures"].get(f"champion_{task}_ne")
     return value
 
@@ -25,7 +25,7 @@ def of_policy(rows: Sequence[Row], policy: str) -> list[Row]:
 
 
 def gains(rows: Sequence[Row], policy: str, task: str) -> dict[str, float]:
-    """Return, by a cycle's last date, the share of the control's served NE by which a policy's is lower."""
+    """Return, by a cycle's last date, the relative reduction of served NE by a policy against the control."""
     control = {row["newest"]: served(row, task) for row in of_policy(rows, CONTROL)}
     found = {}
     for row in of_policy(rows, policy):
@@ -36,19 +36,19 @@ def gains(rows: Sequence[Row], policy: str, task: str) -> dict[str, float]:
 
 
 def last_half(values: Sequence[float]) -> Sequence[float]:
-    """Return the later half, the middle included."""
+    """Return the later half, including the middle value."""
     return values[len(values) // 2 :]
 
 
 class Mean(NamedTuple):
-    """A mean over cycles and its standard error; None: of fewer than two."""
+    """A mean over cycles and its standard error, which is None for fewer than two."""
 
     mean: float
     error: float | None
 
 
 def mean_of(values: Sequence[float]) -> Mean | None:
-    """Return the mean of some values; None: there are none."""
+    """Return the mean of some values; None if there are none."""
     if not values:
         return None
     error = float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
@@ -56,7 +56,7 @@ def mean_of(values: Sequence[float]) -> Mean | None:
 
 
 def summary(rows: Sequence[Row], policy: str, run_bytes: int) -> dict[str, Any]:
-    """Return a policy's line; NE, gains and SIDs of the last half of its cycles."""
+    """Return a policy's line; NE, gains and SIDs are over the last half of its cycles."""
     own = of_policy(rows, policy)
     line: dict[str, Any] = {"policy": policy}
     for task in TASKS:
@@ -76,7 +76,7 @@ def summary(rows: Sequence[Row], policy: str, run_bytes: int) -> dict[str, Any]:
 
 
 def sids_changed(row: Row) -> float | None:
-    """Return the share of the items known before whose SID has changed in some digit."""
+    """Return the share of the previously known items whose SID has changed in some digit."""
     shares = {
         int(name.rsplit(".", 1)[1]): value
         for name, value in row["figures"].items()
@@ -89,8 +89,8 @@ class Growth(NamedTuple):
     """CPU seconds of a cycle as `fixed + a_row_learned * rows_learned + a_row_log * rows_log`.
 
     Attributes:
-        stage: whose. fixed, a_row_learned, a_row_log: the terms, none negative. seconds: the mean.
-        share: of the last cycle's seconds, what does not grow with the log.
+        stage: the stage's name. fixed, a_row_learned, a_row_log: the terms, none negative. seconds: the mean.
+        share: the share of the last cycle's seconds that does not grow with the log.
     """
 
     stage: str
@@ -101,7 +101,7 @@ class Growth(NamedTuple):
     share: float
 
     def at(self, row: Row) -> float:
-        """Return the seconds that the fit has for a cycle."""
+        """Return the fitted seconds of a cycle."""
         return float(self.fixed + self.a_row_learned * row["rows_learned"] + self.a_row_log * row["rows_log"])
 
 
@@ -111,8 +111,8 @@ ALL = "all stages"
 def growth(rows: Sequence[Row], policy: str) -> list[Growth]:
     """Fit the cost of a policy's cycles by stage, and of all stages together (the last).
 
-    Least squares without negative terms: no row is read in less than no time. Weeks are of about one size, so what a
-    week's own rows cost is in the fixed part, but for the rows learned, which are several weeks' after a rejection.
+    Least squares without negative terms, because no row takes negative time. Weeks have about the same size, so the
+    cost of a week's own rows is in the fixed part. The rows learned are separate: after a rejection they span weeks.
     """
     own = of_policy(rows, policy)
     stages = list(dict.fromkeys(stage for row in own for stage in row["cpu_seconds"]))

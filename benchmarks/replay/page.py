@@ -1,4 +1,4 @@
-"""The replay's tables and words, for the terminal and for docs/results/replay.md."""
+"""The replay's tables and text, for the terminal and for docs/results/replay.md."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -43,7 +43,7 @@ part. "does not grow": the share of the last cycle's seconds that is not of the 
 
 
 def policy_rows(lines: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """Return the policies' lines as people read them."""
+    """Return the policies' lines, formatted for display."""
     return [
         {
             "policy": line["policy"],
@@ -61,7 +61,7 @@ def policy_rows(lines: Sequence[Mapping[str, Any]]) -> list[Row]:
 
 
 def growth_rows(fits: Sequence[Growth]) -> list[Row]:
-    """Return the fits as people read them."""
+    """Return the fits, formatted for display."""
     return [
         {
             "stage": fit.stage,
@@ -76,10 +76,10 @@ def growth_rows(fits: Sequence[Growth]) -> list[Row]:
 
 
 def verdict(lines: Sequence[Mapping[str, Any]], fits: Sequence[Growth], costed: str) -> str:
-    """Say in words which policy wins, by what, and what a cycle costs.
+    """Return a paragraph on which policy wins, by how much, and the cost of a cycle.
 
     Args:
-        lines: a line a policy. fits: of the cost of `costed`'s cycles.
+        lines: one line per policy. fits: of the cost of `costed`'s cycles.
     """
     return " ".join(_sentences(lines, fits, costed))
 
@@ -144,9 +144,9 @@ def as_markdown(
     """Return the page.
 
     Args:
-        config: of the runs. facts: `origin`, `users`, `learned`, and `settings`, the file of them.
-        rows: a row a cycle. lines: a line a policy.
-        fits: of the cost of `costed`'s cycles. pictures: file name -> what it shows.
+        config: of the runs. facts: `origin`, `users`, `learned`, and `settings`, the settings' file.
+        rows: one row per cycle. lines: one line per policy.
+        fits: of the cost of `costed`'s cycles. pictures: file name -> description.
     """
     own = of_policy(rows, costed)
     first = next(row for row in rows if row["cycle"] == 1)

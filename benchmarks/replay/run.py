@@ -1,4 +1,4 @@
-"""One run a policy: cycles of `pipelines.retrain` over a log that grows by a period at a time."""
+"""One run per policy: cycles of `pipelines.retrain` over a log that grows by one period at a time."""
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,12 +27,12 @@ from sidestack.pipelines.retrain.registry import Registry
 FIRST = "first"
 """The run of the first cycle, which all policies share."""
 EVERY: dict[PolicyName, int] = {"rebuild": 4}
-"""One cycle in so many is the policy's own, the others append; of policies that are not named all are."""
+"""Policy -> n: every n-th cycle uses the policy, the others append; for policies not listed, every cycle uses it."""
 FIGURES = (
     "candidate_", "champion_", "click_gain", "conversion_gain", "sid_changed_share", "new_item_share",
     "reconstruction_ratio",
 )  # fmt: skip
-"""How the figures of a cycle begin that are kept in a replay's rows; all others are in its ledger."""
+"""Prefixes of the names of a cycle's figures that a replay's rows keep; all figures are in its ledger."""
 CODE = ("infra", "encoder", "ranker", "components", "pipelines", "benchmarks/forked_launcher.py")
 
 
@@ -42,7 +42,7 @@ class Span:
 
     Attributes:
         users: share of the log's users. learned: periods that the first champion learns.
-        cycles: the most that come after it; None: all that the log has.
+        cycles: maximum number of cycles after it; None: all that the log has.
     """
 
     users: float
@@ -50,7 +50,7 @@ class Span:
     cycles: int | None = None
 
     def as_ofs(self, dates: Sequence[date], days: int) -> list[date]:
-        """Return the ends of the cycles, the first champion's included.
+        """Return the ends of the cycles, including the first champion's.
 
         Args:
             dates: the log's, in order. days: of a period.
@@ -59,7 +59,7 @@ class Span:
             ConfigError: the log is too short for a cycle after the first.
         """
         periods = ((dates[-1] - dates[0]).days + 1) // days
-        first = self.learned + 1  # one more than learned, to judge by
+        first = self.learned + 1  # one more than learned, for judging
         last = periods if self.cycles is None else min(periods, first + self.cycles)
         if last <= first:
             raise ConfigError(f"replay: the log has {periods} periods of {days} days; must have more than {first}")
@@ -67,25 +67,25 @@ class Span:
 
 
 class Untold(Registry):
-    """A tracking store that is told nothing: a replay's record is its ledger."""
+    """A tracking store that logs nothing: a replay's record is its ledger."""
 
     def __init__(self) -> None:
-        """Leave the store alone."""
+        """Do not connect to a store."""
 
     def edited(self, ledger: Ledger) -> str:
-        """Return that nobody edited it."""
+        """Return an empty text: the store was not edited."""
         return ""
 
     def publish(self, ledger: Ledger, config: Mapping[str, Any], force: bool = False) -> None:
-        """Tell nothing."""
+        """Log nothing."""
 
 
 class Replayed(Retraining):
-    """Retraining of which no tracking store is told."""
+    """Retraining without a tracking store."""
 
     @cached_property
     def registry(self) -> Registry:
-        """The store that is told nothing."""
+        """The store that logs nothing."""
         return Untold()
 
 
@@ -103,10 +103,10 @@ def raw_dataset(config: PipelineConfig, cache: Path) -> Dataset:
 
 
 class Grown(NamedTuple):
-    """What is replayed.
+    """A sampled log to replay.
 
     Attributes:
-        config: of all runs, over the sampled log. as_ofs: ends of the cycles. origin: where the log is from.
+        config: of all runs, over the sampled log. as_ofs: ends of the cycles. origin: source of the log.
     """
 
     config: PipelineConfig
@@ -115,11 +115,11 @@ class Grown(NamedTuple):
 
 
 def grown(config: PipelineConfig, span: Span, cache: Path, runs: Path) -> Grown:
-    """Return what is replayed, after the log was sampled.
+    """Sample the log, and return what to replay.
 
     Args:
-        config: the log's source, and what its models are. span: how much of it.
-        cache: where the log is kept. runs: where runs are kept, those of the same log, settings and code together.
+        config: the log's source, and the models' settings. span: how much of the log.
+        cache: folder of the log. runs: folder of the runs, with one subfolder for the same log, settings and code.
     """
     dataset = raw_dataset(config, cache)
     days = config.retrain.every_days
@@ -134,7 +134,7 @@ def grown(config: PipelineConfig, span: Span, cache: Path, runs: Path) -> Grown:
 
 
 def with_policy(config: PipelineConfig, policy: PolicyName) -> PipelineConfig:
-    """Return a configuration whose encoders follow a policy, in a run of its name."""
+    """Return a configuration whose encoders follow a policy, in a run with the policy's name."""
     changes = {"policy": policy, "every": EVERY.get(policy, 1)}
     encoder = config.retrain.encoder.model_copy(update=changes)
     retrain = config.retrain.model_copy(update={"encoder": encoder})
@@ -142,10 +142,10 @@ def with_policy(config: PipelineConfig, policy: PolicyName) -> PipelineConfig:
 
 
 def first_champion(config: PipelineConfig, as_of: date) -> None:
-    """Train the first champion, where that was not done.
+    """Train the first champion, unless there is one.
 
     Raises:
-        StageError: it was not promoted.
+        StageError: the candidate was not promoted.
     """
     one = config.model_copy(update={"run": config.run.model_copy(update={"name": FIRST})})
     ledger = _brought(one, [as_of])
@@ -157,13 +157,13 @@ def first_champion(config: PipelineConfig, as_of: date) -> None:
 
 
 def replay(config: PipelineConfig, policy: PolicyName, as_ofs: Sequence[date]) -> list[Row]:
-    """Bring all cycles of a policy after the first champion's, those that were brought before aside.
+    """Run all cycles of a policy after the first champion's, except those run before.
 
     Args:
-        config: of all runs. policy: of this one. as_ofs: ends of the cycles; the first is `first_champion`'s.
+        config: of all runs. policy: of this run. as_ofs: ends of the cycles; the first is `first_champion`'s.
 
     Returns:
-        a row a cycle.
+        one row per cycle.
     """
     one = with_policy(config, policy)
     folder = run_dir(one.run)
@@ -217,7 +217,7 @@ def _rows(ledger: Ledger, policy: PolicyName) -> Iterator[Row]:
 
 
 def cpu_seconds(run: Path, cycle: Cycle, outcome: Outcome) -> dict[str, float]:
-    """Return the CPU seconds of a cycle's stages, `prepare` included, by label."""
+    """Return the CPU seconds of a cycle's stages, including `prepare`, by label."""
     made = {"prepare": cycle.plan.prepared, **outcome.stages}
     files = {label: (run / path).with_name(f"{path.name}.logs") / CPU_FILE for label, path in made.items()}
     return {label: float(file.read_text(encoding="utf-8")) for label, file in files.items()}
