@@ -1,4 +1,4 @@
-"""Attention of rows to the histories of their requests, by torch's fused kernel over groups of like size."""
+"""Attention of rows to the histories of their requests, by torch's fused kernel over groups of similar size."""
 
 import torch
 from torch import Tensor
@@ -8,13 +8,14 @@ from sidestack.ranker.layout import HistoryLayout, padded_entries, padded_rows, 
 
 
 def attend(probes_BND: Tensor, values_TD: Tensor, layout: HistoryLayout) -> Tensor:
-    """Return the means of the values of each row's history, weighted by the softmax of their products with N vectors.
+    """Return each row's N attention outputs: its history's values, weighted by the softmax of their scores.
 
-    A value is gathered once a request, whatever the number of its rows, and no matrix of scores is kept.
+    The scores are the products of values and probes. A value is gathered once per request, whatever the number of its
+    rows, and no matrix of scores is kept.
 
     Args:
-        probes_BND: the vectors of each row. values_TD: the values of all histories. Under autocast they may be in
-            bfloat16: the sums are over many entries, and taken in float32.
+        probes_BND: N vectors of each row. values_TD: the values of all histories. Under autocast they may be
+            bfloat16; the sums over many entries are taken in float32.
         layout: which rows attend to which values.
 
     Returns:
