@@ -11,7 +11,7 @@ from sidestack.ranker.planner import RESERVED_SHARE
 
 
 def print_report(report: dict[str, Any]) -> None:
-    """Print what `ranker.plan.dry_run` gives."""
+    """Print the report that `ranker.plan.dry_run` returns."""
     console = wide_console()
     cluster, training = report["cluster"], report["training"]
     kind = "GPUs" if cluster["device"] == "cuda" else "CPU ranks"
