@@ -101,7 +101,7 @@ def decide(config: RankerConfig, days: Sequence[Day]) -> DecidedConfig:
     """Return the configuration with everything decided that it leaves to a rule.
 
     Epochs that the configuration names are all trained; with `validation_days` set too, they are the maximum. A
-    training with `steps_share` below 1 takes that share of the maximum epochs, and has no window.
+    training with `steps_share` below 1 takes that share of the maximum epochs, by default without a window.
 
     Args:
         config: one arm's. days: the training dates.
