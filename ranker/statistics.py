@@ -47,7 +47,7 @@ class Measure(NamedTuple):
         value: the metric's value; None if it is not defined on these rows.
         parts_U: each user's part of a total that is proportional to the value; the factor depends only on labels. A
             gain is a ratio of two arms' totals, so the factor cancels, also when users are resampled.
-        counts: the numbers of users, rows or pairs behind the value, if these are not all of the task's users and rows.
+        counts: the numbers of users and rows behind the value, if these are not all of the task's users and rows.
     """
 
     value: float | None

@@ -293,7 +293,7 @@ def fit(run: StageRun[RankerConfig], config: DecidedConfig, readers: Readers, st
             validation = search_epochs(run, config, model, readers.search, checkpoint)
             del model, checkpoint
             gc.collect()  # the next model takes as much memory
-            with run.world.state.finishing():  # until the next training's first checkpoint, the window's results are not saved
+            with run.world.state.finishing():  # the next training's first checkpoint has the window's results
                 model, checkpoint = start(), None
         config = with_epochs(config, validation.best)
     before = 0 if validation is None else validation.steps

@@ -1,4 +1,4 @@
-"""No content: nothing is read, and what stands in its place is zeros."""
+"""No content: nothing is read, and its vectors are zeros."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -14,5 +14,5 @@ class NoContent(Content):
 
     @classmethod
     def at(cls, place: Place) -> Self:
-        """Read nothing."""
+        """Return content that reads nothing."""
         return cls(place.position)

@@ -1,7 +1,7 @@
 """The code of the MLflow model that `ranker.export` saves ("models from code").
 
-MLflow runs this file when it saves and when it loads the model; nothing imports it. There is no pickle: weights are
-safetensors and maps plain integers, an artifact.
+MLflow runs this file when it saves and when it loads the model; nothing imports it. There is no pickle: the artifact
+has weights as safetensors and maps as plain integers.
 """
 
 from pathlib import Path
