@@ -55,7 +55,7 @@ class IdRows:
 
     @classmethod
     def empty(cls) -> "IdRows":
-        """Return the rows of no ids."""
+        """Return rows without any id."""
         return cls(np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.int32))
 
     def grow(self, num_ids: int, fallback_rows: int) -> None:
@@ -66,7 +66,7 @@ class IdRows:
         self.last_seen_I = np.append(self.last_seen_I, np.full(len(new_N), NEVER, np.int32))
 
     def see(self, ids_N: Integers, counts_N: Integers, day: date) -> None:
-        """Count ids, each of them once in `ids_N`, that were seen on a date; dates come in order."""
+        """Add the counts of distinct ids seen on a date; dates come in order."""
         most = np.iinfo(np.int32).max
         self.count_I[ids_N] = np.minimum(self.count_I[ids_N] + counts_N, most)
         self.last_seen_I[ids_N] = day.toordinal()

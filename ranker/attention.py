@@ -24,7 +24,7 @@ def attend(probes_BND: Tensor, values_TD: Tensor, layout: HistoryLayout) -> Tens
     with torch.autocast(values_TD.device.type, enabled=False):
         probes_BX, values_TD = probes_BND.float().flatten(1), values_TD.float()
         vectors, dim = probes_BND.shape[1:]
-        if not layout.groups:  # a gradient of zeros all the same: ranks average gradients of the same parameters
+        if not layout.groups:  # zeros with a gradient: ranks must average the gradients of the same parameters
             return probes_BX.view(-1, vectors, dim) * 0 + values_TD.sum() * 0
         parts = []
         padded = zip(padded_rows(probes_BX, layout), padded_entries(values_TD, layout), layout.groups, strict=True)

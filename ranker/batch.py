@@ -78,11 +78,11 @@ class RankerBatch(ModelInputs, Pipelineable):  # type: ignore[misc]
         return self._mapped(lambda value: value.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Self:
-        """Return the batch in page-locked host memory, from which copies to a GPU overlap computation."""
+        """Return the batch in pinned host memory, so that copies to a GPU overlap computation."""
         return self._mapped(lambda value: value.pin_memory())
 
     def record_stream(self, stream: torch.Stream) -> None:
-        """Tell the allocator that `stream` uses this batch's memory."""
+        """Record for the allocator that `stream` uses this batch's memory."""
         self._mapped(lambda value: value.record_stream(stream))
 
     def _mapped(self, change: Callable[[Any], Any]) -> Self:

@@ -48,7 +48,7 @@ class DenseBlock(nn.Module):
     def forward(self, dense_BF: Tensor) -> Tensor:
         """Return float [B, r, d]."""
         mean_F, scale_F = self.moments_2F
-        # Later rows may lie far outside what training saw, as counts grow.
+        # Later rows may be far outside the range of training, as counts grow.
         standard_BF = ((compressed(dense_BF) - mean_F) * scale_F).clamp(-MOST_DEVIATIONS, MOST_DEVIATIONS)
         outputs_BN: Tensor = self.layers(standard_BF)
         return outputs_BN.view(len(dense_BF), -1, self.dim)
@@ -111,7 +111,7 @@ class LowRankCross(nn.Module):
 
 
 class Interaction(nn.Module):
-    """All feature vectors side by side, crossed by a low-rank DCNv2, then the layers all tasks share."""
+    """All feature vectors concatenated, crossed by a low-rank DCNv2, then the layers shared by all tasks."""
 
     def __init__(self, num_vectors: int, model: ModelConfig) -> None:
         super().__init__()

@@ -74,7 +74,7 @@ def rank_from_newest(lengths_R: Integers) -> Integers:
 
 
 def bag_ids(table: pa.Table, features: tuple[IdFeature, ...]) -> JaggedIds:
-    """Return the ids of bags, of the rows of a table."""
+    """Return the ids of the bags of a table's rows."""
     ids, lengths = [], []
     for feature in features:
         columns = [as_array(table, column) for column in feature.columns]
@@ -89,7 +89,7 @@ def bag_ids(table: pa.Table, features: tuple[IdFeature, ...]) -> JaggedIds:
 
 
 def sequence_ids(table: pa.Table, features: tuple[IdFeature, ...]) -> JaggedIds:
-    """Return the ids of histories, of the requests of a table."""
+    """Return the ids of the histories of a table's requests."""
     ids, lengths, lengths_R = [], [], history_lengths(table)
     for feature in features:
         # A null SID keeps its place in the sequence with id 0; the model masks the vector looked up there.
@@ -158,7 +158,7 @@ def known(column: pa.Array) -> npt.NDArray[np.bool_]:
 
 
 def without_nulls(column: pa.Array) -> pa.Array:
-    """Return the values, 0 in the place of nulls."""
+    """Return the values, with 0 for nulls."""
     return column.fill_null(0) if column.null_count else column
 
 
@@ -193,5 +193,5 @@ def _recency(requests: pa.Table, lengths_R: Integers) -> Tensor:
     recency_FT[:2] += 1  # log is 8 times as fast as log1p, and still resolves a second
     np.log(recency_FT[:2], out=recency_FT[:2])
     log_ranks = np.log(np.arange(1, lengths_R.max(initial=0) + 1, dtype=np.float32))
-    np.take(log_ranks, rank_from_newest(lengths_R) - 1, out=recency_FT[2], mode="clip")  # other modes buffer it
+    np.take(log_ranks, rank_from_newest(lengths_R) - 1, out=recency_FT[2], mode="clip")  # other modes buffer the output
     return torch.from_numpy(recency_FT)

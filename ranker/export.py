@@ -92,7 +92,7 @@ def _export(run: StageRun[RankerExportConfig]) -> None:
         {VERSION_FOLDER: version}, PACKAGES,
         input_example=reference.requests[:1], metadata={"lineage": served.lineage},
     )  # fmt: skip
-    shutil.rmtree(version)  # the model has a copy
+    shutil.rmtree(version)  # the MLflow model has a copy
     _require_equal_answer(model, reference, found.largest_difference)
     number = registered(model, config.registered_model, config.alias, _tags(served), "ranker_export", run.log)
     size = sum(file.stat().st_size for file in model.rglob("*") if file.is_file())

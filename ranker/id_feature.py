@@ -72,7 +72,7 @@ class IdFeature:
 
     @property
     def ids_per_entry(self) -> int:
-        """How many ids stand for one item."""
+        """The number of ids per item."""
         return max(self.clusters, 1)
 
 

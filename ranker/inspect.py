@@ -2,8 +2,8 @@
 
     python -m ranker.inspect --model DIR --dataset DIR [--rows N]
 
-An input's importance is the rise in normalized entropy when its values are shuffled over held-out rows: of the columns
-of an impression over the impressions, of what a request shares over the requests.
+An input's importance is the rise in normalized entropy when its values are shuffled over held-out rows: an impression's
+columns over the impressions, a request's columns over the requests.
 """
 
 import argparse
@@ -58,7 +58,7 @@ class Importance:
 
 
 def inputs_of(features: ArmFeatures) -> list[Input]:
-    """Return an arm's inputs: blocks of columns that belong together, and every column that stands alone."""
+    """Return an arm's inputs: blocks of columns that belong together, and every other column by itself."""
     ids = [feature.column for feature in features.ids]
     found = []
     for content in (features.item, features.user):

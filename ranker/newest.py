@@ -12,7 +12,7 @@ from sidestack.ranker.features import ArmFeatures
 from sidestack.ranker.layout import Integers
 
 _NO_BOUND = 2**62
-"""More entries than any history has."""
+"""A bound above the entries of any history."""
 
 
 @dataclass

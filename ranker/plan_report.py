@@ -1,4 +1,4 @@
-"""The text of a dry run of the planner."""
+"""The report of a dry run of the planner, as text."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence

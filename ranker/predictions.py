@@ -40,7 +40,7 @@ def sorting(folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
         # One thread keeps a table's rows in the order in which they were written, and uses the least memory.
         config: dict[str, Any] = {"threads": 1, "memory_limit": MEMORY, "temp_directory": f"{scratch}/spilled"}
         with duckdb.connect(f"{scratch}/rows.duckdb", config=config) as database:
-            database.execute("SET enable_progress_bar = false")  # it would be printed on stdout
+            database.execute("SET enable_progress_bar = false")  # it would print to stdout
             yield database
 
 

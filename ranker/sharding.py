@@ -1,4 +1,4 @@
-"""From a model with tables on the meta device to a sharded model with its optimizers, on gloo and nccl alike."""
+"""Sharding of a model with tables on the meta device, and its optimizers, on gloo and nccl alike."""
 
 import logging
 from collections import Counter

@@ -112,7 +112,7 @@ def entropy_of_base_rate(num: int, positives: int) -> float | None:
     """Return the log loss, summed over `num` rows, of always predicting their rate of positives.
 
     Returns:
-        None without both a positive and a negative row.
+        None unless both a positive and a negative row exist.
     """
     if not 0 < positives < num:
         return None
@@ -174,7 +174,7 @@ class _Pairs:
         self._held = _by_user(cells.part(slice(start, None)))
 
     def finish(self) -> None:
-        """Count what was held back."""
+        """Count the rows held back."""
         self._count(self._held)
 
     def _count(self, cells: _Cells) -> None:
@@ -242,7 +242,7 @@ class AucTally:
         self._pairs.add(rows)
 
     def measure(self) -> Measure:
-        """Return AUC, None without both labels; a user's part is AUC / U plus the user's influence."""
+        """Return AUC, None unless both labels occur; a user's part is AUC / U plus the user's influence."""
         pairs = self._pairs
         pairs.finish()
         positives, negatives = int(pairs.positives_U.sum()), int(pairs.negatives_U.sum())

@@ -77,7 +77,7 @@ class Opened(NamedTuple):
 
 
 def open_inputs(run: StageRun[RankerConfig]) -> Opened:
-    """Open dataset and start, and lay out the arm over them.
+    """Open the dataset and the earlier ranker, and return them with the arm's splits and decided configuration.
 
     Raises:
         ConfigError, SpecError, DataError: see `train`.
@@ -209,7 +209,7 @@ def _close(
 
 
 def open_splits(dataset: Dataset, config: RankerConfig) -> tuple[Split, Split]:
-    """Lay out the arm over the dataset, and return the training and the held-out split.
+    """Return the arm's training and held-out splits of the dataset.
 
     Raises:
         SpecError: the arm's SIDs are missing. DataError: a split has no events. ConfigError: a task is unknown.

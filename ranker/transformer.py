@@ -25,7 +25,7 @@ class HistoryEncoder(nn.Module):
         self.layers = nn.ModuleList(EncoderLayer(dim, heads) for _ in range(layers))
 
     def forward(self, values_TD: Tensor, layout: HistoryLayout) -> Tensor:
-        """Return float [T, d], the values of the histories encoded."""
+        """Return the encoded values of the histories, float [T, d]."""
         for layer in self.layers:
             values_TD = layer(values_TD, layout)
         return values_TD

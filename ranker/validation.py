@@ -96,7 +96,7 @@ class EpochSearch:
             DataError: no task has both labels in the window.
         """
         epochs = self.fit.step // self.fit.reader.num_batches
-        if len(self.validation.ne) < epochs:  # it was stopped after the epoch's last step
+        if len(self.validation.ne) < epochs:  # stopped after the epoch's last step, before its measurement
             self._is_enough()
         if not self.validation.is_over:
             self.fit.run(advance, self._is_enough)

@@ -27,7 +27,7 @@ class TaskModel:
 
     @property
     def trees(self) -> int:
-        """How many trees it has."""
+        """The number of trees."""
         return 0 if self.classifier is None else int(self.classifier.n_iter_)
 
     def predict(self, x_NF: Floats) -> Floats:

@@ -55,7 +55,7 @@ class ArmConfig(Config):
     """`sid_ngram` and `hde`: which of the materialized prefixes; by default all. `side`: the one prefix that is
     unpacked; by default the whole SID."""
     clusters: PositiveInt | None = None
-    """`kmeans`: how many of the nearest clusters; by default all that the SID names."""
+    """`kmeans`: how many of the nearest clusters; by default all that the SID has."""
     embeddings: tuple[str, ...] = ()
     """`dense`: which of the items' and users' embeddings, each at its position; by default all."""
     max_rows: PositiveInt | None = None

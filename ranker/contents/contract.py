@@ -28,7 +28,7 @@ OWN_IDS: Mapping[Position, str] = {"item": "item_id", "history": "history_item_i
 
 
 class Color(NamedTuple):
-    """The color of a kind's arm in figures, as `#rrggbb`, on a light page and on a dark one."""
+    """The colour of a kind's arm in figures, as `#rrggbb`, on a light page and on a dark one."""
 
     light: str
     dark: str
@@ -66,7 +66,7 @@ class Place:
 
     @property
     def num_ids(self) -> int:
-        """How many items or users there are."""
+        """The number of items or users."""
         return self.spec.content(self.entity).rows
 
     @property
@@ -147,7 +147,7 @@ class Content(ABC):
     takes_sids: ClassVar[bool] = False
     """Whether the kind takes Semantic IDs."""
     color: ClassVar[Color | None] = None
-    """Color of the arm that is named after the kind; None: one of the colors for other arms."""
+    """Colour of the arm that is named after the kind; None: one of the colours for other arms."""
 
     position: Position
     sids: tuple[SidSpec, ...] = ()

@@ -1,4 +1,4 @@
-"""The numbers of an item's nearest clusters, embedded in one table."""
+"""The ids of an item's nearest clusters, embedded in one table."""
 
 from dataclasses import dataclass
 from typing import Self

@@ -8,7 +8,7 @@ from sidestack.ranker.contents.contract import Color, Content, Place
 
 @dataclass(frozen=True)
 class NoContent(Content):
-    """Ids and context alone."""
+    """No content: only ids and context."""
 
     color = Color("#6e7781", "#a4adb7")
 

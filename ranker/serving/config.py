@@ -43,7 +43,7 @@ class ServedSids(Config):
 
 
 class ServedConfig(Config):
-    """How a version is served."""
+    """The configuration of a served version."""
 
     ranker: Description
     tables: Precision

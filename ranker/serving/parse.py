@@ -189,13 +189,13 @@ def _object(value: object, where: str, known: set[str]) -> dict[str, Any]:
 def _numbers(values: list[Any], name: str, places: Sequence[str]) -> Floats:
     """Return one column's values, float32 [N]."""
     for value, place in zip(values, places, strict=True):
-        if type(value) not in (float, int):  # bool is neither
+        if type(value) not in (float, int):  # excludes bool
             rule = "is missing" if value is None else f"must be a number, is {short(value)}"
             raise DataError(f"{place}.{name}: {rule}")
     try:
         with np.errstate(over="ignore"):  # raised below
             found_N = np.array(values, np.float64).astype(np.float32)
-    except OverflowError:  # an integer beyond any double
+    except OverflowError:  # an integer too large for a double
         found_N = np.array([value if abs(value) < 1e39 else math.inf for value in values], np.float32)
     wrong = np.flatnonzero(~np.isfinite(found_N))
     if len(wrong):
@@ -239,7 +239,7 @@ def _times(values: list[Any], where: str) -> Integers:
 
 
 def _micros(value: object, where: str) -> int:
-    if type(value) in (int, float):  # bool is neither
+    if type(value) in (int, float):  # excludes bool
         if not abs(value) <= 1e11:  # type: ignore[arg-type]
             raise DataError(f"{where}: {short(value)}: must be seconds since 1970")
         return round(value * 1e6)  # type: ignore[operator]
