@@ -21,7 +21,7 @@ import pyarrow as pa
 from sidestack.benchmarks.goals import goal, publish
 from sidestack.benchmarks.record import Row, results_folder
 from sidestack.benchmarks.timing import Spread, own_peak_bytes
-from sidestack.infra.parquet import TableWriter
+from sidestack.infra.parquet_writer import TableWriter
 from sidestack.pipelines.report.measure import measure
 from sidestack.pipelines.report.segments import EarlierPositives
 

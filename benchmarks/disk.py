@@ -18,7 +18,7 @@ from sidestack.benchmarks.goals import Measured, goal, publish_tables
 from sidestack.benchmarks.record import Row, results_folder
 from sidestack.benchmarks.timing import Spread
 from sidestack.infra.impressions import all_columns, read_impressions
-from sidestack.infra.parquet import TableWriter, dictionary_columns
+from sidestack.infra.parquet_writer import TableWriter, dictionary_columns
 from sidestack.infra.snapshot import Dataset, read_dataset
 from sidestack.infra.stage import quiet
 

@@ -38,7 +38,7 @@ from sidestack.benchmarks.trial import PARTS, StepParts, Trial, config_of, train
 from sidestack.infra.distributed import World, started
 from sidestack.infra.impressions import read_impressions
 from sidestack.infra.lanes import Batch
-from sidestack.infra.parquet import TableWriter
+from sidestack.infra.parquet_writer import TableWriter
 from sidestack.infra.snapshot import Dataset, read_dataset
 from sidestack.infra.stage import quiet
 from sidestack.ranker.batch import RankerBatch

@@ -20,7 +20,8 @@ from sidestack.benchmarks.goals import goal, publish
 from sidestack.benchmarks.record import Row, results_folder
 from sidestack.benchmarks.timing import Spread, peak_bytes
 from sidestack.infra.lanes import LaneReader
-from sidestack.infra.parquet import RowGroup, TableWriter
+from sidestack.infra.parquet import RowGroup
+from sidestack.infra.parquet_writer import TableWriter
 from sidestack.infra.rows import OPENING_THREADS, CountedFile, FileRows
 
 RANK, RANKS, BATCH = 3, 8, 1024

@@ -22,7 +22,8 @@ from sidestack.infra.commit import committing
 from sidestack.infra.distributed import ALONE, World
 from sidestack.infra.errors import AlreadyCommittedError, CommitError, DataError
 from sidestack.infra.manifest import FileEntry, fetch_files, find_manifest, verify
-from sidestack.infra.parquet import ROW_GROUP_BYTES, TableWriter, open_parquet, restored_schema
+from sidestack.infra.parquet import open_parquet, restored_schema
+from sidestack.infra.parquet_writer import ROW_GROUP_BYTES, TableWriter
 from sidestack.infra.partitions import PartitionEntry, date_slice, entry_of, part_slice
 from sidestack.infra.requests import request_groups, require_distinct, split_rows
 from sidestack.infra.snapshot import CONTENT, Snapshot, write_snapshot

@@ -17,7 +17,7 @@ from sidestack.infra.errors import ConfigError
 from sidestack.infra.logs import LEVEL_VARIABLE
 from sidestack.infra.masking import MASK, has_secret
 from sidestack.infra.mlflow_store import URI_VARIABLE
-from sidestack.pipelines.config import RunConfig
+from sidestack.pipelines.run_config import RunConfig
 
 _INHERITING = ("local_cwd", "slurm")
 """Schedulers whose jobs inherit the driver's environment."""

@@ -18,11 +18,11 @@ from sidestack.infra.lease import lease_file
 from sidestack.infra.manifest import is_committed, read_manifest, require_whole
 from sidestack.infra.remote.copies import is_there, put, remove_file
 from sidestack.infra.remote.urls import address
-from sidestack.pipelines.config import LaunchConfig, RunConfig
 from sidestack.pipelines.environment import job_environment, name_secrets
 from sidestack.pipelines.graph import Stage, key
 from sidestack.pipelines.job_log import say
 from sidestack.pipelines.jobs import Work
+from sidestack.pipelines.run_config import LaunchConfig, RunConfig
 from sidestack.pipelines.tracker import Tracker
 
 _POLL_SECONDS = 0.3

@@ -27,8 +27,9 @@ from sidestack.infra.code import ROOT, code_digest, foreign_code
 from sidestack.infra.config import Config, digest
 from sidestack.infra.kinds import models_in
 from sidestack.infra.snapshot import content_digest
-from sidestack.pipelines.config import LaunchConfig, PipelineConfig
+from sidestack.pipelines.config import PipelineConfig
 from sidestack.pipelines.report.arms import PREFIX, input_name
+from sidestack.pipelines.run_config import LaunchConfig
 from sidestack.ranker.baseline.config import ARM as BASELINE
 
 RANKER_CODE = ("infra", "ranker", "encoder/__init__.py", "encoder/sid", "encoder/sid_codebook.py")

@@ -17,7 +17,7 @@ from sidestack.infra.commit import commit_alone
 from sidestack.infra.errors import DataError, SidestackError
 from sidestack.infra.impressions import all_columns, read_impressions
 from sidestack.infra.manifest import fetched
-from sidestack.infra.parquet import TableWriter
+from sidestack.infra.parquet_writer import TableWriter
 from sidestack.infra.partitions import date_slice
 from sidestack.infra.remote.urls import address, path_argument
 from sidestack.infra.snapshot import Dataset, read_dataset

@@ -26,11 +26,12 @@ from sidestack.infra.masking import masked
 from sidestack.infra.mlflow_store import store_uri, use_store
 from sidestack.infra.remote.copies import put
 from sidestack.infra.remote.urls import address, path_argument, url_of, with_urls
-from sidestack.pipelines.config import RunConfig, read_config
+from sidestack.pipelines.config import read_config
 from sidestack.pipelines.environment import require_secrets, without_values
 from sidestack.pipelines.execution import Pipeline, configs_dir, run_dir
 from sidestack.pipelines.graph import Stage, stages
 from sidestack.pipelines.launch import Launcher
+from sidestack.pipelines.run_config import RunConfig
 from sidestack.pipelines.tracker import Tracker
 
 

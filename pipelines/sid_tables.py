@@ -16,7 +16,8 @@ from sidestack.encoder.sid_file import FOLDER, write_sid_file
 from sidestack.infra.commit import commit_alone
 from sidestack.infra.config import parse
 from sidestack.infra.errors import DataError
-from sidestack.infra.parquet import TableWriter, open_parquet, read_row_group, row_groups
+from sidestack.infra.parquet import open_parquet, read_row_group, row_groups
+from sidestack.infra.parquet_writer import TableWriter
 from sidestack.infra.partitions import PartitionEntry
 from sidestack.infra.snapshot import CONTENT, Dataset, SidSet
 

@@ -11,7 +11,7 @@ import torch
 from sidestack.infra.distributed import gather, raise_on_all_ranks
 from sidestack.infra.errors import TrainingError
 from sidestack.infra.lanes import Batch, LaneReader
-from sidestack.infra.parquet import TableWriter
+from sidestack.infra.parquet_writer import TableWriter
 from sidestack.infra.tables import TaskSpec
 from sidestack.infra.tracking import RunLog
 from sidestack.ranker.cost import count_flops

@@ -103,7 +103,7 @@ def _code_now(part: str) -> str:
     here = Path(__file__).resolve().parent.relative_to(ROOT)
     if part == "measuring":
         return code_digest([str(here / name) for name in _MEASURING])
-    return code_digest([*sorted(_imported("sidestack.encoder.train")), "infra/parquet.py"])
+    return code_digest([*sorted(_imported("sidestack.encoder.train")), "infra/parquet.py", "infra/parquet_writer.py"])
 
 
 _code = cache(_code_now)

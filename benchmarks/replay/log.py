@@ -21,7 +21,8 @@ from sidestack.infra.commit import commit_alone
 from sidestack.infra.config import digest
 from sidestack.infra.impressions import HISTORY_IDS, all_columns, read_impressions
 from sidestack.infra.manifest import is_committed, read_manifest
-from sidestack.infra.parquet import TableWriter, read_row_group, row_groups
+from sidestack.infra.parquet import read_row_group, row_groups
+from sidestack.infra.parquet_writer import TableWriter
 from sidestack.infra.partitions import date_slice
 from sidestack.infra.snapshot import CONTENT, Dataset
 from sidestack.infra.store import FILE

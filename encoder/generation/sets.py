@@ -20,7 +20,7 @@ from sidestack.infra.store import Store
 CODE = (
     "encoder/bundle.py", "encoder/encoding.py", "encoder/fusion.py", "encoder/generation", "encoder/quantizers",
     "encoder/search.py", "encoder/sid", "encoder/sid_map.py", "encoder/signals.py", "infra/take.py",
-    "infra/parquet.py",
+    "infra/parquet.py", "infra/parquet_writer.py",
 )  # fmt: skip
 """What decides the bytes of a partition of SIDs, beside rows and encoder."""
 

@@ -25,8 +25,8 @@ from sidestack.pipelines.prepare.config import PrepareConfig
 from sidestack.pipelines.prepare.contract import STORE, Source, as_time
 
 CODE = (
-    "infra/checks.py", "infra/take.py", "infra/parquet.py", "infra/requests.py", "infra/row_bytes.py",
-    "infra/store.py", "infra/tables.py", "pipelines/prepare",
+    "infra/checks.py", "infra/take.py", "infra/parquet.py", "infra/parquet_writer.py", "infra/requests.py",
+    "infra/row_bytes.py", "infra/store.py", "infra/tables.py", "pipelines/prepare",
 )  # fmt: skip
 """What decides a partition's bytes, beside its source."""
 

@@ -22,7 +22,8 @@ from sidestack.infra.config import digest
 from sidestack.infra.distributed import World, broadcast, raise_on_all_ranks
 from sidestack.infra.errors import ConfigError
 from sidestack.infra.manifest import is_committed, verify
-from sidestack.infra.parquet import TableWriter, open_parquet, read_row_group, restored_schema, row_groups
+from sidestack.infra.parquet import open_parquet, read_row_group, restored_schema, row_groups
+from sidestack.infra.parquet_writer import TableWriter
 from sidestack.infra.tracking import RunLog
 from sidestack.pipelines.prepare.columns import embeddings
 from sidestack.pipelines.prepare.text_config import TextConfig

@@ -7,7 +7,8 @@ import pyarrow.compute as pc
 
 from sidestack.infra.files import write_whole
 from sidestack.infra.manifest import MANIFEST, FileEntry, read_manifest
-from sidestack.infra.parquet import TableWriter, read_row_group, row_groups
+from sidestack.infra.parquet import read_row_group, row_groups
+from sidestack.infra.parquet_writer import TableWriter
 from sidestack.infra.sealed import sealed
 from sidestack.infra.store import FILE
 from sidestack.pipelines.prepare.log.ingest import row_dates

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sidestack.infra.distributed import ALONE
 from sidestack.infra.errors import DataError
 from sidestack.infra.impressions import columns_by_table
-from sidestack.infra.parquet import TableWriter
+from sidestack.infra.parquet_writer import TableWriter
 from sidestack.infra.partitions import PartitionEntry
 from sidestack.infra.rows import Rows
 from sidestack.infra.snapshot import CONTENT, Dataset, read_dataset

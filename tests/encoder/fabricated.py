@@ -17,7 +17,8 @@ from sidestack.infra.checkpoint import Checkpoints
 from sidestack.infra.commit import committing
 from sidestack.infra.config import parse, plain
 from sidestack.infra.distributed import World
-from sidestack.infra.parquet import TableWriter, read_row_group, row_groups
+from sidestack.infra.parquet import read_row_group, row_groups
+from sidestack.infra.parquet_writer import TableWriter
 from sidestack.infra.partitions import PartitionEntry
 from sidestack.infra.profile import StepProfile
 from sidestack.infra.snapshot import CONTENT, Snapshot, read_dataset, write_snapshot

@@ -15,7 +15,8 @@ from sidestack.encoder.sid.columns import event_columns, with_sid_metadata
 from sidestack.encoder.sid.spec import SidSpec
 from sidestack.infra.errors import DataError
 from sidestack.infra.impressions import ImpressionRows, all_columns, columns_by_table, read_impressions
-from sidestack.infra.parquet import RowGroup, TableWriter, read_row_group, row_groups
+from sidestack.infra.parquet import RowGroup, read_row_group, row_groups
+from sidestack.infra.parquet_writer import TableWriter
 from sidestack.infra.snapshot import Dataset, read_dataset
 from tests.datasets import write_snapshot_of
 from tests.infra.made_up import DAYS, SPEC, requests, table

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidestack.infra.errors import DataError
-from sidestack.infra.parquet import TableWriter, read_row_group, row_groups
+from sidestack.infra.parquet import read_row_group, row_groups
+from sidestack.infra.parquet_writer import TableWriter
 
 SCHEMA = pa.schema([("x", pa.int64()), ("list", pa.list_(pa.int64()))])
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 import sidestack.infra.rows
 from sidestack.infra.errors import DataError
 from sidestack.infra.footer import read_footer
-from sidestack.infra.parquet import RowGroup, TableWriter
+from sidestack.infra.parquet import RowGroup
+from sidestack.infra.parquet_writer import TableWriter
 from sidestack.infra.rows import CountedFile, FileRows, Rows, RowSource, concatenated
 from tests.infra.test_parquet import table, write
 from tests.noted import noted

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sidestack.infra.commit import committing
 from sidestack.infra.config import plain, to_yaml
 from sidestack.infra.distributed import World
-from sidestack.infra.parquet import TableWriter
+from sidestack.infra.parquet_writer import TableWriter
 from sidestack.infra.tables import DatasetSpec, TaskSpec, flat_schema
 from sidestack.ranker.config import ArmConfig, RankerConfig, TrainingConfig
 from tests.datasets import write_snapshot_of

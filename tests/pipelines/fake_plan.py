@@ -10,8 +10,8 @@ from torchx.specs import AppDef
 from sidestack.components.torchrun import Launch, stage_app
 from sidestack.infra.config import Config, load_file, parse
 from sidestack.pipelines import run as driver
-from sidestack.pipelines.config import LaunchConfig, RunConfig
 from sidestack.pipelines.graph import Stage
+from sidestack.pipelines.run_config import LaunchConfig, RunConfig
 from tests.pipelines.fake_stage import FakeConfig
 
 INPUTS = {"prepare": (), "ranker": ("dataset",)}

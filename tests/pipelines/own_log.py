@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from sidestack.infra.config import parse
-from sidestack.infra.parquet import TableWriter
+from sidestack.infra.parquet_writer import TableWriter
 from sidestack.infra.tables import write_spec
 from sidestack.pipelines.prepare.synthetic import Synthetic, SyntheticLog
 

@@ -11,8 +11,9 @@ from sidestack.infra.clusters.config import load_cluster
 from sidestack.infra.code import ROOT
 from sidestack.infra.config import parse, plain
 from sidestack.infra.errors import ConfigError
-from sidestack.pipelines.config import PipelineConfig, RunConfig, read_config
+from sidestack.pipelines.config import PipelineConfig, read_config
 from sidestack.pipelines.graph import stages
+from sidestack.pipelines.run_config import RunConfig
 
 MINIMAL = {"run": {"name": "night"}}
 

@@ -18,11 +18,12 @@ from sidestack.infra.config import Config, digest, load_file, load_section, pars
 from sidestack.infra.distributed import ALONE
 from sidestack.infra.errors import CommitError, StageError, UnansweredError
 from sidestack.infra.mlflow_store import URI_VARIABLE
-from sidestack.pipelines.config import LaunchConfig, PipelineConfig, RunConfig
+from sidestack.pipelines.config import PipelineConfig
 from sidestack.pipelines.execution import Pipeline
 from sidestack.pipelines.graph import Stage, stages
 from sidestack.pipelines.jobs import Work
 from sidestack.pipelines.run import Stopped
+from sidestack.pipelines.run_config import LaunchConfig, RunConfig
 from sidestack.pipelines.sweep.grid import Budget
 from sidestack.pipelines.sweep.plan import sweep_stages
 from sidestack.pipelines.tune.plan import tune_stages

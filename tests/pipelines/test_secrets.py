@@ -19,8 +19,9 @@ from sidestack.components.torchrun import Launch, app
 from sidestack.infra.clusters.config import SECRETS_KEY
 from sidestack.infra.errors import ConfigError
 from sidestack.infra.mlflow_store import URI_VARIABLE
-from sidestack.pipelines.config import PipelineConfig, RunConfig
+from sidestack.pipelines.config import PipelineConfig
 from sidestack.pipelines.environment import job_environment, name_secrets, require_secrets, without_values
+from sidestack.pipelines.run_config import RunConfig
 from tests.components.golden import ROOT
 from tests.tracking_server import tracking_server
 

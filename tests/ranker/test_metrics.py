@@ -11,7 +11,7 @@ from torchrec.metrics.auc import compute_auc
 from torchrec.metrics.calibration import compute_calibration
 from torchrec.metrics.ne import compute_cross_entropy, compute_ne
 
-from sidestack.infra.parquet import TableWriter
+from sidestack.infra.parquet_writer import TableWriter
 from sidestack.ranker.metrics import TrainingWindow, prediction_metrics, prediction_schema
 
 TASKS = ("click", "conversion")

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from sidestack.infra.errors import DataError
-from sidestack.infra.parquet import TableWriter
+from sidestack.infra.parquet_writer import TableWriter
 from sidestack.ranker import predictions as module
 from sidestack.ranker.metric_registry import Order
 from sidestack.ranker.predictions import require_same_rows, sorted_predictions, sorting

@@ -24,7 +24,7 @@ from sidestack.infra.distributed import World
 from sidestack.infra.errors import CommitError, DataError, StageError, TrainingError
 from sidestack.infra.footer import read_footer
 from sidestack.infra.manifest import read_manifest, verify
-from sidestack.infra.parquet import TableWriter
+from sidestack.infra.parquet_writer import TableWriter
 from sidestack.infra.snapshot import read_dataset
 from sidestack.infra.stage import StageRun
 from sidestack.infra.tables import TaskSpec, ancestors

@@ -16,7 +16,7 @@ from sidestack.infra.config import Days, Seed, digest, plain
 from sidestack.infra.distributed import raise_on_all_ranks
 from sidestack.infra.errors import ConfigError
 from sidestack.infra.identity import Ledger
-from sidestack.infra.parquet import TableWriter
+from sidestack.infra.parquet_writer import TableWriter
 from sidestack.infra.stage import StageRun
 from sidestack.infra.tables import DatasetSpec, Entity, TaskSpec, content_schema, flat_schema
 from sidestack.pipelines.prepare.columns import days_between, embeddings, table

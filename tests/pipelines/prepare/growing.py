@@ -9,7 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sidestack.infra.parquet import TableWriter, read_row_group, row_groups
+from sidestack.infra.parquet import read_row_group, row_groups
+from sidestack.infra.parquet_writer import TableWriter
 from sidestack.infra.tables import DatasetSpec, write_spec
 from sidestack.pipelines.prepare.synthetic import Synthetic, SyntheticLog
 
