@@ -24,6 +24,7 @@ from sidestack.infra.remote.urls import url_of
 
 _OURS = re.compile(r"[0-9a-f]{32}/.+|\.probe-[0-9a-f]{8}", re.DOTALL)
 """What a writer puts into the place of a directory, the manifest aside."""
+_LOOKED_AT = 1000
 
 
 def tree_name(digests: Mapping[str, str]) -> str:
@@ -33,17 +34,22 @@ def tree_name(digests: Mapping[str, str]) -> str:
 
 
 def what_is_there(path: Path, manifest: str) -> tuple[bool, str | None]:
-    """Return whether a directory is committed in a store, and the URL of something in it that is not ours, if any."""
+    """Return whether a directory is committed in a store, and the URL of something in it that is not ours, if any.
+
+    Of a place that holds more than a commit has, such as a whole bucket, only the first objects are looked at.
+    """
     store, key = _remote(path)
-    found = [one.key.removeprefix(f"{key}/") for one in store.listed(f"{key}/")]
+    found = [one.key.removeprefix(f"{key}/") for one in store.listed(f"{key}/", _LOOKED_AT)]
     others = (f"{url_of(path)}/{one}" for one in found if one != manifest and not _OURS.fullmatch(one))
-    return manifest in found, next(others, None)
+    return store.read(f"{key}/{manifest}") is not None, next(others, None)
 
 
 def read_manifest_bytes(path: Path, manifest: str) -> bytes | None:
     """Return the bytes of the manifest of a directory in a store; None: it is not committed."""
-    store, key = _remote(path)
-    return store.read(f"{key}/{manifest}")
+    found = remote(path)
+    assert found is not None, f"{path}: is a local path"
+    store, key = found
+    return store.read(f"{key}/{manifest}") if key else None
 
 
 def require_writable(path: Path) -> None:
@@ -167,4 +173,6 @@ def _take_place(staging: Path, path: Path) -> None:
 def _remote(path: Path) -> tuple[Objects, str]:
     found = remote(path)
     assert found is not None, f"{path}: is a local path"
+    if not found[1]:
+        raise RemoteError(f"{url_of(path)}: is a whole bucket; name a folder in it")
     return found
