@@ -1,4 +1,4 @@
-"""Benefit of computing once what a request's impressions share: training, reading, long histories, ranks.
+"""Benefit of computing the features that a request's impressions share once: training, reading, long histories, ranks.
 
 `python -m benchmarks.requests [--quick] [--before CHECKOUT] [--out DIR]`. With `--before`, the training of another
 checkout is timed too, in a process of its own, on the same log.

@@ -88,7 +88,7 @@ class SearchConfig(Config):
     rounds: Annotated[int, Field(ge=0)] = 0
     """Passes over the digits; 0: the rounded digits are used as they are."""
     candidates: PositiveInt = 16
-    """Number of values tried for a digit: those that bring h_hat nearest to h. All values if the digit has fewer."""
+    """Number of values tried for a digit: those with h_hat nearest to h. All values if the digit has fewer."""
 
 
 class EncoderConfig(Config):

@@ -63,7 +63,7 @@ def train(run: StageRun[EncoderConfig]) -> None:
     trainer.resume()
     with run.log.progress(trainer.num_steps, "encoder: steps") as advance:
         trainer.run(advance)
-    with world.state.finishing():  # what is left takes seconds
+    with world.state.finishing():  # the rest takes seconds
         _close(run, config, trainer, start, num_rows)
 
 

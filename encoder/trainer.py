@@ -249,7 +249,7 @@ class Trainer:
     def _stop_if_agreed(self) -> None:
         """Save this step and stop the training on all ranks, if any rank was asked to stop."""
         if self.step == self.num_steps:
-            return  # what is left takes seconds
+            return  # the rest takes seconds
         try:
             self.world.state.stop_if_agreed()
         except PreemptedError as stop:

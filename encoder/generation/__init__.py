@@ -1,4 +1,4 @@
-"""The columns of a generation of SIDs: partitions beside the items (users), the events and the requests.
+"""The columns of a generation of SIDs: partitions row-aligned with items (users), events and requests.
 
 `sets` assigns encoders to sets of SIDs, `parts` encodes the items' parts, `dates` looks up the SIDs of events and
 requests, `aligned` writes columns that are row-aligned with a file.

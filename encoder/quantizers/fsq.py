@@ -24,7 +24,7 @@ class FsqConfig(QuantizerConfig):
     digits: Size = 15
     """Latent dimensions, one digit each."""
     bound: Bound = "clamp"
-    """How a dimension is brought to [-1, 1] before rounding."""
+    """How a dimension is mapped to [-1, 1] before rounding."""
 
     def build(self) -> "Fsq":
         """Make the quantizer."""
