@@ -56,6 +56,16 @@ def history_layout(lengths_R: Integers, rows_R: Integers) -> HistoryLayout:
     Args:
         lengths_R: entries of each request's history; entries are stored request by request.
         rows_R: rows of each request, likewise; at least 1.
+
+    Example: four requests, a to d, with lengths 2, 0, 3, 1 and 1, 2, 1, 8 rows. a and c are of similar size; b has no
+    history; d has many rows, and so a group of its own (. is padding):
+
+        entries of a batch     a a c c c d          rows of a batch    a b b c d d d d d d d d
+                               0 1 2 3 4 5                             0 1 2 3 4 5 6 7 8 9 ...
+        group 1: entries_GL    0 1 .                rows_GM            0
+                               2 3 4                                   3
+        group 2: entries_GL    5                    rows_GM            4 5 6 7 8 9 10 11
+        place_T                0 1 3 4 5 6          place_B            0 10 10 1 2 3 4 5 6 7 8 9
     """
     entry_R, row_R = np.cumsum(lengths_R) - lengths_R, np.cumsum(rows_R) - rows_R
     size_R = _power(np.maximum(lengths_R, SHORT), 2) * 64 + _power(rows_R, ROWS_FACTOR)
@@ -97,7 +107,8 @@ class _Padded(Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        # A gather; the gradient of an embedding would scatter into new zeros for each group.
+        # d values[n] = d flat[place_N[n]], as row n is at one place (or at none: the zeros behind the last place).
+        # This gathers; the gradient of an embedding would scatter into new zeros for each group.
         (place_N,) = ctx.saved_tensors
         flat_PD = torch.cat([part_GXD.flatten(0, 1) for part_GXD in gradients])
         flat_PD = torch.cat([flat_PD, flat_PD.new_zeros(1, flat_PD.shape[1])])
