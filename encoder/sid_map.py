@@ -103,7 +103,7 @@ class SidMaps:
         """Count null, distinct and unshared SIDs, in bounded memory.
 
         A hash distributes the SIDs over files small enough to be sorted; equal SIDs are in the same file.
-        All SIDs are read once and, if they do not fit in memory, written once.
+        All SIDs are read once, and each file is written and read once.
 
         Args:
             folder: for these files, which are removed afterwards.
