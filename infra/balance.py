@@ -60,7 +60,7 @@ def _whole(is_cut_P: npt.NDArray[np.bool_], low: int, high: int) -> Integers:
 
 
 def _lightest(rows_P: Integers, weights_P: Integers, places: Integers) -> Integers:
-    """Return, indexed by number of rows, the lightest piece among `places` with so many rows; -1 where there is none."""
+    """Return, indexed by number of rows, the lightest piece of that size among `places`; -1 where there is none."""
     found = np.full(rows_P.max() + 1, -1)
     falling = places[np.argsort(weights_P[places], kind="stable")[::-1]]
     found[rows_P[falling]] = falling  # of pieces with equal rows, the last assignment wins: the lightest
