@@ -25,7 +25,7 @@ class Part(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """How many rows it has."""
+        """The number of rows."""
         return self.high - self.low
 
 
@@ -41,7 +41,7 @@ class Buffer(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """How many rows it has."""
+        """The number of rows."""
         return sum(part.rows for part in self.parts)
 
 

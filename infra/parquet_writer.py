@@ -27,7 +27,7 @@ REPEATS = 4
 
 
 def dictionary_columns(schema: pa.Schema) -> list[str]:
-    """Return the Parquet paths of the columns for which a dictionary may save bytes: all but lists of float32 or float64.
+    """Return the Parquet paths of columns where a dictionary may save bytes: all but lists of float32 or float64.
 
     The numbers of those lists hardly repeat. Half precision has at most 65,536 values: a dictionary and indices of at
     most 16 bits take as many bytes as the values, and every reader supports them. Spark 3.5 cannot read
@@ -47,7 +47,7 @@ def dictionary_columns(schema: pa.Schema) -> list[str]:
 
 
 def repeating_columns(table: pa.Table, candidates: Sequence[str]) -> list[str]:
-    """Return the Parquet paths of the columns for which a dictionary saves bytes, judged by these rows.
+    """Return the Parquet paths of columns where a dictionary saves bytes, judged by these rows.
 
     It does if values occur `REPEATS` times on average, and for float16. If most values differ, the dictionary holds
     nearly all of them, and the indices into it take as many bytes again.
@@ -205,7 +205,7 @@ class TableWriter:
         self._flush()
 
     def _group_ends(self, table: pa.Table) -> list[int]:
-        """Return, for each row group that these rows complete, the number of them up to its end."""
+        """Return the end, in these rows, of each row group that they complete."""
         sizes_N = np.ones(table.num_rows, np.int64) if self._row_group_rows else row_bytes(table)
         total_N = self._pending_size + np.cumsum(sizes_N)
         ends, closed = [], 0  # size of the row groups that ended

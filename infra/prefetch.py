@@ -13,7 +13,7 @@ _END = object()
 def prefetched(source: Iterator[T], depth: int = 1, pool: ThreadPoolExecutor | None = None) -> Generator[T, None, None]:
     """Iterate over a source and prefetch its next items in another thread, starting with this call.
 
-    An error of the source is raised at the item where it occurred. Closing the iterator waits for the current item.
+    An error of the source is raised at the item where it occurred. Closing the iterator waits for the item being made.
 
     Args:
         source: makes the items, in one thread at a time.

@@ -11,7 +11,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
 WARMUP_STEPS = 5
-"""First steps, which are not traced: compilation, allocation, the reader's first row groups, the profiler's own start."""
+"""First steps, not in the trace: model tracing, allocation, the reader's first row groups, the profiler's start."""
 _TOP = 10
 _STEP = "ProfilerStep"
 
