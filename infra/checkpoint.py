@@ -60,7 +60,7 @@ class Checkpoint:
         shared: tensors that are the same on every rank; rank 0's are kept.
         own: this rank's own tensors; `load` returns none where the number of ranks or the device has changed.
         values: JSON-ready values; rank 0's are kept.
-        shards: tensors that are spread over the ranks. `load` fills the parts this rank holds in place.
+        shards: tensors that are sharded over the ranks. `load` fills the parts this rank holds in place.
         environment_change: the entries of `MACHINE` that have changed, such as `ranks`.
         altered: later checkpoints with altered files, which `load` skipped and removed.
     """
@@ -215,10 +215,10 @@ class Checkpoints:
         return {"resumed_with_other": sorted(self._changed)} if self._changed else {}
 
     def load(self, shards: Shards | None = None) -> Checkpoint | None:
-        """Return the last checkpoint that was committed; None where there is none.
+        """Return the last committed checkpoint; None if there is none.
 
         Args:
-            shards: tensors that are spread over the ranks, whose parts on this rank are filled in place.
+            shards: tensors that are sharded over the ranks; this rank's parts are filled in place.
 
         Raises:
             CommitError: it is of other work, it was altered and there is none before it, or this version cannot read

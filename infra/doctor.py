@@ -138,7 +138,7 @@ def _ranks_add_up(ranks: int, environment: dict[str, str]) -> str:
     """Sum a tensor over ranks that torchrun starts, as for a stage; return the backend.
 
     Raises:
-        RuntimeError: a rank failed; with the last line of output. subprocess.TimeoutExpired: the ranks hang.
+        RuntimeError: a rank failed; with its error message. subprocess.TimeoutExpired: the ranks hang.
     """
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
     done = subprocess.run(

@@ -71,7 +71,7 @@ class ImpressionRows:
         return self._tables[EVENTS].groups(low, high)
 
     def starts(self, group: RowGroup) -> npt.NDArray[np.int64]:
-        """Return the rows of a row group, counted from its first, where a request begins."""
+        """Return the rows at which requests begin, counted from the row group's first row."""
         return request_starts(self._tables[EVENTS].table(group, [REQUEST_ID])[REQUEST_ID])
 
     def read(self, group: RowGroup) -> Rows:

@@ -268,7 +268,7 @@ def _state(job_id: str) -> DescribeAppResponse | SchedulerError | None:
 
 
 def _queued(job_id: str) -> list[tuple[str, str]]:
-    """Return (job name, state and reason) of a job's parts from `squeue`, which has them for minutes after their end."""
+    """Return (job name, state and reason) of a job's parts from `squeue`, which keeps ended ones for some minutes."""
     columns = ["--format=%j|%T %r", "--states=all", "--noheader"]
     try:
         return _rows(_run(["squeue", f"--jobs={job_id}", *columns]))

@@ -137,7 +137,7 @@ def run_stage(
         inputs: the inputs' names; one ending in ``.*`` stands for one or more inputs with that prefix.
         body: the work; called on every rank.
         argv: the arguments, by default the command line's.
-        identify: by input, a function that digests the part that decides the work; by default the whole manifest.
+        identify: by input, a function that digests the part that decides the work; by default the manifest's digest.
         optional: names of inputs that may be left out.
         is_training: whether the body has steps that `--profile` can trace.
 

@@ -135,7 +135,7 @@ class _Watchdog:
                 self._end(StalledError(f"{self._words(own, [one])}; run.timeouts.{setting}={limit:g} is over"), 1)
 
     def _waited_for(self, own: Beat) -> list[Heard]:
-        """Return the ranks that block this one: those without heartbeat; else those not waiting; else itself if idle."""
+        """Return the ranks that block this one: those without heartbeat, else those not waiting, or itself if idle."""
         others = list(self._heartbeats.others())
         if silent := [one for one in others if self._is_silent(one)]:
             return silent

@@ -256,10 +256,10 @@ def _apply_to_pod(
 
 
 def _references(cluster: KubernetesCluster, names: Iterable[str]) -> dict[str, SecretKey]:
-    """Return where each secret variable's value is.
+    """Return, for each secret variable, the secret and key of its value.
 
     Raises:
-        ConfigError: a variable is to be kept secret, and the file names no secret that has it.
+        ConfigError: a variable must be kept secret, but the file names no secret that contains it.
     """
     references = dict(cluster.secrets)
     for name in names:
