@@ -32,7 +32,7 @@ Entity = Literal["item", "user"]
 Size = Annotated[int, Field(gt=0, lt=2**31)]
 """A number of dimensions or categories, which Arrow counts in 32 bits."""
 NumIds = Annotated[int, Field(gt=0, lt=2**63)]
-"""A number of ids, which are int64. An embedding table need not have a row for each: `ranker.model.table_rows`."""
+"""A number of ids, which are int64. An embedding table may have fewer rows: `ranker.model.table_rows` hashes ids."""
 
 Column = Annotated[str, matching(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]+", "a column's name, without control characters")]
 """The name of a column."""

@@ -1,4 +1,4 @@
-"""Paths from a user: local ones, and URLs of an object store, each of which maps to a path on this machine.
+"""Paths from a user: local ones, and URLs of an object store, which map to paths on this machine.
 
 All code works with `pathlib.Path`. `place` converts a URL to a path in this machine's *mirror*, a folder of its own:
 `s3://bucket/runs` becomes `<mirror>/s3/bucket/runs`. So joins, names and relative paths work as for any folder. For use
