@@ -1,8 +1,9 @@
 """The page of `make chaos`: faults that were tried, survived, and what they cost, from the tests' JUnit report.
 
-`python -m benchmarks.reliability REPORT.xml [--out DIR]`. A test of marker ``chaos`` puts these into the report by
-pytest's `record_property`: ``fault``, what is done to a run; ``faults``, how often in this test (1); ``seconds`` and
-``measure``, a time and what it is of; ``steps_lost``, the most steps that were made twice.
+`python -m benchmarks.reliability REPORT.xml... [--out DIR]`. Of a test that several reports hold, the last one counts.
+A test of marker ``chaos`` puts these into the report by pytest's `record_property`: ``fault``, what is done to a run;
+``faults``, how often in this test (1); ``seconds`` and ``measure``, a time and what it is of; ``steps_lost``, the most
+steps that were made twice.
 """
 
 import argparse
@@ -40,9 +41,13 @@ class Case(NamedTuple):
     steps_lost: int | None
 
 
-def cases(report: Path) -> Iterator[Case]:
-    """Yield the tests of a JUnit report that inject a fault."""
-    for case in ElementTree.parse(report).iter("testcase"):  # noqa: S314  # pytest wrote it here, just now
+def cases(reports: Sequence[Path]) -> Iterator[Case]:
+    """Yield the tests of JUnit reports that inject a fault; of a test in several reports, the last one's."""
+    found: dict[tuple[str, str], ElementTree.Element] = {}
+    for report in reports:
+        for case in ElementTree.parse(report).iter("testcase"):  # noqa: S314  # pytest wrote it here, just now
+            found[case.get("classname", ""), case.get("name", "")] = case
+    for case in found.values():
         told = {one.get("name", ""): one.get("value", "") for one in case.iter("property")}
         if "fault" in told:
             passed = not any(case.find(word) is not None for word in ("failure", "error", "skipped"))
@@ -83,7 +88,7 @@ def page(table: Sequence[Row]) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="benchmarks.reliability", description="The page of `make chaos`.")
-    parser.add_argument("report", type=Path, help="pytest's JUnit report of `-m chaos`")
+    parser.add_argument("report", type=Path, nargs="+", help="pytest's JUnit report of `-m chaos`")
     parser.add_argument("--out", type=Path, default=RESULTS, help="the folder of the page")
     arguments = parser.parse_args(argv)
     table = rows(list(cases(arguments.report)))

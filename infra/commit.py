@@ -56,8 +56,6 @@ from sidestack.infra.remote import trees
 from sidestack.infra.remote.urls import address, url_of
 from sidestack.infra.sealed import sealed
 
-_said_without_digest: list[str] = []
-
 
 @contextlib.contextmanager
 def committing(

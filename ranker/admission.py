@@ -1,8 +1,8 @@
 """Which ids have a row of their own in a table of bounded size: admission by count, eviction by age.
 
-The first rows of such a table are its fallback rows, which ids without a row of their own share, by modulo. The others
-go to ids that were seen often enough. An id keeps its row, whatever others are seen more often, until it was not seen
-for some days; then its count starts again at 0, and the row is free.
+The first rows of such a table are fallback rows: ids without a row of their own share them, by modulo. The other rows
+go to ids that were seen often enough. An id keeps its row, even if other ids are seen more often, until it was not seen
+for some days. Then its count starts again at 0, and the row is free.
 """
 
 from dataclasses import dataclass
@@ -23,11 +23,11 @@ _NO_ID = -1
 
 
 class Turnover(NamedTuple):
-    """What one admission changed.
+    """The changes of one admission.
 
     Attributes:
         admitted: ids that got a row of their own. evicted: ids that lost theirs.
-        waiting: ids that were seen often enough, for which there was no row.
+        waiting: ids that were seen often enough but found no free row.
         own_rows: rows that belong to an id afterwards.
     """
 
@@ -39,12 +39,12 @@ class Turnover(NamedTuple):
 
 @dataclass
 class IdRows:
-    """The rows of a table's ids, and what decides them.
+    """The rows of a table's ids, and the counts and dates that decide them.
 
     Attributes:
         row_I: the row each id is looked up in, int32: its own, or one of the fallback rows.
         count_I: how often the id was seen since it was new or last evicted, int32.
-        last_seen_I: the date on which it was last seen, as an ordinal of the calendar, int32; `NEVER`: not yet.
+        last_seen_I: the date on which it was last seen, as a calendar ordinal, int32; `NEVER`: not yet.
         counted_to: the last date that was counted, likewise.
     """
 
@@ -55,7 +55,7 @@ class IdRows:
 
     @classmethod
     def empty(cls) -> "IdRows":
-        """Return the rows of no ids."""
+        """Return rows without any id."""
         return cls(np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.int32))
 
     def grow(self, num_ids: int, fallback_rows: int) -> None:
@@ -66,18 +66,18 @@ class IdRows:
         self.last_seen_I = np.append(self.last_seen_I, np.full(len(new_N), NEVER, np.int32))
 
     def see(self, ids_N: Integers, counts_N: Integers, day: date) -> None:
-        """Count ids, each of them once in `ids_N`, that were seen on a date; dates come in order."""
+        """Add the counts of distinct ids seen on a date; dates come in order."""
         most = np.iinfo(np.int32).max
         self.count_I[ids_N] = np.minimum(self.count_I[ids_N] + counts_N, most)
         self.last_seen_I[ids_N] = day.toordinal()
 
     def admit(self, settings: AdmissionConfig, today: date) -> Turnover:
-        """Take rows from ids that were not seen for long, and give the free ones to ids that were seen often.
+        """Evict ids that were not seen for long, and assign the free rows to ids that were seen often.
 
-        Of ids for which there are too few rows, those with the higher count get one, of equal counts the lower ids.
+        If rows are too few, ids with a higher count come first; among equal counts, lower ids.
 
         Args:
-            settings: the table's; its fallback rows are as many as in `grow`. today: the last date that was counted.
+            settings: the table's, with as many fallback rows as in `grow`. today: the last date that was counted.
         """
         fallback = settings.fallback_rows
         has_own_I = self.row_I >= fallback
@@ -100,10 +100,10 @@ class IdRows:
 
 
 def reassigned_rows(before_I: Rows, after_I: Rows, rows: int, fallback_rows: int) -> Integers:
-    """Return the rows that belong to an id that did not have them before, rising.
+    """Return the rows that belong to an id that did not have them before, ascending.
 
     Args:
-        before_I, after_I: the row of each id; the ids may have become more. rows: the table's.
+        before_I, after_I: the row of each id; `after_I` may have more ids. rows: the table's number of rows.
         fallback_rows: how many of them belong to no id.
     """
     before_R, after_R = (_owners(row_I, rows, fallback_rows) for row_I in (before_I, after_I))

@@ -1,4 +1,4 @@
-"""Attention of rows to the histories of their requests, by torch's fused kernel over groups of like size."""
+"""Attention of rows to the histories of their requests, by torch's fused kernel over groups of similar size."""
 
 import torch
 from torch import Tensor
@@ -8,13 +8,14 @@ from sidestack.ranker.layout import HistoryLayout, padded_entries, padded_rows, 
 
 
 def attend(probes_BND: Tensor, values_TD: Tensor, layout: HistoryLayout) -> Tensor:
-    """Return the means of the values of each row's history, weighted by the softmax of their products with N vectors.
+    """Return each row's N attention outputs: its history's values, weighted by the softmax of their scores.
 
-    A value is gathered once a request, whatever the number of its rows, and no matrix of scores is kept.
+    The scores are the products of values and probes. A value is gathered once per request, whatever the number of its
+    rows, and no matrix of scores is kept.
 
     Args:
-        probes_BND: the vectors of each row. values_TD: the values of all histories. Under autocast they may be in
-            bfloat16: the sums are over many entries, and taken in float32.
+        probes_BND: N vectors of each row. values_TD: the values of all histories. Under autocast they may be
+            bfloat16; the sums over many entries are taken in float32.
         layout: which rows attend to which values.
 
     Returns:
@@ -23,7 +24,7 @@ def attend(probes_BND: Tensor, values_TD: Tensor, layout: HistoryLayout) -> Tens
     with torch.autocast(values_TD.device.type, enabled=False):
         probes_BX, values_TD = probes_BND.float().flatten(1), values_TD.float()
         vectors, dim = probes_BND.shape[1:]
-        if not layout.groups:  # a gradient of zeros all the same: ranks average gradients of the same parameters
+        if not layout.groups:  # zeros with a gradient: ranks must average the gradients of the same parameters
             return probes_BX.view(-1, vectors, dim) * 0 + values_TD.sum() * 0
         parts = []
         padded = zip(padded_rows(probes_BX, layout), padded_entries(values_TD, layout), layout.groups, strict=True)

@@ -1,7 +1,7 @@
 """The network's weights averaged over the last steps of a training (stochastic weight averaging, arXiv 1803.05407).
 
-A step's weights depend on the batches just before it: trainings that differ in their seed alone lie as far apart as
-arms do. Their mean over many steps depends on them less. Tables are left out: most of their rows stand still.
+A step's weights depend on the batches just before it: trainings that differ only in their seed end up as far apart as
+arms do. The mean over many steps depends on these batches less. Tables are left out: most of their rows do not change.
 """
 
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ class WeightAverage:
         self._add = get_swa_multi_avg_fn()  # type: ignore[no-untyped-call]
 
     def add(self) -> None:
-        """Take the weights as they are now."""
+        """Add the current weights to the means."""
         if not self._steps:
             self._means = {name: weight.detach().clone() for name, weight in self._weights.items()}
         else:
@@ -37,18 +37,18 @@ class WeightAverage:
 
     @torch.no_grad()
     def apply(self) -> None:
-        """Put the means into the weights' place; without a step they stay as they are."""
+        """Overwrite the weights with their means; a no-op before the first step."""
         for name, mean in self._means.items():
             self._weights[name].copy_(mean)
 
     def state(self) -> dict[str, Tensor]:
-        """Return what a checkpoint has to keep, the same on every rank; nothing before the first step."""
+        """Return the tensors for a checkpoint, the same on every rank; empty before the first step."""
         if not self._steps:
             return {}
         return {_STEPS: torch.tensor(self._steps)} | {f"{PREFIX}{name}": mean for name, mean in self._means.items()}
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take up what `state` returned, from among a checkpoint's tensors."""
+        """Restore what `state` returned, from among a checkpoint's tensors."""
         if _STEPS in tensors:
             self._steps = int(tensors[_STEPS])
             self._means = {

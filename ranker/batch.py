@@ -20,13 +20,14 @@ class RankerBatch(ModelInputs, Pipelineable):  # type: ignore[misc]
     """One rank's part of a global batch: inputs, ids to look up, and labels.
 
     Attributes:
-        bags: ids of the sparse block that rows have of their own, by feature; R of them: `request_bags`, by request.
+        bags: ids of the sparse block that each row has, by feature.
+        request_bags: ids of the sparse block that each of the R requests has, by feature.
         sequences: ids of the history by request, by feature; every feature has the same lengths.
         labels_BT: 0 or 1 by task, 0 where the label is not known.
         weights_BT: 1 where the label is known and the row is not padding, else 0.
-        counts_2T: float64, over the ranks' parts of the global batch: how many labels the loss is of, and the positives
+        counts_2T: float64, over all ranks of the global batch: the number of labels in the loss, and of positives
             among them, by task; None: this part is the whole.
-        source: the rows that it was made of, for those who need more of them than tensors; never on a GPU.
+        source: the rows that it was made from, for callers that need more than tensors; never on a GPU.
     """
 
     bags: KeyedJaggedTensor
@@ -38,7 +39,7 @@ class RankerBatch(ModelInputs, Pipelineable):  # type: ignore[misc]
     source: Batch | None = None
 
     def split(self, rows: int) -> Iterator["RankerBatch"]:
-        """Return so many rows after another, as views where they can be; in host memory."""
+        """Yield consecutive parts of `rows` rows each, as views where possible; in host memory."""
         request_B, lengths_R = self.request_B.numpy(), self.history_lengths_R.numpy()
         ends_R1 = np.concatenate([[0], np.cumsum(lengths_R)])
         of_rows = [(at, min(at + rows, len(request_B))) for at in range(0, len(request_B), rows)]
@@ -77,11 +78,11 @@ class RankerBatch(ModelInputs, Pipelineable):  # type: ignore[misc]
         return self._mapped(lambda value: value.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Self:
-        """Return the batch in page-locked host memory, from which copies to a GPU overlap computation."""
+        """Return the batch in pinned host memory, so that copies to a GPU overlap computation."""
         return self._mapped(lambda value: value.pin_memory())
 
     def record_stream(self, stream: torch.Stream) -> None:
-        """Tell the allocator that `stream` uses this batch's memory."""
+        """Record for the allocator that `stream` uses this batch's memory."""
         self._mapped(lambda value: value.record_stream(stream))
 
     def _mapped(self, change: Callable[[Any], Any]) -> Self:
@@ -90,7 +91,7 @@ class RankerBatch(ModelInputs, Pipelineable):  # type: ignore[misc]
 
 
 def _changed(value: Any, change: Callable[[Any], Any]) -> Any:
-    """Return a tensor changed, or a tuple with all of its tensors changed."""
+    """Return the changed tensor, or a tuple with all of its tensors changed."""
     if value is None:
         return None
     if not isinstance(value, tuple):
@@ -100,7 +101,7 @@ def _changed(value: Any, change: Callable[[Any], Any]) -> Any:
 
 
 def _split_jagged(jagged: KeyedJaggedTensor, bounds: list[tuple[int, int]]) -> Iterator[KeyedJaggedTensor]:
-    """Return the ids of every feature between some bounds after another, first and end."""
+    """Yield, for each (first, end) of the bounds, the ids of every feature."""
     keys, total, ids_N = jagged.keys(), jagged.stride(), jagged.values().numpy()
     lengths_FB: Integers = jagged.lengths().numpy().reshape(len(keys), total)
     ends = np.concatenate([[0], np.cumsum(lengths_FB, dtype=np.int64)])

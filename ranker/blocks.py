@@ -17,11 +17,11 @@ from sidestack.ranker.pma import HistoryAttention
 from sidestack.ranker.transformer import HistoryEncoder
 
 MOST_DEVIATIONS = 5.0
-"""A dense feature enters as at most so many standard deviations from its mean."""
+"""Dense features are clamped to this many standard deviations from their mean."""
 
 
 def compressed(dense_BF: Tensor) -> Tensor:
-    """Return sign(x) log(1 + |x|): counts and amounts have long tails; the sign is kept for what can be negative."""
+    """Return sign(x) log(1 + |x|): counts and amounts have long tails, and some features can be negative."""
     return dense_BF.sign() * dense_BF.abs().log1p()
 
 
@@ -48,7 +48,7 @@ class DenseBlock(nn.Module):
     def forward(self, dense_BF: Tensor) -> Tensor:
         """Return float [B, r, d]."""
         mean_F, scale_F = self.moments_2F
-        # Later rows may lie far outside what training saw, as counts grow.
+        # Later rows may be far outside the range of training, as counts grow.
         standard_BF = ((compressed(dense_BF) - mean_F) * scale_F).clamp(-MOST_DEVIATIONS, MOST_DEVIATIONS)
         outputs_BN: Tensor = self.layers(standard_BF)
         return outputs_BN.view(len(dense_BF), -1, self.dim)
@@ -57,14 +57,14 @@ class DenseBlock(nn.Module):
 class HistoryBlock(nn.Module):
     """The user's history as k vectors: V = item embedding + content + recency, pooled by attention.
 
-    A transformer encoder between the two is an option (`HistoryConfig`), not the paper's.
+    Optionally, a transformer encoder runs before the pooling (`HistoryConfig`); the paper has none.
     """
 
     def __init__(self, content: Content, model: ModelConfig, query_features: int, constants: ModelConstants) -> None:
         super().__init__()
         dim = model.embedding_dim
         self.gap = nn.Linear(1, dim)
-        # Vectors, so that they start as zeros (`ranker.initial`): started at random they cost up to .8 % of NE.
+        # Vectors, so that they start as zeros (`ranker.initial`): a random start costs up to .8 % of NE.
         self.since_entry = nn.Parameter(torch.zeros(dim))
         self.rank = nn.Parameter(torch.zeros(dim))
         self.content = None if content.is_none else HistoryContent(content, model, constants)
@@ -74,7 +74,7 @@ class HistoryBlock(nn.Module):
 
     def forward(self, query_BF: Tensor, embedded: Mapping[str, Tensor], inputs: ModelInputs) -> Tensor:
         """Return U, float [B, k, d]; zeros for a row without history."""
-        # [T, d] is the model's largest tensor, and every pass over it counts: a product is added as it is made.
+        # [T, d] is the model's largest tensor, so passes over it are costly: products are added in place.
         values_TD = torch.addmm(embedded[HISTORY_IDS], *self._recency(inputs.history_recency_FT))
         if self.content is not None:
             values_TD = self.content(values_TD, inputs, embedded)
@@ -84,7 +84,7 @@ class HistoryBlock(nn.Module):
         return history_BKD
 
     def _recency(self, recency_FT: Tensor) -> tuple[Tensor, Tensor]:
-        """Return two matrices, whose product [T, d] is for how far back entries lie; see `ModelInputs`."""
+        """Return two matrices whose product [T, d] embeds the recency of entries; see `ModelInputs`."""
         with_one = functional.pad(recency_FT, (0, 0, 1, 0), value=1.0)
         return with_one.t(), torch.stack([self.gap.bias, self.gap.weight[:, 0], self.since_entry, self.rank])
 
@@ -92,7 +92,7 @@ class HistoryBlock(nn.Module):
 class LowRankCross(nn.Module):
     """A low-rank DCNv2 (Wang et al. 2021): x' = x0 * (W V x + b) + x, layer after layer.
 
-    With weights named as in `torchrec.modules.crossnet.LowRankCrossNet`, which a served model would need torchrec for.
+    Its weights are named as in `torchrec.modules.crossnet.LowRankCrossNet`. A served model has no torchrec.
     """
 
     def __init__(self, width: int, layers: int, rank: int) -> None:
@@ -111,7 +111,7 @@ class LowRankCross(nn.Module):
 
 
 class Interaction(nn.Module):
-    """All feature vectors side by side, crossed by a low-rank DCNv2, then the layers all tasks share."""
+    """All feature vectors concatenated, crossed by a low-rank DCNv2, then the layers shared by all tasks."""
 
     def __init__(self, num_vectors: int, model: ModelConfig) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class Interaction(nn.Module):
 
 
 class Towers(nn.Module):
-    """One small perceptron a task, from the shared representation to a logit."""
+    """One small perceptron per task, from the shared representation to a logit."""
 
     def __init__(self, tasks: tuple[str, ...], model: ModelConfig) -> None:
         super().__init__()

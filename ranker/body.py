@@ -20,8 +20,8 @@ USER_CONTENT = "the user's content"
 class Body(nn.Module):
     """Everything between the looked-up embeddings and the logits (SIDE paper, Figure 3).
 
-    Every arm has the same vectors in the same places, zeros where it has no content for the ad or user, so that all
-    weights but those of the content itself have the same shapes, and the same initial values, in all arms.
+    Every arm has the same vectors in the same places, zeros where it has no content for the ad or user. Therefore all
+    weights except the content's own have the same shapes and the same initial values in all arms.
     """
 
     def __init__(self, features: ArmFeatures, config: RankerConfig, constants: ModelConstants) -> None:
@@ -34,7 +34,7 @@ class Body(nn.Module):
         self.user_content = _own_content(features.user, model, constants)
         self.has_user_place = features.has_user_place
         query_vectors = len(self.ids) + 1 + self.has_user_place  # ids, the ad's content, and the user's
-        # The vectors that ask the history: all, or the ad's own.
+        # The vectors that the attention queries are made from: all, or the ad's own.
         ads_own = [self.ids.index(ITEM_IDS), len(self.ids)]
         self.asking = ads_own if model.history.pooling == "target" else None
         asking_vectors = query_vectors if self.asking is None else len(self.asking)
@@ -47,7 +47,7 @@ class Body(nn.Module):
         """Return logits [B, tasks], float32 in any precision.
 
         Args:
-            inputs, vectors: of the rows. new: rows with raw embeddings of their own, which only a request has.
+            inputs, vectors: of the rows. new: rows with raw embeddings of their own; only serving requests have them.
         """
         with torch.autocast(inputs.dense_BF.device.type, torch.bfloat16, enabled=self.in_bfloat16):
             return self._logits(inputs, *vectors, new).float()
@@ -83,7 +83,7 @@ class Body(nn.Module):
 
 
 def _for_each_row(vectors: list[Tensor], request_B: Tensor) -> tuple[Tensor, ...]:
-    """Return vectors [R, D] of requests, each as [B, D]: those of the rows' requests."""
+    """Return vectors [R, D] of requests expanded to rows, each [B, D]."""
     rows_BX = rows_of(torch.cat(vectors, dim=1), request_B)
     return torch.split_with_sizes(rows_BX, [vector.shape[1] for vector in vectors], dim=1)
 

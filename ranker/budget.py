@@ -1,12 +1,12 @@
-"""How much a training does, where the configuration leaves it to a rule.
+"""The size of a training, where the configuration leaves it to a rule.
 
-The rules ask for rows, positives and dates, which a snapshot tells without a file being opened, and for what tables can
-hold. They ask for nothing that an arm or a machine has its own of: every arm gets the same, on any number of ranks. A
-number in the configuration is taken as it is.
+The rules use rows, positives and dates, which a snapshot has without opening a file, and the tables' possible ids. They
+use nothing that differs by arm or machine: every arm gets the same, on any number of ranks. A number in the
+configuration is taken as it is.
 
 - `batch_size`: the largest power of two that leaves `STEPS_AN_EPOCH` steps an epoch, between 64 and 4,096.
-- `epochs`: as many as make `MIN_STEPS` steps, `MAX_EPOCHS` at most; a validation window says which of them is the last
-  (`ranker.validation`). Without a window one: nothing would tell when the model begins to learn its rows by heart.
+- `epochs`: as many as make `MIN_STEPS` steps, `MAX_EPOCHS` at most; a validation window decides which of them is the
+  last (`ranker.validation`). Without a window one epoch, as overfitting would not be noticed.
 - `validation_days`: the newest tenth of the training dates; see `validation_days`.
 - `warmup_steps`: `warmup_share` of the steps.
 - `max_rows` of an arm: see `ranker.id_feature.sid_rows`.
@@ -26,26 +26,26 @@ from sidestack.infra.snapshot import Dataset
 from sidestack.ranker.config import Dates, RankerConfig, TrainingConfig, without_newest
 
 STEPS_AN_EPOCH = 512
-"""With fewer, a small log's learning rates have fallen before its embeddings have moved: 98 steps learned nothing."""
+"""With fewer, learning rates on a small log decay before its embeddings have moved: 98 steps learned nothing."""
 LEAST_BATCH, LARGEST_BATCH = 64, 4096
-"""Smaller batches leave a core to the cost of a step itself; larger ones would need other learning rates."""
+"""With smaller batches a step's fixed cost dominates; larger ones would need other learning rates."""
 MIN_STEPS, MAX_EPOCHS = 4096, 8
-"""An upper bound for the search, whose steps are spent only while the model gets better."""
+"""An upper bound for the search, which stops when the model no longer improves."""
 MIN_DATES = 5
-"""With fewer, one date is more than a window should take."""
+"""With fewer dates, even a window of one date would be too large a share."""
 WINDOW_SHARE, LARGEST_WINDOW_SHARE = 0.1, 0.25
-"""Of the training dates; the latter of their rows as well."""
+"""Shares of the training dates; `LARGEST_WINDOW_SHARE` also bounds the share of rows."""
 WINDOW_POSITIVES = 100
-"""Of each task without a parent. With fewer, the window's normalized entropy is mostly chance."""
+"""Of each task without a parent. With fewer, the window's normalized entropy is mostly noise."""
 LARGE_LOG = LARGEST_BATCH * MIN_STEPS
-"""Rows from which on more rows change no decision."""
+"""Beyond this number, more rows change no decision."""
 
 
 class DecidedTraining(TrainingConfig):
-    """The settings of a training of which none is left to a rule, but for those that follow from its steps."""
+    """The settings of a training with every rule decided, except those that follow from its number of steps."""
 
     epochs: PositiveInt
-    """How many; with a validation window at most."""
+    """The number of epochs; with a validation window, the maximum."""
     batch_size: PositiveInt
     validation_days: NonNegativeInt
 
@@ -58,7 +58,7 @@ class DecidedConfig(RankerConfig):
 
 @dataclass(frozen=True)
 class Day:
-    """What a snapshot tells of a training date.
+    """What a snapshot records about a training date.
 
     Attributes:
         rows: impressions. positives: by task without a parent, those with label 1.
@@ -91,17 +91,17 @@ def training_days(dataset: Dataset, *dates: Dates) -> list[Day]:
 
 
 def even_days(dates: Dates, rows: int) -> list[Day]:
-    """Return the days of a log that is yet to come, its rows spread evenly."""
+    """Return the days of a planned log, with its rows spread evenly."""
     number = (dates[1] - dates[0]).days + 1
     bounds = [rows * day // number for day in range(number + 1)]
     return [Day(dates[0] + timedelta(days=n), bounds[n + 1] - bounds[n], {}) for n in range(number)]
 
 
 def decide(config: RankerConfig, days: Sequence[Day]) -> DecidedConfig:
-    """Return the configuration with what it leaves to a rule decided.
+    """Return the configuration with everything decided that it leaves to a rule.
 
-    Epochs that the configuration names are trained, all of them; with `validation_days` beside them they are the most.
-    A training that takes a share of the steps takes it of the most epochs, and needs no window to end in time.
+    Epochs that the configuration names are all trained; with `validation_days` set too, they are the maximum. A
+    training with `steps_share` below 1 takes that share of the maximum epochs, by default without a window.
 
     Args:
         config: one arm's. days: the training dates.
@@ -131,8 +131,8 @@ def left_to_rule(config: RankerConfig) -> list[str]:
 def validation_days(days: Sequence[Day]) -> int:
     """Return how many calendar days the validation window takes from the end of the training dates.
 
-    The newest tenth of the dates that have events, one at least; more where these have too few positives of some task
-    without a parent. 0, no window, where there are too few dates, or where a quarter of dates or rows would not do.
+    The newest tenth of the dates that have events, at least one; more if these have too few positives of some task
+    without a parent. 0 (no window) if there are too few dates, or if a quarter of dates or rows would not suffice.
     """
     if len(days) < MIN_DATES:
         return 0
@@ -147,7 +147,7 @@ def validation_days(days: Sequence[Day]) -> int:
 
 
 def without_window(dates: Dates, training: DecidedTraining) -> tuple[Dates, Dates] | None:
-    """Return the training dates before the validation window, and the window's; None: there is no window.
+    """Return the training dates before the validation window, and the window's dates; None: there is no window.
 
     Raises:
         ConfigError: no date would be left to train on.
@@ -162,15 +162,15 @@ def with_epochs(config: DecidedConfig, epochs: int) -> DecidedConfig:
 
 
 def warmup_steps(training: TrainingConfig, num_steps: int) -> int:
-    """Return the steps over which the learning rates rise in a training of so many steps."""
+    """Return the steps over which the learning rates rise in a training of `num_steps` steps."""
     return round(training.warmup_share * num_steps) if training.warmup_steps is None else training.warmup_steps
 
 
 def told(config: RankerConfig, decided: DecidedConfig, days: Sequence[Day], hashed_rows: int) -> str:
-    """Return one line for people that says what the rules decided before the training; empty: nothing.
+    """Return a log line with what the rules decided before the training; empty: nothing.
 
     Args:
-        config: what was asked for. decided: what is done. days: the training dates.
+        config: as requested. decided: as resolved. days: the training dates.
         hashed_rows: rows of the arm's largest table in which SIDs are hashed; 0: there is none.
     """
     training = decided.training
@@ -188,10 +188,10 @@ def told(config: RankerConfig, decided: DecidedConfig, days: Sequence[Day], hash
 
 
 def described(config: RankerConfig, decided: DecidedConfig, days: Sequence[Day], steps: int) -> dict[str, Any]:
-    """Return what was decided, and from what, as JSON-ready data for the summary.
+    """Return the decisions and their inputs, as JSON-ready data for the summary.
 
     Args:
-        config: what was asked for. decided: what was done. days: the training dates. steps: that were taken.
+        config: as requested. decided: as resolved. days: the training dates. steps: the number of steps taken.
     """
     training = decided.training
     tasks = days[0].positives if days else ()

@@ -1,7 +1,7 @@
-"""A trained ranker as its stage leaves it: what scores, exports and starts later trainings.
+"""A trained ranker as its stage saves it, for scoring, export and warm start.
 
-`model/ranker.json` holds the resolved configuration, the dataset's description, the SIDs' specs and the tables' rows;
-beside it lie all weights and optimizer states (`infra.state`), for any number of ranks and any plan, and, where tables
+`model/ranker.json` holds the resolved configuration, the dataset's description, the SIDs' specs and the tables' rows.
+Beside it are all weights and optimizer states (`infra.state`), for any number of ranks and any plan, and, if tables
 have admission, the rows of ids (`ranker.row_maps`).
 """
 
@@ -40,7 +40,7 @@ class RankerBundle:
     description: Description
 
     def features(self, spec: DatasetSpec | None = None) -> ArmFeatures:
-        """Return what the arm reads and looks up, with the row maps of its tables; see `Description.features`.
+        """Return the arm's features, with the row maps of its tables; see `Description.features`.
 
         Raises:
             DataError: the maps cannot be read. SpecError, ConfigError: see `Description.features`.
@@ -64,7 +64,7 @@ class RankerBundle:
         return network, {one.table: whole[_weight_name(one, features)] for one in features.tables}
 
     def load(self, sharded: ShardedRanker, features: ArmFeatures) -> None:
-        """Fill a model and its optimizers in place. Rows that tables have gained stay as they are initialized.
+        """Load weights and optimizer states into a model in place. Rows new to its tables keep their initial values.
 
         Raises:
             DataError: a file cannot be read, or a tensor has another shape than in the model.
@@ -78,11 +78,11 @@ class RankerBundle:
         is_left: Callable[[str], bool],
         rows_left: Mapping[str, Tensor],
     ) -> None:
-        """Do as `load`, and leave some tensors and some rows of tables as they are.
+        """Load like `load`, but leave some tensors and some rows of tables as they are.
 
         Args:
-            sharded, features: see `load`. is_left: tells them by the names that `ShardedRanker.state` gives them.
-            rows_left: rows by table; their optimizer states stay as well.
+            sharded, features: see `load`. is_left: whether to leave a tensor, by its name in `ShardedRanker.state`.
+            rows_left: rows to leave, by table, with their optimizer states.
 
         Raises:
             DataError: see `load`.
@@ -102,7 +102,7 @@ class RankerBundle:
         is_left: Callable[[str], bool],
         rows_left: Mapping[str, Tensor],
     ) -> dict[str, Tensor]:
-        """Fill the tables and their states alone, but for what is left, and return what the network had.
+        """Load only the tables and their states, except what is left, and return the saved network's tensors.
 
         Args:
             sharded, features, is_left, rows_left: see `load_but`.
@@ -130,7 +130,7 @@ def save_bundle(
     """Write a rank's part of a trained ranker into a stage's output.
 
     Args:
-        out: the output. sharded: the model. features: what its arm reads. config: resolved.
+        out: the output folder. sharded: the model. features: what its arm reads. config: resolved.
         spec: the dataset's. rank: this rank.
     """
     folder = out / FOLDER
@@ -143,7 +143,7 @@ def save_bundle(
 
 
 def describe(features: ArmFeatures, config: DecidedConfig, spec: DatasetSpec) -> Description:
-    """Return what a ranker says of itself; see `save_bundle` for the arguments."""
+    """Return a ranker's description; see `save_bundle` for the arguments."""
     rows = {table.table: table.rows for table in features.tables}
     return Description(config=config, spec=spec, sids=features.sids, rows=rows, version=VERSION)
 
@@ -152,7 +152,7 @@ def open_bundle(path: Path) -> RankerBundle:
     """Open the output of a ranker's stage; its weights are read later.
 
     Raises:
-        DataError: it is none. ConfigError: its description cannot be read by this version.
+        DataError: it is no ranker's output. ConfigError: this version cannot read its description.
     """
     stage = read_manifest(path).stage
     if stage != STAGE:
@@ -164,7 +164,7 @@ def read_bundle(folder: Path) -> RankerBundle:
     """Read the description of a ranker in the folder that holds its weights.
 
     Raises:
-        DataError: there is none. ConfigError: it cannot be read by this version.
+        DataError: there is none. ConfigError: this version cannot read it.
     """
     file = folder / DESCRIPTION_FILE
     try:

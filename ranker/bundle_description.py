@@ -1,4 +1,4 @@
-"""What a trained ranker says of itself, and whether a dataset fits it."""
+"""The description of a trained ranker, and checks that a dataset fits it."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -20,18 +20,18 @@ class Description(Config):
     """The content of `ranker.json`."""
 
     config: DecidedConfig
-    """Of one arm, resolved."""
+    """The configuration of one arm, resolved."""
     spec: DatasetSpec
-    """Of the dataset that it was trained on."""
+    """The spec of the dataset that it was trained on."""
     sids: dict[str, SidSpec]
     """The sets of SIDs that the arm takes."""
     rows: dict[str, PositiveInt]
-    """Of every table, by name."""
+    """The number of rows of every table, by name."""
     version: str = ""
     """The version of sidestack that wrote the file."""
 
     def features(self, spec: DatasetSpec | None = None) -> ArmFeatures:
-        """Return what the arm reads and looks up of a dataset that may have grown since; by default of its own.
+        """Return the arm's features over a dataset that may have grown since; by default over its own.
 
         Raises:
             SpecError, DataError, ConfigError: see `arm_features`.
@@ -40,7 +40,7 @@ class Description(Config):
 
 
 def with_rows(features: ArmFeatures, rows: Mapping[str, int]) -> ArmFeatures:
-    """Return features whose SID tables have these rows, by table: a grown catalogue would ask for more."""
+    """Return features whose SID tables have these rows, by table; by rule, a grown catalogue would need more."""
 
     def kept(one: IdFeature) -> IdFeature:
         return replace(one, rows=rows.get(one.table, one.rows)) if one.is_sid else one
@@ -52,7 +52,7 @@ def require_sids(description: Description, sids: Sids, where: str) -> None:
     """Check that a dataset has the SIDs that a ranker was trained on.
 
     Raises:
-        SpecError: a set is missing, or of another encoder.
+        SpecError: a set is missing, or from another encoder.
     """
     for name, wanted in description.sids.items():
         found = sids.get(name)
@@ -69,7 +69,7 @@ def require_trained_columns(description: Description, spec: DatasetSpec, where: 
     """Check that a dataset has the columns and tasks that a ranker was trained on, in the same order.
 
     Raises:
-        DataError: names all that differs.
+        DataError: names all differences.
     """
     differs = [
         f"{name}: the ranker has {', '.join(wanted) or 'none'}, the dataset {', '.join(found) or 'none'}"

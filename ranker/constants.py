@@ -1,4 +1,4 @@
-"""What the model needs beside the events and never learns: codebooks, raw embeddings, dense features' moments."""
+"""Constants that the model needs beside the events: codebooks, raw embeddings, dense features' moments."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,10 +23,11 @@ class ModelConstants:
 
     Attributes:
         codebooks: by the SIDs' name, float32 [digits, radix, latent_dim].
-        embeddings: the items' or users' embeddings side by side, float16 [rows, width], each signal's entries with mean
-            square 1 over the rows that have it, zeros where it is missing.
-        scales: by entity and signal, what its entries were multiplied by for that.
-        dense_2F: by what dense features are standardized (`ranker.scaling`), float32 [2, F]; None: not at all.
+        embeddings: the items' or users' embeddings concatenated, float16 [rows, width]. Each signal is scaled to mean
+            square 1 over the rows that have it; zeros where it is missing.
+        scales: by entity and signal, the factor of that scaling.
+        dense_2F: mean and 1 / standard deviation of the dense features (`ranker.scaling`), float32 [2, F]; None: dense
+            features are not standardized.
     """
 
     codebooks: Mapping[str, Tensor] = field(default_factory=dict)
@@ -40,7 +41,7 @@ class NeededConstants(NamedTuple):
 
     Attributes:
         codebooks: the sets of SIDs whose codebooks it needs.
-        embeddings: by entity the signals that it takes as they are, and their dimensions.
+        embeddings: by entity, the signals whose raw embeddings it takes, and their dimensions.
     """
 
     codebooks: tuple[SidSpec, ...]
@@ -48,7 +49,7 @@ class NeededConstants(NamedTuple):
 
 
 def read_constants(dataset: Dataset, needed: NeededConstants) -> ModelConstants:
-    """Read what an arm's content needs.
+    """Read the constants that an arm's content needs.
 
     Raises:
         DataError: a codebook or an embedding cannot be read, or breaks its contract.
@@ -63,9 +64,9 @@ def read_constants(dataset: Dataset, needed: NeededConstants) -> ModelConstants:
 
 
 def shaped_constants(needed: NeededConstants, spec: DatasetSpec) -> ModelConstants:
-    """Return the same without a value, on the meta device, for a dry run.
+    """Return the constants of `read_constants` on the meta device, without values, for a dry run.
 
-    A codebook's width is not in the spec; it is taken to be the number of digits, as it is for codes of one line.
+    A codebook's width is not in the spec; the number of digits is used, as for codes of one line.
     """
     books = {sid.name: (sid.digits, sid.radix, sid.digits) for sid in needed.codebooks}
     raw = {entity: (spec.content(entity).rows, sum(signals.values())) for entity, signals in needed.embeddings.items()}
@@ -76,7 +77,7 @@ def shaped_constants(needed: NeededConstants, spec: DatasetSpec) -> ModelConstan
 
 
 def read_embeddings(dataset: Dataset, entity: Entity, signals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
-    """Read the items' or users' embeddings, signals side by side, and their scales; see `ModelConstants`.
+    """Read the items' or users' embeddings, signals concatenated, and their scales; see `ModelConstants`.
 
     Raises:
         DataError: a row breaks the table's contract.
@@ -88,7 +89,7 @@ def read_embeddings(dataset: Dataset, entity: Entity, signals: Mapping[str, int]
         table = read_row_group(group, (content.id_column, *signals))
         check_content(table, content, group)
         ids_N = table[content.id_column].to_numpy()
-        whole_IE[ids_N] = 0  # what a later part says of an item replaces what an earlier one said
+        whole_IE[ids_N] = 0  # a later part replaces an item's earlier embeddings
         for start, (name, width) in zip(ends[:-1], signals.items(), strict=True):
             column = table[name].combine_chunks()
             present_N = column.is_valid().to_numpy(zero_copy_only=False)
@@ -102,7 +103,7 @@ def read_embeddings(dataset: Dataset, entity: Entity, signals: Mapping[str, int]
 
 
 def _to_unit_mean_square(values_IE: npt.NDArray[np.float16]) -> float:
-    """Scale values in place, and return by what; 1 where all are zeros."""
+    """Scale values in place to mean square 1, and return the factor; 1 if all are zeros."""
     present_I = values_IE.any(axis=1)
     squares = sum(float(np.square(part, dtype=np.float32).sum()) for part in np.array_split(values_IE, 64))
     scale = np.float16(np.sqrt(present_I.sum() * values_IE.shape[1] / squares) if squares else 1)

@@ -1,7 +1,7 @@
-"""Content at one position: whatever the arm, vectors of the model's width, zeros where an item has no content.
+"""Content at one position: in every arm, vectors of the model's width, zeros where an item has no content.
 
-The kind says how (`ranker.contents.contract`). A latent vector goes through a perceptron (the ad's, the user's) or a
-matrix (the history's) to the model's width; what is looked up in tables has that width already.
+The kind of content defines how they are made (`ranker.contents.contract`). A perceptron (the ad's, the user's) or a
+matrix (the history's) maps a latent vector to the model's width; table lookups have that width already.
 """
 
 from collections.abc import Mapping
@@ -26,10 +26,10 @@ def perceptron(widths: tuple[int, ...]) -> nn.Sequential:
 
 
 class NewItems(NamedTuple):
-    """Rows whose items the constant of raw embeddings does not have, though their embeddings are known.
+    """Rows of items that are not in the constant of raw embeddings, with the embeddings of these items.
 
     Attributes:
-        rows_N: the rows, int64. embeddings_NE: as the constant would have them (`ModelConstants.embeddings`).
+        rows_N: the rows, int64. embeddings_NE: in the constant's format (`ModelConstants.embeddings`).
     """
 
     rows_N: Tensor
@@ -37,7 +37,7 @@ class NewItems(NamedTuple):
 
 
 class OwnContent(nn.Module):
-    """What a row has once, the ad's content, or a request, the user's: one vector.
+    """The content of a row's ad, or of a request's user, as one vector.
 
     A latent vector through a two-layer perceptron of its own (r = 1), or embeddings of its ids.
     """
@@ -57,8 +57,8 @@ class OwnContent(nn.Module):
         """Return float [N, d], zeros where there is no content.
 
         Args:
-            content_NC: the ids of N rows, or of N requests, that are taken as they are. known_NS: which are known.
-            bags: pooled embeddings [N, d] by feature. new: rows whose latent vectors are these.
+            content_NC: ids of N rows or requests that the content takes without a table. known_NS: which are known.
+            bags: pooled embeddings [N, d] by feature. new: rows whose latent vectors come from these embeddings.
         """
         if self.latent is None:
             return _combined([bags[name] for name in self.names], self.projection)
@@ -88,7 +88,7 @@ class HistoryContent(nn.Module):
         """Return float [T, d]: the values plus the content, which is zeros where an item has none.
 
         Args:
-            values_TD: what entries are without content; may be overwritten. inputs: of T history entries.
+            values_TD: the entries' vectors without content; may be overwritten. inputs: of T history entries.
             sequences: embeddings [T x ids an entry, d] by feature.
         """
         if self.latent is None:
@@ -97,7 +97,7 @@ class HistoryContent(nn.Module):
             return values_TD + _combined(parts, self.projection)
         latent_TF, _ = self.latent(inputs.history_content_TC, inputs.history_known_TS)
         assert self.omega is not None
-        # In place: a copy of the values first, as `torch.addmm` makes, takes as long as the product. Not by autocast.
+        # In place: the copy of the values that `torch.addmm` makes takes as long as the product. Not by autocast.
         return values_TD.addmm_(latent_TF.to(values_TD.dtype), self.omega.to(values_TD.dtype))
 
 

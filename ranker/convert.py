@@ -1,6 +1,6 @@
 """Rows as tensors: the network's inputs and the ids to look up, without a Python loop over rows.
 
-Nothing here needs torchrec: a served model takes requests through it as training takes rows.
+Nothing here needs torchrec: a served model converts requests by the same code as training converts rows.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ class JaggedIds(NamedTuple):
     """Ids to look up, by feature.
 
     Attributes:
-        ids: int64, of all rows one after another. lengths: int32, how many ids each row has.
+        ids: int64, of all rows concatenated. lengths: int32, how many ids each row has.
     """
 
     ids: list[Integers]
@@ -34,11 +34,11 @@ class JaggedIds(NamedTuple):
 
 
 def model_inputs(rows: Rows, features: ArmFeatures, is_laid_out: bool = True) -> ModelInputs:
-    """Return the network's inputs; lengths and values are Arrow's own buffers where they can be.
+    """Return the network's inputs; lengths and values are Arrow's own buffers where possible.
 
     Args:
-        rows: with what they share. features: what the arm reads.
-        is_laid_out: False leaves the layout out, for rows that are to be split into batches.
+        rows: the rows with their requests. features: what the arm reads.
+        is_laid_out: False leaves the layout out, for rows that are split into batches later.
     """
     own, requests, request_B = rows.own, rows.shared, rows.run_N
     assert requests is not None
@@ -61,20 +61,20 @@ def model_inputs(rows: Rows, features: ArmFeatures, is_laid_out: bool = True) ->
 
 
 def history_lengths(requests: pa.Table) -> Integers:
-    """Return the entries of each request's history, int64 [R]."""
+    """Return the number of entries of each request's history, int64 [R]."""
     lengths_R: Integers = as_numpy(as_array(requests, HISTORY_IDS).value_lengths()).astype(np.int64)
     return lengths_R
 
 
 def rank_from_newest(lengths_R: Integers) -> Integers:
-    """Number the entries of every history, oldest first as they are stored, from its length down to 1."""
+    """Number each history's entries, stored oldest first, from its length down to 1."""
     ranks_T: Integers = np.repeat(np.cumsum(lengths_R), lengths_R)
     ranks_T -= np.arange(len(ranks_T))
     return ranks_T
 
 
 def bag_ids(table: pa.Table, features: tuple[IdFeature, ...]) -> JaggedIds:
-    """Return the ids of bags, of the rows of a table."""
+    """Return the ids of the bags of a table's rows."""
     ids, lengths = [], []
     for feature in features:
         columns = [as_array(table, column) for column in feature.columns]
@@ -89,10 +89,10 @@ def bag_ids(table: pa.Table, features: tuple[IdFeature, ...]) -> JaggedIds:
 
 
 def sequence_ids(table: pa.Table, features: tuple[IdFeature, ...]) -> JaggedIds:
-    """Return the ids of histories, of the requests of a table."""
+    """Return the ids of the histories of a table's requests."""
     ids, lengths, lengths_R = [], [], history_lengths(table)
     for feature in features:
-        # A null SID holds its place in the sequence with id 0; the model masks what is looked up there.
+        # A null SID keeps its place in the sequence with id 0; the model masks the vector looked up there.
         columns = [without_nulls(as_array(table, column).flatten()) for column in feature.columns]
         ids.append(_ids(columns, feature))
         lengths.append((lengths_R * feature.ids_per_entry).astype(np.int32))
@@ -100,12 +100,12 @@ def sequence_ids(table: pa.Table, features: tuple[IdFeature, ...]) -> JaggedIds:
 
 
 def _ids(columns: list[pa.Array], feature: IdFeature) -> Integers:
-    """Return the rows to look up, of columns without nulls."""
+    """Return the table rows to look up, from columns without nulls."""
     return rows_of(unhashed_ids(columns, feature), feature)
 
 
 def unhashed_ids(columns: Sequence[pa.Array], feature: IdFeature) -> Integers:
-    """Return the ids of a feature, not the rows of its table; all of an entry's one after another.
+    """Return the ids of a feature, not the rows of its table; the ids of one entry are adjacent.
 
     Args:
         columns: those of the feature, without nulls. feature: the feature.
@@ -141,7 +141,7 @@ def _mapped(ids: Integers, feature: IdFeature) -> Integers:
 
 
 def as_array(table: pa.Table, column: str) -> pa.Array:
-    """Return a column in one piece of memory."""
+    """Return a column as one contiguous array."""
     chunked = table[column]
     return chunked.chunk(0) if chunked.num_chunks == 1 else chunked.combine_chunks()
 
@@ -153,12 +153,12 @@ def as_numpy(array: pa.Array) -> npt.NDArray[np.generic]:
 
 
 def known(column: pa.Array) -> npt.NDArray[np.bool_]:
-    """Return whether values are there."""
+    """Return which values are not null."""
     return as_numpy(column.is_valid()).view(np.bool_) if column.null_count else np.ones(len(column), np.bool_)
 
 
 def without_nulls(column: pa.Array) -> pa.Array:
-    """Return the values, 0 in the place of nulls."""
+    """Return the values, with 0 for nulls."""
     return column.fill_null(0) if column.null_count else column
 
 
@@ -170,7 +170,7 @@ def _dense(rows: Rows, names: tuple[str, ...]) -> Tensor:
 
 
 def _side_by_side(table: pa.Table, columns: tuple[str, ...], rows: int, kind: type[np.int64 | np.bool_]) -> Tensor:
-    """Return the ids in some columns [rows, columns], 0 where null; or, asked for bool, whether they are not null."""
+    """Return the ids in some columns [rows, columns], 0 where null; with kind bool, whether they are not null."""
     out_NC = np.empty((rows, len(columns)), kind)
     for place, name in enumerate(columns):
         column = as_array(table, name)
@@ -190,8 +190,8 @@ def _recency(requests: pa.Table, lengths_R: Integers) -> Tensor:
     recency_FT[1, 1:] = np.subtract(entry_T[1:], entry_T[:-1], out=apart_T[1:])
     recency_FT[1, oldest_R[lengths_R > 0]] = 0
     recency_FT[:2] *= _DAYS_A_MICROSECOND
-    recency_FT[:2] += 1  # by log, which is 8 times as fast as log1p; what a second adds is lost in neither
+    recency_FT[:2] += 1  # log is 8 times as fast as log1p, and still resolves a second
     np.log(recency_FT[:2], out=recency_FT[:2])
     log_ranks = np.log(np.arange(1, lengths_R.max(initial=0) + 1, dtype=np.float32))
-    np.take(log_ranks, rank_from_newest(lengths_R) - 1, out=recency_FT[2], mode="clip")  # other modes buffer it
+    np.take(log_ranks, rank_from_newest(lengths_R) - 1, out=recency_FT[2], mode="clip")  # other modes buffer the output
     return torch.from_numpy(recency_FT)

@@ -1,4 +1,4 @@
-"""What an arm costs, measured: bytes of its columns in the Parquet files, floating-point operations, peak memory."""
+"""Measured costs of an arm: bytes of its columns in the Parquet files, floating-point operations, peak memory."""
 
 import resource
 import sys
@@ -21,18 +21,18 @@ from sidestack.ranker.features import HISTORY_IDS, ArmFeatures
 from sidestack.ranker.planner import Traffic
 
 MAX_FILES = 256
-"""The most files of a table whose metadata is looked at to see what columns take; of more, evenly spaced ones."""
+"""The most files of a table whose metadata is read to measure column sizes; of more, evenly spaced ones."""
 
 
 class ColumnCost(NamedTuple):
-    """Bytes a row that some columns take, as stored and before compression."""
+    """Bytes per row that some columns take, as stored and before compression."""
 
     compressed: float
     uncompressed: float
 
 
 def count_flops() -> FlopCounterMode:
-    """Return a counter of the matrix products of what runs under it, those that add in place included."""
+    """Return a context manager that counts the FLOPs of matrix products, including those that add in place."""
     counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: _product_flops})
     counter.mod_tracker = _NoModules()
     return counter
@@ -41,7 +41,8 @@ def count_flops() -> FlopCounterMode:
 class _NoModules(ModuleTracker):
     """A tracker that tracks no module, in place of torch's.
 
-    Torch's sets hooks on gradients, which fails where none are computed and a rank holds no table of a collection.
+    Torch's tracker sets hooks on gradients. They fail if no gradients are computed and a rank holds no table of a
+    collection.
     """
 
     def __enter__(self) -> Self:
@@ -54,20 +55,20 @@ class _NoModules(ModuleTracker):
 def _product_flops(
     added: Sequence[int], left: Sequence[int], right: Sequence[int], out_shape: object = None, **_: object
 ) -> int:
-    """Return the operations of a product of two matrices by their shapes, as torch counts them."""
+    """Return the operations of a matrix product from the shapes, as torch counts them."""
     return 2 * left[0] * left[1] * right[1]
 
 
 def column_cost(dataset: Dataset, dates: Dates, columns: Sequence[str]) -> ColumnCost:
-    """Add up what columns take in a snapshot's files, from the files' own metadata.
+    """Add up the bytes of columns in a snapshot's files, from the files' own metadata.
 
-    What is stored once a request is shared by the request's impressions.
+    Bytes stored once per request are divided among the request's impressions.
 
     Args:
-        dataset: the snapshot. dates: the first and last date to look at. columns: the columns to count.
+        dataset: the snapshot. dates: the first and last date to measure. columns: the columns to count.
 
     Returns:
-        Bytes an impression.
+        Bytes per impression.
     """
     compressed = uncompressed = 0.0
     for table, own in _stored_in(dataset, columns).items():
@@ -86,35 +87,34 @@ def _stored_in(dataset: Dataset, columns: Sequence[str]) -> dict[str, list[str]]
 
 
 def _impressions(dataset: Dataset, table: str, dates: Dates) -> float:
-    """Return how many impressions share a row of a table."""
+    """Return how many impressions share a row of a table, on average."""
     events, rows = (sum(entry.rows for entry in dataset.partitions(name, *dates)) for name in ("events", table))
     return events / max(rows, 1)
 
 
 def _sampled(files: Sequence[CountedFile]) -> Sequence[CountedFile]:
-    """Return all files, or `MAX_FILES` of them that are evenly spaced."""
+    """Return all files, or `MAX_FILES` evenly spaced ones."""
     return files[:: max(1, -(-len(files) // MAX_FILES))]
 
 
 def mean_entries(dataset: Dataset, dates: Dates, column: str) -> float:
-    """Return how many entries a list column of the requests has a request, from metadata (an empty list counts as
-    one)."""
+    """Return the mean entries per request of a list column, from metadata; an empty list counts as one entry."""
     files = _sampled(dataset.files("requests", *dates))
     entries: int = sum(chunk.num_values for chunk in _chunks([file.path for file in files], (column,)))
     return entries / max(1, sum(file.rows for file in files))
 
 
 def expected_traffic(dataset: Dataset, dates: Dates, training: TrainingConfig) -> Traffic:
-    """Return what batches of a training look up on average; a request that is not kept whole counts once a piece."""
+    """Return a training's average lookups; a request that is split counts once for each piece."""
     impressions = _impressions(dataset, "requests", dates)
     pieces = impressions if training.rows_per_request is None else min(impressions, training.rows_per_request)
     return Traffic(mean_entries(dataset, dates, HISTORY_IDS), 1.0 / max(pieces, 1.0))
 
 
 def embedding_bytes(features: ArmFeatures, dataset: Dataset, dates: Dates) -> float:
-    """Return the bytes an impression that raw embeddings take where they are the content.
+    """Return the bytes per impression of raw embeddings, for arms with them as content.
 
-    The ranker looks them up by id; a log that a recurring training reads carries them, those of user and history once a
+    The ranker looks them up by id. The log of a recurring training carries them; those of user and history once per
     request.
     """
     an_item, an_entry, a_user = (content.embedding_bytes for content in features.contents)
@@ -133,7 +133,7 @@ def _chunks(files: Sequence[Path], columns: Sequence[str]) -> Iterator[pq.Column
 
 
 def peak_memory_bytes(world: World) -> int:
-    """Return the largest memory any rank's process has held: resident on the host, plus allocated on its GPU."""
+    """Return the peak memory of any rank's process: resident on the host, plus allocated on its GPU."""
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     if world.device.type == "cuda":

@@ -1,12 +1,12 @@
-"""What a plan's tables cost in messages: the bytes that ranks send to each other in one step of training.
+"""Communication volume of a table plan: the bytes that ranks send to each other in one training step.
 
-A rank makes b lookups, one a row or one a request of its batch. With L ids a lookup (int64), and a shard that holds a
-share s of a table's rows in c columns (float32), each other rank asks the shard for b L s ids, and tells how many are
-of each lookup (b int64, as both travel in one message). The shard answers with b vectors where they are pooled, b L s
-where they are not, and gets as many gradients back: 4 c bytes each.
+A rank makes b lookups, one per row or one per request of its batch. Let L be the ids per lookup (int64), and let a
+shard hold a share s of a table's rows in c columns (float32). Each other rank sends the shard b L s ids, and the number
+of ids of each lookup (b int64, as both travel in one message). The shard sends back b vectors if they are pooled, else
+b L s, and receives as many gradients: 4 c bytes each.
 
-Table-row-wise sharding sums within a node first, which moves bytes from between the nodes into them, but neither adds
-nor saves any; how its gradients are shared out over the senders is then not as given here, their sum is.
+Table-row-wise sharding sums within a node first. This moves bytes from inter-node to intra-node links; the total stays
+the same. The gradients are then divided among the senders in another way than here, but their sum is right.
 """
 
 from typing import NamedTuple
@@ -29,15 +29,15 @@ class Sent(NamedTuple):
     backward_R: PerRank
 
     def total(self) -> PerRank:
-        """Return all three together, [R]."""
+        """Return the sum of all three, [R]."""
         return self.ids_R + self.forward_R + self.backward_R
 
 
 def sent(table: PlannedTable, ranks: int) -> Sent:
-    """Count what one table's lookups make the ranks send, ids spread evenly over the table's rows.
+    """Count the bytes that ranks send for one table's lookups, assuming ids spread evenly over the table's rows.
 
     Args:
-        table: its place, and b. ranks: R.
+        table: its placement, and b. ranks: R.
     """
     each = Sent(np.zeros(ranks), np.zeros(ranks), np.zeros(ranks))
     for shard in table.shards:
@@ -53,6 +53,6 @@ def sent(table: PlannedTable, ranks: int) -> Sent:
 
 
 def sent_by_all(plan: TablePlan) -> Sent:
-    """Count what all tables together make each rank send in a step."""
+    """Count the bytes that each rank sends in a step, for all tables together."""
     tables = [sent(table, plan.cluster.ranks) for table in plan.tables]
     return Sent(*(np.sum(parts, axis=0) for parts in zip(*tables, strict=True)))

@@ -3,8 +3,8 @@
     python -m ranker.export --model DIR --dataset DIR [--input encoder.sid=DIR] --out DIR
 
 `--model` is the output of a ranker's stage, `--dataset` the snapshot that it was trained on, `encoder.NAME` the encoder
-of each set of SIDs that the arm takes. Before it is committed, the saved copy is loaded again and answers requests made
-of held-out rows: it must give the ranker's own predictions. Rank 0 works.
+of each set of SIDs that the arm takes. Before the commit, the saved copy is loaded again and answers requests made from
+held-out rows: its predictions must equal the ranker's own. Only rank 0 works.
 """
 
 import shutil
@@ -52,15 +52,15 @@ from sidestack.ranker.serving.tables import stored_table
 VERSION_FOLDER = "version"
 PACKAGES = ("encoder", "infra", "ranker")
 QUANTIZED_ROWS = 40
-"""Times `checked_rows` on which tables of fewer bits are measured."""
+"""Tables of fewer bits are measured on this many times `checked_rows`."""
 
 
 def export(run: StageRun[RankerExportConfig]) -> None:
-    """Save, check and register the model, which comes to lie in `run.out`; the body of the stage.
+    """Save the model in `run.out`, check it and register it; the body of the stage.
 
     Raises:
         DataError: an input is not what it should be. StageError: the registry refuses.
-        SpecError: ranker, SIDs and encoders do not fit, or the saved model predicts otherwise than the ranker.
+        SpecError: ranker, SIDs and encoders do not fit each other, or the saved model's predictions differ.
     """
     with raise_on_all_ranks(run.world.committing, "exporting the ranker"):
         if run.world.is_main:
@@ -92,7 +92,7 @@ def _export(run: StageRun[RankerExportConfig]) -> None:
         {VERSION_FOLDER: version}, PACKAGES,
         input_example=reference.requests[:1], metadata={"lineage": served.lineage},
     )  # fmt: skip
-    shutil.rmtree(version)  # the model has a copy
+    shutil.rmtree(version)  # the MLflow model has a copy
     _require_equal_answer(model, reference, found.largest_difference)
     number = registered(model, config.registered_model, config.alias, _tags(served), "ranker_export", run.log)
     size = sum(file.stat().st_size for file in model.rglob("*") if file.is_file())
@@ -102,7 +102,7 @@ def _export(run: StageRun[RankerExportConfig]) -> None:
 
 
 def _lineage(run: StageRun[RankerExportConfig], sids: Mapping[str, ServedSids]) -> dict[str, str]:
-    """Return the digests of what a version is made of; a directory that is not committed has none."""
+    """Return the digests of a version's inputs; a directory that is not committed has none."""
     manifests = {name: read_manifest(path) for name, path in run.inputs.items()}
     trained = manifests["model"]
     found = {name: manifest.digest for name, manifest in manifests.items()}
@@ -117,7 +117,7 @@ def _write_sids(
     """Copy a set's encoder and its map from id to SID into the version.
 
     Raises:
-        DataError: the encoder is not given, or a partition is gone. SpecError: it is another encoder.
+        DataError: the encoder is not given, or a partition is missing. SpecError: it is another encoder.
     """
     folder = run.inputs.get(f"encoder.{name}")
     if folder is None:
@@ -157,11 +157,11 @@ def _write_weights(bundle: RankerBundle, config: RankerExportConfig, version: Pa
 
 
 def _write_constants(dataset: Dataset, described: Description, version: Path) -> dict[str, float]:
-    """Write codebooks and raw embeddings, and return what new items' embeddings are multiplied by."""
+    """Write codebooks and raw embeddings, and return the scales of new items' embeddings, by signal."""
     constants = read_constants(dataset, described.features(dataset.spec).constants)
     named: dict[str, Tensor] = {f"{CODEBOOK}.{name}": book for name, book in constants.codebooks.items()}
     named |= {
-        # Of a snapshot that has grown, the rows that the ranker knows: the next stands for what it does not know.
+        # A snapshot may have grown: only the rows that the ranker has. The row after them stands for unknown ids.
         f"{EMBEDDINGS}.{entity}": rows_IE[: described.spec.content(entity).rows]
         for entity, rows_IE in constants.embeddings.items()
     }
@@ -170,7 +170,7 @@ def _write_constants(dataset: Dataset, described: Description, version: Path) ->
 
 
 def _require_equal_answer(model: Path, reference: Reference, largest_difference: float) -> None:
-    """Load the saved MLflow model as a server does: it must answer a request as the version in it did."""
+    """Load the saved MLflow model as a server does, and check that it answers a request as the version did."""
     request = reference.requests[0]
     (answer,) = load_served(model).predict([request])
     p_TN = np.array([*answer["probabilities"].values()])
@@ -180,7 +180,7 @@ def _require_equal_answer(model: Path, reference: Reference, largest_difference:
 
 
 def _tags(served: ServedConfig) -> dict[str, str]:
-    """Return what the registered version is tagged with."""
+    """Return the tags of the registered version."""
     tags = {f"sidestack.{key}": value for key, value in served.lineage.items()}
     tags |= {f"sidestack.sids.{sid}": one.spec.fingerprint for sid, one in served.sids.items()}
     return {**tags, "sidestack.arm": served.ranker.config.arm}

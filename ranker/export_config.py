@@ -1,4 +1,4 @@
-"""Section `ranker_export`: how a served ranker is kept, bounded and registered."""
+"""Section `ranker_export`: how a served ranker is stored, bounded and registered."""
 
 from typing import Literal
 
@@ -11,14 +11,14 @@ class RankerExportConfig(Config):
     """Section `ranker_export`."""
 
     tables: Literal["float32", "float16", "int8"] = "float32"
-    """How embedding tables are kept. With fewer bits than float32, what that costs is measured on held-out rows."""
+    """Precision of the stored embedding tables. Below float32, the loss in quality is measured on held-out rows."""
     max_ne_loss: NonNegativeFloat = 0.001
-    """With fewer bits: how much normalized entropy of any task may rise, as a share of the ranker's own."""
+    """Below float32: how much any task's normalized entropy may rise, as a share of the ranker's own."""
     tolerance: PositiveFloat = 1e-5
     """With float32 tables: how far a probability may be from the ranker's own."""
     checked_rows: PositiveInt = 512
-    """Held-out rows, at least, on which the saved model is held against the ranker's own predictions before it is
-    committed; with fewer bits 40 times as many, so that normalized entropy means something."""
+    """Minimum number of held-out rows on which the saved model is compared with the ranker's own predictions before the
+    commit; below float32, 40 times as many, so that normalized entropy is meaningful."""
     max_candidates: PositiveInt = 1000
     """The most candidates of a request."""
     max_history: PositiveInt = 10_000

@@ -1,7 +1,7 @@
-"""What one arm reads and looks up: the single place where columns, tables and id spaces meet.
+"""The columns an arm reads and the tables it looks up: the single place where columns, tables and id spaces meet.
 
-Reader, model, planner and cost accounting all follow this description, so an arm can not read a column that its
-cost does not count, nor own a table that the report does not show.
+Reader, model, planner and cost accounting all use this description. So every column that an arm reads is in its cost,
+and every table is in the report.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,7 +23,7 @@ BASE_COLUMNS = ("event_time", "user_id", "item_id")
 HISTORY_COLUMNS = ("history_item_ids", "history_times")
 ITEM_IDS, HISTORY_IDS, USER_IDS = OWN_IDS["item"], OWN_IDS["history"], OWN_IDS["user"]
 MAX_TABLE_BYTES = 2**63 - 1
-"""More bytes than that cannot be addressed, whatever the number of ranks."""
+"""A larger table cannot be addressed, whatever the number of ranks."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class ArmFeatures:
     """Everything one arm takes from the events.
 
     Attributes:
-        tasks: what is predicted, by label column, with the weights of this training.
+        tasks: the predicted tasks, by label column, with the weights of this training.
         dense: float columns of the dense block.
         ids: id features that every arm has: ids and context. history_ids: that of the history's items.
-        item: how content reaches the ad's position. history: the history's. user: the user's.
-        has_user_place: whether users have a place for content in the model: in every arm, where the dataset has any.
+        item: the content at the ad's position. history: at the history's. user: at the user's.
+        has_user_place: whether the model has a place for users' content: in every arm, if the dataset has such content.
     """
 
     tasks: Mapping[str, TaskSpec]
@@ -64,7 +64,7 @@ class ArmFeatures:
 
     @property
     def constants(self) -> NeededConstants:
-        """The constants that the content needs; the ad and the history take the same embeddings."""
+        """The constants that the content needs; the ad and the history use the same embeddings."""
         return NeededConstants(
             tuple(dict.fromkeys(sid for content in self.contents for sid in content.codebooks)),
             {content.entity: content.embeddings for content in self.contents if content.embeddings},
@@ -77,13 +77,13 @@ class ArmFeatures:
 
     @property
     def sid_columns(self) -> dict[str, SidSpec]:
-        """The SID columns read, with the spec each must carry."""
+        """The SID columns read, each with the spec that it must have."""
         known = {name: held for sid in self.sids.values() for name, held in event_columns(sid).items()}
         return {column: known[column] for column in self.columns if column in known}
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The events columns this arm reads, and no other."""
+        """Exactly the events columns that this arm reads."""
         wanted = [
             *BASE_COLUMNS,
             *self.tasks,
@@ -106,14 +106,14 @@ class ArmFeatures:
         return (*self.bags, *self.sequences)
 
     def with_tables(self, change: Callable[[IdFeature], IdFeature]) -> "ArmFeatures":
-        """Return the same with each id feature changed."""
+        """Return a copy with each id feature changed."""
         item, history, user = (content.with_tables(change) for content in self.contents)
         ids, history_ids = tuple(map(change, self.ids)), change(self.history_ids)
         return replace(self, ids=ids, history_ids=history_ids, item=item, history=history, user=user)
 
     @property
     def row_bags(self) -> tuple[IdFeature, ...]:
-        """The bags that an impression has of its own."""
+        """The bags that each impression has of its own."""
         return tuple(bag for bag in self.bags if not bag.of_request)
 
     @property
@@ -123,16 +123,16 @@ class ArmFeatures:
 
 
 def arm_features(spec: DatasetSpec, config: RankerConfig, sids: Sids) -> ArmFeatures:
-    """Lay out what an arm reads, looks up and predicts.
+    """Return the columns, tables and tasks of an arm.
 
     Args:
         spec: the dataset's description. config: with the arm chosen.
         sids: the dataset's sets of SIDs by name.
 
     Raises:
-        SpecError: the arm needs SIDs that the dataset lacks, or that it can not take.
+        SpecError: the arm needs SIDs that the dataset lacks, or that the arm cannot take.
         DataError: it needs an embedding that the items lack, or the dataset names no task.
-        ConfigError: `task_weights`, `table_rows` or `admission` names what the dataset lacks, or a table is too large.
+        ConfigError: `task_weights`, `table_rows` or `admission` has an unknown name, or a table is too large.
     """
     ids = _id_features(spec, config.model)
     history_ids = ids.pop(HISTORY_IDS)
@@ -156,7 +156,7 @@ def weighted_tasks(spec: DatasetSpec, weights: Mapping[str, float]) -> dict[str,
     """Return the dataset's tasks, in its order, with the weights that the configuration sets.
 
     Raises:
-        DataError: it names none, or one like a column of predictions. ConfigError: a weight is of no task.
+        DataError: it has no task, or one named like a column of predictions. ConfigError: a weight names no task.
     """
     if not spec.tasks:
         raise DataError("dataset.json: tasks: names none; the ranker predicts at least one")
@@ -190,7 +190,7 @@ def _id_features(spec: DatasetSpec, model: ModelConfig) -> dict[str, IdFeature]:
 
 
 def _require_size(feature: IdFeature, dim: int) -> None:
-    """Check that a table has a row, and no more bytes than can be addressed."""
+    """Check that a table has at least one row, and no more bytes than can be addressed."""
     if feature.rows < 1:
         raise DataError(f"dataset.json: {feature.column!r} has no ids; its table must have a row")
     if feature.rows * dim * 4 > MAX_TABLE_BYTES:
@@ -204,7 +204,7 @@ def _require_size(feature: IdFeature, dim: int) -> None:
 
 
 def _contents(spec: DatasetSpec, arm: ArmConfig, sids: Sids) -> list[Content]:
-    """Lay out the arm's content at every position, and check that the positions agree."""
+    """Return the arm's content at every position, and check that the positions agree."""
     places = [Place(kind, position, arm, sids, spec) for position, kind in arm.kinds.items()]
     contents = [content_kinds()[place.kind].at(place) for place in places]
     taken = {sid.name for content in contents for sid in content.sids}
@@ -225,7 +225,7 @@ def dataset_sids(dataset: Dataset) -> dict[str, SidSpec]:
     """Return the specs of a snapshot's sets of SIDs, by name.
 
     Raises:
-        ConfigError: the snapshot lists a spec that is not one of ours.
+        ConfigError: the snapshot lists an invalid spec.
     """
     return {
         name: parse(SidSpec, one.spec, f"{dataset.path / SNAPSHOT_FILE}: sids.{name}")

@@ -1,4 +1,4 @@
-"""The ranker's training loop: the steps, the learning curve, checkpoints. `ranker.progress` has what a step takes."""
+"""The ranker's training loop: steps, learning curve, checkpoints. `ranker.progress` runs a step's batches."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -26,24 +26,24 @@ from sidestack.ranker.sharding import ShardedRanker, build_sharded
 from sidestack.ranker.warm_start import WarmStart
 
 Phase = Literal["search", "train"]
-"""A stage's trainings: the one that finds the number of epochs (`ranker.validation`), and the one it is there for."""
+"""A stage's trainings: the search for the number of epochs (`ranker.validation`), and the actual training."""
 
 UNTIMED_STEPS = 10
-"""First steps of each start, which the throughput leaves out: tracing, allocation, the reader's first row groups."""
+"""First steps of each start, excluded from throughput: tracing, allocation, the reader's first row groups."""
 
 
 class Fit:
-    """The training and what it has to remember. Its place in the data is its step, for any number of ranks.
+    """A training and its state. Its step determines its place in the data, for any number of ranks.
 
     Args of the constructor:
-        progress: the pipeline. sharded: what it trains. restart_tables: see `Model`.
+        progress: the pipeline. sharded: the trained model. restart_tables: see `Model`.
         reader: the training rows. training: the settings.
-        run: the stage's, for its record, its checkpoints and its profile.
-        phase: which of a stage's trainings it is; begins the names of its learning curve.
-        steps_before: those of the stage's earlier training, beyond which its checkpoints are numbered.
+        run: the stage's run, for its record, its checkpoints and its profile.
+        phase: which of the stage's trainings this is; a prefix of the learning curve's names.
+        steps_before: steps of the stage's earlier training; checkpoint numbers start after them.
 
     Attributes:
-        carried: returns what checkpoints keep of the stage's validation, JSON-ready; None: there is none.
+        carried: returns the stage's validation state for checkpoints, JSON-ready; None: there is none.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Fit:
         self.carried: Callable[[], dict[str, Any] | None] = lambda: None
         self.num_steps = max(round(training.steps_share * training.epochs * reader.num_batches), 1)
         self.point_every = point_every(self.num_steps, training.log_every)
-        # A search may end after any epoch, so that each has a point at its end.
+        # A search may end after any epoch, so each epoch ends with a point.
         self.curve_end = reader.num_batches if phase == "search" else self.num_steps
         self.window = TrainingWindow(progress.features.tasks, phase)
         self.average = WeightAverage(sharded.dense_optimizer.params)
@@ -79,11 +79,11 @@ class Fit:
         self.timed_steps, self.seconds, self.waited, self.checkpoint_seconds = 0, 0.0, 0.0, 0.0
 
     def run(self, advance: Callable[[int], None], is_enough: Callable[[], bool] = lambda: False) -> None:
-        """Take the steps that are left, writing the learning curve.
+        """Train the remaining steps, and write the learning curve.
 
         Args:
-            advance: told of rows that were trained on.
-            is_enough: asked after each epoch; True ends the training.
+            advance: called with the number of rows trained on.
+            is_enough: called after each epoch; True ends the training.
         """
         untimed = min(UNTIMED_STEPS, self.num_steps - self.step - 1) + self.step
         advance(self.step * self.training.batch_size)
@@ -104,7 +104,7 @@ class Fit:
                 self.seconds += time.monotonic() - since
                 self.waited += self.progress.waited - waited
             ends = self.step % self.reader.num_batches == 0 and is_enough()
-            self._keep()  # last, so that it holds all of the step
+            self._keep()  # last, so that the checkpoint holds all of the step
             self.profile.step()
             if ends:
                 break
@@ -135,7 +135,7 @@ class Fit:
         for epoch in range(first, -(-self.num_steps // length)):
             end = min(self.num_steps - epoch * length, length)
             begin = start if epoch == first else 0
-            # Also where a checkpoint was made at an epoch's end: it holds the tables as that epoch left them.
+            # Also after a resume at an epoch's end: that checkpoint holds the tables as the epoch left them.
             if self.training.restart_tables and epoch and not begin:
                 self.restart_tables()
             for _, output in self.progress.over(self.reader, epoch, begin, end):
@@ -153,7 +153,7 @@ class Fit:
 
     @contextmanager
     def saved_before_stop(self) -> Iterator[None]:
-        """Save the last step where a request to stop ends the body.
+        """Save a checkpoint of the last step if a request to stop ends the body.
 
         Raises:
             PreemptedError: naming the step.
@@ -169,7 +169,7 @@ class Fit:
             raise PreemptedError(stop.signal, checkpoint.step) from stop
 
     def _checkpoint(self) -> Checkpoint:
-        self.progress.settle()  # no checkpoint of weights that a loss which is not finite has moved
+        self.progress.settle()  # no checkpoint of weights updated by a non-finite loss
         values = {
             "phase": self.phase,
             "validation": self.carried(),
@@ -184,7 +184,7 @@ class Fit:
         return Checkpoint(step, {**whole, **self.window.state(), **self.average.state()}, {}, values, shards)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Take up a checkpoint of this training, whose shards are in place already (`taken_up`)."""
+        """Resume from a checkpoint of this training, whose shards are already loaded (`taken_up`)."""
         self.sharded.make_dense_state()
         whole, _ = self.sharded.parted_state(self.progress.features)
         fill(whole, checkpoint.shared)
@@ -202,7 +202,7 @@ class Model(NamedTuple):
     """The pipeline, and the sharded model that it runs batches through.
 
     Attributes:
-        restart_tables: fills the tables, and their optimizers' states, with what the training began with.
+        restart_tables: resets the tables and their optimizers' states to those at the start of the training.
     """
 
     progress: Progress
@@ -218,7 +218,7 @@ def start_model(
     traffic: Traffic,
     start: WarmStart | None = None,
 ) -> Model:
-    """Build a model with its initial weights, or an earlier ranker's: the same each time."""
+    """Build a model with initial weights, or with an earlier ranker's (warm start); deterministic."""
     sharded = build_sharded(features, config, world, constants, traffic)
     if start is not None:
         with raise_on_all_ranks(world, "reading the ranker to start from"):
@@ -235,16 +235,16 @@ def start_model(
 
 
 def taken_up(checkpoints: Checkpoints | None, sharded: ShardedRanker, features: ArmFeatures) -> Checkpoint | None:
-    """Return the last checkpoint of a stage, its shards loaded into a model; None where there is none.
+    """Return a stage's last checkpoint, with its shards loaded into a model; None if there is none.
 
     Raises:
-        CommitError: it is of other work.
+        CommitError: it belongs to other work.
     """
     return None if checkpoints is None else checkpoints.load(sharded.shards(features))
 
 
 def learning_rates(training: TrainingConfig, step: int, total: int) -> tuple[float, float]:
-    """Return the learning rates of tables and of the rest for a step (from 0 to total): up, then down linearly."""
+    """Return the learning rates of tables and of the rest at a step (0 to total): linear warmup, then linear decay."""
     rise = (step + 1) / (warmup_steps(training, total) + 1)
     fall = 1.0 - (1.0 - training.final_learning_rate) * step / total
     share = min(rise, fall)

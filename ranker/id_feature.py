@@ -9,9 +9,9 @@ from sidestack.encoder.sid.columns import sid_columns
 from sidestack.encoder.sid.spec import SidSpec
 
 CLUSTERS = "_clusters"
-"""Ends the name of a feature whose ids are unpacked from the columns of a SID."""
+"""Suffix of the name of a feature whose ids are unpacked from the columns of a SID."""
 ROWS_AN_ID = 4
-"""Rows of a hashed table for an id that can occur: about a fifth of the ids then share a row."""
+"""Rows of a hashed table per id that can occur: about a fifth of the ids then share a row."""
 MAX_SID_ROWS = 2**20
 
 
@@ -20,15 +20,15 @@ class IdFeature:
     """One id column and the embedding table it is looked up in.
 
     Attributes:
-        column: the events column, which is also the feature's name; of clusters a name of their own.
-        num_ids: ids lie in [0, num_ids); anything else is an error, never a silent zero.
-        rows: rows of the table. Fewer than num_ids means hashing by modulo; more, room for ids to come.
-        of_request: whether a request has the ids once, for all its impressions.
-        sid: the set of Semantic IDs that the ids are of, whose bytes are the arm's own cost.
-        clusters: more than 0: the ids are so many first digits of the SID, unpacked from its columns.
-        fallback_rows: more than 0: the table has admission, and its first rows are those that ids without a row of
-            their own share.
-        row_map: of a table with admission the row of each id, int32; None until `ranker.row_maps` has read it. Ids
+        column: the events column, which is also the feature's name; clusters have a name of their own.
+        num_ids: ids are in [0, num_ids); anything else is an error, never a silent zero.
+        rows: rows of the table. Fewer than num_ids means hashing by modulo; more, room for future ids.
+        of_request: whether the ids are stored once per request, for all its impressions.
+        sid: the set of Semantic IDs that the ids come from; its bytes count as the arm's own cost.
+        clusters: more than 0: the ids are this many first digits of the SID, unpacked from its columns.
+        fallback_rows: more than 0: the table has admission, and ids without a row of their own share this many first
+            rows.
+        row_map: the row of each id in a table with admission, int32; None until `ranker.row_maps` has read it. Ids
             beyond it share the fallback rows.
     """
 
@@ -48,7 +48,7 @@ class IdFeature:
 
     @property
     def is_hashed(self) -> bool:
-        """Whether ids share rows by modulo of all rows."""
+        """Whether ids share rows, by modulo of the number of rows."""
         return self.rows < self.num_ids and not self.has_admission
 
     @property
@@ -72,18 +72,18 @@ class IdFeature:
 
     @property
     def ids_per_entry(self) -> int:
-        """How many ids stand for one item."""
+        """The number of ids per item."""
         return max(self.clusters, 1)
 
 
 def sid_rows(num_ids: int, can_occur: int, max_rows: int | None) -> int:
-    """Return the rows of a table of SIDs; fewer than ids mean that ids are hashed.
+    """Return the rows of a table of SIDs; fewer rows than ids mean that ids are hashed.
 
-    By rule a row for each id, but no more than the power of two that has `ROWS_AN_ID` rows for each that can occur, and
-    `MAX_SID_ROWS` at most. What occurs is not counted: that would need the files. It is bounded by the items or users.
+    By rule one row per id, but no more than the power of two with `ROWS_AN_ID` rows per id that can occur, and at most
+    `MAX_SID_ROWS`. The ids that occur are not counted, as that would need the files; items or users bound their number.
 
     Args:
-        num_ids: that the digits can spell. can_occur: of prefixes, the items or users.
+        num_ids: ids that the digits can spell. can_occur: ids that can occur; of prefixes, the items or users.
         max_rows: the arm's setting; None: the rule.
     """
     if max_rows is None:

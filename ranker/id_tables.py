@@ -1,4 +1,4 @@
-"""How an arm's embedding tables are used: ids possible, seen and never seen, rows, ids that share a row, bytes."""
+"""Usage of an arm's embedding tables: possible, seen and unseen ids, rows, ids that share a row, bytes."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -16,11 +16,11 @@ from sidestack.ranker.reader import Split
 Ids = npt.NDArray[np.int64]
 
 MAX_ROWS = 20_000_000
-"""The most rows of events that are read to see which ids occur; more of them are sampled, by whole row groups."""
+"""The most rows of events read to find the ids that occur; a larger log is sampled, by whole row groups."""
 
 
 class DistinctIds:
-    """The different ids among all that were added. Memory: three times the ids it holds."""
+    """The distinct ids among all that were added. Memory: three times the ids it holds."""
 
     def __init__(self) -> None:
         self._known = np.empty(0, np.int64)
@@ -32,11 +32,11 @@ class DistinctIds:
         unique: Ids = pc.unique(ids).to_numpy(zero_copy_only=False)
         self._new.append(unique)
         self._num_new += len(unique)
-        if self._num_new > max(len(self._known), 1 << 20):  # seldom enough for each id to be sorted a few times only
+        if self._num_new > max(len(self._known), 1 << 20):  # rare enough that each id is sorted only a few times
             self._merge()
 
     def ids(self) -> Ids:
-        """Return them, rising."""
+        """Return the distinct ids, ascending."""
         self._merge()
         return self._known
 
@@ -47,16 +47,16 @@ class DistinctIds:
 
 
 def collision_share(distinct_ids: Ids, rows: int) -> float:
-    """Return the share of ids whose row, the id modulo `rows`, is another id's row as well.
+    """Return the share of ids whose row, the id modulo `rows`, is also another id's row.
 
     Args:
-        distinct_ids: the ids, each once. rows: the table's.
+        distinct_ids: the ids, each once. rows: the table's number of rows.
     """
     return shared_share(distinct_ids % rows)
 
 
 def shared_share(row_N: Ids) -> float:
-    """Return the share of different ids whose row is another's as well, by the row of each."""
+    """Return the share of distinct ids that share their row with another, from the row of each id."""
     if not len(row_N):
         return 0.0
     row_N = np.sort(row_N)
@@ -68,17 +68,17 @@ def shared_share(row_N: Ids) -> float:
 def describe_tables(trained: Split, held_out: Split, dim: int, max_rows: int = MAX_ROWS) -> dict[str, Any]:
     """Describe every table of an arm by the ids that occur in the impressions.
 
-    An id that no training row has is still looked up: in a row of its own that is as it was initialized, or, where
-    the table is hashed, in one that it shares.
+    An id that no training row has is still looked up: in its own row with initial weights, or, if the table is hashed,
+    in a row that it shares.
 
     Args:
         trained, held_out: the splits; their rows were checked already. dim: the tables' width.
-        max_rows: the most rows to read of either.
+        max_rows: the most rows to read of each split.
 
     Returns:
-        `rows_counted`, the training rows that were read, and `tables`: for each its name, whether it holds SIDs,
+        `rows_counted`, the number of training rows read, and `tables`: for each its name, whether it holds SIDs,
         possible_ids, distinct_ids (of training), rows, collision_share, bytes (of weights), held_out_ids (lookups in
-        the held-out rows) and never_seen (those of an id that no training row has). Ids of a table that is not hashed
+        the held-out rows) and never_seen (lookups of ids that no training row has). Ids of a table that is not hashed
         share no row.
     """
     tables = trained.features.tables
@@ -116,7 +116,7 @@ def sampled(split: Split, columns: Sequence[str], max_rows: int, check: Check | 
         (group,) = rows.groups(at, at + 1)
         yield rows.joined(group)
         read += group.rows
-        # The next one lies as far on as leaves the rows that are read spread over all.
+        # Skip ahead so that the row groups read are spread evenly over all.
         at = max(group.start + group.rows, int(read * total / min(max_rows, total)))
 
 
@@ -128,7 +128,7 @@ def _is_in(ids: Ids, rising: Ids) -> npt.NDArray[np.bool_]:
 
 
 def _flat(column: pa.ChunkedArray) -> pa.Array:
-    """Return the ids of a column of integers or of lists of them; nulls count for nothing."""
+    """Return the ids of a column of integers or of lists of integers, without nulls."""
     values = pc.list_flatten(column) if pa.types.is_list(column.type) else column
     return values.drop_null().combine_chunks()
 

@@ -1,8 +1,8 @@
-"""Initial weights that depend on the seed and a parameter's name alone.
+"""Initial weights that depend only on the seed and a parameter's name.
 
-Not on the arm, so that what two arms share starts equal; not on the number of ranks or the sharding, so that runs
-can be compared. A table is filled in blocks of rows, each with a generator of its own, so a shard makes only the
-blocks it holds: memory stays bounded and no rank makes the whole table.
+They do not depend on the arm, so weights that two arms share start equal, nor on the number of ranks or the sharding,
+so runs can be compared. A table is filled in blocks of rows, each with its own generator. A shard generates only the
+blocks it holds: memory stays bounded and no rank generates the whole table.
 """
 
 import hashlib
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 BLOCK_ROWS = 8192
 OMEGA = "omega"
-"""How the matrix is called that takes the history's unpacked SIDs (or raw embeddings) to the model's width."""
+"""Name of the matrix that maps the history's unpacked SIDs (or raw embeddings) to the model's width."""
 TABLE_BOUND = 0.01
-"""Table rows start uniform in (-bound, bound): small, so that a row seen never or rarely adds little noise."""
+"""Table rows start uniform in (-bound, bound): small, so that a row never or rarely seen adds little noise."""
 
 
 def generator(seed: int, name: str, block: int = 0) -> torch.Generator:
@@ -30,10 +30,10 @@ def fill_table(shard: Tensor, name: str, seed: int, rows_from: int, columns_from
     """Fill one shard of a table in place.
 
     Args:
-        shard: float [rows, columns], the part of the table that lies at (rows_from, columns_from).
+        shard: float [rows, columns], the part of the table at offset (rows_from, columns_from).
         name: the table's parameter name.
         seed: the run's.
-        rows_from: the table's row that is the shard's first. columns_from: likewise for columns.
+        rows_from: the shard's first row in the table. columns_from: likewise for columns.
         dim: columns of the whole table.
     """
     rows, columns = shard.shape
@@ -52,7 +52,7 @@ def fill_table(shard: Tensor, name: str, seed: int, rows_from: int, columns_from
 def fill_dense(module: nn.Module, seed: int) -> None:
     """Fill a module's parameters in place: matrices by Xavier's normal, vectors (biases) with zeros.
 
-    Omega, whose rows stand in a table's place, starts as small as a table's rows do: see docs/architecture.md.
+    Omega, which replaces a table, starts as small as a table's rows: see docs/architecture.md.
     """
     for name, parameter in module.named_parameters():
         if parameter.dim() < 2:

@@ -2,8 +2,8 @@
 
     python -m ranker.inspect --model DIR --dataset DIR [--rows N]
 
-An input's importance is the rise in normalized entropy when its values are shuffled over held-out rows: of the columns
-of an impression over the impressions, of what a request shares over the requests.
+An input's importance is the rise in normalized entropy when its values are shuffled over held-out rows: an impression's
+columns over the impressions, a request's columns over the requests.
 """
 
 import argparse
@@ -51,20 +51,20 @@ class Input:
 
 @dataclass(frozen=True)
 class Importance:
-    """How much normalized entropy rises, by task, when an input is shuffled; as a share of what it is without."""
+    """How much normalized entropy rises, by task, when an input is shuffled, relative to the unshuffled value."""
 
     name: str
     rise: dict[str, float]
 
 
 def inputs_of(features: ArmFeatures) -> list[Input]:
-    """Return an arm's inputs: blocks of columns that belong together, and every column that stands alone."""
+    """Return an arm's inputs: blocks of columns that belong together, and every other column by itself."""
     ids = [feature.column for feature in features.ids]
     found = []
     for content in (features.item, features.user):
         tables = [column for one in content.tables for column in one.columns]
         columns = dict.fromkeys([*tables, *content.columns, *content.known])
-        # A row's own id is an input by itself, though `dense` content is read by it.
+        # A row's own id is an input of its own, although `dense` content is looked up by it.
         found.append(Input(f"{content.position}'s content", tuple(column for column in columns if column not in ids)))
     history = Input("history", tuple(dict.fromkeys([*features.sequence_columns, *HISTORY_COLUMNS])))
     found += [history, Input("all dense columns", features.dense)]
@@ -76,7 +76,7 @@ def importances(network: LocalNetwork, rows: Rows, seed: int = 0) -> tuple[dict[
     """Return normalized entropy by task, and the importance of each input, largest first.
 
     Args:
-        network: the ranker's. rows: held-out rows. seed: of the shuffling.
+        network: the ranker's. rows: held-out rows. seed: seeds the shuffling.
     """
     features = network.features
     labels = {task: _labels(rows.own, features, task) for task in features.tasks}
@@ -90,9 +90,9 @@ def importances(network: LocalNetwork, rows: Rows, seed: int = 0) -> tuple[dict[
 
 
 def shuffle(rows: Rows, columns: Sequence[str], rng: np.random.Generator) -> Rows:
-    """Return rows with some columns shuffled, all alike: over rows, or over requests where these have them.
+    """Return rows with some columns shuffled, all in the same order: over rows, or over requests for request columns.
 
-    A history keeps its distance to its request.
+    The entries of a shuffled history keep their age relative to the request.
     """
     assert rows.shared is not None
     own = [name for name in columns if name in rows.own.column_names]
@@ -106,7 +106,7 @@ def shuffle(rows: Rows, columns: Sequence[str], rng: np.random.Generator) -> Row
 
 
 def _moved(table: pa.Table, columns: Sequence[str], order_N: npt.NDArray[np.int64]) -> pa.Table:
-    """Return a table with some columns in another order."""
+    """Return a table with the values of some columns reordered."""
     moved = take_rows(table.select(columns), order_N)
     for name in columns:
         table = table.set_column(table.schema.get_field_index(name), table.schema.field(name), moved[name])
@@ -114,7 +114,7 @@ def _moved(table: pa.Table, columns: Sequence[str], order_N: npt.NDArray[np.int6
 
 
 def _kept_distance(requests: pa.Table, order_R: npt.NDArray[np.int64]) -> pa.Array:
-    """Return the times of histories in another order, moved by as much as their requests are apart."""
+    """Return the reordered times of histories, shifted by the difference of the requests' times."""
     time_R = requests["event_time"].cast(pa.int64()).to_numpy()
     lists = take_rows(requests.select([HISTORY_TIMES]), order_R)[HISTORY_TIMES].combine_chunks()
     apart_T = np.repeat(time_R - time_R[order_R], lists.value_lengths().to_numpy())
@@ -135,7 +135,7 @@ def _entropies(network: LocalNetwork, rows: Rows, labels: dict[str, Labels]) -> 
 
 
 def read_rows(dataset: Dataset, bundle: RankerBundle, number: int) -> Rows:
-    """Read held-out rows, spread over their dates by whole row groups, about so many."""
+    """Read about `number` held-out rows, spread over their dates by whole row groups."""
     described = bundle.description
     features = bundle.features(dataset.spec)
     holdout = described.config.holdout
@@ -176,7 +176,7 @@ def _importance_table(whole: dict[str, float], found: Sequence[Importance]) -> T
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print what a ranker is and what it listens to."""
+    """Print a ranker's tables and the importance of its inputs."""
     parser = argparse.ArgumentParser(prog="python -m ranker.inspect", description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--model", type=path_argument, required=True, help="the output of a ranker's stage")
     parser.add_argument("--dataset", type=path_argument, required=True, help="the snapshot it was trained on")

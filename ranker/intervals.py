@@ -1,23 +1,23 @@
 """Gains between arms, paired by user and by training, with intervals that hold both.
 
-Rows of one user are alike, so rows are not independent draws: an interval that resamples rows is far too narrow.
+Rows of one user are correlated, so rows are not independent draws: an interval that resamples rows is far too narrow.
 Whole users are resampled instead. A resample of users needs only each user's sums, so a thousand resamples are
-one product of a count matrix with the sums; every arm meets the same resamples, which makes the gain paired.
+one product of a count matrix with the sums. Every arm gets the same resamples, which makes the gain paired.
 
-An arm that is trained again, from other seeds, gives another gain. Replicates are therefore drawn in each resample,
-too, but not by picking among the few there are: R values picked with replacement understate the variance between
-trainings by (R - 1) / R, and 2 to 5 values hardly show anything beyond their extremes. The mean over trainings is
-drawn from Student's t with R - 1 degrees of freedom about the one found, which is exact where gains of trainings are
-normal. `tests/ranker/test_intervals.py` simulates it: where hardly anything but trainings differs, 95 % intervals of
-three trainings hold the truth 95 times in 100; picking replicates holds it 72 times, and 78 times with deviations
-scaled by sqrt(R / (R - 1)). What a training moves in single users is in both draws, which can only widen the interval.
+An arm trained again, from other seeds, has another gain. Replicates are therefore drawn in each resample too, but not
+by picking among the few there are: R values picked with replacement understate the variance between trainings by
+(R - 1) / R, and 2 to 5 values hardly show anything beyond their extremes. The mean over trainings is drawn from
+Student's t with R - 1 degrees of freedom about the observed mean, which is exact if gains of trainings are normal.
+`tests/ranker/test_intervals.py` simulates it. If trainings are almost the only variation, 95 % intervals of three
+trainings cover the truth 95 times in 100. Picking replicates covers it 72 times, and 78 times with deviations scaled by
+sqrt(R / (R - 1)). The effect of a training on single users is in both draws, which can only widen the interval.
 
-The price of few trainings is length: of two, an interval by their own deviation reaches 9 of their standard deviations
-to each side. Of fewer than `OWN_DEVIATION` trainings the deviation is therefore that of all arms of the comparison
-(`pooled_deviation`): the residual of an analysis of variance by arm and by training, with (A - 1)(R - 1) degrees of
-freedom; of two arms it is the paired deviation. With four arms and two trainings intervals are .3 times as long. Arms
-are taken to deviate alike: where one deviates twice as much as three others, an interval of that arm holds the truth
-91 to 93 times in 100 (the same simulation, three and two trainings).
+Few trainings make long intervals: with two, an interval by their own deviation reaches 9 of their standard deviations
+to each side. With fewer than `OWN_DEVIATION` trainings, the deviation is therefore pooled over all arms of the
+comparison (`pooled_deviation`): the residual of an analysis of variance by arm and by training, with (A - 1)(R - 1)
+degrees of freedom; with two arms it is the paired deviation. With four arms and two trainings, intervals are .3 times
+as long. Arms are assumed to deviate equally: if one deviates twice as much as three others, its interval covers the
+truth 91 to 93 times in 100 (the same simulation, three and two trainings).
 """
 
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 OWN_DEVIATION = 5
-"""From so many trainings on, what trainings move a gain by is told from the pair's own."""
+"""From this many trainings on, the deviation between trainings is estimated from the pair's own trainings."""
 
 _CHUNK_COUNTS = 1 << 22  # 32 MiB of int64 counts at a time, whatever the number of users and resamples
 
@@ -40,13 +40,12 @@ _CHUNK_COUNTS = 1 << 22  # 32 MiB of int64 counts at a time, whatever the number
 def resample_users(sums_UC: Floats, num_resamples: int, seed: int) -> Floats:
     """Draw users with replacement, as many as there are, and add up the sums of those drawn.
 
-    All columns meet the same draws. Memory stays bounded by drawing a few resamples at a time, which does not change
-    them.
+    All columns get the same draws. Resamples are drawn a few at a time to bound memory, which does not change them.
 
     Args:
         sums_UC: each user's sums, such as the log loss under each arm.
         num_resamples: how many resamples, B.
-        seed: the same seed gives the same resamples.
+        seed: equal seeds draw equal resamples.
 
     Returns:
         The sums of each resample, [B, C].
@@ -64,7 +63,7 @@ def resample_users(sums_UC: Floats, num_resamples: int, seed: int) -> Floats:
 
 
 def _draw_counts(rng: np.random.Generator, rows: int, num_users: int) -> Floats:
-    # Counting uniform draws gives the multinomial, far faster than drawing it category by category.
+    # Counts of uniform draws are multinomial, and far faster than a draw category by category.
     drawn_RU = rng.integers(0, num_users, size=(rows, num_users))
     drawn_RU += np.arange(rows)[:, None] * num_users
     counts = np.bincount(drawn_RU.ravel(), minlength=rows * num_users)
@@ -73,7 +72,7 @@ def _draw_counts(rng: np.random.Generator, rows: int, num_users: int) -> Floats:
 
 @dataclass(frozen=True)
 class Sums:
-    """One arm's sums over rows, all that a gain is made from.
+    """One arm's sums over rows, from which gains are computed.
 
     Attributes:
         trained_R: the sum in each replicate, over all users.
@@ -86,10 +85,10 @@ class Sums:
 
 @dataclass(frozen=True)
 class GainEstimate:
-    """A gain and what is known of it.
+    """A gain with its interval and replicates.
 
     Attributes:
-        gain: of the mean over replicates.
+        gain: the gain of the mean over replicates.
         interval: lower and upper bound.
         replicates: the gain in each replicate.
     """
@@ -99,23 +98,23 @@ class GainEstimate:
     replicates: tuple[float, ...]
 
     def turned(self) -> "GainEstimate":
-        """Return the same with every sign turned."""
+        """Return the estimate with every sign flipped."""
         low, high = self.interval
         return GainEstimate(-self.gain, (-high, -low), tuple(-gain for gain in self.replicates))
 
     @property
     def seeds(self) -> float | None:
-        """The standard deviation over replicates; None with one."""
+        """The standard deviation over replicates; None with one replicate."""
         return _deviation(np.array(self.replicates)) if len(self.replicates) > 1 else None
 
 
 @dataclass(frozen=True)
 class TrainingDeviation:
-    """What one training moves the logarithm of the ratio of two arms' sums by.
+    """The deviation between trainings of the logarithm of the ratio of two arms' sums.
 
     Attributes:
-        deviation: the standard deviation; 0 where there is one training, which says nothing of it.
-        degrees: of freedom.
+        deviation: the standard deviation; 0 with one training, from which it cannot be estimated.
+        degrees: degrees of freedom.
     """
 
     deviation: float
@@ -123,10 +122,10 @@ class TrainingDeviation:
 
 
 def pooled_deviation(sums_AR: Floats) -> TrainingDeviation:
-    """Return the deviation of a pair of arms, from the sums of A arms in R replicates; none where a sum is 0.
+    """Return the deviation of a pair of arms, from the sums of A arms in R replicates; 0 if a sum is not positive.
 
-    Arms of one replicate have the same seeds, and what these do to all arms is in no gain: means of arms and of
-    replicates are taken out of the logarithms, and what is left deviates by chance.
+    Arms of one replicate have the same seeds, and an effect of the seeds on all arms cancels in a gain. The means of
+    arms and of replicates are subtracted from the logarithms; the residual is random.
     """
     arms, replicates = sums_AR.shape
     degrees = (arms - 1) * (replicates - 1)
@@ -140,23 +139,23 @@ def pooled_deviation(sums_AR: Floats) -> TrainingDeviation:
 def training_draws(num_resamples: int, num_replicates: int, degrees: int, seed: int) -> Floats:
     """Draw how far the mean over replicates may lie from the truth, in standard deviations of one replicate.
 
-    The draws are the middles of B parts of equal chance, in random order, so that their quantiles are those of the
-    distribution. Independent draws would not do: with one degree of freedom the 2.5 % quantile of 1,000 of them has a
-    standard deviation of a fifth of itself, and a fixed seed makes it the same error in every comparison.
+    The draws are the midpoints of B parts of equal probability, in random order, so their quantiles are those of the
+    distribution. Independent draws would not do: with one degree of freedom, the 2.5 % quantile of 1,000 draws has a
+    standard deviation of a fifth of itself, and a fixed seed repeats the same error in every comparison.
 
     Returns:
-        [B], Student's t over sqrt(R). Zeros without a degree of freedom: the interval is then over users alone.
+        [B], Student's t over sqrt(R). Zeros without a degree of freedom: the interval is then only over users.
     """
     if not degrees:
         return np.zeros(num_resamples)
     shares_B = (np.arange(num_resamples) + 0.5) / num_resamples
     draws_B: Floats = stdtrit(degrees, shares_B) / np.sqrt(num_replicates)
-    rng = np.random.default_rng([seed, num_replicates])  # apart from the users' draws
+    rng = np.random.default_rng([seed, num_replicates])  # independent of the users' draws
     return rng.permutation(draws_B)
 
 
 def student_reach(confidence: float, num_replicates: int, degrees: int) -> float:
-    """Return how far the interval of a mean over replicates reaches, in standard deviations of one replicate."""
+    """Return the half-width of the interval of a mean over replicates, in standard deviations of one replicate."""
     return float(stdtrit(degrees, (1.0 + confidence) / 2.0) / np.sqrt(num_replicates))
 
 
@@ -170,11 +169,11 @@ def estimate_gain(
     Args:
         arm, reference: sums on the same rows, with the same resamples, replicate by replicate.
         better: whether lower or higher sums are better.
-        training: of `pooled_deviation`. seed: of the draws of trainings.
+        training: from `pooled_deviation`. seed: seeds the draws of trainings.
         confidence: the share of resamples inside the interval, such as 0.95.
 
     Returns:
-        None when the reference's sum is not above 0, in some replicate or resample.
+        None if the reference's sum is not above 0 in some replicate or resample.
     """
     if not ((reference.trained_R > 0).all() and (reference.drawn_B > 0).all()):
         return None
@@ -183,7 +182,7 @@ def estimate_gain(
     draws_B = training_draws(len(arm.drawn_B), len(gains_R), training.degrees, seed)
     gains_B = 1.0 - arm.drawn_B / reference.drawn_B + ratio * training.deviation * draws_B
     tail = (1.0 - confidence) / 2.0
-    low, high = np.quantile(gains_B, [tail, 1.0 - tail], method="hazen")  # which takes draws for such middles, too
+    low, high = np.quantile(gains_B, [tail, 1.0 - tail], method="hazen")  # treats draws as such midpoints too
     lowered = GainEstimate(float(1.0 - ratio), (float(low), float(high)), tuple(gains_R.tolist()))
     return lowered if better == "lower" else lowered.turned()
 

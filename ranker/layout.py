@@ -1,8 +1,8 @@
-"""Which rows attend to which history: requests in groups of like size, padded, for kernels over dense batches.
+"""Which rows attend to which history: requests in groups of similar size, padded, for kernels over dense batches.
 
-Rows of a request attend to one history. A group holds requests whose histories, and whose numbers of rows, are within
-a factor of each other, so that padding a group to its largest stays cheap, and one long history costs its own length.
-Groups are laid out on the host, where the lengths are known; a GPU is asked for nothing.
+Rows of a request attend to one history. In a group, the histories' lengths and the numbers of rows are within a factor
+of each other. Padding a group to its largest stays cheap, and a long history costs only its own length. Groups are laid
+out on the host, where the lengths are known, without a GPU synchronization.
 """
 
 from typing import Any, NamedTuple
@@ -17,9 +17,9 @@ from torch.nn.functional import embedding
 Integers = npt.NDArray[np.int64]
 
 SHORT = 16
-"""Histories of up to so many entries are grouped together; longer ones with those of up to twice their length."""
+"""Histories of up to this many entries form one group; longer ones are grouped with those up to twice as long."""
 ROWS_FACTOR = 4
-"""Requests are grouped with those of up to so many times their rows."""
+"""Requests are grouped with those of up to this many times their rows."""
 
 
 class HistoryGroup(NamedTuple):
@@ -36,13 +36,13 @@ class HistoryGroup(NamedTuple):
 
 
 class HistoryLayout(NamedTuple):
-    """The histories of a batch of R requests, with B rows and T entries over all of them.
+    """The histories of a batch of R requests, with B rows and T entries in total.
 
     Attributes:
-        groups: every request with a history is in one of them.
-        place_B: int64, where each row is found among the rows of all groups, one group after another; where it has no
-            history, the number of them all.
-        place_T: int64, where each entry is found among the entries of all groups.
+        groups: every request with a history is in exactly one.
+        place_B: int64, the place of each row among the concatenated rows of all groups; for a row without history, the
+            number of these rows.
+        place_T: int64, the place of each entry among the concatenated entries of all groups.
     """
 
     groups: tuple[HistoryGroup, ...]
@@ -54,8 +54,18 @@ def history_layout(lengths_R: Integers, rows_R: Integers) -> HistoryLayout:
     """Lay out a batch.
 
     Args:
-        lengths_R: entries of each request's history, which lie one request after another.
+        lengths_R: entries of each request's history; entries are stored request by request.
         rows_R: rows of each request, likewise; at least 1.
+
+    Example: four requests, a to d, with lengths 2, 0, 3, 1 and 1, 2, 1, 8 rows. a and c are of similar size; b has no
+    history; d has many rows, and so a group of its own (. is padding):
+
+        entries of a batch     a a c c c d          rows of a batch    a b b c d d d d d d d d
+                               0 1 2 3 4 5                             0 1 2 3 4 5 6 7 8 9 ...
+        group 1: entries_GL    0 1 .                rows_GM            0
+                               2 3 4                                   3
+        group 2: entries_GL    5                    rows_GM            4 5 6 7 8 9 10 11
+        place_T                0 1 3 4 5 6          place_B            0 10 10 1 2 3 4 5 6 7 8 9
     """
     entry_R, row_R = np.cumsum(lengths_R) - lengths_R, np.cumsum(rows_R) - rows_R
     size_R = _power(np.maximum(lengths_R, SHORT), 2) * 64 + _power(rows_R, ROWS_FACTOR)
@@ -75,20 +85,20 @@ def history_layout(lengths_R: Integers, rows_R: Integers) -> HistoryLayout:
 
 
 def _power(numbers_N: Integers, base: int) -> Integers:
-    """Return the least power of a base, itself a power of 2, that reaches each number, as its exponent."""
+    """Return, for each number, the exponent of the smallest power of `base` that reaches it; base is a power of 2."""
     exponents_N: Integers = np.ceil(np.log2(numbers_N) / np.log2(base)).astype(np.int64)
     return exponents_N
 
 
 def _padded(starts_G: Integers, lengths_G: Integers) -> tuple[Integers, npt.NDArray[np.bool_]]:
-    """Return the numbers from each start on, padded with 0 to the longest, and where they are no padding."""
+    """Return the consecutive numbers from each start, padded with 0 to the longest, and a mask of the numbers."""
     place_X = np.arange(lengths_G.max())
     is_in_GX = place_X < lengths_G[:, None]
     return np.where(is_in_GX, starts_G[:, None] + place_X, 0), is_in_GX
 
 
 class _Padded(Function):
-    """The rows of a matrix at the places of each group; every row but those of no group is at one place."""
+    """The rows of a matrix gathered into groups; every row that is in a group is at exactly one place."""
 
     @staticmethod
     def forward(ctx: Any, values_ND: Tensor, place_N: Tensor, *groups: Tensor) -> tuple[Tensor, ...]:
@@ -97,7 +107,8 @@ class _Padded(Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        # A gather, where the gradient of an embedding would scatter, into zeros for each group anew.
+        # d values[n] = d flat[place_N[n]], as row n is at one place (or at none: the zeros behind the last place).
+        # This gathers; the gradient of an embedding would scatter into new zeros for each group.
         (place_N,) = ctx.saved_tensors
         flat_PD = torch.cat([part_GXD.flatten(0, 1) for part_GXD in gradients])
         flat_PD = torch.cat([flat_PD, flat_PD.new_zeros(1, flat_PD.shape[1])])
@@ -105,7 +116,7 @@ class _Padded(Function):
 
 
 def padded_entries(values_TD: Tensor, layout: HistoryLayout) -> tuple[Tensor, ...]:
-    """Return what entries have, [G, L, D] for each group; padding is some entry's, and gets no gradient."""
+    """Return the entries' values, [G, L, D] for each group; padding repeats some entry, and gets no gradient."""
     padded: tuple[Tensor, ...] = _Padded.apply(  # type: ignore[no-untyped-call]
         values_TD, layout.place_T, *[group.entries_GL for group in layout.groups]
     )
@@ -113,7 +124,7 @@ def padded_entries(values_TD: Tensor, layout: HistoryLayout) -> tuple[Tensor, ..
 
 
 def padded_rows(values_BD: Tensor, layout: HistoryLayout) -> tuple[Tensor, ...]:
-    """Return what rows have, [G, M, D] for each group, likewise."""
+    """Return the rows' values, [G, M, D] for each group, likewise."""
     padded: tuple[Tensor, ...] = _Padded.apply(  # type: ignore[no-untyped-call]
         values_BD, layout.place_B, *[group.rows_GM for group in layout.groups]
     )
@@ -121,9 +132,9 @@ def padded_rows(values_BD: Tensor, layout: HistoryLayout) -> tuple[Tensor, ...]:
 
 
 def rows_of(values_ND: Tensor, places: Tensor) -> Tensor:
-    """Return the rows of a matrix at some places, in the shape of `places` with the width behind.
+    """Return the rows of a matrix at some places, in shape [*places.shape, width].
 
-    As an embedding: the gradient of many equal places is summed in one pass, in the same order every time, which
-    `index_select` takes row by row on a CPU and in any order on a GPU.
+    Implemented as an embedding: the gradients of equal places are summed in one pass, in a fixed order. `index_select`
+    sums them row by row on a CPU, and in any order on a GPU.
     """
     return embedding(places, values_ND)

@@ -1,4 +1,4 @@
-"""Whether a step's loss is finite, asked when the device has had time to compute it."""
+"""A check that a step's loss is finite, made when the device has had time to compute it."""
 
 from collections.abc import Callable, Sequence
 
@@ -14,8 +14,8 @@ class NonFiniteLossError(DataError):
     """The loss of a global batch is NaN or infinite.
 
     Attributes:
-        batch: makes this rank's part of it once more, in host memory.
-        is_own: whether this rank's own probabilities are not finite.
+        batch: rebuilds this rank's part of the batch, in host memory.
+        is_own: whether this rank's own probabilities are non-finite.
     """
 
     def __init__(self, message: str, batch: Callable[[], RankerBatch], is_own: bool) -> None:
@@ -25,11 +25,11 @@ class NonFiniteLossError(DataError):
 
 
 class LossCheck:
-    """A step's totals on their way to the host, where they are checked.
+    """An asynchronous copy of a step's totals to the host, and their check there.
 
     Args of the constructor:
-        output: of the step; the copy of its totals to the host begins at once, behind the step's own work.
-        tasks: the tasks' names. place: tells where the batch's rows are. batch: makes it once more.
+        output: of the step; the copy of its totals is enqueued at once, behind the step's own work.
+        tasks: the tasks' names. place: returns where the batch's rows are. batch: rebuilds the batch.
     """
 
     def __init__(
@@ -45,10 +45,10 @@ class LossCheck:
             self._arrived.record()
 
     def require_finite(self) -> None:
-        """Wait for the totals and check them: those over all ranks, so that every rank finds the same.
+        """Wait for the totals and check them. They are over all ranks, so every rank finds the same.
 
         Raises:
-            NonFiniteLossError: naming the losses by task, and the rows.
+            NonFiniteLossError: with the losses by task, and the rows.
         """
         if self._arrived is not None:
             self._arrived.synchronize()

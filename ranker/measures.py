@@ -14,7 +14,7 @@ class TaskMeasures:
     Attributes:
         num: judged rows. positives: those with label 1.
         metrics: by name, in the order of `all_metrics`.
-        deciles: calibration by predicted chance, lowest first.
+        deciles: calibration by predicted probability, lowest first.
     """
 
     num: int
@@ -24,7 +24,7 @@ class TaskMeasures:
 
 
 def measure_task(predictions: Predictions, task: str) -> TaskMeasures:
-    """Measure every metric on the rows that are judged on a task, in one pass an order of rows."""
+    """Measure every metric on the rows that are judged on a task, in one pass for each order of rows."""
     num_users = len(predictions.users(task))
     num, positives = predictions.count_labels(task)
     tallies = {name: metric.tally(num_users) for name, metric in all_metrics().items()}

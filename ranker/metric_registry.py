@@ -1,7 +1,7 @@
-"""The metrics, in the order in which tables show them. One entry here is all that a metric needs, or, in another
-package, an entry point of group `sidestack.metrics` (docs/extending).
+"""The metrics, in the order in which tables show them. A metric needs only one entry here, or, in another package, an
+entry point of group `sidestack.metrics` (docs/extending).
 
-Summaries, comparisons, intervals, tables and tuning ask `all_metrics` for what there is; none of them names a metric.
+Summaries, comparisons, intervals, tables and tuning use `all_metrics`; none of them names a metric.
 """
 
 import functools
@@ -18,7 +18,7 @@ from sidestack.ranker.statistics import AucTally, GaucTally, RowTally, Tally, en
 
 Better = Literal["lower", "higher"]
 Order = Literal["row", "score", "user"]
-"""How rows come to a tally: by row number, by (score, row), or by (user, score)."""
+"""The order of a tally's rows: by row number, by (score, row), or by (user, score)."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,12 @@ class Metric:
     """How well an arm predicts one task, in one number.
 
     Attributes:
-        name: its key in files, and its column. title: its name for people.
-        tally: number of the task's users -> what sums it up over rows.
-        order: how the tally's rows must come.
-        better: which values are better; None where neither is, so that there is no gain.
+        name: its key in files, and its column. title: its display name.
+        tally: number of the task's users -> the tally that sums the metric over rows.
+        order: the order that the tally's rows must have.
+        better: which values are better; None if neither, so that there is no gain.
         digits: decimals shown.
-        note: what must be known of it; shown below tables, with the counts of its `Measure`.
+        note: a footnote, shown below tables with the counts of its `Measure`.
     """
 
     name: str
@@ -43,11 +43,11 @@ class Metric:
     note: str = ""
 
     def text(self, value: float | None) -> str:
-        """Return a value as people read it; nothing where it is not defined."""
+        """Return a value as text; empty if it is not defined."""
         return "" if value is None else f"{value:.{self.digits}f}"
 
     def gain_rule(self, reference: str) -> str:
-        """Say how the gain over a reference is made."""
+        """Return the formula of the gain over a reference, as text."""
         ratio = f"{self.title} / {self.title}({reference})"
         return f"{self.title} gain is 1 - {ratio}" if self.better == "lower" else f"{self.title} gain is {ratio} - 1"
 
@@ -81,18 +81,17 @@ CALIBRATION = Metric(
 OWN = {metric.name: metric for metric in (NE, AUC, GAUC, CALIBRATION)}
 
 HEADLINE = NE
-"""The metric whose gain tables, figures, segments, RoI and tuning are about."""
+"""The metric whose gain tables, figures, segments, RoI and tuning use."""
 
 
 @functools.cache
 def all_metrics() -> dict[str, Metric]:
-    """Return the metrics by name, ours and after them those of installed packages.
+    """Return the metrics by name, ours first, then those of installed packages.
 
-    They are loaded by the first call and not when this module is imported: the module of a metric may then be imported
-    before it.
+    They are loaded by the first call, not at import of this module: a metric's module may be imported before this one.
 
     Raises:
-        ConfigError: an installed package names what is no metric; see `with_plugins`.
+        ConfigError: an installed package's entry point is not a metric; see `with_plugins`.
     """
     metrics = with_plugins(METRICS, OWN)
     for name, metric in metrics.items():

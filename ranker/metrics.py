@@ -1,6 +1,6 @@
-"""How well an arm predicts: exact metrics over a run's prediction files, and the training curve's windows.
+"""Prediction quality of an arm: exact metrics over a run's prediction files, and the training curve's windows.
 
-The exact metrics are those of `ranker.metric_registry`; arms are compared by the same code.
+The exact metrics are those of `ranker.metric_registry`; comparisons of arms use the same code.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,10 +23,10 @@ from sidestack.ranker.spans import counted
 
 
 def prediction_schema(tasks: Iterable[str]) -> pa.Schema:
-    """Return the schema of predictions, one row a held-out row: for each task `<task>`, its label, and `p_<task>`.
+    """Return the schema of predictions, one row per held-out row: for each task `<task>`, its label, and `p_<task>`.
 
-    `p_<task>` is the probability of a task given that its ancestors happened. So the label is null where some
-    ancestor's is not 1, as where it is not known itself: a null label is not judged.
+    `p_<task>` is the probability of a task given that its ancestors happened. The label is therefore null if an
+    ancestor's label is not 1, or if it is not known itself; a null label is not judged.
     """
     names = tuple(tasks)
     return pa.schema(
@@ -48,7 +48,7 @@ def prediction_rows(
 
     Args:
         rows: with ids, time and labels. rows_N: their numbers, counted from the first held-out row.
-        p_TN: predicted probabilities by task. tasks: what is predicted.
+        p_TN: predicted probabilities by task. tasks: the predicted tasks.
     """
     columns = [
         pa.array(rows_N),
@@ -60,7 +60,7 @@ def prediction_rows(
 
 
 def judged_label(table: pa.Table, tasks: Mapping[str, TaskSpec], task: str) -> pa.Array:
-    """Return a task's label, null where not all of its ancestors happened, and where it does not count."""
+    """Return a task's label, null where not all of its ancestors happened, or where it does not count."""
     label = counted(table, task, as_array(table, task))
     for ancestor in ancestors(tasks, task):
         label = pc.if_else(pc.equal(as_array(table, ancestor), 1), label, None)
@@ -71,12 +71,12 @@ def prediction_metrics(path: Path, tasks: Sequence[str]) -> dict[str, dict[str, 
     """Measure every task on all rows of a ranker's output.
 
     Args:
-        path: the directory that holds `predictions/`; what must be sorted on disk is sorted within it.
-        tasks: each has there a label column of its name, null where the row is not judged, and `p_<task>`.
+        path: the directory that holds `predictions/`; sorting on disk also uses it.
+        tasks: each has a label column of its name, null where the row is not judged, and a column `p_<task>`.
 
     Returns:
-        task -> num and positives (of the judged rows), the value of each of `all_metrics` by its name, and the counts
-        that a metric stands on as `<metric>_<count>`. What is not defined is None, and `reason` says why.
+        task -> num and positives (of the judged rows), the value of each of `all_metrics` by its name, and a metric's
+        counts as `<metric>_<count>`. An undefined value is None, and `reason` explains it.
 
     Raises:
         DataError: the predictions break their contract; see `ranker.predictions.sorted_predictions`.
@@ -104,7 +104,7 @@ def _reason(task: str, measured: TaskMeasures) -> dict[str, str]:
 
 
 def named_metrics(kind: str, measured: Mapping[str, Mapping[str, Any]], metrics: Iterable[str]) -> dict[str, float]:
-    """Return metrics of `prediction_metrics`, those that are defined, as `<kind>_<task>_<metric>`."""
+    """Return the defined metrics of `prediction_metrics` as `<kind>_<task>_<metric>`."""
     return {
         f"{kind}_{task}_{metric}": values[metric]
         for task, values in measured.items()
@@ -117,7 +117,7 @@ class TrainingWindow:
     """Sums of the steps between two points of the learning curve.
 
     Args of the constructor:
-        tasks: the tasks' names, in the order of the totals. name: begins the names of its values.
+        tasks: the tasks' names, in the order of the totals. name: the prefix of its values' names.
     """
 
     def __init__(self, tasks: Iterable[str], name: str = "train") -> None:
@@ -130,11 +130,11 @@ class TrainingWindow:
         self._totals_3T = totals_3T if self._totals_3T is None else self._totals_3T + totals_3T
 
     def state(self) -> dict[str, Tensor]:
-        """Return what a checkpoint has to keep of the window, the same on every rank."""
+        """Return the window's state for a checkpoint, the same on every rank."""
         return {} if self._totals_3T is None else {"window": self._totals_3T}
 
     def load_state(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
-        """Take up what `state` gave."""
+        """Restore what `state` returned."""
         self._totals_3T = tensors["window"].to(device) if "window" in tensors else None
 
     def take(self) -> dict[str, float]:
@@ -151,10 +151,10 @@ class TrainingWindow:
 
 
 def normalized_entropy(loss: float, count: float, positives: float) -> float:
-    """Return the mean log loss over the entropy of the base rate; NaN where not both labels are there.
+    """Return the mean log loss over the entropy of the base rate; NaN unless both labels occur.
 
     Args:
-        loss: the sum of log losses, in nats. count: of labels. positives: of them.
+        loss: the sum of log losses, in nats. count: number of labels. positives: number of positives among them.
     """
     if not 0 < positives < count:
         return float("nan")
@@ -163,7 +163,7 @@ def normalized_entropy(loss: float, count: float, positives: float) -> float:
 
 
 def log_loss_ne(p_N: NDArray[np.float32], labels_N: NDArray[np.float32]) -> float:
-    """Return the normalized entropy of probabilities; NaN where not both labels are there.
+    """Return the normalized entropy of probabilities; NaN unless both labels occur.
 
     Args:
         p_N: in [0, 1]. labels_N: 0 or 1, NaN where a row is not judged.

@@ -1,4 +1,4 @@
-"""The ranking model: tables, the dense part over them, and a loss that is the same for any number of ranks."""
+"""The ranking model: tables, the dense network over them, and a loss that is the same for any number of ranks."""
 
 from collections.abc import Mapping
 from functools import reduce
@@ -23,12 +23,12 @@ from sidestack.ranker.inputs import Vectors
 
 
 class StepOutput(NamedTuple):
-    """What one step gives beside the loss.
+    """The results of one step beside the loss.
 
     Attributes:
-        probabilities_BT: float32, this rank's rows, by task.
+        probabilities_BT: float32, of this rank's rows, by task.
         totals_3T: float64, over all ranks: sum of log losses, number of labels, number of positives, by task. In
-            training the losses are this rank's until the optimizer steps (`GlobalLoss.take_unsummed`).
+            training the sum of losses is only this rank's until the optimizer steps (`GlobalLoss.take_unsummed`).
         source: see `RankerBatch`.
     """
 
@@ -40,13 +40,13 @@ class StepOutput(NamedTuple):
 class GlobalLoss(nn.Module):
     """Log loss averaged over the labels of the global batch.
 
-    Gradients are averaged over ranks. Each rank therefore gives `world size * its own sum / the global number of
-    labels`, whose average over ranks is the mean over the global batch, however its rows are spread. That number is
-    known once rows are read, and comes with the batch; in training, the sums of the losses travel with the gradients.
+    Gradients are averaged over ranks. Each rank's loss is therefore `world size * its own sum / the global number of
+    labels`; the average over ranks is the mean over the global batch, however its rows are spread. The global number is
+    known when rows are read, and comes with the batch. In training, the losses are summed with the gradients.
 
     Args of the constructor:
         tasks: by name, in the order of the logits; the logit of a task with a parent is that of p(task | parent = 1).
-        children: what tasks with a parent learn from (`ranker.config.TrainingConfig`).
+        children: which rows tasks with a parent learn from (`ranker.config.TrainingConfig`).
     """
 
     task_weights_T: Tensor
@@ -55,24 +55,24 @@ class GlobalLoss(nn.Module):
         super().__init__()
         places = {task: place for place, task in enumerate(tasks)}
         self.in_entire_space = children == "entire_space"
-        # For each task the places of its ancestors, from the root on, and its own.
+        # For each task the places of its ancestors, root first, and its own.
         self.chains = [[places[name] for name in (*ancestors(tasks, task)[::-1], task)] for task in tasks]
         weights = [task.weight for task in tasks.values()]
         self.register_buffer("task_weights_T", torch.tensor(weights), persistent=False)
         self._unsummed_T: Tensor | None = None
 
     def counts(self, batch: RankerBatch) -> Tensor:
-        """Return how many labels of a batch the loss is of, and the positives among them, by task: float64 [2, T]."""
+        """Return the number of a batch's labels in the loss, and of positives among them, by task: float64 [2, T]."""
         labels_BT, weights_BT = self._counted(batch)
         return torch.stack([weights_BT.sum(0), (labels_BT * weights_BT).sum(0)]).double()
 
     def take_unsummed(self) -> Tensor | None:
-        """Return the losses in the last step's `totals_3T`, to be summed over ranks in place; None once they were."""
+        """Return the losses in the last step's `totals_3T`, to be summed over ranks in place; None once taken."""
         taken, self._unsummed_T = self._unsummed_T, None
         return taken
 
     def forward(self, logits_BT: Tensor, batch: RankerBatch) -> tuple[Tensor, StepOutput]:
-        """Return this rank's loss to differentiate, and the step's output; the host waits for no GPU."""
+        """Return this rank's loss to differentiate, and the step's output, without a GPU synchronization."""
         labels_BT, weights_BT = self._counted(batch)
         losses_BT = binary_cross_entropy_with_logits(self._judged(logits_BT), labels_BT, reduction="none") * weights_BT
         sums_T = losses_BT.sum(0)
@@ -88,14 +88,14 @@ class GlobalLoss(nn.Module):
         return loss, StepOutput(logits_BT.detach().sigmoid(), totals_3T, batch.source)
 
     def _judged(self, logits_BT: Tensor) -> Tensor:
-        """Return the logits that the loss is of."""
+        """Return the logits that enter the loss."""
         if not self.in_entire_space:
             return logits_BT
         joint = [reduce(joint_logit, [logits_BT[:, i] for i in chain]) for chain in self.chains]
         return torch.stack(joint, dim=1)
 
     def _counted(self, batch: RankerBatch) -> tuple[Tensor, Tensor]:
-        """Return the labels that the loss is of, and 1 where a label counts."""
+        """Return the labels that enter the loss, and weights: 1 where a label counts, else 0."""
         labels_BT, weights_BT = batch.labels_BT, batch.weights_BT
         if not self.in_entire_space:  # an ancestor's label that is not known is 0
             asked = [[weights_BT[:, own], *(labels_BT[:, i] for i in above)] for *above, own in self.chains]
@@ -116,10 +116,10 @@ def joint_logit(first_B: Tensor, second_B: Tensor) -> Tensor:
 
 
 class LookedUp(nn.Module):
-    """Takes torchrec's results apart; a module, so that the pipeline does not trace into it."""
+    """The unpacking of torchrec's results; a module, so that the pipeline does not trace into it."""
 
     def forward(self, bags: KeyedTensor, request_bags: KeyedTensor, sequences: dict[str, JaggedTensor]) -> Vectors:
-        """Return the vectors by feature: their order is the sharding's."""
+        """Return the vectors by feature: their order depends on the sharding."""
         of_entry = {name: sequence.values() for name, sequence in sequences.items()}
         return Vectors(bags.to_dict(), request_bags.to_dict(), of_entry)
 
@@ -127,7 +127,7 @@ class LookedUp(nn.Module):
 class Ranker(nn.Module):
     """The tasks' probabilities from ids, context, history and, by arm, Semantic IDs (SIDE paper, section 5).
 
-    `forward` stays plain: the training pipeline traces it to find the tables and the batch's part each is fed with.
+    `forward` stays plain: the training pipeline traces it to find the tables and each table's input in the batch.
 
     Args of the constructor:
         features: what the arm reads and looks up.

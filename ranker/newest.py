@@ -1,4 +1,4 @@
-"""Histories cut to their newest entries, by the bounds that the configuration sets."""
+"""Truncation of histories to their newest entries, by the configured bounds."""
 
 from dataclasses import dataclass, replace
 
@@ -12,17 +12,17 @@ from sidestack.ranker.features import ArmFeatures
 from sidestack.ranker.layout import Integers
 
 _NO_BOUND = 2**62
-"""More entries than any history has."""
+"""A bound above the entries of any history."""
 
 
 @dataclass
 class NewestEntries:
-    """Keeps the newest entries of histories, and counts what it leaves out.
+    """A truncation of histories to their newest entries, with counts of the entries cut.
 
     Attributes:
         settings: how many entries a history, and a global batch, may have; without bounds nothing is counted.
-        entries: entries seen so far, without padding's; a row that is read again counts again.
-        entries_cut: those of them left out.
+        entries: entries seen so far, without padding; a row that is read again counts again.
+        entries_cut: how many of them were cut.
     """
 
     settings: HistoryConfig = HistoryConfig()
@@ -31,15 +31,15 @@ class NewestEntries:
 
     @property
     def counts(self) -> tuple[int, int]:
-        """Both counts: entries seen, and entries left out."""
+        """Both counts: entries seen, and entries cut."""
         return self.entries, self.entries_cut
 
     def of(self, batch: Batch, features: ArmFeatures, lane_batch: int, lanes: int) -> Batch:
         """Return the batch with every sequence column cut to the newest entries, all at the same places.
 
         Args:
-            batch: of one rank, or of several batches in turn. features: name the columns.
-            lane_batch: rows of a lane's share of a batch, which lie beside each other. lanes: of all ranks.
+            batch: one batch of a rank, or several in turn. features: which columns are sequences.
+            lane_batch: rows of a lane's share of a batch, which are adjacent. lanes: their number over all ranks.
         """
         if self.settings.max_length is None and self.settings.max_entries is None:
             return batch
@@ -63,10 +63,10 @@ class NewestEntries:
 
 
 def fitting_lengths(lengths_R: Integers, share_R: Integers, most: int) -> Integers:
-    """Return lengths of which each share has at most so many entries: the longest of a share are cut to one length.
+    """Return lengths that sum to at most `most` in each share; the longest of a share are cut to one common length.
 
     Args:
-        lengths_R: of histories. share_R: the share of each, ascending from 0. most: entries of a share.
+        lengths_R: of histories. share_R: the share of each, ascending from 0. most: bound of a share's entries.
     """
     fitting_R = lengths_R.copy()
     for share in np.flatnonzero(np.bincount(share_R, lengths_R) > most):

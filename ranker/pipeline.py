@@ -1,4 +1,4 @@
-"""torchrec's pipeline, with one exchange of ids a step in place of two for every collection and way of sharding."""
+"""torchrec's pipeline, with one id exchange per step instead of two for every collection and sharding type."""
 
 from typing import cast
 
@@ -15,21 +15,21 @@ from sidestack.ranker.model import StepOutput
 
 
 class RankerPipeline(TrainPipelineSparseDist[RankerBatch, StepOutput]):  # type: ignore[misc]
-    """`TrainPipelineSparseDist`, which tells all ranks how many ids to expect in one message, and sends the ids in one.
+    """`TrainPipelineSparseDist` with one message for the numbers of ids to expect, and one for the ids.
 
-    torchrec fuses the first of these alone: the ids, and how many of them each lookup has, travel in two messages for
-    every collection of tables and every way in which some of its tables are sharded.
+    torchrec fuses only the first: it sends the ids, and the number of ids of each lookup, in two messages for every
+    collection of tables and every sharding type among its tables.
     """
 
     def wait_sparse_data_dist(self, context: TrainPipelineContext) -> None:
-        """Wait until it is known how many ids come from where, and start the exchange of all ids."""
+        """Wait for the number of ids from each rank, and start the exchange of all ids."""
         requests = [request for _, fused in context.fused_splits_awaitables for request in fused._awaitables]
         names = [name for fused, _ in context.fused_splits_awaitables for name in fused]
-        # There are none on one rank, nor in the very first step, in which torchrec has not replaced the forwards yet.
+        # None on one rank, and none in the very first step, where torchrec has not replaced the forwards yet.
         metas = [one for one in requests if isinstance(one, KJTSplitsAllToAllMeta) and one.pg.size() > 1]
         tensors = [meta.input_tensors for meta in metas]
         for meta in metas:
-            meta.input_tensors = []  # torchrec starts an exchange of each that it finds
+            meta.input_tensors = []  # torchrec starts an exchange for each tensor in the list
         super().wait_sparse_data_dist(context)
         if metas:
             lists = [context.input_dist_tensors_requests[name].awaitables for name in names]
@@ -39,10 +39,10 @@ class RankerPipeline(TrainPipelineSparseDist[RankerBatch, StepOutput]):  # type:
 
 
 class _IdExchange:
-    """One all-to-all of several tensors of integers: in int64, for each rank what it is to get of each, in turn.
+    """One all-to-all of several integer tensors, as int64: for each rank its parts of the tensors, in turn.
 
     Args of the constructor:
-        waiting: what torchrec waits for; they get the exchanged tensors. tensors: those to send, of each of `waiting`.
+        waiting: torchrec's awaitables, which receive the exchanged tensors. tensors: those to send, of each awaitable.
     """
 
     def __init__(self, waiting: list[KJTAllToAllTensorsAwaitable], tensors: list[list[Tensor]]) -> None:
@@ -69,7 +69,7 @@ class _IdExchange:
             one._awaitables = [cast(dist.Work, self)]
 
     def wait(self) -> None:
-        """Wait for the message, and hand out what is in it; the first of several calls does."""
+        """Wait for the message, and distribute its parts; a no-op after the first call."""
         if self._work is None:
             return
         self._work.wait()

@@ -1,10 +1,10 @@
-"""A dry run of the planner: how an arm's tables lie on GPUs that nobody has yet, and what sharing them costs.
+"""A dry run of the planner: how an arm's tables are placed on a given cluster, without its GPUs, and the costs.
 
     python -m ranker.plan --config FILE --set ranker.arm=sid_ngram --input-spec dataset.json --sid-spec sid.json \
         --ranks 8 --memory-gib 80 --table-rows item_id=1000000000 --rows 29000000000 --samples-per-second 1000000
 
-Instead of two specs, `--dataset DIR` takes a materialized dataset, whose histories, rows and SID columns are measured.
-The plan is the one that a training on such ranks would make, by the same code. Exits with 1 where nothing fits.
+Instead of two specs, `--dataset DIR` takes a materialized dataset, and measures its histories, rows and SID columns.
+A training on such ranks would make the same plan, by the same code. Exits with 1 if the tables do not fit.
 """
 
 import argparse
@@ -49,12 +49,12 @@ N = TypeVar("N", int, float)
 
 @dataclass(frozen=True)
 class Workload:
-    """What would be trained.
+    """The training to plan for.
 
     Attributes:
         config: the arm's, decided. features: what it reads and looks up. constants: the shapes of its constants.
-        traffic: what batches look up. rows: training rows, None where nobody said.
-        sid_bytes_per_row: what SID columns take in Parquet, where a dataset was measured.
+        traffic: average lookups of a batch. rows: training rows; None if not given.
+        sid_bytes_per_row: bytes of the SID columns in Parquet; None if no dataset was measured.
     """
 
     config: DecidedConfig
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Print the plan of the command line's cluster and workload.
 
     Raises:
-        SystemExit: with 1 where the tables do not fit or an argument breaks a rule.
+        SystemExit: with 1 if the tables do not fit or an argument is invalid.
     """
     quiet()
     arguments = _parse(argv)
@@ -89,10 +89,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def dry_run(work: Workload, cluster: Cluster, samples_per_second: float | None = None) -> dict[str, Any]:
-    """Plan, and add up what the plan costs.
+    """Plan, and add up the plan's costs.
 
     Args:
-        work: what would be trained. cluster: on what. samples_per_second: over all ranks, for hours and bandwidth.
+        work: the training. cluster: the ranks. samples_per_second: over all ranks, for hours and bandwidth.
 
     Returns:
         `TablePlan.described()`, with `fits`, `arm`, `bytes`, `exchange`, `training` and `sid_columns`, all JSON.
@@ -132,10 +132,10 @@ def _exchange(plan: TablePlan, dense: int) -> dict[str, Any]:
 
 
 def _arithmetic(table: PlannedTable, ranks: int) -> dict[str, str]:
-    """Write out what `sent` adds up to, as the mean over ranks."""
+    """Return the arithmetic of `sent` as text, as the mean over ranks."""
     share, ids = f"{ranks - 1}/{ranks} x {table.lookups}", table.ids
-    asked = sum(shard.size[0] for shard in table.shards) / table.rows  # how many parts an id is sent to
-    columns = sum(shard.size[1] for shard in table.shards)  # of all partial sums of a pooled row
+    asked = sum(shard.size[0] for shard in table.shards) / table.rows  # how many shards each id is sent to
+    columns = sum(shard.size[1] for shard in table.shards)  # over all partial sums of a pooled row
     numbers = f"{columns}" if table.is_pooled else f"{ids:g} x {table.dim}"
     return {
         "ids_sum": f"{share} x ({ID_BYTES} x {ids * asked:g} + {LENGTH_BYTES} x {len(table.shards)})",
@@ -191,7 +191,7 @@ def _workload(arguments: argparse.Namespace) -> Workload:
         spec = _spec(DatasetSpec, arguments.input_spec)
         sids = [_spec(SidSpec, file) for file in arguments.sid_spec]
         features = arm_features(spec, config, {sid.name: sid for sid in sids})
-        traffic = Traffic(float(spec.max_history))  # the most a request may carry: no less is known
+        traffic = Traffic(float(spec.max_history))  # the maximum of a request, as the mean is not known
         days = even_days(spec.train, rows or LARGE_LOG)
     constants = shaped_constants(features.constants, spec)
     decided = decide(config, days)

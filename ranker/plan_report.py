@@ -1,4 +1,4 @@
-"""The text of a dry run of the planner."""
+"""The report of a dry run of the planner, as text."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,7 +11,7 @@ from sidestack.ranker.planner import RESERVED_SHARE
 
 
 def print_report(report: dict[str, Any]) -> None:
-    """Print what `ranker.plan.dry_run` gives."""
+    """Print the report that `ranker.plan.dry_run` returns."""
     console = wide_console()
     cluster, training = report["cluster"], report["training"]
     kind = "GPUs" if cluster["device"] == "cuda" else "CPU ranks"

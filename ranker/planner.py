@@ -1,6 +1,6 @@
-"""Where every embedding table goes: torchrec's planner, asked the same way by a training and by a dry run.
+"""Placement of every embedding table by torchrec's planner, in the same way for a training and for a dry run.
 
-A training asks for the ranks it runs on (`ranker.sharding`), a dry run for ranks that nobody has yet (`ranker.plan`).
+A training plans for the ranks it runs on (`ranker.sharding`), a dry run for hypothetical ranks (`ranker.plan`).
 """
 
 import os
@@ -44,7 +44,7 @@ GIB = 2**30
 
 
 class NoPlanError(ConfigError):
-    """The tables do not fit; the message says what is short and by how much."""
+    """The tables do not fit; the message names the missing memory, by kind."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Cluster:
 
     @classmethod
     def of(cls, world: World, sharding: ShardingConfig) -> "Cluster":
-        """Describe the ranks this process group runs on; `memory_gib` overrides what a rank's tables may lie in."""
+        """Return the ranks of this process group; `memory_gib` overrides the memory for a rank's tables."""
         per_node = int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
         host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // per_node
         given = int(sharding.memory_gib * GIB) if sharding.memory_gib else None
@@ -75,7 +75,7 @@ class Cluster:
 
     @property
     def topology(self) -> Topology:
-        """Return it as torchrec's planner takes it."""
+        """Return the cluster as torchrec's `Topology`."""
         return TopologyFactory.create_topology(
             trainer_config=TrainerConfig(
                 world_size=self.ranks,
@@ -93,8 +93,8 @@ class PlannedShard:
     """One part of a table.
 
     Attributes:
-        rank: who holds it. offset: its first row and column in the table. size: its rows and columns.
-        device_bytes, host_bytes: what the planner expects it to take, with optimizer state, caches and buffers.
+        rank: the rank that holds it. offset: its first row and column in the table. size: its rows and columns.
+        device_bytes, host_bytes: the planner's memory estimate, with optimizer state, caches and buffers.
     """
 
     rank: int
@@ -106,11 +106,11 @@ class PlannedShard:
 
 @dataclass(frozen=True)
 class PlannedTable:
-    """One table's place.
+    """One table's placement.
 
     Attributes:
         name: the table's. rows, dim: its shape, float32.
-        lookups: of a rank in a step: one a row, or one a request of the batch. ids: of a lookup, on average.
+        lookups: of a rank per step, one per row or one per request of the batch. ids: mean ids per lookup.
         is_pooled: whether a lookup's ids become one vector. sharding, kernel: torchrec's names of them.
         shards: its parts.
     """
@@ -127,18 +127,18 @@ class PlannedTable:
 
     @property
     def bytes(self) -> int:
-        """Bytes of the weights and of RowWiseAdagrad's one number a row, wherever they lie."""
+        """Bytes of the weights and of RowWiseAdagrad's one number per row, over all ranks."""
         return self.rows * (self.dim + 1) * 4
 
 
 @dataclass(frozen=True)
 class TablePlan:
-    """What the planner decided, and what it was told.
+    """The planner's result, with its inputs.
 
     Attributes:
         cluster: the ranks. batch_size: rows of a rank's part of a global batch.
-        constraints: table -> what the planner was allowed to do with it. tables: where each goes.
-        sharding: the same as torchrec takes it.
+        constraints: table -> the planner's constraints for it. tables: the placement of each.
+        sharding: the plan in torchrec's form.
     """
 
     cluster: Cluster
@@ -148,14 +148,14 @@ class TablePlan:
     sharding: ShardingPlan
 
     def rank_bytes(self) -> npt.NDArray[np.int64]:
-        """Return what the planner expects tables to take on every rank: GPU and host, int64 [ranks, 2]."""
+        """Return the planner's estimate of the tables' memory on every rank: GPU and host bytes, int64 [ranks, 2]."""
         bytes_R2 = np.zeros((self.cluster.ranks, 2), np.int64)
         for shard in (shard for table in self.tables for shard in table.shards):
             bytes_R2[shard.rank] += (shard.device_bytes, shard.host_bytes)
         return bytes_R2
 
     def described(self) -> dict[str, Any]:
-        """Return it as plain data, ready for JSON."""
+        """Return the plan as JSON-ready data."""
         constraints = {
             name: {
                 "sharding_types": c.sharding_types,
@@ -187,15 +187,15 @@ def unsharded_model(
 
 
 def sharders() -> list[ModuleSharder[nn.Module]]:
-    """Return what shards the model's collections of tables."""
+    """Return the sharders of the model's table collections."""
     return [EmbeddingBagCollectionSharder(), EmbeddingCollectionSharder()]
 
 
 class Traffic(NamedTuple):
-    """What batches look up on average.
+    """Average lookups of a batch.
 
     Attributes:
-        history: entries of a history. requests: requests a row, of which a batch has what is shared once.
+        history: entries per history. requests: requests per row; shared inputs are looked up once per request.
     """
 
     history: float = 1.0
@@ -205,14 +205,14 @@ class Traffic(NamedTuple):
 def plan_tables(
     model: Ranker, features: ArmFeatures, config: DecidedConfig, cluster: Cluster, traffic: Traffic
 ) -> TablePlan:
-    """Plan where each table goes. No process group and no GPU is needed.
+    """Plan the placement of each table, without a process group or a GPU.
 
     Args:
         model: see `unsharded_model`. features: what it reads and looks up. config: the arm's.
         cluster: the ranks. traffic: for the planner's estimates.
 
     Raises:
-        NoPlanError: the tables do not fit. ConfigError: a table can be sharded in none of the configured ways.
+        NoPlanError: the tables do not fit. ConfigError: no configured sharding type is possible for a table.
     """
     batch_size = config.training.batch_size // cluster.ranks
     limits = _constraints(features, config, cluster, batch_size, traffic)
@@ -237,8 +237,8 @@ def plan_tables(
 
 
 class _OrderedEnumerator(EmbeddingEnumerator):  # type: ignore[misc]
-    """torchrec's, whose options come out of a `set` of texts: in another order, hence with another plan where two are
-    equally good, in every process."""
+    """torchrec's enumerator with its options sorted. torchrec takes them from a `set` of strings, in another order in
+    every process; among equally good plans, the choice would vary."""
 
     def enumerate(self, module: nn.Module, sharders: list[ModuleSharder[nn.Module]]) -> list[ShardingOption]:
         options = super().enumerate(module, sharders)
@@ -272,7 +272,7 @@ def _planned(option: ShardingOption, lookups: int) -> PlannedTable:
 def _constraints(
     features: ArmFeatures, config: RankerConfig, cluster: Cluster, batch_size: int, traffic: Traffic
 ) -> dict[str, ParameterConstraints]:
-    # Only kernels whose optimizer runs in the backward pass, the one thing that is the same on CPU and GPU.
+    # Only kernels whose optimizer runs in the backward pass: they train the same on CPU and GPU.
     kernels = [EmbeddingComputeKernel.FUSED.value]
     if cluster.device == "cuda":
         kernels += [EmbeddingComputeKernel.FUSED_UVM_CACHING.value]
@@ -291,7 +291,7 @@ def _constraints(
 def _shortage(
     options: Sequence[ShardingOption], cluster: Cluster, room: tuple[int, int], config: RankerConfig
 ) -> list[str]:
-    """Say what is short and by how much, for each kernel that tables could be given."""
+    """Return message lines with the missing memory, for each kernel possible for the tables."""
     tables = {option.name: option.tensor.numel() * 4 for option in options}
     types = ", ".join(config.sharding.types)
     memory = config.sharding.memory_gib
@@ -321,7 +321,7 @@ def _need(options: Sequence[ShardingOption], cluster: Cluster, room: tuple[int, 
 
 
 def _too_large(options: Sequence[ShardingOption], room: tuple[int, int], types: str) -> list[str]:
-    """Name the tables of which no part is small enough for a rank, whatever else it holds."""
+    """Return a line for each table whose largest part is too large even for an otherwise empty rank."""
     excess: dict[str, list[int]] = {}
     for option in options:
         over = [max(shard.storage.hbm - room[0], shard.storage.ddr - room[1]) for shard in option.shards]

@@ -1,4 +1,4 @@
-"""Predicting rows: every rank writes those that it read."""
+"""Prediction of rows: every rank writes the rows that it read."""
 
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -28,16 +28,15 @@ def predict(
     """Predict every row of a reader; each rank writes the rows it read as `part-<rank>.parquet`.
 
     Args:
-        progress: the pipeline. sharded: the model that it runs. reader: the rows. arm: how the progress names them.
-        out: the folder to write. log: shows progress. first_row: the number that the first row is written with.
+        progress: the pipeline. sharded: the model that it runs. reader: the rows. arm: the name in the progress bar.
+        out: the folder to write. log: shows progress. first_row: the row number of the first row.
 
     Returns:
         the floating-point operations of one row's forward pass, counted on this rank's first batch: two for each
-        multiplication and addition of a matrix product. Lookups, jagged attention and what is done element by element
-        are not counted.
+        multiply-add of a matrix product. Lookups, jagged attention and elementwise operations are not counted.
 
     Raises:
-        TrainingError: on every rank; all ranks together wrote another number of rows than the reader has.
+        TrainingError: on every rank; the total number of rows written differs from the reader's.
     """
     tasks, world = progress.features.tasks, progress.world
     sharded.model.eval()
@@ -51,7 +50,7 @@ def predict(
         for batch, output in chain([first], steps):
             with raise_on_all_ranks(world, "writing predictions"):
                 writer.write(prediction_table(batch, output, tasks, first_row))
-            # Padding is at most the last batches' share, so this rank's rows stand for every rank's.
+            # Only the last batches have padding, so this rank's number of rows approximates every rank's.
             advance(int(batch.valid_N.sum()) * world.size)
         with raise_on_all_ranks(world, "closing predictions"):
             stack.close()

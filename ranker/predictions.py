@@ -1,7 +1,7 @@
 """Held-out predictions of one arm, sorted on disk, and the check that two arms predicted the same rows.
 
-Ranks write rows in the order of their lanes, and metrics need them by row, by score and by user. DuckDB sorts them, in
-`MEMORY` whatever their number. It makes no sum of floats: `ranker.statistics` does, in an order that is fixed.
+Ranks write rows in the order of their lanes, and metrics need them by row, by score and by user. DuckDB sorts them
+within `MEMORY`, whatever their number. Floats are summed by `ranker.statistics`, in a fixed order, not by DuckDB.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +26,7 @@ from sidestack.ranker.statistics import Rows
 Integers = NDArray[np.int64]
 
 FOLDER = "predictions"
-"""The folder of a ranker's output that has its predictions."""
+"""The folder of the predictions in a ranker's output."""
 IDENTITY = ("row", "user_id", "item_id")
 MEMORY = "64MiB"
 BATCH_ROWS = 1 << 16
@@ -37,10 +37,10 @@ _ROWS, _UNSORTED = "rows_of_a_group", "unsorted"
 def sorting(folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     """Open a database for `sorted_predictions`, in a temporary directory within `folder` that is removed at the end."""
     with TemporaryDirectory(dir=folder, prefix="sorted-") as scratch:
-        # One thread: the order of a table's rows is then that in which they were written, and memory is least.
+        # One thread keeps a table's rows in the order in which they were written, and uses the least memory.
         config: dict[str, Any] = {"threads": 1, "memory_limit": MEMORY, "temp_directory": f"{scratch}/spilled"}
         with duckdb.connect(f"{scratch}/rows.duckdb", config=config) as database:
-            database.execute("SET enable_progress_bar = false")  # it would be printed on stdout
+            database.execute("SET enable_progress_bar = false")  # it would print to stdout
             yield database
 
 
@@ -51,11 +51,11 @@ def sorted_predictions(
     database: duckdb.DuckDBPyConnection,
     labels: Mapping[str, Dates] | None = None,
 ) -> Iterator["Predictions"]:
-    """Read `predictions/*.parquet` of a ranker's output, whatever ranks wrote it, and sort it by `row`.
+    """Read `predictions/*.parquet` of a ranker's output, from any number of ranks, and sort it by `row`.
 
     Args:
-        path: the ranker's directory. Each task has there a label column of its name, and `p_<task>`.
-        tasks: the tasks. database: of `sorting`; the rows leave it at the end.
+        path: the ranker's directory. Each task has a label column of its name there, and a column `p_<task>`.
+        tasks: the tasks. database: from `sorting`; the rows are dropped from it at the end.
         labels: by task, the first and last date whose labels are judged; a task that is not named has none. None: all.
 
     Raises:
@@ -71,11 +71,11 @@ def sorted_predictions(
     predictions = Predictions(Path(path), tuple(tasks), database, labels)
     predictions.load(groups)
     yield predictions
-    predictions.drop()  # after an error the whole database goes, and a stream may still hold the table
+    predictions.drop()  # not after an error: a stream may still hold the table, and the whole database is removed then
 
 
 def _checked(group: RowGroup, tasks: Sequence[str], further: Sequence[str]) -> pa.Table:
-    """Read one row group, and hold it against the contract."""
+    """Read one row group, and check it against the contract."""
     scores = [f"p_{task}" for task in tasks]
     table = read_row_group(group, [*IDENTITY, *tasks, *scores, *further])
     for name in (*IDENTITY, *scores):
@@ -117,7 +117,7 @@ class Predictions:
         """Sort the row groups' rows into the table; see `sorted_predictions`."""
         labels = (f"CAST({self._label(task)} AS TINYINT) AS {quoted(task)}" for task in self.tasks)
         columns = [*map(quoted, IDENTITY), *labels, *(quoted(f"p_{task}") for task in self.tasks)]
-        # Read by us, not by DuckDB, which holds no page against its checksum.
+        # Not read by DuckDB, which does not verify page checksums.
         further = () if self._labels is None else ("event_time",)
         with self._naming_errors():
             for number, group in enumerate(groups):
@@ -136,7 +136,7 @@ class Predictions:
             last_N = rows_N[-1:]
 
     def _label(self, task: str) -> str:
-        """Return the expression of a task's label, null on dates that are not judged."""
+        """Return the SQL expression of a task's label, null on dates that are not judged."""
         if self._labels is None:
             return quoted(task)
         if task not in self._labels:
@@ -153,7 +153,7 @@ class Predictions:
         return self._numbers(f"SELECT count(*) FROM {self._table}")[0]
 
     def count_users(self) -> int:
-        """Return the number of different users."""
+        """Return the number of distinct users."""
         return self._numbers(f"SELECT count(DISTINCT user_id) FROM {self._table}")[0]
 
     def count_labels(self, task: str) -> tuple[int, int]:
@@ -172,7 +172,7 @@ class Predictions:
         return self._users[task]
 
     def judged(self, task: str, order: Order) -> Iterator[Rows]:
-        """Stream the rows that are judged on a task, in an order."""
+        """Yield the rows that are judged on a task, in the given order."""
         label, score = quoted(task), quoted(f"p_{task}")
         by = {"row": "", "score": f" ORDER BY {score}, {quoted('row')}", "user": f" ORDER BY user_id, {score}"}
         users_U = self.users(task)
@@ -183,9 +183,9 @@ class Predictions:
             yield Rows(np.searchsorted(users_U, user_M), ids, label_M, score_M.astype(np.float64))
 
     def first_difference(self, other: "Predictions") -> dict[str, tuple[int | None, int | None]]:
-        """Return the identity and labels of the first row that differs from another's, column -> (own, other's).
+        """Return the ids and labels of the first row that differs from the other's, column -> (own, other's).
 
-        Empty where all rows have the same ids and labels. Both must have as many rows, and lie in one database.
+        Empty if all rows have the same ids and labels. Both must have the same number of rows, in one database.
         """
         names = [*IDENTITY, *self.tasks]
         pairs = ", ".join(f"a.{quoted(name)}, b.{quoted(name)}" for name in names)
@@ -216,7 +216,7 @@ def require_same_rows(arm: Predictions, reference: Predictions) -> None:
     """Check that an arm predicted the reference's rows, for the same users, items and labels.
 
     Raises:
-        DataError: naming both directories, the first row that differs, and in what.
+        DataError: names both directories, the first row that differs, and its differing columns.
     """
     both = f"{arm.path} and {reference.path} cannot be paired"
     if len(arm) != len(reference):

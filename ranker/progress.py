@@ -1,8 +1,8 @@
-"""The way of a batch from Parquet to its loss, the same in training and in evaluation.
+"""The path of a batch from Parquet to its loss, the same in training and in evaluation.
 
-`Progress.over` runs it, and `Progress.batches` names what a batch goes through before the pipeline. A batch carries the
-rows that it was made of (`RankerBatch.source`), and the step's output hands them back: whoever needs more of a row than
-its tensors, such as its ids, has both together.
+`Progress.over` runs it; `Progress.batches` lists the steps before the pipeline. A batch carries the rows that it was
+made from (`RankerBatch.source`), and the step's output returns them, for callers that need more than tensors, such as
+ids.
 """
 
 import math
@@ -27,11 +27,11 @@ from sidestack.ranker.sharding import ShardedRanker
 
 @dataclass
 class Progress:
-    """A model that takes the batches of one reader after another.
+    """A model with its pipeline, run over the batches of one reader after another.
 
     Attributes:
         sharded: the model. features: what the arm reads. world: the process group.
-        newest: cuts histories to the configured bound, and counts what it cut since this start.
+        newest: cuts histories to the configured bound, and counts the entries cut since this start.
         pipeline: copies, exchanges ids, and trains or predicts, three batches in flight.
         waited: seconds since this start that this rank waited for its own batches, not for other ranks.
     """
@@ -45,22 +45,21 @@ class Progress:
     _unchecked: LossCheck | None = None
 
     def __post_init__(self) -> None:
-        """Make the pipeline."""
+        """Build the pipeline."""
         self.pipeline = RankerPipeline(self.sharded.model, self.sharded.optimizer, self.world.device)
 
     def over(
         self, reader: LaneReader, epoch: int, start: int = 0, end: int | None = None
     ) -> Iterator[tuple[Batch, StepOutput]]:
-        """Run the batches of one epoch, from batch number `start` to before `end`, and yield each with its output.
+        """Run the batches [start, end) of one epoch, and yield each with its output; `end` defaults to the epoch's.
 
-        Nothing is left in the pipeline after the last, so that another reader's batches can follow. `end` is by default
-        the epoch's. A step's loss is checked when the next step has been given to the device, or by `settle`, so that
-        the host does not wait for a GPU.
+        The pipeline is empty after the last, so another reader's batches can follow. A step's loss is checked after the
+        next step was launched, or by `settle`, so that the host does not wait for the GPU.
 
         Raises:
             DataError: rows break the contract; the message names file, row group and column.
             NonFiniteLossError: the message names the batch's files and row groups.
-            PreemptedError: a rank was asked to stop; on every rank, once the caller has done what belongs to a batch.
+            PreemptedError: a rank was asked to stop; on every rank, after the caller has processed the batch.
         """
         end = reader.num_batches if end is None else end
         state = self.world.state
@@ -80,15 +79,15 @@ class Progress:
         self.settle()
 
     def batches(self, reader: LaneReader, epoch: int, start: int, end: int) -> Iterator[RankerBatch]:
-        """Yield batches of an epoch, from number `start` to before `end`, for the pipeline: read, converted, agreed on.
+        """Yield the batches [start, end) of an epoch for the pipeline: read, converted, synchronized over ranks.
 
-        A new iterator for each call of `over`: the pipeline never asks an exhausted one again.
+        Each call of `over` needs a new iterator: the pipeline never calls an exhausted one again.
         """
         converted = ranker_batches(reader, range(epoch, epoch + 1), start, self.features, self.newest, self.world)
         return self.agreed(self._timed(self.ahead(islice(converted, end - start))))
 
     def ahead(self, batches: Iterator[RankerBatch]) -> Iterator[RankerBatch]:
-        """Read and convert batches in a thread, while the pipeline is busy with those before."""
+        """Prefetch batches: read and convert them in a thread, ahead of the pipeline."""
         return prefetched(batches, depth=3)
 
     def agreed(self, batches: Iterator[RankerBatch]) -> Iterator[RankerBatch]:

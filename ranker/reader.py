@@ -1,4 +1,4 @@
-"""Parquet to batches: only the columns an arm needs, checked as they are read, without a Python loop over rows."""
+"""Parquet to batches: only the columns an arm needs, checked when read, without a Python loop over rows."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,17 +44,17 @@ from sidestack.ranker.spans import Span, SpannedRows, counted, open_impressions,
 Integers = npt.NDArray[np.int64]
 
 WHOLE = 2**62
-"""More rows than any request has, and more entries than any history."""
+"""A bound above the rows of any request and the entries of any history."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """The dates of a training or held-out split, and what an arm reads of them.
+    """The dates of a training or held-out split, and the features that an arm reads on them.
 
     Attributes:
         dates: first and last. dataset: the snapshot. features: what the arm reads.
         labels: by task, the first and last date whose labels count; None: those of all tasks, on all dates.
-        max_length: entries that the arm keeps of a history at most; None: all.
+        max_length: the most entries that the arm keeps of a history; None: all.
     """
 
     dates: Dates
@@ -70,7 +70,7 @@ class Split:
         return spans_of(self.dates, dict.fromkeys(tasks, self.dates) if self.labels is None else self.labels)
 
     def rows(self) -> ImpressionRows | SpannedRows:
-        """Return the split's impressions with the columns that the arm reads, checked as they are read.
+        """Return the split's impressions with the columns that the arm reads, checked when read.
 
         Raises:
             DataError: there are no events on these dates.
@@ -86,21 +86,21 @@ class Split:
         return open_impressions(self.dataset, self.dates, self.labels, columns, check)
 
     def entries(self, table: str) -> list[PartitionEntry]:
-        """Return a table's partitions of the dates that are read, in order."""
+        """Return a table's partitions on the split's dates, in order."""
         if self.labels is None:
             return list(self.dataset.partitions(table, *self.dates))
         return [entry for span in self.spans for entry in self.dataset.partitions(table, *span.dates)]
 
     @property
     def partitions(self) -> list[PartitionEntry]:
-        """The partitions that hold what the arm reads."""
+        """The partitions of everything that the arm reads."""
         tables = columns_by_table(self.dataset, self.features.columns)
         return [entry for of_kind in tables for table in of_kind for entry in self.entries(table)]
 
     def open(self, training: DecidedTraining, world: World, is_training: bool) -> LaneReader:
         """Open the rows for training (shuffled by the seed, whole batches) or evaluation (in order, every row).
 
-        Every rank calls; an error on one is raised on all.
+        Every rank must call; an error on one rank is raised on all.
 
         Raises:
             ConfigError: ranks, lanes and batch size do not divide. DataError: too few rows.
@@ -119,7 +119,7 @@ class Split:
             )
 
     def windows(self, days: int | None) -> tuple[int, ...]:
-        """Return the row numbers at which windows of so many days begin; None: all dates are one window."""
+        """Return the row numbers at which windows of `days` days begin; None: all dates are one window."""
         if days is None:
             return (0,)
         first, starts, rows = self.dates[0], {0: 0}, 0
@@ -130,25 +130,25 @@ class Split:
 
 
 def history_entries(rows: Rows, max_length: int | None = None) -> Integers:
-    """Return how many entries each row's history has, of which the newest so many are kept: int64 [N]."""
+    """Return how many entries of each row's history are kept, at most the newest `max_length`: int64 [N]."""
     assert rows.shared is not None
     lengths_R: Integers = pc.list_value_length(rows.shared[HISTORY_IDS]).to_numpy().astype(np.int64)
     return np.minimum(lengths_R, max_length or WHOLE)[rows.run_N]
 
 
 def content_read(dataset: Dataset, features: ArmFeatures) -> list[PartitionEntry]:
-    """Return the partitions that hold the embeddings an arm takes as they are."""
+    """Return the partitions of the raw embeddings that an arm uses."""
     entities = sorted(features.constants.embeddings)
     return [entry for entity in entities for entry in dataset.partitions(CONTENT[entity])]
 
 
 def check_rows(table: pa.Table, where: RowGroup, *, features: ArmFeatures, spec: DatasetSpec) -> None:
-    """Check rows of one table: its contract, and every SID of its spec and inside its digits' ids.
+    """Check rows of one table against its contract, and every SID against its spec and its range of ids.
 
     fbgemm turns an id outside its table into a silent zero; here it is an error.
 
     Raises:
-        DataError: naming file, row group, column and rule. SpecError: a column has SIDs of another spec or codebook.
+        DataError: names file, row group, column and rule. SpecError: a column has SIDs of another spec or codebook.
     """
     check_events(table, spec, where)
     for column, sid in features.sid_columns.items():
@@ -172,12 +172,12 @@ def _check_sids(column: pa.ChunkedArray, name: str, number: int, where: RowGroup
 
 
 def to_ranker_batch(batch: Batch, features: ArmFeatures) -> RankerBatch:
-    """Turn one rank's rows into what the model takes."""
+    """Convert one rank's rows to the model's batch."""
     return next(_block(batch, features).split(len(batch.rows_N)))
 
 
 def _block(batch: Batch, features: ArmFeatures) -> RankerBatch:
-    """Turn the rows of several batches into one that is to be split."""
+    """Convert the rows of several batches to one batch, to be split."""
     own, requests = batch.rows.own, batch.rows.shared
     assert requests is not None
     labels_BT, weights_BT = _labels(batch, tuple(features.tasks))
@@ -211,14 +211,14 @@ def _labels(batch: Batch, tasks: tuple[str, ...]) -> tuple[Tensor, Tensor]:
 def ranker_batches(
     reader: LaneReader, epochs: range, start: int, features: ArmFeatures, newest: NewestEntries, world: World
 ) -> Iterator[RankerBatch]:
-    """Convert batches as they come, in pinned memory where a GPU will copy them; each has the rows it was made of.
+    """Yield converted batches, in pinned memory for a GPU, each with the rows it was made from.
 
     Args:
-        reader: the rows. epochs: which to read, one after another. start: the first batch of the first epoch.
+        reader: the rows. epochs: the epochs to read, in order. start: the first batch of the first epoch.
         features: what the arm reads. newest: cuts long histories. world: the process group.
     """
     if world.device.type == "cuda":
-        torch.cuda.set_device(world.device)  # a thread that reads ahead begins with the first
+        torch.cuda.set_device(world.device)  # a prefetch thread starts on the first GPU
     size = reader.batch_rows
     for block in reader.blocks(epochs, start):
         whole = _block(newest.of(block, features, reader.lane_batch, reader.lanes), features)

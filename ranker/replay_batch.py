@@ -29,11 +29,11 @@ from sidestack.ranker.sharding import ShardedRanker, build_sharded
 
 
 class Replay(NamedTuple):
-    """What came of it.
+    """The result of a replay.
 
     Attributes:
-        checkpoint: whose weights were taken; None: the initial ones. inputs: the batch's tensors that are not finite.
-        layer: the first whose output is not finite; None: all are. loss: of this rank's rows alone.
+        checkpoint: the source of the weights; None: initial weights. inputs: the batch's non-finite tensors.
+        layer: the first layer with a non-finite output; None: all are finite. loss: of this rank's rows only.
     """
 
     checkpoint: Path | None
@@ -42,7 +42,7 @@ class Replay(NamedTuple):
     loss: float
 
     def __str__(self) -> str:
-        """Say it in lines."""
+        """Return the result as lines of text."""
         weights = "initial weights" if self.checkpoint is None else f"weights of {self.checkpoint}"
         layer = f"the first output that is not finite is that of {self.layer}"
         if self.layer is None:
@@ -74,7 +74,7 @@ def replay(folder: Path, rank: int, world: World) -> Replay:
 
 
 def _model(saved: SavedBatch, world: World) -> tuple[ShardedRanker, Path | None]:
-    """Build the model, and fill it from the last checkpoint, where there is one."""
+    """Build the model, and load the last checkpoint if there is one."""
     features = saved.ranker.features()
     constants = read_constants(read_dataset(fetched(place(saved.dataset))), features.constants)
     sharded = build_sharded(features, saved.ranker.config, world, constants)
@@ -91,7 +91,7 @@ def _is_finite(value: Any) -> bool:
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
-    """Yield all tensors of a layer's output, whatever holds them."""
+    """Yield all tensors of a layer's output, whatever its structure."""
     match value:
         case Tensor():
             yield value

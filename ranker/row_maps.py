@@ -1,6 +1,6 @@
-"""The rows of ids on disk, of tables with admission (`ranker.admission`): beside the weights of the tables.
+"""The rows of ids on disk, for tables with admission (`ranker.admission`), beside the weights of the tables.
 
-Nothing here needs torchrec: a served ranker reads its maps by it.
+Nothing here needs torchrec: a served ranker reads its maps with this module.
 """
 
 from collections.abc import Iterable, Mapping
@@ -21,7 +21,7 @@ _ROWS, _COUNTS, _LAST_SEEN, _COUNTED_TO = "rows", "counts", "last_seen", "counte
 
 
 def with_row_maps(features: ArmFeatures, folder: Path) -> ArmFeatures:
-    """Return features whose tables with admission have their row maps, from the folder that holds them.
+    """Return features whose tables with admission have their row maps, read from a folder.
 
     Raises:
         DataError: the file cannot be read.
@@ -31,7 +31,7 @@ def with_row_maps(features: ArmFeatures, folder: Path) -> ArmFeatures:
 
 
 def read_row_maps(folder: Path, columns: Iterable[str]) -> dict[str, Rows]:
-    """Return the row of each id, by column, mapped into memory.
+    """Return the row of each id, by column, memory-mapped.
 
     Raises:
         DataError: the file cannot be read.
@@ -40,7 +40,7 @@ def read_row_maps(folder: Path, columns: Iterable[str]) -> dict[str, Rows]:
 
 
 def write_row_maps(maps: Mapping[str, Rows], folder: Path) -> None:
-    """Write the maps alone, for a served ranker, which counts nothing; without any, no file.
+    """Write only the maps, for a served ranker, which counts nothing; without maps no file is written.
 
     Raises:
         OSError: the file cannot be written.
@@ -50,7 +50,7 @@ def write_row_maps(maps: Mapping[str, Rows], folder: Path) -> None:
 
 
 def read_id_rows(folder: Path, columns: Iterable[str]) -> dict[str, IdRows]:
-    """Return the rows of ids and what decides them, by column, as copies that may be changed.
+    """Return the rows of ids with their counts and dates, by column, as writable copies.
 
     Raises:
         DataError: the file cannot be read.
@@ -70,7 +70,7 @@ def read_id_rows(folder: Path, columns: Iterable[str]) -> dict[str, IdRows]:
 
 
 def write_id_rows(known: Mapping[str, IdRows], folder: Path) -> None:
-    """Write the rows of ids and what decides them, by column.
+    """Write the rows of ids with their counts and dates, by column.
 
     Raises:
         OSError: the file cannot be written.

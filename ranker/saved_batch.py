@@ -1,7 +1,7 @@
-"""A batch on disk: the one whose loss was not finite, as `ranker.replay_batch` takes it.
+"""A batch with a non-finite loss on disk, for `ranker.replay_batch`.
 
-A rank whose rows made the loss not finite leaves its part of the batch beside the output, in `<out>.nonfinite/`:
-tensors as safetensors, and in a JSON file the trained arm, the inputs, and where the checkpoints are.
+A rank whose rows made the loss non-finite saves its part of the batch beside the output, in `<out>.nonfinite/`:
+tensors as safetensors, and in a JSON file the trained arm, the inputs, and the path of the checkpoints.
 """
 
 import contextlib
@@ -35,9 +35,9 @@ class SavedBatch(Config):
     """The content of the JSON file.
 
     Attributes:
-        message: what was said of the loss. ranker: the arm that was trained.
-        dataset: the snapshot. checkpoints: the folder that has those of the training, if there were any.
-        keys: of the ids to look up, the features by name, in order.
+        message: the error's message. ranker: the arm that was trained.
+        dataset: the snapshot. checkpoints: the folder of the training's checkpoints; empty: there is none.
+        keys: the features of each group of ids to look up, in order.
     """
 
     message: str
@@ -49,10 +49,10 @@ class SavedBatch(Config):
 
 @contextlib.contextmanager
 def saved_if_not_finite(run: StageRun[RankerConfig], ranker: Description) -> Iterator[None]:
-    """Save the batch where a loss in the body is not finite, on the ranks whose rows are the cause.
+    """Save the batch if a loss in the body is non-finite, on the ranks whose rows are the cause.
 
     Raises:
-        NonFiniteLossError: as the body does; it names the folder.
+        NonFiniteLossError: the body's error, with the folder in its message.
     """
     try:
         yield
@@ -67,7 +67,7 @@ def saved_if_not_finite(run: StageRun[RankerConfig], ranker: Description) -> Ite
             dataset = address(run.inputs["dataset"].absolute())
             try:
                 _save(folder, run.world, error, ranker, dataset, checkpoints)
-            except OSError as fault:  # what the loss is matters more
+            except OSError as fault:  # the loss is the more important error
                 told = f"{error}; the batch could not be saved in {folder}: {fault}"
         raise NonFiniteLossError(told, error.batch, error.is_own) from error
 
@@ -88,15 +88,15 @@ def _save(
 
 
 def saved_ranks(folder: Path) -> list[int]:
-    """Return the ranks that have left a batch in a folder."""
+    """Return the ranks that saved a batch in a folder."""
     return sorted(int(file.stem.removeprefix("rank-")) for file in folder.glob("rank-*.json"))
 
 
 def read_batch(folder: Path, rank: int) -> tuple[SavedBatch, RankerBatch]:
-    """Read what a rank has left.
+    """Read the batch that a rank saved.
 
     Raises:
-        DataError: it has left nothing, or nothing of this version.
+        DataError: there is none, or it was saved by another version.
     """
     try:
         saved = SavedBatch.model_validate_json(_words(folder, rank).read_bytes())

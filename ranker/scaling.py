@@ -1,4 +1,4 @@
-"""Mean and spread of the dense features over training rows, by which the model standardizes them."""
+"""Mean and standard deviation of the dense features over training rows, for their standardization."""
 
 from functools import partial
 
@@ -24,7 +24,7 @@ class Moments:
         self.squares_F: Floats = np.zeros(num)
 
     def add(self, values_NF: Floats) -> None:
-        """Add rows, one at least."""
+        """Add rows, at least one."""
         rows = len(values_NF)
         mean_F = values_NF.mean(axis=0)
         apart_F, total = mean_F - self.mean_F, self.rows + rows
@@ -42,11 +42,11 @@ class Moments:
 def dense_moments(split: Split, world: World, max_rows: int = MAX_ROWS) -> Tensor | None:
     """Return mean and 1 / standard deviation of the compressed dense features, float32 [2, F]; None: there are none.
 
-    Rank 0 reads the rows in their order, so the numbers are the same for any number of ranks; every rank calls.
+    Rank 0 reads the rows in order, so the result is the same for any number of ranks. Every rank must call.
 
     Args:
         split: the training rows. world: the process group.
-        max_rows: of more rows a sample is read, by whole row groups.
+        max_rows: with more rows than this, a sample is read, by whole row groups.
 
     Raises:
         DataError: rows break the contract.

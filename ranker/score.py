@@ -2,9 +2,9 @@
 
     python -m ranker.score --model DIR --dataset DIR --out DIR
 
-`--model` is the output of a ranker's stage, `--dataset` a snapshot with its SIDs; under torchrun any number of ranks
-works. Rows are scored in parts of whole dates, each of which is committed by itself beside the output, so that a run
-that broke goes on with the part it was in. The output has the form of a ranker's predictions.
+`--model` is the output of a ranker's stage, `--dataset` a snapshot with its SIDs. Any number of ranks can run it, under
+torchrun. Rows are scored in parts of whole dates. Each part is committed separately beside the output, so an
+interrupted run resumes with the part it was in. The output has the format of a ranker's predictions.
 """
 
 import os
@@ -43,7 +43,7 @@ from sidestack.ranker.score_config import ScoreConfig, named
 
 
 class Part(NamedTuple):
-    """Some dates that are scored together, first and last, and the number of their first row."""
+    """Dates that are scored together (first and last), the number of their first row, and their number of rows."""
 
     dates: Dates
     first_row: int
@@ -52,10 +52,10 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Scoring:
-    """What scores rows.
+    """A loaded ranker with its inputs, for scoring.
 
     Attributes:
-        config: the one that the ranker was trained with. work: the digest of what decides the probabilities.
+        config: the one that the ranker was trained with. work: the digest of all that determines the probabilities.
         folder: where parts are committed.
     """
 
@@ -71,7 +71,7 @@ def score(run: StageRun[ScoreConfig]) -> None:
     """Score every row; the body of the stage.
 
     Raises:
-        DataError: the model is none, or the snapshot lacks what it reads. SpecError: its SIDs are another encoder's.
+        DataError: the model is no ranker, or the snapshot lacks its columns. SpecError: the SIDs are another encoder's.
     """
     world = run.world
     with raise_on_all_ranks(world, "opening model and snapshot"):
@@ -97,7 +97,7 @@ def score(run: StageRun[ScoreConfig]) -> None:
 
 
 def parts_of(dataset: Dataset, config: ScoreConfig) -> list[Part]:
-    """Cut the snapshot's dates into parts.
+    """Split the snapshot's dates into parts.
 
     Raises:
         DataError: there are no rows.
@@ -143,7 +143,7 @@ def _loaded(run: StageRun[ScoreConfig], bundle: RankerBundle, dataset: Dataset, 
 
 
 def _score_part(run: StageRun[ScoreConfig], scoring: Scoring, number: int, part: Part) -> bool:
-    """Score a part unless an earlier run has; return whether one had."""
+    """Score a part unless an earlier run did; return whether it did."""
     world, out = run.world, _folder(scoring.folder, number)
     if _is_done(world, out, scoring.work):
         return True
@@ -157,10 +157,10 @@ def _score_part(run: StageRun[ScoreConfig], scoring: Scoring, number: int, part:
 
 
 def _is_done(world: World, out: Path, work: str) -> bool:
-    """Tell whether a part was committed by the same work; one of other work is removed."""
+    """Return whether a part was committed by the same work; remove a part of other work."""
     with raise_on_all_ranks(world.committing, f"looking at {out}"):
         is_done = is_committed(out) and read_manifest(out).key == work
-    barrier(world)  # nobody looks any more
+    barrier(world)  # no rank reads the folder any more
     if world.is_main and not is_done:
         remove_folder(out, first=MANIFEST)
     barrier(world)
@@ -172,7 +172,7 @@ def _folder(folder: Path, number: int) -> Path:
 
 
 def _collect(folder: Path, parts: int, out: Path) -> None:
-    """Put the files of all parts into one folder, by another name of the same bytes where the file system has that."""
+    """Collect the files of all parts in one folder, as hard links where the file system has them, else as copies."""
     out.mkdir()
     for number in range(parts):
         for file in sorted(fetched(_folder(folder, number)).glob("*.parquet")):

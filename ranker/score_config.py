@@ -1,4 +1,4 @@
-"""Section `score`: which dates are scored, and how much of it is committed at a time."""
+"""Section `score`: which dates are scored, and how many rows are committed at a time."""
 
 import itertools
 from collections.abc import Iterable
@@ -19,9 +19,9 @@ class ScoreConfig(Config):
     """Section `score`."""
 
     dates: Annotated[tuple[Dates, ...], BeforeValidator(_in_ranges)] = ()
-    """First and last date to score, or several such ranges in order; by default all that the snapshot has."""
+    """First and last date to score, or several such ranges in order; by default all dates of the snapshot."""
     part_rows: PositiveInt = 1_000_000
-    """A part ends with the date on which it has so many rows. A run that broke repeats one part at most."""
+    """A part ends with the date on which it reaches this many rows. A resumed run repeats at most one part."""
 
     @model_validator(mode="after")
     def _check_order(self) -> "ScoreConfig":
@@ -32,5 +32,5 @@ class ScoreConfig(Config):
 
 
 def named(dates: Iterable[Dates]) -> str:
-    """Return ranges of dates in words."""
+    """Return ranges of dates as text."""
     return ", ".join(f"{first} to {last}" for first, last in dates)

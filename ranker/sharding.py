@@ -1,4 +1,4 @@
-"""From a model with tables on the meta device to a sharded model with its optimizers, on gloo and nccl alike."""
+"""Sharding of a model with tables on the meta device, and its optimizers, on gloo and nccl alike."""
 
 import logging
 from collections import Counter
@@ -29,25 +29,25 @@ from sidestack.ranker.model import Ranker
 from sidestack.ranker.planner import Cluster, TablePlan, Traffic, plan_tables, sharders, unsharded_model
 
 ONE_OF_EACH = Traffic()
-"""A history entry a request and a request a row, where nobody measured."""
+"""One history entry per request and one request per row, if not measured."""
 COLLECTIONS = ("bags", "request_bags", "sequences")
 """The model's collections of tables, by the name of their module."""
 OPTIMIZER = "optimizer."
-"""How the names of optimizer states begin in `ShardedRanker.state`."""
+"""Prefix of the names of optimizer states in `ShardedRanker.state`."""
 
-# What torchrec's pipeline has torch say about tracing, on every rank, is of no use to who runs a stage.
+# torch's log messages about the pipeline's tracing, on every rank, are of no use to the user of a stage.
 logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True)
 class ShardedRanker:
-    """The model over all ranks, with what trains it.
+    """The model over all ranks, with its optimizers.
 
     Attributes:
-        model: tables sharded by the plan, the rest a copy on every rank.
+        model: tables sharded by the plan, the rest replicated on every rank.
         optimizer: all optimizers as one; the tables' own runs inside the backward pass.
         dense_optimizer: Adam, for everything but the tables.
-        plan: where the tables are, and what that was expected to take.
+        plan: the tables' placement, with its memory estimates.
     """
 
     model: DistributedModelParallel
@@ -63,8 +63,8 @@ class ShardedRanker:
             group["lr"] = dense
 
     def restart_tables(self, seed: int) -> None:
-        """Fill the tables with their initial weights, and their optimizers' states with zeros; the rest stays."""
-        # First, as reading the state writes what a GPU caches of a table in host memory back over its rows.
+        """Reset the tables to their initial weights and their optimizers' states to zeros; the rest is unchanged."""
+        # First, because reading the state writes a GPU's cached rows back over the table in host memory.
         for module in self.model.modules():
             if isinstance(module, ShardedEmbeddingBagCollection | ShardedEmbeddingCollection):
                 for lookup in module._lookups:
@@ -76,14 +76,14 @@ class ShardedRanker:
                     part.zero_()
 
     def make_dense_state(self) -> None:
-        """Make the states that Adam has from its first step on, to be overwritten; weights stay as they are."""
+        """Create the states that Adam otherwise has after its first step, to load into them; weights are unchanged."""
         self.dense_optimizer.init_state()
         self.dense_optimizer.zero_grad()
 
     def state(self) -> dict[str, Tensor]:
         """Return all weights and optimizer states by name: the tensors themselves, sharded or the same on every rank.
 
-        Adam has none before its first step.
+        Adam has no states before its first step.
         """
         found = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         for parameter, states in self.optimizer.state_dict()["state"].items():
@@ -91,18 +91,18 @@ class ShardedRanker:
         return found
 
     def shards(self, features: ArmFeatures) -> dict[str, Spread]:
-        """Return those of `state` that are spread over the ranks: tables, and the states of their rows.
+        """Return the tensors of `state` that are sharded over the ranks: tables, and the states of their rows.
 
-        A table of ids may grow between saving and loading: a new row starts as it was initialized, an old one keeps its
-        weights and state. A hashed table may not, as its ids would be looked up in other rows, nor a table of SIDs.
+        A table of ids may grow between saving and loading: new rows keep their initial weights, old rows keep their
+        weights and states. A hashed table may not grow, as its ids would move to other rows, nor may a table of SIDs.
 
         Args:
-            features: what the tables are of.
+            features: the id features of the tables.
         """
         return self.parted_state(features)[1]
 
     def parted_state(self, features: ArmFeatures) -> tuple[dict[str, Tensor], dict[str, Spread]]:
-        """Return `state` in two parts: what is the same on every rank, and what is spread over them (see `shards`)."""
+        """Return `state` in two parts: tensors that are the same on every rank, and sharded tensors (see `shards`)."""
         tables = features.tables
         growing = {feature.table: feature.rows for feature in tables if not (feature.is_hashed or feature.is_sid)}
         whole, spread = {}, {}
@@ -112,17 +112,17 @@ class ShardedRanker:
                 continue
             shape = tuple(tensor.size())
             parts = [Shard(offset, part) for offset, part in local_parts(tensor)]
-            # Where columns are apart, the states of rows lie one column after another: no row has its place.
+            # In column-wise sharding, row states are stored shard after shard of columns: they cannot grow.
             spread[name] = Spread(shape, parts, may_grow=growing.get(table_of(name) or "") == shape[0])
         return whole, spread
 
     def held_rows(
         self, features: ArmFeatures, rows_of: Mapping[str, Tensor]
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yield this rank's parts of weights and states that have some rows: the part, places in it, their values.
+        """Yield, of each local part of weights and states with some of the rows: the part, their places, their values.
 
         Args:
-            features: what the tables are of. rows_of: rows by table.
+            features: the id features of the tables. rows_of: rows by table.
         """
         num_rows = {one.table: one.rows for one in features.tables}
         for name, tensor in self.state().items():
@@ -130,9 +130,9 @@ class ShardedRanker:
             if table is None or table not in rows_of:
                 continue
             for offset, part in local_parts(tensor):
-                if not part.dim():  # a number of steps
+                if not part.dim():  # a step counter
                     continue
-                # Where columns are apart, the states of rows lie one column after another.
+                # In column-wise sharding, row states are stored shard after shard of columns.
                 row_P = (torch.arange(len(part)) + offset[0]) % num_rows[table]
                 places = torch.isin(row_P, rows_of[table]).nonzero().squeeze(1).to(part.device)
                 held = part.detach()
@@ -146,16 +146,16 @@ def build_sharded(
     constants: ModelConstants,
     traffic: Traffic = ONE_OF_EACH,
 ) -> ShardedRanker:
-    """Build the model, plan its tables, shard it, and give every part its initial weights.
+    """Build the model, plan its tables, shard it, and initialize its weights.
 
     Args:
         features: what the arm reads and looks up. config: the arm's resolved configuration.
-        world: the process group; every rank calls.
+        world: the process group; every rank must call.
         constants: the constants that the arm's content needs.
-        traffic: what batches look up on average, for the planner's estimates.
+        traffic: average lookups of a batch, for the planner's estimates.
 
     Raises:
-        NoPlanError: the tables do not fit what the planner may use (on rank 0). StageError: the same, elsewhere.
+        NoPlanError: the tables do not fit the planner's memory (on rank 0). StageError: the same, on other ranks.
     """
     model = unsharded_model(features, config, world.device, constants)
     fill_dense(model.body, config.training.seed)
@@ -172,12 +172,12 @@ def shard(
     world: World,
     unsummed: Callable[[], Tensor | None] = lambda: None,
 ) -> tuple[DistributedModelParallel, KeyedOptimizerWrapper]:
-    """Put a model's tables where the plan says, filled, and give the model with the optimizer of all but its tables.
+    """Shard a model's tables by the plan, initialize them, and return the model and the dense optimizer.
 
     Args:
-        model: its tables on the meta device, each with its optimizer; the rest filled. plan: where the tables go.
-        training: seed and learning rate. world: the process group; every rank calls.
-        unsummed: returns a step's numbers that are to be summed over ranks, in place, with the gradients.
+        model: its tables on the meta device, each with its optimizer; the rest initialized. plan: the placement.
+        training: seed and learning rate. world: the process group; every rank must call.
+        unsummed: returns a step's numbers to be summed over ranks, in place, together with the gradients.
     """
     sharded = DistributedModelParallel(
         module=model,
@@ -201,8 +201,8 @@ def _dense_optimizer(
 ) -> torch.optim.Optimizer:
     """Return Adam for the network, on gradients that are averaged over the ranks before each step.
 
-    Not by DistributedDataParallel, which adds them up in another layout from the second step on: a training that goes
-    on from a checkpoint would differ in last bits (`infra.gradients.GradientMessage`).
+    DistributedDataParallel is not used: from its second step on it sums in another layout, so a resumed training would
+    differ in the last bits (`infra.gradients.GradientMessage`).
     """
     optimizer = torch.optim.Adam(parameters, lr=training.dense_learning_rate, fused=True)
     average = OverlappedAverage(world, parameters, unsummed)
@@ -213,9 +213,9 @@ def _dense_optimizer(
 def _plan_together(
     model: Ranker, features: ArmFeatures, config: DecidedConfig, world: World, traffic: Traffic
 ) -> TablePlan:
-    """Let rank 0 plan where each table goes, and tell every rank; a planner's error is raised on all of them.
+    """Plan on rank 0 and broadcast the plan; a planner's error is raised on every rank.
 
-    torchrec's `collective_plan` alone would leave the other ranks waiting for a plan that never comes.
+    With torchrec's `collective_plan` alone, an error on rank 0 would leave the others waiting until a timeout.
     """
     plan: TablePlan | None = None
     with raise_on_all_ranks(world, "planning the embedding tables"):
@@ -233,7 +233,7 @@ def fill_tables(model: DistributedModelParallel, seed: int) -> None:
             continue
         for shard in table.local_shards():
             rows_from, columns_from = shard.metadata.shard_offsets
-            # The same values whether a column is a request's or a row's.
+            # The same values whether the column belongs to requests or to rows.
             of_any = name.removeprefix("request_")
             fill_table(shard.tensor, of_any, seed, rows_from, columns_from, table.size()[1])
 
@@ -245,7 +245,7 @@ def table_bytes(features: ArmFeatures, dim: int, only_sids: bool = False) -> int
 
 
 def local_parts(tensor: Tensor) -> Iterator[tuple[tuple[int, ...], Tensor]]:
-    """Return the parts of a tensor that this rank holds, each with its offset in the whole one."""
+    """Yield the parts of a tensor that this rank holds, each with its offset in the whole tensor."""
     if not isinstance(tensor, ShardedTensor):
         yield (0,) * tensor.dim(), tensor
         return
@@ -254,13 +254,13 @@ def local_parts(tensor: Tensor) -> Iterator[tuple[tuple[int, ...], Tensor]]:
 
 
 def table_of(name: str) -> str | None:
-    """Return the table of a weight or state by its name in `ShardedRanker.state`; None of the network."""
+    """Return the table of a weight or state, from its name in `ShardedRanker.state`; None for the network."""
     _, module, _, table, *_ = name.split(".")
     return table if module in COLLECTIONS else None
 
 
 def real_bytes(sharded: ShardedRanker, world: World) -> dict[str, list[dict[str, int]]]:
-    """Measure what the tables take on all ranks, caches and buffers left out: every rank calls.
+    """Measure the tables' bytes on all ranks, without caches and buffers; every rank must call.
 
     Returns:
         table -> for each rank that holds a part of it: rank, weight_bytes and state_bytes.
@@ -280,7 +280,7 @@ def real_bytes(sharded: ShardedRanker, world: World) -> dict[str, list[dict[str,
 
 
 def plan_facts(plan: TablePlan, taken: dict[str, list[dict[str, int]]]) -> dict[str, Any]:
-    """Return a plan in a few numbers: tables by sharding and kernel, and what the fullest rank holds, in bytes.
+    """Return a summary of a plan: tables by sharding and kernel, and the bytes on the fullest rank.
 
     Args:
         plan: the plan. taken: see `real_bytes`.

@@ -1,7 +1,7 @@
-"""How often the ids of tables with admission are seen on the training dates, and the rows they get by that.
+"""Counts of the ids of tables with admission on the training dates, and the resulting rows.
 
-Rank 0 reads the columns of these ids alone, a row group at a time. Every rank then reads the file that it writes, so
-that the rows are the same for any number of ranks.
+Rank 0 reads only the columns of these ids, a row group at a time, and writes a file that every rank reads. So the rows
+are the same for any number of ranks.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ from sidestack.ranker.row_maps import read_id_rows, write_id_rows
 
 
 class Sighting(NamedTuple):
-    """The different ids of a column in some rows, and how often each is there."""
+    """The distinct ids of a column in some rows, and how often each occurs."""
 
     column: str
     ids: Integers
@@ -35,20 +35,20 @@ class Sighting(NamedTuple):
 def admit_ids(
     folder: Path, split: Split, admission: Mapping[str, AdmissionConfig], earlier: Path | None, world: World
 ) -> dict[str, Turnover]:
-    """Decide which ids have rows of their own, and write that into a folder that all ranks share; every rank calls.
+    """Decide which ids have rows of their own, and write the result to a shared folder; every rank must call.
 
     A date that the earlier ranker counted is not counted again.
 
     Args:
-        folder: where the model comes to lie; made where it is missing. split: the training rows.
+        folder: the model's folder, shared by all ranks; created if it is missing. split: the training rows.
         admission: by column. earlier: the folder of the ranker that the training starts from; None: there is none.
         world: the process group.
 
     Returns:
-        What changed, by column; nothing on other ranks than the first.
+        The changes, by column; empty on ranks other than 0.
 
     Raises:
-        DataError: rows break the contract, the earlier ranker's file cannot be read, or it knows more ids.
+        DataError: rows break the contract, the earlier ranker's file cannot be read, or it has more ids.
     """
     changed: dict[str, Turnover] = {}
     with raise_on_all_ranks(world, "giving rows to ids"):
@@ -63,7 +63,7 @@ def admit_ids(
 
 
 def _admit(known: Mapping[str, IdRows], split: Split, admission: Mapping[str, AdmissionConfig]) -> dict[str, Turnover]:
-    """Count the training dates that are new, then evict and admit ids, in place."""
+    """Count the ids of new training dates, then evict and admit ids, in place."""
     for feature in split.features.tables:
         if feature.column in admission:
             _grow(known[feature.column], feature, split)
@@ -90,7 +90,7 @@ def _grow(ids: IdRows, feature: IdFeature, split: Split) -> None:
 
 
 def sightings(split: Split, columns: Sequence[str], day: date) -> Iterator[Sighting]:
-    """Yield the ids of some columns on one date, a row group at a time; what a request has counts once a request.
+    """Yield the ids of some columns on one date, a row group at a time; ids of a request count once per request.
 
     Raises:
         DataError: rows break the contract.

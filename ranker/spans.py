@@ -1,8 +1,8 @@
-"""Which tasks' labels count on which dates, and the rows of the dates on which some do.
+"""Which tasks' labels count on which dates, and the rows of the dates with any label that counts.
 
-A recurring training learns clicks of the newest dates and conversions of those whose follow-up has ended meanwhile. The
-rows of both are read, and no others; each carries, by task, whether its label counts. A label that does not count still
-tells its task's children that their condition holds.
+A recurring training learns clicks of the newest dates, and conversions of dates whose follow-up has ended since. Only
+the rows of both are read; each has, by task, whether its label counts. A label that does not count still determines
+whether the condition of its task's children holds.
 """
 
 import itertools
@@ -25,7 +25,7 @@ from sidestack.ranker.config import Dates
 from sidestack.ranker.convert import as_array
 
 COUNTS = "{} counts"
-"""The column of a task that says whether its label counts, where not all do."""
+"""The column with whether a task's label counts, present unless all labels count."""
 
 
 class Span(NamedTuple):
@@ -39,7 +39,7 @@ def spans_of(dates: Dates, labels: Mapping[str, Dates]) -> tuple[Span, ...]:
     """Return the spans of dates, in order, on which the labels of some task count.
 
     Args:
-        dates: first and last date to look at. labels: by task, the first and last date whose labels count.
+        dates: first and last date to consider. labels: by task, the first and last date whose labels count.
     """
     day = timedelta(days=1)
     cut = {task: (max(first, dates[0]), min(last, dates[1])) for task, (first, last) in labels.items()}
@@ -95,7 +95,7 @@ class SpannedRows:
         return part.starts(own)
 
     def read(self, group: RowGroup) -> Rows:
-        """Return the impressions of a row group, each with a column a task that says whether its label counts."""
+        """Return the impressions of a row group, with a column per task of whether its label counts."""
         part, span, own = self._own(group)
         rows = part.read(own)
         table = rows.own
@@ -121,11 +121,11 @@ def open_impressions(
     columns: Sequence[str],
     check: Check | None = None,
 ) -> ImpressionRows | SpannedRows:
-    """Open the impressions of dates, or of those of them on which the labels of some task count.
+    """Open the impressions of dates; with `labels`, only of dates on which the labels of some task count.
 
     Args:
         dataset: the snapshot. dates: first and last. labels: by task, the dates whose labels count; None: all do.
-        columns: what to read. check: called with the rows of each table's row group.
+        columns: the columns to read. check: called with the rows of each table's row group.
 
     Raises:
         DataError: there are no events on these dates.
@@ -146,7 +146,7 @@ def counted(table: pa.Table, task: str, label: pa.Array) -> pa.Array:
     """Return a task's labels, null where they do not count.
 
     Args:
-        table: the rows that the labels are of. task: its name. label: the labels, in one piece of memory.
+        table: the rows of the labels. task: its name. label: the labels, as one contiguous array.
     """
     name = COUNTS.format(task)
     return pc.if_else(as_array(table, name), label, None) if name in table.column_names else label

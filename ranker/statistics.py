@@ -1,7 +1,7 @@
 """Exact metrics of one arm on one task, summed over batches of rows: memory grows with the users, not with the rows.
 
-A *tally* takes rows batch by batch and ends as a `Measure`. Each says in which order its rows must come. Numbers do not
-depend on how the rows are cut into batches: counts are integers, and floats are added one row after the other.
+A *tally* takes rows batch by batch and returns a `Measure`. Each documents the order that its rows must have. Results
+do not depend on how rows are cut into batches: counts are integers, and floats are added row by row.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,9 +24,9 @@ class Rows(NamedTuple):
 
     Attributes:
         users_M: the place of each row's user among the task's users, 0 to U - 1.
-        ids: `user` and `item` -> the id of each row's, int64 [M].
+        ids: `user` and `item` -> each row's id, int64 [M].
         labels_M: 0 or 1.
-        scores_M: the predicted chance of label 1.
+        scores_M: the predicted probability of label 1.
     """
 
     users_M: Integers
@@ -41,13 +41,13 @@ class Rows(NamedTuple):
 
 
 class Measure(NamedTuple):
-    """What a metric found in all rows.
+    """A metric's result over all rows.
 
     Attributes:
-        value: of the metric; None where it is not defined on these rows.
-        parts_U: what each user adds to a total that is proportional to the value, by a factor of the labels alone. A
-            gain is a ratio of two arms' totals, so the factor drops out of it, also where users are resampled.
-        counts: how many of what the value stands on, where these are not all the task's users and rows.
+        value: the metric's value; None if it is not defined on these rows.
+        parts_U: each user's part of a total that is proportional to the value; the factor depends only on labels. A
+            gain is a ratio of two arms' totals, so the factor cancels, also when users are resampled.
+        counts: the numbers of users and rows behind the value, if these are not all of the task's users and rows.
     """
 
     value: float | None
@@ -62,27 +62,27 @@ class Tally(Protocol):
         """Take the next rows."""
 
     def measure(self) -> Measure:
-        """Return what all rows gave; called once, after the last of them."""
+        """Return the result over all rows; called once, after the last."""
 
 
 def log_loss(labels_N: NDArray[np.generic], probabilities_N: NDArray[np.floating]) -> Floats:
-    """Return each row's log loss in nats, probabilities kept `EPSILON` away from 0 and 1.
+    """Return each row's log loss in nats, with probabilities clipped `EPSILON` away from 0 and 1.
 
     Args:
         labels_N: 0 or 1.
-        probabilities_N: the predicted chance of label 1.
+        probabilities_N: the predicted probability of label 1.
     """
     p_N = np.clip(probabilities_N.astype(np.float64), EPSILON, 1.0 - EPSILON)
     return -np.where(labels_N.astype(bool), np.log(p_N), np.log1p(-p_N))
 
 
 class RowTally:
-    """A metric that is a sum of one value a row, over something that depends on labels alone; rows in any fixed order.
+    """A metric that is a sum of one value per row, divided by a function of the labels; rows in any fixed order.
 
     Args:
         num_users: users U of the task.
         value: labels and scores -> the value of each row.
-        scale: number of rows and of positives -> what the sum is divided by; None where the metric is not defined.
+        scale: number of rows and of positives -> the divisor of the sum; None if the metric is not defined.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class RowTally:
 
     def add(self, rows: Rows) -> None:
         """Take the next rows."""
-        # Unlike bincount, add.at goes on where the last batch ended, so the cuts do not show in the last bits.
+        # Unlike bincount, add.at continues the sums of earlier batches, so the result is the same bit for bit.
         np.add.at(self._sums_U, rows.users_M, self._value(rows.labels_M, rows.scores_M))
         self._num += len(rows.labels_M)
         self._positives += int(rows.labels_M.sum())
@@ -112,7 +112,7 @@ def entropy_of_base_rate(num: int, positives: int) -> float | None:
     """Return the log loss, summed over `num` rows, of always predicting their rate of positives.
 
     Returns:
-        None without both a positive and a negative row.
+        None unless both a positive and a negative row exist.
     """
     if not 0 < positives < num:
         return None
@@ -121,7 +121,7 @@ def entropy_of_base_rate(num: int, positives: int) -> float | None:
 
 
 class _Cells(NamedTuple):
-    """Rows that are counted rather than listed: how many positives and negatives of a user have a score."""
+    """Counts of rows instead of rows: how many positives and negatives a user has at a score."""
 
     users_C: Integers
     scores_C: Floats
@@ -141,10 +141,10 @@ class _Cells(NamedTuple):
 
 
 class _Pairs:
-    """Counts how often a positive row is scored above a negative one, in integers: twice a pair, once a tie.
+    """Integer counts of pairs whose positive row is scored above the negative one: 2 per such pair, 1 per tie.
 
-    Memory: users, and a batch. The rows of the last score so far are held back, as counts by user, until a batch shows
-    that no more of them come: whoever predicts one score for all has one tie of all rows.
+    Memory: users, and a batch. Rows of the latest score are held back, as counts by user, until a batch has another
+    score: a constant prediction is one tie of all rows.
 
     Args:
         num_users: users U of the task.
@@ -174,7 +174,7 @@ class _Pairs:
         self._held = _by_user(cells.part(slice(start, None)))
 
     def finish(self) -> None:
-        """Count what was held back."""
+        """Count the rows held back."""
         self._count(self._held)
 
     def _count(self, cells: _Cells) -> None:
@@ -197,11 +197,11 @@ class _Pairs:
 
 
 def _twice_below(counts_R: Integers, group_R: Integers, seen_G: Integers) -> Integers:
-    """Return twice how many rows of its group lie below each run of equal scores, its own counting half; note them.
+    """Return twice the number of rows of the same group below each run of equal scores; a run's own rows count half.
 
     Args:
-        counts_R: rows of each run. group_R: its group; runs of a group lie together.
-        seen_G: rows of each group in earlier batches; these are added to it.
+        counts_R: rows of each run. group_R: its group; runs of a group are adjacent.
+        seen_G: rows of each group in earlier batches; updated in place.
     """
     first_R = _differs_from_last(group_R)
     before_R = np.cumsum(counts_R) - counts_R
@@ -212,7 +212,7 @@ def _twice_below(counts_R: Integers, group_R: Integers, seen_G: Integers) -> Int
 
 
 def _by_user(cells: _Cells) -> _Cells:
-    """Put the cells of one score together, one a user."""
+    """Merge the cells of one score into one per user."""
     users_C, place_C = np.unique(cells.users_C, return_inverse=True)
     positives_C, negatives_C = np.zeros(len(users_C), np.int64), np.zeros(len(users_C), np.int64)
     np.add.at(positives_C, place_C, cells.positives_C)
@@ -225,13 +225,13 @@ def _differs_from_last(values_N: NDArray[np.generic]) -> NDArray[np.bool_]:
 
 
 class AucTally:
-    """AUC: the chance that a positive row is scored above a negative one, ties counting half. Rows come by score.
+    """AUC: the probability that a positive row is scored above a negative one, ties counting half. Rows come by score.
 
-    Pairs of rows cross users, so that AUC is no sum over users. To first order it is: with `w_u` the weight of user u,
-    or how often a resample drew the user, AUC(w) = AUC + sum of `(w_u - 1) * influence_u` (Obuchowski, 1997, of
-    clustered rows; with a row a user DeLong et al., 1988). A user's influence is sum(V10 - AUC) / m over the user's
-    positives, V10 a row's share of all n negatives below it, plus sum(V01 - AUC) / n over the user's negatives, V01 a
-    row's share of all m positives above it; ties count half.
+    Pairs of rows cross users, so AUC is no sum over users, but to first order it is. With `w_u` the weight of user u,
+    or how often a resample drew the user, AUC(w) = AUC + sum of `(w_u - 1) * influence_u` (Obuchowski, 1997, for
+    clustered rows; DeLong et al., 1988, for one row per user). A user's influence is sum(V10 - AUC) / m over the user's
+    positives, plus sum(V01 - AUC) / n over the user's negatives. V10 is the share of all n negatives below a row, V01
+    the share of all m positives above it; ties count half.
     """
 
     def __init__(self, num_users: int) -> None:
@@ -242,7 +242,7 @@ class AucTally:
         self._pairs.add(rows)
 
     def measure(self) -> Measure:
-        """Return AUC, None without both labels; a user's part is AUC / U plus the user's influence."""
+        """Return AUC, None unless both labels occur; a user's part is AUC / U plus the user's influence."""
         pairs = self._pairs
         pairs.finish()
         positives, negatives = int(pairs.positives_U.sum()), int(pairs.negatives_U.sum())
@@ -259,7 +259,7 @@ class AucTally:
 class GaucTally:
     """GAUC: each user's AUC, averaged with the user's rows as weights (Zhu et al., 2017). Rows come by (user, score).
 
-    Only users with both labels count: of the others AUC is not defined.
+    Only users with both labels count: for the others AUC is not defined.
     """
 
     def __init__(self, num_users: int) -> None:
@@ -270,7 +270,7 @@ class GaucTally:
         self._pairs.add(rows)
 
     def measure(self) -> Measure:
-        """Return GAUC, None without a user of both labels; a user's part is AUC times rows."""
+        """Return GAUC, None if no user has both labels; a user's part is AUC times rows."""
         pairs = self._pairs
         pairs.finish()
         both_U = (pairs.positives_U > 0) & (pairs.negatives_U > 0)
@@ -284,10 +284,10 @@ class GaucTally:
 
 
 class Decile(NamedTuple):
-    """A tenth of the rows, by predicted chance.
+    """A tenth of the rows, by predicted probability.
 
     Attributes:
-        rows: how many. predicted: their mean predicted chance. observed: the share of them with label 1.
+        rows: how many. predicted: their mean predicted probability. observed: the share of them with label 1.
     """
 
     rows: int
@@ -296,9 +296,9 @@ class Decile(NamedTuple):
 
 
 class DecileTally:
-    """Holds prediction against outcome in ten equal parts of the rows, lowest predictions first. Rows come by score.
+    """Calibration in ten equal parts of the rows, lowest predictions first. Rows come by score.
 
-    Fewer than ten rows give a part each; parts differ by at most one row.
+    With fewer than ten rows each is a part; parts differ by at most one row.
 
     Args:
         num_rows: how many rows will come.
@@ -328,12 +328,12 @@ class DecileTally:
 
 
 def return_on_investment(gains: Sequence[float], cost: float) -> float | None:
-    """Return the SIDE paper's RoI (section 6.2): the mean NE gain of the tasks for one unit of feature cost.
+    """Return the SIDE paper's RoI (section 6.2): the mean NE gain of the tasks per unit of feature cost.
 
     For two tasks this is (gain of the first + gain of the second) / (2 C).
 
     Args:
         gains: the NE gain of each task.
-        cost: the feature's cost C, proportional to its length. 0 (no feature) gives None, as no gains do.
+        cost: the feature's cost C, proportional to its length. The result is None for 0 (no feature) or without gains.
     """
     return sum(gains) / (len(gains) * cost) if gains and cost > 0 else None

@@ -2,11 +2,11 @@
 
     python -m ranker.train --config FILE --set ranker.arm=side --input dataset=DIR [--input start=DIR] --out DIR
 
-With `start`, the output of an earlier such stage, the training goes on from that ranker (`ranker.warm_start`).
+With `start`, the output of an earlier such stage, the training is a warm start from that ranker (`ranker.warm_start`).
 
 In reading order: decide what the configuration leaves to a rule, lay out what the arm reads, find the number of epochs
-where a validation window is to tell it, shard the model, stream the training events through torchrec's pipeline,
-predict every held-out row, write predictions, model and summary.
+if a validation window decides it, shard the model, stream the training events through torchrec's pipeline, predict
+every held-out row, write predictions, model and summary.
 """
 
 import gc
@@ -60,12 +60,12 @@ from sidestack.ranker.warm_start import WarmStart, open_start
 
 
 class Opened(NamedTuple):
-    """What a stage begins with.
+    """The opened inputs of a stage.
 
     Attributes:
         fitting: the rows to train on. held_out: those to measure on. days: the training dates.
-        start: the earlier ranker that the training goes on from; None: it begins with initial weights.
-        config: with what the configuration leaves to a rule decided.
+        start: the earlier ranker of a warm start; None: initial weights.
+        config: with every rule decided.
     """
 
     dataset: Dataset
@@ -77,7 +77,7 @@ class Opened(NamedTuple):
 
 
 def open_inputs(run: StageRun[RankerConfig]) -> Opened:
-    """Open dataset and start, and lay out the arm over them.
+    """Open the dataset and the earlier ranker, and return them with the arm's splits and decided configuration.
 
     Raises:
         ConfigError, SpecError, DataError: see `train`.
@@ -97,8 +97,8 @@ def train(run: StageRun[RankerConfig]) -> None:
     """Train and measure one arm; the body of the stage.
 
     Raises:
-        ConfigError: sizes that do not divide, tables that no plan fits, or a start of another arm.
-        DataError: rows that break the contract. SpecError: SIDs that are missing or of mixed codebooks.
+        ConfigError: sizes do not divide, tables fit no plan, or the start is of another arm.
+        DataError: rows break the contract. SpecError: SIDs are missing or of mixed codebooks.
         CommitError: there is a checkpoint of other work.
     """
     world = run.world
@@ -121,7 +121,7 @@ def train(run: StageRun[RankerConfig]) -> None:
     else:
         start.tell(run.log, features)
     _tell_decisions(run, config, days, features, changed)
-    # All before the training, so that what is wrong with one is known in time.
+    # All before the training, so that an error in one is raised early.
     readers = open_readers(fitting, held_out, config.training, world)
     if run.checkpoints is not None:
         run.checkpoints.keeps = config.training.checkpoints_kept
@@ -162,7 +162,7 @@ def _tell_decisions(
     features: ArmFeatures,
     changed: Mapping[str, Turnover],
 ) -> None:
-    """Say what rules decided, which ids got rows, and which settings change nothing."""
+    """Log what rules decided, which ids got rows, and which settings have no effect."""
     for column, turnover in changed.items():
         run.log.say(f"ranker: {column}: {_turnover_line(turnover, config.model.admission[column])}")
     hashed = [feature.rows for feature in features.tables if feature.is_sid and feature.is_hashed]
@@ -175,7 +175,7 @@ def _tell_decisions(
 
 
 def use_tf32(device: torch.device, log: RunLog) -> None:
-    """Let this process multiply float32 matrices in TF32 on CUDA; elsewhere say that it changes nothing."""
+    """Enable TF32 for this process's float32 matrix products on CUDA; elsewhere log that it has no effect."""
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
     else:
@@ -190,7 +190,7 @@ def _close(
     taken: dict[str, Any],
     facts: dict[str, Any],
 ) -> None:
-    """Measure the predictions, and write the plan and all closing numbers down."""
+    """Measure the predictions, and write the plan and the summary."""
     fitting, held_out = splits
     measured = prediction_metrics(run.out, tuple(fitting.features.tasks))
     plan = {**sharded.plan.described(), "real_bytes": taken}
@@ -209,7 +209,7 @@ def _close(
 
 
 def open_splits(dataset: Dataset, config: RankerConfig) -> tuple[Split, Split]:
-    """Lay out the arm over the dataset, and return the training and the held-out split.
+    """Return the arm's training and held-out splits of the dataset.
 
     Raises:
         SpecError: the arm's SIDs are missing. DataError: a split has no events. ConfigError: a task is unknown.
@@ -226,7 +226,7 @@ def open_splits(dataset: Dataset, config: RankerConfig) -> tuple[Split, Split]:
 
 
 class SearchRows(NamedTuple):
-    """The training rows before the validation window, the window's, and its first and last date."""
+    """The training rows before the validation window, the window's rows, and its first and last date."""
 
     before: LaneReader
     window: LaneReader
@@ -237,8 +237,8 @@ class Readers(NamedTuple):
     """The rows of a stage.
 
     Attributes:
-        training: all that the arm is trained on. held_out: what it is measured on.
-        search: for the number of epochs; None: there is no validation window.
+        training: all rows to train on. held_out: the rows to measure on.
+        search: the rows of the search for the number of epochs; None: there is no validation window.
     """
 
     training: LaneReader
@@ -247,10 +247,10 @@ class Readers(NamedTuple):
 
 
 def open_readers(fitting: Split, held_out: Split, training: DecidedTraining, world: World) -> Readers:
-    """Open the rows of all splits; every rank calls.
+    """Open the rows of all splits; every rank must call.
 
     Raises:
-        ConfigError, DataError: see `Split.open`; the validation window would leave no date to train on.
+        ConfigError, DataError: see `Split.open`; or the validation window would leave no date to train on.
     """
     search = None
     if dates := without_window(fitting.dates, training):
@@ -264,9 +264,9 @@ class Fitted(NamedTuple):
     """A trained model.
 
     Attributes:
-        training: the training, done. config: with the number of epochs that it was trained for.
+        training: the finished training. config: with the number of epochs that it was trained for.
         summary: see `Fit.summary`.
-        validation: what the window told, JSON-ready; None: there was none.
+        validation: the window's results, JSON-ready; None: there was no window.
     """
 
     model: Model
@@ -277,10 +277,10 @@ class Fitted(NamedTuple):
 
 
 def fit(run: StageRun[RankerConfig], config: DecidedConfig, readers: Readers, start: Callable[[], Model]) -> Fitted:
-    """Train, from the last checkpoint on where there is one, for the epochs decided or those that a window decides.
+    """Train for the configured epochs or those that a window decides; resume from the last checkpoint if any.
 
     Args:
-        run: the stage's. config: with epochs, or with a window and the most epochs. readers: the rows.
+        run: the stage's. config: with epochs, or with a window and the maximum of epochs. readers: the rows.
         start: builds the model.
     """
     model = start()
@@ -293,7 +293,7 @@ def fit(run: StageRun[RankerConfig], config: DecidedConfig, readers: Readers, st
             validation = search_epochs(run, config, model, readers.search, checkpoint)
             del model, checkpoint
             gc.collect()  # the next model takes as much memory
-            with run.world.state.finishing():  # what the window told is in the next training's first checkpoint
+            with run.world.state.finishing():  # the next training's first checkpoint has the window's results
                 model, checkpoint = start(), None
         config = with_epochs(config, validation.best)
     before = 0 if validation is None else validation.steps
@@ -315,7 +315,7 @@ def search_epochs(
     rows: SearchRows,
     checkpoint: Checkpoint | None,
 ) -> Validation:
-    """Train without the validation window, and say what it told; see `ranker.validation`."""
+    """Train without the validation window, and return and log its results; see `ranker.validation`."""
     training = Fit(*model, rows.before, config.training, run, "search")
     search = EpochSearch(training, rows.window, _iso(rows.dates))
     if checkpoint is not None:

@@ -7,17 +7,17 @@ from torch.nn.functional import scaled_dot_product_attention
 from sidestack.ranker.layout import HistoryLayout, padded_entries, rows_of
 
 FEED_FORWARD = 4
-"""The feed-forward part's hidden width, in widths of the encoder; what Transformer (Vaswani et al.) has."""
+"""The feed-forward part's hidden width, as a multiple of the encoder's, as in Transformer (Vaswani et al.)."""
 
 
 class HistoryEncoder(nn.Module):
     """Pre-norm transformer layers over the histories of a batch.
 
-    Histories of like length attend together, padded; the kernel keeps no matrix of scores, and all else is done entry
-    by entry, without padding.
+    Attention runs over padded groups of histories of similar length, in a kernel without a matrix of scores. All else
+    is computed entry by entry, without padding.
 
     Args of the constructor:
-        dim: d, the width. heads: of the attention; they divide d. layers: how many.
+        dim: d, the width. heads: attention heads; must divide d. layers: how many.
     """
 
     def __init__(self, dim: int, heads: int, layers: int) -> None:
@@ -25,18 +25,18 @@ class HistoryEncoder(nn.Module):
         self.layers = nn.ModuleList(EncoderLayer(dim, heads) for _ in range(layers))
 
     def forward(self, values_TD: Tensor, layout: HistoryLayout) -> Tensor:
-        """Return float [T, d], the values of the histories encoded."""
+        """Return the encoded values of the histories, float [T, d]."""
         for layer in self.layers:
             values_TD = layer(values_TD, layout)
         return values_TD
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention and a feed-forward network, each on normalized inputs and added to what it was given.
+    """Self-attention and a feed-forward network, each on normalized inputs and with a residual connection.
 
-    The norms have no weights: the matrix after each can do all that they would. Both parts are scaled, a factor a
-    channel, by vectors that start as zeros (`ranker.initial`), so that the layer starts as the identity and what the
-    history holds is heard from the first step.
+    The norms have no weights: the matrix after each can represent them. Both parts are scaled per channel by vectors
+    that start as zeros (`ranker.initial`). So the layer starts as the identity, and passes the history on from the
+    first step.
     """
 
     def __init__(self, dim: int, heads: int) -> None:
@@ -57,7 +57,7 @@ class EncoderLayer(nn.Module):
         return x_TD + more_TD
 
     def _attend(self, projected_TX: Tensor, layout: HistoryLayout) -> Tensor:
-        """Let entries of a history attend to each other; X holds queries, keys and values, each cut into H heads."""
+        """Return the self-attention within each history; X holds queries, keys and values, each cut into H heads."""
         width = projected_TX.shape[1] // 3
         parts = []
         for padded_GLX, group in zip(padded_entries(projected_TX, layout), layout.groups, strict=True):

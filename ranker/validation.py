@@ -1,10 +1,10 @@
-"""How many epochs to train: the newest training dates are held out, and tell after which epoch the model is best.
+"""Choice of the number of epochs on a validation window: the newest training dates, held out.
 
 A first training leaves the window's dates out and is measured on them after each epoch, until the mean of the tasks'
-normalized entropies rises. The arm is then trained afresh, on all training dates, for the epochs before that, exactly
-as if the configuration had named their number. It does not go on from the first training's best weights: these have
-never seen the newest dates, which matter most for the days to come, and their learning rates have not fallen. The price
-is told in the summary: the first training's steps and seconds.
+normalized entropies rises. The arm is then trained afresh, on all training dates, for the number of epochs before the
+rise, exactly as if the configuration had set it. It does not continue from the first training's best weights: these
+have not seen the newest dates, which matter most for the following days, and their learning rates have not decayed. The
+summary has the cost: the first training's steps and seconds.
 """
 
 import time
@@ -30,12 +30,12 @@ from sidestack.ranker.statistics import log_loss
 
 @dataclass
 class Validation:
-    """What a window told after each epoch, as JSON-ready fields.
+    """A window's results after each epoch, as JSON-ready fields.
 
     Attributes:
         dates: the window's first and last.
         ne: for each epoch the normalized entropy of every task that has both labels in the window.
-        steps: that the first training took. seconds: that it took, measuring included.
+        steps: number of steps of the first training. seconds: its duration, with measuring.
         resumed_from_step: of the first training; None: it was not resumed.
     """
 
@@ -47,12 +47,12 @@ class Validation:
 
     @property
     def means(self) -> list[float]:
-        """The mean over tasks, by epoch."""
+        """The mean normalized entropy over tasks, by epoch."""
         return [sum(by_task.values()) / len(by_task) for by_task in self.ne]
 
     @property
     def best(self) -> int:
-        """The number of epochs after which the mean was least."""
+        """The number of epochs after which the mean was lowest."""
         return self.means.index(min(self.means)) + 1
 
     @property
@@ -62,14 +62,14 @@ class Validation:
 
 
 class EpochSearch:
-    """The first training, which holds the window out.
+    """The first training, with the window held out.
 
     Args of the constructor:
         fit: that training, before its first step. window: the rows it is measured on, in order.
         dates: the window's first and last.
 
     Attributes:
-        validation: what the window has told so far.
+        validation: the window's results so far.
     """
 
     def __init__(self, fit: Fit, window: LaneReader, dates: list[str]) -> None:
@@ -80,23 +80,23 @@ class EpochSearch:
         fit.carried = self._carried
 
     def resume(self, checkpoint: Checkpoint) -> None:
-        """Take up a checkpoint of this training."""
+        """Resume from a checkpoint of this training."""
         self.fit.restore(checkpoint)
         self.validation = Validation(**checkpoint.values["validation"])
         self.validation.resumed_from_step = checkpoint.step
         self._began -= self.validation.seconds
 
     def run(self, advance: Callable[[int], None]) -> Validation:
-        """Train until the mean rises, or for the epochs that are the most.
+        """Train until the mean rises, or for the maximum of epochs.
 
         Args:
-            advance: told of rows that were trained on.
+            advance: called with the number of rows trained on.
 
         Raises:
             DataError: no task has both labels in the window.
         """
         epochs = self.fit.step // self.fit.reader.num_batches
-        if len(self.validation.ne) < epochs:  # it was stopped after the epoch's last step
+        if len(self.validation.ne) < epochs:  # stopped after the epoch's last step, before its measurement
             self._is_enough()
         if not self.validation.is_over:
             self.fit.run(advance, self._is_enough)
@@ -110,7 +110,7 @@ class EpochSearch:
         measured = measure_ne(self.fit.progress, self.fit.sharded, self.window)
         if not measured:
             raise DataError("ranker.training.validation_days: no task has both labels in the validation window")
-        # Not validation_<task>_ne: so the held-out metrics are called where these are of validation dates.
+        # Not validation_<task>_ne: that is the name of held-out metrics on validation dates.
         self.fit.log.metrics(self.fit.step, {f"search_validation_{task}_ne": value for task, value in measured.items()})
         self.validation.ne.append(measured)
         return self.validation.is_over
@@ -120,7 +120,7 @@ class EpochSearch:
 def measure_ne(progress: Progress, sharded: ShardedRanker, reader: LaneReader) -> dict[str, float]:
     """Return the normalized entropy of each task on all rows of a reader; the model is left in training mode.
 
-    A row is judged where the held-out metrics judge it. A task that lacks one of the labels is left out.
+    The rows judged are those that the held-out metrics judge. A task without both labels is left out.
     """
     tasks, world = progress.features.tasks, progress.world
     totals_3T = np.zeros((3, len(tasks)))

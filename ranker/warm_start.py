@@ -1,8 +1,8 @@
-"""A training that goes on from an earlier ranker: its weights, its tables and its optimizers' states.
+"""Warm start of a training from an earlier ranker: its weights, its tables and its optimizers' states.
 
-Rows of ids that are new since are initialized as if they had always been there (`ranker.initial`); so are, in tables
-with admission, rows that went to another id. What the dense features are standardized by stays the earlier ranker's, as
-its weights are made for it.
+Rows of new ids get the initial weights that they would have had from the start (`ranker.initial`). In tables with
+admission, so do rows reassigned to another id. The moments of the dense features stay the earlier ranker's, as its
+weights were trained with them.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -25,8 +25,8 @@ from sidestack.ranker.row_maps import read_row_maps
 from sidestack.ranker.sharding import ShardedRanker, table_of
 
 SID_WEIGHTS = ("latent.", "omega", "projection.weight", "layers.0.weight", "layers.0.bias")
-"""How weights of content begin that meet a SID first: a kind's own, Omega and a projection (history), a perceptron's
-first layer (ad, user)."""
+"""Name prefixes of the first weights after a SID: a kind's own, Omega and a projection (history), a perceptron's first
+layer (ad, user)."""
 _CONTENT: Mapping[Position, str] = {
     "item": "body.content.",
     "user": "body.user_content.",
@@ -36,11 +36,11 @@ _CONTENT: Mapping[Position, str] = {
 
 @dataclass(frozen=True)
 class WarmStart:
-    """What a training starts from.
+    """The earlier ranker of a training, and which of its weights to load.
 
     Attributes:
-        bundle: the earlier ranker. sids_anew: whether what belongs to SIDs starts as it is initialized.
-        tables_anew: whether all tables do.
+        bundle: the earlier ranker. sids_anew: whether the weights of SIDs keep their initial values.
+        tables_anew: whether all tables keep theirs.
     """
 
     bundle: RankerBundle
@@ -48,11 +48,11 @@ class WarmStart:
     tables_anew: bool = False
 
     def features(self, features: ArmFeatures) -> ArmFeatures:
-        """Return what the arm reads, its SID tables as large as they were, where they are gone on with."""
+        """Return the arm's features, with SID tables of the earlier ranker's size unless they start anew."""
         return features if self.sids_anew else with_rows(features, self.bundle.description.rows)
 
     def load(self, sharded: ShardedRanker, features: ArmFeatures) -> None:
-        """Fill a model that was just initialized; rows that belong to other ids than before stay as they are.
+        """Load into a newly initialized model; rows reassigned to another id keep their initial values.
 
         Raises:
             DataError: a file cannot be read, or a tensor has another shape than in the model.
@@ -60,7 +60,7 @@ class WarmStart:
         self.bundle.load_but(sharded, features, self._is_left(features), self._reassigned(features))
 
     def load_tables(self, sharded: ShardedRanker, features: ArmFeatures) -> None:
-        """Fill the tables, which were just initialized, and their optimizers' states alone.
+        """Load only the tables and their optimizers' states, into newly initialized tables.
 
         Raises:
             DataError: see `load`.
@@ -86,7 +86,7 @@ class WarmStart:
         return found
 
     def tell(self, log: RunLog, features: ArmFeatures) -> None:
-        """Say what the training starts from."""
+        """Log what the training starts from."""
         what = (
             "weights of the network and their optimizer's states"
             if self.tables_anew
@@ -100,13 +100,13 @@ class WarmStart:
 
 
 def open_start(path: Path, config: RankerConfig, spec: DatasetSpec, features: ArmFeatures) -> WarmStart:
-    """Open the ranker that a training starts from, and hold it against what is to be trained.
+    """Open the ranker that a training starts from, and check that it fits the training.
 
     Args:
         path: the output of its stage. config: the arm's, resolved. spec: the dataset's. features: what the arm reads.
 
     Raises:
-        ConfigError: it is of another arm, or of other sizes. DataError: its dataset had other columns or tasks.
+        ConfigError: it has another arm or other sizes. DataError: its dataset had other columns or tasks.
         SpecError: its SIDs are another encoder's, and `ranker.training.start_sids` is `same`.
     """
     bundle = open_bundle(path)
@@ -132,7 +132,7 @@ def open_start(path: Path, config: RankerConfig, spec: DatasetSpec, features: Ar
 
 
 def _admission_faults(was: ModelConfig, now: ModelConfig) -> Iterator[str]:
-    """Say what of the settings would move rows that ids have; counts and ages may be other ones."""
+    """Yield messages for settings that would move ids to other rows; counts and ages may differ."""
     for column in sorted(was.admission.keys() ^ now.admission.keys()):
         had, has = ("has", "has none") if column in was.admission else ("has no", "has")
         yield f"{column}: the earlier ranker {had} admission, this one {has}"
@@ -145,10 +145,10 @@ def _admission_faults(was: ModelConfig, now: ModelConfig) -> Iterator[str]:
 
 
 def _is_of_sids(name: str, features: ArmFeatures) -> bool:
-    """Tell by its name in `ShardedRanker.state` whether a tensor belongs to SIDs."""
+    """Return whether a tensor belongs to SIDs, from its name in `ShardedRanker.state`."""
     table = table_of(name)
     if table is not None:
         return any(table == one.table for one in features.tables if one.is_sid)
-    own = name.partition(".")[2]  # behind "model" or "optimizer"
+    own = name.partition(".")[2]  # after "model" or "optimizer"
     begins = [_CONTENT[content.position] for content in features.contents if content.sids]
     return own.startswith(tuple(f"{prefix}{weight}" for prefix in begins for weight in SID_WEIGHTS))

@@ -12,14 +12,18 @@ from torchx.cli.main import main as torchx
 
 from sidestack.infra.clusters.config import KINDS, KubernetesCluster, SlurmOptions, load_cluster
 from sidestack.infra.config import parse
+from sidestack.infra.remote.urls import MIRROR_VARIABLE, SCHEMES, address, place
 from sidestack.infra.schedulers import FACTORIES
 from sidestack.pipelines import cronjob
 from sidestack.pipelines.config import PipelineConfig
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/clusters.md").read_text()
-# What needs a cluster, a container engine or hours.
-NOT_RUN = ("docker ", "kubectl ", "make ", "cp ", "python -m pipelines.run ", "python -m tests.infra.deploy.image ")
+# What needs a cluster, a container engine, a store or hours.
+NOT_RUN = (
+    "docker ", "kubectl ", "make ", "cp ", "export ", "python -m pipelines.run ", "python -m ranker.inspect ",
+    "python -m tests.infra.deploy.image ",
+)  # fmt: skip
 
 
 def blocks(language: str) -> list[str]:
@@ -65,11 +69,20 @@ def test_every_command_is_run_or_known_not_to_be() -> None:
         assert (ROOT / name).is_file()
 
 
-def test_the_runs_file_is_one(tmp_path: Path) -> None:
-    (text,) = blocks("yaml")
+@pytest.mark.parametrize("text", blocks("yaml"))
+def test_a_runs_file_is_one(text: str) -> None:
     values = yaml.safe_load(text)
     values["run"]["cluster"] = "kubernetes"
     assert parse(PipelineConfig, values, "night.yaml").run.scheduler == "kubernetes"
+
+
+def test_what_is_said_of_object_stores_is_what_they_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(MIRROR_VARIABLE, str(tmp_path))
+    part = PAGE[PAGE.index("| URL | credentials") :].partition("\n\n")[0]
+    urls = re.findall(r"^\| `(\w+://\S+)`", part, re.MULTILINE)
+    assert {url.partition("://")[0] for url in urls} == {*SCHEMES, "file"} - {"abfss"}
+    assert all(address(place(url)) == url.removeprefix("file://") for url in urls)
+    assert MIRROR_VARIABLE in PAGE
 
 
 def test_every_key_of_a_kubernetes_cluster_is_told() -> None:

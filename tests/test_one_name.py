@@ -2,6 +2,7 @@
 class, and a top-level `infra` or `pipelines` would be whoever's was installed last."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,11 @@ from tests.components.golden import ROOT
 from tests.docs.pages import GUIDES, blocks
 
 PACKAGES = {"infra", "encoder", "ranker", "components", "pipelines", "benchmarks"}
-SOURCES = sorted(file for folder in (*PACKAGES, "tests", "docs") for file in (ROOT / folder).rglob("*.py"))
+HERE = Path(__file__)
+SOURCES = sorted(
+    file for folder in (*PACKAGES, "tests", "docs") for file in (ROOT / folder).rglob("*.py") if file != HERE
+)
+IMPORT = re.compile(r"(?:^|[;\n]) *(?:from|import) ([a-z]+)\.", re.MULTILINE)
 PATCHES = ("setattr", "delattr", "patch")
 
 
@@ -33,6 +38,8 @@ def old_names(text: str) -> Iterator[tuple[int, str]]:
             first = node.args[0] if node.args else None
             if called in PATCHES and isinstance(first, ast.Constant) and "." in str(first.value):
                 names = [first.value]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):  # a program in a string
+            names = list(IMPORT.findall(node.value))
         found = [str(name) for name in names if str(name).split(".")[0] in PACKAGES]
         yield from ((getattr(node, "lineno", 0), name) for name in found)
 
@@ -63,6 +70,7 @@ def test_no_page_imports_a_name_of_ours_without_sidestack() -> None:
         ("def f():\n    from ranker import fit", ["ranker"]),
         ("run([python, '-m', 'encoder.train', '--out', out])", ["encoder.train"]),
         ("mock.patch('infra.commit._hash')", ["infra.commit._hash"]),
+        ("run([python, '-c', 'x = 1; from infra.commit import verify'])", ["infra"]),
         ("from sidestack.infra import commit\nrun(['-m', 'sidestack.infra.doctor'])\nsettings('ranker.arm')", []),
     ],
 )

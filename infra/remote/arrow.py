@@ -98,8 +98,8 @@ class ArrowObjects:
 
         self._patience.asking(get)
 
-    def listed(self, prefix: str) -> list[Found]:
-        """Return the objects whose keys begin with a prefix, in order."""
+    def listed(self, prefix: str, at_most: int | None = None) -> list[Found]:
+        """Return the objects whose keys begin with a prefix, in order; all, or the first `at_most`."""
         folder = prefix.rpartition("/")[0]
 
         def found() -> list[Found]:
@@ -108,7 +108,7 @@ class ArrowObjects:
                 infos = self._fs.get_file_info(selector)
             files = [one for one in infos if one.type == fs.FileType.File]
             own = [Found(self._key(one.path), one.size, one.mtime_ns or 0) for one in files]
-            return sorted(one for one in own if one.key.startswith(prefix))
+            return sorted(one for one in own if one.key.startswith(prefix))[:at_most]
 
         return self._patience.asking(found)
 

@@ -48,7 +48,7 @@ def is_there(path: Path) -> bool:
     if found is None:
         return path.exists()
     store, key = found
-    return any(one.key == key or one.key.startswith(f"{key}/") for one in store.listed(key))
+    return store.read(key) is not None or bool(store.listed(f"{key}/", at_most=1))
 
 
 def put(file: Path) -> None:

@@ -53,8 +53,8 @@ class Objects(Protocol):
     def download(self, key: str, file: Path) -> None:
         """Write an object's bytes into a local file."""
 
-    def listed(self, prefix: str) -> list[Found]:
-        """Return the objects whose keys begin with a prefix, in order."""
+    def listed(self, prefix: str, at_most: int | None = None) -> list[Found]:
+        """Return the objects whose keys begin with a prefix, in order; all, or the first `at_most`."""
 
     def remove(self, keys: Sequence[str]) -> None:
         """Remove objects; missing ones are ignored."""

@@ -127,14 +127,16 @@ class S3Objects:
 
         self._asked(key, get)
 
-    def listed(self, prefix: str) -> list[Found]:
-        """Return the objects whose keys begin with a prefix, in order."""
+    def listed(self, prefix: str, at_most: int | None = None) -> list[Found]:
+        """Return the objects whose keys begin with a prefix, in order; all, or the first `at_most`."""
 
         def pages() -> list[Found]:
             paginator = self._client.get_paginator("list_objects_v2")
             return [
                 Found(one["Key"], one["Size"], _stamp(one["LastModified"].timestamp(), one["ETag"]))
-                for page in paginator.paginate(Bucket=self._bucket, Prefix=prefix)
+                for page in paginator.paginate(
+                    Bucket=self._bucket, Prefix=prefix, PaginationConfig={"MaxItems": at_most}
+                )
                 for one in page.get("Contents", ())
             ]
 

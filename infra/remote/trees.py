@@ -24,6 +24,7 @@ from sidestack.infra.remote.urls import url_of
 
 _OURS = re.compile(r"[0-9a-f]{32}/.+|\.probe-[0-9a-f]{8}", re.DOTALL)
 """The names that a writer creates at a directory's URL, except the manifest."""
+_LOOKED_AT = 1000
 
 
 def tree_name(digests: Mapping[str, str]) -> str:
@@ -33,17 +34,22 @@ def tree_name(digests: Mapping[str, str]) -> str:
 
 
 def what_is_there(path: Path, manifest: str) -> tuple[bool, str | None]:
-    """Return whether a directory is committed in a store, and the URL of a foreign object in it, if any."""
+    """Return whether a directory is committed in a store, and the URL of a foreign object in it, if any.
+
+    If there are more objects than a commit has, as in a whole bucket, only the first ones are checked.
+    """
     store, key = _remote(path)
-    found = [one.key.removeprefix(f"{key}/") for one in store.listed(f"{key}/")]
+    found = [one.key.removeprefix(f"{key}/") for one in store.listed(f"{key}/", _LOOKED_AT)]
     others = (f"{url_of(path)}/{one}" for one in found if one != manifest and not _OURS.fullmatch(one))
-    return manifest in found, next(others, None)
+    return store.read(f"{key}/{manifest}") is not None, next(others, None)
 
 
 def read_manifest_bytes(path: Path, manifest: str) -> bytes | None:
     """Return the bytes of a directory's manifest in a store; None: the directory is not committed."""
-    store, key = _remote(path)
-    return store.read(f"{key}/{manifest}")
+    found = remote(path)
+    assert found is not None, f"{path}: is a local path"
+    store, key = found
+    return store.read(f"{key}/{manifest}") if key else None
 
 
 def require_writable(path: Path) -> None:
@@ -168,4 +174,6 @@ def _take_place(staging: Path, path: Path) -> None:
 def _remote(path: Path) -> tuple[Objects, str]:
     found = remote(path)
     assert found is not None, f"{path}: is a local path"
+    if not found[1]:
+        raise RemoteError(f"{url_of(path)}: is a whole bucket; name a folder in it")
     return found

@@ -1,4 +1,4 @@
-"""One gradient-boosted classifier a task, whose number of trees the latest training rows decide."""
+"""One gradient-boosted classifier per task, with the number of trees chosen on the latest training rows."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +14,11 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class TaskModel:
-    """What predicts one task.
+    """The predictor of one task.
 
     Attributes:
-        rows: what it was fitted on. rate: what it predicts without a classifier.
-        classifier: None where the training rows have not both labels, or nothing varies.
+        rows: the number of rows it was fitted on. rate: the prediction without a classifier.
+        classifier: None if the training rows lack one of the labels, or no feature varies.
     """
 
     rows: int
@@ -27,7 +27,7 @@ class TaskModel:
 
     @property
     def trees(self) -> int:
-        """How many trees it has."""
+        """The number of trees."""
         return 0 if self.classifier is None else int(self.classifier.n_iter_)
 
     def predict(self, x_NF: Floats) -> Floats:
@@ -59,13 +59,13 @@ def fit_task(
 def _best_trees(
     x_NF: Floats, labels_N: NDArray[np.int8], is_category_F: NDArray[np.bool_], config: BaselineConfig
 ) -> int:
-    """Return how many trees fitted on the earlier rows have the least log loss on the latest."""
+    """Return the number of trees, fitted on the earlier rows, with the lowest log loss on the latest rows."""
     cut = round(len(labels_N) * (1 - config.stopping_share))
     if not (_has_both(labels_N[:cut]) and _has_both(labels_N[cut:])):
         return config.max_iter
     classifier = _classifier(config, is_category_F, max_iter=config.max_iter, early_stopping=True)
     classifier.fit(x_NF[:cut], labels_N[:cut], X_val=x_NF[cut:], y_val=labels_N[cut:])
-    return max(1, int(np.argmax(classifier.validation_score_)))  # entry 0 is without a tree
+    return max(1, int(np.argmax(classifier.validation_score_)))  # entry 0 has no tree
 
 
 def _classifier(

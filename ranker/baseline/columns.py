@@ -1,4 +1,4 @@
-"""Columns of the tables as arrays, N rows."""
+"""Columns of the tables as arrays of N rows."""
 
 from collections.abc import Mapping
 
@@ -28,7 +28,7 @@ def judged_labels(rows: pa.Table, tasks: Mapping[str, TaskSpec]) -> NDArray[np.i
 
 
 def first_entries(rows: pa.Table, name: str, number: int) -> Integers:
-    """Return so many first entries of each list of a column, int64 [N, number]; -1 where a list is shorter."""
+    """Return the first `number` entries of each list of a column, int64 [N, number]; -1 where a list is shorter."""
     lists = rows[name].combine_chunks()
     offsets_N1 = lists.offsets.to_numpy().astype(np.int64)
     places_NE = offsets_N1[:-1, None] + np.arange(number)
@@ -47,7 +47,7 @@ def moment(rows: pa.Table) -> dict[str, Floats]:
 
 
 def histories_of(rows: pa.Table) -> Histories:
-    """Return the histories of the rows' requests, each once."""
+    """Return the histories of the rows' requests, each history once."""
     starts_R = request_starts(rows["request_id"])
     lists = rows["history_item_ids"].combine_chunks().take(pa.array(starts_R))
     rows_R = np.diff(np.append(starts_R, rows.num_rows))

@@ -8,33 +8,33 @@ from sidestack.infra.config import Config, Seed
 from sidestack.ranker.config import HoldoutConfig
 
 ARM = "baseline"
-"""The name under which comparisons have it."""
+"""The baseline's name in comparisons."""
 
 
 class BaselineConfig(Config):
-    """Gradient boosting, one classifier a task; settings that scikit-learn has are called as they are there."""
+    """Gradient boosting, one classifier per task; scikit-learn's settings keep their names."""
 
     enabled: bool = True
     """Whether a pipeline trains the baseline and compares it with the arms."""
     max_train_rows: PositiveInt = 2_000_000
-    """About how many training rows are learned from: of more, a random sample, which the log tells. A row takes about
-    30 bytes of memory a feature: 4 GB for so many rows with the 66 features of Complete Journey."""
+    """Approximate maximum of training rows; of more, a random sample is used and logged. A row takes about 30 bytes of
+    memory per feature: 4 GB for this many rows with the 66 features of Complete Journey."""
     max_iter: PositiveInt = 300
-    """Trees a task, where more do not stop helping before."""
+    """The maximum of trees per task; early stopping may choose fewer."""
     learning_rate: PositiveFloat = 0.1
     max_leaf_nodes: int = Field(default=31, ge=2)
     min_samples_leaf: PositiveInt = 50
     max_features: float = Field(default=0.5, gt=0, le=1)
     """Share of the features that each split chooses from; drawn by the seed."""
     stopping_share: float = Field(default=0.1, gt=0, lt=1)
-    """Share of a task's training rows, the latest, on which the number of trees is chosen; then all rows are learned
-    from with that number."""
+    """Share of a task's training rows (the latest) on which the number of trees is chosen; the final fit uses all rows
+    and that number."""
     n_iter_no_change: PositiveInt = 20
-    """Trees without a better loss on the latest rows, after which no more are tried."""
+    """Early stopping: the number of trees without a better loss on the latest rows after which no more are tried."""
     seed: Seed = 0
-    """Seeds samples and splits; replicate r of a pipeline has this plus r."""
+    """Seeds samples and splits; replicate r of a pipeline uses this seed plus r."""
     holdout: HoldoutConfig = HoldoutConfig()
-    """The dates that are measured on. In a pipeline they are `ranker.holdout`'s."""
+    """The dates to measure on. In a pipeline they are those of `ranker.holdout`."""
 
     @model_validator(mode="after")
     def _check_holdout(self) -> "BaselineConfig":
@@ -45,5 +45,5 @@ class BaselineConfig(Config):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """Return the settings that decide the output."""
+        """Return the settings that determine the output."""
         return self.model_dump(mode="json", exclude={"enabled"})

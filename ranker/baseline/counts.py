@@ -1,7 +1,7 @@
-"""Counts of what was known before a row's date: impressions and positives by user, by item, by category.
+"""Counts known before a row's date: impressions and positives by user, by item, by category.
 
-Counts are of whole dates. A row sees the impressions of earlier dates, and the labels of those earlier dates whose
-follow-up was over before its own date began (`DatasetSpec.followup_days`).
+Counts are of whole dates. A row's features use the impressions of earlier dates, and the labels of those earlier dates
+whose follow-up was over before the row's date began (`DatasetSpec.followup_days`).
 """
 
 import math
@@ -16,12 +16,12 @@ Integers = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
 SMOOTHING = 20.0
-"""Rows of the overall rate that every rate begins with."""
+"""Every rate is smoothed with this many rows of the overall rate."""
 
 
 @dataclass(frozen=True)
 class _Counted:
-    """Rows of one date that were counted, by id, and the first date that may know of them."""
+    """Counted rows of one date, by id, and the first date whose features may use them."""
 
     known_on: date
     group: str
@@ -31,10 +31,10 @@ class _Counted:
 
 
 class EarlierCounts:
-    """Running counts over dates, which come in order: `begin` a date, ask and add its rows, begin the next.
+    """Running counts over dates in order: `begin` a date, query and add its rows, begin the next.
 
-    What is added becomes known with a later date, so that rows of one date do not see each other. Memory: 8 bytes an
-    id for the impressions and for two counts a task, and the counts of dates whose follow-up is not over.
+    Added rows count from a later date on, so that rows of one date do not see each other. Memory: 8 bytes per id for
+    the impressions and for two counts per task, and the counts of dates whose follow-up is not over.
 
     Args:
         sizes: the groups, name -> number of ids.
@@ -42,14 +42,14 @@ class EarlierCounts:
     """
 
     def __init__(self, sizes: Mapping[str, int], followup_days: Sequence[float]) -> None:
-        # Measure 0 is impressions; of each task follow the rows that are judged, and the positives among them.
+        # Measure 0 is impressions; then, per task, the judged rows and the positives among them.
         self._waits = (0, *(math.ceil(days) for days in followup_days for _ in range(2)))
         self._known = {group: np.zeros((len(self._waits), size), np.int64) for group, size in sizes.items()}
         self._totals_M = np.zeros(len(self._waits), np.int64)
         self._waiting: list[_Counted] = []
 
     def begin(self, day: date) -> None:
-        """Move on to a date: take in what is known when it begins."""
+        """Start a date: add the counts that are known when it begins."""
         due = [one for one in self._waiting if one.known_on <= day]
         self._waiting = [one for one in self._waiting if one.known_on > day]
         for one in due:
@@ -59,11 +59,11 @@ class EarlierCounts:
                 self._totals_M[one.measure] += one.counts.sum()
 
     def add(self, day: date, ids: Mapping[str, Integers], labels_TN: NDArray[np.int8]) -> None:
-        """Count rows of the date that was begun.
+        """Count rows of the current date.
 
         Args:
-            day: the date. ids: of each group; below 0: none.
-            labels_TN: of each task; below 0: not judged.
+            day: the date. ids: of each group; negative: none.
+            labels_TN: of each task; negative: not judged.
         """
         every_N = np.ones(labels_TN.shape[1], np.bool_)
         counted = [every_N, *(is_it_N for label_N in labels_TN for is_it_N in (label_N >= 0, label_N > 0))]
@@ -86,7 +86,7 @@ class EarlierCounts:
     def rate(self, group: str, ids_N: Integers, task: int) -> Floats:
         """Return the share of positives among the judged rows of ids, smoothed towards the share over all rows.
 
-        NaN where there is no id, and as long as no row of any id is judged.
+        NaN where there is no id, and until some row of any id is judged.
         """
         judged, positives = self._totals_M[1 + 2 * task : 3 + 2 * task].tolist()
         overall = positives / judged if judged else math.nan

@@ -1,6 +1,6 @@
-"""What the baseline sees of a row: context, counts of earlier dates, and how alike the item is to the history.
+"""The baseline's features of a row: context, counts of earlier dates, and the item's similarity to the history.
 
-Nothing of it depends on the row's own labels, on another row of its date, or on anything later.
+No feature depends on the row's own labels, on another row of its date, or on anything later.
 """
 
 from collections.abc import Iterator, Mapping
@@ -34,24 +34,24 @@ Block = tuple[pa.Table, dict[str, Floats]]
 """Some rows, and the features of each by name."""
 
 MAX_CATEGORIES = 255
-"""A column of more ids enters by how often they came: scikit-learn has no more categories a feature."""
+"""Columns with more ids are encoded by the ids' counts: scikit-learn allows no more categories per feature."""
 MAX_ENTRIES = 8
-"""Of a list of ids enter the first so many, a feature each."""
+"""Only this many first ids of a list are features, one each."""
 BLOCK_ROWS = 1 << 15
 
 
 def columns_read(spec: DatasetSpec) -> tuple[str, ...]:
-    """Return the columns that are read of the impressions."""
+    """Return the columns of the impressions to read."""
     return ("request_id", *BASE_COLUMNS, *HISTORY_COLUMNS, *spec.all_dense, *spec.all_sparse, *spec.tasks)
 
 
 class RowFeatures:
-    """Reads a dataset's rows in order of date, with their features.
+    """A reader of a dataset's rows in order of date, with their features.
 
     Items have the content of their newest part, as in arm `dense`.
 
     Args:
-        dataset: the snapshot. tasks: what is predicted.
+        dataset: the snapshot. tasks: the predicted tasks.
     """
 
     def __init__(self, dataset: Dataset, tasks: Mapping[str, TaskSpec]) -> None:
@@ -76,7 +76,7 @@ class RowFeatures:
         return frozenset({"weekday", *(name for column in self._few for name in _entries(column))})
 
     def read(self, dates: Dates) -> Iterator[Block]:
-        """Yield the rows of some dates in order, in blocks; their labels count for the dates that come after.
+        """Yield the rows of some dates in order, in blocks; their labels enter the features of later dates.
 
         Raises:
             DataError: rows break the tables' contract.
@@ -94,7 +94,7 @@ class RowFeatures:
         check_events(rows, self.dataset.spec, where)
 
     def _ids(self, rows: pa.Table) -> dict[str, Integers]:
-        """Return each row's id in every group that is counted by; -1 where it has none."""
+        """Return each row's id in every group of counts; -1 where it has none."""
         items_N = rows["item_id"].to_numpy()
         ids = {"user": rows["user_id"].to_numpy(), "item": items_N}
         ids |= {_category(name): of_item_I[items_N] for name, of_item_I in self._categories.items()}
@@ -141,5 +141,5 @@ def _entries(column: str) -> list[str]:
 
 
 def _as_categories(entries_NE: Integers) -> Floats:
-    """Return a row for each place of an entry, NaN where a list is shorter."""
+    """Return one row per place in the lists, NaN where a list is shorter."""
     return np.where(entries_NE >= 0, entries_NE, np.nan).T.astype(np.float32)

@@ -1,4 +1,4 @@
-"""How alike an item is to the history before it, by an embedding."""
+"""Similarity of an item to the history before it, by an embedding."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Histories:
-    """The histories of some requests, R of them with T entries, and the rows that share them.
+    """The histories of R requests, with T entries in total, and the N rows that share them.
 
     Attributes:
         entries_T: item ids, oldest first. lengths_R: entries of each.
@@ -34,7 +34,7 @@ class Similarity:
     """Cosines of one embedding.
 
     Args:
-        embeddings_IE: float16, a row an item, zeros where an item has none; made unit vectors in place.
+        embeddings_IE: float16, a row per item, zeros where an item has none; normalized to unit length in place.
     """
 
     def __init__(self, embeddings_IE: NDArray[np.float16]) -> None:

@@ -1,7 +1,7 @@
-"""The `baseline` stage: boosted trees on the ranker's rows, written as a ranker's arm is.
+"""The `baseline` stage: boosted trees on the ranker's rows, with the same output as a ranker's arm.
 
-In reading order: read the training dates with their features, fit a classifier a task, read on through the held-out
-dates and predict each of their rows, write predictions and summary. One process works.
+In reading order: read the training dates with their features, fit a classifier per task, continue through the held-out
+dates and predict each of their rows, write predictions and summary. Only one process works.
 """
 
 import time
@@ -36,10 +36,10 @@ from sidestack.ranker.predictions import FOLDER as PREDICTIONS
 
 @dataclass(frozen=True)
 class TrainingRows:
-    """The rows that are learned from, in order of date.
+    """The training rows, in order of date.
 
     Attributes:
-        x_NF: features, of those that vary. labels_TN: by task; -1 where not judged.
+        x_NF: the features that vary. labels_TN: by task; -1 where not judged.
         names: the features'. is_category_F: which of them are categories.
     """
 
@@ -50,11 +50,11 @@ class TrainingRows:
 
 
 def run_baseline(run: StageRun[BaselineConfig]) -> None:
-    """Fit and measure the baseline; rank 0 works.
+    """Fit and measure the baseline, on rank 0.
 
     Raises:
         ConfigError: validation would leave no date to train on. DataError: rows break the contract, a split has no
-            rows, or the dataset names no task. CommitError: a partition is gone, or was altered.
+            rows, or the dataset names no task. CommitError: a partition is missing, or was altered.
     """
     if not run.world.is_main:
         return
@@ -84,7 +84,7 @@ def run_baseline(run: StageRun[BaselineConfig]) -> None:
 
 
 def _close(run: StageRun[BaselineConfig], models: Mapping[str, TaskModel], facts: Mapping[str, Any]) -> None:
-    """Measure the predictions, and write all closing numbers down."""
+    """Measure the predictions, and write the summary."""
     kind, measured = run.config.holdout.kind, prediction_metrics(run.out, tuple(models))
     run.log.metrics(0, named_metrics(kind, measured, all_metrics()))
     run.log.summary({
@@ -119,7 +119,7 @@ def _partitions_read(dataset: Dataset, windows: Sequence[Dates]) -> list[Partiti
 def read_training_rows(
     features: RowFeatures, dates: Dates, num_rows: int, run: StageRun[BaselineConfig]
 ) -> TrainingRows:
-    """Read the training dates, whole or a sample of their rows; features that do not vary are left out."""
+    """Read all rows of the training dates or a sample; features that do not vary are left out."""
     config, rng = run.config, np.random.default_rng(run.config.seed)
     share = min(1.0, config.max_train_rows / num_rows)
     labels: list[NDArray[np.int8]] = []
@@ -165,7 +165,7 @@ def predict(
     names: Sequence[str],
     out: Path,
 ) -> None:
-    """Write the predictions of rows, numbered as they come, which is how a ranker numbers them."""
+    """Write the predictions of rows, numbered in reading order, as a ranker numbers them."""
     start = 0
     with TableWriter(out / "part-00000.parquet", prediction_schema(tasks)) as writer:
         for table, by_name in blocks:

@@ -1,7 +1,7 @@
-"""The ranker's configuration: one model, and the arms that say how content reaches it.
+"""The ranker's configuration: one model, and the arms, which define how content reaches it.
 
 An arm is a few lines: how the Semantic ID enters at the ad's position and in the user's history, the settings of
-its SID tables, and an overlay of what may be tuned for it alone. All else is equal across arms.
+its SID tables, and an overlay of settings tuned for this arm only. All else is equal across arms.
 """
 
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 SearchBudget = Literal["quick", "standard", "thorough"]
-"""How much the search for learning rates may cost; see `pipelines.tune.config.RUNGS`."""
+"""The budget of the search for learning rates; see `pipelines.tune.config.RUNGS`."""
 
 CONTEST = ("none", "dense", "sid_ngram", "side")
 """The kinds of content that are compared by default."""
@@ -51,9 +51,9 @@ class RankerConfig(Config):
     arm: str = "side"
     """Which of `arms` to train."""
     arms: dict[ArmName, ArmConfig] = Field(default_factory=lambda: {name: _same_kind(name) for name in CONTEST})
-    """The contest's arms by name: by default of one kind of content each."""
+    """The compared arms by name; by default one for each kind of content."""
     budget: SearchBudget = "standard"
-    """What `pipelines.tune` spends on each arm's learning rates, the same on every arm."""
+    """The budget of `pipelines.tune` for each arm's learning rates, the same for every arm."""
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
     sharding: ShardingConfig = ShardingConfig()
@@ -87,8 +87,8 @@ class RankerConfig(Config):
         return self.arms[self.arm]
 
     def identity(self) -> dict[str, Any]:
-        """Return what decides a training: all settings but what is spent on the search for them, and the code of the
-        kinds of content that other packages add."""
+        """Return what determines a training: all settings except the search budget, and the code of the kinds of
+        content from other packages."""
         values = self.model_dump(mode="json", exclude={"budget"})
         kinds = {kind for arm in self.arms.values() for kind in arm.kinds.values()}
         foreign = foreign_code(content_kinds()[kind] for kind in kinds)
@@ -97,7 +97,7 @@ class RankerConfig(Config):
     def resolved(self, arm: str | None = None) -> Self:
         """Return the configuration of one arm alone: its overlay applied, `arms` reduced to it.
 
-        This is what key, checkpoint and manifest hold the digest of: changing another arm leaves it as it is.
+        Key, checkpoint and manifest hold the digest of this configuration: changing another arm does not change it.
         Resolving twice changes nothing.
 
         Args:
@@ -117,7 +117,7 @@ class RankerConfig(Config):
 
 
 def _overlaid(values: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
-    """Return nested settings with others laid over them, mapping by mapping."""
+    """Return nested settings with an overlay merged into them, mapping by mapping."""
     laid = dict(values)
     for key, change in overlay.items():
         below = values.get(key)

@@ -29,14 +29,14 @@ def _refuse_replicates_name(name: str) -> str:
 
 
 ArmName = Annotated[FileName, AfterValidator(_refuse_replicates_name)]
-"""The name of an arm, which directories are named after, its replicates' with `-r` and their number behind it."""
+"""The name of an arm. Directories are named after it; those of replicates append `-r` and their number."""
 
 OVERLAY_KEYS = {
     "training": ("sparse_learning_rate", "dense_learning_rate", "warmup_share", "warmup_steps", "children"),
     "model": ("history",),
 }
-"""What an arm may set for itself: what may be tuned for it, and how it attends to the history. Data order, seed, sizes
-and budget stay equal, or arms could not be compared."""
+"""The settings that an arm may overlay: those that may be tuned for it, and its attention to the history. Data order,
+seed, sizes and budget stay equal, so that arms can be compared."""
 
 
 class ArmConfig(Config):
@@ -49,21 +49,21 @@ class ArmConfig(Config):
     user: ContentKind = "none"
     """The user's own content, such as what the user did elsewhere (second paper)."""
     sids: tuple[str, ...] = (DEFAULT_NAME,)
-    """Which of the dataset's sets of SIDs enter, all but for `none` and `dense`: sets of items at the ad's position and
-    the history's, sets of users at the user's. Several enter beside each other."""
+    """Which of the dataset's sets of SIDs enter (not for `none` and `dense`): sets of items at the ad's position and
+    the history's, sets of users at the user's. Several sets may enter together."""
     prefix_lengths: tuple[PositiveInt, ...] | None = None
-    """`sid_ngram` and `hde`: which of the prefixes that were materialized; by default all. `side`: the one prefix
-    that is unpacked; by default the whole SID."""
+    """`sid_ngram` and `hde`: which of the materialized prefixes; by default all. `side`: the one prefix that is
+    unpacked; by default the whole SID."""
     clusters: PositiveInt | None = None
-    """`kmeans`: how many of the nearest clusters; by default all that the SID names."""
+    """`kmeans`: how many of the nearest clusters; by default all that the SID has."""
     embeddings: tuple[str, ...] = ()
-    """`dense`: which of the embeddings, of items and users, each at its position; by default all."""
+    """`dense`: which of the items' and users' embeddings, each at its position; by default all."""
     max_rows: PositiveInt | None = None
-    """Rows of a SID table at most; a prefix with more ids than that is hashed by modulo (collisions). By default a
-    power of two that follows from the number of items or users (`ranker.id_feature.sid_rows`); where a dataset grows
-    past it, the table is another one."""
+    """The maximum of rows of a SID table; a prefix with more ids is hashed by modulo (collisions). By default a power
+    of two that follows from the number of items or users (`ranker.id_feature.sid_rows`); if a dataset grows past it,
+    the table has another size."""
     scale_steps: bool = True
-    """`side` multiplies each centred digit by the codebook's recorded step, over the mean step."""
+    """Whether `side` multiplies each centred digit by the codebook's recorded step, over the mean step."""
     overlay: dict[str, dict[str, Any]] = {}
     """Settings of this arm alone: `training: {sparse_learning_rate: 0.02}`, `model: {history: {heads: 4}}`."""
 

@@ -1,4 +1,4 @@
-"""The dates that an arm learns and is measured on."""
+"""The dates that an arm is trained and measured on."""
 
 from collections.abc import Iterable
 from datetime import timedelta
@@ -14,10 +14,10 @@ Dates = tuple[Day, Day]
 
 
 def without_newest(dates: Dates, days: int, setting: str) -> tuple[Dates, Dates]:
-    """Return the dates that are left when so many newest calendar days are held out, and those days.
+    """Return the dates without the newest `days` calendar days, and those days.
 
     Args:
-        dates: first and last, inclusive. days: how many. setting: what says so, for the message.
+        dates: first and last, inclusive. days: how many. setting: the setting's name, for the message.
 
     Raises:
         ConfigError: no date would be left.
@@ -30,17 +30,17 @@ def without_newest(dates: Dates, days: int, setting: str) -> tuple[Dates, Dates]
 
 
 class HoldoutConfig(Config):
-    """The dates an arm is measured on, and so those it is trained on."""
+    """The dates an arm is measured on, which also determine those it is trained on."""
 
     kind: Literal["test", "validation", "dates"] = "test"
-    """`test`: trained on all training dates, measured on the test dates. `validation`: the last training dates are
-    held out instead, and nothing of the test dates is read: settings are chosen by these. `dates`: those of `learned`
-    and `measured`, whatever the dataset's splits are, as a recurring training has them (`pipelines.retrain`)."""
+    """`test`: train on all training dates, measure on the test dates. `validation`: hold out the last training dates
+    instead, for the choice of settings; the test dates are not read. `dates`: those of `learned` and `measured`,
+    whatever the dataset's splits, for a recurring training (`pipelines.retrain`)."""
     validation_days: Days = 7
     """How many of the last training dates are held out for validation."""
     learned: dict[str, Dates] = {}
-    """`dates`: by task, the first and last date whose labels are learned. Labels of a task that mature later have
-    earlier dates, so that each label is learned once, when it is known. A task that is not named learns nothing."""
+    """`dates`: by task, the first and last date whose labels are learned. Tasks whose labels mature later have earlier
+    dates, so that each label is learned once, when it is known. A task that is not named learns nothing."""
     measured: dict[str, Dates] = {}
     """`dates`: by task, the first and last date whose labels are measured."""
 

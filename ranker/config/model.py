@@ -7,41 +7,42 @@ from pydantic import Field, PositiveInt, model_validator
 from sidestack.infra.config import Config, Days
 
 Pooling = Literal["pma", "target"]
-"""What asks the history: all the row's sparse and embedding features (the paper's PMA), or the ad's own alone."""
+"""The source of the attention queries: all the row's sparse and embedding features (the paper's PMA), or only the ad's
+own."""
 
 
 class HistoryConfig(Config):
     """The user history block; by default it is the paper's, one layer of PMA with a single head."""
 
     queries: PositiveInt = 4
-    """k: how many vectors the block gives."""
+    """k: the number of vectors that the block outputs."""
     heads: PositiveInt = 1
-    """Attention heads, of the pooling and of the encoder; they divide d."""
+    """Attention heads, of the pooling and of the encoder; must divide d."""
     pooling: Pooling = "pma"
     """Where the queries come from; `target` is attention of the ad's item id and content to the history."""
     encoder_layers: int = Field(default=0, ge=0)
     """Transformer layers among a history's entries, before they are pooled."""
     max_length: PositiveInt | None = None
-    """The newest so many entries are kept, the others left out and counted; None keeps all the dataset has."""
+    """The maximum of entries per history; older ones are cut and counted. None keeps all."""
     max_entries: PositiveInt | None = None
-    """Entries of a global batch's histories at most, which bounds the memory that a batch takes. Each lane's share of a
-    batch has its part of them; where its histories have more, the longest are cut to their newest entries until they
-    fit. What is cut is counted. None: no bound."""
+    """The maximum of history entries in a global batch, which bounds a batch's memory. It is divided among the lanes;
+    if the histories of a lane's share have more, the longest are cut to their newest entries until they fit. Cut
+    entries are counted. None: no bound."""
 
 
 class AdmissionConfig(Config):
     """Which ids have a row of their own in a table of bounded size; the others share the fallback rows."""
 
     min_count: PositiveInt
-    """An id is admitted once it was seen so often: in requests, of a column that requests have, else in impressions."""
+    """An id is admitted once it was seen this often: in requests for columns of requests, else in impressions."""
     max_age_days: Days
-    """An id that was not seen for so many days before the end of the training dates, the last one included, loses its
-    row, and its count starts again at 0."""
+    """An id that was not seen within the last so many days of the training dates loses its row, and its count starts
+    again at 0."""
     max_rows: int = Field(gt=1, lt=2**31)
-    """Rows of the table, the fallback rows among them. A training that starts from an earlier ranker may have more than
-    that ranker, not fewer."""
+    """Rows of the table, including the fallback rows. A warm start may have more rows than the earlier ranker, not
+    fewer."""
     fallback_rows: PositiveInt = 1024
-    """How many of them are shared, by id modulo this number."""
+    """How many of these rows are shared, by id modulo this number."""
 
     @model_validator(mode="after")
     def _check_fallback(self) -> "AdmissionConfig":
@@ -57,9 +58,9 @@ class ModelConfig(Config):
     """The sizes of the model (SIDE paper, section 5)."""
 
     embedding_dim: PositiveInt = Field(default=32, multiple_of=4)
-    """d: the width of every embedding. fbgemm's kernels want a multiple of 4."""
+    """d: the width of every embedding. fbgemm's kernels need a multiple of 4."""
     dense_outputs: PositiveInt = 2
-    """r: how many d-wide vectors the dense block gives."""
+    """r: the number of d-wide vectors that the dense block outputs."""
     dense_hidden: PositiveInt = 64
     """Width of the dense block's hidden layer."""
     content_hidden: PositiveInt = 64
@@ -79,7 +80,7 @@ class ModelConfig(Config):
     by modulo and share rows. More: room for ids to come. Tables of SIDs have `max_rows` of the arm instead."""
     admission: dict[str, AdmissionConfig] = {}
     """Id tables of bounded size in which frequent ids have rows of their own, by column, as in `table_rows`; a column
-    may be in one of the two."""
+    may be in only one of the two."""
 
     @model_validator(mode="after")
     def _check_heads(self) -> "ModelConfig":

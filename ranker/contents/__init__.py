@@ -1,5 +1,5 @@
-"""The kinds of content. A kind of ours is its file and a line here, one of another package an entry point of group
-`sidestack.contents` (docs/extending)."""
+"""The kinds of content. A kind here is its file and a line in `OWN`; a kind of another package is an entry point of
+group `sidestack.contents` (docs/extending)."""
 
 import functools
 import inspect
@@ -29,11 +29,10 @@ OWN: Mapping[str, type[Content]] = {
 def content_kinds() -> Mapping[str, type[Content]]:
     """Return the kinds of content by name, ours and those of installed packages.
 
-    They are loaded by the first call and not when this module is imported: the module of a kind may then be imported
-    before it.
+    They are loaded by the first call, not at import of this module: a kind's module may be imported before this one.
 
     Raises:
-        ConfigError: an installed package names what is no kind of content; see `with_plugins`.
+        ConfigError: an installed package's entry point is not a kind of content; see `with_plugins`.
     """
     kinds = with_plugins(CONTENTS, OWN)
     for name, kind in kinds.items():

@@ -1,8 +1,8 @@
-"""What every kind of content offers: what it reads and looks up at a position, and how that becomes a vector.
+"""The interface of a kind of content: what it reads and looks up at a position, and how that becomes a vector.
 
-A kind is a subclass of `Content` in a module of its own. Its content is looked up in tables, whose rows have the
-model's width already, or it is a latent vector that `latent` computes; a perceptron (the ad's, the user's) or a matrix
-(the history's) takes that to the model's width (`ranker.content`).
+A kind is a subclass of `Content` in its own module. Its content is looked up in tables, whose rows already have the
+model's width, or it is a latent vector computed by `latent`. A perceptron (the ad's, the user's) or a matrix (the
+history's) maps the latent vector to the model's width (`ranker.content`).
 """
 
 from abc import ABC, abstractmethod
@@ -18,7 +18,7 @@ from sidestack.infra.tables import DatasetSpec, Entity
 from sidestack.ranker.constants import ModelConstants
 from sidestack.ranker.id_feature import IdFeature
 
-if TYPE_CHECKING:  # it asks the kinds for their names
+if TYPE_CHECKING:  # circular: `ArmConfig` needs the kinds' names
     from sidestack.ranker.config.arms import ArmConfig
 
 Sids = Mapping[str, SidSpec]
@@ -35,13 +35,13 @@ class Color(NamedTuple):
 
 
 def entity_at(position: Position) -> Entity:
-    """Return whose content stands at a position; a history is of items."""
+    """Return the entity whose content is at a position; a history is of items."""
     return "user" if position == "user" else "item"
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where content is asked for: a position of an arm over a dataset.
+    """A position of an arm over a dataset, where content is used.
 
     Attributes:
         kind: the kind's name, for messages. position: the ad's own, the history's, or the user's.
@@ -56,7 +56,7 @@ class Place:
 
     @property
     def entity(self) -> Entity:
-        """Whose content is asked for."""
+        """The entity whose content is used."""
         return entity_at(self.position)
 
     @property
@@ -66,19 +66,19 @@ class Place:
 
     @property
     def num_ids(self) -> int:
-        """How many items or users there are."""
+        """The number of items or users."""
         return self.spec.content(self.entity).rows
 
     @property
     def of_request(self) -> bool:
-        """Whether a request has the content once, for all its impressions."""
+        """Whether the content is stored once per request, for all its impressions."""
         return self.position != "item"
 
     def taken(self) -> tuple[SidSpec, ...]:
-        """Return the arm's sets of SIDs that are of the entity.
+        """Return the arm's sets of SIDs for the entity.
 
         Raises:
-            SpecError: the dataset lacks one, or none is of the entity.
+            SpecError: the dataset lacks one, or none is for the entity.
         """
         for name in self.arm.sids:
             if name not in self.sids:
@@ -93,11 +93,11 @@ class Place:
         return taken
 
     def stem(self, sid: SidSpec) -> str:
-        """Return what the columns of a set are named after (`encoder.sid.sid_columns`)."""
+        """Return the stem of a set's column names (`encoder.sid.sid_columns`)."""
         return sid.event_history_base if self.position == "history" else sid.event_base
 
     def prefix(self, sid: SidSpec, length: int) -> SidSpec:
-        """Return the spec of a prefix that was materialized, or of the whole SID.
+        """Return the spec of a materialized prefix, or of the whole SID.
 
         Raises:
             SpecError: the dataset has no such column.
@@ -112,7 +112,7 @@ class Place:
 
 
 class Latent(nn.Module, ABC):
-    """What computes the latent vectors of N rows, requests or history entries; `width` is theirs."""
+    """A module that computes the latent vectors, `width` wide, of N rows, requests or history entries."""
 
     width: int
 
@@ -125,9 +125,9 @@ class Latent(nn.Module, ABC):
         """
 
     def of_embeddings(self, embeddings_NE: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the same of new items, whose embeddings came with a request, scaled as the constant's are.
+        """Return the same for new items, from embeddings of a serving request, scaled like the constant's.
 
-        Asked for only where content takes embeddings (`Content.embeddings`).
+        Called only if the content takes embeddings (`Content.embeddings`).
         """
         raise NotImplementedError(f"{type(self).__name__} takes no embeddings")
 
@@ -137,17 +137,17 @@ class Content(ABC):
     """A kind of content at one position: the ad's own, the history's, or the user's.
 
     Attributes:
-        position: where it is. sids: the sets of Semantic IDs that it takes, each by the spec of the whole.
-        tables: the id features that it is looked up in, each of a set of `sids`.
-        columns: events columns whose ids the model takes as they are, not by a table.
-        known: for each set a column that is null where an item has no SID of it; the model gets which are not null.
-        embeddings: signals that it takes from the items or users as they are, name -> dimensions.
+        position: where it is. sids: the sets of Semantic IDs that it takes, each by the spec of the whole SID.
+        tables: the id features that it is looked up in, each for a set of `sids`.
+        columns: events columns whose ids the model takes directly, without a table.
+        known: for each set a column that is null where an item has no SID; the model gets a mask of the others.
+        embeddings: signals whose raw embeddings it takes from the items or users, name -> dimensions.
     """
 
     takes_sids: ClassVar[bool] = False
     """Whether the kind takes Semantic IDs."""
     color: ClassVar[Color | None] = None
-    """Of the arm that is named after the kind; None: one of the colours for other arms."""
+    """Colour of the arm that is named after the kind; None: one of the colours for other arms."""
 
     position: Position
     sids: tuple[SidSpec, ...] = ()
@@ -159,7 +159,7 @@ class Content(ABC):
     @classmethod
     @abstractmethod
     def at(cls, place: Place) -> Self:
-        """Lay the kind out: say what it reads and looks up.
+        """Return the kind's content at a place: what it reads and looks up.
 
         Raises:
             SpecError: the dataset's SIDs do not fit. DataError: the dataset has no such embedding.
@@ -173,13 +173,13 @@ class Content(ABC):
         for table in tables:
             assert table.sid is not None
             first.setdefault(table.sid, table.columns[0])
-        # A bag of no id is zeros already; a sequence has to know which of its entries hold a place alone.
+        # An empty bag is zeros already; a sequence needs a mask of its placeholder entries.
         known = tuple(first.values()) if place.position == "history" else ()
         return cls(place.position, tuple(first), tables, known=known)
 
     @property
     def entity(self) -> Entity:
-        """Whose content it is."""
+        """The entity whose content it is."""
         return entity_at(self.position)
 
     @property
@@ -194,20 +194,20 @@ class Content(ABC):
 
     @property
     def embedding_bytes(self) -> float:
-        """The bytes an item or user that it costs beside its columns and tables: 2 a dimension of its embeddings."""
+        """The bytes per item or user beside its columns and tables: 2 per dimension of its embeddings."""
         return 2.0 * sum(self.embeddings.values())
 
     def latent(self, constants: ModelConstants) -> Latent | None:
-        """Return what computes the latent vectors; None where the content is looked up in tables."""
+        """Return the module for the latent vectors; None if the content is looked up in tables."""
         return None
 
     def projection(self, dim: int) -> nn.Linear | None:
-        """Return the layer from the vectors of all tables, side by side, to `dim`; None: they are summed.
+        """Return the layer from the concatenated vectors of all tables to `dim`; None: they are summed.
 
-        It has no bias, so that no content stays zeros.
+        It has no bias, so that missing content stays zeros.
         """
         return None
 
     def with_tables(self, change: Callable[[IdFeature], IdFeature]) -> Self:
-        """Return the same with each table's id feature changed."""
+        """Return a copy with each table's id feature changed."""
         return replace(self, tables=tuple(map(change, self.tables)))

@@ -1,4 +1,4 @@
-"""The items' or users' embeddings as they are, looked up by id in a constant that every rank holds."""
+"""The items' or users' raw embeddings, looked up by id in a constant that every rank holds."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -26,13 +26,13 @@ class RawEmbedding(Latent):
         """Return float32 [N, width], zeros where there is no embedding, and bool [N]: whether there is one.
 
         Args:
-            ids_N1: int64, the items' or users' own ids. known_N0: of no use; the constant says what is known.
+            ids_N1: int64, the items' or users' own ids. known_N0: unused; the constant has which ids are known.
         """
         ids_N = ids_N1[:, 0]
         return self.embeddings_IE.index_select(0, ids_N).float(), self.known_I.index_select(0, ids_N)
 
     def of_embeddings(self, embeddings_NE: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the same of new items' embeddings."""
+        """Return the same for new items' embeddings."""
         return embeddings_NE.float(), embeddings_NE.ne(0).any(1)
 
 
@@ -44,7 +44,7 @@ class Dense(Content):
 
     @classmethod
     def at(cls, place: Place) -> Self:
-        """Read the item's or user's own id."""
+        """Return content that reads the item's or user's own id."""
         return cls(place.position, columns=(place.id_column,), embeddings=_embeddings(place))
 
     def latent(self, constants: ModelConstants) -> RawEmbedding:

@@ -1,4 +1,4 @@
-"""Hierarchical discrete embedding: prefixes of Semantic IDs, embedded in a table each, beside each other, projected."""
+"""Hierarchical discrete embedding: prefixes of Semantic IDs, each embedded in a table, concatenated and projected."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from sidestack.ranker.contents.sid_ngram import SidNgram
 
 @dataclass(frozen=True)
 class Hde(SidNgram):
-    """The tables of `sid_ngram`, their vectors concatenated and projected where those are summed."""
+    """The tables of `sid_ngram`, with vectors concatenated and projected instead of summed."""
 
     color = Color("#3a87ad", "#86cdf2")
 

@@ -1,4 +1,4 @@
-"""The numbers of an item's nearest clusters, embedded in one table."""
+"""The ids of an item's nearest clusters, embedded in one table."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -11,14 +11,14 @@ from sidestack.ranker.id_feature import CLUSTERS, IdFeature, sid_rows
 
 @dataclass(frozen=True)
 class Kmeans(Content):
-    """The arm's `clusters` nearest, or all that the SID names, summed."""
+    """The arm's `clusters` nearest clusters, or all that the SID has, summed."""
 
     takes_sids = True
     color = Color("#a8528a", "#e39acb")
 
     @classmethod
     def at(cls, place: Place) -> Self:
-        """Look clusters up, in a table for each set of SIDs."""
+        """Return content that looks clusters up, in one table per set of SIDs."""
         return cls.looked_up(place, [_table(place, sid) for sid in place.taken()])
 
 
@@ -28,5 +28,5 @@ def _table(place: Place, sid: SidSpec) -> IdFeature:
         raise SpecError(f"arm content {place.kind!r}: clusters={clusters}; the SIDs {sid.name!r} name {sid.digits}")
     if sid.packing != "mixed_radix" or sid.levels > 1:
         raise SpecError(f"arm content {place.kind!r}: the SIDs {sid.name!r} ({sid.quantizer}) are no clusters' numbers")
-    rows = sid_rows(sid.radix, sid.radix, place.arm.max_rows)  # every cluster has items, or it would be none
+    rows = sid_rows(sid.radix, sid.radix, place.arm.max_rows)  # every cluster has items
     return IdFeature(f"{place.stem(sid)}{CLUSTERS}", sid.radix, rows, place.of_request, sid, clusters)

@@ -1,4 +1,4 @@
-"""No content: nothing is read, and what stands in its place is zeros."""
+"""No content: nothing is read, and its vectors are zeros."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -8,11 +8,11 @@ from sidestack.ranker.contents.contract import Color, Content, Place
 
 @dataclass(frozen=True)
 class NoContent(Content):
-    """Ids and context alone."""
+    """No content: only ids and context."""
 
     color = Color("#6e7781", "#a4adb7")
 
     @classmethod
     def at(cls, place: Place) -> Self:
-        """Read nothing."""
+        """Return content that reads nothing."""
         return cls(place.position)

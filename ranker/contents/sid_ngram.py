@@ -1,4 +1,4 @@
-"""Prefix n-grams of Semantic IDs, embedded in a table each and summed."""
+"""Prefix n-grams of Semantic IDs, each embedded in a table, and summed."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ from sidestack.ranker.id_feature import IdFeature, sid_rows
 
 @dataclass(frozen=True)
 class SidNgram(Content):
-    """The arm's `prefix_lengths`, or all that were materialized."""
+    """The prefixes of the arm's `prefix_lengths`, or all materialized ones."""
 
     takes_sids = True
     color = Color("#d55e00", "#ff8a3d")
 
     @classmethod
     def at(cls, place: Place) -> Self:
-        """Look prefixes up, in a table for each length and set of SIDs."""
+        """Return content that looks prefixes up, in one table per length and set of SIDs."""
         return cls.looked_up(place, [table for sid in place.taken() for table in _tables(place, sid)])
 
 

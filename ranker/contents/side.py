@@ -1,8 +1,7 @@
 """SIDE: a Semantic ID becomes an embedding without an embedding table (SIDE paper, sections 3.3 and 5).
 
-The id is unpacked by division into the digits it was summed from, each digit becomes what it stands for, and a learned
-matrix takes that to the model's width. Nothing that is learned is looked up: the cost is t x d weights, whatever the
-number of ids.
+The id is unpacked by division into its digits, each digit is mapped to its value, and a learned matrix maps the values
+to the model's width. No learned weight is looked up: the cost is t x d weights, whatever the number of ids.
 """
 
 from collections.abc import Mapping
@@ -26,8 +25,8 @@ class Side(Content):
     """Semantic IDs, unpacked without a table.
 
     Attributes:
-        held: for each set what is unpacked of it, the whole or a prefix; `columns` are those of `held`, set after set,
-            more than one a set where its SIDs do not fit one int64.
+        held: for each set the unpacked part, the whole SID or a prefix; `columns` are those of `held`, set after set,
+            several per set if its SIDs do not fit one int64.
         scale_steps: whether digits are multiplied by the codebook's steps.
     """
 
@@ -39,7 +38,7 @@ class Side(Content):
 
     @classmethod
     def at(cls, place: Place) -> Self:
-        """Read the SIDs, or the prefixes of them that the arm names."""
+        """Return content that reads the SIDs, or the prefixes that the arm names."""
         taken = place.taken()
         held = tuple(_unpacked_part(place, sid) for sid in taken)
         columns = [tuple(sid_columns(place.stem(sid), sid)) for sid in held]
@@ -54,16 +53,16 @@ class Side(Content):
 
     @property
     def codebooks(self) -> tuple[SidSpec, ...]:
-        """The sets of several lines a layer."""
+        """The sets with several lines per layer."""
         return tuple(sid for sid in self.sids if sid.lines > 1)
 
     def latent(self, constants: ModelConstants) -> "Unpacked":
-        """Return what unpacks all sets."""
+        """Return the module that unpacks all sets."""
         return Unpacked(self.held, self.scale_steps, constants.codebooks)
 
 
 def _unpacked_part(place: Place, sid: SidSpec) -> SidSpec:
-    """Return what is unpacked of a set: the whole SID, or the one prefix that the arm names."""
+    """Return the unpacked part of a set: the whole SID, or the one prefix that the arm names."""
     lengths = place.arm.prefix_lengths or (sid.digits,)
     if len(lengths) > 1:
         raise SpecError(f"arm content {place.kind!r}: prefix_lengths={list(lengths)}; it unpacks one id, of one length")
@@ -71,10 +70,10 @@ def _unpacked_part(place: Place, sid: SidSpec) -> SidSpec:
 
 
 class Unpacked(Latent):
-    """The latent vectors of one or more sets of SIDs, side by side; it has no weights.
+    """The latent vectors of one or more sets of SIDs, concatenated; it has no weights.
 
     Args of the constructor:
-        held: what is unpacked of each set. scale_steps: see `SidUnpack`. codebooks: see `sid_unpack`.
+        held: the unpacked part of each set. scale_steps: see `SidUnpack`. codebooks: see `sid_unpack`.
     """
 
     def __init__(self, held: tuple[SidSpec, ...], scale_steps: bool, codebooks: Mapping[str, Tensor]) -> None:
@@ -96,15 +95,15 @@ class Unpacked(Latent):
 
 
 class SidUnpack(nn.Module):
-    """Unpack SIDs of one line a layer into their latent codes h (the paper's Eq. 5 undone); it has no weights.
+    """The latent codes h of SIDs with one line per layer (the inverse of the paper's Eq. 5); it has no weights.
 
-    Digit g becomes what its level stands for, g - (L-1)/2 or a centroid under a squashing bound, times its step
-    when the codebook has steps and they are asked for, so that the code is the encoder's own up to the directions
-    and a common factor: steps are taken over their mean, since the latent's unit is an accident of the encoder's
-    training and would set how loudly content enters the ranker.
+    Digit g becomes its level's value: g - (L-1)/2, or a centroid under a squashing bound. With `scale_steps`, the value
+    is multiplied by the codebook's step, if any. The code then equals the encoder's own up to the directions and a
+    common factor. Steps are divided by their mean: the latent's unit is an accident of the encoder's training, and
+    would otherwise set the scale of content in the ranker.
 
     Args of the constructor:
-        spec: the SIDs' spec, with one line a layer. scale_steps: multiply by the recorded steps.
+        spec: the SIDs' spec, with one line per layer. scale_steps: multiply by the recorded steps.
     """
 
     def __init__(self, spec: SidSpec, scale_steps: bool) -> None:
@@ -118,11 +117,11 @@ class SidUnpack(nn.Module):
         self.columns = _lookups(values_tL, spec)
 
     def forward(self, sids_NC: Tensor, known_N: Tensor) -> Tensor:
-        """Unpack.
+        """Return the latent codes.
 
         Args:
-            sids_NC: int64 ids [N, C], C columns a SID (one unless it does not fit an int64).
-            known_N: bool; False where the SID is null, whatever id stands there.
+            sids_NC: int64 ids [N, C], C columns per SID (one unless it does not fit an int64).
+            known_N: bool; False where the SID is null, whatever the id.
 
         Returns:
             h_Nt: float32 [N, t], zeros where the SID is null.
@@ -132,11 +131,11 @@ class SidUnpack(nn.Module):
 
 
 class CodewordUnpack(nn.Module):
-    """Unpack SIDs of several lines a layer into the latent vectors they stand for, by the encoder's frozen codebook.
+    """The latent vectors of SIDs with several lines per layer, from the encoder's frozen codebook.
 
-    Values of such a digit have no order, so the digit alone says nothing: its codeword does. The codebook is a
-    constant of digits x radix rows, as small for a billion items as for ten. Codewords are taken over their mean
-    length (root mean square over a digit's values, mean over digits), for the reason that steps are.
+    Values of such a digit have no order, so a digit is replaced by its codeword. The codebook is a constant of digits x
+    radix rows, as small for a billion items as for ten. Codewords are divided by their mean length (root mean square
+    over a digit's values, mean over digits), for the same reason as steps in `SidUnpack`.
 
     Args of the constructor:
         spec: the SIDs' spec. codewords_DRH: float32 [digits, radix, latent_dim]; see `encoder.sid_codebook`.
@@ -170,10 +169,10 @@ def _lookups(values_DR: Tensor, spec: SidSpec) -> nn.ModuleList:
 
 
 def sid_unpack(spec: SidSpec, scale_steps: bool, codebooks: Mapping[str, Tensor]) -> SidUnpack | CodewordUnpack:
-    """Return what unpacks a set of SIDs.
+    """Return the module that unpacks a set of SIDs.
 
     Args:
         spec: the SIDs' spec. scale_steps: see `SidUnpack`.
-        codebooks: by the SIDs' name; needed where a layer has several lines.
+        codebooks: by the SIDs' name; needed if a layer has several lines.
     """
     return SidUnpack(spec, scale_steps) if spec.lines == 1 else CodewordUnpack(spec, codebooks[spec.name])

@@ -1,1 +1,1 @@
-"""A trained ranker behind a request: a user, a history, candidates in; probabilities out. Nothing needs torchrec."""
+"""Serving of a trained ranker: a user, a history, candidates in; probabilities out. Nothing here needs torchrec."""

@@ -1,4 +1,4 @@
-"""What a served ranker is told beside its weights: the content of `served.json`."""
+"""The configuration of a served ranker beside its weights: the content of `served.json`."""
 
 from pydantic import PositiveInt
 
@@ -21,13 +21,13 @@ class ServedSids(Config):
     """One set of Semantic IDs of a version: its map, and the encoder for items that the map does not have."""
 
     spec: SidSpec
-    """Of the tables."""
+    """The spec of the tables' SIDs."""
     revision: str = ""
-    """Of the encoder, see `encoder.bundle`; a refreshed one gives SIDs of the tables' generation to new items."""
+    """The encoder's revision, see `encoder.bundle`; a refreshed encoder's SIDs of new items fit the tables."""
     rows: int
-    """Items or users that the map holds."""
+    """Number of items or users in the map."""
     signals: SignalSpec
-    """What the encoder takes of a new item."""
+    """The signals of a new item that the encoder needs."""
     stored: dict[str, StoredPrecision]
     """Precision in which the tables store each embedding, to which a request's numbers are rounded."""
 
@@ -43,21 +43,21 @@ class ServedSids(Config):
 
 
 class ServedConfig(Config):
-    """How a version is served."""
+    """The configuration of a served version."""
 
     ranker: Description
     tables: Precision
-    """In which the embedding tables are kept."""
+    """The precision of the stored embedding tables."""
     sids: dict[str, ServedSids]
-    """By name: the sets that the arm takes."""
+    """The sets that the arm takes, by name."""
     scales: dict[str, float] = {}
-    """Of content with embeddings: by signal of items, what a new item's numbers are multiplied by
+    """For content with embeddings: by signal of items, the scale of a new item's embedding
     (`ranker.constants.ModelConstants.scales`)."""
     max_candidates: PositiveInt
     """The most candidates of a request."""
     max_history: PositiveInt
     """The most history entries of a request."""
     lineage: dict[str, str]
-    """Digests of what the version was made of, by name."""
+    """Digests of the version's inputs, by name."""
     files: dict[str, str]
     """SHA-256 of each file beside this one, by its path."""

@@ -1,7 +1,7 @@
 """The code of the MLflow model that `ranker.export` saves ("models from code").
 
-MLflow runs this file when it saves and when it loads the model; nothing imports it. There is no pickle: weights are
-safetensors and maps plain integers, an artifact.
+MLflow runs this file when it saves and when it loads the model; nothing imports it. There is no pickle: the artifact
+has weights as safetensors and maps as plain integers.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ from sidestack.ranker.serving.model import load_answers
 
 
 class User(BaseModel):
-    """The user; beside the id the columns that a request has once."""
+    """The user: the id, and the columns that a request has once."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -25,14 +25,14 @@ class User(BaseModel):
 
 
 class History(BaseModel):
-    """What the user did, oldest first; times may be texts as well."""
+    """The user's history, oldest first; times may also be strings."""
 
     item_ids: list[int] = []
     times: list[float] = []
 
 
 class Candidate(BaseModel):
-    """An item; beside its id the columns of an impression, and of a new item its signals."""
+    """An item: its id, the columns of an impression, and, for a new item, its signals."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -42,7 +42,7 @@ class Candidate(BaseModel):
 class Request(BaseModel):
     """One user, one history, candidates.
 
-    The types are for MLflow's signature and are not checked: `ranker.serving.parse` does that, and names what is wrong.
+    The types are only for MLflow's signature: `ranker.serving.parse` checks values, with better messages.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -54,7 +54,7 @@ class Request(BaseModel):
 
 
 class Answer(BaseModel):
-    """Probabilities by task, and how many ids are not known."""
+    """Probabilities by task, and the number of unknown ids."""
 
     probabilities: dict[str, list[float]]
     unknown: dict[str, int]

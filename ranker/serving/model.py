@@ -49,12 +49,12 @@ Integers = npt.NDArray[np.int64]
 ServedScores = dict[str, Any]
 
 CODEBOOK, EMBEDDINGS = "codebook", "embeddings"
-"""How constants are called in their file: `codebook.NAME` of SIDs, `embeddings.ENTITY`."""
+"""Names of constants in their file: `codebook.NAME` of SIDs, `embeddings.ENTITY`."""
 
 
 @dataclass(frozen=True)
 class SidLookup:
-    """Where a request's SIDs of one set come from: the version's map, or its encoder for an item with signals."""
+    """The source of a request's SIDs of one set: the version's map, or its encoder for an item with signals."""
 
     config: ServedSids
     ids_IC: Integers
@@ -68,7 +68,7 @@ class SidLookup:
         return sids_NC
 
     def encoded(self, signals: Sequence[Values], places: Sequence[str]) -> Integers:
-        """Return the SIDs of new items, by their signals, likewise.
+        """Return the SIDs of new items from their signals, likewise.
 
         Raises:
             DataError: a signal breaks its rule; names the candidate.
@@ -79,12 +79,12 @@ class SidLookup:
 
 @dataclass(frozen=True)
 class RawLookup:
-    """How an item's signals become what the constant of raw embeddings holds of an item.
+    """The conversion of an item's signals to the format of the constant of raw embeddings.
 
     Attributes:
-        dims: dimensions by signal, in the order in which they lie side by side.
+        dims: dimensions by signal, in order of concatenation.
         scales: likewise, see `ModelConstants.scales`.
-        known_I: whether the constant has embeddings of an item; the last row is that of an item that is not known.
+        known_I: whether the constant has embeddings of an item; the last row is for unknown items.
     """
 
     dims: Mapping[str, int]
@@ -102,7 +102,7 @@ class RawLookup:
         batch = served_batch(own, spec, dict.fromkeys(self.dims, "float16"), places)
         parts = []
         for name, scale in self.scales.items():
-            with np.errstate(over="ignore"):  # told below
+            with np.errstate(over="ignore"):  # raised below
                 x_ND = batch.embeddings[name].numpy().astype(np.float16) * np.float16(scale)
             wrong = np.argwhere(~np.isfinite(x_ND))
             if len(wrong):
@@ -113,13 +113,13 @@ class RawLookup:
 
 
 class ServedRanker:
-    """A version, loaded.
+    """A loaded version.
 
     Args of the constructor:
-        folder: what `ranker.export` made.
+        folder: the version's folder, from `ranker.export`.
 
     Raises:
-        DataError: a file is missing, or is not what it was. SpecError: encoder, SIDs and ranker do not fit.
+        DataError: a file is missing or altered. SpecError: encoder, SIDs and ranker do not fit each other.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -144,7 +144,7 @@ class ServedRanker:
 
         Returns:
             `probabilities`: by task, in the candidates' order, given that the task's ancestors happened.
-            `unknown`: how many ids the model does not know, by what they are of; empty where it knows all.
+            `unknown`: the number of unknown ids, by kind; empty if all are known.
 
         Raises:
             DataError: names field and rule.
@@ -162,19 +162,19 @@ class ServedRanker:
         return {"probabilities": dict(zip(self.features.tasks, p_TN, strict=True)), "unknown": parsed.unknown}
 
     def _sids_of(self, name: str, parsed: Parsed, where: str) -> dict[str, Integers]:
-        """Return a set's SIDs by position, int64 [N, chunks]: of candidates and the history's entries, or the user."""
+        """Return a set's SIDs by position, int64 [N, chunks]: of candidates and history entries, or of the user."""
         lookup = self._sids[name]
         if lookup.config.spec.entity == "user":
             return {"user": lookup.of(np.array([parsed.user_id]))}
         items_NC = lookup.of(parsed.items_N)
-        new = [n for n in parsed.signals if items_NC[n, 0] == NULL]  # a published SID stays
+        new = [n for n in parsed.signals if items_NC[n, 0] == NULL]  # a published SID is kept
         if new:
             places = [f"{where}.candidates[{n}].signals" for n in new]
             items_NC[new] = lookup.encoded([parsed.signals[n] for n in new], places)
         return {"item": items_NC, "history": lookup.of(parsed.history_ids_T)}
 
     def _new_items(self, parsed: Parsed, where: str) -> NewItems | None:
-        """Return the candidates whose raw embeddings come with the request; an item that has some keeps them."""
+        """Return candidates with raw embeddings in the request, unless the constant has embeddings of the item."""
         if self._raw is None:
             return None
         items_N = _within(parsed.items_N, self.config.ranker.spec.num_items)
@@ -185,7 +185,7 @@ class ServedRanker:
         return NewItems(torch.tensor(new), self._raw.embeddings([parsed.signals[n] for n in new], places))
 
     def _rows(self, parsed: Parsed, sids: Mapping[str, Mapping[str, Integers]]) -> Rows:
-        """Return the request as the tables would hold it."""
+        """Return the request as rows in the tables' format."""
         number = len(parsed.items_N)
         own: dict[str, pa.Array] = {ITEM_IDS: pa.array(_within(parsed.items_N, self.config.ranker.spec.num_items))}
         user = np.array([parsed.user_id])
@@ -215,10 +215,10 @@ class ServedRanker:
 def load_answers(
     artifacts: Mapping[str, Path], config: Mapping[str, Any]
 ) -> Callable[[Sequence[Any]], list[ServedScores]]:
-    """Load an exported ranker, and return what answers requests; see `ServedRanker.answer`.
+    """Load an exported ranker, and return a function that answers requests; see `ServedRanker.answer`.
 
     Args:
-        artifacts: the version's folder, by name. config: empty; the folder says all.
+        artifacts: the version's folder, by name. config: empty; the folder has all settings.
 
     Raises:
         DataError, SpecError, ConfigError: see `ServedRanker`.
@@ -230,10 +230,10 @@ def load_answers(
 
 
 def read_config(folder: Path) -> ServedConfig:
-    """Read what a version is, and check that its files are those it was made of.
+    """Read a version's description, and check the digests of its files.
 
     Raises:
-        DataError: a file is missing or altered. ConfigError: the description cannot be read by this version.
+        DataError: a file is missing or altered. ConfigError: this version of the code cannot read the description.
     """
     try:
         values, _ = unsealed((folder / SERVED_FILE).read_bytes(), SERVED_FILE)
@@ -252,7 +252,7 @@ def read_config(folder: Path) -> ServedConfig:
 
 
 def file_digests(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of each file of a version but its description, by its path in the folder."""
+    """Return the SHA-256 of each file of a version except its description, by path in the folder."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SERVED_FILE)
     return hash_all(folder, [file.relative_to(folder).as_posix() for file in files])
 
@@ -266,7 +266,7 @@ def _sid_lookup(folder: Path, config: ServedSids) -> SidLookup:
 
 
 def _raw_lookup(content: Content, scales: Mapping[str, float], constants: ModelConstants) -> RawLookup | None:
-    """Return what takes new items' raw embeddings; None where the ad's content has none, or no scale was kept."""
+    """Return the lookup for new items' raw embeddings; None if the ad's content has none, or no scale was stored."""
     if not content.embeddings or not scales:
         return None
     scales = {name: scales[name] for name in content.embeddings}
@@ -274,7 +274,7 @@ def _raw_lookup(content: Content, scales: Mapping[str, float], constants: ModelC
 
 
 def _constants(folder: Path) -> ModelConstants:
-    """Return codebooks, and embeddings with one more row of zeros: that of what is not known."""
+    """Return codebooks, and embeddings with one more row of zeros, for unknown ids."""
     try:
         found = load_file(folder / CONSTANTS_FILE)
     except (OSError, SafetensorError) as error:
@@ -296,7 +296,7 @@ def _load_network(body: Body, folder: Path) -> None:
 
 
 def _tables(folder: Path) -> dict[str, ServedTable]:
-    """Open the tables, mapped into memory: what is never looked up is never read."""
+    """Open the tables memory-mapped: rows that are never looked up are never read."""
     stored: dict[str, dict[str, Tensor]] = {}
     try:
         with safe_open(folder / TABLES_FILE, "pt") as tensors:
@@ -309,7 +309,7 @@ def _tables(folder: Path) -> dict[str, ServedTable]:
 
 
 def _within(ids_N: Integers, number: int) -> Integers:
-    """Return ids, that which is not known as the one after the last."""
+    """Return ids, with unknown ids replaced by `number`, the id after the last."""
     return np.where(ids_N == UNKNOWN, number, ids_N)
 
 

@@ -1,4 +1,4 @@
-"""The network over tables in this process's memory: what answers requests, and what is inspected."""
+"""The network over tables in this process's memory, for serving and inspection."""
 
 from collections.abc import Mapping, Sequence
 
@@ -38,8 +38,8 @@ class LocalNetwork:
 
         Args:
             rows: the impressions, with their requests.
-            known: by column of ids, False where an id is not known: no row of a table is its own. It is looked up as
-                zeros, but in a table with admission in a fallback row, as training looks up ids without a row.
+            known: by column of ids, False where an id is unknown and has no row of its own. Its vector is zeros; in a
+                table with admission it is a fallback row's, as for ids without a row in training.
             new: rows with raw embeddings of their own.
         """
         vectors = self._vectors(rows, known or {})
@@ -66,5 +66,5 @@ class LocalNetwork:
         }
 
     def _places(self, feature: IdFeature, ids_N: Integers) -> Tensor:
-        """Return rows of a table; an id beyond it, which is not known, has the last row's place."""
+        """Return rows of a table; an unknown id, beyond the table, gets the last row."""
         return torch.from_numpy(np.minimum(ids_N, self._tables[feature.table].num_rows - 1))

@@ -1,4 +1,4 @@
-"""A request as plain values, checked: each fault names its field and its rule.
+"""Parsing and checking of a request: each error names its field and its rule.
 
 A request is one user, one history and N candidates:
 
@@ -6,8 +6,7 @@ A request is one user, one history and N candidates:
      "history": {"item_ids": [3, 9], "times": ["2024-01-03T08:00:00Z", ...]},
      "candidates": [{"item_id": 5, "price": 2.5, "slot": [1]}, {"signals": {"text_embedding": [...]}, ...}]}
 
-Ids that the model does not know are counted, not refused: a user or an item may be new. Values that cannot be meant are
-refused.
+Unknown ids are counted, not refused: a user or an item may be new. Invalid values are refused.
 """
 
 import math
@@ -27,7 +26,7 @@ Floats = npt.NDArray[np.float32]
 Values = Mapping[str, Any]
 
 UNKNOWN = -1
-"""Stands for an id that the model does not know."""
+"""Stands for an unknown id."""
 _KEYS = {"user", "time", "history", "candidates"}
 _HISTORY_KEYS = {"item_ids", "times"}
 _MAX_LISTED = 100_000
@@ -41,12 +40,12 @@ class Parsed:
     """A request with N candidates and T history entries.
 
     Attributes:
-        user_id: `UNKNOWN` for a user that the model does not know. time: microseconds since 1970, UTC.
-        history_ids_T, history_times_T: oldest first; ids likewise, times likewise.
+        user_id: `UNKNOWN` for an unknown user. time: microseconds since 1970, UTC.
+        history_ids_T, history_times_T: oldest first; ids and times in the same form.
         items_N: the candidates' ids.
-        signals: by place of a candidate, what an encoder may take of it.
+        signals: by place of a candidate, its signals for an encoder.
         dense: values by column, of one request or N candidates. sparse: ids by column, a list each.
-        unknown: how many ids the model does not know, by what they are of.
+        unknown: the number of unknown ids, by kind.
     """
 
     user_id: int
@@ -60,23 +59,23 @@ class Parsed:
     unknown: dict[str, int] = field(default_factory=dict)
 
     def newest(self, entries: int | None) -> "Parsed":
-        """Return the request with the newest so many entries of the history, as the ranker was trained; None: all."""
+        """Return the request with the history's newest `entries` entries, as in training; None: all."""
         if entries is None or entries >= len(self.history_ids_T):
             return self
         ids_T, times_T = self.history_ids_T[-entries:], self.history_times_T[-entries:]
         return replace(self, history_ids_T=ids_T, history_times_T=times_T)
 
     def count_unknown(self, what: str, number: int) -> None:
-        """Add to the ids that the model does not know."""
+        """Add to the count of unknown ids."""
         if number:
             self.unknown[what] = self.unknown.get(what, 0) + number
 
 
 class RequestParser:
-    """Checks requests against a dataset's description.
+    """A parser that checks requests against a dataset's description.
 
     Args:
-        spec: the dataset that the ranker was trained on. signals: what its encoders take of a new item.
+        spec: the dataset that the ranker was trained on. signals: the signals of a new item for its encoders.
         max_candidates, max_history: bounds of a request.
     """
 
@@ -87,10 +86,10 @@ class RequestParser:
         self._of_candidate = {"item_id", "signals", *spec.dense, *spec.sparse}
 
     def parse(self, request: object, where: str) -> Parsed:
-        """Check one request.
+        """Parse and check one request.
 
         Args:
-            request: the value that JSON holds. where: what messages call it, such as ``inputs[0]``.
+            request: the decoded JSON value. where: its name in messages, such as ``inputs[0]``.
 
         Raises:
             DataError: names field and rule.
@@ -149,7 +148,7 @@ class RequestParser:
 
     @staticmethod
     def _id(value: object, number: int, where: str) -> int:
-        """Return an id in [0, number), or `UNKNOWN` where there is none or a larger one."""
+        """Return an id in [0, number), or `UNKNOWN` for a missing or larger id."""
         if value is None:
             return UNKNOWN
         found = _integer(value, where)
@@ -190,13 +189,13 @@ def _object(value: object, where: str, known: set[str]) -> dict[str, Any]:
 def _numbers(values: list[Any], name: str, places: Sequence[str]) -> Floats:
     """Return one column's values, float32 [N]."""
     for value, place in zip(values, places, strict=True):
-        if type(value) not in (float, int):  # bool is neither
+        if type(value) not in (float, int):  # excludes bool
             rule = "is missing" if value is None else f"must be a number, is {short(value)}"
             raise DataError(f"{place}.{name}: {rule}")
     try:
-        with np.errstate(over="ignore"):  # told below
+        with np.errstate(over="ignore"):  # raised below
             found_N = np.array(values, np.float64).astype(np.float32)
-    except OverflowError:  # an integer beyond any double
+    except OverflowError:  # an integer too large for a double
         found_N = np.array([value if abs(value) < 1e39 else math.inf for value in values], np.float32)
     wrong = np.flatnonzero(~np.isfinite(found_N))
     if len(wrong):
@@ -205,7 +204,7 @@ def _numbers(values: list[Any], name: str, places: Sequence[str]) -> Floats:
 
 
 def _integer(value: object, where: str) -> int:
-    """Return an integer; 3.0 counts as 3, for some writers of JSON know only doubles."""
+    """Return an integer; 3.0 counts as 3, as some JSON writers have only doubles."""
     if (
         isinstance(value, bool)
         or not isinstance(value, int | float)
@@ -240,7 +239,7 @@ def _times(values: list[Any], where: str) -> Integers:
 
 
 def _micros(value: object, where: str) -> int:
-    if type(value) in (int, float):  # bool is neither
+    if type(value) in (int, float):  # excludes bool
         if not abs(value) <= 1e11:  # type: ignore[arg-type]
             raise DataError(f"{where}: {short(value)}: must be seconds since 1970")
         return round(value * 1e6)  # type: ignore[operator]
@@ -254,5 +253,5 @@ def _micros(value: object, where: str) -> int:
 
 
 def _or(value: object, default: object) -> object:
-    """Return the default where JSON holds null."""
+    """Return the default for a JSON null."""
     return default if value is None else value

@@ -1,4 +1,4 @@
-"""Requests made of held-out rows, and whether a served ranker answers them as the ranker itself predicted."""
+"""Requests made from held-out rows, and a check of a served ranker's answers against the ranker's predictions."""
 
 import json
 from collections.abc import Iterator
@@ -29,10 +29,10 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Reference:
-    """Requests of held-out rows, and what the ranker predicted of these rows.
+    """Requests of held-out rows, and the ranker's predictions of these rows.
 
     Attributes:
-        requests: as JSON has them. p_TN: by task, of the rows of all requests.
+        requests: as JSON values. p_TN: probabilities by task, of the rows of all requests.
         labels_TN: likewise, NaN where not judged.
     """
 
@@ -45,27 +45,27 @@ class Found(NamedTuple):
     """How far a version's answers are from the ranker's predictions.
 
     Attributes:
-        largest_difference: of two probabilities.
-        ne: with tables of fewer bits than float32, normalized entropy of the ranker and of the version, by task, of
-            those that have both labels on these rows.
+        largest_difference: the largest difference of two probabilities.
+        ne: for tables below float32, normalized entropy of the ranker and of the version, by task; only tasks with both
+            labels on these rows.
     """
 
     largest_difference: float
     ne: dict[str, tuple[float, float]]
 
     def __str__(self) -> str:
-        """Say it in a few words."""
+        """Return a short text of the differences."""
         changes = [f"{task} {100 * (after / before - 1):+.3f} %" for task, (before, after) in self.ne.items()]
         apart = f"at most {self.largest_difference:.1g} from the ranker's own"
         return f"{apart}; NE {', '.join(changes)}" if changes else apart
 
 
 def read_reference(dataset: Dataset, described: Description, ranker: Path, rows: int) -> Reference:
-    """Make requests of the first held-out rows, and read what the ranker predicted of them.
+    """Make requests from the first held-out rows, and read the ranker's predictions of them.
 
     Args:
         dataset: the snapshot. described: the ranker's description. ranker: its stage's output.
-        rows: how many, at least, or as many as there are.
+        rows: the minimum number of rows; all if there are fewer.
 
     Raises:
         SpecError: the snapshot's rows are not those that the ranker predicted.
@@ -111,10 +111,10 @@ def _of_group(rows: Rows, spec: DatasetSpec) -> Iterator[Request]:
 
 
 def check(served: ServedRanker, reference: Reference, config: RankerExportConfig) -> Found:
-    """Hold a version against the ranker's own predictions.
+    """Check a version against the ranker's own predictions.
 
     Raises:
-        SpecError: a probability, or with fewer bits a task's NE, is further away than the configuration allows.
+        SpecError: a probability, or below float32 a task's NE, differs by more than the configuration allows.
     """
     tasks = tuple(served.features.tasks)
     answers = [served.answer(request, f"request {n}") for n, request in enumerate(reference.requests)]

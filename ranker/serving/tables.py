@@ -1,4 +1,4 @@
-"""Embedding tables of a served ranker: float32, or fewer bits a number, looked up without torchrec or fbgemm."""
+"""Embedding tables of a served ranker: float32 or fewer bits per number, looked up without torchrec or fbgemm."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -10,9 +10,9 @@ Precision = Literal["float32", "float16", "int8"]
 
 
 class ServedTable:
-    """One table, in the precision it is kept in; a row is float32 when it is looked up.
+    """One table in its stored precision; a looked-up row is float32.
 
-    `int8` keeps a byte a number, and for each row the least number and the step between two bytes.
+    `int8` stores a byte per number, and for each row the least number and the step between two bytes.
 
     Args:
         stored: as `stored_table` returns.
@@ -24,7 +24,7 @@ class ServedTable:
 
     @property
     def num_rows(self) -> int:
-        """The rows it has."""
+        """The table's number of rows."""
         return len(self._rows_ND)
 
     def rows(self, ids_N: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ class ServedTable:
         """Return float32 [B, d], the sums of the rows of each bag; zeros where it is empty.
 
         Args:
-            ids_N: of all bags one after another. lengths_B: how many ids each has.
+            ids_N: the concatenated ids of all bags. lengths_B: how many ids each bag has.
         """
         rows_ND = self.rows(ids_N)
         bag_N = torch.repeat_interleave(lengths_B.long(), output_size=len(ids_N))
@@ -47,7 +47,7 @@ class ServedTable:
 
 
 def stored_table(rows_ND: Tensor, precision: Precision) -> dict[str, Tensor]:
-    """Return what a table is kept as, by name: `rows`, and of int8 `least_step` [rows, 2]."""
+    """Return a table's stored tensors, by name: `rows`, and for int8 `least_step` [rows, 2]."""
     if precision == "float32":
         return {"rows": rows_ND}
     if precision == "float16":

@@ -162,7 +162,7 @@ def components() -> Iterator[tuple[Command, int]]:
 @pytest.mark.parametrize(("command", "at"), [pytest.param(*one, id=str(one[0])) for one in components()])
 def test_a_component_takes_the_options(command: Command, at: int) -> None:
     file, _, name = command.words[at].partition(":")
-    module = importlib.import_module(file.removesuffix(".py").replace("/", "."))
+    module = importlib.import_module("sidestack." + file.removesuffix(".py").replace("/", "."))
     known = set(inspect.signature(getattr(module, name)).parameters) - {"overrides"}
     assert {word[2:].partition("=")[0] for word in command.words[at:] if word.startswith("--")} <= known
 

@@ -21,7 +21,7 @@ def hops() -> list[tuple[str, str]]:
 
 
 def function(file: str, name: str) -> Callable[..., Any]:
-    module = importlib.import_module(file.removesuffix(".py").replace("/", "."))
+    module = importlib.import_module("sidestack." + file.removesuffix(".py").replace("/", "."))
     found: Any = module
     for part in name.split("."):
         found = getattr(found, part)

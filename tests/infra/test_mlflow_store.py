@@ -15,7 +15,7 @@ from sidestack.infra.errors import ConfigError
 from sidestack.infra.mlflow_store import URI_VARIABLE, StoreError, bounded, connect, has_store, patient, use_store
 from tests.components.golden import ROOT
 
-FIRST_START = "from infra.mlflow_store import connect; print(len(connect().search_experiments()))"
+FIRST_START = "from sidestack.infra.mlflow_store import connect; print(len(connect().search_experiments()))"
 START_S = 240
 
 

@@ -253,7 +253,7 @@ def test_artifacts_of_a_local_store_lie_beside_it(client: Any, runs_dir: Path, t
 def test_runs_of_a_killed_driver_are_swept_and_live_ones_left(client: Any, runs_dir: Path) -> None:
     script = (
         "from pathlib import Path;"
-        "from infra.mlflow_runs import *; from sidestack.infra.mlflow_store import connect;"
+        "from sidestack.infra.mlflow_runs import *; from sidestack.infra.mlflow_store import connect;"
         f"c = connect(); p = open_parent(c, 'swept', 'swept', Path({str(runs_dir)!r}), {{}});"
         "ChildRun.start(c, p, 'encoder', {}, {}, '', Path('out')); print(p)"
     )

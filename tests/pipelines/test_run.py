@@ -231,10 +231,12 @@ def test_an_address_that_is_none_launches_nothing(tmp_path: Path, monkeypatch: p
 
 
 PRINTING = {
-    "a command": "from pipelines.run import exit_status\nwith exit_status(): print('held out \\u00b7 \\u2500')",
-    "a table": "from infra.console import wide_console\nwide_console().print('held out \\u00b7 \\u2500')",
+    "a command": (
+        "from sidestack.pipelines.run import exit_status\nwith exit_status(): print('held out \\u00b7 \\u2500')"
+    ),
+    "a table": "from sidestack.infra.console import wide_console\nwide_console().print('held out \\u00b7 \\u2500')",
     "a stage": (
-        "from infra.stage import run_stage\nfrom infra.config import Config\n"
+        "from sidestack.infra.stage import run_stage\nfrom sidestack.infra.config import Config\n"
         "run_stage('x', 'compare', Config, [], lambda run: print('held out \\u00b7 \\u2500'), ['--out', 'OUT'])"
     ),
 }

@@ -34,6 +34,14 @@ def test_each_row_meets_the_entries_of_its_request_once(sizes: list[tuple[int, i
     assert flat[layout.place_T].tolist() == list(range(entry))
 
 
+def test_the_example_of_the_docstring() -> None:
+    layout = laid_out([(2, 1), (0, 2), (3, 1), (1, 8)])
+    assert [group.entries_GL.tolist() for group in layout.groups] == [[[0, 1, 0], [2, 3, 4]], [[5]]]
+    assert [group.rows_GM.tolist() for group in layout.groups] == [[[0], [3]], [[*range(4, 12)]]]
+    assert layout.place_T.tolist() == [0, 1, 3, 4, 5, 6]
+    assert layout.place_B.tolist() == [0, 10, 10, *range(1, 10)]
+
+
 @given(requests)
 def test_padding_is_bounded_by_the_sizes_of_a_group(sizes: list[tuple[int, int]]) -> None:
     for group in laid_out(sizes).groups:

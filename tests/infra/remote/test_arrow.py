@@ -25,6 +25,7 @@ def test_objects_are_written_whole_read_listed_and_removed(store: Objects, tmp_p
     assert store.read("a/x") == b"one" and (tmp_path / "copy").read_bytes() == b"three"
     assert [(one.key, one.size) for one in store.listed("a/")] == [("a/b/y", 5), ("a/x", 3)]
     assert {file.name for file in tmp_path.rglob("*") if file.is_file()} == {"x", "y", "ab", "file", "copy"}
+    assert [one.key for one in store.listed("a/", at_most=1)] == ["a/b/y"]
     store.remove(["a/x", "a/b/y", "a/none"])
     assert store.listed("a/") == []
 

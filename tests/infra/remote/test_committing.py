@@ -29,6 +29,8 @@ from sidestack.infra.manifest import (
 )
 from sidestack.infra.remote import trees
 from sidestack.infra.remote.urls import mirror, place
+from sidestack.infra.serve import model_folder
+from sidestack.infra.served import CODE_FOLDER
 from tests.distributed import RankFailure, run_distributed
 from tests.object_store import Bucket
 
@@ -79,6 +81,13 @@ def test_something_else_at_the_url_is_refused_and_left(bucket: Bucket) -> None:
         refuse_taken(place(f"{bucket.url}/x"))
     commit(place(f"{bucket.url}/x/below"))
     assert bucket.get("x/somebody.txt") == b"else"
+
+
+def test_a_whole_bucket_is_no_place_for_an_output(bucket: Bucket) -> None:
+    assert not is_committed(place(bucket.url))
+    with pytest.raises(RemoteError, match=f"{bucket.url}: is a whole bucket; name a folder in it"):
+        commit(place(bucket.url))
+    assert bucket.keys() == []
 
 
 def test_of_two_writers_exactly_one_commits_and_its_files_stay_whole(bucket: Bucket) -> None:
@@ -204,6 +213,17 @@ def test_a_job_whose_lease_in_the_store_went_to_another_commits_nothing(
     assert not is_committed(out)
     bucket.put("runs/x.job.json", json.dumps({"token": "mine"}).encode())
     assert verify(commit(out))
+
+
+def test_a_served_model_may_lie_within_what_was_committed_at_a_url(bucket: Bucket) -> None:
+    out = place(f"{bucket.url}/runs/export/key")
+    with commit_alone(out, stage="export") as staging:
+        server = staging / "model" / CODE_FOLDER / "infra" / "scoring_app.py"
+        server.parent.mkdir(parents=True)
+        server.write_text("")
+    forget()
+    assert model_folder(f"{bucket.url}/runs/export/key/model") == (out / "model", "infra.scoring_app")
+    assert (out / "model" / CODE_FOLDER / "infra" / "scoring_app.py").is_file()
 
 
 class Work(Config):

@@ -27,6 +27,7 @@ def test_objects_are_written_read_listed_and_removed(store: Objects, tmp_path: P
     store.download("a/y", tmp_path / "copy")
     assert store.read("a/x") == b"two" and (tmp_path / "copy").read_bytes() == b"three"
     assert [(one.key, one.size) for one in store.listed("a/")] == [("a/x", 3), ("a/y", 5)]
+    assert [one.key for one in store.listed("a/", at_most=1)] == ["a/x"]
     store.remove(["a/x", "a/y", "a/none"])
     assert store.listed("a/") == []
 

@@ -10,9 +10,10 @@ import pytest
 from sidestack.infra.config import parse
 from sidestack.infra.distributed import ALONE
 from sidestack.infra.errors import DataError
-from sidestack.infra.manifest import read_manifest
+from sidestack.infra.manifest import read_manifest, verify
 from sidestack.infra.remote.urls import mirror, place
 from sidestack.infra.snapshot import read_dataset
+from sidestack.pipelines.join import main as join
 from sidestack.pipelines.prepare.config import PrepareConfig
 from tests.datasets import content
 from tests.object_store import Bucket, moto_server, use
@@ -59,6 +60,12 @@ def test_a_folder_of_tables_in_a_store_makes_the_dataset_that_it_makes_on_a_disk
     assert prepared(place(f"{bucket.url}/runs/second"), at(url), tmp_path / "cache-4") == grown != local
     new = {key.split("/")[3] for key in set(bucket.keys("runs/store/")) - before if "/lists/" not in key}
     assert new == {f"date={day_at(3)}"}  # earlier dates are not made again
+    shutil.rmtree(mirror())
+    join(["--dataset", f"{bucket.url}/runs/second", "--out", f"{bucket.url}/joined"])
+    joined = place(f"{bucket.url}/joined")
+    shutil.rmtree(mirror())
+    rows = sum(entry.rows for entry in verify(joined).files.values())
+    assert rows == sum(entry.rows for entry in read_dataset(tmp_path / "runs/second").partitions("events"))
 
 
 def at(url: str) -> dict[str, Any]:
