@@ -1,1 +1,1 @@
-"""What training stands on: distributed start-up, the commit protocol, Parquet streaming, tracking, configuration."""
+"""Training infrastructure: distributed start-up, the commit protocol, Parquet streaming, tracking, configuration."""

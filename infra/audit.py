@@ -1,7 +1,7 @@
-"""`make audit`: the licence of everything that is installed, and known vulnerabilities where a database is reachable.
+"""`make audit`: the licence of every installed package, and known vulnerabilities where a database is reachable.
 
-Exit status: 0, nothing to object to; 1, a licence that is not allowed, or a vulnerability; 2, all licences are allowed,
-but vulnerabilities could not be looked up.
+Exit status: 0, no finding; 1, a licence that is not allowed, or a vulnerability; 2, all licences are allowed, but
+vulnerabilities could not be looked up.
 """
 
 import argparse
@@ -22,7 +22,7 @@ POLICY = Path(__file__).resolve().parents[1] / "requirements/licences.yaml"
 
 
 class UnreachableError(SidestackError):
-    """No database of vulnerabilities could be asked."""
+    """No vulnerability database could be queried."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,12 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def installed() -> Iterable[Distribution]:
-    """Return what is installed in this environment; not what setuptools brings along and may put on the path."""
+    """Return this environment's distributions, without those that setuptools vendors and may put on the path."""
     return distributions(path=sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}))
 
 
 def tell_licences(found: Sequence[Finding], policy: Policy) -> bool:
-    """Print every distribution by its licence, each exception and each fault; return whether there is no fault."""
+    """Print the distributions by licence, every exception and every fault; return whether there is no fault."""
     from rich.table import Table
 
     allowed: dict[str, list[str]] = {}
@@ -77,17 +77,17 @@ def tell_licences(found: Sequence[Finding], policy: Policy) -> bool:
 
 
 def look_up(command: Path, packages: Path, policy: Policy) -> tuple[list[str], int, list[str]]:
-    """Look up the distributions of a folder.
+    """Look up the vulnerabilities of the distributions in a folder.
 
     Args:
-        command: pip-audit's. packages: the folder. policy: which advisories do not concern us.
+        command: path of pip-audit. packages: the folder. policy: lists the advisories that do not concern us.
 
     Returns:
-        a line a vulnerability, how many distributions the database knows, and those that it does not.
+        one line for each vulnerability, the number of distributions that the database has, and those that it lacks.
 
     Raises:
-        UnreachableError: there is no such command, or no database answers. pip-audit itself calls it "no known
-            vulnerabilities" if it finds none of the distributions.
+        UnreachableError: there is no such command, or no database answers. pip-audit itself reports "no known
+            vulnerabilities" if the database has none of the distributions.
     """
     arguments = ["--path", str(packages), "--format", "json", "--progress-spinner", "off"]
     try:

@@ -1,11 +1,11 @@
-"""How many steps a training takes, by rule: batches that leave enough of them an epoch, and epochs that make enough."""
+"""Rules for the number of training steps: a batch size with enough steps an epoch, and enough epochs."""
 
 
 def batch_size(rows: int, least: int, largest: int, steps_an_epoch: int) -> int:
-    """Return the largest power of two, between two, that leaves so many steps an epoch; the least where none does.
+    """Return the largest power of two within bounds that makes enough steps an epoch; `least` where none does.
 
     Args:
-        rows: of an epoch. least, largest: powers of two. steps_an_epoch: the fewest.
+        rows: rows of an epoch. least, largest: the bounds, powers of two. steps_an_epoch: the fewest steps wanted.
     """
     batch = largest
     while batch > least and rows // batch < steps_an_epoch:
@@ -14,10 +14,10 @@ def batch_size(rows: int, least: int, largest: int, steps_an_epoch: int) -> int:
 
 
 def whole_lanes(batch: int, lanes: int) -> int:
-    """Return the batch, or the next larger one that so many lanes can share out (`infra.lanes.LaneReader`)."""
+    """Return the batch size, rounded up to a multiple of the lanes (`infra.lanes.LaneReader`)."""
     return -(-batch // lanes) * lanes
 
 
 def epochs_for(steps_an_epoch: int, min_steps: int, least: int, most: int) -> int:
-    """Return as many epochs as make `min_steps` steps, within bounds."""
+    """Return the number of epochs that make at least `min_steps` steps, within bounds."""
     return min(max(-(-min_steps // max(steps_an_epoch, 1)), least), most)

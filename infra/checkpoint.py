@@ -1,20 +1,20 @@
 """Checkpoints of a running stage, from which it resumes when it is started again.
 
-They lie beside the output, in `<out>.checkpoint/`, because the output's own temporary directory is removed after a
-failure, and they are removed once the output is committed. Each one is a committed directory of its own
-(`infra.commit`), so that it is whole or does not count, and holds safetensors and JSON: no pickle is ever loaded.
+They are stored beside the output, in `<out>.checkpoint/`, because the output's own temporary directory is removed after
+a failure. They are removed once the output is committed. Each one is a committed directory of its own (`infra.commit`),
+so that it is whole or does not count, and holds safetensors and JSON: no pickle is ever loaded.
 
 On the same machine a resumed run writes the same bytes as one that was never stopped. With another number of ranks or
-threads, another device or torch (`MACHINE`), it takes the same steps and its bits may differ:
-`Checkpoint.environment_change` says so, and the output's manifest keeps it (`Checkpoints.facts`). A checkpoint of other
-work (another config, another input) is refused, not ignored: it may be hours of somebody's work, and a run that ignored
-it would overwrite it.
+threads, another device or torch version (`MACHINE`), it takes the same steps but its bits may differ:
+`Checkpoint.environment_change` lists the changes, and the output's manifest keeps them (`Checkpoints.facts`). A
+checkpoint of other work (another config, another input) is refused, not ignored: it may hold hours of work, and a run
+that ignored it would overwrite it.
 
-A checkpoint may be written while training goes on: `begin` copies its tensors to the host and has a thread write them,
-`finish` commits what was written. Until then the one before counts.
+A checkpoint may be written while training continues: `begin` copies its tensors to the host and has a thread write
+them; `finish` commits them. Until then the previous checkpoint counts.
 
-A checkpoint holds its stage's resolved section. A later version of the code may have further settings: the section is
-read with their defaults, and the checkpoint is of the same work where that is what is asked for.
+A checkpoint holds its stage's resolved section. A later version of the code may have further settings. The section is
+then read with their defaults, and must equal the requested one for the checkpoint to count as the same work.
 """
 
 import contextlib
@@ -46,23 +46,23 @@ from sidestack.infra.tensors import write_tensors
 
 VALUES_FILE = "values.json"
 MACHINE = ("ranks", "device", "torch", "threads")
-"""What decides a run's last bits beside its work."""
+"""The environment fingerprint: what else than the work decides a run's last bits."""
 _SETTINGS = "settings"
 _PARTS = "parts"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where a stage was.
+    """The state of a stage at one step.
 
     Attributes:
-        step: the steps that were taken.
+        step: the number of steps taken.
         shared: tensors that are the same on every rank; rank 0's are kept.
-        own: this rank's own tensors; `load` returns none where the number of ranks or the device is another one.
+        own: this rank's own tensors; `load` returns none where the number of ranks or the device has changed.
         values: JSON-ready values; rank 0's are kept.
-        shards: tensors that are spread over the ranks. `load` fills the parts this rank holds in place.
-        environment_change: what of the machine is not as it was, such as `ranks`; see `MACHINE`.
-        altered: later checkpoints whose files were altered, which `load` passed over and removed.
+        shards: tensors that are sharded over the ranks. `load` fills the parts this rank holds in place.
+        environment_change: the entries of `MACHINE` that have changed, such as `ranks`.
+        altered: later checkpoints with altered files, which `load` skipped and removed.
     """
 
     step: int
@@ -74,11 +74,11 @@ class Checkpoint:
     altered: tuple[str, ...] = ()
 
     def told(self, stage: str, step: int, num_steps: int, differs: str) -> str:
-        """Return the lines that tell people of a training that resumes from this checkpoint.
+        """Return the lines to log when a training resumes from this checkpoint.
 
         Args:
-            stage: the stage's name. step, num_steps: where the training stands, of how many.
-            differs: what may differ from an undisturbed training's where the machine is another.
+            stage: the stage's name. step, num_steps: the current step and the total.
+            differs: what may differ from an uninterrupted training if the environment has changed.
         """
         altered = f"{stage}: altered, and passed over: {', '.join(self.altered)}\n" if self.altered else ""
         others = ", ".join(self.environment_change)
@@ -86,7 +86,7 @@ class Checkpoint:
         return f"{altered}{stage}: goes on from the checkpoint at step {step} of {num_steps}{changed}"
 
     def on_host(self) -> "Checkpoint":
-        """Return a copy whose tensors are on the host, and change no more with training."""
+        """Return a copy with its tensors on the host, where further training does not change them."""
         shards = {
             name: spread._replace(parts=[Shard(part.offset, _copied(part.tensor)) for part in spread.parts])
             for name, spread in self.shards.items()
@@ -102,11 +102,11 @@ class Checkpoints:
         path: the directory that has them, the same for every rank.
         world: the process group.
         stage: the stage's name.
-        work: what decides the stage's bytes beside its config, by name, as JSON-ready values. Ranks, device, threads
-            and torch are added to it.
+        work: what else than the config decides the stage's bytes, by name, as JSON-ready values. Ranks, device,
+            threads and torch are added to it.
         config: the stage's resolved section.
-        keeps: how many are kept. `load` takes the last; where its files were altered, it removes it and takes the one
-            before.
+        keeps: how many checkpoints are kept. `load` reads the last; if its files were altered, it removes that one and
+            reads the one before.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class Checkpoints:
         self.stage = stage
         self.config = config
         machine = {"ranks": world.size, "device": world.device.type, "torch": str(torch.__version__)}
-        machine["threads"] = torch.get_num_threads()  # in how many parts a sum is added up
+        machine["threads"] = torch.get_num_threads()  # decides the order in which sums are added up
         self.work = {**work, "config": digest(config), **machine}
         self.keeps = keeps
         self._changed: set[str] = set()
@@ -125,7 +125,7 @@ class Checkpoints:
         self._begun: _Begun | None = None
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Commit a checkpoint, then remove those that are not to be kept.
+        """Commit a checkpoint, then remove those that are no longer kept.
 
         Raises:
             CommitError: the disk is full.
@@ -136,7 +136,7 @@ class Checkpoints:
         self._note_saved()
 
     def save_before_stop(self, checkpoint: Checkpoint) -> None:
-        """Commit a checkpoint of the step at which a stage stops, unless there is one.
+        """Commit a checkpoint of the step at which a stage stops, unless that step has one.
 
         Raises:
             CommitError: see `save`.
@@ -146,9 +146,9 @@ class Checkpoints:
             self.save(checkpoint)
 
     def begin(self, checkpoint: Checkpoint) -> None:
-        """Have a thread write a checkpoint, from a copy of its tensors on the host; `finish` commits it.
+        """Start writing a checkpoint in a thread, from a copy of its tensors on the host; `finish` commits it.
 
-        One that was begun before is finished first.
+        A checkpoint that was begun earlier is finished first.
 
         Raises:
             CommitError: see `save`.
@@ -182,7 +182,7 @@ class Checkpoints:
         return self.path / f"step-{checkpoint.step:012d}"
 
     def _note_saved(self) -> None:
-        """Remove what is not to be kept beside a checkpoint that was just committed."""
+        """Remove the checkpoints that are no longer kept after one was committed."""
         self._are_ours = True
         if self.world.is_main:
             self._remove(keeping=self.keeps)
@@ -195,11 +195,11 @@ class Checkpoints:
             (out / VALUES_FILE).write_text(values, encoding="utf-8")
 
     def keep(self, step: int, every: int, end: int, state: Callable[[], Checkpoint]) -> None:
-        """Begin a checkpoint where one is due, and commit it some steps later, when it has been written.
+        """Begin a checkpoint where one is due, and commit it some steps later, once it is written.
 
         Args:
-            step: the steps that were taken. every: after how many one is due; 0: none is. end: the last step, after
-                which none is due. state: returns the checkpoint of this step.
+            step: the number of steps taken. every: steps between checkpoints; 0: no checkpoints. end: the last step,
+                after which none is due. state: returns the checkpoint of this step.
 
         Raises:
             CommitError: see `save`.
@@ -211,18 +211,18 @@ class Checkpoints:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What an output's manifest says of its checkpoints: with which other machine the work was resumed, if ever."""
+        """Facts for the output's manifest: the environment changes with which the work was resumed, if any."""
         return {"resumed_with_other": sorted(self._changed)} if self._changed else {}
 
     def load(self, shards: Shards | None = None) -> Checkpoint | None:
-        """Return the last checkpoint that was committed; None where there is none.
+        """Return the last committed checkpoint; None if there is none.
 
         Args:
-            shards: tensors that are spread over the ranks, whose parts on this rank are filled in place.
+            shards: tensors that are sharded over the ranks; this rank's parts are filled in place.
 
         Raises:
-            CommitError: it is of other work, was altered and there is none before it, or its config cannot be read by
-                this version; nothing is removed then.
+            CommitError: it is of other work, it was altered and there is none before it, or this version cannot read
+                its config; nothing is removed then.
         """
         with raise_on_all_ranks(self.world.committing, f"listing {self.path}"):
             committed = sorted(self._committed(), reverse=True)
@@ -245,12 +245,12 @@ class Checkpoints:
         if entry.is_symlink():
             raise CommitError(f"{entry}: is a link; checkpoints are directories")
         manifest = verify(entry) if self.world.local_rank == 0 else read_manifest(entry)
-        if manifest.key not in (entry.name, ""):  # those of an earlier version have none
+        if manifest.key not in (entry.name, ""):  # earlier versions wrote no key
             raise CommitError(f"{entry}: is the checkpoint {manifest.key} under another name")
         return manifest
 
     def _remove_after(self, loaded: Path) -> None:
-        """Remove what lies after a checkpoint: the run reaches those steps again, and would find their places taken."""
+        """Remove the checkpoints after a loaded one: the run will reach and save those steps again."""
         with raise_on_all_ranks(self.world.committing, f"removing what lies after {loaded}"):
             after = {*self.path.glob("step-*"), *self._committed()} if self.world.is_main else set()
             for entry in after:
@@ -265,16 +265,16 @@ class Checkpoints:
 
     @property
     def parts(self) -> Path:
-        """A directory for parts of the output that a stage commits one by one; it goes with the checkpoints."""
+        """A directory for parts of the output that a stage commits one by one; removed with the checkpoints."""
         self._are_ours = True
         return self.path / _PARTS
 
     def remove(self) -> None:
-        """Remove what this run has loaded or saved, and its directory; the output is committed."""
+        """Remove the checkpoints that this run loaded or saved, and their directory; called after the commit."""
         if self.world.is_main and self._are_ours:
             self._remove()
             remove_folder(self.path / _PARTS)
-            with contextlib.suppress(OSError):  # something else lies in it: not ours to remove
+            with contextlib.suppress(OSError):  # it holds other files, which are not ours to remove
                 self.path.rmdir()
 
     def _remove(self, keeping: int = 0) -> None:
@@ -286,7 +286,7 @@ class Checkpoints:
                 remove_folder(entry, first=MANIFEST)
 
     def _committed(self) -> list[Path]:
-        """Return the checkpoints that were committed, of a URL those in the store."""
+        """Return the committed checkpoints; for a URL those in the store."""
         return [entry for entry in folders(self.path, having=MANIFEST) if entry.name.startswith("step-")]
 
     def _read(self, path: Path, manifest: Manifest, shards: Shards) -> Checkpoint:
@@ -312,7 +312,7 @@ class Checkpoints:
             raise CommitError(f"{path}: cannot be loaded as a checkpoint of this work: {error}") from error
 
     def _facts(self, path: Path, manifest: Manifest) -> dict[str, Any]:
-        """Return what a checkpoint is of, the digest of its config taken as this version of the code reads it."""
+        """Return the work of a checkpoint; its config's digest is computed as this version of the code reads it."""
         facts = dict(manifest.facts)
         version = manifest.versions.get("sidestack")
         try:
@@ -324,14 +324,14 @@ class Checkpoints:
 
 @dataclass(frozen=True)
 class _Begun:
-    """A checkpoint that is being written: its directory, not committed yet, and the thread's work."""
+    """A checkpoint that is being written: its uncommitted directory, and the thread's result."""
 
     opened: ExitStack
     written: Future[None]
 
 
 def _in_thread(work: Callable[[], None]) -> Future[None]:
-    """Do some work in a thread that does not keep the process alive; what it raises is raised by the result."""
+    """Run work in a daemon thread; the returned future raises what the work raises."""
     done: Future[None] = Future()
 
     def run() -> None:

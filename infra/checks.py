@@ -1,4 +1,4 @@
-"""The checks that hold rows to the tables' contract (`infra.tables`)."""
+"""Checks of rows against the tables' contract (`infra.tables`)."""
 
 from collections import Counter
 from datetime import datetime, timedelta
@@ -43,7 +43,7 @@ def check_content(table: pa.Table, content: ContentSpec, where: RowGroup) -> Non
 def check_events(table: pa.Table, spec: DatasetSpec, where: RowGroup) -> None:
     """Check rows of requests, events, labels, or of all of them joined.
 
-    The rules are about types, nulls, labels, finite dense values, id ranges, and a history before its request.
+    The rules cover types, nulls, labels, finite dense values, id ranges, and that a history precedes its request.
 
     Only the contract's columns that the table holds are checked, so that a reader of a few columns can use it.
 
@@ -57,7 +57,7 @@ def check_events(table: pa.Table, spec: DatasetSpec, where: RowGroup) -> None:
         check.ids(name, pa.int64(), number, nullable=False)
     for name in spec.tasks:
         check.label(name)
-    for name, task in spec.tasks.items():  # a parent may come after its child, and its type is known to be right now
+    for name, task in spec.tasks.items():  # a second loop: a parent's type must be checked first
         if task.given is not None:
             check.given(name, task.given)
     for name in spec.all_dense:
@@ -72,7 +72,7 @@ def require_typed_columns(schema: pa.Schema, expected: pa.Schema, where: RowGrou
     """Check that every column of `expected` is there, with its type (embeddings of any precision).
 
     Raises:
-        DataError: naming every missing column, and of each wrong type what it is and what it should be.
+        DataError: naming every missing column, and for each wrong type the found and the expected one.
     """
     faults = []
     for field in expected:
@@ -85,7 +85,7 @@ def require_typed_columns(schema: pa.Schema, expected: pa.Schema, where: RowGrou
 
 
 def require_distinct_columns(schema: pa.Schema, where: RowGroup | Path) -> None:
-    """Check that no two columns have one name: Parquet allows it, and Arrow then finds neither by name.
+    """Check that no two columns have the same name: Parquet allows it, but Arrow then finds neither by name.
 
     Raises:
         DataError: naming every such column.
@@ -96,7 +96,7 @@ def require_distinct_columns(schema: pa.Schema, where: RowGroup | Path) -> None:
 
 
 def require_same_columns(schema: pa.Schema, known: pa.Schema, where: object, known_where: object) -> None:
-    """Check that a schema has the columns of another, with their types, in any order.
+    """Check that a schema has the same columns and types as another, in any order.
 
     Raises:
         DataError: naming the first column that differs.
@@ -111,7 +111,7 @@ def require_same_columns(schema: pa.Schema, known: pa.Schema, where: object, kno
 
 
 def _type_fault(name: str, found: pa.DataType, expected: pa.DataType, where: RowGroup | Path) -> str:
-    """Say that a column has another type than it must have; empty where it has not."""
+    """Return an error text if a column has another type than it must have; empty if its type is right."""
     if pa.types.is_fixed_size_list(expected) and pa.types.is_fixed_size_list(found):
         same = found.list_size == expected.list_size and pa.types.is_floating(found.value_type)
     else:
@@ -127,7 +127,7 @@ def type_name(expected: pa.DataType) -> str:
 
 
 class _Checker:
-    """The single rules, each over one column of one row group."""
+    """The individual rules, each over one column of one row group."""
 
     def __init__(self, table: pa.Table, where: RowGroup) -> None:
         self.table = table
@@ -189,7 +189,7 @@ class _Checker:
                 self.fail(name, f"label {value} is not 0 or 1")
 
     def given(self, name: str, parent: str) -> None:
-        """Check that a label is not 1 where that of the task's parent is 0."""
+        """Check that a label is not 1 where the label of the task's parent is 0."""
         if {name, parent} <= set(self.table.column_names):
             is_wrong = pc.and_(pc.equal(self.table[name], 1), pc.equal(self.table[parent], 0))
             wrong = np.flatnonzero(pc.fill_null(is_wrong, False).to_numpy())
@@ -205,12 +205,12 @@ class _Checker:
     def embedding(self, name: str, dim: int) -> None:
         column = self.present(name, pa.list_(pa.float16(), dim), nullable=True)
         if column is not None:
-            # flatten() leaves the nulls' own slots out, whatever bytes they hold.
+            # flatten() skips the slots of nulls, whatever bytes they hold.
             for chunk in column.chunks:
                 self._all_finite(name, chunk.flatten().to_numpy(zero_copy_only=False))
 
     def _all_finite(self, name: str, values: npt.NDArray[np.floating]) -> None:
-        # numpy widens halves one by one; their exponent says it ten times faster.
+        # numpy widens float16 values one by one; a test of their exponent bits is ten times faster.
         halves = values.dtype == np.float16
         finite = (values.view(np.uint16) & 0x7C00) != 0x7C00 if halves else np.isfinite(values)
         if not finite.all():
@@ -230,13 +230,13 @@ class _Checker:
         flat = pc.list_flatten(times).cast(pa.int64()).to_numpy()
         ends = np.cumsum(lengths)
         is_older = flat[1:] < flat[:-1]  # than the entry before it
-        is_older[ends[(ends > 0) & (ends < len(flat))] - 1] = False  # which was another row's
+        is_older[ends[(ends > 0) & (ends < len(flat))] - 1] = False  # there the entry before is another row's
         if is_older.any():
             self.fail("history_times", "must be oldest first")
         if "event_time" in self.table.column_names:
             event = self.table["event_time"].cast(pa.int64()).to_numpy()
             held = np.flatnonzero(lengths)
-            late = held[flat[ends[held] - 1] >= event[held]]  # the newest entry stands for all of its row
+            late = held[flat[ends[held] - 1] >= event[held]]  # a row's newest entry bounds all of its entries
             if len(late):
                 row = int(late[0])
                 entries = flat[ends[row] - lengths[row] : ends[row]]

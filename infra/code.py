@@ -1,4 +1,4 @@
-"""The digest of code: which source files decided what a stage, or a partition, holds."""
+"""The digest of code: of the source files that decide the content of a stage or a partition."""
 
 import hashlib
 import sys
@@ -8,19 +8,19 @@ from pathlib import Path
 from sidestack.infra.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
-"""The folder that holds the packages: the checkout, beyond the links in sidestack/, or what is installed."""
+"""The folder that holds the packages: the checkout, with the links in sidestack/ resolved, or the installed package."""
 
 DEPLOY, CLUSTERS = "infra/deploy", "infra/clusters"
-"""Files for schedulers, which no stage imports: a schedule that changes leaves every key as it is."""
+"""Files for schedulers, which no stage imports: a changed schedule changes no key."""
 
 PACKAGES = ("infra", "encoder", "ranker", "pipelines")
 """The packages that stages run."""
 
 OURS = __name__.partition(".")[0]
-"""The package that has all of this repository."""
+"""The package that holds all packages of this repository."""
 
 VARIABLE = "SIDESTACK_CODE"
-"""The variable in which the driver hands a job the digest of the code that its key names."""
+"""The environment variable by which the driver passes a job the digest of the code in its key."""
 
 
 def code_digest(code: Sequence[str], root: Path = ROOT) -> str:
@@ -38,17 +38,17 @@ def code_digest(code: Sequence[str], root: Path = ROOT) -> str:
 
 
 def code_environment(code: Sequence[str], root: Path = ROOT) -> dict[str, str]:
-    """Return the variable that tells a stage which code its key names: the digest, and the packages and modules."""
+    """Return the variable that holds the code of a stage's key: the digest, and the packages and modules."""
     return {VARIABLE: ":".join([code_digest(code, root), *code])}
 
 
 def require_code(environment: Mapping[str, str], root: Path = ROOT) -> str:
-    """Check that the code here is what the job's key names, and return its digest.
+    """Check that the code here has the digest in the job's key, and return the digest.
 
-    Without `VARIABLE`, as in a stage run by hand, any code will do, and the digest is that of all packages.
+    Without `VARIABLE`, as in a stage run by hand, any code is accepted, and the digest is that of all packages.
 
     Raises:
-        ConfigError: it is other code, such as that of an older image, or of a checkout that was changed meanwhile.
+        ConfigError: the code differs: for example an older image, or a checkout that was changed since the launch.
     """
     if VARIABLE not in environment:
         return code_digest([name for name in PACKAGES if (root / name).is_dir()], root)
@@ -63,7 +63,7 @@ def require_code(environment: Mapping[str, str], root: Path = ROOT) -> str:
 
 
 def python_files(code: Sequence[str], root: Path = ROOT) -> Iterator[Path]:
-    """Yield the files of packages (all below but `DEPLOY` and `CLUSTERS`) and of single modules."""
+    """Yield the files of packages (all below them except `DEPLOY` and `CLUSTERS`) and of single modules."""
     for name in code:
         place = root / name
         files = place.rglob("*.py") if place.is_dir() else [place]
@@ -73,9 +73,9 @@ def python_files(code: Sequence[str], root: Path = ROOT) -> Iterator[Path]:
 
 
 def foreign_code(classes: Iterable[type]) -> dict[str, str]:
-    """Return the digests of the packages, other than ours, that classes come from, by the packages' names.
+    """Return the digests of the packages, other than ours, that define the classes, by package name.
 
-    What a stage makes depends on them as it does on our files: a quantizer or a source that another package adds.
+    The output of a stage depends on them as on our files: for example a quantizer or a source from another package.
     """
     found = {}
     for one in classes:

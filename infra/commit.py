@@ -1,18 +1,18 @@
 """The commit protocol: a directory is either whole and described by its manifest, or it does not count.
 
 The ranks fill a fresh temporary directory beside the target. Each syncs and hashes its share of the files; then rank 0
-writes `manifest.json` and renames. A reader ignores what has no manifest and verifies what has: that the manifest is as
-it was written, that the directory holds the files it names and no others, all of them regular files, and each file's
-size and SHA-256. The same protocol carries checkpoints, caches, Parquet outputs and whole stages. What
-verification cannot find is told in docs/integrity.md.
+writes `manifest.json` and renames the directory. A reader ignores directories without a manifest and verifies the
+others: that the manifest is unaltered, that the directory holds exactly the files it names, all of them regular files,
+and each file's size and SHA-256. The same protocol serves checkpoints, caches, Parquet outputs and whole stages.
+docs/integrity.md lists what verification cannot detect.
 
-A directory may lie in an object store (`infra.remote`). It is then written on this machine as any other, its files are
-put into the store, and it counts once its manifest is put there, which succeeds for one writer alone. Nodes need not
-share a disk: each puts what its ranks wrote. A reader fetches it once a node, and verifies the copy.
+A directory may be in an object store (`infra.remote`). It is first written on this machine like any other, then its
+files are uploaded, and it counts once its manifest is uploaded, which succeeds for one writer only. Nodes need not
+share a disk: each uploads what its ranks wrote. Each reading node fetches the directory once, and verifies the copy.
 
-A rank that waits for others to write, sync or hash waits as long as `infra.distributed.Timeouts.commit_s`. Rank 0 alone
-removes the temporary directory after a failure, so that no other rank takes away what is being sealed. Where rank 0 is
-killed it stays, named `.<name>.<random>.tmp`; readers ignore it.
+A rank waits up to `infra.distributed.Timeouts.commit_s` for others to write, sync or hash. Only rank 0 removes the
+temporary directory after a failure, so that no other rank removes it during the commit. If rank 0 is killed, the
+directory stays, named `.<name>.<random>.tmp`; readers ignore it.
 """
 
 import contextlib
@@ -71,18 +71,18 @@ def committing(
     """Open one temporary directory for all ranks, and commit it as `out` when every rank leaves without error.
 
     Args:
-        out: the directory to appear, by rename, at the end. It must not exist, or be empty.
+        out: the directory that appears, by rename, at the end. It must be missing or empty.
         world: the process group; every rank enters, any rank may write its own files.
-        stage: what made it. key: the work's digest. inputs: name -> digest of an input's manifest.
+        stage: the stage that writes it. key: the work's digest. inputs: name -> digest of an input's manifest.
         facts: read at commit time, so that the body may still add to the mapping it passed.
-        written: name -> entry of files that this rank wrote and hashed while writing; read at commit time, too. The
-            other files are shared out over the ranks by name, each of which hashes its share.
+        written: name -> entry of files that this rank wrote and hashed while writing; also read at commit time. The
+            other files are distributed over the ranks by name, and each rank hashes its share.
 
     Raises:
-        AlreadyCommittedError: `out` is committed already, or another process committed it meanwhile; what is there
-            stays, and what was written here is removed.
-        CommitError: `out` holds files that are not ours or cannot be written, the disk is full, the ranks do not see
-            one filesystem, a file in `written` is not as described, or this job lost its lease (`infra.lease`).
+        AlreadyCommittedError: `out` is committed already, or another process committed it meanwhile; the committed
+            directory stays, and the files written here are removed.
+        CommitError: `out` holds files that are not ours or cannot be written, the disk is full, the ranks do not share
+            a filesystem, a file in `written` is not as described, or this job lost its lease (`infra.lease`).
     """
     out, world = Path(out).absolute(), world.committing
     is_remote = url_of(out) is not None
@@ -99,7 +99,7 @@ def committing(
         if is_remote:
             _create_on_each_node(world, out, staging, owner)
         _require_one_filesystem(world, staging, owner)
-        # Not under `raise_on_all_ranks`: a rank that fails in the body leaves at once, and its launcher ends the
+        # Not under `raise_on_all_ranks`: a rank that fails in the body exits at once, and its launcher ends the
         # others, which may be waiting for it in a collective of the body.
         yield staging
         nodes = gather(world, (staging / OWNER).read_text(encoding="utf-8") if is_remote else owner)
@@ -124,7 +124,7 @@ def committing(
                     trees.commit(out, MANIFEST, sealed(manifest), digests(files), owner)
                 if len(set(nodes)) == 1:
                     _seal(staging, out, manifest)
-        if len(set(nodes)) > 1:  # no node has all files
+        if len(set(nodes)) > 1:  # several nodes: none has all files
             shutil.rmtree(staging, ignore_errors=True)
     except BaseException as error:
         if world.is_main or (is_remote and world.local_rank == 0):
@@ -143,7 +143,7 @@ def commit_alone(
     facts: Mapping[str, Any] | None = None,
     written: Mapping[str, FileEntry] | None = None,
 ) -> AbstractContextManager[Path]:
-    """Commit a directory that this process alone fills, whatever other ranks do; no collective is called.
+    """Commit a directory that this process alone fills, independently of other ranks; no collective is called.
 
     Arguments and errors are those of `committing`. Two processes may commit the same `out`: the first to finish does,
     the other gets an `AlreadyCommittedError`.
@@ -156,7 +156,7 @@ def refuse_taken(out: Path) -> None:
 
     Raises:
         AlreadyCommittedError: it is committed already.
-        CommitError: it is a file, a link or a mount point, holds something that is not ours, or cannot be looked at.
+        CommitError: it is a file, a link or a mount point, holds something that is not ours, or cannot be read.
     """
     if url_of(out) is not None:
         return _refuse_taken_url(out)
@@ -188,7 +188,7 @@ def _create(staging: Path, owner: str) -> None:
 
 
 def _create_on_each_node(world: World, out: Path, staging: Path, owner: str) -> None:
-    """Make the temporary directory on nodes that do not see rank 0's: with a store, they need not share a disk."""
+    """Create the temporary directory on nodes that do not see rank 0's: with a store, they need not share a disk."""
     with raise_on_all_ranks(world, f"creating {staging} on each node"), naming_disk_errors(out):
         if world.local_rank == 0 and not _is_own(staging, owner):
             make_folder(out.parent)
@@ -199,7 +199,7 @@ def _require_one_filesystem(world: World, staging: Path, owner: str) -> None:
     """Check that every rank reads in `staging` what rank 0 wrote there.
 
     Raises:
-        CommitError: on every rank; names the ranks that do not, their hosts, and the directory.
+        CommitError: on every rank; names the ranks that read something else, their hosts, and the directory.
     """
     seen = gather(world, (socket.gethostname(), _is_own(staging, owner)))
     others = [f"rank {rank} (host {host})" for rank, (host, is_seen) in enumerate(seen) if not is_seen]
@@ -216,13 +216,13 @@ def _is_own(staging: Path, owner: str) -> bool:
 
 
 def _require_own(staging: Path, owner: str) -> None:
-    """Check that the directory is still the one that was made, and end its mark.
+    """Check that the directory is still the one that was created, and remove its owner file.
 
-    A driver removes what a killed one's stages left. Where such a stage lives, a file that it writes later would make
-    the directory anew, and it would commit that file alone.
+    A driver removes the temporary directories that stages of a killed driver left. If such a stage still runs, its next
+    file would create the directory anew, and it would commit that file alone.
 
     Raises:
-        CommitError: it was removed, and maybe made again, by another process.
+        CommitError: another process removed the directory, and perhaps created it again.
     """
     if not _is_own(staging, owner):
         raise CommitError(f"{staging}: was removed by another process while it was written; nothing was committed")
@@ -232,17 +232,17 @@ def _require_own(staging: Path, owner: str) -> None:
 def _describe_together(
     world: World, staging: Path, nodes: Sequence[str], written: Mapping[str, FileEntry]
 ) -> tuple[dict[str, FileEntry], list[str]]:
-    """Sync and describe all files, each by one rank; returns when every rank has written.
+    """Sync and describe all files, each by one rank; return when every rank has written.
 
     Args:
-        world: the ranks. staging: where the files lie. nodes: of each rank, what names its node, whose ranks see the
+        world: the ranks. staging: the directory of the files. nodes: the node of each rank; ranks of one node see the
             same files. written: see `committing`.
 
     Returns:
-        the entries of all files, the same on each rank, and the names of those that this rank described.
+        the entries of all files, the same on each rank, and the names of the files that this rank described.
 
     Raises:
-        CommitError: a file is not as its writer described it, or two nodes wrote one of the same name.
+        CommitError: a file is not as its writer described it, or two nodes wrote files of the same name.
     """
     with raise_on_all_ranks(world, f"syncing {staging}"):
         for name, entry in written.items():
@@ -300,9 +300,9 @@ def _seal(staging: Path, out: Path, manifest: Manifest) -> None:
     for folder in {staging, *(parent for name in manifest.files for parent in folders_of(staging, name))}:
         sync(folder)
     if url_of(out) is not None:
-        shutil.rmtree(out, ignore_errors=True)  # a copy, or a part of one, of what the store has no longer
+        shutil.rmtree(out, ignore_errors=True)  # a full or partial copy of a directory that is no longer in the store
     try:
-        staging.rename(out)  # over an empty directory, but never over one that another process has filled
+        staging.rename(out)  # replaces an empty directory, but never one that another process has filled
     except OSError as error:
         if is_committed(out):
             raise AlreadyCommittedError(f"{out}: was committed by another process meanwhile") from error
@@ -310,7 +310,7 @@ def _seal(staging: Path, out: Path, manifest: Manifest) -> None:
     sync(out.parent)
 
 
-@functools.cache  # a day's partitions are small, and reading packages' metadata takes longer than writing one
+@functools.cache  # a date's partitions are small: reading packages' metadata takes longer than writing one
 def _versions() -> dict[str, str]:
     found = {}
     for name in VERSIONS:

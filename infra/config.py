@@ -1,4 +1,4 @@
-"""Configuration: frozen pydantic models, one YAML file a run, dotted overrides, unknown and duplicate keys refused."""
+"""Configuration: frozen pydantic models, one YAML file per run, dotted overrides; unknown and duplicate keys fail."""
 
 import difflib
 import hashlib
@@ -21,12 +21,12 @@ from sidestack.infra.remote.copies import read_bytes
 
 
 class Config(BaseModel):
-    """Base of every configuration model: immutable; unknown keys and numbers that are not finite are errors."""
+    """Base of every configuration model: immutable; unknown keys and non-finite numbers are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     def resolved(self) -> Self:
-        """Return the configuration that a stage works with, from which alone its digest is taken.
+        """Return the configuration that a stage works with; its digest is computed from this alone.
 
         A section that holds alternatives returns the chosen one. Resolving twice changes nothing.
         """
@@ -35,22 +35,22 @@ class Config(BaseModel):
     def identity(self) -> dict[str, Any]:
         """Return, as JSON-ready plain data, the settings that decide a stage's output: by default all of them.
 
-        A section leaves out where things are kept, so that a moved directory does not make the work another one.
+        A section leaves out storage locations, so that a moved directory does not count as other work.
         """
         return self.model_dump(mode="json")
 
 
 C = TypeVar("C", bound=Config)
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
-"""A seed that every generator takes: torch's and numpy's, and those of faiss and scikit-learn, which have 32 bits."""
+"""A seed that every generator accepts: torch's and numpy's, and those of faiss and scikit-learn, which have 32 bits."""
 Days = Annotated[int, Field(gt=0, le=36_500)]
 """A number of days, at most a century, so that it can be added to any `Day`."""
 Day = Annotated[date, Field(ge=date(1900, 1, 1), lt=date(2900, 1, 1))]
-"""A date that microseconds in 64 bits can express, `Days` earlier and later, too."""
+"""A date that microseconds in 64 bits can express, also after `Days` are added or subtracted."""
 
 
 def matching(pattern: str, rule: str) -> AfterValidator:
-    """Return a validator of text that a pattern must match as a whole; `rule` says in words what it must be."""
+    """Return a validator of text that must match a pattern as a whole; `rule` describes the pattern in words."""
 
     def check(text: str) -> str:
         if not re.fullmatch(pattern, text):
@@ -63,7 +63,7 @@ def matching(pattern: str, rule: str) -> AfterValidator:
 FileName = Annotated[
     str, matching(r"\w[\w.-]{0,99}", "of letters, digits, _, . and -, 100 at most, as directories are named after it")
 ]
-"""A name that files and directories are named after."""
+"""A name that is used in names of files and directories."""
 
 
 def leads_inside(path: PurePath) -> bool:
@@ -82,35 +82,35 @@ Inside = Annotated[str, AfterValidator(_require_inside)]
 
 MAX_VALUES = 1_000_000
 MAX_DEPTH = 32
-"""The most values, and levels of nesting, of a file of settings: what aliases repeat counts as often as it stands."""
+"""Limits for a file of settings: values, and levels of nesting. A value counts each time that an alias repeats it."""
 
 try:
     VERSION = importlib.metadata.version("sidestack")
     """The version of this code."""
-except importlib.metadata.PackageNotFoundError:  # in a served model, which carries the code without its package
+except importlib.metadata.PackageNotFoundError:  # in a served model, which holds the code but not the installed package
     VERSION = "unknown"
 
 SECTIONS = (
     "prepare", "encoder", "encoders", "materialize", "export", "ranker", "score", "ranker_export", "baseline", "tune",
     "compare", "tables", "drift", "judge", "retrain", "run",
 )  # fmt: skip
-"""The sections a run's file may have: one for each kind of stage, `encoders` for further encoders, `tables` for which
-arms are held against each other, and `run` for how the stages are launched."""
+"""The sections a run's file may have: one for each kind of stage, `encoders` for further encoders, `tables` for the
+comparisons of arms, and `run` for how the stages are launched."""
 
 
 def load_file(path: Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Read a run's YAML file and apply dotted overrides.
 
     Args:
-        path: the YAML file, a mapping of sections; None: no section is set but by overrides.
+        path: the YAML file, a mapping of sections; None: only the overrides set sections.
         overrides: texts like ``encoder.training.epochs=2``; the value is parsed as YAML.
 
     Returns:
         The sections as plain dictionaries.
 
     Raises:
-        ConfigError: the file is missing, not UTF-8, no mapping, has a key twice or an unknown section, an override is
-            malformed, or a value breaks a rule of `require_plain`.
+        ConfigError: the file is missing, not UTF-8, not a mapping, has a duplicate key or an unknown section; an
+            override is malformed; or a value breaks a rule of `require_plain`.
     """
     where = "config" if path is None else f"config {path}"
     values = {} if path is None else read_mapping(path, where)
@@ -127,7 +127,7 @@ def read_mapping(path: Path, where: str) -> dict[str, Any]:
     """Read a YAML file that holds one mapping.
 
     Raises:
-        ConfigError: the file is missing, not UTF-8, not YAML, no mapping, or has a key twice.
+        ConfigError: the file is missing, not UTF-8, not YAML, not a mapping, or has a duplicate key.
     """
     try:
         values = _load_yaml(read_bytes(Path(path)).decode("utf-8-sig"))
@@ -143,18 +143,18 @@ def read_mapping(path: Path, where: str) -> dict[str, Any]:
 
 
 def require_plain(values: Any, where: str) -> None:
-    """Check that data from a file is what any stage can hash, write as UTF-8 and hold in 64 bits.
+    """Check that every stage can hash data from a file, write it as UTF-8 and hold it in 64 bits.
 
     Args:
-        values: mappings, lists and scalars. where: what the messages call the file.
+        values: mappings, lists and scalars. where: the name of the file in messages.
 
     Raises:
-        ConfigError: one line for each number that is not finite or needs more than 64 bits, key that is not text, and
-            text with a NUL or half of a surrogate pair; or the data is too deep or too large.
+        ConfigError: one line for each number that is not finite or needs more than 64 bits, each key that is not text,
+            and each text with a NUL or half of a surrogate pair; or the data is too deep or too large.
     """
     faults, count = [], 0
     stack: list[tuple[tuple[object, ...], Any]] = [((), values)]
-    while stack:  # not recursive: an alias may stand inside what it names
+    while stack:  # not recursive: an alias may refer to a value that contains it
         path, value = stack.pop()
         count += 1
         if len(path) > MAX_DEPTH:
@@ -198,14 +198,14 @@ def _is_text(text: str) -> bool:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader with two more errors, both with their lines.
+    """PyYAML's safe loader with two more errors, both with line numbers.
 
-    A key that stands twice in one mapping, of which PyYAML keeps the last; and a scalar that Python cannot make, such
-    as 2024-13-01, for which PyYAML raises whatever its constructor does.
+    One is a duplicate key in a mapping: PyYAML keeps the last. The other is a scalar that Python cannot construct, such
+    as 2024-13-01: PyYAML lets the constructor's own exception through.
     """
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """Read one mapping, before merge keys are filled in: what `<<` brings may be overridden."""
+        """Read one mapping before merge keys are expanded: a key may override one from `<<`."""
         node = super().compose_mapping_node(anchor)
         lines: dict[tuple[str, str], int] = {}
         for key, _ in node.value:
@@ -216,7 +216,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        """Make the value of one node."""
+        """Construct the value of one node."""
         try:
             return super().construct_object(node, deep)
         except (ValueError, TypeError, AttributeError, OverflowError) as error:
@@ -255,8 +255,8 @@ def parse(cls: type[C], values: object, where: str) -> C:
 
     Args:
         cls: the configuration model.
-        values: plain data as read from YAML, to be a mapping; None counts as empty.
-        where: what the messages call this place, such as ``config.yaml: encoder``.
+        values: plain data as read from YAML; must be a mapping; None counts as empty.
+        where: the name of this place in messages, such as ``config.yaml: encoder``.
 
     Raises:
         ConfigError: one line for each fault, with dotted key, value and rule.
@@ -268,10 +268,10 @@ def parse(cls: type[C], values: object, where: str) -> C:
     except ValidationError as error:
         lines = []
         for fault in error.errors():
-            if fault["type"] == "default_factory_not_called":  # for want of another field, whose fault is told
+            if fault["type"] == "default_factory_not_called":  # caused by another field, whose fault is listed
                 continue
             key = _dotted([part for part in fault["loc"] if part != "[key]"])
-            # The rule of a whole mapping names what it is about itself; the mapping would drown it.
+            # The message of a rule over a whole mapping names its subject; the mapping itself would be noise.
             is_whole = fault["type"] == "missing" or isinstance(fault["input"], Mapping)
             shown = "" if is_whole else f" (value: {short(fault['input'], 80)})"
             rule = fault["msg"].removeprefix("Value error, ")
@@ -282,18 +282,18 @@ def parse(cls: type[C], values: object, where: str) -> C:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Return the end of a message that names the known word most like a misspelt one; empty where none is like it."""
+    """Return a message suffix that names the known word closest to a misspelt one; empty where none is close."""
     found = difflib.get_close_matches(word, list(known), n=1)
     return f"; did you mean {found[0]!r}?" if found else ""
 
 
 def _known_keys(cls: type[BaseModel], place: Sequence[int | str]) -> set[str]:
-    """Return the keys that models at a place below `cls` may have."""
+    """Return the keys that the models at a place below `cls` may have."""
     models = {cls}
     for part in place:
         fields = (model.model_fields.get(str(part)) for model in models)
         inner = {one for field in fields if field is not None for one in _inner_models(field)}
-        models = inner or models  # a key of a dictionary or a place in a list: the model is what it holds
+        models = inner or models  # a dictionary key or a list index: the same models apply to its value
     return {name for model in models for name in model.model_fields}
 
 
@@ -324,16 +324,16 @@ def load_section(cls: type[C], path: Path | None, section: str, overrides: Seque
 
 
 def parse_written(cls: type[C], values: object, where: str, version: str | None) -> C:
-    """Validate JSON data that some version of sidestack wrote; a field it lacks takes its default.
+    """Validate JSON data that some version of sidestack wrote; a missing field takes its default.
 
     Args:
         cls: the configuration model.
         values: the data.
-        where: what the messages call this place.
-        version: the version that wrote it; None where it does not say.
+        where: the name of this place in messages.
+        version: the version that wrote the data; None where it is unknown.
 
     Raises:
-        ConfigError: see `parse`; and which version wrote the data and which reads it.
+        ConfigError: see `parse`; the message also names the versions that wrote and read the data.
     """
     try:
         if values is None:
@@ -353,7 +353,7 @@ def digest(value: Config | Mapping[str, Any]) -> str:
     """Return the SHA-256 (hex) of the canonical JSON (sorted keys, no spaces) of a configuration's identity.
 
     Args:
-        value: a resolved configuration, or JSON-ready plain data, which is taken as it is.
+        value: a resolved configuration, or JSON-ready plain data, which is hashed as it is.
     """
     values = value.identity() if isinstance(value, Config) else dict(value)
     text = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)

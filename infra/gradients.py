@@ -1,4 +1,4 @@
-"""Gradients averaged over ranks, in one message that can travel while the backward pass goes on."""
+"""Gradients averaged over ranks, in one all-reduce that can overlap with the backward pass."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -9,16 +9,16 @@ from sidestack.infra.distributed import World
 
 
 class GradientMessage:
-    """One sum over ranks of all gradients, under way from the construction on.
+    """One asynchronous all-reduce of all gradients, started by the constructor.
 
-    One buffer in the parameters' order, not DistributedDataParallel's buckets: those are laid out anew after the first
-    step, by the order in which gradients came, and a ring adds three or more ranks up in the order of the layout. A
-    run that goes on from a checkpoint would then differ in last bits from one that was never stopped.
+    It uses one buffer in the parameters' order, not DistributedDataParallel's buckets. Those are rebuilt after the
+    first step, in the order in which gradients arrived, and a ring all-reduce over three or more ranks adds up in the
+    order of the layout. A resumed run would then differ in its last bits from one that was never stopped.
 
     Args of the constructor:
         world: the process group; the ranks must have gradients of the same parameters. gradients: to be averaged.
-        sums: a few numbers that are added up over ranks in the same message, in float32, and replaced by their sums.
-        group: the ranks' group that the message travels in; by default the world's.
+        sums: a few numbers that are added up over ranks in the same all-reduce, in float32, and replaced by their sums.
+        group: the process group of the all-reduce; by default the world's.
     """
 
     def __init__(
@@ -32,13 +32,13 @@ class GradientMessage:
             self._work = dist.all_reduce(self._total, group=group or world.group, async_op=True)
 
     def wait(self) -> None:
-        """Wait until the message is here, and change nothing yet."""
+        """Wait for the all-reduce without changing the gradients."""
         if self._work is not None:
             with self._world.state.waiting():
                 self._work.wait()
 
     def finish(self) -> None:
-        """Wait for the message, and replace every gradient by its mean over ranks."""
+        """Wait for the all-reduce, and replace every gradient by its mean over ranks."""
         self.wait()
         if self._work is None:
             return
@@ -53,16 +53,16 @@ def average_gradients(world: World, parameters: Iterable[nn.Parameter], sums: Te
 
 
 class OverlappedAverage:
-    """Averages a network's gradients while the backward pass goes on below it, in the embedding tables.
+    """The average of a network's gradients, overlapped with the backward pass of the embedding tables below it.
 
-    The message leaves when as many parameters have their gradient as in the step before, which is before the gradients
-    of looked-up vectors are exchanged and the tables updated. The first step's leaves at its end, and where more
-    gradients came than in the step before, it is sent again. It travels in a group of its own: under nccl, messages of
-    one group wait for each other.
+    The all-reduce starts when as many parameters have their gradient as in the step before. That is before the
+    gradients of looked-up vectors are exchanged and the tables updated. In the first step it starts at the end. If more
+    gradients arrive than in the step before, it is repeated. It uses a process group of its own: under nccl,
+    collectives of one group wait for each other.
 
     Args of the constructor:
         world: the process group; every rank constructs at the same point. parameters: of the network.
-        sums: returns what is summed in the same message (`GradientMessage`), once the forward pass is over.
+        sums: returns the numbers to sum in the same all-reduce (`GradientMessage`); called after the forward pass.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class OverlappedAverage:
                 parameter.register_post_accumulate_grad_hook(self._note)  # type: ignore[no-untyped-call]
 
     def finish(self) -> None:
-        """Wait until every gradient is the mean over ranks; to be called after the backward pass."""
+        """Wait until every gradient is the mean over ranks; call it after the backward pass."""
         if self._message is None:
             self._send()
         elif self._arrived > self._expected:

@@ -1,7 +1,7 @@
 """Heartbeats of a running stage's ranks, as small files beside its output.
 
-They lie in `<out>.heartbeats/`, one file a rank, rewritten in place every few seconds, and go away when the stage ends.
-How old a heartbeat is, is told by the file system's own times, so that clocks of hosts need not agree.
+They are stored in `<out>.heartbeats/`, one file per rank, rewritten in place every few seconds, and removed when the
+stage ends. The age of a heartbeat is computed from the file system's times, so that hosts' clocks need not agree.
 """
 
 import contextlib
@@ -23,14 +23,14 @@ _IO_BYTES = 1 << 18
 
 
 class Beat(Config):
-    """What a rank says of itself.
+    """The content of a rank's heartbeat.
 
     Attributes:
-        doing: what its main thread works on. since_s: for how long.
+        doing: the current work of its main thread. since_s: the seconds since that began.
         is_waiting: whether it waits for other ranks in a collective.
         is_committing: whether that may take as long as a commit.
         has_signal: whether it was asked to stop.
-        idle_s: for how long its process has made no progress (`Work`).
+        idle_s: the seconds for which its process has made no progress (`Work`).
     """
 
     doing: str
@@ -42,7 +42,7 @@ class Beat(Config):
 
 
 class Heard(NamedTuple):
-    """Another rank's last heartbeat, and by how many seconds it is older than this rank's own."""
+    """Another rank's last heartbeat, and by how many seconds it is older than this rank's."""
 
     rank: int
     beat: Beat
@@ -50,9 +50,9 @@ class Heard(NamedTuple):
 
 
 class Work:
-    """Tells whether this process makes progress: it took steps, used a processor, or read or wrote files.
+    """The progress of this process: whether it took steps, used a processor, or read or wrote files.
 
-    Honest work of any length shows in one of them; waiting for a disk that does not answer shows in none.
+    Real work of any length shows in one of them; waiting for a disk that does not answer shows in none.
     """
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class Work:
         self._done = _done(0)
 
     def idle_s(self, changes: int) -> float:
-        """Return for how many seconds there has been no progress.
+        """Return the seconds since the last progress.
 
         Args:
             changes: `RankState.changes`.
@@ -88,7 +88,7 @@ def _done(changes: int) -> _Done:
 
 
 def _io_bytes() -> int:
-    """Return the bytes that this process has read and written; 0 where the system does not tell."""
+    """Return the bytes that this process has read and written; 0 where the system does not count them."""
     try:
         lines = Path("/proc/self/io").read_text(encoding="ascii").splitlines()
         return sum(int(line.split()[1]) for line in lines if line.startswith(("rchar:", "wchar:")))
@@ -100,7 +100,7 @@ class Heartbeats:
     """The heartbeats of all ranks of one stage.
 
     Args of the constructor:
-        out: the stage's output, beside which they lie. rank: this rank. size: the number of ranks.
+        out: the stage's output; they are stored beside it. rank: this rank. size: the number of ranks.
     """
 
     def __init__(self, out: Path, rank: int, size: int) -> None:
@@ -110,7 +110,7 @@ class Heartbeats:
         self._work = Work()
 
     def beat(self, state: RankState) -> Beat:
-        """Write this rank's heartbeat, and return it. A disk that is full stops none."""
+        """Write this rank's heartbeat, and return it; this works on a full disk, too."""
         beat = Beat(
             doing=state.doing[:200],
             since_s=time.monotonic() - state.since,
@@ -120,14 +120,14 @@ class Heartbeats:
             idle_s=self._work.idle_s(state.changes),
         )
         with contextlib.suppress(OSError):
-            if self.size == 1:  # which nobody waits for
+            if self.size == 1:  # no other rank reads it
                 return beat
             self.folder.mkdir(parents=True, exist_ok=True)
             _rewrite(self._file(self.rank), beat.model_dump_json().encode())
         return beat
 
     def others(self) -> Iterator[Heard]:
-        """Yield the last heartbeats of the other ranks; none of one that has not begun, or has ended."""
+        """Yield the last heartbeats of the other ranks, except those that have not started or have ended."""
         try:
             own_time = self._file(self.rank).stat().st_mtime
         except OSError:
@@ -155,7 +155,7 @@ class Heartbeats:
 
 
 def _rewrite(file: Path, text: bytes) -> None:
-    """Write a line in place, always as many bytes: no other file is made, and a full disk has room for it."""
+    """Write a line in place, always of the same length: no new file is needed, so it works on a full disk."""
     handle = os.open(file, os.O_WRONLY | os.O_CREAT, 0o666)
     try:
         os.pwrite(handle, text.ljust(_FILE_BYTES), 0)

@@ -1,4 +1,4 @@
-"""The hosts of one stage: those that see other code, settings, inputs or time are told apart before work begins."""
+"""Check, before work begins, that all hosts of a stage see the same code, settings, inputs and time."""
 
 import os
 import socket
@@ -11,19 +11,19 @@ from sidestack.infra.errors import ConfigError
 from sidestack.infra.logs import LOG
 
 CLOCK_SECONDS = 5.0
-"""By how much clocks may differ before it is told: file times and logs of the hosts then contradict each other."""
+"""Largest difference between clocks without a warning: beyond it, file times and logs of the hosts are inconsistent."""
 
 
 def require_alike_hosts(world: World, seen: Mapping[str, str]) -> None:
-    """Check that every rank runs the code its job names, and sees what the others see; warn of unlike clocks.
+    """Check that every rank runs the code in its job's key and sees the same inputs; warn if clocks differ.
 
     Args:
         world: the process group.
-        seen: what -> digest of what this rank sees, such as of the settings and each input.
+        seen: name -> digest of what this rank sees, such as of the settings and each input.
 
     Raises:
-        ConfigError: the code is not what the job's key names; or, on every rank, what differs, by rank and host.
-        StageError: on a rank whose own code is right.
+        ConfigError: the code is not that in the job's key; or, on every rank, what differs, by rank and host.
+        StageError: another rank has the wrong code; raised on ranks with the right one.
     """
     with raise_on_all_ranks(world, "checking the code"):
         code = require_code(os.environ)
@@ -42,7 +42,7 @@ def require_alike_hosts(world: World, seen: Mapping[str, str]) -> None:
 
 
 def _warn_of_clocks(world: World, hosts: list[str], now: float) -> None:
-    """Tell by how much the clocks differ; the ranks have just left a barrier."""
+    """Log a warning if the clocks differ too much; the ranks have just left a barrier."""
     clocks = gather(world, now)
     slow, fast = clocks.index(min(clocks)), clocks.index(max(clocks))
     if world.is_main and clocks[fast] - clocks[slow] > CLOCK_SECONDS:

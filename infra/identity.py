@@ -1,8 +1,8 @@
 """The identity of files that others wrote, without reading them whole: name, size and Parquet footer.
 
-A footer holds the sizes and statistics of every column of every row group, so rows that change nearly always change
-it; a full SHA-256 is an option for those who must be sure. What a file's identity was is kept in a ledger beside its
-size and time of change, so that an untouched file is not opened again.
+A footer holds the sizes and statistics of every column of every row group, so changed rows nearly always change it. A
+full SHA-256 is an option where that is not enough. A ledger holds each file's identity with its size and modification
+time, so that an unchanged file is not opened again.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from sidestack.infra.errors import DataError
 from sidestack.infra.files import write_whole
 
 Identify = Literal["footer", "sha256"]
-"""What of a file counts: its size and Parquet footer, or all its bytes."""
+"""What identifies a file: its size and Parquet footer, or all its bytes."""
 
 _TAIL = 8
 """Bytes after a Parquet footer: its length, and the magic number."""
@@ -26,10 +26,10 @@ _TAIL = 8
 
 @dataclass(frozen=True)
 class Ledger:
-    """The identities of files as they were last seen, in a JSON file; losing it costs time alone.
+    """The identities of files as last seen, in a JSON file; losing it only costs time.
 
     Attributes:
-        path: the file; it need not exist.
+        path: the JSON file; it need not exist.
     """
 
     path: Path
@@ -38,7 +38,7 @@ class Ledger:
         """Return the identity of each file; a file that is not named `.parquet` is identified by all its bytes.
 
         Raises:
-            DataError: a file cannot be read, or is named `.parquet` and is no Parquet file.
+            DataError: a file cannot be read, or is named `.parquet` but is not a Parquet file.
         """
         wanted = list(files)
         if identify == "sha256":
@@ -66,7 +66,7 @@ class Ledger:
 
 
 def _mark(file: Path) -> str:
-    """Return what changes when a file is written to."""
+    """Return a text that changes when a file is written to: size, modification time and inode."""
     try:
         status = file.stat()
     except OSError as error:

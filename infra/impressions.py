@@ -1,7 +1,7 @@
 """Impressions with their requests, labels and SIDs, row group by row group.
 
-The i-th row groups of a date's tables hold the same requests, so a join takes no search: labels and the SIDs of items
-are row-aligned with the events, and a request (with the SIDs of its user and history) is what its impressions share.
+The i-th row groups of a date's tables hold the same requests, so a join needs no search. Labels and the SIDs of items
+are row-aligned with the events. The impressions of a request share it, with the SIDs of its user and history.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,13 +25,13 @@ HISTORY_IDS = "history_item_ids"
 
 
 class ImpressionRows:
-    """The impressions of some dates, which share their requests: a `infra.rows.RowSource`.
+    """The impressions of some dates, which share their requests: an `infra.rows.RowSource`.
 
-    The rows of a request stay together. A row group is that of an events file, and errors name it.
+    The rows of a request stay together. Row groups are those of the events files, and errors name them.
 
     Args:
         dataset: the snapshot. first, last: the dates, inclusive.
-        columns: what to read, of whichever table has it.
+        columns: the columns to read, from whichever table has them.
         check: called with the rows of each table's row group, before they are joined.
 
     Raises:
@@ -71,15 +71,14 @@ class ImpressionRows:
         return self._tables[EVENTS].groups(low, high)
 
     def starts(self, group: RowGroup) -> npt.NDArray[np.int64]:
-        """Return the rows of a row group, counted from its first, where a request begins."""
+        """Return the rows at which requests begin, counted from the row group's first row."""
         return request_starts(self._tables[EVENTS].table(group, [REQUEST_ID])[REQUEST_ID])
 
     def read(self, group: RowGroup) -> Rows:
         """Return the impressions of a row group, and the requests that they share.
 
         Raises:
-            DataError: the bytes cannot be decoded, the check refuses them, or the tables' row groups do not belong
-                together.
+            DataError: the bytes cannot be decoded, the check refuses them, or the tables' row groups do not match.
         """
         events = self._joined(self._of_events, group, group.rows)
         own = events.select([name for name in self._columns if name in events.column_names])
@@ -95,7 +94,7 @@ class ImpressionRows:
         return self.read(group).joined(self._columns)
 
     def _requests(self, group: RowGroup, wanted_R: npt.NDArray[np.int64]) -> pa.Table:
-        """Return the requests of a row group of events, which has those of the ids given, in order."""
+        """Return the requests that belong to a row group of events; their ids must be `wanted_R`, in order."""
         requests = self._joined(self._of_requests, group, len(wanted_R))
         own_R = requests[REQUEST_ID].to_numpy()
         wrong = np.flatnonzero(own_R != wanted_R)
@@ -123,7 +122,7 @@ class ImpressionRows:
         return _side_by_side(parts)
 
     def _own(self, table: str, group: RowGroup) -> RowGroup:
-        """Return a table's row group that belongs to one of the events."""
+        """Return the row group of a table that corresponds to a row group of events."""
         own, events = (self._groups_beside(name, group) for name in (table, EVENTS))
         if len(own) != len(events):
             raise DataError(
@@ -133,7 +132,7 @@ class ImpressionRows:
         return own[events.index(group)]
 
     def _groups_beside(self, table: str, group: RowGroup) -> list[RowGroup]:
-        """Return the row groups of a table's file that belongs to the events file of a row group."""
+        """Return the row groups of the file of a table that corresponds to an events file."""
         number = self._number_of[group.path]
         end = int(self._ends[table][number])
         start = int(self._ends[table][number - 1]) if number else 0
@@ -141,10 +140,9 @@ class ImpressionRows:
 
 
 def columns_by_table(dataset: Dataset, columns: Sequence[str]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """Return which table each column is read from: of the tables with the events' rows, and of those with the
-    requests'.
+    """Return the columns to read by table: for tables with the events' rows, and for those with the requests' rows.
 
-    A column that is in no table of the contract is looked for among the events' further columns.
+    A column that is in no table of the contract is read from the events' further columns.
     """
     spec = dataset.spec
     places = {name: REQUESTS for name in request_schema(spec).names if name != REQUEST_ID}
@@ -164,7 +162,7 @@ def columns_by_table(dataset: Dataset, columns: Sequence[str]) -> tuple[dict[str
 
 
 def all_columns(dataset: Dataset) -> list[str]:
-    """Return every column of the impressions that the contract or a set of SIDs names."""
+    """Return all columns of the impressions that the contract or a set of SIDs defines."""
     spec = dataset.spec
     names = [*request_schema(spec).names, *event_schema(spec).names, *label_schema(spec).names]
     for one in dataset.snapshot.sids.values():
@@ -183,9 +181,9 @@ def read_impressions(
 
 
 def _require_entries(rows: pa.Table, requests: pa.Table, where: RowGroup) -> None:
-    """Check that lists beside the requests, such as the SIDs of a history, have an entry for each of the history's.
+    """Check that lists beside the requests, such as the SIDs of a history, are as long as the history.
 
-    Only where the history is read as well.
+    No-op if the history is not read.
     """
     if HISTORY_IDS not in requests.column_names:
         return
@@ -199,7 +197,7 @@ def _require_entries(rows: pa.Table, requests: pa.Table, where: RowGroup) -> Non
 
 
 def _side_by_side(parts: Sequence[pa.Table]) -> pa.Table:
-    """Return tables of the same rows as one; a column that several have is taken from the first."""
+    """Join row-aligned tables; a column that several have is taken from the first."""
     if len(parts) == 1:
         return parts[0]
     columns: dict[str, tuple[pa.Field, pa.ChunkedArray]] = {}

@@ -1,8 +1,8 @@
-"""What a pipeline's MLflow run is to show, kept in the run's folder until the store has it.
+"""A journal of a pipeline's MLflow run, kept in the run's folder until the store has all of it.
 
-A driver writes down what happens (a stage is done, the run ends) and then sends what the store lacks. Where the store
-does not answer the file stays, and the next driver or `python -m pipelines.track` sends it. A driver that is started
-again after its run was killed or failed opens the same file, and so the same parent run.
+A driver records what happens (a stage is done, the run ends) and then sends what the store lacks. If the store does not
+answer, the file stays, and the next driver or `python -m pipelines.track` sends it. A driver that is restarted after
+its run was killed or failed opens the same file, and so continues the same parent run.
 """
 
 import threading
@@ -32,7 +32,7 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 class StageEntry(Config):
-    """A committed stage. `is_reused`: it was committed before the pipeline ran. `is_told`: the store has it."""
+    """A committed stage. `is_reused`: it was committed before the pipeline ran. `is_told`: it was sent to the store."""
 
     out: Path
     inputs: dict[str, Path] = {}
@@ -41,7 +41,7 @@ class StageEntry(Config):
 
 
 class Entries(Config):
-    """What a journal's file holds."""
+    """The content of a journal's file."""
 
     id: str
     experiment: str
@@ -51,22 +51,22 @@ class Entries(Config):
     """Logged as params."""
     began: datetime
     run_id: str = ""
-    """The parent run; empty: the store has none yet."""
+    """The parent run's id; empty: the store has no parent run yet."""
     stages: dict[str, StageEntry] = {}
     """By label."""
     status: Status | None = None
-    """None: the pipeline is under way, or its driver was killed."""
+    """None: the pipeline is running, or its driver was killed."""
     ended: datetime | None = None
     artifacts: tuple[Path, ...] = ()
     is_told: bool = False
-    """Whether the store knows how the run ended."""
+    """Whether the end of the run was sent to the store."""
 
 
 class Journal:
-    """One parent run's entries, in a file that is replaced whole at every change."""
+    """One parent run's entries, in a file that is replaced atomically at every change."""
 
     def __init__(self, file: Path, entries: Entries) -> None:
-        """Hold the entries that a file has, or is to have; `begin` and `journals` are the usual ways."""
+        """Hold the entries of a file that exists or will be written; normally called by `begin` and `journals`."""
         self._file = file
         self._folder = file.parent.parent
         self._is_open = False
@@ -75,32 +75,32 @@ class Journal:
 
     @property
     def parent_run(self) -> str:
-        """The parent run's id; empty: the store has none yet."""
+        """The parent run's id; empty: the store has no parent run yet."""
         return self.entries.run_id
 
     def reopen(self) -> None:
-        """Go on with a run that was killed or failed."""
+        """Resume a run that was killed or failed."""
         self._change(status=None, ended=None, artifacts=(), is_told=False)
 
     def add(self, label: str, out: Path, inputs: Mapping[str, Path], *, is_reused: bool) -> None:
-        """Write down that a stage is committed; one that stands there already stays as it is."""
+        """Record that a stage is committed; an existing entry of the same output is not changed."""
         known = self.entries.stages.get(label)
         if known is None or known.out != self._kept(out):
             places = {name: self._kept(path) for name, path in inputs.items()}
             self._put(label, StageEntry(out=self._kept(out), inputs=places, is_reused=is_reused))
 
     def close(self, status: Status, artifacts: Sequence[Path] = ()) -> None:
-        """Write down how the run ended, and what is attached to it."""
+        """Record how the run ended, and the artifacts to attach to it."""
         self._change(status=status, ended=_now(), artifacts=tuple(map(self._kept, artifacts)), is_told=False)
 
     def send(self, client: "MlflowClient", runs_dir: Path) -> None:
-        """Tell the store all that it lacks. A failure in between loses nothing and doubles nothing.
+        """Send the store all entries that it lacks. A failure in between neither loses nor duplicates entries.
 
         Args:
             client: the store. runs_dir: where a local store keeps artifacts.
 
         Raises:
-            StoreError: an earlier call still waits for the store. Exception: the store's own.
+            StoreError: an earlier call still waits for the store. Exception: raised by the store's client.
         """
         if not self._sending.acquire(blocking=False):
             raise StoreError("an earlier request has had no answer yet")
@@ -115,7 +115,7 @@ class Journal:
             self._open(client, runs_dir)
         for label, stage in self.entries.stages.items():
             out = self._folder / stage.out
-            if not stage.is_told and is_committed(out):  # what was removed meanwhile has nothing to tell
+            if not stage.is_told and is_committed(out):  # a stage that was removed meanwhile is skipped
                 inputs = {name: self._folder / path for name, path in stage.inputs.items()}
                 replay(client, self.parent_run, out, inputs, is_reused=stage.is_reused)
                 self._put(label, stage.model_copy(update={"is_told": True}))
@@ -125,7 +125,7 @@ class Journal:
             self._change(is_told=True)
 
     def _open(self, client: "MlflowClient", runs_dir: Path) -> None:
-        """Find or make the parent run; where it is another than before, as in another store, that has no stage yet."""
+        """Find or create the parent run; if it is a new one, as in another store, no stage counts as sent to it."""
         one = self.entries
         run_id = open_parent(client, one.experiment, one.title, runs_dir, one.config, one.id, one.began)
         if run_id != one.run_id:
@@ -152,12 +152,12 @@ class Journal:
             self.write()
 
     def _kept(self, path: Path) -> Path:
-        """Return a path as the file has it: from the run's folder, so that a run can be moved."""
+        """Return a path as stored: relative to the run's folder, so that a run can be moved."""
         return path.relative_to(self._folder) if path.is_relative_to(self._folder) else path.absolute()
 
 
 def begin(folder: Path, experiment: str, title: str, config: Mapping[str, Any]) -> Journal:
-    """Return the journal of a run that begins, or goes on: of one with the same title and config that did not finish.
+    """Return the journal of a new run, or that of an unfinished run with the same title and config, to resume it.
 
     Args:
         folder: the run's. experiment: MLflow's. title: the MLflow run's name.
@@ -176,7 +176,7 @@ def begin(folder: Path, experiment: str, title: str, config: Mapping[str, Any]) 
 
 
 def journals(folder: Path) -> list[Journal]:
-    """Return a run's journals, the oldest first; a file that cannot be read is passed over.
+    """Return a run's journals, the oldest first; a file that cannot be read is skipped.
 
     Args:
         folder: the run's.

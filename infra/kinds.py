@@ -1,4 +1,4 @@
-"""A setting whose class its `kind` names: one of ours, or one that an installed package adds (`infra.plugins`)."""
+"""Settings whose `kind` selects their class: one of ours, or one that an installed package adds (`infra.plugins`)."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,14 +15,13 @@ M = TypeVar("M", bound=BaseModel)
 
 @dataclass(frozen=True)
 class ByKind:
-    """Annotation of a field whose base class has subclasses that their `kind` tells from each other.
+    """Annotation of a field whose value is parsed as the subclass that its `kind` selects.
 
-    A value is parsed by the class that its kind names, so a fault stands at the key of the setting that has it. It is
-    written with all fields of its own class.
+    Errors then name the key of the faulty setting. The value is serialized with all fields of its own class.
 
     Attributes:
-        kinds: returns the classes by kind. It is called when a value is parsed, not when the field is declared: the
-            package of a class may then import the module that declares the field.
+        kinds: returns the classes by kind. It is called when a value is parsed, not when the field is declared, so
+            that the package of a class may import the module that declares the field.
     """
 
     kinds: Callable[[], Mapping[str, type[BaseModel]]]
@@ -32,7 +31,7 @@ class ByKind:
         return core_schema.no_info_plain_validator_function(lambda value: self._parsed(value, base))
 
     def _parsed(self, value: object, base: type[BaseModel]) -> BaseModel:
-        """Return a value as the class that its kind names; an instance of the base class is taken as it is."""
+        """Parse a value as the class that its kind selects; an instance of the base class is returned as it is."""
         if isinstance(value, base):
             return value
         if not isinstance(value, Mapping):
@@ -49,13 +48,13 @@ class ByKind:
 
 
 def models_by_kind(group: str, base: type, own: Mapping[str, type[M]]) -> Mapping[str, type[M]]:
-    """Return our models by kind, and after them those that installed packages add.
+    """Return our models by kind, followed by those that installed packages add.
 
     Args:
-        group: the entry points' group; an entry's name is the kind. base: what all models derive from. own: ours.
+        group: the entry points' group; an entry's name is the kind. base: the base class of all models. own: ours.
 
     Raises:
-        ConfigError: see `with_plugins`; or an entry point names no subclass of `base` that has its kind.
+        ConfigError: see `with_plugins`; or an entry point is not a subclass of `base` with its kind.
     """
     kinds = with_plugins(group, own)
     for kind, model in kinds.items():
@@ -69,7 +68,7 @@ def models_by_kind(group: str, base: type, own: Mapping[str, type[M]]) -> Mappin
 
 
 def models_in(value: object) -> Iterator[type[BaseModel]]:
-    """Yield the classes of a configuration and of all that is in it."""
+    """Yield the classes of a configuration and of all configurations nested in it."""
     if isinstance(value, BaseModel):
         yield type(value)
         value = dict(value)

@@ -1,6 +1,6 @@
 """The lane reader: every rank's part of the same global batches, whatever the number of ranks.
 
-It is what makes a run with one rank comparable, step by step, with a run with eight. Four lanes, and two ranks:
+It makes a run with one rank comparable, step by step, with a run with eight. An example of four lanes and two ranks:
 
     rows         0 ------------------------------------------------------> num_rows
     lanes       |      0       |       1      |       2      |       3      |
@@ -8,7 +8,7 @@ It is what makes a run with one rank comparable, step by step, with a run with e
     row groups  |    0    |    1    |    2    |    3    |    4    |    5    |
     ranks       |             0               |              1              |
 
-Batch 3 is the four parts called 3. A row group that a lane's bound cuts in two, such as 1, is read once by its rank.
+Batch 3 is the four parts numbered 3. A row group that a lane's bound cuts in two, such as 1, is read once by its rank.
 """
 
 import os
@@ -30,18 +30,18 @@ from sidestack.infra.rows import Rows, RowSource, concatenated
 from sidestack.infra.shared_groups import SharedGroups
 
 BLOCK_ROWS = 16_384
-"""Batches are put together, and converted, so many rows at a time: one call of Arrow takes as long for few rows."""
+"""Rows that are assembled and converted at a time: a call of Arrow takes as long for fewer rows."""
 
 Integers = npt.NDArray[np.int64]
 
 
 class Batch(NamedTuple):
-    """One rank's part of a global batch, or of several in turn.
+    """One rank's part of a global batch, or of several consecutive ones.
 
     Attributes:
-        rows: the rows, N of them, with what neighbours share.
+        rows: the N rows, with the values that neighbours share.
         rows_N: their global row numbers.
-        valid_N: False on padding (rows repeated to fill the last batch), which counts for nothing.
+        valid_N: False on padding (rows repeated to fill the last batch), which must be ignored.
     """
 
     rows: Rows
@@ -50,11 +50,11 @@ class Batch(NamedTuple):
 
     @property
     def table(self) -> pa.Table:
-        """What each row has by itself."""
+        """The columns that rows do not share."""
         return self.rows.own
 
     def split(self, rows: int) -> "Iterator[Batch]":
-        """Yield parts of so many rows, one after another."""
+        """Yield consecutive parts of `rows` rows."""
         for at in range(0, len(self.rows_N), rows):
             part = slice(at, at + rows)
             yield Batch(self.rows.slice(at, rows), self.rows_N[part], self.valid_N[part])
@@ -68,7 +68,7 @@ class _LaneRows(NamedTuple):
 
 
 def require_lanes(batch_size: int, lanes: int, world_size: int) -> None:
-    """Check that a `LaneReader` can share out batches.
+    """Check that a `LaneReader` can divide batches among lanes and ranks.
 
     Raises:
         ConfigError: lanes, batch size and world size do not divide.
@@ -80,36 +80,36 @@ def require_lanes(batch_size: int, lanes: int, world_size: int) -> None:
 
 
 class LaneReader:
-    """Stream global batches that are the same for any number of ranks.
+    """A reader of global batches that are the same for any number of ranks.
 
     The rows are cut into `lanes` equal contiguous ranges. Global batch g takes batch_size / lanes rows of every
     lane, and a rank owns a contiguous block of lanes. Hence every rank has the same number of batches, opens and
     decodes (nearly) only its own row groups, and rank parts put side by side are the same global batch for any world
-    size. Where there are several windows, each is cut so, and a lane takes its range of one window after another.
+    size. If there are several windows, each is cut this way, and a lane reads its range of one window after another.
 
-    With a seed, row groups are permuted within a lane's range of a window, and rows are shuffled within a buffer of at
-    most `shuffle_groups` row groups, all buffers as nearly equal as can be; what does not fill a last batch is dropped.
+    With a seed, row groups are permuted within a lane's range of a window, and rows are shuffled within buffers of at
+    most `shuffle_groups` row groups, all as nearly equal as possible; rows that do not fill a last batch are dropped.
     Runs of rows that belong together (`RowSource.starts`) are shuffled whole, in pieces of at most `keep_rows` rows,
     and a lane's share of a batch holds whole pieces where some piece of the buffer fits. With `weigh`, pieces of equal
-    rows are exchanged within a buffer until no share weighs much more than the others, if that can be; so no rank's
-    part of a batch weighs much more than what its lanes have on average. Without a seed, rows come in order and the
-    last batches are padded.
+    rows are exchanged within a buffer until no share weighs much more than the others, where possible. Then no rank's
+    part of a batch weighs much more than the average over its lanes. Without a seed, rows come in order and the last
+    batches are padded.
 
-    Every lane's next buffer is read by threads, one a core at most, while the present one is used. A start in the
-    middle of an epoch reads no row group before the buffer in which it falls.
+    Threads, at most one per core, prefetch every lane's next buffer while the current one is used. A start in the
+    middle of an epoch reads no row group before the buffer that holds the start.
     Memory: `lanes / world_size` times two buffers of `shuffle_groups + 1` row groups and one more, which the lane
-    shares with the next; a block, and three batches ahead.
+    shares with the next; a block, and three prefetched batches.
 
     Args:
         source: the rows.
         batch_size: rows of a global batch, a multiple of lanes.
-        lanes: how many ranges, a multiple of the world size.
-        rank: this rank. world_size: how many there are.
-        seed: shuffles when given.
-        shuffle_groups: row groups a shuffling buffer holds at most.
+        lanes: the number of ranges, a multiple of the world size.
+        rank: this rank. world_size: the number of ranks.
+        seed: shuffles if set.
+        shuffle_groups: the most row groups of a shuffle buffer.
         windows: the rows at which windows begin, ascending from 0.
-        keep_rows: rows of a piece at most; 1: every row is shuffled by itself.
-        weigh: returns what each row's piece costs beyond its rows, at least 0, int64 [N].
+        keep_rows: the most rows of a piece; 1: every row is shuffled by itself.
+        weigh: returns, for each row, the cost of its piece beyond the number of rows, at least 0, int64 [N].
 
     Raises:
         ConfigError: lanes, batch size and world size do not divide.
@@ -156,7 +156,7 @@ class LaneReader:
         self._cut_groups = {group for group, number in uses.items() if number > 1}
 
     def groups_of(self, rows_N: Integers) -> list[RowGroup]:
-        """Return the row groups that hold rows of the given global numbers, in order, to name them in an error."""
+        """Return the row groups that hold the given global rows, in order, for use in an error message."""
         left_N = np.unique(rows_N)
         found = []
         while len(left_N):
@@ -174,21 +174,21 @@ class LaneReader:
         return prefetched(self.batches(range(epoch, epoch + 1), start), depth=3)
 
     def batches(self, epochs: range, start: int = 0) -> Iterator[Batch]:
-        """Yield what `epoch` yields for one epoch after another, `start` being of the first.
+        """Yield the batches of `epoch` for several epochs in turn; `start` applies to the first.
 
-        The batches are put together when they are asked for: the caller prefetches what it makes of them. Epochs in
-        one stream need not wait for their first row groups, which are read while the epoch before ends.
+        Batches are assembled on demand: the caller prefetches what it computes from them. Within one stream, an epoch's
+        first row groups are read while the epoch before ends.
         """
         return (batch for block in self.blocks(epochs, start) for batch in block.split(self.batch_rows))
 
     def blocks(self, epochs: range, start: int = 0) -> Iterator[Batch]:
-        """Yield what `batches` yields, about `BLOCK_ROWS` rows of them as one, so that converting takes few calls."""
+        """Yield the rows of `batches` in blocks of about `BLOCK_ROWS` rows, so that conversion takes few calls."""
         assert 0 <= start <= self.num_batches
         assert len(epochs) == 1 or self.seed is not None  # without a seed, a stream is padded without end
         num_batches = len(epochs) * self.num_batches - start
         of_block = max(BLOCK_ROWS // self.batch_rows, 1)
         groups = SharedGroups(self.source, self._cut_groups)
-        # More threads than cores would wait for each other's turn in the interpreter.
+        # More threads than cores would contend for the interpreter lock.
         pool = ThreadPoolExecutor(min(len(self._lanes), os.cpu_count() or 1))
         try:
             ahead_L = [prefetched(self._lane_buffers(lane, epochs, start, groups), pool=pool) for lane in self._lanes]
@@ -221,7 +221,7 @@ class LaneReader:
             yield padding
 
     def _last_row(self, lane: int) -> _LaneRows:
-        """Read the lane's last row; for a lane without rows, the first of all."""
+        """Read the lane's last row; for a lane without rows, row 0."""
         last = max((part.high - 1 for parts in self._parts[lane] for part in parts), default=0)
         (group,) = self.source.groups(last, last + 1)
         return _LaneRows(self.source.read(group).slice(last - group.start, 1), np.array([last]))
@@ -229,7 +229,7 @@ class LaneReader:
     def _lane_buffers(self, lane: int, epochs: range, start: int, groups: SharedGroups) -> Iterator[_LaneRows]:
         """Read the lane's buffers, epoch after epoch, without the rows before batch `start` of the first epoch.
 
-        With a seed, an epoch's last rows, which fill no batch, are left out.
+        With a seed, the last rows of an epoch that fill no batch are dropped.
         """
         end = self.num_batches * self.lane_batch
         for epoch in epochs:
@@ -247,7 +247,7 @@ class LaneReader:
                 before += buffer.rows
 
     def _ordered(self, buffer: Buffer, parts: Sequence[Rows], before: int) -> _LaneRows:
-        """Put a buffer's parts into their order, which depends on how many rows of the lane come `before` it."""
+        """Order the rows of a buffer; the order depends on the number of rows of the lane `before` it."""
         rows = concatenated(parts)
         rows_N = np.concatenate([np.arange(part.low, part.high) for part in buffer.parts])
         if buffer.mix_N is None:
@@ -261,8 +261,8 @@ class LaneReader:
         return _LaneRows(rows.take(order_N), rows_N[order_N])
 
     def _pieces(self, part: Part, rows: Rows) -> Integers:
-        """Return the rows of a part, counted from its first, at which pieces begin."""
-        if self._keep_rows > 1 and rows.shared is not None:  # runs are what stays together, and were read
+        """Return the rows at which pieces of a part begin, counted from the part's first row."""
+        if self._keep_rows > 1 and rows.shared is not None:  # the runs stay together, and are in memory
             return piece_starts(rows.run_starts, rows.num_rows, self._keep_rows)
         starts = self.source.starts(part.group) if self._keep_rows > 1 else None
         starts_P = part.group.start + piece_starts(starts, part.group.rows, self._keep_rows)

@@ -1,25 +1,26 @@
-"""When a training adds a point to its learning curve: so that a short training has points too, and none is of a few
-rows alone.
+"""The steps at which a training adds a point to its learning curve.
+
+A short training has points too, and no point covers only a few rows.
 """
 
 POINTS = 40
-"""Points of a curve where the configuration does not say how many steps lie between two."""
+"""Points of a curve if the configuration does not set the steps between two."""
 
 
 def point_every(num_steps: int, log_every: int | None) -> int:
-    """Return the steps between two points of a training of so many steps; None: `POINTS` of them, one a step at most.
+    """Return the number of steps between two points.
 
     Args:
-        num_steps: of the training. log_every: the setting.
+        num_steps: steps of the training. log_every: the setting; None: `POINTS` points, at most one per step.
     """
     return log_every or max(1, num_steps // POINTS)
 
 
 def is_point(step: int, every: int, end: int) -> bool:
-    """Return whether a point follows a step: every so many of them, and always at the end.
+    """Return whether a point follows a step: after every window of steps, and always at the end.
 
-    The last point is of half a window's steps at least: where fewer would be left after a window, that window runs on
-    to the end, because a point of a few rows alone would look like a jump of the curve.
+    The last point covers at least half a window. If fewer steps would be left after a window, that window is extended
+    to the end, because a point of only a few rows would look like a jump of the curve.
 
     Args:
         step: from 1 to `end`. every: the steps of a window. end: the last step.

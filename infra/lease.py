@@ -1,9 +1,9 @@
-"""The lease of an output: which of the jobs that were launched for it may commit.
+"""The lease of an output: it decides which of the jobs launched for the output may commit.
 
-The driver writes a file beside the output before it launches a job, with a token that the job is told in its
-environment; beside a URL the file lies in the store, too, where jobs on other hosts read it. A job whose token is no
-longer in the file was superseded, though it may live on unseen; whatever it commits from then on, its checkpoints
-included, is refused (`infra.commit.committing`). A stage run by hand has no lease and needs none.
+Before it launches a job, the driver writes a file beside the output with a token, and passes the token to the job in an
+environment variable. For a URL the file is also in the store, where jobs on other hosts read it. A job whose token is
+no longer in the file was superseded, though it may still run unnoticed. Its later commits, including checkpoints, are
+refused (`infra.commit.committing`). A stage run by hand has no lease and needs none.
 """
 
 import json
@@ -15,11 +15,11 @@ from sidestack.infra.remote.copies import read_bytes
 from sidestack.infra.remote.urls import address, place
 
 VARIABLE = "SIDESTACK_LEASE"
-"""Holds the token and, after a space, the lease's file."""
+"""The environment variable with the token and, after a space, the lease's file."""
 
 
 def lease_file(out: Path) -> Path:
-    """Return the file beside an output that has the token of its job."""
+    """Return the file beside an output that holds the token of its job."""
     return out.with_name(f"{out.name}.job.json")
 
 
@@ -32,7 +32,7 @@ def require_lease() -> None:
     """Check that this process's job still holds its lease; no-op in a process that no driver launched.
 
     Raises:
-        CommitError: another job was launched in its place, or the driver took it for ended.
+        CommitError: another job was launched in its place, or the driver considered it ended.
     """
     token, _, file = os.environ.get(VARIABLE, "").partition(" ")
     if token and _token_in(place(file)) != token:
@@ -43,7 +43,7 @@ def require_lease() -> None:
 
 
 def _token_in(file: Path) -> str | None:
-    """Return the token in a lease's file; None where there is no file, or it is not a lease's."""
+    """Return the token in a lease's file; None if there is no file, or it is not a lease file."""
     try:
         record = json.loads(read_bytes(file))
     except (OSError, ValueError):

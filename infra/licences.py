@@ -1,4 +1,4 @@
-"""The licences of installed distributions, held against a list in which every exception has its reason."""
+"""Check the licences of installed distributions against a list in which every exception has a reason."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -17,12 +17,12 @@ Reason = Annotated[str, Field(min_length=10)]
 
 
 class Exemption(Config):
-    """A distribution that is taken though its licence is not among those allowed, or is not named by its metadata."""
+    """A distribution that is accepted although its licence is not allowed, or is missing from its metadata."""
 
     licence: str
     """Its licence."""
     why: Reason
-    """Why it is taken all the same."""
+    """Why it is accepted nevertheless."""
 
 
 class Policy(Config):
@@ -31,19 +31,19 @@ class Policy(Config):
     allowed: tuple[str, ...]
     """SPDX identifiers, with their exceptions (`WITH`)."""
     called: dict[str, str]
-    """What metadata call a licence -> its SPDX identifier."""
+    """Licence name in metadata -> SPDX identifier."""
     exceptions: dict[str, Exemption]
-    """By a distribution's name, in which * stands for anything."""
+    """By distribution name; * matches anything."""
     advisories: dict[str, Reason]
-    """By id of an advisory, why it does not concern us."""
+    """Advisory id -> why it does not concern us."""
 
 
 class Finding(NamedTuple):
     """One distribution's licence.
 
     Attributes:
-        name, version: the distribution's. licence: as its metadata have it, in SPDX's words where they are known.
-        is_allowed: whether it may be installed. why: of an exception, the reason.
+        name, version: the distribution's. licence: as in its metadata; as an SPDX expression where that is known.
+        is_allowed: whether it may be installed. why: the reason of an exception.
     """
 
     name: str
@@ -67,7 +67,7 @@ def read_policy(file: Path) -> Policy:
 
 
 def check_licences(found: Iterable[Distribution], policy: Policy) -> Iterator[Finding]:
-    """Yield what is to be said of every distribution, by name."""
+    """Yield the finding for every distribution, by name."""
     for one in sorted(found, key=lambda one: str(one.name).lower()):
         licence = licence_of(one, policy)
         exemption = next((made for name, made in policy.exceptions.items() if _stands_for(name, one.name)), None)
@@ -80,13 +80,13 @@ def check_licences(found: Iterable[Distribution], policy: Policy) -> Iterator[Fi
 
 
 def unused(found: Iterable[Finding], policy: Policy) -> list[str]:
-    """Return the exceptions that no distribution needs; those with a * may be of another platform."""
+    """Return the exceptions that no distribution needs, except those with a *, which may be for another platform."""
     needed = {name for one in found if one.why for name in policy.exceptions if _stands_for(name, one.name)}
     return sorted(name for name in policy.exceptions if name not in needed and "*" not in name)
 
 
 def licence_of(one: Distribution, policy: Policy) -> str:
-    """Return the SPDX expression of a distribution: its own, else what its classifiers or its licence's text mean."""
+    """Return the SPDX expression of a distribution: its own, else one derived from its classifiers or licence text."""
     metadata = one.metadata
     if "License-Expression" in metadata:
         return metadata["License-Expression"]
@@ -98,7 +98,7 @@ def licence_of(one: Distribution, policy: Policy) -> str:
 
 
 def is_allowed(expression: str, policy: Policy) -> bool:
-    """Whether an SPDX expression leaves a choice of allowed licences; one with brackets does not, without a reason."""
+    """Return whether allowed licences satisfy an SPDX expression; one with brackets always needs an exception."""
     choices = re.split(r"\s+OR\s+", expression)
     return any(all(part in policy.allowed for part in re.split(r"\s+AND\s+", choice)) for choice in choices)
 

@@ -1,7 +1,7 @@
-"""Jobs on this machine that outlive their driver, and that another driver finds again.
+"""Jobs on this machine that survive their driver, and that another driver can find again.
 
-Every process of a job has the job's handle in its environment, where torchx put it. So the job's processes are known
-without a record of process ids, also those that outlived torchrun.
+torchx puts the job's handle into the environment of every process of a job. This identifies the processes without a
+record of process ids, including those that survived torchrun.
 """
 
 import os
@@ -17,7 +17,7 @@ from torchx.specs import AppState
 from sidestack.infra import lease
 
 GRACE_S = 30.0
-"""How long processes may take to end after SIGTERM, checkpointing included, before they are killed."""
+"""Time for processes to end after SIGTERM, including checkpointing, before they are killed."""
 
 _HANDLE = "TORCHX_JOB_ID"
 _ENDED = (AppState.SUCCEEDED, AppState.FAILED, AppState.CANCELLED)
@@ -25,13 +25,13 @@ _POLL_S = 0.1
 
 
 class LocalJobs(LocalScheduler):  # type: ignore[misc]  # torchx is not typed
-    """The scheduler `local_cwd`, able to follow, cancel and leave jobs that another process launched."""
+    """The scheduler `local_cwd`, extended to follow, cancel and leave jobs that another process launched."""
 
     def __init__(self, session_name: str) -> None:
         super().__init__(session_name, image_provider_class=CWDImageProvider)
 
     def describe(self, app_id: str) -> DescribeAppResponse | None:
-        """Return a job's state; None: another process launched it, and nothing of it runs any more."""
+        """Return a job's state; None: another process launched it, and none of its processes is running."""
         app = self._apps.get(app_id)
         if app is None:
             return DescribeAppResponse(app_id=app_id, state=AppState.RUNNING) if self._processes(app_id) else None
@@ -46,7 +46,7 @@ class LocalJobs(LocalScheduler):  # type: ignore[misc]  # torchx is not typed
         return DescribeAppResponse(app_id=app_id, state=app.state, msg=", ".join(told))
 
     def find(self, token: str) -> str | None:
-        """Return the job that holds a lease's token; None: no process of such a job runs."""
+        """Return the job that holds a lease's token; None: no process of such a job is running."""
         for _, variables in _environments():
             if variables.get(lease.VARIABLE, "").startswith(f"{token} "):
                 return variables.get(_HANDLE, "").rpartition("/")[2] or None
@@ -57,11 +57,11 @@ class LocalJobs(LocalScheduler):  # type: ignore[misc]  # torchx is not typed
         return [log_dir / self.session_name / app_id / role / str(node) / "stderr.log" for node in range(num_nodes)]
 
     def leave(self, app_id: str) -> None:
-        """Let a job run on when this process ends."""
+        """Let a job continue when this process ends."""
         self._apps.pop(app_id, None)
 
     def close(self) -> None:
-        """Cancel every job that this process launched, and that neither ended nor was left."""
+        """Cancel every job that this process launched and that neither ended nor was left running."""
         for app_id in list(self._apps):
             self._cancel_existing(app_id)
 
@@ -84,7 +84,7 @@ def _ended(status: int) -> str:
 
 
 def _environments() -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield process id and environment of this user's processes; one that has ended has no environment."""
+    """Yield process id and environment of this user's processes, except those that have ended."""
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             words = (folder / "environ").read_bytes().decode(errors="replace").split("\0")
@@ -94,10 +94,10 @@ def _environments() -> Iterator[tuple[int, dict[str, str]]]:
 
 
 def _end(find: Callable[[], list[int]], grace_s: float) -> None:
-    """End processes: SIGTERM to those whose parents are not among them, who tell the others; SIGKILL to what is left.
+    """End processes: send SIGTERM to those without a parent among them, which forward it; later SIGKILL to the rest.
 
     Args:
-        find: returns the ids of those that are left. grace_s: seconds before SIGKILL.
+        find: returns the ids of the processes that are left. grace_s: seconds before SIGKILL.
     """
     asked = set[int]()
     deadline = time.monotonic() + grace_s
@@ -113,7 +113,7 @@ def _end(find: Callable[[], list[int]], grace_s: float) -> None:
 
 def _parent(pid: int) -> int | None:
     try:
-        # "pid (name) state ppid": the name may hold spaces and brackets
+        # "pid (name) state ppid": the name may contain spaces and brackets
         return int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
     except (OSError, IndexError):
         return None

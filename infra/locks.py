@@ -1,7 +1,7 @@
-"""A lock that one process on a filesystem holds, and that goes with the process.
+"""A lock that one process on a filesystem holds, and that is released when the process ends.
 
-It is `flock`. Some network filesystems have none: there a file that only one process can create takes its place, which
-names its owner. An owner on the same host that is gone is told by its process number. One on another host is not.
+It is `flock`. Some network filesystems lack it: there the lock is a file that only one process can create, and that
+names its owner. A dead owner on the same host is recognized by its process number; one on another host is not.
 """
 
 import errno
@@ -20,7 +20,7 @@ _POLL_S = 0.2
 
 
 class HeldError(Exception):
-    """Another process holds a lock; the message says what is known of it, if anything."""
+    """Another process holds a lock; the message describes the owner if it is known."""
 
 
 @contextmanager
@@ -28,10 +28,10 @@ def locked(file: Path, *, wait: bool) -> Iterator[None]:
     """Hold a lock while the body runs.
 
     Args:
-        file: the lock's, in a folder that exists. wait: for another process that holds it.
+        file: the lock's file, in a folder that exists. wait: whether to wait for another process that holds it.
 
     Raises:
-        HeldError: another process holds it, and is not waited for. OSError: the file cannot be written.
+        HeldError: another process holds it, and `wait` is False. OSError: the file cannot be written.
     """
     with file.open("w", encoding="utf-8") as opened:
         try:
@@ -49,7 +49,7 @@ def locked(file: Path, *, wait: bool) -> Iterator[None]:
 
 @contextmanager
 def _owned(file: Path, wait: bool, why: OSError) -> Iterator[None]:
-    """Hold a file that only one process can create; it is removed at the end."""
+    """Hold a lock by a file that only one process can create; it is removed at the end."""
     print(
         f"warning: {file.parent}: has no flock ({why.strerror}); {file.name} is the lock", file=sys.stderr, flush=True
     )
@@ -87,14 +87,14 @@ def _read(file: Path) -> str | None:
 
 
 def _removed_if_gone(file: Path, owner: str) -> bool:
-    """Remove the lock of an owner on this host whose process is gone, and return whether it was."""
+    """Remove the lock of an owner whose process on this host has ended; return whether it was removed."""
     host, process, *_ = [*owner.split(), "", ""]
     if host != socket.gethostname() or not process.isdecimal() or _is_alive(int(process)):
         return False
     moved = file.with_name(f"{file.name}.{uuid.uuid4().hex[:8]}")
     with suppress(FileNotFoundError):  # another process was quicker
         file.rename(moved)
-        if _read(moved) != owner:  # what was moved is the lock of that process
+        if _read(moved) != owner:  # then this moved another process's new lock
             with suppress(FileExistsError):
                 os.link(moved, file)
         moved.unlink()

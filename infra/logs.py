@@ -1,6 +1,6 @@
-"""What a stage says while it works, by the standard library's logging: on stderr, as stdout has a command's result.
+"""Logging of a stage, by the standard library's logging: to stderr, because stdout is for a command's result.
 
-Rank 0's lines of progress stand alone. Other ranks and other levels say where a line comes from:
+Rank 0's progress lines have no prefix. Lines of other ranks and other levels begin with their origin:
 
     training: 4,096 of 16,384 (12 s)
     ranker: rank 1: warning: rank 1 has waited in 'reading events' for 31 s; ...
@@ -17,12 +17,12 @@ from sidestack.infra.errors import ConfigError
 LOG = logging.getLogger("sidestack")
 
 LEVEL_VARIABLE = "SIDESTACK_LOG_LEVEL"
-"""The least level that is shown, by its name."""
+"""The environment variable with the name of the lowest level that is shown."""
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 
 def set_up(stage: str, rank: int = 0, environment: Mapping[str, str] = os.environ) -> None:
-    """Have this process's lines carry its stage and rank, from the level on that the environment names.
+    """Set up this process's log lines with its stage and rank, and the level that the environment names.
 
     Raises:
         ConfigError: there is no such level.
@@ -35,7 +35,7 @@ def set_up(stage: str, rank: int = 0, environment: Mapping[str, str] = os.enviro
 
 
 class _Origin(logging.Formatter):
-    """Puts stage, rank and level before a message, but for rank 0's lines of progress."""
+    """A formatter that prefixes stage, rank and level, except for rank 0's progress lines."""
 
     def __init__(self, origin: str = "", rank: int = 0) -> None:
         super().__init__()
@@ -49,16 +49,16 @@ class _Origin(logging.Formatter):
 
 
 class _Stderr(logging.Handler):
-    """Prints on what is stderr at the time. A terminal that is gone is no error."""
+    """A handler that prints to the current `sys.stderr`; a closed terminal is not an error."""
 
     def emit(self, record: logging.LogRecord) -> None:
         with suppress(OSError, ValueError):
             print(self.format(record), file=sys.stderr, flush=True)
 
 
-# Before `set_up` too, and in a driver, lines are printed: without an origin.
+# Before `set_up`, and in a driver, lines are printed without an origin.
 HANDLER = _Stderr()
 HANDLER.setFormatter(_Origin())
 LOG.addHandler(HANDLER)
 LOG.setLevel(logging.INFO)
-LOG.propagate = False  # libraries that we import set the root up for themselves
+LOG.propagate = False  # imported libraries configure the root logger

@@ -1,4 +1,4 @@
-"""The manifest of a committed directory: what it says, and whether the directory is still what it says."""
+"""The manifest of a committed directory: its content, and verification of the directory against it."""
 
 import contextlib
 import hashlib
@@ -25,14 +25,14 @@ MANIFEST = "manifest.json"
 
 
 OWNER = ".owner"
-"""The file by which a directory that is being written is told from another of its name."""
+"""The file that distinguishes a directory that is being written from another of the same name."""
 
 
 VERSIONS = ("torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "torchx", "pyarrow", "mlflow", "sidestack")
 
 
 class FileEntry(Config):
-    """What the manifest says of one file: digest, size, and the number of rows where it is a Parquet file."""
+    """The manifest's entry for one file: digest, size, and for a Parquet file the number of rows."""
 
     sha256: str
     bytes: int
@@ -40,13 +40,13 @@ class FileEntry(Config):
 
 
 class Manifest(Config):
-    """The description of a committed directory, and by its presence the mark that it is whole.
+    """The description of a committed directory; its presence marks the directory as whole.
 
-    `key` names the work (config, inputs, code), `inputs` the digests of the manifests it was made from, `facts`
+    `key` identifies the work (config, inputs, code), `inputs` holds the digests of the inputs' manifests, `facts`
     what the stage adds (the resolved config's digest, world size, a codebook's fingerprint).
 
-    On disk it holds a digest of itself (`infra.sealed`), so that an edited key, stage or fact is found. Manifests of
-    format `sidestack/1` hold none; they are read, and the first that a process reads is said on stderr.
+    On disk it holds a digest of itself (`infra.sealed`), so that an edited key, stage or fact is detected. Manifests of
+    format `sidestack/1` hold none; they are read, and the first one in a process is logged to stderr.
     """
 
     format: Literal["sidestack/1", "sidestack/2"] = "sidestack/2"
@@ -60,10 +60,10 @@ class Manifest(Config):
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the names and contents of the files, the stage's record aside.
+        """SHA-256 over the names and contents of the files, except the stage's record.
 
-        The record (history and summary) tells how long things took; without it, the same work made twice has the same
-        digest, and what comes after it the same key.
+        The record (history and summary) holds durations. Without it, the same work done twice has the same digest, and
+        the stages after it have the same key.
         """
         data = {name: entry.sha256 for name, entry in self.files.items() if name not in (HISTORY_FILE, SUMMARY_FILE)}
         lines = [f"{name} {sha256}" for name, sha256 in sorted(data.items())]
@@ -74,7 +74,7 @@ class Manifest(Config):
         """Parse the content of a manifest's file.
 
         Raises:
-            CommitError: it is none of ours, or was altered.
+            CommitError: it is not ours, or was altered.
         """
         values, has_digest = unsealed(content, file)
         try:
@@ -104,7 +104,7 @@ def _say_without_digest(file: str) -> None:
 
 
 def is_committed(path: Path) -> bool:
-    """Whether the directory carries a manifest."""
+    """Return whether the directory has a manifest."""
     if url_of(path) is not None:
         return trees.read_manifest_bytes(Path(path), MANIFEST) is not None
     return (Path(path) / MANIFEST).is_file()
@@ -114,7 +114,7 @@ def read_manifest(path: Path, *, stage: str | None = None, key: str | None = Non
     """Read a committed directory's manifest without hashing its files.
 
     Args:
-        path: the directory. stage, key: what its manifest must say, where they are given.
+        path: the directory. stage, key: the values that its manifest must have, if they are set.
 
     Raises:
         CommitError: there is no manifest, it is not one of ours or was altered, or it is of another stage or key.
@@ -126,7 +126,7 @@ def read_manifest(path: Path, *, stage: str | None = None, key: str | None = Non
 
 
 def find_manifest(path: Path | str, *, stage: str | None = None, key: str | None = None) -> Manifest | None:
-    """Read a committed directory's manifest; None where the directory is not committed.
+    """Read a committed directory's manifest; return None if the directory is not committed.
 
     Args:
         path: the directory. stage, key: see `read_manifest`.
@@ -160,15 +160,16 @@ def _manifest_bytes(path: Path | str, file: str) -> bytes | None:
 
 
 def verify(path: Path, *, stage: str | None = None, key: str | None = None) -> Manifest:
-    """Read the manifest and check every file's size and SHA-256 against it; of a URL, those of this machine's copy,
-    which is fetched where there is none.
+    """Read the manifest and check every file's size and SHA-256 against it.
+
+    For a URL, this machine's copy is checked, and fetched if it is missing.
 
     Args:
         path: the directory. stage, key: see `read_manifest`.
 
     Raises:
-        CommitError: see `read_manifest`; a file is missing, of another size, altered, not named in the manifest, not a
-            regular file, or cannot be read.
+        CommitError: see `read_manifest`; or a file is missing, of another size, altered, not named in the manifest, not
+            a regular file, or cannot be read.
     """
     path = Path(path)
     manifest = read_manifest(path, stage=stage, key=key)
@@ -186,7 +187,7 @@ def _verify_copy(path: Path, manifest: Manifest) -> None:
     """Check this machine's copy of a directory in a store, and fetch it if it is missing, altered or out of date.
 
     Raises:
-        CommitError: what the store has is not what its manifest says. OSError: the copy cannot be read or written.
+        CommitError: the store's files do not match its manifest. OSError: the copy cannot be read or written.
     """
     with contextlib.suppress(CommitError, FileNotFoundError):
         if Manifest.of_json((path / MANIFEST).read_bytes(), str(path)) == manifest:
@@ -201,7 +202,7 @@ def _verify_copy(path: Path, manifest: Manifest) -> None:
 
 
 def fetched(path: Path) -> Path:
-    """Return a committed directory whose files are on this machine: of a URL, its copy, verified; a local one as it is.
+    """Return a committed directory with its files on this machine: for a URL its verified copy; a local one as it is.
 
     Raises:
         CommitError: see `verify`.
@@ -212,10 +213,10 @@ def fetched(path: Path) -> Path:
 
 
 def fetch_files(path: Path, *names: str) -> None:
-    """Have some files of a committed directory on this machine, those of them that it has; no-op for a local path.
+    """Fetch some files of a committed directory to this machine, skipping those it lacks; no-op for a local path.
 
     Raises:
-        CommitError: the directory is not committed, or a file in the store is not what its manifest says.
+        CommitError: the directory is not committed, or a file in the store does not match its manifest.
     """
     if url_of(path) is None:
         return
@@ -237,7 +238,7 @@ def fetch_files(path: Path, *names: str) -> None:
 
 
 def require_whole(path: Path, *, stage: str | None = None, key: str | None = None) -> None:
-    """Check a directory that others will read: as `verify` does; of a URL the sizes of its files, which stay there.
+    """Check a directory that others will read: as `verify` does; for a URL only its files' sizes, without a fetch.
 
     Raises:
         CommitError: see `verify`.
@@ -259,7 +260,7 @@ def digests(files: Mapping[str, FileEntry]) -> dict[str, str]:
 
 
 def verify_file(path: Path, name: str) -> Manifest:
-    """Check one file of a committed directory against its manifest, and no other.
+    """Check only one file of a committed directory against its manifest.
 
     Raises:
         CommitError: see `verify`.
@@ -289,7 +290,7 @@ def _require_bytes(path: Path, files: Mapping[str, FileEntry]) -> None:
     """Check that files have the sizes and SHA-256 of their entries.
 
     Raises:
-        CommitError: one has others. OSError: one cannot be read.
+        CommitError: a size or SHA-256 differs. OSError: a file cannot be read.
     """
     for name, entry in files.items():
         size = (path / name).stat().st_size

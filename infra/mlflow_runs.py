@@ -1,7 +1,7 @@
-"""MLflow as the view of a pipeline: one parent run, under it one child run a stage or arm.
+"""MLflow as the view of a pipeline: one parent run, with one child run per stage or arm.
 
 A child is filled by the same code whether its stage runs now (`infra.tracking.Mirror`), or was
-committed long ago and is shown under a new parent (`replay`). Only rank 0 and the driver come here.
+committed earlier and is shown under a new parent (`replay`). Only rank 0 and the driver use this module.
 """
 
 import hashlib
@@ -34,9 +34,9 @@ HistoryRow = tuple[float, int, Mapping[str, float]]
 """One line of a history: Unix time in seconds, step, values by name."""
 
 JOURNAL_TAG = "sidestack.journal"
-"""The tag of a parent run that tells whose it is, so that a run that goes on finds its own; see `infra.journal`."""
+"""The tag with a parent run's journal, by which a resumed pipeline finds its parent run; see `infra.journal`."""
 
-# What the tracking store accepts in one request, and in one value.
+# Limits of the tracking store for one request, and for one value.
 _METRICS_A_BATCH = 1000
 _PARAMS_A_BATCH = 100
 _PARAM_LENGTH = 500
@@ -54,26 +54,26 @@ def open_parent(
     journal: str = "",
     began: datetime | None = None,
 ) -> str:
-    """Open a pipeline's run in an experiment, and sweep what a killed driver left there.
+    """Open a pipeline's run in an experiment, and end runs that a killed driver left open there.
 
     Args:
         client: the store.
-        experiment: the experiment's name: reruns lie side by side in it.
+        experiment: the experiment's name; reruns of a pipeline share it.
         name: the run's name.
         runs_dir: where a local store keeps artifacts, in `mlartifacts/`; a server has its own place.
         config: the whole resolved config, logged as params.
-        journal: what the run is found by (`JOURNAL_TAG`); a run that has it is opened again. Empty: a new run.
-        began: when the run began, where that was earlier.
+        journal: value of `JOURNAL_TAG`; a run with this value is reopened. Empty: a new run.
+        began: when the run began, if earlier than now.
 
     Returns:
-        the run id, which the stages get as `--parent-run`.
+        the run id, passed to the stages as `--parent-run`.
     """
     experiment_id = experiment_in(client, experiment, runs_dir)
     tags = {"sidestack.host": socket.gethostname(), "sidestack.process": _process(os.getpid())}
     if journal:
         tags[JOURNAL_TAG] = journal
     found = _search(client, experiment_id, f"tags.`{JOURNAL_TAG}` = '{journal}'") if journal else []
-    for twin in found[1:]:  # of a request that the store took though its answer was lost
+    for twin in found[1:]:  # from a request that the store executed though its answer was lost
         client.delete_run(twin.info.run_id)
     if found:
         run_id: str = found[0].info.run_id
@@ -93,11 +93,11 @@ def _milliseconds(at: datetime) -> int:
 
 
 def experiment_in(client: "MlflowClient", name: str, folder: Path) -> str:
-    """Return the id of the experiment of a name, made where there is none.
+    """Return the id of the experiment with a name; create it if there is none.
 
-    A local store keeps its artifacts in `folder`, a server where it does. An experiment keeps the place that it was
-    made with. After a folder was moved or copied with the store in it, the experiment is renamed after that place, and
-    another one is begun, so that nothing is written to where the folder was.
+    A local store keeps its artifacts in `folder`, a server in its own place. An experiment keeps the location that it
+    was created with. After a folder was moved or copied with its store, the experiment is renamed after that location,
+    and a new one is created, so that nothing is written to the old location.
     """
     uri = store_uri()
     place = (folder.resolve() / "mlartifacts" / name).as_uri() if uri.startswith("sqlite:") else None
@@ -108,7 +108,7 @@ def experiment_in(client: "MlflowClient", name: str, folder: Path) -> str:
         LOG.warning(f"tracking: {folder} was moved; its earlier MLflow runs are in experiment {former!r}")
         found = None
     if found is not None:
-        if found.lifecycle_stage == "deleted":  # in the UI; the store keeps its name, so none can be made beside it
+        if found.lifecycle_stage == "deleted":  # in the UI; the store keeps its name, so that no new one can have it
             client.restore_experiment(found.experiment_id)
         return str(found.experiment_id)
 
@@ -116,7 +116,7 @@ def experiment_in(client: "MlflowClient", name: str, folder: Path) -> str:
 
 
 def _sweep(client: "MlflowClient", experiment: str) -> None:
-    """End runs that stayed RUNNING because their driver, on this host, was killed."""
+    """End runs that are still RUNNING because their driver, on this host, was killed."""
     for run in _running(client, experiment, f"tags.`sidestack.host` = '{socket.gethostname()}'"):
         recorded = run.data.tags.get("sidestack.process", "")
         pid = int(recorded.partition(":")[0] or 0)
@@ -125,9 +125,9 @@ def _sweep(client: "MlflowClient", experiment: str) -> None:
 
 
 def _process(pid: int) -> str:
-    """Name a process so that a later one with the same id is not taken for it; empty if gone."""
+    """Return a process's id and start time, which no later process with the same id has; empty if it has ended."""
     try:
-        # Field 22 of stat is the start time; the second field, in brackets, may hold spaces.
+        # Field 22 of stat is the start time; the second field, in brackets, may contain spaces.
         started = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
     except OSError:
         return ""
@@ -143,7 +143,7 @@ def _search(client: "MlflowClient", experiment: str, query: str) -> list[Any]:
 
 
 def end_parent(client: "MlflowClient", run_id: str, status: str, ended: datetime | None = None) -> None:
-    """End a pipeline's run with MLflow's `FINISHED`, `FAILED` or `KILLED`, now or where given at an earlier time.
+    """End a pipeline's run with MLflow's `FINISHED`, `FAILED` or `KILLED`, now or at the earlier time `ended`.
 
     Children that are still RUNNING have lost their process and are ended as KILLED.
     """
@@ -154,17 +154,17 @@ def end_parent(client: "MlflowClient", run_id: str, status: str, ended: datetime
 
 
 def log_artifacts(client: "MlflowClient", run_id: str, files: Iterable[Path]) -> None:
-    """Attach files, and directories whole, to a run; those that do not exist are passed over."""
+    """Attach files and whole directories to a run, skipping those that do not exist."""
     for file in files:
         if file.exists():
             client.log_artifact(run_id, str(file))
 
 
 class ChildRun:
-    """One stage's, or arm's, run under a pipeline's run."""
+    """The run of one stage or arm under a pipeline's run."""
 
     def __init__(self, client: "MlflowClient", run_id: str) -> None:
-        """Write to an existing run; `start` makes one."""
+        """Write to an existing run; `start` creates one."""
         self._client = client
         self.run_id = run_id
 
@@ -183,19 +183,19 @@ class ChildRun:
     ) -> "ChildRun":
         """Create the run with its tags, params and datasets.
 
-        A run of the same work under this parent that was killed, or not told to its end, is removed: the new one tells
-        what that told.
+        A run of the same work under this parent that was killed, or was not sent to its end, is removed: the new run
+        contains all that it did.
 
         Args:
             client: the store.
             parent_run: the pipeline's run id.
-            stage: the stage's name. The run is named as its directory is where that begins so, such as
-                `encoder-text_sid`; a ranker's elsewhere is named `ranker-<arm>`.
+            stage: the stage's name. The run has the name of its directory if that begins with the stage's name, such as
+                `encoder-text_sid`; otherwise a ranker's run is named `ranker-<arm>`.
             config: the resolved section, flattened into params.
             inputs: committed directories by name, logged as datasets with their manifests' digests.
             key: the stage's key.
-            out: the output's directory, or that which is written before it beside it.
-            is_reused: whether it was committed before, and the stage did not run now.
+            out: the output's directory, or the temporary one beside it.
+            is_reused: whether the output was committed before, so that the stage did not run now.
         """
         arm = config.get("arm")
         tags = {"mlflow.parentRunId": parent_run, "sidestack.stage": stage, "sidestack.key": key}
@@ -248,7 +248,7 @@ class ChildRun:
 
 
 def _children(client: "MlflowClient", parent_run: str, key: str, out: Path) -> list[Any]:
-    """Return the runs that a parent has of one stage's work; none where the work has no key."""
+    """Return a parent's runs of one stage's work; none if the work has no key."""
     if not key:
         return []
     experiment = client.get_run(parent_run).info.experiment_id
@@ -259,7 +259,7 @@ def _children(client: "MlflowClient", parent_run: str, key: str, out: Path) -> l
 def replay(
     client: "MlflowClient", parent_run: str, committed: Path, inputs: Mapping[str, Path], *, is_reused: bool = True
 ) -> None:
-    """Show a committed stage under a parent, from its files alone; nothing is done where it is shown there already.
+    """Show a committed stage under a parent, from its files alone; no-op if it is already shown there.
 
     Args:
         client: the store.
@@ -269,7 +269,7 @@ def replay(
         is_reused: whether it was committed before the pipeline ran.
 
     Raises:
-        CommitError: `committed` is no committed directory.
+        CommitError: `committed` is not a committed directory.
     """
     manifest = read_manifest(committed)
     fetch_files(committed, CONFIG_FILE, HISTORY_FILE, SUMMARY_FILE)
@@ -285,7 +285,7 @@ def replay(
 
 
 def _read_config(file: Path) -> dict[str, Any]:
-    """Return the one section that a stage's `config.yaml` holds."""
+    """Return the single section of a stage's `config.yaml`."""
     sections = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
     (section,) = sections.values() if sections else ({},)
     return dict(section)
@@ -300,7 +300,7 @@ def _read_history(file: Path) -> Iterator[HistoryRow]:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested mappings as one with dotted keys; lists stay as they are."""
+    """Flatten nested mappings into one with dotted keys; lists stay as they are."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
@@ -323,10 +323,10 @@ def _shortened(text: str) -> str:
 
 
 def metric_name(name: str) -> str:
-    """Return a name of a metric or param as the store takes it; one that is changed gets a digest of the whole name.
+    """Return a metric's or param's name as the store accepts it; a changed name gets a digest of the original.
 
-    The store takes letters, digits and `_-. :/`, at most 250 of them, and no name that is another one as a path, such
-    as `a//b`. By the digest, names that are alike after the change stay two names.
+    The store accepts letters, digits and `_-. :/`, at most 250 of them, and only normalized paths, unlike `a//b`. The
+    digest keeps names distinct that would be equal after the change.
     """
     taken = re.sub(r"[^\w\-. :/]", "_", name)
     is_one_path = posixpath.normpath(taken) == taken and taken != "." and not taken.startswith(("/", ".."))
@@ -347,7 +347,7 @@ def _datasets(inputs: Mapping[str, Path]) -> "list[DatasetInput]":
             continue
         digest = read_manifest(path).digest
         source = json.dumps({"path": address(path)})
-        # The store cuts digests at 36 characters, so the whole one goes into a tag.
+        # The store cuts digests at 36 characters, so the full digest goes into a tag.
         dataset = Dataset(name, digest[:_DIGEST_LENGTH], "local", source)
         tags = [InputTag("mlflow.data.context", name), InputTag("sidestack.digest", digest)]
         logged.append(DatasetInput(dataset, tags))

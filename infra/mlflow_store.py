@@ -1,6 +1,6 @@
-"""The tracking store: which one, how a process connects to it, and how long it waits for it.
+"""The tracking store: its choice, connections to it, and timeouts.
 
-Training does not depend on the store. A request waits for some seconds and is not repeated; who sends keeps what was
+Training does not depend on the store. A request waits for some seconds and is not repeated; the sender keeps what was
 not sent (`infra.tracking.Mirror`, `infra.journal`).
 """
 
@@ -32,7 +32,7 @@ _CONNECT_SECONDS = 15.0
 _DATABRICKS = ("databricks", "databricks-uc", "uc")
 _CLIENT_SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # with the password that the URI may hold
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # the URI may contain a password
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "GIT_PYTHON_REFRESH": "quiet",
 }
@@ -45,16 +45,16 @@ _PATIENT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "60", "MLFLOW_HTTP_REQUEST_MAX_RETRIE
 
 
 class StoreError(Exception):
-    """The tracking store cannot be used; a run goes on without it."""
+    """The tracking store cannot be used; a run continues without it."""
 
 
 def use_store(runs_dir: Path) -> str:
-    """Choose the tracking store, for this process and those it starts, and return its URI.
+    """Choose the tracking store for this process and those it starts; return its URI.
 
-    It is `MLFLOW_TRACKING_URI` where that is set and not empty, else an SQLite file in `runs_dir`.
+    It is `MLFLOW_TRACKING_URI` if that is set and not empty, else an SQLite file in `runs_dir`.
 
     Raises:
-        ConfigError: the variable holds no address of a store.
+        ConfigError: the variable is not the address of a store.
     """
     if not has_store():
         os.environ[URI_VARIABLE] = store_in(runs_dir)
@@ -62,14 +62,14 @@ def use_store(runs_dir: Path) -> str:
 
 
 def store_in(folder: Path) -> str:
-    """Return the URI of the store that is a file in a folder."""
+    """Return the URI of the SQLite store in a folder."""
     path = str(folder.resolve() / "mlflow.db")
-    # SQLAlchemy unquotes the path, and takes what follows a ? for options.
+    # SQLAlchemy unquotes the path, and reads text after a ? as options.
     return f"sqlite:///{path.replace('%', '%25').replace('?', '%3F')}"
 
 
 def has_store() -> bool:
-    """Whether `MLFLOW_TRACKING_URI` is set; an empty text counts as unset."""
+    """Return whether `MLFLOW_TRACKING_URI` is set; an empty text counts as unset."""
     return bool(os.environ.get(URI_VARIABLE, "").strip())
 
 
@@ -83,7 +83,7 @@ def store_uri() -> str:
     try:
         parts = urlsplit(uri)
         is_address = parts.scheme not in ("", "file") and (not parts.scheme.startswith("http") or _has_host(uri))
-    except ValueError:  # such as a port that is no number
+    except ValueError:  # such as a port that is not a number
         is_address = False
     if not is_address and uri not in _DATABRICKS:
         raise ConfigError(
@@ -99,13 +99,13 @@ def _has_host(uri: str) -> bool:
 
 
 def connect() -> "MlflowClient":
-    """Return a client of the store named by `MLFLOW_TRACKING_URI`, without mlflow's chatter.
+    """Return a client of the store named by `MLFLOW_TRACKING_URI`, without mlflow's log lines.
 
-    An SQLite store is made by the first process that connects, under a lock and under another name, and renamed when it
-    is whole: a process that is killed meanwhile leaves nothing that a later one could take for a store.
+    The first process that connects creates an SQLite store, under a lock and a temporary name, and renames it when it
+    is whole: a process that is killed meanwhile leaves nothing that a later one could mistake for a store.
 
     Raises:
-        ConfigError: the URI is none of a store that mlflow knows.
+        ConfigError: mlflow does not support a store with this URI.
         StoreError: an SQLite file is damaged, or a database does not answer in time.
         KeyError: the variable is not set; see `use_store`.
     """
@@ -136,7 +136,7 @@ def _client_class() -> "Callable[..., MlflowClient]":
         warnings.simplefilter("ignore")
         from mlflow.tracking import MlflowClient
 
-    # mlflow configures its own logger while it is imported.
+    # mlflow configures its own logger on import.
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     client_of: Callable[..., MlflowClient] = MlflowClient
     return client_of
@@ -146,7 +146,7 @@ def _connected(make: "Callable[[], MlflowClient]", uri: str) -> "MlflowClient":
     from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
 
     try:
-        return bounded(make, _CONNECT_SECONDS)  # mlflow tries a database that is away for hours
+        return bounded(make, _CONNECT_SECONDS)  # mlflow retries an unreachable database for hours
     except UnsupportedModelRegistryStoreURIException as error:
         raise ConfigError(f"{URI_VARIABLE} {masked(uri)!r}: mlflow knows no store of this kind") from error
 
@@ -159,13 +159,13 @@ def _sqlite_file(uri: str) -> Path | None:
 
 
 def _require_tables(file: Path) -> None:
-    """Raise sqlite3's error where a file is none of MLflow's databases: mlflow itself would try it for hours."""
+    """Raise sqlite3's error if a file is not an MLflow database: mlflow itself would retry it for hours."""
     with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as database:
         database.execute("SELECT version_num FROM alembic_version").fetchone()
 
 
 def _make(file: Path, uri: str, client_of: "Callable[..., MlflowClient]") -> None:
-    """Make an SQLite store with all its tables; the caller has the lock."""
+    """Create an SQLite store with all its tables; the caller holds the lock."""
     fresh = file.with_name(f"{file.name}.new")
     for left in (fresh, Path(f"{fresh}-journal")):  # by a process that was killed
         left.unlink(missing_ok=True)
@@ -178,10 +178,10 @@ def _make(file: Path, uri: str, client_of: "Callable[..., MlflowClient]") -> Non
 
 
 def bounded(call: Callable[[], T], seconds: float) -> T:
-    """Return what a call returns, waiting for it no longer than some seconds; it may then still go on in its thread.
+    """Return the result of a call if it takes at most `seconds`; a longer call continues in its thread.
 
     Raises:
-        StoreError: it took longer. Exception: what the call raised.
+        StoreError: it took longer. Exception: raised by the call.
     """
     answer: Future[T] = Future()
 
@@ -202,7 +202,7 @@ def bounded(call: Callable[[], T], seconds: float) -> T:
 
 @contextmanager
 def patient() -> Iterator[None]:
-    """Wait longer for the store, and ask again: for what is asked for by hand, or is large."""
+    """Wait longer for the store, and retry: for requests made by hand, or large ones."""
     before = {name: os.environ.get(name) for name in _PATIENT}
     os.environ.update(_PATIENT)
     try:

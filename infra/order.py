@@ -1,6 +1,6 @@
-"""The order in which lanes take rows: which range is whose, and how row groups and rows are shuffled within it.
+"""The order in which lanes read rows: the range of each lane, and the shuffle of row groups and rows within it.
 
-Nothing here reads rows, except where requests begin in the row groups in which a lane's bound falls.
+Nothing here reads rows, except the starts of requests in row groups that contain a lane's bound.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,7 +25,7 @@ class Part(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """How many rows it has."""
+        """The number of rows."""
         return self.high - self.low
 
 
@@ -33,7 +33,7 @@ class Buffer(NamedTuple):
     """Rows of a lane that are read, and with a seed shuffled, together.
 
     Attributes:
-        parts: where they lie. mix_N: a random permutation of them; None: they come in order.
+        parts: the row ranges. mix_N: a random permutation of the rows; None: they stay in order.
     """
 
     parts: Sequence[Part]
@@ -41,20 +41,20 @@ class Buffer(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """How many rows it has."""
+        """The number of rows."""
         return sum(part.rows for part in self.parts)
 
 
 def lane_bounds(source: RowSource, lanes: int, windows: Sequence[int], keep_rows: int) -> Integers:
-    """Cut every window into as many ranges as there are lanes, of as equal sizes as pieces allow.
+    """Cut every window into one range per lane, of sizes as equal as pieces allow.
 
     Args:
-        source: the rows. lanes: how many. windows: the rows at which windows begin, ascending from 0.
-        keep_rows: rows of a piece at most. A bound within a piece is moved to the piece's begin; for that, the starts
-            of the row group are read in which it falls.
+        source: the rows. lanes: the number of lanes. windows: the rows at which windows begin, ascending from 0.
+        keep_rows: the most rows of a piece. A bound within a piece is moved to the piece's first row; this reads the
+            starts of the row group that contains the bound.
 
     Returns:
-        int64 [W, lanes + 1]: lane l takes the rows from [w, l] to [w, l + 1] of window w.
+        int64 [W, lanes + 1]: in window w, lane l reads the rows from [w, l] to [w, l + 1].
     """
     edges = [*windows, source.num_rows]
     assert edges[0] == 0 and edges == sorted(edges)
@@ -68,7 +68,7 @@ def lane_bounds(source: RowSource, lanes: int, windows: Sequence[int], keep_rows
 
 
 def _piece_begin(source: RowSource, row: int, low: int, high: int, keep_rows: int) -> int:
-    """Return the first row of the piece that holds a row, or the window's where that comes later."""
+    """Return the first row of the piece that contains a row, or the window's first row if that is later."""
     if row in (low, high):
         return row
     (group,) = source.groups(row, row + 1)
@@ -89,8 +89,8 @@ def buffers(
 ) -> Iterator[Buffer]:
     """Yield the buffers of one epoch of a lane, window after window.
 
-    With a generator, the row groups of a window are permuted and cut into buffers of at most `shuffle_groups` of them,
-    all buffers of a window as nearly equal as can be. Without, each row group is a buffer, in order.
+    With a generator, the row groups of a window are permuted and cut into buffers of at most `shuffle_groups` row
+    groups, all buffers of a window as nearly equal as possible. Without, each row group is a buffer, in order.
     """
     for parts in windows:
         if rng is None:

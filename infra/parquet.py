@@ -1,7 +1,7 @@
 """Parquet files: row groups in global row coordinates, and a deterministic writer.
 
-What is written here has checksums of pages and footer, and what is read here is held against those that a file has: a
-bit that flips after a file was verified is an error, never another value (docs/integrity.md).
+Files are written with checksums of pages and footer, and read with a check of those that they have: a bit that flips
+after a file was verified causes an error, never another value (docs/integrity.md).
 """
 
 from collections.abc import Sequence
@@ -17,11 +17,11 @@ from sidestack.infra.footer import read_footer
 
 @dataclass(frozen=True)
 class RowGroup:
-    """One row group of one file, and where its rows lie among all rows of the files it was listed with.
+    """One row group of one file, and the place of its rows among all rows of the files it was listed with.
 
     Attributes:
         path: the file. index: the row group's number in it.
-        start: the global number of its first row. rows: how many rows it has.
+        start: the global number of its first row. rows: the number of rows.
     """
 
     path: Path
@@ -30,12 +30,12 @@ class RowGroup:
     rows: int
 
     def __str__(self) -> str:
-        """Name file and row group, as errors do."""
+        """Return file and row group as text for errors."""
         return f"{self.path}, row group {self.index}"
 
 
 def open_parquet(path: Path, footer: pq.FileMetaData | None = None) -> pq.ParquetFile:
-    """Open a Parquet file whose pages are held against their checksums; its footer is read unless it is given.
+    """Open a Parquet file, with verification of its page checksums; the footer is read unless it is passed in.
 
     Raises:
         DataError: the file is missing, truncated or not Parquet, or its footer was altered.
@@ -43,7 +43,7 @@ def open_parquet(path: Path, footer: pq.FileMetaData | None = None) -> pq.Parque
     footer = footer or read_footer(path)
     try:
         file = pq.ParquetFile(path, metadata=footer, page_checksum_verification=True)
-        _ = file.schema_arrow  # names that are no text are found here; a footer of another writer has no checksum
+        _ = file.schema_arrow  # raises if names are not text: another writer's footer has no checksum
         return file
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise DataError(f"{path}: cannot be read as Parquet: {error}") from error
@@ -67,10 +67,10 @@ def row_groups(files: Sequence[Path]) -> tuple[RowGroup, ...]:
 
 
 def require_columns(schema: pa.Schema, columns: Sequence[str], where: RowGroup) -> None:
-    """Check that columns are there.
+    """Check that a schema has some columns.
 
     Raises:
-        DataError: one is missing; names file, row group and column.
+        DataError: a column is missing; names file, row group and column.
     """
     for column in columns:
         if column not in schema.names:
@@ -80,7 +80,7 @@ def require_columns(schema: pa.Schema, columns: Sequence[str], where: RowGroup) 
 def read_row_group(
     group: RowGroup, columns: Sequence[str] | None = None, footer: pq.FileMetaData | None = None
 ) -> pa.Table:
-    """Read one row group, all columns or those named; its file's footer is read unless it is given.
+    """Read one row group, all columns or those named; its file's footer is read unless it is passed in.
 
     Raises:
         DataError: a column is missing, or the bytes were altered or cannot be decoded.
@@ -94,7 +94,7 @@ def read_row_group(
 
 
 _OURS = b"sidestack."
-"""What metadata keys of this project begin with."""
+"""The prefix of this project's metadata keys."""
 
 
 _LIST_SIZE = _OURS + b"list_size"
@@ -104,12 +104,12 @@ PRECISION = _OURS + b"precision"
 
 
 def stored_schema(schema: pa.Schema) -> pa.Schema:
-    """Return the schema as it lies on disk, in types that other readers of Parquet know, so that `_restored` undoes it.
+    """Return the schema as stored on disk, in types that other readers of Parquet support; `_restored` undoes it.
 
-    Fixed-size lists become plain lists that remember their size: pyarrow up to 25 writes a null fixed-size list to
-    Parquet but cannot read it again (apache/arrow#35692). Half precision becomes float32 that remembers it: Spark knows
-    no FLOAT16. What this project notes of a column, its SID spec too, is repeated as a key-value of the file,
-    `<key>.<column>`: only Arrow sees the metadata of a field.
+    Fixed-size lists become plain lists with the size in their metadata: pyarrow up to 25 writes a null fixed-size list
+    to Parquet but cannot read it again (apache/arrow#35692). Half precision becomes float32 with a note in its
+    metadata: Spark does not support FLOAT16. This project's metadata of a column, including its SID spec, is repeated
+    as a key-value of the file, `<key>.<column>`: only Arrow reads the metadata of a field.
     """
     fields, told = [], dict(schema.metadata or {})
     for field in schema:
@@ -127,13 +127,13 @@ def stored_schema(schema: pa.Schema) -> pa.Schema:
 
 
 def element_of(kind: pa.DataType) -> pa.DataType:
-    """Return the type of a list's elements, or of a value that is no list."""
+    """Return the type of a list's elements; for another type the type itself."""
     lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
     return kind.value_type if any(test(kind) for test in lists) else kind
 
 
 def _with_element(kind: pa.DataType, element: pa.DataType) -> pa.DataType:
-    """Return the type of a list of other elements, or of a value of another type."""
+    """Return the type of the list with another element type; for another type the element type itself."""
     if pa.types.is_list(kind):
         return pa.list_(element)
     return pa.large_list(element) if pa.types.is_large_list(kind) else element
@@ -142,13 +142,13 @@ def _with_element(kind: pa.DataType, element: pa.DataType) -> pa.DataType:
 def _restored(table: pa.Table) -> pa.Table:
     """Undo `stored_schema` on a table that was read."""
     schema = restored_schema(table.schema)
-    if schema == table.schema:  # a cast to the same takes time too
+    if schema == table.schema:  # a cast to the same type takes time, too
         return table.replace_schema_metadata(schema.metadata)
     return table.cast(schema)
 
 
 def restored_schema(schema: pa.Schema) -> pa.Schema:
-    """Return the schema that a file's rows have once they are read: the one its `TableWriter` was given."""
+    """Return the schema of a file's rows after reading: the one that its `TableWriter` was given."""
     fields = []
     for field in schema:
         metadata, kind = dict(field.metadata or {}), field.type

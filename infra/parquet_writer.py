@@ -19,21 +19,22 @@ from sidestack.infra.parquet import PRECISION, element_of, stored_schema
 from sidestack.infra.row_bytes import row_bytes
 
 ROW_GROUP_BYTES = 8 << 20
-"""Bytes of a row group's rows in memory: what a reader decodes, checks and shuffles at a time."""
+"""Bytes of a row group's rows in memory: the unit that a reader decodes, checks and shuffles."""
 
 
 REPEATS = 4
-"""How often the values of a column come on average where a dictionary of them saves bytes."""
+"""How often each value of a column must occur on average for a dictionary to save bytes."""
 
 
 def dictionary_columns(schema: pa.Schema) -> list[str]:
-    """Return the Parquet paths of the columns that may be worth a dictionary: all but lists of float32 or float64.
+    """Return the Parquet paths of columns where a dictionary may save bytes: all but lists of float32 or float64.
 
-    Their numbers hardly repeat. Of half precision there are 65,536 numbers at most: a dictionary and numbers of 16 bits
-    or fewer take the bytes of halves, and every reader knows them; Spark 3.5 cannot read BYTE_STREAM_SPLIT.
+    The numbers of those lists hardly repeat. Half precision has at most 65,536 values: a dictionary and indices of at
+    most 16 bits take as many bytes as the values, and every reader supports them. Spark 3.5 cannot read
+    BYTE_STREAM_SPLIT.
 
     Args:
-        schema: of the rows, as the `TableWriter` is given it.
+        schema: the schema of the rows, as passed to the `TableWriter`.
     """
     paths = []
     for field in schema:
@@ -46,13 +47,13 @@ def dictionary_columns(schema: pa.Schema) -> list[str]:
 
 
 def repeating_columns(table: pa.Table, candidates: Sequence[str]) -> list[str]:
-    """Return the Parquet paths of the columns of which a dictionary saves bytes, judged by these rows.
+    """Return the Parquet paths of columns where a dictionary saves bytes, judged by these rows.
 
-    It does where values come `REPEATS` times on average, and for halves. Where most are different, it holds nearly all
-    of them, and the numbers that point to them take as many bytes again.
+    It does if values occur `REPEATS` times on average, and for float16. If most values differ, the dictionary holds
+    nearly all of them, and the indices into it take as many bytes again.
 
     Args:
-        table: the rows, as they lie on disk. candidates: paths of `dictionary_columns`.
+        table: the rows, as stored on disk. candidates: paths from `dictionary_columns`.
     """
     found = []
     for path in candidates:
@@ -66,12 +67,12 @@ def repeating_columns(table: pa.Table, candidates: Sequence[str]) -> list[str]:
 
 
 def integer_encodings(schema: pa.Schema, others: Sequence[str]) -> dict[str, str]:
-    """Return the encoding of integers and times, by Parquet path: of each value its difference to the one before.
+    """Return the delta encoding for integers and times, by Parquet path.
 
-    Spark 3.5 reads it too, unlike BYTE_STREAM_SPLIT, which would take a tenth less.
+    Spark 3.5 can read it, unlike BYTE_STREAM_SPLIT, which would take a tenth fewer bytes.
 
     Args:
-        schema: of the rows. others: paths that have another encoding, such as a dictionary.
+        schema: the schema of the rows. others: paths that have another encoding, such as a dictionary.
     """
     paths = {f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name: field for field in schema}
     kinds = {path: element_of(field.type) for path, field in paths.items() if path not in others}
@@ -80,10 +81,10 @@ def integer_encodings(schema: pa.Schema, others: Sequence[str]) -> dict[str, str
 
 
 class _HashedFile:
-    """A new file that is written once from the front, and hashed meanwhile.
+    """A new file that is written sequentially and hashed while it is written.
 
     Attributes:
-        sha256: of the bytes written so far. bytes: how many there are.
+        sha256: hash of the bytes written so far. bytes: their number.
     """
 
     def __init__(self, path: Path) -> None:
@@ -103,20 +104,20 @@ class _HashedFile:
         return written
 
     def hold(self) -> None:
-        """Keep what is appended from here on in memory."""
+        """Keep further bytes in memory instead of appending them."""
         self._held = bytearray()
 
     def release(self) -> bytes:
-        """Return what was kept in memory, and append to the file again."""
+        """Return the bytes kept in memory, and append further ones to the file again."""
         held, self._held = bytes(self._held or b""), None
         return held
 
     def tell(self) -> int:
-        """Return where the next byte goes."""
+        """Return the position of the next byte."""
         return self.bytes + len(self._held or b"")
 
     def flush(self) -> None:
-        """Hand what is buffered to the operating system."""
+        """Pass buffered bytes to the operating system."""
         self._file.flush()
 
     def close(self) -> None:
@@ -130,18 +131,18 @@ class _HashedFile:
 
 
 class TableWriter:
-    """Write tables of one schema into a Parquet file whose bytes depend on the rows alone.
+    """A writer of tables of one schema into a Parquet file whose bytes depend on the rows alone.
 
-    A row group ends with the row that brings it to `row_group_bytes`, so how the caller cut the rows does not show in
-    the file. Memory: one row group, and the table that is being written.
+    A row group ends with the row that brings it to `row_group_bytes`, so the file does not depend on how the caller cut
+    the rows into tables. Memory: one row group, and the table that is being written.
 
     Args:
-        path: the file to write; its folder is made. schema: of the rows.
+        path: the file to write; its folder is created. schema: the schema of the rows.
         row_group_bytes: bytes of a row group's rows as Arrow holds them (see `row_bytes`).
-        row_group_rows: rows of a row group instead, whatever their bytes.
+        row_group_rows: limit row groups by this number of rows instead.
 
     Attributes:
-        rows: how many were written. digest, bytes: SHA-256 (hexadecimal) and size of the file, once it is closed.
+        rows: the number of rows written. digest, bytes: SHA-256 (hexadecimal) and size of the file, once it is closed.
     """
 
     def __init__(
@@ -158,7 +159,7 @@ class TableWriter:
         self._row_group_rows = row_group_rows
         self._bound = row_group_rows or row_group_bytes
         self._pending: list[pa.Table] = []
-        self._pending_size = 0  # in what _bound is in
+        self._pending_size = 0  # in the unit of _bound
         with self._naming_disk_errors():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file_schema = stored_schema(schema)
@@ -178,7 +179,7 @@ class TableWriter:
         return self._file.bytes
 
     def write(self, table: pa.Table) -> None:
-        """Append rows; the table must have the writer's schema (its metadata aside).
+        """Append rows; the table must have the writer's schema (except for metadata).
 
         Raises:
             DataError: the disk is full or the file cannot be written.
@@ -193,7 +194,7 @@ class TableWriter:
             self._pending.append(stored.slice(begin))
 
     def write_group(self, table: pa.Table) -> None:
-        """Append rows as a row group of their own, whatever its size; rows written before it end theirs.
+        """Append rows as a row group of their own, whatever its size, after a row group of the pending rows.
 
         Raises:
             DataError: the disk is full or the file cannot be written.
@@ -204,7 +205,7 @@ class TableWriter:
         self._flush()
 
     def _group_ends(self, table: pa.Table) -> list[int]:
-        """Return how many of the rows come before the end of each row group that they end."""
+        """Return the end, in these rows, of each row group that they complete."""
         sizes_N = np.ones(table.num_rows, np.int64) if self._row_group_rows else row_bytes(table)
         total_N = self._pending_size + np.cumsum(sizes_N)
         ends, closed = [], 0  # size of the row groups that ended
@@ -216,7 +217,7 @@ class TableWriter:
 
     def _flush(self) -> None:
         """Write the pending rows as one row group."""
-        # In one chunk: chunk boundaries would change the pages, hence the bytes.
+        # In one chunk: chunk boundaries would change the pages, and so the bytes.
         table = pa.concat_tables(self._pending).combine_chunks()
         with self._naming_disk_errors():
             self._writer = self._writer or self._opened(table)
@@ -225,7 +226,7 @@ class TableWriter:
         self._pending = []
 
     def _opened(self, table: pa.Table) -> pq.ParquetWriter:
-        """Begin the file, in encodings that suit its first row group, which depends on the rows alone."""
+        """Open the file with encodings chosen by its first row group, which depends on the rows alone."""
         repeating = repeating_columns(table, dictionary_columns(self.schema))
         return pq.ParquetWriter(
             self._file,
@@ -244,7 +245,7 @@ class TableWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Write what is pending and close the file; after an error, only close it."""
+        """Write the pending rows and close the file; after an error, only close it."""
         if kind is not None:
             with contextlib.suppress(Exception):
                 self._close()
@@ -257,7 +258,7 @@ class TableWriter:
     def _close(self) -> None:
         try:
             writer = self._writer or self._opened(self._file_schema.empty_table())
-            self._file.hold()  # what the writer writes when it closes is the footer
+            self._file.hold()  # on close, the writer writes the footer
             writer.close()
             self._file.write(with_checksum(self._file.release()))
         finally:

@@ -1,8 +1,8 @@
-"""What a snapshot says of a partition, and the lists of partitions that snapshots share.
+"""The description of a partition in a snapshot, and the lists of partitions that snapshots share.
 
-Lists lie in the store, beside the partitions. Each is of one table, and of a month of dates or a hundred parts. Its
-file is named by the digest of its content, so that a snapshot which names lists by digest names each partition, and a
-day added writes that month's lists and no others.
+Lists are stored beside the partitions. Each covers one table, and one month of dates or a hundred parts. Its file is
+named by the digest of its content. So a snapshot that names lists by digest fixes every partition, and an added day
+writes only the lists of its month.
 """
 
 import hashlib
@@ -22,11 +22,11 @@ from sidestack.infra.remote.copies import read_bytes
 from sidestack.infra.tables import parse_json
 
 LISTS = "lists"
-"""The folder of the store that they lie in."""
+"""The folder of the lists, in the store."""
 
 
 ListDigest = Annotated[str, matching("[0-9a-f]{64}", "a SHA-256 in hexadecimal digits")]
-"""Names a file of `lists/`."""
+"""The name of a file in `lists/`."""
 
 
 class PartitionFile(Config):
@@ -40,13 +40,13 @@ class PartitionEntry(Config):
     """One partition, as a snapshot lists it."""
 
     table: str
-    """`items`, `users`, `requests`, `events` or `labels`; of SID columns `sids/<set>/<generation>/<table>`."""
+    """`items`, `users`, `requests`, `events` or `labels`; for SID columns `sids/<set>/<generation>/<table>`."""
     slice: str
     """Which part of the table: `date=2024-01-31`, or `part=00003`."""
     path: Inside
-    """Its directory, from the store's."""
+    """Its directory, relative to the store."""
     digest: str
-    """Of its manifest: names and contents of its files."""
+    """Digest of its manifest, over names and contents of its files."""
     columns: str
     """Digest of the names and types of its columns."""
     files: tuple[PartitionFile, ...]
@@ -56,15 +56,15 @@ class PartitionEntry(Config):
 
     @property
     def rows(self) -> int:
-        """Rows of all files."""
+        """Number of rows in all files."""
         return sum(file.rows for file in self.files)
 
     @property
     def date(self) -> date:
-        """The date that it holds.
+        """The date of its rows.
 
         Raises:
-            DataError: it is not a date's partition.
+            DataError: it is not the partition of a date.
         """
         return slice_date(self.slice, self.path)
 
@@ -75,7 +75,7 @@ def date_slice(day: date) -> str:
 
 
 def part_slice(number: int) -> str:
-    """Return the name of the slice of a part of the items or users, numbered from 0."""
+    """Return the slice name of a part of the items or users; parts are numbered from 0."""
     return f"part={number:05d}"
 
 
@@ -96,7 +96,7 @@ def _refuse_date(where: object) -> date:
 
 
 def entry_of(table: str, slice_name: str, path: str, manifest: Manifest) -> PartitionEntry:
-    """Describe a committed partition by its manifest, without reading its files; `path` is from the store's."""
+    """Describe a committed partition by its manifest, without reading its files; `path` is relative to the store."""
     files = sorted((name, entry.rows) for name, entry in manifest.files.items() if name.endswith(".parquet"))
     return PartitionEntry(
         table=table,
@@ -110,7 +110,7 @@ def entry_of(table: str, slice_name: str, path: str, manifest: Manifest) -> Part
 
 
 def by_table(entries: Iterable[PartitionEntry]) -> dict[str, list[PartitionEntry]]:
-    """Return partitions by table, in the order given."""
+    """Group partitions by table, in the order given."""
     tables: dict[str, list[PartitionEntry]] = {}
     for entry in entries:
         tables.setdefault(entry.table, []).append(entry)
@@ -118,16 +118,16 @@ def by_table(entries: Iterable[PartitionEntry]) -> dict[str, list[PartitionEntry
 
 
 class PartitionList(Config):
-    """The content of one file of `lists/`."""
+    """The content of one file in `lists/`."""
 
     partitions: tuple[PartitionEntry, ...]
 
 
 def write_lists(store: Path, entries: Iterable[PartitionEntry]) -> dict[str, tuple[str, ...]]:
-    """Write the lists that the store lacks, and return by table the digests of all, in order.
+    """Write the lists that the store lacks; return the digests of all lists by table, in order.
 
     Args:
-        store: the store's directory. entries: the partitions; those of a table ascend.
+        store: the store's directory. entries: the partitions, ascending within each table.
     """
     return {
         table: tuple(_write_list(store, list(group)) for _, group in itertools.groupby(own, _span))
@@ -136,7 +136,7 @@ def write_lists(store: Path, entries: Iterable[PartitionEntry]) -> dict[str, tup
 
 
 def _span(entry: PartitionEntry) -> str:
-    """Return what the partitions of one list share: the month of their dates, or the hundred of their parts."""
+    """Return the list that a partition belongs to: the month of its date, or the hundred of its part number."""
     month, _, _ = entry.slice.rpartition("-")
     return month or entry.slice[:-2]
 
@@ -158,13 +158,13 @@ def _bytes_of(file: Path) -> bytes | None:
 
 
 def read_lists(store: Path, lists: Mapping[str, Sequence[str]]) -> tuple[PartitionEntry, ...]:
-    """Return the partitions of lists, in their order.
+    """Return the partitions in some lists, in order.
 
     Args:
         store: the store's directory. lists: digests by table.
 
     Raises:
-        CommitError: a list is gone, or was altered. ConfigError: a path in it leads out of the store.
+        CommitError: a list is missing or was altered. ConfigError: a path in it leads out of the store.
     """
     return tuple(entry for digests in lists.values() for digest in digests for entry in _read_list(store, digest))
 
@@ -181,5 +181,5 @@ def _read_list(store: Path, digest: str) -> Sequence[PartitionEntry]:
 
 
 def list_file(store: Path, digest: str) -> Path:
-    """Return the file of the list of a digest."""
+    """Return the file of the list with a digest."""
     return store / LISTS / f"{digest}.json"

@@ -13,7 +13,7 @@ def piece_starts(starts: Integers | None, rows: int, keep_rows: int) -> Integers
 
     Args:
         starts: the rows at which runs begin (see `RowSource.starts`); None: every row is a run.
-        rows: how many the row group has. keep_rows: rows of a piece at most; a longer run is cut every so many rows.
+        rows: rows of the row group. keep_rows: the most rows of a piece; a longer run is cut into pieces of this size.
 
     Returns:
         int64 [P].
@@ -32,23 +32,22 @@ def piece_starts(starts: Integers | None, rows: int, keep_rows: int) -> Integers
 def pieces_in_batches(
     starts_P: Integers, mix_N: Integers, batch_rows: int, room: int, weights_P: Integers | None = None
 ) -> Integers:
-    """Order rows so that pieces stay whole, come in the order of a shuffle, and fill batches by first fit.
+    """Order rows so that pieces stay whole, follow the order of a shuffle, and fill batches by first fit.
 
-    With weights, some pieces of equal rows are then exchanged between batches that weigh much more or less than others
-    (`infra.balance`).
+    With weights, pieces of equal rows are then exchanged between batches to balance their weights (`infra.balance`).
 
     Args:
         starts_P: the first rows of the pieces, ascending from 0.
-        mix_N: a permutation of the N rows; pieces come in the order in which it has their first rows.
-        batch_rows: rows of a batch. room: rows that the batch which is begun has room for, from 1 to batch_rows.
-        weights_P: what the pieces weigh.
+        mix_N: a permutation of the N rows; pieces are ordered by the positions of their first rows in it.
+        batch_rows: rows of a batch. room: rows that still fit into the current batch, from 1 to batch_rows.
+        weights_P: weights of the pieces.
 
     Returns:
-        int64 [N], a permutation of the rows; where every piece is one row, and nothing weighs, `mix_N` itself.
+        int64 [N], a permutation of the rows; `mix_N` itself if every piece is one row and there are no weights.
     """
     if len(starts_P) == len(mix_N) and weights_P is None:
         return mix_N
-    number_N = np.full(len(mix_N), -1)  # of the piece that begins at the row; -1: none does
+    number_N = np.full(len(mix_N), -1)  # number of the piece that begins at a row; -1: none does
     number_N[starts_P] = np.arange(len(starts_P))
     lengths_P = np.diff(starts_P, append=len(mix_N))
     order_P = number_N[mix_N]
@@ -64,11 +63,11 @@ def pieces_in_batches(
 
 
 def _first_fit(lengths_P: Integers, batch_rows: int, room: int) -> Integers:
-    """Order pieces so that each batch is filled by whole ones, where some piece that is left fits.
+    """Order pieces so that each batch is filled by whole pieces as long as a remaining piece fits.
 
-    The next piece is the first one, in the order given, that fits into what is left of the batch; where none fits, the
+    The next piece is the first one, in the order given, that fits into the rest of the batch. If none fits, it is the
     first of all, which then ends in a later batch. The search takes O(longest piece), not O(P): pieces of one length
-    are taken in order, so the first that fits is the first of the least next ones of each length.
+    are taken in order, so only the next piece of each length needs to be compared.
 
     Returns:
         int64 [P], positions in `lengths_P`.
@@ -78,7 +77,7 @@ def _first_fit(lengths_P: Integers, batch_rows: int, room: int) -> Integers:
     is_last_P = np.diff(lengths_P[by_length_P], append=0) != 0
     following_P = np.empty_like(by_length_P)  # the next piece of the same length; num_pieces: none
     following_P[by_length_P] = np.where(is_last_P, num_pieces, np.roll(by_length_P, -1))
-    of_length = [num_pieces] * (longest + 1)  # the first piece of each length that is not placed yet
+    of_length = [num_pieces] * (longest + 1)  # the first unplaced piece of each length
     for piece, length in zip(by_length_P[::-1].tolist(), lengths_P[by_length_P[::-1]].tolist(), strict=True):
         of_length[length] = piece
     lengths, following = lengths_P.tolist(), following_P.tolist()

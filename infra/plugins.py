@@ -1,6 +1,6 @@
 """Kinds that other packages add: quantizers, content kinds, metrics, data sources.
 
-A package names them as entry points of a group, and they are there as soon as it is installed (docs/extending):
+A package declares them as entry points of a group; they are available once it is installed (docs/extending):
 
     [project.entry-points."sidestack.quantizers"]
     rotated = "my_package.rotated:RotatedConfig"
@@ -21,10 +21,10 @@ SOURCES = "sidestack.sources"
 
 
 def with_plugins(group: str, own: Mapping[str, T]) -> dict[str, T]:
-    """Return our kinds by name, and after them those of installed packages.
+    """Return our kinds by name, followed by those of installed packages.
 
     Args:
-        group: the entry points' group. own: the kinds that this package has.
+        group: the entry points' group. own: the kinds of this package.
 
     Raises:
         ConfigError: two kinds have one name, or an entry point cannot be loaded; the message names the package.
@@ -36,6 +36,6 @@ def with_plugins(group: str, own: Mapping[str, T]) -> dict[str, T]:
             raise ConfigError(f"{place}: the name is taken")
         try:
             kinds[entry.name] = entry.load()
-        except Exception as error:  # the code of others: whatever it raises, its package is what has to be named
+        except Exception as error:  # foreign code may raise anything; the error must name its package
             raise ConfigError(f"{place}: cannot be loaded: {type(error).__name__}: {error}") from error
     return kinds

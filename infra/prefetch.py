@@ -1,4 +1,4 @@
-"""Make the next items of an iterator in another thread while the present one is used."""
+"""Prefetch the next items of an iterator in another thread while the current one is used."""
 
 from collections import deque
 from collections.abc import Generator, Iterator
@@ -11,15 +11,15 @@ _END = object()
 
 
 def prefetched(source: Iterator[T], depth: int = 1, pool: ThreadPoolExecutor | None = None) -> Generator[T, None, None]:
-    """Iterate over a source whose next items another thread makes ahead, from this call on.
+    """Iterate over a source and prefetch its next items in another thread, starting with this call.
 
-    An error of the source is raised in its place. Closing the iterator waits for the item that is being made.
+    An error of the source is raised at the item where it occurred. Closing the iterator waits for the item being made.
 
     Args:
-        source: what makes the items, in one thread at a time.
-        depth: how many items are made or being made beyond the one that was yielded last.
-        pool: the threads; by default one of the iterator's own, which ends with it. The threads of a given pool could
-            enter the source at once, so that no more than one item is made ahead.
+        source: makes the items, in one thread at a time.
+        depth: the number of items prefetched beyond the one that was yielded last.
+        pool: the threads; by default one thread of the iterator's own, which ends with it. Threads of a given pool
+            could enter the source at the same time, so only one item is prefetched then.
     """
     assert depth == 1 or pool is None
     threads = pool or ThreadPoolExecutor(1, "prefetch")

@@ -1,6 +1,6 @@
 """A trace of a few steps of a training, by torch's profiler.
 
-The trace says what every rank's CPU, and its GPU, did when; open it at ui.perfetto.dev or chrome://tracing.
+The trace shows the work of every rank's CPU and GPU over time; open it at ui.perfetto.dev or chrome://tracing.
 """
 
 from collections.abc import Callable
@@ -11,19 +11,19 @@ import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
 WARMUP_STEPS = 5
-"""First steps that no trace holds: tracing, allocation, the reader's first row groups, and the profiler's own start."""
+"""First steps, not in the trace: model tracing, allocation, the reader's first row groups, the profiler's start."""
 _TOP = 10
 _STEP = "ProfilerStep"
 
 
 class StepProfile:
-    """Records some steps of a loop after its first `WARMUP_STEPS`; a profile of 0 steps does nothing.
+    """A recorder of some steps of a loop after its first `WARMUP_STEPS`; no-op for 0 steps.
 
-    Nothing that is computed changes: weights are the same bits with a profile and without.
+    It does not change the computation: weights have the same bits with and without a profile.
 
     Args of the constructor:
-        steps: how many. folder: where this rank's trace is written, as `rank-<number>.json.gz`.
-        rank: its number. say: called with the operators that take most, as text.
+        steps: the number of steps. folder: where this rank's trace is written, as `rank-<number>.json.gz`.
+        rank: its number. say: called with the most expensive operators, as text.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class StepProfile:
             self._profiler = self._started()
 
     def close(self) -> None:
-        """End with the loop: the trace of one that ended early has the steps that there were."""
+        """End the recording with the loop; if the loop ended early, the trace has fewer steps."""
         self._stop()
         if self.steps and self._done <= WARMUP_STEPS:
             self._say(f"profile: nothing to trace: {self._done} steps, of which the first {WARMUP_STEPS} are left out")
@@ -77,7 +77,7 @@ class StepProfile:
 
 
 def top_operators(profiler: profile, num_steps: int) -> str:
-    """Return the operators that take most of so many steps, by the time of the device that computes, as a table."""
+    """Return a table of the most expensive operators over `num_steps` steps, by time on the computing device."""
     averages = profiler.key_averages()
     steps = [one for one in averages if one.key.startswith(_STEP)]
     others = [one for one in averages if not one.key.startswith(_STEP)]

@@ -1,6 +1,6 @@
-"""What a rank is doing, and whether it was asked to stop.
+"""The current work of a rank, and whether it was asked to stop.
 
-One small object a process: its main thread writes where it is, its signal handler that it was asked to stop, and its
+One small object per process: the main thread records its current work, the signal handler a request to stop, and the
 watchdog (`infra.watchdog`) reads both.
 """
 
@@ -14,17 +14,17 @@ from sidestack.infra.errors import PreemptedError
 
 @dataclass
 class RankState:
-    """What one rank's main thread is doing, and its stop request.
+    """The current work of one rank's main thread, and its stop request.
 
     Attributes:
-        doing: what it works on, such as ``reading events``. since: when that began, of `time.monotonic`.
-        changes: counts the places it has been to.
+        doing: the current work, such as ``reading events``. since: when that began, by `time.monotonic`.
+        changes: counts the changes of `doing`.
         is_waiting: whether it waits in a collective for other ranks.
         is_committing: whether the work, or the wait, may take as long as a commit (`Timeouts.commit_s`).
         signal: the name of the signal that asked this rank to stop; None: there was none.
-        asked_at: when it came, of `time.monotonic`.
+        asked_at: when the signal arrived, by `time.monotonic`.
         must_stop: whether some rank was asked to stop. Set by a collective, hence at the same place on every rank.
-        may_stop: False while something is being finished that a stop request does not end, such as a commit.
+        may_stop: False during work that a stop request must not end, such as a commit.
     """
 
     doing: str = "starting"
@@ -43,13 +43,13 @@ class RankState:
         return None if self.asked_at is None else time.monotonic() - self.asked_at
 
     def ask_to_stop(self, signal: str) -> None:
-        """Note a signal; safe in its handler."""
+        """Record a signal; safe in a signal handler."""
         if self.asked_at is None:
             self.signal, self.asked_at = signal, time.monotonic()
 
     @contextlib.contextmanager
     def at(self, doing: str, is_committing: bool = False) -> Iterator[None]:
-        """Note what the body does."""
+        """Record the work of the body."""
         before = self.doing, self.is_committing
         self.move(doing)
         self.is_committing = is_committing
@@ -60,13 +60,13 @@ class RankState:
             self.is_committing = before[1]
 
     def move(self, doing: str) -> None:
-        """Note what comes next."""
+        """Record the next work."""
         self.doing, self.since = doing, time.monotonic()
         self.changes += 1
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Note that the body is a collective."""
+        """Record that the body is a collective."""
         self.is_waiting, self.since = True, time.monotonic()
         self.changes += 1
         try:
@@ -76,7 +76,7 @@ class RankState:
 
     @contextlib.contextmanager
     def finishing(self) -> Iterator[None]:
-        """Let no stop request end the body: it is a commit, or saves what the next start resumes from."""
+        """Let no stop request end the body, such as a commit or the last checkpoint before a stop."""
         before, self.may_stop = self.may_stop, False
         try:
             yield
@@ -84,7 +84,7 @@ class RankState:
             self.may_stop = before
 
     def stop_if_asked(self) -> None:
-        """End this rank's part of a long work under `raise_on_all_ranks`, which then ends on every rank.
+        """Stop this rank's part of long work under `raise_on_all_ranks`, which then stops every rank.
 
         Raises:
             PreemptedError: this rank was asked to stop.
@@ -93,10 +93,10 @@ class RankState:
             raise PreemptedError(self.signal)
 
     def stop_if_agreed(self) -> None:
-        """End the work where all ranks know of a stop request.
+        """Stop the work once all ranks have learned of a stop request.
 
         Raises:
-            PreemptedError: some rank was asked to stop; on every rank, if every rank calls.
+            PreemptedError: some rank was asked to stop; raised on every rank that calls.
         """
         if self.may_stop and self.must_stop:
             raise PreemptedError(self.signal)

@@ -1,10 +1,10 @@
-"""What a stage leaves about itself, beside its data:
+"""A stage's record of itself, beside its data:
 
 | file | what |
 |---|---|
 | `config.yaml` | the resolved section, under its name (written by `infra.stage`) |
-| `history.jsonl` | one object a line: `{"step": 10, "loss": 0.3}`; a text in place of a number is a note |
-| `summary.json` | the stage's closing numbers, nested as the stage wrote them |
+| `history.jsonl` | one object per line: `{"step": 10, "loss": 0.3}`; a text in place of a number is a note |
+| `summary.json` | the stage's final numbers, nested as the stage wrote them |
 """
 
 import json
@@ -15,7 +15,7 @@ SUMMARY_FILE = "summary.json"
 
 
 def numbers_of(line: str) -> tuple[int, dict[str, float]]:
-    """Return the step and the numbers of one line of the history; nulls and notes are left out."""
+    """Return the step and the numbers of one line of the history, without nulls and notes."""
     values = json.loads(line)
     step = values.pop("step")
     return step, {name: value for name, value in values.items() if isinstance(value, int | float)}

@@ -1,4 +1,4 @@
-"""A saved model in MLflow's registry: a version of its own, and the alias moved to it."""
+"""Registration of a saved model in MLflow's registry: a new version, and the alias moved to it."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,14 +14,14 @@ _SQLITE = "sqlite:///"
 
 
 def register(model: Path, name: str, alias: str, tags: Mapping[str, str], section: str) -> str:
-    """Copy a saved model into the store of `MLFLOW_TRACKING_URI`, register it, move the alias to it.
+    """Copy a saved model into the store of `MLFLOW_TRACKING_URI`, register it, and move the alias to it.
 
-    The copy is the store's own, so the version outlives the directory it was made from. The alias
-    moves last: it never points to a model that is not whole.
+    The copy belongs to the store, so the version survives the directory it was made from. The alias
+    moves last: it never points to an incomplete model.
 
     Args:
-        model: a saved MLflow model. name: the registered model, made where there is none.
-        alias: what moves. tags: written to the version. section: of the configuration that names it, for messages.
+        model: a saved MLflow model. name: the registered model, created if there is none.
+        alias: the alias to move. tags: tags of the version. section: the config section with the name, for messages.
 
     Returns:
         the version's number.
@@ -56,13 +56,13 @@ def _registered(model: Path, name: str, alias: str, tags: Mapping[str, str]) -> 
 def registered(
     model: Path, name: str | None, alias: str, tags: Mapping[str, str], section: str, log: RunLog
 ) -> dict[str, str] | None:
-    """Register a stage's model where it has a name and there is a store, and say so.
+    """Register a stage's model if it has a name and there is a store, and log it.
 
     Args:
-        model, alias, tags, section: see `register`. name: likewise; None: nothing is registered. log: the stage's.
+        model, alias, tags, section: see `register`. name: likewise; None: no-op. log: the stage's.
 
     Returns:
-        name, version and alias; None where nothing was registered.
+        name, version and alias; None if nothing was registered.
 
     Raises:
         StageError: see `register`.

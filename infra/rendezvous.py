@@ -1,8 +1,8 @@
-"""`python -m infra.rendezvous HOST:PORT NODE`: run on every node of a job before torchrun, to name what it waits for.
+"""`python -m infra.rendezvous HOST:PORT NODE`: check on every node of a job, before torchrun, that the nodes can meet.
 
-torchrun waits for minutes, silently, for a name that does not resolve, and for an answer of whatever has its port. Two
-names are needed: that of the node that the others meet at, and the node's own, which it publishes for its ranks. The
-port is needed on the first node, whose number is 0.
+torchrun waits silently for minutes for a name that does not resolve, and for an answer from another program on its
+port. Two names must resolve: that of the rendezvous node, and the node's own, which it publishes for its ranks. The
+port must be free on the first node, number 0.
 """
 
 import errno
@@ -12,15 +12,15 @@ import time
 from collections.abc import Sequence
 
 PATIENCE_S = 20.0
-"""How long a name may take to appear: some clusters publish a pod's name some seconds after its start."""
+"""How long a name may take to resolve: some clusters publish a pod's name some seconds after its start."""
 PORT_VARIABLE = "SIDESTACK_RENDEZVOUS_PORT"
-"""Says which port the nodes of a job meet at (components/torchrun.py); on Slurm the job's script sets it."""
+"""The variable with the rendezvous port of a job (components/torchrun.py); on Slurm the job's script sets it."""
 PREFIX = "rendezvous: "
-"""How the lines begin that tell why the nodes cannot meet."""
+"""The prefix of lines that explain why the nodes cannot meet."""
 
 
 def unknown(host: str) -> str | None:
-    """Return why a host's name does not resolve here; None: it does."""
+    """Return the reason why a host's name does not resolve here; None: it resolves."""
     try:
         socket.getaddrinfo(host, None)
     except (OSError, UnicodeError) as error:
@@ -29,9 +29,9 @@ def unknown(host: str) -> str | None:
 
 
 def is_taken(port: int) -> bool:
-    """Return whether another program of this host listens on a port."""
+    """Return whether another program on this host listens on a port."""
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was just freed is free
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was just released counts as free
         try:
             probe.bind(("", port))
         except OSError as error:
@@ -40,7 +40,7 @@ def is_taken(port: int) -> bool:
 
 
 def faults(host: str, port: int, node: str) -> list[str]:
-    """Return why the nodes cannot meet, as far as this one can tell."""
+    """Return the reasons, as seen from this node, why the nodes cannot meet."""
     own = socket.getfqdn()
     names = {own: "this node's own name", host: "the first node of this job, which the others meet at"}
     found = [
@@ -54,7 +54,7 @@ def faults(host: str, port: int, node: str) -> list[str]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Wait until the nodes can meet; return 0, or 1 after a line for each reason why not."""
+    """Wait until the nodes can meet and return 0; otherwise print a line for each reason and return 1."""
     host, _, port = argv[0].rpartition(":")
     deadline = time.monotonic() + PATIENCE_S
     while found := faults(host, int(port), argv[1]):

@@ -1,4 +1,4 @@
-"""Joined rows, those of a request beside each other: cut into groups of whole requests, and split into tables."""
+"""Joined rows, with the rows of a request adjacent: cut into groups of whole requests, and split into tables."""
 
 from collections.abc import Iterable, Iterator
 
@@ -15,7 +15,7 @@ Ints = npt.NDArray[np.int64]
 
 
 def request_starts(request_ids: pa.ChunkedArray) -> Ints:
-    """Return the row at which each request begins, its rows lying together: int64 [requests]."""
+    """Return the first row of each request, whose rows are adjacent: int64 [requests]."""
     ids_N = request_ids.to_numpy()
     if not len(ids_N):
         return np.empty(0, np.int64)
@@ -23,7 +23,7 @@ def request_starts(request_ids: pa.ChunkedArray) -> Ints:
 
 
 def request_groups(chunks: Iterable[pa.Table], row_group_bytes: int) -> Iterator[pa.Table]:
-    """Cut rows into groups of whole requests, each ended by the request that reaches so many bytes.
+    """Cut rows into groups of whole requests; a group ends with the request that reaches `row_group_bytes`.
 
     The groups depend on the rows alone, not on how they are cut into chunks.
     """
@@ -34,13 +34,13 @@ def request_groups(chunks: Iterable[pa.Table], row_group_bytes: int) -> Iterator
         for start, end in zip([0, *cuts], cuts, strict=False):
             yield pending.slice(start, end - start).combine_chunks()
         if cuts:
-            pending = pending.slice(cuts[-1]).combine_chunks()  # a slice alone keeps what was written in memory
+            pending = pending.slice(cuts[-1]).combine_chunks()  # a slice would keep the written rows in memory
     if pending is not None:
         yield pending.combine_chunks()
 
 
 def _cuts(rows: pa.Table, row_group_bytes: int) -> list[int]:
-    """Return where groups end in rows that may go on: after a request, when the next one has begun."""
+    """Return the ends of groups; more rows may follow, so a request ends only where the next one begins."""
     starts_R = request_starts(rows["request_id"])
     ends_N = np.cumsum(row_bytes(rows))
     before_R = np.concatenate([[0], ends_N])[starts_R]  # bytes before each request
@@ -58,7 +58,7 @@ def split_rows(rows: pa.Table, spec: DatasetSpec, where: str) -> dict[str, pa.Ta
     """Split joined rows into requests, events and labels.
 
     Raises:
-        DataError: rows of one request differ in a column of the request's.
+        DataError: rows of one request differ in a column of the requests table.
     """
     of_request = request_schema(spec).names
     starts_R = request_starts(rows["request_id"])
@@ -88,7 +88,7 @@ def _require_equal(rows: pa.Table, requests: pa.Table, starts_R: Ints, where: st
 
 
 def require_distinct(request_ids_R: Ints, where: str) -> None:
-    """Check that no request of a date comes twice."""
+    """Check that no request of a date occurs twice."""
     sorted_R = np.sort(request_ids_R)
     twice = np.flatnonzero(sorted_R[1:] == sorted_R[:-1])
     if len(twice):

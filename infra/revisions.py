@@ -1,4 +1,4 @@
-"""Items and users of which a later part holds a newer row."""
+"""Items and users for which a later part holds a newer row."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ Bools = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Revisions:
-    """The items (users) that have several rows, and which one is the newest.
+    """The items (users) that have several rows, and the newest row of each.
 
     Attributes:
         ids_R: their ids, ascending, int64 [R]. rows_R: the number of the newest row among all rows of all parts.
@@ -39,9 +39,9 @@ class Revisions:
 
 
 def read_revisions(dataset: Dataset, entity: Entity) -> Revisions:
-    """Find the items (users) that later parts revise. Parts that revise none are not opened.
+    """Find the items (users) that later parts revise. Parts without revisions are not opened.
 
-    Memory: 16 bytes a revision.
+    Memory: 16 bytes per revision.
     """
     ids, rows, start = [np.empty(0, np.int64)], [np.empty(0, np.int64)], 0
     for entry in dataset.partitions(CONTENT[entity]):
@@ -56,7 +56,7 @@ def read_revisions(dataset: Dataset, entity: Entity) -> Revisions:
 
 
 def _first_ids(dataset: Dataset, entry: PartitionEntry, column: str, number: int) -> Ints:
-    """Return the first ids of a part: as ids rise, those of its rows that revise others come first."""
+    """Return the first `number` ids of a part: ids ascend, so the rows that revise others come first."""
     source = FileRows(dataset.files_of(entry), [column])
     parts = [source.table(group)[column].to_numpy() for group in source.groups(0, number)]
     return np.concatenate(parts)[:number]

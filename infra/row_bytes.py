@@ -1,4 +1,4 @@
-"""The bytes of each row of a table, by which row groups are sized."""
+"""The bytes of each row of a table, used to size row groups."""
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +14,8 @@ _UNKNOWN_BYTES = 16
 def row_bytes(table: pa.Table) -> Integers:
     """Return the bytes of every row, as Arrow holds it in memory: a function of the row alone.
 
-    A list or text counts its elements and an offset of 4 bytes, a null one the offset; null flags are not counted. A
-    value of a type that has no fixed width and is none of these (a map, a union) counts 16 bytes.
+    A list or text counts its elements and an offset of 4 bytes, a null only the offset; null flags are not counted. A
+    value of any other type without a fixed width (a map, a union) counts 16 bytes.
 
     Returns:
         int64 [N].
@@ -30,7 +30,7 @@ def row_bytes(table: pa.Table) -> Integers:
 
 
 def _value_bytes(values: pa.Array) -> Integers | int:
-    """Return the bytes of every value, [N], or of each where all are equal."""
+    """Return the bytes of every value, [N], or one number if all are equal."""
     kind = values.type
     width = _fixed_width(kind)
     if width is not None:
@@ -46,7 +46,7 @@ def _value_bytes(values: pa.Array) -> Integers | int:
 
 
 def _fixed_width(kind: pa.DataType) -> int | None:
-    """Return the bytes of a value, at least one; None where values differ."""
+    """Return the bytes of a value, at least one; None if values differ in size."""
     if pa.types.is_fixed_size_list(kind):
         width = _fixed_width(kind.value_type)
         return None if width is None else width * kind.list_size

@@ -1,6 +1,6 @@
-"""Rows as the lane reader sees them: numbered from 0 on, in row groups that are read when they are needed.
+"""Rows for the lane reader: numbered from 0, in row groups that are read on demand.
 
-What several rows share, such as a request with its history, is kept once, from disk to the batch (`Rows`).
+Values that several rows share, such as a request with its history, are kept once, from disk to the batch (`Rows`).
 """
 
 from collections.abc import Callable, Sequence
@@ -22,23 +22,23 @@ from sidestack.infra.take import take_rows
 Integers = npt.NDArray[np.int64]
 
 Check = Callable[[pa.Table, RowGroup], None]
-"""Raises DataError where rows of a row group break a rule."""
+"""Raises DataError if rows of a row group break a rule."""
 
 OPENING_THREADS = 8
-"""Footers that are read at once: on a network file system, most of the time to read one is waiting."""
+"""Footers that are read in parallel: on a network file system, reading one is mostly waiting."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows, and what neighbours among them share.
+    """Some rows, and the values that neighbours among them share.
 
-    A *run* is one row of `shared` and the rows beside each other that it belongs to. Reordering rows splits runs;
+    A *run* is one row of `shared` and the adjacent rows that it belongs to. Reordering rows splits runs;
     a run that is split is repeated, once for each of its parts.
 
     Attributes:
-        own: a row each, N of them.
-        shared: what a run shares: a row a run, in the order of the rows; None: rows share nothing.
-        run_N: the run of each row: from 0 on, each run at least once, never descending.
+        own: the columns that are not shared, N rows.
+        shared: the shared columns, one row per run, in the order of the rows; None: rows share nothing.
+        run_N: the run of each row: from 0, each run at least once, never descending.
     """
 
     own: pa.Table
@@ -52,7 +52,7 @@ class Rows:
 
     @property
     def num_runs(self) -> int:
-        """The number of runs; rows that share nothing are none."""
+        """The number of runs; 0 if rows share nothing."""
         return 0 if self.shared is None else int(self.shared.num_rows)
 
     @property
@@ -61,7 +61,7 @@ class Rows:
         return np.flatnonzero(np.diff(self.run_N, prepend=-1))
 
     def slice(self, start: int, rows: int) -> "Rows":
-        """Return some rows beside each other, without a copy."""
+        """Return some adjacent rows, without a copy."""
         own, run_N = self.own.slice(start, rows), self.run_N[start : start + rows]
         if self.shared is None:
             return Rows(own)
@@ -69,7 +69,7 @@ class Rows:
         return Rows(own, self.shared.slice(first, end - first), run_N - first)
 
     def take(self, rows_N: Integers) -> "Rows":
-        """Return rows in another order; those of one run that come beside each other stay one run."""
+        """Return rows in another order; rows of one run that are still adjacent stay one run."""
         own = take_rows(self.own, rows_N)
         if self.shared is None:
             return Rows(own)
@@ -78,13 +78,13 @@ class Rows:
         return Rows(own, take_rows(self.shared, old_N[begins_N]), np.cumsum(begins_N) - 1)
 
     def column(self, name: str) -> pa.ChunkedArray:
-        """Return a column's value of each row, whether it is the row's own or shared."""
+        """Return a column's value for each row, whether the column is shared or not."""
         if self.shared is None or name in self.own.column_names:
             return self.own[name]
         return take_rows(self.shared.select([name]), self.run_N)[name]
 
     def joined(self, columns: Sequence[str]) -> pa.Table:
-        """Return the rows with some columns, what they share repeated for each."""
+        """Return the rows with some columns; shared values are repeated for each row."""
         table = self.own
         if self.shared is not None:
             wanted = [name for name in self.shared.column_names if name not in table.column_names]
@@ -94,13 +94,13 @@ class Rows:
         return table.select(list(columns))
 
     def in_one_chunk(self) -> "Rows":
-        """Return the rows, each column in one piece of memory."""
+        """Return the rows with each column in one chunk."""
         shared = None if self.shared is None else self.shared.combine_chunks()
         return Rows(self.own.combine_chunks(), shared, self.run_N)
 
 
 def concatenated(parts: Sequence[Rows]) -> Rows:
-    """Return rows after each other, without a copy; a run does not reach from one part into the next."""
+    """Concatenate rows without a copy; runs do not continue from one part into the next."""
     if len(parts) == 1:
         return parts[0]
     own = pa.concat_tables([part.own for part in parts])
@@ -114,16 +114,16 @@ def concatenated(parts: Sequence[Rows]) -> Rows:
 
 
 class RowSource(Protocol):
-    """Rows with global numbers from 0 on, in row groups. Its methods may be called by several threads at once."""
+    """Rows with global numbers from 0, in row groups. Its methods may be called by several threads at once."""
 
     @property
     def num_rows(self) -> int:
         """The number of all rows."""
 
     def groups(self, low: int, high: int) -> Sequence[RowGroup]:
-        """Return the row groups that hold a row of `[low, high)`, of one row at least, in order of global row numbers.
+        """Return the row groups that hold a row of `[low, high)`, a non-empty range, in order of global row numbers.
 
-        Opens the footers of the files concerned and of no others, each once.
+        Only the footers of the files concerned are opened, each once.
         """
 
     def read(self, group: RowGroup) -> Rows:
@@ -134,32 +134,32 @@ class RowSource(Protocol):
         """
 
     def starts(self, group: RowGroup) -> npt.NDArray[np.int64] | None:
-        """Return the rows of a row group, counted from its first, where something begins that stays together.
+        """Return the rows at which runs that stay together begin, counted from the row group's first row.
 
-        None: nothing stays together, each row stands for itself.
+        None: no rows stay together.
         """
 
 
 class CountedFile(NamedTuple):
-    """A file whose number of rows is known, from a manifest: its footer need not be read to number the rows."""
+    """A file with its number of rows from a manifest: its footer need not be read to number the rows."""
 
     path: Path
     rows: int
 
 
 class FileRows:
-    """The rows of the files of one table, one file after another. Nothing stays together: see `RowSource.starts`.
+    """The rows of the files of one table, one file after another. No rows stay together: see `RowSource.starts`.
 
     Memory: the footers that were opened, and their row groups.
 
     Args:
-        files: in order. The footers of files without a known number of rows are read at once.
-        columns: what to read.
+        files: in order. The constructor reads the footers of files without a known number of rows.
+        columns: the columns to read.
         check: called with every row group that was read.
 
     Raises:
-        DataError: a file cannot be opened, or holds another number of rows than it should, or a column has another
-            type than in the file opened first.
+        DataError: a file cannot be opened, or has another number of rows than its manifest says, or a column has
+            another type than in the file opened first.
     """
 
     def __init__(self, files: Sequence[Path | CountedFile], columns: Sequence[str], check: Check | None = None) -> None:
@@ -204,7 +204,7 @@ class FileRows:
         return table
 
     def starts(self, group: RowGroup) -> None:
-        """Return None: nothing stays together."""
+        """Return None: no rows stay together."""
         return
 
     def _groups_of(self, file: int) -> list[RowGroup]:
@@ -222,9 +222,9 @@ class FileRows:
         return [RowGroup(path, index, int(starts[index]), number) for index, number in enumerate(rows)]
 
     def _open(self, files: Sequence[Path]) -> None:
-        """Read the footers that were not read yet, and hold the types of the columns against each other."""
+        """Read the footers that were not read yet, and check that columns have the same types in all files."""
         new = [path for path in map(Path, files) if path not in self._footers]
-        if not new:  # a pool takes as long to start as a footer to read
+        if not new:  # starting a pool takes as long as reading a footer
             return
         with ThreadPoolExecutor(OPENING_THREADS) as pool:
             for path, footer in zip(new, pool.map(read_footer, new), strict=True):
@@ -232,7 +232,7 @@ class FileRows:
                 self._footers[path] = footer
 
     def _require_types(self, path: Path, footer: pq.FileMetaData) -> None:
-        """Check that a file stores the columns in the types of the files opened before; note those that are new."""
+        """Check that a file's columns have the types of the files opened before; record types of new columns."""
         for column in restored_schema(footer.schema.to_arrow_schema()):
             if column.name not in self._columns:
                 continue

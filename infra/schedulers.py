@@ -1,6 +1,6 @@
-"""The torchx schedulers this stack launches on.
+"""The torchx schedulers that this stack launches jobs on.
 
-Registered as `torchx.schedulers` entry points, which replace torchx's own list, and used directly by
+They are registered as `torchx.schedulers` entry points, which replace torchx's own list, and used directly by
 the pipeline's driver.
 """
 
@@ -27,10 +27,10 @@ class Reattachable(Protocol):
         """Return the job that was submitted with a lease's token; None: there is none."""
 
     def log_files(self, app_id: str, role: str, num_nodes: int, log_dir: Path) -> list[Path]:
-        """Return the files that a job's nodes log to."""
+        """Return the log files of a job's nodes."""
 
     def leave(self, app_id: str) -> None:
-        """Let a job run on when this process ends."""
+        """Let a job continue when this process ends."""
 
 
 def slurm(session_name: str, **options: Any) -> Scheduler[Any]:
@@ -42,15 +42,15 @@ def slurm(session_name: str, **options: Any) -> Scheduler[Any]:
 def local_cwd(session_name: str, **options: Any) -> Scheduler[Any]:
     """Make the scheduler that runs jobs on this machine, in the current directory.
 
-    Options are left aside: torchx's runner makes one of each variable that begins with TORCHX_, as a driver that is
-    itself a job of torchx has them.
+    Options are ignored: torchx's runner makes an option of each variable that begins with TORCHX_, and a driver that
+    is itself a torchx job has such variables.
     """
     _find_this_python()
     return LocalJobs(session_name)
 
 
 def _find_this_python() -> None:
-    """Let jobs find `python` as this process runs it, though its venv may not be activated."""
+    """Let jobs find this process's `python`, even if its venv is not activated."""
     here = str(Path(sys.executable).parent)
     path = os.environ.get("PATH", "").split(os.pathsep)
     if path[0] != here:
@@ -76,9 +76,9 @@ FACTORIES: Mapping[str, Callable[..., Scheduler[Any]]] = {
 
 
 def option_names(scheduler: str) -> list[str]:
-    """Return the names of the options that a scheduler takes.
+    """Return the names of a scheduler's options.
 
-    torchx's local scheduler takes over SIGINT and SIGTERM when it is made; this process gets them back.
+    torchx's local scheduler replaces the handlers of SIGINT and SIGTERM when it is made; they are restored.
     """
     is_main = threading.current_thread() is threading.main_thread()  # no other thread may set handlers
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)} if is_main else {}

@@ -1,12 +1,12 @@
-"""The HTTP server of an exported model: what `mlflow models serve` answers, within bounds (`python -m infra.serve`).
+"""The HTTP server of an exported model: the protocol of `mlflow models serve`, with limits (`python -m infra.serve`).
 
     POST /invocations  {"inputs": [...]} -> {"predictions": [...]}
     GET  /ping         200, once the model is loaded (also /health)
 
 A request that breaks a rule is refused with a short message that names the rule and repeats nothing of the body. One
-thread reads JSON and asks the model, one request after another: a model uses one core, and what a body takes in memory
-while it is read is taken once. uvicorn runs it, from the code that the model carries, so that server and model are of
-one version.
+thread parses JSON and runs the model, one request at a time: a model uses one core, and only one parsed body is in
+memory at a time. uvicorn runs the server from the code inside the model, so that server and model have the same
+version.
 """
 
 import asyncio
@@ -33,27 +33,27 @@ from sidestack.infra.errors import DataError, SidestackError
 from sidestack.infra.served import ANSWERS, MODEL_FILE
 
 Answers = Callable[[list[Any]], list[Any]]
-"""What a model is to the server: plain inputs in, plain predictions out; raises DataError for what breaks a rule."""
+"""A model's interface to the server: maps plain inputs to plain predictions; raises DataError if one breaks a rule."""
 
 VARIABLE = "SIDESTACK_SERVE"
-"""The environment variable by which `infra.serve` hands over a `ServeConfig`, as JSON."""
+"""The environment variable by which `infra.serve` passes a `ServeConfig`, as JSON."""
 READ_SECONDS = 30.0
-"""How long a client may take to send its body; who takes longer holds a place that others wait for."""
+"""How long a client may take to send its body; a slower one would block a slot that others wait for."""
 
 
 class ServeConfig(Config):
-    """What a server is told."""
+    """The configuration of a server."""
 
     model: Path
     """The saved model's folder."""
     max_body_bytes: PositiveInt = 16 * 2**20
-    """The most bytes of a request's body; 413 beyond."""
+    """The most bytes of a request's body; above: HTTP 413."""
     max_concurrent: PositiveInt = 64
-    """The most requests that a worker reads, holds or answers at once; 503 beyond."""
+    """The most requests that a worker reads, holds or answers at once; above: HTTP 503."""
 
 
 class RefusedError(Exception):
-    """A request that is not answered, with its HTTP status and the rule."""
+    """A refused request, with the HTTP status and the rule it breaks."""
 
     def __init__(self, status: int, rule: str) -> None:
         super().__init__(rule)
@@ -67,7 +67,7 @@ def app() -> Starlette:
         return scoring_app(load_answers(config.model), config)
     except SidestackError as error:
         print(f"serve: error: {error}", file=sys.stderr)
-        sys.exit(STARTUP_FAILURE)  # by this status uvicorn knows that another start would end alike
+        sys.exit(STARTUP_FAILURE)  # tells uvicorn that a restart would fail the same way
 
 
 def load_answers(model: Path) -> Answers:
@@ -76,7 +76,7 @@ def load_answers(model: Path) -> Answers:
     The function takes the artifacts' paths by name and the model's configuration, and returns `Answers`.
 
     Raises:
-        DataError: it is no model of this server. SidestackError: see the function.
+        DataError: it is not a model for this server. SidestackError: raised by the function.
     """
     try:
         described = yaml.safe_load((model / MODEL_FILE).read_bytes())
@@ -107,7 +107,7 @@ async def _ping(request: Request) -> Response:
 
 
 class _Server:
-    """Takes requests, and counts those under way."""
+    """The request handler, with a count of the requests in progress."""
 
     def __init__(self, answers: Answers, config: ServeConfig) -> None:
         self._answers = answers
@@ -116,7 +116,7 @@ class _Server:
         self._thread = ThreadPoolExecutor(1, "answers")
 
     async def invocations(self, request: Request) -> Response:
-        """Answer a request, or say which rule it breaks."""
+        """Return the predictions, or a refusal with the rule that the request breaks."""
         if self._under_way >= self._config.max_concurrent:
             return _refusal(
                 503, f"{self._config.max_concurrent} requests are under way, the most that are taken at once"
@@ -133,15 +133,15 @@ class _Server:
         except DataError as error:
             return _refusal(400, str(error))
         except ClientDisconnect:
-            return Response(status_code=400)  # nobody reads it
+            return Response(status_code=400)  # nobody receives it
         finally:
             self._under_way -= 1
 
     async def _body(self, request: Request) -> bytearray:
-        """Read the body, no further than the bound.
+        """Read the body, up to the size limit.
 
         Raises:
-            RefusedError: it is too long, of another type, or does not come in time.
+            RefusedError: it is too long, has another type, or does not arrive in time.
         """
         content_type, _, parameters = request.headers.get("content-type", "").partition(";")
         if content_type.strip().lower() != "application/json":
@@ -168,12 +168,12 @@ class _Server:
 
 
 def read_inputs(body: bytes | bytearray) -> list[Any]:
-    """Return the inputs that a body holds.
+    """Parse the inputs in a body.
 
     Raises:
         DataError: it is not JSON, or not of the form ``{"inputs": [...]}``.
     """
-    gc.disable()  # JSON makes no cycles, and looking for them while a million lists are made takes most of the time
+    gc.disable()  # JSON has no cycles, and the search for them takes most of the time for a million lists
     try:
         values = json.loads(body)
     except RecursionError:
@@ -182,7 +182,7 @@ def read_inputs(body: bytes | bytearray) -> list[Any]:
         raise DataError(f"body: is not UTF-8 at byte {error.start}") from None
     except json.JSONDecodeError as error:
         raise DataError(f"body: is not JSON: {error}") from None
-    except ValueError:  # what else `json` raises
+    except ValueError:  # the other error that `json` raises
         raise DataError(f"body: an integer has more than {sys.get_int_max_str_digits():,} digits") from None
     finally:
         gc.enable()

@@ -1,4 +1,4 @@
-"""JSON files that hold a digest of themselves, so that a flipped bit or an edit by hand is found when they are read."""
+"""JSON files that hold a digest of themselves, so that reading them detects a flipped bit or an edit by hand."""
 
 import json
 from collections.abc import Mapping
@@ -12,19 +12,19 @@ OWN_DIGEST = "own_digest"
 
 
 def sealed(content: Config) -> bytes:
-    """Return the content of a file."""
+    """Return the bytes of a file with this content and its digest."""
     values = json.loads(content.model_dump_json())
     return json.dumps({**values, OWN_DIGEST: digest(values)}, indent=1).encode() + b"\n"
 
 
 def unsealed(content: bytes, file: object) -> tuple[Mapping[str, Any], bool]:
-    """Return what a file holds, but for its digest; and whether it has one: earlier versions wrote none.
+    """Return a file's content without its digest, and whether it has a digest: earlier versions wrote none.
 
     Args:
-        content: of the file. file: its name, for errors.
+        content: bytes of the file. file: its name, for errors.
 
     Raises:
-        CommitError: it is no JSON object, or is not of the digest that it holds.
+        CommitError: it is not a JSON object, or does not match its digest.
     """
     try:
         values = json.loads(content)

@@ -1,8 +1,8 @@
-"""Serve an exported model over HTTP, within bounds: `python -m infra.serve --model URI [--port 5000]`.
+"""Serve an exported model over HTTP, with limits: `python -m infra.serve --model URI [--port 5000]`.
 
-URI is a saved model's folder (`exported/model`), the URL of one in an object store, or what MLflow resolves, such as
-`models:/sidestack-ranker@champion`. The process becomes uvicorn, which runs the model's own code (`infra.scoring_app`),
-not that of this checkout; the model's folder and its requirements are all that a serving machine needs.
+URI is a saved model's folder (`exported/model`), the URL of one in an object store, or a URI that MLflow resolves, such
+as `models:/sidestack-ranker@champion`. The process becomes uvicorn, which runs the code inside the model
+(`infra.scoring_app`), not that of this checkout. A serving machine needs only the model's folder and its requirements.
 """
 
 import argparse
@@ -19,19 +19,19 @@ from sidestack.infra.scoring_app import VARIABLE, ServeConfig
 from sidestack.infra.served import CODE_FOLDER, quiet_mlflow
 
 _SERVERS = ("sidestack.infra.scoring_app", "infra.scoring_app")
-"""The server's module in what models carry; those of version 0.2.0 carry the packages with none above them."""
+"""The server's module in models' code; models of version 0.2.0 hold the packages without `sidestack` above them."""
 _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",  # more throughput comes from more workers
-    "MALLOC_ARENA_MAX": "1",  # one thread asks the model, so more arenas would only hold what others have freed
-    "MALLOC_MMAP_THRESHOLD_": "131072",  # glibc would raise it, and keep what a large request took
+    "MALLOC_ARENA_MAX": "1",  # one thread runs the model, so more arenas would only keep freed memory
+    "MALLOC_MMAP_THRESHOLD_": "131072",  # glibc would raise it, and keep the memory of a large request
 }
 
 
 def model_folder(model: str) -> tuple[Path, str]:
-    """Return the folder of a saved model, of its path or of what MLflow resolves, and the name of the server in it.
+    """Return the folder of a saved model, from its path or a URI that MLflow resolves, and its server's module.
 
     Raises:
-        DataError: there is none, or it does not carry the server's code.
+        DataError: there is no such model, or it does not hold the server's code.
     """
     folder = Path(model) if Path(model).is_dir() else _fetched(model) or _downloaded(model)
     for server in _SERVERS:
@@ -41,7 +41,7 @@ def model_folder(model: str) -> tuple[Path, str]:
 
 
 def _fetched(url: str) -> Path | None:
-    """Return the copy of a folder within what a stage committed at a URL; None: it is not that of one."""
+    """Return the local copy of a folder in a stage's output at a URL; None: the URL is not in a stage's output."""
     if not url.startswith(tuple(f"{scheme}://" for scheme in SCHEMES)):
         return None
     path = place(url)
@@ -66,7 +66,7 @@ def _downloaded(uri: str) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Become the server."""
+    """Replace this process by the server."""
     parser = argparse.ArgumentParser(prog="python -m infra.serve", description=__doc__)
     parser.add_argument("--model", required=True, help="a saved model's folder, or an MLflow URI")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
@@ -82,10 +82,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     except SidestackError as error:
         print(f"serve: error: {error}", file=sys.stderr)
         raise SystemExit(1) from error
-    # -P: the working directory may be a checkout, whose code must not stand before the model's.
+    # -P: the working directory may be a checkout, whose code must not take precedence over the model's.
     command = [sys.executable, "-P", "-m", "uvicorn", "--factory", f"{server}:app", "--no-access-log"]
     command += ["--host", arguments.host, "--port", str(arguments.port), "--workers", str(arguments.workers)]
-    # Importing torch takes longer than uvicorn's 5 s on a busy machine.
+    # On a busy machine, importing torch takes longer than uvicorn's default of 5 s.
     command += ["--timeout-worker-healthcheck", "60"]
     own = {"PYTHONPATH": str(config.model / CODE_FOLDER), VARIABLE: config.model_dump_json()}
     os.execve(sys.executable, command, {**os.environ, **_ENVIRONMENT, **own})

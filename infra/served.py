@@ -1,4 +1,4 @@
-"""Saving and loading MLflow models that are whole in themselves: our own code, safetensors, pinned requirements."""
+"""Save and load self-contained MLflow models: our own code, safetensors, pinned requirements."""
 
 import logging
 import os
@@ -31,14 +31,14 @@ REQUIREMENTS = (
     "starlette",
     "uvicorn",
 )
-"""What those packages import when they serve."""
+"""The packages imported for serving."""
 MODEL_FILE = "MLmodel"
 CODE_FOLDER = "code"
-"""Of a saved model: its description, and the code that it carries, as a package `sidestack`."""
+"""In a saved model: the description, and the folder of its code, a package `sidestack`."""
 ANSWERS = "answers"
-"""The key of a model's metadata that names the function by which `infra.scoring_app` loads it."""
+"""The metadata key with the function by which `infra.scoring_app` loads the model."""
 PICKLES_VARIABLE = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
-"""What MLflow reads before it unpickles."""
+"""The variable by which MLflow decides whether it may unpickle."""
 
 
 def save_served(
@@ -53,10 +53,10 @@ def save_served(
     """Save an MLflow pyfunc model "from code".
 
     Args:
-        path: the folder to make. code: the file that MLflow runs.
-        answers: ``module:function``, what `infra.scoring_app` loads the model by.
-        artifacts: files or folders, by name. packages: ours that the model carries.
-        metadata: what else the model says of itself. saved: what else `mlflow.pyfunc.save_model` takes.
+        path: the folder to create. code: the file that MLflow runs.
+        answers: ``module:function``, by which `infra.scoring_app` loads the model.
+        artifacts: files or folders, by name. packages: our packages to copy into the model.
+        metadata: further metadata of the model. saved: further arguments of `mlflow.pyfunc.save_model`.
     """
     with quiet_mlflow(), _carried(packages) as carried:
         import mlflow.pyfunc
@@ -75,7 +75,7 @@ def save_served(
 
 @contextmanager
 def _carried(packages: Sequence[str]) -> Iterator[Path]:
-    """Yield a folder `sidestack` that holds copies of some of our packages, under the names that they import."""
+    """Yield a folder `sidestack` with copies of some of our packages, under the names by which they are imported."""
     with TemporaryDirectory() as folder:
         place = Path(folder) / sidestack.__name__
         place.mkdir()
@@ -88,8 +88,10 @@ def _carried(packages: Sequence[str]) -> Iterator[Path]:
 
 
 def _drop_circumstances(file: Path) -> None:
-    """Take out of a saved model's description what differs though the model does not: a random id, the time, and the
-    folder where an artifact was copied from. The same model saved twice is the same bytes."""
+    """Remove a random id, the time, and artifacts' source folders from a saved model's description.
+
+    Then the same model saved twice has the same bytes.
+    """
     values = yaml.safe_load(file.read_text(encoding="utf-8"))
     for name in ("model_uuid", "utc_time_created"):
         values.pop(name, None)
@@ -99,7 +101,7 @@ def _drop_circumstances(file: Path) -> None:
 
 
 def requirements() -> list[str]:
-    """Pin what the model imports to the versions that save it; a build such as `+cpu` is the server's choice."""
+    """Return the model's imports, pinned to the installed versions; a build such as `+cpu` is the server's choice."""
     return [f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS]
 
 
@@ -107,7 +109,7 @@ def load_served(path: Path) -> "PyFuncModel":
     """Load a saved model as a server does.
 
     Raises:
-        MlflowException: it is no model, or one that would have to be unpickled.
+        MlflowException: it is not a model, or would have to be unpickled.
     """
     with quiet_mlflow(), refusing_pickles():
         import mlflow.pyfunc
@@ -117,7 +119,7 @@ def load_served(path: Path) -> "PyFuncModel":
 
 @contextmanager
 def refusing_pickles() -> Iterator[None]:
-    """Have MLflow refuse models that name a pickle; ours are code and safetensors."""
+    """Make MLflow refuse models that contain a pickle; ours are code and safetensors."""
     before = os.environ.get(PICKLES_VARIABLE)
     os.environ[PICKLES_VARIABLE] = "false"
     try:
@@ -139,5 +141,5 @@ def quiet_mlflow() -> Iterator[None]:
         warnings.simplefilter("ignore")
         import mlflow  # noqa: F401
 
-        logging.getLogger("mlflow").setLevel(logging.ERROR)  # mlflow configures it while it is imported
+        logging.getLogger("mlflow").setLevel(logging.ERROR)  # mlflow configures it on import
         yield

@@ -1,7 +1,7 @@
-"""Tensors that are spread over the ranks, on disk in global coordinates, so that any number of ranks can read them.
+"""Sharded tensors, stored in global coordinates, so that any number of ranks can read them.
 
-A rank writes the parts it holds, cut into blocks so that memory stays bounded, each a safetensors file of its own whose
-key says what it is and where it begins: `name@row,column`. A reader takes from all files what overlaps its own parts.
+A rank writes the parts it holds, cut into blocks to bound memory. Each block is a safetensors file of its own, whose
+key holds its tensor and its offset: `name@row,column`. A reader reads from all files what overlaps its own parts.
 """
 
 import math
@@ -18,19 +18,19 @@ BLOCK_NUMBERS = 1 << 26
 
 
 class Shard(NamedTuple):
-    """A part of a tensor: the place of its first number in the whole tensor, and the part itself."""
+    """A part of a tensor: the offset of its first element in the whole tensor, and the part itself."""
 
     offset: tuple[int, ...]
     tensor: Tensor
 
 
 class Spread(NamedTuple):
-    """A tensor that is spread over the ranks.
+    """A tensor that is sharded over the ranks.
 
     Attributes:
-        shape: of the whole tensor.
-        parts: those that this rank holds; none of a tensor that others hold.
-        may_grow: whether it may have more rows than the one that was saved. `read_shards` leaves new rows as they are.
+        shape: shape of the whole tensor.
+        parts: the parts that this rank holds, possibly none.
+        may_grow: whether it may have more rows than the saved tensor. `read_shards` leaves new rows as they are.
     """
 
     shape: tuple[int, ...]
@@ -71,7 +71,7 @@ def read_shards(shards: Shards, folder: Path) -> None:
 
     Raises:
         OSError, SafetensorError: a file cannot be read.
-        ValueError: some number of a part was never written, or a tensor was saved with another shape.
+        ValueError: an element of a part was never written, or a tensor was saved with another shape.
     """
     stored = _stored(folder)
     for name, (shape, parts, may_grow) in shards.items():
@@ -116,7 +116,7 @@ def _stored(folder: Path) -> dict[str, list[_Stored]]:
 
 
 def _fill(part: Shard, block: _Stored) -> int:
-    """Copy what a block has of a part, and give how many numbers that were."""
+    """Copy the overlap of a block with a part; return the number of elements copied."""
     if len(block.shape) != part.tensor.dim():
         return 0
     to, of = [], []

@@ -1,4 +1,4 @@
-"""Reading a row group once for two lanes that have a part of it each."""
+"""Read a row group once for two lanes that each own a part of it."""
 
 from collections.abc import Set
 from concurrent.futures import Future
@@ -8,12 +8,12 @@ from sidestack.infra.rows import Rows, RowSource
 
 
 class SharedGroups:
-    """Reads row groups; one that two lanes share is read by the first that asks, and left for the other.
+    """A reader of row groups; the first of two lanes that share a row group reads it, and keeps it for the second.
 
     Its method may be called by several threads at once.
 
     Args of the constructor:
-        source: the rows. shared: the row groups that are asked for twice an epoch.
+        source: the rows. shared: the row groups that are read twice per epoch.
     """
 
     def __init__(self, source: RowSource, shared: Set[RowGroup]) -> None:
@@ -30,7 +30,7 @@ class SharedGroups:
         if group not in self._shared:
             return self._source.read(group)
         own: Future[Rows] = Future()
-        found = self._left.setdefault(group, own)  # one step, so that of two threads one reads
+        found = self._left.setdefault(group, own)  # atomic, so that only one of two threads reads
         if found is not own:
             self._left.pop(group, None)
             return found.result()

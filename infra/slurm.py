@@ -1,15 +1,15 @@
-"""Slurm, as a pipeline's driver needs it: torchx 0.7.0's scheduler with other jobs, questions and errors.
+"""Slurm for a pipeline's driver: torchx 0.7.0's scheduler with other jobs, queries and errors.
 
 What differs from torchx, and why:
 
 - Nodes of one role are one job of several nodes. torchx makes them a heterogeneous job, which some sites forbid and
-  which Slurm starts by backfill alone.
-- A job's state comes from `squeue`, and from `sacct` once the queue forgot the job: many clusters keep no accounts.
-- GPUs are asked for by node: newer Slurm refuses `--gpus-per-task` without a task count.
-- Settings are arguments of `sbatch`, and variables are handed on in its environment: neither becomes a line of the
-  script that means something else, a comma ends no value, and no value is seen in a process's arguments.
-- Logs lie in one folder, and a requeued job's log goes on where it stopped.
-- Errors of Slurm's commands are told apart: an answer, a refusal (`SchedulerError`), no answer (`UnansweredError`).
+  which Slurm starts only by backfill.
+- A job's state comes from `squeue`, and from `sacct` once the job has left the queue: many clusters keep no accounts.
+- GPUs are requested per node: newer Slurm refuses `--gpus-per-task` without a task count.
+- Settings are arguments of `sbatch`, and variables are passed in its environment. So neither can become another command
+  in the script, a comma does not end a value, and no value is visible in a process's arguments.
+- Logs are in one folder, and a requeued job appends to its log.
+- Results of Slurm's commands are distinguished: an answer, a refusal (`SchedulerError`), no answer (`UnansweredError`).
 """
 
 import getpass
@@ -39,7 +39,7 @@ OPTIONS: Mapping[str, str] = {
     "exclude": "nodes that the job must not have",
     "signal": "what the ranks are sent before the time limit, such as TERM@120: two minutes to checkpoint",
 }
-"""Options of `sbatch` that torchx does not know."""
+"""Options of `sbatch` that torchx does not support."""
 
 _PASSED_ON = ("partition", "time", "constraint", "comment", "mail-user", "mail-type", *OPTIONS)
 NEVER_STARTS = {
@@ -50,15 +50,15 @@ NEVER_STARTS = {
     "InvalidAccount": "the account is unknown",
     "InvalidQOS": "the quality of service is unknown",
 }
-"""Reasons for which a job waits until somebody changes it or the cluster, and what they mean."""
+"""Reasons why a job waits until somebody changes it or the cluster, and their meanings."""
 
 _HANDLE = "TORCHX_JOB_ID"
 _COMMAND_SECONDS = 60.0
 
-# While its processes end, a job is COMPLETING; torchx has no word for that.
+# A job is COMPLETING while its processes end; torchx has no such state.
 _STATES = {**SLURM_STATES, "COMPLETING": AppState.RUNNING, "CONFIGURING": AppState.PENDING}
 
-# The worst part of a job says how the job is.
+# The state of a job is that of its worst part.
 _WORST_FIRST = (
     AppState.FAILED,
     AppState.CANCELLED,
@@ -68,7 +68,7 @@ _WORST_FIRST = (
     AppState.SUCCEEDED,
 )
 
-# What Slurm's commands print when they did not reach the controller or the accounts.
+# Messages of Slurm's commands that did not reach the controller or the accounting database.
 _AWAY = (
     "unable to contact", "connect failure", "connection refused", "connection timed out", "socket timed out",
     "zero bytes were transmitted", "temporarily unable", "resource temporarily unavailable", "problem talking to",
@@ -78,7 +78,7 @@ _AWAY = (
 
 @dataclass(frozen=True)
 class SlurmJob:
-    """A job as `sbatch` takes it.
+    """A job as input of `sbatch`.
 
     Attributes:
         command: `sbatch` and its arguments. script: its standard input. env: variables that the job inherits from it.
@@ -92,7 +92,7 @@ class SlurmJob:
     job_dir: str | None = None
 
     def __repr__(self) -> str:
-        """Show the command, the variables' names and the script, for a dry run."""
+        """Return the command, the variables' names and the script as text, for a dry run."""
         return f"# environment: {' '.join(self.env)}\n{shlex.join(self.command)} <<'SCRIPT'\n{self.script}SCRIPT"
 
 
@@ -120,7 +120,7 @@ class SlurmNodes(SlurmScheduler):  # type: ignore[misc]  # torchx is not typed
         """Submit a job.
 
         Raises:
-            SchedulerError: Slurm refused it. UnansweredError: Slurm was not reached, or its answer was not.
+            SchedulerError: Slurm refused it. UnansweredError: Slurm was not reached, or its answer was lost.
         """
         job = dryrun_info.request
         if not isinstance(job, SlurmJob):
@@ -133,12 +133,12 @@ class SlurmNodes(SlurmScheduler):  # type: ignore[misc]  # torchx is not typed
         return job_id
 
     def describe(self, app_id: str) -> DescribeAppResponse | None:
-        """Return the job's state from the queue, or from the accounts once the queue forgot it; None: neither knows it.
+        """Return the job's state from the queue, or else from the accounts; None: neither has the job.
 
-        The answer is kept for some seconds, an error too: callers ask several times a second.
+        The answer, or an error, is cached for some seconds: callers query several times a second.
 
         Raises:
-            SchedulerError: a command failed, so that nothing is known.
+            SchedulerError: a command failed, so that the state is unknown.
         """
         answer = self._answers.of(app_id, _state)
         if isinstance(answer, SchedulerError):
@@ -149,7 +149,7 @@ class SlurmNodes(SlurmScheduler):  # type: ignore[misc]  # torchx is not typed
         """Return the job that was submitted with a lease's token; None: Slurm has none.
 
         Raises:
-            SchedulerError: a command failed, so that nothing is known.
+            SchedulerError: a command failed, so that the answer is unknown.
         """
         columns = ["--format=%i|%j", "--states=all", "--noheader"]
         for line in _run(["squeue", f"--user={getpass.getuser()}", *columns]).splitlines():
@@ -164,7 +164,7 @@ class SlurmNodes(SlurmScheduler):  # type: ignore[misc]  # torchx is not typed
         return [*nodes, log_dir / f"slurm-{app_id}.out"]
 
     def leave(self, app_id: str) -> None:
-        """Let a job run on when this process ends, as every job of Slurm does."""
+        """Do nothing: every Slurm job continues when this process ends."""
 
     def _cancel_existing(self, app_id: str) -> None:
         try:
@@ -176,13 +176,13 @@ class SlurmNodes(SlurmScheduler):  # type: ignore[misc]  # torchx is not typed
 
 
 def _is_uniform(role: Role) -> bool:
-    """Return whether all nodes of a role run the same command: a shell fills in the node's number."""
+    """Return whether all nodes of a role run the same command, in which a shell substitutes the node's number."""
     return role.entrypoint == "bash" or not any(macros.replica_id in arg for arg in role.args)
 
 
 def _job(app: AppDef, cfg: Mapping[str, Any], has_memory: bool) -> SlurmJob:
-    """Make one job of a role's nodes, a task on each."""
-    # The script sets this variable, from the first node's name.
+    """Make one job of a role's nodes, with one task on each."""
+    # The script sets this variable to the first node's name.
     rank0 = "SIDESTACK_RANK0_HOST"
     values = macros.Values(
         img_root=app.roles[0].image, app_id=macros.app_id, replica_id="$SLURM_NODEID", rank0_env=rank0
@@ -208,13 +208,13 @@ def _job(app: AppDef, cfg: Mapping[str, Any], has_memory: bool) -> SlurmJob:
     # End the other nodes a minute after one has ended, and at once after one has failed.
     task += ["--wait=60", "--kill-on-bad-exit=1", role.entrypoint, *role.args]
     env = {"PYTHONUNBUFFERED": "1", "SLURM_UNBUFFEREDIO": "1", **role.env}
-    handle = env.pop(_HANDLE, "")  # has the job's number, which the script alone knows
+    handle = env.pop(_HANDLE, "")  # contains the job's number, which only the script has
     lines = [
         "#!/bin/bash",
         f"export {_HANDLE}={_quoted(handle)}",
         f'export {rank0}="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"',
         f'export {PORT_VARIABLE}="${{{PORT_VARIABLE}:-$(({FIRST_PORT} + SLURM_JOB_ID % {NUM_PORTS}))}}"',
-        'export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"',  # srun does not take it from the job since 22.05
+        'export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"',  # since 22.05, srun does not inherit it from the job
         " ".join(map(_quoted, task)),
         "status=$?",
         'echo "job ended with status $status"',
@@ -227,7 +227,7 @@ def _job(app: AppDef, cfg: Mapping[str, Any], has_memory: bool) -> SlurmJob:
 
 
 def _counts_memory(partition: str | None) -> bool:
-    """Return whether memory can be asked for: some clusters configure their nodes with the 1 MB that is the default."""
+    """Return whether jobs can request memory: on some clusters, nodes are configured with the default of 1 MB."""
     try:
         lines = _run(["sinfo", "--noheader", "--noconvert", "--format=%P|%m"]).splitlines()
     except SchedulerError:
@@ -240,12 +240,12 @@ def _counts_memory(partition: str | None) -> bool:
 
 
 def _quoted(word: str) -> str:
-    """Quote a word for the script, in which Slurm's number of the job stands for torchx's."""
+    """Quote a word for the script, with Slurm's job number in place of torchx's app id."""
     return '"$SLURM_JOB_ID"'.join(shlex.quote(part) if part else "" for part in word.split(macros.app_id)) or "''"
 
 
 def _short(token: str) -> str:
-    """Return what of a lease's token is in the name of its job."""
+    """Return the part of a lease's token that is in the name of its job."""
     return token[:12]
 
 
@@ -259,7 +259,7 @@ def _with_gpus_by_node(info: AppDryRunInfo[Any]) -> AppDryRunInfo[Any]:
 
 
 def _state(job_id: str) -> DescribeAppResponse | SchedulerError | None:
-    """Return a job's state, or why nothing is known of it; None: Slurm does not know the job."""
+    """Return a job's state, or the error if it is unknown; None: Slurm does not have the job."""
     try:
         parts = _queued(job_id) or _accounted(job_id)
     except SchedulerError as error:
@@ -268,7 +268,7 @@ def _state(job_id: str) -> DescribeAppResponse | SchedulerError | None:
 
 
 def _queued(job_id: str) -> list[tuple[str, str]]:
-    """Return (job name, state and reason) of a job's parts, as `squeue` knows them for some minutes after their end."""
+    """Return (job name, state and reason) of a job's parts from `squeue`, which keeps ended ones for some minutes."""
     columns = ["--format=%j|%T %r", "--states=all", "--noheader"]
     try:
         return _rows(_run(["squeue", f"--jobs={job_id}", *columns]))
@@ -279,7 +279,7 @@ def _queued(job_id: str) -> list[tuple[str, str]]:
 
 
 def _accounted(job_id: str) -> list[tuple[str, str]]:
-    """Return the same of a job that ended; nothing where Slurm keeps no accounts."""
+    """Return the same for a job that ended, from `sacct`; empty if Slurm keeps no accounts."""
     columns = ["--format=JobName,State", "--parsable2", "--noheader", "--allocations"]
     try:
         return _rows(_run(["sacct", f"--jobs={job_id}", *columns]))
@@ -321,7 +321,7 @@ def _run(command: Sequence[str], text: str | None = None, env: Mapping[str, str]
 
 
 def _is_of_a_job(variable: str) -> bool:
-    """Whether a variable is of the job that the driver itself may be, and would speak for the jobs that it submits."""
+    """Return whether a variable belongs to the driver's own job, if it is one: it must not reach submitted jobs."""
     return variable == PORT_VARIABLE or (variable.startswith("SLURM_") and variable != "SLURM_CONF")
 
 
@@ -334,7 +334,7 @@ def _response(job_id: str, parts: list[tuple[str, str]]) -> DescribeAppResponse:
     replicas: dict[str, list[ReplicaStatus]] = {}
     states, told = [], set()
     for job_name, words in parts:
-        # "PENDING Resources" says why, "CANCELLED by 1000" who; only the first word is the state.
+        # As in "PENDING Resources" or "CANCELLED by 1000", only the first word is the state.
         word = words.split()[0]
         state = _STATES.get(word, AppState.UNKNOWN)
         states.append(state)

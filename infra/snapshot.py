@@ -1,14 +1,14 @@
-"""A snapshot: the list of partitions that a stage takes as its dataset, and what opens it.
+"""Snapshots: the list of partitions that a stage reads as its dataset, and functions to read and write it.
 
-A dataset grows and is never rewritten. Its rows lie in a *store*, as *partitions*: one date of requests, events,
+A dataset grows and is never rewritten. Its rows are in a *store*, as *partitions*: one date of requests, events,
 labels or SID columns, or one part of the items or users. A partition is a directory that was committed once, with a
 manifest of its own. A *snapshot* is a directory with
 
-    snapshot.json   the lists of its partitions, by digest (`infra.partitions`), and where their store is
+    snapshot.json   the lists of its partitions, by digest (`infra.partitions`), and the path of their store
     dataset.json    the DatasetSpec: signals, features, tasks, splits
 
 Two snapshots that share a partition share its files. The digest of a snapshot's own manifest covers the digests of
-all its partitions, so a stage that takes a snapshot is keyed by the data.
+all its partitions, so the key of a stage that reads a snapshot depends on the data.
 """
 
 import itertools
@@ -34,11 +34,11 @@ from sidestack.infra.tables import SPEC_FILE, DatasetSpec, Entity, read_json, re
 
 SNAPSHOT_FILE = "snapshot.json"
 CONTENT: Mapping[Entity, str] = {"item": "items", "user": "users"}
-"""The tables that have parts, by whose content they hold."""
+"""The tables that have parts, by entity."""
 
 
 class Encoding(Config):
-    """Which encoder gave the SIDs of the ids from one on."""
+    """The encoder of the SIDs for a range of ids that begins at `first`."""
 
     first: NonNegativeInt
     """The first id."""
@@ -47,30 +47,30 @@ class Encoding(Config):
 
 
 class SidSet(Config):
-    """One set of Semantic IDs that a snapshot carries."""
+    """One set of Semantic IDs in a snapshot."""
 
     generation: str
-    """Names the spec and codebook, and the revision of an encoder that was refreshed before it gave the first SIDs: the
-    folder of the set's partitions."""
+    """Folder of the set's partitions. It identifies the spec and codebook, and the revision of an encoder that was
+    refreshed before it produced the first SIDs."""
     spec: dict[str, Any]
     """The set's `encoder.sid.SidSpec`, as plain data."""
     columns: dict[str, tuple[str, ...]]
     """Its columns, by the table they are row-aligned with."""
     encodings: tuple[Encoding, ...] = ()
-    """Which revisions of the encoder gave the SIDs, in order of ids; empty: the one that began the generation."""
+    """The encoder revisions that produced the SIDs, in order of ids; empty: the one that began the generation."""
 
     def table(self, name: str, base: str) -> str:
-        """Return the name of the table of its columns that are row-aligned with `base`."""
+        """Return the name of the table with its columns that are row-aligned with `base`."""
         return f"sids/{name}/{self.generation}/{base}"
 
 
 class _Known(Config):
-    """What a snapshot is, but for its partitions."""
+    """The fields of a snapshot other than its partitions."""
 
     store: str
-    """The store's directory, from the snapshot's own; a tree that is copied whole stays readable."""
+    """The store's directory, relative to the snapshot's own; a tree that is copied whole stays readable."""
     as_of: datetime | None = None
-    """What the snapshot knows ends here: nothing in it is from this time or later. None: the end of the log."""
+    """The snapshot's cut-off: it holds no data from this time or later. None: the end of the log."""
     sids: dict[str, SidSet] = {}
     """The sets of Semantic IDs, by name."""
 
@@ -120,7 +120,7 @@ class Snapshot(_Known):
 
 
 def _aligned(tables: Mapping[str, object]) -> Iterator[tuple[str, list[str]]]:
-    """Yield each base table with the tables whose slices and files must be the same."""
+    """Yield each base table with the tables that must have the same slices and files."""
     for base in ("events", "requests", *CONTENT.values()):
         others = [table for table in tables if table.startswith("sids/") and table.endswith(f"/{base}")]
         if base == "events":
@@ -146,7 +146,7 @@ class Dataset:
     """An open snapshot.
 
     Attributes:
-        path: the snapshot's directory. spec: its `dataset.json`. snapshot: its partitions, and what else it says.
+        path: the snapshot's directory. spec: its `dataset.json`. snapshot: its partitions and other fields.
     """
 
     path: Path
@@ -167,16 +167,16 @@ class Dataset:
         return by_table(self.snapshot.partitions)
 
     def partitions(self, table: str, first: date = date.min, last: date = date.max) -> Sequence[PartitionEntry]:
-        """Return a table's partitions in order; of a table by date those from `first` to `last`, inclusive."""
+        """Return a table's partitions in order; for a table by date those from `first` to `last`, inclusive."""
         entries = self._tables.get(table, [])
         if first == date.min and last == date.max:
             return entries
         return [entry for entry in entries if first <= entry.date <= last]
 
     def files(self, table: str, first: date = date.min, last: date = date.max) -> tuple[CountedFile, ...]:
-        """Return a table's files in order; of a table by date those from `first` to `last`, inclusive.
+        """Return a table's files in order; for a table by date those from `first` to `last`, inclusive.
 
-        Of a store that is a URL, they are this machine's copies, which are fetched where `verify` has not.
+        If the store is a URL, they are this machine's copies, fetched unless `verify` has already done so.
         """
         return tuple(file for entry in self.partitions(table, first, last) for file in self.files_of(entry))
 
@@ -193,10 +193,10 @@ class Dataset:
         return [entry for entry in self.snapshot.partitions if entry.slice == name]
 
     def content_files(self, entity: Entity) -> tuple[CountedFile, ...]:
-        """Return the files of the table that has the content of items or of users, in order.
+        """Return the files of the table with the content of items or of users, in order.
 
         Raises:
-            DataError: it has none.
+            DataError: the snapshot has none.
         """
         files = self.files(CONTENT[entity])
         if not files:
@@ -210,10 +210,10 @@ class Dataset:
     def verify(self, world: World, entries: Sequence[PartitionEntry]) -> None:
         """Check partitions against the snapshot and their manifests; each rank hashes its share. Every rank calls.
 
-        Of a store that is a URL, each node has all of them afterwards.
+        If the store is a URL, each node has copies of all of them afterwards.
 
         Raises:
-            CommitError: a partition is gone, or was altered. StageError: the same, found by another rank.
+            CommitError: a partition is missing or was altered. StageError: the same, found by another rank.
         """
         first, step = (world.local_rank, local_size(world)) if self._is_remote else (world.rank, world.size)
         with raise_on_all_ranks(world, f"verifying the partitions of {self.path}"), ThreadPoolExecutor(4) as pool:
@@ -221,18 +221,18 @@ class Dataset:
                 pass
 
     def verify_partition(self, entry: PartitionEntry) -> None:
-        """Check one partition, all its bytes.
+        """Check all bytes of one partition.
 
         Raises:
-            CommitError: it is gone, or was altered.
+            CommitError: it is missing or was altered.
         """
         _require_listed(verify(self.store / entry.path), self, entry)
 
     def require_partition(self, entry: PartitionEntry) -> None:
-        """Check that one partition is there, without reading its files.
+        """Check that one partition exists, without reading its files.
 
         Raises:
-            CommitError: it is gone, or another one is in its place.
+            CommitError: it is missing, or another one is in its place.
         """
         _require_listed(read_manifest(self.store / entry.path), self, entry)
 
@@ -246,18 +246,18 @@ def _require_listed(manifest: Manifest, dataset: Dataset, entry: PartitionEntry)
 
 
 def store_of(path: Path, known: _Known) -> Path:
-    """Return the directory of the partitions of the snapshot in a directory."""
+    """Return the directory of the partitions of the snapshot at a path."""
     return Path(os.path.normpath(path / known.store))
 
 
 def read_dataset(path: Path) -> Dataset:
     """Open the snapshot in a directory.
 
-    Its partitions are not looked at: `Dataset.verify` checks those that are about to be read.
+    Its partitions are not checked: `Dataset.verify` checks those that are about to be read.
 
     Raises:
         DataError: there is no snapshot, or it breaks its rules. ConfigError: `dataset.json` breaks the DatasetSpec.
-        CommitError: a list of its partitions is gone, or was altered.
+        CommitError: a list of its partitions is missing or was altered.
     """
     fetch_files(Path(path), SPEC_FILE, SNAPSHOT_FILE)
     spec = read_spec(Path(path) / SPEC_FILE)
@@ -272,7 +272,7 @@ def read_dataset(path: Path) -> Dataset:
 
 
 def content_digest(path: Path, entity: Entity) -> str:
-    """Return a digest of a snapshot's items or users alone: the same however many dates of events it has.
+    """Return a digest of only a snapshot's items or users: it does not depend on the dates of events.
 
     Raises:
         DataError, ConfigError: see `read_dataset`.
@@ -284,11 +284,11 @@ def content_digest(path: Path, entity: Entity) -> str:
 
 
 def write_snapshot(path: Path, target: Path, spec: DatasetSpec, snapshot: Snapshot) -> None:
-    """Write a snapshot's two files, and into its store the lists of partitions that are not there yet.
+    """Write a snapshot's two files, and into its store the lists of partitions that it lacks.
 
     Args:
-        path: where to write, such as a directory that is being committed. target: where the directory will be.
-        spec: the dataset's. snapshot: its partitions; its `store` is the store's path, which is made relative to
+        path: the directory to write to, such as one being committed. target: the directory's final path.
+        spec: the dataset's. snapshot: the snapshot; its `store` is the store's path, which is stored relative to
             `target`.
     """
     store = os.path.relpath(Path(snapshot.store).absolute(), Path(target).absolute())

@@ -17,7 +17,7 @@ def literal(text: str) -> str:
 
 
 def file_list(files: Sequence[Path]) -> str:
-    """Return files as an SQL list."""
+    """Return file names as an SQL list."""
     return f"[{', '.join(literal(str(file)) for file in files)}]"
 
 

@@ -1,8 +1,8 @@
 """One stage, one process group, one committed directory.
 
 `run_stage` is the whole main program of every stage: it reads the arguments, resolves the section of the run's file
-once, joins the process group, verifies the inputs, opens the output, runs the body, and commits. The driver hands it a
-file that holds the resolved section alone; by hand it takes a whole run's file and overrides. Both resolve to the same
+once, joins the process group, verifies the inputs, opens the output, runs the body, and commits. The driver passes a
+file with only the resolved section; a run by hand passes a whole run's file and overrides. Both resolve to the same
 section, and the manifest, the checkpoints and the driver's key hold the same digest of it.
 """
 
@@ -39,7 +39,7 @@ C_co = TypeVar("C_co", bound=Config, covariant=True)
 
 @dataclass(frozen=True)
 class StageRun(Generic[C_co]):
-    """What a stage's body works with.
+    """The arguments of a stage's body.
 
     Attributes:
         config: the stage's section, resolved.
@@ -47,12 +47,12 @@ class StageRun(Generic[C_co]):
         out: the temporary directory being committed; every rank may write its own files.
         world: the process group.
         log: metrics, summary and messages to the user; only rank 0 writes them.
-        facts: what the body adds here is saved in the manifest (rank 0's counts).
-        checkpoints: where a long stage saves what it resumes from; None where the caller keeps none.
+        facts: entries that the body adds are saved in the manifest (rank 0's are used).
+        checkpoints: where a long stage saves its state to resume from; None if the caller keeps no checkpoints.
         written: name -> entry of files that this rank hashed while writing; see `infra.commit.committing`.
-        target: the directory that `out` becomes by its commit, beside which a stage leaves what a failure is told by;
-            None where the caller keeps nothing of the kind.
-        profile: is told of each step of a training, and traces some where the caller asked for it.
+        target: the directory that `out` becomes by its commit; a stage writes the diagnosis of a failure beside it.
+            None if the caller keeps no such files.
+        profile: called after each step of a training; traces some steps if the caller requested it.
     """
 
     config: C_co
@@ -69,20 +69,20 @@ class StageRun(Generic[C_co]):
 
 @dataclass(frozen=True)
 class Inputs:
-    """The names of a stage's inputs; one ending in ``.*`` stands for one or more inputs with that beginning."""
+    """The names of a stage's inputs; one ending in ``.*`` stands for one or more inputs with that prefix."""
 
     required: tuple[str, ...]
     optional: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """List the names."""
+        """Return the names as text."""
         return ", ".join([*self.required, *(f"{name} (may be left out)" for name in self.optional)]) or "none"
 
     def named(self, pairs: Sequence[str]) -> dict[str, Path]:
-        """Parse NAME=DIR pairs and hold them against the names.
+        """Parse NAME=DIR pairs and check them against the names.
 
         Raises:
-            ConfigError: a pair is none, a name is unknown or stands twice, or an input is missing.
+            ConfigError: a pair is malformed, a name is unknown or occurs twice, or an input is missing.
         """
         paths: dict[str, Path] = {}
         for pair in pairs:
@@ -106,7 +106,7 @@ def _stands_for(one: str, name: str) -> bool:
 
 
 def with_inputs(argv: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Return arguments in which `--NAME DIR` or `--NAME=DIR` stands as `--input NAME=DIR`, for some names."""
+    """Rewrite `--NAME DIR` or `--NAME=DIR` in arguments to `--input NAME=DIR`, for some names."""
     out: list[str] = []
     words = iter(argv)
     for word in words:
@@ -134,16 +134,16 @@ def run_stage(
     Args:
         name: the stage's name, such as ``encoder``.
         section: the section of the run's file that configures it. config_type: that section's model.
-        inputs: the inputs' names; one ending in ``.*`` stands for one or more inputs with that beginning.
+        inputs: the inputs' names; one ending in ``.*`` stands for one or more inputs with that prefix.
         body: the work; called on every rank.
         argv: the arguments, by default the command line's.
-        identify: by input, what of it decides the work; by default all that its manifest lists.
+        identify: by input, a function that digests the part that decides the work; by default the manifest's digest.
         optional: names of inputs that may be left out.
         is_training: whether the body has steps that `--profile` can trace.
 
     Raises:
         SystemExit: with status 1 after a user's error was printed on every rank; with 2 on wrong arguments; with
-            `infra.preemption.EXIT_STATUS` after a signal to stop.
+            `infra.preemption.EXIT_STATUS` after a stop signal.
     """
     quiet()
     replace_unencodable()
@@ -153,7 +153,7 @@ def run_stage(
         set_up(name, int(os.environ.get("RANK", "0")))
         _run(name, section, config_type, takes, body, arguments, identify or {})
     except SidestackError as error:
-        # A short message, not a trace: it is the user's to correct. torchrun's error file carries it to the driver.
+        # A short message, not a traceback: the user can fix it. torchrun's error file passes it to the driver.
         _record(error)
         LOG.error(with_urls(str(error)))
         raise SystemExit(EXIT_STATUS if isinstance(error, PreemptedError) else 1) from error
@@ -173,7 +173,7 @@ def _run(
 ) -> None:
     timeouts = Timeouts.of_environment(os.environ)
     with started(timeouts) as world:
-        # Inside the group: torchrun stops a rank that still imports when another exits, and its user would not be told.
+        # Inside the group: torchrun stops a rank that still imports when another exits, and the error would be lost.
         with raise_on_all_ranks(world.committing, "reading the arguments"):
             config = load_section(config_type, arguments.config, section, arguments.set).resolved()
             paths = inputs.named(arguments.input)
@@ -229,7 +229,7 @@ def _make(
         raise
     checkpoints.remove()
     assert log is not None
-    if world.is_main:  # at a URL, to which several nodes put, no node has all files
+    if world.is_main:  # at a URL, several nodes upload files, and no node has all of them
         fetch_files(arguments.out, CONFIG_FILE, HISTORY_FILE, SUMMARY_FILE)
     log.finish("FINISHED", arguments.out)
 
@@ -243,7 +243,7 @@ def _checkpoints(
 
 
 def _call(body: Callable[[StageRun[C]], None], run: StageRun[C]) -> None:
-    """Run the body; put its error on record before the other ranks fail for want of this one."""
+    """Run the body; record its error before other ranks fail because this one is missing."""
     try:
         body(run)
     except Exception as error:
@@ -283,15 +283,15 @@ def _count(text: str) -> int:
 
 
 def _verified(world: World, paths: Mapping[str, Path]) -> dict[str, Manifest]:
-    # Every rank reads the inputs, on its own host, so every rank checks the manifests; the first on each host
-    # pays for the hashing.
+    # Every rank reads the inputs on its own host, so every rank checks the manifests; only the first on each host
+    # hashes the files.
     with raise_on_all_ranks(world.committing, "verifying the inputs"):
         check = verify if world.local_rank == 0 else read_manifest
         return {name: check(path) for name, path in paths.items()}
 
 
 def quiet() -> None:
-    """Keep library warnings out of what people read; ours are raised or said."""
+    """Hide the warnings of libraries; ours are raised or logged."""
     warnings.filterwarnings("ignore")
     for name in ("torchrec", "fbgemm_gpu", "torch.distributed", "mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,7 +1,7 @@
-"""A model's state on disk: what every rank has in one file, what is spread over the ranks in global coordinates.
+"""A model's state on disk: replicated tensors in one file, sharded tensors in global coordinates.
 
-Safetensors throughout, so that no pickle is ever loaded; any number of ranks reads what any number wrote. Checkpoints
-of a running stage and finished models have this form alike.
+All files are safetensors, so that no pickle is ever loaded. Any number of ranks can read what any number wrote.
+Checkpoints of a running stage and finished models both have this form.
 """
 
 from collections.abc import Mapping
@@ -21,8 +21,8 @@ def write_state(folder: Path, shared: Mapping[str, Tensor], shards: Shards, rank
     """Write a rank's part of a state into a folder that all ranks share.
 
     Args:
-        folder: exists. shared: tensors that are the same on every rank; rank 0's are written.
-        shards: tensors that are spread over the ranks. rank: this rank.
+        folder: an existing folder. shared: tensors that are the same on every rank; rank 0's are written.
+        shards: tensors that are sharded over the ranks. rank: this rank.
 
     Raises:
         OSError: a file cannot be written.

@@ -1,8 +1,8 @@
-"""The store: where partitions lie, and how they are written, each once.
+"""The store of partitions, which are each written once.
 
-A partition's directory is `<table>/<slice>/<key>`. The key names all that decides its content (configuration, code,
-the source's identity), so a partition that is there under its key is not made again, and one whose source changed is
-made beside the old one, which earlier snapshots go on using.
+A partition's directory is `<table>/<slice>/<key>`. The key covers all that decides its content (configuration, code,
+the source's identity). So a partition that exists under its key is not made again. If its source has changed, a new one
+is made beside the old one, which earlier snapshots continue to use.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ from sidestack.infra.tables import DatasetSpec, Entity, flat_schema
 Ints = npt.NDArray[np.int64]
 
 FILE_ROWS = 1 << 17
-"""The most rows of a file of items or users, and so of what one rank encodes at a time."""
+"""The most rows of a file of items or users, and so the most that one rank encodes at a time."""
 FILE = "part-00000.parquet"
 """The one file of a date."""
 
@@ -42,9 +42,9 @@ class Making:
     """A partition that is being made.
 
     Attributes:
-        path: the directory to write into. schema: of its files; to be set by the maker.
-        numbers: `PartitionEntry.facts`; the maker adds to them.
-        written: what was written by `writing`, so that the commit need not read it again.
+        path: the directory to write into. schema: schema of its files; the caller sets it.
+        numbers: `PartitionEntry.facts`; the caller adds to them.
+        written: entries of the files written by `writing`, so that the commit need not read them again.
     """
 
     path: Path
@@ -54,7 +54,7 @@ class Making:
 
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[TableWriter]:
-        """Open one of its Parquet files, and note its digest once it is closed."""
+        """Open one of its Parquet files, and record its digest once it is closed."""
         assert self.schema is not None
         with TableWriter(self.path / name, self.schema) as writer:
             yield writer
@@ -67,15 +67,15 @@ class Store:
 
     path: Path
     _found: dict[tuple[str, str, str], PartitionEntry] = field(default_factory=dict, repr=False, compare=False)
-    """What `find` read: a committed partition never changes, so its manifest is read once."""
+    """Results of `find`: a committed partition never changes, so its manifest is read once."""
     _whole: set[str] = field(default_factory=set, repr=False, compare=False)
     """Directories of the partitions that `file` has checked."""
 
     def find(self, table: str, slice_name: str, key: str) -> PartitionEntry | None:
-        """Return the partition that is there under a key, without reading its files; None where there is none.
+        """Return the partition with a key, without reading its files; None if there is none.
 
         Raises:
-            CommitError: the place is taken by a partition of another table or key.
+            CommitError: its directory holds a partition of another table or key.
         """
         known = self._found.get((table, slice_name, key))
         if known is not None:
@@ -91,7 +91,7 @@ class Store:
     def making(self, table: str, slice_name: str, key: str, world: World = ALONE) -> Iterator[Making]:
         """Open a partition, to be filled by this rank alone or by all ranks of a world, and commit it.
 
-        Where another process commits the same partition meanwhile, that one is kept: equal keys mean equal rows.
+        If another process commits the same partition meanwhile, that one is kept: equal keys mean equal rows.
         """
         path = self.path / _place(table, slice_name, key)
         facts: dict[str, object] = {}
@@ -109,18 +109,18 @@ class Store:
                 raise
 
     def entry(self, table: str, slice_name: str, key: str) -> PartitionEntry:
-        """Return a partition that was made."""
+        """Return a partition that exists."""
         found = self.find(table, slice_name, key)
         assert found is not None, f"{table}/{slice_name}: was not made"
         return found
 
     def file(self, entry: PartitionEntry) -> Path:
-        """Return the one file of a partition, for DuckDB or Spark, which do not hold pages against their checksums.
+        """Return the one file of a partition, for DuckDB or Spark, which do not verify page checksums.
 
-        All its bytes are checked, the first time that this process asks for it.
+        All its bytes are checked on the first call in this process.
 
         Raises:
-            CommitError: the partition is gone, was altered, or is another one.
+            CommitError: the partition is missing, was altered, or is another one.
         """
         if entry.path not in self._whole:
             if verify(self.path / entry.path, stage=entry.table).digest != entry.digest:
@@ -130,7 +130,7 @@ class Store:
 
 
 def _place(table: str, slice_name: str, key: str) -> str:
-    """Return a partition's directory, from the store's."""
+    """Return a partition's directory, relative to the store."""
     return f"{table}/{slice_name}/{key[:16]}"
 
 
@@ -153,11 +153,11 @@ def write_part(
     """Write a part of the items or users, in files of `FILE_ROWS`.
 
     Args:
-        store: where. entity: whose. number: of the part, from 0. key: see `Store`.
-        first: items (users) that the parts before it number: its first new id.
-        schema: of the table. chunks: its rows. Ids rise; those below `first` revise earlier rows, the others go on
-            numbering from `first` without a gap.
-        origin: where the rows come from, for errors; by default the part's own name.
+        store: the store. entity: items or users. number: number of the part, from 0. key: see `Store`.
+        first: number of items (users) in the parts before it: its first new id.
+        schema: schema of the table. chunks: its rows. Ids ascend; those below `first` revise earlier rows, the others
+            continue from `first` without a gap.
+        origin: the source of the rows, for errors; by default the part's own name.
 
     Raises:
         DataError: ids break the rule.
@@ -182,18 +182,18 @@ def write_items(
     """Write a dataset of items alone: one part of them, and its snapshot.
 
     Args:
-        store: where the part goes, unless it is there. path: the snapshot's directory, such as one being committed.
-        spec: the dataset's. key: names what decides the rows; see `Store`. schema: of the rows. chunks: of them.
+        store: the store, which may already have the part. path: the snapshot's directory, such as one being committed.
+        spec: the dataset's. key: covers what decides the rows; see `Store`. schema, chunks: the rows and their schema.
 
     Raises:
-        DataError: ids do not rise from 0 without a gap.
+        DataError: ids do not ascend from 0 without a gap.
     """
     entry = store.find(CONTENT["item"], part_slice(0), key) or write_part(store, "item", 0, key, 0, schema, chunks)
     write_snapshot(path, path, spec, Snapshot(store=str(store.path), partitions=(entry,)))
 
 
 def _of_rows(chunks: Iterable[pa.Table], schema: pa.Schema, rows: int) -> Iterator[Iterator[pa.Table]]:
-    """Yield iterators over the chunks, each of at most so many rows; at least one, that may be empty."""
+    """Yield iterators over the chunks, each of at most `rows` rows; at least one, which may be empty."""
     rest = iter(chunks)
     pending = next(rest, schema.empty_table())
 
@@ -214,7 +214,7 @@ def _of_rows(chunks: Iterable[pa.Table], schema: pa.Schema, rows: int) -> Iterat
 
 
 def _check_ids(chunk: pa.Table, column: str, last: int, first: int, new: int, where: str) -> tuple[int, int]:
-    """Check that ids go on, and return the last one and how many are new so far."""
+    """Check that a chunk's ids continue those before; return the last one and the number of new ids so far."""
     ids_N = chunk[column].to_numpy()
     if not len(ids_N):
         return last, new
@@ -246,15 +246,15 @@ def write_day(
     """Write a date's requests, events and labels, or some of these, from joined rows.
 
     Args:
-        store: where. day: the date. keys: by table, of those that are to be made; see `Store`.
+        store: the store. day: the date. keys: keys of the tables to write; see `Store`.
         spec: the dataset's.
-        chunks: rows of `infra.tables.flat_schema`, those of a request beside each other; further columns go to the
-            events. A request may go on in the next chunk.
-        row_group_bytes: a row group ends with the request that reaches so many bytes of joined rows, so that what
-            reading one takes is bounded, and so that all three tables have the same row groups.
+        chunks: rows of `infra.tables.flat_schema`, with the rows of a request adjacent; further columns go to the
+            events. A request may continue in the next chunk.
+        row_group_bytes: a row group ends with the request that reaches so many bytes of joined rows. This bounds the
+            memory to read one, and all three tables have the same row groups.
 
     Raises:
-        DataError: rows of one request differ in a column of the request's, or a request comes twice.
+        DataError: rows of one request differ in a column of the requests table, or a request occurs twice.
     """
     with contextlib.ExitStack() as stack:
         made = {name: stack.enter_context(store.making(name, date_slice(day), key)) for name, key in keys.items()}
@@ -278,7 +278,7 @@ def write_day(
 
 
 def _or_empty(chunks: Iterable[pa.Table], spec: DatasetSpec) -> Iterator[pa.Table]:
-    """Yield the chunks; of a day without events one empty table."""
+    """Yield the chunks; for a day without events one empty table."""
     is_empty = True
     for chunk in chunks:
         is_empty = False
@@ -288,7 +288,7 @@ def _or_empty(chunks: Iterable[pa.Table], spec: DatasetSpec) -> Iterator[pa.Tabl
 
 
 def _largest_ids(table: pa.Table) -> dict[str, int]:
-    """Return the largest item and user id of a date's rows, which tells whose SIDs they need."""
+    """Return the largest item and user id of a date's rows: the rows need the SIDs of ids up to these."""
     found: dict[str, int] = {}
     for column, name in (("item_id", "max_item_id"), ("history_item_ids", "max_item_id"), ("user_id", "max_user_id")):
         if column in table.column_names:
@@ -299,10 +299,9 @@ def _largest_ids(table: pa.Table) -> dict[str, int]:
 
 
 def count_labels(labels: pa.Table, spec: DatasetSpec) -> dict[str, int]:
-    """Return, for each task, `judged_<task>` and `positive_<task>`: rows that it is judged on, and positives among
-    them.
+    """Count, for each task, the evaluated rows (`judged_<task>`) and the positives among them (`positive_<task>`).
 
-    A row is judged where its label is known, and the labels of the tasks it is given are 1.
+    A row is evaluated if its label is known and the labels of all ancestor tasks are 1.
     """
     counts: dict[str, int] = {}
     for task in spec.tasks:
@@ -316,17 +315,17 @@ def count_labels(labels: pa.Table, spec: DatasetSpec) -> dict[str, int]:
 
 
 def day_entries(store: Store, day: date, keys: Mapping[str, str]) -> list[PartitionEntry]:
-    """Return a date's partitions, all of which were made."""
+    """Return a date's partitions; all of them must exist."""
     return [store.entry(name, date_slice(day), key) for name, key in keys.items()]
 
 
 def missing_keys(store: Store, day: date, keys: Mapping[str, str]) -> dict[str, str]:
-    """Return the keys of a date's partitions that are not there."""
+    """Return the keys of a date's missing partitions."""
     return {name: key for name, key in keys.items() if store.find(name, date_slice(day), key) is None}
 
 
 def require_same_columns_in_tables(store: Store, entries: Iterable[PartitionEntry]) -> None:
-    """Check that all partitions of a table have the same columns, each of one type.
+    """Check that all partitions of a table have the same columns, with the same types.
 
     Raises:
         DataError: naming the partitions and the column.
@@ -346,5 +345,5 @@ def _schema_of(store: Store, entry: PartitionEntry) -> pa.Schema:
 
 
 def in_order(entries: Iterable[PartitionEntry]) -> Sequence[PartitionEntry]:
-    """Return partitions as a snapshot lists them: by table, each by date or part."""
+    """Sort partitions as a snapshot lists them: by table, then by date or part."""
     return sorted(entries, key=lambda entry: (entry.table, entry.slice))

@@ -1,17 +1,17 @@
-"""The tables' contract: what items, users, requests, events and labels hold.
+"""The tables' contract: the content of items, users, requests, events and labels.
 
 | table | a row is | ids |
 |---|---|---|
-| `items`, `users` | an item, a user; in parts, of which a later may revise an earlier | from 0 without a gap |
-| `requests` | a request: user, time, what is the same for all its impressions, the user's history | `request_id` |
-| `events` | an impression of a request; the rows of a request lie together, in the requests' order | |
-| `labels` | row-aligned with events: one column a task, null while it is not known | |
+| `items`, `users` | an item, a user; in parts; a later part may revise rows of an earlier one | from 0 without a gap |
+| `requests` | a request: user, time, values shared by all its impressions, the user's history | `request_id` |
+| `events` | an impression of a request; the rows of a request are adjacent, in the requests' order | |
+| `labels` | row-aligned with events: one column per task, null while it is unknown | |
 
-Requests, events and labels are partitions, one a date of the request's time (`infra.snapshot`); the i-th row groups
+Requests, events and labels are partitions, one per date of the request's time (`infra.snapshot`). The i-th row groups
 of a date's files hold the same requests, so that a reader joins them without a search (`infra.impressions`).
-`infra.checks` holds rows to this contract. Embeddings are fixed-size lists of half precision in memory, and lie in
-Parquet as plain lists of float32, which other programs read (infra/parquet.py). Columns beyond the contract are carried
-along untouched.
+`infra.checks` checks rows against this contract. Embeddings are fixed-size lists of half precision in memory, and plain
+lists of float32 in Parquet, which other programs can read (infra/parquet.py). Columns beyond the contract are kept
+unchanged.
 """
 
 import json
@@ -28,31 +28,31 @@ from sidestack.infra.errors import ConfigError, DataError
 SPEC_FILE = "dataset.json"
 TIME = pa.timestamp("us")
 Entity = Literal["item", "user"]
-"""What has content signals, and so can have Semantic IDs."""
+"""The entities that have content signals, and so can have Semantic IDs."""
 Size = Annotated[int, Field(gt=0, lt=2**31)]
 """A number of dimensions or categories, which Arrow counts in 32 bits."""
 NumIds = Annotated[int, Field(gt=0, lt=2**63)]
-"""A number of ids, which are int64. A table need not have a row for each: `ranker.model.table_rows` hashes them."""
+"""A number of ids, which are int64. An embedding table may have fewer rows: `ranker.model.table_rows` hashes ids."""
 
 Column = Annotated[str, matching(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]+", "a column's name, without control characters")]
 """The name of a column."""
 IdColumn = Annotated[Column, matching(r"[^.]+", "without a dot, as a part of the model is named after it")]
-"""The name of a column of ids, each of which has an embedding."""
+"""The name of a column of ids that have embeddings."""
 TaskName = Annotated[str, matching("[a-z][a-z0-9_]{0,99}", "of a-z, 0-9 and _, as a column is named after it")]
 """The name of a task."""
 FollowupDays = Annotated[float, Field(gt=0, le=36_500)]
 """Days, at most a century, until a label is known."""
 REQUEST_ID = pa.field("request_id", pa.int64(), nullable=False)
-"""Names a request in `requests` and `events`; no two requests of a date share one."""
+"""The id of a request in `requests` and `events`; unique within a date."""
 EVENT_COLUMNS = ("request_id", "user_id", "event_time", "item_id", "history_item_ids", "history_times")
-"""The columns every log has, beside the labels, dense and sparse ones its spec names."""
+"""The columns of every log, besides the labels, dense and sparse columns in its spec."""
 
 
 class ContentSpec(NamedTuple):
-    """The content signals of one table: that of the items, or of the users.
+    """The content signals of one table, items or users.
 
     Attributes:
-        id_column: its ids, which are row numbers. rows: how many there are.
+        id_column: the column of its ids, which are row numbers. rows: the number of ids.
         embeddings: embedding signals, name -> dimensions. categoricals: name -> cardinality.
     """
 
@@ -63,20 +63,20 @@ class ContentSpec(NamedTuple):
 
 
 class TaskSpec(Config):
-    """One thing to predict: an int8 label column, 0 or 1, null where it is not (or not yet) known.
+    """One prediction task: an int8 label column, 0 or 1, null where the label is not (or not yet) known.
 
-    Where the label of the task it is given is 0, its own is 0 as well, once it is known.
+    Where the label of its `given` task is 0, its own is 0 as well, once it is known.
     """
 
     given: str | None = None
-    """The task that must have happened for this one to be asked: its probability is p(task | given = 1), and it is
-    judged on rows whose `given` label is 1. None: it is asked of every row."""
+    """The task that this one is conditional on: its probability is p(task | given = 1), and it is evaluated on rows
+    with a `given` label of 1. None: it applies to every row."""
     weight: PositiveFloat = 1.0
-    """Weight of its loss beside the other tasks'."""
+    """Weight of its loss relative to the other tasks."""
 
 
 def ancestors(tasks: Mapping[str, TaskSpec], task: str) -> tuple[str, ...]:
-    """Return the tasks that must have happened for a task to be asked, nearest first."""
+    """Return the tasks that a task is conditional on, directly or indirectly, nearest first."""
     found: list[str] = []
     parent = tasks[task].given
     while parent is not None:
@@ -86,40 +86,40 @@ def ancestors(tasks: Mapping[str, TaskSpec], task: str) -> tuple[str, ...]:
 
 
 class DatasetSpec(Config):
-    """What a dataset holds, beside the columns every dataset has (ids, times, history)."""
+    """The content of a dataset, besides the columns every dataset has (ids, times, history)."""
 
     embeddings: dict[Column, Size]
     """Item embedding signals: name -> dimensions."""
     categoricals: dict[Column, Size]
-    """Item categorical signals: name -> cardinality; ids lie in [0, cardinality)."""
+    """Item categorical signals: name -> cardinality; ids are in [0, cardinality)."""
     user_categoricals: dict[Column, Size]
     """User categorical signals, likewise."""
     user_embeddings: dict[Column, Size] = {}
     """User embedding signals, likewise."""
     num_items: NumIds
-    """Items; item_id lies in [0, num_items)."""
+    """Number of items; item_id is in [0, num_items)."""
     num_users: Annotated[int, Field(ge=0, lt=2**63)]
-    """Users; user_id lies in [0, num_users). A dataset of items alone has none."""
+    """Number of users; user_id is in [0, num_users). A dataset of items alone has none."""
     tasks: dict[TaskName, TaskSpec] = {}
-    """What is predicted, by the name of its label column; a dataset of items alone has none."""
+    """The prediction tasks, by the name of the label column; a dataset of items alone has none."""
     followup_days: dict[str, FollowupDays] = {}
-    """Days after an impression until the label of a task is known; of a task that is not named, at once."""
+    """Days after an impression until a task's label is known; a task that is not listed has its label at once."""
     dense: tuple[Column, ...]
     """Columns of an impression, of type float32."""
     sparse: dict[IdColumn, NumIds]
-    """Columns of an impression, of type list<int64>: name -> number of ids; ids lie in [0, number)."""
+    """Columns of an impression, of type list<int64>: name -> number of ids; ids are in [0, number)."""
     request_dense: tuple[Column, ...] = ()
     """Columns that are the same for all impressions of a request, of type float32."""
     request_sparse: dict[IdColumn, NumIds] = {}
     """Columns that are the same for all impressions of a request, of type list<int64>, as `sparse`."""
     max_history: Annotated[int, Field(ge=0, lt=2**31)]
-    """The longest history an event may carry."""
+    """The most entries of a history."""
     train: tuple[Day, Day]
     """First and last date of training events, inclusive."""
     test: tuple[Day, Day]
     """First and last date of test events, inclusive."""
     origin: str
-    """One sentence: where the data is from."""
+    """One sentence about the source of the data."""
 
     def content(self, entity: Entity) -> ContentSpec:
         """Return the content signals of the items or of the users."""
@@ -144,7 +144,7 @@ class DatasetSpec(Config):
         return {**self.sparse, **self.request_sparse}
 
     def ancestors(self, task: str) -> tuple[str, ...]:
-        """Return the tasks that must have happened for a task to be asked, nearest first."""
+        """Return the tasks that a task is conditional on, directly or indirectly, nearest first."""
         return ancestors(self.tasks, task)
 
     @model_validator(mode="after")
@@ -182,7 +182,7 @@ def read_spec(file: Path) -> DatasetSpec:
     """Read a dataset's description.
 
     Raises:
-        DataError: there is none. ConfigError: it breaks the DatasetSpec.
+        DataError: there is no such file. ConfigError: it breaks the DatasetSpec.
     """
     return parse(DatasetSpec, read_json(file), str(file))
 
@@ -191,7 +191,7 @@ def read_json(file: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        DataError: the file is missing, not UTF-8, holds no JSON object, has a key twice, or a value breaks a rule of
+        DataError: the file is missing, not UTF-8, not a JSON object, has a duplicate key, or a value breaks a rule of
             `infra.config.require_plain`.
     """
     try:
@@ -202,10 +202,10 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def parse_json(content: bytes, where: str) -> dict[str, Any]:
-    """Return the JSON object that a file holds; see `read_json`.
+    """Parse the JSON object in a file's content; see `read_json`.
 
     Args:
-        content: the file's. where: what the messages call it.
+        content: bytes of the file. where: the name of the file in messages.
     """
     try:
         values = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_with_each_key_once)
@@ -221,7 +221,7 @@ def parse_json(content: bytes, where: str) -> dict[str, Any]:
 
 
 def _with_each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a mapping of the pairs; of two with one key, `json` would keep the last."""
+    """Return a mapping of the pairs, without duplicate keys: `json` would keep the last."""
     values = dict(pairs)
     if len(values) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -235,18 +235,18 @@ def write_spec(path: Path, spec: DatasetSpec) -> None:
 
 
 def item_schema(spec: DatasetSpec, embedding_type: pa.DataType | None = None) -> pa.Schema:
-    """Return the items' schema; embeddings are of half precision unless told otherwise."""
+    """Return the items' schema; embeddings have half precision by default."""
     ids, *signals = _content_fields(spec.content("item"), embedding_type)
     return pa.schema([ids, pa.field("text", pa.string()), *signals])
 
 
 def user_schema(spec: DatasetSpec, embedding_type: pa.DataType | None = None) -> pa.Schema:
-    """Return the users' schema; embeddings are of half precision unless told otherwise."""
+    """Return the users' schema; embeddings have half precision by default."""
     return pa.schema(_content_fields(spec.content("user"), embedding_type))
 
 
 def content_schema(spec: DatasetSpec, entity: Entity) -> pa.Schema:
-    """Return the schema of the items or of the users, as they are read and written here."""
+    """Return the schema of the items or of the users, with half-precision embeddings."""
     return item_schema(spec) if entity == "item" else user_schema(spec)
 
 
@@ -260,7 +260,7 @@ def _content_fields(content: ContentSpec, embedding_type: pa.DataType | None) ->
 
 
 def request_schema(spec: DatasetSpec) -> pa.Schema:
-    """Return the requests' schema: one row a request."""
+    """Return the requests' schema: one row per request."""
     return pa.schema(
         [
             REQUEST_ID,
@@ -274,23 +274,23 @@ def request_schema(spec: DatasetSpec) -> pa.Schema:
 
 
 def event_schema(spec: DatasetSpec) -> pa.Schema:
-    """Return the events' schema: one row an impression."""
+    """Return the events' schema: one row per impression."""
     item_id = pa.field("item_id", pa.int64(), nullable=False)
     return pa.schema([REQUEST_ID, item_id, *_features(spec.dense, spec.sparse)])
 
 
 def label_schema(spec: DatasetSpec) -> pa.Schema:
-    """Return the labels' schema: one row an impression, in the events' order."""
+    """Return the labels' schema: one row per impression, in the events' order."""
     return pa.schema([pa.field(name, pa.int8()) for name in spec.tasks])
 
 
 def daily_tables(spec: DatasetSpec) -> tuple[str, ...]:
-    """Return the tables that have a partition a date; without a task there are no labels."""
+    """Return the tables that have one partition per date; without a task there are no labels."""
     return ("requests", "events", "labels") if spec.tasks else ("requests", "events")
 
 
 def flat_schema(spec: DatasetSpec) -> pa.Schema:
-    """Return the schema of impressions joined with their request and labels, as a raw log has them."""
+    """Return the schema of impressions joined with their request and labels, as in a raw log."""
     parts = (request_schema(spec), event_schema(spec), label_schema(spec))
     fields = {field.name: field for part in parts for field in part}
     return pa.schema(list(fields.values()))

@@ -1,4 +1,4 @@
-"""Take rows of a table, as shuffling does."""
+"""Take rows of a table in another order, for shuffling."""
 
 import numpy as np
 import numpy.typing as npt
@@ -7,15 +7,15 @@ import pyarrow.compute as pc
 
 
 def take_rows(table: pa.Table, rows_N: npt.NDArray[np.int64]) -> pa.Table:
-    """Return some of the table's rows in another order, in one chunk: what `pa.Table.take` returns, faster.
+    """Return some of the table's rows in another order, in one chunk: like `pa.Table.take`, but faster.
 
-    Columns of lists that are as long as each other's, such as a history and what goes with it, have their elements
-    in the same places. The places are worked out once for all of them; Arrow works them out for every column anew.
+    List columns with the same lengths, such as a history and its times, have their elements at the same positions.
+    These are computed once for all such columns; Arrow computes them again for every column.
 
     Args:
-        table: any.
-        rows_N: row numbers in [0, rows), in any order; a row may come several times, as long as the elements that are
-            taken of a list column stay below 2^31.
+        table: any table.
+        rows_N: row numbers in [0, rows), in any order; a row may occur several times, as long as fewer than 2^31
+            elements of a list column are taken.
     """
     places = _Places(rows_N)
     taken = pa.array(rows_N)
@@ -27,14 +27,14 @@ def take_rows(table: pa.Table, rows_N: npt.NDArray[np.int64]) -> pa.Table:
 
 
 class _Places:
-    """Where the elements of the wanted rows' lists lie; kept while the lists that follow have the same offsets."""
+    """The positions of the elements of the wanted rows' lists; reused while further lists have the same offsets."""
 
     def __init__(self, rows_N: npt.NDArray[np.int64]) -> None:
         self._rows_N = rows_N
         self._offsets = np.empty(0, np.int32)
 
     def taken(self, lists: pa.ListArray) -> pa.ListArray:
-        """Return the wanted rows of a column without null lists."""
+        """Return the wanted rows of a column that has no null lists."""
         offsets = lists.offsets.to_numpy()
         if not np.array_equal(offsets, self._offsets):
             self._offsets = offsets
@@ -45,7 +45,7 @@ class _Places:
     def _work_out(self) -> None:
         starts_N = self._offsets[:-1][self._rows_N]
         lengths_N = np.diff(self._offsets)[self._rows_N]
-        assert lengths_N.sum(dtype=np.int64) < 2**31  # Arrow's offsets are no wider
+        assert lengths_N.sum(dtype=np.int64) < 2**31  # Arrow's offsets are int32
         offsets = np.zeros(len(lengths_N) + 1, np.int32)
         np.cumsum(lengths_N, out=offsets[1:])
         elements_T = np.arange(offsets[-1], dtype=np.int32)

@@ -1,7 +1,7 @@
 """A stage's record of itself: kept in its own output, mirrored to MLflow under a parent run.
 
-The files are the truth and MLflow is a view of them: a tracking server that is slow or away costs a
-warning, never a training run. A stage that is skipped because it is already committed, or whose rows did not all
+The files are the source of truth and MLflow is a view of them: a slow or unreachable tracking server causes a
+warning, never a failed training. A stage that is skipped because it is already committed, or whose rows did not all
 reach the store, is shown by replaying the same files (`infra.mlflow_runs.replay`).
 The files' names are in `infra.record`.
 """
@@ -29,10 +29,10 @@ _PAUSE_SECONDS = 60.0
 
 
 class RunLog:
-    """The record of one stage's run; every method does nothing on ranks other than 0."""
+    """The record of one stage's run; every method is a no-op on ranks other than 0."""
 
     def __init__(self, out: Path | None, mirror: "Mirror | None" = None) -> None:
-        """Hold the directory to write to (None: say and write nothing); `open` is the usual way."""
+        """Hold the directory to write to (None: log and write nothing); normally called by `open`."""
         self._out = out
         self._mirror = mirror
         self._history: IO[str] | None = None
@@ -55,7 +55,7 @@ class RunLog:
             world_rank: this process's global rank; only rank 0 writes.
             stage: the stage's name, e.g. `ranker`.
             out: the directory that is being written and will be committed.
-            config: the resolved section; `config["arm"]`, where there is one, becomes a tag.
+            config: the resolved section; `config["arm"]`, if there is one, becomes a tag.
             inputs: committed input directories by name, logged as MLflow datasets.
             key: the stage's key (see `pipelines.graph`), empty for a run by hand.
             parent_run: MLflow run id of the pipeline's run; None keeps the record in files only.
@@ -71,7 +71,7 @@ class RunLog:
         return cls(out, Mirror(start))
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Append one line to `history.jsonl`; a value that is not finite is written as null."""
+        """Append one line to `history.jsonl`; a non-finite value is written as null."""
         if self._out is None:
             return
         numbers = {name: float(value) for name, value in values.items()}
@@ -80,17 +80,17 @@ class RunLog:
             self._mirror.put((time.time(), step, numbers))
 
     def note(self, step: int, texts: Mapping[str, str]) -> None:
-        """Append one line of texts to `history.jsonl`, such as a digest; MLflow, which takes numbers, gets none."""
+        """Append one line of texts to `history.jsonl`, such as a digest; MLflow gets none, as it only takes numbers."""
         if self._out is not None:
             self._append(json.dumps({"step": step, **texts}) + "\n")
 
     def history(self) -> str:
-        """Return what `history.jsonl` holds so far, to be kept in a checkpoint; empty on ranks other than 0."""
+        """Return the content of `history.jsonl` so far, for a checkpoint; empty on ranks other than 0."""
         file = None if self._out is None else self._out / HISTORY_FILE
         return file.read_text(encoding="utf-8") if file is not None and file.exists() else ""
 
     def resume(self, history: str) -> None:
-        """Begin with the history of a checkpoint, in the file and in MLflow."""
+        """Start with the history of a checkpoint, in the file and in MLflow."""
         if self._out is None or not history:
             return
         self._append(history)
@@ -100,28 +100,28 @@ class RunLog:
                 self._mirror.put((now, *numbers_of(line)))
 
     def summary(self, values: Mapping[str, Any]) -> None:
-        """Write `summary.json` (nested JSON allowed; numbers that are not finite become null)."""
+        """Write `summary.json` (nested JSON allowed; non-finite numbers become null)."""
         if self._out is None:
             return
         text = json.dumps(_finite(dict(values)), indent=2) + "\n"
         self._out.joinpath(SUMMARY_FILE).write_text(text, encoding="utf-8")
 
     def say(self, text: str) -> None:
-        """Log one short line for people."""
+        """Log one short line."""
         if self._out is not None:
             LOG.info(text)
 
     def warn(self, text: str) -> None:
-        """Log one short line about what a person may want to change."""
+        """Log one short line as a warning."""
         if self._out is not None:
             LOG.warning(text)
 
     def progress(self, total: int, what: str) -> AbstractContextManager[Callable[[int], None]]:
-        """Show the way to `total`: a bar on a terminal, otherwise a line at each quarter.
+        """Show the progress to `total`: a bar on a terminal, otherwise a line at each quarter.
 
         Returns:
-            a context manager whose value is `advance(n)`. `n` may stand for what all ranks do meanwhile; the last ones
-            may have less to do than rank 0, and what goes beyond the total is not shown.
+            a context manager with the value `advance(n)`. `n` may count the work of all ranks; as the last ranks may
+            have less work than rank 0, progress beyond the total is not shown.
         """
         if self._out is None:
             return _silent()
@@ -138,8 +138,8 @@ class RunLog:
         """Close the record; later calls do nothing.
 
         Args:
-            status: MLflow's word: `FINISHED`, `FAILED` or `KILLED`.
-            committed: where the output lies now, if the commit moved it; its manifest, config and
+            status: MLflow's status: `FINISHED`, `FAILED` or `KILLED`.
+            committed: the output's new directory, if the commit moved it; its manifest, config and
                 summary become the child run's artifacts.
         """
         if self._out is None or self._finished:
@@ -152,15 +152,15 @@ class RunLog:
 
 
 class Mirror:
-    """Sends history rows to an MLflow child run from a thread of its own, in batches.
+    """A mirror of history rows to an MLflow child run, sent by a thread of its own, in batches.
 
-    Importing mlflow and talking to its store take seconds; a thread keeps them off the training
-    loop. After a failure, which is told once, the rows are kept and sent a while later. What the store did
-    not take by the end is in the files, from which the driver sends it (`infra.journal`).
+    Importing mlflow and requests to its store take seconds; the thread keeps them out of the training
+    loop. After a failure, which is logged once, the rows are kept and sent later. Rows that the store has
+    not accepted by the end are in the files; the driver sends them from there (`infra.journal`).
     """
 
     def __init__(self, start: Callable[[], ChildRun]) -> None:
-        """Begin mirroring; `start` opens the child run and is called in the thread."""
+        """Start mirroring; `start` opens the child run and is called in the thread."""
         self._start = start
         self._rows: queue.SimpleQueue[HistoryRow | None] = queue.SimpleQueue()
         self._closing: tuple[str, Path] = ("KILLED", Path())
@@ -173,7 +173,7 @@ class Mirror:
         self._rows.put(row)
 
     def finish(self, status: str, out: Path) -> None:
-        """Send what is queued, attach `out`'s record, end the run with `status`, and wait, half a minute at most."""
+        """Send queued rows, attach `out`'s record, end the run with `status`, and wait at most half a minute."""
         self._closing = (status, out)
         self._rows.put(None)
         self._thread.join(_FINISH_SECONDS)
@@ -205,7 +205,7 @@ class Mirror:
             LOG.warning(f"tracking: MLflow is not recording this run ({why})")
 
     def _collect(self) -> "tuple[list[HistoryRow], bool]":
-        """Take the rows of the next `_FLUSH_SECONDS`, and say whether more may follow."""
+        """Return the rows queued within the next `_FLUSH_SECONDS`, and whether more may follow."""
         rows: list[HistoryRow] = []
         deadline = time.monotonic() + _FLUSH_SECONDS
         while (left := deadline - time.monotonic()) > 0:
@@ -220,7 +220,7 @@ class Mirror:
 
 
 def _finite(value: Any) -> Any:
-    """Replace numbers JSON has no word for (NaN, infinities) by None, at any depth."""
+    """Replace numbers that JSON cannot represent (NaN, infinities) by None, at any depth."""
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,13 +1,13 @@
-"""The watchdog of a rank: a thread that names the rank that others wait for, and ends a wait that is in vain.
+"""The watchdog of a rank: a thread that names the rank that others wait for, and ends a wait for a stalled rank.
 
-Each rank's watchdog writes its heartbeat (`infra.heartbeat`) and, when its main thread has not moved for a while, reads
-those of the others. A rank is *stalled* if its heartbeat stops (it was killed, stopped, or has lost the disk), or if
-neither its steps, its processor time nor the bytes that it reads and writes move, while it does not wait for others. It
-is named in a warning after `Timeouts.warning_s`. After `collective_s`, or `commit_s` for work around a commit, the
-watchdog ends its own process with an error that names the stalled rank, and the launcher ends the rest. A rank that
-works is waited for, however long it takes.
+Each rank's watchdog writes its heartbeat (`infra.heartbeat`). When its main thread makes no progress for a while, it
+reads the heartbeats of the others. A rank is *stalled* if its heartbeat stops (it was killed, stopped, or has lost the
+disk), or if its steps, its processor time and the bytes that it reads and writes all stand still while it does not wait
+for others. A warning names it after `Timeouts.warning_s`. After `collective_s`, or `commit_s` for work around a commit,
+the watchdog ends its own process with an error that names the stalled rank, and the launcher ends the rest. There is no
+time limit for a rank that makes progress.
 
-A signal to stop is noticed here as well, even while the main thread is in a call that returns to Python late.
+The watchdog also handles stop signals, even while the main thread is in a call that returns to Python late.
 """
 
 import contextlib
@@ -31,13 +31,13 @@ from sidestack.infra.preemption import EXIT_STATUS, SIGNALS, write_mark
 
 _MOST_SECONDS = 5.0
 _MISSED = 3
-"""So many heartbeats late, a rank counts as silent."""
+"""The number of missed heartbeats after which a rank counts as silent."""
 _CLOSE = b"\0"
 
 
 @contextlib.contextmanager
 def watching(world: World, out: Path, timeouts: Timeouts, record: Callable[[BaseException], None]) -> Iterator[None]:
-    """Have a watchdog beside the body, which is a stage's work, and take signals to stop; every rank enters.
+    """Run a watchdog beside the body, which is a stage's work, and handle stop signals; every rank enters.
 
     Args:
         world: the process group. out: the stage's output. timeouts: see `infra.distributed.Timeouts`.
@@ -45,7 +45,8 @@ def watching(world: World, out: Path, timeouts: Timeouts, record: Callable[[Base
     """
     watchdog = _Watchdog(world, out, timeouts, record)
     if world.size > 1:
-        # The watchdog ends waits in vain, and knows which are. NCCL keeps its timeout: its waits are the device's.
+        # The watchdog ends waits for stalled ranks, so gloo's own timeout can be long. NCCL, which waits on the device,
+        # keeps its timeout.
         backend = dist.group.WORLD._get_backend(torch.device("cpu"))  # type: ignore[union-attr]
         backend._set_default_timeout(timedelta(seconds=timeouts.commit_s))
     with _signals_to(watchdog.ear, world):
@@ -58,7 +59,7 @@ def watching(world: World, out: Path, timeouts: Timeouts, record: Callable[[Base
 
 @contextlib.contextmanager
 def _signals_to(ear: socket.socket, world: World) -> Iterator[None]:
-    """Take the signals that ask a stage to stop: the handler sets a flag, the watchdog hears of it at once."""
+    """Handle the signals that ask a stage to stop: the handler sets a flag and wakes the watchdog."""
 
     def ask(number: int, frame: object) -> None:
         world.state.ask_to_stop(signal.Signals(number).name)
@@ -74,7 +75,7 @@ def _signals_to(ear: socket.socket, world: World) -> Iterator[None]:
 
 
 class _Watchdog:
-    """The thread's loop; see the module."""
+    """The watchdog's thread; see the module."""
 
     def __init__(self, world: World, out: Path, timeouts: Timeouts, record: Callable[[BaseException], None]) -> None:
         self.world = world
@@ -107,7 +108,7 @@ class _Watchdog:
                 return
 
     def _hear(self) -> bool:
-        """Take what has come in: signals, or the word that the stage has ended."""
+        """Handle received signals; return whether the stage has ended."""
         heard = self._heard.recv(64)
         for number in SIGNALS:
             if number in heard:
@@ -115,7 +116,7 @@ class _Watchdog:
         return _CLOSE in heard
 
     def _watch(self, own: Beat) -> None:
-        """Tell which ranks are waited for, and end a wait that is in vain."""
+        """Log which ranks are waited for, and end a wait for a stalled rank."""
         if own.since_s < 2 * self._every:
             self._told_after = self.timeouts.warning_s
             return
@@ -125,7 +126,7 @@ class _Watchdog:
         if own.since_s >= self._told_after:
             self._told_after = 2 * own.since_s
             LOG.warning(self._words(own, stalled))
-        if self.world.size == 1:  # nobody waits for it
+        if self.world.size == 1:  # no other rank waits for it
             return
         for one in stalled:
             limit, setting = self._limit(one, own)
@@ -134,7 +135,7 @@ class _Watchdog:
                 self._end(StalledError(f"{self._words(own, [one])}; run.timeouts.{setting}={limit:g} is over"), 1)
 
     def _waited_for(self, own: Beat) -> list[Heard]:
-        """Return the ranks that keep this one from going on: those without heartbeat, or else those that work."""
+        """Return the ranks that block this one: those without heartbeat, else those not waiting, or itself if idle."""
         others = list(self._heartbeats.others())
         if silent := [one for one in others if self._is_silent(one)]:
             return silent
@@ -165,11 +166,11 @@ class _Watchdog:
         return f"rank {one.rank} works in {one.beat.doing!r} for {one.beat.since_s:.0f} s"
 
     def _exit_if_asked_long_ago(self) -> None:
-        """End this process where a signal to stop has not reached all ranks: one is in work that takes longer."""
+        """End this process if the ranks have not agreed to stop within `stop_s`: one is in longer work."""
         state, asked_s = self.world.state, self.world.state.asked_s
         if asked_s is None or asked_s < self.timeouts.stop_s or state.must_stop or not state.may_stop:
             return
-        # A rank that failed has no heartbeat, and one that was killed none that says so: then it is no preemption.
+        # A failed rank has no heartbeat, and a killed one none with the signal: then this is not a preemption.
         asked = [one for one in self._heartbeats.others() if one.beat.has_signal]
         stop = PreemptedError(state.signal)
         if len(asked) == self.world.size - 1 and self.world.is_main:
@@ -180,6 +181,6 @@ class _Watchdog:
         try:
             raise error
         except type(error):
-            self._record(error)  # with a trace
+            self._record(error)  # with a traceback
         LOG.error(error)
         os._exit(status)  # the main thread is in a call that does not return

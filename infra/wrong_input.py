@@ -1,4 +1,4 @@
-"""How a served model refuses an input that breaks a rule; imported where MLflow serves."""
+"""The error of a served model for an input that breaks a rule; imported where MLflow serves."""
 
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
@@ -12,6 +12,6 @@ class WrongInput(MlflowException):  # type: ignore[misc]
         self._rule = rule
 
     def serialize_as_json(self) -> str:
-        """Return the response's body; the server has put the whole input before the rule, in which nobody finds it."""
+        """Return the response's body: only the rule, without the whole input that the server puts before it."""
         self.message = self._rule
         return str(super().serialize_as_json())

@@ -1,1 +1,1 @@
-"""Clusters: a file each that says how jobs run there, and the schedulers that render jobs by it."""
+"""Clusters: one file each with the settings of its jobs, and the schedulers that apply it."""

@@ -1,4 +1,4 @@
-"""What a scheduler's service said of jobs, kept for some seconds: callers ask several times a second."""
+"""A cache of job states from a scheduler's service, for some seconds: callers query several times a second."""
 
 import time
 from collections.abc import Callable
@@ -16,12 +16,12 @@ class LastAnswers(Generic[T]):
         self._told: dict[str, tuple[float, T]] = {}
 
     def of(self, app_id: str, ask: Callable[[str], T]) -> T:
-        """Return a job's last answer, or ask anew where it is older than `SECONDS`; what is raised is not kept."""
+        """Return a job's cached answer, or query it if that is older than `SECONDS`; exceptions are not cached."""
         told = self._told.get(app_id)
         if told is None or time.monotonic() - told[0] > SECONDS:
             told = self._told[app_id] = time.monotonic(), ask(app_id)
         return told[1]
 
     def forget(self, app_id: str) -> None:
-        """Ask anew next time."""
+        """Drop a job's cached answer."""
         self._told.pop(app_id, None)

@@ -1,4 +1,4 @@
-"""AWS Batch: job definitions as a cluster's file says, and refusals as errors that name what was asked."""
+"""AWS Batch: job definitions by a cluster's file, and refusals as errors that name the request."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,14 +15,14 @@ from sidestack.infra.errors import ConfigError, SchedulerError, UnansweredError
 
 
 class BatchJobs(AWSBatchScheduler):  # type: ignore[misc]  # torchx is not typed
-    """AWS Batch over EC2, by a cluster's file."""
+    """AWS Batch over EC2, configured by a cluster's file."""
 
     def __init__(self, session_name: str, client: Any = None) -> None:
         super().__init__(session_name, client=client)
         self._answers = LastAnswers[DescribeAppResponse | None]()
 
     def _run_opts(self) -> runopts:
-        """Return torchx's options, none of them required: the cluster's file may have them."""
+        """Return torchx's options, none of them required: the cluster's file may set them."""
         options = super()._run_opts()
         for name in ("queue", "priority"):
             options._opts.pop(name)
@@ -33,7 +33,7 @@ class BatchJobs(AWSBatchScheduler):  # type: ignore[misc]  # torchx is not typed
     def _submit_dryrun(self, app: AppDef, cfg: AWSBatchOpts) -> AppDryRunInfo[BatchJob]:
         role = app.roles[0]  # a stage's job has no other
         cluster = queued_cluster(BatchCluster, role.metadata, role.image, cfg)
-        if cluster.resources.instance is not None:  # else torchx warns that it does not know it
+        if cluster.resources.instance is not None:  # else torchx warns that it is unknown
             role.resource.capabilities[K8S_ITYPE] = cluster.resources.instance
         # torchx keeps `cfg` beside the request.
         cfg.update({"priority": 0, **_given(with_options(cluster, cfg))})
@@ -47,7 +47,7 @@ class BatchJobs(AWSBatchScheduler):  # type: ignore[misc]  # torchx is not typed
         """Register the job's definition and submit the job.
 
         Raises:
-            SchedulerError: there are no credentials, or AWS refuses, such as for an unknown queue.
+            SchedulerError: there are no credentials, or AWS refuses, for example an unknown queue.
             UnansweredError: AWS cannot be reached.
         """
         request = dryrun_info.request
@@ -56,7 +56,7 @@ class BatchJobs(AWSBatchScheduler):  # type: ignore[misc]  # torchx is not typed
             return str(super().schedule(dryrun_info))
 
     def describe(self, app_id: str) -> DescribeAppResponse | None:
-        """Return a job's state; of a failed one with the reason, such as an image that cannot be pulled."""
+        """Return a job's state; for a failed one with the reason, such as an image that cannot be pulled."""
         return self._answers.of(app_id, self._ask)
 
     def _ask(self, app_id: str) -> DescribeAppResponse | None:
@@ -66,7 +66,7 @@ class BatchJobs(AWSBatchScheduler):  # type: ignore[misc]  # torchx is not typed
         return answer
 
     def _require_queue(self, queue: str) -> None:
-        """Check that the queue is there before a definition is registered, which would stay."""
+        """Check that the queue exists before a job definition is registered, which would stay."""
         found = self._client.describe_job_queues(jobQueues=[queue])["jobQueues"]
         if not found:
             raise SchedulerError(f"aws_batch: queue {queue!r}: no such queue in {self._client.meta.region_name}")
@@ -79,7 +79,7 @@ def _given(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _apply(container: dict[str, Any], cluster: BatchCluster, role: Role, secrets: Iterable[str]) -> None:
-    """Put into a node's container what the cluster's file says."""
+    """Apply the cluster's file to a node's container."""
     for name in secrets:
         if name not in cluster.secrets:
             raise ConfigError(f"cluster: {name} is in run.secrets; `secrets.{name}` must say which ARN has it")
@@ -90,13 +90,13 @@ def _apply(container: dict[str, Any], cluster: BatchCluster, role: Role, secrets
     container["linuxParameters"]["sharedMemorySize"] = min(
         cluster.shm_mb or role.resource.memMB // 2, role.resource.memMB
     )
-    if cluster.resources.instance is not None:  # which torchx tells of several nodes alone
+    if cluster.resources.instance is not None:  # torchx sets it for several nodes only
         container["instanceType"] = cluster.resources.instance
 
 
 @contextmanager
 def _refusals(what: str) -> Iterator[None]:
-    """Tell what was asked of AWS when it refuses."""
+    """Convert AWS's refusals into our errors, which name the request."""
     from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError
 
     try:

@@ -1,7 +1,7 @@
-"""A cluster's file: what the jobs of one cluster have in common.
+"""A cluster's file: the common settings of a cluster's jobs.
 
-The driver takes it as `run.cluster`, every component as `--cluster`. It gives defaults: a setting of the run, or an
-argument of the component, comes before it. A key that the cluster's scheduler does not use is an error.
+The driver takes it as `run.cluster`, every component as `--cluster`. It contains defaults: a setting of the run, or an
+argument of the component, overrides it. A key that the cluster's scheduler does not use is an error.
 """
 
 from collections.abc import Mapping
@@ -14,33 +14,33 @@ from sidestack.infra.config import Config, nearest, parse, plain, read_mapping
 from sidestack.infra.errors import ConfigError
 
 SHIPPED = Path(__file__).parent
-"""The folder of the clusters that are known by name."""
+"""The folder of the shipped clusters, which have names."""
 
 ROLE_KEY = "sidestack.cluster"
-"""Under this key of a role's metadata a component hands the cluster to the scheduler."""
+"""The key of a role's metadata by which a component passes the cluster to the scheduler."""
 
 SECRETS_KEY = "sidestack.secrets"
-"""Under this key of a role's metadata stand the names of variables whose values must not be written down."""
+"""The key of a role's metadata with the names of variables whose values must not be written down."""
 
 FIRST_PORT, NUM_PORTS = 20_000, 10_000
-"""The ports that the nodes of a job meet at are of these, below those that Linux hands out by itself."""
+"""The range of rendezvous ports, below Linux's ephemeral ports."""
 
 AbsolutePath = Annotated[str, Field(pattern="^/")]
 
 
 class Resources(Config):
-    """What a job asks of one node, where the run does not say."""
+    """The default resources that a job requests of one node."""
 
     cpu: PositiveInt = 2
     """CPU cores."""
     memory_mb: PositiveInt = 6144
     """Memory, in MB."""
     gpu: NonNegativeInt = 0
-    """GPUs; the stages that train start a rank for each."""
+    """GPUs; training stages start one rank per GPU."""
 
 
 class NodeResources(Resources):
-    """Resources where a job may ask for a type of node."""
+    """Resources with a node type that a job may request."""
 
     instance: str | None = None
     """The node's type, such as `p5.48xlarge`."""
@@ -50,14 +50,14 @@ class PodResources(NodeResources):
     """Resources of a pod."""
 
     devices: dict[str, PositiveInt] = {}
-    """Further devices a node, such as `vpc.amazonaws.com/efa: 4`."""
+    """Further devices per node, such as `vpc.amazonaws.com/efa: 4`."""
 
 
 class Storage(Config):
-    """A folder of the nodes, or a shared volume, that a container sees."""
+    """A folder of the nodes, or a shared volume, mounted into the container."""
 
     path: AbsolutePath
-    """Where the container sees it."""
+    """The mount path in the container."""
     host: AbsolutePath | None = None
     """The folder on the node."""
     claim: str | None = None
@@ -72,13 +72,13 @@ class Storage(Config):
 
     @property
     def mount(self) -> list[str]:
-        """The words of a mount, as torchx takes them."""
+        """The mount in torchx's words."""
         source = ["type=bind", f"src={self.host}"] if self.host else ["type=volume", f"src={self.claim}"]
         return [*source, f"dst={self.path}", *(["readonly"] if self.read_only else [])]
 
 
 class Cluster(Config):
-    """What every cluster's file may say.
+    """The keys that every cluster's file may have.
 
     Attributes:
         scheduler: a name of `infra.schedulers.FACTORIES`.
@@ -91,18 +91,18 @@ class Cluster(Config):
 
     @property
     def scheduler_options(self) -> dict[str, Any]:
-        """The scheduler's own options, as torchx takes them."""
+        """The scheduler's own options, in torchx's form."""
         options = getattr(self, "options", None)
         return {} if options is None else options.model_dump(mode="json", exclude_none=True)
 
     @property
     def image_reference(self) -> str | None:
-        """The image with its digest; None where the scheduler uses none."""
+        """The image with its digest; None if the scheduler uses none."""
         return None
 
     @property
     def mounts(self) -> tuple[str, ...]:
-        """The storage, as torchx takes mounts."""
+        """The storage as mounts in torchx's form."""
         return ()
 
 
@@ -112,9 +112,9 @@ class ContainerCluster(Cluster):
     image: str
     """The image of `infra/deploy/Dockerfile`, in a registry that the nodes can pull from."""
     digest: Annotated[str, Field(pattern="^sha256:[0-9a-f]{64}$")] | None = None
-    """The image's digest: with it no other image can run, whatever the tag names by then."""
+    """The image's digest: it fixes the image, even if the tag is moved later."""
     storage: tuple[Storage, ...] = ()
-    """What configs, inputs and outputs lie on, under the paths that the driver sees too."""
+    """The storage of configs, inputs and outputs, mounted at the same paths as for the driver."""
 
     @property
     def image_reference(self) -> str | None:
@@ -123,7 +123,7 @@ class ContainerCluster(Cluster):
 
     @property
     def mounts(self) -> tuple[str, ...]:
-        """The storage, as torchx takes mounts."""
+        """The storage as mounts in torchx's form."""
         return tuple(word for one in self.storage for word in one.mount)
 
 
@@ -144,7 +144,7 @@ class SlurmOptions(Config):
 
     partition: str | None = None
     time: str | None = None
-    """The most that a job may take, such as `"04:00:00"`."""
+    """The time limit of a job, such as `"04:00:00"`."""
     account: str | None = None
     qos: str | None = None
     reservation: str | None = None
@@ -153,7 +153,7 @@ class SlurmOptions(Config):
     constraint: str | None = None
     comment: str | None = None
     signal: str | None = None
-    """What the ranks are sent before the time limit, such as `TERM@120`: two minutes to checkpoint."""
+    """The signal sent to the ranks before the time limit, such as `TERM@120`: two minutes to checkpoint."""
 
 
 class SlurmCluster(Cluster):
@@ -164,7 +164,7 @@ class SlurmCluster(Cluster):
 
 
 class KubernetesOptions(Config):
-    """Where a Volcano job goes, and as whom it runs."""
+    """The queue and the identity of a Volcano job."""
 
     queue: str
     """The Volcano queue."""
@@ -181,7 +181,7 @@ class SecretKey(Config):
 
 
 class Toleration(Config):
-    """A taint of nodes that the pods may run on in spite of it."""
+    """A node taint that the pods tolerate."""
 
     key: str
     operator: Literal["Exists", "Equal"] = "Exists"
@@ -196,7 +196,7 @@ class Toleration(Config):
 
 
 class Security(Config):
-    """Whom the container's processes are; without root and capabilities, as the image is made."""
+    """The user and groups of the container's processes; without root and capabilities, as in the image."""
 
     user: PositiveInt = 1000
     """The user's id; the image's is 1000."""
@@ -219,23 +219,23 @@ class KubernetesCluster(ContainerCluster):
     pull_secrets: tuple[str, ...] = ()
     """Secrets with the registry's credentials, by name."""
     shm_mb: PositiveInt | None = None
-    """The most that /dev/shm may hold, in MB; by default half of the job's memory, which it counts towards."""
+    """The size of /dev/shm, in MB, which counts towards the job's memory; by default half of that memory."""
     secret: str | None = None
-    """The secret that holds the variables named in `run.secrets`, each under its own name."""
+    """The secret with the variables named in `run.secrets`, each under its own name."""
     secrets: dict[str, SecretKey] = {}
     """Environment variables whose values come from secrets."""
     node_selector: dict[str, str] = {}
     tolerations: tuple[Toleration, ...] = ()
     security: Security = Security()
     policies: dict[Event, Action] = {"PodFailed": "TerminateJob", "PodEvicted": "TerminateJob"}
-    """What Volcano does with a job after an event of one of its pods. By default a failed pod ends its peers, and the
-    job has failed; jobs with `max_retries` are restarted that often first."""
+    """Volcano's action on a job after an event of one of its pods. By default a failed pod ends the other pods and
+    fails the job; jobs with `max_retries` are first restarted up to that many times."""
     grace_s: PositiveInt = 120
     """Seconds between SIGTERM and SIGKILL."""
 
 
 class BatchOptions(Config):
-    """Where an AWS Batch job goes, and as whom it runs."""
+    """The queue and the identity of an AWS Batch job."""
 
     queue: str
     share_id: str | None = None
@@ -252,11 +252,11 @@ class BatchCluster(ContainerCluster):
     options: BatchOptions
     resources: NodeResources = NodeResources()
     shm_mb: PositiveInt | None = None
-    """The most that /dev/shm may hold, in MB; by default half of the job's memory, which it counts towards."""
+    """The size of /dev/shm, in MB, which counts towards the job's memory; by default half of that memory."""
     secrets: dict[str, Annotated[str, Field(pattern="^arn:")]] = {}
     """Environment variables whose values come from Secrets Manager or the Parameter Store, by ARN."""
     user: PositiveInt = 1000
-    """The id of the user that the container's processes are; the image's is 1000."""
+    """The user id of the container's processes; the image's is 1000."""
 
     @model_validator(mode="after")
     def _check_secrets(self) -> Self:
@@ -285,8 +285,8 @@ def load_cluster(name: str) -> Cluster:
         name: the name of a shipped one, such as `slurm`, or the path of a YAML file.
 
     Raises:
-        ConfigError: there is no such file, or a key or value breaks a rule; a misspelt name or key is told with its
-            nearest.
+        ConfigError: there is no such file, or a key or value breaks a rule; for a misspelt name or key, the message
+            suggests the nearest.
     """
     is_name = "/" not in name and not name.endswith((".yaml", ".yml"))
     file = SHIPPED / f"{name}.yaml" if is_name else Path(name)
@@ -297,7 +297,7 @@ def load_cluster(name: str) -> Cluster:
 
 
 def cluster_of(metadata: Mapping[str, Any], scheduler: str) -> Cluster | None:
-    """Return the cluster that a component put into a role's metadata; None: it was given none.
+    """Return the cluster that a component put into a role's metadata; None: there is none.
 
     Raises:
         ConfigError: the cluster's scheduler is another one.
@@ -312,10 +312,10 @@ def cluster_of(metadata: Mapping[str, Any], scheduler: str) -> Cluster | None:
 
 
 def queued_cluster(kind: type[Queued], metadata: Mapping[str, Any], image: str, options: Mapping[str, Any]) -> Queued:
-    """Return the cluster of a job; without a file, one that says what the scheduler's options say.
+    """Return the cluster of a job; without a file, one made from the scheduler's options.
 
     Args:
-        kind: the scheduler's model. metadata, image: of the job's role. options: the scheduler's, with the `queue`.
+        kind: the scheduler's model. metadata, image: the job's role's. options: the scheduler's, with the `queue`.
 
     Raises:
         ConfigError: see `cluster_of`; or there is neither a file nor a queue.
@@ -336,7 +336,7 @@ def metadata_of(cluster: Cluster) -> dict[str, Any]:
 
 
 def with_options(cluster: Cluster | None, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a scheduler's options: those that were given, else the cluster's."""
+    """Return a scheduler's options: those that were passed, with the cluster's as defaults."""
     given = {name: value for name, value in options.items() if value is not None}
     return {**options, **(cluster.scheduler_options if cluster is not None else {}), **given}
 

@@ -1,6 +1,6 @@
-"""Kubernetes: Volcano jobs as a cluster's file says, and the API server's refusals as errors that name what was asked.
+"""Kubernetes: Volcano jobs by a cluster's file, and the API server's refusals as errors that name the request.
 
-torchx 0.7.0 renders the job; of pods it knows image, resources and mounts alone.
+torchx 0.7.0 renders the job; of a pod's settings it only supports image, resources and mounts.
 """
 
 import json
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 _CONNECT_SECONDS, _READ_SECONDS, _ASK_SECONDS = 10, 30, 2
 
-# A container that waits for one of these never starts by itself.
+# A container that waits for one of these reasons cannot start without help.
 _NEVER_STARTS = (
     "ErrImagePull",
     "ImagePullBackOff",
@@ -50,7 +50,7 @@ _TIMESTAMP = re.compile(r"^\d{4}-\d\d-\d\dT\S+Z ")
 
 
 class KubernetesJobs(KubernetesScheduler):  # type: ignore[misc]  # torchx is not typed
-    """Kubernetes with Volcano, by a cluster's file."""
+    """Kubernetes with Volcano, configured by a cluster's file."""
 
     _client: "ApiClient | None"
 
@@ -59,7 +59,7 @@ class KubernetesJobs(KubernetesScheduler):  # type: ignore[misc]  # torchx is no
         self._answers = LastAnswers[DescribeAppResponse | None]()
 
     def _run_opts(self) -> runopts:
-        """Return torchx's options, none of them required: the cluster's file may have them."""
+        """Return torchx's options, none of them required: the cluster's file may set them."""
         options = runopts()
         options.add("namespace", type_=str, default=None, help="namespace of the job; by default the cluster's")
         options.add("queue", type_=str, default=None, help="Volcano queue; by default the cluster's")
@@ -83,15 +83,15 @@ class KubernetesJobs(KubernetesScheduler):  # type: ignore[misc]  # torchx is no
         """Submit a job.
 
         Raises:
-            SchedulerError: the API server refuses the job, such as for an unknown queue.
-            UnansweredError: it cannot be reached, or has an error of its own.
+            SchedulerError: the API server refuses the job, for example for an unknown queue.
+            UnansweredError: the API server cannot be reached, or has an internal error.
         """
         options = dryrun_info._cfg
         with _refusals(f"queue {options['queue']!r}, namespace {options['namespace']!r}"):
             return str(super().schedule(dryrun_info))
 
     def describe(self, app_id: str) -> DescribeAppResponse | None:
-        """Return a job's state; FAILED, with the reason, where a pod waits for an image or a secret there is not."""
+        """Return a job's state; FAILED, with the reason, if a pod waits for a missing image or secret."""
         return self._answers.of(app_id, self._ask)
 
     def _ask(self, app_id: str) -> DescribeAppResponse | None:
@@ -104,7 +104,7 @@ class KubernetesJobs(KubernetesScheduler):  # type: ignore[misc]  # torchx is no
                 return None
             raise
         except KeyError as error:
-            if error.args != ("Completing",):  # torchx 0.7.0 does not know this phase
+            if error.args != ("Completing",):  # torchx 0.7.0 does not support this phase
                 raise
             return DescribeAppResponse(app_id, state=AppState.RUNNING)
         if answer is not None and answer.state in (AppState.PENDING, AppState.RUNNING):
@@ -124,9 +124,9 @@ class KubernetesJobs(KubernetesScheduler):  # type: ignore[misc]  # torchx is no
         should_tail: bool = False,
         streams: Stream | None = None,
     ) -> Iterable[str]:
-        """Yield the lines of a pod's log, without the timestamps that the API server puts before them.
+        """Yield the lines of a pod's log, without the API server's timestamps.
 
-        A log that is followed begins once the job does: until then the API server refuses to give it.
+        If the log is followed, wait until the job has started: before that the API server refuses to return it.
         """
         while should_tail and self._is_waiting(app_id):
             time.sleep(_ASK_SECONDS)
@@ -151,7 +151,7 @@ class KubernetesJobs(KubernetesScheduler):  # type: ignore[misc]  # torchx is no
                     yield f"image {status.image!r}: {waiting.reason}: {waiting.message}"
 
     def _api_client(self) -> "ApiClient":
-        """Return the client: by the kubeconfig, or within a pod by its service account.
+        """Return the client, configured by the kubeconfig, or within a pod by its service account.
 
         Raises:
             ConfigError: there is neither.
@@ -165,9 +165,9 @@ def _connect() -> "ApiClient":
     from kubernetes import client, config
 
     class Bounded(client.ApiClient):  # type: ignore[misc]  # the client is not typed
-        """A client that waits for a connection for some seconds only, and reads a pod's log as text.
+        """A client with a connection timeout of some seconds, which reads a pod's log as text.
 
-        The client's version 36 hands on a log as `str` of bytes.
+        Version 36 of the client returns a log as the `str` of bytes.
         """
 
         def deserialize(self, response: Any, response_type: Any) -> Any:
@@ -193,7 +193,7 @@ def _connect() -> "ApiClient":
 
 @contextmanager
 def _refusals(what: str) -> Iterator[None]:
-    """Tell what was asked of the API server when it refuses."""
+    """Convert the API server's refusals into our errors, which name the request."""
     from kubernetes.client.rest import ApiException
     from urllib3.exceptions import HTTPError
 
@@ -214,7 +214,7 @@ def _message(error: Any) -> str:
 
 
 def _apply(job: dict[str, Any], cluster: KubernetesCluster, role: Role) -> None:
-    """Put into a rendered job what the cluster's file says of its pods."""
+    """Apply the cluster's file to the pods of a rendered job."""
     job["spec"]["policies"] = [{"event": event, "action": action} for event, action in cluster.policies.items()]
     references = _references(cluster, role.metadata.get(SECRETS_KEY, ()))
     shm_mb = min(cluster.shm_mb or role.resource.memMB // 2, role.resource.memMB)
@@ -256,10 +256,10 @@ def _apply_to_pod(
 
 
 def _references(cluster: KubernetesCluster, names: Iterable[str]) -> dict[str, SecretKey]:
-    """Return where each secret variable's value is.
+    """Return, for each secret variable, the secret and key of its value.
 
     Raises:
-        ConfigError: a variable is to be kept secret, and the file names no secret that has it.
+        ConfigError: a variable must be kept secret, but the file names no secret that contains it.
     """
     references = dict(cluster.secrets)
     for name in names:

@@ -1,1 +1,1 @@
-"""Object stores: paths that are URLs, and what of them lies on this machine (docs/clusters.md)."""
+"""Object stores: paths that are URLs, and their copies on this machine (docs/clusters.md)."""

@@ -1,7 +1,7 @@
 """Google's, Azure's and Hadoop's stores, by pyarrow.fs, which has no conditional put.
 
-Credentials come from each one's usual chain. `write_new` looks, writes, and reads back: two writers within that moment
-are not told apart by the store. The output's lease still tells jobs of a driver apart.
+Credentials come from each one's usual chain. `write_new` checks, writes, and reads back: two writers at the same moment
+may both succeed. The output's lease still prevents this for jobs of a driver.
 """
 
 import contextlib
@@ -19,17 +19,17 @@ from sidestack.infra.masking import one_line
 from sidestack.infra.remote.objects import AwayError, Found, Patience
 
 _RETRY = timedelta(seconds=20)
-"""Google's client tries for a quarter of an hour by itself."""
+"""Retry limit: Google's client retries for a quarter of an hour by default."""
 _CHUNK = 8 << 20
 _HAS_FOLDERS = ("hdfs", "file")
-"""Stores in which a file is seen while it is written, and folders stay when they are empty."""
+"""Stores in which a file is visible while it is written, and empty folders stay."""
 
 
 def filesystem_of(scheme: str, host: str) -> Any:
-    """Return pyarrow's filesystem of a bucket, container or name node.
+    """Return pyarrow's filesystem for a bucket, container or name node.
 
     Raises:
-        RemoteError: this build of pyarrow has none for the scheme, or the store's client has no settings or library.
+        RemoteError: this build of pyarrow has none for the scheme, or the store's client lacks settings or a library.
     """
     try:
         if scheme == "gs":
@@ -44,7 +44,7 @@ class ArrowObjects:
     """The objects of one bucket; see `infra.remote.objects.Objects`."""
 
     def __init__(self, filesystem: Any, scheme: str, host: str) -> None:
-        """Hold a filesystem of pyarrow's."""
+        """Hold a pyarrow filesystem."""
         self._fs = filesystem
         self._scheme = scheme
         self._host = host
@@ -73,7 +73,7 @@ class ArrowObjects:
         self._patience.asking(put)
 
     def write_new(self, key: str, content: bytes, writer: str) -> bool:
-        """Write an object unless there is one, and return whether what is there then has this writer's bytes."""
+        """Write an object unless there is one; return whether the object then has this writer's bytes."""
         found = self.read(key)
         if found is None:
             self.write(key, content)
@@ -99,7 +99,7 @@ class ArrowObjects:
         self._patience.asking(get)
 
     def listed(self, prefix: str, at_most: int | None = None) -> list[Found]:
-        """Return the objects whose keys begin with a prefix, in order: all, or the first ones."""
+        """Return the objects whose keys begin with a prefix, in order; all, or the first `at_most`."""
         folder = prefix.rpartition("/")[0]
 
         def found() -> list[Found]:
@@ -113,7 +113,7 @@ class ArrowObjects:
         return self._patience.asking(found)
 
     def remove(self, keys: Sequence[str]) -> None:
-        """Remove objects; one that is not there is no fault."""
+        """Remove objects; missing ones are ignored."""
         for key in keys:
 
             def delete(key: str = key) -> None:
@@ -124,7 +124,7 @@ class ArrowObjects:
 
     @contextlib.contextmanager
     def _writing(self, key: str) -> Iterator[Any]:
-        """Open an object for writing, which appears whole."""
+        """Open an object for writing; it appears atomically."""
         if self._scheme not in _HAS_FOLDERS:
             with self._fs.open_output_stream(self._path(key)) as opened:
                 yield opened
@@ -135,12 +135,12 @@ class ArrowObjects:
         with self._fs.open_output_stream(self._path(temporary)) as opened:
             yield opened
         with contextlib.suppress(FileNotFoundError):
-            if self._scheme == "hdfs":  # whose rename does not replace
+            if self._scheme == "hdfs":  # its rename does not replace files
                 self._fs.delete_file(self._path(key))
         self._fs.move(self._path(temporary), self._path(key))
 
     def _path(self, key: str) -> str:
-        """Return a key as the filesystem has it: below the bucket, except where the host is the whole store."""
+        """Return a key as a path of the filesystem: below the bucket, unless the host is the whole store."""
         return f"/{key}" if self._scheme in _HAS_FOLDERS else f"{self._container}/{key}".rstrip("/")
 
     def _key(self, path: str) -> str:
@@ -148,12 +148,12 @@ class ArrowObjects:
 
     @property
     def _container(self) -> str:
-        """The bucket; of `container@account.dfs.core.windows.net` the container."""
+        """The bucket; for `container@account.dfs.core.windows.net` the container."""
         return self._host.partition("@")[0]
 
     @contextlib.contextmanager
     def _naming(self, key: str) -> Iterator[None]:
-        """Turn pyarrow's errors into ours."""
+        """Convert pyarrow's errors into ours."""
         url = f"{self._scheme}://{self._host}/{key}".rstrip("/")
         try:
             yield

@@ -1,6 +1,6 @@
-"""Files of a store and their copies in this machine's mirror: single ones, and folders that others fill.
+"""Files of a store and their copies in this machine's mirror: single files, and folders that others fill.
 
-Every function takes a path as `infra.remote.urls.place` returns it, and does for a local path what one would expect.
+Every function takes a path from `infra.remote.urls.place`, and works for local paths, too.
 """
 
 import contextlib
@@ -17,20 +17,20 @@ from sidestack.infra.remote.objects import Found, Objects, objects_of
 from sidestack.infra.remote.urls import url_of
 
 AT_A_TIME = 8
-"""Files that are put or fetched at a time."""
+"""Files that are uploaded or fetched in parallel."""
 
 
 def remote(path: str | Path) -> tuple[Objects, str] | None:
-    """Return the store of a path that stands for a URL, and its key there; None: it is a local path."""
+    """Return the store and the key of a path that stands for a URL; None: it is a local path."""
     url = url_of(path)
     return None if url is None else objects_of(url)
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return a file's bytes, of a URL those that the store has.
+    """Return a file's bytes; for a URL those in the store.
 
     Raises:
-        FileNotFoundError: there is none. OSError: it cannot be read. RemoteError: the store does not let it be read.
+        FileNotFoundError: there is none. OSError: it cannot be read. RemoteError: the store fails or refuses.
     """
     found = remote(path)
     if found is None:
@@ -43,7 +43,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def is_there(path: Path) -> bool:
-    """Return whether there is a file or a folder, of a URL in the store."""
+    """Return whether a file or folder exists; for a URL in the store."""
     found = remote(path)
     if found is None:
         return path.exists()
@@ -52,7 +52,7 @@ def is_there(path: Path) -> bool:
 
 
 def put(file: Path) -> None:
-    """Write a file of the mirror to the store; no-op for a local path."""
+    """Upload a file of the mirror to the store; no-op for a local path."""
     found = remote(file)
     if found is not None:
         store, key = found
@@ -60,7 +60,7 @@ def put(file: Path) -> None:
 
 
 def claim(file: Path, content: bytes) -> bool:
-    """Write a file to the store unless there is one, and return whether that was done; True for a local path."""
+    """Write a file to the store unless there is one; return whether it was written; True for a local path."""
     found = remote(file)
     if found is None:
         return True
@@ -69,7 +69,7 @@ def claim(file: Path, content: bytes) -> bool:
 
 
 def remove_file(file: Path) -> None:
-    """Remove a file, if it is there."""
+    """Remove a file, if it exists."""
     file.unlink(missing_ok=True)
     found = remote(file)
     if found is not None:
@@ -78,10 +78,10 @@ def remove_file(file: Path) -> None:
 
 
 def remove_folder(folder: Path, *, first: str = "") -> None:
-    """Remove a folder and what is in it, on this machine and in the store; what cannot be removed is left.
+    """Remove a folder and its content, on this machine and in the store; what cannot be removed is left.
 
     Args:
-        folder: it. first: a file of it that goes before all others, by which readers know that it is whole.
+        folder: the folder. first: a file to remove before all others: the one that tells readers the folder is whole.
     """
     found = remote(folder)
     if found is not None:
@@ -93,7 +93,7 @@ def remove_folder(folder: Path, *, first: str = "") -> None:
 
 
 def folders(folder: Path, *, having: str = "") -> list[Path]:
-    """Return the folders within a folder, of a URL those in the store; all, or those that have a file of some name."""
+    """Return the folders within a folder, for a URL those in the store: all, or those with a file named `having`."""
     found = remote(folder)
     if found is None:
         return [one for one in folder.glob("*/") if (one / having).exists()]
@@ -104,8 +104,10 @@ def folders(folder: Path, *, having: str = "") -> list[Path]:
 
 
 def refresh(path: Path) -> None:
-    """Have this machine's copy of a file, or of a folder's files, be what the store has, such as another machine's
-    records; no-op for a local path."""
+    """Update this machine's copy of a file or a folder's files, such as another machine's records, from the store.
+
+    No-op for a local path.
+    """
     found = remote(path)
     if found is not None:
         store, key = found
@@ -114,9 +116,9 @@ def refresh(path: Path) -> None:
 
 
 def fetch_sources(paths: Iterable[Path]) -> None:
-    """Copy what others put into a store to this machine: files, folders, or globs; no-op for local paths.
+    """Copy files, folders or globs that others put into a store to this machine; no-op for local paths.
 
-    A copy is fetched again when the object's time, tag or size is another; one whose object is gone is removed.
+    A copy is fetched again if the object's time, tag or size has changed, and removed if the object is gone.
 
     Raises:
         DataError: there is nothing at a URL. RemoteError: a store cannot be reached, or refuses.
@@ -156,7 +158,7 @@ def _is_wild(part: str) -> bool:
 
 
 def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
-    """Return whether a path is what `Path.glob` finds for a pattern, or lies in it; every path fits an empty one."""
+    """Return whether a path matches a pattern of `Path.glob`, or is below a match; an empty pattern matches all."""
     if not pattern:
         return True
     if pattern[0] == "**":
@@ -178,10 +180,10 @@ def _is_same(file: Path, one: Found) -> bool:
 
 
 def fetch(store: Objects, wanted: Sequence[tuple[str, Path, int]]) -> None:
-    """Write objects into files, each of which appears whole; several at a time.
+    """Write objects into files, which appear atomically, several in parallel.
 
     Args:
-        store: of the objects. wanted: key, file, and the time that the file gets, in ns; 0: the present one.
+        store: the store of the objects. wanted: key, file, and the file's new time, in ns; 0: the current time.
     """
 
     def one(key: str, file: Path, stamp: int) -> None:
@@ -199,7 +201,7 @@ def fetch(store: Objects, wanted: Sequence[tuple[str, Path, int]]) -> None:
 
 
 def at_a_time(work: "Callable[[tuple[str, Path, int]], None]", items: Sequence[tuple[str, Path, int]]) -> None:
-    """Do some work for each item in a few threads; the first error is raised once all have ended."""
+    """Do some work for each item in a few threads; raise the first error once all have ended."""
     with ThreadPoolExecutor(AT_A_TIME) as pool:
         for _ in pool.map(work, items):
             pass

@@ -22,7 +22,7 @@ def _checked(text: str) -> str:
 
 
 Place = Annotated[Path, BeforeValidator(_place), PlainSerializer(address, return_type=str, when_used="json")]
-"""A local path, or a URL, which is written down as a URL: it is of no machine."""
+"""A local path, or a URL, which is serialized as a URL: it does not depend on the machine."""
 LocalPath = Annotated[Path, BeforeValidator(_local)]
 """A path on this machine."""
 PlaceText = Annotated[str, AfterValidator(_checked)]

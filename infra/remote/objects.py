@@ -1,7 +1,7 @@
-"""What we ask of an object store, and which one answers for a URL.
+"""The interface of object stores, and the choice of the store for a URL.
 
-A store that has answered this process is asked again for some minutes when it is away, so that an outage does not end a
-day's training; one that never answered is told of at once.
+Requests to a store that has answered this process before are retried for some minutes while it is unreachable, so that
+an outage does not end a day's training. A store that has never answered causes an error at once.
 """
 
 import functools
@@ -18,7 +18,7 @@ from sidestack.infra.errors import RemoteError
 T = TypeVar("T")
 
 PATIENCE_S = 300.0
-"""How long a store that has answered before is asked again."""
+"""How long requests to a store that has answered before are retried."""
 _PAUSE_S = 2.0
 _LONGEST_PAUSE_S = 30.0
 
@@ -27,7 +27,7 @@ class Found(NamedTuple):
     """An object of a store.
 
     Attributes:
-        key: its name within the bucket. size: its bytes. stamp: changes when it is written anew.
+        key: its name within the bucket. size: its bytes. stamp: changes when it is rewritten.
     """
 
     key: str
@@ -36,7 +36,7 @@ class Found(NamedTuple):
 
 
 class Objects(Protocol):
-    """The objects of a bucket, by key. What one cannot do, or is not allowed, is a `RemoteError` that names the URL."""
+    """The objects of a bucket, by key. A failed or refused request raises a `RemoteError` that names the URL."""
 
     def read(self, key: str) -> bytes | None:
         """Return an object's bytes; None: there is none."""
@@ -45,36 +45,36 @@ class Objects(Protocol):
         """Write an object, or replace it."""
 
     def write_new(self, key: str, content: bytes, writer: str) -> bool:
-        """Write an object unless there is one, and return whether it is this writer's, who may ask twice."""
+        """Write an object unless there is one; return whether it is this writer's, which may retry the call."""
 
     def upload(self, file: Path, key: str) -> None:
-        """Write a local file's bytes as an object, which appears whole or not at all."""
+        """Write a local file's bytes as an object, which appears atomically."""
 
     def download(self, key: str, file: Path) -> None:
         """Write an object's bytes into a local file."""
 
     def listed(self, prefix: str, at_most: int | None = None) -> list[Found]:
-        """Return the objects whose keys begin with a prefix, in order: all, or the first ones."""
+        """Return the objects whose keys begin with a prefix, in order; all, or the first `at_most`."""
 
     def remove(self, keys: Sequence[str]) -> None:
-        """Remove objects; one that is not there is no fault."""
+        """Remove objects; missing ones are ignored."""
 
 
 class AwayError(RemoteError):
-    """A store does not answer, or says that it cannot for now."""
+    """A store does not answer, or is temporarily unavailable."""
 
 
 class Patience:
-    """Asks one store again when it is away, if it has answered before."""
+    """Retries for one store that is unreachable, if it has answered before."""
 
     def __init__(self) -> None:
         self._has_answered = threading.Event()
 
     def asking(self, call: Callable[[], T]) -> T:
-        """Return what a call returns.
+        """Return the result of a call, with retries.
 
         Raises:
-            RemoteError: the call's own; of a store that is away, when it never answered or is away for too long.
+            RemoteError: the call's own; for an unreachable store if it never answered or is away for too long.
         """
         began, pause = time.monotonic(), _PAUSE_S
         while True:
@@ -101,14 +101,14 @@ def objects_of(url: str) -> tuple[Objects, str]:
     """Return the store of a URL, and the URL's key in it.
 
     Raises:
-        RemoteError: what the store's client needs is not installed, or it has no credentials.
+        RemoteError: a package for the store's client is not installed, or there are no credentials.
     """
     scheme, _, rest = url.partition("://")
     host, _, key = rest.partition("/")
     return _opened(scheme, host, os.getpid()), key
 
 
-@functools.cache  # not shared with forks: connections are of the process that opened them
+@functools.cache  # per process id: a fork must not share connections
 def _opened(scheme: str, host: str, process: int) -> Objects:
     if scheme == "s3":
         from sidestack.infra.remote.s3 import S3Objects

@@ -1,4 +1,4 @@
-"""S3 and what speaks its language, by boto3, which has the conditional put that a commit needs.
+"""S3 and compatible stores, by boto3, which has the conditional put that a commit needs.
 
 Credentials, region and endpoint (`AWS_ENDPOINT_URL`, `AWS_ENDPOINT_URL_S3`) come from boto3's usual chain.
 """
@@ -52,10 +52,10 @@ class S3Objects:
     """The objects of one bucket; see `infra.remote.objects.Objects`."""
 
     def __init__(self, bucket: str) -> None:
-        """Make the client; nothing is sent.
+        """Make the client, without a request.
 
         Raises:
-            RemoteError: boto3 is not installed, or its settings have a fault.
+            RemoteError: boto3 is not installed, or its settings are faulty.
         """
         self._bucket = bucket
         self._patience = Patience()
@@ -70,7 +70,7 @@ class S3Objects:
             "retries": {"total_max_attempts": _TRIES, "mode": "standard"},
             "max_pool_connections": 32,
         }
-        if any(os.environ.get(name) for name in _ENDPOINTS):  # a server of one's own has no host name a bucket
+        if any(os.environ.get(name) for name in _ENDPOINTS):  # a private server has no host name per bucket
             settings["s3"] = {"addressing_style": "path"}
         with self._naming(""):
             self._client = boto3.session.Session().client("s3", config=Config(**settings))
@@ -89,9 +89,9 @@ class S3Objects:
         self._asked(key, lambda: self._client.put_object(Bucket=self._bucket, Key=key, Body=content))
 
     def write_new(self, key: str, content: bytes, writer: str) -> bool:
-        """Write an object unless there is one, and return whether it is this writer's.
+        """Write an object unless there is one; return whether it is this writer's.
 
-        An answer may be lost, so that the put is sent again and finds its own object: the writer stands in it.
+        If an answer is lost, the put is sent again and finds its own object, recognized by the writer in its metadata.
         """
         from botocore.exceptions import ClientError
 
@@ -110,7 +110,7 @@ class S3Objects:
         return bool(self._asked(key, put))
 
     def upload(self, file: Path, key: str) -> None:
-        """Write a local file's bytes as an object, in parts where it is large."""
+        """Write a local file's bytes as an object, a large one in parts."""
 
         def put() -> None:
             with file.open("rb") as opened:
@@ -128,7 +128,7 @@ class S3Objects:
         self._asked(key, get)
 
     def listed(self, prefix: str, at_most: int | None = None) -> list[Found]:
-        """Return the objects whose keys begin with a prefix, in order: all, or the first ones."""
+        """Return the objects whose keys begin with a prefix, in order; all, or the first `at_most`."""
 
         def pages() -> list[Found]:
             paginator = self._client.get_paginator("list_objects_v2")
@@ -143,7 +143,7 @@ class S3Objects:
         return self._asked(prefix, pages) or []
 
     def remove(self, keys: Sequence[str]) -> None:
-        """Remove objects; one that is not there is no fault."""
+        """Remove objects; missing ones are ignored."""
         for start in range(0, len(keys), _REMOVED_AT_ONCE):
             some = [{"Key": key} for key in keys[start : start + _REMOVED_AT_ONCE]]
 
@@ -155,7 +155,7 @@ class S3Objects:
                 raise RemoteError(f"{self._url(fault['Key'])}: cannot be removed: {_refusal(fault['Code'])}")
 
     def _asked(self, key: str, call: Callable[[], T], *, missing: bool = False) -> T | None:
-        """Return what a call returns; None: there is no such object, where that may be."""
+        """Return the result of a call, with retries; None: there is no such object, if `missing` allows that."""
 
         def named() -> T | None:
             from botocore.exceptions import ClientError
@@ -175,7 +175,7 @@ class S3Objects:
 
     @contextmanager
     def _naming(self, key: str) -> Iterator[None]:
-        """Turn boto3's errors into ours."""
+        """Convert boto3's errors into ours."""
         from botocore import exceptions as theirs
 
         url = self._url(key)
@@ -200,7 +200,7 @@ class S3Objects:
             ) from error
         except RemoteError:
             raise
-        except (theirs.BotoCoreError, ValueError) as error:  # such as an endpoint that is no address
+        except (theirs.BotoCoreError, ValueError) as error:  # such as an endpoint that is not an address
             raise RemoteError(f"{url}: {one_line(error)}") from error
 
 
@@ -225,8 +225,8 @@ def _refusal(code: str) -> str:
 
 
 def _stamp(modified: float, tag: str) -> int:
-    """Return nanoseconds that tell two writings of an object apart: the second, and in it what the bytes' tag decides.
+    """Return a time in ns that distinguishes two versions of an object: its second, plus a fraction from its tag.
 
-    Stores tell times by the second, and a local file keeps its time beside its bytes.
+    Stores record times in seconds, and a local copy stores this stamp as its modification time.
     """
     return int(modified) * 10**9 + int(sha256(tag.encode()).hexdigest()[:12], 16) % 10**9

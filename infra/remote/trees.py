@@ -1,10 +1,10 @@
 """Committed directories in a store.
 
-    <url>/manifest.json          put last, and only if there is none: who puts it has committed
-    <url>/<tree>/<name>          the files, in a folder named after all their names and contents
+    <url>/manifest.json          uploaded last, and only if there is none: its writer has committed
+    <url>/<tree>/<name>          the files, in a folder named by a digest of all their names and contents
 
-Two writers of one output write the same folder only if they write the same bytes, so that nobody's files are changed by
-another, and a manifest is always of whole files. What a writer left that did not commit is removed by the one that did.
+Two writers of one output write the same folder only if they write the same bytes. So no writer changes another's files,
+and a manifest always describes whole files. The writer that commits removes the files of those that did not.
 """
 
 import contextlib
@@ -23,20 +23,20 @@ from sidestack.infra.remote.objects import Objects
 from sidestack.infra.remote.urls import url_of
 
 _OURS = re.compile(r"[0-9a-f]{32}/.+|\.probe-[0-9a-f]{8}", re.DOTALL)
-"""What a writer puts into the place of a directory, the manifest aside."""
+"""The names that a writer creates at a directory's URL, except the manifest."""
 _LOOKED_AT = 1000
 
 
 def tree_name(digests: Mapping[str, str]) -> str:
-    """Return the name of the folder of some files, by their SHA-256."""
+    """Return the name of the folder for some files, derived from their SHA-256."""
     lines = "\n".join(f"{name}\0{digest}" for name, digest in sorted(digests.items()))
     return sha256(lines.encode()).hexdigest()[:32]
 
 
 def what_is_there(path: Path, manifest: str) -> tuple[bool, str | None]:
-    """Return whether a directory is committed in a store, and the URL of something in it that is not ours, if any.
+    """Return whether a directory is committed in a store, and the URL of a foreign object in it, if any.
 
-    Of a place that holds more than a commit has, such as a whole bucket, only the first objects are looked at.
+    If there are more objects than a commit has, as in a whole bucket, only the first ones are checked.
     """
     store, key = _remote(path)
     found = [one.key.removeprefix(f"{key}/") for one in store.listed(f"{key}/", _LOOKED_AT)]
@@ -45,7 +45,7 @@ def what_is_there(path: Path, manifest: str) -> tuple[bool, str | None]:
 
 
 def read_manifest_bytes(path: Path, manifest: str) -> bytes | None:
-    """Return the bytes of the manifest of a directory in a store; None: it is not committed."""
+    """Return the bytes of a directory's manifest in a store; None: the directory is not committed."""
     found = remote(path)
     assert found is not None, f"{path}: is a local path"
     store, key = found
@@ -66,10 +66,11 @@ def require_writable(path: Path) -> None:
 
 
 def put_files(path: Path, staging: Path, names: Sequence[str], digests: Mapping[str, str]) -> None:
-    """Put files of a directory that is to be committed.
+    """Upload files of a directory that is to be committed.
 
     Args:
-        path: the directory. staging: where the files lie now. names: of those to put. digests: of all files, by name.
+        path: the directory. staging: the local directory of the files. names: the files to upload. digests: SHA-256 of
+            all files, by name.
     """
     store, key = _remote(path)
     folder = f"{key}/{tree_name(digests)}"
@@ -77,20 +78,20 @@ def put_files(path: Path, staging: Path, names: Sequence[str], digests: Mapping[
 
 
 def commit(path: Path, manifest: str, content: bytes, digests: Mapping[str, str], writer: str) -> None:
-    """Commit a directory whose files were put: put its manifest, if there is none.
+    """Commit a directory whose files were uploaded: upload its manifest, if there is none.
 
     Args:
-        path: the directory. manifest: the file's name. content: its bytes. digests: of all files, by name.
-        writer: names who commits, so that an answer that was lost is not taken for another's commit.
+        path: the directory. manifest: the file's name. content: its bytes. digests: SHA-256 of all files, by name.
+        writer: identifies this writer, so that after a lost answer its own commit is not mistaken for another's.
 
     Raises:
-        AlreadyCommittedError: another writer has committed it; what was put here is removed.
+        AlreadyCommittedError: another writer has committed it; the files uploaded here are removed.
     """
     store, key = _remote(path)
     own = tree_name(digests)
     is_own = store.write_new(f"{key}/{manifest}", content, writer)
     kept = own if is_own else _tree_of(store.read(f"{key}/{manifest}") or b"")
-    with contextlib.suppress(RemoteError):  # what is left of writers that did not come to commit, or of this one
+    with contextlib.suppress(RemoteError):  # remains of writers that did not commit, or of this one
         inside = [one.key.removeprefix(f"{key}/") for one in store.listed(f"{key}/" if is_own else f"{key}/{own}/")]
         left = [one for one in inside if _OURS.fullmatch(one) and kept and not one.startswith(f"{kept}/")]
         store.remove([f"{key}/{one}" for one in left])
@@ -99,7 +100,7 @@ def commit(path: Path, manifest: str, content: bytes, digests: Mapping[str, str]
 
 
 def _tree_of(manifest: bytes) -> str:
-    """Return the folder of the files of a manifest; empty where it cannot be told."""
+    """Return the folder of a manifest's files; empty if the manifest cannot be parsed."""
     try:
         return tree_name({name: entry["sha256"] for name, entry in json.loads(manifest)["files"].items()})
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -108,13 +109,13 @@ def _tree_of(manifest: bytes) -> str:
 
 @contextmanager
 def fetching(path: Path, names: Sequence[str], digests: Mapping[str, str]) -> Iterator[Path]:
-    """Fetch files of a committed directory, and have them take its copy's place when the body ends without error.
+    """Fetch files of a committed directory; they replace its local copy when the body ends without error.
 
     Args:
-        path: the directory. names: of the files. digests: of all files, by name.
+        path: the directory. names: the files to fetch. digests: SHA-256 of all files, by name.
 
     Yields:
-        the temporary directory that holds them.
+        the temporary directory with the files.
 
     Raises:
         RemoteError: the store cannot be reached, refuses, or lacks a file.
@@ -126,7 +127,7 @@ def fetching(path: Path, names: Sequence[str], digests: Mapping[str, str]) -> It
 
 @contextmanager
 def fetching_into(path: Path, names: Sequence[str], digests: Mapping[str, str]) -> Iterator[Path]:
-    """Fetch files of a committed directory, and have each take its copy's place when the body ends without error.
+    """Fetch files of a committed directory; each replaces its local copy when the body ends without error.
 
     Arguments, value and errors are those of `fetching`.
     """
@@ -151,14 +152,14 @@ def _fetched(path: Path, names: Sequence[str], digests: Mapping[str, str]) -> It
 
 
 def sizes(path: Path, digests: Mapping[str, str]) -> dict[str, int]:
-    """Return the bytes of the files of a committed directory that are in the store, by name."""
+    """Return the sizes in bytes of a committed directory's files that are in the store, by name."""
     store, key = _remote(path)
     folder = f"{key}/{tree_name(digests)}/"
     return {one.key.removeprefix(folder): one.size for one in store.listed(folder)}
 
 
 def _take_place(staging: Path, path: Path) -> None:
-    """Rename a directory, over what is there; where another process does so meanwhile, its copy is as good."""
+    """Move a directory to its path, replacing what is there; if another process did so first, keep its equal copy."""
     with contextlib.suppress(FileNotFoundError):
         path.rename(staging.with_name(f"{staging.name}.old"))
     try:

@@ -1,11 +1,11 @@
-"""Paths that a user gives: local ones, and URLs of an object store, each of which has its place on this machine.
+"""Paths from a user: local ones, and URLs of an object store, which map to paths on this machine.
 
-All code works with `pathlib.Path`. Where a URL comes in, `place` turns it into a path of this machine's *mirror*, a
-folder of its own: `s3://bucket/runs` becomes `<mirror>/s3/bucket/runs`. So joining, names and relative paths are those
-of any folder. Where a path goes out to another machine, `address` turns it back. What lies in the mirror is a copy of
-what the store holds, or is local on purpose, such as logs (`infra.remote.copies`).
+All code works with `pathlib.Path`. `place` converts a URL to a path in this machine's *mirror*, a folder of its own:
+`s3://bucket/runs` becomes `<mirror>/s3/bucket/runs`. So joins, names and relative paths work as for any folder. For use
+on another machine, `address` converts a path back. The files in the mirror are copies of the store's files, or local on
+purpose, such as logs (`infra.remote.copies`).
 
-Imports nothing but the standard library and our errors: components read URLs, too, and start without torch.
+This module imports only the standard library and our errors: components also read URLs, and start without torch.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from sidestack.infra.errors import AddressError
 
 SCHEMES = ("s3", "gs", "abfs", "abfss", "hdfs")
 MIRROR_VARIABLE = "SIDESTACK_MIRROR"
-"""Names the mirror's folder, where it is not in the user's cache."""
+"""The variable with the mirror's folder; by default it is in the user's cache."""
 
 _OTHER_NAMES = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "az": "abfs", "adl": "abfs", "wasb": "abfs", "wasbs": "abfss"}
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
@@ -31,7 +31,7 @@ def place(path: str | Path) -> Path:
     """Return the path on this machine that stands for a local path or a URL.
 
     Raises:
-        AddressError: it looks like a URL and is none that can be used; the message shows no password.
+        AddressError: it looks like a URL but cannot be used as one; the message shows no password.
     """
     text = os.fspath(path)
     url = _URL.fullmatch(text)
@@ -74,9 +74,9 @@ def _check(scheme: str, host: str, text: str) -> None:
 
 
 def mirror() -> Path:
-    """Return the folder of this machine that holds the paths which stand for URLs.
+    """Return this machine's folder of the paths that stand for URLs.
 
-    By default it lies in the user's cache, in a folder named after the host: homes are often shared.
+    By default it is in the user's cache, in a folder named after the host: home directories are often shared.
     """
     named = os.environ.get(MIRROR_VARIABLE, "").strip()
     if named:
@@ -84,7 +84,7 @@ def mirror() -> Path:
     return _real(f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/sidestack/{socket.gethostname() or 'host'}")
 
 
-@functools.cache  # asked of every path
+@functools.cache  # called for every path
 def _real(folder: str) -> Path:
     return Path(os.path.realpath(Path(folder).expanduser()))
 
@@ -100,12 +100,12 @@ def url_of(path: str | Path) -> str | None:
 
 
 def address(path: str | Path) -> str:
-    """Return a path as it is called on every machine: the URL that it stands for, or the path itself."""
+    """Return a path's name on every machine: the URL that it stands for, or the path itself."""
     return url_of(path) or os.fspath(path)
 
 
 def with_urls(text: str) -> str:
-    """Return a message in which files of the mirror are called by their URLs."""
+    """Replace paths of the mirror in a message by their URLs."""
     for scheme in SCHEMES:
         text = text.replace(f"{mirror()}/{scheme}/", f"{scheme}://")
     return text
@@ -124,7 +124,7 @@ def local(path: str | Path) -> Path:
 
 
 def path_argument(text: str) -> Path:
-    """Return `place` of a command's argument, as a type of `argparse`."""
+    """Return `place` of a command's argument; a type for `argparse`."""
     try:
         return place(text)
     except AddressError as error:
@@ -132,12 +132,12 @@ def path_argument(text: str) -> Path:
 
 
 def local_argument(text: str) -> Path:
-    """Return `local` of a command's argument, as a type of `argparse`."""
+    """Return `local` of a command's argument; a type for `argparse`."""
     try:
         return local(text)
     except AddressError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-if __name__ == "__main__":  # a job's script asks where a URL's logs lie on its node
+if __name__ == "__main__":  # a job's script calls this to locate a URL's logs on its node
     print(place(sys.argv[1]))
