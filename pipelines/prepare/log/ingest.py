@@ -72,7 +72,7 @@ class RawPart:
     def is_kept(self, store: Store) -> bool:
         """Whether its rows are still stored: retention deletes rows but keeps the manifest, so the file is not read
         again."""
-        folder = store.path / self.entry.path  # nothing is deleted from a URL: a folder that is not here is in the store
+        folder = store.path / self.entry.path  # nothing is deleted at a URL: what is not here is in the store
         return url_of(folder) is not None or (folder / FILE).is_file()
 
     @property
@@ -138,7 +138,7 @@ def _private(table: RawTable, config: LogConfig) -> RawTable:
 
 
 def repairs(parts: Mapping[str, Sequence[RawPart]]) -> Iterator[str]:
-    """Return a message on dropped rows and values, for each kind of files."""
+    """Yield messages on dropped rows and values, by kind of files."""
     for name, found in parts.items():
         if dropped := sum(part.dropped for part in found):
             yield f"{name}: {dropped:,} rows lack an id or a time and are left out"

@@ -171,7 +171,7 @@ class LogSource:
         """Return the newest stored state that suffices for the rows of dates from the first on.
 
         If retention removed rows and no such state is stored, return the oldest stored state, if any: recent counts
-        then lack the removed rows. Without any state, all counts lack them.
+        then lack the removed rows. Without any state, histories and all counts lack them.
         """
         days, latest = self.days(), self._since(first)
         for day in reversed(days):

@@ -28,7 +28,7 @@ class KeyPlace(Config):
 
 
 def _without_secret(value: Any) -> Any:
-    """Return None for an invalid place: errors show values, and this one may be the key itself."""
+    """Replace an invalid place by `{}`: errors show values, and this one may be the key itself."""
     if isinstance(value, KeyPlace):
         return value
     if not isinstance(value, Mapping) or not value.keys() <= {"env", "file"}:
