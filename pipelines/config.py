@@ -50,8 +50,7 @@ class PipelineConfig(Config):
     settings that differ from `encoder`. Signals and quantizer are replaced as a whole, other settings one by one."""
     materialize: MaterializeConfig = Field(default_factory=MaterializeConfig)
     export: ExportConfig = Field(default_factory=ExportConfig)
-    """Settings of `encoder.export`, which is not a stage of the pipeline; run it for an encoder that is to be
-    served."""
+    """Settings of `encoder.export`, which is not a stage of the pipeline; run it for serving."""
     ranker: RankerConfig = Field(default_factory=RankerConfig)
     score: ScoreConfig = Field(default_factory=ScoreConfig)
     """Settings of `ranker.score`, which writes a ranker's probabilities."""
@@ -63,8 +62,7 @@ class PipelineConfig(Config):
     tables: dict[str, TableConfig] = {}
     """The papers' tables by name, for `pipelines.tables`."""
     drift: DriftConfig = Field(default_factory=DriftConfig)
-    """Settings of `pipelines.drift`, which compares a cycle's data, encoders and SIDs with those of the previous
-    cycle."""
+    """Settings of `pipelines.drift`, which compares a cycle's data, encoders and SIDs with the previous cycle's."""
     retrain: RetrainConfig = Field(default_factory=RetrainConfig)
     """Settings of `pipelines.retrain`."""
     run: RunConfig

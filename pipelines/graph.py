@@ -46,7 +46,7 @@ class Stage:
         config: its resolved section.
         launch: nodes, ranks and resources.
         inputs: input name -> label of the stage that makes it.
-        variant: the ranker's arm, or the name of an encoder's SIDs where that is not the default.
+        variant: the ranker's arm, or the name of an encoder's SIDs if not the default.
         replicate: number of the training, among those that differ only in seeds.
         section: the run file's section that `config` comes from, if it is not called `name`.
         identify: input name -> function of the part that decides the output; by default all that its manifest lists.

@@ -1,5 +1,4 @@
-"""`python -m pipelines.join --dataset DIR --out DIR`: write a snapshot's impressions as one joined table for other
-tools.
+"""`python -m pipelines.join --dataset DIR --out DIR`: join a snapshot's impressions into one table.
 
 The output is `impressions/date=YYYY-MM-DD/part-00000.parquet`, one row an impression with its request's columns, its
 labels and its SIDs, as Hive-partitioned Parquet (docs/data.md). With `--sids` it is only the items' (and users') SIDs,

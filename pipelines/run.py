@@ -149,8 +149,7 @@ def _record(run: RunConfig, values: Mapping[str, Any]) -> Path:
 
 @contextmanager
 def stopping() -> Iterator[None]:
-    """Turn SIGINT, SIGTERM and SIGHUP into `Stopped`; torchx's own handlers raise an `Exception`, which is easily
-    swallowed.
+    """Turn SIGINT, SIGTERM and SIGHUP into `Stopped`; exceptions of torchx's own handlers are easily swallowed.
 
     An ignored signal stays ignored, as SIGHUP under `nohup`.
     """

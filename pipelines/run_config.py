@@ -100,8 +100,7 @@ class RunConfig(Config):
     name: FileName
     """Name of the run's directory and its MLflow experiment."""
     runs_dir: Place = Path("runs")
-    """Where runs are stored; with more than one node, on a filesystem that all nodes share or at an object store's
-    URL."""
+    """Where runs are stored; with several nodes, on a shared filesystem or at an object store's URL."""
     arms: tuple[str, ...] | None = None
     """Which of `ranker.arms` to train and compare; by default all."""
     cluster: str | None = None

@@ -70,8 +70,7 @@ class Segment(Config):
     """Users among them."""
     positives: int
     gain: Gain | None
-    """In the headline metric, over the reference; null for the reference itself, and if a resample may have none of the
-    rows."""
+    """In the headline metric, over the reference; null for the reference itself, and if a resample may have no rows."""
 
 
 class Verdict(Config):

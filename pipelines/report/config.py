@@ -25,8 +25,7 @@ class VerdictConfig(Config):
     and the gain depends on how long the arms were trained. A fall of training NE within twice its standard error (from
     the scatter of the curve's points) does not count."""
     max_validation_rise: float = Field(default=0.01, gt=0.0)
-    """Maximum relative rise of validation NE at the end of the training above its minimum; a larger rise is
-    overfitting."""
+    """Maximum relative rise of validation NE at the end of the training above its minimum; more is overfitting."""
     min_feature_bytes: float = Field(default=2.0, ge=0.0)
     """Minimum bytes of content feature per row for a return (RoI)."""
 

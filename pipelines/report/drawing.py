@@ -41,8 +41,7 @@ class Theme:
     other: str
     """Colour of an arm that is not named after a kind."""
     values: tuple[str, str, str]
-    """Colours of the lowest, middle and highest value of a digit, not used for arms; values between are
-    interpolated."""
+    """Colours of the lowest, middle and highest value of a digit, not used for arms; others are interpolated."""
 
     @property
     def kinds(self) -> dict[str, str]:

@@ -90,8 +90,7 @@ def count_labels(
 
 
 def _judged_counts(table: pa.Table, spec: DatasetSpec, task: str) -> tuple[int, int]:
-    """Return how many rows have a known label of a task and label 1 for all its ancestors, and how many are
-    positive."""
+    """Return the number of rows on which a task is judged (all ancestors' labels are 1), and of positives."""
     for ancestor in spec.ancestors(task):
         table = table.filter(pc.equal(table[ancestor], 1))
     label = table[task]

@@ -30,7 +30,7 @@ def retrain(config: PipelineConfig, as_ofs: Sequence[date | None]) -> None:
 
     Raises:
         SidestackError, Stopped: a stage failed or was stopped; the next call resumes.
-        AtWorkError: another call is at work.
+        AtWorkError: another call is running.
     """
     with opened(config) as retraining, stopping():
         if retraining.ledger.under_way is not None:

@@ -94,7 +94,7 @@ class RetrainConfig(Config):
     """Number of new dates that start a cycle."""
     judged_days: Days = 1
     """Number of newest dates with mature labels, by task, on which candidate and champion are measured; the next cycle
-    trains on them."""
+    learns them."""
     encoder: EncoderPolicy = EncoderPolicy()
     gates: GatesConfig = GatesConfig()
     reference: bool = False

@@ -57,8 +57,7 @@ class Gate(Config):
 
 
 class Version(Config):
-    """A ranker with its SIDs and encoders: they are promoted and rolled back as one. Paths are relative to the run's
-    folder."""
+    """A ranker with its SIDs and encoders, promoted and rolled back as one. Paths are relative to the run's folder."""
 
     number: int
     """Number of the cycle that made it."""

@@ -82,8 +82,7 @@ def _judged(found: Mapping[str, Mapping[str, TaskMeasures]], task: str, gates: G
 
 
 def _gain(own: TaskMeasures, champion: TaskMeasures, gates: GatesConfig) -> tuple[float, float, float] | None:
-    """Return the candidate's gain and its interval over users, without variation between trainings: this one training
-    is promoted."""
+    """Return the candidate's gain and its interval over users only, as this one training is promoted."""
     sums_U2 = np.column_stack([one.metrics[HEADLINE.name].parts_U for one in (own, champion)])
     drawn_B2 = resample_users(sums_U2, gates.resamples, gates.seed)
     arm, reference = (Sums(sums_U2[:, n].sum(keepdims=True), drawn_B2[:, n]) for n in (0, 1))

@@ -137,8 +137,7 @@ def _given(config: PipelineConfig) -> dict[str, Any]:
 
 
 def _going_on(champion: Path) -> dict[str, Any]:
-    """Return the settings that replace a rule, which would see only one night's rows: the champion's batch size, one
-    epoch."""
+    """Return the champion's batch size and one epoch, which replace a rule that would only see one night's rows."""
     described = json.loads((champion / "model" / "ranker.json").read_text(encoding="utf-8"))
     return {"batch_size": described["config"]["training"]["batch_size"], "epochs": 1, "validation_days": 0}
 

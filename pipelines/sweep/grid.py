@@ -62,8 +62,7 @@ class Budget(Config):
 
 
 def settings(budget: Budget, lines: int = 1) -> Iterator[Setting]:
-    """Return the settings of a budget: for each number of levels, every factorization of its digits into depth x
-    groups.
+    """Return the settings of a budget: by levels, every factorization of the digits into depth x groups.
 
     Each number of levels gets as many digits as fit; fewer could only increase the loss.
 
@@ -119,7 +118,6 @@ def setting_of(knobs: Knobs) -> Setting:
 
 
 def prefix_lengths(setting: Setting) -> Sequence[int]:
-    """Return prefix lengths of a third, two thirds and all digits, as the default has for its 15; fewer for few
-    digits."""
+    """Return prefix lengths of a third, two thirds and all digits, as the default for 15; fewer for few digits."""
     thirds = (round(setting.digits * part / 3) for part in (1, 2, 3))
     return sorted({max(length, 1) for length in thirds})

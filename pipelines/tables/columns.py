@@ -69,8 +69,7 @@ class _Measured:
         return _times(bytes_a_row / self._first.feature_bytes_per_row) if self._first and bytes_a_row else UNKNOWN
 
     def roi(self, arm: str) -> str:
-        """Return an arm's return relative to the first arm's, as in the paper; empty if the first has none to divide
-        by.
+        """Return an arm's return relative to the first arm's, as in the paper; empty if the first has none.
 
         It is marked if neither arm's gain is shown on any task: it is then a ratio of noise.
         """

@@ -33,8 +33,7 @@ class TableConfig(Config):
     """The metric of gains: normalized entropy as in the SIDE paper, AUC as in the second, or any other metric of
     `ranker.metric_registry` with a gain."""
     storage_over: dict[str, str] = {}
-    """Arm -> the dense arm whose embeddings it quantizes; adds the compression ratio and the share of the dense arm's
-    gain."""
+    """Arm -> the dense arm whose embeddings it quantizes; adds compression ratio and share of its gain."""
     differs: str
     """How our setting differs from the paper's."""
     paper: dict[str, PaperFigures] = {}

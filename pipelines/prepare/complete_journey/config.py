@@ -11,7 +11,7 @@ class BehaviourConfig(Config):
     dim: PositiveInt = 64
     """Dimensions kept of the truncated SVD."""
     min_baskets: PositiveInt = 10
-    """Items in fewer baskets of the weeks before the events have no behavioural embedding (null)."""
+    """Items in fewer baskets before the events have no behavioural embedding (null)."""
     seed: Seed = 0
     """Seed of the SVD's start block."""
 

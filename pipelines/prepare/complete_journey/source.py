@@ -112,8 +112,7 @@ class RawFiles:
         return Promotions.ordered(np.concatenate(keys), np.concatenate(displays), np.concatenate(mailers))
 
     def promoted(self, log: RawLog, products: Ints) -> tuple[Bools, Bools]:
-        """Return, for each purchase line, whether its product was displayed or in the mailer, and whether that is
-        known.
+        """Return whether each purchase line's product was displayed or in the mailer, and whether that is known.
 
         It is known if the file has any row of the line's store and week; for other stores there are no records. The
         file is read in batches, and only the lines' marks are kept.

@@ -134,8 +134,7 @@ class LogConfig(SourceConfig):
 
     kind: Literal["log"]
     engine: EngineName = "duckdb"
-    """The engine for requests, histories, counts and labels: DuckDB on this machine, or Spark; the rows are the
-    same."""
+    """The engine for requests, histories, counts and labels: DuckDB on this machine, or Spark, with equal rows."""
     events: EventFiles
     items: ContentFiles | None = None
     users: ContentFiles | None = None

@@ -169,8 +169,7 @@ class DatedRows:
         )
 
     def _drawn(self, is_wanted: str) -> str:
-        """Return the query of drawn negatives: items of the date's other events, except those of the user's own
-        events."""
+        """Return the query of drawn negatives: items of the date's events, except those of the user's own events."""
         draws = ", ".join(f"({draw})" for draw in range(self.config.negatives))
         own = ", ".join(
             "e.request_key" if name == quoted("request_key") else "0::TINYINT" if name.startswith('"task:') else "NULL"
@@ -190,8 +189,7 @@ class DatedRows:
             )"""
 
     def _count(self, name: str, by: Sequence[str]) -> None:
-        """Create `tallies_<name>`: events by key and time, and `counts_<name>`: the counts known to a request (a
-        row)."""
+        """Create `tallies_<name>`: events by key and time, and `counts_<name>`: counts known to a request (row)."""
         keys = ", ".join(by)
         known = ""
         if self.state is not None:

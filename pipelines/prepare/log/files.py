@@ -68,8 +68,7 @@ def _found(name: str, paths: Sequence[str], faults: list[str]) -> Iterator[Path]
 
 
 def _files(path: str) -> Iterator[Path]:
-    """Yield the data files of a path, without empty ones and those whose name, or a folder's below the path, begins
-    with `_` or `.`."""
+    """Yield a path's data files, without empty and hidden ones (a name below the path begins with `_` or `.`)."""
     given = place(path)
     if given.is_file():
         yield from [given] if given.stat().st_size else []

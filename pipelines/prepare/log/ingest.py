@@ -70,8 +70,7 @@ class RawPart:
     origin: Path
 
     def is_kept(self, store: Store) -> bool:
-        """Whether its rows are still stored: retention deletes rows but keeps the manifest, so the file is not read
-        again."""
+        """Whether its rows are stored: retention deletes rows but keeps the manifest, so no file is read again."""
         folder = store.path / self.entry.path  # nothing is deleted at a URL: what is not here is in the store
         return url_of(folder) is not None or (folder / FILE).is_file()
 

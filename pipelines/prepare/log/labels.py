@@ -75,8 +75,10 @@ class LateLabels:
                 yield f"late_{number}", name, task, task.within_days
 
     def _load(self, task: LogTask, flag: str, first: date | None) -> tuple[str, ...]:
-        """Create `happened`, the rows of a task's table from a date on, with null ids for keys in no event and no
-        catalogue; return the columns that match it to events."""
+        """Create `happened`, a task's label rows from a date on, and return the columns that match it to events.
+
+        Matched by user and item, ids are null for keys in no event and no catalogue.
+        """
         assert task.table is not None
         self.engine.files("label_files", self.inputs.labels[task.table])
         since = f" AND event_time >= TIMESTAMP '{first}'" if first is not None else ""

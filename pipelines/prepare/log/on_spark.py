@@ -73,8 +73,7 @@ class SparkEngine:
         rows.selectExpr("*", "_metadata.file_path AS filename").createOrReplaceTempView(name)
 
     def table(self, name: str, query: str) -> None:
-        """Create table `name` with a query's rows; they are written and read again, so that no later query recomputes
-        them."""
+        """Create table `name` with a query's rows; written to files, so that no later query recomputes them."""
         rows = self._session.sql(in_spark(query))
         place = self._written(rows)
         self._session.read.schema(rows.schema).parquet(_uri(place)).createOrReplaceTempView(name)
