@@ -27,7 +27,7 @@ TEXT_WORDS = 2.0
 """A column whose values have at least this many words on average counts as text."""
 FEW_VALUES = 1000
 ROWS = 50_000
-"""Rows that are sampled from each table."""
+"""Maximum number of rows that are read of each table."""
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ class SidChange(Config):
     null_now: int
     """Ids that had a SID before and have none now."""
     null_both: int
-    """Ids without a SID in both."""
+    """Ids without a SID in either snapshot."""
     changed_share: dict[int, float]
     """Prefix length in digits -> share of ids whose prefix changed. The last length is the whole SID."""
     hamming: float

@@ -152,7 +152,7 @@ class SyntheticLog:
     """The rows of a synthetic dataset, chunk by chunk: a `pipelines.prepare.contract.Source`.
 
     Args:
-        config: sizes, seed and shares. as_of: the log's end; None: its last day is the last with events.
+        config: sizes, seed and shares. as_of: the log's end; None: the end of its last day.
     """
 
     def __init__(self, config: Synthetic, as_of: date | None = None) -> None:

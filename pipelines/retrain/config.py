@@ -62,7 +62,7 @@ class GatesConfig(Config):
     min_positives: PositiveInt = 100
     """With fewer positives of a task on the judged dates there is no verdict, hence no promotion."""
     min_users: PositiveInt = 30
-    """The same for users."""
+    """With fewer users there is no verdict either."""
     drift: dict[str, Bounds] = {"volume_change": Bounds(min=-0.9)}
     """Figures of `pipelines.drift` by name, with their bounds."""
 

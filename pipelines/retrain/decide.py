@@ -54,7 +54,7 @@ def windows_of(
     Args:
         dates: those with rows, in order. end: the snapshot's end.
         followup_days: of every task; 0 where its label is known at once.
-        learned_to: by task, the last date that the champion has learned, without tasks of which it has learned none.
+        learned_to: by task, the last date that the champion has learned; a task that it has not learned is missing.
         judged_days: how many dates of a task are judged.
 
     Returns:

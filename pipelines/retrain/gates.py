@@ -103,7 +103,7 @@ def _bounded(name: str, figure: float | None, is_inside: bool, rule: str) -> Gat
 
 
 def drift_gates(config: GatesConfig, figures: Mapping[str, float]) -> list[Gate]:
-    """Return the gates of drift figures; in a first cycle, a figure that could not be measured closes no gate.
+    """Return the gates of drift figures; none in a first cycle, which has no figures.
 
     Args:
         config: the bounds. figures: by name; empty in a first cycle.

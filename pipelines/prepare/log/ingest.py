@@ -86,7 +86,7 @@ class RawPart:
 
     @property
     def several(self) -> dict[str, int]:
-        """By column: number of rows with several values, of which one is used."""
+        """By column: number of rows with several values; the first is used."""
         facts = self.entry.facts
         return {name.removeprefix(_SEVERAL): facts[name] for name in facts if name.startswith(_SEVERAL)}
 
