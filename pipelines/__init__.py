@@ -1,1 +1,1 @@
-"""What runs when: prepare, encoder, materialize, the ranker arms, compare; launched as one pipeline."""
+"""The pipeline's stages and their order: prepare, encoder, materialize, the ranker arms, compare."""

@@ -1,9 +1,9 @@
 """The comparison stage: every arm's held-out predictions and costs, side by side.
 
 Inputs are the ranker's outputs (`--input arm.<name>.<replicate>=DIR`, replicates counted from 0: trainings of the same
-arm from other seeds), and of replicate 0 the encoders' (`encoder.<name of its SIDs>`) and the outputs of `prepare` and
+arm with other seeds), and, of replicate 0, those of the encoders (`encoder.<name of its SIDs>`), `prepare` and
 `materialize` (`dataset`). The output is `comparison.json`, the same as tables (text, Markdown, CSV) and figures (PNG),
-and a page that needs nothing beside itself, `report.html`.
+and a self-contained page, `report.html`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -47,7 +47,7 @@ from sidestack.ranker.metric_registry import HEADLINE
 from sidestack.ranker.statistics import return_on_investment
 
 ENCODER = f"{ENCODER_INPUT}{DEFAULT_NAME}"
-"""The input whose measures are reported; further encoders are there for the run's file."""
+"""The encoder whose measures are reported; other encoders are inputs only for the run's file."""
 
 INPUTS = (f"{PREFIX}*", ENCODER, f"{ENCODER_INPUT}*", "prepare", "dataset")
 
@@ -56,12 +56,12 @@ Curves = Mapping[str, Sequence[Mapping[str, Curve]]]
 
 
 def compare(run: StageRun[CompareConfig]) -> None:
-    """Compare the arms and write the report; rank 0 works.
+    """Compare the arms and write the report, on rank 0 only.
 
     Raises:
         DataError: the reference arm or a replicate is missing, an output is not a ranker's, two replicates are the same
-            training, the dataset has no tasks, or the arms did not predict the same rows with the same labels, each as
-            many as it read.
+            training, the dataset has no tasks, or the arms did not predict all the rows they read, the same rows with
+            the same labels.
     """
     if not run.world.is_main:
         return
@@ -75,7 +75,7 @@ def compare(run: StageRun[CompareConfig]) -> None:
 
 
 def compared(run: StageRun[CompareConfig], arms: Arms, curves: Curves) -> Comparison:
-    """Return what a report says in numbers and verdicts; see `compare`."""
+    """Return the report's numbers and verdicts; see `compare`."""
     config, reference = run.config, run.config.reference
     summaries = read_summaries(arms)
     manifests = {name: read_manifest(path) for name, path in run.inputs.items()}
@@ -148,7 +148,7 @@ def _arm_result(
 
 
 def _config_digest(config: CompareConfig, manifests: Mapping[str, Manifest]) -> str:
-    """Digest what every stage was configured with: this one, and its inputs by their manifests."""
+    """Return a digest of every stage's configuration: of this one, and of its inputs by their manifests."""
     upstream = {name: manifest.facts.get("config", "") for name, manifest in manifests.items()}
     return digest({"compare": digest(config), **upstream})
 
@@ -160,7 +160,7 @@ def _write(run: StageRun[CompareConfig], comparison: Comparison, arms: Arms, cur
         "table.md": as_markdown(comparison),
         "table.csv": as_csv(comparison),
     }
-    # Of each arm's first training: further ones would lie upon it.
+    # Curves of each arm's first training only: further ones would cover it.
     figures = plots(comparison, {name: of_arm[0] for name, of_arm in curves.items()})
     configs = {name: read_config_text(path) for name, path in run.inputs.items()}
     configs["compare"] = to_yaml(run.config)

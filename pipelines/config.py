@@ -1,4 +1,4 @@
-"""The whole of a run's file: the stages' sections, and `run`, which says how they are launched."""
+"""The whole run file: the stages' sections, and `run`, which configures how they are launched."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -34,7 +34,7 @@ from sidestack.ranker.export_config import RankerExportConfig
 from sidestack.ranker.score_config import ScoreConfig
 
 WITHOUT_BASELINE = "baseline.enabled=false"
-"""Overrides a run's file where arms are compared with each other alone."""
+"""Override for runs that compare only the arms with each other."""
 
 
 Trained = TypeVar("Trained", EncoderConfig, RankerConfig)
@@ -46,25 +46,25 @@ class PipelineConfig(Config):
     prepare: PrepareConfig = Field(default_factory=PrepareConfig)
     encoder: EncoderConfig = Field(default_factory=EncoderConfig)
     encoders: dict[str, dict[str, Any]] = {}
-    """Further encoders, by the name of the SIDs they give (`text_sid` gives columns `item_text_sid`): what each has
-    otherwise than `encoder`. Its signals and quantizer are replaced whole, other settings one by one."""
+    """Further encoders, by the name of the SIDs they produce (`text_sid` produces columns `item_text_sid`): the
+    settings that differ from `encoder`. Signals and quantizer are replaced as a whole, other settings one by one."""
     materialize: MaterializeConfig = Field(default_factory=MaterializeConfig)
     export: ExportConfig = Field(default_factory=ExportConfig)
-    """Of `encoder.export`, which is no stage of the pipeline: it is run for an encoder that is to be served."""
+    """Settings of `encoder.export`, which is not a stage of the pipeline; run it for serving."""
     ranker: RankerConfig = Field(default_factory=RankerConfig)
     score: ScoreConfig = Field(default_factory=ScoreConfig)
-    """Of `ranker.score`, which is run for a ranker whose probabilities are wanted."""
+    """Settings of `ranker.score`, which writes a ranker's probabilities."""
     ranker_export: RankerExportConfig = Field(default_factory=RankerExportConfig)
-    """Of `ranker.export`, which is run for a ranker that is to be served."""
+    """Settings of `ranker.export`, which exports a ranker for serving."""
     baseline: BaselineConfig = Field(default_factory=BaselineConfig)
     tune: TuneConfig = Field(default_factory=TuneConfig)
     compare: CompareConfig = Field(default_factory=CompareConfig)
     tables: dict[str, TableConfig] = {}
     """The papers' tables by name, for `pipelines.tables`."""
     drift: DriftConfig = Field(default_factory=DriftConfig)
-    """Of `pipelines.drift`, which compares a cycle's data, encoders and SIDs with those of the cycle before."""
+    """Settings of `pipelines.drift`, which compares a cycle's data, encoders and SIDs with the previous cycle's."""
     retrain: RetrainConfig = Field(default_factory=RetrainConfig)
-    """Of `pipelines.retrain`."""
+    """Settings of `pipelines.retrain`."""
     run: RunConfig
 
     @model_validator(mode="after")
@@ -82,7 +82,7 @@ class PipelineConfig(Config):
 
     @model_validator(mode="after")
     def _check_seeds(self) -> "PipelineConfig":
-        """Check that the seed of the last replicate, as much higher, is one that every generator takes."""
+        """Check that the seed of the last replicate (seed + replicate) is in the range of every generator."""
         sections = {"ranker": self.ranker.training.seed, "baseline": self.baseline.seed}
         sections |= {f"encoder of {name}": self.encoder_of(name).training.seed for name in self.sid_names}
         for section, seed in sections.items():
@@ -94,7 +94,7 @@ class PipelineConfig(Config):
 
     @model_validator(mode="after")
     def _check_lanes(self) -> "PipelineConfig":
-        """Check what the stages check again when they begin, hours later."""
+        """Check early what the stages check again when they begin, hours later."""
         launch = self.run.launch
         encoders = {f"encoders.{name}" if name in self.encoders else "encoder": name for name in self.sid_names}
         for section, name in encoders.items():
@@ -135,12 +135,12 @@ class PipelineConfig(Config):
         return self
 
     def _check_prefixes(self, name: str) -> None:
-        """Check what materialize would refuse hours later; an encoder that is given has digits of its own."""
+        """Check prefix lengths, which materialize would reject hours later; a given encoder has its own digits."""
         lengths = self.materialize.prefix_lengths.get(name, ())
         if not lengths or name in self.run.encoders:
             return
         quantizer = self.encoder_of(name).quantizer
-        with torch.device("meta"):  # sizes alone, without their memory
+        with torch.device("meta"):  # shapes only, no memory
             digits = quantizer.build().digits
         if not prefixes_fit(lengths, digits):
             section = "encoder" if name == DEFAULT_NAME else f"encoders.{name}"
@@ -150,7 +150,7 @@ class PipelineConfig(Config):
             )
 
     def _check_sids(self, arm: str) -> None:
-        """Check that an arm's sets of SIDs are given by some encoder, and are of whom its positions ask for."""
+        """Check that encoders produce an arm's sets of SIDs, for the entity (item or user) that each position needs."""
         content = self.ranker.arms[arm]
         for name in content.sids:
             if name not in self.sid_names:
@@ -181,13 +181,13 @@ class PipelineConfig(Config):
         return (DEFAULT_NAME, *self.encoders)
 
     def encoder_of(self, name: str, replicate: int = 0) -> EncoderConfig:
-        """Return the configuration of one encoder in one replicate.
+        """Return the configuration of an encoder in one replicate.
 
         Args:
             name: one of `sid_names`. replicate: added to its seed.
 
         Raises:
-            ConfigError: what it has otherwise does not fit.
+            ConfigError: its own settings are invalid on top of `encoder`.
         """
         values, where = plain(self.encoder), f"encoders.{name}"
         for key, value in self.encoders.get(name, {}).items():
@@ -196,29 +196,29 @@ class PipelineConfig(Config):
         return _seeded(parse(EncoderConfig, values, where), replicate)
 
     def ranker_of(self, arm: str, replicate: int = 0) -> RankerConfig:
-        """Return the configuration of one arm in one replicate, whose number is added to its seed."""
+        """Return the configuration of one arm in one replicate; the replicate's number is added to the seed."""
         return _seeded(self.ranker.resolved(arm), replicate)
 
     def baseline_of(self, replicate: int = 0) -> BaselineConfig:
-        """Return the baseline's configuration in one replicate: on the arms' dates, the number added to its seed."""
+        """Return the baseline's configuration in one replicate: on the arms' dates, its seed plus the replicate."""
         changes = {"holdout": self.ranker.holdout, "seed": self.baseline.seed + replicate}
         return self.baseline.model_copy(update=changes)
 
     @property
     def arms(self) -> tuple[str, ...]:
-        """The arms to train, in the order they are trained in."""
+        """The arms to train, in training order."""
         return tuple(self.ranker.arms) if self.run.arms is None else self.run.arms
 
 
 def _check_lanes_of(section: str, training: EncoderTraining | RankerTraining, launch: LaunchConfig) -> None:
-    """Check that lanes divide the batch, where it is given, and ranks the lanes."""
+    """Check that lanes divide the batch size, if it is set, and that ranks divide the lanes."""
     with _named(f"{section}.training."):
         require_lanes(training.batch_size or training.lanes, training.lanes, launch.nodes * launch.ranks)
 
 
 @contextmanager
 def _named(prefix: str) -> Iterator[None]:
-    """Put a section before the setting that an error names."""
+    """Prefix the setting that an error names with its section."""
     try:
         yield
     except ConfigError as error:
@@ -231,10 +231,10 @@ def _seeded(config: Trained, replicate: int) -> Trained:
 
 
 def read_config(config_file: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], PipelineConfig]:
-    """Read a run's file, dotted overrides applied: the values as they are written there, and what they mean.
+    """Read a run file and apply dotted overrides; return the raw values and the parsed configuration.
 
     Raises:
-        ConfigError: the file, an override or a value has a fault.
+        ConfigError: the file, an override or a value is invalid.
     """
     values = load_file(config_file, overrides)
     return values, parse(PipelineConfig, values, config_file.name)

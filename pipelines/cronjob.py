@@ -1,6 +1,6 @@
-"""A Kubernetes CronJob that retrains on a schedule, its pod as a cluster's file says: `python -m pipelines.cronjob`.
+"""A Kubernetes CronJob that retrains on a schedule, with the pod of a cluster's file: `python -m pipelines.cronjob`.
 
-`kubectl apply -f -` takes what it prints; nothing is sent by itself.
+It prints YAML for `kubectl apply -f -` and sends nothing to the cluster itself.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from sidestack.infra.clusters.config import load_cluster
 from sidestack.infra.clusters.kubernetes import create_scheduler
 from sidestack.infra.errors import ConfigError, SidestackError
 
-# A call that is more than ten minutes late is left out; without a deadline, 100 missed ones end the schedule.
+# A call more than ten minutes late is skipped; without a deadline, 100 missed calls end the schedule.
 _DEADLINE_S = 600
 
 
@@ -26,13 +26,13 @@ def cron_job(
 
     Args:
         cluster: name or path of a Kubernetes cluster's file.
-        config: the run's YAML file, where the pod sees it.
-        schedule: when, in cron's five fields.
-        cpu: cores of the driver; enough for the stages too where `run.scheduler` is `local_cwd`.
+        config: the run's YAML file, as a path in the pod.
+        schedule: in cron's five fields.
+        cpu: cores of the driver; with `run.scheduler` `local_cwd` the stages run on them too.
         memory_mb: its memory, in MB.
 
     Raises:
-        ConfigError: the cluster's file has a fault, or is of another scheduler.
+        ConfigError: the cluster's file is invalid, or is for another scheduler.
     """
     file = load_cluster(cluster)
     if file.scheduler != "kubernetes":
@@ -46,7 +46,7 @@ def cron_job(
     container["command"] = ["python", "-m", "sidestack.pipelines.retrain", "--config", config]
     container["env"] = [one for one in container["env"] if not one["name"].startswith("TORCHX_")]
     del container["ports"]
-    # The next call resumes what this one did not end.
+    # The next call resumes what this one did not finish.
     template = {"spec": {"backoffLimit": 0, "template": {"spec": pod}}}
     return {
         "apiVersion": "batch/v1",
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Print the CronJob as YAML.
 
     Raises:
-        SystemExit: with status 1 after a user's error was printed.
+        SystemExit: with status 1, after printing a user's error.
     """
     parser = argparse.ArgumentParser(prog="cronjob", description="Print a CronJob that retrains on a schedule.")
     parser.add_argument("--cluster", required=True, help="name or path of the cluster's file")

@@ -1,7 +1,7 @@
-"""The environment of a stage's job: what is written down with the job, and what it only inherits or gets by reference.
+"""The environment of a stage's job: variables stored with the job, and those inherited or passed by reference.
 
-`run.env` holds values for jobs. Wherever a run's file is copied to (its folder, MLflow), the values are masked.
-`run.secrets` holds names alone: the values are those of the driver's own environment, and are written nowhere.
+`run.env` holds values for jobs. They are masked in every copy of the run's file (its folder, MLflow).
+`run.secrets` holds names only: the values come from the driver's own environment and are never written.
 """
 
 import os
@@ -22,21 +22,21 @@ from sidestack.pipelines.run_config import RunConfig
 _INHERITING = ("local_cwd", "slurm")
 """Schedulers whose jobs inherit the driver's environment."""
 _BY_REFERENCE = ("kubernetes", "aws_batch")
-"""Schedulers whose jobs get secrets by the cluster's file; the driver need not have them."""
+"""Schedulers whose jobs get secrets through the cluster's file; the driver does not need them."""
 
 
 def job_environment(run: RunConfig, code: Sequence[str] = (), *, is_tracked: bool) -> dict[str, str]:
-    """Return the variables that are handed to the scheduler with a stage's job.
+    """Return the variables that are passed to the scheduler with a stage's job.
 
     Args:
-        run: the run's settings. code: the packages and modules that the stage's key names.
+        run: the run's settings. code: the packages and modules in the stage's key.
         is_tracked: whether the stage logs to the store of `MLFLOW_TRACKING_URI`.
     """
     environment = {**run.timeouts.environment(), RENDEZVOUS_SECONDS_VARIABLE: str(run.rendezvous_s)}
     environment |= code_environment(code)
     environment |= {name: os.environ[name] for name in (LEVEL_VARIABLE,) if name in os.environ}
     if run.scheduler not in _INHERITING:
-        # A manifest is read by many: an address with a password gets there by reference, or not at all.
+        # Many people can read a manifest: a URL with a password is passed by reference, or not at all.
         if is_tracked and not has_secret(os.environ[URI_VARIABLE]):
             environment[URI_VARIABLE] = os.environ[URI_VARIABLE]
         if run.scheduler == "local_docker":
@@ -52,7 +52,7 @@ def name_secrets(app: AppDef, run: RunConfig) -> None:
 
 
 def require_secrets(run: RunConfig) -> None:
-    """Check that the driver has the secrets that its jobs are to inherit.
+    """Check that the driver has the secrets that its jobs inherit.
 
     Raises:
         ConfigError: a variable of `run.secrets` is not set.

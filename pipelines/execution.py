@@ -1,4 +1,4 @@
-"""A plan under way: which stages are done, which may start, and what is launched for them."""
+"""Execution of a plan: which stages are done, which may start, and their jobs."""
 
 import os
 import shutil
@@ -31,27 +31,27 @@ _ON_THIS_MACHINE = ("local_cwd", "local_docker")
 
 
 class Launches(Protocol):
-    """Starts jobs, and tells what becomes of them; see `pipelines.launch.Launcher`. A job is the launcher's own."""
+    """Interface to a scheduler's jobs; see `pipelines.launch.Launcher`. Each launcher has its own type of job."""
 
     def start(self, work: Work, app: AppDef) -> Any:
         """Launch a job."""
 
     def attach(self, work: Work) -> Any | None:
-        """Return the living job that an earlier driver launched; None: there is none."""
+        """Return the live job that an earlier driver launched; None if there is none."""
 
     def has_succeeded(self, job: Any) -> bool:
-        """Return whether a job has come to its good end; False: it is under way."""
+        """Return whether a job has succeeded; False while it is running."""
 
     def cancel(self, job: Any) -> None:
         """End a job."""
 
     def leave(self, job: Any) -> None:
-        """Let a job run on, to be found by another driver."""
+        """Leave a job running for another driver to find."""
 
 
 @dataclass(frozen=True)
 class _UnderWay:
-    """A stage that was launched, its key, the directory it commits, and when it began (`time.monotonic`)."""
+    """A launched stage, its key, the directory it commits, and its start (`time.monotonic`)."""
 
     stage: Stage
     work: str
@@ -62,14 +62,14 @@ class _UnderWay:
 
 @dataclass
 class Pipeline:
-    """One run of the pipeline under way.
+    """A running pipeline.
 
     Attributes:
         run: how stages are launched.
         launcher: the scheduler.
-        tracker: shows the stages in MLflow; None: they keep their record in files alone.
-        done: committed outputs by the stage's label.
-        seconds: of the stages that were launched, by label.
+        tracker: logs the stages to MLflow; None: their record is in files only.
+        done: committed outputs by stage label.
+        seconds: duration of each launched stage, by label.
     """
 
     run: RunConfig
@@ -79,17 +79,17 @@ class Pipeline:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def run_stages(self, plan: Sequence[Stage]) -> None:
-        """Have every stage of a plan committed: what is not yet is launched, as soon as its inputs are done.
+        """Run a plan until every stage is committed; a stage is launched as soon as its inputs are done.
 
-        At most `run.jobs` are under way at a time. A job that an earlier driver left is followed in place of launching
-        another. A stage that fails ends the others; a signal, or a scheduler that does not answer, ends or leaves them
-        (`run.on_signal`). Stages resume from what they have checkpointed.
+        At most `run.jobs` jobs run at a time. If an earlier driver left a job, it is followed and no other is launched.
+        A failed stage ends the others; a signal, or a scheduler that does not answer, ends or leaves them
+        (`run.on_signal`). Stages resume from their checkpoints.
 
         Args:
-            plan: the stages, each after those it takes its inputs from.
+            plan: the stages, each after the stages of its inputs.
 
         Raises:
-            CommitError: an output was altered after its commit, or something else lies in its place.
+            CommitError: an output was altered after its commit, or something else is in its place.
             StageError: a stage failed, or ended without committing; the scheduler refused a job or does not answer.
         """
         waiting, under_way = list(plan), list[_UnderWay]()
@@ -107,17 +107,17 @@ class Pipeline:
             raise
 
     def output(self, stage: Stage) -> Path:
-        """Return the directory that a stage whose inputs are done commits."""
+        """Return the directory that a stage commits; its inputs must be done."""
         return self._place(stage, self._key(stage))
 
     def tell_changes(self, plan: Sequence[Stage]) -> None:
-        """Say which stages' code or source changed while the pipeline ran: arms may have run unlike code."""
+        """Log which stages' code or source changed while the pipeline ran: arms may have run different code."""
         for stage in plan:
             if stage.given is None and self._key(stage)[:12] != self.done[stage.label].name:
                 say(stage.label, "its code or source changed during this run; it will run again next time")
 
     def _stop(self, under_way: Sequence[_UnderWay], error: BaseException) -> None:
-        """Cancel what is under way, all at once, or leave it."""
+        """Cancel all running jobs at once, or leave them running."""
         is_interrupted = isinstance(error, UnansweredError) or not isinstance(error, Exception)
         is_left = is_interrupted and self.run.on_signal == "leave"
         stop = self.launcher.leave if is_left else self.launcher.cancel
@@ -126,7 +126,7 @@ class Pipeline:
                 list(pool.map(stop, [one.job for one in under_way]))
 
     def _begin(self, waiting: Sequence[Stage], under_way: list[_UnderWay]) -> list[Stage]:
-        """Take up the stages whose inputs are done, while there is room, and give those that still wait."""
+        """Start stages whose inputs are done, up to `run.jobs`, and return those that still wait."""
         left = []
         for stage in waiting:
             is_ready = all(label in self.done for label in stage.inputs.values())
@@ -155,7 +155,7 @@ class Pipeline:
         self._commit(one.stage, one.out, is_reused=False)
 
     def _commit(self, stage: Stage, out: Path, *, is_reused: bool) -> None:
-        """Take a committed directory as a stage's, and show it in MLflow."""
+        """Record a committed directory as a stage's output, and log it to MLflow."""
         if self.tracker is not None:
             self.tracker.add(stage.label, out, self._inputs(stage), is_reused=is_reused)
         self.done[stage.label] = out
@@ -174,7 +174,7 @@ class Pipeline:
         return {name: self.done[label] for name, label in stage.inputs.items()}
 
     def _reuse(self, stage: Stage, out: Path, work: str | None = None) -> None:
-        """Take a committed output in the stage's place, after checking that it is whole, and of the stage and key."""
+        """Use a committed output for a stage, after checking that it is intact and has the stage's name and key."""
         try:
             require_whole(out, stage=stage.name, key=work)
         except CommitError as error:
@@ -194,7 +194,7 @@ class Pipeline:
         return _UnderWay(stage, work, out, job, time.monotonic())
 
     def _app(self, stage: Stage, out: Path, work: str) -> AppDef:
-        """Make a stage's job."""
+        """Return a stage's job."""
         launch = stage.launch
         parent_run = "" if self.tracker is None else self.tracker.parent_run
         app = stage.component(
@@ -218,7 +218,7 @@ class Pipeline:
         return app
 
     def _write_config(self, stage: Stage) -> Path:
-        """Write a stage's resolved section, alone, to the file that the stage reads."""
+        """Write a stage's resolved section, and nothing else, to the file that the stage reads."""
         file = configs_dir(self.run) / f"{stage.label}-{digest(stage.config)[:12]}.yaml"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(to_yaml({stage.section or stage.name: plain(stage.config)}), encoding="utf-8")
@@ -226,10 +226,10 @@ class Pipeline:
         return file
 
     def _cores(self, launch: LaunchConfig) -> int:
-        """Return the cores of a job's node: on this machine, jobs beside each other share those that there are.
+        """Return the cores of a job's node; concurrent jobs on this machine share its cores.
 
-        Threads of two jobs on one core wait for each other at every barrier: two trainings of two threads each on two
-        cores took ten times as long as of one thread each.
+        Threads of two jobs on one core wait for each other at every barrier: on two cores, two trainings of two threads
+        each took ten times as long as with one thread each.
         """
         if self.run.scheduler not in _ON_THIS_MACHINE:
             return launch.cpu
@@ -237,22 +237,22 @@ class Pipeline:
 
 
 def run_dir(run: RunConfig) -> Path:
-    """Return the directory that has a run's stages, logs and configs."""
+    """Return the directory of a run's stages, logs and configs."""
     return run.runs_dir / run.name
 
 
 def configs_dir(run: RunConfig) -> Path:
-    """Return the directory that has the files which a run's stages read."""
+    """Return the directory of the config files that a run's stages read."""
     return run_dir(run) / "configs"
 
 
 def _clear_torn(work: Work) -> None:
-    """Remove what a job left that is known to have ended: where a record of a job is left, it may live."""
+    """Remove the leftovers of an ended job; if a job's record is still there, it may be running."""
     if is_there(lease_file(work.out)):
         return
     for torn in work.out.parent.glob(f".{work.out.name}.*.tmp"):
         if torn.is_dir():
             shutil.rmtree(torn)
-        else:  # a record or a mark that was being written
+        else:  # a record or a mark, written in part
             torn.unlink()
     shutil.rmtree(work.rank_logs, ignore_errors=True)

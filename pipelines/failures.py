@@ -1,4 +1,4 @@
-"""Why a job failed, from what its ranks, torchrun and the scheduler left behind."""
+"""Failure causes, from the logs and files of a job's ranks, torchrun and the scheduler."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from sidestack.infra.rendezvous import PREFIX as RENDEZVOUS
 
 _LAST_LINES = 15
 
-# torchrun's word for a rank that a signal ended, such as the kernel's when memory runs out.
+# torchrun's message for a rank that a signal ended, such as the kernel's when memory runs out.
 _KILLED = re.compile(r"Signal \d+ \(SIG\w+\) received")
 
 _NOT_MET = {
@@ -20,7 +20,7 @@ _NOT_MET = {
     " ended",
     "RendezvousConnectionError": "a node could not reach the job's first node within run.rendezvous_s",
 }
-"""What torchrun's errors mean, which stand in its own lines."""
+"""Explanations of errors in torchrun's own log lines."""
 
 _ENDS: Mapping[str, str] = {
     "CANCELLED": "was cancelled by somebody at the scheduler: state CANCELLED",
@@ -32,15 +32,16 @@ _ENDS: Mapping[str, str] = {
     "PREEMPTED": "was preempted by another job: state PREEMPTED",
     "REVOKED": "was revoked at the scheduler: state REVOKED",
 }
-"""How a job ended, by Slurm's words; by torchx's own for other schedulers."""
+"""How a job ended, by Slurm's state, or by torchx's for other schedulers."""
 
 
 class Failure(NamedTuple):
-    """What a rank's error file says; sorts by what is most likely the cause.
+    """Content of a rank's error file; sorts by likelihood of being the cause.
 
     Attributes:
-        is_echo: the rank failed because another had. at: Unix time, whole seconds. written: that of the file, in ns.
-        rank: the rank's name. text: what it said.
+        is_echo: the rank failed because another had failed. at: Unix time, whole seconds. written: the file's time, in
+            ns.
+        rank: the rank's name. text: its message.
     """
 
     is_echo: bool
@@ -53,23 +54,23 @@ class Failure(NamedTuple):
 def why(
     label: str, state: str, told: str, rank_logs: Path, unmarked: Sequence[str], preempted: Mark | None = None
 ) -> str:
-    """Return what people are told of a job that failed: its end, and the first rank's failure or the last lines.
+    """Return the error message for a failed job: how it ended, and the first rank failure or the last log lines.
 
     Args:
-        label: of the stage. state: torchx's word for how the job ended, such as FAILED.
-        told: what else the scheduler says, such as Slurm's states. rank_logs: torchrun's folder.
-        unmarked: lines of the job's log that are no rank's.
-        preempted: the mark that a stage left which was asked to stop; None: it did not stop by itself.
+        label: of the stage. state: torchx's final state of the job, such as FAILED.
+        told: further reports of the scheduler, such as Slurm's states. rank_logs: torchrun's folder.
+        unmarked: lines of the job's log that are not from a rank.
+        preempted: the mark of a stage that stopped on request; None if it did not.
     """
     words = [word for word in (*told.split(", "), state) if word in _ENDS]
-    if preempted is not None:  # asked to stop by a signal: the scheduler knows why it sent one
+    if preempted is not None:  # stopped by a signal: the scheduler has the reason
         return f"[{label}] {_ENDS[words[0]]}; {preempted}" if words else f"[{label}] {preempted}"
     end = _ENDS[words[0]] if words else state.lower()
     failures = sorted(_failures(rank_logs))
     own = [failure for failure in failures if not failure.is_echo]
     if own:
         reason = f"{own[0].rank}: {own[0].text}"
-    else:  # the rank that others echo ended without a word; torchrun, the shell or the scheduler may know
+    else:  # the rank that failed first left no error file; torchrun, the shell or the scheduler may have the cause
         reason = "\n".join(_without_traceback("" if words or told == state else told, failures, rank_logs, unmarked))
     return f"[{label}] {end}: {reason}\nlogs of all ranks: {rank_logs}"
 
@@ -96,7 +97,7 @@ def _failures(rank_logs: Path) -> Iterator[Failure]:
             report = json.loads(file.read_text(encoding="utf-8"))["message"]
             message, extra = _parts(report)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            # A disk that is full leaves an empty file.
+            # A full disk leaves an empty file.
             text = f"its error file cannot be read ({type(error).__name__}); is the disk full?"
             yield Failure(True, 0, written, rank, text)
             continue
@@ -106,15 +107,15 @@ def _failures(rank_logs: Path) -> Iterator[Failure]:
 
 
 def _parts(report: Any) -> tuple[str, Mapping[str, Any]]:
-    """Return an error report's message and what stands beside it."""
+    """Return an error report's message and its other fields."""
     return (report, {}) if isinstance(report, str) else (str(report["message"]), report["extraInfo"])
 
 
 def _is_echo(message: str, rank_logs: Path) -> bool:
-    """Whether a rank failed because another had: timestamps, in whole seconds, often cannot tell.
+    """Return whether a rank failed because another had; timestamps, in whole seconds, often do not show it.
 
-    It was told so, was asked to stop by torchrun, lost the connection, or missed a temporary directory of the output or
-    of a checkpoint, which rank 0 removes after a failure.
+    Such a rank reports the other's failure, was stopped by torchrun, lost its connection, or missed a temporary
+    directory of the output or of a checkpoint, which rank 0 removes after a failure.
     """
     name = re.escape(rank_logs.name.removesuffix(".logs"))
     lost = ("Connection closed by peer", "Connection reset by peer")
@@ -135,7 +136,7 @@ def _last_lines(rank_logs: Path) -> Iterator[str]:
 
 
 def _newest(rank_logs: Path, name: str) -> Iterator[Path]:
-    """Return the ranks' files of a name, of every node's last attempt.
+    """Return the ranks' files with a given name from every node's last attempt.
 
     torchrun keeps them in `{a node's directory}/attempt_{n}/{local rank}/`.
     """
@@ -145,7 +146,7 @@ def _newest(rank_logs: Path, name: str) -> Iterator[Path]:
 
 
 def _rank(file: Path, rank_logs: Path) -> str:
-    """Name the rank a file is of; with more than one node, torchrun tells only the local rank."""
+    """Return the name of a file's rank; with more than one node, torchrun records only the local rank."""
     local = file.parent.name
     nodes = list(rank_logs.glob("*/"))
     return f"rank {local}" if len(nodes) == 1 else f"local rank {local} in {file.parents[2].name}"

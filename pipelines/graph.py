@@ -1,12 +1,12 @@
-"""The stages, what each is made from, and the keys by which a stage that is done is known.
+"""The stages, their inputs, and the keys that identify finished stages.
 
-Everything after the dataset is made once for every replicate: replicate r trains its encoders and its arms from the
-configured seeds plus r. Within a replicate all arms read one materialized dataset.
+Everything after the dataset is made once per replicate: replicate r trains its encoders and arms with the configured
+seeds plus r. Within a replicate all arms read one materialized dataset.
 
-A stage's section is resolved here, once: the arm, the seeds of the replicate, the settings of a trial. It is all that
-the stage is told. A key covers all that decides a stage's output: that section's digest, which the stage's manifest and
-checkpoints carry too, the bytes of its inputs, and the code it may run, with that of other packages whose kinds it
-names. It leaves out what does not: the scheduler, the ranks, the run's name, where things are kept.
+A stage's section is resolved here, once: the arm, the seeds of the replicate, the settings of a trial. A stage gets no
+other settings. A key covers all that decides a stage's output: that section's digest (which the manifest and
+checkpoints contain too), the bytes of its inputs, and the code it may run, including other packages whose kinds it
+names. It does not cover the scheduler, the ranks, the run's name, or where files are stored.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -37,21 +37,21 @@ RANKER_CODE = ("infra", "ranker", "encoder/__init__.py", "encoder/sid", "encoder
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of a pipeline: of several of its name, the one of a variant and a replicate.
+    """One stage of a pipeline; stages with the same name differ in variant or replicate.
 
     Attributes:
-        name: the stage's name, which its manifest carries.
-        component: makes the job; takes the inputs by name, and what every component takes.
+        name: the stage's name, also in its manifest.
+        component: builds the job from the inputs by name and the common arguments of components.
         code: the packages and modules it may run, as paths from the repository's root.
         config: its resolved section.
         launch: nodes, ranks and resources.
-        inputs: input name -> label of the stage whose output it is.
-        variant: the ranker's arm, or the name of an encoder's SIDs where that is not the default.
-        replicate: which of the trainings that differ in their seeds alone.
-        section: the section of a run's file that `config` is, where it is not called `name`.
-        identify: input name -> what of it decides the output; by default all that its manifest lists.
-        source: makes the identity of what the stage reads beside its inputs.
-        given: a committed output that is taken in the stage's place.
+        inputs: input name -> label of the stage that makes it.
+        variant: the ranker's arm, or the name of an encoder's SIDs if not the default.
+        replicate: number of the training, among those that differ only in seeds.
+        section: the run file's section that `config` comes from, if it is not called `name`.
+        identify: input name -> function of the part that decides the output; by default all that its manifest lists.
+        source: returns the identity of what the stage reads besides its inputs.
+        given: a committed output that is used instead of running the stage.
     """
 
     name: str
@@ -69,13 +69,13 @@ class Stage:
 
     @property
     def label(self) -> str:
-        """The name among its pipeline's stages, such as `ranker-side`, or `ranker-side-r1` of the second replicate."""
+        """The unique name in the pipeline, such as `ranker-side`, or `ranker-side-r1` for the second replicate."""
         replicate = f"r{self.replicate}" if self.replicate else None
         return "-".join(part for part in (self.name, self.variant, replicate) if part)
 
 
 def stages(config: PipelineConfig) -> tuple[Stage, ...]:
-    """Return a pipeline's stages, each after those it takes its inputs from."""
+    """Return a pipeline's stages, each after the stages of its inputs."""
     plan = [prepare_stage(config)]
     for replicate in range(config.run.replicates):
         encoders = [encoder_stage(config, name, replicate) for name in config.sid_names]
@@ -94,7 +94,7 @@ def prepare_stage(config: PipelineConfig) -> Stage:
 
 
 def encoder_stage(config: PipelineConfig, name: str = DEFAULT_NAME, replicate: int = 0) -> Stage:
-    """Return the stage that trains the encoder of a set of SIDs: on items (users) alone, whatever the events are."""
+    """Return the stage that trains the encoder of a set of SIDs: on items (users) only, independent of events."""
     resolved = config.encoder_of(name, replicate)
     return Stage(
         "encoder",
@@ -141,7 +141,7 @@ def ranker_stage(config: PipelineConfig, arm: str, materialize: Stage, replicate
 
 
 def baseline_stage(config: PipelineConfig, materialize: Stage, replicate: int = 0) -> Stage:
-    """Return the stage that trains the baseline on a materialized dataset, as one more arm."""
+    """Return the stage that trains the baseline on a materialized dataset, as a further arm."""
     return Stage(
         BASELINE,
         ranker_jobs.baseline,
@@ -154,7 +154,7 @@ def baseline_stage(config: PipelineConfig, materialize: Stage, replicate: int = 
 
 
 def _comparison(config: PipelineConfig, plan: Sequence[Stage]) -> Stage:
-    """Return the last stage; what it reports of encoders and dataset is the first replicate's."""
+    """Return the last stage; it reports the first replicate's encoders and dataset."""
     trained = (stage for stage in plan if stage.name in ("ranker", BASELINE))
     arms = {input_name(stage.variant or BASELINE, stage.replicate): stage.label for stage in trained}
     encoders = {
@@ -174,7 +174,7 @@ def _comparison(config: PipelineConfig, plan: Sequence[Stage]) -> Stage:
 
 
 def gathered(component: Callable[..., AppDef], argument: str, prefix: str, **given: Any) -> AppDef:
-    """Gather the inputs of a prefix into the one argument that the component takes."""
+    """Join the inputs of a prefix into the component's single argument."""
     names = [name for name in given if name.startswith(prefix)]
     gathered = {name.removeprefix(prefix): given.pop(name) for name in names}
     return component(**{argument: gathered}, **given)
@@ -200,18 +200,18 @@ def internal_job(
     cluster: str = "",
     **inputs: str,
 ) -> AppDef:
-    """Make the job of a stage that has no component of its own: a plan names its inputs."""
+    """Return the job of a stage that has no component of its own: its plan names the inputs."""
     launch = Launch.of(j, image, cpu, gpu, memMB, env, list(mounts), max_restarts, max_retries, cluster)
     return stage_app(name, module, launch, config=config, out=out, inputs=inputs, key=key, parent_run=parent_run)
 
 
 def key(stage: Stage, inputs: Mapping[str, str], source: str = "", root: Path = ROOT) -> str:
-    """Name the work of a stage.
+    """Return the key of a stage's work.
 
     Args:
         stage: the stage.
         inputs: input name -> digest of that input's manifest.
-        source: identity of what the stage reads beside its inputs, such as the files of a raw log.
+        source: identity of what the stage reads besides its inputs, such as the files of a raw log.
         root: the repository's root.
 
     Returns:

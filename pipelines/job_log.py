@@ -1,4 +1,4 @@
-"""A job's log, followed while the job runs: rank 0's lines are shown, those of others than the ranks remembered."""
+"""Following a job's log while it runs: rank 0's lines are shown, and lines not from ranks are kept."""
 
 import re
 import threading
@@ -11,40 +11,40 @@ from sidestack.infra.logs import LOG
 _POLL_S = 0.2
 _REMEMBERED = 200
 
-# torchrun marks the ranks' lines (components/torchrun.py); what has no mark is torchrun's, the shell's or Slurm's.
+# torchrun marks the ranks' lines (components/torchrun.py); unmarked lines are torchrun's, the shell's or Slurm's.
 _RANK_LINE = re.compile(r"^\[rank(\d+)\]:")
 
 
 def say(label: str, text: str) -> None:
-    """Log one line under the name of a stage, or of what the driver does."""
+    """Log one line under the name of a stage or of a driver's task."""
     LOG.info(f"[{label}] {text}")
 
 
 class JobLog:
-    """Follows the logs of a job's nodes, each in a thread, as rank 0 may run on any node.
+    """Follower of the logs of a job's nodes, a thread for each, as rank 0 may run on any node.
 
     Attributes:
-        unmarked: the last lines that are no rank's.
+        unmarked: the last lines that are not from a rank.
     """
 
     def __init__(self, label: str) -> None:
-        """Remember what the lines are shown under."""
+        """Store the label under which lines are shown."""
         self.unmarked: deque[str] = deque(maxlen=_REMEMBERED)
         self._label = label
         self._is_over = threading.Event()
         self._threads: list[threading.Thread] = []
 
     def follow_files(self, files: Sequence[Path], is_new: bool) -> None:
-        """Follow files, which may appear later: from their beginning, or, of a job that is not new, from their end."""
+        """Follow files, which may appear later: from the beginning, or from the end if the job is not new."""
         for file in files:
             self._start(_lines(file, self._is_over, 0 if is_new or not file.exists() else file.stat().st_size))
 
     def follow(self, lines: Iterable[str]) -> None:
-        """Follow what a scheduler streams."""
+        """Follow a scheduler's log stream."""
         self._start(lines)
 
     def stop(self) -> None:
-        """Show what was logged until now, and follow no longer."""
+        """Show what was logged until now, then stop following."""
         self._is_over.set()
         for thread in self._threads:
             thread.join(timeout=10)
@@ -59,7 +59,7 @@ class JobLog:
             for line in lines:
                 self._take(line.rstrip())
         except Exception as error:
-            # Some schedulers cannot give a log, or not yet; the job itself is well.
+            # Some schedulers have no log, or not yet; that is not the job's failure.
             say(self._label, f"(the log cannot be followed: {error})")
 
     def _take(self, line: str) -> None:
@@ -74,13 +74,13 @@ class JobLog:
 
 
 def _lines(file: Path, is_over: threading.Event, position: int) -> Iterator[str]:
-    """Yield a file's lines from a position on as they are written, until nothing more is to come.
+    """Yield a file's lines from a position on as they are written, until the job is over.
 
-    The file is opened anew each time, so that one that appears late, is replaced or cut is followed too.
+    The file is opened anew each time, so that it may appear late, be replaced or be truncated.
     """
     rest = b""
     while True:
-        was_over = is_over.is_set()  # before reading: what was written until then is read
+        was_over = is_over.is_set()  # checked before reading, so that all lines written until then are read
         if file.exists():
             position = min(position, file.stat().st_size)
             with file.open("rb") as opened:

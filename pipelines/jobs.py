@@ -1,4 +1,4 @@
-"""What a driver launches for a stage, and its record on disk, by which another driver finds the job."""
+"""A stage's work as a job, and the job's record on disk, through which another driver finds it."""
 
 import socket
 import time
@@ -18,11 +18,11 @@ from sidestack.infra.remote.urls import place
 
 @dataclass(frozen=True)
 class Work:
-    """A stage's work, as it is launched.
+    """A stage's work, ready to launch.
 
     Attributes:
-        label: what people call the stage. key: names the work. out: the directory that its job commits.
-        limit_s: seconds after which the job is cancelled, waiting in a queue included.
+        label: the stage's name for people. key: identifies the work. out: the directory that its job commits.
+        limit_s: seconds after which the job is cancelled, including time in a queue.
     """
 
     label: str
@@ -32,52 +32,52 @@ class Work:
 
     @property
     def rank_logs(self) -> Path:
-        """Where torchrun keeps every rank's log."""
+        """The folder of torchrun's rank logs."""
         return self.out.with_name(f"{self.out.name}.logs")
 
 
 class JobRecord(Config):
     """A job's record beside its output, which is also the output's lease (`infra.lease`).
 
-    It is written before the job is submitted, again with the handle that the scheduler gave it, and removed once the
-    job is known to have ended.
+    It is written before the job is submitted, again with the scheduler's handle, and removed once the job is known to
+    have ended.
     """
 
     token: str = Field(default_factory=lambda: uuid.uuid4().hex)
-    """Of the lease."""
+    """Token of the lease."""
     scheduler: str
     handle: str = ""
-    """torchx's handle; empty while the job is submitted."""
+    """torchx's handle; empty until the job is submitted."""
     label: str
     key: str
     out: str
     role: str
     nodes: int
     log_dir: str
-    """Where the scheduler keeps the nodes' logs, if it keeps them in files."""
+    """The folder of the nodes' logs, if the scheduler writes them to files."""
     host: str = Field(default_factory=socket.gethostname)
-    """The driver's."""
+    """The driver's host name."""
     began: float = Field(default_factory=time.time)
     """Unix time of the submission, in seconds."""
     is_cancelled: bool = False
 
     def write(self) -> None:
-        """Write the record, whole."""
+        """Write the record atomically."""
         write_whole(lease_file(place(self.out)), self.model_dump_json(indent=1).encode())
 
     def is_kept(self) -> bool:
-        """Return whether the output's lease is this job's: its end was not taken up, and no other was launched."""
+        """Return whether this job still has the output's lease: its end was not handled, and no other was launched."""
         found = read_record(place(self.out))
         return found is not None and found.token == self.token
 
     def remove(self) -> None:
-        """Remove the record, where it is still this job's: the output's lease ends."""
+        """Remove the record, if it is still this job's; this ends the output's lease."""
         if self.is_kept():
             remove_file(lease_file(place(self.out)))
 
 
 def read_record(out: Path) -> JobRecord | None:
-    """Return the record of an output's job; None: there is none.
+    """Return the record of an output's job; None if there is none.
 
     Raises:
         StageError: the file is not a record.

@@ -1,8 +1,8 @@
-"""`python -m pipelines.join --dataset DIR --out DIR`: a snapshot's impressions as one joined table, for other readers.
+"""`python -m pipelines.join --dataset DIR --out DIR`: join a snapshot's impressions into one table.
 
 The output is `impressions/date=YYYY-MM-DD/part-00000.parquet`, one row an impression with its request's columns, its
-labels and its SIDs; what reads Hive-partitioned Parquet reads it (docs/data.md). With `--sids` it is the items' (and
-users') SIDs alone, a file for each set (`pipelines.sid_tables`).
+labels and its SIDs, as Hive-partitioned Parquet (docs/data.md). With `--sids` it is only the items' (and users') SIDs,
+a file for each set (`pipelines.sid_tables`).
 """
 
 import argparse
@@ -25,19 +25,19 @@ from sidestack.infra.store import FILE
 from sidestack.pipelines.sid_tables import write_sid_tables
 
 FOLDER = "impressions"
-"""The folder that other readers are pointed at."""
+"""The folder for other tools to read."""
 
 
 def join(dataset: Dataset, out: Path, first: date, last: date, columns: Sequence[str] = ()) -> int:
-    """Write the joined impressions of some dates, and return how many there are.
+    """Write the joined impressions of some dates, and return their number.
 
     Args:
         dataset: the snapshot. out: the directory to commit; it must be free.
-        first, last: the dates, inclusive. columns: which columns; none: all.
+        first, last: the dates, inclusive. columns: which columns; empty: all.
 
     Raises:
-        DataError: there are no events on these dates, or a column is nowhere. CommitError: a partition was altered, or
-            `out` is taken.
+        DataError: there are no events on these dates, or no table has a column. CommitError: a partition was altered,
+            or `out` is taken.
     """
     wanted = list(columns) or all_columns(dataset)
     days, rows = dataset.dates(first, last), 0
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line.
 
     Raises:
-        SystemExit: with 1 where the snapshot or an argument breaks a rule, with 2 where arguments do not go together.
+        SystemExit: 1 if the snapshot or an argument breaks a rule, 2 if arguments exclude each other.
     """
     parser = argparse.ArgumentParser(prog="python -m pipelines.join", description="Join a snapshot's impressions.")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""Stages' jobs on a scheduler: launch or find them, show their logs, and tell how they end."""
+"""Stages' jobs on a scheduler: launch or find them, show their logs, and report how they end."""
 
 import socket
 import time
@@ -36,10 +36,10 @@ _ENDING_S = 60.0
 
 @dataclass(frozen=True)
 class Job:
-    """A job under way.
+    """A running job.
 
     Attributes:
-        work: what it does. record: what is known of it on disk. log: what it logs.
+        work: its work. record: its record on disk. log: follows its logs.
         deadline: Unix time after which it is cancelled.
     """
 
@@ -51,7 +51,7 @@ class Job:
 
 @dataclass
 class _Outage:
-    """A time in which the scheduler does not answer, which is told when it begins and when it ends.
+    """A period without answers from the scheduler; its begin and end are logged.
 
     Attributes:
         scheduler: its name. limit_s: how long it may last.
@@ -62,7 +62,7 @@ class _Outage:
     _since: float | None = field(default=None, init=False)
 
     def note(self, label: str, error: Exception) -> None:
-        """Take up a question that was not answered.
+        """Record an unanswered query.
 
         Raises:
             UnansweredError: there was no answer for too long.
@@ -79,23 +79,23 @@ class _Outage:
             )
 
     def end(self, label: str) -> None:
-        """Take up an answer."""
+        """Record an answer."""
         if self._since is not None:
             say(label, f"{self.scheduler} answers again, after {time.monotonic() - self._since:.0f} s")
             self._since = None
 
 
 class Launcher:
-    """Starts jobs on one scheduler, finds those that an earlier driver started, and tells what becomes of them."""
+    """Launcher for one scheduler: starts jobs, finds those of an earlier driver, and reports their status."""
 
     def __init__(self, scheduler: str, options: Mapping[str, CfgVal], log_dir: Path, retry_s: float = RETRY_S) -> None:
         """Check the scheduler's options before anything runs.
 
         Args:
             scheduler: a name of `infra.schedulers.FACTORIES`.
-            options: that scheduler's own.
-            log_dir: where schedulers keep logs that keep them in files.
-            retry_s: how many seconds a scheduler that does not answer is asked again.
+            options: the scheduler's own options.
+            log_dir: folder for the logs of schedulers that write files.
+            retry_s: seconds for which an unanswered query is retried.
 
         Raises:
             ConfigError: the scheduler refuses an option, or lacks one it needs.
@@ -108,7 +108,7 @@ class Launcher:
         self._waits: dict[str, str] = {}  # why a job waits, by its token
         try:
             known = self._runner.scheduler_run_opts(scheduler)
-            # Without a log_dir of ours, torchx 0.7.0 deletes the one of an earlier job.
+            # Without our own log_dir, torchx 0.7.0 deletes an earlier job's.
             extra = {"log_dir": str(self._log_dir)} if known.get("log_dir") is not None else {}
             self._options = {**extra, **options}
             known.resolve(self._options)
@@ -118,7 +118,7 @@ class Launcher:
             raise ConfigError(f"run.scheduler {scheduler!r}: {_first_line(error)}") from error
 
     def start(self, work: Work, app: AppDef) -> Job:
-        """Launch a job, which gets the lease of its output; rank 0's lines are shown as they come.
+        """Launch a job that takes the lease of its output; rank 0's lines are shown as they come.
 
         Raises:
             StageError: the scheduler refused the job, or did not answer for too long.
@@ -134,15 +134,15 @@ class Launcher:
                     return self._follow(work, record, is_new=True)
                 time.sleep(_SUBMIT_AGAIN_S)
             except BaseException as error:
-                if not isinstance(error, Exception):  # a signal, which may come when the job was submitted already
+                if not isinstance(error, Exception):  # a signal: the job may have been submitted already
                     self._abandon(record)
                 raise
 
     def attach(self, work: Work) -> Job | None:
-        """Return the living job of an output that an earlier driver launched; None: there is none.
+        """Return the live job of an output that an earlier driver launched; None if there is none.
 
-        The record is kept of a job that may live where it cannot be seen from here; its lease ends when another is
-        launched.
+        If a job may be running where it cannot be seen from here, its record is kept; its lease ends when another job
+        is launched.
 
         Raises:
             StageError: the scheduler did not answer for too long, or a job that was cancelled does not end.
@@ -172,7 +172,7 @@ class Launcher:
         return self._follow(work, record, is_new=False)
 
     def has_succeeded(self, job: Job) -> bool:
-        """Return whether a job has come to its good end; False: it is under way, or the scheduler does not answer.
+        """Return whether a job has succeeded; False while it is running or the scheduler does not answer.
 
         Raises:
             StageError: the job failed, with the failing rank's traceback, took too long, or the scheduler did not
@@ -191,7 +191,7 @@ class Launcher:
             self._tell_wait(job, "" if status is None else status.msg)
             return False
         job.log.stop()
-        # Of a job of an earlier driver on this machine, nothing tells the end but what it committed.
+        # For a job of an earlier driver on this machine, the commit is the only sign that it succeeded.
         state = status.state.name if status is not None else "SUCCEEDED" if is_committed(job.work.out) else "ENDED"
         if state != "SUCCEEDED":
             told = "" if status is None else status.msg
@@ -202,10 +202,10 @@ class Launcher:
         return True
 
     def _tell_wait(self, job: Job, told: str) -> None:
-        """Say why a job waits in Slurm's queue, each time that the reason changes.
+        """Log why a job waits in Slurm's queue, each time the reason changes.
 
         Raises:
-            StageError: for a reason for which it would never start; it was cancelled.
+            StageError: the job could never start; it was cancelled.
         """
         state, _, reason = told.partition(" ")
         if state != "PENDING" or reason in ("", "None") or self._waits.get(job.record.token) == reason:
@@ -217,10 +217,10 @@ class Launcher:
         say(job.work.label, f"waits in the queue: {reason}")
 
     def cancel(self, job: Job) -> None:
-        """End a job and wait for its end; one that cannot be ended is left, and its record with it."""
+        """Cancel a job and wait for its end; a job that cannot be cancelled is left, with its record."""
         job.log.stop()
         record = job.record
-        if not record.is_kept():  # it has ended, or lost its lease
+        if not record.is_kept():  # the job has ended or lost its lease
             return
         try:
             self._runner.cancel(record.handle)
@@ -231,14 +231,14 @@ class Launcher:
         say(record.label, "cancelled" if self._ends(record) else f"{record.handle} was asked to end, and still runs")
 
     def leave(self, job: Job) -> None:
-        """Let a job run on; a driver that is started again finds it, where the scheduler lets it."""
+        """Leave a job running; the next driver finds it, if the scheduler supports that."""
         scheduler = self._made(job.record.scheduler)
         if isinstance(scheduler, Reattachable):
             scheduler.leave(job.record.handle.rpartition("/")[2])
         say(job.work.label, f"left running as {job.record.handle}; the same command follows it")
 
     def close(self) -> None:
-        """End what this process started on this machine and did not leave."""
+        """End the jobs that this process started on this machine and did not leave."""
         self._runner.close()
 
     def _make(self, name: str, session_name: str, **options: Any) -> Scheduler[Any]:
@@ -250,7 +250,7 @@ class Launcher:
         return self._schedulers[name]
 
     def _new_record(self, work: Work, app: AppDef) -> JobRecord:
-        """Write the record of a job that is to be submitted, and hand the job the lease."""
+        """Write the record of a job before its submission, and pass it the lease."""
         role = app.roles[0]
         log_dir = Path(str(self._options.get("log_dir", self._log_dir))).absolute()
         record = JobRecord(
@@ -258,20 +258,20 @@ class Launcher:
             nodes=role.num_replicas, log_dir=str(log_dir),
         )  # fmt: skip
         record.write()
-        # Doubled $: torchx fills in single ones itself.
+        # Doubled $: torchx substitutes single ones.
         role.env[lease.VARIABLE] = lease.lease_of(work.out, record.token).replace("$", "$$")
         return record
 
     def _submitted(self, record: JobRecord, app: AppDef, submission: _Outage) -> str | None:
-        """Submit a job and return its handle; None: it was not submitted, and may be tried again with another record.
+        """Submit a job and return its handle; None: it was not submitted; retry with another record.
 
-        A job whose submission was not answered is looked for. One that appears later still has no lease by then.
+        If a submission is not answered, the job is looked for. If it appears still later, its lease is gone by then.
 
         Raises:
-            SchedulerError: the scheduler refused it. UnansweredError: there was no answer for too long.
+            SchedulerError: the scheduler refused the job. UnansweredError: there was no answer for too long.
         """
         try:
-            with warnings.catch_warnings(record=True) as warned:  # torchx only warns of a kubeconfig that is missing
+            with warnings.catch_warnings(record=True) as warned:  # torchx only warns of a missing kubeconfig
                 return str(self._runner.run(app, self._scheduler, self._options))
         except UnansweredError as error:
             submission.note(record.label, error)
@@ -291,7 +291,7 @@ class Launcher:
                 say(record.label, f"{handle} was cancelled as it was submitted")
 
     def _found(self, record: JobRecord) -> str | None:
-        """Return the handle of the job that has a record's token, once the scheduler answers; None: there is none."""
+        """Return the handle of the job with a record's token, once the scheduler answers; None if there is none."""
         return self._answered(record.label, lambda: self._find(record), SchedulerError)
 
     def _find(self, record: JobRecord) -> str | None:
@@ -300,11 +300,11 @@ class Launcher:
         return None if app_id is None else f"{record.scheduler}://sidestack/{app_id}"
 
     def _status(self, record: JobRecord) -> AppStatus | None:
-        """Return a job's state, once the scheduler answers; None: it does not know the job."""
+        """Return a job's state, once the scheduler answers; None if the job is unknown to it."""
         return self._answered(record.label, lambda: self._runner.status(record.handle), Exception)
 
     def _answered(self, label: str, ask: Callable[[], T], faults: type[Exception]) -> T:
-        """Return the scheduler's answer, asking again after faults of a kind.
+        """Return the scheduler's answer; retry after errors of a given type.
 
         Raises:
             UnansweredError: there was no answer for too long.
@@ -323,7 +323,7 @@ class Launcher:
         return status is not None and not status.is_terminal()
 
     def _ends(self, record: JobRecord) -> bool:
-        """Wait for the end of a job that was cancelled, and end its record; False: it takes too long."""
+        """Wait for the end of a cancelled job, and remove its record; return False on timeout."""
         deadline = time.monotonic() + _ENDING_S
         while time.monotonic() < deadline:
             with suppress(Exception):

@@ -1,8 +1,8 @@
 """The driver: `python -m pipelines.run --config FILE [--set section.key=value ...]`.
 
-It launches every stage that is not done yet on the configured scheduler, up to `run.jobs` of them at a time, and ends
-with the comparison. A stage is done when the directory of its key is committed, so a run that broke
-goes on where it broke, and a run that changes nothing only reads.
+It launches every stage that is not done yet on the configured scheduler, up to `run.jobs` at a time, and ends with the
+comparison. A stage is done when the directory of its key is committed. So a failed run resumes where it failed, and a
+run without changes only reads.
 """
 
 import argparse
@@ -36,13 +36,13 @@ from sidestack.pipelines.tracker import Tracker
 
 
 class Stopped(BaseException):
-    """A signal asked the driver to stop.
+    """Stop request by a signal.
 
-    Not an `Exception`, so that no library's broad handler mistakes it for an error of its own.
+    It is not an `Exception`, so that no library's broad handler swallows it.
     """
 
     def __init__(self, signum: int) -> None:
-        """Remember the signal's number."""
+        """Store the signal's number."""
         super().__init__(signal.Signals(signum).name)
         self.signum = signum
 
@@ -58,8 +58,8 @@ def run_pipeline(config_file: Path, overrides: Sequence[str] = ()) -> Path:
         the comparison's committed directory.
 
     Raises:
-        SidestackError: the config, a stage, or a committed directory has a fault the user can mend.
-        Stopped: a signal came; the running jobs were cancelled or left (`run.on_signal`).
+        SidestackError: the config, a stage, or a committed directory has a fault that the user can fix.
+        Stopped: a signal came; running jobs were cancelled or left running (`run.on_signal`).
     """
     values, config = read_config(config_file, overrides)
     return run_stages(stages(config), config.run, values, plain(config))
@@ -72,14 +72,14 @@ def run_stages(
     resolved: Mapping[str, Any],
     title: str | None = None,
 ) -> Path:
-    """Bring the stages of a plan, under one MLflow run.
+    """Run the stages of a plan under one MLflow run.
 
     Args:
-        plan: the stages, each after those it takes its inputs from.
+        plan: the stages, each after the stages of its inputs.
         run: how they are launched.
-        values: the run's file with overrides applied, of which a copy is kept.
+        values: the run's file with overrides applied; a copy is kept.
         resolved: the same with all defaults, for MLflow.
-        title: the MLflow run's name, where it is not the run's own.
+        title: the MLflow run's name, if it is not the run's own.
 
     Returns:
         the last stage's committed directory.
@@ -105,7 +105,7 @@ def run_stages(
 
 
 def launcher_of(run: RunConfig) -> Launcher:
-    """Return what launches a run's stages.
+    """Return the launcher of a run's stages.
 
     Raises:
         ConfigError: the scheduler refuses an option.
@@ -115,15 +115,15 @@ def launcher_of(run: RunConfig) -> Launcher:
 
 
 class AtWorkError(StageError):
-    """Another driver works in the run's directory."""
+    """Error: another driver is running in the run's directory."""
 
 
 @contextmanager
 def alone(directory: Path) -> Iterator[None]:
-    """Hold a run's directory for one driver; the lock goes with the process.
+    """Lock a run's directory for one driver; the lock ends with the process.
 
     Raises:
-        AtWorkError: another driver has it. StageError: it cannot be written.
+        AtWorkError: another driver has the lock. StageError: the directory cannot be written.
     """
     with ExitStack() as held:
         try:
@@ -138,7 +138,7 @@ def alone(directory: Path) -> Iterator[None]:
 
 
 def _record(run: RunConfig, values: Mapping[str, Any]) -> Path:
-    """Write the run's file as it is now, overrides applied; the stages read files of their own."""
+    """Write a copy of the run's file with overrides applied; the stages do not read it."""
     text = yaml.safe_dump(dict(values), sort_keys=False)
     file = configs_dir(run) / f"run-{digest({'text': text})[:12]}.yaml"
     file.parent.mkdir(exist_ok=True)
@@ -149,14 +149,14 @@ def _record(run: RunConfig, values: Mapping[str, Any]) -> Path:
 
 @contextmanager
 def stopping() -> Iterator[None]:
-    """Turn SIGINT, SIGTERM and SIGHUP into `Stopped`; torchx's own handlers raise what is easily swallowed.
+    """Turn SIGINT, SIGTERM and SIGHUP into `Stopped`; exceptions of torchx's own handlers are easily swallowed.
 
-    One that is ignored stays so, as SIGHUP under `nohup`.
+    An ignored signal stays ignored, as SIGHUP under `nohup`.
     """
 
     def stop(signum: int, frame: FrameType | None) -> NoReturn:
         for number in before:
-            signal.signal(number, signal.SIG_IGN)  # the cancelling itself is not to be cut short
+            signal.signal(number, signal.SIG_IGN)  # so that a second signal does not interrupt the cancelling
         raise Stopped(signum)
 
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
@@ -172,7 +172,7 @@ def stopping() -> Iterator[None]:
 
 @contextmanager
 def _tracked(run: RunConfig, resolved: Mapping[str, Any], title: str) -> Iterator[tuple[Tracker, list[Path]]]:
-    """Open the pipeline's MLflow run, and end it as the body ends, with the files that the body puts into the list."""
+    """Open the pipeline's MLflow run; on exit, end it with the body's status and the files it put into the list."""
     tracker = Tracker(run_dir(run), run.runs_dir, title, resolved)
     status: Status = "KILLED"
     artifacts: list[Path] = []
@@ -187,7 +187,7 @@ def _tracked(run: RunConfig, resolved: Mapping[str, Any], title: str) -> Iterato
 
 
 def tell_result(compared: Path) -> None:
-    """Print the comparison and where everything is; the last line is `comparison.json`'s path."""
+    """Print the comparison and the paths of all outputs; the last line is `comparison.json`'s path."""
     uri = masked(store_uri())
     with suppress(ValueError):
         local = Path(uri.removeprefix("sqlite:///")).relative_to(Path.cwd())
@@ -205,7 +205,7 @@ def tell_result(compared: Path) -> None:
 
 @contextmanager
 def exit_status() -> Iterator[None]:
-    """Turn a fault into one line and status 1, a signal into 128 + its number."""
+    """Exit with one line and status 1 on an error, with 128 + its number on a signal."""
     replace_unencodable()
     try:
         yield
@@ -219,7 +219,7 @@ def exit_status() -> Iterator[None]:
 
 
 def command_line(program: str, description: str) -> argparse.ArgumentParser:
-    """Return the parser of a command that runs stages: which file, and what to override."""
+    """Return the parser of a command that runs stages: config file and overrides."""
     parser = argparse.ArgumentParser(prog=program, description=description)
     parser.add_argument("--config", type=path_argument, required=True, help="the run's YAML file")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override a config value")
@@ -227,7 +227,7 @@ def command_line(program: str, description: str) -> argparse.ArgumentParser:
 
 
 def near(path: Path) -> Path:
-    """Return a path as seen from here, where it lies below."""
+    """Return a path relative to the current directory, if it is inside it."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
@@ -235,7 +235,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line.
 
     Raises:
-        SystemExit: 1 after a fault, 128 + the signal's number after a signal.
+        SystemExit: 1 after an error, 128 + the signal's number after a signal.
     """
     arguments = command_line("pipelines.run", "Run the whole pipeline.").parse_args(argv)
     with exit_status():

@@ -1,4 +1,4 @@
-"""The `run` section: how stages are launched, where outputs lie, and which arms are compared."""
+"""The `run` section: how stages are launched, where outputs are stored, and which arms are compared."""
 
 import re
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from sidestack.infra.remote.fields import Place
 from sidestack.infra.schedulers import option_names
 
 TRAINING_STAGES = ("encoder", "materialize", "ranker")
-"""The stages that use GPUs where there are any."""
+"""The stages that use GPUs if there are any."""
 
 
 C = TypeVar("C")
@@ -42,7 +42,7 @@ Variable = Annotated[str, matching("[A-Za-z_][A-Za-z0-9_]*", "a name of letters,
 
 
 def _mount_options(mounts: tuple[str, ...]) -> tuple[str, ...]:
-    """Return mounts as torchx takes them: one option after another, each mount's type before its others."""
+    """Return mounts in torchx's form: a flat list of options, each mount beginning with its type."""
     options = [option for mount in mounts for option in mount.split(",")]
     try:
         parse_mounts(options)
@@ -52,22 +52,21 @@ def _mount_options(mounts: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class LaunchConfig(Config):
-    """What one stage is launched with."""
+    """Launch settings of one stage."""
 
     nodes: PositiveInt = 1
     gpu: Annotated[int, Field(ge=0)] = 0
-    """GPUs a node; 0 hides those that there are. By default the stages that train have the cluster's, or on this
-    machine those that it has."""
+    """GPUs a node; 0 hides all GPUs. By default, stages that train get the cluster's GPUs, or all of this machine's."""
     ranks: PositiveInt = Field(default_factory=lambda given: given.get("gpu") or 2)
     """Ranks a node; by default one for each GPU, or two."""
     cpu: PositiveInt = 2
-    """CPU cores a node, shared out over its ranks' threads."""
+    """CPU cores a node, divided among its ranks' threads."""
     memory_mb: PositiveInt = 6144
     """Memory a node, in MB; schedulers enforce it, `local_cwd` does not."""
     max_restarts: Annotated[int, Field(ge=0)] = 0
-    """How often torchrun starts the ranks anew after a failure."""
+    """How often torchrun restarts the ranks after a failure."""
     max_retries: Annotated[int, Field(ge=0)] = 0
-    """How often the scheduler runs the whole job anew."""
+    """How often the scheduler reruns the whole job."""
 
     @model_validator(mode="after")
     def _check_ranks(self) -> Self:
@@ -77,20 +76,20 @@ class LaunchConfig(Config):
 
 
 class SingleRankConfig(LaunchConfig):
-    """What a stage is launched with whose work is one rank's."""
+    """Launch settings of a stage whose work is done by one rank."""
 
     ranks: PositiveInt = 1
     """Ranks a node."""
 
 
 class StageLaunches(Config):
-    """What each stage is launched with."""
+    """Launch settings by stage."""
 
     prepare: LaunchConfig = LaunchConfig()
     encoder: LaunchConfig = LaunchConfig()
     materialize: LaunchConfig = LaunchConfig()
     ranker: LaunchConfig = LaunchConfig()
-    """Every arm's."""
+    """Launch settings of every arm."""
     baseline: SingleRankConfig = SingleRankConfig()
     compare: SingleRankConfig = SingleRankConfig()
 
@@ -99,14 +98,14 @@ class RunConfig(Config):
     """The `run` section."""
 
     name: FileName
-    """Names the run's directory and its MLflow experiment."""
+    """Name of the run's directory and its MLflow experiment."""
     runs_dir: Place = Path("runs")
-    """Where runs lie: on more than one node, on a filesystem that all nodes share, or at a URL of an object store."""
+    """Where runs are stored; with several nodes, on a shared filesystem or at an object store's URL."""
     arms: tuple[str, ...] | None = None
     """Which of `ranker.arms` to train and compare; by default all."""
     cluster: str | None = None
-    """The cluster's file, by path or by the name of a shipped one: `laptop`, `slurm`, `kubernetes`, `aws_batch`. What
-    it says holds where this section says nothing (docs/clusters.md)."""
+    """The cluster's file, by path or by the name of a shipped one: `laptop`, `slurm`, `kubernetes`, `aws_batch`. Its
+    settings apply where this section has none (docs/clusters.md)."""
     scheduler: Literal["local_cwd", "local_docker", "slurm", "kubernetes", "aws_batch"] = "local_cwd"
     """Where the stages run."""
     scheduler_options: dict[Line, Option] = {}
@@ -116,34 +115,34 @@ class RunConfig(Config):
     mounts: Annotated[tuple[Line, ...], AfterValidator(_mount_options)] = ()
     """Mounts as `type=bind,src=/shared,dst=/shared`."""
     env: dict[Variable, str] = {}
-    """Environment variables of every stage. Copies of the file have `***` for the values; for a secret, `secrets`."""
+    """Environment variables of every stage. Copies of the file have `***` for the values; use `secrets` for secrets."""
     secrets: tuple[Variable, ...] = ()
-    """Names of variables that stages get from the driver's own environment; their values are written nowhere."""
+    """Names of variables that stages get from the driver's own environment; their values are never written."""
     launch: StageLaunches = StageLaunches()
     """Nodes, ranks and resources by stage."""
     jobs: PositiveInt = 1
-    """Stages under way at a time. On one machine they share its cores, `launch.*.cpu` being the most that each has: the
-    comparison's samples a second are then those of a shared machine."""
+    """Number of stages that run at a time. On one machine they share its cores, and `launch.*.cpu` is the maximum for
+    each: the comparison's samples a second are then those of a shared machine."""
     encoders: dict[str, Place] = {}
-    """By the SIDs' name (`sid` is section `encoder`'s): a committed encoder that is used as it is, in place
-    of training one. New items are then encoded by it, and published SIDs stay."""
+    """SIDs' name (`sid` for section `encoder`) -> a committed encoder that is used as it is, instead of training one.
+    It encodes new items, and published SIDs stay."""
     replicates: Annotated[int, Field(ge=1, le=1000)] = Field(
         default_factory=lambda given: 1 if given.get("encoders") else 2
     )
-    """How often encoders and arms are trained, each time from seeds one higher, on one prepared dataset: what one
-    training alone moves can then be told from what arms differ by. By default twice, the fewest that a verdict takes;
-    once where `encoders` are given, which all trainings would share."""
+    """How often encoders and arms are trained on one prepared dataset, each time with seeds one higher. This separates
+    the variation between trainings from the difference between arms. By default twice, the minimum for a verdict; once
+    if `encoders` are given, as all trainings would share them."""
     timeouts: Timeouts = Timeouts()
     """How long a stage's ranks wait for each other, in training and around a commit."""
     timeout_minutes: PositiveFloat = 1440.0
-    """A stage that takes longer, waiting in the scheduler's queue included, is cancelled."""
+    """A stage that takes longer, including time in the scheduler's queue, is cancelled."""
     rendezvous_s: PositiveInt = RENDEZVOUS_SECONDS
     """How many seconds the nodes of a stage wait for each other when it starts."""
     scheduler_retry_minutes: PositiveFloat = 10.0
-    """How long a scheduler that does not answer is asked again before the run ends."""
+    """How long queries to a scheduler that does not answer are retried before the run ends."""
     on_signal: Literal["cancel", "leave"] = "cancel"
-    """What becomes of running stages when the driver is ended by SIGTERM, SIGINT or SIGHUP, or gives a scheduler up:
-    they are cancelled, after they had time to checkpoint, or left to run on, where the same command finds them."""
+    """What happens to running stages when SIGTERM, SIGINT or SIGHUP ends the driver, or the scheduler stops answering:
+    `cancel` ends them, with time to checkpoint; `leave` lets them run, and the same command finds them."""
 
     @field_validator("env", mode="before")
     @classmethod
@@ -176,7 +175,7 @@ class RunConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _with_defaults(cls, values: Any) -> Any:
-        """Fill in what the cluster's file says; how a stage is launched, key by key."""
+        """Fill in the cluster file's settings; launch settings are merged key by key."""
         if not isinstance(values, Mapping):
             return values
         cluster = load_cluster(str(values["cluster"])) if values.get("cluster") else None
@@ -188,7 +187,7 @@ class RunConfig(Config):
 
 
 def _of_cluster(cluster: Cluster, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that a cluster's file gives.
+    """Return the settings from a cluster's file.
 
     Raises:
         ValueError: the run names a scheduler that is not the cluster's.
@@ -201,7 +200,7 @@ def _of_cluster(cluster: Cluster, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _launches(cluster: Cluster | None, scheduler: str, given: Any) -> Any:
-    """Return what each stage is launched with: what is given, else the cluster's resources or this machine's GPUs."""
+    """Return each stage's launch settings: those given, else the cluster's resources or this machine's GPUs."""
     if not isinstance(given, Mapping | None):
         return given
     resources = Resources(gpu=torch.cuda.device_count() if scheduler == "local_cwd" else 0)

@@ -1,7 +1,7 @@
-"""Each set of SIDs as one Parquet file for other readers: ids, keys where the table has them, and SIDs.
+"""Each set of SIDs as one Parquet file for other tools: ids, keys if the table has them, and SIDs.
 
-The output is `sids/<set>/items.parquet` (or `users.parquet`), a row for each item in the order of ids, and beside it
-`sids/<set>/sid.json`, which says how a SID becomes digits (`encoder.sid_file`).
+The output is `sids/<set>/items.parquet` (or `users.parquet`), a row for each item in the order of ids, and next to it
+`sids/<set>/sid.json`, which defines how to split a SID into digits (`encoder.sid_file`).
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from sidestack.infra.snapshot import CONTENT, Dataset, SidSet
 
 
 def write_sid_tables(dataset: Dataset, out: Path) -> dict[str, int]:
-    """Write a file for each set of SIDs, and return how many rows each has, by file.
+    """Write a file for each set of SIDs, and return the number of rows by file.
 
     Args:
         dataset: the snapshot. out: the directory to commit; it must be free.
@@ -55,7 +55,7 @@ def _write(dataset: Dataset, spec: SidSpec, listed: SidSet, file: Path) -> int:
 
 
 def _published(dataset: Dataset, spec: SidSpec, listed: SidSet) -> Iterator[pa.Table]:
-    """Yield ids, keys and SIDs, those of each id by the part that brought it, a row group at a time."""
+    """Yield ids, keys and SIDs a row group at a time, each id from the part that introduced it."""
     base = CONTENT[spec.entity]
     parts = zip(dataset.partitions(base), dataset.partitions(listed.table(spec.name, base)), strict=True)
     for entry, of_sids in parts:
@@ -75,7 +75,7 @@ def _files(dataset: Dataset, entry: PartitionEntry) -> list[Path]:
 
 
 def _columns(file: Path, entity: str) -> list[str]:
-    """Return the column of the ids, and that of the keys if the table has it."""
+    """Return the id column, and the key column if the table has one."""
     key = f"{entity}_key"
     with open_parquet(file) as opened:
         return [f"{entity}_id", *([key] if key in opened.schema_arrow.names else [])]

@@ -1,4 +1,4 @@
-"""`python -m pipelines.track --config FILE`: tell the tracking store what it was not told while it was away."""
+"""`python -m pipelines.track --config FILE`: send the tracking store what it missed while unavailable."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,17 +14,17 @@ from sidestack.pipelines.tracker import send_left
 
 
 def track(config_file: Path, overrides: Sequence[str] = ()) -> int:
-    """Send what the store lacks of every MLflow run of a run's folder.
+    """Send the store what it lacks of every MLflow run in a run's folder.
 
     Args:
         config_file: the run's YAML file. overrides: dotted `section.key=value`.
 
     Returns:
-        how many MLflow runs were told about.
+        the number of MLflow runs that were sent.
 
     Raises:
-        ConfigError: the config has a fault. AtWorkError: a driver is at work in the run, and sends it itself.
-        StageError: the store does not answer, or refuses.
+        ConfigError: the config is invalid. AtWorkError: a driver is running in the folder; it sends the records itself.
+        StageError: the store does not answer or rejects the records.
     """
     _, config = read_config(config_file, overrides)
     folder, runs_dir = run_dir(config.run), config.run.runs_dir
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line.
 
     Raises:
-        SystemExit: 1 after a fault.
+        SystemExit: 1 after an error.
     """
     arguments = command_line("pipelines.track", "Tell MLflow what it was not told while it was away.").parse_args(argv)
     with exit_status():

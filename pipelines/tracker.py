@@ -1,4 +1,4 @@
-"""A pipeline's MLflow run, as its driver sends it: at once while the store answers, otherwise later."""
+"""A pipeline's MLflow run, sent by its driver: at once while the store answers, otherwise later."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,21 +20,21 @@ LATER = "python -m sidestack.pipelines.track"
 
 
 class Tracker:
-    """Writes what happens into the run's journal, and sends it.
+    """Writer of the run's journal, which it sends to the store.
 
-    After a failure the store is left alone for a minute, then for twice as long each time, and is asked once more when
-    the run ends: a store that is away costs a driver some seconds altogether.
+    After a failure it waits for a minute, then for twice as long each time, and tries once more when the run ends: an
+    unavailable store costs a driver some seconds in total.
     """
 
     def __init__(self, folder: Path, runs_dir: Path, title: str, config: Mapping[str, Any]) -> None:
-        """Begin a run, or go on with one of the same title and config that was killed or failed.
+        """Begin a run, or resume one with the same title and config that was killed or failed.
 
         Args:
-            folder: the run's, whose name is the experiment's. runs_dir: where a local store lies.
+            folder: the run's; its name is the experiment's. runs_dir: the folder of a local store.
             title: the MLflow run's name. config: logged as params, without secrets.
 
         Raises:
-            ConfigError: `MLFLOW_TRACKING_URI` is no address of a store.
+            ConfigError: `MLFLOW_TRACKING_URI` is not a store's address.
         """
         self._folder, self._runs_dir = folder, runs_dir
         self._client: MlflowClient | None = None
@@ -45,17 +45,17 @@ class Tracker:
 
     @property
     def parent_run(self) -> str:
-        """The run that stages log under; empty while the store does not answer: they then keep files alone."""
+        """The parent run of the stages; empty while the store does not answer: stages then write files only."""
         return "" if time.monotonic() < self._pause_ends else self._journal.parent_run
 
     def add(self, label: str, out: Path, inputs: Mapping[str, Path], *, is_reused: bool) -> None:
-        """Show a committed stage; see `Journal.add`."""
+        """Log a committed stage; see `Journal.add`."""
         self._journal.add(label, out, inputs, is_reused=is_reused)
         if time.monotonic() >= self._pause_ends:
             self._try(self._send)
 
     def close(self, status: Status, artifacts: Sequence[Path] = ()) -> None:
-        """End the run, and send what the store lacks of this one and of earlier ones."""
+        """End the run, and send the store what it lacks of this and earlier runs."""
         self._journal.close(status, artifacts)
         self._try(self._send)
         if self._journal.entries.is_told:
@@ -86,11 +86,11 @@ class Tracker:
         for journal in journals(self._folder):
             if journal.entries.id != self._journal.entries.id:
                 send_left(client, journal, self._runs_dir)
-                journal.remove()  # another config's: nothing goes on with it
+                journal.remove()  # from another config: never resumed
 
 
 def send_left(client: "MlflowClient", journal: Journal, runs_dir: Path) -> None:
-    """Send what the store lacks of a run whose driver is gone; one that did not finish may still be gone on with."""
+    """Send the store what it lacks of a run whose driver is gone; an unfinished run can still be resumed."""
     if journal.entries.status is None:
         journal.close("KILLED")
     journal.send(client, runs_dir)

@@ -1,1 +1,1 @@
-"""A look at a raw log before anything is trained: what it holds, what is wrong with it, what a run will take."""
+"""Checks of a raw log before training: its content, its faults, and the expected cost of a run."""

@@ -29,7 +29,7 @@ def init(folder: Path, out: Path) -> None:
     """Guess a configuration for the files of a folder, and write it.
 
     Raises:
-        DataError: there is no table of events. ConfigError: `out` is there already.
+        DataError: there is no table of events. ConfigError: `out` exists already.
     """
     if out.exists():
         raise ConfigError(f"{out}: is there already; choose another --out")
@@ -44,7 +44,7 @@ def check(config_file: Path, overrides: list[str]) -> None:
     """Profile a configuration's raw log, and print it.
 
     Raises:
-        ConfigError: the configuration's source is no raw log. DataError: all faults of the log.
+        ConfigError: the configuration's source is not a raw log. DataError: lists all faults of the log.
     """
     _, config = read_config(config_file, overrides)
     source = config.prepare.source
@@ -62,7 +62,7 @@ def check(config_file: Path, overrides: list[str]) -> None:
 
 
 def show(found: Profile, config: PipelineConfig) -> None:
-    """Print a profile, what a run will take, and what to be warned of."""
+    """Print a profile, the estimated cost of a run, and warnings."""
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, value in [*_lines(found), ("", ""), *estimates(found, config)]:
         table.add_row(name, value)
@@ -93,7 +93,7 @@ def _lines(found: Profile) -> list[tuple[str, str]]:
 
 
 def main() -> None:
-    """Run the command; a fault is one message on stderr."""
+    """Run the command; print an error as one message on stderr."""
     parser = argparse.ArgumentParser(prog="python -m pipelines.check", description=__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(

@@ -1,4 +1,4 @@
-"""About what a run of a log will take, from rates that were measured, and what its verdict will lack."""
+"""Estimates of a run's disk, memory and time from measured rates, and warnings about its verdict."""
 
 import os
 from collections.abc import Iterator
@@ -12,24 +12,24 @@ from sidestack.ranker.budget import even_days
 from sidestack.ranker.intervals import student_reach
 
 BYTES_AN_IMPRESSION = 50
-"""On disk, tables, SIDs and the ingested raw rows; docs/results/growth.md has 31 to 34 for tables and SIDs."""
+"""On disk: tables, SIDs and ingested raw rows; docs/results/growth.md has 31 to 34 for tables and SIDs."""
 BYTES_AN_ITEM = 1_000
-"""An embedding of 384 halves, and its SID."""
+"""An embedding of 384 float16 values, and its SID."""
 TEXTS_A_SECOND = 158
-"""Of the sentence encoder, a core (docs/results)."""
+"""Throughput of the sentence encoder per core (docs/results)."""
 EVENTS_A_SECOND = 60_000
-"""Of prepare, a core: ingest, histories, counts."""
+"""Throughput of prepare per core: ingest, histories, counts."""
 SAMPLES_A_SECOND = 5_000
-"""Of the slower arms of the ranker, a core (docs/results/complete_journey.md)."""
+"""Throughput of the ranker's slower arms per core (docs/results/complete_journey.md)."""
 ITEM_ENCODINGS_A_SECOND = 4_000
-"""Of the encoder's training, a core."""
+"""Throughput of the encoder's training per core."""
 RANKER_BYTES = 2 << 30
 FEW_POSITIVES = 1_000
-"""Test positives below which gains of a few per mille cannot be told from chance."""
+"""With fewer test positives, gains of a few per mille cannot be distinguished from chance."""
 
 
 def estimates(found: Profile, config: PipelineConfig) -> list[tuple[str, str]]:
-    """Return lines about disk, memory and time."""
+    """Return lines of text about disk, memory and time."""
     cores = os.cpu_count() or 1
     disk = found.rows * BYTES_AN_IMPRESSION + found.items * BYTES_AN_ITEM
     tables = 4 * config.ranker.model.embedding_dim * (found.users + 2 * found.items)
@@ -49,9 +49,9 @@ def estimates(found: Profile, config: PipelineConfig) -> list[tuple[str, str]]:
 
 
 def _passes(found: Profile, config: PipelineConfig) -> int:
-    """Return how often a training of the ranker reads its rows: with a validation window three times at least.
+    """Return how often a ranker training reads its rows: at least three times with a validation window.
 
-    Two epochs tell that the second is worse, and the arm is then trained for one (`ranker.validation`).
+    Two epochs show that the second is worse; the arm is then trained for one (`ranker.validation`).
     """
     dates = found.train or (found.first, found.last)
     training = ranker_budget(config.ranker, even_days(dates, found.rows)).training
@@ -59,7 +59,7 @@ def _passes(found: Profile, config: PipelineConfig) -> int:
 
 
 def warnings(found: Profile, config: PipelineConfig) -> Iterator[str]:
-    """Yield what a verdict on this log will lack."""
+    """Yield warnings about what a verdict on this log will lack."""
     if found.train is None:
         yield f"{found.num_days} dates are too few to train on some and test on others"
     for name, task in found.tasks.items():

@@ -1,4 +1,4 @@
-"""A first configuration for a folder of raw files: which is what, by names, types and a look at the rows."""
+"""A first configuration for a folder of raw files, guessed from column names, types and a sample of rows."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,19 +24,19 @@ LABEL_NAMES = (
 ACTION_NAMES = ("action", "event", "event_type", "type", "kind")
 RATING_NAMES = ("rating", "stars", "score")
 TEXT_WORDS = 2.0
-"""Words in a value from which on a column is taken for text."""
+"""A column whose values have at least this many words on average counts as text."""
 FEW_VALUES = 1000
 ROWS = 50_000
-"""Rows that are looked at."""
+"""Maximum number of rows that are read of each table."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column as a look at some rows shows it.
+    """A column, as sampled rows show it.
 
     Attributes:
-        kind: DuckDB's type. distinct: different values. words: mean words of a value.
-        values: the most frequent values, where there are few.
+        kind: DuckDB's type. distinct: number of distinct values. words: mean words of a value.
+        values: the most frequent values, if the column has few distinct ones.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Table:
     """Files of one layout.
 
     Attributes:
-        path: the folder, or the one file. columns: by name. rows: that were looked at. bytes: of all files.
+        path: the folder, or the one file. columns: by name. rows: number sampled. bytes: of all files.
     """
 
     path: Path
@@ -61,10 +61,10 @@ class Table:
 
 
 def tables_in(folder: Path, database: duckdb.DuckDBPyConnection) -> list[Table]:
-    """Return the tables of a folder: each data file in it, and each folder in it that has data files.
+    """Return the tables of a folder: each data file in it, and each subfolder that has data files.
 
     Raises:
-        DataError: there is none, or a file cannot be read.
+        DataError: there is no table, or a file cannot be read.
     """
     found = []
     for place in sorted(folder.iterdir() if folder.is_dir() else []):
@@ -138,7 +138,7 @@ def _is_events(table: Table) -> bool:
 
 
 def _named(table: Table, names: Sequence[str]) -> Column | None:
-    """Return the column that one of the names fits: as a whole, as its part before a colon, or as one of its words."""
+    """Return the column that matches a name: as a whole, by its part before a colon, or by one of its words."""
     for name in names:
         for column in table.columns.values():
             stem = column.name.lower().partition(":")[0]
@@ -190,7 +190,7 @@ def _event_features(events: Table, used: set[str]) -> dict[str, Any]:
 
 
 def _catalogue(tables: Sequence[Table], events: Table, key: str) -> Table | None:
-    """Return the table in which the key names each row."""
+    """Return the table in which the key is unique."""
     for table in tables:
         column = table.columns.get(key)
         if table is not events and column is not None and column.distinct == table.rows:
@@ -216,12 +216,12 @@ def _content(table: Table, key: str, section: str) -> dict[str, Any]:
 
 
 def named(columns: Sequence[str]) -> list[str] | dict[str, str]:
-    """Return columns as features: by the part of the name before a colon, where there is one."""
+    """Return columns as features, named by the part before a colon if there is one."""
     names = [column.partition(":")[0] for column in columns]
     return dict(zip(names, columns, strict=True)) if names != list(columns) else list(columns)
 
 
 def as_yaml(config: Mapping[str, Any]) -> str:
-    """Return a configuration as a file to be looked through."""
+    """Return a configuration as YAML for review."""
     head = "# Guessed by `python -m sidestack.pipelines.check --init`: look through it, then check it with --config.\n"
     return head + yaml.safe_dump(dict(config), sort_keys=False, width=120)

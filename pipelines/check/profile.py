@@ -1,4 +1,4 @@
-"""What a raw log holds, read by DuckDB from the raw files: counts, rates, and what a verdict will stand on."""
+"""Profile of a raw log, computed by DuckDB from the raw files: counts, rates, and sample sizes for a verdict."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,15 +15,15 @@ from sidestack.pipelines.prepare.log.ingest import RawTable, file_faults, raw_ta
 from sidestack.pipelines.prepare.log.opened import split_dates
 
 MOST_ROWS = 8_000_000
-"""Of a log with more, events are counted by date, and all else is of some of its files, evenly drawn."""
+"""Of a larger log, only events by date are counted in full; all else is from an evenly drawn sample of its files."""
 
 
 @dataclass(frozen=True)
 class TaskProfile:
-    """A task that the events tell.
+    """A task whose labels are in the events.
 
     Attributes:
-        positives: rows with label 1; test_positives: of the test dates.
+        positives: rows with label 1. test_positives: those of the test dates.
         both: share of users with both labels.
     """
 
@@ -34,16 +34,17 @@ class TaskProfile:
 
 @dataclass(frozen=True)
 class Profile:
-    """What a log holds.
+    """The content of a log in numbers.
 
     Attributes:
-        rows: events. first, last: dates. num_days: dates with events. users, items: different ones, roughly.
-        train, test: first and last date of each split; None: there are too few dates.
-        listed: share of events whose item is in the catalogue; None: there is no catalogue.
-        cold: share of the test events whose item no earlier date has.
-        ties: share of events that share user and time with another.
-        tasks: by name. texts: different texts of the catalogue.
-        files, read: files of events, and how many of them all but `rows` and dates is of. seen: events in these.
+        rows: events. first, last: dates. num_days: dates with events. users, items: approximate distinct counts.
+        train, test: first and last date of each split; None if there are too few dates.
+        listed: share of events whose item is in the catalogue; None without a catalogue.
+        cold: share of the test events whose item is on no earlier date.
+        ties: share of events with the same user and time as another.
+        tasks: by name. texts: distinct texts of the catalogue.
+        files, read: number of event files, and how many were read for all but `rows` and dates. seen: events in those
+            read.
     """
 
     rows: int
@@ -65,7 +66,7 @@ class Profile:
 
 
 def faults(config: LogConfig, files: RawFiles, database: duckdb.DuckDBPyConnection) -> list[str]:
-    """Return all that is wrong with the files that `profile` reads, a line each."""
+    """Return all faults of the files that `profile` reads, one line each."""
     found: list[str] = []
     for name, table in raw_tables(config).items():
         chosen = files.tables[name] if name != EVENTS else _drawn(files.tables[EVENTS], database)
@@ -75,10 +76,10 @@ def faults(config: LogConfig, files: RawFiles, database: duckdb.DuckDBPyConnecti
 
 
 def profile(config: LogConfig, files: RawFiles, database: duckdb.DuckDBPyConnection) -> Profile:
-    """Count what a log without faults holds.
+    """Return the profile of a log without faults.
 
     Raises:
-        DataError: it has no event.
+        DataError: the log has no event.
     """
     table, all_files = raw_tables(config)[EVENTS], files.tables[EVENTS]
     times = RawTable(EVENTS, {"event_time": table.columns["event_time"]}, ("event_time",), has_time=True)
@@ -125,7 +126,7 @@ def profile(config: LogConfig, files: RawFiles, database: duckdb.DuckDBPyConnect
 
 
 def _drawn(files: Sequence[Path], database: duckdb.DuckDBPyConnection) -> Sequence[Path]:
-    """Return the files of events, or, of a large log, so many of them, evenly, that they have at most `MOST_ROWS`."""
+    """Return all files of events, or, of a large log, an even sample of them with at most `MOST_ROWS` rows."""
     parquet = [file for file in files if file.suffix == ".parquet"]
     if not parquet:
         return files

@@ -11,12 +11,12 @@ class DriftConfig(Config):
     """Section `drift`."""
 
     new_dates: tuple[date, date] | None = None
-    """First and last of the dates that are new in this cycle, inclusive; by default those that the snapshot of the
-    cycle before lacks, or the last date where it lacks none or is not given."""
+    """First and last new date of this cycle, inclusive; by default the dates that the previous cycle's snapshot lacks,
+    or the last date if it lacks none or is not given."""
     sample_items: PositiveInt = 20_000
-    """The most new items, and the most old ones, whose reconstruction is measured; of users alike."""
+    """Maximum number of new items, and of old items, whose reconstruction is measured; the same for users."""
     seed: Seed = 0
-    """Of the samples of items and of impressions."""
+    """Seed of the samples of items and impressions."""
 
     @model_validator(mode="after")
     def _check_dates(self) -> "DriftConfig":

@@ -1,4 +1,4 @@
-"""Which dates are new in a cycle, and which they are held against."""
+"""Which dates are new in a cycle, and which earlier dates they are compared with."""
 
 from dataclasses import dataclass
 from datetime import date
@@ -7,22 +7,22 @@ from sidestack.infra.errors import ConfigError, DataError
 from sidestack.infra.snapshot import Dataset
 
 EARLIER_DATES = 28
-"""The most dates that new ones are held against: whole weeks, as weekdays differ."""
+"""Maximum number of dates that new ones are compared with: whole weeks, as weekdays differ."""
 
 
 @dataclass(frozen=True)
 class Dates:
-    """New dates, at least one, and the dates before the first of them, the last `EARLIER_DATES`; ascending."""
+    """New dates (at least one) and the up to `EARLIER_DATES` dates before the first of them; ascending."""
 
     new: tuple[date, ...]
     earlier: tuple[date, ...]
 
 
 def choose_dates(new_dates: tuple[date, date] | None, now: Dataset, before: Dataset | None) -> Dates:
-    """Choose the dates of a snapshot by `drift.new_dates`, whose default is what the snapshot before lacks.
+    """Choose a snapshot's dates by `drift.new_dates`, by default those that the previous snapshot lacks.
 
     Raises:
-        DataError: the snapshot has no events. ConfigError: it has none in `new_dates`.
+        DataError: the snapshot has no events. ConfigError: it has no events in `new_dates`.
     """
     dates = now.dates()
     if not dates:

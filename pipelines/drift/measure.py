@@ -1,4 +1,4 @@
-"""Every figure of drift, put together; what cannot be measured is null with a reason."""
+"""All figures of drift; a figure that cannot be measured is null with a reason."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ NO_LABELS = "no judged row of the new dates has a known label"
 
 @dataclass(frozen=True)
 class Cycle:
-    """The snapshots that are compared, and the encoders of the newer one's SIDs, by set."""
+    """The compared snapshots, and the encoders of the newer snapshot's SIDs, by set."""
 
     now: Dataset
     before: Dataset | None
@@ -37,8 +37,8 @@ def measure(config: DriftConfig, cycle: Cycle, scratch: Path) -> Drift:
     """Return what changed in a cycle.
 
     Args:
-        config: how it is measured. cycle: what is compared.
-        scratch: a directory for files that are removed again.
+        config: how drift is measured. cycle: what is compared.
+        scratch: a directory for temporary files.
 
     Raises:
         ConfigError, DataError, CommitError: see `pipelines.drift.stage.drift`.
@@ -71,7 +71,7 @@ def measure(config: DriftConfig, cycle: Cycle, scratch: Path) -> Drift:
 
 
 def _verify(cycle: Cycle, dates: Dates) -> None:
-    """Verify all partitions that are read: impressions and their requests, SIDs, and what encoders are measured on."""
+    """Verify all partitions that are read: impressions, requests, SIDs, and the encoders' inputs."""
     now, before, days = cycle.now, cycle.before, {*dates.new, *dates.earlier}
     read = [entry for table in (EVENTS, REQUESTS) for entry in now.partitions(table) if entry.date in days]
     read += [entry for name in now.snapshot.sids for entry in sid_parts(now, name)]
@@ -84,7 +84,7 @@ def _verify(cycle: Cycle, dates: Dates) -> None:
 
 
 def _shifts(config: DriftConfig, now: Dataset, dates: Dates) -> dict[str, float | None]:
-    """Return the PSI of each column, or None for all where one side has no row."""
+    """Return the PSI of each column; None for all if either side has no rows."""
     columns = [*now.spec.all_dense, *now.spec.all_sparse]
     rng = np.random.default_rng(config.seed)
     earlier, new = (sample_impressions(now, days, columns, rng) for days in (dates.earlier, dates.new))
@@ -110,7 +110,7 @@ def _sid_drift(config: DriftConfig, cycle: Cycle, name: str, scratch: Path) -> S
 
 
 def _with_change(alone: SidDrift, sids: SidTable, before: SidTable, scratch: Path) -> SidDrift:
-    """Add what a set of SIDs was before, and what of it changed."""
+    """Add a SID set's earlier code use, and the change since."""
     is_same = before.spec.fingerprint == sids.spec.fingerprint
     both = alone.model_copy(update={"same_encoder": is_same, "before": code_use(before, scratch)})
     why = difference(sids.spec, before.spec)

@@ -1,4 +1,4 @@
-"""Reconstruction loss of the signals of new items, against that of old ones."""
+"""Reconstruction loss of the signals of new items, compared with that of old ones."""
 
 import numpy as np
 import numpy.typing as npt
@@ -13,15 +13,15 @@ from sidestack.pipelines.drift.result import SignalLoss
 
 
 def reconstruct(bundle: EncoderBundle, now: Dataset, known: int, config: DriftConfig) -> dict[str, SignalLoss]:
-    """Measure every signal's loss on samples of new and of old items (users), each read in its newest row.
+    """Measure every signal's loss on samples of new and of old items (users), using each item's newest row.
 
     Args:
         bundle: the encoder. now: the snapshot.
-        known: how many items (users) are old: ids from there on are new.
+        known: how many items (users) are old: higher ids are new.
         config: how many are drawn.
 
     Raises:
-        DataError: the snapshot is not what the encoder takes, or rows break the tables' contract.
+        DataError: the snapshot does not fit the encoder, or rows break the tables' contract.
     """
     signals = bundle.signals
     signals.require(now.spec, now.path)
@@ -34,7 +34,7 @@ def reconstruct(bundle: EncoderBundle, now: Dataset, known: int, config: DriftCo
 
 
 def _drawn(low: int, high: int, number: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """Draw different ids in [low, high), all where there are no more."""
+    """Draw distinct ids in [low, high); return all if there are no more."""
     return low + rng.choice(high - low, min(number, high - low), replace=False)
 
 

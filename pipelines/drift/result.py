@@ -1,6 +1,6 @@
-"""What is measured of drift, as `drift.json` holds it, and its figures by name.
+"""The schema of `drift.json`, and its figures by name.
 
-A figure that cannot be measured is null, and the `missing` beside it says why.
+A figure that cannot be measured is null; `missing` has the reason.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,7 +16,7 @@ Figure = tuple[str, float | None]
 
 
 class Relative(Config):
-    """A mean of the new dates against the earlier ones."""
+    """A mean over the new dates, compared with the earlier ones."""
 
     new: float | None
     earlier: float | None
@@ -25,48 +25,48 @@ class Relative(Config):
 
     @classmethod
     def of(cls, new: float | None, earlier: float | None) -> Self:
-        """Compare two means; one that is not known, or 0 earlier, has no change."""
+        """Compare two means; the change is None if either is unknown or the earlier one is 0."""
         change = new / earlier - 1 if new is not None and earlier else None
         return cls(new=new, earlier=earlier, change=change)
 
 
 class Newcomers(Config):
-    """Items (users) that the snapshot before lacks."""
+    """Items (users) that the previous snapshot lacks."""
 
     of_impressions: float | None
-    """Share of the new dates' impressions that are of one; None: there is no impression."""
+    """Share of the new dates' impressions that show a new item (come from a new user); None without impressions."""
     of_table: float | None
-    """Share of all items (users) of the snapshot now; None: there are none."""
+    """Share of all items (users) of the current snapshot; None if there are none."""
 
 
 class SidChange(Config):
-    """What became of the SIDs of the items (users) that both snapshots know."""
+    """Changes of the SIDs of the items (users) that are in both snapshots."""
 
     compared: int
-    """Ids that have a SID in both; all shares are of these."""
+    """Ids with a SID in both snapshots: the denominator of all shares."""
     null_before: int
-    """Ids without a SID before, and with one now."""
+    """Ids that had no SID before and have one now."""
     null_now: int
-    """Ids with a SID before, and without one now."""
+    """Ids that had a SID before and have none now."""
     null_both: int
-    """Ids that have a SID in neither."""
+    """Ids without a SID in either snapshot."""
     changed_share: dict[int, float]
-    """By number of first digits: the share of ids of which one of these digits changed. The last number is all."""
+    """Prefix length in digits -> share of ids whose prefix changed. The last length is the whole SID."""
     hamming: float
-    """How many digits of an id changed, in the mean."""
+    """Mean number of changed digits of an id."""
 
 
 class LayerUse(Config):
-    """How the codes of a layer are used, in the mean over the digits of its groups."""
+    """Use of a layer's codes, averaged over the digits of its groups."""
 
     in_use: float
-    """Share of the codes that some item has."""
+    """Share of the codes that at least one item has."""
     entropy_share: float
-    """The codes' entropy, as a share of what it is where all codes are used alike."""
+    """The codes' entropy, as a share of the entropy of uniform use."""
 
 
 class CodeUse(Config):
-    """How a set of SIDs is used in one snapshot."""
+    """Code use of a set of SIDs in one snapshot."""
 
     rows: int
     """Items (users) with a SID."""
@@ -75,22 +75,22 @@ class CodeUse(Config):
     layers: tuple[LayerUse, ...]
     """The coarsest first."""
     collision_share: float | None
-    """Share of the rows that share their whole SID with another; None: there are no rows."""
+    """Share of the rows whose whole SID another row has too; None without rows."""
 
 
 class SignalLoss(Config):
     """Reconstruction loss of a signal: its mean by `encoder.evaluation.evaluate`."""
 
     new: float | None
-    """Over new items (users) that have the signal; None: none has."""
+    """Over new items (users) that have the signal; None if none has it."""
     old: float | None
-    """Over old ones."""
+    """Over old items (users)."""
     ratio: float | None
     """new / old."""
 
     @classmethod
     def of(cls, new: float | None, old: float | None) -> Self:
-        """Compare two losses; one that is not known, or an old one of 0, has no ratio."""
+        """Compare two losses; the ratio is None if either is unknown or the old one is 0."""
         return cls(new=new, old=old, ratio=new / old if new is not None and old else None)
 
 
@@ -99,7 +99,7 @@ class SidDrift(Config):
 
     entity: Entity
     same_encoder: bool | None = None
-    """Whether both snapshots' SIDs are of one encoder; None: there are none before."""
+    """Whether one encoder made both snapshots' SIDs; None if there were none before."""
     change: SidChange | None = None
     now: CodeUse
     before: CodeUse | None = None
@@ -109,11 +109,11 @@ class SidDrift(Config):
     """Why fields are null, by name."""
 
     def without(self, reason: str, *names: str) -> "SidDrift":
-        """Return the same with a reason why some fields are null."""
+        """Return a copy with the reason why some fields are null."""
         return self.model_copy(update={"missing": {**self.missing, **dict.fromkeys(names, reason)}})
 
     def figures(self, name: str) -> Iterator[Figure]:
-        """Yield the figures of a set of this name."""
+        """Yield the figures of the set, which has this name."""
         if self.change is not None:
             for length, share in self.change.changed_share.items():
                 yield f"sid_changed_share.{name}.{length}", share
@@ -135,21 +135,21 @@ class Drift(Config):
 
     new_dates: tuple[date, ...]
     earlier_dates: tuple[date, ...]
-    """What the new dates are held against: the last dates before the first of them."""
+    """The dates that the new ones are compared with: the last before the first new date."""
     sids: dict[str, SidDrift]
     """By set."""
     new_items: Newcomers | None
     new_users: Newcomers | None
     impressions_a_day: Relative
     label_rates: dict[str, Relative]
-    """By task: positives among the rows on which it is judged and whose label is known."""
+    """By task: share of positives among the judged rows with a known label."""
     psi: dict[str, float | None]
-    """By dense and sparse column: the population stability index of the new dates against the earlier ones."""
+    """By dense and sparse column: the population stability index of the new dates relative to the earlier ones."""
     missing: dict[str, str] = {}
     """Why fields are null, by name."""
 
     def figures(self) -> Iterator[Figure]:
-        """Yield all figures; None where one could not be measured."""
+        """Yield all figures; None for one that could not be measured."""
         for name, one in self.sids.items():
             yield from one.figures(name)
         for what, newcomers in (("item", self.new_items), ("user", self.new_users)):
@@ -166,9 +166,9 @@ class Drift(Config):
 
 
 def figures(drift_json: Mapping[str, Any]) -> dict[str, float]:
-    """Return the figures of a `drift.json` by name, such as `psi.price`; those that are null are left out.
+    """Return the figures of a `drift.json` by name, such as `psi.price`, without null ones.
 
     Raises:
-        ConfigError: the data is no drift.
+        ConfigError: the data is not a valid `drift.json`.
     """
     return {name: value for name, value in parse(Drift, drift_json, DRIFT_FILE).figures() if value is not None}

@@ -13,21 +13,20 @@ from sidestack.infra.snapshot import Dataset
 from sidestack.infra.take import take_rows
 
 SAMPLE_ROWS = 100_000
-"""Impressions of a sample, but for rounding; all of them where there are no more. The rows of a decile of so many vary
-by 1 %."""
+"""Impressions of a sample, up to rounding, or all if there are fewer. At this size the rows of a decile vary by 1 %."""
 GROUPS_A_DATE = 16
-"""Row groups of a date that are read at most, spread over the day."""
+"""Maximum number of row groups read of a date, spread over the day."""
 
 
 def sample_impressions(
     dataset: Dataset, days: Sequence[date], columns: Sequence[str], rng: np.random.Generator
 ) -> pa.Table:
-    """Draw impressions, of each date in proportion to its rows.
+    """Draw impressions from each date in proportion to its rows.
 
-    Of a date with more than `GROUPS_A_DATE` row groups, one is drawn from each of so many stretches of the day.
+    If a date has more than `GROUPS_A_DATE` row groups, one is drawn from each of that many equal parts of the day.
 
     Args:
-        dataset: the snapshot. days: dates that it has. columns: what to read. rng: draws.
+        dataset: the snapshot. days: dates of the snapshot. columns: what to read. rng: the random generator.
 
     Raises:
         DataError: rows break the tables' contract.
@@ -56,7 +55,7 @@ def _of_date(
 
 
 def _spread(groups: Sequence[RowGroup], rng: np.random.Generator) -> list[RowGroup]:
-    """Draw one row group from each of `GROUPS_A_DATE` equal stretches; all where there are no more."""
+    """Draw one row group from each of `GROUPS_A_DATE` equal parts; return all if there are no more."""
     if len(groups) <= GROUPS_A_DATE:
         return list(groups)
     bounds = np.linspace(0, len(groups), GROUPS_A_DATE + 1).astype(int)

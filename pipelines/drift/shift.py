@@ -1,7 +1,7 @@
 """The population stability index (PSI): how far the distribution of a column has moved.
 
-PSI = sum over bins of (p - q) ln(p / q), p and q being the shares of new and of earlier rows in a bin. By custom, below
-0.1 is taken for no shift, above 0.25 for a large one.
+PSI = sum over bins of (p - q) ln(p / q), p and q being the shares of new and of earlier rows in a bin. By convention,
+below 0.1 is no shift and above 0.25 a large one.
 """
 
 import numpy as np
@@ -12,12 +12,12 @@ import pyarrow.compute as pc
 from sidestack.infra.tables import DatasetSpec
 
 CATEGORIES = 100
-"""The most frequent ids of a sparse column, a bin each; all others are one bin."""
+"""Number of most frequent ids of a sparse column with a bin each; all others share one bin."""
 LEAST_SHARE = 1e-4
-"""An emptier bin counts as so full: the logarithm of 0 would make one row decide."""
+"""Lower bound on a bin's share: otherwise the logarithm of 0 would let one row decide."""
 
 _EMPTY = -1
-"""Stands for an empty list; ids are never negative."""
+"""Placeholder for an empty list; ids are never negative."""
 
 
 def column_shifts(earlier: pa.Table, new: pa.Table, spec: DatasetSpec) -> dict[str, float]:
@@ -28,9 +28,9 @@ def column_shifts(earlier: pa.Table, new: pa.Table, spec: DatasetSpec) -> dict[s
 
 
 def dense_psi(earlier_N: npt.NDArray[np.float64], new_M: npt.NDArray[np.float64]) -> float:
-    """Return the PSI of numbers, in bins that end with the earlier ones' deciles.
+    """Return the PSI of numbers, in bins whose upper edges are the deciles of the earlier numbers.
 
-    What lies below the least earlier number is a bin of its own, so that a column which was constant can move.
+    Numbers below the earlier minimum have a bin of their own, so that a shift of a constant column shows.
     """
     deciles = np.quantile(earlier_N, np.arange(1, 10) / 10)
     edges = np.unique([np.nextafter(earlier_N.min(), -np.inf), *deciles])
@@ -41,7 +41,7 @@ def dense_psi(earlier_N: npt.NDArray[np.float64], new_M: npt.NDArray[np.float64]
 
 
 def sparse_psi(earlier_N: npt.NDArray[np.int64], new_M: npt.NDArray[np.int64]) -> float:
-    """Return the PSI of ids: the earlier ones' `CATEGORIES` most frequent, and the rest."""
+    """Return the PSI of ids, in bins of the `CATEGORIES` most frequent earlier ids and one for the rest."""
     ids_C, counts_C = np.unique(earlier_N, return_counts=True)
     kept_C = np.sort(ids_C[np.argsort(-counts_C, kind="stable")[:CATEGORIES]])
     earlier_B, new_B = (_counted(values, kept_C) for values in (earlier_N, new_M))
@@ -49,7 +49,7 @@ def sparse_psi(earlier_N: npt.NDArray[np.int64], new_M: npt.NDArray[np.int64]) -
 
 
 def _counted(ids_N: npt.NDArray[np.int64], kept_C: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Count the ids that are kept, each by itself, and then all others."""
+    """Count each kept id, and then all others together."""
     place_N = np.searchsorted(kept_C, ids_N).clip(max=len(kept_C) - 1)
     place_N[kept_C[place_N] != ids_N] = len(kept_C)
     return np.bincount(place_N, minlength=len(kept_C) + 1)

@@ -1,4 +1,4 @@
-"""Drift of a set of SIDs: which of them changed, how its codes are used, how many items share one."""
+"""Drift of a set of SIDs: which SIDs changed, code use, and collisions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,35 +21,35 @@ _IDS_AT_A_TIME = 1 << 16
 
 @dataclass(frozen=True)
 class SidTable:
-    """A set of SIDs of one snapshot: what they mean, and the map from id to SID."""
+    """A set of SIDs of one snapshot: its spec, and the map from id to SID."""
 
     spec: SidSpec
     maps: SidMaps
 
 
 def read_spec(dataset: Dataset, name: str) -> SidSpec:
-    """Return what a snapshot says of one of its sets.
+    """Return the spec of one of a snapshot's SID sets.
 
     Raises:
-        ConfigError: it cannot be read.
+        ConfigError: the spec cannot be read.
     """
     return parse(SidSpec, dataset.snapshot.sids[name].spec, f"{dataset.path}: SIDs {name!r}")
 
 
 def sid_parts(dataset: Dataset, name: str) -> Sequence[PartitionEntry]:
-    """Return the partitions that hold one of a snapshot's sets beside the parts of the items or users."""
+    """Return the partitions that hold one of a snapshot's SID sets, aligned with the parts of the items or users."""
     listed = dataset.snapshot.sids[name]
     return dataset.partitions(listed.table(name, CONTENT[read_spec(dataset, name).entity]))
 
 
 def read_sids(dataset: Dataset, name: str) -> SidTable:
-    """Open one of a snapshot's sets, whose partitions were verified."""
+    """Open one of a snapshot's SID sets; its partitions must be verified already."""
     spec = read_spec(dataset, name)
     return SidTable(spec, sid_maps(dataset.store, sid_parts(dataset, name), len(spec.chunk_sizes)))
 
 
 def difference(now: SidSpec, before: SidSpec) -> str:
-    """Say why digits of two sets cannot be compared one by one; empty where they can."""
+    """Return why digits of two sets cannot be compared one by one; empty if they can."""
     described = [
         f"{spec.entity}s, depth {spec.depth} x groups {spec.groups}, {spec.lines} x {spec.levels} values a digit"
         for spec in (now, before)
@@ -58,7 +58,7 @@ def difference(now: SidSpec, before: SidSpec) -> str:
 
 
 def compare_sids(now: SidTable, before: SidTable) -> SidChange | None:
-    """Compare the SIDs of the ids that both know; None where no id has a SID in both. The digits must be alike."""
+    """Compare the SIDs of the ids in both sets; None if no id has a SID in both. The digits must be comparable."""
     compared = null_before = null_now = null_both = differing = 0
     changed_D = np.zeros(now.spec.digits, np.int64)
     rows = min(now.maps.rows, before.maps.rows)
@@ -92,7 +92,7 @@ def _digits(spec: SidSpec, sids_NC: Ids) -> Ids:
 
 
 def _lengths(spec: SidSpec) -> list[int]:
-    """Return the reported prefix lengths, in digits: whole layers, and those that the events carry."""
+    """Return the reported prefix lengths, in digits: whole layers, and the lengths in the events' columns."""
     return sorted({*range(spec.groups, spec.digits + 1, spec.groups), *spec.prefix_lengths})
 
 
@@ -100,7 +100,7 @@ def code_use(table: SidTable, scratch: Path) -> CodeUse:
     """Measure how the codes of a set are used, in bounded memory.
 
     Args:
-        table: the set. scratch: a directory for files that are removed again.
+        table: the set. scratch: a directory for temporary files.
     """
     spec = table.spec
     histogram_DR = torch.zeros(spec.digits, spec.radix, dtype=torch.int64)

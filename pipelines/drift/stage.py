@@ -1,8 +1,8 @@
 """Stage `drift`: what changed in data, encoders and SIDs since the last retraining cycle.
 
-Inputs are the materialized snapshot `now`, that of the last cycle, `before` (none in the first cycle), and the encoders
-of `now`'s SIDs (`encoder.<set>`). The output is `drift.json` and the same as a table; `pipelines.drift.result.figures`
-names its numbers.
+Inputs are the materialized snapshot `now`, the last cycle's snapshot `before` (none in the first cycle), and the
+encoders of `now`'s SIDs (`encoder.<set>`). The output is `drift.json` and the same as a table;
+`pipelines.drift.result.figures` names its numbers.
 """
 
 from collections.abc import Mapping
@@ -26,11 +26,11 @@ TABLE_FILE = "table.txt"
 
 
 def drift(run: StageRun[DriftConfig]) -> None:
-    """Measure drift and write it into `run.out`; rank 0 works.
+    """Measure drift and write it into `run.out`, on rank 0 only.
 
     Raises:
-        ConfigError: there are no events in `drift.new_dates`. SpecError: an encoder is not that of the snapshot's SIDs.
-        DataError: the snapshots are not of one growing dataset, or rows break the tables' contract.
+        ConfigError: there are no events in `drift.new_dates`. SpecError: an encoder did not make the snapshot's SIDs.
+        DataError: the snapshots are not from one growing dataset, or rows break the tables' contract.
         CommitError: a partition was altered.
     """
     if not run.world.is_main:
@@ -59,7 +59,7 @@ def _opened(inputs: Mapping[str, Path]) -> Cycle:
 
 
 def _require_growth(now: Dataset, before: Dataset) -> None:
-    """Check that ids of the snapshot before are known now: tables of items and users only grow."""
+    """Check that the snapshot has all ids of the previous one: tables of items and users only grow."""
     tables = {
         "items": (now.spec.num_items, before.spec.num_items),
         "users": (now.spec.num_users, before.spec.num_users),
@@ -71,7 +71,7 @@ def _require_growth(now: Dataset, before: Dataset) -> None:
 
 
 def _require_own(now: Dataset, name: str, bundle: EncoderBundle) -> None:
-    """Check that an encoder made the SIDs of its name."""
+    """Check that the given encoder made the SID set of its name."""
     listed = now.snapshot.sids.get(name)
     if listed is None:
         known = ", ".join(now.snapshot.sids) or "none"

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from sidestack.pipelines.drift.result import CodeUse, Drift, Relative, SidDrift
 
 _COLUMNS_SHOWN = 5
-"""Columns whose PSI is shown, the largest first; the file has all."""
+"""Number of columns whose PSI is shown, the largest first; the file has all."""
 _WORST = ("codes in use, worst layer", "entropy of codes, worst layer")
 _GAP = "  "
 
@@ -13,7 +13,7 @@ Line = tuple[str, str, str, str]
 
 
 def as_text(drift: Drift) -> str:
-    """Render what changed: a figure a line, earlier (of SIDs before), now, and the change."""
+    """Render what changed, one figure a line: the earlier value (for SIDs: the previous), the new one, the change."""
     lines: list[Line] = [("", "earlier", "now", "change"), *_traffic(drift)]
     for name, one in drift.sids.items():
         lines += _sids(name, one)
@@ -43,7 +43,7 @@ def _traffic(drift: Drift) -> Iterator[Line]:
 
 
 def _sids(name: str, one: SidDrift) -> Iterator[Line]:
-    """Yield the figures of a set; of prefixes the shortest and the whole, of layers the worst. The file has all."""
+    """Yield a set's figures: of prefixes the shortest and the whole SID, of layers the worst. The file has all."""
     if one.change is not None:
         shares = one.change.changed_share
         for length in sorted({min(shares), max(shares)}):
@@ -73,7 +73,7 @@ def _shifts(drift: Drift) -> Iterator[Line]:
 
 
 def _reasons(drift: Drift) -> Iterator[str]:
-    """Yield each reason once, with what it is the reason of."""
+    """Yield each reason once, with the fields it applies to."""
     of_sids = {f"{sids}.{name}": reason for sids, one in drift.sids.items() for name, reason in one.missing.items()}
     names: dict[str, list[str]] = {}
     for name, reason in {**drift.missing, **of_sids}.items():

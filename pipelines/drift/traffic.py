@@ -1,4 +1,4 @@
-"""Drift of what is shown: volume, label rates, and impressions of new items and users."""
+"""Drift of traffic: volume, label rates, and impressions of new items and users."""
 
 from collections.abc import Collection
 from datetime import date
@@ -14,7 +14,7 @@ from sidestack.pipelines.drift.result import Newcomers, Relative
 
 
 def volume(now: Dataset, dates: Dates) -> Relative:
-    """Compare the impressions of a day."""
+    """Compare the mean impressions per day."""
     rows = {entry.date: entry.rows for entry in now.partitions(EVENTS)}
 
     def mean(days: Collection[date]) -> float | None:
@@ -24,9 +24,9 @@ def volume(now: Dataset, dates: Dates) -> Relative:
 
 
 def label_rates(now: Dataset, dates: Dates) -> dict[str, Relative]:
-    """Compare each task's positives among the rows on which it is judged and whose label is known.
+    """Compare each task's share of positives among the judged rows with a known label.
 
-    Both numbers are facts of the labels' partitions, so that no file is opened.
+    Both counts are facts in the manifests of the labels' partitions, so no file is opened.
     """
     facts = {entry.date: entry.facts for entry in now.partitions(LABELS)}
 
@@ -38,7 +38,7 @@ def label_rates(now: Dataset, dates: Dates) -> dict[str, Relative]:
 
 
 def newcomers(now: Dataset, before: Dataset, dates: Dates) -> dict[Entity, Newcomers]:
-    """Count the items and users that the snapshot before lacks, in the new dates' impressions and in all.
+    """Count the items and users that the previous snapshot lacks, in the new dates' impressions and in the tables.
 
     Raises:
         DataError: rows break the tables' contract.

@@ -1,1 +1,1 @@
-"""The first stage: a log of one's own, Complete Journey or a synthetic one, into the tables' contract."""
+"""The first stage: convert the user's own log, Complete Journey or a synthetic log to the tables' contract."""

@@ -1,4 +1,4 @@
-"""NumPy arrays into the contract's Arrow columns."""
+"""Conversion of NumPy arrays to the contract's Arrow columns."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class Ragged:
 
     @classmethod
     def masked(cls, values_NK: npt.NDArray[Any], keep_NK: Bools) -> "Ragged":
-        """Keep of each row of a matrix the masked entries, in order."""
+        """Return the masked entries of each row of a matrix, in order."""
         offsets_N1 = np.concatenate([[0], np.cumsum(keep_NK.sum(axis=1))]).astype(np.int64)
         return cls(values_NK[keep_NK], offsets_N1)
 

@@ -1,4 +1,4 @@
-"""Configuration of the prepare stage: which log, and how it becomes the contract's tables."""
+"""Configuration of the prepare stage: the source, and its conversion to the contract's tables."""
 
 from typing import Any
 
@@ -9,15 +9,15 @@ from sidestack.pipelines.prepare.sources import AnySource
 
 
 class PrepareConfig(Prepare):
-    """The prepare stage: a source, and where embeddings that took long are kept."""
+    """Settings of the prepare stage: a source, and a cache of its embeddings."""
 
     source: AnySource = CompleteJourney()
 
     def data_identity(self) -> str:
-        """Return what identifies the files that the source reads; see `SourceConfig.data_identity`."""
+        """Return the identity of the files that the source reads; see `SourceConfig.data_identity`."""
         fetch_source(self.source)
         return self.source.data_identity(self)
 
     def identity(self) -> dict[str, Any]:
-        """Return the settings that decide the tables: all but where embeddings are cached and what runs the queries."""
+        """Return the settings that decide the tables: all but the embedding cache's path and the query engine."""
         return {**self.model_dump(mode="json", exclude={"cache_dir", "source"}), "source": self.source.identity()}

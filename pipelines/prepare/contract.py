@@ -1,4 +1,4 @@
-"""What every data source is: settings that open it, and a log that says what it holds and how its rows are made."""
+"""The interface of data sources: settings that open a log, and the log with its spec, keys and rows."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ from sidestack.infra.tables import DatasetSpec, Entity
 LEDGER = "sources.json"
 """The ledger of source files (`infra.identity`), in the cache directory."""
 STORE = "store"
-"""The folder of the store, beside the stage's output."""
+"""The folder of the store, next to the stage's output."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,9 @@ class Part:
     """A part of the items or users.
 
     Attributes:
-        origin: where its rows come from, for errors. key: digest of what decides its rows. schema: of its rows.
-        chunks: makes them.
+        origin: where its rows come from, for error messages. key: digest of all that decides its rows. schema: of its
+            rows.
+        chunks: yields the rows.
     """
 
     origin: str
@@ -36,11 +37,11 @@ class Part:
 
 
 class Source(Protocol):
-    """A log: what it holds, and how its rows are made."""
+    """An open log: its spec, keys and rows."""
 
     @property
     def spec(self) -> DatasetSpec:
-        """The dataset that it becomes."""
+        """Spec of the dataset made from the log."""
 
     def parts(self, entity: Entity) -> Sequence[Part]:
         """Return the parts of the items or users, in order."""
@@ -49,19 +50,19 @@ class Source(Protocol):
         """Return the dates that have events, ascending."""
 
     def day_keys(self, day: date) -> Mapping[str, str]:
-        """Return, for requests, events and labels, a digest of what decides a date's rows."""
+        """Return, for requests, events and labels, a digest of all that decides a date's rows."""
 
     def rows(self, days: Sequence[date]) -> Iterator[tuple[date, Iterable[pa.Table]]]:
         """Yield some of the dates, each with its rows in chunks, joined: see `infra.store.write_day`."""
 
 
 class Prepare(Config):
-    """What every source is prepared with."""
+    """Settings common to all sources."""
 
     as_of: Day | None = None
-    """The snapshot knows what happened before this date, and nothing later; by default all the log has."""
+    """The snapshot contains only what happened before this date; by default the whole log."""
     cache_dir: LocalPath = Path(".cache")
-    """Where text embeddings are kept between runs, by the digest of texts and model, and the ledger of source files."""
+    """Cache between runs: text embeddings by the digest of texts and model, and the ledger of source files."""
 
     @property
     def ledger(self) -> Path:
@@ -70,36 +71,36 @@ class Prepare(Config):
 
 
 class SourceConfig(Config):
-    """Base of the sources' settings. A subclass is found by its `kind`, a `Literal` of one name."""
+    """Base of the sources' settings. A subclass is selected by its `kind`, a `Literal` of one name."""
 
     kind: str
     """The name of the source."""
 
     def paths(self) -> Sequence[Path]:
-        """Return the files and folders that it reads; those of URLs are fetched before it is opened or identified."""
+        """Return the files and folders that the source reads; URLs are fetched before `open` and `data_identity`."""
         return ()
 
     @abstractmethod
     def open(self, run: StageRun[Prepare]) -> Source:
-        """Open the log. Every rank calls.
+        """Open the log; every rank must call it.
 
         Raises:
-            ConfigError: a package or a directory that it needs is not there. DataError: a file breaks the contract.
+            ConfigError: a required package or directory is missing. DataError: a file breaks the contract.
         """
 
     @abstractmethod
     def data_identity(self, prepare: Prepare) -> str:
-        """Return a digest of what the source reads, for the stage's key: of its files' names, and what identifies each.
+        """Return a digest of the source's files for the stage's key: of their names and identities.
 
-        The settings are in the key anyway.
+        The digest need not cover the settings, which are in the key already.
 
         Raises:
-            ConfigError: a package or a key that it needs is not there. DataError: a file cannot be identified.
+            ConfigError: a required package or key is missing. DataError: a file cannot be identified.
         """
 
 
 def as_time(day: date | None) -> datetime | None:
-    """Return the moment at which a day begins."""
+    """Return the beginning of a day."""
     return None if day is None else datetime.combine(day, time())
 
 
@@ -108,14 +109,13 @@ def label_keys(
 ) -> dict[str, str]:
     """Return the keys of a date's three tables.
 
-    Labels that mature are made again when, and only when, more of them are known: what counts of the log's end is up
-    to which time of the date its impressions have been followed up.
+    Labels that mature are made again if and only if more of them are known: the log's end enters the key only as the
+    time of the date up to which follow-up is complete.
 
     Args:
-        events: what decides the requests' and events' rows.
-        followup_days: by task, how long after an impression its label is known, if that is before `end`. day: the
-            date.
-        end: when the log ends, exclusive; None: all labels are known.
+        events: digest of what decides the requests' and events' rows.
+        followup_days: by task, how long after an impression its label is known, if that is before `end`. day: the date.
+        end: the log's end, exclusive; None: all labels are known.
     """
     begins = datetime.combine(day, time())
     known: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""From any source to a snapshot: only the partitions that are not in the store yet are made."""
+"""Snapshots of any source: only partitions that the store lacks are made."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, timedelta
@@ -28,17 +28,17 @@ CODE = (
     "infra/checks.py", "infra/take.py", "infra/parquet.py", "infra/parquet_writer.py", "infra/requests.py",
     "infra/row_bytes.py", "infra/store.py", "infra/tables.py", "pipelines/prepare",
 )  # fmt: skip
-"""What decides a partition's bytes, beside its source."""
+"""Code that decides a partition's bytes, besides its source."""
 
 
 def write_dataset(run: StageRun[PrepareConfig], source: Source) -> None:
-    """Make the partitions that the store lacks, each rank its share, and write the snapshot of all of them.
+    """Make the partitions that the store lacks, each rank its share, and write the snapshot.
 
-    Rank 0 makes the parts of items and users. Every rank calls.
+    Rank 0 makes the parts of items and users. Every rank must call it.
 
     Raises:
         DataError: the source's rows break the contract, a split has no rows, or partitions do not fit each other.
-        PreemptedError: a rank was asked to stop; on every rank. Partitions that were committed are kept.
+        PreemptedError: a rank got a stop signal; raised on every rank. Committed partitions are kept.
     """
     world, store = run.world.committing, Store(run.out.parent / STORE)
     code = digest({"ours": code_digest(CODE), **foreign_code([type(run.config.source)])})
@@ -98,7 +98,7 @@ def _count(entries: Sequence[PartitionEntry], table: str) -> int:
 
 
 def _require_known_ids(spec: DatasetSpec, entries: Sequence[PartitionEntry]) -> None:
-    """Check that dates name items and users of the snapshot alone, those too that were made for another snapshot."""
+    """Check that all dates, also those made for another snapshot, have only ids of this snapshot's items and users."""
     for entry in entries:
         for column, number in (("item_id", spec.num_items), ("user_id", spec.num_users)):
             largest = entry.facts.get(f"max_{column}", -1)
@@ -110,7 +110,7 @@ def _require_known_ids(spec: DatasetSpec, entries: Sequence[PartitionEntry]) -> 
 
 
 def _require_splits(spec: DatasetSpec, entries: Sequence[PartitionEntry], as_of: date | None) -> None:
-    """Check that there are rows to train on, and to test on unless the test dates lie after the snapshot's end."""
+    """Check that there are training rows, and test rows unless the test dates are after the snapshot's end."""
     for split, (first, last) in {"train": spec.train, "test": spec.test}.items():
         is_to_come = split == "test" and as_of is not None and as_of <= first
         rows = sum(entry.rows for entry in entries if entry.table == "events" and first <= entry.date <= last)
@@ -126,7 +126,7 @@ def share(world: World, days: Sequence[date]) -> list[date]:
 
 
 def tell(run: StageRun[PrepareConfig], spec: DatasetSpec, entries: Sequence[PartitionEntry], made: int) -> None:
-    """Say and record what the snapshot holds."""
+    """Log and record the snapshot's contents."""
     by = {"train": spec.train, "test": spec.test}
     days = {entry.slice for entry in entries if entry.table == "events"}
     summary: dict[str, Any] = {"items": spec.num_items, "users": spec.num_users, "dates": len(days), "dates_made": made}

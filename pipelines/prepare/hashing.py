@@ -1,7 +1,7 @@
 """Counter-based randomness: a draw is a pure function of its keys.
 
-A stateful generator makes every draw depend on how many came before it, so cutting the log, or giving a day
-to another rank, would change all later rows. Here a draw depends on its own keys only.
+With a stateful generator every draw depends on the number of earlier draws, so cutting the log or moving a day to
+another rank would change all later rows. Here a draw depends on its own keys only.
 """
 
 import numpy as np

@@ -1,6 +1,7 @@
-"""Arrow's other layouts of the same values: what polars and others write, brought to the layouts of the contract.
+"""Casts from Arrow layouts that polars and others write to the contract's layouts of the same values.
 
-A string of 64-bit offsets is the same string. These casts lose nothing; anything that could is left to be refused.
+A string with 64-bit offsets is the same string. These casts are lossless; other types are left as they are, so that the
+contract's check rejects them.
 """
 
 import pyarrow as pa
@@ -16,7 +17,7 @@ def contract_schema(schema: pa.Schema) -> pa.Schema:
 
 
 def contract_type(kind: pa.DataType) -> pa.DataType:
-    """Return the type of the same values in the contract's layout: plain strings, binaries, lists, no dictionaries."""
+    """Return the contract's type for the same values: plain strings, binaries and lists, no dictionaries."""
     if types.is_dictionary(kind):
         return contract_type(kind.value_type)
     if types.is_large_string(kind) or types.is_string_view(kind):

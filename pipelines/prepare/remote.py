@@ -1,4 +1,4 @@
-"""Sources in an object store: their files are copied to the machine that reads them."""
+"""Sources in an object store: copy their files to the machine that reads them."""
 
 from pathlib import Path
 
@@ -9,16 +9,16 @@ from sidestack.pipelines.prepare.contract import SourceConfig
 
 
 def fetch_source(source: SourceConfig) -> None:
-    """Have a source's files on this machine: those that are new or were changed are fetched; no-op for local ones.
+    """Fetch a source's new or changed files to this machine; no-op for local files.
 
     Raises:
-        DataError: there is nothing at a URL. RemoteError: its store cannot be reached, or refuses.
+        DataError: there is nothing at a URL. RemoteError: the store cannot be reached or refuses access.
     """
     fetch_sources(_of_urls(source))
 
 
 def fetch_source_to_nodes(source: SourceConfig, world: World) -> None:
-    """Have a source's files on every node; every rank calls.
+    """Fetch a source's files to every node; every rank must call it.
 
     Raises:
         DataError, RemoteError: see `fetch_source`. StageError: the same, on another rank.

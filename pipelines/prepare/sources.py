@@ -1,4 +1,4 @@
-"""The data sources. A new one is its module and an entry here, or a package that names it."""
+"""The data sources. A new source needs a module and an entry here, or an installed package that registers it."""
 
 import functools
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ def sources() -> Mapping[str, type[SourceConfig]]:
     """Return the sources' settings by kind: ours, and those of installed packages.
 
     Raises:
-        ConfigError: an installed package names what is no source's settings; see `models_by_kind`.
+        ConfigError: an installed package registers something that is not a source's settings; see `models_by_kind`.
     """
     return models_by_kind(SOURCES, SourceConfig, OWN)
 

@@ -1,4 +1,4 @@
-"""The stage's body: open the configured source, and make what the store lacks of it."""
+"""The stage's body: open the configured source, and make the partitions that the store lacks."""
 
 from sidestack.infra.stage import StageRun
 from sidestack.pipelines.prepare.config import PrepareConfig
@@ -10,7 +10,7 @@ def prepare(run: StageRun[PrepareConfig]) -> None:
     """Write the snapshot of the configured source into the stage's output, and the partitions it lacks into the store.
 
     Raises:
-        ConfigError: the source's package or directory is not there. DataError: a source breaks the contract.
+        ConfigError: the source's package or directory is missing. DataError: a source breaks the contract.
     """
     fetch_source_to_nodes(run.config.source, run.world)
     write_dataset(run, run.config.source.open(run))

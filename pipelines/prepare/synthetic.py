@@ -1,9 +1,9 @@
 """A seeded synthetic log in the tables' contract, at any size and in bounded memory.
 
-Every item belongs to a latent cluster and subcluster. They decide its embeddings and categorical signals, and
-with the user's type how probable a click is. So content explains clicks, also on items that were never shown
-before; an item's own quality is the part that only its id can learn. Every draw is a pure function of the seed
-and its own keys (`hashing`), so any rank may make any day.
+Every item belongs to a latent cluster and subcluster. They determine its embeddings and categorical signals and, with
+the user's type, the click probability. So content explains clicks, even on items that were never shown before; only an
+id can learn the item's own quality. Every draw is a pure function of the seed and its own keys (`hashing`), so any rank
+can make any day.
 """
 
 import zlib
@@ -30,13 +30,13 @@ Floats = npt.NDArray[np.float64]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 CHUNK_ROWS = 16_384
-"""Rows built at a time: memory is bounded by it, whatever the sizes asked for."""
+"""Rows built at a time; this bounds memory for any sizes."""
 NUM_USER_TYPES = 12
 NUM_SLOTS = 6
 ACTIONS_PER_DAY = 2
-"""Organic actions of a user a day: they fill the histories."""
+"""Organic actions per user and day; they fill the histories."""
 TASTE_TRIES = 3
-"""An organic action is the best liked of so many random items, so histories tell the taste."""
+"""An organic action is the best liked of this many random items, so histories reflect the taste."""
 DAY_US = 86_400_000_000
 
 # One tag for each kind of draw keeps them independent of each other.
@@ -58,16 +58,16 @@ class Synthetic(SourceConfig):
     train_days: Days = 8
     test_days: Days = 4
     events_per_day: PositiveInt = 2_000
-    """Impressions on each day."""
+    """Impressions per day."""
     impressions_per_request: PositiveInt = 1
-    """Impressions of a request, which share user, time and history."""
+    """Impressions per request; they share user, time and history."""
     embeddings: dict[str, PositiveInt] = {"text_embedding": 32, "behaviour_embedding": 16}
     """Embedding signals of the items: name -> dimensions."""
     exchanged: tuple[str, ...] = ()
-    """Those of `embeddings` that are exchanged between items at random: each item has what another one's cluster says.
-    They look like the others and explain no click: a control."""
+    """Those of `embeddings` that are permuted among items at random: each item has the embedding of another one's
+    cluster. They look like the others but explain no click: a control."""
     user_embeddings: dict[str, PositiveInt] = {}
-    """Embedding signals of the users, of the tastes that decide their clicks: name -> dimensions."""
+    """Embedding signals of the users, from the tastes that decide their clicks: name -> dimensions."""
     categoricals: dict[str, PositiveInt] = {"category": 16, "brand": 64}
     """Categorical signals of the items: name -> cardinality."""
     num_clusters: PositiveInt = 16
@@ -80,9 +80,9 @@ class Synthetic(SourceConfig):
     cold_share: Share = 0.2
     """Share of items that are first shown in the test days."""
     max_history: PositiveInt = 16
-    """Newest earlier actions of the user in a row's history."""
+    """Maximum number of the user's newest earlier actions in a row's history."""
     followup_days: Days = 2
-    """Days after which a conversion is known; rows closer to the log's end have it null."""
+    """Days after which a conversion is known; it is null in rows closer to the log's end."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -106,12 +106,12 @@ class Synthetic(SourceConfig):
         return SyntheticLog(self, run.config.as_of)
 
     def data_identity(self, prepare: Prepare) -> str:
-        """Return the same text for all: the settings decide every row."""
+        """Return a constant: the settings decide every row."""
         return "made from its settings alone"
 
 
 def synthetic_spec(config: Synthetic) -> DatasetSpec:
-    """Describe the dataset that this configuration makes."""
+    """Return the spec of the dataset that this configuration makes."""
     split = config.first_day + timedelta(days=config.train_days)
     return DatasetSpec(
         embeddings=config.embeddings,
@@ -135,7 +135,7 @@ def synthetic_spec(config: Synthetic) -> DatasetSpec:
 
 @dataclass(frozen=True)
 class Tastes:
-    """How much each type of user likes each cluster and subcluster of items (unit normal draws)."""
+    """Tastes: how much each type of user likes each cluster and subcluster of items (unit normal draws)."""
 
     cluster_TC: Floats
     subcluster_TCS: Floats
@@ -152,7 +152,7 @@ class SyntheticLog:
     """The rows of a synthetic dataset, chunk by chunk: a `pipelines.prepare.contract.Source`.
 
     Args:
-        config: sizes, seed and shares. as_of: where the log ends; None: with its last day.
+        config: sizes, seed and shares. as_of: the log's end; None: the end of its last day.
     """
 
     def __init__(self, config: Synthetic, as_of: date | None = None) -> None:
@@ -174,12 +174,12 @@ class SyntheticLog:
         return [day for day in days_between(self.spec.train[0], self.spec.test[1]) if day < self.end]
 
     def day_keys(self, day: date) -> dict[str, str]:
-        """Return what decides a date's requests, events and labels; see `pipelines.prepare.contract.Source`."""
+        """Return digests for a date's requests, events and labels; see `pipelines.prepare.contract.Source`."""
         log = {"log": self._lasting(), "day": str(day)}
         return label_keys(log, self.spec.followup_days, day, datetime.combine(self.end, time()))
 
     def _lasting(self) -> dict[str, Any]:
-        """Return the settings that decide a row; the log's length is none of them."""
+        """Return the settings that decide a row; the log's length is not one of them."""
         return {name: value for name, value in plain(self.config).items() if name not in ("test_days", "followup_days")}
 
     def cluster(self, items_N: Ints) -> Ints:
@@ -195,14 +195,14 @@ class SyntheticLog:
         return below(NUM_USER_TYPES, self.config.seed, _TYPE, users_N)
 
     def affinity(self, users_N: Ints, items_N: Ints) -> Floats:
-        """Return how much users like the content of items: about unit normal over random pairs."""
+        """Return how much users like items' content: approximately unit normal over random pairs."""
         types_N, clusters_N = self.user_type(users_N), self.cluster(items_N)
         coarse_N = self._tastes.cluster_TC[types_N, clusters_N]
         fine_N = self._tastes.subcluster_TCS[types_N, clusters_N, self.subcluster(items_N)]
         return 0.8 * coarse_N + 0.6 * fine_N
 
     def click_probability(self, users_N: Ints, items_N: Ints, slots_N: Ints) -> Floats:
-        """Return the probability of a click: content, the item's own quality, and the slot."""
+        """Return the click probability, from content, the item's own quality, and the slot."""
         quality_N = _normal(self.config.seed, _QUALITY, items_N)
         return np.asarray(expit(-2.0 + 1.3 * self.affinity(users_N, items_N) + 0.5 * quality_N - 0.2 * slots_N))
 
@@ -218,7 +218,7 @@ class SyntheticLog:
             yield table(columns, schema)
 
     def users(self) -> Iterator[pa.Table]:
-        """Return the users table in chunks; `segment` tells the user's type for most users, embeddings the taste."""
+        """Return the users table in chunks; for most users `segment` is the type, and embeddings reflect the taste."""
         schema = user_schema(self.spec)
         for users_N in _chunks(self.config.num_users):
             known_N = uniform(self.config.seed, _SEGMENT, users_N) < 0.7
@@ -233,7 +233,7 @@ class SyntheticLog:
         return ((day, self.impressions(day)) for day in days)
 
     def impressions(self, day: date) -> Iterator[pa.Table]:
-        """Yield a day's joined impressions in chunks, in order of time."""
+        """Yield a day's joined impressions in chunks, ordered by time."""
         schema = flat_schema(self.spec)
         total = self.config.events_per_day
         for rows_N in _chunks(total):
@@ -267,7 +267,7 @@ class SyntheticLog:
         }
 
     def _shown_items(self, day: date, rows_N: Ints) -> Ints:
-        """Draw items with more weight on low ids; the last ids are cold, shown in test days only."""
+        """Draw items with more weight on low ids; the last ids are cold: shown on test days only."""
         shown = self._num_warm if day < self.spec.test[0] else self.config.num_items
         skewed_N = uniform(self.config.seed, _ITEM, day.toordinal(), rows_N) ** 1.5
         return np.floor(shown * skewed_N).astype(np.int64)
@@ -334,7 +334,7 @@ class SyntheticLog:
         return embeddings(_at_unit_length(vectors_ND), self._present(tag, items_N))
 
     def _user_embedding(self, name: str, dim: int, users_N: Ints) -> pa.Array:
-        """Return a random view of the users' tastes for clusters, blurred by a part of each user's own."""
+        """Return a random projection of the users' tastes for clusters, plus noise per user."""
         config, tag = self.config, _tag(name)
         rng = np.random.default_rng([config.seed, _VIEW, tag])
         view_CD = rng.standard_normal((config.num_clusters, dim)) / np.sqrt(config.num_clusters)
@@ -344,7 +344,7 @@ class SyntheticLog:
         return embeddings(_at_unit_length(vectors_ND), present_N)
 
     def _categorical(self, name: str, number: int, cardinality: int, items_N: Ints) -> pa.Array:
-        """Return a signal that follows the cluster (every second one the subcluster), 1 in 10 at random."""
+        """Return a signal that follows the cluster (every second signal: the subcluster); 1 value in 10 is random."""
         config, tag = self.config, _tag(name)
         latent_N = self.cluster(items_N)
         if number % 2:

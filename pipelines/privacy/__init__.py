@@ -1,1 +1,1 @@
-"""Commands about the persons of a raw log: what is too old is deleted, ids are masked for those who ask for a row."""
+"""Privacy commands for a raw log: delete expired rows, and mask ids to look up a row."""

@@ -26,12 +26,12 @@ from sidestack.pipelines.run import exit_status
 
 @dataclass(frozen=True)
 class Expired:
-    """What was deleted of a store, and what was not; all by directories, from the store's.
+    """Result of an expiry: deleted and kept partitions, as directories relative to the store.
 
     Attributes:
         before: rows before this date are deleted. deleted: the partitions.
-        shortened: typed files that held later rows too, and now hold these alone.
-        kept: partitions before the date that a snapshot which is kept lists.
+        shortened: typed files that also had later rows, and now have only these.
+        kept: partitions before the date that are in a kept snapshot.
     """
 
     before: date
@@ -40,7 +40,7 @@ class Expired:
     kept: tuple[str, ...]
 
     def lines(self) -> Iterator[str]:
-        """Yield what people should know of it."""
+        """Yield a report for people, line by line."""
         yield f"rows before {self.before}: {len(self.deleted):,} partitions are deleted"
         yield from (f"  {path}" for path in self.deleted)
         for paths, what in (
@@ -53,28 +53,28 @@ class Expired:
 
 
 def retained_since(snapshot: Path) -> date | None:
-    """Return the first date that a snapshot of a raw log keeps; None where it has no limit."""
+    """Return the first date that a snapshot of a raw log keeps; None without a limit."""
     found = read_manifest(snapshot).facts.get(RETAINED_SINCE)
     return None if found is None else date.fromisoformat(found)
 
 
 def expire(store: Store, before: date, keep: Sequence[Path] = ()) -> Expired:
-    """Delete what a raw log's store holds of the dates before one, but nothing that some snapshots list.
+    """Delete a raw log's stored dates before a given date, except partitions that kept snapshots list.
 
-    Of a typed file its manifest stays, which says how many rows each date had: so the raw file is not read again.
+    The manifest of a typed file stays, with the row counts of its dates, so the raw file is not read again.
 
     Args:
-        store: the log's. before: the first date that stays. keep: snapshots whose partitions stay.
+        store: the log's. before: the first date to keep. keep: snapshots whose partitions stay.
 
     Raises:
-        DataError: the store is not of a raw log, or a snapshot is of another store; nothing is deleted then.
+        DataError: the store is not a raw log's, or a snapshot is from another store; nothing is deleted then.
     """
     if not (store.path / "raw/events").is_dir():
         raise DataError(f"{store.path}: is no store of a raw log (kind: log); retention deletes from no other")
     listed = _listed(store, keep)
     old = {path.relative_to(store.path).as_posix(): path for path in _dated_before(store, before)}
     typed = {path.relative_to(store.path).as_posix(): path for path in _typed(store)}
-    record_deleted(store, before)  # first: a prepare after a cut-off run must not look for rows that are gone
+    record_deleted(store, before)  # first: if this run is interrupted, a later prepare must not look for deleted rows
     for name in old.keys() - listed:
         _remove(old[name])
     left = {name: rows for name, path in typed.items() if (rows := take_out_rows(path, before)) is not None}
@@ -97,7 +97,7 @@ def _listed(store: Store, keep: Sequence[Path]) -> set[str]:
 
 
 def _dated_before(store: Store, before: date) -> list[Path]:
-    """Return the partitions of dates before one, of all tables, and what was left of such by runs that were cut off."""
+    """Return all tables' partitions of dates before one, and leftovers of interrupted runs."""
     return [path for path in store.path.glob("**/date=*/*/") if slice_date(path.parent.name, path) < before]
 
 
@@ -108,14 +108,14 @@ def _typed(store: Store) -> list[Path]:
 
 
 def _remove(path: Path) -> None:
-    (path / MANIFEST).unlink(missing_ok=True)  # first: without it, what is left is no partition
+    (path / MANIFEST).unlink(missing_ok=True)  # first: without a manifest, the leftovers are not a partition
     shutil.rmtree(path)
     if not any(path.parent.iterdir()):
         path.parent.rmdir()
 
 
 def main() -> None:
-    """Run the command; a fault is one message on stderr."""
+    """Run the command; print an error as one message on stderr."""
     parser = argparse.ArgumentParser(prog="python -m pipelines.privacy.expire", description=__doc__)
     parser.add_argument(
         "--snapshot", type=local_argument, required=True, metavar="DIR", help="a snapshot; it stays whole"

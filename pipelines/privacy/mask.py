@@ -16,7 +16,7 @@ from sidestack.pipelines.run import exit_status
 
 
 def main() -> None:
-    """Run the command; a fault is one message on stderr."""
+    """Run the command; print an error as one message on stderr."""
     parser = argparse.ArgumentParser(prog="python -m pipelines.privacy.mask", description=__doc__)
     parser.add_argument(
         "--config", type=path_argument, required=True, help="the run's configuration, which names the key"

@@ -1,4 +1,4 @@
-"""Rows that are taken out of a typed file of a raw log, and nothing else of it: its manifest tells them as before."""
+"""Removal of rows from a typed file of a raw log; its manifest still records them."""
 
 from datetime import date, datetime, time
 from pathlib import Path
@@ -14,14 +14,14 @@ from sidestack.infra.store import FILE
 from sidestack.pipelines.prepare.log.ingest import row_dates
 
 _SINCE = "since"
-"""Of a manifest's numbers: the first date (its ordinal) whose rows are left."""
+"""Name of the number in a manifest: ordinal of the first date whose rows are left."""
 
 
 def take_out_rows(path: Path, before: date) -> int | None:
-    """Take the rows before a date out of an ingested file, and return how many are left; None: it had no such row.
+    """Remove rows before a date from an ingested file; return how many are left, None if it had no such row.
 
     Args:
-        path: its partition, whose manifest goes on to say what rows each date had. before: the first date that stays.
+        path: its partition; the manifest still records the rows of each date. before: the first date to keep.
     """
     manifest = read_manifest(path)
     numbers = manifest.facts["numbers"]

@@ -1,1 +1,1 @@
-"""What the comparison looks like: the schema of its numbers, the tables, the figures and the HTML page."""
+"""The comparison's report: the schema of its numbers, the tables, the figures and the HTML page."""

@@ -1,4 +1,4 @@
-"""The arms that are compared: which outputs they are, and that these can be compared."""
+"""The compared arms: their outputs, and checks that these are comparable."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,15 +15,15 @@ Arms = Mapping[str, Sequence[Path]]
 
 
 def input_name(arm: str, replicate: int) -> str:
-    """Name the input that holds one replicate of an arm."""
+    """Return the name of the input for one replicate of an arm."""
     return f"{PREFIX}{arm}.{replicate}"
 
 
 def arms_of(inputs: Mapping[str, Path], reference: str) -> Arms:
-    """Gather the inputs `arm.<name>.<replicate>`, replicates counted from 0.
+    """Collect the inputs `arm.<name>.<replicate>`, replicates counted from 0.
 
     Raises:
-        DataError: a name without a replicate, an arm that lacks a replicate another has, or no reference.
+        DataError: a name without a replicate, an arm that lacks a replicate of another arm, or no reference.
     """
     given: dict[str, dict[int, Path]] = {}
     for name, path in inputs.items():
@@ -54,10 +54,10 @@ def _listed(names: Mapping[str, object]) -> str:
 
 
 def read_summaries(arms: Arms) -> dict[str, list[RankerSummary]]:
-    """Read the closing numbers of every replicate of every arm.
+    """Read the final summary of every replicate of every arm.
 
     Raises:
-        DataError: an output is not a ranker's, or is of another arm than it was given as.
+        DataError: an output is not a ranker's, or is from another arm than its input's name.
     """
     summaries: dict[str, list[RankerSummary]] = {}
     for arm, paths in arms.items():
@@ -70,7 +70,7 @@ def read_summaries(arms: Arms) -> dict[str, list[RankerSummary]]:
 
 
 def windows_of(summaries: Mapping[str, Sequence[RankerSummary]]) -> Windows:
-    """Return the dates that all arms were trained and measured on.
+    """Return the dates on which all arms were trained and measured.
 
     Raises:
         DataError: two trainings have different dates.
@@ -83,13 +83,13 @@ def windows_of(summaries: Mapping[str, Sequence[RankerSummary]]) -> Windows:
 
 
 def require_all_rows(summaries: Mapping[str, Sequence[RankerSummary]], predicted: int) -> None:
-    """Check that every training predicted as many rows as it read, where its summary says how many that were.
+    """Check that every training predicted as many rows as it read, if its summary has that number.
 
     Args:
-        summaries: of every replicate of every arm. predicted: rows that each of them predicted.
+        summaries: of every replicate of every arm. predicted: number of rows that each predicted.
 
     Raises:
-        DataError: naming the training and both numbers.
+        DataError: names the training and both numbers.
     """
     for arm, of_arm in summaries.items():
         for replicate, summary in enumerate(of_arm):
@@ -99,7 +99,7 @@ def require_all_rows(summaries: Mapping[str, Sequence[RankerSummary]], predicted
 
 
 def typical(summaries: Sequence[RankerSummary]) -> RankerSummary:
-    """Return one arm's costs over its replicates: the median of what is measured, the rest as in the first."""
+    """Return one arm's costs: the median over replicates of measured values, all else from the first replicate."""
     seconds = [summary.train_seconds for summary in summaries if summary.train_seconds is not None]
     measured = {
         "samples_per_second": median(summary.samples_per_second for summary in summaries),
@@ -111,10 +111,10 @@ def typical(summaries: Sequence[RankerSummary]) -> RankerSummary:
 
 
 def refuse_equal_trainings(arms: Arms, manifests: Mapping[str, Manifest]) -> None:
-    """Check that the replicates of an arm are different trainings, or their spread would be too small.
+    """Check that the replicates of an arm are different trainings; otherwise their spread would be too small.
 
     Raises:
-        DataError: two were configured alike and trained on the same data.
+        DataError: two have the same configuration and data.
     """
     for arm, paths in arms.items():
         seen: dict[tuple[object, str | None], int] = {}
@@ -128,7 +128,7 @@ def refuse_equal_trainings(arms: Arms, manifests: Mapping[str, Manifest]) -> Non
 
 
 def differences(summaries: Mapping[str, Sequence[RankerSummary]], manifests: Mapping[str, Manifest]) -> Iterator[str]:
-    """Name what differs between the arms beside the arm itself, and between replicates beside the seeds."""
+    """Return what differs between arms besides the arm itself, and between replicates besides the seeds."""
     trained = [(arm, replicate) for arm, found in summaries.items() for replicate in range(len(found))]
     sizes = {
         arm: [summary.world_size for summary in found]

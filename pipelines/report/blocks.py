@@ -1,4 +1,4 @@
-"""What the tables say: small blocks of cells, a block a task and one of costs, and those that go into detail."""
+"""The content of the tables: blocks of cells for each task and for costs, and blocks of details."""
 
 from dataclasses import dataclass
 
@@ -8,15 +8,15 @@ from sidestack.pipelines.report.verdict import few_users, segment_verdict, verdi
 from sidestack.ranker.metric_registry import HEADLINE, Metric, all_metrics, compared_metrics
 
 NO_DIFFERENCE = "~"
-"""Stands after a gain whose interval holds 0."""
+"""Mark after a gain whose interval contains 0."""
 WITHHELD_MARK = "?"
-"""Stands after a number from which nothing is to be concluded."""
+"""Mark after a number from which nothing can be concluded."""
 WITHHELD = "withheld"
-"""Stands in place of a gain whose verdict is withheld."""
+"""Shown instead of a gain whose verdict is withheld."""
 EVERY_ARM = "every arm"
-"""Stands for all arms where they share something."""
+"""Row name for all arms where they share something."""
 SEEDS = "± seeds"
-"""Heads the standard deviation of a gain over trainings."""
+"""Heading of the standard deviation of a gain over trainings."""
 _NO_MARK = " " * len(NO_DIFFERENCE)
 
 
@@ -25,10 +25,10 @@ class Block:
     """One small table.
 
     Attributes:
-        title: what it is about; heads the column of arms.
+        title: the subject; heading of the column of arms.
         columns: names of the further columns.
-        rows: for each arm its name and a cell for each column.
-        undefined: why there is nothing to show, in place of rows; empty otherwise.
+        rows: for each arm, its name and a cell for each column.
+        undefined: the reason why there are no rows; empty otherwise.
     """
 
     title: str
@@ -38,7 +38,7 @@ class Block:
 
 
 def quality_block(comparison: Comparison, task: str) -> Block:
-    """Tell how well each arm predicts one task: the headline metric with its gain, then every other metric."""
+    """Return each arm's quality on one task: the headline metric with its gain, then every other metric."""
     first, *others = (metric.title for metric in _headline_first())
     columns = (first, *_gain_columns(comparison, first), *others)
     results = {name: arm.tasks[task] for name, arm in comparison.arms.items()}
@@ -49,7 +49,7 @@ def quality_block(comparison: Comparison, task: str) -> Block:
 
 
 def undefined_reason(result: TaskResult) -> str:
-    """Say why a task's metrics are not defined; empty when they are."""
+    """Return why a task's metrics are not defined; empty if they are."""
     if result.num == 0:
         return "no labelled rows"
     if result.positives == 0:
@@ -66,7 +66,7 @@ def _quality_cells(comparison: Comparison, task: str, name: str) -> tuple[str, .
 
 
 def _value_cell(comparison: Comparison, task: str, name: str, metric: Metric) -> str:
-    """Tell a metric's value, marked where it stands on too few users."""
+    """Return a metric's value, marked if it is based on too few users."""
     text = metric.text(comparison.arms[name].tasks[task].metrics[metric.name].value)
     return f"{text} {WITHHELD_MARK}" if text and few_users(comparison, task, metric.name) else text
 
@@ -76,7 +76,7 @@ def _headline_first() -> tuple[Metric, ...]:
 
 
 def cost_block(comparison: Comparison) -> Block:
-    """Tell what each arm costs."""
+    """Return each arm's costs."""
     columns = ("SID tables", "all tables", "feature a row", "parameters", "FLOPs a row", "samples/s", "peak memory")
     rows = tuple((name, *_cost_cells(arm)) for name, arm in comparison.arms.items())
     return Block("cost", columns, rows)
@@ -95,7 +95,7 @@ def _cost_cells(arm: ArmResult) -> tuple[str, ...]:
 
 
 def tables_block(comparison: Comparison, *, only_sids: bool = False) -> Block:
-    """Tell how the embedding tables are used: those of SIDs arm by arm, all others, which arms share, once."""
+    """Return the use of embedding tables: SID tables for each arm, all others once, as arms share them."""
     columns = ("table", "possible ids", "ids seen", "rows", "share a row", "never seen", "bytes")
     rows = [
         (name if table.is_sid else EVERY_ARM, *_table_cells(table))
@@ -120,7 +120,7 @@ def _table_cells(table: IdTable) -> tuple[str, ...]:
 
 
 def return_block(comparison: Comparison) -> Block:
-    """Tell what each arm gives for its cost, and what training it took."""
+    """Return each arm's return on cost, and its training's cost."""
     columns = (f"mean {HEADLINE.title} gain", "RoI, gain a KiB", "training", "ranks")
     rows = []
     for name, arm in comparison.arms.items():
@@ -134,7 +134,7 @@ def return_block(comparison: Comparison) -> Block:
 
 
 def _return_cells(comparison: Comparison, arm: ArmResult) -> tuple[str, str]:
-    """Tell the mean gain over the tasks and the return, as far as the verdicts allow; marked where none is shown."""
+    """Return the mean gain over tasks and the return, if verdicts allow; marked if no difference is shown."""
     verdicts = [task.verdict for task in arm.tasks.values() if task.verdict is not None]
     if any(verdict.is_withheld for verdict in verdicts):
         return WITHHELD, WITHHELD if arm.roi_withheld else ""
@@ -146,7 +146,7 @@ def _return_cells(comparison: Comparison, arm: ArmResult) -> tuple[str, str]:
 
 
 def between_block(comparison: Comparison) -> Block:
-    """Tell the gain of each arm over each earlier one that is not the reference; no rows without such pairs."""
+    """Return the gain of each arm over each earlier non-reference arm; no rows without such pairs."""
     names = [name for name in comparison.arms if name != comparison.reference]
     rows = []
     for position, better in enumerate(names):
@@ -159,7 +159,7 @@ def between_block(comparison: Comparison) -> Block:
 
 
 def withheld_block(comparison: Comparison) -> Block:
-    """Tell the gains over the reference whose verdict is withheld, each marked; no rows without one."""
+    """Return the gains over the reference whose verdict is withheld, each marked; no rows without one."""
     rows = []
     for name, arm in comparison.arms.items():
         for task, result in arm.tasks.items():
@@ -170,7 +170,7 @@ def withheld_block(comparison: Comparison) -> Block:
 
 
 def gains_block(comparison: Comparison, task: str) -> Block:
-    """Tell each arm's gain in the metrics beside the headline, such as how much better it orders rows."""
+    """Return each arm's gain in the metrics other than the headline, such as ranking metrics."""
     metrics = [metric for metric in compared_metrics() if metric != HEADLINE]
     columns = [column for metric in metrics for column in _gain_columns(comparison, metric.title)]
     rows = []
@@ -181,7 +181,7 @@ def gains_block(comparison: Comparison, task: str) -> Block:
 
 
 def trainings_block(comparison: Comparison, task: str) -> Block:
-    """Tell the headline metric of each training of each arm."""
+    """Return the headline metric of each training of each arm."""
     columns = tuple(f"training {number}" for number in range(comparison.replicates))
     found = {name: arm.tasks[task].metrics[HEADLINE.name].replicates for name, arm in comparison.arms.items()}
     rows = tuple((name, *map(HEADLINE.text, values)) for name, values in found.items())
@@ -189,12 +189,12 @@ def trainings_block(comparison: Comparison, task: str) -> Block:
 
 
 def segment_kinds(comparison: Comparison, task: str) -> tuple[str, ...]:
-    """Name by what the rows of a task were cut into segments: `user`, `item`."""
+    """Return the kinds of segments of a task's rows: `user`, `item`."""
     return tuple(comparison.arms[comparison.reference].tasks[task].segments)
 
 
 def segment_blocks(comparison: Comparison) -> list[Block]:
-    """Tell, for each task and kind of segment, each arm's gain on the rows with few and with many earlier positives."""
+    """Return, for each task and kind of segment, each arm's gain by number of earlier positives."""
     tasks = defined_tasks(comparison)
     return [_segment_block(comparison, task, kind) for task in tasks for kind in segment_kinds(comparison, task)]
 
@@ -230,13 +230,13 @@ def detail_blocks(comparison: Comparison) -> tuple[Block, ...]:
 
 
 def defined_tasks(comparison: Comparison) -> tuple[str, ...]:
-    """Name the tasks whose metrics are defined on these rows."""
+    """Return the tasks whose metrics are defined on these rows."""
     results = next(iter(comparison.arms.values())).tasks
     return tuple(task for task, result in results.items() if not undefined_reason(result))
 
 
 def _arm_gain_cells(comparison: Comparison, task: str, name: str, metric: str) -> tuple[str, str, str]:
-    """Tell an arm's gain over the reference."""
+    """Return the cells of an arm's gain over the reference."""
     if name == comparison.reference:
         return f"reference {_NO_MARK}", "", ""
     gain = comparison.arms[name].tasks[task].gain(metric, comparison.reference)
@@ -245,19 +245,19 @@ def _arm_gain_cells(comparison: Comparison, task: str, name: str, metric: str) -
 
 
 def _gain_cells(gain: Gain, verdict: Verdict) -> tuple[str, str, str]:
-    """Tell a gain, its interval and its deviation over trainings."""
+    """Return the cells of a gain: value, interval, and standard deviation over trainings."""
     return f"{percent(gain.gain)} {mark_of(verdict)}", percent_interval(gain.interval), deviation(gain.seeds)
 
 
 def mark_of(verdict: Verdict) -> str:
-    """Return what stands after a gain's number, of one width."""
+    """Return the fixed-width mark after a gain's number."""
     if verdict.is_withheld:
         return WITHHELD_MARK
     return _NO_MARK if verdict.is_shown else NO_DIFFERENCE
 
 
 def _gain_columns(comparison: Comparison, title: str) -> tuple[str, str, str]:
-    """Head the cells of a gain in the metric of that title."""
+    """Return the headings of a gain's cells, for a metric's title."""
     return f"{title} gain {_NO_MARK}", _interval_name(comparison), SEEDS
 
 

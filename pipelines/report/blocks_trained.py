@@ -1,4 +1,4 @@
-"""What the tables say of the data and the trainings: how many rows are positive, how long each arm was trained."""
+"""Blocks on data and training: positive rates, and how long each arm was trained."""
 
 from sidestack.pipelines.report.blocks import Block
 from sidestack.pipelines.report.comparison import Comparison, Learning
@@ -7,7 +7,7 @@ from sidestack.ranker.metric_registry import HEADLINE
 
 
 def rates_block(comparison: Comparison) -> Block:
-    """Tell how many rows each task is judged on, and their share of positives, in training and held out."""
+    """Return each task's number of judged rows and share of positives, in training and held-out dates."""
     columns = ("training rows", "positive", "held-out rows", "positive", "users")
     rows = []
     for task, result in comparison.arms[comparison.reference].tasks.items():
@@ -23,7 +23,7 @@ def _counts(rows: int, positives: int) -> tuple[str, str]:
 
 
 def training_block(comparison: Comparison) -> Block:
-    """Tell how long each arm was trained, and at which settings."""
+    """Return how long each arm was trained, and its settings."""
     columns = ("steps", "epochs", "batch rows", "sparse rate", "dense rate")
     rows = []
     for name, arm in comparison.arms.items():
@@ -38,7 +38,7 @@ def _number(value: float | None) -> str:
 
 
 def settings_notes(comparison: Comparison) -> tuple[str, ...]:
-    """Say which settings a rule decided, and in which arms differ."""
+    """Return notes on settings that a rule decided, and settings that differ between arms."""
     ruled: dict[tuple[str, ...], list[str]] = {}
     for name, arm in comparison.arms.items():
         if arm.training.by_rule:
@@ -48,7 +48,7 @@ def settings_notes(comparison: Comparison) -> tuple[str, ...]:
 
 
 def learning_block(comparison: Comparison, task: str) -> Block:
-    """Tell how far each arm came on a task; without rows where no training left a curve."""
+    """Return each arm's learning on a task; no rows if no training has a curve."""
     title = HEADLINE.title
     columns = (f"training {title}", "fell in last quarter", f"lowest validation {title}", f"last validation {title}")
     found = {name: arm.tasks[task].learning for name, arm in comparison.arms.items()}

@@ -1,4 +1,4 @@
-"""The `compare` section. It stands apart so that the driver can read it without what draws the report."""
+"""The `compare` section, in a module of its own so that the driver need not import the report's drawing code."""
 
 from typing import Any
 
@@ -9,44 +9,43 @@ from sidestack.ranker.metric_registry import OWN, all_metrics
 
 
 class VerdictConfig(Config):
-    """What a verdict asks of a training and of the rows it is measured on; where they fall short it is withheld."""
+    """Requirements of a verdict on training and held-out rows; if one is not met, the verdict is withheld."""
 
     min_positives: int = Field(default=100, ge=0)
-    """Held-out rows that a task, or a segment, must have with label 1, and with label 0."""
+    """Minimum number of held-out rows of a task or segment with label 1, and with label 0."""
     min_users: int = Field(default=100, ge=0)
-    """Users that a task, or a segment, must have among its labelled held-out rows, and a metric among those that it
-    stands on: of GAUC the users with both labels."""
+    """Minimum number of users in the labelled held-out rows of a task or segment, and of users that a metric is based
+    on: for GAUC, users with both labels."""
     min_learned: float = Field(default=0.005, ge=0.0)
-    """How far NE must lie below 1, that of always predicting the base rate: over the last quarter of the training and
-    on the held-out rows, of the arm and of the one it is compared with."""
+    """Minimum distance of NE below 1 (the NE of predicting the base rate), over the last quarter of the training and on
+    the held-out rows, for the arm and the one it is compared with."""
     max_late_fall: float = Field(default=0.05, gt=0.0)
-    """The share by which NE may still fall at the end: training NE from the third quarter of the training to the last,
-    or validation NE from one point to the next, where it has two points. What falls further has not converged, and the
-    gain is of how long the arms were trained. Of training NE, a fall within twice its standard error, as the points of
-    the curve scatter, is none."""
+    """Maximum relative fall of NE at the end: of validation NE from one point to the next if it has two points, else of
+    training NE from the third quarter of the training to the last. With a larger fall the training has not converged,
+    and the gain depends on how long the arms were trained. A fall of training NE within twice its standard error (from
+    the scatter of the curve's points) does not count."""
     max_validation_rise: float = Field(default=0.01, gt=0.0)
-    """The share by which validation NE may lie above its lowest at the end of the training: what rises further
-    overfits."""
+    """Maximum relative rise of validation NE at the end of the training above its minimum; more is overfitting."""
     min_feature_bytes: float = Field(default=2.0, ge=0.0)
-    """Bytes of content feature a row that a return (RoI) may be divided by."""
+    """Minimum bytes of content feature per row for a return (RoI)."""
 
 
 class CompareConfig(Config):
-    """How the arms are compared."""
+    """Settings of the comparison."""
 
     reference: str = "none"
-    """The arm that NE gains are over."""
+    """The arm over which NE gains are computed."""
     resamples: int = Field(default=1000, ge=100)
-    """Resamples of users and trainings."""
+    """Number of resamples of users and trainings."""
     confidence: float = Field(default=0.95, gt=0.5, lt=1.0)
     """Share of the resamples inside an interval."""
     seed: Seed = 0
     """Seed of the resamples."""
     verdict: VerdictConfig = VerdictConfig()
-    """When a gain is judged, and when its verdict is withheld."""
+    """When verdicts are withheld."""
 
     def identity(self) -> dict[str, Any]:
-        """Return the settings, and the metrics that other packages add: with another one arms are compared again."""
+        """Return the settings, and the metrics of other packages: a new metric makes the comparison run again."""
         values = super().identity()
         foreign = [name for name in all_metrics() if name not in OWN]
         return {**values, "foreign_metrics": foreign} if foreign else values

@@ -1,6 +1,6 @@
-"""How figures look, and what several of them draw: one panel each, an arm's colour the same in every figure.
+"""Style and shared parts of the figures: one panel each, with the same colour for an arm in every figure.
 
-The colours are Okabe and Ito's, told apart with every common colour blindness; a dark page has lighter ones.
+The colours are Okabe and Ito's, distinguishable with every common colour blindness; a dark page has lighter ones.
 """
 
 import io
@@ -37,11 +37,11 @@ class Theme:
     line: str
     paper: str
     shade: Callable[[Color], str]
-    """Chooses this page's of the two colours of a kind of content."""
+    """Selects this page's colour of the two for a kind of content."""
     other: str
-    """Of an arm that is not named after a kind."""
+    """Colour of an arm that is not named after a kind."""
     values: tuple[str, str, str]
-    """Lowest, middle and highest value of a digit, no arm's colour; those between are blended."""
+    """Colours of the lowest, middle and highest value of a digit, not used for arms; others are interpolated."""
 
     @property
     def kinds(self) -> dict[str, str]:
@@ -68,9 +68,9 @@ class Plot:
     """One figure of the report.
 
     Attributes:
-        name: file name without ending.
-        title: a short heading; the page and the picture itself carry it.
-        text: what it shows, for who cannot see it.
+        name: file name without suffix.
+        title: a short heading, on the page and in the picture itself.
+        text: alternative text for readers who cannot see it.
         draw: draws it into axes.
         height: inches.
     """
@@ -85,8 +85,8 @@ class Plot:
 def render(plot: Plot, theme: Theme, file_format: str) -> bytes:
     """Draw a figure as ``png`` or ``svg``; equal numbers give equal bytes.
 
-    The SVG is transparent, has its title on the page, and carries its letters as outlines, so it looks alike
-    everywhere. The PNG stands alone: it has paper and a title.
+    The SVG is transparent, without a title (the page has it), and with text as outlines, so it looks the same
+    everywhere. The PNG has a background and a title.
     """
     is_svg = file_format == "svg"
     with matplotlib.rc_context(_style(theme)):
@@ -103,7 +103,7 @@ def render(plot: Plot, theme: Theme, file_format: str) -> bytes:
 
 
 def arm_colors(comparison: Comparison, theme: Theme) -> dict[str, str]:
-    """Return each arm's colour: its kind's where it is named after a kind of content, the rest by turns."""
+    """Return each arm's colour: its kind's if it is named after a kind of content; others cycle through the rest."""
     turns = cycle([theme.other, *theme.kinds.values()])
     return {name: theme.kinds.get(name) or next(turns) for name in comparison.arms}
 
@@ -122,21 +122,21 @@ def _style(theme: Theme) -> dict[str, object]:
 
 
 def percent_ticks(axis: Axis) -> None:
-    """Show shares as signed percents, at round steps whose labels need no rounding."""
+    """Format ticks as signed percents, at steps whose labels need no rounding."""
     axis.set_major_locator(ticker.MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
     axis.set_major_formatter(lambda share, _: f"{100 * share:+.6g}" if abs(share) > 1e-9 else "0")
 
 
 WITHHELD_NOTE = "x: withheld"
-"""Explains the mark of a gain whose verdict is withheld."""
+"""Note on the mark of a gain whose verdict is withheld."""
 
 
 def draw_gain(
     axes: Axes, theme: Theme, color: str, gain: Gain, verdict: Verdict, place: float, *, across: bool, size: float = 8
 ) -> None:
-    """Draw a gain's point and interval at a place on the other axis.
+    """Draw a gain's point and interval at a position on the other axis.
 
-    The point is hollow where no difference is shown; a cross on a dotted interval where the verdict is withheld.
+    The point is hollow if no difference is shown; it is a cross on a dotted interval if the verdict is withheld.
 
     Args:
         across: whether gains run along the x axis.
@@ -157,13 +157,13 @@ def draw_gain(
 
 
 def keys(colors: Mapping[str, str]) -> list[Line2D]:
-    """Return the arms' names with a dot of their colour, for a legend."""
+    """Return legend entries: the arms' names with a dot of their colour."""
     dot: dict[str, Any] = {"marker": "o", "linestyle": "", "markersize": 5}
     return [Line2D([], [], color=color, label=name, **dot) for name, color in colors.items()]
 
 
 def legend_below(axes: Axes, handles: Sequence[Line2D]) -> None:
-    """Write a legend below the axes, where it covers nothing."""
+    """Draw a legend below the axes, where it covers nothing."""
     assert isinstance(axes.figure, Figure)
     axes.figure.legend(
         handles=handles, loc="outside lower center", ncols=4, labelcolor="linecolor", borderpad=0, borderaxespad=0.3,
@@ -174,7 +174,7 @@ def legend_below(axes: Axes, handles: Sequence[Line2D]) -> None:
 def note(
     axes: Axes, theme: Theme, text: str, at: tuple[float, float], offset: tuple[float, float], **style: Any
 ) -> None:
-    """Write beside a point, on a patch of the page's colour that keeps lines from crossing the letters."""
+    """Annotate a point, on a patch of the page's colour so that lines do not cross the text."""
     axes.annotate(
         text, at, xytext=offset, textcoords="offset points", annotation_clip=False,
         **{"va": "center", "fontsize": 9, **style}, bbox={"facecolor": theme.paper, "edgecolor": "none", "pad": 0.8},

@@ -1,4 +1,4 @@
-"""What the comparison shows of the encoder, read from its closing numbers."""
+"""Measures of the encoder for the comparison, read from its `summary.json`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +16,7 @@ def read_encoder(path: Path, dataset: Path | None = None) -> EncoderResult:
 
     Args:
         path: the output.
-        dataset: the output of `materialize` that has its SIDs, for what is told of the whole catalogue.
+        dataset: the output of `materialize` with its SIDs, for the catalogue's numbers.
 
     Raises:
         DataError: the file is missing, or is not an encoder's.
@@ -39,7 +39,7 @@ def read_encoder(path: Path, dataset: Path | None = None) -> EncoderResult:
 
 
 def _catalogue(dataset: Path | None) -> dict[str, Any]:
-    """Return how many items have a SID of the default encoder, and how many SIDs they share."""
+    """Return the number of items with a SID of the default encoder, and of distinct SIDs."""
     if dataset is None or not (dataset / SUMMARY_FILE).exists():
         return {}
     told = read_json(dataset / SUMMARY_FILE).get("sids", {}).get(DEFAULT_NAME)

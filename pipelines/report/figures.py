@@ -18,11 +18,11 @@ from sidestack.ranker.metric_registry import HEADLINE
 
 
 def plots(comparison: Comparison, curves: Mapping[str, Mapping[str, Curve]]) -> tuple[Plot, ...]:
-    """Return every figure that the numbers allow.
+    """Return all figures for which there are numbers.
 
     Args:
         comparison: the numbers.
-        curves: of each arm, by name; possibly none.
+        curves: of each arm, by name; may be empty.
     """
     tasks = defined_tasks(comparison)
     found = [_gain_plot(comparison, task) for task in tasks]
@@ -45,7 +45,7 @@ def _gain_plot(comparison: Comparison, task: str) -> Plot:
 
 
 def _cost_plot(comparison: Comparison, task: str) -> Plot:
-    """Draw the arms in the order of what their feature costs: a row each, for costs span orders of magnitude."""
+    """Draw the arms' gains ordered by feature cost, one row each, as costs span orders of magnitude."""
     title = f"Gain and cost, {task}"
     told = (
         f"{name} {_gain_text(comparison, name, task)} for {byte_size(arm.feature_bytes_per_row)} a row"
@@ -61,12 +61,12 @@ def _cost_plot(comparison: Comparison, task: str) -> Plot:
 
 
 def _height(rows: Collection[str], inches: float = 0.36) -> float:
-    """Return the height of a figure with rows of so many inches at least."""
+    """Return the height of a figure whose rows have a minimum height in inches."""
     return max(SIZE[1], 1.0 + inches * len(rows))
 
 
 def _rows_of_gains(comparison: Comparison, task: str, labels: Mapping[str, str]) -> Drawing:
-    """Return what draws each arm's gain in a row of its own, from above in the order of the labels."""
+    """Return the function that draws each arm's gain in its own row, from the top in the order of the labels."""
 
     def draw(axes: Axes, theme: Theme) -> None:
         colors = arm_colors(comparison, theme)
@@ -89,7 +89,7 @@ def _rows_of_gains(comparison: Comparison, task: str, labels: Mapping[str, str])
 
 
 def _gain_text(comparison: Comparison, name: str, task: str) -> str:
-    """Tell an arm's gain as far as its verdict allows, that of the reference being 0."""
+    """Return an arm's gain as text, if its verdict allows; the reference's is 0."""
     result = comparison.arms[name].tasks[task]
     if result.verdict is not None and not result.verdict.is_shown:
         return result.verdict.words
@@ -98,7 +98,7 @@ def _gain_text(comparison: Comparison, name: str, task: str) -> str:
 
 
 def _gain_row(axes: Axes, theme: Theme, color: str, position: int, result: TaskResult, reference: str) -> None:
-    """Draw one arm: gain, interval, a tick a training below; without a gain it is the reference."""
+    """Draw one arm: gain, interval, and a tick per training below; without a gain it is the reference."""
     gain, verdict = result.gain(HEADLINE.name, reference), result.verdict
     if gain is None or verdict is None:
         axes.plot(0.0, position, "o", color=color, markersize=8, zorder=3)
@@ -108,7 +108,7 @@ def _gain_row(axes: Axes, theme: Theme, color: str, position: int, result: TaskR
     trainings = gain.replicates if len(gain.replicates) > 1 else ()
     below = offset_copy(axes.transData, axes.get_figure(root=True), y=-9, units="points")
     axes.plot(trainings, [position] * len(trainings), "|", color=color, markersize=5, zorder=3, transform=below)
-    axes.update_datalim([(training, position) for training in trainings])  # an offset's points count for no limit
+    axes.update_datalim([(training, position) for training in trainings])  # offset points extend no limits
     text = verdict.kind if verdict.is_withheld else percent(gain.gain)
     right = max(gain.interval[1], gain.gain)
     note(axes, theme, text, (right, position), (9, 0), color=theme.ink if verdict.is_shown else theme.muted)

@@ -1,4 +1,4 @@
-"""Figures that go into detail: whether predicted chances come true, and on which rows the gain lies."""
+"""Figures of details: calibration by decile, and gains by segment."""
 
 import math
 from collections.abc import Sequence
@@ -23,9 +23,9 @@ from sidestack.ranker.metric_registry import HEADLINE
 
 
 def reliability_plot(comparison: Comparison, task: str) -> Plot:
-    """Draw observed rate against predicted chance by decile; on the diagonal what is predicted comes true.
+    """Draw observed rate against predicted probability by decile; on the diagonal, predictions are calibrated.
 
-    Both axes are logarithmic, for rates span orders of magnitude; a decile without a positive has no place on them.
+    Both axes are logarithmic, as rates span orders of magnitude; deciles without positives cannot be drawn.
     """
     deciles = {name: arm.tasks[task].deciles for name, arm in comparison.arms.items()}
     shown = {name: [one for one in found if min(one.predicted, one.observed) > 0] for name, found in deciles.items()}
@@ -65,7 +65,7 @@ def _ratio(one: DecileResult) -> str:
 
 
 def segment_plot(comparison: Comparison, task: str, kind: str) -> Plot:
-    """Draw each arm's gain on the rows with few and with many earlier positives of their user, or item."""
+    """Draw each arm's gain by the number of earlier positives of the rows' user, or item."""
     found = {name: arm.tasks[task].segments[kind] for name, arm in comparison.arms.items()}
     arms = [name for name in found if name != comparison.reference]
     segments = found[comparison.reference]

@@ -1,4 +1,4 @@
-"""The learning curves: NE while training, and on validation rows where the training measured it."""
+"""The learning curves: training NE, and validation NE if the training measured it."""
 
 from collections.abc import Iterator, Mapping
 
@@ -14,12 +14,12 @@ Curves = Mapping[str, Mapping[str, Curve]]
 
 
 def has_curve(task: str, curves: Curves) -> bool:
-    """Say whether any arm's training left a curve of a task."""
+    """Return whether any arm has a curve of a task."""
     return any(learning_curve(of_arm, task) for of_arm in curves.values())
 
 
 def learning_plot(comparison: Comparison, task: str, curves: Curves) -> Plot:
-    """Draw all arms' curves of a task, whole: a training curve as a line, a validation curve dashed."""
+    """Draw all arms' full curves of a task: training curves as lines, validation curves dashed."""
     trained = {name: curve for name, of_arm in curves.items() if (curve := learning_curve(of_arm, task))}
     validated = {name: curve for name, of_arm in curves.items() if (curve := validation_curve(of_arm, task))}
     drawn = [*trained.values(), *validated.values()]
@@ -50,7 +50,7 @@ def learning_plot(comparison: Comparison, task: str, curves: Curves) -> Plot:
 
 
 def _line(axes: Axes, curve: Curve, color: str, style: str) -> None:
-    """Draw a curve; a single point, which makes no line, as a dot."""
+    """Draw a curve; a single point is drawn as a dot."""
     steps, values = zip(*curve, strict=True)
     marker = "o" if len(curve) == 1 else ""
     axes.plot(steps, values, color=color, linewidth=1.6, linestyle=style, marker=marker, clip_on=False, zorder=3)
@@ -63,7 +63,7 @@ def _limits(values: list[float]) -> tuple[float, float]:
 
 
 def _spread(ends: Mapping[str, float], limits: tuple[float, float]) -> Iterator[tuple[str, float]]:
-    """Move labels apart that would lie on one another, keeping their order, and within the axes if they fit."""
+    """Move overlapping labels apart, keeping their order, and within the axes if they fit."""
     low, high = limits
     apart = 0.085 * (high - low)
     order = sorted(ends, key=lambda name: ends[name])

@@ -1,4 +1,4 @@
-"""From what was measured to each arm's results: means over replicates, and gains with their intervals."""
+"""Each arm's results from its measures: means over replicates, and gains with intervals."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class _Contest:
     """All arms on one task.
 
     Attributes:
-        measured: what was measured.
+        measured: the task's measures.
         sums: arm -> column of `TaskMeasured.columns` -> its sums.
         pooled: see `pooled_arms`.
         seed: of the draws of trainings. confidence: share of resamples inside an interval.
@@ -42,7 +42,7 @@ class _Contest:
     confidence: float
 
     def gain(self, arm: str, other: str, column: str) -> Gain | None:
-        """Return an arm's gain over another in one column; None over itself, and where it is not defined."""
+        """Return an arm's gain over another in one column; None over itself, and if it is not defined."""
         if arm == other:
             return None
         mine, theirs, better = self.sums[arm][column], self.sums[other][column], self.measured.columns[column]
@@ -53,7 +53,7 @@ class _Contest:
         return Gain(gain=found.gain, interval=found.interval, replicates=found.replicates, seeds=found.seeds)
 
     def _deviation(self, arm: str, other: str, column: str) -> TrainingDeviation:
-        """Return what trainings move a pair by: by all arms that are pooled, where both are of them."""
+        """Return the variation between trainings for a pair: from all pooled arms, if both are among them."""
         names = self.pooled if {arm, other} <= {*self.pooled} else (arm, other)
         found = {name: self.sums[name][column].trained_R for name in names}
         told = [trained_R for name, trained_R in found.items() if name in (arm, other) or (trained_R > 0).all()]
@@ -61,9 +61,9 @@ class _Contest:
 
 
 def pooled_arms(arms: Iterable[str], replicates: int) -> tuple[str, ...]:
-    """Return the arms by which it is told what trainings move; none where trainings are enough for a pair to tell.
+    """Return the arms over which the variation between trainings is pooled; none if a pair has enough trainings itself.
 
-    The baseline is none of them: what seeds move in gradient boosting says nothing of rankers.
+    The baseline is excluded: variation over seeds in gradient boosting does not apply to rankers.
     """
     return tuple(name for name in arms if name != BASELINE) if replicates < OWN_DEVIATION else ()
 

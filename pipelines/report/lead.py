@@ -1,4 +1,4 @@
-"""What came out, in words: the sentences that the report, the tables and the terminal begin with."""
+"""The result in words: the first sentences of the report, the tables and the terminal's output."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ from sidestack.ranker.metric_registry import HEADLINE
 
 
 def lead(comparison: Comparison) -> list[str]:
-    """Say in a sentence for each arm what came out, without a word more than the verdicts allow."""
+    """Return one sentence per arm on its result, within what the verdicts allow."""
     return [
         f"{name}: {'; '.join(_told(comparison, arm))}; {unbroken(byte_size(arm.sid_table_bytes))} of SID tables."
         for name, arm in comparison.arms.items()
@@ -18,7 +18,7 @@ def lead(comparison: Comparison) -> list[str]:
 
 
 def _told(comparison: Comparison, arm: ArmResult) -> Iterator[str]:
-    """Say what came out on each task; tasks of which the same is to be said stand together."""
+    """Return the result on each task in words; tasks with the same result are grouped."""
     tasks: dict[str, list[str]] = {}
     for task, result in arm.tasks.items():
         tasks.setdefault(_words(result, comparison.reference), []).append(task)
@@ -44,7 +44,7 @@ def _words(result: TaskResult, reference: str) -> str:
 
 
 def roi_notes(comparison: Comparison) -> list[str]:
-    """Say why arms have no return; arms of which the same is to be said stand together."""
+    """Return why arms have no return; arms with the same reason are grouped."""
     names: dict[str, list[str]] = {}
     for name, arm in comparison.arms.items():
         if arm.roi_withheld:

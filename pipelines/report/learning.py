@@ -1,7 +1,7 @@
-"""What the curves of a training tell: how far it learned, whether it still was learning, whether it began to overfit.
+"""Statistics of training curves: how far an arm learned, whether it was still learning, whether it overfits.
 
-Points of a curve are means over the steps since the point before, so they are weighted by these: the last point may
-stand for few.
+A curve's point is a mean over the steps since the previous point. Points are weighted by these steps, as the last point
+may cover few.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,14 +15,14 @@ from sidestack.pipelines.report.outputs import Curve, learning_curve, validation
 
 
 def learned(curves: Sequence[Mapping[str, Curve]], trainings: Sequence[Training], task: str) -> Learning | None:
-    """Say how an arm learned a task, as the mean over its replicates.
+    """Return how an arm learned a task, as the mean over its replicates.
 
     Args:
         curves: of each replicate, by name. trainings: how long each was.
         task: the task.
 
     Returns:
-        None where a training left no curve.
+        None if a training has no curve.
     """
     trained = [learning_curve(one, task) for one in curves]
     if not all(trained):
@@ -42,7 +42,7 @@ def learned(curves: Sequence[Mapping[str, Curve]], trainings: Sequence[Training]
 
 
 class _Validated(NamedTuple):
-    """What validation tells of one training; see `Learning`."""
+    """Validation statistics of one training; see `Learning`."""
 
     lowest: float | None = None
     last: float | None = None
@@ -50,10 +50,10 @@ class _Validated(NamedTuple):
 
 
 def _validated(curve: Curve, training: Training) -> _Validated:
-    """Return what a validation curve tells.
+    """Return the statistics of a validation curve.
 
-    A validation window has a point after each epoch of a search, and the arm is trained for as many epochs as were
-    best: later points are of what it was spared.
+    The curve has a point after each epoch of a search, and the arm is trained for the best number of epochs: later
+    points are of epochs that it was not trained for.
     """
     values = [value for _, value in curve]
     if not values:
@@ -66,20 +66,20 @@ def _validated(curve: Curve, training: Training) -> _Validated:
 
 
 def _mean_of(values: Sequence[float | None]) -> float | None:
-    """Return the mean over replicates; None where one of them has no value."""
+    """Return the mean over replicates; None if one of them has no value."""
     known = [value for value in values if value is not None]
     return fmean(known) if len(known) == len(values) else None
 
 
 class _Part(NamedTuple):
-    """A part of a curve: its mean, and the variance of that mean, None of a single point."""
+    """A part of a curve: its mean, and the variance of that mean (None for a single point)."""
 
     mean: float
     variance: float | None
 
 
 def _part(curve: Curve, after: float, until: float) -> _Part | None:
-    """Return the part of a curve between two shares of its steps; None without a point."""
+    """Return the part of a curve between two fractions of its steps; None without a point."""
     end = curve[-1][0]
     covered = [curve[0][0], *(later[0] - earlier[0] for earlier, later in pairwise(curve))]
     weighed = zip(curve, covered, strict=True)
@@ -91,7 +91,7 @@ def _part(curve: Curve, after: float, until: float) -> _Part | None:
 
 
 def _mean(parts: Sequence[_Part | None]) -> _Part | None:
-    """Return the mean of the same part of several curves; None where one of them has no point there."""
+    """Return the mean of the same part of several curves; None if one of them has no point there."""
     known = [part for part in parts if part is not None]
     if len(known) < len(parts):
         return None

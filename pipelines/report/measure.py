@@ -1,6 +1,6 @@
-"""What the predictions of all arms and replicates come down to: metrics of each, and sums by user for the gains.
+"""Reduction of the predictions of all arms and replicates: metrics of each, and sums by user for the gains.
 
-Memory: users times arms, and what `ranker.predictions` sorts in; it does not grow with the rows.
+Memory: users times arms, plus the sort buffers of `ranker.predictions`; independent of the number of rows.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class SegmentRows:
-    """The rows of one segment: their number, that of their users, and of the positives among them."""
+    """Counts of one segment: rows, users and positives."""
 
     rows: int
     users: int
@@ -31,10 +31,10 @@ class SegmentRows:
 
 @dataclass
 class ArmMeasured:
-    """One arm on one task.
+    """Measures of one arm on one task.
 
     Attributes:
-        sums_UC: the sum of each column of `TaskMeasured`, by user, over all replicates.
+        sums_UC: the sum of each column of `TaskMeasured` by user, over all replicates.
         sums_RC: the same by replicate, over all users.
         replicates: the metrics of each.
     """
@@ -46,13 +46,13 @@ class ArmMeasured:
 
 @dataclass
 class TaskMeasured:
-    """All arms on one task.
+    """Measures of all arms on one task.
 
     Attributes:
-        columns: what is summed by user: name of a metric, or of a segment (`column_of`) -> which sums are better.
+        columns: what is summed by user: name of a metric or segment (`column_of`) -> which direction is better.
         sums_UK: the arms' sums by user side by side, K = arms * columns; each arm's `sums_UC` is a view of it.
-        arms: arm -> what was measured.
-        segments: `user` and `item` -> the rows of each of `SEGMENTS`, the same for every arm.
+        arms: arm -> its measures.
+        segments: `user` and `item` -> the counts of each of `SEGMENTS`, the same for every arm.
     """
 
     columns: dict[str, Better]
@@ -63,11 +63,11 @@ class TaskMeasured:
 
 @dataclass
 class Measured:
-    """What the predictions of all arms come down to.
+    """Measures of all arms on all tasks.
 
     Attributes:
         num_rows: held-out rows. num_users: users among them.
-        tasks: task -> what was measured.
+        tasks: task -> its measures.
     """
 
     num_rows: int
@@ -76,16 +76,16 @@ class Measured:
 
 
 def column_of(kind: str, segment: str) -> str:
-    """Name the sums of the headline metric over one segment of `user` or `item`."""
+    """Return the column name of the headline metric's sums over one segment of `user` or `item`."""
     return f"{kind} {segment}"
 
 
 def measure(arms: Arms, tasks: Sequence[str], earlier: EarlierPositives, folder: Path) -> Measured:
-    """Reduce each arm's predictions, one output after the other beside the first.
+    """Reduce each arm's predictions; each output is read together with the first.
 
     Args:
-        arms: the outputs. tasks: what they predict. earlier: what segments are made by.
-        folder: where rows are sorted; nothing is left there.
+        arms: the outputs. tasks: what they predict. earlier: counts that define segments.
+        folder: where rows are sorted; temporary files are removed.
 
     Raises:
         DataError: predictions break their contract, or two outputs did not predict the same rows and labels.
@@ -143,7 +143,7 @@ def _add_replicate(
 
 
 def _segment_parts(predictions: Predictions, task: str, earlier: EarlierPositives) -> dict[str, Floats]:
-    """Return what each user adds to the headline metric of each segment's rows."""
+    """Return each user's contribution to the headline metric of each segment's rows."""
     num_users = len(predictions.users(task))
     tallies = {column_of(kind, segment): HEADLINE.tally(num_users) for kind in earlier.by for segment in SEGMENTS}
     for rows in predictions.judged(task, HEADLINE.order):

@@ -1,4 +1,4 @@
-"""What the comparison reads of the other stages' outputs: their summaries, curves and resolved configuration."""
+"""Readers of the other stages' outputs: summaries, curves and resolved configuration."""
 
 import json
 from collections.abc import Mapping
@@ -19,16 +19,16 @@ Curve = list[tuple[float, float]]
 
 
 class Windows(Config):
-    """First and last date, inclusive, of what an arm was trained on and of what it was measured on."""
+    """First and last date, inclusive, of an arm's training and held-out dates."""
 
     train: tuple[date, date]
     held_out: tuple[date, date]
 
 
 class RankerSummary(Config):
-    """The closing numbers of one arm's training that the comparison needs; further ones are ignored.
+    """The numbers of one arm's training summary that the comparison needs; others are ignored.
 
-    So are its metrics: the comparison measures them anew, from the predictions it pairs.
+    Its metrics are ignored too: the comparison computes them from the paired predictions.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -36,7 +36,7 @@ class RankerSummary(Config):
     arm: str
     dates: Windows
     held_out_rows: int | None = None
-    """Rows of the held-out dates that were read; null from a ranker that did not count them."""
+    """Held-out rows that were read; null from a ranker that did not count them."""
     sid_table_bytes: int
     table_bytes: int
     tables: tuple[IdTable, ...] = ()
@@ -49,14 +49,14 @@ class RankerSummary(Config):
     world_size: int | None = None
     steps: int | None = None
     budget: dict[str, Any] = {}
-    """What rules decided of the training's settings, and which of them; empty from a ranker without rules."""
+    """Training settings that rules decided, with their values; empty from a ranker without rules."""
 
 
 def read_ranker_summary(path: Path) -> RankerSummary:
     """Read the `summary.json` of a ranker's output.
 
     Raises:
-        DataError: it is missing, or lacks a number the comparison needs.
+        DataError: it is missing, or lacks a number that the comparison needs.
     """
     file = Path(path) / SUMMARY_FILE
     try:
@@ -89,23 +89,23 @@ def read_curves(path: Path) -> dict[str, Curve]:
 
 
 def learning_curve(curves: Mapping[str, Curve], task: str) -> Curve:
-    """Return the curve of a task's normalized entropy while training; empty without one."""
+    """Return the curve of a task's training NE; empty without one."""
     return curves.get(f"train_{task}_ne", [])
 
 
 def validation_curve(curves: Mapping[str, Curve], task: str) -> Curve:
-    """Return the curve of a task's normalized entropy on the window that a search left out; empty without one."""
+    """Return the curve of a task's NE on the validation window of a search; empty without one."""
     return curves.get(f"search_validation_{task}_ne", [])
 
 
 def read_config_text(path: Path) -> str:
-    """Read the resolved configuration a stage was run with; empty when the output has none."""
+    """Read the resolved configuration of a stage's run; empty if the output has none."""
     file = Path(path) / CONFIG_FILE
     return file.read_text(encoding="utf-8") if file.exists() else ""
 
 
 def read_sections(path: Path) -> dict[str, Any]:
-    """Read the resolved sections that a stage was run with, by name; empty when the output does not say.
+    """Read the resolved sections of a stage's run, by name; empty if the output has none.
 
     Raises:
         DataError: the file is not valid YAML.
@@ -118,6 +118,6 @@ def read_sections(path: Path) -> dict[str, Any]:
 
 
 def read_section(path: Path, section: str) -> dict[str, Any]:
-    """Read one of these sections; empty when the output does not have it."""
+    """Read one of these sections; empty if the output does not have it."""
     found = read_sections(path).get(section)
     return found if isinstance(found, dict) else {}

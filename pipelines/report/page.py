@@ -1,4 +1,4 @@
-"""The HTML page: one file that needs nothing beside itself, light or dark, wide or narrow."""
+"""The HTML page: one self-contained file, for light and dark mode and any width."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -27,11 +27,11 @@ from sidestack.pipelines.report.table import blocks, footnotes, learning_blocks,
 
 @dataclass(frozen=True)
 class RunFile:
-    """The file that runs all of it again.
+    """The run file that reproduces the comparison.
 
     Attributes:
-        text: YAML for `--config`; empty where there is none.
-        why_not: why there is none.
+        text: YAML for `--config`; empty if there is none.
+        why_not: the reason if there is none.
     """
 
     text: str
@@ -43,9 +43,9 @@ def render_page(comparison: Comparison, figures: Sequence[Plot], configs: Mappin
 
     Args:
         comparison: the numbers.
-        figures: what to draw; each is embedded twice, for light and dark pages.
-        configs: the resolved configuration of each input, as YAML, to be folded away at the end.
-        run_file: the same in one file.
+        figures: figures to draw; each is embedded twice, for light and dark pages.
+        configs: the resolved configuration of each input, as YAML, collapsed at the end of the page.
+        run_file: the same as one run file.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(_asset("page.html.jinja"))
@@ -75,7 +75,7 @@ def render_page(comparison: Comparison, figures: Sequence[Plot], configs: Mappin
 
 
 def _color_rules(comparison: Comparison) -> str:
-    """Return the arms' colours as CSS variables, for the light page and the dark."""
+    """Return the arms' colours as CSS variables, for light and dark pages."""
 
     def rules(theme: Theme) -> str:
         colors = arm_colors(comparison, theme).values()

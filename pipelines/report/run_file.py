@@ -1,4 +1,4 @@
-"""A run's file, put together from the resolved sections of its stages: what `--config` takes to run it again."""
+"""A run file assembled from the resolved sections of a run's stages: `--config` reruns it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,14 +20,14 @@ Section = dict[str, Any]
 def run_file(inputs: Mapping[str, Path], arms: Arms, config: CompareConfig) -> str:
     """Return the run's file as YAML.
 
-    The run's name, and how its stages were launched, are no part of what the stages were told; it has a new name.
+    The stages' sections do not include the run's name and launch settings; the file has a new name.
 
     Args:
         inputs: the comparison's inputs, by name. arms: the rankers' outputs among them.
         config: the comparison's own section.
 
     Raises:
-        DataError: an input does not say how it was made, or arms differ in what one file cannot say.
+        DataError: an input lacks its configuration, or arms differ in settings that one file cannot express.
     """
     encoders = {
         name.removeprefix(ENCODER_INPUT): _section(path, "encoder", name)
@@ -47,7 +47,7 @@ def run_file(inputs: Mapping[str, Path], arms: Arms, config: CompareConfig) -> s
 
 
 def _trained(arms: Arms) -> dict[str, Section]:
-    """Return the sections that trained the arms: the ranker's, and that of an arm which is a stage of its own."""
+    """Return the sections that trained the arms: the ranker's, and those of arms with their own stage."""
     rankers: dict[str, list[Section]] = {}
     others: dict[str, Section] = {}
     for arm, paths in arms.items():
@@ -75,7 +75,7 @@ def _sections(arm: str, paths: Sequence[Path]) -> Iterator[Section]:
 
 
 def _ranker(found: Mapping[str, Sequence[Section]]) -> Section:
-    """Return the section that resolves to every arm's: what they share, and an overlay of each arm."""
+    """Return the section that resolves to every arm's: the shared settings, and an overlay for each arm."""
     shared = next(iter(found.values()))[0]
     arms = {}
     for arm, (first, *others) in found.items():
@@ -98,7 +98,7 @@ def _changes(values: Section, before: Section) -> Section:
 
 
 def _common(section: Section) -> Section:
-    """Return what is not of the arm alone."""
+    """Return the settings that are not specific to the arm."""
     return {key: value for key, value in section.items() if key not in ("arm", "arms")}
 
 

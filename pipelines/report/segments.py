@@ -1,7 +1,7 @@
-"""Segments of the held-out rows: by how many positives of one task came before, of the user and of the item.
+"""Segments of the held-out rows, by the number of earlier positives of one task of the user and of the item.
 
-The second paper reports its gains by these, because content should pay most where little is known. Counted are the
-rows of the training dates, on the first task that has no parent.
+The second paper reports gains by these, because content should help most where little is known. Positives are counted
+in the training dates, for the first task without a parent.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,34 +25,34 @@ from sidestack.ranker.statistics import Rows
 Integers = NDArray[np.int64]
 
 SEGMENTS = ("0", "1-2", "3-9", "10+")
-"""Earlier positives, in the paper's steps."""
+"""Ranges of earlier positives, as in the paper."""
 _FROM = np.array([1, 3, 10])
-"""The number of positives that each segment but the first begins with."""
+"""Minimum number of positives of each segment but the first."""
 
 
 def first_root(tasks: Mapping[str, TaskSpec]) -> str:
-    """Return the first task that has no parent."""
+    """Return the first task without a parent."""
     return next(name for name, task in tasks.items() if task.given is None)
 
 
 @dataclass(frozen=True)
 class EarlierPositives:
-    """Rows of the training dates whose label is 1.
+    """Counts of positives in the training dates.
 
     Attributes:
-        by: `user` and `item` -> the number of each id's.
+        by: `user` and `item` -> number of positives by id.
     """
 
     by: Mapping[str, Integers]
 
     def segments(self, rows: Rows, path: Path) -> dict[str, Integers]:
-        """Return each row's place in `SEGMENTS`, by its user and by its item.
+        """Return each row's index in `SEGMENTS`, by its user and by its item.
 
         Args:
-            rows: of the predictions of `path`, which errors name.
+            rows: of the predictions of `path`, which is named in errors.
 
         Raises:
-            DataError: an id lies outside the dataset's table.
+            DataError: an id is not in the dataset's table.
         """
         found = {}
         for kind, positives_I in self.by.items():
@@ -72,11 +72,11 @@ def count_labels(
 
     Args:
         tables: batches of rows with `user_id`, `item_id` and every task's label, such as those of `training_rows`.
-        spec: the dataset's, which says how many users and items there are.
+        spec: the dataset's, with the numbers of users and items.
         earlier_task: the task whose positives are counted by user and by item.
 
     Returns:
-        Each user's and each item's rows whose label of `earlier_task` is 1; and by task the rows on which it is judged.
+        the number of positives of `earlier_task` by user and by item; and, by task, the counts of judged rows.
     """
     by = {"user": np.zeros(spec.num_users, np.int64), "item": np.zeros(spec.num_items, np.int64)}
     counts_T2 = np.zeros((len(spec.tasks), 2), np.int64)
@@ -90,7 +90,7 @@ def count_labels(
 
 
 def _judged_counts(table: pa.Table, spec: DatasetSpec, task: str) -> tuple[int, int]:
-    """Return how many rows have a task's label, all of its ancestors having happened, and on how many it is 1."""
+    """Return the number of rows on which a task is judged (all ancestors' labels are 1), and of positives."""
     for ancestor in spec.ancestors(task):
         table = table.filter(pc.equal(table[ancestor], 1))
     label = table[task]
@@ -98,7 +98,7 @@ def _judged_counts(table: pa.Table, spec: DatasetSpec, task: str) -> tuple[int, 
 
 
 def training_rows(dataset: Dataset, first: date, last: date) -> Iterator[pa.Table]:
-    """Read ids and labels of the dates from `first` to `last`, inclusive, one row group at a time.
+    """Read ids and labels of the dates from `first` to `last`, inclusive, a row group at a time.
 
     Raises:
         DataError: there are no events, or they break the tables' contract.

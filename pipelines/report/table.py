@@ -1,4 +1,4 @@
-"""The comparison as tables: its blocks as text, Markdown and CSV, and the notes that tell how to read them."""
+"""The comparison as tables: blocks as text, Markdown and CSV, and notes on how to read them."""
 
 import csv
 import io
@@ -28,34 +28,34 @@ from sidestack.ranker.metric_registry import HEADLINE, Metric, all_metrics
 
 GAP = "  "
 _LINE = 110
-"""Characters of a line of prose in the terminal."""
+"""Width of prose in the terminal, in characters."""
 
 
 def blocks(comparison: Comparison) -> tuple[Block, ...]:
-    """Return the blocks of the results: one a task, then the costs."""
+    """Return the blocks of the results: one per task, then the costs."""
     quality = (quality_block(comparison, task) for task in comparison.tasks)
     return (*quality, cost_block(comparison))
 
 
 def trained_blocks(comparison: Comparison) -> tuple[Block, ...]:
-    """Return what goes before the results: positive rates, and how the arms were trained."""
+    """Return the blocks before the results: positive rates, and the arms' training."""
     return rates_block(comparison), training_block(comparison)
 
 
 def learning_blocks(comparison: Comparison) -> tuple[Block, ...]:
-    """Return how far the arms came on each task that has a curve."""
+    """Return the learning blocks of each task that has a curve."""
     found = (learning_block(comparison, task) for task in defined_tasks(comparison))
     return tuple(block for block in found if block.rows)
 
 
 def heading(comparison: Comparison) -> str:
-    """Say on what the arms were compared."""
+    """Return the data on which the arms were compared, in words."""
     first, last = comparison.held_out
     return f"held out {first} to {last} · {comparison.rows:,} impressions · {comparison.users:,} users"
 
 
 def footnotes(comparison: Comparison) -> tuple[str, ...]:
-    """Say how to read the table."""
+    """Return notes on how to read the table."""
     verdicts = [task.verdict for arm in comparison.arms.values() for task in arm.tasks.values() if task.verdict]
     few = any(few_users(comparison, task, metric) for task in comparison.tasks for metric in all_metrics())
     notes = [f"{HEADLINE.gain_rule(comparison.reference)}; {_what_the_interval_holds(comparison)}"]
@@ -76,7 +76,7 @@ def footnotes(comparison: Comparison) -> tuple[str, ...]:
 
 
 def _closing(comparison: Comparison) -> tuple[str, ...]:
-    """Return the lines below the tables: what was set, and how to read them."""
+    """Return the lines below the tables: settings, and how to read the tables."""
     return (*settings_notes(comparison), *footnotes(comparison))
 
 
@@ -87,7 +87,7 @@ def _what_the_interval_holds(comparison: Comparison) -> str:
 
 
 def _of_few_trainings(confidence: float, arms: int, replicates: int) -> str:
-    """Say how far the interval of few trainings reaches, and what one more would give."""
+    """Return a note on the interval's width with few trainings, and with one more."""
     now, then = (
         student_reach(confidence, number, (arms - 1) * (number - 1)) for number in (replicates, replicates + 1)
     )
@@ -99,7 +99,7 @@ def _of_few_trainings(confidence: float, arms: int, replicates: int) -> str:
 
 
 def _metric_note(comparison: Comparison, metric: Metric) -> str:
-    """Say what must be known of a metric, and on how many users or rows it stands."""
+    """Return a note on a metric, and on the number of users or rows it is based on."""
     results = comparison.arms[comparison.reference].tasks
     counts = {task: result.metrics[metric.name].counts for task, result in results.items()}
     told = [
@@ -121,13 +121,13 @@ def as_text(comparison: Comparison) -> str:
 
 
 def _wrapped(sentences: Iterable[str]) -> list[str]:
-    """Return sentences as lines of the terminal."""
+    """Return sentences wrapped for the terminal."""
     lines = (line for sentence in sentences for line in wrap(sentence, _LINE, subsequent_indent=GAP))
     return [line.replace("\u00a0", " ") for line in lines]
 
 
 def _shared_widths(shown: Sequence[Block]) -> list[int]:
-    # Blocks share the widths of their columns, so that the eye runs down one grid.
+    # Blocks share column widths, so that they align in one grid.
     table = [(block.title, *block.columns) for block in shown] + [row for block in shown for row in block.rows]
     return [max(len(cell) for cell in column) for column in zip_longest(*table, fillvalue="")]
 
@@ -141,7 +141,7 @@ def _block_lines(block: Block, widths: Sequence[int]) -> list[str]:
 
 
 def line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    """Return a line of a table for the terminal: the first cell to the left, all others to the right."""
+    """Return a table line for the terminal: the first cell left-aligned, all others right-aligned."""
     first, *rest = (
         f"{cell:>{width}}" if position else f"{cell:<{width}}"
         for position, (cell, width) in enumerate(zip(cells, widths, strict=True))
@@ -165,7 +165,7 @@ def as_markdown(comparison: Comparison) -> str:
 
 
 def mark_note(comparison: Comparison) -> str:
-    """Say what the mark means that gains have in the details."""
+    """Return a note on the mark of gains in the details."""
     rules = comparison.rules
     few = f"fewer than {rules.min_positives:,} positives or negatives, or {rules.min_users:,} users"
     return f"{WITHHELD_MARK} nothing is to be concluded: the verdict is withheld, or the gain is of {few}"
@@ -176,7 +176,7 @@ def _stripped(cells: Sequence[str]) -> list[str]:
 
 
 def as_csv(comparison: Comparison) -> str:
-    """Render unrounded numbers, a row for each arm and task; what is undefined is left empty."""
+    """Render unrounded numbers, a row for each arm and task; undefined values are empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     costs = [name for name in ArmResult.model_fields if name not in ("tasks", "training")]

@@ -1,4 +1,4 @@
-"""How the arms were trained: steps and settings of each, and the settings in which they differ."""
+"""The arms' training: steps and settings of each arm, and the settings that differ."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -14,17 +14,17 @@ def training_of(summary: RankerSummary, section: Mapping[str, Any]) -> Training:
     """Return how an arm was trained.
 
     Args:
-        summary: its closing numbers, which say what rules decided.
-        section: the resolved `ranker` section; empty where it is not known.
+        summary: its summary, with what rules decided.
+        section: the resolved `ranker` section; empty if unknown.
     """
     return Training.model_validate({**section.get("training", {}), **summary.budget, "steps": summary.steps})
 
 
 def differing_settings(sections: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """Name the settings in which arms differ, with the value of each arm.
+    """Return the settings that differ between arms, with each arm's value.
 
     Args:
-        sections: arm -> its resolved `ranker` section, of one replicate; empty where it is not known.
+        sections: arm -> its resolved `ranker` section, of one replicate; empty if unknown.
     """
     settings = {arm: dict(_flat(_with_content(section))) for arm, section in sections.items() if section}
     for name in dict.fromkeys(name for found in settings.values() for name in found):
@@ -36,7 +36,7 @@ def differing_settings(sections: Mapping[str, Mapping[str, Any]]) -> Iterator[st
 
 
 def _with_content(section: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a section with what the arm takes of the content in place of the arm by its name."""
+    """Return a section in which the arm's name is replaced by the arm's content settings."""
     shared = {key: value for key, value in section.items() if key not in _OWN}
     content = dict(section.get("arms", {}).get(section.get("arm"), {}))
     return {_CONTENT: {key: value for key, value in content.items() if key != "overlay"}, **shared}

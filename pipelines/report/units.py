@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Human-readable numbers."""
 
 from collections.abc import Sequence
 
@@ -24,13 +24,13 @@ def scaled(num: float) -> str:
 
 
 def percent(share: float, decimals: int = 2) -> str:
-    """Return a share as signed percent: ``+1.21 %``; what rounds to nothing has no sign."""
+    """Return a share as signed percent: ``+1.21 %``; a value that rounds to 0 has no sign."""
     text = f"{100 * share:+.{decimals}f}"
     return f"{text if float(text) else text[1:]} %"
 
 
 def deviation(share: float | None, decimals: int = 2) -> str:
-    """Return a standard deviation as percent: ``0.12 %``; empty where there is none."""
+    """Return a standard deviation as percent: ``0.12 %``; empty if there is none."""
     return "" if share is None else f"{100 * share:.{decimals}f} %"
 
 

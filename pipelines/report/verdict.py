@@ -1,8 +1,8 @@
-"""The verdict on a gain: what it shows, or in words why nothing is to be read from it.
+"""The verdict on a gain: what it shows, or why nothing can be concluded from it.
 
-An interval says how far a gain may be off for the users that were drawn, and for the trainings if there are several.
-It does not know whether the trainings learned anything. What speaks against an arm's training, or against the rows, is
-gathered here as *doubts*; a gain between two arms is judged only where neither has any.
+An interval covers the variation over the drawn users, and over trainings if there are several. It does not show whether
+the trainings learned anything. Problems of an arm's training or of the rows are collected here as *doubts*; a gain
+between two arms is judged only if neither has any.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +12,7 @@ from sidestack.pipelines.report.config import VerdictConfig
 from sidestack.ranker.metric_registry import HEADLINE
 
 ONE_TRAINING = "one training: not a result"
-"""Whatever the interval, which is over users alone then: another seed may turn the gain around."""
+"""Reason that holds for any interval, which is over users only then: another seed may reverse the gain."""
 
 
 def judge(gain: Gain, doubts: Sequence[str], trainings: int) -> Verdict:
@@ -20,8 +20,8 @@ def judge(gain: Gain, doubts: Sequence[str], trainings: int) -> Verdict:
 
     Args:
         gain: of one arm over another.
-        doubts: what speaks against either of them.
-        trainings: how often each of them was trained. Of one, no difference is a result.
+        doubts: doubts about either of them.
+        trainings: number of trainings of each. With one, no difference is a result.
     """
     reasons = [ONE_TRAINING] if trainings == 1 and not gain.holds_zero else []
     reasons += [doubt for doubt in dict.fromkeys(doubts) if doubt not in reasons]
@@ -43,9 +43,9 @@ def with_verdicts(
 
     Args:
         results: by arm.
-        learning: by arm that takes steps; None where its training left no curve.
+        learning: by arm that takes steps; None if its training has no curve.
         rules: when verdicts are withheld.
-        reference: the arm that gains are over. trainings: of each arm.
+        reference: the arm over which gains are computed. trainings: number for each arm.
     """
     doubts = {name: tuple(_doubts(name, one, learning, rules)) for name, one in results.items()}
     judged = {}
@@ -60,7 +60,7 @@ def with_verdicts(
 def _doubts(
     name: str, result: TaskResult, learning: Mapping[str, Learning | None], rules: VerdictConfig
 ) -> Iterator[str]:
-    """Say what keeps one arm on one task from showing a difference to any other."""
+    """Return why one arm on one task cannot show a difference to any other."""
     yield from _too_few(result.num, result.positives, result.users, rules)
     yield from _not_learned(name, result, learning.get(name), rules)
     if name in learning:
@@ -86,7 +86,7 @@ def _not_learned(name: str, result: TaskResult, learning: Learning | None, rules
 
 def _not_converged(name: str, learning: Learning | None, rules: VerdictConfig) -> Iterator[str]:
     if learning is not None and learning.late_validation_fall is not None:
-        # Where there is validation it decides: rows that are seen again make training NE fall at any rate.
+        # Validation decides if there is any: training NE falls anyway when rows are seen again.
         if learning.late_validation_fall > rules.max_late_fall:
             told = f"validation {HEADLINE.title} still fell by {100 * learning.late_validation_fall:.1f} %"
             yield f"{name} has not converged: {told}"
@@ -111,7 +111,7 @@ def _overfitted(name: str, learning: Learning | None, rules: VerdictConfig) -> I
 def verdict_between(
     comparison: Comparison, task: str, arm: str, other: str, metric: str = HEADLINE.name
 ) -> Verdict | None:
-    """Return the verdict on the gain of one arm over another in a metric of a task; None where there is no gain."""
+    """Return the verdict on the gain of one arm over another in a metric of a task; None if there is no gain."""
     gain = comparison.arms[arm].tasks[task].gain(metric, other)
     if gain is None:
         return None
@@ -120,7 +120,7 @@ def verdict_between(
 
 
 def segment_verdict(comparison: Comparison, task: str, arm: str, segment: Segment) -> Verdict | None:
-    """Return the verdict on an arm's gain over the reference in one segment; None where there is no gain."""
+    """Return the verdict on an arm's gain over the reference in one segment; None if there is no gain."""
     if segment.gain is None:
         return None
     few = _too_few(segment.rows, segment.positives, segment.users, comparison.rules)
@@ -133,14 +133,14 @@ def _doubts_of(comparison: Comparison, task: str, *arms: str) -> list[str]:
 
 
 def few_users(comparison: Comparison, task: str, metric: str) -> str:
-    """Say that a metric stands on too few users for any conclusion; empty where it does not."""
+    """Return a doubt if a metric is based on too few users for any conclusion; empty otherwise."""
     users = comparison.arms[comparison.reference].tasks[task].metrics[metric].counts.get("users")
     least = comparison.rules.min_users
     return "" if users is None or users >= least else f"{metric} of {users:,} users, fewer than {least:,}"
 
 
 def roi_doubt(results: Mapping[str, TaskResult], feature_bytes: float, rules: VerdictConfig) -> str:
-    """Say why an arm has no return, whose gains or cost do not allow one; empty where they do."""
+    """Return why an arm has no return, if its gains or cost do not allow one; empty otherwise."""
     if any(result.verdict is not None and result.verdict.is_withheld for result in results.values()):
         return "gains are withheld"
     if 0.0 < feature_bytes < rules.min_feature_bytes:

@@ -1,7 +1,7 @@
 """`python -m pipelines.retrain --config FILE [--from DATE --to DATE] [--dry-run]`, `... status`, `... rollback`.
 
-For a scheduler to call as often as it likes: what is under way is resumed, what has arrived is learned, and a call that
-finds nothing to do, or another call at work, says so and ends with status 0.
+A scheduler may call it at any rate: a call resumes the running cycle or begins one on new dates. If there is nothing to
+do, or another call is running, it prints this and exits with status 0.
 """
 
 import argparse
@@ -23,14 +23,14 @@ from sidestack.pipelines.run import AtWorkError, alone, command_line, exit_statu
 
 
 def retrain(config: PipelineConfig, as_ofs: Sequence[date | None]) -> None:
-    """Bring one cycle for each date, those that are due; without dates one of what has arrived.
+    """Run one cycle for each date if it is due; without dates, one cycle on all that has arrived.
 
     Args:
-        config: the run's. as_ofs: for each cycle the date before which the log is taken to end; None: as it is.
+        config: the run's. as_ofs: for each cycle, the date at which the log is cut (exclusive); None: not cut.
 
     Raises:
-        SidestackError, Stopped: a stage failed or was stopped; the next call goes on.
-        AtWorkError: another call is at work.
+        SidestackError, Stopped: a stage failed or was stopped; the next call resumes.
+        AtWorkError: another call is running.
     """
     with opened(config) as retraining, stopping():
         if retraining.ledger.under_way is not None:
@@ -42,10 +42,10 @@ def retrain(config: PipelineConfig, as_ofs: Sequence[date | None]) -> None:
 
 @contextmanager
 def opened(config: PipelineConfig) -> Iterator[Retraining]:
-    """Hold a run for this call alone.
+    """Lock a run for this call.
 
     Raises:
-        AtWorkError: another call is at work. ConfigError: the scheduler refuses an option, or a secret is not set.
+        AtWorkError: another call is running. ConfigError: the scheduler refuses an option, or a secret is not set.
     """
     run = config.run
     require_secrets(run)
@@ -58,10 +58,10 @@ def opened(config: PipelineConfig) -> Iterator[Retraining]:
 
 
 def backfill_dates(first: date, last: date, days: int) -> Iterator[date]:
-    """Yield the ends of a backfill's cycles: the day after the first date, and then every so many days.
+    """Yield the ends of a backfill's cycles: the day after the first date, then at intervals of `days`.
 
     Args:
-        first, last: dates whose rows are the newest of the first and of the last cycle.
+        first, last: newest date of the first and of the last cycle.
         days: between two cycles.
 
     Raises:
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line.
 
     Raises:
-        SystemExit: 1 after a fault, 128 + the signal's number after a signal.
+        SystemExit: 1 after an error, 128 + the signal's number after a signal.
     """
     arguments = _parser().parse_args(argv)
     with exit_status():

@@ -8,16 +8,16 @@ from sidestack.infra.config import Config, Days, Seed
 from sidestack.ranker.config import Dates
 
 PolicyName = Literal["append", "refresh", "rebuild", "never"]
-"""What happens to the encoders in a cycle. `append`: they stay, and what is new is encoded. `refresh`: their networks
-are trained on, codebooks stay. `rebuild`: they are trained anew, and SIDs with them. `never`: neither encoders nor
-ranker change after the first version, as a control."""
+"""What happens to the encoders in a cycle. `append`: they stay, and encode new items. `refresh`: their networks are
+trained further, codebooks stay. `rebuild`: they are retrained from scratch, and all SIDs change. `never`: neither
+encoders nor ranker change after the first version, as a control."""
 
 JUDGE = "judge"
-"""The stage, and the section, that measures candidates and opens or closes gates."""
+"""Name of the stage, and of the section, that measures candidates and evaluates gates."""
 
 
 class Bounds(Config):
-    """Where a figure must lie, inclusive."""
+    """Inclusive bounds of a figure."""
 
     min: float | None = None
     max: float | None = None
@@ -31,40 +31,40 @@ class Bounds(Config):
         return self
 
     def holds(self, figure: float) -> bool:
-        """Tell whether a figure lies inside; what is not a number does not."""
+        """Return whether a figure is within the bounds; False for NaN."""
         return (self.min is None or figure >= self.min) and (self.max is None or figure <= self.max)
 
     def __str__(self) -> str:
-        """Say the rule in a few words."""
+        """Return the rule in a few words."""
         if self.min is None:
             return f"at most {self.max:g}"
         return f"at least {self.min:g}" if self.max is None else f"{self.min:g} to {self.max:g}"
 
 
 class GatesConfig(Config):
-    """What must hold before a candidate takes the champion's place."""
+    """Conditions for a candidate to replace the champion."""
 
     tasks: tuple[str, ...] | None = None
-    """The tasks whose gates must be open; by default those without a parent. Another task keeps a candidate out only
-    where it is shown to be worse: the upper end of the interval of its gain lies below minus `max_loss`."""
+    """The tasks whose gates must be open; by default those without a parent. Any other task blocks a candidate only if
+    it is shown to be worse: the upper bound of its gain's interval is below -`max_loss`."""
     max_loss: NonNegativeFloat = 0.005
-    """How much of the champion's normalized entropy a candidate may lose, as a share: the lower end of the interval of
-    its gain must not lie below minus this."""
+    """Maximum relative loss in normalized entropy against the champion: the lower bound of the gain's interval must not
+    be below minus this."""
     confidence: float = Field(default=0.95, gt=0, lt=1)
-    """Of that interval, over users."""
+    """Confidence of that interval, over users."""
     resamples: PositiveInt = 1000
     seed: Seed = 0
-    """Of the resamples."""
+    """Seed of the resamples."""
     max_ne: PositiveFloat = 1.0
-    """A candidate whose normalized entropy is above has learned nothing."""
+    """Maximum normalized entropy: a candidate above it has learned nothing."""
     calibration: Bounds = Bounds(min=0.8, max=1.25)
-    """Predicted positives over those that there were."""
+    """Bounds on predicted / observed positives."""
     min_positives: PositiveInt = 100
-    """With fewer positives of a task on the judged dates there is no verdict, and so no promotion."""
+    """With fewer positives of a task on the judged dates there is no verdict, hence no promotion."""
     min_users: PositiveInt = 30
-    """Likewise, users."""
+    """With fewer users there is no verdict either."""
     drift: dict[str, Bounds] = {"volume_change": Bounds(min=-0.9)}
-    """By name, figures of `pipelines.drift` that must lie inside bounds."""
+    """Figures of `pipelines.drift` by name, with their bounds."""
 
 
 class EncoderPolicy(Config):
@@ -72,42 +72,43 @@ class EncoderPolicy(Config):
 
     policy: PolicyName = "append"
     published: Literal["keep", "move"] = "keep"
-    """`refresh`: whether published SIDs stay, or move where the refreshed encoder says so."""
+    """`refresh`: whether published SIDs stay, or change to those of the refreshed encoder."""
     every: PositiveInt = 1
-    """`refresh` and `rebuild` come in each so-many-th cycle; in the others new items are appended."""
+    """`refresh` and `rebuild` run in every n-th cycle; other cycles append new items."""
     when: dict[str, Bounds] = {}
-    """Figures of the last cycle's drift; one that lies outside brings `refresh` or `rebuild` forward."""
+    """Bounds on figures of the last cycle's drift; a figure outside triggers `refresh` or `rebuild` early."""
     refresh_training: dict[str, Any] = {}
     """`refresh`: settings of `encoder.training` that differ from the first training's, such as fewer epochs."""
     rebuild_days: Days | None = None
-    """`rebuild`: the newest so many dates, of whose rows a ranker with new SIDs learns; by default all there are."""
+    """`rebuild`: number of newest dates on which a ranker with new SIDs is trained; by default all."""
     rebuild_tables: Literal["same", "anew"] = "anew"
-    """`rebuild`: whether the champion's tables of ids go on, or start anew with its network. The champion has learned
-    these dates, and tables that know their labels are trusted too much after a second pass (docs/results/replay.md)."""
+    """`rebuild`: whether the champion's id tables are warm-started, or initialized anew while its network is kept. The
+    champion was trained on these dates, and after a second pass its network relies too much on tables that memorized
+    their labels (docs/results/replay.md)."""
 
 
 class RetrainConfig(Config):
     """The `retrain` section."""
 
     every_days: Days = 1
-    """A cycle begins when so many new dates have arrived."""
+    """Number of new dates that start a cycle."""
     judged_days: Days = 1
-    """The newest so many dates of each task's mature labels: candidate and champion are measured on them before the
-    next cycle learns them."""
+    """Number of newest dates with mature labels, by task, on which candidate and champion are measured; the next cycle
+    learns them."""
     encoder: EncoderPolicy = EncoderPolicy()
     gates: GatesConfig = GatesConfig()
     reference: bool = False
     """Whether each cycle also trains a ranker from scratch on all dates, to compare with."""
     training: dict[str, Any] = {"window_days": 1}
-    """Settings of `ranker.training` in cycles that start from a champion. What neither sets and a rule would decide is
-    the first training's batch size, and one epoch."""
+    """Settings of `ranker.training` in cycles that start from a champion. If neither section sets them, the batch size
+    is the first training's, and there is one epoch, instead of a rule's choice."""
     registered_model: str | None = Field(default=None, pattern=r"^[\w .-]+$")
-    """Name in MLflow's registry, whose aliases `challenger` and `champion` are moved; by default `sidestack-` and the
-    run's name, as two runs cannot share a champion."""
+    """Model name in MLflow's registry, with aliases `challenger` and `champion`; by default `sidestack-` and the run's
+    name, as two runs cannot share a champion."""
 
 
 class JudgeConfig(Config):
-    """The `judge` section: written by a cycle, not by people."""
+    """The `judge` section, written by a cycle, not by users."""
 
     measured: dict[str, Dates]
     """By task, the dates that are judged."""

@@ -1,4 +1,4 @@
-"""One cycle of retraining, from what arrived to the verdict; see `pipelines.retrain.ledger` for what is kept."""
+"""One cycle of retraining, from new data to the verdict; see `pipelines.retrain.ledger` for the record."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -64,22 +64,22 @@ class Retraining:
         return Registry(self.run, run.name, run.runs_dir, model)
 
     def step(self, as_of: date | None = None) -> Cycle | None:
-        """Take up the cycle that is under way, or begin one if enough has arrived, and bring it to its end.
+        """Resume the running cycle, or begin one if enough data has arrived, and complete it.
 
         Args:
-            as_of: pretend that the log ends before this date; None: what the configuration says.
+            as_of: cut the log at this date (exclusive); None: as configured.
 
         Returns:
-            the cycle; None: there was nothing to do.
+            the cycle; None if there was nothing to do.
 
         Raises:
-            SidestackError: a stage failed, or what the champion is made of is gone; the next call goes on.
+            SidestackError: a stage failed, or a part of the champion is missing; the next call resumes.
         """
         plan = self.ledger.under_way
         if plan is not None:
             say("retrain", f"cycle {plan.number} goes on: {plan.why}")
         else:
-            if self.ledger.champion is not None:  # before a cycle begins that could not go on
+            if self.ledger.champion is not None:  # before a cycle begins that could not continue
                 self.ledger.require_whole(self.ledger.champion, read_manifest)
             plan = self.decide(self._prepared(as_of), as_of)
             if plan is None:
@@ -89,10 +89,10 @@ class Retraining:
         return self._bring(plan)
 
     def decide(self, prepared: Path, as_of: date | None) -> Plan | None:
-        """Return what the next cycle does, and say why there is none where nothing is due.
+        """Return the plan of the next cycle, or None if none is due, and log why.
 
         Args:
-            prepared: the snapshot. as_of: the date before which it ends.
+            prepared: the snapshot. as_of: its end, exclusive.
         """
         settings, ledger = self.config.retrain, self.ledger
         dataset = read_dataset(prepared)
@@ -138,7 +138,7 @@ class Retraining:
         return prepare_stage(self.config.model_copy(update={"prepare": prepare}))
 
     def pipeline(self) -> Pipeline:
-        """Return what launches stages. They keep their record in files; the store is told at a cycle's end."""
+        """Return the pipeline that runs stages. Their record is in files; the store is updated at a cycle's end."""
         return Pipeline(self.config.run, self.launcher)
 
     def _prepared(self, as_of: date | None) -> Path:
@@ -157,7 +157,7 @@ class Retraining:
         return found
 
     def _bring(self, plan: Plan) -> Cycle:
-        """Run a cycle's stages, and write down what came of it."""
+        """Run a cycle's stages, and record the outcome."""
         lying = self._lying(plan)
         pipeline = self.pipeline()
         pipeline.done |= lying
@@ -185,14 +185,14 @@ class Retraining:
         return cycle
 
     def publish(self, force: bool = False) -> None:
-        """Tell the store what it was not told; see `Registry.publish`."""
+        """Send the store what it lacks; see `Registry.publish`."""
         self.registry.publish(self.ledger, without_values(plain(self.config)), force)
 
     def _lying(self, plan: Plan) -> dict[str, Path]:
-        """Return what is committed before the cycle, by the labels that its stages know; checked.
+        """Verify and return what was committed before the cycle, by the labels of its stages' inputs.
 
         Raises:
-            StageError: what the champion is made of is gone or was altered. CommitError: the snapshot was.
+            StageError: a part of the champion is missing or was altered. CommitError: the snapshot was altered.
         """
         ledger = self.ledger
         found = {PREPARED: self.run / plan.prepared}
@@ -206,7 +206,7 @@ class Retraining:
         return found
 
     def _version(self, plan: Plan, made: Mapping[str, Path], lying: Mapping[str, Path]) -> Version | None:
-        """Return the candidate that the stages made; None: the policy trains nothing."""
+        """Return the candidate that the stages made; None if the policy trains nothing."""
         if plan.policy == "never":
             return None
         encoders = {name: made.get(encoder_stage(self.config, name).label) for name in self.config.sid_names}
@@ -221,7 +221,7 @@ class Retraining:
         )
 
     def _kept(self, path: Path) -> Path:
-        """Return a path as the record has it: from the run's folder, so that a run can be moved."""
+        """Return a path relative to the run's folder, as in the record, so that a run can be moved."""
         return path.relative_to(self.run) if path.is_relative_to(self.run) else path.absolute()
 
 

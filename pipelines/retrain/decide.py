@@ -1,8 +1,8 @@
-"""What a cycle has to do: which dates are new, whose labels have matured, and what happens to the encoders.
+"""Decisions of a cycle: new dates, mature labels, and the encoders' policy.
 
-A task's label of a date is mature when its follow-up is over at the end of the snapshot. Mature dates that the champion
-has not learned are learned, but for the newest, on which candidate and champion are judged; the next cycle learns
-these. So a date is judged before it is learned, and a label is learned once in the line of a champion.
+A task's labels of a date are mature if their follow-up is over at the snapshot's end. A cycle trains on mature dates
+that the champion has not learned, except the newest: on these candidate and champion are judged, and the next cycle
+trains on them. So a date is judged before it is learned, and each label is learned once along a line of champions.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +16,7 @@ from sidestack.ranker.config import Dates
 
 
 class Windows(NamedTuple):
-    """By task, the first and last date that is learned, and those that are judged."""
+    """By task: first and last date of training, and of judging."""
 
     learned: dict[str, Dates]
     measured: dict[str, Dates]
@@ -28,7 +28,7 @@ def dates_with_rows(dataset: Dataset) -> list[date]:
 
 
 def end_of(dataset: Dataset, dates: Sequence[date]) -> datetime:
-    """Return the moment at which what the snapshot knows ends."""
+    """Return the snapshot's end time."""
     return dataset.snapshot.as_of or datetime.combine(dates[-1] + timedelta(days=1), time())
 
 
@@ -49,16 +49,16 @@ def windows_of(
     learned_to: Mapping[str, date],
     judged_days: int,
 ) -> Windows:
-    """Return what is learned and what is judged.
+    """Return the dates to train on and to judge on.
 
     Args:
-        dates: those with rows, in order. end: of what the snapshot knows.
+        dates: those with rows, in order. end: the snapshot's end.
         followup_days: of every task; 0 where its label is known at once.
-        learned_to: by task, the last date that the champion has learned; a task is missing where it has learned none.
+        learned_to: by task, the last date that the champion has learned; a task that it has not learned is missing.
         judged_days: how many dates of a task are judged.
 
     Returns:
-        tasks that have nothing mature beyond what was learned, or too few dates to judge by, are left out.
+        windows by task, without tasks that have no new mature dates or too few dates to judge on.
     """
     learned: dict[str, Dates] = {}
     measured: dict[str, Dates] = {}
@@ -76,11 +76,11 @@ def windows_of(
 
 
 def dates_before(measured: Mapping[str, Dates], dates: Sequence[date], newest: int | None = None) -> dict[str, Dates]:
-    """Return, by task, the dates before those that are judged: what a ranker learns that has learned none of them.
+    """Return, by task, the dates before the judged ones: the training dates of a ranker from scratch.
 
     Args:
         measured: by task, the dates that are judged. dates: with rows, in order.
-        newest: only so many; None: all.
+        newest: maximum number of dates; None: all.
     """
     learned: dict[str, Dates] = {}
     for task, (first, _) in measured.items():
@@ -91,7 +91,7 @@ def dates_before(measured: Mapping[str, Dates], dates: Sequence[date], newest: i
 
 
 def dates_judged(measured: Mapping[str, Dates]) -> tuple[Dates, ...]:
-    """Return the dates that are judged of some task, as ranges in order that do not touch."""
+    """Return the dates judged for any task, as sorted, disjoint and non-adjacent ranges."""
     found: list[Dates] = []
     for first, last in sorted(measured.values()):
         if found and first <= found[-1][1] + timedelta(days=1):
@@ -108,10 +108,10 @@ def learned_to(learned: Mapping[str, Dates], champion: Version | None) -> dict[s
 
 
 def policy_of(config: EncoderPolicy, trained: int, last: Cycle | None) -> tuple[PolicyName, str]:
-    """Return what happens to the encoders in the next cycle, and why.
+    """Return the encoders' policy in the next cycle, and the reason.
 
     Args:
-        config: the policy. trained: cycles that have trained so far. last: the last of them.
+        config: the policy. trained: number of cycles that have trained so far. last: the last of them.
     """
     if config.policy in ("append", "never") or not trained:
         return config.policy, ""
@@ -135,7 +135,7 @@ def is_due(
     followup_days: Mapping[str, float],
     last: Cycle | None,
 ) -> tuple[bool, str]:
-    """Tell whether a cycle begins, and say so in words: so many dates have come, or so many labels have matured.
+    """Return whether a cycle is due, and the reason: enough dates have arrived, or enough labels have matured.
 
     Args:
         config: the section. dates, end, followup_days: see `windows_of`. last: the last cycle that trained.
@@ -157,7 +157,7 @@ def is_due(
 
 
 def revised(now: Dataset, before: Dataset, learned: Mapping[str, date]) -> tuple[date, ...]:
-    """Return dates that a version has learned and whose requests or events are others now.
+    """Return dates that a version has learned and whose requests or events have changed since.
 
     Args:
         now, before: snapshots. learned: by task, the last date that was learned.

@@ -1,4 +1,4 @@
-"""What a call would do, why, and at about what cost; nothing is written."""
+"""Dry run of a call: what it would do, why, and the approximate cost; nothing is written."""
 
 from sidestack.infra.manifest import is_committed
 from sidestack.pipelines.retrain.cycle import Retraining

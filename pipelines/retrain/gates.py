@@ -1,4 +1,4 @@
-"""Gates: each compares one figure with its bounds and says open, closed, or that there is too little to judge by."""
+"""Gates: each compares one figure with its bounds; its state is open, closed, or no verdict for lack of data."""
 
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -8,11 +8,11 @@ from sidestack.pipelines.retrain.ledger import Gate
 
 
 class Judged(NamedTuple):
-    """What was measured of a task on the judged dates.
+    """Measures of a task on the judged dates.
 
     Attributes:
-        rows: judged. positives, users: of them. ne, calibration: the candidate's; None: not defined.
-        gain: over the champion, with its interval; None: there is no champion, or it is not defined.
+        rows: judged rows. positives, users: among them. ne, calibration: the candidate's; None if not defined.
+        gain: over the champion, with its interval; None without a champion, or if not defined.
     """
 
     rows: int
@@ -26,11 +26,11 @@ class Judged(NamedTuple):
 def task_gates(
     config: GatesConfig, judged: Mapping[str, Judged], roots: Iterable[str], has_champion: bool
 ) -> list[Gate]:
-    """Return the gates of the tasks that decide.
+    """Return the gates of the deciding tasks.
 
     Args:
         config: the bounds. judged: by task. roots: tasks without a parent, which decide by default.
-        has_champion: whether there is one to compare with.
+        has_champion: whether there is a champion to compare with.
     """
     deciding = tuple(roots) if config.tasks is None else config.tasks
     found = [gate for task in deciding for gate in _of_task(config, task, judged.get(task), has_champion)]
@@ -45,7 +45,7 @@ def _is_enough(config: GatesConfig, judged: Judged) -> bool:
 
 
 def _harm_gate(config: GatesConfig, task: str, judged: Judged) -> Gate:
-    """Return the gate of a task that does not decide: closed where it is shown to be worse."""
+    """Return the gate of a non-deciding task: closed if the task is shown to be worse."""
     assert judged.gain is not None
     value, low, high = judged.gain
     return Gate(
@@ -103,7 +103,7 @@ def _bounded(name: str, figure: float | None, is_inside: bool, rule: str) -> Gat
 
 
 def drift_gates(config: GatesConfig, figures: Mapping[str, float]) -> list[Gate]:
-    """Return the gates of drift's figures; one that could not be measured closes nothing where nothing came before.
+    """Return the gates of drift figures; none in a first cycle, which has no figures.
 
     Args:
         config: the bounds. figures: by name; empty in a first cycle.
@@ -121,5 +121,5 @@ def drift_gates(config: GatesConfig, figures: Mapping[str, float]) -> list[Gate]
 
 
 def may_promote(gates: Iterable[Gate]) -> bool:
-    """Tell whether every gate is open."""
+    """Return whether every gate is open."""
     return all(gate.verdict == "open" for gate in gates)

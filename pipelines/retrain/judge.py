@@ -1,9 +1,9 @@
-"""Stage `judge`: measure a candidate beside the champion on dates that neither has learned, and open or close gates.
+"""Stage `judge`: measure candidate and champion on dates that neither has learned, and evaluate gates.
 
     python -m pipelines.retrain.judge --config FILE --input candidate=DIR [--input champion=DIR] ... --out DIR
 
 `candidate` and `reference` are outputs of rankers, `champion` one of `ranker.score`, `drift` one of `pipelines.drift`,
-`export` one of `ranker.export`: that it was committed says that the exported model loads and answers. Rank 0 works.
+`export` one of `ranker.export`: its commit shows that the exported model loads and answers. Only rank 0 works.
 """
 
 import json
@@ -24,7 +24,7 @@ JUDGEMENT_FILE = "judgement.json"
 
 
 def judge(run: StageRun[JudgeConfig]) -> None:
-    """Measure, judge, write `judgement.json`; the body of the stage.
+    """Measure, judge, and write `judgement.json`; the body of the stage.
 
     Raises:
         DataError: predictions break their contract, or models did not predict the same rows.
@@ -63,7 +63,7 @@ def _judge(run: StageRun[JudgeConfig]) -> None:
 
 
 def _metrics(measured: Measured) -> dict[str, float]:
-    """Return the models' metrics and the gains by name, those that are defined."""
+    """Return the defined metrics and gains of the models, by name."""
     found = {
         f"{model}_{task}_{metric}": value
         for model, by_task in measured.models.items()

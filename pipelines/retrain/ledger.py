@@ -1,11 +1,11 @@
-"""The record of cycles, on disk beside the run: what was planned, what came of it, and so which version is champion.
+"""The record of cycles, on disk beside the run: plans, outcomes, and thereby which version is champion.
 
     <run>/cycles/0007/plan.json      written before anything of the cycle is launched
     <run>/cycles/0007/outcome.json   written last: the cycle is over
 
-Both files are written whole or not at all, and hold a digest of themselves; an outcome holds that of its plan, too. A
-cycle with a plan and no outcome is under way, or broke: the next call takes it up, from the same plan. A roll-back is a
-cycle without a candidate. The tracking store follows this record and is never asked what is true.
+Both files are written atomically and contain their own digest; an outcome also contains its plan's. A cycle with a plan
+and no outcome is running or has failed: the next call resumes it with the same plan. A roll-back is a cycle without a
+candidate. The tracking store is updated from this record and is never read as a source of truth.
 """
 
 from collections.abc import Callable, Mapping
@@ -39,13 +39,13 @@ def _require_inside(path: Path) -> Path:
 
 
 PathInside = Annotated[Path, AfterValidator(_require_inside)]
-"""A path from the run's folder."""
+"""A path relative to the run's folder."""
 
 
 class Gate(Config):
     """One condition for a promotion.
 
-    `no verdict` is what a gate says that has too little to judge by; it keeps a candidate out as `closed` does.
+    `no verdict` means too little data to judge; it blocks a candidate as `closed` does.
     """
 
     name: str
@@ -57,10 +57,10 @@ class Gate(Config):
 
 
 class Version(Config):
-    """A ranker with its SIDs and encoders: what is promoted and rolled back as one. Paths are from the run's folder."""
+    """A ranker with its SIDs and encoders, promoted and rolled back as one. Paths are relative to the run's folder."""
 
     number: int
-    """Of the cycle that made it."""
+    """Number of the cycle that made it."""
     ranker: PathInside
     export: PathInside
     dataset: PathInside
@@ -71,7 +71,7 @@ class Version(Config):
 
 
 class Plan(Config):
-    """What a cycle is going to do, decided once."""
+    """Plan of a cycle, decided once."""
 
     number: int
     kind: Literal["train", "rollback"] = "train"
@@ -79,24 +79,24 @@ class Plan(Config):
     """When it was decided."""
     why: str
     champion: int | None = None
-    """The version that it goes on from, or, of a roll-back, goes back to."""
+    """The version that the cycle starts from, or that a roll-back returns to."""
     as_of: date | None = None
     prepared: PathInside = Path()
-    """The snapshot that `prepare` committed, from the run's folder."""
+    """The snapshot that `prepare` committed, relative to the run's folder."""
     newest: date | None = None
-    """The last date of the snapshot that has rows."""
+    """The snapshot's last date with rows."""
     policy: PolicyName = "append"
-    """Of this cycle."""
+    """Policy of this cycle."""
     learned: dict[str, Dates] = {}
     measured: dict[str, Dates] = {}
     all_dates: dict[str, Dates] = {}
-    """By task, all dates before those that are judged: what a ranker from scratch learns."""
+    """By task, all dates before the judged ones: the training dates of a ranker from scratch."""
     revised: tuple[date, ...] = ()
-    """Dates that were learned before and have other rows now; they are not learned again."""
+    """Dates that were learned before and whose rows have changed; they are not learned again."""
 
 
 class Outcome(Config):
-    """What came of a cycle."""
+    """Outcome of a cycle."""
 
     at: datetime
     plan: str = ""
@@ -107,14 +107,14 @@ class Outcome(Config):
     figures: dict[str, float] = {}
     """Metrics and drift, by name."""
     seconds: dict[str, float] = {}
-    """By stage; what was committed before is not among them."""
+    """Duration by stage, without stages that were committed before."""
     stages: dict[str, PathInside] = {}
-    """By label, what each stage committed, from the run's folder."""
+    """By label, the output of each stage, relative to the run's folder."""
 
 
 @dataclass(frozen=True)
 class Cycle:
-    """A plan, and what came of it; None: it is under way."""
+    """A plan and its outcome; the outcome is None while the cycle is running."""
 
     plan: Plan
     outcome: Outcome | None
@@ -130,7 +130,7 @@ class Ledger:
         cycles: all of them, in order.
 
     Raises:
-        CommitError, DataError, ConfigError: a file is not what was written.
+        CommitError, DataError, ConfigError: a file was altered or is invalid.
     """
 
     def __init__(self, run: Path) -> None:
@@ -148,7 +148,7 @@ class Ledger:
 
     @property
     def under_way(self) -> Plan | None:
-        """The plan of the cycle that has no outcome yet."""
+        """The plan of the cycle without an outcome."""
         last = self.cycles[-1] if self.cycles else None
         return last.plan if last is not None and last.outcome is None else None
 
@@ -160,7 +160,7 @@ class Ledger:
 
     @property
     def champions(self) -> list[int]:
-        """The versions that were promoted and not rolled back from, in order; the last is champion."""
+        """The versions that were promoted and not rolled back, in order; the last is champion."""
         found: list[int] = []
         for plan, outcome in ((cycle.plan, cycle.outcome) for cycle in self.cycles):
             if outcome is None:
@@ -174,24 +174,24 @@ class Ledger:
 
     @property
     def champion(self) -> Version | None:
-        """The version that serves; None: none was promoted yet."""
+        """The serving version; None if none was promoted yet."""
         return self.versions[self.champions[-1]] if self.champions else None
 
     @property
     def ended(self) -> list[Cycle]:
-        """The cycles that ran to their end: no roll-backs, and none that was given up and learned nothing."""
+        """The completed cycles, without roll-backs and abandoned cycles, which trained nothing."""
         return [one for one in self.cycles if one.outcome is not None and one.outcome.stages]
 
     @property
     def trained(self) -> Cycle | None:
-        """The last cycle that ran to its end."""
+        """The last completed cycle."""
         return self.ended[-1] if self.ended else None
 
     def open(self, plan: Plan) -> None:
-        """Write a plan down; the cycle is then under way.
+        """Record a plan, which begins the cycle.
 
         Raises:
-            StageError: at a URL, which no lock holds for one machine, another call wrote one down meanwhile.
+            StageError: at a URL, where there is no lock across machines, another call recorded a plan meanwhile.
         """
         assert plan.number == len(self.cycles) + 1 and self.under_way is None
         file = self._file(plan, PLAN_FILE)
@@ -201,7 +201,7 @@ class Ledger:
         self.cycles.append(Cycle(plan, None))
 
     def close(self, outcome: Outcome) -> Cycle:
-        """Write down what came of the cycle that is under way."""
+        """Record the outcome of the running cycle."""
         plan = self.under_way
         assert plan is not None
         outcome = outcome.model_copy(update={"plan": digest(plan)})
@@ -210,13 +210,13 @@ class Ledger:
         return self.cycles[-1]
 
     def require_whole(self, version: Version, check: Callable[[Path], object] = verify) -> None:
-        """Check that all that a version is made of is there.
+        """Check that all parts of a version exist and are intact.
 
         Args:
-            version: the version. check: of a directory; by default every byte.
+            version: the version. check: checks a directory; by default every byte.
 
         Raises:
-            StageError: something is gone or was altered; names the way back.
+            StageError: a part is missing or was altered; the message says how to recover.
         """
         for path in (version.ranker, version.export, version.dataset, *version.encoders.values()):
             try:
@@ -239,7 +239,7 @@ def _read(folder: Path) -> Cycle:
     plan = _parsed(Plan, folder / PLAN_FILE)
     file = folder / OUTCOME_FILE
     outcome = _parsed(Outcome, file) if file.exists() else None
-    if outcome is not None and outcome.plan not in (digest(plan), ""):  # an earlier version wrote none
+    if outcome is not None and outcome.plan not in (digest(plan), ""):  # earlier releases wrote none
         raise DataError(f"{file}: came of another plan than {PLAN_FILE} beside it: one of them was replaced")
     return Cycle(plan, outcome)
 

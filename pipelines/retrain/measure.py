@@ -1,4 +1,4 @@
-"""What candidate, champion and reference predict of the judged dates: in all, by day, and paired by user."""
+"""Metrics of candidate, champion and reference on the judged dates: overall, by day, and paired by user."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -23,12 +23,12 @@ MODELS = (CANDIDATE, CHAMPION, REFERENCE)
 
 @dataclass(frozen=True)
 class Measured:
-    """What the judged dates come down to.
+    """Measures on the judged dates.
 
     Attributes:
-        tasks: by task, what gates ask. models: by model and task, the value of each metric.
-        by_day: one row for each model, task and date: num, positives, and every metric but those within
-            users, who have few impressions a day.
+        tasks: by task, the inputs of gates. models: by model and task, the value of each metric.
+        by_day: one row for each model, task and date: num, positives, and every metric except those within users, as
+            users have few impressions a day.
     """
 
     tasks: dict[str, Judged]
@@ -40,12 +40,12 @@ def measure(outputs: Mapping[str, Path], labels: Mapping[str, Dates], gates: Gat
     """Measure all models on the same rows.
 
     Args:
-        outputs: predictions by model, of `MODELS`. What gates ask is of the first: the candidate, where there is one.
-        labels: by task, the dates that are judged. gates: how the interval is drawn.
-        folder: where rows are sorted; nothing is left there.
+        outputs: predictions by model, of `MODELS`. Gates are about the first: the candidate, if there is one.
+        labels: by task, the dates that are judged. gates: settings of the interval.
+        folder: where rows are sorted; temporary files are removed.
 
     Raises:
-        DataError: predictions break their contract, or are not of the same rows.
+        DataError: predictions break their contract, or are for different rows.
     """
     tasks = tuple(labels)
     found = _measures(outputs, tasks, labels, folder)
@@ -61,7 +61,7 @@ def measure(outputs: Mapping[str, Path], labels: Mapping[str, Dates], gates: Gat
 def _measures(
     outputs: Mapping[str, Path], tasks: Sequence[str], labels: Mapping[str, Dates], folder: Path
 ) -> dict[str, dict[str, TaskMeasures]]:
-    """Return each model's measures by task, after checking that all predicted the same rows."""
+    """Check that all models predicted the same rows, and return each model's measures by task."""
     found: dict[str, dict[str, TaskMeasures]] = {}
     with sorting(folder) as database, ExitStack() as stack:
         first: Predictions | None = None
@@ -82,8 +82,7 @@ def _judged(found: Mapping[str, Mapping[str, TaskMeasures]], task: str, gates: G
 
 
 def _gain(own: TaskMeasures, champion: TaskMeasures, gates: GatesConfig) -> tuple[float, float, float] | None:
-    """Return the candidate's gain and its interval over users; what trainings deviate by is not in it: what is
-    promoted is this one training."""
+    """Return the candidate's gain and its interval over users only, as this one training is promoted."""
     sums_U2 = np.column_stack([one.metrics[HEADLINE.name].parts_U for one in (own, champion)])
     drawn_B2 = resample_users(sums_U2, gates.resamples, gates.seed)
     arm, reference = (Sums(sums_U2[:, n].sum(keepdims=True), drawn_B2[:, n]) for n in (0, 1))

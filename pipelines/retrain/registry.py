@@ -1,6 +1,6 @@
-"""MLflow as the view of retraining: a run a cycle, a version a candidate, and the aliases that serving follows.
+"""MLflow as a view of retraining: a run per cycle, a version per candidate, and the aliases that serving follows.
 
-The ledger is the record. What the store was not told, because it did not answer, the next call that finds it tells.
+The ledger is the record. What could not be sent, because the store did not answer, is sent by a later call.
 """
 
 import time
@@ -28,34 +28,34 @@ T = TypeVar("T")
 
 CYCLE_TAG = "sidestack.cycle"
 RUN_TAG = "sidestack.retraining"
-"""The tag by which a run's own cycles and versions are told from those of another run of the same name."""
+"""The tag that distinguishes a run's own cycles and versions from those of another run of the same name."""
 HISTORY_TAG = "sidestack.cycles"
 CHAMPION_ALIAS, CHALLENGER_ALIAS = "champion", "challenger"
 PUBLISHED_FILE = "published.json"
 MODEL = "model"
 """The folder of an export that holds the MLflow model."""
 _PAUSE_SECONDS = 60.0
-"""How long a store that did not answer is not asked again: a backfill of many cycles does not wait for it each time."""
+"""Pause after a failed request to the store, so that a backfill of many cycles does not wait for it each time."""
 
 
 class Published(Config):
-    """What the store was told."""
+    """Record of what was sent to the store."""
 
     id: str = ""
-    """What the store knows this run by (`RUN_TAG`)."""
+    """The run's id in the store (`RUN_TAG`)."""
     runs: dict[int, str] = {}
-    """By cycle, its run."""
+    """Cycle -> its MLflow run."""
     versions: dict[int, str] = {}
-    """By cycle, the registered version of its candidate."""
+    """Cycle -> the registered version of its candidate."""
     champion: int | None = None
     """The cycle whose version has the alias."""
 
 
 class Registry:
-    """The store, as far as it was told of a run's cycles.
+    """A run's cycles in the tracking store.
 
     Args of the constructor:
-        run: the run's folder. experiment: its name. runs_dir: where a local store lies. model: the registered model.
+        run: the run's folder. experiment: its name. runs_dir: of a local store. model: the registered model.
     """
 
     def __init__(self, run: Path, experiment: str, runs_dir: Path, model: str) -> None:
@@ -67,11 +67,11 @@ class Registry:
 
     @property
     def told(self) -> Published:
-        """What the store was told so far."""
+        """What was sent to the store so far."""
         return parse(Published, read_json(self._file), str(self._file)) if self._file.exists() else Published()
 
     def edited(self, ledger: Ledger) -> str:
-        """Say what somebody else did to the champion's alias; empty: nothing, or the store does not answer."""
+        """Return how somebody else changed the champion's alias; empty if unchanged or the store does not answer."""
         return self._ask(lambda client: self._moved(client, ledger)) or ""
 
     def _moved(self, client: "MlflowClient", ledger: Ledger) -> str:
@@ -86,18 +86,18 @@ class Registry:
     def _own_versions(self, ledger: Ledger) -> list[str | None]:
         """Return the versions to which retraining itself may have set the alias.
 
-        That of which it is on record, and the champion's: a call that was killed may have moved it just before.
+        These are the recorded version and the champion's: a killed call may have moved the alias before recording it.
         """
         told = self.told
         cycles = [told.champion, *ledger.champions[-1:]]
         return [None if cycle is None else told.versions.get(cycle) for cycle in cycles]
 
     def publish(self, ledger: Ledger, config: Mapping[str, Any], force: bool = False) -> None:
-        """Tell the store all that it was not told: cycles' runs and metrics, candidates' versions, the aliases.
+        """Send the store all that it lacks: cycles' runs and metrics, candidates' versions, the aliases.
 
         Args:
             ledger: the record. config: the run's, for the parameters of cycles' runs.
-            force: whether the champion's alias is set even if somebody else moved it.
+            force: whether to set the champion's alias even if somebody else moved it.
         """
 
         def tell(client: "MlflowClient") -> None:
@@ -111,7 +111,7 @@ class Registry:
         self._ask(tell)
 
     def _ask(self, question: "Callable[[MlflowClient], T]") -> T | None:
-        """Return the store's answer; None where it does not answer, or did not a while ago: it is told later."""
+        """Return the store's answer; None if it does not answer, or did not a short time ago: a later call retries."""
         if time.monotonic() < self._pause_ends:
             return None
         try:
@@ -130,7 +130,7 @@ class Registry:
         plan, outcome = cycle.plan, cycle.outcome
         assert outcome is not None
         name = f"cycle {plan.number}" if plan.kind == "train" else f"cycle {plan.number}, roll-back to {plan.champion}"
-        journal = f"{self._id()}-{plan.number}"  # finds the run that a killed call began to tell
+        journal = f"{self._id()}-{plan.number}"  # identifies the run that a killed call began to send
         run_id = open_parent(client, self._experiment, name, self._runs_dir, config, journal)
         client.set_tag(run_id, CYCLE_TAG, str(plan.number))
         client.set_tag(run_id, "sidestack.promoted", str(outcome.promoted))
@@ -142,7 +142,7 @@ class Registry:
         self._save(runs={**self.told.runs, plan.number: run_id})
 
     def _history(self, client: "MlflowClient") -> str:
-        """Return the one run that has the figures of all cycles, so that the store draws them over time."""
+        """Return the run with the figures of all cycles, so that the store plots them over time."""
         experiment = client.get_experiment_by_name(self._experiment)
         assert experiment is not None
         found = client.search_runs([experiment.experiment_id], filter_string=f"tags.`{HISTORY_TAG}` = '{self._id()}'")
@@ -164,7 +164,7 @@ class Registry:
         tags = {**own, **{f"sidestack.{name}": str(value) for name, value in lineage.items()}}
         query = " and ".join(f"tags.`{name}` = '{value}'" for name, value in own.items())
         made = client.search_model_versions(f"name = '{self._model}' and {query}")
-        if made:  # by a call that was killed before it could say so
+        if made:  # by a call that was killed before it could record it
             version = str(made[0].version)
             client.set_registered_model_alias(self._model, CHALLENGER_ALIAS, version)
         else:

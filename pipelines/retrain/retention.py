@@ -1,4 +1,4 @@
-"""Privacy's retention, kept after each cycle: what is older is deleted from the store, and said."""
+"""Privacy retention after each cycle: expired data is deleted from the store, and the deletion is logged."""
 
 from pathlib import Path
 
@@ -9,10 +9,10 @@ from sidestack.pipelines.privacy.expire import expire, retained_since
 
 
 def delete_expired(prepared: Path) -> None:
-    """Delete what `prepare.source.privacy.retention_days` no longer lets a raw log's store hold.
+    """Delete what exceeds `prepare.source.privacy.retention_days` from a raw log's store.
 
-    Snapshots of earlier cycles stay, and name partitions that are gone: a retention that kept what they list would
-    keep all. Rankers and encoders do not need them.
+    Snapshots of earlier cycles stay and list deleted partitions: keeping what they list would keep everything. Rankers
+    and encoders do not need these partitions.
 
     Args:
         prepared: the newest snapshot of `prepare`.

@@ -1,4 +1,4 @@
-"""Back to an earlier version: encoders, SIDs and ranker move as one."""
+"""Roll-back to an earlier version of encoders, SIDs and ranker as one."""
 
 from datetime import UTC, datetime
 
@@ -9,13 +9,13 @@ from sidestack.pipelines.retrain.ledger import Outcome, Plan
 
 
 def roll_back(retraining: Retraining, number: int | None = None) -> None:
-    """Make an earlier version champion, and set the store's alias to it; a cycle that has begun is given up.
+    """Make an earlier version champion, and set the store's alias to it; abandon a running cycle.
 
     Args:
-        retraining: the run's. number: the version; None: the champion before this one.
+        retraining: the run's. number: the version; None: the previous champion.
 
     Raises:
-        ConfigError: there is no such version. StageError: the version is not whole.
+        ConfigError: there is no such version. StageError: the version is incomplete or altered.
     """
     ledger = retraining.ledger
     champions = ledger.champions
@@ -28,7 +28,7 @@ def roll_back(retraining: Retraining, number: int | None = None) -> None:
         raise ConfigError(f"retrain rollback: there is no version {number}; versions are {made}")
     ledger.require_whole(ledger.versions[number])
     now = datetime.now(UTC).replace(microsecond=0)
-    if ledger.under_way is not None:  # it goes on from the champion that is left
+    if ledger.under_way is not None:  # it started from the champion that is replaced
         say(
             "retrain",
             f"cycle {ledger.under_way.number}, which had begun, is given up; its dates are learned by the next",

@@ -1,4 +1,4 @@
-"""The stages of a cycle, which take what the champion is made of as it lies."""
+"""The stages of a cycle, which use the champion's committed outputs as they are."""
 
 import json
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ from sidestack.ranker.config import HoldoutConfig, RankerConfig
 from sidestack.ranker.score_config import ScoreConfig
 
 PREPARED, BEFORE, CHAMPION = "prepare", "before", "champion"
-"""Labels of what lies there already: the snapshot, the champion's with its SIDs, and the champion's ranker."""
+"""Labels of existing outputs: the snapshot, the champion's snapshot with SIDs, and the champion's ranker."""
 CONTROL = "control"
 """Variant of the stages that measure the champion."""
 
@@ -38,11 +38,11 @@ def champion_encoder(name: str) -> str:
 
 
 def cycle_stages(config: PipelineConfig, plan: Plan, lying: Mapping[str, Path]) -> tuple[Stage, ...]:
-    """Return the stages of a cycle after `prepare`, each after those it takes its inputs from.
+    """Return the stages of a cycle after `prepare`, each after the stages of its inputs.
 
     Args:
         config: the run's. plan: the cycle's.
-        lying: what is committed already, by the labels above.
+        lying: existing outputs, by the labels above.
     """
     has_champion = CHAMPION in lying
     encoders = {name: _encoder(config, plan, name, has_champion) for name in config.sid_names}
@@ -70,7 +70,7 @@ def cycle_stages(config: PipelineConfig, plan: Plan, lying: Mapping[str, Path]) 
 
 
 def _encoder(config: PipelineConfig, plan: Plan, name: str, has_champion: bool) -> Stage | str:
-    """Return the stage that trains an encoder, or the label of the one that stays."""
+    """Return the stage that trains an encoder, or the label of the encoder that stays."""
     if not has_champion or plan.policy == "rebuild":
         return encoder_stage(config, name)
     if plan.policy != "refresh":
@@ -129,7 +129,7 @@ def _ranker(config: PipelineConfig, plan: Plan, materialize: Stage, lying: Mappi
 
 
 def _given(config: PipelineConfig) -> dict[str, Any]:
-    """Return the settings of trainings that go on: those of section `retrain` over those that the run's file names."""
+    """Return the settings of warm-started trainings: section `retrain` over those set in the run's file."""
     names = config.ranker.training.model_fields_set
     own = {name: value for name, value in plain(config.ranker)["training"].items() if name in names}
     arm = config.ranker.arms[config.ranker.arm].overlay.get("training", {})
@@ -137,7 +137,7 @@ def _given(config: PipelineConfig) -> dict[str, Any]:
 
 
 def _going_on(champion: Path) -> dict[str, Any]:
-    """Return what a rule would make of one night's rows, as the champion had it: its batch size; one epoch."""
+    """Return the champion's batch size and one epoch, which replace a rule that would only see one night's rows."""
     described = json.loads((champion / "model" / "ranker.json").read_text(encoding="utf-8"))
     return {"batch_size": described["config"]["training"]["batch_size"], "epochs": 1, "validation_days": 0}
 
@@ -148,14 +148,14 @@ def _on_dates(config: Any, plan: Plan) -> RankerConfig:
 
 
 def _reference(config: PipelineConfig, plan: Plan, materialize: Stage) -> Stage:
-    """Return the training from scratch, on all dates before those that are judged."""
+    """Return the stage of training from scratch, on all dates before the judged ones."""
     stage = ranker_stage(config, config.ranker.arm, materialize)
     whole = plan.model_copy(update={"learned": plan.all_dates})
     return replace(stage, config=_on_dates(stage.config, whole), variant="reference")
 
 
 def _export(config: PipelineConfig, encoders: Mapping[str, Stage | str], materialize: Stage, ranker: Stage) -> Stage:
-    """Return the stage that exports the candidate; the version is registered by the cycle, when the store answers."""
+    """Return the stage that exports the candidate; the cycle registers the version, when the store answers."""
     inputs = {f"{ENCODER_INPUT}{name}": _label(encoders[name]) for name in config.ranker.content.taken_sids}
     settings = config.ranker_export.model_copy(update={"registered_model": None})
     component = partial(gathered, ranker_jobs.export, "encoders", ENCODER_INPUT)

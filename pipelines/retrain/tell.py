@@ -1,4 +1,4 @@
-"""Retraining in tables for people."""
+"""Human-readable tables of retraining."""
 
 from collections.abc import Iterable, Sequence
 from io import StringIO
@@ -11,13 +11,13 @@ from sidestack.pipelines.retrain.ledger import Cycle, Gate, Ledger
 
 
 def gate_table(gates: Sequence[Gate]) -> str:
-    """Return one line a gate: what it is, what was found, what it must be."""
+    """Return one line per gate: its name, the measured figure, the required bounds."""
     rows = [(gate.name, gate.verdict, _number(gate.figure), gate.rule, gate.why) for gate in gates]
     return _text(("gate", "verdict", "figure", "must be", ""), rows)
 
 
 def status_table(ledger: Ledger) -> str:
-    """Return one line a cycle: what it learned, on what it was judged, and whether it was promoted."""
+    """Return one line per cycle: training dates, judged dates, and whether it was promoted."""
     if not ledger.cycles:
         return "no cycle yet"
     champion = ledger.champions[-1] if ledger.champions else None

@@ -1,7 +1,7 @@
 """`python -m pipelines.sweep --config FILE --bits 24 [--levels 2 3 4 8] [--set section.key=value] [--parity]`.
 
-The parameter sweep of SIDE 6.1.2: an encoder for each (levels, depth, groups) of a budget of bits, side by side, and
-the one of least loss. With `--parity` the ranker says whether that one is as good as the configuration's own.
+The parameter sweep of SIDE 6.1.2: train an encoder for each (levels, depth, groups) within a budget of bits, compare
+them, and choose the one with the lowest loss. With `--parity`, rankers compare it with the configuration's own.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from sidestack.ranker.metric_registry import HEADLINE
 
 
 def sweep(config_file: Path, overrides: Sequence[str], budget: Budget) -> Path:
-    """Train an encoder for each setting of a budget, and choose.
+    """Train an encoder for each setting of a budget, and choose the best.
 
     Returns:
         the committed directory of the choice.
@@ -42,10 +42,10 @@ def sweep(config_file: Path, overrides: Sequence[str], budget: Budget) -> Path:
 
 
 def check_parity(config_file: Path, overrides: Sequence[str], found: SweepResult) -> Path | None:
-    """Compare the chosen setting with the configuration's own in the ranker.
+    """Compare the chosen setting with the configuration's own by training rankers.
 
     Returns:
-        the comparison's committed directory; None where the two settings are one.
+        the comparison's committed directory; None if the two settings are equal.
 
     Raises:
         SidestackError, Stopped: see `sweep`.
@@ -59,7 +59,7 @@ def check_parity(config_file: Path, overrides: Sequence[str], found: SweepResult
 
 
 def parity_text(comparison: Comparison) -> str:
-    """Say what the ranker makes of the chosen setting, a line for each task."""
+    """Return the rankers' result with the chosen setting, one line per task."""
     title = HEADLINE.title
     lines = [f"parity: {title} with the chosen setting over {title} with the configuration's own"]
     chosen, own = comparison.arms[CHOSEN], comparison.arms[SIDE]
@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line.
 
     Raises:
-        SystemExit: 1 after a fault, 128 + the signal's number after a signal.
+        SystemExit: 1 after an error, 128 + the signal's number after a signal.
     """
     parser = command_line("pipelines.sweep", "Sweep levels, depth and groups of the SID.")
     parser.add_argument("--bits", type=float, default=24.0, help="the most bits of a SID; default 24")

@@ -1,7 +1,7 @@
-"""Stage `sweep`: lay the encoders of all settings side by side and choose one.
+"""Stage `sweep`: compare the encoders of all settings and choose one.
 
 Inputs are the encoders (`--input encoder.<setting>=DIR`). The output is `sweep.json`, the same as tables (text,
-Markdown) and a heat map (PNG), and `chosen.yaml`, the settings to lay over a run's file.
+Markdown) and a heat map (PNG), and `chosen.yaml`, an overlay for a run file.
 """
 
 from collections.abc import Mapping
@@ -34,10 +34,10 @@ RESULT_FILE, CHOSEN_FILE, TABLE_FILE, PICTURE_FILE = "sweep.json", "chosen.yaml"
 
 
 def choose(run: StageRun[EncoderConfig]) -> None:
-    """Read every encoder's measures, choose the setting of least loss, and write it all down; rank 0 works.
+    """Read every encoder's measures, choose the setting with the lowest loss, and write the outputs; only rank 0 works.
 
     Raises:
-        DataError: an input is no encoder's output, or they were not trained on the same signals.
+        DataError: an input is not an encoder's output, or encoders were not trained on the same signals.
     """
     if not run.world.is_main:
         return
@@ -76,7 +76,7 @@ def compared(encoders: Mapping[str, Path], own: Setting) -> SweepResult:
 
 
 def _measured(path: Path) -> tuple[dict[str, float], SettingResult]:
-    """Return the weights of an encoder's signals and what it measured."""
+    """Return the weights of an encoder's signals and its measures."""
     bundle, told = load_bundle(path, torch.device("cpu")), read_encoder(path)
     knobs = knobs_of(bundle.config)
     setting, weights = setting_of(knobs), bundle.signals.weights
@@ -92,7 +92,7 @@ def _measured(path: Path) -> tuple[dict[str, float], SettingResult]:
 
 
 def overlay(config: EncoderConfig, chosen: Setting) -> str:
-    """Return the chosen setting as YAML, to be laid over a run's file."""
+    """Return the chosen setting as YAML, an overlay for a run file."""
     quantizer, lengths = plain(quantizer_of(config.quantizer, chosen)), prefix_lengths(chosen)
     return to_yaml({"encoder": {"quantizer": quantizer}, "materialize": {"prefix_lengths": {DEFAULT_NAME: lengths}}})
 

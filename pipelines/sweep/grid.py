@@ -1,4 +1,4 @@
-"""Which settings of (levels, depth, groups) spend a budget of bits."""
+"""The settings of (levels, depth, groups) that use up a budget of bits."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -15,10 +15,10 @@ from sidestack.infra.errors import ConfigError
 Q = TypeVar("Q", bound=QuantizerConfig)
 
 LEVELS = (2, 3, 4, 8, 16, 64)
-"""Levels that are tried where none are named, as far as they can spend the budget."""
+"""Default levels to try, if they can use up the budget."""
 
 SLACK_BITS = 1.5
-"""Bits of the budget that a setting may leave unused: digits of 3 levels never fill a whole number."""
+"""Maximum number of unused bits of a setting: digits of 3 levels never fill a whole number of bits."""
 
 
 class Setting(Config):
@@ -33,45 +33,45 @@ class Setting(Config):
 
     @property
     def digits(self) -> int:
-        """Digits of the SID."""
+        """Number of digits of the SID."""
         return self.depth * self.groups
 
     @property
     def name(self) -> str:
-        """A short name that a file, a stage and a set of SIDs may have."""
+        """A short name, valid for a file, a stage and a set of SIDs."""
         return f"l{self.levels}_d{self.depth}_g{self.groups}"
 
     def bits(self, lines: int = 1) -> float:
-        """Return the bits of the SID: digits times the logarithm of what a digit can be."""
+        """Return the bits of the SID: digits times log2 of the number of values of a digit."""
         return self.digits * math.log2(self.levels * lines)
 
 
 class Budget(Config):
-    """What the settings of a sweep may spend."""
+    """Bit budget of a sweep's settings."""
 
     bits: PositiveFloat
-    """The most bits of a SID."""
+    """Maximum number of bits of a SID."""
     levels: tuple[Annotated[int, Field(ge=2)], ...] = ()
-    """Levels to try; none: those of `LEVELS` that can spend the bits."""
+    """Levels to try; by default those of `LEVELS` that can use up the bits."""
 
     def digits(self, levels: int, lines: int) -> int | None:
-        """Return how many digits fit; None where they leave more than `SLACK_BITS` unused."""
+        """Return the number of digits that fit; None if they leave more than `SLACK_BITS` unused."""
         bits_a_digit = math.log2(levels * lines)
         digits = int(self.bits / bits_a_digit + 1e-9)
         return digits if digits * bits_a_digit >= self.bits - SLACK_BITS else None
 
 
 def settings(budget: Budget, lines: int = 1) -> Iterator[Setting]:
-    """Return the settings of a budget: by levels, each with every way to part its digits into depth x groups.
+    """Return the settings of a budget: by levels, every factorization of the digits into depth x groups.
 
-    A number of levels gets as many digits as fit; fewer could only lose.
+    Each number of levels gets as many digits as fit; fewer could only increase the loss.
 
     Args:
         budget: bits and levels.
-        lines: K, which multiplies the values of a digit.
+        lines: K, a factor in the number of values of a digit.
 
     Raises:
-        ConfigError: a number of levels that the budget names cannot spend it to within `SLACK_BITS`.
+        ConfigError: an explicit number of levels cannot use up the budget to within `SLACK_BITS`.
     """
     for levels in budget.levels or LEVELS:
         digits = budget.digits(levels, lines)
@@ -87,10 +87,10 @@ def settings(budget: Budget, lines: int = 1) -> Iterator[Setting]:
 
 
 def knobs_of(config: EncoderConfig) -> Knobs:
-    """Return the knobs of a configuration's quantizer.
+    """Return the sweep parameters of a configuration's quantizer.
 
     Raises:
-        ConfigError: it has none that a sweep turns.
+        ConfigError: the quantizer has none.
     """
     knobs = config.quantizer.knobs
     if knobs is None:
@@ -103,21 +103,21 @@ def knobs_of(config: EncoderConfig) -> Knobs:
 
 
 def quantizer_of(base: Q, setting: Setting) -> Q:
-    """Return the quantizer of a setting: the base's, with the three knobs turned (see `QuantizerConfig.turned`).
+    """Return the quantizer of a setting: the base's, with the three parameters changed (see `QuantizerConfig.turned`).
 
     Raises:
-        ConfigError: a knob is out of the quantizer's range.
+        ConfigError: a parameter is out of the quantizer's range.
     """
     knobs = Knobs(setting.levels, setting.depth, setting.groups)
     return parse(type(base), base.turned(knobs), f"sweep: {setting.name}")
 
 
 def setting_of(knobs: Knobs) -> Setting:
-    """Return where a quantizer lies in the sweep, by its knobs."""
+    """Return the setting of a quantizer in the sweep, from its parameters."""
     return Setting(levels=knobs.levels, depth=knobs.depth, groups=knobs.groups)
 
 
 def prefix_lengths(setting: Setting) -> Sequence[int]:
-    """Return prefixes of a third, two thirds and all of the digits, as the default has of its 15; of fewer, fewer."""
+    """Return prefix lengths of a third, two thirds and all digits, as the default for 15; fewer for few digits."""
     thirds = (round(setting.digits * part / 3) for part in (1, 2, 3))
     return sorted({max(length, 1) for length in thirds})

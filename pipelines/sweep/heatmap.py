@@ -1,4 +1,4 @@
-"""The picture of a sweep: for each number of levels, loss over depth and groups."""
+"""The heat map of a sweep: for each number of levels, loss over depth and groups."""
 
 import math
 from pathlib import Path
@@ -18,7 +18,7 @@ _COLUMNS = 3
 _CELL_INCHES = 0.34
 _LEAST_SIDE = 1.7
 _WORST_SHARE = 0.9
-"""Losses above this quantile share one colour, or one bad setting would make the good ones look alike."""
+"""Losses above this quantile share one colour; otherwise one bad setting would make the good ones look alike."""
 
 
 def draw(sweep: SweepResult, file: Path) -> None:
@@ -58,7 +58,7 @@ def _axis(sweep: SweepResult, levels: int, knob: str) -> list[int]:
 
 
 def _facet(axes: Axes, sweep: SweepResult, levels: int, shades: ScalarMappable) -> None:
-    """Draw one number of levels; only the settings of the budget have a cell."""
+    """Draw the panel of one number of levels; only settings of the budget have a cell."""
     depths, groups = _axis(sweep, levels, "depth"), _axis(sweep, levels, "groups")
     shown = [result for result in sweep.results if result.setting.levels == levels]
     for result in shown:

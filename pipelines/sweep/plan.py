@@ -1,7 +1,7 @@
-"""The stages of a sweep, and what its parity check lays over the configuration.
+"""The stages of a sweep, and the overrides of its parity check.
 
-A setting is an encoder of the configuration by the setting's name; the configuration's own setting is its own encoder.
-So a sweep's encoders lie in the pipeline's directories, and whatever one of them has made the other finds done.
+A setting is an encoder of the configuration with the setting's name; the configuration's own setting is its own
+encoder. So a sweep's encoders are in the pipeline's directories, and sweep and pipeline reuse each other's.
 """
 
 import json
@@ -21,11 +21,11 @@ from sidestack.pipelines.sweep.result import INPUT
 CODE = ("infra", "encoder", "pipelines/sweep", "pipelines/report")
 
 SIDE, CHOSEN = "side", "side_chosen"
-"""The arms that are compared: with the configuration's own SIDs, and with those of the chosen setting."""
+"""The compared arms: with the configuration's own SIDs, and with those of the chosen setting."""
 
 
 def sweep_stages(config: PipelineConfig, budget: Budget) -> tuple[Stage, ...]:
-    """Return the stages of a sweep: the dataset, an encoder for each setting, and the choice between them.
+    """Return the stages of a sweep: the dataset, an encoder for each setting, and the choice.
 
     Raises:
         ConfigError: see `settings`, `quantizer_of` and `knobs_of`.
@@ -39,12 +39,12 @@ def sweep_stages(config: PipelineConfig, budget: Budget) -> tuple[Stage, ...]:
 
 
 def sid_name(own: EncoderConfig, setting: Setting) -> str:
-    """Name the SIDs of a setting: by the setting, or the default where it is the configuration's own."""
+    """Return the name of a setting's SIDs: the setting's, or the default if it is the configuration's own."""
     return DEFAULT_NAME if setting == setting_of(knobs_of(own)) else setting.name
 
 
 def with_setting(config: PipelineConfig, setting: Setting) -> PipelineConfig:
-    """Return the configuration with the encoder of a setting, if that is not its own."""
+    """Return the configuration with a setting's encoder added, unless it is its own."""
     if (name := sid_name(config.encoder, setting)) == DEFAULT_NAME:
         return config
     return config.model_copy(update={"encoders": {**config.encoders, name: _otherwise(config, setting)}})
@@ -55,7 +55,7 @@ def _otherwise(config: PipelineConfig, setting: Setting) -> dict[str, Any]:
 
 
 def parity_overrides(config: PipelineConfig, chosen: Setting) -> Iterator[str]:
-    """Yield the overrides that add SIDs and arm of the chosen setting, and leave the arms they are compared with.
+    """Yield the overrides that add the chosen setting's SIDs and arm, and keep only the arms to compare it with.
 
     Raises:
         ConfigError: there is no arm `side`, or it is the reference.

@@ -1,4 +1,4 @@
-"""What a sweep found: the schema of `sweep.json`, and its table."""
+"""Result of a sweep: the schema of `sweep.json`, and its table."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -8,7 +8,7 @@ from sidestack.pipelines.report.units import duration
 from sidestack.pipelines.sweep.grid import Setting
 
 INPUT = "encoder."
-"""Begins the name of every encoder among the inputs of the stage that chooses."""
+"""Prefix of the encoders' names in the inputs of stage `sweep`."""
 
 
 class SettingResult(Config):
@@ -18,44 +18,44 @@ class SettingResult(Config):
     bits: float
     """Bits of the SID."""
     loss: float
-    """Sum of the signals' losses times their weights: what is minimized."""
+    """Sum of the signals' losses times their weights: the criterion to minimize."""
     signals: tuple[SignalLoss, ...]
     unique_share: float
-    """Different SIDs over items."""
+    """Distinct SIDs / items."""
     entropy_bits: float
-    """Bits that are used: the digits' entropies, summed."""
+    """Bits used: the sum of the digits' entropies."""
     seconds: float
-    """Of training, without its start."""
+    """Duration of training, without its start."""
 
 
 class SweepResult(Config):
-    """A whole sweep."""
+    """Result of a sweep."""
 
     weights: dict[str, float]
     """Weight of each signal in `loss`."""
     own: Setting
-    """The configuration's own setting, which may lie outside the sweep."""
+    """The configuration's own setting, which may be outside the sweep."""
     results: tuple[SettingResult, ...]
     """Best first."""
 
     @property
     def chosen(self) -> SettingResult:
-        """The setting of least loss."""
+        """The setting with the lowest loss."""
         return self.results[0]
 
 
 def ranked(results: Sequence[SettingResult]) -> tuple[SettingResult, ...]:
-    """Order results by loss; of equal ones that with fewer digits comes first, as it is cheaper to unpack."""
+    """Sort results by loss; ties by number of digits, as fewer are cheaper to unpack."""
     return tuple(sorted(results, key=lambda result: (result.loss, result.setting.digits, result.setting.name)))
 
 
 def weighted_loss(signals: Sequence[SignalLoss], weights: Mapping[str, float]) -> float:
-    """Sum up signals' losses by their weights, as training does."""
+    """Return the weighted sum of signals' losses, as in training."""
     return sum(weights[signal.name] * signal.loss for signal in signals)
 
 
 def as_text(sweep: SweepResult) -> str:
-    """Render the table for the terminal, best setting first; single signals' losses are left to the other forms."""
+    """Render the table for the terminal, best setting first, without single signals' losses."""
     header, *rows = ([*head, mark] for head, _, mark in _cells(sweep))
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
     lines = ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in (header, *rows)]

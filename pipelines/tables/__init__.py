@@ -1,1 +1,1 @@
-"""The papers' tables, each a comparison of some arms beside what the paper found."""
+"""The papers' tables: each compares some arms and shows the paper's figures next to ours."""

@@ -1,8 +1,7 @@
 """`python -m pipelines.tables --config configs/tables.yaml [--only table_4 ...] [--set section.key=value]`.
 
-Each table of the file's section `tables` is a run of the pipeline with the arms it names: an MLflow parent run with a
-report of its own. Tables share whatever stage they have in common. At the end comes one page with all of them, ours
-beside the paper's figures.
+Each table in section `tables` is a pipeline run with the table's arms: an MLflow parent run with its own report. Tables
+share common stages. At the end, one page shows all tables, with our figures next to the paper's.
 """
 
 import json
@@ -28,7 +27,7 @@ def make_tables(config_file: Path, overrides: Sequence[str], only: Sequence[str]
 
     Args:
         config_file: the run's YAML file. overrides: dotted `section.key=value`.
-        only: which of its tables; none: all.
+        only: names of tables; empty: all.
 
     Returns:
         the page.
@@ -69,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line.
 
     Raises:
-        SystemExit: 1 after a fault, 128 + the signal's number after a signal.
+        SystemExit: 1 after an error, 128 + the signal's number after a signal.
     """
     parser = command_line("pipelines.tables", "The papers' tables, those of section tables, ours beside theirs.")
     parser.add_argument("--only", nargs="+", default=[], metavar="TABLE", help="which of its tables; default: all")

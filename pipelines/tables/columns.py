@@ -1,4 +1,4 @@
-"""The columns of a paper's table: what we measured, and the paper's own figures."""
+"""The columns of a paper's table: our measures, and the paper's own figures."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Column(NamedTuple):
     """A column of a table.
 
     Attributes:
-        title: heads it. cell: gives its text for an arm.
+        title: the heading. cell: returns the text for an arm.
     """
 
     title: str
@@ -27,10 +27,10 @@ class Column(NamedTuple):
 
 
 def measured_columns(table: TableConfig, comparison: Comparison) -> list[Column]:
-    """Return what we measured of each arm: its cost, and every task by the table's metric.
+    """Return the columns of our measures: cost, and every task by the table's metric.
 
-    Return on investment is of the headline metric, so cost and return stand beside that one alone, and the values of
-    any other metric in their place.
+    Return on investment is defined for the headline metric, so cost and return are shown only with it; with any other
+    metric its values are shown instead.
     """
     ours = _Measured(table, comparison)
     arm = [Column("arm", str), Column("bytes a row", ours.bytes_a_row)]
@@ -52,7 +52,7 @@ def _task_columns(ours: "_Measured", task: str) -> list[Column]:
 
 @dataclass(frozen=True)
 class _Measured:
-    """The cells of what we measured, by arm and task."""
+    """Cells of our measures, by arm and task."""
 
     table: TableConfig
     comparison: Comparison
@@ -69,9 +69,9 @@ class _Measured:
         return _times(bytes_a_row / self._first.feature_bytes_per_row) if self._first and bytes_a_row else UNKNOWN
 
     def roi(self, arm: str) -> str:
-        """Return an arm's return over the first one's, as the paper does; none where the first has none to divide by.
+        """Return an arm's return relative to the first arm's, as in the paper; empty if the first has none.
 
-        It is marked where no task's gain of either arm is shown: it then divides noise.
+        It is marked if neither arm's gain is shown on any task: it is then a ratio of noise.
         """
         result, first = self.comparison.arms[arm], self._first
         if result.roi is None or first is None or not first.roi or first.roi < 0:
@@ -108,7 +108,7 @@ class _Measured:
         return percent_interval(gain.interval) if gain else UNKNOWN
 
     def of_dense(self, task: str, arm: str) -> str:
-        """Return an arm's gain over that of its dense arm; nothing where no gain of the dense arm is shown."""
+        """Return an arm's gain relative to that of its dense arm; empty if the dense arm's gain is not shown."""
         dense = self.table.storage_over.get(arm)
         if dense is None:
             return UNKNOWN
@@ -123,13 +123,13 @@ class _Measured:
 
 
 def _is_shown(arm: ArmResult, reference: str) -> bool:
-    """Say whether the headline gain of any task differs from 0."""
+    """Return whether the headline gain of any task is shown to differ from 0."""
     gains = [result.gain(HEADLINE.name, reference) for result in arm.tasks.values()]
     return any(gain is not None and not gain.holds_zero for gain in gains)
 
 
 def paper_columns(table: TableConfig) -> list[Column]:
-    """Return the paper's own figures of each arm, those that it has of any."""
+    """Return the columns of the paper's own figures, those that it has for any arm."""
     paper, title = table.paper, all_metrics()[table.metric].title
     columns = [
         _paper_column("cost", {arm: given.cost for arm, given in paper.items()}, "x{:g}".format),
@@ -155,7 +155,7 @@ def _per_cent(number: float) -> str:
 
 
 def _times(ratio: float) -> str:
-    """Tell a ratio, to two digits where it is far from 1."""
+    """Return a ratio as text, with two digits if it is far from 1."""
     if abs(ratio) >= 100:
         return f"x{ratio:,.0f}"
     return f"x{ratio:.2f}" if abs(ratio) >= 0.1 else f"x{ratio:.2g}"

@@ -1,4 +1,4 @@
-"""The `tables` section: the papers' tables, by the arms that each holds against each other."""
+"""The `tables` section: the papers' tables, with the arms that each compares."""
 
 from pydantic import model_validator
 
@@ -7,38 +7,37 @@ from sidestack.ranker.metric_registry import HEADLINE, compared_metrics
 
 
 class PaperFigures(Config):
-    """What a paper's table has of one arm."""
+    """A paper's figures of one arm."""
 
     cost: float | None = None
-    """Incremental cost, over that of the table's first arm."""
+    """Incremental cost, relative to the table's first arm."""
     gains: dict[str, float] = {}
-    """Gain in per cent by the table's metric, by the name of a task."""
+    """Gain in per cent by the table's metric, by task."""
     gain: float | None = None
-    """Gain in per cent by the table's metric, where the paper gives one and not one a task."""
+    """Gain in per cent by the table's metric, if the paper gives one for all tasks together."""
     roi: float | None = None
-    """Return on investment, over that of the table's first arm."""
+    """Return on investment, relative to the table's first arm."""
     storage: float | None = None
-    """How many times smaller it is stored than the embedding it quantizes."""
+    """Compression ratio of storage against the embedding it quantizes."""
 
 
 class TableConfig(Config):
-    """One table of a paper: the arms that are held against each other."""
+    """One table of a paper: the arms that are compared."""
 
     title: str
     arms: tuple[str, ...]
-    """Of `ranker.arms`, the reference among them."""
+    """Names from `ranker.arms`, including the reference."""
     reference: str = "none"
-    """The arm that gains are over."""
+    """The arm over which gains are computed."""
     metric: str = HEADLINE.name
-    """What gains are shown in: normalized entropy, as in the SIDE paper, AUC, as in the second, or any other metric of
-    `ranker.metric_registry` that has a gain."""
+    """The metric of gains: normalized entropy as in the SIDE paper, AUC as in the second, or any other metric of
+    `ranker.metric_registry` with a gain."""
     storage_over: dict[str, str] = {}
-    """By arm: the dense arm whose embeddings it quantizes; shows how many times smaller it is, and how much of the
-    dense arm's gain it keeps."""
+    """Arm -> the dense arm whose embeddings it quantizes; adds compression ratio and share of its gain."""
     differs: str
     """How our setting differs from the paper's."""
     paper: dict[str, PaperFigures] = {}
-    """By arm: the paper's figures."""
+    """Arm -> the paper's figures."""
 
     @model_validator(mode="after")
     def _check_metric(self) -> "TableConfig":

@@ -17,7 +17,7 @@ def as_page(tables: Tables, found: Found, places: Mapping[str, str]) -> str:
     """Return the page.
 
     Args:
-        tables: what each table is about. found: the comparison of each. places: its directory's name (the key).
+        tables: the configuration of each table. found: the comparison of each. places: its directory's name (the key).
     """
     lines = ["# The papers' tables, on public data", "", *_how([tables[name] for name in found], found), ""]
     for name, comparison in found.items():
@@ -57,7 +57,7 @@ def _how(shown: Sequence[TableConfig], found: Found) -> list[str]:
 
 
 def _sid_tables(comparison: Comparison) -> list[str]:
-    """Return the tables of SIDs: hash sizes, and the share of ids that collide."""
+    """Return the tables on SID embedding tables: hash sizes, and the share of ids that collide."""
     block = tables_block(comparison, only_sids=True)
     if not block.rows:
         return []
@@ -80,7 +80,7 @@ def _rendered(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]
 
 
 def as_text(tables: Tables, found: Found) -> str:
-    """Return the tables for a terminal, without the paper's figures, which take the room."""
+    """Return the tables for a terminal, without the paper's figures, for lack of space."""
     lines: list[str] = []
     for name, comparison in found.items():
         rows = _grid(measured_columns(tables[name], comparison), comparison)
@@ -97,5 +97,5 @@ def _marks() -> tuple[str, str]:
 
 
 def _grid(columns: Sequence[Column], comparison: Comparison) -> list[list[str]]:
-    """Return the titles, and a row of cells for every arm."""
+    """Return the headings, and a row of cells for every arm."""
     return [[title for title, _ in columns], *([cell(arm) for _, cell in columns] for arm in comparison.arms)]

@@ -1,1 +1,1 @@
-"""Tuning: the same settings for every arm, held against each other on validation dates."""
+"""Tuning: the same grid of settings for every arm, compared on validation dates."""

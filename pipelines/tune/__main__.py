@@ -1,8 +1,8 @@
 """`python -m pipelines.tune --config FILE [--set section.key=value] [--run]`: tune every arm by the validation dates.
 
-Every arm of the run is trained with every setting of section `tune`, in rungs of more and more steps (`ranker.budget`),
-and measured on the last training dates. Printed is the best of each arm, and what the search cost; the run's
-`tuned.yaml` is its file again with each arm's best, to be run by `pipelines.run`; `--run` runs it at once.
+Every arm of the run is trained with every setting of section `tune`, in rungs of increasing steps (`ranker.budget`),
+and measured on the last training dates. The command prints the best setting of each arm and the search's cost. It
+writes `tuned.yaml`, the run's file with each arm's best setting, for `pipelines.run`; `--run` runs it at once.
 """
 
 from collections.abc import Sequence
@@ -20,10 +20,10 @@ TUNED_FILE = "tuned.yaml"
 
 
 def tune(config_file: Path, overrides: Sequence[str]) -> tuple[Path, Path]:
-    """Train every arm's settings rung by rung, choose, and write the run's file with what was chosen.
+    """Train every arm's settings rung by rung, choose, and write the run's file with the chosen settings.
 
     Returns:
-        the committed directory of the choice, and the file.
+        the committed directory of the choice, and the written file.
 
     Raises:
         SidestackError, Stopped: see `pipelines.run.run_pipeline`.
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line.
 
     Raises:
-        SystemExit: 1 after a fault, 128 + the signal's number after a signal.
+        SystemExit: 1 after an error, 128 + the signal's number after a signal.
     """
     parser = command_line("pipelines.tune", "Tune every arm by the validation dates.")
     parser.add_argument("--run", action="store_true", help="then run the contest with what was chosen")

@@ -1,8 +1,8 @@
-"""Stage `tune`: for each arm the setting that is best on the validation dates.
+"""Stage `tune`: choose for each arm the setting that is best on the validation dates.
 
 Inputs are the trainings of all rungs so far (`--input arm.<rung>.<arm>.<setting>=DIR`). The output is `tune.json`, and
-the best of each arm as a table. Best is the best product of the tasks' headline metrics (of normalized entropies the
-least), so that a per cent of any task counts alike, in the last rung.
+the best of each arm as a table. The best setting has the best product of the tasks' headline metrics (the lowest, for
+normalized entropy) in the last rung, so that one per cent of any task counts the same.
 """
 
 import math
@@ -30,19 +30,19 @@ class Trial(Config):
     """Counted from 0."""
     steps: int = 0
     seconds: float = 0.0
-    """What its training took; the first steps, which are not timed, left out."""
+    """Duration of the training, without the untimed first steps."""
     values: dict[str, float]
-    """The headline metric by task."""
+    """Headline metric by task."""
 
     @property
     def score(self) -> float:
-        """The logarithms of the tasks' values, summed, turned so that less is better."""
+        """Sum of the logarithms of the tasks' values, with the sign for which lower is better."""
         total = sum(math.log(value) for value in self.values.values())
         return total if HEADLINE.better == "lower" else -total
 
 
 class Tuned(Config):
-    """All trials, and what they were held against each other on."""
+    """All trials, and the data on which they were compared."""
 
     held_out: tuple[str, str]
     """First and last validation date."""
@@ -50,7 +50,7 @@ class Tuned(Config):
 
     @property
     def ranked(self) -> dict[str, list[Trial]]:
-        """By arm, the trials of the last rung, the best first."""
+        """Arm -> the trials of the last rung, best first."""
         last = max(trial.rung for trial in self.trials)
         trials = sorted((one for one in self.trials if one.rung == last), key=lambda one: one.score)
         arms = dict.fromkeys(trial.arm for trial in self.trials)
@@ -58,20 +58,20 @@ class Tuned(Config):
 
     @property
     def best(self) -> dict[str, Trial]:
-        """The best trial of each arm."""
+        """Arm -> its best trial."""
         return {arm: trials[0] for arm, trials in self.ranked.items()}
 
     @property
     def better_half(self) -> dict[str, list[LearningRates]]:
-        """By arm, the settings that go on to the next rung."""
+        """Arm -> the settings of the next rung."""
         return {arm: [one.setting for one in trials[: -(-len(trials) // 2)]] for arm, trials in self.ranked.items()}
 
 
 def choose(run: StageRun[TuneConfig]) -> None:
-    """Read every training's measures, choose for each arm, and write it all down; rank 0 works.
+    """Read every training's measures, choose for each arm, and write the outputs; only rank 0 works.
 
     Raises:
-        DataError: an input is no training on validation dates, or a task is not defined on them.
+        DataError: an input was not measured on validation dates, or a task is not defined on them.
     """
     if not run.world.is_main:
         return
@@ -104,7 +104,7 @@ def _trial(config: TuneConfig, name: str, path: Path) -> tuple[Trial, tuple[str,
 
 
 def as_text(tuned: Tuned, config: TuneConfig) -> str:
-    """Return the chosen settings as a table, and say where one lies at the grid's edge."""
+    """Return the chosen settings as a table, with a note if one is at the grid's edge."""
     first, last = tuned.held_out
     each = len(list(config.settings()))
     width = max(len(arm) for arm in tuned.best)
@@ -129,7 +129,7 @@ def as_text(tuned: Tuned, config: TuneConfig) -> str:
 
 
 def _cost(tuned: Tuned, config: TuneConfig) -> str:
-    """Tell what the search cost, all arms and rungs together."""
+    """Return the total cost of the search, over arms and rungs, as text."""
     assert config.rungs is not None
     numbers = Counter(trial.rung for trial in tuned.trials)
     trainings = ", ".join(f"{number} of {config.rungs[rung]:.3g}" for rung, number in sorted(numbers.items()))

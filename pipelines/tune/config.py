@@ -1,4 +1,4 @@
-"""The `tune` section: the settings that every arm is tried with, and for how long."""
+"""The `tune` section: the grid of settings for every arm, and the length of trainings."""
 
 import itertools
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from sidestack.infra.config import Config
 from sidestack.ranker.config import SearchBudget
 
 INPUT = "arm."
-"""Begins the name of every training among the inputs of the stage that chooses."""
+"""Prefix of the trainings' names in the inputs of stage `tune`."""
 Share = Annotated[float, Field(gt=0, le=1)]
 
 RUNGS: dict[SearchBudget, tuple[Share, ...]] = {
@@ -18,36 +18,36 @@ RUNGS: dict[SearchBudget, tuple[Share, ...]] = {
     "standard": (0.125, 0.25),
     "thorough": (1.0,),
 }
-"""By `ranker.budget`, the shares of a whole training's steps. Of nine settings, an arm's search costs as many steps as
-1.1, 2.4 and 9 whole trainings."""
+"""`ranker.budget` -> the rungs' shares of a full training's steps. With nine settings, an arm's search costs 1.1, 2.4
+and 9 full trainings."""
 
 
 class LearningRates(Config):
-    """What an arm may have for itself."""
+    """Settings that are tuned per arm."""
 
     sparse_learning_rate: PositiveFloat
     dense_learning_rate: PositiveFloat
 
     @property
     def name(self) -> str:
-        """A short name that a stage may have, such as `sparse0.05_dense0.001`."""
+        """A short name, valid for a stage, such as `sparse0.05_dense0.001`."""
         return f"sparse{self.sparse_learning_rate:g}_dense{self.dense_learning_rate:g}"
 
 
 class TuneConfig(Config):
     """Section `tune`; every arm gets the whole grid and the same steps, so no arm is tuned more than another.
 
-    By successive halving: in each rung the settings that are left are trained for its share of the steps, and the
-    better half of them, by arm, goes on to the next. Settings are held against each other on the validation dates of
-    `ranker.holdout`; test dates are not read.
+    The search is successive halving: each rung trains the remaining settings for its share of the steps, and the better
+    half of each arm advances to the next. Settings are compared on the validation dates of `ranker.holdout`; test dates
+    are not read.
     """
 
     sparse_learning_rates: tuple[PositiveFloat, ...] = Field(default=(0.003, 0.0125, 0.05), min_length=1)
-    """Of the embedding tables."""
+    """Learning rates of the embedding tables."""
     dense_learning_rates: tuple[PositiveFloat, ...] = Field(default=(0.001, 0.002, 0.004), min_length=1)
-    """Of everything else."""
+    """Learning rates of all other parameters."""
     rungs: tuple[Share, ...] | None = Field(default=None, min_length=1)
-    """The rungs' shares of a whole training's steps, rising; by default what `ranker.budget` says."""
+    """The rungs' shares of a full training's steps, increasing; by default set by `ranker.budget`."""
 
     @model_validator(mode="after")
     def _check_rungs(self) -> "TuneConfig":

@@ -1,4 +1,4 @@
-"""The stages of tuning: every arm's settings, rung by rung, on validation dates, and the choice for each."""
+"""The stages of tuning: trainings of every arm's settings, rung by rung, on validation dates, and the choice."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -14,7 +14,7 @@ from sidestack.ranker.config import ArmConfig, RankerConfig
 CODE = ("infra", "ranker", "pipelines/tune", "pipelines/report")
 
 Left = Mapping[str, Sequence[LearningRates]]
-"""By arm, the settings that a rung tries."""
+"""Arm -> the settings that a rung tries."""
 
 
 def rungs(config: PipelineConfig) -> tuple[Share, ...]:
@@ -23,10 +23,10 @@ def rungs(config: PipelineConfig) -> tuple[Share, ...]:
 
 
 def tune_stages(config: PipelineConfig, later: Sequence[Left] = ()) -> tuple[Stage, ...]:
-    """Return the stages: dataset and encoders as the pipeline has them, the trainings of some rungs, and the choice.
+    """Return the stages: the pipeline's dataset and encoders, the trainings of the known rungs, and the choice.
 
     Args:
-        config: the run's. later: what is left for the rungs after the first, as far as that is known.
+        config: the run's. later: the remaining settings for the rungs after the first, as far as known.
 
     Raises:
         ConfigError: a setting does not fit an arm.
@@ -50,7 +50,7 @@ def tune_stages(config: PipelineConfig, later: Sequence[Left] = ()) -> tuple[Sta
 def _rung(
     config: PipelineConfig, materialize: Stage, number: int, share: Share, left: Left
 ) -> Iterator[tuple[str, Stage]]:
-    """Yield the trainings of a rung, each with its name among the choice's inputs."""
+    """Yield the trainings of a rung, each with its input name for the choice."""
     for arm, settings in left.items():
         for setting in settings:
             stage = _training(config, ranker_stage(config, arm, materialize), arm, setting, share)
@@ -60,7 +60,7 @@ def _rung(
 def tuned_values(
     values: Mapping[str, Any], config: PipelineConfig, best: Mapping[str, LearningRates]
 ) -> dict[str, Any]:
-    """Return a run's file again, each arm with the setting that is best for it.
+    """Return a run's file in which each arm has its best setting.
 
     Args:
         values: the run's file with overrides applied. config: the same, parsed. best: settings by arm.

@@ -1,8 +1,8 @@
-"""The behavioural embedding: items that share baskets more often than chance lie close together.
+"""The behavioural embedding: items that share baskets more often than by chance are close together.
 
 Positive pointwise mutual information of item pairs over baskets, factorized by a truncated singular value
 decomposition; Levy and Goldberg (2014) show that this is what skip-gram with negative sampling approximates.
-Each value is weighted by log(1 + baskets shared): a pair seen once has a high information by chance alone.
+Each value is weighted by log(1 + baskets shared): a pair seen once has high mutual information by chance alone.
 """
 
 import numpy as np
@@ -22,7 +22,7 @@ def behaviour_embeddings(
     """Embed items by the baskets they were bought in.
 
     Args:
-        items_P, baskets_P: one purchase line each; an item counts once a basket.
+        items_P, baskets_P: one purchase line each; an item counts once per basket.
 
     Returns:
         vectors_ND: float16, unit length, 0 where not valid. valid_N: items with enough baskets.
@@ -34,7 +34,7 @@ def behaviour_embeddings(
 def items_by_basket(
     items_P: Ints, baskets_P: Ints, num_items: int, min_baskets: int
 ) -> tuple[scipy.sparse.csr_matrix, Ints]:
-    """Return a 1 for each item in each basket (rows by ascending id), of items with enough baskets, and these items."""
+    """Return a matrix with 1 for each item in each basket (rows by ascending id), and the items with enough baskets."""
     basket_of_P = np.unique(baskets_P, return_inverse=True)[1]
     lines_P = np.unique((basket_of_P.astype(np.int64) << 32) | items_P)
     basket_of_P, items_P = lines_P >> 32, lines_P & 0xFFFFFFFF
@@ -48,14 +48,14 @@ def items_by_basket(
 
 
 def factorized(matrix_KM: scipy.sparse.csr_matrix, dim: int, seed: int) -> npt.NDArray[np.float32]:
-    """Return the left singular vectors of the largest singular values, scaled by their roots: a row for each row.
+    """Return the left singular vectors of the largest singular values, scaled by the values' square roots.
 
-    A truncated decomposition has fewer dimensions than the matrix either way: of a smaller matrix all rows are 0.
+    A truncated decomposition needs a matrix larger than `dim` both ways: for a smaller one all rows are 0.
     """
     if min(matrix_KM.shape) <= dim:
         return np.zeros((matrix_KM.shape[0], dim), np.float32)
     start = np.random.default_rng(seed).standard_normal(min(matrix_KM.shape)).astype(np.float32)
-    # One thread: the sums of a threaded product depend on the number of cores, and so would the last bits.
+    # One thread: the last bits of a multi-threaded product depend on the number of cores.
     with threadpool_limits(1, user_api="blas"):
         left_KD, values_D, _ = svds(matrix_KM, dim, v0=start, tol=1e-3)
     largest_D = np.abs(left_KD).argmax(axis=0)
@@ -66,7 +66,7 @@ def factorized(matrix_KM: scipy.sparse.csr_matrix, dim: int, seed: int) -> npt.N
 def unit_rows(
     found_KD: npt.NDArray[np.float32], places_K: Ints, num_rows: int
 ) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.bool_]]:
-    """Place vectors at unit length in a table of rows; those of length 0 are left out.
+    """Scale vectors to unit length and put them in a table of rows; vectors of length 0 are left out.
 
     Returns:
         vectors_ND: float16, 0 where not valid. valid_N: rows with a vector.
@@ -83,7 +83,7 @@ def unit_rows(
 def _weighted_pmi(
     items_P: Ints, baskets_P: Ints, num_items: int, min_baskets: int
 ) -> tuple[scipy.sparse.csr_matrix, Ints]:
-    """Return log(1 + n(i, j)) max(0, log p(i, j) / (p(i) p(j))) of the items with enough baskets, and these items."""
+    """Return log(1 + n(i, j)) max(0, log p(i, j) / (p(i) p(j))) for items with enough baskets, and these items."""
     bought_BK, kept_K = items_by_basket(items_P, baskets_P, num_items, min_baskets)
     together_KK = (bought_BK.T @ bought_BK).tocoo()
     return _pmi_of_counts(together_KK), kept_K

@@ -1,4 +1,4 @@
-"""The catalogue and the households as tables of ids, with vocabularies for people."""
+"""The catalogue and the households as tables of ids, with human-readable vocabularies."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,10 +27,10 @@ DEMOGRAPHICS = (
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A categorical column as ids.
+    """Ids of a categorical column.
 
     Attributes:
-        ids: int32, null where the source is. Ids are by falling frequency, equal ones by name.
+        ids: int32, null where the source is null. Ids are by descending frequency, ties by name.
         names: what the ids stand for. counts: how often each occurs.
     """
 
@@ -49,7 +49,7 @@ class Vocabulary:
         return cls(ids, names, [counted[name] for name in names])
 
     def table(self) -> pa.Table:
-        """Return id, value and count for people to read."""
+        """Return a human-readable table of id, value and count."""
         return pa.table({
             "id": pa.array(range(len(self.names)), pa.int32()),
             "value": pa.array(self.names, pa.string()),
@@ -63,13 +63,13 @@ def item_vocabularies(products: pa.Table) -> dict[str, Vocabulary]:
 
 
 def user_vocabularies(demographics: pa.Table, households: Ints) -> dict[str, Vocabulary]:
-    """Number what is known of the households, a row for each; most are null throughout."""
+    """Number the households' demographics, one row each; most rows are all null."""
     rows = pc.index_in(pa.array(households), demographics["household_id"].combine_chunks())
     return {name: Vocabulary.of(demographics[name].take(rows)) for name in DEMOGRAPHICS}
 
 
 def demographics_ids(vocabularies: Mapping[str, Vocabulary]) -> tuple[Ragged, int]:
-    """Return each user's known demographics as ids of one space, a block for each column, and the space's size."""
+    """Return each user's known demographics as ids in one id space, with a block per column, and the space's size."""
     offset, offsets = 0, []
     for vocabulary in vocabularies.values():
         offsets.append(offset)

@@ -1,4 +1,4 @@
-"""Configuration of the embeddings that Complete Journey is given beside its texts."""
+"""Configuration of the embeddings of Complete Journey other than its text embeddings."""
 
 from pydantic import PositiveInt
 
@@ -11,19 +11,19 @@ class BehaviourConfig(Config):
     dim: PositiveInt = 64
     """Dimensions kept of the truncated SVD."""
     min_baskets: PositiveInt = 10
-    """Items in fewer baskets of these weeks have no behavioural embedding (null)."""
+    """Items in fewer baskets before the events have no behavioural embedding (null)."""
     seed: Seed = 0
     """Seed of the SVD's start block."""
 
 
 class OrganicConfig(Config):
-    """User embeddings of organic activity: purchases of what was not promoted, before the events begin."""
+    """User embeddings of organic activity: purchases of products that were not promoted, before the events begin."""
 
     in_events: bool = False
-    """Whether the events tell of organic purchases too. If not, history and household features are of a household's
-    promoted purchases alone: the ranker knows its own surface, and of the other one what the embeddings say."""
+    """Whether events use organic purchases too. If not, history and household features are of a household's promoted
+    purchases only: the ranker sees its own surface, and the organic one only through the embeddings."""
     newest: PositiveInt = 10
-    """Newest organic purchases of a user whose texts are averaged: the sparse activity."""
+    """Number of a user's newest organic purchases whose text embeddings are averaged: the sparse activity."""
     dim: PositiveInt = 64
     """Dimensions kept of the truncated SVD: the direct behavioural embedding."""
     min_baskets: PositiveInt = 10

@@ -1,4 +1,4 @@
-"""A day's events: impressions with what was known strictly before them, and their labels."""
+"""A day's events: impressions with features known strictly before them, and labels."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from sidestack.pipelines.prepare.complete_journey.log import DAY, Promotions, Ra
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 Who = tuple[Ints, Ints, Ints]
-"""Users, items and stores of some rows: what counts go by."""
+"""Users, items and stores of some rows: the keys of counts."""
 
 COUNTED_CATEGORIES = ("type", "category")
 """The items' categoricals by which purchases and impressions are counted."""
@@ -25,13 +25,13 @@ _PURCHASED: Mapping[str, tuple[int, ...]] = {
     **{name: (28,) for name in COUNTED_CATEGORIES},
     **{f"household_{name}": (0, 28) for name in ("item", *COUNTED_CATEGORIES)},
 }
-"""Of what purchase lines are counted, and over how many days before the impression; 0: over all."""
+"""Key of purchase counts -> windows in days before the impression; 0: all earlier days."""
 _SHOWN = ("item", "type", "household_type")
-"""Of what earlier impressions and their clicks are counted."""
+"""Keys by which earlier impressions and their clicks are counted."""
 SHOWN_DAYS = 28
-"""Over how many days. Not over all: counts that begin with the training dates would be larger on later ones."""
+"""Window in days of these counts. Counts of all days since the first training date would be larger on later dates."""
 _RECENT = ("item", *(f"household_{name}" for name in ("item", *COUNTED_CATEGORIES)))
-"""Of what the newest purchase counts."""
+"""Keys for which the newest purchase's recency is a feature."""
 
 
 def _column(name: str, days: int) -> str:
@@ -53,19 +53,20 @@ REQUEST_DENSE = (
     _column("household_impressions", SHOWN_DAYS),
     _column("household_clicks", SHOWN_DAYS),
 )
-"""Counts are numbers, ages are days, recencies lie between 0 (never) and 1 (just now); all of what came before."""
+"""Counts are numbers, ages are days, recencies are between 0 (never) and 1 (just now); all of earlier events."""
 
 
 @dataclass(frozen=True)
 class EventSettings:
-    """What the events depend on beside the log.
+    """Settings of the events.
 
     Attributes:
         draws: promoted products drawn for a basket. seed: seed of the draws.
-        max_history: newest purchases in a history. followup_days: days after which a conversion is known.
-        stores: the source's ids of the stores that have a place of their own; any other shares place 0.
+        max_history: maximum number of newest purchases in a history. followup_days: days after which a conversion is
+            known.
+        stores: the source's ids of the stores with a place of their own; all others share place 0.
         demographics: user -> ids in the sparse column of that name.
-        categories: by each of `COUNTED_CATEGORIES`, every item's; items without one (-1) share a count.
+        categories: for each of `COUNTED_CATEGORIES`, every item's id; items without one (-1) share a count.
     """
 
     draws: int
@@ -78,16 +79,16 @@ class EventSettings:
 
 
 class EventBuilder:
-    """Builds the events of any day from a raw log.
+    """Builder of any day's events from a raw log.
 
-    Nothing but the labels looks at the impression's own time or later: a log that is cut after a row gives the
-    same row. The indices are made once; a day costs some ten thousand rows.
+    Only labels use data from the impression's time or later: a log that is cut after a row produces the same row. The
+    indices are built once; a day costs some ten thousand rows.
 
     Args of the constructor:
-        log: all purchases: labels, and how much an item sells. settings: all else.
-        promotions: what can be shown, of the weeks of the dates and of `SHOWN_DAYS` before them.
-        dates: the first and the last that are asked for.
-        surface: those of the purchases that a row may know of its household; all, unless said otherwise.
+        log: all purchases, for labels and items' sales. settings: of the events.
+        promotions: the promotions of the dates' weeks and of `SHOWN_DAYS` before them.
+        dates: first and last date.
+        surface: the purchases that household features may use; by default all.
     """
 
     def __init__(
@@ -126,7 +127,7 @@ class EventBuilder:
         }
 
     def day(self, day: date) -> dict[str, Any]:
-        """Return a day's columns by name, as arrays, Arrow arrays or `Ragged`, in order of time."""
+        """Return a day's columns by name, as arrays, Arrow arrays or `Ragged`, ordered by time."""
         seen = self._seen.between(midnight(day), midnight(day + timedelta(days=1)))
         return {
             "request_id": seen.baskets_N,
@@ -142,7 +143,7 @@ class EventBuilder:
         }
 
     def _conversions(self, seen: Impressions) -> Any:
-        """Say whether the clicked item was bought again in a later basket; null where the log ends too early."""
+        """Return whether the clicked item was bought again in a later basket; null if the log ends too early."""
         later_N = seen.times_N + self.settings.followup_days * DAY
         pairs_N = self._keys("household_item", _who(seen))
         again_N = self._lines_of_item_by_user.within(pairs_N, seen.times_N + 1, later_N + 1) > 0
@@ -195,7 +196,7 @@ class EventBuilder:
 
     def _history(self, seen: Impressions) -> dict[str, Ragged]:
         """Return the household's newest known purchases strictly before the impression, oldest first."""
-        # A log is in order of household and time, as the timeline's positions are.
+        # A log is ordered by household and time, as are the timeline's positions.
         stops_N = self._lines["household"].position(seen.users_N, seen.times_N)
         earlier_N = self._lines["household"].before(seen.users_N, seen.times_N)
         starts_N = stops_N - np.minimum(earlier_N, self.settings.max_history)
@@ -205,7 +206,7 @@ class EventBuilder:
         }
 
     def _keys(self, name: str, who: Who) -> Ints:
-        """Return the number of each row's household, item, ... that is counted by."""
+        """Return the id of each row's household, item, ... that is the key of a count."""
         users_N, items_N, stores_N = who
         if name == "household":
             return users_N
@@ -234,17 +235,17 @@ def store_places(known: Ints, stores_N: Ints) -> Ints:
 
 
 def _counted(moments: Timeline, keys_N: Ints, times_N: Ints, days: int = 0) -> Floats:
-    """Return how many moments of each key come strictly before its time, within so many days; 0: at any time."""
+    """Count each key's moments strictly before its time, within a window of days; 0: all."""
     first_N = times_N - days * DAY if days else np.zeros_like(times_N)
     return moments.within(keys_N, first_N, times_N).astype(np.float32)
 
 
 def _age(first_N: Ints, times_N: Ints) -> Floats:
-    """Return the days since `first`, 0 where there was none (-1)."""
+    """Return the days since `first`; 0 if there was none (-1)."""
     return np.where(first_N >= 0, (times_N - first_N) / DAY, 0.0).astype(np.float32)
 
 
 def _recency(last_N: Ints, times_N: Ints) -> Floats:
-    """Return 1 / (1 + weeks since `last`): 1 for just now, towards 0 with time, 0 for never (-1)."""
+    """Return 1 / (1 + weeks since `last`): 1 for just now, decreasing to 0 with time, 0 for never (-1)."""
     weeks_N = (times_N - last_N) / (7 * DAY)
     return np.where(last_N >= 0, 1.0 / (1.0 + weeks_N), 0.0).astype(np.float32)

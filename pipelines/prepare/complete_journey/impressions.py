@@ -1,7 +1,7 @@
-"""Which promoted products a basket counts as having seen: all that were bought, and a sample of the others.
+"""Impressions of a basket: all promoted products that were bought, and a sample of the others.
 
-The sampling is drawn from the basket's own id and the week's promotions, so it is the same whatever else the log
-holds. Rates and calibration downstream are those of the sampled log.
+The sample depends only on the basket's id and the week's promotions, not on the rest of the log. Rates and calibration
+downstream are those of the sampled log.
 """
 
 from dataclasses import dataclass, fields
@@ -17,7 +17,7 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Impressions:
-    """Impressions in order of time, basket and item.
+    """Impressions ordered by time, basket and item.
 
     Attributes:
         baskets_N: the source's basket ids: the requests. users_N, items_N: row numbers in their tables. times_N:
@@ -34,7 +34,7 @@ class Impressions:
     promotions_N: Ints
 
     def between(self, first: int, end: int) -> "Impressions":
-        """Return those from `first` (inclusive) to `end` (exclusive), in seconds."""
+        """Return the impressions from `first` (inclusive) to `end` (exclusive), in seconds."""
         part = slice(*np.searchsorted(self.times_N, (first, end)))
         return Impressions(**{one.name: getattr(self, one.name)[part] for one in fields(self)})
 
@@ -72,7 +72,7 @@ def impressions(log: RawLog, promotions: Promotions, first: int, end: int, draws
 
 
 def _drawn(promotions: Promotions, baskets_B: Ints, weeks_B: Ints, stores_B: Ints, draws: int, seed: int) -> Ints:
-    """Draw promoted products for each basket; give pairs of basket number and promotion number."""
+    """Draw promoted products for each basket; return pairs of basket number and promotion number."""
     none_B = np.zeros_like(stores_B)
     low_B = np.searchsorted(promotions.keys_K, promotion_key(weeks_B, stores_B, none_B))
     high_B = np.searchsorted(promotions.keys_K, promotion_key(weeks_B, stores_B + 1, none_B))

@@ -1,4 +1,4 @@
-"""The raw log as arrays, and the time index that answers what was known before a moment."""
+"""The raw log as arrays, and a time index for counts before a moment."""
 
 from dataclasses import dataclass, replace
 from datetime import date
@@ -29,14 +29,14 @@ def week_of(times_N: Ints) -> Ints:
 
 @dataclass(frozen=True)
 class RawLog:
-    """Purchase lines, in order of household, time and item.
+    """Purchase lines, ordered by household, time and item.
 
     Attributes:
         users_P: row numbers in the users table. items_P: row numbers in the items table.
-        times_P: seconds since 1970 on the stores' local clock; all lines of a basket share theirs.
+        times_P: seconds since 1970 on the stores' local clock, equal for all lines of a basket.
         baskets_P: the source's basket ids. stores_P: the source's store ids.
         num_items: rows of the items table.
-        end: the second up to which (exclusive) the log is complete; it cannot tell what happened from then on.
+        end: the second up to which (exclusive) the log is complete; later events are unknown.
     """
 
     users_P: Ints
@@ -51,7 +51,7 @@ class RawLog:
     def ordered(
         cls, users_P: Ints, items_P: Ints, times_P: Ints, baskets_P: Ints, stores_P: Ints, num_items: int, end: int
     ) -> Self:
-        """Make a log of lines that come in any order."""
+        """Build a log from lines in any order."""
         order = np.lexsort((baskets_P, items_P, times_P, users_P))
         return cls(
             users_P=users_P[order],
@@ -64,7 +64,7 @@ class RawLog:
         )
 
     def keep(self, lines_P: npt.NDArray[np.bool_]) -> "RawLog":
-        """Return the log with only the lines marked."""
+        """Return the log with the marked lines only."""
         return replace(
             self,
             users_P=self.users_P[lines_P],
@@ -75,13 +75,13 @@ class RawLog:
         )
 
     def cut(self, end: int) -> "RawLog":
-        """Return the log as it was known at `end`: the lines before it, and the follow-up ended there."""
+        """Return the log as it was known at `end`: the lines before it, with follow-up until then."""
         return replace(self.keep(self.times_P < end), end=min(end, self.end))
 
 
 @dataclass(frozen=True)
 class Promotions:
-    """What was promoted: one row for each store, week and product, and its slots.
+    """Promotions: one row for each store, week and product, with its slots.
 
     Attributes:
         keys_K: week, store and item in one integer (`promotion_key`), ascending, each once.
@@ -96,22 +96,22 @@ class Promotions:
 
     @classmethod
     def ordered(cls, keys_M: Ints, displays_M: Ints, mailers_M: Ints) -> Self:
-        """Index promotion rows that come in any order; a key may have several slots."""
+        """Index promotion rows in any order; a key may have several slots."""
         order = np.lexsort((mailers_M, displays_M, keys_M))
         keys_K, starts_K = np.unique(keys_M[order], return_index=True)
         return cls(keys_K, np.append(starts_K, len(order)), displays_M[order], mailers_M[order])
 
 
 def promotion_key(weeks_N: Ints, stores_N: Ints, items_N: Ints) -> Ints:
-    """Pack week, store and item, in this order of weight, into one integer.
+    """Pack week, store and item into one integer, week in the highest bits.
 
-    Stores need less than 2^20 and items less than 2^32.
+    Store ids must be below 2^20 and item ids below 2^32.
     """
     return (weeks_N << 52) | (stores_N << 32) | items_N
 
 
 class Timeline:
-    """Moments by id, indexed for counting those of an id before a time.
+    """Index of moments by id, for counting an id's moments before a time.
 
     Args:
         ids_P: non-negative, below 2^31. times_P: seconds, non-negative, below 2^32.
@@ -121,7 +121,7 @@ class Timeline:
         self._keys_P = np.sort(_keyed(ids_P, times_P))
 
     def position(self, ids_N: Ints, times_N: Ints) -> Ints:
-        """Return where in the order of (id, time) the first moment at or after each time lies."""
+        """Return the position, in the order of (id, time), of the first moment at or after each time."""
         return np.searchsorted(self._keys_P, _keyed(ids_N, times_N))
 
     def before(self, ids_N: Ints, times_N: Ints) -> Ints:
@@ -133,11 +133,11 @@ class Timeline:
         return self.position(ids_N, end_N) - self.position(ids_N, np.maximum(first_N, 0))
 
     def last_before(self, ids_N: Ints, times_N: Ints) -> Ints:
-        """Return the id's newest moment strictly before each time, -1 where there is none."""
+        """Return the id's newest moment strictly before each time; -1 if there is none."""
         return self._moment(self.position(ids_N, times_N) - 1, self.before(ids_N, times_N) > 0)
 
     def first_before(self, ids_N: Ints, times_N: Ints) -> Ints:
-        """Return the id's first moment if it lies strictly before the time, else -1."""
+        """Return the id's first moment if it is strictly before the time, else -1."""
         return self._moment(self.position(ids_N, np.zeros_like(times_N)), self.before(ids_N, times_N) > 0)
 
     def _moment(self, positions_N: Ints, exists_N: npt.NDArray[np.bool_]) -> Ints:

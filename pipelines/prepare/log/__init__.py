@@ -1,1 +1,1 @@
-"""A log of one's own, from raw events and a catalogue to the contract's tables (`prepare.source.kind: log`)."""
+"""The user's own log: raw events and a catalogue, converted to the contract's tables (`prepare.source.kind: log`)."""

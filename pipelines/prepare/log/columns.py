@@ -1,4 +1,4 @@
-"""How raw columns become typed ones: by a lossless cast, or a fault that says which rule a value breaks."""
+"""Typed columns from raw ones: by a lossless cast, or an error with the rule that a value breaks."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,20 +10,20 @@ Types = Mapping[str, str]
 """A file's columns: name -> DuckDB's type."""
 
 FIRST_TIME, END_TIME = "1971-01-01", "2100-01-01"
-"""Times outside are taken for those of a wrong unit."""
+"""Times outside this range are taken as a sign of a wrong unit."""
 _NS = {"s": 1_000_000_000, "ms": 1_000_000, "us": 1_000, "ns": 1}
 
 
 @dataclass(frozen=True)
 class RawColumn:
-    """A typed column, made from some columns of a file.
+    """A typed column, computed from columns of a file.
 
     Attributes:
         sources: the file's columns. kind: DuckDB's type of the result.
-        sql: makes the expression over the file's columns, null where a value breaks the rule.
-        rule: what a value must be, for errors.
+        sql: returns the expression over the file's columns, null for a value that breaks the rule.
+        rule: what a value must be, for error messages.
         zone: the session's time zone that the expression needs.
-        count: of a column that may hold lists, of which `sql` takes the first value: makes the number of values.
+        count: returns the expression of the number of values, for a column of lists whose first value `sql` takes.
     """
 
     sources: tuple[str, ...]
@@ -34,14 +34,14 @@ class RawColumn:
     count: Callable[[Types], str] | None = None
 
     def is_there(self, types: Types) -> str:
-        """Return the condition that a row has a value, right or wrong."""
+        """Return the condition that a row has a value, valid or not."""
         if self.count is not None:
             return f"{self.count(types)} > 0"
         return " OR ".join(f"{quoted(source)} IS NOT NULL" for source in self.sources) or "true"
 
 
 def key(column: str) -> RawColumn:
-    """Return an id as text; whole numbers that are stored as floats lose their `.0`."""
+    """Return an id as text; whole numbers stored as floats lose their `.0`."""
     name = quoted(column)
 
     def sql(types: Types) -> str:
@@ -83,7 +83,7 @@ def number(column: str) -> RawColumn:
 
 
 def category(column: str) -> RawColumn:
-    """Return a value as text; of a list the first that is not null, as signals and features have one value."""
+    """Return a value as text; for a list, the first non-null value, as signals and features have one value."""
     name = quoted(column)
     values = f"list_filter({name}, lambda one: one IS NOT NULL)"
 
@@ -97,7 +97,7 @@ def category(column: str) -> RawColumn:
 
 
 def text(columns: tuple[str, ...]) -> RawColumn:
-    """Return several columns as one text."""
+    """Join several columns into one text."""
 
     def sql(types: Types) -> str:
         parts = (

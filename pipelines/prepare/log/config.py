@@ -1,4 +1,4 @@
-"""Configuration of a raw log: which files, which of their columns, and what is predicted."""
+"""Configuration of a raw log: files, columns and tasks."""
 
 from collections.abc import Iterator, Mapping
 from math import ceil
@@ -28,7 +28,7 @@ from sidestack.pipelines.prepare.text_config import TextConfig
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Paths = Annotated[tuple[PlaceText, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
-"""Files, folders or globs, of Parquet or CSV; local ones or URLs."""
+"""Files, folders or globs of Parquet or CSV; local paths or URLs."""
 EngineName = Literal["duckdb", "spark"]
 
 
@@ -37,17 +37,17 @@ def _by_name(value: Any) -> Any:
 
 
 Columns = Annotated[dict[str, str], BeforeValidator(_by_name)]
-"""Features by name -> column; a list of columns names features after them."""
+"""Feature name -> column; in a list of columns each feature has its column's name."""
 
 
 class TimeColumn(Config):
-    """A column of times; in the configuration its name alone will do."""
+    """A column of times; in the configuration its name is enough."""
 
     column: str
     unit: Literal["s", "ms", "us", "ns"] = "s"
-    """Of numbers, since 1970-01-01 UTC; dates and timestamps have their own."""
+    """Unit of numbers since 1970-01-01 UTC; dates and timestamps have their own."""
     zone: str = "UTC"
-    """Time zone of dates, and of timestamps that name none, such as `Europe/Berlin`."""
+    """Time zone of dates and of timestamps without one, such as `Europe/Berlin`."""
 
     @field_validator("zone")
     @classmethod
@@ -63,37 +63,37 @@ Time = Annotated[TimeColumn, BeforeValidator(lambda value: {"column": value} if 
 
 
 class EventFiles(Config):
-    """Impressions (or actions), one a row."""
+    """Files of impressions (or actions), one a row."""
 
     path: Paths
     user: str
     item: str
     time: Time
     event_id: str | None = None
-    """Rows of one event id count once; without it, rows that are equal in all columns named here do."""
+    """Rows with the same event id count once; without it, rows that are equal in all columns named here."""
     request: str | None = None
-    """Rows of a date with the same value are one request; by default those of one user and time are."""
+    """Rows of a date with the same value are one request; by default, rows with the same user and time."""
     dense: Columns = {}
-    """Numbers, taken as they are; a null is 0."""
+    """Numbers, used as they are; null becomes 0."""
     quantiles: dict[str, Annotated[int, Field(ge=2, le=1000)]] = {}
-    """Numbers that become categories: column -> how many buckets of as many rows each, as first seen."""
+    """Numbers to discretize: column -> number of buckets with equal row counts, fixed at the first prepare."""
     categoricals: Columns = {}
 
 
 class ContentFiles(Config):
-    """The catalogue of items, or of users, one a row."""
+    """Files of the catalogue of items or users, one a row."""
 
     path: Paths
     id: str
     text: tuple[str, ...] = ()
     """Text columns, embedded together by the sentence encoder (items only)."""
     embeddings: Columns = {}
-    """Lists of numbers, each column of one length; they are brought to unit length."""
+    """Lists of numbers, of one length per column; they are normalized to unit length."""
     categoricals: Columns = {}
 
 
 class LabelFiles(Config):
-    """What happened later, one a row, to be matched to events by event id, or by user and item."""
+    """Files of later events, one a row, matched to impressions by event id, or by user and item."""
 
     path: Paths
     time: Time
@@ -109,15 +109,14 @@ class LabelFiles(Config):
 
 
 class LogTask(TaskSpec):
-    """One thing to predict."""
+    """One prediction task."""
 
     where: str = "true"
-    """SQL condition over the columns of the events' files, or of the table's; the label is 1 where it holds."""
+    """SQL condition over the columns of the events' files, or of the table's; the label is 1 where it is true."""
     table: str | None = None
-    """Which of `labels` has it; by default the events themselves."""
+    """Name of the table in `labels` that has the task; by default the events themselves."""
     within_days: FollowupDays | None = None
-    """With a table: a row of it counts from its event's time until so many days after; until they are over the label
-    is null."""
+    """With a table: number of days after the event in which a row counts; until they are over the label is null."""
 
     @model_validator(mode="after")
     def _check_window(self) -> Self:
@@ -127,46 +126,46 @@ class LogTask(TaskSpec):
 
 
 class LogConfig(SourceConfig):
-    """A log of one's own from raw files: string ids, events without histories, late labels, texts.
+    """Configuration of the user's own log from raw files: string ids, events without histories, late labels, texts.
 
-    All faults of all files are reported at once. What is read once is kept, typed and by date, beside the tables;
-    ids and vocabularies are kept and only grow.
+    All faults of all files are reported at once. Ingested files are stored, typed and by date, next to the tables. Ids
+    and vocabularies are stored; ids only grow.
     """
 
     kind: Literal["log"]
     engine: EngineName = "duckdb"
-    """What makes requests, histories, counts and labels: DuckDB on this machine, or Spark; the rows are the same."""
+    """The engine for requests, histories, counts and labels: DuckDB on this machine, or Spark, with equal rows."""
     events: EventFiles
     items: ContentFiles | None = None
     users: ContentFiles | None = None
     labels: dict[str, LabelFiles] = {}
     tasks: dict[str, LogTask]
     history: str | None = None
-    """The task whose positives are a user's history, and the positives of count features; by default the first without
-    a parent. It must be told by the events themselves."""
+    """The task whose positives are a user's history and the positives of count features; by default the first without a
+    parent. Its labels must be in the events' files."""
     max_history: PositiveInt = 32
     count_days: Days = 7
-    """Count features (of user, item, and user x the items' first categorical) are of all earlier events, and of the
-    last so many days."""
+    """Window in days of recent count features. Count features (of user, item, and user x the items' first categorical)
+    are of all earlier events and of this window."""
     delay_minutes: NonNegativeFloat = 0.0
-    """How long after its time an event is known to histories and counts."""
+    """Delay after an event until histories and counts include it."""
     negatives: NonNegativeInt = 0
-    """For a log of positives alone: so many items are drawn for each event, from those of the same date by how often
-    they occur, as impressions whose labels are 0."""
+    """For a log of positives only: number of items drawn for each event as impressions with label 0. They are drawn
+    from the date's items, by frequency."""
     vocabulary: PositiveInt = 10_000
-    """Most values of a categorical that are kept, the most frequent; all others are one value, `unknown`."""
+    """Maximum number of values of a categorical: the most frequent are kept, all others become `unknown`."""
     max_dropped: Share = 0.05
-    """Rows without user, item or time are left out and counted; a larger share of a file than this is an error."""
+    """Rows without user, item or time are dropped and counted; a larger share of a file than this is an error."""
     max_unknown_items: Share = 0.2
-    """The largest share of events whose item the catalogue lacks (items then have no content)."""
+    """Maximum share of events whose item is not in the catalogue (such items have no content)."""
     identify: Identify = "footer"
-    """What tells Parquet files from each other; other files are told by all their bytes."""
+    """How Parquet files are identified; other files are identified by all their bytes."""
     text: TextConfig = TextConfig()
     privacy: Privacy = Privacy()
     train_days: Days | None = None
-    """So many dates before the test dates are trained on; by default all."""
+    """Number of dates before the test dates to train on; by default all."""
     test_days: Days | None = None
-    """Dates to test on: the newest whose labels are complete; by default a fifth of all dates."""
+    """Number of test dates: the newest with complete labels; by default a fifth of all dates."""
 
     @model_validator(mode="after")
     def _check_tasks(self) -> Self:
@@ -202,7 +201,7 @@ class LogConfig(SourceConfig):
         return self
 
     def _unmasked_columns(self) -> Iterator[str]:
-        """Yield columns of masked ids that are named a second time, in a role that would keep them as they are."""
+        """Yield columns of masked ids that are also used in a role that would store them unmasked."""
         if self.privacy.key is None:
             return
         events, takes_items = self.events, self.privacy.mask_items
@@ -228,13 +227,13 @@ class LogConfig(SourceConfig):
             )
 
     def require_filesystem(self, path: Path) -> None:
-        """Check that what is configured can be had where the log's store is to be.
+        """Check that the location of the log's store supports the configured settings.
 
         Args:
             path: the store, or a folder above it.
 
         Raises:
-            ConfigError: it is at a URL, where nothing is deleted, and which Spark's executors do not see.
+            ConfigError: the store is at a URL, where nothing is deleted and which Spark's executors cannot read.
         """
         url = url_of(path)
         if url is not None and self.privacy.retention_days is not None:
@@ -254,5 +253,5 @@ class LogConfig(SourceConfig):
 
     @property
     def followup_days(self) -> Mapping[str, float]:
-        """By task: how long after an event its label is known, where that is later than the event."""
+        """By task: how long after an event its label is known, if later than the event."""
         return {name: task.within_days for name, task in self.tasks.items() if task.within_days is not None}

@@ -1,6 +1,6 @@
-"""The content of items and users: texts and vectors as embeddings, values as ids of a vocabulary.
+"""The content of items and users: texts and vectors as embeddings, categorical values as vocabulary ids.
 
-Vocabularies are made of the first part, and kept. A value that a vocabulary lacks is `UNKNOWN`.
+Vocabularies are made from the first part and kept. A value that is not in the vocabulary is `UNKNOWN`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +29,7 @@ from sidestack.pipelines.prepare.log.numbering import Numbering, made_once
 from sidestack.pipelines.prepare.text import read_embeddings
 
 UNKNOWN = 0
-"""The id of every value that a vocabulary lacks."""
+"""The id of every value that is not in the vocabulary."""
 TEXT_EMBEDDING = "text_embedding"
 
 Floats = npt.NDArray[np.float32]
@@ -40,9 +40,9 @@ class Content:
     """The content of the items, or of the users.
 
     Attributes:
-        numbering: their ids. parts: of it, those of this snapshot. files: their settings.
-        vocabularies: categorical -> its values, whose places are ids from 1 on.
-        dims: embedding column -> numbers of one. texts: by part, where the embeddings of its texts are kept.
+        numbering: their ids. parts: the numbering's parts in this snapshot. files: their settings.
+        vocabularies: categorical -> its values in the order of their ids, which begin with 1.
+        dims: embedding column -> dimensions. texts: by part, the cache of its texts' embeddings.
     """
 
     numbering: Numbering
@@ -54,11 +54,11 @@ class Content:
 
     @property
     def rows(self) -> int:
-        """How many items (users) there are."""
+        """Number of items (users)."""
         return sum(part.facts["new"] for part in self.parts)
 
     def dataset_parts(self, spec: DatasetSpec) -> list[Part]:
-        """Return the parts as `pipelines.prepare.dataset.Source` has them."""
+        """Return the parts for `pipelines.prepare.contract.Source`."""
         entity = self.numbering.entity
         key = pa.field(f"{entity}_key", pa.string())
         schema = pa.schema([*content_schema(spec, entity), key])
@@ -103,7 +103,7 @@ class TextVectors:
     """The embeddings of a part's texts.
 
     Args of the constructor:
-        texts: distinct, ascending. cached: where `pipelines.prepare.text` keeps their embeddings.
+        texts: distinct, ascending. cached: their embeddings' directory in the cache of `pipelines.prepare.text`.
     """
 
     def __init__(self, texts: Sequence[str], cached: Path) -> None:
@@ -111,7 +111,7 @@ class TextVectors:
         self._vectors_ND = read_embeddings(cached, len(texts))
 
     def column(self, texts: pa.ChunkedArray) -> pa.Array:
-        """Return the embeddings of texts, null where there is none."""
+        """Return the embeddings of texts, null for a null text."""
         places = pc.index_in(texts.combine_chunks(), self._texts, skip_nulls=True)
         return embeddings(
             self._vectors_ND[places.fill_null(0).to_numpy()], places.is_valid().to_numpy(zero_copy_only=False)
@@ -119,14 +119,14 @@ class TextVectors:
 
 
 def distinct_texts(store: Store, part: PartitionEntry) -> list[str]:
-    """Return the texts of a part, each once, ascending."""
+    """Return the distinct texts of a part, ascending."""
     parts = [read_row_group(group, ["text"])["text"] for group in row_groups([store.file(part)])]
     found = pc.unique(pa.chunked_array([chunk for part in parts for chunk in part.chunks], pa.string()))
     return sorted(found.drop_null().to_pylist())
 
 
 def value_ids(values: pa.ChunkedArray, vocabulary: Sequence[str]) -> pa.Array:
-    """Return the ids of values, null where there is none: int32."""
+    """Return the ids of values as int32, null for a null value."""
     column = values.combine_chunks()
     places = pc.index_in(column, pa.array(vocabulary, pa.string()), skip_nulls=True)
     ids = pc.fill_null(pc.add(places, 1), UNKNOWN).cast(pa.int32())
@@ -134,7 +134,7 @@ def value_ids(values: pa.ChunkedArray, vocabulary: Sequence[str]) -> pa.Array:
 
 
 def unit_vectors(column: pa.ChunkedArray, dim: int, where: str) -> pa.Array:
-    """Return vectors of unit length, null where a vector is null or all zeros: fixed-size lists of half precision.
+    """Return vectors at unit length as fixed-size lists of float16, null if a vector is null or all zeros.
 
     Raises:
         DataError: a vector is of another length.
@@ -147,7 +147,7 @@ def unit_vectors(column: pa.ChunkedArray, dim: int, where: str) -> pa.Array:
     values_ND = np.zeros((len(whole), dim), np.float32)
     values_ND[is_there_N] = whole.drop_null().flatten().to_numpy().reshape(-1, dim)
     largest_N1 = np.abs(values_ND).max(axis=1, initial=0.0, keepdims=True)
-    scaled_ND = values_ND / np.where(largest_N1 > 0, largest_N1, 1)  # so that no square overflows
+    scaled_ND = values_ND / np.where(largest_N1 > 0, largest_N1, 1)  # so that squares do not overflow
     lengths_N1 = np.linalg.norm(scaled_ND, axis=1, keepdims=True)
     units_ND = scaled_ND / np.where(lengths_N1 > 0, lengths_N1, 1)
     return embeddings(units_ND.astype(np.float16), is_there_N & (largest_N1[:, 0] > 0))
@@ -155,10 +155,10 @@ def unit_vectors(column: pa.ChunkedArray, dim: int, where: str) -> pa.Array:
 
 @dataclass(frozen=True)
 class Kept:
-    """Which values of a categorical a vocabulary keeps.
+    """Rule for the values that a vocabulary keeps.
 
     Attributes:
-        most: how many, the most frequent. min_users: by how many different users at least.
+        most: maximum number of values, the most frequent first. min_users: minimum number of distinct users of a value.
     """
 
     most: int
@@ -166,15 +166,15 @@ class Kept:
 
     @property
     def settings(self) -> dict[str, int]:
-        """What decides the values, for keys."""
+        """The settings that decide the values, for keys."""
         return {"most": self.most, **({} if self.min_users is None else {"min_users": self.min_users})}
 
     def query(self, source: str, column: str, seen: str) -> str:
         """Return the query of a column's values.
 
         Args:
-            source: rows whose values are counted. column: theirs.
-            seen: query of (value, user), which says who has, or met, a value.
+            source: rows whose values are counted. column: the values' column.
+            seen: query of (value, user): the users who have, or met, a value.
         """
         name = quoted(column)
         common = f"SELECT value FROM ({seen}) GROUP BY value HAVING count(DISTINCT user) >= {self.min_users}"
@@ -193,11 +193,11 @@ def vocabularies(
     events: str,
     database: duckdb.DuckDBPyConnection,
 ) -> dict[str, list[str]]:
-    """Return each categorical's values, most frequent first; made of the first part.
+    """Return each categorical's values, most frequent first, from the first part.
 
     Args:
-        numbering: the ids. first: its first part. files: the settings. kept: which values are.
-        events: the events' rows, as SQL, which say who met an item. database: a connection.
+        numbering: the ids. first: its first part. files: the settings. kept: the rule for values.
+        events: the events' rows, as SQL: they show who met an item. database: a connection.
     """
     source = f"read_parquet({literal(str(numbering.store.file(first)))})"
     found = {}
@@ -223,10 +223,10 @@ def read_values(database: duckdb.DuckDBPyConnection, file: Path) -> list[str]:
 def embedding_dims(
     numbering: Numbering, parts: Sequence[PartitionEntry], files: ContentFiles, database: duckdb.DuckDBPyConnection
 ) -> dict[str, int]:
-    """Return the numbers of an embedding, by column.
+    """Return the dimensions of embeddings, by column.
 
     Raises:
-        DataError: a column has none, or embeddings of several lengths; all such columns at once.
+        DataError: lists all columns that have no embedding or embeddings of several lengths.
     """
     source = f"read_parquet({file_list([numbering.store.file(part) for part in parts])})"
     found, faults = {}, []
@@ -249,7 +249,7 @@ def embedding_dims(
 
 
 def entity_columns(entity: Entity, files: ContentFiles | None) -> list[str]:
-    """Return the names of content columns as they are ingested."""
+    """Return the names of ingested content columns."""
     if files is None:
         return []
     text = ["text"] if files.text else []

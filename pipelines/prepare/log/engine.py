@@ -1,7 +1,7 @@
-"""What runs the queries of a log's rows: DuckDB on one machine, or Spark on many; the rows are the same.
+"""Query engines for a log's rows: DuckDB on one machine, or Spark on many; the rows are the same.
 
-Queries are written once, in that part of DuckDB's dialect that sqlglot translates. An ASOF join is asked of the
-engine: DuckDB's own is fast, and for Spark it is a window over the rows of both sides.
+Queries are written once, in the part of DuckDB's dialect that sqlglot translates. ASOF joins depend on the engine:
+DuckDB's own is fast; for Spark it is a window over the rows of both sides.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,41 +17,42 @@ from sidestack.pipelines.prepare.log.on_duckdb import DuckDBEngine, database
 
 
 class Engine(Protocol):
-    """Runs queries over Parquet files and over tables made of them.
+    """Interface for queries over Parquet files and tables made from them.
 
-    Beside what both have, `hashed(words)` is a number, from 0 on and below 2^60, that follows from a text.
+    In addition to what both engines have, `hashed(words)` is a hash of a text in [0, 2^60).
     """
 
     def files(self, name: str, files: Sequence[Path]) -> None:
-        """Make view `name` of Parquet files, whose columns are matched by name; `filename` says where a row lies."""
+        """Create view `name` of Parquet files, with columns matched by name; `filename` is a row's file."""
 
     def table(self, name: str, query: str) -> None:
-        """Make table `name` of a query's rows, in place of an earlier one."""
+        """Create or replace table `name` with a query's rows."""
 
     def row(self, query: str) -> tuple[Any, ...]:
         """Return the first row of a query."""
 
     def batches(self, query: str) -> pa.RecordBatchReader:
-        """Return a query's rows, in its order, a batch in memory at a time."""
+        """Return a query's rows, in order, a batch in memory at a time."""
 
     def asof(
         self, asked: str, known: str, by: Sequence[str], at: str, values: Mapping[str, str], *, is_later: bool = False
     ) -> str:
-        """Return the query that adds to each row of one query columns of one row of another, null where there is none.
+        """Return the query of an ASOF join: it adds columns of one matching row, null if there is none.
 
         Args:
-            asked: query whose rows are kept. known: query with `event_time`, and no null in `by`.
-            by: columns that are equal in both. at: time, an expression over columns of `asked`.
-            values: column of `known` by the name it gets.
-            is_later: take the first row at `at` or later, in place of the last row before `at`.
+            asked: left side: query whose rows are kept. known: right side: query with `event_time`, without nulls in
+                `by`.
+            by: columns that are equal on both sides. at: time, an expression over columns of `asked`.
+            values: new name -> column of `known`.
+            is_later: match the first row at `at` or later, instead of the last row before `at`.
         """
 
 
 def require_engine(name: EngineName) -> None:
-    """Check that an engine's packages are there.
+    """Check that an engine's packages are installed.
 
     Raises:
-        ConfigError: one is not installed.
+        ConfigError: a package is not installed.
     """
     if name == "spark":
         try:
@@ -65,10 +66,10 @@ def require_engine(name: EngineName) -> None:
 
 @contextmanager
 def open_engine(name: EngineName, folder: Path) -> Iterator[Engine]:
-    """Open an engine whose tables lie in a temporary directory within `folder`, which is removed at the end.
+    """Open an engine with its tables in a temporary directory within `folder`, which is removed on exit.
 
     Raises:
-        ConfigError: it is Spark, and that is not installed or does not start.
+        ConfigError: Spark is not installed or does not start.
     """
     require_engine(name)
     if name == "spark":

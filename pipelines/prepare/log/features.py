@@ -1,8 +1,8 @@
-"""The rows of dates, by SQL: requests, histories, counts, labels; of what was known strictly before each request.
+"""The rows of dates, by SQL: requests, histories, counts and labels; features only use what was known before a request.
 
-All of it is joins and window functions that an engine runs in bounded memory, spilling to disk. What lies before the
-dates that are made comes as a `State`: totals, and the newest entries of histories; so a new date costs that date,
-the days that counts look back on, and the state, however long the log is.
+All queries are joins and window functions that an engine runs in bounded memory, spilling to disk. Everything before
+the dates is in a `State`: totals, and the newest entries of histories. So the cost of a new date is that of the date,
+the days of the count window, and the state, independent of the log's length.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,19 +22,19 @@ from sidestack.pipelines.prepare.log.inputs import LogInputs, State, count_colum
 from sidestack.pipelines.prepare.log.labels import LateLabels
 
 StateWriter = Callable[[str, str], None]
-"""Writes one part of a state, by its name and the query of its rows."""
+"""Function that writes one part of a state, given its name and the query of its rows."""
 KEYED = ("user_key", "item_key", "event_time")
 """The columns of every event."""
 SOME_SUNDAY = date(1970, 1, 4)
 
 
 class DatedRows:
-    """The joined rows of a run of dates.
+    """Builder of the joined rows of a run of dates.
 
     Args of the constructor:
-        engine: with no tables yet. config: the log's. inputs: what rows are made of.
-        state: what was known at an earlier date; None: nothing, so all the log is read.
-        say: told of what was repaired, and of how many labels were found.
+        engine: without tables yet. config: the log's. inputs: the files that rows are made from.
+        state: what was known at an earlier date; None: the whole log is read.
+        say: prints what was repaired, and how many labels were found.
     """
 
     def __init__(
@@ -46,13 +46,14 @@ class DatedRows:
         self.state = state
         self.say = say
         self._columns = [quoted(name) for name in raw_tables(config)[EVENTS].columns if name not in KEYED]
-        """Of the events: beside ids and time."""
+        """Columns of the events other than ids and time."""
 
     def rows(self, days: Sequence[date]) -> Iterator[tuple[date, pa.Table]]:
-        """Yield the rows of some dates, in order, each date in one or more tables; the log is read up to the last.
+        """Yield the rows of some dates, in order, each date in one or more tables; read the log up to the last date.
 
         Raises:
-            DataError: rows of one request have several users, or too many events are of items outside the catalogue.
+            DataError: rows of one request have several users, or too many events have items that are not in the
+                catalogue.
         """
         self._load(days[-1])
         self._check_catalogue()
@@ -66,7 +67,7 @@ class DatedRows:
             yield from _by_day(pa.Table.from_batches([batch]))
 
     def save(self, day: date, write: StateWriter) -> None:
-        """Write what is known at the beginning of a date, once `rows` is through."""
+        """Write the state at the beginning of a date; call it after `rows` is exhausted."""
         before = f"event_time < TIMESTAMP '{day}'"
         for name, by in counted(self.inputs).items():
             keys = ", ".join(by)
@@ -83,16 +84,16 @@ class DatedRows:
         )
 
     def _until(self, last: date) -> datetime:
-        """Return when the part of the log ends that is read for dates up to the last."""
+        """Return the end of the part of the log that is read for dates up to `last`."""
         return self.inputs.end if last >= self.inputs.newest else datetime.combine(last, time()) + timedelta(days=1)
 
     def _load(self, last: date) -> None:
-        """Make `log`: each event once, with ids, from the state on to the last date."""
+        """Create `log`: each event once, with ids, from the state to the last date."""
         inputs = self.inputs
         self.engine.files("item_files", inputs.items)
         self.engine.files("user_files", inputs.users)
         self.engine.files("event_files", inputs.events)
-        # The first part decides, even if it has none: boxed, since arg_min passes over a null.
+        # The first part decides, even if its value is null: boxed, as arg_min skips nulls.
         category = (
             f"arg_min({{'value': {quoted(inputs.category)}}}, filename).value" if inputs.category else "NULL::VARCHAR"
         )
@@ -141,7 +142,7 @@ class DatedRows:
             )
 
     def _make_requests(self, days: Sequence[date]) -> None:
-        """Make `requests`, numbered by date, and `impressions`, the rows to be written: both of the dates alone."""
+        """Create `requests`, numbered by date, and `impressions`, the rows to be written, for the dates only."""
         dates = ", ".join(f"DATE '{day}'" for day in days)
         is_wanted = f"day IN ({dates})"
         by = "user_id, event_time" if self.config.events.request is None else "request_key"
@@ -168,7 +169,7 @@ class DatedRows:
         )
 
     def _drawn(self, is_wanted: str) -> str:
-        """Return the query of drawn negatives: items of other events of the same date, none that the user has there."""
+        """Return the query of drawn negatives: items of the date's events, except those of the user's own events."""
         draws = ", ".join(f"({draw})" for draw in range(self.config.negatives))
         own = ", ".join(
             "e.request_key" if name == quoted("request_key") else "0::TINYINT" if name.startswith('"task:') else "NULL"
@@ -188,7 +189,7 @@ class DatedRows:
             )"""
 
     def _count(self, name: str, by: Sequence[str]) -> None:
-        """Make `tallies_<name>`: events by key and time, and `counts_<name>`: what a request (a row) sees of them."""
+        """Create `tallies_<name>`: events by key and time, and `counts_<name>`: counts known to a request (row)."""
         keys = ", ".join(by)
         known = ""
         if self.state is not None:
@@ -228,14 +229,14 @@ class DatedRows:
 
     @property
     def _known(self) -> str:
-        """Return up to when a request knows of events, exclusive."""
+        """Return the time up to which events are known to a request, exclusive."""
         return f"asked.event_time - {interval(self.config.delay_minutes / 1440)}"
 
     def _make_histories(self) -> None:
-        """Make `entries`: the positives of each user, numbered by time; and `histories`: of each request the newest.
+        """Create `entries`: each user's positives, numbered by time; and `histories`: the newest ones for each request.
 
-        A user's entries are cut into blocks as long as a history is at most, so that a history lies in two blocks: no
-        list is longer than that, however much a user did.
+        A user's entries are cut into blocks of the maximum length of a history, so a history spans at most two blocks.
+        This bounds the length of lists for any number of entries.
         """
         most = self.config.max_history
         entries = "SELECT user_id, event_time, item_id FROM log WHERE is_positive = 1"
@@ -310,7 +311,7 @@ class DatedRows:
 
 
 def _by_day(rows: pa.Table) -> Iterator[tuple[date, pa.Table]]:
-    """Cut rows that are sorted by date into those of each."""
+    """Split rows that are sorted by date into one table per date."""
     start = 0
     for day, count in zip(*pc.value_counts(rows["day"]).flatten(), strict=True):
         yield day.as_py(), rows.slice(start, count.as_py()).drop_columns(["day"])

@@ -1,4 +1,4 @@
-"""The files of a raw log: which there are, and how DuckDB reads one."""
+"""The files of a raw log, and how DuckDB reads a file."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from sidestack.infra.sql import literal
 from sidestack.pipelines.prepare.log.config import LogConfig
 
 SUFFIXES = (".parquet", ".csv", ".tsv", ".csv.gz", ".tsv.gz", ".csv.zst")
-"""What a folder is searched for; a file that is named, or matched by a glob, may have any name."""
+"""Suffixes of data files in a folder; a file that is given by path or glob may have any name."""
 EVENTS, ITEMS, USERS = "events", "items", "users"
 
 
@@ -22,7 +22,7 @@ class RawFiles:
     """The files of a log.
 
     Attributes:
-        tables: `events`, `items`, `users`, `labels.<name>` -> its files. identity: of each file, its name aside.
+        tables: `events`, `items`, `users`, `labels.<name>` -> its files. identity: of each file, without its name.
     """
 
     tables: Mapping[str, Sequence[Path]]
@@ -33,7 +33,7 @@ def raw_files(config: LogConfig, ledger: Path) -> RawFiles:
     """Find and identify all files.
 
     Raises:
-        DataError: a path has no file, two files are the same, or one cannot be read; all such faults at once.
+        DataError: lists all faults: a path without a file, two equal files, or a file that cannot be read.
     """
     faults: list[str] = []
     tables: dict[str, Sequence[Path]] = {}
@@ -50,7 +50,7 @@ def raw_files(config: LogConfig, ledger: Path) -> RawFiles:
 
 
 def paths_of(config: LogConfig) -> dict[str, Sequence[str]]:
-    """Return the paths of each table, as the configuration has them."""
+    """Return the paths of each table, as configured."""
     found: dict[str, Sequence[str]] = {EVENTS: config.events.path}
     if config.items is not None:
         found[ITEMS] = config.items.path
@@ -68,8 +68,7 @@ def _found(name: str, paths: Sequence[str], faults: list[str]) -> Iterator[Path]
 
 
 def _files(path: str) -> Iterator[Path]:
-    """Yield the data files of a path; those whose own name, or a folder's below it, begins with `_` or `.` are left
-    out, and so are empty ones."""
+    """Yield a path's data files, without empty and hidden ones (a name below the path begins with `_` or `.`)."""
     given = place(path)
     if given.is_file():
         yield from [given] if given.stat().st_size else []
@@ -83,7 +82,7 @@ def _files(path: str) -> Iterator[Path]:
 
 
 def _split_glob(path: Path) -> tuple[Path, str]:
-    """Return the folder that a path names without wildcards, and what follows from the first wildcard on."""
+    """Return a path's folder before the first wildcard, and the rest."""
     parts = path.parts
     first = next((number for number, part in enumerate(parts) if any(sign in part for sign in "*?[")), len(parts))
     return Path(*parts[:first]), "/".join(parts[first:])
@@ -110,11 +109,11 @@ class Relation:
 
 
 def relation(database: duckdb.DuckDBPyConnection, file: Path, texts: Sequence[str]) -> Relation:
-    """Describe how a file is read; columns of folder names such as `date=2024-03-01` are among its own.
+    """Return how a file is read; folder names such as `date=2024-03-01` become columns.
 
     Args:
         database: a connection. file: Parquet, or else CSV of any delimiter.
-        texts: columns of a CSV that are text whatever they look like, such as ids, which may have leading zeros.
+        texts: columns of a CSV to read as text in any case, such as ids, which may have leading zeros.
 
     Raises:
         DataError: the file cannot be read.

@@ -1,4 +1,4 @@
-"""DuckDB's SQL as Spark's: by sqlglot, and an ASOF join, which Spark 4.0 lacks, by a window."""
+"""Translation of DuckDB's SQL to Spark's: by sqlglot, with a window for ASOF joins, which Spark 4.0 lacks."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,10 +6,10 @@ from sqlglot import ErrorLevel, transpile
 
 
 def in_spark(query: str) -> str:
-    """Return a query of DuckDB's dialect in Spark's.
+    """Translate a query from DuckDB's dialect to Spark's.
 
-    What sqlglot does not know it leaves as it is, and it drops the order of `list(a ORDER BY b)` without a word; a log
-    of the tests has the same bytes on both engines for that reason.
+    sqlglot leaves unknown expressions as they are, and silently drops the order of `list(a ORDER BY b)`. That is why
+    the tests require the same bytes for a log on both engines.
 
     Raises:
         sqlglot.errors.UnsupportedError: Spark has no such expression.
@@ -21,9 +21,10 @@ def in_spark(query: str) -> str:
 def asof_by_window(
     asked: str, known: str, by: Sequence[str], at: str, values: Mapping[str, str], *, is_later: bool
 ) -> str:
-    """Return an ASOF join as a window over the rows of both queries, in order of time; see `Engine.asof`.
+    """Return an ASOF join as a window over the rows of both queries, ordered by time; see `Engine.asof`.
 
-    At one time, a row of `asked` comes before those of `known` that it must not see, or after those that it must.
+    At equal times, a row of `asked` is sorted before the rows of `known` that it must not match, or after those it
+    must.
     """
     keys, turn = ", ".join(by), " DESC" if is_later else ""
     taken = ", ".join(f"known.{column} AS {name}" for name, column in values.items())

@@ -1,4 +1,4 @@
-"""Raw files into typed partitions, each file once: casts, checks, and which dates it has rows of.
+"""Ingestion of raw files into typed partitions, each file once: casts, checks, and the dates of its rows.
 
 All files are checked before anything is written, and all faults of all files are one error.
 """
@@ -40,14 +40,14 @@ _WITHOUT_VALUES = (duckdb.BinderException, duckdb.CatalogException, duckdb.Parse
 
 @dataclass(frozen=True)
 class RawTable:
-    """What is read of one kind of files.
+    """Columns and rules of one kind of files.
 
     Attributes:
-        name: `events`, `items`, `users`, or `labels.<name>`. columns: by the name they get.
-        required: rows where one of these is null are left out and counted.
+        name: `events`, `items`, `users`, or `labels.<name>`. columns: by their new name.
+        required: rows in which one of these is null are dropped and counted.
         has_time: whether rows have an `event_time`, and are sorted by it.
         masked: columns of ids that are written masked -> the kind of id.
-        is_private: whether errors leave values of the file out.
+        is_private: whether error messages omit values of the file.
     """
 
     name: str
@@ -70,40 +70,40 @@ class RawPart:
     origin: Path
 
     def is_kept(self, store: Store) -> bool:
-        """Whether its rows are there: retention deletes them and leaves the manifest, so none are read again."""
-        folder = store.path / self.entry.path  # from a URL nothing is deleted: what is not here is in the store
+        """Whether its rows are stored: retention deletes rows but keeps the manifest, so no file is read again."""
+        folder = store.path / self.entry.path  # nothing is deleted at a URL: what is not here is in the store
         return url_of(folder) is not None or (folder / FILE).is_file()
 
     @property
     def expired(self) -> int:
-        """How many of its rows were older than the retention when it was read."""
+        """Number of rows that were older than the retention when the file was read."""
         return self.entry.facts.get("expired", 0)
 
     @property
     def dropped(self) -> int:
-        """How many of its rows lack a required value."""
+        """Number of rows that lack a required value."""
         return self.entry.facts["dropped"]
 
     @property
     def several(self) -> dict[str, int]:
-        """By column: of how many of its rows one value is taken of several."""
+        """By column: number of rows with several values; the first is used."""
         facts = self.entry.facts
         return {name.removeprefix(_SEVERAL): facts[name] for name in facts if name.startswith(_SEVERAL)}
 
     @property
     def days(self) -> dict[date, tuple[int, int]]:
-        """Rows of each date, and a sum of hashes over them, which tells their content whatever their order."""
+        """Number of rows of each date, and a sum of their hashes, which identifies their content in any order."""
         return row_dates(self.entry.facts)
 
 
 def row_dates(facts: Mapping[str, int]) -> dict[date, tuple[int, int]]:
-    """Return what the facts of an ingested file say of its dates; see `RawPart.days`."""
+    """Return the dates in the facts of an ingested file; see `RawPart.days`."""
     numbers = [int(name.removeprefix("rows_")) for name in facts if name.startswith("rows_")]
     return {date.fromordinal(one): (facts[f"rows_{one}"], facts[f"hash_{one}"]) for one in numbers}
 
 
 def raw_tables(config: LogConfig) -> dict[str, RawTable]:
-    """Return what is read of each kind of files, by its name."""
+    """Return the tables to read, by name."""
     events = config.events
     columns = {"user_key": key(events.user), "item_key": key(events.item), "event_time": time(events.time)}
     if events.event_id is not None:
@@ -128,7 +128,7 @@ def raw_tables(config: LogConfig) -> dict[str, RawTable]:
 
 
 def _private(table: RawTable, config: LogConfig) -> RawTable:
-    """Return a table with the columns that a configuration masks."""
+    """Return a table with the privacy settings of a configuration."""
     if config.privacy.key is None:
         return table
     kinds = {name: kind for name, kind in ID_COLUMNS.items() if kind != "item" or config.privacy.mask_items}
@@ -137,7 +137,7 @@ def _private(table: RawTable, config: LogConfig) -> RawTable:
 
 
 def repairs(parts: Mapping[str, Sequence[RawPart]]) -> Iterator[str]:
-    """Say what of the files is left out, by kind of files."""
+    """Yield messages on dropped rows and values, by kind of files."""
     for name, found in parts.items():
         if dropped := sum(part.dropped for part in found):
             yield f"{name}: {dropped:,} rows lack an id or a time and are left out"
@@ -160,7 +160,7 @@ def _content_columns(own: str, content: ContentFiles) -> dict[str, RawColumn]:
 
 
 def table_settings(config: LogConfig, name: str, masking: Masking | None) -> dict[str, Any]:
-    """Return which settings decide the typed rows of one kind of files: of a key, its id alone."""
+    """Return the settings that decide the typed rows of one kind of files; a masking key is represented by its id."""
     found = {
         "settings": plain(config)[name.partition(".")[0]],
         "tasks": {task: one.where for task, one in config.tasks.items()},
@@ -178,14 +178,14 @@ def ingest(
     masking: Masking | None = None,
     retention: Retention | None = None,
 ) -> tuple[dict[str, list[RawPart]], date]:
-    """Make a partition of every file that has none yet, and return those of all by kind, and the first date kept.
+    """Write a partition for every file that has none; return all partitions by kind, and the first date kept.
 
     Args:
-        config: the log's. files: all of them. store: where partitions lie. database: a connection.
-        masking: what ids are masked by. retention: how long rows are kept.
+        config: the log's. files: all files. store: of partitions. database: a connection.
+        masking: how ids are masked. retention: how long rows are kept.
 
     Raises:
-        DataError: all faults of all new files.
+        DataError: lists all faults of all new files.
     """
     tables = raw_tables(config)
     settings = {name: {**table_settings(config, name, masking), "code": code_digest(CODE)} for name in tables}
@@ -208,7 +208,7 @@ def ingest(
     for name, file in new:
         try:
             _write(store, database, tables[name], file, keys[name, file], since)
-        except duckdb.Error as error:  # its trace would show its message, too
+        except duckdb.Error as error:  # its traceback would show its message, too
             raise DataError(f"{file}: cannot be read: {_said(error, tables[name])}") from None
     return {name: [_part(store, name, file, keys) for file in files.tables[name]] for name in tables}, since
 
@@ -219,7 +219,7 @@ def _newest(
     new: Sequence[tuple[str, Path]],
     known: Sequence[RawPart],
 ) -> date | None:
-    """Return the newest date of all rows, of new files and of ingested ones."""
+    """Return the newest date of all rows, in new and ingested files."""
     found = [day for part in known for day in part.days]
     for name, file in new:
         if tables[name].has_time:
@@ -235,7 +235,7 @@ def _part(store: Store, name: str, file: Path, keys: Mapping[tuple[str, Path], s
 
 
 def file_faults(database: duckdb.DuckDBPyConnection, table: RawTable, file: Path, max_dropped: float) -> Iterator[str]:
-    """Yield all that is wrong with a file, a line each."""
+    """Yield all faults of a file, one line each."""
     try:
         read = relation(database, file, texts_of(table))
     except DataError as error:
@@ -247,7 +247,7 @@ def file_faults(database: duckdb.DuckDBPyConnection, table: RawTable, file: Path
     present = {name: one for name, one in table.columns.items() if all(source in read.types for source in one.sources)}
     try:
         yield from _values_faults(database, read, present, file, table.is_private)
-    except duckdb.Error:  # an expression that cannot be run at all: find which
+    except duckdb.Error:  # an expression cannot be run at all: find out which
         for name, column in present.items():
             try:
                 yield from _values_faults(database, read, {name: column}, file, table.is_private)
@@ -268,7 +268,7 @@ def file_faults(database: duckdb.DuckDBPyConnection, table: RawTable, file: Path
 
 
 def _said(error: duckdb.Error, table: RawTable) -> str:
-    """Return the first line of an error; of private files without what may be one of their values."""
+    """Return the first line of an error; for private files, without anything that may be one of their values."""
     if table.is_private and not isinstance(error, _WITHOUT_VALUES):
         return f"{type(error).__name__} (privacy.key: its message is left out, as it may hold values of the file)"
     return str(error).splitlines()[0]
@@ -285,15 +285,15 @@ def _values_faults(
     file: Path,
     is_private: bool,
 ) -> Iterator[str]:
-    """Yield what is wrong with columns' values: how many break the rule, and, unless they are private, one of these.
+    """Yield faults of columns' values: how many values break the rule, and an example unless they are private.
 
-    One pass over the file.
+    This takes one pass over the file.
     """
     parts = []
     for column in columns.values():
         set_zone(database, column)
         value = column.sql(read.types)
-        if not column.sources:  # a condition: never null, so DuckDB would not run it for the count alone
+        if not column.sources:  # a condition: never null, so DuckDB would not evaluate it for a count
             parts += ["0", f"max({value})"]
             continue
         wrong = f"FILTER (WHERE ({column.is_there(read.types)}) AND ({value}) IS NULL)"
@@ -309,12 +309,12 @@ def _values_faults(
 
 
 def texts_of(table: RawTable) -> list[str]:
-    """Return the columns of the files that are text, whatever they look like."""
+    """Return the columns of the files that must be read as text."""
     return [source for one in table.columns.values() if one.kind == "VARCHAR" for source in one.sources]
 
 
 def set_zone(database: duckdb.DuckDBPyConnection, column: RawColumn) -> None:
-    """Let the session read times as a column needs it."""
+    """Set the session's time zone as a column needs it."""
     if column.zone is not None:
         database.execute(f"SET TimeZone = {literal(column.zone)}")
 
@@ -343,7 +343,7 @@ def _write(
 
 
 def typed_rows(database: duckdb.DuckDBPyConnection, table: RawTable, read: Relation) -> str:
-    """Return the query of a file's rows with typed columns, the time first; those without an id or a time left out."""
+    """Return the query of a file's rows with typed columns, time first, without rows that lack an id or a time."""
     for column in table.columns.values():
         set_zone(database, column)
     columns = sorted(table.columns.items(), key=lambda column: column[0] != "event_time")
@@ -353,12 +353,12 @@ def typed_rows(database: duckdb.DuckDBPyConnection, table: RawTable, read: Relat
 
 
 def write_query(database: duckdb.DuckDBPyConnection, query: str, made: Making) -> None:
-    """Write the rows of a query into the one file of a partition."""
+    """Write a query's rows into a partition's single file."""
     write_batches(database.sql(query).to_arrow_reader(BATCH_ROWS), made)
 
 
 def write_batches(rows: pa.RecordBatchReader, made: Making) -> None:
-    """Write rows into the one file of a partition."""
+    """Write rows into a partition's single file."""
     made.schema = rows.schema
     with made.writing(FILE) as writer:
         for batch in rows:

@@ -1,4 +1,4 @@
-"""What the rows of dates are made of: ingested files, lists that are kept, and what was known before."""
+"""Inputs of the rows of dates: ingested files, stored lists, and the state before the dates."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,12 +10,12 @@ COUNTED: Mapping[str, tuple[str, ...]] = {
     "item": ("item_id",),
     "user_category": ("user_id", "category"),
 }
-"""What events are counted of, by the names of the features."""
+"""Keys of the count features, by feature name."""
 
 
 @dataclass(frozen=True)
 class State:
-    """What is known at the beginning of a date.
+    """State at the beginning of a date.
 
     Attributes:
         day: the date. counts: by `COUNTED`, the file of totals. history: the file of histories' newest entries.
@@ -28,13 +28,13 @@ class State:
 
 @dataclass(frozen=True)
 class LogInputs:
-    """What the rows are made of.
+    """Files from which rows are made.
 
     Attributes:
-        events: ingested files. labels: by table, likewise. items, users: the files of numbers, oldest first.
-        category: the items' categorical that events are counted by, as ingested; None: there is none.
-        vocabularies: event categorical -> the file of its values. edges: column -> the borders of its buckets.
-        end: when the log ends, exclusive. newest: the last date with events before it.
+        events: ingested files. labels: ingested files by table. items, users: the files of ids, oldest first.
+        category: the items' categorical that events are counted by, as ingested; None if there is none.
+        vocabularies: event categorical -> the file of its values. edges: column -> the edges of its buckets.
+        end: the log's end, exclusive. newest: the last date with events before it.
         since: rows before this date are not read.
     """
 
@@ -51,15 +51,15 @@ class LogInputs:
 
 
 def counted(inputs: LogInputs) -> dict[str, tuple[str, ...]]:
-    """Return what events are counted of."""
+    """Return the keys by which events are counted."""
     return {name: by for name, by in COUNTED.items() if inputs.category is not None or "category" not in by}
 
 
 def count_columns(name: str, days: int) -> list[str]:
-    """Return the names of the count features of one of `COUNTED`: all and recent counts, and the log odds of all.
+    """Return the names of the count features of one of `COUNTED`: all-time and recent counts, and all-time log odds.
 
-    Log odds are log((positives + 1) / (others + 1)), 0 without events: a network on logarithms of counts alone learns
-    this difference of two of them slowly.
+    Log odds are log((positives + 1) / (others + 1)), 0 without events: a network that only gets logarithms of counts is
+    slow to learn their difference.
     """
     counts = [f"{name}_{what}{window}" for window in ("", f"_{days}d") for what in ("events", "positives")]
     return [*counts, f"{name}_log_odds"]

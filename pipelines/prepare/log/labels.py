@@ -1,4 +1,4 @@
-"""Labels that come later than their events, from tables of their own: by SQL, for the rows of some dates."""
+"""Labels that arrive after their events, in separate tables: by SQL, for the rows of some dates."""
 
 from collections.abc import Callable, Iterator
 from datetime import date, datetime
@@ -9,15 +9,15 @@ from sidestack.pipelines.prepare.log.engine import Engine
 from sidestack.pipelines.prepare.log.inputs import LogInputs, State
 
 IMPRESSION = ("request_id", "user_id", "item_id", "event_time")
-"""What tells impressions whose labels may differ from each other."""
+"""The key of impressions whose labels may differ."""
 
 
 class LateLabels:
-    """The labels of all tasks, over tables `log`, `impressions`, `users` and `items`.
+    """Queries of all tasks' labels, over tables `log`, `impressions`, `users` and `items`.
 
     Args of the constructor:
-        engine: that has these tables. config: the log's. inputs: what rows are made of.
-        say: told how many labels were found, and how many rows of their tables have no event.
+        engine: that has these tables. config: the log's. inputs: the files that rows are made from.
+        say: prints how many labels were found, and how many rows of their tables have no event.
     """
 
     def __init__(self, engine: Engine, config: LogConfig, inputs: LogInputs, say: Callable[[str], None]) -> None:
@@ -27,10 +27,10 @@ class LateLabels:
         self.say = say
 
     def make(self, state: State | None, first: date, until: datetime) -> None:
-        """Make `late_<n>`, of each task that a table tells: the first of its rows at or after each impression.
+        """Create `late_<n>` for each task with a label table: the table's first row at or after each impression.
 
         Args:
-            state: from which on `log` is. first: of the dates. until: when `log` ends.
+            state: the state at the beginning of `log`. first: of the dates. until: the end of `log`.
         """
         for late, name, task, within_days in self._late():
             if not self.inputs.labels[task.table or ""]:
@@ -69,14 +69,16 @@ class LateLabels:
         return "".join(f" LEFT JOIN {late} ON {matching(late, 'i', IMPRESSION)}" for late, *_ in self._late())
 
     def _late(self) -> Iterator[tuple[str, str, LogTask, float]]:
-        """Yield the tasks that a table tells, each with its `late_<n>`, name, and days."""
+        """Yield the tasks with a label table, each with its `late_<n>`, name, and days."""
         for number, (name, task) in enumerate(self.config.tasks.items()):
             if task.within_days is not None:
                 yield f"late_{number}", name, task, task.within_days
 
     def _load(self, task: LogTask, flag: str, first: date | None) -> tuple[str, ...]:
-        """Make `happened`, the rows of a task's table from a date on, with ids that are null where no event and no
-        catalogue has the key; and return the columns that match it to events."""
+        """Create `happened`, a task's label rows from a date on, and return the columns that match it to events.
+
+        Matched by user and item, ids are null for keys in no event and no catalogue.
+        """
         assert task.table is not None
         self.engine.files("label_files", self.inputs.labels[task.table])
         since = f" AND event_time >= TIMESTAMP '{first}'" if first is not None else ""
@@ -93,7 +95,7 @@ class LateLabels:
         return ("user_id", "item_id")
 
     def _firsts(self, by: tuple[str, ...]) -> str:
-        """Return the query of the first of `happened` at or after each impression."""
+        """Return the query of the first row of `happened` at or after each impression."""
         impression, columns = ", ".join(IMPRESSION), ", ".join(dict.fromkeys((*IMPRESSION, *by)))
         has_key = " AND ".join(f"{key} IS NOT NULL" for key in by)
         found = self.engine.asof(
@@ -106,7 +108,7 @@ class LateLabels:
         )
 
     def _without_event(self, by: tuple[str, ...], until: datetime) -> tuple[int, int]:
-        """Return how many of `happened` lie before the first event that they match, and how many match none."""
+        """Return how many rows of `happened` are before the first event they match, and how many match none."""
         keys = ", ".join(f"log.{key}" for key in by)
         firsts = (
             f"SELECT {keys}, min(log.event_time) AS first FROM log JOIN (SELECT DISTINCT {', '.join(by)} FROM happened)"

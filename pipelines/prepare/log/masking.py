@@ -1,8 +1,7 @@
 """Ids masked by a keyed hash: HMAC-SHA256, in Python for one id, and in SQL for the columns of a file.
 
-A masked id is the first 32 hex digits of HMAC-SHA256(key, "<kind>:<id>"). The kind (user, item, event, request) keeps
-the ids of users and items that are spelled alike apart. Which key masked is told by its id, a digest of the key under
-another label.
+A masked id is the first 32 hex digits of HMAC-SHA256(key, "<kind>:<id>"). The kind (user, item, event, request)
+separates equal ids of users and items. A key is identified by its id, a digest of the key under another label.
 """
 
 import hashlib
@@ -24,17 +23,17 @@ from sidestack.pipelines.prepare.log.privacy_config import KeyPlace, Privacy
 IdKind = Literal["user", "item", "event", "request"]
 KINDS: tuple[IdKind, ...] = get_args(IdKind)
 RECORD = "masked_ids.json"
-"""Says, in a store, which key masked its ids; a store of unmasked ids has none."""
+"""File in a store that records which key masked its ids; a store of unmasked ids has none."""
 WHERE = "prepare.source.privacy"
 _LEAST_BYTES = 32
 _BLOCK = 64
-"""Bytes of a block of SHA-256, to which HMAC (RFC 2104) fills the key up."""
+"""Bytes of a SHA-256 block, to which HMAC (RFC 2104) pads the key."""
 _ID_DIGITS = 32
 
 
 @dataclass(frozen=True)
 class Masking:
-    """A key, and what it makes of ids.
+    """Masking of ids by a key.
 
     Attributes:
         key: the secret.
@@ -44,7 +43,7 @@ class Masking:
 
     @property
     def key_id(self) -> str:
-        """A digest of the key, under a label that no id has: it tells keys apart and masks nothing."""
+        """A digest of the key, under a label that no id has: it identifies the key and masks nothing."""
         return hmac.digest(self.key, b"sidestack: which key", "sha256").hex()[:16]
 
     def masked(self, kind: IdKind, id_text: str) -> str:
@@ -52,9 +51,9 @@ class Masking:
         return hmac.digest(self.key, f"{kind}:{id_text}".encode(), "sha256").hex()[:_ID_DIGITS]
 
     def install(self, connection: duckdb.DuckDBPyConnection) -> None:
-        """Let a connection's SQL call `masked_id(kind, id)`, which is null of null.
+        """Define `masked_id(kind, id)` in a connection's SQL; it is null for null.
 
-        The key comes by a variable, as an error of DuckDB may quote a statement.
+        The key is passed in a variable, as DuckDB's errors may quote a statement.
         """
         block = self.key if len(self.key) <= _BLOCK else hashlib.sha256(self.key).digest()
         for name, pad in (("inner", 0x36), ("outer", 0x5C)):
@@ -67,10 +66,10 @@ class Masking:
 
 
 def masking_of(privacy: Privacy | None) -> Masking | None:
-    """Return the masking that a configuration asks for; None: ids are stored as they are.
+    """Return the masking of a configuration; None: ids are stored as they are.
 
     Raises:
-        ConfigError: the key is not there, or is too short.
+        ConfigError: the key is missing or too short.
     """
     if privacy is None or privacy.key is None:
         return None
@@ -84,7 +83,7 @@ def masking_of(privacy: Privacy | None) -> Masking | None:
 
 
 def _read_key(place: KeyPlace) -> tuple[bytes, str]:
-    """Return the key, without white space around it, and where it was read."""
+    """Return the key, without surrounding white space, and where it was read."""
     if place.env is not None:
         text = os.environ.get(place.env)
         if text is None:
@@ -98,10 +97,10 @@ def _read_key(place: KeyPlace) -> tuple[bytes, str]:
 
 
 def require_one_key(store: Store, masking: Masking | None, mask_items: bool) -> None:
-    """Check that a store's ids are of this key, and record the key's id in a store that has none yet.
+    """Check that a store's ids are masked by this key; record the key's id in a store without one.
 
     Raises:
-        ConfigError: it holds ids of another key, unmasked ids, or ids of items that are masked in another way.
+        ConfigError: the store has ids of another key, unmasked ids, or item ids that are masked differently.
     """
     record = store.path / RECORD
     own = None if masking is None else {"key_id": masking.key_id, "items": mask_items}
@@ -116,7 +115,7 @@ def require_one_key(store: Store, masking: Masking | None, mask_items: bool) -> 
     elif own is not None:
         write_whole(record, json.dumps(own).encode())
     else:
-        remove_file(record)  # of a run that ended before it wrote an id
+        remove_file(record)  # from a run that ended before it wrote an id
 
 
 def _said(record: dict[str, object] | None) -> str:

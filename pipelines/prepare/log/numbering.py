@@ -1,8 +1,7 @@
-"""Ids of items and users: numbered as they come, in parts that are kept and never change.
+"""Ids of items and users: numbered in order of arrival, in parts that are stored and never change.
 
-Which ids keys have depends on when they came, so the parts are the record of it and not a cache: a key keeps its id
-for as long as the store is there. A part holds the keys that no earlier part has, in their order, and before them
-those whose content in the catalogue changed since.
+A key's id depends on when it arrived, so the parts are the record and not a cache: a key keeps its id as long as the
+store exists. A part has first the known keys whose content in the catalogue changed, then the new keys in order.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,8 +29,8 @@ class Numbering:
     """The ids of the items or of the users.
 
     Attributes:
-        store: where its parts lie. entity: whose. settings: digest of what columns content has.
-        columns: names of content columns, as ingested.
+        store: of its parts. entity: items or users. settings: digest of the content columns.
+        columns: names of ingested content columns.
     """
 
     store: Store
@@ -45,7 +44,7 @@ class Numbering:
         return f"raw/{self.entity}_numbers"
 
     def parts(self, end: date) -> list[PartitionEntry]:
-        """Return the parts that were made for logs that ended by a date, in order."""
+        """Return the parts that were made for log ends up to a date, in order."""
         found: list[PartitionEntry] = []
         while (entry := self._find(len(found))) is not None and entry.facts["end"] <= end.toordinal():
             found.append(entry)
@@ -58,14 +57,14 @@ class Numbering:
     def update(
         self, database: duckdb.DuckDBPyConnection, catalogue: Sequence[RawPart], seen: Sequence[RawPart], end: date
     ) -> None:
-        """Number what is new before a date: keys of the catalogue and of events, and content that changed.
+        """Write a part for what is new before a date: keys of the catalogue and of events, and changed content.
 
         Args:
-            database: a connection. catalogue: its files, newest last. seen: events. end: when the log ends, exclusive.
+            database: a connection. catalogue: its files, newest last. seen: events. end: the log's end, exclusive.
 
         Raises:
-            DataError: one file has two contents for a key; or keys were numbered for a later end of the log that this
-                one has too, so that their ids are not those of an earlier end.
+            DataError: one file has two contents for a key; or keys of this log were first numbered for a later log end,
+                so that their ids do not fit the earlier one.
         """
         self._load(database, catalogue, seen, end)
         known = self.parts(end)
@@ -92,7 +91,7 @@ class Numbering:
     def _load(
         self, database: duckdb.DuckDBPyConnection, catalogue: Sequence[RawPart], seen: Sequence[RawPart], end: date
     ) -> None:
-        """Bring tables `known` (key, id, content), `listed` (key, content columns, content) and `keys` (key)."""
+        """Load tables `known` (key, id, content), `listed` (key, content columns, content) and `keys` (key)."""
         key, columns = f"{self.entity}_key", "".join(f", {quoted(name)}" for name in self.columns)
         files = self.files(end)
         known = NO_NUMBERS
@@ -109,7 +108,7 @@ class Numbering:
         database.execute(f"CREATE OR REPLACE TEMP TABLE keys AS {keys}")
 
     def _rows(self, first: int) -> str:
-        """Return the query of a part's rows: revised ones by id, then new ones by key."""
+        """Return the query of a part's rows: revised rows by id, then new rows by key."""
         columns = "".join(f", {quoted(name)}" for name in self.columns)
         return f"""
             SELECT id, key{columns}, content, content IS NOT NULL AS is_listed FROM (
@@ -129,7 +128,7 @@ def _load_catalogue(
     columns: str,
     entity: Entity,
 ) -> None:
-    """Bring table `listed`: each key once, as the newest file has it."""
+    """Load table `listed`: each key once, from the newest file that has it."""
     if not catalogue:
         database.execute(f"CREATE OR REPLACE TEMP TABLE listed AS SELECT key, content FROM ({NO_NUMBERS})")
         return
@@ -154,7 +153,7 @@ def _load_catalogue(
 
 
 def _counts(database: duckdb.DuckDBPyConnection) -> tuple[int, int]:
-    """Return how many keys are new, and of how many known ones the content changed."""
+    """Return the number of new keys, and of known keys with changed content."""
     found = database.execute(
         "SELECT (SELECT count(*) FROM keys WHERE key NOT IN (SELECT key FROM known)),"
         " (SELECT count(*) FROM known JOIN listed USING (key) WHERE listed.content IS DISTINCT FROM known.content)"
@@ -170,10 +169,10 @@ def files_of(store: Store, parts: Sequence[RawPart]) -> list[Path]:
 def made_once(
     store: Store, database: duckdb.DuckDBPyConnection, name: str, settings: Mapping[str, object], query: str
 ) -> Path:
-    """Return the file of a list that is made of the rows that there are the first time, and kept: a vocabulary.
+    """Return the file of a list (a vocabulary) that is made once, from the rows at that time, and then kept.
 
     Args:
-        store: where it is kept. database: a connection. name: of the list. settings: what decides it, rows aside.
+        store: of the list. database: a connection. name: of the list. settings: what decides it, besides rows.
         query: of its rows.
     """
     table, part, work = "raw/vocabularies", part_slice(0), digest({"list": name, **settings})

@@ -1,4 +1,4 @@
-"""DuckDB as an engine of a log's rows: streams, spills to disk, in bounded memory."""
+"""DuckDB as the engine of a log's rows: it streams and spills to disk, in bounded memory."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,12 +13,12 @@ from sidestack.infra.sql import file_list, matching
 
 BATCH_ROWS = 1 << 15
 MEMORY_SHARE = "50%"
-"""Of the machine's memory, what a rank's DuckDB uses before it spills to disk."""
+"""Share of the machine's memory that a rank's DuckDB uses before it spills to disk."""
 
 
 @contextmanager
 def database(folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Open a database whose tables spill into a temporary directory within `folder`, which is removed at the end."""
+    """Open a database that spills to a temporary directory within `folder`, which is removed on exit."""
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder, prefix=".log-", suffix=".tmp") as scratch:
         config: dict[str, Any] = {"memory_limit": MEMORY_SHARE, "temp_directory": f"{scratch}/spilled"}
@@ -38,12 +38,12 @@ class DuckDBEngine:
         )
 
     def files(self, name: str, files: Sequence[Path]) -> None:
-        """Make view `name` of Parquet files, with `filename`."""
+        """Create view `name` of Parquet files, with `filename`."""
         rows = f"read_parquet({file_list(files)}, union_by_name = true, filename = true)"
         self._connection.execute(f"CREATE OR REPLACE TEMP VIEW {name} AS SELECT * FROM {rows}")
 
     def table(self, name: str, query: str) -> None:
-        """Make table `name` of a query's rows."""
+        """Create table `name` with a query's rows."""
         self._connection.execute(f"CREATE OR REPLACE TEMP TABLE {name} AS {query}")
 
     def row(self, query: str) -> tuple[Any, ...]:
@@ -52,7 +52,7 @@ class DuckDBEngine:
         return found
 
     def batches(self, query: str) -> pa.RecordBatchReader:
-        """Return a query's rows, in its order."""
+        """Return a query's rows, in order."""
         return self._connection.sql(query).to_arrow_reader(BATCH_ROWS)
 
     def asof(

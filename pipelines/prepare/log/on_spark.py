@@ -1,7 +1,7 @@
-"""Spark as an engine of a log's rows, for a log that outgrows one machine; needs requirements/spark.txt and Java.
+"""Spark as the engine of a log's rows, for a log too large for one machine; needs requirements/spark.txt and Java.
 
-Where Spark runs, and with how much memory, is its own configuration's matter. Its tables are Parquet files in a
-temporary directory that all its executors must see, as they must see the run's folder.
+Where Spark runs, and with how much memory, is set in Spark's own configuration. Its tables are Parquet files in a
+temporary directory. All executors must be able to access this directory and the run's folder.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ SETTINGS = {
     "spark.sql.timestampType": "TIMESTAMP_NTZ",
     "spark.sql.ansi.enabled": "true",
 }
-"""Of the session, so that a query means what it means to DuckDB."""
+"""Settings of the session under which a query has the same meaning as in DuckDB."""
 HASHED = (
     "CREATE OR REPLACE TEMPORARY FUNCTION hashed(words STRING) RETURNS BIGINT"
     " RETURN CAST(conv(substr(md5(words), 1, 15), 16, 10) AS BIGINT)"
@@ -34,7 +34,7 @@ HASHED = (
 
 @contextmanager
 def open_spark(folder: Path) -> Iterator["SparkEngine"]:
-    """Open a session of its own whose tables lie in a temporary directory within `folder`.
+    """Open a new session with its tables in a temporary directory within `folder`.
 
     Raises:
         ConfigError: Spark does not start.
@@ -47,7 +47,7 @@ def open_spark(folder: Path) -> Iterator["SparkEngine"]:
 def _session() -> SparkSession:
     try:
         session: SparkSession = SparkSession.builder.appName("sidestack prepare").getOrCreate().newSession()
-    except RuntimeError as error:  # what PySpark raises when the Java process does not come up
+    except RuntimeError as error:  # raised by PySpark if the Java process does not start
         raise ConfigError(
             "prepare.source.engine: spark does not start; it needs Java 17 or newer (JAVA_HOME, or `java` on the path):"
             f" {str(error).splitlines()[0]}"
@@ -67,13 +67,13 @@ class SparkEngine:
         self._numbers = count()
 
     def files(self, name: str, files: Sequence[Path]) -> None:
-        """Make view `name` of Parquet files, with `filename`."""
+        """Create view `name` of Parquet files, with `filename`."""
         reader = self._session.read.option("mergeSchema", "true").option("recursiveFileLookup", "true")
         rows = reader.parquet(*(_uri(file) for file in files))
         rows.selectExpr("*", "_metadata.file_path AS filename").createOrReplaceTempView(name)
 
     def table(self, name: str, query: str) -> None:
-        """Make table `name` of a query's rows: written and read again, so that no later query computes it anew."""
+        """Create table `name` with a query's rows; written to files, so that no later query recomputes them."""
         rows = self._session.sql(in_spark(query))
         place = self._written(rows)
         self._session.read.schema(rows.schema).parquet(_uri(place)).createOrReplaceTempView(name)
@@ -83,7 +83,7 @@ class SparkEngine:
         return tuple(self._session.sql(in_spark(query)).collect()[0])
 
     def batches(self, query: str) -> pa.RecordBatchReader:
-        """Return a query's rows, in its order: Spark writes them in files that are named in that order."""
+        """Return a query's rows, in order: Spark writes them to files whose names are in that order."""
         files = sorted(self._written(self._session.sql(in_spark(query))).glob("part-*.parquet"))
         schema = _plain(pq.read_schema(files[0]))
         return pa.RecordBatchReader.from_batches(schema, _batches(files, schema))
@@ -101,12 +101,12 @@ class SparkEngine:
 
 
 def _uri(path: Path) -> str:
-    """Return a path as one of the mounted filesystem, whatever filesystem is the cluster's default."""
+    """Return a path as a `file:` URI, independent of the cluster's default filesystem."""
     return f"file://{path.resolve()}"
 
 
 def _plain(schema: pa.Schema) -> pa.Schema:
-    """Return a schema without what Spark adds: its own description, and columns that are never null."""
+    """Return a schema without Spark's additions: its metadata, and non-nullable columns."""
     return pa.schema([field.with_nullable(True).remove_metadata() for field in schema])
 
 

@@ -1,4 +1,4 @@
-"""A raw log once it is open, as a `pipelines.prepare.contract.Source`: what decides a date's rows, and their making."""
+"""An opened raw log as a `pipelines.prepare.contract.Source`: keys of a date's rows, and the rows."""
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,19 +30,19 @@ from sidestack.pipelines.prepare.log.retention import Totals
 CODE = tuple(
     f"pipelines/prepare/log/{name}.py" for name in ("engine", "features", "in_spark", "inputs", "on_duckdb", "on_spark")
 )
-"""What decides a state."""
+"""Code that decides a state."""
 FAR_DATES = 31
 
 
 @dataclass(frozen=True)
 class Opened:
-    """What rank 0 found.
+    """Content of the log, as found by rank 0.
 
     Attributes:
-        events: ingested files. labels: by table, likewise. items, users: their content.
+        events: ingested files. labels: ingested files by table. items, users: their content.
         vocabularies, sizes, edges: of the events' categoricals and quantiles.
-        end: the date at which the log ends, exclusive.
-        totals: of events, by date. since: rows before this date are not kept; `date.min`: all are.
+        end: the date of the log's end, exclusive.
+        totals: of events, by date. since: rows before this date are not kept; `date.min`: all rows are.
     """
 
     events: Sequence[RawPart]
@@ -61,8 +61,8 @@ class LogSource:
     """A raw log as a `pipelines.prepare.contract.Source`.
 
     Args of the constructor:
-        config: the log's. store: where partitions lie. opened: what it holds. as_of: when the snapshot ends.
-        say: told what people should know of the rows.
+        config: the log's. store: of partitions. opened: the log's content. as_of: the snapshot's end.
+        say: prints what people should know about the rows.
     """
 
     def __init__(
@@ -81,14 +81,14 @@ class LogSource:
         return content.dataset_parts(self.spec)
 
     def days(self) -> list[date]:
-        """Return the dates that have events and are kept, before the end."""
+        """Return the kept dates with events, before the end."""
         return [day for day in self._chain if day >= self._opened.since]
 
     def day_keys(self, day: date) -> dict[str, str]:
-        """Return what decides a date's requests, events and labels.
+        """Return digests for a date's requests, events and labels.
 
-        A row depends on all earlier events, so the key is of the log up to the date. It is of the events themselves,
-        not of the files that hold them.
+        A row depends on all earlier events, so the key covers the log up to the date. It covers the events themselves,
+        not the files they are in.
         """
         keys = label_keys(
             {"log": self._chain[day], "settings": self._row_settings}, self._config.followup_days, day, self._end
@@ -113,7 +113,7 @@ class LogSource:
 
     @cached_property
     def _chain(self) -> dict[date, str]:
-        """By date, a digest of all events up to its end."""
+        """By date: a digest of all events up to its end."""
         chain, before = {}, ""
         for day, (rows, total) in sorted(self._opened.totals.items()):
             if datetime.combine(day, time()) < self._end:
@@ -133,7 +133,7 @@ class LogSource:
         }
 
     def _late(self, day: date) -> list[Any]:
-        """Return what tells the rows of the label tables that may count for a date."""
+        """Return the identity of the label tables' rows that may count for a date."""
         found: list[Any] = []
         for task in self._config.tasks.values():
             if task.table is None or task.within_days is None:
@@ -163,15 +163,15 @@ class LogSource:
         )
 
     def _since(self, day: date) -> date:
-        """Return the latest date whose state will do for the rows of a date."""
+        """Return the latest date whose state suffices for the rows of a date."""
         look_back = max(float(self._config.count_days), self._config.delay_minutes / 1440)
         return day - timedelta(days=ceil(look_back))
 
     def _state(self, first: date) -> State | None:
-        """Return the newest state that will do for the rows of dates from the first on.
+        """Return the newest stored state that suffices for the rows of dates from the first on.
 
-        Where rows were left out by retention and no such state is kept, return the oldest one that is, if any: counts
-        of the last days then lack what was left out. Without one, nothing is known of what was left out.
+        If retention removed rows and no such state is stored, return the oldest stored state, if any: recent counts
+        then lack the removed rows. Without any state, histories and all counts lack them.
         """
         days, latest = self.days(), self._since(first)
         for day in reversed(days):
@@ -199,7 +199,7 @@ class LogSource:
 
     @cached_property
     def _before(self) -> dict[date, str]:
-        """By date, a digest of all events before it."""
+        """By date: a digest of all events before it."""
         return dict(zip(self._chain, ["", *self._chain.values()], strict=False))
 
     @cached_property
@@ -207,7 +207,7 @@ class LogSource:
         return code_digest(CODE)
 
     def _keep_state(self, engine: Engine, made: DatedRows, last: date) -> None:
-        """Keep the state that the next date's run begins with: labels that mature by then are made again."""
+        """Store the state that the next date's run needs: it remakes labels that have matured by then."""
         followup = max([0.0, *self._config.followup_days.values()])
         wanted = self._since(last + timedelta(days=1) - timedelta(days=ceil(followup)))
         days = [day for day in self.days() if day <= wanted]
@@ -259,7 +259,7 @@ def split_dates(config: LogConfig, days: Sequence[date], end: datetime) -> tuple
     """Return first and last training and test date: the test dates end where the labels of all tasks are complete.
 
     Args:
-        config: the log's. days: dates with events, ascending. end: when the log ends, exclusive.
+        config: the log's. days: dates with events, ascending. end: the log's end, exclusive.
 
     Raises:
         DataError: there are too few dates.
@@ -278,7 +278,7 @@ def split_dates(config: LogConfig, days: Sequence[date], end: datetime) -> tuple
 
 
 def _runs(wanted: Sequence[date], days: Sequence[date]) -> Iterator[list[date]]:
-    """Cut dates into runs whose rows are made together: where many dates lie between two, the log is not read there."""
+    """Divide dates into runs whose rows are made together; the log is not read in long gaps between runs."""
     places = {day: place for place, day in enumerate(days)}
     run: list[date] = []
     for day in wanted:

@@ -1,4 +1,4 @@
-"""Configuration of what a raw log's persons are protected by: masked ids, common values, and a retention."""
+"""Configuration of a raw log's privacy: masked ids, common values, and retention."""
 
 import re
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ _ENV_NAME = re.compile("[A-Z_][A-Z0-9_]*")
 
 
 class KeyPlace(Config):
-    """Where the secret key of masked ids is read from; the key itself is in no configuration."""
+    """Where the secret key of masked ids is read from; the key itself is never in a configuration."""
 
     env: str | None = None
     """Name of an environment variable, in capitals."""
@@ -28,7 +28,7 @@ class KeyPlace(Config):
 
 
 def _without_secret(value: Any) -> Any:
-    """Return nothing in place of what is no place: errors show values, and this one may be the key."""
+    """Replace an invalid place by `{}`: errors show values, and this one may be the key itself."""
     if isinstance(value, KeyPlace):
         return value
     if not isinstance(value, Mapping) or not value.keys() <= {"env", "file"}:
@@ -39,17 +39,17 @@ def _without_secret(value: Any) -> Any:
 
 
 class Privacy(Config):
-    """What a raw log passes before anything of it is written."""
+    """Privacy settings, applied to a raw log before anything is written."""
 
     key: Annotated[KeyPlace, BeforeValidator(_without_secret)] | None = None
-    """With a key, ids of users, events and requests are stored as their HMAC-SHA256; without one, as they are."""
+    """With a key, ids of users, events and requests are stored as HMAC-SHA256; without one, as they are."""
     mask_items: bool = False
     """Whether the ids of items are masked too."""
     min_users: Annotated[int, Field(ge=2)] | None = None
-    """A value of a categorical that fewer different users have (of an item's: have met) is `unknown`."""
+    """A categorical value with fewer distinct users (for items: users who met it) becomes `unknown`."""
     retention_days: Days | None = None
-    """Rows older than so many days before the log's end (`as_of`) are not read, and their dates are in no snapshot;
-    `python -m pipelines.privacy.expire` deletes what the store has of them."""
+    """Rows older than this many days before the log's end (`as_of`) are not read, and their dates are in no snapshot;
+    `python -m pipelines.privacy.expire` deletes them from the store."""
 
     @model_validator(mode="after")
     def _check_key(self) -> Self:

@@ -1,8 +1,7 @@
-"""Which dates of a log are kept: rows before them are not read, and what was known of them is carried on.
+"""Retention of a log's dates: earlier rows are not read, and their recorded totals are carried over.
 
-A date's key is a chain over all dates before it. So the totals of dates are recorded while their rows are there, and
-those of dates that are no longer kept come from this record: later dates keep their keys, whether the raw files are
-still there or not.
+A date's key is a hash chain over all dates before it. So the totals of dates are recorded while their rows exist, and
+the totals of expired dates come from this record: later dates keep their keys, even if the raw files are gone.
 """
 
 import json
@@ -15,20 +14,20 @@ from sidestack.infra.store import Store
 from sidestack.infra.tables import read_json
 
 RECORD = "retention.json"
-"""Says, in a store, before which date rows were deleted."""
+"""File in a store that records the date before which rows were deleted."""
 RETAINED_SINCE = "retained_since"
-"""The fact of a snapshot's manifest that says which date is the first that it keeps."""
+"""The fact in a snapshot's manifest with the first date that it keeps."""
 Totals = dict[date, tuple[int, int]]
-"""By date: rows, and a sum of their hashes."""
+"""By date: number of rows, and a sum of their hashes."""
 
 
 @dataclass(frozen=True)
 class Retention:
-    """How long rows are kept.
+    """Retention rule for rows.
 
     Attributes:
-        store: that they are kept in. days: before the log's end; None: all that was not deleted. as_of: the log's end,
-            exclusive; None: its newest date is the last.
+        store: of the rows. days: before the log's end; None: all that was not deleted. as_of: the log's end, exclusive;
+            None: after its newest date.
     """
 
     store: Store
@@ -36,10 +35,10 @@ class Retention:
     as_of: date | None
 
     def first_kept(self, newest: Callable[[], date | None]) -> date:
-        """Return the first date whose rows are kept: `date.min` where there is no limit.
+        """Return the first date whose rows are kept; `date.min` without a limit.
 
         Args:
-            newest: returns the newest date of all rows; it is called only if it decides.
+            newest: returns the newest date of all rows; called only if needed.
         """
         deleted = deleted_before(self.store)
         last = None if self.days is None else (self.as_of - timedelta(days=1) if self.as_of else newest())
@@ -49,29 +48,29 @@ class Retention:
 
 
 def deleted_before(store: Store) -> date:
-    """Return the date before which rows were deleted; `date.min` where none were."""
+    """Return the date before which rows were deleted; `date.min` if none were."""
     record = store.path / RECORD
     return date.fromisoformat(read_json(record)["deleted_before"]) if record.exists() else date.min
 
 
 def record_deleted(store: Store, before: date) -> None:
-    """Record that rows before a date are deleted; a later date stays."""
+    """Record that rows before a date are deleted; a later recorded date is kept."""
     latest = max(before, deleted_before(store))
     write_whole(store.path / RECORD, json.dumps({"deleted_before": latest.isoformat()}).encode())
 
 
 def carried_totals(store: Store, of: str, found: Mapping[date, tuple[int, int]], since: date) -> Totals:
-    """Return the totals of all dates, those of dates before the first kept one as they were recorded; and record them.
+    """Return and record the totals of all dates; those before the first kept date come from the record.
 
     Args:
-        store: the record's. of: digest of what decides the rows beside the files. found: what the files say.
-        since: the first date that is kept; `date.min`: nothing is recorded.
+        store: of the record. of: digest of what decides the rows besides the files. found: totals from the files.
+        since: the first kept date; `date.min`: nothing is recorded.
     """
     if since == date.min:
         return dict(found)
     record = store.path / "raw" / "totals" / f"{of[:16]}.json"
     known = read_json(record) if record.exists() else {}
-    # Sums of hashes need more than the 64 bits that numbers of JSON files may have here: they are kept in hexadecimal.
+    # Sums of hashes need more than the 64 bits of numbers in our JSON files, so they are stored in hexadecimal.
     past = {date.fromisoformat(day): (rows, int(total, 16)) for day, (rows, total) in known.items()}
     totals = {day: past.get(day, found.get(day)) if day < since else found.get(day) for day in {*past, *found}}
     kept = {day: total for day, total in sorted(totals.items()) if total is not None}

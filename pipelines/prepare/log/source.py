@@ -1,4 +1,4 @@
-"""A raw log as a data source: ingest what is new, number it, and open what came of it."""
+"""A raw log as a data source: ingest new files, number new ids, and open the result."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -41,18 +41,18 @@ from sidestack.pipelines.prepare.text import embed_texts, embedding_dim
 
 
 class Log(LogConfig):
-    """A log of one's own from raw files: string ids, events without histories, late labels, texts."""
+    """Settings of the user's own log from raw files: string ids, events without histories, late labels, texts."""
 
     def paths(self) -> Sequence[Path]:
         """Return the paths of all tables' files, which may be globs."""
         return [place(path) for paths in paths_of(self).values() for path in paths]
 
     def open(self, run: StageRun[Prepare]) -> LogSource:
-        """Read what is new of the raw files, number it, and open the log. Every rank calls; rank 0 reads.
+        """Ingest new raw files, number new ids, and open the log. Every rank must call it; rank 0 reads.
 
         Raises:
-            DataError: all faults of all files; see `pipelines.prepare.log.ingest`. ConfigError: the tasks are given
-                each other in a circle, or the engine or the text encoder is not installed.
+            DataError: lists all faults of all files; see `pipelines.prepare.log.ingest`. ConfigError: the tasks'
+                parents form a cycle, or the engine or the text encoder is not installed.
         """
         require_engine(self.engine)
         world = run.world.committing
@@ -68,13 +68,13 @@ class Log(LogConfig):
         return LogSource(self, store, found, as_time(run.config.as_of), run.log.say)
 
     def data_identity(self, prepare: Prepare) -> str:
-        """Return a digest of the raw files of each table, and of the key that masks ids, where there is one."""
+        """Return a digest of the raw files of each table, and of the masking key if there is one."""
         raw, masking = raw_files(self, prepare.ledger), masking_of(self.privacy)
         key: dict[str, Any] = {} if masking is None else {"key": masking.key_id}
         return digest(key | {name: sorted(raw.identity[file] for file in files) for name, files in raw.tables.items()})
 
     def identity(self) -> dict[str, Any]:
-        """Return the settings that decide the tables: all but what runs the queries, for the rows are the same."""
+        """Return the settings that decide the tables: all but the query engine, as the rows are the same."""
         return self.model_dump(mode="json", exclude={"engine"})
 
 
@@ -108,7 +108,7 @@ def _opened(run: StageRun[Prepare], config: LogConfig, store: Store) -> Opened:
 
 
 def _totals(events: Sequence[RawPart]) -> Totals:
-    """Return rows and hashes of all events, by date."""
+    """Return row counts and hash sums of all events, by date."""
     totals: Totals = {}
     for part in events:
         for day, (rows, total) in part.days.items():
@@ -152,7 +152,7 @@ def _rows_before(store: Store, events: Sequence[RawPart], end: date) -> str:
 def _event_lists(
     connection: duckdb.DuckDBPyConnection, store: Store, config: LogConfig, events: Sequence[RawPart], end: date
 ) -> tuple[dict[str, Path], dict[str, int], dict[str, list[float]]]:
-    """Return vocabularies, their sizes, and the borders of quantiles: of the events, the first time, and kept."""
+    """Return vocabularies, their sizes, and quantile edges; made from the events the first time, then kept."""
     source, kept = _rows_before(store, events, end), _kept_values(config)
     settings = {"events": plain(config.events)}
     values, sizes, edges = {}, {}, {}
@@ -172,7 +172,7 @@ def _event_lists(
 
 
 def _with_texts(run: StageRun[Prepare], config: LogConfig, items: Content) -> Content:
-    """Embed each part's texts, by all ranks, unless they are kept already."""
+    """Embed each part's texts that are not cached, on all ranks."""
     try:
         model = Path(str(package_files(config.text.package))) / "model"
     except ModuleNotFoundError as error:

@@ -1,1 +1,1 @@
-"""A log of one's own in the tables' contract: a folder of joined impressions, items and users (`kind: tables`)."""
+"""The user's own log in the tables' contract: a folder of joined impressions, items and users (`kind: tables`)."""

@@ -1,4 +1,4 @@
-"""The Parquet files of a folder: which there are, of which date, and what tells each from another."""
+"""The Parquet files of a folder, with their dates and identities."""
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,11 +16,11 @@ from sidestack.pipelines.prepare.tables.config import TablesConfig
 
 @dataclass(frozen=True)
 class LogFiles:
-    """The Parquet files of a folder, and what tells each from another.
+    """The Parquet files of a folder, and their identities.
 
     Attributes:
         content: by entity, the files of the items or users, in the order of their ids.
-        events: by date. labels: by date, where labels lie apart. identity: of each file, its name aside.
+        events: by date. labels: by date, if labels are in separate files. identity: of each file, without its name.
     """
 
     content: Mapping[Entity, Sequence[Path]]
@@ -39,10 +39,10 @@ class LogFiles:
 
 
 def log_files(config: TablesConfig, as_of: date | None, ledger: Path) -> LogFiles:
-    """Find the files of a folder, those known before `as_of`, and identify them.
+    """Find and identify the files of a folder that were known before `as_of`.
 
     Raises:
-        DataError: a folder has no file, a name is no date, or a file cannot be identified.
+        DataError: a folder has no file, a name is not a date, or a file cannot be identified.
     """
     content: dict[Entity, Sequence[Path]] = {
         entity: _content_files(config.path / folder, as_of) for entity, folder in CONTENT.items()
@@ -69,6 +69,6 @@ def _content_files(folder: Path, as_of: date | None) -> list[Path]:
 
 
 def _dated(folder: Path, as_of: date | None) -> dict[date, list[Path]]:
-    """Return the files of each date's folder, of dates before `as_of`."""
+    """Return the files of each date's folder, for dates before `as_of`."""
     found = {slice_date(path.name, path): sorted(path.glob("*.parquet")) for path in sorted(folder.glob("*/"))}
     return {day: files for day, files in found.items() if as_of is None or day < as_of}

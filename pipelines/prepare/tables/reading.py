@@ -1,8 +1,8 @@
-"""One file's rows and columns in the contract's layout.
+"""Readers of a file's rows and columns in the contract's layout.
 
 Embeddings may come as fixed-size lists or as plain lists of the right length. Where some are null they must be
-plain lists: pyarrow up to 25 writes null fixed-size lists but cannot read them (apache/arrow#35692). Columns may be in
-any of Arrow's layouts of their type (`pipelines.prepare.layouts`).
+plain lists: pyarrow up to 25 writes null fixed-size lists but cannot read them (apache/arrow#35692). Columns may have
+any Arrow layout of their type (`pipelines.prepare.layouts`).
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from sidestack.pipelines.prepare.layouts import contract_schema, in_contract_lay
 
 
 def schema_of_rows(path: Path) -> pa.Schema | None:
-    """Return the columns of a file as they are read; None where it has no row group."""
+    """Return the schema of a file as it is read; None if it has no row group."""
     with open_parquet(path) as file:
         if not file.metadata.num_row_groups:
             return None
@@ -29,14 +29,14 @@ def schema_of_rows(path: Path) -> pa.Schema | None:
 
 
 def _schema(path: Path) -> pa.Schema:
-    """Return the columns of a file as they are read, of which no two have one name."""
+    """Return the schema of a file as it is read; raise if two columns have one name."""
     with open_parquet(path) as file:
         require_distinct_columns(file.schema_arrow, path)
         return contract_schema(restored_schema(file.schema_arrow))
 
 
 def with_fixed_sizes(found: pa.Schema, expected: pa.Schema) -> pa.Schema:
-    """Return a schema in which embeddings that came as plain lists of numbers are of the size that they must have."""
+    """Return a schema in which embeddings that are plain lists of numbers have the required fixed size."""
     for one in expected:
         place = found.get_field_index(one.name)
         if place >= 0 and pa.types.is_fixed_size_list(one.type) and _is_list_of_numbers(found.field(place).type):
@@ -50,18 +50,18 @@ def _is_list_of_numbers(kind: pa.DataType) -> bool:
 
 
 def output_schema(path: Path, expected: pa.Schema) -> pa.Schema:
-    """Return the columns of a file of items or users as they are stored."""
+    """Return the schema in which a file of items or users is stored."""
     return _with_further(_schema(path), expected)
 
 
 def _with_further(found: pa.Schema, expected: pa.Schema) -> pa.Schema:
-    """Return the contract's columns, and after them those of a file beyond it, by name."""
+    """Return the contract's columns, followed by a file's further columns sorted by name."""
     further = sorted(set(found.names) - set(expected.names))
     return pa.schema([*expected, *(pa.field(name, found.field(name).type) for name in further)])
 
 
 def ordered(rows: pa.Table, expected: pa.Schema) -> pa.Table:
-    """Return rows with the contract's columns first, and after them the further ones, by name."""
+    """Return rows with the contract's columns first, then further columns sorted by name."""
     schema = _with_further(rows.schema, expected)
     return rows.select(schema.names).cast(schema)
 
@@ -70,7 +70,7 @@ def read(group: RowGroup, columns: Sequence[str] | None = None) -> pa.Table:
     """Read a row group, or some of its columns, in the contract's layout.
 
     Raises:
-        DataError: it cannot be read, or has a column twice.
+        DataError: the row group cannot be read, or has a column twice.
     """
     try:
         rows = read_row_group(group, columns)
@@ -85,7 +85,7 @@ def read(group: RowGroup, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 def conformed(content: pa.Table, expected: pa.Schema, group: RowGroup) -> pa.Table:
-    """Turn embeddings that came as plain lists into fixed-size lists."""
+    """Convert embeddings from plain lists to fixed-size lists."""
     for one in expected:
         place = content.schema.get_field_index(one.name)
         is_embedding = pa.types.is_fixed_size_list(one.type)
@@ -103,11 +103,11 @@ def conformed(content: pa.Table, expected: pa.Schema, group: RowGroup) -> pa.Tab
 
 
 HALF = (float(np.finfo(np.float16).tiny), float(np.finfo(np.float16).max))
-"""The smallest and largest number that half precision holds to its full number of digits."""
+"""The smallest and largest normal number in half precision."""
 
 
 def require_half_precision(rows: pa.Table, content: ContentSpec, group: RowGroup) -> None:
-    """Check that embeddings can be stored in half precision: that none gets infinite, zero, or far less precise."""
+    """Check that the largest number of each embedding is a normal half-precision number, or that all are 0."""
     low, high = HALF
     for name in content.embeddings:
         for chunk in rows[name].chunks:
@@ -125,10 +125,10 @@ def require_half_precision(rows: pa.Table, content: ContentSpec, group: RowGroup
 
 
 def check_date(content: pa.Table, day: date, group: RowGroup) -> None:
-    """Check that all rows of a date's file lie on the date.
+    """Check that all rows of a date's file are on that date.
 
     Raises:
-        DataError: names the first that does not.
+        DataError: names the first row that is not.
     """
     wrong = np.flatnonzero(content["event_time"].to_numpy().astype("datetime64[D]") != np.datetime64(day))
     if len(wrong):

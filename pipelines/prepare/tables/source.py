@@ -1,4 +1,4 @@
-"""A folder in the tables' contract as a source: its rows are checked one by one as they become a partition."""
+"""A folder in the tables' contract as a source; every row is checked while its partition is written."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import date, datetime, timedelta
@@ -41,23 +41,23 @@ from sidestack.pipelines.prepare.tables.reading import (
 from sidestack.pipelines.prepare.tables.spec import REQUEST_ID, events_contract, tables_spec
 
 _ROWS_A_DAY = 32
-"""Bits for the number of a request within its date, where requests are numbered here."""
+"""Bits for a request's number within its date, if requests are numbered here."""
 
 
 class Tables(TablesConfig):
-    """A log of one's own that grows: a folder of joined impressions, items and users in the tables' contract."""
+    """Settings of a growing log: a folder of joined impressions, items and users in the tables' contract."""
 
     def paths(self) -> Sequence[Path]:
         """Return the folder."""
         return (self.path,)
 
     def open(self, run: StageRun[Prepare]) -> "TablesLog":
-        """Find the files of the folder, identify them, and complete what `dataset.json` says.
+        """Find and identify the folder's files, and complete `dataset.json`.
 
         Raises:
-            DataError: a file is missing or cannot be identified, or `dataset.json` says another number of items or
+            DataError: a file is missing or cannot be identified, or `dataset.json` has another number of items or
                 users.
-            ConfigError: `dataset.json` breaks the DatasetSpec, or a setting names no task of it.
+            ConfigError: `dataset.json` is not a valid DatasetSpec, or a setting names an unknown task.
         """
         world = run.world.committing  # one rank may read many footers
         with raise_on_all_ranks(world, f"reading {self.path}"):
@@ -69,7 +69,7 @@ class Tables(TablesConfig):
             return TablesLog(self, found, spec, as_time(run.config.as_of))
 
     def data_identity(self, prepare: Prepare) -> str:
-        """Return a digest of the folder's files and of what `dataset.json` says."""
+        """Return a digest of the folder's files and of `dataset.json`."""
         found = log_files(self, prepare.as_of, prepare.ledger)
         names = {str(path.relative_to(self.path)): found.identity[path] for path in found.all()}
         return digest({"files": names, "spec": read_json(self.path / SPEC_FILE)})
@@ -79,8 +79,7 @@ class TablesLog:
     """A folder of joined impressions as a `pipelines.prepare.contract.Source`.
 
     Args:
-        config: the source's. files: what the folder holds. spec: the dataset's. end: when the snapshot's knowledge
-            ends.
+        config: the source's. files: of the folder. spec: the dataset's. end: the snapshot's end.
     """
 
     def __init__(self, config: TablesConfig, files: LogFiles, spec: DatasetSpec, end: datetime | None) -> None:
@@ -105,7 +104,7 @@ class TablesLog:
         return sorted(self._files.events)
 
     def day_keys(self, day: date) -> dict[str, str]:
-        """Return what decides a date's requests, events and labels; see `pipelines.prepare.contract.Source`."""
+        """Return digests for a date's requests, events and labels; see `pipelines.prepare.contract.Source`."""
         spec = self.spec
         events: dict[str, Any] = {
             "files": self._files.digest(self._files.events[day]),
@@ -146,7 +145,7 @@ class TablesLog:
             yield chunk.append_column(REQUEST_ID, pa.array(ids_N))
 
     def _checked(self, day: date) -> Iterator[tuple[pa.Table, RowGroup]]:
-        """Yield a date's row groups, checked: the contract's columns and after them the further ones, by name."""
+        """Check and yield a date's row groups: the contract's columns, then further columns sorted by name."""
         first: tuple[pa.Schema, RowGroup] | None = None
         files: dict[str, Path] = {}
         for group in row_groups(self._files.events[day]):
@@ -176,7 +175,7 @@ class TablesLog:
         return events_contract(self._config, self.spec, names, has_labels=day in self._files.labels)
 
     def _with_labels(self, day: date, chunks: Iterator[tuple[pa.Table, RowGroup]]) -> Iterator[pa.Table]:
-        """Put in the labels that lie apart, and take out those whose follow-up is not over."""
+        """Add labels from separate files, and set labels to null if their follow-up is not over."""
         files = self._files.labels.get(day)
         labels = None if files is None else self._labels(files)
         start = 0
@@ -205,7 +204,7 @@ class TablesLog:
         return pa.concat_tables([schema.empty_table(), *parts]).combine_chunks()
 
     def _matured(self, rows: pa.Table) -> pa.Table:
-        """Return the rows, labels null where their follow-up is not over before the snapshot's knowledge ends."""
+        """Return the rows with labels set to null if their follow-up is not over at the snapshot's end."""
         if self._end is None:
             return rows
         for task, days in self.spec.followup_days.items():
@@ -217,7 +216,7 @@ class TablesLog:
 
 
 def _by_user_and_time(chunks: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Bring a date's rows of one user and time together, in order of time; their own order among them stays."""
+    """Stable-sort a date's rows by time and user, so that rows of one request are adjacent."""
     parts = list(chunks)
     if parts:
         rows = pa.concat_tables(parts).combine_chunks()
@@ -226,7 +225,7 @@ def _by_user_and_time(chunks: Iterable[pa.Table]) -> Iterator[pa.Table]:
 
 
 def _numbered(chunk: pa.Table, day: date, number: int, kind: str | None) -> tuple[npt.NDArray[np.int64], int]:
-    """Number the requests of a chunk from `number` on, and return the ids and the next number."""
+    """Number the requests of a chunk from `number` on; return the ids and the next number."""
     starts_R = np.arange(chunk.num_rows)
     if kind == "user_time":
         times_N, users_N = chunk["event_time"].cast(pa.int64()).to_numpy(), chunk["user_id"].to_numpy()

@@ -1,4 +1,4 @@
-"""What a folder's `dataset.json` says, completed from the files and checked against their columns."""
+"""A folder's `dataset.json`, completed from the files and checked against their columns."""
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,18 +25,18 @@ REQUEST_ID = "request_id"
 
 
 class TablesSpec(DatasetSpec):
-    """A folder's `dataset.json`: a DatasetSpec whose numbers of items and users may be left to be counted."""
+    """A folder's `dataset.json`: a DatasetSpec in which the numbers of items and users are optional."""
 
     num_items: Annotated[int, Field(ge=0, lt=2**63)] | None = None  # type: ignore[assignment]
     num_users: Annotated[int, Field(ge=0, lt=2**63)] | None = None  # type: ignore[assignment]
 
 
 def tables_spec(config: TablesConfig, files: LogFiles) -> DatasetSpec:
-    """Return what a folder's `dataset.json` says, with what the files tell: numbers of items and users, and splits.
+    """Return a folder's `dataset.json`, completed from the files: numbers of items and users, and splits.
 
     Raises:
-        DataError: a column is missing or of another type, or the files hold another number of items or users.
-        ConfigError: it breaks the DatasetSpec, or a setting names no task of it.
+        DataError: a column is missing or of another type, or the files have another number of items or users.
+        ConfigError: it is not a valid DatasetSpec, or a setting names an unknown task.
     """
     where = config.path / SPEC_FILE
     said = parse(TablesSpec, read_json(where), str(where))
@@ -61,10 +61,10 @@ def tables_spec(config: TablesConfig, files: LogFiles) -> DatasetSpec:
 
 
 def _require_columns(config: TablesConfig, files: LogFiles, spec: DatasetSpec) -> None:
-    """Check the columns of all tables by footers, so that a folder of another writer is one error and not ten.
+    """Check all tables' columns by their footers, so that all faults of a folder are one error.
 
-    Of events and labels, the newest file that has row groups stands for all, as it is the one that is read in any case
-    when a day was added: each is checked when it is read.
+    For events and labels, only the newest file with row groups is checked here: it is read anyway when a day was added.
+    Every file is checked when it is read.
 
     Raises:
         DataError: naming every column of every table that is missing or of another type.
@@ -89,7 +89,7 @@ def _require_columns(config: TablesConfig, files: LogFiles, spec: DatasetSpec) -
 
 
 def _with_rows(files: Mapping[date, Sequence[Path]]) -> Iterator[tuple[date, Path, pa.Schema]]:
-    """Yield the files that have row groups, with their columns, the newest date's first."""
+    """Yield the files with row groups and their columns, newest date first."""
     for day, paths in sorted(files.items(), reverse=True):
         for path in paths:
             if (found := schema_of_rows(path)) is not None:
@@ -100,8 +100,8 @@ def events_contract(config: TablesConfig, spec: DatasetSpec, names: Sequence[str
     """Return the contract's columns that the events of a date must have.
 
     Args:
-        config: the source's. spec: the dataset's. names: the columns that there are.
-        has_labels: whether the date's labels lie apart.
+        config: the source's. spec: the dataset's. names: the existing columns.
+        has_labels: whether the date's labels are in separate files.
     """
     left_out = list(spec.tasks) if has_labels else []
     if config.requests != "request_id" and REQUEST_ID not in names:
@@ -110,7 +110,7 @@ def events_contract(config: TablesConfig, spec: DatasetSpec, names: Sequence[str
 
 
 def _num_ids(files: Sequence[Path], column: str) -> int:
-    """Return how many ids the files number, from their footers' statistics: one more than the largest."""
+    """Return the number of ids, from the statistics in the files' footers: one more than the largest id."""
     largest = -1
     for path in files:
         metadata = read_footer(path)
@@ -131,7 +131,7 @@ def _num_ids(files: Sequence[Path], column: str) -> int:
 
 
 def _newest(days: Sequence[date], config: TablesConfig) -> dict[str, tuple[date, date]]:
-    """Return the splits of the newest dates, by `train_days` and `test_days`."""
+    """Return the splits by `train_days` and `test_days`, counted from the newest date."""
     assert config.test_days is not None
     test = days[-config.test_days :]
     before = days[: -config.test_days]
