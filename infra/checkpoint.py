@@ -83,7 +83,7 @@ class Checkpoint:
         altered = f"{stage}: altered, and passed over: {', '.join(self.altered)}\n" if self.altered else ""
         others = ", ".join(self.environment_change)
         changed = f", with other {others}: {differs} may differ" if others else ""
-        return f"{altered}{stage}: goes on from the checkpoint at step {step} of {num_steps}{changed}"
+        return f"{altered}{stage}: resumes from the checkpoint at step {step} of {num_steps}{changed}"
 
     def on_host(self) -> "Checkpoint":
         """Return a copy with its tensors on the host, where further training does not change them."""

@@ -92,7 +92,7 @@ def require_distinct_columns(schema: pa.Schema, where: RowGroup | Path) -> None:
     """
     twice = [name for name, number in Counter(schema.names).items() if number > 1]
     if twice:
-        raise DataError("\n".join(f"{where}: column {name!r} stands twice in the file" for name in twice))
+        raise DataError("\n".join(f"{where}: column {name!r} occurs twice in the file" for name in twice))
 
 
 def require_same_columns(schema: pa.Schema, known: pa.Schema, where: object, known_where: object) -> None:

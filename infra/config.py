@@ -211,7 +211,7 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             name, line = (key.tag, str(key.value)), key.start_mark.line + 1
             if name in lines:
-                raise yaml.YAMLError(f"key {key.value!r} stands twice, on lines {lines[name]} and {line}")
+                raise yaml.YAMLError(f"key {key.value!r} occurs twice, on lines {lines[name]} and {line}")
             lines[name] = line
         return node
 

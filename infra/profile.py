@@ -53,7 +53,7 @@ class StepProfile:
         """End the recording with the loop; if the loop ended early, the trace has fewer steps."""
         self._stop()
         if self.steps and self._done <= WARMUP_STEPS:
-            self._say(f"profile: nothing to trace: {self._done} steps, of which the first {WARMUP_STEPS} are left out")
+            self._say(f"profile: nothing to trace: {self._done} steps; the first {WARMUP_STEPS} are left out")
 
     def _started(self) -> profile:
         activities = [ProfilerActivity.CPU]

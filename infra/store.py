@@ -229,7 +229,7 @@ def _check_ids(chunk: pa.Table, column: str, last: int, first: int, new: int, wh
     gaps = np.flatnonzero(new_M != expected_M)
     if len(gaps):
         raise DataError(
-            f"{where}: column {column!r}: new ids must go on from {first} without a gap; {expected_M[gaps[0]]} is"
+            f"{where}: column {column!r}: new ids must continue from {first} without a gap; {expected_M[gaps[0]]} is"
             f" expected, {new_M[gaps[0]]} is there"
         )
     return int(ids_N[-1]), new + len(new_M)

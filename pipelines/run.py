@@ -214,7 +214,7 @@ def exit_status() -> Iterator[None]:
         raise SystemExit(1) from None
     except Stopped as stop:
         with suppress(OSError):  # after SIGHUP, the terminal is gone
-            print(f"stopped by {stop}; the same command goes on from here", file=sys.stderr, flush=True)
+            print(f"stopped by {stop}; the same command resumes from here", file=sys.stderr, flush=True)
         raise SystemExit(128 + stop.signum) from None
 
 

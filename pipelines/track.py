@@ -38,7 +38,7 @@ def track(config_file: Path, overrides: Sequence[str] = ()) -> int:
         except SidestackError:
             raise
         except Exception as error:
-            raise StageError(f"{uri}: {one_line(error)}; what it was not told stays in {folder}") from error
+            raise StageError(f"{uri}: {one_line(error)}; what was not sent stays in {folder}") from error
     return len(unsent)
 
 
@@ -48,9 +48,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: 1 after an error.
     """
-    arguments = command_line("pipelines.track", "Tell MLflow what it was not told while it was away.").parse_args(argv)
+    arguments = command_line("pipelines.track", "Send MLflow what it missed while it was away.").parse_args(argv)
     with exit_status():
-        print(f"runs told about: {track(arguments.config, arguments.set)}")
+        print(f"runs sent: {track(arguments.config, arguments.set)}")
 
 
 if __name__ == "__main__":

@@ -210,7 +210,7 @@ def _contents(spec: DatasetSpec, arm: ArmConfig, sids: Sids) -> list[Content]:
     taken = {sid.name for content in contents for sid in content.sids}
     left = [name for name in arm.sids if taken and name not in taken]
     if left:
-        raise SpecError(f"arm: sids={list(arm.sids)}, of which {left[0]!r} enters at no position")
+        raise SpecError(f"arm: sids={list(arm.sids)}: {left[0]!r} is used at no position")
     embeddings: dict[Entity, Mapping[str, int]] = {}
     for content in contents:
         if content.embeddings and embeddings.setdefault(content.entity, content.embeddings) != content.embeddings:

@@ -92,9 +92,9 @@ def _of_few_trainings(confidence: float, arms: int, replicates: int) -> str:
         student_reach(confidence, number, (arms - 1) * (number - 1)) for number in (replicates, replicates + 1)
     )
     return (
-        f"what a training moves is told by {arms} arms together: of {replicates} trainings an interval reaches"
-        f" {now:.1f} of a gain's deviations to each side, of {replicates + 1} {then:.1f} (Student's t): for small gains"
-        " set run.replicates higher; the trainings that are done are kept"
+        f"the deviation over trainings is pooled over {arms} arms: with {replicates} trainings an interval extends"
+        f" {now:.1f} deviations to each side, with {replicates + 1} {then:.1f} (Student's t); to resolve small gains,"
+        " raise run.replicates: finished trainings are kept"
     )
 
 

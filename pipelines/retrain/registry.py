@@ -118,7 +118,7 @@ class Registry:
             return question(connect())
         except Exception as error:
             self._pause_ends = time.monotonic() + _PAUSE_SECONDS
-            say("tracking", f"{one_line(error)}; the store is told later")
+            say("tracking", f"{one_line(error)}; the store is updated later")
             return None
 
     def _id(self) -> str:

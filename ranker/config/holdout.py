@@ -25,7 +25,7 @@ def without_newest(dates: Dates, days: int, setting: str) -> tuple[Dates, Dates]
     first, last = dates
     held_out = last - timedelta(days=days - 1)
     if held_out <= first:
-        raise ConfigError(f"{setting}={days}: training is {first} to {last}, of which at least one day must be left")
+        raise ConfigError(f"{setting}={days}: training is {first} to {last}; at least one day must be left")
     return (first, held_out - timedelta(days=1)), (held_out, last)
 
 

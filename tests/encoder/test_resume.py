@@ -216,7 +216,7 @@ def test_of_two_checkpoints_the_one_before_is_taken_where_the_last_was_altered(
     train_encoder(LOCAL, dataset, tmp_path / "resumed", changes)
     said = capsys.readouterr().err
     assert f"encoder: altered, and passed over: {last.name}" in said
-    assert f"goes on from the checkpoint at step {int(before.name[5:])} of 20" in said
+    assert f"resumes from the checkpoint at step {int(before.name[5:])} of 20" in said
     train_encoder(LOCAL, dataset, tmp_path / "whole", changes)
     assert (tmp_path / "resumed" / WEIGHTS_FILE).read_bytes() == (tmp_path / "whole" / WEIGHTS_FILE).read_bytes()
 
@@ -286,7 +286,7 @@ def test_the_command_line_goes_on_after_a_kill(tmp_path: Path) -> None:
         process = launched(dataset, config, place)
         _, said = process.communicate(timeout=300)
         assert process.returncode == 0, said
-        assert ("encoder: goes on from the checkpoint at step " in said) == (place == out)
+        assert ("encoder: resumes from the checkpoint at step " in said) == (place == out)
         assert "resumed_with_other" not in read_manifest(place).facts
     assert (out / WEIGHTS_FILE).read_bytes() == (tmp_path / "whole" / WEIGHTS_FILE).read_bytes()
     assert rows(out) == rows(tmp_path / "whole")

@@ -94,9 +94,9 @@ ALIASES = "encoder:\n  a: &a [x, x, x, x, x, x, x, x]\n" + "".join(
         ("a: [", [], "not valid YAML"),
         ("encoder: {}", ["encoder.rate"], "must look like"),
         ("encoder: {rate: 1}", ["encoder.rate.x=1"], "'rate' is a value"),
-        ("encoder: {}\nranker: {}\nencoder: {}", [], "key 'encoder' stands twice, on lines 1 and 3"),
-        ("encoder: {inner: {rate: 1, rate: 2}}", [], "key 'rate' stands twice, on lines 1 and 1"),
-        ("encoder: {}", ["encoder.inner={rate: 1, rate: 2}"], "key 'rate' stands twice"),
+        ("encoder: {}\nranker: {}\nencoder: {}", [], "key 'encoder' occurs twice, on lines 1 and 3"),
+        ("encoder: {inner: {rate: 1, rate: 2}}", [], "key 'rate' occurs twice, on lines 1 and 1"),
+        ("encoder: {}", ["encoder.inner={rate: 1, rate: 2}"], "key 'rate' occurs twice"),
     ],
 )
 def test_a_bad_file_or_override_is_refused(tmp_path: Path, text: str, overrides: list[str], message: str) -> None:

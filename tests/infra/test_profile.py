@@ -47,5 +47,5 @@ def test_without_a_step_to_trace_nothing_is_written_and_one_who_asked_is_told(
 ) -> None:
     said: list[str] = []
     loop(StepProfile(asked, tmp_path / "profile", say=said.append), taken)
-    assert said == [f"profile: nothing to trace: {taken} steps, of which the first 5 are left out"][: min(asked, 1)]
+    assert said == [f"profile: nothing to trace: {taken} steps; the first 5 are left out"][: min(asked, 1)]
     assert not (tmp_path / "profile").exists()

@@ -213,7 +213,7 @@ BAD_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a key twice": (
         lambda out: (out / SNAPSHOT_FILE).write_text('{"store": "a", "store": "b"}'),
-        r"snapshot\.json: cannot be read as JSON: key 'store' stands twice",
+        r"snapshot\.json: cannot be read as JSON: key 'store' occurs twice",
     ),
     "a list twice": (
         rewritten(lambda values: values["lists"].update(events=values["lists"]["events"] * 2)),

@@ -319,10 +319,10 @@ def test_a_part_may_revise_rows_and_goes_on_from_the_others(store: Store) -> Non
     [
         (0, [[0, 1, 1]], "ids must rise; 1 follows 1"),
         (0, [[0, 1], [1, 2]], "ids must rise; 1 follows 1"),
-        (0, [[0, 2]], "new ids must go on from 0 without a gap; 1 is expected, 2 is there"),
-        (0, [[0, 1], [3]], "new ids must go on from 0 without a gap; 2 is expected, 3 is there"),
-        (5, [[2, 6]], "new ids must go on from 5 without a gap; 5 is expected, 6 is there"),
-        (0, [[1, 2]], "new ids must go on from 0 without a gap; 0 is expected, 1 is there"),
+        (0, [[0, 2]], "new ids must continue from 0 without a gap; 1 is expected, 2 is there"),
+        (0, [[0, 1], [3]], "new ids must continue from 0 without a gap; 2 is expected, 3 is there"),
+        (5, [[2, 6]], "new ids must continue from 5 without a gap; 5 is expected, 6 is there"),
+        (0, [[1, 2]], "new ids must continue from 0 without a gap; 0 is expected, 1 is there"),
     ],
 )
 def test_ids_that_do_not_go_on_are_refused(first: int, chunks: list[list[int]], rule: str, store: Store) -> None:

@@ -112,7 +112,7 @@ def test_a_column_of_ids_has_no_dot_in_its_name() -> None:
         (b'{"a": ' + b"9" * 5000 + b"}", "cannot be read as JSON: Exceeds the limit"),
         (b'{"a": 9223372036854775808}', "a: needs more than 64 bits"),
         (b'{"a": {"b": [NaN, Infinity]}}', "a.b.0: nan is no finite number\n.*a.b.1: inf is no finite number"),
-        (b'{"a": {"b": 1, "c": 2, "b": 3}}', "cannot be read as JSON: key 'b' stands twice in one object"),
+        (b'{"a": {"b": 1, "c": 2, "b": 3}}', "cannot be read as JSON: key 'b' occurs twice in one object"),
         (b'{"a": "Gr\xf6\xdfe"}', "cannot be read as JSON: 'utf-8' codec"),
         ('{"a": 1}'.encode("utf-16"), "cannot be read as JSON: 'utf-8' codec"),
         (b'{"a": "\\ud800"}', "a: .*half of a surrogate pair"),

@@ -218,9 +218,9 @@ side                  0 B     12.1 MiB             408 B       3.20 M        254
 
 arms differ in training.seed: 0 in none; 1 in side
 NE gain is 1 - NE / NE(none); the interval is over users and 2 trainings, ± seeds its deviation over trainings
-what a training moves is told by 3 arms together: of 2 trainings an interval reaches 3.0 of a gain's
-  deviations to each side, of 3 1.6 (Student's t): for small gains set run.replicates higher; the trainings
-  that are done are kept
+the deviation over trainings is pooled over 3 arms: with 2 trainings an interval extends 3.0 deviations to
+  each side, with 3 1.6 (Student's t); to resolve small gains, raise run.replicates: finished trainings are
+  kept
 ~ the interval holds 0: no difference is shown
 GAUC: AUC within users of both labels, by rows (click 1,200 users, 9,000 rows; conversion 1,200 users, 9,000
   rows)

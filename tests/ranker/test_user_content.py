@@ -114,7 +114,7 @@ def test_a_users_embedding_costs_its_bytes_once_a_request(dataset: Path) -> None
     [
         ({"user": "side"}, SpecError, r"'side': sids=\['sid'\] are none of users, which user asks for"),
         ({"item": "side", "sids": ["habit"]}, SpecError, r"sids=\['habit'\] are none of items, which item asks for"),
-        ({"user": "hde", "sids": ["habit", "sid"]}, SpecError, "of which 'sid' enters at no position"),
+        ({"user": "hde", "sids": ["habit", "sid"]}, SpecError, "'sid' is used at no position"),
         ({"user": "dense", "embeddings": ["words"]}, DataError, r"the users have no embedding of \['words'\]"),
     ],
 )

@@ -51,7 +51,7 @@ def test_every_scheduler_has_its_model() -> None:
         (HEAD + "secrets: {A: {nme: x, key: y}}\n", r"secrets.A.nme: unknown key; did you mean 'name'\?"),
         (HEAD + "policies: {PodFailde: AbortJob}\n", "policies.PodFailde"),
         (HEAD + "security: {user: 0}\n", "security.user: .*greater than 0"),
-        (HEAD + "image: again\n", "key 'image' stands twice"),
+        (HEAD + "image: again\n", "key 'image' occurs twice"),
         ("scheduler: aws_batch\nimage: x\noptions: {queue: q}\nsecrets: {A: 'arn:x'}\n", "options.execution_role_arn"),
     ],
 )  # fmt: skip

@@ -165,7 +165,7 @@ BAD_ROWS: dict[str, tuple[str, Change, str]] = {
     ),
     "gap in the ids": (
         ITEMS, lambda t: pa.concat_tables([t.slice(0, 30), t.slice(31)]),
-        r"column 'item_id': new ids must go on from 0 without a gap; 30 is expected, 31 is there",
+        r"column 'item_id': new ids must continue from 0 without a gap; 30 is expected, 31 is there",
     ),
     "ids out of order": (
         ITEMS, lambda t: pa.concat_tables([t.slice(30), t.slice(0, 30)]),
@@ -681,7 +681,7 @@ def test_a_part_that_comes_twice_brings_nothing_new_and_one_out_of_order_is_refu
     add_items(own, 0, 48, "part-00001.parquet")
     add_items(own, 48, 60, "part-00000.parquet")
     refused(
-        own, f"{own / ITEMS}: column 'item_id': new ids must go on from 0 without a gap; 0 is expected, 48 is there"
+        own, f"{own / ITEMS}: column 'item_id': new ids must continue from 0 without a gap; 0 is expected, 48 is there"
     )
 
 

@@ -227,7 +227,7 @@ def test_a_store_that_is_away_is_told_later(
     monkeypatch.setenv(URI_VARIABLE, "http://localhost:1")
     (cycle,) = pass_nights(config, range(3, 4))
     assert cycle.outcome is not None and cycle.outcome.promoted
-    assert "the store is told later" in capsys.readouterr().err
+    assert "the store is updated later" in capsys.readouterr().err
     monkeypatch.delenv(URI_VARIABLE)
     with retraining(config) as one:
         one.publish()
