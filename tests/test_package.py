@@ -71,12 +71,11 @@ def test_the_wheel_has_one_name_and_all_that_runs_below_it(wheel: Path) -> None:
         "sidestack",
         f"{wheel.stem.removesuffix('-py3-none-any')}.dist-info",
     }
-    files = (file for package in INSTALLED for file in (ROOT / package).rglob("*.*"))
-    suffixes = {".py", ".yaml", ".css", ".jinja"}
-    wanted = {file.relative_to(ROOT).as_posix() for file in files if file.suffix in suffixes}
+    files = (file for package in INSTALLED for file in (ROOT / package).rglob("*.*") if "__pycache__" not in file.parts)
+    wanted = {file.relative_to(ROOT).as_posix() for file in files if file.suffix != ".md"}
     wanted = {f"sidestack/{name}" for name in wanted if not name.startswith(DEPLOY)}
     assert {name for name in names if name.startswith("sidestack/")} == wanted | {"sidestack/__init__.py"}
-    assert {Path(name).suffix for name in wanted} == suffixes
+    assert {Path(name).suffix for name in wanted} == {".py", ".yaml", ".css", ".jinja"}
 
 
 def pins(*files: str) -> set[str]:
