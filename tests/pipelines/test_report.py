@@ -237,8 +237,8 @@ def test_few_trainings_of_one_arm_tell_nothing_together() -> None:
     arms = unjudged().arms
     alone = {"none": arms["none"], "baseline": arms["side"]}
     text = as_text(comparison(arms=alone))
-    assert "told by" not in text and "nan" not in text
-    assert "told by 3 arms together" in as_text(comparison())
+    assert "pooled over" not in text and "nan" not in text
+    assert "pooled over 3 arms" in as_text(comparison())
 
 
 def test_an_arm_without_sums_takes_no_other_pairs_deviation_away() -> None:
