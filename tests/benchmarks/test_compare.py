@@ -19,7 +19,7 @@ def test_rows_come_in_the_order_of_lanes_with_the_same_labels_for_every_arm() ->
     assert not one["p_click"].equals(other["p_click"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_quick_run_writes_table_and_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["compare", "--quick", "--out", str(tmp_path)])
     main()

@@ -329,7 +329,7 @@ def test_pictures_are_drawn(tmp_path: Path) -> None:
     assert all((tmp_path / f"{name}.png").stat().st_size > 5000 for name in ("change", "missing"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_quick_form_runs_to_its_end_and_again_from_what_is_done(
     dataset: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

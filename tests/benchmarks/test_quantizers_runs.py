@@ -151,7 +151,7 @@ def test_a_codebook_of_free_vectors_offers_no_side_digits(tmp_path: Path) -> Non
     assert coder.prefixes == (1,)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_whole_benchmark_on_a_small_matrix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.save(tmp_path / "mine.npy", np.random.default_rng(0).standard_normal((1500, 8)).astype(np.float32))
     command = ["--quick", "--vectors", str(tmp_path / "mine.npy"), "--cache", str(tmp_path / "cache")]

@@ -109,7 +109,7 @@ def test_scan_and_reader_go_over_the_same_files(world: World, dataset: Dataset) 
     assert sum(len(batch.labels_BT) for batch in batches) == 4 * 1024
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_quick_run_writes_every_table_and_goal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     without_a_launcher(monkeypatch)
     run_program([sys.executable, "-m", "sidestack.benchmarks.ranker", "--quick", "--out", str(tmp_path)])

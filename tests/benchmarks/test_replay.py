@@ -168,7 +168,7 @@ def test_words_follow_from_the_figures() -> None:
     assert "`append` is best" in words and "`rebuild` is worse than `never` (-10.00 % ±5.00)" in words
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_four_weeks_are_replayed_by_two_policies(tmp_path: Path) -> None:
     folders = [word for name in ("cache", "runs", "out") for word in (f"--{name}", str(tmp_path / name))]
     main(["--quick", *folders])

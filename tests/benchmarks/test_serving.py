@@ -58,7 +58,7 @@ def test_rows_say_which_goals_are_met(tmp_path: Path, monkeypatch: pytest.Monkey
     assert all(row["p50_ms"] <= row["p99_ms"] for row in rows[:2])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_whole_benchmark_writes_its_figures_and_leaves_no_server(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

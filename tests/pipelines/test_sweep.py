@@ -47,7 +47,7 @@ def test_a_fault_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().err == ("error: sweep: 7 levels: their digits leave more than 1.5 of 24 bits unused\n")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_whole_sweep_and_its_parity_check_and_again_from_what_is_done(tmp_path: Path) -> None:
     one_rank = {stage: {"ranks": 1} for stage in ("prepare", "encoder", "materialize", "ranker")}
     values = {

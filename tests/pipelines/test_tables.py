@@ -231,7 +231,7 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_tables_of_several_trainings_share_what_they_have_in_common(tmp_path: Path) -> None:
     launch = {stage: {"ranks": 1} for stage in ("prepare", "encoder", "materialize", "ranker")}
     run = {"name": "small", "runs_dir": f"{tmp_path}/runs", "launch": launch, "replicates": 2, "jobs": 2}
