@@ -223,7 +223,6 @@ def load_answers(
     Raises:
         DataError, SpecError, ConfigError: see `ServedRanker`.
     """
-    torch.set_num_threads(1)  # more throughput comes from more workers
     (folder,) = artifacts.values()
     served = ServedRanker(folder)
     return lambda requests: [served.answer(one, f"inputs[{n}]") for n, one in enumerate(requests)]

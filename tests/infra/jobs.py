@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from tests.components.golden import ROOT
+
 LIMIT_S = 240
 
 
@@ -33,7 +35,7 @@ def job(
         "--signals_to_handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
         *torchrun, "-m", module, *arguments,
     ]  # fmt: skip
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **(environment or {})}
     with log.open("wb") as said:
         process = subprocess.Popen(command, env=variables, stdout=said, stderr=said, start_new_session=True)
         try:

@@ -169,7 +169,7 @@ BAD_ROWS: dict[str, tuple[str, Change, str]] = {
     ),
     "ids out of order": (
         ITEMS, lambda t: pa.concat_tables([t.slice(30), t.slice(0, 30)]),
-        r"column 'item_id': (ids must rise|new ids must go on)",
+        r"column 'item_id': (ids must rise|new ids must continue)",
     ),
     "unknown category": (
         ITEMS, with_value("category", 30, 16),
