@@ -22,7 +22,11 @@ class GradientMessage:
     """
 
     def __init__(
-        self, world: World, gradients: Sequence[Tensor], sums: Tensor | None, group: dist.ProcessGroup | None = None
+        self,
+        world: World,
+        gradients: Sequence[Tensor],
+        sums: Tensor | None = None,
+        group: dist.ProcessGroup | None = None,
     ) -> None:
         self._world, self._gradients, self._sums = world, gradients, sums
         further = [] if sums is None else [sums.float()]
@@ -47,9 +51,9 @@ class GradientMessage:
         nn.utils.vector_to_parameters(self._total / self._world.size, self._gradients)
 
 
-def average_gradients(world: World, parameters: Iterable[nn.Parameter], sums: Tensor | None = None) -> None:
+def average_gradients(world: World, parameters: Iterable[nn.Parameter]) -> None:
     """Replace every gradient by its mean over ranks; see `GradientMessage`."""
-    GradientMessage(world, _gradients(parameters), sums).finish()
+    GradientMessage(world, _gradients(parameters)).finish()
 
 
 class OverlappedAverage:
@@ -70,11 +74,11 @@ class OverlappedAverage:
     ) -> None:
         self._world, self._parameters, self._sums = world, parameters, sums
         self._message: GradientMessage | None = None
-        self._told: Tensor | None = None
+        self._summed: Tensor | None = None
         self._arrived = self._expected = 0
         self._group: dist.ProcessGroup | None = None
         if world.size > 1:
-            self._group = dist.new_group()
+            self._group = _another_group(world)
             for parameter in parameters:
                 parameter.register_post_accumulate_grad_hook(self._note)  # type: ignore[no-untyped-call]
 
@@ -87,7 +91,7 @@ class OverlappedAverage:
             self._send()
         assert self._message is not None
         self._message.finish()
-        self._message, self._told, self._expected, self._arrived = None, None, self._arrived, 0
+        self._message, self._summed, self._expected, self._arrived = None, None, self._arrived, 0
 
     def _note(self, _: Tensor) -> None:
         self._arrived += 1
@@ -95,8 +99,18 @@ class OverlappedAverage:
             self._send()
 
     def _send(self) -> None:
-        self._told = self._sums() if self._told is None else self._told
-        self._message = GradientMessage(self._world, _gradients(self._parameters), self._told, self._group)
+        self._summed = self._sums() if self._summed is None else self._summed
+        self._message = GradientMessage(self._world, _gradients(self._parameters), self._summed, self._group)
+
+
+def _another_group(world: World) -> dist.ProcessGroup:
+    """Return a new group of all ranks that waits as long as the default group does now (`infra.watchdog.watching`).
+
+    By itself, `new_group` would wait for torch's own 10 or 30 minutes, and end a training whose ranks wait for work.
+    """
+    backend = dist.group.WORLD._get_backend(world.device)  # type: ignore[union-attr]
+    group: dist.ProcessGroup = dist.new_group(timeout=backend.options._timeout)
+    return group
 
 
 def _gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:

@@ -1,5 +1,6 @@
 """Gradients are averaged in one message, which leaves as soon as the last of them is there."""
 
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -7,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sidestack.infra.distributed import World
-from sidestack.infra.gradients import OverlappedAverage, average_gradients
+from sidestack.infra.gradients import GradientMessage, OverlappedAverage, average_gradients
 from tests.distributed import run_distributed
 
 
@@ -16,7 +17,8 @@ def gradients_with_sums(world: World, has_gradients: bool) -> tuple[list[float],
     if has_gradients:
         parameter.grad = torch.tensor([1.0, 3.0]) * world.rank
     sums_2 = torch.tensor([[0.5], [world.rank]], dtype=torch.float64)
-    average_gradients(world, [parameter], sums_2[0])
+    gradients = [] if parameter.grad is None else [parameter.grad]
+    GradientMessage(world, gradients, sums_2[0]).finish()
     return sums_2.flatten().tolist(), None if parameter.grad is None else parameter.grad.tolist()
 
 
@@ -90,3 +92,15 @@ def test_the_message_travels_while_the_backward_pass_goes_on_in_the_tables() -> 
     assert order[3] == at_the_end
     assert gradients == [[1.5, 1.5, number == 3 and 1.5] for number in (2, 2, 3, 2)]
     assert sums == [3.0] * 4
+
+
+def waits(world: World) -> list[float]:
+    """Return how long the default group and the average's own wait, in seconds."""
+    gloo = dist.group.WORLD._get_backend(world.device)
+    gloo._set_default_timeout(timedelta(hours=5))  # as the watchdog does
+    own = OverlappedAverage(world, [])._group._get_backend(world.device)
+    return [backend.options._timeout.total_seconds() for backend in (gloo, own)]
+
+
+def test_the_average_waits_for_honest_work_as_long_as_the_default_group_does() -> None:
+    assert run_distributed(waits) == [[5 * 3600.0] * 2] * 2
