@@ -8,12 +8,13 @@ import errno
 import fcntl
 import os
 import socket
-import sys
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from sidestack.infra.logs import LOG
 
 _HAS_NO_FLOCK = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS)
 _POLL_S = 0.2
@@ -50,9 +51,7 @@ def locked(file: Path, *, wait: bool) -> Iterator[None]:
 @contextmanager
 def _owned(file: Path, wait: bool, why: OSError) -> Iterator[None]:
     """Hold a lock by a file that only one process can create; it is removed at the end."""
-    print(
-        f"warning: {file.parent}: has no flock ({why.strerror}); {file.name} is the lock", file=sys.stderr, flush=True
-    )
+    LOG.warning(f"{file.parent}: has no flock ({why.strerror}); {file.name} is the lock")
     own = f"{socket.gethostname()} {os.getpid()} {uuid.uuid4().hex}"
     while not _created(file, own):
         owner = _read(file)

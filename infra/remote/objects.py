@@ -6,7 +6,6 @@ an outage does not end a day's training. A store that has never answered causes 
 
 import functools
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
 from sidestack.infra.errors import RemoteError
+from sidestack.infra.logs import LOG
 
 T = TypeVar("T")
 
@@ -85,8 +85,7 @@ class Patience:
                 if not self._has_answered.is_set() or waited > PATIENCE_S:
                     raise
                 if pause == _PAUSE_S:
-                    told = f"warning: {error}; it is asked again for up to {PATIENCE_S / 60:g} minutes"
-                    print(told, file=sys.stderr, flush=True)
+                    LOG.warning(f"{error}; it is asked again for up to {PATIENCE_S / 60:g} minutes")
                 time.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
             except RemoteError:

@@ -4,20 +4,11 @@ import contextlib
 import io
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 
 from sidestack.infra.errors import ConfigError
-from sidestack.infra.logs import HANDLER, LEVEL_VARIABLE, LOG, set_up
-
-
-@pytest.fixture(autouse=True)
-def _as_before() -> Iterator[None]:
-    formatter, level = HANDLER.formatter, LOG.level
-    yield
-    HANDLER.setFormatter(formatter)
-    LOG.setLevel(level)
+from sidestack.infra.logs import LEVEL_VARIABLE, LOG, set_up
 
 
 def lines(rank: int, **environment: str) -> list[str]:
