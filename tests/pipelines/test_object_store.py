@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from sidestack.pipelines import run as driver
 from sidestack.pipelines.config import read_config
 from sidestack.pipelines.graph import stages
 from tests.components.golden import ROOT
-from tests.object_store import SECRET, Bucket, moto_server, use
+from tests.object_store import SECRET, Bucket
 from tests.pipelines.own_log import OwnLog
 
 SMALL: dict[str, Any] = {
@@ -38,18 +37,12 @@ RUN = {
 }
 
 
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    with moto_server() as address:
-        yield address
-
-
 @pytest.fixture
-def bucket(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bucket:
-    use(monkeypatch, endpoint, tmp_path / "mirror")
+def bucket(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    """Return the bucket, for stages that are processes of their own."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    return Bucket(endpoint)
+    return bucket
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ import importlib.util
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ import yaml
 from sidestack.infra.mlflow_store import URI_VARIABLE, connect
 from sidestack.pipelines.track import track
 from tests.components.golden import ROOT
+from tests.object_store import free_port
 from tests.pipelines.test_tracker import WHOLE, commit, pass_through, run_file, told, tracker_of
 from tests.tracking_server import answers
 
@@ -31,12 +31,6 @@ pytestmark = [
     pytest.mark.skipif(BINARIES is None, reason="not installed: PostgreSQL (Debian: postgresql)"),
 ]
 BUCKET, PASSWORD = "mlflow", "planted"
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 class Database:

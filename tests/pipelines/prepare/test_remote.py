@@ -1,7 +1,6 @@
 """Sources in an object store: the same dataset as from a folder, and a machine that has nothing goes on."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +15,10 @@ from sidestack.infra.snapshot import read_dataset
 from sidestack.pipelines.join import main as join
 from sidestack.pipelines.prepare.config import PrepareConfig
 from tests.datasets import content
-from tests.object_store import Bucket, moto_server, use
+from tests.object_store import Bucket
 from tests.pipelines.prepare.growing import add_day, day_at, tables_config, write_folder
 from tests.pipelines.prepare.log.raw import log_config, write_log
 from tests.pipelines.prepare.running import run_prepare
-
-
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    with moto_server() as address:
-        yield address
-
-
-@pytest.fixture
-def bucket(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bucket:
-    use(monkeypatch, endpoint, tmp_path / "mirror")
-    monkeypatch.chdir(tmp_path)
-    return Bucket(endpoint)
 
 
 def prepared(out: Path, values: dict[str, Any], cache: Path) -> list[str]:
