@@ -43,18 +43,14 @@ from sidestack.infra.files import (
     sync,
 )
 from sidestack.infra.lease import require_lease
-from sidestack.infra.manifest import (
-    MANIFEST,
-    OWNER,
-    VERSIONS,
-    FileEntry,
-    Manifest,
-    digests,
-    is_committed,
-)
+from sidestack.infra.manifest import MANIFEST, FileEntry, Manifest, digests, is_committed
 from sidestack.infra.remote import trees
 from sidestack.infra.remote.urls import address, url_of
 from sidestack.infra.sealed import sealed
+
+OWNER = ".owner"
+"""The file that distinguishes a directory that is being written from another of the same name."""
+VERSIONS = ("torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "torchx", "pyarrow", "mlflow", "sidestack")
 
 
 @contextlib.contextmanager

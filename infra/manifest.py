@@ -10,11 +10,7 @@ from pydantic import ValidationError
 
 from sidestack.infra.config import Config
 from sidestack.infra.errors import CommitError
-from sidestack.infra.files import (
-    hash_all,
-    open_regular,
-    regular_files,
-)
+from sidestack.infra.files import hash_all, open_regular, regular_files
 from sidestack.infra.logs import LOG
 from sidestack.infra.record import HISTORY_FILE, SUMMARY_FILE
 from sidestack.infra.remote import trees
@@ -22,13 +18,7 @@ from sidestack.infra.remote.urls import address, url_of
 from sidestack.infra.sealed import OWN_DIGEST, sealed, unsealed
 
 MANIFEST = "manifest.json"
-
-
-OWNER = ".owner"
-"""The file that distinguishes a directory that is being written from another of the same name."""
-
-
-VERSIONS = ("torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "torchx", "pyarrow", "mlflow", "sidestack")
+_WITHOUT_DIGEST = "sidestack/1"
 
 
 class FileEntry(Config):
@@ -86,9 +76,6 @@ class Manifest(Config):
         if not has_digest:
             _say_without_digest(file)
         return manifest
-
-
-_WITHOUT_DIGEST = "sidestack/1"
 
 
 _said_without_digest: list[str] = []

@@ -95,11 +95,7 @@ def read_row_group(
 
 _OURS = b"sidestack."
 """The prefix of this project's metadata keys."""
-
-
 _LIST_SIZE = _OURS + b"list_size"
-
-
 PRECISION = _OURS + b"precision"
 
 

@@ -20,8 +20,6 @@ from sidestack.infra.row_bytes import row_bytes
 
 ROW_GROUP_BYTES = 8 << 20
 """Bytes of a row group's rows in memory: the unit that a reader decodes, checks and shuffles."""
-
-
 REPEATS = 4
 """How often each value of a column must occur on average for a dictionary to save bytes."""
 

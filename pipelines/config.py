@@ -36,7 +36,6 @@ from sidestack.ranker.score_config import ScoreConfig
 WITHOUT_BASELINE = "baseline.enabled=false"
 """Override for runs that compare only the arms with each other."""
 
-
 Trained = TypeVar("Trained", EncoderConfig, RankerConfig)
 
 

@@ -20,7 +20,6 @@ from sidestack.infra.schedulers import option_names
 TRAINING_STAGES = ("encoder", "materialize", "ranker")
 """The stages that use GPUs if there are any."""
 
-
 C = TypeVar("C")
 
 
@@ -31,12 +30,8 @@ def _require_one_line(value: C) -> C:
 
 
 Line = Annotated[str, AfterValidator(_require_one_line)]
-
-
 Option = Annotated[str | int | float | bool, AfterValidator(_require_one_line)]
 """The value of a scheduler's option."""
-
-
 Variable = Annotated[str, matching("[A-Za-z_][A-Za-z0-9_]*", "a name of letters, digits and _, as shells allow it")]
 """The name of an environment variable, as shells allow it."""
 
