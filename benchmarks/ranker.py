@@ -59,10 +59,10 @@ from sidestack.ranker.batch import RankerBatch
 from sidestack.ranker.config import ModelConfig
 from sidestack.ranker.cost import count_flops
 from sidestack.ranker.cpu_sequence_lookup import BagsOfOne
-from sidestack.ranker.fit import UNTIMED_STEPS
 from sidestack.ranker.newest import NewestEntries
-from sidestack.ranker.progress import Progress
 from sidestack.ranker.reader import Split, ranker_batches
+from sidestack.ranker.step_runner import StepRunner
+from sidestack.ranker.throughput import UNTIMED_STEPS
 
 BATCH = config_of("none").training.batch_size
 READ_ARMS = ("none", "sid_ngram", "side")
@@ -313,10 +313,10 @@ def _flops(work: Callable[[], None]) -> int:
     return flops
 
 
-class ReadByItself(Progress):
+class ReadByItself(StepRunner):
     """A variant in which the training thread assembles and converts batches; row groups are still prefetched."""
 
-    def ahead(self, batches: Iterator[RankerBatch]) -> Iterator[RankerBatch]:
+    def prefetched(self, batches: Iterator[RankerBatch]) -> Iterator[RankerBatch]:
         """Return the batches without prefetching."""
         return batches
 

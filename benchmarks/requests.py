@@ -42,8 +42,8 @@ from sidestack.infra.parquet_writer import TableWriter
 from sidestack.infra.snapshot import Dataset, read_dataset
 from sidestack.infra.stage import quiet
 from sidestack.ranker.batch import RankerBatch
-from sidestack.ranker.fit import UNTIMED_STEPS
 from sidestack.ranker.reader import Split, to_ranker_batch
+from sidestack.ranker.throughput import UNTIMED_STEPS
 
 ARMS = ("none", "sid_ngram", "side", "dense")
 PIECES = {"one by one": 1, "4 together": 4, "whole requests": None}

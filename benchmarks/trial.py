@@ -18,10 +18,10 @@ from sidestack.ranker.budget import DecidedConfig, DecidedTraining
 from sidestack.ranker.config import ArmConfig, ModelConfig, RankerConfig
 from sidestack.ranker.constants import read_constants
 from sidestack.ranker.newest import NewestEntries
-from sidestack.ranker.progress import Progress
+from sidestack.ranker.preparation import open_splits
 from sidestack.ranker.reader import Split, to_ranker_batch
 from sidestack.ranker.sharding import ShardedRanker, build_sharded
-from sidestack.ranker.train import open_splits
+from sidestack.ranker.step_runner import StepRunner
 
 ARMS = {
     name: arm.model_copy(update={"max_rows": 2**18})
@@ -49,7 +49,7 @@ class Trial:
 
     Args of the constructor:
         dataset: the events. arm: its name in `ARMS`. world: the process group.
-        way: the variant of `Progress` that passes batches through the pipeline. model: the network's sizes.
+        way: the variant of `StepRunner` that passes batches through the pipeline. model: the network's sizes.
         rows_per_request: number of rows of a request that stay together; by default all.
         batch_size: rows of a global batch.
     """
@@ -59,7 +59,7 @@ class Trial:
         dataset: Dataset,
         arm: str,
         world: World,
-        way: type[Progress] = Progress,
+        way: type[StepRunner] = StepRunner,
         model: ModelConfig = DEFAULT_MODEL,
         rows_per_request: int | None = None,
         batch_size: int = TRAINING.batch_size,
@@ -70,8 +70,8 @@ class Trial:
         self.dataset, self.config, self.features = dataset, config, split.features
         self.sharded = build_sharded(split.features, config, world, read_constants(dataset, split.features.constants))
         self.sharded.model.train()
-        self.progress = way(self.sharded, split.features, world, NewestEntries())
-        self.pipeline = self.progress.pipeline
+        self.runner = way(self.sharded, split.features, world, NewestEntries())
+        self.pipeline = self.runner.pipeline
         self.reader = split.open(training, world, is_training=True)
         self._outputs: Generator[Any, None, None] = self._endless(self.reader)
 
@@ -83,7 +83,7 @@ class Trial:
         """From now on, train repeatedly on `number` batches in memory instead of reading."""
         self._outputs.close()
         held = [to_ranker_batch(batch, self.features) for batch in islice(self.reader.epoch(0), number)]
-        self._outputs = self._held(self.progress.agreed(cycle(held)))
+        self._outputs = self._held(self.runner.in_lockstep(cycle(held)))
 
     def close(self) -> None:
         """Stop the prefetching threads."""
@@ -95,7 +95,7 @@ class Trial:
 
     def _endless(self, reader: LaneReader) -> Generator[Any, None, None]:
         for epoch in count():
-            yield from self.progress.over(reader, epoch)
+            yield from self.runner.run(reader, epoch)
 
 
 def progress(pipeline: TrainPipelineSparseDist[Any, Any], source: Iterator[Any], steps: int) -> None:
@@ -146,11 +146,11 @@ class StepParts:
     def milliseconds(self, steps: int) -> Mapping[str, float]:
         """Take `steps` steps and return the time per step of each of `PARTS`, and of "step", the whole."""
         self._seconds.clear()
-        began, waited = time.perf_counter(), self.trial.progress.waited
+        began, waited = time.perf_counter(), self.trial.runner.waited
         self.trial.steps(steps)
         step = time.perf_counter() - began
         found = self._seconds
-        found["waiting for data"] = self.trial.progress.waited - waited
+        found["waiting for data"] = self.trial.runner.waited - waited
         found["backward: dense part"] = found.pop("backward") - found["backward: tables and their optimizer"]
         found["everything else"] = step - sum(found.values())
         return {part: found[part] * 1e3 / steps for part in PARTS} | {"step": step * 1e3 / steps}

@@ -17,18 +17,15 @@ from sidestack.infra.tracking import RunLog
 from sidestack.ranker.cost import count_flops
 from sidestack.ranker.metrics import prediction_rows, prediction_schema
 from sidestack.ranker.model import StepOutput
-from sidestack.ranker.progress import Progress
-from sidestack.ranker.sharding import ShardedRanker
+from sidestack.ranker.step_runner import StepRunner
 
 
 @torch.no_grad()
-def predict(
-    progress: Progress, sharded: ShardedRanker, reader: LaneReader, arm: str, out: Path, log: RunLog, first_row: int = 0
-) -> float:
+def predict(runner: StepRunner, reader: LaneReader, arm: str, out: Path, log: RunLog, first_row: int = 0) -> float:
     """Predict every row of a reader; each rank writes the rows it read as `part-<rank>.parquet`.
 
     Args:
-        progress: the pipeline. sharded: the model that it runs. reader: the rows. arm: the name in the progress bar.
+        runner: of the model's steps. reader: the rows. arm: the name in the progress bar.
         out: the folder to write. log: shows progress. first_row: the row number of the first row.
 
     Returns:
@@ -38,10 +35,10 @@ def predict(
     Raises:
         TrainingError: on every rank; the total number of rows written differs from the reader's.
     """
-    tasks, world = progress.features.tasks, progress.world
-    sharded.model.eval()
+    tasks, world = runner.features.tasks, runner.world
+    runner.sharded.model.eval()
     path = out / f"part-{world.rank:05d}.parquet"
-    steps = progress.over(reader, epoch=0)
+    steps = runner.run(reader, epoch=0)
     with count_flops() as counter:
         first = next(steps)
     with log.progress(reader.num_rows, f"predict {arm}") as advance, ExitStack() as stack:

@@ -35,11 +35,12 @@ from sidestack.ranker.config import Dates
 from sidestack.ranker.constants import read_constants
 from sidestack.ranker.cost import expected_traffic
 from sidestack.ranker.features import ArmFeatures, dataset_sids
-from sidestack.ranker.fit import Model, start_model
+from sidestack.ranker.fit import start_model
 from sidestack.ranker.predict import predict
 from sidestack.ranker.predictions import FOLDER as PREDICTIONS
 from sidestack.ranker.reader import Split, content_read
 from sidestack.ranker.score_config import ScoreConfig, named
+from sidestack.ranker.trainer import Model
 
 
 class Part(NamedTuple):
@@ -152,7 +153,7 @@ def _score_part(run: StageRun[ScoreConfig], scoring: Scoring, number: int, part:
     reader: LaneReader = split.open(scoring.config.training, world, is_training=False)
     name = f"{scoring.config.arm}, {part.dates[0]} to {part.dates[1]}"
     with committing(out, world, stage="score-part", key=scoring.work) as staging:
-        predict(scoring.model.progress, scoring.model.sharded, reader, name, staging, run.log, part.first_row)
+        predict(scoring.model.runner, reader, name, staging, run.log, part.first_row)
     return False
 
 

@@ -21,11 +21,10 @@ from sidestack.infra.errors import DataError
 from sidestack.infra.lanes import LaneReader
 from sidestack.infra.tables import TaskSpec
 from sidestack.ranker.convert import as_numpy, known, without_nulls
-from sidestack.ranker.fit import Fit
 from sidestack.ranker.metrics import judged_label, normalized_entropy
-from sidestack.ranker.progress import Progress
-from sidestack.ranker.sharding import ShardedRanker
 from sidestack.ranker.statistics import log_loss
+from sidestack.ranker.step_runner import StepRunner
+from sidestack.ranker.trainer import Trainer
 
 
 @dataclass
@@ -65,23 +64,23 @@ class EpochSearch:
     """The first training, with the window held out.
 
     Args of the constructor:
-        fit: that training, before its first step. window: the rows it is measured on, in order.
+        trainer: of that training, before its first step. window: the rows it is measured on, in order.
         dates: the window's first and last.
 
     Attributes:
         validation: the window's results so far.
     """
 
-    def __init__(self, fit: Fit, window: LaneReader, dates: list[str]) -> None:
-        self.fit = fit
+    def __init__(self, trainer: Trainer, window: LaneReader, dates: list[str]) -> None:
+        self.trainer = trainer
         self.window = window
         self.validation = Validation(dates)
         self._began = time.monotonic()
-        fit.carried = self._carried
+        trainer.validation_state = self._state
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Resume from a checkpoint of this training."""
-        self.fit.restore(checkpoint)
+        self.trainer.restore(checkpoint)
         self.validation = Validation(**checkpoint.values["validation"])
         self.validation.resumed_from_step = checkpoint.step
         self._began -= self.validation.seconds
@@ -95,37 +94,38 @@ class EpochSearch:
         Raises:
             DataError: no task has both labels in the window.
         """
-        epochs = self.fit.step // self.fit.reader.num_batches
+        epochs = self.trainer.step // self.trainer.reader.num_batches
         if len(self.validation.ne) < epochs:  # stopped after the epoch's last step, before its measurement
             self._is_enough()
         if not self.validation.is_over:
-            self.fit.run(advance, self._is_enough)
-        return Validation(**self._carried())
+            self.trainer.run(advance, self._is_enough)
+        return Validation(**self._state())
 
-    def _carried(self) -> dict[str, Any]:
+    def _state(self) -> dict[str, Any]:
         seconds = time.monotonic() - self._began
-        return asdict(self.validation) | {"steps": self.fit.step, "seconds": seconds}
+        return asdict(self.validation) | {"steps": self.trainer.step, "seconds": seconds}
 
     def _is_enough(self) -> bool:
-        measured = measure_ne(self.fit.progress, self.fit.sharded, self.window)
+        measured = measure_ne(self.trainer.runner, self.window)
         if not measured:
             raise DataError("ranker.training.validation_days: no task has both labels in the validation window")
         # Not validation_<task>_ne: that is the name of held-out metrics on validation dates.
-        self.fit.log.metrics(self.fit.step, {f"search_validation_{task}_ne": value for task, value in measured.items()})
+        values = {f"search_validation_{task}_ne": value for task, value in measured.items()}
+        self.trainer.log.metrics(self.trainer.step, values)
         self.validation.ne.append(measured)
         return self.validation.is_over
 
 
 @torch.no_grad()
-def measure_ne(progress: Progress, sharded: ShardedRanker, reader: LaneReader) -> dict[str, float]:
+def measure_ne(runner: StepRunner, reader: LaneReader) -> dict[str, float]:
     """Return the normalized entropy of each task on all rows of a reader; the model is left in training mode.
 
     The rows judged are those that the held-out metrics judge. A task without both labels is left out.
     """
-    tasks, world = progress.features.tasks, progress.world
+    tasks, world = runner.features.tasks, runner.world
     totals_3T = np.zeros((3, len(tasks)))
-    sharded.model.eval()
-    for batch, output in progress.over(reader, epoch=0):
+    runner.sharded.model.eval()
+    for batch, output in runner.run(reader, epoch=0):
         probabilities_BT = output.probabilities_BT.cpu().numpy()
         for place, task in enumerate(tasks):
             label = judged_label(batch.table, tasks, task)
@@ -133,7 +133,7 @@ def measure_ne(progress: Progress, sharded: ShardedRanker, reader: LaneReader) -
             labels_M = as_numpy(without_nulls(label))[judged_B]
             losses_M = log_loss(labels_M, probabilities_BT[judged_B, place])
             totals_3T[:, place] += losses_M.sum(), len(labels_M), labels_M.sum()
-    sharded.model.train()
+    runner.sharded.model.train()
     summed_3T = sum_over_ranks(world, torch.from_numpy(totals_3T).to(world.device)).cpu().numpy()
     return _defined(tasks, summed_3T.T)
 

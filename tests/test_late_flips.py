@@ -13,7 +13,7 @@ from sidestack.infra.snapshot import Dataset, read_dataset
 from sidestack.infra.store import Store
 from sidestack.ranker.constants import read_constants
 from sidestack.ranker.predictions import sorted_predictions, sorting
-from sidestack.ranker.train import open_splits
+from sidestack.ranker.preparation import open_splits
 from tests.encoder.fabricated import LOCAL, materialize_dataset, train_encoder
 from tests.encoder.fabricated import write_dataset as write_encoder_dataset
 from tests.pipelines.fabricated import predictions, ranker_output, truth

@@ -17,7 +17,7 @@ from sidestack.infra.distributed import World, started
 from sidestack.infra.snapshot import Dataset, read_dataset
 from sidestack.ranker.cpu_sequence_lookup import BagsOfOne
 from sidestack.ranker.model import StepOutput
-from sidestack.ranker.progress import Progress
+from sidestack.ranker.step_runner import StepRunner
 from tests.ranker.dataset import write_dataset
 
 
@@ -53,7 +53,7 @@ def test_the_clocks_cover_the_whole_step(world: World, dataset: Dataset) -> None
 
 
 def test_kernels_are_switched_and_train_the_same(world: World, dataset: Dataset) -> None:
-    fast, slow, by_itself = (Trial(dataset, "sid_ngram", world, way) for way in (Progress, Progress, ReadByItself))
+    fast, slow, by_itself = (Trial(dataset, "sid_ngram", world, way) for way in (StepRunner, StepRunner, ReadByItself))
     use_unpooled_kernels(slow)
     switched = [sum(isinstance(kernel.forward, BagsOfOne) for kernel in kernels(one.sharded)) for one in (fast, slow)]
     assert switched == [1, 0]

@@ -39,7 +39,9 @@ def test_a_batch_takes_at_most_ten_hops_each_a_function_that_exists() -> None:
 
 def test_the_functions_that_put_the_hops_together_call_them() -> None:
     """Each hop is called, by name, in one of the other hops or in the two functions that put them together."""
-    together = [("ranker/progress.py", f"Progress.{name}") for name in ("over", "batches", "ahead", "agreed")]
+    together = [
+        ("ranker/step_runner.py", f"StepRunner.{name}") for name in ("run", "batches", "prefetched", "in_lockstep")
+    ]
     sources = [inspect.getsource(function(*each)) for each in [*hops(), *together, SHARED]]
     for place, (_, name) in enumerate(hops()):
         called = {"Ranker.forward": "_model_fwd(", "GlobalLoss.forward": "self.loss("}.get(

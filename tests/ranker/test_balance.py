@@ -11,7 +11,7 @@ from sidestack.infra.balance import SLACK
 from sidestack.infra.distributed import World, gather
 from sidestack.infra.snapshot import read_dataset
 from sidestack.ranker.convert import history_lengths
-from sidestack.ranker.train import open_splits
+from sidestack.ranker.preparation import open_splits
 from tests.datasets import joined, write_snapshot_of
 from tests.distributed import run_distributed
 from tests.ranker.dataset import SPEC, all_days, items, write_dataset

@@ -13,9 +13,9 @@ from sidestack.infra.distributed import World
 from sidestack.infra.snapshot import read_dataset
 from sidestack.ranker.constants import read_constants
 from sidestack.ranker.newest import NewestEntries
-from sidestack.ranker.progress import Progress
+from sidestack.ranker.preparation import open_splits
 from sidestack.ranker.sharding import build_sharded
-from sidestack.ranker.train import open_splits
+from sidestack.ranker.step_runner import StepRunner
 from tests.distributed import run_distributed
 from tests.ranker.dataset import write_dataset
 from tests.ranker.training import config_of
@@ -49,10 +49,10 @@ def train(world: World, dataset: Path, arm: str, is_plain: bool) -> Counted:
     config, snapshot = config_of(arm), read_dataset(dataset)
     fitting, _ = open_splits(snapshot, config)
     sharded = build_sharded(fitting.features, config, world, read_constants(snapshot, fitting.features.constants))
-    progress = Progress(sharded, fitting.features, world, NewestEntries())
+    runner = StepRunner(sharded, fitting.features, world, NewestEntries())
     if is_plain:
-        progress.pipeline = TrainPipelineSparseDist(sharded.model, sharded.optimizer, world.device)
-    steps = progress.over(fitting.open(config.training, world, is_training=True), 0)
+        runner.pipeline = TrainPipelineSparseDist(sharded.model, sharded.optimizer, world.device)
+    steps = runner.run(fitting.open(config.training, world, is_training=True), 0)
     outputs = [output for _, output in islice(steps, 4)]
     with Collectives() as collectives:
         outputs.append(next(steps)[1])

@@ -28,8 +28,8 @@ from sidestack.ranker.planner import (
     plan_tables,
     unsharded_model,
 )
+from sidestack.ranker.preparation import open_splits
 from sidestack.ranker.sharding import COLLECTIONS, build_sharded
-from sidestack.ranker.train import open_splits
 from tests.datasets import joined
 from tests.distributed import run_distributed
 from tests.ranker.dataset import SID, SPEC, write_dataset

@@ -14,9 +14,10 @@ from sidestack.ranker.config import TrainingConfig
 from sidestack.ranker.constants import read_constants
 from sidestack.ranker.model import StepOutput
 from sidestack.ranker.newest import NewestEntries
-from sidestack.ranker.progress import Progress
+from sidestack.ranker.preparation import open_splits
 from sidestack.ranker.sharding import build_sharded
-from sidestack.ranker.train import open_splits, use_tf32
+from sidestack.ranker.step_runner import StepRunner
+from sidestack.ranker.train import use_tf32
 from tests.ranker.dataset import write_dataset
 from tests.ranker.training import config_of, run_steps
 
@@ -55,7 +56,7 @@ def predictions(world: World, dataset: Path, precision: str) -> Iterator[StepOut
     )
     sharded.model.eval()
     reader = held_out.open(config.training, world, is_training=False)
-    for _, output in Progress(sharded, fitting.features, world, NewestEntries()).over(reader, 0):
+    for _, output in StepRunner(sharded, fitting.features, world, NewestEntries()).run(reader, 0):
         yield output
 
 

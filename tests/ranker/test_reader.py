@@ -25,8 +25,8 @@ from sidestack.ranker.constants import ModelConstants, read_constants
 from sidestack.ranker.content import OwnContent
 from sidestack.ranker.features import ArmFeatures, arm_features, dataset_sids
 from sidestack.ranker.newest import NewestEntries, fitting_lengths
+from sidestack.ranker.preparation import open_splits
 from sidestack.ranker.reader import WHOLE, ranker_batches, to_ranker_batch
-from sidestack.ranker.train import open_splits
 from tests.datasets import joined, spoil, write_snapshot_of
 from tests.ranker.dataset import (
     CHAIN,

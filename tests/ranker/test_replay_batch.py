@@ -80,7 +80,7 @@ def test_a_batch_comes_back_as_it_was_saved(
         return made[-1]
 
     kept = sidestack.ranker.reader.to_ranker_batch
-    monkeypatch.setattr("sidestack.ranker.progress.to_ranker_batch", bad)
+    monkeypatch.setattr("sidestack.ranker.step_runner.to_ranker_batch", bad)
     monkeypatch.setattr("sidestack.ranker.blocks.DenseBlock.forward", not_a_number)
     with pytest.raises(NonFiniteLossError):
         train_ranker(world, dataset, tmp_path / "out", "side")

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-import sidestack.ranker.fit
+import sidestack.ranker.trainer
 from sidestack.infra.checkpoint import Checkpoints
 from sidestack.infra.commit import committing
 from sidestack.infra.config import plain
@@ -43,20 +43,20 @@ class Stopped(Exception):
 @contextmanager
 def stopping(steps: int | None = None) -> Iterator[None]:
     """End trainings (of so many steps) as they come to a step, on every rank."""
-    kept = sidestack.ranker.fit.learning_rates
+    kept = sidestack.ranker.trainer.learning_rates
 
     def rates(training: Any, step: int, total: int) -> tuple[float, float]:
         if step == STOP and steps in (None, total):
             raise Stopped
         return kept(training, step, total)
 
-    sidestack.ranker.fit.learning_rates = rates
+    sidestack.ranker.trainer.learning_rates = rates
     try:
         yield
     except Stopped:
         pass
     finally:
-        sidestack.ranker.fit.learning_rates = kept
+        sidestack.ranker.trainer.learning_rates = kept
 
 
 def train_ranker(
@@ -208,7 +208,7 @@ def test_a_checkpoint_of_other_work_is_refused_and_kept(dataset: Path, tmp_path:
 
 def both_ways_asked(world: World, dataset: Path, folder: Path, where: str, training: dict[str, Any]) -> int:
     """Train with a request to stop, which one rank gets at some place, and without; return the step that was saved."""
-    place = {"train": "sidestack.ranker.fit.learning_rates", "predict": "sidestack.ranker.train.predict",
+    place = {"train": "sidestack.ranker.trainer.learning_rates", "predict": "sidestack.ranker.train.predict",
              "measure": "sidestack.ranker.validation.measure_ne"}[where]  # fmt: skip
     kept = pkgutil.resolve_name(place)
 

@@ -14,9 +14,9 @@ from sidestack.infra.distributed import World
 from sidestack.infra.errors import ConfigError
 from sidestack.infra.snapshot import read_dataset
 from sidestack.ranker.config import Dates, HoldoutConfig
+from sidestack.ranker.preparation import open_splits
 from sidestack.ranker.reader import Split, to_ranker_batch
 from sidestack.ranker.spans import SpannedRows, spans_of
-from sidestack.ranker.train import open_splits
 from tests.distributed import run_distributed
 from tests.ranker.dataset import SPEC, write_dataset
 from tests.ranker.test_resume import predictions, summary, train_ranker

@@ -29,17 +29,19 @@ from sidestack.infra.snapshot import read_dataset
 from sidestack.infra.stage import StageRun
 from sidestack.infra.tables import TaskSpec, ancestors
 from sidestack.infra.tracking import RunLog
-from sidestack.ranker import fit
+from sidestack.ranker import throughput
 from sidestack.ranker.bundle import FOLDER, read_bundle
 from sidestack.ranker.config import RankerConfig
 from sidestack.ranker.constants import read_constants
 from sidestack.ranker.cost import column_cost
-from sidestack.ranker.fit import learning_rates, start_model
+from sidestack.ranker.fit import start_model
 from sidestack.ranker.loss_check import NonFiniteLossError
 from sidestack.ranker.metrics import prediction_metrics, prediction_schema
 from sidestack.ranker.planner import Traffic
 from sidestack.ranker.predict import predict, prediction_table
-from sidestack.ranker.train import open_splits, train
+from sidestack.ranker.preparation import open_splits
+from sidestack.ranker.train import train
+from sidestack.ranker.trainer import learning_rates
 from tests.datasets import joined, write_snapshot_of
 from tests.distributed import run_distributed
 from tests.noted import noted
@@ -249,7 +251,7 @@ def test_the_summary_says_what_was_measured(arm: str, dataset: Path, outputs: di
     assert summary["steps"] == 4 * ROWS_A_DAY // 64
     assert summary["world_size"] == 1
     assert summary["held_out_rows"] == 2 * ROWS_A_DAY
-    timed = summary["steps"] - fit.UNTIMED_STEPS
+    timed = summary["steps"] - throughput.UNTIMED_STEPS
     assert summary["samples_per_second"] * summary["train_seconds"] == pytest.approx(timed * 64)
     assert 0 <= summary["data_wait_share"] < 1
     assert 2**26 < summary["peak_memory_bytes"] < 2**32
@@ -366,14 +368,13 @@ def test_the_model_that_is_left_predicts_what_the_stage_predicted(
     _, held_out = open_splits(read_dataset(dataset), bundle.description.config)
     config = bundle.description.config
     features = bundle.description.features(SPEC)
-    progress, sharded, _ = start_model(
+    runner, _ = start_model(
         features, config, world, read_constants(read_dataset(dataset), features.constants), Traffic()
     )
+    sharded = runner.sharded
     assert "optimizer.body.interaction.over_arch.0.weight.exp_avg" not in sharded.state()
     bundle.load(sharded, features)
-    predict(
-        progress, sharded, held_out.open(config.training, world, False), config.arm, tmp_path / "again", RunLog(None)
-    )
+    predict(runner, held_out.open(config.training, world, False), config.arm, tmp_path / "again", RunLog(None))
     again, before = (pq.read_table(path).sort_by("row") for path in (tmp_path / "again", outputs[arm] / "predictions"))
     assert again.equals(before)
     states = sharded.state()

@@ -14,8 +14,8 @@ from sidestack.infra.distributed import World
 from sidestack.infra.errors import ConfigError, DataError, StageError
 from sidestack.infra.snapshot import read_dataset
 from sidestack.ranker.constants import ModelConstants
+from sidestack.ranker.preparation import open_splits
 from sidestack.ranker.sharding import build_sharded
-from sidestack.ranker.train import open_splits
 from tests.datasets import joined, spoil, write_snapshot_of
 from tests.distributed import run_distributed
 from tests.ranker.dataset import CHAIN, REQUEST_SPEC, SIDS, SPEC, all_days, write_dataset

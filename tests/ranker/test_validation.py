@@ -16,7 +16,7 @@ from sidestack.ranker.fit import start_model
 from sidestack.ranker.metrics import prediction_metrics
 from sidestack.ranker.planner import Traffic
 from sidestack.ranker.predict import predict
-from sidestack.ranker.train import open_splits
+from sidestack.ranker.preparation import open_splits
 from sidestack.ranker.validation import Validation, measure_ne
 from tests.datasets import joined, spoil
 from tests.distributed import run_distributed
@@ -51,11 +51,11 @@ def test_the_window_is_measured_as_held_out_rows_are(
 ) -> None:
     config = config_of("none", training={"children": children, "eval_batch_size": 200})
     _, held_out = open_splits(read_dataset(dataset), config)
-    progress, sharded, _ = start_model(held_out.features, config, world, ModelConstants(), Traffic(history=3.0))
+    runner, _ = start_model(held_out.features, config, world, ModelConstants(), Traffic(history=3.0))
     reader = held_out.open(config.training, world, is_training=False)
-    found = measure_ne(progress, sharded, reader)
-    assert sharded.model.training
-    predict(progress, sharded, reader, config.arm, tmp_path / "predictions", RunLog(None))
+    found = measure_ne(runner, reader)
+    assert runner.sharded.model.training
+    predict(runner, reader, config.arm, tmp_path / "predictions", RunLog(None))
     expected = prediction_metrics(tmp_path, tuple(SPEC.tasks))
     assert found == pytest.approx({task: expected[task]["ne"] for task in SPEC.tasks}, rel=1e-6)
 

@@ -17,11 +17,11 @@ from sidestack.ranker.blocks import DenseBlock
 from sidestack.ranker.budget import DecidedConfig
 from sidestack.ranker.config import RankerConfig
 from sidestack.ranker.constants import read_constants
-from sidestack.ranker.fit import learning_rates
 from sidestack.ranker.newest import NewestEntries
-from sidestack.ranker.progress import Progress
+from sidestack.ranker.preparation import open_splits
 from sidestack.ranker.sharding import ShardedRanker, build_sharded
-from sidestack.ranker.train import open_splits
+from sidestack.ranker.step_runner import StepRunner
+from sidestack.ranker.trainer import learning_rates
 
 ONE = World(0, 1, 0, torch.device("cpu"), "gloo")
 
@@ -97,7 +97,7 @@ def run_steps(world: World, dataset: Path, config: DecidedConfig, steps: int) ->
     reader = fitting.open(config.training, world, is_training=True)
     losses: list[list[float]] = []
     newest = NewestEntries(config.model.history)
-    epoch = Progress(sharded, fitting.features, world, newest).over(reader, 0)
+    epoch = StepRunner(sharded, fitting.features, world, newest).run(reader, 0)
     for step in range(steps):
         sharded.set_learning_rates(*learning_rates(config.training, step, reader.num_batches))
         _, output = next(epoch)

@@ -1,8 +1,8 @@
 """The path of a batch from Parquet to its loss, the same in training and in evaluation.
 
-`Progress.over` runs it; `Progress.batches` lists the steps before the pipeline. A batch carries the rows that it was
-made from (`RankerBatch.source`), and the step's output returns them, for callers that need more than tensors, such as
-ids.
+`StepRunner.run` takes the steps; `StepRunner.batches` lists what happens to a batch before its step. A batch carries
+the rows that it was made from (`RankerBatch.source`), and the step's output returns them, for callers that need more
+than tensors, such as ids.
 """
 
 import math
@@ -26,7 +26,7 @@ from sidestack.ranker.sharding import ShardedRanker
 
 
 @dataclass
-class Progress:
+class StepRunner:
     """A model with its pipeline, run over the batches of one reader after another.
 
     Attributes:
@@ -48,13 +48,13 @@ class Progress:
         """Build the pipeline."""
         self.pipeline = RankerPipeline(self.sharded.model, self.sharded.optimizer, self.world.device)
 
-    def over(
+    def run(
         self, reader: LaneReader, epoch: int, start: int = 0, end: int | None = None
     ) -> Iterator[tuple[Batch, StepOutput]]:
         """Run the batches [start, end) of one epoch, and yield each with its output; `end` defaults to the epoch's.
 
         The pipeline is empty after the last, so another reader's batches can follow. A step's loss is checked after the
-        next step was launched, or by `settle`, so that the host does not wait for the GPU.
+        next step was launched, or by `check_last_loss`, so that the host does not wait for the GPU.
 
         Raises:
             DataError: rows break the contract; the message names file, row group and column.
@@ -63,7 +63,7 @@ class Progress:
         """
         end = reader.num_batches if end is None else end
         state = self.world.state
-        self._unchecked = None
+        assert self._unchecked is None, "the steps of another reader are still running"
         batches = self.batches(reader, epoch, start, end)
         for number in range(start, end):
             state.move(f"batch {number} of epoch {epoch}")
@@ -72,25 +72,25 @@ class Progress:
             assert rows is not None
             place, again = partial(_place, reader, number, rows), partial(self._converted, reader, rows)
             check = LossCheck(output, tuple(self.features.tasks), place, again)
-            self.settle()
+            self.check_last_loss()
             self._unchecked = check
             yield rows, output
             state.stop_if_agreed()
-        self.settle()
+        self.check_last_loss()
 
     def batches(self, reader: LaneReader, epoch: int, start: int, end: int) -> Iterator[RankerBatch]:
         """Yield the batches [start, end) of an epoch for the pipeline: read, converted, synchronized over ranks.
 
-        Each call of `over` needs a new iterator: the pipeline never calls an exhausted one again.
+        Each call of `run` needs a new iterator: the pipeline never calls an exhausted one again.
         """
         converted = ranker_batches(reader, range(epoch, epoch + 1), start, self.features, self.newest, self.world)
-        return self.agreed(self._timed(self.ahead(islice(converted, end - start))))
+        return self.in_lockstep(self._timed(self.prefetched(islice(converted, end - start))))
 
-    def ahead(self, batches: Iterator[RankerBatch]) -> Iterator[RankerBatch]:
+    def prefetched(self, batches: Iterator[RankerBatch]) -> Iterator[RankerBatch]:
         """Prefetch batches: read and convert them in a thread, ahead of the pipeline."""
         return prefetched(batches, depth=3)
 
-    def agreed(self, batches: Iterator[RankerBatch]) -> Iterator[RankerBatch]:
+    def in_lockstep(self, batches: Iterator[RankerBatch]) -> Iterator[RankerBatch]:
         """Yield batches in step with the other ranks, each with the counts of the global batch; see `lockstep_sums`."""
         loss, shape_2T = self.sharded.model.module.loss, (2, len(self.features.tasks))
         counted = lockstep_sums(
@@ -100,11 +100,11 @@ class Progress:
             batch.counts_2T = counts.view(shape_2T)
             yield batch
 
-    def settle(self) -> None:
+    def check_last_loss(self) -> None:
         """Wait for the loss of the last step and check it.
 
         Raises:
-            NonFiniteLossError: see `over`.
+            NonFiniteLossError: see `run`.
         """
         check, self._unchecked = self._unchecked, None
         if check is not None:
