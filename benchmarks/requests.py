@@ -37,7 +37,7 @@ from sidestack.benchmarks.timing import (
 from sidestack.benchmarks.trial import PARTS, StepParts, Trial, config_of, training_split
 from sidestack.infra.distributed import World, started
 from sidestack.infra.impressions import read_impressions
-from sidestack.infra.lanes import Batch
+from sidestack.infra.lane import Batch
 from sidestack.infra.parquet_writer import TableWriter
 from sidestack.infra.snapshot import Dataset, read_dataset
 from sidestack.infra.stage import quiet

@@ -35,7 +35,8 @@ from sidestack.infra.checkpoint import Checkpoint
 from sidestack.infra.distributed import World, gather, lockstep, require_same, sum_over_ranks
 from sidestack.infra.errors import DataError, PreemptedError
 from sidestack.infra.gradients import average_gradients
-from sidestack.infra.lanes import Batch, LaneReader
+from sidestack.infra.lane import Batch
+from sidestack.infra.lanes import LaneReader
 from sidestack.infra.learning_curve import is_point, point_every
 from sidestack.infra.prefetch import prefetched
 from sidestack.infra.revisions import Revisions

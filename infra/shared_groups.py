@@ -1,4 +1,18 @@
-"""Read a row group once for two lanes that each own a part of it."""
+"""Read a row group once for two lanes that each own a part of it.
+
+Example: two lanes over three row groups of four rows. The lanes' bound cuts row group 1:
+
+    rows         0 1 2 3 4 5 6 7 8 9 10 11
+    row groups  |   0   |   1   |    2    |
+    lanes       |     0     |      1      |
+
+    lane 0   reads row group 0               rows 0 to 3
+    lane 1   reads row group 1, keeps it     rows 6 and 7
+    lane 0   takes the kept row group 1      rows 4 and 5; it is no longer kept
+    lane 1   reads row group 2               rows 8 to 11
+
+Whichever lane comes first reads; if the other comes while the first still reads, it waits.
+"""
 
 from collections.abc import Set
 from concurrent.futures import Future

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchrec import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
-from sidestack.infra.lanes import Batch
+from sidestack.infra.lane import Batch
 from sidestack.ranker.inputs import ModelInputs
 from sidestack.ranker.layout import Integers, history_layout
 

@@ -11,7 +11,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, EmbeddingCollection, EmbeddingConfig
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 
-from sidestack.infra.lanes import Batch
+from sidestack.infra.lane import Batch
 from sidestack.infra.tables import TaskSpec, ancestors
 from sidestack.ranker.batch import RankerBatch
 from sidestack.ranker.body import Body

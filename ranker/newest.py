@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 
-from sidestack.infra.lanes import Batch
+from sidestack.infra.lane import Batch
 from sidestack.ranker.config import HistoryConfig
 from sidestack.ranker.convert import as_array, history_lengths, rank_from_newest
 from sidestack.ranker.features import ArmFeatures

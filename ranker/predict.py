@@ -10,7 +10,8 @@ import torch
 
 from sidestack.infra.distributed import gather, raise_on_all_ranks
 from sidestack.infra.errors import TrainingError
-from sidestack.infra.lanes import Batch, LaneReader
+from sidestack.infra.lane import Batch
+from sidestack.infra.lanes import LaneReader
 from sidestack.infra.parquet_writer import TableWriter
 from sidestack.infra.tables import TaskSpec
 from sidestack.infra.tracking import RunLog

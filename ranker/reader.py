@@ -17,7 +17,8 @@ from sidestack.infra.checks import check_events
 from sidestack.infra.distributed import World, raise_on_all_ranks
 from sidestack.infra.errors import DataError
 from sidestack.infra.impressions import ImpressionRows, columns_by_table
-from sidestack.infra.lanes import Batch, LaneReader
+from sidestack.infra.lane import Batch
+from sidestack.infra.lanes import LaneReader
 from sidestack.infra.parquet import RowGroup
 from sidestack.infra.partitions import PartitionEntry
 from sidestack.infra.rows import Check, Rows

@@ -13,7 +13,8 @@ from functools import partial
 from itertools import islice
 
 from sidestack.infra.distributed import World, lockstep_sums
-from sidestack.infra.lanes import Batch, LaneReader
+from sidestack.infra.lane import Batch
+from sidestack.infra.lanes import LaneReader
 from sidestack.infra.prefetch import prefetched
 from sidestack.ranker.batch import RankerBatch
 from sidestack.ranker.features import ArmFeatures

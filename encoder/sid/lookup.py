@@ -57,6 +57,15 @@ class DigitLookup(nn.Module):
     is a power of two, so that rows of 8 to 64 bytes are copied in one move. An id's last or first number may have
     unused digits; their columns are left out of the result, which is then a view.
 
+    Example: 5 digits of 3 values, k = 2. Each of the 3 numbers has 9 rows of its own in the table, because the values
+    of digit i may differ from those of digit j:
+
+        id                      167 = 2*81 + 0*27 + 0*9 + 1*3 + 2*1, digits 2 0 0 1 2
+        numbers, base 9         2          0          5           division by 9; `cut_into`
+        their digits            (. 2)      (0 0)      (1 2)       the first number has one unused digit
+        rows of the table       2          0 + 9      5 + 18      row 27, the last, is for unknown ids
+        values looked up        . 2        0 0        1 2         `index_select`; the first column is left out
+
     Args of the constructor:
         values_DR: the value of r at digit i, any dtype, [num_digits, radix]; radix at most `LOOKUP_ROWS`.
         packing: how the digits are packed into ids; they must fit one int64.
@@ -71,6 +80,7 @@ class DigitLookup(nn.Module):
         self.width = max(k for k in (1, 2, 4, 8) if self.radix**k <= LOOKUP_ROWS)
         self.numbers = -(-self.num_digits // self.width)
         self.rows = self.radix**self.width
+        self.unknown_row = self.numbers * self.rows
         # Constants, not state: they are recomputed from the spec and stay out of checkpoints.
         self.register_buffer("table_Tk", self._table(values_DR), persistent=False)
 
@@ -86,35 +96,37 @@ class DigitLookup(nn.Module):
         """
         shape = (*ids_N.shape, self.numbers * self.width)
         first = 0 if self.packing == "paper_eq5" else shape[-1] - self.num_digits
-        gather = self._gather_by_blocks if ids_N.device.type == "cpu" else self._gather
-        out = gather(ids_N.reshape(-1), None if known_N is None else known_N.reshape(-1))
+        look_up = self._look_up_by_blocks if ids_N.device.type == "cpu" else self._look_up
+        out = look_up(ids_N.reshape(-1), None if known_N is None else known_N.reshape(-1))
         return out.view(shape)[..., first : first + self.num_digits]
 
-    def _gather(self, ids_N: Tensor, known_N: Tensor | None) -> Tensor:
+    def _look_up(self, ids_N: Tensor, known_N: Tensor | None) -> Tensor:
         rows_NC = ids_N.new_empty(len(ids_N), self.numbers)
-        cut_into(rows_NC, self._whole(ids_N), self.rows, self.packing, apart=True)
+        self._write_rows(rows_NC, ids_N)
         if known_N is not None:
-            rows_NC.masked_fill_(~known_N[:, None], len(self.table_Tk) - 1)
+            rows_NC.masked_fill_(~known_N[:, None], self.unknown_row)
         return self.table_Tk.index_select(0, rows_NC.view(-1))
 
-    def _gather_by_blocks(self, ids_N: Tensor, known_N: Tensor | None) -> Tensor:
-        """Do the same as `_gather` with numpy, whose division and row copies are three times as fast on a CPU."""
+    def _look_up_by_blocks(self, ids_N: Tensor, known_N: Tensor | None) -> Tensor:
+        """Do the same as `_look_up` with numpy, whose division and row copies are three times as fast on a CPU."""
         out_NCk = self.table_Tk.new_empty(len(ids_N), self.numbers, self.width)
         table_Tk, out, ids = self.table_Tk.numpy(), out_NCk.numpy(), ids_N.numpy()
         known = None if known_N is None else known_N.numpy()
-        rows_BC = np.empty((min(len(ids), _IDS_AT_A_TIME), self.numbers), np.int64)
+        reused_BC = np.empty((min(len(ids), _IDS_AT_A_TIME), self.numbers), np.int64)
         for start in range(0, len(ids), _IDS_AT_A_TIME):
             block = slice(start, min(start + _IDS_AT_A_TIME, len(ids)))
-            part_BC = rows_BC[: block.stop - start]
-            cut_into(part_BC, self._whole(ids[block]), self.rows, self.packing, apart=True)
+            rows_BC = reused_BC[: block.stop - start]
+            self._write_rows(rows_BC, ids[block])
             if known is not None:
-                part_BC[np.flatnonzero(~known[block])] = len(table_Tk) - 1
+                rows_BC[np.flatnonzero(~known[block])] = self.unknown_row
             # `clip` needs no buffer between table and result; only numbers of unknown ids can be clipped.
-            np.take(table_Tk, part_BC, axis=0, out=out[block], mode="clip")
+            np.take(table_Tk, rows_BC, axis=0, out=out[block], mode="clip")
         return out_NCk
 
-    def _whole(self, ids_N: Ids) -> Ids:
-        return ids_N // self.radix if self.packing == "paper_eq5" else ids_N
+    def _write_rows(self, rows_NC: Ids, ids_N: Ids) -> None:
+        """Write the rows in which an id's numbers are looked up; for arrays and tensors."""
+        whole_N = ids_N // self.radix if self.packing == "paper_eq5" else ids_N
+        cut_into(rows_NC, whole_N, self.rows, self.packing, apart=True)
 
     def _table(self, values_DR: Tensor) -> Tensor:
         """Return a block of rows for each of an id's numbers, and a last row of zeros for unknown ids."""

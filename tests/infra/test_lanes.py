@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 import sidestack.infra.lanes
 from sidestack.infra.balance import SLACK
 from sidestack.infra.errors import ConfigError, DataError
-from sidestack.infra.lanes import Batch, LaneReader
+from sidestack.infra.lane import Batch
+from sidestack.infra.lanes import LaneReader
 from sidestack.infra.order import buffers, parts_between
 from sidestack.infra.parquet import RowGroup
 from sidestack.infra.pieces import piece_starts

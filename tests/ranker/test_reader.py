@@ -16,7 +16,8 @@ import torch
 
 from sidestack.encoder.sid.columns import with_sid_metadata
 from sidestack.infra.errors import ConfigError, DataError, SpecError
-from sidestack.infra.lanes import Batch, LaneReader
+from sidestack.infra.lane import Batch
+from sidestack.infra.lanes import LaneReader
 from sidestack.infra.rows import Rows
 from sidestack.infra.snapshot import Dataset, read_dataset
 from sidestack.infra.tables import TaskSpec, request_schema

@@ -11,7 +11,7 @@ from torch import Tensor
 import sidestack.ranker.reader
 from sidestack.infra.distributed import World
 from sidestack.infra.errors import DataError
-from sidestack.infra.lanes import Batch
+from sidestack.infra.lane import Batch
 from sidestack.ranker.batch import RankerBatch
 from sidestack.ranker.features import ArmFeatures
 from sidestack.ranker.loss_check import NonFiniteLossError

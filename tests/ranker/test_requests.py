@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sidestack.infra.distributed import World
-from sidestack.infra.lanes import Batch
+from sidestack.infra.lane import Batch
 from sidestack.infra.rows import concatenated
 from sidestack.infra.snapshot import read_dataset
 from sidestack.ranker.budget import DecidedConfig
