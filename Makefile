@@ -39,7 +39,7 @@ $(STAMP): requirements/$(ACCEL).txt requirements/torch-$(ACCEL).txt requirements
 	@touch $@
 
 run: install ## the whole path on real data: raw log -> encoder -> SID columns -> ranker arms -> comparison; TUNE=1: every arm is tuned first
-	@$(BIN)/python -m $(if $(TUNE),pipelines.tune --run,pipelines.run) --config $(CONFIG) $(foreach s,$(SET),--set $(s))
+	@$(BIN)/python -m $(if $(TUNE),pipelines.studies.tune --run,pipelines.run) --config $(CONFIG) $(foreach s,$(SET),--set $(s))
 
 movielens: install .cache/movielens/ml-100k.inter ## the same from a log's raw files: MovieLens-100k, likes
 	@$(BIN)/python -m pipelines.run --config configs/movielens.yaml $(foreach s,$(SET),--set $(s))
@@ -53,11 +53,11 @@ replay: install ## a year of Complete Journey, retrained week by week, for each 
 	@$(BIN)/python -m benchmarks.replay $(foreach s,$(SET),--set $(s))
 
 tables: install ## both papers' tables, ours beside theirs; all arms, three trainings each (hours)
-	@$(BIN)/python -m pipelines.tables --config configs/tables.yaml $(foreach s,$(SET),--set $(s))
-	@$(BIN)/python -m pipelines.tables --config configs/quantizing_intent.yaml $(foreach s,$(SET),--set $(s))
+	@$(BIN)/python -m pipelines.studies.tables --config configs/tables.yaml $(foreach s,$(SET),--set $(s))
+	@$(BIN)/python -m pipelines.studies.tables --config configs/quantizing_intent.yaml $(foreach s,$(SET),--set $(s))
 
 tune: install ## every arm with the same settings, on validation dates
-	@$(BIN)/python -m pipelines.tune --config $(CONFIG) $(foreach s,$(SET),--set $(s))
+	@$(BIN)/python -m pipelines.studies.tune --config $(CONFIG) $(foreach s,$(SET),--set $(s))
 
 plan: install ## how an arm's tables would be placed on RANKS GPUs of MEMORY_GIB: ARM=, PLAN="--table-rows item_id=1000000000 --rows 29000000000"
 	@$(BIN)/python -m ranker.plan --config $(CONFIG) --input-spec configs/plan/dataset.json --sid-spec configs/plan/sid.json \

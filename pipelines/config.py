@@ -22,8 +22,8 @@ from sidestack.pipelines.prepare.log.config import LogConfig
 from sidestack.pipelines.report.config import CompareConfig
 from sidestack.pipelines.retrain.config import RetrainConfig
 from sidestack.pipelines.run_config import LaunchConfig, RunConfig
-from sidestack.pipelines.tables.config import TableConfig
-from sidestack.pipelines.tune.config import TuneConfig
+from sidestack.pipelines.studies.tables.config import TableConfig
+from sidestack.pipelines.studies.tune.config import TuneConfig
 from sidestack.ranker.baseline.config import ARM as BASELINE
 from sidestack.ranker.baseline.config import BaselineConfig
 from sidestack.ranker.config import RankerConfig
@@ -59,7 +59,7 @@ class PipelineConfig(Config):
     tune: TuneConfig = Field(default_factory=TuneConfig)
     compare: CompareConfig = Field(default_factory=CompareConfig)
     tables: dict[str, TableConfig] = {}
-    """The papers' tables by name, for `pipelines.tables`."""
+    """The papers' tables by name, for `pipelines.studies.tables`."""
     drift: DriftConfig = Field(default_factory=DriftConfig)
     """Settings of `pipelines.drift`, which compares a cycle's data, encoders and SIDs with the previous cycle's."""
     retrain: RetrainConfig = Field(default_factory=RetrainConfig)

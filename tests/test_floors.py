@@ -39,6 +39,16 @@ def imported(file: Path) -> set[str]:
     return {name.removeprefix("sidestack.") for name in found if name.startswith("sidestack.")}
 
 
+def test_the_pipeline_depends_on_no_study_but_their_sections() -> None:
+    """Papers' tables, sweep and tuning start runs; of them the run's file alone knows, which has their settings."""
+    studies = ROOT / "pipelines/studies"
+    for file in (ROOT / "pipelines").rglob("*.py"):
+        if not file.is_relative_to(studies):
+            uses = {name for name in imported(file) if name.startswith("pipelines.studies")}
+            allowed = {name for name in uses if ".config" in name and file == ROOT / "pipelines/config.py"}
+            assert uses == allowed, f"{file.relative_to(ROOT)} imports {sorted(uses - allowed)}"
+
+
 @pytest.mark.parametrize("file", MODULES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_a_module_imports_only_from_its_own_floor_or_below(file: Path) -> None:
     floor = file.relative_to(ROOT).parts[0]

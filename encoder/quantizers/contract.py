@@ -21,7 +21,7 @@ Size = Annotated[int, Field(ge=1, le=4096)]
 
 
 class Knobs(NamedTuple):
-    """The settings that `pipelines.sweep` varies: depth x groups digits, each with levels x lines values."""
+    """The settings that `pipelines.studies.sweep` varies: depth x groups digits, each with levels x lines values."""
 
     levels: int
     depth: int

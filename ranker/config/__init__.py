@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 SearchBudget = Literal["quick", "standard", "thorough"]
-"""The budget of the search for learning rates; see `pipelines.tune.config.RUNGS`."""
+"""The budget of the search for learning rates; see `pipelines.studies.tune.config.RUNGS`."""
 
 CONTEST = ("none", "dense", "sid_ngram", "side")
 """The kinds of content that are compared by default."""
@@ -53,7 +53,7 @@ class RankerConfig(Config):
     arms: dict[ArmName, ArmConfig] = Field(default_factory=lambda: {name: _same_kind(name) for name in CONTEST})
     """The compared arms by name; by default one for each kind of content."""
     budget: SearchBudget = "standard"
-    """The budget of `pipelines.tune` for each arm's learning rates, the same for every arm."""
+    """The budget of `pipelines.studies.tune` for each arm's learning rates, the same for every arm."""
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
     sharding: ShardingConfig = ShardingConfig()

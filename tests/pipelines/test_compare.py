@@ -31,8 +31,8 @@ from sidestack.pipelines.compare import compare
 from sidestack.pipelines.config import PipelineConfig
 from sidestack.pipelines.report.comparison import Comparison
 from sidestack.pipelines.report.config import CompareConfig
-from sidestack.pipelines.tables.config import TableConfig
-from sidestack.pipelines.tables.page import as_page
+from sidestack.pipelines.studies.tables.config import TableConfig
+from sidestack.pipelines.studies.tables.page import as_page
 from sidestack.ranker.metric_registry import Metric, all_metrics
 from sidestack.ranker.metrics import prediction_metrics
 from sidestack.ranker.statistics import RowTally, log_loss

@@ -24,9 +24,9 @@ from sidestack.pipelines.graph import Stage, stages
 from sidestack.pipelines.jobs import Work
 from sidestack.pipelines.run import Stopped
 from sidestack.pipelines.run_config import LaunchConfig, RunConfig
-from sidestack.pipelines.sweep.grid import Budget
-from sidestack.pipelines.sweep.plan import sweep_stages
-from sidestack.pipelines.tune.plan import tune_stages
+from sidestack.pipelines.studies.sweep.grid import Budget
+from sidestack.pipelines.studies.sweep.plan import sweep_stages
+from sidestack.pipelines.studies.tune.plan import tune_stages
 from sidestack.ranker.config import RankerConfig
 
 DIAMOND: dict[str, tuple[str, ...]] = {

@@ -7,8 +7,8 @@ import yaml
 
 from sidestack.pipelines.report.comparison import ArmResult, Comparison, Gain, MetricResult, TaskResult
 from sidestack.pipelines.report.config import VerdictConfig
-from sidestack.pipelines.sweep.__main__ import main, parity_text
-from sidestack.pipelines.sweep.result import SweepResult
+from sidestack.pipelines.studies.sweep.__main__ import main, parity_text
+from sidestack.pipelines.studies.sweep.result import SweepResult
 from tests.pipelines.commands import run_command
 
 
@@ -65,13 +65,13 @@ def test_whole_sweep_and_its_parity_check_and_again_from_what_is_done(tmp_path: 
         "run": {"name": "small", "runs_dir": f"{tmp_path}/runs", "launch": one_rank, "jobs": 2},
     }  # fmt: skip
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(values))
-    first = run_command("sidestack.pipelines.sweep", tmp_path, "--bits", "8", "--levels", "16", "--parity")
+    first = run_command("sidestack.pipelines.studies.sweep", tmp_path, "--bits", "8", "--levels", "16", "--parity")
     assert first.returncode == 0, first.stderr
     assert "parity: NE with the chosen setting" in first.stdout and "  click " in first.stdout
     (file,) = tmp_path.glob("runs/small/sweep/*/sweep.json")
     assert {one.setting.name for one in SweepResult.model_validate_json(file.read_bytes()).results} == {
         "l16_d1_g2", "l16_d2_g1",
     }  # fmt: skip
-    again = run_command("sidestack.pipelines.sweep", tmp_path, "--bits", "8", "--levels", "16", "--parity")
+    again = run_command("sidestack.pipelines.studies.sweep", tmp_path, "--bits", "8", "--levels", "16", "--parity")
     assert again.returncode == 0 and " starts with " not in again.stderr
     assert again.stdout == first.stdout

@@ -17,10 +17,17 @@ from sidestack.infra.record import SUMMARY_FILE
 from sidestack.infra.stage import StageRun
 from sidestack.infra.tracking import RunLog
 from sidestack.pipelines.report.comparison import SignalLoss
-from sidestack.pipelines.sweep.choose import choose, compared
-from sidestack.pipelines.sweep.grid import Budget, Setting, quantizer_of, settings
-from sidestack.pipelines.sweep.heatmap import draw
-from sidestack.pipelines.sweep.result import SettingResult, SweepResult, as_markdown, as_text, ranked, weighted_loss
+from sidestack.pipelines.studies.sweep.choose import choose, compared
+from sidestack.pipelines.studies.sweep.grid import Budget, Setting, quantizer_of, settings
+from sidestack.pipelines.studies.sweep.heatmap import draw
+from sidestack.pipelines.studies.sweep.result import (
+    SettingResult,
+    SweepResult,
+    as_markdown,
+    as_text,
+    ranked,
+    weighted_loss,
+)
 from tests.pipelines.fabricated import WORLD, committed
 
 BASE = EncoderConfig.model_validate({"network": {"embedding_width": 8, "categorical_width": 4, "hidden": 8}})

@@ -12,7 +12,7 @@ from sidestack.encoder.config import EncoderConfig
 from sidestack.encoder.quantizers import FsqConfig, StructuredConfig
 from sidestack.infra.config import parse
 from sidestack.infra.errors import ConfigError
-from sidestack.pipelines.sweep.grid import (
+from sidestack.pipelines.studies.sweep.grid import (
     SLACK_BITS,
     Budget,
     Setting,

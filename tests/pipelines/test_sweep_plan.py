@@ -11,8 +11,8 @@ from sidestack.infra.config import Config, parse
 from sidestack.infra.errors import ConfigError
 from sidestack.pipelines.config import PipelineConfig
 from sidestack.pipelines.graph import Stage, key, stages
-from sidestack.pipelines.sweep.grid import Budget, Setting
-from sidestack.pipelines.sweep.plan import parity_overrides, sweep_stages
+from sidestack.pipelines.studies.sweep.grid import Budget, Setting
+from sidestack.pipelines.studies.sweep.plan import parity_overrides, sweep_stages
 
 CHOSEN = Setting(levels=8, depth=4, groups=2)
 
@@ -68,7 +68,7 @@ def test_the_configurations_own_setting_is_the_pipelines_own_encoder() -> None:
 def test_the_choice_is_told_every_encoder() -> None:
     stage = swept(64)["sweep"]
     line = job(stage)
-    assert "sidestack.pipelines.sweep.choose" in words(line)
+    assert "sidestack.pipelines.studies.sweep.choose" in words(line)
     assert after(line, "--input") == [f"{name}=/{label}" for name, label in stage.inputs.items()]
 
 

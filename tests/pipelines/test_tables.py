@@ -12,9 +12,9 @@ from sidestack.infra.errors import ConfigError
 from sidestack.infra.tables import TaskSpec
 from sidestack.pipelines.config import PipelineConfig
 from sidestack.pipelines.report.comparison import ArmResult, Comparison, Gain, IdTable, MetricResult, TaskResult
-from sidestack.pipelines.tables.__main__ import make_tables
-from sidestack.pipelines.tables.config import TableConfig
-from sidestack.pipelines.tables.page import as_page, as_text
+from sidestack.pipelines.studies.tables.__main__ import make_tables
+from sidestack.pipelines.studies.tables.config import TableConfig
+from sidestack.pipelines.studies.tables.page import as_page, as_text
 from tests.components.golden import ROOT
 from tests.pipelines.commands import run_command
 
@@ -236,7 +236,7 @@ def test_tables_of_several_trainings_share_what_they_have_in_common(tmp_path: Pa
     launch = {stage: {"ranks": 1} for stage in ("prepare", "encoder", "materialize", "ranker")}
     run = {"name": "small", "runs_dir": f"{tmp_path}/runs", "launch": launch, "replicates": 2, "jobs": 2}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump({**SMALL, "run": run}))
-    done = run_command("sidestack.pipelines.tables", tmp_path)
+    done = run_command("sidestack.pipelines.studies.tables", tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == f"page  {tmp_path}/runs/small/tables.md"
     started = [line for line in done.stderr.splitlines() if " starts with " in line]

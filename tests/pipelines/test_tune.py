@@ -11,10 +11,10 @@ from sidestack.infra.config import digest, parse, to_yaml
 from sidestack.infra.errors import ConfigError, DataError
 from sidestack.pipelines.config import PipelineConfig, read_config
 from sidestack.pipelines.graph import Stage
-from sidestack.pipelines.tune.__main__ import main
-from sidestack.pipelines.tune.choose import TABLE_FILE, Trial, Tuned, _trial, as_text
-from sidestack.pipelines.tune.config import LearningRates, TuneConfig
-from sidestack.pipelines.tune.plan import Left, rungs, tune_stages, tuned_values
+from sidestack.pipelines.studies.tune.__main__ import main
+from sidestack.pipelines.studies.tune.choose import TABLE_FILE, Trial, Tuned, _trial, as_text
+from sidestack.pipelines.studies.tune.config import LearningRates, TuneConfig
+from sidestack.pipelines.studies.tune.plan import Left, rungs, tune_stages, tuned_values
 from sidestack.ranker.config import RankerConfig
 from tests.noted import noted
 from tests.pipelines.commands import run_command
@@ -168,9 +168,11 @@ def test_the_contest_is_run_with_what_was_chosen_where_that_is_asked(
 ) -> None:
     (tmp_path / TABLE_FILE).write_text("the best")
     ran: list[Path] = []
-    monkeypatch.setattr("sidestack.pipelines.tune.__main__.tune", lambda *_: (tmp_path, tmp_path / "tuned.yaml"))
-    monkeypatch.setattr("sidestack.pipelines.tune.__main__.run_pipeline", noted(ran.append, lambda _: tmp_path))
-    monkeypatch.setattr("sidestack.pipelines.tune.__main__.tell_result", lambda found: print("compared", found))
+    monkeypatch.setattr(
+        "sidestack.pipelines.studies.tune.__main__.tune", lambda *_: (tmp_path, tmp_path / "tuned.yaml")
+    )
+    monkeypatch.setattr("sidestack.pipelines.studies.tune.__main__.run_pipeline", noted(ran.append, lambda _: tmp_path))
+    monkeypatch.setattr("sidestack.pipelines.studies.tune.__main__.tell_result", lambda found: print("compared", found))
     main(["--config", "run.yaml", *words])
     assert ran == ([tmp_path / "tuned.yaml"] if words else [])
     assert ("compared" in capsys.readouterr().out) == bool(words)
@@ -184,7 +186,7 @@ def test_whole_tuning_of_a_small_log(tmp_path: Path) -> None:
     ranker = {**SMALL["ranker"], "holdout": {"validation_days": 1}}
     values: dict[str, Any] = {**SMALL, "ranker": ranker, "run": run, **tuning}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(values))
-    done = run_command("sidestack.pipelines.tune", tmp_path)
+    done = run_command("sidestack.pipelines.studies.tune", tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("2 settings an arm, on 2024-01-03 to 2024-01-03")
     tuned = tmp_path / "runs/small/tuned.yaml"

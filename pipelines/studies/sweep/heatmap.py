@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from sidestack.pipelines.report.drawing import LIGHT
-from sidestack.pipelines.sweep.result import SettingResult, SweepResult
+from sidestack.pipelines.studies.sweep.result import SettingResult, SweepResult
 
 _COLUMNS = 3
 _CELL_INCHES = 0.34

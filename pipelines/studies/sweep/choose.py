@@ -18,9 +18,9 @@ from sidestack.infra.record import SUMMARY_FILE
 from sidestack.infra.stage import StageRun, run_stage
 from sidestack.infra.tables import read_json
 from sidestack.pipelines.report.encoder import read_encoder
-from sidestack.pipelines.sweep.grid import Setting, knobs_of, prefix_lengths, quantizer_of, setting_of
-from sidestack.pipelines.sweep.heatmap import draw
-from sidestack.pipelines.sweep.result import (
+from sidestack.pipelines.studies.sweep.grid import Setting, knobs_of, prefix_lengths, quantizer_of, setting_of
+from sidestack.pipelines.studies.sweep.heatmap import draw
+from sidestack.pipelines.studies.sweep.result import (
     INPUT,
     SettingResult,
     SweepResult,

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from sidestack.pipelines.report.blocks import NO_DIFFERENCE, WITHHELD_MARK, tables_block
 from sidestack.pipelines.report.comparison import Comparison
 from sidestack.pipelines.report.table import line
-from sidestack.pipelines.tables.columns import Column, measured_columns, paper_columns
-from sidestack.pipelines.tables.config import TableConfig
+from sidestack.pipelines.studies.tables.columns import Column, measured_columns, paper_columns
+from sidestack.pipelines.studies.tables.config import TableConfig
 from sidestack.ranker.metric_registry import HEADLINE, compared_metrics
 
 Tables = Mapping[str, TableConfig]

@@ -1,4 +1,4 @@
-"""`python -m pipelines.tune --config FILE [--set section.key=value] [--run]`: tune every arm by the validation dates.
+"""Tune every arm by the validation dates: `python -m pipelines.studies.tune --config FILE [--set ...] [--run]`.
 
 Every arm of the run is trained with every setting of section `tune`, in rungs of increasing steps (`ranker.budget`),
 and measured on the last training dates. The command prints the best setting of each arm and the search's cost. It
@@ -13,8 +13,8 @@ from sidestack.infra.remote.copies import put
 from sidestack.pipelines.config import read_config
 from sidestack.pipelines.execution import run_dir
 from sidestack.pipelines.run import command_line, exit_status, near, run_pipeline, run_stages, tell_result
-from sidestack.pipelines.tune.choose import RESULT_FILE, TABLE_FILE, Tuned
-from sidestack.pipelines.tune.plan import Left, rungs, tune_stages, tuned_values
+from sidestack.pipelines.studies.tune.choose import RESULT_FILE, TABLE_FILE, Tuned
+from sidestack.pipelines.studies.tune.plan import Left, rungs, tune_stages, tuned_values
 
 TUNED_FILE = "tuned.yaml"
 
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: 1 after an error, 128 + the signal's number after a signal.
     """
-    parser = command_line("pipelines.tune", "Tune every arm by the validation dates.")
+    parser = command_line("pipelines.studies.tune", "Tune every arm by the validation dates.")
     parser.add_argument("--run", action="store_true", help="then run the contest with what was chosen")
     arguments = parser.parse_args(argv)
     with exit_status():

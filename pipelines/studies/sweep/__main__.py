@@ -1,4 +1,4 @@
-"""`python -m pipelines.sweep --config FILE --bits 24 [--levels 2 3 4 8] [--set section.key=value] [--parity]`.
+"""`python -m pipelines.studies.sweep --config FILE --bits 24 [--levels 2 3 4 8] [--set section.key=value] [--parity]`.
 
 The parameter sweep of SIDE 6.1.2: train an encoder for each (levels, depth, groups) within a budget of bits, compare
 them, and choose the one with the lowest loss. With `--parity`, rankers compare it with the configuration's own.
@@ -17,10 +17,10 @@ from sidestack.pipelines.report.comparison import Comparison
 from sidestack.pipelines.report.units import percent, percent_interval
 from sidestack.pipelines.report.verdict import verdict_between
 from sidestack.pipelines.run import command_line, exit_status, near, run_stages
-from sidestack.pipelines.sweep.choose import CHOSEN_FILE, PICTURE_FILE, RESULT_FILE, TABLE_FILE
-from sidestack.pipelines.sweep.grid import LEVELS, Budget
-from sidestack.pipelines.sweep.plan import CHOSEN, SIDE, parity_overrides, sweep_stages
-from sidestack.pipelines.sweep.result import SweepResult
+from sidestack.pipelines.studies.sweep.choose import CHOSEN_FILE, PICTURE_FILE, RESULT_FILE, TABLE_FILE
+from sidestack.pipelines.studies.sweep.grid import LEVELS, Budget
+from sidestack.pipelines.studies.sweep.plan import CHOSEN, SIDE, parity_overrides, sweep_stages
+from sidestack.pipelines.studies.sweep.result import SweepResult
 from sidestack.ranker.metric_registry import HEADLINE
 
 
@@ -104,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: 1 after an error, 128 + the signal's number after a signal.
     """
-    parser = command_line("pipelines.sweep", "Sweep levels, depth and groups of the SID.")
+    parser = command_line("pipelines.studies.sweep", "Sweep levels, depth and groups of the SID.")
     parser.add_argument("--bits", type=float, default=24.0, help="the most bits of a SID; default 24")
     parser.add_argument("--levels", type=int, nargs="+", help=f"levels to try; default: of {LEVELS} those that fit")
     parser.add_argument("--parity", action="store_true", help="compare the chosen setting in the ranker, too")

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from sidestack.infra.config import Config
 from sidestack.pipelines.report.comparison import SignalLoss
 from sidestack.pipelines.report.units import duration
-from sidestack.pipelines.sweep.grid import Setting
+from sidestack.pipelines.studies.sweep.grid import Setting
 
 INPUT = "encoder."
 """Prefix of the encoders' names in the inputs of stage `sweep`."""

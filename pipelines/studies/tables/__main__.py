@@ -1,4 +1,4 @@
-"""`python -m pipelines.tables --config configs/tables.yaml [--only table_4 ...] [--set section.key=value]`.
+"""`python -m pipelines.studies.tables --config configs/tables.yaml [--only table_4 ...] [--set section.key=value]`.
 
 Each table in section `tables` is a pipeline run with the table's arms: an MLflow parent run with its own report. Tables
 share common stages. At the end, one page shows all tables, with our figures next to the paper's.
@@ -17,7 +17,7 @@ from sidestack.pipelines.graph import stages
 from sidestack.pipelines.job_log import say
 from sidestack.pipelines.report.comparison import Comparison
 from sidestack.pipelines.run import command_line, exit_status, near, run_stages
-from sidestack.pipelines.tables.page import as_page, as_text
+from sidestack.pipelines.studies.tables.page import as_page, as_text
 
 PAGE_FILE = "tables.md"
 
@@ -70,7 +70,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: 1 after an error, 128 + the signal's number after a signal.
     """
-    parser = command_line("pipelines.tables", "The papers' tables, those of section tables, ours beside theirs.")
+    parser = command_line(
+        "pipelines.studies.tables", "The papers' tables, those of section tables, ours beside theirs."
+    )
     parser.add_argument("--only", nargs="+", default=[], metavar="TABLE", help="which of its tables; default: all")
     arguments = parser.parse_args(argv)
     with exit_status():

@@ -15,7 +15,7 @@ from sidestack.infra.errors import DataError
 from sidestack.infra.record import SUMMARY_FILE
 from sidestack.infra.stage import StageRun, run_stage
 from sidestack.infra.tables import read_json
-from sidestack.pipelines.tune.config import INPUT, LearningRates, TuneConfig
+from sidestack.pipelines.studies.tune.config import INPUT, LearningRates, TuneConfig
 from sidestack.ranker.metric_registry import HEADLINE
 
 RESULT_FILE, TABLE_FILE = "tune.json", "table.txt"

@@ -15,10 +15,18 @@ from sidestack.infra.config import plain
 from sidestack.infra.errors import ConfigError
 from sidestack.pipelines.config import WITHOUT_BASELINE, PipelineConfig
 from sidestack.pipelines.graph import Stage, encoder_stage, internal_job, prepare_stage
-from sidestack.pipelines.sweep.grid import Budget, Setting, knobs_of, prefix_lengths, quantizer_of, setting_of, settings
-from sidestack.pipelines.sweep.result import INPUT
+from sidestack.pipelines.studies.sweep.grid import (
+    Budget,
+    Setting,
+    knobs_of,
+    prefix_lengths,
+    quantizer_of,
+    setting_of,
+    settings,
+)
+from sidestack.pipelines.studies.sweep.result import INPUT
 
-CODE = ("infra", "encoder", "pipelines/sweep", "pipelines/report")
+CODE = ("infra", "encoder", "pipelines/studies/sweep", "pipelines/report")
 
 SIDE, CHOSEN = "side", "side_chosen"
 """The compared arms: with the configuration's own SIDs, and with those of the chosen setting."""
@@ -33,7 +41,7 @@ def sweep_stages(config: PipelineConfig, budget: Budget) -> tuple[Stage, ...]:
     grid = list(settings(budget, knobs_of(config.encoder).lines))
     encoders = [encoder_stage(with_setting(config, setting), sid_name(config.encoder, setting)) for setting in grid]
     inputs = {f"{INPUT}{setting.name}": stage.label for setting, stage in zip(grid, encoders, strict=True)}
-    job = partial(internal_job, "sweep", "sidestack.pipelines.sweep.choose")
+    job = partial(internal_job, "sweep", "sidestack.pipelines.studies.sweep.choose")
     choice = Stage("sweep", job, CODE, config.encoder, config.run.launch.compare, inputs, section="encoder")
     return prepare_stage(config), *encoders, choice
 

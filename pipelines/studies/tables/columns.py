@@ -9,7 +9,7 @@ from sidestack.pipelines.report.blocks import NO_DIFFERENCE, mark_of
 from sidestack.pipelines.report.comparison import ArmResult, Comparison, Gain
 from sidestack.pipelines.report.units import byte_size, percent, percent_interval
 from sidestack.pipelines.report.verdict import verdict_between
-from sidestack.pipelines.tables.config import TableConfig
+from sidestack.pipelines.studies.tables.config import TableConfig
 from sidestack.ranker.metric_registry import HEADLINE, Metric, all_metrics
 
 UNKNOWN = ""

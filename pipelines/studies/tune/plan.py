@@ -8,10 +8,10 @@ from typing import Any
 from sidestack.infra.config import parse, plain
 from sidestack.pipelines.config import PipelineConfig
 from sidestack.pipelines.graph import Stage, encoder_stage, internal_job, materialize_stage, prepare_stage, ranker_stage
-from sidestack.pipelines.tune.config import INPUT, RUNGS, LearningRates, Share
+from sidestack.pipelines.studies.tune.config import INPUT, RUNGS, LearningRates, Share
 from sidestack.ranker.config import ArmConfig, RankerConfig
 
-CODE = ("infra", "ranker", "pipelines/tune", "pipelines/report")
+CODE = ("infra", "ranker", "pipelines/studies/tune", "pipelines/report")
 
 Left = Mapping[str, Sequence[LearningRates]]
 """Arm -> the settings that a rung tries."""
@@ -41,7 +41,7 @@ def tune_stages(config: PipelineConfig, later: Sequence[Left] = ()) -> tuple[Sta
         for name, stage in _rung(config, materialize, number, shares[number], left)
     }
     inputs = {name: stage.label for name, stage in trainings.items()}
-    job = partial(internal_job, "tune", "sidestack.pipelines.tune.choose")
+    job = partial(internal_job, "tune", "sidestack.pipelines.studies.tune.choose")
     resolved = config.tune.model_copy(update={"rungs": shares})
     choice = Stage("tune", job, CODE, resolved, config.run.launch.compare, inputs)
     return prepare_stage(config), *encoders, materialize, *trainings.values(), choice
