@@ -23,7 +23,7 @@ import itertools
 import shutil
 import socket
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -87,47 +87,69 @@ def committing(
         require_lease()
     owner = broadcast(world, uuid.uuid4().hex)
     staging = out.with_name(f".{out.name}.{owner[:8]}.tmp")
+
+    def manifest_of(files: dict[str, FileEntry]) -> Manifest:
+        return Manifest(
+            stage=stage,
+            key=key,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            inputs=dict(inputs or {}),
+            facts=dict(facts or {}),
+            versions=_versions(),
+            files=files,
+        )
+
     try:
-        with raise_on_all_ranks(world, f"creating {staging}"), naming_disk_errors(out):
-            if world.is_main:
-                make_folder(out.parent)
-                _create(staging, owner)
-        if is_remote:
-            _create_on_each_node(world, out, staging, owner)
-        _require_one_filesystem(world, staging, owner)
+        _open_staging(world, out, staging, owner)
         # Not under `raise_on_all_ranks`: a rank that fails in the body exits at once, and its launcher ends the
         # others, which may be waiting for it in a collective of the body.
         yield staging
-        nodes = gather(world, (staging / OWNER).read_text(encoding="utf-8") if is_remote else owner)
-        files, own = _describe_together(world, staging, nodes, written or {})
-        if is_remote:
-            with raise_on_all_ranks(world, f"putting {out}"):
-                trees.put_files(out, staging, own, digests(files))
-        with raise_on_all_ranks(world, f"committing {out}"), naming_disk_errors(out):
-            if world.is_main:
-                _require_own(staging, owner)
-                require_lease()
-                manifest = Manifest(
-                    stage=stage,
-                    key=key,
-                    created=datetime.now(UTC).isoformat(timespec="seconds"),
-                    inputs=dict(inputs or {}),
-                    facts=dict(facts or {}),
-                    versions=_versions(),
-                    files=files,
-                )
-                if is_remote:
-                    trees.commit(out, MANIFEST, sealed(manifest), digests(files), owner)
-                if len(set(nodes)) == 1:
-                    _seal(staging, out, manifest)
-        if len(set(nodes)) > 1:  # several nodes: none has all files
-            shutil.rmtree(staging, ignore_errors=True)
+        _commit_staging(world, out, staging, owner, written or {}, manifest_of)
     except BaseException as error:
         if world.is_main or (is_remote and world.local_rank == 0):
             shutil.rmtree(staging, ignore_errors=True)
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise disk_error(out, error) from error
         raise
+
+
+def _open_staging(world: World, out: Path, staging: Path, owner: str) -> None:
+    """Create the temporary directory, on each node if `out` is a URL, and check that all ranks see it."""
+    with raise_on_all_ranks(world, f"creating {staging}"), naming_disk_errors(out):
+        if world.is_main:
+            make_folder(out.parent)
+            _create(staging, owner)
+    if url_of(out) is not None:
+        _create_on_each_node(world, out, staging, owner)
+    _require_one_filesystem(world, staging, owner)
+
+
+def _commit_staging(
+    world: World,
+    out: Path,
+    staging: Path,
+    owner: str,
+    written: Mapping[str, FileEntry],
+    manifest_of: Callable[[dict[str, FileEntry]], Manifest],
+) -> None:
+    """Describe all ranks' files, and commit them: in the object store if `out` is a URL, and by rename."""
+    is_remote = url_of(out) is not None
+    nodes = gather(world, (staging / OWNER).read_text(encoding="utf-8") if is_remote else owner)
+    files, own = _describe_together(world, staging, nodes, written)
+    if is_remote:
+        with raise_on_all_ranks(world, f"putting {out}"):
+            trees.put_files(out, staging, own, digests(files))
+    with raise_on_all_ranks(world, f"committing {out}"), naming_disk_errors(out):
+        if world.is_main:
+            _require_own(staging, owner)
+            require_lease()
+            manifest = manifest_of(files)
+            if is_remote:
+                trees.commit(out, MANIFEST, sealed(manifest), digests(files), owner)
+            if len(set(nodes)) == 1:
+                _seal(staging, out, manifest)
+    if len(set(nodes)) > 1:  # several nodes: none has all files
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def commit_alone(

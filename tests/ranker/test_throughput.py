@@ -1,5 +1,7 @@
 """Throughput of a training counts its steps, but neither the first ones of a start nor checkpoints."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from sidestack.ranker import throughput
@@ -10,7 +12,7 @@ from sidestack.ranker.throughput import UNTIMED_STEPS, Throughput
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Return the clock's time, in its only entry."""
     now = [100.0]
-    monkeypatch.setattr(throughput.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(throughput, "time", SimpleNamespace(monotonic=lambda: now[0]))
     return now
 
 
