@@ -1,11 +1,19 @@
-"""The way of a batch that docs/architecture.md shows: short, and of functions that exist."""
+"""The ways of a batch and of a setting that docs/architecture.md shows: short, and of functions that exist."""
 
 import importlib
 import inspect
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import pytest
+
+from sidestack.infra.config import load_section, plain, to_yaml
+from sidestack.pipelines.config import read_config
+from sidestack.pipelines.graph import ranker_stage, stages
+from sidestack.ranker.budget import decide
+from sidestack.ranker.config import RankerConfig
 from tests.docs.pages import ROOT
 
 MOST_HOPS = 10
@@ -13,10 +21,13 @@ SHARED = ("infra/shared_groups.py", "SharedGroups.read")
 """Reads a row group for the lanes that share it."""
 
 
-def hops() -> list[tuple[str, str]]:
+BATCH, SETTING = "**One batch, from Parquet to its loss.**", "**One setting, from the run's file to its use.**"
+
+
+def hops(heading: str = BATCH) -> list[tuple[str, str]]:
     """Return file and function of every step, in order."""
     text = (ROOT / "docs/architecture.md").read_text()
-    section = text.partition("**One batch, from Parquet to its loss.**")[2].partition("\n**")[0]
+    section = text.partition(heading)[2].partition("\n**")[0].partition("\n#")[0]
     return re.findall(r"^\d+\. `([\w/]+\.py):([\w.]+)`", section, re.M)
 
 
@@ -29,8 +40,9 @@ def function(file: str, name: str) -> Callable[..., Any]:
     return found
 
 
-def test_a_batch_takes_at_most_ten_hops_each_a_function_that_exists() -> None:
-    found = hops()
+@pytest.mark.parametrize("heading", [BATCH, SETTING])
+def test_a_way_has_at_most_ten_hops_each_a_function_that_exists(heading: str) -> None:
+    found = hops(heading)
     assert 5 < len(found) <= MOST_HOPS
     for file, name in found:
         assert (ROOT / file).is_file(), file
@@ -49,3 +61,12 @@ def test_the_functions_that_put_the_hops_together_call_them() -> None:
         )
         others = sources[:place] + sources[place + 1 :]
         assert any(called in source for source in others), f"nothing calls {name}"
+
+
+def test_a_setting_arrives_through_these_functions(tmp_path: Path) -> None:
+    _, config = read_config(ROOT / "configs/complete_journey.yaml", ["ranker.training.batch_size=192"])
+    materialize = next(stage for stage in stages(config) if stage.name == "materialize")
+    section = ranker_stage(config, "side", materialize).config
+    (tmp_path / "ranker.yaml").write_text(to_yaml({"ranker": plain(section)}))
+    read = load_section(RankerConfig, tmp_path / "ranker.yaml", "ranker").resolved()
+    assert (read.arm, decide(read, []).training.batch_size) == ("side", 192)
