@@ -10,6 +10,7 @@ from torchx import specs
 
 from sidestack.infra.clusters.config import FIRST_PORT, NUM_PORTS, Resources, load_cluster, metadata_of
 from sidestack.infra.remote.urls import place, url_of
+from sidestack.infra.rendezvous import PORT_VARIABLE
 
 IMAGE = "sidestack:0.2.0"
 """The container made by `infra/deploy/Dockerfile`; schedulers without containers ignore it."""
@@ -19,8 +20,6 @@ GPUS_VARIABLE = "SIDESTACK_GPUS"
 
 SHUTDOWN_SECONDS = 60
 
-RENDEZVOUS_PORT_VARIABLE = "SIDESTACK_RENDEZVOUS_PORT"
-"""The environment variable for a rendezvous port from the scheduler, in place of a digest of the output's path."""
 RENDEZVOUS_SECONDS_VARIABLE = "SIDESTACK_RENDEZVOUS_S"
 RENDEZVOUS_SECONDS = 300
 """The rendezvous timeout: how long a job's nodes wait for each other before torchrun fails."""
@@ -225,7 +224,7 @@ def _torchrun(launch: Launch, log_dir: str, port: int) -> list[str]:
         # The schedulers set this variable on every node, except that some omit the first; hence the default.
         # Doubled $: torchx substitutes single ones itself.
         host = f"$${{{specs.macros.rank0_env}:=localhost}}"
-        place = f'"{host}:$${{{RENDEZVOUS_PORT_VARIABLE}:-{port}}}"'
+        place = f'"{host}:$${{{PORT_VARIABLE}:-{port}}}"'
         patience = f"$${{{RENDEZVOUS_SECONDS_VARIABLE}:-{RENDEZVOUS_SECONDS}}}"
         begin = ["python", "-m", "sidestack.infra.rendezvous", place, specs.macros.replica_id, "&&", "exec"]
         rendezvous = ["--rdzv-backend", "c10d", "--rdzv-id", specs.macros.app_id, "--rdzv-endpoint", place]

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 PATIENCE_S = 20.0
 """How long a name may take to resolve: some clusters publish a pod's name some seconds after its start."""
 PORT_VARIABLE = "SIDESTACK_RENDEZVOUS_PORT"
-"""The variable with the rendezvous port of a job (components/torchrun.py); on Slurm the job's script sets it."""
+"""The variable with the rendezvous port of a job (`components.torchrun`); on Slurm the job's script sets it."""
 PREFIX = "rendezvous: "
 """The prefix of lines that explain why the nodes cannot meet."""
 

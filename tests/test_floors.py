@@ -21,8 +21,8 @@ MAY_IMPORT = {
         "encoder.encoding",
         "encoder.serving",
     },
-    # A cluster's file and a URL are read without torch.
-    "components": {"components", "infra.clusters.config", "infra.remote.urls"},
+    # These need the standard library alone: no torch.
+    "components": {"components", "infra.clusters.config", "infra.remote.urls", "infra.rendezvous"},
     "pipelines": {"infra", "encoder", "ranker", "components", "pipelines"},
     "benchmarks": {"infra", "encoder", "ranker", "components", "pipelines", "benchmarks"},
 }
