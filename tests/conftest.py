@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from sidestack.infra.distributed import World
     from tests.object_store import Bucket
 
+# Before torch is imported: pytest's workers share the cores, and threads of several trainings on one core wait for each
+# other at every barrier, which took three times the CPU seconds. Processes that tests start inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # Tests run beside each other on shared cores, so the time of one example says nothing about the code. The examples are
 # the same in each run: a change is judged by what it does, not by chance. The profile deep searches with new ones.
 settings.register_profile("shared cores", deadline=None, derandomize=True)
