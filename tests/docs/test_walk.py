@@ -1,4 +1,4 @@
-"""The way of a batch that docs/architecture.md shows: short, and of functions that exist."""
+"""The path of a batch in docs/architecture.md is short, and its functions exist and are called."""
 
 import importlib
 import inspect
@@ -8,13 +8,13 @@ from typing import Any
 
 from tests.docs.pages import ROOT
 
-MOST_HOPS = 10
+MAX_HOPS = 10
 SHARED = ("infra/shared_groups.py", "SharedGroups.read")
-"""Reads a row group for the lanes that share it."""
+"""The function that reads a row group for the lanes that share it."""
 
 
 def hops() -> list[tuple[str, str]]:
-    """Return file and function of every step, in order."""
+    """Return file and function of every step of the path, in order."""
     text = (ROOT / "docs/architecture.md").read_text()
     section = text.partition("**One batch, from Parquet to its loss.**")[2].partition("\n**")[0]
     return re.findall(r"^\d+\. `([\w/]+\.py):([\w.]+)`", section, re.M)
@@ -29,18 +29,18 @@ def function(file: str, name: str) -> Callable[..., Any]:
     return found
 
 
-def test_a_batch_takes_at_most_ten_hops_each_a_function_that_exists() -> None:
+def test_path_of_a_batch_has_at_most_ten_existing_functions() -> None:
     found = hops()
-    assert 5 < len(found) <= MOST_HOPS
+    assert 5 < len(found) <= MAX_HOPS
     for file, name in found:
         assert (ROOT / file).is_file(), file
         assert function(file, name)
 
 
-def test_the_functions_that_put_the_hops_together_call_them() -> None:
-    """Each hop is called, by name, in one of the other hops or in the two functions that put them together."""
-    together = [("ranker/progress.py", f"Progress.{name}") for name in ("over", "batches", "ahead", "agreed")]
-    sources = [inspect.getsource(function(*each)) for each in [*hops(), *together, SHARED]]
+def test_functions_on_the_path_of_a_batch_are_called() -> None:
+    """Each function is called in another one of the path, or in `Progress` or `SHARED`, which connect them."""
+    callers = [("ranker/progress.py", f"Progress.{name}") for name in ("over", "batches", "ahead", "agreed")]
+    sources = [inspect.getsource(function(*each)) for each in [*hops(), *callers, SHARED]]
     for place, (_, name) in enumerate(hops()):
         called = {"Ranker.forward": "_model_fwd(", "GlobalLoss.forward": "self.loss("}.get(
             name, f"{name.rpartition('.')[2]}("
