@@ -46,10 +46,7 @@ def test_dry_run_prints_its_job(
     words = shlex.split(command)
     assert "--dryrun" in words
     cluster = load_cluster(words[words.index("--cluster") + 1])
-    for action in (
-        argparse_util.torchxconfig_run,
-        argparse_util.ArgOnceAction,
-    ):  # they remember an earlier call's arguments
+    for action in (argparse_util.torchxconfig_run, argparse_util.ArgOnceAction):  # they remember earlier arguments
         monkeypatch.setattr(action, "called_args", set())
     # The schedulers of this tree instead of those of the installed package.
     with mock.patch("torchx.runner.api.get_scheduler_factories", return_value=dict(FACTORIES)):

@@ -254,9 +254,7 @@ def test_one_guess_is_mean_direction_and_frequencies() -> None:
         {"text": torch.tensor([True, True]), "type": torch.tensor([True, True])},
     )  # fmt: skip
     losses_K, right_K, items_K = guessed(spec, known, queried)
-    assert losses_K[0] == pytest.approx(
-        1 - math.sqrt(0.5) + 2
-    )  # both known texts have the same weight, whatever their norm
+    assert losses_K[0] == pytest.approx(1 - math.sqrt(0.5) + 2)  # texts have equal weights, whatever their norm
     assert losses_K[1] == pytest.approx(-math.log(3 / 6) - math.log(1 / 6))
     assert right_K.tolist() == [0, 1] and items_K.tolist() == [2, 2]
 

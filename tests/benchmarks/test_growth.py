@@ -44,9 +44,7 @@ def test_added_day_writes_its_partitions_and_the_labels_that_mature(log: Growing
     assert written["files"] == 2 * (3 + 1)  # the labels of two days before have matured
     assert written["bytes"] > sum(own[table] for table in ("requests", "events", "labels"))
     assert written["of_a_day"] == written["bytes"] / sum(own.values())
-    assert (
-        found["prepare", "lists"]["files"] == 3
-    )  # the month's lists of requests, events and labels; that of items is unchanged
+    assert found["prepare", "lists"]["files"] == 3  # of requests, events and labels; that of items is unchanged
     assert found["materialize", "lists"]["files"] == 2
     assert all(found[stage, "snapshot"]["bytes"] > 0 for stage in ("prepare", "materialize"))
     assert all(row["seconds"] > 0 for row in rows if row["what"] != "lists")

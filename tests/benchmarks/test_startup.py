@@ -22,9 +22,7 @@ def test_rank_opens_the_footers_of_its_lane_and_of_lane_bounds(tmp_path: Path) -
     files = write_log(tmp_path, log)
     row = start(files, log, is_resumed=True)
     assert row["rows"] == 16_000
-    assert (
-        row["footers"] == 10 + 7 - 1
-    )  # 10 files of its lane, and 7 bounds between lanes, one of them in its own first file
+    assert row["footers"] == 10 + 7 - 1  # files of its lane, and bounds, one of them in its own lane
     assert 3 <= row["row_groups"] <= 6  # of ten: the second of three buffers, and what is prefetched of the third
 
 

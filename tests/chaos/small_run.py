@@ -61,9 +61,7 @@ class SmallRun:
         """Return the last step that each running stage has logged, by the stage's label."""
         steps = {}
         for file in (self.folder / "runs" / NAME).glob(f"*/.*.tmp/{HISTORY_FILE}"):
-            with suppress(
-                OSError, ValueError, IndexError, KeyError
-            ):  # the file was renamed, or its last line is incomplete
+            with suppress(OSError, ValueError, IndexError, KeyError):  # renamed, or the last line is incomplete
                 last = file.read_text(encoding="utf-8").splitlines()[-1]
                 steps[file.parents[1].name] = int(json.loads(last)["step"])
         return steps

@@ -110,9 +110,7 @@ def config_of(named: str | None) -> Path:
 NO_PARSER = ("pytest", "tests.infra.deploy.image", "tests.components.golden")
 
 
-@pytest.mark.filterwarnings(
-    "ignore:.*found in sys.modules:RuntimeWarning"
-)  # runpy warns of a module that was imported before
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")  # runpy, of an imported module
 @pytest.mark.parametrize(
     ("command", "module", "arguments"),
     [pytest.param(*one, id=str(one[0])) for one in modules() if one[1] not in NO_PARSER],
