@@ -32,7 +32,7 @@ Backend = Literal["gloo", "nccl"]
 
 
 def on_each_backend(ranks: int = 2) -> pytest.MarkDecorator:
-    """Parametrize a test by `backend`: gloo, and nccl, which is skipped unless there is a GPU for each rank."""
+    """Return a mark that parametrizes a test by `backend`: gloo, and nccl, skipped without a GPU for each rank."""
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     reason = f"{ranks} ranks of nccl need as many GPUs; there are {num_gpus}"
     nccl = pytest.param("nccl", marks=pytest.mark.skipif(num_gpus < ranks, reason=reason))
