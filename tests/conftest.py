@@ -1,4 +1,4 @@
-"""What holds for all tests."""
+"""Fixtures and Hypothesis profiles that all tests share."""
 
 import os
 from collections.abc import Iterator
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 # other at every barrier, which took three times the CPU seconds. Processes that tests start inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Tests run beside each other on shared cores, so the time of one example says nothing about the code. The examples are
-# the same in each run: a change is judged by what it does, not by chance. The profile deep searches with new ones.
+# Tests run in parallel on shared cores, so the duration of one example says nothing about the code: no deadline. The
+# examples are the same in each run, so that a failure reproduces. The profile "deep" draws new ones.
 settings.register_profile("shared cores", deadline=None, derandomize=True)
 settings.load_profile("shared cores")
 # pytest --hypothesis-profile deep tests/fuzz
@@ -31,15 +31,15 @@ _FORMATTER, _LEVEL = HANDLER.formatter, LOG.level
 
 @pytest.fixture(autouse=True)
 def _log_without_stage() -> None:
-    """Begin each test with log lines as a driver has them: a stage that an earlier test ran has set its own prefix."""
+    """Reset the log's format and level, which a stage that an earlier test ran in this process has changed."""
     HANDLER.setFormatter(_FORMATTER)
     LOG.setLevel(_LEVEL)
 
 
 @pytest.fixture(scope="module")
 def world() -> "Iterator[World]":
-    """Return a process group of one rank, and leave the environment as it was."""
-    from sidestack.infra.distributed import started  # torch, which most modules can do without
+    """Yield a process group of one rank; restore the environment afterwards."""
+    from sidestack.infra.distributed import started  # imports torch, which most test modules do not need
 
     before = dict(os.environ)
     with started() as world:
@@ -50,7 +50,7 @@ def world() -> "Iterator[World]":
 
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
-    """Return the address of an S3 on this machine."""
+    """Yield the address of a local S3 server."""
     from tests.object_store import moto_server
 
     with moto_server() as address:
@@ -59,7 +59,7 @@ def endpoint() -> Iterator[str]:
 
 @pytest.fixture
 def bucket(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Bucket":
-    """Return a new bucket of an S3 for this process and those it starts, in a folder and with a mirror of their own."""
+    """Return a new bucket for this process and its children; they run in `tmp_path`, with their own mirror."""
     from tests.object_store import Bucket, use
 
     use(monkeypatch, endpoint, tmp_path / "mirror")

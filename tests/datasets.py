@@ -1,4 +1,4 @@
-"""Write small snapshots for the tests from joined tables: the rows of items, users and each date's impressions."""
+"""Write small snapshots for tests from tables of items, tables of users and each date's joined impressions."""
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,14 +30,16 @@ def write_snapshot_of(
     sids: Iterable[SidSpec] = (),
     row_group_rows: int = 128,
 ) -> Path:
-    """Write a snapshot whose store lies in its own folder, so that a test can copy and spoil it.
+    """Write a snapshot whose store lies in its own folder, so that a test can copy and damage it.
 
     Args:
-        out: the folder. spec: the dataset's. items, users: a part each.
-        days: joined impressions by date; without `request_id` every row is a request. SID columns are among them, named
-            as `encoder.sid.event_columns` names them, their spec in their metadata.
-        sids: the sets of SIDs that the impressions carry. row_group_rows: impressions of a row group, its last request
-            being whole.
+        out: the folder.
+        spec: the dataset's specification.
+        items, users: one table per part.
+        days: joined impressions by date. Without a column `request_id` every row is a request of its own. SID columns
+            are named as in `encoder.sid.event_columns` and have their spec in their metadata.
+        sids: the sets of SIDs whose columns the impressions have.
+        row_group_rows: the least number of impressions in a row group; a request is never divided.
     """
     out.mkdir(parents=True, exist_ok=True)
     store = Store(out / "store")
@@ -70,7 +72,7 @@ def _parts(store: Store, entity: Entity, tables: Sequence[pa.Table], spec: Datas
 def _write_day(
     store: Store, day: date, keys: Mapping[str, str], spec: DatasetSpec, rows: pa.Table, row_group_rows: int
 ) -> None:
-    """Write a date's tables as `infra.store.write_day` does, in row groups of so many rows."""
+    """Write a date's tables as `infra.store.write_day` does, in row groups of at least `row_group_rows` rows."""
     starts_R = request_starts(rows["request_id"])
     cuts = [0]
     while cuts[-1] < rows.num_rows:
@@ -99,7 +101,7 @@ def _numbered(rows: pa.Table, day: date) -> pa.Table:
 def _sids(
     store: Store, table: str, made: Mapping[str, PartitionEntry], base: str, rows: pa.Table, names: Sequence[str]
 ) -> PartitionEntry:
-    """Write columns beside a date's events or requests, row group for row group."""
+    """Write SID columns for a date's events or requests, with the same row groups."""
     entry = made[base]
     own = rows if base == "events" else rows.take(pa.array(request_starts(rows["request_id"])))
     key = digest({"table": table, "of": entry.slice})
@@ -112,14 +114,14 @@ def _sids(
 
 
 def joined(path: Path, columns: Sequence[str] | None = None, first: date = date.min, last: date = date.max) -> pa.Table:
-    """Read joined impressions whole, all columns or some."""
+    """Return the joined impressions of some dates as one table, with all columns or those named."""
     dataset = read_dataset(path)
     wanted = all_columns(dataset) if columns is None else columns
     return pa.concat_tables(list(read_impressions(dataset, wanted, first, last))).combine_chunks()
 
 
 def content(dataset: Dataset, table: str) -> pa.Table:
-    """Read a table's files whole, such as the items or a set's SIDs beside them."""
+    """Return all rows of a table of the snapshot, such as the items or a set's SIDs of items."""
     return pa.concat_tables([pq.ParquetFile(file.path).read() for file in dataset.files(table)]).combine_chunks()
 
 
@@ -130,9 +132,9 @@ def file_of(path: Path, table: str, day: date) -> Path:
 
 
 def spoil(path: Path, table: str, day: date, change: Callable[[pa.Table], pa.Table]) -> Path:
-    """Change a date's partition behind prepare's back, the snapshot listing what came of it; return the new file.
+    """Replace a date's partition by a changed one that the snapshot lists, and return its file.
 
-    Row groups stay as long as they were.
+    The changed rows are written in row groups of the original's lengths.
     """
     dataset = read_dataset(path)
     (entry,) = dataset.partitions(table, day, day)

@@ -1,7 +1,7 @@
-"""Run a function on several ranks of gloo or nccl, each its own process, and raise here what any of them raised.
+"""Run a function on several ranks of gloo or nccl, one process each, and raise an error if any rank raised one.
 
-Ranks are forked from a server that has imported torch, torchrec and our packages once: a process that starts afresh
-spends seven seconds of a core on these imports before it does anything.
+Ranks are forked from a server that has imported torch, torchrec and our packages once: a new interpreter spends seven
+seconds of a core on these imports.
 """
 
 import os
@@ -32,10 +32,10 @@ Backend = Literal["gloo", "nccl"]
 
 
 def on_each_backend(ranks: int = 2) -> pytest.MarkDecorator:
-    """Return the mark that hands a test gloo as `backend`, and then nccl where each rank has a GPU."""
-    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    reason = f"{ranks} ranks of nccl need as many GPUs; there are {there}"
-    nccl = pytest.param("nccl", marks=pytest.mark.skipif(there < ranks, reason=reason))
+    """Return a mark that parametrizes a test by `backend`: gloo, and nccl, skipped without a GPU for each rank."""
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    reason = f"{ranks} ranks of nccl need as many GPUs; there are {num_gpus}"
+    nccl = pytest.param("nccl", marks=pytest.mark.skipif(num_gpus < ranks, reason=reason))
     return pytest.mark.parametrize("backend", ["gloo", nccl])
 
 
@@ -47,21 +47,21 @@ def run_distributed(
     timeout_s: float = 60.0,
     commit_timeout_s: float = 60.0,
 ) -> list[Any]:
-    """Call `function(world, *args)` on every rank and give the results in rank order.
+    """Call `function(world, *args)` on every rank and return the results in rank order.
 
     Args:
         function: a module-level function; its arguments and result are pickled between processes.
-        args: passed on.
+        args: the arguments after `world`.
         world_size: the number of ranks.
-        backend: gloo hides the GPUs that there are from the ranks; nccl needs one for each.
-        timeout_s: how long a collective may wait.
-        commit_timeout_s: how long one around a commit may wait.
+        backend: with gloo no GPU is visible to the ranks; nccl needs one for each rank.
+        timeout_s: the timeout of a collective.
+        commit_timeout_s: the timeout of a collective around a commit.
 
     Raises:
-        RankFailure: some rank raised; `errors` holds, by rank, its message or None.
+        RankFailure: a rank raised; `errors` has each rank's traceback or None.
     """
-    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)  # as torchrun's agent has it
-    environment = dict(os.environ)  # the server's children have the server's, not what a test has set since
+    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)  # as in torchrun's agent
+    environment = dict(os.environ)  # children inherit the fork server's environment, without what a test has set since
     if backend == "gloo":
         environment["CUDA_VISIBLE_DEVICES"] = ""
     with ProcessPoolExecutor(world_size, mp_context=_RANKS) as pool:
@@ -88,7 +88,7 @@ def run_distributed(
 
 
 class RankFailure(AssertionError):
-    """At least one rank raised. `errors[rank]` is its trace, or None."""
+    """At least one rank raised. `errors[rank]` is its traceback, or None."""
 
     def __init__(self, errors: list[str | None]) -> None:
         super().__init__("\n".join(f"rank {rank}: {error}" for rank, error in enumerate(errors) if error))

@@ -1,4 +1,4 @@
-"""Requests that are sent to do harm, and what a server of exported models must make of them."""
+"""Check that a server of exported models refuses malicious requests and keeps running."""
 
 from collections.abc import Mapping
 from http.client import HTTPConnection
@@ -7,14 +7,16 @@ from sidestack.benchmarks.scoring_server import HOST, ScoringServer
 
 LONGEST_MESSAGE = 400
 MEMORY_MIB = 128
-"""How much more memory the server may hold after all of them."""
+"""How much the server's resident memory may grow over all requests."""
 
 
 def require_refusals(server: ScoringServer, good: bytes, refused: Mapping[bytes, str]) -> None:
-    """Check that each body is a 400 whose short message begins so, and that the server lives on as it was.
+    """Check that each body is answered by status 400 and a short message, and that the server then works as before.
 
     Args:
-        server: runs. good: a body that is answered. refused: how the message begins, by body.
+        server: a running server.
+        good: a valid body.
+        refused: the beginning of the error message, by invalid body.
     """
     assert server.post(good)[0] == 200
     before = server.resident_mib()
@@ -28,7 +30,7 @@ def require_refusals(server: ScoringServer, good: bytes, refused: Mapping[bytes,
 
 
 def _require_no_long_body(server: ScoringServer) -> None:
-    """Send 100 MB, with their length in the head and in chunks, and another type."""
+    """Check that 100 MB (with Content-Length, and chunked) and another content type are refused."""
     connection = server.connect()
     for body in (b"[" * 10**8, (b"[" * 10**6 for _ in range(100))):
         connection.request("POST", "/invocations", body, {"Content-Type": "application/json"})

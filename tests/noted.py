@@ -1,4 +1,4 @@
-"""Stand-ins for a function that note what they are called with before they do what it does."""
+"""Wrap a function so that its arguments are recorded before it is called."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -7,7 +7,7 @@ T = TypeVar("T")
 
 
 def noted(note: Callable[..., object], function: Callable[..., T]) -> Callable[..., T]:
-    """Return the function, with `note` called on the same arguments before it."""
+    """Return a function that calls `note` and then `function` with the same arguments."""
 
     def both(*arguments: Any) -> T:
         note(*arguments)

@@ -1,4 +1,4 @@
-"""An S3 on this machine: moto's server, and a server that answers with one error."""
+"""Local S3 servers for tests: moto's server, and a server that answers every request with one error."""
 
 import socket
 import threading
@@ -16,10 +16,11 @@ KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_REGION
 
 
 class Bucket:
-    """A bucket of moto's server, seen from outside.
+    """A bucket of moto's server, accessed by boto3 and not by the code under test.
 
     Attributes:
-        name: its own. client: boto3's.
+        name: the bucket's name.
+        client: boto3's client.
     """
 
     def __init__(self, endpoint: str) -> None:
@@ -54,7 +55,7 @@ class Bucket:
 
 @contextmanager
 def moto_server() -> Iterator[str]:
-    """Run moto's server in a thread, and yield its address."""
+    """Run moto's server in a thread and yield its address."""
     server = pytest.importorskip("moto.server", reason="not installed: moto[s3,server] (requirements/teams.txt)")
     one = server.ThreadedMotoServer(ip_address="127.0.0.1", port=free_port(), verbose=False)
     one.start()
@@ -67,12 +68,12 @@ def moto_server() -> Iterator[str]:
 
 @contextmanager
 def refusing(code: str, status: int = 403) -> Iterator[tuple[str, list[str]]]:
-    """Run a server that answers every request with an error of S3's, and yield its address and what was asked."""
-    asked: list[str] = []
+    """Run a server that answers every request with an S3 error; yield its address and the list of requests."""
+    requests: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
         def answer(self) -> None:
-            asked.append(f"{self.command} {self.path}")
+            requests.append(f"{self.command} {self.path}")
             self.rfile.read(int(self.headers.get("Content-Length", 0)))
             body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{SECRET}</Message></Error>".encode()
             self.send_response(status)
@@ -89,7 +90,7 @@ def refusing(code: str, status: int = 403) -> Iterator[tuple[str, list[str]]]:
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_address[1]}", asked
+        yield f"http://127.0.0.1:{server.server_address[1]}", requests
     finally:
         server.shutdown()
         server.server_close()
@@ -102,7 +103,7 @@ def free_port() -> int:
 
 
 def use(patch: pytest.MonkeyPatch, endpoint: str, mirror: Path) -> None:
-    """Have this process, and those that it starts, take an S3 for theirs, with a mirror of their own."""
+    """Set the environment so that this process and its children use an S3 server, with its test keys, and a mirror."""
     from sidestack.infra.remote import objects
 
     for name, value in {**KEYS, "AWS_ENDPOINT_URL": endpoint, "SIDESTACK_MIRROR": str(mirror)}.items():

@@ -1,4 +1,4 @@
-"""The house's one structural rule: a module imports only from its own floor or below (docs/architecture.md)."""
+"""Modules import only from their own floor or below (docs/architecture.md)."""
 
 import ast
 from pathlib import Path
@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 MAY_IMPORT = {
     "infra": {"infra"},
     "encoder": {"infra", "encoder"},
-    # Of the encoder what SIDs are; a served ranker holds the encoder itself, for items that are new.
+    # Only the definition of SIDs; and, as a served ranker encodes new items, the encoder's bundle and serving code.
     "ranker": {
         "infra",
         "ranker",
@@ -21,7 +21,7 @@ MAY_IMPORT = {
         "encoder.encoding",
         "encoder.serving",
     },
-    # These need the standard library alone: no torch.
+    # Modules that do not import torch.
     "components": {"components", "infra.clusters.config", "infra.remote.urls", "infra.rendezvous"},
     "pipelines": {"infra", "encoder", "ranker", "components", "pipelines"},
     "benchmarks": {"infra", "encoder", "ranker", "components", "pipelines", "benchmarks"},
@@ -39,8 +39,8 @@ def imported(file: Path) -> set[str]:
     return {name.removeprefix("sidestack.") for name in found if name.startswith("sidestack.")}
 
 
-def test_the_pipeline_depends_on_no_study_but_their_sections() -> None:
-    """Papers' tables, sweep and tuning start runs; of them the run's file alone knows, which has their settings."""
+def test_pipeline_imports_of_studies_only_their_sections() -> None:
+    """Papers' tables, sweep and tuning start runs. Only the run's file, which has their settings, imports from them."""
     studies = ROOT / "pipelines/studies"
     for file in (ROOT / "pipelines").rglob("*.py"):
         if not file.is_relative_to(studies):
@@ -50,9 +50,11 @@ def test_the_pipeline_depends_on_no_study_but_their_sections() -> None:
 
 
 @pytest.mark.parametrize("file", MODULES, ids=lambda file: str(file.relative_to(ROOT)))
-def test_a_module_imports_only_from_its_own_floor_or_below(file: Path) -> None:
+def test_module_imports_only_from_its_own_floor_or_below(file: Path) -> None:
     floor = file.relative_to(ROOT).parts[0]
     allowed = MAY_IMPORT[floor]
     for name in imported(file):
         fits = any(name == rule or name.startswith(f"{rule}.") or rule == f"{name}.sid" for rule in allowed)
-        assert fits, f"{file.relative_to(ROOT)} imports {name}; {floor}/ may import of ours only {sorted(allowed)}"
+        assert fits, (
+            f"{file.relative_to(ROOT)} imports {name}; {floor}/ may import only {sorted(allowed)} of this project"
+        )

@@ -1,4 +1,4 @@
-"""Bytes that are not as they were written: found, in whatever is read; docs/integrity.md tells how, and what is not."""
+"""Damaged, exchanged and missing files are found by the code that reads them (docs/integrity.md)."""
 
 import os
 import shutil
@@ -43,7 +43,7 @@ def run(world: World, compared: Mapping[str, Path], tmp_path_factory: pytest.Tem
 
 @pytest.fixture(scope="module")
 def again(world: World, compared: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the same work, done a second time in another folder."""
+    """Return a second run of the same configuration, in another folder."""
     folder = tmp_path_factory.mktemp("again")
     make_run(folder, world, compared)
     return folder
@@ -51,7 +51,7 @@ def again(world: World, compared: Mapping[str, Path], tmp_path_factory: pytest.T
 
 @pytest.fixture(scope="module")
 def other(world: World, compared: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a run of another seed: files of the same names and, mostly, sizes."""
+    """Return a run with another seed, whose files have the same names and mostly the same sizes."""
     folder = tmp_path_factory.mktemp("other")
     make_run(folder, world, compared, seed=1)
     return folder
@@ -59,18 +59,18 @@ def other(world: World, compared: Mapping[str, Path], tmp_path_factory: pytest.T
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
-def test_the_same_work_done_twice_has_one_digest(run: Path, again: Path, stage: str) -> None:
+def test_repeated_run_has_the_same_digests(run: Path, again: Path, stage: str) -> None:
     first, second = read_manifest(run / stage), read_manifest(again / stage)
     record = ("summary.json", "history.jsonl")
     differ = {name for name, entry in first.files.items() if second.files.get(name) != entry and name not in record}
     assert not differ and first.digest == second.digest
 
 
-# What is read, and by what: each opens it as the code that uses it does, in the folder of a run.
+# Each of these functions opens a part of a run's folder as the code that uses that part does.
 
 
 def open_stage(stage: str) -> Callable[[Path], object]:
-    """Do as `infra.stage` does with an input, and the driver with an output that is there."""
+    """Verify a stage's output, as `infra.stage` does with an input and the driver with an existing output."""
     return lambda run: verify(run / stage, stage=stage)
 
 
@@ -95,7 +95,7 @@ def open_served(stage: str) -> Callable[[Path], object]:
 
 
 class Settings(Config):
-    """Of a stage that has checkpoints."""
+    """The settings of a stage that writes checkpoints."""
 
 
 def checkpoints(run: Path) -> Checkpoints:
@@ -150,7 +150,7 @@ def delete(file: Path, other: Path) -> None:
 
 
 def swap(file: Path, other: Path) -> None:
-    """Put the file of the same name of another run in its place."""
+    """Replace the file by that of another run."""
     assert other.read_bytes() != file.read_bytes()
     shutil.copyfile(other, file)
 
@@ -160,7 +160,7 @@ FAULTS = {"flipped bit": flip, "truncation": truncate, "deletion": delete, "file
 
 @pytest.fixture(scope="module")
 def prepared(run: Path, other: Path) -> tuple[Path, Path]:
-    """Add to both runs what the stages do not leave: a checkpoint, and a record of cycles."""
+    """Add a checkpoint and a ledger of retraining cycles to both runs."""
     for number, folder in enumerate((run, other)):
         checkpoints(folder).save(Checkpoint(7, {"x": torch.arange(9.0) + number}, {}, {"at": number}))
         ledger = Ledger(folder / "retrained")
@@ -169,23 +169,23 @@ def prepared(run: Path, other: Path) -> tuple[Path, Path]:
     return run, other
 
 
-UNSEEN = {("outcome of a cycle", "deletion")}
-"""A last cycle without an outcome is under way: it is done again."""
+UNDETECTED = {("outcome of a cycle", "deletion")}
+"""A last cycle without an outcome counts as unfinished and is repeated, so its deletion is not an error."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("kind", READ)
-def test_a_damaged_file_is_an_error_of_ours_that_names_it(
+def test_damaged_file_raises_an_error_that_names_the_run(
     prepared: tuple[Path, Path], tmp_path: Path, kind: str, fault: str
 ) -> None:
-    """Of each pattern the first file of one run is damaged, and replaced by the last of the other."""
+    """The first file that matches is damaged; the fault "file of another run" takes the other run's last match."""
     opened, pattern, *another = READ[kind]
     opened(prepared[0])
     run = shutil.copytree(prepared[0], tmp_path / "run")
     file = min(run.glob(pattern))
     FAULTS[fault](file, max(prepared[1].glob(*another or [pattern])))
-    if (kind, fault) in UNSEEN:
+    if (kind, fault) in UNDETECTED:
         opened(run)
         return
     with pytest.raises(SidestackError) as found:
@@ -195,7 +195,7 @@ def test_a_damaged_file_is_an_error_of_ours_that_names_it(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["encoder bundle", "partition of items", "ranker", "manifest"])
-def test_a_link_in_the_place_of_a_file_is_refused(prepared: tuple[Path, Path], tmp_path: Path, kind: str) -> None:
+def test_symbolic_link_in_place_of_a_file_is_refused(prepared: tuple[Path, Path], tmp_path: Path, kind: str) -> None:
     opened, pattern, *_ = READ[kind]
     run = shutil.copytree(prepared[0], tmp_path / "run")
     file = min(run.glob(pattern))
@@ -207,10 +207,8 @@ def test_a_link_in_the_place_of_a_file_is_refused(prepared: tuple[Path, Path], t
 
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", ["exchanged", "another's", "earlier"])
-def test_a_directory_in_the_place_of_another_is_refused(
-    prepared: tuple[Path, Path], tmp_path: Path, damage: str
-) -> None:
-    """Whole directories, each as it was committed: their stage, key and digests tell."""
+def test_directory_in_place_of_another_is_refused(prepared: tuple[Path, Path], tmp_path: Path, damage: str) -> None:
+    """Each directory is intact, so only its stage, key and digests show that it is in the wrong place."""
     run = shutil.copytree(prepared[0], tmp_path / "run")
     if damage == "exchanged":
         for before, after in (("encoder", "x"), ("score", "encoder"), ("x", "score")):
@@ -228,8 +226,8 @@ def test_a_directory_in_the_place_of_another_is_refused(
         open_partition("events")(run)
 
 
-def drop_what_an_object_store_has_not(source: Path, target: Path) -> None:
-    """Copy as an object store's sync does: files alone, under new times and modes; no empty folder, no link."""
+def copy_as_object_store(source: Path, target: Path) -> None:
+    """Copy files only, with new times and modes, as an object store's sync does: no links or empty folders."""
     for file in source.rglob("*"):
         if file.is_file() and not file.is_symlink():
             place = target / file.relative_to(source)
@@ -243,14 +241,14 @@ COPIES: dict[str, Callable[[Path, Path], object]] = {
     "cp -r": lambda source, target: subprocess.run(["cp", "-r", source, target], check=True),
     "cp -a": lambda source, target: subprocess.run(["cp", "-a", source, target], check=True),
     "rsync -a": lambda source, target: subprocess.run(["rsync", "-a", f"{source}/", target], check=True),
-    "an object store's sync": drop_what_an_object_store_has_not,
+    "an object store's sync": copy_as_object_store,
     "mv": lambda source, target: shutil.copytree(source, target.with_name("x")).rename(target),
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", COPIES)
-def test_a_copy_of_a_run_is_whole(prepared: tuple[Path, Path], tmp_path: Path, how: str) -> None:
+def test_copied_run_passes_verification(prepared: tuple[Path, Path], tmp_path: Path, how: str) -> None:
     if how == "rsync -a" and shutil.which("rsync") is None:
         pytest.skip("rsync is not installed")
     run = tmp_path / "copy"
@@ -265,8 +263,8 @@ def test_a_copy_of_a_run_is_whole(prepared: tuple[Path, Path], tmp_path: Path, h
 
 
 @pytest.mark.slow
-def test_a_partial_copy_is_found_wherever_it_ended(prepared: tuple[Path, Path], tmp_path: Path) -> None:
-    """A copy that was cut off lacks whole files, and has a part of one."""
+def test_partial_copy_is_refused_at_every_file(prepared: tuple[Path, Path], tmp_path: Path) -> None:
+    """An interrupted copy has some files, a truncated one, and lacks the rest."""
     source = prepared[0] / "ranker"
     files = sorted(path for path in source.rglob("*") if path.is_file())
     for number in range(len(files)):
@@ -280,7 +278,7 @@ def test_a_partial_copy_is_found_wherever_it_ended(prepared: tuple[Path, Path], 
             verify(out)
 
 
-def test_an_outcome_of_another_plan_is_refused(tmp_path: Path) -> None:
+def test_outcome_of_another_plan_is_refused(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     for number in (1, 2):
         plan = {"number": number, "at": "2024-01-01T00:00:00Z", "why": "test", "prepared": f"prepare/{number}"}

@@ -1,4 +1,4 @@
-"""A bit that flips after a partition was verified, in every reader of Parquet: an error that names the file."""
+"""Every reader of Parquet detects a bit that flips after its partition was verified, and names the file."""
 
 import shutil
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from tests.ranker.training import config_of, open_training
 
 
 def flip(file: Path, column: str) -> None:
-    """Flip a bit of a column's last page, in the file's first row group."""
+    """Flip a bit in a column's last page of the file's first row group."""
     group = read_footer(file).row_group(0)
     chunks = [group.column(number) for number in range(group.num_columns)]
     chunk = next(chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] == column)
@@ -80,12 +80,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("reader", READERS)
-def test_a_bit_that_flips_after_verification_is_an_error_that_names_the_file(
+def test_bit_flip_after_verification_raises_an_error_that_names_the_file(
     folder: Path, tmp_path: Path, reader: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read, pattern, column = READERS[reader]
     for name in ("verify", "verify_partition"):
-        monkeypatch.setattr(Dataset, name, lambda *given: None)  # it has passed before
+        monkeypatch.setattr(Dataset, name, lambda *given: None)  # the flip happens after them
     whole = shutil.copytree(folder, tmp_path / "whole")
     read(whole)
     damaged = shutil.copytree(folder, tmp_path / "damaged")
@@ -95,7 +95,7 @@ def test_a_bit_that_flips_after_verification_is_an_error_that_names_the_file(
         read(damaged)
 
 
-def test_what_duckdb_and_spark_read_of_a_store_is_hashed_once_before(tmp_path: Path) -> None:
+def test_file_for_duckdb_or_spark_is_hashed_once_before_reading(tmp_path: Path) -> None:
     write_encoder_dataset(tmp_path)
     dataset = read_dataset(tmp_path)
     (entry, *_) = dataset.partitions("events")
@@ -103,7 +103,7 @@ def test_what_duckdb_and_spark_read_of_a_store_is_hashed_once_before(tmp_path: P
     file = store.file(entry)
     assert file == dataset.files("events")[0].path
     flip(file, "item_id")
-    assert store.file(entry) == file  # not again by this process
+    assert store.file(entry) == file  # a process hashes a file once
     with pytest.raises(CommitError, match=f"{file}: SHA-256"):
         Store(dataset.store).file(entry)
     others = dataset.partitions("events")[1]

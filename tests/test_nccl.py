@@ -1,4 +1,4 @@
-"""What stages do on GPUs, by nccl, and the same by gloo where there is no GPU."""
+"""Stages on two ranks with nccl on GPUs and with gloo on CPUs."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is visible")
-def test_the_doctors_ranks_add_up_by_nccl() -> None:
+def test_doctor_runs_an_all_reduce_over_nccl() -> None:
     assert doctor._nccl().startswith("nccl: all-reduce over ")
 
 
@@ -28,13 +28,13 @@ def added_up(world: World) -> tuple[str, list[int]]:
 
 
 @on_each_backend()
-def test_a_sum_is_taken_where_the_ranks_tensors_are(backend: Backend) -> None:
+def test_sum_over_ranks_stays_on_the_tensors_device(backend: Backend) -> None:
     device = "cuda" if backend == "nccl" else "cpu"
     assert run_distributed(added_up, backend=backend, timeout_s=120.0) == [(device, [3, 3, 3])] * 2
 
 
 @on_each_backend()
-def test_an_encoder_trains(backend: Backend, tmp_path: Path) -> None:
+def test_encoder_trains_to_finite_weights(backend: Backend, tmp_path: Path) -> None:
     dataset = write_items(tmp_path / "dataset")
     training = {"training": {"epochs": 1}}
     run_distributed(train_encoder, dataset, tmp_path / "out", training, backend=backend, timeout_s=300.0)
@@ -47,7 +47,7 @@ def losses_of_side(world: World, dataset: Path, steps: int) -> list[list[float]]
 
 
 @on_each_backend()
-def test_an_arm_of_side_trains_to_the_losses_of_one_cpu(backend: Backend, tmp_path: Path) -> None:
+def test_side_arm_on_two_ranks_has_the_losses_of_one_cpu(backend: Backend, tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path / "dataset")
     expected = run_distributed(losses_of_side, dataset, 4, world_size=1)[0]
     found = run_distributed(losses_of_side, dataset, 4, backend=backend, timeout_s=300.0)

@@ -1,5 +1,5 @@
-"""What is ours has one name, below `sidestack`: a module that is imported by two names is two modules, with two of each
-class, and a top-level `infra` or `pipelines` would be whoever's was installed last."""
+"""Our packages are imported only below `sidestack`. A module that is imported under two names is two modules, with two
+copies of each class, and a top-level `infra` or `pipelines` could be another distribution's package."""
 
 import ast
 import re
@@ -23,7 +23,7 @@ PATCHES = ("setattr", "delattr", "patch")
 
 
 def old_names(text: str) -> Iterator[tuple[int, str]]:
-    """Yield the line of each import of a package of ours by itself, and of each string that runs or patches one."""
+    """Yield line and name of each import of our packages without `sidestack`, also in strings that run or patch one."""
     for node in ast.walk(ast.parse(text)):
         names: list[object] = []
         if isinstance(node, ast.Import):
@@ -48,7 +48,7 @@ def is_text(node: ast.expr, text: str) -> bool:
     return isinstance(node, ast.Constant) and node.value == text
 
 
-def test_no_source_has_a_name_of_ours_without_sidestack() -> None:
+def test_sources_import_our_packages_only_below_sidestack() -> None:
     assert len(SOURCES) > 500
     found = [
         f"{file.relative_to(ROOT)}:{line}: {name}"
@@ -58,7 +58,7 @@ def test_no_source_has_a_name_of_ours_without_sidestack() -> None:
     assert not found, "\n".join(found)
 
 
-def test_no_page_imports_a_name_of_ours_without_sidestack() -> None:
+def test_pages_import_our_packages_only_below_sidestack() -> None:
     code = [(page, text) for page in GUIDES for language, text in blocks(page) if language in ("python", "py")]
     assert not [(str(page.relative_to(ROOT)), name) for page, text in code for _, name in old_names(text)]
 
@@ -74,17 +74,17 @@ def test_no_page_imports_a_name_of_ours_without_sidestack() -> None:
         ("from sidestack.infra import commit\nrun(['-m', 'sidestack.infra.doctor'])\nsettings('ranker.arm')", []),
     ],
 )
-def test_such_a_name_is_found(text: str, names: list[str]) -> None:
+def test_import_without_sidestack_is_found(text: str, names: list[str]) -> None:
     assert [name for _, name in old_names(text)] == names
 
 
-def test_every_folder_is_a_part_of_sidestack_and_nothing_else_is() -> None:
+def test_sidestack_contains_every_package_and_nothing_else() -> None:
     place = ROOT / "sidestack"
     assert {path.name for path in place.iterdir()} - {"__pycache__"} == PACKAGES | {"__init__.py"}
     assert {name: (place / name).readlink() for name in PACKAGES} == {name: Path("..", name) for name in PACKAGES}
 
 
-def test_a_program_of_the_checkout_imports_no_module_by_its_old_name() -> None:
+def test_program_of_the_checkout_imports_no_module_by_its_old_name() -> None:
     program = f"""
 import contextlib, os, runpy, sys
 sys.argv = ["run", "--help"]

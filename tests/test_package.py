@@ -1,4 +1,4 @@
-"""The wheel: one name, all that runs, and nothing that needs the checkout it was made from."""
+"""The wheel has one top-level package, contains all code that runs, and works without the checkout."""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ LOG = {"kind": "synthetic", "num_items": 100, "num_users": 50, "events_per_day":
 
 
 def run(command: list[str], folder: Path) -> str:
-    """Run a command outside of the checkout, and return what it printed."""
+    """Run a command without the checkout on its path and return its standard output."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     ended = subprocess.run(
         command, cwd=folder, env={**environment, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
@@ -36,7 +36,7 @@ def run(command: list[str], folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build the wheel of a copy of the checkout, as setuptools writes beside what it builds."""
+    """Build the wheel from a copy of the checkout, because setuptools writes into the folder that it builds."""
     place = tmp_path_factory.mktemp("sources")
     for name in SOURCES:
         copy = shutil.copy if (ROOT / name).is_file() else copied_folder
@@ -53,19 +53,19 @@ def copied_folder(source: Path, copy: Path) -> None:
 
 @pytest.fixture(scope="module")
 def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Install the wheel into a new environment, which finds the packages that it needs in the one of the tests."""
+    """Install the wheel into a new environment that takes its dependencies from the tests' environment."""
     folder = tmp_path_factory.mktemp("venv")
     venv.create(folder)
     made = folder / "bin/python"
     (site,) = folder.glob("lib/python*/site-packages")
-    # Only a path: the .pth files of that folder, such as that of an editable install, are not read.
+    # A path alone: the .pth files in that folder, such as that of an editable install, are not processed.
     (site / "needs.pth").write_text(sysconfig.get_path("purelib") + "\n")
     options = ["--no-deps", "--no-index", "--quiet"]
     run([sys.executable, "-m", "pip", "--python", str(made), "install", *options, str(wheel)], folder)
     return made
 
 
-def test_the_wheel_has_one_name_and_all_that_runs_below_it(wheel: Path) -> None:
+def test_wheel_contains_all_packages_below_sidestack(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {name.split("/")[0] for name in names} == {
         "sidestack",
@@ -79,12 +79,12 @@ def test_the_wheel_has_one_name_and_all_that_runs_below_it(wheel: Path) -> None:
 
 
 def pins(*files: str) -> set[str]:
-    """Return the requirements of files, without comments."""
+    """Return the requirements that some files list, without comments."""
     lines = [line for name in files for line in (ROOT / f"requirements/{name}.txt").read_text().splitlines()]
     return {line.partition("#")[0].strip() for line in lines} - {"", "-c constraints.txt"}
 
 
-def test_the_extras_are_the_builds_that_requirements_pin(wheel: Path) -> None:
+def test_extras_have_the_pins_of_the_requirements(wheel: Path) -> None:
     archive = zipfile.ZipFile(wheel)
     (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
     required: dict[str, set[str]] = {}
@@ -98,7 +98,7 @@ def test_the_extras_are_the_builds_that_requirements_pin(wheel: Path) -> None:
     assert required == {}
 
 
-def test_only_one_name_is_importable(python: Path, tmp_path: Path) -> None:
+def test_only_sidestack_is_importable(python: Path, tmp_path: Path) -> None:
     program = f"""
 import importlib.util, sidestack
 print({INSTALLED} == [name for name in {INSTALLED} if importlib.util.find_spec(name) is None])
@@ -109,17 +109,17 @@ print(sidestack.__file__)
     assert Path(file).is_relative_to(python.parents[1])
 
 
-def test_what_is_installed_makes_the_keys_of_the_checkout(python: Path, tmp_path: Path) -> None:
+def test_installed_code_has_the_digest_of_the_checkout(python: Path, tmp_path: Path) -> None:
     program = f"from sidestack.infra.code import code_digest; print(code_digest({STAGES}))"
     assert run([str(python), "-c", program], tmp_path).strip() == code_digest(STAGES)
 
 
-def test_the_driver_of_the_wheel_tells_its_options(python: Path, tmp_path: Path) -> None:
+def test_driver_of_the_wheel_prints_its_options(python: Path, tmp_path: Path) -> None:
     assert "--config" in run([str(python), "-m", "sidestack.pipelines.run", "--help"], tmp_path)
 
 
-def test_a_component_of_the_wheel_runs_a_stage_where_no_checkout_is(python: Path, tmp_path: Path) -> None:
-    """By torchx, which finds our schedulers by the wheel's entry points."""
+def test_component_of_the_wheel_runs_a_stage_without_a_checkout(python: Path, tmp_path: Path) -> None:
+    """TorchX finds our schedulers by the wheel's entry points."""
     (tmp_path / "run.yaml").write_text(yaml.safe_dump({"prepare": {"source": LOG}, "run": {"name": "tiny"}}))
     (component,) = python.parents[1].glob("lib/python*/site-packages/sidestack/components/pipeline.py")
     command = ["run", "--workspace", "", "-s", "local_cwd", "-cfg", f"log_dir={tmp_path}/logs", f"{component}:prepare"]

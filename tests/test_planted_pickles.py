@@ -1,4 +1,4 @@
-"""A pickle in the place of any file that is loaded is refused, or not looked at; its code never runs."""
+"""A pickle in place of any loaded file is refused or ignored; its code never runs."""
 
 import json
 import pickle
@@ -38,7 +38,7 @@ CPU = torch.device("cpu")
 
 
 class Marking:
-    """What writes a file when it is unpickled."""
+    """An object that writes a file when it is unpickled."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -54,7 +54,7 @@ def marker(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def pickles(marker: Path, tmp_path: Path) -> dict[str, bytes]:
-    """Return pickles that would write the marker: plain, as torch saves it, and as numpy does."""
+    """Return pickles that write the marker when loaded: a plain one, one saved by torch and one saved by numpy."""
     torch.save({"weight": Marking(marker)}, tmp_path / "torch")
     np.save(tmp_path / "numpy.npy", np.array([Marking(marker)], dtype=object), allow_pickle=True)
     files = {"torch": tmp_path / "torch", "numpy": tmp_path / "numpy.npy"}
@@ -82,9 +82,9 @@ def checkpoints(path: Path) -> Checkpoints:
 
 
 def resealed(path: Path) -> None:
-    """Let a manifest say what its files are now, as whoever can write files can."""
+    """Update a manifest's hashes to its files' present content, as an attacker with write access can."""
     file = path / MANIFEST
-    with suppress(ValueError):  # it is the pickle itself
+    with suppress(ValueError):  # the manifest is the planted pickle
         manifest = json.loads(file.read_bytes()) if file.is_file() else {"files": {}}
         for name, sha256 in hash_all(path, [name for name in manifest["files"] if (path / name).is_file()]).items():
             manifest["files"][name] |= {"sha256": sha256, "bytes": (path / name).stat().st_size}
@@ -95,7 +95,7 @@ def resealed(path: Path) -> None:
 
 
 def plant_everywhere(root: Path, pickles: dict[str, bytes], load: Callable[[], object], marker: Path) -> set[str]:
-    """Put each pickle in the place of each file in turn, and load; return the files with which loading failed."""
+    """Replace each file by each pickle in turn and load; return the names of the files with which loading failed."""
     refused = set()
     for file in sorted(path for path in root.rglob("*") if path.is_file()):
         before = {path: path.read_bytes() for path in (file, file.parent / MANIFEST, root / MANIFEST) if path.is_file()}
@@ -109,7 +109,7 @@ def plant_everywhere(root: Path, pickles: dict[str, bytes], load: Callable[[], o
             assert not marker.exists(), f"{file} was unpickled"
             for path, old in before.items():
                 path.write_bytes(old)
-    for name in ("model.pkl", "weights.pt", "__init__.pickle"):  # beside them
+    for name in ("model.pkl", "weights.pt", "__init__.pickle"):  # additional files
         (root / name).write_bytes(pickles["torch"])
     with suppress(SidestackError):
         load()
@@ -117,7 +117,7 @@ def plant_everywhere(root: Path, pickles: dict[str, bytes], load: Callable[[], o
     return refused
 
 
-def test_the_pickles_would_have_run(pickles: dict[str, bytes], marker: Path, tmp_path: Path) -> None:
+def test_planted_pickles_run_when_unpickled(pickles: dict[str, bytes], marker: Path, tmp_path: Path) -> None:
     for number, (name, load) in enumerate(
         {
             "plain": pickle.loads,
@@ -130,13 +130,13 @@ def test_the_pickles_would_have_run(pickles: dict[str, bytes], marker: Path, tmp
         marker.unlink()
 
 
-def test_a_bundle_of_an_encoder(encoder: Path, pickles: dict[str, bytes], marker: Path, tmp_path: Path) -> None:
+def test_encoder_bundle_refuses_pickles(encoder: Path, pickles: dict[str, bytes], marker: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(encoder, tmp_path / "bundle"))
     refused = plant_everywhere(copy, pickles, lambda: (verify(copy), load_bundle(copy, CPU)), marker)
     assert {"encoder.json", "weights.safetensors", MANIFEST} <= refused
 
 
-def test_a_checkpoint(pickles: dict[str, bytes], marker: Path, tmp_path: Path) -> None:
+def test_checkpoint_refuses_pickles(pickles: dict[str, bytes], marker: Path, tmp_path: Path) -> None:
     kept = checkpoints(tmp_path / "out.checkpoint")
     kept.save(Checkpoint(1, {"table": torch.zeros(2)}, {"own": torch.zeros(1)}, {"rate": 0.5}))
     (step,) = kept.path.iterdir()
@@ -144,7 +144,7 @@ def test_a_checkpoint(pickles: dict[str, bytes], marker: Path, tmp_path: Path) -
     assert refused == {path.name for path in step.iterdir()} - {"model.pkl", "weights.pt", "__init__.pickle"}
 
 
-def test_a_snapshot_and_its_partitions(pickles: dict[str, bytes], marker: Path, tmp_path: Path) -> None:
+def test_snapshot_and_partitions_refuse_pickles(pickles: dict[str, bytes], marker: Path, tmp_path: Path) -> None:
     days = {day: table(requests(day, [2, 1])) for day in DAYS}
     path = write_snapshot_of(tmp_path / "snapshot", SPEC, days=days)
 
@@ -158,7 +158,7 @@ def test_a_snapshot_and_its_partitions(pickles: dict[str, bytes], marker: Path, 
     assert {"dataset.json", "snapshot.json", "part-00000.parquet", MANIFEST} <= refused
 
 
-def test_a_codebook(encoder: Path, pickles: dict[str, bytes], marker: Path, tmp_path: Path) -> None:
+def test_codebook_refuses_pickles(encoder: Path, pickles: dict[str, bytes], marker: Path, tmp_path: Path) -> None:
     spec = load_bundle(encoder, CPU).spec
     (tmp_path / CODEBOOKS).mkdir()
     for content_ in pickles.values():
@@ -179,7 +179,7 @@ def test_a_codebook(encoder: Path, pickles: dict[str, bytes], marker: Path, tmp_
         ([MANIFEST], verify),
     ],
 )
-def test_a_description(
+def test_descriptions_refuse_pickles(
     names: list[str], load: Callable[[Path], object], pickles: dict[str, bytes], marker: Path, tmp_path: Path
 ) -> None:
     root = tmp_path / "made"
@@ -192,7 +192,7 @@ def test_a_description(
     assert not marker.exists()
 
 
-def test_tags_of_yaml_make_nothing(marker: Path, tmp_path: Path) -> None:
+def test_yaml_tags_create_no_objects(marker: Path, tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     for tag in ("object/apply", "object/new"):
         file.write_text(f"encoder: !!python/{tag}:pathlib.Path.touch [!!python/{tag}:pathlib.Path [{marker}]]\n")
@@ -203,17 +203,17 @@ def test_tags_of_yaml_make_nothing(marker: Path, tmp_path: Path) -> None:
     assert not marker.exists()
 
 
-def test_arrays_of_a_benchmarks_corpus(pickles: dict[str, bytes], tmp_path: Path, marker: Path) -> None:
+def test_benchmark_corpus_does_not_unpickle_arrays(pickles: dict[str, bytes], tmp_path: Path, marker: Path) -> None:
     for content_ in pickles.values():
         (tmp_path / "queries.npy").write_bytes(content_)
-        with suppress(ValueError, EOFError):  # what looks like an archive is opened, and its members are not loaded
+        with suppress(ValueError, EOFError):  # an archive is opened without loading its members
             _ = Corpus("made", tmp_path).queries
     assert not marker.exists()
 
 
 @pytest.mark.slow
-def test_a_model_of_mlflow(pickles: dict[str, bytes], marker: Path, tmp_path: Path) -> None:
-    """One that names a pickle in place of its code, which MLflow itself would load."""
+def test_mlflow_model_refuses_a_pickle(pickles: dict[str, bytes], marker: Path, tmp_path: Path) -> None:
+    """MLflow itself would load a pickle that MLmodel names in place of code."""
     from mlflow.exceptions import MlflowException
 
     code = tmp_path / "code.py"

@@ -1,4 +1,4 @@
-"""What no source file does: unpickle, run text as code, hand text to a shell, read text in the machine's encoding."""
+"""No source file unpickles, runs text as code, passes text to a shell or reads text in the locale's encoding."""
 
 import ast
 from collections.abc import Iterator, Mapping
@@ -14,41 +14,41 @@ UNPICKLING_MODULES = {"pickle", "_pickle", "cPickle", "dill", "joblib", "cloudpi
 FORBIDDEN = {
     "eval": "runs text as code",
     "exec": "runs text as code",
-    "compile": "makes code of text",
+    "compile": "compiles text",
     "numpy.load": "unpickles with allow_pickle",
     "torch.load": "unpickles without weights_only",
-    "torch.jit.load": "runs what the file says",
-    "torch.hub.load": "runs what was fetched",
+    "torch.jit.load": "runs code from the file",
+    "torch.hub.load": "runs downloaded code",
     "torch.export.load": "unpickles example inputs",
     "torch.distributed.all_gather_object": "unpickles what other ranks send",
     "torch.distributed.broadcast_object_list": "unpickles what other ranks send",
     "torch.distributed.gather_object": "unpickles what other ranks send",
     "torch.distributed.scatter_object_list": "unpickles what other ranks send",
     "pandas.read_pickle": "unpickles",
-    "mlflow.pyfunc.load_model": "unpickles what MLmodel names, unless MLflow is told not to",
-    "yaml.load": "makes what tags say",
-    "yaml.load_all": "makes what tags say",
-    "yaml.full_load": "makes what tags say",
-    "yaml.unsafe_load": "makes what tags say",
-    "os.system": "hands text to a shell",
-    "os.popen": "hands text to a shell",
-    "subprocess.getoutput": "hands text to a shell",
-    "subprocess.getstatusoutput": "hands text to a shell",
-    "asyncio.create_subprocess_shell": "hands text to a shell",
+    "mlflow.pyfunc.load_model": "unpickles files that MLmodel names, unless MLflow's setting forbids it",
+    "yaml.load": "creates objects that tags name",
+    "yaml.load_all": "creates objects that tags name",
+    "yaml.full_load": "creates objects that tags name",
+    "yaml.unsafe_load": "creates objects that tags name",
+    "os.system": "passes text to a shell",
+    "os.popen": "passes text to a shell",
+    "subprocess.getoutput": "passes text to a shell",
+    "subprocess.getstatusoutput": "passes text to a shell",
+    "asyncio.create_subprocess_shell": "passes text to a shell",
 }
-"""Calls by full name, and why they are looked at."""
+"""Forbidden calls by full name, and why they are forbidden."""
 
 ALLOWED: Mapping[tuple[str, str], str] = {
     ("infra/config.py", "yaml.load"): "its loader is a SafeLoader that refuses more",
     ("infra/distributed.py", "torch.distributed.all_gather_object"): "ranks of one job, over its own connections",
     ("infra/distributed.py", "torch.distributed.broadcast_object_list"): "ranks of one job, over its own connections",
-    ("infra/served.py", "mlflow.pyfunc.load_model"): "MLflow is told to refuse pickles: see refusing_pickles",
-    ("tests/test_planted_pickles.py", "pickle"): "makes the pickles that are planted",
-    ("tests/test_planted_pickles.py", "torch.load"): "shows that they would run",
-    ("tests/test_planted_pickles.py", "numpy.load"): "shows that they would run",
+    ("infra/served.py", "mlflow.pyfunc.load_model"): "MLflow's setting forbids pickles: see refusing_pickles",
+    ("tests/test_planted_pickles.py", "pickle"): "creates the planted pickles",
+    ("tests/test_planted_pickles.py", "torch.load"): "checks that the pickles run",
+    ("tests/test_planted_pickles.py", "numpy.load"): "checks that the pickles run",
     ("tests/ranker/test_plan.py", "eval"): "a sum of products that the code under test has printed",
 }
-"""By file and call, why it is right there."""
+"""Exceptions: file and call, and why the call is allowed there."""
 
 
 def sources() -> list[str]:
@@ -61,7 +61,7 @@ def nodes(text: str) -> list[ast.Call | ast.Import | ast.ImportFrom]:
 
 
 def imported_names(found: list[ast.Call | ast.Import | ast.ImportFrom]) -> dict[str, str]:
-    """Return what a module's names stand for: `np` for numpy, `load` for torch.load."""
+    """Return the full names of a module's imported names, such as numpy for `np` and torch.load for `load`."""
     names = {}
     for node in found:
         if isinstance(node, ast.Import):
@@ -79,13 +79,13 @@ def full_name(node: ast.expr, names: Mapping[str, str]) -> str:
 
 
 def keyword(call: ast.Call, name: str) -> object:
-    """Return a keyword's constant; None where it is not given, the node itself where it is no constant."""
+    """Return a keyword argument's constant, None if it is not given, or its node if it is not a constant."""
     found = next((one.value for one in call.keywords if one.arg == name), None)
     return found.value if isinstance(found, ast.Constant) else found
 
 
 def faults(text: str) -> Iterator[tuple[int, str, str]]:
-    """Yield line, name and reason of everything that is looked at."""
+    """Yield line, name and reason of each forbidden import and call."""
     found = nodes(text)
     names = imported_names(found)
     for node in found:
@@ -102,11 +102,11 @@ def faults(text: str) -> Iterator[tuple[int, str, str]]:
             if name in FORBIDDEN and not is_safe:
                 yield node.lineno, name, FORBIDDEN[name]
             if keyword(node, "shell") not in (None, False):
-                yield node.lineno, f"{name}(shell=)", "hands text to a shell"
+                yield node.lineno, f"{name}(shell=)", "passes text to a shell"
 
 
 def unnamed_encodings(text: str) -> Iterator[tuple[int, str]]:
-    """Yield the line of every text file that is read or written in the encoding of whatever locale there is."""
+    """Yield line and name of each call that reads or writes text without naming the encoding."""
     for node in nodes(text):
         if not isinstance(node, ast.Call) or keyword(node, "encoding") is not None:
             continue
@@ -122,7 +122,7 @@ def unnamed_encodings(text: str) -> Iterator[tuple[int, str]]:
                 yield node.lineno, name
 
 
-def test_no_source_unpickles_runs_text_or_needs_a_shell() -> None:
+def test_no_source_unpickles_or_runs_text_or_uses_a_shell() -> None:
     found, used = [], set()
     for file in sources():
         for line, name, reason in faults((ROOT / file).read_text(encoding="utf-8")):
@@ -131,10 +131,10 @@ def test_no_source_unpickles_runs_text_or_needs_a_shell() -> None:
             else:
                 found.append(f"{file}:{line}: {name} {reason}")
     assert not found, "\n".join(found)
-    assert used == ALLOWED.keys(), "an exception that nothing needs any more"
+    assert used == ALLOWED.keys(), "an exception in ALLOWED is no longer used"
 
 
-def test_every_text_file_is_read_and_written_as_utf8() -> None:
+def test_text_files_are_read_and_written_as_utf8() -> None:
     found = [
         f"{file}:{line}: {name}"
         for file in sources()
@@ -161,7 +161,7 @@ def test_every_text_file_is_read_and_written_as_utf8() -> None:
         ("import mlflow.pyfunc\nmlflow.pyfunc.load_model(path)", "mlflow.pyfunc.load_model"),
     ],
 )
-def test_what_is_forbidden_is_found(text: str, name: str) -> None:
+def test_forbidden_call_is_found(text: str, name: str) -> None:
     assert [one for _, one, _ in faults(text)] == [name]
 
 
@@ -176,16 +176,16 @@ def test_what_is_forbidden_is_found(text: str, name: str) -> None:
         "import re\nre.compile(text)",
     ],
 )
-def test_what_is_safe_is_not(text: str) -> None:
+def test_safe_call_is_not_reported(text: str) -> None:
     assert not list(faults(text))
 
 
-def test_encodings_that_are_not_named_are_found() -> None:
+def test_missing_encoding_is_found() -> None:
     text = "a.read_text()\nb.write_text(x)\nopen(c)\nd.open('w')\nopen(e, 'rb')\nf.open('rb')\nreader.open(1)"
     assert [line for line, _ in unnamed_encodings(text)] == [1, 2, 3, 4]
     assert not list(unnamed_encodings("a.read_text(encoding='utf-8')\nopen(c, encoding='utf-8')"))
 
 
-def test_the_list_of_sources_is_not_empty() -> None:
+def test_list_of_sources_is_not_empty() -> None:
     assert {"infra/config.py", "ranker/train.py", "tests/test_sources.py"} <= set(sources())
     assert all(Path(ROOT / file).is_file() for file in sources())

@@ -1,4 +1,4 @@
-"""MLflow's server as a process of its own on loopback, which can be told to fail: `python -m tests.tracking_server`."""
+"""Run MLflow's server, with faults on request, in its own process on loopback: `python -m tests.tracking_server`."""
 
 import os
 import socket
@@ -20,7 +20,7 @@ Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 @dataclass(frozen=True)
 class TrackingServer:
-    """A server under way. `folder` has its store and `fault`, the file by which it is told to fail."""
+    """A running server. `folder` has its store, and a file `fault` while it is made to fail."""
 
     folder: Path
     port: int
@@ -31,7 +31,7 @@ class TrackingServer:
 
     @contextmanager
     def failing(self, fault: str) -> Iterator[None]:
-        """Answer every request so: a status, `hang`, `drip`, or `page` (20 MB of HTML)."""
+        """Answer every request with a fault: a status, `hang`, `drip` or `page` (20 MB of HTML)."""
         file = self.folder / "fault"
         file.write_text(fault)
         try:
@@ -42,7 +42,7 @@ class TrackingServer:
 
 @contextmanager
 def tracking_server(folder: Path) -> Iterator[TrackingServer]:
-    """Run a server whose store lies in a folder."""
+    """Run a server with its store in a folder, and yield it once it answers."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         server = TrackingServer(folder, free.getsockname()[1])
@@ -76,7 +76,7 @@ def dripping() -> Iterator[bytes]:
         time.sleep(0.5)
 
 
-def failing_as_told(application: Application, fault_file: Path) -> Application:
+def with_faults(application: Application, fault_file: Path) -> Application:
     def answer(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         fault = fault_file.read_text() if fault_file.exists() else ""
         if not fault:
@@ -103,8 +103,8 @@ def main() -> None:
     from mlflow.tracking import MlflowClient
     from werkzeug.serving import make_server
 
-    MlflowClient().search_experiments()  # makes the tables
-    make_server("127.0.0.1", port, failing_as_told(app, folder / "fault"), threaded=True).serve_forever()
+    MlflowClient().search_experiments()  # creates the database's tables
+    make_server("127.0.0.1", port, with_faults(app, folder / "fault"), threaded=True).serve_forever()
 
 
 if __name__ == "__main__":

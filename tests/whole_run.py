@@ -1,4 +1,4 @@
-"""Every kind of stage's output, small, made in one folder: what is damaged, copied and made again in tests."""
+"""Run a small instance of every stage in one folder, for tests that damage, copy or repeat outputs."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -33,11 +33,13 @@ SYNTHETIC = {
 
 
 def make_run(folder: Path, world: World, compared: Mapping[str, Path], seed: int = 0) -> dict[str, Path]:
-    """Make one output of each kind of stage, and return them by the stage's name.
+    """Run each stage once and return the outputs' folders by the stage's name.
 
     Args:
-        folder: to make them in. world: a process group of one rank, for the ranker.
-        compared: what stage `compare` takes. seed: of the trainings.
+        folder: the outputs' parent.
+        world: a process group of one rank.
+        compared: the inputs of stage `compare`.
+        seed: the seed of the synthetic log and of training.
     """
     made = {name: folder / name for name in ("prepare", "encoder", "materialize", "ranker")}
     run_prepare(ALONE, {"source": {**SYNTHETIC, "seed": seed}}, made["prepare"])

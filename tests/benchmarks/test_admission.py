@@ -1,4 +1,4 @@
-"""The benchmark of id tables with admission: its shares are those of a slow count, and a quick run writes a page."""
+"""The benchmark of id tables with admission: its shares equal a slow count, and a quick run writes a page."""
 
 import json
 import sys
@@ -11,7 +11,7 @@ from sidestack.benchmarks.admission import QUICK, Log, best_share, main, modulo_
 from sidestack.ranker.admission import IdRows
 
 
-def test_shares_are_those_of_a_slow_count() -> None:
+def test_shares_equal_a_slow_count() -> None:
     settings = table(32, 1, 1)
     shown_I = np.random.default_rng(0).integers(0, 9, 200)
     row_I = np.arange(200) % settings.fallback_rows
@@ -24,7 +24,7 @@ def test_shares_are_those_of_a_slow_count() -> None:
     assert modulo_share(seen, 32, shown_I) == pytest.approx(shown_I[90] / total)
 
 
-def test_items_come_each_night_and_fade() -> None:
+def test_new_items_arrive_each_night_and_lose_impressions_with_age() -> None:
     log = Log(QUICK)
     first, last = log.counts(0), log.counts(QUICK.nights)
     assert (len(first), len(last)) == (QUICK.first, QUICK.first + QUICK.nights * QUICK.new)
@@ -33,7 +33,7 @@ def test_items_come_each_night_and_fade() -> None:
     assert last[: QUICK.first].mean() < 0.6 * last[-QUICK.new :].mean()
 
 
-def test_a_quick_run_writes_table_and_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quick_run_writes_table_and_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["admission", "--quick", "--out", str(tmp_path)])
     main()
     rows = json.loads((tmp_path / "admission.json").read_text())["rows"]

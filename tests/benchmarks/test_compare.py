@@ -1,4 +1,4 @@
-"""The comparison's benchmark: rows in the order of lanes, and a quick run."""
+"""The benchmark of the comparison: rows in lane order, and a quick run."""
 
 import json
 import sys
@@ -10,7 +10,7 @@ import pytest
 from sidestack.benchmarks.compare import LANES, batches, main
 
 
-def test_rows_come_in_the_order_of_lanes_with_the_same_labels_for_every_arm() -> None:
+def test_rows_are_in_lane_order_with_equal_labels_for_every_arm() -> None:
     one, other = (pa.concat_tables(batches(LANES * 1500, seed)) for seed in (0, 1))
     rows = one["row"].to_pylist()
     assert sorted(rows) == list(range(LANES * 1500)) and rows[1024] == 1500
@@ -20,7 +20,7 @@ def test_rows_come_in_the_order_of_lanes_with_the_same_labels_for_every_arm() ->
 
 
 @pytest.mark.long
-def test_a_quick_run_writes_table_and_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quick_run_writes_table_and_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["compare", "--quick", "--out", str(tmp_path)])
     main()
     rows = json.loads((tmp_path / "compare.json").read_text())["rows"]

@@ -1,4 +1,4 @@
-"""Bytes on disk: every byte is counted, and the two flat layouts hold the same rows."""
+"""The benchmark of bytes on disk counts every byte, and its two flat layouts have the same rows."""
 
 from pathlib import Path
 

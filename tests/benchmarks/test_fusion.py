@@ -1,4 +1,4 @@
-"""The fusion benchmark: its corpora and their split, its sums, what it hides, and that it trains nothing twice."""
+"""The fusion benchmark: its corpora and their split, losses, hidden signals, and reuse of trainings."""
 
 import math
 import subprocess
@@ -49,7 +49,7 @@ TWO = ("text_embedding", "behaviour_embedding")
 
 
 def items(num: int = 600) -> pa.Table:
-    """Return items of 200 texts, every third without behaviour, every seventh without a text."""
+    """Return items with 200 texts; every third item has no behaviour embedding, every seventh no text."""
     rng = np.random.default_rng(0)
     text_N = rng.integers(0, 200, num)
     vectors = rng.standard_normal((200, 8)).astype(np.float16)
@@ -86,7 +86,7 @@ def read(corpus: Path) -> pa.Table:
 
 
 @given(st.lists(st.integers(0, 60), min_size=1, max_size=400), st.sampled_from([0.05, 0.1, 0.3]))
-def test_no_group_is_on_both_sides_of_the_encoders_split(groups: list[int], share: float) -> None:
+def test_no_group_is_in_both_parts_of_the_encoders_split(groups: list[int], share: float) -> None:
     groups_N = np.array(groups)
     order = arranged(groups_N, share)
     assert len(set(order.tolist())) == len(order)
@@ -94,7 +94,7 @@ def test_no_group_is_on_both_sides_of_the_encoders_split(groups: list[int], shar
     assert not set(groups_N[order][held_M]) & set(groups_N[order][~held_M])
 
 
-def test_hardly_an_item_is_left_over_by_the_split() -> None:
+def test_split_drops_few_items() -> None:
     order = arranged(np.random.default_rng(1).integers(0, 2000, 5000), 0.1)
     assert len(order) > 4900
 
@@ -108,7 +108,7 @@ def test_paired_corpus_has_both_signals_in_every_item(dataset: Path, tmp_path: P
     assert held.any() and not (set(texts[held]) & set(texts[~held])) - {None}
 
 
-def test_distinct_corpus_has_one_item_of_each_text_and_rather_one_with_all_signals(
+def test_distinct_corpus_has_one_item_per_text_and_prefers_items_with_all_signals(
     dataset: Path, tmp_path: Path
 ) -> None:
     source, table = read(dataset), read(write_corpus(tmp_path, dataset, distinct, TWO, 0.1, None))
@@ -125,7 +125,7 @@ def test_distinct_corpus_has_one_item_of_each_text_and_rather_one_with_all_signa
     assert all(has for text, has in kept if text in full - {None})
 
 
-def test_a_corpus_is_written_once_and_anew_for_other_rows(dataset: Path, tmp_path: Path) -> None:
+def test_corpus_is_written_once_for_each_number_of_rows(dataset: Path, tmp_path: Path) -> None:
     first = write_corpus(tmp_path, dataset, paired, TWO, 0.1, 100)
     assert len(read(first)) <= 100
     assert write_corpus(tmp_path, dataset, paired, TWO, 0.1, 100) == first
@@ -151,14 +151,14 @@ def test_change_is_paired_by_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = plan(["dpca"], {"a": 1.0, "b": 0.1}, 2, Path("corpus"))
     losses = {(ONE_EACH, 0): 0.2, (ONE_EACH, 1): 0.4, (FUSION, 0): 0.22, (FUSION, 1): 0.48}
     outputs = {training: Path(f"{place}") for place, training in enumerate(settings)}
-    told = {
+    summaries = {
         path: {
             "seconds": 3.0,
             "holdout": {"signals": {name: {"loss": losses[settings[made], made.seed]} for name, _ in made.signals}},
         }
         for made, path in outputs.items()
     }
-    monkeypatch.setattr("sidestack.benchmarks.fusion.measures.read_summary", told.__getitem__)
+    monkeypatch.setattr("sidestack.benchmarks.fusion.measures.read_summary", summaries.__getitem__)
     rows = {(row["setting"], row["signal"]): row for row in rows_of("two", settings, outputs)}
     fused = rows[FUSION, "a"]
     assert fused["loss"] == pytest.approx(0.35) and fused["losses"] == [0.22, 0.48]
@@ -167,7 +167,7 @@ def test_change_is_paired_by_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rows[ONE_EACH, "a"]["spread"] == pytest.approx(0.2 / math.sqrt(2)) and "change" not in rows[ONE_EACH, "a"]
 
 
-def test_papers_changes_are_the_papers() -> None:
+def test_changes_computed_from_the_papers_losses_equal_those_in_the_paper() -> None:
     found = {(row["method"], row["signal"]): 100 * row["change"] for row in paper_rows() if "change" in row}
     printed = {"rq": (11.47, -5.67), "dpca": (4.01, 1.98), "fsq": (39.48, 15.11)}
     for method, (image, text) in printed.items():
@@ -200,24 +200,24 @@ def batch(rows: int = 40) -> SignalBatch:
     )
 
 
-def test_cases_are_all_one_missing_and_one_alone() -> None:
+def test_cases_are_all_signals_and_one_missing_and_one_only() -> None:
     assert [case.label for case in cases(["a", "b", "c"])] == [
         "all", "no a", "no b", "no c", "only a", "only b", "only c",
     ]  # fmt: skip
     assert {case.label: case.seen for case in cases(["a", "b"])}["no a"] == ("b",)
 
 
-def test_seeing_all_gives_what_the_encoders_own_evaluation_gives() -> None:
+def test_losses_with_all_signals_equal_the_encoders_evaluation() -> None:
     fusion, rows = model(), batch()
     losses_K, right_K, items_K = measure(fusion, rows, Case("all", SIGNALS.names))
-    told = evaluate(fusion, rows, ALONE)["signals"]
+    expected = evaluate(fusion, rows, ALONE)["signals"]
     for place, name in enumerate(SIGNALS.names):
-        assert losses_K[place] / items_K[place] == pytest.approx(told[name]["loss"], rel=1e-5)
+        assert losses_K[place] / items_K[place] == pytest.approx(expected[name]["loss"], rel=1e-5)
         if name != "text":
-            assert right_K[place] / items_K[place] == pytest.approx(told[name]["top1"], rel=1e-5)
+            assert right_K[place] / items_K[place] == pytest.approx(expected[name]["top1"], rel=1e-5)
 
 
-def test_what_is_hidden_does_not_reach_the_encoder_but_is_judged() -> None:
+def test_hidden_signal_is_not_encoded_but_its_loss_is_measured() -> None:
     fusion, rows = model(), batch()
     other = SignalBatch({"text": rows.embeddings["text"].flip(0)}, rows.categoricals, rows.present)
     case = Case("no text", ("type", "brand"))
@@ -229,13 +229,13 @@ def test_what_is_hidden_does_not_reach_the_encoder_but_is_judged() -> None:
     assert items_K[0] == (rows.present["text"] & counted).sum()
 
 
-def test_items_of_which_nothing_is_seen_do_not_count() -> None:
+def test_items_without_a_seen_signal_are_not_counted() -> None:
     fusion, rows = model(), batch()
     _, _, only_K = measure(fusion, rows, Case("only brand", ("brand",)))
     assert only_K[1] == (rows.present["type"] & rows.present["brand"]).sum()
 
 
-def test_the_guess_is_judged_on_the_items_that_count() -> None:
+def test_guess_is_measured_on_the_counted_items() -> None:
     fusion, rows, case = model(), batch(), Case("only brand", ("brand",))
     _, _, counted_K = measure(fusion, rows, case)
     _, _, judged_K = guessed(fusion.signals, rows, counted(rows, case))
@@ -249,12 +249,12 @@ def test_one_guess_is_mean_direction_and_frequencies() -> None:
         {"text": torch.tensor([[9.0, 0], [0, 0.1], [0, 0], [7, 7]])}, {"type": torch.tensor([1, 1, 0, 2])},
         {"text": torch.tensor([True, True, False, False]), "type": here},
     )  # fmt: skip
-    asked = SignalBatch(
+    queried = SignalBatch(
         {"text": torch.tensor([[5.0, 0], [-1, -1]])}, {"type": torch.tensor([1, 2])},
         {"text": torch.tensor([True, True]), "type": torch.tensor([True, True])},
     )  # fmt: skip
-    losses_K, right_K, items_K = guessed(spec, known, asked)
-    assert losses_K[0] == pytest.approx(1 - math.sqrt(0.5) + 2)  # both known texts weigh the same, however long
+    losses_K, right_K, items_K = guessed(spec, known, queried)
+    assert losses_K[0] == pytest.approx(1 - math.sqrt(0.5) + 2)  # texts have equal weights, whatever their norm
     assert losses_K[1] == pytest.approx(-math.log(3 / 6) - math.log(1 / 6))
     assert right_K.tolist() == [0, 1] and items_K.tolist() == [2, 2]
 
@@ -270,7 +270,9 @@ def fake_stage(calls: list[list[str]], code: int = 0) -> Callable[..., SimpleNam
     return run
 
 
-def test_what_was_trained_is_not_trained_again(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_with_the_same_settings_is_not_repeated(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls: list[list[str]] = []
     monkeypatch.setattr(subprocess, "run", fake_stage(calls))
     made = [Training("dpca", (("text_embedding", 1.0),), seed, dataset) for seed in (0, 1, 1)]
@@ -285,7 +287,7 @@ def test_what_was_trained_is_not_trained_again(dataset: Path, tmp_path: Path, mo
     assert len(calls) == 5
 
 
-def test_failing_training_is_told_with_its_reason(
+def test_failed_training_is_reported_with_its_reason(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(subprocess, "run", fake_stage([], code=1))
@@ -313,7 +315,7 @@ def fabricated_rows() -> list[dict[str, Any]]:
     return rows
 
 
-def test_page_lays_ours_beside_the_papers_and_marks_what_misleads() -> None:
+def test_page_has_the_papers_values_and_marks_losses_above_the_guess() -> None:
     text = as_markdown(fabricated_rows(), {"paired": 1000, "distinct": 2000}, {"a.png": "a picture"})
     assert "| fusion DPCA | here | 0.2500 ±0.0010 | +25.0 % ±2.0 | 0.2500 ±0.0010 | +25.0 % ±2.0 |" in text
     assert "| fusion DPCA | paper | 0.1945 | +4.0 % | 0.2365 | +2.0 % |" in text
@@ -323,14 +325,14 @@ def test_page_lays_ours_beside_the_papers_and_marks_what_misleads() -> None:
     assert text.endswith("![a picture](a.png)\n")
 
 
-def test_pictures_are_drawn(tmp_path: Path) -> None:
+def test_figures_are_drawn(tmp_path: Path) -> None:
     draw_changes(fabricated_rows(), tmp_path / "change.png")
     draw_missing(fabricated_rows(), "dpca", tmp_path / "missing.png")
     assert all((tmp_path / f"{name}.png").stat().st_size > 5000 for name in ("change", "missing"))
 
 
 @pytest.mark.long
-def test_quick_form_runs_to_its_end_and_again_from_what_is_done(
+def test_quick_run_completes_and_a_second_run_reuses_its_trainings(
     dataset: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--quick", "--dataset", f"{dataset}", "--cache", f"{tmp_path / 'cache'}", "--out", f"{tmp_path / 'out'}"]

@@ -1,4 +1,4 @@
-"""The benchmark of a growing log: what it counts, against what is on disk."""
+"""The benchmark of a growing log: its counts equal those of the files on disk."""
 
 import json
 import sys
@@ -33,7 +33,7 @@ def rows(log: GrowingLog) -> list[Row]:
     return day_added(log, 3)
 
 
-def test_a_day_added_writes_its_own_partitions_and_the_labels_that_mature(log: GrowingLog, rows: list[Row]) -> None:
+def test_added_day_writes_its_partitions_and_the_labels_that_mature(log: GrowingLog, rows: list[Row]) -> None:
     found = {(row["stage"], row["what"]): row for row in rows}
     day = FIRST_DAY + timedelta(days=3)
     own = bytes_by_table(read_dataset(log.outputs["materialize"]), day)
@@ -41,16 +41,16 @@ def test_a_day_added_writes_its_own_partitions_and_the_labels_that_mature(log: G
     assert written["files"] == 2 * 2
     assert written["bytes"] == sum(number for table, number in own.items() if table.startswith("sids/"))
     written = found["prepare", "partitions"]
-    assert written["files"] == 2 * (3 + 1)  # conversions of two days before are all known by now
+    assert written["files"] == 2 * (3 + 1)  # the labels of two days before have matured
     assert written["bytes"] > sum(own[table] for table in ("requests", "events", "labels"))
     assert written["of_a_day"] == written["bytes"] / sum(own.values())
-    assert found["prepare", "lists"]["files"] == 3  # of requests, events and labels of the month; items' stays
+    assert found["prepare", "lists"]["files"] == 3  # of requests, events and labels; that of items is unchanged
     assert found["materialize", "lists"]["files"] == 2
     assert all(found[stage, "snapshot"]["bytes"] > 0 for stage in ("prepare", "materialize"))
     assert all(row["seconds"] > 0 for row in rows if row["what"] != "lists")
 
 
-def test_both_layouts_hold_the_same_impressions(log: GrowingLog, rows: list[Row], tmp_path: Path) -> None:
+def test_both_layouts_have_the_same_impressions(log: GrowingLog, rows: list[Row], tmp_path: Path) -> None:
     dataset = read_dataset(log.outputs["materialize"])
     layouts = layout_rows("log", dataset, tmp_path / "joined")
     assert {row["impressions"] for row in layouts} == {4 * 110}
@@ -62,7 +62,7 @@ def test_both_layouts_hold_the_same_impressions(log: GrowingLog, rows: list[Row]
     assert set(by_table) == {"requests", "events", "labels", "SIDs 'sid' of events", "SIDs 'sid' of requests"}
 
 
-def test_goals_hold_the_longest_log_against_the_shortest() -> None:
+def test_goals_compare_the_longest_log_with_the_shortest() -> None:
     found: list[Row] = [
         {"days": days, "stage": stage, "what": what, "bytes": size, "seconds": days / 100}
         for days in (10, 100)
@@ -73,7 +73,7 @@ def test_goals_hold_the_longest_log_against_the_shortest() -> None:
 
 
 @pytest.mark.slow
-def test_a_quick_run_writes_both_tables(
+def test_quick_run_writes_both_tables(
     log: GrowingLog, rows: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = log.outputs["materialize"]

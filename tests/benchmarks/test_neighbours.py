@@ -1,4 +1,4 @@
-"""Nearest-neighbour sheets."""
+"""Sheets of nearest neighbours by embedding and by code."""
 
 import json
 from pathlib import Path
@@ -30,21 +30,21 @@ def encoder(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def catalogue() -> Catalogue:
-    """Return five items on a circle; their code swaps the second and the last."""
+    """Return five items on a circle, whose codes swap the second and the last."""
     angles = np.array([0.0, 0.1, 0.3, 0.6, 1.0])
     on_circle = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
     texts = ["query", "near", "next | odd", "far", "last"]
     return Catalogue(np.arange(5), texts, on_circle, on_circle[[0, 4, 2, 3, 1]], unpacked=True)
 
 
-def test_a_sheet_holds_both_kinds_of_neighbours_and_their_overlap() -> None:
+def test_sheet_has_both_kinds_of_neighbours_and_their_overlap() -> None:
     [sheet] = [sheet for sheet in make_sheets(catalogue(), 5, 2, seed=0) if sheet.query == 0]
     assert sheet.true.tolist() == [1, 2]
     assert sheet.found.tolist() == [4, 2]
     assert sheet.hits == 1
 
 
-def test_the_page_marks_what_both_name_and_keeps_the_table_whole() -> None:
+def test_page_marks_common_neighbours_and_escapes_texts() -> None:
     sheets = [sheet for sheet in make_sheets(catalogue(), 5, 2, seed=0) if sheet.query == 0]
     text = page(sheets, catalogue(), None)
     assert "| 1 | near | 0.995 | last | 0.540 |" in text
@@ -53,7 +53,7 @@ def test_the_page_marks_what_both_name_and_keeps_the_table_whole() -> None:
 
 
 @pytest.mark.parametrize(("queries", "neighbours"), [(6, 2), (0, 2), (2, 5), (2, 0)])
-def test_no_more_is_asked_for_than_there_is(queries: int, neighbours: int) -> None:
+def test_more_queries_or_neighbours_than_items_are_refused(queries: int, neighbours: int) -> None:
     with pytest.raises(ConfigError, match="5 items"):
         make_sheets(catalogue(), queries, neighbours, seed=0)
 
@@ -72,14 +72,14 @@ def test_items_are_read_encoded_and_unpacked(dataset: Path, encoder: Path) -> No
     assert set(levels.round().astype(int).flatten()) <= {-1, 0, 1}
 
 
-def test_another_signal_must_be_one_of_the_encoder(dataset: Path, encoder: Path) -> None:
+def test_other_signal_must_be_an_embedding_of_the_encoder(dataset: Path, encoder: Path) -> None:
     bundle = load_bundle(encoder, torch.device("cpu"))
     assert read_catalogue(dataset, bundle, "behaviour_embedding").true_ND.shape[1] == 8
     with pytest.raises(ConfigError, match="'brand'.*text_embedding, behaviour_embedding"):
         read_catalogue(dataset, bundle, "brand")
 
 
-def test_a_dataset_of_other_signals_is_refused(encoder: Path, tmp_path: Path) -> None:
+def test_dataset_with_other_signals_is_refused(encoder: Path, tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path / "other")
     values = {**json.loads(read_dataset(dataset).spec.model_dump_json()), "categoricals": {"brand": 12}}
     (dataset / "dataset.json").write_text(json.dumps(values))
@@ -87,12 +87,12 @@ def test_a_dataset_of_other_signals_is_refused(encoder: Path, tmp_path: Path) ->
         read_catalogue(dataset, load_bundle(encoder, torch.device("cpu")), None)
 
 
-def test_the_command_writes_sheets_and_pictures(
+def test_command_writes_sheets_and_pictures(
     dataset: Path, encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pictures = tmp_path / "pictures"
     pictures.mkdir()
-    for item in range(0, SPEC.num_items, 2):  # the other half is shown as text
+    for item in range(0, SPEC.num_items, 2):  # the other half has no pictures and is shown as text
         image.imsave(pictures / f"{item}.png", np.full((4, 4, 3), item / SPEC.num_items))
     command = ["--encoder", str(encoder), "--dataset", str(dataset), "--out", str(tmp_path / "out")]
     main([*command, "--queries", "3", "--neighbours", "4", "--images", str(pictures)])
@@ -103,14 +103,14 @@ def test_the_command_writes_sheets_and_pictures(
     assert image.imread(tmp_path / "out/neighbours.png").shape[1] > 900
 
 
-def test_a_file_that_is_no_picture_is_named(tmp_path: Path) -> None:
+def test_invalid_picture_is_named(tmp_path: Path) -> None:
     (tmp_path / "3.png").write_text("no picture")
     sheets = make_sheets(catalogue(), 5, 2, seed=0)
     with pytest.raises(DataError, match=r"3\.png"):
         draw_sheets(sheets, catalogue(), {"3": tmp_path / "3.png"}, tmp_path / "out.png")
 
 
-def test_what_is_wrong_is_said_in_one_line(
+def test_user_error_is_printed(
     dataset: Path, encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["--dataset", str(dataset), "--out", str(tmp_path / "out"), "--queries", "600", "--neighbours", "1"]

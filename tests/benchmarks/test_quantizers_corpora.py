@@ -1,4 +1,4 @@
-"""The benchmark's corpora: what is refused, and that nobody trains on the rows that are measured."""
+"""The quantizer benchmark's corpora: invalid sources are refused, and test rows are not used for training."""
 
 from collections.abc import Callable
 from importlib import resources
@@ -40,7 +40,7 @@ def rows_of(vectors: np.ndarray) -> set[tuple[float, ...]]:
     return {tuple(row) for row in vectors.tolist()}
 
 
-def test_training_validation_and_test_rows_are_apart_and_of_unit_length(tmp_path: Path) -> None:
+def test_training_validation_and_test_rows_are_disjoint_and_have_unit_length(tmp_path: Path) -> None:
     corpus = laid_down(source(), tmp_path, SIZES)
     parts = [corpus.training, corpus.validation, corpus.test]
     assert sum(map(len, parts)) <= 2000
@@ -51,7 +51,7 @@ def test_training_validation_and_test_rows_are_apart_and_of_unit_length(tmp_path
     assert corpus.truth.shape == (50, 20)
 
 
-def test_the_stage_reads_training_and_validation_rows_and_holds_out_just_the_latter(tmp_path: Path) -> None:
+def test_encoder_stage_holds_out_the_validation_rows(tmp_path: Path) -> None:
     corpus = laid_down(source(), tmp_path, SIZES)
     dataset = read_dataset(corpus.path)
     assert dataset.spec.embeddings == {SIGNAL: 8}
@@ -63,7 +63,7 @@ def test_the_stage_reads_training_and_validation_rows_and_holds_out_just_the_lat
     assert np.array_equal(vectors[~held], corpus.training)
 
 
-def test_the_same_source_is_laid_down_once(tmp_path: Path) -> None:
+def test_corpus_of_a_source_is_written_once(tmp_path: Path) -> None:
     first = laid_down(source(), tmp_path, SIZES)
     stamp = (first.path / "manifest.json").stat().st_mtime_ns
     assert laid_down(source(), tmp_path, SIZES).path == first.path
@@ -71,7 +71,7 @@ def test_the_same_source_is_laid_down_once(tmp_path: Path) -> None:
     assert laid_down(source(), tmp_path, Sizes(test=200)).path != first.path
 
 
-def test_a_large_source_gives_no_more_test_rows_than_asked_for() -> None:
+def test_number_of_test_rows_is_bounded() -> None:
     test, rest = split(100_000, Sizes(training=5000, test=1000))
     assert 900 < len(test) <= 1000
     assert len(rest) == 5000
@@ -79,21 +79,19 @@ def test_a_large_source_gives_no_more_test_rows_than_asked_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "says"),
+    ("damage", "message"),
     [
         (lambda x: x[:900], "900 vectors; at least 1000"),
         (lambda x: np.where(np.arange(len(x))[:, None] == 17, np.nan, x), "row 17 is not finite"),
         (lambda x: np.where(np.arange(len(x))[:, None] == 23, 0, x), "row 23 is zero"),
     ],
 )
-def test_vectors_without_a_direction_are_refused(
-    spoil: Callable[[np.ndarray], np.ndarray], says: str, tmp_path: Path
-) -> None:
-    with pytest.raises(DataError, match=says):
-        laid_down(Source("some", "", spoil(source().vectors_ND)), tmp_path, SIZES)
+def test_invalid_vectors_are_refused(damage: Callable[[np.ndarray], np.ndarray], message: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=message):
+        laid_down(Source("some", "", damage(source().vectors_ND)), tmp_path, SIZES)
 
 
-def test_a_file_that_is_no_float_matrix_is_refused(tmp_path: Path) -> None:
+def test_file_that_is_not_a_float_matrix_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "cube.npy", np.zeros((2, 2, 2)))
     np.save(tmp_path / "whole.npy", np.zeros((2, 2), int))
     np.save(tmp_path / "pickled.npy", np.array([{"a": 1}]), allow_pickle=True)
@@ -103,14 +101,14 @@ def test_a_file_that_is_no_float_matrix_is_refused(tmp_path: Path) -> None:
             corpora.file_source(tmp_path / f"{name}.npy")
 
 
-def test_a_file_gives_its_vectors_as_float32(tmp_path: Path) -> None:
+def test_vectors_of_a_file_are_float32(tmp_path: Path) -> None:
     np.save(tmp_path / "mine.npy", np.eye(3))
     found = corpora.file_source(tmp_path / "mine.npy")
     assert found.name == "mine"
     assert found.vectors_ND.dtype == np.float32
 
 
-def test_a_text_counts_once_and_only_with_an_embedding() -> None:
+def test_distinct_rows_have_each_text_once_and_an_embedding() -> None:
     table = pa.table({"text": ["b", "a", "b", None, "c"], "v": [None, 1.0, 2.0, 3.0, 4.0]})
     assert distinct_rows(table, "v").tolist() == [1, 2, 4]
 
@@ -121,7 +119,7 @@ def test_text_embeddings_are_read_from_a_dataset(tmp_path: Path) -> None:
     assert np.isfinite(found.vectors_ND).all()
 
 
-def test_the_newest_prepared_dataset_is_found_and_its_absence_says_what_makes_one(tmp_path: Path) -> None:
+def test_newest_prepared_dataset_is_found_and_an_error_names_the_command_for_one(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"make run.*pipelines\.prepare"):
         newest_dataset(tmp_path)
     for run, kind in (("first", "complete_journey"), ("second", "complete_journey"), ("third", "synthetic")):
@@ -130,7 +128,7 @@ def test_the_newest_prepared_dataset_is_found_and_its_absence_says_what_makes_on
     assert newest_dataset(tmp_path) == tmp_path / "second" / "prepare" / "key"
 
 
-def test_the_corpus_says_how_to_install_glove(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_for_missing_glove_names_the_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(package: str) -> None:
         raise ModuleNotFoundError(package)
 

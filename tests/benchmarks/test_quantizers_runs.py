@@ -1,4 +1,4 @@
-"""The benchmark's runs: what their key covers, that results are kept, and that our methods go the product's way."""
+"""The quantizer benchmark's runs: their keys, kept results, failures, and measurement of encoder bundles."""
 
 import json
 from dataclasses import replace
@@ -39,7 +39,9 @@ def task(corpus: Corpus) -> Task:
 
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if isinstance(method, EncoderMethod)])
-def test_every_method_of_ours_is_a_valid_encoder_of_nearly_so_many_bits(name: str, bits: int, corpus: Corpus) -> None:
+def test_encoder_methods_have_valid_configurations_of_nearly_the_given_bits(
+    name: str, bits: int, corpus: Corpus
+) -> None:
     overrides = Task(corpus, name, bits, 0, CONFIG).overrides()
     quantizer = load_section(EncoderConfig, CONFIG, "encoder", overrides).quantizer.build()
     spec = quantizer.sid_spec("")
@@ -49,7 +51,7 @@ def test_every_method_of_ours_is_a_valid_encoder_of_nearly_so_many_bits(name: st
     assert method.side == (spec.lines == 1 and spec.levels > 1)
 
 
-def test_a_key_covers_what_decides_a_result(task: Task, tmp_path: Path) -> None:
+def test_key_depends_on_everything_that_changes_a_result(task: Task, tmp_path: Path) -> None:
     others = [
         replace(task, method="fsq_clamp"),
         replace(task, bits=32),
@@ -66,39 +68,37 @@ def test_a_key_covers_what_decides_a_result(task: Task, tmp_path: Path) -> None:
     assert replace(task, config=elsewhere).key() == task.key()
 
 
-def test_a_key_covers_the_code_that_trains_and_not_the_code_that_serves() -> None:
+def test_key_covers_the_training_code_and_not_the_serving_code() -> None:
     files = work._imported("sidestack.encoder.train")
     assert {"encoder/train.py", "encoder/fusion.py", "encoder/quantizers/structured.py"} <= files
     assert "encoder/materialize.py" not in files
 
 
-def test_a_wrong_setting_is_told_before_anything_runs(task: Task, tmp_path: Path) -> None:
+def test_invalid_setting_is_refused_before_any_run(task: Task, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="epochs"):
         list(outcomes([replace(task, sets=("encoder.training.epochs=no",))], tmp_path, jobs=1, fresh=False))
 
 
-def test_a_result_that_was_kept_is_not_run_again(task: Task, tmp_path: Path) -> None:
+def test_kept_result_is_not_computed_again(task: Task, tmp_path: Path) -> None:
     keep(task.kept_in(tmp_path), {"cosine_loss": 0.25})
     [outcome] = outcomes([task], tmp_path, jobs=1, fresh=False)
     assert outcome.result == {"cosine_loss": 0.25}
     assert outcome.wall_seconds is None
 
 
-def test_a_run_made_anew_is_measured_and_kept(task: Task, tmp_path: Path) -> None:
+def test_fresh_run_replaces_the_kept_result(task: Task, tmp_path: Path) -> None:
     faiss_task = replace(task, method="faiss_pq")
     keep(faiss_task.kept_in(tmp_path), {"cosine_loss": -1.0})
-    [anew] = outcomes([faiss_task], tmp_path, jobs=1, fresh=True)
+    [rerun] = outcomes([faiss_task], tmp_path, jobs=1, fresh=True)
     [kept] = outcomes([faiss_task], tmp_path, jobs=1, fresh=False)
-    assert anew.wall_seconds is not None
-    assert anew.result is not None
-    assert 0 < anew.result["cosine_loss"] < 0.3
-    assert kept.result == anew.result
+    assert rerun.wall_seconds is not None
+    assert rerun.result is not None
+    assert 0 < rerun.result["cosine_loss"] < 0.3
+    assert kept.result == rerun.result
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-def test_a_result_of_code_that_was_edited_is_not_kept(
-    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_result_of_edited_code_is_not_kept(task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(work, "_is_edited", lambda: True)
     [outcome] = outcomes([replace(task, method="faiss_pq")], tmp_path, jobs=1, fresh=False)
     assert outcome.result is None
@@ -107,7 +107,7 @@ def test_a_result_of_code_that_was_edited_is_not_kept(
 
 
 @pytest.mark.slow
-def test_a_run_that_fails_is_told_and_the_others_go_on(task: Task, tmp_path: Path) -> None:
+def test_failed_run_is_reported_and_the_others_continue(task: Task, tmp_path: Path) -> None:
     broken = replace(task, sets=("encoder.training.lanes=3", "encoder.training.batch_size=64"))
     found = {
         o.task.method: o for o in outcomes([broken, replace(task, method="faiss_pq")], tmp_path, jobs=1, fresh=False)
@@ -127,7 +127,7 @@ def make_coder(folder: Path, quantizer: dict[str, Any], *, side: bool) -> tuple[
     return EncoderCoder(folder, side=side), model
 
 
-def test_an_encoder_bundle_is_measured_by_its_own_digits_and_prefixes(tmp_path: Path) -> None:
+def test_encoder_bundle_is_measured_with_its_digits_and_prefixes(tmp_path: Path) -> None:
     quantizer = {"kind": "structured", "groups": 2, "depth": 3, "group_dim": 4}
     coder, model = make_coder(tmp_path, quantizer, side=True)
     x = np.random.default_rng(1).standard_normal((1500, 8)).astype(np.float32)  # more than one block
@@ -144,7 +144,7 @@ def test_an_encoder_bundle_is_measured_by_its_own_digits_and_prefixes(tmp_path: 
     assert coder.decode(digits, 6) == pytest.approx(coder.decode(digits), abs=1e-5)
 
 
-def test_a_codebook_of_free_vectors_offers_no_side_digits(tmp_path: Path) -> None:
+def test_codebook_of_free_vectors_has_no_side_digits(tmp_path: Path) -> None:
     coder, _ = make_coder(tmp_path, {"kind": "rqvae", "codes": 16, "depth": 2, "group_dim": 4}, side=False)
     assert coder.radix == 16
     assert coder.centre is None
@@ -152,7 +152,7 @@ def test_a_codebook_of_free_vectors_offers_no_side_digits(tmp_path: Path) -> Non
 
 
 @pytest.mark.long
-def test_the_whole_benchmark_on_a_small_matrix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_whole_benchmark_runs_on_a_small_matrix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.save(tmp_path / "mine.npy", np.random.default_rng(0).standard_normal((1500, 8)).astype(np.float32))
     command = ["--quick", "--vectors", str(tmp_path / "mine.npy"), "--cache", str(tmp_path / "cache")]
     command += ["--out", str(tmp_path / "out"), "--methods", "dpca", "rqvae_ema", "faiss_lsq", "--jobs", "2"]

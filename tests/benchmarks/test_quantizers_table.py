@@ -1,4 +1,4 @@
-"""From results to table, goals and page."""
+"""The quantizer benchmark's table, goals and figures, computed from results."""
 
 from pathlib import Path
 from typing import Any
@@ -39,10 +39,10 @@ def outcome(method: str, seed: int, result: dict[str, Any] | None, bits: int = 2
     return Outcome(Task(CORPUS, method, bits, seed, Path("x.yaml")), result)
 
 
-def test_a_row_has_mean_spread_and_each_seed() -> None:
+def test_row_has_mean_spread_and_values_by_seed() -> None:
     [row] = rows_of([outcome("dpca", 1, result(0.4, side=True)), outcome("dpca", 0, result(0.2, side=True))])
     assert row["cosine_loss"] == pytest.approx(0.3)
-    assert row["spread"]["cosine_loss"] == pytest.approx(0.1 * 2**0.5)  # of a sample of two
+    assert row["spread"]["cosine_loss"] == pytest.approx(0.1 * 2**0.5)  # the standard deviation of a sample of two
     assert row["seeds"] == [0, 1]
     assert row["per_seed"]["cosine_loss"] == [0.2, 0.4]
     assert row["recall_side"]["20"] == pytest.approx(0.7)
@@ -50,18 +50,18 @@ def test_a_row_has_mean_spread_and_each_seed() -> None:
     assert row["use"]["dead_levels"] == [0, 1, 2]
 
 
-def test_one_seed_has_no_spread_and_a_failed_run_no_row() -> None:
+def test_one_seed_has_no_spread_and_a_failed_run_has_no_row() -> None:
     rows = rows_of([outcome("dpca", 0, result(0.2)), outcome("lfq", 0, None)])
     assert [row["method"] for row in rows] == ["dpca"]
     assert rows[0]["spread"]["cosine_loss"] is None
 
 
-def test_combined_goes_into_nests_and_keeps_none() -> None:
+def test_combined_handles_nested_values_and_none() -> None:
     values = [{"a": [1, 2], "b": None}, {"a": [3, 6], "b": None}]
     assert combined(values, max) == {"a": [3, 6], "b": None}
 
 
-def test_the_table_is_ordered_by_loss() -> None:
+def test_table_is_ordered_by_loss() -> None:
     rows = rows_of([outcome("dpca", 0, result(0.4, side=True)), outcome("faiss_lsq", 0, result(0.3))])
     rows.append({"corpus": "text", "method": REFERENCE, "bits": 24, "real_bits": 24.0, "cosine_loss": 0.35, "mse": 0.6})
     cells = table_rows(rows, "text", 24)
@@ -71,7 +71,7 @@ def test_the_table_is_ordered_by_loss() -> None:
     assert cells[0].get("SIDE R@20") is None
 
 
-def test_goals_are_decided_by_numbers_and_spoken_for_by_the_best_on_validation() -> None:
+def test_goals_compare_the_methods_with_the_best_validation_loss() -> None:
     rows = rows_of(
         [
             outcome("dpca", 0, result(0.30, validation=0.31)),
@@ -83,17 +83,17 @@ def test_goals_are_decided_by_numbers_and_spoken_for_by_the_best_on_validation()
         ]
     )
     cells = [goal.cells() for goal in goals_of(rows)]
-    told = [(cell["ours"], cell["against"], cell["reached"]) for cell in cells]
-    assert told == [("dpca", "faiss_lsq", "no"), ("dpca", "rqvae_ema", "yes"), ("dpca", "fsq_clamp", "no")]
+    results = [(cell["ours"], cell["against"], cell["reached"]) for cell in cells]
+    assert results == [("dpca", "faiss_lsq", "no"), ("dpca", "rqvae_ema", "yes"), ("dpca", "fsq_clamp", "no")]
     assert cells[1]["change"] == pytest.approx(-0.25)
 
 
-def test_only_what_was_run_is_compared() -> None:
+def test_goals_need_results_of_the_same_bits() -> None:
     rows = rows_of([outcome("dpca", 0, result(0.3), bits=32), outcome("faiss_lsq", 0, result(0.2), bits=32)])
     assert goals_of(rows) == []
 
 
-def test_figures_are_drawn_of_what_there_is() -> None:
+def test_figures_are_drawn_for_corpora_with_results() -> None:
     rows = rows_of([outcome("dpca", 0, result(0.4, side=True)), outcome("faiss_lsq", 0, result(0.3), bits=32)])
     names = [plot.name for plot in figures.plots(rows, "text")]
     assert names == ["quantizers-text-loss", "quantizers-text-recall", "quantizers-text-prefix"]
@@ -101,5 +101,5 @@ def test_figures_are_drawn_of_what_there_is() -> None:
     assert figures.plots(rows, "glove") == []
 
 
-def test_a_cell_without_a_value_is_empty() -> None:
+def test_cell_without_a_value_is_empty() -> None:
     assert "| a |  |" in markdown_table([{"x": "a"}], {"x": "", "y": ".2f"})

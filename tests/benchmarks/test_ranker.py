@@ -1,4 +1,4 @@
-"""The ranker's benchmark: what is switched off is off, clocks cover the step, torchrec's example has equal batches."""
+"""The ranker's benchmark: switched kernels, times of a step's parts, and equal batches for torchrec's example."""
 
 import json
 import sys
@@ -21,8 +21,8 @@ from sidestack.ranker.step_runner import StepRunner
 from tests.ranker.dataset import write_dataset
 
 
-def without_a_launcher(patch: pytest.MonkeyPatch) -> None:
-    """Take torchrun's variables away, and whatever is set of them meanwhile at the end."""
+def clear_torchrun_variables(patch: pytest.MonkeyPatch) -> None:
+    """Delete torchrun's variables, and restore them when the patch ends."""
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         patch.setenv(name, "")
         patch.delenv(name)
@@ -31,7 +31,7 @@ def without_a_launcher(patch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def world() -> Iterator[World]:
     with pytest.MonkeyPatch.context() as patch:
-        without_a_launcher(patch)
+        clear_torchrun_variables(patch)
         with started() as world:
             yield world
 
@@ -41,7 +41,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return read_dataset(write_dataset(tmp_path_factory.mktemp("ranker") / "dataset", rows_a_day=1024))
 
 
-def test_the_clocks_cover_the_whole_step(world: World, dataset: Dataset) -> None:
+def test_times_of_the_parts_sum_to_the_step(world: World, dataset: Dataset) -> None:
     trial = Trial(dataset, "sid_ngram", world)
     parts = StepParts(trial)
     trial.steps(1)
@@ -52,7 +52,7 @@ def test_the_clocks_cover_the_whole_step(world: World, dataset: Dataset) -> None
     assert all(found[part] > 0 for part in PARTS)
 
 
-def test_kernels_are_switched_and_train_the_same(world: World, dataset: Dataset) -> None:
+def test_kernels_are_switched_and_train_to_the_same_weights(world: World, dataset: Dataset) -> None:
     fast, slow, by_itself = (Trial(dataset, "sid_ngram", world, way) for way in (StepRunner, StepRunner, ReadByItself))
     use_unpooled_kernels(slow)
     switched = [sum(isinstance(kernel.forward, BagsOfOne) for kernel in kernels(one.sharded)) for one in (fast, slow)]
@@ -71,7 +71,7 @@ def _loss(output: object) -> float:
     return float(output.totals_3T[0].sum()) if isinstance(output, StepOutput) else float(output[0])  # type: ignore[index]
 
 
-def test_the_example_takes_the_same_rows_over_the_same_tables(world: World, dataset: Dataset) -> None:
+def test_golden_example_has_the_same_rows_and_tables(world: World, dataset: Dataset) -> None:
     split = training_split(dataset, "none")
     ours = next(stream(split, "none", world))
     theirs = golden_batch(ours, split.features)
@@ -98,11 +98,11 @@ def test_the_example_takes_the_same_rows_over_the_same_tables(world: World, data
     ):
         source = iter([batch] * 12)
         first, *_, last = [_loss(pipeline.progress(source)) for _ in range(12)]
-        assert last < first  # it learns the one batch
+        assert last < first  # it fits the repeated batch
     trial.close()
 
 
-def test_scan_and_reader_go_over_the_same_files(world: World, dataset: Dataset) -> None:
+def test_scan_and_reader_read_the_same_files(world: World, dataset: Dataset) -> None:
     split = training_split(dataset, "side")
     scan(split, 2, threads=2)
     batches = list(islice(stream(split, "side", world), 99))
@@ -110,8 +110,8 @@ def test_scan_and_reader_go_over_the_same_files(world: World, dataset: Dataset) 
 
 
 @pytest.mark.long
-def test_a_quick_run_writes_every_table_and_goal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    without_a_launcher(monkeypatch)
+def test_quick_run_writes_every_table_and_goal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clear_torchrun_variables(monkeypatch)
     run_program([sys.executable, "-m", "sidestack.benchmarks.ranker", "--quick", "--out", str(tmp_path)])
     rows = json.loads((tmp_path / "ranker.json").read_text())["rows"]
     tables = {row["table"] for row in rows if "table" in row}

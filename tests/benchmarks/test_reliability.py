@@ -1,4 +1,4 @@
-"""The page of `make chaos`, from a JUnit report as pytest writes it."""
+"""The page of `make chaos`, which is made from pytest's JUnit reports."""
 
 from pathlib import Path
 
@@ -28,21 +28,21 @@ def report(tmp_path: Path) -> Path:
     return file
 
 
-def test_a_failed_test_counts_its_faults_as_not_survived(report: Path) -> None:
+def test_faults_of_a_failed_test_count_as_not_survived(report: Path) -> None:
     kill, stop = rows(list(cases([report])))
     assert (kill["tried"], kill["survived"], kill["median_s"], kill["most_s"], kill["steps_lost"]) == (11, 6, 7, 9.5, 3)
     assert kill["seconds_of"] == "seconds to go on"
     assert (stop["tried"], stop["survived"], stop["median_s"], stop["steps_lost"]) == (1, 1, None, None)
 
 
-def test_of_a_test_in_two_reports_the_last_counts(report: Path, tmp_path: Path) -> None:
+def test_last_report_counts_for_a_test_in_two_reports(report: Path, tmp_path: Path) -> None:
     again = tmp_path / "again.xml"
     again.write_text(REPORT.replace('<failure message="it differs">...</failure>', ""), encoding="utf-8")
     kill, _ = rows(list(cases([report, again])))
     assert (kill["tried"], kill["survived"]) == (11, 11)
 
 
-def test_the_page_has_the_totals_and_the_table(report: Path, tmp_path: Path) -> None:
+def test_page_has_totals_and_table(report: Path, tmp_path: Path) -> None:
     main([str(report), "--out", str(tmp_path)])
     page = (tmp_path / "reliability.md").read_text(encoding="utf-8")
     assert page.startswith("# Reliability: 12 faults, 7 survived\n")

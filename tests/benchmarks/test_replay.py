@@ -1,4 +1,4 @@
-"""The replay: a log that grows without telling what is later, gains and costs by hand, and four weeks of it."""
+"""The replay benchmark: a growing log without future data, gains and costs computed by hand, and a quick run."""
 
 import json
 from collections.abc import Iterator
@@ -64,7 +64,7 @@ def texts(dataset: Dataset, ids: Any) -> Any:
     return pa.concat_tables(tables)["text"].take(ids)
 
 
-def test_the_log_has_the_rows_of_a_share_of_the_users_and_names_the_same_items(
+def test_log_has_the_rows_of_a_share_of_the_users_with_the_same_items(
     whole: Dataset, log: Path, tmp_path: Path
 ) -> None:
     dataset = prepared(tmp_path, Tables(kind="tables", path=log, test_days=DAYS))
@@ -80,7 +80,7 @@ def test_the_log_has_the_rows_of_a_share_of_the_users_and_names_the_same_items(
     assert len(set(users.values())) == len(users)
 
 
-def test_each_period_brings_its_items_and_knows_no_later_one(log: Path, tmp_path: Path) -> None:
+def test_each_period_has_only_the_items_known_by_its_end(log: Path, tmp_path: Path) -> None:
     sizes = []
     for periods in (1, 3):
         end = SOURCE.first_day + timedelta(days=DAYS * periods)
@@ -88,12 +88,12 @@ def test_each_period_brings_its_items_and_knows_no_later_one(log: Path, tmp_path
         dataset = prepared(tmp_path / str(periods), source, end)
         rows = rows_of(dataset)
         named = {*rows["item_id"].to_pylist(), *rows["history_item_ids"].combine_chunks().flatten().to_pylist()}
-        assert named == set(range(dataset.spec.num_items)), "an item is known when it is named"
+        assert named == set(range(dataset.spec.num_items)), "the dataset must have exactly the items that its rows name"
         sizes.append(dataset.spec.num_items)
     assert sizes[0] < sizes[1]
 
 
-def test_a_label_is_null_until_it_is_mature(log: Path, tmp_path: Path) -> None:
+def test_label_is_null_until_it_matures(log: Path, tmp_path: Path) -> None:
     end = SOURCE.first_day + timedelta(days=DAYS)
     rows = rows_of(prepared(tmp_path, Tables(kind="tables", path=log, test_days=1), end))
     known = rows["conversion"].is_valid().to_numpy()
@@ -102,14 +102,14 @@ def test_a_label_is_null_until_it_is_mature(log: Path, tmp_path: Path) -> None:
     assert rows["click"].null_count == 0
 
 
-def test_a_log_is_written_once(whole: Dataset, log: Path) -> None:
+def test_log_is_written_once(whole: Dataset, log: Path) -> None:
     before = (log / "manifest.json").stat().st_mtime_ns
     assert growing_log(whole, log.parent, Sample(0.5, DAYS)) == log
     assert (log / "manifest.json").stat().st_mtime_ns == before
     assert growing_log(whole, log.parent, Sample(0.4, DAYS)) != log
 
 
-def test_cycles_end_with_periods_that_the_log_has() -> None:
+def test_cycles_end_with_complete_periods_of_the_log() -> None:
     dates = [date(2024, 1, 1) + timedelta(days=n) for n in range(44)]
     ends = Span(1.0, learned=2).as_ofs(dates, 7)
     assert [(end - dates[0]).days for end in ends] == [21, 28, 35, 42]
@@ -119,7 +119,7 @@ def test_cycles_end_with_periods_that_the_log_has() -> None:
 
 
 def cycles(policy: str, click_ne: list[float], seconds: list[float]) -> Iterator[Row]:
-    """Yield the first champion's cycle and one for each NE, of 100 new rows each."""
+    """Yield the first champion's cycle and one cycle for each NE, with 100 new rows each."""
     for number, (ne, cost) in enumerate(zip([0.0, *click_ne], [9.0, *seconds], strict=True), 1):
         yield {
             "policy": policy, "cycle": number, "newest": f"2024-01-{number:02d}", "promoted": True,
@@ -134,7 +134,7 @@ ROWS = [
 ]
 
 
-def test_gains_are_shares_of_the_control_s_ne_on_the_same_weeks() -> None:
+def test_gains_are_relative_to_the_controls_ne_of_the_same_weeks() -> None:
     assert [*gains(ROWS, "append", "click").values()] == pytest.approx([0, 0.1, 0.2, 0.1])
     line = summary(ROWS, "append", 7)
     assert line["click_ne"] == pytest.approx(0.57)
@@ -144,7 +144,7 @@ def test_gains_are_shares_of_the_control_s_ne_on_the_same_weeks() -> None:
     assert (line["sids_changed"], line["cpu_seconds"], line["bytes"]) == (0.3, pytest.approx(2.15), 7)
 
 
-def test_what_grows_with_the_log_is_told_apart() -> None:
+def test_growth_separates_costs_that_grow_with_the_log() -> None:
     (fit,) = [fit for fit in growth(ROWS, "append") if fit.stage == ALL]
     assert fit.a_row_log == pytest.approx(0.001)
     assert fit.share == pytest.approx(1 - 1.5 / 2.3)
@@ -152,7 +152,7 @@ def test_what_grows_with_the_log_is_told_apart() -> None:
     assert flat.share == pytest.approx(1)
 
 
-def test_words_follow_from_the_figures() -> None:
+def test_verdict_follows_from_the_figures() -> None:
     lines = [summary(ROWS, policy, 7) for policy in ("append", "never")]
     fits = growth(ROWS, "append")
     words = verdict(lines, fits, "append")
@@ -163,8 +163,8 @@ def test_words_follow_from_the_figures() -> None:
     third = {**lines[0], "policy": "rebuild", "click_ne": 0.8, "click_gain": -0.1}
     words = verdict([*lines, third], fits, "append")
     close = {**lines[0], "policy": "refresh", "click_ne": 0.5, "click_gain": 0.2, "cpu_seconds": 9.0}
-    told = "`append` within two standard errors of it; `append` costs least of these"
-    assert told in verdict([*lines, close], fits, "append")
+    expected = "`append` within two standard errors of it; `append` costs least of these"
+    assert expected in verdict([*lines, close], fits, "append")
     assert "`append` is best" in words and "`rebuild` is worse than `never` (-10.00 % ±5.00)" in words
 
 
@@ -189,4 +189,6 @@ def test_four_weeks_are_replayed_by_two_policies(tmp_path: Path) -> None:
     for picture in ("replay.png", "replay_cost.png"):
         assert picture in page and (tmp_path / "out" / picture).stat().st_size > 10_000
     main(["--quick", *folders])
-    assert json.loads((tmp_path / "out" / "replay.json").read_text())["rows"] == rows, "what is done is not run again"
+    assert json.loads((tmp_path / "out" / "replay.json").read_text())["rows"] == rows, (
+        "completed cycles must not be repeated"
+    )

@@ -1,4 +1,4 @@
-"""docs/scale.md's arithmetic: from the results alone, and silent on nothing that is missing."""
+"""docs/scale.md's arithmetic is computed from the results, and missing results are named."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ def training(ranks: int, rate: float) -> Row:
     return {"what": "training, default, float32", "ranks": ranks, "batch": batch, "items_per_second": rate}
 
 
-def test_the_arithmetic_is_that_of_the_results(tmp_path: Path) -> None:
+def test_arithmetic_follows_from_the_results(tmp_path: Path) -> None:
     write(tmp_path, "training", [training(1, 10_000.0), training(2, 15_000.0)])
     stage = {"rows": 5_000_000, "rows_per_second": 50_000.0, "peak_mib": 432.1, "bytes_a_row": 150.0}
     write(tmp_path, "materialize", [{"what": "stage", **stage}, {"what": "program", **stage}])
@@ -35,7 +35,7 @@ def test_the_arithmetic_is_that_of_the_results(tmp_path: Path) -> None:
     assert "run `python -m benchmarks.encoding`" in text
 
 
-def test_gpus_are_said_to_be_unmeasured_unless_they_were(tmp_path: Path) -> None:
+def test_page_says_not_measured_without_gpu_results(tmp_path: Path) -> None:
     assert "**Not measured.**" in arithmetic(Results(tmp_path), Results(tmp_path / "gpu"))
     write(tmp_path / "gpu", "training", [training(1, 1e6)])
     text = arithmetic(Results(tmp_path), Results(tmp_path / "gpu"))
@@ -43,7 +43,7 @@ def test_gpus_are_said_to_be_unmeasured_unless_they_were(tmp_path: Path) -> None
     assert "0.6 hours of one rank" in text
 
 
-def test_the_page_has_its_marks_and_keeps_what_is_around_them() -> None:
+def test_page_has_marks_and_text_around_them_is_kept() -> None:
     page = PAGE.read_text()
     assert page.count(BEGIN) == page.count(END) == 1
     once = between_marks(page, "new figures")

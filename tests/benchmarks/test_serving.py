@@ -1,4 +1,4 @@
-"""The serving benchmark: what it times, what it reports, and that the server it starts is gone afterwards."""
+"""The serving benchmark: its timing, its report, and that no server is left running."""
 
 import json
 import os
@@ -23,16 +23,16 @@ from sidestack.benchmarks.serving import (
 )
 
 
-def test_requests_that_warm_up_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_warm_up_requests_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 100.0, 200.0, 200.010, 300.0, 300.030])
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
-    asked: list[int] = []
-    times = percentiles(asked.append, [1, 2, 3], warm_up=1)
-    assert asked == [1, 2, 3]
+    requests: list[int] = []
+    times = percentiles(requests.append, [1, 2, 3], warm_up=1)
+    assert requests == [1, 2, 3]
     assert times == {"p50_ms": pytest.approx(20.0), "p99_ms": pytest.approx(29.8)}
 
 
-def test_requests_hold_whole_items_and_are_not_one_request_again_and_again() -> None:
+def test_requests_have_complete_and_different_items() -> None:
     first, second = batches(DEFAULT_SIGNALS, size=2, number=2)
     assert [len(first), len(second)] == [2, 2]
     assert set(first[0]) == set(DEFAULT_SIGNALS.names)
@@ -40,7 +40,7 @@ def test_requests_hold_whole_items_and_are_not_one_request_again_and_again() -> 
     assert first[1] == second[0] != first[0]
 
 
-def test_memory_is_this_processs() -> None:
+def test_resident_memory_is_that_of_the_process() -> None:
     held = bytearray(64 * 2**20)
     held[::4096] = b"\1" * len(held[::4096])
     with_it = resident_mib(os.getpid())
@@ -48,7 +48,7 @@ def test_memory_is_this_processs() -> None:
     assert 50 < with_it - resident_mib(os.getpid()) < 80
 
 
-def test_rows_say_which_goals_are_met(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_report_which_goals_are_met(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     signals = saved(random_encoder(tmp_path / "encoder"), tmp_path / "model")
     monkeypatch.setattr(serving, "GOAL_MIB", 1.0)
     monkeypatch.setattr(serving, "GOALS_MS", {1: 1e6, 4: 0.0})
@@ -59,19 +59,19 @@ def test_rows_say_which_goals_are_met(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.long
-def test_the_whole_benchmark_writes_its_figures_and_leaves_no_server(
+def test_whole_benchmark_writes_its_figures_and_leaves_no_server(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[int] = []
     measure = ScoringServer.resident_mib
 
-    def noting(server: ScoringServer) -> float:
+    def recording(server: ScoringServer) -> float:
         started.extend(server.pids())
         return measure(server)
 
-    monkeypatch.setattr(ScoringServer, "resident_mib", noting)
+    monkeypatch.setattr(ScoringServer, "resident_mib", recording)
     main(["--quick", "--out", str(tmp_path)])
-    assert len(started) == 3  # infra.serve, and MLflow's launcher and server
+    assert len(started) == 3  # infra.serve's server, MLflow's launcher and MLflow's server
     results: dict[str, Any] = json.loads((tmp_path / "serving.json").read_text())
     timed = [(row["where"], row["items"]) for row in results["rows"] if "items" in row]
     assert timed == [(where, size) for where in ("in process", *get_args(Program)) for size in GOALS_MS]

@@ -1,4 +1,4 @@
-"""Growth of SID tables: the counts by a slow way, and SIDE's cost by hand."""
+"""The benchmark of growing SID tables: counts equal those of sets, and SIDE's bytes are computed by hand."""
 
 import json
 import sys
@@ -11,7 +11,7 @@ from sidestack.benchmarks.sid_growth import SPEC, even_ids, features_of, growth,
 
 
 @pytest.mark.parametrize("draw", [even_ids, skewed_ids])
-def test_counts_are_those_of_sets(draw: object) -> None:
+def test_counts_equal_those_of_sets(draw: object) -> None:
     ids_N = draw(3000)  # type: ignore[operator]
     assert ids_N.min() >= 0
     assert ids_N.max() < 3**15
@@ -24,20 +24,20 @@ def test_counts_are_those_of_sets(draw: object) -> None:
     assert [row["digits"] for row in rows] == [*SPEC.prefix_lengths] * 2
 
 
-def test_skewed_codes_are_skewed_and_every_digit_takes_every_level() -> None:
+def test_skewed_codes_are_skewed_and_use_every_level_of_every_digit() -> None:
     ids_N = skewed_ids(20_000)
     digits_N15 = ids_N[:, None] // 3 ** np.arange(14, -1, -1) % 3
     assert {tuple(np.unique(column)) for column in digits_N15.T} == {(0, 1, 2)}
     assert len(np.unique(ids_N // 3**5)) < 0.7 * len(np.unique(even_ids(20_000) // 3**5))
 
 
-def test_side_costs_omega_the_layers_of_the_ad_and_the_look_up_tables() -> None:
+def test_bytes_of_side_are_omega_and_the_ads_layers_and_the_lookup_tables() -> None:
     omega, layers = 15 * 32, (15 * 64 + 64) + (64 * 32 + 32)
-    lookup = (2 * 3**8 + 1) * 8  # two numbers of eight digits each, and zeros for what is not known
+    lookup = (2 * 3**8 + 1) * 8  # two numbers of eight digits each, and a row of zeros for unknown SIDs
     assert side_bytes() == 4 * (omega + layers + 2 * lookup)
 
 
-def test_a_quick_run_writes_table_picture_and_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quick_run_writes_table_picture_and_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["sid_growth", "--quick", "--out", str(tmp_path)])
     main()
     rows = json.loads((tmp_path / "sid_growth.json").read_text())["rows"]

@@ -1,4 +1,4 @@
-"""The script for a lent GPU, on CPU through the same path."""
+"""The script that times the parts of a step on a GPU, tested on a CPU."""
 
 import json
 import subprocess
@@ -9,7 +9,7 @@ from sidestack.benchmarks.step_parts import main
 from sidestack.infra.code import ROOT
 
 
-def test_a_quick_run_times_every_part(tmp_path: Path) -> None:
+def test_quick_run_times_every_part(tmp_path: Path) -> None:
     main(["--quick", "--out", str(tmp_path)])
     rows = json.loads((tmp_path / "step_parts.json").read_text())["rows"]
     parts = ["lookup of the history", "history", "forward", "step"]
@@ -18,6 +18,6 @@ def test_a_quick_run_times_every_part(tmp_path: Path) -> None:
     assert all(("of_copy" in row) == (row["part"] == "unpack x Omega") for row in rows)
 
 
-def test_it_needs_neither_torchrec_nor_fbgemm() -> None:
+def test_script_imports_neither_torchrec_nor_fbgemm() -> None:
     code = "import sys; sys.modules.update(torchrec=None, fbgemm_gpu=None); import sidestack.benchmarks.step_parts"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

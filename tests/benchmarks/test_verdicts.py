@@ -1,4 +1,4 @@
-"""The sweep of verdicts: what is counted as wrong, by hand, and that a quick run trains and writes."""
+"""The sweep of verdicts: counts of wrong verdicts, checked by hand, and a quick run."""
 
 import json
 import sys
@@ -34,7 +34,7 @@ def row(verdict: str, gain: float | None = 0.01, **changes: Any) -> Row:
     return {**found, **REPORTED._asdict(), "gain": gain, "low": low, "high": high, "verdict": verdict, **changes}
 
 
-def test_the_truth_is_the_mean_over_logs_where_it_is_clear() -> None:
+def test_truth_is_the_mean_over_logs_with_its_significance() -> None:
     found = truth([0.02, 0.03, 0.04])
     assert found == pytest.approx((0.03, 0.01 / 3**0.5, "better"))
     assert truth([-0.02, -0.03, -0.04]).kind == "worse"
@@ -43,7 +43,7 @@ def test_the_truth_is_the_mean_over_logs_where_it_is_clear() -> None:
 
 
 @pytest.mark.parametrize(("kind", "wrong"), [("better", 1), ("worse", 2), ("neither", 3)])
-def test_a_shown_difference_is_wrong_unless_it_is_the_true_one(kind: str, wrong: int) -> None:
+def test_verdict_is_wrong_unless_it_has_the_sign_of_the_truth(kind: str, wrong: int) -> None:
     rows = [row("better"), row("better"), row("worse", -0.05), row("no difference shown"), row("withheld")]
     found = count(rows, {GROUP: Truth(0.02, 0.001, kind)})
     assert (found["gains"], found["better"], found["worse"], found["no difference shown"]) == (5, 2, 1, 1)
@@ -52,12 +52,12 @@ def test_a_shown_difference_is_wrong_unless_it_is_the_true_one(kind: str, wrong:
     assert found["wrong_low"] < wrong / 4 < found["wrong_high"]
 
 
-def test_no_verdict_is_wrong_whose_truth_is_not_known() -> None:
+def test_verdict_is_not_counted_as_wrong_when_the_truth_is_unknown() -> None:
     found = count([row("better")], {GROUP: Truth(0.02, None, None)})
     assert (found["better"], found["wrong"], found["wrong_share"], found["holds_mean"]) == (1, 0, None, None)
 
 
-def test_the_bounds_of_none_of_many_are_those_of_clopper_and_pearson() -> None:
+def test_bounds_of_zero_wrong_verdicts_are_clopper_pearson() -> None:
     found = count([row("no difference shown")] * 72, {GROUP: Truth(0.0, 0.001, "neither")})
     assert (found["wrong_low"], found["wrong_high"]) == (0.0, pytest.approx(1 - 0.025 ** (1 / 72)))
 
@@ -91,7 +91,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_one_training_is_judged_as_if_it_were_allowed_to(kept: Path) -> None:
+def test_verdict_of_one_training_is_computed_though_it_would_be_withheld(kept: Path) -> None:
     both = verdicts.contest(kept, SIZE, 0)
     assert {number: comparison.replicates for number, comparison in both.items()} == {2: 2, 1: 1}
     rows = [one for number, comparison in both.items() for one in judged(comparison, number)]
@@ -110,7 +110,7 @@ def test_one_training_is_judged_as_if_it_were_allowed_to(kept: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_quick_run_takes_what_was_kept_and_writes_its_tables(
+def test_quick_run_reuses_kept_trainings_and_writes_its_tables(
     kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(verdicts, "QUICK", (verdicts.Sizes(SIZE, 1),))

@@ -1,4 +1,4 @@
-"""The processes of a run on this machine, found by the run's folder in their arguments (Linux)."""
+"""Find a run's processes on this machine by the run's folder in their arguments (Linux)."""
 
 import os
 import signal
@@ -12,17 +12,17 @@ _POLL_SECONDS = 0.1
 
 
 class Process(NamedTuple):
-    """A process of a run: its number, and whether it is the ``driver``, ``torchrun`` or a ``rank``."""
+    """A process of a run: its id and its kind (``driver``, ``torchrun`` or ``rank``)."""
 
     pid: int
     kind: str
 
 
 def processes_of(folder: Path) -> list[Process]:
-    """Return the processes whose arguments name a folder, or a file below it; this process is left out."""
+    """Return the processes, other than this one, whose arguments name a folder or a file below it."""
     found = []
     for file in Path("/proc").glob("[0-9]*/cmdline"):
-        with suppress(OSError):  # it has ended meanwhile
+        with suppress(OSError):  # the process has ended meanwhile
             words = file.read_bytes().decode(errors="replace").split("\0")
             pid = int(file.parent.name)
             if pid != os.getpid() and any(str(folder) in word for word in words):
@@ -37,7 +37,7 @@ def _kind(words: Sequence[str]) -> str:
 
 
 def kill(processes: Sequence[Process]) -> None:
-    """Send SIGKILL to each process that still lives."""
+    """Send SIGKILL to each process that is still running."""
     for process in processes:
         with suppress(ProcessLookupError):
             os.kill(process.pid, signal.SIGKILL)
@@ -47,7 +47,7 @@ def wait_for_none(folder: Path, limit_s: float) -> float | None:
     """Wait until no process of a run is left.
 
     Returns:
-        the seconds that it took; None: some are left after the limit.
+        the duration in seconds, or None if processes are left after the limit.
     """
     began = time.monotonic()
     while processes_of(folder):

@@ -1,4 +1,4 @@
-"""A small pipeline that is run, disturbed and run again, and all that it ends with."""
+"""A small pipeline for tests that kill and restart it, and its result."""
 
 import json
 import os
@@ -19,16 +19,16 @@ from sidestack.infra.record import HISTORY_FILE
 CONFIG = Path(__file__).with_name("small.yaml")
 NAME = "chaos"
 ROOT = Path(__file__).parents[2]
-MACHINE_FIGURES = ("samples_per_second", "train_seconds", "peak_memory_bytes")
-"""What a comparison says of the machine and not of the models."""
+MACHINE_METRICS = ("samples_per_second", "train_seconds", "peak_memory_bytes")
+"""Figures of a comparison that depend on the machine and not on the models."""
 
 
 @dataclass(frozen=True)
 class SmallRun:
-    """One run of the small pipeline, by calls of its driver.
+    """One run of the small pipeline, which may take several calls of its driver.
 
     Attributes:
-        folder: what the run writes to, its MLflow store too.
+        folder: the folder of the run's files and its MLflow store.
         settings: overrides, such as ``run.launch.ranker.max_restarts=1``.
     """
 
@@ -37,11 +37,11 @@ class SmallRun:
 
     @property
     def output(self) -> Path:
-        """The file that all calls of the driver print to, one after another."""
+        """The file with the output of all calls of the driver."""
         return self.folder / "output.txt"
 
     def start(self) -> "subprocess.Popen[bytes]":
-        """Start the driver in a session of its own, as a scheduler or a login that ends would have it."""
+        """Start the driver in its own session, so that a signal to this process does not reach it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         overrides = (f"run.runs_dir={self.folder / 'runs'}", *self.settings)
         command = [sys.executable, "-m", "sidestack.pipelines.run", "--config", str(CONFIG)]
@@ -53,24 +53,24 @@ class SmallRun:
                 env={**environment, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
             )  # fmt: skip
 
-    def said(self) -> str:
-        """Return what all calls of the driver have printed so far."""
+    def printed(self) -> str:
+        """Return the output of all calls of the driver so far."""
         return self.output.read_text(encoding="utf-8", errors="replace") if self.output.exists() else ""
 
     def steps_logged(self) -> dict[str, int]:
-        """Return the last step that each stage under way has logged, by the stage's label."""
+        """Return the last step that each running stage has logged, by the stage's label."""
         steps = {}
         for file in (self.folder / "runs" / NAME).glob(f"*/.*.tmp/{HISTORY_FILE}"):
-            with suppress(OSError, ValueError, IndexError, KeyError):  # it was renamed, or a line is half-written
+            with suppress(OSError, ValueError, IndexError, KeyError):  # renamed, or the last line is incomplete
                 last = file.read_text(encoding="utf-8").splitlines()[-1]
                 steps[file.parents[1].name] = int(json.loads(last)["step"])
         return steps
 
     def result(self) -> dict[str, Any]:
-        """Return the digest of all that each stage committed, by its label, and the figures of the comparison by path.
+        """Return the digest of each stage's output, by the stage's label, and the comparison's figures, by path.
 
         Raises:
-            AssertionError: a stage was committed other than once.
+            AssertionError: a stage was committed more than once.
         """
         found, labels = dict[str, Any](), set[str]()
         for manifest in sorted((self.folder / "runs" / NAME).glob(f"*/*/{MANIFEST}")):
@@ -92,10 +92,10 @@ class SmallRun:
 
 
 def _figures(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """Yield nested figures by their paths, without those of the machine."""
+    """Yield nested figures with their paths, without `MACHINE_METRICS`."""
     if isinstance(value, dict):
         for key, one in value.items():
-            if key not in MACHINE_FIGURES:
+            if key not in MACHINE_METRICS:
                 yield from _figures(one, f"{name}/{key}")
     else:
         yield name, value

@@ -1,6 +1,6 @@
-"""A pipeline whose ranks, torchrun and driver are killed at random moments ends as if nothing had happened.
+"""A pipeline whose ranks, torchrun and driver are killed at random moments has the result of an undisturbed run.
 
-`record_property` puts the figures of a kill into the JUnit report, from which `benchmarks.reliability` makes its page.
+`record_property` writes the figures of the kills into the JUnit report, which `benchmarks.reliability` reads.
 """
 
 import random
@@ -16,7 +16,7 @@ from tests.chaos.kills import Outcome, kill_and_rerun, undisturbed
 from tests.chaos.small_run import SmallRun
 
 pytestmark = pytest.mark.slow
-KILLS_A_RUN = 6
+KILLS_PER_RUN = 6
 KILLS_IN_CI = 3
 """Three more hit retraining (tests/pipelines/retrain/test_kills.py)."""
 Expected = tuple[dict[str, Any], float]
@@ -25,36 +25,38 @@ Record = Callable[[str, object], None]
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Expected]:
-    """Return what the pipeline comes to when it is left alone, and its seconds."""
+    """Return the result of an undisturbed run and its duration in seconds."""
     folder = tmp_path_factory.mktemp("undisturbed")
     yield undisturbed(SmallRun(folder))
     shutil.rmtree(folder)
 
 
-def disturbed(folder: Path, expected: Expected, seed: int, num_kills: int = KILLS_A_RUN) -> Outcome:
+def run_with_kills(folder: Path, expected: Expected, seed: int, num_kills: int = KILLS_PER_RUN) -> Outcome:
     result, seconds = expected
     return kill_and_rerun(SmallRun(folder), result, num_kills, seconds / 3, random.Random(seed))
 
 
 def require_survived(outcome: Outcome) -> None:
-    assert not outcome.refused, "a driver failed though nothing was killed in its time"
-    assert outcome.differences == (), "these outputs are not those of an undisturbed run"
+    assert not outcome.refused, "a driver failed although nothing was killed while it ran"
+    assert outcome.differences == (), "these outputs differ from those of an undisturbed run"
     assert outcome.open_runs == (), "tracking runs were left RUNNING"
     assert outcome.orphans == 0
 
 
-def test_three_kills_change_nothing(expected: Expected, tmp_path: Path) -> None:
+def test_run_with_three_kills_equals_an_undisturbed_run(expected: Expected, tmp_path: Path) -> None:
     seed = time.time_ns()
-    outcome = disturbed(tmp_path, expected, seed, KILLS_IN_CI)
+    outcome = run_with_kills(tmp_path, expected, seed, KILLS_IN_CI)
     print(f"seed {seed}: {outcome.kills}")
     require_survived(outcome)
 
 
 @pytest.mark.chaos
 @pytest.mark.parametrize("seed", range(9))
-def test_kills_change_nothing(expected: Expected, tmp_path: Path, seed: int, record_property: Record) -> None:
+def test_run_with_kills_equals_an_undisturbed_run(
+    expected: Expected, tmp_path: Path, seed: int, record_property: Record
+) -> None:
     began = time.monotonic()
-    outcome = disturbed(tmp_path, expected, seed)
+    outcome = run_with_kills(tmp_path, expected, seed)
     lost = [one.steps_lost for one in outcome.kills if one.steps_lost is not None]
     record_property("fault", "SIGKILL to a rank, torchrun, the driver, or all of them, while a pipeline runs")
     record_property("faults", len(outcome.kills))

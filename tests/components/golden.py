@@ -1,4 +1,4 @@
-"""The dry runs that `golden/` keeps as text; `make golden` (`python -m tests.components.golden`) writes it anew."""
+"""The dry runs whose output is kept in `golden/`; `make golden` (`python -m tests.components.golden`) rewrites them."""
 
 import warnings
 from collections.abc import Callable, Mapping
@@ -100,28 +100,28 @@ SCHEDULERS: Mapping[str, Mapping[str, CfgVal]] = {
 
 
 CLUSTERS: Mapping[str, list[str]] = {"slurm": ["--j", "2x8"], "kubernetes": ["--j", "2x8"], "aws_batch": ["--j", "2x8"]}
-"""The shipped clusters' files, each with the arguments of a job that says little else."""
+"""The shipped clusters' files, each with the remaining arguments of a minimal job."""
 
 BY_CLUSTER = ["--config", "/shared/run.yaml", "--dataset", "/shared/prepare", "--out", "/shared/encoder"]
 
 
 def dry_run(stage: str, scheduler: str) -> str:
-    """Return the job that `torchx run --dryrun` would submit, with a fixed id in place of its random one."""
+    """Return the job that `torchx run --dryrun` would submit, with a fixed id in place of the random one."""
     component, arguments = STAGES[stage]
     return _job(component, arguments, scheduler, SCHEDULERS[scheduler])
 
 
 def cluster_dry_run(cluster: str) -> str:
-    """Return the encoder's job as a shipped cluster's file makes it."""
+    """Return the encoder's job with a shipped cluster's file."""
     arguments = [*BY_CLUSTER, "--cluster", cluster, *CLUSTERS[cluster]]
     return _job("encoder.py:train", arguments, cluster, {"user": "tester"} if cluster == "aws_batch" else {})
 
 
 def _job(component: str, arguments: list[str], scheduler: str, options: Mapping[str, CfgVal]) -> str:
-    # The random ids differ in length, and with it the lines of the YAML.
+    # Random ids differ in length, which changes the line breaks of the YAML.
     fixed = mock.patch("torchx.schedulers.ids.random_id", return_value="fixed0123456")
     with fixed, warnings.catch_warnings(), Runner("sidestack", dict(FACTORIES)) as runner:
-        warnings.simplefilter("ignore", UserWarning)  # an AWS instance's type is for the user to name
+        warnings.simplefilter("ignore", UserWarning)  # no AWS instance type is given
         path = f"{ROOT}/components/{component}"
         info = runner.dryrun_component(path, arguments, scheduler, options, workspace=None)
     return str(info).rstrip() + "\n"
@@ -138,7 +138,7 @@ def cluster_file_of(cluster: str) -> Path:
 
 
 def golden_jobs() -> Mapping[Path, Callable[[], str]]:
-    """Return what makes each golden file."""
+    """Return the function that computes each golden file's content, by file."""
     jobs: dict[Path, Callable[[], str]]
     jobs = {file_of(stage, name): partial(dry_run, stage, name) for stage in STAGES for name in SCHEDULERS}
     return jobs | {cluster_file_of(name): partial(cluster_dry_run, name) for name in CLUSTERS}

@@ -1,4 +1,4 @@
-"""The jobs: held against golden files, against torchx's linter, and against what people type."""
+"""The components' jobs equal golden files, pass torchx's linter, and are built correctly from arguments."""
 
 import ast
 import inspect
@@ -36,11 +36,11 @@ STAGE_MODULES = {
 
 
 @pytest.mark.parametrize("file", golden_jobs(), ids=lambda file: file.stem)
-def test_dry_run_is_the_golden_job(file: Path) -> None:
-    assert golden_jobs()[file]() == file.read_text(), "if this is meant: make golden"
+def test_dry_run_equals_the_golden_file(file: Path) -> None:
+    assert golden_jobs()[file]() == file.read_text(), "if the change is intended, run make golden"
 
 
-def test_golden_files_are_those_of_the_dry_runs() -> None:
+def test_every_golden_file_has_a_dry_run() -> None:
     assert set(GOLDEN.iterdir()) == set(golden_jobs())
 
 
@@ -56,7 +56,7 @@ def test_torchx_accepts_the_component_and_every_argument_has_help(component: obj
         assert f"    {name}: " in documented, f"{name} has no help"
 
 
-def test_what_components_share_has_one_help_but_where_one_rank_works() -> None:
+def test_shared_arguments_have_the_same_help_except_for_single_rank_stages() -> None:
     shared: dict[str, set[str]] = {}
     for component in STAGE_MODULES:
         for name, text in get_fn_docstring(component)[1].items():  # type: ignore[arg-type]
@@ -66,7 +66,7 @@ def test_what_components_share_has_one_help_but_where_one_rank_works() -> None:
     assert all(len(shared[name]) == 2 for name in ("j", "gpu", "env"))
 
 
-def test_only_trainings_take_a_number_of_steps_to_trace() -> None:
+def test_only_training_components_have_the_profile_argument() -> None:
     takers = [one for one in STAGE_MODULES if "profile" in inspect.signature(one).parameters]  # type: ignore[arg-type]
     assert takers == [encoder.train, ranker.train]
     (role,) = ranker.train(config="c", dataset="d", out="o", profile=7).roles
@@ -75,7 +75,7 @@ def test_only_trainings_take_a_number_of_steps_to_trace() -> None:
         ranker.score(config="c", model="m", dataset="d", out="o", profile=7)
 
 
-def test_the_command_line_has_shared_and_own_arguments() -> None:
+def test_command_line_help_has_shared_and_own_arguments() -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "torchx.cli.main", "run", "components/ranker.py:train", "--help"],
         cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
@@ -86,7 +86,7 @@ def test_the_command_line_has_shared_and_own_arguments() -> None:
         assert f" {option} " in words
 
 
-def test_the_command_line_tool_prints_the_job(tmp_path: Path) -> None:
+def test_command_line_dry_run_prints_the_job(tmp_path: Path) -> None:
     arguments = ["-s", "slurm", "components/encoder.py:train", "--config", "c.yaml", "--dataset", "d", "--out", "o"]
     ended = subprocess.run(
         [sys.executable, "-m", "torchx.cli.main", "run", "--dryrun", "--workspace", "", *arguments],
@@ -103,7 +103,7 @@ def test_each_stage_component_runs_a_module_that_exists(component: object) -> No
     assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file()
 
 
-def test_components_import_nothing_heavier_than_a_clusters_file_and_urls() -> None:
+def test_components_import_no_heavy_packages() -> None:
     light = ("clusters.config", "remote.urls", "rendezvous")  # of the standard library alone
     allowed = {"torchx", "sidestack.components", *(f"sidestack.infra.{name}" for name in light)}
     for file in (ROOT / "components").glob("*.py"):
@@ -125,7 +125,7 @@ def command_of(launch: Launch, **changes: object) -> str:
 
 
 @pytest.mark.parametrize(("given", "overrides"), [({}, []), ({"arm": "side"}, ["ranker.arm=side"])])
-def test_an_arm_is_an_override_where_it_is_given(given: dict[str, str], overrides: list[str]) -> None:
+def test_arm_argument_becomes_an_override(given: dict[str, str], overrides: list[str]) -> None:
     (role,) = ranker.train(config="c.yaml", dataset="d", out="o", **given).roles  # type: ignore[arg-type]
     words = shlex.split(role.args[1])
     assert [words[place + 1] for place, word in enumerate(words) if word == "--set"] == overrides
@@ -136,7 +136,7 @@ def inputs_of(app: AppDef) -> list[str]:
     return [words[place + 1] for place, word in enumerate(words) if word == "--input"]
 
 
-def test_an_earlier_output_is_an_input_where_it_is_given() -> None:
+def test_optional_outputs_become_inputs_when_given() -> None:
     assert inputs_of(encoder.train(config="c", dataset="d", out="o")) == ["dataset=d"]
     assert inputs_of(encoder.train(config="c", dataset="d", out="o", start="s")) == ["dataset=d", "start=s"]
     sids = {"sid": "e"}
@@ -146,7 +146,7 @@ def test_an_earlier_output_is_an_input_where_it_is_given() -> None:
     assert inputs_of(given) == ["dataset=d", "encoder.sid=e", "published=p"]
 
 
-def test_one_node_needs_no_rendezvous_and_more_nodes_meet_at_the_first() -> None:
+def test_one_node_is_standalone_and_several_nodes_use_a_rendezvous() -> None:
     assert "--standalone" in command_of(Launch(j="1x4"))
     several = command_of(Launch(j="3x4"))
     assert "--standalone" not in several
@@ -154,34 +154,34 @@ def test_one_node_needs_no_rendezvous_and_more_nodes_meet_at_the_first() -> None
 
 
 def shell_words(command: str, **environment: str) -> list[str]:
-    """Return the words of a job's torchrun as a node's shell has them; its check of names is passed over."""
+    """Return the arguments of a job's torchrun as a node's shell expands them, without running the rendezvous check."""
     values = macros.Values(img_root="", app_id="id-7", replica_id="0", rank0_env="RANK0")
     script = f"python() {{ :; }}; {values.substitute(command)}".replace("exec python", "printf '%s\\n'")
     ended = subprocess.run(["bash", "-c", script], env={"PATH": "/usr/bin:/bin", **environment}, capture_output=True)
     return ended.stdout.decode().splitlines()
 
 
-def test_jobs_that_share_nodes_meet_at_ports_of_their_own_and_for_a_time_that_can_be_set() -> None:
+def test_rendezvous_port_depends_on_the_output_and_timeout_can_be_set() -> None:
     def endpoint(out: str, **environment: str) -> str:
         words = shell_words(command_of(Launch(j="2x1"), out=out), **environment)
         return words[words.index("--rdzv-endpoint") + 1]
 
     ports = {int(endpoint(f"/runs/{number}").removeprefix("localhost:")) for number in range(20)}
     assert len(ports) > 18 and all(20_000 <= port < 30_000 for port in ports)
-    assert endpoint("/runs/1") == endpoint("/runs/1"), "all nodes must derive the same"
+    assert endpoint("/runs/1") == endpoint("/runs/1"), "all nodes must derive the same port"
     assert endpoint("/runs/1", SIDESTACK_RENDEZVOUS_PORT="20012") == "localhost:20012"
     words = shell_words(command_of(Launch(j="2x1")), SIDESTACK_RENDEZVOUS_S="7")
     assert words[words.index("--rdzv-conf") + 1] == "join_timeout=7,read_timeout=7"
     assert words[words.index("--rdzv-id") + 1] == "id-7"
 
 
-def test_one_node_does_not_look_its_own_name_up() -> None:
+def test_one_node_does_not_resolve_its_own_name() -> None:
     words = shell_words(command_of(Launch(j="1x2")))
     assert words[words.index("--local-addr") + 1] == "127.0.0.1"
 
 
 @pytest.mark.parametrize("j", ["", "2", "0x2", "2x0", "1x-2", "axb", "1x2x3"])
-def test_a_malformed_shape_is_refused(j: str) -> None:
+def test_invalid_shape_is_refused(j: str) -> None:
     with pytest.raises(ValueError, match="must be"):
         command_of(Launch(j=j))
 
@@ -206,13 +206,13 @@ def test_restarts_switch_off_the_shared_store() -> None:
     assert env(2)["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
 
 
-def test_cores_are_shared_out_over_the_ranks() -> None:
+def test_cores_are_divided_among_the_ranks() -> None:
     for cpu, j, threads in ((32, "1x8", "4"), (2, "1x8", "1"), (3, "2x2", "1")):
         (role,) = stage_app("e", "m", Launch(j=j, cpu=cpu), config="c", out="o", inputs={}).roles
         assert role.env["OMP_NUM_THREADS"] == threads
 
 
-def test_a_job_whose_output_is_a_url_keeps_its_logs_on_its_node() -> None:
+def test_job_with_a_url_as_output_writes_logs_on_its_node() -> None:
     config, out, inputs = "s3://b/run.yaml", "s3://b/runs/x y", {"dataset": "s3://b/tables"}
     app = stage_app("encoder", "sidestack.encoder.train", Launch(), config=config, out=out, inputs=inputs)
     (command,) = app.roles[0].args[1:]

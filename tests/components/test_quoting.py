@@ -1,4 +1,4 @@
-"""Words of a configuration reach a stage's `sys.argv` as they were written, through bash and through Slurm's script."""
+"""Values of a configuration reach a stage's `sys.argv` unchanged, through bash and through Slurm's script."""
 
 import os
 import subprocess
@@ -19,36 +19,38 @@ WORD = st.text(
     min_size=1,
     max_size=20,
 )
-"""Shells' own characters, and any other but NUL and half surrogates, which no configuration holds."""
+"""Shells' special characters and any others except NUL and lone surrogates, which no configuration has."""
 BASH = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
-RECORDING = """#!/bin/sh
+RECORD_ARGUMENTS = """#!/bin/sh
 printf '%s\\0' "$@" > "$RECORD"
 """
 
 
 @pytest.fixture(autouse=True)
-def _no_question_to_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether a cluster counts memory is asked of it, and one that is installed here but down takes its time."""
+def _without_slurm_query(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Skip the query whether a cluster counts memory, which is slow if Slurm is installed here but not running."""
     monkeypatch.setattr("sidestack.infra.slurm._counts_memory", lambda partition: True)
 
 
 @pytest.fixture
 def commands(tmp_path: Path) -> Path:
-    """Return a directory of stand-ins that note their arguments: `python` for stages, `srun` for jobs of Slurm."""
+    """Return a directory with fake programs that record their arguments: `python` for stages, `srun` for Slurm."""
     for name in ("python", "srun"):
-        (tmp_path / name).write_text(RECORDING)
+        (tmp_path / name).write_text(RECORD_ARGUMENTS)
         (tmp_path / name).chmod(0o755)
     return tmp_path
 
 
 def recorded(command: list[str], commands: Path) -> list[str]:
-    """Run a command, and return the arguments of the stand-in that it came to."""
+    """Run a command and return the arguments that the fake program got."""
     record = commands / "record"
     record.unlink(missing_ok=True)
     environment = {"PATH": f"{commands}:{os.environ['PATH']}", "RECORD": str(record), "SLURM_JOB_ID": "17"}
     subprocess.run(command, check=True, capture_output=True, env=environment, cwd=commands)
-    assert sorted(file.name for file in commands.iterdir()) == ["python", "record", "srun"], "a word was run"
+    assert sorted(file.name for file in commands.iterdir()) == ["python", "record", "srun"], (
+        "a word was run as a command"
+    )
     return record.read_bytes().decode().split("\0")[:-1]
 
 
@@ -66,10 +68,10 @@ def job(word: str, launch: Launch | None = None) -> AppDef:
 
 
 def require_words(argv: list[str], word: str) -> None:
-    told = {
+    found = {
         name: argv[argv.index(name) + 1] for name in ("--config", "--set", "--input", "--out", "--key", "--log-dir")
     }
-    assert told == {
+    assert found == {
         "--config": f"{word}.yaml",
         "--set": f"encoder.x={word}",
         "--input": f"dataset={word}",
@@ -106,7 +108,7 @@ def test_words_reach_the_stage_through_slurms_script(word: str, commands: Path) 
 
 @BASH
 @given(word=WORD.filter(lambda word: word.isprintable()))
-def test_a_scheduler_option_is_one_word(word: str) -> None:
+def test_scheduler_option_is_one_word(word: str) -> None:
     request = SlurmNodes("test").submit_dryrun(job("x"), {"partition": word}).request
     assert f"--partition={word}" in request.command
 
@@ -115,5 +117,5 @@ def test_a_scheduler_option_is_one_word(word: str) -> None:
 @given(value=WORD)
 @example(value="a,B=c")
 @example(value="${app_id} $$ $HOME")
-def test_values_of_the_environment_reach_the_job_as_they_are(value: str) -> None:
+def test_environment_values_reach_the_job_unchanged(value: str) -> None:
     assert SlurmNodes("test").submit_dryrun(job("x", Launch(env={"NOTE": value})), {}).request.env["NOTE"] == value

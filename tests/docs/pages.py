@@ -1,4 +1,4 @@
-"""The pages of the documentation as tests read them: their commands, links, headings and code."""
+"""Parse the documentation's pages: their commands, links, headings and code."""
 
 import re
 import shlex
@@ -18,10 +18,10 @@ PAGES = sorted(
 """Every page of the repository."""
 
 GUIDES = [page for page in PAGES if page.parent.name != "results" and page.name != "CHANGELOG.md"]
-"""The pages that say what to do now. Pages of results and the changelog tell what was run at an earlier commit."""
+"""The pages that describe the present code. Pages of results and the changelog describe earlier commits."""
 
 PLACEHOLDERS = re.compile(r"[A-Z][A-Z0-9_]*(/[A-Z][A-Z0-9_]*)*|\.\.\.")
-"""Words that stand for a value of the reader's: `FILE`, `DIR`, `KEY`."""
+"""Placeholders for the reader's values, such as `FILE`, `DIR` and `KEY`."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Command:
 
     Attributes:
         page: its file.
-        words: the program and its arguments, without comments, variables set before it, and redirections.
+        words: the program and its arguments, without comments, variables set before the program, and redirections.
     """
 
     page: Path
@@ -42,7 +42,7 @@ class Command:
 
 
 def blocks(page: Path) -> Iterator[tuple[str, str]]:
-    """Yield language and text of the fenced code of a page, also where it stands in a list."""
+    """Yield language and text of a page's fenced code blocks, including those in lists."""
     for indent, language, text in re.findall(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```", page.read_text(), re.M | re.S):
         yield language, re.sub(rf"^{indent}", "", text, flags=re.M)
 
@@ -53,12 +53,12 @@ def prose(page: Path) -> str:
 
 
 def inline_code(page: Path) -> list[str]:
-    """Return what stands between backticks in a page's prose, on one line each."""
+    """Return the inline code of a page's prose, each without line breaks."""
     return [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose(page))]
 
 
 def commands(page: Path) -> Iterator[Command]:
-    """Yield the commands of a page: those in fenced shell code, and the repository's own in backticks."""
+    """Yield a page's commands: those in fenced shell code, and this repository's commands in backticks."""
     for language, text in blocks(page):
         if language in SHELLS:
             prompted = re.findall(r"^\$ (.*)$", text, re.M)

@@ -1,4 +1,4 @@
-"""What the pages tell a reader to type exists: modules and their options, targets, files, keys of the configuration."""
+"""Commands, options, make targets, files and configuration keys that the documentation names exist."""
 
 import argparse
 import contextlib
@@ -39,14 +39,14 @@ OTHERS = {
     ".", "apt-get", "cd", "cp", "curl", "docker", "export", "git", "kubectl", "mlflow", "openssl", "pip",
     "spark-submit", "sudo", "journalctl", "scrontab", "squeue", "airflow",
 }  # fmt: skip
-"""Programs that are not this repository's."""
+"""Programs from outside this repository."""
 
 
-class Parsed(BaseException):
-    """A program has parsed its arguments; what follows is not run."""
+class ParsedError(BaseException):
+    """Raised when a program has parsed its arguments, to end it."""
 
 
-def of(*programs: str) -> list[Command]:
+def commands_of(*programs: str) -> list[Command]:
     return [command for command in COMMANDS if Path(command.words[0]).name in programs]
 
 
@@ -56,30 +56,30 @@ def without_brackets(words: Sequence[str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def stopped_after_parsing(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[argparse.Namespace]]:
-    """Have every `parse_args` end the program that calls it; yields a list that the parsed arguments are put into."""
+def parse_args_stops_the_program(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[argparse.Namespace]]:
+    """Make every `parse_args` end the program that calls it; yield a list to which the parsed arguments are added."""
     original, found = argparse.ArgumentParser.parse_args, []
 
     def parse(self: argparse.ArgumentParser, args: Any = None, namespace: Any = None) -> argparse.Namespace:
         found.append(original(self, args, namespace))
-        raise Parsed
+        raise ParsedError
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse)
     yield found
 
 
 def parse_arguments(monkeypatch: pytest.MonkeyPatch, module: str, arguments: Sequence[str]) -> argparse.Namespace:
-    """Return the arguments as a module's own parser reads them.
+    """Return the arguments parsed by a module's own parser.
 
     Raises:
-        AssertionError: the module is not there, takes no arguments, or refuses these.
+        AssertionError: the module does not exist, parses no arguments, or refuses these.
     """
     monkeypatch.setattr("sys.argv", [module, *arguments])
     errors = io.StringIO()
-    with stopped_after_parsing(monkeypatch) as found, contextlib.redirect_stderr(errors):
+    with parse_args_stops_the_program(monkeypatch) as found, contextlib.redirect_stderr(errors):
         try:
             runpy.run_module(module, run_name="__main__", alter_sys=True)
-        except Parsed:
+        except ParsedError:
             return found[0]
         except ImportError as error:
             raise AssertionError(f"python -m {module}: {error}") from error
@@ -89,9 +89,9 @@ def parse_arguments(monkeypatch: pytest.MonkeyPatch, module: str, arguments: Seq
 
 
 def modules() -> list[tuple[Command, str, list[str]]]:
-    """Return every `python -m MODULE ARGUMENTS` of ours, under torchrun too."""
+    """Return every `python -m MODULE ARGUMENTS` of our modules, also under torchrun."""
     found = []
-    for command in of("python", "torchrun"):
+    for command in commands_of("python", "torchrun"):
         words = list(command.words)
         if "-m" in words:
             at = words.index("-m") + 1
@@ -101,24 +101,24 @@ def modules() -> list[tuple[Command, str, list[str]]]:
 
 
 def config_of(named: str | None) -> Path:
-    """Return the run's file that a command names, if the repository has it, else the default run's."""
+    """Return the run file that a command names if the repository has it, else the default run file."""
     file = ROOT / (named or "")
     return file if file.is_file() else ROOT / "configs/complete_journey.yaml"
 
 
-# Parsed by pytest and not by argparse, or with a first argument that chooses another program.
+# Programs that do not use argparse.
 NO_PARSER = ("pytest", "tests.infra.deploy.image", "tests.components.golden")
 
 
-@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")  # runpy, of a module imported before
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")  # runpy, of an imported module
 @pytest.mark.parametrize(
     ("command", "module", "arguments"),
     [pytest.param(*one, id=str(one[0])) for one in modules() if one[1] not in NO_PARSER],
 )
-def test_a_module_takes_the_options(
+def test_module_accepts_the_options(
     command: Command, module: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not arguments:  # a module is named, its arguments are not
+    if not arguments:  # the page names the module without arguments
         assert is_of_code(module)
         return
     parsed = parse_arguments(monkeypatch, module, without_brackets(arguments))
@@ -129,15 +129,15 @@ def test_a_module_takes_the_options(
 
 
 def makefile() -> tuple[set[str], set[str]]:
-    """Return the Makefile's targets, and the variables that it reads."""
+    """Return the Makefile's targets and the variables that it reads."""
     text = (ROOT / "Makefile").read_text()
     return set(re.findall(r"^([a-z][a-z-]*):", text, re.M)), set(
         re.findall(r"\$[({](?:foreach s,\$\()?([A-Z_]+)", text)
     )
 
 
-@pytest.mark.parametrize("command", [pytest.param(one, id=str(one)) for one in of("make")])
-def test_a_target_is_there(command: Command) -> None:
+@pytest.mark.parametrize("command", [pytest.param(one, id=str(one)) for one in commands_of("make")])
+def test_make_target_exists(command: Command) -> None:
     targets, variables = makefile()
     settings = dict(word.split("=", 1) for word in command.words[1:] if "=" in word)
     for word in command.words[1:]:
@@ -152,22 +152,22 @@ def test_a_target_is_there(command: Command) -> None:
 
 
 def components() -> Iterator[tuple[Command, int]]:
-    """Yield the commands that run a component, with the component's place among their words."""
-    for command in of("torchx"):
+    """Yield the commands that run a component, with the index of the component among their words."""
+    for command in commands_of("torchx"):
         for at, word in enumerate(command.words):
             if word.startswith("components/"):
                 yield command, at
 
 
 @pytest.mark.parametrize(("command", "at"), [pytest.param(*one, id=str(one[0])) for one in components()])
-def test_a_component_takes_the_options(command: Command, at: int) -> None:
+def test_component_accepts_the_options(command: Command, at: int) -> None:
     file, _, name = command.words[at].partition(":")
     module = importlib.import_module("sidestack." + file.removesuffix(".py").replace("/", "."))
     known = set(inspect.signature(getattr(module, name)).parameters) - {"overrides"}
     assert {word[2:].partition("=")[0] for word in command.words[at:] if word.startswith("--")} <= known
 
 
-@pytest.mark.parametrize("command", [pytest.param(one, id=str(one)) for one in of("pytest")])
+@pytest.mark.parametrize("command", [pytest.param(one, id=str(one)) for one in commands_of("pytest")])
 def test_marks_of_tests_are_known(command: Command, pytestconfig: pytest.Config) -> None:
     words = list(command.words)
     if "-m" in words:
@@ -176,7 +176,7 @@ def test_marks_of_tests_are_known(command: Command, pytestconfig: pytest.Config)
 
 
 @pytest.mark.parametrize("page", [pytest.param(page, id=str(page.relative_to(ROOT))) for page in GUIDES])
-def test_files_are_there(page: Path) -> None:
+def test_named_files_exist(page: Path) -> None:
     named = [word for command in commands(page) for before, word in pairwise(command.words) if before != "--out"]
     for word in [*named, *inline_code(page)]:
         path, _, name = word.rpartition("=")[2].removeprefix("./").partition(":")
@@ -189,7 +189,7 @@ def test_files_are_there(page: Path) -> None:
 
 @pytest.mark.parametrize("page", [pytest.param(page, id=str(page.relative_to(ROOT))) for page in GUIDES])
 def test_code_is_fenced(page: Path) -> None:
-    """Code by indentation names no language, so its commands would not be found."""
+    """Indented code blocks have no language, so their commands would not be found."""
     assert not re.search(r"^(?! *[-*\d])\S[^\n]*\n\n {4}\S", prose(page), re.M)
 
 
@@ -201,7 +201,7 @@ def test_every_program_is_known() -> None:
 
 
 def has_key(kind: Any, keys: Sequence[str]) -> bool:
-    """Say whether a type of the configuration has a setting under dotted keys; any key of a mapping is one."""
+    """Return whether a type of the configuration has a setting under these keys; a mapping has any key."""
     if not keys or keys[0] == "...":
         return True
     if isinstance(kind, type) and issubclass(kind, BaseModel):
@@ -221,7 +221,7 @@ def has_key(kind: Any, keys: Sequence[str]) -> bool:
 
 
 def is_of_code(dotted: str) -> bool:
-    """Say whether a dotted name is a module of ours, or a name in one."""
+    """Return whether a dotted name is one of our modules or a name in one."""
     parts = dotted.split(".")
     for length in range(len(parts), 0, -1):
         path = ROOT.joinpath(*parts[:length])
@@ -263,7 +263,7 @@ def _leaves(values: Mapping[str, Any], before: tuple[str, ...] = ()) -> Iterator
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
-def test_a_wrong_option_or_name_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_option_or_name_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(AssertionError, match="--kofig"):
         parse_arguments(monkeypatch, "pipelines.run", ["--config", "FILE", "--kofig", "FILE"])
     assert has_key(PipelineConfig, ["encoder", "quantizer", "beam"])

@@ -1,4 +1,4 @@
-"""The example package of docs/extending: installed as it stands, its kinds are there, and a run may name them."""
+"""The example package of docs/extending: after installation its quantizer and source can be used in a run."""
 
 import importlib
 import os
@@ -40,7 +40,7 @@ ITEMS, ROWS = 300, 800
 
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Put the package on the path with the entry points that an installation writes."""
+    """Put the package on the path, with the entry points that an installation writes."""
     described = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())["project"]
     info = tmp_path / f"{PACKAGE}-{described['version']}.dist-info"
     info.mkdir()
@@ -68,7 +68,7 @@ def module(name: str) -> ModuleType:
 
 
 def click_file(path: Path, **changes: pa.Array) -> Path:
-    """Write a log of a few days in no order, in which an item's vector says whether it is clicked."""
+    """Write an unordered log of a few days in which clicks depend on the item's vector."""
     draw = np.random.default_rng(0)
     vectors_ID = draw.standard_normal((ITEMS, DIM)).astype(np.float32)
     item_N = np.concatenate([draw.permutation(ITEMS), draw.integers(0, ITEMS, ROWS - ITEMS)])
@@ -85,7 +85,7 @@ def click_file(path: Path, **changes: pa.Array) -> Path:
     return path
 
 
-def test_its_kinds_come_after_ours_and_are_parsed_and_written_as_ours_are(installed: None) -> None:
+def test_kinds_of_the_example_are_listed_after_ours_and_parsed_as_ours(installed: None) -> None:
     assert list(quantizers())[-1] == "sign_hash" and list(sources())[-1] == "click_file"
     config = parse(EncoderConfig, {"quantizer": {"kind": "sign_hash", "digits": 12}}, "encoder")
     assert plain(config)["quantizer"] == {"kind": "sign_hash", "digits": 12, "latent_dim": 32}
@@ -96,13 +96,15 @@ def test_its_kinds_come_after_ours_and_are_parsed_and_written_as_ours_are(instal
         parse(PrepareConfig, {"source": {"kind": "click_files"}}, "prepare")
 
 
-def test_its_code_decides_what_is_made_with_it(installed: None) -> None:
+def test_code_of_the_example_is_foreign_code_of_its_kinds(installed: None) -> None:
     config = parse(EncoderConfig, {"quantizer": {"kind": "sign_hash"}}, "encoder")
     assert foreign_code(models_in(config)) == {PACKAGE: code_digest([PACKAGE], EXAMPLE)}
     assert foreign_code(models_in(EncoderConfig())) == {}
 
 
-def test_its_code_is_in_the_keys_of_the_stages_that_run_it(installed: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_of_the_example_is_in_the_keys_of_stages_that_run_it(
+    installed: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     values = {
         "prepare": {"source": {"kind": "click_file", "path": "log.parquet"}},
         "encoder": {"quantizer": {"kind": "sign_hash"}},
@@ -117,7 +119,7 @@ def test_its_code_is_in_the_keys_of_the_stages_that_run_it(installed: None, monk
     assert [one == other for one, other in zip(before, after, strict=True)] == [False, False, True]
 
 
-def test_the_quantizer_decodes_to_the_nearest_of_its_codewords(installed: None) -> None:
+def test_quantizer_of_the_example_encodes_to_the_nearest_codeword(installed: None) -> None:
     config = module("quantizer").SignHashConfig(digits=4, latent_dim=6)
     quantizer = config.build()
     h_NH = torch.randn(500, 6, generator=torch.Generator().manual_seed(0)) + 3
@@ -131,7 +133,7 @@ def test_the_quantizer_decodes_to_the_nearest_of_its_codewords(installed: None) 
     assert error < 0.7 * spread  # 4 of 6 dimensions lose all but 2/pi of their variance
 
 
-def test_histories_of_the_source_are_the_users_earlier_clicks(installed: None, tmp_path: Path) -> None:
+def test_histories_of_the_source_are_earlier_clicks_of_the_user(installed: None, tmp_path: Path) -> None:
     source = module("source")
     file = click_file(tmp_path / "log.parquet")
     rows = source.read_clicks(file, None)
@@ -162,7 +164,7 @@ def test_histories_of_the_source_are_the_users_earlier_clicks(installed: None, t
         ({"click": pa.array(["no"] * ROWS)}, "must hold time, user, item, vector, click"),
     ],
 )
-def test_a_bad_file_is_named(installed: None, tmp_path: Path, changes: dict[str, pa.Array], message: str) -> None:
+def test_invalid_file_is_named(installed: None, tmp_path: Path, changes: dict[str, pa.Array], message: str) -> None:
     file = click_file(tmp_path / "log.parquet", **changes)
     with pytest.raises(DataError, match=f"log.parquet: {message}"):
         module("source").read_clicks(file, None)
@@ -181,7 +183,7 @@ materialize:
 
 
 @pytest.mark.slow
-def test_installed_by_pip_it_prepares_a_log_and_gives_its_items_sids(tmp_path: Path) -> None:
+def test_package_installed_by_pip_prepares_a_log_and_encodes_its_items(tmp_path: Path) -> None:
     target = tmp_path / "site"
     copy = shutil.copytree(EXAMPLE, tmp_path / "example", ignore=shutil.ignore_patterns("build", "*.egg-info"))
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "-q", "--no-build-isolation")

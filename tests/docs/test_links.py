@@ -1,4 +1,4 @@
-"""Links between pages lead somewhere, and the site's navigation has every page once."""
+"""Links between pages resolve, and every page is reachable from the site's navigation."""
 
 import re
 from pathlib import Path
@@ -34,7 +34,7 @@ def test_every_page_is_in_the_navigation_or_in_its_folders_index() -> None:
         assert page.rpartition("/")[2] in {Path(link).name for link in links(index)}, f"{page}: no page leads to it"
 
 
-def test_documented_modules_are_there() -> None:
+def test_documented_modules_exist() -> None:
     pages = (page.read_text() for page in (ROOT / "docs/api").glob("*.md"))
     documented = [name for text in pages for name in re.findall(r"^::: (\S+)", text, re.M)]
     assert documented

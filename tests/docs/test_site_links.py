@@ -1,4 +1,4 @@
-"""The site's hook: links that leave docs/ become paths, all others stay."""
+"""The site's hook turns links that leave docs/ into paths and keeps all others."""
 
 import runpy
 from types import SimpleNamespace

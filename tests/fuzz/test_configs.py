@@ -1,4 +1,4 @@
-"""Whatever stands in a run's file, it is taken, or refused by an error of ours."""
+"""Any content of a run file is read or refused with a SidestackError."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -21,12 +21,12 @@ from tests.fuzz.values import VALUES, mutated
 SHIPPED = sorted([*(ROOT / "configs").glob("*.yaml"), *(ROOT / "benchmarks/replay").glob("*.yaml")])
 VALID = [yaml.safe_load(file.read_text(encoding="utf-8")) for file in SHIPPED]
 WHOLE = [plain(read_config(file, [])[1]) for file in SHIPPED]
-"""The same with every default, so that every setting is a place for a fault."""
+"""The same files with all defaults filled in, so that every setting can be mutated."""
 FILES = settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
 def read_all(file: Path, overrides: tuple[str, ...] = ()) -> None:
-    """Read a file as the driver and stages do; of one that is taken, everything before a launch must work."""
+    """Read a file as the driver and the stages do; for a valid file run everything that precedes a launch."""
     with suppress(SidestackError):
         config = read_config(file, overrides)[1]
         for stage in stages(config):
@@ -41,18 +41,18 @@ def read_all(file: Path, overrides: tuple[str, ...] = ()) -> None:
 
 @FILES
 @given(values=st.sampled_from([*VALID, *WHOLE]).flatmap(mutated))
-def test_a_shipped_file_with_faults(values: Any, tmp_path: Path) -> None:
+def test_shipped_file_with_faults_is_read_or_refused(values: Any, tmp_path: Path) -> None:
     with suppress(SidestackError):
         parse(PipelineConfig, values, "made up")
     file = tmp_path / "run.yaml"
-    with suppress(yaml.YAMLError, UnicodeEncodeError):  # what no file can hold
+    with suppress(yaml.YAMLError, UnicodeEncodeError):  # values that cannot be written to a file
         file.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
         read_all(file)
 
 
 @FILES
 @given(data=st.data())
-def test_a_shipped_file_with_other_characters(data: st.DataObject, tmp_path: Path) -> None:
+def test_shipped_file_with_changed_characters_is_read_or_refused(data: st.DataObject, tmp_path: Path) -> None:
     content = bytearray(data.draw(st.sampled_from(SHIPPED)).read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(content) - 1))
@@ -73,14 +73,14 @@ def test_a_shipped_file_with_other_characters(data: st.DataObject, tmp_path: Pat
     ),
     text=st.one_of(st.text(max_size=20), VALUES.map(repr)),
 )
-def test_any_override(key: str, text: str, tmp_path: Path) -> None:
+def test_any_override_is_read_or_refused(key: str, text: str, tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text("run: {name: r}\n")
     read_all(file, (f"{key}={text}",))
 
 
 @pytest.mark.parametrize("number", range(len(SHIPPED)))
-def test_a_shipped_file_is_taken(number: int) -> None:
-    """Else its mutations would all be refused for another reason."""
+def test_unchanged_shipped_file_is_valid(number: int) -> None:
+    """If it were invalid, its mutations would be refused for another reason."""
     assert parse(PipelineConfig, WHOLE[number], SHIPPED[number].name)
     assert parse(PipelineConfig, VALID[number], SHIPPED[number].name)

@@ -1,4 +1,4 @@
-"""Whatever stands in a JSON file that describes something, it is taken, or refused by an error of ours."""
+"""Any content of a JSON description (dataset, SID spec, snapshot) is read or refused with a SidestackError."""
 
 import json
 from collections.abc import Callable
@@ -28,8 +28,8 @@ def as_json(values: Any) -> str:
     return json.dumps(values, default=str)
 
 
-def use(spec: DatasetSpec) -> None:
-    """Do with a description what every stage does first."""
+def build_schemas(spec: DatasetSpec) -> None:
+    """Build the schemas of a dataset, as every stage does first."""
     flat_schema(spec)
     for entity in ("item", "user"):
         content_schema(spec, entity)
@@ -39,16 +39,16 @@ def use(spec: DatasetSpec) -> None:
 
 @FILES
 @given(values=mutated(DESCRIPTION) | mutated(SPEC.model_dump(mode="json")))
-def test_a_description_of_a_dataset_with_faults(values: Any, tmp_path: Path) -> None:
+def test_dataset_description_with_faults_is_read_or_refused(values: Any, tmp_path: Path) -> None:
     file = tmp_path / SPEC_FILE
     file.write_text(as_json(values))
     with suppress(SidestackError):
-        use(read_spec(file))
+        build_schemas(read_spec(file))
 
 
 @FILES
 @given(values=mutated(SID))
-def test_a_spec_of_sids_with_faults(values: Any, tmp_path: Path) -> None:
+def test_sid_spec_with_faults_is_read_or_refused(values: Any, tmp_path: Path) -> None:
     file = tmp_path / "sid.json"
     file.write_text(as_json(values))
     with suppress(SidestackError):
@@ -57,7 +57,7 @@ def test_a_spec_of_sids_with_faults(values: Any, tmp_path: Path) -> None:
 
 @FILES
 @given(content=st.binary(max_size=40) | st.text(max_size=40).map(lambda text: text.encode("utf-8", "surrogatepass")))
-def test_any_bytes(content: bytes, tmp_path: Path) -> None:
+def test_any_bytes_are_read_or_refused(content: bytes, tmp_path: Path) -> None:
     for read in (read_json, read_spec):
         file = tmp_path / SPEC_FILE
         file.write_bytes(content)
@@ -68,7 +68,7 @@ def test_any_bytes(content: bytes, tmp_path: Path) -> None:
 
 @FILES
 @given(data=st.data())
-def test_a_snapshot_with_faults(data: st.DataObject, tmp_path: Path) -> None:
+def test_snapshot_with_faults_is_read_or_refused(data: st.DataObject, tmp_path: Path) -> None:
     snapshot = tmp_path / "snapshot"
     if not snapshot.exists():
         write_snapshot_of(snapshot, SPEC, days={day: table(requests(day, [2, 1])) for day in DAYS})

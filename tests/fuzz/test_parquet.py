@@ -1,4 +1,4 @@
-"""Whatever a folder's Parquet files hold, prepare takes it, or refuses it by an error of ours and leaves nothing."""
+"""Any content of a folder's Parquet files is prepared, or refused with a SidestackError and no files left."""
 
 import random
 import shutil
@@ -40,7 +40,7 @@ TYPES: dict[pa.DataType, Any] = {
     pa.large_list(pa.int64()): [1], pa.list_(pa.list_(pa.int64())): [[1]], pa.struct([("a", pa.int64())]): {"a": 1},
     pa.map_(pa.string(), pa.int64()): [("a", 1)],
 }  # fmt: skip
-"""Types that a column may have by mistake, and a value of each."""
+"""Types that a column may have by mistake, with a value of each type."""
 NUMBERS = [0, 1, -1, 2**31, 2**63 - 1, -(2**63), 0.0, -0.0, 0.5, 1e300, 1e-40, float("nan"), float("inf")]
 TIMES = [datetime(1, 1, 1), datetime(2024, 1, 2), datetime(2024, 1, 2, 23, 59), datetime(9999, 12, 31)]
 VALUES: list[Any] = [
@@ -63,7 +63,7 @@ VALUES: list[Any] = [
 
 
 def cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray | pa.Array:
-    """Return a column as another type, or one value of that type where Arrow has no cast."""
+    """Return a column cast to another type, or filled with one value of that type if Arrow has no cast."""
     try:
         return column.cast(kind)
     except pa.ArrowException:
@@ -71,7 +71,7 @@ def cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray | pa.Arr
 
 
 def with_value(column: pa.ChunkedArray, rng: random.Random) -> pa.Array:
-    """Return a column with another value in one row, if its type can hold one of them."""
+    """Return a column with one of `VALUES` in one row, or the column itself if its type fits none of them."""
     values = column.to_pylist()
     for value in rng.sample(VALUES, len(VALUES)):
         changed = [*values]
@@ -93,7 +93,7 @@ def changed(rows: pa.Table, kind: str, rng: random.Random) -> pa.Table:
         case "nulls":
             return rows.set_column(place, name, pa.nulls(rows.num_rows, column.type))
         case "drop" if rows.num_columns > 1:
-            return rows.remove_column(place)  # not by its name: a column may stand twice
+            return rows.remove_column(place)  # by index, because a name may occur twice
         case "twice":
             return rows.append_column(name, column)
         case "rename":
@@ -114,7 +114,7 @@ KINDS = ["type", "value", "value", "value", "nulls", "drop", "twice", "rename", 
 
 
 def write(path: Path, rows: pa.Table, rng: random.Random) -> None:
-    """Write rows in row groups of some size; sometimes no row group at all, or rows that no schema of Parquet holds."""
+    """Write rows with a random row group size; sometimes write no rows, or omit Arrow's schema."""
     if rng.random() < 0.1:
         pq.ParquetWriter(path, rows.schema).close()
         return
@@ -122,16 +122,16 @@ def write(path: Path, rows: pa.Table, rng: random.Random) -> None:
 
 
 @pytest.fixture(scope="module")
-def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A right folder, with a date whose labels lie apart."""
+def valid_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a valid folder; one date has its labels in a separate table."""
     folder = write_folder(tmp_path_factory.mktemp("good") / "own", days=4)
     labels_apart(folder, day_at(1))
     return folder
 
 
 @pytest.fixture
-def prepared(good: Path, tmp_path: Path) -> Iterator[Callable[[Path], None]]:
-    """Return what prepares a folder whose files were spoiled, and mends them after."""
+def prepare_or_refuse(valid_folder: Path, tmp_path: Path) -> Iterator[Callable[[Path], None]]:
+    """Return a function that prepares a folder and checks that it is read or refused without leftovers."""
 
     def run(folder: Path) -> None:
         out = folder.parent / "out"
@@ -152,38 +152,38 @@ def prepared(good: Path, tmp_path: Path) -> Iterator[Callable[[Path], None]]:
 @FOLDERS
 @given(seed=st.integers(0, 2**32 - 1), faults=st.lists(st.sampled_from(KINDS), min_size=1, max_size=3))
 @example(seed=0, faults=["twice", "drop", "rename"])
-def test_a_folder_with_faults(
-    seed: int, faults: list[str], good: Path, prepared: Callable[[Path], None], tmp_path: Path
+def test_folder_with_faults_is_prepared_or_refused(
+    seed: int, faults: list[str], valid_folder: Path, prepare_or_refuse: Callable[[Path], None], tmp_path: Path
 ) -> None:
     rng = random.Random(seed)
     shutil.rmtree(tmp_path / "made", ignore_errors=True)
-    folder = Path(shutil.copytree(good, tmp_path / "made/own"))
+    folder = Path(shutil.copytree(valid_folder, tmp_path / "made/own"))
     for kind in faults:
         path = folder / rng.choice(FILES)
-        with suppress(SidestackError, pa.ArrowException):  # a fault that was put in before cannot be read any more
+        with suppress(SidestackError, pa.ArrowException):  # a file with an earlier fault may be unreadable
             rows = changed(read(path), kind, rng)
             with suppress(pa.ArrowException):
                 write(path, rows, rng)
-    prepared(folder)
+    prepare_or_refuse(folder)
 
 
 @FOLDERS
 @given(data=st.data())
-def test_a_file_with_other_bytes(
-    data: st.DataObject, good: Path, prepared: Callable[[Path], None], tmp_path: Path
+def test_file_with_changed_bytes_is_prepared_or_refused(
+    data: st.DataObject, valid_folder: Path, prepare_or_refuse: Callable[[Path], None], tmp_path: Path
 ) -> None:
     shutil.rmtree(tmp_path / "made", ignore_errors=True)
-    folder = Path(shutil.copytree(good, tmp_path / "made/own"))
+    folder = Path(shutil.copytree(valid_folder, tmp_path / "made/own"))
     path = folder / data.draw(st.sampled_from(FILES))
     content = bytearray(path.read_bytes())
     for _ in range(data.draw(st.integers(1, 3))):
         at = data.draw(st.integers(0, len(content) - 1) | st.integers(max(len(content) - 200, 0), len(content) - 1))
         content[at : at + data.draw(st.integers(0, 2))] = data.draw(st.binary(max_size=3))
     path.write_bytes(content[: data.draw(st.integers(0, len(content))) or None])
-    prepared(folder)
+    prepare_or_refuse(folder)
 
 
-def test_the_right_folder_is_taken(good: Path, tmp_path: Path) -> None:
-    """Else its faults would all be refused for another reason."""
-    run_prepare(ALONE, tables_config(good), tmp_path / "out")
+def test_valid_folder_is_prepared(valid_folder: Path, tmp_path: Path) -> None:
+    """If it were invalid, its mutations would be refused for another reason."""
+    run_prepare(ALONE, tables_config(valid_folder), tmp_path / "out")
     assert np.isin(["click", "item_id"], all_columns(read_dataset(tmp_path / "out"))).all()

@@ -1,4 +1,4 @@
-"""Values that nobody means, and places to put them into plain data."""
+"""Draw unexpected values and put them into plain data."""
 
 import copy
 import math
@@ -31,7 +31,7 @@ KEYS = st.one_of(st.text(max_size=6), st.sampled_from(["", "..", "arms", "seed",
 
 
 def places(values: Any) -> Iterator[tuple[Any, Any]]:
-    """Yield every mapping or list inside plain data, with each of its keys or numbers."""
+    """Yield every mapping or list inside plain data, with each of its keys or indices."""
     for key, value in values.items() if isinstance(values, dict) else enumerate(values):
         yield values, key
         if isinstance(value, dict | list):
@@ -40,7 +40,7 @@ def places(values: Any) -> Iterator[tuple[Any, Any]]:
 
 @st.composite
 def mutated(draw: st.DrawFn, valid: Any) -> Any:
-    """Draw valid data with one to three faults: a value replaced, a key taken out, put in or named otherwise."""
+    """Draw valid data with one to three faults: a value replaced, or a key removed, added or renamed."""
     values = copy.deepcopy(valid)
     for _ in range(draw(st.integers(1, 3))):
         found = list(places(values))

@@ -1,4 +1,4 @@
-"""Stages under torchrun, as the driver starts them, for tests that signal or kill their processes."""
+"""Run stages under torchrun, as the driver starts them, for tests that signal or kill their processes."""
 
 import contextlib
 import os
@@ -24,11 +24,15 @@ def job(
     environment: Mapping[str, str] | None = None,
     torchrun: Sequence[str] = (),
 ) -> "Iterator[subprocess.Popen[bytes]]":
-    """Start a stage, and end what is left of it afterwards.
+    """Start a stage, yield torchrun's process, and kill the remaining processes at the end.
 
     Args:
-        module: what every rank runs. arguments: its own. log: a file for what it prints.
-        ranks: how many. environment: further variables. torchrun: further options of torchrun.
+        module: the module that every rank runs.
+        arguments: the module's arguments.
+        log: the file for standard output and error.
+        ranks: the number of ranks.
+        environment: further environment variables.
+        torchrun: further options of torchrun.
     """
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}",
@@ -36,8 +40,8 @@ def job(
         *torchrun, "-m", module, *arguments,
     ]  # fmt: skip
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **(environment or {})}
-    with log.open("wb") as said:
-        process = subprocess.Popen(command, env=variables, stdout=said, stderr=said, start_new_session=True)
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, env=variables, stdout=output, stderr=output, start_new_session=True)
         try:
             yield process
         finally:
@@ -49,7 +53,7 @@ def job(
 
 
 def wait_for(condition: Callable[[], object], process: "subprocess.Popen[bytes]", log: Path) -> None:
-    """Poll until a condition holds, while a job lives."""
+    """Wait until a condition holds; fail if the job ends or the limit is exceeded first."""
     deadline = time.monotonic() + LIMIT_S
     while not condition():
         assert process.poll() is None, log.read_text()
@@ -58,10 +62,10 @@ def wait_for(condition: Callable[[], object], process: "subprocess.Popen[bytes]"
 
 
 def ranks_of(pid: int) -> list[int]:
-    """Return the processes that torchrun has started, in the order of their ranks."""
+    """Return the ids of torchrun's child processes in the order of their ranks."""
     found = {}
     for file in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # it has ended meanwhile
+        with contextlib.suppress(OSError):  # the process has ended meanwhile
             if int(file.read_text().rpartition(")")[2].split()[1]) == pid:
                 words = (file.parent / "environ").read_bytes().split(b"\0")
                 rank = next((word for word in words if word.startswith(b"LOCAL_RANK=")), None)

@@ -1,4 +1,4 @@
-"""A small made-up dataset: joined impressions, a few a request, and the specs of two tasks and of a chain of three."""
+"""Draw a small synthetic dataset of joined impressions, and specify it with two tasks or a chain of three tasks."""
 
 from datetime import date, datetime, timedelta
 from typing import Any
@@ -33,7 +33,7 @@ DAYS = [date(2020, 1, 1) + timedelta(days=n) for n in range(3)]
 
 
 def requests(day: date, sizes: list[int], seed: int = 0) -> list[dict[str, Any]]:
-    """Draw joined impressions as plain rows, so many a request."""
+    """Draw a date's joined impressions as dictionaries; `sizes` are the numbers of impressions of its requests."""
     rng = np.random.default_rng([seed, day.toordinal()])
     rows: list[dict[str, Any]] = []
     for number, size in enumerate(sizes):
@@ -61,5 +61,5 @@ def requests(day: date, sizes: list[int], seed: int = 0) -> list[dict[str, Any]]
 
 
 def table(rows: list[dict[str, Any]]) -> pa.Table:
-    """Return plain rows as a table."""
+    """Return rows of dictionaries as a table."""
     return pa.Table.from_pylist(rows, schema=flat_schema(SPEC))

@@ -1,8 +1,8 @@
-"""A stage that takes small steps in step with the other ranks, saves checkpoints, and has faults on demand.
+"""A stage that takes small steps in lockstep over ranks, saves checkpoints and fails on request.
 
     torchrun ... -m tests.infra.stepping_stage --out DIR --set encoder.steps=100 --set encoder.fault=stop
 
-What it commits, `sum.txt`, depends on every step of every rank.
+Its output, `sum.txt`, depends on every step of every rank.
 """
 
 import os
@@ -25,11 +25,11 @@ Fault = Literal["", "die", "stop", "hang", "work"]
 class SteppingConfig(Config):
     steps: int = 20
     seconds: float = 0.0
-    """Of a step, spent asleep."""
+    """How long each step sleeps."""
     checkpoint_every: int = 5
     fault: Fault = ""
-    """What a rank does before some step, in its first attempt: kill or stop its process, wait for ever, or use a
-    processor for `fault_seconds`."""
+    """What rank `fault_rank` does before step `fault_step` in its first attempt: kill or stop its process, hang, or
+    compute for `fault_seconds`."""
     fault_rank: int = 1
     fault_step: int = 12
     fault_seconds: float = 0.0

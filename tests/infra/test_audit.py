@@ -1,4 +1,4 @@
-"""Licences of what is installed are allowed or explained; a database that cannot be asked is said to be just that."""
+"""The audit of installed licences and of known vulnerabilities, also when the vulnerability database is unreachable."""
 
 import json
 import stat
@@ -31,12 +31,12 @@ def distribution(folder: Path, name: str, *lines: str) -> PathDistribution:
     return PathDistribution(place)
 
 
-def test_everything_that_is_installed_here_is_allowed_or_explained(capsys: pytest.CaptureFixture[str]) -> None:
+def test_installed_licences_are_allowed_or_explained(capsys: pytest.CaptureFixture[str]) -> None:
     policy = read_policy(POLICY)
     found = list(check_licences(audit.installed(), policy))
     assert {"torch", "mlflow", "pytest"} <= {one.name for one in found}
     assert [f"{one.name}: {one.licence}" for one in found if not one.is_allowed] == []
-    assert unused(found, policy) == [], "exceptions that nothing needs any more"
+    assert unused(found, policy) == [], "exceptions that are no longer needed"
     assert tell_licences(found, policy)
     printed = capsys.readouterr().out
     assert "0 not allowed" in printed
@@ -58,7 +58,7 @@ def test_everything_that_is_installed_here_is_allowed_or_explained(capsys: pytes
         ([], "", False),
     ],
 )
-def test_a_licence_is_what_the_metadata_say(lines: Sequence[str], licence: str, allowed: bool, tmp_path: Path) -> None:
+def test_licence_is_read_from_the_metadata(lines: Sequence[str], licence: str, allowed: bool, tmp_path: Path) -> None:
     made = distribution(tmp_path, "made", *lines)
     found = licence_of(made, RULES)
     assert found == licence.rpartition(" :: ")[2]
@@ -80,11 +80,11 @@ def test_a_licence_is_what_the_metadata_say(lines: Sequence[str], licence: str, 
         ("", False),
     ],
 )
-def test_of_a_choice_one_must_be_allowed_and_of_a_sum_all(expression: str, allowed: bool) -> None:
+def test_or_needs_one_allowed_licence_and_and_needs_all(expression: str, allowed: bool) -> None:
     assert is_allowed(expression, RULES) is allowed
 
 
-def test_an_exception_is_by_name_and_one_that_nothing_needs_is_found(tmp_path: Path) -> None:
+def test_exception_applies_by_name_and_unused_one_is_reported(tmp_path: Path) -> None:
     made = [
         distribution(tmp_path, "nvidia_cuda_x", "License: Proprietary"),
         distribution(tmp_path, "mit", "License: MIT"),
@@ -106,14 +106,14 @@ def test_an_exception_is_by_name_and_one_that_nothing_needs_is_found(tmp_path: P
         ("allowed: []\ncalled: {}\nadvisories: {GHSA-1: ok}\nexceptions: {}", "advisories.GHSA-1"),
     ],
 )
-def test_an_exception_has_a_reason(content: str, message: str, tmp_path: Path) -> None:
+def test_policy_without_reasons_or_keys_is_refused(content: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "licences.yaml").write_text(content)
     with pytest.raises(ConfigError, match=message):
         read_policy(tmp_path / "licences.yaml")
 
 
-def stand_in(folder: Path, output: str, status: int = 0) -> Path:
-    """Write what answers as pip-audit does."""
+def fake_pip_audit(folder: Path, output: str, status: int = 0) -> Path:
+    """Write a program that prints an output as pip-audit does."""
     file = folder / "pip-audit"
     (folder / "output").write_text(output)
     file.write_text(f"#!/bin/sh\ncat {folder}/output\necho 'ConnectionError: no route' >&2\nexit {status}\n")
@@ -135,33 +135,33 @@ FOUND = {
 NONE_ASKED = {"dependencies": [{"name": "a", "skip_reason": "Dependency not found on PyPI"}]}
 
 
-def test_vulnerabilities_are_told_but_those_that_do_not_concern_us(tmp_path: Path) -> None:
-    lines, asked, skipped = look_up(stand_in(tmp_path, json.dumps(FOUND), 1), tmp_path, RULES)
-    assert (lines, asked, skipped) == (["b 2: GHSA-1; fixed in 3"], 2, ["ours"])
+def test_vulnerabilities_are_listed_except_exempt_ones(tmp_path: Path) -> None:
+    lines, num_looked_up, skipped = look_up(fake_pip_audit(tmp_path, json.dumps(FOUND), 1), tmp_path, RULES)
+    assert (lines, num_looked_up, skipped) == (["b 2: GHSA-1; fixed in 3"], 2, ["ours"])
 
 
 @pytest.mark.parametrize(
     ("output", "message"),
     [("", "ConnectionError: no route"), (json.dumps(NONE_ASKED), "the index knows none of the 1 distributions")],
 )
-def test_a_database_that_does_not_answer_is_no_clean_bill(output: str, message: str, tmp_path: Path) -> None:
-    """pip-audit itself ends with "No known vulnerabilities found" where an index knows no distribution."""
+def test_database_that_does_not_answer_raises_unreachable_error(output: str, message: str, tmp_path: Path) -> None:
+    """pip-audit itself reports "No known vulnerabilities found" if the index knows no distribution."""
     with pytest.raises(UnreachableError, match=message):
-        look_up(stand_in(tmp_path, output), tmp_path, RULES)
+        look_up(fake_pip_audit(tmp_path, output), tmp_path, RULES)
     with pytest.raises(UnreachableError, match="No such file"):
         look_up(tmp_path / "absent", tmp_path, RULES)
 
 
 @pytest.mark.parametrize(
-    ("output", "status", "said"),
+    ("output", "status", "message"),
     [
         (json.dumps({"dependencies": FOUND["dependencies"][:1]}), 0, "1 distributions looked up, 0 known"),
         (json.dumps(FOUND), 1, "  b 2: GHSA-1; fixed in 3"),
         ("", 2, "vulnerabilities: NOT LOOKED UP: ConnectionError: no route"),
     ],
 )
-def test_the_status_says_what_came_of_it(
-    output: str, status: int, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_exit_status_reports_the_result(
+    output: str, status: int, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert audit.main(["--pip-audit", str(stand_in(tmp_path, output))]) == status
-    assert said in capsys.readouterr().out
+    assert audit.main(["--pip-audit", str(fake_pip_audit(tmp_path, output))]) == status
+    assert message in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Batches of like weight against a slow, readable reference, and what they promise."""
+"""Balancing batches by weight: a slow, readable reference gives the same order, and no batch exceeds its bound."""
 
 import numpy as np
 import numpy.typing as npt
@@ -12,11 +12,11 @@ weights = st.lists(st.one_of(st.integers(0, 60), st.integers(0, 2000)), min_size
 
 
 class Batches:
-    """What every batch has of some pieces, counted one piece and one batch after another."""
+    """The pieces in every batch, their weight and the bound on it, counted row by row."""
 
     def __init__(self, rows: list[int], weights: list[int], batch_rows: int, room: int) -> None:
         self.rows, self.weights, self.order = rows, weights, list(range(len(rows)))
-        self.pieces: dict[int, list[int]] = {}  # positions in each batch; a piece that is cut is in several
+        self.pieces: dict[int, list[int]] = {}  # positions in each batch; a piece that is cut is in several batches
         taken: dict[int, int] = {}
         at = batch_rows - room
         for position, size in enumerate(rows):
@@ -40,11 +40,11 @@ class Batches:
 
 
 def reference(rows: list[int], weights: list[int], batch_rows: int, room: int) -> list[int]:
-    """The order that `levelled` promises."""
-    found, given_up = Batches(rows, weights, batch_rows, room), set()
+    """Return the order that `levelled` must return, by slow and plain steps."""
+    found, skipped = Batches(rows, weights, batch_rows, room), set()
     while True:
-        asked = [batch for batch in found.pieces if batch not in given_up]
-        if not asked or found.above(heavy := max(asked, key=found.above)) <= 0:
+        remaining = [batch for batch in found.pieces if batch not in skipped]
+        if not remaining or found.above(heavy := max(remaining, key=found.above)) <= 0:
             return found.order
         light = min(found.pieces, key=lambda batch: found.weight(batch) - found.mean[batch])
         best = None
@@ -56,7 +56,7 @@ def reference(rows: list[int], weights: list[int], batch_rows: int, room: int) -
             if 0 < gain <= -found.above(light) and (best is None or apart < best[0]):
                 best = apart, ours, theirs
         if best is None:
-            given_up.add(heavy)
+            skipped.add(heavy)
         else:
             _, ours, theirs = best
             found.order[ours], found.order[theirs] = found.order[theirs], found.order[ours]
@@ -64,9 +64,7 @@ def reference(rows: list[int], weights: list[int], batch_rows: int, room: int) -
 
 @settings(max_examples=300, deadline=None)
 @given(weights, st.integers(1, 12), st.integers(0, 11), st.integers(0, 99), st.sampled_from([1, 3]))
-def test_pieces_are_exchanged_as_the_reference_does(
-    found: list[int], batch_rows: int, begun: int, seed: int, longest: int
-) -> None:
+def test_levelled_equals_the_reference(found: list[int], batch_rows: int, begun: int, seed: int, longest: int) -> None:
     rows_P, weights_P = np.random.default_rng(seed).integers(1, longest + 1, len(found)), np.array(found)
     room = batch_rows - begun % batch_rows
     order_P = levelled(rows_P, weights_P, batch_rows, room)
@@ -79,7 +77,7 @@ def test_pieces_are_exchanged_as_the_reference_does(
 @given(
     st.lists(st.integers(0, SLACK), min_size=1, max_size=400), st.integers(1, 40), st.integers(0, 39), st.integers(1, 5)
 )
-def test_batches_of_light_pieces_of_equal_rows_end_within_the_bound(
+def test_batches_of_light_equal_pieces_stay_within_the_bound(
     found: list[int], batch_pieces: int, begun: int, rows: int
 ) -> None:
     batch_rows, room = batch_pieces * rows, (batch_pieces - begun % batch_pieces) * rows
@@ -90,7 +88,7 @@ def test_batches_of_light_pieces_of_equal_rows_end_within_the_bound(
 
 @settings(max_examples=200)
 @given(weights, st.integers(1, 12), st.integers(0, 11))
-def test_no_batch_gets_above_its_bound_or_further_above_it(found: list[int], batch_rows: int, begun: int) -> None:
+def test_no_batch_rises_above_its_bound_or_exceeds_it_further(found: list[int], batch_rows: int, begun: int) -> None:
     room, rows = batch_rows - begun % batch_rows, [1] * len(found)
     order_P = levelled(np.array(rows), np.array(found), batch_rows, room)
     before = Batches(rows, found, batch_rows, room)
@@ -100,7 +98,7 @@ def test_no_batch_gets_above_its_bound_or_further_above_it(found: list[int], bat
         assert order_P.tolist() == list(range(len(found)))
 
 
-def test_a_very_heavy_piece_ends_with_light_ones_beside_it() -> None:
+def test_very_heavy_piece_shares_its_batch_with_light_ones() -> None:
     weights_P = np.array([1000, *[40] * 7, *[10] * 8, *[25] * 16])
     order_P = levelled(np.ones(32, np.int64), weights_P, 8, 8)
     weight_GP = weights_P[order_P].reshape(4, 8)

@@ -1,4 +1,4 @@
-"""Checkpoints: the same state back, the last whole one only, and never one of other work."""
+"""Checkpoints: the state is restored from the last intact checkpoint, and never from one of other work."""
 
 import os
 import shutil
@@ -24,7 +24,7 @@ class Settings(Config):
 
 
 class LaterSettings(Settings):
-    """What a later version of the code has."""
+    """The settings of a later version of the code."""
 
     momentum: float = 0.9
 
@@ -33,7 +33,7 @@ def checkpoints(path: Path, stage: str = "encoder", world: World = ALONE, config
     return Checkpoints(path / "out.checkpoint", world, stage, WORK, config or Settings())
 
 
-def two_kept(path: Path) -> Checkpoints:
+def save_two(path: Path) -> Checkpoints:
     """Save two checkpoints, of steps 10 and 11, and keep both."""
     kept = checkpoints(path)
     kept.keeps = 2
@@ -63,7 +63,7 @@ def require_equal(found: Checkpoint | None, expected: Checkpoint) -> None:
         assert all(tensors[name].dtype == wanted[name].dtype for name in wanted)
 
 
-def test_the_last_one_comes_back_and_the_others_are_gone(tmp_path: Path) -> None:
+def test_last_checkpoint_is_loaded_and_earlier_ones_are_removed(tmp_path: Path) -> None:
     kept = checkpoints(tmp_path)
     assert kept.load() is None
     for step in (9, 10, 100):
@@ -71,30 +71,30 @@ def test_the_last_one_comes_back_and_the_others_are_gone(tmp_path: Path) -> None
     require_equal(kept.load(), checkpoint(100))
     assert [path.name for path in kept.path.iterdir()] == ["step-000000000100"]
     files = {path.suffix for path in kept.path.rglob("*") if path.is_file()}
-    assert files == {".json", ".safetensors"}  # nothing that is unpickled
+    assert files == {".json", ".safetensors"}  # no pickles
     kept.remove()
     assert list(tmp_path.iterdir()) == []
-    kept.remove()  # nothing there: nothing done
+    kept.remove()  # a no-op
 
 
-def test_one_that_was_begun_counts_once_it_is_finished_and_holds_what_was_there_when_it_began(tmp_path: Path) -> None:
+def test_begun_checkpoint_counts_once_finished_and_has_the_values_at_begin(tmp_path: Path) -> None:
     kept, later = checkpoints(tmp_path), checkpoint(10)
     kept.save(checkpoint(9))
     kept.begin(later)
     for tensor in (*later.shared.values(), *later.own.values()):
-        tensor.zero_()  # training goes on
+        tensor.zero_()  # training changes them in place
     later.values["rate"] = 5
     require_equal(checkpoints(tmp_path).load(), checkpoint(9))
     kept.finish()
     require_equal(kept.load(), checkpoint(10))
-    kept.finish()  # nothing is left to do
+    kept.finish()  # a no-op
     kept.begin(checkpoint(11))
     kept.begin(checkpoint(12))  # finishes the one before
     require_equal(checkpoints(tmp_path).load(), checkpoint(11))
     kept.finish()
 
 
-def test_what_the_writing_thread_raises_is_raised_and_nothing_is_committed(
+def test_error_of_the_writing_thread_is_raised_and_nothing_is_committed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = checkpoints(tmp_path)
@@ -109,7 +109,7 @@ def test_what_the_writing_thread_raises_is_raised_and_nothing_is_committed(
     assert [path.name for path in kept.path.iterdir()] == ["step-000000000009"]
 
 
-def test_so_many_are_kept_and_an_altered_one_is_passed_over(tmp_path: Path) -> None:
+def test_last_checkpoints_are_kept_and_a_damaged_one_is_skipped(tmp_path: Path) -> None:
     kept = checkpoints(tmp_path)
     kept.keeps = 2
     for step in (9, 10, 11):
@@ -119,7 +119,7 @@ def test_so_many_are_kept_and_an_altered_one_is_passed_over(tmp_path: Path) -> N
     found = kept.load()
     require_equal(found, checkpoint(10))
     assert found is not None and found.altered == ("step-000000000011",)
-    kept.save(checkpoint(11))  # what was passed over is not in the way
+    kept.save(checkpoint(11))  # replaces the damaged one
     (kept.path / "step-000000000011" / "shared.safetensors").write_bytes(b"other")
     require_equal(kept.load(), checkpoint(10))
     (kept.path / "step-000000000010" / "values.json").write_bytes(b"other")
@@ -145,11 +145,11 @@ def link_a_file(path: Path) -> None:
     (path / "values.json").symlink_to(path.parent / "elsewhere")
 
 
-def older(path: Path) -> None:
+def replace_a_file_by_an_older_one(path: Path) -> None:
     shutil.copy(path.with_name("step-000000000010") / "values.json", path / "values.json")
 
 
-def another_name(path: Path) -> None:
+def replace_by_an_older_one(path: Path) -> None:
     shutil.rmtree(path)
     shutil.copytree(path.with_name("step-000000000010"), path)
 
@@ -164,45 +164,45 @@ def another_name(path: Path) -> None:
         lambda path: (path / "manifest.json").write_text("{}"),
         lambda path: (path / "more").write_text(""),
         link_a_file,
-        older,
+        replace_a_file_by_an_older_one,
     ],
     ids=["flip", "deletion", "truncation", "edit", "manifest", "addition", "link", "older"],
 )
-def test_a_newest_one_that_was_damaged_is_passed_over_and_told(tmp_path: Path, damage: Callable[[Path], None]) -> None:
-    kept = two_kept(tmp_path)
+def test_damaged_newest_checkpoint_is_skipped_and_reported(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    kept = save_two(tmp_path)
     damage(kept.path / "step-000000000011")
     found = kept.load()
     require_equal(found, checkpoint(10))
     assert found is not None and found.altered == ("step-000000000011",)
-    kept.save(checkpoint(11))  # the run reaches the same step again
+    kept.save(checkpoint(11))  # the resumed run reaches the same step again
     require_equal(kept.load(), checkpoint(11))
     assert {path.name for path in kept.path.glob("step-*")} == {"step-000000000010", "step-000000000011"}
 
 
-def test_one_without_a_manifest_does_not_count(tmp_path: Path) -> None:
-    kept = two_kept(tmp_path)
+def test_checkpoint_without_a_manifest_is_ignored(tmp_path: Path) -> None:
+    kept = save_two(tmp_path)
     (kept.path / "step-000000000011" / "manifest.json").unlink()
     require_equal(kept.load(), checkpoint(10))
     kept.save(checkpoint(11))
     require_equal(kept.load(), checkpoint(11))
 
 
-@pytest.mark.parametrize("place", [link, another_name])
-def test_a_link_or_an_older_one_under_a_newer_name(tmp_path: Path, place: Callable[[Path], None]) -> None:
-    kept = two_kept(tmp_path)
+@pytest.mark.parametrize("place", [link, replace_by_an_older_one])
+def test_link_or_older_checkpoint_under_a_newer_name_is_skipped(tmp_path: Path, place: Callable[[Path], None]) -> None:
+    kept = save_two(tmp_path)
     place(kept.path / "step-000000000011")
     found = kept.load()
     assert found is not None and (found.step, found.altered) == (10, ("step-000000000011",))
 
 
-def test_what_this_run_never_loaded_or_saved_is_left(tmp_path: Path) -> None:
+def test_remove_leaves_checkpoints_of_another_stage(tmp_path: Path) -> None:
     checkpoints(tmp_path).save(checkpoint(9))
     other = checkpoints(tmp_path, "materialize")
     other.remove()
     assert [path.name for path in other.path.iterdir()] == ["step-000000000009"]
 
 
-def test_what_is_not_a_checkpoint_is_left(tmp_path: Path) -> None:
+def test_remove_leaves_other_directories(tmp_path: Path) -> None:
     kept = checkpoints(tmp_path)
     (kept.path / "mine").mkdir(parents=True)
     kept.save(checkpoint(9))
@@ -210,7 +210,7 @@ def test_what_is_not_a_checkpoint_is_left(tmp_path: Path) -> None:
     assert [path.name for path in kept.path.iterdir()] == ["mine"]
 
 
-def test_a_torn_one_does_not_count(tmp_path: Path) -> None:
+def test_partial_checkpoint_is_ignored(tmp_path: Path) -> None:
     kept = checkpoints(tmp_path)
     kept.save(checkpoint(9))
     torn = kept.path / ".step-000000000010.abcd.tmp"
@@ -222,7 +222,7 @@ def test_a_torn_one_does_not_count(tmp_path: Path) -> None:
     assert [path.name for path in kept.path.iterdir()] == ["step-000000000012"]
 
 
-def test_an_altered_one_is_refused(tmp_path: Path) -> None:
+def test_only_checkpoint_is_refused_when_damaged(tmp_path: Path) -> None:
     kept = checkpoints(tmp_path)
     kept.save(checkpoint(9))
     (file,) = kept.path.glob("*/shared.safetensors")
@@ -241,7 +241,7 @@ def test_an_altered_one_is_refused(tmp_path: Path) -> None:
         ("inputs", {"dataset": "f"}, "inputs: {'dataset': 'd'} there, {'dataset': 'f'} here"),
     ],
 )
-def test_one_of_other_work_is_refused(tmp_path: Path, name: str, value: Any, message: str) -> None:
+def test_checkpoint_of_other_work_is_refused(tmp_path: Path, name: str, value: Any, message: str) -> None:
     checkpoints(tmp_path).save(checkpoint(9))
     other = checkpoints(tmp_path)
     other.work[name] = value
@@ -254,7 +254,7 @@ def test_one_of_other_work_is_refused(tmp_path: Path, name: str, value: Any, mes
     ("name", "value", "keeps_own"),
     [("torch", "2.0", True), ("threads", 99, True), ("ranks", 2, False), ("device", "cuda", False)],
 )
-def test_one_of_another_machine_is_taken_up_and_the_manifest_says_so_for_good(
+def test_checkpoint_of_another_environment_is_loaded_and_recorded(
     tmp_path: Path, name: str, value: Any, keeps_own: bool
 ) -> None:
     kept = checkpoints(tmp_path)
@@ -271,7 +271,7 @@ def test_one_of_another_machine_is_taken_up_and_the_manifest_says_so_for_good(
     assert other.facts == again.facts == {"resumed_with_other": [name]}
 
 
-def test_one_is_begun_where_it_is_due_and_committed_some_steps_later(tmp_path: Path) -> None:
+def test_checkpoint_begins_when_due_and_is_committed_some_steps_later(tmp_path: Path) -> None:
     kept = checkpoints(tmp_path)
     committed = []
     for step in range(1, 17):
@@ -282,14 +282,14 @@ def test_one_is_begun_where_it_is_due_and_committed_some_steps_later(tmp_path: P
     require_equal(kept.load(), checkpoint(8))
 
 
-def test_one_of_an_older_version_is_of_the_same_work_where_newer_settings_are_at_their_defaults(tmp_path: Path) -> None:
+def test_checkpoint_of_an_older_version_is_loaded_when_newer_settings_have_their_defaults(tmp_path: Path) -> None:
     checkpoints(tmp_path).save(checkpoint(9))
     require_equal(checkpoints(tmp_path, config=LaterSettings()).load(), checkpoint(9))
     with pytest.raises(CommitError, match="is a checkpoint of other work .config: "):
         checkpoints(tmp_path, config=LaterSettings(momentum=0.5)).load()
 
 
-def test_one_with_a_setting_that_is_unknown_names_both_versions(tmp_path: Path) -> None:
+def test_checkpoint_with_an_unknown_setting_names_both_versions(tmp_path: Path) -> None:
     checkpoints(tmp_path, config=LaterSettings()).save(checkpoint(9))
     with pytest.raises(CommitError, match=rf"(?s)momentum: unknown key.*written by sidestack {VERSION}, this is"):
         checkpoints(tmp_path).load()
@@ -304,12 +304,12 @@ def save_and_load(world: World, path: Path) -> list[int]:
     return [int(x) for x in found.own["own"]]
 
 
-def test_every_rank_has_its_own(tmp_path: Path) -> None:
+def test_each_rank_loads_its_own_tensors(tmp_path: Path) -> None:
     assert run_distributed(save_and_load, tmp_path) == [[0, 5], [1, 5]]
 
 
 def spread(world: World, path: Path, rows: int) -> list[int]:
-    """Save a table spread over the ranks, and read it back."""
+    """Save a table that is sharded over the ranks, and return the rows that this rank loads."""
     each = rows // world.size
     first = world.rank * each
     table = torch.arange(first, first + each)
@@ -322,7 +322,7 @@ def spread(world: World, path: Path, rows: int) -> list[int]:
     return out.tolist()
 
 
-def test_what_is_spread_over_the_ranks_is_read_by_any_number_of_them(tmp_path: Path) -> None:
+def test_sharded_table_is_loaded_by_any_number_of_ranks(tmp_path: Path) -> None:
     assert run_distributed(spread, tmp_path, 10) == [list(range(5)), list(range(5, 10))]
     out = torch.zeros(10, dtype=torch.int64)
     found = checkpoints(tmp_path, "ranker").load({"table": Spread((10,), [Shard((0,), out)])})

@@ -1,4 +1,4 @@
-"""The checks of rows, one test a rule: each error names file, row group, column and rule."""
+"""The checks of rows: each error names file, row group, column and rule."""
 
 from collections.abc import Callable
 from datetime import datetime
@@ -57,13 +57,13 @@ def items(**changes: Any) -> pa.Table:
     )
 
 
-def test_rows_that_keep_the_contract_pass() -> None:
+def test_valid_rows_pass() -> None:
     check_events(events(), SPEC, WHERE)
     check_items(items(), SPEC, WHERE)
     check_users(pa.table({"user_id": pa.array([0, 1]), "age": pa.array([3, None], pa.int32())}), SPEC, WHERE)
 
 
-def test_users_may_have_embeddings_as_items_do() -> None:
+def test_user_embeddings_are_checked_as_item_embeddings() -> None:
     spec = SPEC.model_copy(update={"user_embeddings": {"activity": 2}})
     assert user_schema(spec).names == ["user_id", "activity", "age"]
     rows = [{"user_id": 0, "activity": [1.0, 2.0], "age": 3}, {"user_id": 1, "activity": [0.0, float("inf")]}]
@@ -102,7 +102,7 @@ def test_users_may_have_embeddings_as_items_do() -> None:
         ),
     ],
 )
-def test_each_broken_rule_of_events_is_named(changes: dict[str, Any], message: str) -> None:
+def test_broken_rule_of_events_is_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=r"events/part\.parquet, row group 2: column " + message):
         check_events(events(**changes), SPEC, WHERE)
 
@@ -117,12 +117,12 @@ def test_each_broken_rule_of_events_is_named(changes: dict[str, Any], message: s
         ({"item_id": [0, 10]}, r"'item_id': id 10 is outside the table \[0, 10\)"),
     ],
 )
-def test_each_broken_rule_of_items_is_named(changes: dict[str, Any], message: str) -> None:
+def test_broken_rule_of_items_is_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         check_items(items(**changes), SPEC, WHERE)
 
 
-def test_what_lies_under_a_null_embedding_does_not_matter() -> None:
+def test_values_under_a_null_embedding_are_ignored() -> None:
     values = pa.array(np.array([0.5, 1.0, np.nan, np.nan], np.float16))
     vectors = pa.FixedSizeListArray.from_arrays(values, 2, mask=pa.array([False, True]))
     check_items(pa.table({"vector": vectors}), SPEC, WHERE)
@@ -141,18 +141,18 @@ def test_what_lies_under_a_null_embedding_does_not_matter() -> None:
         ),
     ],
 )
-def test_a_wrong_schema_is_named(change: Callable[[pa.Schema], pa.Schema], message: str) -> None:
+def test_column_with_a_wrong_type_is_named(change: Callable[[pa.Schema], pa.Schema], message: str) -> None:
     with pytest.raises(DataError, match=message):
         require_typed_columns(change(flat_schema(SPEC)), flat_schema(SPEC), WHERE)
 
 
-def test_embeddings_may_be_float32_and_columns_beyond_the_contract_are_welcome() -> None:
+def test_float32_embeddings_and_further_columns_are_allowed() -> None:
     schema = item_schema(SPEC, pa.float32()).append(pa.field("sid", pa.int64()))
     require_typed_columns(schema, item_schema(SPEC), WHERE)
     require_typed_columns(user_schema(SPEC), user_schema(SPEC), WHERE)
 
 
-def test_an_embedding_of_another_type_is_told_the_type_it_must_have() -> None:
+def test_error_for_an_embedding_of_another_type_names_the_valid_types() -> None:
     schema = pa.schema({"item_id": pa.int64(), "text": pa.string(), "vector": pa.list_(pa.int64(), 2)})
     wanted = r"a list of 2 numbers of type float32 \(or float16, float64\)"
     with pytest.raises(DataError, match=rf"'vector' has type fixed_size_list<.*int64>\[2\], must be {wanted}"):
@@ -161,12 +161,12 @@ def test_an_embedding_of_another_type_is_told_the_type_it_must_have() -> None:
         require_typed_columns(schema.remove(2), item_schema(SPEC), WHERE)
 
 
-def test_of_a_task_whose_parent_is_unknown_nothing_is_said() -> None:
+def test_label_is_valid_when_its_parents_label_is_null() -> None:
     check_events(events(click=[None, None], conversion=[1, 0]), SPEC, WHERE)
     check_events(events(click=[1, 0], conversion=[None, None]), SPEC, WHERE)
 
 
-def test_rows_of_one_table_alone_are_checked_as_far_as_they_go() -> None:
+def test_columns_of_a_single_table_are_checked() -> None:
     rows = events(click=[0, 2])
     check_events(rows.select(["request_id", "item_id"]), SPEC, WHERE)
     check_events(rows.select(["history_item_ids", "history_times"]), SPEC, WHERE)
@@ -182,7 +182,7 @@ def test_rows_of_one_table_alone_are_checked_as_far_as_they_go() -> None:
         ({"c": pa.int8(), "b": pa.float64(), "a": pa.int64()}, "column 'c' is int8, in known it is missing"),
     ],
 )
-def test_columns_that_differ_are_named(names: dict[str, pa.DataType], rule: str) -> None:
+def test_different_columns_are_named(names: dict[str, pa.DataType], rule: str) -> None:
     known = pa.schema({"a": pa.int64(), "b": pa.float64()})
     with pytest.raises(DataError, match=f"own: {rule}: all files of a table must have the same columns"):
         require_same_columns(pa.schema(names), known, "own", "known")
@@ -190,9 +190,9 @@ def test_columns_that_differ_are_named(names: dict[str, pa.DataType], rule: str)
     require_same_columns(swapped, known, "own", "known")
 
 
-def test_a_childs_label_is_held_against_a_parent_of_the_right_type_whatever_their_order() -> None:
+def test_type_of_a_parents_label_is_checked_when_the_child_comes_first() -> None:
     tasks = {"conversion": {"given": "click"}, "click": {}}
     spec = DatasetSpec.model_validate({**SPEC.model_dump(), "tasks": tasks})
-    check_events(events(click=[None, 1], conversion=[1, 1]), spec, WHERE)  # a parent that is not known yet
+    check_events(events(click=[None, 1], conversion=[1, 1]), spec, WHERE)  # the parent's label is null
     with pytest.raises(DataError, match="'click' has type string, must be int8"):
         check_events(events(click=pa.array(["yes", "no"]), conversion=[1, 1]), spec, WHERE)

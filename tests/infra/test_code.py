@@ -1,4 +1,4 @@
-"""The digest of code: names and contents of the files of packages and modules, and nothing else."""
+"""The digest of code depends on the names and contents of the files of packages and modules only."""
 
 import importlib
 import sys
@@ -37,12 +37,12 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_packages_are_read_whole_and_modules_alone(root: Path) -> None:
+def test_python_files_are_those_of_whole_packages_and_single_modules(root: Path) -> None:
     found = {path.relative_to(root).as_posix() for path in python_files(("a", "c.py"), root)}
     assert found == {"a/__init__.py", "a/b/one.py", "c.py"}
 
 
-def test_names_and_contents_decide_and_nothing_else(root: Path) -> None:
+def test_code_digest_depends_on_names_and_contents_only(root: Path) -> None:
     before = code_digest(("a", "c.py"), root)
     assert code_digest(("c.py", "a"), root) == before
     (root / "d.py").write_text("other")
@@ -54,21 +54,19 @@ def test_names_and_contents_decide_and_nothing_else(root: Path) -> None:
     assert len({before, changed, code_digest(("a", "c.py"), root)}) == 3
 
 
-def test_a_schedule_is_not_code(root: Path) -> None:
+def test_schedules_are_not_code(root: Path) -> None:
     for name in ("infra/one.py", f"{DEPLOY}/schedule/dag.py"):
         (root / name).parent.mkdir(parents=True)
         (root / name).touch()
     assert list(python_files(("infra",), root)) == [root / "infra/one.py"]
 
 
-def test_what_decides_a_partition_is_there() -> None:
+def test_code_of_prepare_exists() -> None:
     assert all((ROOT / name).exists() for name in PREPARE_CODE)
     assert len(list(python_files(PREPARE_CODE))) > 15
 
 
-def test_the_code_of_other_packages_is_theirs_alone(
-    root: Path, monkeypatch: pytest.MonkeyPatch, clean_modules: None
-) -> None:
+def test_foreign_code_is_digested_by_package(root: Path, monkeypatch: pytest.MonkeyPatch, clean_modules: None) -> None:
     monkeypatch.syspath_prepend(str(root))
     (root / "theirs").mkdir()
     (root / "theirs/__init__.py").touch()
@@ -81,7 +79,7 @@ def test_the_code_of_other_packages_is_theirs_alone(
     assert foreign_code(kinds)["theirs"] != found["theirs"]
 
 
-def test_a_job_runs_the_code_that_its_key_names_and_no_other(root: Path) -> None:
+def test_job_refuses_code_other_than_its_key_names(root: Path) -> None:
     environment = code_environment(("a", "c.py"), root)
     assert require_code(environment, root) == code_digest(("a", "c.py"), root)
     (root / "d.py").write_text("not the job's")
@@ -93,13 +91,13 @@ def test_a_job_runs_the_code_that_its_key_names_and_no_other(root: Path) -> None
         require_code(environment, root)
 
 
-def test_without_a_job_any_code_will_do(root: Path) -> None:
+def test_any_code_is_accepted_without_a_job(root: Path) -> None:
     (root / "infra").mkdir()
     (root / "infra/x.py").write_text("x")
     assert require_code({}, root) == code_digest(("infra",), root)
 
 
-def test_a_clusters_file_is_not_code(root: Path) -> None:
+def test_cluster_modules_are_not_code(root: Path) -> None:
     (root / CLUSTERS).mkdir(parents=True)
     (root / CLUSTERS / "pods.py").touch()
     assert list(python_files(("infra",), root)) == []

@@ -1,3 +1,5 @@
+"""Configuration files, overrides, their validation, and digests of configurations."""
+
 import itertools
 from pathlib import Path
 
@@ -54,7 +56,7 @@ def test_absent_section_means_defaults(tmp_path: Path) -> None:
         ({"names": 3}, r"here\.names: .*tuple.*3"),
     ],
 )
-def test_a_fault_names_key_value_and_rule(values: dict[str, object], message: str) -> None:
+def test_error_names_key_value_and_rule(values: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse(Outer, values, "here")
 
@@ -62,7 +64,7 @@ def test_a_fault_names_key_value_and_rule(values: dict[str, object], message: st
 ALIASES = "encoder:\n  a: &a [x, x, x, x, x, x, x, x]\n" + "".join(
     f"  {name}: &{name} [{', '.join(['*' + before] * 8)}]\n" for before, name in itertools.pairwise("abcdefgh")
 )
-"""Some hundred characters that stand for 8 ** 8 values."""
+"""A few hundred characters that expand to 8 ** 8 values."""
 
 
 @pytest.mark.parametrize(
@@ -99,17 +101,17 @@ ALIASES = "encoder:\n  a: &a [x, x, x, x, x, x, x, x]\n" + "".join(
         ("encoder: {}", ["encoder.inner={rate: 1, rate: 2}"], "key 'rate' occurs twice"),
     ],
 )
-def test_a_bad_file_or_override_is_refused(tmp_path: Path, text: str, overrides: list[str], message: str) -> None:
+def test_invalid_file_or_override_is_refused(tmp_path: Path, text: str, overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_file(write(tmp_path / "run.yaml", text), overrides)
 
 
-def test_a_merged_mapping_may_be_overridden(tmp_path: Path) -> None:
+def test_merged_mapping_may_be_overridden(tmp_path: Path) -> None:
     text = "encoder: {inner: &inner {rate: 0.5}}\nranker: {inner: {<<: *inner, rate: 0.7}}"
     assert load_section(Outer, write(tmp_path / "run.yaml", text), "ranker").inner.rate == 0.7
 
 
-def test_a_file_is_read_as_utf8_and_nothing_else(tmp_path: Path) -> None:
+def test_file_is_read_as_utf8(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_bytes("encoder: {names: [größe]}".encode())
     assert load_section(Outer, file, "encoder").names == ("größe",)
@@ -118,7 +120,7 @@ def test_a_file_is_read_as_utf8_and_nothing_else(tmp_path: Path) -> None:
         load_file(file)
 
 
-def test_a_file_may_begin_with_a_byte_order_mark_and_is_not_utf16(tmp_path: Path) -> None:
+def test_byte_order_mark_is_allowed_and_utf16_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_bytes(b"\xef\xbb\xbfencoder: {names: [a]}")
     assert load_section(Outer, file, "encoder").names == ("a",)
@@ -129,25 +131,25 @@ def test_a_file_may_begin_with_a_byte_order_mark_and_is_not_utf16(tmp_path: Path
 
 
 @pytest.mark.parametrize("section", ["[1]", "-1", "abc", "3.5", "2024-01-01"])
-def test_a_section_that_is_no_mapping_is_named(tmp_path: Path, section: str) -> None:
+def test_section_that_is_not_a_mapping_is_named(tmp_path: Path, section: str) -> None:
     with pytest.raises(ConfigError, match=r"run\.yaml: encoder: must be a mapping, is \w+"):
         load_section(Outer, write(tmp_path / "run.yaml", f"encoder: {section}"), "encoder")
 
 
 @pytest.mark.parametrize("number", ["inf", "-Infinity", "nan"])
-def test_a_number_that_is_not_finite_is_none_as_text_either(number: str) -> None:
+def test_non_finite_number_is_refused_as_text(number: str) -> None:
     with pytest.raises(ConfigError, match=r"here\.rate: .*finite number"):
         parse(Inner, {"rate": number}, "here")
 
 
 @pytest.mark.parametrize("path", ["../x", "a/../../x", "/x", "a\nb"])
-def test_a_path_that_leads_out_of_its_directory_is_refused(path: str) -> None:
+def test_path_that_leaves_its_directory_is_refused(path: str) -> None:
     with pytest.raises(ConfigError, match=r"here\.path: must be a relative path without \.\."):
         parse(Below, {"path": path}, "here")
     assert parse(Below, {"path": "sids/sid/0a/part=00000"}, "here").path == "sids/sid/0a/part=00000"
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="absent.yaml: cannot be read"):
         load_file(tmp_path / "absent.yaml")
 
@@ -171,17 +173,17 @@ class Placed(Config):
         return self.model_dump(mode="json", exclude={"cache"})
 
 
-def test_digest_leaves_out_where_things_are_kept() -> None:
+def test_digest_leaves_out_the_place_of_a_cache() -> None:
     assert digest(Placed(cache=Path("/elsewhere"))) == digest(Placed())
     assert digest(Placed(rate=0.2)) != digest(Placed())
 
 
-def test_what_an_older_version_wrote_gets_the_defaults_of_newer_fields() -> None:
+def test_fields_that_an_older_version_lacks_get_their_defaults() -> None:
     assert parse_written(Outer, {"names": ["x"]}, "a.json", "0.0.1") == Outer(names=("x",))
 
 
 @pytest.mark.parametrize("values", [{"names": ["x"], "later": 1}, {"inner": {"rate": "fast"}}, [1]])
-def test_what_cannot_be_read_names_both_versions(values: object) -> None:
+def test_error_for_values_of_another_version_names_both_versions(values: object) -> None:
     with pytest.raises(ConfigError, match=rf"was written by sidestack 9\.9, this is sidestack {VERSION}"):
         parse_written(Outer, values, "a.json", "9.9")
     with pytest.raises(ConfigError, match="was written by an unknown version of sidestack"):

@@ -1,3 +1,5 @@
+"""Process groups: timeouts, collectives, errors on every rank, lockstep reading and the number of GPUs."""
+
 import contextlib
 import socket
 from collections.abc import Iterator
@@ -24,14 +26,14 @@ from sidestack.infra.errors import ConfigError, DataError, StageError, TrainingE
 from tests.distributed import RankFailure, run_distributed
 
 
-def test_timeouts_come_back_from_the_environment_they_are_handed_in() -> None:
+def test_timeouts_are_restored_from_the_environment() -> None:
     timeouts = Timeouts(collective_s=30.5, commit_s=7200)
     assert Timeouts.of_environment({"HOME": "/", **timeouts.environment()}) == timeouts
     assert Timeouts.of_environment({"SIDESTACK_TIMEOUT_COMMIT_S": "5"}) == Timeouts(commit_s=5)
 
 
 @pytest.mark.parametrize("value", ["soon", "0"])
-def test_a_timeout_that_is_no_number_of_seconds_is_refused(value: str) -> None:
+def test_timeout_that_is_not_a_positive_number_is_refused(value: str) -> None:
     with pytest.raises(ConfigError, match=f"environment: timeouts.commit_s: .*{value}"):
         Timeouts.of_environment({"SIDESTACK_TIMEOUT_COMMIT_S": value})
 
@@ -51,7 +53,7 @@ def fail_on_rank_1(world: World) -> None:
             raise DataError("x.parquet: broken")
 
 
-def test_a_failure_on_one_rank_is_raised_on_all() -> None:
+def test_failure_on_one_rank_is_raised_on_all() -> None:
     with pytest.raises(RankFailure) as failure:
         run_distributed(fail_on_rank_1)
     first, second = failure.value.errors
@@ -69,7 +71,7 @@ def source(world: World, fail_at: int) -> list[int]:
     return list(lockstep(world, items(), "streaming"))
 
 
-def test_lockstep_passes_items_on() -> None:
+def test_lockstep_yields_all_items() -> None:
     assert run_distributed(source, -1) == [[0, 1, 2, 3]] * 2
 
 
@@ -79,7 +81,7 @@ def test_lockstep_raises_on_every_rank_at_the_same_item() -> None:
     assert all(error and "batch 2" in error for error in failure.value.errors)
 
 
-def test_lockstep_reads_an_item_ahead_while_the_one_before_is_used() -> None:
+def test_lockstep_prefetches_one_item() -> None:
     assert run_distributed(read_ahead) == [["read 0", "read 1", "use 0", "read 2", "use 1", "use 2"]] * 2
 
 
@@ -110,58 +112,58 @@ def sums(world: World) -> list[list[float]]:
     return found
 
 
-def test_lockstep_adds_up_the_numbers_of_an_item_and_stops_where_one_rank_has_none() -> None:
+def test_lockstep_sums_numbers_over_ranks_and_stops_when_a_rank_fails() -> None:
     assert run_distributed(sums) == [[[0, 0, 10], [1, 2, 12]]] * 2
     assert run_distributed(sums, world_size=1) == [[[0, 0, 0], [1, 1, 1], [2, 2, 2], [3, 3, 3]]]
 
 
-def texts(world: World) -> None:
+def words(world: World) -> None:
     require_same(world, "abc", "the word")
     with pytest.raises(TrainingError, match="step 3: the word is not the same on every rank: rank 0: w0, rank 1: w1$"):
         require_same(world, f"w{world.rank}", "step 3: the word")
 
 
-def test_texts_that_differ_are_named_on_every_rank() -> None:
-    run_distributed(texts)
+def test_different_values_are_named_on_every_rank() -> None:
+    run_distributed(words)
 
 
 @pytest.mark.parametrize(
-    ("visible", "asked", "ranks", "message"),
+    ("visible", "requested", "ranks", "message"),
     [
         (1, None, 2, "1 GPUs are visible, and 2 ranks need one each"),
         (0, "2", 2, "0 GPUs are visible, and 2 ranks need one each"),
         (4, "8", 4, "4 GPUs are visible, and the job asked for 8"),
     ],
 )
-def test_fewer_gpus_than_ranks_is_an_error(
-    monkeypatch: pytest.MonkeyPatch, visible: int, asked: str | None, ranks: int, message: str
+def test_fewer_gpus_than_ranks_are_refused(
+    monkeypatch: pytest.MonkeyPatch, visible: int, requested: str | None, ranks: int, message: str
 ) -> None:
-    see_gpus(monkeypatch, visible, asked)
+    see_gpus(monkeypatch, visible, requested)
     with pytest.raises(ConfigError, match=message):
         distributed._require_gpus(ranks)
 
 
-@pytest.mark.parametrize(("visible", "asked", "uses"), [(0, None, False), (2, None, True), (8, "2", True)])
+@pytest.mark.parametrize(("visible", "requested", "uses"), [(0, None, False), (2, None, True), (8, "2", True)])
 def test_ranks_use_the_gpus_that_are_visible(
-    monkeypatch: pytest.MonkeyPatch, visible: int, asked: str | None, uses: bool
+    monkeypatch: pytest.MonkeyPatch, visible: int, requested: str | None, uses: bool
 ) -> None:
-    see_gpus(monkeypatch, visible, asked)
+    see_gpus(monkeypatch, visible, requested)
     assert distributed._require_gpus(2) == uses
 
 
-def see_gpus(monkeypatch: pytest.MonkeyPatch, visible: int, asked: str | None) -> None:
+def see_gpus(monkeypatch: pytest.MonkeyPatch, visible: int, requested: str | None) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: visible > 0)
     monkeypatch.setattr("torch.cuda.device_count", lambda: visible)
     monkeypatch.delenv(GPUS_VARIABLE, raising=False)
-    if asked is not None:
-        monkeypatch.setenv(GPUS_VARIABLE, asked)
+    if requested is not None:
+        monkeypatch.setenv(GPUS_VARIABLE, requested)
 
 
-def test_components_name_the_same_variable() -> None:
+def test_components_use_the_same_variable_for_gpus() -> None:
     assert torchrun.GPUS_VARIABLE == GPUS_VARIABLE
 
 
-def test_a_rank_whose_torchrun_was_killed_before_it_joined_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rank_reports_a_torchrun_that_was_killed_before_it_joined(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -1,4 +1,4 @@
-"""A rank that is killed is started again by torchrun, and the stage goes on from its last checkpoint."""
+"""torchrun restarts a killed rank, and the stage resumes from its last checkpoint."""
 
 import shutil
 from pathlib import Path
@@ -10,11 +10,11 @@ from tests.infra.jobs import LIMIT_S, job
 from tests.infra.test_preemption import STAGE, settings
 
 RESTARTING = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-"""As `components.torchrun` sets it where there are restarts."""
+"""The environment that `components.torchrun` sets for jobs with restarts."""
 
 
-def killed_once(folder: Path, rank: int, step: int) -> str:
-    """Have torchrun restart a stage one of whose ranks is killed before some step; return what it committed."""
+def result_of_restarted_job(folder: Path, rank: int, step: int) -> str:
+    """Run a stage under torchrun, kill a rank before a step, and return what the restarted stage committed."""
     out, log = folder / "out", folder / "job.log"
     changes = settings(out, fault="die", fault_rank=rank, fault_step=step)
     with job(STAGE, changes, log, environment=RESTARTING, torchrun=["--max-restarts", "1"]) as process:
@@ -34,7 +34,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.parametrize(("rank", "step"), [(0, 13), (1, 7)])
-def test_a_killed_rank_is_restarted_and_the_result_is_the_same(
+def test_killed_rank_is_restarted_and_the_result_is_the_same(
     tmp_path: Path, expected: str, rank: int, step: int
 ) -> None:
-    assert killed_once(tmp_path, rank, step) == expected
+    assert result_of_restarted_job(tmp_path, rank, step) == expected

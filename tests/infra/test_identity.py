@@ -1,4 +1,4 @@
-"""The identity of files of others: what changes it, what does not, and what is read for it."""
+"""The identity of source files: what changes it, and which files are read to compute it."""
 
 import json
 import os
@@ -30,30 +30,28 @@ def ledger(tmp_path: Path) -> Ledger:
     return Ledger(tmp_path / "cache" / "sources.json")
 
 
-def of(ledger: Ledger, file: Path, identify: Identify = "footer") -> str:
+def identity_of(ledger: Ledger, file: Path, identify: Identify = "footer") -> str:
     return ledger.identities([file], identify)[file]
 
 
 @pytest.mark.parametrize("identify", ["footer", "sha256"])
-def test_the_content_decides_and_neither_name_nor_time(identify: Identify, file: Path, ledger: Ledger) -> None:
-    before = of(ledger, file, identify)
+def test_identity_depends_on_content_and_not_on_name_or_time(identify: Identify, file: Path, ledger: Ledger) -> None:
+    before = identity_of(ledger, file, identify)
     os.utime(file, ns=(1, 1))
-    assert of(ledger, file, identify) == before
-    assert of(ledger, write(file.with_name("b.parquet"), [1, 2, 3]), identify) == before
-    assert of(ledger, write(file, [1, 2, 4]), identify) != before
-    assert of(ledger, write(file, [1, 2]), identify) != before
+    assert identity_of(ledger, file, identify) == before
+    assert identity_of(ledger, write(file.with_name("b.parquet"), [1, 2, 3]), identify) == before
+    assert identity_of(ledger, write(file, [1, 2, 4]), identify) != before
+    assert identity_of(ledger, write(file, [1, 2]), identify) != before
 
 
-def test_bytes_that_change_behind_an_equal_footer_need_the_full_hash(file: Path, ledger: Ledger) -> None:
-    before = {identify: of(ledger, file, identify) for identify in ("footer", "sha256")}
+def test_changed_bytes_under_an_equal_footer_are_found_by_the_full_hash_only(file: Path, ledger: Ledger) -> None:
+    before = {identify: identity_of(ledger, file, identify) for identify in ("footer", "sha256")}
     whole = file.read_bytes()
     file.write_bytes(whole[:4] + bytes([whole[4] ^ 1]) + whole[5:])
-    assert of(ledger, file) == before["footer"] and of(ledger, file, "sha256") != before["sha256"]
+    assert identity_of(ledger, file) == before["footer"] and identity_of(ledger, file, "sha256") != before["sha256"]
 
 
-def test_only_what_is_new_or_was_written_to_is_opened(
-    file: Path, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_new_or_modified_files_are_opened(file: Path, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
     whole = sidestack.infra.identity._footer_digest
     monkeypatch.setattr(sidestack.infra.identity, "_footer_digest", noted(lambda file: opened.append(file.name), whole))
@@ -69,40 +67,40 @@ def test_only_what_is_new_or_was_written_to_is_opened(
 
 
 def test_files_of_other_logs_stay_in_the_ledger(file: Path, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    of(ledger, file)
+    identity_of(ledger, file)
     other = write(file.with_name("b.parquet"), [7])
-    of(ledger, other)
+    identity_of(ledger, other)
     monkeypatch.setattr(sidestack.infra.identity, "_footer_digest", lambda file: pytest.fail(f"{file} was opened"))
     ledger.identities([file, other])
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "no json"])
-def test_a_ledger_that_is_lost_or_spoiled_costs_time_alone(content: str, file: Path, ledger: Ledger) -> None:
-    before = of(ledger, file)
+def test_lost_or_damaged_ledger_is_rebuilt(content: str, file: Path, ledger: Ledger) -> None:
+    before = identity_of(ledger, file)
     ledger.path.write_text(content)
-    assert of(ledger, file) == before
+    assert identity_of(ledger, file) == before
     assert list(json.loads(ledger.path.read_text())) == [str(file)]
     ledger.path.unlink()
-    assert of(ledger, file) == before
+    assert identity_of(ledger, file) == before
     assert [path.name for path in ledger.path.parent.iterdir()] == ["sources.json"]
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"item_id,text\n", b"PAR1" + bytes(40), b"\xff\xff\xff\x00PAR1"])
-def test_what_is_no_parquet_is_named(content: bytes, file: Path, ledger: Ledger) -> None:
+def test_file_that_is_not_parquet_is_named(content: bytes, file: Path, ledger: Ledger) -> None:
     file.write_bytes(content)
     with pytest.raises(DataError, match=r"log/a\.parquet: is no Parquet file: it does not end in a footer"):
-        of(ledger, file)
+        identity_of(ledger, file)
     assert not ledger.path.exists()
 
 
-def test_a_half_written_file_is_named(file: Path, ledger: Ledger) -> None:
+def test_partly_written_file_is_named(file: Path, ledger: Ledger) -> None:
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(DataError, match=r"log/a\.parquet: is no Parquet file"):
-        of(ledger, file)
+        identity_of(ledger, file)
 
 
 @pytest.mark.parametrize("identify", ["footer", "sha256"])
-def test_a_file_that_is_gone_is_named(identify: Identify, file: Path, ledger: Ledger) -> None:
+def test_missing_file_is_named(identify: Identify, file: Path, ledger: Ledger) -> None:
     file.unlink()
     with pytest.raises(DataError, match=r"log/a\.parquet: cannot be read: No such file"):
-        of(ledger, file, identify)
+        identity_of(ledger, file, identify)

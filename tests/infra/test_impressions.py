@@ -1,4 +1,4 @@
-"""Joined impressions against a slow join in plain Python, and tables that do not belong together."""
+"""Joined impressions equal a slow join in plain Python, and tables that do not match each other are refused."""
 
 import shutil
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from tests.datasets import write_snapshot_of
 from tests.infra.made_up import DAYS, SPEC, requests, table
 
 SIZES = {DAYS[0]: [3, 1, 4, 1, 5, 2, 6, 5], DAYS[1]: [], DAYS[2]: [1, 1, 9, 2, 2, 3]}
-"""Impressions of the requests of each date; the one between has none."""
+"""Number of impressions of each request, by date; the second date has no requests."""
 ROW_GROUP_ROWS = 5
 
 
@@ -36,7 +36,7 @@ ITEM_SIDS, USER_SIDS = sid_spec(name="item_sid"), sid_spec(name="user_sid", enti
 
 
 def with_sids(rows: list[dict[str, Any]]) -> pa.Table:
-    """Add SIDs that tell whose they are: of an item its id plus 20, of a user plus 40; of item 3 there is none."""
+    """Add SIDs that identify the row: an item's is its id plus 20 (null for item 3), a user's is its id plus 40."""
     made = table(rows)
     for spec in (ITEM_SIDS, USER_SIDS):
         for name, held in event_columns(spec).items():
@@ -68,13 +68,13 @@ def dataset(made: Path) -> Dataset:
 
 
 def all_rows(dataset: Dataset, name: str, first: date, last: date) -> list[dict[str, Any]]:
-    """Read a table file by file, without our reader."""
+    """Return a table's rows, read without the code under test."""
     files = dataset.files(name, first, last)
     return [row for file in files for row in pq.ParquetFile(file.path).read().to_pylist()]
 
 
 def joined_slowly(dataset: Dataset, first: date, last: date) -> list[dict[str, Any]]:
-    """Join by request id, and row by row, over whole tables."""
+    """Join whole tables row by row and by request id."""
     tables = {entry.table for entry in dataset.snapshot.partitions}
     events = all_rows(dataset, "events", first, last)
     for name in tables:
@@ -108,7 +108,7 @@ def test_rows_are_those_that_were_written(dataset: Dataset) -> None:
     assert found == [{name: row[name] for name in columns} for row in rows]
 
 
-def test_row_groups_are_the_events_and_hold_whole_requests(dataset: Dataset) -> None:
+def test_row_groups_are_those_of_the_events_with_whole_requests(dataset: Dataset) -> None:
     rows = ImpressionRows(dataset, DAYS[0], DAYS[2], ["item_id"])
     groups = rows.groups(0, rows.num_rows)
     assert len({group.path for group in groups}) == 2 and len(groups) > 4
@@ -118,7 +118,7 @@ def test_row_groups_are_the_events_and_hold_whole_requests(dataset: Dataset) -> 
     assert starts == np.cumsum([0, *sizes])[:-1].tolist()
 
 
-def test_any_choice_of_columns_in_any_order(dataset: Dataset) -> None:
+def test_columns_are_read_in_any_choice_and_order(dataset: Dataset) -> None:
     columns = all_columns(dataset)
     expected = joined_slowly(dataset, DAYS[0], DAYS[2])
     rng = np.random.default_rng(5)
@@ -129,7 +129,7 @@ def test_any_choice_of_columns_in_any_order(dataset: Dataset) -> None:
         assert found.to_pylist() == [{name: row[name] for name in chosen} for row in expected]
 
 
-def test_a_column_is_read_from_the_table_that_has_it(dataset: Dataset) -> None:
+def test_column_is_read_from_the_table_that_has_it(dataset: Dataset) -> None:
     of_events, of_requests = columns_by_table(dataset, ["click", "user_id", "item_id", "further"])
     assert of_events == {"events": ["request_id", "item_id", "further"], "labels": ["click"]}
     assert of_requests == {"requests": ["request_id", "user_id"]}
@@ -139,7 +139,7 @@ def test_a_column_is_read_from_the_table_that_has_it(dataset: Dataset) -> None:
     assert len(tables) == 1 and tables[0].startswith("sids/item_sid/")
 
 
-def test_only_files_of_the_rows_and_columns_asked_for_are_opened(dataset: Dataset) -> None:
+def test_only_files_of_the_requested_rows_and_columns_are_opened(dataset: Dataset) -> None:
     rows = ImpressionRows(dataset, DAYS[0], DAYS[2], ["item_id"])
     assert rows.num_rows == sum(map(sum, SIZES.values())) and rows.num_opened == 0
     rows.read(rows.groups(0, 1)[0])
@@ -161,23 +161,23 @@ def test_each_part_is_checked_before_it_is_joined(dataset: Dataset) -> None:
     assert sum(rows for name, _, rows in seen if name == "requests") == len(SIZES[DAYS[0]])
 
 
-def test_dates_without_events_are_refused_and_without_rows_are_not(dataset: Dataset) -> None:
+def test_dates_without_partitions_are_refused_and_empty_partitions_are_not(dataset: Dataset) -> None:
     with pytest.raises(DataError, match="the snapshot has no events from 2021-01-01 to 2021-01-02"):
         ImpressionRows(dataset, date(2021, 1, 1), date(2021, 1, 2), ["item_id"])
     assert list(read_impressions(dataset, ["item_id"], DAYS[1], DAYS[1])) == []
 
 
-def test_a_column_that_is_nowhere_is_named(dataset: Dataset) -> None:
+def test_missing_column_is_named(dataset: Dataset) -> None:
     with pytest.raises(DataError, match="events/date=2020-01-01/.*: column 'bid' is missing; the file has"):
         list(read_impressions(dataset, ["bid"]))
 
 
-# ---- tables that do not belong together: each is spoiled on disk behind the manifest's back, its rows kept
+# Tables that do not match each other: a file is rewritten with changed row groups, the manifest stays.
 
 Groups = list[pa.Table]
 
 
-def spoiled(made: Path, tmp_path: Path, name: str, change: Callable[[Groups], Groups]) -> Dataset:
+def damaged(made: Path, tmp_path: Path, name: str, change: Callable[[Groups], Groups]) -> Dataset:
     shutil.copytree(made, tmp_path / "out")
     dataset = read_dataset(tmp_path / "out")
     (file,) = dataset.files(name, DAYS[0], DAYS[0])
@@ -229,20 +229,20 @@ def renumbered(groups: Groups) -> Groups:
         ("requests", swapped, r"requests/.*row group 0: (column 'request_id': row 0 is request|has \d+ rows)"),
     ],
 )  # fmt: skip
-def test_tables_whose_row_groups_do_not_belong_together_are_refused(
+def test_tables_with_mismatched_row_groups_are_refused(
     name: str, change: Callable[[Groups], Groups], rule: str, made: Path, tmp_path: Path
 ) -> None:
-    dataset = spoiled(made, tmp_path, name, change)
+    dataset = damaged(made, tmp_path, name, change)
     with pytest.raises(DataError, match=rule):
         list(read_impressions(dataset, ["item_id", "hour", "click"]))
 
 
-def test_a_table_of_fewer_row_groups_is_refused(made: Path, tmp_path: Path) -> None:
-    """Its first row groups are right; the rows of the last two are in one."""
+def test_table_with_fewer_row_groups_is_refused(made: Path, tmp_path: Path) -> None:
+    """The rows of the last two row groups are in one; the row groups before them are right."""
 
     def last_merged(groups: Groups) -> Groups:
         return [*groups[:-2], pa.concat_tables(groups[-2:])]
 
-    dataset = spoiled(made, tmp_path, "labels", last_merged)
+    dataset = damaged(made, tmp_path, "labels", last_merged)
     with pytest.raises(DataError, match="labels|equal row groups"):
         list(read_impressions(dataset, ["item_id", "click"]))

@@ -1,4 +1,4 @@
-"""A setting whose class its kind names: parsed, refused at the right key, written whole."""
+"""Settings whose class is selected by the field `kind`: parsing, errors at the right key, and writing."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -38,7 +38,7 @@ class Drawing(Config):
     shape: Annotated[Shape, ByKind(lambda: OWN)] = Circle()
 
 
-def test_a_value_is_of_the_class_that_its_kind_names_and_is_written_with_all_its_fields() -> None:
+def test_value_has_the_class_of_its_kind_and_is_written_with_all_fields() -> None:
     drawing = parse(Drawing, {"shape": {"kind": "box", "width": 3}}, "c")
     assert drawing.shape == Box(width=3)
     assert plain(drawing) == {"shape": {"kind": "box", "width": 3, "height": 2}}
@@ -47,12 +47,12 @@ def test_a_value_is_of_the_class_that_its_kind_names_and_is_written_with_all_its
     assert digest(drawing) != digest(Drawing(shape=Box(width=4)))
 
 
-def test_an_instance_is_taken_as_it_is_and_the_default_needs_no_kind() -> None:
+def test_instances_and_the_default_need_no_kind() -> None:
     assert Drawing(shape=Box(width=1)).shape == Box(width=1)
     assert parse(Drawing, {}, "c").shape == Circle()
 
 
-def test_what_is_excluded_of_a_value_is_left_out() -> None:
+def test_excluded_field_is_left_out() -> None:
     dumped = Drawing(shape=Box(width=1)).model_dump(exclude={"shape": {"width"}})
     assert dumped == {"shape": {"kind": "box", "height": 2}}
 
@@ -69,20 +69,20 @@ def test_what_is_excluded_of_a_value_is_left_out() -> None:
         (None, "c.shape: must be a mapping that has a kind (value: None)"),
     ],
 )
-def test_a_fault_stands_at_its_own_key(shape: Any, message: str) -> None:
+def test_error_names_its_key(shape: Any, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse(Drawing, {"shape": shape}, "c")
     assert str(caught.value) == message
 
 
-def test_all_faults_of_a_value_are_told_at_once() -> None:
+def test_all_errors_of_a_value_are_listed_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         parse(Drawing, {"shape": {"kind": "box", "width": "x", "depth": 1}, "colour": 1}, "c")
     assert len(str(caught.value).splitlines()) == 3
 
 
 @pytest.mark.parametrize("found", [Circle(), Named, "Circle", Box])
-def test_an_entry_point_that_is_no_such_model_is_refused(found: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_entry_point_that_is_not_a_subclass_is_refused(found: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def with_one(group: str, own: Mapping[str, type[BaseModel]]) -> dict[str, Any]:
         return {**own, "round": found}
 

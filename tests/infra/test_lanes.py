@@ -1,3 +1,5 @@
+"""Lane readers: order and shuffling of rows, equal batches for any number of ranks, balance of weights, prefetch."""
+
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from itertools import pairwise
@@ -45,7 +47,7 @@ def test_global_batches_are_the_same_for_any_number_of_ranks(tmp_path: Path, see
 
 @settings(max_examples=40)
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=4), st.sampled_from([1, 2, 4]))
-def test_in_order_every_row_comes_exactly_once(
+def test_every_row_is_read_exactly_once_in_order(
     tmp_path_factory: pytest.TempPathFactory, sizes: list[int], lanes: int
 ) -> None:
     files = write(tmp_path_factory.mktemp("data"), sizes)
@@ -58,7 +60,7 @@ def test_in_order_every_row_comes_exactly_once(
     assert sorted(seen) == list(range(sum(sizes)))
 
 
-def test_shuffled_epochs_differ_hold_no_row_twice_and_drop_less_than_a_batch_a_lane(tmp_path: Path) -> None:
+def test_shuffled_epochs_differ_and_have_no_duplicates_and_drop_less_than_a_batch_per_lane(tmp_path: Path) -> None:
     files = write(tmp_path, [100, 27])
     first, second = (np.concatenate(global_batches(files, 1, epoch, seed=1)) for epoch in (0, 1))
     assert len(set(first.tolist())) == len(first) > 127 - 4 * 2 - 3
@@ -67,7 +69,7 @@ def test_shuffled_epochs_differ_hold_no_row_twice_and_drop_less_than_a_batch_a_l
 
 
 class Requests(FileRows):
-    """Files whose rows belong to requests, which begin at given rows."""
+    """Files whose rows belong to requests that begin at given rows."""
 
     def __init__(self, files: Sequence[Path], begins: Sequence[int], check: Check | None = None) -> None:
         super().__init__(files, ["x", "list"], check)
@@ -79,7 +81,7 @@ class Requests(FileRows):
 
 
 def requests(folder: Path, rows: int, seed: int) -> Requests:
-    """Write rows of requests of 1 to 6 rows, some of which lie in two row groups (of 7 rows) or files."""
+    """Write requests of 1 to 6 rows; some extend over two row groups (of 7 rows) or over both files."""
     sizes = np.random.default_rng(seed).integers(1, 7, rows)
     begins = np.cumsum(sizes) - sizes
     return Requests(write(folder, [rows // 3, rows - rows // 3]), begins[begins < rows].tolist())
@@ -113,7 +115,7 @@ def test_every_order_is_the_same_for_any_number_of_ranks(tmp_path: Path, order: 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("start", [0, 1, 7, 15])
 @pytest.mark.parametrize("lanes", [1, 4])
-def test_an_epoch_can_start_in_the_middle(tmp_path: Path, order: str, start: int, lanes: int) -> None:
+def test_epoch_can_start_at_any_batch(tmp_path: Path, order: str, start: int, lanes: int) -> None:
     source = requests(tmp_path, 150, seed=2)
     whole = rows_of(source, lanes=lanes, **ORDERS[order])
     assert rows_of(source, start, lanes=lanes, **ORDERS[order]) == whole[start:]
@@ -121,7 +123,7 @@ def test_an_epoch_can_start_in_the_middle(tmp_path: Path, order: str, start: int
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("start", [0, 7, 15])
-def test_a_start_in_the_middle_reads_no_row_group_before_its_buffer(tmp_path: Path, order: str, start: int) -> None:
+def test_start_in_the_middle_reads_no_earlier_buffer(tmp_path: Path, order: str, start: int) -> None:
     changes = {"shuffle_groups": 4, "windows": (0,), "seed": 3} | ORDERS[order]
     written, read = requests(tmp_path, 150, seed=2), []
     source = Requests(written.files, written.begins, check=lambda rows, group: read.append(group.start))
@@ -136,7 +138,7 @@ def test_a_start_in_the_middle_reads_no_row_group_before_its_buffer(tmp_path: Pa
     assert (start == 0) == (len(read) >= 22)
 
 
-def test_windows_come_one_after_another_in_every_lane(tmp_path: Path) -> None:
+def test_windows_are_in_order_in_every_lane(tmp_path: Path) -> None:
     source = requests(tmp_path, 150, seed=3)
     edges = (0, 32, 92)
     for seed in (None, 5):
@@ -148,14 +150,14 @@ def test_windows_come_one_after_another_in_every_lane(tmp_path: Path) -> None:
         assert len({row for batch in batches for row in batch}) > 150 - 8
 
 
-def test_runs_are_shuffled_row_by_row_unless_they_are_to_be_kept(tmp_path: Path) -> None:
+def test_requests_are_shuffled_row_by_row_unless_they_are_kept_together(tmp_path: Path) -> None:
     source = requests(tmp_path, 150, seed=4)
     assert rows_of(source) == rows_of(FileRows(source.files, ["x"]), keep_rows=9) != rows_of(source, keep_rows=9)
 
 
 @settings(max_examples=60)
 @given(st.integers(60, 150), st.integers(0, 99), st.integers(2, 6), st.sampled_from([(0,), (0, 21, 50)]))
-def test_the_rows_of_a_piece_follow_one_another_in_a_lane(
+def test_rows_of_a_piece_are_consecutive_in_a_lane(
     tmp_path_factory: pytest.TempPathFactory, rows: int, seed: int, keep_rows: int, windows: tuple[int, ...]
 ) -> None:
     source = requests(tmp_path_factory.mktemp("data"), rows, seed)
@@ -171,11 +173,11 @@ def test_the_rows_of_a_piece_follow_one_another_in_a_lane(
 
 
 WEIGHTS_N = np.append(np.random.default_rng(5).integers(0, 20, 5999), 1000)
-"""One row that weighs as much as a hundred others, in the last lane."""
+"""The last row, in the last lane, weighs as much as a hundred others."""
 
 
 def weights_by_rank(source: RowSource, ranks: int, weigh: bool) -> npt.NDArray[np.int64]:
-    """Return what each rank's part of each batch weighs, [batches, ranks]; every part has as many rows."""
+    """Return the weight of each rank's part of each batch, [batches, ranks]; all parts have equally many rows."""
 
     def weighed(rows: Rows) -> npt.NDArray[np.int64]:
         return WEIGHTS_N[rows.own["x"].to_numpy()]
@@ -186,19 +188,19 @@ def weights_by_rank(source: RowSource, ranks: int, weigh: bool) -> npt.NDArray[n
     return np.array([[WEIGHTS_N[rows].sum() for rows in each] for each in zip(*parts, strict=True)])
 
 
-def test_a_very_long_history_among_short_ones_is_weighed_against_shorter_ones(tmp_path: Path) -> None:
+def test_batch_with_a_very_heavy_row_is_balanced_over_ranks(tmp_path: Path) -> None:
     source = FileRows(write(tmp_path, [6000], row_group_rows=100), ["x"])
     for ranks in (2, 4):
         plain_GR, balanced_GR = (weights_by_rank(source, ranks, weigh) for weigh in (False, True))
         apart = [(each_GR.max(1) - each_GR.min(1)).max() for each_GR in (plain_GR, balanced_GR)]
         assert apart[0] > 750
-        assert apart[1] < 2 * SLACK  # above the mean by at most so much, and what is left to chance below it
+        assert apart[1] < 2 * SLACK  # SLACK bounds the excess over the mean; below it is chance
     assert balanced_GR.sum(1).tolist() == weights_by_rank(source, 1, True)[:, 0].tolist()
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(60, 150), st.integers(0, 99), st.sampled_from([1, 4]), st.integers(0, 3000))
-def test_weights_change_the_order_alone_and_alike_for_any_number_of_ranks(
+def test_weights_change_only_the_order_and_equally_for_any_number_of_ranks(
     tmp_path_factory: pytest.TempPathFactory, rows: int, seed: int, keep_rows: int, heaviest: int
 ) -> None:
     source = requests(tmp_path_factory.mktemp("data"), rows, seed)
@@ -212,16 +214,16 @@ def test_weights_change_the_order_alone_and_alike_for_any_number_of_ranks(
     assert len({row for batch in one for row in batch}) == 8 * len(one)
 
 
-def test_a_rank_opens_the_files_of_its_lanes_and_those_in_which_bounds_fall(tmp_path: Path) -> None:
+def test_rank_opens_the_files_of_its_lanes_and_of_lane_bounds(tmp_path: Path) -> None:
     sizes = [20] * 8
     files = [CountedFile(file, size) for file, size in zip(write(tmp_path, sizes), sizes, strict=True)]
-    for keep_rows, opened in ((1, 2), (3, 4)):  # of four lanes; two bounds are not its own
+    for keep_rows, opened in ((1, 2), (3, 4)):  # with pieces of 3 rows two further bounds must be looked up
         source = FileRows(files, ["x", "list"])
         rows_of(source, rank=1, world_size=4, keep_rows=keep_rows)
         assert source.num_opened == opened
 
 
-def test_rows_are_named_by_their_row_groups(tmp_path: Path) -> None:
+def test_groups_of_returns_the_row_groups_of_rows(tmp_path: Path) -> None:
     files = write(tmp_path, [10, 20])
     found = reader(files).groups_of(np.array([29, 8, 3, 9, 28]))
     assert [(group.path, group.index) for group in found] == [(files[0], 0), (files[0], 1), (files[1], 2)]
@@ -229,7 +231,7 @@ def test_rows_are_named_by_their_row_groups(tmp_path: Path) -> None:
 
 @settings(max_examples=30)
 @given(st.lists(st.integers(8, 40), min_size=1, max_size=3), st.sampled_from([1, 2, 4]), st.integers(0, 2))
-def test_epochs_in_one_stream_are_the_epochs_one_by_one(
+def test_epochs_in_one_stream_equal_single_epochs(
     tmp_path_factory: pytest.TempPathFactory, sizes: list[int], buffer: int, start: int
 ) -> None:
     files = write(tmp_path_factory.mktemp("data"), sizes)
@@ -245,7 +247,7 @@ def test_epochs_in_one_stream_are_the_epochs_one_by_one(
 
 @settings(max_examples=30)
 @given(st.lists(st.integers(8, 40), min_size=1, max_size=3), st.integers(1, 40), st.integers(0, 2))
-def test_blocks_are_the_batches_one_after_another(
+def test_blocks_are_concatenated_batches(
     tmp_path_factory: pytest.TempPathFactory, sizes: list[int], block_rows: int, start: int
 ) -> None:
     source = reader(write(tmp_path_factory.mktemp("data"), sizes), seed=3)
@@ -264,9 +266,7 @@ def test_blocks_are_the_batches_one_after_another(
 
 
 @pytest.mark.parametrize("seed", [None, 3])
-def test_a_row_group_in_two_lanes_is_read_once_an_epoch_where_one_rank_has_both(
-    tmp_path: Path, seed: int | None
-) -> None:
+def test_row_group_in_two_lanes_of_a_rank_is_read_once_per_epoch(tmp_path: Path, seed: int | None) -> None:
     files = write(tmp_path, [60], row_group_rows=8)  # lanes of 15 rows: every second row group is cut
     read: list[int] = []
     source = reader(files, seed=seed, check=lambda rows, group: read.append(group.index))
@@ -275,20 +275,18 @@ def test_a_row_group_in_two_lanes_is_read_once_an_epoch_where_one_rank_has_both(
     assert sorted(read) == list(range(8))
 
 
-def test_the_next_buffer_is_read_while_the_last_one_is_used_and_no_more(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One lane of three buffers: two are read with the first batch, and the next epoch's before this one ends."""
+def test_exactly_one_buffer_is_prefetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One lane with three buffers per epoch: two are read for the first batch, and the next epoch's ahead of time."""
     monkeypatch.setattr(sidestack.infra.lanes, "BLOCK_ROWS", 8)
     files = write(tmp_path, [48], row_group_rows=8)
     read: list[int] = []
     arrived = threading.Semaphore(0)
 
-    def note(rows: pa.Table, group: RowGroup) -> None:
+    def record(rows: pa.Table, group: RowGroup) -> None:
         read.append(group.index)
         arrived.release()
 
-    source = reader(files, batch_size=8, lanes=1, seed=3, shuffle_groups=2, check=note)
+    source = reader(files, batch_size=8, lanes=1, seed=3, shuffle_groups=2, check=record)
     stream = source.batches(range(2))
     for batches, groups in [(1, 4), (2, 2), (2, 2)]:
         for _ in range(batches):
@@ -302,7 +300,7 @@ def test_the_next_buffer_is_read_while_the_last_one_is_used_and_no_more(
     assert len(read) == 8
 
 
-def test_the_check_sees_the_row_group_and_its_error_is_raised_here(tmp_path: Path) -> None:
+def test_check_gets_the_row_group_and_its_error_is_raised(tmp_path: Path) -> None:
     def check(rows: pa.Table, where: RowGroup) -> None:
         if where.start >= 14:
             raise DataError(f"{where}: refused")
@@ -311,7 +309,7 @@ def test_the_check_sees_the_row_group_and_its_error_is_raised_here(tmp_path: Pat
         list(reader(write(tmp_path, [28]), check=check).epoch(0))
 
 
-def test_sizes_that_do_not_divide_are_refused(tmp_path: Path) -> None:
+def test_indivisible_sizes_are_refused(tmp_path: Path) -> None:
     files = write(tmp_path, [30])
     with pytest.raises(ConfigError, match="lanes=4: must be a multiple of the number of ranks, 3"):
         reader(files, world_size=3)

@@ -1,4 +1,4 @@
-"""The lock of a folder: with flock, and on a filesystem that has none."""
+"""The lock of a folder, with flock and on a filesystem without flock."""
 
 import errno
 import fcntl
@@ -30,7 +30,7 @@ def without_flock(patch: pytest.MonkeyPatch, number: int = errno.ENOLCK) -> None
     patch.setattr(fcntl, "flock", refuse)
 
 
-def test_one_holds_it_and_the_next_has_it_afterwards(file: Path) -> None:
+def test_lock_has_one_holder_at_a_time(file: Path) -> None:
     with locked(file, wait=False):
         with pytest.raises(HeldError):
             with locked(file, wait=False):
@@ -43,7 +43,7 @@ def test_one_holds_it_and_the_next_has_it_afterwards(file: Path) -> None:
         pass
 
 
-def test_who_waits_gets_it_when_it_is_free(file: Path) -> None:
+def test_waiting_thread_gets_the_lock_when_it_is_released(file: Path) -> None:
     order = []
 
     def wait() -> None:
@@ -60,7 +60,7 @@ def test_who_waits_gets_it_when_it_is_free(file: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS])
-def test_a_filesystem_without_flock_is_told_and_its_lock_names_the_owner(
+def test_missing_flock_is_logged_and_the_lock_file_names_the_owner(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     without_flock(monkeypatch, number)
@@ -73,7 +73,7 @@ def test_a_filesystem_without_flock_is_told_and_its_lock_names_the_owner(
     assert f"warning: {tmp_path}: has no flock" in capsys.readouterr().err
 
 
-def test_the_lock_of_a_process_that_was_killed_is_taken_over_and_that_of_another_host_is_not(
+def test_lock_of_a_dead_process_is_taken_over_unless_it_is_of_another_host(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_flock(monkeypatch)
@@ -89,7 +89,7 @@ def test_the_lock_of_a_process_that_was_killed_is_taken_over_and_that_of_another
     assert [file.name for file in sorted(tmp_path.iterdir())] == [".lock", ".lock.owner"]
 
 
-def test_another_error_is_no_lack_of_flock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_error_of_flock_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     without_flock(monkeypatch, errno.EIO)
     with pytest.raises(OSError), locked(tmp_path / ".lock", wait=False):
         pass

@@ -1,4 +1,4 @@
-"""What is left out of texts for people."""
+"""Secrets and response bodies are removed from printed messages."""
 
 import pytest
 
@@ -25,7 +25,7 @@ def test_uris_are_shown_without_secrets(text: str, shown: str) -> None:
     assert has_secret(text) == (text != shown)
 
 
-def test_an_error_is_one_short_line_without_a_servers_page() -> None:
+def test_one_line_shortens_an_error_and_drops_the_response_body() -> None:
     page = "<html>" + "x" * 20_000_000
     error = ValueError(f"API request to http://a:planted@b/api\nfailed with 502. Response body: '{page}'")
     assert one_line(error) == "ValueError: API request to http://***@b/api failed with 502"

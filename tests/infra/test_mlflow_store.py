@@ -1,4 +1,4 @@
-"""The tracking store: its first start, interrupted and shared, and files that are none."""
+"""The tracking store: its creation (interrupted, concurrent), damaged files, unreachable databases and time limits."""
 
 import os
 import random
@@ -21,7 +21,7 @@ START_S = 240
 
 @pytest.fixture
 def runs_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a folder in which a store is to be made."""
+    """Return a folder for a new store, which `connect` will create."""
     monkeypatch.delenv(URI_VARIABLE, raising=False)
     use_store(tmp_path)
     return tmp_path
@@ -42,14 +42,14 @@ def ended_well(process: "subprocess.Popen[str]") -> bool:
 
 
 @pytest.mark.slow
-def test_two_processes_make_one_store(runs_dir: Path) -> None:
+def test_two_processes_create_one_store(runs_dir: Path) -> None:
     assert all([ended_well(process) for process in (started(), started())])
     assert sorted(file.name for file in runs_dir.iterdir()) == ["mlflow.db", "mlflow.db.lock"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["before the rename", "in the middle of the tables"])
-def test_a_first_start_that_is_killed_leaves_nothing_in_the_way(
+def test_next_start_succeeds_when_the_first_is_killed(
     runs_dir: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     class Killed(BaseException):
@@ -69,7 +69,9 @@ def test_a_first_start_that_is_killed_leaves_nothing_in_the_way(
 
 @pytest.mark.chaos
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGINT])
-def test_first_starts_that_are_killed_at_random_moments(tmp_path: Path, signum: signal.Signals) -> None:
+def test_next_start_succeeds_when_the_first_is_killed_at_a_random_moment(
+    tmp_path: Path, signum: signal.Signals
+) -> None:
     moments = random.Random(signum)
     with pytest.MonkeyPatch.context() as patch:
         for number in range(6):
@@ -88,7 +90,7 @@ def test_first_starts_that_are_killed_at_random_moments(tmp_path: Path, signum: 
             assert ended_well(started())
 
 
-def test_a_disk_that_fills_up_leaves_no_store(runs_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_leaves_no_store(runs_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*given: Any) -> None:
         raise OSError(28, "No space left on device")
 
@@ -99,7 +101,7 @@ def test_a_disk_that_fills_up_leaves_no_store(runs_dir: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("content", [b"no database" * 1000, b"SQLite format 3\0" + b"\xff" * 5000])
-def test_a_damaged_file_is_named_at_once(runs_dir: Path, content: bytes) -> None:
+def test_damaged_file_is_named(runs_dir: Path, content: bytes) -> None:
     file = runs_dir / "mlflow.db"
     file.write_bytes(content)
     with pytest.raises(StoreError, match=rf"{file}: cannot be used as MLflow's store \(.*\); move it away"):
@@ -107,7 +109,7 @@ def test_a_damaged_file_is_named_at_once(runs_dir: Path, content: bytes) -> None
     assert file.read_bytes() == content
 
 
-def test_a_half_made_store_of_an_earlier_version_is_named(runs_dir: Path) -> None:
+def test_incomplete_store_is_named(runs_dir: Path) -> None:
     import sqlite3
 
     with sqlite3.connect(runs_dir / "mlflow.db") as half_made:
@@ -117,25 +119,25 @@ def test_a_half_made_store_of_an_earlier_version_is_named(runs_dir: Path) -> Non
 
 
 @pytest.mark.slow
-def test_an_empty_file_is_no_store_yet(runs_dir: Path) -> None:
+def test_empty_file_is_replaced_by_a_store(runs_dir: Path) -> None:
     (runs_dir / "mlflow.db").touch()
     assert ended_well(started())
 
 
 @pytest.mark.parametrize("value", ["", "  "])
-def test_an_empty_address_counts_as_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+def test_empty_tracking_uri_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv(URI_VARIABLE, value)
     assert not has_store()
     assert use_store(tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
 
 
-def test_a_kind_of_store_that_mlflow_lacks_is_the_users_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_kind_of_store_raises_config_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(URI_VARIABLE, "htp://user:planted@host")
     with pytest.raises(ConfigError, match=r"MLFLOW_TRACKING_URI 'htp://\*\*\*@host': mlflow knows no store"):
         connect()
 
 
-def test_a_database_that_is_away_is_left_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_database_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sidestack.infra.mlflow_store._CONNECT_SECONDS", 0.5)
     monkeypatch.setattr("mlflow.store.db.utils.create_sqlalchemy_engine_with_retry", lambda uri: time.sleep(20))
     monkeypatch.setenv(URI_VARIABLE, "postgresql://user:planted@host/db")
@@ -143,7 +145,7 @@ def test_a_database_that_is_away_is_left_in_time(monkeypatch: pytest.MonkeyPatch
         connect()
 
 
-def test_a_calls_own_error_is_its_own() -> None:
+def test_bounded_raises_the_calls_own_timeout_error() -> None:
     def late() -> None:
         raise TimeoutError("its own")
 
@@ -152,7 +154,7 @@ def test_a_calls_own_error_is_its_own() -> None:
     assert bounded(lambda: 7, 5) == 7
 
 
-def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_patient_restores_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
     monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
     with patient():

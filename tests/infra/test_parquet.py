@@ -1,3 +1,5 @@
+"""Writing and reading Parquet files: row groups, encodings, metadata, checksums and damaged files."""
+
 import contextlib
 import hashlib
 import os
@@ -43,7 +45,9 @@ def test_row_groups_are_numbered_over_all_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("bound", [{"row_group_rows": 7}, {"row_group_bytes": 100}])
 @pytest.mark.parametrize("cuts", [[0, 1, 20, 20, 39, 40], [0, 7, 14, 40], [*range(41)]])
-def test_bytes_do_not_depend_on_how_the_rows_were_cut(tmp_path: Path, bound: dict[str, int], cuts: list[int]) -> None:
+def test_bytes_do_not_depend_on_the_chunks_that_are_written(
+    tmp_path: Path, bound: dict[str, int], cuts: list[int]
+) -> None:
     whole, cut = tmp_path / "whole.parquet", tmp_path / "cut.parquet"
     with TableWriter(whole, SCHEMA, **bound) as writer:
         writer.write(table(0, 40))
@@ -55,7 +59,7 @@ def test_bytes_do_not_depend_on_how_the_rows_were_cut(tmp_path: Path, bound: dic
 
 @settings(max_examples=50)
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=60), st.integers(1, 300))
-def test_a_row_group_ends_with_the_row_that_brings_it_to_its_bytes(
+def test_row_group_ends_with_the_row_that_reaches_its_bytes(
     tmp_path_factory: pytest.TempPathFactory, lengths: list[int], row_group_bytes: int
 ) -> None:
     file = tmp_path_factory.mktemp("data") / "a.parquet"
@@ -71,7 +75,7 @@ def test_a_row_group_ends_with_the_row_that_brings_it_to_its_bytes(
     assert [group.rows for group in row_groups([file])] == expected
 
 
-def test_a_group_of_its_own_ends_the_one_before_whatever_its_size(tmp_path: Path) -> None:
+def test_write_group_ends_the_row_group_before(tmp_path: Path) -> None:
     file = tmp_path / "a.parquet"
     with TableWriter(file, SCHEMA, row_group_rows=5) as writer:
         writer.write(table(0, 7))
@@ -84,7 +88,7 @@ def test_a_group_of_its_own_ends_the_one_before_whatever_its_size(tmp_path: Path
     assert pa.concat_tables(read_row_group(group) for group in groups).equals(table(0, 29))
 
 
-def test_a_file_is_hashed_and_counted_while_it_is_written(tmp_path: Path) -> None:
+def test_writer_hashes_and_counts_the_file(tmp_path: Path) -> None:
     with TableWriter(tmp_path / "a.parquet", SCHEMA, row_group_rows=7) as writer:
         writer.write(table(0, 20))
         writer.write_group(table(20, 23))
@@ -93,7 +97,7 @@ def test_a_file_is_hashed_and_counted_while_it_is_written(tmp_path: Path) -> Non
     assert writer.digest == hashlib.sha256(written).hexdigest()
 
 
-def test_null_vectors_and_field_metadata_survive(tmp_path: Path) -> None:
+def test_null_vectors_and_field_metadata_are_restored(tmp_path: Path) -> None:
     field = pa.field("v", pa.list_(pa.float16(), 2), metadata={"who": "me"})
     rows = pa.table([pa.array([[0.5, 1.0], None, [2.0, 3.0]], field.type)], schema=pa.schema([field]))
     with TableWriter(tmp_path / "v.parquet", rows.schema) as writer:
@@ -104,7 +108,7 @@ def test_null_vectors_and_field_metadata_survive(tmp_path: Path) -> None:
 
 
 HALVES = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
-"""Every number of half precision, infinities and NaN among them."""
+"""All half-precision numbers, including infinities and NaN."""
 
 
 @pytest.mark.parametrize(
@@ -117,7 +121,7 @@ HALVES = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
     ],
     ids=lambda column: str(column.type),
 )
-def test_halves_lie_as_float32_and_come_back_bit_for_bit(column: pa.Array, tmp_path: Path) -> None:
+def test_half_precision_is_stored_as_float32_and_restored_bit_for_bit(column: pa.Array, tmp_path: Path) -> None:
     rows = pa.table([column], names=["v"])
     with TableWriter(tmp_path / "v.parquet", rows.schema) as writer:
         writer.write(rows)
@@ -131,7 +135,7 @@ def test_halves_lie_as_float32_and_come_back_bit_for_bit(column: pa.Array, tmp_p
     assert flat[0].view(pa.uint16()).equals(flat[1].view(pa.uint16()))
 
 
-def test_halves_take_about_the_bytes_of_halves(tmp_path: Path) -> None:
+def test_half_precision_takes_about_two_bytes_per_value(tmp_path: Path) -> None:
     vectors_ND = np.random.default_rng(0).standard_normal((4096, 64))
     for name, kind in (("half", np.float16), ("single", np.float32)):
         column = pa.FixedSizeListArray.from_arrays(pa.array(vectors_ND.astype(kind).ravel()), 64)
@@ -156,7 +160,7 @@ def encoded(path: Path, rows: pa.Table) -> dict[str, str]:
     return found
 
 
-def test_values_that_repeat_have_a_dictionary_and_other_integers_and_times_are_differences(tmp_path: Path) -> None:
+def test_repeated_values_have_a_dictionary_and_other_integers_and_times_are_delta_encoded(tmp_path: Path) -> None:
     number_N = np.arange(4000)
     lists_N = np.arange(0, 4001, 4).astype(np.int32)
     rows = pa.table(
@@ -191,15 +195,15 @@ def test_values_that_repeat_have_a_dictionary_and_other_integers_and_times_are_d
     assert (found["history"], found["slots"]) == ("DELTA_BINARY_PACKED", "RLE_DICTIONARY")
 
 
-def test_a_file_without_rows_is_a_file(tmp_path: Path) -> None:
+def test_file_without_rows_can_be_read(tmp_path: Path) -> None:
     with TableWriter(tmp_path / "none.parquet", SCHEMA):
         pass
     assert pq.read_table(tmp_path / "none.parquet").equals(SCHEMA.empty_table())
 
 
-def test_what_a_field_tells_is_a_key_value_of_the_file(tmp_path: Path) -> None:
-    told = {"sidestack.sid": "{}", "who": "me"}
-    fields = [pa.field("a", pa.int64(), metadata=told), pa.field("b", pa.list_(pa.float32(), 2))]
+def test_field_metadata_are_stored_in_the_file_metadata(tmp_path: Path) -> None:
+    metadata_of_a = {"sidestack.sid": "{}", "who": "me"}
+    fields = [pa.field("a", pa.int64(), metadata=metadata_of_a), pa.field("b", pa.list_(pa.float32(), 2))]
     schema = pa.schema(fields, metadata={"of": "all"})
     with TableWriter(tmp_path / "a.parquet", schema) as writer:
         writer.write(pa.table([[1], [[0.5, 1.0]]], schema=schema))
@@ -229,8 +233,8 @@ def whole(file: Path) -> pa.Table:
     return pa.concat_tables(read_row_group(group) for group in row_groups([file]))
 
 
-def test_a_bit_that_flips_is_an_error_of_ours_or_changes_nothing_never_another_value(tmp_path: Path) -> None:
-    """Before pages had checksums, 407 of 600 flipped bits were other values."""
+def test_bit_flip_raises_data_error_or_changes_no_value(tmp_path: Path) -> None:
+    """Before pages had checksums, 407 of 600 flipped bits changed values without an error."""
     file, draw = tmp_path / "a.parquet", random.Random(0)
     with TableWriter(file, MIXED.schema, row_group_rows=100) as writer:
         writer.write(MIXED)
@@ -245,7 +249,7 @@ def test_a_bit_that_flips_is_an_error_of_ours_or_changes_nothing_never_another_v
     assert num_found > 0.9 * len(written) / 17
 
 
-def test_what_others_wrote_without_checksums_is_read_and_its_broken_footers_are_errors_of_ours(tmp_path: Path) -> None:
+def test_file_without_checksums_is_read_and_its_damaged_footer_raises_data_error(tmp_path: Path) -> None:
     file, draw = tmp_path / "a.parquet", random.Random(0)
     pq.write_table(MIXED.drop_columns("vector"), file)  # pyarrow cannot read null vectors that it wrote
     written = file.read_bytes()
@@ -258,7 +262,7 @@ def test_what_others_wrote_without_checksums_is_read_and_its_broken_footers_are_
 
 
 @pytest.mark.parametrize("reader", ["pyarrow", "duckdb"])
-def test_other_readers_read_what_has_checksums(tmp_path: Path, reader: str) -> None:
+def test_other_readers_read_files_with_checksums(tmp_path: Path, reader: str) -> None:
     (file,) = write(tmp_path, [20])
     if reader == "pyarrow":
         assert pq.read_table(file, page_checksum_verification=True).equals(table(0, 20))
@@ -267,27 +271,27 @@ def test_other_readers_read_what_has_checksums(tmp_path: Path, reader: str) -> N
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1PAR1", b"PAR1\xff\xff\xff\x7fPAR1", b"PAR1\0\0\0\0PAR1"])
-def test_what_is_no_parquet_file_is_named(tmp_path: Path, content: bytes) -> None:
+def test_file_that_is_not_parquet_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.parquet").write_bytes(content)
     with pytest.raises(DataError, match=r"a\.parquet: cannot be read as Parquet"):
         row_groups([tmp_path / "a.parquet"])
 
 
-def test_a_truncated_file_is_named(tmp_path: Path) -> None:
+def test_truncated_file_is_named(tmp_path: Path) -> None:
     (file,) = write(tmp_path, [20])
     os.truncate(file, 100)
     with pytest.raises(DataError, match=r"part-0\.parquet: cannot be read as Parquet"):
         row_groups([file])
 
 
-def test_a_missing_column_names_file_and_row_group(tmp_path: Path) -> None:
+def test_error_for_a_missing_column_names_file_and_row_group(tmp_path: Path) -> None:
     (group,) = row_groups(write(tmp_path, [5]))
     with pytest.raises(DataError, match=r"part-0\.parquet, row group 0: column 'y' is missing"):
         read_row_group(group, ["y"])
 
 
-def test_a_full_disk_is_named() -> None:
-    """Linux's /dev/full takes no byte."""
+def test_full_disk_is_named() -> None:
+    """Writing to Linux's /dev/full always fails."""
     with pytest.raises(DataError, match=r"/dev/full: cannot be written: no space left on the disk"):
         with TableWriter(Path("/dev/full"), SCHEMA) as writer:
             writer.write(table(0, 100_000))

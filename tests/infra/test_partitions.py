@@ -1,4 +1,4 @@
-"""Lists of partitions: shared by snapshots, one a table and month, or hundred of parts."""
+"""Lists of partitions, which snapshots share: one for each table and month, or for each hundred parts."""
 
 import hashlib
 from datetime import date, timedelta
@@ -38,16 +38,16 @@ def files(store: Path) -> set[str]:
     return {path.stem for path in (store / LISTS).iterdir()}
 
 
-def test_lists_are_read_as_they_were_written(tmp_path: Path) -> None:
+def test_lists_are_read_as_written(tmp_path: Path) -> None:
     given = [*dates("events", 40), *dates("sids/sid/abc/events", 3), *parts(201)]
     lists = write_lists(tmp_path, given)
     assert read_lists(tmp_path, lists) == tuple(given)
-    months = {"events": 3, "sids/sid/abc/events": 2}  # of January two dates, all of February, of March some
+    months = {"events": 3, "sids/sid/abc/events": 2}  # January, February, March
     assert {table: len(digests) for table, digests in lists.items()} == {**months, "items": 3}
     assert write_lists(tmp_path, []) == {} and read_lists(tmp_path, {}) == ()
 
 
-def test_a_day_added_writes_the_list_of_its_month_alone(tmp_path: Path) -> None:
+def test_added_date_changes_only_the_list_of_its_month(tmp_path: Path) -> None:
     before = write_lists(tmp_path, [*dates("events", 10), *parts(150)])
     known = files(tmp_path)
     after = write_lists(tmp_path, [*dates("events", 11), *parts(150)])
@@ -59,8 +59,8 @@ def test_a_day_added_writes_the_list_of_its_month_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "path", ["../../outside", "/outside", "events/../../outside", "events/date=2024-01-30/../../.."]
 )
-def test_a_path_out_of_the_store_is_refused(tmp_path: Path, path: str) -> None:
-    """Also where whoever altered the list named it by its digest."""
+def test_path_outside_the_store_is_refused(tmp_path: Path, path: str) -> None:
+    """The altered list has the right digest in its name."""
     (lists,) = write_lists(tmp_path, dates("events", 1)).values()
     text = list_file(tmp_path, lists[0]).read_text()
     for old, new in {"events/date=2024-01-30/key": path, "part-00000.parquet": f"{path}/x.parquet"}.items():
@@ -71,7 +71,7 @@ def test_a_path_out_of_the_store_is_refused(tmp_path: Path, path: str) -> None:
             read_lists(tmp_path, {"events": [digest]})
 
 
-def test_a_list_that_is_no_json_is_named(tmp_path: Path) -> None:
+def test_list_that_is_not_json_is_named(tmp_path: Path) -> None:
     digest = hashlib.sha256(b"{").hexdigest()
     (tmp_path / LISTS).mkdir()
     list_file(tmp_path, digest).write_bytes(b"{")
@@ -79,7 +79,7 @@ def test_a_list_that_is_no_json_is_named(tmp_path: Path) -> None:
         read_lists(tmp_path, {"events": [digest]})
 
 
-def test_writing_lists_again_writes_nothing_and_mends_what_was_altered(tmp_path: Path) -> None:
+def test_writing_lists_again_replaces_only_altered_ones(tmp_path: Path) -> None:
     lists = write_lists(tmp_path, dates("events", 3))
     january, february = (tmp_path / LISTS / f"{digest}.json" for digest in lists["events"])
     february.write_text("half")

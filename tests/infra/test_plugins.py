@@ -1,4 +1,4 @@
-"""Kinds that installed packages add are found by name, and a bad one is named with its package."""
+"""Kinds that installed packages add by entry points; an error names an invalid entry point and its package."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +14,7 @@ Install = Callable[[str, str], None]
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
-    """Return what installs a package with entry points of the test's group."""
+    """Return a function that installs a package with entry points of the test's group."""
     monkeypatch.syspath_prepend(str(tmp_path))
 
     def run(name: str, entries: str) -> None:
@@ -26,12 +26,12 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     return run
 
 
-def test_kinds_of_packages_come_after_ours(install: Install) -> None:
+def test_kinds_of_packages_are_listed_after_ours(install: Install) -> None:
     install("theirs", "b = json:dumps\na = json:loads")
     assert list(with_plugins(GROUP, {"z": None})) == ["z", "a", "b"]
 
 
-def test_without_packages_there_are_ours_alone() -> None:
+def test_only_our_kinds_are_listed_without_packages() -> None:
     assert with_plugins(GROUP, {"z": 1}) == {"z": 1}
 
 
@@ -43,7 +43,7 @@ def test_without_packages_there_are_ours_alone() -> None:
         ("a = json:no_such_name", r"package theirs\): cannot be loaded: AttributeError"),
     ],
 )
-def test_a_bad_entry_is_named_with_its_package(install: Install, entries: str, message: str) -> None:
+def test_invalid_entry_point_is_named_with_its_package(install: Install, entries: str, message: str) -> None:
     install("theirs", entries)
     with pytest.raises(ConfigError, match=message):
         with_plugins(GROUP, {"z": None})

@@ -1,4 +1,4 @@
-"""Items made ahead by other threads: how many, in what order, and where errors come out."""
+"""Prefetching items by other threads: their number, their order and errors."""
 
 import threading
 from collections.abc import Callable, Generator, Iterator
@@ -9,7 +9,7 @@ import pytest
 
 from sidestack.infra.prefetch import prefetched
 
-Ahead = Callable[[Iterator[int]], Iterator[int]]
+Prefetch = Callable[[Iterator[int]], Iterator[int]]
 
 
 def by_pool(source: Iterator[int]) -> Iterator[int]:
@@ -18,25 +18,25 @@ def by_pool(source: Iterator[int]) -> Iterator[int]:
 
 
 WAYS = {"a pool, one ahead": (by_pool, 1), "one": (prefetched, 1), "three": (partial(prefetched, depth=3), 3)}
-every_way = pytest.mark.parametrize(("ahead", "depth"), WAYS.values(), ids=WAYS)
+every_way = pytest.mark.parametrize(("prefetch", "depth"), WAYS.values(), ids=WAYS)
 
 
 @every_way
-def test_items_come_in_order_and_then_the_error(ahead: Ahead, depth: int) -> None:
+def test_items_are_in_order_and_followed_by_the_error(prefetch: Prefetch, depth: int) -> None:
     def failing() -> Iterator[int]:
         yield from range(5)
         raise ValueError("the sixth")
 
-    assert list(ahead(iter(range(7)))) == list(range(7))
+    assert list(prefetch(iter(range(7)))) == list(range(7))
     found = []
     with pytest.raises(ValueError, match="the sixth"):
-        for item in ahead(failing()):
+        for item in prefetch(failing()):
             found.append(item)
     assert found == list(range(5))
 
 
 @every_way
-def test_no_more_is_made_than_is_promised(ahead: Ahead, depth: int) -> None:
+def test_at_most_depth_items_are_prefetched(prefetch: Prefetch, depth: int) -> None:
     made = threading.Semaphore(0)
 
     def counted() -> Iterator[int]:
@@ -44,7 +44,7 @@ def test_no_more_is_made_than_is_promised(ahead: Ahead, depth: int) -> None:
             made.release()
             yield item
 
-    items = ahead(counted())
+    items = prefetch(counted())
     for expected in range(3):
         assert next(items) == expected
         for _ in range(1 + depth if expected == 0 else 1):
@@ -52,7 +52,7 @@ def test_no_more_is_made_than_is_promised(ahead: Ahead, depth: int) -> None:
         assert not made.acquire(timeout=0.05)
 
 
-def test_the_first_items_are_made_before_the_first_is_asked_for() -> None:
+def test_first_items_are_prefetched_before_the_first_request() -> None:
     made = threading.Event()
 
     def source() -> Iterator[int]:
@@ -64,7 +64,7 @@ def test_the_first_items_are_made_before_the_first_is_asked_for() -> None:
     assert list(items) == [0]
 
 
-def test_one_other_thread_makes_all_items_and_ends_with_the_iterator() -> None:
+def test_one_thread_makes_all_items_and_ends_with_the_iterator() -> None:
     threads: set[threading.Thread] = set()
 
     def source() -> Iterator[int]:

@@ -1,4 +1,4 @@
-"""A trace of a loop's steps: as many as asked for, also of a loop that ends early, and none where none is asked for."""
+"""A trace of a loop's steps: the requested number, also if the loop ends early, and no file if there is no step."""
 
 import gzip
 import json
@@ -11,7 +11,7 @@ from sidestack.infra.profile import WARMUP_STEPS, StepProfile
 
 
 def steps_in(file: Path) -> set[str]:
-    """Return the names of the steps that a trace holds."""
+    """Return the names of the steps in a trace."""
     events = json.loads(gzip.decompress(file.read_bytes()))["traceEvents"]
     return {event["name"] for event in events if event["name"].startswith("ProfilerStep#")}
 
@@ -24,28 +24,30 @@ def loop(profile: StepProfile, steps: int) -> None:
 
 
 @pytest.mark.parametrize("taken", [WARMUP_STEPS + 9, WARMUP_STEPS + 3])
-def test_a_trace_holds_the_steps_after_the_first(tmp_path: Path, taken: int) -> None:
-    said: list[str] = []
-    loop(StepProfile(3, tmp_path / "profile", rank=1, say=said.append), taken)
+def test_trace_has_the_steps_after_the_warm_up(tmp_path: Path, taken: int) -> None:
+    lines: list[str] = []
+    loop(StepProfile(3, tmp_path / "profile", rank=1, say=lines.append), taken)
     (file,) = (tmp_path / "profile").iterdir()
     assert file.name == "rank-00001.json.gz"
     assert steps_in(file) == {"ProfilerStep#1", "ProfilerStep#2", "ProfilerStep#3"}
-    (text,) = said
+    (text,) = lines
     assert text.startswith("profile of 3 steps") and " 1.0 calls  aten::mm\n" in text and text.endswith(str(file))
 
 
-def test_a_loop_that_ends_early_has_its_steps_traced(tmp_path: Path) -> None:
-    said: list[str] = []
-    loop(StepProfile(9, tmp_path, say=said.append), WARMUP_STEPS + 2)
+def test_steps_of_a_loop_that_ends_early_are_traced(tmp_path: Path) -> None:
+    lines: list[str] = []
+    loop(StepProfile(9, tmp_path, say=lines.append), WARMUP_STEPS + 2)
     assert {"ProfilerStep#1", "ProfilerStep#2"} <= steps_in(tmp_path / "rank-00000.json.gz")
-    assert said[0].startswith("profile of 2 steps")
+    assert lines[0].startswith("profile of 2 steps")
 
 
-@pytest.mark.parametrize(("asked", "taken"), [(0, 20), (3, WARMUP_STEPS - 2), (3, WARMUP_STEPS - 1), (3, WARMUP_STEPS)])
-def test_without_a_step_to_trace_nothing_is_written_and_one_who_asked_is_told(
-    tmp_path: Path, asked: int, taken: int
+@pytest.mark.parametrize(
+    ("requested", "taken"), [(0, 20), (3, WARMUP_STEPS - 2), (3, WARMUP_STEPS - 1), (3, WARMUP_STEPS)]
+)
+def test_no_trace_is_written_without_steps_to_trace_and_the_reason_is_logged(
+    tmp_path: Path, requested: int, taken: int
 ) -> None:
-    said: list[str] = []
-    loop(StepProfile(asked, tmp_path / "profile", say=said.append), taken)
-    assert said == [f"profile: nothing to trace: {taken} steps; the first 5 are left out"][: min(asked, 1)]
+    lines: list[str] = []
+    loop(StepProfile(requested, tmp_path / "profile", say=lines.append), taken)
+    assert lines == [f"profile: nothing to trace: {taken} steps; the first 5 are left out"][: min(requested, 1)]
     assert not (tmp_path / "profile").exists()

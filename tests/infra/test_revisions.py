@@ -1,4 +1,4 @@
-"""Rows that a later part revises: against a plain dictionary, and free where there are none."""
+"""Rows that a later part revises are found as by a plain dictionary; without revisions no file is read."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def items(*ids: int) -> pa.Table:
 PARTS = [items(0, 1, 2, 3, 4), items(1, 3, 5, 6), items(0), items(3, 6, 7), items(8)]
 
 
-def test_the_newest_row_of_every_item_is_found(tmp_path: Path) -> None:
+def test_newest_row_of_every_item_is_found(tmp_path: Path) -> None:
     dataset = read_dataset(write_snapshot_of(tmp_path, SPEC, PARTS))
     ids_N = content(dataset, "items")["item_id"].to_numpy()
     rows_N = np.arange(len(ids_N))
@@ -33,7 +33,7 @@ def test_the_newest_row_of_every_item_is_found(tmp_path: Path) -> None:
     assert revisions.are_newest(ids_N[order], rows_N[order]).tolist() == [expected[row] for row in order]
 
 
-def test_no_file_is_opened_where_no_part_revises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_file_is_opened_without_revisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = read_dataset(write_snapshot_of(tmp_path, SPEC, [items(0, 1), items(2), items(3, 4)]))
     monkeypatch.setattr(FileRows, "read", None)
     revisions = read_revisions(dataset, "item")

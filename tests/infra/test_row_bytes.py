@@ -1,4 +1,4 @@
-"""Bytes of rows, by hand and against Arrow's own count."""
+"""The bytes of rows equal counts by hand and Arrow's own count."""
 
 from datetime import UTC, datetime
 
@@ -27,13 +27,13 @@ from sidestack.infra.row_bytes import row_bytes
         ([[("a", 1)]], pa.map_(pa.string(), pa.int8()), [16]),
     ],
 )
-def test_the_bytes_of_a_row_are_those_of_its_values(
+def test_bytes_of_a_row_are_the_sum_over_its_values(
     values: list[object], kind: pa.DataType, expected: list[int]
 ) -> None:
     assert row_bytes(pa.table([pa.array(values, kind)], names=["x"])).tolist() == expected
 
 
-def test_columns_add_up_however_they_are_cut() -> None:
+def test_bytes_do_not_depend_on_chunks() -> None:
     rng = np.random.default_rng(0)
     lengths = rng.integers(0, 9, 100).tolist()
     whole = pa.table({"x": lengths, "list": [[1] * length for length in lengths], "text": ["y" * x for x in lengths]})
@@ -42,5 +42,5 @@ def test_columns_add_up_however_they_are_cut() -> None:
     assert row_bytes(whole).sum() == whole.nbytes
 
 
-def test_a_table_without_rows_has_no_bytes() -> None:
+def test_table_without_rows_has_no_bytes() -> None:
     assert row_bytes(pa.table({"x": pa.array([], pa.int64())})).tolist() == []

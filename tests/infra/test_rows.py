@@ -1,4 +1,4 @@
-"""Rows of files: which footers are opened, and when; what is refused."""
+"""Rows of files: which footers are read, which files are refused, and runs of rows with shared columns."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def counted(files: list[Path], sizes: list[int]) -> list[CountedFile]:
     return [CountedFile(file, size) for file, size in zip(files, sizes, strict=True)]
 
 
-def test_row_groups_are_those_that_hold_the_rows(tmp_path: Path) -> None:
+def test_groups_are_the_row_groups_that_hold_the_rows(tmp_path: Path) -> None:
     files = write(tmp_path, [10, 0, 5])
     rows = FileRows(files, ["x"])
     assert rows.num_rows == 15
@@ -35,7 +35,7 @@ def test_row_groups_are_those_that_hold_the_rows(tmp_path: Path) -> None:
     assert source.starts(everything[1]) is None
 
 
-def test_an_empty_row_group_is_left_out(tmp_path: Path) -> None:
+def test_empty_row_group_is_left_out(tmp_path: Path) -> None:
     with TableWriter(tmp_path / "x.parquet", table(0, 1).schema) as writer:
         for start, end in ((0, 0), (0, 4), (4, 4), (4, 6)):
             writer.write_group(table(start, end))
@@ -44,7 +44,7 @@ def test_an_empty_row_group_is_left_out(tmp_path: Path) -> None:
     assert [rows.table(group)["x"].to_pylist() for group in rows.groups(2, 5)] == [[0, 1, 2, 3], [4, 5]]
 
 
-def test_some_of_the_columns_may_be_read_and_are_checked(tmp_path: Path) -> None:
+def test_selected_columns_are_read_and_checked(tmp_path: Path) -> None:
     seen: list[list[str]] = []
     rows = FileRows(write(tmp_path, [10]), ["x", "list"], lambda table, where: seen.append(table.column_names))
     (first, _) = rows.groups(0, 10)
@@ -53,9 +53,7 @@ def test_some_of_the_columns_may_be_read_and_are_checked(tmp_path: Path) -> None
     assert seen == [["list"], ["x", "list"]]
 
 
-def test_of_counted_files_only_those_concerned_are_opened_each_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_the_needed_counted_files_are_opened_once_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = [10, 5, 8, 9]
     files = write(tmp_path, sizes)
     opened: list[Path] = []
@@ -77,7 +75,7 @@ def test_reading_a_row_group_does_not_read_the_footer_again(tmp_path: Path) -> N
     assert rows.table(rows.groups(8, 9)[0]).equals(table(7, 14))
 
 
-def test_a_file_of_another_number_of_rows_is_refused(tmp_path: Path) -> None:
+def test_file_with_another_number_of_rows_is_refused(tmp_path: Path) -> None:
     files = write(tmp_path, [10, 5])
     rows = FileRows(counted(files, [10, 6]), ["x"])
     assert len(rows.groups(0, 10)) == 2
@@ -85,7 +83,7 @@ def test_a_file_of_another_number_of_rows_is_refused(tmp_path: Path) -> None:
         rows.groups(0, 11)
 
 
-def test_files_that_store_a_column_in_two_types_are_refused_by_name(tmp_path: Path) -> None:
+def test_files_with_different_types_of_a_column_are_refused(tmp_path: Path) -> None:
     files = []
     for number, element in enumerate((pa.float16(), pa.float32())):
         rows = pa.table(
@@ -98,24 +96,24 @@ def test_files_that_store_a_column_in_two_types_are_refused_by_name(tmp_path: Pa
         FileRows(files, ["x", "v"])
     assert FileRows(files, ["x"]).num_rows == 4
     late = FileRows(counted(files, [2, 2]), ["x", "v"])
-    assert len(late.groups(2, 4)) == 1  # nothing to hold the one file's types against
+    assert len(late.groups(2, 4)) == 1  # no other file has been opened to compare types with
     with pytest.raises(DataError, match=r"part-0.*'v' is .*halffloat.*part-1"):
         late.groups(0, 4)
 
 
-Runs = list[tuple[str, int]]
-"""Rows by what their run shares, and how many each run has."""
+RunLengths = list[tuple[str, int]]
+"""For each run of rows, the shared value and the number of rows."""
 
 
-def rows_in_runs(runs: Runs) -> Rows:
+def rows_in_runs(runs: RunLengths) -> Rows:
     lengths = [length for _, length in runs]
     own = pa.table({"number": np.arange(sum(lengths))})
     shared = pa.table({"name": [name for name, _ in runs], "letters": [list(name) for name, _ in runs]})
     return Rows(own, shared, np.repeat(np.arange(len(runs)), lengths))
 
 
-def named(rows: Rows) -> list[tuple[int, str, list[str]]]:
-    """Read rows without `joined`, and hold `run_N` against its rules."""
+def checked_rows(rows: Rows) -> list[tuple[int, str, list[str]]]:
+    """Return number, name and letters of each row without using `joined`, and check the rules of `run_N`."""
     assert rows.shared is not None
     assert rows.num_runs == len(set(rows.run_N.tolist()))
     if rows.num_rows:
@@ -129,26 +127,26 @@ some_runs = st.lists(st.tuples(st.text("abc", max_size=3), st.integers(1, 4)), m
 
 
 @given(some_runs, st.data())
-def test_rows_sliced_taken_and_put_together_keep_what_they_share(runs: Runs, data: st.DataObject) -> None:
+def test_sliced_taken_and_concatenated_rows_keep_their_shared_columns(runs: RunLengths, data: st.DataObject) -> None:
     rows = rows_in_runs(runs)
-    plain = [(number, name, list(name)) for number, name in enumerate(name for name, n in runs for _ in range(n))]
-    assert named(rows) == plain
-    start = data.draw(st.integers(0, len(plain)))
-    number = data.draw(st.integers(0, len(plain) - start))
+    expected = [(number, name, list(name)) for number, name in enumerate(name for name, n in runs for _ in range(n))]
+    assert checked_rows(rows) == expected
+    start = data.draw(st.integers(0, len(expected)))
+    number = data.draw(st.integers(0, len(expected) - start))
     part = rows.slice(start, number)
-    assert named(part) == plain[start : start + number]
-    order = data.draw(st.lists(st.integers(0, len(plain) - 1), max_size=8))
+    assert checked_rows(part) == expected[start : start + number]
+    order = data.draw(st.lists(st.integers(0, len(expected) - 1), max_size=8))
     taken = rows.take(np.array(order, np.int64))
-    assert named(taken) == [plain[at] for at in order]
+    assert checked_rows(taken) == [expected[at] for at in order]
     both = concatenated([part, taken]).in_one_chunk()
-    assert named(both) == plain[start : start + number] + [plain[at] for at in order]
-    assert both.column("letters").to_pylist() == [letters for _, _, letters in named(both)]
-    assert both.column("number").to_pylist() == [at for at, _, _ in named(both)]
+    assert checked_rows(both) == expected[start : start + number] + [expected[at] for at in order]
+    assert both.column("letters").to_pylist() == [letters for _, _, letters in checked_rows(both)]
+    assert both.column("number").to_pylist() == [at for at, _, _ in checked_rows(both)]
     joined = both.joined(["name", "number"])
-    assert joined.to_pylist() == [{"name": name, "number": at} for at, name, _ in named(both)]
+    assert joined.to_pylist() == [{"name": name, "number": at} for at, name, _ in checked_rows(both)]
 
 
-def test_a_run_that_an_order_keeps_together_is_not_repeated() -> None:
+def test_run_that_stays_together_is_not_repeated() -> None:
     taken = rows_in_runs([("a", 3), ("b", 2), ("c", 1)]).take(np.array([3, 4, 0, 1, 2, 5]))
     assert taken.num_runs == 3
     split = rows_in_runs([("a", 3), ("b", 2)]).take(np.array([0, 3, 1, 4, 2]))

@@ -1,4 +1,4 @@
-"""The server of exported models over real HTTP: each bound, each refusal, and that it lives on."""
+"""The server of exported models over HTTP: its limits, refused requests, and that it keeps running after errors."""
 
 import json
 import socket
@@ -19,11 +19,11 @@ from sidestack.infra.errors import DataError
 from sidestack.infra.scoring_app import Answers, ServeConfig, load_answers, read_inputs
 
 JSON = {"Content-Type": "application/json"}
-MOST = 100_000
+MAX_BODY_BYTES = 100_000
 
 
 def doubled(inputs: list[Any]) -> list[Any]:
-    """A model that doubles numbers."""
+    """Answer as a model that doubles numbers."""
     for place, value in enumerate(inputs):
         if not isinstance(value, int | float):
             raise DataError(f"inputs[{place}]: must be a number")
@@ -32,8 +32,8 @@ def doubled(inputs: list[Any]) -> list[Any]:
 
 @contextmanager
 def running(answers: Answers, **bounds: int) -> Iterator[int]:
-    """Serve a model in a thread, and yield the port."""
-    config = ServeConfig(model=Path(), **{"max_body_bytes": MOST, **bounds})
+    """Serve a model in a thread and yield its port."""
+    config = ServeConfig(model=Path(), **{"max_body_bytes": MAX_BODY_BYTES, **bounds})
     app = scoring_app.scoring_app(answers, config)
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical"))
     listening = socket.create_server(("127.0.0.1", 0))
@@ -66,14 +66,14 @@ def post(port: int, body: Any, headers: dict[str, str] | None = None) -> tuple[i
         connection.close()
 
 
-def test_a_request_is_answered_as_mlflow_answers(port: int) -> None:
+def test_request_is_answered_in_mlflows_format(port: int) -> None:
     assert post(port, b'{"inputs": [1, 2.5]}') == (200, {"predictions": [2, 5.0]})
     typed = {"Content-Type": "application/json; charset=UTF-8"}
     assert post(port, b'{"inputs": []}', typed) == (200, {"predictions": []})
 
 
 @pytest.mark.parametrize("path", ["/ping", "/health"])
-def test_a_loaded_model_is_healthy(port: int, path: str) -> None:
+def test_health_check_succeeds_with_a_loaded_model(port: int, path: str) -> None:
     connection = HTTPConnection("127.0.0.1", port, timeout=60)
     connection.request("GET", path)
     response = connection.getresponse()
@@ -104,12 +104,14 @@ REFUSED = [
         (body, 400, 'body: must be an object with one field, {"inputs": [...]}')
         for body in (b"[]", b"3", b"{}", b'{"inputs": 3}', b'{"inputs": [], "params": {}}', b'{"instances": []}')
     ),
-    (b'{"inputs": [' + b"1," * MOST + b"1]}", 413, "body: is longer than 100,000 bytes"),
+    (b'{"inputs": [' + b"1," * MAX_BODY_BYTES + b"1]}", 413, "body: is longer than 100,000 bytes"),
 ]
 
 
 @pytest.mark.parametrize(("body", "status", "rule"), REFUSED, ids=[f"{s}-{rule[:40]}" for _, s, rule in REFUSED])
-def test_a_refusal_names_the_rule_and_the_server_lives_on(port: int, body: bytes, status: int, rule: str) -> None:
+def test_invalid_request_is_refused_by_its_rule_and_the_server_keeps_running(
+    port: int, body: bytes, status: int, rule: str
+) -> None:
     found, answer = post(port, body)
     assert (found, answer["message"]) == (status, rule)
     assert post(port, b'{"inputs": [3]}') == (200, {"predictions": [6]})
@@ -127,12 +129,12 @@ def test_a_refusal_names_the_rule_and_the_server_lives_on(port: int, body: bytes
         ),
     ],
 )
-def test_another_content_type_is_refused(port: int, headers: dict[str, str], rule: str) -> None:
+def test_other_content_type_is_refused(port: int, headers: dict[str, str], rule: str) -> None:
     status, answer = post(port, b'{"inputs": [3]}', headers)
     assert (status, answer["message"]) == (415, rule)
 
 
-def test_a_body_without_a_length_is_read_no_further_than_the_bound(port: int) -> None:
+def test_chunked_body_is_read_only_up_to_the_bound(port: int) -> None:
     sent = 0
 
     def parts() -> Iterator[bytes]:
@@ -141,12 +143,12 @@ def test_a_body_without_a_length_is_read_no_further_than_the_bound(port: int) ->
             sent += 10_000
             yield b" " * 10_000
 
-    status, answer = post(port, parts())  # in chunks
+    status, answer = post(port, parts())  # sent in chunks
     assert (status, answer["message"]) == (413, "body: is longer than 100,000 bytes")
-    assert sent == 10_000_000  # the client need not listen while it sends
+    assert sent == 10_000_000  # the client sends everything before it reads the answer
 
 
-def test_a_long_body_is_refused_before_it_is_sent(port: int) -> None:
+def test_long_body_is_refused_before_it_is_sent(port: int) -> None:
     with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
         head = (
             "POST /invocations HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 100000000\r\n"
@@ -155,7 +157,7 @@ def test_a_long_body_is_refused_before_it_is_sent(port: int) -> None:
         assert client.recv(100).startswith(b"HTTP/1.1 413 ")
 
 
-def test_who_does_not_send_the_body_gives_the_place_free(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_client_that_does_not_send_its_body_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scoring_app, "READ_SECONDS", 0.2)
     with running(doubled, max_concurrent=1) as port:
         with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
@@ -164,7 +166,7 @@ def test_who_does_not_send_the_body_gives_the_place_free(monkeypatch: pytest.Mon
         assert post(port, b'{"inputs": [3]}')[0] == 200
 
 
-def test_who_hangs_up_gives_the_place_free() -> None:
+def test_client_that_disconnects_frees_its_slot() -> None:
     with running(doubled, max_concurrent=1) as port:
         for _ in range(3):
             with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
@@ -176,11 +178,11 @@ def test_who_hangs_up_gives_the_place_free() -> None:
             if post(port, b'{"inputs": [3]}')[0] == 200:
                 return
             time.sleep(0.05)
-        raise AssertionError("the place is held for good")
+        raise AssertionError("the slot was never freed")
 
 
-def test_overload_is_answered_with_503_and_those_under_way_are_answered() -> None:
-    """Two places and six clients at once, of a model that answers nobody before the four others were refused."""
+def test_requests_beyond_the_limit_get_503_and_running_ones_complete() -> None:
+    """Two slots and six concurrent clients; the model answers only after the other four were refused."""
     resume = threading.Event()
 
     def waiting(inputs: list[Any]) -> list[Any]:
@@ -216,7 +218,7 @@ def test_overload_is_answered_with_503_and_those_under_way_are_answered() -> Non
         assert post(port, b'{"inputs": [1]}') == (200, {"predictions": [1]})
 
 
-def test_an_error_of_the_model_is_a_500_and_the_server_lives_on() -> None:
+def test_error_of_the_model_gives_500_and_the_server_keeps_running() -> None:
     def wrong(inputs: list[Any]) -> list[Any]:
         return [1 / value for value in inputs]
 
@@ -229,20 +231,20 @@ def test_an_error_of_the_model_is_a_500_and_the_server_lives_on() -> None:
         assert post(port, b'{"inputs": [2]}') == (200, {"predictions": [0.5]})
 
 
-def test_numbers_of_json_come_as_they_are() -> None:
+def test_json_numbers_are_read_without_rounding() -> None:
     (nan, beyond, exact) = read_inputs(b'{"inputs": [NaN, 1e400, 9007199254740993]}')
     assert nan != nan and beyond == float("inf") and exact == 2**53 + 1
 
 
 @pytest.mark.parametrize("described", [None, "a: [", "{}", "metadata: {answers: 'a:b'}\n", "metadata:\n"])
-def test_a_folder_without_a_model_is_refused(tmp_path: Path, described: str | None) -> None:
+def test_folder_without_a_model_is_refused(tmp_path: Path, described: str | None) -> None:
     if described is not None:
         (tmp_path / "MLmodel").write_text(described)
     with pytest.raises(DataError, match=r"not a model that encoder\.export or ranker\.export saved"):
         load_answers(tmp_path)
 
 
-def test_a_model_is_loaded_by_the_function_that_it_names(tmp_path: Path) -> None:
+def test_model_is_loaded_by_the_function_that_it_names(tmp_path: Path) -> None:
     flavor = {"artifacts": {"file": {"path": "artifacts/file", "uri": "x"}}, "config": {"a": 1}}
     described = {"metadata": {"answers": f"{__name__}:loaded"}, "flavors": {"python_function": flavor}}
     (tmp_path / "MLmodel").write_text(yaml.safe_dump(described))
@@ -250,7 +252,7 @@ def test_a_model_is_loaded_by_the_function_that_it_names(tmp_path: Path) -> None
 
 
 def loaded(artifacts: dict[str, Path], config: dict[str, Any]) -> Answers:
-    """What the test above names."""
+    """Return the answers of the model in the test above."""
     return lambda inputs: [artifacts, config]
 
 
@@ -261,15 +263,15 @@ def loaded(artifacts: dict[str, Path], config: dict[str, Any]) -> Answers:
         (["--model", "nowhere"], "neither a folder nor a model that MLflow finds"),
     ],
 )
-def test_what_cannot_be_served_is_told(
+def test_model_that_cannot_be_served_is_reported(
     arguments: list[str], rule: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as caught:
         serve.main(arguments)
     assert caught.value.code == 1
-    said = capsys.readouterr().err
-    assert said.startswith("serve: error: --model ") and rule in said
+    error = capsys.readouterr().err
+    assert error.startswith("serve: error: --model ") and rule in error
 
 
 def test_bounds_are_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

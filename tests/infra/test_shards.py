@@ -1,4 +1,4 @@
-"""Shards on disk: any cut of a tensor is read back from any other cut of it."""
+"""Tensor shards on disk: a tensor that was saved in some shards is loaded into any other shards."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def cut(tensor: Tensor, places: list[int]) -> list[Shard]:
     read=st.lists(st.integers(0, 30), max_size=3),
     block=st.sampled_from([1, 12, 1 << 26]),
 )
-def test_parts_are_filled_from_any_other_parts(
+def test_shards_are_restored_from_any_other_sharding(
     written: list[int], read: list[int], block: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("shards")
@@ -43,7 +43,7 @@ def test_parts_are_filled_from_any_other_parts(
     assert torch.equal(counts, state)
 
 
-def test_columns_are_cut_too(tmp_path: Path) -> None:
+def test_column_shards_are_restored(tmp_path: Path) -> None:
     table = torch.arange(24.0).view(4, 6)
     for rank in range(2):
         half = Shard((0, 3 * rank), table[:, 3 * rank : 3 * rank + 3])
@@ -53,7 +53,7 @@ def test_columns_are_cut_too(tmp_path: Path) -> None:
     assert torch.equal(out, table[1:3, 1:5])
 
 
-def test_what_was_never_written_is_refused(tmp_path: Path) -> None:
+def test_missing_numbers_are_refused(tmp_path: Path) -> None:
     for rank, first in enumerate((0, 6)):  # rows 4 and 5 are on no rank
         write_shards({"t": Spread((8,), [Shard((first,), torch.zeros(4 - 2 * rank))])}, tmp_path, rank)
     with pytest.raises(ValueError, match=r"t: 5 of the 7 numbers from \(1,\) are there"):
@@ -64,7 +64,7 @@ def test_what_was_never_written_is_refused(tmp_path: Path) -> None:
 
 @given(saved=st.integers(1, 12), new=st.integers(0, 8), places=st.lists(st.integers(0, 20), max_size=3))
 @settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_tensor_that_may_grow_keeps_its_new_rows(
+def test_growing_tensor_keeps_its_new_rows(
     saved: int, new: int, places: list[int], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("grown")
@@ -78,7 +78,7 @@ def test_a_tensor_that_may_grow_keeps_its_new_rows(
 
 @pytest.mark.parametrize("may_grow", [True, False])
 @pytest.mark.parametrize("shape", [(3, 2), (5, 2), (4, 3)])
-def test_another_shape_is_refused_with_both(tmp_path: Path, shape: tuple[int, int], may_grow: bool) -> None:
+def test_other_shape_is_refused_and_both_are_named(tmp_path: Path, shape: tuple[int, int], may_grow: bool) -> None:
     write_shards({"t": Spread((4, 2), [Shard((0, 0), torch.zeros(4, 2))])}, tmp_path, 0)
     now = {"t": Spread(shape, [Shard((0, 0), torch.zeros(shape))], may_grow)}
     if may_grow and shape == (5, 2):

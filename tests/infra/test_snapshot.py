@@ -1,4 +1,4 @@
-"""Snapshots: what a list of partitions may not be, what it opens, and that partitions are what it lists."""
+"""Snapshots: validation of the list of partitions, finding files, and verifying partitions against the list."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def out(made: Path, tmp_path: Path) -> Path:
-    """A copy, store and all, to be spoiled."""
+    """Return a copy of the snapshot with its store, which a test may damage."""
     return Path(shutil.copytree(made, tmp_path / "out"))
 
 
@@ -41,7 +41,7 @@ def entry(table: str, slice_name: str, rows: tuple[int, ...] = (5,), columns: st
 
 
 def day(number: int, **rows: tuple[int, ...]) -> list[PartitionEntry]:
-    """Return a date's three partitions, of five rows unless other sizes are named."""
+    """Return a date's three partitions, of five rows unless other numbers are given."""
     slice_name = date_slice(date(2020, 1, number))
     return [entry(name, slice_name, rows.get(name, (5,))) for name in ("events", "labels", "requests")]
 
@@ -102,13 +102,13 @@ BAD_LISTS: dict[str, tuple[list[PartitionEntry], str]] = {
 
 
 @pytest.mark.parametrize("kind", BAD_LISTS)
-def test_a_list_that_breaks_a_rule_is_refused(kind: str) -> None:
+def test_invalid_list_of_partitions_is_refused(kind: str) -> None:
     partitions, message = BAD_LISTS[kind]
     with pytest.raises(ConfigError, match=message):
         snapshot(partitions)
 
 
-def test_events_of_a_dataset_with_tasks_have_labels(made: Path, tmp_path: Path) -> None:
+def test_events_without_labels_are_refused_when_the_dataset_has_tasks(made: Path, tmp_path: Path) -> None:
     path = Path(shutil.copytree(made, tmp_path / "made"))
     dataset = read_dataset(path)
     listed = tuple(one for one in dataset.snapshot.partitions if one.table != "labels")
@@ -118,7 +118,7 @@ def test_events_of_a_dataset_with_tasks_have_labels(made: Path, tmp_path: Path) 
         read_dataset(path)
 
 
-def test_a_right_list_is_taken() -> None:
+def test_valid_list_is_accepted() -> None:
     events = [*day(1, requests=(2,)), *day(2, requests=(5,))]
     sids = [entry(f"{SIDS}/{base}", one.slice, tuple(file.rows for file in one.files))
             for base in ("events", "requests") for one in events if one.table == base]  # fmt: skip
@@ -134,7 +134,7 @@ def test_slices_are_named_after_dates() -> None:
             slice_date(name, "here")
 
 
-def test_a_dataset_finds_its_files_by_table_and_date(made: Path) -> None:
+def test_files_are_found_by_table_and_date(made: Path) -> None:
     dataset = read_dataset(made)
     assert dataset.spec == SPEC and dataset.store == made / "store"
     assert dataset.dates() == DAYS and dataset.dates(*SPEC.test) == DAYS[2:]
@@ -153,14 +153,14 @@ def test_a_dataset_finds_its_files_by_table_and_date(made: Path) -> None:
         dataset.files("items", DAYS[0], DAYS[1])
 
 
-def test_a_snapshot_is_found_wherever_it_and_its_store_are_moved(made: Path, tmp_path: Path) -> None:
+def test_snapshot_can_be_copied_with_its_store(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made, tmp_path / "deep" / "copy")
     moved = read_dataset(tmp_path / "deep" / "copy")
     moved.verify(ALONE, moved.snapshot.partitions)
     assert moved.store == tmp_path / "deep" / "copy" / "store"
 
 
-def test_the_store_is_named_from_the_place_where_the_snapshot_will_be(tmp_path: Path) -> None:
+def test_path_of_the_store_is_relative_to_the_final_place(tmp_path: Path) -> None:
     staging, target = tmp_path / ".out.tmp", tmp_path / "runs" / "out"
     staging.mkdir()
     end = datetime(2020, 1, 3)
@@ -171,17 +171,17 @@ def test_the_store_is_named_from_the_place_where_the_snapshot_will_be(tmp_path: 
     assert read_dataset(target).store == tmp_path / "store" and read_dataset(target).snapshot.as_of == end
 
 
-def test_sets_of_sids_name_their_tables() -> None:
+def test_sid_set_names_its_tables() -> None:
     assert SidSet(generation="abc", spec={}, columns={}).table("text", "events") == f"{SIDS}/events"
 
 
 def rewritten(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
-    def spoil(out: Path) -> None:
+    def damage(out: Path) -> None:
         values = json.loads((out / SNAPSHOT_FILE).read_text())
         change(values)
         (out / SNAPSHOT_FILE).write_text(json.dumps(values))
 
-    return spoil
+    return damage
 
 
 def events_list(out: Path) -> Path:
@@ -223,56 +223,56 @@ BAD_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("kind", BAD_FILES)
-def test_what_is_no_snapshot_is_refused(kind: str, out: Path) -> None:
-    spoil, message = BAD_FILES[kind]
-    spoil(out)
+def test_damaged_snapshot_is_refused(kind: str, out: Path) -> None:
+    damage, message = BAD_FILES[kind]
+    damage(out)
     with pytest.raises(SidestackError, match=message):
         read_dataset(out)
 
 
-def gone(place: Path) -> None:
+def delete(place: Path) -> None:
     shutil.rmtree(place)
 
 
-def altered(place: Path) -> None:
+def alter(place: Path) -> None:
     file = place / "part-00000.parquet"
     file.write_bytes(file.read_bytes()[:-1] + b"?")
 
 
-def truncated(place: Path) -> None:
+def truncate(place: Path) -> None:
     file = place / "part-00000.parquet"
     file.write_bytes(file.read_bytes()[:-1])
 
 
-def without_file(place: Path) -> None:
+def delete_file(place: Path) -> None:
     (place / "part-00000.parquet").unlink()
 
 
-def made_anew(place: Path) -> None:
-    """Put in its place another partition, whole and with a right manifest."""
+def replace_by_another(place: Path) -> None:
+    """Replace the partition by another one, which is intact and has a valid manifest."""
     other = next(one for one in place.parents[1].glob("*/*") if one.parent != place.parent)
     shutil.rmtree(place)
     shutil.copytree(other, place)
     verify(place)
 
 
-SPOILED = [
-    (gone, "labels/date=2020-01-02/.*: not a committed directory"),
-    (altered, "labels/date=2020-01-02/.*/part-00000.parquet: SHA-256 .* the file was altered"),
-    (truncated, "labels/date=2020-01-02/.*/part-00000.parquet: has .* bytes, .* truncated or altered"),
-    (without_file, "labels/date=2020-01-02/.*/part-00000.parquet: is named in manifest.json but missing"),
-    (made_anew, "labels/date=2020-01-02/.*: is another partition than .*snapshot.json lists"),
+DAMAGES = [
+    (delete, "labels/date=2020-01-02/.*: not a committed directory"),
+    (alter, "labels/date=2020-01-02/.*/part-00000.parquet: SHA-256 .* the file was altered"),
+    (truncate, "labels/date=2020-01-02/.*/part-00000.parquet: has .* bytes, .* truncated or altered"),
+    (delete_file, "labels/date=2020-01-02/.*/part-00000.parquet: is named in manifest.json but missing"),
+    (replace_by_another, "labels/date=2020-01-02/.*: is another partition than .*snapshot.json lists"),
 ]
 
 
-@pytest.mark.parametrize(("spoil", "message"), SPOILED)
-def test_a_partition_that_is_not_what_was_listed_is_refused(
-    spoil: Callable[[Path], None], message: str, out: Path
+@pytest.mark.parametrize(("damage", "message"), DAMAGES)
+def test_partition_that_differs_from_the_list_is_refused(
+    damage: Callable[[Path], None], message: str, out: Path
 ) -> None:
     dataset = read_dataset(out)
     dataset.verify(ALONE, dataset.snapshot.partitions)
     listed = dataset.partitions("labels", DAYS[1], DAYS[1])[0]
-    spoil(dataset.store / listed.path)
+    damage(dataset.store / listed.path)
     with pytest.raises(CommitError, match=message):
         dataset.verify(ALONE, dataset.snapshot.partitions)
     with pytest.raises(CommitError, match=message):
@@ -291,9 +291,9 @@ def verified_on_ranks(world: World, outs: list[Path]) -> list[str]:
     return messages
 
 
-def test_ranks_share_the_hashing_and_refuse_together(made: Path, out: Path) -> None:
+def test_ranks_share_the_hashing_and_all_raise(made: Path, out: Path) -> None:
     dataset = read_dataset(out)
-    altered(dataset.store / dataset.partitions("events")[0].path)
+    alter(dataset.store / dataset.partitions("events")[0].path)
     found = run_distributed(verified_on_ranks, [made, out])
     assert [right for right, _ in found] == ["no error"] * 2
     messages = [wrong for _, wrong in found]
@@ -301,7 +301,7 @@ def test_ranks_share_the_hashing_and_refuse_together(made: Path, out: Path) -> N
     assert sum("failed" in message for message in messages) == 1
 
 
-def test_an_entry_is_of_a_partitions_manifest(made: Path) -> None:
+def test_entry_is_restored_from_the_partitions_manifest(made: Path) -> None:
     dataset = read_dataset(made)
     for listed in dataset.snapshot.partitions:
         manifest = read_manifest(dataset.store / listed.path)

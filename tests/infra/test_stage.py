@@ -1,3 +1,5 @@
+"""The run of a stage: its committed output, errors on every rank, checkpoints, options and inputs."""
+
 import json
 import os
 import shlex
@@ -38,7 +40,7 @@ def launch(tmp_path: Path, before: Path, *arguments: str, ranks: int = 2) -> sub
     )
 
 
-def test_a_stage_on_two_ranks_commits_its_parts_config_record_and_lineage(tmp_path: Path, before: Path) -> None:
+def test_stage_on_two_ranks_commits_parts_config_log_and_inputs(tmp_path: Path, before: Path) -> None:
     done = launch(tmp_path, before, "--set", "encoder.number=6", "--key", "abc")
     assert done.returncode == 0, done.stderr
     manifest = verify(tmp_path / "out")
@@ -51,14 +53,14 @@ def test_a_stage_on_two_ranks_commits_its_parts_config_record_and_lineage(tmp_pa
 
 
 RENAMED = ["unshare", "--uts", "bash", "-c", 'hostname no-such-name-of-a-host && exec "$@"', "renamed"]
-"""Runs a command on a machine whose own name does not resolve."""
+"""Prefix of a command that runs with a host name that does not resolve."""
 
 
 @pytest.mark.skipif(
     subprocess.run([*RENAMED, "true"], capture_output=True).returncode != 0, reason="needs root: unshare"
 )
-def test_ranks_meet_on_a_machine_whose_name_does_not_resolve(tmp_path: Path) -> None:
-    """As the components start them; torchrun alone waits five minutes, and fails."""
+def test_ranks_connect_on_a_machine_whose_name_does_not_resolve(tmp_path: Path) -> None:
+    """The ranks start with the components' options; with torchrun's own they fail after five minutes."""
     options = ["--config", str(tmp_path / "run.yaml"), "--input", f"before={tmp_path}", "--out", str(tmp_path / "out")]
     command = shlex.split(
         stage_app("tiny", "tests.infra.tiny_stage", Launch(), config="", out="", inputs={}).roles[0].args[1]
@@ -71,11 +73,11 @@ def test_ranks_meet_on_a_machine_whose_name_does_not_resolve(tmp_path: Path) -> 
     assert "rank 0: error: config" in ended.stderr and "rank 1: error: config" in ended.stderr
 
 
-def test_an_error_on_one_rank_names_itself_and_leaves_nothing(tmp_path: Path, before: Path) -> None:
+def test_error_on_one_rank_is_reported_and_no_output_is_left(tmp_path: Path, before: Path) -> None:
     done = launch(tmp_path, before, "--set", "encoder.fail_on_rank=1")
     assert done.returncode != 0
     assert "tiny: rank 1: error: numbers.parquet, row group 3: 4 is odd" in done.stderr
-    # Rank 0 removes its temporary directory, unless torchrun kills it first; readers ignore what is left.
+    # Rank 0 removes its temporary directory unless torchrun kills it first; readers ignore such a directory.
     left = [name for name in os.listdir(tmp_path) if not (name.startswith(".out.") and name.endswith(".tmp"))]
     assert sorted(left) == ["before", "run.yaml"]
 
@@ -87,7 +89,7 @@ def test_an_error_on_one_rank_names_itself_and_leaves_nothing(tmp_path: Path, be
         (["--input", "other=x"], "--input 'other': unknown; this stage takes: before, arm.*"),
     ],
 )
-def test_a_user_error_is_said_on_every_rank(tmp_path: Path, before: Path, arguments: list[str], message: str) -> None:
+def test_user_error_is_reported_on_every_rank(tmp_path: Path, before: Path, arguments: list[str], message: str) -> None:
     done = launch(tmp_path, before, *arguments)
     assert done.returncode != 0
     assert all(f"tiny: rank {rank}: error: " in done.stderr for rank in (0, 1))
@@ -95,17 +97,17 @@ def test_a_user_error_is_said_on_every_rank(tmp_path: Path, before: Path, argume
     assert not (tmp_path / "out").exists()
 
 
-def test_an_altered_input_is_refused_on_every_rank(tmp_path: Path, before: Path) -> None:
+def test_altered_input_is_refused_on_every_rank(tmp_path: Path, before: Path) -> None:
     (before / "data.txt").write_text("1 2 4")
     done = launch(tmp_path, before)
     assert all(f"rank {rank}: error: " in done.stderr for rank in (0, 1))
     assert "data.txt: SHA-256" in done.stderr
 
 
-def test_a_stage_refuses_to_run_other_code_than_its_key_names(
+def test_stage_refuses_code_other_than_its_key_names(
     tmp_path: Path, before: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Such as that of an older image: its output would be committed under the new code's key."""
+    """An older image's output would otherwise be committed under the new code's key."""
     monkeypatch.setenv(VARIABLE, f"{'0' * 64}:infra:tests/infra/tiny_stage.py")
     done = launch(tmp_path, before)
     assert done.returncode != 0
@@ -115,7 +117,7 @@ def test_a_stage_refuses_to_run_other_code_than_its_key_names(
     assert launch(tmp_path, before).returncode == 0
 
 
-def test_a_committed_output_is_never_overwritten(tmp_path: Path, before: Path) -> None:
+def test_committed_output_is_not_overwritten(tmp_path: Path, before: Path) -> None:
     assert launch(tmp_path, before, ranks=1).returncode == 0
     again = launch(tmp_path, before, "--set", "encoder.number=9", ranks=1)
     assert again.returncode != 0
@@ -132,7 +134,7 @@ def run_tiny(
     run_stage("tiny", "encoder", TinyConfig, ["before", "arm.*"], body, [*places, *inputs, *arguments])
 
 
-def test_a_training_takes_a_number_of_steps_to_trace_and_other_stages_do_not(
+def test_profile_option_is_accepted_by_training_stages_only(
     tmp_path: Path, before: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     taken: list[int] = []
@@ -156,7 +158,7 @@ def test_a_training_takes_a_number_of_steps_to_trace_and_other_stages_do_not(
     assert "must be a whole number, at least 0" in capsys.readouterr().err
 
 
-def test_a_stage_finds_its_checkpoint_until_it_is_committed(
+def test_stage_resumes_from_its_checkpoint_until_it_commits(
     tmp_path: Path, before: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for arguments, message in [
@@ -176,7 +178,7 @@ def test_a_stage_finds_its_checkpoint_until_it_is_committed(
 CHOOSING = "encoder: {variant: b, fail_after_checkpoint: true, variants: {a: 1, b: 2"
 
 
-def test_a_variant_added_to_the_file_leaves_the_checkpoint_of_another_one(tmp_path: Path, before: Path) -> None:
+def test_checkpoint_is_loaded_after_another_variant_is_added_to_the_file(tmp_path: Path, before: Path) -> None:
     with pytest.raises(SystemExit):
         run_tiny(tmp_path, before, text=CHOOSING + "}}")
     run_tiny(tmp_path, before, text=CHOOSING + ", c: 3}}")
@@ -184,7 +186,7 @@ def test_a_variant_added_to_the_file_leaves_the_checkpoint_of_another_one(tmp_pa
     assert (facts["doubled"], facts["resumed_from"]) == (4, 2)
 
 
-def test_a_whole_file_and_the_resolved_one_are_the_same_work(tmp_path: Path, before: Path) -> None:
+def test_checkpoint_is_loaded_with_the_resolved_configuration(tmp_path: Path, before: Path) -> None:
     with pytest.raises(SystemExit):
         run_tiny(tmp_path, before, "--set", "encoder.variant=a", text=CHOOSING + "}}")
     resolved = TinyConfig(variant="a", fail_after_checkpoint=True, variants={"a": 1, "b": 2}).resolved()
@@ -193,7 +195,7 @@ def test_a_whole_file_and_the_resolved_one_are_the_same_work(tmp_path: Path, bef
     assert (manifest.facts["config"], manifest.facts["resumed_from"]) == (digest(resolved), 1)
 
 
-def test_inputs_are_held_against_the_names_a_stage_takes() -> None:
+def test_input_names_are_validated() -> None:
     takes = Inputs(("a", "arm.*"), ("start",))
     assert takes.named(["a=x", "arm.side=y"]) == {"a": Path("x"), "arm.side": Path("y")}
     assert takes.named(["a=x", "start=z", "arm.side=y"])["start"] == Path("z")

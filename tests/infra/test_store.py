@@ -1,4 +1,4 @@
-"""The store: partitions are written once, whole, cut between requests, and refused where rows break a rule."""
+"""The store: partitions are written atomically and once, divided between requests; invalid rows are refused."""
 
 import threading
 from collections.abc import Iterator
@@ -46,19 +46,19 @@ def leftovers(store: Store) -> list[Path]:
     return [path for path in store.path.rglob("*") if path.is_file()] if store.path.exists() else []
 
 
-# ---- how rows are cut
+# Row groups of whole requests
 
 SIZES = st.lists(st.integers(1, 6), min_size=1, max_size=12)
 
 
-def cut_by_hand(rows: pa.Table, most: int) -> list[list[int]]:
-    """Cut row by row: a group ends with the request that reaches so many bytes."""
+def groups_by_hand(rows: pa.Table, row_group_bytes: int) -> list[list[int]]:
+    """Return the rows of each group, row by row: a group ends with the request that reaches `row_group_bytes`."""
     groups: list[list[int]] = [[]]
     reached = 0
     ids = rows["request_id"].to_pylist()
     for row, size in enumerate(row_bytes(rows).tolist()):
         begins = row > 0 and ids[row] != ids[row - 1]
-        if begins and reached >= most:
+        if begins and reached >= row_group_bytes:
             groups.append([])
             reached = 0
         groups[-1].append(row)
@@ -68,38 +68,38 @@ def cut_by_hand(rows: pa.Table, most: int) -> list[list[int]]:
 
 @given(SIZES, st.integers(1, 2000), st.lists(st.integers(0, 72), max_size=6))
 @settings(max_examples=60)
-def test_groups_are_whole_requests_however_the_rows_were_cut(sizes: list[int], most: int, cuts: list[int]) -> None:
+def test_groups_are_whole_requests_for_any_chunks(sizes: list[int], row_group_bytes: int, cuts: list[int]) -> None:
     rows = table(requests(DAY, sizes))
     numbered = rows.append_column("row", pa.array(range(rows.num_rows), pa.int64()))
     places = [0, *sorted(min(cut, rows.num_rows) for cut in cuts), rows.num_rows]
     chunks = [numbered.slice(low, high - low) for low, high in zip(places, places[1:], strict=False)]
-    found = [group["row"].to_pylist() for group in request_groups(chunks, most)]
-    assert found == cut_by_hand(numbered, most)
-    assert all(group.num_columns == numbered.num_columns for group in request_groups(chunks, most))
+    found = [group["row"].to_pylist() for group in request_groups(chunks, row_group_bytes)]
+    assert found == groups_by_hand(numbered, row_group_bytes)
+    assert all(group.num_columns == numbered.num_columns for group in request_groups(chunks, row_group_bytes))
 
 
 @pytest.mark.parametrize(("more", "first"), [(0, 2), (1, 3)])
-def test_a_group_ends_with_the_request_that_reaches_the_size(more: int, first: int) -> None:
+def test_group_ends_with_the_request_that_reaches_the_size(more: int, first: int) -> None:
     rows = table(requests(DAY, [1, 1, 1, 1]))
     size = int(row_bytes(rows)[:2].sum())
     assert next(request_groups([rows], size + more)).num_rows == first
 
 
-def test_no_rows_are_one_empty_group_or_none() -> None:
+def test_empty_chunk_gives_one_empty_group_and_no_chunks_give_none() -> None:
     assert [group.num_rows for group in request_groups([table([])], 10)] == [0]
     assert list(request_groups([], 10)) == []
 
 
 @given(st.lists(st.integers(0, 3)))
-def test_starts_are_where_the_id_changes(ids: list[int]) -> None:
+def test_request_starts_are_where_the_id_changes(ids: list[int]) -> None:
     expected = [row for row, one in enumerate(ids) if row == 0 or ids[row - 1] != one]
     assert request_starts(pa.chunked_array([pa.array(ids, pa.int64())])).tolist() == expected
 
 
-# ---- partitions
+# Partitions
 
 
-def test_a_partition_is_found_under_its_key_alone(store: Store) -> None:
+def test_partition_is_found_only_by_its_key(store: Store) -> None:
     schema = pa.schema({"x": pa.int64()})
     assert store.find("things", "part=00000", "key") is None
     with store.making("things", "part=00000", "key") as made:
@@ -113,21 +113,21 @@ def test_a_partition_is_found_under_its_key_alone(store: Store) -> None:
     assert store.find("things", "part=00000", "other") is None
 
 
-def test_keys_that_share_their_beginning_are_told_apart(store: Store) -> None:
+def test_keys_with_the_same_prefix_are_distinguished(store: Store) -> None:
     with store.making("things", "part=00000", "0123456789abcdef-one") as made:
         made.schema = pa.schema({"x": pa.int64()})
     with pytest.raises(CommitError, match="is of key '0123456789abcdef-one', not of '0123456789abcdef-two'"):
         store.find("things", "part=00000", "0123456789abcdef-two")
 
 
-def test_a_maker_that_fails_leaves_nothing(store: Store) -> None:
+def test_failed_partition_leaves_no_files(store: Store) -> None:
     with pytest.raises(RuntimeError, match="torn"), store.making("things", "part=00000", "key") as made:
         (made.path / FILE).write_text("half")
         raise RuntimeError("torn")
     assert store.find("things", "part=00000", "key") is None and leftovers(store) == []
 
 
-def test_of_two_that_make_the_same_partition_the_first_is_kept(store: Store) -> None:
+def test_two_threads_may_write_the_same_partition(store: Store) -> None:
     both = threading.Barrier(2)
     failures: list[BaseException] = []
 
@@ -149,11 +149,11 @@ def test_of_two_that_make_the_same_partition_the_first_is_kept(store: Store) -> 
     verify(store.path / store.entry("things", "part=00000", "key").path)
 
 
-# ---- dates
+# Partitions of dates
 
 
-def written(store: Store, day: date, rows: pa.Table, keys: dict[str, str] = KEYS, most: int = 600) -> None:
-    write_day(store, day, keys, SPEC, [rows.slice(0, 5), rows.slice(5)], most)
+def write(store: Store, day: date, rows: pa.Table, keys: dict[str, str] = KEYS, row_group_bytes: int = 600) -> None:
+    write_day(store, day, keys, SPEC, [rows.slice(0, 5), rows.slice(5)], row_group_bytes)
 
 
 def read(store: Store, name: str) -> list[pa.Table]:
@@ -161,9 +161,9 @@ def read(store: Store, name: str) -> list[pa.Table]:
     return [read_row_group(group) for group in row_groups([store.path / entry.path / FILE])]
 
 
-def test_a_date_is_three_tables_with_the_same_row_groups(store: Store) -> None:
+def test_date_is_three_tables_with_the_same_row_groups(store: Store) -> None:
     rows = requests(DAY, [3, 1, 4, 1, 5, 2, 6])
-    written(store, DAY, table(rows))
+    write(store, DAY, table(rows))
     found = {name: read(store, name) for name in KEYS}
     assert len(found["events"]) > 2
     assert [one.num_rows for one in found["labels"]] == [one.num_rows for one in found["events"]]
@@ -177,9 +177,9 @@ def test_a_date_is_three_tables_with_the_same_row_groups(store: Store) -> None:
         assert pa.concat_tables(found[name]).to_pylist() == expected
 
 
-def test_a_dates_numbers_tell_the_largest_ids_and_the_labels(store: Store) -> None:
+def test_facts_of_a_date_have_the_largest_ids_and_label_counts(store: Store) -> None:
     rows = requests(DAY, [3, 1, 4, 1, 5])
-    written(store, DAY, table(rows))
+    write(store, DAY, table(rows))
     facts = {entry.table: entry.facts for entry in day_entries(store, DAY, KEYS)}
     assert facts["events"] == {"max_item_id": max(row["item_id"] for row in rows)}
     shown = max((item for row in rows for item in row["history_item_ids"]), default=-1)
@@ -194,36 +194,36 @@ def test_a_dates_numbers_tell_the_largest_ids_and_the_labels(store: Store) -> No
     assert 0 < expected["judged_buy"] < expected["judged_cart"]
 
 
-def test_labels_of_which_nothing_is_known_count_nothing() -> None:
+def test_null_labels_are_not_counted() -> None:
     labels = pa.table({name: pa.nulls(3, pa.int8()) for name in SPEC.tasks})
     assert set(count_labels(labels, SPEC).values()) == {0}
 
 
-def test_labels_that_are_made_again_have_the_row_groups_of_their_events(store: Store) -> None:
+def test_rewritten_labels_keep_the_row_groups_of_their_events(store: Store) -> None:
     rows = requests(DAY, [3, 1, 4, 1, 5, 2, 6])
-    written(store, DAY, table([{**row, "cart": None, "buy": None} for row in rows]))
+    write(store, DAY, table([{**row, "cart": None, "buy": None} for row in rows]))
     before = {name: [one.num_rows for one in read(store, name)] for name in KEYS}
     later = {**KEYS, "labels": "another key of labels"}
     assert missing_keys(store, DAY, later) == {"labels": later["labels"]}
-    written(store, DAY, table(rows), missing_keys(store, DAY, later))
+    write(store, DAY, table(rows), missing_keys(store, DAY, later))
     assert missing_keys(store, DAY, later) == {}
     labels = [one for one in day_entries(store, DAY, later) if one.table == "labels"][0]
     again = [group.rows for group in row_groups([store.path / labels.path / FILE])]
     assert again == before["labels"] == before["events"] and len(again) > 2
 
 
-def test_further_columns_go_to_the_events(store: Store) -> None:
+def test_further_columns_are_written_to_the_events(store: Store) -> None:
     rows = table(requests(DAY, [2, 3])).append_column("app", pa.array(list("abcde")))
-    written(store, DAY, rows)
+    write(store, DAY, rows)
     assert pa.concat_tables(read(store, "events"))["app"].to_pylist() == list("abcde")
     assert "app" not in read(store, "requests")[0].column_names
 
 
 @pytest.mark.parametrize("chunks", [[], [table([])], [table([]), table([])]])
-def test_a_date_without_rows_has_its_columns(chunks: list[pa.Table], store: Store) -> None:
+def test_date_without_rows_has_all_columns(chunks: list[pa.Table], store: Store) -> None:
     write_day(store, DAY, KEYS, SPEC, chunks)
     other = Store(store.path.with_name("other"))
-    written(other, DAY, table(requests(DAY, [2])))
+    write(other, DAY, table(requests(DAY, [2])))
     for empty, full in zip(day_entries(store, DAY, KEYS), day_entries(other, DAY, KEYS), strict=True):
         assert (empty.rows, empty.columns) == (0, full.columns)
 
@@ -254,14 +254,14 @@ BAD_DAYS: dict[str, tuple[list[dict[str, Any]], str]] = {
 
 
 @pytest.mark.parametrize("kind", BAD_DAYS)
-def test_requests_that_break_a_rule_are_refused_and_nothing_stays(kind: str, store: Store) -> None:
+def test_invalid_requests_are_refused_and_no_files_are_left(kind: str, store: Store) -> None:
     rows, message = BAD_DAYS[kind]
     with pytest.raises(DataError, match=f"events/date=2020-01-01: {message}"):
-        written(store, DAY, table(rows))
+        write(store, DAY, table(rows))
     assert missing_keys(store, DAY, KEYS) == KEYS and leftovers(store) == []
 
 
-def test_a_source_that_breaks_off_leaves_nothing(store: Store) -> None:
+def test_failing_source_leaves_no_files(store: Store) -> None:
     def chunks() -> Iterator[pa.Table]:
         yield table(requests(DAY, [4, 4, 4, 4]))
         raise OSError("gone")
@@ -271,7 +271,7 @@ def test_a_source_that_breaks_off_leaves_nothing(store: Store) -> None:
     assert leftovers(store) == []
 
 
-def test_requests_are_taken_from_the_first_of_their_rows() -> None:
+def test_request_columns_are_those_of_the_first_row() -> None:
     rows = requests(DAY, [1, 3, 2])
     parts = split_rows(table(rows), SPEC, "here")
     assert parts["requests"].num_rows == 3 and parts["events"].num_rows == parts["labels"].num_rows == 6
@@ -279,7 +279,7 @@ def test_requests_are_taken_from_the_first_of_their_rows() -> None:
     assert parts["requests"]["history_item_ids"].to_pylist() == [row["history_item_ids"] for row in firsts]
 
 
-# ---- parts
+# Partitions of parts
 
 SCHEMA = item_schema(SPEC)
 
@@ -296,7 +296,7 @@ def items(ids: list[int]) -> pa.Table:
 
 
 @pytest.mark.parametrize("sizes", [[0], [7], [3, 4], [1, 1, 1, 1, 3], [0, 5, 2], [7, 0]])
-def test_a_part_has_files_of_so_many_rows_however_it_came(
+def test_part_has_files_of_equal_size_for_any_chunks(
     sizes: list[int], store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store_module, "FILE_ROWS", 3)
@@ -309,7 +309,7 @@ def test_a_part_has_files_of_so_many_rows_however_it_came(
     assert pa.concat_tables([SCHEMA.empty_table(), *read]).equals(whole)
 
 
-def test_a_part_may_revise_rows_and_goes_on_from_the_others(store: Store) -> None:
+def test_part_may_revise_rows_and_add_consecutive_ids(store: Store) -> None:
     entry = write_part(store, "item", 1, "key", 5, SCHEMA, [items([0, 3]), items([4, 5]), items([6])])
     assert entry.facts == {"first": 5, "new": 2} and entry.rows == 5
 
@@ -325,17 +325,17 @@ def test_a_part_may_revise_rows_and_goes_on_from_the_others(store: Store) -> Non
         (0, [[1, 2]], "new ids must continue from 0 without a gap; 0 is expected, 1 is there"),
     ],
 )
-def test_ids_that_do_not_go_on_are_refused(first: int, chunks: list[list[int]], rule: str, store: Store) -> None:
+def test_ids_that_are_not_consecutive_are_refused(first: int, chunks: list[list[int]], rule: str, store: Store) -> None:
     for origin, where in (("", "items/part=00001"), ("own/items/b.parquet", "own/items/b.parquet")):
         with pytest.raises(DataError, match=f"{where}: column 'item_id': {rule}"):
             write_part(store, "item", 1, "key", first, SCHEMA, [items(ids) for ids in chunks], origin)
     assert leftovers(store) == []
 
 
-# ---- lists of partitions
+# Lists of partitions
 
 
-def test_columns_digests_tell_names_types_and_their_order() -> None:
+def test_columns_digest_depends_on_names_and_types() -> None:
     first = pa.schema({"a": pa.int64(), "b": pa.int8()})
     others = [{"a": pa.int64()}, {"a": pa.int64(), "c": pa.int8()}, {"a": pa.int32(), "b": pa.int8()}]
     assert len({columns_digest(pa.schema(one)) for one in others} | {columns_digest(first)}) == 4
@@ -344,17 +344,17 @@ def test_columns_digests_tell_names_types_and_their_order() -> None:
 
 def test_partitions_are_listed_by_table_and_slice(store: Store) -> None:
     for day in (DAYS[1], DAYS[0]):
-        written(store, day, table(requests(day, [2])))
+        write(store, day, table(requests(day, [2])))
     listed = in_order([one for day in (DAYS[1], DAYS[0]) for one in day_entries(store, day, KEYS)])
     assert [f"{one.table} {one.slice[-2:]}" for one in listed] == [
         f"{table} {day}" for table in ("events", "labels", "requests") for day in ("01", "02")
     ]
 
 
-def test_partitions_of_different_columns_are_refused_by_column(store: Store) -> None:
-    written(store, DAYS[0], table(requests(DAYS[0], [2])))
+def test_partitions_with_different_columns_are_refused(store: Store) -> None:
+    write(store, DAYS[0], table(requests(DAYS[0], [2])))
     rows = table(requests(DAYS[1], [2]))
-    written(store, DAYS[1], rows.append_column("app", pa.array([1, 2])))
+    write(store, DAYS[1], rows.append_column("app", pa.array([1, 2])))
     entries = [one for day in DAYS[:2] for one in day_entries(store, day, KEYS)]
     rule = "events/date=2020-01-02: column 'app' is int64, in events/date=2020-01-01 it is missing"
     with pytest.raises(DataError, match=rule):
@@ -362,8 +362,8 @@ def test_partitions_of_different_columns_are_refused_by_column(store: Store) -> 
     require_same_columns_in_tables(store, [one for one in entries if one.table != "events"])
 
 
-def test_a_partitions_manifest_is_read_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    written(store, DAY, table(requests(DAY, [1, 2])))
+def test_manifest_of_a_partition_is_read_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(store, DAY, table(requests(DAY, [1, 2])))
     paths: list[Path | str] = []
 
     def counted(path: Path | str, **expected: str) -> Manifest | None:

@@ -1,3 +1,5 @@
+"""The dataset's specification: validation, the schemas of its tables, and reading JSON."""
+
 import re
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from sidestack.infra.tables import (
 from tests.infra.made_up import TWO_TASKS as SPEC
 
 
-def test_a_bad_description_is_named(tmp_path: Path) -> None:
+def test_missing_or_invalid_description_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"dataset\.json: cannot be read"):
         read_spec(tmp_path / SPEC_FILE)
     (tmp_path / "dataset.json").write_text(
@@ -31,7 +33,7 @@ def test_a_bad_description_is_named(tmp_path: Path) -> None:
         read_spec(tmp_path / SPEC_FILE)
 
 
-def test_a_column_named_twice_is_refused() -> None:
+def test_duplicate_column_is_refused() -> None:
     with pytest.raises(ValueError, match="events: column 'click' is named twice"):
         DatasetSpec(**{**SPEC.model_dump(), "dense": ("click",)})
 
@@ -45,12 +47,12 @@ def test_a_column_named_twice_is_refused() -> None:
         ({"a": {"weight": 0}}, "greater than 0"),
     ],
 )
-def test_tasks_that_cannot_be_are_named(tasks: dict[str, Any], rule: str) -> None:
+def test_invalid_tasks_are_refused(tasks: dict[str, Any], rule: str) -> None:
     with pytest.raises(ValueError, match=re.escape(rule)):
         DatasetSpec.model_validate({**SPEC.model_dump(), "tasks": tasks})
 
 
-def test_a_followup_of_no_task_is_named() -> None:
+def test_followup_days_of_an_unknown_task_are_refused() -> None:
     with pytest.raises(ValueError, match="followup_days.buy: is no task; tasks are click, conversion"):
         DatasetSpec(**{**SPEC.model_dump(), "followup_days": {"buy": 2}})
 
@@ -60,7 +62,7 @@ def test_a_followup_of_no_task_is_named() -> None:
               {"categoricals": {"brand": 0}}, {"user_categoricals": {"age": -3}}, {"request_sparse": {"hour": 0}},
               {"max_history": -1}],
 )  # fmt: skip
-def test_sizes_that_no_table_can_have_are_named(sizes: dict[str, Any]) -> None:
+def test_sizes_that_are_too_small_are_refused(sizes: dict[str, Any]) -> None:
     (key,) = sizes
     with pytest.raises(ValueError, match=rf"{key}[\s\S]*greater than"):
         DatasetSpec.model_validate({**SPEC.model_dump(), **sizes})
@@ -79,13 +81,13 @@ def test_sizes_that_no_table_can_have_are_named(sizes: dict[str, Any]) -> None:
         ({"test": ["2024-02-01", "9999-12-31"]}, "less than 2900-01-01"),
     ],
 )
-def test_sizes_and_dates_that_arrow_cannot_hold_are_named(values: dict[str, Any], rule: str) -> None:
+def test_sizes_and_dates_out_of_range_are_refused(values: dict[str, Any], rule: str) -> None:
     with pytest.raises(ValueError, match=rule):
         DatasetSpec.model_validate({**SPEC.model_dump(), **values})
 
 
 @pytest.mark.parametrize("name", ["", "a\nb", "a\x00b", "\u2028"])
-def test_a_column_whose_name_cannot_be_printed_is_refused(name: str) -> None:
+def test_column_name_with_control_characters_is_refused(name: str) -> None:
     for column in ("sparse", "embeddings", "user_categoricals", "request_sparse"):
         with pytest.raises(ValueError, match="must be a column's name, without control characters"):
             DatasetSpec.model_validate({**SPEC.model_dump(), column: {name: 3}})
@@ -93,7 +95,7 @@ def test_a_column_whose_name_cannot_be_printed_is_refused(name: str) -> None:
         DatasetSpec.model_validate({**SPEC.model_dump(), "dense": [name]})
 
 
-def test_a_column_of_ids_has_no_dot_in_its_name() -> None:
+def test_dot_in_the_name_of_a_sparse_column_is_refused() -> None:
     for column in ("sparse", "request_sparse"):
         with pytest.raises(ValueError, match="must be without a dot, as a part of the model is named after it"):
             DatasetSpec.model_validate({**SPEC.model_dump(), column: {"page.section": 3}})
@@ -120,19 +122,19 @@ def test_a_column_of_ids_has_no_dot_in_its_name() -> None:
         (b'{"\\udcff": 1}', ".*: the key has a NUL character or half of a surrogate pair"),
     ],
 )
-def test_json_that_no_stage_can_take_is_named(content: bytes, rule: str, tmp_path: Path) -> None:
+def test_invalid_json_is_named(content: bytes, rule: str, tmp_path: Path) -> None:
     file = tmp_path / "dataset.json"
     file.write_bytes(content)
     with pytest.raises(DataError, match=rf"dataset\.json: {rule}"):
         read_json(file)
 
 
-def test_json_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+def test_byte_order_mark_is_allowed(tmp_path: Path) -> None:
     (tmp_path / "dataset.json").write_bytes(b"\xef\xbb\xbf" + SPEC.model_dump_json().encode())
     assert read_spec(tmp_path / "dataset.json") == SPEC
 
 
-def test_ancestors_of_a_task_come_nearest_first() -> None:
+def test_ancestors_of_a_task_are_ordered_nearest_first() -> None:
     tasks = {"click": {}, "cart": {"given": "click"}, "buy": {"given": "cart"}}
     spec = DatasetSpec.model_validate({**SPEC.model_dump(), "tasks": tasks})
     assert spec.ancestors("buy") == ("cart", "click") and spec.ancestors("click") == ()
@@ -142,12 +144,12 @@ def test_history_times_are_stored_as_microseconds() -> None:
     assert request_schema(SPEC).field("history_times").type == pa.list_(TIME)
 
 
-def test_a_spec_is_read_as_it_was_written(tmp_path: Path) -> None:
+def test_spec_is_read_as_written(tmp_path: Path) -> None:
     write_spec(tmp_path, SPEC)
     assert read_spec(tmp_path / SPEC_FILE) == SPEC
 
 
-def test_joined_rows_have_the_columns_of_requests_events_and_labels_once() -> None:
+def test_flat_schema_has_each_column_of_the_tables_once() -> None:
     spec = DatasetSpec(**{**SPEC.model_dump(), "request_dense": ("age",), "request_sparse": {"hour": 24}})
     names = [*request_schema(spec).names, *event_schema(spec).names, *label_schema(spec).names]
     assert flat_schema(spec).names == list(dict.fromkeys(names)) and names.count("request_id") == 2
@@ -156,7 +158,7 @@ def test_joined_rows_have_the_columns_of_requests_events_and_labels_once() -> No
     assert spec.all_dense == ("popularity", "age") and spec.all_sparse == {"store": 7, "hour": 24}
 
 
-def test_a_description_that_is_no_object_is_named(tmp_path: Path) -> None:
+def test_description_that_is_not_an_object_is_named(tmp_path: Path) -> None:
     (tmp_path / SPEC_FILE).write_text("[1]")
     with pytest.raises(DataError, match=r"dataset\.json: must hold a JSON object, holds a list"):
         read_spec(tmp_path / SPEC_FILE)

@@ -1,3 +1,5 @@
+"""`take_rows` returns what Arrow's `take` returns."""
+
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,7 +14,7 @@ LISTS = st.lists(st.lists(st.none() | st.integers(0, 99), max_size=4), max_size=
 
 @settings(max_examples=100)
 @given(LISTS, LISTS, st.integers(0, 9), st.booleans(), st.booleans(), st.integers(0, 99))
-def test_rows_are_those_that_arrow_takes(
+def test_take_rows_equals_arrows_take(
     first: list[list[int | None]],
     second: list[list[int | None]],
     dropped: int,
@@ -20,9 +22,10 @@ def test_rows_are_those_that_arrow_takes(
     repeats: bool,
     seed: int,
 ) -> None:
-    """Tables of two chunks, the first a slice; lists as long as each other's, others, null lists, vectors, numbers.
+    """Take rows of tables in random order, with and without repeats.
 
-    Rows in any order, each once or some of them several times.
+    The tables have two chunks (the first is a slice), and columns of lists of equal and of different lengths, null
+    lists, vectors, numbers and strings.
     """
     rows = [*first, *second]
 

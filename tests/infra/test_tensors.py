@@ -1,4 +1,4 @@
-"""Tensors on disk: the same back, for others to read, and a full disk told as one."""
+"""Writing tensors: they are restored, the file is readable by other users, and a full disk raises OSError."""
 
 import errno
 import os
@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from sidestack.infra.tensors import write_tensors
 
 
-def test_views_come_back_and_others_may_read_them(tmp_path: Path) -> None:
+def test_views_are_restored_and_the_file_is_readable_by_others(tmp_path: Path) -> None:
     whole = torch.arange(6.0).view(2, 3)
     before = os.umask(0o022)
     try:
@@ -25,7 +25,7 @@ def test_views_come_back_and_others_may_read_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="no /dev/full here")
-def test_a_full_disk_is_an_os_error() -> None:
+def test_full_disk_raises_os_error() -> None:
     with pytest.raises(OSError) as error:
         write_tensors({"some": torch.zeros(1 << 16)}, Path("/dev/full"))
     assert error.value.errno == errno.ENOSPC

@@ -1,4 +1,4 @@
-"""A stage's record: its files, and the MLflow runs that are made from them."""
+"""A stage's log: its files, and the MLflow runs that are made from them."""
 
 import fcntl
 import json
@@ -31,7 +31,7 @@ CONFIG = {"arm": "side", "lr": 0.1, "towers": {"widths": [4, 2], "note": "x" * 9
 
 @pytest.fixture(scope="module")
 def runs_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Return one SQLite store for the module: making its tables takes seconds."""
+    """Yield the runs folder of one SQLite store for the module, because creating its tables takes seconds."""
     path = tmp_path_factory.mktemp("runs")
     before = os.environ.pop("MLFLOW_TRACKING_URI", None)
     use_store(path)
@@ -47,7 +47,7 @@ def client(runs_dir: Path) -> Any:
 
 
 @pytest.mark.parametrize("name", ["my runs", "50%20off", "what?", "a#b", "größe"])
-def test_the_store_lies_in_the_runs_folder_whatever_its_name(
+def test_store_is_created_in_a_runs_folder_of_any_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -57,7 +57,7 @@ def test_the_store_lies_in_the_runs_folder_whatever_its_name(
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-def test_processes_connect_to_a_local_store_one_after_another(runs_dir: Path, client: Any) -> None:
+def test_connections_to_a_local_store_wait_for_its_lock(runs_dir: Path, client: Any) -> None:
     with (runs_dir / "mlflow.db.lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         second = threading.Thread(target=connect)
@@ -68,7 +68,7 @@ def test_processes_connect_to_a_local_store_one_after_another(runs_dir: Path, cl
     assert not second.is_alive()
 
 
-def test_after_a_move_artifacts_are_written_to_the_new_place(
+def test_artifacts_are_written_to_the_new_place_after_a_move(
     tmp_path: Path, runs_dir: Path, client: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = open_parent(client, "moving", "before", runs_dir, {})
@@ -79,16 +79,20 @@ def test_after_a_move_artifacts_are_written_to_the_new_place(
     files = {path: path.stat().st_mtime_ns for path in runs_dir.rglob("*") if path.is_file()}
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     use_store(moved)
-    there = connect()
-    second = open_parent(there, "moving", "after", moved, {})
-    log_artifacts(there, second, [moved / "note.txt"])
+    moved_client = connect()
+    second = open_parent(moved_client, "moving", "after", moved, {})
+    log_artifacts(moved_client, second, [moved / "note.txt"])
     assert len(list((moved / "mlartifacts").rglob(f"{second}/artifacts/note.txt"))) == 1
     assert {path: path.stat().st_mtime_ns for path in runs_dir.rglob("*") if path.is_file()} == files
-    (old,) = [one for one in there.search_experiments() if one.experiment_id == there.get_run(first).info.experiment_id]
+    (old,) = [
+        one
+        for one in moved_client.search_experiments()
+        if one.experiment_id == moved_client.get_run(first).info.experiment_id
+    ]
     assert old.name == f"moving (artifacts at {(runs_dir / 'mlartifacts/moving').as_uri()})"
     assert f"{moved} was moved; its earlier MLflow runs are in experiment {old.name!r}" in capsys.readouterr().err
-    third = open_parent(there, "moving", "again", moved, {})
-    assert there.get_run(third).info.experiment_id == there.get_run(second).info.experiment_id
+    third = open_parent(moved_client, "moving", "again", moved, {})
+    assert moved_client.get_run(third).info.experiment_id == moved_client.get_run(second).info.experiment_id
     assert not capsys.readouterr().err
 
 
@@ -100,7 +104,7 @@ def commit_dataset(path: Path) -> Path:
 
 def commit_ranker(path: Path, dataset: Path, parent: str | None) -> Path:
     with committing(path, ONE, stage="ranker", key="k1") as out:
-        out.joinpath("config.yaml").write_text(yaml.safe_dump({"ranker": CONFIG}))  # as `infra.stage` does
+        out.joinpath("config.yaml").write_text(yaml.safe_dump({"ranker": CONFIG}))  # as `infra.stage` writes it
         log = RunLog.open(0, "ranker", out, CONFIG, {"dataset": dataset}, "k1", parent)
         for step in range(3):
             log.metrics(step, {"loss": 1.0 / (step + 1), "auc": float("nan")})
@@ -116,7 +120,7 @@ def children(client: Any, parent: str) -> list[Any]:
 
 
 def content(client: Any, run: Any) -> dict[str, Any]:
-    """Return what a run says, without when and under whom it was said."""
+    """Return a run's content without its times and its parent."""
     history = client.get_metric_history(run.info.run_id, "loss")
     tags = {k: v for k, v in run.data.tags.items() if k in ("sidestack.stage", "sidestack.arm")}
     return {
@@ -131,7 +135,7 @@ def content(client: Any, run: Any) -> dict[str, Any]:
     }
 
 
-def test_the_files_are_the_record_without_mlflow(tmp_path: Path) -> None:
+def test_log_files_are_written_without_mlflow(tmp_path: Path) -> None:
     dataset = commit_dataset(tmp_path / "data")
     out = commit_ranker(tmp_path / "ranker", dataset, parent=None)
     lines = [json.loads(line) for line in out.joinpath("history.jsonl").read_text().splitlines()]
@@ -140,12 +144,12 @@ def test_the_files_are_the_record_without_mlflow(tmp_path: Path) -> None:
     assert lines[3] == {"step": 2, "sha256": "ab12"}
     summary = json.loads(out.joinpath("summary.json").read_text())
     assert summary == {"click": {"ne": 0.75, "gain": None}, "arm": "side"}
-    # The manifest covers the record, although the log was still open when it was written.
+    # The manifest covers the log, although the log was still open when the manifest was written.
     assert set(read_manifest(out).files) == {"config.yaml", "history.jsonl", "summary.json"}
 
 
-class Mirrored:
-    """What would be sent to MLflow."""
+class RecordingMirror:
+    """Records the rows that would be sent to MLflow."""
 
     def __init__(self) -> None:
         self.rows: list[tuple[int, dict[str, float]]] = []
@@ -154,13 +158,13 @@ class Mirrored:
         self.rows.append(row[1:])
 
 
-def test_a_record_goes_on_from_a_checkpoints_history(tmp_path: Path) -> None:
+def test_resumed_log_continues_the_checkpoints_history(tmp_path: Path) -> None:
     (tmp_path / "before").mkdir()
     first = RunLog.open(0, "encoder", tmp_path / "before", {}, {}, "", None)
     assert first.history() == ""
     first.metrics(1, {"loss": 0.1 + 0.2, "auc": float("nan")})
     first.note(1, {"sha256": "ab12"})
-    mirror: Any = Mirrored()
+    mirror: Any = RecordingMirror()
     second = RunLog(tmp_path, mirror)
     second.resume(first.history())
     second.metrics(2, {"loss": 0.25})
@@ -171,7 +175,7 @@ def test_a_record_goes_on_from_a_checkpoints_history(tmp_path: Path) -> None:
     assert mirror.rows == [(1, {"loss": 0.1 + 0.2}), (1, {}), (2, {"loss": 0.25})]
 
 
-def test_other_ranks_neither_write_nor_speak(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_other_ranks_write_and_print_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     log = RunLog.open(1, "encoder", tmp_path, {}, {}, "", parent_run="never-looked-up")
     log.metrics(0, {"loss": 1.0})
     log.note(0, {"sha256": "ab12"})
@@ -186,7 +190,7 @@ def test_other_ranks_neither_write_nor_speak(tmp_path: Path, capfd: pytest.Captu
     assert capfd.readouterr() == ("", "")
 
 
-def test_progress_without_a_terminal_is_a_few_lines(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_progress_without_a_terminal_prints_a_few_lines(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     log = RunLog.open(0, "encoder", tmp_path, {}, {}, "", None)
     with log.progress(1000, "items") as advance:
         for _ in range(1000):
@@ -201,12 +205,12 @@ def test_progress_without_a_terminal_is_a_few_lines(tmp_path: Path, capfd: pytes
 def test_progress_ends_at_its_total(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     log = RunLog.open(0, "materialize", tmp_path, {}, {}, "", None)
     with log.progress(5, "dates") as advance:
-        for _ in range(2):  # of three ranks, two dates each at most
+        for _ in range(2):  # three ranks with at most two dates each
             advance(3)
     assert capfd.readouterr().err.splitlines()[-1].startswith("dates: 5 of 5 (")
 
 
-def test_live_child_and_replayed_child_say_the_same(client: Any, runs_dir: Path, tmp_path: Path) -> None:
+def test_live_and_replayed_runs_have_the_same_content(client: Any, runs_dir: Path, tmp_path: Path) -> None:
     dataset = commit_dataset(tmp_path / "data")
     first = open_parent(client, "sameness", "sameness", runs_dir, {"ranker": CONFIG})
     out = commit_ranker(tmp_path / "ranker", dataset, parent=first)
@@ -215,21 +219,21 @@ def test_live_child_and_replayed_child_say_the_same(client: Any, runs_dir: Path,
     replay(client, second, out, {"dataset": dataset})
     (live,), (replayed,) = children(client, first), children(client, second)
 
-    said = content(client, live)
-    assert said == content(client, replayed)
-    assert said["name"] == "ranker-side" and said["status"] == "FINISHED"
-    assert said["metrics"] == {"loss": pytest.approx(1 / 3), "summary/click.ne": 0.75}
-    assert said["history"] == [(0, 1.0), (1, 0.5), (2, pytest.approx(1 / 3))]
-    assert said["params"]["towers.widths"] == "[4, 2]"
-    assert len(said["params"]["towers.note"]) == 500
-    assert said["datasets"] == [("dataset", read_manifest(dataset).digest[:36])]
-    assert {"manifest.json", "config.yaml", "summary.json"} <= set(said["artifacts"])
+    recorded = content(client, live)
+    assert recorded == content(client, replayed)
+    assert recorded["name"] == "ranker-side" and recorded["status"] == "FINISHED"
+    assert recorded["metrics"] == {"loss": pytest.approx(1 / 3), "summary/click.ne": 0.75}
+    assert recorded["history"] == [(0, 1.0), (1, 0.5), (2, pytest.approx(1 / 3))]
+    assert recorded["params"]["towers.widths"] == "[4, 2]"
+    assert len(recorded["params"]["towers.note"]) == 500
+    assert recorded["datasets"] == [("dataset", read_manifest(dataset).digest[:36])]
+    assert {"manifest.json", "config.yaml", "summary.json"} <= set(recorded["artifacts"])
     assert "sidestack.reused_from" not in live.data.tags
     assert replayed.data.tags["sidestack.reused_from"] == str(out)
 
 
 @pytest.mark.parametrize("is_reused", [False, True])
-def test_one_of_several_encoders_is_named_as_its_directory(client: Any, runs_dir: Path, *, is_reused: bool) -> None:
+def test_run_of_an_encoder_is_named_after_its_directory(client: Any, runs_dir: Path, *, is_reused: bool) -> None:
     parent = open_parent(client, "names", "names", runs_dir, {})
     for label in ("encoder", "encoder-L3-d5-g3", "by_hand"):
         ChildRun.start(client, parent, "encoder", {}, {}, "", runs_dir / label / "0123", is_reused=is_reused)
@@ -237,20 +241,20 @@ def test_one_of_several_encoders_is_named_as_its_directory(client: Any, runs_dir
     assert names == {"encoder", "encoder-L3-d5-g3"}
 
 
-def test_hundreds_of_params_fit(client: Any, runs_dir: Path) -> None:
+def test_hundreds_of_params_are_logged(client: Any, runs_dir: Path) -> None:
     config = {f"key{i}": i for i in range(250)}
     parent = open_parent(client, "many", "many", runs_dir, {"prepare": config})
     assert len(client.get_run(parent).data.params) == 250
 
 
-def test_artifacts_of_a_local_store_lie_beside_it(client: Any, runs_dir: Path, tmp_path: Path) -> None:
+def test_artifacts_of_a_local_store_are_in_the_runs_folder(client: Any, runs_dir: Path, tmp_path: Path) -> None:
     dataset = commit_dataset(tmp_path / "data")
     parent = open_parent(client, "place", "place", runs_dir, {})
     commit_ranker(tmp_path / "ranker", dataset, parent)
     assert list(runs_dir.joinpath("mlartifacts", "place").rglob("manifest.json"))
 
 
-def test_runs_of_a_killed_driver_are_swept_and_live_ones_left(client: Any, runs_dir: Path) -> None:
+def test_runs_of_a_killed_driver_are_ended_and_live_ones_kept(client: Any, runs_dir: Path) -> None:
     script = (
         "from pathlib import Path;"
         "from sidestack.infra.mlflow_runs import *; from sidestack.infra.mlflow_store import connect;"
@@ -268,7 +272,7 @@ def test_runs_of_a_killed_driver_are_swept_and_live_ones_left(client: Any, runs_
     assert client.get_run(mine).info.status == "RUNNING"
 
 
-def test_a_store_that_fails_costs_one_line_not_the_run(
+def test_failing_store_logs_one_warning_and_the_run_continues(
     tmp_path: Path, runs_dir: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     log = RunLog.open(0, "encoder", tmp_path, {}, {}, "", parent_run="no-such-run")
@@ -292,7 +296,7 @@ def test_artifacts_may_be_whole_directories(client: Any, runs_dir: Path, tmp_pat
 NAMES = ["price $", "price €", "price_", "a//b", "a/b", "/a", "../a", ".", "", "x" * 300, "x" * 301, "größe", "a b"]
 
 
-def test_the_store_takes_every_name_and_keeps_names_apart(client: Any, runs_dir: Path) -> None:
+def test_metric_names_are_valid_and_stay_distinct(client: Any, runs_dir: Path) -> None:
     names = [metric_name(name) for name in NAMES]
     assert len(set(names)) == len(NAMES)
     assert {name for name in NAMES if metric_name(name) == name} == {"price_", "a/b", "größe", "a b"}
@@ -304,13 +308,13 @@ def test_the_store_takes_every_name_and_keeps_names_apart(client: Any, runs_dir:
     assert len(client.get_run(parent).data.params) == len(NAMES)
 
 
-def test_no_secret_of_an_address_is_a_param(client: Any, runs_dir: Path) -> None:
+def test_secrets_in_urls_are_masked_in_params(client: Any, runs_dir: Path) -> None:
     parent = open_parent(client, "uris", "uris", runs_dir, {"source": "s3://key:planted@bucket/log"})
     assert client.get_run(parent).data.params == {"source": "s3://***@bucket/log"}
 
 
 class Child:
-    """A child run whose store is away for some requests."""
+    """A child run whose store is unreachable for some requests."""
 
     def __init__(self, failures: int) -> None:
         self.failures = failures
@@ -327,7 +331,7 @@ class Child:
         self.ended.append(given)
 
 
-def test_rows_that_the_store_did_not_take_are_sent_when_it_is_back(
+def test_rows_are_sent_again_when_the_store_is_reachable_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sidestack.infra.tracking._FLUSH_SECONDS", 0.01)
@@ -345,7 +349,7 @@ def test_rows_that_the_store_did_not_take_are_sent_when_it_is_back(
     )
 
 
-def test_a_restarted_stage_takes_the_place_of_its_killed_run(client: Any, runs_dir: Path) -> None:
+def test_restarted_stage_replaces_its_killed_run(client: Any, runs_dir: Path) -> None:
     parent = open_parent(client, "restarts", "restarts", runs_dir, {})
     out = runs_dir / "encoder" / "0123"
     killed = ChildRun.start(client, parent, "encoder", {}, {}, "k1", out)
@@ -356,7 +360,7 @@ def test_a_restarted_stage_takes_the_place_of_its_killed_run(client: Any, runs_d
     assert found == {failed.run_id, *made} and killed.run_id not in found
 
 
-def test_an_experiment_that_was_deleted_is_restored(client: Any, runs_dir: Path) -> None:
+def test_deleted_experiment_is_restored(client: Any, runs_dir: Path) -> None:
     first = open_parent(client, "deleted", "deleted", runs_dir, {})
     client.delete_experiment(client.get_run(first).info.experiment_id)
     assert client.get_run(open_parent(client, "deleted", "deleted", runs_dir, {})).info.status == "RUNNING"

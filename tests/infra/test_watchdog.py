@@ -1,4 +1,4 @@
-"""A rank that stops or hangs is named, with what it did; one that works is waited for."""
+"""The watchdog: a rank that stops or hangs is named with its last activity; a rank that works is waited for."""
 
 import os
 import re
@@ -17,7 +17,7 @@ from sidestack.infra.manifest import verify
 from sidestack.infra.rank_state import RankState
 from sidestack.infra.watchdog import _Watchdog
 from tests.infra.jobs import LIMIT_S, job, ranks_of, wait_for
-from tests.infra.test_preemption import STAGE, beside, has_begun, settings
+from tests.infra.test_preemption import STAGE, has_begun, names_beside, settings
 
 QUICK = {"SIDESTACK_TIMEOUT_WARNING_S": "1", "SIDESTACK_TIMEOUT_COLLECTIVE_S": "4"}
 WAITED = r"rank 0 has waited in 'step 12' for \d+ s; "
@@ -30,36 +30,36 @@ WAITED = r"rank 0 has waited in 'step 12' for \d+ s; "
         ("hang", r"rank 1 has made no progress in 'step 12' for \d+ s"),
     ],
 )
-def test_a_rank_that_stalls_is_named_and_ends_the_stage(tmp_path: Path, fault: str, words: str) -> None:
+def test_stalled_rank_is_named_and_the_stage_ends(tmp_path: Path, fault: str, words: str) -> None:
     out, log = tmp_path / "out", tmp_path / "job.log"
     with job(STAGE, settings(out, fault=fault), log, environment=QUICK) as process:
-        # The first to end may be the rank that hangs, whose own watchdog sees it too.
+        # The rank that hangs may end first, because its own watchdog detects the hang too.
         error = rf"rank [01]: error: ({WAITED})?{words}; run.timeouts.collective_s=4 is over"
         wait_for(lambda: re.search(error, log.read_text()), process, log)
         assert re.search(rf"rank 0: warning: {WAITED}rank 1 ", log.read_text())
-        for pid in ranks_of(process.pid):  # torchrun waits a minute for a stopped one
+        for pid in ranks_of(process.pid):  # torchrun waits a minute for a stopped rank
             os.kill(pid, signal.SIGKILL)
         assert process.wait(LIMIT_S) == 1
     assert not out.exists()
 
 
-def test_rank_0_is_named_by_the_others(tmp_path: Path) -> None:
+def test_stalled_rank_0_is_named_by_the_others(tmp_path: Path) -> None:
     out, log = tmp_path / "out", tmp_path / "job.log"
     with job(STAGE, settings(out, fault="stop", fault_rank=0), log, environment=QUICK) as process:
         words = r"rank 1: error: rank 1 has waited in 'step 12' for \d+ s; rank 0 has sent no heartbeat for \d+ s"
         wait_for(lambda: re.search(words, log.read_text()), process, log)
 
 
-def test_work_that_takes_longer_than_the_timeout_is_waited_for(tmp_path: Path) -> None:
+def test_work_that_takes_longer_than_the_timeout_continues(tmp_path: Path) -> None:
     out, log = tmp_path / "out", tmp_path / "job.log"
     with job(STAGE, settings(out, fault="work", fault_seconds=9), log, environment=QUICK) as process:
         assert process.wait(LIMIT_S) == 0, log.read_text()
     assert verify(out).facts["resumed_from"] == 0
     assert re.search(r"rank 0 has waited in 'step 12' for \d+ s; rank 1 works in 'step 12' for \d+ s", log.read_text())
-    assert beside(out) == ["out"]
+    assert names_beside(out) == ["out"]
 
 
-def test_a_stopped_rank_that_goes_on_in_time_ends_nothing(tmp_path: Path) -> None:
+def test_stage_continues_when_a_stopped_rank_resumes_in_time(tmp_path: Path) -> None:
     out, log = tmp_path / "out", tmp_path / "job.log"
     limits = {**QUICK, "SIDESTACK_TIMEOUT_COLLECTIVE_S": str(LIMIT_S)}
     with job(STAGE, settings(out, steps=60, seconds=0.02), log, environment=limits) as process:
@@ -71,7 +71,7 @@ def test_a_stopped_rank_that_goes_on_in_time_ends_nothing(tmp_path: Path) -> Non
         assert process.wait(LIMIT_S) == 0, log.read_text()
 
 
-def test_a_heartbeat_says_where_a_rank_is_and_how_long_ago(tmp_path: Path) -> None:
+def test_heartbeat_has_a_ranks_activity_and_age(tmp_path: Path) -> None:
     out, state = tmp_path / "out", RankState()
     first, second = (Heartbeats(out, rank, 3) for rank in range(2))
     with state.at("reading events", is_committing=True), state.waiting():
@@ -97,7 +97,7 @@ def test_a_heartbeat_says_where_a_rank_is_and_how_long_ago(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("silent_s", "beat", "words"),
     [
-        (20, {"is_waiting": True, "idle_s": 700}, None),  # it waits for this rank, and missed some heartbeats
+        (20, {"is_waiting": True, "idle_s": 700}, None),  # it waits for this rank and missed some heartbeats
         (700, {"is_waiting": True, "idle_s": 700}, "rank 1 has sent no heartbeat for 700 s, its last from 'here'"),
         (1, {"is_waiting": True, "idle_s": 700}, None),
         (1, {"idle_s": 500}, None),
@@ -107,7 +107,7 @@ def test_a_heartbeat_says_where_a_rank_is_and_how_long_ago(tmp_path: Path) -> No
         (700, {"idle_s": 700, "is_committing": True}, "rank 1 has sent no heartbeat"),
     ],
 )
-def test_what_ends_a_wait(
+def test_wait_ends_by_silence_or_idleness_beyond_the_timeout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent_s: float, beat: dict[str, Any], words: str | None
 ) -> None:
     values: dict[str, Any] = {
@@ -128,12 +128,12 @@ def test_what_ends_a_wait(
     assert [words in str(error) for error in ended] == ([True] if words else [])
 
 
-def test_a_stage_of_one_rank_has_no_heartbeat(tmp_path: Path) -> None:
+def test_stage_of_one_rank_has_no_heartbeat(tmp_path: Path) -> None:
     Heartbeats(tmp_path / "out", 0, 1).beat(RankState())
     assert list(tmp_path.iterdir()) == []
 
 
-def test_steps_processor_time_and_bytes_are_progress_and_sleep_is_none(tmp_path: Path) -> None:
+def test_steps_and_cpu_time_and_written_bytes_are_progress_and_sleep_is_not(tmp_path: Path) -> None:
     work, changes = Work(), 0
     threading.Event().wait(0.3)
     assert work.idle_s(changes) >= 0.3
@@ -146,7 +146,7 @@ def test_steps_processor_time_and_bytes_are_progress_and_sleep_is_none(tmp_path:
     assert work.idle_s(changes + 1) == 0
 
 
-def test_a_place_is_left_as_it_was_entered() -> None:
+def test_nested_activities_restore_the_outer_one() -> None:
     state = RankState(doing="training")
     with state.at("writing", is_committing=True):
         with state.at("hashing"):

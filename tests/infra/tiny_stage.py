@@ -1,4 +1,4 @@
-"""A stage that does next to nothing, for the tests of `run_stage`: every rank writes one number."""
+"""A minimal stage for the tests of `run_stage`: every rank writes one number."""
 
 from typing import Self
 
@@ -13,7 +13,7 @@ class TinyConfig(Config):
     fail_on_rank: int | None = None
     fail_after_checkpoint: bool = False
     variants: dict[str, int] = {}
-    """Numbers to choose from by the name in `variant`, as the ranker chooses an arm."""
+    """Numbers by name; `variant` selects one, as the ranker's setting selects an arm."""
     variant: str = ""
 
     def resolved(self) -> Self:
@@ -25,14 +25,14 @@ def body(run: StageRun[TinyConfig]) -> None:
     if run.config.fail_on_rank == run.world.rank:
         raise DataError(f"numbers.parquet, row group 3: {run.config.number} is odd")
     if run.config.fail_after_checkpoint:
-        go_on_or_fail(run)
+        resume_or_fail(run)
     (run.out / f"part-{run.world.rank}.txt").write_text(str(run.config.number))
     run.log.metrics(1, {"number": run.config.number})
     run.log.summary({"inputs": {name: path.name for name, path in run.inputs.items()}})
     run.facts["doubled"] = 2 * run.config.number
 
 
-def go_on_or_fail(run: StageRun[TinyConfig]) -> None:
+def resume_or_fail(run: StageRun[TinyConfig]) -> None:
     assert run.checkpoints is not None
     found = run.checkpoints.load()
     if found is None:

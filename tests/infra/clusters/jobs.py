@@ -1,4 +1,4 @@
-"""Jobs as our schedulers render them, by a cluster's file or by options alone."""
+"""Render jobs by our schedulers, with a cluster's file or with options only."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from sidestack.infra.schedulers import FACTORIES
 
 
 def rendered(scheduler: str, options: dict[str, CfgVal] | None = None, **arguments: Any) -> Any:
-    """Return the request that the scheduler would submit for an encoder's training."""
+    """Return the request that a scheduler would submit for an encoder's training."""
     app = encoder.train(config="/shared/c.yaml", dataset="/shared/d", out="/shared/o", **arguments)
     return FACTORIES[scheduler]("test").submit_dryrun(app, options or {}).request
 

@@ -1,6 +1,6 @@
-"""The published schemas of Kubernetes objects: Volcano's from its CRD, those of Kubernetes from a package.
+"""Validate objects by published schemas: Volcano jobs by Volcano's CRD, others by the package kubernetes-validate.
 
-`volcano_job.json` is a copy of Volcano's; its first key says of which version, and under which licence.
+`volcano_job.json` is a copy of Volcano's schema; its first key names its version and licence.
 """
 
 import json
@@ -14,19 +14,19 @@ KUBERNETES_VERSION = "1.34"
 
 
 def faults_of_job(job: dict[str, Any]) -> list[str]:
-    """Return where a Volcano job breaks its schema, an unknown field included."""
+    """Return where a Volcano job violates its schema, including unknown fields."""
     jsonschema = pytest.importorskip("jsonschema", reason="not installed: jsonschema")
     validator = jsonschema.Draft202012Validator(_volcano())
     return [f"{error.json_path}: {error.message}" for error in validator.iter_errors(job)]
 
 
 def faults_of_pod(template: dict[str, Any]) -> list[str]:
-    """Return where a pod's template breaks the schema of a Pod, an unknown field included."""
+    """Return where a pod's template violates the schema of a Pod, including unknown fields."""
     return faults_of_object({"apiVersion": "v1", "kind": "Pod", **template})
 
 
 def faults_of_object(content: dict[str, Any]) -> list[str]:
-    """Return where a Kubernetes object breaks its schema, an unknown field included."""
+    """Return where a Kubernetes object violates its schema, including unknown fields."""
     validator = pytest.importorskip("kubernetes_validate", reason="not installed: kubernetes-validate")
     from jsonschema import ValidationError
 
@@ -44,7 +44,7 @@ def _volcano() -> dict[str, Any]:
 
 
 def _strict(schema: Any) -> Any:
-    """Refuse the fields that the API server drops in silence, and know its own word for a number or a text."""
+    """Return the schema with unknown fields forbidden, which the API server would silently drop."""
     if isinstance(schema, list):
         return [_strict(one) for one in schema]
     if not isinstance(schema, dict):

@@ -38,7 +38,7 @@ def container(request: Any) -> dict[str, Any]:
     return found
 
 
-def test_containers_have_what_the_clusters_file_says(tmp_path: Path) -> None:
+def test_containers_have_the_settings_of_the_clusters_file(tmp_path: Path) -> None:
     request = rendered("aws_batch", cluster=write_cluster(tmp_path, CLUSTER), j="2x8")
     found = container(request)
     assert (request.queue, found["image"], found["instanceType"]) == (
@@ -56,7 +56,7 @@ def test_containers_have_what_the_clusters_file_says(tmp_path: Path) -> None:
     assert request.job_def["nodeProperties"]["numNodes"] == 2
 
 
-def test_a_secrets_value_is_left_out_and_one_that_is_nowhere_is_refused(tmp_path: Path) -> None:
+def test_secret_values_are_left_out_and_an_undefined_secret_is_refused(tmp_path: Path) -> None:
     cluster = write_cluster(tmp_path, CLUSTER)
     assert "pass" not in str(rendered("aws_batch", cluster=cluster, env={"MLFLOW_TRACKING_URI": "http://me:pass@host"}))
     app = encoder.train(config="c", dataset="d", out="o", cluster=cluster)
@@ -65,14 +65,14 @@ def test_a_secrets_value_is_left_out_and_one_that_is_nowhere_is_refused(tmp_path
         BatchJobs("test").submit_dryrun(app, {})
 
 
-def test_neither_queue_nor_cluster_is_told() -> None:
+def test_missing_queue_and_cluster_are_refused() -> None:
     with pytest.raises(ConfigError, match="needs the option `queue`, or a cluster's file"):
         rendered("aws_batch")
 
 
 @pytest.fixture
 def account(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Return a Batch client of moto, whose one queue is `gpu-queue`."""
+    """Yield moto's Batch client, with an enabled queue `gpu-queue` and a disabled queue `closed`."""
     moto = pytest.importorskip("moto", reason="not installed: moto")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
         monkeypatch.setenv(name, "testing")
@@ -95,7 +95,7 @@ def submit(client: Any, cluster: str, options: dict[str, Any] | None = None) -> 
     return str(scheduler.schedule(scheduler.submit_dryrun(app, options or {})))
 
 
-def test_a_job_of_two_nodes_is_submitted_followed_and_cancelled(account: Any, tmp_path: Path) -> None:
+def test_job_of_two_nodes_is_submitted_described_and_cancelled(account: Any, tmp_path: Path) -> None:
     handle = submit(account, write_cluster(tmp_path, CLUSTER))
     queue, name = handle.split(":")
     assert queue == "gpu-queue"
@@ -112,7 +112,7 @@ def test_a_job_of_two_nodes_is_submitted_followed_and_cancelled(account: Any, tm
     scheduler.cancel(handle)
 
 
-def test_why_a_job_failed_is_told(account: Any, tmp_path: Path) -> None:
+def test_reason_of_a_failed_job_is_reported(account: Any, tmp_path: Path) -> None:
     scheduler = BatchJobs("test", client=account)
     handle = submit(account, write_cluster(tmp_path, CLUSTER))
     job = scheduler._get_job(handle) | {"status": "FAILED", "statusReason": "CannotPullContainerError: no such image"}
@@ -122,7 +122,7 @@ def test_why_a_job_failed_is_told(account: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("queue", "message"), [("nightly", "no such queue in eu-west-1"), ("closed", "is disabled")])
-def test_a_queue_that_takes_no_jobs_is_named_and_nothing_is_registered(
+def test_unusable_queue_is_named_and_no_job_definition_is_registered(
     account: Any, tmp_path: Path, queue: str, message: str
 ) -> None:
     with pytest.raises(SchedulerError, match=f"queue '{queue}': .*{message}"):
@@ -130,7 +130,7 @@ def test_a_queue_that_takes_no_jobs_is_named_and_nothing_is_registered(
     assert account.describe_job_definitions()["jobDefinitions"] == []
 
 
-def test_missing_credentials_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_credentials_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith("AWS_"):
             monkeypatch.delenv(name)
@@ -141,7 +141,7 @@ def test_missing_credentials_are_told(tmp_path: Path, monkeypatch: pytest.Monkey
         submit(client, write_cluster(tmp_path, CLUSTER))
 
 
-def test_a_service_that_is_away_may_be_asked_again(account: Any, tmp_path: Path) -> None:
+def test_unreachable_service_raises_unanswered_error(account: Any, tmp_path: Path) -> None:
     config = Config(connect_timeout=1, retries={"max_attempts": 0})
     client = boto3.client("batch", endpoint_url="http://127.0.0.1:9", config=config)
     with pytest.raises(UnansweredError, match="queue 'gpu-queue': Could not connect"):

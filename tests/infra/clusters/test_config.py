@@ -1,4 +1,4 @@
-"""A cluster's file: what it gives, and how a fault in it is told."""
+"""Files of clusters: their settings, defaults and error messages."""
 
 from pathlib import Path
 
@@ -26,12 +26,12 @@ def cluster_file(folder: Path, text: str) -> str:
 
 
 @pytest.mark.parametrize("name", sorted(file.stem for file in SHIPPED.glob("*.yaml")))
-def test_shipped_clusters_are_valid_and_survive_the_way_to_the_scheduler(name: str) -> None:
+def test_shipped_clusters_are_valid_and_restored_from_metadata(name: str) -> None:
     cluster = load_cluster(name)
     assert cluster_of(metadata_of(cluster), cluster.scheduler) == cluster
 
 
-def test_every_scheduler_has_its_model() -> None:
+def test_every_scheduler_has_a_model() -> None:
     assert set(KINDS) == set(FACTORIES)
 
 
@@ -55,19 +55,19 @@ def test_every_scheduler_has_its_model() -> None:
         ("scheduler: aws_batch\nimage: x\noptions: {queue: q}\nsecrets: {A: 'arn:x'}\n", "options.execution_role_arn"),
     ],
 )  # fmt: skip
-def test_a_fault_names_file_key_and_rule(tmp_path: Path, text: str, message: str) -> None:
+def test_error_names_file_key_and_rule(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_cluster(cluster_file(tmp_path, text))
 
 
-def test_an_unknown_name_is_told_with_the_nearest(tmp_path: Path) -> None:
+def test_unknown_name_is_reported_with_the_nearest_one(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"'kubernets': no such name; .* did you mean 'kubernetes'\?"):
         load_cluster("kubernets")
     with pytest.raises(ConfigError, match="cannot be read"):
         load_cluster(str(tmp_path / "away.yaml"))
 
 
-def test_a_digest_pins_the_image(tmp_path: Path) -> None:
+def test_digest_pins_the_image(tmp_path: Path) -> None:
     digest = "sha256:" + "0a" * 32
     assert load_cluster(cluster_file(tmp_path, HEAD)).image_reference == "r/i:1"
     pinned = load_cluster(cluster_file(tmp_path, f"{HEAD}digest: {digest}\n"))
@@ -80,13 +80,13 @@ def test_storage_becomes_mounts(tmp_path: Path) -> None:
     assert load_cluster(cluster_file(tmp_path, text)).mounts == expected
 
 
-def test_what_is_given_comes_before_the_clusters() -> None:
+def test_given_options_override_those_of_the_cluster() -> None:
     cluster = load_cluster("kubernetes")
     assert isinstance(cluster, KubernetesCluster)
     options = with_options(cluster, {"queue": "mine", "namespace": None, "image_repo": None})
     assert (options["queue"], options["namespace"], options["image_repo"]) == ("mine", "training", None)
 
 
-def test_a_cluster_of_another_scheduler_is_refused() -> None:
+def test_cluster_of_another_scheduler_is_refused() -> None:
     with pytest.raises(ConfigError, match="its scheduler is 'slurm'; this job goes to 'kubernetes'"):
         cluster_of(metadata_of(load_cluster("slurm")), "kubernetes")

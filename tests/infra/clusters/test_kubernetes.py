@@ -1,4 +1,4 @@
-"""Volcano jobs: held against the published schemas, and submitted to a stand-in of the API server."""
+"""Volcano jobs: their content, and validation by the published schemas."""
 
 import copy
 import json
@@ -37,14 +37,14 @@ JOBS = {
 
 @pytest.mark.filterwarnings(r"ignore:\s*Role encoder configured with restarts")
 @pytest.mark.parametrize("arguments", JOBS.values(), ids=JOBS)
-def test_jobs_are_what_the_published_schemas_say(arguments: dict[str, Any]) -> None:
+def test_jobs_are_valid_by_the_published_schemas(arguments: dict[str, Any]) -> None:
     one = job(**arguments)
     assert faults_of_job(one) == []
     for task in one["spec"]["tasks"]:
         assert faults_of_pod(task["template"]) == []
 
 
-def test_the_schemas_find_faults() -> None:
+def test_schemas_find_invalid_jobs() -> None:
     good = job(cluster="kubernetes")
     misspelt = copy.deepcopy(good)
     misspelt["spec"]["policys"] = misspelt["spec"].pop("policies")
@@ -57,7 +57,7 @@ def test_the_schemas_find_faults() -> None:
     assert "runAsNonroot" in faults_of_pod(pod)[0]
 
 
-def test_pods_have_what_the_clusters_file_says() -> None:
+def test_pods_have_the_settings_of_the_clusters_file() -> None:
     first, second = pods(job(cluster="kubernetes", j="2x8"))
     for pod in (first, second):
         (container,) = pod["containers"]
@@ -76,13 +76,13 @@ def test_pods_have_what_the_clusters_file_says() -> None:
         assert claim["persistentVolumeClaim"]["claimName"] == "sidestack-shared"
 
 
-def test_a_failed_pod_ends_its_peers_and_the_job_has_failed() -> None:
-    """Terminated is a failure to torchx, Aborted a cancellation: a driver would not say that the job failed."""
+def test_failed_pod_terminates_the_job_as_failed() -> None:
+    """TorchX maps Terminated to a failure and Aborted to a cancellation, which is not reported as a failure."""
     policies = job({"queue": "q"}, j="2x2")["spec"]["policies"]
     assert {"event": "PodFailed", "action": "TerminateJob"} in policies
 
 
-def test_what_is_not_said_is_still_bounded() -> None:
+def test_pods_have_safe_defaults_without_a_clusters_file() -> None:
     (pod,) = pods(job({"queue": "q"}, memMB=8192))
     assert pod["securityContext"]["runAsNonRoot"] is True
     shm = next(volume for volume in pod["volumes"] if volume["name"] == "dshm")
@@ -105,7 +105,7 @@ def test_secrets_are_references_and_values_are_left_out() -> None:
     }
 
 
-def test_a_secret_that_is_nowhere_is_refused(tmp_path: Path) -> None:
+def test_undefined_secret_is_refused(tmp_path: Path) -> None:
     cluster = write_cluster(tmp_path, "scheduler: kubernetes\nimage: i\noptions: {queue: q}\n")
     app = encoder.train(config="c", dataset="d", out="o", cluster=cluster)
     app.roles[0].metadata[SECRETS_KEY] = ["TOKEN"]
@@ -113,7 +113,7 @@ def test_a_secret_that_is_nowhere_is_refused(tmp_path: Path) -> None:
         create_scheduler("test").submit_dryrun(app, {})
 
 
-def test_devices_are_asked_for_and_privileged_pods_are_refused(tmp_path: Path) -> None:
+def test_devices_are_requested_and_privileged_pods_are_refused(tmp_path: Path) -> None:
     text = "scheduler: kubernetes\nimage: i\noptions: {queue: q}\nresources: {devices: {vpc.amazonaws.com/efa: 4}}\n"
     (pod,) = pods(job(cluster=write_cluster(tmp_path, text)))
     for kind in ("limits", "requests"):
@@ -122,10 +122,10 @@ def test_devices_are_asked_for_and_privileged_pods_are_refused(tmp_path: Path) -
         job({"queue": "q"}, mounts=["type=device", "src=/dev/fuse"])
 
 
-def test_neither_queue_nor_cluster_is_told() -> None:
+def test_missing_queue_and_cluster_are_refused() -> None:
     with pytest.raises(ConfigError, match="needs the option `queue`, or a cluster's file"):
         job()
 
 
-def test_the_example_is_json_that_the_api_takes() -> None:
+def test_job_can_be_written_as_json() -> None:
     json.dumps(job(cluster="kubernetes"))

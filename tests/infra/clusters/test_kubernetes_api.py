@@ -1,4 +1,4 @@
-"""The Kubernetes scheduler against a stand-in of the API server on loopback."""
+"""The Kubernetes scheduler with a fake API server on loopback."""
 
 import json
 import threading
@@ -21,7 +21,7 @@ QUEUES = ("default",)
 
 @dataclass
 class Api:
-    """What the stand-in knows, and where it listens."""
+    """The fake server's state and address."""
 
     address: str = ""
     jobs: dict[str, Any] = field(default_factory=dict)
@@ -34,7 +34,7 @@ def handler(api: Api) -> type[BaseHTTPRequestHandler]:
         def do_POST(self) -> None:
             job = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             queue = job["spec"]["queue"]
-            if queue not in QUEUES:  # as Volcano's webhook says it
+            if queue not in QUEUES:  # the message of Volcano's webhook
                 message = (
                     f'admission webhook "validatejob.volcano.sh" denied the request: unable to find job queue: {queue}'
                 )
@@ -101,7 +101,7 @@ def submit(scheduler: KubernetesJobs, options: dict[str, Any] | None = None, clu
     return str(scheduler.schedule(scheduler.submit_dryrun(app, options or {})))
 
 
-def test_a_job_is_submitted_to_the_clusters_namespace_and_followed(api: Api) -> None:
+def test_job_is_submitted_to_the_clusters_namespace_and_described(api: Api) -> None:
     scheduler = create_scheduler("test")
     handle = submit(scheduler)
     namespace, name = handle.split(":")
@@ -115,22 +115,22 @@ def test_a_job_is_submitted_to_the_clusters_namespace_and_followed(api: Api) -> 
         assert [line.rstrip() for line in lines] == ["[default0]:step 1"]
 
 
-def test_a_log_is_followed_once_its_job_has_begun(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_log_is_read_once_its_job_has_begun(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     scheduler = create_scheduler("test")
     handle = submit(scheduler)
-    waits: list[float] = []
+    seconds_waited: list[float] = []
 
     def wait(seconds: float) -> None:
-        waits.append(seconds)
-        api.phase = "Running" if len(waits) == 2 else "Pending"
+        seconds_waited.append(seconds)
+        api.phase = "Running" if len(seconds_waited) == 2 else "Pending"
 
     monkeypatch.setattr("sidestack.infra.clusters.kubernetes.time.sleep", wait)
     lines = scheduler.log_iter(handle, "encoder", should_tail=True)
     assert next(iter(lines)).rstrip() == "[default0]:step 1"
-    assert waits == [2, 2]
+    assert seconds_waited == [2, 2]
 
 
-def test_the_api_server_is_asked_once_in_a_while_only(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_state_is_cached_between_queries(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sidestack.infra.clusters.answers.SECONDS", 3600.0)
     scheduler = create_scheduler("test")
     handle = submit(scheduler)
@@ -141,11 +141,11 @@ def test_the_api_server_is_asked_once_in_a_while_only(api: Api, monkeypatch: pyt
     assert scheduler.describe(handle).state == AppState.RUNNING
 
 
-def test_a_job_nobody_knows_has_no_state(api: Api) -> None:
+def test_unknown_job_has_no_state(api: Api) -> None:
     assert create_scheduler("test").describe("training:away") is None
 
 
-def test_an_unknown_queue_is_named(api: Api) -> None:
+def test_unknown_queue_is_named(api: Api) -> None:
     with pytest.raises(
         SchedulerError, match=r"queue 'nightly', namespace 'training': .*unable to find job queue: nightly"
     ):
@@ -154,7 +154,7 @@ def test_an_unknown_queue_is_named(api: Api) -> None:
 
 
 @pytest.mark.parametrize("reason", ["ErrImagePull", "ImagePullBackOff", "CreateContainerConfigError"])
-def test_a_pod_that_can_never_start_is_a_failure_with_its_reason(api: Api, reason: str) -> None:
+def test_pod_that_cannot_start_fails_the_job_with_its_reason(api: Api, reason: str) -> None:
     scheduler = create_scheduler("test")
     handle = submit(scheduler)
     waiting = {"waiting": {"reason": reason, "message": "not found"}}
@@ -167,13 +167,13 @@ def test_a_pod_that_can_never_start_is_a_failure_with_its_reason(api: Api, reaso
     assert scheduler.describe(handle).state == AppState.PENDING
 
 
-def test_a_server_that_is_away_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_server_raises_unanswered_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_kubeconfig(tmp_path, monkeypatch, "http://127.0.0.1:9")
     with pytest.raises(UnansweredError, match="queue 'default', .*the API server does not answer"):
         submit(create_scheduler("test"))
 
 
-def test_no_kubeconfig_outside_a_pod_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_kubeconfig_outside_a_pod_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "away"))
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     with pytest.raises(ConfigError, match=r"no kubeconfig \(KUBECONFIG\), and not in a pod"):

@@ -1,4 +1,4 @@
-"""The image's steps without a container: `python -m tests.infra.deploy.image FOLDER` runs them in a bare venv there."""
+"""Run the image's build steps without a container, in a new venv: `python -m tests.infra.deploy.image FOLDER`."""
 
 import re
 import shutil
@@ -12,12 +12,12 @@ from docker.utils import exclude_paths
 from sidestack.infra.code import DEPLOY, ROOT
 
 DOCKERFILE = ROOT / DEPLOY / "Dockerfile"
-# What makes a system, and no environment of Python's.
-_OF_THE_SYSTEM = ("apt-get", "useradd")
+# Steps with these commands set up the system and are left out.
+_SYSTEM_COMMANDS = ("apt-get", "useradd")
 
 
 def context(root: Path = ROOT) -> list[str]:
-    """Return the files and links that a build gets to see, by the rules of .dockerignore."""
+    """Return the files and links of the build context, which .dockerignore selects."""
     lines = (root / ".dockerignore").read_text().splitlines()
     rules = [line for line in lines if line and not line.startswith("#")]
     found = ((root / name, name) for name in exclude_paths(str(root), rules))
@@ -25,15 +25,15 @@ def context(root: Path = ROOT) -> list[str]:
 
 
 def steps(build: str) -> list[str]:
-    """Return the shell commands of the Dockerfile that make Python's environment, for `cpu` or `cuda`."""
+    """Return the Dockerfile's shell commands that set up the Python environment, for `cpu` or `cuda`."""
     text = DOCKERFILE.read_text().replace("\\\n", " ").replace("${ACCEL}", build)
     commands = (command for step in re.findall(r"^RUN (.*)$", text, re.MULTILINE) for command in step.split("&&"))
     found = [" ".join(command.split()) for command in commands]
-    return [command for command in found if not any(word in command for word in (*_OF_THE_SYSTEM, "rm -rf"))]
+    return [command for command in found if not any(word in command for word in (*_SYSTEM_COMMANDS, "rm -rf"))]
 
 
 def run_bare(folder: Path, build: str = "cpu") -> None:
-    """Copy the build's context into a folder, and run the steps there, in a new environment of this Python's version.
+    """Copy the build context into a folder and run the steps there in a new venv of this Python version.
 
     Raises:
         subprocess.CalledProcessError: a step failed.

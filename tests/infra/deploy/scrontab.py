@@ -1,11 +1,11 @@
-"""The grammar of scrontab(1): comments, #SCRON options, NAME=value lines, and entries of five fields and a command."""
+"""Parse scrontab(1): comments, #SCRON options, NAME=value lines, and entries of five fields and a command."""
 
 import re
 import shlex
 from dataclasses import dataclass, field
 
 FIELDS = {"minute": (0, 59), "hour": (0, 23), "day of month": (1, 31), "month": (1, 12), "day of week": (0, 7)}
-# The long options of sbatch(1) that a schedule of ours may use; a misspelt one is not among them.
+# The long options of sbatch(1) that our schedule may use; any other option is refused.
 OPTIONS = {
     *(
         "--account",
@@ -24,7 +24,7 @@ OPTIONS = {
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry: when, what, and the options above it."""
+    """One entry: its five time fields, its command, and the options of the #SCRON lines above it."""
 
     times: tuple[str, ...]
     command: str
@@ -35,7 +35,7 @@ def parse_scrontab(text: str) -> list[Entry]:
     """Return the entries of a scrontab.
 
     Raises:
-        ValueError: a line is none of what scrontab(1) names, or options have no entry below them.
+        ValueError: a line is not valid by scrontab(1), or options have no entry below them.
     """
     entries: list[Entry] = []
     options: dict[str, str] = {}

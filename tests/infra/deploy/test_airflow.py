@@ -1,4 +1,4 @@
-"""Airflow takes the DAG; in an environment of its own, see requirements/airflow.txt."""
+"""Airflow loads and runs the DAG; needs an environment with requirements/airflow.txt."""
 
 import importlib.util
 import sys
@@ -17,7 +17,7 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("airflow") is None, reason="not installed: apache-airflow"),
 ]
 
-# A stand-in of the driver: it says when it listens, and that it got the signal.
+# A fake driver: it creates a file when its signal handler is set, and prints "stopped" on the signal.
 DRIVER = """
 import pathlib
 import signal
@@ -31,7 +31,7 @@ signal.pause()
 
 @pytest.fixture(scope="module")
 def dag(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Load the DAG as Airflow does, with its files in a temporary folder."""
+    """Load the DAG as Airflow does, with Airflow's own files in a temporary folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AIRFLOW_HOME", str(tmp_path_factory.mktemp("airflow")))
         patch.setenv("AIRFLOW__CORE__LOAD_EXAMPLES", "False")
@@ -43,27 +43,27 @@ def dag(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         yield found
 
 
-def test_one_run_at_a_time_of_what_is_due_now(dag: Any) -> None:
+def test_dag_runs_hourly_one_at_a_time_without_catch_up(dag: Any) -> None:
     assert (dag.schedule, dag.max_active_runs, dag.catchup) == ("@hourly", 1, False)
     (task,) = dag.tasks
     assert task.retries == 0
 
 
-def test_a_stop_reaches_the_driver(dag: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kill_of_the_task_reaches_the_driver(dag: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "sidestack/pipelines"
     package.mkdir(parents=True)
-    for folder in (package.parent, package):  # regular packages, which stand before an installed sidestack
+    for folder in (package.parent, package):  # regular packages, which take precedence over an installed sidestack
         (folder / "__init__.py").touch()
     (package / "retrain.py").write_text(DRIVER)
     (task,) = dag.tasks
     monkeypatch.setattr(task, "cwd", str(tmp_path))
     monkeypatch.setattr(task, "bash_command", task.bash_command.replace(".venv/bin/python", sys.executable))
-    stopper = Thread(target=_stop_once_there, args=(task, tmp_path / "listens"), daemon=True)
+    stopper = Thread(target=_stop_when_listening, args=(task, tmp_path / "listens"), daemon=True)
     stopper.start()
     assert task.execute({}) == "stopped"
 
 
-def _stop_once_there(task: Any, file: Path) -> None:
+def _stop_when_listening(task: Any, file: Path) -> None:
     while not file.exists():
         time.sleep(0.05)
     task.on_kill()

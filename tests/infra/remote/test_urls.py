@@ -1,4 +1,4 @@
-"""Paths and URLs: what stands for what, and what is refused."""
+"""Local paths of URLs, and URLs that are refused."""
 
 import argparse
 import subprocess
@@ -26,7 +26,7 @@ URLS = ["s3://bucket/a/b", "s3://bucket", "gs://b/date=2024-01-01/x.parquet", "h
 
 
 @pytest.mark.parametrize("url", URLS)
-def test_a_url_has_its_place_on_this_machine_and_is_found_back(url: str) -> None:
+def test_url_is_mapped_to_a_local_path_and_back(url: str) -> None:
     path = place(url)
     assert path.is_relative_to(mirror()) and address(path) == url_of(path) == url
     assert url_of(path / "x" / "y") == f"{url}/x/y"
@@ -36,7 +36,7 @@ def test_a_url_has_its_place_on_this_machine_and_is_found_back(url: str) -> None
 
 
 @pytest.mark.parametrize("text", ["runs", "/data/runs", "./a/../b", "a:b/c", "s3/bucket", "date=2024-01-01"])
-def test_local_paths_stay_what_they_are(text: str) -> None:
+def test_local_paths_are_unchanged(text: str) -> None:
     assert place(text) == Path(text) and url_of(text) is None and address(Path(text)) == str(Path(text))
 
 
@@ -45,7 +45,7 @@ def test_file_urls_are_local_paths() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "rule"),
     [
         ("s3:/bucket/runs", "two slashes"),
         ("file:/data", "two slashes"),
@@ -64,13 +64,13 @@ def test_file_urls_are_local_paths() -> None:
         ("nope://me:hidden@host/x", "schemes are"),
     ],
 )
-def test_what_is_no_url_is_refused_by_what_is_wrong_without_its_password(text: str, told: str) -> None:
-    with pytest.raises(AddressError, match=told) as caught:
+def test_invalid_url_is_refused_without_printing_its_password(text: str, rule: str) -> None:
+    with pytest.raises(AddressError, match=rule) as caught:
         place(text)
     assert "hidden" not in str(caught.value)
 
 
-def test_a_url_is_refused_where_a_path_must_be_local() -> None:
+def test_url_is_refused_when_a_path_must_be_local() -> None:
     with pytest.raises(AddressError, match="'s3://b/x': must be a path on this machine"):
         local("s3://b/x")
     with pytest.raises(argparse.ArgumentTypeError, match="must be a path on this machine"):
@@ -85,7 +85,7 @@ class Settings(Config):
     files: tuple[PlaceText, ...] = ()
 
 
-def test_settings_hold_places_and_are_written_down_as_urls(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_hold_paths_and_are_written_as_urls(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = parse(Settings, {"runs": "s3://b/runs", "files": ["s3://b/*.csv"]}, "test")
     assert settings.runs == place("s3://b/runs")
     assert plain(settings) == {"runs": "s3://b/runs", "key": "key", "files": ["s3://b/*.csv"]}
@@ -99,7 +99,7 @@ def test_settings_hold_places_and_are_written_down_as_urls(here: Path, monkeypat
         parse(Settings, {"runs": "runs", "files": ["ftp://b/key"]}, "test")
 
 
-def test_the_mirror_is_of_the_host_and_the_shell_of_a_job_finds_it(here: Path) -> None:
+def test_module_prints_the_local_path_of_a_url(here: Path) -> None:
     command = [sys.executable, "-m", "sidestack.infra.remote.urls", "s3://b/runs/x"]
-    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert said == f"{here}/mirror/s3/b/runs/x\n"
+    output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert output == f"{here}/mirror/s3/b/runs/x\n"
