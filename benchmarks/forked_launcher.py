@@ -20,7 +20,7 @@ from typing import NamedTuple
 from torchx.specs import AppDef
 
 from sidestack.infra.errors import StageError
-from sidestack.pipelines.job_log import say
+from sidestack.pipelines.job_log import log_line
 from sidestack.pipelines.jobs import Work
 
 _STAGES = get_context("forkserver")
@@ -66,7 +66,7 @@ class ForkedLauncher:
         process = _STAGES.Process(target=_run, args=(module, arguments, environment, str(log)))
         process.start()
         if self.is_told:
-            say(work.label, "starts")
+            log_line(work.label, "starts")
         job = Forked(work.label, process, log, time.monotonic() + work.limit_s)
         self._under_way.append(job)
         return job

@@ -110,7 +110,7 @@ def _close(
     )
     for one in work.sets:
         of_set = found[one.spec.name]
-        run.log.say(
+        run.log.info(
             f"materialize: {one.spec.name}: {of_set['rows']:,} {one.content}, {of_set['distinct']:,} different SIDs"
             f" ({of_set['unique_share']:.1%}), {of_set['null']:,} null{_moved_words(one, of_set['moved'])}"
         )

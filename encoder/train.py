@@ -45,7 +45,7 @@ def train(run: StageRun[EncoderConfig]) -> None:
     num_rows = dataset.spec.content(entity).rows
     config = decide(run.config, num_rows)
     if words := told(run.config, config, num_rows):
-        run.log.say(words)
+        run.log.info(words)
     dataset.verify(world, dataset.partitions(CONTENT[entity]))
     with raise_on_all_ranks(world, "opening the rows"):
         reader = signal_reader(dataset, signals, config.training, world, shuffled=True)
@@ -54,7 +54,7 @@ def train(run: StageRun[EncoderConfig]) -> None:
     model = VQFusion(config, signals)
     if start is not None:
         load_start(model, start)
-        run.log.say(f"encoder: starts from {run.inputs['start']}, revision {start.revision[:12]}; codebook frozen")
+        run.log.info(f"encoder: starts from {run.inputs['start']}, revision {start.revision[:12]}; codebook frozen")
     model.to(world.device)
     if not world.is_main:  # rank 0's generator continues from the initial weights
         seed_rank(config.training.seed, world)
@@ -80,7 +80,7 @@ def _close(
         if world.is_main:
             saved = save_bundle(run.out, model, config, start)
             run.facts.update(fingerprint=saved.spec.fingerprint, revision=saved.lineage[-1])
-    run.log.say(trainer.closing_words())
+    run.log.info(trainer.closing_words())
 
 
 def signal_reader(

@@ -70,8 +70,8 @@ def registered(
     if name is None:
         return None
     if not has_store():
-        log.say(f"{section}: not registered as {name}: {URI_VARIABLE} is not set")
+        log.info(f"{section}: not registered as {name}: {URI_VARIABLE} is not set")
         return None
     number = register(model, name, alias, tags, section)
-    log.say(f"{section}: registered as {name} version {number}; models:/{name}@{alias} is it")
+    log.info(f"{section}: registered as {name} version {number}; models:/{name}@{alias} is it")
     return {"name": name, "version": number, "alias": alias}

@@ -217,7 +217,7 @@ def _make(
                 (out / CONFIG_FILE).write_text(to_yaml({section: plain(config)}), encoding="utf-8")
             log = RunLog.open(world.rank, name, out, plain(config), paths, arguments.key, arguments.parent_run)
             traces = arguments.out.with_name(f"{arguments.out.name}.profile")
-            profile = StepProfile(arguments.profile, traces, world.rank, log.say)
+            profile = StepProfile(arguments.profile, traces, world.rank, log.info)
             _call(body, StageRun(config, paths, out, world, log, facts, checkpoints, written, arguments.out, profile))
             facts.update(checkpoints.facts)
             closing.enter_context(world.state.finishing())  # the commit

@@ -106,7 +106,7 @@ class RunLog:
         text = json.dumps(_finite(dict(values)), indent=2) + "\n"
         self._out.joinpath(SUMMARY_FILE).write_text(text, encoding="utf-8")
 
-    def say(self, text: str) -> None:
+    def info(self, text: str) -> None:
         """Log one short line."""
         if self._out is not None:
             LOG.info(text)

@@ -20,7 +20,7 @@ from sidestack.infra.remote.copies import is_there, put, remove_file
 from sidestack.infra.remote.urls import address
 from sidestack.pipelines.environment import job_environment, name_secrets
 from sidestack.pipelines.graph import Stage, key
-from sidestack.pipelines.job_log import say
+from sidestack.pipelines.job_log import log_line
 from sidestack.pipelines.jobs import Work
 from sidestack.pipelines.run_config import LaunchConfig, RunConfig
 from sidestack.pipelines.tracker import Tracker
@@ -114,7 +114,7 @@ class Pipeline:
         """Log which stages' code or source changed while the pipeline ran: arms may have run different code."""
         for stage in plan:
             if stage.given is None and self._key(stage)[:12] != self.done[stage.label].name:
-                say(stage.label, "its code or source changed during this run; it will run again next time")
+                log_line(stage.label, "its code or source changed during this run; it will run again next time")
 
     def _stop(self, under_way: Sequence[_UnderWay], error: BaseException) -> None:
         """Cancel all running jobs at once, or leave them running."""
@@ -151,7 +151,7 @@ class Pipeline:
             raise StageError(f"[{label}] ended without error and without committing {address(one.out)}")
         read_manifest(one.out, stage=one.stage.name, key=one.work)
         self.seconds[label] = time.monotonic() - one.began
-        say(label, f"done in {self.seconds[label]:.0f} s: {address(one.out)}")
+        log_line(label, f"done in {self.seconds[label]:.0f} s: {address(one.out)}")
         self._commit(one.stage, one.out, is_reused=False)
 
     def _commit(self, stage: Stage, out: Path, *, is_reused: bool) -> None:
@@ -179,7 +179,7 @@ class Pipeline:
             require_whole(out, stage=stage.name, key=work)
         except CommitError as error:
             raise CommitError(f"{error}; remove {address(out)} to have it made again") from error
-        say(stage.label, f"done before: {address(out)}")
+        log_line(stage.label, f"done before: {address(out)}")
         self._commit(stage, out, is_reused=True)
 
     def _launch(self, stage: Stage, out: Path, work: str) -> _UnderWay:
@@ -189,7 +189,7 @@ class Pipeline:
         if job is None:
             _clear_torn(launched)
             launch = stage.launch
-            say(stage.label, f"starts with {launch.nodes} x {launch.ranks} ranks")
+            log_line(stage.label, f"starts with {launch.nodes} x {launch.ranks} ranks")
             job = self.launcher.start(launched, self._app(stage, out, work))
         return _UnderWay(stage, work, out, job, time.monotonic())
 

@@ -23,7 +23,7 @@ from sidestack.infra.remote.urls import address
 from sidestack.infra.schedulers import FACTORIES, Reattachable
 from sidestack.infra.slurm import NEVER_STARTS
 from sidestack.pipelines.failures import why
-from sidestack.pipelines.job_log import JobLog, say
+from sidestack.pipelines.job_log import JobLog, log_line
 from sidestack.pipelines.jobs import JobRecord, Work, read_record
 
 T = TypeVar("T")
@@ -71,7 +71,7 @@ class _Outage:
         if self._since is None:
             self._since = now
             minutes = f"{self.limit_s / 60:g} minutes"
-            say(label, f"{self.scheduler} does not answer: {told}; it is asked again for up to {minutes}")
+            log_line(label, f"{self.scheduler} does not answer: {told}; it is asked again for up to {minutes}")
         if now - self._since > self.limit_s:
             raise UnansweredError(
                 f"[{label}] {self.scheduler} has not answered for {(now - self._since) / 60:.1f} minutes"
@@ -81,7 +81,7 @@ class _Outage:
     def end(self, label: str) -> None:
         """Record an answer."""
         if self._since is not None:
-            say(label, f"{self.scheduler} answers again, after {time.monotonic() - self._since:.0f} s")
+            log_line(label, f"{self.scheduler} answers again, after {time.monotonic() - self._since:.0f} s")
             self._since = None
 
 
@@ -151,7 +151,7 @@ class Launcher:
         if record is None:
             return None
         if record.scheduler == "local_cwd" and record.host != socket.gethostname():
-            say(work.label, f"its job on host {record.host} cannot be seen from here; another takes its place")
+            log_line(work.label, f"its job on host {record.host} cannot be seen from here; another takes its place")
             return None
         handle = record.handle or self._found(record)
         if handle is None:
@@ -167,7 +167,7 @@ class Launcher:
             record.remove()
             return None
         since = datetime.fromtimestamp(record.began, UTC).isoformat(timespec="minutes")
-        say(work.label, f"is under way as {handle} since {since}; following it")
+        log_line(work.label, f"is under way as {handle} since {since}; following it")
         record.write()
         return self._follow(work, record, is_new=False)
 
@@ -214,7 +214,7 @@ class Launcher:
         if reason in NEVER_STARTS:
             self.cancel(job)
             raise StageError(f"[{job.work.label}] can never start: {reason}: {NEVER_STARTS[reason]}")
-        say(job.work.label, f"waits in the queue: {reason}")
+        log_line(job.work.label, f"waits in the queue: {reason}")
 
     def cancel(self, job: Job) -> None:
         """Cancel a job and wait for its end; a job that cannot be cancelled is left, with its record."""
@@ -225,17 +225,17 @@ class Launcher:
         try:
             self._runner.cancel(record.handle)
         except Exception as error:
-            say(record.label, f"{record.handle} could not be cancelled and may run on: {_first_line(error)}")
+            log_line(record.label, f"{record.handle} could not be cancelled and may run on: {_first_line(error)}")
             return
         record.model_copy(update={"is_cancelled": True}).write()
-        say(record.label, "cancelled" if self._ends(record) else f"{record.handle} was asked to end, and still runs")
+        log_line(record.label, "cancelled" if self._ends(record) else f"{record.handle} was asked to end, and still runs")
 
     def leave(self, job: Job) -> None:
         """Leave a job running; the next driver finds it, if the scheduler supports that."""
         scheduler = self._made(job.record.scheduler)
         if isinstance(scheduler, Reattachable):
             scheduler.leave(job.record.handle.rpartition("/")[2])
-        say(job.work.label, f"left running as {job.record.handle}; the same command follows it")
+        log_line(job.work.label, f"left running as {job.record.handle}; the same command follows it")
 
     def close(self) -> None:
         """End the jobs that this process started on this machine and did not leave."""
@@ -288,7 +288,7 @@ class Launcher:
         with suppress(Exception):
             if handle := record.handle or self._find(record):
                 self._runner.cancel(handle)
-                say(record.label, f"{handle} was cancelled as it was submitted")
+                log_line(record.label, f"{handle} was cancelled as it was submitted")
 
     def _found(self, record: JobRecord) -> str | None:
         """Return the handle of the job with a record's token, once the scheduler answers; None if there is none."""

@@ -9,7 +9,7 @@ from sidestack.infra.errors import ConfigError
 from sidestack.infra.journal import Journal, Status, begin, journals
 from sidestack.infra.masking import masked, one_line
 from sidestack.infra.mlflow_store import bounded, connect, store_uri
-from sidestack.pipelines.job_log import say
+from sidestack.pipelines.job_log import log_line
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -70,7 +70,7 @@ class Tracker:
         except Exception as error:
             if self._pause == _FIRST_PAUSE_SECONDS:
                 why = f"{masked(store_uri())}: {one_line(error)}"
-                say("tracking", f"{why}; the run goes on, `{LATER}` tells the store later")
+                log_line("tracking", f"{why}; the run goes on, `{LATER}` tells the store later")
             self._pause_ends = time.monotonic() + self._pause
             self._pause *= 2
 

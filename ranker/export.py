@@ -96,7 +96,7 @@ def _export(run: StageRun[RankerExportConfig]) -> None:
     _require_equal_answer(model, reference, found.largest_difference)
     number = registered(model, config.registered_model, config.alias, _tags(served), "ranker_export", run.log)
     size = sum(file.stat().st_size for file in model.rglob("*") if file.is_file())
-    run.log.say(f"ranker_export: {len(reference.p_TN[0]):,} held-out rows answered, {found}; {size:,} bytes")
+    run.log.info(f"ranker_export: {len(reference.p_TN[0]):,} held-out rows answered, {found}; {size:,} bytes")
     run.log.summary({"bytes": size, "registered": number, "lineage": served.lineage, **found._asdict()})
     run.facts["lineage"] = served.lineage
 

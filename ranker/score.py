@@ -90,7 +90,7 @@ def score(run: StageRun[ScoreConfig]) -> None:
     seconds, rows = time.monotonic() - began, sum(part.rows for part in parts)
     if world.is_main:
         speed = f", {fresh / seconds:,.0f} rows/s" if fresh else ""
-        run.log.say(f"score: {rows:,} rows, {rows - fresh:,} of them scored before{speed}")
+        run.log.info(f"score: {rows:,} rows, {rows - fresh:,} of them scored before{speed}")
         run.log.summary({"rows": rows, "scored_before": rows - fresh, "rows_per_second": fresh / seconds})
     run.facts["rows"] = rows
     barrier(world)

@@ -148,7 +148,7 @@ def train(run: StageRun[RankerConfig]) -> None:
     taken = real_bytes(sharded, world)
     if world.is_main:
         if entries_cut:
-            run.log.say(f"histories were cut to their newest entries: {entries_cut:,} of {entries:,} were left out")
+            run.log.info(f"histories were cut to their newest entries: {entries_cut:,} of {entries:,} were left out")
         _close(run, config, sharded, (fitting, held_out), taken, {**fitted.summary, **facts})
     run.facts["arm"] = config.arm
     run.facts["sid_fingerprints"] = {name: sid.fingerprint for name, sid in features.sids.items()}
@@ -164,10 +164,10 @@ def _tell_decisions(
 ) -> None:
     """Log what rules decided, which ids got rows, and which settings have no effect."""
     for column, turnover in changed.items():
-        run.log.say(f"ranker: {column}: {_turnover_line(turnover, config.model.admission[column])}")
+        run.log.info(f"ranker: {column}: {_turnover_line(turnover, config.model.admission[column])}")
     hashed = [feature.rows for feature in features.tables if feature.is_sid and feature.is_hashed]
     if words := told(run.config, config, days, max(hashed, default=0)):
-        run.log.say(words)
+        run.log.info(words)
     if config.training.children == "entire_space" and all(task.given is None for task in features.tasks.values()):
         run.log.warn("ranker.training.children=entire_space changes nothing: no task of the dataset has a parent")
     if config.training.restart_tables and config.training.epochs == 1:
@@ -205,7 +205,7 @@ def _close(
     }
     run.log.metrics(facts["steps"], named_metrics(config.holdout.kind, measured, all_metrics()))
     run.log.summary(summary)
-    run.log.say(_closing_line(config, measured, facts))
+    run.log.info(_closing_line(config, measured, facts))
 
 
 def open_splits(dataset: Dataset, config: RankerConfig) -> tuple[Split, Split]:
@@ -324,7 +324,7 @@ def search_epochs(
     with training.saved_before_stop(), progress as advance:
         found = search.run(advance)
     by_epoch = ", ".join(f"{mean:.4f}" for mean in found.means)
-    run.log.say(
+    run.log.info(
         f"ranker: epochs={found.best}, of at most {config.training.epochs}: mean NE on the validation window, epoch by"
         f" epoch: {by_epoch}; {found.seconds:.0f} s"
     )

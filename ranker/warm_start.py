@@ -92,11 +92,11 @@ class WarmStart:
             if self.tables_anew
             else "weights, tables, optimizer states"
         )
-        log.say(f"starts from {self.bundle.path.parent}: {what}")
+        log.info(f"starts from {self.bundle.path.parent}: {what}")
         if self.sids_anew:
             tables = [table.table for table in features.tables if table.is_sid]
             named = ", ".join([*tables, "the layers that meet SIDs first"])
-            log.say(f"its SIDs are another encoder's (ranker.training.start_sids=anew): anew start {named}")
+            log.info(f"its SIDs are another encoder's (ranker.training.start_sids=anew): anew start {named}")
 
 
 def open_start(path: Path, config: RankerConfig, spec: DatasetSpec, features: ArmFeatures) -> WarmStart:

@@ -130,7 +130,7 @@ def tell(run: StageRun[PrepareConfig], spec: DatasetSpec, entries: Sequence[Part
     by = {"train": spec.train, "test": spec.test}
     days = {entry.slice for entry in entries if entry.table == "events"}
     summary: dict[str, Any] = {"items": spec.num_items, "users": spec.num_users, "dates": len(days), "dates_made": made}
-    run.log.say(
+    run.log.info(
         f"{spec.num_items:,} items, {spec.num_users:,} users, {len(days)} dates of events, {made} of them made now"
     )
     for split, (first, last) in by.items():
@@ -138,7 +138,7 @@ def tell(run: StageRun[PrepareConfig], spec: DatasetSpec, entries: Sequence[Part
         own = [entry for entry in entries if entry.slice in names]
         told, words = _label_counts(spec, own)
         summary[split] = told
-        run.log.say(f"{split}: {told['impressions']:,} impressions of {told['requests']:,} requests{words}")
+        run.log.info(f"{split}: {told['impressions']:,} impressions of {told['requests']:,} requests{words}")
     run.log.summary(summary)
 
 

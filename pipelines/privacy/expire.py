@@ -129,7 +129,7 @@ def main() -> None:
         before = arguments.before or retained_since(arguments.snapshot)
         if before is None:
             raise ConfigError(
-                f"{arguments.snapshot}: was made without prepare.source.privacy.retention_days; say --before DATE"
+                f"{arguments.snapshot}: was made without prepare.source.privacy.retention_days; give --before DATE"
             )
         store = Store(read_dataset(arguments.snapshot).store)
         print("\n".join(expire(store, before, [arguments.snapshot, *arguments.keep]).lines()))

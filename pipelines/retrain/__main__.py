@@ -13,7 +13,7 @@ from sidestack.infra.errors import ConfigError
 from sidestack.pipelines.config import PipelineConfig, read_config
 from sidestack.pipelines.environment import require_secrets
 from sidestack.pipelines.execution import run_dir
-from sidestack.pipelines.job_log import say
+from sidestack.pipelines.job_log import log_line
 from sidestack.pipelines.retrain.cycle import Retraining
 from sidestack.pipelines.retrain.dry_run import dry_run
 from sidestack.pipelines.retrain.ledger import Ledger
@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 try:
                     retrain(config, _as_ofs(arguments, config))
                 except AtWorkError as error:
-                    say("retrain", f"{error}; this call leaves")
+                    log_line("retrain", f"{error}; this call leaves")
 
 
 def _as_ofs(arguments: argparse.Namespace, config: PipelineConfig) -> list[date | None]:
@@ -113,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("command", nargs="?", choices=["run", "status", "rollback"], default="run")
     parser.add_argument("--from", dest="first", type=date.fromisoformat, metavar="DATE", help="backfill from this date")
     parser.add_argument("--to", dest="last", type=date.fromisoformat, metavar="DATE", help="backfill to this date")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be done, and why; do nothing")
+    parser.add_argument("--dry-run", action="store_true", help="show what would be done, and why; do nothing")
     parser.add_argument(
         "--version", type=int, metavar="CYCLE", help="rollback: to the version of this cycle; by default the one before"
     )

@@ -14,7 +14,7 @@ from sidestack.pipelines.config import PipelineConfig
 from sidestack.pipelines.environment import without_values
 from sidestack.pipelines.execution import Launches, Pipeline, run_dir
 from sidestack.pipelines.graph import Stage, encoder_stage, prepare_stage
-from sidestack.pipelines.job_log import say
+from sidestack.pipelines.job_log import log_line
 from sidestack.pipelines.retrain.decide import (
     Windows,
     dates_before,
@@ -77,7 +77,7 @@ class Retraining:
         """
         plan = self.ledger.under_way
         if plan is not None:
-            say("retrain", f"cycle {plan.number} goes on: {plan.why}")
+            log_line("retrain", f"cycle {plan.number} goes on: {plan.why}")
         else:
             if self.ledger.champion is not None:  # before a cycle begins that could not continue
                 self.ledger.require_whole(self.ledger.champion, read_manifest)
@@ -85,7 +85,7 @@ class Retraining:
             if plan is None:
                 return None
             self.ledger.open(plan)
-            say("retrain", f"cycle {plan.number}: {plan.why}")
+            log_line("retrain", f"cycle {plan.number}: {plan.why}")
         return self._bring(plan)
 
     def decide(self, prepared: Path, as_of: date | None) -> Plan | None:
@@ -101,7 +101,7 @@ class Retraining:
         followups = {task: dataset.spec.followup_days.get(task, 0.0) for task in dataset.spec.tasks}
         due, why = is_due(settings, dates, end, followups, last)
         if not due:
-            say("retrain", f"nothing to do: {why}")
+            log_line("retrain", f"nothing to do: {why}")
             return None
         policy, reason = policy_of(settings.encoder, len(ledger.ended), last)
         if champion is None and policy != "append":
@@ -109,7 +109,7 @@ class Retraining:
         done = {} if champion is None else champion.learned_to
         windows = windows_of(dates, end, followups, done, settings.judged_days)
         if not windows.learned:
-            say("retrain", f"nothing to do: {why}; no date before those that are judged has new labels")
+            log_line("retrain", f"nothing to do: {why}; no date before those that are judged has new labels")
             return None
         whole = dates_before(windows.measured, dates)
         if policy == "rebuild":
@@ -153,7 +153,7 @@ class Retraining:
         found = revised(dataset, read_dataset(self.run / last.plan.prepared), done)
         if found:
             named = ", ".join(map(str, found[:5])) + (", …" if len(found) > 5 else "")
-            say("retrain", f"{len(found)} dates that were learned have other rows now: {named}; not learned again")
+            log_line("retrain", f"{len(found)} dates that were learned have other rows now: {named}; not learned again")
         return found
 
     def _bring(self, plan: Plan) -> Cycle:
@@ -179,7 +179,7 @@ class Retraining:
             stages={label: self._kept(path) for label, path in made.items()},
         )
         cycle = self.ledger.close(outcome)
-        say("retrain", _verdict(plan, outcome))
+        log_line("retrain", _verdict(plan, outcome))
         self.publish()
         delete_expired(self.run / plan.prepared)
         return cycle

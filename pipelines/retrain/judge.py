@@ -59,7 +59,7 @@ def _judge(run: StageRun[JudgeConfig]) -> None:
     run.log.metrics(0, told)
     run.log.summary({"promote": content["promote"], "gates": {gate.name: gate.verdict for gate in gates}})
     if gates:
-        run.log.say(gate_table(gates))
+        run.log.info(gate_table(gates))
 
 
 def _metrics(measured: Measured) -> dict[str, float]:

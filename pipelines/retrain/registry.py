@@ -18,7 +18,7 @@ from sidestack.infra.mlflow_store import connect, use_store
 from sidestack.infra.registration import register
 from sidestack.infra.remote.copies import refresh
 from sidestack.infra.tables import read_json
-from sidestack.pipelines.job_log import say
+from sidestack.pipelines.job_log import log_line
 from sidestack.pipelines.retrain.ledger import Cycle, Ledger
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class Registry:
             return question(connect())
         except Exception as error:
             self._pause_ends = time.monotonic() + _PAUSE_SECONDS
-            say("tracking", f"{one_line(error)}; the store is updated later")
+            log_line("tracking", f"{one_line(error)}; the store is updated later")
             return None
 
     def _id(self) -> str:
@@ -170,7 +170,7 @@ class Registry:
         else:
             version = register(export / MODEL, self._model, CHALLENGER_ALIAS, tags, "retrain")
         self._save(versions={**self.told.versions, number: version})
-        say("retrain", f"registered as {self._model} version {version}, alias {CHALLENGER_ALIAS}")
+        log_line("retrain", f"registered as {self._model} version {version}, alias {CHALLENGER_ALIAS}")
 
     def _move_alias(self, client: "MlflowClient", ledger: Ledger, force: bool) -> None:
         champion = ledger.champions[-1] if ledger.champions else None
@@ -179,11 +179,11 @@ class Registry:
             return
         version = told.versions[champion]
         if not force and _alias(client, self._model) not in self._own_versions(ledger):
-            say("retrain", f"alias {CHAMPION_ALIAS!r} was moved by somebody else, and stays where it is")
+            log_line("retrain", f"alias {CHAMPION_ALIAS!r} was moved by somebody else, and stays where it is")
             return
         client.set_registered_model_alias(self._model, CHAMPION_ALIAS, version)
         self._save(champion=champion)
-        say("retrain", f"models:/{self._model}@{CHAMPION_ALIAS} is version {version}, of cycle {champion}")
+        log_line("retrain", f"models:/{self._model}@{CHAMPION_ALIAS} is version {version}, of cycle {champion}")
 
     def _save(self, **changes: Any) -> None:
         told = self.told.model_copy(update=changes)

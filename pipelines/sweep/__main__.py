@@ -12,7 +12,7 @@ from sidestack.infra.config import parse, plain
 from sidestack.infra.manifest import is_committed
 from sidestack.pipelines.config import read_config
 from sidestack.pipelines.graph import stages
-from sidestack.pipelines.job_log import say
+from sidestack.pipelines.job_log import log_line
 from sidestack.pipelines.report.comparison import Comparison
 from sidestack.pipelines.report.units import percent, percent_interval
 from sidestack.pipelines.report.verdict import verdict_between
@@ -37,7 +37,7 @@ def sweep(config_file: Path, overrides: Sequence[str], budget: Budget) -> Path:
     values, config = read_config(config_file, overrides)
     plan = sweep_stages(config, budget)
     encoders = [stage for stage in plan if stage.name == "encoder"]
-    say("sweep", f"{len(encoders)} settings of up to {budget.bits:g} bits")
+    log_line("sweep", f"{len(encoders)} settings of up to {budget.bits:g} bits")
     return run_stages(plan, config.run, values, {**plain(config), "sweep": plain(budget)}, "sweep")
 
 

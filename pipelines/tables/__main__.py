@@ -14,7 +14,7 @@ from sidestack.infra.remote.copies import put
 from sidestack.pipelines.config import WITHOUT_BASELINE, PipelineConfig, read_config
 from sidestack.pipelines.execution import run_dir
 from sidestack.pipelines.graph import stages
-from sidestack.pipelines.job_log import say
+from sidestack.pipelines.job_log import log_line
 from sidestack.pipelines.report.comparison import Comparison
 from sidestack.pipelines.run import command_line, exit_status, near, run_stages
 from sidestack.pipelines.tables.page import as_page, as_text
@@ -54,7 +54,7 @@ def make_tables(config_file: Path, overrides: Sequence[str], only: Sequence[str]
 
 def _compared(config_file: Path, overrides: Sequence[str], config: PipelineConfig, name: str) -> Path:
     table = config.tables[name]
-    say("tables", f"{name}: {table.title}")
+    log_line("tables", f"{name}: {table.title}")
     chosen = [f"run.arms={json.dumps(list(table.arms))}", f"compare.reference={table.reference}", WITHOUT_BASELINE]
     values, of_table = read_config(config_file, [*overrides, *chosen])
     return run_stages(stages(of_table), of_table.run, values, plain(of_table), name)

@@ -246,7 +246,7 @@ def train_encoder(
     with committing(out, world, stage="encoder", facts=facts) as staging:
         log = log_type.open(world.rank, "encoder", staging, plain(config), {}, "", None)
         inputs = {"dataset": dataset} if start is None else {"dataset": dataset, "start": start}
-        traced = StepProfile(profile, out.with_name(f"{out.name}.profile"), world.rank, log.say)
+        traced = StepProfile(profile, out.with_name(f"{out.name}.profile"), world.rank, log.info)
         train(StageRun(config, inputs, staging, world, log, facts, checkpoints, profile=traced))
         facts.update(checkpoints.facts)
     checkpoints.remove()

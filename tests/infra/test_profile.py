@@ -25,27 +25,27 @@ def loop(profile: StepProfile, steps: int) -> None:
 
 @pytest.mark.parametrize("taken", [WARMUP_STEPS + 9, WARMUP_STEPS + 3])
 def test_a_trace_holds_the_steps_after_the_first(tmp_path: Path, taken: int) -> None:
-    said: list[str] = []
-    loop(StepProfile(3, tmp_path / "profile", rank=1, say=said.append), taken)
+    lines: list[str] = []
+    loop(StepProfile(3, tmp_path / "profile", rank=1, log=lines.append), taken)
     (file,) = (tmp_path / "profile").iterdir()
     assert file.name == "rank-00001.json.gz"
     assert steps_in(file) == {"ProfilerStep#1", "ProfilerStep#2", "ProfilerStep#3"}
-    (text,) = said
+    (text,) = lines
     assert text.startswith("profile of 3 steps") and " 1.0 calls  aten::mm\n" in text and text.endswith(str(file))
 
 
 def test_a_loop_that_ends_early_has_its_steps_traced(tmp_path: Path) -> None:
-    said: list[str] = []
-    loop(StepProfile(9, tmp_path, say=said.append), WARMUP_STEPS + 2)
+    lines: list[str] = []
+    loop(StepProfile(9, tmp_path, log=lines.append), WARMUP_STEPS + 2)
     assert {"ProfilerStep#1", "ProfilerStep#2"} <= steps_in(tmp_path / "rank-00000.json.gz")
-    assert said[0].startswith("profile of 2 steps")
+    assert lines[0].startswith("profile of 2 steps")
 
 
 @pytest.mark.parametrize(("asked", "taken"), [(0, 20), (3, WARMUP_STEPS - 2), (3, WARMUP_STEPS - 1), (3, WARMUP_STEPS)])
 def test_without_a_step_to_trace_nothing_is_written_and_one_who_asked_is_told(
     tmp_path: Path, asked: int, taken: int
 ) -> None:
-    said: list[str] = []
-    loop(StepProfile(asked, tmp_path / "profile", say=said.append), taken)
-    assert said == [f"profile: nothing to trace: {taken} steps; the first 5 are left out"][: min(asked, 1)]
+    lines: list[str] = []
+    loop(StepProfile(asked, tmp_path / "profile", log=lines.append), taken)
+    assert lines == [f"profile: nothing to trace: {taken} steps; the first 5 are left out"][: min(asked, 1)]
     assert not (tmp_path / "profile").exists()

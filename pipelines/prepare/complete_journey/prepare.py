@@ -101,7 +101,7 @@ class CompleteJourney(SourceConfig):
         with raise_on_all_ranks(run.world, "writing the vocabularies"):
             if run.world.is_main:
                 _write_vocabularies(run.out, {**raw.item_words, **raw.user_words})
-        return CompleteJourneyLog(raw, self, described, cached, source_id, run.log.say)
+        return CompleteJourneyLog(raw, self, described, cached, source_id, run.log.info)
 
     def data_identity(self, prepare: Prepare) -> str:
         """Return a digest of the package's files."""
@@ -150,7 +150,7 @@ class CompleteJourneyLog:
 
     Args:
         raw: the log, cut at its end. config: the source's. described: each item's text. cached: the texts' embeddings.
-        source_id: identity of the package's files. say: prints what was found.
+        source_id: identity of the package's files. log: prints what was found.
     """
 
     def __init__(
@@ -160,9 +160,9 @@ class CompleteJourneyLog:
         described: list[str],
         cached: Path,
         source_id: str,
-        say: Callable[[str], None],
+        log: Callable[[str], None],
     ) -> None:
-        self._say = say
+        self._log = log
         self.raw = raw
         self.config = config
         self._described = described
@@ -243,7 +243,7 @@ class CompleteJourneyLog:
         vectors: Mapping[str, Vectors] = {}
         if self.config.organic:
             found = _organic(self.raw, self.config, self.config.organic, self._texts)
-            self._say("before the events: " + ", ".join(f"{what} {number:,}" for what, number in found.counts.items()))
+            self._log("before the events: " + ", ".join(f"{what} {number:,}" for what, number in found.counts.items()))
             vectors = found.embeddings
         return {
             "user_id": np.arange(self.spec.num_users),

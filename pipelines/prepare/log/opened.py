@@ -62,16 +62,16 @@ class LogSource:
 
     Args of the constructor:
         config: the log's. store: of partitions. opened: the log's content. as_of: the snapshot's end.
-        say: prints what people should know about the rows.
+        log: prints what people should know about the rows.
     """
 
     def __init__(
-        self, config: LogConfig, store: Store, opened: Opened, as_of: datetime | None, say: Callable[[str], None]
+        self, config: LogConfig, store: Store, opened: Opened, as_of: datetime | None, log: Callable[[str], None]
     ) -> None:
         self._config = config
         self._store = store
         self._opened = opened
-        self._say = say
+        self._log = log
         self._end = as_of or datetime.combine(opened.end, time())
         self.spec = self._described()
 
@@ -101,7 +101,7 @@ class LogSource:
         for dates in _runs(days, self.days()):
             with open_engine(self._config.engine, self._store.path.parent) as engine:
                 state = self._state(dates[0])
-                made = DatedRows(engine, self._config, self._inputs, state, self._say)
+                made = DatedRows(engine, self._config, self._inputs, state, self._log)
                 for day, tables in itertools.groupby(made.rows(dates), key=lambda found: found[0]):
                     yield day, (self._conformed(table) for _, table in tables)
                 if dates[-1] == self.days()[-1]:
@@ -182,7 +182,7 @@ class LogSource:
         found = next((one for day in days if day <= first and (one := self._kept(day)) is not None), None)
         what = "histories and counts" if found is None else f"counts of the last {self._config.count_days} days"
         begins = self._opened.since if found is None else found.day
-        self._say(f"prepare: dates from {first} on: {what} begin on {begins}, as earlier rows are no longer kept")
+        self._log(f"prepare: dates from {first} on: {what} begin on {begins}, as earlier rows are no longer kept")
         return found
 
     def _kept(self, day: date) -> State | None:

@@ -65,7 +65,7 @@ class Log(LogConfig):
             found = replace(found, items=_with_texts(run, self, found.items))
         if found.since > date.min:
             run.facts[RETAINED_SINCE] = found.since.isoformat()
-        return LogSource(self, store, found, as_time(run.config.as_of), run.log.say)
+        return LogSource(self, store, found, as_time(run.config.as_of), run.log.info)
 
     def data_identity(self, prepare: Prepare) -> str:
         """Return a digest of the raw files of each table, and of the masking key if there is one."""
@@ -103,7 +103,7 @@ def _opened(run: StageRun[Prepare], config: LogConfig, store: Store) -> Opened:
         users = _content(connection, store, config, "user", parts.get(USERS, ()), events, end)
         lists = _event_lists(connection, store, config, events, end)
         for told in repairs(parts):
-            run.log.say(f"prepare: {told}")
+            run.log.info(f"prepare: {told}")
     return Opened(events, labels, items, users, *lists, end, totals, since)
 
 
