@@ -46,11 +46,11 @@ class ForkedLauncher:
     """A launcher like `pipelines.launch.Launcher`, for stages of one rank on this machine.
 
     Attributes:
-        is_told: whether a stage's start is printed.
+        logs_starts: whether a stage's start is printed.
     """
 
-    def __init__(self, is_told: bool = False) -> None:
-        self.is_told = is_told
+    def __init__(self, logs_starts: bool = False) -> None:
+        self.logs_starts = logs_starts
         self._under_way: list[Forked] = []
 
     def attach(self, work: Work) -> Forked | None:
@@ -65,7 +65,7 @@ class ForkedLauncher:
         log = work.rank_logs / LOG_FILE
         process = _STAGES.Process(target=_run, args=(module, arguments, environment, str(log)))
         process.start()
-        if self.is_told:
+        if self.logs_starts:
             log_line(work.label, "starts")
         job = Forked(work.label, process, log, time.monotonic() + work.limit_s)
         self._under_way.append(job)

@@ -206,7 +206,7 @@ def beside(before: Path, sizes: Sizes, folder: Path) -> Part:
                     str(steps),
                 ]
                 where = {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
-                seconds = float(run_program(command, where, checkout).said.split()[-1])
+                seconds = float(run_program(command, where, checkout).output.split()[-1])
                 found[name].append(steps * BATCH / seconds)
         ratio = spread(np.divide(found["now"], found["before"]))
         rows += [{"arm": arm, "what": name, **rates(spread(each))} for name, each in found.items()]
@@ -308,7 +308,7 @@ def by_ranks(dataset: Dataset, sizes: Sizes) -> list[Part]:
              str(batch)],
             {"OMP_NUM_THREADS": "1"},
         )  # fmt: skip
-        (found,) = (json.loads(line) for line in finished.said.splitlines() if line.startswith("{"))
+        (found,) = (json.loads(line) for line in finished.output.splitlines() if line.startswith("{"))
         named = {"ranks": ranks, "batch": batch}
         rates_found.append({**named, "samples_per_second": found["rate"]})
         parts_found.append({**named, **found["parts"]})

@@ -81,7 +81,7 @@ def _opened(run: StageRun[MaterializeConfig]) -> Work:
 
 
 def _close(
-    run: StageRun[MaterializeConfig], work: Work, dates: Sequence[PartitionEntry], told: Mapping[str, float]
+    run: StageRun[MaterializeConfig], work: Work, dates: Sequence[PartitionEntry], measured: Mapping[str, float]
 ) -> None:
     """Write the snapshot, the codebooks, the sets' descriptions and the summary."""
     before = work.dataset.snapshot
@@ -96,15 +96,15 @@ def _close(
     found = {one.spec.name: _summary(run, work, one) for one in work.sets}
     run.facts["fingerprints"] = {one.spec.name: one.spec.fingerprint for one in work.sets}
     run.facts["revisions"] = {one.spec.name: one.bundle.revision for one in work.sets}
-    seconds = time.monotonic() - told["started"]
+    seconds = time.monotonic() - measured["started"]
     run.log.summary(
         {
             **{one.content: work.dataset.spec.content(one.spec.entity).rows for one in work.sets},
             "sids": found,
-            "encoded": told["encoded"],
-            "encoding_seconds": told["encoding_seconds"],
-            "items_per_second": told["encoded"] / max(told["encoding_seconds"], 1e-9),
-            "writing_seconds": seconds - told["encoding_seconds"],
+            "encoded": measured["encoded"],
+            "encoding_seconds": measured["encoding_seconds"],
+            "items_per_second": measured["encoded"] / max(measured["encoding_seconds"], 1e-9),
+            "writing_seconds": seconds - measured["encoding_seconds"],
             "seconds": seconds,
         }
     )

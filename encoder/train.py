@@ -10,7 +10,7 @@ frozen (`encoder.refresh`).
 
 import torch
 
-from sidestack.encoder.budget import DecidedConfig, DecidedTraining, decide, described, told
+from sidestack.encoder.budget import DecidedConfig, DecidedTraining, decide, decisions_message, describe_decisions
 from sidestack.encoder.bundle import EncoderBundle, codebook_digest, save_bundle
 from sidestack.encoder.config import EncoderConfig
 from sidestack.encoder.fusion import VQFusion
@@ -44,7 +44,7 @@ def train(run: StageRun[EncoderConfig]) -> None:
         start = open_start(run.inputs["start"], run.config, signals) if "start" in run.inputs else None
     num_rows = dataset.spec.content(entity).rows
     config = decide(run.config, num_rows)
-    if words := told(run.config, config, num_rows):
+    if words := decisions_message(run.config, config, num_rows):
         run.log.info(words)
     dataset.verify(world, dataset.partitions(CONTENT[entity]))
     with raise_on_all_ranks(world, "opening the rows"):
@@ -72,7 +72,7 @@ def _close(
 ) -> None:
     """Write the encoder bundle and the summary."""
     world, model = run.world, trainer.model
-    budget = described(run.config, config, num_rows, trainer.point_every)
+    budget = describe_decisions(run.config, config, num_rows, trainer.point_every)
     lineage = [] if start is None else list(start.lineage)
     run.log.summary({**trainer.summary(), "budget": budget, "refreshed_from": lineage})
     assert start is None or codebook_digest(model) == codebook_digest(start.model), "a frozen codebook has changed"

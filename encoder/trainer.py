@@ -112,7 +112,7 @@ class Trainer:
             return
         self._restore(checkpoint)
         differs = "last bits" if checkpoint.own else "random draws and last bits"
-        self.log.info(checkpoint.told("encoder", self.step, self.num_steps, differs))
+        self.log.info(checkpoint.resume_message("encoder", self.step, self.num_steps, differs))
 
     def run(self, advance: Callable[[int], None]) -> None:
         """Run the remaining steps, and evaluate on the held-out items after each epoch."""

@@ -74,16 +74,16 @@ class Manifest(Config):
         if has_digest != (manifest.format != _WITHOUT_DIGEST):
             raise CommitError(f"{file}: format {manifest.format!r} does not go with its {OWN_DIGEST}: it was altered")
         if not has_digest:
-            _say_without_digest(file)
+            _warn_without_digest(file)
         return manifest
 
 
-_said_without_digest: list[str] = []
+_warned_without_digest: list[str] = []
 
 
-def _say_without_digest(file: str) -> None:
-    if not _said_without_digest:
-        _said_without_digest.append(file)
+def _warn_without_digest(file: str) -> None:
+    if not _warned_without_digest:
+        _warned_without_digest.append(file)
         LOG.warning(
             f"{file}: was committed by an earlier version, whose manifests hold no digest of themselves: its files are"
             " checked, an edited key or fact of it is not found; so with others of that version"

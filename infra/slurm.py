@@ -105,8 +105,8 @@ class SlurmNodes(SlurmScheduler):  # type: ignore[misc]  # torchx is not typed
 
     def _run_opts(self) -> runopts:
         opts = super()._run_opts()
-        for name, told in OPTIONS.items():
-            opts.add(name, type_=str, help=told)
+        for name, explanation in OPTIONS.items():
+            opts.add(name, type_=str, help=explanation)
         opts.add("log_dir", type_=str, help="the folder of the jobs' logs; by default where the job runs")
         return opts
 
@@ -332,13 +332,13 @@ def _rows(output: str) -> list[tuple[str, str]]:
 
 def _response(job_id: str, parts: list[tuple[str, str]]) -> DescribeAppResponse:
     replicas: dict[str, list[ReplicaStatus]] = {}
-    states, told = [], set()
+    states, reports = [], set()
     for job_name, words in parts:
         # As in "PENDING Resources" or "CANCELLED by 1000", only the first word is the state.
         word = words.split()[0]
         state = _STATES.get(word, AppState.UNKNOWN)
         states.append(state)
-        told.add(words if state == AppState.PENDING else word)
+        reports.add(words if state == AppState.PENDING else word)
         role, _, number = job_name.rpartition("-")
         if role and number.isdecimal():
             status = ReplicaStatus(id=int(number), role=role, state=state, hostname="")
@@ -348,5 +348,5 @@ def _response(job_id: str, parts: list[tuple[str, str]]) -> DescribeAppResponse:
         roles=[Role(name, image="", num_replicas=len(found)) for name, found in replicas.items()],
         roles_statuses=[RoleStatus(name, found) for name, found in replicas.items()],
         state=next(state for state in _WORST_FIRST if state in states),
-        msg=", ".join(sorted(told)),
+        msg=", ".join(sorted(reports)),
     )

@@ -85,7 +85,7 @@ class _Watchdog:
         self._record = record
         self._heartbeats = Heartbeats(out, world.rank, world.size)
         self._every = min(_MOST_SECONDS, timeouts.warning_s / 4)
-        self._told_after = timeouts.warning_s
+        self._warn_after_s = timeouts.warning_s
         self._thread = threading.Thread(target=self._run, daemon=True, name="watchdog")
         self.ear.setblocking(False)
 
@@ -118,13 +118,13 @@ class _Watchdog:
     def _watch(self, own: Beat) -> None:
         """Log which ranks are waited for, and end a wait for a stalled rank."""
         if own.since_s < 2 * self._every:
-            self._told_after = self.timeouts.warning_s
+            self._warn_after_s = self.timeouts.warning_s
             return
         stalled = self._waited_for(own)
         if not stalled:
             return
-        if own.since_s >= self._told_after:
-            self._told_after = 2 * own.since_s
+        if own.since_s >= self._warn_after_s:
+            self._warn_after_s = 2 * own.since_s
             LOG.warning(self._words(own, stalled))
         if self.world.size == 1:  # no other rank waits for it
             return

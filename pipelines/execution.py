@@ -110,7 +110,7 @@ class Pipeline:
         """Return the directory that a stage commits; its inputs must be done."""
         return self._place(stage, self._key(stage))
 
-    def tell_changes(self, plan: Sequence[Stage]) -> None:
+    def log_changes(self, plan: Sequence[Stage]) -> None:
         """Log which stages' code or source changed while the pipeline ran: arms may have run different code."""
         for stage in plan:
             if stage.given is None and self._key(stage)[:12] != self.done[stage.label].name:

@@ -22,7 +22,7 @@ from sidestack.infra.preemption import read_mark
 from sidestack.infra.remote.urls import address
 from sidestack.infra.schedulers import FACTORIES, Reattachable
 from sidestack.infra.slurm import NEVER_STARTS
-from sidestack.pipelines.failures import why
+from sidestack.pipelines.failures import failure_message
 from sidestack.pipelines.job_log import JobLog, log_line
 from sidestack.pipelines.jobs import JobRecord, Work, read_record
 
@@ -67,15 +67,15 @@ class _Outage:
         Raises:
             UnansweredError: there was no answer for too long.
         """
-        now, told = time.monotonic(), _first_line(error)
+        now, reason = time.monotonic(), _first_line(error)
         if self._since is None:
             self._since = now
             minutes = f"{self.limit_s / 60:g} minutes"
-            log_line(label, f"{self.scheduler} does not answer: {told}; it is asked again for up to {minutes}")
+            log_line(label, f"{self.scheduler} does not answer: {reason}; it is asked again for up to {minutes}")
         if now - self._since > self.limit_s:
             raise UnansweredError(
                 f"[{label}] {self.scheduler} has not answered for {(now - self._since) / 60:.1f} minutes"
-                f" (run.scheduler_retry_minutes): {told}"
+                f" (run.scheduler_retry_minutes): {reason}"
             )
 
     def end(self, label: str) -> None:
@@ -188,26 +188,26 @@ class Launcher:
             if time.time() > job.deadline:
                 self.cancel(job)
                 raise StageError(f"[{job.work.label}] was cancelled after {job.work.limit_s / 60:g} minutes")
-            self._tell_wait(job, "" if status is None else status.msg)
+            self._log_wait(job, "" if status is None else status.msg)
             return False
         job.log.stop()
         # For a job of an earlier driver on this machine, the commit is the only sign that it succeeded.
         state = status.state.name if status is not None else "SUCCEEDED" if is_committed(job.work.out) else "ENDED"
         if state != "SUCCEEDED":
-            told = "" if status is None else status.msg
+            message = "" if status is None else status.msg
             job.record.remove()
             work, mark = job.work, read_mark(job.work.out)
-            raise StageError(why(work.label, state, told, work.rank_logs, list(job.log.unmarked), mark))
+            raise StageError(failure_message(work.label, state, message, work.rank_logs, list(job.log.unmarked), mark))
         job.record.remove()
         return True
 
-    def _tell_wait(self, job: Job, told: str) -> None:
+    def _log_wait(self, job: Job, message: str) -> None:
         """Log why a job waits in Slurm's queue, each time the reason changes.
 
         Raises:
             StageError: the job could never start; it was cancelled.
         """
-        state, _, reason = told.partition(" ")
+        state, _, reason = message.partition(" ")
         if state != "PENDING" or reason in ("", "None") or self._waits.get(job.record.token) == reason:
             return
         self._waits[job.record.token] = reason
@@ -228,7 +228,9 @@ class Launcher:
             log_line(record.label, f"{record.handle} could not be cancelled and may run on: {_first_line(error)}")
             return
         record.model_copy(update={"is_cancelled": True}).write()
-        log_line(record.label, "cancelled" if self._ends(record) else f"{record.handle} was asked to end, and still runs")
+        log_line(
+            record.label, "cancelled" if self._ends(record) else f"{record.handle} was asked to end, and still runs"
+        )
 
     def leave(self, job: Job) -> None:
         """Leave a job running; the next driver finds it, if the scheduler supports that."""
@@ -278,9 +280,9 @@ class Launcher:
             return self._found(record)
         except Exception as error:
             record.remove()
-            told = "; ".join([_first_line(error), *(_first_line(one.message) for one in warned)])
+            reasons = "; ".join([_first_line(error), *(_first_line(one.message) for one in warned)])
             raise SchedulerError(
-                f"[{record.label}] run.scheduler {self._scheduler!r}: submitting the job failed: {told}"
+                f"[{record.label}] run.scheduler {self._scheduler!r}: submitting the job failed: {reasons}"
             ) from error
 
     def _abandon(self, record: JobRecord) -> None:

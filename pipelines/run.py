@@ -96,7 +96,7 @@ def run_stages(
             pipeline = Pipeline(run, launcher, tracker)
             try:
                 pipeline.run_stages(plan)
-                pipeline.tell_changes(plan)
+                pipeline.log_changes(plan)
             finally:
                 launcher.close()
             last = fetched(pipeline.done[plan[-1].label])
@@ -130,8 +130,8 @@ def alone(directory: Path) -> Iterator[None]:
             directory.mkdir(parents=True, exist_ok=True)
             held.enter_context(locked(directory / ".lock", wait=False))
         except HeldError as error:
-            told = f" ({error})" if str(error) else ""
-            raise AtWorkError(f"{address(directory)}: another driver is running here{told}") from None
+            owner = f" ({error})" if str(error) else ""
+            raise AtWorkError(f"{address(directory)}: another driver is running here{owner}") from None
         except OSError as error:
             raise StageError(f"{directory}: cannot be written ({error.strerror}); see run.runs_dir") from error
         yield
@@ -186,7 +186,7 @@ def _tracked(run: RunConfig, resolved: Mapping[str, Any], title: str) -> Iterato
         tracker.close(status, artifacts)
 
 
-def tell_result(compared: Path) -> None:
+def print_result(compared: Path) -> None:
     """Print the comparison and the paths of all outputs; the last line is `comparison.json`'s path."""
     uri = masked(store_uri())
     with suppress(ValueError):
@@ -239,7 +239,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     arguments = command_line("pipelines.run", "Run the whole pipeline.").parse_args(argv)
     with exit_status():
-        tell_result(run_pipeline(arguments.config, arguments.set))
+        print_result(run_pipeline(arguments.config, arguments.set))
 
 
 if __name__ == "__main__":

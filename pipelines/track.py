@@ -30,7 +30,7 @@ def track(config_file: Path, overrides: Sequence[str] = ()) -> int:
     folder, runs_dir = run_dir(config.run), config.run.runs_dir
     uri = masked(use_store(runs_dir))
     with alone(folder), patient():
-        unsent = [journal for journal in journals(folder) if not journal.entries.is_told]
+        unsent = [journal for journal in journals(folder) if not journal.entries.is_sent]
         try:
             client = connect()
             for journal in unsent:

@@ -58,7 +58,7 @@ class Tracker:
         """End the run, and send the store what it lacks of this and earlier runs."""
         self._journal.close(status, artifacts)
         self._try(self._send)
-        if self._journal.entries.is_told:
+        if self._journal.entries.is_sent:
             self._try(self._send_earlier)
 
     def _try(self, send: "Callable[[MlflowClient], None]") -> None:

@@ -195,7 +195,7 @@ class Fit:
         self.waited = checkpoint.values["waited"]
         self.checkpoint_seconds = checkpoint.values["checkpoint_seconds"]
         self.log.resume(checkpoint.values["history"])
-        self.log.info(checkpoint.told("ranker", self.step, self.num_steps, "last bits"))
+        self.log.info(checkpoint.resume_message("ranker", self.step, self.num_steps, "last bits"))
 
 
 class Model(NamedTuple):

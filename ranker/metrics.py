@@ -82,15 +82,15 @@ def prediction_metrics(path: Path, tasks: Sequence[str]) -> dict[str, dict[str, 
         DataError: the predictions break their contract; see `ranker.predictions.sorted_predictions`.
     """
     with sorting(path) as database, sorted_predictions(path, tasks, database) as predictions:
-        return {task: _told(task, measure_task(predictions, task)) for task in tasks}
+        return {task: _task_values(task, measure_task(predictions, task)) for task in tasks}
 
 
-def _told(task: str, measured: TaskMeasures) -> dict[str, Any]:
-    told: dict[str, Any] = {"num": measured.num, "positives": measured.positives}
+def _task_values(task: str, measured: TaskMeasures) -> dict[str, Any]:
+    values: dict[str, Any] = {"num": measured.num, "positives": measured.positives}
     for name, measure in measured.metrics.items():
-        told[name] = measure.value
-        told |= {f"{name}_{count}": number for count, number in measure.counts.items()}
-    return told | _reason(task, measured)
+        values[name] = measure.value
+        values |= {f"{name}_{count}": number for count, number in measure.counts.items()}
+    return values | _reason(task, measured)
 
 
 def _reason(task: str, measured: TaskMeasures) -> dict[str, str]:

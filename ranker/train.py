@@ -31,8 +31,8 @@ from sidestack.ranker.budget import (
     DecidedConfig,
     DecidedTraining,
     decide,
-    described,
-    told,
+    decisions_message,
+    describe_decisions,
     training_days,
     with_epochs,
     without_window,
@@ -119,8 +119,8 @@ def train(run: StageRun[RankerConfig]) -> None:
     if start is None:
         constants = replace(constants, dense_2F=dense_moments(fitting, world))
     else:
-        start.tell(run.log, features)
-    _tell_decisions(run, config, days, features, changed)
+        start.log(run.log, features)
+    _log_decisions(run, config, days, features, changed)
     # All before the training, so that an error in one is raised early.
     readers = open_readers(fitting, held_out, config.training, world)
     if run.checkpoints is not None:
@@ -134,7 +134,8 @@ def train(run: StageRun[RankerConfig]) -> None:
             save_bundle(run.out, sharded, features, config, dataset.spec, world.rank)
     entries, entries_cut = np.sum(gather(world, progress.newest.counts), axis=0).tolist()
     facts = {
-        "budget": described(run.config, config, days, fitted.summary["steps"]) | {"validation": fitted.validation},
+        "budget": describe_decisions(run.config, config, days, fitted.summary["steps"])
+        | {"validation": fitted.validation},
         "dates": {"train": _iso(fitting.dates), "held_out": _iso(held_out.dates)},
         "labels": {name: _by_task(split) for name, split in (("train", fitting), ("held_out", held_out))},
         "world_size": world.size,
@@ -155,7 +156,7 @@ def train(run: StageRun[RankerConfig]) -> None:
     barrier(world)
 
 
-def _tell_decisions(
+def _log_decisions(
     run: StageRun[RankerConfig],
     config: DecidedConfig,
     days: Sequence[Day],
@@ -166,7 +167,7 @@ def _tell_decisions(
     for column, turnover in changed.items():
         run.log.info(f"ranker: {column}: {_turnover_line(turnover, config.model.admission[column])}")
     hashed = [feature.rows for feature in features.tables if feature.is_sid and feature.is_hashed]
-    if words := told(run.config, config, days, max(hashed, default=0)):
+    if words := decisions_message(run.config, config, days, max(hashed, default=0)):
         run.log.info(words)
     if config.training.children == "entire_space" and all(task.given is None for task in features.tasks.values()):
         run.log.warn("ranker.training.children=entire_space changes nothing: no task of the dataset has a parent")

@@ -85,7 +85,7 @@ class WarmStart:
             found[one.table] = torch.from_numpy(rows)
         return found
 
-    def tell(self, log: RunLog, features: ArmFeatures) -> None:
+    def log(self, log: RunLog, features: ArmFeatures) -> None:
         """Log what the training starts from."""
         what = (
             "weights of the network and their optimizer's states"

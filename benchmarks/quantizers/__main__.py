@@ -97,7 +97,7 @@ def _run(arguments: argparse.Namespace) -> list[Outcome]:
     done = []
     for outcome in outcomes(tasks, folder, jobs=arguments.jobs, fresh=arguments.fresh):
         done.append(outcome)
-        _tell(outcome, len(done), len(tasks))
+        _print_outcome(outcome, len(done), len(tasks))
     rows = table.rows_of(done)
     rows += table.reference_rows([corpus for corpus, _ in corpora], rows)
     _show(rows, corpora, arguments.bits)
@@ -121,7 +121,7 @@ def _config(corpus: str) -> Path:
     return own if own.is_file() else _HERE / "vectors.yaml"
 
 
-def _tell(outcome: Outcome, number: int, total: int) -> None:
+def _print_outcome(outcome: Outcome, number: int, total: int) -> None:
     if outcome.result is None:
         what = "failed"
     else:

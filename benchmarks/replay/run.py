@@ -66,7 +66,7 @@ class Span:
         return [dates[0] + timedelta(days=days * number) for number in range(first, last + 1)]
 
 
-class Untold(Registry):
+class NoRegistry(Registry):
     """A tracking store that logs nothing: a replay's record is its ledger."""
 
     def __init__(self) -> None:
@@ -80,13 +80,13 @@ class Untold(Registry):
         """Log nothing."""
 
 
-class Replayed(Retraining):
+class LocalRetraining(Retraining):
     """Retraining without a tracking store."""
 
     @cached_property
     def registry(self) -> Registry:
         """The store that logs nothing."""
-        return Untold()
+        return NoRegistry()
 
 
 def raw_dataset(config: PipelineConfig, cache: Path) -> Dataset:
@@ -178,7 +178,7 @@ def replay(config: PipelineConfig, policy: PolicyName, as_ofs: Sequence[date]) -
 def _brought(config: PipelineConfig, as_ofs: Sequence[date]) -> Ledger:
     launcher = ForkedLauncher()
     try:
-        retraining = Replayed(config, launcher)
+        retraining = LocalRetraining(config, launcher)
         ledger = retraining.ledger
         if ledger.under_way is not None:
             retraining.step()

@@ -218,9 +218,9 @@ def _code(error: Any) -> str:
 
 
 def _refusal(code: str) -> str:
-    for codes, told in _REFUSALS.items():
+    for codes, reason in _REFUSALS.items():
         if code in codes:
-            return f"{told} ({code})"
+            return f"{reason} ({code})"
     return f"the store refuses it ({code})"
 
 

@@ -90,9 +90,9 @@ def profile(config: LogConfig, files: RawFiles, database: duckdb.DuckDBPyConnect
     if not days:
         raise DataError("prepare.source.events.path: the files hold no event")
     splits = _splits(config, [day for day, _ in days])
-    told = [name for name, one in config.tasks.items() if one.table is None]
+    in_events = [name for name, one in config.tasks.items() if one.table is None]
     drawn = _drawn(all_files, database)
-    flags = "".join(f", {quoted(f'task:{name}')}" for name in told)
+    flags = "".join(f", {quoted(f'task:{name}')}" for name in in_events)
     database.execute(  # once, with hashes for keys: everything below reads this
         "CREATE OR REPLACE TEMP TABLE seen AS"
         " SELECT hash(user_key) AS user_key, hash(item_key) AS item_key, event_time,"
@@ -117,7 +117,7 @@ def profile(config: LogConfig, files: RawFiles, database: duckdb.DuckDBPyConnect
         listed=_listed(config, files, database),
         cold=None if splits is None else _cold(splits[1], database),
         ties=float(ties),
-        tasks={name: _task(name, splits, database) for name in told},
+        tasks={name: _task(name, splits, database) for name in in_events},
         texts=_texts(config, files, database),
         files=len(all_files),
         read=len(drawn),

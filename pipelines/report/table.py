@@ -102,12 +102,12 @@ def _metric_note(comparison: Comparison, metric: Metric) -> str:
     """Return a note on a metric, and on the number of users or rows it is based on."""
     results = comparison.arms[comparison.reference].tasks
     counts = {task: result.metrics[metric.name].counts for task, result in results.items()}
-    told = [
+    counted = [
         f"{task} " + ", ".join(f"{number:,} {what}" for what, number in found.items())
         for task, found in counts.items()
         if found
     ]
-    return f"{metric.title}: {metric.note}" + (f" ({'; '.join(told)})" if told else "")
+    return f"{metric.title}: {metric.note}" + (f" ({'; '.join(counted)})" if counted else "")
 
 
 def as_text(comparison: Comparison) -> str:

@@ -18,7 +18,7 @@ from sidestack.pipelines.retrain.cycle import Retraining
 from sidestack.pipelines.retrain.dry_run import dry_run
 from sidestack.pipelines.retrain.ledger import Ledger
 from sidestack.pipelines.retrain.rollback import roll_back
-from sidestack.pipelines.retrain.tell import status_table
+from sidestack.pipelines.retrain.text_tables import status_table
 from sidestack.pipelines.run import AtWorkError, alone, command_line, exit_status, launcher_of, stopping
 
 

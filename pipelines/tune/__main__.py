@@ -12,7 +12,7 @@ from sidestack.infra.config import plain, to_yaml
 from sidestack.infra.remote.copies import put
 from sidestack.pipelines.config import read_config
 from sidestack.pipelines.execution import run_dir
-from sidestack.pipelines.run import command_line, exit_status, near, run_pipeline, run_stages, tell_result
+from sidestack.pipelines.run import command_line, exit_status, near, print_result, run_pipeline, run_stages
 from sidestack.pipelines.tune.choose import RESULT_FILE, TABLE_FILE, Tuned
 from sidestack.pipelines.tune.plan import Left, rungs, tune_stages, tuned_values
 
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"trials  {near(found / RESULT_FILE)}")
         print(f"run it  make run CONFIG={near(tuned)}", flush=True)
         if arguments.run:
-            tell_result(run_pipeline(tuned))
+            print_result(run_pipeline(tuned))
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ def run_baseline(run: StageRun[BaselineConfig]) -> None:
         for task, label_N in zip(tasks, rows.labels_TN, strict=True)
     }
     train_seconds = time.perf_counter() - began
-    _tell(run, models)
+    _log_models(run, models)
     predict(features.read(held_out), tasks, models, rows.names, run.out / PREDICTIONS)
     facts = {
         "dates": {"train": _iso(dates), "held_out": _iso(held_out)},
@@ -150,7 +150,7 @@ def _varies(values_N: Floats) -> bool:
     return len(known) > 0 and bool(len(known) < len(values_N) or known.min() != known.max())
 
 
-def _tell(run: StageRun[BaselineConfig], models: Mapping[str, TaskModel]) -> None:
+def _log_models(run: StageRun[BaselineConfig], models: Mapping[str, TaskModel]) -> None:
     for task, model in models.items():
         if model.classifier is None:
             run.log.info(f"{task}: {model.rows:,} training rows tell nothing apart; {model.rate:.3g} for every row")

@@ -139,7 +139,7 @@ def test_every_flipped_bit_of_a_manifest_is_found_or_changes_nothing(tmp_path: P
 def test_a_manifest_of_the_format_before_is_read_and_said_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sidestack.infra.manifest, "_said_without_digest", [])
+    monkeypatch.setattr(sidestack.infra.manifest, "_warned_without_digest", [])
     for name in ("a", "b"):
         file = commit(tmp_path / name, ALONE) / MANIFEST
         values = {**json.loads(file.read_text()), "format": "sidestack/1"}

@@ -209,7 +209,7 @@ def ingest(
         try:
             _write(store, database, tables[name], file, keys[name, file], since)
         except duckdb.Error as error:  # its traceback would show its message, too
-            raise DataError(f"{file}: cannot be read: {_said(error, tables[name])}") from None
+            raise DataError(f"{file}: cannot be read: {_error_line(error, tables[name])}") from None
     return {name: [_part(store, name, file, keys) for file in files.tables[name]] for name in tables}, since
 
 
@@ -253,7 +253,7 @@ def file_faults(database: duckdb.DuckDBPyConnection, table: RawTable, file: Path
                 yield from _values_faults(database, read, {name: column}, file, table.is_private)
             except duckdb.Error as error:
                 what = f"column {column.sources[0]!r}" if column.sources else f"condition of {name.partition(':')[2]!r}"
-                yield f"{file}: {what}: {_said(error, table)}"
+                yield f"{file}: {what}: {_error_line(error, table)}"
         return
     if not missing:
         is_null = " OR ".join(quoted(source) + " IS NULL" for source in _required_sources(table))
@@ -267,7 +267,7 @@ def file_faults(database: duckdb.DuckDBPyConnection, table: RawTable, file: Path
             )
 
 
-def _said(error: duckdb.Error, table: RawTable) -> str:
+def _error_line(error: duckdb.Error, table: RawTable) -> str:
     """Return the first line of an error; for private files, without anything that may be one of their values."""
     if table.is_private and not isinstance(error, _WITHOUT_VALUES):
         return f"{type(error).__name__} (privacy.key: its message is left out, as it may hold values of the file)"

@@ -251,8 +251,8 @@ class LogSource:
 
     def _origin(self) -> str:
         drawn = self._config.negatives
-        said = f"a log of one's own: {', '.join(self._config.events.path)}"
-        return f"{said}; {drawn} items drawn for each event as impressions with labels 0" if drawn else said
+        origin = f"a log of one's own: {', '.join(self._config.events.path)}"
+        return f"{origin}; {drawn} items drawn for each event as impressions with labels 0" if drawn else origin
 
 
 def split_dates(config: LogConfig, days: Sequence[date], end: datetime) -> tuple[tuple[date, date], tuple[date, date]]:

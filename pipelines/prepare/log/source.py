@@ -102,8 +102,8 @@ def _opened(run: StageRun[Prepare], config: LogConfig, store: Store) -> Opened:
         items = _content(connection, store, config, "item", parts.get(ITEMS, ()), events, end)
         users = _content(connection, store, config, "user", parts.get(USERS, ()), events, end)
         lists = _event_lists(connection, store, config, events, end)
-        for told in repairs(parts):
-            run.log.info(f"prepare: {told}")
+        for repair in repairs(parts):
+            run.log.info(f"prepare: {repair}")
     return Opened(events, labels, items, users, *lists, end, totals, since)
 
 

@@ -19,7 +19,7 @@ from sidestack.pipelines.retrain.dry_run import dry_run
 from sidestack.pipelines.retrain.ledger import Ledger, Version
 from sidestack.pipelines.retrain.registry import Registry
 from sidestack.pipelines.retrain.rollback import roll_back
-from sidestack.pipelines.retrain.tell import status_table
+from sidestack.pipelines.retrain.text_tables import status_table
 from tests.pipelines.retrain.nights import config_in, night, pass_nights, retraining
 
 pytestmark = pytest.mark.slow
@@ -217,7 +217,7 @@ def test_a_call_that_is_killed_after_the_store_was_told_tells_it_once(
         versions = connect().search_model_versions(f"name = '{MODEL}'")
         assert sorted(version.tags["sidestack.cycle"] for version in versions) == ["1", "2", "3", "4"]
         assert (alias("champion"), alias("challenger")) == ("4", "4")
-        assert one.registry.told.champion == 4
+        assert one.registry.published.champion == 4
 
 
 def test_a_store_that_is_away_is_told_later(
@@ -232,7 +232,7 @@ def test_a_store_that_is_away_is_told_later(
     with retraining(config) as one:
         one.publish()
         assert alias("champion") == "4"
-        assert set(one.registry.told.runs) == {1, 2, 3, 4}
+        assert set(one.registry.published.runs) == {1, 2, 3, 4}
 
 
 @pytest.mark.parametrize("published", ["keep", "move"])
