@@ -70,7 +70,7 @@ class Tracker:
         except Exception as error:
             if self._pause == _FIRST_PAUSE_SECONDS:
                 why = f"{masked(store_uri())}: {one_line(error)}"
-                log_line("tracking", f"{why}; the run goes on, `{LATER}` tells the store later")
+                log_line("tracking", f"{why}; the run continues, `{LATER}` updates the store later")
             self._pause_ends = time.monotonic() + self._pause
             self._pause *= 2
 

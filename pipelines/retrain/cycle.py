@@ -77,7 +77,7 @@ class Retraining:
         """
         plan = self.ledger.under_way
         if plan is not None:
-            log_line("retrain", f"cycle {plan.number} goes on: {plan.why}")
+            log_line("retrain", f"cycle {plan.number} resumes: {plan.why}")
         else:
             if self.ledger.champion is not None:  # before a cycle begins that could not continue
                 self.ledger.require_whole(self.ledger.champion, read_manifest)

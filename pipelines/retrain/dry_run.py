@@ -11,7 +11,7 @@ def dry_run(retraining: Retraining) -> None:
     ledger = retraining.ledger
     plan = ledger.under_way
     if plan is not None:
-        print(f"would go on with cycle {plan.number}: {plan.why}")
+        print(f"would resume cycle {plan.number}: {plan.why}")
     else:
         stage = retraining.prepare(None)
         prepared = retraining.pipeline().output(stage)

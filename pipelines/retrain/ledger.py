@@ -196,7 +196,7 @@ class Ledger:
         assert plan.number == len(self.cycles) + 1 and self.under_way is None
         file = self._file(plan, PLAN_FILE)
         if not claim(file, sealed(plan)):
-            raise StageError(f"{address(file)}: another machine began this cycle; the next call goes on with it")
+            raise StageError(f"{address(file)}: another machine began this cycle; the next call resumes it")
         self._write(plan, PLAN_FILE, plan)
         self.cycles.append(Cycle(plan, None))
 

@@ -97,7 +97,7 @@ def test_away_from_start_to_end_costs_seconds_and_is_told_by_one_command(
         pass_through(folder, tracker_of(folder))
     assert time.monotonic() - began < 60  # by mlflow itself, 250 s for the first request alone
     err = capfd.readouterr().err
-    assert err.count("\n") == 1 and len(err) < 400 and "the run goes on" in err
+    assert err.count("\n") == 1 and len(err) < 400 and "the run continues" in err
     assert SECRET_PAGE.split()[-1] not in err
     assert told(folder) == {}
     assert track(run_file(folder)) == 1
