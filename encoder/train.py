@@ -80,7 +80,7 @@ def _close(
         if world.is_main:
             saved = save_bundle(run.out, model, config, start)
             run.facts.update(fingerprint=saved.spec.fingerprint, revision=saved.lineage[-1])
-    run.log.info(trainer.closing_words())
+    run.log.info(trainer.closing_line())
 
 
 def signal_reader(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sidestack.encoder.sid.packing import Ids, Packing, cut_into, require_fit
+from sidestack.encoder.sid.packing import Ids, Packing, require_fit, split_ids
 from sidestack.infra.errors import SpecError
 
 LOOKUP_ROWS = 1 << 13
@@ -44,7 +44,7 @@ def unpack_ids(
             raise SpecError(f"id {wrong} is no SID of {num_digits} digits with {radix} values each")
     if radix > LOOKUP_ROWS:
         numbers_ND = ids_N.new_empty((*ids_N.shape, num_digits))
-        cut_into(numbers_ND, ids_N // radix**first, radix, packing)
+        split_ids(numbers_ND, ids_N // radix**first, radix, packing)
         return numbers_ND.to(dtype)
     digits_ND: Tensor = _digit_lookup(radix, num_digits, packing, dtype, ids_N.device)(ids_N)
     return digits_ND
@@ -92,7 +92,7 @@ class DigitLookup(nn.Module):
 
     def _gather(self, ids_N: Tensor, known_N: Tensor | None) -> Tensor:
         rows_NC = ids_N.new_empty(len(ids_N), self.numbers)
-        cut_into(rows_NC, self._whole(ids_N), self.rows, self.packing, apart=True)
+        split_ids(rows_NC, self._whole(ids_N), self.rows, self.packing, apart=True)
         if known_N is not None:
             rows_NC.masked_fill_(~known_N[:, None], len(self.table_Tk) - 1)
         return self.table_Tk.index_select(0, rows_NC.view(-1))
@@ -106,7 +106,7 @@ class DigitLookup(nn.Module):
         for start in range(0, len(ids), _IDS_AT_A_TIME):
             block = slice(start, min(start + _IDS_AT_A_TIME, len(ids)))
             part_BC = rows_BC[: block.stop - start]
-            cut_into(part_BC, self._whole(ids[block]), self.rows, self.packing, apart=True)
+            split_ids(part_BC, self._whole(ids[block]), self.rows, self.packing, apart=True)
             if known is not None:
                 part_BC[np.flatnonzero(~known[block])] = len(table_Tk) - 1
             # `clip` needs no buffer between table and result; only numbers of unknown ids can be clipped.
@@ -122,7 +122,7 @@ class DigitLookup(nn.Module):
         pad = (0, 0, 0, spare) if self.packing == "paper_eq5" else (0, 0, spare, 0)
         values_CkR = functional.pad(values_DR, pad).view(self.numbers, self.width, self.radix)
         digits_Rk = values_DR.new_empty(self.rows, self.width, dtype=torch.int64)
-        cut_into(digits_Rk, torch.arange(self.rows), self.radix, self.packing)
+        split_ids(digits_Rk, torch.arange(self.rows), self.radix, self.packing)
         table_CRk = torch.stack([values_CkR[:, i, digits_Rk[:, i]] for i in range(self.width)], dim=-1)
         return functional.pad(table_CRk.flatten(0, 1), (0, 0, 0, 1))
 
