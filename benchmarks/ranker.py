@@ -49,7 +49,7 @@ from sidestack.benchmarks.trial import (
     training_split,
 )
 from sidestack.infra.config import plain, to_yaml
-from sidestack.infra.distributed import World, started
+from sidestack.infra.distributed import World, process_group
 from sidestack.infra.impressions import columns_by_table
 from sidestack.infra.parquet import RowGroup, row_groups
 from sidestack.infra.prefetch import prefetched
@@ -147,7 +147,7 @@ def main() -> None:
     sizes = QUICK if arguments.quick else FULL
     with tempfile.TemporaryDirectory(prefix="sidestack-ranker-") as folder:
         dataset = write_events(Path(folder), sizes.days, sizes.items, arguments.impressions)
-        with threads(1), started() as world:
+        with threads(1), process_group() as world:
             parts = [measure(dataset, world, sizes) for measure in (reading, step_parts, arms, golden, ladder)]
         if sizes.ranks:
             parts.append(by_ranks(dataset, sizes, Path(folder)))

@@ -35,7 +35,7 @@ from sidestack.benchmarks.record import (
 from sidestack.benchmarks.scoring_server import Program, ScoringServer, resident_mib, serving
 from sidestack.benchmarks.serving import percentiles
 from sidestack.infra.scoring_app import load_answers
-from sidestack.infra.sealed import unsealed
+from sidestack.infra.sealed import unseal
 from sidestack.ranker.serving.config import MODEL_FOLDER, SERVED_FILE, ServedConfig
 
 CANDIDATES = 500
@@ -70,7 +70,7 @@ _PACKAGES = ("mlflow", "torch")
 def read_config(model: Path) -> ServedConfig:
     """Return an exported model's configuration."""
     values = (model / MODEL_FOLDER / "artifacts" / "version" / SERVED_FILE).read_bytes()
-    return ServedConfig.model_validate(unsealed(values, SERVED_FILE)[0])
+    return ServedConfig.model_validate(unseal(values, SERVED_FILE)[0])
 
 
 def random_requests(config: ServedConfig, history: int, number: int) -> list[dict[str, Any]]:

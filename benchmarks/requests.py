@@ -35,7 +35,7 @@ from sidestack.benchmarks.timing import (
     threads,
 )
 from sidestack.benchmarks.trial import PARTS, StepParts, Trial, config_of, training_split
-from sidestack.infra.distributed import World, started
+from sidestack.infra.distributed import World, process_group
 from sidestack.infra.impressions import read_impressions
 from sidestack.infra.lanes import Batch
 from sidestack.infra.parquet_writer import TableWriter
@@ -117,7 +117,7 @@ def main() -> None:
     sizes, out = QUICK if arguments.quick else FULL, results_folder(arguments.out, quick=arguments.quick)
     with tempfile.TemporaryDirectory(prefix="sidestack-requests-") as folder:
         dataset = write_events(Path(folder), sizes.days, sizes.items)
-        with threads(1), started() as world:
+        with threads(1), process_group() as world:
             parts = [training(dataset, world, sizes), reading(dataset, world, sizes, Path(folder))]
             parts.append(long_histories(dataset, world, sizes))
         if arguments.before:
@@ -333,7 +333,7 @@ def in_memory(path: str, arm: str, steps: str, batch: str) -> Row | None:
     The parts are measured after the rate. Return None on all ranks except the first.
     """
     number, rows = int(steps), int(batch)
-    with threads(1), started() as world:
+    with threads(1), process_group() as world:
         trial = Trial(read_dataset(Path(path)), arm, world, batch_size=rows)
         trial.hold(HELD)
         trial.steps(UNTIMED_STEPS)

@@ -109,7 +109,7 @@ ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), backend=
 
 
 @contextlib.contextmanager
-def started(timeouts: Timeouts | None = None) -> Iterator[World]:
+def process_group(timeouts: Timeouts | None = None) -> Iterator[World]:
     """Join the process group that torchrun describes; without torchrun, a group of one.
 
     The backend is nccl where GPUs are visible, one for each local rank, else gloo. The groups are destroyed at exit.

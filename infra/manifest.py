@@ -15,7 +15,7 @@ from sidestack.infra.logs import LOG
 from sidestack.infra.record import HISTORY_FILE, SUMMARY_FILE
 from sidestack.infra.remote import trees
 from sidestack.infra.remote.urls import address, url_of
-from sidestack.infra.sealed import OWN_DIGEST, sealed, unsealed
+from sidestack.infra.sealed import OWN_DIGEST, seal, unseal
 
 MANIFEST = "manifest.json"
 _WITHOUT_DIGEST = "sidestack/1"
@@ -66,7 +66,7 @@ class Manifest(Config):
         Raises:
             CommitError: it is not ours, or was altered.
         """
-        values, has_digest = unsealed(content, file)
+        values, has_digest = unseal(content, file)
         try:
             manifest = cls.model_validate(values)
         except ValidationError as error:
@@ -180,7 +180,7 @@ def _verify_copy(path: Path, manifest: Manifest) -> None:
         if Manifest.of_json((path / MANIFEST).read_bytes(), str(path)) == manifest:
             return _verify_files(path, manifest)
     with trees.fetching(path, list(manifest.files), digests(manifest.files)) as staging:
-        (staging / MANIFEST).write_bytes(sealed(manifest))
+        (staging / MANIFEST).write_bytes(seal(manifest))
         try:
             _verify_files(staging, manifest)
         except CommitError as error:

@@ -47,7 +47,7 @@ class StepProfile:
             if self._done == WARMUP_STEPS + self.steps:
                 self._stop()
         elif self.steps and self._done == WARMUP_STEPS - 1:
-            self._profiler = self._started()
+            self._profiler = self._start()
 
     def close(self) -> None:
         """End the recording with the loop; if the loop ended early, the trace has fewer steps."""
@@ -55,7 +55,7 @@ class StepProfile:
         if self.steps and self._done <= WARMUP_STEPS:
             self._log(f"profile: nothing to trace: {self._done} steps; the first {WARMUP_STEPS} are left out")
 
-    def _started(self) -> profile:
+    def _start(self) -> profile:
         activities = [ProfilerActivity.CPU]
         if torch.cuda.is_available():
             activities.append(ProfilerActivity.CUDA)

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from torchx.specs import AppDef
 
-from sidestack.infra.commit import refuse_taken
+from sidestack.infra.commit import require_free
 from sidestack.infra.config import digest, plain, to_yaml
 from sidestack.infra.errors import CommitError, StageError, UnansweredError
 from sidestack.infra.lease import lease_file
@@ -183,7 +183,7 @@ class Pipeline:
         self._commit(stage, out, is_reused=True)
 
     def _launch(self, stage: Stage, out: Path, work: str) -> _UnderWay:
-        refuse_taken(out)
+        require_free(out)
         launched = Work(stage.label, work, out, self.run.timeout_minutes * 60)
         job = self.launcher.attach(launched)
         if job is None:

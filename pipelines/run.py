@@ -20,7 +20,7 @@ from sidestack.infra.config import digest, plain
 from sidestack.infra.console import replace_unencodable
 from sidestack.infra.errors import SidestackError, StageError
 from sidestack.infra.journal import Status
-from sidestack.infra.locks import HeldError, locked
+from sidestack.infra.locks import LockHeldError, locked
 from sidestack.infra.manifest import fetched
 from sidestack.infra.masking import masked
 from sidestack.infra.mlflow_store import store_uri, use_store
@@ -129,7 +129,7 @@ def alone(directory: Path) -> Iterator[None]:
         try:
             directory.mkdir(parents=True, exist_ok=True)
             held.enter_context(locked(directory / ".lock", wait=False))
-        except HeldError as error:
+        except LockHeldError as error:
             owner = f" ({error})" if str(error) else ""
             raise AtWorkError(f"{address(directory)}: another driver is running here{owner}") from None
         except OSError as error:

@@ -6,7 +6,7 @@ from pathlib import Path
 from sidestack.infra.errors import SidestackError, StageError
 from sidestack.infra.journal import journals
 from sidestack.infra.masking import masked, one_line
-from sidestack.infra.mlflow_store import connect, patient, use_store
+from sidestack.infra.mlflow_store import connect, longer_timeouts, use_store
 from sidestack.pipelines.config import read_config
 from sidestack.pipelines.execution import run_dir
 from sidestack.pipelines.run import alone, command_line, exit_status
@@ -29,7 +29,7 @@ def track(config_file: Path, overrides: Sequence[str] = ()) -> int:
     _, config = read_config(config_file, overrides)
     folder, runs_dir = run_dir(config.run), config.run.runs_dir
     uri = masked(use_store(runs_dir))
-    with alone(folder), patient():
+    with alone(folder), longer_timeouts():
         unsent = [journal for journal in journals(folder) if not journal.entries.is_sent]
         try:
             client = connect()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sidestack.infra.errors import ConfigError
 from sidestack.infra.journal import Journal, Status, begin, journals
 from sidestack.infra.masking import masked, one_line
-from sidestack.infra.mlflow_store import bounded, connect, store_uri
+from sidestack.infra.mlflow_store import call_with_timeout, connect, store_uri
 from sidestack.pipelines.job_log import log_line
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Tracker:
         if self._is_local:
             self._journal.send(client, self._runs_dir)
         else:
-            bounded(lambda: self._journal.send(client, self._runs_dir), _SEND_SECONDS)
+            call_with_timeout(lambda: self._journal.send(client, self._runs_dir), _SEND_SECONDS)
         if self._journal.entries.status == "FINISHED":
             self._journal.remove()
 

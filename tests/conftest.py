@@ -35,10 +35,10 @@ def _log_without_stage() -> None:
 @pytest.fixture(scope="module")
 def world() -> "Iterator[World]":
     """Return a process group of one rank, and leave the environment as it was."""
-    from sidestack.infra.distributed import started  # torch, which most modules can do without
+    from sidestack.infra.distributed import process_group  # torch, which most modules can do without
 
     before = dict(os.environ)
-    with started() as world:
+    with process_group() as world:
         yield world
     os.environ.clear()
     os.environ.update(before)

@@ -94,7 +94,7 @@ def _write_date(
     kind = pa.list_(pa.int64()) if is_history else pa.int64()
     names = one.listed.columns[base]
     columns = {name: held for name, held in event_columns(spec).items() if name in names}
-    with work.store.making(one.table(base), entry.slice, key) as made:
+    with work.store.new_partition(one.table(base), entry.slice, key) as made:
         made.schema = pa.schema(sid_fields(columns, kind))
         for file in entry.files:
             source = CountedFile(work.dataset.store / entry.path / file.name, file.rows)

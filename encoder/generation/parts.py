@@ -18,7 +18,7 @@ from sidestack.infra.distributed import broadcast, raise_on_all_ranks
 from sidestack.infra.partitions import PartitionEntry
 from sidestack.infra.rows import CountedFile
 from sidestack.infra.stage import StageRun
-from sidestack.infra.store import Making
+from sidestack.infra.store import NewPartition
 
 
 def write_parts(run: StageRun[MaterializeConfig], work: MaterializeWork, one: SidSetWork) -> int:
@@ -63,7 +63,7 @@ def _part(
         return found, 0
     work.dataset.verify(run.world, [entry])
     with (
-        store.making(table, entry.slice, key, run.world) as made,
+        store.new_partition(table, entry.slice, key, run.world) as made,
         run.log.progress(entry.rows, f"materialize: {one.content} encoded") as advance,
     ):
         _write_part(run, work, one, entry, made, advance)
@@ -75,7 +75,7 @@ def _write_part(
     work: MaterializeWork,
     one: SidSetWork,
     entry: PartitionEntry,
-    made: Making,
+    made: NewPartition,
     advance: Callable[[int], None],
 ) -> None:
     """Encode this rank's files of a part."""

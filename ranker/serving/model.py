@@ -25,7 +25,7 @@ from sidestack.infra.config import parse_written
 from sidestack.infra.errors import CommitError, DataError
 from sidestack.infra.files import hash_all
 from sidestack.infra.rows import Rows
-from sidestack.infra.sealed import unsealed
+from sidestack.infra.sealed import unseal
 from sidestack.ranker.body import Body
 from sidestack.ranker.bundle_description import require_sids
 from sidestack.ranker.constants import ModelConstants
@@ -235,7 +235,7 @@ def read_config(folder: Path) -> ServedConfig:
         DataError: a file is missing or altered. ConfigError: this version of the code cannot read the description.
     """
     try:
-        values, _ = unsealed((folder / SERVED_FILE).read_bytes(), SERVED_FILE)
+        values, _ = unseal((folder / SERVED_FILE).read_bytes(), SERVED_FILE)
     except (OSError, CommitError) as error:
         raise DataError(f"{folder}: not a served ranker: {error}") from error
     described = values.get("ranker")

@@ -21,7 +21,7 @@ import sidestack.infra.files
 import sidestack.infra.manifest
 from sidestack.infra.commit import commit_alone, committing
 from sidestack.infra.config import digest
-from sidestack.infra.distributed import ALONE, World, broadcast, started
+from sidestack.infra.distributed import ALONE, World, broadcast, process_group
 from sidestack.infra.errors import AlreadyCommittedError, CommitError
 from sidestack.infra.files import write_whole
 from sidestack.infra.manifest import MANIFEST, FileEntry, is_committed, read_manifest, verify
@@ -31,7 +31,7 @@ from tests.distributed import RankFailure, run_distributed
 
 @pytest.fixture(scope="module")
 def world() -> Iterator[World]:
-    with started() as world:
+    with process_group() as world:
         yield world
 
 

@@ -170,5 +170,5 @@ def test_a_rank_whose_torchrun_was_killed_before_it_joined_says_so(monkeypatch: 
         monkeypatch.setenv(name, str(value))
     monkeypatch.setattr(distributed, "JOIN_SECONDS", 1.0)
     with pytest.raises(StageError, match=f"torchrun at 127.0.0.1:{port} did not answer for 1 s: it was killed"):
-        with distributed.started():
+        with distributed.process_group():
             pass

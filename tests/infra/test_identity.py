@@ -10,7 +10,7 @@ import pytest
 
 import sidestack.infra.identity
 from sidestack.infra.errors import DataError
-from sidestack.infra.identity import Identify, Ledger
+from sidestack.infra.identity import Identify, IdentityCache
 from tests.noted import noted
 
 
@@ -26,16 +26,16 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> Ledger:
-    return Ledger(tmp_path / "cache" / "sources.json")
+def ledger(tmp_path: Path) -> IdentityCache:
+    return IdentityCache(tmp_path / "cache" / "sources.json")
 
 
-def of(ledger: Ledger, file: Path, identify: Identify = "footer") -> str:
+def of(ledger: IdentityCache, file: Path, identify: Identify = "footer") -> str:
     return ledger.identities([file], identify)[file]
 
 
 @pytest.mark.parametrize("identify", ["footer", "sha256"])
-def test_the_content_decides_and_neither_name_nor_time(identify: Identify, file: Path, ledger: Ledger) -> None:
+def test_the_content_decides_and_neither_name_nor_time(identify: Identify, file: Path, ledger: IdentityCache) -> None:
     before = of(ledger, file, identify)
     os.utime(file, ns=(1, 1))
     assert of(ledger, file, identify) == before
@@ -44,7 +44,7 @@ def test_the_content_decides_and_neither_name_nor_time(identify: Identify, file:
     assert of(ledger, write(file, [1, 2]), identify) != before
 
 
-def test_bytes_that_change_behind_an_equal_footer_need_the_full_hash(file: Path, ledger: Ledger) -> None:
+def test_bytes_that_change_behind_an_equal_footer_need_the_full_hash(file: Path, ledger: IdentityCache) -> None:
     before = {identify: of(ledger, file, identify) for identify in ("footer", "sha256")}
     whole = file.read_bytes()
     file.write_bytes(whole[:4] + bytes([whole[4] ^ 1]) + whole[5:])
@@ -52,7 +52,7 @@ def test_bytes_that_change_behind_an_equal_footer_need_the_full_hash(file: Path,
 
 
 def test_only_what_is_new_or_was_written_to_is_opened(
-    file: Path, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    file: Path, ledger: IdentityCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[str] = []
     whole = sidestack.infra.identity._footer_digest
@@ -61,14 +61,16 @@ def test_only_what_is_new_or_was_written_to_is_opened(
     first = ledger.identities(files)
     assert sorted(opened) == ["a.parquet", "b.parquet"] and list(first) == files
     opened.clear()
-    assert Ledger(ledger.path).identities(files[::-1]) == first and opened == []
+    assert IdentityCache(ledger.path).identities(files[::-1]) == first and opened == []
     files.append(write(file.with_name("c.parquet"), [8]))
     files[1].touch()
     found = ledger.identities(files)
     assert sorted(opened) == ["b.parquet", "c.parquet"] and {path: found[path] for path in first} == first
 
 
-def test_files_of_other_logs_stay_in_the_ledger(file: Path, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_of_other_logs_stay_in_the_ledger(
+    file: Path, ledger: IdentityCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
     of(ledger, file)
     other = write(file.with_name("b.parquet"), [7])
     of(ledger, other)
@@ -77,7 +79,7 @@ def test_files_of_other_logs_stay_in_the_ledger(file: Path, ledger: Ledger, monk
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "no json"])
-def test_a_ledger_that_is_lost_or_spoiled_costs_time_alone(content: str, file: Path, ledger: Ledger) -> None:
+def test_a_ledger_that_is_lost_or_spoiled_costs_time_alone(content: str, file: Path, ledger: IdentityCache) -> None:
     before = of(ledger, file)
     ledger.path.write_text(content)
     assert of(ledger, file) == before
@@ -88,21 +90,21 @@ def test_a_ledger_that_is_lost_or_spoiled_costs_time_alone(content: str, file: P
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"item_id,text\n", b"PAR1" + bytes(40), b"\xff\xff\xff\x00PAR1"])
-def test_what_is_no_parquet_is_named(content: bytes, file: Path, ledger: Ledger) -> None:
+def test_what_is_no_parquet_is_named(content: bytes, file: Path, ledger: IdentityCache) -> None:
     file.write_bytes(content)
     with pytest.raises(DataError, match=r"log/a\.parquet: is no Parquet file: it does not end in a footer"):
         of(ledger, file)
     assert not ledger.path.exists()
 
 
-def test_a_half_written_file_is_named(file: Path, ledger: Ledger) -> None:
+def test_a_half_written_file_is_named(file: Path, ledger: IdentityCache) -> None:
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(DataError, match=r"log/a\.parquet: is no Parquet file"):
         of(ledger, file)
 
 
 @pytest.mark.parametrize("identify", ["footer", "sha256"])
-def test_a_file_that_is_gone_is_named(identify: Identify, file: Path, ledger: Ledger) -> None:
+def test_a_file_that_is_gone_is_named(identify: Identify, file: Path, ledger: IdentityCache) -> None:
     file.unlink()
     with pytest.raises(DataError, match=r"log/a\.parquet: cannot be read: No such file"):
         of(ledger, file, identify)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sidestack.infra.locks import HeldError, locked
+from sidestack.infra.locks import LockHeldError, locked
 from sidestack.pipelines.run import AtWorkError, alone
 
 
@@ -32,7 +32,7 @@ def without_flock(patch: pytest.MonkeyPatch, number: int = errno.ENOLCK) -> None
 
 def test_one_holds_it_and_the_next_has_it_afterwards(file: Path) -> None:
     with locked(file, wait=False):
-        with pytest.raises(HeldError):
+        with pytest.raises(LockHeldError):
             with locked(file, wait=False):
                 pass
     with (
@@ -66,7 +66,7 @@ def test_a_filesystem_without_flock_is_told_and_its_lock_names_the_owner(
     without_flock(monkeypatch, number)
     with locked(tmp_path / ".lock", wait=False):
         assert (tmp_path / ".lock.owner").read_text().startswith(f"{socket.gethostname()} {os.getpid()} ")
-        with pytest.raises(HeldError, match=f"process {os.getpid()} on {socket.gethostname()} holds .*.lock.owner"):
+        with pytest.raises(LockHeldError, match=f"process {os.getpid()} on {socket.gethostname()} holds .*.lock.owner"):
             with locked(tmp_path / ".lock", wait=False):
                 pass
     assert not (tmp_path / ".lock.owner").exists()
@@ -84,7 +84,7 @@ def test_the_lock_of_a_process_that_was_killed_is_taken_over_and_that_of_another
     with locked(tmp_path / ".lock", wait=False):
         assert str(os.getpid()) in owner.read_text()
     owner.write_text("another-host 1 0")
-    with pytest.raises(HeldError, match="process 1 on another-host"), locked(tmp_path / ".lock", wait=False):
+    with pytest.raises(LockHeldError, match="process 1 on another-host"), locked(tmp_path / ".lock", wait=False):
         pass
     assert [file.name for file in sorted(tmp_path.iterdir())] == [".lock", ".lock.owner"]
 

@@ -15,7 +15,7 @@ from pydantic import Field, PositiveInt, model_validator
 from sidestack.infra.config import Days, Seed, digest, plain
 from sidestack.infra.distributed import raise_on_all_ranks
 from sidestack.infra.errors import ConfigError
-from sidestack.infra.identity import Ledger
+from sidestack.infra.identity import IdentityCache
 from sidestack.infra.parquet_writer import TableWriter
 from sidestack.infra.stage import StageRun
 from sidestack.infra.tables import DatasetSpec, Entity, TaskSpec, content_schema, flat_schema
@@ -109,7 +109,7 @@ class CompleteJourney(SourceConfig):
 
 
 def _files_identity(files: RawFiles, prepare: Prepare) -> str:
-    found = Ledger(prepare.ledger).identities(files.paths)
+    found = IdentityCache(prepare.ledger).identities(files.paths)
     return digest({path.name: identity for path, identity in found.items()})
 
 

@@ -20,7 +20,7 @@ from sidestack.infra.errors import DataError
 from sidestack.infra.partitions import PartitionEntry
 from sidestack.infra.remote.urls import url_of
 from sidestack.infra.sql import literal, quoted
-from sidestack.infra.store import FILE, Making, Store
+from sidestack.infra.store import FILE, NewPartition, Store
 from sidestack.pipelines.prepare.log.columns import RawColumn, category, condition, key, number, text, time, vector
 from sidestack.pipelines.prepare.log.config import ContentFiles, LogConfig
 from sidestack.pipelines.prepare.log.files import EVENTS, ITEMS, USERS, RawFiles, Relation, relation
@@ -330,7 +330,7 @@ def _write(
     counted = {name: one.count for name, one in table.columns.items() if one.count is not None}
     several = [f"count(*) FILTER (WHERE {count(read.types)} > 1)" for count in counted.values()]
     total, *numbers = database.execute(f"SELECT {', '.join(['count(*)', *several])} FROM {read.sql}").fetchall()[0]
-    with store.making(f"raw/{table.name}", f"file={work[:16]}", work) as made:
+    with store.new_partition(f"raw/{table.name}", f"file={work[:16]}", work) as made:
         write_query(database, query, made)
         left_out = total - (made.written[FILE].rows or 0)
         if kept:
@@ -352,15 +352,15 @@ def typed_rows(database: duckdb.DuckDBPyConnection, table: RawTable, read: Relat
     return f"SELECT * FROM (SELECT {values} FROM {read.sql}) WHERE {kept}"
 
 
-def write_query(database: duckdb.DuckDBPyConnection, query: str, made: Making) -> None:
+def write_query(database: duckdb.DuckDBPyConnection, query: str, made: NewPartition) -> None:
     """Write a query's rows into a partition's single file."""
     write_batches(database.sql(query).to_arrow_reader(BATCH_ROWS), made)
 
 
-def write_batches(rows: pa.RecordBatchReader, made: Making) -> None:
+def write_batches(rows: pa.RecordBatchReader, made: NewPartition) -> None:
     """Write rows into a partition's single file."""
     made.schema = rows.schema
-    with made.writing(FILE) as writer:
+    with made.open_writer(FILE) as writer:
         for batch in rows:
             writer.write(pa.Table.from_batches([batch]))
 

@@ -216,7 +216,7 @@ class LogSource:
         day = days[-1]
 
         def write(name: str, query: str) -> None:
-            with self._store.making(f"raw/state_{name}", date_slice(day), self._state_key(day)) as making:
+            with self._store.new_partition(f"raw/state_{name}", date_slice(day), self._state_key(day)) as making:
                 write_batches(engine.batches(query), making)
 
         made.save(day, write)

@@ -12,7 +12,7 @@ import duckdb
 from sidestack.infra.config import digest, plain
 from sidestack.infra.distributed import broadcast, raise_on_all_ranks
 from sidestack.infra.errors import ConfigError, DataError
-from sidestack.infra.remote.urls import place
+from sidestack.infra.remote.urls import local_path
 from sidestack.infra.sql import file_list, literal, quoted
 from sidestack.infra.stage import StageRun
 from sidestack.infra.store import Store
@@ -45,7 +45,7 @@ class Log(LogConfig):
 
     def paths(self) -> Sequence[Path]:
         """Return the paths of all tables' files, which may be globs."""
-        return [place(path) for paths in paths_of(self).values() for path in paths]
+        return [local_path(path) for paths in paths_of(self).values() for path in paths]
 
     def open(self, run: StageRun[Prepare]) -> LogSource:
         """Ingest new raw files, number new ids, and open the log. Every rank must call it; rank 0 reads.
@@ -162,7 +162,7 @@ def _event_lists(
         values[name] = made_once(store, connection, f"event.{name}", {**settings, **kept.settings}, query)
         sizes[name] = len(read_values(connection, values[name])) + 1
     for name, buckets in config.events.quantiles.items():
-        shares = [place / buckets for place in range(1, buckets)]
+        shares = [number / buckets for number in range(1, buckets)]
         column = quoted(f"number:{name}")
         query = f"SELECT DISTINCT unnest(quantile_disc({column}, {shares})) AS edge FROM {source} ORDER BY edge"
         file = made_once(store, connection, f"quantiles.{name}", {**settings, "most": kept.most}, query)

@@ -20,7 +20,7 @@ from pydantic import PositiveInt
 from sidestack.infra.config import Days, digest, parse
 from sidestack.infra.distributed import raise_on_all_ranks
 from sidestack.infra.errors import DataError
-from sidestack.infra.identity import Ledger
+from sidestack.infra.identity import IdentityCache
 from sidestack.infra.remote.fields import Place
 from sidestack.infra.stage import StageRun
 from sidestack.infra.tables import DatasetSpec, Entity, TaskSpec, content_schema, flat_schema
@@ -64,7 +64,7 @@ class ClickFile(SourceConfig):
 
     def data_identity(self, prepare: Prepare) -> str:
         """Return what identifies the file: its size and its Parquet footer."""
-        return Ledger(prepare.ledger).identities([self.path])[self.path]
+        return IdentityCache(prepare.ledger).identities([self.path])[self.path]
 
 
 def read_clicks(path: Path, as_of: date | None) -> pa.Table:
