@@ -184,7 +184,7 @@ class Fit:
         return Checkpoint(step, {**whole, **self.window.state(), **self.average.state()}, {}, values, shards)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Resume from a checkpoint of this training, whose shards are already loaded (`taken_up`)."""
+        """Resume from a checkpoint of this training, whose shards are already loaded (`load_checkpoint`)."""
         self.sharded.make_dense_state()
         whole, _ = self.sharded.parted_state(self.progress.features)
         fill(whole, checkpoint.shared)
@@ -234,7 +234,9 @@ def start_model(
     return Model(progress, sharded, restart_tables)
 
 
-def taken_up(checkpoints: Checkpoints | None, sharded: ShardedRanker, features: ArmFeatures) -> Checkpoint | None:
+def load_checkpoint(
+    checkpoints: Checkpoints | None, sharded: ShardedRanker, features: ArmFeatures
+) -> Checkpoint | None:
     """Return a stage's last checkpoint, with its shards loaded into a model; None if there is none.
 
     Raises:

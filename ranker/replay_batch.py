@@ -62,12 +62,12 @@ def replay(folder: Path, rank: int, world: World) -> Replay:
     inputs = [name for name, value in vars(batch).items() if not _is_finite(value)]
     found: list[str] = []
 
-    def look(name: str, output: Any) -> None:
+    def check_output(name: str, output: Any) -> None:
         if not all(map(_is_finite, _tensors(output))):
             found.append(name)
 
     for name, module in sharded.model.module.named_modules():
-        module.register_forward_hook(lambda module, args, output, name=name: look(name, output))
+        module.register_forward_hook(lambda module, args, output, name=name: check_output(name, output))
     with torch.no_grad():
         loss, _ = sharded.model(batch.to(world.device))
     return Replay(checkpoint, inputs, found[0] if found else None, float(loss))

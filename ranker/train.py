@@ -43,7 +43,8 @@ from sidestack.ranker.config import AdmissionConfig, Dates, RankerConfig
 from sidestack.ranker.constants import read_constants
 from sidestack.ranker.cost import column_cost, embedding_bytes, expected_traffic, peak_memory_bytes
 from sidestack.ranker.features import ArmFeatures, arm_features, dataset_sids
-from sidestack.ranker.fit import Fit, Model, start_model, taken_up
+from sidestack.ranker.fit import Fit, Model, load_checkpoint, start_model
+from sidestack.ranker.id_counts import admit_ids
 from sidestack.ranker.id_tables import describe_tables
 from sidestack.ranker.metric_registry import all_metrics, compared_metrics
 from sidestack.ranker.metrics import named_metrics, prediction_metrics
@@ -54,7 +55,6 @@ from sidestack.ranker.row_maps import with_row_maps
 from sidestack.ranker.saved_batch import saved_if_not_finite
 from sidestack.ranker.scaling import dense_moments
 from sidestack.ranker.sharding import ShardedRanker, plan_facts, real_bytes, table_bytes
-from sidestack.ranker.sightings import admit_ids
 from sidestack.ranker.validation import EpochSearch, Validation
 from sidestack.ranker.warm_start import WarmStart, open_start
 
@@ -194,7 +194,7 @@ def _close(
     """Measure the predictions, and write the plan and the summary."""
     fitting, held_out = splits
     measured = prediction_metrics(run.out, tuple(fitting.features.tasks))
-    plan = {**sharded.plan.described(), "real_bytes": taken}
+    plan = {**sharded.plan.describe(), "real_bytes": taken}
     (run.out / "plan.json").write_text(json.dumps(plan, indent=1), encoding="utf-8")
     summary = {
         "arm": config.arm,
@@ -285,7 +285,7 @@ def fit(run: StageRun[RankerConfig], config: DecidedConfig, readers: Readers, st
         start: builds the model.
     """
     model = start()
-    checkpoint = taken_up(run.checkpoints, model.sharded, model.progress.features)
+    checkpoint = load_checkpoint(run.checkpoints, model.sharded, model.progress.features)
     validation: Validation | None = None
     if readers.search is not None:
         if checkpoint is not None and checkpoint.values["phase"] == "train":

@@ -156,7 +156,7 @@ def _reference(config: PipelineConfig, plan: Plan, materialize: Stage) -> Stage:
 
 def _export(config: PipelineConfig, encoders: Mapping[str, Stage | str], materialize: Stage, ranker: Stage) -> Stage:
     """Return the stage that exports the candidate; the cycle registers the version, when the store answers."""
-    inputs = {f"{ENCODER_INPUT}{name}": _label(encoders[name]) for name in config.ranker.content.taken_sids}
+    inputs = {f"{ENCODER_INPUT}{name}": _label(encoders[name]) for name in config.ranker.content.used_sids}
     settings = config.ranker_export.model_copy(update={"registered_model": None})
     component = partial(gathered, ranker_jobs.export, "encoders", ENCODER_INPUT)
     launch = config.run.launch.compare

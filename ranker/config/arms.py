@@ -73,7 +73,7 @@ class ArmConfig(Config):
         return {"item": self.item, "history": self.history, "user": self.user}
 
     @property
-    def taken_sids(self) -> tuple[str, ...]:
+    def used_sids(self) -> tuple[str, ...]:
         """The sets of SIDs that some position takes."""
         return self.sids if any(content_kinds()[kind].takes_sids for kind in self.kinds.values()) else ()
 
