@@ -87,13 +87,13 @@ class Journal:
     def add(self, label: str, out: Path, inputs: Mapping[str, Path], *, is_reused: bool) -> None:
         """Record that a stage is committed; an existing entry of the same output is not changed."""
         known = self.entries.stages.get(label)
-        if known is None or known.out != self._relative_path(out):
-            places = {name: self._relative_path(path) for name, path in inputs.items()}
-            self._put(label, StageEntry(out=self._relative_path(out), inputs=places, is_reused=is_reused))
+        if known is None or known.out != self._stored_path(out):
+            places = {name: self._stored_path(path) for name, path in inputs.items()}
+            self._put(label, StageEntry(out=self._stored_path(out), inputs=places, is_reused=is_reused))
 
     def close(self, status: Status, artifacts: Sequence[Path] = ()) -> None:
         """Record how the run ended, and the artifacts to attach to it."""
-        self._change(status=status, ended=_now(), artifacts=tuple(map(self._relative_path, artifacts)), is_sent=False)
+        self._change(status=status, ended=_now(), artifacts=tuple(map(self._stored_path, artifacts)), is_sent=False)
 
     def send(self, client: "MlflowClient", runs_dir: Path) -> None:
         """Send the store all entries that it lacks. A failure in between neither loses nor duplicates entries.
@@ -153,7 +153,7 @@ class Journal:
             self.entries = self.entries.model_copy(update=changes)
             self.write()
 
-    def _relative_path(self, path: Path) -> Path:
+    def _stored_path(self, path: Path) -> Path:
         """Return a path as stored: relative to the run's folder, so that a run can be moved."""
         return path.relative_to(self._folder) if path.is_relative_to(self._folder) else path.absolute()
 

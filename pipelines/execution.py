@@ -50,7 +50,7 @@ class Launches(Protocol):
 
 
 @dataclass(frozen=True)
-class _UnderWay:
+class _RunningStage:
     """A launched stage, its key, the directory it commits, and its start (`time.monotonic`)."""
 
     stage: Stage
@@ -92,7 +92,7 @@ class Pipeline:
             CommitError: an output was altered after its commit, or something else is in its place.
             StageError: a stage failed, or ended without committing; the scheduler refused a job or does not answer.
         """
-        waiting, under_way = list(plan), list[_UnderWay]()
+        waiting, under_way = list(plan), list[_RunningStage]()
         try:
             while waiting or under_way:
                 waiting = self._begin(waiting, under_way)
@@ -116,7 +116,7 @@ class Pipeline:
             if stage.given is None and self._key(stage)[:12] != self.done[stage.label].name:
                 log_line(stage.label, "its code or source changed during this run; it will run again next time")
 
-    def _stop(self, under_way: Sequence[_UnderWay], error: BaseException) -> None:
+    def _stop(self, under_way: Sequence[_RunningStage], error: BaseException) -> None:
         """Cancel all running jobs at once, or leave them running."""
         is_interrupted = isinstance(error, UnansweredError) or not isinstance(error, Exception)
         is_left = is_interrupted and self.run.on_signal == "leave"
@@ -125,7 +125,7 @@ class Pipeline:
             with ThreadPoolExecutor(max_workers=len(under_way)) as pool:
                 list(pool.map(stop, [one.job for one in under_way]))
 
-    def _begin(self, waiting: Sequence[Stage], under_way: list[_UnderWay]) -> list[Stage]:
+    def _begin(self, waiting: Sequence[Stage], under_way: list[_RunningStage]) -> list[Stage]:
         """Start stages whose inputs are done, up to `run.jobs`, and return those that still wait."""
         left = []
         for stage in waiting:
@@ -145,7 +145,7 @@ class Pipeline:
                 under_way.append(self._launch(stage, out, work))
         return left
 
-    def _end(self, one: _UnderWay) -> None:
+    def _end(self, one: _RunningStage) -> None:
         label = one.stage.label
         if not is_committed(one.out):
             raise StageError(f"[{label}] ended without error and without committing {address(one.out)}")
@@ -182,16 +182,16 @@ class Pipeline:
         log_line(stage.label, f"done before: {address(out)}")
         self._commit(stage, out, is_reused=True)
 
-    def _launch(self, stage: Stage, out: Path, work: str) -> _UnderWay:
+    def _launch(self, stage: Stage, out: Path, work: str) -> _RunningStage:
         require_free(out)
         launched = Work(stage.label, work, out, self.run.timeout_minutes * 60)
         job = self.launcher.attach(launched)
         if job is None:
-            _clear_torn(launched)
+            _remove_leftovers(launched)
             launch = stage.launch
             log_line(stage.label, f"starts with {launch.nodes} x {launch.ranks} ranks")
             job = self.launcher.start(launched, self._app(stage, out, work))
-        return _UnderWay(stage, work, out, job, time.monotonic())
+        return _RunningStage(stage, work, out, job, time.monotonic())
 
     def _app(self, stage: Stage, out: Path, work: str) -> AppDef:
         """Return a stage's job."""
@@ -246,7 +246,7 @@ def configs_dir(run: RunConfig) -> Path:
     return run_dir(run) / "configs"
 
 
-def _clear_torn(work: Work) -> None:
+def _remove_leftovers(work: Work) -> None:
     """Remove the leftovers of an ended job; if a job's record is still there, it may be running."""
     if is_there(lease_file(work.out)):
         return

@@ -71,13 +71,11 @@ def failure_message(
     if own:
         reason = f"{own[0].rank}: {own[0].text}"
     else:  # the rank that failed first left no error file; torchrun, the shell or the scheduler may have the cause
-        reason = "\n".join(
-            _without_traceback("" if words or reported == state else reported, failures, rank_logs, unmarked)
-        )
+        reason = "\n".join(_log_evidence("" if words or reported == state else reported, failures, rank_logs, unmarked))
     return f"[{label}] {end}: {reason}\nlogs of all ranks: {rank_logs}"
 
 
-def _without_traceback(
+def _log_evidence(
     reported: str, failures: Sequence[Failure], rank_logs: Path, unmarked: Sequence[str]
 ) -> Iterator[str]:
     lines = [line.strip() for line in unmarked]
@@ -97,7 +95,7 @@ def _failures(rank_logs: Path) -> Iterator[Failure]:
         rank, written = _rank(file, rank_logs), file.stat().st_mtime_ns
         try:
             report = json.loads(file.read_text(encoding="utf-8"))["message"]
-            message, extra = _parts(report)
+            message, extra = _report_parts(report)
         except (OSError, ValueError, KeyError, TypeError) as error:
             # A full disk leaves an empty file.
             text = f"its error file cannot be read ({type(error).__name__}); is the disk full?"
@@ -108,7 +106,7 @@ def _failures(rank_logs: Path) -> Iterator[Failure]:
         yield Failure(_is_echo(message, rank_logs), int(extra.get("timestamp", 0)), written, rank, text.strip())
 
 
-def _parts(report: Any) -> tuple[str, Mapping[str, Any]]:
+def _report_parts(report: Any) -> tuple[str, Mapping[str, Any]]:
     """Return an error report's message and its other fields."""
     return (report, {}) if isinstance(report, str) else (str(report["message"]), report["extraInfo"])
 

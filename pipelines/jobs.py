@@ -65,14 +65,14 @@ class JobRecord(Config):
         """Write the record atomically."""
         write_whole(lease_file(local_path(self.out)), self.model_dump_json(indent=1).encode())
 
-    def is_kept(self) -> bool:
+    def has_lease(self) -> bool:
         """Return whether this job still has the output's lease: its end was not handled, and no other was launched."""
         found = read_record(local_path(self.out))
         return found is not None and found.token == self.token
 
     def remove(self) -> None:
         """Remove the record, if it is still this job's; this ends the output's lease."""
-        if self.is_kept():
+        if self.has_lease():
             remove_file(lease_file(local_path(self.out)))
 
 

@@ -101,7 +101,7 @@ class Launcher:
             ConfigError: the scheduler refuses an option, or lacks one it needs.
         """
         self._schedulers: dict[str, Scheduler[Any]] = {}
-        self._runner = Runner("sidestack", {name: partial(self._make, name) for name in FACTORIES})
+        self._runner = Runner("sidestack", {name: partial(self._make_scheduler, name) for name in FACTORIES})
         self._scheduler = scheduler
         self._log_dir = log_dir.absolute()
         self._outage = _Outage(scheduler, retry_s)
@@ -127,7 +127,7 @@ class Launcher:
         while True:
             record = self._new_record(work, app)
             try:
-                handle = self._submitted(record, app, submission)
+                handle = self._submit(record, app, submission)
                 if handle is not None:
                     record = record.model_copy(update={"handle": handle})
                     record.write()
@@ -135,7 +135,7 @@ class Launcher:
                 time.sleep(_SUBMIT_AGAIN_S)
             except BaseException as error:
                 if not isinstance(error, Exception):  # a signal: the job may have been submitted already
-                    self._abandon(record)
+                    self._cancel_submission(record)
                 raise
 
     def attach(self, work: Work) -> Job | None:
@@ -153,14 +153,14 @@ class Launcher:
         if record.scheduler == "local_cwd" and record.host != socket.gethostname():
             log_line(work.label, f"its job on host {record.host} cannot be seen from here; another takes its place")
             return None
-        handle = record.handle or self._found(record)
+        handle = record.handle or self._find_with_retries(record)
         if handle is None:
-            if isinstance(self._made(record.scheduler), Reattachable):
+            if isinstance(self._scheduler_of(record.scheduler), Reattachable):
                 record.remove()
             return None
         record = record.model_copy(update={"handle": handle})
         if record.is_cancelled:
-            if not self._ends(record):
+            if not self._wait_for_end(record):
                 raise StageError(f"[{work.label}] {handle} was cancelled and still runs; try again once it has ended")
             return None
         if not self._is_alive(self._status(record)):
@@ -220,7 +220,7 @@ class Launcher:
         """Cancel a job and wait for its end; a job that cannot be cancelled is left, with its record."""
         job.log.stop()
         record = job.record
-        if not record.is_kept():  # the job has ended or lost its lease
+        if not record.has_lease():  # the job has ended or lost its lease
             return
         try:
             self._runner.cancel(record.handle)
@@ -229,12 +229,13 @@ class Launcher:
             return
         record.model_copy(update={"is_cancelled": True}).write()
         log_line(
-            record.label, "cancelled" if self._ends(record) else f"{record.handle} was asked to end, and still runs"
+            record.label,
+            "cancelled" if self._wait_for_end(record) else f"{record.handle} was asked to end, and still runs",
         )
 
     def leave(self, job: Job) -> None:
         """Leave a job running; the next driver finds it, if the scheduler supports that."""
-        scheduler = self._made(job.record.scheduler)
+        scheduler = self._scheduler_of(job.record.scheduler)
         if isinstance(scheduler, Reattachable):
             scheduler.leave(job.record.handle.rpartition("/")[2])
         log_line(job.work.label, f"left running as {job.record.handle}; the same command follows it")
@@ -243,11 +244,11 @@ class Launcher:
         """End the jobs that this process started on this machine and did not leave."""
         self._runner.close()
 
-    def _make(self, name: str, session_name: str, **options: Any) -> Scheduler[Any]:
+    def _make_scheduler(self, name: str, session_name: str, **options: Any) -> Scheduler[Any]:
         self._schedulers[name] = FACTORIES[name](session_name, **options)
         return self._schedulers[name]
 
-    def _made(self, name: str) -> Scheduler[Any]:
+    def _scheduler_of(self, name: str) -> Scheduler[Any]:
         self._runner.scheduler_run_opts(name)  # makes it
         return self._schedulers[name]
 
@@ -264,7 +265,7 @@ class Launcher:
         role.env[lease.VARIABLE] = lease.lease_of(work.out, record.token).replace("$", "$$")
         return record
 
-    def _submitted(self, record: JobRecord, app: AppDef, submission: _Outage) -> str | None:
+    def _submit(self, record: JobRecord, app: AppDef, submission: _Outage) -> str | None:
         """Submit a job and return its handle; None: it was not submitted; retry with another record.
 
         If a submission is not answered, the job is looked for. If it appears still later, its lease is gone by then.
@@ -277,7 +278,7 @@ class Launcher:
                 return str(self._runner.run(app, self._scheduler, self._options))
         except UnansweredError as error:
             submission.note(record.label, error)
-            return self._found(record)
+            return self._find_with_retries(record)
         except Exception as error:
             record.remove()
             reasons = "; ".join([_first_line(error), *(_first_line(one.message) for one in warned)])
@@ -285,27 +286,27 @@ class Launcher:
                 f"[{record.label}] run.scheduler {self._scheduler!r}: submitting the job failed: {reasons}"
             ) from error
 
-    def _abandon(self, record: JobRecord) -> None:
+    def _cancel_submission(self, record: JobRecord) -> None:
         """Cancel a job that may have been submitted."""
         with suppress(Exception):
             if handle := record.handle or self._find(record):
                 self._runner.cancel(handle)
                 log_line(record.label, f"{handle} was cancelled as it was submitted")
 
-    def _found(self, record: JobRecord) -> str | None:
+    def _find_with_retries(self, record: JobRecord) -> str | None:
         """Return the handle of the job with a record's token, once the scheduler answers; None if there is none."""
-        return self._answered(record.label, lambda: self._find(record), SchedulerError)
+        return self._query(record.label, lambda: self._find(record), SchedulerError)
 
     def _find(self, record: JobRecord) -> str | None:
-        scheduler = self._made(record.scheduler)
+        scheduler = self._scheduler_of(record.scheduler)
         app_id = scheduler.find(record.token) if isinstance(scheduler, Reattachable) else None
         return None if app_id is None else f"{record.scheduler}://sidestack/{app_id}"
 
     def _status(self, record: JobRecord) -> AppStatus | None:
         """Return a job's state, once the scheduler answers; None if the job is unknown to it."""
-        return self._answered(record.label, lambda: self._runner.status(record.handle), Exception)
+        return self._query(record.label, lambda: self._runner.status(record.handle), Exception)
 
-    def _answered(self, label: str, ask: Callable[[], T], faults: type[Exception]) -> T:
+    def _query(self, label: str, ask: Callable[[], T], faults: type[Exception]) -> T:
         """Return the scheduler's answer; retry after errors of a given type.
 
         Raises:
@@ -324,7 +325,7 @@ class Launcher:
     def _is_alive(self, status: AppStatus | None) -> bool:
         return status is not None and not status.is_terminal()
 
-    def _ends(self, record: JobRecord) -> bool:
+    def _wait_for_end(self, record: JobRecord) -> bool:
         """Wait for the end of a cancelled job, and remove its record; return False on timeout."""
         deadline = time.monotonic() + _ENDING_S
         while time.monotonic() < deadline:
@@ -337,17 +338,17 @@ class Launcher:
 
     def _follow(self, work: Work, record: JobRecord, is_new: bool) -> Job:
         log = JobLog(work.label)
-        scheduler = self._made(record.scheduler)
+        scheduler = self._scheduler_of(record.scheduler)
         if isinstance(scheduler, Reattachable):
             app_id = record.handle.rpartition("/")[2]
             log.follow_files(scheduler.log_files(app_id, record.role, record.nodes, Path(record.log_dir)), is_new)
         else:
             for node in range(record.nodes):
                 since = None if is_new else datetime.now()
-                log.follow(self._streamed(record, node, since))
+                log.follow(self._stream_lines(record, node, since))
         return Job(work, record, log, record.began + work.limit_s)
 
-    def _streamed(self, record: JobRecord, node: int, since: datetime | None) -> Any:
+    def _stream_lines(self, record: JobRecord, node: int, since: datetime | None) -> Any:
         yield from self._runner.log_lines(record.handle, record.role, k=node, since=since, should_tail=True)
 
 

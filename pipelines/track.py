@@ -9,8 +9,8 @@ from sidestack.infra.masking import masked, one_line
 from sidestack.infra.mlflow_store import connect, longer_timeouts, use_store
 from sidestack.pipelines.config import read_config
 from sidestack.pipelines.execution import run_dir
-from sidestack.pipelines.run import alone, command_line, exit_status
-from sidestack.pipelines.tracker import send_left
+from sidestack.pipelines.run import command_line, exit_status, run_lock
+from sidestack.pipelines.tracker import send_unsent
 
 
 def track(config_file: Path, overrides: Sequence[str] = ()) -> int:
@@ -29,12 +29,12 @@ def track(config_file: Path, overrides: Sequence[str] = ()) -> int:
     _, config = read_config(config_file, overrides)
     folder, runs_dir = run_dir(config.run), config.run.runs_dir
     uri = masked(use_store(runs_dir))
-    with alone(folder), longer_timeouts():
+    with run_lock(folder), longer_timeouts():
         unsent = [journal for journal in journals(folder) if not journal.entries.is_sent]
         try:
             client = connect()
             for journal in unsent:
-                send_left(client, journal, runs_dir)
+                send_unsent(client, journal, runs_dir)
         except SidestackError:
             raise
         except Exception as error:

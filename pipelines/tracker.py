@@ -85,11 +85,11 @@ class Tracker:
     def _send_earlier(self, client: "MlflowClient") -> None:
         for journal in journals(self._folder):
             if journal.entries.id != self._journal.entries.id:
-                send_left(client, journal, self._runs_dir)
+                send_unsent(client, journal, self._runs_dir)
                 journal.remove()  # from another config: never resumed
 
 
-def send_left(client: "MlflowClient", journal: Journal, runs_dir: Path) -> None:
+def send_unsent(client: "MlflowClient", journal: Journal, runs_dir: Path) -> None:
     """Send the store what it lacks of a run whose driver is gone; an unfinished run can still be resumed."""
     if journal.entries.status is None:
         journal.close("KILLED")

@@ -72,7 +72,7 @@ class NoRegistry(Registry):
     def __init__(self) -> None:
         """Do not connect to a store."""
 
-    def edited(self, ledger: Ledger) -> str:
+    def foreign_change(self, ledger: Ledger) -> str:
         """Return an empty text: the store was not edited."""
         return ""
 

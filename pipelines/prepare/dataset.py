@@ -54,7 +54,7 @@ def write_dataset(run: StageRun[PrepareConfig], source: Source) -> None:
         raise_on_all_ranks(world, "making the events"),
         run.log.progress(len(missing), "prepare: dates") as advance,
     ):
-        for day, chunks in source.rows(share(world, sorted(missing))):
+        for day, chunks in source.rows(days_of_rank(world, sorted(missing))):
             write_day(store, day, missing[day], spec, chunks)
             world.state.stop_if_asked()
             advance(world.size)
@@ -119,7 +119,7 @@ def _require_splits(spec: DatasetSpec, entries: Sequence[PartitionEntry], as_of:
             raise DataError(f"events: the {split} dates, {first} to {last}, have no rows{before}")
 
 
-def share(world: World, days: Sequence[date]) -> list[date]:
+def days_of_rank(world: World, days: Sequence[date]) -> list[date]:
     """Return this rank's days: contiguous, so that a rank reads only its own weeks of a raw log."""
     first, last = (len(days) * rank // world.size for rank in (world.rank, world.rank + 1))
     return list(days[first:last])

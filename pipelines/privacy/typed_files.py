@@ -17,7 +17,7 @@ _SINCE = "since"
 """Name of the number in a manifest: ordinal of the first date whose rows are left."""
 
 
-def take_out_rows(path: Path, before: date) -> int | None:
+def remove_rows_before(path: Path, before: date) -> int | None:
     """Remove rows before a date from an ingested file; return how many are left, None if it had no such row.
 
     Args:

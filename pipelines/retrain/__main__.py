@@ -19,7 +19,14 @@ from sidestack.pipelines.retrain.dry_run import dry_run
 from sidestack.pipelines.retrain.ledger import Ledger
 from sidestack.pipelines.retrain.rollback import roll_back
 from sidestack.pipelines.retrain.text_tables import status_table
-from sidestack.pipelines.run import AtWorkError, alone, command_line, exit_status, launcher_of, stopping
+from sidestack.pipelines.run import (
+    AlreadyRunningError,
+    command_line,
+    exit_status,
+    launcher_of,
+    raise_on_signals,
+    run_lock,
+)
 
 
 def retrain(config: PipelineConfig, as_ofs: Sequence[date | None]) -> None:
@@ -29,10 +36,10 @@ def retrain(config: PipelineConfig, as_ofs: Sequence[date | None]) -> None:
         config: the run's. as_ofs: for each cycle, the date at which the log is cut (exclusive); None: not cut.
 
     Raises:
-        SidestackError, Stopped: a stage failed or was stopped; the next call resumes.
+        SidestackError, StopSignal: a stage failed or was stopped; the next call resumes.
         AtWorkError: another call is running.
     """
-    with opened(config) as retraining, stopping():
+    with opened(config) as retraining, raise_on_signals():
         if retraining.ledger.under_way is not None:
             retraining.step()
         for as_of in as_ofs:
@@ -49,7 +56,7 @@ def opened(config: PipelineConfig) -> Iterator[Retraining]:
     """
     run = config.run
     require_secrets(run)
-    with alone(run_dir(run)):
+    with run_lock(run_dir(run)):
         launcher = launcher_of(run)
         try:
             yield Retraining(config, launcher)
@@ -95,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             case _:
                 try:
                     retrain(config, _as_ofs(arguments, config))
-                except AtWorkError as error:
+                except AlreadyRunningError as error:
                     log_line("retrain", f"{error}; this call leaves")
 
 

@@ -70,7 +70,7 @@ class Registry:
         """What was sent to the store so far."""
         return parse(Published, read_json(self._file), str(self._file)) if self._file.exists() else Published()
 
-    def edited(self, ledger: Ledger) -> str:
+    def foreign_change(self, ledger: Ledger) -> str:
         """Return how somebody else changed the champion's alias; empty if unchanged or the store does not answer."""
         return self._ask(lambda client: self._moved(client, ledger)) or ""
 

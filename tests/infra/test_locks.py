@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from sidestack.infra.locks import LockHeldError, locked
-from sidestack.pipelines.run import AtWorkError, alone
+from sidestack.pipelines.run import AlreadyRunningError, run_lock
 
 
 @pytest.fixture(params=["flock", "no flock"])
@@ -37,8 +37,8 @@ def test_one_holds_it_and_the_next_has_it_afterwards(file: Path) -> None:
                 pass
     with (
         locked(file, wait=False),
-        pytest.raises(AtWorkError, match="another driver is running here"),
-        alone(file.parent),
+        pytest.raises(AlreadyRunningError, match="another driver is running here"),
+        run_lock(file.parent),
     ):
         pass
 

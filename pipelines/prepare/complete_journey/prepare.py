@@ -76,7 +76,7 @@ class CompleteJourney(SourceConfig):
     """User embeddings from organic activity; by default users have none."""
 
     @model_validator(mode="after")
-    def _weeks_in_order(self) -> Self:
+    def _check_weeks(self) -> Self:
         first, last = self.train_weeks
         if not 1 < first <= last:
             raise ValueError("train_weeks must be [first, last] with 2 <= first <= last")

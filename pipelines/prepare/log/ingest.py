@@ -296,7 +296,7 @@ def _values_faults(
         if not column.sources:  # a condition: never null, so DuckDB would not evaluate it for a count
             parts += ["0", f"max({value})"]
             continue
-        wrong = f"FILTER (WHERE ({column.is_there(read.types)}) AND ({value}) IS NULL)"
+        wrong = f"FILTER (WHERE ({column.presence_condition(read.types)}) AND ({value}) IS NULL)"
         shown = "NULL" if is_private else quoted(column.sources[0])
         parts += [f"count(*) {wrong}", f"min(CAST({shown} AS VARCHAR)) {wrong}"]
     found = database.execute(f"SELECT {', '.join(parts)} FROM {read.sql}").fetchall()[0]

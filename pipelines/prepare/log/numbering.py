@@ -166,7 +166,7 @@ def files_of(store: Store, parts: Sequence[RawPart]) -> list[Path]:
     return [store.file(part.entry) for part in parts]
 
 
-def made_once(
+def create_once(
     store: Store, database: duckdb.DuckDBPyConnection, name: str, settings: Mapping[str, object], query: str
 ) -> Path:
     """Return the file of a list (a vocabulary) that is made once, from the rows at that time, and then kept.

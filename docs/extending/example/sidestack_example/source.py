@@ -103,7 +103,7 @@ class ClickLog:
         self._items, first_I, self._item_N = np.unique(rows["item"].to_numpy(), return_index=True, return_inverse=True)
         vectors = rows["vector"].combine_chunks().take(pa.array(first_I))
         self._vectors_ID = vectors.flatten().to_numpy().reshape(len(first_I), -1)
-        self.spec = self._described()
+        self.spec = self._describe()
 
     def parts(self, entity: Entity) -> list[Part]:
         """Return the one part of the items, whose text is their key, or of the users."""
@@ -127,7 +127,7 @@ class ClickLog:
         for day in days:
             yield day, [table(self._impressions(day), schema)]
 
-    def _described(self) -> DatasetSpec:
+    def _describe(self) -> DatasetSpec:
         days, tested = self.days(), self._config.test_days
         if len(days) <= tested:
             raise DataError(f"{self._config.path}: {len(days)} dates leave none to train on beside test_days={tested}")
