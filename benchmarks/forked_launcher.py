@@ -33,7 +33,7 @@ LOG_FILE = "log.txt"
 CPU_FILE = "cpu_seconds.txt"
 
 
-class Forked(NamedTuple):
+class ForkedStage(NamedTuple):
     """A running stage: its name, its process, its log file, and the time at which it is killed."""
 
     label: str
@@ -51,13 +51,13 @@ class ForkedLauncher:
 
     def __init__(self, logs_starts: bool = False) -> None:
         self.logs_starts = logs_starts
-        self._under_way: list[Forked] = []
+        self._under_way: list[ForkedStage] = []
 
-    def attach(self, work: Work) -> Forked | None:
+    def attach(self, work: Work) -> ForkedStage | None:
         """Return None: there are no running stages to attach to, because stages end with the driver."""
         return None
 
-    def start(self, work: Work, app: AppDef) -> Forked:
+    def start(self, work: Work, app: AppDef) -> ForkedStage:
         """Fork a stage; its output goes to one file in `work.rank_logs`, and the CPU seconds it took to another."""
         module, arguments = stage_command(app)
         work.rank_logs.mkdir(parents=True, exist_ok=True)
@@ -67,11 +67,11 @@ class ForkedLauncher:
         process.start()
         if self.logs_starts:
             log_line(work.label, "starts")
-        job = Forked(work.label, process, log, time.monotonic() + work.limit_s)
+        job = ForkedStage(work.label, process, log, time.monotonic() + work.limit_s)
         self._under_way.append(job)
         return job
 
-    def has_succeeded(self, job: Forked) -> bool:
+    def has_succeeded(self, job: ForkedStage) -> bool:
         """Return whether a stage has succeeded; False: it is still running.
 
         Raises:
@@ -88,7 +88,7 @@ class ForkedLauncher:
             raise StageError("\n".join([f"[{job.label}] ended with status {job.process.exitcode}:", *lines]))
         return True
 
-    def cancel(self, job: Forked) -> None:
+    def cancel(self, job: ForkedStage) -> None:
         """End a stage."""
         if job.process.is_alive() and job.process.pid is not None:
             os.kill(job.process.pid, signal.SIGKILL)
@@ -96,7 +96,7 @@ class ForkedLauncher:
         if job in self._under_way:
             self._under_way.remove(job)
 
-    def leave(self, job: Forked) -> None:
+    def leave(self, job: ForkedStage) -> None:
         """End a stage, because it cannot outlive its driver."""
         self.cancel(job)
 

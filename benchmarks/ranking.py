@@ -140,12 +140,15 @@ def over_http(model: Path, program: Program, requests: int, clients: int, second
             rows.append({"where": program, "history": history, "requests": requests, **times})
         bodies = [json.dumps({"inputs": [one]}).encode() for one in random_requests(config, 32, _DIFFERENT)]
         rows.append(
-            {"where": f"{program}: {clients} clients for {seconds:.0f} s", **at_once(server, bodies, clients, seconds)}
+            {
+                "where": f"{program}: {clients} clients for {seconds:.0f} s",
+                **concurrent_load(server, bodies, clients, seconds),
+            }
         )
         return [*rows, memory_row(model, program, server.resident_mib())]
 
 
-def at_once(server: ScoringServer, bodies: Sequence[bytes], clients: int, seconds: float) -> Row:
+def concurrent_load(server: ScoringServer, bodies: Sequence[bytes], clients: int, seconds: float) -> Row:
     """Run many concurrent clients for some time; each sends its next request after the answer."""
     until = time.monotonic() + seconds
     statuses, times = Counter[int](), list[float]()

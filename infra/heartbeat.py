@@ -57,7 +57,7 @@ class ProgressMeter:
 
     def __init__(self) -> None:
         self._at = self._moved = time.monotonic()
-        self._done = _read_counters(0)
+        self._counters = _read_counters(0)
 
     def idle_s(self, changes: int) -> float:
         """Return the seconds since the last progress.
@@ -67,13 +67,13 @@ class ProgressMeter:
         """
         now, done = time.monotonic(), _read_counters(changes)
         has_moved = (
-            done.changes != self._done.changes
-            or done.cpu_s - self._done.cpu_s >= _CPU_SHARE * (now - self._at)
-            or done.io_bytes - self._done.io_bytes >= _IO_BYTES
+            done.changes != self._counters.changes
+            or done.cpu_s - self._counters.cpu_s >= _CPU_SHARE * (now - self._at)
+            or done.io_bytes - self._counters.io_bytes >= _IO_BYTES
         )
         if has_moved:
             self._moved = now
-        self._at, self._done = now, done
+        self._at, self._counters = now, done
         return now - self._moved
 
 

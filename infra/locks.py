@@ -32,7 +32,7 @@ def locked(file: Path, *, wait: bool) -> Iterator[None]:
         file: the lock's file, in a folder that exists. wait: whether to wait for another process that holds it.
 
     Raises:
-        HeldError: another process holds it, and `wait` is False. OSError: the file cannot be written.
+        LockHeldError: another process holds it, and `wait` is False. OSError: the file cannot be written.
     """
     with file.open("w", encoding="utf-8") as opened:
         try:

@@ -123,7 +123,7 @@ def run_lock(directory: Path) -> Iterator[None]:
     """Lock a run's directory for one driver; the lock ends with the process.
 
     Raises:
-        AtWorkError: another driver has the lock. StageError: the directory cannot be written.
+        AlreadyRunningError: another driver has the lock. StageError: the directory cannot be written.
     """
     with ExitStack() as held:
         try:

@@ -23,7 +23,8 @@ def track(config_file: Path, overrides: Sequence[str] = ()) -> int:
         the number of MLflow runs that were sent.
 
     Raises:
-        ConfigError: the config is invalid. AtWorkError: a driver is running in the folder; it sends the records itself.
+        ConfigError: the config is invalid.
+        AlreadyRunningError: a driver is running in the folder; it sends the records itself.
         StageError: the store does not answer or rejects the records.
     """
     _, config = read_config(config_file, overrides)

@@ -37,7 +37,7 @@ def retrain(config: PipelineConfig, as_ofs: Sequence[date | None]) -> None:
 
     Raises:
         SidestackError, StopSignal: a stage failed or was stopped; the next call resumes.
-        AtWorkError: another call is running.
+        AlreadyRunningError: another call is running.
     """
     with opened(config) as retraining, raise_on_signals():
         if retraining.ledger.under_way is not None:
@@ -52,7 +52,8 @@ def opened(config: PipelineConfig) -> Iterator[Retraining]:
     """Lock a run for this call.
 
     Raises:
-        AtWorkError: another call is running. ConfigError: the scheduler refuses an option, or a secret is not set.
+        AlreadyRunningError: another call is running.
+        ConfigError: the scheduler refuses an option, or a secret is not set.
     """
     run = config.run
     require_secrets(run)

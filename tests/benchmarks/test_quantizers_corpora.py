@@ -16,7 +16,7 @@ from sidestack.benchmarks.quantizers.corpora import (
     Sizes,
     Source,
     distinct_rows,
-    laid_down,
+    make_corpus,
     split,
 )
 from sidestack.benchmarks.quantizers.measures import unit
@@ -41,7 +41,7 @@ def rows_of(vectors: np.ndarray) -> set[tuple[float, ...]]:
 
 
 def test_training_validation_and_test_rows_are_apart_and_of_unit_length(tmp_path: Path) -> None:
-    corpus = laid_down(source(), tmp_path, SIZES)
+    corpus = make_corpus(source(), tmp_path, SIZES)
     parts = [corpus.training, corpus.validation, corpus.test]
     assert sum(map(len, parts)) <= 2000
     assert len(corpus.test) == pytest.approx(300, rel=0.2)
@@ -52,7 +52,7 @@ def test_training_validation_and_test_rows_are_apart_and_of_unit_length(tmp_path
 
 
 def test_the_stage_reads_training_and_validation_rows_and_holds_out_just_the_latter(tmp_path: Path) -> None:
-    corpus = laid_down(source(), tmp_path, SIZES)
+    corpus = make_corpus(source(), tmp_path, SIZES)
     dataset = read_dataset(corpus.path)
     assert dataset.spec.embeddings == {SIGNAL: 8}
     table = read_items(dataset, ["item_id", SIGNAL])
@@ -64,11 +64,11 @@ def test_the_stage_reads_training_and_validation_rows_and_holds_out_just_the_lat
 
 
 def test_the_same_source_is_laid_down_once(tmp_path: Path) -> None:
-    first = laid_down(source(), tmp_path, SIZES)
+    first = make_corpus(source(), tmp_path, SIZES)
     stamp = (first.path / "manifest.json").stat().st_mtime_ns
-    assert laid_down(source(), tmp_path, SIZES).path == first.path
+    assert make_corpus(source(), tmp_path, SIZES).path == first.path
     assert (first.path / "manifest.json").stat().st_mtime_ns == stamp
-    assert laid_down(source(), tmp_path, Sizes(test=200)).path != first.path
+    assert make_corpus(source(), tmp_path, Sizes(test=200)).path != first.path
 
 
 def test_a_large_source_gives_no_more_test_rows_than_asked_for() -> None:
@@ -90,7 +90,7 @@ def test_vectors_without_a_direction_are_refused(
     spoil: Callable[[np.ndarray], np.ndarray], says: str, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError, match=says):
-        laid_down(Source("some", "", spoil(source().vectors_ND)), tmp_path, SIZES)
+        make_corpus(Source("some", "", spoil(source().vectors_ND)), tmp_path, SIZES)
 
 
 def test_a_file_that_is_no_float_matrix_is_refused(tmp_path: Path) -> None:
