@@ -152,11 +152,14 @@ import sys, time
 from pathlib import Path
 import torch
 from sidestack.benchmarks.trial import Trial
-from sidestack.infra.distributed import started
+try:
+    from sidestack.infra.distributed import process_group
+except ImportError:  # the name in versions up to 0.2.0
+    from sidestack.infra.distributed import started as process_group
 from sidestack.infra.snapshot import read_dataset
 from sidestack.infra.stage import quiet
 quiet(); torch.set_num_threads(1)
-with started() as world:
+with process_group() as world:
     trial = Trial(read_dataset(Path(sys.argv[1])), sys.argv[2], world)
     trial.steps(10)
     began = time.perf_counter(); trial.steps(int(sys.argv[3])); seconds = time.perf_counter() - began
